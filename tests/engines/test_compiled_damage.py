@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import random
@@ -331,6 +332,68 @@ def test_tables_and_text_beyond_all_measure_are_refused(monkeypatch: pytest.Monk
     plan = Plan(tensors, tuple(reads), ("x",), ("y",), ((1,),), True)
     plan.check(half)
     assert len(write(plan, bytes(half), Target.host()).tables) < 2 * half
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 0.0, -1.0, 3e38])
+def test_scales_that_are_no_small_positive_numbers_are_refused(
+    sound_bytes: tuple[Plan, bytes], value: float
+) -> None:
+    plan, weights = sound_bytes
+    scales = {str(getattr(one, "scale", "")) for one in plan.operations} - {""}
+    assert len(scales) > 4
+    for name in scales:
+        tensor = plan.tensor(name)
+        changed = bytearray(weights)
+        np.frombuffer(changed, np.float32, tensor.size, tensor.offset or 0)[-1] = value
+        with pytest.raises(IntegrityError, match=r"a scale isn.t a positive|products may overflow"):
+            write(plan, bytes(changed), Target.host())
+
+
+def test_sums_are_exact_up_to_31_bits_and_refused_beyond() -> None:
+    made = Made(0)
+    shapes: list[dict[str, Any]] = [
+        {"channels": (40, 24), "size": (3, 2)},
+        {"channels": (12, 8), "size": (4, 5), "kernel": (3, 3), "pads": (1, 1, 1, 1)},
+        {
+            "channels": (32, 32),
+            "groups": 32,
+            "size": (5, 4),
+            "kernel": (3, 3),
+            "pads": (0, 1, 2, 1),
+        },
+        {"channels": (8, 12), "groups": 4, "size": (4, 4), "kernel": (2, 2)},
+        {"channels": (3, 16), "size": (7, 7), "kernel": (5, 5), "strides": (2, 2)},
+        {"channels": (1000, 3), "size": (1, 1)},
+    ]
+    for shape, zero, end in itertools.product(shapes, (0, 255), ("float", "plain")):
+        conv = replace(made.conv(end, **shape), zero=zero)
+        outs, most = conv.channels[1], conv.taps * 255 * 128
+        signs = np.where(np.arange(outs) % 2, 1, -1)
+        weight = np.where(signs > 0, 127, -128).astype(np.int8)
+        made.constants[conv.weight] = np.repeat(weight[:, None], conv.taps, 1)
+        toward = signs if zero == 0 else -signs
+        made.constants[conv.bias] = (toward * (2**31 - 1 - most)).astype(np.int32)
+        made.constants[conv.scale] = np.full(outs, 1e-7, np.float32)
+        made.given[conv.input][:] = 255 - zero
+        made.operations.append(conv)
+    made.check()
+    made.constants[made.operations[-1].reads[2]][0] += np.sign(toward[0])
+    with pytest.raises(IntegrityError, match="a sum of products may overflow"):
+        made.check()
+
+
+def test_constants_that_are_read_over_and_over_are_refused() -> None:
+    tensors = {
+        "w": tensor(1 << 26, 0, "uint8"),
+        "x": tensor(1),
+        "y": tensor(1 << 26, dtype="uint8"),
+    }
+    tensors["t"] = tensor(256, 1 << 26, "uint8")
+    tables = [Table8("w", "t", "y", 1 << 26) for _ in range(70)]
+    plan = Plan(tensors, tuple(tables[:60]), ("x",), ("y",), ((1 << 26,),), False)
+    plan.check((1 << 26) + 256)
+    with pytest.raises(IntegrityError, match="over and over"):
+        replace(plan, operations=tuple(tables)).check((1 << 26) + 256)
 
 
 def run_checked(written: Source, folder: Path) -> subprocess.CompletedProcess[str] | None:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.engines.test_compiled_bytes import ENDS, Made
-
-from hasten.core.target import Target
-
-TARGETS = {"widest": Target.host(), "plain": replace(Target.host(), isa=())}
+from tests.support.plans import PROCESSORS
 
 
 def _shape(rng: np.random.Generator, channels: int) -> dict[str, Any]:
@@ -32,16 +28,18 @@ def _shape(rng: np.random.Generator, channels: int) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", TARGETS)
-@pytest.mark.parametrize("end", ENDS)
-def test_any_depthwise_convolution_equals_that_of_integers(name: str, end: str) -> None:
-    made = Made(ENDS.index(end))
-    numbers = range(1 + ENDS.index(end), 71, 14)
-    made.operations = [made.conv(end, **_shape(made.rng, one)) for one in numbers]
-    made.check(target=TARGETS[name])
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_any_depthwise_convolution_equals_that_of_integers(name: str) -> None:
+    made = Made(list(PROCESSORS).index(name))
+    numbers = [1, 4, 7, 9, 17, 24, 40, 64, 70]
+    made.operations = [
+        made.conv(ENDS[at % len(ENDS)], **_shape(made.rng, one)) for at, one in enumerate(numbers)
+    ]
+    target, spelled = PROCESSORS[name]
+    made.check(isa=target.isa, spelled=spelled)
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", ["widest", "sse2"])
 def test_large_pictures_are_computed_strip_by_strip(name: str) -> None:
     made = Made(9)
     usual = {"channels": (80, 80), "groups": 80, "kernel": (3, 3), "pads": (1, 1, 1, 1)}
@@ -51,4 +49,5 @@ def test_large_pictures_are_computed_strip_by_strip(name: str) -> None:
         made.conv("plain", size=(9, 300), **(usual | {"kernel": (5, 5)})),
         made.conv("plain", size=(40, 40), **(usual | {"pads": (0, 0, 0, 0)})),
     ]
-    made.check(target=TARGETS[name])
+    target, spelled = PROCESSORS[name]
+    made.check(isa=target.isa, spelled=spelled)

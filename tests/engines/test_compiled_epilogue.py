@@ -6,20 +6,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from tests.support.plans import answers, planned
+from tests.support.plans import PROCESSORS, answers, planned
 
-from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.operators.int8.epilogue import Epilogue, Part, laned_channels
 from hasten.engines.compiled.operators.int8.numbers import Rounding, Sum8
 from hasten.engines.compiled.plan import Operation, Plan
 from hasten.engines.compiled.source import Writer
-
-TARGETS = {
-    "widest": Target.host(),
-    "plain": replace(Target.host(), isa=()),
-}
 
 
 @dataclass(frozen=True)
@@ -79,17 +73,17 @@ class Sums(Operation):
         epilogue.emit(writer, parts, self.laned)
 
 
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize("name", PROCESSORS)
 def test_sums_become_what_numpy_makes_of_them(name: str) -> None:
-    target = TARGETS[name]
+    target, spelled = PROCESSORS[name]
     wide = 64 if "avx512bw" in target.isa else 32 if "avx2" in target.isa else 16
     rng = np.random.default_rng(0)
     operations: list[Operation] = []
     constants: dict[str, Array] = {}
     given: dict[str, Array] = {}
     made: dict[str, tuple[str, int]] = {}
-    for number, channels in enumerate([1, 2, 3, 5, 8, 11, 16, 24, 31, 32, 40, 64, 70]):
-        for end in range(5):
+    for number, channels in enumerate([1, 3, 5, 8, 11, 16, 24, 31, 32, 64, 70]):
+        for end in range(number % 2, 5, 2):
             pixels = 1 + number % 3
             key = f"_{number}_{end}"
             sums = rng.integers(-3000, 3000, pixels * channels).astype(np.int32)
@@ -111,7 +105,7 @@ def test_sums_become_what_numpy_makes_of_them(name: str) -> None:
             )
             operations.append(Sums("s" + key, conv, channels == wide))
     plan, weights = planned(operations, constants, given, made)
-    found = answers(plan, weights, given, target=target)
+    found = answers(plan, weights, given, target=target, spelled=spelled)
     for operation in operations:
         wanted = operation.compute(constants | given)
         assert found[operation.writes[0]].tobytes() == wanted.tobytes(), operation

@@ -223,7 +223,7 @@ def parsed(body: str, given: str, made: str, opset: int = 17, **constants: Any) 
     """Return a graph of bytes as it is written, with its constants."""
     head = f'<ir_version: 10, opset_import: ["": {opset}, "com.microsoft": 1]>'
     model = onnx.parser.parse_model(f"{head} g ({given}) => ({made}) {{ {body} }}")
-    usual: dict[str, Array] = {
+    usual: dict[str, Any] = {
         "sx": np.float32(0.03), "zx": np.uint8(120), "sy": np.float32(0.05), "zy": np.uint8(100),
         "ix": np.int8(-5), "iy": np.int8(20), "wz": np.int8(0),
     }  # fmt: skip

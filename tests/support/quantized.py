@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -96,10 +97,9 @@ class _Inserting:
         self.keep(name + "_scale", scale)
         self.keep(name + "_zero", np.full(scale.shape, shift, self.weights))
         made = [name + "_byte", name + "_scale", name + "_zero"]
-        along_axis = {"axis": axis} if self.wide else {}
-        self.nodes.append(
-            helper.make_node("DequantizeLinear", made, [name + "_real"], **along_axis)
-        )
+        self.nodes.append(helper.make_node("DequantizeLinear", made, [name + "_real"]))
+        if self.wide:
+            self.nodes[-1].attribute.append(helper.make_attribute("axis", axis))
         return name + "_real"
 
     def bias(self, name: str, value: str, weight: str) -> str:
@@ -141,7 +141,7 @@ def quantized(
     model = onnx.parser.parse_model(text)
     rng = np.random.default_rng(seed)
     for name, shape in shapes.items():
-        spread = 1 / np.sqrt(max(1, np.prod(shape[1:])))
+        spread = 1 / math.sqrt(max(1, math.prod(shape[1:])))
         array = (rng.standard_normal(shape) * spread).astype(np.float32)
         model.graph.initializer.append(numpy_helper.from_array(array, name))
     return inserted(

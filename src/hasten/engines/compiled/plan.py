@@ -49,6 +49,8 @@ MOST_GIVEN = 1_000
 """Most inputs and outputs together: a call keeps something for each of them on its stack."""
 _MOST_AXES = 64
 _MOST_WORK = 10**12
+_MOST_READ = 4 * MOST_BYTES
+"""Most bytes of constants that all operations look at together before C is written."""
 _MOST_JSON_BYTES = 64 << 20
 
 
@@ -289,14 +291,16 @@ class Plan:
             )
         if len(self.operations) > MOST_OPERATIONS:
             raise IntegrityError(f"the plan has more than {MOST_OPERATIONS:,} steps")
-        known = {name for name, tensor in self.tensors.items() if tensor.offset is not None}
+        constants = {name for name, tensor in self.tensors.items() if tensor.offset is not None}
+        known = set(constants)
         for name in self.inputs:
             if self.tensor(name).offset is not None:
                 raise IntegrityError(f"the plan is damaged: the input {name!r:.100} is a constant")
         known.update(self.inputs)
-        given = frozenset(known)
+        given, read = frozenset(known), 0
         for operation in self.operations:
             operation.check(self)
+            read += sum(self.tensor(name).bytes for name in operation.reads if name in constants)
             if unknown := set(operation.reads) - known:
                 operation.refuse(f"{min(unknown)!r:.100} is read before it is written")
             if wrong := given.intersection(operation.writes):
@@ -311,6 +315,8 @@ class Plan:
             raise IntegrityError("the plan is damaged: outputs haven't the sizes of their shapes")
         if self.by_row and any(shape[:1] != (1,) for shape in self.shapes):
             raise IntegrityError("the plan is damaged: an output has no axis for the batch")
+        if read > _MOST_READ:
+            raise IntegrityError("the plan is damaged: it reads its constants over and over")
         if not self.inputs or not self.outputs or self.work > _MOST_WORK:
             raise IntegrityError("the plan is damaged: it takes or gives nothing, or never ends")
 

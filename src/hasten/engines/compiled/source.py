@@ -111,7 +111,7 @@ class Writer:
     _pointers: int = 0
     _text_bytes: int = 0
     _parts: dict[str, str] = field(default_factory=dict)
-    _once: dict[tuple[str, str], str] = field(default_factory=dict)
+    _statics: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @property
     def byte_widths(self) -> tuple[int, ...]:
@@ -295,18 +295,18 @@ class Writer:
         lines = [f"#define {key} {value}" for key, value in defined.items()]
         self._parts[name] = "\n".join([*lines, _part(name)])
 
-    def once(self, kind: str, text: str) -> str:
+    def static(self, kind: str, text: str) -> str:
         """Keep a function of C for all operations, once; return its name, which stands as @ in the text."""
         key = (kind, text)
-        if key not in self._once:
-            self._once[key] = f"{kind}{len(self._once)}"
+        if key not in self._statics:
+            self._statics[key] = f"{kind}{len(self._statics)}"
             self._count_text(text)
-        return self._once[key]
+        return self._statics[key]
 
     @property
-    def common(self) -> str:
+    def statics(self) -> str:
         """C that stands before the operations."""
-        functions = [text.replace("@", name) for (_, text), name in self._once.items()]
+        functions = [text.replace("@", name) for (_, text), name in self._statics.items()]
         return "\n".join([*self._parts.values(), *functions])
 
     def _count_text(self, text: str) -> None:
@@ -447,7 +447,7 @@ struct call {{
     if timed:
         head += f"enum {{ OPERATIONS = {len(functions)} }};\n{_part('clock.c')}"
     text = "\n".join(
-        (head, writer.common, *functions, _runner(parted, block, timed), _part("python.c"))
+        (head, writer.statics, *functions, _runner(parted, block, timed), _part("python.c"))
     )
     return Source(text, writer.tables, arena_bytes, threads)
 

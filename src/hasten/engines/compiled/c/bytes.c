@@ -1,11 +1,15 @@
 /* Sums become bytes: see operators/int8/numbers.py for what it means. Included where a plan has bytes. */
 
-#define INLINE static inline __attribute__((always_inline))
-
 #if defined(__x86_64__)
 #define X86 1
 #else
 #define X86 0
+#endif
+
+#if X86
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define INLINE static inline
 #endif
 
 

@@ -18,7 +18,7 @@ INLINE void N(added)(u8 *y, const u8 *x, const u8 *z, long size, i32 a, i32 b, i
 /* A vector of bytes as floats; floats as bytes. */
 INLINE N(vf) N(widened)(const u8 *from) {
   N(vi) whole;
-#if X86 && AVX
+#if AVX
   asm("vpmovzxbd %1, %0" : "=" ANY(whole) : "m"(*(const struct { u8 all[W / 4]; } *)from));
 #else
   for (int i = 0; i < W / 4; i++) whole[i] = from[i];
@@ -54,7 +54,9 @@ INLINE void N(multiplied)(u8 *y, const u8 *x, const u8 *z, long size, float x_ze
 INLINE void N(largest)(u8 *y, const u8 *x, long rows, long columns, long line, long pitch, long channels) {
   EACH(i, at, channels) {
     N(vb) most = BYTES(x + at);
+#pragma GCC unroll 5
     for (long v = 0; v < rows; v++)
+#pragma GCC unroll 5
       for (long h = 0; h < columns; h++) most = N(larger)(most, BYTES(x + v * line + h * pitch + at));
     PUT(y + at, most);
   }
@@ -92,7 +94,7 @@ INLINE N(vb) N(quantized)(const float *x, float step, float inverse, float bound
 
 /* Three planes of W bytes as pixels; `places` are those of each 16 bytes of the result in each plane. */
 INLINE void N(woven)(u8 *y, N(vb) a, N(vb) b, N(vb) c, const u8 *places) {
-#if W == 32
+#if WIDE && W == 32
 #define SHUFFLED(from, number) N(shuffled)(from, N(repeated)(places + 16 * (number)))
   for (int part = 0; part < 3; part++) {
     const N(vb) all = SHUFFLED(a, part * 3) | SHUFFLED(b, part * 3 + 1) | SHUFFLED(c, part * 3 + 2);
@@ -113,3 +115,6 @@ INLINE void N(woven)(u8 *y, N(vb) a, N(vb) b, N(vb) c, const u8 *places) {
 #undef EACH
 #undef BYTES
 #undef PUT
+#undef OF_TWO
+#undef PREFIX
+#undef WIDE

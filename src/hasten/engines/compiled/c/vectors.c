@@ -13,6 +13,7 @@ VECTOR(i16, vh)
 VECTOR(i64, vl)
 #undef VECTOR
 
+#define WIDE (AVX && W > 16)
 #if AVX
 #define PREFIX "v"
 #define OF_TWO(name, to, a, b) asm("v" name " %2, %1, %0" : "=" ANY(to) : ANY(a), ANY(b))
@@ -54,7 +55,7 @@ INLINE N(vf) N(divided)(N(vf) x, float step, float inverse, float bound) {
 #else
   for (int i = 0; i < W / 4; i++) x[i] = x[i] > -bound ? x[i] : -bound, x[i] = x[i] < bound ? x[i] : bound;
 #endif
-#if X86 && AVX && FMA
+#if AVX && FMA
   if (inverse) {
     const N(vf) steps = (N(vf)){0} + step, inverses = (N(vf)){0} + inverse;
     N(vf) near = x * inverses;
@@ -120,18 +121,22 @@ INLINE N(vb) N(laned)(N(vh) ab, N(vh) cd, i32 zero) {
 /* The same one behind the other: all of the first vector, of the second, ... */
 INLINE N(vb) N(packed)(N(vh) ab, N(vh) cd, i32 zero) {
   N(vb) all = N(laned)(ab, cd, zero);
+#if WIDE
 #if W == 32
   const N(vi) order = {0, 4, 1, 5, 2, 6, 3, 7};
-#elif W == 64
+#else
   const N(vi) order = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
 #endif
-#if W > 16
   OF_TWO("permd", all, order, all);
-#endif
   return all;
+#else
+  N(vi) found;
+  for (int i = 0; i < W / 4; i++) found[i] = ((N(vi))all)[i % (W / 16) * 4 + i / (W / 16)];
+  return (N(vb))found;
+#endif
 }
 
-#if W > 16
+#if WIDE
 /* 16 bytes of memory in each 16 bytes. */
 INLINE N(vb) N(repeated)(const u8 *from) {
   typedef u8 sixteen __attribute__((vector_size(16), aligned(1), may_alias));
@@ -147,7 +152,7 @@ INLINE N(vb) N(repeated)(const u8 *from) {
 
 /* Each byte's entry of a table of 256. */
 INLINE N(vb) N(looked_up)(N(vb) q, const u8 *table) {
-#if W == 64 && VBMI
+#if WIDE && W == 64 && VBMI
   N(vb) low = q, high = q;
   const N(vb_u) *quarter = (const N(vb_u) *)table;
   asm("vpermi2b %2, %1, %0" : "+v"(low) : "v"(quarter[0]), "v"(quarter[1]));
@@ -156,7 +161,7 @@ INLINE N(vb) N(looked_up)(N(vb) q, const u8 *table) {
   asm("vpmovb2m %1, %0" : "=k"(upper) : "v"(q));
   asm("vmovdqu8 %1, %0 %{%2%}" : "+v"(low) : "v"(high), "k"(upper));
   return low;
-#elif W > 16
+#elif WIDE
   /* A shuffle takes 4 bits; each other bit of the number, shifted to the top of its byte, chooses of two. */
   const N(vb) four = q & 15;
   const N(vi) bit4 = (N(vi))q << 3, bit5 = (N(vi))q << 2, bit6 = (N(vi))q << 1;
@@ -262,7 +267,7 @@ INLINE void N(wide_added)(N(vi) *first, N(vi) *second, N(vh) q) {
 #endif
 }
 
-#if W > 16
+#if WIDE
 /* Bytes of each 16 by their numbers; 0 where a number's top bit is set. */
 INLINE N(vb) N(shuffled)(N(vb) from, N(vb) numbers) {
   OF_TWO("pshufb", from, from, numbers);
@@ -272,21 +277,23 @@ INLINE N(vb) N(shuffled)(N(vb) from, N(vb) numbers) {
 
 /* The first half of a vector, or the second. */
 INLINE void N(put_half)(u8 *to, N(vb) v, int second) {
-#if W == 32
+#if WIDE && W == 32
   if (second) asm("vextracti128 $1, %1, %0" : "=m"(*(struct { u8 all[16]; } *)to) : "x"(v));
   else asm("vmovdqu %x1, %0" : "=m"(*(struct { u8 all[16]; } *)to) : "x"(v));
-#elif W == 64
+#elif WIDE
   if (second) asm("vextracti64x4 $1, %1, %0" : "=m"(*(struct { u8 all[32]; } *)to) : "v"(v));
   else asm("vmovdqu8 %t1, %0" : "=m"(*(struct { u8 all[32]; } *)to) : "v"(v));
 #else
-  const i64 half = ((N(vl))v)[second];
-  COPY(to, &half, 8);
+  for (int i = 0; i < W / 16; i++) {
+    const i64 part = ((N(vl))v)[second * W / 16 + i];
+    COPY(to + 8 * i, &part, 8);
+  }
 #endif
 }
 
 /* A vector that is loaded here and now: a compiler would load all of a loop's before it, and spill them. */
 INLINE N(vi) N(loaded)(const void *from) {
-#if W > 16
+#if WIDE
   N(vi) found;
   asm volatile("vmovdqu" EVEX_SUFFIX " %1, %0" : "=" ANY(found) : "m"(*(const N(vi_u) *)from));
   return found;
@@ -297,11 +304,11 @@ INLINE N(vi) N(loaded)(const void *from) {
 
 /* Products of each sum's own TAPS bytes, or numbers of 16 bits, added to the sums; in one statement, since a
    compiler would put all additions behind all products. */
-#if W > 16 && VNNI == 2
+#if WIDE && VNNI == 2
 #define DOTTED(sum, x, how, w) asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), how(w))
-#elif W > 16 && VNNI == 1
+#elif WIDE && VNNI == 1
 #define DOTTED(sum, x, how, w) asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(x), how(w))
-#elif W > 16
+#elif WIDE
 #define DOTTED(sum, x, how, w) \
   N(vi) made; \
   asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+" ANY(sum), "=&" ANY(made) : ANY(x), how(w))
@@ -309,6 +316,10 @@ INLINE N(vi) N(loaded)(const void *from) {
 #define DOTTED(sum, x, how, w) \
   OF_TWO("pmaddwd", x, x, w); \
   sum += x
+#elif TAPS == 4
+#define DOTTED(sum, x, how, w) \
+  const N(vb) ones = (N(vb))x, twos = (N(vb))w; \
+  for (int i = 0; i < W; i++) sum[i / 4] += ones[i] * (i8)twos[i]
 #else
 #define DOTTED(sum, x, how, w) sum += ((x << 16) >> 16) * ((w << 16) >> 16) + (x >> 16) * (w >> 16)
 #endif
@@ -336,10 +347,17 @@ INLINE void N(filled)(u8 *to, long vectors, u8 value) {
    vectors, each sum of which sees its own channel in TAPS rows. With 4 parts, channels lie in lanes. */
 INLINE void N(braided)(u8 *to, const u8 *const *rows, long pixels, long pitch, int parts) {
 #if !X86
+  const long lanes = W / 4;
   for (long i = 0; i < pixels; i++)
-    for (long channel = 0; channel < W / 4 * parts; channel++)
-      for (long tap = 0; tap < 2; tap++)
-        ((i16 *)to)[(i * W / 4 * parts + channel) * 2 + tap] = rows[tap][i * pitch + channel];
+    for (long sum = 0; sum < lanes * parts; sum++)
+      for (long tap = 0; tap < TAPS; tap++) {
+        const long lane = sum % lanes;
+        const long channel = parts == 4 ? lane / 4 * 16 + sum / lanes * 4 + lane % 4 : sum;
+        const u8 q = rows[tap][i * pitch + channel];
+        const long place = (i * lanes * parts + sum) * TAPS + tap;
+        if (TAPS == 4) to[place] = q;
+        else ((i16 *)to)[place] = q;
+      }
 #else
   typedef N(vb) whole;
   typedef u8 sixteen __attribute__((vector_size(16), may_alias));
@@ -408,5 +426,3 @@ INLINE void N(braided)(u8 *to, const u8 *const *rows, long pixels, long pitch, i
 #endif
 }
 
-#undef OF_TWO
-#undef PREFIX

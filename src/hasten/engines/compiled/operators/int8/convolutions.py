@@ -54,6 +54,7 @@ class Conv8(Operation):
     task: ClassVar[Kind] = "arithmetic"
 
     narrow: ClassVar[bool] = True
+    splits: ClassVar[bool] = True
 
     input: str
     weight: str
@@ -202,12 +203,17 @@ class Conv8(Operation):
             found = tensors[self.last][found]
         return found
 
-    def emit(self, writer: Writer) -> None:
+    def emit_rows(self, writer: Writer) -> None:
         self.check_constants(writer)
+        if self.depthwise or not dense.emit_rows(self, writer):
+            super().emit_rows(writer)
+
+    def emit(self, writer: Writer) -> None:
         if depthwise.supported(self):
             depthwise.emit(self, writer)
         elif self.depthwise:
-            _emit_plainly(self, writer)
+            with writer.share(1):
+                _emit_plainly(self, writer)
         else:
             dense.emit(self, writer)
 

@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 _CHUNK_PIXELS = 48
 """Pixels for which weights come from a farther cache once."""
+_FEW_PIXELS = 100
+"""Pixels below which each thread computes some channels of all pixels."""
+_MOST_ROWS = 24
+"""Rows of a batch that are computed at once where a layer is pointwise."""
 _CHUNK_BYTES = 96 << 10
 """Most bytes of a chunk that is read again for each block of channels."""
 _PIXELS = ({1: 6, 2: 6, 3: 4, 4: 3}, {1: 6, 2: 6, 3: 6, 4: 6})
@@ -57,17 +61,21 @@ class Layout:
         conv: The convolution.
         wide: Bytes of a vector.
         quads: Whether four bytes are multiplied at once, by VNNI; else two numbers of 16 bits.
+        pixels: Most pixels of the input that come at once, of all rows of a batch.
     """
 
     conv: Conv8
     wide: int
     quads: bool
+    pixels: int
 
     @classmethod
-    def of(cls, conv: Conv8, isa: tuple[str, ...]) -> Layout:
-        """Return the layout for a processor's instruction sets."""
+    def of(cls, conv: Conv8, writer: Writer) -> Layout:
+        """Return the layout for the processor that a plan is written for."""
+        isa = writer.isa
         wide = 64 if "avx512bw" in isa else 32 if "avx2" in isa else 16
-        return cls(conv, wide, (wide == 64 and "avx512_vnni" in isa) or "avx_vnni" in isa)
+        quads = ("avx512_vnni" if wide == 64 else "avx_vnni") in isa
+        return cls(conv, wide, quads, product(conv.size) * (_MOST_ROWS if writer.plan.by_row else 1))
 
     @property
     def lanes(self) -> int:
@@ -159,7 +167,7 @@ class Layout:
         high, wide = self.conv.output_size
         if self.pointwise:
             most = _CHUNK_BYTES // (self.conv.channels[0] * self.item) // 12 * 12
-            return min(high * wide, max(12, min(most, _CHUNK_PIXELS)))
+            return min(self.pixels, max(12, min(most, _CHUNK_PIXELS)))
         rows = 1
         while (
             rows < high
@@ -168,6 +176,32 @@ class Layout:
         ):
             rows += 1
         return rows
+
+    @property
+    def lines(self) -> int:
+        """Output rows; of a pointwise layer, pixels."""
+        return product(self.conv.output_size) if self.pointwise else self.conv.output_size[0]
+
+    @property
+    def line(self) -> tuple[int, int]:
+        """Bytes of the input, and numbers of the output, from one of `lines` to the next."""
+        conv = self.conv
+        if self.pointwise:
+            return conv.channels
+        down = conv.strides[0] * conv.padded_size[1] * conv.channels[0]
+        return down, conv.output_size[1] * conv.channels[1]
+
+    @property
+    def by_channels(self) -> bool:
+        """Whether threads share blocks of channels, not rows: where pixels are few."""
+        return product(self.conv.output_size) < _FEW_PIXELS and self.units > 3
+
+    @property
+    def ragged(self) -> bool:
+        """Whether a run's last dot product takes bytes behind it."""
+        conv = self.conv
+        across = self.ins if self.steps.across > 1 or self.groups > 1 else 0
+        return bool((across or conv.kernel[1] * conv.channels[0]) % self.each)
 
     def row_bytes(self, rows: int) -> int:
         """Bytes of the padded input that some output rows read."""
@@ -241,9 +275,23 @@ class Table:
         return np.frombuffer(b"".join(self.parts), np.uint8)
 
 
+def emit_rows(conv: Conv8, writer: Writer) -> bool:
+    """Write a pointwise convolution of all rows at once; return whether it is one."""
+    layout = Layout.of(conv, writer)
+    if not layout.pointwise or (layout.quads and layout.ragged):
+        return False
+    _emit(layout, writer, f"n * {product(conv.size)}" if writer.plan.by_row else None)
+    return True
+
+
 def emit(conv: Conv8, writer: Writer) -> None:
     """Write the convolution of one row."""
-    layout = Layout.of(conv, writer.isa)
+    _emit(Layout.of(conv, writer), writer, None)
+
+
+def _emit(layout: Layout, writer: Writer, pixels: str | None) -> None:
+    """Write calls for parts of the rows or of the blocks of channels; `pixels` are those of all rows."""
+    conv = layout.conv
     if layout.weights > MOST_BYTES:
         raise IntegrityError(f"the plan asks for more than {MOST_BYTES / 1e6:,.0f} MB of tables")
     writer.part("dense8.c", WIDE=layout.wide, QUADS=int(layout.quads))
@@ -252,35 +300,56 @@ def emit(conv: Conv8, writer: Writer) -> None:
     x, y = writer.read(conv.input), writer.write(conv.output)
     t = writer.table(table.content)
     r = writer.read(conv.residual) if conv.residual else "0"
-    s = writer.scratch("uint8", sum(layout.scratch))
-    high, wide = conv.output_size
-    if not (any(conv.pads) or (layout.quads and layout.steps.run % 4)):
-        writer.line(f"{name}({x}, (u8 *){y}, {r}, {high}, 0, {layout.units}, {t}, {s});")
-        return
-    rows = layout.chunk_rows
-    padded = writer.scratch("uint8", layout.row_bytes(rows) + ALIGNMENT)
-    pitch = wide * conv.channels[1]
+    s = writer.scratch("uint8", sum(layout.scratch), apart=True)
+    count = pixels or str(layout.lines)
+    line_in, line_out = layout.line
     item = 4 if conv.rounding is None else 1
-    with writer.block(f"for (long row = 0; row < {high}; row += {rows})"):
-        writer.line(f"const long rows = {high} - row < {rows} ? {high} - row : {rows};")
-        taps = (conv.kernel[0] - 1) * conv.dilations[0] + 1
-        c = conv.channels[0]
-        left, right = conv.pads[1] * c, conv.pads[3] * c
-        writer.line(
-            f"pad_rows({padded}, {x}, row * {conv.strides[0]}, (rows - 1) * {conv.strides[0]} + {taps}, "
-            f"{conv.size[0]}, {conv.size[1] * c}, {left}, {right}, {conv.pads[0]}, {conv.zero});"
-        )
-        residual = f"{r} + row * {pitch}" if conv.residual else "0"
-        writer.line(
-            f"{name}({padded}, (u8 *){y} + row * {pitch * item}, {residual}, rows, 0, {layout.units}, {t}, {s});"
-        )
+    copied = any(conv.pads) or (layout.quads and layout.ragged)
+    if copied:
+        padded = writer.scratch("uint8", layout.row_bytes(layout.chunk_rows) + ALIGNMENT, apart=True)
+    if layout.by_channels:
+        share, first, last = writer.share(layout.units), "0", count
+    else:
+        share = writer.share(count, 12 if layout.pointwise else 1)
+    with share as (begin, end):
+        units = f"{begin}, {end}" if layout.by_channels else f"0, {layout.units}"
+        if not layout.by_channels:
+            first, last = begin, end
+
+        def call(source: str, row: str, rows: str) -> str:
+            residual = f"{r} + {row} * {line_out}" if conv.residual else "0"
+            target = f"(u8 *){y} + {row} * {line_out * item}"
+            return f"{name}({source}, {target}, {residual}, {rows}, {units}, {t}, {s});"
+
+        if not copied:
+            writer.line(call(f"{x} + {first} * {line_in}", first, f"{last} - {first}"))
+            return
+        chunk = layout.chunk_rows
+        with writer.block(f"for (long row = {first}; row < {last}; row += {chunk})"):
+            writer.line(f"const long rows = {last} - row < {chunk} ? {last} - row : {chunk};")
+            writer.line(_padding(layout, padded, x))
+            writer.line(call(padded, "row", "rows"))
+
+
+def _padding(layout: Layout, padded: str, x: str) -> str:
+    """Return the call that copies what `rows` output rows from `row` on read, with pads."""
+    conv, c = layout.conv, layout.conv.channels[0]
+    if layout.pointwise:
+        return f"__builtin_memcpy({padded}, {x} + row * {c}, rows * {c});"
+    taps = (conv.kernel[0] - 1) * conv.dilations[0] + 1
+    return (
+        f"pad_rows({padded}, {x}, row * {conv.strides[0]}, (rows - 1) * {conv.strides[0]} + {taps}, "
+        f"{conv.size[0]}, {conv.size[1] * c}, {conv.pads[1] * c}, {conv.pads[3] * c}, {conv.pads[0]}, "
+        f"{conv.zero});"
+    )
 
 
 def _rows(layout: Layout, writer: Writer, table: Table) -> str:
     """Write the function of a range of rows and blocks, and fill the layer's table; return its name.
 
-    Its arguments are padded rows, output rows, the residual's rows, how many output rows, the first block and
-    the one behind the last, the layer's table, and memory that it may use.
+    Its arguments are padded rows, output rows, the residual's rows, how many output rows, the first block of
+    channels and the one behind the last, the layer's table, and memory that it may use. For a pointwise
+    layer each row is one pixel. With VNNI up to 3 bytes behind the padded rows are read, if `ragged`.
     """
     conv, steps = layout.conv, layout.steps
     outs, item = conv.channels[1], 4 if conv.rounding is None else 1
@@ -293,14 +362,10 @@ def _rows(layout: Layout, writer: Writer, table: Table) -> str:
         "long last, const u8 *restrict t, u8 *restrict s) {",
         f"const struct end *e = (const struct end *)t; const i32 *at = (const i32 *)(t + {places[1]});",
     ]
-    if layout.pointwise:
-        body.append(f"const long whole = rows * {conv.output_size[1]};")
-    else:
-        body.append("const long whole = rows;")
     chunk, pixels = layout.chunk_rows, layout.chunk_pixels // layout.chunk_rows
     body += [
-        f"for (long row = 0; row < whole; row += {chunk}) {{",
-        f"const long some = whole - row < {chunk} ? whole - row : {chunk}, m = some * {pixels};",
+        f"for (long row = 0; row < rows; row += {chunk}) {{",
+        f"const long some = rows - row < {chunk} ? rows - row : {chunk}, m = some * {pixels};",
         *_chunk(layout),
         "for (long unit = first; unit < last; unit++) {",
         f"const long g = unit / {len(blocks)}, k = unit % {len(blocks)};",
@@ -324,7 +389,7 @@ def _rows(layout: Layout, writer: Writer, table: Table) -> str:
     body.append("}")
     body += _finish(layout, writer, table)
     body += ["}", "}"]
-    return writer.once("dense", "\n".join(body))
+    return writer.static("dense", "\n".join(body))
 
 
 def _first(layout: Layout, k: str) -> str:
@@ -400,11 +465,11 @@ def _line(layout: Layout, block: Block, writer: Writer) -> str:
             end,
             pixels == most,
         )
-        name = writer.once("tile", f"static void @({head}) {{\n{one.text}\n}}")
+        name = writer.static("tile", f"static void @({head}) {{\n{one.text}\n}}")
         return f"{name}(x, at, w, b, e, y);"
 
     tails = "".join(f"case {pixels}: {tile(pixels)} break;\n" for pixels in range(1, most))
-    return writer.once(
+    return writer.static(
         "line",
         f"static __attribute__((noinline)) void @({head}, long m) {{\n"
         f"for (; m >= {most}; m -= {most}, at += {most}, y += {most * conv.channels[1] * item})\n"

@@ -23,6 +23,8 @@ MOST_RESULT = float(1 << 30)
 """Largest magnitude of a scaled sum, before it is cut to a byte."""
 _MOST_FACTOR = (1 << 15) - 1
 _MOST_SHIFT = 30
+_BLOCK = 1 << 20
+"""Weights that are looked at together."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +149,12 @@ def most_sums(weight: Array, bias: Array, zero: int) -> Array:
         bias: int32 of shape (channels,).
         zero: Byte that stands for 0 in what is read.
     """
-    flat = np.abs(weight.astype(np.int64)).reshape(len(weight), -1).sum(1)
-    return flat * max(zero, 255 - zero) + np.abs(bias.astype(np.int64))  # type: ignore[no-any-return]
+    flat = weight.reshape(len(weight), -1)
+    rows = 1 + _BLOCK // max(1, flat.shape[1])
+    blocks = (flat[at : at + rows].astype(np.int16) for at in range(0, len(flat), rows))
+    sums = np.concatenate([np.abs(block).sum(1, np.int64) for block in blocks])
+    found: Array = sums * max(zero, 255 - zero) + np.abs(bias.astype(np.int64))
+    return found
 
 
 def check_sums(writer: Writer, most: Array, scale: str) -> None:

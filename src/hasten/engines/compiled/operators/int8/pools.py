@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from hasten.engines.compiled.source import Writer
 
 _MOST_SIZE = 1 << 16
+_MOST_UNROLLED = 25
+"""Most pixels of a window for which there is C of its own, with constant bounds."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,6 @@ class Pool8(Operation):
         if not (vector := writer.byte_width(self.channels)):
             self._emit_plainly(writer, x, y)
             return
-        line = self.size[1] * self.channels
         with writer.loops(self.output_size):
             for at, (name, size) in enumerate(zip(("v", "h"), self.size, strict=True)):
                 writer.line(f"const long {name} = i{at} * {self.strides[at]} - {self.pads[at]};")
@@ -133,14 +134,27 @@ class Pool8(Operation):
                 end = f"{name} + {self.kernel[at]}"
                 writer.line(f"const long {name}s = ({end} < {size} ? {end} : {size}) - {name}0;")
             to = f"{y} + (i0 * {self.output_size[1]} + i1) * {self.channels}"
-            window = f"{x} + v0 * {line} + h0 * {self.channels}, vs, hs, {line}, {self.channels}"
-            if self.rounding is None:
-                writer.line(f"largest_{vector}({to}, {window}, {self.channels});")
-                return
-            end = f"{writer.read(self.scale)}[0], {self.rounding.arguments}"
-            writer.line(
-                f"averaged_{vector}({to}, {window}, {self.channels}, vs * hs * {self.zero}, {end});"
-            )
+            if product(self.kernel) <= _MOST_UNROLLED:
+                with writer.block(f"if (vs == {self.kernel[0]} && hs == {self.kernel[1]})"):
+                    self._emit_window(writer, vector, x, to, *map(str, self.kernel))
+                writer.line("else")
+            with writer.block(""):
+                self._emit_window(writer, vector, x, to, "vs", "hs")
+
+    def _emit_window(
+        self, writer: Writer, wide: int, x: str, to: str, rows: str, columns: str
+    ) -> None:
+        """Write one pixel's channels from a window of some rows and columns."""
+        line = self.size[1] * self.channels
+        window = (
+            f"{x} + v0 * {line} + h0 * {self.channels}, {rows}, {columns}, {line}, {self.channels}"
+        )
+        if self.rounding is None:
+            writer.line(f"largest_{wide}({to}, {window}, {self.channels});")
+            return
+        end = f"{writer.read(self.scale)}[0], {self.rounding.arguments}"
+        less = f"{rows} * {columns} * {self.zero}"
+        writer.line(f"averaged_{wide}({to}, {window}, {self.channels}, {less}, {end});")
 
     def _emit_plainly(self, writer: Writer, x: str, y: str) -> None:
         """Write loops over pixels, channels and taps, which any shape goes through."""

@@ -1,0 +1,116 @@
+"""Bundles of models of bytes: open batches, numbers that are none, and plans that were tampered with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from tests.support.bundles import built, forge, stated
+from tests.support.quantized import quantized, ran
+
+from hasten.bundle import load, write
+from hasten.core.target import Target
+from hasten.engines.compiled.engine import CompiledC
+from hasten.errors import HastenError
+
+_TEXT = """
+    <ir_version: 8, opset_import: ["": 17]>
+    gated (float[1, 6, 9, 7] x) => (float[1, 4, 9, 7] y) {
+        c = Conv <pads = [1, 1, 1, 1]> (x, w, b)
+        h = HardSwish (c)
+        p = GlobalAveragePool (h)
+        s = Sigmoid (p)
+        m = Mul (h, s)
+        a = Add (m, x)
+        y = Conv (a, v)
+    }"""
+_SHAPES = {"w": (6, 6, 3, 3), "b": (6,), "v": (4, 6, 1, 1)}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of bytes that takes any batch."""
+    made = quantized(_TEXT, _SHAPES)
+    for one in (made.graph.input[0], made.graph.output[0]):
+        one.type.tensor_type.shape.dim[0].dim_param = "N"
+    path = tmp_path_factory.mktemp("gated") / "gated.onnx"
+    onnx.save(made, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundled")
+    part = built(folder, model, CompiledC())
+    write(folder / "gated.hasten", stated(part, part), {})
+    return folder / "gated.hasten"
+
+
+@pytest.mark.filterwarnings("ignore:not certified here")
+def test_a_bundle_of_bytes_answers_any_batch_with_the_answers_of_single_rows(
+    bundle: Path, model: Path, tmp_path: Path
+) -> None:
+    x = np.random.default_rng(0).standard_normal((5, 6, 9, 7)).astype(np.float32)
+    x[1, 0, :2], x[2, 1], x[3, 2] = np.inf, -np.inf, 1e-42
+    wanted = ran(onnx.load(model), {"x": x})["y"]
+    with load(bundle, cache=tmp_path) as opened:
+        answers = opened(x)["y"]
+        for row, answer in zip(x, answers, strict=True):
+            assert opened(row[None])["y"].tobytes() == answer.tobytes()
+    assert np.abs(answers - wanted).max() < 0.03 * np.ptp(wanted)
+
+
+def test_no_row_gives_no_answer_and_what_is_no_number_gives_numbers(
+    model: Path, tmp_path: Path
+) -> None:
+    part = built(tmp_path, model, CompiledC())
+    with CompiledC().open(part.artifact, Target.host()) as session:
+        assert session.run({"x": np.zeros((0, 6, 9, 7), np.float32)})["y"].shape == (0, 4, 9, 7)
+        assert np.isfinite(session.run({"x": np.full((2, 6, 9, 7), np.nan, np.float32)})["y"]).all()
+
+
+def _first(record: Any, kind: str) -> Any:
+    return next(one for one in record["plan"]["operations"] if one["type"] == kind)
+
+
+_DAMAGES: dict[str, Callable[[Any], object]] = {
+    "kernel": lambda record: _first(record, "conv8").update(kernel=[9, 3]),
+    "zero": lambda record: _first(record, "conv8").update(zero=256),
+    "groups": lambda record: _first(record, "conv8").update(groups=0),
+    "rounding": lambda record: _first(record, "conv8")["rounding"].update(low=-1),
+    "no rounding": lambda record: _first(record, "conv8").update(rounding=None),
+    "weights": lambda record: _first(record, "conv8").update(weight="t0"),
+    "step": lambda record: _first(record, "quantize").update(step=1e300),
+    "steps": lambda record: _first(record, "quantize").update(step="1"),
+    "factors": lambda record: _first(record, "add8")["sum"].update(factors=[40000, 1]),
+    "shift": lambda record: _first(record, "add8")["sum"].update(shift=31),
+    "gate": lambda record: _first(record, "multiply8").update(gate=False),
+    "window": lambda record: _first(record, "pool8").update(pads=[9, 0, 0, 0]),
+    "pixels": lambda record: _first(record, "dequantize").update(pixels=2**40),
+}
+
+
+@pytest.mark.parametrize("damage", _DAMAGES)
+def test_a_plan_of_bytes_that_was_tampered_with_is_one_line(
+    damage: str, bundle: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy.hasten"
+    copy.mkdir()
+    for file in bundle.rglob("*"):
+        if file.is_file():
+            (copy / file.relative_to(bundle)).parent.mkdir(parents=True, exist_ok=True)
+            (copy / file.relative_to(bundle)).write_bytes(file.read_bytes())
+    for path in copy.rglob("plan.json"):
+        record = json.loads(path.read_bytes())
+        _DAMAGES[damage](record)
+        forge(copy, files={str(path.relative_to(copy)): json.dumps(record).encode()})
+    with pytest.raises(HastenError, match="can't open the model") as caught:
+        with load(copy, cache=tmp_path):
+            pass
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
