@@ -405,6 +405,18 @@ def test_sizes_of_a_value_leave_it_bytes_and_one_rounding_is_done_once(tmp_path:
     assert "Map" not in {type(one).__name__ for one in plan.operations[:-2]}
 
 
+def test_a_gate_of_more_rows_than_its_picture_is_of_floats(tmp_path: Path) -> None:
+    body = """
+        p = GlobalAveragePool (x)
+        s = Sigmoid (p)
+        t = Concat <axis = 0> (s, p)
+        y = Mul (t, x)
+        h = Concat <axis = 0> (x, x)
+        z = Mul (h, s)"""
+    model = quantized(text("float[1, 6, 4, 3] x", "y z", body), {}, floats=("p",))
+    assert_close(model, tmp_path, 2.1)
+
+
 def test_several_rows_at_once_answer_the_same(tmp_path: Path) -> None:
     body = "c = Conv <pads = [1, 1, 1, 1]> (x, w, b) r = Relu (c) d = Conv (r, v) y = Add (d, r)"
     shapes = {"w": (6, 6, 3, 3), "b": (6,), "v": (6, 6, 1, 1)}
