@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.support.plans import answers, planned
+from tests.support.plans import PROCESSORS, answers, planned
 
+from hasten.core.target import Target
 from hasten.core.tensors import Array
+from hasten.engines.compiled import source
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.operators.int8.elementwise import (
     Add8,
@@ -41,6 +44,19 @@ SHAPES: list[dict[str, Any]] = [
     {"channels": (32, 32), "groups": 32, "size": (5, 5), "kernel": (7, 7), "pads": (3, 3, 3, 3)},
     {"channels": (8, 16), "groups": 8, "size": (6, 5), "kernel": (3, 3)},
 ]  # fmt: skip
+ODD: list[dict[str, Any]] = [
+    {"channels": (7, 37), "size": (3, 5)},
+    {"channels": (70, 41), "size": (1, 7)},
+    {"channels": (19, 70), "size": (1, 4), "kernel": (1, 3), "pads": (0, 1, 0, 1)},
+    {"channels": (2, 23), "size": (6, 5), "kernel": (3, 2), "dilations": (1, 2), "pads": (1, 0, 2, 1)},
+    {"channels": (15, 50), "groups": 5, "size": (4, 7), "kernel": (2, 2), "strides": (2, 1)},
+    {"channels": (3, 9), "size": (7, 9), "kernel": (3, 3), "strides": (2, 2), "pads": (1, 1, 1, 1)},
+]  # fmt: skip
+ISAS = {
+    "plain vectors": (),
+    "avx2": ("avx2", "fma"),
+    "vnni of 32 bytes": ("avx2", "fma", "avx_vnni"),
+}
 ENDS = ("plain", "table", "residual", "float", "all")
 
 
@@ -116,8 +132,21 @@ class Made:
             found = replace(found, last=self.table())
         return found
 
-    def check(self, rows: int = 1) -> None:
-        """Compile all operations as one plan, and compare each one's bytes with numpy's."""
+    def check(
+        self,
+        rows: int = 1,
+        isa: tuple[str, ...] | None = None,
+        threads: int = 1,
+        spelled: bool = True,
+    ) -> None:
+        """Compile all operations as one plan, and compare each one's bytes with numpy's.
+
+        Args:
+            rows: Rows of a batch.
+            isa: Instruction sets to write C for; this processor's by default.
+            threads: Number of threads.
+            spelled: Whether the C may spell instructions; without, any processor's can be run here.
+        """
         plan, weights = planned(
             self.operations, self.constants, self.given, self.made, by_row=rows > 1
         )
@@ -125,7 +154,8 @@ class Made:
             name: np.concatenate([np.roll(array, row) for row in range(rows)])
             for name, array in self.given.items()
         }
-        found = answers(plan, weights, repeated, rows=rows)
+        target = Target.host() if isa is None else replace(Target.host(), isa=isa)
+        found = answers(plan, weights, repeated, rows=rows, target=target, threads=threads, spelled=spelled)
         for row in range(rows):
             known = self.constants | {
                 name: np.roll(array, row) for name, array in self.given.items()
@@ -145,13 +175,32 @@ def test_convolutions_equal_those_of_integers(end: str) -> None:
     made.check()
 
 
+@pytest.mark.parametrize("isa", ISAS.values(), ids=ISAS)
+def test_each_instruction_set_gives_the_same_bytes(isa: tuple[str, ...]) -> None:
+    made = Made(len(isa))
+    ends = itertools.cycle(ENDS)
+    made.operations = [made.conv(next(ends), **shape) for shape in ODD]
+    made.check(isa=isa)
+
+
+@pytest.mark.parametrize("end", ["residual", "float"])
+def test_threads_give_the_same_bytes(end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "LEAST_SHARED", 0)
+    monkeypatch.setattr(source, "LEAST_TOGETHER", 0)
+    made = Made(7)
+    shapes = (SHAPES[0], SHAPES[1], SHAPES[4], SHAPES[12], *ODD[:2])
+    made.operations = [made.conv(end, **shape) for shape in shapes]
+    made.check(threads=3)
+
+
 def test_rows_of_a_batch_are_those_of_one_row() -> None:
     made = Made(0)
     made.operations = [made.conv("all", **shape) for shape in SHAPES[:6]]
     made.check(rows=3)
 
 
-def test_what_goes_byte_by_byte_equals_integers() -> None:
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_what_goes_byte_by_byte_equals_integers(name: str) -> None:
     made = Made(1)
     for size in (1, 31, 64, 257):
         ratios = (0.7, -1.3)
@@ -160,7 +209,7 @@ def test_what_goes_byte_by_byte_equals_integers() -> None:
             Table8(made.bytes(size), made.table(), made.output(size), size),
             Add8(made.bytes(size), made.bytes(size), made.output(size), size, summed),
         ]
-    for pixels, channels in ((1, 5), (7, 3), (49, 64), (10, 40)):
+    for pixels, channels in ((1, 5), (7, 3), (49, 64), (10, 40), (3, 150)):
         size = pixels * channels
         scale = made.constant(np.array([0.004], np.float32))
         for gate in (True, False):
@@ -175,10 +224,12 @@ def test_what_goes_byte_by_byte_equals_integers() -> None:
         made.operations.append(
             Dequantize(made.bytes(size), floats, made.output(size, "float32"), channels, pixels)
         )
-    made.check()
+    target, spelled = PROCESSORS[name]
+    made.check(isa=target.isa, spelled=spelled)
 
 
-def test_pools_equal_those_of_integers() -> None:
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_pools_equal_those_of_integers(name: str) -> None:
     made = Made(2)
     for channels, size, kernel, strides, pads in (
         (16, (7, 7), (7, 7), (1, 1), (0, 0, 0, 0)),
@@ -186,6 +237,8 @@ def test_pools_equal_those_of_integers() -> None:
         (5, (6, 6), (2, 2), (2, 2), (0, 0, 0, 0)),
         (8, (5, 9), (2, 3), (1, 1), (0, 1, 1, 1)),
         (100, (3, 5), (1, 5), (1, 1), (0, 0, 0, 0)),
+        (16, (20, 30), (20, 30), (1, 1), (0, 0, 0, 0)),
+        (65, (2, 300), (2, 300), (1, 1), (0, 0, 0, 0)),
     ):
         for largest in (True, False):
             scale = "" if largest else made.constant(np.array([0.02], np.float32))
@@ -194,20 +247,28 @@ def test_pools_equal_those_of_integers() -> None:
             result = made.output(product(bare.output_size) * channels)
             rounding = None if largest else made.rounding()
             made.operations.append(replace(bare, input=given, output=result, rounding=rounding))
-    made.check()
+    target, spelled = PROCESSORS[name]
+    made.check(isa=target.isa, spelled=spelled)
 
 
-def test_floats_become_bytes_with_the_ends_nan_and_infinities() -> None:
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_floats_become_bytes_with_the_ends_nan_and_infinities(name: str) -> None:
     made = Made(3)
-    for pixels, channels in ((1, 9), (30, 3), (49, 16)):
+    for pixels, channels in ((1, 9), (30, 3), (49, 16), (100, 3), (70, 1), (500, 3)):
         size = pixels * channels
         values = (made.rng.standard_normal(size) * 3).astype(np.float32)
+        step = 0.5 if pixels < 100 else float(made.rng.uniform(1e-3, 0.1))
+        if pixels >= 100:  # halves of steps, as they are and as floats round them
+            values = ((made.rng.integers(-600, 600, size) / 2) * np.float32(step)).astype(
+                np.float32
+            )
         values[:7] = [np.nan, np.inf, -np.inf, 0.25, 0.75, 3e38, -0.0]
         made.given[f"x{pixels}"] = values
         made.operations.append(
-            Quantize(f"x{pixels}", made.output(size), channels, pixels, 0.5, made.rounding())
+            Quantize(f"x{pixels}", made.output(size), channels, pixels, step, made.rounding())
         )
-    made.check()
+    target, spelled = PROCESSORS[name]
+    made.check(isa=target.isa, spelled=spelled)
 
 
 def test_a_sum_that_may_overflow_is_refused() -> None:

@@ -19,6 +19,7 @@ from hasten.passes.base import Pass, Selective
 from hasten.passes.fix_shapes import FixShapes
 from hasten.passes.litert_quantization import LitertQuantization
 from hasten.passes.small_model import SmallModel, small_model_of
+from hasten.passes.static_quantization import StaticQuantization
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_shapes_are_not_fixed_for_an_engine_that_settles_them_itself(
     lossy = [c for c in proposals if c.passes and not c.exact]
     around = neighbours(lossy, [FixShapes()], host)
     assert {type(c.engine) for c in around if FixShapes() in c.passes} == {OnnxRuntime}
-    assert {type(c.engine) for c in lossy} == {OnnxRuntime, OpenVino, LiteRt}
+    assert {type(c.engine) for c in lossy} == {OnnxRuntime, OpenVino, LiteRt, CompiledC}
 
 
 def test_litert_is_tried_with_what_its_own_quantizer_makes_alone(desk: Desk, host: Target) -> None:
@@ -65,6 +66,16 @@ def test_litert_is_tried_with_what_its_own_quantizer_makes_alone(desk: Desk, hos
     lossy = [steps for steps in found if any(not step.exact for step in steps)]
     assert [_kinds(steps) for steps in lossy] == [(LitertQuantization,)]
     assert LitertQuantization in [type(c.passes[0]) for c in grid(desk.model, host) if c.passes]
+
+
+def test_an_engine_whose_sums_never_saturate_gets_8_bit_weights(desk: Desk, host: Target) -> None:
+    narrow = replace(host, isa=("avx2", "fma"))
+    ranges = {
+        (type(c.engine), c.passes[-1].reduce_range)
+        for c in grid(desk.model, narrow)
+        if c.passes and isinstance(c.passes[-1], StaticQuantization)
+    }
+    assert ranges == {(OnnxRuntime, True), (OpenVino, True), (CompiledC, False)}
 
 
 def _kinds(passes: Sequence[Pass]) -> tuple[type[Pass], ...]:

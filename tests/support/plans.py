@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,16 @@ from hasten.engines.compiled.compiler import Compiler
 from hasten.engines.compiled.library import Library, aligned
 from hasten.engines.compiled.plan import Operation, Plan, Tensor, Weights
 from hasten.engines.compiled.source import write
+
+_AVX512 = ("avx2", "fma", "avx512f", "avx512bw", "avx512vbmi", "avx512_vnni")
+PROCESSORS: dict[str, tuple[Target, bool]] = {
+    "widest": (Target.host(), True),
+    "sse2": (replace(Target.host(), isa=()), True),
+    "portable": (replace(Target.host(), isa=()), False),
+    "avx-vnni": (replace(Target.host(), isa=("avx2", "fma", "avx_vnni")), False),
+    "avx512-vnni": (replace(Target.host(), isa=_AVX512), False),
+}
+"""Processors, and whether their instructions can be run here; else C without them lays all out as for them."""
 
 
 def planned(
@@ -52,6 +63,8 @@ def answers(
     *,
     rows: int = 1,
     target: Target | None = None,
+    threads: int = 1,
+    spelled: bool = True,
 ) -> dict[str, Array]:
     """Return what a plan's C gives for arrays: all its outputs by name, with all rows flat.
 
@@ -61,15 +74,26 @@ def answers(
         given: Inputs by name, contiguous.
         rows: Number of rows of each.
         target: Processor to write C for; this one by default.
+        threads: Threads that share the call, where operations are worth it.
+        spelled: Whether the C may spell instructions; without, any processor's can be run here.
     """
-    source = write(plan, weights, target or Target.host())
-    library = Library.load(Compiler.find().compile(source.text).content)
+    source = write(plan, weights, target or Target.host(), threads)
+    text = source.text
+    if not spelled:
+        for name in ("X86", "AVX", "AVX512"):
+            text = text.replace(f"#define {name} 1", f"#define {name} 0")
+        apart = (
+            "#define INLINE static __attribute__((noinline))\n"  # compiles in a tenth of the time
+        )
+        text = text.replace("#define INLINE static inline\n", apart)
+    library = Library.load(Compiler.find().compile(text).content)
     tables = aligned(len(source.tables))
     tables[:] = np.frombuffer(source.tables, np.uint8)
     outputs: dict[str, Any] = {
         name: np.zeros(plan.tensor(name).size * rows, plan.tensor(name).dtype)
         for name in plan.outputs
     }
-    answer = library.answering(tables, source.arena_bytes)
+    team = library.team(source.threads) if source.threads > 1 else None
+    answer = library.answering(tables, source.arena_bytes, team)
     answer(*(given[name] for name in plan.inputs), *outputs.values())
     return outputs

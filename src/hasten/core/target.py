@@ -13,6 +13,7 @@ ISA = (
     "fma",
     "avx512f",
     "avx512bw",
+    "avx512vbmi",
     "avx512_vnni",
     "avx512_bf16",
     "avx512_fp16",

@@ -137,6 +137,8 @@ class Engine(Value, ABC):
         settles: Whether it settles open shapes to the certified request's when it opens a model, so
             that a pass that does so changes nothing.
         float_only: Whether it takes only those ONNX models that nothing has quantized.
+        sums_exactly: Whether it sums products of bytes exactly on every processor, so that 8-bit weights
+            never need to be 7-bit ones.
         faithful: Whether a session on this host answers bit for bit as the device does. Only then
             can it give a certificate for a device that isn't here.
     """
@@ -148,6 +150,7 @@ class Engine(Value, ABC):
     uneven: ClassVar[bool] = False
     settles: ClassVar[bool] = False
     float_only: ClassVar[bool] = False
+    sums_exactly: ClassVar[bool] = False
     faithful: ClassVar[bool] = True
     registry: ClassVar[Registry] = Registry(
         "engine",
@@ -161,6 +164,7 @@ class Engine(Value, ABC):
             "openvino_igpu": "hasten.engines.openvino.igpu:OpenVinoIgpu",
             "litert": "hasten.engines.litert.engine:LiteRt",
             "compiled": "hasten.engines.compiled.engine:CompiledC",
+            "integers": "hasten.engines.compiled.integers:Integers",
             "fixed_point": "hasten.engines.fpga.fixed_point:FixedPointProgram",
             "fpga": "hasten.engines.fpga.engine:Fpga",
             "litert_reference": "hasten.engines.litert.reference:LiteRtReference",

@@ -87,7 +87,7 @@ def grid(
     untouched = [Single((), engine) for engine in engines if model.format in engine.formats]
     # Without a conversion there may be nothing to run, so every variant is a candidate.
     converted = [
-        Single((_kept(step, keep_float),), engine)
+        Single((_kept(step, keep_float).suited(engine),), engine)
         for step in _by_turns(_passes("conversion", model, target))
         for engine in engines
         if _takes(engine, step)
@@ -99,7 +99,7 @@ def grid(
         if engine.exact and _takes(engine, step) and _useful(step, engine)
     ]
     lossy = [
-        Single((_kept(step, keep_float),), engine)
+        Single((_kept(step, keep_float).suited(engine),), engine)
         for step in _likeliest(model, target, pass_names)
         for engine in engines
         if _takes(engine, step)
@@ -108,7 +108,7 @@ def grid(
         further = [] if small.quantized else _likeliest(small.source(model), target, pass_names)
         chains = [(small,), *((small, step) for step in further)]
         lossy += [
-            Single(chain, engine)
+            Single((*chain[:-1], chain[-1].suited(engine)), engine)
             for chain in chains
             for engine in engines
             if _takes(engine, chain[-1])
@@ -167,7 +167,7 @@ def variations(
             ranked = [c.engine for c in own if queue and type(queue[0]) in map(type, c.passes)]
             found.append(
                 [
-                    Single((*begin, _kept(step, kept)), engine)
+                    Single((*begin, _kept(step, kept).suited(engine)), engine)
                     for step in queue[1:]
                     for engine in list(dict.fromkeys(ranked))[:_ENGINES_PER_VARIANT]
                 ]

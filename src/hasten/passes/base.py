@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, TypeAlias
 
 from hasten.core.model import Format, Model
 from hasten.core.records import Value
@@ -14,6 +14,9 @@ from hasten.core.registry import Registry
 from hasten.core.target import Target
 from hasten.errors import HastenError
 from hasten.inputs.data.dataset import Dataset
+
+if TYPE_CHECKING:
+    from hasten.engines.base import Engine
 
 Stage: TypeAlias = Literal["conversion", "exact", "lossy"]
 
@@ -90,6 +93,10 @@ class Pass(Value, ABC):
             Skipped: there is nothing to do; gives the reason.
             CandidateError: the pass failed, or had no effect.
         """
+
+    def suited(self, engine: Engine) -> Self:
+        """Return the pass with the settings that suit an engine; without such settings, itself."""
+        return self
 
     @property
     def quantized(self) -> bool:

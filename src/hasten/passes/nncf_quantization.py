@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import onnx
@@ -30,6 +30,9 @@ from hasten.passes.onnx_files import (
 from hasten.passes.openvino_graphs import PRODUCTS, behind_products, converted, operations_of
 from hasten.passes.silence import first_line, silenced
 from hasten.passes.weight_rounding import round_weights
+
+if TYPE_CHECKING:
+    from hasten.engines.base import Engine
 
 _DRAFT_SAMPLES = 2
 
@@ -93,6 +96,10 @@ class NncfQuantization(Selective):
             yield cls("mixed", False, samples=300)
         else:
             yield cls("performance", rounding="layer")
+
+    def suited(self, engine: Engine) -> Self:
+        """Return the pass with 8-bit weights for an engine whose sums never saturate."""
+        return replace(self, reduce_range=self.reduce_range and not engine.sums_exactly)
 
     def draft(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         """Insert roundings where NNCF does, in a tenth of its time; if that isn't known, call NNCF.

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
 import onnx
 
@@ -31,6 +31,9 @@ from hasten.passes.onnx_files import (
 )
 from hasten.passes.silence import first_line, silenced
 from hasten.passes.weight_rounding import round_weights
+
+if TYPE_CHECKING:
+    from hasten.engines.base import Engine
 
 Rounding: TypeAlias = Literal["nearest", "layer"]
 HISTOGRAM_SAMPLES = 32
@@ -104,6 +107,10 @@ class StaticQuantization(Selective):
             yield replace(first, calibration="percentile", samples=HISTOGRAM_SAMPLES)
         else:
             yield replace(first, rounding="layer")
+
+    def suited(self, engine: Engine) -> Self:
+        """Return the pass with 8-bit weights for an engine whose sums never saturate."""
+        return replace(self, reduce_range=self.reduce_range and not engine.sums_exactly)
 
     def draft(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         """Quantize with the ranges of a single sample."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +18,15 @@ from hasten.core.model import Format, Model
 from hasten.core.records import digest
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.core.words import counted, listed
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.compiled.compiler import Compiler
 from hasten.engines.compiled.library import Library, aligned
-from hasten.engines.compiled.plan import Plan
+from hasten.engines.compiled.plan import Operation, Plan
 from hasten.engines.compiled.scratch import scratch
-from hasten.engines.compiled.source import Source, write
+from hasten.engines.compiled.source import Source, shared_operations, write
+from hasten.engines.layers import LayerTime
 from hasten.errors import CandidateError, InputError, IntegrityError
 
 _PLAN, _WEIGHTS = "plan.json", "plan.bin"
@@ -32,29 +34,35 @@ _SMALL_WORK = 30_000_000
 """Multiplications that take some milliseconds."""
 _SCRATCH_BYTES = 256 << 20
 """Most bytes that the processes of runs keep for each other, among temporary files."""
+_UNTIMED = 2
+"""Requests that are answered before the ones that are timed."""
+_PRECISIONS = {"float32": "f32", "float64": "f64", "uint8": "u8", "int64": "i64", "int32": "i32"}
 _log = logging.getLogger("hasten.compiled")
 
 
 @dataclass(frozen=True)
 class CompiledC(Engine):
-    """The model's own C, with its shapes as constants, for one thread.
+    """The model's own C, with its shapes as constants.
 
     `build` writes a plan and weights, which are data. `open` writes C of them and compiles that, unless
     the cache has it.
 
     Attributes:
-        most_work: Most multiplications for one row of a model that it takes. With more of them a
-            runtime's own kernels are faster than what a compiler makes of plain C.
+        most_work: Most multiplications with floats for one row of a model that it takes. With more of
+            them a runtime's own kernels are faster than what a compiler makes of plain C. Those with
+            bytes don't count.
+        threads: Number of threads that share an answer, where its operations are large enough.
     """
 
-    formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
+    formats: ClassVar[frozenset[Format]] = frozenset({"onnx", "openvino"})
     families: ClassVar[frozenset[str]] = frozenset({"host"})
     extra: ClassVar[str] = "compiler"
     program: ClassVar[str] = "a C compiler"
-    float_only: ClassVar[bool] = True
     settles: ClassVar[bool] = True
+    sums_exactly: ClassVar[bool] = True
 
     most_work: int = _SMALL_WORK
+    threads: int = 1
 
     @property
     def exact(self) -> bool:
@@ -66,15 +74,21 @@ class CompiledC(Engine):
         """True: the shared object."""
         return True
 
-    @property
-    def threads(self) -> int | None:
-        """One: a small model gains nothing by more."""
-        return 1
-
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
-        """Yield the only variant."""
+        """Yield one thread, and all that the target has."""
         yield cls()
+        if target.threads > 1:
+            yield cls(threads=target.threads)
+
+    def on_threads(self, threads: int, *, alone: bool = True) -> Self:
+        """Return the engine set to a number of threads."""
+        return replace(self, threads=threads)
+
+    def tunings(self, target: Target) -> Iterator[Self]:
+        """Yield the other numbers of threads that are worth trying: one, and all."""
+        for threads in {1, target.threads} - {self.threads}:
+            yield replace(self, threads=threads)
 
     @classmethod
     def version(cls) -> str:
@@ -97,13 +111,16 @@ class CompiledC(Engine):
         """Write the model's plan and weights.
 
         Raises:
-            CandidateError: an operator isn't covered; the message names it and its node.
+            CandidateError: an operator isn't covered (the message names it and its node), or there is too
+                little to calculate for several threads.
         """
-        from hasten.engines.compiled.lowering import lower
-
         if model.custom_ops:
             raise CandidateError("the compiled engine takes no custom operators")
-        plan, weights = lower(model.path, _request(model), model.outputs, self.most_work)
+        plan, weights = self._lowered(model)
+        if self.threads > 1 and not any(shared_operations(plan)):
+            raise CandidateError(
+                f"too little to calculate for {self.threads} threads: the same as on one"
+            )
         path, beside = workdir / _PLAN, workdir / _WEIGHTS
         try:
             plan.check(len(weights))
@@ -118,6 +135,18 @@ class CompiledC(Engine):
             outputs=_outputs(model, plan),
             request=_request(model),
         )
+
+    def _lowered(self, model: Model) -> tuple[Plan, bytes]:
+        """Make the plan of an ONNX file or an IR."""
+        from hasten.engines.compiled.lowering import lower, lower_graph
+
+        request = _request(model)
+        if model.format == "onnx":
+            return lower(model.path, request, model.outputs, self.most_work)
+        from hasten.engines.compiled.ir.reader import as_onnx
+
+        proto = as_onnx(model.path, request, model.outputs)
+        return lower_graph(proto, request, model.outputs, self.most_work)
 
     @contextmanager
     def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
@@ -141,17 +170,43 @@ class CompiledC(Engine):
         Raises:
             CandidateError: the plan is damaged, there is no compiler, or it failed.
         """
-        plan, source = _written(artifact, target)
+        plan, source = _written(artifact, target, min(self.threads, target.threads))
         library = _library(source, target, compiled)
         with _session(artifact, plan, source, library) as session:
             yield session
 
+    def profile(
+        self, artifact: Artifact, target: Target, requests: Sequence[Tensors]
+    ) -> tuple[LayerTime, ...]:
+        """Answer requests on one thread, by C that looks at the clock between its operations.
+
+        Raises:
+            CandidateError: the plan is damaged, there is no compiler, or it failed.
+        """
+        plan, weights = read(artifact)
+        kept = CompileCache(CacheFolder(scratch(), _SCRATCH_BYTES))
+        source = _source(plan, weights, target, timed=True)
+        library = _library(source, target, kept)
+        times = library.times(len(plan.operations))
+        found = []
+        with _session(artifact, plan, source, library) as session:
+            for _ in range(_UNTIMED):
+                session.run(requests[0])
+            for request in requests:
+                times[:] = 0
+                session.run(request)
+                found.append(times.tolist())
+        return tuple(
+            _timed(plan, operation, tuple(each))
+            for operation, *each in zip(plan.operations, *found, strict=True)
+        )
+
     def words(self) -> str:
-        return "compiled C"
+        return listed("compiled C", counted(self.threads, "thread") if self.threads > 1 else "")
 
 
 class CompiledSession(Session):
-    """Session of one shared object, which runs in the calling thread.
+    """Session of one shared object, which runs in the calling thread and those that it starts.
 
     Args:
         artifact: Artifact that was opened.
@@ -164,16 +219,16 @@ class CompiledSession(Session):
 
     def __init__(self, artifact: Artifact, plan: Plan, source: Source, library: Library) -> None:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
-        self.batch_sizes = (
-            None if plan.by_row and _open_batch(artifact.inputs) else (_rows(artifact),)
-        )
+        self.batch_sizes = row_counts(artifact, plan)
         self.rows_apart = self.batch_sizes is None
         self._library = library
         self._closed = np.zeros(1, np.int32)
         self._tables = aligned(len(source.tables))
         self._tables[:] = np.frombuffer(source.tables, np.uint8)
+        self._threads = source.threads
+        self._team = library.team(source.threads) if source.threads > 1 else None
         self._arena_bytes = source.arena_bytes
-        self._answer = library.answering(self._tables, self._arena_bytes)
+        self._answer = library.answering(self._tables, self._arena_bytes, self._team)
         self._names = tuple(spec.name for spec in artifact.inputs)
         self._by_row = plan.by_row
         given = (*plan.inputs, *plan.outputs)
@@ -212,12 +267,14 @@ class CompiledSession(Session):
             if array.nbytes != rows * size:  # C reads and writes as many, whatever a bundle says
                 raise CandidateError("the compiled model takes or gives arrays of another size")
         return self._library.bound(
-            self._tables, self._arena_bytes, given, taken, rows, self._closed
+            self._tables, self._arena_bytes, given, taken, rows, self._closed, self._team
         )
 
     def close(self) -> None:
-        """Refuse the calls of `bind` from now on."""
+        """Refuse the calls of `bind` from now on, and end the threads."""
         self._closed[0] = 1
+        if self._team is not None:
+            self._team.dismiss()
 
     def _outputs(self, given: list[Array]) -> dict[str, Array]:
         if self._by_row:
@@ -226,8 +283,8 @@ class CompiledSession(Session):
         return {name: np.empty(shape, dtype) for name, shape, dtype in self._made}
 
     def properties(self) -> Mapping[str, str]:
-        """Return the compiler."""
-        return {"compiler": Compiler.find().version}
+        """Return the compiler, and the number of threads that share a call."""
+        return {"compiler": Compiler.find().version, "threads": str(self._threads)}
 
 
 @contextmanager
@@ -289,14 +346,16 @@ def _open_batch(inputs: tuple[TensorSpec, ...]) -> bool:
     return all(bool(spec.shape) and isinstance(spec.shape[0], str) for spec in inputs)
 
 
-def _rows(artifact: Artifact) -> int:
-    """Return the batch size that the artifact is for."""
+def row_counts(artifact: Artifact, plan: Plan) -> tuple[int, ...] | None:
+    """Return the batch sizes that a session takes; None for any."""
+    if plan.by_row and _open_batch(artifact.inputs):
+        return None
     first = artifact.request[0].shape if artifact.request else ()
-    return int(first[0]) if first else 1
+    return (int(first[0]) if first else 1,)
 
 
-def _written(artifact: Artifact, target: Target) -> tuple[Plan, Source]:
-    """Read a plan, check it, and write C of it.
+def read(artifact: Artifact) -> tuple[Plan, bytes]:
+    """Read a plan and its constants, and check them.
 
     Raises:
         CandidateError: it is damaged, or doesn't fit the artifact's inputs and outputs.
@@ -306,9 +365,49 @@ def _written(artifact: Artifact, target: Target) -> tuple[Plan, Source]:
         weights = artifact.files[0].read_bytes() if artifact.files else b""
         plan.check(len(weights))
         _check_fits(artifact, plan)
-        return plan, write(plan, weights, target)
+        return plan, weights
     except (IntegrityError, OSError) as error:
         raise CandidateError(f"the compiled engine can't open the model: {error}") from error
+
+
+def _written(artifact: Artifact, target: Target, threads: int) -> tuple[Plan, Source]:
+    """Read a plan, check it, and write C of it for a number of threads.
+
+    Raises:
+        CandidateError: it is damaged, or doesn't fit the artifact's inputs and outputs.
+    """
+    plan, weights = read(artifact)
+    return plan, _source(plan, weights, target, threads)
+
+
+def _source(
+    plan: Plan, weights: bytes, target: Target, threads: int = 1, *, timed: bool = False
+) -> Source:
+    """Write C of a plan.
+
+    Raises:
+        CandidateError: its constants are damaged, or it asks for too much.
+    """
+    try:
+        return write(plan, weights, target, threads, timed=timed)
+    except IntegrityError as error:
+        raise CandidateError(f"the compiled engine can't open the model: {error}") from error
+
+
+def _timed(plan: Plan, operation: Operation, latency_ns: tuple[int, ...]) -> LayerTime:
+    """Return the times of an operation."""
+    made = operation.writes[0]
+    precision = "i8" if operation.narrow else _PRECISIONS.get(plan.tensor(made).dtype, "")
+    name = plan.sources.get(made, (made,))
+    return LayerTime(
+        name=name[-1],
+        operator=type(operation).__name__,
+        kind=operation.task,
+        precision=precision or plan.tensor(made).dtype,
+        kernel="",
+        sources=plan.sources.get(made, ()),
+        latency_ns=latency_ns,
+    )
 
 
 def _check_fits(artifact: Artifact, plan: Plan) -> None:

@@ -182,9 +182,13 @@ class Graph:
         by_row: Whether rows are answered each by itself, as far as is known.
         most_work: Most calculations with floats for one row that the engine takes.
         lowerings: Lowering of each operator over any numbers, by its name.
+        source: Name of the node that is being lowered.
         turned: Copies of tensors of bytes by the tensor, whether the copy has the channels last, and how
             many channels there are.
-        rounded: Bytes of values by the value's name in ONNX, the zero and the scale.
+        known: Bytes of values by the value's name in ONNX, the zero and the scale.
+        rounded: Sums, and the first bytes that they were rounded to, by the sums' id.
+        between: Names of bytes that are read only by the DequantizeLinear of their QuantizeLinear, so that
+            nothing sees which bytes they are.
     """
 
     values: dict[str, Value] = field(default_factory=dict)
@@ -195,7 +199,11 @@ class Graph:
     most_work: int = 1 << 62
     lowerings: Mapping[str, Callable[[Node], None]] = field(default_factory=dict)
     turned: dict[tuple[str, bool, int], str] = field(default_factory=dict)
-    rounded: dict[tuple[str, int, float], Bytes] = field(default_factory=dict)
+    known: dict[tuple[str, int, float], Bytes] = field(default_factory=dict)
+    source: str = ""
+    _sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    rounded: dict[int, tuple[Pending, Bytes]] = field(default_factory=dict)
+    between: frozenset[str] = frozenset()
     _work: int = 0
     _stored: dict[int, tuple[Array, str]] = field(default_factory=dict)
 
@@ -271,6 +279,10 @@ class Graph:
             CandidateError: there is more to calculate than the engine takes.
         """
         self.operations.append(operation)
+        for name in operation.writes:
+            self._sources.setdefault(name, ())
+            if self.source and self.source not in self._sources[name]:
+                self._sources[name] += (self.source,)
         self._work += 0 if operation.narrow else operation.work
         if self._work > self.most_work:
             raise CandidateError(
@@ -329,11 +341,20 @@ class Graph:
             taken.append(value.tensor)
             shapes.append(value.shape)
             self.by_row = self.by_row and value.batch == 0 and value.shape[:1] == (1,)
-        operations = fused(_needed(self.operations, set(taken)), frozenset(taken))
+        needed = _needed(self.operations, set(taken))
+        operations = fused(needed, frozenset(taken), self._sources)
         used = {*given, *taken}
         used.update(name for one in operations for name in (*one.reads, *one.writes))
         tensors = {name: tensor for name, tensor in self.tensors.items() if name in used}
-        return Plan(tensors, tuple(operations), given, tuple(taken), tuple(shapes), self.by_row)
+        sources = {
+            name: self._sources[name]
+            for one in operations
+            for name in one.writes
+            if self._sources[name]
+        }
+        return Plan(
+            tensors, tuple(operations), given, tuple(taken), tuple(shapes), self.by_row, sources
+        )
 
 
 def _needed(operations: Sequence[Operation], needed: set[str]) -> list[Operation]:
@@ -346,8 +367,16 @@ def _needed(operations: Sequence[Operation], needed: set[str]) -> list[Operation
     return kept[::-1]
 
 
-def fused(operations: Sequence[Operation], outputs: frozenset[str]) -> list[Operation]:
-    """Join each map with the operation that makes its input, where nothing else reads that."""
+def fused(
+    operations: Sequence[Operation], outputs: frozenset[str], sources: dict[str, tuple[str, ...]]
+) -> list[Operation]:
+    """Join operations with those that make their inputs, where nothing else reads these.
+
+    Args:
+        operations: Operations in order.
+        outputs: Tensors that are given as answers.
+        sources: Names of nodes by the tensor that is written; those of joined operations are joined.
+    """
     result = list(operations)
     changed = True
     while changed:
@@ -367,6 +396,8 @@ def fused(operations: Sequence[Operation], outputs: frozenset[str]) -> list[Oper
                 joined = _joined(result[source[0]], operation, name)
                 if joined is None:
                     continue
+                kept = sources[joined.writes[0]]
+                sources[joined.writes[0]] = tuple(dict.fromkeys((*sources[name], *kept)))
                 if isinstance(
                     result[source[0]], Map
                 ):  # it reads what may be written between the two

@@ -27,6 +27,7 @@ from hasten.engines.compiled.nodes.int8 import lower as bytes_of
 from hasten.engines.compiled.nodes.int8.qoperators import spelled
 from hasten.engines.compiled.plan import MOST_BYTES, Plan, Tensor
 from hasten.engines.failures import failed
+from hasten.engines.layers import node_name
 from hasten.errors import CandidateError
 
 if TYPE_CHECKING:
@@ -70,8 +71,22 @@ def lower(
         CandidateError: an operator isn't covered (the message names it and its node), or there is more to
             calculate.
     """
-    proto = _read(path)
-    graph = Graph(most_work=most_work, lowerings=LOWERINGS)
+    return lower_graph(_read(path), request, outputs, most_work)
+
+
+def lower_graph(
+    proto: onnx.ModelProto,
+    request: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    most_work: int = 10**12,
+) -> tuple[Plan, bytes]:
+    """Make the plan of an ONNX graph, as `lower` does.
+
+    Raises:
+        CandidateError: an operator isn't covered (the message names it and its node), or there is more to
+            calculate.
+    """
+    graph = Graph(most_work=most_work, lowerings=LOWERINGS, between=_between(proto.graph))
     for spec in request:
         batch = 0 if spec.shape and spec.shape[0] == 1 else None
         graph.by_row = graph.by_row and batch == 0
@@ -79,6 +94,24 @@ def lower(
     _lower_all(graph, proto.graph, {one.domain: one.version for one in proto.opset_import})
     plan = graph.plan([spec.name for spec in request], [spec.name for spec in outputs])
     return _packed(plan, bytes(graph.weights.content))
+
+
+def _between(proto: onnx.GraphProto) -> frozenset[str]:
+    """Return the names of bytes that are read only by the DequantizeLinear of their QuantizeLinear."""
+    forms = {
+        node.output[0]: tuple(node.input[1:3])
+        for node in proto.node
+        if node.op_type == "QuantizeLinear"
+    }
+    seen = {output.name for output in proto.output}
+    for node in proto.node:
+        if any(attribute.HasField("g") for attribute in node.attribute):
+            return frozenset()  # a branch may read anything
+        back = node.op_type == "DequantizeLinear"
+        for place, name in enumerate(node.input):
+            if not (back and place == 0 and forms.get(name) == tuple(node.input[1:3])):
+                seen.add(name)
+    return frozenset(forms) - seen
 
 
 def _lower_all(graph: Graph, proto: onnx.GraphProto, opsets: Mapping[str, int]) -> None:
@@ -147,6 +180,7 @@ def _lower(node: Node) -> None:
 
 def _lower_known_or_not(node: Node) -> None:
     proto = node.proto
+    node.graph.source = node_name(proto)
     if proto.op_type == "Constant" and _constant(node):
         return
     given = [node.graph.values.get(name) for name in proto.input if name]

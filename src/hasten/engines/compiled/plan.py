@@ -11,7 +11,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
@@ -21,7 +21,8 @@ import numpy as np
 from hasten.core.records import Value, from_record, to_record
 from hasten.core.registry import Registry
 from hasten.core.tensors import Array
-from hasten.errors import IntegrityError
+from hasten.engines.layers import Kind
+from hasten.errors import CandidateError, IntegrityError
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.source import Writer
@@ -108,8 +109,14 @@ def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class Operation(Value, ABC):
-    """Step of a plan: a frozen dataclass that names the tensors that it reads and writes."""
+    """Step of a plan: a frozen dataclass that names the tensors that it reads and writes.
 
+    Attributes:
+        splits: Whether `emit` shares out its loops to several threads, by `Writer.share`; else one
+            thread runs all of it.
+    """
+
+    splits: ClassVar[bool] = False
     registry: ClassVar[Registry] = Registry(
         "operation",
         "hasten.operations",
@@ -134,6 +141,8 @@ class Operation(Value, ABC):
         },
     )
 
+    task: ClassVar[Kind] = "elementwise"
+    """Kind of work in a profile."""
     narrow: ClassVar[bool] = False
     """Whether it calculates with bytes, some ten times as many in the time of floats."""
 
@@ -171,6 +180,21 @@ class Operation(Value, ABC):
         """
         with writer.each_row():
             self.emit(writer)
+
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        """Write the results for one row by numpy's integers: what the C must equal bit for bit.
+
+        Args:
+            tensors: Flat arrays by name: all that it reads, and what it writes where others write parts
+                of that too.
+
+        Raises:
+            CandidateError: the operation is of floats, whose last bits depend on the processor.
+        """
+        raise CandidateError(
+            f"a step calculates with floats ({type(self).__name__.lower()}), "
+            "whose last bits depend on the processor"
+        )
 
     def refuse(self, why: str) -> NoReturn:
         """Refuse the plan."""
@@ -223,6 +247,7 @@ class Plan:
         outputs: Names of the tensors that are the answer.
         shapes: Shape of each output, for one row.
         by_row: Whether rows of a batch are answered each by itself, so that any number may come.
+        sources: Names of the nodes behind what an operation writes, by that tensor's name; for people.
     """
 
     tensors: dict[str, Tensor]
@@ -231,6 +256,7 @@ class Plan:
     outputs: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     by_row: bool
+    sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor.

@@ -1,8 +1,44 @@
 /* Sums become bytes: see operators/int8/numbers.py for what it means. Included where a plan has bytes. */
 
+#if defined(__x86_64__)
+#define X86 1
+#else
+#define X86 0
+#endif
+
+#if X86
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define INLINE static inline
+#endif
+
+
+#if AVX512
+#define ANY(value) "v"(value)
+#define EVEX_SUFFIX "8"
+#else
+#define ANY(value) "x"(value)
+#define EVEX_SUFFIX ""
+#endif
+
 static inline i32 clamp_byte(i32 q, i32 low, i32 high) { return q < low ? low : q > high ? high : q; }
 
 /* The nearest integer, halves to even; the magnitude is at most 2^30, or it is NaN. */
 static inline i32 byte_of(float scaled, i32 zero, i32 low, i32 high) {
   return clamp_byte((i32)__builtin_lrintf(scaled) + zero, low, high);
 }
+
+/* Hides where a pointer comes from: a compiler would keep each sum of it and a number in a register of its own. */
+#define HERE(pointer) asm volatile("" : "+r"(pointer))
+
+/* The first bytes of memory as a number; their number is constant. */
+INLINE i64 first_bytes(const u8 *from, long bytes) {
+  i64 all = 0;
+  COPY(&all, from, bytes);
+  return all;
+}
+
+/* Names of vectors.c, with the width. */
+#define N3(name, width) name##_##width
+#define N2(name, width) N3(name, width)
+#define N(name) N2(name, W)

@@ -9,6 +9,8 @@ typedef long long i64;
 typedef unsigned char u8;
 typedef signed char i8;
 typedef short i16;
+typedef unsigned u32;
+typedef unsigned long long u64;
 
 #define COPY(to, from, bytes) __builtin_memcpy(to, from, bytes)
 

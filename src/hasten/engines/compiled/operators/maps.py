@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+from numpy.lib.stride_tricks import as_strided
+
+from hasten.core.tensors import Array
 from hasten.engines.compiled.operators import programs
 from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.plan import C_TYPES, Access, Operation, Plan, product
+from hasten.engines.layers import Kind
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.source import Writer
@@ -30,6 +34,13 @@ class Map(Operation):
     output: Access
     shape: tuple[int, ...]
 
+    splits: ClassVar[bool] = True
+
+    @property
+    def task(self) -> Kind:  # type: ignore[override]
+        """Copies move, all else calculates."""
+        return "movement" if all(step.op == "copy" for step in self.steps) else "elementwise"
+
     @property
     def reads(self) -> tuple[str, ...]:
         return tuple(access.tensor for access in self.inputs)
@@ -48,12 +59,26 @@ class Map(Operation):
         if self.check_access(plan, self.output, self.shape).dtype != result:
             self.refuse(f"{self.output.tensor!r} takes another type than {result}")
 
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        """Copy elements; a program that calculates is refused."""
+        if len(self.inputs) != 1 or any(step.op != "copy" for step in self.steps):
+            super().calculate(tensors)
+        read, written = (
+            as_strided(
+                tensors[access.tensor][access.offset :],
+                self.shape,
+                [stride * tensors[access.tensor].itemsize for stride in access.strides],
+            )
+            for access in (self.inputs[0], self.output)
+        )
+        written[...] = read
+
     def emit(self, writer: Writer) -> None:
         shape, accesses = merged(self.shape, [*self.inputs, self.output])
         types = [writer.plan.tensor(name).dtype for name in self.reads]
         sources = [writer.read(name) for name in self.reads]
         target = writer.write(self.output.tensor)
-        with writer.loops(shape, "#pragma GCC ivdep"):
+        with writer.loops(shape, "#pragma GCC ivdep", split=True):
             for number, (source, access) in enumerate(zip(sources, accesses[:-1], strict=True)):
                 kind = C_TYPES[types[number]]
                 writer.line(f"const {kind} v{number} = {source}[{place(access)}];")

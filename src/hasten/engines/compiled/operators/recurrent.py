@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from hasten.core.tensors import Array
 from hasten.engines.compiled.operators import programs
 from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.plan import ALIGNMENT, C_TYPES, Access, Operation, Plan
+from hasten.engines.layers import Kind
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.source import Writer
@@ -53,6 +54,8 @@ class Recurrent(Operation):
         last_cell: Cell after the last step, over `rows x hidden`; None where nothing reads it.
         scratch: Tensor of `scratch_size` numbers that nothing else uses; "" where that is 0.
     """
+
+    task: ClassVar[Kind] = "arithmetic"
 
     kind: Literal["rnn", "gru", "gru_after", "lstm"]
     hidden: int

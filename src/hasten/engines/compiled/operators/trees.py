@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from hasten.engines.compiled.operators import lanes, walks
 from hasten.engines.compiled.operators.forests import Forest
 from hasten.engines.compiled.operators.rankings import Splits
 from hasten.engines.compiled.plan import C_TYPES, Operation, Plan
+from hasten.engines.layers import Kind
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.source import Writer
@@ -49,6 +50,8 @@ class Trees(Operation):
         combine: Way in which a target's values become one number; without values it is 0.
         steps: Nodes on the longest ways through all trees together; an older plan doesn't say.
     """
+
+    task: ClassVar[Kind] = "arithmetic"
 
     input: str
     output: str

@@ -10,10 +10,11 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.engines.compiled.graph import Node, Value
-from hasten.engines.compiled.nodes.int8 import sums, views
+from hasten.engines.compiled.nodes.int8 import channels, curves, residuals, sums, views
 from hasten.engines.compiled.nodes.int8.values import (
     Bytes,
     Levels,
+    Pending,
     byte_type,
     codes_of,
     ordered,
@@ -82,6 +83,8 @@ _MOVES = frozenset(
     ]
 )
 """Operators whose results are elements of their first input."""
+_SHAPES = frozenset(["Flatten", "Reshape", "Squeeze", "Unsqueeze"])
+"""Operators that give their first input another shape."""
 _OF_CODES = frozenset({*_MOVES, "Concat", "GlobalMaxPool", "MaxPool", "Pad"})
 """Operators that mean the same for bytes as for the numbers that they stand for."""
 _TAKEN: Mapping[str, Callable[[Node], bool]] = {
@@ -128,7 +131,7 @@ def taken(node: Node, lowering: Callable[[Node], None] | None) -> bool:
     if kind in _MOVES and lowering is not None and _move(node, lowering):
         return True
     found = _TAKEN.get(kind)
-    return found is not None and found(node)
+    return (found is not None and found(node)) or (kind == "Add" and residuals.add(node))
 
 
 def known(node: Node) -> bool:
@@ -189,41 +192,64 @@ def _scale(node: Node) -> tuple[float, int, bool] | None:
 
 def _quantize(node: Node) -> bool:
     """Round a value to bytes; give a value of bytes, which a DequantizeLinear makes numbers of."""
-    value, form = node.peek(0), _scale(node)
-    if form is None or value.dtype != "float32" or value.constant is not None:
+    value = node.peek(0)
+    if value.dtype != "float32" or value.constant is not None:
         return False
-    scale, zero, signed = form
     if value.batch != 0 or product(value.shape) < 1:
         return False
-    key = (node.proto.input[0], zero, scale)
-    made = node.graph.rounded.get(key) or _rounded(node, value, zero, scale)
-    node.graph.rounded[key] = made
+    if value.bytes is not None and value.bytes.scales is not None:
+        value = node.input(0)
+    form = _scale(node)
+    if form is not None:
+        scale, zero, signed = form
+        key = (node.proto.input[0], zero, scale)
+        made = node.graph.known.get(key) or _bytes(node, value, zero, scale)
+        node.graph.known[key] = made
+    else:
+        hidden = node.proto.output[0] in node.graph.between and len(value.shape) in (3, 4)
+        by_channel = channels.forms(node, value.shape[1]) if hidden else None
+        if by_channel is None:
+            return False
+        scales, zeros, signed = by_channel
+        found = channels.rounded(value, scales, zeros)
+        made = found or _bytes(node, value, *channels.joint(scales, zeros))
+        made = replace(made, chosen=True)
     dtype = "int8" if signed else "uint8"
     node.give(Value("", dtype, value.shape, value.batch, bytes=made))
     return True
 
 
-def _rounded(node: Node, value: Value, zero: int, scale: float) -> Bytes:
-    """Append operations that round a value to bytes."""
+def _bytes(node: Node, value: Value, zero: int, scale: float) -> Bytes:
+    """Append operations that round a value to bytes of one scale."""
     graph = node.graph
     if value.pending is not None:
+        known = graph.rounded.get(id(value.pending))
+        if known is not None and (known[1].zero, known[1].scale) == (zero, scale):
+            return known[1]
         with suppress(IntegrityError):  # it is beyond what a sum's rounding takes
-            return value.pending.rounded(zero, scale)
-    elif value.bytes is not None:
+            made = value.pending.rounded(zero, scale)
+            if value.pending.uncut is None:
+                graph.rounded.setdefault(id(value.pending), (value.pending, made))
+            return made
+    elif value.bytes is not None and value.bytes.scales is None:
         return value.bytes.rounded(graph, value.shape, zero, scale)
     value = node.input(0)
     last = len(value.shape) in (3, 4) and value.shape[0] == 1
-    channels = value.shape[1] if last else 1
+    rows = value.shape[1] if last else 1
     tensor = graph.new("uint8", value.shape, None).tensor
-    pixels = product(value.shape) // channels
+    pixels = product(value.shape) // rows
     read = graph.tensor(value)
-    graph.add(Quantize(read, tensor, channels, pixels, scale, Rounding(zero)))
+    graph.add(Quantize(read, tensor, rows, pixels, scale, Rounding(zero)))
     return Bytes.stored(tensor, last, zero, scale)
 
 
 def _dequantize(node: Node) -> bool:
     """Give the numbers that bytes stand for."""
     value, form = node.peek(0), _scale(node)
+    if value.bytes is not None and value.bytes.chosen:
+        bytes_ = replace(value.bytes, chosen=False)
+        node.give(Value("", "float32", value.shape, value.batch, bytes=bytes_))
+        return True
     if form is None or value.dtype not in ("int8", "uint8") or value.batch != 0:
         return False
     scale, zero, signed = form
@@ -261,7 +287,9 @@ def _cut(node: Node) -> bool:
     )
     if np.isnan([low, high]).any() or bounds[0] > bounds[1]:
         return False
-    node.give(replace(value, pending=replace(value.pending, node=node, low=low, high=high)))
+    uncut = value.pending.uncut or value.pending
+    cut = replace(value.pending, node=node, low=low, high=high, uncut=uncut)
+    node.give(replace(value, pending=cut))
     return True
 
 
@@ -271,7 +299,11 @@ def _one_by_one(node: Node) -> bool:
     moving = [value for value in given if value.constant is None]
     roots = {value.bytes.root if value.bytes else "" for value in moving}
     shapes = {(value.shape, value.bytes.last) for value in moving if value.bytes}
-    if len(roots) != 1 or "" in roots or len(shapes) != 1 or moving[0].dtype != "float32":
+    if "" in roots:
+        return curves.taken(node)
+    if len(roots) != 1 or len(shapes) != 1 or moving[0].dtype != "float32":
+        return False
+    if any(value.bytes is not None and value.bytes.scales is not None for value in moving):
         return False
     if any(value.constant is not None and value.constant.size != 1 for value in given):
         return False
@@ -356,6 +388,8 @@ def _pad(node: Node, lowering: Callable[[Node], None]) -> bool:
 def _move(node: Node, lowering: Callable[[Node], None]) -> bool:
     """Take an operator that moves elements, as one over bytes."""
     graph, given = node.graph, node.peek(0)
+    if given.pending is not None and node.proto.op_type in _SHAPES:
+        return _reshaped(node, given, given.pending, lowering)
     value = sums.stored(given)
     others = [graph.values[name] for name in node.proto.input[1:] if name]
     if value is None or any(other.narrow for other in others):
@@ -383,4 +417,21 @@ def _move(node: Node, lowering: Callable[[Node], None]) -> bool:
                 shape = (shape[0], shape[-1], *shape[1:-1])
             kept = Bytes.stored(made.tensor, viewed is not None, value.zero, value.scale)
             graph.values[one] = Value("", "float32", shape, made.batch, bytes=kept)
+    return True
+
+
+def _reshaped(node: Node, given: Value, pending: Pending, lowering: Callable[[Node], None]) -> bool:
+    """Give sums of one pixel, whose order is the same with the channels first or last, another shape."""
+    graph, name = node.graph, node.proto.input[0]
+    if given.batch != 0 or product(given.shape[2:]) > 1:
+        return False
+    graph.values[name] = replace(given, pending=None)
+    try:
+        lowering(node)
+    finally:
+        graph.values[name] = given
+    made = graph.values[node.proto.output[0]]
+    if product(made.shape[2:]) > 1 or made.batch != 0:
+        return False
+    node.give(replace(made, pending=replace(pending, shape=made.shape)))
     return True

@@ -11,7 +11,7 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.engines.compiled.graph import Node, Value
 from hasten.engines.compiled.nodes.convolutions import picture, two, window_of
-from hasten.engines.compiled.nodes.int8.values import Bytes, Levels, Pending, ordered
+from hasten.engines.compiled.nodes.int8.values import Bytes, Levels, Sums, ordered
 from hasten.engines.compiled.operators.int8.convolutions import MOST_PADDED, MOST_SIZE, Conv8
 from hasten.engines.compiled.operators.int8.elementwise import Add8, Multiply8, Table8
 from hasten.engines.compiled.operators.int8.numbers import (
@@ -23,6 +23,7 @@ from hasten.engines.compiled.operators.int8.numbers import (
 from hasten.engines.compiled.operators.int8.pools import Pool8
 from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.plan import Access, product
+from hasten.engines.layers import node_name
 from hasten.errors import IntegrityError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ _ONE = 64
 
 
 @dataclass(frozen=True)
-class _Products(Pending):
+class Products(Sums):
     """Sums of products with constant weights.
 
     Attributes:
@@ -57,12 +58,12 @@ class _Products(Pending):
     most: Array | None = None
     last: bool = True
 
-    def stored(self, scale: float, rounding: Rounding) -> tuple[str, bool]:
+    def stored(self, scale: float | Array, rounding: Rounding) -> tuple[str, bool]:
         assert self.conv is not None
         assert self.scale is not None
         assert self.most is not None
         graph = self.node.graph
-        ratio = _ratio(self.most, self.scale / np.float32(scale))
+        ratio = _ratio(self.most, self.scale / np.asarray(scale, np.float32))
         made = graph.new("uint8", self.shape, None)
         made_of = replace(self.conv, scale=graph.store(ratio), output=made.tensor)
         graph.add(replace(made_of, rounding=rounding))
@@ -74,6 +75,7 @@ class _Products(Pending):
         graph = self.node.graph
         if np.isfinite([self.low, self.high]).any():
             return super().floats()
+        graph.source = node_name(self.node.proto)
         value = graph.values[self.node.proto.output[0]]
         made = graph.new("float32", self.shape, value.batch)
         scale = graph.store(self.scale.astype(np.float32))
@@ -88,7 +90,7 @@ class _Products(Pending):
 
 
 @dataclass(frozen=True)
-class _Both(Pending):
+class _Both(Sums):
     """Sum, difference or product of two tensors of bytes.
 
     Attributes:
@@ -128,7 +130,7 @@ class _Both(Pending):
 
 
 @dataclass(frozen=True)
-class _Averages(Pending):
+class _Averages(Sums):
     """Averages over windows of a picture of bytes.
 
     Attributes:
@@ -151,7 +153,7 @@ class _Averages(Pending):
 
 
 @dataclass(frozen=True)
-class _Joined(Pending):
+class _Joined(Sums):
     """Tensors of bytes of several scales, one behind the other along an axis.
 
     Attributes:
@@ -218,10 +220,17 @@ def _ratio(most: Array, ratio: Array) -> Array:
     return found
 
 
-def stored(value: Value) -> Bytes | None:
-    """Return a value's bytes where a tensor holds them, for one row of a batch."""
+def stored(value: Value, *, by_channel: bool = False) -> Bytes | None:
+    """Return a value's bytes where a tensor holds them, for one row of a batch.
+
+    Args:
+        value: The value.
+        by_channel: Whether each channel may have a scale of its own.
+    """
     found = value.bytes
-    return found if found is not None and found.tensor and value.batch == 0 else None
+    if found is None or not found.tensor or value.batch != 0:
+        return None
+    return found if found.scales is None or by_channel else None
 
 
 def _picture(value: Value) -> Bytes | None:
@@ -271,7 +280,10 @@ def _products(
         factor: Number that products are multiplied by.
     """
     outs = len(weight)
-    unit = np.broadcast_to(levels.scale.astype(np.float64), (outs,)) * value.scale * factor
+    scale: Array | float = value.scale
+    if value.scales is not None:  # each output reads one input only
+        scale = np.repeat(value.scales, outs // len(value.scales))
+    unit = np.broadcast_to(levels.scale.astype(np.float64), (outs,)) * scale * factor
     if not (np.isfinite(unit).all() and (unit > 0).all() and np.isfinite(bias).all()):
         return False
     weight, unit = _coarser(weight, unit, bias)
@@ -290,7 +302,7 @@ def _products(
         weight=graph.store(np.ascontiguousarray(weight)),
         bias=graph.store(numbers),
     )
-    pending = _Products(node, shape, conv=conv, scale=unit, most=most, last=last)
+    pending = Products(node, shape, conv=conv, scale=unit, most=most, last=last)
     node.give(Value("", "float32", shape, 0, pending=pending))
     return True
 
@@ -298,10 +310,10 @@ def _products(
 def conv(node: Node) -> bool:
     """Take a convolution of bytes by constant integers."""
     given, weight = node.peek(0), node.peek(1)
-    value, levels = stored(given), weight.levels
+    outs, ins = weight.shape[:2]
+    value, levels = stored(given, by_channel=ins == 1), weight.levels
     if value is None or levels is None or given.shape[0] != 1 or levels.axis not in (None, 0):
         return False
-    outs, ins = weight.shape[:2]
     bias = _bias(node, 2, outs)
     groups = int(node.attributes.get("group", 1))
     if bias is None or ins * groups != given.shape[1] or outs % groups:
@@ -580,6 +592,8 @@ def concat(node: Node) -> bool:
     first = given[0].shape
     axis = node.axis(int(node.attributes["axis"]), len(first))
     if any(value.bytes is None or value.batch != 0 for value in given):
+        return False
+    if any(value.bytes is not None and value.bytes.scales is not None for value in given):
         return False
     if axis == 0 or product(first[:1]) != 1:
         return False

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hasten.core.tensors import Array
+from hasten.engines.compiled.graph import Value
 from hasten.engines.compiled.operators.int8.elementwise import Dequantize, Table8
 from hasten.engines.compiled.operators.int8.numbers import Rounding
 from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.plan import contiguous, product
+from hasten.engines.layers import node_name
 
 if TYPE_CHECKING:
-    from hasten.engines.compiled.graph import Graph, Node, Value
+    from hasten.engines.compiled.graph import Graph, Node
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ class Bytes:
         codes: uint8 of shape (256,): byte of that tensor for each byte of the root.
         zero: Byte that stands for 0.
         scale: Real number that one step stands for; 0 without a tensor.
+        scales: float32, real number that one step stands for in each channel, in place of `scale`: the
+            table then counts steps. None with one for all.
+        chosen: Whether these are other bytes than the QuantizeLinear that asked for them describes.
     """
 
     root: str
@@ -54,6 +59,8 @@ class Bytes:
     codes: Array | None = None
     zero: int = 0
     scale: float = 0.0
+    scales: Array | None = None
+    chosen: bool = False
 
     @classmethod
     def stored(cls, tensor: str, last: bool, zero: int, scale: float) -> Bytes:
@@ -86,7 +93,14 @@ class Bytes:
         channels = value.shape[1] if self.last else 1
         table = graph.store(self.table)
         graph.add(Dequantize(self.root, table, made.tensor, channels, size // channels))
-        return replace(made, bytes=self)
+        if self.scales is None:
+            return replace(made, bytes=self)
+        scaled = graph.new("float32", value.shape, value.batch)
+        along = (value.shape[1], product(value.shape[2:]))
+        factors = Value("", "float32", self.scales.shape, None, self.scales)
+        reads = [(made, (along[1], 1), 0), (factors, (1, 0), 0)]
+        graph.map([Step("multiply", (0, 1), "float32")], reads, scaled, shape=along)
+        return scaled
 
 
 def _numbers(codes: Array, zero: int, scale: float) -> Array:
@@ -149,24 +163,35 @@ class Pending(ABC):
         shape: Their shape, for one row.
         low: Real number below which they are cut.
         high: Real number above which they are cut.
+        uncut: The sums before a node cut them; None where none did.
     """
 
     node: Node
     shape: tuple[int, ...]
     low: float = -np.inf
     high: float = np.inf
+    uncut: Pending | None = None
 
     @abstractmethod
-    def stored(self, scale: float, rounding: Rounding) -> tuple[str, bool]:
-        """Append operations that round them; return the tensor, and whether channels are last."""
+    def rounded(self, zero: int, scale: float) -> Bytes:
+        """Append operations that round them to bytes of a scale."""
 
     def floats(self) -> Value:
         """Return them as a tensor of float32, by the lowering of floats unless overridden."""
         self.node.graph.lowerings[self.node.proto.op_type](self.node)
         return self.node.graph.values[self.node.proto.output[0]]
 
+
+class Sums(Pending):
+    """Sums that an operation of bytes makes, and rounds."""
+
+    @abstractmethod
+    def stored(self, scale: float, rounding: Rounding) -> tuple[str, bool]:
+        """Append operations that round them; return the tensor, and whether channels are last."""
+
     def rounded(self, zero: int, scale: float) -> Bytes:
         """Append operations that round them to bytes of a scale."""
+        self.node.graph.source = node_name(self.node.proto)
         low, high = (int(one) for one in codes_of(np.array([self.low, self.high]), zero, scale))
         tensor, last = self.stored(scale, Rounding(zero, low, high))
         return Bytes.stored(tensor, last, zero, scale)

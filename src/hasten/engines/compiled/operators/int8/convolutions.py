@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from hasten.core.tensors import Array
+from hasten.engines.compiled.operators.int8 import dense, depthwise
 from hasten.engines.compiled.operators.int8.numbers import Rounding, Sum8, check_sums, most_sums
 from hasten.engines.compiled.plan import Operation, Plan, product
+from hasten.engines.layers import Kind
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.source import Writer
@@ -49,7 +51,10 @@ class Conv8(Operation):
         last: Constant of 256 uint8 that replace each byte after that; "" for none.
     """
 
+    task: ClassVar[Kind] = "arithmetic"
+
     narrow: ClassVar[bool] = True
+    splits: ClassVar[bool] = True
 
     input: str
     weight: str
@@ -156,6 +161,9 @@ class Conv8(Operation):
         bias = writer.constant(self.bias)
         check_sums(writer, most_sums(weight, bias, self.zero), self.scale)
 
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        tensors[self.output] = self.compute(tensors)
+
     def compute(self, tensors: dict[str, Array]) -> Array:
         """Return the result for one row, as numpy computes it: what every kernel must equal.
 
@@ -185,7 +193,7 @@ class Conv8(Operation):
         """Return the results of sums of shape (height, width, channels), flat."""
         scale = tensors[self.scale]
         if self.rounding is None:
-            return (sums.astype(np.float32) * scale).ravel()  # type: ignore[no-any-return]
+            return (sums.astype(np.float32) * scale).ravel()
         found = self.rounding.of(sums, scale).ravel()
         if self.table:
             found = tensors[self.table][found]
@@ -195,9 +203,19 @@ class Conv8(Operation):
             found = tensors[self.last][found]
         return found
 
-    def emit(self, writer: Writer) -> None:
+    def emit_rows(self, writer: Writer) -> None:
         self.check_constants(writer)
-        _emit_plainly(self, writer)
+        if self.depthwise or not dense.emit_rows(self, writer):
+            super().emit_rows(writer)
+
+    def emit(self, writer: Writer) -> None:
+        if depthwise.supported(self):
+            depthwise.emit(self, writer)
+        elif self.depthwise:
+            with writer.share(1):
+                _emit_plainly(self, writer)
+        else:
+            dense.emit(self, writer)
 
 
 def _emit_plainly(conv: Conv8, writer: Writer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -15,12 +16,48 @@ from hasten.engines.compiled.operators.int8.numbers import (
     check_sums,
 )
 from hasten.engines.compiled.plan import Operation, Plan
+from hasten.engines.layers import Kind
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.source import Writer
 
 _LEAST_STEP = float(np.finfo(np.float32).smallest_subnormal)
 _MOST_STEP = float(np.finfo(np.float32).max)
+_LINE, _FLOATS = 64, 16
+"""Bytes, and floats, of a line of the cache."""
+_BOUND = 1 << 20
+"""Steps beyond which all floats become the same byte."""
+_PLACES = np.array(
+    [
+        [at // 3 if at % 3 == plane else 128 for at in range(part * 16, part * 16 + 16)]
+        for part in range(3)
+        for plane in range(3)
+    ],
+    np.uint8,
+)
+"""Place in 16 bytes of each of three planes of each byte of 16 pixels, 128 where it is of another plane."""
+
+
+def _inverse(step: np.float32) -> np.float32:
+    """Return the float by which, with two corrections, a division is exact; 0 where there is none.
+
+    Source: Markstein, "Computation of elementary functions on the IBM RISC System/6000 processor", 1990,
+    theorem 8.5: the reciprocal must be the nearest one, and the divisor's mantissa not all ones.
+    """
+    exact = 1 / Fraction(float(step))
+    with np.errstate(over="ignore"):
+        near = np.float32(float(exact))
+    around = [np.nextafter(near, np.float32(end)) for end in (0, np.inf)]
+    if not np.isfinite([near, *around]).all() or not 2.0**-100 < near < 2.0**100:
+        return np.float32(0)
+    if np.frexp(step)[0] == np.float32(1 - 2.0**-24):
+        return np.float32(0)
+    return min((near, *around), key=lambda one: abs(Fraction(float(one)) - exact))
+
+
+def _float(value: np.float32) -> str:
+    """Return a float as C spells it exactly."""
+    return f"{float(value).hex()}f"
 
 
 @dataclass(frozen=True)
@@ -38,6 +75,7 @@ class Quantize(Operation):
         rounding: Zero and bounds.
     """
 
+    task: ClassVar[Kind] = "conversion"
     narrow: ClassVar[bool] = True
 
     input: str
@@ -69,6 +107,9 @@ class Quantize(Operation):
         self.check_sizes(plan, "float32", (self.input, size))
         self.check_sizes(plan, "uint8", (self.output, size))
 
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        tensors[self.output] = self.compute(tensors)
+
     def compute(self, tensors: dict[str, Array]) -> Array:
         """Return the result for one row, as numpy computes it."""
         given = tensors[self.input].reshape(self.channels, self.pixels).T
@@ -76,13 +117,35 @@ class Quantize(Operation):
             scaled = np.nan_to_num(given / np.float32(self.step), nan=-MOST_RESULT)
         whole = np.rint(np.clip(scaled, -MOST_RESULT, MOST_RESULT)).astype(np.int64)
         found = np.clip(whole + self.rounding.zero, self.rounding.low, self.rounding.high)
-        return found.astype(np.uint8).ravel()  # type: ignore[no-any-return]
+        return found.astype(np.uint8).ravel()
 
     def emit(self, writer: Writer) -> None:
         x, y = writer.read(self.input), writer.write(self.output)
+        step = np.float32(self.step)
+        wide = min(32, writer.byte_width(self.pixels))
+        with np.errstate(over="ignore"):
+            bound = step * np.float32(_BOUND)
+        if wide and self.channels in (1, 3) and np.isfinite(bound):
+            arguments = f"{', '.join(map(_float, (step, _inverse(step), bound)))}, {self.rounding.arguments}"
+            with writer.block(f"for (long i = 0; i < {self.pixels}; i += {wide})"):
+                last = self.pixels - wide
+                writer.line(f"const long at = i < {last} ? i : {last};")
+                planes = [
+                    f"quantized_{wide}({x} + {plane * self.pixels} + at, {arguments})"
+                    for plane in range(self.channels)
+                ]
+                if self.channels == 1:
+                    writer.line(f"*(vb_u_{wide} *)({y} + at) = {planes[0]};")
+                else:
+                    places = writer.table(_PLACES.ravel())
+                    writer.line(f"woven_{wide}({y} + 3 * at, {', '.join(planes)}, {places});")
+            return
+        self._emit_plainly(writer, x, y)
+
+    def _emit_plainly(self, writer: Writer, x: str, y: str) -> None:
         with writer.loops((self.pixels, self.channels)):
-            step = float(np.float32(self.step)).hex()
-            writer.line(f"float v = {x}[i1 * {self.pixels} + i0] / {step}f;")
+            step = _float(np.float32(self.step))
+            writer.line(f"float v = {x}[i1 * {self.pixels} + i0] / {step};")
             most = f"{MOST_RESULT:.0f}.f"
             writer.line(f"v = v > -{most} ? v : -{most}; v = v < {most} ? v : {most};")
             writer.line(f"{y}[i0 * {self.channels} + i1] = byte_of(v, {self.rounding.arguments});")
@@ -100,6 +163,7 @@ class Dequantize(Operation):
         pixels: Number of pixels.
     """
 
+    task: ClassVar[Kind] = "conversion"
     narrow: ClassVar[bool] = True
 
     input: str
@@ -128,6 +192,9 @@ class Dequantize(Operation):
         self.check_sizes(plan, "uint8", (self.input, size))
         self.check_sizes(plan, "float32", (self.table, 256), (self.output, size))
 
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        tensors[self.output] = self.compute(tensors)
+
     def compute(self, tensors: dict[str, Array]) -> Array:
         """Return the result for one row, as numpy computes it."""
         given = tensors[self.input].reshape(self.pixels, self.channels).T
@@ -135,8 +202,18 @@ class Dequantize(Operation):
 
     def emit(self, writer: Writer) -> None:
         x, t, y = writer.read(self.input), writer.read(self.table), writer.write(self.output)
-        with writer.loops((self.channels, self.pixels)):
-            writer.line(f"{y}[i0 * {self.pixels} + i1] = {t}[{x}[i1 * {self.channels} + i0]];")
+        channels, pixels = self.channels, self.pixels
+        with writer.loops((-(-channels // _LINE), -(-pixels // _FLOATS)), name="block"):
+            for name, block, size, step in (
+                *(("c", "block0", channels, _LINE), ("p", "block1", pixels, _FLOATS)),
+            ):
+                writer.line(f"const long {name} = {block} * {step};")
+                writer.line(
+                    f"const long {name}_end = {size} - {name} < {step} ? {size} : {name} + {step};"
+                )
+            with writer.block("for (long i = c; i < c_end; i++)"):
+                with writer.block("for (long j = p; j < p_end; j++)"):
+                    writer.line(f"{y}[i * {pixels} + j] = {t}[{x}[j * {channels} + i]];")
 
 
 @dataclass(frozen=True)
@@ -174,12 +251,18 @@ class Table8(Operation):
         given = (self.input, self.size), (self.table, 256), (self.output, self.size)
         self.check_sizes(plan, "uint8", *given)
 
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        tensors[self.output] = self.compute(tensors)
+
     def compute(self, tensors: dict[str, Array]) -> Array:
         """Return the result for one row, as numpy computes it."""
         return tensors[self.table][tensors[self.input]]
 
     def emit(self, writer: Writer) -> None:
         x, t, y = writer.read(self.input), writer.read(self.table), writer.write(self.output)
+        if wide := writer.byte_width(self.size):
+            writer.line(f"tabled_{wide}({y}, {x}, {self.size}, {t});")
+            return
         with writer.loops((self.size,)):
             writer.line(f"{y}[i0] = {t}[{x}[i0]];")
 
@@ -221,12 +304,18 @@ class Add8(Operation):
         names = (self.first, self.second, self.output)
         self.check_sizes(plan, "uint8", *((name, self.size) for name in names))
 
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        tensors[self.output] = self.compute(tensors)
+
     def compute(self, tensors: dict[str, Array]) -> Array:
         """Return the result for one row, as numpy computes it."""
         return self.sum.of(tensors[self.first], tensors[self.second])
 
     def emit(self, writer: Writer) -> None:
         x, z, y = writer.read(self.first), writer.read(self.second), writer.write(self.output)
+        if wide := writer.byte_width(self.size):
+            writer.line(f"added_{wide}({y}, {x}, {z}, {self.size}, {self.sum.arguments});")
+            return
         with writer.loops((self.size,)):
             writer.line(f"{y}[i0] = {self.sum.expression(f'{x}[i0]', f'{z}[i0]')};")
 
@@ -285,6 +374,9 @@ class Multiply8(Operation):
             plan, "uint8", (self.first, size), (self.second, second), (self.output, size)
         )
 
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        tensors[self.output] = self.compute(tensors)
+
     def compute(self, tensors: dict[str, Array]) -> Array:
         """Return the result for one row, as numpy computes it."""
         first = tensors[self.first].reshape(self.pixels, self.channels).astype(np.int64)
@@ -304,9 +396,33 @@ class Multiply8(Operation):
         self.check_constants(writer)
         x, z, y = writer.read(self.first), writer.read(self.second), writer.write(self.output)
         scale = writer.read(self.scale)
+        wide = writer.byte_width(self.channels if self.gate else self.pixels * self.channels)
+        if wide and self.gate:
+            self._emit_gate(writer, wide, x, z, y, scale)
+            return
+        if wide:
+            zeros = f"{self.zeros[0]}.f, {self.zeros[1]}.f"
+            end = f"{scale}[0], {self.rounding.arguments}"
+            size = self.pixels * self.channels
+            writer.line(f"multiplied_{wide}({y}, {x}, {z}, {size}, {zeros}, {end});")
+            return
         with writer.loops((self.pixels, self.channels)):
             place = f"i0 * {self.channels} + i1"
             second = f"{z}[{'i1' if self.gate else place}]"
             product = f"({x}[{place}] - {self.zeros[0]}) * ({second} - {self.zeros[1]})"
             scaled = f"(float)({product}) * {scale}[0]"
             writer.line(f"{y}[{place}] = byte_of({scaled}, {self.rounding.arguments});")
+
+    def _emit_gate(self, writer: Writer, wide: int, x: str, z: str, y: str, scale: str) -> None:
+        """Write the product with each channel's factor, which becomes a float once."""
+        factors = writer.scratch("float32", self.channels)
+        less = writer.scratch("float32", self.channels)
+        with writer.loops((self.channels,)):
+            writer.line(f"{factors}[i0] = {z}[i0] - {self.zeros[1]};")
+            writer.line(f"{less}[i0] = {factors}[i0] * {self.zeros[0]}.f;")
+        with writer.loops((self.pixels,)):
+            place = f"i0 * {self.channels}"
+            writer.line(
+                f"gated_{wide}({y} + {place}, {x} + {place}, {factors}, {less}, {self.channels}, "
+                f"{scale}[0], {self.rounding.arguments});"
+            )

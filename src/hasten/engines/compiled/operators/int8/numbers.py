@@ -65,7 +65,7 @@ class Rounding:
             scale: float32, for all or for each number along the last axis.
         """
         scaled = np.rint(sums.astype(np.float32) * scale).astype(np.int64) + self.zero
-        return np.clip(scaled, self.low, self.high).astype(np.uint8)
+        return np.clip(scaled, self.low, self.high).astype(np.uint8)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,11 @@ class Sum8:
         if not (fits and 0 <= self.shift <= _MOST_SHIFT and 0 <= self.low <= self.high <= 255):
             raise IntegrityError("the plan is damaged: a sum of two bytes overflows")
 
+    @property
+    def arguments(self) -> str:
+        """Arguments of C's `added` behind the size."""
+        return f"{self.factors[0]}, {self.factors[1]}, {self.offset}, {self.shift}, {self.low}, {self.high}"
+
     def expression(self, first: str, second: str) -> str:
         """Return C for the byte of two bytes, which are C expressions."""
         a, b = self.factors
@@ -107,7 +112,7 @@ class Sum8:
         """Return the bytes of two arrays of uint8, as numpy computes them."""
         a, b = self.factors
         total = first.astype(np.int64) * a + second.astype(np.int64) * b + self.offset
-        return np.clip(total >> self.shift, self.low, self.high).astype(np.uint8)
+        return np.clip(total >> self.shift, self.low, self.high).astype(np.uint8)  # type: ignore[no-any-return]
 
     @classmethod
     def near(

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from hasten.engines.compiled.source import Writer
 
 _MOST_SIZE = 1 << 16
+_MOST_UNROLLED = 25
+"""Most pixels of a window for which there is C of its own, with constant bounds."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,9 @@ class Pool8(Operation):
             most = product(self.kernel) * max(self.zero, 255 - self.zero)
             check_sums(writer, np.array([most]), self.scale)
 
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        tensors[self.output] = self.compute(tensors)
+
     def compute(self, tensors: dict[str, Array]) -> Array:
         """Return the result for one row, as numpy computes it."""
         largest = self.rounding is None
@@ -119,6 +124,40 @@ class Pool8(Operation):
     def emit(self, writer: Writer) -> None:
         self.check_constants(writer)
         x, y = writer.read(self.input), writer.write(self.output)
+        if not (vector := writer.byte_width(self.channels)):
+            self._emit_plainly(writer, x, y)
+            return
+        with writer.loops(self.output_size):
+            for at, (name, size) in enumerate(zip(("v", "h"), self.size, strict=True)):
+                writer.line(f"const long {name} = i{at} * {self.strides[at]} - {self.pads[at]};")
+                writer.line(f"const long {name}0 = {name} < 0 ? 0 : {name};")
+                end = f"{name} + {self.kernel[at]}"
+                writer.line(f"const long {name}s = ({end} < {size} ? {end} : {size}) - {name}0;")
+            to = f"{y} + (i0 * {self.output_size[1]} + i1) * {self.channels}"
+            if product(self.kernel) <= _MOST_UNROLLED:
+                with writer.block(f"if (vs == {self.kernel[0]} && hs == {self.kernel[1]})"):
+                    self._emit_window(writer, vector, x, to, *map(str, self.kernel))
+                writer.line("else")
+            with writer.block(""):
+                self._emit_window(writer, vector, x, to, "vs", "hs")
+
+    def _emit_window(
+        self, writer: Writer, wide: int, x: str, to: str, rows: str, columns: str
+    ) -> None:
+        """Write one pixel's channels from a window of some rows and columns."""
+        line = self.size[1] * self.channels
+        window = (
+            f"{x} + v0 * {line} + h0 * {self.channels}, {rows}, {columns}, {line}, {self.channels}"
+        )
+        if self.rounding is None:
+            writer.line(f"largest_{wide}({to}, {window}, {self.channels});")
+            return
+        end = f"{writer.read(self.scale)}[0], {self.rounding.arguments}"
+        less = f"{rows} * {columns} * {self.zero}"
+        writer.line(f"averaged_{wide}({to}, {window}, {self.channels}, {less}, {end});")
+
+    def _emit_plainly(self, writer: Writer, x: str, y: str) -> None:
+        """Write loops over pixels, channels and taps, which any shape goes through."""
         high, wide = self.output_size
         with writer.loops((high, wide, self.channels)):
             writer.line("i32 sum = 0;")

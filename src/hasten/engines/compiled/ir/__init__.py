@@ -1,0 +1,1 @@
+"""OpenVINO's IR as an ONNX graph of bytes, for the same lowering."""

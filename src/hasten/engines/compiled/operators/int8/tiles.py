@@ -1,0 +1,221 @@
+"""C of one tile of a convolution of bytes: some pixels times some vectors of channels, in registers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hasten.engines.compiled.operators.int8.convolutions import Conv8
+
+_MOST_UNROLLED = 36
+"""Most dot products that are written one after the other without a loop."""
+_UNROLLED = 4
+"""Dot products that are written one after the other in a loop."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Runs of bytes that the sums of a pixel read.
+
+    Attributes:
+        down: Number of rows.
+        across: Runs of each row.
+        run: Bytes of a run, a multiple of 4; weights for those beyond its end are zero.
+        below: Bytes from a row to the next one.
+        right: Bytes from a run to the next one.
+    """
+
+    down: int
+    across: int
+    run: int
+    below: int
+    right: int
+
+    @property
+    def dots(self) -> int:
+        """Dot products of a sum."""
+        return self.down * self.across * self.run // 4
+
+
+@dataclass(frozen=True)
+class End:
+    """What becomes of sums within a tile.
+
+    Attributes:
+        floats: Whether they become float32, not bytes.
+        zero: Whether a zero is added.
+        bounds: Whether bytes are cut further than to 0 and 255.
+    """
+
+    floats: bool
+    zero: bool
+    bounds: bool
+
+    @classmethod
+    def of(cls, conv: Conv8) -> End:
+        """Return that of a convolution."""
+        if conv.rounding is None:
+            return cls(True, False, False)
+        bounds = (conv.rounding.low, conv.rounding.high) != (0, 255)
+        return cls(False, conv.rounding.zero != 0, bounds)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile, whose C has pointers `x`, `at`, `w`, `b`, `e`, `y`.
+
+    Attributes:
+        pixels: Number of pixels.
+        vectors: Vectors of channels.
+        channels: Channels that are written.
+        wide: Bytes of a vector.
+        outs: Channels from one pixel of the output to the next.
+        steps: What the sums read.
+        narrow: Whether weights are bytes that are widened when they are read.
+        end: What becomes of the sums.
+        unrolled: Whether the code may be long.
+    """
+
+    pixels: int
+    vectors: int
+    channels: int
+    wide: int
+    outs: int
+    steps: Steps
+    narrow: bool
+    end: End
+    unrolled: bool
+
+    @property
+    def text(self) -> str:
+        """C of the tile."""
+        each, wide = range(self.pixels), self.wide
+        lines = [f"const long x{p} = at[{p}];" for p in each]
+        lines += [
+            f"vi a{p}_{v} = *(const vi *)(b + {v * wide});"
+            for v in range(self.vectors)
+            for p in each
+        ]
+        lines += self._sums()
+        if self.end.floats:
+            return "\n".join(lines + self._floats())
+        if self.end.zero:
+            lines.append("const vh zero = (vh){} + (i16)e->zero;")
+        if self.end.bounds:
+            lines.append("const vb low = (vb){} + (u8)e->low, high = (vb){} + (u8)e->high;")
+        if self.vectors == 4:
+            lines += self._wholes()
+        elif self.vectors > 1:
+            lines += self._pairs()
+        if self.vectors % 2:
+            lines += self._fours()
+        return "\n".join(lines)
+
+    def _sums(self) -> list[str]:
+        steps = self.steps
+        if self.unrolled and steps.dots <= _MOST_UNROLLED:
+            places = [
+                i * steps.below + j * steps.right + k
+                for i in range(steps.down)
+                for j in range(steps.across)
+                for k in range(0, steps.run, 4)
+            ]
+            return ["{ const u8 *q = x;", *self._dots(places), "}"]
+        dots = steps.run // 4
+        at_once = min(_UNROLLED, dots) if self.unrolled else 1
+        step = at_once * self.vectors * self._vector
+        lines = [
+            f"for (long k = 0; k < {dots // at_once}; k++, q += {4 * at_once}, w += {step}) {{",
+            *self._dots([4 * one for one in range(at_once)]),
+            "}",
+        ]
+        if rest := dots % at_once:
+            lines += self._dots([4 * one for one in range(rest)])
+            lines.append(f"w += {rest * self.vectors * self._vector};")
+        lines.insert(0, f"const u8 *q = x + i * {steps.below} + j * {steps.right};")
+        for name, count in (("j", steps.across), ("i", steps.down)):
+            head = f"for (long {name} = 0; {name} < {count}; {name}++) {{"
+            lines = [head if count > 1 else f"{{ const long {name} = 0;", *lines, "}"]
+        return lines
+
+    @property
+    def _vector(self) -> int:
+        """Bytes of a vector of weights as they are kept."""
+        return self.wide // (2 if self.narrow else 1)
+
+    def _dots(self, places: list[int]) -> list[str]:
+        """Return the dot products of four bytes at each of these places behind `q`."""
+        load = "WEIGHTS_OF_BYTES" if self.narrow else "WEIGHTS"
+        lines = []
+        for number, place in enumerate(places):
+            lines.append("{")
+            held = self.vectors if self.narrow else min(self.vectors, 2)
+            at = [(number * self.vectors + v) * self._vector for v in range(self.vectors)]
+            lines += [f"const vi w{v} = {load}(w + {at[v]});" for v in range(held)]
+            for p in range(self.pixels):
+                lines.append(f"const vi z{p} = splat(*(const i32_u *)(q + x{p} + {place}));")
+                lines += [f"a{p}_{v} = dot(a{p}_{v}, z{p}, w{v});" for v in range(held)]
+                lines += [
+                    f"a{p}_{v} = dot_from(a{p}_{v}, z{p}, (const vi *)(w + {at[v]}));"
+                    for v in range(held, self.vectors)
+                ]
+            lines.append("}")
+        return lines
+
+    def _scaled(self, pixel: int, vector: int) -> str:
+        place = (self.vectors + vector) * self.wide
+        return f"scaled(a{min(pixel, self.pixels - 1)}_{vector}, b + {place})"
+
+    def _floats(self) -> list[str]:
+        lines = []
+        lanes = self.wide // 4
+        for p in range(self.pixels):
+            for v in range(self.vectors):
+                count = min(lanes, self.channels - v * lanes)
+                place = (self.vectors + v) * self.wide
+                lines.append(
+                    f"{{ const vf f = __builtin_convertvector(a{p}_{v}, vf) * *(const vf *)(b + {place}); "
+                    f"COPY(y + {4 * (p * self.outs + v * lanes)}, &f, {4 * count}); }}"
+                )
+        return lines
+
+    def _store(self, value: str, pixels: range, first: int, size: int) -> list[str]:
+        count = min(size, self.channels - first)
+        lines = [f"{{ vb r = {value};"]
+        if self.end.bounds:
+            lines.append("r = least(most(r, low), high);")
+        for number, p in enumerate(pixels):
+            if p < self.pixels:
+                lines.append(
+                    f"COPY(y + {p * self.outs + first}, (u8 *)&r + {number * size}, {count});"
+                )
+        return [*lines, "}"]
+
+    def _wholes(self) -> list[str]:
+        lines = []
+        zero = "zero" if self.end.zero else "(vh){}"
+        for p in range(self.pixels):
+            parts = [self._scaled(p, v) for v in range(4)]
+            value = f"bytes_of_one({', '.join(parts)}, {zero})"
+            lines += self._store(value, range(p, p + 1), 0, self.wide)
+        return lines
+
+    def _pairs(self) -> list[str]:
+        lines = []
+        zero = "zero" if self.end.zero else "(vh){}"
+        for p in range(0, self.pixels, 2):
+            parts = [self._scaled(q, v) for q in (p, p + 1) for v in (0, 1)]
+            value = f"bytes_of_two({', '.join(parts)}, {zero})"
+            lines += self._store(value, range(p, p + 2), 0, self.wide // 2)
+        return lines
+
+    def _fours(self) -> list[str]:
+        lines = []
+        zero = "zero" if self.end.zero else "(vh){}"
+        vector = self.vectors - 1
+        for p in range(0, self.pixels, 4):
+            parts = [self._scaled(q, vector) for q in range(p, p + 4)]
+            value = f"bytes_of_four({', '.join(parts)}, {zero})"
+            lines += self._store(value, range(p, p + 4), vector * self.wide // 4, self.wide // 4)
+        return lines
