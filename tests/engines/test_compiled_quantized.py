@@ -135,6 +135,27 @@ def test_moved_bytes_stay_bytes(tmp_path: Path) -> None:
     assert kinds(assert_close(model, tmp_path, 3.1)) <= _KINDS | {"Pick"}
 
 
+def test_channels_are_picked_where_they_are_last(tmp_path: Path) -> None:
+    body = """
+        c = Conv (x, w)
+        a, b = Split <axis = -3> (c, parts)
+        s = Slice (c, one, five, one)
+        n = Resize <mode = "nearest"> (s, , scales)
+        h = Slice (n, one, five, axes)
+        r = Resize <mode = "nearest"> (b, , , sizes)
+        d = Conv (a, k)
+        y = Conv (h, k)
+        z = Conv (r, k2)"""
+    constants = """<int64[2] parts = {4, 2}, int64[1] one = {1}, int64[1] five = {5},
+        int64[1] axes = {-1}, float[4] scales = {1, 1, 2, 3}, int64[4] sizes = {1, 2, 9, 5}>"""
+    shapes = {"w": (6, 6, 1, 1), "k": (3, 4, 1, 1), "k2": (3, 2, 1, 1)}
+    model = quantized(text("float[1, 6, 6, 5] x", "d y z", body, constants), shapes)
+    plan = assert_close(model, tmp_path, 3.1)
+    assert kinds(plan) <= _KINDS | {"Pick"}
+    made = Counter(type(one).__name__ for one in plan.operations)
+    assert made["Map"] == 4  # no copy with another order of axes
+
+
 def test_a_tensor_that_is_read_under_two_shapes_is_ordered_for_each(tmp_path: Path) -> None:
     body = """
         c = Conv <pads = [1, 1, 1, 1]> (x, w)
@@ -403,6 +424,18 @@ def test_sizes_of_a_value_leave_it_bytes_and_one_rounding_is_done_once(tmp_path:
     plan = assert_close(model, tmp_path)
     assert [type(one).__name__ for one in plan.operations].count("Conv8") == 1
     assert "Map" not in {type(one).__name__ for one in plan.operations[:-2]}
+
+
+def test_a_gate_of_more_rows_than_its_picture_is_of_floats(tmp_path: Path) -> None:
+    body = """
+        p = GlobalAveragePool (x)
+        s = Sigmoid (p)
+        t = Concat <axis = 0> (s, p)
+        y = Mul (t, x)
+        h = Concat <axis = 0> (x, x)
+        z = Mul (h, s)"""
+    model = quantized(text("float[1, 6, 4, 3] x", "y z", body), {}, floats=("p",))
+    assert_close(model, tmp_path, 2.1)
 
 
 def test_several_rows_at_once_answer_the_same(tmp_path: Path) -> None:

@@ -170,6 +170,15 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 def _lower(node: Node) -> None:
+    try:
+        _lower_known_or_not(node)
+    except CandidateError:
+        raise
+    except (ArithmeticError, IndexError, KeyError, TypeError, ValueError) as error:
+        node.refuse(f"its shapes or attributes ({type(error).__name__}: {str(error)[:80]})")
+
+
+def _lower_known_or_not(node: Node) -> None:
     proto = node.proto
     node.graph.source = node_name(proto)
     if proto.op_type == "Constant" and _constant(node):
@@ -186,16 +195,11 @@ def _lower(node: Node) -> None:
                 bytes_of.turned(node)
             return
     lowering = LOWERINGS.get(proto.op_type) if proto.domain in _DOMAINS else None
-    try:
-        if proto.domain in _DOMAINS and bytes_of.taken(node, lowering):
-            return
-        if lowering is None:
-            node.refuse("it isn't covered")
-        lowering(node)
-    except CandidateError:
-        raise
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError) as error:
-        node.refuse(f"its shapes or attributes ({type(error).__name__}: {str(error)[:80]})")
+    if proto.domain in _DOMAINS and bytes_of.taken(node, lowering):
+        return
+    if lowering is None:
+        node.refuse("it isn't covered")
+    lowering(node)
 
 
 def _constant(node: Node) -> bool:

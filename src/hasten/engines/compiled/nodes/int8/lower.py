@@ -10,7 +10,7 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.engines.compiled.graph import Node, Value
-from hasten.engines.compiled.nodes.int8 import channels, curves, residuals, sums
+from hasten.engines.compiled.nodes.int8 import channels, curves, residuals, sums, views
 from hasten.engines.compiled.nodes.int8.values import (
     Bytes,
     Levels,
@@ -386,7 +386,7 @@ def _pad(node: Node, lowering: Callable[[Node], None]) -> bool:
 
 
 def _move(node: Node, lowering: Callable[[Node], None]) -> bool:
-    """Take an operator that moves elements: as one over bytes, with the channels first."""
+    """Take an operator that moves elements, as one over bytes."""
     graph, given = node.graph, node.peek(0)
     if given.pending is not None and node.proto.op_type in _SHAPES:
         return _reshaped(node, given, given.pending, lowering)
@@ -399,18 +399,24 @@ def _move(node: Node, lowering: Callable[[Node], None]) -> bool:
         "Upsample",
     ):
         return False
-    name = node.proto.input[0]
-    plain = ordered(graph, value.tensor, value.last, given.shape, False)
-    graph.values[name] = Value(plain, "uint8", given.shape, given.batch)
+    name, shape = node.proto.input[0], given.shape
+    viewed = views.last(node, shape) if value.last else None
+    plain = ordered(graph, value.tensor, value.last, shape, viewed is not None)
+    if viewed is not None:
+        shape = (shape[0], *shape[2:], shape[1])
+    graph.values[name] = Value(plain, "uint8", shape, given.batch)
     try:
-        lowering(node)
+        lowering(viewed or node)
     finally:
         graph.values[name] = given
     for one in node.proto.output:
         made = graph.values.get(one) if one else None
         if made is not None:
-            kept = Bytes.stored(made.tensor, False, value.zero, value.scale)
-            graph.values[one] = Value("", "float32", made.shape, made.batch, bytes=kept)
+            shape = made.shape
+            if viewed is not None:
+                shape = (shape[0], shape[-1], *shape[1:-1])
+            kept = Bytes.stored(made.tensor, viewed is not None, value.zero, value.scale)
+            graph.values[one] = Value("", "float32", shape, made.batch, bytes=kept)
     return True
 
 

@@ -15,7 +15,6 @@ from hasten.engines.compiled.nodes.int8.values import Bytes, Levels, Sums, order
 from hasten.engines.compiled.operators.int8.convolutions import MOST_PADDED, MOST_SIZE, Conv8
 from hasten.engines.compiled.operators.int8.elementwise import Add8, Multiply8, Table8
 from hasten.engines.compiled.operators.int8.numbers import (
-    MOST_SUM,
     Rounding,
     Sum8,
     check_scales,
@@ -25,6 +24,7 @@ from hasten.engines.compiled.operators.int8.pools import Pool8
 from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.plan import Access, product
 from hasten.engines.layers import node_name
+from hasten.errors import IntegrityError
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.graph import Graph
@@ -292,7 +292,9 @@ def _products(
     if max(ones) > MOST_SIZE or product(bare.padded_size) * bare.channels[0] > MOST_PADDED:
         return False
     most = most_sums(weight, numbers, value.zero)
-    if most.max() > MOST_SUM:
+    try:
+        _ratio(most, unit)
+    except IntegrityError:  # it is of floats then
         return False
     graph = node.graph
     conv = replace(
@@ -404,9 +406,10 @@ def _both(node: Node, sign: int) -> bool:
     shape, graph = first.shape, node.graph
     if gate:
         pixels = (1,) * (len(shape) - 2)
-        if len(shape) < 3 or len(second.shape) > len(shape):
+        if len(shape) < 3 or len(second.shape) > len(shape) or shape[0] != 1:
             return False
-        if second.shape[-len(shape) + 1 :] != (shape[1], *pixels):
+        whole = (1,) * (len(shape) - len(second.shape)) + second.shape
+        if whole != (1, shape[1], *pixels):
             return False
         last = True
         names = (ordered(graph, values[0].tensor, values[0].last, shape, True), values[1].tensor)
