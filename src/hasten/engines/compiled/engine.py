@@ -18,13 +18,14 @@ from hasten.core.model import Format, Model
 from hasten.core.records import digest
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.core.words import counted, listed
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.compiled.compiler import Compiler
 from hasten.engines.compiled.library import Library, aligned
 from hasten.engines.compiled.plan import Plan
 from hasten.engines.compiled.scratch import scratch
-from hasten.engines.compiled.source import Source, write
+from hasten.engines.compiled.source import Source, shared_operations, write
 from hasten.errors import CandidateError, InputError, IntegrityError
 
 _PLAN, _WEIGHTS = "plan.json", "plan.bin"
@@ -37,7 +38,7 @@ _log = logging.getLogger("hasten.compiled")
 
 @dataclass(frozen=True)
 class CompiledC(Engine):
-    """The model's own C, with its shapes as constants, for one thread.
+    """The model's own C, with its shapes as constants.
 
     `build` writes a plan and weights, which are data. `open` writes C of them and compiles that, unless
     the cache has it.
@@ -45,6 +46,7 @@ class CompiledC(Engine):
     Attributes:
         most_work: Most multiplications for one row of a model that it takes. With more of them a
             runtime's own kernels are faster than what a compiler makes of plain C.
+        threads: Number of threads that share an answer, where its operations are large enough.
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
@@ -55,6 +57,7 @@ class CompiledC(Engine):
     settles: ClassVar[bool] = True
 
     most_work: int = _SMALL_WORK
+    threads: int = 1
 
     @property
     def exact(self) -> bool:
@@ -66,15 +69,21 @@ class CompiledC(Engine):
         """True: the shared object."""
         return True
 
-    @property
-    def threads(self) -> int | None:
-        """One: a small model gains nothing by more."""
-        return 1
-
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
-        """Yield the only variant."""
+        """Yield one thread, and all that the target has."""
         yield cls()
+        if target.threads > 1:
+            yield cls(threads=target.threads)
+
+    def on_threads(self, threads: int, *, alone: bool = True) -> Self:
+        """Return the engine set to a number of threads."""
+        return replace(self, threads=threads)
+
+    def tunings(self, target: Target) -> Iterator[Self]:
+        """Yield the other numbers of threads that are worth trying: one, and all."""
+        for threads in {1, target.threads} - {self.threads}:
+            yield replace(self, threads=threads)
 
     @classmethod
     def version(cls) -> str:
@@ -97,13 +106,18 @@ class CompiledC(Engine):
         """Write the model's plan and weights.
 
         Raises:
-            CandidateError: an operator isn't covered; the message names it and its node.
+            CandidateError: an operator isn't covered (the message names it and its node), or there is too
+                little to calculate for several threads.
         """
         from hasten.engines.compiled.lowering import lower
 
         if model.custom_ops:
             raise CandidateError("the compiled engine takes no custom operators")
         plan, weights = lower(model.path, _request(model), model.outputs, self.most_work)
+        if self.threads > 1 and not any(shared_operations(plan)):
+            raise CandidateError(
+                f"too little to calculate for {self.threads} threads: the same as on one"
+            )
         path, beside = workdir / _PLAN, workdir / _WEIGHTS
         try:
             plan.check(len(weights))
@@ -141,17 +155,17 @@ class CompiledC(Engine):
         Raises:
             CandidateError: the plan is damaged, there is no compiler, or it failed.
         """
-        plan, source = _written(artifact, target)
+        plan, source = _written(artifact, target, min(self.threads, target.threads))
         library = _library(source, target, compiled)
         with _session(artifact, plan, source, library) as session:
             yield session
 
     def words(self) -> str:
-        return "compiled C"
+        return listed("compiled C", counted(self.threads, "thread") if self.threads > 1 else "")
 
 
 class CompiledSession(Session):
-    """Session of one shared object, which runs in the calling thread.
+    """Session of one shared object, which runs in the calling thread and those that it starts.
 
     Args:
         artifact: Artifact that was opened.
@@ -172,8 +186,10 @@ class CompiledSession(Session):
         self._closed = np.zeros(1, np.int32)
         self._tables = aligned(len(source.tables))
         self._tables[:] = np.frombuffer(source.tables, np.uint8)
+        self._threads = source.threads
+        self._team = library.team(source.threads) if source.threads > 1 else None
         self._arena_bytes = source.arena_bytes
-        self._answer = library.answering(self._tables, self._arena_bytes)
+        self._answer = library.answering(self._tables, self._arena_bytes, self._team)
         self._names = tuple(spec.name for spec in artifact.inputs)
         self._by_row = plan.by_row
         given = (*plan.inputs, *plan.outputs)
@@ -212,12 +228,14 @@ class CompiledSession(Session):
             if array.nbytes != rows * size:  # C reads and writes as many, whatever a bundle says
                 raise CandidateError("the compiled model takes or gives arrays of another size")
         return self._library.bound(
-            self._tables, self._arena_bytes, given, taken, rows, self._closed
+            self._tables, self._arena_bytes, given, taken, rows, self._closed, self._team
         )
 
     def close(self) -> None:
-        """Refuse the calls of `bind` from now on."""
+        """Refuse the calls of `bind` from now on, and end the threads."""
         self._closed[0] = 1
+        if self._team is not None:
+            self._team.dismiss()
 
     def _outputs(self, given: list[Array]) -> dict[str, Array]:
         if self._by_row:
@@ -226,8 +244,8 @@ class CompiledSession(Session):
         return {name: np.empty(shape, dtype) for name, shape, dtype in self._made}
 
     def properties(self) -> Mapping[str, str]:
-        """Return the compiler."""
-        return {"compiler": Compiler.find().version}
+        """Return the compiler, and the number of threads that share a call."""
+        return {"compiler": Compiler.find().version, "threads": str(self._threads)}
 
 
 @contextmanager
@@ -295,8 +313,8 @@ def _rows(artifact: Artifact) -> int:
     return int(first[0]) if first else 1
 
 
-def _written(artifact: Artifact, target: Target) -> tuple[Plan, Source]:
-    """Read a plan, check it, and write C of it.
+def _written(artifact: Artifact, target: Target, threads: int) -> tuple[Plan, Source]:
+    """Read a plan, check it, and write C of it for a number of threads.
 
     Raises:
         CandidateError: it is damaged, or doesn't fit the artifact's inputs and outputs.
@@ -306,7 +324,7 @@ def _written(artifact: Artifact, target: Target) -> tuple[Plan, Source]:
         weights = artifact.files[0].read_bytes() if artifact.files else b""
         plan.check(len(weights))
         _check_fits(artifact, plan)
-        return plan, write(plan, weights, target)
+        return plan, write(plan, weights, target, threads)
     except (IntegrityError, OSError) as error:
         raise CandidateError(f"the compiled engine can't open the model: {error}") from error
 

@@ -8,6 +8,7 @@ import hashlib
 import os
 import tempfile
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -35,7 +36,8 @@ class Library:
 
     def __init__(self, content: bytes) -> None:
         try:
-            self._bind = _open(content).hasten_bind
+            self._shared = _open(content)
+            self._bind = self._shared.hasten_bind
         except (OSError, AttributeError) as error:
             raise CandidateError(f"the compiled model can't be loaded: {error}") from error
         self._bind.restype = ctypes.py_object
@@ -48,6 +50,7 @@ class Library:
             ctypes.c_void_p,
             ctypes.py_object,
             ctypes.c_void_p,
+            ctypes.c_void_p,
         ]
 
     @classmethod
@@ -59,17 +62,38 @@ class Library:
                 _loaded[key] = cls(content)
             return _loaded[key]
 
-    def answering(self, tables: Array, arena_bytes: int) -> Callable[..., None]:
+    def team(self, threads: int) -> Team:
+        """Return a team of threads, of which none is started before the first call.
+
+        Only the C of a source that is `shared` has teams.
+
+        Args:
+            threads: Number of threads with the calling one.
+        """
+        return Team(self._shared, threads)
+
+    def answering(
+        self, tables: Array, arena_bytes: int, team: Team | None = None
+    ) -> Callable[..., None]:
         """Return a function of the inputs' arrays and then the outputs', for one thread at a time.
 
         Args:
             tables: Constants, as uint8, aligned.
             arena_bytes: Memory that a call needs in between.
+            team: Threads that share a call; None for the calling one alone.
         """
         arena = aligned(arena_bytes)
-        kept = (tables, arena)
+        kept = (tables, arena, team)
         return self._bind(  # type: ignore[no-any-return]
-            kept, None, None, 0, arena.ctypes.data, tables.ctypes.data, CandidateError, None
+            kept,
+            None,
+            None,
+            0,
+            arena.ctypes.data,
+            tables.ctypes.data,
+            CandidateError,
+            None,
+            team and team.address,
         )
 
     def bound(
@@ -80,6 +104,7 @@ class Library:
         outputs: Sequence[Array],
         rows: int,
         closed: Array,
+        team: Team | None = None,
     ) -> Callable[[], None]:
         """Return a function without arguments that answers from and to these arrays each time.
 
@@ -92,9 +117,10 @@ class Library:
             outputs: Contiguous arrays of the plan's outputs, which can be written to.
             rows: Number of rows of all of them.
             closed: int32 of shape (1,), 0 until the function is to refuse.
+            team: Threads that share a call; None for the calling one alone.
         """
         arena = aligned(arena_bytes)
-        kept = (tables, arena, closed, CandidateError, *inputs, *outputs)
+        kept = (tables, arena, closed, team, CandidateError, *inputs, *outputs)
         given = (ctypes.c_void_p * len(inputs))(*(array.ctypes.data for array in inputs))
         taken = (ctypes.c_void_p * len(outputs))(*(array.ctypes.data for array in outputs))
         return self._bind(  # type: ignore[no-any-return]
@@ -106,7 +132,37 @@ class Library:
             tables.ctypes.data,
             CandidateError,
             closed.ctypes.data,
+            team and team.address,
         )
+
+
+class Team:
+    """Threads of one session that share a call; a call that finds them busy runs alone.
+
+    They end with the last reference to it. Where there can't be any, calls run alone.
+
+    Args:
+        shared: Loaded shared object.
+        threads: Number of threads with the calling one.
+
+    Attributes:
+        address: Address of the team in C; None where there can't be one.
+    """
+
+    def __init__(self, shared: ctypes.PyDLL, threads: int) -> None:
+        make, self._dismiss, disband = (
+            getattr(shared, f"hasten_{name}") for name in ("team", "dismiss", "disband")
+        )
+        make.restype, make.argtypes = ctypes.c_void_p, [ctypes.c_long]
+        self._dismiss.restype = disband.restype = None
+        self._dismiss.argtypes = disband.argtypes = [ctypes.c_void_p]
+        self.address: int | None = make(threads)
+        # At the end of the interpreter threads that aren't Python's may still be in a call.
+        weakref.finalize(self, disband, self.address).atexit = False
+
+    def dismiss(self) -> None:
+        """End the threads, unless they are in a call; a later call starts them anew."""
+        self._dismiss(self.address)
 
 
 def aligned(size: int) -> Array:

@@ -106,8 +106,14 @@ def contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class Operation(Value, ABC):
-    """Step of a plan: a frozen dataclass that names the tensors that it reads and writes."""
+    """Step of a plan: a frozen dataclass that names the tensors that it reads and writes.
 
+    Attributes:
+        splits: Whether `emit` shares out its loops to several threads, by `Writer.share`; else one
+            thread runs all of it.
+    """
+
+    splits: ClassVar[bool] = False
     registry: ClassVar[Registry] = Registry(
         "operation",
         "hasten.operations",

@@ -13,7 +13,7 @@
 #endif
 
 typedef unsigned u32;
-typedef unsigned long long u64;
+typedef unsigned long u64;
 
 #if AVX512
 #define ANY(value) "v"(value)

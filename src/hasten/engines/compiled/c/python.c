@@ -124,10 +124,11 @@ static PyMethodDef answer_method = {"answer", answer, TAKES_MANY, "Answer from a
 
    kept: object that lives as long as the function does, and keeps the memory.
    in, out: addresses of the arrays; rows: their number. All are 0 for the function of arrays.
+   team: threads that answer together, which `kept` keeps; 0 for the caller alone.
    error: class of the errors of the function without arguments; closed: not 0 once it is to refuse. */
 __attribute__((visibility("default"))) PyObject *hasten_bind(
     PyObject *kept, void **in, void **out, long rows, u8 *arena, const u8 *weights,
-    PyObject *error, const int *closed) {
+    PyObject *error, const int *closed, struct team *team) {
   struct kept *own = PyMem_Malloc(sizeof(struct kept));
   if (!own) return none();
   own->error = error;
@@ -139,6 +140,7 @@ __attribute__((visibility("default"))) PyObject *hasten_bind(
   call->rows = rows;
   call->arena = arena;
   call->weights = weights;
+  call->team = team;
   PyObject *capsule = PyCapsule_New(own, NAME, forget);
   if (!capsule) { PyMem_Free(own); return 0; }
   Py_IncRef(kept);

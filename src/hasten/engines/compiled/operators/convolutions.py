@@ -8,8 +8,9 @@ in vectors, for some channels at once. The few sums between the lines are thrown
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -22,6 +23,10 @@ from hasten.engines.compiled.plan import C_TYPES, Operation, Plan, product
 if TYPE_CHECKING:
     from hasten.engines.compiled.source import Writer
 
+_PARTS = 4
+"""Parts that units of work are to be even for: those of two threads."""
+_MOST_STRIPS = 8
+"""Most strips that a picture is cut into for threads."""
 _MOST_SIZE = 1 << 24
 """Most elements along an axis."""
 _MOST_PADDED = 1 << 36
@@ -69,6 +74,8 @@ class Conv(Operation):
     pads: tuple[int, int, int, int]
     pictures: int = 1
     after: tuple[Step, ...] = ()
+
+    splits: ClassVar[bool] = True
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -177,6 +184,7 @@ class _Emission:
         ]
         high, wide = conv.output_size
         self.flat = (high - 1) * columns + wide
+        self.strips = 1
 
     def emit(self) -> None:
         conv, writer = self.conv, self.writer
@@ -192,13 +200,45 @@ class _Emission:
         source = f"({writer.read(conv.input)} + z0 * {conv.channels[0] * product(conv.size)})"
         if conv.strides != (1, 1) or any(conv.pads) or self.flat < widest:
             source = self._emit_padded(source, widest)
-        results = writer.scratch(self.dtype, most * self._results(widest))
-        start = 0
-        for channels, count in forms:
-            if count:
-                at = (start, channels, count, vectors[channels])
-                self._emit_channels(source, results, weight, bias, *at)
-                start += channels * count
+        results = writer.scratch(self.dtype, most * self._results(widest), apart=True)
+        self.strips = self._strips(tiles, widest) if writer.shared else 1
+        start = done = 0
+        if self.strips > 1:  # one thread has nothing to gain by them
+            writer.line(f"const long strips = me->threads > 1 ? {self.strips} : 1;")
+        with writer.share(self._units(conv.groups * tiles)) as share:
+            for channels, count in forms:
+                if count:
+                    units = conv.groups * count
+                    bounds = share
+                    if fewer:
+                        bounds = writer.clip(share, self._units(done), self._units(units))
+                    at = (bounds, start, channels, count, vectors[channels])
+                    self._emit_channels(source, results, weight, bias, *at)
+                    start += channels * count
+                    done += units
+
+    def _units(self, tiles: int) -> str:
+        """Return how many units of work some tiles of channels are, in C."""
+        return f"{tiles} * strips" if self.strips > 1 else str(tiles)
+
+    def _strips(self, tiles: int, widest: int) -> int:
+        """Return how many strips of lines a picture is cut into for threads: little waste, even parts.
+
+        No strip has fewer sums than the widest tile, so that none reads beyond the picture.
+        """
+        high, wide = self.conv.output_size
+        units = self.conv.groups * tiles
+
+        def cost(strips: int) -> float:
+            ends = [strip * high // strips for strip in range(strips + 1)]
+            flat = [(end - top - 1) * self.line + wide for top, end in itertools.pairwise(ends)]
+            if min(flat) < widest:
+                return math.inf
+            parts = -(-units * strips // _PARTS) * _PARTS / (units * strips)
+            return parts * sum(-(-one // widest) for one in flat)
+
+        most = min(high, _MOST_STRIPS)
+        return min(range(1, most + 1), key=cost) if self.flat >= widest else 1
 
     def _vectors(self, channels: int) -> int:
         """Return how many vectors of sums a tile of some channels has: as few wasted as possible."""
@@ -213,7 +253,7 @@ class _Emission:
         """Write the copy of the picture with its pads; return a pointer to it."""
         conv, writer = self.conv, self.writer
         made = writer.scratch(self.dtype, conv.channels[0] * self.channel + slack)
-        with writer.block(f"for (long ch = 0; ch < {conv.channels[0]}; ch++)"):
+        with writer.shared_loop("ch", conv.channels[0]):
             writer.line(f"const {self.kind} *from = {source} + ch * {product(conv.size)};")
             writer.line(f"{self.kind} *to = {made} + ch * {self.channel};")
             if any(conv.pads):
@@ -249,6 +289,7 @@ class _Emission:
         results: str,
         weight: Array,
         bias: Array,
+        bounds: tuple[str, str],
         start: int,
         at_once: int,
         count: int,
@@ -262,18 +303,29 @@ class _Emission:
         weights = writer.table(np.ascontiguousarray(packed))
         biases = writer.table(np.ascontiguousarray(bias[:, start : start + count * at_once]))
         step = vectors * self.lanes
-        tiles = -(-self.flat // step)
-        with writer.loops((conv.groups, count), name="g"):
-            writer.line(f"const {kind} *first = {biases} + (g0 * {count} + g1) * {at_once};")
-            with writer.block(f"for (long f = 0; f < {tiles}; f++)"):
-                last = max(0, self.flat - step)
-                writer.line(f"const long at = f * {step} < {last} ? f * {step} : {last};")
-                size = self.ins * taps * at_once
-                writer.line(f"const {kind} *w = {weights} + (g0 * {count} + g1) * {size};")
+        with writer.block(f"for (long u = {bounds[0]}; u < {bounds[1]}; u++)"):
+            unit = "u / strips" if self.strips > 1 else "u"
+            writer.line(f"const long t = {unit}, g0 = t / {count}, g1 = t % {count};")
+            begin, flat = self._emit_strip()
+            writer.line(f"const {kind} *first = {biases} + t * {at_once};")
+            writer.line(f"const long last = {flat} > {step} ? {flat} - {step} : 0;")
+            with writer.block(f"for (long f = 0; f < {flat}; f += {step})"):
+                writer.line(f"const long at = {begin} + (f < last ? f : last);")
+                writer.line(f"const {kind} *w = {weights} + t * {self.ins * taps * at_once};")
                 place = f"g0 * {self.ins * self.channel} + at"
                 writer.line(f"const {kind} *x = {source} + {place};")
                 self._emit_sums(results, at_once, vectors, taps, step)
             self._emit_results(results, start, at_once, step)
+
+    def _emit_strip(self) -> tuple[str, str]:
+        """Write which lines a unit of work is of; return its first sum, and the number of them."""
+        high, wide = self.conv.output_size
+        if self.strips == 1:
+            return "0", str(self.flat)
+        self.writer.line("const long strip = u % strips;")
+        self.writer.line(f"const long top = strip * {high} / strips;")
+        self.writer.line(f"const long end = (strip + 1) * {high} / strips;")
+        return f"top * {self.line}", f"((end - top - 1) * {self.line} + {wide})"
 
     def _emit_sums(self, results: str, at_once: int, vectors: int, taps: int, step: int) -> None:
         """Write one tile: some channels and some vectors along the flat picture."""
@@ -313,12 +365,17 @@ class _Emission:
         conv, writer, kind = self.conv, self.writer, self.kind
         high, wide = conv.output_size
         target = f"{writer.write(conv.output)} + z0 * {conv.channels[1] * high * wide}"
-        shape = (high, wide) if self.line != wide else (1, high * wide)
+        top, end = ("top", "end") if self.strips > 1 else ("0", str(high))
+        apart = self.line != wide
+        lines = (top, end) if apart else ("0", "1")
+        columns = ("0", str(wide)) if apart else (f"{top} * {wide}", f"{end} * {wide}")
         channel = f"g0 * {self.outs} + {start} + g1 * {at_once} + o"
         with writer.block(f"for (long o = 0; o < {at_once}; o++)"):
             writer.line(f"const {kind} *from = {results} + o * {self._results(step)};")
             writer.line(f"{kind} *to = {target} + ({channel}) * {high * wide};")
-            with writer.loops(shape, "#pragma GCC ivdep"):
-                writer.line(f"const {kind} v0 = from[i0 * {self.line} + i1];")
-                result = emit_program(writer, conv.after, [self.dtype])
-                writer.line(f"to[i0 * {shape[1]} + i1] = {result};")
+            with writer.block(f"for (long i = {lines[0]}; i < {lines[1]}; i++)"):
+                writer.line("#pragma GCC ivdep")
+                with writer.block(f"for (long j = {columns[0]}; j < {columns[1]}; j++)"):
+                    writer.line(f"const {kind} v0 = from[i * {self.line} + j];")
+                    result = emit_program(writer, conv.after, [self.dtype])
+                    writer.line(f"to[i * {wide} + j] = {result};")

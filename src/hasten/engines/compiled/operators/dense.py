@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -20,6 +21,8 @@ _SUMS = 8
 """Independent sums that keep two multiply-add units busy, whose latency is four cycles."""
 _ROWS = 6
 """Rows that share each vector of weights that is loaded."""
+_MANY_ROWS = 16 * _ROWS
+"""Rows from which threads share them; they share the sums of fewer."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,8 @@ class Dense(Operation):
     inner: int
     outer: int
     after: tuple[Step, ...] = ()
+
+    splits: ClassVar[bool] = True
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -93,37 +98,58 @@ class Dense(Operation):
             f"const {kind} *x = {source} + i * {self.inner};",
             f"{kind} *y = {target} + i * {self.outer};",
         )
+        dots = _as_dots(writer, weight)
+        sums = not dots and self.rows < _MANY_ROWS
         writer.line(f"const long m = {rows};")
-        writer.line("long i = 0;")
-        if not _as_dots(writer, weight) and (writer.plan.by_row or self.rows >= _ROWS):
-            with writer.block(f"for (; i + {_ROWS} <= m; i += {_ROWS})"):
+        with writer.share(*((_tile_count(writer, weight), 1) if sums else ("m", _ROWS))) as share:
+            first, last = ("0", "m") if sums else share
+            writer.line(f"long i = {first};")
+            if not dots and (writer.plan.by_row or self.rows >= _ROWS):
+                with writer.block(f"for (; i + {_ROWS} <= {last}; i += {_ROWS})"):
+                    for line in pointers:
+                        writer.line(line)
+                    _emit_rows(writer, weight, bias, share if sums else None)
+            with writer.block(f"for (; i < {last}; i++)"):
                 for line in pointers:
                     writer.line(line)
-                _emit_rows(writer, weight, bias)
-        with writer.block("for (; i < m; i++)"):
-            for line in pointers:
-                writer.line(line)
-            emit_product(writer, weight, bias)
-        if self.after:
-            writer.line("#pragma GCC ivdep")
-            with writer.block(f"for (long j = 0; j < m * {self.outer}; j++)"):
-                writer.line(f"const {kind} v0 = {target}[j];")
-                writer.line(f"{target}[j] = {emit_program(writer, self.after, [dtype])};")
+                emit_product(writer, weight, bias, share if sums else None)
+            if self.after and sums and writer.shared:
+                wide = _SUMS * writer.lanes(weight.dtype)
+                with writer.block("for (long i = 0; i < m; i++)"):
+                    bounds = (
+                        f"i * {self.outer} + MIN({one} * {wide}, {self.outer})" for one in share
+                    )
+                    self._emit_after(writer, target, *bounds)
+            elif self.after:
+                self._emit_after(
+                    writer, target, *(f"{one} * {self.outer}" for one in (first, last))
+                )
+
+    def _emit_after(self, writer: Writer, target: str, first: str, last: str) -> None:
+        """Write the program over some results, whose sums are done."""
+        dtype = writer.plan.tensor(self.weight).dtype
+        writer.line("#pragma GCC ivdep")
+        with writer.block(f"for (long j = {first}; j < {last}; j++)"):
+            writer.line(f"const {C_TYPES[dtype]} v0 = {target}[j];")
+            writer.line(f"{target}[j] = {emit_program(writer, self.after, [dtype])};")
 
 
-def emit_product(writer: Writer, weight: Array, bias: Array) -> None:
+def emit_product(
+    writer: Writer, weight: Array, bias: Array, share: tuple[str, str] | None = None
+) -> None:
     """Write `y = x @ weight + bias` for pointers x and y, in registers, one tile of sums at a time.
 
     Args:
         writer: Writer of the operation.
         weight: Constant of shape `(inner, outer)`.
         bias: Constant of shape `(outer,)`.
+        share: Bounds, in C, of the tiles to compute; None for all.
     """
     if _as_dots(writer, weight):
         _emit_dots(writer, weight, bias, writer.lanes(weight.dtype))
         return
     for tiles in _tiled(writer, weight, bias):
-        _emit_tiles(writer, tiles)
+        _emit_tiles(writer, tiles, share)
 
 
 def _as_dots(writer: Writer, weight: Array) -> bool:
@@ -169,6 +195,13 @@ class _Tiles:
         """Parts of each sum, so that there are enough independent ones: every so-manieth number."""
         return max(1, min(4, _SUMS // self.vectors)) if self.inner >= 8 else 1
 
+    def loop(self, writer: Writer, share: tuple[str, str] | None) -> AbstractContextManager[None]:
+        """Write a loop over the tiles t0, or over those of a share of all the layer's tiles."""
+        if share is None:
+            return writer.loops((self.count,), name="t")
+        first, last = writer.clip(share, self.start // (_SUMS * self.lanes), self.count)
+        return writer.block(f"for (long t0 = {first}; t0 < {last}; t0++)")
+
     def load(self, place: str) -> str:
         """Return a vector of weights in C."""
         return f"*(const v{self.kind} *)({place})"
@@ -180,6 +213,11 @@ class _Tiles:
         else:
             size = f"{self.outer - left} * sizeof({self.kind})"
             writer.line(f"{{ v{self.kind} last = {total}; COPY({place}, &last, {size}); }}")
+
+
+def _tile_count(writer: Writer, weight: Array) -> int:
+    """Return how many tiles `_tiled` cuts a matrix into."""
+    return -(-int(weight.shape[1]) // (_SUMS * writer.lanes(weight.dtype)))
 
 
 def _tiled(writer: Writer, weight: Array, bias: Array) -> list[_Tiles]:
@@ -207,11 +245,11 @@ def _tiled(writer: Writer, weight: Array, bias: Array) -> list[_Tiles]:
     return found
 
 
-def _emit_tiles(writer: Writer, tiles: _Tiles) -> None:
-    """Write tiles for one row."""
+def _emit_tiles(writer: Writer, tiles: _Tiles, share: tuple[str, str] | None) -> None:
+    """Write tiles, or those of a share, for one row."""
     kind, lanes, wide, sets = tiles.kind, tiles.lanes, tiles.wide, tiles.sets
     vector = f"v{kind}"
-    with writer.loops((tiles.count,), name="t"):
+    with tiles.loop(writer, share):
         writer.line(f"const {kind} *w = {tiles.weights} + t0 * {tiles.inner * wide};")
         for one in range(tiles.vectors):
             place = f"{tiles.biases} + t0 * {wide} + {one * lanes}"
@@ -232,14 +270,14 @@ def _emit_tiles(writer: Writer, tiles: _Tiles) -> None:
             tiles.store(writer, left, f"y + {left} + t0 * {wide}", total, tiles.count == 1)
 
 
-def _emit_rows(writer: Writer, weight: Array, bias: Array) -> None:
+def _emit_rows(writer: Writer, weight: Array, bias: Array, share: tuple[str, str] | None) -> None:
     """Write the product for some rows at once, each sum in the order of the form for one row."""
     for tiles in _tiled(writer, weight, bias):
         pairs, single = divmod(tiles.vectors, 2)
         tail = tiles.count == 1 and tiles.start + tiles.wide > tiles.outer
         if tail and not single:
             pairs, single = pairs - 1, 2
-        with writer.loops((tiles.count,), name="t"):
+        with tiles.loop(writer, share):
             writer.line(
                 f"const {tiles.kind} *w = {tiles.weights} + t0 * {tiles.inner * tiles.wide};"
             )

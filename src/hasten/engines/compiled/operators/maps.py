@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from hasten.engines.compiled.operators import programs
 from hasten.engines.compiled.operators.programs import Step
@@ -30,6 +30,8 @@ class Map(Operation):
     output: Access
     shape: tuple[int, ...]
 
+    splits: ClassVar[bool] = True
+
     @property
     def reads(self) -> tuple[str, ...]:
         return tuple(access.tensor for access in self.inputs)
@@ -53,7 +55,7 @@ class Map(Operation):
         types = [writer.plan.tensor(name).dtype for name in self.reads]
         sources = [writer.read(name) for name in self.reads]
         target = writer.write(self.output.tensor)
-        with writer.loops(shape, "#pragma GCC ivdep"):
+        with writer.loops(shape, "#pragma GCC ivdep", split=True):
             for number, (source, access) in enumerate(zip(sources, accesses[:-1], strict=True)):
                 kind = C_TYPES[types[number]]
                 writer.line(f"const {kind} v{number} = {source}[{place(access)}];")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -15,7 +16,11 @@ from hasten.engines.compiled.plan import C_TYPES, Access, Operation, Plan, produ
 if TYPE_CHECKING:
     from hasten.engines.compiled.source import Writer
 
-_VECTORS = {1: 8, 4: 2}
+_ROWS = 4
+"""Rows whose sums are made at once."""
+_MANY_PRODUCTS = 4
+"""Products along an axis from which threads share those; they share the rows of fewer."""
+_VECTORS = {1: 8, _ROWS: 2}
 """Vectors of sums for a number of rows at once, so that they stay in registers."""
 _MOST_COPIED = 1 << 24
 """Most numbers of a matrix that is copied."""
@@ -44,6 +49,8 @@ class Product(Operation):
     inner: int
     columns: int
     after: tuple[Step, ...] = ()
+
+    splits: ClassVar[bool] = True
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -104,8 +111,13 @@ class Product(Operation):
         vectors = -(-self.columns // lanes)
         wide = vectors * lanes
         direct = along == 1 and self.columns == wide
-        copied = "" if direct else writer.scratch(dtype, self.inner * wide)
-        with writer.loops(self.outer):
+        copied = "" if direct else writer.scratch(dtype, self.inner * wide, apart=True)
+        many = max(self.outer, default=1) >= _MANY_PRODUCTS
+        with contextlib.ExitStack() as blocks:
+            share = ("0", str(self.rows))
+            if not many:
+                share = blocks.enter_context(writer.share(self.rows, _ROWS))
+            blocks.enter_context(writer.loops(self.outer, split=many))
             outer = [Access("", one.strides[:cut], one.offset) for one in (self.left, self.right)]
             writer.line(f"const {kind} *from = {left} + {place(outer[0])};")
             writer.line(f"const {kind} *w = {right} + {place(outer[1])};")
@@ -115,10 +127,11 @@ class Product(Operation):
             writer.line(f"{kind} *to = {target} + {place(Access('', tuple(strides)))};")
             if not direct:
                 self._emit_copy(writer, copied, down, along, wide)
-            self._emit_rows(writer, kind, lanes, vectors, down if direct else wide)
+            self._emit_rows(writer, kind, lanes, vectors, down if direct else wide, share)
             if self.after:
+                first, last = (f"{bound} * {self.columns}" for bound in share)
                 writer.line("#pragma GCC ivdep")
-                with writer.block(f"for (long j = 0; j < {self.rows * self.columns}; j++)"):
+                with writer.block(f"for (long j = {first}; j < {last}; j++)"):
                     writer.line(f"const {kind} v0 = to[j];")
                     writer.line(f"to[j] = {emit_program(writer, self.after, [dtype])};")
 
@@ -133,14 +146,22 @@ class Product(Operation):
                     writer.line(f"{copied}[k * {wide} + j] = 0;")
         writer.line(f"w = {copied};")
 
-    def _emit_rows(self, writer: Writer, kind: str, lanes: int, vectors: int, line: int) -> None:
-        """Write the product, some rows and vectors of columns at a time."""
+    def _emit_rows(
+        self,
+        writer: Writer,
+        kind: str,
+        lanes: int,
+        vectors: int,
+        line: int,
+        share: tuple[str, str],
+    ) -> None:
+        """Write the product, or a share of its rows, some rows and vectors of columns at a time."""
         down, along = self.left.strides[len(self.outer) :]
-        writer.line("long i = 0;")
-        for rows in (4, 1):
+        writer.line(f"long i = {share[0]};")
+        for rows in (_ROWS, 1):
             if self.rows < rows:
                 continue
-            with writer.block(f"for (; i + {rows} <= {self.rows}; i += {rows})"):
+            with writer.block(f"for (; i + {rows} <= {share[1]}; i += {rows})"):
                 each = min(vectors, _VECTORS[rows])
                 whole, rest = divmod(vectors - 1, each)
                 if whole:

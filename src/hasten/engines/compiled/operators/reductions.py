@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from hasten.engines.compiled.operators.maps import merged, place
 from hasten.engines.compiled.plan import C_TYPES, Access, Operation, Plan, contiguous, product
@@ -21,6 +22,8 @@ _COMBINE = {
 }
 _REDUCTION = {"sum": "+", "mean": "+", "product": "*"}
 _FLOATS = ("float32", "float64")
+_LINE = 16
+"""Neighbouring results that one thread computes: a line of the cache or more."""
 _MOST_UNROLLED = 32
 """Most numbers of a result that are written one after the other."""
 
@@ -43,6 +46,8 @@ class Reduce(Operation):
     output: str
     outer: tuple[int, ...]
     inner: tuple[int, ...]
+
+    splits: ClassVar[bool] = True
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -77,7 +82,7 @@ class Reduce(Operation):
         inner, (along,) = merged(self.inner, [Access("", self.input.strides[cut:])])
         with writer.block(""):
             if self.kind.startswith("arg"):
-                with writer.loops(outer):
+                with writer.loops(outer, split=True):
                     writer.line(f"const {kind} *from = {source} + {place(into)};")
                     self._emit_place(writer, kind, f"{target}[{place(out)}]", inner, along)
             elif product(inner) <= _MOST_UNROLLED and outer[-1] > 1 and along.strides != (1,):
@@ -85,7 +90,7 @@ class Reduce(Operation):
             elif into.strides[-1] == 1 and out.strides[-1] == 1 and along.strides[-1] != 1:
                 self._emit_lines(writer, kind, (source, target), outer, (into, out))
             else:
-                with writer.loops(outer):
+                with writer.loops(outer, split=True):
                     writer.line(f"const {kind} *from = {source} + {place(into)};")
                     self._emit_along(writer, kind, f"{target}[{place(out)}]", inner, along)
 
@@ -119,7 +124,7 @@ class Reduce(Operation):
     ) -> None:
         """Write results of a few numbers each, so that a vector has many results."""
         strides = self.input.strides[len(self.outer) :]
-        with writer.loops(outer, "#pragma GCC ivdep"):
+        with writer.loops(outer, "#pragma GCC ivdep", split=True):
             writer.line(f"const {kind} *from = {pointers[0]} + {place(accesses[0])};")
             places = [
                 sum(at * stride for at, stride in zip(ats, strides, strict=True))
@@ -141,8 +146,13 @@ class Reduce(Operation):
         """Write lines of neighbouring results, through which all numbers go line by line."""
         last = len(outer) - 1
         strides = self.input.strides[len(self.outer) :]
-        head = f"for (long i{last} = 0; i{last} < {outer[-1]}; i{last}++)"
-        with writer.loops(outer[:-1]):
+        with contextlib.ExitStack() as blocks:
+            bounds = ("0", str(outer[-1]))
+            if last:
+                blocks.enter_context(writer.loops(outer[:-1], split=True))
+            else:
+                bounds = blocks.enter_context(writer.share(outer[-1], _LINE))
+            head = f"for (long i{last} = {bounds[0]}; i{last} < {bounds[1]}; i{last}++)"
             number = f"{pointers[0]}[{place(accesses[0])}"
             result = f"{pointers[1]}[{place(accesses[1])}]"
             start = {"sum": "0", "mean": "0", "product": "1"}.get(self.kind, f"{number}]")

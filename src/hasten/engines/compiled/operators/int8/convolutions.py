@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -48,6 +48,7 @@ class Conv8(Operation):
         last: Constant of 256 uint8 that replace each byte after that; "" for none.
     """
 
+    splits: ClassVar[bool] = True
     input: str
     weight: str
     bias: str
@@ -182,7 +183,7 @@ class Conv8(Operation):
         """Return the results of sums of shape (height, width, channels), flat."""
         scale = tensors[self.scale]
         if self.rounding is None:
-            return (sums.astype(np.float32) * scale).ravel()  # type: ignore[no-any-return]
+            return (sums.astype(np.float32) * scale).ravel()
         found = self.rounding.of(sums, scale).ravel()
         if self.table:
             found = tensors[self.table][found]
@@ -210,7 +211,7 @@ def _emit_plainly(conv: Conv8, writer: Writer) -> None:
     last = writer.read(conv.last) if conv.last else ""
     y = writer.write(conv.output)
     high, wide = conv.output_size
-    with writer.loops((high, wide, conv.channels[1])):
+    with writer.loops((high, wide, conv.channels[1]), split=True):
         writer.line(f"i32 sum = {bias}[i2];")
         writer.line(f"const i8 *taps = {w} + i2 * {conv.taps};")
         with writer.loops(conv.kernel, name="k"):

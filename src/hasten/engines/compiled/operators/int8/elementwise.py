@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -73,6 +75,7 @@ class Quantize(Operation):
         rounding: Zero and bounds.
     """
 
+    splits: ClassVar[bool] = True
     input: str
     output: str
     channels: int
@@ -109,7 +112,7 @@ class Quantize(Operation):
             scaled = np.nan_to_num(given / np.float32(self.step), nan=-MOST_RESULT)
         whole = np.rint(np.clip(scaled, -MOST_RESULT, MOST_RESULT)).astype(np.int64)
         found = np.clip(whole + self.rounding.zero, self.rounding.low, self.rounding.high)
-        return found.astype(np.uint8).ravel()  # type: ignore[no-any-return]
+        return found.astype(np.uint8).ravel()
 
     def emit(self, writer: Writer) -> None:
         x, y = writer.read(self.input), writer.write(self.output)
@@ -118,9 +121,12 @@ class Quantize(Operation):
         bound = step * np.float32(_BOUND)
         if wide and self.channels in (1, 3) and np.isfinite(bound):
             arguments = f"{', '.join(map(_float, (step, _inverse(step), bound)))}, {self.rounding.arguments}"
-            with writer.block(f"for (long i = 0; i < {self.pixels}; i += {wide})"):
-                last = self.pixels - wide
-                writer.line(f"const long at = i < {last} ? i : {last};")
+            with (
+                shared_bytes(writer, self.pixels, wide) as (begin, size),
+                writer.block(f"for (long i = 0; i < {size}; i += {wide})"),
+            ):
+                last = f"{size} - {wide}"
+                writer.line(f"const long at = {begin} + (i < {last} ? i : {last});")
                 planes = [
                     f"quantized_{wide}({x} + {plane * self.pixels} + at, {arguments})"
                     for plane in range(self.channels)
@@ -134,7 +140,7 @@ class Quantize(Operation):
         self._emit_plainly(writer, x, y)
 
     def _emit_plainly(self, writer: Writer, x: str, y: str) -> None:
-        with writer.loops((self.pixels, self.channels)):
+        with writer.loops((self.pixels, self.channels), split=True):
             step = _float(np.float32(self.step))
             writer.line(f"float v = {x}[i1 * {self.pixels} + i0] / {step};")
             most = f"{MOST_RESULT:.0f}.f"
@@ -154,6 +160,7 @@ class Dequantize(Operation):
         pixels: Number of pixels.
     """
 
+    splits: ClassVar[bool] = True
     input: str
     table: str
     output: str
@@ -188,7 +195,8 @@ class Dequantize(Operation):
     def emit(self, writer: Writer) -> None:
         x, t, y = writer.read(self.input), writer.read(self.table), writer.write(self.output)
         channels, pixels = self.channels, self.pixels
-        with writer.loops((-(-channels // _LINE), -(-pixels // _FLOATS)), name="block"):
+        blocks = (-(-channels // _LINE), -(-pixels // _FLOATS))
+        with writer.loops(blocks, name="block", split=True):
             for name, block, size, step in (
                 *(("c", "block0", channels, _LINE), ("p", "block1", pixels, _FLOATS)),
             ):
@@ -212,6 +220,7 @@ class Table8(Operation):
         size: Number of bytes.
     """
 
+    splits: ClassVar[bool] = True
     input: str
     table: str
     output: str
@@ -241,9 +250,10 @@ class Table8(Operation):
     def emit(self, writer: Writer) -> None:
         x, t, y = writer.read(self.input), writer.read(self.table), writer.write(self.output)
         if wide := writer.byte_width(self.size):
-            writer.line(f"tabled_{wide}({y}, {x}, {self.size}, {t});")
+            with shared_bytes(writer, self.size, wide) as (at, size):
+                writer.line(f"tabled_{wide}({y} + {at}, {x} + {at}, {size}, {t});")
             return
-        with writer.loops((self.size,)):
+        with writer.loops((self.size,), split=True):
             writer.line(f"{y}[i0] = {t}[{x}[i0]];")
 
 
@@ -259,6 +269,7 @@ class Add8(Operation):
         sum: Factors and rounding.
     """
 
+    splits: ClassVar[bool] = True
     first: str
     second: str
     output: str
@@ -289,9 +300,11 @@ class Add8(Operation):
     def emit(self, writer: Writer) -> None:
         x, z, y = writer.read(self.first), writer.read(self.second), writer.write(self.output)
         if wide := writer.byte_width(self.size):
-            writer.line(f"added_{wide}({y}, {x}, {z}, {self.size}, {self.sum.arguments});")
+            with shared_bytes(writer, self.size, wide) as (at, size):
+                pointers = f"{y} + {at}, {x} + {at}, {z} + {at}"
+                writer.line(f"added_{wide}({pointers}, {size}, {self.sum.arguments});")
             return
-        with writer.loops((self.size,)):
+        with writer.loops((self.size,), split=True):
             writer.line(f"{y}[i0] = {self.sum.expression(f'{x}[i0]', f'{z}[i0]')};")
 
 
@@ -313,6 +326,7 @@ class Multiply8(Operation):
         rounding: How products become bytes.
     """
 
+    splits: ClassVar[bool] = True
     first: str
     second: str
     scale: str
@@ -373,10 +387,11 @@ class Multiply8(Operation):
         if wide:
             zeros = f"{self.zeros[0]}.f, {self.zeros[1]}.f"
             end = f"{scale}[0], {self.rounding.arguments}"
-            size = self.pixels * self.channels
-            writer.line(f"multiplied_{wide}({y}, {x}, {z}, {size}, {zeros}, {end});")
+            with shared_bytes(writer, self.pixels * self.channels, wide) as (at, size):
+                pointers = f"{y} + {at}, {x} + {at}, {z} + {at}"
+                writer.line(f"multiplied_{wide}({pointers}, {size}, {zeros}, {end});")
             return
-        with writer.loops((self.pixels, self.channels)):
+        with writer.loops((self.pixels, self.channels), split=True):
             place = f"i0 * {self.channels} + i1"
             second = f"{z}[{'i1' if self.gate else place}]"
             product = f"({x}[{place}] - {self.zeros[0]}) * ({second} - {self.zeros[1]})"
@@ -385,14 +400,36 @@ class Multiply8(Operation):
 
     def _emit_gate(self, writer: Writer, wide: int, x: str, z: str, y: str, scale: str) -> None:
         """Write the product with each channel's factor, which becomes a float once."""
-        factors = writer.scratch("float32", self.channels)
-        less = writer.scratch("float32", self.channels)
-        with writer.loops((self.channels,)):
-            writer.line(f"{factors}[i0] = {z}[i0] - {self.zeros[1]};")
-            writer.line(f"{less}[i0] = {factors}[i0] * {self.zeros[0]}.f;")
-        with writer.loops((self.pixels,)):
-            place = f"i0 * {self.channels}"
+        factors = writer.scratch("float32", self.channels, apart=True)
+        less = writer.scratch("float32", self.channels, apart=True)
+        with writer.share(self.pixels) as (first, last):
+            with writer.loops((self.channels,)):
+                writer.line(f"{factors}[i0] = {z}[i0] - {self.zeros[1]};")
+                writer.line(f"{less}[i0] = {factors}[i0] * {self.zeros[0]}.f;")
+            with writer.block(f"for (long i = {first}; i < {last}; i++)"):
+                place = f"i * {self.channels}"
+                writer.line(
+                    f"gated_{wide}({y} + {place}, {x} + {place}, {factors}, {less}, {self.channels}, "
+                    f"{scale}[0], {self.rounding.arguments});"
+                )
+
+
+@contextlib.contextmanager
+def shared_bytes(writer: Writer, size: int, wide: int) -> Iterator[tuple[str, str]]:
+    """Write a block in which threads share some bytes; lend C for the first and the number of a part's.
+
+    No part has fewer than a vector, and none but the last ends within a line of the cache.
+
+    Args:
+        writer: Where to.
+        size: Number of bytes.
+        wide: Bytes of a vector, of which there is one at least.
+    """
+    vectors = size // wide
+    with writer.share(vectors, max(1, _LINE // wide)) as (first, last):
+        with writer.block(""):
+            writer.line(f"const long begin = {first} * {wide};")
             writer.line(
-                f"gated_{wide}({y} + {place}, {x} + {place}, {factors}, {less}, {self.channels}, "
-                f"{scale}[0], {self.rounding.arguments});"
+                f"const long size = ({last} == {vectors} ? {size} : {last} * {wide}) - begin;"
             )
+            yield "begin", "size"
