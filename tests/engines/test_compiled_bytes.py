@@ -11,6 +11,7 @@ from tests.support.plans import PROCESSORS, answers, planned
 
 from hasten.core.target import Target
 from hasten.core.tensors import Array
+from hasten.engines.compiled import source
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.operators.int8.elementwise import (
     Add8,
@@ -117,13 +118,20 @@ class Made:
             found = replace(found, last=self.table())
         return found
 
-    def check(self, rows: int = 1, target: Target | None = None, spelled: bool = True) -> None:
+    def check(
+        self,
+        rows: int = 1,
+        target: Target | None = None,
+        spelled: bool = True,
+        threads: int = 1,
+    ) -> None:
         """Compile all operations as one plan, and compare each one's bytes with numpy's.
 
         Args:
             rows: Rows of a batch.
             target: Processor to write C for; this one by default.
             spelled: Whether the C may spell instructions; without, any processor's can be run here.
+            threads: Threads that share the call.
         """
         plan, weights = planned(
             self.operations, self.constants, self.given, self.made, by_row=rows > 1
@@ -132,7 +140,8 @@ class Made:
             name: np.concatenate([np.roll(array, row) for row in range(rows)])
             for name, array in self.given.items()
         }
-        found = answers(plan, weights, repeated, rows=rows, target=target, spelled=spelled)
+        options: dict[str, Any] = {"target": target, "spelled": spelled, "threads": threads}
+        found = answers(plan, weights, repeated, rows=rows, **options)
         for row in range(rows):
             known = self.constants | {
                 name: np.roll(array, row) for name, array in self.given.items()
@@ -228,6 +237,45 @@ def test_floats_become_bytes_with_the_ends_nan_and_infinities(name: str) -> None
         )
     target, spelled = PROCESSORS[name]
     made.check(target=target, spelled=spelled)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_that_share_an_operation_give_the_same_bytes(
+    monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    monkeypatch.setattr(source, "LEAST_SHARED", 0)
+    monkeypatch.setattr(source, "LEAST_TOGETHER", 0)
+    made = Made(6)
+    byte, floats = np.float32(0.004), made.rng.standard_normal(256).astype(np.float32)
+    scale = made.constant(np.array([byte]))
+    for channels, size in ((40, (30, 6)), (144, (7, 7)), (5, (9, 9))):
+        pixels, total = product(size), product(size) * channels
+        shape = {"channels": (channels, channels), "groups": channels, "size": size}
+        made.operations += [
+            made.conv("all", kernel=(3, 3), pads=(1, 1, 1, 1), **shape),
+            made.conv("plain", kernel=(5, 5), strides=(2, 2), pads=(2, 2, 2, 2), **shape),
+            Table8(made.bytes(total), made.table(), made.output(total), total),
+        ]
+        for gate in (True, False):
+            second = made.bytes(channels if gate else total)
+            given = (made.bytes(total), second, scale, made.output(total), pixels, channels, gate)
+            made.operations.append(Multiply8(*given, (7, 128), made.rounding()))
+        for kernel in (size, (3, 3)):
+            bare = Pool8("", scale, "", channels, size, kernel, (1, 1), (0,) * 4, 9, None)
+            result = made.output(product(bare.output_size) * channels)
+            pool = replace(bare, input=made.bytes(total), output=result, rounding=made.rounding())
+            made.operations.append(pool)
+        made.operations.append(
+            Dequantize(
+                *(made.bytes(total), made.constant(floats), made.output(total, "float32")),
+                *(channels, pixels),
+            )
+        )
+    made.given["x"] = made.rng.standard_normal(3 * 500).astype(np.float32)
+    made.operations.append(Quantize("x", made.output(1500), 3, 500, 0.01, made.rounding()))
+    summed = Sum8.near((0.7, -1.3), (1, 250), made.rounding())
+    made.operations.append(Add8(made.bytes(999), made.bytes(999), made.output(999), 999, summed))
+    made.check(threads=threads)
 
 
 def test_a_sum_that_may_overflow_is_refused() -> None:

@@ -64,6 +64,7 @@ def answers(
     rows: int = 1,
     target: Target | None = None,
     spelled: bool = True,
+    threads: int = 1,
 ) -> dict[str, Array]:
     """Return what a plan's C gives for arrays: all its outputs by name, with all rows flat.
 
@@ -74,15 +75,15 @@ def answers(
         rows: Number of rows of each.
         target: Processor to write C for; this one by default.
         spelled: Whether the C may spell instructions; without, any processor's can be run here.
+        threads: Threads that share a call, where operations are worth it.
     """
-    source = write(plan, weights, target or Target.host())
+    source = write(plan, weights, target or Target.host(), threads)
     text = source.text
     if not spelled:
         for name in ("X86", "AVX", "AVX512"):
             text = text.replace(f"#define {name} 1", f"#define {name} 0")
-        apart = (
-            "#define INLINE static __attribute__((noinline))\n"  # compiles in a tenth of the time
-        )
+        # Each function by itself compiles in a tenth of the time.
+        apart = "#define INLINE static __attribute__((noinline))\n"
         text = text.replace("#define INLINE static inline\n", apart)
     library = Library.load(Compiler.find().compile(text).content)
     tables = aligned(len(source.tables))
@@ -91,6 +92,7 @@ def answers(
         name: np.zeros(plan.tensor(name).size * rows, plan.tensor(name).dtype)
         for name in plan.outputs
     }
-    answer = library.answering(tables, source.arena_bytes)
+    team = library.team(source.threads) if source.threads > 1 else None
+    answer = library.answering(tables, source.arena_bytes, team)
     answer(*(given[name] for name in plan.inputs), *outputs.values())
     return outputs
