@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from tests.support.guarded import guarded
 
 from hasten.core.target import Target
 from hasten.core.tensors import Array
@@ -68,6 +69,8 @@ def answers(
 ) -> dict[str, Array]:
     """Return what a plan's C gives for arrays: all its outputs by name, with all rows flat.
 
+    The process dies where the C reads or writes behind what is given or asked for.
+
     Args:
         plan: The plan.
         weights: Its constants.
@@ -89,9 +92,10 @@ def answers(
     tables = aligned(len(source.tables))
     tables[:] = np.frombuffer(source.tables, np.uint8)
     outputs: dict[str, Any] = {
-        name: np.zeros(plan.tensor(name).size * rows, plan.tensor(name).dtype)
+        name: guarded(np.zeros(plan.tensor(name).size * rows, plan.tensor(name).dtype))
         for name in plan.outputs
     }
+    given = {name: guarded(array) for name, array in given.items()}
     team = library.team(source.threads) if source.threads > 1 else None
     answer = library.answering(tables, source.arena_bytes, team)
     answer(*(given[name] for name in plan.inputs), *outputs.values())

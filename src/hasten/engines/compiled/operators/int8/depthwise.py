@@ -33,7 +33,7 @@ _TILE = 8
 read more columns than they have products."""
 _STRIP_BYTES = 128 << 10
 """Memory of the rows that a call reads, a part of a core's second cache."""
-_RING_BYTES = 12 << 10
+_RING_BYTES = 24 << 10
 """Memory that braids may take: a part of a core's first cache."""
 _LEAST_CHANNELS = 8
 """Most channels that are read at once where there are no more: pixels of fewer need room behind the last one."""
@@ -179,7 +179,7 @@ class Depthwise:
                 runs.append(self._run(start, blocks, wide, 4))
                 start += blocks * wide
         while start < channels:
-            parts = 2 if channels - start > wide // 4 else 1
+            parts = 2 if channels - start > wide // 4 and channels >= wide // 2 else 1
             first = max(0, min(start, channels - parts * wide // 4))
             runs.append(self._run(first, 1, wide, parts))
             start = first + parts * wide // 4
