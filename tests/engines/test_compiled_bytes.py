@@ -273,6 +273,45 @@ def test_floats_become_bytes_with_the_ends_nan_and_infinities(name: str) -> None
     made.check(isa=target.isa, spelled=spelled)
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_that_share_an_operation_give_the_same_bytes(
+    monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    monkeypatch.setattr(source, "LEAST_SHARED", 0)
+    monkeypatch.setattr(source, "LEAST_TOGETHER", 0)
+    made = Made(6)
+    byte, floats = np.float32(0.004), made.rng.standard_normal(256).astype(np.float32)
+    scale = made.constant(np.array([byte]))
+    for channels, size in ((40, (30, 6)), (144, (7, 7)), (5, (9, 9))):
+        pixels, total = product(size), product(size) * channels
+        shape = {"channels": (channels, channels), "groups": channels, "size": size}
+        made.operations += [
+            made.conv("all", kernel=(3, 3), pads=(1, 1, 1, 1), **shape),
+            made.conv("plain", kernel=(5, 5), strides=(2, 2), pads=(2, 2, 2, 2), **shape),
+            Table8(made.bytes(total), made.table(), made.output(total), total),
+        ]
+        for gate in (True, False):
+            second = made.bytes(channels if gate else total)
+            given = (made.bytes(total), second, scale, made.output(total), pixels, channels, gate)
+            made.operations.append(Multiply8(*given, (7, 128), made.rounding()))
+        for kernel in (size, (3, 3)):
+            bare = Pool8("", scale, "", channels, size, kernel, (1, 1), (0,) * 4, 9, None)
+            result = made.output(product(bare.output_size) * channels)
+            pool = replace(bare, input=made.bytes(total), output=result, rounding=made.rounding())
+            made.operations.append(pool)
+        made.operations.append(
+            Dequantize(
+                *(made.bytes(total), made.constant(floats), made.output(total, "float32")),
+                *(channels, pixels),
+            )
+        )
+    made.given["x"] = made.rng.standard_normal(3 * 500).astype(np.float32)
+    made.operations.append(Quantize("x", made.output(1500), 3, 500, 0.01, made.rounding()))
+    summed = Sum8.near((0.7, -1.3), (1, 250), made.rounding())
+    made.operations.append(Add8(made.bytes(999), made.bytes(999), made.output(999), 999, summed))
+    made.check(threads=threads)
+
+
 def test_a_sum_that_may_overflow_is_refused() -> None:
     made = Made(4)
     conv = made.conv("plain", channels=(8, 1), size=(1, 1))

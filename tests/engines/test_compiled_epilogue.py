@@ -54,7 +54,7 @@ class Sums(Operation):
         lanes, channels = wide // 4, self.conv.channels[1]
         given = writer.read(self.given)
         pixels = self.conv.size[1]
-        parts = []
+        parts: list[Part] = []
         for pixel in range(pixels):
             for first in range(0, channels, lanes):
                 name = f"s{len(parts)}"

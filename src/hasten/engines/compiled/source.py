@@ -539,7 +539,12 @@ def _bytes(isa: tuple[str, ...]) -> str:
     evex = "avx512bw" in isa
     vnni = _vnni(isa)
     vbmi = evex and "avx512vbmi" in isa
-    facts = {"AVX": "avx2" in isa, "FMA": "fma" in isa, "AVX512": evex, "VBMI": vbmi}
+    facts: dict[str, int] = {
+        "AVX": "avx2" in isa,
+        "FMA": "fma" in isa,
+        "AVX512": evex,
+        "VBMI": vbmi,
+    }
     facts |= {"VNNI": vnni, "TAPS": 4 if vnni else 2}
     lines = [f"#define {name} {int(value)}" for name, value in facts.items()]
     lines.append(_part("bytes.c"))

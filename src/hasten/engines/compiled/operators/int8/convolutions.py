@@ -228,7 +228,7 @@ def _emit_plainly(conv: Conv8, writer: Writer) -> None:
     last = writer.read(conv.last) if conv.last else ""
     y = writer.write(conv.output)
     high, wide = conv.output_size
-    with writer.loops((high, wide, conv.channels[1])):
+    with writer.loops((high, wide, conv.channels[1]), split=True):
         writer.line(f"i32 sum = {bias}[i2];")
         writer.line(f"const i8 *taps = {w} + i2 * {conv.taps};")
         with writer.loops(conv.kernel, name="k"):

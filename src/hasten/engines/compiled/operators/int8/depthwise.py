@@ -26,12 +26,14 @@ _MOST_TAPS = 64
 """Most taps that are written one after the other."""
 _MOST_PRODUCTS = 640
 """Most vectors of products in the text of one tile."""
+_MANY_ROWS = 28
+"""Rows of results from which threads share rows; of fewer, they share channels."""
 _TILE = 8
 """Most pixels of a row that are computed at once, each in a register; half as many where strides make them
 read more columns than they have products."""
 _STRIP_BYTES = 128 << 10
 """Memory of the rows that a call reads, a part of a core's second cache."""
-_RING_BYTES = 12 << 10
+_RING_BYTES = 24 << 10
 """Memory that braids may take: a part of a core's first cache."""
 _LEAST_CHANNELS = 8
 """Most channels that are read at once where there are no more: pixels of fewer need room behind the last one."""
@@ -177,7 +179,7 @@ class Depthwise:
                 runs.append(self._run(start, blocks, wide, 4))
                 start += blocks * wide
         while start < channels:
-            parts = 2 if channels - start > wide // 4 else 1
+            parts = 2 if channels - start > wide // 4 and channels >= wide // 2 else 1
             first = max(0, min(start, channels - parts * wide // 4))
             runs.append(self._run(first, 1, wide, parts))
             start = first + parts * wide // 4
@@ -187,6 +189,11 @@ class Depthwise:
     def _registers(self) -> int:
         """Vectors that registers hold."""
         return 32 if self.writer.byte_widths[0] == 64 else 16
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks of channels."""
+        return sum(run.blocks for run in self.runs)
 
     def _run(self, start: int, blocks: int, wide: int, parts: int) -> Run:
         most = _TILE if self.conv.strides[1] == 1 or self.conv.kernel[1] > 3 else _TILE // 2
@@ -247,6 +254,7 @@ class Depthwise:
         present: tuple[str, str],
         scratch: str,
         residual: str = "",
+        blocks: tuple[str, str] | None = None,
     ) -> str:
         """Write the function, and return a statement that calls it.
 
@@ -259,30 +267,21 @@ class Depthwise:
                 last; those beyond are taken for pads.
             scratch: Pointer to `scratch_bytes` of aligned memory.
             residual: C expression of a pointer to the residual of the row `top`; "" for none.
+            blocks: C expressions of the first block of channels and the one behind the last; None for all.
         """
         writer, conv = self.writer, self.conv
         kind = "u8" if conv.rounding else "float"
         name = writer.define(
             f"const u8 *restrict x, {kind} *restrict y, const u8 *residual, long top, long rows, long low, "
-            "long high, u8 *restrict ring, const u8 *weights, const i32 *biases, const float *scales, "
+            "long high, long begin_block, long end_block, u8 *restrict ring, const u8 *weights, const i32 *biases, const float *scales, "
             "const u8 *table, const u8 *last",
             self._emit,
         )
         weights, biases, scales = self._tables()
         tables = (writer.read(one) if one else "0" for one in (conv.table, conv.last))
-        given = (
-            x,
-            y,
-            residual or "0",
-            top,
-            rows,
-            *present,
-            scratch,
-            weights,
-            biases,
-            scales,
-            *tables,
-        )
+        bounds = (*present, *(blocks or ("0", str(self.blocks))))
+        pointers = (weights, biases, scales, *tables)
+        given = (x, y, residual or "0", top, rows, *bounds, scratch, *pointers)
         return f"{name}({', '.join(given)});"
 
     def _tables(self) -> tuple[str, str, str]:
@@ -319,10 +318,15 @@ class Depthwise:
             writer.line(f"__builtin_memset(blank, {conv.zero}, {self._pitch + _LEAST_CHANNELS});")
         else:
             writer.line(f"const u8 *blank = x + low * {self._pitch};")
-        done = sums = 0
+        done = sums = before = 0
         for run in self.runs:
             block = product(self._shape(run))
-            with writer.loops((run.blocks,), name="block"):
+            first, last = (
+                f"MAX(begin_block - {before}, 0)",
+                f"MIN(end_block - {before}, {run.blocks})",
+            )
+            before += run.blocks
+            with writer.block(f"for (long block0 = {first}; block0 < {last}; block0++)"):
                 writer.line(f"const u8 *w = weights + {done} + block0 * {block};")
                 writer.line(f"const i32 *bias = biases + {sums} + block0 * {run.channels};")
                 writer.line(f"const float *scale = scales + {sums} + block0 * {run.channels};")
@@ -462,9 +466,9 @@ class Depthwise:
         if run.parts == 1:
             halves = []
             for first in range(0, run.tile, 2):
-                pair = tuple(f"a{pixel}_0" for pixel in range(first, min(first + 2, run.tile)))
+                two = [f"a{pixel}_0" for pixel in range(first, min(first + 2, run.tile))]
                 halves.append(f"h{first}")
-                writer.line(f"const vh_{run.wide} {halves[-1]} = {end.halved(pair)};")
+                writer.line(f"const vh_{run.wide} {halves[-1]} = {end.halved(two)};")
         else:
             halves = [
                 f"h{pixel}_{half}" for pixel in range(run.tile) for half in range(run.parts // 2)
@@ -513,29 +517,37 @@ class Depthwise:
 
 
 def emit(conv: Conv8, writer: Writer) -> None:
-    """Write a whole convolution."""
+    """Write a whole convolution: rows are shared out where there are many, else blocks of channels."""
     made = Depthwise(writer, conv)
     x, y = writer.read(conv.input), writer.write(conv.output)
+    residual = writer.read(conv.residual) if conv.residual else ""
+    scratch = writer.scratch("uint8", made.scratch_bytes, apart=True)
+    high, wide = conv.output_size
+    copy = ""
     if conv.channels[0] < _LEAST_CHANNELS:
         size = product(conv.size) * conv.channels[0]
-        copy = writer.scratch("uint8", size + _LEAST_CHANNELS)
-        writer.line(f"COPY({copy}, {x}, {size});")
-        x = copy
-    scratch = writer.scratch("uint8", made.scratch_bytes)
-    high, wide = conv.output_size
-    residual = writer.read(conv.residual) if conv.residual else ""
-    rows = made.rows_at_once
-    with writer.block(f"for (long top = 0; top < {high}; top += {rows})"):
-        place = f" + top * {wide * conv.channels[0]}"
-        writer.line(f"const long rows = {high} - top < {rows} ? {high} - top : {rows};")
-        writer.line(
-            made.call(
-                x=x,
-                y=y + place,
-                top="top",
-                rows="rows",
-                present=("0", str(conv.size[0])),
-                scratch=scratch,
-                residual=residual + place if residual else "",
+        copy = writer.scratch("uint8", size + _LEAST_CHANNELS, apart=True)
+    by_rows = high >= _MANY_ROWS or made.blocks == 1
+    with writer.share(*((high, made.braids.period) if by_rows else (made.blocks,))) as (
+        first,
+        last,
+    ):
+        if copy:
+            writer.line(f"COPY({copy}, {x}, {size});")
+        begin, end = (first, last) if by_rows else ("0", str(high))
+        rows = made.rows_at_once
+        with writer.block(f"for (long top = {begin}; top < {end}; top += {rows})"):
+            place = f" + top * {wide * conv.channels[0]}"
+            writer.line(f"const long rows = {end} - top < {rows} ? {end} - top : {rows};")
+            writer.line(
+                made.call(
+                    x=copy or x,
+                    y=y + place,
+                    top="top",
+                    rows="rows",
+                    present=("0", str(conv.size[0])),
+                    scratch=scratch,
+                    residual=residual + place if residual else "",
+                    blocks=None if by_rows else (first, last),
+                )
             )
-        )

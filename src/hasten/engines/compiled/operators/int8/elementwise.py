@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, ClassVar
@@ -77,6 +79,7 @@ class Quantize(Operation):
 
     task: ClassVar[Kind] = "conversion"
     narrow: ClassVar[bool] = True
+    splits: ClassVar[bool] = True
 
     input: str
     output: str
@@ -127,9 +130,12 @@ class Quantize(Operation):
             bound = step * np.float32(_BOUND)
         if wide and self.channels in (1, 3) and np.isfinite(bound):
             arguments = f"{', '.join(map(_float, (step, _inverse(step), bound)))}, {self.rounding.arguments}"
-            with writer.block(f"for (long i = 0; i < {self.pixels}; i += {wide})"):
-                last = self.pixels - wide
-                writer.line(f"const long at = i < {last} ? i : {last};")
+            with (
+                shared_bytes(writer, self.pixels, wide) as (begin, size),
+                writer.block(f"for (long i = 0; i < {size}; i += {wide})"),
+            ):
+                last = f"{size} - {wide}"
+                writer.line(f"const long at = {begin} + (i < {last} ? i : {last});")
                 planes = [
                     f"quantized_{wide}({x} + {plane * self.pixels} + at, {arguments})"
                     for plane in range(self.channels)
@@ -143,7 +149,7 @@ class Quantize(Operation):
         self._emit_plainly(writer, x, y)
 
     def _emit_plainly(self, writer: Writer, x: str, y: str) -> None:
-        with writer.loops((self.pixels, self.channels)):
+        with writer.loops((self.pixels, self.channels), split=True):
             step = _float(np.float32(self.step))
             writer.line(f"float v = {x}[i1 * {self.pixels} + i0] / {step};")
             most = f"{MOST_RESULT:.0f}.f"
@@ -165,6 +171,7 @@ class Dequantize(Operation):
 
     task: ClassVar[Kind] = "conversion"
     narrow: ClassVar[bool] = True
+    splits: ClassVar[bool] = True
 
     input: str
     table: str
@@ -203,7 +210,8 @@ class Dequantize(Operation):
     def emit(self, writer: Writer) -> None:
         x, t, y = writer.read(self.input), writer.read(self.table), writer.write(self.output)
         channels, pixels = self.channels, self.pixels
-        with writer.loops((-(-channels // _LINE), -(-pixels // _FLOATS)), name="block"):
+        blocks = (-(-channels // _LINE), -(-pixels // _FLOATS))
+        with writer.loops(blocks, name="block", split=True):
             for name, block, size, step in (
                 *(("c", "block0", channels, _LINE), ("p", "block1", pixels, _FLOATS)),
             ):
@@ -228,6 +236,7 @@ class Table8(Operation):
     """
 
     narrow: ClassVar[bool] = True
+    splits: ClassVar[bool] = True
 
     input: str
     table: str
@@ -261,9 +270,10 @@ class Table8(Operation):
     def emit(self, writer: Writer) -> None:
         x, t, y = writer.read(self.input), writer.read(self.table), writer.write(self.output)
         if wide := writer.byte_width(self.size):
-            writer.line(f"tabled_{wide}({y}, {x}, {self.size}, {t});")
+            with shared_bytes(writer, self.size, wide) as (at, size):
+                writer.line(f"tabled_{wide}({y} + {at}, {x} + {at}, {size}, {t});")
             return
-        with writer.loops((self.size,)):
+        with writer.loops((self.size,), split=True):
             writer.line(f"{y}[i0] = {t}[{x}[i0]];")
 
 
@@ -280,6 +290,7 @@ class Add8(Operation):
     """
 
     narrow: ClassVar[bool] = True
+    splits: ClassVar[bool] = True
 
     first: str
     second: str
@@ -314,9 +325,11 @@ class Add8(Operation):
     def emit(self, writer: Writer) -> None:
         x, z, y = writer.read(self.first), writer.read(self.second), writer.write(self.output)
         if wide := writer.byte_width(self.size):
-            writer.line(f"added_{wide}({y}, {x}, {z}, {self.size}, {self.sum.arguments});")
+            with shared_bytes(writer, self.size, wide) as (at, size):
+                pointers = f"{y} + {at}, {x} + {at}, {z} + {at}"
+                writer.line(f"added_{wide}({pointers}, {size}, {self.sum.arguments});")
             return
-        with writer.loops((self.size,)):
+        with writer.loops((self.size,), split=True):
             writer.line(f"{y}[i0] = {self.sum.expression(f'{x}[i0]', f'{z}[i0]')};")
 
 
@@ -339,6 +352,7 @@ class Multiply8(Operation):
     """
 
     narrow: ClassVar[bool] = True
+    splits: ClassVar[bool] = True
 
     first: str
     second: str
@@ -403,10 +417,11 @@ class Multiply8(Operation):
         if wide:
             zeros = f"{self.zeros[0]}.f, {self.zeros[1]}.f"
             end = f"{scale}[0], {self.rounding.arguments}"
-            size = self.pixels * self.channels
-            writer.line(f"multiplied_{wide}({y}, {x}, {z}, {size}, {zeros}, {end});")
+            with shared_bytes(writer, self.pixels * self.channels, wide) as (at, size):
+                pointers = f"{y} + {at}, {x} + {at}, {z} + {at}"
+                writer.line(f"multiplied_{wide}({pointers}, {size}, {zeros}, {end});")
             return
-        with writer.loops((self.pixels, self.channels)):
+        with writer.loops((self.pixels, self.channels), split=True):
             place = f"i0 * {self.channels} + i1"
             second = f"{z}[{'i1' if self.gate else place}]"
             product = f"({x}[{place}] - {self.zeros[0]}) * ({second} - {self.zeros[1]})"
@@ -415,14 +430,36 @@ class Multiply8(Operation):
 
     def _emit_gate(self, writer: Writer, wide: int, x: str, z: str, y: str, scale: str) -> None:
         """Write the product with each channel's factor, which becomes a float once."""
-        factors = writer.scratch("float32", self.channels)
-        less = writer.scratch("float32", self.channels)
-        with writer.loops((self.channels,)):
-            writer.line(f"{factors}[i0] = {z}[i0] - {self.zeros[1]};")
-            writer.line(f"{less}[i0] = {factors}[i0] * {self.zeros[0]}.f;")
-        with writer.loops((self.pixels,)):
-            place = f"i0 * {self.channels}"
+        factors = writer.scratch("float32", self.channels, apart=True)
+        less = writer.scratch("float32", self.channels, apart=True)
+        with writer.share(self.pixels) as (first, last):
+            with writer.loops((self.channels,)):
+                writer.line(f"{factors}[i0] = {z}[i0] - {self.zeros[1]};")
+                writer.line(f"{less}[i0] = {factors}[i0] * {self.zeros[0]}.f;")
+            with writer.block(f"for (long i = {first}; i < {last}; i++)"):
+                place = f"i * {self.channels}"
+                writer.line(
+                    f"gated_{wide}({y} + {place}, {x} + {place}, {factors}, {less}, {self.channels}, "
+                    f"{scale}[0], {self.rounding.arguments});"
+                )
+
+
+@contextlib.contextmanager
+def shared_bytes(writer: Writer, size: int, wide: int) -> Iterator[tuple[str, str]]:
+    """Write a block in which threads share some bytes; lend C for the first and the number of a part's.
+
+    No part has fewer than a vector, and none but the last ends within a line of the cache.
+
+    Args:
+        writer: Where to.
+        size: Number of bytes.
+        wide: Bytes of a vector, of which there is one at least.
+    """
+    vectors = size // wide
+    with writer.share(vectors, max(1, _LINE // wide)) as (first, last):
+        with writer.block(""):
+            writer.line(f"const long begin = {first} * {wide};")
             writer.line(
-                f"gated_{wide}({y} + {place}, {x} + {place}, {factors}, {less}, {self.channels}, "
-                f"{scale}[0], {self.rounding.arguments});"
+                f"const long size = ({last} == {vectors} ? {size} : {last} * {wide}) - begin;"
             )
+            yield "begin", "size"

@@ -65,7 +65,8 @@ class Rounding:
             scale: float32, for all or for each number along the last axis.
         """
         scaled = np.rint(sums.astype(np.float32) * scale).astype(np.int64) + self.zero
-        return np.clip(scaled, self.low, self.high).astype(np.uint8)  # type: ignore[no-any-return]
+        found: Array = np.clip(scaled, self.low, self.high).astype(np.uint8)
+        return found
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ class Sum8:
         """Return the bytes of two arrays of uint8, as numpy computes them."""
         a, b = self.factors
         total = first.astype(np.int64) * a + second.astype(np.int64) * b + self.offset
-        return np.clip(total >> self.shift, self.low, self.high).astype(np.uint8)  # type: ignore[no-any-return]
+        found: Array = np.clip(total >> self.shift, self.low, self.high).astype(np.uint8)
+        return found
 
     @classmethod
     def near(

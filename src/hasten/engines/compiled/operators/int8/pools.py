@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from hasten.core.tensors import Array
+from hasten.engines.compiled.operators.int8.elementwise import shared_bytes
 from hasten.engines.compiled.operators.int8.numbers import Rounding, check_sums
 from hasten.engines.compiled.plan import Operation, Plan, product
 
@@ -39,6 +40,7 @@ class Pool8(Operation):
     """
 
     narrow: ClassVar[bool] = True
+    splits: ClassVar[bool] = True
 
     input: str
     scale: str
@@ -118,7 +120,8 @@ class Pool8(Operation):
         windows = np.lib.stride_tricks.sliding_window_view(picture, self.kernel, (0, 1))
         windows = windows[:: self.strides[0], :: self.strides[1]]
         if self.rounding is None:
-            return (windows.max((-2, -1)) + self.zero).astype(np.uint8).ravel()  # type: ignore[no-any-return]
+            most: Array = (windows.max((-2, -1)) + self.zero).astype(np.uint8)
+            return most.ravel()
         return self.rounding.of(windows.sum((-2, -1)), tensors[self.scale][0]).ravel()
 
     def emit(self, writer: Writer) -> None:
@@ -127,22 +130,35 @@ class Pool8(Operation):
         if not (vector := writer.byte_width(self.channels)):
             self._emit_plainly(writer, x, y)
             return
-        with writer.loops(self.output_size):
+        if product(self.output_size) == 1:  # all of a picture: threads share channels
+            with shared_bytes(writer, self.channels, vector) as (first, channels):
+                self._emit_pixel(writer, vector, f"{x} + {first}", f"{y} + {first}", channels)
+            return
+        with writer.loops(self.output_size, split=True):
+            to = f"{y} + (i0 * {self.output_size[1]} + i1) * {self.channels}"
+            self._emit_pixel(writer, vector, x, to, str(self.channels))
+
+    def _emit_pixel(self, writer: Writer, wide: int, x: str, to: str, channels: str) -> None:
+        """Write one pixel of the result, `i0` and `i1`, where there are more than one."""
+        single = product(self.output_size) == 1
+        with writer.block(""):
             for at, (name, size) in enumerate(zip(("v", "h"), self.size, strict=True)):
-                writer.line(f"const long {name} = i{at} * {self.strides[at]} - {self.pads[at]};")
+                place = "0" if single else f"i{at}"
+                writer.line(f"const long {name} = {place} * {self.strides[at]} - {self.pads[at]};")
                 writer.line(f"const long {name}0 = {name} < 0 ? 0 : {name};")
                 end = f"{name} + {self.kernel[at]}"
                 writer.line(f"const long {name}s = ({end} < {size} ? {end} : {size}) - {name}0;")
-            to = f"{y} + (i0 * {self.output_size[1]} + i1) * {self.channels}"
             if product(self.kernel) <= _MOST_UNROLLED:
                 with writer.block(f"if (vs == {self.kernel[0]} && hs == {self.kernel[1]})"):
-                    self._emit_window(writer, vector, x, to, *map(str, self.kernel))
+                    self._emit_window(
+                        writer, wide, x, to, f"{self.kernel[0]}", f"{self.kernel[1]}", channels
+                    )
                 writer.line("else")
             with writer.block(""):
-                self._emit_window(writer, vector, x, to, "vs", "hs")
+                self._emit_window(writer, wide, x, to, "vs", "hs", channels)
 
     def _emit_window(
-        self, writer: Writer, wide: int, x: str, to: str, rows: str, columns: str
+        self, writer: Writer, wide: int, x: str, to: str, rows: str, columns: str, channels: str
     ) -> None:
         """Write one pixel's channels from a window of some rows and columns."""
         line = self.size[1] * self.channels
@@ -154,12 +170,12 @@ class Pool8(Operation):
             return
         end = f"{writer.read(self.scale)}[0], {self.rounding.arguments}"
         less = f"{rows} * {columns} * {self.zero}"
-        writer.line(f"averaged_{wide}({to}, {window}, {self.channels}, {less}, {end});")
+        writer.line(f"averaged_{wide}({to}, {window}, {channels}, {less}, {end});")
 
     def _emit_plainly(self, writer: Writer, x: str, y: str) -> None:
         """Write loops over pixels, channels and taps, which any shape goes through."""
         high, wide = self.output_size
-        with writer.loops((high, wide, self.channels)):
+        with writer.loops((high, wide, self.channels), split=True):
             writer.line("i32 sum = 0;")
             with writer.loops(self.kernel, name="k"):
                 writer.line(f"const long v = i0 * {self.strides[0]} + k0 - {self.pads[0]};")
