@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from onnxruntime import quantization
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.base import Engine
-from hasten.engines.compiled.engine import CompiledC
+from hasten.engines.compiled.engine import CompiledC, read
 from hasten.engines.compiled.integers import Integers
+from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import CandidateError
 from hasten.inputs.models.onnx import load
@@ -106,6 +108,18 @@ def test_the_c_answers_as_numpy_does_and_near_the_runtime(
     runtime = answers(OnnxRuntime(), quantized, tmp_path / "o", pictures)
     assert compiled.tobytes() == integers.tobytes()
     assert np.abs(compiled - runtime).mean() < 0.02 * np.ptp(runtime)
+
+
+def test_functions_and_residuals_are_computed_with_the_convolutions_before(
+    quantized: Path, tmp_path: Path
+) -> None:
+    model = load(quantized)
+    plan, _ = read(CompiledC().build(model, Target.host(), tmp_path))
+    kinds = Counter(type(operation).__name__ for operation in plan.operations)
+    assert kinds == {"Quantize": 1, "Conv8": 7, "Pool8": 2, "Multiply8": 1, "Dequantize": 1}
+    convolutions = [one for one in plan.operations if isinstance(one, Conv8)]
+    assert sum(bool(one.table) for one in convolutions) == 2
+    assert sum(bool(one.residual) for one in convolutions) == 1
 
 
 def test_a_model_of_floats_has_no_integers(tmp_path: Path) -> None:

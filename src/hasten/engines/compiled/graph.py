@@ -398,9 +398,8 @@ def fused(
                     continue
                 kept = sources[joined.writes[0]]
                 sources[joined.writes[0]] = tuple(dict.fromkeys((*sources[name], *kept)))
-                if isinstance(
-                    result[source[0]], Map
-                ):  # it reads what may be written between the two
+                if isinstance(result[source[0]], Map) or not isinstance(operation, Map):
+                    # It reads what may be written between the two.
                     result[number] = joined
                     del result[source[0]]
                 else:
@@ -417,7 +416,7 @@ def _joined(first: Operation, second: Operation, between: str) -> Operation | No
     """Return one operation that does both; None where there is none."""
     if not isinstance(second, Map):
         precede = getattr(second, "preceded", None)
-        return precede(first) if precede and isinstance(first, Map) else None
+        return precede(first) if precede and isinstance(first, Map) else first.joined(second)
     place = second.reads.index(between)
     if not second.inputs[place].is_whole(second.shape):
         return None

@@ -181,6 +181,10 @@ class Operation(Value, ABC):
         with writer.each_row():
             self.emit(writer)
 
+    def joined(self, second: Operation) -> Operation | None:
+        """Return one operation that does this and then another, its only reader; None where there is none."""
+        return None
+
     def calculate(self, tensors: dict[str, Array]) -> None:
         """Write the results for one row by numpy's integers: what the C must equal bit for bit.
 

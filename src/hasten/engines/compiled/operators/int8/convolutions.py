@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.engines.compiled.operators.int8 import dense, depthwise
+from hasten.engines.compiled.operators.int8.elementwise import Add8, Table8
 from hasten.engines.compiled.operators.int8.numbers import Rounding, Sum8, check_sums, most_sums
 from hasten.engines.compiled.plan import Operation, Plan, product
 from hasten.engines.layers import Kind
@@ -160,6 +161,21 @@ class Conv8(Operation):
         weight = writer.constant(self.weight).reshape(self.channels[1], -1)
         bias = writer.constant(self.bias)
         check_sums(writer, most_sums(weight, bias, self.zero), self.scale)
+
+    def joined(self, second: Operation) -> Operation | None:
+        if self.rounding is None or self.last:
+            return None
+        if isinstance(second, Table8):
+            if self.sum is not None:
+                return replace(self, output=second.output, last=second.table)
+            return None if self.table else replace(self, output=second.output, table=second.table)
+        if isinstance(second, Add8) and self.sum is None and second.first != second.second:
+            a, b = second.sum.factors
+            first = second.first == self.output
+            residual = second.second if first else second.first
+            summed = second.sum if first else replace(second.sum, factors=(b, a))
+            return replace(self, output=second.output, residual=residual, sum=summed)
+        return None
 
     def calculate(self, tensors: dict[str, Array]) -> None:
         tensors[self.output] = self.compute(tensors)
