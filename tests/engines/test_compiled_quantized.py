@@ -14,6 +14,7 @@ from tests.support.quantized import drawn, lowered, quantized, ran, steps_apart
 
 from hasten.core.tensors import Array
 from hasten.engines.compiled import compiler
+from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.plan import Plan
 from hasten.errors import CandidateError
 
@@ -94,7 +95,8 @@ def test_residuals_gates_and_activations_are_of_bytes(tmp_path: Path) -> None:
     plan = assert_close(model, tmp_path, 3.1)
     assert kinds(plan) <= _KINDS - {"Map"}
     made = Counter(type(one).__name__ for one in plan.operations)
-    assert (made["Add8"], made["Multiply8"]) == (2, 1)  # twice the same number is a table
+    assert (made["Add8"], made["Multiply8"]) == (1, 1)  # twice the same number is a table
+    assert sum(isinstance(one, Conv8) and one.sum is not None for one in plan.operations) == 1
 
 
 def test_pools_pads_and_joins_are_of_bytes(tmp_path: Path) -> None:
