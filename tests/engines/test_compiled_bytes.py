@@ -190,7 +190,9 @@ def test_threads_give_the_same_bytes(end: str, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(source, "LEAST_SHARED", 0)
     monkeypatch.setattr(source, "LEAST_TOGETHER", 0)
     made = Made(7)
-    shapes = (SHAPES[0], SHAPES[1], SHAPES[4], SHAPES[12], *ODD[:2])
+    few = {"channels": (12, 300), "size": (3, 2)}  # which threads share by channels, not by rows
+    padded = {"channels": (5, 170), "size": (2, 3), "kernel": (3, 3), "pads": (1, 1, 1, 1)}
+    shapes = (SHAPES[0], SHAPES[1], SHAPES[4], SHAPES[12], *ODD[:2], few, padded)
     made.operations = [made.conv(end, **shape) for shape in shapes]
     made.check(threads=3)
 

@@ -240,7 +240,7 @@ def _line(layout: Layout, block: Block, writer: Writer) -> str:
             layout.steps,
             layout.mode == "bytes" and not layout.quads,
             end,
-            pixels == most,
+            pixels == most and layout.wide > 16,
         )
         name = writer.static("tile", f"static void @({head}) {{\n{one.text}\n}}")
         return f"{name}(x, at, w, b, e, y);"
