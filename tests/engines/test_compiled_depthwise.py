@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.engines.test_compiled_bytes import ENDS, Made
-from tests.support.plans import PROCESSORS
+from tests.support.plans import PROCESSORS, planned
+
+from hasten.core.target import Target
+from hasten.engines.compiled.compiler import Compiler
+from hasten.engines.compiled.source import write
 
 
 def _shape(rng: np.random.Generator, channels: int) -> dict[str, Any]:
@@ -51,3 +59,29 @@ def test_large_pictures_are_computed_strip_by_strip(name: str) -> None:
     ]
     target, spelled = PROCESSORS[name]
     made.check(isa=target.isa, spelled=spelled)
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="instructions of x86-64")
+@pytest.mark.parametrize(
+    ("march", "isa"),
+    [
+        ("icelake-server", "avx2 fma avx512f avx512bw avx512vbmi avx512_vnni"),
+        ("skylake-avx512", "avx2 fma avx512f avx512bw"),
+        ("alderlake", "avx2 fma avx_vnni"),
+    ],
+)
+def test_c_for_a_processor_that_isnt_here_compiles(tmp_path: Path, march: str, isa: str) -> None:
+    made = Made(1)
+    usual = {"kernel": (3, 3), "pads": (1, 1, 1, 1), "size": (3, 5)}
+    made.operations = [
+        made.conv("all", channels=(channels, channels), groups=channels, **usual)
+        for channels in (144, 24)
+    ]
+    plan, weights = planned(made.operations, made.constants, made.given, made.made)
+    target = replace(Target.host(), isa=tuple(isa.split()))
+    Path(tmp_path, "model.c").write_text(write(plan, weights, target).text)
+    compiler = Compiler.find()
+    flags = [f"-march={march}" if flag == "-march=native" else flag for flag in compiler.flags]
+    command = [*compiler.command, *flags, "-c", "-o", "model.o", "model.c"]
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert told.returncode == 0, told.stderr

@@ -159,7 +159,7 @@ INLINE N(vb) N(looked_up)(N(vb) q, const u8 *table) {
   asm("vpermi2b %2, %1, %0" : "+v"(high) : "v"(quarter[2]), "v"(quarter[3]));
   u64 upper;
   asm("vpmovb2m %1, %0" : "=k"(upper) : "v"(q));
-  asm("vmovdqu8 %1, %0 %{%2%}" : "+v"(low) : "v"(high), "k"(upper));
+  asm("vmovdqu8 %1, %0 %{%2%}" : "+v"(low) : "v"(high), "Yk"(upper));
   return low;
 #elif WIDE
   /* A shuffle takes 4 bits; each other bit of the number, shifted to the top of its byte, chooses of two. */
@@ -172,7 +172,7 @@ INLINE N(vb) N(looked_up)(N(vb) q, const u8 *table) {
 #define CHOOSE(a, b, bit) asm("vpblendvb %2, %1, %0, %0" : "+x"(a) : "x"(b), "x"(bit))
 #define BITS(name, bit) const N(vi) name = bit
 #else
-#define CHOOSE(a, b, bit) asm("vmovdqu8 %1, %0 %{%2%}" : "+v"(a) : "v"(b), "k"(bit))
+#define CHOOSE(a, b, bit) asm("vmovdqu8 %1, %0 %{%2%}" : "+v"(a) : "v"(b), "Yk"(bit))
 #define BITS(name, bit) \
   u64 name; \
   asm("vpmovb2m %1, %0" : "=k"(name) : "v"(bit))
