@@ -50,6 +50,22 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+class OneEnvironment:
+    """Lets all tests share one server of workers, which pytest's name for the test would end."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_fixture_setup(self) -> None:
+        os.environ["PYTEST_CURRENT_TEST"] = "one of hasten's"
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_pyfunc_call(self) -> None:
+        os.environ["PYTEST_CURRENT_TEST"] = "one of hasten's"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(OneEnvironment())  # a conftest has no say in a session's fixtures
+
+
 @pytest.fixture(scope="module", autouse=True)
 def nothing_is_left_running() -> Iterator[None]:
     """Fail a file that leaves a program running: it could hold up the end of the whole suite."""
