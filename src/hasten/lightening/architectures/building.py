@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     from torch import nn
 
 _FILLING = (
-    *("normal_", "uniform_", "trunc_normal_", "erfinv_", "clamp_", "fill_", "zero_", "mul_", "add_"),
+    *(
+        "normal_",
+        "uniform_",
+        "trunc_normal_",
+        "erfinv_",
+        "clamp_",
+        "fill_",
+        "zero_",
+        "mul_",
+        "add_",
+    ),
     *("kaiming_normal_", "kaiming_uniform_", "xavier_normal_", "xavier_uniform_"),
 )
 """Operations that change nothing but a tensor's values."""
