@@ -1,5 +1,7 @@
 """What holds for every test: nothing is sent, written outside a temporary folder, or left running."""
 
+import contextlib
+import fcntl
 import gc
 import os
 import shutil
@@ -50,6 +52,22 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+class OneEnvironment:
+    """Lets all tests share one server of workers, which pytest's name for the test would end."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_fixture_setup(self) -> None:
+        os.environ["PYTEST_CURRENT_TEST"] = "one of hasten's"
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_pyfunc_call(self) -> None:
+        os.environ["PYTEST_CURRENT_TEST"] = "one of hasten's"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(OneEnvironment())  # a conftest has no say in a session's fixtures
+
+
 @pytest.fixture(scope="module", autouse=True)
 def nothing_is_left_running() -> Iterator[None]:
     """Fail a file that leaves a program running: it could hold up the end of the whole suite."""
@@ -59,10 +77,34 @@ def nothing_is_left_running() -> Iterator[None]:
     assert not left, f"left running, and killed now: {left}"
 
 
+@contextlib.contextmanager
+def made_once(factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, bool]]:
+    """Yield a folder that all of the suite's processes share, and whether it is still to be filled.
+
+    The others wait meanwhile. What fails is tried again by the next.
+    """
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    base = factory.getbasetemp() if alone else factory.getbasetemp().parent
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        folder, done = base / name, base / f"{name}.done"
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+        yield folder, not done.exists()
+        done.touch()
+
+
 @pytest.fixture(scope="session")
 def exact_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of the linear classifier on ONNX Runtime; don't change it, copy it."""
-    folder = tmp_path_factory.mktemp("exact")
+    with made_once(tmp_path_factory, "exact") as (folder, missing):
+        if missing:
+            make_exact_bundle(folder)
+    return folder / "model.hasten"
+
+
+def make_exact_bundle(folder: Path) -> None:
     x = np.random.default_rng(0).standard_normal((300, 16), dtype=np.float32)
     np.savez(folder / "eval.npz", x=x)
     with quick_runs(plots=True, fresh=True):
@@ -73,13 +115,18 @@ def exact_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
             out=folder / "model.hasten",
             engines=("onnxruntime",),
         )
-    return folder / "model.hasten"
 
 
 @pytest.fixture(scope="session")
 def certified_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certified bundle of a whole run in which rivals died; don't change it, copy it."""
-    folder = tmp_path_factory.mktemp("certified")
+    with made_once(tmp_path_factory, "certified") as (folder, missing):
+        if missing:
+            make_certified_bundle(folder)
+    return folder / "b.hasten"
+
+
+def make_certified_bundle(folder: Path) -> None:
     with quick_runs(plots=True, fresh=True):
         hasten.optimize(
             models.linear_classifier(folder),
@@ -90,7 +137,6 @@ def certified_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
             engines=("tests.support.rivals:Unlucky",),
             trial_limit_s=3.0,
         )
-    return folder / "b.hasten"
 
 
 @pytest.fixture(scope="session")

@@ -121,7 +121,13 @@ def test_a_watch_that_is_stopped_ends_with_the_table_and_whole_files(
     out.mkdir()
     files = ("--out", out / "seen.mp4", "--decisions", out / "d.jsonl")
     command = [*COMMAND, str(bundle), "--source", str(folder), "--fps", "20", *map(str, files)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    # A suite that a shell started in the background ignores the signal, and so would the watch.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with started as process:
         until(lambda: any(file.read_text() for file in out.glob(".d.jsonl.*")))
         process.send_signal(how)
         text, _ = process.communicate()

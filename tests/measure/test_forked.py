@@ -286,6 +286,7 @@ def test_where_the_system_cannot_watch_a_process_nothing_is_forked(
 def test_a_server_that_is_replaced_lives_as_long_as_its_workers(
     teller: Teller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("HASTEN_TEST", "0")  # so that it shares no server with other tests
     worker = teller.start()
     former = server_of(worker)
     for one in teller.desk.opened:

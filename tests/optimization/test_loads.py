@@ -1,6 +1,8 @@
 """A run's last figures: what ships under load, and how far every candidate is from the floor."""
 
+import functools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from hasten.engines.cascade import Cascade
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.openvino.engine import OpenVino
 from hasten.measure.candidate import Single
+from hasten.measure.ceilings import measure
 from hasten.measure.roofline import LayerWork
 from hasten.measure.under_load import Generator
 from hasten.optimization.measured import loads
@@ -27,6 +30,18 @@ from hasten.reporting.result import Result
 from hasten.testing import models
 
 X = np.random.default_rng(0).standard_normal((100, 16), dtype=np.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ceilings_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Measure what the machine can do once, and not again in each run."""
+    folder = tmp_path_factory.mktemp("ceilings")
+    measured = functools.cache(lambda target: measure(target, folder))
+    with pytest.MonkeyPatch.context() as patch:
+        for place in ("limits", "judge"):
+            name = f"hasten.optimization.measured.{place}.measure"
+            patch.setattr(name, lambda target, _: measured(target))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,13 @@ def gone(parent: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("stage", "count"), [("trial", 1), ("trial", 2), ("round", 2), ("sealed read", 1)]
+    ("stage", "count"),
+    [
+        pytest.param("trial", 1, marks=pytest.mark.slow),
+        ("trial", 2),
+        ("round", 2),
+        ("sealed read", 1),
+    ],
 )
 def test_a_killed_run_resumes_and_ends_with_the_same_answer(
     place: Path, quick: None, stage: str, count: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -226,32 +227,44 @@ def _exported(module: Any, folder: Path, side: int) -> Model:
     return load(path)
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    ("name", "side"),
-    [
-        ("tf_efficientnet_lite0", 97),  # pads by itself, unevenly
-        ("resnet18", 64),  # pads in the convolution
-        ("vit_tiny_patch16_224", 224),  # pads nothing
-        ("convnext_atto", 65),
+Forms = tuple[tuple[Model, Pipeline], tuple[Model, Pipeline]]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("tf_efficientnet_lite0", 97, {}),  # pads by itself, unevenly
+        ("resnet18", 64, {"layers": (1, 1, 1, 1)}),  # pads in the convolution
+        ("vit_tiny_patch16_224", 64, {"img_size": 64, "depth": 2}),  # pads nothing
+        ("convnext_atto", 65, {"depths": (1, 1, 1, 1)}),
     ],
+    ids=lambda architecture: architecture[0],
 )
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "litert"])
-def test_real_architectures_answer_the_same_on_every_engine(
-    tmp_path: Path, name: str, side: int, engine: str
-) -> None:
+def forms(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Forms:
+    """A real architecture with its pipeline, before and after folding; of few blocks where it may."""
     import timm
     import torch
 
+    name, side, fewer = request.param
     torch.manual_seed(0)
-    model = _exported(timm.create_model(name, pretrained=False, num_classes=10), tmp_path, side)
+    module = timm.create_model(name, pretrained=False, num_classes=10, **fewer)
+    folder = tmp_path_factory.mktemp(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = _exported(module, folder, side)
     pipeline = Pipeline((CenterCrop(side), IMAGENET, ToLayout()))
-    made, shorter = folded(model, pipeline, tmp_path)
+    return (model, pipeline), folded(model, pipeline, folder)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "litert"])
+def test_real_architectures_answer_the_same_on_every_engine(
+    tmp_path: Path, forms: Forms, engine: str
+) -> None:
     target = Target.host().with_threads(1)
     runtime = next(iter(Engine.member(engine).variants(target)))
     outputs = []
-    for number, (form, steps) in enumerate(((model, pipeline), (made, shorter))):
-        sample = steps(pixels(side + 3, side + 20))
+    for number, (form, steps) in enumerate(forms):
+        sample = steps(pixels(100, 117))
         form = form.settled_by({"input.1": sample})
         (tmp_path / f"{number}").mkdir()
         artifact = runtime.build(form, target, tmp_path / f"{number}")

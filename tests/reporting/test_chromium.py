@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -148,12 +148,17 @@ def long_names(report: Report) -> Report:
     )
 
 
-@pytest.mark.parametrize("make", [lambda report: report, long_names], ids=["usual", "long names"])
+@pytest.fixture(scope="module")
+def pages(report: Report, page: bytes) -> dict[str, bytes]:
+    return {"usual": page, "long names": render(long_names(report))}
+
+
+@pytest.mark.parametrize("names", ["usual", "long names"])
 @pytest.mark.parametrize("size", SIZES)
 def test_nothing_sticks_out_sideways(
-    browser: Browser, report: Report, size: str, make: Callable[[Report], Report]
+    browser: Browser, pages: dict[str, bytes], size: str, names: str
 ) -> None:
-    browser.open(render(make(report)), size, "light")
+    browser.open(pages[names], size, "light")
     browser.ask("document.querySelectorAll('details').forEach(each => each.open = true)")
     width = SIZES[size][0]
     assert browser.ask("document.documentElement.scrollWidth") == width

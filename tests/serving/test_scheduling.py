@@ -445,7 +445,7 @@ def test_at_twice_the_capacity_goodput_stays_and_what_is_taken_in_is_in_time(
     latencies = curve()
     capacity_per_s = sessions * latencies.capacity_per_s
     simulation = Simulation(Scheduler(latencies, math.inf, sessions), noise=0.3)
-    requests = poisson(2 * capacity_per_s, 20_000, times * MS)
+    requests = poisson(2 * capacity_per_s, 6_000, times * MS)
     simulation.run(requests)
     in_time = sum(end <= one.deadline_ns for one, end in simulation.done)
     assert in_time >= 0.99 * len(simulation.done)

@@ -8,7 +8,7 @@ import http.client
 import json
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,8 @@ import pytest
 import tritonclient.http as triton
 from tests.support import models as own_models
 from tests.support.bundles import forge
-from tests.support.servers import ServerThread, bundle_of, place_of
+from tests.support.pausing import RAN, RELEASE, Pausing, pausing_installed
+from tests.support.servers import ServerThread, bundle_of, place_of, with_curve
 from tests.support.waiting import until
 from tritonclient.utils import InferenceServerException
 
@@ -35,6 +36,8 @@ from hasten.serving.models.statistics import Statistics
 from hasten.testing import models
 
 PATIENCE_S = 120.0
+HELD = [60_000, 0, 0, 0]
+"""To a pausing engine, a minute, or until `RELEASE` is set."""
 
 
 class _Simulated(NullSession):
@@ -55,15 +58,29 @@ class Design(Null):
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `solid`, `guarded` (fragile, exactly solid), `slow` (some 0.4 s), `brisk`."""
+    """A folder with `solid`, `guarded` (fragile, exactly solid), and two that pause: `slow`, and
+    `known`, which is known to be slow: by its curve, and this machine can't be so much faster."""
     folder = tmp_path_factory.mktemp("served")
     solid = own_models.solid(folder)
     bundle_of(folder, solid)
     bundle_of(folder, own_models.fragile(folder), "guarded", exact=solid)
     bundle_of(folder, own_models.fragile(folder), "unguarded")
-    bundle_of(folder, own_models.slow(folder, 3_000), "brisk")
-    bundle_of(folder, own_models.slow(folder, 50_000))
+    bundle_of(folder, solid, "slow", engine=Pausing())
+    bundle_of(folder, solid, "known", engine=Pausing(), extra=with_curve({1: 60_000.0}))
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pausing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pausing_installed(tmp_path_factory.mktemp("plug-in")):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def pauses_last() -> Iterator[None]:
+    """Let pauses last until a test sets `RELEASE`."""
+    yield
+    RELEASE.clear()
 
 
 def infer(server: ServerThread, model: str, row: Any, **options: Any) -> triton.InferResult:
@@ -218,10 +235,11 @@ def test_equal_requests_at_the_same_time_run_once(bundles: Path) -> None:
         bundles / "slow.hasten", cache_bytes=1 << 20, most_rows=1, most_wait_ns=60 * 10**9
     )
     with ServerThread(place) as server, concurrent.futures.ThreadPoolExecutor(8) as threads:
-        calls = [threads.submit(answer, server, "slow", [1, 2, 3, 4]) for _ in range(8)]
-        answers = [call.result() for call in calls]
-        assert all(each == answers[0] for each in answers)
         statistics = served(server, "slow").statistics
+        calls = [threads.submit(answer, server, "slow", HELD) for _ in range(8)]
+        until(lambda: statistics.cache_hit.count == 7)
+        RELEASE.set()
+        assert [call.result() for call in calls] == [[HELD]] * 8
         assert statistics.executions == 1
         assert (statistics.cache_hit.count, statistics.cache_miss.count) == (7, 1)
 
@@ -231,14 +249,16 @@ def test_who_asked_the_same_is_answered_though_the_first_goes_away(bundles: Path
         bundles / "slow.hasten", cache_bytes=1 << 20, most_rows=1, most_wait_ns=60 * 10**9
     )
     with ServerThread(place) as server, concurrent.futures.ThreadPoolExecutor(8) as threads:
-        blocker = threads.submit(answer, server, "slow", [9, 9, 9, 9])
+        blocker = threads.submit(answer, server, "slow", HELD)
         until(lambda: busy(server))
-        first = raw_request(server)
+        first = raw_request(server, [1, 2, 3, 4])
         until(lambda: served(server, "slow").statistics.cache_miss.count == 2)
         second = threads.submit(answer, server, "slow", [1, 2, 3, 4])
         until(lambda: served(server, "slow").statistics.cache_hit.count == 1)
         first.close()
-        assert len(second.result()[0]) == 256
+        until(lambda: served(server, "slow").statistics.cancel.count == 1)
+        RELEASE.set()
+        assert second.result() == [[1, 2, 3, 4]]
         blocker.result()
         assert served(server, "slow").statistics.executions == 2
 
@@ -247,34 +267,36 @@ def test_who_waits_for_an_equal_request_takes_it_to_its_own_place(bundles: Path)
     place = place_of(
         bundles / "slow.hasten", cache_bytes=1 << 20, most_rows=1, most_wait_ns=60 * 10**9
     )
-    order: list[str] = []
 
-    def ask(name: str, row: list[int], priority: int) -> None:
-        answer(server, "slow", row, priority=priority)
-        order.append(name)
+    def ask(row: list[int], priority: int) -> concurrent.futures.Future[Any]:
+        return threads.submit(answer, server, "slow", row, priority=priority)
 
     with ServerThread(place) as server, concurrent.futures.ThreadPoolExecutor(8) as threads:
         statistics = served(server, "slow").statistics
-        calls = [threads.submit(ask, "first", [9, 9, 9, 9], 2)]
+        calls = [ask(HELD, 2)]
         until(lambda: busy(server))
-        calls.append(threads.submit(ask, "other", [8, 8, 8, 8], 2))
+        calls.append(ask([8, 8, 8, 8], 2))
         until(lambda: statistics.cache_miss.count == 2)
-        calls.append(threads.submit(ask, "patient", [1, 2, 3, 4], 2))
+        calls.append(ask([1, 2, 3, 4], 2))
         until(lambda: statistics.cache_miss.count == 3)
-        calls.append(threads.submit(ask, "urgent", [1, 2, 3, 4], 1))
+        calls.append(ask([1, 2, 3, 4], 1))  # urgent
+        until(lambda: statistics.cache_hit.count == 1)
+        RELEASE.set()
         for call in calls:
             call.result()
-    assert order[0] == "first"
-    assert order[3] == "other"
+    assert RAN[-3:] == [HELD, [1, 2, 3, 4], [8, 8, 8, 8]]
 
 
-def raw_request(server: ServerThread) -> socket.socket:
-    """Ask for [1, 2, 3, 4] of `slow`, and don't wait."""
+def raw_request(
+    server: ServerThread, row: Sequence[float] = HELD, model: str = "slow"
+) -> socket.socket:
+    """Ask for a row, and don't wait."""
     connection = socket.create_connection(("127.0.0.1", server.http_port))
-    body = np.array([1, 2, 3, 4], np.float32).tobytes()
+    body = np.array(row, np.float32).tobytes()
     connection.sendall(
-        b"POST /v2/models/slow/infer HTTP/1.1\r\nHost: here\r\nContent-Length: 16\r\n"
-        b"Inference-Header-Content-Length: 0\r\n\r\n" + body
+        f"POST /v2/models/{model}/infer HTTP/1.1\r\nHost: here\r\n".encode()
+        + b"Content-Length: 16\r\nInference-Header-Content-Length: 0\r\n\r\n"
+        + body
     )
     return connection
 
@@ -287,6 +309,7 @@ def test_what_a_client_that_went_away_asked_is_not_computed(slow_server: ServerT
         connection.close()
     until(lambda: statistics.cancel.count == 3)
     assert slow_server.call(lambda: served(slow_server, "slow").queued_rows) == 0
+    RELEASE.set()
     assert connections[0].recv(100).startswith(b"HTTP/1.1 200 OK")
     connections[0].close()
     assert statistics.executions == 1
@@ -302,6 +325,7 @@ def test_a_client_that_closes_its_half_while_it_waits_counts_as_gone(
     until(lambda: statistics.cancel.count == 1)
     assert connection.recv(100) == b""
     connection.close()
+    RELEASE.set()
     assert answer(slow_server, "slow", [1, 2, 3, 4])
 
 
@@ -320,71 +344,73 @@ def test_a_deadline_holds_while_another_batch_runs(slow_server: ServerThread) ->
     with pytest.raises(InferenceServerException, match="the deadline passed in the queue"):
         infer(slow_server, "slow", [1, 2, 3, 4], timeout=50_000)
     assert busy(slow_server)
+    RELEASE.set()
     assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
     connection.close()
     assert model.statistics.refusals == {"LATE": 1}
 
 
-def test_a_request_that_cant_be_in_time_is_refused_at_once(slow_server: ServerThread) -> None:
-    connection = raw_request(slow_server)
-    until(lambda: busy(slow_server))
-    client = http.client.HTTPConnection("127.0.0.1", slow_server.http_port)
+def test_a_request_that_cant_be_in_time_is_refused_at_once(bundles: Path) -> None:
     value = {
         "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}],
         "parameters": {"timeout": 30_000},
     }
-    client.request("POST", "/v2/models/slow/infer", json.dumps(value))
-    response = client.getresponse()
-    assert (response.status, int(response.headers["Retry-After"]) >= 1) == (503, True)
-    assert "can't answer in time: " in json.loads(response.read())["error"]
-    client.close()
-    assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
-    connection.close()
+    place = place_of(bundles / "known.hasten", most_rows=1, most_wait_ns=60 * 10**9)
+    with ServerThread(place) as server:
+        client = http.client.HTTPConnection("127.0.0.1", server.http_port)
+        client.request("POST", "/v2/models/known/infer", json.dumps(value))
+        response = client.getresponse()
+        assert (response.status, int(response.headers["Retry-After"]) >= 1) == (503, True)
+        assert "can't answer in time: " in json.loads(response.read())["error"]
+        client.close()
+        assert served(server, "known").statistics.executions == 0
 
 
 def test_the_queue_is_bounded_by_the_wait(bundles: Path) -> None:
-    place = place_of(bundles / "slow.hasten", most_rows=1, most_wait_ns=1)
+    place = place_of(bundles / "known.hasten", most_rows=1, most_wait_ns=1)
     with ServerThread(place) as server:
-        connection = raw_request(server)
-        until(lambda: busy(server))
+        connection = raw_request(server, model="known")
+        until(lambda: busy(server, "known"))
         with pytest.raises(InferenceServerException, match="overloaded: the request would wait"):
-            infer(server, "slow", [1, 2, 3, 4])
+            infer(server, "known", [1, 2, 3, 4])
+        RELEASE.set()
         assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
         connection.close()
 
 
 def test_the_urgent_go_first(slow_server: ServerThread) -> None:
-    order: list[str] = []
-
-    def ask(name: str, priority: int) -> None:
-        answer(slow_server, "slow", [1, 2, 3, 4], priority=priority)
-        order.append(name)
-
+    patient, urgent = [1, 2, 3, 4], [0, 2, 3, 4]
     with concurrent.futures.ThreadPoolExecutor(3) as threads:
-        calls = [threads.submit(ask, "first", 2)]
+
+        def ask(row: list[int], priority: int) -> concurrent.futures.Future[Any]:
+            return threads.submit(answer, slow_server, "slow", row, priority=priority)
+
+        calls = [ask(HELD, 2)]
         until(lambda: busy(slow_server))
-        calls.append(threads.submit(ask, "patient", 2))
+        calls.append(ask(patient, 2))
         until(lambda: slow_server.call(lambda: served(slow_server, "slow").queued_rows) == 1)
-        calls.append(threads.submit(ask, "urgent", 1))
+        calls.append(ask(urgent, 1))
         until(lambda: slow_server.call(lambda: served(slow_server, "slow").queued_rows) == 2)
+        RELEASE.set()
         for call in calls:
             call.result()
-    assert order == ["first", "urgent", "patient"]
+    assert RAN[-3:] == [HELD, urgent, patient]
 
 
 def test_requests_that_come_together_share_a_batch_and_get_their_own_rows(bundles: Path) -> None:
-    with ServerThread(place_of(bundles / "brisk.hasten", most_rows=8)) as server:
-        alone = [answer(server, "brisk", [n, 0, 0, 0])[0] for n in range(8)]
-        model = served(server, "brisk")
+    rows = [[0, n, n + 1, n + 2] for n in range(8)]
+    with ServerThread(place_of(bundles / "slow.hasten", most_rows=8)) as server:
+        model = served(server, "slow")
         before = model.statistics.executions
         with concurrent.futures.ThreadPoolExecutor(9) as threads:
-            blocker = threads.submit(answer, server, "brisk", [9, 9, 9, 9])
-            until(lambda: busy(server, "brisk"))
-            calls = [threads.submit(answer, server, "brisk", [n, 0, 0, 0]) for n in range(8)]
-            together = [call.result()[0] for call in calls]
+            blocker = threads.submit(answer, server, "slow", HELD)
+            until(lambda: busy(server))
+            calls = [threads.submit(answer, server, "slow", row) for row in rows]
+            until(lambda: server.call(lambda: model.queued_rows) == 8)
+            RELEASE.set()
+            assert [call.result() for call in calls] == [[row] for row in rows]
             blocker.result()
-        assert np.allclose(together, alone, rtol=1e-3, atol=1e-4)
-        assert model.statistics.executions < before + 9
+        assert model.statistics.executions == before + 2
 
 
 def test_a_model_whose_answers_depend_on_batch_mates_is_served_one_by_one(tmp_path: Path) -> None:
@@ -402,7 +428,7 @@ def test_a_model_whose_answers_depend_on_batch_mates_is_served_one_by_one(tmp_pa
 def test_a_bundle_is_swapped_under_load_and_no_answer_is_mixed_or_lost(tmp_path: Path) -> None:
     solid = own_models.solid(tmp_path)
     path = bundle_of(tmp_path, solid, "swapped")
-    with ServerThread(place_of(path), control=True) as server:
+    with ServerThread(place_of(path, most_rows=4), control=True) as server:
         stop, answers = [False], []
 
         def ask() -> None:

@@ -14,27 +14,39 @@ import ssl
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from tests.support import models
+from tests.support.pausing import Pausing, pausing_installed
 from tests.support.servers import ServerProcess, bundle_of
 from tests.support.waiting import until
 
+from hasten.cli import main
+
 PATIENCE_S = 120.0
 ROW = [1.0, 2.0, 3.0, 4.0]
+LONG = [300.0, 2.0, 3.0, 4.0]
+"""To a pausing engine, 0.3 s."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def pausing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pausing_installed(tmp_path_factory.mktemp("plug-in")):
+        yield
 
 
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `solid`, and `slow` (some 0.1 s), whose exact model is another file."""
+    """A folder with `solid`, and `slow`, which pauses; its exact model is another file."""
     folder = tmp_path_factory.mktemp("supervised")
-    bundle_of(folder, models.solid(folder))
-    slow = models.slow(folder, 15_000)
-    (folder / "exact").mkdir()
-    bundle_of(folder, slow, exact=models.slow(folder / "exact", 14_999))
+    solid = models.solid(folder)
+    bundle_of(folder, solid)
+    bundle_of(folder, solid, "slow", engine=Pausing(), exact=models.mirrored(folder))
     return folder
 
 
@@ -88,7 +100,7 @@ def test_it_says_where_it_listens_serves_and_ends_when_asked_to(bundles: Path) -
 def test_what_is_under_way_at_the_end_is_answered(bundles: Path) -> None:
     with ServerProcess(bundles / "slow.hasten", "--max-batch", "1", "--max-wait", "60s") as server:
         with concurrent.futures.ThreadPoolExecutor(4) as threads:
-            calls = [threads.submit(ask, server.http_port, "slow") for _ in range(4)]
+            calls = [threads.submit(ask, server.http_port, "slow", LONG) for _ in range(4)]
 
             def all_came() -> bool:
                 count = waiting(server)  # where any waits, one is computed
@@ -149,7 +161,7 @@ def test_who_waits_when_the_engine_crashes_is_told_and_another_process_goes_on(
         time.sleep(2.2)  # from then on it counts as idle
         pid = server.serving_pid()
         with concurrent.futures.ThreadPoolExecutor(3) as threads:
-            calls = [threads.submit(ask, server.http_port, "slow") for _ in range(4)]
+            calls = [threads.submit(ask, server.http_port, "slow", LONG) for _ in range(4)]
             until(lambda: waiting(server) == 2)
             os.kill(pid, number)
             answers = [call.result() for call in calls]
@@ -205,7 +217,7 @@ def test_a_signal_to_the_serving_process_ends_nothing(bundles: Path) -> None:
     """As systemd sends it to all processes of a service: what it means, the supervisor says."""
     with ServerProcess(bundles / "slow.hasten", "--max-batch", "1", "--max-wait", "60s") as server:
         with concurrent.futures.ThreadPoolExecutor(2) as threads:
-            calls = [threads.submit(ask, server.http_port, "slow") for _ in range(2)]
+            calls = [threads.submit(ask, server.http_port, "slow", LONG) for _ in range(2)]
             until(lambda: waiting(server) == 1)
             os.kill(server.serving_pid(), signal.SIGTERM)
             assert server.end(signal.SIGTERM) == 0
@@ -213,10 +225,11 @@ def test_a_signal_to_the_serving_process_ends_nothing(bundles: Path) -> None:
 
 
 def test_a_bundle_without_an_exact_model_comes_back_after_a_crash(tmp_path: Path) -> None:
-    path = bundle_of(tmp_path, models.slow(tmp_path, 15_000), keep_exact=False)
+    solid = models.solid(tmp_path)
+    path = bundle_of(tmp_path, solid, "slow", engine=Pausing(), keep_exact=False)
     with ServerProcess(path, "--max-batch", "1", "--max-wait", "60s") as server:
         with concurrent.futures.ThreadPoolExecutor(1) as threads:
-            call = threads.submit(ask, server.http_port, "slow")
+            call = threads.submit(ask, server.http_port, "slow", LONG)
             time.sleep(0.05)
             os.kill(server.serving_pid(), signal.SIGSEGV)
             call.result()
@@ -225,9 +238,8 @@ def test_a_bundle_without_an_exact_model_comes_back_after_a_crash(tmp_path: Path
 
 
 def test_a_mended_bundle_is_served_as_it_is_again(tmp_path: Path) -> None:
-    (tmp_path / "exact").mkdir()
-    slow, exact = models.slow(tmp_path, 9_000), models.slow(tmp_path / "exact", 8_999)
-    path = bundle_of(tmp_path, slow, "model", exact=exact)
+    solid, exact = models.solid(tmp_path), models.mirrored(tmp_path)
+    path = bundle_of(tmp_path, solid, "model", engine=Pausing(), exact=exact)
 
     def answers() -> str:
         config = json.loads(get(server.http_port, "/v2/models/model/config")[1])
@@ -236,14 +248,14 @@ def test_a_mended_bundle_is_served_as_it_is_again(tmp_path: Path) -> None:
     with ServerProcess(path, "--max-batch", "1", "--max-wait", "60s") as server:
         with concurrent.futures.ThreadPoolExecutor(5) as threads:
             pid = server.serving_pid()
-            calls = [threads.submit(ask, server.http_port, "model") for _ in range(5)]
+            calls = [threads.submit(ask, server.http_port, "model", LONG) for _ in range(5)]
             until(lambda: waiting(server, "model") >= 2)
             os.kill(pid, signal.SIGSEGV)
             for call in calls:
                 call.result()
         until(lambda: ready(server))
         assert answers() == "exact"
-        bundle_of(tmp_path, models.slow(tmp_path, 9_001), "model", exact=exact)
+        bundle_of(tmp_path, solid, "model", exact=exact)
         server.process.send_signal(signal.SIGHUP)
         until(lambda: answers() == "winner")
         os.kill(server.serving_pid(), signal.SIGKILL)
@@ -405,11 +417,10 @@ def test_a_mistake_is_one_line_and_the_exit_code_2(
     bundles: Path, arguments: list[str], error: str
 ) -> None:
     solid = str(bundles / "solid.hasten")
-    server = ServerProcess(*(argument.replace("{solid}", solid) for argument in arguments))
-    with pytest.raises(RuntimeError, match="didn't start"), server:
-        pass
-    assert server.errors == f"hasten: {error.replace('{solid}', solid)}\n"
-    assert server.process.returncode == 2
+    words = [argument.replace("{solid}", solid) for argument in arguments]
+    refused = CliRunner().invoke(main, ["serve", *words, "--http", "0"], prog_name="hasten")
+    assert refused.stderr == f"hasten: {error.replace('{solid}', solid)}\n"
+    assert refused.exit_code == 2
 
 
 def test_a_port_that_is_taken_is_one_line(bundles: Path) -> None:

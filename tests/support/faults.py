@@ -36,7 +36,7 @@ class Faulty(Engine):
 
     Attributes:
         inner: Engine that answers where the fault doesn't strike.
-        fault: "kill" ends the process by SIGKILL, "hang" loops for ever, "wait" waits for a
+        fault: "kill" ends the process by SIGKILL, "hang" sleeps for ever, "wait" waits for a
             program that doesn't end, "allocate" takes memory without end, "nan" puts a NaN into
             every float output, "wrong" gives the first answer's negative to every request, at
             once, "slow" spins for `busy_ns`, or 10 ms where that is 0, "build" can't build.
@@ -161,7 +161,7 @@ def spin(busy_ns: int) -> None:
 
 def _hang() -> NoReturn:
     while True:
-        pass
+        time.sleep(60)
 
 
 def _allocate() -> NoReturn:

@@ -19,10 +19,13 @@ from tests.support.bundles import built, stated
 
 from hasten.bundle import write
 from hasten.core.sequences import Sequences
+from hasten.core.target import Target
 from hasten.core.tensors import Tensors
 from hasten.engines.base import Engine
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.inputs.pipeline.base import Pipeline
+from hasten.measure.closed_loop import Block
+from hasten.measure.curve import CURVE, CurvePoint, curve_record
 from hasten.serving.models.opening import ModelSettings
 from hasten.serving.server import Server
 from hasten.serving.settings import ModelPlace, ServerSettings
@@ -71,6 +74,19 @@ def bundle_of(
     )
     write(path, stating, extra, requests=requests)
     return path
+
+
+def with_curve(p50_ms: Mapping[int, float]) -> dict[str, Any]:
+    """Return evidence of what batches took where a bundle was made: rows -> milliseconds."""
+    points = [
+        CurvePoint(batch, Target.host().threads, 1, {turn: _block(ms) for turn in range(3)})
+        for batch, ms in p50_ms.items()
+    ]
+    return {CURVE: curve_record(points)}
+
+
+def _block(ms: float) -> Block:
+    return Block((round(ms * 1e6),) * 5, round(5 * ms * 1e6))
 
 
 def place_of(path: Path, name: str = "", version: str = "1", **settings: Any) -> ModelPlace:
@@ -281,4 +297,5 @@ __all__: Sequence[str] = (
     "bundle_of",
     "changed",
     "place_of",
+    "with_curve",
 )

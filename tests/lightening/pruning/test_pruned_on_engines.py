@@ -42,17 +42,22 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "mobilenet_v2": lambda: torchvision.models.mobilenet_v2(width_mult=0.5),
     "efficientnet_lite0": lambda: timm.create_model("tf_efficientnet_lite0", num_classes=10),
     "resnet18": lambda: torchvision.models.resnet18(),
-    "vit_tiny": lambda: timm.create_model("vit_tiny_patch16_224", img_size=64, depth=4),
+    "short mobilenet_v2": lambda: torchvision.models.MobileNetV2(
+        width_mult=0.5,
+        inverted_residual_setting=[[1, 16, 1, 1], [6, 24, 2, 2], [6, 32, 1, 2]],
+    ),
+    "short resnet": lambda: torchvision.models.ResNet(
+        torchvision.models.resnet.BasicBlock, [2, 1, 1, 1]
+    ),
+    "vit_tiny": lambda: timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2),
     "yolov3_tiny": Heads,
 }
+WHOLE = ("mobilenet_v2", "efficientnet_lite0", "resnet18")
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=pytest.mark.slow) if name == "efficientnet_lite0" else name
-        for name in NETWORKS
-    ],
+    [pytest.param(name, marks=pytest.mark.slow) if name in WHOLE else name for name in NETWORKS],
 )
 def test_a_pruned_and_tuned_network_answers_alike_on_the_engines(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

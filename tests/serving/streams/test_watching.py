@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,17 @@ def test_outputs_without_steps_after_the_model_are_written_as_numbers(tmp_path: 
     assert json.loads(line)["decision"] == {"logits": logits.tolist()}
 
 
-def test_an_interrupt_ends_with_the_counts_and_whole_files(bundle: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Heed the signal, which a suite that a shell started in the background ignores."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_ends_with_the_counts_and_whole_files(
+    bundle: Path, tmp_path: Path, interruptible: None
+) -> None:
     folder = pictures(tmp_path / "p", 50)
 
     def interrupt(answer: Answer) -> None:

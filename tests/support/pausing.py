@@ -1,0 +1,107 @@
+"""An engine that takes as long as it is asked to, and no processor time: for what happens meanwhile."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Self
+from unittest.mock import patch
+
+from hasten.core.model import Format, Model
+from hasten.core.objects import import_path
+from hasten.core.registry import Registry
+from hasten.core.target import Target
+from hasten.core.tensors import Array, Tensors
+from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+
+RELEASE = threading.Event()
+"""Set in the process that answers, it ends all pauses at once."""
+RAN: list[list[float]] = []
+"""First row of each run of a pausing engine in this process, in the order in which they began."""
+_INNER = OnnxRuntime(threads=1, spinning=False)
+
+
+@dataclass(frozen=True)
+class Pausing(Engine):
+    """ONNX Runtime that waits, before it answers, as many milliseconds as a request's first number.
+
+    Requests of a warm-up are around zero, so they take next to nothing. Bundles of it can be opened
+    inside `pausing_installed`.
+    """
+
+    inner: OnnxRuntime = _INNER
+    formats: ClassVar[frozenset[Format]] = OnnxRuntime.formats
+
+    @property
+    def exact(self) -> bool:
+        """Always: the answers are right."""
+        return True
+
+    @classmethod
+    def variants(cls, target: Target) -> Iterator[Self]:
+        """Yield the only one."""
+        yield cls()
+
+    @classmethod
+    def version(cls) -> str:
+        """Return "1", as there are no others."""
+        return "1"
+
+    def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
+        """Build as ONNX Runtime does."""
+        return self.inner.build(model, target, workdir)
+
+    @contextmanager
+    def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
+        """Open as ONNX Runtime does."""
+        with self.inner.open(artifact, target) as session:
+            yield PausingSession(session)
+
+    def words(self) -> str:
+        return "pausing engine"
+
+
+class PausingSession(Session):
+    """ONNX Runtime's session, after the pause; other threads run meanwhile."""
+
+    def __init__(self, inner: Session) -> None:
+        self.inputs, self.outputs, self.batch_sizes = inner.inputs, inner.outputs, inner.batch_sizes
+        self._inner = inner
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        """Pause, then answer."""
+        row = next(iter(inputs.values()))[0].tolist()
+        RAN.append(row)
+        pause_ms = row[0]
+        if pause_ms >= 1:
+            RELEASE.wait(pause_ms / 1000)
+        return self._inner.run(inputs)
+
+    def properties(self) -> Mapping[str, str]:
+        """The inner session's."""
+        return self._inner.properties()
+
+
+@contextmanager
+def pausing_installed(folder: Path) -> Iterator[None]:
+    """Let bundles name it, in this process and in those that it starts: it is a plug-in there.
+
+    Args:
+        folder: Folder to write the plug-in's facts into.
+    """
+    known = {**Engine.registry, "pausing": import_path(Pausing)}
+    facts = folder / "pausing-1.0.dist-info"
+    facts.mkdir(parents=True)
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: pausing\nVersion: 1.0\n")
+    (facts / "entry_points.txt").write_text(f"[hasten.engines]\npausing = {known['pausing']}\n")
+    paths = (str(folder), os.environ.get("PYTHONPATH", ""))
+    with (
+        patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, paths))),
+        patch.object(Engine, "registry", Registry("engine", "hasten.engines", known)),
+    ):
+        yield
