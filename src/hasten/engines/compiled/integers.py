@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -30,6 +30,19 @@ class Integers(CompiledC):
     distributions: ClassVar[tuple[str, ...]] = ("numpy",)
     extra: ClassVar[str] = "optimize"
     program: ClassVar[str] = ""
+
+    @classmethod
+    def variants(cls, target: Target) -> Iterator[Self]:
+        """Yield the only variant."""
+        yield cls()
+
+    def on_threads(self, threads: int, *, alone: bool = True) -> Self:
+        """Return itself: numpy decides."""
+        return self
+
+    def tunings(self, target: Target) -> Iterator[Self]:
+        """Yield nothing."""
+        yield from ()
 
     @property
     def keeps_compiled(self) -> bool:
