@@ -20,5 +20,5 @@ def guarded(array: Array) -> Array:
         raise OSError("a page can't be protected")
     start = pages * mmap.PAGESIZE - array.nbytes
     copy = np.frombuffer(memory, np.uint8, array.nbytes, start).view(array.dtype)
-    copy[:] = array
+    copy[:] = array.reshape(-1)
     return copy
