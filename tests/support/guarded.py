@@ -11,7 +11,7 @@ from hasten.core.tensors import Array
 
 
 def guarded(array: Array) -> Array:
-    """Return a flat copy whose last byte is the last one before a page that can't be read or written."""
+    """Return a copy whose last byte is the last one before a page that can't be read or written."""
     pages = -(-array.nbytes // mmap.PAGESIZE)
     memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
     first = ctypes.addressof(ctypes.c_char.from_buffer(memory))
@@ -20,5 +20,5 @@ def guarded(array: Array) -> Array:
         raise OSError("a page can't be protected")
     start = pages * mmap.PAGESIZE - array.nbytes
     copy = np.frombuffer(memory, np.uint8, array.nbytes, start).view(array.dtype)
-    copy[:] = array.ravel()
+    copy[:] = array.reshape(-1)
     return copy
