@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -185,9 +186,9 @@ class CompiledC(Engine):
             CandidateError: the plan is damaged, there is no compiler, or it failed.
         """
         plan, weights = read(artifact)
-        kept = CompileCache(CacheFolder(scratch(), _SCRATCH_BYTES))
         source = _source(plan, weights, target, timed=True)
-        library = _library(source, target, kept)
+        with tempfile.TemporaryDirectory(prefix="hasten-c-") as folder:
+            library = _library(source, target, CompileCache(CacheFolder(Path(folder))))
         times = library.times(len(plan.operations))
         found = []
         with _session(artifact, plan, source, library) as session:
@@ -405,7 +406,7 @@ def _timed(plan: Plan, operation: Operation, latency_ns: tuple[int, ...]) -> Lay
         operator=type(operation).__name__,
         kind=operation.task,
         precision=precision or plan.tensor(made).dtype,
-        kernel="",
+        kernel="C, one thread",
         sources=plan.sources.get(made, ()),
         latency_ns=latency_ns,
     )
