@@ -22,7 +22,7 @@ from tests.support.plans import planned
 from hasten.core.records import from_record, to_record
 from hasten.core.target import Target
 from hasten.core.tensors import TensorSpec
-from hasten.engines.compiled import source
+from hasten.engines.compiled import writer
 from hasten.engines.compiled.lowering import lower
 from hasten.engines.compiled.operators.convolutions import Conv
 from hasten.engines.compiled.operators.dense import Dense
@@ -312,7 +312,7 @@ def test_a_truth_that_is_neither_true_nor_false_is_refused() -> None:
 
 
 def test_tables_and_text_beyond_all_measure_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(source, "MOST_TEXT", 100_000)
+    monkeypatch.setattr(writer, "MOST_TEXT", 100_000)
     half = 1 << 20
     tensors = {"w": tensor(half // 4, 0), "x": tensor(1), "y": tensor(1)}
     step = Step("exp", (0,), "float32")

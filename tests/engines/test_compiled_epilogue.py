@@ -13,7 +13,7 @@ from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.operators.int8.epilogue import Epilogue, Part, laned_channels
 from hasten.engines.compiled.operators.int8.numbers import Rounding, Sum8
 from hasten.engines.compiled.plan import Operation, Plan
-from hasten.engines.compiled.source import Writer
+from hasten.engines.compiled.writer import Writer
 
 
 @dataclass(frozen=True)

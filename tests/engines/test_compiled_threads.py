@@ -29,6 +29,7 @@ from hasten.engines.compiled.engine import CompiledC, CompiledSession
 from hasten.engines.compiled.library import Team
 from hasten.engines.compiled.plan import Plan
 from hasten.engines.compiled.source import write
+from hasten.engines.compiled.writer import text_of
 from hasten.errors import CandidateError
 from hasten.inputs.models.onnx import load
 from hasten.testing import models
@@ -229,7 +230,7 @@ __attribute__((visibility("default"))) void answer(
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> ctypes.PyDLL:
     """Compile the threads' C with a plan that counts its steps."""
-    text = source._part("math.c") + _STAGES % source._part("threads.c")
+    text = text_of("math.c") + _STAGES % text_of("threads.c")
     path = tmp_path_factory.mktemp("stages") / "stages.so"
     path.write_bytes(Compiler.find().compile(text).content)
     return ctypes.PyDLL(str(path))

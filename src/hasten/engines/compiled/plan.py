@@ -25,7 +25,7 @@ from hasten.engines.layers import Kind
 from hasten.errors import CandidateError, IntegrityError
 
 if TYPE_CHECKING:
-    from hasten.engines.compiled.source import Writer
+    from hasten.engines.compiled.writer import Writer
 
 FORMAT = 1
 """Number to raise when a plan means something else than before."""

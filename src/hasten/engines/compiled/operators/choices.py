@@ -9,7 +9,7 @@ from hasten.engines.compiled.operators.maps import place
 from hasten.engines.compiled.plan import C_TYPES, Access, Operation, Plan, product
 
 if TYPE_CHECKING:
-    from hasten.engines.compiled.source import Writer
+    from hasten.engines.compiled.writer import Writer
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from hasten.engines.compiled.plan import C_TYPES, Operation, Plan, product
 from hasten.engines.layers import Kind
 
 if TYPE_CHECKING:
-    from hasten.engines.compiled.source import Writer
+    from hasten.engines.compiled.writer import Writer
 
 _PARTS = 4
 """Parts that units of work are to be even for: those of two threads."""

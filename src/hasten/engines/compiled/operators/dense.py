@@ -16,7 +16,7 @@ from hasten.engines.compiled.plan import C_TYPES, Operation, Plan
 from hasten.engines.layers import Kind
 
 if TYPE_CHECKING:
-    from hasten.engines.compiled.source import Writer
+    from hasten.engines.compiled.writer import Writer
 
 _SUMS = 8
 """Independent sums that keep two multiply-add units busy, whose latency is four cycles."""

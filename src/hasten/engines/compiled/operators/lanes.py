@@ -20,7 +20,7 @@ from hasten.engines.compiled.operators.rankings import Entries, Splits
 from hasten.engines.compiled.operators.rows import emit_entries
 
 if TYPE_CHECKING:
-    from hasten.engines.compiled.source import Writer
+    from hasten.engines.compiled.writer import Writer
 
 _LANES = 32
 _TABLE = 16

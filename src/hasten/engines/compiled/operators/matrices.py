@@ -15,7 +15,7 @@ from hasten.engines.compiled.plan import C_TYPES, Access, Operation, Plan, produ
 from hasten.engines.layers import Kind
 
 if TYPE_CHECKING:
-    from hasten.engines.compiled.source import Writer
+    from hasten.engines.compiled.writer import Writer
 
 _ROWS = 4
 """Rows whose sums are made at once."""

@@ -16,7 +16,7 @@ from hasten.engines.compiled.plan import ALIGNMENT, C_TYPES, Access, Operation, 
 from hasten.engines.layers import Kind
 
 if TYPE_CHECKING:
-    from hasten.engines.compiled.source import Writer
+    from hasten.engines.compiled.writer import Writer
 
 ACTIVATIONS = ("sigmoid", "tanh", "relu", "softsign", "softplus")
 """Functions that a gate may have."""

@@ -11,7 +11,7 @@ from hasten.engines.compiled.operators.maps import merged, place
 from hasten.engines.compiled.plan import C_TYPES, Access, Operation, Plan, contiguous, product
 
 if TYPE_CHECKING:
-    from hasten.engines.compiled.source import Writer
+    from hasten.engines.compiled.writer import Writer
 
 _COMBINE = {
     "sum": "{all} += {0};",

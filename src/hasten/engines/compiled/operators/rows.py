@@ -10,7 +10,7 @@ from hasten.core.tensors import Array
 from hasten.engines.compiled.operators.rankings import Entries
 
 if TYPE_CHECKING:
-    from hasten.engines.compiled.source import Writer
+    from hasten.engines.compiled.writer import Writer
 
 _STEP = 16
 """Thresholds that are counted at once."""

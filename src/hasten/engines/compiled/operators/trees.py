@@ -17,7 +17,7 @@ from hasten.engines.compiled.plan import C_TYPES, Operation, Plan
 from hasten.engines.layers import Kind
 
 if TYPE_CHECKING:
-    from hasten.engines.compiled.source import Writer
+    from hasten.engines.compiled.writer import Writer
 
 _COMBINE = {
     "sum": "all += one;",

@@ -18,7 +18,7 @@ from hasten.engines.compiled.operators.rows import emit_entries
 from hasten.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from hasten.engines.compiled.source import Writer
+    from hasten.engines.compiled.writer import Writer
 
 _TREES = 8
 _RANK_BITS, _ENTRY_BITS, _PLACE_BITS = 24, 16, 24

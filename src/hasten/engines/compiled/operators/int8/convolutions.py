@@ -15,7 +15,7 @@ from hasten.engines.compiled.plan import Operation, Plan, product
 from hasten.engines.layers import Kind
 
 if TYPE_CHECKING:
-    from hasten.engines.compiled.source import Writer
+    from hasten.engines.compiled.writer import Writer
 
 MOST_SIZE = 1 << 16
 """Largest number of channels, height, width, step or pad."""

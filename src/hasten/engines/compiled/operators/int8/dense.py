@@ -23,7 +23,7 @@ from hasten.errors import IntegrityError
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.operators.int8.convolutions import Conv8
-    from hasten.engines.compiled.source import Writer
+    from hasten.engines.compiled.writer import Writer
 
 _PIXELS = ({1: 6, 2: 6, 3: 4, 4: 3}, {1: 6, 2: 6, 3: 6, 4: 6})
 """Pixels of a tile for each number of vectors, with 16 registers and with 32."""

@@ -20,7 +20,7 @@ from hasten.engines.compiled.plan import product
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.operators.int8.convolutions import Conv8
-    from hasten.engines.compiled.source import Writer
+    from hasten.engines.compiled.writer import Writer
 
 _MOST_TAPS = 64
 """Most taps that are written one after the other."""

@@ -21,7 +21,7 @@ from hasten.engines.compiled.plan import Operation, Plan
 from hasten.engines.layers import Kind
 
 if TYPE_CHECKING:
-    from hasten.engines.compiled.source import Writer
+    from hasten.engines.compiled.writer import Writer
 
 _LEAST_STEP = float(np.finfo(np.float32).smallest_subnormal)
 _MOST_STEP = float(np.finfo(np.float32).max)

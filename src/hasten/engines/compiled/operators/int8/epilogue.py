@@ -14,7 +14,7 @@ from hasten.engines.compiled.operators.int8.numbers import Rounding, Sum8
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.operators.int8.convolutions import Conv8
-    from hasten.engines.compiled.source import Writer
+    from hasten.engines.compiled.writer import Writer
 
 _SUMS = 4
 """Vectors of sums that become one vector of bytes."""

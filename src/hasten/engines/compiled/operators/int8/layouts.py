@@ -14,7 +14,7 @@ from hasten.engines.compiled.plan import ALIGNMENT, product
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.operators.int8.convolutions import Conv8
-    from hasten.engines.compiled.source import Writer
+    from hasten.engines.compiled.writer import Writer
 
 _CHUNK_PIXELS = 192
 """Pixels for which weights are widened, or come from a farther cache, once."""

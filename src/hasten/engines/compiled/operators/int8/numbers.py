@@ -15,7 +15,7 @@ from hasten.core.tensors import Array
 from hasten.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from hasten.engines.compiled.source import Writer
+    from hasten.engines.compiled.writer import Writer
 
 MOST_SUM = (1 << 31) - 1
 """Largest magnitude of a sum."""

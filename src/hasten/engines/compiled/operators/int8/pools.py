@@ -13,7 +13,7 @@ from hasten.engines.compiled.operators.int8.numbers import Rounding, check_sums
 from hasten.engines.compiled.plan import Operation, Plan, product
 
 if TYPE_CHECKING:
-    from hasten.engines.compiled.source import Writer
+    from hasten.engines.compiled.writer import Writer
 
 _MOST_SIZE = 1 << 16
 _MOST_UNROLLED = 25
