@@ -245,12 +245,16 @@ def _line(layout: Layout, block: Block, writer: Writer) -> str:
         name = writer.static("tile", f"static void @({head}) {{\n{one.text}\n}}")
         return f"{name}(x, at, w, b, e, y);"
 
-    tails = "".join(f"case {pixels}: {tile(pixels)} break;\n" for pixels in range(1, most))
+    step = conv.channels[1] * item
     return writer.static(
         "line",
         f"static __attribute__((noinline)) void @({head}, long m) {{\n"
-        f"for (; m >= {most}; m -= {most}, at += {most}, y += {most * conv.channels[1] * item})\n"
-        f"{tile(most)}\nswitch (m) {{\n{tails}}}\n}}",
+        f"const long whole = m;\n"
+        f"for (; m >= {most}; m -= {most}, at += {most}, y += {most * step})\n"
+        f"{tile(most)}\n"
+        f"if (m && whole >= {most}) {{\n"  # the last ones, of which some are there already
+        f"at -= {most} - m; y -= ({most} - m) * {step}; {tile(most)}\n"
+        f"}} else for (; m; m--, at++, y += {step}) {tile(1)}\n}}",
     )
 
 
