@@ -41,7 +41,7 @@ class Value:
         batch: Axis of the batch; None where there is none.
         constant: Numbers, where they are known now.
         counts_rows: Whether the numbers are sizes among which the batch's counts as 1.
-        bytes: What is known of numbers that depend on one byte each.
+        bytes: The bytes on which the numbers depend, with what each byte stands for; None for others.
         pending: Sums that nothing has rounded yet.
         levels: Integers that a constant was made of.
     """
@@ -162,7 +162,7 @@ class Node:
         )
         try:
             return list(ReferenceEvaluator(model).run(None, dict(named)))
-        except Exception:
+        except Exception:  # it knows few versions of operators; a lowering may know this one
             return None
 
     def mixes_rows(self) -> None:

@@ -44,7 +44,7 @@ def rounded(value: Value, scale: Array, zero: Array) -> Bytes | None:
     has room around a common zero, as behind a ReLU, the steps stay as they are; else some grow.
 
     Args:
-        value: What is rounded.
+        value: Value that a QuantizeLinear rounds.
         scale: float32, step of each channel.
         zero: Byte of 0 of each channel.
     """

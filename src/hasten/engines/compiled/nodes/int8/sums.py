@@ -134,7 +134,7 @@ class _Averages(Sums):
     """Averages over windows of a picture of bytes.
 
     Attributes:
-        value: What is averaged.
+        value: Bytes of the picture that is averaged.
         pool: The pool without its scale, its result and its rounding.
     """
 
@@ -270,7 +270,7 @@ def _products(
 
     Args:
         node: Node that asks.
-        value: What is multiplied.
+        value: Bytes that are multiplied by the weights.
         levels: Scales of the weights.
         weight: int8 of shape (outputs, height, width, inputs of a group).
         bias: Real numbers that are added.

@@ -71,9 +71,9 @@ class Tile:
         channels: Channels that are written.
         wide: Bytes of a vector.
         outs: Channels from one pixel of the output to the next.
-        steps: What the sums read.
+        steps: Places in the picture and the weights that the sums read.
         narrow: Whether weights are bytes that are widened when they are read.
-        end: What becomes of the sums.
+        end: Rounding, and bytes or floats, by which sums become results.
         unrolled: Whether the code may be long.
     """
 
