@@ -68,7 +68,7 @@ def parts(folder: Path, samples: int, each: int | None = None, **settings: Any) 
             0.95,
             None,
             "420 sealed samples can't show a fall of at most 0.5 points, even where nothing changes: "
-            "that takes 661, so some 1,245 samples in all",
+            "that takes 670, so some 1,258 samples in all",
         ),
         (
             Top1(),
@@ -76,7 +76,7 @@ def parts(folder: Path, samples: int, each: int | None = None, **settings: Any) 
             0.95,
             5,
             "84 sealed groups can't show a fall of at most 0.5 points, even where nothing changes: "
-            "that takes 661, so some 1,005 groups in all",
+            "that takes 670, so some 1,018 groups in all",
         ),
     ],
 )
@@ -95,10 +95,10 @@ def test_comparisons_are_counted_by_the_rarer_class_and_told_in_samples(tmp_path
     draws = int((little.sealed.labels == 1).sum())  # type: ignore[union-attr]
     assert words.startswith(
         f"{draws} sealed disjoint comparisons can't show a fall of at most 1 point, even where nothing "
-        "changes: that takes 332, so some "
+        "changes: that takes 336, so some "
     )
     needed = int(words.split("some ")[1].removesuffix(" samples in all").replace(",", ""))
-    assert 3 * 332 * 2 < needed < 4 * 332 * 2
+    assert 3 * 336 * 2 < needed < 4 * 336 * 2
 
 
 @pytest.mark.parametrize(("samples", "each", "calibration"), [(300, None, 300), (900, 3, 60)])

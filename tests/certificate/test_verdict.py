@@ -1,6 +1,5 @@
 """From scores to verdicts: the right method, the three verdicts, and whole sentences."""
 
-import dataclasses
 import json
 from typing import Any
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from hasten.certificate.betting import BettingPrior
 from hasten.certificate.exact import clopper_pearson_upper, paired_upper_bound
 from hasten.certificate.verdict import Guard, Judgement, Verdict, judge
+from hasten.core.records import from_record, to_record
 from hasten.errors import InputError
 
 Floats = NDArray[np.float64]
@@ -41,11 +41,11 @@ def judged(n: int, lost: int, gained: int, guard: Guard = "net", **settings: Any
     [
         (
             judged(1204, 4, 3),
-            "95% confident that accuracy falls by at most 0.53 points (n=1,204: 4 lost, 3 gained)",
+            "95% confident that accuracy falls by at most 1 point (n=1,204: 4 lost, 3 gained)",
         ),
         (
             judged(7000, 46, 83),
-            "95% confident that accuracy falls by at most 0.001 points (n=7,000: 46 lost, 83 gained)",
+            "95% confident that accuracy falls by at most 1 point (n=7,000: 46 lost, 83 gained)",
         ),
         (
             judged(299, 0, 0, metric="top1"),
@@ -53,19 +53,19 @@ def judged(n: int, lost: int, gained: int, guard: Guard = "net", **settings: Any
         ),
         (
             judged(500, 1, 0, "lost", confidence=0.95),
-            "95% confident that at most 0.95% of inputs go from right to wrong (n=500: 1 lost, 0 gained)",
+            "95% confident that at most 1% of inputs go from right to wrong (n=500: 1 lost, 0 gained)",
         ),
         (
             judged(800, 1, 0, "changed", confidence=0.99),
-            "99% confident that at most 0.83% of answers change (n=800: 1 changed)",
+            "99% confident that at most 1% of answers change (n=800: 1 changed)",
         ),
         (
             judged(500, 1, 0, metric="agreement"),
-            "95% confident that at most 0.95% of answers change (n=500: 1 changed)",
+            "95% confident that at most 1% of answers change (n=500: 1 changed)",
         ),
         (
             judged(1204, 4, 3, groups=np.arange(1204) // 2),
-            "95% confident that accuracy falls by at most 0.98 points (602 groups: observed 0.083 points)",
+            "95% confident that accuracy falls by at most 1 point (1,204 samples in 602 groups: observed 0.083 points)",
         ),
         (
             judged(300, 0, 0, max_drop=0.001),
@@ -77,7 +77,7 @@ def judged(n: int, lost: int, gained: int, guard: Guard = "net", **settings: Any
         ),
         (
             judged(500, 0, 0, "changed", groups=np.arange(500) // 2),
-            "not enough data: 250 groups can't show that at most 1% of answers change; about 340 would",
+            "not enough data: 500 samples in 250 groups can't show that at most 1% of answers change; about 340 would",
         ),
         (
             judged(10, 1, 0),
@@ -85,7 +85,7 @@ def judged(n: int, lost: int, gained: int, guard: Guard = "net", **settings: Any
         ),
         (
             judged(10, 1, 0, "changed", groups=np.arange(10) // 5),
-            "not enough data: 10% of answers changed, and less than 1% was allowed, but 2 groups can't tell (2 groups: 10% changed); more would settle it, either way",
+            "not enough data: 10% of answers changed, and less than 1% was allowed, but 10 samples in 2 groups can't tell (10 samples in 2 groups: 10% changed); more would settle it, either way",
         ),
         (
             judged(300, 12, 2),
@@ -136,7 +136,7 @@ def test_grouped_or_fractional_scores_are_judged_by_betting() -> None:
         prior=BettingPrior(0.001, 0.0, 200),
     )
     assert (fractional.method, fractional.verdict) == ("betting", Verdict.CERTIFIED)
-    assert fractional.in_words().startswith("95% confident that f1 falls by at most 0.")
+    assert fractional.in_words().startswith("95% confident that f1 falls by at most 2 points")
     assert judged(500, 1, 1, binary=False).method == "betting"
 
 
@@ -195,7 +195,7 @@ def test_verdict_and_numbers_agree(
     assert not (below and j.verdict is Verdict.NOT_ACCURATE_ENOUGH)
     assert (j.samples_needed is not None) == (j.verdict is Verdict.NOT_ENOUGH_DATA and below)
     assert j.samples_needed is None or j.samples_needed > j.n
-    assert Judgement(**json.loads(json.dumps(dataclasses.asdict(j)))) == j
+    assert from_record(Judgement, json.loads(json.dumps(to_record(j)))) == j
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from hasten.certificate.betting import BettingPrior, group_means
+from hasten.certificate.draws import Over
 from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Guard, Judgement, Verdict, judge
 from hasten.core.records import type_name
@@ -23,9 +24,12 @@ def guarded(metric: Metric, guard: Guard) -> Metric:
     return Agreement() if guard == "changed" else metric
 
 
-def prior_of(differences: Array, units: Array) -> BettingPrior:
-    """Return the prior from the search split, by its groups' means where it is grouped."""
-    return BettingPrior.from_differences(group_means(differences, units[: len(differences)]))
+def prior_of(differences: Array, units: Array, over: Over = "samples") -> BettingPrior:
+    """Return the prior from the search split, by its groups where it is grouped."""
+    labels = units[: len(differences)]
+    sizes = np.unique(labels, return_counts=True)[1].astype(np.float64)
+    means = group_means(differences, labels)
+    return BettingPrior.from_differences(means, sizes if over == "samples" else None)
 
 
 def sealed_scores(
@@ -86,6 +90,7 @@ def judge_ladder(
     promise: Promise,
     *,
     binary: bool = True,
+    sizes: Array | None = None,
 ) -> list[tuple[str, Judgement | str]]:
     """Test rungs from safest to fastest, each at the same level, and stop at the first failure.
 
@@ -100,11 +105,14 @@ def judge_ladder(
         promise: Promise that each rung is tested for.
         binary: Whether scores were 0/1 on the search split. Where they weren't, or aren't here,
             betting judges: the sealed data alone doesn't choose its test.
+        sizes: Number of samples in each group of all data that these were drawn from, `(groups,)`; by
+            default of these alone.
 
     Returns:
         Key and judgement (or reason of failure) of each rung, up to the first that isn't certified.
     """
-    grouped = len(np.unique(units)) < len(units)
+    alone = np.ones(1) if sizes is None else sizes
+    grouped = len(np.unique(units)) < len(units) or int(alone.max()) > 1
     judged: list[tuple[str, Judgement | str]] = []
     for key in rungs:
         score = scores[key]
@@ -121,6 +129,8 @@ def judge_ladder(
             prior=priors.get(key, BettingPrior()),
             groups=units if grouped else None,
             binary=None if binary else False,
+            over=promise.mean_over,
+            sizes=sizes,
         )
         judged.append((key, judgement))
         if judgement.verdict is not Verdict.CERTIFIED:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import special
 
 from hasten.certificate.betting import group_means
+from hasten.certificate.draws import Over
 
 Floats: TypeAlias = NDArray[np.float64]
 
@@ -22,7 +23,7 @@ class Drop:
     """Drop of a candidate's scores below the original's; no certificate, since it was one of many.
 
     Attributes:
-        estimate: Mean over draws, as an absolute share; negative where accuracy rose.
+        estimate: Mean over samples, or over groups, as an absolute share; negative where accuracy rose.
         low: Lower end of an approximate 95% interval.
         high: Upper end of that interval.
         draws: Number of samples, or of groups where data is grouped.
@@ -44,19 +45,24 @@ def observed_drop(
     *,
     binary: bool,
     only_falls: bool = False,
+    over: Over = "samples",
 ) -> Drop:
     """Estimate a drop from paired differences original - candidate.
 
     Args:
         differences: Differences in [-1, 1], shape (n,), at least one.
-        groups: Label of each sample's group, shape (n,); a group's mean is one draw.
+        groups: Label of each sample's group, shape (n,); a group is one draw.
         binary: Whether scores are 0 or 1.
         only_falls: Whether gains are impossible or not counted.
+        over: What the mean is over: all samples, or all groups, each counting once.
 
     Source: Wald's interval with one half added to the numbers lost and gained, Agresti and Min,
     Stat. Med. 24:729, 2005; squared differences stand for the counts where scores are fractions.
     """
     draws = group_means(differences, groups)
+    if over == "samples":  # a group counts by its size
+        sizes = np.unique(groups, return_counts=True)[1]
+        draws = draws * (sizes / sizes.mean())
     n, total, squares = draws.size, float(draws.sum()), float(np.square(draws).sum())
     middle = total / (n + 2)
     variance = (squares + 1) / (n + 2) - middle**2

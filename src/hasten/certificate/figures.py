@@ -191,7 +191,7 @@ class Setting:
         others = metric.draws(after, labels, self.units)
         if own is None or others is None:
             return None, 0
-        falls = drawn(own, others, losses_only=False, binary=False, groups=None)
+        falls = drawn(own, others, losses_only=False, binary=False, groups=None, max_drop=0.5)
         alpha = (1 - self.confidence) / self.models
         _, bound = bounded(falls, 0.5, alpha, BettingPrior())
         return bound, len(own)

@@ -5,11 +5,8 @@ from numbers import Real
 
 from scipy import special
 
-from hasten.certificate.draws import BETTING, EXACT, Method, fewest_draws
+from hasten.certificate.draws import BETTING, BETTING_COST, EXACT, Method, fewest_draws
 from hasten.errors import InputError
-
-_BETTING_COST = 1.5
-"""Samples that betting needs for each sample of the exact test, measured in the tests."""
 
 
 def check_limits(max_drop: float, confidence: float) -> None:
@@ -32,11 +29,13 @@ def samples_needed(
     power: float = 0.8,
     *,
     method: Method = EXACT,
+    unevenness: float = 1.0,
 ) -> int:
     """Return the draws that certify with probability `power`, and at least the fewest that can.
 
-    This is a normal approximation, with the variance that Tango's test takes at the limit, where at
-    least `max_drop` of the answers flip. It serves for one share too, where `drop` is `flip_rate`.
+    This is a normal approximation, with the variance that Tango's test takes at the limit: that of the
+    likeliest rates under which the drop is `max_drop` (Tango, Stat. Med. 17:891, 1998). It serves for one
+    share too, where `drop` is `flip_rate`.
 
     Args:
         flip_rate: Share of samples expected to flip, lost and gained together; for fractional
@@ -46,13 +45,14 @@ def samples_needed(
         confidence: Confidence of the certificate.
         power: Probability of certifying.
         method: Method that will judge; betting for groups, or for scores that aren't 0/1.
+        unevenness: Rows of the largest draw by the mean draw's, where groups differ in size.
 
     Raises:
         InputError: a limit, level or power is outside (0, 1), the flip rate is outside [0, 1] or
             smaller than the drop, or no data could certify the drop.
     """
     check_limits(max_drop, confidence)
-    if not (0 < power < 1 and 0 <= flip_rate <= 1 and abs(drop) <= flip_rate + 1e-12):
+    if not (0 < power < 1 and 0 <= flip_rate <= unevenness and abs(drop) <= flip_rate + 1e-12):
         raise InputError(
             f"expected rates need abs(drop) <= flip_rate <= 1 and 0 < power < 1: got drop={drop}, flip_rate={flip_rate} and power={power}; check them"
         )
@@ -60,13 +60,24 @@ def samples_needed(
         raise InputError(
             f"no number of samples certifies a drop of {drop} as less than {max_drop}; raise max_drop"
         )
-    fewest = fewest_draws(method, max_drop, 1 - confidence)
+    fewest = fewest_draws(method, max_drop, 1 - confidence, unevenness)
     if flip_rate == 0:
         return fewest
-    at_limit = max(flip_rate, max_drop) - max_drop**2
+    at_limit = _variance_at(max_drop, flip_rate, drop)
     expected = max(flip_rate - drop**2, 0.0)
     spread = special.ndtri(confidence) * math.sqrt(at_limit) + special.ndtri(power) * math.sqrt(
         expected
     )
-    needed = (spread / (max_drop - drop)) ** 2 * (_BETTING_COST if method == BETTING else 1)
+    needed = (spread / (max_drop - drop)) ** 2 * (BETTING_COST if method == BETTING else 1)
     return max(fewest, math.ceil(float(needed) - 1e-9))
+
+
+def _variance_at(limit: float, flip_rate: float, drop: float) -> float:
+    """Return the variance of a difference under the likeliest rates whose drop is the limit."""
+    lost, gained = (flip_rate + drop) / 2, (flip_rate - drop) / 2
+    linear = lost * (1 + limit) + gained * (1 - limit) - 2 * limit
+    constant = gained * limit * (1 - limit)
+    # Two forms of one root: each where it doesn't subtract nearly equal numbers.
+    root = math.sqrt(linear**2 + 8 * constant)
+    q = (linear + root) / 4 if linear >= 0 else 2 * constant / (root - linear)
+    return 2 * q + limit * (1 - limit)

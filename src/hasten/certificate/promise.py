@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hasten.certificate.draws import Over
 from hasten.certificate.verdict import Guard
 from hasten.inputs.metrics.base import Metric
 
@@ -16,6 +17,7 @@ class Promise:
         metric: Score of each answer; agreement with the original under the guard "changed".
         guard: Quantity that is bounded: the net drop, the share lost, or the share changed.
         max_drop: Largest drop that is allowed, as an absolute share: 0.01 is one point.
+        over: What a mean is over, where samples belong together: all samples, or groups that count once.
         confidence: Probability with which the limit holds, for the whole ladder of candidates.
     """
 
@@ -23,3 +25,9 @@ class Promise:
     guard: Guard = "net"
     max_drop: float = 0.01
     confidence: float = 0.95
+    over: Over = "samples"
+
+    @property
+    def mean_over(self) -> Over:
+        """What a mean is over; a metric that draws by itself counts each of its draws once."""
+        return "groups" if self.metric.draw else self.over

@@ -1,6 +1,5 @@
 """Verdicts from per-sample scores, with the bound, the counts behind it, and the words for it."""
 
-import math
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, TypeAlias, get_args
@@ -9,18 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hasten.certificate.betting import BettingPrior
-from hasten.certificate.draws import (
-    Draws,
-    bounded,
-    drawn,
-    refuted,
-)
+from hasten.certificate.draws import Draws, Over, bounded, drawn, refuted
 from hasten.certificate.planning import check_limits, samples_needed
 from hasten.errors import InputError
 from hasten.inputs.metrics.base import Metric
 
 Floats: TypeAlias = NDArray[np.float64]
 Guard: TypeAlias = Literal["net", "lost", "changed"]
+
+_MUCH = 0.05
+"""Least share of all samples in one group that is worth a word where data is short."""
 
 
 class Verdict(StrEnum):
@@ -48,10 +45,16 @@ class Judgement:
         lost: Number of inputs that became wrong, or of answers that changed; None for grouped
             scores or scores not 0/1.
         gained: Number of inputs that became right; None for grouped scores or scores not 0/1.
-        bound: Upper confidence bound on the drop, as an absolute share.
+        bound: Upper confidence bound on the drop of this candidate alone, as an absolute share. Of
+            several that are tested one after another the test protects `max_drop`, not this.
         estimate: Observed drop, as an absolute share; negative where accuracy rose.
         samples_needed: Draws that would probably settle it, where data is short and the observed
             drop is below the limit; else None.
+        samples: Number of samples, where draws are groups; None in records of older versions.
+        over: What the mean is over, where draws are groups: all samples, or groups that count once each.
+        beyond: Number of samples that count as lost whatever they answered, since they repeat others.
+        largest: Number of samples in the largest group.
+        prior: Prior by which bets were set, for a later test of the same candidate on other data.
     """
 
     verdict: Verdict
@@ -67,17 +70,23 @@ class Judgement:
     bound: float
     estimate: float
     samples_needed: int | None = None
+    samples: int | None = None
+    over: Over = "samples"
+    beyond: int = 0
+    largest: int = 1
+    prior: BettingPrior = BettingPrior()
 
     def in_words(self) -> str:
         """Return one sentence for people: what is certain, or what would make it so."""
         if self.verdict is Verdict.CERTIFIED:
             sure = f"{100 * self.confidence:.6g}% confident that"
-            return (
-                f"{sure} {self._claim(_rounded_up(self.bound, self.max_drop))} ({self._evidence()})"
-            )
+            return f"{sure} {self._claim(f'{100 * self.max_drop:.6g}')} ({self._evidence()})"
         if self.samples_needed is not None:
             shown = goal(self.guard, self.metric, self.max_drop)
-            return f"not enough data: {self._draws()} can't show {shown}; about {_about(self.samples_needed):,} would"
+            return (
+                f"not enough data: {self._draws()} can't show {shown}{self._uneven()}; about "
+                f"{_about(self.samples_needed):,} would"
+            )
         allowed = f"{100 * self.max_drop:.6g}{'%' if self._about_change else ''}"
         fact = f"{self._fact(_two_digits(self.estimate))}, and less than {allowed} was allowed"
         if self.verdict is Verdict.NOT_ACCURATE_ENOUGH:
@@ -90,12 +99,35 @@ class Judgement:
 
     def _claim(self, share: str) -> str:
         if self._about_change:
-            return f"at most {share}% of answers change"
+            return f"at most {share}% of answers change{self._over}"
         if self.guard == "lost":
             if self.lost is None:
-                return f"the average loss in {self._noun} over inputs is at most {_points(share)}"
+                return f"the average loss in {self._noun} over {self._unit} is at most {_points(share)}"
             return f"at most {share}% of inputs go from right to wrong"
-        return f"{self._noun} falls by at most {_points(share)}"
+        return f"{self._noun}{self._over} falls by at most {_points(share)}"
+
+    @property
+    def _by_groups(self) -> bool:
+        return self.groups is not None and self.over == "groups" and not self._own_draw
+
+    @property
+    def _unit(self) -> str:
+        return "groups" if self._by_groups else "inputs"
+
+    @property
+    def _over(self) -> str:
+        """Words for what the mean is over, where groups count once each."""
+        return ", as a mean over groups," if self._by_groups else ""
+
+    def _uneven(self) -> str:
+        """Words for a group that holds so much that the others say little."""
+        if self.samples is None or self.over != "samples" or self.largest < _MUCH * self.samples:
+            return ""
+        share = 100 * self.largest / self.samples
+        return (
+            f", since {self.largest:,} of the {self.samples:,} samples ({share:.2g}%) are equal or of one "
+            "group, and answer as one"
+        )
 
     def _fact(self, share: str) -> str:
         if self._about_change:
@@ -106,26 +138,39 @@ class Judgement:
 
     def _draws(self) -> str:
         plural = "" if self.n == 1 else "s"
-        return f"{self.n:,} {self._draw or 'sample'}{plural}"
+        drawn = f"{self.n:,} {self._draw or 'sample'}{plural}"
+        if self.samples is None or self.over != "samples" or self._own_draw:
+            return drawn
+        return f"{self.samples:,} samples in {drawn}" if self.samples > self.n else drawn
 
     @property
     def _draw(self) -> str:
         """Noun for one draw that isn't a sample; empty for a sample."""
+        return self._own_draw or ("" if self.groups is None else "group")
+
+    @property
+    def _own_draw(self) -> str:
         kind = _kind(self.metric)
-        own = "" if kind is None else kind.draw
-        return own or ("" if self.groups is None else "group")
+        return "" if kind is None else kind.draw
 
     def _evidence(self) -> str:
-        size = self._draws() if self._draw else f"n={self.n:,}"
+        size = self._draws() if self._draw and self.lost is None else f"n={self._counted:,}"
+        beyond = f", {self.beyond:,} repeats counted as lost" if self.beyond else ""
         if self._about_change:
+            beyond = beyond.replace("lost", "changed")
             return (
-                f"{size}: {_two_digits(self.estimate)}% changed"
+                f"{size}: {_two_digits(self.estimate)}% changed{beyond}"
                 if self.lost is None
-                else f"{size}: {self.lost:,} changed"
+                else f"{size}: {self.lost:,} changed{beyond}"
             )
         if self.lost is None:
-            return f"{size}: observed {_points(_two_digits(self.estimate))}"
-        return f"{size}: {self.lost:,} lost, {self.gained:,} gained"
+            return f"{size}: observed {_points(_two_digits(self.estimate))}{beyond}"
+        return f"{size}: {self.lost:,} lost, {self.gained:,} gained{beyond}"
+
+    @property
+    def _counted(self) -> int:
+        """Return the number of samples behind counts of single samples."""
+        return self.n if self.samples is None else self.samples
 
     @property
     def _noun(self) -> str:
@@ -144,6 +189,8 @@ def judge(
     prior: BettingPrior,
     groups: NDArray[np.generic] | None = None,
     binary: bool | None = None,
+    over: Over = "samples",
+    sizes: NDArray[np.int64] | None = None,
 ) -> Judgement:
     """Test one candidate on sealed scores.
 
@@ -159,10 +206,15 @@ def judge(
         confidence: Confidence of the bound.
         metric: Name of the score.
         prior: Prior from the search split's draws.
-        groups: Label of each sample's group, shape (n,). A group's mean is one draw, and the claim
-            is about the mean over groups.
+        groups: Label of each sample's group, shape (n,): samples that were drawn together, or are equal.
+            A group is one draw with all its samples.
         binary: Whether scores are 0/1; None finds out. Set False where fractional scores merely
             happen to be 0/1.
+        over: What the claim is about, where there are groups: the mean over all samples, in which a group
+            counts by its size, or the mean over groups, in which each counts once. Either is about
+            data whose groups are of sizes such as these.
+        sizes: Number of samples in each group of all data that these were drawn from, shape (groups,). By
+            default of these alone, which may lack the largest.
 
     Raises:
         InputError: the scores don't pair up or lie outside [0, 1], or a limit is outside (0, 1).
@@ -180,6 +232,9 @@ def judge(
         losses_only=guard != "net",
         binary=is_binary and binary is not False,
         groups=groups,
+        max_drop=max_drop,
+        over=over,
+        sizes=sizes,
     )
     certified, bound = bounded(draws, max_drop, 1 - confidence, prior)
     verdict, needed = _verdict(draws, certified, max_drop, confidence, prior)
@@ -196,8 +251,13 @@ def judge(
         lost=lost,
         gained=gained,
         bound=bound,
-        estimate=float(draws.differences.mean()),
+        estimate=draws.estimate,
         samples_needed=needed,
+        samples=draws.samples,
+        over=over,
+        beyond=draws.beyond,
+        largest=draws.largest,
+        prior=prior,
     )
 
 
@@ -245,13 +305,28 @@ def _verdict(
     """Return the verdict, and the draws that would probably certify where only data is short."""
     if certified:
         return Verdict.CERTIFIED, None
-    drop, square = float(draws.differences.mean()), float(np.mean(draws.differences**2))
-    if drop >= max_drop:
+    if draws.estimate >= max_drop:
         shown = refuted(draws, max_drop, 1 - confidence, prior)
         return Verdict.NOT_ACCURATE_ENOUGH if shown else Verdict.NOT_ENOUGH_DATA, None
-    flips = max(square, abs(drop))
-    needed = samples_needed(flips, drop, max_drop, confidence, method=draws.method)
-    return Verdict.NOT_ENOUGH_DATA, max(draws.differences.size + 1, needed)
+    needed = draws_needed(draws, max_drop, confidence)
+    return Verdict.NOT_ENOUGH_DATA, max(draws.differences.size + 1, needed) if needed else None
+
+
+def draws_needed(draws: Draws, max_drop: float, confidence: float) -> int | None:
+    """Return how many draws like these would probably certify; None where none would."""
+    left = draws.left(max_drop)
+    weighted = draws.relative * draws.differences
+    drop, square = float(weighted.mean()), float(np.mean(weighted**2))
+    if drop >= left:
+        return None
+    return samples_needed(
+        max(square, abs(drop)),
+        drop,
+        left,
+        confidence,
+        method=draws.method,
+        unevenness=draws.unevenness,
+    )
 
 
 def _about(count: int) -> int:
@@ -262,18 +337,6 @@ def _about(count: int) -> int:
 
 def _two_digits(share: float) -> str:
     return f"{float(f'{100 * share:.2g}'):.6g}"
-
-
-def _rounded_up(share: float, limit: float) -> str:
-    """Write a share in percent, rounded up, but never above a limit that is nearer.
-
-    It has two significant digits, and at most three decimals.
-    """
-    if share <= 0:
-        return "0"
-    unit = 10.0 ** max(math.floor(math.log10(100 * share)) - 1, -3)
-    units = max(1, math.ceil(100 * share / unit - 1e-9))
-    return f"{min(units * unit, 100 * limit):.6g}"
 
 
 def _points(share: str) -> str:

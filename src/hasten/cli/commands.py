@@ -12,6 +12,7 @@ import click
 from hasten import __version__
 from hasten.cli.options import (
     GUARD_HELP,
+    OVER_HELP,
     Latency,
     OneLine,
     Seconds,
@@ -23,6 +24,7 @@ from hasten.cli.options import (
     one_line_errors,
     order_of_flags,
     order_options,
+    over_choice,
     report_option,
 )
 from hasten.core.invocation import typed
@@ -227,6 +229,7 @@ def bench(as_json: bool, bundle: str, **options: Any) -> None:
     type=guard_choice,
     help=f"{GUARD_HELP}  [default: the certificate's]",
 )
+@click.option("--mean-over", type=over_choice, help=f"{OVER_HELP}  [default: the certificate's]")
 @image_options
 @custom_ops_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

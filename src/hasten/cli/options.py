@@ -184,10 +184,16 @@ class ReportOption(click.Option):
 metric_option = click.option("--metric", cls=MetricOption)
 report_option = click.option("--report", cls=ReportOption, multiple=True, metavar="METRIC")
 guard_choice = click.Choice(["net", "lost", "changed"])
+over_choice = click.Choice(["samples", "groups"])
 effort_choice = click.Choice(["quick", "normal", "thorough"])
 GUARD_HELP = (
     "What the limit bounds: the net drop in accuracy, the share of right answers lost, or the share "
     "of answers changed."
+)
+
+OVER_HELP = (
+    "What the certificate's mean is over, where samples have groups or repeat one another: all samples, "
+    "or groups, each counting once."
 )
 
 _ORDER_OPTIONS = (
@@ -208,6 +214,9 @@ _ORDER_OPTIONS = (
     metric_option,
     report_option,
     click.option("--guard", type=guard_choice, default="net", show_default=True, help=GUARD_HELP),
+    click.option(
+        "--mean-over", type=over_choice, default="samples", show_default=True, help=OVER_HELP
+    ),
     click.option(
         "--confidence",
         type=Share(),

@@ -82,7 +82,7 @@ def certify_chain(
         confidence=sure,
         metric=METRIC,
         prior=BettingPrior(),
-        groups=None if dataset.groups is None else units,
+        groups=units,
         binary=True,
     )
     return Recheck(kind, judgement, len(samples), len(dataset) - len(samples))

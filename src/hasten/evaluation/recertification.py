@@ -14,6 +14,7 @@ import numpy as np
 from hasten.bundle import Manifest, Part, artifact_of, engine_of, read
 from hasten.certificate.betting import BettingPrior
 from hasten.certificate.certification import guarded, judge_ladder, sealed_scores
+from hasten.certificate.draws import Over
 from hasten.certificate.figures import Answers, Setting, compared
 from hasten.certificate.planning import check_limits
 from hasten.certificate.promise import Promise
@@ -49,6 +50,7 @@ def certify(
     max_drop: float | None = None,
     confidence: float | None = None,
     guard: Guard | None = None,
+    mean_over: Over | None = None,
     metric: str | Metric | None = None,
     report: Sequence[str | SetMetric] | None = None,
     pipeline: Pipeline | None = None,
@@ -71,6 +73,8 @@ def certify(
         max_drop: Limit on the drop; by default the certificate's.
         confidence: Confidence of the verdict; by default the certificate's.
         guard: Quantity that is bounded; by default the certificate's.
+        mean_over: What the mean is over, where samples have groups or repeat one another; by default the
+            certificate's.
         metric: Metric that is scored; by default the bundle's, unless that is a function. A
             bundle's word alone runs no code, so a function must be named again.
         report: Metrics over the set that are stated for the exact model and the winner; by default
@@ -109,7 +113,7 @@ def certify(
             f"{folder} was made with keep_exact=False: there is nothing to compare with"
         )
     _check_device(folder, manifest)
-    limits = _limits(folder, manifest, max_drop, confidence, guard)
+    limits = _limits(folder, manifest, max_drop, confidence, guard, mean_over)
     check_limits(limits.max_drop, limits.confidence)
     judged_by = guarded(_metric(folder, manifest.metric, metric), limits.guard)
     exact = artifact_of(folder, manifest.exact, manifest, custom_ops)
@@ -150,8 +154,8 @@ def certify(
         ("winner",),
         {"winner": score},
         draws,
-        {"winner": BettingPrior()},
-        Promise(judged_by, limits.guard, limits.max_drop, limits.confidence),
+        {"winner": limits.prior},
+        Promise(judged_by, limits.guard, limits.max_drop, limits.confidence, limits.mean_over),
     )
     if isinstance(judgement, str):
         raise CandidateError(judgement)
@@ -187,6 +191,8 @@ class _Limits:
     max_drop: float
     confidence: float
     guard: Guard
+    mean_over: Over
+    prior: BettingPrior = BettingPrior()
 
 
 def _limits(
@@ -195,15 +201,21 @@ def _limits(
     max_drop: float | None,
     confidence: float | None,
     guard: Guard | None,
+    mean_over: Over | None,
 ) -> _Limits:
     """Return the limits: those given here, else the bundle's own."""
     if manifest.certificate is None:
         if max_drop is None:
             raise InputError(f"{folder} has no certificate, so no limit either: give max_drop=")
-        return _Limits(max_drop, 0.95 if confidence is None else confidence, guard or "net")
+        return _Limits(
+            max_drop,
+            0.95 if confidence is None else confidence,
+            guard or "net",
+            mean_over or "samples",
+        )
     try:
         stated = from_record(Judgement, manifest.certificate.get("judgement"))
-    except IntegrityError as error:
+    except (InputError, IntegrityError) as error:
         raise IntegrityError(f"{folder}: the certificate is damaged: {error}") from error
     for name, share in (("max_drop", stated.max_drop), ("confidence", stated.confidence)):
         if not 0 < share < 1:
@@ -215,6 +227,8 @@ def _limits(
         stated.max_drop if max_drop is None else max_drop,
         stated.confidence if confidence is None else confidence,
         guard or stated.guard,
+        mean_over or stated.over,
+        stated.prior if guard in (None, stated.guard) else BettingPrior(),
     )
 
 

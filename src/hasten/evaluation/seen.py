@@ -16,6 +16,7 @@ from hasten.core.comparison import Comparison
 from hasten.core.tensors import Array
 from hasten.errors import InputError, IntegrityError
 from hasten.inputs.data.dataset import Dataset, Subset
+from hasten.inputs.data.splits import units_of
 from hasten.optimization.workspace import hashed_groups
 
 Kind: TypeAlias = Literal["fresh data", "regression check"]
@@ -129,7 +130,12 @@ def seen_by(folder: Path, manifest: Manifest) -> Seen:
 
 
 def fresh(dataset: Dataset, seen: Seen) -> tuple[Kind, Subset, Array]:
-    """Return samples that the making of the bundle hasn't seen, or all where there are none."""
+    """Return samples that the making of the bundle hasn't seen, or all where there are none.
+
+    Returns:
+        Kind of the data; its samples; and the number of each sample's group, `(n,)`: samples that share a
+        group or their content have the same.
+    """
     groups = () if dataset.groups is None else hashed_groups(dataset.groups)
     hashes = [dataset.content_hash(i).hex() for i in range(len(dataset))]
     unseen = [
@@ -142,10 +148,5 @@ def fresh(dataset: Dataset, seen: Seen) -> tuple[Kind, Subset, Array]:
     kind: Kind = "fresh data"
     if not unseen:
         kind, unseen = "regression check", list(range(len(dataset)))
-    if dataset.groups is not None:
-        chosen = np.array(unseen)
-        units = np.unique(dataset.groups[chosen], return_inverse=True)[1].reshape(-1)
-        return kind, Subset(dataset, chosen), units
-    first = {hashes[i]: i for i in reversed(unseen)}
-    chosen = np.array(sorted(first.values()))
-    return kind, Subset(dataset, chosen), np.arange(len(chosen))
+    chosen = np.array(unseen)
+    return kind, Subset(dataset, chosen), units_of(Subset(dataset, chosen))

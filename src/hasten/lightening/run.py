@@ -198,7 +198,7 @@ def lighten(
                 "pipeline": given.preparation,
                 "set of versions": versions(),
                 "budget": order.budget_s,
-                "limit": [order.max_drop, order.guard, order.confidence],
+                "limit": [order.max_drop, order.guard, order.mean_over, order.confidence],
                 "metric": given.metric,
                 "set of methods": [list(methods), students, list(architectures)],
                 "recipe": [recipe, features],

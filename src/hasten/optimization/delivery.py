@@ -148,6 +148,7 @@ def asked(job: Job, ready: Ready) -> Asked:
         metric=type_name(promise.metric),
         noun=promise.metric.noun,
         guard=promise.guard,
+        mean_over=promise.mean_over,
         max_drop=promise.max_drop,
         confidence=promise.confidence,
         seed=job.order.seed,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, get_args
 
+from hasten.certificate.draws import Over
 from hasten.certificate.planning import check_limits
 from hasten.certificate.verdict import Guard
 from hasten.core.sequences import Pairs, Scored, pairs_of
@@ -28,6 +29,7 @@ class Options(TypedDict, total=False):
 
     max_drop: float
     guard: Guard
+    mean_over: Over
     confidence: float
     metric: str | Metric | None
     report: Sequence[str | SetMetric] | None
@@ -58,7 +60,7 @@ class Options(TypedDict, total=False):
 class Order:
     """Everything asked of a run; each field is a keyword of `hasten.optimize` and `lighten`.
 
-    The first six fields are the promise that the certificate makes, and what is stated beside it. The next four are the device
+    The first seven fields are the promise that the certificate makes, and what is stated beside it. The next four are the device
     and what a request may take there, then come what may be tried and how hard, and last what the
     bundle holds.
 
@@ -66,6 +68,8 @@ class Order:
         max_drop: Largest drop in accuracy that is allowed, as an absolute share: 0.01 is one point.
         guard: Quantity that is bounded: "net", the drop; "lost", the share of right answers that
             become wrong; or "changed", the share of answers that differ from the original's.
+        mean_over: What the certificate's mean is over, where samples have groups or repeat one another: all
+            "samples", or "groups", each of which counts once whatever its size.
         confidence: Probability with which the certificate holds.
         metric: "top1", "top5", "agreement", "embedding", "regression:0.01", "detection_f1",
             "my.py:score", or a `Metric`. By default top-1 where there are labels, else agreement.
@@ -113,6 +117,7 @@ class Order:
 
     max_drop: float = 0.01
     guard: Guard = "net"
+    mean_over: Over = "samples"
     confidence: float = 0.95
     metric: str | Metric | None = None
     report: tuple[str | SetMetric, ...] | None = None
@@ -140,8 +145,12 @@ class Order:
 
     def __post_init__(self) -> None:
         check_limits(self.max_drop, self.confidence)
-        for name, allowed in (("guard", get_args(Guard)), ("objective", get_args(Statistic))):
-            value = getattr(self, name)
+        for name, allowed in (
+            ("guard", get_args(Guard)),
+            ("mean over", get_args(Over)),
+            ("objective", get_args(Statistic)),
+        ):
+            value = getattr(self, name.replace(" ", "_"))
             if value not in allowed:
                 known = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
                 raise InputError(f"the {name} is {known}: got {value!r}")

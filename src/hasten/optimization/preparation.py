@@ -13,10 +13,9 @@ from typing import Any
 import numpy as np
 
 from hasten.certificate.certification import guarded
-from hasten.certificate.draws import BETTING, EXACT, ONE_SHARE
-from hasten.certificate.planning import samples_needed
+from hasten.certificate.draws import drawn
 from hasten.certificate.promise import Promise
-from hasten.certificate.verdict import Judgement, goal
+from hasten.certificate.verdict import Judgement, draws_needed, goal
 from hasten.core.devices import family_of, find_target
 from hasten.core.model import Model
 from hasten.core.records import type_name
@@ -222,7 +221,7 @@ def prepare(
         parts=parts,
         training=known,
         pipeline=kept_pipeline,
-        promise=Promise(metric, order.guard, order.max_drop, order.confidence),
+        promise=Promise(metric, order.guard, order.max_drop, order.confidence, order.mean_over),
         target=target,
         small_models=tuple(_small_models(students, given, made, order.custom_ops, job.folder)),
         trained={one.name: one.trained for one in students if one.name},
@@ -297,7 +296,7 @@ def facts(order: Order, ready: Ready) -> dict[str, Any]:
         "set of tools": {kind.__name__: kind.tools() for kind in _kinds(order, target)},
         "set of states": [order.states, order.scored],
         "options": [
-            *(order.max_drop, metric, order.guard, order.confidence, order.seed),
+            *(order.max_drop, metric, order.guard, order.mean_over, order.confidence, order.seed),
             *(order.engines, order.passes, list(order.keep_float)),
         ],
         "objective": order.objective,
@@ -436,28 +435,56 @@ def metric_for(
     return chosen
 
 
-def warnings(parts: Parts, promise: Promise, calibration: int) -> list[str]:
+def warnings(
+    parts: Parts, promise: Promise, calibration: int, binary: bool | None = None
+) -> list[str]:
     """Warn beforehand if even a perfect candidate couldn't be certified on so little data.
 
     Args:
         parts: Parts of the data.
         promise: Promise that the certificate makes.
         calibration: Most samples of the same data to calibrate from.
+        binary: Whether scores are 0 or 1; None for what the metric says of itself. Where it can't say, they
+            are taken to be, since that takes the least data.
     """
-    guard, max_drop = promise.guard, promise.max_drop
-    sealed = len(np.unique(parts.sealed_draws(promise.metric)))
-    grouped = sealed < len(parts.sealed)
-    method = ONE_SHARE if guard != "net" else EXACT
-    if grouped or not promise.metric.binary:
-        method = BETTING
-    least = samples_needed(0.0, 0.0, max_drop, promise.confidence, method=method)
-    if sealed >= least:
+    metric, guard, max_drop = promise.metric, promise.guard, promise.max_drop
+    units = parts.sealed_draws(metric)
+    counted = metric.binary is not False if binary is None else binary
+    zeros = np.zeros(len(units))
+    draws = drawn(
+        zeros,
+        zeros,
+        losses_only=guard != "net",
+        binary=counted,
+        groups=units,
+        max_drop=max_drop,
+        over=promise.mean_over,
+        sizes=parts.unit_sizes,
+    )
+    least = draws_needed(draws, max_drop, promise.confidence)
+    sealed = draws.differences.size
+    if least is None or sealed >= least:
         return []
-    noun = f"{promise.metric.draw or ('group' if grouped else 'sample')}s"
+    noun = f"{metric.draw or ('group' if draws.grouped else 'sample')}s"
     return [
-        f"{sealed:,} sealed {noun} can't show {goal(guard, type_name(promise.metric), max_drop)}, even where "
-        f"nothing changes: that takes {least:,}, so some {_in_all(least, parts, promise.metric, calibration)} in all"
+        f"{sealed:,} sealed {noun} can't show {goal(guard, type_name(metric), max_drop)}, even where "
+        f"nothing changes: that takes {least:,}, so some {_in_all(least, parts, metric, calibration)} in all"
     ]
+
+
+def warn_of_scores(ready: Ready, calibration: int, notes: list[str], *, binary: bool) -> None:
+    """Mend the warnings of a run where scores turn out to be fractional, which takes more data.
+
+    Args:
+        ready: Model and data of the run.
+        calibration: Most samples of the same data to calibrate from.
+        notes: Notes of the run.
+        binary: Whether the original's scores are all 0 or 1.
+    """
+    if ready.promise.metric.binary is None and not binary:
+        before = warnings(ready.parts, ready.promise, calibration)
+        after = warnings(ready.parts, ready.promise, calibration, binary=False)
+        notes[:] = [*(note for note in notes if note not in before), *after]
 
 
 def _in_all(draws: int, parts: Parts, metric: Metric, calibration: int) -> str:

@@ -109,9 +109,13 @@ def _judged(judge: Judge, ladder: Ladder, answers: Answers | None) -> Verdicts:
         ladder.rungs,
         {**scores, **failed},
         ready.sealed_units,
-        {key: prior_of(trials.drops(trials.done[key]), units) for key in ladder.rungs},
+        {
+            key: prior_of(trials.drops(trials.done[key]), units, ready.promise.mean_over)
+            for key in ladder.rungs
+        },
         ready.promise,
         binary=trials.binary,
+        sizes=ready.parts.unit_sizes,
     )
 
 

@@ -126,6 +126,7 @@ class Trials:
             units[: len(falls)],
             binary=self.binary,
             only_falls=self.promise.guard == "lost" or bool((self.exact_scores == 1).all()),
+            over=self.promise.mean_over,
         )
 
     def risk(self, trial: Trial) -> float:

@@ -46,6 +46,7 @@ class Parts:
         sealed: Samples that aren't read until the ladder is frozen.
         sealed_units: Number of each sealed sample's group; equal numbers were drawn together.
         sealed_hashes: Content hashes of the sealed samples, in hex.
+        unit_sizes: Number of samples in each group of all the data to judge on, equal ones together.
         notes: Notes on samples that were left out, with the reasons.
     """
 
@@ -56,6 +57,7 @@ class Parts:
     sealed: Subset
     sealed_units: Array
     sealed_hashes: tuple[str, ...]
+    unit_sizes: Array
     notes: tuple[str, ...]
 
     @property
@@ -191,16 +193,16 @@ def lay_out(
         InputError: there are too few samples, or some can't be read.
     """
     splits = split(dataset, calibration=calibration, seed=seed, training=training)
-    sealed, units, hashes, notes = _distinct(splits, grouped=dataset.groups is not None)
     return Parts(
         calibration=_spooled(splits.calibration, folder / "calibration"),
         calibration_hash=digest([h.hex() for h in _hashes(splits.calibration)]),
         search=_spooled(splits.search, folder / "search"),
         search_units=splits.search_units,
-        sealed=sealed,
-        sealed_units=units,
-        sealed_hashes=hashes,
-        notes=notes,
+        sealed=splits.sealed,
+        sealed_units=splits.sealed_units,
+        sealed_hashes=splits.sealed_hashes,
+        unit_sizes=splits.sizes,
+        notes=_repeats(splits) if dataset.groups is None else (),
     )
 
 
@@ -239,18 +241,12 @@ def _spooled(dataset: Dataset, folder: Path) -> Spool:
     return write_spool(dataset, folder)
 
 
-def _distinct(
-    splits: Splits, *, grouped: bool
-) -> tuple[Subset, Array, tuple[str, ...], tuple[str, ...]]:
-    """Leave out repeated sealed samples where there are no groups: each content counts once."""
-    units, sealed = splits.sealed_units, splits.sealed
-    _, first = np.unique(units, return_index=True)
-    if grouped or len(first) == len(units):
-        return sealed, units, splits.sealed_hashes, ()
-    keep = np.sort(first)
-    hashes = tuple(splits.sealed_hashes[i] for i in keep)
-    note = (
-        f"{len(units) - len(keep)} of {len(units)} sealed samples repeat the content of another and "
-        "were left out"
+def _repeats(splits: Splits) -> tuple[str, ...]:
+    """Return a note on sealed samples that repeat others, where there are no groups."""
+    samples, different = len(splits.sealed_units), len(np.unique(splits.sealed_units))
+    if samples == different:
+        return ()
+    return (
+        f"{samples - different:,} of {samples:,} sealed samples repeat the content of another: equal samples "
+        "count as one draw with all their rows",
     )
-    return Subset(sealed.whole, sealed.indices[keep]), units[keep], hashes, (note,)

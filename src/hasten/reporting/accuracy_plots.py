@@ -175,20 +175,20 @@ def certificate(ladder: Sequence[Rung]) -> Plot | None:
         right = 1.15 * max(limit, 0.01, *(100 * found.bound for _, found in judged))
         axes.set_xlim(min(0.0, *(110 * found.estimate for _, found in judged)), right)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.set_xlabel("points lost: observed, and at most")
+        axes.set_xlabel("points lost: observed, and the bound of the rung alone")
         axes.grid(visible=False, axis="y")
 
     return Plot(
         "certificate",
-        "The drop on the sealed data: observed (dot), and the upper bound (bar)",
+        "The drop on the sealed data: observed (dot), and the upper bound of each rung alone (bar). The limit is what the test protects",
         "; ".join(
-            f"rung {number}: {100 * found.estimate:.2g} observed, at most {100 * found.bound:.2g}, "
+            f"rung {number}: {100 * found.estimate:.2g} observed, {100 * found.bound:.2g} the bound of the rung alone, "
             f"{found.verdict.value}"
             for number, found in judged
         )
         + f". The limit is {limit:.3g}.",
         draw,
-        ("rung", "observed", "at most", "limit", "draws", "lost", "gained"),
+        ("rung", "observed", "bound, alone", "limit", "draws", "lost", "gained"),
         [
             (
                 str(number),

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from hasten.bundle import Status
+from hasten.certificate.draws import Over
 from hasten.certificate.drop import Drop
 from hasten.certificate.verdict import Guard, Judgement
 from hasten.core.comparison import Comparison
@@ -189,6 +190,7 @@ class Asked:
         seed: Seed of the split and of all orders.
         searched: Number of samples that the search saw.
         sealed: Number of samples that the search never saw.
+        mean_over: What the certificate's mean is over, samples or groups.
     """
 
     invocation: Invocation
@@ -200,6 +202,7 @@ class Asked:
     seed: int
     searched: int
     sealed: int
+    mean_over: Over = "samples"
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class Splits:
             Samples with one number were drawn together, since they share a group or their content;
             all differ where every sample stands alone.
         search_units: Unit numbers of the search samples, integers of shape `(len(search),)`.
+        sizes: Number of samples in each unit of all the data to judge on, shape `(units,)`.
     """
 
     calibration: Dataset
@@ -38,6 +39,7 @@ class Splits:
     sealed_hashes: tuple[str, ...]
     sealed_units: Indices
     search_units: Indices
+    sizes: Indices
 
 
 def split(
@@ -98,6 +100,7 @@ def split(
         sealed_hashes=tuple(hashes[i].tobytes().hex() for i in sealed),
         sealed_units=units[sealed],
         search_units=units[searched],
+        sizes=np.unique(units, return_counts=True)[1],
     )
 
 
@@ -127,6 +130,11 @@ def held_out(dataset: Dataset, count: int, seed: int = 0) -> tuple[Subset, Subse
     out = max(1, round(share * len(order)))
     chosen, rest = np.concatenate(order[:out]), np.concatenate(order[out:])
     return Subset(dataset, np.sort(rest)), Subset(dataset, np.sort(chosen))
+
+
+def units_of(dataset: Dataset) -> Indices:
+    """Return the number of each sample's unit, `(n,)`: those that share a group or their content have one."""
+    return _units(_hashes(dataset), dataset)
 
 
 def _hashes(dataset: Dataset) -> npt.NDArray[np.uint8]:

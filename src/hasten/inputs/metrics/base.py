@@ -25,7 +25,8 @@ class Metric(Value, ABC):
         title: Name of the mean score in a certificate; the metric's own name where empty.
         spellings: Forms of the metric on a command line, shown to people: "top1[:OUTPUT]"; its name
             alone where empty.
-        binary: Whether scores are usually 0 or 1, so that little data suffices for a certificate.
+        binary: Whether scores are 0 or 1, so that little data suffices for a certificate; None where only
+            the scores themselves can tell.
         answers: Kind of answers that it judges, "classes" or "values"; None where that depends on
             the outputs.
         margin_rank: Rank of the class score whose distance to the next one measures how sure an
@@ -55,7 +56,7 @@ class Metric(Value, ABC):
     noun: ClassVar[str] = "score"
     title: ClassVar[str] = ""
     spellings: ClassVar[tuple[str, ...]] = ()
-    binary: ClassVar[bool] = False
+    binary: ClassVar[bool | None] = False
     answers: ClassVar[Literal["classes", "values"] | None] = None
     margin_rank: ClassVar[int | None] = None
     of_changes: ClassVar[bool] = False

@@ -30,7 +30,7 @@ class Custom(Metric):
 
     path: str
     needs_labels: ClassVar[bool] = False
-    binary: ClassVar[bool] = True
+    binary: ClassVar[bool | None] = None
     noun: ClassVar[str] = "score"
     spellings: ClassVar[tuple[str, ...]] = ("my.py:function",)
 

@@ -17,7 +17,12 @@ from hasten.optimization.estimated.trials import Estimation, comparable, rank, r
 from hasten.optimization.grid import grid, originals
 from hasten.optimization.job import Job
 from hasten.optimization.judge import Ending, Judge, Ladder, Verdicts
-from hasten.optimization.preparation import Ready, engine_names
+from hasten.optimization.preparation import (
+    Ready,
+    calibrating,
+    engine_names,
+    warn_of_scores,
+)
 
 _TRIAL_LIMIT_S = 900.0
 
@@ -56,6 +61,7 @@ class Estimated(Judge):
         """Make, judge and estimate candidates until none promises more, or the time is up."""
         ready, order, trials = self.ready, self.job.order, self.trials
         trials.begin(originals(ready.model))
+        warn_of_scores(ready, calibrating(order, ready), self.job.notes, binary=trials.binary)
         metric = ready.promise.metric
         if metric.needs_labels:
             share = float(trials.exact_scores.mean())

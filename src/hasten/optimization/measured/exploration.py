@@ -185,26 +185,31 @@ class Exploration:
         """
         if trial.candidate.exact or not trial.scores:
             return trial.candidate.exact
-        scores = np.array(trial.scores)
+        scores, promise = np.array(trial.scores), self.trials.promise
         draws = drawn(
             self.trials.exact_scores[: len(scores)],
             scores,
-            losses_only=self.trials.promise.guard != "net",
+            losses_only=promise.guard != "net",
             binary=self.trials.binary,
             groups=self._units[: len(scores)],
+            max_drop=promise.max_drop,
+            over=promise.mean_over,
         )
-        flips = scale * float(np.mean(draws.differences**2))
-        count = len(draws.differences)
+        weighted = draws.relative * draws.differences
+        flips = scale * float(np.mean(weighted**2))
+        count = len(weighted)
         error = (max(flips, 1 / count) / count) ** 0.5  # that nothing flipped may be luck
-        drop = scale * max(0.0, float(draws.differences.mean())) + doubt * error  # a gain is luck
-        if drop >= self.trials.promise.max_drop:
+        drop = scale * max(0.0, float(weighted.mean())) + doubt * error  # a gain is luck
+        left = draws.left(promise.max_drop)
+        if drop >= left:
             return False
         needed = samples_needed(
             max(flips, drop),
             drop,
-            self.trials.promise.max_drop,
-            self.trials.promise.confidence,
+            left,
+            promise.confidence,
             method=draws.method,
+            unevenness=draws.unevenness,
         )
         return needed <= self._sealed_draws
 

@@ -18,7 +18,12 @@ from hasten.optimization.judge import Ending, Judge, Ladder, Verdicts
 from hasten.optimization.measured.ending import Finish, write_interim
 from hasten.optimization.measured.exploration import Exploration
 from hasten.optimization.measured.racing import Racing
-from hasten.optimization.preparation import Ready, engine_names
+from hasten.optimization.preparation import (
+    Ready,
+    calibrating,
+    engine_names,
+    warn_of_scores,
+)
 
 
 class Measured(Judge):
@@ -62,6 +67,8 @@ class Measured(Judge):
         self.racing.settle_threads()
         self.racing.trials.begin(proposed)
         self.job.notes += [*self.racing.trials.notes, *self._original()]
+        calibration = calibrating(order, ready)
+        warn_of_scores(ready, calibration, self.job.notes, binary=self.trials.binary)
         if order.effort != EFFORTS["normal"] and (omissions := order.effort.omissions):
             self.job.notes.append(f"left out by the effort: {'; '.join(omissions)}")
         Exploration(
