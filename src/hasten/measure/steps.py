@@ -75,6 +75,11 @@ class OverSteps(Metric):
     lengths: bool = False
 
     @property
+    def decides(self) -> bool:
+        """Whether the inner metric scores decisions."""
+        return self.metric.decides
+
+    @property
     def function(self) -> str | None:
         """Import path of the user's own code that the inner metric runs."""
         return self.metric.function

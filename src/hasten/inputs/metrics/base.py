@@ -94,6 +94,11 @@ class Metric(Value, ABC):
         return None
 
     @property
+    def decides(self) -> bool:
+        """Whether `unchanged` compares decisions, such as the highest class, which roundings leave alone."""
+        return False
+
+    @property
     def function(self) -> str | None:
         """Import path of the user's own code that the metric runs; None where it runs none."""
         return None
