@@ -1,10 +1,14 @@
 """An exact candidate whose sealed answers changed is tested first, and the level holds."""
 
+from functools import cache
+
 import numpy as np
+import pytest
 
 from hasten.certificate.betting import BettingPrior
 from hasten.certificate.certification import judge_with_fallen
 from hasten.certificate.promise import Promise
+from hasten.certificate.verdict import Judgement, judge
 from hasten.core.tensors import Array
 from hasten.inputs.metrics.agreement import Agreement
 
@@ -31,6 +35,51 @@ def verdicts(exact: int | None, *lost: int | str, limit: float = LIMIT) -> list[
     return [
         f"{key} {entry if isinstance(entry, str) else entry.verdict.value}" for key, entry in judged
     ]
+
+
+@pytest.fixture
+def remembering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judge each number of changed answers once: a verdict depends on nothing else here."""
+
+    @cache
+    def of(lost: int) -> Judgement:
+        return judge(
+            np.ones(N),
+            scores(lost),
+            guard="net",
+            max_drop=LIMIT,
+            confidence=0.95,
+            metric="agreement",
+            prior=BettingPrior(),
+        )
+
+    monkeypatch.setattr(
+        "hasten.certificate.certification.judge",
+        lambda original, score, **_: of(int((original - score).sum())),
+    )
+
+
+@cache
+def certified(exact: int, *lost: int) -> frozenset[str]:
+    """Return who is certified where so many answers changed; an exact candidate falls by one."""
+    found = verdicts(exact or None, *lost)
+    return frozenset(said.split()[0] for said in found if said.endswith(" certified"))
+
+
+@pytest.mark.parametrize(
+    "rates",
+    [(0.0201, 0.0201), (0.0201, 0.0), (0.0, 0.0201), (0.004, 0.0201), (0.0201, 0.0201, 0.03)],
+)
+@pytest.mark.usefixtures("remembering")
+def test_of_candidates_over_the_limit_one_in_twenty_runs_at_most_certifies_any(
+    rates: tuple[float, ...],
+) -> None:
+    rng = np.random.default_rng(0)
+    runs = 20_000
+    lost = rng.binomial(N, rates, (runs, len(rates)))
+    over = {name for name, rate in zip(("exact", "0", "1"), rates, strict=False) if rate > LIMIT}
+    false = sum(bool(certified(*map(int, one)) & over) for one in lost)
+    assert false / runs < 0.05 + 3 * (0.05 * 0.95 / runs) ** 0.5
 
 
 def test_it_is_the_first_rung_and_the_others_follow_where_it_passes() -> None:

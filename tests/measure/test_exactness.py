@@ -70,7 +70,8 @@ def test_of_numbers_an_answer_changed_where_the_score_did() -> None:
 
 def test_an_output_that_rounding_does_not_explain_is_no_exact_answer() -> None:
     own = np.array([[5.0, 1.0], [5.0, 1.0]])
-    assert changed(Top1(), own + [[0.0, 0.0], [0.0, 0.01]], own, np.array([0, 0])) == 1
+    one = own + np.array([[0.0, 0.0], [0.0, 0.01]])
+    assert changed(Top1(), one, own, np.array([0, 0])) == 1
 
 
 def test_sealed_answers_are_compared_model_by_model_as_they_come() -> None:

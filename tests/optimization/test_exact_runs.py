@@ -141,17 +141,16 @@ def test_a_resumed_run_knows_what_fell(model: Path) -> None:
     x = samples(model, 2)
     seed = seed_with(model, x, 0, 2)
 
-    class Stop(Exception):
+    class StopError(Exception):
         pass
 
     def stop(progress: Progress) -> None:
         if progress.stage == "figures":
-            raise Stop
+            raise StopError
 
-    with pytest.raises(Stop):
+    with pytest.raises(StopError):
         optimize(model, x, seed, max_drop=0.01, listen=stop)
     again = optimize(model, x, seed, max_drop=0.01, resume=True)
     assert again.status == "exact"
     assert "fault tie" not in again.winner.label
     assert any("2 answers changed of 266 sealed ones" in note for note in again.notes)
-
