@@ -23,7 +23,7 @@ from hasten.engines.null import Null
 from hasten.errors import CandidateError
 
 Fault: TypeAlias = Literal[
-    "none", "kill", "hang", "wait", "allocate", "nan", "wrong", "slow", "build"
+    "none", "kill", "hang", "wait", "allocate", "nan", "wrong", "tie", "slow", "build"
 ]
 SLOW_NS = 10_000_000
 STALL_NS = 4_000_000
@@ -39,7 +39,7 @@ class Faulty(Engine):
         fault: "kill" ends the process by SIGKILL, "hang" sleeps for ever, "wait" waits for a
             program that doesn't end, "allocate" takes memory without end, "nan" puts a NaN into
             every float output, "wrong" gives the first answer's negative to every request, at
-            once, "slow" spins for `busy_ns`, or 10 ms where that is 0, "build" can't build.
+            once, "tie" swaps the two highest scores where they are nearly equal, "slow" spins for `busy_ns`, or 10 ms where that is 0, "build" can't build.
         busy_ns: Time to spin in each run, whatever the fault.
         on_run: The run, from 1, at which "kill", "hang", "wait" and "allocate" strike; 0 is `open`.
         stall_every: Spin for 4 ms in every run of that number, whatever the fault; 0 for never.
@@ -125,6 +125,8 @@ class FaultySession(Session):
             for output in outputs.values():
                 if output.dtype.kind == "f":
                     output.flat[0] = np.nan
+        if fault == "tie":
+            return {name: without_ties(array) for name, array in outputs.items()}
         return outputs
 
     def _wrong_answer(self, inputs: Tensors) -> dict[str, Array]:
@@ -168,6 +170,17 @@ def _allocate() -> NoReturn:
     taken = []
     while True:
         taken.append(np.ones(_STEP_BYTES, np.uint8))  # Ones, not zeros: each page is touched.
+
+
+def without_ties(scores: Array) -> Array:
+    """Swap the two highest scores of each row where they differ by less than a thousandth of the highest."""
+    swapped = scores.copy()
+    rows = np.arange(len(scores))
+    second, first = np.argsort(scores, axis=1)[:, -2:].T
+    near = scores[rows, first] - scores[rows, second] < 1e-3 * np.abs(scores[rows, first])
+    swapped[rows[near], first[near]] = scores[rows[near], second[near]]
+    swapped[rows[near], second[near]] = scores[rows[near], first[near]]
+    return swapped
 
 
 def _negative(array: Array) -> Array:

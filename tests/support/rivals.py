@@ -85,6 +85,16 @@ class ExactAndWrong(Rival):
 
 
 @dataclass(frozen=True)
+class ExactButForTies(Rival):
+    """One rival answers at once, within rounding of the baseline, and decides near ties otherwise."""
+
+    @classmethod
+    def rivals(cls) -> Iterator[Self]:
+        """Yield it."""
+        yield cls(OnnxRuntime(), "tie")
+
+
+@dataclass(frozen=True)
 class Unlucky(Rival):
     """Rivals that die in every way, and one that is right and quick, last."""
 

@@ -138,6 +138,48 @@ def judge_ladder(
     return judged
 
 
+def judge_with_fallen(
+    original: Array,
+    fallen: Sequence[str],
+    rungs: Sequence[str],
+    scores: Mapping[str, Array | str],
+    units: Array,
+    priors: Mapping[str, BettingPrior],
+    promise: Promise,
+    *,
+    binary: bool = True,
+) -> list[tuple[str, Judgement | str]]:
+    """Test a ladder below which stands an exact candidate that turned out to change answers.
+
+    The exact candidate was frozen with the ladder, as its safest rung: where it changed no answer there is
+    nothing to test, since unchanged answers pass. Where so little data is sealed that even they wouldn't,
+    it is left out, so that it is never certified. So the sequence that is tested is the frozen one, and
+    the chance of any false certificate stays at most 1 - confidence.
+
+    Args:
+        original: Scores of the exact model, `(n,)`.
+        fallen: Key of the exact candidate whose answers changed; empty where none did.
+        rungs: Keys, safest first, as frozen.
+        scores: Key -> scores of the candidate, or the reason why it failed.
+        units: Number of each sample's group, `(n,)`; equal numbers were drawn together.
+        priors: Key -> prior by which its bets are set.
+        promise: Promise that each is tested for.
+        binary: Whether scores were 0/1 on the search split.
+
+    Returns:
+        Key and judgement (or reason of failure) of each, up to the first that isn't certified.
+    """
+
+    def judged(
+        keys: Sequence[str], found: Mapping[str, Array | str]
+    ) -> list[tuple[str, Judgement | str]]:
+        return judge_ladder(original, keys, found, units, priors, promise, binary=binary)
+
+    if not last_certified(judged(fallen, dict.fromkeys(fallen, original))):
+        fallen = ()
+    return judged((*fallen, *rungs), scores)
+
+
 def last_certified(judged: Sequence[tuple[str, Judgement | str]]) -> tuple[str, Judgement] | None:
     """Return the fastest certified rung with its judgement; None where none is certified."""
     passed = [

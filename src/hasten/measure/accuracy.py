@@ -73,10 +73,21 @@ def scored(
     Raises:
         CandidateError: the candidate failed, or the metric can't read its outputs.
     """
+    return (scores for scores, _, _ in answered(bench, opened, exact, metric))
+
+
+def answered(
+    bench: Bench, opened: OpenWorker, exact: ExactAnswers, metric: Metric
+) -> Iterator[tuple[Array, Tensors, Tensors]]:
+    """Yield a candidate's scores and outputs, and the exact model's outputs, chunk by chunk.
+
+    Raises:
+        CandidateError: the candidate failed, or the metric can't read its outputs.
+    """
     metric = over_steps(metric, bench.sequences)
     answers = bench.predict(opened, exact.samples)
     for outputs, (own, labels) in zip(answers, exact, strict=True):
-        yield _score(metric, outputs, own, labels)
+        yield _score(metric, outputs, own, labels), outputs, own
 
 
 def _score(metric: Metric, outputs: Tensors, own: Tensors, labels: Array | None) -> Array:

@@ -50,7 +50,10 @@ class Single:
 
     @property
     def exact(self) -> bool:
-        """Whether passes and engine state that they keep the model's own precision."""
+        """Whether passes and engine state that they keep the model's own precision.
+
+        Whether the answers are the original's, a trial tells: see `Trial.exact`.
+        """
         return self.engine.exact and all(step.exact for step in self.passes)
 
     @property
@@ -102,6 +105,9 @@ class Trial:
         measurement: Latencies of the candidate; None where it never ran.
         baseline: Latencies of the baseline in the same rounds, to compare with.
         scores: Score of each search sample, in order; None where it wasn't judged.
+        changed: Number of answers of a candidate with exact settings that aren't the original's, on
+            the search split or, once it is read, on the sealed data; None where not all were
+            compared.
         failure: Reason why the candidate failed, in one line; None where it didn't.
         skipped: Reason why there was nothing to do; None where there was something.
         properties: Properties that the engine reports.
@@ -117,3 +123,9 @@ class Trial:
     skipped: str | None = None
     properties: dict[str, str] | None = None
     estimate: Estimate | None = None
+    changed: int | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether it needs no certificate: its settings are exact, and no answer changed."""
+        return self.candidate.exact and self.changed == 0

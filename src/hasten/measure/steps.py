@@ -75,6 +75,11 @@ class OverSteps(Metric):
     lengths: bool = False
 
     @property
+    def decides(self) -> bool:
+        """Whether the inner metric scores decisions."""
+        return self.metric.decides
+
+    @property
     def function(self) -> str | None:
         """Import path of the user's own code that the inner metric runs."""
         return self.metric.function
@@ -96,6 +101,25 @@ class OverSteps(Metric):
         told = None if labels is None else labels[places]
         scores = self._inner(_at(mine, places), _at(theirs, places), told)
         return np.asarray(np.bincount(sequence, scores, count) / ends)
+
+    def unchanged(self, outputs: Tensors, others: Tensors) -> Array:
+        """Return where the answer is the same at every step that is scored."""
+        mine, theirs = dict(outputs), dict(others)
+        count, steps = next(a for n, a in mine.items() if n != LENGTHS).shape[:2]
+        ends, same = np.full(count, steps), np.ones(count, bool)
+        if self.lengths:
+            ends = mine.pop(LENGTHS).reshape(count)
+            same = ends == theirs.pop(LENGTHS).reshape(count)
+        scored = np.arange(steps) < ends[:, np.newaxis]
+        if self.scored == "last":
+            scored = np.arange(steps) == ends[:, np.newaxis] - 1
+        scored &= same[:, np.newaxis]
+        sequence, step = np.nonzero(scored)
+        if len(sequence):
+            places = (sequence, step)
+            inner = self.metric.unchanged(_at(mine, places), _at(theirs, places))
+            same[sequence[~inner]] = False
+        return same
 
     def _inner(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
         count = len(next(iter(outputs.values())))

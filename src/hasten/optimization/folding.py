@@ -21,8 +21,8 @@ from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.spool import write_spool
 from hasten.inputs.metrics.outputs import class_output
 from hasten.inputs.pipeline.base import Origin, Pipeline
+from hasten.measure.exactness import EXACT_TOLERANCE, difference
 from hasten.measure.workbench import Bench
-from hasten.optimization.measured.screening import EXACT_TOLERANCE, difference
 from hasten.passes.base import Skipped
 from hasten.passes.folding import folded
 

@@ -44,10 +44,13 @@ class Sealed:
     Attributes:
         verdicts: Verdicts on the ladder, from which it is decided what ships.
         comparisons: Comparisons with the original, of those that may ship; they decide nothing.
+        fallen: Key of a candidate that was exact in the search -> how its sealed answers differ, in
+            words. It is a candidate like any other, which ships only with a certificate.
     """
 
     verdicts: Verdicts = ()
     comparisons: tuple[Comparison, ...] = ()
+    fallen: Mapping[str, str] = field(default_factory=dict)
 
     def comparison_of(self, label: str) -> Comparison | None:
         """Return the comparison of a model by its description; None where there is none."""

@@ -16,7 +16,7 @@ from hasten.optimization.judge import Judge
 from hasten.optimization.measured.judge import Measured
 from hasten.optimization.order import Options, order_of
 from hasten.optimization.preparation import Ready, prepare
-from hasten.optimization.run import certify, freeze, search
+from hasten.optimization.run import certify, freeze, search, settled
 from hasten.reporting.result import Result
 
 
@@ -72,7 +72,8 @@ def optimize(
         with contextlib.closing(judge_for(job, ready)) as judge:
             search(judge)
             ladder = freeze(judge)  # it doesn't change from here on
-            return deliver(judge, ladder, certify(judge, ladder))
+            sealed = certify(judge, ladder)
+            return deliver(judge, settled(judge, ladder, sealed), sealed)
 
 
 def judge_for(job: Job, ready: Ready) -> Judge:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from dataclasses import replace
 
 from hasten.certificate.certification import (
-    judge_ladder,
+    judge_with_fallen,
     last_certified,
     prior_of,
     sealed_scores,
@@ -15,7 +16,10 @@ from hasten.certificate.figures import Answers, Setting, compared
 from hasten.certificate.verdict import Judgement
 from hasten.core.comparison import Comparison
 from hasten.core.records import digest, from_record, to_record
+from hasten.core.tensors import Array
 from hasten.errors import CandidateError, InputError
+from hasten.measure.exactness import Comparing, changed_in_words
+from hasten.measure.steps import over_steps
 from hasten.measure.workbench import OpenWorker
 from hasten.optimization.judge import Judge, Ladder, Sealed, Verdicts
 
@@ -50,10 +54,31 @@ def freeze(judge: Judge) -> Ladder:
 def certify(judge: Judge, ladder: Ladder) -> Sealed:
     """Read the sealed data once, and test the frozen ladder on it, from safest to fastest.
 
-    In the same pass what may ship is compared with the original, by figures that decide nothing.
+    In the same pass each exact candidate that may ship is compared with the original. Where one of its
+    answers changed it is the first, safest rung instead: the ladder that was frozen says which it is, and
+    where nothing changed there is nothing to test. What may ship is also compared by figures that decide
+    nothing.
     """
+    sealed = _read(judge, ladder)
+    for key, said in sealed.fallen.items():
+        trial = judge.trials.done[key]
+        judge.trials.done[key] = replace(trial, changed=max(1, trial.changed or 0))
+        judge.job.notes.append(
+            f"{trial.candidate.label} kept every answer in the search, but {said}: without a certificate "
+            "it doesn't ship"
+        )
+    return sealed
+
+
+def settled(judge: Judge, ladder: Ladder, sealed: Sealed) -> Ladder:
+    """Return the ladder with the original to fall back on, where the exact candidate fell."""
+    return replace(ladder, exact=judge.original) if ladder.exact in sealed.fallen else ladder
+
+
+def _read(judge: Judge, ladder: Ladder) -> Sealed:
+    """Read the sealed data unless nothing asks for it, or a stopped run read it."""
     job, setting = judge.job, _setting(judge, ladder)
-    if not ladder.rungs and not setting.models:
+    if not ladder.rungs and not _exact(judge, ladder):
         return Sealed()
     known = job.journal.last("judged")
     if known is not None:
@@ -62,28 +87,36 @@ def certify(judge: Judge, ladder: Ladder) -> Sealed:
             for key, entry in known["judged"]
         ]
         compared_then = (from_record(Comparison, one) for one in known.get("compared", ()))
-        return Sealed(verdicts, tuple(compared_then))
+        return Sealed(verdicts, tuple(compared_then), known.get("fallen", {}))
     job.journal.append("sealed read", samples=len(judge.ready.parts.sealed))
     answers = Answers() if setting.models else None
-    verdicts = _judged(judge, ladder, answers)
+    verdicts, fallen = _judged(judge, ladder, answers)
     comparisons = () if answers is None else _compared(judge, ladder, verdicts, setting, answers)
     job.journal.append(
         "judged",
         judged=[[key, to_record(entry)] for key, entry in verdicts],
         compared=to_record(comparisons),
+        fallen=fallen,
     )
-    return Sealed(verdicts, comparisons)
+    return Sealed(verdicts, comparisons, fallen)
 
 
-def _judged(judge: Judge, ladder: Ladder, answers: Answers | None) -> Verdicts:
+def _judged(
+    judge: Judge, ladder: Ladder, answers: Answers | None
+) -> tuple[Verdicts, dict[str, str]]:
     """Read the sealed data, keep the answers where they are wanted, and judge the ladder.
+
+    Returns:
+        The verdicts, and how the answers of exact candidates differ, where some do.
 
     Raises:
         InputError: the original can't answer a sample.
     """
     job, ready, trials = judge.job, judge.ready, judge.trials
     sealed, units = ready.parts.sealed, ready.search_units
-    read = ladder.rungs if answers is None else (*ladder.rungs, *_exact(judge, ladder))
+    read = dict.fromkeys((*_exact(judge, ladder), *ladder.rungs))
+    metric = over_steps(ready.promise.metric, trials.bench.sequences)
+    comparing = Comparing(metric, (key for key in read if trials.done[key].exact), answers)
     failed: dict[str, str] = {}
     opened: dict[str, OpenWorker] = {}
     with contextlib.ExitStack() as stack:
@@ -102,21 +135,40 @@ def _judged(judge: Judge, ladder: Ladder, answers: Answers | None) -> Verdicts:
             ready.promise.metric,
             lambda done: job.tell("certify", "reading the sealed data, once", done, len(sealed)),
             units=ready.parts.sealed_units,
-            **({} if answers is None else {"watch": answers}),
+            watch=comparing,
         )
-    return judge_ladder(
+    fallen = _fallen(comparing, original, {**scores, **failed})
+
+    first = [key for key in _exact(judge, ladder) if key in fallen and key not in ladder.rungs]
+    verdicts = judge_with_fallen(
         original,
+        first,
         ladder.rungs,
         {**scores, **failed},
         ready.sealed_units,
         {
             key: prior_of(trials.drops(trials.done[key]), units, ready.promise.mean_over)
-            for key in ladder.rungs
+            for key in (*first, *ladder.rungs)
         },
         ready.promise,
         binary=trials.binary,
         sizes=ready.parts.unit_sizes,
     )
+    return verdicts, fallen
+
+
+def _fallen(
+    comparing: Comparing, original: Array, scores: Mapping[str, Array | str]
+) -> dict[str, str]:
+    """Return how the answers of candidates that were exact in the search differ, where some do."""
+    fallen = {}
+    for key, changes in comparing.changes.items():
+        score = scores[key]
+        if isinstance(score, str):
+            fallen[key] = f"failed on the sealed data: {score}"
+        elif count := changes.count(score, original):
+            fallen[key] = f"{changed_in_words(count)} of {len(original):,} sealed ones"
+    return fallen
 
 
 def _exact(judge: Judge, ladder: Ladder) -> tuple[str, ...]:
@@ -133,7 +185,7 @@ def _setting(judge: Judge, ladder: Ladder) -> Setting:
         labels=ready.parts.sealed.labels,
         units=ready.parts.sealed_units,
         confidence=ready.promise.confidence,
-        models=len(ladder.rungs) + len(_exact(judge, ladder)),
+        models=len({*ladder.rungs, *_exact(judge, ladder)}),
     )
     return setting if setting.wanted else replace(setting, models=0)
 
@@ -147,7 +199,7 @@ def _compared(
             "the answers to the sealed data are too large to keep in memory: no figures before and after"
         )
     passed = last_certified(verdicts)
-    keys = [*_exact(judge, ladder), *([passed[0]] if passed else [])]
+    keys = dict.fromkeys([*_exact(judge, ladder), *([passed[0]] if passed else [])])
     labels = {key: judge.trials.done[key].candidate.label for key in keys}
     judge.job.tell("certify", "comparing with the original", 0, len(labels))
     return tuple(compared(setting, answers, labels).values())

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from hasten.certificate.drop import Drop, observed_drop
 from hasten.certificate.promise import Promise
 from hasten.core.records import from_record
-from hasten.core.tensors import Array
+from hasten.core.tensors import Array, Tensors
 from hasten.inputs.data.spool import Spool
-from hasten.measure.accuracy import ExactAnswers, scored
+from hasten.measure.accuracy import ExactAnswers, answered, scored
 from hasten.measure.candidate import Trial
+from hasten.measure.exactness import Changes
 from hasten.measure.journal import Journal
+from hasten.measure.steps import over_steps
 from hasten.measure.workbench import OpenWorker, Workbench
 
 _LEAST_SCORED = 128
@@ -92,6 +95,30 @@ class Trials:
             if hopeless(falls, len(self.samples), self.promise.max_drop):
                 break
         return tuple(map(float, np.concatenate(parts)))
+
+    def compared(
+        self, opened: OpenWorker, check: Callable[[Tensors, Tensors], None] = lambda *_: None
+    ) -> tuple[tuple[float, ...], int]:
+        """Score a candidate with exact settings on all of the search split, and compare its answers.
+
+        Args:
+            opened: The candidate, open.
+            check: Callback that receives the outputs of the first chunk and the original's, and may
+                raise CandidateError.
+
+        Returns:
+            Score of each sample, and the number of answers that changed.
+        """
+        metric = self.promise.metric
+        parts: list[Array] = []
+        changes = Changes(over_steps(metric, self.bench.sequences))
+        for scores, outputs, own in answered(self.bench, opened, self.exact_answers, metric):
+            if not parts:
+                check(outputs, own)
+            parts.append(scores)
+            changes.add(outputs, own)
+        whole = self._over(np.concatenate(parts))
+        return tuple(map(float, whole)), changes.count(whole, self.exact_scores)
 
     def keep(self, trial: Trial) -> Trial:
         """Add a trial to the journal."""

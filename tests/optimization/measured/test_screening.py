@@ -22,10 +22,11 @@ from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.metrics.top_k import Top1
 from hasten.measure.candidate import Single, Trial
+from hasten.measure.exactness import difference
 from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace
 from hasten.measure.workbench import Workbench
-from hasten.optimization.measured.screening import Screening, difference, ratio
+from hasten.optimization.measured.screening import Screening, ratio
 from hasten.optimization.trials import risk
 from hasten.passes.base import Pass, Skipped
 
@@ -111,9 +112,24 @@ def test_a_faster_exact_candidate_is_measured_and_compared(search: Search) -> No
     trial = trials.run(Single((), ENGINE))
     assert trial.failure is None
     assert ratio(trial).high < 1
-    assert trial.scores is None
-    assert trials.drop(trial) == 0.0
+    assert trial.exact
+    assert trial.changed == 0
+    assert trials.drop(trial) == trials.risk(trial) == 0.0
+    assert trials.outcome(trial).endswith("x, exact: no answer changed on 200 samples")
     assert trials.notes == []
+
+
+def test_an_exact_candidate_that_is_slower_is_not_compared_in_full_and_not_exempt(
+    search: Search,
+) -> None:
+    trials = search.trials(grid=(Single((), ENGINE),))
+    trial = trials.run(BASELINE)
+    assert (trial.failure, trial.scores, trial.changed) == (None, None, None)
+    assert not trial.exact
+    assert trials.drop(trial) == 1.0
+    assert trials.outcome(trial).endswith(
+        "x, exact settings; not faster, so not every answer was compared"
+    )
 
 
 def test_a_fast_engine_with_wrong_answers_shows_a_large_drop_and_is_left_early(

@@ -12,6 +12,7 @@ from hasten.core.records import Value, type_name
 from hasten.core.registry import Registry
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import InputError
+from hasten.inputs.metrics.outputs import equal_bits
 
 
 class Metric(Value, ABC):
@@ -94,6 +95,11 @@ class Metric(Value, ABC):
         return None
 
     @property
+    def decides(self) -> bool:
+        """Whether `unchanged` compares decisions, such as the highest class, which roundings leave alone."""
+        return False
+
+    @property
     def function(self) -> str | None:
         """Import path of the user's own code that the metric runs; None where it runs none."""
         return None
@@ -156,6 +162,24 @@ class Metric(Value, ABC):
             Scores `(n,)`, each in [0, 1]; samples of one draw have the same.
         """
         return readings
+
+    def unchanged(self, outputs: Tensors, others: Tensors) -> Array:
+        """Return where two models' answers get the same score, whatever the label.
+
+        A metric that doesn't know better calls answers the same only where they are equal bit for bit.
+
+        Args:
+            outputs: Outputs of a model by name, each of shape `(n, ...)`.
+            others: Outputs of the exact model for these samples, in the form of `outputs`.
+
+        Returns:
+            bool of shape `(n,)`: True only where every label, and none at all, would give both answers
+            the same score. Of a metric over a set that is the same reading.
+
+        Raises:
+            InputError: the outputs aren't of the form that the metric reads.
+        """
+        return equal_bits(outputs, others)
 
     @abstractmethod
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:

@@ -22,6 +22,11 @@ class ClassMetric(Metric):
     answers: ClassVar[Literal["classes", "values"] | None] = "classes"
     margin_rank: ClassVar[int | None] = 1
 
+    @property
+    def decides(self) -> bool:
+        """Always: a class is a decision."""
+        return True
+
     @classmethod
     def parse(cls, setting: str, text: str) -> Self:
         """Read the metric's name alone, or with an output: "top1" or "top1:OUTPUT"."""

@@ -17,6 +17,7 @@ from hasten.core.target import Target
 from hasten.errors import CandidateError
 from hasten.inputs.data.spool import write_spool
 from hasten.measure.candidate import Trial
+from hasten.measure.exactness import unchanged_in_words
 from hasten.optimization import delivery
 from hasten.optimization.estimated.comparison import compare_with_program, program_of, simulates
 from hasten.optimization.estimated.trials import Estimation, comparable, ranked
@@ -39,6 +40,7 @@ class Finish:
         trials: Trials of every candidate.
         verdicts: Verdicts of the sealed data on the ladder.
         compared: Number of samples on which what ships was compared with its program, in words.
+        exact: Key of the exact candidate to fall back on; empty for the original, on this host.
     """
 
     job: Job
@@ -46,6 +48,7 @@ class Finish:
     trials: Estimation
     verdicts: Verdicts
     compared: str = ""
+    exact: str = ""
 
     def ending(self) -> Ending:
         """Decide what ships, with all figures of the device's tools, or say why nothing does."""
@@ -109,8 +112,8 @@ class Finish:
             trial = self.trials.done[passed[0]]
             if trial.candidate.engine.faithful:
                 return self._simulated(trial, passed[1])
-            if trial.candidate.exact:
-                return "exact", "what ships keeps the original's precision", trial
+            if trial.exact:
+                return "exact", self._kept(), trial
             return (
                 "uncertified",
                 f"judged on this host, not on a {family_of(self.ready.target).noun}, whose last bits may "
@@ -121,10 +124,15 @@ class Finish:
         able = [t for t in self.trials.estimated() if self.trials.able(t)]
         if self.job.order.accept_uncertified and able:
             return "uncertified", f"shipped without a certificate, as was allowed: {why}", able[0]
-        exact = next((t for t in self.trials.estimated() if t.candidate.exact), None)
-        if exact is not None:
-            return "exact", f"{why}: what ships keeps the original's precision", exact
+        if self.exact:
+            return "exact", f"{why}: {self._kept()}", self.trials.done[self.exact]
         return "exact", f"{why}; the bundle holds the original, for this host", None
+
+    def _kept(self) -> str:
+        """Say that what ships is exact, and on how many samples that was seen."""
+        parts = self.ready.parts
+        samples = len(parts.search) + len(parts.sealed)
+        return f"what ships keeps the original's precision, and on this host {unchanged_in_words(samples)}"
 
     def _simulated(self, trial: Trial, judgement: Judgement) -> tuple[Status, str, Trial | None]:
         """Return the status, the reason and what ships for a design that passed on its program.

@@ -109,7 +109,8 @@ class Estimated(Judge):
             rungs = self._rungs()
             unknown = [key for key in rungs if key not in agree]
             if not unknown:
-                return Ladder("", rungs)
+                exact = next((t for t in self.trials.estimated() if t.exact), None)
+                return Ladder("" if exact is None else exact.candidate.key, rungs)
             agree |= {key for key in unknown if self._agrees(key)}
 
     def _rungs(self) -> tuple[str, ...]:
@@ -171,7 +172,7 @@ class Estimated(Judge):
 
     def conclude(self, ladder: Ladder, verdicts: Verdicts) -> Ending:
         """Decide what ships, with the figures of the device's tools."""
-        return Finish(self.job, self.ready, self.trials, verdicts).ending()
+        return Finish(self.job, self.ready, self.trials, verdicts, exact=ladder.exact).ending()
 
 
 def _sure(ratio: float) -> Ratio:

@@ -12,6 +12,7 @@ from hasten.engines.base import Artifact
 from hasten.engines.estimates import Estimate
 from hasten.errors import CandidateError, InputError
 from hasten.measure.candidate import Single, Trial
+from hasten.measure.exactness import unchanged_in_words
 from hasten.measure.workbench import OpenWorker, Workbench
 from hasten.optimization.trials import Trials
 from hasten.passes.base import Skipped
@@ -75,7 +76,11 @@ class Estimation(Trials):
             trial, artifact=opened.artifact, properties=dict(opened.properties)
         )
         try:
-            trial = dataclasses.replace(trial, scores=self.scores(opened))
+            if candidate.exact:
+                scores, changed = self.compared(opened)
+                trial = dataclasses.replace(trial, scores=scores, changed=changed)
+            else:
+                trial = dataclasses.replace(trial, scores=self.scores(opened))
         except CandidateError as error:
             trial = dataclasses.replace(trial, failure=str(error))
         finally:
@@ -195,6 +200,8 @@ class Estimation(Trials):
             return f"failed: {trial.failure}"
         if not trial.scores:
             return "not judged"
+        if trial.exact:
+            return f"exact: {unchanged_in_words(len(self.samples))}"
         points = 100 * float(self.drops(trial).mean())
         early = ", left early" if len(trial.scores) < len(self.samples) else ""
         return f"{points:+.2f} points lost on {len(trial.scores)}{early}"

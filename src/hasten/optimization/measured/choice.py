@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hasten.bundle import Status
 from hasten.certificate.certification import last_certified
 from hasten.certificate.verdict import Judgement, Verdict
+from hasten.measure.exactness import unchanged_in_words
 from hasten.measure.race import BASELINE, Standings
 from hasten.optimization.choose import faster
 from hasten.optimization.judge import Ladder, Verdicts
@@ -41,6 +42,7 @@ def decide(
     *,
     baseline: str,
     loose: str | None = None,
+    compared: int = 0,
     accept_uncertified: bool = False,
 ) -> Choice:
     """Decide what ships: what is certified and faster in fresh rounds too, else an exact model.
@@ -51,6 +53,7 @@ def decide(
         final: Standings after the fresh rounds.
         baseline: Key of the default engine's candidate.
         loose: Key of the fastest uncertified candidate; None where none is faster than the winner.
+        compared: Number of samples on which no answer of the exact candidate changed.
         accept_uncertified: Whether the uncertified candidate may ship.
     """
     passed = last_certified(verdicts)
@@ -69,7 +72,10 @@ def decide(
         return Choice(loose, exact, "uncertified", allowed, beaten=beaten)
     if exact != baseline:
         speedup = 1 / final.ratio(exact).estimate
-        why = f"the exact model itself is {speedup:.2f}x faster than the default engine; {why}"
+        kept = f", and {unchanged_in_words(compared)}" if compared else ""
+        why = (
+            f"the exact model itself is {speedup:.2f}x faster than the default engine{kept}; {why}"
+        )
     return Choice(winner, exact, "exact", why, beaten=beaten)
 
 

@@ -14,6 +14,7 @@ from hasten.core.records import to_record
 from hasten.engines.layers import LayerTime
 from hasten.measure.candidate import Trial
 from hasten.measure.curve import CURVE, CurvePoint, curve_record
+from hasten.measure.exactness import unchanged_in_words
 from hasten.measure.race import AGAIN, BASELINE, Standings
 from hasten.measure.scenario import LoadTest, in_words, load_record
 from hasten.measure.sweep import sweep
@@ -65,6 +66,7 @@ class Finish:
             final,
             baseline=racing.trials.baseline.key,
             loose=loose,
+            compared=self._samples,
             accept_uncertified=order.accept_uncertified,
         )
         if choice.beaten is not None:
@@ -115,13 +117,19 @@ class Finish:
         }
         return Ending(shipment(racing, choice), result, records)
 
+    @property
+    def _samples(self) -> int:
+        """Number of samples on which the exact candidate was compared with the original."""
+        parts = self.racing.ready.parts
+        return len(parts.search) + len(parts.sealed)
+
     def _fastest_uncertified(self, winner: str) -> str | None:
         """Return the fastest uncertified trial under the limit, if it clearly beats the winner."""
         trials, settled = self.racing.trials, settled_by_sealed_data(self.verdicts)
         able = [
             t
             for t in trials.measured()
-            if not t.candidate.exact
+            if not t.exact
             and t.candidate.key not in settled
             and trials.drop(t) < self.racing.ready.promise.max_drop
         ]
@@ -194,6 +202,8 @@ class Finish:
         rows = []
         for role, key, entrant in self._shown(choice, loose):
             accuracy = choice.why if role == "winner" else "exact"
+            if role == "fastest exact" and key != self.racing.trials.baseline.key:
+                accuracy = f"exact: {unchanged_in_words(self._samples)}"
             if role == "fastest uncertified":
                 tried = self.racing.trials.outcome(self.racing.trials.done[key])
                 accuracy = f"not certified; in the search: {tried}"

@@ -14,8 +14,8 @@ from hasten.engines.cascade import Cascade, margins
 from hasten.errors import CandidateError
 from hasten.inputs.metrics.outputs import class_scores
 from hasten.measure.candidate import Single, Trial
-from hasten.optimization.measured.mixing import SCREEN_NOISE, Likely
-from hasten.optimization.measured.screening import Screening
+from hasten.optimization.measured.mixing import Likely
+from hasten.optimization.measured.screening import SCREEN_NOISE, Screening
 from hasten.passes.small_model import small_model_of
 
 _BASES = 3
@@ -98,7 +98,7 @@ class Escalation:
     def _careful(self, ranked: Sequence[Trial]) -> tuple[Engine, float]:
         """Return the fastest exact engine for the untouched model, and its ratio."""
         for trial in ranked:
-            if trial.candidate.exact and not trial.candidate.passes:
+            if trial.exact and not trial.candidate.passes:
                 ratio = self._trials.ratio(trial).estimate
                 if ratio < 1:
                     return trial.candidate.engine.beside(), ratio

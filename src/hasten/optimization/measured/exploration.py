@@ -18,8 +18,8 @@ from hasten.measure.candidate import Candidate, Single, Trial
 from hasten.optimization.grid import neighbours, variations
 from hasten.optimization.job import Job
 from hasten.optimization.measured.escalation import Escalation
-from hasten.optimization.measured.mixing import SCREEN_NOISE, Least, Mixing
-from hasten.optimization.measured.screening import Screening
+from hasten.optimization.measured.mixing import Least, Mixing
+from hasten.optimization.measured.screening import SCREEN_NOISE, Screening
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.small_model import small_model_of
 
@@ -183,8 +183,8 @@ class Exploration:
             scale: Factor on its flips and its drop.
             doubt: Standard errors to add to its observed drop.
         """
-        if trial.candidate.exact or not trial.scores:
-            return trial.candidate.exact
+        if trial.exact or not trial.scores:
+            return trial.exact
         scores, promise = np.array(trial.scores), self.trials.promise
         draws = drawn(
             self.trials.exact_scores[: len(scores)],
@@ -236,11 +236,9 @@ class Exploration:
         Inexact ones that would probably be certified come before those just under the limit.
         """
         ranked = self._ranked()
-        exact = [t.candidate for t in ranked if t.candidate.exact]
+        exact = [t.candidate for t in ranked if t.exact]
         lossy = [
-            t
-            for t in ranked
-            if not t.candidate.exact and self.trials.drop(t) < self.trials.promise.max_drop
+            t for t in ranked if not t.exact and self.trials.drop(t) < self.trials.promise.max_drop
         ]
         lossy.sort(key=lambda t: not self._likely_passes(t))
         return [t.candidate for t in lossy[:_NEIGHBOURS_OF]] + exact[:1]

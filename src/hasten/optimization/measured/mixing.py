@@ -19,13 +19,11 @@ from hasten.optimization.measured.layers import (
     layer_costs,
     shares_for,
 )
-from hasten.optimization.measured.screening import Screening
+from hasten.optimization.measured.screening import SCREEN_NOISE, Screening
 from hasten.passes.base import Pass, Selective, Skipped
 from hasten.passes.float_layers import FloatLayers
 from hasten.passes.onnx_files import saturates
 
-SCREEN_NOISE = 0.05
-"""Relative error of a ratio that a few turns can settle."""
 _REFINEMENTS = 2
 _NEAR = 4
 """Multiple of that noise by which an engine may look slower and still deserve a mix of its own."""

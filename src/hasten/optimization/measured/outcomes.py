@@ -34,7 +34,7 @@ def outcomes(racing: Racing, ladder: Ladder, limits: Mapping[str, Limit]) -> tup
             fate=_fate(racing, trial),
             said=trials.outcome(trial),
             ratio=None if trial.measurement is None or trial.failure else trials.ratio(trial),
-            drop=None if trial.candidate.exact else trials.observed(trial, units),
+            drop=None if _kept(trial) else trials.observed(trial, units),
             rung=ladder.rungs.index(key) if key in ladder.rungs else None,
             limit=limits.get(key),
         )
@@ -85,7 +85,7 @@ def best_of_methods(racing: Racing) -> dict[str, str]:
     budget_s = racing.job.order.budget_s
     found = {}
     for name, tried in by_method.items():
-        trials = [t for t in tried if t.candidate.exact or t.scores] or tried
+        trials = [t for t in tried if _kept(t) or t.scores] or tried
         fast = [t for t in trials if budget_s is not None and latency_ns(t) <= 1e9 * budget_s]
         safe = [t for t in trials if risk(t) <= limit]
         best = (
@@ -130,7 +130,8 @@ def methods(
         who = BASELINE if key == baseline else key
         if not final.stands(who):
             continue
-        trial, exact = racing.trials.done[key], racing.candidate(key).exact
+        trial = racing.trials.done[key]
+        exact = key == baseline or _kept(trial)
         untested = "exact" if exact else "not tested on the sealed data"
         if not exact and not trial.scores:
             untested = "not judged, since it is no faster than what there is"
@@ -148,12 +149,17 @@ def methods(
     return tuple(sorted(found, key=lambda method: method.ratio.estimate))
 
 
+def _kept(trial: Trial) -> bool:
+    """Whether a trial's settings are exact, and no answer that was compared had changed."""
+    return trial.candidate.exact and not trial.changed
+
+
 def _fate(racing: Racing, trial: Trial) -> Fate:
     if trial.skipped or trial.failure:
         return "skipped" if trial.skipped else "failed"
     if trial.measurement is None:
         return "baseline"
-    if trial.candidate.exact:
+    if _kept(trial):
         return "exact"
     if trial.scores is None:
         return "not judged"

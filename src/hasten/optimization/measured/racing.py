@@ -16,8 +16,7 @@ from hasten.measure.race import AGAIN, BASELINE, NotEstablished, Standings, race
 from hasten.measure.workbench import Workbench
 from hasten.optimization.choose import Standing, faster, ladder, undecided
 from hasten.optimization.job import Job
-from hasten.optimization.measured.mixing import SCREEN_NOISE
-from hasten.optimization.measured.screening import Screening
+from hasten.optimization.measured.screening import SCREEN_NOISE, Screening
 from hasten.optimization.preparation import Ready
 
 FIELD = 6
@@ -89,7 +88,7 @@ class Racing:
         """Return what the choice needs to know about a trial."""
         candidate = trial.candidate
         drop, risk = self.trials.drop(trial), self.trials.risk(trial)
-        return Standing(candidate.key, candidate.exact, figure, drop, risk)
+        return Standing(candidate.key, trial.exact, figure, drop, risk)
 
     def field(self) -> list[Candidate]:
         """Return the entrants of the race: fast exact ones, the ladder so far, and near ties."""
@@ -137,10 +136,8 @@ class Racing:
         entrants: dict[str, Worker] = {}
         self.trials.close()
         # No inexact candidate is as safe as an exact one, whatever a few samples show.
-        risks = {
-            c.key: -1.0 if c.exact else self.trials.risk(self.trials.done[c.key])
-            for c in candidates
-        }
+        trials = [self.trials.done[c.key] for c in candidates]
+        risks = {t.candidate.key: -1.0 if t.exact else self.trials.risk(t) for t in trials}
         try:
             self._enter(entrants, bench, candidates)
             standings = race(

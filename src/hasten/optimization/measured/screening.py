@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +13,12 @@ from hasten.engines.reference import Reference
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.spool import Spool
 from hasten.measure.candidate import Candidate, Measurement, Single, Trial
+from hasten.measure.exactness import (
+    EXACT_TOLERANCE,
+    changed_in_words,
+    difference,
+    unchanged_in_words,
+)
 from hasten.measure.intervals import Ratio, Rounds, Statistic, paired_ratio
 from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace, rounds
@@ -22,29 +27,10 @@ from hasten.optimization.trials import Trials
 from hasten.passes.base import Skipped
 
 SCREEN_ROUNDS = 6
+SCREEN_NOISE = 0.05
+"""Relative error of a ratio that a few turns can settle."""
 _HOPELESS_SLOW = 1.5
-EXACT_TOLERANCE = 1e-3
-"""Largest difference of an exact answer, relative to the largest output, that rounding explains."""
 _REFERENCE_LIMIT_S = 30.0
-
-
-def difference(outputs: Tensors, exact: Tensors) -> float:
-    """Return the largest absolute difference of any output, relative to its largest value.
-
-    It is infinite where an output is missing or has another shape.
-    """
-    worst = 0.0
-    for name, own in exact.items():
-        if name not in outputs or outputs[name].shape != own.shape:
-            return math.inf
-        if own.dtype.kind != "f":
-            worst = max(worst, float(np.any(outputs[name] != own)))
-            continue
-        gap = np.abs(outputs[name].astype(np.float64) - own)
-        worst = max(
-            worst, float(gap.max(initial=0)) / max(float(np.abs(own).max(initial=0)), 1e-12)
-        )
-    return worst
 
 
 class Screening(Trials):
@@ -129,7 +115,7 @@ class Screening(Trials):
 
     def _check_reference(self) -> None:
         """Compare the baseline with the reference engine on one sample, if that is quick."""
-        own, _ = next(iter(self.exact_answers))
+        own = self._first_answers()
         bench = dataclasses.replace(self.bench, limit_s=_REFERENCE_LIMIT_S)
         try:
             opened = bench.open(Single((), Reference()))
@@ -215,8 +201,11 @@ class Screening(Trials):
 
     def _score(self, trial: Trial, opened: OpenWorker) -> Trial:
         if trial.candidate.exact:
-            self._check_exact(opened)
-            return trial
+            if self.ratio(trial).estimate >= 1 + SCREEN_NOISE:  # it ships in no case
+                _check_exact(next(self.bench.predict(opened, self.samples)), self._first_answers())
+                return trial
+            scores, changed = self.compared(opened, _check_exact)
+            return dataclasses.replace(trial, scores=scores, changed=changed)
         same = self._scores_of_the_same(trial.candidate)
         return dataclasses.replace(trial, scores=self.scores(opened, same))
 
@@ -229,15 +218,8 @@ class Screening(Trials):
                 return np.array(trial.scores)
         return None
 
-    def _check_exact(self, opened: OpenWorker) -> None:
-        own, _ = next(iter(self.exact_answers))
-        outputs = next(self.bench.predict(opened, self.samples))
-        gap = difference(outputs, own)
-        if gap > EXACT_TOLERANCE:
-            raise CandidateError(
-                f"its settings are exact, but its answers differ from the baseline's by {gap:.1e} of "
-                f"the largest output; rounding explains {EXACT_TOLERANCE:.0e}"
-            )
+    def _first_answers(self) -> Tensors:
+        return next(iter(self.exact_answers))[0]
 
     def measured(self) -> list[Trial]:
         """Return the trials that were timed and didn't fail."""
@@ -252,10 +234,14 @@ class Screening(Trials):
         if trial.measurement is None:
             return "the baseline"
         speed = f"{1 / self.ratio(trial).estimate:.2f}x"
-        if trial.candidate.exact:
-            return f"{speed}, exact"
+        if trial.candidate.exact and trial.changed is None:
+            return f"{speed}, exact settings; not faster, so not every answer was compared"
+        if trial.exact:
+            return f"{speed}, exact: {unchanged_in_words(len(self.samples))}"
         if trial.scores is None:
             return f"{speed}, not faster, so not judged"
+        if trial.changed:
+            speed += f", exact settings, but {changed_in_words(trial.changed)}"
         drop = self.drop(trial)
         early = ", left early" if len(trial.scores) < len(self.samples) else ""
         return f"{speed}, {100 * drop:+.2f} points lost on {len(trial.scores)} samples{early}"
@@ -266,7 +252,7 @@ class Screening(Trials):
 
     def drop(self, trial: Trial) -> float:
         """Return the estimated drop of a trial: 0 for an exact one, 1 for one never scored."""
-        if trial.candidate.exact:
+        if trial.exact:
             return 0.0
         if not trial.scores:
             return 1.0
@@ -274,12 +260,26 @@ class Screening(Trials):
 
     def risk(self, trial: Trial) -> float:
         """Return the drop that a trial would probably be certified for; 0 for an exact one."""
-        return 0.0 if trial.candidate.exact else super().risk(trial)
+        return 0.0 if trial.exact else super().risk(trial)
 
     def flips(self, trial: Trial) -> float:
         """Return the mean absolute difference of a trial's scores, such as the share changed."""
         scores = np.array(trial.scores)
         return float(np.abs(self.exact_scores[: len(scores)] - scores).mean())
+
+
+def _check_exact(outputs: Tensors, own: Tensors) -> None:
+    """Refuse a candidate whose settings are exact, but whose first answers are surely not.
+
+    Raises:
+        CandidateError: they differ by more than rounding explains.
+    """
+    gap = difference(outputs, own)
+    if gap > EXACT_TOLERANCE:
+        raise CandidateError(
+            f"its settings are exact, but its answers differ from the baseline's by {gap:.1e} of "
+            f"the largest output; rounding explains {EXACT_TOLERANCE:.0e}"
+        )
 
 
 def ratio(trial: Trial, statistic: Statistic = "p50") -> Ratio:

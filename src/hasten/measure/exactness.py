@@ -1,0 +1,120 @@
+"""Whether a candidate of the original's own precision really answers as the original does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from hasten.core.tensors import Array, Tensors
+from hasten.inputs.metrics.base import Metric
+
+EXACT_TOLERANCE = 1e-3
+"""Largest difference of an exact answer, relative to the largest output, that rounding explains."""
+SCORE_TOLERANCE = 1e-4
+"""Largest difference of a score that rounding explains, where a metric scores numbers."""
+
+
+def difference(outputs: Tensors, exact: Tensors) -> float:
+    """Return the largest absolute difference of any output, relative to its largest value.
+
+    It is infinite where an output is missing or has another shape.
+    """
+    return float(differences(outputs, exact).max(initial=0.0))
+
+
+def differences(outputs: Tensors, exact: Tensors) -> Array:
+    """Return each sample's largest difference, relative to the largest value of all samples, `(n,)`.
+
+    Args:
+        outputs: Outputs of a model by name, each of shape `(n, ...)`.
+        exact: Outputs of the exact model for these samples.
+    """
+    count = len(next(iter(exact.values())))
+    worst = np.zeros(count)
+    for name, own in exact.items():
+        if name not in outputs or outputs[name].shape != own.shape:
+            return np.full(count, math.inf)
+        if own.dtype.kind != "f":
+            gap = (outputs[name] != own).reshape(count, -1).any(axis=1).astype(np.float64)
+        else:
+            apart = np.abs(outputs[name].astype(np.float64) - own).reshape(count, -1)
+            largest = max(float(np.abs(own).max(initial=0)), 1e-12)
+            gap = apart.max(axis=1, initial=0) / largest
+        worst = np.maximum(worst, gap)
+    return worst
+
+
+class Changes:
+    """Samples that a model answers otherwise than the original, gathered chunk by chunk.
+
+    An answer is what the metric scores: the decision where it scores decisions, such as the highest
+    class, and else the score itself. An answer that is further from the original's than rounding
+    explains counts as changed too.
+
+    Args:
+        metric: Metric that scores the answers.
+    """
+
+    def __init__(self, metric: Metric) -> None:
+        self._metric = metric
+        self._found: list[Array] = []
+
+    def add(self, outputs: Tensors, own: Tensors) -> None:
+        """Compare a model's outputs on a chunk with the original's, each of shape `(k, ...)`."""
+        changed = differences(outputs, own) > EXACT_TOLERANCE
+        if self._metric.decides:
+            changed |= ~self._metric.unchanged(outputs, own)
+        self._found.append(changed)
+
+    def count(self, scores: Array, own: Array) -> int:
+        """Return the number of samples whose answer changed.
+
+        Args:
+            scores: Scores of the model on all samples, `(n,)`.
+            own: Scores of the original, `(n,)`.
+        """
+        changed = np.concatenate(self._found)
+        if not self._metric.decides:
+            changed |= np.abs(scores - own) > SCORE_TOLERANCE
+        return int(changed.sum())
+
+
+class Comparing:
+    """Callback for outputs on the sealed data, which compares some models with the original.
+
+    Args:
+        metric: Metric that scores the answers.
+        keys: Models to compare.
+        then: Callback that receives all outputs too.
+    """
+
+    def __init__(
+        self,
+        metric: Metric,
+        keys: Iterable[str],
+        then: Callable[[str, Tensors], None] | None = None,
+    ) -> None:
+        self.changes = {key: Changes(metric) for key in keys}
+        self._then = then
+        self._own: Tensors = {}
+
+    def __call__(self, key: str, outputs: Tensors) -> None:
+        """Take a model's outputs on a chunk; those of the original, under "", come first."""
+        if key == "":
+            self._own = outputs
+        elif key in self.changes:
+            self.changes[key].add(outputs, self._own)
+        if self._then is not None:
+            self._then(key, outputs)
+
+
+def changed_in_words(count: int) -> str:
+    """Say how many answers changed."""
+    return f"{count:,} answer{'' if count == 1 else 's'} changed"
+
+
+def unchanged_in_words(samples: int) -> str:
+    """Say on how many samples an exact candidate was compared with the original."""
+    return f"no answer changed on {samples:,} samples"
