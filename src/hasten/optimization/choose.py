@@ -44,6 +44,16 @@ def faster(one: Ratio, other: Ratio, spread: float) -> bool:
     return one.estimate < other.estimate * (1 - spread) and one.high < other.estimate
 
 
+def slower(means: Ratio, noise: float) -> bool:
+    """Whether a candidate is slower than another in its mean over all requests, beyond the noise.
+
+    Args:
+        means: Mean of the candidate, divided by the other's.
+        noise: Farthest distance from 1 of the mean's ratio of the baseline to itself.
+    """
+    return means.low > 1 or means.estimate > 1 + noise
+
+
 def fastest_exact(standings: Sequence[Standing], baseline: str, spread: float) -> str:
     """Return the exact candidate to fall back on: the baseline unless another clearly beats it.
 

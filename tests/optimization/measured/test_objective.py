@@ -9,7 +9,7 @@ from hasten.engines.null import Null
 from hasten.measure.candidate import Measurement, Single, Trial
 from hasten.measure.intervals import Statistic
 from hasten.measure.latency import Pace, pace_for
-from hasten.measure.race import AGAIN, BASELINE, Standings, _finished, dominated
+from hasten.measure.race import AGAIN, BASELINE, Standings, dominated, finished
 from hasten.optimization.measured.screening import ratio
 
 Draw = Callable[[np.random.Generator], Sequence[float]]
@@ -55,13 +55,13 @@ def test_who_fell_out_keeps_no_p99_from_being_established() -> None:
 
 
 def test_a_race_for_p99_goes_on_until_it_is_established() -> None:
-    assert not _finished(standings("p99", 24), 24, settle=10.0)
-    assert _finished(standings("mean", 24), 24, settle=10.0)
-    assert _finished(standings("p99", 40), 24, settle=10.0)
+    assert not finished(standings("p99", 24), 24, settle=10.0)
+    assert finished(standings("mean", 24), 24, settle=10.0)
+    assert finished(standings("p99", 40), 24, settle=10.0)
     few = standings("p99", 96)
     few.rounds = {name: {r: b[:2] for r, b in own.items()} for name, own in few.rounds.items()}
     assert not few.established
-    assert _finished(few, 24, settle=10.0)  # four times as many rounds are enough for anything
+    assert finished(few, 24, settle=10.0)  # four times as many rounds are enough for anything
 
 
 def test_nobody_falls_out_by_another_figure_than_the_one_asked_for() -> None:
