@@ -131,12 +131,19 @@ class Standings:
 
     @property
     def spread(self) -> float:
-        """Return the baseline's distance from itself; no smaller difference is a speed-up.
+        """Return the baseline's distance from itself; no smaller difference is a speed-up."""
+        return self._noise(self.ratio(AGAIN))
 
-        Over several processes each interval has the noise in it, so the estimate's distance is
-        taken; else the farther end of the interval's.
+    @property
+    def spread_of_means(self) -> float:
+        """Return the distance of the baseline's mean from itself."""
+        return self._noise(self.means(AGAIN))
+
+    def _noise(self, own: Ratio) -> float:
+        """Return a twin's distance from 1: over processes, whose intervals hold the noise, its own.
+
+        With one process each, it is that of the interval's farther end.
         """
-        own = self.ratio(AGAIN)
         return own.spread if self.several is None else abs(1 - own.estimate)
 
     @property

@@ -44,14 +44,14 @@ def faster(one: Ratio, other: Ratio, spread: float) -> bool:
     return one.estimate < other.estimate * (1 - spread) and one.high < other.estimate
 
 
-def slower(means: Ratio, noise: float) -> bool:
-    """Whether a candidate is slower than another in its mean over all requests, beyond the noise.
+def slower(ratio: Ratio, noise: float) -> bool:
+    """Whether a candidate is slower than another, surely or by more than the noise.
 
     Args:
-        means: Mean of the candidate, divided by the other's.
-        noise: Farthest distance from 1 of the mean's ratio of the baseline to itself.
+        ratio: Latency of the candidate, divided by the other's.
+        noise: Distance from 1 of the baseline's ratio to itself.
     """
-    return means.low > 1 or means.estimate > 1 + noise
+    return ratio.low > 1 or ratio.estimate > 1 + noise
 
 
 def fastest_exact(standings: Sequence[Standing], baseline: str, spread: float) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from hasten.engines.null import Null
 from hasten.measure.candidate import Measurement, Single, Trial
-from hasten.measure.intervals import Statistic
+from hasten.measure.intervals import Statistic, quantile
 from hasten.measure.latency import Pace, pace_for
 from hasten.measure.race import AGAIN, BASELINE, Standings, dominated, finished
 from hasten.optimization.measured.screening import ratio
@@ -46,6 +46,28 @@ def test_a_race_is_won_by_the_objective(objective: Statistic, faster: bool) -> N
 def test_means_decide_while_a_p99_is_not_established(rounds: int, decides: str) -> None:
     found = standings("p99", rounds, stalling=stalling)
     assert (found.statistic, found.established) == (decides, decides == "p99")
+
+
+@pytest.mark.parametrize(("rounds", "decides"), [(160, "mean"), (440, "p99")])
+def test_a_p99_to_be_told_takes_hundreds_of_rounds(rounds: int, decides: str) -> None:
+    found = standings("p99", rounds)
+    assert found.statistic == "p99"
+    found.told = True
+    assert found.statistic == decides
+
+
+def test_busy_rounds_are_part_of_a_p99_and_of_nothing_else() -> None:
+    found = standings("p99", 440)
+    calm, mean = found.ratio(AGAIN), found.means(AGAIN)
+    for number in range(440, 452):
+        stalled = {BASELINE: (10**6,) * 24, AGAIN: (10**7,) * 24}
+        found.add(number, stalled, {}, counts=False)
+    assert found.counted == 440
+    assert found.ratio(AGAIN).estimate > 5 * calm.estimate
+    assert found.means(AGAIN) == mean
+    assert found.shows_p99(BASELINE)
+    high = quantile(found.rounds[AGAIN], 0.99, refused=found.busy[AGAIN]).high_ns
+    assert high is None or high == 10**7
 
 
 def test_who_fell_out_keeps_no_p99_from_being_established() -> None:

@@ -8,7 +8,7 @@ from hasten.bundle import Status
 from hasten.certificate.certification import last_certified
 from hasten.certificate.verdict import Judgement, Verdict
 from hasten.measure.intervals import Ratio
-from hasten.measure.race import AGAIN, BASELINE, Standings
+from hasten.measure.race import BASELINE, Standings
 from hasten.optimization.choose import faster, slower
 from hasten.optimization.judge import Ladder, Verdicts
 
@@ -108,14 +108,14 @@ def _short_of(
     if not faster(final.ratio(one, other), even, final.spread):
         return "was not faster than the exact model"
     means = final.means(one, other)
-    if slower(means, final.means(AGAIN).spread):
+    if slower(means, final.spread_of_means):
         return (
             f"took {means.estimate:.2f} times the exact model's mean latency "
             f"({means.low:.2f} to {means.high:.2f})"
         )
     if as_it_was is None or not (as_it_was.stands(one) and as_it_was.stands(other)):
         return None
-    if slower(as_it_was.ratio(one, other), as_it_was.width):
+    if slower(as_it_was.ratio(one, other), as_it_was.spread):
         return f"was slower than the exact model on {as_it_was.threads} threads, as it would ship"
     return None
 
