@@ -37,15 +37,16 @@ def stalls(bundle: Path) -> bool:
     return bool(read(bundle).winner.engine["stall_every"])
 
 
-@pytest.mark.parametrize(("objective", "ships"), [("p50", True), ("mean", False)])
-def test_what_ships_is_fastest_by_the_objective_and_the_screen_says_which(
-    tmp_path: Path, objective: str, ships: bool
-) -> None:
+@pytest.mark.parametrize("objective", ["p50", "mean"])
+def test_what_stalls_does_not_ship_whatever_its_median(tmp_path: Path, objective: str) -> None:
     result = optimize(tmp_path, objective=objective)
-    assert stalls(result.bundle) is ships
+    assert not stalls(result.bundle)
     assert result.objective == objective
-    assert (result.speedup > 2) is ships
-    assert (" on average; 1 thread, batch 1; " in summary(result, 0.0)) is not ships
+    why = [note for note in result.notes if "the exact model's mean latency" in note]
+    assert len(why) == (objective == "p50")  # by the mean it isn't even on the ladder
+    shown = summary(result, 0.0)
+    assert "\nfastest exact: mean latency " in shown
+    assert " times the default engine's; p99 not established\n" in shown
 
 
 def test_a_p99_that_a_few_rounds_do_not_show_leaves_the_choice_to_the_mean(
@@ -56,16 +57,8 @@ def test_a_p99_that_a_few_rounds_do_not_show_leaves_the_choice_to_the_mean(
     assert not stalls(result.bundle)
     assert result.objective == "mean"
     assert result.notes[-1] == (
-        "p99 is not established in 16 fresh rounds, so means are compared instead"
+        "p99 is not established in 12 fresh rounds, so means are compared instead"
     )
-
-
-def test_a_p99_decides_where_rounds_are_enough(tmp_path: Path) -> None:
-    with quick_runs(rounds=25):
-        result = optimize(tmp_path, objective="p99")
-    assert not stalls(result.bundle)
-    unestablished = [note for note in result.notes if note.startswith("p99 is not established")]
-    assert (result.objective == "p99") is not any("fresh" in note for note in unestablished)
 
 
 def test_another_objective_is_refused(tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ def quick_runs(
         depth="all" if passes else "engines",
         race_rounds=int(os.environ.get("HASTEN_RACE_ROUNDS", rounds)),
         final_rounds=rounds,
+        p99_rounds=0,
+        processes=3,
         settle=SETTLED,
         race_settle=SETTLED,
         warmup_ns=500_000,

@@ -148,6 +148,7 @@ def judge_with_fallen(
     promise: Promise,
     *,
     binary: bool = True,
+    sizes: Array | None = None,
 ) -> list[tuple[str, Judgement | str]]:
     """Test a ladder below which stands an exact candidate that turned out to change answers.
 
@@ -165,6 +166,7 @@ def judge_with_fallen(
         priors: Key -> prior by which its bets are set.
         promise: Promise that each is tested for.
         binary: Whether scores were 0/1 on the search split.
+        sizes: Number of samples in each group of all data that these were drawn from, `(groups,)`.
 
     Returns:
         Key and judgement (or reason of failure) of each, up to the first that isn't certified.
@@ -173,7 +175,9 @@ def judge_with_fallen(
     def judged(
         keys: Sequence[str], found: Mapping[str, Array | str]
     ) -> list[tuple[str, Judgement | str]]:
-        return judge_ladder(original, keys, found, units, priors, promise, binary=binary)
+        return judge_ladder(
+            original, keys, found, units, priors, promise, binary=binary, sizes=sizes
+        )
 
     if not last_certified(judged(fallen, dict.fromkeys(fallen, original))):
         fallen = ()

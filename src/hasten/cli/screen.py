@@ -13,7 +13,7 @@ from hasten.core.progress import Progress
 from hasten.evaluation.benchmark import Stage
 from hasten.reporting import estimate_rows
 from hasten.reporting.result import Estimates, Limit, Result, Row
-from hasten.reporting.rows import columns, latency, method_columns, per_step, won
+from hasten.reporting.rows import beside, columns, latency, method_columns, per_step, won
 
 _STAGES = {
     "prepare": "preparing",
@@ -163,7 +163,7 @@ def summary(result: Result, began: float) -> str:
             if result.limits
             else []
         ),
-        *filter(None, [per_step(result)]),
+        *filter(None, [beside(result), per_step(result)]),
         *_methods(result),
         *_budget(result),
         *result.loads,

@@ -24,7 +24,11 @@ class Effort:
             cascades and the neighbours of the best.
         race_rounds: Fewest rounds in which the last candidates race.
         final_rounds: Fewest fresh rounds that the final figures come from.
-        settle: A/A spread that the final rounds wait for, up to four times as many rounds.
+        p99_rounds: Fewest fresh rounds where the p99 is the objective, which takes far more.
+        processes: Number of processes of each finalist, one after another, that share the fresh
+            rounds; up to twice as many, with as many rounds each, where the twins differ by more
+            than `settle`. At least three, as their interval is over processes.
+        settle: A/A spread that the final rounds wait for.
         race_settle: A/A spread that the race, which only has to find the faster, waits for.
         warmup_ns: Untimed time at the beginning of each turn, in nanoseconds.
         block_ns: Timed time of each turn, in nanoseconds.
@@ -37,6 +41,8 @@ class Effort:
     depth: Depth = "all"
     race_rounds: int = 24
     final_rounds: int = 40
+    p99_rounds: int = 600
+    processes: int = 5
     settle: float = 0.03
     race_settle: float = 0.1
     warmup_ns: int = Pace.warmup_ns
@@ -46,11 +52,15 @@ class Effort:
     curve_s: float = 15.0
     load_s: float = 1.0
 
+    def fresh_rounds(self, objective: Statistic) -> int:
+        """Return the number of fresh rounds for an objective."""
+        return max(self.final_rounds, self.p99_rounds if objective == "p99" else 0)
+
     def pace(self, objective: Statistic, limit_s: float = Pace.limit_s) -> Pace:
         """Return the lengths of the turns for an objective.
 
-        A p99 takes at least 299 independent requests. More requests of a very fast model in one
-        round would only tell more about that round, so a turn has 12 to 200 of them.
+        A p99 takes hundreds of rounds. More requests of a very fast model in one round would only
+        tell more about that round, so a turn has 12 to 200 of them.
 
         Args:
             objective: Statistic that latencies are compared by.
@@ -86,6 +96,8 @@ EFFORTS = {
         depth="first",
         race_rounds=12,
         final_rounds=16,
+        p99_rounds=0,
+        processes=3,
         settle=0.1,
         race_settle=0.2,
         warmup_ns=6_000_000,

@@ -9,7 +9,14 @@ from types import MappingProxyType
 from hasten.core.records import to_record
 from hasten.errors import HastenError, InputError
 from hasten.inputs.data.spool import Spool
-from hasten.measure.intervals import Ratio, Statistic, establishes, paired_ratio
+from hasten.measure.intervals import (
+    Ratio,
+    Statistic,
+    establishes,
+    paired_ratio,
+    quantile,
+    ratio_of_means,
+)
 from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace, rounds
 from hasten.measure.probe import scales
@@ -38,6 +45,9 @@ class Standings:
         failed: Entrant -> reason why it failed.
         objective: Statistic that latencies are to be compared by.
         uneven: Entrants to compare by their mean, since their median misleads: cascades.
+        busy: Entrant -> round -> latencies of the rounds that didn't count, in nanoseconds.
+        processes: Round -> number of the process of each entrant that took it.
+        told: Whether a p99 that is compared is also told, for which it takes far more rounds.
     """
 
     name: str
@@ -47,6 +57,9 @@ class Standings:
     failed: dict[str, str] = field(default_factory=dict)
     objective: Statistic = "p50"
     uneven: Collection[str] = ()
+    busy: dict[str, dict[int, tuple[int, ...]]] = field(default_factory=dict)
+    processes: dict[int, int] = field(default_factory=dict)
+    told: bool = False
 
     def add(
         self,
@@ -54,14 +67,15 @@ class Standings:
         latency_ns: Mapping[str, tuple[int, ...]],
         failed: Mapping[str, str],
         counts: bool,
+        process: int = 0,
     ) -> None:
         """Add one round."""
         self.failed.update(failed)
-        if not counts:
-            self.refused += 1
-            return
+        self.processes[number] = process
+        self.refused += not counts
         for name, block in latency_ns.items():
-            self.rounds.setdefault(name, {})[number] = tuple(block)
+            where = self.rounds if counts else self.busy
+            where.setdefault(name, {})[number] = tuple(block)
 
     @property
     def counted(self) -> int:
@@ -75,9 +89,15 @@ class Standings:
     @property
     def established(self) -> bool:
         """Whether the rounds show the objective for every entrant that stands."""
-        return all(
-            establishes(self.rounds[n], self.objective) for n in self.rounds if self.stands(n)
-        )
+        standing = [name for name in self.rounds if self.stands(name)]
+        if self.told and self.objective == "p99":
+            return all(self.shows_p99(name) for name in standing)
+        return all(establishes(self.rounds[name], self.objective) for name in standing)
+
+    def shows_p99(self, name: str) -> bool:
+        """Whether an entrant's p99 can be told, with all of its rounds, refused ones too."""
+        found = quantile(self.rounds[name], 0.99, refused=self.busy.get(name, {}))
+        return found.high_ns is not None
 
     @property
     def statistic(self) -> Statistic:
@@ -89,13 +109,46 @@ class Standings:
         own = self.statistic
         return "mean" if own == "p50" and name in self.uneven else own
 
-    def ratio(self, name: str) -> Ratio:
-        """Return one entrant's latency divided by the baseline's."""
-        return paired_ratio(self.rounds[name], self.rounds[BASELINE], self.statistic_of(name))
+    @property
+    def several(self) -> Mapping[int, int] | None:
+        """Return the process of each round; None where each entrant had a single one."""
+        return self.processes if len({*self.processes.values()}) > 1 else None
+
+    def ratio(self, name: str, over: str = BASELINE) -> Ratio:
+        """Return one entrant's latency divided by another's, by default the baseline's."""
+        own, other, statistic = self.rounds[name], self.rounds[over], self.statistic_of(name)
+        if statistic == "p99":  # of which busy rounds are a part
+            own, other = own | self.busy.get(name, {}), other | self.busy.get(over, {})
+        return paired_ratio(own, other, statistic, processes=self.several)
+
+    def counted_of(self, process: int) -> int:
+        """Return the number of rounds that count of one process of each entrant."""
+        return sum(self.processes.get(n) == process for n in self.rounds.get(BASELINE, ()))
+
+    def means(self, name: str, over: str = BASELINE) -> Ratio:
+        """Return one entrant's mean latency divided by another's, over all that counts."""
+        return ratio_of_means(self.rounds[name], self.rounds[over], processes=self.several)
 
     @property
     def spread(self) -> float:
         """Return the baseline's distance from itself; no smaller difference is a speed-up."""
+        return self._noise(self.ratio(AGAIN))
+
+    @property
+    def spread_of_means(self) -> float:
+        """Return the distance of the baseline's mean from itself."""
+        return self._noise(self.means(AGAIN))
+
+    def _noise(self, own: Ratio) -> float:
+        """Return a twin's distance from 1: over processes, whose intervals hold the noise, its own.
+
+        With one process each, it is that of the interval's farther end.
+        """
+        return own.spread if self.several is None else abs(1 - own.estimate)
+
+    @property
+    def width(self) -> float:
+        """Return the farthest distance from itself that the baseline may have."""
         return self.ratio(AGAIN).spread
 
 
@@ -136,6 +189,7 @@ def race(
     objective: Statistic = "p50",
     uneven: Collection[str] = (),
     risks: Mapping[str, float] | None = None,
+    process: int | None = None,
     listen: Callable[[Standings], None] = lambda standings: None,
     probe: Callable[[int], bool] = scales,
 ) -> Standings:
@@ -156,6 +210,8 @@ def race(
         objective: Statistic to compare; a p99 that isn't established is waited for as long.
         uneven: Entrants to compare by their mean.
         risks: Entrant -> risk, less is safer; with None, no entrant is dropped for being slower.
+        process: Number of the workers among several that each entrant has, one after another. Then
+            `count` rounds count of these, with no regard to `settle`.
         listen: Callback after each round.
         probe: Predicate: can the host run this many threads now?
 
@@ -163,9 +219,15 @@ def race(
         NotEstablished: too many rounds were refused.
         InputError: the baseline failed.
     """
-    standings, first = _journaled(name, threads, objective, journal)
+    standings, first = journaled(name, threads, objective, journal)
     standings.uneven = uneven
-    if _finished(standings, count, settle):
+
+    def over() -> bool:
+        if process is not None:
+            return standings.counted_of(process) >= count
+        return finished(standings, count, settle)
+
+    if over():
         return standings
     _leave(entrants, entrants.keys() & standings.failed)
     turns = rounds(
@@ -183,15 +245,15 @@ def race(
             if who in (BASELINE, AGAIN):
                 raise InputError(f"the baseline failed: {why}")
         _leave(entrants, turn.failed)
-        entry = to_record(turn)
+        entry = {**to_record(turn), "process": process or 0}
         journal.append("round", race=name, **entry)
         standings.add(**entry)
         if risks is not None and turn.counts and standings.counted >= _BEFORE_DROPPING:
             _leave(entrants, dominated(standings, entrants, risks))
         listen(standings)
-        if _finished(standings, count, settle):
+        if over():
             return standings
-        if standings.refused > _REFUSED_PER_COUNTED * count:
+        if standings.refused > _REFUSED_PER_COUNTED * count * (1 + (process or 0)):
             raise NotEstablished(
                 f"{standings.refused} of {turn.number + 1} rounds were refused: the host did not run "
                 f"{threads} threads at once"
@@ -199,26 +261,40 @@ def race(
     raise AssertionError("rounds never end")
 
 
-def _journaled(
-    name: str, threads: int, objective: Statistic, journal: Journal
+def journaled(
+    name: str, threads: int, objective: Statistic, journal: Journal, *, all_count: bool = False
 ) -> tuple[Standings, int]:
-    """Return the standings of a race that was stopped, and the number of its next round."""
+    """Return the standings of a race that was stopped, and the number of its next round.
+
+    Args:
+        name: Name of the race in the journal.
+        threads: Number of threads of each engine.
+        objective: Statistic to compare.
+        journal: Journal of the run.
+        all_count: Whether rounds count that the host was too busy for.
+    """
     standings, number = Standings(name, threads, objective=objective), 0
     for event in journal.events("round"):
         if event["race"] == name:
-            standings.add(event["number"], event["latency_ns"], event["failed"], event["counts"])
+            standings.add(
+                event["number"],
+                event["latency_ns"],
+                event["failed"],
+                event["counts"] or all_count,
+                event.get("process", 0),
+            )
             number = max(number, event["number"] + 1)
     return standings, number
 
 
-def _finished(standings: Standings, count: int, settle: float) -> bool:
+def finished(standings: Standings, count: int, settle: float) -> bool:
     """Whether enough rounds count, and the twins agree or have had rounds enough to."""
     if standings.counted < max(count, 2):
         return False
     if AGAIN not in standings.rounds:
         return True
     return standings.counted >= _LONGEST * count or (
-        standings.counted % 8 == count % 8 and standings.established and standings.spread <= settle
+        standings.counted % 8 == count % 8 and standings.established and standings.width <= settle
     )
 
 

@@ -44,6 +44,16 @@ def faster(one: Ratio, other: Ratio, spread: float) -> bool:
     return one.estimate < other.estimate * (1 - spread) and one.high < other.estimate
 
 
+def slower(ratio: Ratio, noise: float) -> bool:
+    """Whether a candidate is slower than another, surely or by more than the noise.
+
+    Args:
+        ratio: Latency of the candidate, divided by the other's.
+        noise: Distance from 1 of the baseline's ratio to itself.
+    """
+    return ratio.low > 1 or ratio.estimate > 1 + noise
+
+
 def fastest_exact(standings: Sequence[Standing], baseline: str, spread: float) -> str:
     """Return the exact candidate to fall back on: the baseline unless another clearly beats it.
 

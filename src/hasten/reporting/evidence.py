@@ -35,6 +35,10 @@ _SMALLEST = 1e-300
 
 _HALF = re.compile(rb"(\\ud[89ab][0-9a-f]{2}\\ud[c-f][0-9a-f]{2})|\\ud[89a-f][0-9a-f]{2}", re.I)
 
+FIGURES_SCHEMA = 2
+"""Version of the raw rounds' record. Version 1, which says no version, has neither the latencies of
+refused rounds nor the processes of rounds: each model had one."""
+
 Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Time: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
 """Time in nanoseconds, at most eleven days."""
@@ -53,12 +57,18 @@ class Figures:
         refused: Number of rounds that didn't count.
         threads: Number of threads of each engine.
         roles: Row's role -> entrant.
+        schema: Version of the record.
+        refused_rounds: Entrant -> refused round -> latencies in nanoseconds.
+        processes: Round -> number of the process of each entrant that it was measured in.
     """
 
     rounds: dict[Word, dict[int, tuple[Taken, ...]]]
     refused: Count
     threads: Count
     roles: dict[Word, Word] = field(default_factory=dict)
+    schema: Annotated[int, msgspec.Meta(ge=1, le=FIGURES_SCHEMA)] = 1
+    refused_rounds: dict[Word, dict[int, tuple[Taken, ...]]] = field(default_factory=dict)
+    processes: dict[int, Count] = field(default_factory=dict)
 
     def latencies(self) -> dict[str, Rounds]:
         """Return the rounds by role, for the roles that have any."""
@@ -324,7 +334,9 @@ def _ascending(result: Result) -> Iterator[tuple[float, ...]]:
     """Yield tuples of numbers that must ascend."""
     yield (0, result.spread)
     for row in result.rows:
-        yield _ratio(row.ratio)
+        for ratio in (row.ratio, row.mean_ratio, row.p99_ratio):
+            if ratio is not None:
+                yield _ratio(ratio)
         for value_ns in (row.mean_ns, row.p50.value_ns, row.p99.value_ns):
             yield (0, value_ns)
     for outcome in result.outcomes:

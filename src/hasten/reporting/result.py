@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -17,13 +18,22 @@ from hasten.core.comparison import Comparison
 from hasten.core.invocation import Invocation
 from hasten.engines.estimates import Source, check_latency
 from hasten.errors import InputError
-from hasten.measure.intervals import Quantile, Ratio, Rounds, Statistic, paired_ratio, quantile
+from hasten.measure.intervals import (
+    Quantile,
+    Ratio,
+    Rounds,
+    Statistic,
+    paired_ratio,
+    quantile,
+    ratio_of_means,
+)
 
 Fate: TypeAlias = Literal[
     "baseline", "exact", "judged", "left early", "not judged", "skipped", "failed"
 ]
 """Fate of a candidate: "left early" if it was surely over the limit, "not judged" if it was
 slower."""
+_NONE: Rounds = MappingProxyType({})
 UNEVEN = (
     "{} is compared by its mean: a request that is asked again costs both models, others cost one"
 )
@@ -44,6 +54,10 @@ class Row:
         size_bytes: Size of the model's files; None for a Python function.
         accuracy: Accuracy in words: "exact", the certificate, or why there is none.
         statistic: Statistic that the ratio compares.
+        mean_ratio: Mean latency over all requests, divided by the default engine's; None in records
+            of older versions.
+        p99_ratio: p99 divided by the default engine's; None where one of them isn't established,
+            and in records of older versions.
     """
 
     role: str
@@ -55,6 +69,8 @@ class Row:
     size_bytes: int | None
     accuracy: str
     statistic: Statistic = "p50"
+    mean_ratio: Ratio | None = None
+    p99_ratio: Ratio | None = None
 
     @property
     def speedup(self) -> float:
@@ -71,6 +87,9 @@ def row(
     size_bytes: int | None,
     accuracy: str,
     statistic: Statistic = "p50",
+    processes: Mapping[int, int] | None = None,
+    refused: Rounds = _NONE,
+    refused_baseline: Rounds = _NONE,
 ) -> Row:
     """Derive a row from raw rounds.
 
@@ -82,18 +101,29 @@ def row(
         size_bytes: Size of the model's files, where it has any.
         accuracy: Accuracy in words.
         statistic: Statistic that the ratio compares.
+        processes: Round -> number of the process of each model that took it; None for single ones.
+        refused: Round -> latencies of the model while the host was busy, which a p99 counts.
+        refused_baseline: The same of the default engine.
     """
     everything = np.concatenate([np.asarray(block, np.float64) for block in own.values()])
+    p99, other = quantile(own, 0.99, refused=refused), None
+    if p99.high_ns is not None:
+        other = quantile(baseline, 0.99, refused=refused_baseline).high_ns
+    every, every_baseline = {**own, **refused}, {**baseline, **refused_baseline}
     return Row(
         role=role,
         label=label,
-        ratio=paired_ratio(own, baseline, statistic),
+        ratio=paired_ratio(own, baseline, statistic, processes=processes),
         p50=quantile(own, 0.5),
-        p99=quantile(own, 0.99),
+        p99=p99,
         mean_ns=float(everything.mean()),
         size_bytes=size_bytes,
         accuracy=accuracy,
         statistic=statistic,
+        mean_ratio=ratio_of_means(own, baseline, processes=processes),
+        p99_ratio=None
+        if other is None
+        else paired_ratio(every, every_baseline, "p99", processes=processes),
     )
 
 

@@ -22,7 +22,7 @@ from hasten.reporting.markup import (
     table,
 )
 from hasten.reporting.result import Outcome, Result
-from hasten.reporting.rows import claimed, columns, latency, method_columns, per_step, won
+from hasten.reporting.rows import beside, claimed, columns, latency, method_columns, per_step, won
 
 
 def headline(result: Result) -> str:
@@ -115,6 +115,7 @@ def figures(report: Report) -> Html:
         "figures",
         "The figures",
         table("The final figures", head, shown),
+        paragraph(f"{also}.") if (also := beside(result)) else NONE,
         paragraph(f"{per_step(result)}.") if result.steps != 1 else NONE,
         plot.html(
             "From rounds timed after the choice. Each ratio is paired round by round, with its 95% "

@@ -125,7 +125,7 @@ def test_all_well_is_four_lines() -> None:
         "http://127.0.0.1:8000, model m: 100 requests a second evenly spaced for 1 s, "
         "random numbers, binary",
         "answered 100 a second",
-        "latency from when a request was due: p50 1 ms, p90 1 ms, p99 not established, mean 1 ms",
+        "latency from when a request was due: p50 1 ms (1 to 1), p90 1 ms (1 to 1), p99 not established, mean 1 ms",
         "100 requests: 100 ok",
     ]
 
@@ -197,14 +197,9 @@ def test_a_server_that_takes_no_raw_bytes_is_told_what_to_do() -> None:
     )
 
 
-@given(st.integers(10**8, 10**11), st.lists(st.floats(0, 1, exclude_max=True), min_size=1))
-def test_slices_hold_every_latency_once_and_last_a_second_at_most(
-    duration_ns: int, shares: list[float]
-) -> None:
-    due_ns = sorted(int(share * duration_ns) for share in shares)
-    rounds = slices(due_ns, range(len(due_ns)), duration_ns)
-    assert [latency for block in rounds.values() for latency in block] == list(range(len(due_ns)))
+@given(st.integers(1, 5000))
+def test_slices_hold_every_latency_once_in_order_and_are_as_many_as_a_p99_takes(count: int) -> None:
+    rounds = slices(range(count))
+    assert [latency for number in sorted(rounds) for latency in rounds[number]] == [*range(count)]
     assert all(rounds.values())
-    dues = dict(enumerate(due_ns))
-    assert all(dues[block[-1]] - dues[block[0]] <= 10**9 for block in rounds.values())
-    assert max(rounds) < max(30, duration_ns / 10**9 + 1)
+    assert len(rounds) == count if count < 1000 else 500 <= len(rounds) < 1000

@@ -7,9 +7,9 @@ import pytest
 
 from hasten.engines.null import Null
 from hasten.measure.candidate import Measurement, Single, Trial
-from hasten.measure.intervals import Statistic
+from hasten.measure.intervals import Statistic, quantile
 from hasten.measure.latency import Pace, pace_for
-from hasten.measure.race import AGAIN, BASELINE, Standings, _finished, dominated
+from hasten.measure.race import AGAIN, BASELINE, Standings, dominated, finished
 from hasten.optimization.measured.screening import ratio
 
 Draw = Callable[[np.random.Generator], Sequence[float]]
@@ -48,6 +48,28 @@ def test_means_decide_while_a_p99_is_not_established(rounds: int, decides: str) 
     assert (found.statistic, found.established) == (decides, decides == "p99")
 
 
+@pytest.mark.parametrize(("rounds", "decides"), [(160, "mean"), (440, "p99")])
+def test_a_p99_to_be_told_takes_hundreds_of_rounds(rounds: int, decides: str) -> None:
+    found = standings("p99", rounds)
+    assert found.statistic == "p99"
+    found.told = True
+    assert found.statistic == decides
+
+
+def test_busy_rounds_are_part_of_a_p99_and_of_nothing_else() -> None:
+    found = standings("p99", 440)
+    calm, mean = found.ratio(AGAIN), found.means(AGAIN)
+    for number in range(440, 452):
+        stalled = {BASELINE: (10**6,) * 24, AGAIN: (10**7,) * 24}
+        found.add(number, stalled, {}, counts=False)
+    assert found.counted == 440
+    assert found.ratio(AGAIN).estimate > 5 * calm.estimate
+    assert found.means(AGAIN) == mean
+    assert found.shows_p99(BASELINE)
+    high = quantile(found.rounds[AGAIN], 0.99, refused=found.busy[AGAIN]).high_ns
+    assert high is None or high == 10**7
+
+
 def test_who_fell_out_keeps_no_p99_from_being_established() -> None:
     found = standings("p99", 40)
     found.rounds["fallen"] = {0: (5,)}
@@ -55,13 +77,13 @@ def test_who_fell_out_keeps_no_p99_from_being_established() -> None:
 
 
 def test_a_race_for_p99_goes_on_until_it_is_established() -> None:
-    assert not _finished(standings("p99", 24), 24, settle=10.0)
-    assert _finished(standings("mean", 24), 24, settle=10.0)
-    assert _finished(standings("p99", 40), 24, settle=10.0)
+    assert not finished(standings("p99", 24), 24, settle=10.0)
+    assert finished(standings("mean", 24), 24, settle=10.0)
+    assert finished(standings("p99", 40), 24, settle=10.0)
     few = standings("p99", 96)
     few.rounds = {name: {r: b[:2] for r, b in own.items()} for name, own in few.rounds.items()}
     assert not few.established
-    assert _finished(few, 24, settle=10.0)  # four times as many rounds are enough for anything
+    assert finished(few, 24, settle=10.0)  # four times as many rounds are enough for anything
 
 
 def test_nobody_falls_out_by_another_figure_than_the_one_asked_for() -> None:

@@ -1,5 +1,6 @@
 """What ships, by what was certified and by fresh rounds."""
 
+import dataclasses
 from collections.abc import Iterable
 from typing import cast
 
@@ -70,8 +71,78 @@ def test_what_was_certified_ships_where_fresh_rounds_find_it_faster() -> None:
 @pytest.mark.parametrize("fast", [0.795, 0.8, 0.9])
 def test_what_is_not_faster_than_the_exact_model_in_fresh_rounds_does_not_ship(fast: float) -> None:
     choice = settled(standings(fast=fast, exact=0.8), "exact", [("fast", PASSED)])
-    why = f"{EXACT}in fresh rounds the certified candidate was not faster than the exact model"
-    assert choice == Choice("exact", "exact", "exact", why, beaten="fast")
+    short = "was not faster than the exact model"
+    why = f"{EXACT}in fresh rounds the certified candidate {short}"
+    assert choice == Choice("exact", "exact", "exact", why, beaten="fast", short=short)
+
+
+def test_what_is_faster_mostly_and_slower_in_the_mean_does_not_ship() -> None:
+    final = standings(fast=0.8, exact=1.0)
+    for number in (
+        3,
+        9,
+        15,
+    ):  # a tenth of the rounds, which the paired mean of rounds hardly counts
+        stalled = list(final.rounds["fast"][number])
+        final.rounds["fast"][number] = (*stalled[:4], *(int(20 * x) for x in stalled[4:]))
+    assert final.ratio("fast").high < 0.85
+    choice = settled(final, "default", [("fast", PASSED)])
+    means = final.means("fast")
+    assert means.estimate > 1.4
+    assert (choice.winner, choice.status, choice.beaten) == ("default", "exact", "fast")
+    assert choice.short == (
+        f"took {means.estimate:.2f} times the exact model's mean latency "
+        f"({means.low:.2f} to {means.high:.2f})"
+    )
+
+
+def test_a_cascade_that_is_faster_in_most_rounds_and_slower_in_all_does_not_ship() -> None:
+    final = standings(fast=0.8)
+    final.uneven = {"fast"}
+    final.rounds["fast"][5] = tuple(100 * x for x in final.rounds["fast"][5])
+    assert final.ratio("fast").high < 0.85  # the mean of rounds, where one hardly counts
+    assert settled(final, "default", [("fast", PASSED)]).winner == "default"
+
+
+@pytest.mark.parametrize(("on_two", "ships"), [(0.9, "fast"), (1.3, "default")])
+def test_what_is_slower_on_the_threads_that_ship_does_not_ship(on_two: float, ships: str) -> None:
+    choice = decide(
+        Ladder("default", ()),
+        [("fast", PASSED)],
+        standings(fast=0.5),
+        baseline="default",
+        as_it_was=dataclasses.replace(standings(fast=on_two), threads=2),
+    )
+    assert choice.winner == ships
+    if ships == "default":
+        assert choice.short == "was slower than the exact model on 2 threads, as it would ship"
+
+
+def in_processes(rng: np.random.Generator, count: int, **ratios: float) -> Standings:
+    """Fresh rounds whose models differ from process to process by a percent, and from round to round."""
+    found = Standings("figures/1", 1)
+    for number in range(40):
+        found.processes[number] = number // (40 // count)
+    for name, ratio in {BASELINE: 1.0, AGAIN: 1.0, **ratios}.items():
+        lasting = rng.normal(0, 0.01, count)
+        found.rounds[name] = {
+            r: tuple(map(int, 1e6 * ratio * np.exp(lasting[p] + rng.normal(0, 0.01, 3))))
+            for r, p in found.processes.items()
+        }
+    return found
+
+
+def test_a_lasting_difference_between_processes_makes_nothing_faster() -> None:
+    rng = np.random.default_rng(0)
+
+    def shipped(runs: int, count: int, ratio: float) -> float:
+        found = (in_processes(rng, count, fast=ratio) for _ in range(runs))
+        judged: Judged = [("fast", PASSED)]
+        return sum(settled(one, "default", judged).winner == "fast" for one in found) / runs
+
+    assert shipped(100, 5, 1.0) <= 0.08  # 2.5% are expected
+    assert shipped(40, 1, 1.0) > 0.08  # what one process of each makes of it
+    assert shipped(20, 5, 0.93) > 0.8
 
 
 @pytest.mark.parametrize("kept", [[], [0], range(23), [*range(11), *range(12, 24)]])

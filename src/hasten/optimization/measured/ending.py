@@ -68,12 +68,15 @@ class Finish:
             loose=loose,
             compared=self._samples,
             accept_uncertified=order.accept_uncertified,
+            as_it_was=racing.as_it_was,
         )
         if choice.beaten is not None:
             racing.job.notes.append(
-                f"{racing.candidate(choice.beaten).label} was certified, but in fresh rounds it was not "
-                "faster than the exact model beyond the noise: the exact model ships"
+                f"{racing.candidate(choice.beaten).label} was certified, but in fresh rounds it "
+                f"{choice.short}: the exact model ships"
             )
+        if racing.as_it_was is not None:
+            racing.job.notes.append(self._as_shipped(racing.as_it_was, choice))
         method = method_of(racing.candidate(choice.winner)) if best else ""
         best |= {method: choice.winner} if method else {}
         shown = self._shown(choice, loose)
@@ -188,14 +191,24 @@ class Finish:
             key for key in shown if key not in (None, self.racing.trials.baseline.key)
         )
         threads = self.racing.bench.target.threads
-        final = self.racing.race(
-            "figures",
-            [self.racing.candidate(key) for key in keys if key],
-            self.racing.effort.final_rounds,
-            dropping=False,
-        )
+        final = self.racing.fresh([self.racing.candidate(key) for key in keys if key])
         self.racing.use_threads(threads)  # what was certified ships, whichever threads were timed
         return final
+
+    def _as_shipped(self, as_it_was: Standings, choice: Choice) -> str:
+        """Say how fast the winner is on the threads that ship, where the figures are of fewer."""
+        threads, baseline = as_it_was.threads, self.racing.trials.baseline.key
+        shipped = f"the bundle runs on {threads} threads, and the figures are of one"
+        if choice.winner == baseline:
+            return f"{shipped}: it is the default engine"
+        if not as_it_was.stands(choice.winner):
+            return f"{shipped}: on {threads} its speed wasn't measured"
+        found = as_it_was.ratio(choice.winner)
+        return (
+            f"{shipped}: on {threads}, in {as_it_was.counted} rounds on the busy host, "
+            f"{self.racing.candidate(choice.winner).label} took {found.estimate:.2f} times as long as "
+            f"the default engine ({found.low:.2f} to {found.high:.2f})"
+        )
 
     def _rows(self, final: Standings, choice: Choice, loose: str | None) -> tuple[Row, ...]:
         """Return the rows of the table; a candidate without fresh rounds has none."""
@@ -217,6 +230,9 @@ class Finish:
                         size_bytes=self.racing.artifact(self.racing.candidate(key)).size_bytes,
                         accuracy=accuracy,
                         statistic=final.statistic_of(entrant),
+                        processes=final.several,
+                        refused=final.busy.get(entrant, {}),
+                        refused_baseline=final.busy.get(BASELINE, {}),
                     )
                 )
         return tuple(rows)

@@ -120,7 +120,7 @@ class Measured(Judge):
     def choose(self) -> Ladder:
         """Race the best, then choose the exact model to beat and the ladder of those to certify."""
         field = self.racing.field()
-        standings = self.racing.race("race", field, self.racing.effort.race_rounds, dropping=True)
+        standings = self.racing.race(field)
         baseline = self.racing.trials.baseline.key
         even = Ratio(1.0, 1.0, 1.0, standings.counted)
         entered = [Standing(baseline, True, even, 0.0, 0.0)] + [

@@ -13,6 +13,7 @@ from hasten.measure.race import BASELINE, Standings
 from hasten.optimization.judge import Ladder, Verdicts
 from hasten.optimization.measured.racing import Racing
 from hasten.passes.small_model import small_model_of
+from hasten.reporting.evidence import FIGURES_SCHEMA
 from hasten.reporting.result import Fate, Limit, Method, Outcome, Rung
 
 ORIGINAL = "as it is"
@@ -64,8 +65,11 @@ def figures_record(racing: Racing, final: Standings, roles: Mapping[str, str]) -
     return {
         "race.json": [event for event in rounds if event["race"].startswith("race/")],
         "figures.json": {
+            "schema": FIGURES_SCHEMA,
             "rounds": final.rounds,
             "refused": final.refused,
+            "refused_rounds": final.busy,
+            "processes": final.processes,
             "threads": final.threads,
             "roles": roles,
         },

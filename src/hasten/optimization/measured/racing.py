@@ -12,7 +12,14 @@ from hasten.measure.intervals import Ratio
 from hasten.measure.latency import Pace
 from hasten.measure.probe import usable_threads
 from hasten.measure.process import Worker
-from hasten.measure.race import AGAIN, BASELINE, NotEstablished, Standings, race
+from hasten.measure.race import (
+    AGAIN,
+    BASELINE,
+    NotEstablished,
+    Standings,
+    journaled,
+    race,
+)
 from hasten.measure.workbench import Workbench
 from hasten.optimization.choose import Standing, faster, ladder, undecided
 from hasten.optimization.job import Job
@@ -34,7 +41,11 @@ class Racing:
         bench: Workbench that makes candidates, with the threads that engines have now.
         trials: Screening of each candidate beside the baseline.
         asked_threads: Number of threads that the target has.
+        as_it_was: Fresh rounds on more threads than the host ran at once, all of them, where the
+            figures had to be taken on one thread; None where they are of what ships.
     """
+
+    as_it_was: Standings | None = None
 
     def __init__(self, job: Job, ready: Ready) -> None:
         order = job.order
@@ -112,35 +123,96 @@ class Racing:
         chosen = dict.fromkeys([*(s.key for s in exact), *rungs, *close])
         return [by_key[key] for key in list(chosen)[:FIELD]]
 
-    def race(
-        self, name: str, candidates: Sequence[Candidate], rounds: int, *, dropping: bool
-    ) -> Standings:
+    def race(self, candidates: Sequence[Candidate]) -> Standings:
         """Race candidates against the baseline and its twin, on as many threads as possible."""
         for threads in dict.fromkeys((self.bench.target.threads, 1)):
-            bench = dataclasses.replace(self.bench, target=self.bench.target.with_threads(threads))
+            name, bench = f"race/{threads}", self._bench_on(threads)
             try:
-                return self._race(bench, f"{name}/{threads}", candidates, rounds, dropping)
+                standings = self._turns(
+                    bench, name, candidates, self.effort.race_rounds, dropping=True
+                )
+                return self._noted(standings, "rounds of the race", "race")
             except NotEstablished as why:
-                self.job.notes.append(f"figures are for one thread, not {threads}: {why}")
-                self.use_threads(1)
+                self._fall_back(threads, why)
         raise AssertionError("one thread needs no probe")
 
-    def _race(
+    def fresh(self, candidates: Sequence[Candidate]) -> Standings:
+        """Time candidates anew, each in several processes, on as many threads as possible.
+
+        The first of a set of processes ends before the next begins, so that the memory of one set
+        is enough. A stopped run goes on with new processes.
+        """
+        for threads in dict.fromkeys((self.bench.target.threads, 1)):
+            name = f"figures/{threads}"
+            try:
+                standings = self._replicated(self._bench_on(threads), name, candidates)
+                return self._noted(standings, "fresh rounds", "fresh rounds")
+            except NotEstablished as why:
+                self._fall_back(threads, why)
+                self.as_it_was = self._journaled(name, threads, candidates, all_count=True)
+        raise AssertionError("one thread needs no probe")
+
+    def _bench_on(self, threads: int) -> Workbench:
+        return dataclasses.replace(self.bench, target=self.bench.target.with_threads(threads))
+
+    def _fall_back(self, threads: int, why: NotEstablished) -> None:
+        self.job.notes.append(f"figures are for one thread, not {threads}: {why}")
+        self.use_threads(1)
+
+    def _journaled(
+        self, name: str, threads: int, candidates: Sequence[Candidate], *, all_count: bool = False
+    ) -> Standings:
+        """Return the fresh rounds so far."""
+        objective, journal = self.job.order.objective, self.job.journal
+        standings, _ = journaled(name, threads, objective, journal, all_count=all_count)
+        standings.uneven, standings.told = _uneven(candidates), True
+        return standings
+
+    def _replicated(
+        self, bench: Workbench, name: str, candidates: Sequence[Candidate]
+    ) -> Standings:
+        """Run the fresh rounds, in one set of processes after another."""
+        objective, most = self.job.order.objective, 2 * self.effort.processes
+        each = max(2, -(-self.effort.fresh_rounds(objective) // self.effort.processes))
+        settle, out = self.effort.settled(objective, final=True), set[str]()
+        while True:
+            standings = self._journaled(name, bench.target.threads, candidates)
+            taken = {*standings.processes.values()}
+            whole = sum(standings.counted_of(process) >= each for process in taken)
+            settled = whole >= self.effort.processes and (
+                standings.established and standings.width <= settle
+            )
+            if settled or whole >= most:
+                return standings
+            out |= standings.failed.keys()
+            still = [one for one in candidates if one.key not in out]
+            process = max(taken, default=-1) + 1
+            self._turns(bench, name, still, each, dropping=False, process=process, out=out)
+
+    def _turns(
         self,
         bench: Workbench,
         name: str,
         candidates: Sequence[Candidate],
         count: int,
+        *,
         dropping: bool,
+        process: int | None = None,
+        out: set[str] | None = None,
     ) -> Standings:
+        """Open candidates, race them, and end their processes; add those that don't open to `out`."""
         entrants: dict[str, Worker] = {}
         self.trials.close()
         # No inexact candidate is as safe as an exact one, whatever a few samples show.
         trials = [self.trials.done[c.key] for c in candidates]
         risks = {t.candidate.key: -1.0 if t.exact else self.trials.risk(t) for t in trials}
+        objective = self.job.order.objective
+        total = count if process is None else self.effort.fresh_rounds(objective)
         try:
             self._enter(entrants, bench, candidates)
-            standings = race(
+            if out is not None:
+                out |= risks.keys() - entrants.keys()
+            return race(
                 name,
                 entrants,
                 self.ready.parts.search,
@@ -149,22 +221,25 @@ class Racing:
                 count=count,
                 pace=self.pace,
                 seed=self.job.order.seed,
-                settle=self.effort.settled(self.job.order.objective, final=not dropping),
-                objective=self.job.order.objective,
-                uneven={c.key for c in candidates if c.engine.uneven},
+                settle=self.effort.settled(objective, final=not dropping),
+                objective=objective,
+                uneven=_uneven(candidates),
                 risks=risks if dropping else None,
+                process=process,
                 listen=lambda s: self.job.tell(
-                    name.partition("/")[0], f"round {s.counted + s.refused}", s.counted, count
+                    name.partition("/")[0], f"round {s.counted + s.refused}", s.counted, total
                 ),
             )
         finally:
             for worker in entrants.values():
                 worker.kill()
-        where = "race" if dropping else "fresh rounds"
+
+    def _noted(self, standings: Standings, rounds: str, where: str) -> Standings:
+        """Note what the standings don't show, and who dropped out."""
         if not standings.established:
-            taken = f"{standings.counted} {'rounds of the race' if dropping else 'fresh rounds'}"
             self.job.notes.append(
-                f"{self.job.order.objective} is not established in {taken}, so means are compared instead"
+                f"{self.job.order.objective} is not established in {standings.counted} {rounds}, so "
+                "means are compared instead"
             )
         for key, why in standings.failed.items():
             self.job.notes.append(f"{self.candidate(key).label} dropped out of the {where}: {why}")
@@ -268,3 +343,8 @@ class Racing:
             opened.worker.kill()
             artifact = opened.artifact
         return artifact
+
+
+def _uneven(candidates: Sequence[Candidate]) -> set[str]:
+    """Return the keys of candidates that are compared by their mean."""
+    return {one.key for one in candidates if one.engine.uneven}
