@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from hasten.bundle import Part, Status
+from hasten.certificate.looks import Look
 from hasten.certificate.verdict import Judgement
 from hasten.core.comparison import Comparison
 from hasten.core.target import Target
@@ -44,10 +45,12 @@ class Sealed:
     Attributes:
         verdicts: Verdicts on the ladder, from which it is decided what ships.
         comparisons: Comparisons with the original, of those that may ship; they decide nothing.
+        look: Look at the sealed data, by the ledger; None where no candidate was tested.
     """
 
     verdicts: Verdicts = ()
     comparisons: tuple[Comparison, ...] = ()
+    look: Look | None = None
 
     def comparison_of(self, label: str) -> Comparison | None:
         """Return the comparison of a model by its description; None where there is none."""

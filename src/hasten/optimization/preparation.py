@@ -50,6 +50,7 @@ from hasten.measure.environment import versions
 from hasten.measure.workbench import Workbench
 from hasten.optimization.folding import Prepared, fold
 from hasten.optimization.job import Job
+from hasten.optimization.memory import earlier_of, keep_earlier, leave_seen
 from hasten.optimization.order import Order
 from hasten.optimization.unrolling import (
     Unrolled,
@@ -196,7 +197,12 @@ def prepare(
         job.notes.append(note)
     source, preparation, dataset, known = made.model, made.pipeline, made.dataset, made.training
     parts = lay_out(
-        dataset, job.folder, calibration=order.calibration, seed=order.seed, training=known
+        dataset,
+        job.folder,
+        calibration=order.calibration,
+        seed=order.seed,
+        training=known,
+        earlier=earlier_of(job),
     )
     source = source.settled_by(
         first_step(source, dataset, order.states)
@@ -231,6 +237,7 @@ def prepare(
         if sequences is not None
         else chosen(order.report, parts.search.labels, source.outputs, kept_pipeline),
     )
+    keep_earlier(job, parts)
     check_same_run(job.journal, facts(order, ready))
     if sequences is not None and isinstance(dataset, SequenceData):
         ready = replace(ready, unrolled=unroll(job, source, parts, sequences, dataset))
@@ -240,6 +247,7 @@ def prepare(
     if not order.engines:
         job.notes += without_program(target.family)
     job.notes += warnings(parts, ready.promise, calibrating(order, ready))
+    leave_seen(job, parts)
     return ready
 
 

@@ -12,12 +12,14 @@ from hasten.certificate.certification import (
     sealed_scores,
 )
 from hasten.certificate.figures import Answers, Setting, compared
+from hasten.certificate.looks import Look, answers_digest, refused
 from hasten.certificate.verdict import Judgement
 from hasten.core.comparison import Comparison
 from hasten.core.records import digest, from_record, to_record
 from hasten.errors import CandidateError, InputError
 from hasten.measure.workbench import OpenWorker
 from hasten.optimization.judge import Judge, Ladder, Sealed, Verdicts
+from hasten.optimization.memory import take_look
 
 
 def search(judge: Judge) -> None:
@@ -62,21 +64,27 @@ def certify(judge: Judge, ladder: Ladder) -> Sealed:
             for key, entry in known["judged"]
         ]
         compared_then = (from_record(Comparison, one) for one in known.get("compared", ()))
-        return Sealed(verdicts, tuple(compared_then))
-    job.journal.append("sealed read", samples=len(judge.ready.parts.sealed))
+        look = known.get("look")
+        return Sealed(
+            verdicts, tuple(compared_then), None if look is None else from_record(Look, look)
+        )
+    look = take_look(job, judge.ready.parts) if ladder.rungs else None
     answers = Answers() if setting.models else None
-    verdicts = _judged(judge, ladder, answers)
+    verdicts, look = _judged(judge, ladder, answers, look)
     comparisons = () if answers is None else _compared(judge, ladder, verdicts, setting, answers)
     job.journal.append(
         "judged",
         judged=[[key, to_record(entry)] for key, entry in verdicts],
         compared=to_record(comparisons),
+        look=look,
     )
-    return Sealed(verdicts, comparisons)
+    return Sealed(verdicts, comparisons, look)
 
 
-def _judged(judge: Judge, ladder: Ladder, answers: Answers | None) -> Verdicts:
-    """Read the sealed data, keep the answers where they are wanted, and judge the ladder.
+def _judged(
+    judge: Judge, ladder: Ladder, answers: Answers | None, look: Look | None
+) -> tuple[Verdicts, Look | None]:
+    """Read the sealed data, keep the answers where they are wanted, and judge the ladder by its look.
 
     Raises:
         InputError: the original can't answer a sample.
@@ -104,15 +112,28 @@ def _judged(judge: Judge, ladder: Ladder, answers: Answers | None) -> Verdicts:
             units=ready.parts.sealed_units,
             **({} if answers is None else {"watch": answers}),
         )
-    return judge_ladder(
+    if look is None:
+        return (), None
+    digest_of_all = answers_digest(
+        [bytes.fromhex(one) for one in ready.parts.sealed_hashes],
+        original,
+        ladder.rungs,
+        {**scores, **failed},
+        ready.sealed_units,
+        ready.promise,
+    )
+    look = job.ledger.settled(look, digest_of_all)
+    verdicts = judge_ladder(
         original,
         ladder.rungs,
         {**scores, **failed},
         ready.sealed_units,
         {key: prior_of(trials.drops(trials.done[key]), units) for key in ladder.rungs},
-        ready.promise,
+        look.promise(ready.promise),
         binary=trials.binary,
     )
+    job.ledger.end(look, digest_of_all, refused=refused(verdicts))
+    return verdicts, look
 
 
 def _exact(judge: Judge, ladder: Ladder) -> tuple[str, ...]:
