@@ -27,7 +27,8 @@ from hasten.certificate.ledger_file import (
     set_lines,
     today,
 )
-from hasten.certificate.looks import Look, PastLook, look_at, worth
+from hasten.certificate.looks import Look, PastLook, look_at, refused, worth
+from hasten.certificate.verdict import Judgement
 from hasten.errors import InputError
 from hasten.inputs.data.splits import KNOWN_BYTES, Earlier
 
@@ -55,13 +56,13 @@ class Past:
 
     def earlier(self, asked: float) -> Earlier:
         """Return the past as the split of data takes it, for an alpha that is asked for."""
-        refused: dict[bytes, int] = {}
+        counts: dict[bytes, int] = {}
         for look in self.looks:
             spent = look.refused is not False and not look.repeats
             for one in look.hashes:
-                refused[one] = refused.get(one, 0) + spent
-        worths = [worth(asked, count) for count in range(1 + max(refused.values(), default=0))]
-        return Earlier(self.seen, {one: worths[count] for one, count in refused.items()})
+                counts[one] = counts.get(one, 0) + spent
+        worths = [worth(asked, count) for count in range(1 + max(counts.values(), default=0))]
+        return Earlier(self.seen, {one: worths[count] for one, count in counts.items()})
 
 
 @dataclass
@@ -77,6 +78,11 @@ class Ledger:
     file: LedgerFile | None
     trouble: str = ""
     unusable: bool = False
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what a person must know of it now: nothing where all is well, or none is wanted."""
+        return (self.trouble,) if self.trouble and self.file is not None else ()
 
     @classmethod
     def at(cls, folder: Path, limit_bytes: int = LIMIT_BYTES) -> Ledger:
@@ -101,49 +107,43 @@ class Ledger:
                 name, lines = set_lines(content, new)
                 file.append(folder, content, [*lines, Seen(name, today())])
 
-    def look(self, hashes: Iterable[bytes], *, asked: float, also: Past | None = None) -> Look:
-        """Return the look that is about to read samples, after it was written down.
+    def look(
+        self, hashes: Iterable[bytes], answers: str, *, asked: float, also: Past | None = None
+    ) -> Look:
+        """Return the look that is about to judge answers, after it was written down.
+
+        Until then nobody knows what came out, so a run that is killed before spends nothing. The very
+        test of an earlier look is a repeat, or that look itself where it never came to an end.
 
         Args:
-            hashes: Content hashes, of which the first 16 bytes count.
+            hashes: Content hashes of the samples, of which the first 16 bytes count.
+            answers: Digest of the whole test, by `answers_digest`.
             asked: Alpha that is asked for.
             also: Past that is known from elsewhere, as from an older bundle.
         """
-        mine, own, known = short(hashes), secrets.token_hex(8), also or Past()
+        mine, known = short(hashes), also or Past()
+        own = secrets.token_hex(8)
         with self._troubled(), self._opened() as (file, folder, content):
-            past = known + Past(looks=tuple(content.looks.values()))
-            look = look_at(mine, past.looks, own=own, asked=asked, kept="")
-            name, lines = set_lines(content, mine)
-            lines.append(Looked(own, name, look.alpha, today()))
-            file.append(folder, content, lines)
+            past = (known + Past(looks=tuple(content.looks.values()))).looks
+            same = next((one for one in past if one.answers == answers and not one.repeats), None)
+            if same is not None and same.refused is None:
+                own = same.id
+            look = look_at(mine, past, own=own, asked=asked, kept="")
+            if same is not None:
+                look = replace(look, alpha=same.alpha, repeats=same.id != own)
+            if own not in content.looks:
+                name, lines = set_lines(content, mine)
+                line = Looked(own, name, look.alpha, answers, look.repeats, today())
+                file.append(folder, content, [*lines, line])
+            self.trouble = file.trouble
             return replace(look, kept=f"by a ledger {self._since(content)}")
         return look_at(mine, known.looks, own=own, asked=asked, kept=self.trouble)
 
-    def settled(self, look: Look, answers: str) -> Look:
-        """Return a look once its answers are known: a repeat of an earlier one takes its level.
-
-        Args:
-            look: Look as it began.
-            answers: Digest of the whole test, by `answers_digest`.
-        """
-        with self._troubled(), self._opened() as (_, _, content):
-            for one in content.looks.values():
-                if one.id != look.id and one.answers == answers and not one.repeats:
-                    return replace(look, alpha=one.alpha, repeats=True)
-        return look
-
-    def end(self, look: Look, answers: str, *, refused: bool) -> None:
-        """Keep how a look ended.
-
-        Args:
-            look: Look as it was settled.
-            answers: Digest of the whole test.
-            refused: Whether a candidate wasn't certified.
-        """
+    def end(self, look: Look, judged: Iterable[tuple[str, Judgement | str]]) -> None:
+        """Keep how a look ended: whether a candidate wasn't certified."""
         with self._troubled(), self._opened() as (file, folder, content):
             if look.id in content.looks:
-                line = Ended(look.id, look.alpha, refused, answers, look.repeats)
-                file.append(folder, content, [line])
+                file.append(folder, content, [Ended(look.id, refused(judged))])
 
     def forget(self) -> None:
         """Empty the ledger; a new one begins, whose certificates say since when it is kept.

@@ -59,11 +59,13 @@ class Seen(msgspec.Struct, tag="seen"):
 
 
 class Looked(msgspec.Struct, tag="look"):
-    """A run is about to read samples, to test candidates at a level."""
+    """A run is about to test candidates on samples, at a level; `answers` is the digest of the test."""
 
     id: str
     set: str
     alpha: float
+    answers: str
+    repeats: bool
     on: str
 
 
@@ -71,10 +73,7 @@ class Ended(msgspec.Struct, tag="end"):
     """A look came to its end."""
 
     id: str
-    alpha: float
     refused: bool
-    answers: str
-    repeats: bool
 
 
 Line: TypeAlias = Begun | Samples | Seen | Looked | Ended
@@ -111,15 +110,11 @@ class Content:
         elif isinstance(line, Seen):
             self.seen |= self.sets[line.set]
         elif isinstance(line, Looked):
-            self.looks[line.id] = PastLook(line.id, self.sets[line.set], line.alpha)
-        else:
-            self.looks[line.id] = replace(
-                self.looks[line.id],
-                alpha=line.alpha,
-                refused=line.refused,
-                answers=line.answers,
-                repeats=line.repeats,
+            self.looks[line.id] = PastLook(
+                line.id, self.sets[line.set], line.alpha, None, line.answers, line.repeats
             )
+        else:
+            self.looks[line.id] = replace(self.looks[line.id], refused=line.refused)
 
 
 @dataclass

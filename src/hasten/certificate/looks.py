@@ -85,7 +85,7 @@ class PastLook:
         hashes: First 16 bytes of the content hashes of its samples.
         alpha: Level at which it was tested.
         refused: Whether a candidate wasn't certified; None where the look never came to an end.
-        answers: Digest of its limits and scores; empty where it never came to an end.
+        answers: Digest of the whole test; empty where it isn't known.
         repeats: Whether it repeated an earlier one.
     """
 

@@ -40,15 +40,19 @@ def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
         sealed: What the sealed data said.
     """
     job, ready, verdicts = judge.job, judge.ready, sealed.verdicts
-    job.notes += shortfall(verdicts, ready, calibrating(job.order, ready))
+    job.notes += shortfall(
+        verdicts,
+        ready,
+        calibrating(job.order, ready),
+        remembered=job.ledger.file is not None,
+    )
     if sealed.look is not None and not sealed.look.plain:
         job.notes.append(sealed.look.in_words())
-    elif job.ledger.file is not None and job.ledger.trouble:
-        job.notes.append(job.ledger.trouble)
+    job.notes += job.ledger.notes
     ending = judge.conclude(ladder, verdicts)
     parts = ready.parts
     comparison = sealed.comparison_of(ending.shipment.winner.label)
-    result = replace(ending.result, comparison=comparison)
+    result = replace(ending.result, comparison=comparison, look=sealed.look)
     records = {
         "result.json": to_record(result),
         "trials.json": [to_record(trial) for trial in judge.trials.done.values()],
@@ -133,7 +137,11 @@ def manifest_of(
             "look": None if look is None else {**to_record(look), "words": look.in_words()},
         },
         source_sha256=ready.given_sha256,
-        sealed={"samples": len(parts.sealed), "sha256": digest(parts.sealed_hashes)},
+        sealed={
+            "samples": len(parts.sealed),
+            "sha256": digest(parts.sealed_hashes),
+            **({} if look is None else {"look": look.in_words()}),
+        },
         target=shipment.target,
         environment=environment(shipment.target) | versions(bundle.step_packages(ready.pipeline)),
         pipeline=ready.pipeline,

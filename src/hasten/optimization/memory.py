@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from hasten.certificate.ledger import Past, short
-from hasten.certificate.looks import Look, PastLook
+from hasten.certificate.looks import Look, PastLook, look_at
 from hasten.core.records import from_record, read_json, write_json
 from hasten.inputs.data.splits import Earlier
 from hasten.optimization.job import Job
@@ -59,14 +60,34 @@ def leave_seen(job: Job, parts: Parts) -> None:
     job.ledger.saw(bytes.fromhex(one) for one in parts.seen_hashes)
 
 
-def take_look(job: Job, parts: Parts) -> Look:
-    """Return the look that is about to read the sealed data; a resumed run's is the one that it began."""
-    begun = job.journal.last("sealed read")
-    if begun is not None and "look" in begun:
+def expected_look(job: Job, parts: Parts) -> Look:
+    """Return the look that the sealed data will probably get, without writing it down."""
+    past = past_of(job.order.out, job) + job.ledger.past()
+    begun = job.journal.last("look") or {}
+    return look_at(
+        short(bytes.fromhex(one) for one in parts.sealed_hashes),
+        past.looks,
+        own=begun.get("look", {}).get("id", ""),
+        asked=1 - job.order.confidence,
+        kept="",
+    )
+
+
+def take_look(job: Job, hashes: Sequence[bytes], answers: str) -> Look:
+    """Return the look that judges the sealed data; a resumed run's is the one that it began.
+
+    Args:
+        job: The run at work.
+        hashes: Content hashes of the sealed samples.
+        answers: Digest of the whole test.
+    """
+    begun = job.journal.last("look")
+    if begun is not None:
         return from_record(Look, begun["look"])
-    hashes = [bytes.fromhex(one) for one in parts.sealed_hashes]
-    look = job.ledger.look(hashes, asked=1 - job.order.confidence, also=past_of(job.order.out, job))
-    job.journal.append("sealed read", samples=len(parts.sealed), look=look)
+    look = job.ledger.look(
+        hashes, answers, asked=1 - job.order.confidence, also=past_of(job.order.out, job)
+    )
+    job.journal.append("look", look=look)
     return look
 
 

@@ -50,7 +50,7 @@ from hasten.measure.environment import versions
 from hasten.measure.workbench import Workbench
 from hasten.optimization.folding import Prepared, fold
 from hasten.optimization.job import Job
-from hasten.optimization.memory import earlier_of, keep_earlier, leave_seen
+from hasten.optimization.memory import earlier_of, expected_look, keep_earlier, leave_seen
 from hasten.optimization.order import Order
 from hasten.optimization.unrolling import (
     Unrolled,
@@ -90,6 +90,8 @@ class Ready:
         given_sha256: SHA-256 of the model that was given, before anything was folded into it.
         unrolled: States and single steps, where samples are whole sequences; None elsewhere.
         figures: Metrics over the sealed set that are stated before and after.
+        tested: Promise with the confidence at which the sealed data will be tested, as far as the
+            ledger tells beforehand; None where that is the promise's own.
     """
 
     model: Model
@@ -114,6 +116,7 @@ class Ready:
         return 1.0 if self.unrolled is None else self.unrolled.steps_each
 
     figures: tuple[SetMetric, ...] = ()
+    tested: Promise | None = None
 
     @cached_property
     def search_units(self) -> Array:
@@ -246,7 +249,9 @@ def prepare(
         job.notes.append(f"images were prepared by {steps}")
     if not order.engines:
         job.notes += without_program(target.family)
-    job.notes += warnings(parts, ready.promise, calibrating(order, ready))
+    look = expected_look(job, parts)
+    ready = replace(ready, tested=look.promise(ready.promise))
+    job.notes += warnings(parts, ready.tested or ready.promise, calibrating(order, ready))
     leave_seen(job, parts)
     return ready
 
@@ -482,14 +487,40 @@ def _in_all(draws: int, parts: Parts, metric: Metric, calibration: int) -> str:
 
 
 def shortfall(
-    judged: Sequence[tuple[str, Judgement | str]], ready: Ready, calibration: int
+    judged: Sequence[tuple[str, Judgement | str]],
+    ready: Ready,
+    calibration: int,
+    *,
+    remembered: bool = False,
 ) -> list[str]:
-    """Return a note on the data that would probably settle what the sealed data couldn't."""
+    """Return a note on the data that would probably settle what the sealed data couldn't.
+
+    Args:
+        judged: Verdicts of the sealed data.
+        ready: Model and data of the run.
+        calibration: Most samples of the same data to calibrate from.
+        remembered: Whether a ledger is kept, so that the next run tests on fresh samples alone.
+    """
     entry = judged[0][1] if judged else None  # if the safest passed, something is certified
     if not isinstance(entry, Judgement) or entry.samples_needed is None:
         return []
+    short = f"{ready.sealed_draws:,} draws of the data were sealed and {entry.samples_needed:,} are needed: "
+    if remembered:
+        fresh = _fresh(entry.samples_needed, ready)
+        return [
+            f"{short}add about {fresh:,} samples that no run was given, which are tested alone at the "
+            "confidence asked for, or allow a larger drop, in a further look at these"
+        ]
     total = _in_all(entry.samples_needed, ready.parts, ready.promise.metric, calibration)
-    return [
-        f"{ready.sealed_draws:,} draws of the data were sealed and {entry.samples_needed:,} are needed: give about "
-        f"{total} in all, or allow a larger drop"
-    ]
+    return [f"{short}give about {total} in all, or allow a larger drop"]
+
+
+def _fresh(draws: int, ready: Ready) -> int:
+    """Return how many fresh samples to add to the data for a number of fresh draws to be sealed.
+
+    What was searched and tested on is for the search, which takes fresh ones too where that is less
+    than its share.
+    """
+    searched, sealed = len(ready.parts.search), len(ready.parts.sealed)
+    fresh = draws * sealed / ready.sealed_draws
+    return math.ceil(max(fresh, fresh * (searched + sealed) / sealed - (searched + sealed)))

@@ -12,7 +12,7 @@ from hasten.certificate.certification import (
     sealed_scores,
 )
 from hasten.certificate.figures import Answers, Setting, compared
-from hasten.certificate.looks import Look, answers_digest, refused
+from hasten.certificate.looks import Look, answers_digest
 from hasten.certificate.verdict import Judgement
 from hasten.core.comparison import Comparison
 from hasten.core.records import digest, from_record, to_record
@@ -68,9 +68,9 @@ def certify(judge: Judge, ladder: Ladder) -> Sealed:
         return Sealed(
             verdicts, tuple(compared_then), None if look is None else from_record(Look, look)
         )
-    look = take_look(job, judge.ready.parts) if ladder.rungs else None
+    job.journal.append("sealed read", samples=len(judge.ready.parts.sealed))
     answers = Answers() if setting.models else None
-    verdicts, look = _judged(judge, ladder, answers, look)
+    verdicts, look = _judged(judge, ladder, answers)
     comparisons = () if answers is None else _compared(judge, ladder, verdicts, setting, answers)
     job.journal.append(
         "judged",
@@ -81,16 +81,14 @@ def certify(judge: Judge, ladder: Ladder) -> Sealed:
     return Sealed(verdicts, comparisons, look)
 
 
-def _judged(
-    judge: Judge, ladder: Ladder, answers: Answers | None, look: Look | None
-) -> tuple[Verdicts, Look | None]:
+def _judged(judge: Judge, ladder: Ladder, answers: Answers | None) -> tuple[Verdicts, Look | None]:
     """Read the sealed data, keep the answers where they are wanted, and judge the ladder by its look.
 
     Raises:
         InputError: the original can't answer a sample.
     """
     job, ready, trials = judge.job, judge.ready, judge.trials
-    sealed, units = ready.parts.sealed, ready.search_units
+    sealed = ready.parts.sealed
     read = ladder.rungs if answers is None else (*ladder.rungs, *_exact(judge, ladder))
     failed: dict[str, str] = {}
     opened: dict[str, OpenWorker] = {}
@@ -112,27 +110,22 @@ def _judged(
             units=ready.parts.sealed_units,
             **({} if answers is None else {"watch": answers}),
         )
-    if look is None:
+    if not ladder.rungs:
         return (), None
-    digest_of_all = answers_digest(
-        [bytes.fromhex(one) for one in ready.parts.sealed_hashes],
-        original,
-        ladder.rungs,
-        {**scores, **failed},
-        ready.sealed_units,
-        ready.promise,
-    )
-    look = job.ledger.settled(look, digest_of_all)
+    units, everyone = ready.sealed_units, {**scores, **failed}
+    hashes = [bytes.fromhex(one) for one in ready.parts.sealed_hashes]
+    test = answers_digest(hashes, original, ladder.rungs, everyone, units, ready.promise)
+    look = take_look(job, hashes, test)
     verdicts = judge_ladder(
         original,
         ladder.rungs,
-        {**scores, **failed},
-        ready.sealed_units,
-        {key: prior_of(trials.drops(trials.done[key]), units) for key in ladder.rungs},
+        everyone,
+        units,
+        {key: prior_of(trials.drops(trials.done[key]), ready.search_units) for key in ladder.rungs},
         look.promise(ready.promise),
         binary=trials.binary,
     )
-    job.ledger.end(look, digest_of_all, refused=refused(verdicts))
+    job.ledger.end(look, verdicts)
     return verdicts, look
 
 
