@@ -62,7 +62,9 @@ def test_fresh_samples_are_tested_alone_where_they_tell_more() -> None:
     assert len(second.sealed) > 1800
     few = split(data_of(range(1050)), earlier=after(first))
     assert len(short(first.sealed) & short(few.sealed)) > 450
-    passed = split(data_of(range(3000)), earlier=after(first, worth=1.0))
+    some = split(data_of(range(1400)), earlier=after(first))
+    assert not short(some.sealed) & short(first.sealed)
+    passed = split(data_of(range(1400)), earlier=after(first, worth=1.0))
     assert short(passed.sealed) & short(first.sealed)  # all were certified: nothing is spent
 
 
