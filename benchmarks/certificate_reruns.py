@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from hasten.certificate import draws
 from hasten.certificate.certification import judge_ladder, last_certified, prior_of
-from hasten.certificate.exact import clopper_pearson_upper
+from hasten.certificate.exact import clopper_pearson_upper, paired_certifies
 from hasten.certificate.ledger import Ledger, Past
 from hasten.certificate.looks import answers_digest
 from hasten.certificate.promise import Promise
@@ -45,7 +45,7 @@ HEAD = (
     "isn't false, with it |\n| --- | --- | --- | --- | --- |"
 )
 BASELINE = Standing("baseline", True, Ratio(1.0, 1.0, 1.0, 24), 0.0, 0.0)
-_certifies = cache(draws.paired_certifies)
+_certifies = cache(paired_certifies)
 
 
 @dataclass
