@@ -60,16 +60,15 @@ def test_a_rerun_after_a_refusal_pays_and_fresh_samples_do_not(tmp_path: Path, s
     assert second.look.alpha == pytest.approx(0.0005)
     said = "second look at these data: tested at 0.05% instead of 5%, since 1 before it ended"
     assert any(note.startswith(said) for note in second.notes)
-    assert any("can't show that at most 1.5%" in note and "503" in note for note in second.notes)
+    assert second.notes[0] == (
+        "140 sealed samples can't show that at most 1.5% of answers change, even where nothing changes: "
+        "that takes 657, after what earlier looks spent, or 199 that no run was given"
+    )
     record = json.loads((second.bundle / "evidence" / "sealed.json").read_text())
     once = json.loads((first.bundle / "evidence" / "sealed.json").read_text())
     assert set(record["hashes"]) == set(once["hashes"])
     assert record["look"]["number"] == 2
     assert said in read(second.bundle).sealed["look"]
-
-    again = run(tmp_path, 300, seed=2)
-    assert again.look is not None
-    assert (again.look.repeats, again.look.alpha == first.look.alpha) == (True, True)
 
     more = run(tmp_path, 600)
     assert more.status == "certified", more.why

@@ -11,8 +11,9 @@ is at most 1.02 alpha. `design/ledger.md` has the proof, and why the first look 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from scipy import special
 
@@ -21,6 +22,8 @@ from hasten.certificate.verdict import Judgement, Verdict
 from hasten.core.records import canonical
 from hasten.core.tensors import Array
 
+Judged: TypeAlias = list[tuple[str, Judgement | str]]
+"""Pairs of a candidate's key and its judgement, or the reason why it failed."""
 LATER = 1 / 50
 """Share of alpha that all looks after the first refused one have together, beside the first's."""
 _POWER = 0.8
@@ -95,6 +98,22 @@ class PastLook:
     refused: bool | None = None
     answers: str = ""
     repeats: bool = False
+
+
+def judged_at(look: Look, promise: Promise, judged: Callable[[Promise], Judged]) -> Judged:
+    """Judge at the level of a look, and state the verdicts with the confidence that was asked for.
+
+    What holds at a level holds with the confidence asked for, which is never more; the look says the rest.
+
+    Args:
+        look: Look that it is.
+        promise: Promise as it was asked for.
+        judged: Function that judges a ladder by a promise.
+    """
+    return [
+        (key, entry if isinstance(entry, str) else replace(entry, confidence=promise.confidence))
+        for key, entry in judged(look.promise(promise))
+    ]
 
 
 def level(asked: float, refused: int) -> float:

@@ -253,7 +253,10 @@ def bench(as_json: bool, bundle: str, **options: Any) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def certify(as_json: bool, bundle: str, data: str, **options: Any) -> None:
-    """Test BUNDLE on new data; the exit code is 0 if the limit holds, 1 if not, 2 if there was no test."""
+    """Test BUNDLE on new data; the exit code is 0 if the limit holds, 1 if not.
+
+    It is 2 if there was no test.
+    """
     began = time.monotonic()
     with one_line_errors():
         from hasten import certify as run
@@ -279,7 +282,12 @@ def certify(as_json: bool, bundle: str, data: str, **options: Any) -> None:
 @main.command()
 @click.option("--forget", is_flag=True, help="Empty it: earlier runs are no longer known.")
 def ledger(forget: bool) -> None:
-    """Show what is remembered of earlier runs' data, so that no certificate is won by running again."""
+    """Show, or forget, which samples earlier runs of yours used.
+
+    What was searched on is never sealed again, and what was tested on is tested at a lower level
+    after a refusal, so that no certificate is won by running again. The environment variable
+    HASTEN_LEDGER names another folder for it, or is "off" for none.
+    """
     from hasten.certificate.ledger import user_ledger
 
     with one_line_errors():

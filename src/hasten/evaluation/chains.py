@@ -13,7 +13,7 @@ import numpy as np
 from hasten.bundle.chains.opened import OpenChain, check_chain, open_chain
 from hasten.certificate.betting import BettingPrior
 from hasten.certificate.ledger import user_ledger
-from hasten.certificate.looks import answers_digest
+from hasten.certificate.looks import Judged, answers_digest
 from hasten.certificate.planning import check_limits
 from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Judgement, judge
@@ -82,7 +82,7 @@ def certify_chain(
     scores = np.array(agreement, np.float64)
     own = np.ones_like(scores)
 
-    def judged(promise: Promise) -> list[tuple[str, Judgement | str]]:
+    def judged(promise: Promise) -> Judged:
         judgement = judge(
             own,
             scores,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from hasten.certificate.betting import BettingPrior
 from hasten.certificate.certification import guarded, judge_ladder, sealed_scores
 from hasten.certificate.figures import Answers, Setting, compared
 from hasten.certificate.ledger import user_ledger
-from hasten.certificate.looks import Look, answers_digest
+from hasten.certificate.looks import Judged, answers_digest
 from hasten.certificate.planning import check_limits
 from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Guard, Judgement
@@ -152,7 +152,7 @@ def certify(
     )
     promise = Promise(judged_by, limits.guard, limits.max_drop, limits.confidence)
 
-    def judged(promise: Promise) -> list[tuple[str, Judgement | str]]:
+    def judged(promise: Promise) -> Judged:
         scores, priors = {"winner": score}, {"winner": BettingPrior()}
         return judge_ladder(own, ("winner",), scores, draws, priors, promise)
 
@@ -228,12 +228,6 @@ def _limits(
                 f"{folder}: the certificate is damaged: {name} lies between 0 and 1, and it says "
                 f"{share:g}"
             )
-    look = manifest.certificate.get("look")
-    if look is not None:  # which may have been tested at a confidence above the one asked for
-        try:
-            stated = replace(stated, confidence=1 - from_record(Look, look).asked)
-        except IntegrityError as error:
-            raise IntegrityError(f"{folder}: the certificate is damaged: {error}") from error
     return _Limits(
         stated.max_drop if max_drop is None else max_drop,
         stated.confidence if confidence is None else confidence,

@@ -12,7 +12,7 @@ import numpy as np
 
 from hasten.bundle import Manifest
 from hasten.certificate.ledger import Ledger
-from hasten.certificate.looks import Look
+from hasten.certificate.looks import Judged, Look, judged_at
 from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Judgement, Verdict
 from hasten.core.comparison import Comparison
@@ -202,8 +202,8 @@ def looked(
     chosen: Chosen,
     test: str,
     promise: Promise,
-    judged: Callable[[Promise], list[tuple[str, Judgement | str]]],
-) -> tuple[list[tuple[str, Judgement | str]], Kind, Look | None]:
+    judged: Callable[[Promise], Judged],
+) -> tuple[Judged, Kind, Look | None]:
     """Judge answers by the look that they are, unless they are a check of what was used before.
 
     Args:
@@ -219,7 +219,7 @@ def looked(
     if chosen.kind == "regression check":
         return judged(promise), chosen.kind, None
     look = ledger.look(chosen.hashes, test, asked=1 - promise.confidence)
-    verdicts = judged(look.promise(promise))
+    verdicts = judged_at(look, promise, judged)
     ledger.end(look, verdicts)
     if look.repeats:
         return verdicts, "regression check", look

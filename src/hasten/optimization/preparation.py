@@ -251,7 +251,7 @@ def prepare(
         job.notes += without_program(target.family)
     look = expected_look(job, parts)
     ready = replace(ready, tested=look.promise(ready.promise))
-    job.notes += warnings(parts, ready.tested or ready.promise, calibrating(order, ready))
+    job.notes += warnings(parts, ready.promise, calibrating(order, ready), ready.tested)
     leave_seen(job, parts)
     return ready
 
@@ -449,27 +449,36 @@ def metric_for(
     return chosen
 
 
-def warnings(parts: Parts, promise: Promise, calibration: int) -> list[str]:
+def warnings(
+    parts: Parts, promise: Promise, calibration: int, tested: Promise | None = None
+) -> list[str]:
     """Warn beforehand if even a perfect candidate couldn't be certified on so little data.
 
     Args:
         parts: Parts of the data.
         promise: Promise that the certificate makes.
         calibration: Most samples of the same data to calibrate from.
+        tested: Promise with the confidence at which the sealed data will be tested, where earlier
+            looks at it were refused.
     """
     guard, max_drop = promise.guard, promise.max_drop
+    sure = promise.confidence if tested is None else tested.confidence
     sealed = len(np.unique(parts.sealed_draws(promise.metric)))
     grouped = sealed < len(parts.sealed)
     method = ONE_SHARE if guard != "net" else EXACT
     if grouped or not promise.metric.binary:
         method = BETTING
-    least = samples_needed(0.0, 0.0, max_drop, promise.confidence, method=method)
+    least = samples_needed(0.0, 0.0, max_drop, sure, method=method)
     if sealed >= least:
         return []
     noun = f"{promise.metric.draw or ('group' if grouped else 'sample')}s"
+    enough = f"so some {_in_all(least, parts, promise.metric, calibration)} in all"
+    if sure != promise.confidence:
+        fresh = samples_needed(0.0, 0.0, max_drop, promise.confidence, method=method)
+        enough = f"after what earlier looks spent, or {fresh:,} that no run was given"
     return [
         f"{sealed:,} sealed {noun} can't show {goal(guard, type_name(promise.metric), max_drop)}, even where "
-        f"nothing changes: that takes {least:,}, so some {_in_all(least, parts, promise.metric, calibration)} in all"
+        f"nothing changes: that takes {least:,}, {enough}"
     ]
 
 

@@ -12,7 +12,8 @@ from hasten.certificate.certification import (
     sealed_scores,
 )
 from hasten.certificate.figures import Answers, Setting, compared
-from hasten.certificate.looks import Look, answers_digest
+from hasten.certificate.looks import Judged, Look, answers_digest, judged_at
+from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Judgement
 from hasten.core.comparison import Comparison
 from hasten.core.records import digest, from_record, to_record
@@ -116,15 +117,15 @@ def _judged(judge: Judge, ladder: Ladder, answers: Answers | None) -> tuple[Verd
     hashes = [bytes.fromhex(one) for one in ready.parts.sealed_hashes]
     test = answers_digest(hashes, original, ladder.rungs, everyone, units, ready.promise)
     look = take_look(job, hashes, test)
-    verdicts = judge_ladder(
-        original,
-        ladder.rungs,
-        everyone,
-        units,
-        {key: prior_of(trials.drops(trials.done[key]), ready.search_units) for key in ladder.rungs},
-        look.promise(ready.promise),
-        binary=trials.binary,
-    )
+    priors = {
+        key: prior_of(trials.drops(trials.done[key]), ready.search_units) for key in ladder.rungs
+    }
+
+    def judged(promise: Promise) -> Judged:
+        rungs, binary = ladder.rungs, trials.binary
+        return judge_ladder(original, rungs, everyone, units, priors, promise, binary=binary)
+
+    verdicts = judged_at(look, ready.promise, judged)
     job.ledger.end(look, verdicts)
     return verdicts, look
 
