@@ -24,6 +24,7 @@ from hasten.testing import models
 pytest.register_assert_rewrite("hasten.testing.engine_tests", "hasten.testing.pass_tests")
 os.environ.update(OFF)
 os.environ["HASTEN_CACHE"] = "off"  # a test that is about the cache names a folder of its own
+os.environ["HASTEN_LEDGER"] = "off"  # and one that is about the ledger likewise
 # torch's threads spin while they wait: beside other tests they take thrice the time of one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process compiles all that it imports

@@ -23,6 +23,7 @@ def on_disk_of(size: str, folder: Path, *script: str) -> subprocess.CompletedPro
     unshare = shutil.which("unshare")
     shell = [unshare or "unshare", "-rm", "sh", "-c"]
     environment = {"SIZE": size, "DISK": str(disk), "PATH": "/usr/bin:/bin:/usr/sbin:/sbin"}
+    environment["HASTEN_LEDGER"] = "off"
     if unshare is None or subprocess.run([*shell, MOUNT], env=environment, check=False).returncode:
         pytest.skip("this host lets nobody mount a small disk: unshare -rm and mount -t tmpfs")
     return subprocess.run(

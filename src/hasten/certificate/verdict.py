@@ -1,6 +1,6 @@
 """Verdicts from per-sample scores, with the bound, the counts behind it, and the words for it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, TypeAlias, get_args
 
@@ -74,7 +74,7 @@ class Judgement:
     over: Over = "samples"
     beyond: int = 0
     largest: int = 1
-    prior: BettingPrior = BettingPrior()
+    prior: BettingPrior = field(default_factory=BettingPrior)
 
     def in_words(self) -> str:
         """Return one sentence for people: what is certain, or what would make it so."""

@@ -21,6 +21,7 @@ from hasten.cli.options import (
     guard_choice,
     image_options,
     image_pipeline_of,
+    in_flags,
     one_line_errors,
     order_of_flags,
     order_options,
@@ -29,7 +30,7 @@ from hasten.cli.options import (
 )
 from hasten.core.invocation import typed
 from hasten.core.sequences import Sequences
-from hasten.errors import InputError
+from hasten.errors import CandidateError, InputError
 
 
 @click.group(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"]})
@@ -232,16 +233,72 @@ def bench(as_json: bool, bundle: str, **options: Any) -> None:
 @click.option("--mean-over", type=over_choice, help=f"{OVER_HELP}  [default: the certificate's]")
 @image_options
 @custom_ops_option
+@click.option(
+    "--junit",
+    type=click.Path(path_type=Path),
+    help="File to write the outcome to as JUnit XML, for a CI server.",
+)
+@click.option(
+    "--summary",
+    type=click.Path(path_type=Path),
+    help="File to add the outcome to as Markdown, such as $GITHUB_STEP_SUMMARY.",
+)
+@click.option(
+    "--history",
+    type=click.Path(path_type=Path),
+    help="File of JSON lines to add the outcome to; the summary shows its newest ones.",
+)
+@click.option(
+    "--commit",
+    default="",
+    envvar=["GITHUB_SHA", "CI_COMMIT_SHA"],
+    help="Commit that is tested, for the history.  [default: $GITHUB_SHA or $CI_COMMIT_SHA]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def certify(as_json: bool, bundle: str, data: str, **options: Any) -> None:
-    """Test BUNDLE on new data; the exit code is 0 if the limit holds, 1 if not."""
+    """Test BUNDLE on new data; the exit code is 0 if the limit holds, 1 if not.
+
+    It is 2 if there was no test.
+    """
+    began = time.monotonic()
     with one_line_errors():
         from hasten import certify as run
+        from hasten.evaluation.gate import Files
 
         options["report"] = options["report"] or None
-        result = run(bundle, data, pipeline=image_pipeline_of(options), **options)
+        wanted = {name: options.pop(name) for name in ("junit", "summary", "history", "commit")}
+        files = Files(**wanted)
+        files.check()
+        try:
+            result = run(bundle, data, pipeline=image_pipeline_of(options), **options)
+        except (InputError, CandidateError) as error:
+            try:
+                files.write(bundle, in_flags(str(error)), time.monotonic() - began)
+            except InputError as unwritten:
+                click.echo(f"hasten: {unwritten}", err=True)
+            raise
         click.echo(as_text(result) if as_json else result.in_words())
+        files.write(bundle, result, time.monotonic() - began)
     raise SystemExit(0 if result.passed else 1)
+
+
+@main.command()
+@click.option("--forget", is_flag=True, help="Empty it: earlier runs are no longer known.")
+def ledger(forget: bool) -> None:
+    """Show, or forget, which samples earlier runs of yours used.
+
+    What was searched on is never sealed again, and what was tested on is tested at a lower level
+    after a refusal, so that no certificate is won by running again. The environment variable
+    HASTEN_LEDGER names another folder for it, or is "off" for none.
+    """
+    from hasten.certificate.ledger import user_ledger
+
+    with one_line_errors():
+        known = user_ledger()
+        if forget:
+            known.forget()
+        for name, value in known.summary():
+            click.echo(f"{name + ':':14}{value}")
 
 
 @main.command()

@@ -12,14 +12,18 @@ import numpy as np
 
 from hasten.bundle.chains.opened import OpenChain, check_chain, open_chain
 from hasten.certificate.betting import BettingPrior
+from hasten.certificate.ledger import user_ledger
+from hasten.certificate.looks import Judged, answers_digest
 from hasten.certificate.planning import check_limits
-from hasten.certificate.verdict import judge
+from hasten.certificate.promise import Promise
+from hasten.certificate.verdict import Judgement, judge
 from hasten.errors import CandidateError, InputError
 from hasten.evaluation.decisions import agrees
-from hasten.evaluation.seen import Recheck, Seen, fresh, seen_by
+from hasten.evaluation.seen import Recheck, Seen, fresh, looked, seen_by
 from hasten.inputs.chains import Chain, chain_of
 from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.source import open_data
+from hasten.inputs.metrics.agreement import Agreement
 
 METRIC = "agreement"
 
@@ -65,27 +69,46 @@ def certify_chain(
     known = {name: seen_by(folders[name], manifests[name]) for name in folders}
     for name, seen in known.items():
         seen.check_groups(folders[name], dataset)
-    kind, samples, units = fresh(dataset, Seen.together(known.values()))
+    ledger = user_ledger()
+    earlier = ledger.past().earlier(1 - sure)
+    chosen = fresh(dataset, Seen.together(known.values()), earlier)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with open_chain(chain, which="exact") as exact, open_chain(chain) as winner:
             agreement = []
-            for index in samples.indices:
+            for index in chosen.samples.indices:
                 agreement.append(_agree(winner, exact, dataset.files[index]))
                 listen(len(agreement))
     scores = np.array(agreement, np.float64)
-    judgement = judge(
-        np.ones_like(scores),
-        scores,
-        guard="changed",
-        max_drop=max_drop,
-        confidence=sure,
-        metric=METRIC,
-        prior=BettingPrior(),
-        groups=units,
-        binary=True,
+    own = np.ones_like(scores)
+
+    def judged(promise: Promise) -> Judged:
+        judgement = judge(
+            own,
+            scores,
+            guard="changed",
+            max_drop=max_drop,
+            confidence=promise.confidence,
+            metric=METRIC,
+            prior=BettingPrior(),
+            groups=chosen.units,
+            binary=True,
+        )
+        return [("chain", judgement)]
+
+    promise = Promise(Agreement(), "changed", max_drop, sure)
+    test = answers_digest(chosen.hashes, own, ("chain",), {"chain": scores}, chosen.units, promise)
+    (entry,), kind, look = looked(ledger, chosen, test, promise, judged)
+    assert isinstance(entry[1], Judgement)
+    return Recheck(
+        kind,
+        entry[1],
+        used=len(chosen.samples),
+        left_out=len(dataset) - len(chosen.samples),
+        look=look,
+        elsewhere=chosen.elsewhere,
+        notes=ledger.notes,
     )
-    return Recheck(kind, judgement, len(samples), len(dataset) - len(samples))
 
 
 def _agree(winner: OpenChain, exact: OpenChain, picture: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from hasten.certificate.betting import BettingPrior
 from hasten.certificate.certification import guarded, judge_ladder, sealed_scores
 from hasten.certificate.draws import Over
 from hasten.certificate.figures import Answers, Setting, compared
+from hasten.certificate.ledger import user_ledger
+from hasten.certificate.looks import Judged, answers_digest
 from hasten.certificate.planning import check_limits
 from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Guard, Judgement
@@ -26,7 +28,7 @@ from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec, check_tensors
 from hasten.engines.base import Artifact
 from hasten.errors import CandidateError, InputError, IntegrityError
-from hasten.evaluation.seen import Recheck, fresh, seen_by
+from hasten.evaluation.seen import Recheck, fresh, looked, seen_by
 from hasten.inputs.chains import is_chain
 from hasten.inputs.data.dataset import Dataset, Subset
 from hasten.inputs.data.sequences import SequenceData, open_sequences
@@ -59,10 +61,10 @@ def certify(
 ) -> Recheck:
     """Test a bundle's winner against its exact model on data.
 
-    Data is fresh if the making of the bundle hasn't seen it. A bundle doesn't learn what it is
-    tested on later, so the same new data counts as fresh every time: only its first verdict is a
-    certificate. Nor is a verdict one where one of many tries may pass by luck, as after repeated
-    changes of the limit.
+    Data is fresh if neither the making of the bundle nor another run of this user's searched on it,
+    and none tested on it. The same answers on the same data under the same limits are a regression
+    check from the second time on. Other answers, or other limits, are a further look, which is tested
+    at a lower level once a look at these samples was refused: `hasten.certificate.looks` says how.
 
     Args:
         bundle: Folder of the bundle, which must hold the exact model. Or a chain, by a line or a file:
@@ -135,7 +137,10 @@ def certify(
         sequences = Sequences(sequences.states, scored, whole.lengths)
     seen = seen_by(folder, manifest)
     seen.check_groups(folder, dataset)
-    kind, samples, units = fresh(dataset, seen)
+    ledger = user_ledger()
+    earlier = ledger.past().earlier(1 - limits.confidence)
+    chosen_data = fresh(dataset, seen, earlier)
+    samples, units = chosen_data.samples, chosen_data.units
     parts = ((manifest.exact, exact), (manifest.winner, winner))
     if sequences is not None and report is not None:
         raise InputError(
@@ -149,20 +154,32 @@ def certify(
     own, score = _scores(
         parts, manifest.target, samples, units, judged_by, listen, sequences, answers
     )
-    ((_, judgement),) = judge_ladder(
-        own,
-        ("winner",),
-        {"winner": score},
-        draws,
-        {"winner": limits.prior},
-        Promise(judged_by, limits.guard, limits.max_drop, limits.confidence, limits.mean_over),
-    )
+    promise = Promise(judged_by, limits.guard, limits.max_drop, limits.confidence, limits.mean_over)
+
+    def judged(promise: Promise) -> Judged:
+        scores, priors = {"winner": score}, {"winner": limits.prior}
+        return judge_ladder(own, ("winner",), scores, draws, priors, promise)
+
+    if isinstance(score, str):
+        raise CandidateError(score)
+    test = answers_digest(chosen_data.hashes, own, ("winner",), {"winner": score}, draws, promise)
+    (entry,), kind, look = looked(ledger, chosen_data, test, promise, judged)
+    judgement = entry[1]
     if isinstance(judgement, str):
         raise CandidateError(judgement)
     comparison = None
     if setting.wanted and manifest.winner != manifest.exact:
         comparison = compared(setting, answers, {"winner": manifest.winner.label}).get("winner")
-    return Recheck(kind, judgement, len(samples), len(dataset) - len(samples), comparison)
+    return Recheck(
+        kind,
+        judgement,
+        used=len(samples),
+        left_out=len(dataset) - len(samples),
+        comparison=comparison,
+        look=look,
+        elsewhere=chosen_data.elsewhere,
+        notes=ledger.notes,
+    )
 
 
 def _check_device(folder: Path, manifest: Manifest) -> None:
@@ -192,7 +209,7 @@ class _Limits:
     confidence: float
     guard: Guard
     mean_over: Over
-    prior: BettingPrior = BettingPrior()
+    prior: BettingPrior = field(default_factory=BettingPrior)
 
 
 def _limits(

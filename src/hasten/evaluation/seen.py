@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
@@ -11,15 +11,18 @@ import msgspec
 import numpy as np
 
 from hasten.bundle import Manifest
+from hasten.certificate.ledger import Ledger
+from hasten.certificate.looks import Judged, Look, judged_at
+from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Judgement, Verdict
 from hasten.core.comparison import Comparison
 from hasten.core.tensors import Array
 from hasten.errors import InputError, IntegrityError
 from hasten.inputs.data.dataset import Dataset, Subset
-from hasten.inputs.data.splits import units_of
+from hasten.inputs.data.splits import KNOWN_BYTES, Earlier, units_of
 from hasten.optimization.workspace import hashed_groups
 
-Kind: TypeAlias = Literal["fresh data", "regression check"]
+Kind: TypeAlias = Literal["fresh data", "further look", "regression check"]
 _Hash: TypeAlias = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 _SEALED = "evidence/sealed.json"
 _SEALED_BYTES = 256 << 20
@@ -31,13 +34,18 @@ class Recheck:
     """Outcome of testing a bundle on new data.
 
     Attributes:
-        kind: "fresh data": a certificate of its own. "regression check": the samples were used
-            before, so passing says that nothing changed, not that it is right.
+        kind: "fresh data": a certificate of its own. "further look": a certificate too, tested at
+            what earlier looks at these samples left. "regression check": the samples were used for
+            the bundle, or gave these very answers before, so passing says that nothing changed,
+            not that it is right.
         judgement: Judgement on these samples.
         used: Number of samples that were judged.
-        left_out: Number of samples left out because the bundle was made with them.
+        left_out: Number of samples left out because the bundle, or another run, was made with them.
         comparison: Figures, scores and decisions of the winner beside the exact model's, on these
             samples; None where nothing was compared. They don't decide whether the limit holds.
+        look: Look at these samples, by the ledger; None in a check on what the bundle was made with.
+        elsewhere: Number of those left out that only other runs searched or tested on.
+        notes: Notes on the ledger, where it has trouble.
     """
 
     kind: Kind
@@ -45,6 +53,9 @@ class Recheck:
     used: int
     left_out: int
     comparison: Comparison | None = None
+    look: Look | None = None
+    elsewhere: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -53,7 +64,8 @@ class Recheck:
 
     def in_words(self) -> str:
         """Describe the outcome in one line, and what was compared in further ones."""
-        seen = f"; {self.left_out:,} samples were left out: the bundle was made with them"
+        who = "the bundle, or what other runs made," if self.elsewhere else "the bundle"
+        seen = f"; {self.left_out:,} samples were left out: {who} was made with them"
         note = (
             "regression check on data that was used before: "
             if self.kind == "regression check"
@@ -65,7 +77,10 @@ class Recheck:
         )
         first = f"{note}{verdict}{said}{seen if self.left_out else ''}"
         more = () if self.comparison is None else self.comparison.in_words()
-        return "\n".join((first, *more))
+        told = self.look is not None and not self.look.plain
+        look = (self.look.in_words(),) if told and self.look is not None else ()
+        notes = (f"note: {note}" for note in self.notes)
+        return "\n".join((first, *look, *more, *notes))
 
 
 @dataclass(frozen=True)
@@ -129,24 +144,97 @@ def seen_by(folder: Path, manifest: Manifest) -> Seen:
         raise IntegrityError(f"{folder}: {_SEALED} is damaged: {error}") from error
 
 
-def fresh(dataset: Dataset, seen: Seen) -> tuple[Kind, Subset, Array]:
-    """Return samples that the making of the bundle hasn't seen, or all where there are none.
+@dataclass(frozen=True)
+class Chosen:
+    """Samples to test a bundle on.
 
-    Returns:
-        Kind of the data; its samples; and the number of each sample's group, `(n,)`: samples that share a
-        group or their content have the same.
+    Attributes:
+        kind: Kind of the test, by what the bundle was made with.
+        samples: Samples that are tested on.
+        units: Number of each one's group, `(n,)`: samples that share a group or their content have the same.
+        hashes: SHA-256 of each one's content.
+        elsewhere: Number of samples left out that only other runs searched or tested on.
+    """
+
+    kind: Kind
+    samples: Subset
+    units: Array
+    hashes: tuple[bytes, ...]
+    elsewhere: int = 0
+
+
+def fresh(dataset: Dataset, seen: Seen, earlier: Earlier) -> Chosen:
+    """Choose samples that the making of the bundle hasn't seen, or all where there are none.
+
+    Args:
+        dataset: Data to test on.
+        seen: What the bundle was made with.
+        earlier: What other runs did with samples: what they searched on is left out too, and so is
+            what was tested on where the others alone tell more.
     """
     groups = () if dataset.groups is None else hashed_groups(dataset.groups)
-    hashes = [dataset.content_hash(i).hex() for i in range(len(dataset))]
+    hashes = [dataset.content_hash(i) for i in range(len(dataset))]
     unseen = [
         i
         for i, content in enumerate(hashes)
-        if content not in seen.hashes
-        and content not in seen.seen
+        if content.hex() not in seen.hashes
+        and content.hex() not in seen.seen
         and not (groups and groups[i] in seen.groups)
     ]
-    kind: Kind = "fresh data"
-    if not unseen:
-        kind, unseen = "regression check", list(range(len(dataset)))
-    chosen = np.array(unseen)
-    return kind, Subset(dataset, chosen), units_of(Subset(dataset, chosen))
+    left = _untouched(unseen, hashes, dataset.groups, earlier)
+    elsewhere = len(unseen) - len(left)
+    kind: Kind = "fresh data" if left else "regression check"
+    left = left or list(range(len(dataset)))
+    samples = Subset(dataset, np.array(left))
+    found = tuple(hashes[i] for i in left)
+    return Chosen(kind, samples, units_of(samples), found, elsewhere if kind == "fresh data" else 0)
+
+
+def looked(
+    ledger: Ledger,
+    chosen: Chosen,
+    test: str,
+    promise: Promise,
+    judged: Callable[[Promise], Judged],
+) -> tuple[Judged, Kind, Look | None]:
+    """Judge answers by the look that they are, unless they are a check of what was used before.
+
+    Args:
+        ledger: Memory of earlier looks.
+        chosen: Samples that were answered.
+        test: Digest of the whole test.
+        promise: Promise as it was asked for.
+        judged: Function that judges at a promise's confidence.
+
+    Returns:
+        Verdicts, kind of test by the ledger too, and the look.
+    """
+    if chosen.kind == "regression check":
+        return judged(promise), chosen.kind, None
+    look = ledger.look(chosen.hashes, test, asked=1 - promise.confidence)
+    verdicts = judged_at(look, promise, judged)
+    ledger.end(look, verdicts)
+    if look.repeats:
+        return verdicts, "regression check", look
+    return verdicts, chosen.kind if look.number == 1 else "further look", look
+
+
+def _untouched(
+    unseen: list[int], hashes: list[bytes], groups: Array | None, earlier: Earlier
+) -> list[int]:
+    """Leave out samples that another run searched on, and those tested on where the rest tells more.
+
+    A group with one such sample is left out whole.
+    """
+    short = [one[:KNOWN_BYTES] for one in hashes]
+
+    def without(some: list[int], touched: Container[bytes]) -> list[int]:
+        if groups is None:
+            return [i for i in some if short[i] not in touched]
+        spoilt = {groups[i] for i in some if short[i] in touched}
+        return [i for i in some if groups[i] not in spoilt]
+
+    left = without(unseen, earlier.seen)
+    untested = without(left, earlier.tested)
+    worth = min((earlier.tested[short[i]] for i in left if short[i] in earlier.tested), default=1.0)
+    return untested if worth < 1 and untested and len(untested) >= worth * len(left) else left

@@ -11,6 +11,7 @@ from typing import Any
 
 from hasten import bundle
 from hasten.bundle import Manifest
+from hasten.certificate.looks import Look
 from hasten.core.comparison import Comparison
 from hasten.core.records import digest, to_record, type_name
 from hasten.engines.base import Artifact
@@ -39,11 +40,19 @@ def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
         sealed: What the sealed data said.
     """
     job, ready, verdicts = judge.job, judge.ready, sealed.verdicts
-    job.notes += shortfall(verdicts, ready, calibrating(job.order, ready))
+    job.notes += shortfall(
+        verdicts,
+        ready,
+        calibrating(job.order, ready),
+        remembered=job.ledger.file is not None,
+    )
+    if sealed.look is not None and not sealed.look.plain:
+        job.notes.append(sealed.look.in_words())
+    job.notes += job.ledger.notes
     ending = judge.conclude(ladder, verdicts)
     parts = ready.parts
     comparison = sealed.comparison_of(ending.shipment.winner.label)
-    result = replace(ending.result, comparison=comparison)
+    result = replace(ending.result, comparison=comparison, look=sealed.look)
     records = {
         "result.json": to_record(result),
         "trials.json": [to_record(trial) for trial in judge.trials.done.values()],
@@ -52,10 +61,11 @@ def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
             "hashes": parts.sealed_hashes,
             "seen": parts.seen_hashes,
             "groups": parts.group_hashes,
+            "look": to_record(sealed.look),
         },
         **ending.records,
     }
-    write(job, ready, ending.shipment, records, comparison)
+    write(job, ready, ending.shipment, records, comparison, sealed.look)
     return result
 
 
@@ -76,6 +86,7 @@ def write(
     shipment: Shipment,
     records: Mapping[str, Any],
     comparison: Comparison | None = None,
+    look: Look | None = None,
 ) -> None:
     """Write a bundle, with a report where there is a result.
 
@@ -85,7 +96,7 @@ def write(
     out, request = job.order.out, shipment.winner.artifact.request
     count = bundle.room_for(request) if job.order.keep_requests else 0
     requests = requests_from(ready.single, count, request)
-    manifest = manifest_of(job, ready, shipment, len(requests), comparison)
+    manifest = manifest_of(job, ready, shipment, len(requests), comparison, look)
     extra = {}
     if "result.json" in records:
         # Imported here: it brings a plotting library, for which no run should wait.
@@ -100,7 +111,12 @@ def write(
 
 
 def manifest_of(
-    job: Job, ready: Ready, shipment: Shipment, requests: int, comparison: Comparison | None
+    job: Job,
+    ready: Ready,
+    shipment: Shipment,
+    requests: int,
+    comparison: Comparison | None,
+    look: Look | None,
 ) -> Manifest:
     """Return a bundle's manifest, which states the number of requests to warm up with."""
     parts, judgement = ready.parts, shipment.judgement
@@ -118,9 +134,14 @@ def manifest_of(
             "population": job.order.population,
             "batch_sizes": [1],
             "threads": shipment.threads,
+            "look": None if look is None else {**to_record(look), "words": look.in_words()},
         },
         source_sha256=ready.given_sha256,
-        sealed={"samples": len(parts.sealed), "sha256": digest(parts.sealed_hashes)},
+        sealed={
+            "samples": len(parts.sealed),
+            "sha256": digest(parts.sealed_hashes),
+            **({} if look is None else {"look": look.in_words()}),
+        },
         target=shipment.target,
         environment=environment(shipment.target) | versions(bundle.step_packages(ready.pipeline)),
         pipeline=ready.pipeline,

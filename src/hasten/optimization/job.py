@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hasten.bundle import replaceable
+from hasten.certificate.ledger import Ledger, user_ledger
 from hasten.core.invocation import Invocation
 from hasten.core.progress import Listener, Progress
 from hasten.errors import InputError, full_disk
@@ -30,6 +31,7 @@ class Job:
         listen: Callback that receives the progress.
         notes: Notes for the reader of the result.
         began: `time.monotonic()` at the start of the run.
+        ledger: Memory of which samples earlier runs searched and tested on.
     """
 
     order: Order
@@ -39,6 +41,7 @@ class Job:
     listen: Listener
     notes: list[str] = field(default_factory=list)
     began: float = field(default_factory=time.monotonic)
+    ledger: Ledger = field(default_factory=user_ledger)
 
     @property
     def deadline(self) -> float | None:

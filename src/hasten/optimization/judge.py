@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from hasten.bundle import Part, Status
+from hasten.certificate.looks import Look
 from hasten.certificate.verdict import Judgement
 from hasten.core.comparison import Comparison
 from hasten.core.target import Target
@@ -46,11 +47,13 @@ class Sealed:
         comparisons: Comparisons with the original, of those that may ship; they decide nothing.
         fallen: Key of a candidate that was exact in the search -> how its sealed answers differ, in
             words. It is a candidate like any other, which ships only with a certificate.
+        look: Look at the sealed data, by the ledger; None where no candidate was tested.
     """
 
     verdicts: Verdicts = ()
     comparisons: tuple[Comparison, ...] = ()
     fallen: Mapping[str, str] = field(default_factory=dict)
+    look: Look | None = None
 
     def comparison_of(self, label: str) -> Comparison | None:
         """Return the comparison of a model by its description; None where there is none."""

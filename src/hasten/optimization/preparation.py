@@ -49,6 +49,7 @@ from hasten.measure.environment import versions
 from hasten.measure.workbench import Workbench
 from hasten.optimization.folding import Prepared, fold
 from hasten.optimization.job import Job
+from hasten.optimization.memory import earlier_of, expected_look, keep_earlier, leave_seen
 from hasten.optimization.order import Order
 from hasten.optimization.unrolling import (
     Unrolled,
@@ -88,6 +89,8 @@ class Ready:
         given_sha256: SHA-256 of the model that was given, before anything was folded into it.
         unrolled: States and single steps, where samples are whole sequences; None elsewhere.
         figures: Metrics over the sealed set that are stated before and after.
+        tested: Promise with the confidence at which the sealed data will be tested, as far as the
+            ledger tells beforehand; None where that is the promise's own.
     """
 
     model: Model
@@ -112,6 +115,7 @@ class Ready:
         return 1.0 if self.unrolled is None else self.unrolled.steps_each
 
     figures: tuple[SetMetric, ...] = ()
+    tested: Promise | None = None
 
     @cached_property
     def search_units(self) -> Array:
@@ -195,7 +199,12 @@ def prepare(
         job.notes.append(note)
     source, preparation, dataset, known = made.model, made.pipeline, made.dataset, made.training
     parts = lay_out(
-        dataset, job.folder, calibration=order.calibration, seed=order.seed, training=known
+        dataset,
+        job.folder,
+        calibration=order.calibration,
+        seed=order.seed,
+        training=known,
+        earlier=earlier_of(job),
     )
     source = source.settled_by(
         first_step(source, dataset, order.states)
@@ -230,6 +239,7 @@ def prepare(
         if sequences is not None
         else chosen(order.report, parts.search.labels, source.outputs, kept_pipeline),
     )
+    keep_earlier(job, parts)
     check_same_run(job.journal, facts(order, ready))
     if sequences is not None and isinstance(dataset, SequenceData):
         ready = replace(ready, unrolled=unroll(job, source, parts, sequences, dataset))
@@ -238,7 +248,10 @@ def prepare(
         job.notes.append(f"images were prepared by {steps}")
     if not order.engines:
         job.notes += without_program(target.family)
-    job.notes += warnings(parts, ready.promise, calibrating(order, ready))
+    look = expected_look(job, parts)
+    ready = replace(ready, tested=look.promise(ready.promise))
+    job.notes += warnings(parts, ready.promise, calibrating(order, ready), ready.tested)
+    leave_seen(job, parts)
     return ready
 
 
@@ -436,7 +449,11 @@ def metric_for(
 
 
 def warnings(
-    parts: Parts, promise: Promise, calibration: int, binary: bool | None = None
+    parts: Parts,
+    promise: Promise,
+    calibration: int,
+    tested: Promise | None = None,
+    binary: bool | None = None,
 ) -> list[str]:
     """Warn beforehand if even a perfect candidate couldn't be certified on so little data.
 
@@ -444,10 +461,13 @@ def warnings(
         parts: Parts of the data.
         promise: Promise that the certificate makes.
         calibration: Most samples of the same data to calibrate from.
+        tested: Promise with the confidence at which the sealed data will be tested, where earlier
+            looks at it were refused.
         binary: Whether scores are 0 or 1; None for what the metric says of itself. Where it can't say, they
             are taken to be, since that takes the least data.
     """
     metric, guard, max_drop = promise.metric, promise.guard, promise.max_drop
+    sure = promise.confidence if tested is None else tested.confidence
     units = parts.sealed_draws(metric)
     counted = metric.binary is not False if binary is None else binary
     zeros = np.zeros(len(units))
@@ -461,14 +481,18 @@ def warnings(
         over=promise.mean_over,
         sizes=parts.unit_sizes,
     )
-    least = draws_needed(draws, max_drop, promise.confidence)
+    least = draws_needed(draws, max_drop, sure)
     sealed = draws.differences.size
     if least is None or sealed >= least:
         return []
     noun = f"{metric.draw or ('group' if draws.grouped else 'sample')}s"
+    enough = f"so some {_in_all(least, parts, metric, calibration)} in all"
+    if sure != promise.confidence:
+        fresh = draws_needed(draws, max_drop, promise.confidence)
+        enough = f"after what earlier looks spent, or {fresh:,} that no run was given"
     return [
         f"{sealed:,} sealed {noun} can't show {goal(guard, type_name(metric), max_drop)}, even where "
-        f"nothing changes: that takes {least:,}, so some {_in_all(least, parts, metric, calibration)} in all"
+        f"nothing changes: that takes {least:,}, {enough}"
     ]
 
 
@@ -482,8 +506,8 @@ def warn_of_scores(ready: Ready, calibration: int, notes: list[str], *, binary: 
         binary: Whether the original's scores are all 0 or 1.
     """
     if ready.promise.metric.binary is None and not binary:
-        before = warnings(ready.parts, ready.promise, calibration)
-        after = warnings(ready.parts, ready.promise, calibration, binary=False)
+        before = warnings(ready.parts, ready.promise, calibration, ready.tested)
+        after = warnings(ready.parts, ready.promise, calibration, ready.tested, binary=False)
         notes[:] = [*(note for note in notes if note not in before), *after]
 
 
@@ -501,14 +525,40 @@ def _in_all(draws: int, parts: Parts, metric: Metric, calibration: int) -> str:
 
 
 def shortfall(
-    judged: Sequence[tuple[str, Judgement | str]], ready: Ready, calibration: int
+    judged: Sequence[tuple[str, Judgement | str]],
+    ready: Ready,
+    calibration: int,
+    *,
+    remembered: bool = False,
 ) -> list[str]:
-    """Return a note on the data that would probably settle what the sealed data couldn't."""
+    """Return a note on the data that would probably settle what the sealed data couldn't.
+
+    Args:
+        judged: Verdicts of the sealed data.
+        ready: Model and data of the run.
+        calibration: Most samples of the same data to calibrate from.
+        remembered: Whether a ledger is kept, so that the next run tests on fresh samples alone.
+    """
     entry = judged[0][1] if judged else None  # if the safest passed, something is certified
     if not isinstance(entry, Judgement) or entry.samples_needed is None:
         return []
+    short = f"{ready.sealed_draws:,} draws of the data were sealed and {entry.samples_needed:,} are needed: "
+    if remembered:
+        fresh = _fresh(entry.samples_needed, ready)
+        return [
+            f"{short}add about {fresh:,} samples that no run was given, which are tested alone at the "
+            "confidence asked for, or allow a larger drop, in a further look at these"
+        ]
     total = _in_all(entry.samples_needed, ready.parts, ready.promise.metric, calibration)
-    return [
-        f"{ready.sealed_draws:,} draws of the data were sealed and {entry.samples_needed:,} are needed: give about "
-        f"{total} in all, or allow a larger drop"
-    ]
+    return [f"{short}give about {total} in all, or allow a larger drop"]
+
+
+def _fresh(draws: int, ready: Ready) -> int:
+    """Return how many fresh samples to add to the data for a number of fresh draws to be sealed.
+
+    What was searched and tested on is for the search, which takes fresh ones too where that is less
+    than its share.
+    """
+    searched, sealed = len(ready.parts.search), len(ready.parts.sealed)
+    fresh = draws * sealed / ready.sealed_draws
+    return math.ceil(max(fresh, fresh * (searched + sealed) / sealed - (searched + sealed)))

@@ -13,6 +13,8 @@ from hasten.certificate.certification import (
     sealed_scores,
 )
 from hasten.certificate.figures import Answers, Setting, compared
+from hasten.certificate.looks import Judged, Look, answers_digest, judged_at
+from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Judgement
 from hasten.core.comparison import Comparison
 from hasten.core.records import digest, from_record, to_record
@@ -22,6 +24,7 @@ from hasten.measure.exactness import Comparing, changed_in_words
 from hasten.measure.steps import over_steps
 from hasten.measure.workbench import OpenWorker
 from hasten.optimization.judge import Judge, Ladder, Sealed, Verdicts
+from hasten.optimization.memory import take_look
 
 
 def search(judge: Judge) -> None:
@@ -87,33 +90,41 @@ def _read(judge: Judge, ladder: Ladder) -> Sealed:
             for key, entry in known["judged"]
         ]
         compared_then = (from_record(Comparison, one) for one in known.get("compared", ()))
-        return Sealed(verdicts, tuple(compared_then), known.get("fallen", {}))
+        look = known.get("look")
+        return Sealed(
+            verdicts,
+            tuple(compared_then),
+            known.get("fallen", {}),
+            None if look is None else from_record(Look, look),
+        )
     job.journal.append("sealed read", samples=len(judge.ready.parts.sealed))
     answers = Answers() if setting.models else None
-    verdicts, fallen = _judged(judge, ladder, answers)
+    verdicts, fallen, look = _judged(judge, ladder, answers)
     comparisons = () if answers is None else _compared(judge, ladder, verdicts, setting, answers)
     job.journal.append(
         "judged",
         judged=[[key, to_record(entry)] for key, entry in verdicts],
         compared=to_record(comparisons),
         fallen=fallen,
+        look=look,
     )
-    return Sealed(verdicts, comparisons, fallen)
+    return Sealed(verdicts, comparisons, fallen, look)
 
 
 def _judged(
     judge: Judge, ladder: Ladder, answers: Answers | None
-) -> tuple[Verdicts, dict[str, str]]:
-    """Read the sealed data, keep the answers where they are wanted, and judge the ladder.
+) -> tuple[Verdicts, dict[str, str], Look | None]:
+    """Read the sealed data, keep the answers where they are wanted, and judge the ladder by its look.
 
     Returns:
-        The verdicts, and how the answers of exact candidates differ, where some do.
+        The verdicts; how the answers of exact candidates differ, where some do; and the look at the sealed
+        data, None where nothing was tested.
 
     Raises:
         InputError: the original can't answer a sample.
     """
     job, ready, trials = judge.job, judge.ready, judge.trials
-    sealed, units = ready.parts.sealed, ready.search_units
+    sealed = ready.parts.sealed
     read = dict.fromkeys((*_exact(judge, ladder), *ladder.rungs))
     metric = over_steps(ready.promise.metric, trials.bench.sequences)
     comparing = Comparing(metric, (key for key in read if trials.done[key].exact), answers)
@@ -137,24 +148,36 @@ def _judged(
             units=ready.parts.sealed_units,
             watch=comparing,
         )
-    fallen = _fallen(comparing, original, {**scores, **failed})
-
+    everyone = {**scores, **failed}
+    fallen = _fallen(comparing, original, everyone)
     first = [key for key in _exact(judge, ladder) if key in fallen and key not in ladder.rungs]
-    verdicts = judge_with_fallen(
-        original,
-        first,
-        ladder.rungs,
-        {**scores, **failed},
-        ready.sealed_units,
-        {
-            key: prior_of(trials.drops(trials.done[key]), units, ready.promise.mean_over)
-            for key in (*first, *ladder.rungs)
-        },
-        ready.promise,
-        binary=trials.binary,
-        sizes=ready.parts.unit_sizes,
-    )
-    return verdicts, fallen
+    tested = (*first, *ladder.rungs)
+    if not tested:
+        return (), fallen, None
+    units, over = ready.sealed_units, ready.promise.mean_over
+    hashes = [bytes.fromhex(one) for one in ready.parts.sealed_hashes]
+    test = answers_digest(hashes, original, tested, everyone, units, ready.promise)
+    look = take_look(job, hashes, test)
+    priors = {
+        key: prior_of(trials.drops(trials.done[key]), ready.search_units, over) for key in tested
+    }
+
+    def judged(promise: Promise) -> Judged:
+        return judge_with_fallen(
+            original,
+            first,
+            ladder.rungs,
+            everyone,
+            units,
+            priors,
+            promise,
+            binary=trials.binary,
+            sizes=ready.parts.unit_sizes,
+        )
+
+    verdicts = judged_at(look, ready.promise, judged)
+    job.ledger.end(look, verdicts)
+    return verdicts, fallen, look
 
 
 def _fallen(

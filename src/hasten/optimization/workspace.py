@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,7 +19,7 @@ from hasten.core.records import canonical, digest
 from hasten.core.tensors import Array, TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset, Subset
-from hasten.inputs.data.splits import Splits, split
+from hasten.inputs.data.splits import Earlier, Splits, split
 from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.metrics.base import Metric
 from hasten.measure.journal import Journal
@@ -48,6 +48,7 @@ class Parts:
         sealed_hashes: Content hashes of the sealed samples, in hex.
         unit_sizes: Number of samples in each group of all the data to judge on, equal ones together.
         notes: Notes on samples that were left out, with the reasons.
+        earlier: What earlier runs did with samples of this data.
     """
 
     calibration: Spool
@@ -59,6 +60,7 @@ class Parts:
     sealed_hashes: tuple[str, ...]
     unit_sizes: Array
     notes: tuple[str, ...]
+    earlier: Earlier = field(default_factory=Earlier)
 
     @property
     def seen_hashes(self) -> tuple[str, ...]:
@@ -185,14 +187,26 @@ def check_same_run(journal: Journal, facts: dict[str, Any]) -> None:
 
 
 def lay_out(
-    dataset: Dataset, folder: Path, *, calibration: int, seed: int, training: Dataset | None
+    dataset: Dataset,
+    folder: Path,
+    *,
+    calibration: int,
+    seed: int,
+    training: Dataset | None,
+    earlier: Earlier | None = None,
 ) -> Parts:
     """Split the data, and write what the search may see.
 
     Raises:
-        InputError: there are too few samples, or some can't be read.
+        InputError: there are too few samples, some can't be read, or earlier runs searched on all.
     """
-    splits = split(dataset, calibration=calibration, seed=seed, training=training)
+    splits = split(dataset, calibration=calibration, seed=seed, training=training, earlier=earlier)
+    notes = _repeats(splits) if dataset.groups is None else ()
+    if splits.withheld:
+        notes += (
+            f"{splits.withheld:,} more samples than usual are for the search, and none of them is sealed: "
+            "earlier runs used them",
+        )
     return Parts(
         calibration=_spooled(splits.calibration, folder / "calibration"),
         calibration_hash=digest([h.hex() for h in _hashes(splits.calibration)]),
@@ -202,7 +216,8 @@ def lay_out(
         sealed_units=splits.sealed_units,
         sealed_hashes=splits.sealed_hashes,
         unit_sizes=splits.sizes,
-        notes=_repeats(splits) if dataset.groups is None else (),
+        notes=notes,
+        earlier=splits.earlier,
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from hasten.bundle import Status
 from hasten.certificate.draws import Over
 from hasten.certificate.drop import Drop
+from hasten.certificate.looks import Look
 from hasten.certificate.verdict import Guard, Judgement
 from hasten.core.comparison import Comparison
 from hasten.core.invocation import Invocation
@@ -326,6 +327,8 @@ class Result:
             step by step; else 1. Latencies are of whole sequences.
         comparison: Figures, scores and decisions of what ships beside the original's, on the sealed
             samples; None where nothing was compared.
+        look: Look at the sealed samples: which one it is, by the ledger, and the level at which
+            candidates were tested; None where none was.
     """
 
     bundle: Path
@@ -351,6 +354,7 @@ class Result:
     estimates: Estimates | None = None
     steps: float = 1.0
     comparison: Comparison | None = None
+    look: Look | None = None
 
     @property
     def winner(self) -> Row:

@@ -226,6 +226,7 @@ def certificate(report: Report) -> Html:
         for key, value in (
             ("population", result.population),
             ("sealed", f"{report.sealed.get('samples')} samples that the search never saw"),
+            ("look", str(report.sealed.get("look", "-"))),
             ("method", next((r.judgement.method for r in result.ladder if r.judgement), "-")),
             ("confidence", f"{100 * asked.confidence:.6g}%" if asked else "-"),
             ("guard", asked.guard if asked else "-"),

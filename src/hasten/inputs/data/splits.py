@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,28 @@ from hasten.inputs.data.dataset import Dataset, Subset
 from hasten.inputs.data.samples import check_counts
 
 Indices = npt.NDArray[np.int64]
+KNOWN_BYTES = 16
+"""Bytes of a content hash by which samples of earlier runs are known."""
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What earlier runs did with samples, by the first bytes of their content hashes.
+
+    Attributes:
+        seen: Samples that a run searched or calibrated on. They are never sealed again.
+        tested: Sample that was sealed, and on which a run then tested candidates -> its worth in
+            fresh samples: 1 where it can be tested on again as if it were fresh, else less.
+    """
+
+    seen: frozenset[bytes] = frozenset()
+    tested: Mapping[bytes, float] = field(default_factory=dict)
+
+    def among(self, hashes: Iterable[bytes]) -> Earlier:
+        """Return what was done with some samples, given by their whole hashes."""
+        short = {one[:KNOWN_BYTES] for one in hashes}
+        tested = {one: self.tested[one] for one in short & self.tested.keys()}
+        return Earlier(self.seen & short, tested)
 
 
 @dataclass(frozen=True)
@@ -31,6 +53,8 @@ class Splits:
             all differ where every sample stands alone.
         search_units: Unit numbers of the search samples, integers of shape `(len(search),)`.
         sizes: Number of samples in each unit of all the data to judge on, shape `(units,)`.
+        withheld: Number of samples for the search that would have been sealed but for earlier runs.
+        earlier: What earlier runs did with samples of this data.
     """
 
     calibration: Dataset
@@ -40,6 +64,8 @@ class Splits:
     sealed_units: Indices
     search_units: Indices
     sizes: Indices
+    withheld: int = 0
+    earlier: Earlier = field(default_factory=Earlier)
 
 
 def split(
@@ -49,6 +75,7 @@ def split(
     search: float = 0.3,
     seed: int = 0,
     training: Dataset | None = None,
+    earlier: Earlier | None = None,
 ) -> Splits:
     """Split a data set by content and by group.
 
@@ -60,16 +87,22 @@ def split(
     sealed. A unit's size has no influence on where it lands, as that would bias the sealed part.
     With training data, calibration draws from it, and all of `dataset` is left to judge on.
 
+    A unit with a sample that an earlier run searched or calibrated on is never sealed: such units come
+    first in the order, then those that were tested on, then fresh ones, each by the hash. Where the
+    fresh units alone tell more than all that can be sealed, those tested on are for the search.
+
     Args:
         dataset: Data to judge on. Its samples are hashed, and so checked, one at a time.
         calibration: Largest number of samples that calibrate.
         search: Share of the remaining units that the search sees, in (0, 1).
         seed: Seed of the order, any integer.
         training: Data that the model was trained on; None without.
+        earlier: What earlier runs did with samples; None where nothing is known.
 
     Raises:
-        InputError: there are too few samples, a sample can't be used, a setting is out of range, or
-            training data shares content or a group with the data to judge on.
+        InputError: there are too few samples, a sample can't be used, a setting is out of range,
+            training data shares content or a group with the data to judge on, or earlier runs
+            searched on all of it.
     """
     if calibration < 1:
         raise InputError(f"calibration={calibration}: give at least 1 sample to calibrate with")
@@ -79,6 +112,8 @@ def split(
     hashes = _hashes(dataset)
     units = _units(hashes, dataset)
     order = _order(units, hashes, seed)
+    found = (earlier or Earlier()).among(row.tobytes() for row in hashes)
+    order, seen, tested = _earlier_first(order, hashes, found)
     least = 3 if training is None else 2
     if len(order) < least:
         raise InputError(_too_few(len(dataset), len(order), least, dataset.groups is not None))
@@ -91,7 +126,14 @@ def split(
         first = 0
         calibrating = _from_training(training, dataset, hashes, calibration, seed)
     rest = order[first:]
-    middle = max(1, min(round(len(rest) * search), len(rest) - 1))
+    share = max(1, min(round(len(rest) * search), len(rest) - 1))
+    middle = max(share, seen - first)
+    without = max(share, seen + tested - first)
+    worth = min(found.tested.values(), default=1.0)
+    if worth < 1 and len(rest) - without >= worth * (len(rest) - middle):
+        middle = without
+    if middle >= len(rest):
+        raise InputError(_all_seen(len(dataset)))
     searched, sealed = np.concatenate(rest[:middle]), np.concatenate(rest[middle:])
     return Splits(
         calibration=calibrating,
@@ -101,6 +143,8 @@ def split(
         sealed_units=units[sealed],
         search_units=units[searched],
         sizes=np.unique(units, return_counts=True)[1],
+        withheld=sum(len(unit) for unit in rest[share:middle]),
+        earlier=found,
     )
 
 
@@ -177,6 +221,18 @@ def _order(units: Indices, hashes: npt.NDArray[np.uint8], seed: int) -> list[Ind
     return [np.array(m, np.int64) for _, m in keyed]
 
 
+def _earlier_first(
+    order: list[Indices], hashes: npt.NDArray[np.uint8], earlier: Earlier
+) -> tuple[list[Indices], int, int]:
+    """Return units with those searched on first, then those tested on; and the number of each."""
+    known: tuple[list[Indices], list[Indices], list[Indices]] = ([], [], [])
+    for unit in order:
+        contents = {hashes[i, :KNOWN_BYTES].tobytes() for i in unit}
+        place = 0 if contents & earlier.seen else 1 if contents & earlier.tested.keys() else 2
+        known[place].append(unit)
+    return [unit for part in known for unit in part], len(known[0]), len(known[1])
+
+
 def _key(seed: int, content: bytes) -> bytes:
     """Return a hash to sort by, which is as good as random but repeatable."""
     return hashlib.sha256(f"{seed}:".encode() + content).digest()
@@ -219,6 +275,13 @@ def _from_training(
                 f"({both[0]!s} is the first); take them out of one of the two"
             )
     return Subset(training, np.array([index for _, index in chosen], np.int64))
+
+
+def _all_seen(samples: int) -> str:
+    return (
+        f"earlier runs searched or calibrated on all {samples:,} samples of the data, so none is left to "
+        "certify with: add samples that none of them was given (hasten ledger says what it remembers)"
+    )
 
 
 def _too_few(samples: int, units: int, least: int, grouped: bool) -> str:

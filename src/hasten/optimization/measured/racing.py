@@ -58,7 +58,7 @@ class Racing:
             self.bench,
             job.journal,
             ready.parts.search,
-            ready.promise,
+            ready.tested or ready.promise,
             pace=self.pace,
             seed=order.seed,
             objective=order.objective,

@@ -1,0 +1,260 @@
+"""The ledger: a memory between runs of which samples were searched on, and which were tested on.
+
+It lies in the user's state folder. Samples are known by the first 16 bytes of their content hash,
+unsalted, so that equal content is found again in any file. Where it can't be used a run goes on,
+and every certificate says so: `Ledger.trouble` has it in words.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from hasten.certificate.ledger_file import (
+    LIMIT_BYTES,
+    Begun,
+    Content,
+    Ended,
+    LedgerFile,
+    Looked,
+    Seen,
+    UnusableError,
+    reason,
+    set_lines,
+    today,
+)
+from hasten.certificate.looks import Look, PastLook, look_at, refused, worth
+from hasten.certificate.verdict import Judgement
+from hasten.errors import InputError
+from hasten.inputs.data.splits import KNOWN_BYTES, Earlier
+
+VARIABLE = "HASTEN_LEDGER"
+"""Environment variable with the ledger's folder, or "off"."""
+_OFF = frozenset({"off", "0"})
+
+
+@dataclass(frozen=True)
+class Past:
+    """What earlier runs did with samples.
+
+    Attributes:
+        seen: First 16 bytes of the content hashes of samples that were searched or calibrated on.
+        looks: Looks at samples, oldest first.
+    """
+
+    seen: frozenset[bytes] = frozenset()
+    looks: tuple[PastLook, ...] = ()
+
+    def __add__(self, other: Past) -> Past:
+        """Return both; a look that both know is the other's."""
+        looks = {one.id: one for one in (*self.looks, *other.looks)}
+        return Past(self.seen | other.seen, tuple(looks.values()))
+
+    def earlier(self, asked: float) -> Earlier:
+        """Return the past as the split of data takes it, for an alpha that is asked for."""
+        counts: dict[bytes, int] = {}
+        for look in self.looks:
+            spent = look.refused is not False and not look.repeats
+            for one in look.hashes:
+                counts[one] = counts.get(one, 0) + spent
+        worths = [worth(asked, count) for count in range(1 + max(counts.values(), default=0))]
+        return Earlier(self.seen, {one: worths[count] for one, count in counts.items()})
+
+
+@dataclass
+class Ledger:
+    """Memory between runs.
+
+    Attributes:
+        file: File of the ledger; None where none is kept.
+        trouble: What a certificate must say of this memory, in words; empty where all is well.
+        unusable: Whether it was found that it can't be used at all.
+    """
+
+    file: LedgerFile | None
+    trouble: str = ""
+    unusable: bool = False
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what a person must know of it now: nothing where all is well, or none is wanted."""
+        return (self.trouble,) if self.trouble and self.file is not None else ()
+
+    @classmethod
+    def at(cls, folder: Path, limit_bytes: int = LIMIT_BYTES) -> Ledger:
+        """Return the ledger in a folder, which is made when something is first kept."""
+        return cls(LedgerFile(folder, limit_bytes))
+
+    def past(self) -> Past:
+        """Return what is known of earlier runs: nothing where there is trouble."""
+        with self._troubled(), self._opened() as (_, _, content):
+            return Past(frozenset(content.seen), tuple(content.looks.values()))
+        return Past()
+
+    def saw(self, hashes: Iterable[bytes]) -> None:
+        """Keep that samples are searched or calibrated on; what is known already isn't kept twice.
+
+        Args:
+            hashes: Content hashes, of which the first 16 bytes count.
+        """
+        with self._troubled(), self._opened() as (file, folder, content):
+            new = short(hashes) - content.seen
+            if new:
+                name, lines = set_lines(content, new)
+                file.append(folder, content, [*lines, Seen(name, today())])
+
+    def look(
+        self, hashes: Iterable[bytes], answers: str, *, asked: float, also: Past | None = None
+    ) -> Look:
+        """Return the look that is about to judge answers, after it was written down.
+
+        Until then nobody knows what came out, so a run that is killed before spends nothing. The very
+        test of an earlier look is a repeat, or that look itself where it never came to an end.
+
+        Args:
+            hashes: Content hashes of the samples, of which the first 16 bytes count.
+            answers: Digest of the whole test, by `answers_digest`.
+            asked: Alpha that is asked for.
+            also: Past that is known from elsewhere, as from an older bundle.
+        """
+        mine, known = short(hashes), also or Past()
+        own = secrets.token_hex(8)
+        with self._troubled(), self._opened() as (file, folder, content):
+            past = (known + Past(looks=tuple(content.looks.values()))).looks
+            same = next((one for one in past if one.answers == answers and not one.repeats), None)
+            if same is not None and same.refused is None:
+                own = same.id
+            look = look_at(mine, past, own=own, asked=asked, kept="")
+            if same is not None:
+                look = replace(look, alpha=same.alpha, repeats=same.id != own)
+            if own not in content.looks:
+                name, lines = set_lines(content, mine)
+                line = Looked(own, name, look.alpha, answers, look.repeats, today())
+                file.append(folder, content, [*lines, line])
+            self.trouble = file.trouble
+            return replace(look, kept=f"by a ledger {self._since(content)}")
+        return look_at(mine, known.looks, own=own, asked=asked, kept=self.trouble)
+
+    def end(self, look: Look, judged: Iterable[tuple[str, Judgement | str]]) -> None:
+        """Keep how a look ended: whether a candidate wasn't certified."""
+        with self._troubled(), self._opened() as (file, folder, content):
+            if look.id in content.looks:
+                file.append(folder, content, [Ended(look.id, refused(judged))])
+
+    def forget(self) -> None:
+        """Empty the ledger; a new one begins, whose certificates say since when it is kept.
+
+        Raises:
+            InputError: it can't be emptied.
+        """
+        if self.file is None or not self.file.path.exists():
+            return
+        try:
+            with self.file.locked() as folder:
+                self.file.replace(folder, [Begun(today(), "its user emptied it then")])
+        except (UnusableError, OSError) as error:
+            raise InputError(f"can't empty {self.file.path}: {reason(error)}") from error
+
+    def summary(self) -> list[tuple[str, str]]:
+        """Return what the ledger holds, for people: names and facts.
+
+        Raises:
+            InputError: it can't be read.
+        """
+        if self.file is None:
+            return [("ledger", self.trouble)]
+        path = self.file.path
+        if not path.exists():
+            return [("ledger", f"{path}, not begun yet")]
+        try:
+            with self._opened() as (_, _, content):
+                pass
+        except (UnusableError, OSError) as error:
+            raise InputError(f"can't read {path}: {reason(error)}") from error
+        looks = [one for one in content.looks.values() if not one.repeats]
+        tested = frozenset[bytes]().union(*(one.hashes for one in looks))
+        passed = sum(one.refused is False for one in looks)
+        return [
+            ("ledger", f"{path}, {self._since(content)}"),
+            ("searched on", f"{len(content.seen):,} samples"),
+            ("tested on", f"{len(tested):,} samples"),
+            ("looks", f"{len(looks):,}: {passed:,} certified, {len(looks) - passed:,} not"),
+            ("repeats", f"{len(content.looks) - len(looks):,}"),
+            ("size", f"{path.stat().st_size:,} of at most {self.file.limit_bytes:,} bytes"),
+        ]
+
+    def _since(self, content: Content) -> str:
+        """Return since when it is kept, and what is to be said of that."""
+        more = self.trouble or content.begun.why
+        return f"kept since {content.begun.on}{f'; {more}' if more else ''}"
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[tuple[LedgerFile, int, Content]]:
+        """Yield the file, a descriptor of its folder, and what it says, locked.
+
+        Raises:
+            UnusableError: none is kept, or it can't be trusted.
+            OSError: it can't be opened.
+        """
+        if self.file is None:
+            raise UnusableError("none is kept")
+        with self.file.locked() as folder:
+            try:
+                yield self.file, folder, self.file.read(folder)
+            finally:
+                self.trouble = self.file.trouble
+
+    @contextlib.contextmanager
+    def _troubled(self) -> Iterator[None]:
+        """Go on behind the block where the ledger can't be used, and say why as trouble."""
+        try:
+            yield
+        except (UnusableError, OSError) as error:
+            if self.file is not None:
+                self.unusable = True
+                self.trouble = (
+                    f"the ledger {self.file.path} can't be used: {reason(error)}; so earlier looks "
+                    "aren't known, and later runs won't know of this one"
+                )
+
+
+def user_ledger() -> Ledger:
+    """Return the ledger of this user, which holds nothing where it is switched off.
+
+    It lies in the folder that the environment variable HASTEN_LEDGER names ("off" for none), else in
+    `$XDG_STATE_HOME/hasten`, else in `~/.local/state/hasten`.
+
+    Raises:
+        InputError: the folder that the variable names can't be used.
+
+    Source: XDG Base Directory Specification 0.8, "Environment variables".
+    """
+    named = os.environ.get(VARIABLE, "")
+    if named in _OFF:
+        return Ledger(
+            None, trouble=f"no ledger is kept, by {VARIABLE}=off: earlier looks aren't known"
+        )
+    if named:
+        ledger = Ledger.at(Path(named).absolute())
+        ledger.past()
+        if ledger.unusable:
+            raise InputError(f'{ledger.trouble}: name another folder by {VARIABLE}, or "off"')
+        return ledger
+    base = os.environ.get("XDG_STATE_HOME", "")
+    if Path(base).is_absolute():
+        return Ledger.at(Path(base, "hasten"))
+    try:
+        return Ledger.at(Path.home() / ".local" / "state" / "hasten")
+    except RuntimeError:
+        return Ledger(
+            None, trouble="no ledger is kept, without a home folder: earlier looks aren't known"
+        )
+
+
+def short(hashes: Iterable[bytes]) -> frozenset[bytes]:
+    """Return the first 16 bytes of content hashes, by which the ledger knows samples."""
+    return frozenset(one[:KNOWN_BYTES] for one in hashes)

@@ -1,0 +1,130 @@
+"""What a run takes from earlier runs, and what it leaves to later ones: the ledger's part in a run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from hasten.certificate.ledger import Past, short
+from hasten.certificate.looks import Look, PastLook, look_at
+from hasten.core.records import from_record, read_json, write_json
+from hasten.inputs.data.splits import Earlier
+from hasten.optimization.job import Job
+from hasten.optimization.workspace import Parts
+
+EARLIER = "earlier.json"
+_SEALED = Path("evidence", "sealed.json")
+_SEALED_BYTES = 256 << 20
+"""Most bytes of an older bundle's record that are read: enough for three million samples."""
+
+
+class _Record(msgspec.Struct):
+    """An older bundle's record of its sealed data; the rest of the file is for people."""
+
+    hashes: list[str]
+    seen: list[str]
+    judged: list[tuple[str, str | dict[str, object]]] = []
+    look: dict[str, object] | None = None
+
+
+def earlier_of(job: Job) -> Earlier:
+    """Return what earlier runs did with samples; a resumed run returns what it began with."""
+    if job.journal.last("begin") is not None:
+        return _stored(job.folder / EARLIER)
+    asked = 1 - job.order.confidence
+    return (past_of(job.order.out, job) + job.ledger.past()).earlier(asked)
+
+
+def keep_earlier(job: Job, parts: Parts) -> None:
+    """Keep what this run knows of earlier ones in its folder, so that it splits the data alike when resumed.
+
+    Raises:
+        InputError: the disk is full.
+    """
+    if job.journal.last("begin") is None:
+        known = parts.earlier
+        write_json(
+            job.folder / EARLIER,
+            {
+                "seen": sorted(one.hex() for one in known.seen),
+                "tested": {one.hex(): worth for one, worth in known.tested.items()},
+            },
+        )
+
+
+def leave_seen(job: Job, parts: Parts) -> None:
+    """Keep for later runs which samples this one searches and calibrates on, before it does."""
+    job.ledger.saw(bytes.fromhex(one) for one in parts.seen_hashes)
+
+
+def expected_look(job: Job, parts: Parts) -> Look:
+    """Return the look that the sealed data will probably get, without writing it down."""
+    past = past_of(job.order.out, job) + job.ledger.past()
+    begun = job.journal.last("look") or {}
+    return look_at(
+        short(bytes.fromhex(one) for one in parts.sealed_hashes),
+        past.looks,
+        own=begun.get("look", {}).get("id", ""),
+        asked=1 - job.order.confidence,
+        kept="",
+    )
+
+
+def take_look(job: Job, hashes: Sequence[bytes], answers: str) -> Look:
+    """Return the look that judges the sealed data; a resumed run's is the one that it began.
+
+    Args:
+        job: The run at work.
+        hashes: Content hashes of the sealed samples.
+        answers: Digest of the whole test.
+    """
+    begun = job.journal.last("look")
+    if begun is not None:
+        return from_record(Look, begun["look"])
+    look = job.ledger.look(
+        hashes, answers, asked=1 - job.order.confidence, also=past_of(job.order.out, job)
+    )
+    job.journal.append("look", look=look)
+    return look
+
+
+def past_of(bundle: Path, job: Job) -> Past:
+    """Return what an older bundle in this run's place was made with, should the ledger have been lost.
+
+    What isn't there, or can't be read, says nothing. Nor does it where no ledger is wanted.
+    """
+    path = bundle / _SEALED
+    try:
+        if job.ledger.file is None or path.stat().st_size > _SEALED_BYTES:
+            return Past()
+        record = msgspec.json.decode(path.read_bytes(), type=_Record)
+        seen = short(bytes.fromhex(one) for one in record.seen)
+        hashes = short(bytes.fromhex(one) for one in record.hashes)
+    except (OSError, ValueError, RecursionError):
+        return Past()
+    if not record.judged:
+        return Past(seen)
+    passed = all(
+        isinstance(entry, dict) and entry.get("verdict") == "certified"
+        for _, entry in record.judged
+        if not isinstance(entry, str)
+    )
+    stated = (record.look or {}).get("id")
+    own = (
+        stated if isinstance(stated, str) else hashlib.sha256(b"".join(sorted(hashes))).hexdigest()
+    )
+    return Past(seen, (PastLook(own, hashes, 1.0, refused=not passed),))
+
+
+def _stored(path: Path) -> Earlier:
+    """Read what a stopped run knew; runs of older versions knew nothing."""
+    if not path.exists():
+        return Earlier()
+    record = read_json(path)
+    return Earlier(
+        frozenset(bytes.fromhex(one) for one in record["seen"]),
+        {bytes.fromhex(one): worth for one, worth in record["tested"].items()},
+    )

@@ -1,0 +1,82 @@
+"""`certify` again and again: what is a certificate, what a regression check, and what it pays."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import hasten
+from hasten.certificate.ledger import Ledger
+from hasten.cli import main
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HASTEN_LEDGER", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+def test_the_second_time_is_a_regression_check_and_another_limit_a_further_look(
+    data: tuple[Path, Path], fresh: Path
+) -> None:
+    first = hasten.certify(data[0], fresh)
+    assert (first.kind, first.passed) == ("fresh data", True)
+    again = hasten.certify(data[0], fresh)
+    assert (again.kind, again.passed) == ("regression check", True)
+    assert again.judgement == first.judgement
+    assert "\nsecond look at these data, with the very answers of an earlier one: " in (
+        again.in_words()
+    )
+    stricter = hasten.certify(data[0], fresh, max_drop=0.001)
+    assert (stricter.kind, stricter.passed) == ("further look", False)
+    assert stricter.judgement.confidence == 0.95  # what was tested before had passed
+    laxer = hasten.certify(data[0], fresh, max_drop=0.06)
+    assert laxer.look is not None
+    assert laxer.look.alpha == pytest.approx(0.0005)
+    assert laxer.judgement.confidence == 0.95  # no more is claimed than was asked for
+    assert laxer.judgement.bound > first.judgement.bound
+    assert "third look at these data: tested at 0.05% instead of 5%" in laxer.in_words()
+
+
+def test_samples_that_another_run_searched_on_are_left_out(
+    data: tuple[Path, Path], fresh: Path, state: Path
+) -> None:
+    first = hasten.certify(data[0], fresh)
+    with np.load(fresh) as arrays:
+        from hasten.inputs.data.arrays import ArrayDataset
+
+        loaded = ArrayDataset({"input": arrays["input"]})
+        Ledger.at(state).saw(loaded.content_hash(i) for i in range(100))
+    second = hasten.certify(data[0], fresh)
+    assert (first.used, second.used, second.elsewhere) == (400, 300, 100)
+    assert "100 samples were left out: the bundle, or what other runs made, was made with them" in (
+        second.in_words()
+    )
+
+
+def test_a_check_on_what_the_bundle_was_made_with_is_no_look(
+    data: tuple[Path, Path], state: Path
+) -> None:
+    checked = hasten.certify(*data)
+    assert (checked.kind, checked.look) == ("regression check", None)
+    assert Ledger.at(state).past().looks == ()
+
+
+def test_the_command_shows_what_is_remembered_and_forgets_it(
+    data: tuple[Path, Path], fresh: Path, state: Path
+) -> None:
+    shown = CliRunner().invoke(main, ["ledger"])
+    assert shown.output.startswith(f"ledger:       {state}/ledger.jsonl, kept since ")
+    hasten.certify(data[0], fresh)
+    lines = CliRunner().invoke(main, ["ledger"]).output.splitlines()
+    assert lines[1:5] == [
+        "searched on:  0 samples",
+        "tested on:    400 samples",
+        "looks:        1: 1 certified, 0 not",
+        "repeats:      0",
+    ]
+    emptied = CliRunner().invoke(main, ["ledger", "--forget"])
+    assert "; its user emptied it then" in emptied.output
+    assert "looks:        0: 0 certified, 0 not" in emptied.output
+    assert hasten.certify(data[0], fresh).kind == "fresh data"

@@ -1,0 +1,94 @@
+"""A split of data that earlier runs have used: what was searched on is never sealed again."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hasten.errors import InputError
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.splits import Earlier, Splits, split
+
+
+def data_of(contents: range, groups: bool = False) -> ArrayDataset:
+    return ArrayDataset(
+        {"x": np.array(contents)}, groups=np.array(contents) // 5 if groups else None
+    )
+
+
+def short(*parts: Dataset) -> frozenset[bytes]:
+    return frozenset(part.content_hash(i)[:16] for part in parts for i in range(len(part)))
+
+
+def after(first: Splits, worth: float = 0.36) -> Earlier:
+    """What is known after a run with such a split."""
+    return Earlier(
+        short(first.calibration, first.search), dict.fromkeys(short(first.sealed), worth)
+    )
+
+
+@given(st.integers(30, 200), st.integers(0, 9), st.integers(0, 200), st.booleans())
+def test_what_was_searched_on_is_never_sealed(
+    count: int, seed: int, more: int, groups: bool
+) -> None:
+    first = split(data_of(range(count), groups))
+    known = after(first)
+    second = split(data_of(range(count + more), groups), seed=seed, earlier=known)
+    assert not short(second.sealed) & known.seen
+    parts = (second.calibration, second.search, second.sealed)
+    assert len(short(*parts)) == sum(map(len, parts))
+
+
+def test_the_same_data_with_any_seed_seals_what_was_sealed() -> None:
+    data = data_of(range(1000))
+    first = split(data)
+    for seed in range(3):
+        again = split(data, seed=seed, earlier=after(first))
+        assert short(again.sealed) == short(first.sealed)
+    assert split(data, earlier=after(first)).sealed_hashes == first.sealed_hashes
+
+
+def test_without_known_samples_nothing_is_different() -> None:
+    other = after(split(data_of(range(5000, 6000))))
+    one, two = split(data_of(range(1000))), split(data_of(range(1000)), earlier=other)
+    assert (one.sealed_hashes, one.withheld) == (two.sealed_hashes, two.withheld)
+
+
+def test_fresh_samples_are_tested_alone_where_they_tell_more() -> None:
+    first = split(data_of(range(1000)))
+    second = split(data_of(range(3000)), earlier=after(first))
+    assert not short(second.sealed) & short(data_of(range(1000)))
+    assert len(second.sealed) > 1800
+    few = split(data_of(range(1050)), earlier=after(first))
+    assert len(short(first.sealed) & short(few.sealed)) > 450
+    some = split(data_of(range(1400)), earlier=after(first))
+    assert not short(some.sealed) & short(first.sealed)
+    passed = split(data_of(range(1400)), earlier=after(first, worth=1.0))
+    assert short(passed.sealed) & short(first.sealed)  # all were certified: nothing is spent
+
+
+def test_a_group_with_one_sample_that_was_searched_on_is_not_sealed() -> None:
+    data = data_of(range(100), groups=True)
+    known = Earlier(frozenset({data.content_hash(7)[:16]}))
+    for seed in range(20):
+        assert not short(split(data, seed=seed, earlier=known).sealed) & short(
+            data_of(range(5, 10))
+        )
+
+
+def test_the_samples_that_are_for_the_search_because_of_earlier_runs_are_counted() -> None:
+    first = split(data_of(range(300)))
+    second = split(data_of(range(300)), seed=1, calibration=10, earlier=after(first))
+    assert len(second.search) == 160 - 10  # all that the first run saw, but for the calibration
+    assert second.withheld == 150 - round(0.3 * 290)
+
+
+def test_nothing_left_to_seal_is_one_line() -> None:
+    data = data_of(range(100))
+    with pytest.raises(InputError) as error:
+        split(data, earlier=Earlier(short(data)))
+    assert str(error.value) == (
+        "earlier runs searched or calibrated on all 100 samples of the data, so none is left to certify "
+        "with: add samples that none of them was given (hasten ledger says what it remembers)"
+    )

@@ -1,0 +1,156 @@
+"""Whole runs one after the other on the same data: what the next one knows, pays, and says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.support.jobs import job_in
+from tests.support.quick import quick_runs
+
+import hasten
+from hasten.bundle import read
+from hasten.certificate.ledger import Ledger
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.optimization.memory import (
+    earlier_of,
+    keep_earlier,
+    leave_seen,
+    past_of,
+    take_look,
+)
+from hasten.optimization.workspace import Parts, check_same_run, lay_out
+from hasten.reporting.result import Result
+from hasten.testing import models
+
+ENGINE = "tests.support.rivals:Rival"
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HASTEN_LEDGER", str(tmp_path / "state"))
+    return tmp_path / "state"
+
+
+def run(
+    folder: Path, samples: int, out: str = "b.hasten", max_drop: float = 0.02, seed: int = 0
+) -> Result:
+    x = np.random.default_rng(5).standard_normal((samples, 16), dtype=np.float32)
+    with quick_runs():
+        return hasten.optimize(
+            models.linear_classifier(folder),
+            {"x": x},
+            max_drop=max_drop,
+            engines=(ENGINE,),
+            out=folder / out,
+            seed=seed,
+        )
+
+
+def test_a_rerun_after_a_refusal_pays_and_fresh_samples_do_not(tmp_path: Path, state: Path) -> None:
+    first = run(tmp_path, 300)  # 140 sealed samples can't show 2%
+    assert first.status == "exact"
+    assert first.look is not None
+    assert first.look.plain
+    assert "are needed: add about 149 samples that no run was given" in " ".join(first.notes)
+
+    second = run(tmp_path, 300, seed=1, max_drop=0.015, out="other.hasten")
+    assert second.look is not None
+    assert (second.look.number, second.look.refused) == (2, 1)
+    assert second.look.alpha == pytest.approx(0.0005)
+    said = "second look at these data: tested at 0.05% instead of 5%, since 1 before it ended"
+    assert any(note.startswith(said) for note in second.notes)
+    assert second.notes[0] == (
+        "140 sealed samples can't show that at most 1.5% of answers change, even where nothing changes: "
+        "that takes 657, after what earlier looks spent, or 199 that no run was given"
+    )
+    record = json.loads((second.bundle / "evidence" / "sealed.json").read_text())
+    once = json.loads((first.bundle / "evidence" / "sealed.json").read_text())
+    assert set(record["hashes"]) == set(once["hashes"])
+    assert record["look"]["number"] == 2
+    assert said in read(second.bundle).sealed["look"]
+
+    more = run(tmp_path, 600)
+    assert more.status == "certified", more.why
+    assert more.look is not None
+    assert more.look.plain
+    certificate = read(more.bundle).certificate
+    assert certificate is not None
+    assert certificate["judgement"]["confidence"] == 0.95
+    assert certificate["look"]["words"].startswith("first look at these data (by a ledger kept ")
+    third = json.loads((more.bundle / "evidence" / "sealed.json").read_text())
+    assert not set(third["hashes"]) & {*once["hashes"], *once["seen"]}
+
+
+# -- the steps, without a run
+
+
+def parts_of(folder: Path, count: int = 40) -> Parts:
+    data = ArrayDataset({"x": np.arange(count, dtype=np.float32).reshape(count, 1)})
+    folder.mkdir(exist_ok=True)
+    return lay_out(data, folder, calibration=4, seed=0, training=None)
+
+
+def hashes(parts: Parts) -> list[bytes]:
+    return [bytes.fromhex(one) for one in parts.sealed_hashes]
+
+
+def test_a_run_that_is_killed_before_its_test_has_searched_and_spent_nothing(
+    tmp_path: Path, state: Path
+) -> None:
+    parts = parts_of(tmp_path)
+    leave_seen(job_in(tmp_path), parts)
+    past = Ledger.at(state).past()
+    assert len(past.seen) == 4 + len(parts.search)
+    assert past.looks == ()
+
+
+def test_a_resumed_run_has_the_look_and_the_split_that_it_began_with(
+    tmp_path: Path, state: Path
+) -> None:
+    parts = parts_of(tmp_path)
+    job = job_in(tmp_path)
+    Ledger.at(state).saw(hashes(parts)[:3])
+    known = earlier_of(job)
+    begun = lay_out(
+        ArrayDataset({"x": np.arange(40, dtype=np.float32).reshape(40, 1)}),
+        tmp_path,
+        calibration=4,
+        seed=0,
+        training=None,
+        earlier=known,
+    )
+    keep_earlier(job, begun)
+    check_same_run(job.journal, {"model": "m"})
+    first = take_look(job, hashes(begun), "answers")
+
+    other = Ledger.at(state)
+    other.saw(hashes(begun)[:5])
+    other.look(hashes(begun), "others", asked=0.05)
+    resumed = job_in(tmp_path)
+    assert earlier_of(resumed).seen == begun.earlier.seen
+    assert len(begun.earlier.seen) == 3
+    assert take_look(resumed, hashes(begun), "answers") == first
+
+
+def test_an_older_bundle_in_its_place_is_remembered_where_the_ledger_was_lost(
+    tmp_path: Path, state: Path, certified_bundle: Path
+) -> None:
+    record = json.loads((certified_bundle / "evidence" / "sealed.json").read_text())
+    job = job_in(tmp_path)
+    past = past_of(certified_bundle, job)
+    assert past.seen == {bytes.fromhex(one)[:16] for one in record["seen"]}
+    (look,) = past.looks
+    assert look.hashes == {bytes.fromhex(one)[:16] for one in record["hashes"]}
+    assert look.refused is any(
+        not isinstance(entry, str) and entry["verdict"] != "certified"
+        for _, entry in record["judged"]
+    )
+    assert past_of(tmp_path / "none", job) == past_of(tmp_path, job)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"hashes": ["x"], "seen": []}', "[" * 100_000])
+def test_a_bundle_that_says_nonsense_says_nothing(tmp_path: Path, state: Path, text: str) -> None:
+    (tmp_path / "b" / "evidence").mkdir(parents=True)
+    (tmp_path / "b" / "evidence" / "sealed.json").write_text(text)
+    assert past_of(tmp_path / "b", job_in(tmp_path)).looks == ()
