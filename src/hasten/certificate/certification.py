@@ -86,6 +86,7 @@ def judge_ladder(
     promise: Promise,
     *,
     binary: bool = True,
+    holds: Callable[[str, Judgement], bool] = lambda key, judgement: True,
 ) -> list[tuple[str, Judgement | str]]:
     """Test rungs from safest to fastest, each at the same level, and stop at the first failure.
 
@@ -100,9 +101,12 @@ def judge_ladder(
         promise: Promise that each rung is tested for.
         binary: Whether scores were 0/1 on the search split. Where they weren't, or aren't here,
             betting judges: the sealed data alone doesn't choose its test.
+        holds: Predicate that tests a certified rung further, as in batches; after one that it fails, no
+            rung is tested.
 
     Returns:
-        Key and judgement (or reason of failure) of each rung, up to the first that isn't certified.
+        Key and judgement (or reason of failure) of each rung, up to the first that isn't certified, or
+        doesn't hold further.
     """
     grouped = len(np.unique(units)) < len(units)
     judged: list[tuple[str, Judgement | str]] = []
@@ -123,7 +127,7 @@ def judge_ladder(
             binary=None if binary else False,
         )
         judged.append((key, judgement))
-        if judgement.verdict is not Verdict.CERTIFIED:
+        if judgement.verdict is not Verdict.CERTIFIED or not holds(key, judgement):
             break
     return judged
 

@@ -254,6 +254,7 @@ def certify(as_json: bool, bundle: str, data: str, **options: Any) -> None:
 def inspect(bundle: Path, as_json: bool, as_requirements: bool, serve: bool) -> None:
     """Check BUNDLE and list its contents."""
     from hasten.bundle import differences, read, requirements
+    from hasten.bundle.covered import batches_in_words
     from hasten.bundle.evidence import batch_curve
     from hasten.bundle.requests import in_words
     from hasten.cli.tables import curve_table
@@ -283,6 +284,7 @@ def inspect(bundle: Path, as_json: bool, as_requirements: bool, serve: bool) -> 
             ("exact model", manifest.exact.label if manifest.exact else "left out"),
             ("samples", in_words(manifest.requests)),
             ("population", (manifest.certificate or {}).get("population", "none")),
+            *([("batches", batches_in_words(manifest))] if manifest.status == "certified" else []),
             ("made on", f"{manifest.target.processor}, {manifest.target.threads} thread(s)"),
             *([("made for", manifest.target.device)] if manifest.target.kind != "host" else []),
             ("made at", manifest.created),

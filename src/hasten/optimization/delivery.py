@@ -11,6 +11,7 @@ from typing import Any
 
 from hasten import bundle
 from hasten.bundle import Manifest
+from hasten.certificate.batches import Coverage
 from hasten.core.comparison import Comparison
 from hasten.core.records import digest, to_record, type_name
 from hasten.engines.base import Artifact
@@ -43,7 +44,9 @@ def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
     ending = judge.conclude(ladder, verdicts)
     parts = ready.parts
     comparison = sealed.comparison_of(ending.shipment.winner.label)
-    result = replace(ending.result, comparison=comparison)
+    covered = sealed.covered if ending.shipment.judgement is not None else None
+    said = "" if covered is None else covered.in_words()
+    result = replace(ending.result, comparison=comparison, batches=said)
     records = {
         "result.json": to_record(result),
         "trials.json": [to_record(trial) for trial in judge.trials.done.values()],
@@ -55,7 +58,7 @@ def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
         },
         **ending.records,
     }
-    write(job, ready, ending.shipment, records, comparison)
+    write(job, ready, ending.shipment, records, comparison, covered or Coverage())
     return result
 
 
@@ -76,6 +79,7 @@ def write(
     shipment: Shipment,
     records: Mapping[str, Any],
     comparison: Comparison | None = None,
+    covered: Coverage = Coverage(),
 ) -> None:
     """Write a bundle, with a report where there is a result.
 
@@ -85,7 +89,7 @@ def write(
     out, request = job.order.out, shipment.winner.artifact.request
     count = bundle.room_for(request) if job.order.keep_requests else 0
     requests = requests_from(ready.single, count, request)
-    manifest = manifest_of(job, ready, shipment, len(requests), comparison)
+    manifest = manifest_of(job, ready, shipment, len(requests), comparison, covered)
     extra = {}
     if "result.json" in records:
         # Imported here: it brings a plotting library, for which no run should wait.
@@ -100,7 +104,12 @@ def write(
 
 
 def manifest_of(
-    job: Job, ready: Ready, shipment: Shipment, requests: int, comparison: Comparison | None
+    job: Job,
+    ready: Ready,
+    shipment: Shipment,
+    requests: int,
+    comparison: Comparison | None,
+    covered: Coverage = Coverage(),
 ) -> Manifest:
     """Return a bundle's manifest, which states the number of requests to warm up with."""
     parts, judgement = ready.parts, shipment.judgement
@@ -116,7 +125,9 @@ def manifest_of(
             "judgement": to_record(judgement),
             "words": judgement.in_words(),
             "population": job.order.population,
-            "batch_sizes": [1],
+            "batch_sizes": list(covered.sizes),
+            "rows_apart": covered.rows_apart,
+            "batches": covered.in_words(),
             "threads": shipment.threads,
         },
         source_sha256=ready.given_sha256,

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from hasten.bundle import Part, Status
+from hasten.certificate.batches import Batches, Coverage
+from hasten.certificate.certification import last_certified
 from hasten.certificate.verdict import Judgement
 from hasten.core.comparison import Comparison
 from hasten.core.target import Target
@@ -30,11 +32,13 @@ class Ladder:
         exact: Key of the exact candidate to fall back on.
         rungs: Keys of the candidates to certify, safest first.
         threads: Number of threads that engines use from here on.
+        batches: Rung -> batch sizes that it is tested at beside lone samples.
     """
 
     exact: str
     rungs: tuple[str, ...]
     threads: int = 1
+    batches: dict[str, Batches] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,10 +48,18 @@ class Sealed:
     Attributes:
         verdicts: Verdicts on the ladder, from which it is decided what ships.
         comparisons: Comparisons with the original, of those that may ship; they decide nothing.
+        coverage: Certified candidate -> batch sizes that its certificate covers.
     """
 
     verdicts: Verdicts = ()
     comparisons: tuple[Comparison, ...] = ()
+    coverage: Mapping[str, Coverage] = field(default_factory=dict)
+
+    @property
+    def covered(self) -> Coverage:
+        """Return the batch sizes that the certificate of the fastest certified candidate covers."""
+        passed = last_certified(self.verdicts)
+        return self.coverage.get(passed[0], Coverage()) if passed else Coverage()
 
     def comparison_of(self, label: str) -> Comparison | None:
         """Return the comparison of a model by its description; None where there is none."""

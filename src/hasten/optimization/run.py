@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from functools import partial
 
+from hasten.certificate.batches import Batches, Coverage, batch_key, covered
 from hasten.certificate.certification import (
     judge_ladder,
     last_certified,
@@ -15,8 +17,10 @@ from hasten.certificate.figures import Answers, Setting, compared
 from hasten.certificate.verdict import Judgement
 from hasten.core.comparison import Comparison
 from hasten.core.records import digest, from_record, to_record
+from hasten.core.tensors import Tensors
 from hasten.errors import CandidateError, InputError
 from hasten.measure.workbench import OpenWorker
+from hasten.optimization.batching import with_batches
 from hasten.optimization.judge import Judge, Ladder, Sealed, Verdicts
 
 
@@ -37,7 +41,7 @@ def freeze(judge: Judge) -> Ladder:
     journal = judge.job.journal
     frozen = journal.last("ladder")
     if frozen is None:
-        choice = to_record(judge.choose())
+        choice = to_record(with_batches(judge, judge.choose()))
         journal.append("ladder", choice=choice, sha256=digest(choice))
         frozen = {"choice": choice, "sha256": digest(choice)}
     if digest(frozen["choice"]) != frozen["sha256"]:
@@ -62,21 +66,28 @@ def certify(judge: Judge, ladder: Ladder) -> Sealed:
             for key, entry in known["judged"]
         ]
         compared_then = (from_record(Comparison, one) for one in known.get("compared", ()))
-        return Sealed(verdicts, tuple(compared_then))
+        coverage = from_record(dict[str, Coverage], known.get("coverage", {}))
+        return Sealed(verdicts, tuple(compared_then), coverage)
     job.journal.append("sealed read", samples=len(judge.ready.parts.sealed))
     answers = Answers() if setting.models else None
-    verdicts = _judged(judge, ladder, answers)
+    verdicts, coverage = _judged(judge, ladder, answers)
     comparisons = () if answers is None else _compared(judge, ladder, verdicts, setting, answers)
     job.journal.append(
         "judged",
         judged=[[key, to_record(entry)] for key, entry in verdicts],
         compared=to_record(comparisons),
+        coverage=to_record(coverage),
     )
-    return Sealed(verdicts, comparisons)
+    return Sealed(verdicts, comparisons, coverage)
 
 
-def _judged(judge: Judge, ladder: Ladder, answers: Answers | None) -> Verdicts:
+def _judged(
+    judge: Judge, ladder: Ladder, answers: Answers | None
+) -> tuple[Verdicts, dict[str, Coverage]]:
     """Read the sealed data, keep the answers where they are wanted, and judge the ladder.
+
+    Returns:
+        Verdicts, and the batch sizes that each certified rung holds at too.
 
     Raises:
         InputError: the original can't answer a sample.
@@ -94,6 +105,12 @@ def _judged(judge: Judge, ladder: Ladder, answers: Answers | None) -> Verdicts:
                 opened[key] = stack.enter_context(judge.opened(key))
             except CandidateError as error:
                 failed[key] = str(error)
+        for key, batches in ladder.batches.items():
+            for size in batches.sizes:
+                if key in opened:
+                    opened[batch_key(key, size)] = replace(opened[key], batch=size)
+                else:
+                    failed[batch_key(key, size)] = failed[key]
         original, scores = sealed_scores(
             trials.bench,
             exact,
@@ -102,17 +119,44 @@ def _judged(judge: Judge, ladder: Ladder, answers: Answers | None) -> Verdicts:
             ready.promise.metric,
             lambda done: job.tell("certify", "reading the sealed data, once", done, len(sealed)),
             units=ready.parts.sealed_units,
-            **({} if answers is None else {"watch": answers}),
+            **({} if answers is None else {"watch": partial(_lone, answers, {"", *read})}),
         )
-    return judge_ladder(
+    coverage: dict[str, Coverage] = {}
+    priors = {key: prior_of(trials.drops(trials.done[key]), units) for key in ladder.rungs}
+
+    def holds(key: str, judgement: Judgement) -> bool:
+        """Whether a certified rung holds at all its batch sizes too."""
+        wanted = ladder.batches.get(key, Batches())
+        coverage[key], _ = covered(
+            key,
+            wanted,
+            judgement,
+            original,
+            scores,
+            ready.sealed_units,
+            priors[key],
+            ready.promise,
+            binary=trials.binary,
+        )
+        return len(coverage[key].sizes) > len(wanted.sizes)
+
+    verdicts = judge_ladder(
         original,
         ladder.rungs,
         {**scores, **failed},
         ready.sealed_units,
-        {key: prior_of(trials.drops(trials.done[key]), units) for key in ladder.rungs},
+        priors,
         ready.promise,
         binary=trials.binary,
+        holds=holds,
     )
+    return verdicts, coverage
+
+
+def _lone(answers: Answers, keys: set[str], key: str, outputs: Tensors) -> None:
+    """Keep answers to lone samples for the figures; those in batches have none."""
+    if key in keys:
+        answers(key, outputs)
 
 
 def _exact(judge: Judge, ladder: Ladder) -> tuple[str, ...]:

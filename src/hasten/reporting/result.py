@@ -293,6 +293,7 @@ class Result:
             step by step; else 1. Latencies are of whole sequences.
         comparison: Figures, scores and decisions of what ships beside the original's, on the sealed
             samples; None where nothing was compared.
+        batches: Batch sizes that the certificate covers, in words; empty where nothing was certified.
     """
 
     bundle: Path
@@ -318,6 +319,7 @@ class Result:
     estimates: Estimates | None = None
     steps: float = 1.0
     comparison: Comparison | None = None
+    batches: str = ""
 
     @property
     def winner(self) -> Row:

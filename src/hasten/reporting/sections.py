@@ -224,6 +224,7 @@ def certificate(report: Report) -> Html:
         (key, value)
         for key, value in (
             ("population", result.population),
+            ("batches", result.batches or "-"),
             ("sealed", f"{report.sealed.get('samples')} samples that the search never saw"),
             ("method", next((r.judgement.method for r in result.ladder if r.judgement), "-")),
             ("confidence", f"{100 * asked.confidence:.6g}%" if asked else "-"),
