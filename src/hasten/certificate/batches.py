@@ -62,7 +62,9 @@ class Coverage:
             else "rows may depend on each other, so each batch was one draw"
         )
         more = f"; not others: {self.without}" if self.without else ""
-        return f"batches of {', '.join(map(str, self.sizes))}, tested on the sealed data ({how}){more}"
+        return (
+            f"batches of {', '.join(map(str, self.sizes))}, tested on the sealed data ({how}){more}"
+        )
 
 
 def batch_key(key: str, size: int) -> str:

@@ -12,6 +12,7 @@ import click
 from hasten import __version__
 from hasten.cli.options import (
     GUARD_HELP,
+    BatchSizes,
     Latency,
     OneLine,
     Seconds,
@@ -226,6 +227,11 @@ def bench(as_json: bool, bundle: str, **options: Any) -> None:
     "--guard",
     type=guard_choice,
     help=f"{GUARD_HELP}  [default: the certificate's]",
+)
+@click.option(
+    "--batch-sizes",
+    type=BatchSizes(),
+    help="Batch sizes at which the limit must hold too, such as 1,4,8.  [default: the certificate's]",
 )
 @image_options
 @custom_ops_option

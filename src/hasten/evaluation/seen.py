@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from hasten.bundle import Manifest
+from hasten.certificate.batches import Coverage
 from hasten.certificate.verdict import Judgement, Verdict
 from hasten.core.comparison import Comparison
 from hasten.core.tensors import Array
@@ -37,6 +38,8 @@ class Recheck:
         left_out: Number of samples left out because the bundle was made with them.
         comparison: Figures, scores and decisions of the winner beside the exact model's, on these
             samples; None where nothing was compared. They don't decide whether the limit holds.
+        batches: Batch sizes above 1 at which the limit must hold too.
+        coverage: Batch sizes at which it holds; None where none was tested.
     """
 
     kind: Kind
@@ -44,11 +47,14 @@ class Recheck:
     used: int
     left_out: int
     comparison: Comparison | None = None
+    batches: tuple[int, ...] = ()
+    coverage: Coverage | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether the limit holds."""
-        return self.judgement.verdict is Verdict.CERTIFIED
+        """Whether the limit holds, in batches too."""
+        sizes = () if self.coverage is None else self.coverage.sizes
+        return self.judgement.verdict is Verdict.CERTIFIED and set(self.batches) <= set(sizes)
 
     def in_words(self) -> str:
         """Describe the outcome in one line, and what was compared in further ones."""
@@ -59,10 +65,11 @@ class Recheck:
             else ""
         )
         said = self.judgement.in_words()
-        verdict = (
-            f"the limit of {100 * self.judgement.max_drop:.6g}% holds: " if self.passed else ""
-        )
+        holds = self.judgement.verdict is Verdict.CERTIFIED
+        verdict = f"the limit of {100 * self.judgement.max_drop:.6g}% holds: " if holds else ""
         first = f"{note}{verdict}{said}{seen if self.left_out else ''}"
+        if self.coverage is not None:
+            first += f"\n{'' if self.passed else 'it holds for '}{self.coverage.in_words()}"
         more = () if self.comparison is None else self.comparison.in_words()
         return "\n".join((first, *more))
 

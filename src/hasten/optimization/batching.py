@@ -139,7 +139,6 @@ class _Asking:
                 parts.append(np.asarray(metric.score(outputs, own, labels), np.float64))
             except InputError as error:
                 raise CandidateError(f"answers can't be scored: {error}") from error
-        answers.close()
         return np.concatenate(parts), took_s / max(1, rows)
 
     def _apart(self) -> bool:

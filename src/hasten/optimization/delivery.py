@@ -30,6 +30,8 @@ UNFINISHED = (
 )
 """Reason why a bundle that is written during the search isn't certified."""
 
+_LONE = Coverage()
+
 
 def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
     """Decide what ships, with fresh figures, and write the bundle.
@@ -79,7 +81,7 @@ def write(
     shipment: Shipment,
     records: Mapping[str, Any],
     comparison: Comparison | None = None,
-    covered: Coverage = Coverage(),
+    covered: Coverage = _LONE,
 ) -> None:
     """Write a bundle, with a report where there is a result.
 
@@ -109,7 +111,7 @@ def manifest_of(
     shipment: Shipment,
     requests: int,
     comparison: Comparison | None,
-    covered: Coverage = Coverage(),
+    covered: Coverage = _LONE,
 ) -> Manifest:
     """Return a bundle's manifest, which states the number of requests to warm up with."""
     parts, judgement = ready.parts, shipment.judgement
