@@ -188,7 +188,7 @@ class ReportOption(click.Option):
         self.help = (
             "Figure over the sealed data to state before and after; may be repeated: "
             f"{set_forms()}; none for none.  [default: those of a binary classification where labels "
-            "are 0 and 1]"
+            "are 0 and 1, mAP where they are boxes]"
         )
         return super().get_help_record(ctx)
 
