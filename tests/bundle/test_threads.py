@@ -151,10 +151,10 @@ class _Meeting(dict[str, np.ndarray]):
         return super().__getitem__(name)
 
 
-def test_threads_are_warned_once_that_their_shapes_are_not_certified(tmp_path: Path) -> None:
+def test_threads_are_warned_once_that_their_batches_are_not_certified(tmp_path: Path) -> None:
     request = _Meeting(x=np.zeros((2, 16), np.float32))
     with (
-        load(bundle_of(ENGINES[0], tmp_path)) as loaded,
+        load(bundle_of(ENGINES[0], tmp_path), any_batch=True) as loaded,
         warnings.catch_warnings(record=True) as warned,
         ThreadPoolExecutor(2) as threads,
     ):
@@ -163,8 +163,9 @@ def test_threads_are_warned_once_that_their_shapes_are_not_certified(tmp_path: P
         for rows in (1, 2, 3):
             loaded(np.zeros((rows, 16), np.float32))
     assert [each.category for each in warned] == [NotCertifiedHere]
-    assert str(warned[0].message) == "not certified here: x of shape [1, 16] there, [2, 16] here"
-    assert loaded.not_certified == ("x of shape [1, 16] there, [2, 16] here",)
+    said = "2 rows at once: not certified at this batch size, but at 1"
+    assert str(warned[0].message) == f"not certified here: {said}"
+    assert loaded.not_certified == (said,)
 
 
 def test_a_cascade_counts_the_answers_of_all_its_sessions(tmp_path: Path) -> None:

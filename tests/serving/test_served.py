@@ -131,14 +131,23 @@ def test_a_nan_that_was_asked_in_is_nobodys_fault(bundles: Path) -> None:
         assert served(server, "guarded").answers == "winner"
 
 
-def test_larger_batches_than_the_certificates_are_told_of(bundles: Path) -> None:
+def test_batches_are_of_certified_sizes_unless_others_are_asked_for(bundles: Path) -> None:
     told = (
-        "batches of up to 32 were compared with lone requests; the certificate covers only its "
-        "own batch size: --max-batch 1 keeps to that"
+        "batches of up to 32 are formed, and not certified at these batch sizes, but at 1: leave out "
+        "--any-batch to keep to them"
     )
-    for most_rows, expected in ((32, True), (1, False)):
-        with ServerThread(place_of(bundles / "guarded.hasten", most_rows=most_rows)) as server:
-            assert (told in served(server, "guarded").opened.notes) == expected
+    rows = [[number, 2, 3, 4] for number in range(5)]
+    for any_batch, sizes in ((False, (1,)), (True, (1, 2, 3, 4, 6, 8, 12, 16, 24, 32))):
+        with ServerThread(place_of(bundles / "guarded.hasten", any_batch=any_batch)) as server:
+            model = served(server, "guarded")
+            assert (told in model.opened.notes) == any_batch
+            assert (model.opened.sizes, model.most_rows) == (sizes, 32)
+            assert answer(server, "guarded", rows) == rows
+            client = triton.InferenceServerClient(server.host)
+            parameters = client.get_model_config("guarded")["parameters"]
+            client.close()
+            said = parameters["certified_batch_sizes"]["string_value"]
+            assert said.startswith("1; not certified at 2, 3, 4," if any_batch else "1")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from hasten.bundle.binding import bound_arrays
+from hasten.bundle.covered import certified_sizes, cut, has_batch_axis, joined, not_covered
 from hasten.bundle.folder import artifact_of, read
 from hasten.bundle.manifest import Manifest, Part
 from hasten.bundle.requests import kept_requests
@@ -118,6 +119,8 @@ class Loaded:
         certified: The inputs of one request that the certificate covers; empty if every shape is
             covered.
         ways: Most threads that share out a large batch, where its rows are computed apart.
+        covered: Batch sizes that the certificate covers; None where it holds in any batch.
+        any_batch: Whether batches of other sizes run as they come, instead of in parts.
     """
 
     def __init__(
@@ -131,6 +134,8 @@ class Loaded:
         *,
         from_cache: bool = False,
         ways: int = 1,
+        covered: tuple[int, ...] | None = None,
+        any_batch: bool = False,
     ) -> None:
         self.manifest = manifest
         self.from_cache = from_cache
@@ -139,6 +144,11 @@ class Loaded:
         self._pool = pool
         self._spread = Spread(pool, ways)
         self._most_alone = FEW_ROWS if self._spread.ways > 1 else math.inf
+        self._batched = has_batch_axis(pool.inputs, pool.outputs, request)
+        self._covered = covered
+        self._keeps = None if any_batch or not self._batched else covered
+        if self._keeps is not None:
+            self._most_alone = 1
         self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
         self._request = tuple(request)
@@ -265,7 +275,7 @@ class Loaded:
         inputs, outputs = bound_arrays(
             arrays, named, self._pool.inputs, self._pool.outputs, self._pool.batch_sizes
         )
-        self._warn_of(inputs)
+        self._warn_of(inputs, whole=True)
         return self._pool.bind(inputs, outputs)
 
     def bind_row(self) -> BoundRow:
@@ -353,11 +363,22 @@ class Loaded:
         check_tensors(tensors, self._pool.inputs)
         return tensors
 
-    def _warn_of(self, tensors: Mapping[str, Array]) -> None:
-        """Warn once when a request's shape, such as its batch size, differs from the certified one."""
+    def _warn_of(self, tensors: Mapping[str, Array], *, whole: bool = False) -> None:
+        """Warn once when a request's shape, such as its batch size, isn't a certified one.
+
+        Args:
+            tensors: Inputs by name.
+            whole: Whether the request is never answered in parts.
+        """
         for name, shape in self._certified.items():
-            if tensors[name].shape != shape:
-                note = f"{name} of shape {list(shape)} there, {list(tensors[name].shape)} here"
+            given = tensors[name].shape
+            if given != shape:
+                note = f"{name} of shape {list(shape)} there, {list(given)} here"
+                if self._batched and given[1:] == shape[1:]:
+                    in_parts = self._keeps is not None and not whole
+                    if in_parts or self._covered is None or given[0] in self._covered:
+                        continue
+                    note = not_covered(given[0], self._covered)
                 with self._lock:
                     if not self._certified:
                         return  # another thread warns already
@@ -382,6 +403,16 @@ class Loaded:
         return self._pool.batch_sizes
 
     @property
+    def keeps_to(self) -> tuple[int, ...] | None:
+        """Batch sizes in which requests are answered, since the certificate covers them; None for any."""
+        return self._keeps
+
+    @property
+    def certified_batches(self) -> tuple[int, ...] | None:
+        """Batch sizes that the certificate covers; None where there is none, or it covers any."""
+        return self._covered
+
+    @property
     def lends_calls(self) -> bool:
         """Whether bound calls take no session of their own; see `Session.lends_calls`."""
         return self._pool.lends_calls
@@ -403,13 +434,20 @@ class Loaded:
     def run(self, tensors: Tensors) -> dict[str, Array]:
         """Answer a request of C-contiguous arrays by name that is known to fit `inputs`.
 
+        A certified model answers batches of other than certified sizes in parts of those sizes, unless
+        it was loaded with `any_batch`.
+
         Raises:
             CandidateError: the engine failed, or the bundle is closed.
         """
         if self._most_alone < math.inf:
             rows = {len(array) if array.ndim else 1 for array in tensors.values()}
             if len(rows) == 1 and (count := rows.pop()) > self._most_alone:
-                return self._spread.run(tensors, count)
+                if self._keeps is None:
+                    return self._spread.run(tensors, count)
+                if count not in self._keeps:
+                    parts = cut(tensors, count, self._keeps)
+                    return joined([self._pool.run(part) for part in parts])
         return self._pool.run(tensors)
 
     def properties(self) -> Mapping[str, str]:
@@ -447,6 +485,7 @@ def load(
     threads: int | None = None,
     sessions: int | None = None,
     cache: str | os.PathLike[str] | bool | None = None,
+    any_batch: bool = False,
 ) -> Loaded:
     """Check a bundle and open its model on the engine that it names, for any number of threads.
 
@@ -462,6 +501,9 @@ def load(
         cache: Folder that keeps what the engine compiles, for the next time; False for none. By default
             the one that the environment variable HASTEN_CACHE names, else `~/.cache/hasten`. A folder
             that can't be used, or that others can write to, costs the time of compiling only.
+        any_batch: Whether a certified model answers batches of any size as they come. By default it
+            answers in batches of the sizes that its certificate covers, and larger ones in such parts;
+            one whose engine computes rows apart, each bit for bit as it is alone, takes any.
 
     Raises:
         InputError: there is no bundle, it holds no exact model, the engine isn't installed, or
@@ -515,6 +557,8 @@ def load(
         artifact.request if judged else (),
         from_cache=compiled is not None and compiled.found > 0,
         ways=min(limit, max(1, threads // (engine.threads or threads))),
+        covered=certified_sizes(manifest) if judged and not pool.rows_apart else None,
+        any_batch=any_batch,
     )
 
 

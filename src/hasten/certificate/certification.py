@@ -91,6 +91,7 @@ def judge_ladder(
     *,
     binary: bool = True,
     sizes: Array | None = None,
+    holds: Callable[[str, Judgement], bool] = lambda key, judgement: True,
 ) -> list[tuple[str, Judgement | str]]:
     """Test rungs from safest to fastest, each at the same level, and stop at the first failure.
 
@@ -107,9 +108,12 @@ def judge_ladder(
             betting judges: the sealed data alone doesn't choose its test.
         sizes: Number of samples in each group of all data that these were drawn from, `(groups,)`; by
             default of these alone.
+        holds: Predicate that tests a certified rung further, as in batches; after one that it fails, no
+            rung is tested.
 
     Returns:
-        Key and judgement (or reason of failure) of each rung, up to the first that isn't certified.
+        Key and judgement (or reason of failure) of each rung, up to the first that isn't certified, or
+        doesn't hold further.
     """
     alone = np.ones(1) if sizes is None else sizes
     grouped = len(np.unique(units)) < len(units) or int(alone.max()) > 1
@@ -133,7 +137,7 @@ def judge_ladder(
             sizes=sizes,
         )
         judged.append((key, judgement))
-        if judgement.verdict is not Verdict.CERTIFIED:
+        if judgement.verdict is not Verdict.CERTIFIED or not holds(key, judgement):
             break
     return judged
 
@@ -149,6 +153,7 @@ def judge_with_fallen(
     *,
     binary: bool = True,
     sizes: Array | None = None,
+    holds: Callable[[str, Judgement], bool] = lambda key, judgement: True,
 ) -> list[tuple[str, Judgement | str]]:
     """Test a ladder below which stands an exact candidate that turned out to change answers.
 
@@ -168,20 +173,32 @@ def judge_with_fallen(
         binary: Whether scores were 0/1 on the search split.
         sizes: Number of samples in each group of all data that these were drawn from, `(groups,)`.
 
+        holds: Predicate that tests a certified rung further, as in batches.
+
     Returns:
         Key and judgement (or reason of failure) of each, up to the first that isn't certified.
     """
 
     def judged(
-        keys: Sequence[str], found: Mapping[str, Array | str]
+        keys: Sequence[str],
+        found: Mapping[str, Array | str],
+        holds: Callable[[str, Judgement], bool] = lambda key, judgement: True,
     ) -> list[tuple[str, Judgement | str]]:
         return judge_ladder(
-            original, keys, found, units, priors, promise, binary=binary, sizes=sizes
+            original,
+            keys,
+            found,
+            units,
+            priors,
+            promise,
+            binary=binary,
+            sizes=sizes,
+            holds=holds,
         )
 
     if not last_certified(judged(fallen, dict.fromkeys(fallen, original))):
         fallen = ()
-    return judged((*fallen, *rungs), scores)
+    return judged((*fallen, *rungs), scores, holds)
 
 
 def last_certified(judged: Sequence[tuple[str, Judgement | str]]) -> tuple[str, Judgement] | None:

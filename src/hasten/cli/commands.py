@@ -13,6 +13,7 @@ from hasten import __version__
 from hasten.cli.options import (
     GUARD_HELP,
     OVER_HELP,
+    BatchSizes,
     Latency,
     OneLine,
     Seconds,
@@ -231,6 +232,11 @@ def bench(as_json: bool, bundle: str, **options: Any) -> None:
     help=f"{GUARD_HELP}  [default: the certificate's]",
 )
 @click.option("--mean-over", type=over_choice, help=f"{OVER_HELP}  [default: the certificate's]")
+@click.option(
+    "--batch-sizes",
+    type=BatchSizes(),
+    help="Batch sizes at which the limit must hold too, such as 1,4,8.  [default: the certificate's]",
+)
 @image_options
 @custom_ops_option
 @click.option(
@@ -314,6 +320,7 @@ def ledger(forget: bool) -> None:
 def inspect(bundle: Path, as_json: bool, as_requirements: bool, serve: bool) -> None:
     """Check BUNDLE and list its contents."""
     from hasten.bundle import differences, read, requirements
+    from hasten.bundle.covered import batches_in_words
     from hasten.bundle.evidence import batch_curve
     from hasten.bundle.requests import in_words
     from hasten.cli.tables import curve_table
@@ -343,6 +350,7 @@ def inspect(bundle: Path, as_json: bool, as_requirements: bool, serve: bool) -> 
             ("exact model", manifest.exact.label if manifest.exact else "left out"),
             ("samples", in_words(manifest.requests)),
             ("population", (manifest.certificate or {}).get("population", "none")),
+            *([("batches", batches_in_words(manifest))] if manifest.status == "certified" else []),
             ("made on", f"{manifest.target.processor}, {manifest.target.threads} thread(s)"),
             *([("made for", manifest.target.device)] if manifest.target.kind != "host" else []),
             ("made at", manifest.created),

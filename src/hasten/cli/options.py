@@ -76,6 +76,18 @@ class Size(click.ParamType[int]):
             self.fail(f"{value!r} is not a size; write 64MB, 64MiB or 1000000", param, ctx)
 
 
+class BatchSizes(click.ParamType[tuple[int, ...]]):
+    """Parse batch sizes, written "1,4,8"."""
+
+    name = "sizes"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        try:
+            return tuple(int(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} are not batch sizes; write 1,4,8", param, ctx)
+
+
 class Numbers(click.ParamType[tuple[float, ...]]):
     """Parse numbers, written "0.485,0.456,0.406"."""
 
@@ -176,7 +188,7 @@ class ReportOption(click.Option):
         self.help = (
             "Figure over the sealed data to state before and after; may be repeated: "
             f"{set_forms()}; none for none.  [default: those of a binary classification where labels "
-            "are 0 and 1]"
+            "are 0 and 1, mAP where they are boxes]"
         )
         return super().get_help_record(ctx)
 

@@ -169,6 +169,7 @@ def summary(result: Result, began: float) -> str:
         *result.loads,
         *_compared(result),
         f"for: {result.population}",
+        *([f"certified for: {result.batches}"] if result.batches else []),
         *(
             f"{row.role}: {row.accuracy}"
             for row in result.rows

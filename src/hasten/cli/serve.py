@@ -52,6 +52,11 @@ IMAGE = "hasten-models:latest"
     help="Most rows in one batch; 1 turns batching off.",
 )
 @click.option(
+    "--any-batch",
+    is_flag=True,
+    help="Form batches of any size, also where the certificate doesn't cover it.",
+)
+@click.option(
     "--sessions",
     type=int,
     help="Batches that run in parallel.  [default: as the batch curve suggests]",

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hasten.bundle import Manifest, Part, artifact_of, engine_of, read
+from hasten.bundle.covered import certified_sizes, has_batch_axis
+from hasten.certificate.batches import Batches, Coverage, batch_key, covered
 from hasten.certificate.betting import BettingPrior
 from hasten.certificate.certification import guarded, judge_ladder, sealed_scores
 from hasten.certificate.draws import Over
@@ -20,7 +22,7 @@ from hasten.certificate.ledger import user_ledger
 from hasten.certificate.looks import Judged, answers_digest
 from hasten.certificate.planning import check_limits
 from hasten.certificate.promise import Promise
-from hasten.certificate.verdict import Guard, Judgement
+from hasten.certificate.verdict import Guard, Judgement, Verdict
 from hasten.core.devices import at_hand, family_of
 from hasten.core.records import from_record, type_name
 from hasten.core.sequences import Sequences
@@ -41,7 +43,7 @@ from hasten.inputs.pipeline.image import in_pixels
 from hasten.inputs.set_metrics import chosen
 from hasten.inputs.set_metrics.base import SetMetric
 from hasten.measure.steps import scored_steps
-from hasten.measure.workbench import Bench, OpenWorker
+from hasten.measure.workbench import CHUNK, Bench, OpenWorker
 from hasten.measure.worker import request_of
 
 
@@ -57,6 +59,7 @@ def certify(
     report: Sequence[str | SetMetric] | None = None,
     pipeline: Pipeline | None = None,
     custom_ops: Sequence[Path] = (),
+    batch_sizes: Sequence[int] | None = None,
     listen: Callable[[int], None] = lambda done: None,
 ) -> Recheck:
     """Test a bundle's winner against its exact model on data.
@@ -84,6 +87,9 @@ def certify(
         pipeline: Steps from an image file to the input of the model as it was given; by default
             the bundle's. What the bundle's model does itself is left out.
         custom_ops: Paths of libraries with the model's own operators.
+        batch_sizes: Batch sizes at which the limit must hold, beside lone samples; by default those
+            that the certificate covers. Where the bundle doesn't state that its rows are answered each
+            by itself, a batch is one draw.
         listen: Callback that receives the number of samples scored so far.
 
     Raises:
@@ -97,11 +103,13 @@ def certify(
             or report is not None
             or pipeline is not None
             or custom_ops
+            or batch_sizes is not None
             or guard not in (None, "changed")
         ):
             raise InputError(
                 "a chain is compared with its exact models' chain under the guard changed, by its bundles' "
-                "own pipelines: leave out the metric, the figures, the pipeline, other guards and operator libraries"
+                "own pipelines: leave out the metric, the figures, the pipeline, other guards, batch sizes and "
+                "operator libraries"
             )
         from hasten.evaluation.chains import certify_chain
 
@@ -151,18 +159,38 @@ def certify(
     figures = chosen(wanted, samples.labels, exact.outputs, prepared_by)
     setting = Setting(figures, prepared_by, samples.labels, units, limits.confidence)
     answers, draws = Answers(), judged_by.draws(samples.labels, units)
-    own, score = _scores(
-        parts, manifest.target, samples, units, judged_by, listen, sequences, answers
+    asked = _asked_sizes(manifest, batch_sizes) if sequences is None else ()
+    own, scores, chunk = _scores(
+        parts, manifest.target, samples, units, judged_by, listen, sequences, answers, asked
     )
+    score = scores["winner"]
     promise = Promise(judged_by, limits.guard, limits.max_drop, limits.confidence, limits.mean_over)
+    priors = {"winner": limits.prior}
+    coverage: Coverage | None = None
 
     def judged(promise: Promise) -> Judged:
-        scores, priors = {"winner": score}, {"winner": limits.prior}
-        return judge_ladder(own, ("winner",), scores, draws, priors, promise)
+        nonlocal coverage
+        verdicts = judge_ladder(own, ("winner",), {"winner": score}, draws, priors, promise)
+        (_, judgement) = verdicts[0]
+        if asked and isinstance(judgement, Judgement) and judgement.verdict is Verdict.CERTIFIED:
+            apart = (manifest.certificate or {}).get("rows_apart") is True
+            batches = Batches(asked, apart, chunk)
+            coverage, _ = covered(
+                "winner",
+                batches,
+                judgement,
+                own,
+                scores,
+                draws,
+                limits.prior,
+                promise,
+                binary=True,
+            )
+        return verdicts
 
     if isinstance(score, str):
         raise CandidateError(score)
-    test = answers_digest(chosen_data.hashes, own, ("winner",), {"winner": score}, draws, promise)
+    test = answers_digest(chosen_data.hashes, own, tuple(scores), scores, draws, promise)
     (entry,), kind, look = looked(ledger, chosen_data, test, promise, judged)
     judgement = entry[1]
     if isinstance(judgement, str):
@@ -179,7 +207,29 @@ def certify(
         look=look,
         elsewhere=chosen_data.elsewhere,
         notes=ledger.notes,
+        batches=asked,
+        coverage=coverage,
     )
+
+
+def _asked_sizes(manifest: Manifest, given: Sequence[int] | None) -> tuple[int, ...]:
+    """Return the batch sizes above 1 to test, ascending: those given, else the certificate's.
+
+    Raises:
+        InputError: a size isn't possible, or requests have no batch axis.
+    """
+    artifact = manifest.winner.artifact
+    batched = has_batch_axis(artifact.inputs, artifact.outputs, artifact.request)
+    if given is None:
+        sizes = certified_sizes(manifest) if batched else (1,)
+        return tuple(size for size in sizes if 1 < size <= CHUNK)
+    for size in given:
+        if type(size) is not int or not 1 <= size <= CHUNK:
+            raise InputError(f"batch sizes are whole numbers from 1 to {CHUNK}: got {size!r}")
+    sizes = tuple(sorted({size for size in given if size > 1}))
+    if sizes and not batched:
+        raise InputError("the model's requests have no open batch axis: leave out the batch sizes")
+    return sizes
 
 
 def _check_device(folder: Path, manifest: Manifest) -> None:
@@ -307,7 +357,8 @@ def _scores(
     listen: Callable[[int], None],
     sequences: Sequences | None,
     watch: Callable[[str, Tensors], None],
-) -> tuple[Array, Array | str]:
+    sizes: Sequence[int] = (),
+) -> tuple[Array, dict[str, Array | str], int]:
     """Score the exact model and the winner; a string in place of scores says why the winner failed.
 
     Args:
@@ -319,6 +370,11 @@ def _scores(
         listen: Callback that receives the number of samples scored so far.
         sequences: States to carry, where samples are whole sequences.
         watch: Callback that receives the outputs of each model on each chunk.
+        sizes: Batch sizes in which the winner answers all samples once more.
+
+    Returns:
+        Scores of the exact model; scores by key of the winner, alone and in batches; and the number of
+        samples that batches are formed from.
     """
     host = at_hand(made_for)
     target = host.with_threads(max(1, min(made_for.threads, host.threads)))
@@ -331,17 +387,18 @@ def _scores(
                 opened.append(desk.open_built(engine, artifact, fresh=False))
             first = write_spool(Subset(samples, np.arange(1)), desk.folder / "first")
             desk.fit_chunk(opened[0], first)
+            several = {batch_key("winner", size): replace(opened[1], batch=size) for size in sizes}
             own, scores = sealed_scores(
                 desk,
                 opened[0],
-                {"winner": opened[1]},
+                {"winner": opened[1], **several},
                 samples,
                 metric,
                 listen,
                 units=units,
-                watch=watch,
+                watch=lambda key, outputs: None if key in several else watch(key, outputs),
             )
         finally:
             for one in opened:
                 one.worker.kill()
-    return own, scores["winner"]
+    return own, scores, desk.chunk

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from hasten.bundle import Manifest
+from hasten.certificate.batches import Coverage
 from hasten.certificate.ledger import Ledger
 from hasten.certificate.looks import Judged, Look, judged_at
 from hasten.certificate.promise import Promise
@@ -46,6 +47,8 @@ class Recheck:
         look: Look at these samples, by the ledger; None in a check on what the bundle was made with.
         elsewhere: Number of those left out that only other runs searched or tested on.
         notes: Notes on the ledger, where it has trouble.
+        batches: Batch sizes above 1 at which the limit must hold too.
+        coverage: Batch sizes at which it holds; None where none was tested.
     """
 
     kind: Kind
@@ -56,11 +59,14 @@ class Recheck:
     look: Look | None = None
     elsewhere: int = 0
     notes: tuple[str, ...] = ()
+    batches: tuple[int, ...] = ()
+    coverage: Coverage | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether the limit holds."""
-        return self.judgement.verdict is Verdict.CERTIFIED
+        """Whether the limit holds, in batches too."""
+        sizes = () if self.coverage is None else self.coverage.sizes
+        return self.judgement.verdict is Verdict.CERTIFIED and set(self.batches) <= set(sizes)
 
     def in_words(self) -> str:
         """Describe the outcome in one line, and what was compared in further ones."""
@@ -72,10 +78,11 @@ class Recheck:
             else ""
         )
         said = self.judgement.in_words()
-        verdict = (
-            f"the limit of {100 * self.judgement.max_drop:.6g}% holds: " if self.passed else ""
-        )
+        holds = self.judgement.verdict is Verdict.CERTIFIED
+        verdict = f"the limit of {100 * self.judgement.max_drop:.6g}% holds: " if holds else ""
         first = f"{note}{verdict}{said}{seen if self.left_out else ''}"
+        if self.coverage is not None:
+            first += f"\n{'' if self.passed else 'it holds for '}{self.coverage.in_words()}"
         more = () if self.comparison is None else self.comparison.in_words()
         told = self.look is not None and not self.look.plain
         look = (self.look.in_words(),) if told and self.look is not None else ()

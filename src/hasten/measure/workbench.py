@@ -17,7 +17,7 @@ from hasten.core.model import Model
 from hasten.core.records import digest, from_record, read_json, to_record, write_json
 from hasten.core.sequences import Sequences
 from hasten.core.target import Target
-from hasten.core.tensors import Tensors
+from hasten.core.tensors import Tensors, TensorSpec
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.estimates import Estimate
 from hasten.engines.layers import LayerTime
@@ -45,11 +45,13 @@ class OpenWorker:
         worker: Process with the session.
         artifact: Artifact that it has open.
         properties: Properties that the engine reports.
+        batch: Number of samples that `Bench.predict` asks about at once.
     """
 
     worker: Worker
     artifact: Artifact
     properties: dict[str, str]
+    batch: int = 1
 
 
 @dataclass
@@ -270,6 +272,7 @@ class Bench:
             stop=stop,
             first=number_from,
             out=str(out),
+            batch=opened.batch,
         )
         return {name: np.load(out / f"{i}.npy") for i, name in enumerate(names)}
 
@@ -400,6 +403,30 @@ class Workbench(Bench):
                 )
             self._counted[key] = tuple(from_record(LayerWork, layer) for layer in layers)
         return self._counted[key]
+
+    def rows_apart(self, passes: Sequence[Pass], request: Sequence[TensorSpec]) -> bool:
+        """Whether a model's graph provably answers each row of a batch by itself.
+
+        Operators are followed from the inputs' batch axis to the outputs'; where one isn't known, or the
+        model isn't an ONNX file, nothing is proven.
+
+        Args:
+            passes: Passes that make the model from the original.
+            request: Inputs of one request, with every size settled.
+        """
+        try:
+            model = self.transform(passes)
+            with self._own_worker() as worker:
+                return bool(
+                    worker.ask(
+                        "rows_apart",
+                        limit_s=self.limit_s,
+                        model=to_record(model),
+                        request=to_record(tuple(request)),
+                    )
+                )
+        except (CandidateError, Skipped):
+            return False
 
     @contextlib.contextmanager
     def _own_worker(self) -> Iterator[Worker]:

@@ -46,6 +46,7 @@ from hasten.passes.base import Pass, Skipped
 _PR_SET_PDEATHSIG = 1
 _REQUESTS_PER_BLOCK = 64
 _REQUEST_BYTES = 64 << 20
+_LOUD = 8
 _FULL_BYTES = 64 << 10
 """Free bytes below which a disk counts as full, since a failed write may leave a few."""
 
@@ -213,25 +214,91 @@ class _Process:
         return dict(self.session.properties())
 
     def predict(self, command: dict[str, Any]) -> Any:
-        """Answer samples one by one; write the outputs, stacked, as one .npy per output."""
+        """Answer samples one by one, or in batches; write the outputs as one .npy per output."""
         assert self.session is not None
         spool, out = Spool.open(Path(command["samples"])), Path(command["out"])
         collected: dict[str, list[Array]] = {spec.name: [] for spec in self.session.outputs}
-        for index in range(command["start"], command["stop"]):
-            answer = self.session.run(self._request(spool.inputs([index])))
+        batch = command.get("batch", 1)
+        for index in range(command["start"], command["stop"], batch):
+            answer = (
+                self.session.run(self._request(spool.inputs([index])))
+                if batch == 1
+                else self._in_batch(spool, index, command["start"], command["stop"], batch)
+            )
             for name, array in answer.items():
                 if array.dtype.kind in "fc" and not np.isfinite(array).all():
                     raise CandidateError(
                         f"output {name!r} has NaN or Inf for sample {command['first'] + index}"
+                        f"{f', in a batch of {batch}' if batch > 1 else ''}"
                     )
                 collected[name].append(array)
         out.mkdir(parents=True, exist_ok=True)
         for number, (name, arrays) in enumerate(collected.items()):
-            if len({array.shape for array in arrays}) > 1:
+            if len({array.shape[1:] if batch > 1 else array.shape for array in arrays}) > 1:
                 raise CandidateError(f"output {name!r} changes its shape from sample to sample")
-            batched = arrays[0].ndim > 0 and arrays[0].shape[0] == 1
+            batched = batch > 1 or (arrays[0].ndim > 0 and arrays[0].shape[0] == 1)
             np.save(out / f"{number}.npy", np.concatenate(arrays) if batched else np.stack(arrays))
         return list(collected)
+
+    def _in_batch(
+        self, spool: Spool, first: int, start: int, stop: int, batch: int
+    ) -> dict[str, Array]:
+        """Answer the samples from `first` on in one batch, filled up with those from `start` on.
+
+        Returns:
+            Answers of the samples before `stop` only.
+        """
+        assert self.session is not None
+        own = min(batch, stop - first)
+        mates = [start + number % (stop - start) for number in range(batch - own)]
+        wanted = [*range(first, first + own), *mates]
+        alone = self._request(spool.inputs(wanted[:1]))
+        answer = self.session.run(stacked(spool.inputs(wanted), alone, self.inputs))
+        for name, array in answer.items():
+            if array.shape[:1] != (batch,):
+                raise CandidateError(
+                    f"the output {name!r} of a batch of {batch} has the shape {list(array.shape)}"
+                )
+        return {name: array[:own] for name, array in answer.items()}
+
+    def takes(self, command: dict[str, Any]) -> Any:
+        """Return the batch sizes that the session takes, None for any, and whether rows are apart."""
+        assert self.session is not None
+        sizes = self.session.batch_sizes
+        return [None if sizes is None else list(sizes), self.session.rows_apart]
+
+    def moved_by_mates(self, command: dict[str, Any]) -> Any:
+        """Say whether the first answer of a batch changes by a bit where the others are eight times as loud."""
+        assert self.session is not None
+        spool, size = Spool.open(Path(command["samples"])), command["batch"]
+        for first in range(0, min(len(spool), 4 * size), size):
+            wanted = [(first + number) % len(spool) for number in range(size)]
+            alone = self._request(spool.inputs(wanted[:1]))
+            request = stacked(spool.inputs(wanted), alone, self.inputs)
+            louder = {
+                name: np.concatenate([array[:1], _LOUD * array[1:]]).astype(array.dtype)
+                if array.dtype.kind == "f"
+                else np.concatenate([array[:1], array[:0:-1]])
+                for name, array in request.items()
+            }
+            answers, others = self.session.run(request), self.session.run(louder)
+            if any(array[:1].tobytes() != others[n][:1].tobytes() for n, array in answers.items()):
+                return True
+        return False
+
+    def rows_apart(self, command: dict[str, Any]) -> Any:
+        """Say whether a model's graph provably answers each row of a batch by itself."""
+        from hasten.engines.compiled.lowering import lower
+
+        model = from_record(Model, command["model"])
+        request = from_record(tuple[TensorSpec, ...], command["request"])
+        if model.format != "onnx":
+            return False
+        try:
+            plan, _ = lower(model.path, request, model.outputs, most_work=1 << 62)
+        except CandidateError:  # an operator that isn't known may mix rows
+            return False
+        return plan.by_row
 
     def time(self, command: dict[str, Any]) -> Any:
         """Time a block of requests, rotating through real samples."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from hasten import bundle
 from hasten.bundle import Manifest
+from hasten.certificate.batches import Coverage
 from hasten.certificate.looks import Look
 from hasten.core.comparison import Comparison
 from hasten.core.records import digest, to_record, type_name
@@ -29,6 +30,8 @@ UNFINISHED = (
     "the run has not finished: the fastest found so far, not certified; go on with --resume"
 )
 """Reason why a bundle that is written during the search isn't certified."""
+
+_LONE = Coverage()
 
 
 def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
@@ -52,7 +55,9 @@ def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
     ending = judge.conclude(ladder, verdicts)
     parts = ready.parts
     comparison = sealed.comparison_of(ending.shipment.winner.label)
-    result = replace(ending.result, comparison=comparison, look=sealed.look)
+    covered = sealed.covered if ending.shipment.judgement is not None else None
+    said = "" if covered is None else covered.in_words()
+    result = replace(ending.result, comparison=comparison, look=sealed.look, batches=said)
     records = {
         "result.json": to_record(result),
         "trials.json": [to_record(trial) for trial in judge.trials.done.values()],
@@ -65,7 +70,7 @@ def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
         },
         **ending.records,
     }
-    write(job, ready, ending.shipment, records, comparison, sealed.look)
+    write(job, ready, ending.shipment, records, comparison, covered or Coverage(), sealed.look)
     return result
 
 
@@ -86,6 +91,7 @@ def write(
     shipment: Shipment,
     records: Mapping[str, Any],
     comparison: Comparison | None = None,
+    covered: Coverage = _LONE,
     look: Look | None = None,
 ) -> None:
     """Write a bundle, with a report where there is a result.
@@ -96,7 +102,7 @@ def write(
     out, request = job.order.out, shipment.winner.artifact.request
     count = bundle.room_for(request) if job.order.keep_requests else 0
     requests = requests_from(ready.single, count, request)
-    manifest = manifest_of(job, ready, shipment, len(requests), comparison, look)
+    manifest = manifest_of(job, ready, shipment, len(requests), comparison, covered, look)
     extra = {}
     if "result.json" in records:
         # Imported here: it brings a plotting library, for which no run should wait.
@@ -116,7 +122,8 @@ def manifest_of(
     shipment: Shipment,
     requests: int,
     comparison: Comparison | None,
-    look: Look | None,
+    covered: Coverage = _LONE,
+    look: Look | None = None,
 ) -> Manifest:
     """Return a bundle's manifest, which states the number of requests to warm up with."""
     parts, judgement = ready.parts, shipment.judgement
@@ -132,7 +139,9 @@ def manifest_of(
             "judgement": to_record(judgement),
             "words": judgement.in_words(),
             "population": job.order.population,
-            "batch_sizes": [1],
+            "batch_sizes": list(covered.sizes),
+            "rows_apart": covered.rows_apart,
+            "batches": covered.in_words(),
             "threads": shipment.threads,
             "look": None if look is None else {**to_record(look), "words": look.in_words()},
         },

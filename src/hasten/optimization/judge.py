@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from hasten.bundle import Part, Status
+from hasten.certificate.batches import Batches, Coverage
+from hasten.certificate.certification import last_certified
 from hasten.certificate.looks import Look
 from hasten.certificate.verdict import Judgement
 from hasten.core.comparison import Comparison
@@ -31,11 +33,13 @@ class Ladder:
         exact: Key of the exact candidate to fall back on.
         rungs: Keys of the candidates to certify, safest first.
         threads: Number of threads that engines use from here on.
+        batches: Rung -> batch sizes that it is tested at beside lone samples.
     """
 
     exact: str
     rungs: tuple[str, ...]
     threads: int = 1
+    batches: dict[str, Batches] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,20 @@ class Sealed:
         fallen: Key of a candidate that was exact in the search -> how its sealed answers differ, in
             words. It is a candidate like any other, which ships only with a certificate.
         look: Look at the sealed data, by the ledger; None where no candidate was tested.
+        coverage: Certified candidate -> batch sizes that its certificate covers.
     """
 
     verdicts: Verdicts = ()
     comparisons: tuple[Comparison, ...] = ()
     fallen: Mapping[str, str] = field(default_factory=dict)
     look: Look | None = None
+    coverage: Mapping[str, Coverage] = field(default_factory=dict)
+
+    @property
+    def covered(self) -> Coverage:
+        """Return the batch sizes that the certificate of the fastest certified candidate covers."""
+        passed = last_certified(self.verdicts)
+        return self.coverage.get(passed[0], Coverage()) if passed else Coverage()
 
     def comparison_of(self, label: str) -> Comparison | None:
         """Return the comparison of a model by its description; None where there is none."""

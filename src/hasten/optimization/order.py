@@ -75,8 +75,8 @@ class Order:
             "my.py:score", or a `Metric`. By default top-1 where there are labels, else agreement.
         report: Metrics over the sealed set that are stated before and after, beside the promise:
             "auroc", "ks", "brier", "log_loss", "calibration_error", "average_precision",
-            "my.py:gini", or a `SetMetric`; () for none. By default those of a binary classification
-            where labels are 0 and 1.
+            "map50", "map50_95", "my.py:gini", or a `SetMetric`; () for none. By default those of a
+            binary classification where labels are 0 and 1, and both mAPs where they are boxes.
         population: Population that the data was drawn from, in words, for the certificate.
         target: "host"; a device of this host, such as "cuda"; or one that isn't here, such as
             "fpga:ecp5" or "tpu:v5e", for which the device's own tools compare the candidates.

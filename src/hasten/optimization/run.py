@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
+from hasten.certificate.batches import Batches, Coverage, batch_key, covered
 from hasten.certificate.certification import (
     judge_with_fallen,
     last_certified,
@@ -18,11 +20,12 @@ from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Judgement
 from hasten.core.comparison import Comparison
 from hasten.core.records import digest, from_record, to_record
-from hasten.core.tensors import Array
+from hasten.core.tensors import Array, Tensors
 from hasten.errors import CandidateError, InputError
 from hasten.measure.exactness import Comparing, changed_in_words
 from hasten.measure.steps import over_steps
 from hasten.measure.workbench import OpenWorker
+from hasten.optimization.batching import with_batches
 from hasten.optimization.judge import Judge, Ladder, Sealed, Verdicts
 from hasten.optimization.memory import take_look
 
@@ -44,7 +47,7 @@ def freeze(judge: Judge) -> Ladder:
     journal = judge.job.journal
     frozen = journal.last("ladder")
     if frozen is None:
-        choice = to_record(judge.choose())
+        choice = to_record(with_batches(judge, judge.choose()))
         journal.append("ladder", choice=choice, sha256=digest(choice))
         frozen = {"choice": choice, "sha256": digest(choice)}
     if digest(frozen["choice"]) != frozen["sha256"]:
@@ -96,29 +99,30 @@ def _read(judge: Judge, ladder: Ladder) -> Sealed:
             tuple(compared_then),
             known.get("fallen", {}),
             None if look is None else from_record(Look, look),
+            from_record(dict[str, Coverage], known.get("coverage", {})),
         )
     job.journal.append("sealed read", samples=len(judge.ready.parts.sealed))
     answers = Answers() if setting.models else None
-    verdicts, fallen, look = _judged(judge, ladder, answers)
+    sealed = _judged(judge, ladder, answers)
+    verdicts = sealed.verdicts
     comparisons = () if answers is None else _compared(judge, ladder, verdicts, setting, answers)
     job.journal.append(
         "judged",
         judged=[[key, to_record(entry)] for key, entry in verdicts],
         compared=to_record(comparisons),
-        fallen=fallen,
-        look=look,
+        fallen=sealed.fallen,
+        look=sealed.look,
+        coverage=to_record(sealed.coverage),
     )
-    return Sealed(verdicts, comparisons, fallen, look)
+    return replace(sealed, comparisons=comparisons)
 
 
-def _judged(
-    judge: Judge, ladder: Ladder, answers: Answers | None
-) -> tuple[Verdicts, dict[str, str], Look | None]:
+def _judged(judge: Judge, ladder: Ladder, answers: Answers | None) -> Sealed:
     """Read the sealed data, keep the answers where they are wanted, and judge the ladder by its look.
 
     Returns:
-        The verdicts; how the answers of exact candidates differ, where some do; and the look at the sealed
-        data, None where nothing was tested.
+        Verdicts; how the answers of exact candidates differ, where some do; the look at the sealed data; and
+        the batch sizes that each certified rung holds at too.
 
     Raises:
         InputError: the original can't answer a sample.
@@ -138,6 +142,12 @@ def _judged(
                 opened[key] = stack.enter_context(judge.opened(key))
             except CandidateError as error:
                 failed[key] = str(error)
+        for key, batches in ladder.batches.items():
+            for size in batches.sizes:
+                if key in opened:
+                    opened[batch_key(key, size)] = replace(opened[key], batch=size)
+                else:
+                    failed[batch_key(key, size)] = failed[key]
         original, scores = sealed_scores(
             trials.bench,
             exact,
@@ -146,23 +156,42 @@ def _judged(
             ready.promise.metric,
             lambda done: job.tell("certify", "reading the sealed data, once", done, len(sealed)),
             units=ready.parts.sealed_units,
-            watch=comparing,
+            watch=partial(_lone, comparing, {"", *read}),
         )
     everyone = {**scores, **failed}
     fallen = _fallen(comparing, original, everyone)
     first = [key for key in _exact(judge, ladder) if key in fallen and key not in ladder.rungs]
     tested = (*first, *ladder.rungs)
     if not tested:
-        return (), fallen, None
-    units, over = ready.sealed_units, ready.promise.mean_over
+        return Sealed(fallen=fallen)
+    units, over, sizes = ready.sealed_units, ready.promise.mean_over, ready.parts.unit_sizes
     hashes = [bytes.fromhex(one) for one in ready.parts.sealed_hashes]
-    test = answers_digest(hashes, original, tested, everyone, units, ready.promise)
+    in_batches = sorted(key for key in everyone if key not in read)
+    test = answers_digest(hashes, original, (*tested, *in_batches), everyone, units, ready.promise)
     look = take_look(job, hashes, test)
     priors = {
         key: prior_of(trials.drops(trials.done[key]), ready.search_units, over) for key in tested
     }
+    coverage: dict[str, Coverage] = {}
 
     def judged(promise: Promise) -> Judged:
+        def holds(key: str, judgement: Judgement) -> bool:
+            """Whether a certified rung holds at all its batch sizes too."""
+            wanted = ladder.batches.get(key, Batches())
+            coverage[key], _ = covered(
+                key,
+                wanted,
+                judgement,
+                original,
+                everyone,
+                units,
+                priors[key],
+                promise,
+                binary=trials.binary,
+                sizes=sizes,
+            )
+            return len(coverage[key].sizes) > len(wanted.sizes)
+
         return judge_with_fallen(
             original,
             first,
@@ -172,12 +201,19 @@ def _judged(
             priors,
             promise,
             binary=trials.binary,
-            sizes=ready.parts.unit_sizes,
+            sizes=sizes,
+            holds=holds,
         )
 
     verdicts = judged_at(look, ready.promise, judged)
     job.ledger.end(look, verdicts)
-    return verdicts, fallen, look
+    return Sealed(verdicts, (), fallen, look, coverage)
+
+
+def _lone(watch: Comparing, keys: set[str], key: str, outputs: Tensors) -> None:
+    """Pass on answers to lone samples; those in batches are compared with none."""
+    if key in keys:
+        watch(key, outputs)
 
 
 def _fallen(

@@ -329,6 +329,7 @@ class Result:
             samples; None where nothing was compared.
         look: Look at the sealed samples: which one it is, by the ledger, and the level at which
             candidates were tested; None where none was.
+        batches: Batch sizes that the certificate covers, in words; empty where nothing was certified.
     """
 
     bundle: Path
@@ -355,6 +356,7 @@ class Result:
     steps: float = 1.0
     comparison: Comparison | None = None
     look: Look | None = None
+    batches: str = ""
 
     @property
     def winner(self) -> Row:

@@ -225,6 +225,7 @@ def certificate(report: Report) -> Html:
         (key, value)
         for key, value in (
             ("population", result.population),
+            ("batches", result.batches or "-"),
             ("sealed", f"{report.sealed.get('samples')} samples that the search never saw"),
             ("look", str(report.sealed.get("look", "-"))),
             ("method", next((r.judgement.method for r in result.ladder if r.judgement), "-")),

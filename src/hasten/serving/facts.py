@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
+from hasten.bundle.covered import listed
 from hasten.core.tensors import TensorSpec
 from hasten.serving.models.repository import Registered, Repository
 from hasten.serving.models.served import ServedModel
@@ -100,6 +101,7 @@ def model_config(model: ServedModel) -> dict[str, Any]:
                 "status": model.opened.manifest.status,
                 "why": model.opened.manifest.why,
                 **({"device": model.opened.instead} if model.opened.instead else {}),
+                **_certified(model),
             }.items()
         },
         "response_cache": {"enable": model.cache is not None},
@@ -118,6 +120,16 @@ def model_config(model: ServedModel) -> dict[str, Any]:
             "max_queue_delay_microseconds": 0,
         }
     return config
+
+
+def _certified(model: ServedModel) -> dict[str, str]:
+    """Return the batch sizes that a certified model's certificate covers; nothing for others."""
+    covered = model.opened.first.certified_batches
+    if covered is None:
+        return {}
+    others = [size for size in model.opened.sizes if size not in covered]
+    beyond = f"; not certified at {listed(others)}, which are formed too" if others else ""
+    return {"certified_batch_sizes": f"{listed(covered)}{beyond}"}
 
 
 def _type(spec: TensorSpec) -> str:

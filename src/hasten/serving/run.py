@@ -24,6 +24,7 @@ def settings_of(
     grpc: int | None = None,
     host: str = "127.0.0.1",
     max_batch: int = 32,
+    any_batch: bool = False,
     sessions: int | None = None,
     deadline_s: float | None = None,
     max_wait_s: float = 1.0,
@@ -55,6 +56,7 @@ def settings_of(
         grpc: Port of gRPC; 0 for any free port, None for no gRPC.
         host: Address to listen on.
         max_batch: Most rows in a batch, and in a request.
+        any_batch: Whether batches are formed in sizes that a certificate doesn't cover, too.
         sessions: Number of batches that run in parallel; None for what the batch curve suggests.
         deadline_s: Deadline of requests that state none, in seconds; None for no deadline.
         max_wait_s: Longest wait in the queue, in seconds; a request that would wait longer is
@@ -115,6 +117,7 @@ def settings_of(
         deadline_ns=round(1e9 * (deadline_s or 0)),
         most_wait_ns=round(1e9 * max_wait_s),
         most_rows=max_batch,
+        any_batch=any_batch,
         sessions=sessions,
         cache_bytes=cache_bytes,
         most_sequences=max_sequences,
@@ -174,6 +177,7 @@ class Options(TypedDict, total=False):
     grpc: int | None
     host: str
     max_batch: int
+    any_batch: bool
     sessions: int | None
     deadline_s: float | None
     max_wait_s: float

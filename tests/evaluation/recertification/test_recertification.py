@@ -29,7 +29,7 @@ def test_a_real_int8_model_is_certified_and_its_bundle_says_for_what(
     assert "int8" in manifest.winner.label
     assert manifest.certificate["judgement"]["max_drop"] == 0.05
     assert manifest.certificate["judgement"]["bound"] <= 0.05
-    assert manifest.certificate["batch_sizes"] == [1]
+    assert manifest.certificate["batch_sizes"][0] == 1
     assert manifest.environment["onnxruntime"]
 
 
@@ -141,3 +141,38 @@ def test_a_bundle_judged_by_a_function_runs_it_only_where_it_is_named_again(
         "word alone runs no code"
     )
     assert hasten.certify(bundle, tmp_path / "eval.npz", max_drop=0.05, metric=score).passed
+
+
+def test_batches_that_share_a_scale_are_draws_of_their_own(
+    data: tuple[Path, Path], fresh: Path
+) -> None:
+    """Dynamic quantization takes one scale for a whole batch, so that its rows depend on each other."""
+    manifest = read(data[0])
+    assert manifest.certificate is not None
+    assert not manifest.certificate["rows_apart"]
+    assert "rows may depend on each other" in manifest.certificate["batches"]
+    two = hasten.certify(data[0], fresh, batch_sizes=(2,))
+    assert two.passed
+    assert "\nbatches of 1, 2, tested on" in two.in_words()
+    told = ["certify", str(data[0]), "--data", str(fresh), "--batch-sizes", "1,16"]
+    ended = CliRunner().invoke(main, told)
+    assert ended.exit_code == 1
+    assert "\nit holds for lone samples only: 16 and larger: not enough data: 25 groups can't" in (
+        ended.output
+    )
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ((0,), "batch sizes are whole numbers from 1 to 64: got 0"),
+        ((65,), "batch sizes are whole numbers from 1 to 64: got 65"),
+        ((2.0,), "batch sizes are whole numbers from 1 to 64: got 2.0"),
+    ],
+)
+def test_impossible_batch_sizes_are_refused(
+    data: tuple[Path, Path], fresh: Path, sizes: Any, said: str
+) -> None:
+    with pytest.raises(hasten.InputError) as error:
+        hasten.certify(data[0], fresh, batch_sizes=sizes)
+    assert str(error.value) == said

@@ -16,6 +16,7 @@ from hasten.inputs.pipeline.threshold import Threshold
 from hasten.inputs.set_metrics import chosen, parse_set_metric
 from hasten.inputs.set_metrics.auroc import SetAuroc
 from hasten.inputs.set_metrics.base import SetMetric
+from hasten.inputs.set_metrics.choice import set_forms
 from hasten.inputs.set_metrics.custom import SetCustom
 from hasten.inputs.set_metrics.log_loss import LogLoss
 
@@ -161,9 +162,7 @@ def test_what_cannot_be_read_is_said_in_a_line(
     [
         (
             "gini",
-            "there is no metric over a set 'gini'; there are auroc[:OUTPUT], ks[:OUTPUT], "
-            "brier[:OUTPUT|sigmoid|softmax], log_loss[:OUTPUT|sigmoid|softmax], "
-            "calibration_error[:BINS], average_precision[:OUTPUT], my.py:function",
+            f"there is no metric over a set 'gini'; there are {set_forms()}",
         ),
         (
             "calibration_error:some",

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hasten.bundle.batch_mates import made_up, mates, share_batch_axis, stacked, unlike_alone
+from hasten.bundle.covered import listed, split
 from hasten.bundle.loaded import Loaded
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import CandidateError
@@ -26,17 +27,16 @@ def batch_sizes(loaded: Loaded, most: int | None) -> tuple[tuple[int, ...], str]
     """Return the batch sizes to use, and a note for people; "" where there is none.
 
     A size is used if the model takes it, a sample's answer in such a batch is that of the sample
-    alone, and a batch takes less time per sample than smaller ones. A certificate covers its own
-    batch size alone, so a certified bundle keeps to 1 unless `most` is given.
+    alone, and a batch takes less time per sample than smaller ones. A certified bundle keeps to the
+    sizes that its certificate covers, unless it was loaded with `any_batch`.
 
     Args:
         loaded: The open bundle.
         most: Largest size to try; None for the largest that its certificate allows.
     """
-    certified = loaded.manifest.status == "certified"
-    largest = most if most is not None else 1 if certified else SIZES[-1]
+    largest, within = SIZES[-1] if most is None else most, loaded.keeps_to
     sizes = [1]
-    tried = [n for n in SIZES if n <= largest and _takes(loaded, n)]
+    tried = [n for n in SIZES if n <= largest and _takes(loaded, n) and n in (within or SIZES)]
     if not tried:
         return (1,), ""
     kept = [{n: a[:1] for n, a in request.items()} for request in loaded.requests]
@@ -61,18 +61,13 @@ def batch_sizes(loaded: Loaded, most: int | None) -> tuple[tuple[int, ...], str]
     except CandidateError as error:
         return (1,), f"one sample at a time: a batch fails: {error}"
     note = ""
-    if certified and len(sizes) > 1:
-        note = f"batches of up to {sizes[-1]} are used; its own certificate covers lone samples"
+    covered = loaded.certified_batches
+    if covered is not None and not set(sizes) <= set(covered):
+        note = (
+            f"batches of up to {sizes[-1]} are used, and not certified at these batch sizes, but at "
+            f"{listed(covered)}"
+        )
     return tuple(sizes), note
-
-
-def split(rows: int, sizes: Sequence[int]) -> list[int]:
-    """Return the sizes of the batches that rows are cut into, the largest first."""
-    parts = []
-    for size in sorted(sizes, reverse=True):
-        count, rows = divmod(rows, size)
-        parts += [size] * count
-    return parts
 
 
 def run_rows(

@@ -130,8 +130,9 @@ def open_chain(
         threads: Most threads to run one request of a model on; by default as many as its bundle was
             made for.
         sessions: Most requests of one model to answer in parallel; see `hasten.load`.
-        max_batch: Most crops in one batch. By default certified models are asked about one crop at a
-            time, as they were certified, and others in the batches that are the fastest here.
+        max_batch: Most crops in one batch, also where a certificate doesn't cover it. By default
+            certified models are asked in batches that their certificates cover, and others in those
+            that are the fastest here.
         cache: Folder that keeps what engines compile; see `hasten.load`.
 
     Raises:
@@ -170,6 +171,7 @@ def open_chain(
                             threads=threads,
                             sessions=sessions,
                             cache=cache,
+                            any_batch=max_batch is not None,
                         )
                     )
                 members[model.name] = one = opened[key]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, Self
 
 import numpy as np
 
 from hasten.core.records import Value
 from hasten.core.registry import Registry
-from hasten.core.tensors import Array, Tensors
+from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import InputError
+from hasten.inputs.pipeline.base import Pipeline
 
 
 class SetMetric(Value, ABC):
@@ -35,6 +37,8 @@ class SetMetric(Value, ABC):
             "log_loss": "hasten.inputs.set_metrics.log_loss:LogLoss",
             "calibration_error": "hasten.inputs.set_metrics.calibration_error:CalibrationError",
             "average_precision": "hasten.inputs.set_metrics.average_precision:AveragePrecision",
+            "map50": "hasten.inputs.set_metrics.mean_ap:MeanAp50",
+            "map50_95": "hasten.inputs.set_metrics.mean_ap:MeanAp",
             "custom": "hasten.inputs.set_metrics.custom:SetCustom",
         },
     )
@@ -56,6 +60,23 @@ class SetMetric(Value, ABC):
         if setting:
             raise InputError(f"metric {text!r}: this metric takes no setting")
         return cls()
+
+    @classmethod
+    def suggested(
+        cls, labels: Array | None, outputs: Sequence[TensorSpec], pipeline: Pipeline | None
+    ) -> Self | None:
+        """Return the metric where this data is expected to show it unasked; else None.
+
+        Args:
+            labels: Labels of the data; None where it has none.
+            outputs: Outputs of the model, which have a batch axis.
+            pipeline: Steps around the model.
+        """
+        return None
+
+    def around(self, pipeline: Pipeline | None) -> Self:
+        """Return the metric as it reads a model with these steps around it."""
+        return self
 
     @property
     def source_sha256(self) -> str | None:

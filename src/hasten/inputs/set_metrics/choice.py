@@ -102,7 +102,10 @@ def chosen(
         InputError: there is no such metric or output, it is named twice, or the data has no labels.
     """
     if asked is None:
-        return default_set_metrics(labels, outputs, pipeline)
+        suggested = (
+            kind.suggested(labels, outputs, pipeline) for kind in SetMetric.members().values()
+        )
+        return default_set_metrics(labels, outputs, pipeline) or tuple(filter(None, suggested))
     if NOTHING in asked:
         if len(asked) > 1:
             raise InputError("report='none' means no figures: leave it out, or the others")
@@ -120,4 +123,4 @@ def chosen(
             raise InputError(
                 f"{type_name(one)} reads {one.output!r}; the model has {', '.join(names)}"
             )
-    return found
+    return tuple(one.around(pipeline) for one in found)

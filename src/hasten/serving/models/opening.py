@@ -15,6 +15,7 @@ import numpy as np
 
 from hasten.bundle import Loaded, Manifest, answers_as, load, read
 from hasten.bundle.batch_mates import made_up, mates, share_batch_axis, stacked, unlike_alone
+from hasten.bundle.covered import listed
 from hasten.bundle.evidence import batch_curve
 from hasten.core.devices import at_hand
 from hasten.core.tensors import Tensors
@@ -55,6 +56,7 @@ class ModelSettings:
         standby: Whether to keep the exact model open as a fallback.
         which: Model to serve: "winner", or "exact" after a crash of the winner.
         custom_ops: Libraries with the user's own operators.
+        any_batch: Whether batches are formed in sizes that the certificate doesn't cover, too.
         most_sequences: Most sequences whose states are kept at once; 0 to keep none.
         sequence_bytes: Largest size of all their states together.
         sequence_idle_ns: Time without a request after which a sequence's states go.
@@ -70,6 +72,7 @@ class ModelSettings:
     standby: bool = True
     which: Literal["winner", "exact"] = "winner"
     custom_ops: tuple[Path, ...] = ()
+    any_batch: bool = False
     most_sequences: int = 1024
     sequence_bytes: int = 256 << 20
     sequence_idle_ns: int = 60_000_000_000
@@ -87,6 +90,7 @@ class OpenBundle:
         standby: Exact model as a fallback; None if it answers itself, is left out or isn't wanted.
         latencies: Expected times of the batches.
         sizes: Batch sizes to use.
+        most_rows: Most rows in a request; those of other sizes are answered in parts.
         batched: Whether requests have an open batch axis.
         notes: Notes for the people who serve the bundle.
         requests: Requests that the bundle keeps, to warm up with; cut to one row each if requests
@@ -108,6 +112,7 @@ class OpenBundle:
     requests: tuple[Tensors, ...] = ()
     instead: str = ""
     broken: bool = False
+    most_rows: int = 1
 
     @property
     def everything(self) -> Sequence[Loaded]:
@@ -220,6 +225,7 @@ def _quiet_load(path: Path, settings: ModelSettings, threads: int | None = None)
             threads=threads,
             sessions=1,
             cache=settings.compiled or None,
+            any_batch=settings.any_batch,
         )
 
 
@@ -303,10 +309,15 @@ def _warm_up(
         return
     sizes = [1]
     beside = mates(opened.requests, opened.first.request)
+    within = opened.first.keeps_to
+    if within is not None:
+        known = {size: p50_ns for size, p50_ns in known.items() if size in within}
     if opened.batched and all(array.shape[:1] == (1,) for array in alone.values()):
         each_bytes = sum(array.nbytes for array in lone.values())
         most_ns = pace.spent_ns + _BUDGET_NS
         for size in SIZES[1:]:
+            if within is not None and size not in within:
+                continue
             expected_ns = size * times[sizes[-1]] / sizes[-1]
             enough = expected_ns > _SLOWEST_NS or pace.spent_ns + 3 * expected_ns > most_ns
             if size > most_rows or enough or size * each_bytes > _BYTES:
@@ -325,17 +336,23 @@ def _warm_up(
                 runs = _FEW_RUNS if size in known else _RUNS
                 times[size] = _timed_ns(opened.sessions, batch, runs, pace)
             sizes.append(size)
+        opened.most_rows = sizes[-1]
+        if within is not None:
+            opened.most_rows = max(sizes[-1], min(most_rows, _BYTES // max(1, each_bytes)))
     elif opened.batched:
         opened.batched = False
     opened.sizes = tuple(sizes)
-    if sizes[-1] > 1 and opened.which == "winner" and opened.manifest.status == "certified":
+    covered = opened.first.certified_batches
+    if covered is not None and not set(sizes) <= set(covered):
         opened.notes.append(
-            f"batches of up to {sizes[-1]} were compared with lone requests; the certificate covers "
-            "only its own batch size: --max-batch 1 keeps to that"
+            f"batches of up to {sizes[-1]} are formed, and not certified at these batch sizes, but at "
+            f"{listed(covered)}: leave out --any-batch to keep to them"
         )
     measured = {size: p50_ns for size, p50_ns in known.items() if size <= sizes[-1]}
     if 1 not in measured:
         measured = {size: times[size] for size in sizes}
+    if opened.most_rows > sizes[-1]:  # such a request is answered in parts
+        measured[opened.most_rows] = measured[max(measured)] * opened.most_rows / max(measured)
     opened.latencies = Latencies(measured, opened.sizes)
     for size in sizes if not pace.patient else (1,):  # live requests disturbed longer ones
         opened.latencies.observe(size, times[size])

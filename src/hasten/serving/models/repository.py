@@ -300,9 +300,9 @@ class Repository:
             rows = disagreeing_rows(answers, before)
             compared += len(rows)
             disagreed += int(rows.sum())
-        if opened.batched and opened.sizes[-1] < old.most_rows:
+        if opened.batched and opened.most_rows < old.most_rows:
             opened.notes.append(
-                f"requests may have at most {opened.sizes[-1]} rows from now on, instead of "
+                f"requests may have at most {opened.most_rows} rows from now on, instead of "
                 f"{old.most_rows}"
             )
         opened.notes.append(

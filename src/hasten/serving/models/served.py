@@ -107,7 +107,7 @@ class ServedModel:
         self.opened, self.settings = opened, settings
         self.statistics = statistics or Statistics()
         self.inputs, self.outputs = opened.first.inputs, opened.first.outputs
-        self.most_rows = opened.sizes[-1] if opened.batched else 0
+        self.most_rows = opened.most_rows if opened.batched else 0
         self.fell_back = opened.broken
         self.cache = AnswerCache(settings.cache_bytes) if settings.cache_bytes else None
         self._plans = Plans()
