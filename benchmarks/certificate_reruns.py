@@ -6,7 +6,8 @@ A history is one user's runs, one after the other, on the same data or on more o
 lies at the limit, so each certificate is false. The split, the ladder, the
 ledger and the judging are those of a run; models are simulated by the samples on which they answer
 otherwise. Prints a Markdown table: false certificates in the first run, in any run without the ledger, in
-any with it (95% intervals of Clopper and Pearson), and how often a good candidate passes its second look.
+any with it, and in any after a refused one (95% intervals of Clopper and Pearson); and how often a good
+candidate passes its second look.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ Floats = NDArray[np.float64]
 ALPHA, LIMIT, SAMPLES, POOL = 0.05, 0.02, 1000, 20
 """Of 1,000 samples 300 calibrate, 210 are searched on, and 490 are sealed."""
 HEAD = (
-    "| what users do | first run | any run, no ledger | any run, with it | later runs, where the first "
-    "isn't false, with it |\n| --- | --- | --- | --- | --- |"
+    "| what users do | first run | any run, no ledger | any run, with it | runs after a "
+    "refusal, with it |\n| --- | --- | --- | --- | --- |"
 )
 BASELINE = Standing("baseline", True, Ratio(1.0, 1.0, 1.0, 24), 0.0, 0.0)
 _certifies = cache(paired_certifies)
@@ -56,13 +57,15 @@ class User:
         rng: Source of all that is random.
         ledger: The user's ledger; None for a user without.
         right: Whether the original is right on each sample that the user will ever have, `(n,)`.
-        known: Candidates that this user has heard figures of -> lost less gained on sealed samples.
+        known: Candidates that this user has heard figures of, with their drop on sealed samples.
+        paid: Whether the last run's look came after a refused one.
     """
 
     rng: np.random.Generator
     ledger: Ledger | None
     right: Floats
     known: list[tuple[float, Floats]] = field(default_factory=list)
+    paid: bool = False
 
     def past(self) -> Past:
         """Return what the user's ledger knows."""
@@ -101,7 +104,7 @@ def one_run(user: User, pool: Floats, samples: int, seed: int, limit: float = LI
     if user.ledger is not None:
         test = answers_digest(hashes, own, rungs, scores, units, promise)
         look = user.ledger.look(hashes, test, asked=ALPHA)
-        promise = look.promise(promise)
+        promise, user.paid = look.promise(promise), look.refused > 0
     judged = judge_ladder(own, rungs, scores, units, priors, promise)
     if user.ledger is not None and look is not None:
         user.ledger.end(look, judged)
@@ -193,7 +196,7 @@ def commits(user: User, runs: int) -> Iterator[bool]:
         if user.ledger is not None:
             test = answers_digest(hashes, own, ("w",), {"w": score}, units, promise)
             look = user.ledger.look(hashes, test, asked=ALPHA)
-            promise = look.promise(promise)
+            promise, user.paid = look.promise(promise), look.refused > 0
         judged = judge_ladder(own, ("w",), {"w": score}, units, {}, promise)
         if user.ledger is not None and look is not None:
             user.ledger.end(look, judged)
@@ -219,30 +222,29 @@ class Outcome:
         histories: Number of histories.
         first: Number in which the first run certified a bad candidate.
         any: Number in which any run did.
+        paying: Number with a look after a refused one.
+        fooled: Number of those in which such a look certified a bad candidate.
     """
 
     histories: int
     first: int
     any: int
-
-    @property
-    def later(self) -> tuple[int, int]:
-        """Return histories in which a later run is false, of those whose first run isn't."""
-        return self.any - self.first, self.histories - self.first
+    paying: int
+    fooled: int
 
 
 def simulated(name: str, histories: int, runs: int, seed: int, *, remembers: bool) -> Outcome:
     """Simulate users with a habit, each with data, candidates and a ledger of their own."""
-    first = found = 0
+    counts = np.zeros(4, np.int64)
     with tempfile.TemporaryDirectory(dir=_fast_folder()) as folder, quick_judging():
         for number in range(histories):
             rng = np.random.default_rng([seed, number])
             ledger = Ledger.at(Path(folder, str(number))) if remembers else None
-            right = (rng.random(3 * SAMPLES) < 0.8).astype(np.float64)
-            false = list(HABITS[name](User(rng, ledger, right), runs))
-            first += false[0]
-            found += any(false)
-    return Outcome(histories, first, found)
+            user = User(rng, ledger, (rng.random(3 * SAMPLES) < 0.8).astype(np.float64))
+            each = [(false, user.paid) for false in HABITS[name](user, runs)]
+            paying = [false for false, paid in each if paid]
+            counts += (each[0][0], any(false for false, _ in each), bool(paying), any(paying))
+    return Outcome(histories, *map(int, counts))
 
 
 def second_looks(histories: int, seed: int) -> int:
@@ -292,7 +294,7 @@ def row(name: str, without: Outcome, with_it: Outcome) -> str:
         (without.first, without.histories),
         (without.any, without.histories),
         (with_it.any, with_it.histories),
-        with_it.later,
+        (with_it.fooled, with_it.paying),
     )
     return f"| {name} | " + " | ".join(interval(*one) for one in shares) + " |"
 

@@ -60,6 +60,7 @@ def certify_chain(
         raise InputError("a chain has no certificate, so no limit either: give max_drop=")
     sure = 0.95 if confidence is None else confidence
     check_limits(max_drop, sure)
+    ledger = user_ledger()
     manifests = check_chain(chain)
     root = manifests[chain.roots[0].name]
     dataset = open_data(data, root.winner.artifact.inputs, root.pipeline)
@@ -69,7 +70,6 @@ def certify_chain(
     known = {name: seen_by(folders[name], manifests[name]) for name in folders}
     for name, seen in known.items():
         seen.check_groups(folders[name], dataset)
-    ledger = user_ledger()
     earlier = ledger.past().earlier(1 - sure)
     chosen = fresh(dataset, Seen.together(known.values()), earlier)
     with warnings.catch_warnings():

@@ -116,7 +116,7 @@ def certify(
         return certify_chain(
             os.fspath(bundle), data, max_drop=max_drop, confidence=confidence, listen=listen
         )
-    folder = Path(bundle)
+    folder, ledger = Path(bundle), user_ledger()
     manifest = read(folder)
     if manifest.exact is None:
         raise InputError(
@@ -145,7 +145,6 @@ def certify(
         sequences = Sequences(sequences.states, scored, whole.lengths)
     seen = seen_by(folder, manifest)
     seen.check_groups(folder, dataset)
-    ledger = user_ledger()
     earlier = ledger.past().earlier(1 - limits.confidence)
     chosen_data = fresh(dataset, seen, earlier)
     samples, units = chosen_data.samples, chosen_data.units

@@ -80,3 +80,31 @@ def test_the_command_shows_what_is_remembered_and_forgets_it(
     assert "; its user emptied it then" in emptied.output
     assert "looks:        0: 0 certified, 0 not" in emptied.output
     assert hasten.certify(data[0], fresh).kind == "fresh data"
+
+
+def test_a_damaged_ledger_is_one_line_and_the_test_goes_on(
+    data: tuple[Path, Path], fresh: Path, state: Path
+) -> None:
+    hasten.certify(data[0], fresh, max_drop=0.001)
+    (state / "ledger.jsonl").write_bytes(b"\xff" * 1000 + b"\n")
+    checked = hasten.certify(data[0], fresh)
+    assert (checked.kind, checked.passed) == ("fresh data", True)
+    assert checked.look is not None
+    last = checked.in_words().splitlines()[-1]
+    assert last.startswith(f"note: the ledger {state}/ledger.jsonl was made anew: an older one was")
+    assert last.endswith("so what earlier runs saw isn't known")
+    assert "an older one was damaged" in checked.look.kept
+
+
+def test_a_ledger_that_was_named_and_can_not_be_used_ends_it_before_it_begins(
+    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "thesis").write_text("years of work")
+    monkeypatch.setenv("HASTEN_LEDGER", str(tmp_path / "thesis"))
+    for command in (["ledger"], ["certify", str(data[0]), "--data", "nowhere.npz"]):
+        ended = CliRunner().invoke(main, command)
+        assert (ended.exit_code, ended.stdout) == (2, "")
+        assert ended.stderr.startswith(
+            f"hasten: the ledger {tmp_path}/thesis/ledger.jsonl can't be"
+        )
+    assert (tmp_path / "thesis").read_text() == "years of work"
