@@ -102,6 +102,7 @@ def gone(parent: int) -> bool:
         pytest.param("trial", 1, marks=pytest.mark.slow),
         ("trial", 2),
         ("round", 2),
+        ("round", ROUNDS + 5),  # of the fresh ones, in the second process of each
         ("sealed read", 1),
     ],
 )

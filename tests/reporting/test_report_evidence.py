@@ -153,6 +153,32 @@ def test_a_result_that_no_run_comes_to_is_damaged(
     assert refused(bundle) == f"{RESULT} is damaged: {why}"
 
 
+def test_raw_rounds_say_which_process_of_each_model_took_them(certified_bundle: Path) -> None:
+    figures = gathered(certified_bundle).figures
+    assert figures is not None
+    assert figures.schema == evidence.FIGURES_SCHEMA
+    taken = {figures.processes[number] for number in figures.rounds["baseline"]}
+    assert {0, 1, 2} <= taken
+    assert figures.refused_rounds == {}  # on one thread none is
+
+
+def test_figures_and_rows_of_an_older_version_are_read_and_shown(bundle: Path) -> None:
+    figures = json.loads((bundle / "evidence/figures.json").read_bytes())
+    for added in ("schema", "processes", "refused_rounds"):
+        del figures[added]
+    forge(bundle, files={"evidence/figures.json": json.dumps(figures).encode()})
+
+    def older(record: dict[str, Any]) -> None:
+        for row in record["rows"]:
+            del row["mean_ratio"], row["p99_ratio"]
+
+    change_result(bundle, older)
+    report = gathered(bundle)
+    assert report.figures is not None
+    assert (report.figures.schema, report.figures.processes) == (1, {})
+    assert b"mean latency " not in render(report)
+
+
 def test_evidence_is_bounded_before_it_is_read(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,8 @@ class Effort:
         processes: Number of processes of each finalist, one after another, that share the fresh
             rounds; up to twice as many, with as many rounds each, where the twins differ by more
             than `settle`. At least three, as their interval is over processes.
+        p99_by_time: Whether rounds weigh alike in a p99, as they do for requests at random times,
+            rather than requests: a closed loop sends fewer of them while it is slow.
         settle: A/A spread that the final rounds wait for.
         race_settle: A/A spread that the race, which only has to find the faster, waits for.
         warmup_ns: Untimed time at the beginning of each turn, in nanoseconds.
@@ -43,6 +45,7 @@ class Effort:
     final_rounds: int = 40
     p99_rounds: int = 600
     processes: int = 5
+    p99_by_time: bool = False
     settle: float = 0.03
     race_settle: float = 0.1
     warmup_ns: int = Pace.warmup_ns

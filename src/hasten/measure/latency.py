@@ -37,8 +37,8 @@ class Pace:
 def pace_for(objective: Statistic, limit_s: float) -> Pace:
     """Return the lengths of the turns for an objective.
 
-    A p99 takes the worth of 299 independent requests, which a thousand probably have. More requests
-    of a very fast model in one round would only tell more about that round.
+    A p99 takes many rounds. More requests of a very fast model in one round would only tell more
+    about that round.
     """
     if objective == "p99":
         return Pace(at_least=12, at_most=200, limit_s=limit_s)

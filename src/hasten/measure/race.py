@@ -48,6 +48,7 @@ class Standings:
         busy: Entrant -> round -> latencies of the rounds that didn't count, in nanoseconds.
         processes: Round -> number of the process of each entrant that took it.
         told: Whether a p99 that is compared is also told, for which it takes far more rounds.
+        by_time: Whether rounds weigh alike in a p99 that is told, rather than requests.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Standings:
     busy: dict[str, dict[int, tuple[int, ...]]] = field(default_factory=dict)
     processes: dict[int, int] = field(default_factory=dict)
     told: bool = False
+    by_time: bool = False
 
     def add(
         self,
@@ -96,7 +98,8 @@ class Standings:
 
     def shows_p99(self, name: str) -> bool:
         """Whether an entrant's p99 can be told, with all of its rounds, refused ones too."""
-        found = quantile(self.rounds[name], 0.99, refused=self.busy.get(name, {}))
+        busy = self.busy.get(name, {})
+        found = quantile(self.rounds[name], 0.99, refused=busy, by_time=self.by_time)
         return found.high_ns is not None
 
     @property

@@ -91,6 +91,7 @@ def row(
     processes: Mapping[int, int] | None = None,
     refused: Rounds = _NONE,
     refused_baseline: Rounds = _NONE,
+    by_time: bool = False,
 ) -> Row:
     """Derive a row from raw rounds.
 
@@ -105,11 +106,12 @@ def row(
         processes: Round -> number of the process of each model that took it; None for single ones.
         refused: Round -> latencies of the model while the host was busy, which a p99 counts.
         refused_baseline: The same of the default engine.
+        by_time: Whether rounds weigh alike in the p99, rather than requests.
     """
     everything = np.concatenate([np.asarray(block, np.float64) for block in own.values()])
-    p99, other = quantile(own, 0.99, refused=refused), None
+    p99, other = quantile(own, 0.99, refused=refused, by_time=by_time), None
     if p99.high_ns is not None:
-        other = quantile(baseline, 0.99, refused=refused_baseline).high_ns
+        other = quantile(baseline, 0.99, refused=refused_baseline, by_time=by_time).high_ns
     every, every_baseline = {**own, **refused}, {**baseline, **refused_baseline}
     return Row(
         role=role,

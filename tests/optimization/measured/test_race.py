@@ -11,7 +11,14 @@ from hasten.inputs.data.spool import Spool
 from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace
 from hasten.measure.process import Worker
-from hasten.measure.race import AGAIN, BASELINE, NotEstablished, Standings, race
+from hasten.measure.race import (
+    AGAIN,
+    BASELINE,
+    NotEstablished,
+    Standings,
+    journaled,
+    race,
+)
 
 PACE = Pace(warmup_ns=0, block_ns=0, at_least=3, at_most=3)
 BUSY_NS = 300_000
@@ -191,3 +198,41 @@ def test_rounds_of_another_race_are_left_alone(desk: Desk, spool: Spool, journal
     journal.append("round", race="race/2", number=5, latency_ns={BASELINE: [1]}, counts=True)
     standings = run(entrants(desk), spool, journal, count=2)
     assert set(standings.rounds[BASELINE]) == {0, 1}
+
+
+def test_each_process_has_its_rounds_and_the_journal_says_whose_they_are(
+    desk: Desk, spool: Spool, journal: Journal
+) -> None:
+    for process in range(3):
+        field = entrants(desk, fast=busy(1))
+        standings = run(field, spool, Journal(journal.path), count=2, process=process, settle=0.0)
+        for worker in field.values():
+            worker.kill()
+    assert standings.processes == {0: 0, 1: 0, 2: 1, 3: 1, 4: 2, 5: 2}
+    assert standings.counted == 6
+    assert standings.stands("fast")
+    assert standings.several == standings.processes
+    again, following = journaled("race/1", 1, "p50", Journal(journal.path))
+    assert (again.processes, again.rounds, following) == (standings.processes, standings.rounds, 6)
+
+
+def test_a_journal_of_an_older_version_has_one_process(journal: Journal) -> None:
+    for number in range(2):
+        block = {BASELINE: [1, 2], AGAIN: [2, 1]}
+        entry: dict[str, Any] = {"latency_ns": block, "failed": {}, "counts": True}
+        journal.append("round", race="race/1", number=number, **entry)
+    standings, _ = journaled("race/1", 1, "p50", Journal(journal.path))
+    assert standings.counted == 2
+    assert standings.several is None
+
+
+def test_refused_rounds_are_kept_beside_those_that_count(journal: Journal) -> None:
+    block = {BASELINE: [1], AGAIN: [2]}
+    for number, counts in enumerate([True, False, True]):
+        entry: dict[str, Any] = {"latency_ns": block, "failed": {}, "counts": counts}
+        journal.append("round", race="race/2", number=number, **entry)
+    standings, _ = journaled("race/2", 2, "p50", journal)
+    assert standings.busy == {BASELINE: {1: (1,)}, AGAIN: {1: (2,)}}
+    assert set(standings.rounds[AGAIN]) == {0, 2}
+    whole, _ = journaled("race/2", 2, "p50", journal, all_count=True)
+    assert set(whole.rounds[AGAIN]) == {0, 1, 2}

@@ -233,6 +233,7 @@ class Finish:
                         processes=final.several,
                         refused=final.busy.get(entrant, {}),
                         refused_baseline=final.busy.get(BASELINE, {}),
+                        by_time=final.by_time,
                     )
                 )
         return tuple(rows)

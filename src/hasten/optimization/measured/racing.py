@@ -29,6 +29,8 @@ from hasten.optimization.preparation import Ready
 FIELD = 6
 """Entrants of the race besides the twins, few enough to keep a run's memory under 3 GiB."""
 _TRIAL_LIMIT_S = 300.0
+_PART_OF_A_TURN = 3
+"""Divisor of a turn's length in the hundreds of fresh rounds that a p99 takes."""
 
 
 class Racing:
@@ -166,6 +168,7 @@ class Racing:
         objective, journal = self.job.order.objective, self.job.journal
         standings, _ = journaled(name, threads, objective, journal, all_count=all_count)
         standings.uneven, standings.told = _uneven(candidates), True
+        standings.by_time = self.effort.p99_by_time
         return standings
 
     def _replicated(
@@ -208,6 +211,8 @@ class Racing:
         risks = {t.candidate.key: -1.0 if t.exact else self.trials.risk(t) for t in trials}
         objective = self.job.order.objective
         total = count if process is None else self.effort.fresh_rounds(objective)
+        short = process is not None and objective == "p99"  # it takes moments, not requests
+        part = _PART_OF_A_TURN if short else 1
         try:
             self._enter(entrants, bench, candidates)
             if out is not None:
@@ -219,7 +224,7 @@ class Racing:
                 self.job.journal,
                 threads=bench.target.threads,
                 count=count,
-                pace=self.pace,
+                pace=dataclasses.replace(self.pace, block_ns=self.pace.block_ns // part),
                 seed=self.job.order.seed,
                 settle=self.effort.settled(objective, final=not dropping),
                 objective=objective,
