@@ -114,7 +114,7 @@ def manifest_of(
         if judgement is None
         else {
             "judgement": to_record(judgement),
-            "words": judgement.in_words(),
+            "words": "; ".join(filter(None, (judgement.in_words(), parts.reservation))),
             "population": job.order.population,
             "batch_sizes": [1],
             "threads": shipment.threads,

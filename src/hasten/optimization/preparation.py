@@ -196,7 +196,12 @@ def prepare(
         job.notes.append(note)
     source, preparation, dataset, known = made.model, made.pipeline, made.dataset, made.training
     parts = lay_out(
-        dataset, job.folder, calibration=order.calibration, seed=order.seed, training=known
+        dataset,
+        job.folder,
+        calibration=order.calibration,
+        seed=order.seed,
+        training=known,
+        allow_near_copies=order.allow_near_copies,
     )
     source = source.settled_by(
         first_step(source, dataset, order.states)

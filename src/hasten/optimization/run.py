@@ -18,6 +18,7 @@ from hasten.core.comparison import Comparison
 from hasten.core.records import digest, from_record, to_record
 from hasten.core.tensors import Array
 from hasten.errors import CandidateError, InputError
+from hasten.inputs.data.near_copies import Remembered
 from hasten.measure.exactness import Comparing, changed_in_words
 from hasten.measure.steps import over_steps
 from hasten.measure.workbench import OpenWorker
@@ -115,6 +116,7 @@ def _judged(
     job, ready, trials = judge.job, judge.ready, judge.trials
     sealed, units = ready.parts.sealed, ready.search_units
     read = dict.fromkeys((*_exact(judge, ladder), *ladder.rungs))
+    sealed_data = Remembered(sealed, ready.parts.search)
     metric = over_steps(ready.promise.metric, trials.bench.sequences)
     comparing = Comparing(metric, (key for key in read if trials.done[key].exact), answers)
     failed: dict[str, str] = {}
@@ -131,12 +133,13 @@ def _judged(
             trials.bench,
             exact,
             opened,
-            sealed,
+            sealed_data,
             ready.promise.metric,
             lambda done: job.tell("certify", "reading the sealed data, once", done, len(sealed)),
             units=ready.parts.sealed_units,
             watch=comparing,
         )
+    job.notes += _across(sealed_data)
     fallen = _fallen(comparing, original, {**scores, **failed})
 
     first = [key for key in _exact(judge, ladder) if key in fallen and key not in ladder.rungs]
@@ -151,6 +154,18 @@ def _judged(
         binary=trials.binary,
     )
     return verdicts, fallen
+
+
+def _across(sealed: Remembered) -> list[str]:
+    """Return a note on sealed samples that are near copies of search samples, where nobody grouped them."""
+    found = sealed.near_known()
+    if sealed.groups is not None or not len(found.judged):
+        return []
+    return [
+        f"{len(found.judged):,} of {found.samples:,} sealed samples look like near copies of samples of the "
+        f"search, such as {found.examples[0]}: if they belong together (frames of a video, crops of a photo), "
+        "give groups, so that no group is divided"
+    ]
 
 
 def _fallen(

@@ -19,6 +19,7 @@ from hasten.core.records import canonical, digest
 from hasten.core.tensors import Array, TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset, Subset
+from hasten.inputs.data.near_copies import check_near_copies
 from hasten.inputs.data.splits import Splits, split
 from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.metrics.base import Metric
@@ -46,7 +47,8 @@ class Parts:
         sealed: Samples that aren't read until the ladder is frozen.
         sealed_units: Number of each sealed sample's group; equal numbers were drawn together.
         sealed_hashes: Content hashes of the sealed samples, in hex.
-        notes: Notes on samples that were left out, with the reasons.
+        notes: Notes on samples that were left out, with the reasons, and on near copies.
+        reservation: What a certificate on this data must say of it; empty where there is nothing.
     """
 
     calibration: Spool
@@ -57,6 +59,7 @@ class Parts:
     sealed_units: Array
     sealed_hashes: tuple[str, ...]
     notes: tuple[str, ...]
+    reservation: str = ""
 
     @property
     def seen_hashes(self) -> tuple[str, ...]:
@@ -183,15 +186,25 @@ def check_same_run(journal: Journal, facts: dict[str, Any]) -> None:
 
 
 def lay_out(
-    dataset: Dataset, folder: Path, *, calibration: int, seed: int, training: Dataset | None
+    dataset: Dataset,
+    folder: Path,
+    *,
+    calibration: int,
+    seed: int,
+    training: Dataset | None,
+    allow_near_copies: bool = False,
 ) -> Parts:
     """Split the data, and write what the search may see.
 
     Raises:
-        InputError: there are too few samples, or some can't be read.
+        InputError: there are too few samples, some can't be read, or too many are near copies of
+            training samples.
     """
     splits = split(dataset, calibration=calibration, seed=seed, training=training)
     sealed, units, hashes, notes = _distinct(splits, grouped=dataset.groups is not None)
+    found = None if training is None else check_near_copies(training, dataset, allow_near_copies)
+    if found is not None:
+        notes = (*notes, found.note())
     return Parts(
         calibration=_spooled(splits.calibration, folder / "calibration"),
         calibration_hash=digest([h.hex() for h in _hashes(splits.calibration)]),
@@ -201,6 +214,7 @@ def lay_out(
         sealed_units=units,
         sealed_hashes=hashes,
         notes=notes,
+        reservation="" if found is None else found.reservation(),
     )
 
 
