@@ -276,6 +276,11 @@ _ORDER_OPTIONS = (
         help="Ship the fastest candidate even if none can be certified.",
     ),
     click.option(
+        "--allow-near-copies",
+        is_flag=True,
+        help="Judge on data of which the training data seems to hold copies; the certificate says so.",
+    ),
+    click.option(
         "--end-to-end",
         is_flag=True,
         help="Let the model normalize pixels itself, so that images go in as uint8.",

@@ -19,6 +19,7 @@ from hasten.core.records import digest, source_digest
 from hasten.core.target import Target
 from hasten.engines.installed import engine_kinds, tried_on
 from hasten.errors import CandidateError, InputError
+from hasten.inputs.data.near_copies import check_near_copies
 from hasten.inputs.data.splits import split
 from hasten.inputs.models.source import find_model
 from hasten.inputs.pipeline.base import Pipeline
@@ -183,6 +184,7 @@ def lighten(
         calibration, seed = order.calibration, order.seed
         # Unsuitable data is refused here, before anything is trained.
         split(given.judged, calibration=calibration, seed=seed, training=given.training)
+        check_near_copies(given.training, given.judged, order.allow_near_copies)
         recipe = Recipe(60 * plan.minutes, plan.epochs, plan.batch, plan.rate, seed=seed)
         loss, features = plan.loss, plan.features
         own_loss = load_object(loss) if isinstance(loss, str) else loss

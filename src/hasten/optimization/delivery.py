@@ -137,7 +137,7 @@ def manifest_of(
         if judgement is None
         else {
             "judgement": to_record(judgement),
-            "words": judgement.in_words(),
+            "words": "; ".join(filter(None, (judgement.in_words(), parts.reservation))),
             "population": job.order.population,
             "batch_sizes": list(covered.sizes),
             "rows_apart": covered.rows_apart,

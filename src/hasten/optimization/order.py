@@ -51,6 +51,7 @@ class Options(TypedDict, total=False):
     keep_exact: bool
     keep_requests: bool
     accept_uncertified: bool
+    allow_near_copies: bool
     end_to_end: bool
     states: Mapping[str, str] | str | Sequence[str] | Pairs
     scored: Scored | None
@@ -102,6 +103,8 @@ class Order:
             and to time where no data is at hand. Set False if the data must not leave this machine.
         accept_uncertified: Whether the fastest candidate ships, marked as uncertified, where none
             is certified.
+        allow_near_copies: Whether training data may hold near copies of more than 5% of the samples to
+            judge on; the certificate then says so.
         end_to_end: Whether the model takes over what of the pipeline its graph can do: pixels go in
             as uint8 and are normalized there. It needs a folder of images whose pipeline ends in
             normalize and to_layout; elsewhere a note says why nothing changed.
@@ -139,6 +142,7 @@ class Order:
     keep_exact: bool = True
     keep_requests: bool = True
     accept_uncertified: bool = False
+    allow_near_copies: bool = False
     end_to_end: bool = False
     states: Pairs = ()
     scored: Scored | None = None

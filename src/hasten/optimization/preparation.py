@@ -205,6 +205,7 @@ def prepare(
         seed=order.seed,
         training=known,
         earlier=earlier_of(job),
+        allow_near_copies=order.allow_near_copies,
     )
     source = source.settled_by(
         first_step(source, dataset, order.states)

@@ -22,6 +22,7 @@ from hasten.core.comparison import Comparison
 from hasten.core.records import digest, from_record, to_record
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import CandidateError, InputError
+from hasten.inputs.data.near_copies import Remembered
 from hasten.measure.exactness import Comparing, changed_in_words
 from hasten.measure.steps import over_steps
 from hasten.measure.workbench import OpenWorker
@@ -130,6 +131,7 @@ def _judged(judge: Judge, ladder: Ladder, answers: Answers | None) -> Sealed:
     job, ready, trials = judge.job, judge.ready, judge.trials
     sealed = ready.parts.sealed
     read = dict.fromkeys((*_exact(judge, ladder), *ladder.rungs))
+    sealed_data = Remembered(sealed, ready.parts.search)
     metric = over_steps(ready.promise.metric, trials.bench.sequences)
     comparing = Comparing(metric, (key for key in read if trials.done[key].exact), answers)
     failed: dict[str, str] = {}
@@ -152,12 +154,13 @@ def _judged(judge: Judge, ladder: Ladder, answers: Answers | None) -> Sealed:
             trials.bench,
             exact,
             opened,
-            sealed,
+            sealed_data,
             ready.promise.metric,
             lambda done: job.tell("certify", "reading the sealed data, once", done, len(sealed)),
             units=ready.parts.sealed_units,
             watch=partial(_lone, comparing, {"", *read}),
         )
+    job.notes += _across(sealed_data)
     everyone = {**scores, **failed}
     fallen = _fallen(comparing, original, everyone)
     first = [key for key in _exact(judge, ladder) if key in fallen and key not in ladder.rungs]
@@ -214,6 +217,18 @@ def _lone(watch: Comparing, keys: set[str], key: str, outputs: Tensors) -> None:
     """Pass on answers to lone samples; those in batches are compared with none."""
     if key in keys:
         watch(key, outputs)
+
+
+def _across(sealed: Remembered) -> list[str]:
+    """Return a note on sealed samples that are near copies of search samples, where nobody grouped them."""
+    found = sealed.near_known()
+    if sealed.groups is not None or not len(found.judged):
+        return []
+    return [
+        f"{len(found.judged):,} of {found.samples:,} sealed samples look like near copies of samples of the "
+        f"search, such as {found.examples[0]}: if they belong together (frames of a video, crops of a photo), "
+        "give groups, so that no group is divided"
+    ]
 
 
 def _fallen(

@@ -19,6 +19,7 @@ from hasten.core.records import canonical, digest
 from hasten.core.tensors import Array, TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset, Subset
+from hasten.inputs.data.near_copies import check_near_copies
 from hasten.inputs.data.splits import Earlier, Splits, split
 from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.metrics.base import Metric
@@ -47,8 +48,9 @@ class Parts:
         sealed_units: Number of each sealed sample's group; equal numbers were drawn together.
         sealed_hashes: Content hashes of the sealed samples, in hex.
         unit_sizes: Number of samples in each group of all the data to judge on, equal ones together.
-        notes: Notes on samples that were left out, with the reasons.
+        notes: Notes on samples that were left out, with the reasons, and on near copies.
         earlier: What earlier runs did with samples of this data.
+        reservation: What a certificate on this data must say of it; empty where there is nothing.
     """
 
     calibration: Spool
@@ -61,6 +63,7 @@ class Parts:
     unit_sizes: Array
     notes: tuple[str, ...]
     earlier: Earlier = field(default_factory=Earlier)
+    reservation: str = ""
 
     @property
     def seen_hashes(self) -> tuple[str, ...]:
@@ -194,11 +197,13 @@ def lay_out(
     seed: int,
     training: Dataset | None,
     earlier: Earlier | None = None,
+    allow_near_copies: bool = False,
 ) -> Parts:
     """Split the data, and write what the search may see.
 
     Raises:
-        InputError: there are too few samples, some can't be read, or earlier runs searched on all.
+        InputError: there are too few samples, some can't be read, earlier runs searched on all, or too many
+            are near copies of training samples.
     """
     splits = split(dataset, calibration=calibration, seed=seed, training=training, earlier=earlier)
     notes = _repeats(splits) if dataset.groups is None else ()
@@ -207,6 +212,9 @@ def lay_out(
             f"{splits.withheld:,} more samples than usual are for the search, and none of them is sealed: "
             "earlier runs used them",
         )
+    found = None if training is None else check_near_copies(training, dataset, allow_near_copies)
+    if found is not None:
+        notes = (*notes, found.note())
     return Parts(
         calibration=_spooled(splits.calibration, folder / "calibration"),
         calibration_hash=digest([h.hex() for h in _hashes(splits.calibration)]),
@@ -218,6 +226,7 @@ def lay_out(
         unit_sizes=splits.sizes,
         notes=notes,
         earlier=splits.earlier,
+        reservation="" if found is None else found.reservation(),
     )
 
 

@@ -1,0 +1,201 @@
+"""Near copies of training samples in data to judge on: found whatever their types, and real ones let be."""
+
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn import datasets
+
+from hasten.core.tensors import Array
+from hasten.errors import InputError
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.dataset import Subset
+from hasten.inputs.data.images import ImageFolder
+from hasten.inputs.data.near_copies import (
+    SURE,
+    Remembered,
+    check_near_copies,
+    near_copies,
+)
+from hasten.inputs.data.neighbours import chance, nearest
+from hasten.inputs.data.texts import alike
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.image import Decode, Resize, ToLayout
+
+
+def of(array: Array) -> ArrayDataset:
+    return ArrayDataset({"x": array})
+
+
+def shuffled(array: Array) -> Array:
+    return array[np.random.default_rng(0).permutation(len(array))]
+
+
+DIGITS = shuffled(datasets.load_digits().images)
+CELLS = shuffled(datasets.load_breast_cancer().data)
+
+
+def partners(training: Array, judged: Array) -> dict[int, int]:
+    found = near_copies(of(training), of(judged))
+    return dict(zip(found.judged.tolist(), found.training.tolist(), strict=True))
+
+
+def test_distinct_samples_of_real_data_are_no_copies() -> None:
+    rows = [datasets.load_wine().data, datasets.load_iris().data, datasets.load_diabetes().data]
+    assert partners(DIGITS[:1200], DIGITS[1200:]) == {}  # 8 x 8 pixels, many much alike
+    for data in (CELLS, *(shuffled(np.unique(one, axis=0)) for one in rows)):
+        cut = len(data) * 7 // 10
+        assert partners(data[:cut], data[cut:]) == {}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.astype(np.float64),
+        lambda x: (x / 16).astype(np.float32),
+        lambda x: ((x - 4.9) / 6).astype(np.float32),
+        lambda x: (0.7 * x + 3).astype(np.float32),
+        lambda x: (x + np.random.default_rng(1).normal(0, 0.3, x.shape)).astype(np.float32),
+        lambda x: np.repeat(x[:, np.newaxis], 3, axis=1),
+    ],
+    ids=["float64", "scaled", "normalized", "contrast", "noise", "coloured"],
+)
+def test_images_are_found_in_any_type_and_scale_and_with_some_noise(change) -> None:  # type: ignore[no-untyped-def]
+    judged = np.concatenate([DIGITS[100:160], DIGITS[1200:1500]])
+    found = partners(DIGITS[:1200].astype(np.uint8), change(judged))
+    assert {i: 100 + i for i in range(60)} == found
+
+
+def test_samples_of_another_size_are_not_compared() -> None:
+    assert partners(DIGITS[:100], np.repeat(DIGITS[:50], 2, axis=1)) == {}
+    assert partners(CELLS[:100], CELLS[:50, :20]) == {}
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-6, 0.01, 0.03])
+def test_rows_are_found_in_another_type_and_with_some_noise(noise: float) -> None:
+    copies = CELLS[:60] + noise * CELLS.std(axis=0) * np.random.default_rng(1).normal(size=(60, 30))
+    judged = np.concatenate([copies, CELLS[400:]]).astype(np.float32)
+    assert partners(CELLS[:400], judged) == {i: i for i in range(60)}
+
+
+def test_rows_in_other_units_are_found() -> None:
+    judged = np.concatenate([CELLS[:200], CELLS[400:]])
+    scaled = (judged - CELLS.mean(axis=0)) / CELLS.std(axis=0) * 100
+    found = partners(CELLS[:400], scaled)
+    assert sum(found.get(i) == i for i in range(200)) > 150
+
+
+def test_several_noisy_copies_of_a_sample_hide_it_no_better_than_one() -> None:
+    rng = np.random.default_rng(1)
+    copies = np.repeat(DIGITS[1200:1300], 5, axis=0)
+    training = np.concatenate([DIGITS[:1000], copies + rng.normal(0, 0.3, copies.shape)])
+    found = partners(training, DIGITS[1200:1500])
+    assert set(found) <= set(range(100))
+    assert len(found) >= 90
+
+
+def test_texts_are_found_with_some_words_changed_and_others_are_let_be() -> None:
+    rng = np.random.default_rng(0)
+    words = np.minimum(rng.zipf(1.3, (900, 64)), 5000)
+    words[:, 50:] = 0
+    judged = words[550:].astype(np.int32)
+    judged[:50] = words[:50]
+    judged[:50, 20] = 4999
+    assert partners(words[:500], judged) == {i: i for i in range(50)}
+
+
+def test_texts_too_short_to_tell_are_let_be() -> None:
+    texts = np.zeros((40, 12), np.int64)
+    texts[:, :4] = np.arange(160).reshape(40, 4)
+    mine, _ = alike([texts[:5]], [texts])
+    assert len(mine) == 0
+
+
+def test_missing_values_stand_for_themselves() -> None:
+    holes = CELLS.copy()
+    holes[::3, 4] = np.nan
+    training = ArrayDataset({"x": holes[:400]}, missing=True)
+    judged = ArrayDataset({"x": holes[390:].astype(np.float32)}, missing=True)
+    found = near_copies(training, judged)
+    assert sorted(found.training.tolist()) == list(range(390, 400))
+
+
+def test_blank_images_are_no_copies_of_each_other() -> None:
+    blank = np.zeros((5, 8, 8))
+    assert (
+        partners(np.concatenate([DIGITS[:900], blank]), np.concatenate([DIGITS[900:], blank])) == {}
+    )
+
+
+def test_few_are_told_with_examples_and_many_refused() -> None:
+    training = of(DIGITS[:1200])
+    few = check_near_copies(training, of(np.concatenate([DIGITS[7:9], DIGITS[1200:]]) / 16))
+    assert few is not None
+    assert few.note() == (
+        "2 of 599 samples to judge on (0.33%) are near copies of training samples, whatever their types "
+        "and scales: judged sample 0 and training sample 7; judged sample 1 and training sample 8; take "
+        "them out if they are copies"
+    )
+    assert few.reservation() == ""
+    many = of(np.concatenate([DIGITS[:100], DIGITS[1200:]]) / 16)
+    with pytest.raises(InputError) as error:
+        check_near_copies(training, many)
+    assert str(error.value).endswith(
+        "; and 97 more: what was trained on can't judge; take them out of one of the two, or say "
+        "allow_near_copies=True where you know that they aren't copies"
+    )
+    allowed = check_near_copies(training, many, True)
+    assert allowed is not None
+    assert allowed.reservation() == (
+        "14% of the samples to judge on look like near copies of training samples, which was allowed: it "
+        "holds for new data only if they aren't"
+    )
+    assert check_near_copies(training, of(DIGITS[1200:])) is None
+
+
+def test_image_files_are_named(tmp_path: Path) -> None:
+    for which, numbers in (("a", range(12)), ("b", range(11, 23))):
+        (tmp_path / which).mkdir()
+        for number in numbers:
+            pixels = np.random.default_rng(number).integers(0, 255, (4, 4, 3), np.uint8)
+            picture = Image.fromarray(pixels).resize((40, 40))
+            name = tmp_path / which / f"{number:02}"
+            picture.save(name.with_suffix(".png" if which == "a" else ".jpg"))
+    pipeline = Pipeline((Decode(), Resize(32), ToLayout()))
+    one, other = (ImageFolder(tmp_path / which, pipeline, "x") for which in "ab")
+    found = near_copies(one, Subset(other, np.arange(len(other))))
+    assert found.examples == (f"{tmp_path / 'b' / '11.jpg'} and {tmp_path / 'a' / '11.png'}",)
+
+
+def test_sealed_samples_are_remembered_as_they_are_read() -> None:
+    search = of(DIGITS[:600])
+    sealed = Remembered(of(np.concatenate([DIGITS[600:], DIGITS[5:6] + 0.01])), search)
+    for start in range(0, len(sealed), 100):
+        sealed.inputs(range(start, min(start + 100, len(sealed))))
+    found = sealed.near_known()
+    assert found.examples == ("sealed sample 1197 and search sample 5",)
+
+
+def test_chances_are_those_of_samples_that_are_no_copies() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(6000, 6)).astype(np.float32)
+    distances, _ = nearest(rows[:3000], rows[3000:])
+    odds = chance(distances)
+    assert (odds < 0.1).mean() < 0.13
+    assert (odds < SURE).sum() <= 1
+
+
+def test_neighbours_are_those_of_all_distances_in_blocks_and_little_memory() -> None:
+    rng = np.random.default_rng(0)
+    rows, others = rng.normal(size=(600, 3)), rng.normal(size=(20000, 3))
+    rows, others = rows.astype(np.float32), others.astype(np.float32)
+    tracemalloc.start()
+    distances, places = nearest(rows, others)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 150 * 2**20
+    every = np.linalg.norm(rows[:50, np.newaxis].astype(np.float64) - others, axis=2)
+    assert np.array_equal(places[:50], np.argsort(every, axis=1)[:, :10])
+    assert np.allclose(distances[:50], np.sort(every, axis=1)[:, :10])
