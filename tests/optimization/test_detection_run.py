@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,11 @@ def test_a_detector_is_judged_by_what_it_finds(tmp_path: Path, rival: str, statu
     rng = np.random.default_rng(0)
     corner, size, score = (rng.random((200, 6, n), np.float32) for n in (2, 2, 1))
     x = np.concatenate([corner, corner + size, 4 * score - 2], axis=2)
+    true = np.concatenate([x[:, :, :4], np.where(score > 0.5, 0, -1)], axis=2)
     with quick_runs():
         result = hasten.optimize(
             few_boxes(tmp_path),
-            x,
+            {"x": x, "labels": true},
             metric=DetectionF1(),
             max_drop=0.2,
             engines=(f"tests.support.rivals:{rival}",),
@@ -69,6 +71,11 @@ def test_a_detector_is_judged_by_what_it_finds(tmp_path: Path, rival: str, statu
     assert result.asked is not None
     assert result.asked.noun == "F1"
     assert any("lost on" in said for said in result.tried.values())
+    if status == "certified" and importlib.util.find_spec("pycocotools"):
+        assert result.comparison is not None
+        stated = {one.noun: one for one in result.comparison.figures}
+        assert stated.keys() == {"mAP50", "mAP50-95"}
+        assert all(one.before == one.after > 0.9 and one.bound is None for one in stated.values())
 
 
 @pytest.mark.slow
