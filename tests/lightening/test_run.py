@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.lightening.conftest import clothes, corners, taught, wide
+from tests.lightening.conftest import clothes, corners, counted, taught, wide
 from tests.support.exports import exported_once
 from tests.support.quick import quick_runs
 
@@ -24,6 +24,7 @@ from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.models.torch import export
+from hasten.lightening import prospects
 from hasten.lightening.prospects import fastest
 from hasten.reporting.evidence import gathered
 from hasten.reporting.rows import won
@@ -56,7 +57,7 @@ class StopError(Exception):
 
 
 def budget_ms(module: torch.nn.Module, image: Array, share: float, folder: Path) -> float:
-    """Return a share of what a network takes on this machine."""
+    """Return a share of what a network takes."""
     folder.mkdir()
     sample = {"input": image}
     model = export(module, sample, folder).settled_by(sample)
@@ -65,10 +66,12 @@ def budget_ms(module: torch.nn.Module, image: Array, share: float, folder: Path)
 
 
 SCRIPT = """
-import sys
+from unittest.mock import patch
 from hasten.cli import main
+from hasten.lightening import prospects
+from tests.lightening.conftest import counted
 from tests.support.quick import quick_runs
-with quick_runs(passes=True):
+with quick_runs(passes=True), patch.object(prospects, "_in_turns", counted):
     main()
 """
 NETWORK = """
@@ -85,7 +88,7 @@ def started(folder: Path, limit_ms: float, *options: str) -> subprocess.Popen[st
     """Start the command on what lies in a folder."""
     said = [f"{folder / 'net.py'}:net", f"--train={folder / 'known.npz'}"]
     said += [f"--data={folder / 'judged.npz'}", f"--budget={limit_ms}ms", "--max-drop=20%"]
-    said += ["--architecture=lcnet", "--minutes=0.05", "--epochs=5", "--batch=32", "--rate=5e-3"]
+    said += ["--architecture=lcnet", "--minutes=10", "--epochs=1", "--batch=16", "--rate=5e-3"]
     said += ["--engine=onnxruntime", f"--out={folder / 'b.hasten'}", *options]
     return subprocess.Popen(
         [sys.executable, "-c", SCRIPT, "lighten", *said],
@@ -101,15 +104,16 @@ def test_a_run_killed_again_and_again_ends_with_a_certified_lighter_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(prospects, "_in_turns", counted)
     examples, known, judged = clothes()
     module = taught(examples, tmp_path)
     torch.save(module.state_dict(), tmp_path / "net.pt")
     (tmp_path / "net.py").write_text(NETWORK.format(file=str(tmp_path / "net.pt")))
     for name, (x, labels) in (("known", known), ("judged", judged)):
         np.savez(tmp_path / f"{name}.npz", input=x, labels=labels)
-    limit_ms = budget_ms(module, known[0][0], 0.6, tmp_path / "budget")
+    limit_ms = budget_ms(module, known[0][0], 0.35, tmp_path / "budget")
     again: list[str] = []
-    for words in ("pruned: ", "the baseline"):
+    for words in ("% after ", "the baseline"):  # amid the first training, and after all of them
         with started(tmp_path, limit_ms, *again) as process:
             assert process.stderr is not None
             heard: list[str] = []
