@@ -52,7 +52,7 @@ check: $(VENV)/.test
 
 # FPGA designs: Keras, JAX and torch in one environment; the tools come from Debian, two of them from PyPI too.
 test-fpga: .venv-fpga/.test
-	.venv-fpga/bin/python $(DEVICE) -n 2 --dist worksteal tests/devices/fpga
+	.venv-fpga/bin/python $(DEVICE) -n $(or $(HASTEN_PROCESSES),2) --dist worksteal tests/devices/fpga
 
 # A TPU's compiler needs no TPU, but JAX and torchax.
 test-tpu: .venv-tpu/.test

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.lightening.conftest import clothes, corners, counted, taught, wide
+from tests.lightening.conftest import by_counts, clothes, corners, taught, wide
 from tests.support.exports import exported_once
 from tests.support.quick import quick_runs
 
@@ -24,7 +24,6 @@ from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.models.torch import export
-from hasten.lightening import prospects
 from hasten.lightening.prospects import fastest
 from hasten.reporting.evidence import gathered
 from hasten.reporting.rows import won
@@ -66,12 +65,10 @@ def budget_ms(module: torch.nn.Module, image: Array, share: float, folder: Path)
 
 
 SCRIPT = """
-from unittest.mock import patch
 from hasten.cli import main
-from hasten.lightening import prospects
-from tests.lightening.conftest import counted
+from tests.lightening.conftest import by_counts
 from tests.support.quick import quick_runs
-with quick_runs(passes=True), patch.object(prospects, "_in_turns", counted):
+with quick_runs(passes=True), by_counts():
     main()
 """
 NETWORK = """
@@ -104,14 +101,14 @@ def test_a_run_killed_again_and_again_ends_with_a_certified_lighter_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    monkeypatch.setattr(prospects, "_in_turns", counted)
     examples, known, judged = clothes()
     module = taught(examples, tmp_path)
     torch.save(module.state_dict(), tmp_path / "net.pt")
     (tmp_path / "net.py").write_text(NETWORK.format(file=str(tmp_path / "net.pt")))
     for name, (x, labels) in (("known", known), ("judged", judged)):
         np.savez(tmp_path / f"{name}.npz", input=x, labels=labels)
-    limit_ms = budget_ms(module, known[0][0], 0.35, tmp_path / "budget")
+    with by_counts():
+        limit_ms = budget_ms(module, known[0][0], 0.35, tmp_path / "budget")
     again: list[str] = []
     for words in ("% after ", "the baseline"):  # amid the first training, and after all of them
         with started(tmp_path, limit_ms, *again) as process:
