@@ -67,10 +67,11 @@ class Quantile:
 
 
 def _block_statistic(block: Sequence[int], statistic: Statistic) -> float:
+    if statistic == "p50":  # numpy's quantile takes twenty times as long for a few numbers
+        ordered, middle = sorted(block), len(block) // 2
+        return float(ordered[middle] + ordered[~middle]) / 2
     values = np.asarray(block, np.float64)
-    if statistic == "mean":
-        return float(values.mean())
-    return float(np.quantile(values, {"p50": 0.5, "p99": 0.99}[statistic]))
+    return float(values.mean() if statistic == "mean" else np.quantile(values, 0.99))
 
 
 def _middle_mean(values: Floats) -> Floats:
