@@ -75,7 +75,7 @@ NETWORK = """
 import torch
 from tests.lightening.conftest import wide
 def net():
-    network = wide(classes=10)
+    network = wide(128, classes=10)
     network.load_state_dict(torch.load({file!r}, weights_only=True))
     return network
 """
