@@ -52,7 +52,7 @@ check: $(VENV)/.test
 
 # FPGA designs: Keras, JAX and torch in one environment; the tools come from Debian, two of them from PyPI too.
 test-fpga: .venv-fpga/.test
-	.venv-fpga/bin/python $(DEVICE) -n 2 --dist worksteal tests/devices/fpga
+	.venv-fpga/bin/python $(DEVICE) -n $(or $(HASTEN_PROCESSES),2) --dist worksteal tests/devices/fpga
 
 # A TPU's compiler needs no TPU, but JAX and torchax.
 test-tpu: .venv-tpu/.test
@@ -88,10 +88,11 @@ $(VENV)/.demo: pyproject.toml demo-packages.txt | $(VENV)/bin/python
 	$(BIN)/python $(INSTALL) --no-deps --requirement demo-packages.txt
 	touch $@
 
-$(VENV)/.test: $(VENV)/.demo tests/packages.txt
+# In one step, since the tests need all that the demo needs.
+$(VENV)/.test: pyproject.toml demo-packages.txt tests/packages.txt | $(VENV)/bin/python
 	$(LOCKED) $(BIN)/python $(INSTALL) --editable '.[test]'
-	$(BIN)/python $(INSTALL) --no-deps --requirement tests/packages.txt
-	touch $@
+	$(BIN)/python $(INSTALL) --no-deps --requirement demo-packages.txt --requirement tests/packages.txt
+	touch $(VENV)/.demo $@
 
 clean:
 	rm -rf $(VENV) .venv-fpga .venv-keras .venv-ray .venv-triton .venv-edge .venv-gpu .venv-tpu build dist *.hasten *.hasten.work *.hasten.training

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -13,12 +16,19 @@ from torch import nn
 from hasten.core.progress import nobody
 from hasten.core.tensors import Array
 from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.requests import random_requests
 from hasten.inputs.metrics.top_k import Top1
+from hasten.lightening import prospects, pruned
 from hasten.lightening.given import Given
+from hasten.lightening.making import Subject
+from hasten.lightening.prospects import Prospect, _prospect
+from hasten.lightening.pruning import costs
+from hasten.lightening.pruning.layers import LayerShape
 from hasten.lightening.task import Task, task_of
 from hasten.lightening.training.loop import Recipe, Trainer
 from hasten.lightening.training.network import Network
 from hasten.lightening.training.objective import Objective
+from hasten.measure.work import work
 
 
 def corners(count: int, seed: int) -> tuple[Array, Array]:
@@ -58,13 +68,13 @@ def clothes() -> tuple[tuple[Array, Array], ...]:
         framed = np.pad(halved, ((0, 0), (1, 1), (1, 1)))
         return framed[:, None] / 127.5 - 1, images.labels
 
-    return cut(known[:900]), cut(known[900:1900]), cut(judged[:1500])
+    return cut(known[:900]), cut(known[900:1500]), cut(judged[:800])
 
 
 def taught(examples: tuple[Array, Array], folder: Path) -> nn.Module:
-    """Return the wide network, trained for a few seconds."""
+    """Return the wide network after an epoch, the same on an idle and on a busy machine."""
     x, labels = examples
-    module = wide(classes=10)
+    module = wide(128, classes=10)
     Trainer(
         Network(module, ("input",)),
         None,
@@ -72,10 +82,36 @@ def taught(examples: tuple[Array, Array], folder: Path) -> nn.Module:
         ArrayDataset({"input": x[-200:]}, labels[-200:]),
         Top1(),
         Objective(),
-        Recipe(seconds=10, epochs=4, batch=32, rate=5e-3, mixed=0),
+        Recipe(seconds=600, epochs=1, batch=32, rate=5e-3, mixed=0),
         folder / "teacher.pt",
     ).train()
     return module
+
+
+@contextlib.contextmanager
+def by_counts() -> Iterator[None]:
+    """Let a network take 10 ps per multiply-add in the block, however busy the machine is."""
+
+    def timed(shapes: Iterable[LayerShape], *_: Any) -> dict[LayerShape, float]:
+        return {shape: 0.01 * shape.macs for shape in shapes}
+
+    with (
+        patch.object(prospects, "_in_turns", _counted),
+        patch.object(costs, "timed", timed),
+        patch.object(pruned, "_inside", lambda *_: ({}, 0.0)),
+    ):
+        yield
+
+
+def _counted(_: Any, subjects: Mapping[str, Subject], seed: int) -> dict[str, Prospect]:
+    """Return prospects as if each network had been timed."""
+    found = {}
+    for name, subject in subjects.items():
+        request = random_requests(subject.model.request, seed).inputs([0])
+        operations = sum(layer.operations for layer in work(subject.model, request))
+        way = min(subject.built, key=lambda way: way.label)
+        found[name] = _prospect(subject, way, [0.005 * operations], True)
+    return found
 
 
 def task_for(

@@ -8,6 +8,7 @@ import dataclasses
 import gzip
 import json
 import socket
+import threading
 import time
 import zlib
 from collections.abc import Iterator
@@ -18,8 +19,9 @@ import numpy as np
 import pytest
 from tests.support.models import solid
 from tests.support.servers import ServerThread, bundle_of, place_of
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 
+from hasten.serving.http import connection
 from hasten.serving.http.connection import Connection
 from hasten.serving.state import Limits
 from hasten.testing import models
@@ -380,19 +382,27 @@ def test_bodies_may_be_compressed_both_ways(
     assert json.loads(plain)["outputs"][0]["data"] == [0.123] * 128
 
 
-def test_others_are_answered_while_a_body_is_unpacked(tmp_path: Path) -> None:
+def test_others_are_answered_while_a_body_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unpacking, answered = threading.Event(), threading.Event()
+    decompressed = connection.decompressed
+
+    def held_up(*given: Any) -> Any:
+        unpacking.set()
+        assert answered.wait(PATIENCE_S)
+        return decompressed(*given)
+
+    monkeypatch.setattr(connection, "decompressed", held_up)
     bundle = bundle_of(tmp_path, solid(tmp_path))
-    packed = zlib.compress(b" " * (500 << 20), 1)
-    with (
-        ServerThread(place_of(bundle), limits=Limits(body_bytes=512 << 20)) as server,
-        Client(server) as slow,
-        Client(server) as quick,
-    ):
+    with ServerThread(place_of(bundle)) as server, Client(server) as slow, Client(server) as quick:
+        packed = zlib.compress(b" " * 1000)
         slow.send(request(body=packed, headers={"Content-Encoding": "deflate"}))
-        time.sleep(0.05)
+        assert unpacking.wait(PATIENCE_S)
         quick.send(request(body=json.dumps(JSON_REQUEST).encode()))
         assert quick.answer()[0] == 200
         until(lambda: sum(not one.idle for one in server.server.state.connections) == 1)
+        answered.set()
         assert slow.answer()[0] == 400
 
 

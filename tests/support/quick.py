@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from unittest.mock import patch
 
 from hasten.cli import main
@@ -19,6 +22,7 @@ from hasten.measure.workbench import Bench
 ROUNDS = 12
 """Short ones: the interval of a few long ones would take in 1 on a busy host, whoever raced."""
 SETTLED = 0.5
+_OWN = "HASTEN_TEST_CPU"
 
 
 @contextlib.contextmanager
@@ -75,9 +79,28 @@ def quick_runs(
 
 
 def _own(cpus: Sequence[int]) -> int:
-    """One processor for each of the processes that a suite runs in."""
-    number = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
-    return cpus[int(number) % len(cpus)]
+    """One processor for each of the processes that tests run in, and for what it starts."""
+    if _OWN not in os.environ:
+        number = os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")
+        free = filter(_claimed, cpus)
+        os.environ[_OWN] = str(next(free, cpus[int(number) % len(cpus)]))
+    own = int(os.environ[_OWN])
+    return own if own in cpus else cpus[0]
+
+
+def _claimed(cpu: int) -> bool:
+    """Claim a processor for this process, until it ends, unless another has."""
+    file = -1
+    try:
+        file = os.open(
+            Path(tempfile.gettempdir(), f"hasten-tests-{cpu}.lock"), os.O_CREAT | os.O_RDWR
+        )
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        if file >= 0:
+            os.close(file)
+        return False
+    return True
 
 
 if __name__ == "__main__":

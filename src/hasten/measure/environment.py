@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import re
 from collections.abc import Iterable
@@ -52,10 +53,15 @@ def versions(of: Iterable[str] | None = None) -> dict[str, str]:
     found = {}
     for name in packages() if of is None else of:
         try:
-            found[name] = metadata.version(name)
+            found[name] = _version(name)
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+@functools.cache
+def _version(name: str) -> str:
+    return metadata.version(name)  # which reads and parses a file each time
 
 
 def environment(
