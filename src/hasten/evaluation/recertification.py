@@ -33,6 +33,7 @@ from hasten.inputs.data.source import open_data
 from hasten.inputs.data.spool import write_spool
 from hasten.inputs.metrics import parse_metric
 from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.unlabelled import check_labelled
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.image import in_pixels
 from hasten.inputs.set_metrics import chosen
@@ -141,6 +142,7 @@ def certify(
     wanted = report if sequences is None else ("none",)
     figures = chosen(wanted, samples.labels, exact.outputs, prepared_by)
     setting = Setting(figures, prepared_by, samples.labels, units, limits.confidence)
+    check_labelled(judged_by, samples.labels, type_name(judged_by))
     answers, draws = Answers(), judged_by.draws(samples.labels, units)
     own, score = _scores(
         parts, manifest.target, samples, units, judged_by, listen, sequences, answers

@@ -18,6 +18,7 @@ from hasten.measure.candidate import Candidate
 from hasten.measure.environment import environment, versions
 from hasten.optimization.job import Job
 from hasten.optimization.judge import Judge, Ladder, Sealed, Shipment
+from hasten.optimization.labelling.notes import label_notes
 from hasten.optimization.preparation import Ready, calibrating, shortfall
 from hasten.optimization.workspace import requests_from
 from hasten.passes.small_model import SmallModel
@@ -40,6 +41,7 @@ def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
     """
     job, ready, verdicts = judge.job, judge.ready, sealed.verdicts
     job.notes += shortfall(verdicts, ready, calibrating(job.order, ready))
+    job.notes += label_notes(ready, verdicts, sealed.unlabelled)
     ending = judge.conclude(ladder, verdicts)
     parts = ready.parts
     comparison = sealed.comparison_of(ending.shipment.winner.label)

@@ -44,10 +44,13 @@ class Sealed:
     Attributes:
         verdicts: Verdicts on the ladder, from which it is decided what ships.
         comparisons: Comparisons with the original, of those that may ship; they decide nothing.
+        unlabelled: Candidate's key -> number of samples without a label on which its answer differs
+            from the original's: each counts as lost. Candidates without any are left out.
     """
 
     verdicts: Verdicts = ()
     comparisons: tuple[Comparison, ...] = ()
+    unlabelled: Mapping[str, int] = field(default_factory=dict)
 
     def comparison_of(self, label: str) -> Comparison | None:
         """Return the comparison of a model by its description; None where there is none."""

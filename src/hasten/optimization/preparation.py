@@ -34,6 +34,7 @@ from hasten.inputs.data.spool import Spool
 from hasten.inputs.data.table import reads_rows
 from hasten.inputs.metrics import default_metric, parse_metric
 from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.unlabelled import check_labelled, missing_labels
 from hasten.inputs.models.embedding import check_vocabulary
 from hasten.inputs.models.source import (
     check_has_program,
@@ -50,6 +51,7 @@ from hasten.measure.environment import versions
 from hasten.measure.workbench import Workbench
 from hasten.optimization.folding import Prepared, fold
 from hasten.optimization.job import Job
+from hasten.optimization.labelling.wanted import ASKING, asks, check_asked, with_labels
 from hasten.optimization.order import Order
 from hasten.optimization.unrolling import (
     Unrolled,
@@ -72,6 +74,9 @@ from hasten.passes.folding import folded
 from hasten.passes.onnx_files import check_nodes, read_onnx
 from hasten.passes.small_model import SmallModel, Student
 
+_CHANGES = 2
+"""Answers that may change for each that may be lost, as far as the search without labels goes."""
+
 
 @dataclass(frozen=True)
 class Ready:
@@ -89,6 +94,7 @@ class Ready:
         given_sha256: SHA-256 of the model that was given, before anything was folded into it.
         unrolled: States and single steps, where samples are whole sequences; None elsewhere.
         figures: Metrics over the sealed set that are stated before and after.
+        asking: Whether labels are asked for, of sealed samples on which answers differ.
     """
 
     model: Model
@@ -113,6 +119,19 @@ class Ready:
         return 1.0 if self.unrolled is None else self.unrolled.steps_each
 
     figures: tuple[SetMetric, ...] = ()
+    asking: bool = False
+
+    @cached_property
+    def search_promise(self) -> Promise:
+        """Promise that the search goes by.
+
+        Where labels will be asked for, the search has none, and it ranks candidates by the answers
+        that change. Of those about as many become right as wrong, so twice the limit may change.
+        """
+        missing = missing_labels(self.promise.metric, self.parts.search.labels)
+        if not self.asking or missing is None or not missing.all():
+            return self.promise
+        return replace(self.promise, max_drop=min(_CHANGES * self.promise.max_drop, 0.5))
 
     @cached_property
     def search_units(self) -> Array:
@@ -195,8 +214,13 @@ def prepare(
         made, note = fold(given, _kinds(order, target), target, job.folder)
         job.notes.append(note)
     source, preparation, dataset, known = made.model, made.pipeline, made.dataset, made.training
+    asking = asks(order, job.journal)
     parts = lay_out(
-        dataset, job.folder, calibration=order.calibration, seed=order.seed, training=known
+        with_labels(dataset, order.metric, asking=asking),
+        job.folder,
+        calibration=order.calibration,
+        seed=order.seed,
+        training=known,
     )
     source = source.settled_by(
         first_step(source, dataset, order.states)
@@ -213,6 +237,10 @@ def prepare(
     students = named_students(small_model)
     sequences = sequences_of(order, dataset) if isinstance(dataset, SequenceData) else None
     metric = guarded(metric_for(order.metric, parts, source, sequences), order.guard)
+    if asking:
+        check_asked(metric)
+    for part in (parts.search, parts.sealed):
+        check_labelled(metric, part.labels, type_name(metric))
     # Tensors have been prepared by their maker; rows are the same numbers before and after.
     images = isinstance(dataset, ImageFolder)
     prepared = images or reads_rows(preparation) is not None
@@ -230,8 +258,11 @@ def prepare(
         figures=()
         if sequences is not None
         else chosen(order.report, parts.search.labels, source.outputs, kept_pipeline),
+        asking=asking,
     )
     check_same_run(job.journal, facts(order, ready))
+    if asking and job.journal.last(ASKING) is None:
+        job.journal.append(ASKING)
     if sequences is not None and isinstance(dataset, SequenceData):
         ready = replace(ready, unrolled=unroll(job, source, parts, sequences, dataset))
     if images and preparation is not None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from hasten.certificate.certification import (
     judge_ladder,
@@ -15,9 +18,13 @@ from hasten.certificate.figures import Answers, Setting, compared
 from hasten.certificate.verdict import Judgement
 from hasten.core.comparison import Comparison
 from hasten.core.records import digest, from_record, to_record
+from hasten.core.tensors import Array, Tensors
 from hasten.errors import CandidateError, InputError
+from hasten.inputs.metrics.unlabelled import missing_labels
 from hasten.measure.workbench import OpenWorker
 from hasten.optimization.judge import Judge, Ladder, Sealed, Verdicts
+from hasten.optimization.labelling.asking import collected
+from hasten.optimization.labelling.reading import Differences, Reading
 
 
 def search(judge: Judge) -> None:
@@ -62,27 +69,73 @@ def certify(judge: Judge, ladder: Ladder) -> Sealed:
             for key, entry in known["judged"]
         ]
         compared_then = (from_record(Comparison, one) for one in known.get("compared", ()))
-        return Sealed(verdicts, tuple(compared_then))
-    job.journal.append("sealed read", samples=len(judge.ready.parts.sealed))
-    answers = Answers() if setting.models else None
-    verdicts = _judged(judge, ladder, answers)
-    comparisons = () if answers is None else _compared(judge, ladder, verdicts, setting, answers)
+        job.notes += known.get("notes", ())
+        return Sealed(verdicts, tuple(compared_then), known.get("unlabelled", {}))
+    if judge.ready.asking:
+        reading = Reading.kept(job) or _read_once(judge, ladder, setting)
+        reading, notes = collected(job, judge.ready, reading)
+        verdicts = _judgements(judge, ladder, reading.original, reading.scores)
+        comparisons = reading.comparisons
+        told = reading
+    else:
+        job.journal.append("sealed read", samples=len(judge.ready.parts.sealed))
+        answers = Answers() if setting.models else None
+        original, scores = _read(judge, ladder, answers)
+        verdicts = _judgements(judge, ladder, original, scores)
+        comparisons = (
+            () if answers is None else _compared(judge, ladder, verdicts, setting, answers)
+        )
+        told, notes = Reading(original, scores, np.arange(0), {}), []
+    unlabelled = told.worst(judge.ready)
     job.journal.append(
         "judged",
         judged=[[key, to_record(entry)] for key, entry in verdicts],
         compared=to_record(comparisons),
+        notes=notes,
+        unlabelled=unlabelled,
     )
-    return Sealed(verdicts, comparisons)
+    job.notes += notes
+    return Sealed(verdicts, comparisons, unlabelled)
 
 
-def _judged(judge: Judge, ladder: Ladder, answers: Answers | None) -> Verdicts:
-    """Read the sealed data, keep the answers where they are wanted, and judge the ladder.
+def _read_once(judge: Judge, ladder: Ladder, setting: Setting) -> Reading:
+    """Read the sealed data before its labels are known, and keep what labels will score."""
+    job, metric, sealed = judge.job, judge.ready.promise.metric, judge.ready.parts.sealed
+    missing = missing_labels(metric, sealed.labels)
+    if missing is None:
+        missing = np.zeros(len(sealed), bool)
+    differences = Differences(metric, missing, ladder.rungs)
+    answers = Answers() if setting.models else None
+    job.journal.append("sealed read", samples=len(sealed))
+    original, scores = _read(judge, ladder, answers, differences)
+    comparisons: tuple[Comparison, ...] = ()
+    if answers is not None:
+        comparisons = _comparisons(judge, [*_exact(judge, ladder), *ladder.rungs], setting, answers)
+    told = differences.answers()
+    reading = Reading(original, scores, np.array(differences.rows, np.int64), told, comparisons)
+    reading.keep(job)
+    return reading
+
+
+def _read(
+    judge: Judge,
+    ladder: Ladder,
+    answers: Answers | None,
+    differences: Differences | None = None,
+) -> tuple[Array, dict[str, Array | str]]:
+    """Read the sealed data, keep the answers where they are wanted, and score them.
 
     Raises:
         InputError: the original can't answer a sample.
     """
     job, ready, trials = judge.job, judge.ready, judge.trials
-    sealed, units = ready.parts.sealed, ready.search_units
+    sealed = ready.parts.sealed
+    watchers = [one for one in (answers, differences) if one is not None]
+
+    def watch(key: str, outputs: Tensors) -> None:
+        for watcher in watchers:
+            watcher(key, outputs)
+
     read = ladder.rungs if answers is None else (*ladder.rungs, *_exact(judge, ladder))
     failed: dict[str, str] = {}
     opened: dict[str, OpenWorker] = {}
@@ -102,12 +155,20 @@ def _judged(judge: Judge, ladder: Ladder, answers: Answers | None) -> Verdicts:
             ready.promise.metric,
             lambda done: job.tell("certify", "reading the sealed data, once", done, len(sealed)),
             units=ready.parts.sealed_units,
-            **({} if answers is None else {"watch": answers}),
+            **({"watch": watch} if watchers else {}),
         )
+    return original, {**scores, **failed}
+
+
+def _judgements(
+    judge: Judge, ladder: Ladder, original: Array, scores: Mapping[str, Array | str]
+) -> Verdicts:
+    """Judge the ladder by the scores of the sealed data."""
+    ready, trials, units = judge.ready, judge.trials, judge.ready.search_units
     return judge_ladder(
         original,
         ladder.rungs,
-        {**scores, **failed},
+        scores,
         ready.sealed_units,
         {key: prior_of(trials.drops(trials.done[key]), units) for key in ladder.rungs},
         ready.promise,
@@ -138,12 +199,19 @@ def _compared(
     judge: Judge, ladder: Ladder, verdicts: Verdicts, setting: Setting, answers: Answers
 ) -> tuple[Comparison, ...]:
     """Compare what may ship with the original: the exact candidate and the fastest certified one."""
+    passed = last_certified(verdicts)
+    keys = [*_exact(judge, ladder), *([passed[0]] if passed else [])]
+    return _comparisons(judge, keys, setting, answers)
+
+
+def _comparisons(
+    judge: Judge, keys: Sequence[str], setting: Setting, answers: Answers
+) -> tuple[Comparison, ...]:
+    """Compare some models with the original."""
     if answers.too_large:
         judge.job.notes.append(
             "the answers to the sealed data are too large to keep in memory: no figures before and after"
         )
-    passed = last_certified(verdicts)
-    keys = [*_exact(judge, ladder), *([passed[0]] if passed else [])]
     labels = {key: judge.trials.done[key].candidate.label for key in keys}
     judge.job.tell("certify", "comparing with the original", 0, len(labels))
     return tuple(compared(setting, answers, labels).values())

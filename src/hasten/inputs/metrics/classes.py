@@ -22,6 +22,11 @@ class ClassMetric(Metric):
     answers: ClassVar[Literal["classes", "values"] | None] = "classes"
     margin_rank: ClassVar[int | None] = 1
 
+    @property
+    def reads_classes(self) -> bool:
+        """Whether labels are classes: they are."""
+        return True
+
     @classmethod
     def parse(cls, setting: str, text: str) -> Self:
         """Read the metric's name alone, or with an output: "top1" or "top1:OUTPUT"."""

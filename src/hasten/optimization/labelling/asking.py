@@ -1,0 +1,223 @@
+"""The labels of a run: asked for once, kept as they come, and never asked for again."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hasten.core.objects import load_object
+from hasten.core.tensors import Array
+from hasten.errors import InputError, LabelsWanted
+from hasten.optimization.job import Job
+from hasten.optimization.labelling.answers import read_labels
+from hasten.optimization.labelling.folder import LABELS, PAGE, write_folder
+from hasten.optimization.labelling.oracle import AT_ONCE, labels_of
+from hasten.optimization.labelling.reading import Reading
+from hasten.optimization.labelling.samples import Questions
+from hasten.optimization.preparation import Ready
+
+TOLD = "labels"
+"""Kind of the journal's event with labels that a function gave."""
+_PAUSE_S = 0.5
+_ORACLE_S = 600.0
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of the samples on which answers differ.
+
+    Attributes:
+        known: Identifier -> label, as an array; a sample that nobody can tell has none.
+        unsure: Number of samples that nobody can tell.
+        left: Number of samples that are still to be labelled.
+    """
+
+    known: Mapping[str, Array]
+    unsure: int
+    left: int
+
+    def rows(self, questions: Questions, count: int) -> tuple[Array, Array]:
+        """Return labels by place, `(count, ...)`, and which of them are known, bool `(count,)`.
+
+        Raises:
+            InputError: labels have different shapes.
+        """
+        shapes = {label.shape for label in self.known.values()}
+        if len(shapes) > 1:
+            one, other = sorted(map(list, shapes))[:2]
+            raise InputError(f"labels have the shapes {one} and {other}; pad them to one shape")
+        shape = next(iter(shapes), ())
+        whole = bool(questions.form.classes) and not shape
+        labels = np.zeros((count, *shape), np.int64 if whole else np.float64)
+        known = np.zeros(count, bool)
+        for key, label in self.known.items():
+            places = list(questions.places[key])
+            labels[places] = label
+            known[places] = True
+        return labels, known
+
+
+def folder_of(out: Path) -> Path:
+    """Return the folder, beside a bundle, with the samples to label."""
+    return out.with_name(f"{out.name}.labels")
+
+
+def collected(job: Job, ready: Ready, reading: Reading) -> tuple[Reading, list[str]]:
+    """Return what the sealed data says with its labels, and notes on them.
+
+    Labels are asked for in the way that was ordered. A run that was resumed without asking goes on
+    with the labels that there are: each of the others counts as lost.
+
+    Raises:
+        LabelsWanted: samples are still to be labelled.
+        InputError: labels can't be used, or a function that labels failed; what was labelled is kept.
+    """
+    if not len(reading.rows):
+        return reading, []
+    questions = Questions.of(ready, reading, job.order.seed)
+    how = job.order.ask_labels
+    if how is None:
+        found = _from_file(folder_of(job.order.out) / LABELS, questions)
+        found = found if found.known else _from_journal(job, questions)
+    elif ":" in how:
+        found = _from_function(job, questions, how)
+    elif how.endswith(".csv"):
+        found = _from_given(job, questions, Path(how))
+    else:
+        found = _from_folder(job, questions, how)
+    labels, known = found.rows(questions, len(reading.rows))
+    settled = reading.labelled(ready.promise.metric, labels, known)
+    return settled, _notes(questions, found)
+
+
+def _notes(questions: Questions, found: Labels) -> list[str]:
+    asked = len(questions)
+    notes = [
+        f"{len(found.known):,} labels settled {questions.sealed:,} sealed samples: on the others every "
+        "candidate answers as the original does, or they were labelled before"
+    ]
+    if found.unsure:
+        notes.append(f"{found.unsure:,} of {asked:,} samples that nobody could tell count as lost")
+    if found.left:
+        notes.append(
+            f"{found.left:,} of {asked:,} samples to label weren't: they count as lost, the worst that "
+            "they can be"
+        )
+    return notes
+
+
+def _labels(texts: Mapping[str, str], questions: Questions) -> Labels:
+    known, unsure = {}, 0
+    for key, text in texts.items():
+        value = questions.form.read(text)
+        if value is None:
+            unsure += 1
+        else:
+            known[key] = np.asarray(value)
+    return Labels(known, unsure, len(questions) - len(known) - unsure)
+
+
+def _from_file(path: Path, questions: Questions) -> Labels:
+    return _labels(read_labels(path, list(questions.places), questions.form), questions)
+
+
+def _from_given(job: Job, questions: Questions, path: Path) -> Labels:
+    """Read labels from a file that was named.
+
+    Raises:
+        LabelsWanted: it lacks some; the folder has a page to give them on.
+    """
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    found = _from_file(path, questions)
+    if found.left:
+        folder = folder_of(job.order.out)
+        write_folder(folder, questions, page=True, known=_texts(path, questions))
+        raise _wanted(found, questions, folder, path)
+    return found
+
+
+def _from_folder(job: Job, questions: Questions, how: str) -> Labels:
+    """Read labels from the run's own folder, which is written where it isn't there yet.
+
+    Raises:
+        LabelsWanted: some are missing.
+    """
+    folder = folder_of(job.order.out)
+    write_folder(folder, questions, page=how != "csv", known={})
+    path = folder / LABELS
+    found = _from_file(path, questions)
+    if not found.left:
+        return found
+    if how == "wait":
+        return _waited(job, questions, folder)
+    raise _wanted(found, questions, folder, path if how == "csv" else folder / PAGE)
+
+
+def _waited(job: Job, questions: Questions, folder: Path) -> Labels:
+    """Serve the page, and wait until all is labelled."""
+    from hasten.optimization.labelling.served import served
+
+    with served(folder) as url:
+        while True:
+            found = _from_file(folder / LABELS, questions)
+            done = len(questions) - found.left
+            job.tell("label", f"label on {url}", done, len(questions))
+            if not found.left:
+                return found
+            time.sleep(_PAUSE_S)
+
+
+def _wanted(found: Labels, questions: Questions, folder: Path, place: Path) -> LabelsWanted:
+    done = len(questions) - found.left
+    before = f", {done:,} are labelled" if done else ""
+    return LabelsWanted(
+        f"{found.left:,} of {questions.sealed:,} to label{before}: label them in {place} (or by hasten label "
+        f"{folder}), and go on with resume=True",
+        folder,
+        found.left,
+    )
+
+
+def _texts(path: Path, questions: Questions) -> dict[str, str]:
+    return read_labels(path, list(questions.places), questions.form)
+
+
+def _from_journal(job: Job, questions: Questions) -> Labels:
+    """Return the labels that a function gave before the run was stopped."""
+    known: dict[str, Array] = {}
+    unsure = 0
+    for event in job.journal.events(TOLD):
+        for key, label in zip(event["ids"], event["labels"], strict=True):
+            if label is None:
+                unsure += 1
+            else:
+                known[key] = np.asarray(label)
+    return Labels(known, unsure, len(questions) - len(known) - unsure)
+
+
+def _from_function(job: Job, questions: Questions, name: str) -> Labels:
+    """Ask a function for the labels that the journal lacks; each call's labels are kept at once."""
+    function: Callable[..., Any] = load_object(name)
+    told = {key for event in job.journal.events(TOLD) for key in event["ids"]}
+    limit_s = job.order.trial_limit_s or _ORACLE_S
+    left = (sample for sample in questions.samples() if sample.id not in told)
+    for samples in _chunks(left):
+        job.tell("label", f"asking {name}", len(told), len(questions))
+        labels = labels_of(function, name, samples, questions.form, limit_s)
+        ids = [sample.id for sample in samples]
+        rows = [None if label is None else label.tolist() for label in labels]
+        job.journal.append(TOLD, ids=ids, labels=rows)
+        told.update(ids)
+    return _from_journal(job, questions)
+
+
+def _chunks(samples: Iterator[Any]) -> Iterator[Sequence[Any]]:
+    while chunk := list(itertools.islice(samples, AT_ONCE)):
+        yield chunk
