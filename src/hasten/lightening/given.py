@@ -18,8 +18,8 @@ from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.source import open_data
 from hasten.inputs.metrics import default_metric, parse_metric
 from hasten.inputs.metrics.base import Metric
-from hasten.inputs.metrics.unlabelled import missing_labels
 from hasten.inputs.metrics.outputs import class_labels
+from hasten.inputs.metrics.unlabelled import missing_labels
 from hasten.inputs.models.source import load_with_data
 from hasten.inputs.pipeline.base import Pipeline, check_steps
 
