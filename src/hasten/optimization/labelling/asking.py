@@ -14,6 +14,7 @@ import numpy as np
 from hasten.core.objects import load_object
 from hasten.core.tensors import Array
 from hasten.errors import InputError, LabelsWanted
+from hasten.inputs.metrics.unlabelled import missing_labels
 from hasten.optimization.job import Job
 from hasten.optimization.labelling.answers import read_labels
 from hasten.optimization.labelling.folder import LABELS, PAGE, write_folder
@@ -93,14 +94,23 @@ def collected(job: Job, ready: Ready, reading: Reading) -> tuple[Reading, list[s
         found = _from_folder(job, questions, how)
     labels, known = found.rows(questions, len(reading.rows))
     settled = reading.labelled(ready.promise.metric, labels, known)
-    return settled, _notes(questions, found)
+    missing = missing_labels(ready.promise.metric, ready.parts.sealed.labels)
+    return settled, _notes(questions, found, labelled=missing is None or not missing.all())
 
 
-def _notes(questions: Questions, found: Labels) -> list[str]:
+def _notes(questions: Questions, found: Labels, *, labelled: bool) -> list[str]:
+    """Return notes on the labels that were asked for.
+
+    Args:
+        questions: Samples that were to be labelled.
+        found: Their labels.
+        labelled: Whether some sealed samples had a label from the beginning.
+    """
     asked = len(questions)
+    before = " or had a label from the beginning" if labelled else ""
     notes = [
         f"{len(found.known):,} labels settled {questions.sealed:,} sealed samples: on the others every "
-        "candidate answers as the original does, or they were labelled before"
+        f"candidate answers as the original does{before}"
     ]
     if found.unsure:
         notes.append(f"{found.unsure:,} of {asked:,} samples that nobody could tell count as lost")
