@@ -14,12 +14,11 @@ from hasten.optimization.labelling.answers import Form
 from hasten.optimization.labelling.oracle import labels_of
 from hasten.optimization.labelling.samples import Sample
 
+NAMED = Form(3, ("a", "b", "c"))
 SAMPLES = [Sample(f"s{i}", i, {"x": np.full(2, i)}) for i in range(3)]
 
 
-def asked(
-    function: Callable[[Sequence[Sample]], Any], form: Form = Form(3, ("a", "b", "c"))
-) -> Any:
+def asked(function: Callable[[Sequence[Sample]], Any], form: Form = NAMED) -> Any:
     return labels_of(function, "my.py:oracle", SAMPLES, form, 5.0)
 
 

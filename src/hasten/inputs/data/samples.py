@@ -55,10 +55,7 @@ def check_counts(
         raise InputError(f"groups: {list(groups.shape)} for {count} samples; give one value each")
     bad = None if labels is None else _first_unusable(labels)
     if bad is not None:
-        raise InputError(
-            f"labels: sample {bad} has NaN or Inf among numbers; repair it, or give NaN alone where a "
-            "label is missing"
-        )
+        raise InputError(f"labels: sample {bad} has NaN or Inf; repair it or leave it out")
     return count
 
 
