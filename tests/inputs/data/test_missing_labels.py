@@ -101,7 +101,7 @@ def test_an_empty_cell_is_a_missing_label(
     from hasten.core.tensors import TensorSpec
 
     data = open_data(file, [TensorSpec("x", "float32", ("n", 2))], pipeline)
-    np.testing.assert_array_equal(data.labels, found)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(data.labels, found)
 
 
 def test_where_none_is_a_class_an_empty_cell_is_refused(tmp_path: Path) -> None:

@@ -103,18 +103,18 @@ def test_labels_where_answers_differ_alone_give_the_judgement_of_all(
     assert known.gained is not None
     assert known.lost + known.gained <= len(ids) < 0.05 * known.n
     assert known.lost > known.gained > 0
-    assert any(note.startswith(f"{len(ids)} labels settled 936") for note in result.notes)
+    assert any(note.startswith(f"{len(ids)} labels for 936 sealed") for note in result.notes)
     assert not (place.folder / "few.work").exists()
     assert (place.folder / "few.labels" / "labels.csv").exists()  # a person's work is never removed
 
 
 def test_a_table_left_half_way_is_asked_for_again_and_loses_nothing(place: Place) -> None:
     table = place.waiting("half") / "labels.csv"
-    ids = place.fill(table, 5)
+    ids = place.fill(table, 1)
     before = table.read_bytes()
     with pytest.raises(LabelsWanted) as wanted:
         place.run(None, "half", ask_labels="page", resume=True)
-    assert str(wanted.value).startswith(f"{len(ids) - 5} of 936 to label, 5 are labelled: ")
+    assert str(wanted.value).startswith(f"{len(ids) - 1} of 936 to label, 1 is labelled: ")
     assert table.read_bytes() == before
     table.write_text("id,label\ns0,1\n")
     with pytest.raises(InputError, match="there is no sample 's0' to label"):
@@ -140,6 +140,17 @@ def test_without_its_labels_a_resumed_run_takes_the_worst(place: Place, known: J
     assert result.judgement.lost >= len(ids) - 1 > known.lost
     assert result.judgement.bound > known.bound
     assert any(f"{len(ids) - 1} of {len(ids)} samples to label weren't" in n for n in result.notes)
+
+
+def test_once_no_further_label_could_matter_none_is_asked_for(
+    place: Place, known: Judgement
+) -> None:
+    ids = place.fill(place.waiting("enough") / "labels.csv", 10)
+    result = place.run(None, "enough", ask_labels="page", resume=True)
+    assert result.status == "certified", result.why
+    assert result.judgement is not None
+    assert known.bound < result.judgement.bound <= 0.03
+    assert any(f"{len(ids) - 10} of {len(ids)} samples to label weren't" in n for n in result.notes)
 
 
 def test_answers_that_were_changed_certify_nothing(place: Place) -> None:

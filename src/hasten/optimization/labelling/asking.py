@@ -69,11 +69,20 @@ def folder_of(out: Path) -> Path:
     return out.with_name(f"{out.name}.labels")
 
 
-def collected(job: Job, ready: Ready, reading: Reading) -> tuple[Reading, list[str]]:
+def collected(
+    job: Job, ready: Ready, reading: Reading, enough: Callable[[Reading], bool]
+) -> tuple[Reading, list[str]]:
     """Return what the sealed data says with its labels, and notes on them.
 
-    Labels are asked for in the way that was ordered. A run that was resumed without asking goes on
-    with the labels that there are: each of the others counts as lost.
+    Labels are asked for in the way that was ordered, until no further label could matter. A run that
+    was resumed without asking goes on with the labels that there are: each of the others counts as
+    lost.
+
+    Args:
+        job: The run at work.
+        ready: Model and data of the run.
+        reading: What the sealed data said without labels.
+        enough: Whether the limit holds by such a reading, whatever the labels are that it lacks.
 
     Raises:
         LabelsWanted: samples are still to be labelled.
@@ -82,20 +91,77 @@ def collected(job: Job, ready: Ready, reading: Reading) -> tuple[Reading, list[s
     if not len(reading.rows):
         return reading, []
     questions = Questions.of(ready, reading, job.order.seed)
-    how = job.order.ask_labels
-    if how is None:
-        found = _from_file(folder_of(job.order.out) / LABELS, questions)
-        found = found if found.known else _from_journal(job, questions)
-    elif ":" in how:
-        found = _from_function(job, questions, how)
-    elif how.endswith(".csv"):
-        found = _from_given(job, questions, Path(how))
-    else:
-        found = _from_folder(job, questions, how)
-    labels, known = found.rows(questions, len(reading.rows))
-    settled = reading.labelled(ready.promise.metric, labels, known)
+    if enough(reading):
+        return reading, [
+            f"no label was needed: answers differ on {len(questions):,} of {questions.sealed:,} sealed "
+            "samples, and whatever their labels are, the limit holds"
+        ]
     missing = missing_labels(ready.promise.metric, ready.parts.sealed.labels)
+    ask = _Asking(job, questions, reading, ready, enough)
+    found, settled = ask.answered()
     return settled, _notes(questions, found, labelled=missing is None or not missing.all())
+
+
+@dataclass(frozen=True)
+class _Asking:
+    """One run's questions, and the way in which they are asked."""
+
+    job: Job
+    questions: Questions
+    reading: Reading
+    ready: Ready
+    enough: Callable[[Reading], bool]
+
+    def answered(self) -> tuple[Labels, Reading]:
+        """Return the labels, and what the sealed data says with them.
+
+        Raises:
+            LabelsWanted: samples are still to be labelled.
+            InputError: labels can't be used.
+        """
+        how, folder = self.job.order.ask_labels, folder_of(self.job.order.out)
+        table = folder / LABELS
+        if how is None:
+            found = _from_file(table, self.questions)
+            found = found if found.known else _from_journal(self.job, self.questions)
+            return found, self._settled(found)
+        if ":" in how:
+            found = _from_function(self.job, self.questions, how)
+            return found, self._settled(found)
+        known: dict[str, str] = {}
+        if how.endswith(".csv"):
+            if not Path(how).is_file():
+                raise InputError(f"no such file: {how}")
+            known = _texts(Path(how), self.questions)
+        write_folder(folder, self.questions, page=how != "csv", known=known)
+        if how == "wait":
+            return self._waited(folder)
+        found = _from_file(table, self.questions)
+        settled = self._settled(found)
+        if found.left and not self.enough(settled):
+            raise _wanted(found, self.questions, folder, table if how == "csv" else folder / PAGE)
+        return found, settled
+
+    def _settled(self, found: Labels) -> Reading:
+        labels, known = found.rows(self.questions, len(self.reading.rows))
+        return self.reading.labelled(self.ready.promise.metric, labels, known)
+
+    def _waited(self, folder: Path) -> tuple[Labels, Reading]:
+        """Serve the page, and wait until no further label could matter."""
+        from hasten.optimization.labelling.served import served
+
+        before = -1
+        with served(folder) as url:
+            while True:
+                found = _from_file(folder / LABELS, self.questions)
+                done = len(self.questions) - found.left
+                if done != before:
+                    self.job.tell("label", f"label on {url}", done, len(self.questions))
+                    settled = self._settled(found)
+                    if not found.left or self.enough(settled):
+                        return found, settled
+                before = done
+                time.sleep(_PAUSE_S)
 
 
 def _notes(questions: Questions, found: Labels, *, labelled: bool) -> list[str]:
@@ -109,15 +175,17 @@ def _notes(questions: Questions, found: Labels, *, labelled: bool) -> list[str]:
     asked = len(questions)
     before = " or had a label from the beginning" if labelled else ""
     notes = [
-        f"{len(found.known):,} labels settled {questions.sealed:,} sealed samples: on the others every "
+        f"{len(found.known):,} labels for {questions.sealed:,} sealed samples: on all but {asked:,} every "
         f"candidate answers as the original does{before}"
     ]
     if found.unsure:
-        notes.append(f"{found.unsure:,} of {asked:,} samples that nobody could tell count as lost")
+        notes.append(
+            f"{found.unsure:,} of {asked:,} samples, which nobody could tell, count as lost"
+        )
     if found.left:
         notes.append(
-            f"{found.left:,} of {asked:,} samples to label weren't: they count as lost, the worst that "
-            "they can be"
+            f"{found.left:,} of {asked:,} samples to label weren't: each counts as lost, the worst that it "
+            "can be"
         )
     return notes
 
@@ -137,56 +205,9 @@ def _from_file(path: Path, questions: Questions) -> Labels:
     return _labels(read_labels(path, list(questions.places), questions.form), questions)
 
 
-def _from_given(job: Job, questions: Questions, path: Path) -> Labels:
-    """Read labels from a file that was named.
-
-    Raises:
-        LabelsWanted: it lacks some; the folder has a page to give them on.
-    """
-    if not path.is_file():
-        raise InputError(f"no such file: {path}")
-    found = _from_file(path, questions)
-    if found.left:
-        folder = folder_of(job.order.out)
-        write_folder(folder, questions, page=True, known=_texts(path, questions))
-        raise _wanted(found, questions, folder, path)
-    return found
-
-
-def _from_folder(job: Job, questions: Questions, how: str) -> Labels:
-    """Read labels from the run's own folder, which is written where it isn't there yet.
-
-    Raises:
-        LabelsWanted: some are missing.
-    """
-    folder = folder_of(job.order.out)
-    write_folder(folder, questions, page=how != "csv", known={})
-    path = folder / LABELS
-    found = _from_file(path, questions)
-    if not found.left:
-        return found
-    if how == "wait":
-        return _waited(job, questions, folder)
-    raise _wanted(found, questions, folder, path if how == "csv" else folder / PAGE)
-
-
-def _waited(job: Job, questions: Questions, folder: Path) -> Labels:
-    """Serve the page, and wait until all is labelled."""
-    from hasten.optimization.labelling.served import served
-
-    with served(folder) as url:
-        while True:
-            found = _from_file(folder / LABELS, questions)
-            done = len(questions) - found.left
-            job.tell("label", f"label on {url}", done, len(questions))
-            if not found.left:
-                return found
-            time.sleep(_PAUSE_S)
-
-
 def _wanted(found: Labels, questions: Questions, folder: Path, place: Path) -> LabelsWanted:
     done = len(questions) - found.left
-    before = f", {done:,} are labelled" if done else ""
+    before = f", {done:,} {'is' if done == 1 else 'are'} labelled" if done else ""
     return LabelsWanted(
         f"{found.left:,} of {questions.sealed:,} to label{before}: label them in {place} (or by hasten label "
         f"{folder}), and go on with resume=True",
