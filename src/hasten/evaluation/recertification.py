@@ -33,7 +33,7 @@ from hasten.inputs.data.source import open_data
 from hasten.inputs.data.spool import write_spool
 from hasten.inputs.metrics import parse_metric
 from hasten.inputs.metrics.base import Metric
-from hasten.inputs.metrics.unlabelled import check_labelled
+from hasten.inputs.metrics.unlabelled import check_labelled, missing_labels
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.image import in_pixels
 from hasten.inputs.set_metrics import chosen
@@ -41,6 +41,7 @@ from hasten.inputs.set_metrics.base import SetMetric
 from hasten.measure.steps import scored_steps
 from hasten.measure.workbench import Bench, OpenWorker
 from hasten.measure.worker import request_of
+from hasten.optimization.labelling.wanted import with_labels
 
 
 def certify(
@@ -120,7 +121,8 @@ def certify(
         prepared_by = in_pixels(pipeline, () if prepared_by is None else prepared_by.folded)
     sequences = manifest.sequences
     if sequences is None:
-        dataset = _labelled(open_data(data, exact.inputs, prepared_by), judged_by)
+        opened = open_data(data, exact.inputs, prepared_by)
+        dataset = _labelled(with_labels(opened, judged_by, asking=False), judged_by)
         _check_fits(dataset, winner.request)
     else:
         whole = open_sequences(data, exact.inputs, sequences.states, None)
@@ -160,7 +162,11 @@ def certify(
     comparison = None
     if setting.wanted and manifest.winner != manifest.exact:
         comparison = compared(setting, answers, {"winner": manifest.winner.label}).get("winner")
-    return Recheck(kind, judgement, len(samples), len(dataset) - len(samples), comparison)
+    missing = missing_labels(judged_by, samples.labels)
+    changed = None if isinstance(score, str) else own > score
+    unlabelled = 0 if missing is None or changed is None else int((missing & changed).sum())
+    left_out = len(dataset) - len(samples)
+    return Recheck(kind, judgement, len(samples), left_out, comparison, unlabelled)
 
 
 def _check_device(folder: Path, manifest: Manifest) -> None:

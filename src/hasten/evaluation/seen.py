@@ -37,6 +37,7 @@ class Recheck:
         left_out: Number of samples left out because the bundle was made with them.
         comparison: Figures, scores and decisions of the winner beside the exact model's, on these
             samples; None where nothing was compared. They don't decide whether the limit holds.
+        unlabelled: Number of samples without a label on which answers differ: each counts as lost.
     """
 
     kind: Kind
@@ -44,6 +45,7 @@ class Recheck:
     used: int
     left_out: int
     comparison: Comparison | None = None
+    unlabelled: int = 0
 
     @property
     def passed(self) -> bool:
@@ -64,7 +66,8 @@ class Recheck:
         )
         first = f"{note}{verdict}{said}{seen if self.left_out else ''}"
         more = () if self.comparison is None else self.comparison.in_words()
-        return "\n".join((first, *more))
+        worst = f"{self.unlabelled:,} of these have no label and count as lost, the worst that they can be"
+        return "\n".join((first, *((worst,) if self.unlabelled else ()), *more))
 
 
 @dataclass(frozen=True)
