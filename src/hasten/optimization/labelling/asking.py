@@ -133,6 +133,10 @@ class _Asking:
             if not Path(how).is_file():
                 raise InputError(f"no such file: {how}")
             known = _texts(Path(how), self.questions)
+            found = _labels(known, self.questions)
+            settled = self._settled(found)
+            if not found.left or self.enough(settled):
+                return found, settled
         write_folder(folder, self.questions, page=how != "csv", known=known)
         if how == "wait":
             return self._waited(folder)
