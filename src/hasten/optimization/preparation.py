@@ -51,7 +51,13 @@ from hasten.measure.environment import versions
 from hasten.measure.workbench import Workbench
 from hasten.optimization.folding import Prepared, fold
 from hasten.optimization.job import Job
-from hasten.optimization.labelling.wanted import ASKING, asks, check_asked, with_labels
+from hasten.optimization.labelling.wanted import (
+    ASKING,
+    asks,
+    check_asked,
+    with_labels,
+    with_whole_labels,
+)
 from hasten.optimization.order import Order
 from hasten.optimization.unrolling import (
     Unrolled,
@@ -248,7 +254,7 @@ def prepare(
     ready = Ready(
         model=source,
         parts=parts,
-        training=known,
+        training=None if known is None else with_whole_labels(known, metric),
         pipeline=kept_pipeline,
         promise=Promise(metric, order.guard, order.max_drop, order.confidence),
         target=target,

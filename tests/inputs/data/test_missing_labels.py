@@ -174,6 +174,31 @@ def test_a_users_own_function_never_sees_a_missing_label() -> None:
     ]
 
 
+def test_training_data_keeps_its_labels_as_a_whole_or_not_at_all() -> None:
+    from hasten.optimization.labelling.wanted import with_whole_labels
+
+    whole = ArrayDataset({"x": X}, np.array([0, 1, 2]))
+    assert with_whole_labels(whole, Top1()) is whole
+    gaps = with_whole_labels(ArrayDataset({"x": X}, np.array([0, -1, 2])), Top1())
+    assert gaps.labels is None
+    assert gaps.content_hash(1) == whole.content_hash(1)
+
+
+def test_classes_that_are_floats_for_nans_sake_are_whole_numbers() -> None:
+    from hasten.optimization.labelling.wanted import with_labels
+
+    data = with_labels(ArrayDataset({"x": X}, np.array([0.0, NAN, 2.0])), None, asking=False)
+    assert data.labels is not None
+    assert (data.labels.dtype.kind, data.labels.tolist()) == ("i", [0, -1, 2])
+    number = ArrayDataset({"x": X}, np.array([0.0, NAN, 2.0]))
+    assert with_labels(number, "regression:0.1", asking=False) is number
+    nothing = with_labels(ArrayDataset({"x": X}, np.full(3, -1)), "top1", asking=False)
+    assert nothing.labels is None
+    asked = with_labels(ArrayDataset({"x": X}), None, asking=True)
+    assert asked.labels is not None
+    assert asked.labels.tolist() == [-1, -1, -1]
+
+
 def test_what_compares_samples_with_each_other_needs_every_label() -> None:
     from hasten.inputs.metrics.auroc import Auroc
 

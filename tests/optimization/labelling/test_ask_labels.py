@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import http.client
 import json
 import shutil
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from tests.support.quick import quick_runs
 import hasten
 from hasten.certificate.verdict import Judgement
 from hasten.cli import main
+from hasten.core.progress import Progress
 from hasten.core.tensors import Array
 from hasten.errors import InputError, LabelsWanted
 from hasten.inputs.data.samples import tensors_hash
@@ -179,6 +181,30 @@ def test_nobody_who_labels_sees_an_answer(place: Place) -> None:
     assert [item["id"] for item in data["items"]] == [row["id"] for row in rows]
     assert data.keys() == {"key", "items", "classes", "names", "labels"}
     assert data["labels"] == {}
+
+
+def test_a_run_that_waits_goes_on_as_labels_come(place: Place, known: Judgement) -> None:
+    place.waiting("waited")
+    told: list[int] = []
+
+    def listen(progress: Progress) -> None:
+        if progress.stage != "label":
+            return
+        told.append(progress.done)
+        address = progress.doing.removeprefix("label on http://").removesuffix("/")
+        connection = http.client.HTTPConnection(address, timeout=30)
+        connection.request("GET", "/")
+        page = connection.getresponse().read().decode()
+        items = json.loads(page.split('id="data">')[1].split("</script>")[0])["items"]
+        answers = {item["id"]: str(place.class_of[item["id"]]) for item in items}
+        kind = {"Content-Type": "application/json"}
+        connection.request("POST", "/labels", json.dumps(answers), kind)
+        assert connection.getresponse().status == 200
+
+    result = place.run(None, "waited", ask_labels="wait", resume=True, listen=listen)
+    assert result.judgement == known
+    assert told[0] == 0
+    assert told[-1] > 0
 
 
 CALLS: list[int] = []

@@ -17,6 +17,7 @@ from hasten.inputs.metrics import parse_metric
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.embedding import Embedding
+from hasten.inputs.metrics.unlabelled import missing_labels
 from hasten.measure.journal import Journal
 from hasten.optimization.order import Order
 
@@ -106,6 +107,12 @@ def with_labels(dataset: Dataset, asked: str | Metric | None, *, asking: bool) -
     if labels is None and asking:
         labels = none_for(None, len(dataset), classes=classes)
     return dataset if labels is dataset.labels else Relabelled(dataset, labels)
+
+
+def with_whole_labels(training: Dataset, metric: Metric) -> Dataset:
+    """Return training data with all of its labels, or with none of them where some are missing."""
+    missing = missing_labels(metric, training.labels)
+    return training if missing is None else Relabelled(training, None)
 
 
 def _classes(labels: Array) -> Array:
