@@ -223,7 +223,12 @@ def is_way(how: object) -> bool:
     """Whether labels can be asked for in a way: by name, by a CSV file, or by a function's place."""
     if not isinstance(how, str):
         return False
-    return how in WAYS or how.endswith(".csv") or (":" in how and not how.endswith(":"))
+    return how in WAYS or how.endswith(".csv") or is_function(how)
+
+
+def is_function(how: str) -> bool:
+    """Whether a way of asking for labels is a function's place, "my.py:oracle" or "module:oracle"."""
+    return ":" in how and not how.endswith((":", ".csv"))
 
 
 def _positive(value: object) -> bool:

@@ -21,6 +21,7 @@ from hasten.optimization.labelling.folder import LABELS, PAGE, write_folder
 from hasten.optimization.labelling.oracle import AT_ONCE, labels_of
 from hasten.optimization.labelling.reading import Reading
 from hasten.optimization.labelling.samples import Questions
+from hasten.optimization.order import is_function
 from hasten.optimization.preparation import Ready
 
 TOLD = "labels"
@@ -125,7 +126,7 @@ class _Asking:
             found = _from_file(table, self.questions)
             found = found if found.known else _from_journal(self.job, self.questions)
             return found, self._settled(found)
-        if ":" in how:
+        if is_function(how):
             found = _from_function(self.job, self.questions, how)
             return found, self._settled(found)
         known: dict[str, str] = {}

@@ -19,7 +19,7 @@ from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.embedding import Embedding
 from hasten.inputs.metrics.unlabelled import missing_labels
 from hasten.measure.journal import Journal
-from hasten.optimization.order import Order
+from hasten.optimization.order import Order, is_function
 
 ASKING = "asking"
 """Kind of the journal's event that says that labels are asked for."""
@@ -70,7 +70,7 @@ def asks(order: Order, journal: Journal) -> bool:
     """
     how = order.ask_labels
     if how is not None:
-        if ":" in how and not callable(load_object(how)):
+        if is_function(how) and not callable(load_object(how)):
             raise InputError(f"{how} is no function; a function that labels takes samples")
         if order.guard == "changed":
             raise InputError(
