@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hasten.bundle import load
     from hasten.bundle.chains import open_chain as chain
-    from hasten.errors import CandidateError, InputError, IntegrityError
+    from hasten.errors import CandidateError, InputError, IntegrityError, LabelsWanted
     from hasten.evaluation.benchmark import bench
     from hasten.evaluation.profiling import profile
     from hasten.evaluation.recertification import certify
@@ -43,6 +43,7 @@ _WHERE = {
     "InputError": "hasten.errors",
     "CandidateError": "hasten.errors",
     "IntegrityError": "hasten.errors",
+    "LabelsWanted": "hasten.errors",
 }
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "Effort",
     "InputError",
     "IntegrityError",
+    "LabelsWanted",
     "Order",
     "TrainingPlan",
     "bench",

@@ -1,4 +1,4 @@
-"""The three kinds of failure that hasten knows; anything else is a bug and keeps its traceback."""
+"""The three kinds of failure that hasten knows, and a run's wait for labels; all else is a bug."""
 
 from __future__ import annotations
 
@@ -21,6 +21,19 @@ class CandidateError(HastenError):
 
 class IntegrityError(InputError):
     """A bundle or a record is damaged, truncated, tampered with, or from a newer version."""
+
+
+class LabelsWanted(HastenError):  # noqa: N818
+    """A run waits for labels that a person gives: no failure, and it goes on with `resume=True`.
+
+    Attributes:
+        folder: Folder with the samples to label.
+        left: Number of samples that are still to be labelled.
+    """
+
+    def __init__(self, said: str, folder: Path, left: int) -> None:
+        super().__init__(said)
+        self.folder, self.left = folder, left
 
 
 def told(error: BaseException) -> str:

@@ -5,14 +5,18 @@ A run takes one by its import path: `engines=("tests.support.rivals:WrongAndFast
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 from tests.support.faults import Fault, Faulty
 
 from hasten.core.target import Target
+from hasten.core.tensors import Array, Tensors
 from hasten.core.words import listed
+from hasten.engines.base import Artifact, Session
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 
 BUSY_NS = 400_000
@@ -140,3 +144,46 @@ class BadAnswers(Rival):
     def variants(cls, target: Target) -> Iterator[Self]:
         """Yield it."""
         yield cls(OnnxRuntime(), "nan")
+
+
+@dataclass(frozen=True)
+class Coarse(Rival):
+    """One rival answers at once, from inputs that it rounds to a few steps, so that some answers change.
+
+    Attributes:
+        steps: Number of steps between 0 and 1; 0 for none, so that nothing is rounded.
+    """
+
+    steps: int = 0
+
+    @classmethod
+    def rivals(cls) -> Iterator[Self]:
+        """Yield it."""
+        yield cls(OnnxRuntime(), lossy=True, steps=6)
+
+    @contextmanager
+    def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
+        """Open as the inner engine does."""
+        with super().open(artifact, target) as session:
+            yield _Rounding(session, self.steps) if self.steps else session
+
+    def words(self) -> str:
+        """Say too how coarse the inputs are."""
+        return listed(super().words(), f"{self.steps} steps" if self.steps else "")
+
+
+class _Rounding(Session):
+    """Another session, with inputs that are rounded."""
+
+    def __init__(self, inner: Session, steps: int) -> None:
+        self.inputs, self.outputs, self.batch_sizes = inner.inputs, inner.outputs, inner.batch_sizes
+        self._inner, self._steps = inner, steps
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        """Answer to rounded inputs."""
+        steps = np.float32(self._steps)
+        return self._inner.run({n: np.round(a * steps) / steps for n, a in inputs.items()})
+
+    def properties(self) -> Mapping[str, str]:
+        """The inner session's."""
+        return self._inner.properties()

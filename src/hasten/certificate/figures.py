@@ -18,6 +18,7 @@ from hasten.core.comparison import Comparison, Figure, Moved
 from hasten.core.records import type_name
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
+from hasten.inputs.data.missing import unlabelled
 from hasten.inputs.pipeline.base import Origin, Pipeline
 from hasten.inputs.pipeline.threshold import Threshold
 from hasten.inputs.set_metrics.base import SetMetric
@@ -132,6 +133,10 @@ class Setting:
     def _figure(self, given: SetMetric, before: Tensors, after: Tensors) -> Figure:
         if self.labels is None:
             raise InputError("it needs labels; the data has none")
+        if (missing := unlabelled(self.labels, classes=self.labels.ndim < 3)).any():
+            raise InputError(
+                f"{int(missing.sum()):,} of {len(missing):,} sealed samples have no label"
+            )
         labels, metric = self.labels, given.settled(before)
         values = (metric.value(before, labels), metric.value(after, labels))
         if isinstance(metric, ScoreMetric) and metric.every_class:

@@ -1,8 +1,10 @@
 """Provide the command line: parse options, call the library, print; no logic."""
 
 from hasten.cli.commands import main
+from hasten.cli.label import label
 from hasten.cli.lighten import lighten
 from hasten.cli.loadtest import loadtest
+from hasten.cli.plan import plan
 from hasten.cli.serve import serve
 from hasten.cli.shortlist import shortlist
 from hasten.cli.watch import watch
@@ -12,5 +14,7 @@ main.add_command(lighten)
 main.add_command(serve)
 main.add_command(loadtest)
 main.add_command(watch)
+main.add_command(label)
+main.add_command(plan)
 
 __all__ = ["main"]

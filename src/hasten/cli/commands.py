@@ -88,12 +88,21 @@ def main() -> None:
     type=Latency(),
     help="Longest latency of one request, such as 200ns or 5ms.",
 )
+@click.option(
+    "--ask-labels",
+    is_flag=False,
+    flag_value="page",
+    metavar="[=HOW]",
+    help="Ask for labels of those sealed samples alone on which answers differ: on a page, beside the bundle; "
+    "or =csv, =wait (the page is served, and the run waits), =my.py:oracle, =labels.csv.",
+)
 @order_options
 def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
     """Make the fastest certified version of MODEL.
 
     With a target that isn't attached to this machine, the exit code is 0 if the bundle holds a model
-    for that target; it is 1 if the bundle holds the original model for this host instead.
+    for that target; it is 1 if the bundle holds the original model for this host instead. It is 3 if
+    labels are asked for: once they are given, --resume goes on.
     """
     began = time.monotonic()
     with one_line_errors("stopped; finished work is kept: continue with --resume"):

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from hasten.errors import CandidateError, InputError
+from hasten.errors import CandidateError, InputError, LabelsWanted
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -364,11 +364,16 @@ def image_pipeline_of(options: dict[str, Any]) -> Any:
 def one_line_errors(stopped: str = "stopped") -> Iterator[None]:
     """Print an error as one line and exit with code 2; exit with code 130 after Ctrl-C.
 
+    A run that waits for labels says so in one line, and exits with code 3.
+
     Args:
         stopped: Message after Ctrl-C: whether anything is kept, and how to continue.
     """
     try:
         yield
+    except LabelsWanted as wanted:
+        print(f"hasten: {in_flags(str(wanted))}", file=sys.stderr)
+        sys.exit(3)
     except (InputError, CandidateError) as error:
         print(f"hasten: {in_flags(str(error))}", file=sys.stderr)
         sys.exit(2)

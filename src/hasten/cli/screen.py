@@ -27,6 +27,7 @@ _STAGES = {
     "design": "placing and routing",
     "race": "racing the fastest",
     "certify": "certifying",
+    "label": "waiting for labels",
     "figures": "measuring final figures",
     "limit": "measuring what the machine can do",
     "curve": "measuring the batch curve",

@@ -38,6 +38,7 @@ from hasten.inputs.data.source import open_data
 from hasten.inputs.data.spool import write_spool
 from hasten.inputs.metrics import parse_metric
 from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.unlabelled import check_labelled, missing_labels
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.image import in_pixels
 from hasten.inputs.set_metrics import chosen
@@ -45,6 +46,7 @@ from hasten.inputs.set_metrics.base import SetMetric
 from hasten.measure.steps import scored_steps
 from hasten.measure.workbench import CHUNK, Bench, OpenWorker
 from hasten.measure.worker import request_of
+from hasten.optimization.labelling.wanted import with_labels
 
 
 def certify(
@@ -133,7 +135,8 @@ def certify(
         prepared_by = in_pixels(pipeline, () if prepared_by is None else prepared_by.folded)
     sequences = manifest.sequences
     if sequences is None:
-        dataset = _labelled(open_data(data, exact.inputs, prepared_by), judged_by)
+        opened = open_data(data, exact.inputs, prepared_by)
+        dataset = _labelled(with_labels(opened, judged_by, asking=False), judged_by)
         _check_fits(dataset, winner.request)
     else:
         whole = open_sequences(data, exact.inputs, sequences.states, None)
@@ -157,6 +160,7 @@ def certify(
     wanted = report if sequences is None else ("none",)
     figures = chosen(wanted, samples.labels, exact.outputs, prepared_by)
     setting = Setting(figures, prepared_by, samples.labels, units, limits.confidence)
+    check_labelled(judged_by, samples.labels, type_name(judged_by))
     answers, draws = Answers(), judged_by.draws(samples.labels, units)
     asked = _asked_sizes(manifest, batch_sizes) if sequences is None else ()
     own, scores, chunk = _scores(
@@ -197,6 +201,9 @@ def certify(
     comparison = None
     if setting.wanted and manifest.winner != manifest.exact:
         comparison = compared(setting, answers, {"winner": manifest.winner.label}).get("winner")
+    missing = missing_labels(judged_by, samples.labels)
+    changed = None if isinstance(score, str) else own > score
+    unlabelled = 0 if missing is None or changed is None else int((missing & changed).sum())
     return Recheck(
         kind,
         judgement,
@@ -208,6 +215,7 @@ def certify(
         notes=ledger.notes,
         batches=asked,
         coverage=coverage,
+        unlabelled=unlabelled,
     )
 
 

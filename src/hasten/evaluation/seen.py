@@ -49,6 +49,7 @@ class Recheck:
         notes: Notes on the ledger, where it has trouble.
         batches: Batch sizes above 1 at which the limit must hold too.
         coverage: Batch sizes at which it holds; None where none was tested.
+        unlabelled: Number of samples without a label on which answers differ: each counts as lost.
     """
 
     kind: Kind
@@ -61,6 +62,7 @@ class Recheck:
     notes: tuple[str, ...] = ()
     batches: tuple[int, ...] = ()
     coverage: Coverage | None = None
+    unlabelled: int = 0
 
     @property
     def passed(self) -> bool:
@@ -84,10 +86,12 @@ class Recheck:
         if self.coverage is not None:
             first += f"\n{'' if self.passed else 'it holds for '}{self.coverage.in_words()}"
         more = () if self.comparison is None else self.comparison.in_words()
+        worst = f"{self.unlabelled:,} of these have no label and count as lost, the worst that they can be"
+        unlabelled = (worst,) if self.unlabelled else ()
         told = self.look is not None and not self.look.plain
         look = (self.look.in_words(),) if told and self.look is not None else ()
         notes = (f"note: {note}" for note in self.notes)
-        return "\n".join((first, *look, *more, *notes))
+        return "\n".join((first, *unlabelled, *look, *more, *notes))
 
 
 @dataclass(frozen=True)

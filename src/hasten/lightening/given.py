@@ -19,6 +19,7 @@ from hasten.inputs.data.source import open_data
 from hasten.inputs.metrics import default_metric, parse_metric
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.outputs import class_labels
+from hasten.inputs.metrics.unlabelled import missing_labels
 from hasten.inputs.models.source import load_with_data
 from hasten.inputs.pipeline.base import Pipeline, check_steps
 
@@ -80,6 +81,7 @@ class Given:
                 f"the metric {type_name(metric)} needs labels and the data to judge on has none; "
                 'give labels, or use metric="agreement"'
             )
+        check_all_labelled(training, metric)
         check_samples(training, source)
         check_names(training, judged)
         check_labels(training, judged, metric, source)
@@ -97,6 +99,20 @@ class Given:
         count = len(self.training)
         looked_at = np.linspace(0, count - 1, 32 if self.repeats else 0).astype(int)
         return digest([count, [self.training.content_hash(int(i)).hex() for i in looked_at]])
+
+
+def check_all_labelled(training: Dataset, metric: Metric) -> None:
+    """Check that no training sample lacks its label, since each teaches.
+
+    Raises:
+        InputError: some do.
+    """
+    missing = missing_labels(metric, training.labels)
+    if missing is not None:
+        raise InputError(
+            f"{int(missing.sum()):,} of {len(missing):,} training samples have no label: leave them out, or "
+            "give all samples without labels, so that the model alone teaches"
+        )
 
 
 def check_samples(training: Dataset, source: Model) -> None:
@@ -158,7 +174,9 @@ def check_labels(training: Dataset, judged: Dataset, metric: Metric, source: Mod
         if data.labels is None:
             return
         try:
-            numbers = class_labels(data.labels, np.empty((len(data), size)), "top1")
+            missing = missing_labels(metric, data.labels)
+            rows = data.labels if missing is None else data.labels[~missing]
+            numbers = class_labels(rows, np.empty((len(rows), size)), "top1")
         except InputError as error:
             raise InputError(f"{which}: {str(error).removeprefix('top1: ')}") from error
         found.append(set(np.unique(numbers).tolist()))

@@ -127,6 +127,10 @@ def lighten(
             unchanged model already meets it.
     """
     order = order_of(**options)
+    if order.ask_labels is not None:
+        raise InputError(
+            "lighten learns and steers by labels: give them with the data, and leave out ask_labels="
+        )
     if order.states:
         raise InputError(
             "lighten trains networks that answer each request by itself: leave out states=, or optimize "

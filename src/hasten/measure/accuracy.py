@@ -13,6 +13,7 @@ from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.dataset import Dataset, Subset
 from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.unlabelled import scored_where_known
 from hasten.measure.steps import over_steps
 from hasten.measure.workbench import Bench, OpenWorker
 
@@ -106,11 +107,13 @@ def _score(metric: Metric, outputs: Tensors, own: Tensors, labels: Array | None)
 def _checked(metric: Metric, outputs: Tensors, own: Tensors, labels: Array | None) -> Array:
     """Score answers, and hold the metric to one number in [0, 1] for each sample.
 
+    A sample without a label scores 1 where its answer is the exact model's, and else 0.
+
     Raises:
         InputError: the answers can't be scored, or a score isn't one.
     """
     count = len(next(iter(outputs.values())))
-    return metric.checked(metric.score(outputs, own, labels), count)
+    return metric.checked(scored_where_known(metric, outputs, own, labels), count)
 
 
 def score_once(

@@ -84,6 +84,11 @@ class OverSteps(Metric):
         """Import path of the user's own code that the inner metric runs."""
         return self.metric.function
 
+    @property
+    def reads_classes(self) -> bool:
+        """Whether the inner metric's labels are classes."""
+        return self.metric.reads_classes
+
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
         mine, theirs = dict(outputs), dict(exact)
         lengths = mine.pop(LENGTHS) if self.lengths else None

@@ -20,6 +20,7 @@ from hasten.measure.candidate import Candidate
 from hasten.measure.environment import environment, versions
 from hasten.optimization.job import Job
 from hasten.optimization.judge import Judge, Ladder, Sealed, Shipment
+from hasten.optimization.labelling.notes import label_notes
 from hasten.optimization.preparation import Ready, calibrating, shortfall
 from hasten.optimization.workspace import requests_from
 from hasten.passes.small_model import SmallModel
@@ -52,6 +53,7 @@ def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
     if sealed.look is not None and not sealed.look.plain:
         job.notes.append(sealed.look.in_words())
     job.notes += job.ledger.notes
+    job.notes += label_notes(ready, verdicts, sealed.unlabelled)
     ending = judge.conclude(ladder, verdicts)
     parts = ready.parts
     comparison = sealed.comparison_of(ending.shipment.winner.label)

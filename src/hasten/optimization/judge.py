@@ -53,6 +53,8 @@ class Sealed:
             words. It is a candidate like any other, which ships only with a certificate.
         look: Look at the sealed data, by the ledger; None where no candidate was tested.
         coverage: Certified candidate -> batch sizes that its certificate covers.
+        unlabelled: Candidate's key -> number of samples without a label on which its answer differs
+            from the original's: each counts as lost. Candidates without any are left out.
     """
 
     verdicts: Verdicts = ()
@@ -60,6 +62,7 @@ class Sealed:
     fallen: Mapping[str, str] = field(default_factory=dict)
     look: Look | None = None
     coverage: Mapping[str, Coverage] = field(default_factory=dict)
+    unlabelled: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def covered(self) -> Coverage:

@@ -21,6 +21,8 @@ from hasten.measure.effort import Effort, effort_of
 from hasten.measure.intervals import Statistic
 from hasten.measure.scenario import check_bound
 
+WAYS = ("page", "csv", "wait")
+"""Ways of asking for labels, beside a CSV file and a function."""
 _SEQUENCES = ("report", "engines", "passes", "keep_float", "custom_ops")
 
 
@@ -55,6 +57,7 @@ class Options(TypedDict, total=False):
     end_to_end: bool
     states: Mapping[str, str] | str | Sequence[str] | Pairs
     scored: Scored | None
+    ask_labels: str | None
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,11 @@ class Order:
             sample of the data is a whole sequence, with an axis of steps.
         scored: Steps of a sequence that its score is about: "all" for the mean over them, or
             "last". By default the last one where each sequence has one label, else all.
+        ask_labels: How labels are asked for, of those sealed samples alone on which answers differ:
+            "page" for a folder with a page to label them on, beside the bundle; "csv" for a table to
+            fill in; "wait" for the page, served here until all are labelled; the path of a CSV file
+            with the labels; or "my.py:oracle", a function that is called with the samples. None for
+            no labels but the data's own.
 
     Raises:
         InputError: a field, named in the message, is out of its range.
@@ -146,6 +154,7 @@ class Order:
     end_to_end: bool = False
     states: Pairs = ()
     scored: Scored | None = None
+    ask_labels: str | None = None
 
     def __post_init__(self) -> None:
         check_limits(self.max_drop, self.confidence)
@@ -160,6 +169,11 @@ class Order:
                 raise InputError(f"the {name} is {known}: got {value!r}")
         if self.scored not in (None, *get_args(Scored)):
             raise InputError(f"the scored steps are all or last: got {self.scored!r}")
+        if self.ask_labels is not None and not is_way(self.ask_labels):
+            raise InputError(
+                "labels are asked for by a page, a csv, by wait, my.py:oracle, or a file labels.csv: got "
+                f"ask_labels={self.ask_labels!r}"
+            )
         if self.scored is not None and not self.states:
             raise InputError("scored= is about the steps of sequences: give states= too")
         if self.states and self.report not in (None, (), ("none",)):
@@ -216,6 +230,18 @@ def order_of(**options: Unpack[Options]) -> Order:
         TypeError: there is no such option.
     """
     return Order(effort=effort_of("normal")).changed(**options)
+
+
+def is_way(how: object) -> bool:
+    """Whether labels can be asked for in a way: by name, by a CSV file, or by a function's place."""
+    if not isinstance(how, str):
+        return False
+    return how in WAYS or how.endswith(".csv") or is_function(how)
+
+
+def is_function(how: str) -> bool:
+    """Whether a way of asking for labels is a function's place, "my.py:oracle" or "module:oracle"."""
+    return ":" in how and not how.endswith((":", ".csv"))
 
 
 def _positive(value: object) -> bool:

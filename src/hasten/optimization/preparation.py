@@ -33,6 +33,7 @@ from hasten.inputs.data.spool import Spool
 from hasten.inputs.data.table import reads_rows
 from hasten.inputs.metrics import default_metric, parse_metric
 from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.unlabelled import check_labelled, missing_labels
 from hasten.inputs.models.embedding import check_vocabulary
 from hasten.inputs.models.source import (
     check_has_program,
@@ -49,6 +50,13 @@ from hasten.measure.environment import versions
 from hasten.measure.workbench import Workbench
 from hasten.optimization.folding import Prepared, fold
 from hasten.optimization.job import Job
+from hasten.optimization.labelling.wanted import (
+    ASKING,
+    asks,
+    check_asked,
+    with_labels,
+    with_whole_labels,
+)
 from hasten.optimization.memory import earlier_of, expected_look, keep_earlier, leave_seen
 from hasten.optimization.order import Order
 from hasten.optimization.unrolling import (
@@ -72,6 +80,9 @@ from hasten.passes.folding import folded
 from hasten.passes.onnx_files import check_nodes, read_onnx
 from hasten.passes.small_model import SmallModel, Student
 
+_CHANGES = 2
+"""Answers that may change for each that may be lost, as far as the search without labels goes."""
+
 
 @dataclass(frozen=True)
 class Ready:
@@ -91,6 +102,7 @@ class Ready:
         figures: Metrics over the sealed set that are stated before and after.
         tested: Promise with the confidence at which the sealed data will be tested, as far as the
             ledger tells beforehand; None where that is the promise's own.
+        asking: Whether labels are asked for, of sealed samples on which answers differ.
     """
 
     model: Model
@@ -116,6 +128,20 @@ class Ready:
 
     figures: tuple[SetMetric, ...] = ()
     tested: Promise | None = None
+    asking: bool = False
+
+    @cached_property
+    def search_promise(self) -> Promise:
+        """Promise that the search goes by.
+
+        Where labels will be asked for, the search has none, and it ranks candidates by the answers
+        that change. Of those about as many become right as wrong, so twice the limit may change.
+        """
+        promise = self.tested or self.promise
+        missing = missing_labels(promise.metric, self.parts.search.labels)
+        if not self.asking or missing is None or not missing.all():
+            return promise
+        return replace(promise, max_drop=min(_CHANGES * promise.max_drop, 0.5))
 
     @cached_property
     def search_units(self) -> Array:
@@ -198,8 +224,9 @@ def prepare(
         made, note = fold(given, _kinds(order, target), target, job.folder)
         job.notes.append(note)
     source, preparation, dataset, known = made.model, made.pipeline, made.dataset, made.training
+    asking = asks(order, job.journal)
     parts = lay_out(
-        dataset,
+        with_labels(dataset, order.metric, asking=asking),
         job.folder,
         calibration=order.calibration,
         seed=order.seed,
@@ -222,6 +249,10 @@ def prepare(
     students = named_students(small_model)
     sequences = sequences_of(order, dataset) if isinstance(dataset, SequenceData) else None
     metric = guarded(metric_for(order.metric, parts, source, sequences), order.guard)
+    if asking:
+        check_asked(metric)
+    for part in (parts.search, parts.sealed):
+        check_labelled(metric, part.labels, type_name(metric))
     # Tensors have been prepared by their maker; rows are the same numbers before and after.
     images = isinstance(dataset, ImageFolder)
     prepared = images or reads_rows(preparation) is not None
@@ -229,7 +260,7 @@ def prepare(
     ready = Ready(
         model=source,
         parts=parts,
-        training=known,
+        training=None if known is None else with_whole_labels(known, metric),
         pipeline=kept_pipeline,
         promise=Promise(metric, order.guard, order.max_drop, order.confidence, order.mean_over),
         target=target,
@@ -239,9 +270,12 @@ def prepare(
         figures=()
         if sequences is not None
         else chosen(order.report, parts.search.labels, source.outputs, kept_pipeline),
+        asking=asking,
     )
     keep_earlier(job, parts)
     check_same_run(job.journal, facts(order, ready))
+    if asking and job.journal.last(ASKING) is None:
+        job.journal.append(ASKING)
     if sequences is not None and isinstance(dataset, SequenceData):
         ready = replace(ready, unrolled=unroll(job, source, parts, sequences, dataset))
     if images and preparation is not None:

@@ -12,6 +12,7 @@ from hasten.certificate.promise import Promise
 from hasten.core.records import from_record
 from hasten.core.tensors import Array, Tensors
 from hasten.inputs.data.spool import Spool
+from hasten.inputs.metrics.unlabelled import missing_labels
 from hasten.measure.accuracy import ExactAnswers, answered, scored
 from hasten.measure.candidate import Trial
 from hasten.measure.exactness import Changes
@@ -129,8 +130,13 @@ class Trials:
     @property
     def binary(self) -> bool:
         """Whether every score on the search split is 0 or 1, each of one sample."""
-        if self.promise.metric.over_set:
+        metric = self.promise.metric
+        if metric.over_set:
             return False
+        if missing_labels(metric, self.samples.labels) is not None and not (
+            metric.binary and metric.answers == "classes"
+        ):
+            return False  # a sample without a label scores 0 or 1, whatever the others do
         scores = [np.array(t.scores) for t in self.done.values() if t.scores]
         return bool(np.isin(np.concatenate([self.exact_scores, *scores]), (0.0, 1.0)).all())
 
@@ -159,6 +165,12 @@ class Trials:
     def risk(self, trial: Trial) -> float:
         """Return the drop that a trial would probably be certified for; 1 if never scored."""
         return risk(self.drops(trial), self._sealed_draws) if trial.scores else 1.0
+
+    @property
+    def known_scores(self) -> Array:
+        """Scores of the original on the samples that have a label, `(k,)`."""
+        missing = missing_labels(self.promise.metric, self.samples.labels)
+        return self.exact_scores if missing is None else self.exact_scores[~missing]
 
     def _over(self, readings: Array) -> Array:
         return self.promise.metric.over(readings, self.samples.labels, self._units)

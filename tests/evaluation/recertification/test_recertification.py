@@ -176,3 +176,25 @@ def test_impossible_batch_sizes_are_refused(
     with pytest.raises(hasten.InputError) as error:
         hasten.certify(data[0], fresh, batch_sizes=sizes)
     assert str(error.value) == said
+
+
+def test_samples_without_a_label_count_as_lost_where_their_answer_changed(
+    data: tuple[Path, Path], fresh: Path, tmp_path: Path
+) -> None:
+    arrays = dict(np.load(fresh))
+    whole = hasten.certify(data[0], fresh)
+    arrays["labels"] = np.where(np.arange(400) % 2, -1, arrays["labels"])
+    np.savez(tmp_path / "gaps.npz", **arrays)
+    gaps = hasten.certify(data[0], tmp_path / "gaps.npz")
+    assert whole.judgement.lost is not None
+    assert gaps.judgement.lost is not None
+    assert gaps.judgement.n == 400
+    assert gaps.judgement.lost >= whole.judgement.lost
+    assert 0 <= gaps.unlabelled <= gaps.judgement.lost
+    assert ("have no label and count as lost" in gaps.in_words()) == (gaps.unlabelled > 0)
+    arrays["labels"] = np.where(np.arange(400) % 2, -1, 1)
+    np.savez(tmp_path / "signs.npz", **arrays)
+    with pytest.raises(
+        hasten.InputError, match="the labels are -1 and 1, and -1 stands for a missing"
+    ):
+        hasten.certify(data[0], tmp_path / "signs.npz")

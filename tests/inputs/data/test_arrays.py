@@ -41,7 +41,7 @@ X = np.zeros((100, 2), np.float32)
         ({"x": X}, np.array(1), None, "labels: a single value for 100 samples; give one each"),
         (
             {"x": X},
-            np.array([None] * 100),
+            np.array([{}] * 100),
             None,
             "labels are Python objects; give an array of numbers or strings",
         ),

@@ -190,7 +190,7 @@ def test_an_exact_model_is_compared_once_though_nothing_needs_a_certificate(
         patch.setattr("hasten.optimization.optimize.deliver", stop)
         with pytest.raises(RuntimeError, match="stopped"):
             optimize(tmp_path, **asked)
-    monkeypatch.setattr("hasten.optimization.run.sealed_scores", stop)  # it was read once
+    monkeypatch.setattr("hasten.optimization.sealed.sealed_scores", stop)  # it was read once
     result = optimize(tmp_path, resume=True, **asked)
     assert result.status == "exact"
     assert result.speedup > 2

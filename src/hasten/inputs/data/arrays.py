@@ -9,6 +9,7 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.missing import filled
 from hasten.inputs.data.samples import check_counts, check_finite, holds_numbers, tensors_hash
 
 
@@ -27,7 +28,8 @@ class ArrayDataset(Dataset):
 
         Args:
             inputs: Arrays of shape `(n, ...)` by input name.
-            labels: Labels of shape `(n, ...)`; None without.
+            labels: Labels of shape `(n, ...)`; None without. Single ones may be missing: None, NaN, or
+                -1 for a class.
             groups: Groups of shape `(n,)`, integers or strings; None without.
             missing: Whether NaN stands for a value that isn't there.
 
@@ -44,7 +46,7 @@ class ArrayDataset(Dataset):
         self._arrays = dict(inputs)
         self.names = tuple(inputs)
         self.missing = missing
-        self.labels = None if labels is None else np.asarray(labels)
+        self.labels = None if labels is None else filled(labels)
         self.groups = None if groups is None else np.asarray(groups)
         counts = {name: len(array) for name, array in inputs.items()}
         self._count = check_counts(counts, self.labels, self.groups)

@@ -14,6 +14,7 @@ from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.missing import stacked
 from hasten.inputs.data.rereading import Rereading
 from hasten.inputs.data.samples import RESERVED, holds_numbers, tensors_hash
 from hasten.inputs.data.spool import SpoolWriter
@@ -168,7 +169,8 @@ def _spooled(samples: Iterator[Any], names: Sequence[str], folder: Path, source:
     if first is None:
         raise InputError(f"{source} has no samples")
     width = len(first)
-    labels: list[Array] = []
+    labels: list[Array | None] = []
+    known: Array | None = None
     groups: list[Any] = []
     with SpoolWriter(folder, names or list(first[0])) as writer:
         for index, parts in enumerate(itertools.chain([first], read)):
@@ -179,11 +181,12 @@ def _spooled(samples: Iterator[Any], names: Sequence[str], folder: Path, source:
             tensors: dict[str, Array] = parts[0]
             writer.append({n: a[np.newaxis] for n, a in tensors.items()}, [tensors_hash(tensors)])
             if width > 1:
-                labels.append(_label(parts[1], labels, index, source))
+                labels.append(_label(parts[1], known, index, source))
+                known = labels[-1] if known is None else known
             if width > 2:
                 groups.append(parts[2])
         return writer.finish(
-            np.stack(labels) if width > 1 else None, np.array(groups) if width > 2 else None
+            stacked(labels) if width > 1 else None, np.array(groups) if width > 2 else None
         )
 
 
@@ -204,12 +207,14 @@ def _parts(sample: Any, index: int, names: Sequence[str], source: str) -> tuple[
     return (tensors, *parts[1:])
 
 
-def _label(value: Any, before: list[Array], index: int, source: str) -> Array:
+def _label(value: Any, first: Array | None, index: int, source: str) -> Array | None:
     """Return one label as an array, checked to have the same shape as the first one."""
+    if value is None:
+        return None
     label = _array(value)
-    if before and label.shape != before[0].shape:
+    if first is not None and label.shape != first.shape:
         raise InputError(
             f"{source}: the label of sample {index} has the shape {list(label.shape)}, "
-            f"the first {list(before[0].shape)}; pad labels to one shape"
+            f"the first {list(first.shape)}; pad labels to one shape"
         )
     return label

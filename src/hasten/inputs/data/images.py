@@ -14,6 +14,7 @@ from hasten.core.records import file_digest
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.missing import NO_CLASS
 from hasten.inputs.data.samples import check_counts, check_shape, stack
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.image import check_header
@@ -22,6 +23,8 @@ SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
 GROUPS = "groups.csv"
+UNLABELLED = frozenset(("unlabelled", "unlabeled"))
+"""Names of a folder, beside those of classes, of images whose class isn't known."""
 
 
 class ImageFolder(Dataset):
@@ -38,7 +41,7 @@ class ImageFolder(Dataset):
 
         A file `groups.csv` in the folder, if there is one, names the samples that belong together
         (frames of one video, crops of one photo). Its lines are `path,group`, with paths relative
-        to the folder.
+        to the folder. Images in a folder called "unlabelled" have the label -1: none is known.
 
         Args:
             folder: Folder that holds one folder per class, or images.
@@ -119,7 +122,7 @@ def _list(folder: Path) -> tuple[list[Path], list[int] | None, tuple[str, ...] |
     if loose and classes:
         raise InputError(
             f"{folder} has images beside the class folder {classes[0].name}: "
-            "put every image into a class folder, or none"
+            "put every image into a class folder, or none; those without a class into the folder unlabelled"
         )
     if not loose and not classes:
         raise InputError(f"{folder} has no images ({', '.join(sorted(SUFFIXES))})")
@@ -127,13 +130,15 @@ def _list(folder: Path) -> tuple[list[Path], list[int] | None, tuple[str, ...] |
         return loose, None, None
     files: list[Path] = []
     labels: list[int] = []
-    for label, inner in enumerate(classes):
+    known = [inner for inner in classes if inner.name.lower() not in UNLABELLED]
+    numbers = {inner: number for number, inner in enumerate(known)}
+    for inner in classes:
         found = _images(inner)
         if not found:
             raise InputError(f"the class folder {inner} has no images; fill it or remove it")
         files += found
-        labels += [label] * len(found)
-    return files, labels, tuple(inner.name for inner in classes)
+        labels += [numbers.get(inner, NO_CLASS)] * len(found)
+    return files, labels if known else None, tuple(inner.name for inner in known) or None
 
 
 def _groups(folder: Path, files: Sequence[Path]) -> Array | None:

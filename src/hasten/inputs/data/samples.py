@@ -10,6 +10,7 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
+from hasten.inputs.data.missing import unlabelled
 
 RESERVED = ("labels", "groups")
 
@@ -18,6 +19,8 @@ def check_counts(
     counts: Mapping[str, int], labels: Array | None, groups: Array | None, source: str = "the data"
 ) -> int:
     """Check that inputs, labels and groups have equally many rows, and that labels are finite.
+
+    A label that is NaN as a whole is missing, and may be.
 
     Args:
         counts: Number of samples by input name.
@@ -50,7 +53,7 @@ def check_counts(
             raise InputError(f"{role}: {len(rows)} for {count} samples; give one each")
     if groups is not None and groups.ndim != 1:
         raise InputError(f"groups: {list(groups.shape)} for {count} samples; give one value each")
-    bad = None if labels is None else _first_not_finite(labels)
+    bad = None if labels is None else _first_unusable(labels)
     if bad is not None:
         raise InputError(f"labels: sample {bad} has NaN or Inf; repair it or leave it out")
     return count
@@ -90,6 +93,15 @@ def _first_not_finite(rows: Array) -> int | None:
     if rows.dtype.kind not in "fcV" or not holds_numbers(rows.dtype) or np.isfinite(rows).all():
         return None
     return next(i for i, row in enumerate(rows) if not np.isfinite(row).all())
+
+
+def _first_unusable(labels: Array) -> int | None:
+    """Return the position of the first label that isn't finite, and isn't missing as a whole."""
+    if _first_not_finite(labels) is None:
+        return None
+    given = ~unlabelled(labels, classes=False)
+    bad = _first_not_finite(labels[given])
+    return None if bad is None else int(np.flatnonzero(given)[bad])
 
 
 def check_shape(name: str, sample: Array, first: tuple[int, ...], index: int) -> None:

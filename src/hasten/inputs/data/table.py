@@ -14,6 +14,7 @@ from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.missing import NO_CLASS
 from hasten.inputs.data.samples import RESERVED
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.rows import Row
@@ -251,14 +252,18 @@ def _plain(value: Any) -> Any:
 
 
 def _label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
-    """Return labels as numbers: those of classes are their places among the classes' names."""
+    """Return labels as numbers: those of classes are their places among the classes' names.
+
+    Where a label is missing stands -1 for a class, and NaN for another number.
+    """
     names: tuple[str, ...] = getattr(pipeline.after[0], "labels", ()) if pipeline.after else ()
     values = [_plain(value) for value in _listed(labels)]
     if not names:
         try:
-            return np.array([float(value) for value in values])
+            return np.array([np.nan if _missing(v) else float(v) for v in values])
         except (TypeError, ValueError) as error:
             raise InputError(f"{said}: the labels of this model are numbers: {error}") from error
+    absent = _ABSENT.isdisjoint(map(str, names))
     places: dict[Any, int] = {}
     if all(_number(name) is None for name in names):  # then a number can only be a class's place
         places.update((number, number) for number in range(len(names)))
@@ -270,6 +275,8 @@ def _label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
     found = []
     for number, value in enumerate(values, 1):
         place_ = places.get(value, places.get(_number(value)))
+        if place_ is None and absent and (_missing(value) or _number(value) == NO_CLASS):
+            place_ = NO_CLASS
         if place_ is None:
             raise InputError(
                 f"{said}: row {number}: the label is one of {', '.join(map(repr, names))[:300]}: got "
@@ -277,6 +284,13 @@ def _label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
             )
         found.append(place_)
     return np.array(found, np.int64)
+
+
+def _missing(value: Any) -> bool:
+    """Whether a value of a label's column stands for none: None, NaN, or an empty cell."""
+    if value is None or (isinstance(value, str) and value.strip() in _ABSENT):
+        return True
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _number(value: Any) -> float | None:

@@ -36,6 +36,11 @@ class Auroc(Metric):
     over_set: ClassVar[bool] = True
     draw: ClassVar[str] = "disjoint comparison"
 
+    @property
+    def reads_classes(self) -> bool:
+        """Whether labels are classes: they are."""
+        return True
+
     @classmethod
     def parse(cls, setting: str, text: str) -> Self:
         """Read the metric's name alone, or with an output: "auroc" or "auroc:OUTPUT"."""

@@ -100,6 +100,11 @@ class Metric(Value, ABC):
         return False
 
     @property
+    def reads_classes(self) -> bool:
+        """Whether labels are classes, so that a label of -1 stands for a missing one."""
+        return False
+
+    @property
     def function(self) -> str | None:
         """Import path of the user's own code that the metric runs; None where it runs none."""
         return None

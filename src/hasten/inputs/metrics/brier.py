@@ -35,6 +35,11 @@ class Brier(Metric):
     title: ClassVar[str] = "1 - Brier score"
     spellings: ClassVar[tuple[str, ...]] = ("brier[:OUTPUT|sigmoid|softmax]",)
 
+    @property
+    def reads_classes(self) -> bool:
+        """Whether labels are classes: they are."""
+        return True
+
     def __post_init__(self) -> None:
         """Check the activation."""
         if self.activation not in ("none", "sigmoid", "softmax"):

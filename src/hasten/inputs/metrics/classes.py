@@ -27,6 +27,11 @@ class ClassMetric(Metric):
         """Always: a class is a decision."""
         return True
 
+    @property
+    def reads_classes(self) -> bool:
+        """Whether labels are classes: they are."""
+        return True
+
     @classmethod
     def parse(cls, setting: str, text: str) -> Self:
         """Read the metric's name alone, or with an output: "top1" or "top1:OUTPUT"."""

@@ -115,6 +115,15 @@ class Tokenize(Step):
         """
         return 1 + max(self._opened.get_vocab(with_added_tokens=True).values(), default=-1)
 
+    def read_back(self, ids: Array) -> str:
+        """Return the text of a sample's tokens, without special ones, for people.
+
+        Raises:
+            InputError: the tokenizer can't be read or can't handle the tokens.
+        """
+        numbers = [int(number) for number in ids.reshape(-1)]
+        return str(_shielded("the tokens", self._opened.decode, numbers))
+
     def __call__(self, value: Any) -> dict[str, Array]:
         """Tokenize a text, a file of text, or two texts.
 

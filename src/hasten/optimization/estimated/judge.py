@@ -47,7 +47,7 @@ class Estimated(Judge):
             ready.bench(job.folder, job.order.trial_limit_s or _TRIAL_LIMIT_S),
             job.journal,
             ready.parts.search,
-            ready.promise,
+            ready.search_promise,
             sealed_draws=ready.sealed_draws,
             units=ready.parts.search_units,
         )
@@ -63,11 +63,12 @@ class Estimated(Judge):
         trials.begin(originals(ready.model))
         warn_of_scores(ready, calibrating(order, ready), self.job.notes, binary=trials.binary)
         metric = ready.promise.metric
-        if metric.needs_labels:
-            share = float(trials.exact_scores.mean())
+        if metric.needs_labels and len(trials.known_scores):
+            known = trials.known_scores
+            share = float(known.mean())
             self.job.notes.append(
                 f"the original's own {metric.noun} is {100 * share:.1f}% on "
-                f"{len(ready.parts.search):,} samples of the search split"
+                f"{len(known):,} samples of the search split"
             )
         if self.job.journal.last("ladder") is not None:
             return  # a stopped run had ended its search
@@ -128,7 +129,9 @@ class Estimated(Judge):
             for t in able
         ]
         original = Standing("", True, _sure(2.0), 0.0, 0.0)
-        return ladder([original, *standings], "", spread=0.0, max_drop=self.ready.promise.max_drop)
+        return ladder(
+            [original, *standings], "", spread=0.0, max_drop=self.ready.search_promise.max_drop
+        )
 
     def _agrees(self, key: str) -> bool:
         """Whether a design's RTL answers the search split as its program does; if not, it fails."""

@@ -103,7 +103,10 @@ class Measured(Judge):
 
     def _original(self) -> list[str]:
         """Return a note on the original's own score: what agrees with it is as wrong as it is."""
-        share, metric = float(self.racing.trials.exact_scores.mean()), self.ready.promise.metric
+        known, metric = self.racing.trials.known_scores, self.ready.promise.metric
+        if not len(known):
+            return []
+        share = float(known.mean())
         if not metric.needs_labels and share == 1:
             return []
         wrong = (
@@ -113,7 +116,7 @@ class Measured(Judge):
             "certificate"
         )
         return [
-            f"the original's own {metric.noun} is {100 * share:.1f}% on {len(self.ready.parts.search):,} "
+            f"the original's own {metric.noun} is {100 * share:.1f}% on {len(known):,} "
             f"samples of the search split{wrong}"
         ]
 
@@ -135,7 +138,7 @@ class Measured(Judge):
             )
         exact = fastest_exact(entered, baseline, standings.spread)
         rungs = ladder(
-            entered, exact, spread=standings.spread, max_drop=self.ready.promise.max_drop
+            entered, exact, spread=standings.spread, max_drop=self.ready.search_promise.max_drop
         )
         threads = standings.threads
         if threads < self.racing.asked_threads:

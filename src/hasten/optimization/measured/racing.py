@@ -60,7 +60,7 @@ class Racing:
             self.bench,
             job.journal,
             ready.parts.search,
-            ready.tested or ready.promise,
+            ready.search_promise,
             pace=self.pace,
             seed=order.seed,
             objective=order.objective,
@@ -118,10 +118,10 @@ class Racing:
             standings,
             baseline.key,
             spread=0.0,
-            max_drop=self.ready.promise.max_drop,
+            max_drop=self.ready.search_promise.max_drop,
             rungs=FIELD - len(exact),
         )
-        close = undecided(standings, self.ready.promise.max_drop)
+        close = undecided(standings, self.ready.search_promise.max_drop)
         chosen = dict.fromkeys([*(s.key for s in exact), *rungs, *close])
         return [by_key[key] for key in list(chosen)[:FIELD]]
 

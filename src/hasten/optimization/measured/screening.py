@@ -242,9 +242,11 @@ class Screening(Trials):
             return f"{speed}, not faster, so not judged"
         if trial.changed:
             speed += f", exact settings, but {changed_in_words(trial.changed)}"
-        drop = self.drop(trial)
+        drop = 100 * self.drop(trial)
         early = ", left early" if len(trial.scores) < len(self.samples) else ""
-        return f"{speed}, {100 * drop:+.2f} points lost on {len(trial.scores)} samples{early}"
+        # Without a label in the search each changed answer counts as lost.
+        lost = f"{drop:+.2f} points lost" if len(self.known_scores) else f"{drop:.2f}% changed"
+        return f"{speed}, {lost} on {len(trial.scores)} samples{early}"
 
     def ratio(self, trial: Trial) -> Ratio:
         """Return a measured trial's latency over the baseline's, in the statistic of the run."""

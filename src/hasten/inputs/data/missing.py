@@ -1,0 +1,101 @@
+"""Labels that aren't there: -1 for a class, NaN for a number, None or an empty text for either."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from hasten.core.tensors import Array
+
+NO_CLASS = -1
+"""Class of a sample without a label."""
+
+
+def unlabelled(labels: Array, *, classes: bool) -> Array:
+    """Return which samples have no label, bool of shape `(n,)`.
+
+    A sample has none where all of its label is NaN, or an empty text, or -1 where labels are classes.
+
+    Args:
+        labels: Labels of the samples, `(n, ...)`.
+        classes: Whether labels are classes, which are never below 0.
+    """
+    rows = labels.reshape(len(labels), -1)
+    if rows.shape[1] == 0:
+        return np.zeros(len(labels), bool)
+    kind = labels.dtype.kind
+    if kind in "US":
+        return np.asarray((rows == rows.dtype.type()).all(axis=1))
+    missing = np.isnan(rows) if kind in "fc" else np.zeros(rows.shape, bool)
+    if classes and kind in "if":
+        missing = missing | (rows == NO_CLASS)
+    return np.asarray(missing.all(axis=1))
+
+
+def none_for(labels: Array | None, count: int, *, classes: bool) -> Array:
+    """Return labels of samples of which none has one, `(count, ...)` in the form of other labels.
+
+    Args:
+        labels: Labels of other samples, whose form is kept; None for one label each.
+        count: Number of samples.
+        classes: Whether labels are classes.
+    """
+    shape = (count,) if labels is None else (count, *labels.shape[1:])
+    if classes and (labels is None or labels.dtype.kind != "f"):
+        return np.full(shape, NO_CLASS, np.int64)
+    return np.full(shape, np.nan)
+
+
+def filled(labels: Any) -> Array:
+    """Return labels as an array of numbers or texts, where None and NA stand for no label.
+
+    Whole numbers and truth values become int64 with -1 in these places, other numbers float64 with
+    NaN, and texts keep an empty one. What is none of these stays as it is, for the caller to refuse.
+
+    Args:
+        labels: Array of any type, or a list.
+    """
+    given = labels if isinstance(labels, np.ndarray) else np.asarray(labels)
+    if given.dtype.kind != "O":
+        return given
+    values = [one.item() if isinstance(one, np.generic) else one for one in given.reshape(-1)]
+    known = [one for one in values if not _absent(one)]
+    if not known:
+        return np.full(given.shape, np.nan)
+    if all(isinstance(one, str) for one in known):
+        texts = ["" if _absent(one) else one for one in values]
+        return np.array(texts).reshape(given.shape)
+    if all(isinstance(one, (bool, int)) for one in known):
+        numbers = [NO_CLASS if _absent(one) else int(one) for one in values]
+        return np.array(numbers, np.int64).reshape(given.shape)
+    if all(isinstance(one, (bool, int, float)) for one in known):
+        floats = [np.nan if _absent(one) else float(one) for one in values]
+        return np.array(floats).reshape(given.shape)
+    return given
+
+
+def _absent(value: Any) -> bool:
+    """Whether a value of a list or a data frame stands for one that isn't there."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(value, float) and value != value
+
+
+def stacked(labels: list[Array | None]) -> Array | None:
+    """Return labels of single samples as one array, `(n, ...)`; None where no sample has one.
+
+    Args:
+        labels: Label of each sample, all of one shape; None where it is missing.
+    """
+    first = next((one for one in labels if one is not None), None)
+    if first is None:
+        return None
+    if all(one is not None for one in labels):
+        return np.stack([one for one in labels if one is not None])
+    whole = first.dtype.kind in "biu"
+    nothing = np.full(first.shape, NO_CLASS if whole else np.nan)
+    if first.dtype.kind in "US":
+        nothing = np.full(first.shape, "")
+    rows = np.stack([nothing if one is None else one for one in labels])
+    return rows.astype(np.int64) if whole else rows

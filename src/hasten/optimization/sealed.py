@@ -1,0 +1,352 @@
+"""The sealed data: read once, kept where labels are still to come, and judged by its look at the ledger."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from hasten.certificate.batches import Batches, Coverage, batch_key, covered
+from hasten.certificate.certification import (
+    judge_with_fallen,
+    last_certified,
+    prior_of,
+    sealed_scores,
+)
+from hasten.certificate.figures import Answers, Setting, compared
+from hasten.certificate.looks import Judged, Look, answers_digest, judged_at
+from hasten.certificate.promise import Promise
+from hasten.certificate.verdict import Judgement, Verdict
+from hasten.core.comparison import Comparison
+from hasten.core.records import from_record, to_record
+from hasten.core.tensors import Array, Tensors
+from hasten.errors import CandidateError
+from hasten.inputs.data.near_copies import Remembered
+from hasten.inputs.metrics.unlabelled import missing_labels
+from hasten.measure.exactness import Comparing, changed_in_words
+from hasten.measure.steps import over_steps
+from hasten.measure.workbench import OpenWorker
+from hasten.optimization.judge import Judge, Ladder, Sealed, Verdicts
+from hasten.optimization.labelling.asking import collected
+from hasten.optimization.labelling.reading import Differences, Reading
+from hasten.optimization.memory import take_look
+
+
+def said(judge: Judge, ladder: Ladder) -> Sealed:
+    """Return what the sealed data says of a frozen ladder; nothing where nothing asks for it.
+
+    A stopped run that was told already isn't told again.
+
+    Raises:
+        InputError: the original can't answer a sample, or labels can't be used.
+        LabelsWanted: samples are still to be labelled.
+    """
+    job = judge.job
+    if not ladder.rungs and not exact_of(judge, ladder):
+        return Sealed()
+    kept = _kept(judge)
+    if kept is not None:
+        return kept
+    notes: list[str] = []
+    answers: Answers | None = None
+    if judge.ready.asking:
+        reading, notes = collected(
+            job,
+            judge.ready,
+            Reading.kept(job) or _read_without_labels(judge, ladder),
+            lambda told: surely_holds(judge, ladder, told),
+        )
+    else:
+        reading, answers = _read(judge, ladder)
+    sealed = _judged(judge, ladder, reading)
+    unlabelled = {
+        key: count
+        for key, count in reading.worst(judge.ready).items()
+        if key in ladder.rungs or key in reading.fallen
+    }
+    passed = last_certified(sealed.verdicts)
+    ships = dict.fromkeys([*exact_of(judge, ladder), *([passed[0]] if passed else [])])
+    shown = reading.comparisons or _comparisons(judge, ladder, ships, answers)
+    names = {judge.trials.done[key].candidate.label for key in ships}
+    shown = tuple(one for one in shown if one.label in names)
+    sealed = replace(sealed, comparisons=shown, unlabelled=unlabelled)
+    job.journal.append(
+        "judged",
+        judged=[[key, to_record(entry)] for key, entry in sealed.verdicts],
+        compared=to_record(sealed.comparisons),
+        fallen=sealed.fallen,
+        look=sealed.look,
+        coverage=to_record(sealed.coverage),
+        unlabelled=unlabelled,
+        notes=notes,
+    )
+    job.notes += notes
+    return sealed
+
+
+def exact_of(judge: Judge, ladder: Ladder) -> tuple[str, ...]:
+    """Return the key of the exact candidate that may ship, where it isn't the original itself."""
+    return () if ladder.exact in ("", judge.original) else (ladder.exact,)
+
+
+def _kept(judge: Judge) -> Sealed | None:
+    """Return what a stopped run was told; None where it wasn't."""
+    known = judge.job.journal.last("judged")
+    if known is None:
+        return None
+    verdicts: Verdicts = [
+        (key, entry if isinstance(entry, str) else from_record(Judgement, entry))
+        for key, entry in known["judged"]
+    ]
+    look = known.get("look")
+    judge.job.notes += known.get("notes", ())
+    return Sealed(
+        verdicts=verdicts,
+        comparisons=tuple(from_record(Comparison, one) for one in known.get("compared", ())),
+        fallen=known.get("fallen", {}),
+        look=None if look is None else from_record(Look, look),
+        coverage=from_record(dict[str, Coverage], known.get("coverage", {})),
+        unlabelled=known.get("unlabelled", {}),
+    )
+
+
+def _read_without_labels(judge: Judge, ladder: Ladder) -> Reading:
+    """Read the sealed data before its labels are known, and keep what labels will score."""
+    reading, answers = _read(judge, ladder)
+    everyone = dict.fromkeys((*exact_of(judge, ladder), *ladder.rungs))
+    reading = replace(reading, comparisons=_comparisons(judge, ladder, everyone, answers))
+    reading.keep(judge.job)
+    return reading
+
+
+def _read(judge: Judge, ladder: Ladder) -> tuple[Reading, Answers | None]:
+    """Answer the sealed data once, by all that may ship, and score the answers.
+
+    Returns:
+        Scores, with the answers that labels will score where they are asked for; and all answers, where
+        there is anything to compare them by.
+
+    Raises:
+        InputError: the original can't answer a sample.
+    """
+    job, ready, trials = judge.job, judge.ready, judge.trials
+    alone = dict.fromkeys((*exact_of(judge, ladder), *ladder.rungs))
+    answers = Answers() if _setting(judge, ladder).models else None
+    metric = over_steps(ready.promise.metric, trials.bench.sequences)
+    comparing = Comparing(metric, (key for key in alone if trials.done[key].exact))
+    batched = [batch_key(key, size) for key, one in ladder.batches.items() for size in one.sizes]
+    missing = missing_labels(ready.promise.metric, ready.parts.sealed.labels)
+    if missing is None:
+        missing = np.zeros(len(ready.parts.sealed), bool)
+    differences = Differences(ready.promise.metric, missing, (*alone, *batched))
+
+    def watch(key: str, outputs: Tensors) -> None:
+        if ready.asking:
+            differences(key, outputs)
+        if key == "" or key in alone:  # answers in batches are compared with none
+            comparing(key, outputs)
+            if answers is not None:
+                answers(key, outputs)
+
+    job.journal.append("sealed read", samples=len(ready.parts.sealed))
+    original, scores = _scored(judge, ladder, alone, watch)
+    told = differences.answers()
+    rows = np.array(differences.rows, np.int64)
+    fallen = _fallen(comparing, original, scores)
+    return Reading(original, scores, rows, told, fallen=fallen), answers
+
+
+def _scored(
+    judge: Judge,
+    ladder: Ladder,
+    alone: Iterable[str],
+    watch: Callable[[str, Tensors], None],
+) -> tuple[Array, dict[str, Array | str]]:
+    """Score the original and all that may ship, alone and in batches, in one pass over the sealed data.
+
+    Returns:
+        Scores of the original, and scores of each of the others, or the reason why it failed.
+    """
+    job, ready, trials = judge.job, judge.ready, judge.trials
+    sealed = Remembered(ready.parts.sealed, ready.parts.search)
+    failed: dict[str, str] = {}
+    opened: dict[str, OpenWorker] = {}
+    with contextlib.ExitStack() as stack:
+        exact = judge.open_exact()
+        stack.callback(exact.worker.kill)
+        for key in alone:
+            try:
+                opened[key] = stack.enter_context(judge.opened(key))
+            except CandidateError as error:
+                failed[key] = str(error)
+        for key, batches in ladder.batches.items():
+            for size in batches.sizes:
+                if key in opened:
+                    opened[batch_key(key, size)] = replace(opened[key], batch=size)
+                else:
+                    failed[batch_key(key, size)] = failed[key]
+        original, scores = sealed_scores(
+            trials.bench,
+            exact,
+            opened,
+            sealed,
+            ready.promise.metric,
+            lambda done: job.tell("certify", "reading the sealed data, once", done, len(sealed)),
+            units=ready.parts.sealed_units,
+            watch=watch,
+        )
+    job.notes += _across(sealed)
+    return original, {**scores, **failed}
+
+
+def _judged(judge: Judge, ladder: Ladder, reading: Reading) -> Sealed:
+    """Judge the ladder at the level that its look at the sealed data has, and remember the look."""
+    job, ready = judge.job, judge.ready
+    first = _first(judge, ladder, reading)
+    tested = (*first, *ladder.rungs)
+    if not tested:
+        return Sealed(fallen=reading.fallen)
+    hashes = [bytes.fromhex(one) for one in ready.parts.sealed_hashes]
+    batched = sorted(key for key in reading.scores if key not in judge.trials.done)
+    test = answers_digest(
+        hashes,
+        reading.original,
+        (*tested, *batched),
+        reading.scores,
+        ready.sealed_units,
+        ready.promise,
+    )
+    look = take_look(job, hashes, test)
+    coverage: dict[str, Coverage] = {}
+
+    def judged(promise: Promise) -> Judged:
+        return _verdicts(judge, ladder, reading, promise, coverage)
+
+    verdicts = judged_at(look, ready.promise, judged)
+    job.ledger.end(look, verdicts)
+    return Sealed(verdicts=verdicts, fallen=reading.fallen, look=look, coverage=coverage)
+
+
+def _first(judge: Judge, ladder: Ladder, reading: Reading) -> list[str]:
+    """Return the exact candidate that changed an answer, which is then the ladder's safest rung."""
+    exact = exact_of(judge, ladder)
+    return [key for key in exact if key in reading.fallen and key not in ladder.rungs]
+
+
+def _verdicts(
+    judge: Judge,
+    ladder: Ladder,
+    reading: Reading,
+    promise: Promise,
+    coverage: dict[str, Coverage],
+) -> Judged:
+    """Judge the ladder for a promise; what each rung covers in batches is added to `coverage`."""
+    ready, trials = judge.ready, judge.trials
+    units, sizes = ready.sealed_units, ready.parts.unit_sizes
+    first = _first(judge, ladder, reading)
+    priors = {
+        key: prior_of(trials.drops(trials.done[key]), ready.search_units, promise.mean_over)
+        for key in (*first, *ladder.rungs)
+    }
+
+    def holds(key: str, judgement: Judgement) -> bool:
+        """Whether a certified rung holds at all its batch sizes too."""
+        wanted = ladder.batches.get(key, Batches())
+        coverage[key], _ = covered(
+            key,
+            wanted,
+            judgement,
+            reading.original,
+            reading.scores,
+            units,
+            priors[key],
+            promise,
+            binary=trials.binary,
+            sizes=sizes,
+        )
+        return len(coverage[key].sizes) > len(wanted.sizes)
+
+    return judge_with_fallen(
+        reading.original,
+        first,
+        ladder.rungs,
+        reading.scores,
+        units,
+        priors,
+        promise,
+        binary=trials.binary,
+        sizes=sizes,
+        holds=holds,
+    )
+
+
+def surely_holds(judge: Judge, ladder: Ladder, reading: Reading) -> bool:
+    """Whether every rung is certified, with each label that is missing taken as the worst.
+
+    That is so in exact tests alone, where one fewer lost never turns a certificate into none: so
+    looking at labels while they come certifies nothing that all labels together wouldn't.
+    """
+    ready = judge.ready
+    if not judge.trials.binary or int(ready.parts.unit_sizes.max()) > 1:
+        return False
+    verdicts = _verdicts(judge, ladder, reading, ready.tested or ready.promise, {})
+    return all(
+        isinstance(entry, str) or entry.verdict is Verdict.CERTIFIED for _, entry in verdicts
+    )
+
+
+def _across(sealed: Remembered) -> list[str]:
+    """Return a note on sealed samples that are near copies of search samples, where nobody grouped them."""
+    found = sealed.near_known()
+    if sealed.groups is not None or not len(found.judged):
+        return []
+    return [
+        f"{len(found.judged):,} of {found.samples:,} sealed samples look like near copies of samples of the "
+        f"search, such as {found.examples[0]}: if they belong together (frames of a video, crops of a photo), "
+        "give groups, so that no group is divided"
+    ]
+
+
+def _fallen(
+    comparing: Comparing, original: Array, scores: Mapping[str, Array | str]
+) -> dict[str, str]:
+    """Return how the answers of candidates that were exact in the search differ, where some do."""
+    fallen = {}
+    for key, changes in comparing.changes.items():
+        score = scores[key]
+        if isinstance(score, str):
+            fallen[key] = f"failed on the sealed data: {score}"
+        elif count := changes.count(score, original):
+            fallen[key] = f"{changed_in_words(count)} of {len(original):,} sealed ones"
+    return fallen
+
+
+def _setting(judge: Judge, ladder: Ladder) -> Setting:
+    """Return what models are compared by: no models where there is nothing to compare by."""
+    ready = judge.ready
+    setting = Setting(
+        metrics=ready.figures,
+        pipeline=ready.pipeline,
+        labels=ready.parts.sealed.labels,
+        units=ready.parts.sealed_units,
+        confidence=ready.promise.confidence,
+        models=len(ladder.rungs) + len(exact_of(judge, ladder)),
+    )
+    return setting if setting.wanted else replace(setting, models=0)
+
+
+def _comparisons(
+    judge: Judge, ladder: Ladder, keys: Iterable[str], answers: Answers | None
+) -> tuple[Comparison, ...]:
+    """Compare models with the original, by figures that decide nothing."""
+    if answers is None:
+        return ()
+    if answers.too_large:
+        judge.job.notes.append(
+            "the answers to the sealed data are too large to keep in memory: no figures before and after"
+        )
+    labels = {key: judge.trials.done[key].candidate.label for key in keys}
+    judge.job.tell("certify", "comparing with the original", 0, len(labels))
+    return tuple(compared(_setting(judge, ladder), answers, labels).values())

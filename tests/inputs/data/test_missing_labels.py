@@ -1,0 +1,210 @@
+"""A label may be missing in every form of data, and no metric sees one that is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hasten.core.tensors import Array, Tensors
+from hasten.errors import InputError
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.function import from_python
+from hasten.inputs.data.images import ImageFolder
+from hasten.inputs.data.missing import filled, none_for, unlabelled
+from hasten.inputs.data.npz import open_npz
+from hasten.inputs.data.source import open_data
+from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.brier import Brier
+from hasten.inputs.metrics.custom import Custom
+from hasten.inputs.metrics.regression import Regression
+from hasten.inputs.metrics.top_k import Top1
+from hasten.inputs.metrics.unlabelled import check_labelled, scored_where_known
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.classes import TopK
+from hasten.inputs.pipeline.config import image_pipeline
+from hasten.inputs.pipeline.rows import Row
+
+NAN = float("nan")
+X = np.zeros((3, 2), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        ([1, None, 2], [1, -1, 2]),
+        ([True, None, False], [1, -1, 0]),
+        ([0.5, None, 2], [0.5, NAN, 2]),
+        ([None, NAN, 1], [-1, -1, 1]),
+        (["a", None, ""], ["a", "", ""]),
+        (np.array([1, -1, 2]), [1, -1, 2]),
+    ],
+)
+def test_none_becomes_a_missing_label(labels: Any, found: list[Any]) -> None:
+    own = ArrayDataset({"x": X}, filled(labels)).labels
+    np.testing.assert_array_equal(own, found)
+    again = from_python((X, labels), ["x"], Path("unused")).labels
+    np.testing.assert_array_equal(again, found)
+
+
+def test_a_sample_of_an_iterable_may_lack_its_label(tmp_path: Path) -> None:
+    rows = list(zip(X, [None, 1, 0], strict=True))
+    np.testing.assert_array_equal(from_python(rows, ["x"], tmp_path / "a").labels, [-1, 1, 0])
+    floats = list(zip(X, [0.5, 1.5, None], strict=True))
+    np.testing.assert_array_equal(
+        from_python(floats, ["x"], tmp_path / "b").labels, [0.5, 1.5, NAN]
+    )
+    nothing = list(zip(X, [None] * 3, strict=True))
+    assert from_python(nothing, ["x"], tmp_path / "c").labels is None
+
+
+def test_an_archive_may_hold_nan_for_labels_as_a_whole(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=X, labels=np.array([[1, 2], [NAN, NAN], [3, 4.0]]))
+    labels = open_npz(tmp_path / "a.npz", ["x"]).labels
+    assert labels is not None
+    assert unlabelled(labels, classes=False).tolist() == [False, True, False]
+    np.savez(tmp_path / "b.npz", x=X, labels=np.array([[1, 2], [NAN, 2], [3, 4.0]]))
+    with pytest.raises(InputError) as error:
+        open_npz(tmp_path / "b.npz", ["x"])
+    assert str(error.value) == "labels: sample 1 has NaN or Inf; repair it or leave it out"
+
+
+def test_images_in_the_folder_unlabelled_have_no_class(tmp_path: Path) -> None:
+    for folder in ("cat", "unlabelled", "zebra"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / folder / "a.png")
+    found = ImageFolder(tmp_path, image_pipeline(size=8), "x")
+    assert found.classes == ("cat", "zebra")
+    assert found.labels is not None
+    assert found.labels.tolist() == [0, -1, 1]
+
+
+@pytest.mark.parametrize(
+    ("classes", "cells", "found"),
+    [
+        (("no", "yes"), ["yes", "", "no", "NA", "-1"], [1, -1, 0, -1, -1]),
+        (("0", "1"), ["1", "", "0", "nan", "-1.0"], [1, -1, 0, -1, -1]),
+        (("-1", "1"), ["1", "", "-1", "", "1"], [1, -1, 0, -1, 1]),
+        ((), ["1.5", "", "-1", "null", "0"], [1.5, NAN, -1, NAN, 0]),
+    ],
+)
+def test_an_empty_cell_is_a_missing_label(
+    tmp_path: Path, classes: tuple[str, ...], cells: list[str], found: list[float]
+) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("a,b,y\n" + "".join(f"1,2,{cell}\n" for cell in cells))
+    after = (TopK(1, classes, softmax=False),) if classes else ()
+    pipeline = Pipeline((Row(("a", "b")),), after)
+    from hasten.core.tensors import TensorSpec
+
+    data = open_data(file, [TensorSpec("x", "float32", ("n", 2))], pipeline)
+    np.testing.assert_array_equal(data.labels, found)
+
+
+def test_where_none_is_a_class_an_empty_cell_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "rows.csv"
+    file.write_text("a,b,y\n1,2,None\n1,2,some\n")
+    pipeline = Pipeline((Row(("a", "b")),), (TopK(1, ("None", "some"), softmax=False),))
+    from hasten.core.tensors import TensorSpec
+
+    with pytest.raises(InputError, match="row 1: the label is one of 'None', 'some': got None"):
+        open_data(file, [TensorSpec("x", "float32", ("n", 2))], pipeline)
+
+
+def test_one_below_zero_is_missing_among_classes_and_a_number_elsewhere() -> None:
+    labels = np.array([-1, 0, 1])
+    assert unlabelled(labels, classes=True).tolist() == [True, False, False]
+    assert not unlabelled(labels, classes=False).any()
+    assert unlabelled(np.array([[0, 1], [-1, -1]]), classes=True).tolist() == [False, True]
+    for metric in (Top1(), Brier()):
+        assert metric.reads_classes
+    assert not Regression(0.1).reads_classes
+
+
+def test_labels_of_which_none_is_known_have_the_form_of_others() -> None:
+    assert none_for(None, 2, classes=True).tolist() == [-1, -1]
+    assert np.isnan(none_for(np.zeros((3, 4)), 2, classes=False)).tolist() == [[True] * 4] * 2
+
+
+def logits(*classes: int) -> dict[str, Array]:
+    return {"y": np.eye(3, dtype=np.float32)[list(classes)]}
+
+
+def test_without_a_label_an_answer_scores_by_whether_it_changed() -> None:
+    own, other = logits(0, 1, 2, 0), logits(0, 2, 2, 1)
+    labels = np.array([-1, -1, 0, 1])
+    assert scored_where_known(Top1(), own, own, labels).tolist() == [1, 1, 0, 0]
+    assert scored_where_known(Top1(), other, own, labels).tolist() == [1, 0, 0, 1]
+
+
+@pytest.mark.parametrize("metric", [Top1(), Regression(0.5), Brier("softmax")])
+def test_no_labels_could_make_the_drop_larger_than_it_is_taken_for(metric: Metric) -> None:
+    rng = np.random.default_rng(0)
+    own = {"y": rng.standard_normal((60, 3)).astype(np.float32)}
+    other = {
+        "y": own["y"] + np.where(rng.random((60, 1)) < 0.5, 0, 1) * rng.standard_normal((60, 3))
+    }
+    classes = metric.reads_classes
+    labels = rng.integers(0, 3, 60) if classes else rng.standard_normal((60, 3))
+    hidden = labels.copy()
+    hidden[::2] = -1 if classes else NAN
+    truth = metric.score(own, own, labels) - metric.score(other, own, labels)
+    taken = scored_where_known(metric, own, own, hidden) - scored_where_known(
+        metric, other, own, hidden
+    )
+    np.testing.assert_array_equal(taken[1::2], truth[1::2])
+    assert (taken >= truth).all()
+
+
+def only_classes(outputs: Tensors, labels: Array) -> Array:
+    assert not np.isnan(labels).any(), "a missing label was shown"
+    return np.asarray(outputs["y"].argmax(axis=1) == labels, np.float64)
+
+
+def test_a_users_own_function_never_sees_a_missing_label() -> None:
+    metric = Custom(f"{__name__}:only_classes")
+    labels = np.array([0.0, NAN, 2.0])
+    assert scored_where_known(metric, logits(0, 1, 1), logits(0, 1, 2), labels).tolist() == [
+        1,
+        1,
+        0,
+    ]
+
+
+def test_training_data_keeps_its_labels_as_a_whole_or_not_at_all() -> None:
+    from hasten.optimization.labelling.wanted import with_whole_labels
+
+    whole = ArrayDataset({"x": X}, np.array([0, 1, 2]))
+    assert with_whole_labels(whole, Top1()) is whole
+    gaps = with_whole_labels(ArrayDataset({"x": X}, np.array([0, -1, 2])), Top1())
+    assert gaps.labels is None
+    assert gaps.content_hash(1) == whole.content_hash(1)
+
+
+def test_classes_that_are_floats_for_nans_sake_are_whole_numbers() -> None:
+    from hasten.optimization.labelling.wanted import with_labels
+
+    data = with_labels(ArrayDataset({"x": X}, np.array([0.0, NAN, 2.0])), None, asking=False)
+    assert data.labels is not None
+    assert (data.labels.dtype.kind, data.labels.tolist()) == ("i", [0, -1, 2])
+    number = ArrayDataset({"x": X}, np.array([0.0, NAN, 2.0]))
+    assert with_labels(number, "regression:0.1", asking=False) is number
+    nothing = with_labels(ArrayDataset({"x": X}, np.full(3, -1)), "top1", asking=False)
+    assert nothing.labels is None
+    asked = with_labels(ArrayDataset({"x": X}), None, asking=True)
+    assert asked.labels is not None
+    assert asked.labels.tolist() == [-1, -1, -1]
+
+
+def test_what_compares_samples_with_each_other_needs_every_label() -> None:
+    from hasten.inputs.metrics.auroc import Auroc
+
+    with pytest.raises(InputError) as error:
+        check_labelled(Auroc(), np.array([0, 1, -1, 1]), "auroc")
+    assert str(error.value) == (
+        "auroc compares samples with each other, so it needs every label: 1 of 4 are missing; label "
+        "them, or leave those samples out"
+    )
