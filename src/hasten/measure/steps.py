@@ -97,6 +97,25 @@ class OverSteps(Metric):
         scores = self._inner(_at(mine, places), _at(theirs, places), told)
         return np.asarray(np.bincount(sequence, scores, count) / ends)
 
+    def unchanged(self, outputs: Tensors, others: Tensors) -> Array:
+        """Return where the answer is the same at every step that is scored."""
+        mine, theirs = dict(outputs), dict(others)
+        count, steps = next(a for n, a in mine.items() if n != LENGTHS).shape[:2]
+        ends, same = np.full(count, steps), np.ones(count, bool)
+        if self.lengths:
+            ends = mine.pop(LENGTHS).reshape(count)
+            same = ends == theirs.pop(LENGTHS).reshape(count)
+        scored = np.arange(steps) < ends[:, np.newaxis]
+        if self.scored == "last":
+            scored = np.arange(steps) == ends[:, np.newaxis] - 1
+        scored &= same[:, np.newaxis]
+        sequence, step = np.nonzero(scored)
+        if len(sequence):
+            places = (sequence, step)
+            inner = self.metric.unchanged(_at(mine, places), _at(theirs, places))
+            same[sequence[~inner]] = False
+        return same
+
     def _inner(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
         count = len(next(iter(outputs.values())))
         return self.metric.checked(self.metric.score(outputs, exact, labels), count)

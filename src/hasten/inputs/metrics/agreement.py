@@ -34,3 +34,6 @@ class Agreement(ClassMetric):
         mine = class_scores(outputs, self.output, "agreement").argmax(axis=1)
         theirs = class_scores(exact, self.output, "agreement").argmax(axis=1)
         return np.asarray(mine == theirs, np.float64)
+
+    def unchanged(self, outputs: Tensors, others: Tensors) -> Array:
+        return np.asarray(self.score(outputs, others, None) == 1)

@@ -10,6 +10,7 @@ import numpy as np
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
 from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.outputs import equal_numbers
 from hasten.inputs.metrics.pairs import Pairing
 from hasten.inputs.set_metrics.scores import classes_of, ranking, score_columns
 
@@ -50,6 +51,13 @@ class Auroc(Metric):
             )
         classes_of(labels, 1, len(scores), "auroc")
         return ranking(scores)
+
+    def unchanged(self, outputs: Tensors, others: Tensors) -> Array:
+        """Return where the readings are equal numbers, so that every comparison is."""
+        mine, theirs = (
+            ranking(score_columns(given, self.output, "auroc")) for given in (outputs, others)
+        )
+        return equal_numbers(mine, theirs)
 
     def checked(self, scores: object, count: int) -> Array:
         """Return readings as they are: `score` has checked that they are finite."""

@@ -12,6 +12,7 @@ from hasten.core.records import Value, type_name
 from hasten.core.registry import Registry
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import InputError
+from hasten.inputs.metrics.outputs import equal_bits
 
 
 class Metric(Value, ABC):
@@ -155,6 +156,24 @@ class Metric(Value, ABC):
             Scores `(n,)`, each in [0, 1]; samples of one draw have the same.
         """
         return readings
+
+    def unchanged(self, outputs: Tensors, others: Tensors) -> Array:
+        """Return where two models' answers get the same score, whatever the label.
+
+        A metric that doesn't know better calls answers the same only where they are equal bit for bit.
+
+        Args:
+            outputs: Outputs of a model by name, each of shape `(n, ...)`.
+            others: Outputs of the exact model for these samples, in the form of `outputs`.
+
+        Returns:
+            bool of shape `(n,)`: True only where every label, and none at all, would give both answers
+            the same score. Of a metric over a set that is the same reading.
+
+        Raises:
+            InputError: the outputs aren't of the form that the metric reads.
+        """
+        return equal_bits(outputs, others)
 
     @abstractmethod
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:

@@ -10,7 +10,9 @@ import numpy as np
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
 from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.outputs import equal_numbers
 from hasten.inputs.set_metrics.brier import SetBrier
+from hasten.inputs.set_metrics.scores import score_columns
 
 
 @dataclass(frozen=True)
@@ -56,3 +58,8 @@ class Brier(Metric):
                 f"into some, as in brier:{guess.activation}"
             )
         return np.asarray(1 - reader.cases(outputs, labels).squared)
+
+    def unchanged(self, outputs: Tensors, others: Tensors) -> Array:
+        """Return where the outputs are equal numbers, so that the probabilities are."""
+        mine, theirs = (score_columns(given, self.output, "brier") for given in (outputs, others))
+        return equal_numbers(mine, theirs)

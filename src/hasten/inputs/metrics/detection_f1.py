@@ -64,6 +64,11 @@ class DetectionF1(Metric):
         pairs = zip(found, true, strict=True)
         return np.array([_f1(mine, theirs, self.iou) for mine, theirs in pairs], np.float64)
 
+    def unchanged(self, outputs: Tensors, others: Tensors) -> Array:
+        """Return where the same boxes of the same classes are found, in the same order."""
+        pairs = zip(self._found(outputs), self._found(others), strict=True)
+        return np.array([_same(mine, theirs) for mine, theirs in pairs], bool)
+
     def _found(self, outputs: Tensors) -> list[Found]:
         """Return the detections in each image, from a model's outputs."""
         if "boxes" not in outputs or "scores" not in outputs:
@@ -83,6 +88,13 @@ class DetectionF1(Metric):
             order = order[scores[image][order] >= self.threshold]
             images.append(Found(boxes[image][order].astype(np.float64), classes[image][order]))
         return images
+
+
+def _same(one: Found, other: Found) -> bool:
+    """Whether two models found the same, so that they match the same true boxes, whatever these are."""
+    return np.array_equal(one.boxes, other.boxes, equal_nan=True) and np.array_equal(
+        one.classes, other.classes
+    )
 
 
 def _labelled(labels: Array, count: int) -> list[Found]:

@@ -61,6 +61,10 @@ class Embedding(Metric):
         one = mine.any(axis=1) ^ theirs.any(axis=1)
         return np.where(both, 1.0, np.where(one, 0.0, (cosine >= self.tolerance) * 1.0))
 
+    def unchanged(self, outputs: Tensors, others: Tensors) -> Array:
+        """Return where the cosine is at least `tolerance`, since no label has a part in the score."""
+        return np.asarray(self.score(outputs, others, None) == 1)
+
 
 def _unit(vectors: Array) -> Array:
     """Return rows of length 1, or zero rows; scaling by the largest value first avoids overflow."""

@@ -65,6 +65,59 @@ def class_output(outputs: Sequence[TensorSpec]) -> TensorSpec | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
+def equal_bits(outputs: Tensors, others: Tensors) -> Array:
+    """Return where all outputs of two models are equal bit for bit, bool of shape `(n,)`.
+
+    Args:
+        outputs: Outputs of a model by name, each of shape `(n, ...)`.
+        others: Outputs of another model for these samples.
+    """
+    count = len(next(iter(outputs.values())))
+    if outputs.keys() != others.keys():
+        return np.zeros(count, bool)
+    equal = np.ones(count, bool)
+    for name, one in outputs.items():
+        other = others[name]
+        if one.dtype != other.dtype or one.shape != other.shape:
+            return np.zeros(count, bool)
+        if one.size:
+            bits = [np.ascontiguousarray(a).reshape(count, -1).view(np.uint8) for a in (one, other)]
+            equal &= (bits[0] == bits[1]).all(axis=1)
+    return equal
+
+
+def equal_numbers(one: Array, other: Array) -> Array:
+    """Return where two arrays `(n, ...)` hold the same numbers, bool of shape `(n,)`; NaN is NaN."""
+    count = len(one)
+    if one.shape != other.shape:
+        return np.zeros(count, bool)
+    pair = [array.reshape(count, -1).astype(np.float64) for array in (one, other)]
+    same = (pair[0] == pair[1]) | (np.isnan(pair[0]) & np.isnan(pair[1]))
+    return np.asarray(same.all(axis=1))
+
+
+def equal_highest(one: Array, other: Array, k: int) -> Array:
+    """Return where the same `k` classes score highest, bool of shape `(n,)`.
+
+    Of classes with equal scores, the one with the lower number comes first. Where a score is NaN, only
+    equal numbers count.
+
+    Args:
+        one: Class scores `(n, classes)`.
+        other: Another model's class scores for these samples.
+        k: Number of classes, at least 1.
+    """
+    if one.shape != other.shape:
+        return np.zeros(len(one), bool)
+    if k == 1:
+        same = one.argmax(axis=1) == other.argmax(axis=1)
+    else:
+        highest = [np.sort(np.argsort(-a, axis=1, kind="stable")[:, :k]) for a in (one, other)]
+        same = (highest[0] == highest[1]).all(axis=1)
+    unsure = np.isnan(one).any(axis=1) | np.isnan(other).any(axis=1)
+    return np.where(unsure, equal_numbers(one, other), same) if unsure.any() else np.asarray(same)
+
+
 def number(text: str, setting: str) -> float:
     """Read a number in a metric's setting.
 

@@ -10,7 +10,7 @@ import numpy as np
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
 from hasten.inputs.metrics.base import Metric
-from hasten.inputs.metrics.outputs import number, one_output
+from hasten.inputs.metrics.outputs import equal_numbers, number, one_output
 
 
 @dataclass(frozen=True)
@@ -70,3 +70,8 @@ class Regression(Metric):
         mine, truth = mine.reshape(count, -1), truth.reshape(count, -1)
         within = np.abs(mine - truth) <= self.tolerance + self.relative * np.abs(truth)
         return np.asarray(within.all(axis=1) if self.whole else within.mean(axis=1), np.float64)
+
+    def unchanged(self, outputs: Tensors, others: Tensors) -> Array:
+        """Return where the numbers are equal; of two that differ, a label may fit one alone."""
+        mine, theirs = (one_output(a, self.output, "regression") for a in (outputs, others))
+        return equal_numbers(mine, theirs)

@@ -11,7 +11,7 @@ import numpy as np
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.metrics.classes import ClassMetric
-from hasten.inputs.metrics.outputs import class_labels, class_output, class_scores
+from hasten.inputs.metrics.outputs import class_labels, class_output, class_scores, equal_highest
 
 
 def _among_highest(scores: Array, labels: Array, k: int) -> Array:
@@ -51,6 +51,11 @@ class Top1(ClassMetric):
         scores = class_scores(outputs, self.output, "top1")
         return _among_highest(scores, class_labels(labels, scores, "top1"), 1)
 
+    def unchanged(self, outputs: Tensors, others: Tensors) -> Array:
+        """Return where both models have the same highest class."""
+        mine, theirs = (class_scores(given, self.output, "top1") for given in (outputs, others))
+        return equal_highest(mine, theirs, 1)
+
 
 @dataclass(frozen=True)
 class Top5(ClassMetric):
@@ -68,3 +73,8 @@ class Top5(ClassMetric):
         if scores.shape[1] <= 5:
             raise InputError(f"top5 of {scores.shape[1]} classes is always right; use top1")
         return _among_highest(scores, class_labels(labels, scores, "top5"), 5)
+
+    def unchanged(self, outputs: Tensors, others: Tensors) -> Array:
+        """Return where both models have the same five highest classes, in any order."""
+        mine, theirs = (class_scores(given, self.output, "top5") for given in (outputs, others))
+        return equal_highest(mine, theirs, 5)
