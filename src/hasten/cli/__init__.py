@@ -3,6 +3,7 @@
 from hasten.cli.commands import main
 from hasten.cli.lighten import lighten
 from hasten.cli.loadtest import loadtest
+from hasten.cli.monitor import monitor
 from hasten.cli.serve import serve
 from hasten.cli.shortlist import shortlist
 from hasten.cli.watch import watch
@@ -12,5 +13,6 @@ main.add_command(lighten)
 main.add_command(serve)
 main.add_command(loadtest)
 main.add_command(watch)
+main.add_command(monitor)
 
 __all__ = ["main"]
