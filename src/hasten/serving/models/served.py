@@ -502,7 +502,7 @@ class ServedModel:
         future: asyncio.Future[Answer | ProtocolError] = asyncio.get_running_loop().create_future()
         now_ns = self._clock_ns()
         query = Query(
-            self.name, self.version, "", dict(inputs), arrived_ns=now_ns, parsed_ns=now_ns
+            self.name, self.version, "", dict(inputs), arrived_ns=now_ns, parsed_ns=now_ns, own=True
         )
         self.submit(query, future.set_result)
         answer = await future
@@ -675,7 +675,7 @@ class Ticket(ServerTask):
         self._done(Answer(model.name, model.version, query.id, chosen))
         if self.content is not None:
             model._fly_on(self, outputs)
-        if model._shadow is not None:
+        if model._shadow is not None and not query.own:
             model.shadowed(self.inputs, outputs, self.rows, query.id)
 
 

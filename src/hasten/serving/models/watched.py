@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,8 +12,10 @@ from hasten.serving.models.comparison import disagreeing_rows
 from hasten.serving.models.opening import ModelSettings, OpenBundle
 from hasten.serving.monitoring.drift import Drift
 from hasten.serving.monitoring.judging import Judging
-from hasten.serving.monitoring.kept import Kept, state_folder
+from hasten.serving.monitoring.kept import peek, state_folder
 from hasten.serving.monitoring.watch import Watch
+
+log = logging.getLogger("hasten.serving")
 
 
 def held(path: Path, settings: ModelSettings) -> str:
@@ -22,18 +24,23 @@ def held(path: Path, settings: ModelSettings) -> str:
     It holds whatever the server was started with: an alarm is cleared by a person alone.
     """
     folder = state_folder(settings.monitor_state)
-    if folder is None or not folder.is_dir():
+    if folder is None:
         return ""
-    with contextlib.suppress(OSError):
-        record = Kept(file_digest(path / MANIFEST), folder).record
-        takes_over = settings.on_alarm == "exact" and bool(record.alarms)
-        if record.taken_over or takes_over:
-            since = min((alarm.at for alarm in record.alarms.values()), default="an alarm")
-            return (
-                f"the exact model answers since {since}, when the monitor raised an alarm: "
-                f"`hasten monitor {path} --clear` ends that"
-            )
-    return ""
+    try:
+        record = peek(file_digest(path / MANIFEST), folder)
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as error:
+        if not settings.shadow:  # else the monitor says so
+            log.warning("%s can't tell of alarms: %.200s; the fast model answers", folder, error)
+        return ""
+    if not record.taken_over and not (settings.on_alarm == "exact" and record.alarms):
+        return ""
+    since = min((alarm.at for alarm in record.alarms.values()), default="an alarm")
+    return (
+        f"the exact model answers since {since}, when the monitor raised an alarm: "
+        f"`hasten monitor {path} --clear` ends that"
+    )
 
 
 def watch_of(name: str, version: str, opened: OpenBundle, settings: ModelSettings) -> Watch | None:

@@ -233,10 +233,9 @@ class Kept:
 
     def _look(self) -> None:
         """Read the file where it can't be locked, as in a folder that is read-only."""
-        with contextlib.suppress(OSError):
-            if self.path is not None and self.path.exists():
-                found, _ = self._read(self.path)
-                self._kept = found or self._kept
+        with contextlib.suppress(OSError, ValueError):
+            if self._folder is not None:
+                self._kept = peek(self._bundle, self._folder)
 
     def _tell(self, error: OSError) -> None:
         if not self._failed and self._folder is not None:
@@ -277,15 +276,10 @@ class Kept:
             OSError: it can't be read, or isn't this user's.
         """
         try:
-            number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            return _peeked(path, self._bundle), ""
         except FileNotFoundError:
             return None, ""
-        with os.fdopen(number, "rb") as file:
-            _check_own(os.fstat(number))
-            data = file.read(_MOST_BYTES + 1)
-        try:
-            return _parsed(data, self._bundle), ""
-        except (ValueError, RecursionError, InputError, IntegrityError) as error:
+        except ValueError as error:
             beside = path.with_suffix(f".damaged-{secrets.token_hex(4)}")
             path.rename(beside)
             self._say(
@@ -324,16 +318,30 @@ def _check_own(found: os.stat_result) -> None:
         raise PermissionError(13, "it belongs to another user, or others can write to it")
 
 
-def _parsed(data: bytes, bundle: str) -> Record:
-    """Return a record from its file's bytes.
+def peek(bundle: str, folder: Path) -> Record:
+    """Read what a folder keeps of a bundle, and leave it as it is.
 
     Raises:
-        ValueError: they aren't one of this bundle, or a number in them is impossible.
-        IntegrityError: they aren't a record.
+        FileNotFoundError: nothing is kept.
+        OSError: it can't be read, or isn't this user's.
+        ValueError: it is damaged.
     """
+    _check_own(os.lstat(folder))
+    return _peeked(folder / f"{bundle[:32]}.json", bundle)
+
+
+def _peeked(path: Path, bundle: str) -> Record:
+    """Read a file; see `peek`."""
+    number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(number, "rb") as file:
+        _check_own(os.fstat(number))
+        data = file.read(_MOST_BYTES + 1)
     if len(data) > _MOST_BYTES:
         raise ValueError("it is too large")
-    record: Record = from_record(Record, json.loads(data))
+    try:
+        record: Record = from_record(Record, json.loads(data))
+    except (RecursionError, InputError, IntegrityError) as error:
+        raise ValueError(str(error)) from error
     if record.bundle != bundle:
         raise ValueError("it is of another bundle")
     if len(record.evidence) > _MOST_NULLS or len(record.lines) > _MOST_LINES:

@@ -8,7 +8,7 @@ which people send first, would raise an alarm that nothing warrants.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,8 +78,11 @@ class Labels:
     last: str = ""
     _open: OrderedDict[str, _Open] = field(default_factory=OrderedDict)
     _done: OrderedDict[str, Any] = field(default_factory=OrderedDict)
+    _settled: deque[tuple[str, _Open]] = field(default_factory=deque)
     _bytes: int = 0
-    _lock: threading.RLock = field(default_factory=threading.RLock)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held for moments alone, since the event loop's thread takes it, too."""
+    _counting: threading.Lock = field(default_factory=threading.Lock)
 
     def expect(self, name: str, rows: int, row: int) -> bool:
         """Begin to wait for the label of an answer that is audited; False if its id is in use.
@@ -103,15 +106,17 @@ class Labels:
                 one.pair = (outputs, exact)
                 self._bytes += one.size_bytes
                 self._settle()
+        self._count_settled()
 
     def drop(self, name: str) -> None:
         """Forget a request whose answer won't be compared."""
         with self._lock:
             if self._forget(name):
                 self._settle()
+        self._count_settled()
 
     def label(self, name: str, label: Any) -> str:
-        """Take the label of a request; return what became of it, the name of a count or "waiting".
+        """Take the label of a request; return what became of it: "taken", "waiting", or a count.
 
         Args:
             name: Id of the request.
@@ -134,7 +139,9 @@ class Labels:
                 return self._count("unread")
             one.label = label
             self._settle()
-            return "waiting" if name in self._open else "counted"
+            waits = name in self._open
+        self._count_settled()
+        return "waiting" if waits else "taken"
 
     @property
     def waiting(self) -> int:
@@ -152,8 +159,7 @@ class Labels:
         return one
 
     def _settle(self) -> None:
-        """Count the oldest answers, as far as their labels are there; give up what is too much."""
-        losses = []
+        """Take out the oldest answers, as far as their labels are there; give up what is too much."""
         while self._open:
             name, one = next(iter(self._open.items()))
             whole = one.pair is not None and one.label is not None
@@ -163,16 +169,24 @@ class Labels:
             if not whole:
                 self._count("given_up")
                 continue
-            assert one.pair is not None
+            self._settled.append((name, one))
             self._done[name] = one.label
             if len(self._done) > _MOST_DONE:
                 self._done.popitem(last=False)
-            try:
-                label = one.label[one.row] if one.rows > 1 else one.label
-                losses.append(self.loss(*one.pair, np.asarray(label)[None]))
-                self._count("counted")
-            except (InputError, ValueError, TypeError, IndexError, OverflowError) as error:
-                self.last = f"request {name!r:.80}: {error}"
-                self._count("unread")
-        if losses:
-            self.found(losses)
+
+    def _count_settled(self) -> None:
+        """Score what was taken out, in its order; it may take long, so only others who count wait."""
+        with self._counting:
+            losses = []
+            while self._settled:
+                name, one = self._settled.popleft()
+                assert one.pair is not None
+                try:
+                    label = one.label[one.row] if one.rows > 1 else one.label
+                    losses.append(self.loss(*one.pair, np.asarray(label)[None]))
+                    self._count("counted")
+                except (InputError, ValueError, TypeError, IndexError, OverflowError) as error:
+                    self.last = f"request {name!r:.80}: {error}"
+                    self._count("unread")
+            if losses:
+                self.found(losses)

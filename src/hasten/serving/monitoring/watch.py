@@ -99,7 +99,6 @@ class Watch:
         """
         changed = self.judging.changed(outputs, exact)
         self.drift.look(inputs, outputs)
-        self.audited += 1
         if self._failures >= _BLIND_AFTER:
             self._warn("the exact model answers again: the monitor sees")
         self._failures, self.blind = 0, ""
@@ -107,6 +106,7 @@ class Watch:
             self._add(self.judging.answers, [changed])
         if self.labels is not None and name:
             self.labels.audited(name, outputs, exact)
+        self.audited += 1
         return changed > 0
 
     def skip(self, name: str) -> None:
@@ -134,11 +134,15 @@ class Watch:
         self._add(self.judging.labelled, losses)
 
     def _add(self, watched: Watched, values: list[float]) -> None:
-        batch, at = watched.null.batch(values), now()
+        batches, at = [watched.null.batch([value]) for value in values], now()
         before = self._kept.record.alarms
-        record = self._kept.changed(
-            lambda record: record.added(watched, batch, at, take_over=self._take_over)
-        )
+
+        def added(record: Record) -> Record:
+            for batch in batches:
+                record = record.added(watched, batch, at, take_over=self._take_over)
+            return record
+
+        record = self._kept.changed(added)
         self._show(watched, record)
         if record.alarms != before:
             self._told(record)
