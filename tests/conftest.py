@@ -24,6 +24,8 @@ from hasten.testing import models
 pytest.register_assert_rewrite("hasten.testing.engine_tests", "hasten.testing.pass_tests")
 os.environ.update(OFF)
 os.environ["HASTEN_CACHE"] = "off"  # a test that is about the cache names a folder of its own
+_STATE = tempfile.TemporaryDirectory(prefix="hasten-state-")
+os.environ["XDG_STATE_HOME"] = _STATE.name  # else tests leave evidence in the home folder
 # torch's threads spin while they wait: beside other tests they take thrice the time of one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # else each process compiles all that it imports

@@ -98,7 +98,7 @@ def _ever(null: Null, counts: np.ndarray, size: int) -> bool:
     growth = counts[:, None] * np.log1p(stakes * (1 - null.limit)) + (size - counts)[
         :, None
     ] * np.log1p(-stakes * null.limit)
-    due = 1 - 0.3 * math.log(500) / np.log(500 + size * np.arange(len(counts)))
+    due = 1 - 0.5 * math.log(500) / np.log(500 + size * np.arange(len(counts)))
     fresh = np.diff(due, prepend=0.0)
     total = np.cumsum(growth, axis=0)
     begun = np.concatenate([np.zeros((1, len(stakes))), total[:-1]])

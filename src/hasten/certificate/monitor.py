@@ -34,7 +34,7 @@ Refuted: TypeAlias = Callable[[float], bool]
 
 ALPHA = 0.05
 """Largest chance that an alarm is ever raised though the limit is kept."""
-_FIRST = 0.7
+_FIRST = 0.5
 """Share of the capital that begins to bet at the first answer; the rest begins later."""
 _PATIENCE = 500
 """Number of answers around which later beginnings are most dense, on a logarithmic scale."""
