@@ -23,7 +23,10 @@ from tests.support.waiting import until
 from hasten.bundle import MANIFEST
 from hasten.cli import main
 from hasten.core.records import file_digest
+from hasten.serving.cluster.federation import Federation
+from hasten.serving.cluster.pooling import Pool
 from hasten.serving.monitoring import kept
+from hasten.serving.settings import ServerSettings
 
 SAME, OTHER = [1.0, 3.0, 3.0, 1.0], [1.0, 0.0, 0.0, 2.0]
 """Rows for `mirrored`: its class is that of `solid`, or another one."""
@@ -462,3 +465,50 @@ def test_settings_that_do_nothing_are_refused(tmp_path: Path, words: list[str], 
     found = CliRunner().invoke(main, ["serve", str(certified(tmp_path)), *words])
     assert found.exit_code == 2
     assert said in found.output
+
+
+# -- several servers behind one door
+
+
+def test_the_door_adds_up_replicas_that_share_no_folder(tmp_path: Path, state: Path) -> None:
+    path = certified(tmp_path)
+    place = place_of(
+        path, "watched", shadow=1.0, monitor_state=str(state), on_alarm="exact", most_rows=1
+    )
+    settings = ServerSettings((place,))
+    ports: dict[str, tuple[str, int]] = {}
+    with Pool(settings, lambda: ports) as pool:
+        (own,) = pool.of_replicas(settings).models
+        with ServerThread(own) as one, ServerThread(own) as other:
+            ports |= {str(each.http_port): ("127.0.0.1", each.http_port) for each in (one, other)}
+            assert ask(one, OTHER) == ask(other, OTHER) == [OTHER[::-1]]
+            pool.look()
+            pool.look()
+            ((limit,),) = [watch.facts()["limits"] for watch in pool.watches.values()]
+            assert (limit["n"], limit["losses"]) == (2, 2.0)
+            assert facts(one)["limits"] == []
+            for _ in range(ENOUGH // 2):
+                ask(one, OTHER)
+                ask(other, OTHER)
+            pool.look()
+            until(lambda: ask(one, OTHER) == ask(other, OTHER) == [OTHER])
+            order = "/v2/models/watched/versions/1/monitor"
+            assert fetched(one, order, {"secret": "guessed"})[0] == 403
+            status, page = Federation(lambda: ports, pool.page).page()
+        with ServerThread(own) as third:  # a replica that comes later is told, too
+            ports.clear()
+            ports["third"] = ("127.0.0.1", third.http_port)
+            until(lambda: not (pool.look() or ask(third, OTHER) != [OTHER]))
+    assert status == 200
+    line = 'hasten_monitor_alarm{replica="all",model="watched",version="1",what="changed"} 1.0'
+    assert line in page.splitlines()
+
+
+def test_nobody_orders_a_server_that_stands_alone(tmp_path: Path, state: Path) -> None:
+    with serving(certified(tmp_path), state) as server:
+        order = "/v2/models/watched/versions/1/monitor"
+        assert fetched(server, order, {"secret": ""}) == (
+            403,
+            {"error": "only the door of several servers may order that"},
+        )
+        assert ask(server, OTHER) == [OTHER[::-1]]

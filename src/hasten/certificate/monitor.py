@@ -71,6 +71,14 @@ class Batch:
             tuple(a + b for a, b in zip(self.growth, other.growth, strict=True)),
         )
 
+    def __sub__(self, other: Batch) -> Batch:
+        return Batch(
+            self.n - other.n,
+            max(0.0, self.losses - other.losses),
+            max(0.0, self.gains - other.gains),
+            tuple(a - b for a, b in zip(self.growth, other.growth, strict=True)),
+        )
+
 
 @dataclass(frozen=True)
 class Null:

@@ -57,6 +57,7 @@ class Routes:
             ("GET", f"{version}/stats", self._statistics),
             ("GET", f"{model}/monitor", self._monitor),
             ("GET", f"{version}/monitor", self._monitor),
+            ("POST", f"{version}/monitor", self._order),
             ("POST", f"{model}/labels", self._labels),
             ("POST", f"{version}/labels", self._labels),
             ("GET", "v2/trace/setting", self._trace),
@@ -145,6 +146,13 @@ class Routes:
 
     def _monitor(self, request: PlainRequest, name: str, version: str = "") -> Response:
         return _json(facts.monitor(self._state.repository.find(name, version)))
+
+    async def _order(self, request: PlainRequest, name: str, version: str) -> Response:
+        watch = facts.watch_of(self._state.repository.find(name, version))
+        secret = _object(request.body).get("secret")
+        if not isinstance(secret, str) or not await asyncio.to_thread(watch.order, secret):
+            raise ProtocolError(Kind.FORBIDDEN, "only the door of several servers may order that")
+        return _json(watch.facts())
 
     async def _labels(self, request: PlainRequest, name: str, version: str = "") -> Response:
         watch = facts.watch_of(self._state.repository.find(name, version))

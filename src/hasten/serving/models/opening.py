@@ -65,6 +65,7 @@ class ModelSettings:
         webhook: Address that is told of alarms; "" for none.
         monitor_state: Folder that keeps the monitor's evidence, "off", or "" for the user's own.
         blind: Line that says why the monitor that was asked for sees nothing; "" where it does.
+        pooled: Secret of the door that adds up the evidence of several servers; "" for one alone.
     """
 
     deadline_ns: int = 0
@@ -85,6 +86,7 @@ class ModelSettings:
     webhook: str = ""
     monitor_state: str = ""
     blind: str = ""
+    pooled: str = ""
 
 
 @dataclass

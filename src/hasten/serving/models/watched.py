@@ -70,6 +70,7 @@ def watch_of(name: str, version: str, opened: OpenBundle, settings: ModelSetting
         state=settings.monitor_state,
         webhook=settings.webhook,
         take_over=settings.on_alarm == "exact",
+        secret=settings.pooled,
     )
     if settings.blind:
         watch.blind = settings.blind

@@ -58,6 +58,11 @@ class Judging:
                 "the bundle's certificate states no limit: give --shadow-limit to have it watched"
             )
 
+    @property
+    def limits(self) -> tuple[Watched, ...]:
+        """All limits that there are."""
+        return tuple(each for each in (self.answers, self.labelled) if each is not None)
+
     def changed(self, outputs: Tensors, exact: Tensors) -> float:
         """Return how much of an answer is changed, in [0, 1]: by the metric, where it can tell.
 

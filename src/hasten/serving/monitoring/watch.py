@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import hmac
 import logging
+import secrets
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from hasten.bundle import MANIFEST
+from hasten.certificate.monitor import Batch
 from hasten.core.records import file_digest
 from hasten.core.tensors import Tensors
 from hasten.serving.monitoring.drift import Drift
@@ -45,6 +48,8 @@ class Watch:
         state: Folder that keeps the evidence, "off", or "" for the user's own.
         webhook: Address that is told of alarms; "" for none.
         take_over: Whether the exact model answers from an alarm on.
+        secret: Secret of the door that adds up the evidence of several servers, this one's too; then
+            only the door raises alarms. "" for a server alone.
 
     Attributes:
         judging: What the answers are held to.
@@ -68,6 +73,7 @@ class Watch:
         state: str = "",
         webhook: str = "",
         take_over: bool = False,
+        secret: str = "",
     ) -> None:
         self._extra = {"model": model, "version": version}
         self._path, self._webhook, self._take_over = path, webhook, take_over
@@ -76,6 +82,8 @@ class Watch:
         self.audited = self.dropped = self.failed = self._failures = 0
         self.blind = ""
         self._over = threading.Event()
+        self._secret, self._began = secret, secrets.token_hex(8)
+        self._totals: dict[str, Batch] = {}
         self._telling: set[str] = set()
         self.bundle = file_digest(path / MANIFEST)
         self._kept = Kept(self.bundle, state_folder(state), self._warn)
@@ -134,8 +142,17 @@ class Watch:
         self._add(self.judging.labelled, losses)
 
     def _add(self, watched: Watched, values: list[float]) -> None:
-        batches, at = [watched.null.batch([value]) for value in values], now()
-        before = self._kept.record.alarms
+        batches = [watched.null.batch([value]) for value in values]
+        if not self._secret:
+            self.add(watched, batches)
+            return
+        for batch in batches:
+            before = self._totals.get(watched.key)
+            self._totals[watched.key] = batch if before is None else before + batch
+
+    def add(self, watched: Watched, batches: Sequence[Batch]) -> None:
+        """Take in audited answers as evidence, and raise the alarm where they break the limit."""
+        at, before = now(), self._kept.record.alarms
 
         def added(record: Record) -> Record:
             for batch in batches:
@@ -153,9 +170,8 @@ class Watch:
 
     def _told(self, record: Record) -> None:
         """Say each alarm in the log, and to the webhook until it has heard."""
-        for watched in (self.judging.answers, self.judging.labelled):
-            if watched is not None:
-                self._show(watched, record)
+        for watched in self.judging.limits:
+            self._show(watched, record)
         for key, alarm in record.alarms.items():
             if key in self._telling:
                 continue
@@ -193,6 +209,14 @@ class Watch:
         if evidence is not None:
             self._shown[watched.key] = evidence.interval()
 
+    def order(self, secret: str) -> bool:
+        """Let the exact model take over by the door's order; False if it isn't the door that orders."""
+        if not self._secret or not hmac.compare_digest(secret.encode(), self._secret.encode()):
+            return False
+        self._kept.changed(taken_over)
+        self.alarmed()
+        return True
+
     @property
     def record(self) -> Record:
         """What is kept of the bundle."""
@@ -217,10 +241,10 @@ class Watch:
         return {
             "bundle": self.bundle,
             "limits": [
-                self._limit(watched, record)
-                for watched in (self.judging.answers, self.judging.labelled)
-                if watched is not None
+                self._limit(watched, record) for watched in self.judging.limits if not self._secret
             ],
+            "totals": {key: dataclasses.asdict(batch) for key, batch in self._totals.items()},
+            "began": self._began,
             "why": self.judging.why,
             "alarms": [alarm.in_words() for alarm in record.alarms.values()],
             "taken_over": record.taken_over,

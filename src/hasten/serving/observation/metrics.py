@@ -312,19 +312,29 @@ _UNSEEN: tuple[tuple[str, str, str], ...] = (
 
 
 def _monitors(models: list[ServedModel]) -> Iterator[Any]:
+    yield from monitors(
+        [(_labels(model), model.watch.facts()) for model in models if model.watch is not None]
+    )
+
+
+def monitors(known: list[tuple[tuple[str, str], dict[str, Any]]]) -> Iterator[Any]:
+    """Make metric families of what monitors know.
+
+    Args:
+        known: Name and version of each watched model, and its monitor's facts.
+    """
     from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-    known = [(model, model.watch.facts()) for model in models if model.watch is not None]
     for name, meaning, key in _WATCHED:
         family = GaugeMetricFamily(name, meaning, labels=(*_MODEL, "what"))
-        for model, facts in known:
+        for labels, facts in known:
             for limit in facts["limits"]:
-                family.add_metric((*_labels(model), limit["what"]), float(limit[key]))
+                family.add_metric((*labels, limit["what"]), float(limit[key]))
         yield family
     for name, meaning, key in _UNSEEN:
         counts = CounterMetricFamily(name, meaning, labels=_MODEL)
-        for model, facts in known:
-            counts.add_metric(_labels(model), facts[key])
+        for labels, facts in known:
+            counts.add_metric(labels, facts[key])
         yield counts
     sees = GaugeMetricFamily(
         "hasten_monitor_sees", "1 if answers are compared, 0 if the monitor is blind", labels=_MODEL
@@ -335,11 +345,11 @@ def _monitors(models: list[ServedModel]) -> Iterator[Any]:
     drift = GaugeMetricFamily(
         "hasten_drift", "Signals of drifting inputs, no proof of any", labels=(*_MODEL, "signal")
     )
-    for model, facts in known:
-        sees.add_metric(_labels(model), not facts["blind"])
-        anew.add_metric(_labels(model), facts["begun_anew"])
+    for labels, facts in known:
+        sees.add_metric(labels, not facts["blind"])
+        anew.add_metric(labels, facts["begun_anew"])
         for signal, value in _signals(facts["drift"]):
-            drift.add_metric((*_labels(model), signal), value)
+            drift.add_metric((*labels, signal), value)
     yield from (sees, anew, drift)
 
 
