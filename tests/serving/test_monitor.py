@@ -512,3 +512,18 @@ def test_nobody_orders_a_server_that_stands_alone(tmp_path: Path, state: Path) -
             {"error": "only the door of several servers may order that"},
         )
         assert ask(server, OTHER) == [OTHER[::-1]]
+
+
+def test_an_alarm_after_a_clear_is_told_again(
+    tmp_path: Path, state: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = certified(tmp_path)
+    with serving(path, state) as server:
+        ask(server, OTHER, ENOUGH)
+        clear = ["monitor", str(path), "--monitor-state", str(state), "--clear"]
+        assert CliRunner().invoke(main, clear).exit_code == 0
+        ask(server, OTHER, ENOUGH)
+        assert facts(server)["begun_anew"] == 1
+    assert len([text for text in caplog.messages if text.startswith("alarm: ")]) == 2
+    shown = CliRunner().invoke(main, ["monitor", str(path), "--monitor-state", str(state)])
+    assert f" of {ENOUGH} audited answers; limit 10%\n" in shown.output

@@ -337,9 +337,7 @@ class Repository:
             served = one.served
             if served is None and one.reason == UNLOADED:
                 continue  # a client unloaded it on purpose
-            if served is None or await self._loop.run_in_executor(
-                self._replacing, _stale, one, served
-            ):
+            if served is None or await self._loop.run_in_executor(self._replacing, _stale, served):
                 with contextlib.suppress(HastenError):
                     await self.load(one)
             else:
@@ -368,14 +366,13 @@ def changed(opened: OpenBundle) -> bool:
         return True
 
 
-def _stale(one: Registered, served: ServedModel) -> bool:
-    """Whether a bundle differs from the open one, or a person has cleared its alarm."""
+def _stale(served: ServedModel) -> bool:
+    """Whether a bundle differs from the open one, or a person has cleared the alarm that held it."""
+    held_back = served.watch is not None and served.watch.keeps_exact
     if served.watch is not None:
         served.watch.looked_again()
-    taken_over = served.watch is not None and served.answers == "exact"
-    settings = one.settings
-    lifted = taken_over and settings.which != "exact" and not held(one.path, settings)
-    return changed(served.opened) or (lifted and not served.opened.broken)
+        held_back = held_back and not served.watch.keeps_exact
+    return held_back or changed(served.opened)
 
 
 def _check_interface(opened: OpenBundle, old: ServedModel | None) -> None:

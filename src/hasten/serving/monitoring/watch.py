@@ -84,7 +84,7 @@ class Watch:
         self._over = threading.Event()
         self._secret, self._began = secret, secrets.token_hex(8)
         self._totals: dict[str, Batch] = {}
-        self._telling: set[str] = set()
+        self._telling: set[tuple[str, Alarm]] = set()
         self.bundle = file_digest(path / MANIFEST)
         self._kept = Kept(self.bundle, state_folder(state), self._warn)
         self._shown: dict[str, tuple[float, float]] = {}
@@ -173,9 +173,10 @@ class Watch:
         for watched in self.judging.limits:
             self._show(watched, record)
         for key, alarm in record.alarms.items():
-            if key in self._telling:
+            once = key, dataclasses.replace(alarm, told=False)
+            if once in self._telling:
                 continue
-            self._telling.add(key)
+            self._telling.add(once)
             log.error("alarm: %s", self._sentence(alarm, record), extra=self._extra)
             if self._webhook and not alarm.told:
                 post(self._webhook, self._body(alarm, record), self._heard(key, alarm), self._over)
@@ -230,9 +231,7 @@ class Watch:
 
     def looked_again(self) -> None:
         """Read what other processes, or a person, have made of the evidence meanwhile."""
-        record = self._kept.changed(lambda record: record)
-        self._telling &= record.alarms.keys()
-        self._told(record)
+        self._told(self._kept.changed(lambda record: record))
 
     def facts(self) -> dict[str, Any]:
         """Return what is shown of the monitor, for JSON."""
