@@ -293,7 +293,7 @@ class Kept:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             with os.fdopen(os.open(beside, flags, 0o600), "w") as file:
-                json.dump(to_record(record), file, allow_nan=False)
+                file.write(json.dumps(to_record(record), allow_nan=False))
                 if record.alarms != self._kept.alarms or record.taken_over != self._kept.taken_over:
                     file.flush()
                     os.fsync(file.fileno())
