@@ -1,6 +1,6 @@
 """How often the monitor raises a false alarm, and how soon it raises a true one.
 
-    python benchmarks/monitor.py [--quick] [--out results.json]
+    python benchmarks/monitor.py [--quick] [--part alarms|long|delays] [--out results.json]
 
 False alarms: streams of audited answers whose share of changed ones never exceeds the limit, by several
 kinds of traffic, one of which sees the evidence and does its worst. Counted is whether the evidence ever
@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from hasten.certificate.monitor import ALPHA, Null, _begun_by
+from hasten.certificate.monitor import _FIRST, _PATIENCE, ALPHA, Null
 
 WINDOW = 400
-_BLOCK = 100
+_BLOCK = 400
 """Answers whose capitals are reckoned at once; products of so many factors stay within float64."""
 
 
@@ -55,9 +55,8 @@ class Streams:
         first = np.zeros(len(values), int)
         for start in range(0, values.shape[1], _BLOCK):
             some = values[:, start : start + _BLOCK]
-            moments = self.n + np.arange(some.shape[1] + 1)
-            due = np.array([_begun_by(int(n)) for n in moments[:-1]])
-            before = _begun_by(int(moments[0]) - 1) if self.n else 0.0
+            due = _begun_by(self.n + np.arange(some.shape[1]))
+            before = _begun_by(np.array(self.n - 1)) if self.n else 0.0
             fresh = np.diff(due, prepend=before)
             factors = 1 + self.stakes[:, None] * (some[:, None, :] - self.null.limit)
             grown = np.cumprod(factors, axis=2)
@@ -71,6 +70,11 @@ class Streams:
             self.capital, self.value = capital[:, :, -1], value[:, -1]
             self.n += some.shape[1]
         return first
+
+
+def _begun_by(n: np.ndarray) -> np.ndarray:
+    """Return the share of the capital that bets at the n-th answer, from 0."""
+    return 1 - (1 - _FIRST) * math.log(_PATIENCE) / np.log(_PATIENCE + n)
 
 
 # -- traffic that keeps the limit
@@ -234,24 +238,25 @@ def main() -> None:
     """Run the simulation, and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="A hundredth of the streams.")
+    parser.add_argument("--part", choices=["alarms", "long", "delays"], help="By default all.")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    streams = 20 if given.quick else 2000
-    rows = [*false_alarms(streams, 20_000, 0.01)]
-    if not given.quick:
-        rows += [*false_alarms(200, 100_000, 0.002)]
-        some, rng = Streams(Null(0.01), 24), np.random.default_rng(9)
+    rows, seen = [], []
+    if given.part in (None, "alarms"):
+        rows += false_alarms(20 if given.quick else 2000, 20_000, 0.01)
+        rows += () if given.quick else false_alarms(200, 100_000, 0.002)
+    if given.part == "long" or (given.part is None and not given.quick):
+        some, rng = Streams(Null(0.01), 12), np.random.default_rng(9)
         for _ in range(1000):  # 10 million answers each
-            some.add((rng.random((24, 10_000)) < 0.01).astype(float))
-        rows.append(_row("always at the limit", 0.01, 24, some.n, int(some.ever.sum())))
-    seen = [
-        delays(20 if given.quick else 1000, limit, share, before)
+            some.add((rng.random((12, 10_000)) < 0.01).astype(float))
+        rows.append(_row("always at the limit", 0.01, 12, some.n, int(some.ever.sum())))
+    if given.part in (None, "delays"):
         for limit, share, before in (
             *((0.01, share, 0) for share in (0.02, 0.03, 0.04, 0.06)),
             *((0.005, share, 0) for share in (0.02, 0.03, 0.04)),
             *((0.01, 0.04, before) for before in (2000, 20_000, 100_000)),
-        )
-    ]
+        ):
+            seen.append(delays(20 if given.quick else 400, limit, share, before))
     if given.out:
         given.out.write_text(json.dumps({"false_alarms": rows, "delays": seen}, indent=1))
 
