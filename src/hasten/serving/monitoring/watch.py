@@ -160,6 +160,7 @@ class Watch:
             return record
 
         record = self._kept.changed(added)
+        self._telling = {each for each in self._telling if each[0] in record.alarms}
         self._show(watched, record)
         if record.alarms != before:
             self._told(record)
