@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tritonclient.http as triton
 from tests.support.servers import ONE_THREAD, ServerThread, bundle_of, place_of
+from tests.support.waiting import until
 
 import hasten
 from hasten.engines.base import Engine
@@ -262,3 +263,44 @@ def test_a_row_waits_while_the_model_is_busy_or_has_fallen_back(
     finally:
         model.fell_back = False
     assert json.loads(server.call(lambda: quick.answer(body, 0))) == pytest.approx(decided[0])
+
+
+def test_rows_that_are_answered_at_once_are_audited_each_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a row is read into is used again by the next, before the exact model is asked."""
+    text = """
+        exact (float[batch, 16] x) => (float[batch, 4] logits) {
+            sizes = Abs(x)
+            logits = Gemm(sizes, weight, bias)
+        }"""
+    exact = models.write(tmp_path / "exact.onnx", text, {"weight": (16, 4), "bias": (4,)})
+    path = bundle_of(
+        tmp_path,
+        models.linear_classifier(tmp_path),
+        "watched",
+        engine=CompiledC(),
+        exact=exact,
+        pipeline=Pipeline((Row(COLUMNS),), SCORED),
+    )
+    changed = 0
+    with hasten.load(path) as fast, hasten.load(path, which="exact") as slow:
+        for row in ROWS:
+            values = np.array([[*row.values()]], np.float32)
+            changed += int(fast(values)["logits"].argmax() != slow(values)["logits"].argmax())
+    assert 0 < changed < len(ROWS)
+    monkeypatch.setattr("hasten.serving.models.shadow._LOOKS", 10_000)
+    place = place_of(
+        path, shadow=1.0, shadow_limit=0.1, monitor_state="off", compiled=str(tmp_path)
+    )
+    with ServerThread(place) as running, httpx.Client(base_url=running.http_url) as client:
+        found = served(running, "watched")
+        assert running.call(lambda: found.quick_rows is not None)
+        idle, found._shadow._idle = found._shadow._idle, lambda: False
+        for row in ROWS:
+            url = "/v2/models/watched/infer"
+            assert client.post(url, json=row, timeout=PATIENCE_S).status_code == 200
+        found._shadow._idle = idle
+        until(lambda: found.watch.audited + found.watch.dropped == len(ROWS))
+        (limit,) = found.watch.facts()["limits"]
+    assert (limit["n"], limit["losses"]) == (len(ROWS), float(changed))

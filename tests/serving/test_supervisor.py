@@ -22,11 +22,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from tests.support import models
+from tests.support.bundles import forge
 from tests.support.pausing import Pausing, pausing_installed
 from tests.support.servers import ServerProcess, bundle_of
 from tests.support.waiting import until
 
 from hasten.cli import main
+from hasten.core.records import to_record
 
 PATIENCE_S = 120.0
 ROW = [1.0, 2.0, 3.0, 4.0]
@@ -459,3 +461,32 @@ def test_an_idle_server_doesnt_look_around(bundles: Path) -> None:
         time.sleep(3.0)
         assert ticks() - before <= 0.03 * os.sysconf("SC_CLK_TCK") + 1
         idle.close()
+
+
+def test_a_crash_of_the_exact_model_leaves_the_fast_one_answering_and_says_who_is_blind(
+    tmp_path: Path,
+) -> None:
+    """The exact model is at work on an answer of the fast one when the process dies."""
+    solid = models.solid(tmp_path)
+    path = bundle_of(tmp_path, models.mirrored(tmp_path), "shadowed", exact=solid)
+    judgement = {"guard": "changed", "max_drop": 0.5}
+    forge(
+        path,
+        lambda record: (
+            record["exact"].update(engine=to_record(Pausing())),
+            record.update(certificate={"judgement": judgement}),
+        ),
+    )
+    state = tmp_path / "state"
+    with ServerProcess(path, "--shadow", "100%", "--monitor-state", state) as server:
+        long = [3000.0, 0.0, 0.0, 1.0]  # the exact model pauses 3 s on it
+        assert ask(server.http_port, "shadowed", long)[0] == 200
+        time.sleep(0.5)
+        os.kill(server.serving_pid(), signal.SIGSEGV)
+        until(lambda: ready(server))
+        status, answer = ask(server.http_port, "shadowed")
+        assert (status, answer["outputs"][0]["data"]) == (200, ROW[::-1])
+        known = json.loads(get(server.http_port, "/v2/models/shadowed/monitor")[1])
+        assert known["blind"] == "the exact model's engine crashed the process"
+        assert known["limits"][0]["n"] == 0
+        assert "the monitor is blind: the exact model's engine crashed the process" in server.errors

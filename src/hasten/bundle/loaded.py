@@ -461,6 +461,10 @@ class Loaded:
         """
         return self._pool.properties()
 
+    def shares(self) -> Mapping[str, tuple[int, int]]:
+        """Return what the engine counts, over all sessions: name -> answers of the kind, and all."""
+        return self._pool.shares()
+
     def close(self) -> None:
         """Wait for the calls that are running, refuse those in line, and free the engine."""
         self._pool.close()

@@ -4,6 +4,7 @@ from hasten.cli.commands import main
 from hasten.cli.label import label
 from hasten.cli.lighten import lighten
 from hasten.cli.loadtest import loadtest
+from hasten.cli.monitor import monitor
 from hasten.cli.plan import plan
 from hasten.cli.serve import serve
 from hasten.cli.shortlist import shortlist
@@ -16,5 +17,6 @@ main.add_command(loadtest)
 main.add_command(watch)
 main.add_command(label)
 main.add_command(plan)
+main.add_command(monitor)
 
 __all__ = ["main"]

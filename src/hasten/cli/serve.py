@@ -100,8 +100,33 @@ IMAGE = "hasten-models:latest"
     "--shadow",
     type=Share(),
     default=0.0,
-    help="Share of requests that the exact model answers too, to compare, such as 1%.  "
-    "[default: none]",
+    help="Share of answers that the exact model gives too, so that the certificate is watched, such "
+    "as 1%.  [default: none]",
+)
+@click.option(
+    "--shadow-limit",
+    type=Share(),
+    default=0.0,
+    help="Share of changed answers from which an alarm is raised.  [default: the certificate's]",
+)
+@click.option(
+    "--on-alarm",
+    type=click.Choice(["tell", "exact"]),
+    default="tell",
+    show_default=True,
+    help="tell says an alarm; exact lets the exact model answer, too, until hasten monitor --clear.",
+)
+@click.option(
+    "--webhook",
+    default="",
+    metavar="URL",
+    help="Address that gets alarms, as a POST of JSON.  [default: none]",
+)
+@click.option(
+    "--monitor-state",
+    default="",
+    metavar="FOLDER",
+    help="Folder that keeps the monitor's evidence, or off.  [default: ~/.local/state/hasten/monitor]",
 )
 @click.option(
     "--no-standby",

@@ -171,15 +171,19 @@ class SessionPool:
         """
         with self.session() as session:
             said = dict(session.properties())
+        said |= {name: share(part, whole) for name, (part, whole) in self.shares().items()}
+        if self._refused:
+            said["no further session"] = self._refused
+        return said
+
+    def shares(self) -> Mapping[str, tuple[int, int]]:
+        """Counts of all sessions, summed: name -> number of answers of the kind, and of all."""
         parts, wholes = Counter[str](), Counter[str]()
         for each in list(self._sessions):
             for name, (part, whole) in each.shares().items():
                 parts[name] += part
                 wholes[name] += whole
-        said |= {name: share(parts[name], wholes[name]) for name in wholes}
-        if self._refused:
-            said["no further session"] = self._refused
-        return said
+        return {name: (parts[name], wholes[name]) for name in wholes}
 
     def check_open(self) -> None:
         """Check that the pool takes calls.

@@ -10,8 +10,9 @@ from hasten.core.tensors import TensorSpec
 from hasten.serving.models.repository import Registered, Repository
 from hasten.serving.models.served import ServedModel
 from hasten.serving.models.statistics import Duration, Statistics
+from hasten.serving.monitoring.watch import Watch
 from hasten.serving.protocol.datatypes import datatype_of
-from hasten.serving.protocol.errors import ProtocolError
+from hasten.serving.protocol.errors import Kind, ProtocolError
 
 SERVER = "hasten"
 EXTENSIONS = (
@@ -43,6 +44,29 @@ def model_metadata(model: ServedModel, versions: list[str]) -> dict[str, Any]:
         "inputs": [_tensor(spec) for spec in model.inputs],
         "outputs": [_tensor(spec) for spec in model.outputs],
     }
+
+
+def monitor(model: ServedModel) -> dict[str, Any]:
+    """Return what a model's monitor knows.
+
+    Raises:
+        ProtocolError: the model isn't watched.
+    """
+    return {"model": model.name, "version": model.version, **watch_of(model).facts()}
+
+
+def watch_of(model: ServedModel) -> Watch:
+    """Return a model's monitor.
+
+    Raises:
+        ProtocolError: the model isn't watched.
+    """
+    if model.watch is None:
+        raise ProtocolError(
+            Kind.NOT_FOUND,
+            f"the model {model.name!r} isn't watched: start the server with --shadow, such as 1%",
+        )
+    return model.watch
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:

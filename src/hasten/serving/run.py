@@ -6,11 +6,12 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Literal, TypedDict, Unpack
 
 from hasten.errors import InputError
 from hasten.serving.models.opening import ModelSettings
 from hasten.serving.models.places import chain_places, places
+from hasten.serving.monitoring.webhook import check_address
 from hasten.serving.settings import ModelPlace, ServerSettings
 from hasten.serving.state import Limits
 
@@ -34,6 +35,10 @@ def settings_of(
     sequence_idle_s: float = ModelSettings.sequence_idle_ns / 1e9,
     compiled: str | os.PathLike[str] = "",
     shadow: float = 0.0,
+    shadow_limit: float = 0.0,
+    on_alarm: Literal["tell", "exact"] = "tell",
+    webhook: str = "",
+    monitor_state: str | os.PathLike[str] = "",
     standby: bool = True,
     custom_ops: Sequence[Path] = (),
     shared_memory: str = "",
@@ -67,7 +72,15 @@ def settings_of(
         sequence_idle_s: Time without a request after which a sequence's states go, in seconds.
         compiled: Folder that keeps compiled models for the next start, or "off"; by default the one
             that the environment variable HASTEN_CACHE names, else `~/.cache/hasten`.
-        shadow: Share of requests that the exact model answers too, to compare.
+        shadow: Share of answered samples that the exact model answers too, so that the certificate is
+            watched.
+        shadow_limit: Share of changed answers from which the monitor raises an alarm; 0 for the one
+            that follows from the certificate.
+        on_alarm: What an alarm does: "tell" says it in the log, on the page and in the metrics;
+            "exact" lets the exact model take over, too, until a person clears it.
+        webhook: Address that is told of alarms by a POST of JSON; "" for none.
+        monitor_state: Folder that keeps the monitor's evidence, or "off"; by default
+            `hasten/monitor` in the user's folder of state.
         standby: Whether to keep the exact model open as a fallback.
         custom_ops: Libraries with the user's own operators.
         shared_memory: Pattern of the POSIX shared memory that clients may register; "" for none.
@@ -89,6 +102,7 @@ def settings_of(
         ("max_batch", max_batch, 1, _MOST_ROWS),
         ("sessions", 1 if sessions is None else sessions, 1, 1024),
         ("shadow", shadow, 0, 1),
+        ("shadow_limit", shadow_limit, 0, 0.999),
         ("deadline_s", deadline_s or 0, 0, 3600),
         ("max_wait_s", max_wait_s, 0, 3600),
         ("drain_s", drain_s, 0, 3600),
@@ -113,6 +127,13 @@ def settings_of(
         raise InputError(
             "a gRPC message must be smaller than 2 GiB: give a smaller max_body_bytes=, or no grpc="
         )
+    if on_alarm not in ("tell", "exact"):
+        raise InputError(f"on_alarm= is 'tell' or 'exact'; got {on_alarm!r:.40}")
+    asked = {"shadow_limit": shadow_limit, "on_alarm": on_alarm != "tell", "webhook": webhook}
+    if not shadow and (idle := [name for name, given in asked.items() if given]):
+        raise InputError(f"{idle[0]}= needs answers to watch: give shadow=, such as 0.01")
+    if webhook:
+        check_address(webhook)
     model = ModelSettings(
         deadline_ns=round(1e9 * (deadline_s or 0)),
         most_wait_ns=round(1e9 * max_wait_s),
@@ -125,6 +146,10 @@ def settings_of(
         sequence_idle_ns=round(1e9 * sequence_idle_s),
         compiled=_folder(compiled),
         shadow=shadow,
+        shadow_limit=shadow_limit,
+        on_alarm=on_alarm,
+        webhook=webhook,
+        monitor_state=_folder(monitor_state),
         standby=standby,
         custom_ops=tuple(path.absolute() for path in custom_ops),
     )
@@ -187,6 +212,10 @@ class Options(TypedDict, total=False):
     sequence_idle_s: float
     compiled: str | os.PathLike[str]
     shadow: float
+    shadow_limit: float
+    on_alarm: Literal["tell", "exact"]
+    webhook: str
+    monitor_state: str | os.PathLike[str]
     standby: bool
     custom_ops: Sequence[Path]
     shared_memory: str

@@ -60,10 +60,16 @@ class Federation:
 
     Args:
         places: Function that returns the name of each replica -> host and port.
+        together: Function that returns a page about all replicas together, told as the replica "all".
     """
 
-    def __init__(self, places: Callable[[], Mapping[str, tuple[str, int]]]) -> None:
+    def __init__(
+        self,
+        places: Callable[[], Mapping[str, tuple[str, int]]],
+        together: Callable[[], str] = lambda: "",
+    ) -> None:
         federation = self
+        self._together = together
 
         class Page(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -111,9 +117,8 @@ class Federation:
         found = dict(zip(places, answers, strict=True))
         if any(status == 401 for status, _ in found.values()):
             return 401, "this server requires a token: send Authorization: Bearer TOKEN\n"
-        return 200, joined(
-            {replica: page for replica, (status, page) in found.items() if status == 200}
-        )
+        pages = {replica: page for replica, (status, page) in found.items() if status == 200}
+        return 200, joined({**pages, "all": self._together()})
 
 
 def _asked(place: tuple[str, int], authorization: str | None) -> tuple[int, str]:

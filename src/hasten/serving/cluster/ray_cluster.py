@@ -26,6 +26,7 @@ from hasten.core.telemetry import OFF
 from hasten.errors import InputError
 from hasten.serving.cluster.federation import Federation
 from hasten.serving.cluster.ingress import Ingress, ReplicaEntry
+from hasten.serving.cluster.pooling import Pool
 from hasten.serving.cluster.replica import Book, Parcel, Replica, Roster, packed, wanted_replicas
 from hasten.serving.settings import ServerSettings
 
@@ -76,7 +77,8 @@ def deploy(
     with contextlib.ExitStack() as ending:
         folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="hasten-door-")))
         entries: dict[str, ReplicaEntry] = {}
-        federation = ending.enter_context(Federation(lambda: _places(entries)))
+        pool = ending.enter_context(Pool(settings, lambda: _places(entries)))
+        federation = ending.enter_context(Federation(lambda: _places(entries), pool.page))
         slots = max(_LEAST_SLOTS, 4 * max_replicas)
         ingress = Ingress(settings, folder, slots, federation.port)
         ending.callback(ingress.close)
@@ -87,7 +89,7 @@ def deploy(
         roster = _start_roster(ray)
         ending.callback(_end_application, serve)
         ray.get(roster.put_in.remote(parcels))
-        _start_application(serve, settings, min_replicas, max_replicas)
+        _start_application(serve, pool.of_replicas(settings), min_replicas, max_replicas)
         ingress.start()
         _say_where(settings, ingress, say)
         watch = Watch(ray, serve, roster, parcels, ingress, entries)

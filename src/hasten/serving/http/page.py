@@ -118,6 +118,7 @@ def _served(model: ServedModel, now_ns: int) -> dict[str, Any]:
         "shadow": {"rows": counted.shadowed, "disagreed": counted.disagreed}
         if model.settings.shadow
         else None,
+        "monitor": None if model.watch is None else model.watch.facts(),
     }
 
 

@@ -55,6 +55,11 @@ class Routes:
             ("GET", f"{version}/config", self._config),
             ("GET", f"{model}/stats", self._statistics),
             ("GET", f"{version}/stats", self._statistics),
+            ("GET", f"{model}/monitor", self._monitor),
+            ("GET", f"{version}/monitor", self._monitor),
+            ("POST", f"{version}/monitor", self._order),
+            ("POST", f"{model}/labels", self._labels),
+            ("POST", f"{version}/labels", self._labels),
             ("GET", "v2/trace/setting", self._trace),
             ("POST", "v2/trace/setting", self._set_trace),
             ("GET", f"{model}/trace/setting", self._trace),
@@ -136,6 +141,28 @@ class Routes:
 
     def _statistics(self, request: PlainRequest, name: str = "", version: str = "") -> Response:
         return _json(facts.model_statistics(facts.found(self._state.repository, name, version)))
+
+    # -- the monitor
+
+    def _monitor(self, request: PlainRequest, name: str, version: str = "") -> Response:
+        return _json(facts.monitor(self._state.repository.find(name, version)))
+
+    async def _order(self, request: PlainRequest, name: str, version: str) -> Response:
+        watch = facts.watch_of(self._state.repository.find(name, version))
+        secret = _object(request.body).get("secret")
+        if not isinstance(secret, str) or not await asyncio.to_thread(watch.order, secret):
+            raise ProtocolError(Kind.FORBIDDEN, "only the door of several servers may order that")
+        return _json(watch.facts())
+
+    async def _labels(self, request: PlainRequest, name: str, version: str = "") -> Response:
+        watch = facts.watch_of(self._state.repository.find(name, version))
+        given = _labels_of(request.body)
+        if watch.labels is None:
+            raise ProtocolError(
+                Kind.INVALID, f"labels say nothing about {name!r}: its certificate is about changes"
+            )
+        # On a thread: they are scored, and the evidence is written to a file.
+        return _json(await asyncio.to_thread(watch.label, given))
 
     # -- tracing and logging
 
@@ -281,6 +308,24 @@ def _object(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ProtocolError(Kind.INVALID, "the request is not a JSON object")
     return value
+
+
+def _labels_of(body: bytes) -> list[tuple[str, Any]]:
+    """Parse labels by the ids of requests.
+
+    Raises:
+        ProtocolError: they aren't a list of ids and labels.
+    """
+    labels = _object(body).get("labels")
+    form = 'labels are {"labels": [{"id": "a request\'s id", "label": 3}, ...]}'
+    if not isinstance(labels, list):
+        raise ProtocolError(Kind.INVALID, f"{form}; got {type(labels).__name__}")
+    found = []
+    for place, one in enumerate(labels):
+        if not isinstance(one, dict) or not isinstance(one.get("id"), str) or "label" not in one:
+            raise ProtocolError(Kind.INVALID, f"{form}; entry {place} is {one!r:.80}")
+        found.append((one["id"], one["label"]))
+    return found
 
 
 def no_cuda_region(name: str) -> ProtocolError:

@@ -109,9 +109,9 @@ class ServedChain(ServedModel):
             why=_WHY,
             winner=replace(root.manifest.winner, label=label),
         )
-        self.opened = replace(root, manifest=stated, notes=[], standby=None, instead="")
+        self.opened = replace(root, manifest=stated, notes=[], standby=None, instead="", watch=None)
         self.deciding = _ChainDeciding(self, Plan(place.chain, members), loop)
-        self._shadow = self.quick_rows = self.sequences = None
+        self._shadow = self.quick_rows = self.sequences = self.watch = None
 
     def member(self, node: str) -> ServedModel:
         """Return the served model of a node.

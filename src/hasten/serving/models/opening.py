@@ -23,6 +23,7 @@ from hasten.errors import CandidateError, InputError
 from hasten.measure.curve import CurvePoint
 from hasten.serving.models.latencies import Latencies
 from hasten.serving.models.pace import BackgroundPace
+from hasten.serving.monitoring.watch import Watch
 
 SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Batch sizes that are used: each is warmed up, since an engine compiles for a shape at first use."""
@@ -60,6 +61,13 @@ class ModelSettings:
         most_sequences: Most sequences whose states are kept at once; 0 to keep none.
         sequence_bytes: Largest size of all their states together.
         sequence_idle_ns: Time without a request after which a sequence's states go.
+        shadow_limit: Share of changed answers from which the monitor raises an alarm; 0 for the one
+            that follows from the certificate.
+        on_alarm: What an alarm does: "tell", or "exact" to let the exact model take over, too.
+        webhook: Address that is told of alarms; "" for none.
+        monitor_state: Folder that keeps the monitor's evidence, "off", or "" for the user's own.
+        blind: Line that says why the monitor that was asked for sees nothing; "" where it does.
+        pooled: Secret of the door that adds up the evidence of several servers; "" for one alone.
     """
 
     deadline_ns: int = 0
@@ -76,6 +84,12 @@ class ModelSettings:
     most_sequences: int = 1024
     sequence_bytes: int = 256 << 20
     sequence_idle_ns: int = 60_000_000_000
+    shadow_limit: float = 0.0
+    on_alarm: Literal["tell", "exact"] = "tell"
+    webhook: str = ""
+    monitor_state: str = ""
+    blind: str = ""
+    pooled: str = ""
 
 
 @dataclass
@@ -98,6 +112,7 @@ class OpenBundle:
         instead: Sentence that names the absent device that the bundle was made for, and what answers
             in its place; "" if it answers as certified.
         broken: Whether the model answers NaN where the exact one doesn't.
+        watch: Monitor of the answers; None where the bundle isn't watched.
     """
 
     path: Path
@@ -113,6 +128,7 @@ class OpenBundle:
     instead: str = ""
     broken: bool = False
     most_rows: int = 1
+    watch: Watch | None = None
 
     @property
     def everything(self) -> Sequence[Loaded]:

@@ -47,6 +47,7 @@ class QuickRows:
         first = model.opened.first
         bound = first.bind_row()
         self._row, self._outputs, self._run = bound.row, bound.outputs, bound.run
+        self._inputs = {path.name: bound.row}
         self._firsts = {name: array[0] for name, array in bound.outputs.items()}
         self._times = (0, 0, 0, 0)
         self._mark = model.mark
@@ -61,14 +62,14 @@ class QuickRows:
         """Return what answers a model's rows at once; None for a model whose rows always wait in line.
 
         That is one that takes something else than rows, or isn't known to take microseconds; and one
-        whose answers are cached, traced or compared with the exact model's.
+        whose answers are cached or traced.
         """
         opened, settings = model.opened, model.settings
         path = RowPath.of(opened.manifest.pipeline, opened.first.inputs)
         quick = opened.first.lends_calls and opened.latencies.measured_ns(1) <= INLINE_NS
         if path is None or not quick or not path.reader.able:
             return None
-        if settings.cache_bytes or settings.shadow or model.tracing is not None:
+        if settings.cache_bytes or model.tracing is not None:
             return None
         return cls(model, path)
 
@@ -112,6 +113,8 @@ class QuickRows:
     def told(self) -> None:
         """Count the request that `answer` answered last, now that its answer is on the way."""
         self._statistics.answered_row(*self._times, self._clock_ns())
+        if self._model.shadows:
+            self._model.shadowed(self._inputs, self._outputs, 1)
 
     def _is_broken(self) -> bool:
         """Whether the outputs have NaN, so that the exact model has to be asked."""

@@ -21,6 +21,7 @@ from hasten.serving.models.opening import ModelSettings, OpenBundle, open_bundle
 from hasten.serving.models.pace import BackgroundPace
 from hasten.serving.models.served import ServedModel, Watcher
 from hasten.serving.models.thread_priority import lowered_priority
+from hasten.serving.models.watched import held, watch_of
 from hasten.serving.protocol.errors import Kind, ProtocolError
 
 log = logging.getLogger("hasten.serving")
@@ -255,6 +256,9 @@ class Repository:
         settings = one.settings
         if old is not None and settings.which == "exact" and changed(old.opened):
             settings = replace(settings, which="winner")  # the old bundle crashed, not this one
+        kept = held(one.path, settings)
+        if kept:
+            settings = replace(settings, which="exact")
         others = any(self.served())
         pace = BackgroundPace(self._idle if others else None)
         with lowered_priority() if others else contextlib.nullcontext():
@@ -269,6 +273,9 @@ class Repository:
                 opened.close()
                 raise
         opened.broken = broken
+        opened.watch = watch_of(one.name, one.version, opened, one.settings)
+        if kept:
+            opened.notes.insert(0, kept)
         return opened
 
     def _idle(self) -> bool:
@@ -330,9 +337,7 @@ class Repository:
             served = one.served
             if served is None and one.reason == UNLOADED:
                 continue  # a client unloaded it on purpose
-            if served is None or await self._loop.run_in_executor(
-                self._replacing, changed, served.opened
-            ):
+            if served is None or await self._loop.run_in_executor(self._replacing, _stale, served):
                 with contextlib.suppress(HastenError):
                     await self.load(one)
             else:
@@ -359,6 +364,15 @@ def changed(opened: OpenBundle) -> bool:
         return read(opened.path) != opened.manifest
     except InputError:
         return True
+
+
+def _stale(served: ServedModel) -> bool:
+    """Whether a bundle differs from the open one, or a person has cleared the alarm that held it."""
+    held_back = served.watch is not None and served.watch.keeps_exact
+    if served.watch is not None:
+        served.watch.looked_again()
+        held_back = held_back and not served.watch.keeps_exact
+    return held_back or changed(served.opened)
 
 
 def _check_interface(opened: OpenBundle, old: ServedModel | None) -> None:

@@ -87,6 +87,7 @@ class ServedModel:
         deciding: Preparation of raw samples, and decision on them; None for a bundle without a pipeline.
         sequences: Sequences whose states are kept; None for a bundle without states.
         quick_rows: What answers single rows at once; None where they wait in line.
+        watch: Monitor of the answers; None where the bundle isn't watched.
     """
 
     def __init__(
@@ -154,9 +155,15 @@ class ServedModel:
         )
         self.quick_rows = QuickRows.of(self)
         self._shadow: Shadow | None = None
-        if settings.shadow and opened.standby is not None:
-            self._shadow = Shadow(self._ask_exact, loop, self.statistics, lambda: self.idle)
-        self._random = random.Random(0).random
+        self.watch = opened.watch
+        if settings.shadow and opened.standby is not None and self.watch is not None:
+            self._shadow = Shadow(
+                self._ask_exact, loop, self.statistics, lambda: self.idle, self.watch
+            )
+            self.watch.alarmed = self.take_over
+            if self.watch.keeps_exact:
+                self.take_over()
+        self._random = random.Random()
 
     # -- what clients ask about it
 
@@ -495,7 +502,7 @@ class ServedModel:
         future: asyncio.Future[Answer | ProtocolError] = asyncio.get_running_loop().create_future()
         now_ns = self._clock_ns()
         query = Query(
-            self.name, self.version, "", dict(inputs), arrived_ns=now_ns, parsed_ns=now_ns
+            self.name, self.version, "", dict(inputs), arrived_ns=now_ns, parsed_ns=now_ns, own=True
         )
         self.submit(query, future.set_result)
         answer = await future
@@ -503,12 +510,35 @@ class ServedModel:
             raise answer
         return answer.outputs
 
-    def shadowed(self, inputs: Tensors, outputs: Tensors) -> None:
-        """Hand a random share of the answers to the shadow for comparison with the exact model."""
-        looking = self._shadow is not None and not self.fell_back
-        if looking and self._random() < self.settings.shadow:
-            assert self._shadow is not None
-            self._shadow.look(inputs, outputs)
+    def take_over(self) -> None:
+        """Let the exact model answer from now on; what runs or waits is answered. On any thread."""
+        if self.fell_back or self.opened.standby is None:
+            return
+        self.fell_back = True
+        self._batching.stay_away()
+
+    @property
+    def shadows(self) -> bool:
+        """Whether a share of the answers is compared with the exact model's."""
+        return self._shadow is not None
+
+    def shadowed(self, inputs: Tensors, outputs: Tensors, rows: int, name: str = "") -> None:
+        """Hand a random share of the answers to the shadow for comparison with the exact model.
+
+        Of a request with several rows it is one row, so that no sample stands for its neighbours;
+        each row is as likely as any other.
+
+        Args:
+            inputs: Inputs of the request.
+            outputs: Answer that goes out.
+            rows: Rows of the request.
+            name: Id of the request; "" for none.
+        """
+        share = self.settings.shadow * rows
+        if self._shadow is None or self.fell_back or self._random.random() >= share:
+            return
+        batched = rows if self.opened.batched else 0
+        self._shadow.look(inputs, outputs, name, batched, self._random.randrange(rows))
 
     # -- its end
 
@@ -529,6 +559,8 @@ class ServedModel:
         self._batching.close()
         if self._shadow is not None:
             self._shadow.close()
+        if self.watch is not None:
+            self.watch.close()
         self.opened.close()
 
 
@@ -643,8 +675,8 @@ class Ticket(ServerTask):
         self._done(Answer(model.name, model.version, query.id, chosen))
         if self.content is not None:
             model._fly_on(self, outputs)
-        if model._shadow is not None:
-            model.shadowed(self.inputs, outputs)
+        if model._shadow is not None and not query.own:
+            model.shadowed(self.inputs, outputs, self.rows, query.id)
 
 
 class _Spec:

@@ -1,4 +1,4 @@
-"""Send a share of the requests to the exact model too, and count where the answers disagree."""
+"""Ask the exact model a random share of what was answered, too, and hand both answers to the monitor."""
 
 from __future__ import annotations
 
@@ -9,18 +9,30 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from hasten.core.tensors import Tensors
-from hasten.serving.models.comparison import disagreeing_rows
 from hasten.serving.models.statistics import Statistics
 from hasten.serving.models.thread_priority import lower_priority
+from hasten.serving.monitoring.watch import Watch
 
 log = logging.getLogger("hasten.serving")
 
 _LOOKS, _PAUSE_S = 100, 0.01
 """Number and length of the waits for a moment without live requests, before a sample is skipped."""
-_MOST_WAITING = 4
-"""Most samples that wait to be compared; further ones are skipped, since any sample will do."""
+_MOST_WAITING = 64
+"""Most samples that wait to be compared; further ones are skipped."""
+_MOST_BYTES = 64 << 20
+"""Largest size of all that wait together."""
+
+
+class _Job(NamedTuple):
+    """An answered sample that waits to be compared; its arrays are nobody else's."""
+
+    inputs: Tensors
+    outputs: Tensors
+    name: str
+    size_bytes: int
 
 
 class Shadow:
@@ -31,6 +43,7 @@ class Shadow:
         loop: Event loop on whose thread the results are counted.
         statistics: Statistics that the results are added to.
         idle: Function that tells whether no live request waits or runs.
+        watch: Monitor that counts the answers.
     """
 
     def __init__(
@@ -39,18 +52,50 @@ class Shadow:
         loop: asyncio.AbstractEventLoop,
         statistics: Statistics,
         idle: Callable[[], bool],
+        watch: Watch,
     ) -> None:
         self._exact, self._loop, self._statistics, self._idle = exact, loop, statistics, idle
-        self._jobs: queue.Queue[tuple[Tensors, Tensors] | None] = queue.Queue(_MOST_WAITING)
+        self._watch = watch
+        self._jobs: queue.Queue[_Job | None] = queue.Queue(_MOST_WAITING + 1)
+        self._came = self._went = 0
+        """Bytes that were queued, and that were done with: each is written by one thread alone."""
+        self._over = False
         threading.Thread(target=self._work, name="hasten-shadow", daemon=True).start()
 
-    def look(self, inputs: Tensors, outputs: Tensors) -> None:
-        """Queue an answer for comparison, unless the queue is full."""
-        with contextlib.suppress(queue.Full):
-            self._jobs.put_nowait((inputs, outputs))
+    def look(self, inputs: Tensors, outputs: Tensors, name: str, rows: int, row: int) -> None:
+        """Queue an answer for comparison, unless too much waits; on the event loop's thread.
+
+        Whether it is dropped depends on what waits, and not on the answer.
+
+        Args:
+            inputs: Inputs of a request; its row is copied, since a client may change shared memory.
+            outputs: Answer that went out.
+            name: Id of the request; "" for none.
+            rows: Number of rows that a row is taken out of; 0 to compare the whole answer.
+            row: Row to compare.
+        """
+        if self._over:
+            return
+        if rows:
+            inputs = {key: array[row : row + 1].copy() for key, array in inputs.items()}
+            outputs = {key: array[row : row + 1].copy() for key, array in outputs.items()}
+        else:
+            inputs = {key: array.copy() for key, array in inputs.items()}
+            outputs = {key: array.copy() for key, array in outputs.items()}
+        size = sum(array.nbytes for each in (inputs, outputs) for array in each.values())
+        labels = self._watch.labels
+        if labels is not None and name and not labels.expect(name, max(1, rows), row):
+            name = ""
+        waiting = self._came - self._went
+        if self._jobs.qsize() >= _MOST_WAITING or waiting + size > _MOST_BYTES:
+            self._watch.skip(name)
+            return
+        self._came += size
+        self._jobs.put_nowait(_Job(inputs, outputs, name, size))
 
     def close(self) -> None:
         """Drop the queued answers, and end the thread once the current comparison is done."""
+        self._over = True
         with contextlib.suppress(queue.Empty):
             while True:
                 self._jobs.get_nowait()
@@ -59,25 +104,31 @@ class Shadow:
     def _work(self) -> None:
         lower_priority()
         while (job := self._jobs.get()) is not None:
-            inputs, outputs = job
-            if not self._waited():
-                continue
             try:
-                rows = disagreeing_rows(outputs, self._exact(inputs))
-            except Exception:  # a failed comparison must not stop the serving
-                log.exception("an answer couldn't be compared with the exact model's")
-                continue
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                self._loop.call_soon_threadsafe(self._count, len(rows), int(rows.sum()))
+                self._compare(job)
+            except Exception as error:  # a failed comparison must not stop the serving
+                self._watch.fail(job.name, f"{type(error).__name__}: {error}")
+            self._went += job.size_bytes
+
+    def _compare(self, job: _Job) -> None:
+        if not self._waited():
+            self._watch.skip(job.name)
+            return
+        exact = self._exact(job.inputs)
+        changed = self._watch.audit(job.inputs, job.outputs, exact, job.name)
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            self._loop.call_soon_threadsafe(self._count, changed)
 
     def _waited(self) -> bool:
         """Wait for a moment without live requests; return False if none comes in time."""
         for _ in range(_LOOKS):
             if self._idle():
                 return True
+            if self._over:
+                return False
             time.sleep(_PAUSE_S)
         return False
 
-    def _count(self, looked: int, disagreed: int) -> None:
-        self._statistics.shadowed += looked
-        self._statistics.disagreed += disagreed
+    def _count(self, changed: bool) -> None:
+        self._statistics.shadowed += 1
+        self._statistics.disagreed += changed

@@ -151,6 +151,7 @@ def collected(state: ServerState) -> list[Any]:
         *_gauges(models),
         _stages(models),
         _batches(models),
+        *_monitors(models),
         *_models(state),
         *_server(state),
     ]
@@ -290,6 +291,76 @@ def _gauges(models: list[ServedModel]) -> Iterator[Any]:
         for model in models:
             family.add_metric(_labels(model), value(model))
         yield family
+
+
+_WATCHED: tuple[tuple[str, str, str], ...] = (
+    ("hasten_monitor_limit", "Largest share that the certificate allows", "limit"),
+    ("hasten_monitor_audited", "Answers that are evidence, over all processes and starts", "n"),
+    ("hasten_monitor_share_low", "Lower end of the 95% interval of the share so far", "low"),
+    ("hasten_monitor_share_high", "Upper end of the 95% interval of the share so far", "high"),
+    (
+        "hasten_monitor_evidence",
+        "Natural logarithm of the evidence against the limit; the alarm is at log(1 / alpha)",
+        "log_capital",
+    ),
+    ("hasten_monitor_alarm", "1 if an alarm is raised that nobody has cleared", "alarm"),
+)
+_UNSEEN: tuple[tuple[str, str, str], ...] = (
+    ("hasten_monitor_dropped", "Chosen answers that there was no idle time to compare", "dropped"),
+    ("hasten_monitor_failed", "Chosen answers that the exact model failed on", "failed"),
+)
+
+
+def _monitors(models: list[ServedModel]) -> Iterator[Any]:
+    yield from monitors(
+        [(_labels(model), model.watch.facts()) for model in models if model.watch is not None]
+    )
+
+
+def monitors(known: list[tuple[tuple[str, str], dict[str, Any]]]) -> Iterator[Any]:
+    """Make metric families of what monitors know.
+
+    Args:
+        known: Name and version of each watched model, and its monitor's facts.
+    """
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+    for name, meaning, key in _WATCHED:
+        family = GaugeMetricFamily(name, meaning, labels=(*_MODEL, "what"))
+        for labels, facts in known:
+            for limit in facts["limits"]:
+                family.add_metric((*labels, limit["what"]), float(limit[key]))
+        yield family
+    for name, meaning, key in _UNSEEN:
+        counts = CounterMetricFamily(name, meaning, labels=_MODEL)
+        for labels, facts in known:
+            counts.add_metric(labels, facts[key])
+        yield counts
+    sees = GaugeMetricFamily(
+        "hasten_monitor_sees", "1 if answers are compared, 0 if the monitor is blind", labels=_MODEL
+    )
+    anew = GaugeMetricFamily(
+        "hasten_monitor_begun_anew", "Times that evidence was begun anew", labels=_MODEL
+    )
+    drift = GaugeMetricFamily(
+        "hasten_drift", "Signals of drifting inputs, no proof of any", labels=(*_MODEL, "signal")
+    )
+    for labels, facts in known:
+        sees.add_metric(labels, not facts["blind"])
+        anew.add_metric(labels, facts["begun_anew"])
+        for signal, value in _signals(facts["drift"]):
+            drift.add_metric((*labels, signal), value)
+    yield from (sees, anew, drift)
+
+
+def _signals(drift: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    again = drift["asked_again"]
+    if again is not None and again[1]:
+        yield "asked_again", again[0] / again[1]
+    for name in ("margin", "outside"):
+        if drift[name]["n"]:
+            yield name, drift[name]["recent"]
+            yield f"{name}_mean", drift[name]["mean"]
 
 
 def _stages(models: list[ServedModel]) -> Any:

@@ -96,6 +96,7 @@ class Query:
         several: Whether the body was a list of samples, so that the answer is a list of decisions.
         plan: `RequestPlan` by which the request was decoded and thus needs no check; None without.
         sequence: Place of the request in a sequence; None for a request that stands alone.
+        own: Whether the server itself asks, to compare two bundles; such answers aren't audited.
     """
 
     model: str
@@ -114,6 +115,7 @@ class Query:
     several: bool = False
     plan: Any = None
     sequence: SequenceStep | None = None
+    own: bool = False
 
 
 @dataclass(slots=True)

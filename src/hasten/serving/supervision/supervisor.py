@@ -453,7 +453,10 @@ class Supervisor:
             model, settings = models[number], models[number].settings
             if standby and settings.which == "winner":
                 what = "the exact model's engine was running: it is no longer kept on standby"
-                settings = dataclasses.replace(settings, standby=False, shadow=0.0)
+                blind = "the exact model's engine crashed the process" if settings.shadow else ""
+                settings = dataclasses.replace(
+                    settings, standby=False, shadow=0.0, blind=blind or settings.blind
+                )
             elif settings.which == "winner":
                 what = "its engine was running: the exact model answers from now on"
                 settings = dataclasses.replace(settings, which="exact")

@@ -249,6 +249,8 @@ class View {
 }
 function answering(served) {
   const status = served.status === "uncertified" ? "not certified" : served.status;
+  if (served.monitor && served.monitor.taken_over)
+    return "The exact model answers, since the monitor raised an alarm.";
   if (served.fell_back) return "The exact model answers, since the fast one failed.";
   if (served.answers === "exact") return "The exact model answers.";
   return `The winner answers, ${status}: ${served.why}`;
@@ -273,7 +275,39 @@ function facts_of(served) {
     facts.push(["Compared with the exact model", rows ? `${plural(rows, "row")}, ${number(disagreed)}
       answered differently (${percent(disagreed / rows)})` : "nothing yet"]);
   }
+  if (served.monitor) facts.push(...watched(served.monitor));
   for (const note of served.notes) facts.push(["Note", note]);
+  return facts;
+}
+const WATCHED = {
+  changed: "Changed answers",
+  lost: "Lost answers, by labels",
+  net: "Net loss, by labels",
+};
+function watched(monitor) {
+  const facts = [];
+  if (monitor.blind) facts.push(["Monitor", `blind: ${monitor.blind}`]);
+  for (const alarm of monitor.alarms) facts.push(["Alarm", alarm]);
+  for (const {what, limit, n, low, high, alarm} of monitor.limits) {
+    const seen = n ? `${percent(Math.max(low, 0))} to ${percent(high)} of ${plural(n, "audited answer")}`
+      : "nothing yet";
+    const verdict = alarm ? "broken" : n ? "no evidence that it is broken" : "";
+    facts.push([WATCHED[what], flat(`${seen}; limit ${percent(limit)}${verdict && `, ${verdict}`}`)]);
+  }
+  if (monitor.why) facts.push(["Monitor", monitor.why]);
+  const missed = [
+    monitor.dropped && `${number(monitor.dropped)} without idle time`,
+    monitor.failed && `${number(monitor.failed)} that the exact model failed on`,
+    monitor.begun_anew && `evidence begun anew ${plural(monitor.begun_anew, "time")}`,
+  ].filter(Boolean);
+  if (missed.length) facts.push(["Not audited", missed.join(", ")]);
+  const {asked_again, margin, outside} = monitor.drift;
+  const signals = [
+    asked_again && asked_again[1] && `cascade asked again ${percent(asked_again[0] / asked_again[1])}`,
+    margin.n && `margin lately ${margin.recent.toPrecision(3)}, in all ${margin.mean.toPrecision(3)}`,
+    outside.n && `inputs outside the bundle's range lately ${percent(outside.recent)}`,
+  ].filter(Boolean);
+  if (signals.length) facts.push(["Drift (signals, no proof)", signals.join("; ")]);
   return facts;
 }
 

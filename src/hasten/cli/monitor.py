@@ -1,0 +1,58 @@
+"""Define `hasten monitor`, which shows and clears what a server's monitor knows of a bundle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import click
+
+from hasten.cli.options import one_line_errors
+from hasten.errors import InputError
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--clear", is_flag=True, help="Clear alarms, so that the fast model answers again.")
+@click.option(
+    "--monitor-state",
+    default="",
+    metavar="FOLDER",
+    help="Folder that keeps the monitor's evidence.  [default: ~/.local/state/hasten/monitor]",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print all that is kept, as JSON.")
+def monitor(bundle: Path, clear: bool, monitor_state: str, as_json: bool) -> None:
+    """Show what hasten serve --shadow found out about a bundle, or clear its alarms.
+
+    It ends with 1 while there is an alarm. After --clear, evidence begins anew, which may raise one
+    more false alarm (5%), and a running server looks again at SIGHUP.
+    """
+    from hasten.bundle import MANIFEST, read
+    from hasten.core.records import file_digest
+    from hasten.serving.monitoring.kept import Kept, cleared, state_folder
+
+    with one_line_errors():
+        read(bundle)
+        folder = state_folder(monitor_state)
+        if folder is None:
+            raise InputError("--monitor-state off keeps nothing: name the server's folder")
+        said: list[str] = []
+        kept = Kept(file_digest(bundle / MANIFEST), folder, said.append)
+        record = kept.changed(cleared) if clear else kept.record
+        if said:
+            raise InputError(said[0])
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(record), indent=2))
+    else:
+        for line in record.lines:
+            click.echo(line)
+        for key, evidence in record.evidence.items():
+            low, high = evidence.interval()
+            click.echo(
+                f"{key.split()[0]}: {100 * low:.3g}% to {100 * high:.3g}% of {evidence.n:,} audited "
+                f"answers; limit {100 * evidence.limit:.4g}%"
+            )
+        if not (record.lines or record.evidence):
+            click.echo("nothing is known: no server has watched this bundle, or it kept nothing")
+    raise SystemExit(1 if record.alarms else 0)

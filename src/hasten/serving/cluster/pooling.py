@@ -1,0 +1,182 @@
+"""Add up the evidence of all replicas at the door, which alone raises alarms and lets exact models answer.
+
+Each replica counts what it audits; the door asks for the counts, and what came since it last asked is
+more evidence of one process. So the chance of a false alarm is 5% over all replicas together, however
+many come and go, and together they see a breach as soon as one server with all their traffic would.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import secrets
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+from hasten.bundle import read
+from hasten.certificate.monitor import Batch
+from hasten.core.records import from_record
+from hasten.errors import IntegrityError
+from hasten.serving.models.comparison import disagreeing_rows
+from hasten.serving.monitoring.drift import Drift
+from hasten.serving.monitoring.judging import Judging
+from hasten.serving.monitoring.watch import Watch
+from hasten.serving.observation.metrics import monitors
+from hasten.serving.settings import ModelPlace, ServerSettings
+
+log = logging.getLogger("hasten.serving")
+
+_LOOK_S = 1.0
+_PATIENCE_S = 5.0
+Places = Callable[[], Mapping[str, tuple[str, int]]]
+
+
+class Pool:
+    """Monitor of several servers of the same bundles.
+
+    Args:
+        settings: Settings of the servers.
+        places: Function that returns the name of each replica -> host and port.
+
+    Attributes:
+        watches: Model and version -> monitor of all its replicas.
+    """
+
+    def __init__(self, settings: ServerSettings, places: Places) -> None:
+        self._places, self._secret = places, secrets.token_hex(16)
+        token = settings.token()
+        self._headers = {} if token is None else {"Authorization": f"Bearer {token.decode()}"}
+        self.watches = {
+            (model.name, model.version): _watch(model)
+            for model in settings.models
+            if model.settings.shadow
+        }
+        self._seen: dict[tuple[str, str, str, str], Batch] = {}
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self._over = threading.Event()
+
+    def of_replicas(self, settings: ServerSettings) -> ServerSettings:
+        """Return the settings for the replicas: they count, and leave alarms to the door."""
+        models = tuple(
+            dataclasses.replace(
+                model,
+                settings=dataclasses.replace(
+                    model.settings,
+                    pooled=self._secret,
+                    monitor_state="off",
+                    webhook="",
+                    on_alarm="tell",
+                ),
+            )
+            if model.settings.shadow
+            else model
+            for model in settings.models
+        )
+        return dataclasses.replace(settings, models=models)
+
+    def look(self) -> None:
+        """Ask every replica for what it has counted, and tell it where the exact model answers."""
+        for (name, version), watch in self.watches.items():
+            path = f"/v2/models/{quote(name, safe='')}/versions/{quote(version, safe='')}/monitor"
+            for host, port in self._places().values():
+                facts = self._asked(host, port, path)
+                if facts is None:
+                    continue
+                self._add(watch, name, version, facts)
+                if watch.keeps_exact and not facts.get("taken_over"):
+                    self._asked(host, port, path, {"secret": self._secret})
+
+    def _add(self, watch: Watch, name: str, version: str, facts: Mapping[str, Any]) -> None:
+        """Take in what a replica has counted since it was last asked."""
+        for watched in watch.judging.limits:
+            record = facts.get("totals", {}).get(watched.key)
+            if record is None:
+                continue
+            try:
+                now = from_record(Batch, record)
+            except IntegrityError as error:
+                log.error("a replica's counts can't be read: %s", error)
+                continue
+            place = name, version, watched.key, str(facts.get("began"))
+            before = self._seen.get(place)
+            if before is None or now.n > before.n:
+                self._seen[place] = now
+                watch.add(watched, [now if before is None else now - before])
+
+    def _asked(
+        self, host: str, port: int, path: str, body: Mapping[str, Any] | None = None
+    ) -> Mapping[str, Any] | None:
+        """Ask a replica; None if it doesn't answer."""
+        shown = f"[{host}]" if ":" in host else host
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://{shown}:{port}{path}", data, self._headers)
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # it may be gone, or its models not yet ready
+            with self._opener.open(request, timeout=_PATIENCE_S) as answer:
+                found = json.loads(answer.read())
+                return found if isinstance(found, dict) else None
+        return None
+
+    def page(self) -> str:
+        """Return the evidence of all replicas as metrics in Prometheus' text format."""
+        from prometheus_client import CollectorRegistry, generate_latest
+
+        known = [(place, watch.facts()) for place, watch in self.watches.items()]
+        registry = CollectorRegistry()
+        registry.register(_Families([*monitors(known)]))
+        return generate_latest(registry).decode()
+
+    def _work(self) -> None:
+        while not self._over.wait(_LOOK_S):
+            try:
+                self.look()
+            except Exception:  # the door goes on without a monitor rather than not at all
+                log.exception("the replicas' evidence couldn't be added up")
+
+    def __enter__(self) -> Self:
+        if self.watches:
+            threading.Thread(target=self._work, name="hasten-pool", daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        for watch in self.watches.values():
+            watch.close()
+
+
+class _Families:
+    """Collector that hands finished families to a registry."""
+
+    def __init__(self, families: list[Any]) -> None:
+        self._families = families
+
+    def collect(self) -> list[Any]:
+        return self._families
+
+
+def _watch(model: ModelPlace) -> Watch:
+    settings = model.settings
+    judging = Judging(read(model.path), settings.shadow_limit, disagreeing_rows)
+    return Watch(
+        model.name,
+        model.version,
+        model.path,
+        judging,
+        Drift((), dict),
+        state=settings.monitor_state,
+        webhook=settings.webhook,
+        take_over=settings.on_alarm == "exact",
+    )

@@ -1,0 +1,88 @@
+"""Open the monitor of a bundle that is served, and look whether an alarm still holds its model back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from hasten.bundle import MANIFEST
+from hasten.core.records import file_digest
+from hasten.serving.models.comparison import disagreeing_rows
+from hasten.serving.models.opening import ModelSettings, OpenBundle
+from hasten.serving.monitoring.drift import Drift
+from hasten.serving.monitoring.judging import Judging
+from hasten.serving.monitoring.kept import peek, state_folder
+from hasten.serving.monitoring.watch import Watch
+
+log = logging.getLogger("hasten.serving")
+
+
+def held(path: Path, settings: ModelSettings) -> str:
+    """Return a line that says since when the exact model answers in a bundle's place; "" if it doesn't.
+
+    It holds whatever the server was started with: an alarm is cleared by a person alone.
+    """
+    folder = state_folder(settings.monitor_state)
+    if folder is None:
+        return ""
+    try:
+        record = peek(file_digest(path / MANIFEST), folder)
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError) as error:
+        if not settings.shadow:  # else the monitor says so
+            log.warning("%s can't tell of alarms: %.200s; the fast model answers", folder, error)
+        return ""
+    if not record.taken_over and not (settings.on_alarm == "exact" and record.alarms):
+        return ""
+    since = min((alarm.at for alarm in record.alarms.values()), default="an alarm")
+    return (
+        f"the exact model answers since {since}, when the monitor raised an alarm: "
+        f"`hasten monitor {path} --clear` ends that"
+    )
+
+
+def watch_of(name: str, version: str, opened: OpenBundle, settings: ModelSettings) -> Watch | None:
+    """Return the monitor of an open bundle; None where nothing of it is to be compared.
+
+    Where it was asked for and can't be, a note says why.
+    """
+    if not settings.shadow and not settings.blind:
+        return None
+    if opened.standby is None and not settings.blind:
+        if opened.which == "winner":
+            opened.notes.append(
+                "nothing to watch: the bundle holds no exact model beside its winner"
+            )
+            return None
+        if settings.which == "exact":
+            return None
+    judging = Judging(opened.manifest, settings.shadow_limit, disagreeing_rows)
+    if judging.why:
+        opened.notes.append(f"answers are compared, and no alarm is raised: {judging.why}")
+    watch = Watch(
+        name,
+        version,
+        opened.path,
+        judging,
+        Drift(opened.requests, lambda: _shares(opened)),
+        state=settings.monitor_state,
+        webhook=settings.webhook,
+        take_over=settings.on_alarm == "exact",
+        secret=settings.pooled,
+    )
+    if settings.blind:
+        watch.blind = settings.blind
+        opened.notes.insert(0, f"the monitor is blind: {settings.blind}")
+    return watch
+
+
+def _shares(opened: OpenBundle) -> Mapping[str, tuple[int, int]]:
+    """Add up what a bundle's sessions count."""
+    found: dict[str, tuple[int, int]] = {}
+    for session in opened.sessions:
+        for name, (some, all_) in session.shares().items():
+            before = found.get(name, (0, 0))
+            found[name] = before[0] + some, before[1] + all_
+    return found

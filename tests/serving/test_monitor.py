@@ -1,0 +1,530 @@
+"""The monitor of a served bundle: through real clients, a real server, and files as they end up."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import http.client
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from click.testing import CliRunner
+from tests.support import models
+from tests.support.bundles import forge
+from tests.support.servers import ServerThread, bundle_of, place_of
+from tests.support.waiting import until
+
+from hasten.bundle import MANIFEST
+from hasten.cli import main
+from hasten.core.records import file_digest
+from hasten.serving.cluster.federation import Federation
+from hasten.serving.cluster.pooling import Pool
+from hasten.serving.monitoring import kept
+from hasten.serving.settings import ServerSettings
+
+SAME, OTHER = [1.0, 3.0, 3.0, 1.0], [1.0, 0.0, 0.0, 2.0]
+"""Rows for `mirrored`: its class is that of `solid`, or another one."""
+LIMIT = 0.1
+ENOUGH = 12
+"""Changed answers in a row that break the limit, whatever was before within a test."""
+
+
+def certified(folder: Path, name: str = "watched", **judged: Any) -> Path:
+    """A bundle whose winner mirrors each row before it answers, which is exactly `solid`."""
+    folder.mkdir(exist_ok=True)
+    path = bundle_of(folder, models.mirrored(folder), name, exact=models.solid(folder))
+    judgement = {"guard": "changed", "max_drop": LIMIT, "n": 1000, "lost": 1, "gained": 0, **judged}
+    forge(path, lambda record: record.update(certificate={"judgement": judgement}))
+    return path
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+def serving(path: Path, state: Path, **settings: Any) -> ServerThread:
+    given = {"shadow": 1.0, "monitor_state": str(state), **settings}
+    return ServerThread(place_of(path, "watched", **given))
+
+
+def ask(server: ServerThread, row: list[float], count: int = 1, name: str = "") -> Any:
+    """Ask so often for one row, each time after the last answer was audited."""
+    client = triton.InferenceServerClient(server.host)
+    tensor = triton.InferInput("x", [1, 4], "FP32")
+    tensor.set_data_from_numpy(np.array([row], np.float32))
+    for _ in range(count):
+        watch = served(server).watch
+        before = 0 if watch is None else watch.audited + watch.dropped + watch.failed
+        answer = client.infer("watched", [tensor], request_id=name).as_numpy("y").tolist()
+        if served(server).answers == "winner" and watch is not None:
+            until(lambda w=watch, n=before: w.audited + w.dropped + w.failed > n)
+    client.close()
+    return answer
+
+
+def served(server: ServerThread) -> Any:
+    return server.server.state.repository.find("watched")
+
+
+def fetched(server: ServerThread, path: str, body: Any = None) -> tuple[int, Any]:
+    client = http.client.HTTPConnection(server.host, timeout=60)
+    client.request("GET" if body is None else "POST", path, body and json.dumps(body))
+    response = client.getresponse()
+    text = response.read().decode()
+    client.close()
+    return response.status, json.loads(text) if text[:1] in "[{" else text
+
+
+def facts(server: ServerThread) -> Any:
+    status, found = fetched(server, "/v2/models/watched/monitor")
+    assert status == 200, found
+    return found
+
+
+class _Hook(http.server.BaseHTTPRequestHandler):
+    """A webhook that is away the first time, and hears the second."""
+
+    heard: ClassVar[list[Any]] = []
+    refused: ClassVar[list[int]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        first = not self.refused
+        (self.refused.append(1) if first else self.heard.append(json.loads(body)))
+        self.send_response(503 if first else 204)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr("hasten.serving.monitoring.webhook.PAUSES_S", (0.01,) * 5)
+    monkeypatch.setattr("hasten.serving.monitoring.webhook.post.__defaults__", ((0.01,) * 5,))
+    _Hook.heard.clear()
+    _Hook.refused.clear()
+    server = http.server.HTTPServer(("127.0.0.1", 0), _Hook)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/alarms"
+    server.shutdown()
+    server.server_close()
+
+
+def test_an_alarm_is_told_everywhere_and_the_fast_model_goes_on(
+    tmp_path: Path, state: Path, hook: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = certified(tmp_path)
+    with serving(path, state, webhook=hook) as server:
+        ask(server, SAME, 3)
+        assert facts(server)["alarms"] == []
+        assert not _Hook.heard
+        ask(server, OTHER, ENOUGH)
+        (alarm,) = facts(server)["alarms"]
+        until(lambda: bool(_Hook.heard) and next(iter(record(path, state).alarms.values())).told)
+        assert ask(server, OTHER) == [[2.0, 0.0, 0.0, 1.0]]  # the fast model's
+        _, metrics = fetched(server, "/metrics")
+        _, page = fetched(server, "/live.json")
+    assert alarm.startswith("more than 10% of answers change: ")
+    assert [line for line in caplog.messages if line.startswith(f"alarm: {alarm}; the certificate")]
+    assert _Hook.heard[0]["text"].startswith(alarm)
+    assert (_Hook.heard[0]["model"], _Hook.heard[0]["taken_over"]) == ("watched", False)
+    assert len(_Hook.heard) == 1
+    assert 'hasten_monitor_alarm{model="watched",version="1",what="changed"} 1.0' in metrics
+    assert 'hasten_monitor_limit{model="watched",version="1",what="changed"} 0.1' in metrics
+    assert page["models"][0]["served"]["monitor"]["alarms"] == [alarm]
+
+
+def record(path: Path, state: Path) -> kept.Record:
+    return kept.Kept(file_digest(path / MANIFEST), state).record
+
+
+def test_answers_that_keep_the_limit_raise_nothing(tmp_path: Path, state: Path) -> None:
+    with serving(certified(tmp_path), state) as server:
+        for _ in range(4):
+            ask(server, SAME, 19)
+            ask(server, OTHER)
+        (limit,) = facts(server)["limits"]
+    assert (limit["n"], limit["losses"], limit["alarm"]) == (80, 4.0, False)
+    assert limit["low"] < 0.05 < limit["high"]
+
+
+def test_the_exact_model_takes_over_until_a_person_clears_it(tmp_path: Path, state: Path) -> None:
+    path = certified(tmp_path)
+    right, wrong = [OTHER], [OTHER[::-1]]
+    with serving(path, state, on_alarm="exact") as server:
+        with concurrent.futures.ThreadPoolExecutor(2) as threads:
+            beside = [threads.submit(_asked_on, server) for _ in range(2)]
+            until(lambda: served(server).answers == "exact")
+            answers = [answer for each in beside for answer in each.result()]
+        assert all(answer in (right, wrong) for answer in answers)  # none was lost
+        assert ask(server, OTHER) == right
+        assert facts(server)["taken_over"]
+    with serving(path, state) as server:  # whatever it is started with
+        assert ask(server, OTHER) == right
+        assert any("--clear` ends that" in note for note in served(server).opened.notes)
+        told = CliRunner().invoke(main, ["monitor", str(path), "--monitor-state", str(state)])
+        assert told.exit_code == 1
+        assert " alarm: more than 10% of answers change: " in told.output
+        assert " the exact model takes over\n" in told.output
+        clear = ["monitor", str(path), "--monitor-state", str(state), "--clear"]
+        assert CliRunner().invoke(main, clear).exit_code == 0
+        server.call(server.server.state.repository.reload_changed)  # as SIGHUP does
+        assert ask(server, OTHER) == wrong
+        found = facts(server)
+    assert (found["taken_over"], found["alarms"], found["begun_anew"]) == (False, [], 1)
+    assert found["limits"][0]["n"] == 1
+
+
+def _asked_on(server: ServerThread) -> list[Any]:
+    """Ask on and on until the exact model answers, and a little longer."""
+    client, answers = triton.InferenceServerClient(server.host), []
+    tensor = triton.InferInput("x", [1, 4], "FP32")
+    tensor.set_data_from_numpy(np.array([OTHER], np.float32))
+    more = 20
+    while more:
+        answers.append(client.infer("watched", [tensor]).as_numpy("y").tolist())
+        more -= served(server).answers == "exact"
+        threading.Event().wait(0.002)
+    client.close()
+    return answers
+
+
+def test_evidence_survives_a_restart_and_belongs_to_one_bundle(tmp_path: Path, state: Path) -> None:
+    path = certified(tmp_path)
+    with serving(path, state) as server:
+        ask(server, SAME, 5)
+    with serving(path, state) as server:
+        ask(server, OTHER, 2)
+        (limit,) = facts(server)["limits"]
+        assert (limit["n"], limit["losses"]) == (7, 2.0)
+        first = {each.name: each.read_bytes() for each in path.iterdir() if each.is_file()}
+        forge(path, lambda manifest: manifest.update(why="another"))  # another bundle in its place
+        server.call(server.server.state.repository.reload_changed)
+        assert facts(server)["limits"][0]["n"] == 0
+        ask(server, SAME)
+        for name, data in first.items():
+            (path / name).write_bytes(data)
+        server.call(server.server.state.repository.reload_changed)
+        ask(server, SAME)
+        assert facts(server)["limits"][0]["n"] == 8
+
+
+def test_two_servers_of_one_bundle_add_up(tmp_path: Path, state: Path) -> None:
+    path = certified(tmp_path)
+    with serving(path, state) as one, serving(path, state) as other:
+        ask(one, OTHER, 3)
+        ask(other, OTHER, 4)
+        ask(one, SAME)
+        assert [facts(each)["limits"][0]["n"] for each in (one, other)] == [8, 7]
+        assert facts(one)["limits"][0]["losses"] == 7.0
+
+
+def test_damaged_evidence_lies_beside_and_begins_anew(
+    tmp_path: Path, state: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = certified(tmp_path)
+    with serving(path, state) as server:
+        ask(server, SAME, 2)
+    (file,) = state.glob("*.json")
+    for damage in (b"{", file.read_bytes().replace(b'"n": 2', b'"n": -2'), b"[" * 100_000):
+        caplog.clear()
+        file.write_bytes(damage)
+        with serving(path, state) as server:
+            ask(server, SAME)
+            assert facts(server)["limits"][0]["n"] == 1
+            assert facts(server)["begun_anew"] == 1
+        (said,) = [text for text in caplog.messages if "is damaged" in text]
+        assert said.endswith("evidence begins anew, with another 5% for a false alarm")
+        assert "\n" not in said
+    assert len(list(state.glob("*.damaged-*"))) == 3
+
+
+def test_a_folder_that_cannot_be_used_costs_the_memory_of_a_restart_alone(
+    tmp_path: Path, state: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = certified(tmp_path)
+    state.write_text("a file is in the way")
+    others = tmp_path / "others"
+    others.mkdir()
+    others.chmod(0o777)
+    for folder, why in ((state, "File exists"), (others, "it belongs to another user, or others ")):
+        caplog.clear()
+        with serving(path, folder) as server:
+            ask(server, OTHER, ENOUGH)
+            assert len(facts(server)["alarms"]) == 1
+        (said,) = [text for text in caplog.messages if "can't be kept" in text]
+        assert why in said
+        assert "the next start begins anew" in said
+
+
+def test_an_alarm_in_a_folder_that_became_read_only_still_holds(
+    tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = certified(tmp_path)
+    with serving(path, state, on_alarm="exact") as server:
+        ask(server, OTHER, ENOUGH)
+        until(lambda: served(server).answers == "exact")
+    (lock,) = state.glob("*.lock")
+    lock.unlink()
+    lock.mkdir()  # for every user, the superuser too: it can't be opened for writing
+    with serving(path, state) as server:
+        assert ask(server, OTHER) == [OTHER]
+
+
+def test_evidence_that_could_not_be_kept_is_added_once_it_can(tmp_path: Path, state: Path) -> None:
+    path = certified(tmp_path)
+    with serving(path, state) as server:
+        ask(server, SAME, 2)
+        aside = state.rename(tmp_path / "aside")
+        state.write_text("in the way")
+        ask(server, OTHER, 3)
+        state.unlink()
+        aside.rename(state)
+        ask(server, SAME)
+        assert facts(server)["limits"][0]["n"] == 6
+    assert next(iter(record(path, state).evidence.values())).losses == 3.0
+
+
+def test_clocks_that_jump_change_no_evidence(
+    tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    years = iter([2026, 1970, 2100, 1999] * 50)
+    for place in ("kept", "watch"):
+        monkeypatch.setattr(
+            f"hasten.serving.monitoring.{place}.now",
+            lambda: f"{next(years)}-01-01T00:00:00+00:00",
+        )
+    with serving(certified(tmp_path), state) as server:
+        ask(server, SAME, 4)
+        ask(server, OTHER, ENOUGH)
+        found = facts(server)
+    assert (found["limits"][0]["n"], len(found["alarms"])) == (4 + ENOUGH, 1)
+
+
+# -- labels
+
+
+def labelled(server: ServerThread, *labels: tuple[str, Any]) -> Any:
+    body = {"labels": [{"id": name, "label": label} for name, label in labels]}
+    status, found = fetched(server, "/v2/models/watched/labels", body)
+    assert status == 200, found
+    return found
+
+
+def test_labels_in_another_order_count_as_the_answers_came(tmp_path: Path, state: Path) -> None:
+    """OTHER is of class 3 by the exact model, of 0 by the fast one; of SAME both say 1."""
+    folder = tmp_path / "net"
+    limits = {}
+    for turned in (False, True):
+        path = certified(folder, guard="lost", max_drop=0.2)
+        with serving(path, state / str(turned)) as server:
+            for number in range(6):
+                ask(server, OTHER if number % 2 else SAME, name=f"r{number}")
+            labels = [(f"r{number}", 3 if number % 2 else 1) for number in range(6)]
+            for one in reversed(labels) if turned else labels:
+                labelled(server, one)
+            limits[turned] = facts(server)["limits"][1]
+            assert facts(server)["labels"]["counted"] == 6
+    assert limits[True] == limits[False]
+    assert (limits[True]["what"], limits[True]["n"], limits[True]["losses"]) == ("lost", 6, 3.0)
+
+
+def test_a_label_that_is_unknown_comes_twice_or_contradicts_counts_once(
+    tmp_path: Path, state: Path
+) -> None:
+    with serving(certified(tmp_path, guard="net"), state) as server:
+        ask(server, OTHER, name="a")
+        ask(server, OTHER, name="b")
+        assert labelled(server, ("b", 0), ("b", 0), ("b", 3), ("c", 1)) == {
+            "waiting": 1,
+            "twice": 1,
+            "contradicting": 1,
+            "unknown": 1,
+        }
+        assert facts(server)["limits"][1]["n"] == 0  # a's label is awaited
+        assert labelled(server, ("a", "a cat")) == {"taken": 1}
+        found = facts(server)
+        assert found["labels"]["last"].startswith("request 'a': ")
+        assert (found["limits"][1]["n"], found["limits"][1]["gains"]) == (1, 1.0)
+        assert labelled(server, ("b", 3)) == {"contradicting": 1}
+
+
+def test_labels_that_show_a_loss_raise_their_own_alarm(tmp_path: Path, state: Path) -> None:
+    with serving(certified(tmp_path, guard="net"), state, shadow_limit=0.99) as server:
+        for number in range(60):
+            ask(server, OTHER, name=str(number))
+        labelled(server, *((str(number), 3) for number in range(60)))
+        (alarm,) = facts(server)["alarms"]
+    assert alarm.startswith("more than 10% is the net loss: 100% of ")
+
+
+def test_labels_are_refused_where_they_say_nothing(tmp_path: Path, state: Path) -> None:
+    with serving(certified(tmp_path), state) as server:
+        body = {"labels": [{"id": "a", "label": 1}]}
+        assert fetched(server, "/v2/models/watched/labels", body) == (
+            400,
+            {"error": "labels say nothing about 'watched': its certificate is about changes"},
+        )
+        status, said = fetched(server, "/v2/models/watched/labels", {"labels": [{"id": 3}]})
+        assert status == 400
+        assert said["error"].endswith("entry 0 is {'id': 3}")
+
+
+# -- what is audited
+
+
+def test_of_a_request_with_several_rows_one_is_audited(tmp_path: Path, state: Path) -> None:
+    with serving(certified(tmp_path), state) as server:
+        client = triton.InferenceServerClient(server.host)
+        tensor = triton.InferInput("x", [3, 4], "FP32")
+        tensor.set_data_from_numpy(np.array([OTHER] * 3, np.float32))
+        for number in range(4):
+            client.infer("watched", [tensor])
+            until(lambda n=number: served(server).watch.audited == n + 1)
+        client.close()
+        assert facts(server)["limits"][0]["n"] == 4
+
+
+def test_without_idle_time_answers_are_dropped_and_counted(tmp_path: Path, state: Path) -> None:
+    with serving(certified(tmp_path), state) as server:
+        shadow = served(server)._shadow
+        shadow._idle = lambda: False
+        ask(server, OTHER)
+        found = facts(server)
+    assert (found["dropped"], found["limits"][0]["n"]) == (1, 0)
+
+
+def test_a_shadow_that_dies_is_said_and_answers_go_on(
+    tmp_path: Path, state: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(certified(tmp_path), state) as server:
+        served(server).opened.standby.close()
+        for _ in range(5):
+            assert ask(server, OTHER) == [OTHER[::-1]]
+        found = facts(server)
+        _, metrics = fetched(server, "/metrics")
+    assert (found["failed"], found["limits"][0]["n"]) == (5, 0)
+    assert found["blind"].startswith("the exact model fails: CandidateError: the bundle is closed")
+    assert 'hasten_monitor_sees{model="watched",version="1"} 0.0' in metrics
+    assert len([text for text in caplog.messages if text.startswith("the monitor is blind")]) == 1
+
+
+def test_a_bundle_without_a_limit_is_compared_and_says_so(tmp_path: Path, state: Path) -> None:
+    path = bundle_of(tmp_path, models.mirrored(tmp_path), exact=models.solid(tmp_path))
+    with serving(path, state) as server:
+        ask(server, OTHER)
+        assert facts(server)["limits"] == []
+        note = (
+            "answers are compared, and no alarm is raised: the bundle's certificate states no limit"
+        )
+        assert any(each.startswith(note) for each in served(server).opened.notes)
+    with serving(path, state, shadow_limit=0.1) as server:
+        ask(server, OTHER, ENOUGH)
+        assert len(facts(server)["alarms"]) == 1
+
+
+def test_inputs_past_the_bundles_own_range_are_a_signal(tmp_path: Path, state: Path) -> None:
+    request = {"x": np.array([SAME], np.float32)}
+    path = bundle_of(
+        tmp_path, models.mirrored(tmp_path), exact=models.solid(tmp_path), requests=[request]
+    )
+    with serving(path, state) as server:
+        ask(server, SAME)
+        ask(server, [1.0, 100.0, 100.0, 1.0])
+        drift = facts(server)["drift"]
+    assert (drift["outside"]["n"], drift["outside"]["mean"]) == (2, 0.5)
+    assert drift["margin"]["n"] == 2
+
+
+def test_who_does_not_watch_is_told_how(tmp_path: Path, state: Path) -> None:
+    with serving(certified(tmp_path), state, shadow=0.0) as server:
+        assert fetched(server, "/v2/models/watched/monitor") == (
+            404,
+            {
+                "error": "the model 'watched' isn't watched: start the server with --shadow, such as 1%"
+            },
+        )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--on-alarm", "exact"], "--on-alarm needs answers to watch: give --shadow, such as 0.01"),
+        (["--shadow", "1%", "--webhook", "ftp://a"], "--webhook is an http:// or https:// address"),
+    ],
+)
+def test_settings_that_do_nothing_are_refused(tmp_path: Path, words: list[str], said: str) -> None:
+    found = CliRunner().invoke(main, ["serve", str(certified(tmp_path)), *words])
+    assert found.exit_code == 2
+    assert said in found.output
+
+
+# -- several servers behind one door
+
+
+def test_the_door_adds_up_replicas_that_share_no_folder(tmp_path: Path, state: Path) -> None:
+    path = certified(tmp_path)
+    place = place_of(
+        path, "watched", shadow=1.0, monitor_state=str(state), on_alarm="exact", most_rows=1
+    )
+    settings = ServerSettings((place,))
+    ports: dict[str, tuple[str, int]] = {}
+    with Pool(settings, lambda: ports) as pool:
+        (own,) = pool.of_replicas(settings).models
+        with ServerThread(own) as one, ServerThread(own) as other:
+            ports |= {str(each.http_port): ("127.0.0.1", each.http_port) for each in (one, other)}
+            assert ask(one, OTHER) == ask(other, OTHER) == [OTHER[::-1]]
+            pool.look()
+            pool.look()
+            ((limit,),) = [watch.facts()["limits"] for watch in pool.watches.values()]
+            assert (limit["n"], limit["losses"]) == (2, 2.0)
+            assert facts(one)["limits"] == []
+            for _ in range(ENOUGH // 2):
+                ask(one, OTHER)
+                ask(other, OTHER)
+            pool.look()
+            until(lambda: ask(one, OTHER) == ask(other, OTHER) == [OTHER])
+            order = "/v2/models/watched/versions/1/monitor"
+            assert fetched(one, order, {"secret": "guessed"})[0] == 403
+            status, page = Federation(lambda: ports, pool.page).page()
+        with ServerThread(own) as third:  # a replica that comes later is told, too
+            ports.clear()
+            ports["third"] = ("127.0.0.1", third.http_port)
+            pool.look()
+            assert ask(third, OTHER) == [OTHER]
+    assert status == 200
+    line = 'hasten_monitor_alarm{replica="all",model="watched",version="1",what="changed"} 1.0'
+    assert line in page.splitlines()
+
+
+def test_nobody_orders_a_server_that_stands_alone(tmp_path: Path, state: Path) -> None:
+    with serving(certified(tmp_path), state) as server:
+        order = "/v2/models/watched/versions/1/monitor"
+        assert fetched(server, order, {"secret": ""}) == (
+            403,
+            {"error": "only the door of several servers may order that"},
+        )
+        assert ask(server, OTHER) == [OTHER[::-1]]
+
+
+def test_an_alarm_after_a_clear_is_told_again(
+    tmp_path: Path, state: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = certified(tmp_path)
+    with serving(path, state) as server:
+        ask(server, OTHER, ENOUGH)
+        clear = ["monitor", str(path), "--monitor-state", str(state), "--clear"]
+        assert CliRunner().invoke(main, clear).exit_code == 0
+        ask(server, OTHER, ENOUGH)
+        assert facts(server)["begun_anew"] == 1
+    assert len([text for text in caplog.messages if text.startswith("alarm: ")]) == 2
+    shown = CliRunner().invoke(main, ["monitor", str(path), "--monitor-state", str(state)])
+    assert f" of {ENOUGH} audited answers; limit 10%\n" in shown.output
