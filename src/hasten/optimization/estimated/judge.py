@@ -42,7 +42,7 @@ class Estimated(Judge):
             ready.bench(job.folder, job.order.trial_limit_s or _TRIAL_LIMIT_S),
             job.journal,
             ready.parts.search,
-            ready.promise,
+            ready.tested or ready.promise,
             sealed_draws=ready.sealed_draws,
             units=ready.parts.search_units,
         )
