@@ -135,7 +135,7 @@ class Ledger:
                 name, lines = set_lines(content, mine)
                 line = Looked(own, name, look.alpha, answers, look.repeats, today())
                 file.append(folder, content, [*lines, line])
-            self.trouble = file.trouble
+            self.trouble = file.trouble or self.trouble
             return replace(look, kept=f"by a ledger {self._since(content)}")
         return look_at(mine, known.looks, own=own, asked=asked, kept=self.trouble)
 
@@ -206,7 +206,7 @@ class Ledger:
             try:
                 yield self.file, folder, self.file.read(folder)
             finally:
-                self.trouble = self.file.trouble
+                self.trouble = self.file.trouble or self.trouble
 
     @contextlib.contextmanager
     def _troubled(self) -> Iterator[None]:

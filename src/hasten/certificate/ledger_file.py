@@ -26,8 +26,8 @@ import msgspec
 from hasten.certificate.looks import PastLook
 from hasten.inputs.data.splits import KNOWN_BYTES
 
-LIMIT_BYTES = 64 << 20
-"""Most bytes of the ledger: about three million samples."""
+LIMIT_BYTES = 32 << 20
+"""Most bytes of the ledger: about a million and a half samples."""
 FILE, LOCK = "ledger.jsonl", "ledger.lock"
 _SUM = 16
 _LOCK_TRIES, _LOCK_PAUSE_S = 100, 0.1

@@ -360,6 +360,7 @@ def inspect(bundle: Path, as_json: bool, as_requirements: bool, serve: bool) -> 
             ("samples", in_words(manifest.requests)),
             ("population", (manifest.certificate or {}).get("population", "none")),
             *([("batches", batches_in_words(manifest))] if manifest.status == "certified" else []),
+            *([("look", manifest.sealed["look"])] if "look" in manifest.sealed else []),
             ("made on", f"{manifest.target.processor}, {manifest.target.threads} thread(s)"),
             *([("made for", manifest.target.device)] if manifest.target.kind != "host" else []),
             ("made at", manifest.created),
