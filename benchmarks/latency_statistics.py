@@ -319,14 +319,14 @@ def replicates(runs: int, rng: np.random.Generator) -> None:
 
 
 def hierarchical(runs: int, rng: np.random.Generator) -> None:
-    """Print how often each interval of a ratio holds 1, where processes differ by 1%."""
+    """Print how often each interval of a ratio holds 1, where processes differ by 3%."""
     print("\n| interval | 3 processes | 5 processes |\n|---|---|---|")
     held = {name: [0, 0] for name in ("rounds alone", "hierarchical bootstrap", "Student's t")}
     for place, count in enumerate((3, 5)):
         for _ in range(runs):
             final = Standings("figures/1", 1)
             for process in range(count):
-                Field(0.01).more(rng, final, process, 40 // count)
+                Field(0.03).more(rng, final, process, 40 // count)
             own, other = final.rounds["fast"], final.rounds[BASELINE]
             alone, over = paired_ratio(own, other), final.ratio("fast")
             logs = np.array([math.log(own[r][0] / other[r][0]) for r in final.processes])

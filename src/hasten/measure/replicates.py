@@ -36,8 +36,8 @@ def interval(logs: Sequence[float], confidence: float) -> tuple[float, float, fl
         confidence: Confidence of the interval.
 
     Source: Student's t over executions as the highest level of repetition (Kalibera and Jones,
-    "Rigorous benchmarking in reasonable time", ISMM 2013, with one level resolved). Resampling 3 to
-    5 processes instead gives intervals that are too narrow: benchmarks/latency_statistics.py.
+    "Rigorous benchmarking in reasonable time", ISMM 2013). Resampling 3 to 5 processes instead gives
+    intervals that are too narrow: benchmarks/latency_statistics.py.
     """
     values = np.asarray(logs, np.float64)
     count = len(values)
