@@ -175,10 +175,12 @@ def test_nobody_who_labels_sees_an_answer(place: Place) -> None:
     assert all(row["label"] == "" for row in rows)
     places = [int(row["row"]) for row in rows]
     assert places != sorted(places)
+    ids = [row["id"] for row in rows]
+    assert ids != sorted(ids)
     page = (folder / "index.html").read_text()
     data = json.loads(page.split('id="data">')[1].split("</script>")[0])
     assert all(item.keys() == {"id", "row", "picture"} for item in data["items"])
-    assert [item["id"] for item in data["items"]] == [row["id"] for row in rows]
+    assert [item["id"] for item in data["items"]] == ids
     assert data.keys() == {"key", "items", "classes", "names", "labels"}
     assert data["labels"] == {}
 
