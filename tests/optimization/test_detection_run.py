@@ -111,7 +111,7 @@ def test_a_real_detector_finds_the_dog_the_bicycle_and_the_car_before_and_after(
             out=tmp_path / "yolo.hasten",
         )
     assert result.status in ("certified", "exact"), result.why
-    tried = [said for label, said in result.tried.items() if "nncf" in label]
+    tried = [said for label, said in result.tried.items() if "NNCF" in label]
     assert any("lost on" in said for said in tried), result.tried
     assert result.asked is not None
     assert result.asked.noun == "F1"

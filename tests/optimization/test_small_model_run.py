@@ -40,7 +40,7 @@ def big(folder: Path) -> Path:
     weights = {
         "clear": CLEAR,
         "w1": rng.standard_normal((FEATURES, HIDDEN)),
-        "w2": 0.6 * rng.standard_normal((HIDDEN, CLASSES)) / np.sqrt(HIDDEN / 2),
+        "w2": 0.45 * rng.standard_normal((HIDDEN, CLASSES)) / np.sqrt(HIDDEN / 2),
     }
     nodes = [
         helper.make_node("MatMul", ["x", "w1"], ["h"], "wide"),

@@ -24,6 +24,7 @@ from tests.support.waiting import PATIENCE_S, until
 from hasten.serving.http import connection
 from hasten.serving.http.connection import Connection
 from hasten.serving.state import Limits
+from hasten.serving.wire import http_bodies
 from hasten.testing import models
 
 ROW = np.arange(4, dtype=np.float32)
@@ -386,12 +387,11 @@ def test_others_are_answered_while_a_body_is_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unpacking, answered = threading.Event(), threading.Event()
-    decompressed = connection.decompressed
 
     def held_up(*given: Any) -> Any:
         unpacking.set()
         assert answered.wait(PATIENCE_S)
-        return decompressed(*given)
+        return http_bodies.decompressed(*given)
 
     monkeypatch.setattr(connection, "decompressed", held_up)
     bundle = bundle_of(tmp_path, solid(tmp_path))
