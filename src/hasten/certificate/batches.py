@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
+from scipy import sparse
 
 from hasten.certificate.betting import BettingPrior
 from hasten.certificate.certification import judge_ladder
@@ -89,10 +88,12 @@ def drawn_together(units: Array, size: int, chunk: int) -> Array:
     batch += chunks * chunk
     _, groups = np.unique(units, return_inverse=True)
     most = batch.max() + 1
-    links = coo_matrix((np.ones(len(units), bool), (batch, most + groups)))
+    links = sparse.coo_matrix((np.ones(len(units), bool), (batch, most + groups)))
     nodes = most + groups.max() + 1
     links.resize(nodes, nodes)
-    return np.asarray(connected_components(links, directed=False)[1][batch], np.int64)
+    return np.asarray(
+        sparse.csgraph.connected_components(links, directed=False)[1][batch], np.int64
+    )
 
 
 def covered(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ PAD = [0, 0, 0, 0]
 near = pytest.approx
 
 
-def outputs(*pictures: list[tuple[list[int], float, int]]) -> dict[str, Array]:
+def outputs(*pictures: Sequence[tuple[Any, float, Any]]) -> dict[str, Array]:
     """Return detections as a model gives them, filled up with rows of score 0."""
     most = max(map(len, pictures)) + 1
     rows = [[*picture, *[(PAD, 0.0, 0)] * (most - len(picture))] for picture in pictures]
