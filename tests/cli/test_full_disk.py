@@ -57,7 +57,7 @@ def test_a_disk_too_full_to_begin_gives_one_line_and_leaves_nothing(place: Path)
 
 
 def test_a_disk_full_in_a_candidates_process_stops_the_run_to_be_resumed(place: Path) -> None:
-    done = on_disk_of("48k", place, RUN, GROWN, RUN.replace('"$@"', '"$@" --resume'))
+    done = on_disk_of("52k", place, RUN, GROWN, RUN.replace('"$@"', '"$@" --resume'))
     folder = re.escape(f"{place}/disk/b.hasten.work/artifacts/")
     said = rf"^hasten: can't write {folder}[0-9a-f]{{12}}-\d: No space left on device$"
     assert len(re.findall(said, done.stderr, re.MULTILINE)) == 1

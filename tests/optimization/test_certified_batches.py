@@ -104,7 +104,8 @@ class Bout:
             search_units=np.arange(SEARCH),
             sealed=Subset(self.data, self.sealed),
             sealed_units=self.sealed,
-            sealed_hashes=(),
+            sealed_hashes=tuple(f"{i:064x}" for i in self.sealed),
+            unit_sizes=np.ones(len(self.sealed), np.int64),
             notes=(),
         )
         ready = Ready(
@@ -149,7 +150,7 @@ def bout(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         (
             "mates",
             (),
-            "2 and larger: rows may depend on each other, so each batch is one draw, and 332 batches "
+            "2 and larger: rows may depend on each other, so each batch is one draw, and 336 batches "
             "would be needed",
         ),
     ],

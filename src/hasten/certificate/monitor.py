@@ -25,7 +25,6 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from hasten.errors import InputError
 
@@ -182,7 +181,7 @@ class Evidence:
     def log_value(self) -> float:
         """Natural logarithm of the capital, which began as 1."""
         _, shares = self.null.bets
-        bet = float(special.logsumexp(np.array(self.capital), b=shares))
+        bet = float(_log_mean(np.array(self.capital), shares))
         idle = 1 - self.staked
         return float(np.logaddexp(bet, math.log(idle))) if idle > 0 else bet
 
@@ -241,10 +240,10 @@ def _interval(n: int, total: float, alpha: float) -> tuple[float, float]:
         return 0.0, 1.0
     total = min(total, float(n))
     rest = n - total
-    reached = special.betaln(total + 0.5, rest + 0.5) - special.betaln(0.5, 0.5) + math.log(alpha)
+    reached = _log_beta(total + 0.5, rest + 0.5) - _log_beta(0.5, 0.5) + math.log(alpha)
 
     def refuted(mean: float) -> bool:
-        return bool(reached - special.xlogy(total, mean) - special.xlogy(rest, 1 - mean) >= 0)
+        return bool(reached - _times_log(total, mean) - _times_log(rest, 1 - mean) >= 0)
 
     seen = total / n
     low, high = 0.0, 1.0
@@ -264,3 +263,22 @@ def _border(outside: float, inside: float, refuted: Refuted) -> float:
         else:
             inside = middle
     return outside
+
+
+def _log_mean(logs: NDArray[np.float64], shares: NDArray[np.float64]) -> float:
+    """Return the logarithm of a weighted sum, without an overflow; a server has no scipy for it."""
+    most = float(logs.max())
+    return (
+        most + math.log(float(np.sum(shares * np.exp(logs - most)))) if most > -math.inf else most
+    )
+
+
+def _log_beta(one: float, other: float) -> float:
+    return math.lgamma(one) + math.lgamma(other) - math.lgamma(one + other)
+
+
+def _times_log(factor: float, value: float) -> float:
+    """Return factor * log(value); 0 where the factor is 0."""
+    if factor == 0:
+        return 0.0
+    return factor * math.log(value) if value > 0 else -math.inf * factor

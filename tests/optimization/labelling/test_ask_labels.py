@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import http.client
 import json
 import shutil
@@ -17,6 +18,7 @@ from tests.support.digits import COARSE, classifier, digits
 from tests.support.quick import quick_runs
 
 import hasten
+from hasten.certificate.betting import BettingPrior
 from hasten.certificate.verdict import Judgement
 from hasten.cli import main
 from hasten.core.progress import Progress
@@ -93,13 +95,19 @@ def known(place: Place) -> Judgement:
     return found
 
 
+def alike(judgement: Judgement | None) -> Judgement:
+    """Leave out what the search knew of the candidate, which has fewer labels where few are asked for."""
+    assert judgement is not None
+    return dataclasses.replace(judgement, prior=BettingPrior())
+
+
 def test_labels_where_answers_differ_alone_give_the_judgement_of_all(
     place: Place, known: Judgement, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = place.fill(place.waiting("few") / "labels.csv")
     monkeypatch.setattr("hasten.optimization.sealed.sealed_scores", None)  # it is read once
     result = place.run(None, "few", ask_labels="page", resume=True)
-    assert result.judgement == known
+    assert alike(result.judgement) == alike(known)
     assert result.status == "certified", result.why
     assert known.lost is not None
     assert known.gained is not None
@@ -204,7 +212,7 @@ def test_a_run_that_waits_goes_on_as_labels_come(place: Place, known: Judgement)
         assert connection.getresponse().status == 200
 
     result = place.run(None, "waited", ask_labels="wait", resume=True, listen=listen)
-    assert result.judgement == known
+    assert alike(result.judgement) == alike(known)
     assert told[0] == 0
     assert told[-1] > 0
 
@@ -234,7 +242,7 @@ def test_a_function_is_asked_and_what_it_told_before_it_failed_is_kept(
         place.run(None, "told", ask_labels=how, resume=True)
     assert str(error.value).startswith(f"{how} failed: RuntimeError: the line is dead (")
     result = place.run(None, "told", ask_labels=how, resume=True)
-    assert result.judgement == known
+    assert alike(result.judgement) == alike(known)
     with (place.folder / "asked.labels" / "labels.csv").open() as file:
         asked = len(list(csv.DictReader(file)))
     assert sum(CALLS) == asked + min(8, asked - 8)  # the failed call's samples were asked again

@@ -19,11 +19,15 @@ N = 600
 
 def judge(*, binary: bool = True, units: Any = None) -> Any:
     trial = SimpleNamespace()
+    sealed = np.arange(N) if units is None else units
     return SimpleNamespace(
+        original="x",
         ready=SimpleNamespace(
-            sealed_units=np.arange(N) if units is None else units,
+            parts=SimpleNamespace(unit_sizes=np.unique(sealed, return_counts=True)[1]),
+            sealed_units=sealed,
             search_units=np.arange(10),
             promise=Promise(Top1(), max_drop=0.02),
+            tested=None,
         ),
         trials=SimpleNamespace(
             binary=binary, done={"a": trial, "b": trial}, drops=lambda _: np.zeros(10)

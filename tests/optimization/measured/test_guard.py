@@ -108,6 +108,7 @@ class Rivalry:
                 sealed=Subset(self.data, units),
                 sealed_units=units,
                 sealed_hashes=(),
+                unit_sizes=np.ones(len(units), np.int64),
                 notes=(),
             ),
             training=None,

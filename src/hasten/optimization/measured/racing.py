@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 from hasten.engines.base import Artifact
@@ -178,19 +179,21 @@ class Racing:
         objective, most = self.job.order.objective, 2 * self.effort.processes
         each = max(2, -(-self.effort.fresh_rounds(objective) // self.effort.processes))
         settle, out = self.effort.settled(objective, final=True), set[str]()
-        while True:
+        # Where one of those compared dies in each set of processes, no set comes to its end.
+        for sets in itertools.count():
             standings = self._journaled(name, bench.target.threads, candidates)
             taken = {*standings.processes.values()}
             whole = sum(standings.counted_of(process) >= each for process in taken)
             settled = whole >= self.effort.processes and (
                 standings.established and standings.width <= settle
             )
-            if settled or whole >= most:
+            if settled or whole >= most or sets >= most + self.effort.processes:
                 return standings
             out |= standings.failed.keys()
             still = [one for one in candidates if one.key not in out]
             process = max(taken, default=-1) + 1
             self._turns(bench, name, still, each, dropping=False, process=process, out=out)
+        raise AssertionError("sets of processes are counted without an end")
 
     def _turns(
         self,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from scipy import special
 
 from hasten.bundle import Manifest
 from hasten.certificate.monitor import ALPHA, Null
@@ -110,4 +110,21 @@ def _certified_flips(judged: Mapping[str, Any]) -> float:
     flips = lost + gained
     if not 0 <= flips < n:
         return 0.0
-    return float(special.betaincinv(flips + 1, n - flips, 0.95))
+    low, high = flips / n, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _at_most(flips, n, middle) > 0.05 else (low, middle)
+    return high
+
+
+def _at_most(count: int, n: int, share: float) -> float:
+    """Return the chance of at most `count` of n at a share in (0, 1); a server has no scipy for it."""
+    each = (
+        math.lgamma(n + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(n - k + 1)
+        + k * math.log(share)
+        + (n - k) * math.log1p(-share)
+        for k in range(count + 1)
+    )
+    return math.fsum(map(math.exp, each))
