@@ -16,7 +16,7 @@ from hasten.inputs.metrics.base import Metric
 Floats: TypeAlias = NDArray[np.float64]
 Guard: TypeAlias = Literal["net", "lost", "changed"]
 
-_MUCH = 0.05
+_MUCH = 0.01
 """Least share of all samples in one group that is worth a word where data is short."""
 
 
@@ -121,13 +121,9 @@ class Judgement:
 
     def _uneven(self) -> str:
         """Words for a group that holds so much that the others say little."""
-        if self.samples is None or self.over != "samples" or self.largest < _MUCH * self.samples:
+        if self.samples is None or self.over != "samples":
             return ""
-        share = 100 * self.largest / self.samples
-        return (
-            f", since {self.largest:,} of the {self.samples:,} samples ({share:.2g}%) are equal or of one "
-            "group, and answer as one"
-        )
+        return uneven(self.largest, self.samples, self.n)
 
     def _fact(self, share: str) -> str:
         if self._about_change:
@@ -267,6 +263,13 @@ def goal(guard: Guard, metric: str, max_drop: float) -> str:
     if _about_change(guard, metric):
         return f"that at most {share}% of answers change"
     return f"{'losses' if guard == 'lost' else 'a fall'} of at most {_points(share)}"
+
+
+def uneven(largest: int, samples: int, draws: int) -> str:
+    """Return words on a group that holds so much that the others say little; empty where none does."""
+    if largest < max(_MUCH * samples, 2 * samples / draws):
+        return ""
+    return f", since as many as {largest:,} samples are equal or of one group, and answer as one"
 
 
 def _about_change(guard: Guard, metric: str) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from hasten.certificate.certification import guarded
 from hasten.certificate.draws import drawn
 from hasten.certificate.promise import Promise
-from hasten.certificate.verdict import Judgement, draws_needed, goal
+from hasten.certificate.verdict import Judgement, draws_needed, goal, uneven
 from hasten.core.devices import family_of, find_target
 from hasten.core.model import Model
 from hasten.core.records import type_name
@@ -525,9 +525,12 @@ def warnings(
     if sure != promise.confidence:
         fresh = draws_needed(draws, max_drop, promise.confidence)
         enough = f"after what earlier looks spent, or {fresh:,} that no run was given"
+    why, remedy = "", ""
+    if promise.mean_over == "samples" and (why := uneven(draws.largest, draws.samples, sealed)):
+        remedy = "; or ask for the mean over groups, in which each counts once"
     return [
         f"{sealed:,} sealed {noun} can't show {goal(guard, type_name(metric), max_drop)}, even where "
-        f"nothing changes: that takes {least:,}, {enough}"
+        f"nothing changes{why}: that takes {least:,}, {enough}{remedy}"
     ]
 
 
