@@ -271,6 +271,6 @@ def _repeats(splits: Splits) -> tuple[str, ...]:
     if samples == different:
         return ()
     return (
-        f"{samples - different:,} of {samples:,} sealed samples repeat the content of another: equal samples "
-        "count as one draw with all their rows",
+        f"{samples - different:,} of {samples:,} sealed samples repeat the content of another: equal ones "
+        "count as one draw",
     )
