@@ -134,7 +134,9 @@ def certificates(runs: int, rng: np.random.Generator) -> None:
             """Whether the bound of the candidate that looks best lies under its true fall."""
             found = differences(rng, cell, (noise,) * 4)
             best = min(found, key=lambda one: float(one.mean()))
-            falls = drawn(best, 0 * best, losses_only=False, binary=False, groups=None)
+            falls = drawn(
+                best, 0 * best, losses_only=False, binary=False, groups=None, max_drop=limit
+            )
             return bounded(falls, 0.5, ALPHA / 4, BettingPrior())[1] < limit
 
         cells = (

@@ -40,7 +40,7 @@ def test_the_three_questions_come_first_in_their_order(page: bytes) -> None:
         "The same model against itself came within 2.1%: no smaller difference is called a speed-up.",
         "How sure are we that it is as accurate?",
         "✓ certified",
-        "95% confident that top-1 accuracy falls by at most 0.6 points (n=2,000: 9 lost, 4 gained).",
+        "95% confident that top-1 accuracy falls by at most 1 point (n=2,000: 9 lost, 4 gained).",
         "Tested on 2,000 samples that the search never saw; the limit was 1 point.",
         "For photos from the front door camera.",
         "How far from what this machine can do?",

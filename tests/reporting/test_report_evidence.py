@@ -59,8 +59,8 @@ def test_a_runs_page_tells_what_became_of_every_candidate(certified_bundle: Path
     assert judged.rung == 0
     reading = Reading.of(render(report))
     assert [key for key in reading.lines if key] == [
-        *("answers", "figures", "trials", "latencies", "certificate", "failures", "environment"),
-        "again",
+        *("answers", "notes", "figures", "trials", "latencies", "certificate", "failures"),
+        *("environment", "again"),
     ]
     assert "failed: the faulty engine can't build, as it was told" in reading.rows("failures")
 
@@ -195,7 +195,7 @@ def test_records_of_an_older_version_make_a_page_with_less(bundle: Path) -> None
     change_result(bundle, older)
     reading = Reading.of(render(gathered(bundle)))
     assert [key for key in reading.lines if key] == [
-        *("answers", "figures", "trials", "latencies", "environment", "again"),
+        *("answers", "notes", "figures", "trials", "latencies", "environment", "again"),
     ]
 
 

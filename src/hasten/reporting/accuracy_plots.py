@@ -175,7 +175,7 @@ def certificate(ladder: Sequence[Rung]) -> Plot | None:
         right = 1.15 * max(limit, 0.01, *(100 * found.bound for _, found in judged))
         axes.set_xlim(min(0.0, *(110 * found.estimate for _, found in judged)), right)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.set_xlabel("points lost: observed, and the bound of the rung alone")
+        axes.set_xlabel("points lost, and the rung's own bound")
         axes.grid(visible=False, axis="y")
 
     return Plot(

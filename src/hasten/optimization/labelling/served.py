@@ -98,6 +98,7 @@ class _Handler(BaseHTTPRequestHandler):
     """Answers the page alone: other sites can't read it or write to it."""
 
     desk: Desk
+    ended: threading.Event
 
     def do_GET(self) -> None:
         if not self._from_here():
@@ -124,7 +125,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._told(lambda: {"labelled": self.desk.take(json.loads(data))})
 
     def _from_here(self) -> bool:
-        """Whether the request names this server; else a foreign name may lead here (DNS rebinding)."""
+        """Whether the request names this server; else a foreign name may lead here (DNS rebinding).
+
+        A browser keeps connections that outlive the server: then there is no answer.
+        """
+        if self.ended.is_set():
+            self.close_connection = True
+            return False
         port = self.server.server_port  # type: ignore[attr-defined]
         if self.headers.get("Host") in (f"{HOST}:{port}", f"localhost:{port}"):
             return True
@@ -166,7 +173,8 @@ def served(folder: Path, port: int = 0) -> Iterator[str]:
     Raises:
         InputError: it is no such folder, or the port can't be had.
     """
-    handler = type("Handler", (_Handler,), {"desk": Desk(folder)})
+    ended = threading.Event()
+    handler = type("Handler", (_Handler,), {"desk": Desk(folder), "ended": ended})
     try:
         server = ThreadingHTTPServer((HOST, port), handler)
     except OSError as error:
@@ -177,5 +185,6 @@ def served(folder: Path, port: int = 0) -> Iterator[str]:
     try:
         yield f"http://{HOST}:{server.server_port}/"
     finally:
+        ended.set()
         server.shutdown()
         server.server_close()
