@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -78,8 +79,13 @@ def seed_with(model: Path, x: Array, searched: int, sealed: int) -> int:
     raise AssertionError("no seed draws them so")
 
 
-def optimize(model: Path, x: Array, seed: int, **options: object) -> Result:
-    settings = {"max_drop": 0.05, "metric": "agreement", "calibration": 20, **options}
+def optimize(model: Path, x: Array, seed: int, **options: Any) -> Result:
+    settings: dict[str, Any] = {
+        "max_drop": 0.05,
+        "metric": "agreement",
+        "calibration": 20,
+        **options,
+    }
     out = model.parent / "b.hasten"
     shutil.rmtree(out, ignore_errors=True)
     rival = ("tests.support.rivals:ExactButForTies",)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,8 +32,8 @@ def test_noisy_copies_are_refused_or_stand_in_the_certificate(tmp_path: Path) ->
     training = np.concatenate([samples(1), data[100:160] + np.float32(1e-3)])
     model = models.linear_classifier(tmp_path)
 
-    def run(**options: object) -> Result:
-        return hasten.optimize(  # type: ignore[arg-type]
+    def run(**options: Any) -> Result:
+        return hasten.optimize(
             model,
             data,
             training=training,

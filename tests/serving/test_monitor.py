@@ -8,6 +8,7 @@ import http.server
 import json
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -64,9 +65,17 @@ def ask(server: ServerThread, row: list[float], count: int = 1, name: str = "") 
         before = 0 if watch is None else watch.audited + watch.dropped + watch.failed
         answer = client.infer("watched", [tensor], request_id=name).as_numpy("y").tolist()
         if served(server).answers == "winner" and watch is not None:
-            until(lambda w=watch, n=before: w.audited + w.dropped + w.failed > n)
+            until(partial(_more, watch, before))
     client.close()
     return answer
+
+
+def _more(watch: Any, before: int) -> bool:
+    return bool(watch.audited + watch.dropped + watch.failed > before)
+
+
+def _audited(server: ServerThread, count: int) -> bool:
+    return bool(served(server).watch.audited == count)
 
 
 def served(server: ServerThread) -> Any:
@@ -388,7 +397,7 @@ def test_of_a_request_with_several_rows_one_is_audited(tmp_path: Path, state: Pa
         tensor.set_data_from_numpy(np.array([OTHER] * 3, np.float32))
         for number in range(4):
             client.infer("watched", [tensor])
-            until(lambda n=number: served(server).watch.audited == n + 1)
+            until(partial(_audited, server, number + 1))
         client.close()
         assert facts(server)["limits"][0]["n"] == 4
 

@@ -189,8 +189,8 @@ def test_chances_are_those_of_samples_that_are_no_copies() -> None:
 
 def test_neighbours_are_those_of_all_distances_in_blocks_and_little_memory() -> None:
     rng = np.random.default_rng(0)
-    rows, others = rng.normal(size=(600, 3)), rng.normal(size=(20000, 3))
-    rows, others = rows.astype(np.float32), others.astype(np.float32)
+    rows = rng.normal(size=(600, 3)).astype(np.float32)
+    others = rng.normal(size=(20000, 3)).astype(np.float32)
     tracemalloc.start()
     distances, places = nearest(rows, others)
     _, peak = tracemalloc.get_traced_memory()

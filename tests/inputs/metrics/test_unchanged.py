@@ -130,6 +130,6 @@ def test_padding_does_not_count_and_another_length_does() -> None:
     other[0, 1] = [0.0, 0.9, 0.1]
     lengths, others = np.array([1, 1, 2]), np.array([1, 2, 2])
     for scored in ("all", "last"):
-        metric = OverSteps(Top1(), scored, lengths=True)  # type: ignore[arg-type]
+        metric = OverSteps(Top1(), scored, lengths=True)
         found = metric.unchanged({"y": other, LENGTHS: lengths}, {"y": own, LENGTHS: others})
         assert found.tolist() == [True, False, True]
