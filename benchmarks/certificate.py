@@ -40,9 +40,9 @@ class Path:
     """One path to a certificate.
 
     Attributes:
-        name: What is tested, for people.
+        name: Name of the path in the table.
         false: Function from a generator of random numbers to whether one run ends in a false certificate.
-        before: The same under the rules that were mended; None where they held.
+        before: Function of that kind by the rules that were mended; None where they held.
     """
 
     name: str
@@ -242,12 +242,10 @@ def cascade(rng: np.random.Generator) -> bool:
     n = 480
     sure = rng.random(n)
     hard = rng.random(n) < 0.4 * (1 - sure)
-    found, calibrating = sure[hard], rng.random(2000)
-    threshold = np.quantile(calibrating, 0.3)
+    threshold = np.quantile(rng.random(2000), 0.3)
     asked = sure < threshold
     wrong = hard & ~asked
     truth = 0.4 * (1 - threshold) ** 2 / 2
-    del found
     return certified(np.ones(n), 1.0 - wrong, float(truth))
 
 

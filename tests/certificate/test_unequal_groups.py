@@ -73,6 +73,11 @@ def test_the_mean_over_samples_and_the_mean_over_groups_are_two_claims() -> None
         "observed 0.67 points)"
     )
     assert over_samples.verdict is not Verdict.CERTIFIED
+    assert over_samples.samples == over_groups.samples == len(groups)
+    changed = judged(candidate, groups, 0.03, over="groups", guard="changed")
+    assert changed.in_words() == (
+        "95% confident that at most 3% of answers change, as a mean over groups (600 groups: 0.67% changed)"
+    )
 
 
 def test_equal_groups_make_one_claim() -> None:

@@ -71,7 +71,7 @@ class Ledger:
 
     Attributes:
         file: File of the ledger; None where none is kept.
-        trouble: What a certificate must say of this memory, in words; empty where all is well.
+        trouble: Trouble with the ledger that a certificate must state, in words; empty where there is none.
         unusable: Whether it was found that it can't be used at all.
     """
 

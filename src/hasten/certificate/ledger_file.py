@@ -124,7 +124,7 @@ class LedgerFile:
     Attributes:
         folder: Folder of the file, made when it is first opened.
         limit_bytes: Most bytes of the file.
-        trouble: What went wrong and wasn't an error, in words.
+        trouble: Trouble that the file had and that ended nothing, in words; empty where there was none.
     """
 
     folder: Path

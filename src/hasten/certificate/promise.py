@@ -17,7 +17,7 @@ class Promise:
         metric: Score of each answer; agreement with the original under the guard "changed".
         guard: Quantity that is bounded: the net drop, the share lost, or the share changed.
         max_drop: Largest drop that is allowed, as an absolute share: 0.01 is one point.
-        over: What a mean is over, where samples belong together: all samples, or groups that count once.
+        over: "samples" where groups count by their size in a mean, "groups" where each counts once.
         confidence: Probability with which the limit holds, for the whole ladder of candidates.
     """
 

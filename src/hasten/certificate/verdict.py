@@ -51,7 +51,7 @@ class Judgement:
         samples_needed: Draws that would probably settle it, where data is short and the observed
             drop is below the limit; else None.
         samples: Number of samples, where draws are groups; None in records of older versions.
-        over: What the mean is over, where draws are groups: all samples, or groups that count once each.
+        over: "samples" where groups count by their size in the mean, "groups" where each counts once.
         beyond: Number of samples that count as lost whatever they answered, since they repeat others.
         largest: Number of samples in the largest group.
         prior: Prior by which bets were set, for a later test of the same candidate on other data.
@@ -99,7 +99,7 @@ class Judgement:
 
     def _claim(self, share: str) -> str:
         if self._about_change:
-            return f"at most {share}% of answers change{self._over}"
+            return f"at most {share}% of answers change{self._over.rstrip(',')}"
         if self.guard == "lost":
             if self.lost is None:
                 return f"the average loss in {self._noun} over {self._unit} is at most {_points(share)}"
@@ -249,7 +249,7 @@ def judge(
         bound=bound,
         estimate=draws.estimate,
         samples_needed=needed,
-        samples=draws.samples,
+        samples=original.size if over == "groups" else draws.samples,
         over=over,
         beyond=draws.beyond,
         largest=draws.largest,

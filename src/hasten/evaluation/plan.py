@@ -56,7 +56,7 @@ class Plan:
         confidence: Confidence of the certificate.
         expect_drop: Drop in accuracy that is expected.
         method: Method that will judge.
-        needed: What gives the asked chance of a certificate, under what is expected.
+        needed: Samples and labels that give the asked chance of a certificate, if all is as expected.
         by_size: Chances of a certificate by the number of samples, from fewer to more.
         by_flips: Samples by the share of answers that change; a share for which nothing certifies is
             left out.

@@ -179,7 +179,7 @@ def fresh(dataset: Dataset, seen: Seen, earlier: Earlier) -> Chosen:
 
     Args:
         dataset: Data to test on.
-        seen: What the bundle was made with.
+        seen: Hashes of the samples that the bundle was made with.
         earlier: What other runs did with samples: what they searched on is left out too, and so is
             what was tested on where the others alone tell more.
     """
