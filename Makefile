@@ -9,7 +9,7 @@ DEVICE := -m pytest -o timeout=900 -o faulthandler_timeout=960
 
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-digits test test-all suite suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu test-tpu check clean
+.PHONY: demo demo-digits test test-all suite suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu test-tpu test-lowest check clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hasten demo photos
@@ -68,7 +68,7 @@ test-edge: .venv-edge/.test
 	OMP_NUM_THREADS=1 .venv-edge/bin/python $(DEVICE) tests/devices/edge
 
 test-keras: .venv-keras/.test
-	.venv-keras/bin/python -m pytest tests/inputs/models/test_keras.py
+	.venv-keras/bin/python -m pytest tests/inputs/models/test_keras.py tests/inputs/models/test_tensorflow_models.py
 
 test-ray: .venv-ray/.test
 	.venv-ray/bin/python -m pytest tests/serving/on_ray
@@ -78,6 +78,20 @@ test-triton: $(VENV)/.test
 	$(PYTHON) -m venv .venv-triton
 	.venv-triton/bin/python $(INSTALL) --requirement tests/serving/oracle/requirements.txt
 	HASTEN_TRITON=.venv-triton $(BIN)/python -m pytest tests/serving/oracle
+
+# The lowest versions that pyproject.toml allows, as uv resolves them; a library's own deprecations are no errors there.
+.venv-lowest/.test: pyproject.toml Makefile demo-packages.txt tests/packages.txt
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python $(INSTALL) uv
+	$(LOCKED) .venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[test]'
+	.venv-lowest/bin/python $(INSTALL) --no-deps --requirement demo-packages.txt --requirement tests/packages.txt
+	touch $@
+
+test-lowest: .venv-lowest/.test
+	HASTEN_BIN=.venv-lowest/bin scripts/test -m 'not slow' -W default $(LOWEST)
+
+# The folders of which all tests are known to pass on the lowest versions.
+LOWEST := tests/bundle tests/core
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "hasten needs Python 3.11 or newer; say which by PYTHON=..." >&2; exit 1; }
@@ -96,4 +110,4 @@ $(VENV)/.test: pyproject.toml demo-packages.txt tests/packages.txt | $(VENV)/bin
 	touch $(VENV)/.demo $@
 
 clean:
-	rm -rf $(VENV) .venv-fpga .venv-keras .venv-ray .venv-triton .venv-edge .venv-gpu .venv-tpu build dist *.hasten *.hasten.work *.hasten.training
+	rm -rf $(VENV) .venv-fpga .venv-keras .venv-lowest .venv-ray .venv-triton .venv-edge .venv-gpu .venv-tpu build dist *.hasten *.hasten.work *.hasten.training

@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hasten.bundle import load
     from hasten.bundle.chains import open_chain as chain
+    from hasten.bundle.packing.unpacking import unpack
+    from hasten.bundle.packing.writer import pack
     from hasten.errors import CandidateError, InputError, IntegrityError, LabelsWanted
     from hasten.evaluation.benchmark import bench
     from hasten.evaluation.profiling import profile
     from hasten.evaluation.recertification import certify
     from hasten.evaluation.scenarios import load_test
+    from hasten.inputs.data.ragged import save_ragged
+    from hasten.lightening.packing import pack_lossy
     from hasten.lightening.run import TrainingPlan, lighten
     from hasten.lightening.shortlisting import shortlist
     from hasten.measure.effort import Effort
@@ -30,12 +34,16 @@ _WHERE = {
     "shortlist": "hasten.lightening.shortlisting",
     "load": "hasten.bundle",
     "chain": "hasten.bundle.chains:open_chain",
+    "pack": "hasten.bundle.packing.writer",
+    "pack_lossy": "hasten.lightening.packing",
+    "unpack": "hasten.bundle.packing.unpacking",
     "bench": "hasten.evaluation.benchmark",
     "load_test": "hasten.evaluation.scenarios",
     "certify": "hasten.evaluation.recertification",
     "serve": "hasten.serving.run",
     "watch": "hasten.serving.streams.watching",
     "report": "hasten.reporting.publication",
+    "save_ragged": "hasten.inputs.data.ragged",
     "profile": "hasten.evaluation.profiling",
     "Effort": "hasten.measure.effort",
     "Order": "hasten.optimization.order",
@@ -61,10 +69,14 @@ __all__ = [
     "load",
     "load_test",
     "optimize",
+    "pack",
+    "pack_lossy",
     "profile",
     "report",
+    "save_ragged",
     "serve",
     "shortlist",
+    "unpack",
     "watch",
 ]
 __version__ = "0.1.0"
@@ -87,4 +99,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    dunder = (name for name in globals() if name.startswith("__") and name.endswith("__"))
+    return sorted({*dunder, *__all__})

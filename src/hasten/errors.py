@@ -19,6 +19,10 @@ class CandidateError(HastenError):
     """One candidate failed. It is recorded with its reason, and the run goes on."""
 
 
+class OutOfTime(CandidateError):  # noqa: N818
+    """The run's time limit came before a step was done, so nothing is known of the candidate."""
+
+
 class IntegrityError(InputError):
     """A bundle or a record is damaged, truncated, tampered with, or from a newer version."""
 

@@ -20,11 +20,17 @@ from hasten.certificate.verdict import Judgement, Verdict
 from hasten.core.tensors import Array
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import InputError
+from hasten.evaluation.agreement import comparing
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.labels_by_output import joined
+from hasten.inputs.metrics import named_metric, parse_metric
 from hasten.inputs.metrics.agreement import Agreement
+from hasten.inputs.metrics.combined import for_labels
 from hasten.inputs.metrics.custom import Custom
+from hasten.inputs.metrics.regression import Regression
 from hasten.inputs.metrics.top_k import Top1
+from hasten.inputs.metrics.unlabelled import scored_where_known
 
 N = 1000
 ENGINE = OnnxRuntime(threads=1)
@@ -111,7 +117,10 @@ def score(outputs, labels, exact):
     ("other", "why"),
     [
         ("np.nan", "{metric} returned nan for sample 0 of 64; a score lies in [0, 1]"),
-        ("[0.0][1]", "IndexError: list index out of range"),
+        (
+            "[0.0][1]",
+            "{metric} failed: IndexError at line 4 of mine.py: list index out of range",
+        ),
     ],
 )
 def test_a_rung_whose_answers_get_no_score_fails_alone(
@@ -122,7 +131,9 @@ def test_a_rung_whose_answers_get_no_score_fails_alone(
     metric = Custom(f"{tmp_path}/mine.py:score")
     own, scores = sealed_scores(desk.bench, desk.open(ENGINE), rungs, sealed, metric)
     said = why.format(metric=metric.path)
-    assert scores["bad"] == f"its answers can't be scored: {said}"
+    told, _, came = str(scores["bad"]).partition("; it was given the outputs ")
+    assert told == f"its answers can't be scored: {said}"
+    assert came.startswith("logits float32 [64, 4] (")
     assert len(own) == len(scores["good"]) == 130
     assert sealed.read == dict.fromkeys(range(130), 1)
 
@@ -135,8 +146,9 @@ def test_an_original_whose_answers_get_no_score_is_the_callers_to_know(
     metric = Custom(f"{tmp_path}/mine.py:score")
     with pytest.raises(InputError) as error:
         sealed_scores(desk.bench, desk.open(ENGINE), rungs, sealed, metric)
-    assert str(error.value) == (
-        f"{tmp_path}/mine.py:score returned 2 for sample 0 of 64; a score lies in [0, 1]"
+    assert str(error.value).startswith(
+        f"{tmp_path}/mine.py:score returned 2 for sample 0 of 64; a score lies in [0, 1]; it was given "
+        "the outputs logits float32 [64, 4] ("
     )
 
 
@@ -224,6 +236,40 @@ def test_samples_drawn_together_are_one_draw() -> None:
 def test_changed_asks_for_agreement_whatever_the_metric() -> None:
     assert guarded(Top1(), "changed") == Agreement()
     assert guarded(Top1(), "net") == guarded(Top1(), "lost") == Top1()
+    assert guarded(Regression(1.0), "changed") == Agreement()
+
+
+def test_changed_watches_every_output_that_several_metrics_read() -> None:
+    own = {"a": np.eye(3), "b": np.eye(3)}
+    turned = {"a": np.eye(3), "b": np.eye(3)[[1, 1, 2]]}
+    for asked in (["top1@a", "top5@b"], "top1@all"):
+        metric = guarded(named_metric(asked), "changed")
+        assert metric.score(turned, own, np.zeros(3, int)).tolist() == [0, 1, 1], asked
+        assert metric.score(turned, own, None).tolist() == [0, 1, 1], asked
+    assert guarded(named_metric(["top1@a", "top5@a"]), "changed") == Agreement("a")
+    labels = joined({"a": np.zeros(3, int)})
+    alone = guarded(for_labels(Top1("a"), labels), "changed")
+    assert scored_where_known(alone, own, own, labels).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("asked", [["top1@a", "regression:1@b"], "regression:1@all"])
+def test_changed_refuses_several_metrics_of_which_one_reads_no_classes(
+    asked: str | list[str],
+) -> None:
+    with pytest.raises(InputError) as error:
+        guarded(named_metric(asked), "changed")
+    assert str(error.value) == (
+        "the guard 'changed' counts the answers whose class changes, and regression reads no classes: take "
+        "another guard, or name metrics of classes alone, as agreement@OUTPUT"
+    )
+
+
+def test_without_labels_each_of_several_metrics_of_classes_compares_its_output() -> None:
+    data = ArrayDataset({"x": np.zeros((3, 1))}, None)
+    both = named_metric(["top1@a", "regression:1@b"])
+    assert comparing(both, data) == named_metric(["agreement@a", "regression:1@b"])
+    assert comparing(parse_metric("top1@all"), data) == parse_metric("agreement@all")
+    assert comparing(Top1("a"), data) == Agreement("a")
 
 
 def test_bets_are_set_by_groups_where_there_are_any() -> None:

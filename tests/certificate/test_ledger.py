@@ -40,6 +40,12 @@ def test_what_one_run_saw_the_next_one_knows(tmp_path: Path) -> None:
     assert Ledger.at(tmp_path).past().seen == {one[:16] for one in hashes(1, 2, 3)}
 
 
+def test_a_batch_size_that_failed_is_a_refusal_too(tmp_path: Path) -> None:
+    ledger = Ledger.at(tmp_path)
+    ledger.end(ledger.look(hashes(1, 2), "a", asked=0.05), judged(passes=True), held=False)
+    assert look(tmp_path, 1, 2).refused == 1
+
+
 def test_looks_pay_after_a_refusal_only(tmp_path: Path) -> None:
     assert look(tmp_path, 1, 2, passes=True).alpha == 0.05
     assert look(tmp_path, 1, 2, passes=False).alpha == 0.05

@@ -100,12 +100,12 @@ def test_an_operator_that_no_engine_has(tmp_path: Path) -> None:
 def test_dynamic_shapes_that_the_data_does_not_settle(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import numpy as np\ndef data():\n"
-        "    return [np.full((3, 8 + i % 2), i, np.float32) for i in range(20)]\n"
+        "    return [np.full(16 + i % 2, i, np.float32) for i in range(20)]\n"
     )
     line = optimized(tmp_path, models.linear_classifier(tmp_path), f"{tmp_path}/mine.py:data")
     assert line == (
-        "input 'x': sample 1 is [3, 9], the first is [3, 8], so the data doesn't settle "
-        "dimension 1 of a sample; pad, crop or resize all to one shape"
+        "input 'x': sample 1 is [17], and the model takes x: float32[batch, 16], with dimension 1 fixed at "
+        "16: pad, crop or resize all samples to that, or export the model with that dimension open"
     )
 
 
@@ -248,9 +248,10 @@ def test_a_limit_out_of_range(tmp_path: Path, share: str) -> None:
         ),
         (
             ("--pass", "nosuch"),
-            "no pass that can be asked for is called 'nosuch'; there are: simplify, fix_shapes, "
-            "nncf_quantization, litert_quantization, qnn_quantization, static_quantization, "
-            "tensorrt_quantization, half_precision, jax_program, dynamic_quantization",
+            "no pass that can be asked for is called 'nosuch'; there are: simplify, spectra, "
+            "fix_shapes, nncf_quantization, litert_quantization, qnn_quantization, "
+            "weight_compression, static_quantization, tensorrt_quantization, half_precision, jax_program, "
+            "dynamic_quantization, block_quantization",
         ),
         (
             ("--metric", "nosuch"),
@@ -310,7 +311,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
     ("words", "line"),
     [
         (("nosuch",), "No such command 'nosuch'; see main --help"),
-        (("optimize", "m.onnx"), "Missing option '--data'; see main optimize --help"),
+        (("certify", "m.hasten"), "Missing option '--data'; see main certify --help"),
     ],
 )
 def test_a_command_that_is_called_otherwise_than_it_can_be(

@@ -159,16 +159,22 @@ def test_where_nothing_for_the_device_ships_the_command_says_why_and_the_bundle_
     )
     assert run.exit_code == 1, (run.output, run.exception)
     lines = run.stdout.splitlines()
-    assert "LiteRT interpreter elsewhere, litert: Nothing for the device ships" in lines
-    (why,) = (line for line in lines if line.startswith("exact: "))
+    assert lines[:2] == [
+        "",
+        "What ships: nothing for litert (LiteRT interpreter elsewhere): the bundle holds the original for this "
+        "host (original, ONNX Runtime).",
+    ]
+    (why,) = (line for line in lines if line.startswith("How sure: exact: "))
     begins, failed, ends = why.split("; ")
-    assert begins == "exact: nothing could be made for the device that answers well enough"
+    assert begins == (
+        "How sure: exact: nothing could be made for the device that answers well enough"
+    )
     assert failed.startswith("original, LiteRT reference kernels: ")
     assert "CumSum" in failed
     assert "failed:" not in failed
-    assert ends == "the bundle holds the original, for this host"
+    assert ends == "the bundle holds the original, for this host."
     label, _, reason = failed.partition(": ")
-    assert f"{label}: failed: {reason}" in lines
+    assert f"Failed: {label}: {reason}" in lines
     assert read(out).target == Target.host()
     shown = CliRunner().invoke(main, ["inspect", str(out)])
     assert "made for:" not in shown.output
@@ -261,9 +267,9 @@ def crafted() -> dict[str, Any]:
 
 def test_the_summary_says_that_a_budget_was_missed_and_what_failed() -> None:
     lines = summary(RESULT, 0.0).splitlines()
-    assert "OVER the budget of 90 ns" in lines
-    assert "large: failed: doesn't fit" in lines
-    assert "the RTL answered 30 samples as its program did" in lines
+    assert "Budget: OVER the budget of 90 ns." in lines
+    assert "Failed: large: doesn't fit" in lines
+    assert "Compared: the RTL answered 30 samples as its program did." in lines
 
 
 def test_an_unknown_device_of_a_bundle_is_this_host() -> None:

@@ -9,6 +9,7 @@ from hasten.core.records import Value
 from hasten.engines.base import Engine
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.pipeline.base import PostStep, Step
+from hasten.inputs.set_metrics.base import SetMetric
 from hasten.passes.base import Pass
 
 ROOT = Path(__file__).parents[2]
@@ -34,17 +35,18 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "title"),
+    ("family", "name", "title"),
     [
-        (Engine, "## Engines"),
-        (Pass, "## Passes"),
-        (Metric, "## Metrics"),
-        (Step, "## Pipeline steps"),
-        (PostStep, "## Steps after the model"),
+        (Engine, "families.md", "## Engines"),
+        (Pass, "families.md", "## Passes"),
+        (Metric, "metrics.md", "## Which one"),
+        (SetMetric, "metrics.md", "## Metrics over a set"),
+        (Step, "families.md", "## Pipeline steps"),
+        (PostStep, "families.md", "## Steps after the model"),
     ],
 )
-def test_every_member_of_a_family_has_its_line(family: type[Value], title: str) -> None:
-    page = (ROOT / "docs" / "families.md").read_text()
+def test_every_member_of_a_family_has_its_line(family: type[Value], name: str, title: str) -> None:
+    page = (ROOT / "docs" / name).read_text()
     section = page.partition(title)[2].partition("\n## ")[0]
     own = [name for name, path in family.registry.items() if OWN in path]
     assert [name for name in own if not re.search(rf"`{name}[`\[:]", section)] == []

@@ -259,7 +259,8 @@ def test_pools_equal_those_of_integers(name: str) -> None:
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_floats_become_bytes_with_the_ends_nan_and_infinities(name: str) -> None:
     made = Made(3)
-    for pixels, channels in ((1, 9), (30, 3), (49, 16), (100, 3), (70, 1), (500, 3)):
+    sizes = ((1, 9), (30, 3), (49, 16), (100, 3), (70, 1), (500, 3), (65, 40), (16, 17), (140, 33))
+    for pixels, channels in sizes:
         size = pixels * channels
         values = (made.rng.standard_normal(size) * 3).astype(np.float32)
         step = 0.5 if pixels < 100 else float(made.rng.uniform(1e-3, 0.1))

@@ -47,6 +47,29 @@ def test_any_depthwise_convolution_equals_that_of_integers(name: str) -> None:
     made.check(isa=target.isa, spelled=spelled)
 
 
+@pytest.mark.parametrize("name", ["widest", "avx512-vnni"])
+def test_steps_of_two_equal_integers_at_every_edge(name: str) -> None:
+    made = Made(4)
+    for at, wide in enumerate([3, 4, 7, 8, 9, 15, 16, 17]):
+        kernel = (1 + at % 4, 1 + (at + 1) % 3)
+        pads = (kernel[0] - 1, at % kernel[1], at % kernel[0], kernel[1] - 1)
+        channels = (64, 96, 100, 128)[at % 4]
+        made.operations += [
+            made.conv(
+                ENDS[(at + more) % len(ENDS)],
+                channels=(channels, channels),
+                groups=channels,
+                size=(5 + at % 3, wide),
+                kernel=kernel,
+                strides=(1 + (at + more) % 3, 2),
+                pads=pads,
+            )
+            for more in range(2)
+        ]
+    target, spelled = PROCESSORS[name]
+    made.check(isa=target.isa, spelled=spelled)
+
+
 @pytest.mark.parametrize("name", ["widest", "sse2"])
 def test_large_pictures_are_computed_strip_by_strip(name: str) -> None:
     made = Made(9)

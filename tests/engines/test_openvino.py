@@ -221,7 +221,7 @@ def test_an_unknown_operator_is_told_in_one_line(host: Target, tmp_path: Path) -
         build(models.unknown_operator(tmp_path), host)
     assert str(caught.value) == (
         "OpenVINO can't convert the model: No conversion rule found for operations: "
-        "Frobnicate-17 (node 'the_culprit')"
+        "Frobnicate (node 'the_culprit')"
     )
 
 

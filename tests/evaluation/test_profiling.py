@@ -53,6 +53,15 @@ def test_an_engine_and_real_samples_may_be_asked_for(tmp_path: Path) -> None:
     assert covered(only) == PRODUCTS
 
 
+def test_a_folder_of_hugging_face_is_a_model_and_no_bundle(tmp_path: Path) -> None:
+    folder = tmp_path / "network"
+    folder.mkdir()
+    depthwise_cnn(tmp_path).rename(folder / "model.onnx")
+    (folder / "config.json").write_text('{"model_type": "resnet"}')
+    (only,) = hasten.profile(folder, engines=["openvino"], threads=1, requests=2)
+    assert (only.role, covered(only)) == ("model", PRODUCTS)
+
+
 def test_a_module_in_a_file_is_exported_with_a_sample(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     (tmp_path / "net.py").write_text(

@@ -1,8 +1,11 @@
 """Which architectures fit a budget: only what was measured and fits, and what is the fastest if none does."""
 
+import dataclasses
 import json
 import math
 import shutil
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,10 @@ from hasten.lightening.architectures.building import multiply_adds
 from hasten.lightening.prospects import Prospect
 from hasten.lightening.shortlisting import Shortlist
 from hasten.lightening.shortlisting import shortlist as run
-from hasten.lightening.shortlisting.estimates import Estimates
-from hasten.lightening.shortlisting.options import options
-from hasten.lightening.shortlisting.search import nothing_fits, slow_kinds
+from hasten.lightening.shortlisting.cache import LatencyCache, Measured
+from hasten.lightening.shortlisting.estimates import Estimates, _guess
+from hasten.lightening.shortlisting.options import Option, options
+from hasten.lightening.shortlisting.search import Search, nothing_fits, slow_kinds
 from hasten.lightening.shortlisting.untrained import written
 
 torch = pytest.importorskip("torch")
@@ -98,9 +102,55 @@ def test_a_budget_that_nothing_meets_names_the_fastest(cache: Path) -> None:
 
 def test_a_search_that_was_cut_short_says_so_of_the_fastest(cache: Path) -> None:
     entries = found(cache).entries
-    text = str(nothing_fits(SHAPE, 1e-9, entries, {}, complete=False))
-    assert "the fastest found within the time limit is lcnet-s" in text
-    assert text.endswith("give at least that, or a longer time limit")
+    may = options("classify", SHAPE, ("lcnet-s8",))["lcnet"][0]
+    text = str(nothing_fits(SHAPE, 1e-9, entries[:1], {}, untimed=7, may=may))
+    assert text.startswith("none of the 1 networks that could be timed within the time limit")
+    assert (
+        f"and 7 weren't timed: others may fit, such as {may.name}. The fastest so far is " in text
+    )
+    assert text.endswith("call again to go on, or give a longer time limit")
+
+
+class Slow(Search):
+    """A search on a host that is slower than was thought, and on which each measurement takes 10 s."""
+
+    taken_s = 10.0
+    clock: float
+    usual: Prospect
+
+    def _measure(self, batch: Sequence[Option]) -> None:
+        self.clock += self.taken_s * len(batch)
+        for option in batch:
+            ns = 10 * _guess(option)  # the host is ten times as slow as was thought
+            self._note(option, Measured(1, 1, dataclasses.replace(self.usual, latency_ns=ns)))
+
+
+@pytest.mark.parametrize("insists", [True, False])
+def test_while_nothing_fits_and_something_may_a_slow_host_only_takes_longer(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, insists: bool
+) -> None:
+    families = options("classify", SHAPE, ("lcnet-s8", "mobilenetv4-small-s8", "resnet10-s8"))
+    search = Slow(
+        families=families,
+        classes=4,
+        input_shape=SHAPE,
+        budget_ns=10.5 * min(_guess(one) for own in families.values() for one in own),
+        engines=("onnxruntime",),
+        target=QUICK["target"],
+        cache=LatencyCache.of(tmp_path, 4, SHAPE, ("onnxruntime",), QUICK["target"]),
+        fresh=True,
+        folder=tmp_path,
+        deadline=10.0,
+        latest=1000.0 if insists else 10.0,
+        listen=lambda _: None,
+    )
+    search.clock = 0.0
+    search.usual = found(cache).entries[0].prospect
+    monkeypatch.setattr(time, "monotonic", lambda: search.clock)
+    estimates = Estimates(families, search.budget_ns)
+    search.run(estimates)
+    fitting = [one for one in search.entries() if one.prospect.latency_ns <= search.budget_ns]
+    assert bool(fitting) == insists
 
 
 @pytest.mark.parametrize("name", ["lcnet-s8", "mobileone-s0-s8", "vit-tiny-s8"])

@@ -60,6 +60,7 @@ def test_derived_figures_are_not_believed() -> None:
         {"rounds": {"0": {"latency_ns": [], "elapsed_ns": 5}}},
         {"rounds": {"0": {"latency_ns": [5], "elapsed_ns": 0}}},
         {"rounds": {"0": {"latency_ns": [-5], "elapsed_ns": 5}}},
+        {"rounds": {"0": {"latency_ns": [5, 0], "elapsed_ns": 5}}},
         {"rounds": {"0": {"latency_ns": [2**60], "elapsed_ns": 5}}},
         {"rounds": {"0": {"latency_ns": [5], "elapsed_ns": 2**60}}},
     ],

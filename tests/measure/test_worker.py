@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from tests.support.desk import Desk
 from tests.support.faults import Faulty
 
+from hasten.core.raised import REMEDY
 from hasten.core.records import to_record
 from hasten.core.tensors import TensorSpec
 from hasten.engines.null import Null
@@ -75,7 +77,13 @@ class TestTimeRequests:
             seen.append(int(request["cost"]))
             clock.now += seen[-1]
 
-        limits = {"warmup_ns": 0, "block_ns": 0, "at_least": 1, "at_most": 100, **settings}
+        limits: dict[str, Any] = {
+            "warmup_ns": 0,
+            "block_ns": 0,
+            "at_least": 1,
+            "at_most": 100,
+            **settings,
+        }
         requests = [{"cost": np.array(cost)} for cost in costs]
         return time_requests(run, requests, clock_ns=clock, **limits), seen
 
@@ -407,3 +415,15 @@ def test_a_large_sample_is_answered_too(desk: Desk, tmp_path: Path) -> None:
     spool = write_spool(data, tmp_path / "many")
     chunks = list(desk.bench.predict(desk.open(Null()), spool))
     assert [len(chunk["logits"]) for chunk in chunks] == [64, 64, 2]
+
+
+def test_what_a_runtime_did_not_mean_to_raise_is_told_with_its_name_and_what_to_try(
+    desk: Desk, tmp_path: Path
+) -> None:
+    worker = desk.worker(Null())
+    with pytest.raises(CandidateError) as error:
+        worker.ask("build", engine=to_record(Null()), workdir=str(tmp_path / "b"), limit_s=60)
+    assert re.fullmatch(
+        rf"{Null().words()} failed: it broke off in worker\.py:\d+ \(KeyError: 'model'\); {REMEDY}",
+        str(error.value),
+    )

@@ -11,6 +11,7 @@ from hasten.engines.installed import engine_kinds
 from hasten.engines.litert.engine import LiteRt
 from hasten.engines.null import Null
 from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.engines.onnxruntime.settled import OnnxRuntimeSettled
 from hasten.engines.openvino.engine import OpenVino
 from hasten.errors import InputError
 from hasten.measure.candidate import Single
@@ -30,7 +31,8 @@ def host() -> Target:
 
 def test_the_untouched_model_on_every_engine_comes_first(desk: Desk, host: Target) -> None:
     proposals = grid(desk.model, host)
-    untouched = [c for c in proposals if not c.passes]
+    settled = OnnxRuntime().settling()
+    untouched = [c for c in proposals if not c.passes and c.engine != settled]
     assert proposals[: len(untouched)] == untouched
     kinds = [type(c.engine).__name__ for c in untouched[:2]]
     assert kinds == ["OnnxRuntime", "OpenVino"]
@@ -51,13 +53,32 @@ def test_no_proposal_comes_twice_and_each_engine_takes_its_model(desk: Desk, hos
 def test_shapes_are_not_fixed_for_an_engine_that_settles_them_itself(
     desk: Desk, host: Target
 ) -> None:
-    proposals = grid(desk.model, host)
-    fixed = {type(c.engine) for c in proposals if FixShapes() in c.passes}
+    one = replace(desk.model, inputs=desk.model.request)  # its batch is closed, so nothing is lost
+    fixed = {type(c.engine) for c in grid(one, host) if FixShapes() in c.passes}
     assert fixed == {OnnxRuntime}
+    proposals = grid(desk.model, host)
     lossy = [c for c in proposals if c.passes and not c.exact]
     around = neighbours(lossy, [FixShapes()], host)
     assert {type(c.engine) for c in around if FixShapes() in c.passes} == {OnnxRuntime}
     assert {type(c.engine) for c in lossy} == {OnnxRuntime, OpenVino, LiteRt, CompiledC}
+
+
+def test_where_the_batch_is_open_shapes_are_settled_for_one_sample_alone(
+    desk: Desk, host: Target
+) -> None:
+    proposals = grid(desk.model, host)
+    assert not any(FixShapes() in c.passes for c in proposals)
+    settled = [c for c in proposals if isinstance(c.engine, OnnxRuntimeSettled)]
+    assert settled == [Single((), OnnxRuntimeSettled())]
+    assert settled[0].exact
+    lossy = [c for c in proposals if c.passes and not c.exact]
+    around = {c.engine for c in neighbours(lossy, [], host, settled=True)}
+    assert OnnxRuntimeSettled() in around
+    assert not any(isinstance(c.engine, OnnxRuntimeSettled) for c in neighbours(lossy, [], host))
+    assert not any(
+        isinstance(c.engine, OnnxRuntimeSettled)
+        for c in grid(desk.model, host, pass_names=["simplify"])
+    )
 
 
 def test_litert_is_tried_with_what_its_own_quantizer_makes_alone(desk: Desk, host: Target) -> None:
@@ -84,7 +105,7 @@ def _kinds(passes: Sequence[Pass]) -> tuple[type[Pass], ...]:
 
 def test_only_the_engines_asked_for_are_tried(desk: Desk, host: Target) -> None:
     proposals = grid(desk.model, host, engine_names=["onnxruntime"])
-    assert {type(c.engine) for c in proposals} == {OnnxRuntime}
+    assert {type(c.engine) for c in proposals} == {OnnxRuntime, OnnxRuntimeSettled}
 
 
 def test_nodes_to_keep_float_reach_every_pass_that_quantizes(desk: Desk, host: Target) -> None:

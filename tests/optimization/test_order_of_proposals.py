@@ -48,7 +48,7 @@ def test_on_this_host_the_grid_is_in_its_usual_order(desk: Desk, host: Target) -
         "simplify + onnxruntime",
         "simplify + openvino",
         "simplify + litert",
-        "fix_shapes + onnxruntime",
+        "onnxruntime_settled",
         "static_quantization + onnxruntime",
         "static_quantization + openvino",
         "static_quantization + openvino in bf16",

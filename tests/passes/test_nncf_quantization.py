@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from tests.support.models import Build
 
 from hasten.core.model import Model
 from hasten.core.records import to_record
@@ -16,6 +17,7 @@ from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.passes.base import Skipped
 from hasten.passes.nncf_quantization import NncfQuantization
+from hasten.passes.openvino_graphs import PRODUCTS, bias_of, converted
 from hasten.testing.pass_tests import NARROW, PassTests, answers, error_between, run, samples_of
 
 F32 = OpenVino(precision="f32")
@@ -239,18 +241,39 @@ def test_why_it_was_skipped_is_said_in_full(elementwise: Model, tmp_path: Path) 
         run(NncfQuantization(), elementwise, tmp_path)
 
 
-def test_biases_that_nobody_corrected_are_refused(
-    convnet: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import nncf
+def biases(graph: Any) -> list[Any]:
+    """Return the constants that a graph adds to its products."""
+    found = [bias_of(one) for one in graph.get_ordered_ops() if one.get_type_name() in PRODUCTS]
+    return [one.input_value(i).get_node().get_data() for one, i in filter(None, found)]
 
-    original = nncf.quantize
-    uncorrected = nncf.AdvancedQuantizationParameters(disable_bias_correction=True)
-    monkeypatch.setattr(
-        nncf, "quantize", lambda *a, **k: original(*a, **{**k, "advanced_parameters": uncorrected})
-    )
-    with pytest.raises(CandidateError, match=r"^NNCF corrected none of the 3 biases$"):
-        run(NncfQuantization(), convnet, tmp_path)
+
+def test_the_biases_of_convolutions_are_corrected(convnet: Model, tmp_path: Path) -> None:
+    import openvino
+
+    before = biases(converted(convnet))
+    after = biases(openvino.Core().read_model(run(NncfQuantization(), convnet, tmp_path).path))
+    assert len(before) == len(after) == 3
+    assert not all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+TINY = """
+<ir_version: 10, opset_import: ["": 20]>
+tiny (float[batch, 4, 8, 8] x) => (float[batch, 4, 8, 8] y)
+<float[4, 4, 1, 1] w, float[4] b = {1e-7, -1e-7, 1e-7, -1e-7}, float[4] d = {1e-7, 1e-7, 1e-7, 1e-7}>
+{
+    [first] a = Conv (x, w, b)
+    [bend] r = Relu (a)
+    [second] c = Conv (r, w, d)
+    [end] y = Relu (c)
+}
+"""
+
+
+def test_a_model_of_which_no_bias_can_be_corrected_is_quantized_all_the_same(
+    build: Build, tmp_path: Path
+) -> None:
+    result = run(NncfQuantization(), build(TINY), tmp_path)
+    assert is_quantized(operations(result)["first/WithoutBiases"])
 
 
 def test_a_quantizer_that_changes_nothing_is_refused(

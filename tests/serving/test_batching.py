@@ -300,3 +300,32 @@ def test_two_requests_of_who_is_alone_arent_run_on_the_loops_thread() -> None:
 
     asyncio.run(work())
     assert "hasten-engine" in threads
+
+
+def test_after_a_batch_that_took_far_too_long_the_next_ones_leave_the_loops_thread() -> None:
+    """Values can decide how long a model takes, so no warm-up shows it."""
+    threads: list[bool] = []
+    now_ns = 0
+
+    def model(inputs: Tensors) -> dict[str, Array]:
+        nonlocal now_ns
+        threads.append(threading.current_thread() is threading.main_thread())
+        now_ns += int(inputs["x"][0, 0]) * MS
+        return same(inputs)
+
+    async def work() -> None:
+        latencies = Latencies({1: MS / 100})
+        scheduler: Scheduler[Any] = Scheduler(latencies, 10e9)
+        loop, statistics = asyncio.get_running_loop(), Statistics()
+        clients = Clients()
+        queue = Batching([model], scheduler, statistics, loop, clients, lambda: now_ns)
+        for took_ms in (0, 15, 0, 50, *(0,) * 1281):
+            item = Asked(took_ms)
+            await submitted(queue, item)
+            await asyncio.wait_for(item.answer, PATIENCE_S)
+        queue.close()
+
+    asyncio.run(work())
+    assert threads[:4] == [True] * 4
+    assert threads[4:-1] == [False] * 1280
+    assert threads[-1]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import gzip
 import json
 import socket
@@ -21,6 +23,7 @@ from tests.support.models import solid
 from tests.support.servers import ServerThread, bundle_of, place_of
 from tests.support.waiting import PATIENCE_S, until
 
+from hasten.serving import server as server_module
 from hasten.serving.http import connection
 from hasten.serving.http.connection import Connection
 from hasten.serving.state import Limits
@@ -426,22 +429,11 @@ def test_who_leaves_while_a_body_is_unpacked_leaves_nothing(tmp_path: Path) -> N
         until(lambda: held(server) == (0, 0))
 
 
-def test_an_output_that_is_asked_for_twice_is_answered_anew_each_time(server: ServerThread) -> None:
+def test_an_output_is_sent_once(server: ServerThread) -> None:
     binary = {"name": "y", "parameters": {"binary_data": True}}
-    outputs = [binary, {"name": "y"}]
-    with Client(server) as client:
-        for number in range(5):
-            rows = np.full((1, 4), number, np.float32)
-            size = {"binary_data_size": rows.nbytes}
-            tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "parameters": size}
-            head = json.dumps({"inputs": [tensor], "outputs": outputs}).encode()
-            length = {"Inference-Header-Content-Length": str(len(head))}
-            client.send(request(body=head + rows.tobytes(), headers=length))
-            status, headers, body = client.answer()
-            assert status == 200
-            length_back = int(headers["inference-header-content-length"])
-            assert body[length_back:] == rows.tobytes()
-            assert json.loads(body[:length_back])["outputs"][1]["data"] == rows.ravel().tolist()
+    for outputs in ([binary, {"name": "y"}], [{"name": "y"}] * 1000):
+        status, answer = asked(server, {**JSON_REQUEST, "outputs": outputs})
+        assert (status, answer["error"]) == (400, "output 'y' is asked for twice: ask for it once")
 
 
 def test_a_body_that_grows_without_end_is_refused(server: ServerThread) -> None:
@@ -591,6 +583,28 @@ def test_an_offer_of_another_protocol_is_no_reason_not_to_answer(server: ServerT
     )
 
 
+def test_an_offer_of_another_protocol_is_refused_as_any_request_is(
+    server: ServerThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    offer = {"Connection": "Upgrade", "Upgrade": "h2c"}
+    with Client(server) as client:
+        client.send(request(headers=offer)[:-2].replace(b": 0", b": 1048577") + b"\r\n")
+        status, _, body = client.answer()
+        assert client.at_end()
+    assert (status, json.loads(body)["error"]) == (
+        413,
+        "the body exceeds the limit of 1,048,576 bytes",
+    )
+    assert not caplog.records
+
+
+def test_many_offers_of_another_protocol_may_follow_each_other(server: ServerThread) -> None:
+    offer = request("/v2", method="GET", headers={"Connection": "Upgrade", "Upgrade": "h2c"})
+    with Client(server) as client:
+        client.send(offer * 500)
+        assert [client.answer()[0] for _ in range(500)] == [200] * 500
+
+
 def test_a_client_that_takes_no_answers_gets_no_more_of_them(tmp_path: Path) -> None:
     """Requests pile up at the client: the server doesn't hold their answers."""
     bundle = bundle_of(tmp_path, solid(tmp_path))
@@ -680,6 +694,54 @@ def test_a_slow_client_is_told_and_hung_up_on(hurried: ServerThread) -> None:
         assert client.at_end()
     assert status == 408
     assert json.loads(body)["error"] == "the request didn't arrive in full within the time limit"
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        b"",
+        b"POST /v2/models/solid/infer HTTP/1.1\r\nHost: he",
+        b"POST /v2/models/solid/infer HTTP/1.1\r\nHost: here\r\nContent-Length: 99999\r\n\r\n{",
+        request("/v2", method="GET") + b"GET /v2 HTTP/1.1\r\n",
+    ],
+)
+def test_requests_that_never_come_whole_make_room_where_nearly_all_places_are_taken(
+    tmp_path: Path, begun: bytes
+) -> None:
+    limits = dataclasses.replace(LIMITS, connections=10, receive_ns=3_600_000_000_000)
+    with (
+        ServerThread(place_of(bundle_of(tmp_path, solid(tmp_path))), limits=limits) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        clients = [stack.enter_context(Client(server)) for _ in range(10)]
+        for client in clients:
+            client.send(begun)
+        until(lambda: server.call(lambda: held(server))[0] == 9)
+        assert ask(server, "/v2", method="GET")[0] == 200
+
+
+def test_handshakes_that_never_end_make_room_where_nearly_all_places_are_taken(
+    tmp_path: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the supervisor hands on connections on which nothing is sent."""
+    monkeypatch.setattr(server_module, "_HANDSHAKE_S", 3600.0)
+    place, key = place_of(bundle_of(tmp_path, solid(tmp_path))), certificate.with_name("key.pem")
+    limits = dataclasses.replace(LIMITS, connections=10)
+    with (
+        ServerThread(place, limits=limits, certificate=certificate, key=key) as server,
+        contextlib.ExitStack() as stack,
+    ):
+
+        async def take(accepted: socket.socket) -> None:
+            taking.append(asyncio.create_task(server.server.take(accepted, None)))
+
+        taking: list[asyncio.Task[None]] = []
+        for _ in range(10):
+            ours, theirs = socket.socketpair()
+            stack.enter_context(ours)
+            theirs.setblocking(False)
+            server.call(functools.partial(take, theirs))
+        until(lambda: sum(each.done() for each in taking) == 1)
 
 
 def test_an_idle_connection_is_left_alone(hurried: ServerThread) -> None:
@@ -787,6 +849,81 @@ def test_http_1_0_is_answered_and_closed(server: ServerThread) -> None:
         client.send(b"GET /v2/health/live HTTP/1.0\r\n\r\n")
         assert client.answer()[0] == 200
         assert client.at_end()
+
+
+@pytest.mark.parametrize(
+    ("sent", "error"),
+    [
+        (
+            b"GET /v2/health/live HTTP/2.0\r\nHost: here\r\n\r\n",
+            "this server speaks HTTP/1.1 and HTTP/1.0; got HTTP/2.0",
+        ),
+        (
+            b"GET /v2/health/live HTTP/0.9\r\n\r\n",
+            "this server speaks HTTP/1.1 and HTTP/1.0; got HTTP/0.9",
+        ),
+        (
+            b"POST /v2/models/solid/infer HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "HTTP/1.0 has no Transfer-Encoding: send Content-Length, or HTTP/1.1",
+        ),
+        (
+            b"POST /v2/models/solid/infer HTTP/1.0\r\nConnection: upgrade\r\nUpgrade: h2c\r\n"
+            b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "HTTP/1.0 has no Transfer-Encoding: send Content-Length, or HTTP/1.1",
+        ),
+    ],
+)
+def test_what_the_version_doesnt_allow_is_refused(
+    server: ServerThread, sent: bytes, error: str
+) -> None:
+    with Client(server) as client:
+        client.send(sent)
+        status, _, body = client.answer()
+        assert client.at_end()
+    assert (status, json.loads(body)["error"]) == (400, error)
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerThread]:
+    """Serves `solid` to those who bring the token "correct-horse-battery"."""
+    folder = tmp_path_factory.mktemp("closed")
+    token = folder / "token"
+    token.write_text("correct-horse-battery\n")
+    bundle = bundle_of(folder, solid(folder))
+    with ServerThread(place_of(bundle), token_file=token, limits=LIMITS) as one:
+        yield one
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/v2/health/live", "/v2/health/ready/", "/v2/models/solid/infer"]
+)
+@pytest.mark.parametrize("size", ["Content-Length: 1048576", "Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("offer", ["", "Connection: upgrade\r\nUpgrade: h2c\r\n"])
+def test_no_body_is_taken_from_who_brings_no_token(
+    closed: ServerThread, path: str, size: str, offer: str
+) -> None:
+    with Client(closed) as client:
+        with contextlib.suppress(ConnectionError):
+            client.send(f"POST {path} HTTP/1.1\r\nHost: here\r\n{offer}{size}\r\n\r\n".encode())
+            client.send(b"80000\r\n" + bytes(1 << 19))
+        status, _, body = client.answer()
+        assert closed.call(lambda: held(closed))[1] == 0
+    assert (status, json.loads(body)["error"]) == (
+        401,
+        "this server requires a token: send Authorization: Bearer TOKEN",
+    )
+
+
+def test_the_case_of_the_tokens_scheme_doesnt_matter(closed: ServerThread) -> None:
+    for given, status in (
+        ("bearer correct-horse-battery", 200),
+        ("BEARER  correct-horse-battery", 200),
+        ("bearer Correct-horse-battery", 401),
+        ("bearercorrect-horse-battery", 401),
+        ("bearer", 401),
+        ("Basic correct-horse-battery", 401),
+    ):
+        assert ask(closed, "/v2", method="GET", headers={"Authorization": given})[0] == status
 
 
 def test_a_token_is_asked_for_everywhere_but_at_health(tmp_path: Path) -> None:

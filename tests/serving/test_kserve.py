@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import json
 import re
 import shutil
@@ -149,6 +150,7 @@ def test_the_command_line_takes_what_the_container_is_told(tmp_path: Path, bundl
     assert back == dataclasses.replace(
         settings,
         host="0.0.0.0",
+        hosts=("*",),
         models=tuple(
             dataclasses.replace(each, path=folder / "models" / each.name / each.version)
             for each in settings.models
@@ -180,6 +182,15 @@ def test_several_versions_lie_side_by_side(tmp_path: Path, bundle: Path) -> None
         "m:2=/models/m/2",
         "n:7=/models/n/7",
     ]
+
+
+def test_the_names_of_the_server_are_any_or_those_that_were_given(
+    tmp_path: Path, bundle: Path
+) -> None:
+    for given, told in (([], ["*"]), (["a.example", "*.b"], ["a.example", "*.b"])):
+        written(tmp_path / "out", settings_of([bundle], allow_host=given))
+        words = command(tmp_path / "out", "ENTRYPOINT")
+        assert [b for a, b in itertools.pairwise(words) if a == "--allow-host"] == told
 
 
 def test_the_image_has_the_versions_that_the_certificate_covers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import http.client
 import io
@@ -19,7 +20,9 @@ from PIL import Image
 from tests.support.servers import ServerThread, bundle_of, place_of
 
 from hasten.serving.http.page import figures
+from hasten.serving.models.repository import Repository
 from hasten.serving.settings import ModelPlace
+from hasten.serving.state import ServerState
 from hasten.testing import models
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -395,3 +398,10 @@ def test_letters_are_read_on_either_paper(
         ".filter(height => height > 0)"
     )
     assert min(heights) >= 9.5  # of a line, in CSS pixels
+
+
+def test_the_uptime_doesnt_follow_the_clock_on_the_wall() -> None:
+    loop = asyncio.new_event_loop()
+    state = ServerState(Repository([], loop), began_ns=5 * SECOND)
+    loop.close()
+    assert figures(state, clock_ns=lambda: 12 * SECOND)["uptime_s"] == 7.0

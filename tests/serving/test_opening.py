@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tritonclient.http as triton
 from tests.support import models
 from tests.support.bundles import forge
-from tests.support.servers import bundle_of
+from tests.support.servers import ServerThread, bundle_of, place_of, with_curve
 
 from hasten.bundle import Loaded
 from hasten.core.tensors import Array, Tensors
@@ -153,3 +155,40 @@ def test_a_folder_of_compiled_models_is_named_from_where_the_server_was_started(
     asked = [settings_of([bundle], compiled=one) for one in ("", "off", "kept", Path("kept"))]
     kept = str(tmp_path / "kept")
     assert [settings.models[0].settings.compiled for settings in asked] == ["", "off", kept, kept]
+
+
+@pytest.mark.parametrize("exact", [False, True], ids=["alone", "beside its exact model"])
+def test_a_request_that_a_manifest_says_is_huge_is_not_made_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exact: bool
+) -> None:
+    solid = models.solid(tmp_path)
+    path = bundle_of(tmp_path, solid, exact=solid if exact else None)
+
+    def huge(record: dict[str, Any]) -> None:
+        for part in (record["winner"], record["exact"]):
+            for spec in (*part["artifact"]["inputs"], *part["artifact"]["request"]):
+                spec["shape"][-1] = 1 << 29
+
+    forge(path, huge)
+    asked = noting(monkeypatch)
+    place = place_of(path)
+    with ServerThread(place, control=True) as server:
+        client = triton.InferenceServerClient(server.host, network_timeout=60.0)
+        client.load_model(place.name)  # compared with what it replaces
+        client.close()
+        (one,) = server.server.state.repository
+        assert one.served is not None
+        assert (
+            "served without a warm-up: the bundle keeps no requests, and a random one failed: a request "
+            "of x: float32[1, 536870912] takes 2,147,483,648 bytes: at most 67,108,864 are made up"
+        ) in one.served.opened.notes
+    assert asked == []
+
+
+def test_a_curve_that_cant_be_this_models_is_not_used(tmp_path: Path) -> None:
+    curve = with_curve(dict.fromkeys((1, 2, 4), 1e-06))
+    opened = open_bundle(bundle_of(tmp_path, models.solid(tmp_path), extra=curve), ModelSettings())
+    try:
+        assert opened.latencies.measured_ns(1) != 1.0
+    finally:
+        opened.close()

@@ -24,8 +24,8 @@ from hasten.serving.cluster.replica import (
     packed,
     placed,
     target,
-    unpacked,
     wanted_replicas,
+    with_folders,
 )
 from hasten.serving.run import settings_of
 from hasten.serving.settings import ServerSettings
@@ -53,7 +53,7 @@ def test_parcels_hold_the_bundles_the_libraries_and_the_token(bundle: Path, tmp_
     root = tmp_path / "root"
     root.mkdir()
     folders = [placed(root, each.name, each.files) for each in parcels]
-    there = unpacked(settings, folders)
+    there = with_folders(settings, folders)
     assert len(parcels) == 4
     for before, after in zip(settings.models, there.models, strict=True):
         assert after.path.is_relative_to(root)

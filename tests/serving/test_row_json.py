@@ -201,7 +201,9 @@ def test_a_row_may_come_compressed_and_is_answered_compressed(
 def test_rows_are_answered_in_their_order_on_one_connection(
     server: ServerThread, decided: list[Any]
 ) -> None:
-    head = b"POST /v2/models/quick/infer HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b"
+    head = (
+        b"POST /v2/models/quick/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%b"
+    )
     bodies = [json.dumps(row).encode() for row in ROWS]
     wrong = b'{"c0": 1}'
     sent = b"".join(head % (len(body), body) for body in (*bodies, wrong, bodies[0]))
@@ -210,7 +212,7 @@ def test_rows_are_answered_in_their_order_on_one_connection(
         connection.sendall(sent)
         with connection.makefile("rb") as answers:
             while len(found) < len(bodies) + 2:
-                lines = iter(answers.readline, b"\r\n")
+                lines = iter(lambda: answers.readline() or b"\r\n", b"\r\n")
                 size = next(
                     int(line[15:]) for line in list(lines) if line.startswith(b"Content-Length")
                 )

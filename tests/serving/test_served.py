@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import functools
 import http.client
@@ -32,7 +33,10 @@ from hasten.engines.litert.reference import LiteRtReference
 from hasten.engines.null import Null, NullSession
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import InputError
+from hasten.serving.facts import repository_index
+from hasten.serving.models.repository import Repository
 from hasten.serving.models.statistics import Statistics
+from hasten.serving.protocol.errors import ProtocolError
 from hasten.testing import models
 
 PATIENCE_S = 120.0
@@ -486,6 +490,27 @@ def test_what_cant_take_a_models_place_leaves_it_there(tmp_path: Path) -> None:
             {"name": "kept", "version": "1", "state": "READY", "reason": ""}
         ]
         client.close()
+
+
+def test_models_that_are_not_loaded_yet_say_that_they_are_queued(bundles: Path) -> None:
+    async def asked() -> tuple[str, list[dict[str, str]]]:
+        places = [place_of(bundles / "solid.hasten", name) for name in ("first", "second")]
+        repository = Repository([p.registered() for p in places], asyncio.get_running_loop())
+        await repository.load(next(iter(repository)))
+        with pytest.raises(ProtocolError) as refused:
+            repository.find("second")
+        told = repository_index(repository, ready=False)
+        for one in repository:
+            await repository.unload(one)
+        return str(refused.value), told
+
+    why, index = asyncio.run(asked())
+    queued = "queued: models are loaded one after another, and others come first"
+    assert why == f"the model 'second' isn't ready: {queued}"
+    assert [(one["name"], one["state"], one["reason"]) for one in index] == [
+        ("first", "READY", ""),
+        ("second", "UNAVAILABLE", queued),
+    ]
 
 
 def test_a_model_can_be_unloaded_and_loaded_again(bundles: Path) -> None:

@@ -29,6 +29,7 @@ from tests.support.waiting import until
 
 from hasten.cli import main
 from hasten.core.records import to_record
+from hasten.serving.models.repository import QUEUED
 
 PATIENCE_S = 120.0
 ROW = [1.0, 2.0, 3.0, 4.0]
@@ -203,10 +204,12 @@ def test_who_crashes_again_and_again_is_started_later_and_says_so(bundles: Path)
 
 @pytest.mark.parametrize("sent", [b"POST /v2/mod", b"the head"])
 def test_who_was_still_sending_when_it_crashed_is_told_too(bundles: Path, sent: bytes) -> None:
-    head = b"POST /v2/models/solid/infer HTTP/1.1\r\nHost: here\r\nContent-Length: 100000\r\n\r\n"
+    head = (
+        b"POST /v2/models/solid/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
+    )
     with ServerProcess(bundles / "solid.hasten") as server:
         connection = socket.create_connection(("127.0.0.1", server.http_port), PATIENCE_S)
-        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: here\r\n\r\n")
+        connection.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert connection.recv(1000).startswith(b"HTTP/1.1 200")
         connection.sendall(sent if sent != b"the head" else head + bytes(1000))
         time.sleep(0.3)
@@ -308,7 +311,9 @@ def test_health_is_told_before_the_models_are_loaded(bundles: Path) -> None:
     if status != 200:
         assert json.loads(body) == {"error": "models are still loading"}
         status, answer = ask(server.http_port, "slow")
-        assert (status, answer["error"]) == (503, "the model 'slow' isn't ready: loading")
+        why = answer["error"].removeprefix("the model 'slow' isn't ready: ")
+        assert status == 503
+        assert why in (QUEUED, "loading")
     with server:
         assert ready(server)
 
@@ -317,7 +322,7 @@ def test_more_connections_than_are_allowed_are_turned_away(bundles: Path) -> Non
     with ServerProcess(bundles / "solid.hasten", "--max-connections", "3") as server:
         held = [socket.create_connection(("127.0.0.1", server.http_port)) for _ in range(3)]
         for one in held:  # each is served
-            one.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: here\r\n\r\n")
+            one.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert one.recv(100).startswith(b"HTTP/1.1 200")
         assert get(server.http_port, "/v2/health/live")[0] == 503
         held[0].close()
@@ -330,13 +335,13 @@ def test_connections_that_rest_make_room_where_nearly_all_are_taken(bundles: Pat
     with ServerProcess(bundles / "solid.hasten", "--max-connections", "4") as server:
         held = [socket.create_connection(("127.0.0.1", server.http_port)) for _ in range(4)]
         for one in held:
-            one.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: here\r\n\r\n")
+            one.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert one.recv(100).startswith(b"HTTP/1.1 200")
             one.settimeout(PATIENCE_S)
 
         def work() -> None:
             for one in held[2:]:
-                one.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: here\r\n\r\n")
+                one.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 assert one.recv(100).startswith(b"HTTP/1.1 200")
 
         def there_is_room() -> bool:
@@ -405,7 +410,7 @@ def test_encrypted_requests_are_answered(bundles: Path, certificate: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["nothing.hasten"], "no bundle at nothing.hasten: no such folder"),
+        (["nothing.hasten"], "no bundle at nothing.hasten: no such file or folder"),
         (["{solid}", "--max-batch", "0"], "--max-batch must be from 1 to 64; got 0"),
         (["{solid}", "--tls-cert", "x.pem"], "TLS needs both a certificate and its key: give --tls-cert and --tls-key"),
         (["{solid}", "--token-file", "none"], "can't read the token in none: No such file or directory"),

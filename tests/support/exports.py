@@ -26,7 +26,11 @@ def exported_once(folder: Path) -> Iterator[None]:
     """
     export = frontend.export
 
-    def kept(module: Any, sample: Any, workdir: Path, names: Sequence[str] | None = None) -> Model:
+    def kept(
+        module: Any, sample: Any, workdir: Path, names: Sequence[str] | None = None, **more: Any
+    ) -> Model:
+        if any(more.values()):
+            return export(module, sample, workdir, names, **more)
         own = folder / _digest(module, sample, names)
         if not own.exists():
             made = export(module, sample, workdir, names)

@@ -111,6 +111,7 @@ class ServerThread:
     """
 
     def __init__(self, *models: ModelPlace, grpc: bool = False, **settings: Any) -> None:
+        settings = {"hosts": ("here",), **settings}  # the name that tests ask for
         self._settings = ServerSettings(models, http=0, grpc=0 if grpc else None, **settings)
         self.server: Server
         self.http_port = self.grpc_port = 0

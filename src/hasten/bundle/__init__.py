@@ -10,7 +10,8 @@ from hasten.bundle.loaded import (
     load,
 )
 from hasten.bundle.manifest import MANIFEST, Manifest, Part, Status, part
-from hasten.bundle.requests import kept_requests, room_for
+from hasten.bundle.packing.unpacking import unpacked
+from hasten.bundle.requests import fitting, kept_requests, room_for
 from hasten.bundle.requirements import answers_as, requirements, step_packages
 from hasten.bundle.states import Carrier
 
@@ -27,6 +28,7 @@ __all__ = [
     "artifact_of",
     "differences",
     "engine_of",
+    "fitting",
     "kept_requests",
     "load",
     "part",
@@ -35,5 +37,6 @@ __all__ = [
     "requirements",
     "room_for",
     "step_packages",
+    "unpacked",
     "write",
 ]

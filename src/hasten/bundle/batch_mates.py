@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from hasten.core.tensors import Array, Tensors, TensorSpec, unlike_rows
+from hasten.errors import CandidateError
 
+MOST_BYTES = 64 << 20
+"""Largest size of one batch's inputs, and of a request that is made up: a manifest states its sizes."""
 LOUD = 8.0
 """Factor by which batch mates are scaled up, to expose a quantization scale that a batch shares."""
 
@@ -23,15 +27,26 @@ def share_batch_axis(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
 def made_up(
     specs: Sequence[TensorSpec], rows: int | None, rng: np.random.Generator, loud: float = 1.0
 ) -> dict[str, Array]:
-    """Make a random request of `rows` rows; None for as many rows as the specs state."""
+    """Make a random request of `rows` rows; None for as many rows as the specs state.
+
+    Raises:
+        CandidateError: it would be larger than `MOST_BYTES`.
+    """
+    shapes = [s.sizes if rows is None else (rows, *s.sizes[1:]) for s in specs]
+    types = [np.dtype(spec.dtype) for spec in specs]
+    size = sum(t.itemsize * math.prod(shape) for t, shape in zip(types, shapes, strict=True))
+    if size > MOST_BYTES:
+        asked = ", ".join(map(str, specs))
+        raise CandidateError(
+            f"a request of {asked:.200} takes {size:,} bytes: at most {MOST_BYTES:,} are made up"
+        )
     made = {}
-    for spec in specs:
-        sizes = spec.sizes if rows is None else (rows, *spec.sizes[1:])
-        if np.dtype(spec.dtype).kind == "f":
+    for spec, dtype, sizes in zip(specs, types, shapes, strict=True):
+        if dtype.kind == "f":
             array = loud * rng.standard_normal(sizes, np.float32)
-            made[spec.name] = array.astype(spec.dtype, copy=False)
+            made[spec.name] = array.astype(dtype, copy=False)
         else:
-            made[spec.name] = rng.integers(0, 2, sizes, np.int8).astype(spec.dtype)
+            made[spec.name] = rng.integers(0, 2, sizes, np.int8).astype(dtype)
     return made
 
 
@@ -39,13 +54,16 @@ def mates(requests: Sequence[Tensors], specs: Sequence[TensorSpec]) -> Iterator[
     """Yield batch mates for the first of some requests, without end, scaled up by `LOUD`.
 
     Args:
-        requests: Requests of one row each; if there are none, the mates are random.
+        requests: Requests of one row each, of which those of the first one's shapes can be mates; if there
+            are none, the mates are random.
         specs: Inputs of one request, without open dimensions.
     """
     rng = np.random.default_rng(1)
     while not requests:
         yield made_up(specs, 1, rng, LOUD)
-    for request in itertools.cycle((*requests[1:], requests[0])):
+    first, *others = requests
+    alike = [one for one in others if all(one[name].shape == first[name].shape for name in first)]
+    for request in itertools.cycle((*alike, first)):
         with np.errstate(over="ignore"):
             yield {
                 n: a * a.dtype.type(LOUD) if a.dtype.kind == "f" else a for n, a in request.items()

@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,12 +25,15 @@ from hasten.bundle.manifest import (
     check_values,
     one_line,
 )
-from hasten.bundle.requests import REQUESTS, check_requests, packed
+from hasten.bundle.requests import REQUESTS, check_requests, packed, shapes_of
 from hasten.core.records import digest, file_digest, from_record, read_json, to_record
 from hasten.core.tensors import Tensors
 from hasten.engines.base import Artifact
+from hasten.engines.checked import check_external
 from hasten.errors import InputError, IntegrityError
 
+EVIDENCE, REPORT = "evidence/", "report.html"
+"""Begin of the paths of a run's records in a bundle, and the path of its report."""
 _MANIFEST_BYTES = 4 << 20
 """Largest manifest that is read: enough for 30,000 files. Parsing takes up to 50 times its size."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -72,12 +75,14 @@ def write(
         for name, data in extra.items():
             (beside / name).write_bytes(data)
         if requests:
-            (beside / REQUESTS).write_bytes(packed(requests, winner.artifact.request))
+            specs = winner.artifact.inputs if manifest.shapes else winner.artifact.request
+            (beside / REQUESTS).write_bytes(packed(requests, specs))
         manifest = replace(
             _legible(manifest),
             winner=winner,
             exact=exact,
             requests=len(requests),
+            request_shapes=shapes_of(requests, winner.artifact.request),
             files=_files(beside),
         )
         record = to_record(manifest)
@@ -85,13 +90,53 @@ def write(
             check_values(record)
         except IntegrityError as error:
             raise InputError(f"can't write {path}: {error}; rename it") from error
-        _put_json(beside / MANIFEST, {**record, "digest": digest(record)})
-        _swap(beside, path)
+        _put_manifest(beside, record)
+        put_in_place(beside, path)
     except OSError as error:
         raise InputError(f"can't write {path}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return manifest
+
+
+def lean_copy(
+    folder: Path, manifest: Manifest, out: Path, *, keep_exact: bool, keep_evidence: bool
+) -> Path:
+    """Copy a bundle without what nobody needs who only wants its answers, and return the new folder.
+
+    Args:
+        folder: The bundle's folder.
+        manifest: Its manifest.
+        out: Folder that doesn't exist.
+        keep_exact: Whether to keep the exact model.
+        keep_evidence: Whether to keep the records of the run and its report.
+
+    Raises:
+        InputError: there is no room.
+    """
+    winner, exact = manifest.winner.artifact, manifest.exact
+    kept = {winner.path.as_posix(), *(file.as_posix() for file in winner.files)}
+    gone: set[str] = set()
+    if exact is not None and not keep_exact:
+        gone = {file.as_posix() for file in (exact.artifact.path, *exact.artifact.files)} - kept
+    if not keep_evidence:
+        gone |= {name for name in manifest.files if name.startswith(EVIDENCE) or name == REPORT}
+    files = {name: stated for name, stated in manifest.files.items() if name not in gone}
+    lean = replace(manifest, exact=exact if keep_exact else None, files=files)
+    try:
+        for name in files:
+            goal = out / name
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, goal)
+        _put_manifest(out, to_record(lean))
+    except OSError as error:
+        raise InputError(f"can't write {out}: {error.strerror or error}") from error
+    return out
+
+
+def _put_manifest(folder: Path, record: dict[str, Any]) -> None:
+    """Write a manifest with its digest."""
+    _put_json(folder / MANIFEST, {**record, "digest": digest(record)})
 
 
 def _moved_in(item: Part, folder: Path, name: str) -> Part:
@@ -134,7 +179,7 @@ def _put_json(file: Path, record: Any) -> None:
     file.write_bytes(json.dumps(to_record(record), indent=1).encode() + b"\n")
 
 
-def _swap(new: Path, path: Path) -> None:
+def put_in_place(new: Path, path: Path) -> None:
     """Move a new folder to `path`; an old bundle may be left under the new folder's former name.
 
     Raises:
@@ -206,11 +251,41 @@ def read(path: Path) -> Manifest:
         InputError: there is no bundle at `path`.
         IntegrityError: the bundle is damaged, truncated, tampered with, or written by a newer version.
     """
+    manifest = read_sizes(path)
+    for name, (sha256, size_bytes) in manifest.files.items():
+        check_file(path, name, sha256, size_bytes)
+    return manifest
+
+
+def read_sizes(path: Path) -> Manifest:
+    """Read a bundle's manifest and check the size of every file against it.
+
+    Raises:
+        InputError: there is no bundle at `path`.
+        IntegrityError: the manifest is damaged, or a file has another size.
+    """
     if not path.exists():
         raise InputError(f"no bundle at {path}: no such file or folder")
     if not (path / MANIFEST).is_file():
         raise InputError(f"{path} is not a bundle: it has no {MANIFEST}")
-    record, _ = _read_record(path)
+    manifest = read_manifest(path)
+    for name, (_, size_bytes) in manifest.files.items():
+        _check_size(path, name, size_bytes)
+    return manifest
+
+
+def read_manifest(path: Path, name: str = "") -> Manifest:
+    """Read a manifest and check all that it states; no other file is looked at.
+
+    Args:
+        path: Folder with the manifest.
+        name: Name of the bundle for messages; by default the folder's.
+
+    Raises:
+        IntegrityError: the manifest is damaged, tampered with, or written by a newer version.
+    """
+    said = name or str(path)
+    record, _ = _read_record(path, said)
     try:
         manifest = from_record(Manifest, record)
         check_engines(manifest)
@@ -220,39 +295,38 @@ def read(path: Path) -> Manifest:
         if manifest.comparison is not None:
             manifest.comparison.check()
     except InputError as error:
-        raise IntegrityError(f"{path}: the manifest is damaged: {error}") from error
-    for name, (sha256, size_bytes) in manifest.files.items():
-        _check_file(path, name, sha256, size_bytes)
+        raise IntegrityError(f"{said}: the manifest is damaged: {error}") from error
     return manifest
 
 
-def _read_record(path: Path) -> tuple[dict[str, Any], dict[str, tuple[str, int]]]:
+def _read_record(path: Path, said: str = "") -> tuple[dict[str, Any], dict[str, tuple[str, int]]]:
     """Read the manifest's record and the files that it lists.
 
     The manifest's own digest is checked first, since nothing in a damaged manifest can be trusted.
     """
+    said = said or str(path)
     if (path / MANIFEST).stat().st_size > _MANIFEST_BYTES:
-        raise IntegrityError(f"{path}: the manifest is larger than {_MANIFEST_BYTES >> 20} MiB")
+        raise IntegrityError(f"{said}: the manifest is larger than {_MANIFEST_BYTES >> 20} MiB")
     record = read_json(path / MANIFEST)
     if not isinstance(record, dict) or type(record.get("schema")) is not int:
-        raise IntegrityError(f"{path}: the manifest is damaged: it states no schema")
+        raise IntegrityError(f"{said}: the manifest is damaged: it states no schema")
     if record["schema"] > SCHEMA:
         raise IntegrityError(
-            f"{path} was written by a newer version of hasten (schema {record['schema']!s:.20}, this "
+            f"{said} was written by a newer version of hasten (schema {record['schema']!s:.20}, this "
             f"one reads {SCHEMA}); upgrade hasten"
         )
     stated = record.pop("digest", None)
     try:
         unchanged = stated == digest(record)
     except RecursionError as error:
-        raise IntegrityError(f"{path}: the manifest is damaged: it is nested too deep") from error
+        raise IntegrityError(f"{said}: the manifest is damaged: it is nested too deep") from error
     if not unchanged:
-        raise IntegrityError(f"{path}: the manifest was changed after it was written")
+        raise IntegrityError(f"{said}: the manifest was changed after it was written")
     try:
         check_values(record)
         return record, from_record(dict[str, tuple[str, int]], record.get("files"))
     except IntegrityError as error:
-        raise IntegrityError(f"{path}: the manifest is damaged: {error}") from error
+        raise IntegrityError(f"{said}: the manifest is damaged: {error}") from error
 
 
 def _inside(path: Path, name: str) -> Path:
@@ -265,7 +339,12 @@ def _inside(path: Path, name: str) -> Path:
     return path / pure
 
 
-def _check_file(path: Path, name: str, sha256: str, size_bytes: int) -> None:
+def check_file(path: Path, name: str, sha256: str, size_bytes: int) -> None:
+    """Check a file of a bundle against what its manifest states.
+
+    Raises:
+        IntegrityError: it is missing, leads out of the bundle, or has other bytes.
+    """
     file = _check_size(path, name, size_bytes)
     with _reading(path, name):
         if file_digest(file) != sha256:
@@ -290,14 +369,29 @@ def _reading(path: Path, name: str) -> Iterator[None]:
         raise IntegrityError(f"{path}: {name:.100} can't be read: {error.strerror}") from error
 
 
-def artifact_of(path: Path, item: Part, manifest: Manifest, custom_ops: Sequence[Path]) -> Artifact:
+def artifact_of(
+    path: Path,
+    item: Part,
+    manifest: Manifest,
+    custom_ops: Sequence[Path],
+    inside: Callable[[Path, str], Path] | None = None,
+) -> Artifact:
     """Return a part's artifact with absolute paths, all of them checked to be inside the bundle.
 
+    Args:
+        path: The bundle's folder.
+        item: Part of the manifest.
+        manifest: The bundle's manifest.
+        custom_ops: Libraries with the user's own operators.
+        inside: Function that returns where a file of the bundle is; by default in the folder, which no
+            link may leave.
+
     Raises:
-        IntegrityError: a path leads out of the bundle or isn't among the checked files, or the
-            stated inputs and outputs are impossible.
+        IntegrityError: a path leads out of the bundle or isn't among the checked files, an ONNX file
+            keeps weights elsewhere, or the stated inputs and outputs are impossible.
         InputError: operator libraries are missing, or differ from those that were certified.
     """
+    inside = inside or _inside
     for file in (item.artifact.path, *item.artifact.files):
         if file.as_posix() not in manifest.files:
             raise IntegrityError(f"{path}: {file} is not listed in the manifest")
@@ -314,9 +408,11 @@ def artifact_of(path: Path, item: Part, manifest: Manifest, custom_ops: Sequence
             f"was made; got {len(given)}"
             f"{' with other contents' if len(given) == len(item.custom_ops) else ''}"
         )
-    return replace(
+    found = replace(
         item.artifact,
-        path=_inside(path, item.artifact.path.as_posix()),
-        files=tuple(_inside(path, file.as_posix()) for file in item.artifact.files),
+        path=inside(path, item.artifact.path.as_posix()),
+        files=tuple(inside(path, file.as_posix()) for file in item.artifact.files),
         custom_ops=tuple(custom_ops),
     )
+    check_external(found.path, [*found.files], str(path / item.artifact.path))
+    return found

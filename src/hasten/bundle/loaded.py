@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
@@ -15,20 +16,24 @@ import numpy as np
 
 from hasten.bundle.binding import bound_arrays
 from hasten.bundle.covered import certified_sizes, cut, has_batch_axis, joined, not_covered
-from hasten.bundle.folder import artifact_of, read
 from hasten.bundle.manifest import Manifest, Part
-from hasten.bundle.requests import kept_requests
+from hasten.bundle.packing.names import is_address, is_packed
+from hasten.bundle.requests import REQUESTS, kept_requests
 from hasten.bundle.requirements import answers_as, distributions, programs
 from hasten.bundle.rows import BoundRow, RowPath
 from hasten.bundle.spreading import FEW_ROWS, Spread
 from hasten.bundle.states import StateSession
+from hasten.bundle.stored import Stored, stored_at
 from hasten.core.cache_folder import cache_folder
 from hasten.core.devices import at_hand
 from hasten.core.records import from_record
+from hasten.core.shapes import Extent, check_alike
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec, check_tensors
-from hasten.engines.base import Engine
+from hasten.engines.base import Artifact, Engine
+from hasten.engines.buckets import Buckets
 from hasten.engines.compile_cache import CompileCache
+from hasten.engines.padding import Padder
 from hasten.engines.pool import SessionPool, sessions_for
 from hasten.errors import InputError
 from hasten.inputs.chains.reading import is_chain
@@ -109,11 +114,12 @@ class Loaded:
     Attributes:
         manifest: The bundle's manifest.
         from_cache: Whether opening the first session read a cache of compiled models.
+        padder: Padding of requests up to buckets, so that unlike ones can share a batch; None without.
         not_certified: Reasons why the certificate, or an exact model's measurements, don't hold
             here; empty if they do.
 
     Args:
-        folder: The bundle's folder.
+        stored: The bundle where it lies; closed together with the model.
         pool: The model, open on its engine; closed together with the bundle.
         request: The inputs of one request, without open dimensions.
         certified: The inputs of one request that the certificate covers; empty if every shape is
@@ -121,12 +127,13 @@ class Loaded:
         ways: Most threads that share out a large batch, where its rows are computed apart.
         covered: Batch sizes that the certificate covers; None where it holds in any batch.
         any_batch: Whether batches of other sizes run as they come, instead of in parts.
+        padder: Padding of requests up to buckets; None where the model has none.
+        extents: Dimensions that the certificate covers at several sizes.
     """
 
     def __init__(
         self,
-        folder: Path,
-        manifest: Manifest,
+        stored: Stored,
         pool: SessionPool,
         notes: Sequence[str],
         request: Sequence[TensorSpec],
@@ -136,10 +143,13 @@ class Loaded:
         ways: int = 1,
         covered: tuple[int, ...] | None = None,
         any_batch: bool = False,
+        extents: Sequence[Extent] = (),
+        padder: Padder | None = None,
     ) -> None:
-        self.manifest = manifest
+        self.padder = padder
+        self.manifest = stored.manifest
         self.from_cache = from_cache
-        self._folder = folder
+        self._stored = stored
         self.not_certified = tuple(notes)
         self._pool = pool
         self._spread = Spread(pool, ways)
@@ -155,6 +165,7 @@ class Loaded:
         self._names = tuple(spec.name for spec in pool.inputs)
         self._only = pool.inputs[0] if len(pool.inputs) == 1 else None
         self._certified = {spec.name: spec.shape for spec in certified}
+        self._extents = tuple(extents)
         self._dtype = None if self._only is None else np.dtype(self._only.dtype)
         self._seen: tuple[int, ...] | None = None
 
@@ -247,7 +258,7 @@ class Loaded:
         sequences = self.manifest.sequences
         if sequences is None:
             raise InputError(
-                f"{self._folder} was made without states=: it answers each request by itself"
+                f"{self._stored.name} was made without states=: it answers each request by itself"
             )
         return StateSession(self, sequences, start or {})
 
@@ -335,7 +346,7 @@ class Loaded:
         """
         if self.manifest.pipeline is None:
             raise InputError(
-                f"{self._folder} was made from arrays and has no pipeline: call it with arrays, or make "
+                f"{self._stored.name} was made from arrays and has no pipeline: call it with arrays, or make "
                 "it with a pipeline"
             )
         return self.manifest.pipeline
@@ -361,6 +372,8 @@ class Loaded:
             except ValueError as error:
                 raise InputError(f"input {name!r} is not an array: {error}") from error
         check_tensors(tensors, self._pool.inputs)
+        if self._extents:
+            check_alike({name: array.shape for name, array in tensors.items()}, self._pool.inputs)
         return tensors
 
     def _warn_of(self, tensors: Mapping[str, Array], *, whole: bool = False) -> None:
@@ -371,14 +384,14 @@ class Loaded:
             whole: Whether the request is never answered in parts.
         """
         for name, shape in self._certified.items():
-            given = tensors[name].shape
+            given, outside = self._within(name, tensors[name].shape, shape)
             if given != shape:
-                note = f"{name} of shape {list(shape)} there, {list(given)} here"
+                note = outside or f"{name} of shape {list(shape)} there, {list(given)} here"
                 if self._batched and given[1:] == shape[1:]:
                     in_parts = self._keeps is not None and not whole
                     if in_parts or self._covered is None or given[0] in self._covered:
                         continue
-                    note = not_covered(given[0], self._covered)
+                    note = not_covered(tensors[name].shape[0], self._covered)
                 with self._lock:
                     if not self._certified:
                         return  # another thread warns already
@@ -386,6 +399,24 @@ class Loaded:
                     self.not_certified += (note,)
                 warnings.warn(f"not certified here: {note}", NotCertifiedHere, stacklevel=3)
                 return
+
+    def _within(
+        self, name: str, given: tuple[int, ...], certified: tuple[int | str, ...]
+    ) -> tuple[tuple[int | str, ...], str]:
+        """Return a shape with the certified size wherever the certificate covers the one that came.
+
+        The line says which size it doesn't cover; "" where it covers all that differ among samples.
+        """
+        sizes: list[int | str] = list(given)
+        outside = ""
+        for one in self._extents:
+            if one.input == name and one.axis < min(len(sizes), len(certified)):
+                size = given[one.axis]
+                if one.covers(size):
+                    sizes[one.axis] = certified[one.axis]
+                else:
+                    outside = f"dimension {one.axis} of {name} from {one.least} to {one.most} there, {size} here"
+        return tuple(sizes), outside
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -429,7 +460,8 @@ class Loaded:
         Raises:
             IntegrityError: the bundle was changed since it was loaded.
         """
-        return kept_requests(self._folder, self.manifest)
+        names = [REQUESTS] if self.manifest.requests else []
+        return kept_requests(self._stored.folder_with(names), self.manifest)
 
     def run(self, tensors: Tensors) -> dict[str, Array]:
         """Answer a request of C-contiguous arrays by name that is known to fit `inputs`.
@@ -473,6 +505,7 @@ class Loaded:
             threads, self._threads = self._threads, None
         if threads is not None:
             threads.shutdown()
+        self._stored.close()
 
     def __enter__(self) -> Self:
         return self
@@ -494,7 +527,9 @@ def load(
     """Check a bundle and open its model on the engine that it names, for any number of threads.
 
     Args:
-        path: The bundle's folder; a chain is opened by `hasten.chain`.
+        path: The bundle's folder; a packed bundle, as a file or as an address that begins with "http://" or
+            "https://", of which only the model that is opened is unpacked, into memory. A chain is opened
+            by `hasten.chain`.
         which: "winner", or "exact" for the exact model that the winner was compared to.
         custom_ops: Libraries with the user's own operators, the same files as when the bundle was
             made.
@@ -521,19 +556,37 @@ def load(
         MeasuredElsewhere: an exact model, whose answers hold everywhere, was measured on another
             machine or engine version.
     """
-    from hasten.measure.environment import environment
-
-    if is_chain(path):
+    if not (is_address(path) or is_packed(path)) and is_chain(path):
         raise InputError(f"{path} is a chain, not a bundle's folder: open it by hasten.chain")
     _check_count("threads, the number of threads for one request,", threads)
     _check_count("sessions, the number of requests answered in parallel,", sessions)
     if which not in ("winner", "exact"):
         raise InputError(f"which, the model to open, must be 'winner' or 'exact': got {which!r}")
-    folder = Path(path)
-    manifest = read(folder)
+    with contextlib.ExitStack() as undo:
+        stored = stored_at(path)
+        undo.callback(stored.close)
+        opened = _open(stored, which, custom_ops, threads, sessions, cache, any_batch=any_batch)
+        undo.pop_all()
+        return opened
+
+
+def _open(
+    stored: Stored,
+    which: Literal["winner", "exact"],
+    custom_ops: Sequence[Path],
+    threads: int | None,
+    sessions: int | None,
+    cache: str | os.PathLike[str] | bool | None,
+    *,
+    any_batch: bool,
+) -> Loaded:
+    """Open a model of a bundle; see `load`."""
+    from hasten.measure.environment import environment
+
+    manifest = stored.manifest
     item = manifest.winner if which == "winner" else manifest.exact
     if item is None:
-        raise InputError(f"{folder} was made with keep_exact=False: it holds no exact model")
+        raise InputError(f"{stored.name} was made with keep_exact=False: it holds no exact model")
     here = at_hand(manifest.target)
     threads = max(1, min(threads or manifest.target.threads, manifest.target.threads, here.threads))
     engine = engine_of(item, threads)
@@ -546,15 +599,15 @@ def load(
         notes.insert(0, manifest.why)
     if notes:
         kind = MeasuredElsewhere if exact else NotCertifiedHere
-        warnings.warn(_warning(notes, exact=exact), kind, stacklevel=2)
-    artifact, target = artifact_of(folder, item, manifest, custom_ops), here.with_threads(threads)
-    limit = sessions or sessions_for(engine, artifact, target, here.threads)
-    compiled = _compiled(cache, folder, manifest)
-    pool = SessionPool(engine, artifact, target, limit, compiled)
+        warnings.warn(_warning(notes, exact=exact), kind, stacklevel=3)
+    target = here.with_threads(threads)
+    with stored.opening(item, custom_ops) as artifact:
+        limit = sessions or sessions_for(engine, artifact, target, here.threads)
+        compiled = _compiled(cache, artifact, item, manifest)
+        pool = SessionPool(engine, artifact, target, limit, compiled)
     judged = which == "winner" and manifest.status == "certified"
     return Loaded(
-        folder.absolute(),
-        manifest,
+        stored,
         pool,
         notes,
         artifact.request,
@@ -563,19 +616,24 @@ def load(
         ways=min(limit, max(1, threads // (engine.threads or threads))),
         covered=certified_sizes(manifest) if judged and not pool.rows_apart else None,
         any_batch=any_batch,
+        extents=manifest.shapes,
+        padder=engine.padder(artifact) if isinstance(engine, Buckets) and engine.padding else None,
     )
 
 
 def _compiled(
-    cache: str | os.PathLike[str] | bool | None, folder: Path, manifest: Manifest
+    cache: str | os.PathLike[str] | bool | None, artifact: Artifact, item: Part, manifest: Manifest
 ) -> CompileCache | None:
-    """Return the cache for a bundle's models, with the hashes that its files were checked against."""
+    """Return the cache for a part's model, with the hashes that its files were checked against."""
     kept = cache_folder(cache)
     if kept is None:
         return None
-    return CompileCache(
-        kept, {folder / name: sha256 for name, (sha256, _) in manifest.files.items()}
-    )
+    there = (artifact.path, *artifact.files)
+    names = (item.artifact.path, *item.artifact.files)
+    hashes = {
+        file: manifest.files[name.as_posix()][0] for file, name in zip(there, names, strict=True)
+    }
+    return CompileCache(kept, hashes)
 
 
 def _check_count(what: str, count: object) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from hasten.core.comparison import Comparison
 from hasten.core.records import file_digest, to_record
 from hasten.core.sequences import Sequences, check_states
+from hasten.core.shapes import Extent
 from hasten.core.target import Target
 from hasten.core.tensors import TensorSpec
 from hasten.engines.base import Artifact, Engine
@@ -73,6 +74,9 @@ class Manifest:
             `hasten.bundle.requests`.
         sequences: States that both models carry from step to step, if they were certified on whole
             sequences.
+        request_shapes: Shapes of each of these requests, in the order of the winner's inputs; empty
+            where all have the shapes of the certified one.
+        shapes: Dimensions in which the samples that it was made with differ, and their sizes.
         comparison: Figures, scores and decisions of the winner beside the exact model's, on the sealed
             samples; None where nothing was compared.
         files: Relative path -> [SHA-256, size in bytes].
@@ -93,6 +97,8 @@ class Manifest:
     created: str
     requests: int = 0
     sequences: Sequences | None = None
+    request_shapes: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    shapes: tuple[Extent, ...] = ()
     comparison: Comparison | None = None
     files: dict[str, tuple[str, int]] = field(default_factory=dict)
     schema: int = SCHEMA
@@ -208,7 +214,7 @@ def check_artifact(artifact: Artifact) -> None:
             f"{', '.join(map(str, artifact.inputs)) or 'none':.100}"
         )
     for name, spec in request.items():
-        if not _settles(spec, inputs[name]):
+        if not settles(spec, inputs[name]):
             raise IntegrityError(
                 f"its request {spec!s:.100} doesn't fit the input {inputs[name]!s:.100}"
             )
@@ -225,7 +231,7 @@ def _is_number(dtype: str) -> bool:
     return True
 
 
-def _settles(request: TensorSpec, wanted: TensorSpec) -> bool:
+def settles(request: TensorSpec, wanted: TensorSpec) -> bool:
     """Whether a request has the type, axes and fixed sizes of an input, and no open dimension."""
     return (
         request.static

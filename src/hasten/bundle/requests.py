@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from hasten.bundle.manifest import Manifest, check_artifact
+from hasten.bundle.manifest import Manifest, check_artifact, settles
 from hasten.core.tensors import Array, Tensors, TensorSpec, check_tensors
+from hasten.engines.weights import Stretch
 from hasten.errors import IntegrityError
 
 REQUESTS = "requests.raw"
 """Name of the file that holds the requests one after another, each with its arrays in the order of the
-winner's request, in C order and little-endian. The manifest states their number; the winner's request
-states their types and shapes."""
+winner's request, in C order and little-endian. The manifest states their number, and their shapes where
+they differ; the winner's request states their types, and else their shapes."""
 MOST_REQUESTS = 4
 """Most requests in a bundle: few, since they are somebody's data, but more than one, since another
 request may take a branch that the first doesn't."""
@@ -34,12 +36,59 @@ def room_for(specs: Sequence[TensorSpec]) -> int:
     return min(MOST_REQUESTS, MOST_BYTES // max(1, request_bytes(specs)))
 
 
+def shapes_of(
+    requests: Sequence[Tensors], specs: Sequence[TensorSpec]
+) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    """Return the shapes of each request, in the order of the specs; () where all are as the specs say."""
+    found = tuple(tuple(request[spec.name].shape for spec in specs) for request in requests)
+    as_said = tuple(spec.shape for spec in specs)
+    return () if all(shapes == as_said for shapes in found) else found
+
+
+def specs_of(manifest: Manifest) -> list[tuple[TensorSpec, ...]]:
+    """Return the inputs of each request that a manifest states, with every size settled.
+
+    Raises:
+        IntegrityError: the shapes that it states don't fit the winner's inputs.
+    """
+    artifact = manifest.winner.artifact
+    if not manifest.request_shapes:
+        return [artifact.request] * manifest.requests
+    wanted = {spec.name: spec for spec in artifact.inputs}
+    found = []
+    for shapes in manifest.request_shapes:
+        own = tuple(
+            replace(spec, shape=shape)
+            for spec, shape in zip(artifact.request, shapes, strict=False)
+        )
+        if len(shapes) != len(artifact.request) or not all(
+            settles(one, wanted[one.name]) for one in own
+        ):
+            raise IntegrityError(f"a request of the shapes {shapes!s:.200} isn't one of its inputs")
+        found.append(own)
+    if len(found) != manifest.requests:
+        raise IntegrityError(f"it states {manifest.requests} requests, and shapes for {len(found)}")
+    return found
+
+
+def fitting(requests: Sequence[Tensors]) -> list[Tensors]:
+    """Return the first of some requests, as many as a bundle has room for."""
+    kept: list[Tensors] = []
+    left = MOST_BYTES
+    for request in requests[:MOST_REQUESTS]:
+        left -= sum(array.nbytes for array in request.values())
+        if left < 0:
+            break
+        kept.append(request)
+    return kept
+
+
 def packed(requests: Sequence[Tensors], specs: Sequence[TensorSpec]) -> bytes:
     """Return the bytes of the file that holds the requests.
 
     Args:
         requests: Arrays by input name; at most as many requests as `room_for` allows.
-        specs: The inputs of each request, in the file's order.
+        specs: The inputs of each request, in the file's order; sizes may be open.
 
     Raises:
         InputError: a request has other inputs.
@@ -67,12 +116,16 @@ def check_requests(manifest: Manifest) -> None:
         return
     check_artifact(manifest.winner.artifact)
     each_bytes = request_bytes(manifest.winner.artifact.request)
-    if not 0 < count <= room_for(manifest.winner.artifact.request):
+    possible = 0 < count <= MOST_REQUESTS
+    wanted = count * each_bytes
+    if possible and manifest.request_shapes:
+        wanted = sum(map(request_bytes, specs_of(manifest)))
+        each_bytes = wanted // count
+    if not possible or wanted > MOST_BYTES:
         raise IntegrityError(
             f"it states {count} requests of {each_bytes:,} bytes; a bundle has {MOST_REQUESTS} and "
             f"{MOST_BYTES >> 20} MiB of them at most"
         )
-    wanted = count * each_bytes
     _, size_bytes = manifest.files.get(REQUESTS, ("", -1))
     if size_bytes != wanted:
         raise IntegrityError(
@@ -106,9 +159,9 @@ def kept_requests(path: Path, manifest: Manifest) -> tuple[dict[str, Array], ...
     if hashlib.sha256(data).hexdigest() != sha256:
         raise IntegrityError(f"{path}: {REQUESTS} was changed after it was written")
     found, place = [], 0
-    for _ in range(manifest.requests):
+    for specs in specs_of(manifest):
         request = {}
-        for spec in manifest.winner.artifact.request:
+        for spec in specs:
             dtype, count = np.dtype(spec.dtype), math.prod(spec.sizes)
             raw = np.frombuffer(data, np.uint8, count * dtype.itemsize, place)
             place += raw.nbytes
@@ -117,3 +170,21 @@ def kept_requests(path: Path, manifest: Manifest) -> tuple[dict[str, Array], ...
             request[spec.name] = raw.copy().view(dtype).reshape(spec.sizes)
         found.append(request)
     return tuple(found)
+
+
+def stretches_of(path: Path, manifest: Manifest) -> Iterator[Stretch]:
+    """Yield where the arrays of the kept requests lie in their file.
+
+    Args:
+        path: The bundle's folder.
+        manifest: Manifest returned by `read`, which checked that the file's size is what they add up to.
+    """
+    place = 0
+    for number, specs in enumerate(specs_of(manifest)):
+        for spec in specs:
+            width = np.dtype(spec.dtype).itemsize
+            length = math.prod(spec.sizes) * width
+            if length:
+                title = f"{spec.name} of request {number + 1}"
+                yield Stretch(title, spec.dtype, spec.sizes, width, path / REQUESTS, place, length)
+            place += length

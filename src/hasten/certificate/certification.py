@@ -13,15 +13,19 @@ from hasten.certificate.verdict import Guard, Judgement, Verdict, judge
 from hasten.core.records import type_name
 from hasten.core.tensors import Array, Tensors
 from hasten.inputs.data.dataset import Dataset
-from hasten.inputs.metrics.agreement import Agreement
+from hasten.inputs.metrics.agreeing import agreeing
 from hasten.inputs.metrics.base import Metric
 from hasten.measure.accuracy import score_once
 from hasten.measure.workbench import Bench, OpenWorker
 
 
 def guarded(metric: Metric, guard: Guard) -> Metric:
-    """Return the metric to score under a guard: agreement under "changed", else the given one."""
-    return Agreement() if guard == "changed" else metric
+    """Return the metric to score under a guard: agreement under "changed", else the given one.
+
+    Raises:
+        InputError: the guard is "changed", and one of several metrics reads no classes.
+    """
+    return agreeing(metric) if guard == "changed" else metric
 
 
 def prior_of(differences: Array, units: Array, over: Over = "samples") -> BettingPrior:

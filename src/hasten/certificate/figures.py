@@ -18,11 +18,13 @@ from hasten.core.comparison import Comparison, Figure, Moved
 from hasten.core.records import type_name
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
+from hasten.inputs.data.labels_by_output import of_output
 from hasten.inputs.data.missing import unlabelled
 from hasten.inputs.pipeline.base import Origin, Pipeline
 from hasten.inputs.pipeline.threshold import Threshold
 from hasten.inputs.set_metrics.base import SetMetric
 from hasten.inputs.set_metrics.choice import threshold_of
+from hasten.inputs.set_metrics.custom import SetCustom
 from hasten.inputs.set_metrics.scores import ScoreMetric, named_output
 
 _SEED = 0
@@ -43,10 +45,12 @@ class Answers:
     Attributes:
         chunks: Model -> chunks of its outputs, in order; "" is the original.
         too_large: Whether the answers took more memory than is spent on figures; then none are kept.
+        unlike: Whether answers differ in shape, so that there is no figure over all rows.
     """
 
     chunks: dict[str, list[Tensors]] = field(default_factory=dict)
     too_large: bool = False
+    unlike: bool = False
     _size_bytes: int = 0
 
     def __call__(self, key: str, outputs: Tensors) -> None:
@@ -58,12 +62,21 @@ class Answers:
             self.too_large = True
             self.chunks.clear()
             return
-        self.chunks.setdefault(key, []).append(outputs)
+        chunks = self.chunks.setdefault(key, [])
+        if chunks and any(
+            a.shape[1:] != outputs[n].shape[1:] for n, a in chunks[0].items() if n in outputs
+        ):
+            self.unlike = True
+        chunks.append(outputs)
 
     def of(self, key: str, rows: int) -> Tensors | None:
         """Return a model's answers to all rows; None where it failed on some."""
         chunks = self.chunks.get(key, [])
-        if not chunks or sum(len(next(iter(chunk.values()))) for chunk in chunks) < rows:
+        if (
+            self.unlike
+            or not chunks
+            or sum(len(next(iter(chunk.values()))) for chunk in chunks) < rows
+        ):
             return None
         return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
@@ -133,11 +146,14 @@ class Setting:
     def _figure(self, given: SetMetric, before: Tensors, after: Tensors) -> Figure:
         if self.labels is None:
             raise InputError("it needs labels; the data has none")
-        if (missing := unlabelled(self.labels, classes=self.labels.ndim < 3)).any():
+        labels = self.labels
+        if not isinstance(given, SetCustom):
+            labels = of_output(labels, getattr(given, "output", None), type_name(given))
+        if (missing := unlabelled(labels, classes=labels.ndim < 3)).any():
             raise InputError(
                 f"{int(missing.sum()):,} of {len(missing):,} sealed samples have no label"
             )
-        labels, metric = self.labels, given.settled(before)
+        metric = given.settled(before)
         values = (metric.value(before, labels), metric.value(after, labels))
         if isinstance(metric, ScoreMetric) and metric.every_class:
             _check_enough(metric.cases(before, labels).classes, self.units)

@@ -139,11 +139,19 @@ class Ledger:
             return replace(look, kept=f"by a ledger {self._since(content)}")
         return look_at(mine, known.looks, own=own, asked=asked, kept=self.trouble)
 
-    def end(self, look: Look, judged: Iterable[tuple[str, Judgement | str]]) -> None:
-        """Keep how a look ended: whether a candidate wasn't certified."""
+    def end(
+        self, look: Look, judged: Iterable[tuple[str, Judgement | str]], *, held: bool = True
+    ) -> None:
+        """Keep how a look ended: whether something that was tested wasn't certified.
+
+        Args:
+            look: Look that ended.
+            judged: Verdicts on its candidates.
+            held: Whether each that was certified held in all the batch sizes that were tested, too.
+        """
         with self._troubled(), self._opened() as (file, folder, content):
             if look.id in content.looks:
-                file.append(folder, content, [Ended(look.id, refused(judged))])
+                file.append(folder, content, [Ended(look.id, refused(judged) or not held)])
 
     def forget(self) -> None:
         """Empty the ledger; a new one begins, whose certificates say since when it is kept.

@@ -1,5 +1,6 @@
 """Verdicts from per-sample scores, with the bound, the counts behind it, and the words for it."""
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, TypeAlias, get_args
@@ -79,7 +80,7 @@ class Judgement:
     def in_words(self) -> str:
         """Return one sentence for people: what is certain, or what would make it so."""
         if self.verdict is Verdict.CERTIFIED:
-            sure = f"{100 * self.confidence:.6g}% confident that"
+            sure = f"{_sure(self.confidence)}% confident that"
             return f"{sure} {self._claim(f'{100 * self.max_drop:.6g}')} ({self._evidence()})"
         if self.samples_needed is not None:
             shown = goal(self.guard, self.metric, self.max_drop)
@@ -92,6 +93,15 @@ class Judgement:
         if self.verdict is Verdict.NOT_ACCURATE_ENOUGH:
             return f"not accurate enough: {fact} ({self._evidence()}); only a candidate closer to the original would pass, not more data"
         return f"not enough data: {fact}, but {self._draws()} can't tell ({self._evidence()}); more would settle it, either way"
+
+    @property
+    def about_needed(self) -> int | None:
+        """Return `samples_needed` as `in_words` rounds it; None where it isn't known."""
+        return None if self.samples_needed is None else _about(self.samples_needed)
+
+    def evidence(self) -> str:
+        """Return what was counted, in words: "n=200: 0 lost, 0 gained"."""
+        return self._evidence()
 
     @property
     def _about_change(self) -> bool:
@@ -344,3 +354,11 @@ def _two_digits(share: float) -> str:
 
 def _points(share: str) -> str:
     return f"{share} point{'' if share == '1' else 's'}"
+
+
+def _sure(confidence: float) -> str:
+    """Return a confidence in percent, rounded down where six digits would make it certainty."""
+    shown = f"{100 * confidence:.6g}"
+    return (
+        shown if shown != "100" or confidence == 1 else f"{math.floor(1e9 * confidence) / 1e7:.9g}"
+    )

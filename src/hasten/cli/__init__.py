@@ -1,10 +1,12 @@
 """Provide the command line: parse options, call the library, print; no logic."""
 
 from hasten.cli.commands import main
+from hasten.cli.init import init
 from hasten.cli.label import label
 from hasten.cli.lighten import lighten
 from hasten.cli.loadtest import loadtest
 from hasten.cli.monitor import monitor
+from hasten.cli.packing import pack, unpack
 from hasten.cli.plan import plan
 from hasten.cli.serve import serve
 from hasten.cli.shortlist import shortlist
@@ -18,5 +20,8 @@ main.add_command(watch)
 main.add_command(label)
 main.add_command(plan)
 main.add_command(monitor)
+main.add_command(pack)
+main.add_command(unpack)
+main.add_command(init)
 
 __all__ = ["main"]

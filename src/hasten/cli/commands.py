@@ -24,10 +24,12 @@ from hasten.cli.options import (
     image_pipeline_of,
     in_flags,
     one_line_errors,
+    one_or_more,
     order_of_flags,
     order_options,
     over_choice,
     report_option,
+    trust_code_option,
 )
 from hasten.core.invocation import typed
 from hasten.core.sequences import Sequences
@@ -44,9 +46,8 @@ def main() -> None:
 @click.argument("model")
 @click.option(
     "--data",
-    required=True,
     help="Evaluation data: an .npz file, a folder of images, a table (rows.csv, or rows.csv:label for a "
-    "column of labels), or module:function.",
+    "column of labels), or module:function.  [default: made-up inputs, for a first try]",
 )
 @click.option(
     "--objective",
@@ -63,7 +64,9 @@ def main() -> None:
 )
 @custom_ops_option
 @click.option(
-    "--time-limit", type=Seconds(), help="Longest time for the search, such as 90s, 5m or 1h."
+    "--time-limit",
+    type=Seconds(),
+    help="Longest time for the whole command, such as 90s, 5m or 1h.",
 )
 @click.option(
     "--trial-limit",
@@ -96,9 +99,13 @@ def main() -> None:
     help="Ask for labels of those sealed samples alone on which answers differ: on a page, beside the bundle; "
     "or =csv, =wait (the page is served, and the run waits), =my.py:oracle, =labels.csv.",
 )
+@trust_code_option
 @order_options
-def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
+def optimize(as_json: bool, model: str, data: str | None, **options: Any) -> None:
     """Make the fastest certified version of MODEL.
+
+    Without data, the fastest version of the model's own precision: the result says what others could
+    reach and what data a certificate takes.
 
     With a target that isn't attached to this machine, the exit code is 0 if the bundle holds a model
     for that target; it is 1 if the bundle holds the original model for this host instead. It is 3 if
@@ -110,7 +117,7 @@ def optimize(as_json: bool, model: str, data: str, **options: Any) -> None:
         from hasten.cli.screen import screen, summary
 
         pipeline = image_pipeline_of(options)
-        with typed(click.get_current_context().obj), screen() as listen:
+        with typed(click.get_current_context().obj, began), screen() as listen:
             result = run(model, data, pipeline=pipeline, listen=listen, **order_of_flags(options))
         click.echo(as_text(result) if as_json else summary(result, began))
     if result.estimates is not None and result.shipped is None:
@@ -222,7 +229,10 @@ def bench(as_json: bool, bundle: str, **options: Any) -> None:
 @click.option("--data", required=True, help="Data that the bundle was not made with.")
 @click.option(
     "--metric",
-    help="Metric to score with; required if the bundle's is my.py:score.  [default: the bundle's]",
+    multiple=True,
+    callback=one_or_more,
+    help="Metric to score with, and may be repeated, for several outputs; required if the bundle's is "
+    "my.py:score.  [default: the bundle's]",
 )
 @report_option
 @click.option(
@@ -273,7 +283,8 @@ def bench(as_json: bool, bundle: str, **options: Any) -> None:
 def certify(as_json: bool, bundle: str, data: str, **options: Any) -> None:
     """Test BUNDLE on new data; the exit code is 0 if the limit holds, 1 if not.
 
-    It is 2 if there was no test.
+    It is 2 if there was no test. An exact BUNDLE needs no limit: without
+    --max-drop the exit code is 0 if no answer differs from its exact model's.
     """
     began = time.monotonic()
     with one_line_errors():
@@ -328,7 +339,7 @@ def ledger(forget: bool) -> None:
 @click.option("--serve", is_flag=True, help="Add the packages of the server to --requirements.")
 def inspect(bundle: Path, as_json: bool, as_requirements: bool, serve: bool) -> None:
     """Check BUNDLE and list its contents."""
-    from hasten.bundle import differences, read, requirements
+    from hasten.bundle import differences, read, requirements, unpacked
     from hasten.bundle.covered import batches_in_words
     from hasten.bundle.evidence import batch_curve
     from hasten.bundle.requests import in_words
@@ -341,6 +352,7 @@ def inspect(bundle: Path, as_json: bool, as_requirements: bool, serve: bool) -> 
             raise InputError("--json and --requirements print different things: give one of them")
         if serve and not as_requirements:
             raise InputError("--serve needs --requirements, which it adds to: give both")
+        bundle = unpacked(bundle)
         manifest = read(bundle)
         if as_json:
             click.echo(as_text(manifest))
@@ -436,6 +448,7 @@ def demo(which: str, out: Path | None) -> None:
 )
 @image_options
 @custom_ops_option
+@trust_code_option
 @click.option("--json", "as_json", is_flag=True, help="Print the latencies of each step as JSON.")
 def profile(as_json: bool, top: int, model: str, **options: Any) -> None:
     """Show where MODEL, or a bundle, spends its time, step by step."""

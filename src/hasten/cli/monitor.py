@@ -28,11 +28,12 @@ def monitor(bundle: Path, clear: bool, monitor_state: str, as_json: bool) -> Non
     It ends with 1 while there is an alarm. After --clear, evidence begins anew, which may raise one
     more false alarm (5%), and a running server looks again at SIGHUP.
     """
-    from hasten.bundle import MANIFEST, read
+    from hasten.bundle import MANIFEST, read, unpacked
     from hasten.core.records import file_digest
     from hasten.serving.monitoring.kept import Kept, cleared, state_folder
 
     with one_line_errors():
+        bundle = unpacked(bundle)
         read(bundle)
         folder = state_folder(monitor_state)
         if folder is None:

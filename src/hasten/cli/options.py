@@ -165,6 +165,11 @@ custom_ops_option = click.option(
     type=click.Path(path_type=Path),
     help="Library with custom operators; may be repeated.",
 )
+trust_code_option = click.option(
+    "--trust-code",
+    is_flag=True,
+    help="Run code that MODEL's folder or file brings; without it such a model is refused.",
+)
 
 
 class MetricOption(click.Option):
@@ -174,7 +179,7 @@ class MetricOption(click.Option):
         """List the metrics' spellings when help is shown: no metric is imported before that."""
         from hasten.inputs.metrics.choice import forms
 
-        self.help = f"Metric to score with: {forms()}."
+        self.help = f"Metric to score with; may be repeated, for several outputs: {forms()}."
         return super().get_help_record(ctx)
 
 
@@ -193,7 +198,14 @@ class ReportOption(click.Option):
         return super().get_help_record(ctx)
 
 
-metric_option = click.option("--metric", cls=MetricOption)
+def one_or_more(ctx: click.Context, option: click.Parameter, given: tuple[str, ...]) -> Any:
+    """Return None where an option wasn't given, its text where it was once, else all texts."""
+    return (given[0] if len(given) == 1 else list(given)) if given else None
+
+
+metric_option = click.option(
+    "--metric", cls=MetricOption, multiple=True, metavar="METRIC", callback=one_or_more
+)
 report_option = click.option("--report", cls=ReportOption, multiple=True, metavar="METRIC")
 guard_choice = click.Choice(["net", "lost", "changed"])
 over_choice = click.Choice(["samples", "groups"])
@@ -297,6 +309,12 @@ _ORDER_OPTIONS = (
         type=click.Choice(["all", "last"]),
         help="Steps of a sequence that its score is about.  [default: the last one where each "
         "sequence has one label, else all]",
+    ),
+    click.option(
+        "--pad",
+        multiple=True,
+        help="Value that an input may be padded with where samples differ in shape, if it isn't 0: "
+        "padding_mask=1; may be repeated.",
     ),
     click.option("--resume", is_flag=True, help="Continue the run that was stopped."),
     click.option("--json", "as_json", is_flag=True, help="Print the result as JSON."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections.abc import Sequence
@@ -11,9 +12,10 @@ from typing import Any, Self
 from hasten.cli.tables import aligned
 from hasten.core.progress import Progress
 from hasten.evaluation.benchmark import Stage
-from hasten.reporting import estimate_rows
-from hasten.reporting.result import Estimates, Limit, Result, Row
-from hasten.reporting.rows import beside, columns, latency, method_columns, per_step, won
+from hasten.reporting import estimate_rows, sizes
+from hasten.reporting.result import Result, Row
+from hasten.reporting.rows import columns, latency, method_columns
+from hasten.reporting.summary import summary as in_words
 
 _STAGES = {
     "prepare": "preparing",
@@ -23,6 +25,7 @@ _STAGES = {
     "int8": "checking int8",
     "transform": "transforming models",
     "try": "trying candidates",
+    "draft": "timing drafts",
     "widths": "trying bit widths",
     "design": "placing and routing",
     "race": "racing the fastest",
@@ -32,9 +35,6 @@ _STAGES = {
     "limit": "measuring what the machine can do",
     "curve": "measuring the batch curve",
 }
-
-
-_OBJECTIVES = {"p50": "at p50", "p99": "at p99", "mean": "on average"}
 
 
 class PlainScreen:
@@ -148,87 +148,26 @@ def _stage_cells(stage: Stage | None) -> tuple[str, str, str]:
 
 
 def summary(result: Result, began: float) -> str:
-    """Summarize a run in some twenty lines: the speedup, the certificate, the bundle, what to do next."""
+    """Write a run's tables, then its result in words.
+
+    Args:
+        result: End of the run.
+        began: Start of the command on the monotonic clock, from which its duration is told.
+    """
+    timed = dataclasses.replace(result, seconds=time.monotonic() - began)
+    told = in_words(timed, report=(result.bundle / "report.html").exists())
+    return "\n".join(("", *_tables(result), *told))
+
+
+def _tables(result: Result) -> list[str]:
+    """Return the tables of a result, each with an empty line after it."""
     if result.estimates is not None:
-        return estimate_summary(result, result.estimates, began)
-    lines = [
-        "",
-        table(result.rows),
-        "",
-        f"{result.winner.speedup:.2f}x faster than the default engine ({result.rows[0].label}) "
-        f"{_OBJECTIVES[result.winner.statistic]}; {result.threads} thread{'s' if result.threads > 1 else ''}, "
-        f"batch 1; the same model against itself: within {100 * result.spread:.1f}%",
-        f"{result.status}: {result.why}",
-        *(
-            [f"time relative to the shortest possible on this machine: {_limits(result.limits)}"]
-            if result.limits
-            else []
-        ),
-        *filter(None, [beside(result), per_step(result)]),
-        *_methods(result),
-        *_budget(result),
-        *result.loads,
-        *_compared(result),
-        f"for: {result.population}",
-        *([f"certified for: {result.batches}"] if result.batches else []),
-        *(
-            f"{row.role}: {row.accuracy}"
-            for row in result.rows
-            if row.role == "fastest uncertified"
-        ),
-        *(f"note: {note}" for note in result.notes),
-        "",
-        f"bundle: {result.bundle} ({time.monotonic() - began:.0f} s); report: {result.bundle / 'report.html'}",
-        f"next: hasten bench {result.bundle} --against YOUR_DEPLOYMENT",
-    ]
-    return "\n".join(lines)
-
-
-def estimate_summary(result: Result, estimates: Estimates, began: float) -> str:
-    """Summarize a run for an absent device: its tools' estimates, the certificate, the bundle."""
-    lines = [
-        "",
-        aligned(estimate_rows.columns(estimates)),
-        "",
-        f"{estimates.noun}, {estimates.device}: {estimate_rows.headline(result)}",
-        *filter(None, [estimate_rows.within(result)]),
-        f"{result.status}: {result.why}",
-        *filter(None, [estimates.compared]),
-        *_compared(result),
-        f"for: {result.population}",
-        *(f"{row.label}: {row.said}" for row in estimates.rows if row.said.startswith("failed")),
-        *(f"note: {note}" for note in result.notes),
-        "",
-        f"bundle: {result.bundle} ({time.monotonic() - began:.0f} s); report: {result.bundle / 'report.html'}",
-    ]
-    return "\n".join(lines)
-
-
-def _compared(result: Result) -> list[str]:
-    """State the figures, scores and decisions before and after, in a line each."""
-    if result.comparison is None:
-        return []
-    return [
-        f"on {result.comparison.rows:,} sealed rows: {line}"
-        for line in result.comparison.in_words()
-    ]
-
-
-def _methods(result: Result) -> list[str]:
-    """List the methods to a lighter model side by side, and name the one that won."""
-    if not result.methods:
-        return []
-    noun = result.asked.noun if result.asked else "score"
-    return ["", aligned(method_columns(result.methods, score=noun)), "", won(result)]
-
-
-def _budget(result: Result) -> list[str]:
-    """Say whether the shipped model is within the budget, unless `_methods` says so already."""
-    if result.budget_ns is None or result.methods:
-        return []
-    within = "within" if result.within_budget else "OVER"
-    return [f"{latency(result.step_ns)}, {within} the budget of {latency(result.budget_ns)}"]
-
-
-def _limits(limits: Sequence[Limit]) -> str:
-    return ", ".join(f"{one.role} {one.ratio:.1f}x ({one.binds} binds)" for one in limits)
+        head, *rows = estimate_rows.columns(result.estimates)
+        return [aligned([head, *rows]), ""] if rows else []
+    if result.sizes is not None:
+        return [aligned(sizes.columns(result.sizes)), ""]
+    shown = [table(result.rows), ""]
+    if result.methods:
+        noun = result.asked.noun if result.asked else "score"
+        shown += [aligned(method_columns(result.methods, score=noun)), ""]
+    return shown

@@ -28,7 +28,20 @@ IMAGE = "hasten-models:latest"
     "--host",
     default="127.0.0.1",
     show_default=True,
-    help="Address to listen on; 0.0.0.0 accepts connections from other machines.",
+    help="Address to listen on; 0.0.0.0 accepts connections from other machines, which need a token.",
+)
+@click.option(
+    "--no-token",
+    is_flag=True,
+    help="Serve other machines without asking for a token.",
+)
+@click.option(
+    "--allow-host",
+    multiple=True,
+    metavar="NAME",
+    help="A name by which clients and web pages reach the server, such as a proxy's, besides localhost, "
+    "IP addresses and this machine's; *.NAME for all below it, * for any. May be repeated. With a "
+    "token or TLS, any name will do.",
 )
 @click.option(
     "--deadline",

@@ -73,9 +73,8 @@ class Shape(click.ParamType[tuple[int, ...]]):
     "--time-limit",
     "time_limit_s",
     type=Seconds(),
-    default="40s",
-    show_default=True,
-    help="Time after which no new measurement starts.",
+    help="Time after which no new measurement starts.  [default: 40s; up to four times as long while none "
+    "is known to fit and another may]",
 )
 @click.option("--fresh", is_flag=True, help="Ignore earlier measurements and measure again.")
 @click.option(
@@ -92,6 +91,9 @@ def shortlist(as_json: bool, top: int, engines: tuple[str, ...], **options: Any)
         from hasten.lightening.shortlisting import shortlist as run
 
         chosen: dict[str, Any] = {"engines": engines} if engines else {}
+        if options["time_limit_s"] is None:
+            del options["time_limit_s"]
+            chosen["insist"] = True
         with screen() as listen:
             result = run(**options, **chosen, listen=listen)
         click.echo(json.dumps(to_record(result), indent=1) if as_json else in_words(result, top))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import shlex
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _TYPED: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
+_BEGAN: ContextVar[float | None] = ContextVar("began", default=None)
 _ASKED: ContextVar[Invocation | None] = ContextVar("asked", default=None)
 _LIVE = "live"
 
@@ -105,14 +107,23 @@ def asking(outer: Invocation) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def typed(words: Sequence[str]) -> Iterator[None]:
+def typed(words: Sequence[str], began: float | None = None) -> Iterator[None]:
     """Record, while the block runs, that it was started from a command line.
 
     Args:
         words: Words of the command line after the program's name.
+        began: `time.monotonic()` at the start of the command, from which its time limit counts.
     """
     token = _TYPED.set(tuple(word for word in words if word != "--resume"))
+    beginning = _BEGAN.set(began)
     try:
         yield
     finally:
+        _BEGAN.reset(beginning)
         _TYPED.reset(token)
+
+
+def began_s() -> float:
+    """Return `time.monotonic()` at the start of the command; now where it is unknown."""
+    began = _BEGAN.get()
+    return time.monotonic() if began is None else began

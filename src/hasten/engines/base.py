@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -16,6 +16,7 @@ from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.estimates import Estimate
 from hasten.engines.layers import LayerTime
+from hasten.engines.weights import Stretch, stretches_in
 from hasten.errors import CandidateError, InputError
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ class Engine(Value, ABC):
         uneven: Whether the costs of requests differ so much that only their mean is meaningful.
         settles: Whether it settles open shapes to the certified request's when it opens a model, so
             that a pass that does so changes nothing.
+        reshapes: Whether `open_at` opens one artifact for the shapes of any request.
         float_only: Whether it takes only those ONNX models that nothing has quantized.
         sums_exactly: Whether it sums products of bytes exactly on every processor, so that 8-bit weights
             never need to be 7-bit ones.
@@ -149,6 +151,7 @@ class Engine(Value, ABC):
     program: ClassVar[str] = ""
     uneven: ClassVar[bool] = False
     settles: ClassVar[bool] = False
+    reshapes: ClassVar[bool] = False
     float_only: ClassVar[bool] = False
     sums_exactly: ClassVar[bool] = False
     faithful: ClassVar[bool] = True
@@ -159,6 +162,7 @@ class Engine(Value, ABC):
             "null": "hasten.engines.null:Null",
             "reference": "hasten.engines.reference:Reference",
             "onnxruntime": "hasten.engines.onnxruntime.engine:OnnxRuntime",
+            "onnxruntime_settled": "hasten.engines.onnxruntime.settled:OnnxRuntimeSettled",
             "openvino": "hasten.engines.openvino.engine:OpenVino",
             "openvino_npu": "hasten.engines.openvino.npu:OpenVinoNpu",
             "openvino_igpu": "hasten.engines.openvino.igpu:OpenVinoIgpu",
@@ -176,6 +180,7 @@ class Engine(Value, ABC):
             "torch_cuda": "hasten.engines.cuda.torch:TorchCuda",
             "tpu": "hasten.engines.tpu.engine:Tpu",
             "cascade": "hasten.engines.cascade:Cascade",
+            "buckets": "hasten.engines.buckets:Buckets",
         },
     )
     formats: ClassVar[frozenset[Format]]
@@ -233,6 +238,10 @@ class Engine(Value, ABC):
     def tunings(self, target: Target) -> Iterator[Self]:
         """Yield settings that compute the same results differently: threads, waiting, binding."""
         yield from ()
+
+    def settling(self) -> Engine | None:
+        """Return the engine that settles shapes for one sample and takes batches all the same; or None."""
+        return None
 
     @classmethod
     def has_profiler(cls) -> bool:
@@ -300,6 +309,21 @@ class Engine(Value, ABC):
             CandidateError: the runtime can't load the artifact.
         """
 
+    def open_at(
+        self, artifact: Artifact, target: Target, request: tuple[TensorSpec, ...]
+    ) -> AbstractContextManager[Session]:
+        """Load an artifact with open shapes for requests of one shape; only where it `reshapes`.
+
+        Args:
+            artifact: Artifact that `build` made.
+            target: Target for the device.
+            request: Inputs of each request, with every size settled.
+
+        Raises:
+            CandidateError: the runtime can't load the artifact.
+        """
+        return self.open(replace(artifact, inputs=request, request=request), target)
+
     def open_cached(
         self, artifact: Artifact, target: Target, compiled: CompileCache
     ) -> AbstractContextManager[Session]:
@@ -317,6 +341,20 @@ class Engine(Value, ABC):
             CandidateError: the runtime can't load the artifact.
         """
         return self.open(artifact, target)
+
+    def stretches(self, artifact: Artifact) -> Iterator[Stretch]:
+        """Yield where the tensors of an artifact lie in its files, so that they are packed as numbers.
+
+        It is a hint: whatever isn't named is packed as bytes, and a packed bundle gives every byte back.
+
+        Args:
+            artifact: Artifact that `build` made.
+        """
+        yield from stretches_in((artifact.path, *artifact.files))
+
+    def loaded_bytes(self, artifact: Artifact) -> int:
+        """Return the size in bytes of the models that one session of an artifact loads at most."""
+        return artifact.size_bytes
 
     def estimate(self, artifact: Artifact, target: Target, workdir: Path) -> Estimate:
         """Estimate an artifact's figures on a device that isn't here, by the device's own tools.

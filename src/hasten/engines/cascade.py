@@ -16,6 +16,7 @@ from hasten.core.records import from_record, to_record
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.base import Artifact, Engine, Session, share
+from hasten.engines.checked import content
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.layers import LayerTime
 from hasten.errors import CandidateError, IntegrityError
@@ -159,7 +160,7 @@ def _parts(artifact: Artifact) -> tuple[Artifact, Artifact]:
     """
     folder = artifact.path.parent
     try:
-        index = json.loads(artifact.path.read_bytes())
+        index = json.loads(content(artifact, artifact.path))
         found = [[folder / name for name in index[part]] for part in _NAMES]
         if any(not own or not set(own) <= set(artifact.files) for own in found):
             raise ValueError("it lists other files")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from hasten.core.raised import REMEDY
 from hasten.errors import CandidateError
 
 LONGEST_REASON = 300
@@ -14,6 +15,11 @@ _ONNXRUNTIME_PREFIX = re.compile(
 _OPENVINO_NOISE = re.compile(
     r"^(Exception from |Check '.*' failed at |FrontEnd API failed with |Model wasn't fully|Summary:)"
 )
+_OPENVINO_OPERATOR = re.compile(r"^-* ?(\w+?)(?:-\d+)? with a message:$")
+_OPENVINO_NODE = re.compile(r"<Node\(\w+\): ([^>]*)>")
+_OPENVINO_DETAIL = re.compile(r"^(While validating|Check '|Shape inference input shapes)")
+_OPENVINO_PASS = re.compile(r"END: node: \w+::(\w+) .*CALLBACK HAS THROWN: (.*)")
+_OPENVINO_SET = re.compile(r"(?<=\w)-\d+\b")
 _UNKNOWN_OPERATOR = re.compile(
     r"not a registered function|No Op registered|No registered schema|No conversion rule|"
     r"Could not find an implementation"
@@ -41,7 +47,33 @@ def reason(error: Exception) -> str:
     lines = [_ONNXRUNTIME_PREFIX.sub("", line).strip(" -") for line in str(error).splitlines()]
     telling = (line for line in lines if line and not _OPENVINO_NOISE.match(line))
     line = next(telling, lines[0] if lines else "") or type(error).__name__
+    line = _of_openvino(line, lines) or line
     return line if len(line) <= LONGEST_REASON else line[: LONGEST_REASON - 3] + "..."
+
+
+def _of_openvino(line: str, lines: list[str]) -> str:
+    """Return what OpenVINO says of an operator: its name, its node and the reason; else "".
+
+    Args:
+        line: First informative line of the message.
+        lines: All lines of the message.
+    """
+    if found := _OPENVINO_PASS.search(line):
+        return f"{found[1]}: {found[2]}"
+    if line.startswith("No conversion rule found"):
+        return _OPENVINO_SET.sub("", line)
+    operator = _OPENVINO_OPERATOR.match(line)
+    if operator is None:
+        return ""
+    after = lines[lines.index(line) + 1 :] if line in lines else []
+    end = next((at for at, text in enumerate(after) if _OPENVINO_OPERATOR.match(text)), len(after))
+    own = [
+        text for text in after[:end] if text and not text.startswith(("Summary:", "Conversion is"))
+    ]
+    node = next((found[1] for text in own if (found := _OPENVINO_NODE.search(text))), "")
+    telling = [text for text in own if not _OPENVINO_DETAIL.match(text)]
+    where = f"{operator[1]} (node {node!r})" if node else operator[1]
+    return f"{where}: {(telling or own or ['no reason given'])[0].rstrip('.')}; {REMEDY}"
 
 
 def _node_note(model: Path, said: str) -> str:

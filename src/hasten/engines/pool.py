@@ -39,7 +39,7 @@ def sessions_for(engine: Engine, artifact: Artifact, target: Target, cpus: int) 
     if target.kind == "attached":
         return 1
     threads = max(getattr(each, "threads", None) or target.threads for each in engine.runtimes)
-    fit = target.memory_bytes // 2 // (_TIMES * max(1, artifact.size_bytes))
+    fit = target.memory_bytes // 2 // (_TIMES * max(1, engine.loaded_bytes(artifact)))
     return max(1, min(cpus // threads, fit))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hasten.bundle import Manifest, Part, artifact_of, engine_of, kept_requests, read
+from hasten.bundle import Manifest, Part, artifact_of, engine_of, kept_requests, read, unpacked
 from hasten.core.devices import at_hand, check_measurable
 from hasten.core.target import Target
 from hasten.core.tensors import TensorSpec
@@ -153,7 +153,7 @@ def bench(
     tries = effort_of(effort)
     if rounds is not None:
         tries = replace(tries, final_rounds=rounds)
-    folder = Path(bundle)
+    folder = unpacked(bundle)
     manifest = read(folder)
     target = at_hand(manifest.target)
     check_measurable(target)
@@ -337,7 +337,11 @@ def _race(
             pace=effort.pace("p50"),
             seed=seed,
             settle=effort.settle,
-            uneven={name for name, rival in ((AGAIN, other), (_CANDIDATE, winner)) if rival.uneven},
+            uneven={
+                name
+                for name, rival in ((AGAIN, other), (_CANDIDATE, winner))
+                if rival.uneven or samples.ragged
+            },
         )
         return standings, {name: _stages(worker) for name, worker in entrants.items()}
     finally:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from hasten.bundle import Manifest, Part, artifact_of, engine_of, kept_requests, read
+from hasten.bundle import Manifest, Part, artifact_of, engine_of, kept_requests, read, unpacked
 from hasten.core.cache_folder import VARIABLE
 from hasten.core.devices import at_hand, check_measurable
 from hasten.core.records import type_name
@@ -106,7 +106,7 @@ def cold_start(bundle: str | os.PathLike[str], *, starts: int = 7, seed: int = 0
     """
     if not 1 <= starts <= _MOST_STARTS:
         raise InputError(f"starts= must be from 1 to {_MOST_STARTS}; got {starts}")
-    folder = Path(bundle).absolute()
+    folder = unpacked(bundle).absolute()
     manifest = read(folder)
     check_measurable(at_hand(manifest.target))
     if manifest.winner.custom_ops:

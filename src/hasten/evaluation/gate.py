@@ -11,7 +11,6 @@ from xml.etree import ElementTree
 
 import msgspec
 
-from hasten.certificate.verdict import goal
 from hasten.core.records import write_whole
 from hasten.errors import InputError
 from hasten.evaluation.seen import Recheck
@@ -115,7 +114,7 @@ def entry_of(bundle: str, outcome: Recheck, commit: str) -> Entry:
         at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         commit=commit,
         bundle=Path(bundle).name,
-        verdict=judgement.verdict.value,
+        verdict=outcome.verdict,
         kind=outcome.kind,
         passed=outcome.passed,
         estimate=judgement.estimate,
@@ -162,7 +161,7 @@ def junit(bundle: str, outcome: Recheck | str, seconds: float) -> bytes:
         ElementTree.SubElement(test, "error", {"type": "error", "message": _xml(outcome)})
     else:
         said = _xml(outcome.in_words())
-        kind = outcome.judgement.verdict.value
+        kind = outcome.verdict
         if failed:
             failure = {"type": kind, "message": said.splitlines()[0]}
             ElementTree.SubElement(test, "failure", failure).text = said
@@ -178,13 +177,11 @@ def summary(
     if isinstance(outcome, str):
         lines = [f"## hasten certify: `{_code(bundle)}` could not be tested", "", _plain(outcome)]
     else:
-        judgement = outcome.judgement
         state = "passed" if outcome.passed else "failed"
-        wanted = goal(judgement.guard, judgement.metric, judgement.max_drop)
         lines = [
             f"## hasten certify: `{_code(bundle)}` {state}",
             "",
-            f"Asked: {_plain(wanted)}. Verdict: **{judgement.verdict.value}** ({outcome.kind}).",
+            f"Asked: {_plain(outcome.asked)}. Verdict: **{outcome.verdict}** ({outcome.kind}).",
             "",
             *(f"- {_plain(line)}" for line in outcome.in_words().splitlines()),
         ]

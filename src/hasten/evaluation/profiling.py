@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from hasten.bundle import artifact_of, engine_of, kept_requests, read
+from hasten.bundle import artifact_of, engine_of, kept_requests, read, unpacked
+from hasten.bundle.packing.names import is_packed
 from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.engines.base import Artifact, Engine
@@ -88,6 +89,7 @@ def profile(
     seed: int = 0,
     pipeline: Pipeline | None = None,
     custom_ops: Sequence[Path] = (),
+    trust_code: bool = False,
 ) -> tuple[Profile, ...]:
     """Time each step of a model on every engine, or of the winner and the exact model of a bundle.
 
@@ -103,6 +105,7 @@ def profile(
         seed: Seed of made-up requests.
         pipeline: Steps from an image file to the model's input, for a folder of images.
         custom_ops: Paths of libraries with the model's own operators.
+        trust_code: Whether code that a model's folder or file brings may run.
 
     Raises:
         InputError: the model, the data or an option can't be used.
@@ -113,16 +116,17 @@ def profile(
         raise InputError(f"a profile takes at least one request; got requests={requests}")
     with tempfile.TemporaryDirectory(prefix="hasten-profile-") as work:
         place = Path(work)
-        if isinstance(model, (str, os.PathLike)) and Path(model).is_dir():
+        if isinstance(model, (str, os.PathLike)) and (_is_bundle(Path(model)) or is_packed(model)):
             if engines:
                 raise InputError(
                     f"{model} is a bundle, which says itself what runs it: name no engine"
                 )
             bench, subjects, (dataset, said) = _of_bundle(
-                Path(model), data, target, seed, custom_ops, place
+                unpacked(model), data, target, seed, custom_ops, place
             )
         else:
-            source, (dataset, said) = _read(model, data, seed, pipeline, custom_ops, place)
+            given = find_model(model, trust_code=trust_code)
+            source, (dataset, said) = _read(given, data, seed, pipeline, custom_ops, place)
             bench = _bench(place, target, source.path)
             subjects = [
                 _Subject("model", engine.label(""), engine, source)
@@ -138,6 +142,12 @@ def profile(
 def _kinds(engines: Sequence[str] | None) -> list[type[Engine]]:
     """Return the engines that were asked for, or all that have a profiler."""
     return engine_kinds(engines) if engines else [k for k in engine_kinds() if k.has_profiler()]
+
+
+def _is_bundle(path: Path) -> bool:
+    """Whether a path is a folder and not one of a model, as Hugging Face and TensorFlow have them."""
+    models = ("config.json", "saved_model.pb")
+    return path.is_dir() and not any((path / name).is_file() for name in models)
 
 
 def _target(threads: int | None) -> Target:
@@ -182,15 +192,14 @@ def _of_bundle(
 
 
 def _read(
-    model: Any,
+    found: Any,
     data: Any,
     seed: int,
     pipeline: Pipeline | None,
     custom_ops: Sequence[Path],
     place: Path,
 ) -> tuple[Model, tuple[Dataset, str]]:
-    """Return a model, settled for its requests, with the requests and their origin."""
-    found = find_model(model)
+    """Return a model that `find_model` returned, settled for its requests, with the requests and their origin."""
     if data is None:
         source = _settled(load_model(found, None, place, custom_ops))
         return source, (random_requests(source.request, seed), MADE_UP)

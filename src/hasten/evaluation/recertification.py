@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hasten.bundle import Manifest, Part, artifact_of, engine_of, read
+from hasten.bundle import Manifest, Part, artifact_of, engine_of, read, unpacked
 from hasten.bundle.covered import certified_sizes, has_batch_axis
 from hasten.certificate.batches import Batches, Coverage, batch_key, covered
 from hasten.certificate.betting import BettingPrior
@@ -26,27 +26,34 @@ from hasten.certificate.verdict import Guard, Judgement, Verdict
 from hasten.core.devices import at_hand, family_of
 from hasten.core.records import from_record, type_name
 from hasten.core.sequences import Sequences
+from hasten.core.shapes import extents
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec, check_tensors
 from hasten.engines.base import Artifact
 from hasten.errors import CandidateError, InputError, IntegrityError
+from hasten.evaluation.agreement import comparing, exactness, needs_no_limit
 from hasten.evaluation.seen import Recheck, fresh, looked, seen_by
 from hasten.inputs.chains import is_chain
-from hasten.inputs.data.dataset import Dataset, Subset
+from hasten.inputs.data.dataset import Dataset, ShapesOf, Subset
 from hasten.inputs.data.sequences import SequenceData, open_sequences
 from hasten.inputs.data.source import open_data
+from hasten.inputs.data.splits import units_of
 from hasten.inputs.data.spool import write_spool
-from hasten.inputs.metrics import parse_metric
+from hasten.inputs.metrics import check_outputs, for_labels, named_metric
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.unlabelled import check_labelled, missing_labels
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.image import in_pixels
 from hasten.inputs.set_metrics import chosen
 from hasten.inputs.set_metrics.base import SetMetric
-from hasten.measure.steps import scored_steps
+from hasten.measure.exactness import Comparing
+from hasten.measure.steps import over_steps, scored_steps
 from hasten.measure.workbench import CHUNK, Bench, OpenWorker
 from hasten.measure.worker import request_of
 from hasten.optimization.labelling.wanted import with_labels
+
+_NO_LIMIT = 0.5
+"""Limit that stands in the place of one where answers are only compared, and that bounds nothing."""
 
 
 def certify(
@@ -57,7 +64,7 @@ def certify(
     confidence: float | None = None,
     guard: Guard | None = None,
     mean_over: Over | None = None,
-    metric: str | Metric | None = None,
+    metric: str | Metric | Sequence[str | Metric] | None = None,
     report: Sequence[str | SetMetric] | None = None,
     pipeline: Pipeline | None = None,
     custom_ops: Sequence[Path] = (),
@@ -65,6 +72,10 @@ def certify(
     listen: Callable[[int], None] = lambda done: None,
 ) -> Recheck:
     """Test a bundle's winner against its exact model on data.
+
+    An exact bundle has no certificate, and needs none: unless `max_drop` or another part of a limit is
+    given, the outcome is an `ExactCheck`, which says whether it answers all of the data as its exact
+    model does.
 
     Data is fresh if neither the making of the bundle nor another run of this user's searched on it,
     and none tested on it. The same answers on the same data under the same limits are a regression
@@ -118,17 +129,25 @@ def certify(
         return certify_chain(
             os.fspath(bundle), data, max_drop=max_drop, confidence=confidence, listen=listen
         )
-    folder, ledger = Path(bundle), user_ledger()
+    if metric is not None:
+        metric = named_metric(metric)
+    folder, ledger = unpacked(bundle), user_ledger()
     manifest = read(folder)
+    if manifest.exact is None and manifest.status == "exact":
+        manifest = replace(manifest, exact=manifest.winner)
     if manifest.exact is None:
         raise InputError(
-            f"{folder} was made with keep_exact=False: there is nothing to compare with"
+            f"{os.fspath(bundle)} was made with keep_exact=False: there is nothing to compare with"
         )
     _check_device(folder, manifest)
-    limits = _limits(folder, manifest, max_drop, confidence, guard, mean_over)
+    free = needs_no_limit(manifest, max_drop, guard, mean_over, batch_sizes)
+    limits = _limits(
+        folder, manifest, _NO_LIMIT if free else max_drop, confidence, guard, mean_over
+    )
     check_limits(limits.max_drop, limits.confidence)
     judged_by = guarded(_metric(folder, manifest.metric, metric), limits.guard)
     exact = artifact_of(folder, manifest.exact, manifest, custom_ops)
+    check_outputs(judged_by, exact.outputs)
     winner = artifact_of(folder, manifest.winner, manifest, custom_ops)
     prepared_by = manifest.pipeline
     if pipeline is not None:
@@ -136,8 +155,10 @@ def certify(
     sequences = manifest.sequences
     if sequences is None:
         opened = open_data(data, exact.inputs, prepared_by)
-        dataset = _labelled(with_labels(opened, judged_by, asking=False), judged_by)
-        _check_fits(dataset, winner.request)
+        given = with_labels(opened, judged_by, asking=False)
+        judged_by = comparing(judged_by, given) if free else judged_by
+        dataset = _labelled(given, judged_by)
+        _check_fits(dataset, winner, manifest)
     else:
         whole = open_sequences(data, exact.inputs, sequences.states, None)
         dataset = _labelled(whole, judged_by)
@@ -146,12 +167,23 @@ def certify(
             None if metric is not None else sequences.scored, metric, whole.labels, whole.steps
         )
         sequences = Sequences(sequences.states, scored, whole.lengths)
+    parts = ((manifest.exact, exact), (manifest.winner, winner))
+    judged_by = for_labels(judged_by, dataset.labels).around(prepared_by)
+    if free:
+        compared_by = Comparing(over_steps(judged_by, sequences), ["winner"])
+        units = units_of(dataset)
+        own, scores, _ = _scores(
+            parts, manifest.target, dataset, units, judged_by, listen, sequences, compared_by
+        )
+        if isinstance(scores["winner"], str):
+            raise CandidateError(scores["winner"])
+        changed = compared_by.changes["winner"].changed(scores["winner"], own)
+        return exactness(changed, itself=winner == exact)
     seen = seen_by(folder, manifest)
     seen.check_groups(folder, dataset)
     earlier = ledger.past().earlier(1 - limits.confidence)
     chosen_data = fresh(dataset, seen, earlier)
     samples, units = chosen_data.samples, chosen_data.units
-    parts = ((manifest.exact, exact), (manifest.winner, winner))
     if sequences is not None and report is not None:
         raise InputError(
             "report states figures of single answers, and this bundle was certified on whole sequences: "
@@ -162,7 +194,13 @@ def certify(
     setting = Setting(figures, prepared_by, samples.labels, units, limits.confidence)
     check_labelled(judged_by, samples.labels, type_name(judged_by))
     answers, draws = Answers(), judged_by.draws(samples.labels, units)
-    asked = _asked_sizes(manifest, batch_sizes) if sequences is None else ()
+    one_by_one = sequences is not None or (batch_sizes is None and dataset.ragged)
+    asked = () if one_by_one else _asked_sizes(manifest, batch_sizes)
+    if asked and dataset.ragged:
+        raise InputError(
+            "samples that differ in shape are answered one by one: leave out the batch sizes, or give samples "
+            "of one shape"
+        )
     own, scores, chunk = _scores(
         parts, manifest.target, samples, units, judged_by, listen, sequences, answers, asked
     )
@@ -194,7 +232,14 @@ def certify(
     if isinstance(score, str):
         raise CandidateError(score)
     test = answers_digest(chosen_data.hashes, own, tuple(scores), scores, draws, promise)
-    (entry,), kind, look = looked(ledger, chosen_data, test, promise, judged)
+    (entry,), kind, look = looked(
+        ledger,
+        chosen_data,
+        test,
+        promise,
+        judged,
+        lambda: coverage is None or set(asked) <= set(coverage.sizes),
+    )
     judgement = entry[1]
     if isinstance(judgement, str):
         raise CandidateError(judgement)
@@ -306,12 +351,10 @@ def _limits(
     )
 
 
-def _metric(folder: Path, stated: dict[str, Any], given: str | Metric | None) -> Metric:
+def _metric(folder: Path, stated: dict[str, Any], given: Metric | None) -> Metric:
     """Return the metric to score by: the one given here, else the bundle's own."""
-    if isinstance(given, Metric):
-        return given
     if given is not None:
-        return parse_metric(given)
+        return given
     try:
         metric = from_record(Metric, stated)
     except InputError as error:
@@ -324,14 +367,17 @@ def _metric(folder: Path, stated: dict[str, Any], given: str | Metric | None) ->
     return metric
 
 
-def _check_fits(dataset: Dataset, request: Sequence[TensorSpec]) -> None:
-    """Check by the first sample that the model can take the data.
+def _check_fits(dataset: Dataset, winner: Artifact, manifest: Manifest) -> None:
+    """Check by the first sample that the model can take the data, or by all where they differ in shape.
 
     Raises:
         InputError: an input doesn't fit; the message says which, and what was expected.
     """
-    first = request_of(dataset.inputs([0]), request)
-    check_tensors(first, request)
+    first = request_of(dataset.inputs([0]), winner.request)
+    ragged = dataset.ragged or bool(manifest.shapes)
+    check_tensors(first, winner.inputs if ragged else winner.request)
+    if dataset.ragged:
+        extents(winner.inputs, ShapesOf(dataset))
 
 
 def _check_step_fits(sequences: SequenceData, request: Sequence[TensorSpec]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from hasten.bundle import artifact_of, engine_of, kept_requests, read
+from hasten.bundle import artifact_of, engine_of, kept_requests, read, unpacked
 from hasten.core.devices import at_hand, check_measurable
 from hasten.errors import InputError
 from hasten.inputs.data.requests import first_requests, telling
@@ -55,7 +55,7 @@ def load_test(
         CandidateError: the model failed.
     """
     _check(scenario, latency_bound_s, duration_s, sessions)
-    folder = Path(bundle)
+    folder = unpacked(bundle)
     manifest = read(folder)
     target = at_hand(manifest.target)
     check_measurable(target)

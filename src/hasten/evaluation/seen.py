@@ -15,7 +15,7 @@ from hasten.certificate.batches import Coverage
 from hasten.certificate.ledger import Ledger
 from hasten.certificate.looks import Judged, Look, judged_at
 from hasten.certificate.promise import Promise
-from hasten.certificate.verdict import Judgement, Verdict
+from hasten.certificate.verdict import Judgement, Verdict, goal
 from hasten.core.comparison import Comparison
 from hasten.core.tensors import Array
 from hasten.errors import InputError, IntegrityError
@@ -23,7 +23,7 @@ from hasten.inputs.data.dataset import Dataset, Subset
 from hasten.inputs.data.splits import KNOWN_BYTES, Earlier, units_of
 from hasten.optimization.workspace import hashed_groups
 
-Kind: TypeAlias = Literal["fresh data", "further look", "regression check"]
+Kind: TypeAlias = Literal["fresh data", "further look", "regression check", "exact"]
 _Hash: TypeAlias = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 _SEALED = "evidence/sealed.json"
 _SEALED_BYTES = 256 << 20
@@ -38,7 +38,7 @@ class Recheck:
         kind: "fresh data": a certificate of its own. "further look": a certificate too, tested at
             what earlier looks at these samples left. "regression check": the samples were used for
             the bundle, or gave these very answers before, so passing says that nothing changed,
-            not that it is right.
+            not that it is right. "exact": answers of an exact bundle were compared, under no limit.
         judgement: Judgement on these samples.
         used: Number of samples that were judged.
         left_out: Number of samples left out because the bundle, or another run, was made with them.
@@ -70,10 +70,23 @@ class Recheck:
         sizes = () if self.coverage is None else self.coverage.sizes
         return self.judgement.verdict is Verdict.CERTIFIED and set(self.batches) <= set(sizes)
 
+    @property
+    def verdict(self) -> str:
+        """Verdict in a word or two."""
+        return self.judgement.verdict.value
+
+    @property
+    def asked(self) -> str:
+        """What was tested, in words."""
+        return goal(self.judgement.guard, self.judgement.metric, self.judgement.max_drop)
+
     def in_words(self) -> str:
         """Describe the outcome in one line, and what was compared in further ones."""
         who = "the bundle, or what other runs made," if self.elsewhere else "the bundle"
-        seen = f"; {self.left_out:,} samples were left out: {who} was made with them"
+        seen = (
+            f"; {self.left_out:,} samples were left out: {who} was made with them, and of inputs like "
+            "them nothing is said"
+        )
         note = (
             "regression check on data that was used before: "
             if self.kind == "regression check"
@@ -81,7 +94,11 @@ class Recheck:
         )
         said = self.judgement.in_words()
         holds = self.judgement.verdict is Verdict.CERTIFIED
-        verdict = f"the limit of {100 * self.judgement.max_drop:.6g}% holds: " if holds else ""
+        limit = f"the limit of {100 * self.judgement.max_drop:.6g}%"
+        verdict = f"{limit} holds: " if holds else ""
+        if holds and self.kind == "regression check":
+            # What was chosen by these very samples proves nothing of others.
+            verdict, said = f"within {limit} on these samples ", f"({self.judgement.evidence()})"
         first = f"{note}{verdict}{said}{seen if self.left_out else ''}"
         if self.coverage is not None:
             first += f"\n{'' if self.passed else 'it holds for '}{self.coverage.in_words()}"
@@ -207,6 +224,7 @@ def looked(
     test: str,
     promise: Promise,
     judged: Callable[[Promise], Judged],
+    held: Callable[[], bool] = lambda: True,
 ) -> tuple[Judged, Kind, Look | None]:
     """Judge answers by the look that they are, unless they are a check of what was used before.
 
@@ -216,6 +234,7 @@ def looked(
         test: Digest of the whole test.
         promise: Promise as it was asked for.
         judged: Function that judges at a promise's confidence.
+        held: Function that is called afterwards: whether the limit held in all batch sizes, too.
 
     Returns:
         Verdicts, kind of test by the ledger too, and the look.
@@ -224,7 +243,7 @@ def looked(
         return judged(promise), chosen.kind, None
     look = ledger.look(chosen.hashes, test, asked=1 - promise.confidence)
     verdicts = judged_at(look, promise, judged)
-    ledger.end(look, verdicts)
+    ledger.end(look, verdicts, held=held())
     if look.repeats:
         return verdicts, "regression check", look
     return verdicts, chosen.kind if look.number == 1 else "further look", look

@@ -16,7 +16,7 @@ from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.source import open_data
-from hasten.inputs.metrics import default_metric, parse_metric
+from hasten.inputs.metrics import check_outputs, default_metric, parse_metric
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.outputs import class_labels
 from hasten.inputs.metrics.unlabelled import missing_labels
@@ -46,17 +46,17 @@ class Given:
     @classmethod
     def read(
         cls,
-        module: torch.nn.Module,
+        module: torch.nn.Module | Path,
         train: Any,
         data: Any,
         preparation: Pipeline | None,
         metric: str | Metric | None,
         folder: Path,
     ) -> Given:
-        """Read a live model and both sets of data.
+        """Read a model and both sets of data.
 
         Args:
-            module: Live model.
+            module: Live model, or the path of an ONNX file.
             train: Training data in any form that `open_data` takes; the samples of a sequence are
                 read again in each epoch.
             data: Data to judge on, in any form that `open_data` takes.
@@ -72,10 +72,16 @@ class Given:
         source = source.settled_by({n: a[0] for n, a in judged.inputs([0]).items()})
         unpacked = folder / "unpacked-training"
         training = open_data(train, source.inputs, preparation, unpacked, reread=True)
+        if judged.ragged or training.ragged:
+            raise InputError(
+                "samples differ in shape, and lighter networks are trained on samples of one: pad, crop or "
+                "resize them to one"
+            )
         if metric is None:
             metric = default_metric(judged.labels, source.outputs)
         elif isinstance(metric, str):
             metric = parse_metric(metric)
+        check_outputs(metric, source.outputs)
         if metric.needs_labels and judged.labels is None:
             raise InputError(
                 f"the metric {type_name(metric)} needs labels and the data to judge on has none; "

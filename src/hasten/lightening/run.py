@@ -136,6 +136,11 @@ def lighten(
             "lighten trains networks that answer each request by itself: leave out states=, or optimize "
             "the model"
         )
+    if order.pad:
+        raise InputError(
+            "pad= is for samples that differ in shape, and lighter networks are trained on samples of one: "
+            "leave it out"
+        )
     asked = invocation(
         "lighten",
         {
@@ -182,7 +187,7 @@ def lighten(
             f"an unfinished run lies in {work}: continue it with resume=True, or remove it and "
             f"{folder}"
         )
-    with claimed_folder(folder, resume=resume) as journal, _cleared_up(folder, resume=resume):
+    with claimed_folder(folder, resume=resume) as journal, cleared_up(folder, resume=resume):
         preparation = pipeline or from_module(module)
         given = Given.read(module, train, data, preparation, order.metric, folder)
         calibration, seed = order.calibration, order.seed
@@ -190,10 +195,8 @@ def lighten(
         split(given.judged, calibration=calibration, seed=seed, training=given.training)
         check_near_copies(given.training, given.judged, order.allow_near_copies)
         recipe = Recipe(60 * plan.minutes, plan.epochs, plan.batch, plan.rate, seed=seed)
-        loss, features = plan.loss, plan.features
-        own_loss = load_object(loss) if isinstance(loss, str) else loss
-        if loss is not None and not callable(own_loss):
-            raise InputError(f"a loss must be a function of outputs and labels: got {loss}")
+        features = plan.features
+        loss, told_loss = loss_of(plan)
         check_same_run(
             journal,
             {
@@ -210,7 +213,7 @@ def lighten(
                 "recipe": [recipe, features],
                 "set of engines": list(engines),
                 "number of calibration samples": calibration,
-                "loss": None if loss is None else [_named(own_loss), source_digest(own_loss)],
+                "loss": told_loss,
                 "file of the metric's function": given.metric.source_sha256,
             },
         )
@@ -223,12 +226,12 @@ def lighten(
             max_drop=order.max_drop,
             engines=engines,
             calibration=calibration,
-            loss=own_loss,
+            loss=loss,
             features=features,
             listen=listen,
         )
         lighter = trained(task, methods, students, architectures)
-        if journal.last("race") is not None and not begun(work) and _newer(bundle, journal.path):
+        if journal.last("race") is not None and not begun(work) and newer(bundle, journal.path):
             shutil.rmtree(folder, ignore_errors=True)  # the run was killed just before doing so
             raise InputError(f"nothing to resume: the run has finished, its bundle is {bundle}")
         journal.append("race")
@@ -252,7 +255,7 @@ def lighten(
     return result
 
 
-def _newer(bundle: Path, journal: Path) -> bool:
+def newer(bundle: Path, journal: Path) -> bool:
     """Return whether a bundle was written after the last entry of a journal."""
     manifest = bundle / MANIFEST
     return manifest.is_file() and manifest.stat().st_mtime > journal.stat().st_mtime
@@ -260,6 +263,20 @@ def _newer(bundle: Path, journal: Path) -> bool:
 
 def _listed(names: str | Sequence[str]) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
+
+
+def loss_of(plan: TrainingPlan) -> tuple[Any, list[Any] | None]:
+    """Return the loss that replaces the usual one, and what tells it from another; None for none.
+
+    Raises:
+        InputError: it can't be imported, or is no function.
+    """
+    loss = load_object(plan.loss) if isinstance(plan.loss, str) else plan.loss
+    if loss is None:
+        return None, None
+    if not callable(loss):
+        raise InputError(f"a loss must be a function of outputs and labels: got {plan.loss}")
+    return loss, [_named(loss), source_digest(loss)]
 
 
 def _named(function: Any) -> str:
@@ -282,7 +299,7 @@ def _check_methods(methods: Sequence[str], students: int) -> None:
 
 
 @contextlib.contextmanager
-def _cleared_up(folder: Path, *, resume: bool) -> Iterator[None]:
+def cleared_up(folder: Path, *, resume: bool) -> Iterator[None]:
     """Remove the work folder of a failed run, unless the run was resumed or has a checkpoint.
 
     Raises:

@@ -140,6 +140,7 @@ def fitting(task: Task, count: int, architectures: Sequence[str]) -> list[Studen
             architectures=architectures,
             target=task.target,
             time_limit_s=_SHORTLIST_S,
+            insist=True,
             listen=task.listen,
         )
         task.notes.extend(_cautions(found))

@@ -15,7 +15,7 @@ import torch
 from hasten.core.model import Model
 from hasten.errors import CandidateError, InputError
 from hasten.lightening.task import Task
-from hasten.lightening.training.loop import LOOKS, Doomed, Trainer, Training
+from hasten.lightening.training.loop import LOOKS, BeforeStep, Doomed, Trainer, Training
 from hasten.lightening.training.teacher import Teacher
 from hasten.passes.silence import first_line
 
@@ -30,10 +30,14 @@ class Stage:
     Attributes:
         share: Share of the method's training time.
         rate: Factor on the recipe's highest learning rate.
+        epochs: Factor on the recipe's number of epochs.
+        settled: Share of the stage from which on weights are kept.
     """
 
     share: float
     rate: float = 1.0
+    epochs: float = 1.0
+    settled: float = 0.0
 
 
 class Way(ABC):
@@ -72,6 +76,10 @@ class Way(ABC):
             CandidateError: the network can't be made, or not within the budget.
             InputError: the user's network doesn't suit this method.
         """
+
+    def before_step(self, number: int, module: torch.nn.Module) -> BeforeStep:
+        """Return what changes a network before each step of a stage, from its number and network."""
+        return lambda share: None
 
     def deployed(self, module: torch.nn.Module) -> torch.nn.Module:
         """Return a trained network without the parts that only training needs."""
@@ -154,6 +162,7 @@ def train_way(task: Task, way: Way, doomed: Doomed) -> Lighter:
         module = way.begin(task, number, module, own).to(task.network.device)
         last = number == len(way.stages) - 1
         trainer = _trainer(task, way, stage, module, own / "checkpoint.pt")
+        trainer.before_step = way.before_step(number, module)
         if last:
             trainer.doomed = doomed
         try:
@@ -180,6 +189,7 @@ def _trainer(
         task.recipe,
         seconds=stage.share * task.recipe.seconds,
         rate=stage.rate * task.recipe.rate,
+        epochs=stage.epochs * task.recipe.epochs,
         mixed=task.recipe.mixed if way.taught else 0.0,
     )
     lower = task.network.low_precision and not way.quantized
@@ -195,6 +205,7 @@ def _trainer(
         listen=task.listen,
         name=way.name,
         reference=task.network,
+        settled=stage.settled,
     )
 
 

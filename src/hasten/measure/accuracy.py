@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from hasten.core.tensors import Array, Tensors
-from hasten.errors import CandidateError, InputError
+from hasten.errors import CandidateError, InputError, OutOfTime
 from hasten.inputs.data.dataset import Dataset, Subset
 from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.metrics.base import Metric
@@ -34,16 +34,19 @@ class ExactAnswers:
     def __init__(self, bench: Bench, exact: OpenWorker, samples: Spool, folder: Path) -> None:
         self.samples = samples
         self._folder = folder
-        self._chunk = bench.chunk
         self._sequences = bench.sequences
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         self._names: list[str] = []
+        self._counts: list[int] = []
         try:
             for number, outputs in enumerate(bench.predict(exact, samples)):
                 self._names = list(outputs)
+                self._counts.append(len(next(iter(outputs.values()))))
                 for i, name in enumerate(self._names):
                     np.save(folder / f"{number}-{i}.npy", outputs[name])
+        except OutOfTime:
+            raise
         except CandidateError as error:
             raise InputError(f"the original model can't answer the data: {error}") from error
         except OSError as error:
@@ -52,8 +55,10 @@ class ExactAnswers:
     def __iter__(self) -> Iterator[tuple[Tensors, Array | None]]:
         """Yield the outputs and labels of each chunk."""
         labels = self.samples.labels
-        for number in range(-(-len(self.samples) // self._chunk)):
-            rows = slice(number * self._chunk, (number + 1) * self._chunk)
+        end = 0
+        for number, count in enumerate(self._counts):
+            rows = slice(end, end + count)
+            end += count
             outputs = {
                 name: np.load(self._folder / f"{number}-{i}.npy")
                 for i, name in enumerate(self._names)
@@ -152,25 +157,66 @@ def score_once(
             chunk = write_spool(Subset(samples, rows), folder)
             try:
                 own = _answers(bench, exact, chunk, start)
+            except OutOfTime:
+                raise
             except CandidateError as error:
                 raise InputError(f"the original model can't answer the data: {error}") from error
-            original = _checked(metric, own, own, chunk.labels)
-            watch("", own)
-            scores: dict[str, Array | str] = {}
+            answers: dict[str, list[Tensors]] = {}
             for key, opened in others.items():
                 if key not in failed:
                     try:
-                        outputs = _answers(bench, opened, chunk, start)
-                        scores[key] = _score(metric, outputs, own, chunk.labels)
-                        watch(key, outputs)
-                        continue
+                        answers[key] = _answers(bench, opened, chunk, start)
+                    except OutOfTime:
+                        raise
                     except CandidateError as error:
                         failed[key] = str(error)
-                scores[key] = failed[key]
+            original, parts = _scored_parts(metric, own, answers, chunk.labels, failed, watch)
+            scores: dict[str, Array | str] = {
+                key: failed[key] if key in failed else np.concatenate(parts[key]) for key in others
+            }
             yield original, scores
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _answers(bench: Bench, opened: OpenWorker, chunk: Spool, start: int) -> Tensors:
-    return next(bench.predict(opened, chunk, number_from=start))
+def _scored_parts(
+    metric: Metric,
+    own: Sequence[Tensors],
+    answers: Mapping[str, Sequence[Tensors]],
+    labels: Array | None,
+    failed: dict[str, str],
+    watch: Callable[[str, Tensors], None],
+) -> tuple[Array, dict[str, list[Array]]]:
+    """Score the answers to a chunk part by part; the parts are of like shapes.
+
+    Args:
+        metric: Metric that is scored.
+        own: Answers of the exact model to each part.
+        answers: Key -> answers of a candidate to each part.
+        labels: Labels of the chunk; None without.
+        failed: Key -> why a candidate failed; added to here.
+        watch: Callback that receives the answers of each model to each part, the exact model's first.
+
+    Returns:
+        Scores of the exact model on the chunk, `(k,)`, and of each candidate on each part.
+    """
+    original: list[Array] = []
+    scores: dict[str, list[Array]] = {key: [] for key in answers}
+    end = 0
+    for number, exact in enumerate(own):
+        begin, end = end, end + len(next(iter(exact.values())))
+        told = None if labels is None else labels[begin:end]
+        original.append(_checked(metric, exact, exact, told))
+        watch("", exact)
+        for key, parts in answers.items():
+            if key not in failed:
+                try:
+                    scores[key].append(_score(metric, parts[number], exact, told))
+                    watch(key, parts[number])
+                except CandidateError as error:
+                    failed[key] = str(error)
+    return np.concatenate(original), scores
+
+
+def _answers(bench: Bench, opened: OpenWorker, chunk: Spool, start: int) -> list[Tensors]:
+    return list(bench.predict(opened, chunk, number_from=start))

@@ -14,8 +14,9 @@ from hasten.core.records import digest, from_record, read_json, to_record, write
 from hasten.core.target import Target
 from hasten.engines.base import Engine
 from hasten.engines.installed import tried_on
-from hasten.errors import CandidateError, InputError, IntegrityError
+from hasten.errors import CandidateError, InputError, IntegrityError, OutOfTime
 from hasten.measure.bandwidth import Level, levels
+from hasten.measure.deadline import Deadline
 from hasten.measure.environment import versions
 from hasten.measure.kernels import EMPTY_CALL, Kernel, kernels
 from hasten.measure.latency import Pace
@@ -27,7 +28,9 @@ PACE = Pace(block_ns=45_000_000)
 FILE = "ceilings.json"
 
 
-def measure(target: Target, folder: Path, engines: Sequence[str] = ()) -> Ceilings:
+def measure(
+    target: Target, folder: Path, engines: Sequence[str] = (), deadline: Deadline | None = None
+) -> Ceilings:
     """Measure a machine's ceilings, or read those that were measured for this folder.
 
     Each figure is the best of the medians of short blocks, which are timed in turns. Nothing else
@@ -37,8 +40,10 @@ def measure(target: Target, folder: Path, engines: Sequence[str] = ()) -> Ceilin
         target: Device with its threads.
         folder: Existing folder that keeps the figures, with what they were measured on.
         engines: Names of the engines to use; by default those that are tried on a host.
+        deadline: End of the command that asks; never by default.
 
     Raises:
+        OutOfTime: the deadline came first.
         InputError: none of the engines can be used, or onnx isn't installed.
     """
     engines = engines or tried_on("host")
@@ -54,18 +59,18 @@ def measure(target: Target, folder: Path, engines: Sequence[str] = ()) -> Ceilin
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
     try:
-        ceilings = _measured(target, place, engines)
+        ceilings = _measured(target, place, engines, deadline or Deadline())
     finally:
         shutil.rmtree(place, ignore_errors=True)
     write_json(file, {"taken_on": taken_on, "ceilings": ceilings})
     return ceilings
 
 
-def _measured(target: Target, folder: Path, engines: Sequence[str]) -> Ceilings:
+def _measured(target: Target, folder: Path, engines: Sequence[str], deadline: Deadline) -> Ceilings:
     work = kernels(folder, target.threads)
     reached: tuple[Level, ...] = ()
     with ExitStack() as end:
-        rigs = [end.enter_context(rig) for rig in _rigs(target, folder, engines)]
+        rigs = [end.enter_context(rig) for rig in _rigs(target, folder, engines, deadline)]
         for rig in rigs:
             rig.build(work)
         for _ in range(TURNS):
@@ -74,6 +79,16 @@ def _measured(target: Target, folder: Path, engines: Sequence[str]) -> Ceilings:
             taken = levels(target)
             reached = tuple(map(Level.better, reached or taken, taken))
     return _best(rigs, reached, target.threads)
+
+
+def _check(deadline: Deadline) -> None:
+    """Check that there is time for another step.
+
+    Raises:
+        OutOfTime: there isn't.
+    """
+    if deadline.late:
+        raise OutOfTime("the time limit left no time to measure what the machine can do")
 
 
 def _best(rigs: Sequence[_Rig], reached: tuple[Level, ...], threads: int) -> Ceilings:
@@ -107,7 +122,7 @@ def _best(rigs: Sequence[_Rig], reached: tuple[Level, ...], threads: int) -> Cei
     )
 
 
-def _rigs(target: Target, folder: Path, names: Sequence[str]) -> Iterator[_Rig]:
+def _rigs(target: Target, folder: Path, names: Sequence[str], deadline: Deadline) -> Iterator[_Rig]:
     """Yield every installed engine, once for each precision that it can be set to."""
     for name in names:
         kind = Engine.member(name, trusted=True)
@@ -117,7 +132,8 @@ def _rigs(target: Target, folder: Path, names: Sequence[str]) -> Iterator[_Rig]:
             continue
         for engine in kind.variants(target):
             if engine.precision is not None:
-                yield _Rig(engine, target, folder)
+                _check(deadline)
+                yield _Rig(engine, target, folder, deadline)
 
 
 class _Rig:
@@ -129,8 +145,8 @@ class _Rig:
         failure: Reason why the first kernel failed; "" where none did.
     """
 
-    def __init__(self, engine: Engine, target: Target, folder: Path) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, target: Target, folder: Path, deadline: Deadline) -> None:
+        self.engine, self._deadline = engine, deadline
         self.best_ns: dict[Kernel, float] = {}
         self.failure = ""
         self._folder = folder
@@ -156,6 +172,7 @@ class _Rig:
             workdir = (
                 self._folder / f"{type(self.engine).__name__}-{self.precision_of(kernel)}-{number}"
             )
+            _check(self._deadline)
             with self._losing():
                 self._built[kernel] = self._ask(
                     "build", model=to_record(kernel.model), workdir=str(workdir), **self._settings
@@ -165,6 +182,7 @@ class _Rig:
     def turn(self) -> None:
         """Time a block of each kernel."""
         for kernel, artifact in self._built.items():
+            _check(self._deadline)
             with self._losing():
                 self._ask("open", artifact=artifact, **self._settings)
                 latency_ns = self._ask(
@@ -181,7 +199,7 @@ class _Rig:
         self._worker.sleep()
 
     def _ask(self, do: str, **command: Any) -> Any:
-        return self._worker.ask(do, limit_s=PACE.limit_s, **command)
+        return self._worker.ask(do, limit_s=self._deadline.step_s(PACE.limit_s), **command)
 
     @contextmanager
     def _losing(self) -> Iterator[None]:

@@ -85,7 +85,7 @@ def _possible(point: CurvePoint) -> bool:
     counts = (point.batch, point.threads, point.sessions, len(point.rounds))
     return all(1 <= count <= _MOST_NS for count in counts) and all(
         block.latency_ns
-        and min(block.latency_ns) >= 0
+        and min(block.latency_ns) >= 1
         and max(block.latency_ns) <= _MOST_NS
         and 1 <= block.elapsed_ns <= _MOST_NS
         for block in point.rounds.values()

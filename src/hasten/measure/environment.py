@@ -34,6 +34,9 @@ _LIBRARIES = (
 
 DEVICE_FACTS = ("device", "driver")
 """Facts about an attached device, which an environment has where the kernel reports them."""
+SOURCE = "hasten installed from"
+"""Name of the fact whether hasten came from an index, where others find it, or from elsewhere."""
+INDEX = "an index"
 _RELEASE = re.compile(r"\s(\d+(?:\.\d+)+)\s")
 
 
@@ -83,9 +86,23 @@ def environment(
         "isa": " ".join(target.isa),
         **(_nvidia(proc) if target.kind == "attached" and target.family == "cuda" else {}),
         **versions(of),
+        **({SOURCE: _source()} if of is None else {}),
         **(_programs() if of is None and target.kind == "host" else {}),
         **{f"{one.group}:{one.name}": one.distribution for one in plugins() if of is None},
     }
+
+
+@functools.cache
+def _source() -> str:
+    """Return where hasten was installed from: an index, or a folder or repository.
+
+    Source: the record of direct URLs in packages' metadata (PEP 610), which an index leaves out.
+    """
+    try:
+        direct = metadata.distribution("hasten").read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        return "a folder"
+    return INDEX if direct is None else "a folder or a repository"
 
 
 def _programs() -> dict[str, str]:

@@ -64,12 +64,15 @@ class Changes:
     def add(self, outputs: Tensors, own: Tensors) -> None:
         """Compare a model's outputs on a chunk with the original's, each of shape `(k, ...)`."""
         changed = differences(outputs, own) > EXACT_TOLERANCE
-        if self._metric.decides:
-            changed |= ~self._metric.unchanged(outputs, own)
+        changed |= self._metric.redecided(outputs, own)
         self._found.append(changed)
 
     def count(self, scores: Array, own: Array) -> int:
-        """Return the number of samples whose answer changed.
+        """Return the number of samples whose answer changed; the arguments are those of `changed`."""
+        return int(self.changed(scores, own).sum())
+
+    def changed(self, scores: Array, own: Array) -> Array:
+        """Return whether each sample's answer changed, bool `(n,)`.
 
         Args:
             scores: Scores of the model on all samples, `(n,)`.
@@ -78,7 +81,7 @@ class Changes:
         changed = np.concatenate(self._found)
         if not self._metric.decides:
             changed |= np.abs(scores - own) > SCORE_TOLERANCE
-        return int(changed.sum())
+        return changed
 
 
 class Comparing:
@@ -115,6 +118,6 @@ def changed_in_words(count: int) -> str:
     return f"{count:,} answer{'' if count == 1 else 's'} changed"
 
 
-def unchanged_in_words(samples: int) -> str:
-    """Say on how many samples an exact candidate was compared with the original."""
-    return f"no answer changed on {samples:,} samples"
+def unchanged_in_words(samples: int, *, made_up: bool = False) -> str:
+    """Say on how many samples, or on how many made-up ones, an exact candidate was compared with the original."""
+    return f"no answer changed on {samples:,} {'made-up ' if made_up else ''}samples"

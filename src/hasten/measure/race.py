@@ -49,6 +49,7 @@ class Standings:
         processes: Round -> number of the process of each entrant that took it.
         told: Whether a p99 that is compared is also told, for which it takes far more rounds.
         by_time: Whether rounds weigh alike in a p99 that is told, rather than requests.
+        cut: Whether the time limit ended it before its rounds were done.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Standings:
     processes: dict[int, int] = field(default_factory=dict)
     told: bool = False
     by_time: bool = False
+    cut: bool = False
 
     def add(
         self,
@@ -195,6 +197,7 @@ def race(
     process: int | None = None,
     listen: Callable[[Standings], None] = lambda standings: None,
     probe: Callable[[int], bool] = scales,
+    stop: Callable[[Standings], bool] = lambda standings: False,
 ) -> Standings:
     """Run rounds until `count` of them count, or more on a noisy host.
 
@@ -217,9 +220,10 @@ def race(
             `count` rounds count of these, with no regard to `settle`.
         listen: Callback after each round.
         probe: Predicate: can the host run this many threads now?
+        stop: Predicate: is there no time for another round? Two rounds count in any case.
 
     Raises:
-        NotEstablished: too many rounds were refused.
+        NotEstablished: too many rounds were refused, or there was no time for two that count.
         InputError: the baseline failed.
     """
     standings, first = journaled(name, threads, objective, journal)
@@ -256,6 +260,15 @@ def race(
         listen(standings)
         if over():
             return standings
+        if stop(standings):
+            standings.cut = True
+            if standings.counted >= 2:
+                return standings
+            if threads > 1 and standings.refused:
+                raise NotEstablished(
+                    f"{standings.refused} of {turn.number + 1} rounds were refused, and the time limit left "
+                    f"no time to wait until the host runs {threads} threads at once"
+                )
         if standings.refused > _REFUSED_PER_COUNTED * count * (1 + (process or 0)):
             raise NotEstablished(
                 f"{standings.refused} of {turn.number + 1} rounds were refused: the host did not run "

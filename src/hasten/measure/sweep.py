@@ -106,10 +106,11 @@ def sweep(
             if way.worker is not None:
                 way.worker.kill()
     points = taking.points()
+    said = ["a batch is one sample over and over, of each shape in turn"] if samples.ragged else []
     missing = [f"{why} ({'; '.join(names)})" for why, names in taking.missing.items()]
     if threads < bench.target.threads:
         missing.insert(0, f"one thread only: the host did not run {bench.target.threads} at once")
-    return points, [f"batch curve: {why}" for why in missing]
+    return points, [f"batch curve: {why}" for why in (*said, *missing)]
 
 
 @dataclass
@@ -266,9 +267,8 @@ class _Sweep:
     def _ask(self, way: _Way, do: str, **command: Any) -> Any:
         worker = self._worker(way)
         try:
-            return worker.ask(
-                do, limit_s=self.pace.limit_s, samples=str(self.samples.folder), **command
-            )
+            limit_s = self.bench.deadline.step_s(self.pace.limit_s)
+            return worker.ask(do, limit_s=limit_s, samples=str(self.samples.folder), **command)
         finally:
             worker.sleep()
 

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,14 +17,17 @@ import numpy as np
 from hasten.core.model import Model
 from hasten.core.records import digest, from_record, read_json, to_record, write_json
 from hasten.core.sequences import Sequences
+from hasten.core.shapes import representative
 from hasten.core.target import Target
 from hasten.core.tensors import Tensors, TensorSpec
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.estimates import Estimate
 from hasten.engines.layers import LayerTime
-from hasten.errors import CandidateError
+from hasten.errors import CandidateError, OutOfTime
+from hasten.inputs.data.dataset import ShapesOf
 from hasten.inputs.data.spool import Spool
 from hasten.measure.candidate import Candidate
+from hasten.measure.deadline import Deadline
 from hasten.measure.environment import versions
 from hasten.measure.process import Worker
 from hasten.measure.roofline import LayerWork
@@ -68,6 +72,7 @@ class Bench:
             None where it is unknown.
         sequences: States to carry, where samples are whole sequences; None where a sample is one
             request.
+        deadline: End of the command, which cuts steps short; it never comes by default.
     """
 
     folder: Path
@@ -77,11 +82,27 @@ class Bench:
     chunk: int = CHUNK
     original: Path | None = None
     sequences: Sequences | None = None
+    deadline: Deadline = field(default_factory=Deadline)
 
     @property
     def log(self) -> Path:
         """Return the path of the file with the runtimes' output."""
         return self.folder / "workers.log"
+
+    def ask(self, worker: Worker, do: str, **command: Any) -> Any:
+        """Ask a worker, for no longer than a step may take and the deadline allows.
+
+        Raises:
+            OutOfTime: the deadline came, and the process was ended.
+            CandidateError: the candidate failed, its process died, or it took too long.
+        """
+        limit_s, began = self.deadline.step_s(self.limit_s), time.monotonic()
+        try:
+            return worker.ask(do, limit_s=limit_s, **command)
+        except CandidateError as error:
+            if limit_s < self.limit_s and time.monotonic() - began >= limit_s:
+                raise OutOfTime("the time limit ended it") from error
+            raise
 
     def open_built(
         self, engine: Engine, artifact: Artifact, sessions: int = 1, *, fresh: bool = True
@@ -98,11 +119,12 @@ class Bench:
         Raises:
             CandidateError: the engine can't open it, or its process died.
         """
+        began = time.monotonic()
         worker = Worker(self.log, self.memory_bytes, fresh=fresh)
         try:
-            properties = worker.ask(
+            properties = self.ask(
+                worker,
                 "open",
-                limit_s=self.limit_s,
                 engine=to_record(engine),
                 artifact=to_record(artifact),
                 target=to_record(self.target),
@@ -112,6 +134,7 @@ class Bench:
         except BaseException:
             worker.kill()
             raise
+        self.deadline.saw("open" if fresh else "open forked", time.monotonic() - began)
         return OpenWorker(worker, artifact, properties)
 
     def build(self, engine: Engine, model: Model, folder: Path) -> Artifact:
@@ -121,9 +144,9 @@ class Bench:
             CandidateError: the engine can't take the model, or its process died.
         """
         with Worker(self.log, self.memory_bytes) as worker:
-            built = worker.ask(
+            built = self.ask(
+                worker,
                 "build",
-                limit_s=self.limit_s,
                 engine=to_record(engine),
                 model=to_record(model),
                 target=to_record(self.target),
@@ -151,9 +174,9 @@ class Bench:
 
     def _told(self, what: str, engine: Engine, artifact: Artifact, folder: Path) -> Any:
         with Worker(self.log, self.memory_bytes) as worker:
-            return worker.ask(
+            return self.ask(
+                worker,
                 what,
-                limit_s=self.limit_s,
                 engine=to_record(engine),
                 artifact=to_record(artifact),
                 target=to_record(self.target),
@@ -187,9 +210,9 @@ class Bench:
         """
         original = self.original if named else None
         with Worker(self.log, self.memory_bytes, fresh=True) as worker:
-            records = worker.ask(
+            records = self.ask(
+                worker,
                 "profile",
-                limit_s=self.limit_s,
                 engine=to_record(engine),
                 artifact=to_record(artifact),
                 target=to_record(self.target),
@@ -210,7 +233,8 @@ class Bench:
             number_from: Number of the first sample in error messages.
 
         Yields:
-            Outputs by name, each of shape `(k, ...)`, k at most `chunk`.
+            Outputs by name, each of shape `(k, ...)`, k at most `chunk`. Where samples differ in shape,
+            each of these is cut wherever a sample's shape isn't that of the one before.
 
         Raises:
             CandidateError: the worker failed, or an answer isn't finite.
@@ -219,25 +243,30 @@ class Bench:
         try:
             for first in range(0, len(samples), self.chunk):
                 stop = min(first + self.chunk, len(samples))
-                yield self._chunk(opened, samples, first, stop, number_from, out)
+                yield from self._chunk(opened, samples, first, stop, number_from, out)
         finally:
             shutil.rmtree(out, ignore_errors=True)
 
-    def predict_one(self, opened: OpenWorker, samples: Spool) -> Tensors:
-        """Answer the first sample only."""
+    def predict_one(self, opened: OpenWorker, samples: Spool, index: int = 0) -> Tensors:
+        """Answer one sample only, by default the first."""
         out = self.folder / f"outputs-{opened.worker.pid}"
         try:
-            return self._chunk(opened, samples, 0, 1, 0, out)
+            (answer,) = self._chunk(opened, samples, index, index + 1, 0, out)
+            return answer
         finally:
             shutil.rmtree(out, ignore_errors=True)
 
     def fit_chunk(self, opened: OpenWorker, samples: Spool) -> None:
-        """Set `chunk` by the size of one sample's outputs.
+        """Set `chunk` by the size of one sample's outputs, the largest sample's where they differ.
 
         Raises:
             CandidateError: the worker failed.
         """
-        size_bytes = sum(array.nbytes for array in self.predict_one(opened, samples).values())
+        largest = 0
+        if samples.ragged:
+            largest = representative(ShapesOf(samples), 2)[-1]
+        answer = self.predict_one(opened, samples, largest)
+        size_bytes = sum(array.nbytes for array in answer.values())
         self.chunk = max(1, min(CHUNK, CHUNK_BYTES // max(1, size_bytes)))
 
     def unroll(self, opened: OpenWorker, samples: Spool, folder: Path, count: int) -> Spool:
@@ -252,9 +281,9 @@ class Bench:
         Raises:
             CandidateError: the worker failed.
         """
-        opened.worker.ask(
+        self.ask(
+            opened.worker,
             "unroll",
-            limit_s=self.limit_s,
             samples=str(samples.folder),
             out=str(folder),
             count=count,
@@ -263,10 +292,10 @@ class Bench:
 
     def _chunk(
         self, opened: OpenWorker, samples: Spool, start: int, stop: int, number_from: int, out: Path
-    ) -> Tensors:
-        names = opened.worker.ask(
+    ) -> list[Tensors]:
+        done = self.ask(
+            opened.worker,
             "predict",
-            limit_s=self.limit_s,
             samples=str(samples.folder),
             start=start,
             stop=stop,
@@ -274,7 +303,10 @@ class Bench:
             out=str(out),
             batch=opened.batch,
         )
-        return {name: np.load(out / f"{i}.npy") for i, name in enumerate(names)}
+        return [
+            {name: np.load(out / f"{part}-{i}.npy") for i, name in enumerate(done["names"])}
+            for part in range(done["parts"])
+        ]
 
 
 @dataclass
@@ -330,6 +362,9 @@ class Workbench(Bench):
                 model = self.transform(passes[:-1])
                 (folder / "0").mkdir(parents=True)
                 outcome = self._transformed(model, passes[-1], folder / "0")
+            except OutOfTime:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
             except CandidateError as error:
                 shutil.rmtree(folder, ignore_errors=True)
                 self._failed[key] = str(error)  # another try would fail too, and as slowly
@@ -342,9 +377,9 @@ class Workbench(Bench):
 
     def _transformed(self, model: Model, step: Pass, folder: Path) -> Any:
         with self._own_worker() as worker:
-            return worker.ask(
+            return self.ask(
+                worker,
                 "transform",
-                limit_s=self.limit_s,
                 model=to_record(model),
                 original=model is self.model,
                 step=to_record(step),
@@ -364,12 +399,13 @@ class Workbench(Bench):
             CandidateError: the effect can't be measured.
         """
         with self._own_worker() as worker:
-            found = worker.ask(
+            found = self.ask(
+                worker,
                 "sensitivities",
-                limit_s=self.limit_s,
                 model=to_record(self.model),
                 calibration=str(self.calibration.folder),
-                within_s=min(within_s, self.limit_s / 5),  # it may take up to four times as long
+                # It may take up to four times as long.
+                within_s=min(within_s, self.deadline.step_s(self.limit_s) / 5),
                 weight_bits=weight_bits,
                 threads=self.target.threads,
             )
@@ -395,9 +431,9 @@ class Workbench(Bench):
         if key not in self._counted:
             model = self.transform(passes)
             with self._own_worker() as worker:
-                layers = worker.ask(
+                layers = self.ask(
+                    worker,
                     "work",
-                    limit_s=self.limit_s,
                     model=to_record(model),
                     samples=str(self.calibration.folder),
                 )
@@ -418,9 +454,9 @@ class Workbench(Bench):
             model = self.transform(passes)
             with self._own_worker() as worker:
                 return bool(
-                    worker.ask(
+                    self.ask(
+                        worker,
                         "rows_apart",
-                        limit_s=self.limit_s,
                         model=to_record(model),
                         request=to_record(tuple(request)),
                     )
@@ -459,16 +495,16 @@ class Workbench(Bench):
         worker = Worker(self.log, self.memory_bytes)
         try:
             settings = {"engine": to_record(candidate.engine), "target": to_record(self.target)}
-            built = worker.ask(
+            built = self.ask(
+                worker,
                 "build",
-                limit_s=self.limit_s,
                 model=to_record(model),
                 workdir=str(folder),
                 **settings,
             )
-            properties = worker.ask(
+            properties = self.ask(
+                worker,
                 "open",
-                limit_s=self.limit_s,
                 artifact=built,
                 sequences=to_record(self.sequences),
                 **settings,

@@ -27,15 +27,17 @@ import numpy as np
 
 from hasten.core.absent import absent
 from hasten.core.model import Model
+from hasten.core.raised import raised
 from hasten.core.records import from_record, to_record
 from hasten.core.sequences import LENGTHS, Sequences
+from hasten.core.shapes import typical
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.origins import traced
 from hasten.engines.sequences import SequenceSession
 from hasten.errors import CandidateError, InputError, full_disk
-from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.dataset import Dataset, ShapesOf, like_shaped
 from hasten.inputs.data.samples import tensors_hash
 from hasten.inputs.data.spool import Spool, SpoolWriter
 from hasten.measure import open_loop
@@ -45,6 +47,8 @@ from hasten.passes.base import Pass, Skipped
 
 _PR_SET_PDEATHSIG = 1
 _REQUESTS_PER_BLOCK = 64
+_MIX = 8
+"""Requests that a block repeats as a whole where they differ in shape, so that all time the same mix."""
 _REQUEST_BYTES = 64 << 20
 _LOUD = 8
 _FULL_BYTES = 64 << 10
@@ -59,6 +63,7 @@ def time_requests(
     block_ns: int,
     at_least: int,
     at_most: int,
+    whole: bool = False,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
 ) -> list[int]:
     """Time requests one after another, after a warm-up that also sets how many.
@@ -70,6 +75,7 @@ def time_requests(
         block_ns: Intended length of the timed block, in nanoseconds.
         at_least: Fewest timed requests.
         at_most: Most timed requests.
+        whole: Whether each request is warmed up, and timed as often as every other: at least once.
         clock_ns: Monotonic clock, in nanoseconds.
 
     Returns:
@@ -81,12 +87,16 @@ def time_requests(
     if not requests:
         raise InputError("nothing to time: got no requests")
     begin, done = clock_ns(), 0
-    while done == 0 or clock_ns() - begin < warmup_ns:
+    first = len(requests) if whole else 1
+    while done < first or clock_ns() - begin < warmup_ns:
         run(requests[done % len(requests)])
         done += 1
     each_ns = max(1, (clock_ns() - begin) // done)
     latencies = []
-    for i in range(min(max(block_ns // each_ns, at_least), at_most)):
+    count = min(max(block_ns // each_ns, at_least), at_most)
+    if whole:
+        count = max(1, -(-count // len(requests))) * len(requests)
+    for i in range(count):
         request = requests[(done + i) % len(requests)]
         start = clock_ns()
         run(request)
@@ -163,11 +173,13 @@ class _Process:
         return {"noise": noise}
 
     def work(self, command: dict[str, Any]) -> Any:
-        """Count a model's work for the first of the samples."""
+        """Count a model's work for the first of the samples, or for that of median size."""
         from hasten.measure.work import work
 
         model = from_record(Model, command["model"])
-        sample = Spool.open(Path(command["samples"])).inputs([0])
+        spool = Spool.open(Path(command["samples"]))
+        place = typical(ShapesOf(spool)) if spool.ragged else 0
+        sample = spool.inputs([place])
         return to_record(work(model, request_of(sample, model.request)))
 
     def build(self, command: dict[str, Any]) -> Any:
@@ -233,12 +245,15 @@ class _Process:
                     )
                 collected[name].append(array)
         out.mkdir(parents=True, exist_ok=True)
-        for number, (name, arrays) in enumerate(collected.items()):
-            if len({array.shape[1:] if batch > 1 else array.shape for array in arrays}) > 1:
-                raise CandidateError(f"output {name!r} changes its shape from sample to sample")
-            batched = batch > 1 or (arrays[0].ndim > 0 and arrays[0].shape[0] == 1)
-            np.save(out / f"{number}.npy", np.concatenate(arrays) if batched else np.stack(arrays))
-        return list(collected)
+        counts = [command["stop"] - command["start"]]
+        if spool.ragged and batch == 1:  # a part for each run of like shapes
+            counts = list(map(len, like_shaped(spool, range(command["start"], command["stop"]))))
+        ends = np.cumsum(counts).tolist()
+        for number, (name, every) in enumerate(collected.items()):
+            for part, (end, count) in enumerate(zip(ends, counts, strict=True)):
+                arrays = every[end - count : end] if batch == 1 else every
+                np.save(out / f"{part}-{number}.npy", _rows(name, arrays, batch))
+        return {"names": list(collected), "parts": len(counts)}
 
     def _in_batch(
         self, spool: Spool, first: int, start: int, stop: int, batch: int
@@ -305,6 +320,8 @@ class _Process:
         assert self.session is not None
         spool = Spool.open(Path(command["samples"]))
         requests = self._requests(spool, command["first"])
+        if spool.ragged:
+            requests = requests[:_MIX]
         gc.collect()
         gc.disable()
         try:
@@ -315,6 +332,7 @@ class _Process:
                 block_ns=command["block_ns"],
                 at_least=command["at_least"],
                 at_most=command["at_most"],
+                whole=spool.ragged,
             )
         finally:
             gc.enable()
@@ -414,6 +432,8 @@ class _Process:
         left = _REQUEST_BYTES
         for i in range(min(len(spool), at_most)):
             wanted = [(first + i * batch + j) % len(spool) for j in range(batch)]
+            if spool.ragged:  # a batch is of one shape
+                wanted = [(first + i) % len(spool)] * batch
             requests.append(self._request(spool.inputs(wanted[:1])))
             if batch > 1:
                 requests[-1] = stacked(spool.inputs(wanted), requests[-1], self.inputs)
@@ -421,6 +441,18 @@ class _Process:
             if left <= 0:
                 break
         return requests
+
+
+def _rows(name: str, arrays: Sequence[Array], batch: int) -> Array:
+    """Return an output's answers as rows, `(n, ...)`.
+
+    Raises:
+        CandidateError: answers to samples of one shape differ in shape.
+    """
+    if len({array.shape[1:] if batch > 1 else array.shape for array in arrays}) > 1:
+        raise CandidateError(f"output {name!r} changes its shape from sample to sample")
+    batched = batch > 1 or (arrays[0].ndim > 0 and arrays[0].shape[0] == 1)
+    return np.concatenate(arrays) if batched else np.stack(arrays)
 
 
 def _of_device(command: dict[str, Any]) -> tuple[Artifact, Target, Path]:
@@ -456,8 +488,21 @@ def _reply(process: _Process, command: dict[str, Any]) -> dict[str, Any]:
         import traceback
 
         traceback.print_exc()
+        return {"candidate_error": _broken_off(command, error)}
+
+
+def _broken_off(command: dict[str, Any], error: Exception) -> str:
+    """Return in one line what a pass or a runtime raised, and which it was."""
+    try:
+        who = (
+            from_record(Pass, command["step"], trusted=True).words()
+            if "step" in command
+            else from_record(Engine, command["engine"], trusted=True).words()
+        )
+    except (InputError, KeyError):
         first = (str(error).strip() or "no message").splitlines()[0]
-        return {"candidate_error": f"{type(error).__name__}: {first:.300}"}
+        return f"{type(error).__name__}: {first:.300}"
+    return f"{who} failed: {raised(error)}"
 
 
 def _answered(process: _Process, command: dict[str, Any]) -> dict[str, Any]:

@@ -46,9 +46,18 @@ def with_batches(judge: Judge, ladder: Ladder) -> Ladder:
     ready, job = judge.ready, judge.job
     if ready.target.kind == "compile-only" or ready.unrolled is not None:
         return ladder
-    left_s = max(_LEAST_S, _SHARE * (time.monotonic() - job.began))
-    judge.stand_by(ladder)
+    if ready.extents:
+        alone = Batches(without="samples differ in shape, so each was answered alone")
+        return replace(ladder, batches=dict.fromkeys(ladder.rungs, alone))
+    left_s = max(_LEAST_S, _SHARE * job.deadline.elapsed_s)
     found: dict[str, Batches] = {}
+    if (spare_s := job.deadline.left_s() - job.deadline.needs("certify").wish_s) < _LEAST_S:
+        found = dict.fromkeys(
+            ladder.rungs, Batches(without="the time limit left no time to test them")
+        )
+        return replace(ladder, batches=found)
+    left_s = min(left_s, spare_s / 2)
+    judge.stand_by(ladder)
     for number, key in enumerate(ladder.rungs):
         job.tell("certify", "batch sizes worth certifying", number, len(ladder.rungs))
         try:
@@ -120,7 +129,7 @@ class _Asking:
             artifact.inputs, artifact.outputs
         ):
             return ()
-        takes, _ = self._opened.worker.ask("takes", limit_s=self._judge.trials.bench.limit_s)
+        takes, _ = self._judge.trials.bench.ask(self._opened.worker, "takes")
         return tuple(size for size in SIZES if takes is None or size in takes)
 
     def _answered(self, size: int) -> tuple[Array, float]:
@@ -144,7 +153,7 @@ class _Asking:
     def _apart(self) -> bool:
         """Whether it is proven that rows are answered each by itself."""
         bench = self._judge.trials.bench
-        _, apart = self._opened.worker.ask("takes", limit_s=bench.limit_s)
+        _, apart = bench.ask(self._opened.worker, "takes")
         if apart:
             return True
         candidate = self._judge.trials.done[self._key].candidate
@@ -155,9 +164,9 @@ class _Asking:
         """Whether an answer is seen to depend on its batch mates, whatever the graph says."""
         trials = self._judge.trials
         return bool(
-            self._opened.worker.ask(
+            trials.bench.ask(
+                self._opened.worker,
                 "moved_by_mates",
-                limit_s=trials.bench.limit_s,
                 samples=str(trials.samples.folder),
                 batch=size,
             )
@@ -166,5 +175,6 @@ class _Asking:
     def _lacking(self, size: int) -> int:
         """Return the number of batches that would do, where the sealed data has fewer; else 0."""
         ready = self._judge.ready
-        needed = fewest_draws(BETTING, ready.promise.max_drop, 1 - ready.promise.confidence)
+        promise = ready.tested or ready.promise
+        needed = fewest_draws(BETTING, promise.max_drop, 1 - promise.confidence)
         return needed if len(np.unique(ready.sealed_units)) // size < needed else 0

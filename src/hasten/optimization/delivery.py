@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from hasten.optimization.labelling.notes import label_notes
 from hasten.optimization.preparation import Ready, calibrating, shortfall
 from hasten.optimization.workspace import requests_from
 from hasten.passes.small_model import SmallModel
+from hasten.reporting.apart import rendered_within
 from hasten.reporting.evidence import assembled
 from hasten.reporting.result import Asked, Result
 
@@ -31,6 +33,9 @@ UNFINISHED = (
     "the run has not finished: the fastest found so far, not certified; go on with --resume"
 )
 """Reason why a bundle that is written during the search isn't certified."""
+
+UNREPORTED = "the time limit left out the report: hasten report writes it from the bundle"
+"""Note on a bundle without a page."""
 
 _LONE = Coverage()
 
@@ -55,6 +60,7 @@ def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
     job.notes += job.ledger.notes
     job.notes += label_notes(ready, verdicts, sealed.unlabelled)
     ending = judge.conclude(ladder, verdicts)
+    job.deadline.enter("deliver")
     parts = ready.parts
     comparison = sealed.comparison_of(ending.shipment.winner.label)
     covered = sealed.covered if ending.shipment.judgement is not None else None
@@ -69,10 +75,14 @@ def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
             "seen": parts.seen_hashes,
             "groups": parts.group_hashes,
             "look": to_record(sealed.look),
+            "held": sealed.held,
         },
         **ending.records,
     }
-    write(job, ready, ending.shipment, records, comparison, covered or Coverage(), sealed.look)
+    if not write(
+        job, ready, ending.shipment, records, comparison, covered or Coverage(), sealed.look
+    ):
+        result = replace(result, notes=(*result.notes, UNREPORTED))
     return result
 
 
@@ -95,27 +105,45 @@ def write(
     comparison: Comparison | None = None,
     covered: Coverage = _LONE,
     look: Look | None = None,
-) -> None:
-    """Write a bundle, with a report where there is a result.
+) -> bool:
+    """Write a bundle, with a report where there is a result and the deadline leaves time to draw it.
+
+    Returns:
+        Whether it has its report, or needs none.
 
     Raises:
         InputError: the place holds something that no bundle may replace, or the disk is full.
     """
+    began = time.monotonic()
     out, request = job.order.out, shipment.winner.artifact.request
     count = bundle.room_for(request) if job.order.keep_requests else 0
-    requests = requests_from(ready.single, count, request)
+    requests = bundle.fitting(requests_from(ready.single, count, request))
     manifest = manifest_of(job, ready, shipment, len(requests), comparison, covered, look)
-    extra = {}
+    extra, records, deadline = {}, dict(records), job.deadline
     if "result.json" in records:
-        # Imported here: it brings a plotting library, for which no run should wait.
-        from hasten.reporting.page import render
 
         def kept(name: str, most_bytes: int) -> bytes | None:
             """Return a record as `hasten report` will read it, so that the pages are the same."""
             return json.dumps(to_record(records[name])).encode() if name in records else None
 
-        extra["report.html"] = render(assembled(out, manifest, kept))
-    bundle.write(out, manifest, dict(records), extra, requests)
+        report = assembled(out, manifest, kept)
+        if deadline.limited:
+            within_s = deadline.left_s() - deadline.seen("write", 0.5)
+            page = rendered_within(report, within_s)
+        else:
+            # Imported here: it brings a plotting library, for which no run should wait.
+            from hasten.reporting.page import render
+
+            page = render(report)
+        if page is None:
+            told = records["result.json"]
+            records["result.json"] = {**told, "notes": [*told["notes"], UNREPORTED]}
+        else:
+            extra["report.html"] = page
+        began = time.monotonic()
+    bundle.write(out, manifest, records, extra, requests)
+    deadline.saw("write", time.monotonic() - began)
+    return "result.json" not in records or bool(extra)
 
 
 def manifest_of(
@@ -157,6 +185,7 @@ def manifest_of(
         environment=environment(shipment.target) | versions(bundle.step_packages(ready.pipeline)),
         pipeline=ready.pipeline,
         requests=requests,
+        shapes=ready.extents,
         sequences=None if ready.unrolled is None else ready.unrolled.sequences,
         comparison=comparison,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
+from hasten.bundle.batch_mates import share_batch_axis
 from hasten.core.devices import FAMILIES
 from hasten.core.model import Model
 from hasten.core.target import Target
@@ -92,8 +93,9 @@ def grid(
         for engine in engines
         if _takes(engine, step)
     ]
+    batched = share_batch_axis(model.inputs, model.outputs)
     exact = [
-        Single((step,), engine)
+        _with_first(step, engine, batched)
         for step in _by_turns(_passes("exact", model, target, pass_names))
         for engine in engines
         if engine.exact and _takes(engine, step) and _useful(step, engine)
@@ -114,6 +116,15 @@ def grid(
             if _takes(engine, chain[-1])
         ]
     return list(dict.fromkeys([*untouched, *converted, *exact, *lossy]))
+
+
+def _with_first(step: Pass, engine: Engine, batched: bool) -> Single:
+    """Return a pass on an engine; one that settles shapes is left to the engine where that keeps batches.
+
+    The pass would close the batch axis too, and a server could never batch what ships.
+    """
+    own = engine.settling() if step.settles and batched else None
+    return Single((step,), engine) if own is None else Single((), own)
 
 
 def originals(model: Model) -> list[Single]:
@@ -180,16 +191,22 @@ def _varies(passes: Sequence[Pass]) -> bool:
     return bool(passes) and not passes[-1].exact and not isinstance(passes[-1], SmallModel)
 
 
-def neighbours(best: Sequence[Single], helpful: Sequence[Pass], target: Target) -> list[Single]:
+def neighbours(
+    best: Sequence[Single], helpful: Sequence[Pass], target: Target, *, settled: bool = False
+) -> list[Single]:
     """Return candidates one step from the best: other scheduling, or an exact pass put first.
 
     Args:
         best: Most promising candidates, best first.
         helpful: Exact passes that made the untouched model faster.
         target: Device to run on.
+        settled: Whether engines that settle shapes for one sample made the untouched model faster.
     """
     found = []
     for candidate in best:
+        own = candidate.engine.settling() if settled and candidate.passes else None
+        if own is not None and not any(step.settles for step in candidate.passes):
+            found.append(Single(candidate.passes, own))
         found += [Single(candidate.passes, other) for other in candidate.engine.tunings(target)]
         if candidate.passes and not any(
             step.exact or isinstance(step, SmallModel) for step in candidate.passes

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hasten.bundle import replaceable
 from hasten.certificate.ledger import Ledger, user_ledger
-from hasten.core.invocation import Invocation
+from hasten.core.invocation import Invocation, began_s
 from hasten.core.progress import Listener, Progress
 from hasten.errors import InputError, full_disk
+from hasten.measure.deadline import Deadline
 from hasten.measure.journal import Journal
 from hasten.optimization.order import Order
 from hasten.optimization.workspace import claimed_folder
@@ -30,7 +30,7 @@ class Job:
         journal: Journal of completed steps, in the work folder.
         listen: Callback that receives the progress.
         notes: Notes for the reader of the result.
-        began: `time.monotonic()` at the start of the run.
+        deadline: End of the command, and what each stage may spend until then.
         ledger: Memory of which samples earlier runs searched and tested on.
     """
 
@@ -40,19 +40,13 @@ class Job:
     journal: Journal
     listen: Listener
     notes: list[str] = field(default_factory=list)
-    began: float = field(default_factory=time.monotonic)
+    deadline: Deadline = field(default_factory=Deadline)
     ledger: Ledger = field(default_factory=user_ledger)
 
     @property
-    def deadline(self) -> float | None:
-        """`time.monotonic()` by which the search should end; None for no limit."""
-        limit_s = self.order.time_limit_s
-        return None if limit_s is None else self.began + limit_s
-
-    @property
     def late(self) -> bool:
-        """Whether the deadline has passed."""
-        return self.deadline is not None and time.monotonic() > self.deadline
+        """Whether the stage at work has spent its time."""
+        return self.deadline.late
 
     def tell(
         self,
@@ -81,12 +75,12 @@ def claimed(
             unfinished run and `resume` is False; there is nothing to resume; another run is at
             work; or the disk is full.
     """
-    began = time.monotonic()
+    deadline = Deadline(order.time_limit_s, began_s())
     replaceable(order.out)
     folder = order.out.with_name(order.out.name + ".work")
     with claimed_folder(folder, resume=resume) as journal:
         try:
-            yield Job(order, invocation, folder, journal, listen, list(notes), began)
+            yield Job(order, invocation, folder, journal, listen, list(notes), deadline)
         except (InputError, OSError) as error:
             full = None if isinstance(error, InputError) else full_disk(error)
             if not isinstance(error, InputError) and full is None:

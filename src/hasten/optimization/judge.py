@@ -55,6 +55,9 @@ class Sealed:
         coverage: Certified candidate -> batch sizes that its certificate covers.
         unlabelled: Candidate's key -> number of samples without a label on which its answer differs
             from the original's: each counts as lost. Candidates without any are left out.
+        held: Whether every certified candidate held in all the batch sizes that were tested, too.
+        cut: Whether the time limit came before all sealed samples were answered: then nobody has seen a
+            verdict, and the original ships.
     """
 
     verdicts: Verdicts = ()
@@ -63,6 +66,8 @@ class Sealed:
     look: Look | None = None
     coverage: Mapping[str, Coverage] = field(default_factory=dict)
     unlabelled: Mapping[str, int] = field(default_factory=dict)
+    held: bool = True
+    cut: bool = False
 
     @property
     def covered(self) -> Coverage:

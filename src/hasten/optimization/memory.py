@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ class _Record(msgspec.Struct):
     seen: list[str]
     judged: list[tuple[str, str | dict[str, object]]] = []
     look: dict[str, object] | None = None
+    held: bool = True
 
 
 def earlier_of(job: Job) -> Earlier:
@@ -91,6 +93,18 @@ def take_look(job: Job, hashes: Sequence[bytes], answers: str) -> Look:
     return look
 
 
+def begin_look(job: Job, hashes: Sequence[bytes]) -> None:
+    """Write down the look before labels are asked for, since the questions tell of what came out.
+
+    A run that is abandoned then, or begun anew elsewhere, has spent its look; one that is resumed hasn't.
+
+    Args:
+        job: The run at work.
+        hashes: Content hashes of the sealed samples.
+    """
+    take_look(job, hashes, secrets.token_hex(32))  # of no other test: labels aren't known yet
+
+
 def past_of(bundle: Path, job: Job) -> Past:
     """Return what an older bundle in this run's place was made with, should the ledger have been lost.
 
@@ -107,7 +121,7 @@ def past_of(bundle: Path, job: Job) -> Past:
         return Past()
     if not record.judged:
         return Past(seen)
-    passed = all(
+    passed = record.held and all(
         isinstance(entry, dict) and entry.get("verdict") == "certified"
         for _, entry in record.judged
         if not isinstance(entry, str)

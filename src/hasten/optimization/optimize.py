@@ -14,15 +14,16 @@ from hasten.optimization.estimated.judge import Estimated
 from hasten.optimization.job import Job, claimed
 from hasten.optimization.judge import Judge
 from hasten.optimization.measured.judge import Measured
-from hasten.optimization.order import Options, order_of
+from hasten.optimization.order import Options, Order, order_of
 from hasten.optimization.preparation import Ready, prepare
 from hasten.optimization.run import certify, freeze, search, settled
+from hasten.optimization.without_data import POPULATION
 from hasten.reporting.result import Result
 
 
 def optimize(
     model: Any,
-    data: Any,
+    data: Any = None,
     *,
     training: Any = None,
     small_model: Any = None,
@@ -43,7 +44,8 @@ def optimize(
             model of scikit-learn, XGBoost, LightGBM or CatBoost.
         data: Path of an .npz file, of a folder of images or of a CSV file ("rows.csv:label" names
             its label), "module:function", `(inputs, labels)`, a mapping of arrays, a data frame, or
-            a `Dataset`.
+            a `Dataset`. None makes up inputs: then exact candidates alone may ship, and the result says what
+            others could reach and what data a certificate takes.
         training: Training data to calibrate from, and to train for few bits where the device gains
             from that; with it, all of `data` judges.
         small_model: Smaller model with the same inputs and outputs, in any form that `model` takes,
@@ -62,6 +64,8 @@ def optimize(
     Raises:
         InputError: the model, the data or an option can't be used; then nothing is written.
     """
+    if data is None and options.get("population", Order.population) == Order.population:
+        options["population"] = POPULATION
     order = order_of(**options)
     given = {"model": model, "data": data, "training": training, "small_model": small_model}
     asked = invocation("optimize", {**given, "pipeline": pipeline, **options})

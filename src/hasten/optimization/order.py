@@ -14,7 +14,9 @@ from hasten.certificate.draws import Over
 from hasten.certificate.planning import check_limits
 from hasten.certificate.verdict import Guard
 from hasten.core.sequences import Pairs, Scored, pairs_of
+from hasten.core.shapes import Pads, pads_of
 from hasten.errors import InputError
+from hasten.inputs.metrics import named_metric
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.set_metrics.base import SetMetric
 from hasten.measure.effort import Effort, effort_of
@@ -33,7 +35,7 @@ class Options(TypedDict, total=False):
     guard: Guard
     mean_over: Over
     confidence: float
-    metric: str | Metric | None
+    metric: str | Metric | Sequence[str | Metric] | None
     report: Sequence[str | SetMetric] | None
     population: str
     target: str
@@ -58,6 +60,8 @@ class Options(TypedDict, total=False):
     states: Mapping[str, str] | str | Sequence[str] | Pairs
     scored: Scored | None
     ask_labels: str | None
+    trust_code: bool
+    pad: Mapping[str, float] | str | Sequence[str] | Pads
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,9 @@ class Order:
             "samples", or "groups", each of which counts once whatever its size.
         confidence: Probability with which the certificate holds.
         metric: "top1", "top5", "agreement", "embedding", "regression:0.01", "detection_f1",
-            "my.py:score", or a `Metric`. By default top-1 where there are labels, else agreement.
+            "my.py:score", ..., or a `Metric`; "top1@logits" reads one output, "regression:1%@all" each, and
+            a list scores all of its metrics at once. By default top-1 where there are labels, else
+            agreement. `docs/metrics.md` lists them.
         report: Metrics over the sealed set that are stated before and after, beside the promise:
             "auroc", "ks", "brier", "log_loss", "calibration_error", "average_precision",
             "map50", "map50_95", "my.py:gini", or a `SetMetric`; () for none. By default those of a
@@ -95,7 +101,8 @@ class Order:
         keep_float: Names of nodes that no pass may quantize.
         custom_ops: Paths of libraries with the model's own operators.
         effort: "quick", "normal", "thorough", or an `Effort`.
-        time_limit_s: Time for the search, in seconds; None for no limit.
+        time_limit_s: Time for the whole run, in seconds, to within a tenth or 5 s; None for no limit. In
+            `lighten` it counts from the end of the training, and in a resumed run from its beginning.
         trial_limit_s: Longest time of one step of one candidate, in seconds; by default 300, or 900
             where designs are placed and routed.
         calibration: Most samples to set the quantizers' ranges by.
@@ -121,6 +128,10 @@ class Order:
             fill in; "wait" for the page, served here until all are labelled; the path of a CSV file
             with the labels; or "my.py:oracle", a function that is called with the samples. None for
             no labels but the data's own.
+        trust_code: Whether code that a model's folder or file brings may run.
+        pad: Values that inputs may be padded with to reach a length that a model was compiled for, where
+            they aren't 0: {"padding_mask": 1}, or "padding_mask=1,ids=3". Only where samples differ in
+            shape; that no answer changes by it is always checked.
 
     Raises:
         InputError: a field, named in the message, is out of its range.
@@ -155,6 +166,8 @@ class Order:
     states: Pairs = ()
     scored: Scored | None = None
     ask_labels: str | None = None
+    trust_code: bool = False
+    pad: Pads = ()
 
     def __post_init__(self) -> None:
         check_limits(self.max_drop, self.confidence)
@@ -204,8 +217,12 @@ class Order:
                 given[name] = (given[name],)
             elif given.get(name) is not None:
                 given[name] = tuple(given[name])
+        if isinstance(given.get("metric"), (list, tuple)):
+            given["metric"] = named_metric(given["metric"]) if given["metric"] else None
         if "states" in given:
             given["states"] = pairs_of(given["states"] or ())
+        if "pad" in given:
+            given["pad"] = pads_of(given["pad"] or ())
         if "effort" in given:
             given["effort"] = effort_of(given["effort"])
         if "out" in given:

@@ -20,6 +20,7 @@ from hasten.core.devices import family_of, find_target
 from hasten.core.model import Model
 from hasten.core.records import type_name
 from hasten.core.sequences import Sequences
+from hasten.core.shapes import Extent
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.base import Engine
@@ -31,10 +32,11 @@ from hasten.inputs.data.sequences import SequenceData
 from hasten.inputs.data.source import open_data
 from hasten.inputs.data.spool import Spool
 from hasten.inputs.data.table import reads_rows
-from hasten.inputs.metrics import default_metric, parse_metric
+from hasten.inputs.metrics import check_outputs, default_metric, for_labels, named_metric
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.unlabelled import check_labelled, missing_labels
 from hasten.inputs.models.embedding import check_vocabulary
+from hasten.inputs.models.hugging_face import Folder
 from hasten.inputs.models.source import (
     check_has_program,
     find_model,
@@ -49,6 +51,7 @@ from hasten.measure.candidate import label
 from hasten.measure.environment import versions
 from hasten.measure.workbench import Workbench
 from hasten.optimization.folding import Prepared, fold
+from hasten.optimization.hints import hint_of_inputs, note_of_states
 from hasten.optimization.job import Job
 from hasten.optimization.labelling.wanted import (
     ASKING,
@@ -59,14 +62,26 @@ from hasten.optimization.labelling.wanted import (
 )
 from hasten.optimization.memory import earlier_of, expected_look, keep_earlier, leave_seen
 from hasten.optimization.order import Order
+from hasten.optimization.shapes import (
+    check_asking,
+    check_pads,
+    check_takes_open,
+    compare_means,
+    extents_of,
+    typical_sample,
+)
 from hasten.optimization.unrolling import (
     Unrolled,
     check_alone,
     first_step,
-    hint_of_states,
     load_with_sequences,
     sequences_of,
     unroll,
+)
+from hasten.optimization.without_data import (
+    check_order,
+    data_for_a_certificate,
+    load_without_data,
 )
 from hasten.optimization.workspace import (
     SEARCH_VERSION,
@@ -75,6 +90,7 @@ from hasten.optimization.workspace import (
     data_digest,
     lay_out,
 )
+from hasten.passes import already_quantized
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.folding import folded
 from hasten.passes.onnx_files import check_nodes, read_onnx
@@ -103,6 +119,8 @@ class Ready:
         tested: Promise with the confidence at which the sealed data will be tested, as far as the
             ledger tells beforehand; None where that is the promise's own.
         asking: Whether labels are asked for, of sealed samples on which answers differ.
+        made_up: Whether no data was given, so that inputs were made up and nothing inexact may ship.
+        extents: Dimensions in which samples differ; empty where all have one shape.
     """
 
     model: Model
@@ -129,6 +147,8 @@ class Ready:
     figures: tuple[SetMetric, ...] = ()
     tested: Promise | None = None
     asking: bool = False
+    made_up: bool = False
+    extents: tuple[Extent, ...] = ()
 
     @cached_property
     def search_promise(self) -> Promise:
@@ -188,7 +208,7 @@ def prepare(
     Args:
         job: The run at work.
         model: The model, in any form that `hasten.optimize` takes.
-        data: The data, in any form that `hasten.optimize` takes.
+        data: The data, in any form that `hasten.optimize` takes; None for made-up inputs.
         training: Training data, in any form that `hasten.optimize` takes.
         small_model: Smaller model or models, in any form that `hasten.optimize` takes.
         pipeline: Steps from an image file to the model's input; by default the model's own.
@@ -204,13 +224,19 @@ def prepare(
     for kind in _kinds(order, target):
         kind.check_tools(target)
     check_passes(order.passes)
-    found = find_model(model)
+    if data is None:
+        check_order(order, target, training=training, small_model=small_model)
+    found = find_model(model, trust_code=order.trust_code)
     preparation = pipeline or stated_pipeline(found)
+    job.notes += getattr(found, "hasten_notes", ()) if pipeline is None else ()
     check_steps(preparation)
     program = "not taken" if family is None else family.program
     if program == "needed":
         check_has_program(found)
-    if order.states:
+    if data is None:
+        source, dataset = load_without_data(job, found)
+        known = None
+    elif order.states:
         check_alone(order, target, small_model, preparation)
         source, dataset, known = load_with_sequences(job, found, data, training)
     else:
@@ -218,6 +244,7 @@ def prepare(
         source, dataset, known = _loaded(
             job, found, data, training, preparation, keep_program=keep_program
         )
+        job.notes += note_of_states(source, dataset)
     given = Prepared(source, preparation, dataset, known)
     made = given
     if order.end_to_end:
@@ -234,28 +261,39 @@ def prepare(
         earlier=earlier_of(job),
         allow_near_copies=order.allow_near_copies,
     )
+    unlike = extents_of(source, dataset)
+    check_takes_open(target, unlike)
+    check_pads(order.pad, source)
+    if known is not None:
+        extents_of(source, known)
     source = source.settled_by(
         first_step(source, dataset, order.states)
         if isinstance(dataset, SequenceData)
-        else {n: a[0] for n, a in parts.search.inputs([0]).items()}
+        else typical_sample(parts.search)
     )
+    if unlike:
+        compare_means(job, unlike)
     if preparation is not None:
         preparation.check(source.outputs)
     if program != "needed":
         proto = read_onnx(source, weights=False)
         check_nodes(proto, order.keep_float)
+        job.notes += filter(None, [already_quantized.words(proto)])
         if preparation is not None:
             check_vocabulary(preparation, proto)
     students = named_students(small_model)
     sequences = sequences_of(order, dataset) if isinstance(dataset, SequenceData) else None
-    metric = guarded(metric_for(order.metric, parts, source, sequences), order.guard)
+    metric = guarded(
+        metric_for(order.metric, parts, source, sequences).around(preparation), order.guard
+    )
     if asking:
         check_asked(metric)
+        check_asking(source, unlike)
     for part in (parts.search, parts.sealed):
         check_labelled(metric, part.labels, type_name(metric))
     # Tensors have been prepared by their maker; rows are the same numbers before and after.
     images = isinstance(dataset, ImageFolder)
-    prepared = images or reads_rows(preparation) is not None
+    prepared = images or reads_rows(preparation) is not None or isinstance(found, Folder)
     kept_pipeline = preparation if prepared else pipeline
     ready = Ready(
         model=source,
@@ -271,6 +309,8 @@ def prepare(
         if sequences is not None
         else chosen(order.report, parts.search.labels, source.outputs, kept_pipeline),
         asking=asking,
+        made_up=data is None,
+        extents=unlike,
     )
     keep_earlier(job, parts)
     check_same_run(job.journal, facts(order, ready))
@@ -285,7 +325,10 @@ def prepare(
         job.notes += without_program(target.family)
     look = expected_look(job, parts)
     ready = replace(ready, tested=look.promise(ready.promise))
-    job.notes += warnings(parts, ready.promise, calibrating(order, ready), ready.tested)
+    if ready.made_up:
+        job.notes.append(data_for_a_certificate(order))
+    else:
+        job.notes += warnings(parts, ready.promise, calibrating(order, ready), ready.tested)
     leave_seen(job, parts)
     return ready
 
@@ -302,7 +345,8 @@ def _loaded(
     """Load the model, the data to judge on, and the training data where there is any.
 
     Raises:
-        InputError: they can't be used; where inputs that nothing feeds look like states, it says so.
+        InputError: they can't be used; where inputs that nothing feeds look like states, or take a
+            single number, it says so.
     """
     ops = job.order.custom_ops
     try:
@@ -312,7 +356,7 @@ def _loaded(
     except InputError as error:
         if "the model takes the inputs" not in str(error):
             raise
-        raise InputError(f"{error}{hint_of_states(found)}") from error
+        raise InputError(f"{error}{hint_of_inputs(found, str(error))}") from error
     known = None
     if training is not None:
         unpacked = job.folder / "unpacked-training"
@@ -469,12 +513,9 @@ def metric_for(
         outputs = sequences.answers(outputs)
         if labels is not None and sequences.scored == "all" and labels.ndim > 1:
             labels = labels.reshape(-1, *labels.shape[2:])
-    if isinstance(metric, Metric):
-        chosen = metric
-    elif metric is not None:
-        chosen = parse_metric(metric)
-    else:
-        chosen = default_metric(labels, outputs)
+    chosen = default_metric(labels, outputs) if metric is None else named_metric(metric)
+    check_outputs(chosen, outputs)
+    chosen = for_labels(chosen, labels)
     if chosen.needs_labels and parts.search.labels is None:
         raise InputError(
             f"the metric {type_name(chosen)} needs labels and the data has none; give labels, or "

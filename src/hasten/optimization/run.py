@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hasten.core.records import digest, from_record, to_record
-from hasten.errors import InputError
+from hasten.errors import InputError, OutOfTime
 from hasten.optimization.batching import with_batches
 from hasten.optimization.judge import Judge, Ladder, Sealed
 from hasten.optimization.sealed import said
@@ -46,7 +46,15 @@ def certify(judge: Judge, ladder: Ladder) -> Sealed:
     where nothing changed there is nothing to test. What may ship is also compared by figures that decide
     nothing.
     """
-    sealed = said(judge, ladder)
+    judge.job.deadline.enter("certify")
+    try:
+        sealed = said(judge, ladder)
+    except OutOfTime:
+        judge.job.notes.append(
+            "the time limit came before the sealed data were answered: nobody has seen a verdict, so the "
+            "original ships"
+        )
+        return Sealed(cut=True)
     for key, change in sealed.fallen.items():
         trial = judge.trials.done[key]
         judge.trials.done[key] = replace(trial, changed=max(1, trial.changed or 0))
@@ -59,4 +67,6 @@ def certify(judge: Judge, ladder: Ladder) -> Sealed:
 
 def settled(judge: Judge, ladder: Ladder, sealed: Sealed) -> Ladder:
     """Return the ladder with the original to fall back on, where the exact candidate fell."""
+    if sealed.cut:
+        return replace(ladder, exact=judge.original, rungs=(), batches={})
     return replace(ladder, exact=judge.original) if ladder.exact in sealed.fallen else ladder

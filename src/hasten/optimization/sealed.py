@@ -22,7 +22,7 @@ from hasten.certificate.verdict import Judgement, Verdict
 from hasten.core.comparison import Comparison
 from hasten.core.records import from_record, to_record
 from hasten.core.tensors import Array, Tensors
-from hasten.errors import CandidateError
+from hasten.errors import CandidateError, OutOfTime
 from hasten.inputs.data.near_copies import Remembered
 from hasten.inputs.metrics.unlabelled import missing_labels
 from hasten.measure.exactness import Comparing, changed_in_words
@@ -31,7 +31,7 @@ from hasten.measure.workbench import OpenWorker
 from hasten.optimization.judge import Judge, Ladder, Sealed, Verdicts
 from hasten.optimization.labelling.asking import collected
 from hasten.optimization.labelling.reading import Differences, Reading
-from hasten.optimization.memory import take_look
+from hasten.optimization.memory import begin_look, take_look
 
 
 def said(judge: Judge, ladder: Ladder) -> Sealed:
@@ -52,12 +52,16 @@ def said(judge: Judge, ladder: Ladder) -> Sealed:
     notes: list[str] = []
     answers: Answers | None = None
     if judge.ready.asking:
-        reading, notes = collected(
-            job,
-            judge.ready,
-            Reading.kept(job) or _read_without_labels(judge, ladder),
-            lambda told: surely_holds(judge, ladder, told),
-        )
+        unlabelled_yet = Reading.kept(job) or _read_without_labels(judge, ladder)
+        if _tested(judge, ladder, unlabelled_yet):
+            begin_look(job, _sealed_hashes(judge))
+        with job.deadline.paused():
+            reading, notes = collected(
+                job,
+                judge.ready,
+                unlabelled_yet,
+                lambda told: surely_holds(judge, ladder, told),
+            )
     else:
         reading, answers = _read(judge, ladder)
     sealed = _judged(judge, ladder, reading)
@@ -80,6 +84,7 @@ def said(judge: Judge, ladder: Ladder) -> Sealed:
         look=sealed.look,
         coverage=to_record(sealed.coverage),
         unlabelled=unlabelled,
+        held=sealed.held,
         notes=notes,
     )
     job.notes += notes
@@ -109,6 +114,7 @@ def _kept(judge: Judge) -> Sealed | None:
         look=None if look is None else from_record(Look, look),
         coverage=from_record(dict[str, Coverage], known.get("coverage", {})),
         unlabelled=known.get("unlabelled", {}),
+        held=known.get("held", True),
     )
 
 
@@ -173,12 +179,20 @@ def _scored(
     sealed = Remembered(ready.parts.sealed, ready.parts.search)
     failed: dict[str, str] = {}
     opened: dict[str, OpenWorker] = {}
+
+    def told(done: int) -> None:
+        job.tell("certify", "reading the sealed data, once", done, len(sealed))
+        if done < len(sealed) and _late(judge):
+            raise OutOfTime("the time limit came before the sealed data were answered")
+
     with contextlib.ExitStack() as stack:
         exact = judge.open_exact()
         stack.callback(exact.worker.kill)
         for key in alone:
             try:
                 opened[key] = stack.enter_context(judge.opened(key))
+            except OutOfTime:
+                raise
             except CandidateError as error:
                 failed[key] = str(error)
         for key, batches in ladder.batches.items():
@@ -193,7 +207,7 @@ def _scored(
             opened,
             sealed,
             ready.promise.metric,
-            lambda done: job.tell("certify", "reading the sealed data, once", done, len(sealed)),
+            told,
             units=ready.parts.sealed_units,
             watch=watch,
         )
@@ -201,14 +215,19 @@ def _scored(
     return original, {**scores, **failed}
 
 
+def _late(judge: Judge) -> bool:
+    """Whether the time limit is reached; for a device elsewhere it ends the search alone."""
+    elsewhere = judge.ready.target.kind == "compile-only"
+    return not elsewhere and judge.job.deadline.most_s() <= 0
+
+
 def _judged(judge: Judge, ladder: Ladder, reading: Reading) -> Sealed:
     """Judge the ladder at the level that its look at the sealed data has, and remember the look."""
     job, ready = judge.job, judge.ready
-    first = _first(judge, ladder, reading)
-    tested = (*first, *ladder.rungs)
+    tested = _tested(judge, ladder, reading)
     if not tested:
         return Sealed(fallen=reading.fallen)
-    hashes = [bytes.fromhex(one) for one in ready.parts.sealed_hashes]
+    hashes = _sealed_hashes(judge)
     batched = sorted(key for key in reading.scores if key not in judge.trials.done)
     test = answers_digest(
         hashes,
@@ -225,8 +244,21 @@ def _judged(judge: Judge, ladder: Ladder, reading: Reading) -> Sealed:
         return _verdicts(judge, ladder, reading, promise, coverage)
 
     verdicts = judged_at(look, ready.promise, judged)
-    job.ledger.end(look, verdicts)
-    return Sealed(verdicts=verdicts, fallen=reading.fallen, look=look, coverage=coverage)
+    held = all(
+        len(found.sizes) > len(ladder.batches.get(key, Batches()).sizes)
+        for key, found in coverage.items()
+    )
+    job.ledger.end(look, verdicts, held=held)
+    return Sealed(verdicts=verdicts, fallen=reading.fallen, look=look, coverage=coverage, held=held)
+
+
+def _tested(judge: Judge, ladder: Ladder, reading: Reading) -> tuple[str, ...]:
+    """Return the keys that the sealed data judge, safest first."""
+    return (*_first(judge, ladder, reading), *ladder.rungs)
+
+
+def _sealed_hashes(judge: Judge) -> list[bytes]:
+    return [bytes.fromhex(one) for one in judge.ready.parts.sealed_hashes]
 
 
 def _first(judge: Judge, ladder: Ladder, reading: Reading) -> list[str]:
@@ -346,6 +378,13 @@ def _comparisons(
     if answers.too_large:
         judge.job.notes.append(
             "the answers to the sealed data are too large to keep in memory: no figures before and after"
+        )
+    if _late(judge):
+        judge.job.notes.append("the time limit left out the figures before and after")
+        return ()
+    if answers.unlike:
+        judge.job.notes.append(
+            "answers differ in shape from sample to sample: no figures before and after over all of them"
         )
     labels = {key: judge.trials.done[key].candidate.label for key in keys}
     judge.job.tell("certify", "comparing with the original", 0, len(labels))

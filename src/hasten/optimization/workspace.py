@@ -25,6 +25,7 @@ from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.metrics.base import Metric
 from hasten.measure.journal import Journal
 from hasten.measure.worker import request_of
+from hasten.optimization.shapes import kept_places
 
 JOURNAL = "journal.jsonl"
 _LOCK_TRIES, _LOCK_PAUSE_S = 10, 0.1
@@ -51,6 +52,7 @@ class Parts:
         notes: Notes on samples that were left out, with the reasons, and on near copies.
         earlier: What earlier runs did with samples of this data.
         reservation: What a certificate on this data must say of it; empty where there is nothing.
+        read_s: Time to read a sample, at most, in seconds.
     """
 
     calibration: Spool
@@ -64,6 +66,7 @@ class Parts:
     notes: tuple[str, ...]
     earlier: Earlier = field(default_factory=Earlier)
     reservation: str = ""
+    read_s: float = 0.0
 
     @property
     def seen_hashes(self) -> tuple[str, ...]:
@@ -101,10 +104,13 @@ def requests_from(
 
     Args:
         samples: Samples of single requests that certify nothing.
-        count: Most requests to return; they are spread evenly, in case the data is ordered.
+        count: Most requests to return; they are spread evenly, in case the data is ordered. Of samples
+            that differ in shape, they are the typical one, the smallest, a large and the largest one.
         request: Inputs of one request, with every size settled.
     """
     places = np.linspace(0, len(samples) - 1, min(count, len(samples)), dtype=np.int64)
+    if samples.ragged:
+        places = np.array(kept_places(samples, count), np.int64)
     return [request_of(samples.inputs([int(place)]), request) for place in places]
 
 
@@ -205,6 +211,7 @@ def lay_out(
         InputError: there are too few samples, some can't be read, earlier runs searched on all, or too many
             are near copies of training samples.
     """
+    began = time.monotonic()
     splits = split(dataset, calibration=calibration, seed=seed, training=training, earlier=earlier)
     notes = _repeats(splits) if dataset.groups is None else ()
     if splits.withheld:
@@ -227,6 +234,7 @@ def lay_out(
         notes=notes,
         earlier=splits.earlier,
         reservation="" if found is None else found.reservation(),
+        read_s=(time.monotonic() - began) / max(1, len(dataset)),
     )
 
 

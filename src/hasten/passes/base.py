@@ -48,6 +48,7 @@ class Pass(Value, ABC):
         "hasten.passes",
         {
             "simplify": "hasten.passes.simplify:Simplify",
+            "spectra": "hasten.passes.spectra:Spectra",
             "fix_shapes": "hasten.passes.fix_shapes:FixShapes",
             "little": "hasten.passes.small_model:SmallModel",
             "float_layers": "hasten.passes.float_layers:FloatLayers",
@@ -56,11 +57,13 @@ class Pass(Value, ABC):
             "nncf_quantization": "hasten.passes.nncf_quantization:NncfQuantization",
             "litert_quantization": "hasten.passes.litert_quantization:LitertQuantization",
             "qnn_quantization": "hasten.passes.qnn_quantization:QnnQuantization",
+            "weight_compression": "hasten.passes.weight_compression:WeightCompression",
             "static_quantization": "hasten.passes.static_quantization:StaticQuantization",
             "tensorrt_quantization": "hasten.passes.tensorrt_quantization:TensorrtQuantization",
             "half_precision": "hasten.passes.half_precision:HalfPrecision",
             "jax_program": "hasten.passes.jax_program:JaxProgram",
             "dynamic_quantization": "hasten.passes.dynamic_quantization:DynamicQuantization",
+            "block_quantization": "hasten.passes.block_quantization:BlockQuantization",
         },
     )
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})

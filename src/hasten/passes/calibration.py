@@ -39,10 +39,12 @@ class CalibrationRequests:
         return len(self._indices)
 
     def __getitem__(self, position: int) -> dict[str, Array]:
-        """Return a request as arrays by input name, with the shapes in `model.request`."""
+        """Return a request as arrays by input name, with the axes in `model.request`."""
         rows = self._calibration.inputs([int(self._indices[position])])
         return {
-            spec.name: np.ascontiguousarray(rows[spec.name].reshape([int(n) for n in spec.shape]))
+            spec.name: np.ascontiguousarray(
+                rows[spec.name] if rows[spec.name].ndim == len(spec.shape) else rows[spec.name][0]
+            )
             for spec in self._model.request
         }
 

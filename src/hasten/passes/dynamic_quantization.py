@@ -14,6 +14,7 @@ from hasten.core.target import Target
 from hasten.core.words import in_float, listed
 from hasten.errors import CandidateError
 from hasten.inputs.data.dataset import Dataset
+from hasten.passes.already_quantized import check_in_float
 from hasten.passes.base import Selective, Skipped, Stage
 from hasten.passes.onnx_files import (
     check_nodes,
@@ -23,6 +24,7 @@ from hasten.passes.onnx_files import (
     write_onnx,
 )
 from hasten.passes.silence import first_line, silenced
+from hasten.passes.upgrading import upgraded
 
 DYNAMIC_OPS = ("Gemm", "MatMul")
 """Operators to quantize; not Conv, since ONNX Runtime's ConvInteger is slower than float Conv."""
@@ -62,6 +64,7 @@ class DynamicQuantization(Selective):
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         proto = read_onnx(model)
         check_nodes(proto, self.keep_float)
+        check_in_float(proto)
         weights = {tensor.name for tensor in proto.graph.initializer}
         names = [
             node.name
@@ -72,10 +75,11 @@ class DynamicQuantization(Selective):
         ]
         if not names:
             raise Skipped("nothing to quantize: there is no matrix product with constant weights")
+        source = upgraded(model, calibration, workdir)
         raw = workdir / "raw.onnx"
         try:
             with silenced():
-                self._quantize(model, raw)
+                self._quantize(source, raw)
         except Exception as error:
             raise CandidateError(f"ONNX Runtime's quantizer failed: {first_line(error)}") from error
         result = onnx.load(str(raw))

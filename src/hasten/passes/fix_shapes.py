@@ -39,6 +39,8 @@ class FixShapes(Pass):
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         if all(spec.static for spec in (*model.inputs, *model.outputs)):
             raise Skipped("every dimension is already settled")
+        if calibration.ragged:
+            raise Skipped("samples differ in shape, so dimensions stay open")
         proto = read_onnx(model)
         settled = {spec.name: spec for spec in model.request}
         for value in proto.graph.input:

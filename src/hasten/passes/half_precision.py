@@ -15,6 +15,7 @@ from hasten.core.target import Target
 from hasten.core.words import in_float
 from hasten.errors import CandidateError
 from hasten.inputs.data.dataset import Dataset
+from hasten.passes.already_quantized import check_in_float
 from hasten.passes.base import Selective, Skipped, Stage
 from hasten.passes.onnx_files import check_nodes, compute_nodes, read_onnx, write_onnx
 from hasten.passes.silence import first_line, silenced
@@ -48,6 +49,7 @@ class HalfPrecision(Selective):
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         proto = read_onnx(model)
         check_nodes(proto, self.keep_float)
+        check_in_float(proto)
         wanted = compute_nodes(proto, self.keep_float)
         if not wanted:
             raise Skipped("nothing to halve: there is no convolution or matrix product to convert")

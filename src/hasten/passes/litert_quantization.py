@@ -22,6 +22,7 @@ from hasten.engines.litert.tflite.quiet import quiet
 from hasten.engines.litert.tflite.writer import SIGNATURE
 from hasten.errors import CandidateError, HastenError
 from hasten.inputs.data.dataset import Dataset
+from hasten.passes.already_quantized import check_in_float
 from hasten.passes.base import Selective, Skipped, Stage
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.onnx_files import COMPUTE_OPS, check_nodes, compute_nodes, pixel_nodes, read_onnx
@@ -80,6 +81,7 @@ class LitertQuantization(Selective):
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         proto = read_onnx(model, weights=False)
         check_nodes(proto, self.keep_float)
+        check_in_float(proto)
         if self.ends == "int8" and self.keep_float:
             raise CandidateError(
                 f"ends=int8 can't keep any node in float: got keep_float={self.keep_float[0]!r}"

@@ -20,6 +20,7 @@ from hasten.passes.base import Skipped
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.onnx_files import COMPUTE_OPS, PROTOBUF_LIMIT_BYTES, read_onnx
 from hasten.passes.silence import first_line, silenced
+from hasten.passes.upgrading import upgraded_graph
 
 GROUPS = 64
 """Largest number of groups to measure; a network with more layers is measured by neighbours."""
@@ -67,6 +68,8 @@ def sensitivities(
 
     Source: sensitivity of single layers, Nagel et al., arXiv:2106.08295, section 3.7.
     """
+    if calibration.ragged:
+        raise Skipped("samples differ in shape, and layers are compared on samples of one")
     try:
         with silenced():
             study = _Study(model, calibration, samples, weight_bits, threads)
@@ -200,10 +203,12 @@ class _Study:
         self._proto = read_onnx(model)
         if self._proto.ByteSize() > PROTOBUF_LIMIT_BYTES:
             raise CandidateError("no layer can be quantized alone: the model is over 2 GiB")
-        self._layers = layers(self._proto)
-        if not self._layers:
+        if not layers(self._proto):
             raise Skipped("there is no convolution or matrix product")
         self._requests = list(CalibrationRequests(model, calibration, samples))
+        few = self._requests[:_FEWEST_SAMPLES]
+        self._proto = upgraded_graph(self._proto, model, few)  # roundings came with operator set 10
+        self._layers = layers(self._proto)
         self._outputs = [value.name for value in self._proto.graph.output]
         self._ranges: dict[str, tuple[float, float]] = {}
         self._means: dict[str, list[Array]] = {}

@@ -1,38 +1,13 @@
-"""Silence prints, logs and warnings of third-party converters and quantizers inside passes."""
+"""What passes need of third-party converters and quantizers: silence, and errors in one line."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
+from hasten.core.raised import raised
+from hasten.core.silence import silenced
 
-
-@contextlib.contextmanager
-def silenced() -> Iterator[None]:
-    """Suppress prints, progress bars, logging and warnings of libraries, then restore them.
-
-    The root logger gets a temporary handler: `logging.warning`, which ONNX Runtime's quantizer
-    calls, would otherwise install a permanent one if there is none.
-    """
-    root, lent, disabled = logging.getLogger(), logging.NullHandler(), logging.root.manager.disable
-    root.addHandler(lent)
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
-        root.removeHandler(lent)
+__all__ = ["first_line", "silenced"]
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text, or the error's type if the text is empty."""
-    lines = str(error).strip().splitlines()
-    return lines[0].strip() if lines else type(error).__name__
+    """Return what a library raised in one line, with the operator and what to try where it tells."""
+    return raised(error)

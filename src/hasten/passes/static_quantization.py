@@ -16,6 +16,7 @@ from hasten.core.tensors import Array
 from hasten.core.words import in_float, listed
 from hasten.errors import CandidateError, HastenError
 from hasten.inputs.data.dataset import Dataset
+from hasten.passes.already_quantized import check_in_float
 from hasten.passes.base import Selective, Skipped, Stage
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.onnx_files import (
@@ -30,6 +31,7 @@ from hasten.passes.onnx_files import (
     write_onnx,
 )
 from hasten.passes.silence import first_line, silenced
+from hasten.passes.upgrading import upgraded
 from hasten.passes.weight_rounding import round_weights
 
 if TYPE_CHECKING:
@@ -213,12 +215,13 @@ def quantized(
     """
     proto = read_onnx(model)
     check_nodes(proto, keep_float)
+    check_in_float(proto)
     names = compute_nodes(proto, keep_float)
     if not names:
         raise Skipped("nothing to quantize: there is no convolution or matrix product to quantize")
-    source = model
+    source = upgraded(model, calibration, workdir)
     if rounding == "layer":
-        source = round_weights(model, calibration, workdir, keep_float)
+        source = round_weights(source, calibration, workdir, keep_float)
     prepared, raw = workdir / "prepared.onnx", workdir / "raw.onnx"
     reader = Reader(CalibrationRequests(model, calibration, samples))
     try:

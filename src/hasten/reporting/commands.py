@@ -6,13 +6,15 @@ import re
 import shlex
 from collections.abc import Iterator
 
-from hasten.measure.environment import packages
+from hasten.measure.environment import INDEX, SOURCE, packages
 from hasten.reporting.evidence import Report
 
 
 def commands(report: Report) -> Iterator[tuple[str, str]]:
     """Yield captions and the lines to type; every word is quoted, since a bundle is untrusted."""
-    yield "To install the same versions:", "\n".join(_installation(report.environment))
+    indexed = report.environment.get(SOURCE) == INDEX
+    where = "" if indexed else f", in the folder of hasten's own repository{_release(report)}"
+    yield f"To install the same versions{where}:", "\n".join(_installation(report.environment))
     asked = report.result.asked
     if asked is not None:
         yield "To repeat the run:", asked.invocation.in_words()
@@ -28,6 +30,12 @@ def commands(report: Report) -> Iterator[tuple[str, str]]:
     )
 
 
+def _release(report: Report) -> str:
+    """Return words for hasten's own version; empty where the bundle states none."""
+    stated = report.environment.get("hasten", "").partition("+")[0]
+    return f" at version {stated}" if stated else ""
+
+
 def _installation(environment: dict[str, str]) -> Iterator[str]:
     """Yield the lines that install the versions that the bundle was made with."""
     release = re.match(r"3\.\d+", environment.get("python", ""))
@@ -38,7 +46,7 @@ def _installation(environment: dict[str, str]) -> Iterator[str]:
         for name in packages()
         if name in environment and name != "hasten"
     ]
-    hasten = "hasten[optimize]"
-    if "hasten" in environment:
-        hasten += f"=={environment['hasten'].partition('+')[0]}"
+    hasten = ".[optimize]"
+    if environment.get(SOURCE) == INDEX and "hasten" in environment:
+        hasten = f"hasten[optimize]=={environment['hasten'].partition('+')[0]}"
     yield f"pip install {shlex.join([hasten, *pinned])}"

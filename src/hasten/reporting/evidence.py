@@ -306,7 +306,12 @@ def _implausible(result: Result, manifest: Manifest) -> str | None:
         return "its comparison with the original isn't the manifest's"
     if result.estimates is not None and result.rows:
         return "it has both latencies and estimates"
-    if result.estimates is None and all(r.role == "fastest uncertified" for r in result.rows):
+    if result.sizes is not None and (result.rows or result.estimates is not None):
+        return "it has both sizes and latencies"
+    if result.sizes is not None and not result.sizes.possible():
+        return "it has a size or a share that can't be"
+    timed = result.estimates is None and result.sizes is None
+    if timed and all(r.role == "fastest uncertified" for r in result.rows):
         return "it has no row of what ships"
     if len(result.outcomes) > _MOST:
         return f"it has {len(result.outcomes):,} candidates; at most {_MOST:,} are shown"

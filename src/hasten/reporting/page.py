@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hasten.reporting import estimate_rows, estimate_sections
+from hasten.reporting import estimate_rows, estimate_sections, size_sections, sizes
 from hasten.reporting.evidence import Report
 from hasten.reporting.markup import Html, element, paragraph, text
-from hasten.reporting.sections import SECTIONS, headline
+from hasten.reporting.sections import SECTIONS
 from hasten.reporting.style import STYLE
+from hasten.reporting.summary import headline
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """Policy under which nothing is loaded, run or sent, whatever a text in the page says."""
@@ -30,7 +31,16 @@ def render(report: Report) -> bytes:
             sections=estimate_sections.sections(report, estimates),
             version=report.environment.get("hasten", ""),
         )
-    threads = f"{result.threads} thread{'' if result.threads == 1 else 's'}"
+    if result.sizes is not None:
+        return whole_page(
+            bundle_name=result.bundle.name,
+            headline=sizes.headline(result),
+            about="size against accuracy; nothing in this report was timed",
+            sections=size_sections.sections(report, result.sizes),
+            version=report.environment.get("hasten", ""),
+        )
+    count = result.shipped_threads or result.threads
+    threads = f"{count} thread{'' if count == 1 else 's'}"
     return whole_page(
         bundle_name=result.bundle.name,
         headline=headline(result),

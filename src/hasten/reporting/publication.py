@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from hasten.bundle import unpacked
 from hasten.core.records import write_whole
 from hasten.errors import InputError
 from hasten.reporting.evidence import gathered
@@ -26,8 +27,8 @@ def report(bundle: str | os.PathLike[str], out: str | os.PathLike[str] | None = 
         InputError: there is no bundle, its run didn't finish, or the page can't be written.
         IntegrityError: the bundle is damaged.
     """
-    folder = Path(bundle)
-    file = folder.with_name(f"{folder.name}.html") if out is None else Path(out)
+    folder, named = unpacked(bundle), Path(bundle)
+    file = named.with_name(f"{named.name}.html") if out is None else Path(out)
     page = render(gathered(folder))
     _check_place(file, folder)
     write_whole(file, page)

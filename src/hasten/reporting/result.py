@@ -28,6 +28,7 @@ from hasten.measure.intervals import (
     quantile,
     ratio_of_means,
 )
+from hasten.reporting.sizes import Sizes
 
 Fate: TypeAlias = Literal[
     "baseline", "exact", "judged", "left early", "not judged", "skipped", "failed"
@@ -332,6 +333,17 @@ class Result:
         look: Look at the sealed samples: which one it is, by the ledger, and the level at which
             candidates were tested; None where none was.
         batches: Batch sizes that the certificate covers, in words; empty where nothing was certified.
+        sizes: Forms that were compared by their packed size, with `rows` empty; None where speed was
+            compared.
+        inexact: Reason why no inexact form ships; empty where one does, and in records of older
+            versions.
+        default_threads: Number of threads that the default engine takes unless told otherwise.
+        shipped_threads: Number of threads that the bundle runs on.
+        on_all: Latency of what ships, on the threads that it ships with, over that of the default
+            engine on all of its own, where `rows` are of fewer threads; None where the rows tell it, and
+            where it wasn't measured.
+        decided_s: Time from the start at which what ships was decided and its figures known, in seconds;
+            what follows are further measurements. None in records of older versions.
     """
 
     bundle: Path
@@ -359,14 +371,24 @@ class Result:
     comparison: Comparison | None = None
     look: Look | None = None
     batches: str = ""
+    sizes: Sizes | None = None
+    inexact: str = ""
+    default_threads: int = 0
+    shipped_threads: int = 0
+    on_all: Ratio | None = None
+    decided_s: float | None = None
 
     @property
     def winner(self) -> Row:
         """Return the row of what the bundle serves.
 
         Raises:
-            InputError: no latency was measured, since the device isn't here.
+            InputError: no latency was measured, since the device isn't here or sizes were compared.
         """
+        if self.sizes is not None:
+            raise InputError(
+                "no latency was measured: forms were compared by size; see the result's sizes"
+            )
         if not self.rows and self.estimates is not None:
             raise InputError(
                 f"no latency was measured: {self.estimates.device} isn't here; see the result's estimates"
@@ -409,7 +431,10 @@ class Result:
 
     @property
     def speedup(self) -> float:
-        """Return how many times faster than the default engine the winner is.
+        """Return how many times faster than the default engine the winner is, on as many threads.
+
+        Where the host was busy these may be fewer threads than the default engine takes by itself;
+        `on_all` compares what ships with that.
 
         Raises:
             InputError: no latency was measured, since the device isn't here.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hasten.measure.intervals import Quantile, Ratio
+from hasten.measure.intervals import Quantile
 from hasten.reporting.result import Method, Result, Row
 
 
@@ -24,7 +24,10 @@ def claimed(quantile: Quantile) -> str:
 
 def cells(row: Row) -> tuple[str, ...]:
     """Return a row's table cells: role, model, speed, p50 and p99 with intervals, mean, size."""
-    faster = f"{1 / row.ratio.estimate:.2f}x ({1 / row.ratio.high:.2f} to {1 / row.ratio.low:.2f})"
+    interval = f"{1 / row.ratio.high:.2f} to {1 / row.ratio.low:.2f}"
+    faster = f"{1 / row.ratio.estimate:.2f}x ({interval})"
+    if row.role == "default engine":
+        faster = f"1x (by itself {interval})"
     return (
         row.role,
         row.label,
@@ -51,21 +54,6 @@ def columns(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     if any(row.p99.high_ns is not None for row in rows):
         return table
     return [line[:_P99] + line[_P99 + 1 :] for line in table]
-
-
-def beside(result: Result) -> str:
-    """State the mean and the p99 of what ships beside its speed; empty for records without them."""
-    winner = result.winner
-    if winner.mean_ratio is None:
-        return ""
-    mean = f"mean latency {_times(winner.mean_ratio)} times the default engine's"
-    if winner.p99_ratio is None:
-        return f"{winner.role}: {mean}; p99 not established"
-    return f"{winner.role}: {mean}; p99 {_times(winner.p99_ratio)} times the default engine's"
-
-
-def _times(ratio: Ratio) -> str:
-    return f"{ratio.estimate:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
 
 
 METHODS = ("method", "best form", "p50", "faster")

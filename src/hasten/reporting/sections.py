@@ -22,15 +22,14 @@ from hasten.reporting.markup import (
     table,
 )
 from hasten.reporting.result import Outcome, Result
-from hasten.reporting.rows import beside, claimed, columns, latency, method_columns, per_step, won
-
-
-def headline(result: Result) -> str:
-    """Write the result in a few words."""
-    sure = {"certified": "certified", "exact": "exact", "uncertified": "not certified"}
-    if result.status == "exact" and result.winner.ratio.high >= 1 - result.spread:
-        return "Nothing faster ships"
-    return f"{result.speedup:.2f}x faster, {sure[result.status]}"
+from hasten.reporting.rows import columns, latency, method_columns, per_step, won
+from hasten.reporting.summary import (
+    every_request,
+    first_comparison,
+    how_fast,
+    noise,
+    on_fewer_threads,
+)
 
 
 def answers(report: Report) -> Html:
@@ -47,22 +46,17 @@ def _card(question: str, figure: str, *content: Html, tone: str = "") -> Html:
 
 
 def _how_fast(result: Result) -> Html:
-    winner, default = result.winner, result.rows[0]
-    low, high = 1 / winner.ratio.high, 1 / winner.ratio.low
+    further = [on_fewer_threads(result), noise(result)]
     return _card(
         "How much faster?",
-        f"{winner.speedup:.2f}x",
-        paragraph(
-            f"95% interval {low:.2f} to {high:.2f}, by the {winner.statistic}, against the default "
-            f"engine ({default.label})."
-        ),
-        paragraph(f"p50: {claimed(winner.p50)}, from {claimed(default.p50)}."),
-        paragraph(
-            f"The same model against itself came within {100 * result.spread:.1f}%: no smaller "
-            "difference is called a speed-up.",
-            class_="quiet",
-        ),
+        f"{1 / first_comparison(result).estimate:.2f}x",
+        paragraph(_sentence(f"what ships is {how_fast(result)}")),
+        *(paragraph(_sentence(line), class_="quiet") for line in further if line),
     )
+
+
+def _sentence(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}."
 
 
 def _how_sure(report: Report) -> Html:
@@ -75,10 +69,10 @@ def _how_sure(report: Report) -> Html:
             question, "✓ certified", paragraph(f"{result.why}."), tested, about, tone="good"
         )
     if result.status == "uncertified":
-        return _card(question, "✗ not certified", paragraph(f"{result.why}."), about, tone="bad")
-    kept = paragraph("It keeps the original model's precision, so its answers are the original's.")
-    why = paragraph(f"Why this version ships: {result.why}.")
-    return _card(question, "✓ exact", kept, why, about, tone="good")
+        why = paragraph(_sentence(result.why))
+        return _card(question, "✗ not certified", why, about, tone="bad")
+    why = paragraph(_sentence(result.why))
+    return _card(question, "✓ exact", why, about, tone="good")
 
 
 def _tested(found: Judgement) -> Html:
@@ -115,7 +109,7 @@ def figures(report: Report) -> Html:
         "figures",
         "The figures",
         table("The final figures", head, shown),
-        paragraph(f"{also}.") if (also := beside(result)) else NONE,
+        paragraph(_sentence(also)) if (also := every_request(result)) else NONE,
         paragraph(f"{per_step(result)}.") if result.steps != 1 else NONE,
         plot.html(
             "From rounds timed after the choice. Each ratio is paired round by round, with its 95% "

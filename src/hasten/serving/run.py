@@ -12,6 +12,7 @@ from hasten.errors import InputError
 from hasten.serving.models.opening import ModelSettings
 from hasten.serving.models.places import chain_places, places
 from hasten.serving.monitoring.webhook import check_address
+from hasten.serving.protocol.origins import NAME, is_loopback
 from hasten.serving.settings import ModelPlace, ServerSettings
 from hasten.serving.state import Limits
 
@@ -43,6 +44,8 @@ def settings_of(
     custom_ops: Sequence[Path] = (),
     shared_memory: str = "",
     allow_control: bool = False,
+    allow_host: Sequence[str] = (),
+    no_token: bool = False,
     token_file: Path | None = None,
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
@@ -86,6 +89,10 @@ def settings_of(
         shared_memory: Pattern of the POSIX shared memory that clients may register; "" for none.
         allow_control: Whether clients may load and unload registered models, and change the log
             settings.
+        allow_host: Names of the server besides localhost, its addresses, `host` and the machine's: other
+            ones are refused without a token or TLS. "*.example.com" stands for all below example.com,
+            "*" for any.
+        no_token: Whether to serve other machines without asking for a token.
         token_file: File with the bearer token that clients must send.
         tls_cert: PEM file of the TLS certificate.
         tls_key: PEM file of the certificate's private key.
@@ -129,6 +136,7 @@ def settings_of(
         )
     if on_alarm not in ("tell", "exact"):
         raise InputError(f"on_alarm= is 'tell' or 'exact'; got {on_alarm!r:.40}")
+    _check_openness(host, allow_host, token_file, no_token)
     asked = {"shadow_limit": shadow_limit, "on_alarm": on_alarm != "tell", "webhook": webhook}
     if not shadow and (idle := [name for name, given in asked.items() if given]):
         raise InputError(f"{idle[0]}= needs answers to watch: give shadow=, such as 0.01")
@@ -186,7 +194,31 @@ def settings_of(
         control=allow_control,
         trace=trace,
         json_logs=json_logs,
+        hosts=tuple(allow_host),
     )
+
+
+def _check_openness(
+    host: str, allow_host: Sequence[str], token_file: Path | None, no_token: bool
+) -> None:
+    """Check who may reach the server, and under which names.
+
+    Raises:
+        InputError: strangers would get in unasked, or a name isn't one.
+    """
+    if no_token and token_file is not None:
+        raise InputError("token_file= and no_token=True exclude each other: leave one of them out")
+    if token_file is None and not no_token and not is_loopback(host):
+        raise InputError(
+            f"host={host!r} lets other machines in, which may do all that clients may: give token_file=, "
+            "or no_token=True to serve them all"
+        )
+    for name in allow_host:
+        if not NAME.fullmatch(name):
+            raise InputError(
+                f"allow_host= takes a host's name, such as example.com or *.example.com, or *; got "
+                f"{name!r:.100}"
+            )
 
 
 def _folder(compiled: str | os.PathLike[str]) -> str:
@@ -220,6 +252,8 @@ class Options(TypedDict, total=False):
     custom_ops: Sequence[Path]
     shared_memory: str
     allow_control: bool
+    allow_host: Sequence[str]
+    no_token: bool
     token_file: Path | None
     tls_cert: Path | None
     tls_key: Path | None

@@ -30,10 +30,11 @@ log = logging.getLogger("hasten.serving")
 _SWITCH_S = 0.0005
 """Longest time that a finished engine waits for the interpreter lock; Python's default is 5 ms."""
 _SWEEP_S = 1.0
-_QUIET_SWEEPS = 5
 _FULL = 0.9
-"""Share of the allowed connections; once more are open, idle ones are closed to make room."""
+"""Share of the allowed connections; once more are open, those that wait for their clients are closed."""
 _HANDSHAKE_S = 10.0
+_CROWDED_HANDSHAKE_S = 2.0
+"""Time for a handshake of TLS that begins while nearly all allowed connections are open."""
 _GOODBYE_S = 0.25
 """Time in which an idle connection may still send a request while the server drains."""
 
@@ -73,6 +74,7 @@ class Server:
             memory=SharedMemory(settings.shared_memory),
             limits=settings.limits,
             token=settings.token(),
+            origins=settings.origins(),
             may_control=settings.control,
             tracing=settings.trace,
         )
@@ -80,6 +82,8 @@ class Server:
         self._listeners: list[asyncio.Server] = []
         self._grpc: GrpcServer | None = None
         self._sweeping: asyncio.TimerHandle | None = None
+        self._arriving = 0
+        """Number of connections whose handshake isn't over."""
         sys.setswitchinterval(_SWITCH_S)
 
     def _marker(self, one: Registered) -> Running:
@@ -100,17 +104,21 @@ class Server:
 
     async def take(self, accepted: socket.socket, slot: Slot | None) -> None:
         """Serve a connection that the supervisor accepted."""
+        handshake_s = _HANDSHAKE_S if self._surplus() < 0 else _CROWDED_HANDSHAKE_S
+        self._arriving += 1
         try:
             await self._loop.connect_accepted_socket(
                 lambda: self.connection(slot),
                 accepted,
                 ssl=self._tls,
-                ssl_handshake_timeout=_HANDSHAKE_S if self._tls is not None else None,
+                ssl_handshake_timeout=handshake_s if self._tls is not None else None,
             )
         except (OSError, ssl.SSLError, ConnectionError):
             accepted.close()
             if slot is not None:
                 slot.closed()
+        finally:
+            self._arriving -= 1
 
     async def listen(self, host: str, port: int) -> int:
         """Listen for HTTP; return the port.
@@ -156,13 +164,17 @@ class Server:
             self._sweep_soon()
 
     def _make_room(self) -> None:
-        """Close the connections idle for longest when nearly all allowed connections are open."""
-        held = self.state.connections
-        too_many = len(held) - int(_FULL * self.settings.limits.connections)
+        """Close the connections quiet for longest when nearly all allowed connections are open."""
+        too_many = self._surplus()
         if too_many > 0:
-            quiet = [one for one in held if one.idle and one.quiet >= _QUIET_SWEEPS]
-            for connection in sorted(quiet, key=lambda one: -one.quiet)[:too_many]:
-                connection.close()
+            spare = [one for one in self.state.connections if one.spare]
+            for connection in sorted(spare, key=lambda one: -one.quiet)[:too_many]:
+                connection.give_way()
+
+    def _surplus(self) -> int:
+        """Return by how many the connections exceed the share that may be open without making room."""
+        count = len(self.state.connections) + self._arriving
+        return count - int(_FULL * self.settings.limits.connections)
 
     # -- begin and end
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from hasten.errors import InputError
 from hasten.serving.models.chained import ChainPlace
 from hasten.serving.models.opening import ModelSettings
 from hasten.serving.models.repository import Registered
+from hasten.serving.protocol.origins import ANY, Origins
 from hasten.serving.protocol.tokens import read_token
 from hasten.serving.state import Limits
 
@@ -56,6 +58,7 @@ class ServerSettings:
         control: Whether clients may load and unload registered models, and change the log settings.
         trace: Whether spans are sent, as OpenTelemetry's own environment variables configure it.
         json_logs: Whether logs are written as one JSON object per line.
+        hosts: Names of the server that a user gives, besides its own; see `Origins`.
     """
 
     models: tuple[ModelPlace, ...]
@@ -70,6 +73,7 @@ class ServerSettings:
     control: bool = False
     trace: bool = False
     json_logs: bool = False
+    hosts: tuple[str, ...] = ()
 
     def keeping_no_sequences(self) -> ServerSettings:
         """Return the settings for one of several servers: a sequence's next request may reach another."""
@@ -78,6 +82,17 @@ class ServerSettings:
             for model in self.models
         )
         return replace(self, models=models)
+
+    def own_names(self) -> tuple[str, ...]:
+        """Return the names that the server has by itself.
+
+        With TLS it is any name: a browser holds the name of a page against the certificate.
+        """
+        return (self.host, socket.gethostname()) if self.certificate is None else (ANY,)
+
+    def origins(self) -> Origins:
+        """Return the names by which requests of foreign web pages are told."""
+        return Origins(self.hosts, self.own_names())
 
     def token(self) -> bytes | None:
         """Read the token; None if clients need none.

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from hasten.serving.models.repository import Repository
 from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.protocol.origins import Origins
 from hasten.serving.wire.shared_memory import SharedMemory
 
 _RECEIVE_BYTES = 64 << 10
@@ -21,7 +22,8 @@ class Limits:
     Attributes:
         header_bytes: Largest size of a request line with its headers.
         body_bytes: Largest size of one body, and of one request's tensors.
-        bodies_bytes: Largest total size of all bodies that are being received or processed.
+        bodies_bytes: Largest total size of all bodies that are being received or processed, and of
+            answers that their clients haven't read.
         connections: Most connections open at once.
         receive_ns: Longest time to receive a whole request, from its first byte.
         send_ns: Longest time in which a client may read nothing of its answer.
@@ -46,16 +48,23 @@ class Held(Protocol):
 
     @property
     def quiet(self) -> int:
-        """Number of consecutive checks, up to the latest, since which no data arrived."""
+        """Number of consecutive checks, up to the latest, at which the server waited for the client."""
+
+    @property
+    def spare(self) -> bool:
+        """Whether the connection may be closed to make room for others."""
 
     def overdue(self, now_ns: int) -> bool:
         """Whether the connection's client is too slow."""
 
     def rest(self) -> None:
-        """Record that the connection is resting, if it is idle."""
+        """Count a check at which the client let the server wait; record whether it is idle."""
 
     def end_slow(self) -> None:
         """Close the connection because its client is too slow."""
+
+    def give_way(self) -> None:
+        """Close the connection to make room for others."""
 
     def close(self) -> None:
         """Close the connection."""
@@ -70,13 +79,15 @@ class ServerState:
         memory: Shared memory regions that clients registered.
         limits: Limits on sizes, counts and times.
         token: Bearer token that a client must send; None if none is needed.
+        origins: Names of the server, by which requests of foreign web pages are told.
         may_control: Whether clients may load and unload registered models, and change the log
             settings.
         tracing: Whether spans are sent.
         connections: Open connections.
-        body_bytes: Total size of all bodies that are being received or processed.
+        body_bytes: Total size of all bodies that are being received or processed, and of answers that
+            their clients haven't read.
         draining: Whether the server is shutting down.
-        began_s: Wall-clock time of the start, in seconds since 1970.
+        began_ns: Time of the start, on the monotonic clock.
         unpacking: Threads that decompress bodies: few, to bound the memory in use at once.
         received: Buffer that all connections receive into; its content is parsed before the next
             receive.
@@ -86,12 +97,13 @@ class ServerState:
     memory: SharedMemory = field(default_factory=SharedMemory)
     limits: Limits = field(default_factory=Limits)
     token: bytes | None = None
+    origins: Origins = field(default_factory=Origins)
     may_control: bool = False
     tracing: bool = False
     connections: set[Held] = field(default_factory=set)
     body_bytes: int = 0
     draining: bool = False
-    began_s: float = field(default_factory=time.time)
+    began_ns: int = field(default_factory=time.perf_counter_ns)
     unpacking: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(2, "hasten-unpacking")
     )
@@ -101,6 +113,20 @@ class ServerState:
     def ready(self) -> bool:
         """Whether the server answers requests."""
         return not self.draining and self.repository.ready
+
+    def check_room(self, size_bytes: int) -> None:
+        """Check that a further body or answer may take memory.
+
+        Raises:
+            ProtocolError: all bodies and answers together would exceed the limit.
+        """
+        most = self.limits.bodies_bytes
+        if self.body_bytes + size_bytes > most:
+            raise ProtocolError(
+                Kind.OVERLOADED,
+                f"overloaded: requests with {most:,} bytes are in progress; retry later",
+                retry_s=1.0,
+            )
 
     def check_control(self, what: str) -> None:
         """Check that clients may control the server.

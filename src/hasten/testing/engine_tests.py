@@ -54,6 +54,19 @@ def request_for(specs: tuple[TensorSpec, ...], batch: int = 1, seed: int = 0) ->
     return request
 
 
+def _mixed_sample(seed: int) -> dict[str, Array]:
+    """Draw a sample of `models.mixed_inputs`."""
+    rng = np.random.default_rng(seed)
+    return {
+        "x": rng.standard_normal(8).astype(np.float32),
+        "ids": rng.integers(0, 10, 3),
+        "mask": rng.random(3) < 0.5,
+        "kind": np.array(rng.integers(0, 10), np.int32),
+        "scale": np.array(rng.uniform(1, 2), np.float32),
+        "rate": np.array(seed % 2),
+    }
+
+
 class EngineTests:
     """Claims that hold for every engine that reads ONNX.
 
@@ -121,6 +134,31 @@ class EngineTests:
         assert_same(kept, before)
         for array in kept.values():
             array[...] = 0
+
+    def test_integers_booleans_and_scalars_come_and_go_as_they_are(
+        self, target: Target, tmp_path: Path
+    ) -> None:
+        model = load(models.mixed_inputs(tmp_path)).settled_by(_mixed_sample(0))
+        expected_by, reference_dir = Reference(), tmp_path / "expected"
+        reference_dir.mkdir()
+        try:
+            artifact = self.built(model, target, tmp_path)
+        except CandidateError as refused:
+            assert_one_line(refused)
+            pytest.skip(f"the engine doesn't take the model: {refused}")
+        expecting = expected_by.build(model, target, reference_dir)
+        with self.engine.open(artifact, target) as session:
+            with expected_by.open(expecting, target) as reference:
+                for seed in range(4):
+                    sample = _mixed_sample(seed)
+                    request = {
+                        n: a if n in ("scale", "rate") else a[None] for n, a in sample.items()
+                    }
+                    got, expected = session.run(request), reference.run(request)
+                    for name, array in expected.items():
+                        assert (got[name].dtype, got[name].shape) == (array.dtype, array.shape)
+                        if self.engine.exact:
+                            np.testing.assert_allclose(got[name], array, TOLERANCE, TOLERANCE)
 
     def test_the_same_request_twice_gives_the_same(self, target: Target, tmp_path: Path) -> None:
         model = load(models.small_cnn(tmp_path))

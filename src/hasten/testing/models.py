@@ -65,6 +65,36 @@ def two_inputs(folder: Path, batch: int | str = "batch") -> Path:
     return write(folder / "two_inputs.onnx", text, {"table": (10, 8)})
 
 
+def mixed_inputs(folder: Path, batch: int | str = "batch") -> Path:
+    """Write inputs of every kind -> scores: float32[batch, 4], best: int64[batch], sure: bool[batch].
+
+    The inputs are x: float32[batch, 8], ids: int64[batch, 3], mask: bool[batch, 3], kind: int32[batch],
+    and the scalars scale: float32 and rate: int64, a rate of 1 being another branch than 0.
+    """
+    text = f"""
+        mixed_inputs (float[{batch}, 8] x, int64[{batch}, 3] ids, bool[{batch}, 3] mask,
+            int32[{batch}] kind, float scale, int64 rate)
+            => (float[{batch}, 4] scores, int64[{batch}] best, bool[{batch}] sure)
+            <int64 one = {{1}}, int64[1] last = {{2}}, float half = {{0.5}}, float low = {{0.0}}> {{
+            rows = Gather(table, ids)
+            weight = Cast <to = 1> (mask)
+            weights = Unsqueeze(weight, last)
+            kept = Mul(rows, weights)
+            row = ReduceMean <axes = [1], keepdims = 0> (kept)
+            own = Gather(table, kind)
+            with_row = Add(x, row)
+            with_own = Add(with_row, own)
+            is_one = Equal(rate, one)
+            factor = Where(is_one, scale, half)
+            scaled = Mul(with_own, factor)
+            scores = Gemm(scaled, w, b)
+            best = ArgMax <axis = 1, keepdims = 0> (scores)
+            highest = ReduceMax <axes = [1], keepdims = 0> (scores)
+            sure = Greater(highest, low)
+        }}"""
+    return write(folder / "mixed_inputs.onnx", text, {"table": (10, 8), "w": (8, 4), "b": (4,)})
+
+
 def tiny_transformer_block(folder: Path, batch: int | str = "batch") -> Path:
     """Write x: float32[batch, 16, 32] -> y of the same shape, attention and two layers."""
     text = f"""

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hasten.core import torch_programs
 from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors
-from hasten.engines import torch_programs
 from hasten.engines.base import Artifact
 from hasten.engines.cuda.runtime import Host
 from hasten.engines.cuda.torch import TorchCuda, opened

@@ -8,13 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from tests.support.bundles import forge
+from tests.support import ragged
+from tests.support.bundles import forge, stated
 from tests.support.quick import quick_runs
 
 import hasten
 import hasten.optimization.optimize
-from hasten.bundle import read
+from hasten.bundle import part, read, write
+from hasten.certificate.betting import BettingPrior
+from hasten.certificate.verdict import judge
 from hasten.cli import main
+from hasten.core.records import to_record
+from hasten.core.shapes import extents
+from hasten.core.target import Target
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.inputs.metrics.agreement import Agreement
+from hasten.inputs.models.onnx import load
 from hasten.optimization.workspace import hashed_groups
 from hasten.testing import models
 
@@ -42,7 +51,7 @@ def test_certify_without_a_limit_takes_the_certificates_and_calls_the_same_data_
     ended = CliRunner().invoke(main, ["certify", str(data[0]), "--data", str(data[1])])
     assert ended.exit_code == 0
     assert ended.output.startswith(
-        "regression check on data that was used before: the limit of 5% holds: 95% confident"
+        "regression check on data that was used before: within the limit of 5% on these samples (n="
     )
 
 
@@ -199,3 +208,34 @@ def test_samples_without_a_label_count_as_lost_where_their_answer_changed(
         hasten.InputError, match="the labels are -1 and 1, and -1 stands for a missing"
     ):
         hasten.certify(data[0], tmp_path / "signs.npz")
+
+
+def test_ragged_data_asks_for_no_batch_sizes_of_its_own(tmp_path: Path) -> None:
+    samples = ragged.sentences(30)
+    first = {name: own[0] for name, own in samples.items()}
+    model, engine = load(ragged.encoder(tmp_path)).settled_by(first), OnnxRuntime(threads=1)
+    (tmp_path / "built").mkdir()
+    own = part("a label", (), engine, engine.build(model, Target.host(), tmp_path / "built"))
+    shapes = [{name: each[n].shape for name, each in samples.items()} for n in range(30)]
+    ones = np.ones(60)
+    judgement = judge(
+        ones,
+        ones,
+        guard="net",
+        max_drop=0.4,
+        confidence=0.9,
+        metric="agreement",
+        prior=BettingPrior(),
+    )
+    certificate = {"judgement": to_record(judgement), "batch_sizes": [1, 2, 4]}
+    manifest = stated(
+        own,
+        own,
+        certificate=certificate,
+        metric=to_record(Agreement("logits")),
+        shapes=extents(model.inputs, shapes),
+    )
+    seen: dict[str, Any] = {"hashes": [], "seen": [], "groups": []}
+    write(tmp_path / "encoder.hasten", manifest, {"sealed.json": seen})
+    outcome = hasten.certify(tmp_path / "encoder.hasten", samples)
+    assert (outcome.passed, outcome.used, outcome.batches) == (True, 30, ())

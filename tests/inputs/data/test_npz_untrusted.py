@@ -161,3 +161,18 @@ def test_countless_samples_of_nothing_are_refused(tmp_path: Path) -> None:
 def test_bytes_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
     path = archive(tmp_path / "d.npz", {"x": header((4,), "|V2") + bytes(8)})
     assert refused(path) == "input 'x' is an array of |V2; give numbers"
+
+
+def test_little_that_would_unpack_to_much_is_refused_before_it_is(tmp_path: Path) -> None:
+    path, many = tmp_path / "d.npz", 1100
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as opened:
+        with opened.open("x.npy", "w", force_zip64=True) as member:
+            start = header((many, 2**18), "<f4")
+            member.write(start)
+            for _ in range(many):
+                member.write(bytes(2**20))
+    claimed, size = len(start) + many * 2**20, path.stat().st_size
+    assert refused(path) == (
+        f"{path} has {size:,} bytes and would unpack to {claimed:,}, more than 100 times as many: if it is "
+        "right, save it with np.savez, which doesn't compress"
+    )

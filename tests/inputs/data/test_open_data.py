@@ -58,14 +58,14 @@ def test_a_temporary_folder_goes_with_the_data(
     assert len(data) == 5
     del data
     gc.collect()
-    refused([np.zeros(3), np.zeros(2)])
+    refused([np.zeros(3), np.zeros((2, 2))])
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_of_the_callers_is_left_alone_or_left_empty(tmp_path: Path) -> None:
     folder = tmp_path / "unpacked"
     with pytest.raises(InputError):
-        open_data([np.zeros(3), np.zeros(2)], SPECS, workdir=folder)
+        open_data([np.zeros(3), np.zeros((2, 2))], SPECS, workdir=folder)
     assert not folder.exists()
     assert len(open_data(list(X), SPECS, workdir=folder)) == 5
     with pytest.raises(InputError) as error:

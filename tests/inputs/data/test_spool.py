@@ -21,15 +21,15 @@ class Ragged(Dataset):
     groups = None
 
     def __init__(self, shapes: Sequence[tuple[int, ...]]) -> None:
-        self.shapes = shapes
+        self._sizes = shapes
         self.largest_read = 0
 
     def __len__(self) -> int:
-        return len(self.shapes)
+        return len(self._sizes)
 
     def inputs(self, indices: Sequence[int]) -> dict[str, Array]:
         self.largest_read = max(self.largest_read, len(indices))
-        return {"x": np.stack([np.ones(self.shapes[i], np.float32) for i in indices])}
+        return {"x": np.stack([np.ones(self._sizes[i], np.float32) for i in indices])}
 
     def content_hash(self, index: int) -> bytes:
         return bytes([index] * 32)

@@ -116,12 +116,15 @@ def test_a_picture_cut_in_the_middle_is_refused_at_once_and_named(
 def test_a_picture_of_another_size_is_refused_at_once(tmp_path: Path) -> None:
     model, files = models.small_cnn(tmp_path), photos(tmp_path / "photos", "png")
     unsized = Pipeline((Decode(), ToLayout()))
+    for file in files:
+        Image.open(file).resize((32, 32)).save(file)
     for index, file in enumerate(files[1:], 1):
         whole = file.read_bytes()
-        Image.new("RGB", (40, 41)).save(file)
+        Image.new("RGB", (32, 41)).save(file)
         assert refused(tmp_path, model, tmp_path / "photos", pipeline=unsized) == (
-            f"input 'x': sample {index} is [3, 41, 40], the first is [3, 40, 40], so the data "
-            "doesn't settle dimension 1 of a sample; pad, crop or resize all to one shape"
+            f"input 'x': sample {index} is [3, 41, 32], and the model takes x: float32[batch, 3, 32, 32], "
+            "with dimension 2 fixed at 32: pad, crop or resize all samples to that, or export the model "
+            "with that dimension open"
         )
         file.write_bytes(whole)
 

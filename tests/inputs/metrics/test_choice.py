@@ -6,10 +6,14 @@ from hasten.errors import InputError
 from hasten.inputs.metrics import default_metric, parse_metric
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.brier import Brier
 from hasten.inputs.metrics.choice import forms
+from hasten.inputs.metrics.combined import EachOutput
 from hasten.inputs.metrics.custom import Custom
 from hasten.inputs.metrics.detection_f1 import DetectionF1
 from hasten.inputs.metrics.embedding import Embedding
+from hasten.inputs.metrics.iou import Iou
+from hasten.inputs.metrics.ranking import Ndcg
 from hasten.inputs.metrics.regression import Regression
 from hasten.inputs.metrics.top_k import Top1, Top5
 
@@ -35,6 +39,15 @@ def test_every_metric_says_how_it_is_written() -> None:
         ("embedding:0.98", Embedding(0.98)),
         ("detection_f1", DetectionF1()),
         ("detection_f1:0.75", DetectionF1(0.75)),
+        ("top1@logits", Top1("logits")),
+        ("top1@Identity:0", Top1("Identity:0")),
+        ("regression:0.02@537", Regression(0.02, output="537")),
+        ("embedding@pooler_output", Embedding(output="pooler_output")),
+        ("embedding:0.98@pooler_output", Embedding(0.98, "pooler_output")),
+        ("brier:softmax@y", Brier("softmax", "y")),
+        ("iou:last@mask", Iou(last=True, output="mask")),
+        ("regression:2%@all", EachOutput(Regression(relative=0.02))),
+        ("ndcg:5@scores", Ndcg(5, "scores")),
         ("my.py:score", Custom("my.py:score")),
         ("package.module:score", Custom("package.module:score")),
     ],
@@ -53,6 +66,38 @@ def test_a_metric_is_read_as_it_is_written(text: str, metric: Metric) -> None:
             "regression",
             "regression: tolerance 0 and relative 0; give one above 0, as in regression:0.01",
         ),
+        ("top1@", "metric 'top1@' names no output behind the @: write it, or leave out the @"),
+        ("top1:a@b", "metric 'top1:a@b' names two outputs, a and b: name one"),
+        (
+            "detection_f1@boxes",
+            "metric 'detection_f1@boxes': detection_f1 reads several outputs by names of its own; leave out "
+            "@boxes",
+        ),
+        (
+            "my.py:score@y",
+            "metric 'my.py:score@y': a function of your own gets all outputs by name: read outputs['y'] in "
+            "it, and leave out @y",
+        ),
+        (
+            "auroc@all",
+            "metric 'auroc@all': auroc compares samples with each other, by one output: name it",
+        ),
+        (
+            "all_of",
+            "metric 'all_of': give the metrics of the outputs one by one, as --metric top1@logits "
+            "--metric regression:0.02@boxes",
+        ),
+        (
+            "each_output",
+            "metric 'each_output': name the metric that reads each output, as in agreement@all",
+        ),
+        ("ndcg:0", "metric 'ndcg:0': '0' is no number of places; give one from 1 on"),
+        (
+            "pck:2",
+            "pck:2: the largest distance, as a share of the box, must be above 0 and at most 1",
+        ),
+        ("cer:,x", "metric 'cer:,x': 'x' is no setting; write the blank's class as blank=0"),
+        ("cer:no.txt", "metric 'cer:no.txt': the vocabulary no.txt: no such file"),
         ("embedding:2", "embedding:2: the least cosine must be above -1 and at most 1"),
     ],
 )

@@ -78,7 +78,7 @@ def test_outputs_that_are_no_class_scores_are_named() -> None:
     )
     assert message(Top1(), {"a": LOGITS, "b": LOGITS}, labels) == (
         "top1 reads one output of class scores; the model gives a [3, 3], b [3, 3]: name one, "
-        "as in top1:a"
+        "as in top1@a"
     )
     assert message(Agreement("z"), {"a": LOGITS}, None) == (
         "agreement reads the output 'z'; the model has a"

@@ -21,6 +21,7 @@ def text(outputs, labels): return "good"
 value = 3
 """
 Y = {"y": np.array([1.0, 2.0, 3.0])}
+CAME = "it was given the outputs y float64 [3] (1, 2, 3), and no labels"
 
 
 @pytest.fixture
@@ -52,10 +53,10 @@ def test_a_third_argument_with_a_default_stays_the_functions_own(file: Path) -> 
             "one",
             "takes 1 arguments; a metric takes (outputs, labels) or (outputs, labels, exact)",
         ),
-        ("short", "returned [2] for 3 samples; a metric returns (3,)"),
-        ("high", "returned 1.5 for sample 1 of 3; a score lies in [0, 1]"),
-        ("nan", "returned nan for sample 2 of 3; a score lies in [0, 1]"),
-        ("text", "returned a str; a metric returns (3,) numbers"),
+        ("short", f"returned [2] for 3 samples; a metric returns (3,); {CAME}"),
+        ("high", f"returned 1.5 for sample 1 of 3; a score lies in [0, 1]; {CAME}"),
+        ("nan", f"returned nan for sample 2 of 3; a score lies in [0, 1]; {CAME}"),
+        ("text", f"returned a str; a metric returns (3,) numbers; {CAME}"),
         ("value", "is a int, not a function"),
     ],
 )
@@ -71,9 +72,15 @@ def test_a_missing_function_is_named(file: Path) -> None:
     assert str(error.value).startswith(f"can't import '{file}:none': ")
 
 
-def test_the_users_own_failure_keeps_its_traceback(file: Path) -> None:
-    with pytest.raises(KeyError):
-        Custom(f"{file}:right").score({"z": Y["y"]}, {}, None)
+def test_the_users_own_failure_is_told_with_its_line_and_what_came(file: Path) -> None:
+    labels = np.arange(12).reshape(3, 4)
+    with pytest.raises(InputError) as error:
+        Custom(f"{file}:right").score({"z": Y["y"].astype(np.float32)}, {}, labels)
+    assert str(error.value) == (
+        f"{file}:right failed: KeyError at line 3 of my.py: 'y'; it was given the outputs "
+        "z float32 [3] (1, 2, 3), and the labels int64 [3, 4] (0, 1, 2, ...)"
+    )
+    assert isinstance(error.value.__cause__, KeyError)
 
 
 def test_a_custom_metric_is_written_and_read_back() -> None:

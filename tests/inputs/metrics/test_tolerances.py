@@ -99,5 +99,6 @@ def test_of_several_outputs_one_is_named() -> None:
     with pytest.raises(InputError) as error:
         Embedding().score(outputs, outputs, None)
     assert str(error.value) == (
-        "embedding reads one output; the model has a, b: state which, as in Embedding(output='a')"
+        "embedding reads one output; the model has a, b: name one, as in embedding@a, or all, as in "
+        "embedding@all"
     )

@@ -130,5 +130,51 @@ def test_a_file_that_is_no_keras_model_is_refused(tmp_path: Path) -> None:
     assert str(error.value) == f"no such file: {tmp_path / 'no.keras'}"
 
 
+def test_a_lambda_layer_is_loaded_only_where_it_is_trusted(tmp_path: Path) -> None:
+    layers = keras.layers
+    keras.Sequential([layers.Input((4,)), layers.Lambda(lambda x: x * 2)]).save(
+        tmp_path / "twice.keras"
+    )
+    with pytest.raises(InputError, match=r"has an object of the class 'Lambda' from"):
+        load_file(tmp_path / "twice.keras")
+    module = load_file(tmp_path / "twice.keras", trust_code=True)
+    answer = keras.ops.convert_to_numpy(module(np.ones((1, 4), np.float32)))
+    assert answer.tolist() == [[2.0, 2.0, 2.0, 2.0]]
+
+
+def test_what_the_caller_registered_is_the_callers_own_code(tmp_path: Path) -> None:
+    @keras.saving.register_keras_serializable("of_a_test")  # type: ignore[untyped-decorator]
+    def twice(x: Any) -> Any:
+        return x * 2
+
+    @keras.saving.register_keras_serializable("of_a_test")
+    class Twice(keras.layers.Layer):  # type: ignore[misc,name-defined]
+        def call(self, x: Any) -> Any:
+            return x * 2
+
+    layers = keras.layers
+    module = keras.Sequential([layers.Input((4,)), layers.Activation(twice), Twice()])
+    module.compile("adam", loss=twice)
+    module.save(tmp_path / "own.keras")
+    loaded = load_file(tmp_path / "own.keras")
+    answer = keras.ops.convert_to_numpy(loaded(np.ones((1, 4), np.float32)))
+    assert answer.tolist() == [[4.0, 4.0, 4.0, 4.0]]
+
+
+def test_plain_models_pass_the_check_of_the_archive(tmp_path: Path) -> None:
+    layers = keras.layers
+    image = layers.Input((8, 8, 3))
+    x = layers.RandomFlip()(layers.Rescaling(1 / 255)(image))
+    x = layers.SeparableConv2D(4, 3, depthwise_regularizer="l2", activation="gelu")(x)
+    x = keras.ops.relu(x) + 2 * x
+    x = layers.Reshape((36, 4))(x)
+    x = layers.Bidirectional(layers.RNN([layers.GRUCell(3), layers.LSTMCell(3)]))(x)
+    inner = keras.Sequential([layers.Input((6,)), layers.Dense(2, kernel_constraint="non_neg")])
+    inner.compile("adam", "mse")
+    x = layers.PReLU(alpha_initializer=keras.initializers.Constant(0.1))(inner(x))
+    keras.Model(image, keras.ops.softmax(x)).save(tmp_path / "plain.keras")
+    assert load_file(tmp_path / "plain.keras").input_shape == (None, 8, 8, 3)
+
+
 def test_input_names_are_the_models_own() -> None:
     assert input_names(attention()) == ("tokens", "scale")

@@ -1,4 +1,5 @@
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,10 @@ def test_what_is_no_model_is_refused_with_what_would_be(tmp_path: Path, code: Pa
     assert refused(f"{code}:number") == f"{code}:number gives a int; a model is {KINDS}"
     weights = tmp_path / "net.pth"
     weights.touch()
-    assert refused(weights) == f"{weights} is a .pth file; a model is {KINDS}"
+    assert refused(weights) == (
+        f"{weights} holds weights without the network that they are of: build it in a my.py, load them there "
+        "and give my.py:model; or name it, as in timm:resnet18@weights.safetensors"
+    )
     assert refused(code) == f"{code}: say which model in it, as in {code}:model"
 
 
@@ -161,7 +165,8 @@ def test_what_does_not_exist_is_named(tmp_path: Path, code: Path) -> None:
 def test_a_missing_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, library: str, message: str
 ) -> None:
-    (tmp_path / file).touch()
+    with zipfile.ZipFile(tmp_path / file, "w") as archive:  # a .keras file is checked beforehand
+        archive.writestr("config.json", "{}")
     monkeypatch.setitem(sys.modules, library, None)
     assert refused(tmp_path / file) == message
 

@@ -202,6 +202,29 @@ def test_a_file_past_two_gibibytes_is_told_to_use_external_data(tmp_path: Path) 
     )
 
 
+def test_external_data_behind_a_link_that_leads_out_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "from-elsewhere").mkdir()
+    path = external(tmp_path / "from-elsewhere")
+    secret = tmp_path / "secret"
+    (path.parent / "weights.bin").rename(secret)
+    (path.parent / "weights.bin").symlink_to(secret)
+    name = onnx.load(path, load_external_data=False).graph.initializer[0].name
+    assert refused(path) == (
+        f"{path}: the data of {name!r} is said to be at 'weights.bin', a link that leads to {secret}; "
+        "external data must lie in the model's folder: copy it there if you trust the model"
+    )
+
+
+def test_a_model_and_its_external_data_may_be_links_into_one_folder(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    file = external(tmp_path / "blobs")
+    for one in (file, file.parent / "weights.bin"):
+        (tmp_path / "snapshot" / one.name).symlink_to(Path("..") / "blobs" / one.name)
+    model = load(tmp_path / "snapshot" / file.name)
+    assert model.files == (tmp_path / "snapshot" / "weights.bin",)
+
+
 def test_external_data_past_two_gibibytes_is_taken(tmp_path: Path) -> None:
     path = external(tmp_path)
     with (tmp_path / "weights.bin").open("r+b") as file:
@@ -242,7 +265,10 @@ def test_sequences_maps_and_text_are_refused_by_name(tmp_path: Path) -> None:
     del proto.graph.output[1]
     proto.graph.input.append(helper.make_tensor_value_info("words", TensorProto.STRING, [1]))
     onnx.save(proto, path)
-    assert refused(path) == f"{path}: input 'words' holds text; only numbers are supported"
+    assert refused(path) == (
+        f"{path}: input 'words' holds text; only numbers are supported: turn texts into numbers before the "
+        "model, and export from there"
+    )
     proto.graph.input[2].CopyFrom(scores)
     onnx.save(proto, path)
     assert refused(path) == f"{path}: input 'scores' is a sequence; only tensors are supported"

@@ -16,14 +16,41 @@ from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.rows import Row
 
 ROWS, TWO, _, _ = training(missing=0)
+LOADED = "model = joblib.load({!r})"
+WRITTEN = "onnx.save(skl2onnx.to_onnx(model, x[:1], options={'zipmap': False}), 'model.onnx')"
 
 
 @pytest.mark.parametrize("suffix", ["joblib", "pkl", "pickle"])
 def test_a_pickle_is_never_read(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"model.{suffix}"
     path.write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
-    with pytest.raises(InputError, match=r"is a pickle, and reading one runs .* give my\.py:model"):
+    with pytest.raises(InputError) as error:
         find_model(path)
+    assert str(error.value) == (
+        f"{path} is a pickle, and reading one runs whatever code is in it. If you trust it, load it in a my.py "
+        f"and give my.py:model; or make it an ONNX file by two lines of your own: {LOADED.format(path.name)}; "
+        f"{WRITTEN}, with options for a classifier alone"
+    )
+
+
+@pytest.mark.parametrize("kind", ["DecisionTreeClassifier", "DecisionTreeRegressor"])
+def test_the_two_lines_make_a_pickle_a_model(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joblib = pytest.importorskip("joblib", reason="needs the extra tabular")
+    import skl2onnx
+    from sklearn import tree
+
+    monkeypatch.chdir(tmp_path)
+    x = np.array([[0.0], [1.0]], np.float32)
+    joblib.dump(getattr(tree, kind)().fit(x, [0, 1]), "model.joblib")
+    written = (
+        WRITTEN if "Classifier" in kind else WRITTEN.replace(", options={'zipmap': False}", "")
+    )
+    loaded = LOADED.format("model.joblib")
+    exec(f"{loaded}\n{written}", {"joblib": joblib, "onnx": onnx, "skl2onnx": skl2onnx, "x": x})
+    model = load_model(find_model("model.onnx"), None, tmp_path)
+    assert model.inputs[0].shape[1:] == (1,)
 
 
 def test_a_model_in_a_users_code_is_found(tmp_path: Path) -> None:

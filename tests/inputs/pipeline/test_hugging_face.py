@@ -10,10 +10,12 @@ from sklearn.datasets import load_sample_image
 from tests.inputs.pipeline.test_text import CONTENT
 
 from hasten.errors import InputError
+from hasten.inputs.pipeline.audio import DecodeAudio, FitLength, LogMel
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.config import from_path
 from hasten.inputs.pipeline.hugging_face import from_hugging_face
 from hasten.inputs.pipeline.image import CenterCrop, Decode, Normalize, Resize, ToLayout
+from hasten.inputs.pipeline.standardize import Standardize
 from hasten.inputs.pipeline.text import Tokenize
 
 HALF = [0.5, 0.5, 0.5]
@@ -151,3 +153,32 @@ def test_a_folder_with_neither_or_both_is_named(tmp_path: Path) -> None:
     assert refused(lambda: from_path(tmp_path)).startswith(
         f"{tmp_path / 'tokenizer_config.json'} can't be read as JSON: "
     )
+
+
+def test_an_extractor_of_wav2vec2(tmp_path: Path) -> None:
+    stated = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "sampling_rate": 8000}
+    assert described(tmp_path, stated) == Pipeline((DecodeAudio(8000), Standardize()))
+    plain = described(tmp_path, {**stated, "do_normalize": False})
+    assert plain == Pipeline((DecodeAudio(8000),))
+
+
+def test_an_extractor_of_whisper(tmp_path: Path) -> None:
+    stated = {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 128}
+    assert described(tmp_path, stated) == Pipeline(
+        (DecodeAudio(16000), FitLength(480000), LogMel(mels=128))
+    )
+
+
+def test_a_rate_that_is_no_number(tmp_path: Path) -> None:
+    stated = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "sampling_rate": "fast"}
+    said = refused(lambda: described(tmp_path, stated))
+    assert said.endswith("sampling_rate='fast': give a whole number above 0")
+
+
+def test_a_standardized_sound_has_the_mean_0_and_the_deviation_1() -> None:
+    sound = 3 + 2 * np.random.default_rng(0).standard_normal(4000).astype(np.float32)
+    prepared = Standardize()(sound)
+    assert prepared.dtype == np.float32
+    assert abs(prepared.mean()) < 1e-5
+    assert abs(prepared.std() - 1) < 1e-5
+    assert not Standardize()(np.zeros(10, np.float32)).any()

@@ -140,3 +140,11 @@ def test_a_missing_library_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused(lambda: Tokenize(CONTENT)("the")) == (
         "the step tokenize needs the extra: pip install 'hasten[text]'"
     )
+
+
+def test_a_tokenizer_written_over_many_lines_fits_a_manifest() -> None:
+    wide = json.dumps(json.loads(CONTENT), indent=2)
+    assert "\n" in wide
+    step = Tokenize(wide)
+    assert step.tokenizer.isprintable()
+    assert json.loads(step.tokenizer) == json.loads(CONTENT)

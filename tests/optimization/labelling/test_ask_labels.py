@@ -101,6 +101,13 @@ def alike(judgement: Judgement | None) -> Judgement:
     return dataclasses.replace(judgement, prior=BettingPrior())
 
 
+def test_the_look_is_spent_when_labels_are_asked_for(place: Place) -> None:
+    """The questions tell on how many samples answers differ, so who leaves such a run has looked."""
+    (journal,) = (place.folder / "asked.work").glob("journal*")
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert any(line["kind"] == "look" for line in lines)
+
+
 def test_labels_where_answers_differ_alone_give_the_judgement_of_all(
     place: Place, known: Judgement, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,7 +86,6 @@ def explored(
             job,
             units=np.arange(SAMPLES),
             sealed_draws=2000,
-            sealed_samples=2000,
             on_better=lambda trial: None,
             least=lambda precision: floor,
         ).explore([candidate])

@@ -11,6 +11,7 @@ from hasten.core.target import Target
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.measure.bandwidth import Level
 from hasten.measure.candidate import Single
+from hasten.measure.deadline import Deadline
 from hasten.measure.race import BASELINE, Standings
 from hasten.measure.roofline import Ceilings, LayerWork
 from hasten.optimization.measured.racing import Racing
@@ -25,15 +26,13 @@ def limited(
     monkeypatch: pytest.MonkeyPatch, p50_ns: int, *layers: LayerWork
 ) -> tuple[tuple[Limit, ...], list[str]]:
     """Set one model of some layers against a machine of 1 operation/ns; return what is said."""
-    monkeypatch.setattr(
-        hasten.optimization.measured.limits, "measure", lambda target, folder: CEILINGS
-    )
+    monkeypatch.setattr(hasten.optimization.measured.limits, "measure", lambda *_, **rest: CEILINGS)
     notes: list[str] = []
     run: Any = SimpleNamespace(
         bench=SimpleNamespace(target=Target.host(), folder=Path(), work=lambda passes: layers),
         trials=SimpleNamespace(done={}, measured=list),
         candidate=lambda key: Single((), OnnxRuntime()),
-        job=SimpleNamespace(notes=notes),
+        job=SimpleNamespace(notes=notes, deadline=Deadline()),
         ready=SimpleNamespace(steps_each=1.0),
     )
     final = Standings("final", threads=1, rounds={BASELINE: dict.fromkeys(range(2), (p50_ns,))})

@@ -321,6 +321,29 @@ def test_an_engine_without_a_profiler_goes_by_the_least_that_layers_take(
     assert any("no profiler" in note for note in search.notes) != floors
 
 
+def test_an_engine_that_refuses_the_original_still_mixes(
+    desk: Desk, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = Mixing._profile
+
+    def profile(self: Mixing, trial: Trial) -> tuple[LayerTime, ...]:
+        if trial.candidate == PLAIN:
+            raise CandidateError("the original was not built")
+        return known(self, trial)
+
+    monkeypatch.setattr(Mixing, "_profile", profile)
+    network = Network.drawn(2, flips=0.06)
+    network.float_ns = {name: 4 * time for name, time in network.int8_ns.items()}
+    search = Search(network, desk, spool, tmp_path)
+    refused = replace(search.trials.done[PLAIN.key], failure="too many products of floats")
+    search.trials.done[PLAIN.key] = replace(refused, artifact=None, measurement=None)
+    passing = search.run()
+    search.trials.close()
+    assert passing
+    assert not search.notes
+    assert search.trials.ratio(passing[0]).estimate < 0.5
+
+
 def test_a_profile_that_fails_is_said_and_nothing_is_made_up_instead(
     desk: Desk, spool: Spool, tmp_path: Path
 ) -> None:

@@ -141,6 +141,35 @@ def test_a_baseline_that_dies_ends_the_race(desk: Desk, spool: Spool, journal: J
     )
 
 
+def test_a_race_that_the_time_limit_ends_has_two_rounds_that_count(
+    desk: Desk, spool: Spool, journal: Journal
+) -> None:
+    calm: Any = {"threads": 2, "probe": lambda _: True}
+    standings = run(entrants(desk), spool, journal, count=8, stop=lambda _: True, **calm)
+    assert standings.cut
+    assert standings.counted == 2
+    assert run(entrants(desk), spool, journal, count=2, stop=lambda _: True).counted == 2
+
+
+def test_where_rounds_are_refused_until_the_time_is_up_that_is_said(
+    desk: Desk, spool: Spool, journal: Journal
+) -> None:
+    with pytest.raises(NotEstablished) as error:
+        run(
+            entrants(desk),
+            spool,
+            journal,
+            count=8,
+            threads=2,
+            stop=lambda s: s.refused == 3,
+            probe=lambda _: False,
+        )
+    assert str(error.value) == (
+        "3 of 3 rounds were refused, and the time limit left no time to wait until the host runs 2 threads "
+        "at once"
+    )
+
+
 def test_too_many_refused_rounds_establish_nothing(
     desk: Desk, spool: Spool, journal: Journal
 ) -> None:

@@ -12,6 +12,7 @@ from hasten.certificate.verdict import Judgement, Verdict, judge
 from hasten.measure.race import AGAIN, BASELINE, Standings
 from hasten.optimization.judge import Ladder
 from hasten.optimization.measured.choice import Choice, decide, settled_by_sealed_data
+from hasten.reporting.summary import NO_FASTER
 
 Judged = list[tuple[str, Judgement | str]]
 
@@ -30,7 +31,11 @@ def judgement(lost: int) -> Judgement:
 
 
 PASSED, FAILED = judgement(0), judgement(40)
-EXACT = "the exact model itself is 1.25x faster than the default engine; "
+KEPT = "what ships keeps the original's precision; no inexact form (such as int8) ships: "
+ORIGINAL = (
+    "what ships is the original model on the default engine; no inexact form (such as int8) ships: "
+)
+BEATEN = "wasn't faster than the fastest exact form by more than the noise"
 
 
 def standings(**ratios: float) -> Standings:
@@ -71,9 +76,8 @@ def test_what_was_certified_ships_where_fresh_rounds_find_it_faster() -> None:
 @pytest.mark.parametrize("fast", [0.795, 0.8, 0.9])
 def test_what_is_not_faster_than_the_exact_model_in_fresh_rounds_does_not_ship(fast: float) -> None:
     choice = settled(standings(fast=fast, exact=0.8), "exact", [("fast", PASSED)])
-    short = "was not faster than the exact model"
-    why = f"{EXACT}in fresh rounds the certified candidate {short}"
-    assert choice == Choice("exact", "exact", "exact", why, beaten="fast", short=short)
+    reason = f"fast was certified, but in the final timing it {BEATEN}"
+    assert choice == Choice("exact", "exact", "exact", f"{KEPT}{reason}", inexact=reason)
 
 
 def test_what_is_faster_mostly_and_slower_in_the_mean_does_not_ship() -> None:
@@ -89,10 +93,10 @@ def test_what_is_faster_mostly_and_slower_in_the_mean_does_not_ship() -> None:
     choice = settled(final, "default", [("fast", PASSED)])
     means = final.means("fast")
     assert means.estimate > 1.4
-    assert (choice.winner, choice.status, choice.beaten) == ("default", "exact", "fast")
-    assert choice.short == (
-        f"took {means.estimate:.2f} times the exact model's mean latency "
-        f"({means.low:.2f} to {means.high:.2f})"
+    assert (choice.winner, choice.status) == ("default", "exact")
+    assert choice.inexact == (
+        f"fast was certified, but in the final timing it took {means.estimate:.2f} times the mean latency of "
+        f"the fastest exact form ({means.low:.2f} to {means.high:.2f})"
     )
 
 
@@ -115,7 +119,10 @@ def test_what_is_slower_on_the_threads_that_ship_does_not_ship(on_two: float, sh
     )
     assert choice.winner == ships
     if ships == "default":
-        assert choice.short == "was slower than the exact model on 2 threads, as it would ship"
+        assert choice.inexact == (
+            "fast was certified, but in the final timing it was slower than the fastest exact form on 2 "
+            "threads, as it would ship"
+        )
 
 
 def in_processes(rng: np.random.Generator, count: int, **ratios: float) -> Standings:
@@ -150,8 +157,8 @@ def test_what_fell_out_of_the_fresh_rounds_does_not_ship(kept: Iterable[int]) ->
     final = only_rounds(standings(fast=0.5, exact=0.8), "fast", *kept)
     judged: Judged = [("fast", PASSED)]
     choice = settled(final, "exact", judged, "fast", accept=True)
-    why = f"{EXACT}the certified candidate dropped out of the fresh rounds"
-    assert choice == Choice("exact", "exact", "exact", why)
+    reason = "fast was certified, but in the final timing it dropped out"
+    assert choice == Choice("exact", "exact", "exact", f"{KEPT}{reason}", inexact=reason)
 
 
 @pytest.mark.parametrize("kept", [[0], range(23)])
@@ -163,22 +170,25 @@ def test_an_exact_candidate_that_fell_out_leaves_the_default_engine(kept: Iterab
     assert choice == Choice("fast", "default", "certified", PASSED.in_words(), PASSED)
 
 
-def test_where_nothing_beats_the_exact_model_the_reason_says_how_fast_that_is() -> None:
-    why = (
-        f"{EXACT}no inexact candidate (such as int8) under the limit on the search split was faster "
-        "than the exact model beyond the noise"
+def test_where_nothing_inexact_was_tested_the_reason_is_the_search() -> None:
+    choice = settled(standings(exact=0.8), "exact", [])
+    assert choice == Choice("exact", "exact", "exact", f"{KEPT}{NO_FASTER}", inexact=NO_FASTER)
+
+
+def test_an_exact_model_says_on_how_many_samples_its_answers_were_compared() -> None:
+    final = standings(exact=0.8)
+    choice = decide(Ladder("exact", ()), [], final, baseline="default", compared=1290)
+    assert choice.why == (
+        "what ships keeps the original's precision, and no answer changed on 1,290 samples; no inexact form "
+        f"(such as int8) ships: {NO_FASTER}"
     )
-    assert settled(standings(exact=0.8), "exact", []) == Choice("exact", "exact", "exact", why)
 
 
 @pytest.mark.parametrize("exact", [0.987, 1.2])
 def test_an_exact_candidate_must_beat_the_default_engine_in_fresh_rounds_too(exact: float) -> None:
     choice = settled(standings(exact=exact), "exact", [])
-    why = (
-        "no inexact candidate (such as int8) under the limit on the search split was faster than the "
-        "exact model beyond the noise"
-    )
-    assert choice == Choice("default", "default", "exact", why)
+    why = f"{ORIGINAL}{NO_FASTER}"
+    assert choice == Choice("default", "default", "exact", why, inexact=NO_FASTER)
     # What was certified is then to beat the default engine.
     choice = settled(standings(exact=exact, fast=0.9), "exact", [("fast", PASSED)])
     assert choice == Choice("fast", "default", "certified", PASSED.in_words(), PASSED)
@@ -186,12 +196,14 @@ def test_an_exact_candidate_must_beat_the_default_engine_in_fresh_rounds_too(exa
 
 def test_where_nothing_is_certified_the_bundle_says_what_failed_first() -> None:
     for judged, why in (
-        ([("fast", FAILED)], FAILED.in_words()),
-        ([("fast", "it crashed")], "the safest failed: it crashed"),
+        (
+            [("fast", FAILED)],
+            f"the safest that was tested, fast, isn't certified: {FAILED.in_words()}",
+        ),
+        ([("fast", "it crashed")], "the safest that was to be tested, fast, failed: it crashed"),
     ):
         choice = settled(standings(exact=0.8), "exact", cast(Judged, judged))
-        why = f"{EXACT}no inexact candidate was certified: {why}"
-        assert choice == Choice("exact", "exact", "exact", why)
+        assert choice == Choice("exact", "exact", "exact", f"{KEPT}{why}", inexact=why)
     assert FAILED.verdict is Verdict.NOT_ACCURATE_ENOUGH
 
 
@@ -202,10 +214,10 @@ def test_the_uncertified_ships_when_asked_for_and_faster_than_the_exact_model(
     final, judged = standings(loose=loose, exact=0.8), cast(Judged, [("loose", FAILED)])
     asked = settled(final, "exact", judged, "loose", accept=True)
     unasked = settled(final, "exact", judged, "loose")
-    why = f"no inexact candidate was certified: {FAILED.in_words()}"
-    allowed = f"shipped without a certificate, as was allowed: {why}"
-    marked = Choice("loose", "exact", "uncertified", allowed)
-    assert unasked == Choice("exact", "exact", "exact", f"{EXACT}{why}")
+    why = f"the safest that was tested, loose, isn't certified: {FAILED.in_words()}"
+    allowed = f"it ships without a certificate, as you allowed: {why}"
+    marked = Choice("loose", "exact", "uncertified", allowed, inexact=why)
+    assert unasked == Choice("exact", "exact", "exact", f"{KEPT}{why}", inexact=why)
     assert asked == (marked if loose < 0.8 else unasked)
 
 

@@ -8,7 +8,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hasten.bundle.batch_mates import made_up, mates, share_batch_axis, stacked, unlike_alone
+from hasten.bundle.batch_mates import (
+    MOST_BYTES,
+    made_up,
+    mates,
+    share_batch_axis,
+    stacked,
+    unlike_alone,
+)
 from hasten.bundle.covered import listed, split
 from hasten.bundle.loaded import Loaded
 from hasten.core.tensors import Array, Tensors
@@ -16,8 +23,6 @@ from hasten.errors import CandidateError
 
 SIZES = (2, 4, 8, 16, 32)
 """Batch sizes that are tried beside 1."""
-_BYTES = 64 << 20
-"""Largest size of one batch's inputs."""
 _BUDGET_NS = 2_000_000_000
 """Time after which no larger batch is tried."""
 _RUNS = 3
@@ -40,15 +45,15 @@ def batch_sizes(loaded: Loaded, most: int | None) -> tuple[tuple[int, ...], str]
     if not tried:
         return (1,), ""
     kept = [{n: a[:1] for n, a in request.items()} for request in loaded.requests]
-    lone = kept[0] if kept else made_up(loaded.request, 1, np.random.default_rng(0))
     others = mates(kept, loaded.request)
-    each_bytes = sum(array.nbytes for array in lone.values())
     start_ns = time.perf_counter_ns()
     try:
+        lone = kept[0] if kept else made_up(loaded.request, 1, np.random.default_rng(0))
+        each_bytes = sum(array.nbytes for array in lone.values())
         alone = loaded.run(lone)
         best_ns = _least_ns(loaded, lone)
         for size in tried:
-            if size * each_bytes > _BYTES or time.perf_counter_ns() - start_ns > _BUDGET_NS:
+            if size * each_bytes > MOST_BYTES or time.perf_counter_ns() - start_ns > _BUDGET_NS:
                 break
             batch = stacked([lone, *itertools.islice(others, size - 1)])
             unlike = unlike_alone(loaded.run(batch), alone, size)

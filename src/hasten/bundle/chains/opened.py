@@ -17,6 +17,7 @@ from hasten.bundle.chains.plan import Member, Plan, Stage, named
 from hasten.bundle.folder import read
 from hasten.bundle.loaded import Loaded, NotCertifiedHere, load
 from hasten.bundle.manifest import Manifest
+from hasten.bundle.packing.unpacking import unpacked
 from hasten.errors import InputError
 from hasten.inputs.chains import SOURCE, Chain, Node, chain_of
 from hasten.inputs.pipeline.base import Pipeline
@@ -197,7 +198,7 @@ def check_chain(chain: Chain) -> dict[str, Manifest]:
     manifests, members = {}, {}
     for model in chain.models:
         with named(model.name):
-            manifest = manifests[model.name] = read(Path(model.bundle))
+            manifest = manifests[model.name] = read(unpacked(model.bundle))
         pipeline = pipeline_of(model.name, manifest)
         members[model.name] = Member(pipeline, manifest.winner.artifact.inputs)
     Plan(chain, members)

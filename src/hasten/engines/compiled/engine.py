@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import tempfile
@@ -21,13 +20,16 @@ from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.words import counted, listed
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.checked import private
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.compiled.compiler import Compiler
+from hasten.engines.compiled.kept import code, compiler_facts, library_of, prepared
 from hasten.engines.compiled.library import Library, aligned
 from hasten.engines.compiled.plan import Operation, Plan
 from hasten.engines.compiled.scratch import scratch
 from hasten.engines.compiled.source import Source, shared_operations, write
 from hasten.engines.layers import LayerTime
+from hasten.engines.weights import Stretch
 from hasten.errors import CandidateError, InputError, IntegrityError
 
 _PLAN, _WEIGHTS = "plan.json", "plan.bin"
@@ -150,6 +152,10 @@ class CompiledC(Engine):
         proto = as_onnx(model.path, request, model.outputs)
         return lower_graph(proto, request, model.outputs, self.most_work)
 
+    def stretches(self, artifact: Artifact) -> Iterator[Stretch]:
+        """Yield where the constants of the plan lie in the file of weights."""
+        return tensors_of(artifact)
+
     @contextmanager
     def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
         """Write C, compile it and load it, unless another process of this run did so before.
@@ -172,10 +178,18 @@ class CompiledC(Engine):
         Raises:
             CandidateError: the plan is damaged, there is no compiler, or it failed.
         """
-        plan, source = _written(artifact, target, min(self.threads, target.threads))
-        library = _library(source, target, compiled)
-        with _session(artifact, plan, source, library) as session:
-            yield session
+        threads = min(self.threads, target.threads)
+        what = digest({"code": code(), "compiler": compiler_facts()})
+        key = compiled.key(replace(self, threads=threads), artifact, target, what)
+        with private(artifact) as copy:
+            plan = _plan(copy)
+
+            def written() -> Source:
+                return _source(*read(copy), target, threads)
+
+            session = CompiledSession(artifact, plan, *prepared(key, written, target, compiled))
+        with _open(session) as made:
+            yield made
 
     def profile(
         self, artifact: Artifact, target: Target, requests: Sequence[Tensors]
@@ -188,10 +202,10 @@ class CompiledC(Engine):
         plan, weights = read(artifact)
         source = _source(plan, weights, target, timed=True)
         with tempfile.TemporaryDirectory(prefix="hasten-c-") as folder:
-            library = _library(source, target, CompileCache(CacheFolder(Path(folder))))
+            library = library_of(source, target, CompileCache(CacheFolder(Path(folder))))
         times = library.times(len(plan.operations))
         found = []
-        with _session(artifact, plan, source, library) as session:
+        with _open(CompiledSession(artifact, plan, source, library)) as session:
             for _ in range(_UNTIMED):
                 session.run(requests[0])
             for request in requests:
@@ -290,11 +304,8 @@ class CompiledSession(Session):
 
 
 @contextmanager
-def _session(
-    artifact: Artifact, plan: Plan, source: Source, library: Library
-) -> Iterator[CompiledSession]:
+def _open(session: CompiledSession) -> Iterator[CompiledSession]:
     """Lend a session, and close it in the end."""
-    session = CompiledSession(artifact, plan, source, library)
     try:
         yield session
     finally:
@@ -356,6 +367,19 @@ def row_counts(artifact: Artifact, plan: Plan) -> tuple[int, ...] | None:
     return (int(first[0]) if first else 1,)
 
 
+def tensors_of(artifact: Artifact) -> Iterator[Stretch]:
+    """Yield where the constants of a plan lie in its file of weights; nothing if it can't be read."""
+    try:
+        plan, _ = read(artifact)
+    except CandidateError:
+        return
+    for name, tensor in plan.tensors.items():
+        if tensor.offset is not None and tensor.bytes:
+            width = np.dtype(tensor.dtype).itemsize
+            place = (artifact.files[0], tensor.offset, tensor.bytes)
+            yield Stretch(name, tensor.dtype, (tensor.size,), width, *place)
+
+
 def read(artifact: Artifact) -> tuple[Plan, bytes]:
     """Read a plan and its constants, and check them.
 
@@ -363,23 +387,27 @@ def read(artifact: Artifact) -> tuple[Plan, bytes]:
         CandidateError: it is damaged, or doesn't fit the artifact's inputs and outputs.
     """
     try:
-        plan = Plan.read(artifact.path)
         weights = artifact.files[0].read_bytes() if artifact.files else b""
-        plan.check(len(weights))
-        _check_fits(artifact, plan)
-        return plan, weights
-    except (IntegrityError, OSError) as error:
+    except OSError as error:
         raise CandidateError(f"the compiled engine can't open the model: {error}") from error
+    return _plan(artifact, len(weights)), weights
 
 
-def _written(artifact: Artifact, target: Target, threads: int) -> tuple[Plan, Source]:
-    """Read a plan, check it, and write C of it for a number of threads.
+def _plan(artifact: Artifact, weights: int | None = None) -> Plan:
+    """Read a plan, and check it against its constants' number of bytes; None for the file's.
 
     Raises:
         CandidateError: it is damaged, or doesn't fit the artifact's inputs and outputs.
     """
-    plan, weights = read(artifact)
-    return plan, _source(plan, weights, target, threads)
+    try:
+        if weights is None:
+            weights = artifact.files[0].stat().st_size if artifact.files else 0
+        plan = Plan.read(artifact.path)
+        plan.check(weights)
+        _check_fits(artifact, plan)
+        return plan
+    except (IntegrityError, OSError) as error:
+        raise CandidateError(f"the compiled engine can't open the model: {error}") from error
 
 
 def _source(
@@ -425,28 +453,3 @@ def _check_fits(artifact: Artifact, plan: Plan) -> None:
 def _size(spec: TensorSpec) -> int:
     """Return the number of elements, with one row in an open batch."""
     return math.prod(size if isinstance(size, int) else 1 for size in spec.shape)
-
-
-def _library(source: Source, target: Target, compiled: CompileCache) -> Library:
-    """Return the shared object from the cache or the compiler.
-
-    Raises:
-        CandidateError: there is no compiler, or it failed.
-    """
-    try:
-        compiler = Compiler.find()
-    except InputError as error:
-        raise CandidateError(str(error)) from error
-    facts = [compiler.command, compiler.version, compiler.flags, target.processor, target.isa]
-    key = digest({"c": source.digest, "facts": facts})
-    with compiled.entry(key) as entry:
-        if entry is not None:
-            with contextlib.suppress(CandidateError):
-                return Library.load(entry.content)
-    if entry is not None:
-        compiled.drop(key)
-    built = compiler.compile(source.text)
-    _log.info("the model was compiled by %s in %.2f s", compiler.version, built.seconds)
-    library = Library.load(built.content)
-    compiled.put(key, built.content)
-    return library

@@ -393,7 +393,8 @@ def fused(
                 source = writers.get(name, [])
                 if name in outputs or len(source) != 1 or readers[name] != [number]:
                     continue
-                joined = _joined(result[source[0]], operation, name)
+                part = any(len(writers[made]) > 1 for made in operation.writes)
+                joined = _joined(result[source[0]], operation, name, part=part)
                 if joined is None:
                     continue
                 kept = sources[joined.writes[0]]
@@ -412,8 +413,17 @@ def fused(
     return result
 
 
-def _joined(first: Operation, second: Operation, between: str) -> Operation | None:
-    """Return one operation that does both; None where there is none."""
+def _joined(
+    first: Operation, second: Operation, between: str, *, part: bool = False
+) -> Operation | None:
+    """Return one operation that does both; None where there is none.
+
+    Args:
+        first: Operation that makes an input of the other.
+        second: Operation that alone reads it.
+        between: That input.
+        part: Whether others write to the second one's output too, as to the parts of a Concat.
+    """
     if not isinstance(second, Map):
         precede = getattr(second, "preceded", None)
         return precede(first) if precede and isinstance(first, Map) else first.joined(second)
@@ -423,7 +433,7 @@ def _joined(first: Operation, second: Operation, between: str) -> Operation | No
     if isinstance(first, Map):
         return _joined_maps(first, second, place)
     follow = getattr(first, "followed", None)
-    whole = second.output.is_whole(second.shape)
+    whole = second.output.is_whole(second.shape) and not part
     return follow(second) if follow and whole and len(second.inputs) == 1 else None
 
 

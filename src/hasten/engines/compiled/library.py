@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import hashlib
-import os
-import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from hasten.core.tensors import Array
+from hasten.engines.compiled.opening import opened
 from hasten.engines.compiled.plan import ALIGNMENT
 from hasten.errors import CandidateError
 
@@ -36,7 +33,7 @@ class Library:
 
     def __init__(self, content: bytes) -> None:
         try:
-            self._shared = _open(content)
+            self._shared = opened(content, ctypes.PyDLL)
             self._bind = self._shared.hasten_bind
         except (OSError, AttributeError) as error:
             raise CandidateError(f"the compiled model can't be loaded: {error}") from error
@@ -182,27 +179,3 @@ def aligned(size: int) -> Array:
     whole = np.zeros(size + ALIGNMENT, np.uint8)
     start = -whole.ctypes.data % ALIGNMENT
     return whole[start : start + size]
-
-
-def _open(content: bytes) -> ctypes.PyDLL:
-    """Load a shared object from a file that only this user can reach, which is removed at once.
-
-    A loader takes a path that it knows for the file that it knows, so each path is a new one.
-    """
-    with (
-        contextlib.suppress(OSError),
-        tempfile.TemporaryDirectory(prefix="hasten-c-") as folder,
-    ):
-        path = Path(folder, "model.so")
-        path.write_bytes(content)
-        return ctypes.PyDLL(str(path))
-    # A folder for temporary files may be full, or forbid to run what lies in it. The file stays open, so
-    # that no other one ever has its path.
-    file = os.memfd_create("model.so")
-    try:
-        with open(file, "wb", closefd=False) as whole:
-            whole.write(content)
-        return ctypes.PyDLL(f"/proc/self/fd/{file}")
-    except OSError:
-        os.close(file)
-        raise

@@ -41,14 +41,14 @@ class Source:
     """C of a model.
 
     Attributes:
-        text: The whole text.
+        text: The whole text; empty where its shared object was kept.
         tables: Constants as the C reads them: packed and padded, aligned.
         arena_bytes: Memory that a call needs for tensors in between.
         threads: Most threads that share a call; 1 where no operation is worth more.
     """
 
     text: str
-    tables: bytearray
+    tables: bytearray | memoryview
     arena_bytes: int
     threads: int = 1
 
@@ -198,6 +198,6 @@ def _bytes(isa: tuple[str, ...]) -> str:
     facts |= {"VNNI": vnni, "TAPS": 4 if vnni else 2}
     lines = [f"#define {name} {int(value)}" for name, value in facts.items()]
     lines.append(text_of("bytes.c"))
-    for wide in byte_widths(isa, 16):
+    for wide in reversed(byte_widths(isa, 16)):
         lines += [f"#define W {wide}", text_of("vectors.c"), text_of("pictures.c"), "#undef W"]
     return "\n".join(lines)

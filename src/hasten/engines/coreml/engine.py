@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import platform
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +14,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from hasten.core.model import Format, Model
+from hasten.core.silence import silenced
 from hasten.core.target import Target
 from hasten.core.telemetry import import_quietly
 from hasten.core.tensors import Array, Tensors, TensorSpec
@@ -80,7 +77,7 @@ class CoreMl(Engine):
             InputError: it or another library that hasten needs with it isn't installed.
         """
         try:
-            with _silenced():
+            with silenced():
                 import_quietly("torch")
                 import_quietly("onnx2coreml")
                 return str(import_quietly("coremltools").__version__)
@@ -103,7 +100,7 @@ class CoreMl(Engine):
             settle(source.path, settled, "Core ML's converter can't read the model")
             plain = replace(source, inputs=settled, request=settled)
             exact = Path(folder) / "exact.mlpackage"
-            with _silenced():
+            with silenced():
                 _save(_converted(source.path, "f32"), exact)
                 sizes = _check(exact, plain, target)
                 if self.exact:
@@ -128,7 +125,7 @@ class CoreMl(Engine):
             raise CandidateError(f"Core ML runs on macOS only; this is {target.system}")
         with _package(artifact) as package:
             try:
-                with _silenced():
+                with silenced():
                     run = _predictor(package) if at_home else _interpreter(package)
             except CandidateError:
                 raise
@@ -289,23 +286,6 @@ def _package(artifact: Artifact) -> Iterator[Path]:
         except OSError as error:
             raise CandidateError(f"can't copy {folder}: {error.strerror or error}") from error
         yield package
-
-
-@contextmanager
-def _silenced() -> Iterator[None]:
-    """Suppress the logs, warnings and progress bars of Core ML Tools."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled)
 
 
 class CoreMlSession(Session):

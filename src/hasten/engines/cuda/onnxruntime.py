@@ -23,6 +23,7 @@ from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.cuda.runtime import Cuda, Device, Host
 from hasten.engines.cuda.session import DeviceSession
 from hasten.engines.failures import failed
+from hasten.engines.onnxruntime.files import own_files
 from hasten.errors import CandidateError, InputError
 
 _LOG_ERRORS_ONLY = 3
@@ -138,16 +139,17 @@ class OnnxRuntimeCuda(Engine):
         if device.kind == "cuda":
             with contextlib.redirect_stdout(io.StringIO()):
                 ort.preload_dlls()  # CUDA's libraries, from their packages or from torch's
-        try:
-            session = ort.InferenceSession(
-                artifact.path,
-                options,
-                providers=providers,
-                disabled_optimizers=[_QUANTIZES_AT_LOAD],
-                enable_fallback=0,
-            )
-        except Exception as error:
-            raise failed("ONNX Runtime can't load the model", error, artifact.path) from error
+        with own_files(artifact, options) as path:
+            try:
+                session = ort.InferenceSession(
+                    path,
+                    options,
+                    providers=providers,
+                    disabled_optimizers=[_QUANTIZES_AT_LOAD],
+                    enable_fallback=0,
+                )
+            except Exception as error:
+                raise failed("ONNX Runtime can't load the model", error, artifact.path) from error
         wanted = providers[0][0]
         if (
             wanted not in session.get_providers()

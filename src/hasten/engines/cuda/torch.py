@@ -13,12 +13,12 @@ import numpy as np
 from hasten.core.model import Format, Model
 from hasten.core.target import Target
 from hasten.core.tensors import Tensors, TensorSpec
+from hasten.core.torch_programs import keep, load
 from hasten.core.words import listed
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.cuda.runtime import Cuda, Device, Host, array_at
 from hasten.engines.cuda.session import DeviceSession, Execution
 from hasten.engines.failures import failed
-from hasten.engines.torch_programs import check, keep
 from hasten.errors import CandidateError, InputError
 
 _WARMUPS = 3
@@ -161,9 +161,7 @@ class _DeviceProgram:
         self._place = "cuda" if device.kind == "cuda" else "cpu"
         self._artifact, self._device, self._mode = artifact, device, mode
         try:
-            check(artifact.path)
-            with _nothing_unpickled(torch):
-                program = torch.export.load(str(artifact.path))
+            program = load(artifact.path)
             if self._place == "cuda":
                 from torch.export.passes import move_to_device_pass
 
@@ -291,21 +289,6 @@ def _tensor_at(address: int, shape: tuple[int, ...], dtype: str, device: Device)
         memory = type("Memory", (), {"__cuda_array_interface__": interface})()
         return torch.as_tensor(memory, device="cuda")
     return torch.from_numpy(array_at(address, shape, dtype))
-
-
-@contextmanager
-def _nothing_unpickled(torch: Any) -> Iterator[None]:
-    """Make torch.load refuse everything but tensors.
-
-    torch.export falls back on running any pickle, and example inputs are a pickle that `check`
-    doesn't look into.
-    """
-    load = torch.load
-    try:
-        torch.load = lambda *given, **settings: load(*given, **settings | {"weights_only": True})
-        yield
-    finally:
-        torch.load = load
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors
 from hasten.core.words import listed
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.checked import private
 from hasten.engines.estimates import Estimate
 from hasten.engines.fpga import design as rtl
 from hasten.engines.fpga import program, toolchain
@@ -132,12 +133,15 @@ class Fpga(Engine):
         Raises:
             CandidateError: the artifact is damaged, or the RTL isn't that of its program.
         """
-        folder = artifact.path.parent
-        loaded = program.load(folder / program.PROGRAM)
-        if toolchain.find("verilator") is None:
+        with private(artifact) as copy:
+            folder = copy.path.parent
+            loaded = program.load(folder / program.PROGRAM)
+            simulation = None
+            if toolchain.find("verilator") is not None:
+                simulation = Simulation(rtl.pipelined(loaded, self.cut), folder / "rtl")
+        if simulation is None:
             yield DesignSession(artifact, loaded, None)
             return
-        simulation = Simulation(rtl.pipelined(loaded, self.cut), folder / "rtl")
         try:
             yield DesignSession(artifact, loaded, simulation)
         finally:

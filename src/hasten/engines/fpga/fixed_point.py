@@ -13,6 +13,7 @@ from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors
 from hasten.engines.artifacts import place
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.checked import private
 from hasten.engines.fpga import program
 from hasten.errors import CandidateError
 
@@ -70,7 +71,9 @@ class FixedPointProgram(Engine):
         Raises:
             CandidateError: the program is damaged.
         """
-        yield FixedPointSession(artifact, program.load(artifact.path), target.threads)
+        with private(artifact) as copy:
+            loaded = program.load(copy.path)
+        yield FixedPointSession(artifact, loaded, target.threads)
 
     def words(self) -> str:
         return "program on this host"

@@ -19,6 +19,7 @@ from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.words import counted, listed
 from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.checked import private
 from hasten.engines.failures import failed
 from hasten.engines.litert.tflite.quiet import quiet
 from hasten.errors import CandidateError
@@ -107,11 +108,12 @@ class LiteRt(Engine):
         Raises:
             CandidateError: the file can't be loaded.
         """
-        session = LiteRtSession(artifact, self.threads or target.threads, self.kernels)
-        try:
-            yield session
-        finally:
-            session.close()
+        with private(artifact) as copy:
+            session = LiteRtSession(copy, self.threads or target.threads, self.kernels)
+            try:
+                yield session
+            finally:
+                session.close()
 
     def _settled(self, artifact: Artifact, target: Target) -> Artifact:
         """Return the artifact with the input shapes that the file takes."""

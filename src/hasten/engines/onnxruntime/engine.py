@@ -14,13 +14,14 @@ from hasten.core.cache_folder import Entry, bulk_name
 from hasten.core.model import Format, Model, libraries
 from hasten.core.target import Target
 from hasten.core.telemetry import import_quietly
-from hasten.core.tensors import Array, Tensors
+from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.words import counted, listed
 from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.failures import failed
 from hasten.engines.layers import LayerTime
+from hasten.engines.onnxruntime.files import own_files
 from hasten.engines.onnxruntime.layers import observe, profiled
 from hasten.errors import CandidateError
 
@@ -50,6 +51,7 @@ class OnnxRuntime(Engine):
     families: ClassVar[frozenset[str]] = frozenset({"host"})
     distributions: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnxruntime-gpu")
     extra: ClassVar[str] = "onnxruntime"
+    reshapes: ClassVar[bool] = True
 
     threads: int | None = None
     spinning: bool = True
@@ -86,6 +88,12 @@ class OnnxRuntime(Engine):
             if target.threads < len(target.cpus) and self.spinning:
                 yield replace(self, spinning=False)
 
+    def settling(self) -> Engine | None:
+        """Return the engine that has a second session, for one sample alone."""
+        from hasten.engines.onnxruntime.settled import OnnxRuntimeSettled
+
+        return OnnxRuntimeSettled(self.threads, self.spinning, self.graph_optimization)
+
     @classmethod
     def version(cls) -> str:
         """Return ONNX Runtime's version.
@@ -116,6 +124,31 @@ class OnnxRuntime(Engine):
             CandidateError: the model can't be loaded.
         """
         with self._session(artifact, self._load(artifact, target)) as session:
+            yield session
+
+    @contextmanager
+    def open_at(
+        self, artifact: Artifact, target: Target, request: tuple[TensorSpec, ...]
+    ) -> Iterator[Session]:
+        """Load the model with the sizes of one request in place of its named open dimensions.
+
+        Raises:
+            CandidateError: the model can't be loaded.
+        """
+        sizes = {
+            name: size
+            for spec, own in zip(artifact.inputs, request, strict=True)
+            for name, size in zip(spec.shape, own.sizes, strict=True)
+            if isinstance(name, str) and name != "?"
+        }
+
+        def settle(options: Any) -> None:
+            for name, size in sizes.items():
+                options.add_free_dimension_override_by_name(name, size)
+
+        loaded = self._load(artifact, target, settle)
+        settled = replace(artifact, inputs=request, request=request)
+        with self._session(settled, loaded) as session:
             yield session
 
     @contextmanager
@@ -204,15 +237,19 @@ class OnnxRuntime(Engine):
             except Exception as error:
                 raise failed(f"ONNX Runtime can't load {library.name}", error) from error
         more(options)
-        try:
-            return ort.InferenceSession(
-                artifact.path if kept is None else kept.content,
-                options,
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=[_QUANTIZES_AT_LOAD],
+        with contextlib.ExitStack() as open_files:
+            model: bytes | Path = (
+                kept.content if kept else open_files.enter_context(own_files(artifact, options))
             )
-        except Exception as error:
-            raise failed("ONNX Runtime can't load the model", error, artifact.path) from error
+            try:
+                return ort.InferenceSession(
+                    model,
+                    options,
+                    providers=["CPUExecutionProvider"],
+                    disabled_optimizers=[_QUANTIZES_AT_LOAD],
+                )
+            except Exception as error:
+                raise failed("ONNX Runtime can't load the model", error, artifact.path) from error
 
     def words(self) -> str:
         return listed(

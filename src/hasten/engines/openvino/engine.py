@@ -21,10 +21,12 @@ from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.words import counted, listed
 from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.checked import private
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.failures import failed
 from hasten.engines.layers import LayerTime
 from hasten.engines.openvino.layers import operations, profiled
+from hasten.engines.openvino.runtime import new_core
 from hasten.errors import CandidateError
 
 _PROPERTIES = {
@@ -63,6 +65,7 @@ class OpenVino(Engine):
     distributions: ClassVar[tuple[str, ...]] = ("openvino",)
     extra: ClassVar[str] = "openvino"
     settles: ClassVar[bool] = True
+    reshapes: ClassVar[bool] = True
 
     precision: Literal["f32", "f16", "bf16"] = "f32"
     threads: int | None = None
@@ -141,7 +144,8 @@ class OpenVino(Engine):
         Raises:
             CandidateError: the IR can't be compiled.
         """
-        with self._session(artifact, partial(self._compile, artifact, target)) as session:
+        compile_ = partial(self._compile, artifact, target)
+        with private(artifact), self._session(artifact, compile_) as session:
             yield session
 
     @contextmanager
@@ -159,7 +163,7 @@ class OpenVino(Engine):
             compile_ = partial(self._recall, artifact, target, compiled)
         else:
             compile_ = partial(self._compile, artifact, target)
-        with self._session(artifact, compile_) as session:
+        with private(artifact), self._session(artifact, compile_) as session:
             yield session
 
     @contextmanager
@@ -229,29 +233,29 @@ class OpenVino(Engine):
     def _imported(self, artifact: Artifact, target: Target, graph: bytes) -> Any:
         """Return a graph that an earlier process exported, compiled; None if it is refused."""
         settings = {**self._settings(target), **_WITHOUT_WEIGHTS}
-        weights = artifact.path.with_suffix(".bin")
-        if weights in artifact.files:
-            settings["WEIGHTS_PATH"] = str(weights)
-        core = import_quietly("openvino").Core()
-        try:
-            return core.import_model(io.BytesIO(graph), self.plugin, settings)
-        except Exception:  # it is known to compile
-            return None
+        core = new_core()
+        with private(artifact) as copy:
+            weights = copy.path.with_suffix(".bin")
+            if weights in copy.files:
+                settings["WEIGHTS_PATH"] = str(weights)
+            try:
+                return core.import_model(io.BytesIO(graph), self.plugin, settings)
+            except Exception:  # it is known to compile
+                return None
 
     def _read(self, artifact: Artifact) -> tuple[Any, Any]:
         """Return a runtime that knows the model's custom operators, and the model's graph."""
-        ov = import_quietly("openvino")
-
-        core = ov.Core()
+        core = new_core()
         for library in libraries(artifact.custom_ops, "create_extensions"):
             try:
                 core.add_extension(str(library))
             except Exception as error:
                 raise failed(f"OpenVINO can't load {library.name}", error) from error
-        try:
-            return core, core.read_model(artifact.path)
-        except Exception as error:
-            raise failed("OpenVINO can't compile the model", error) from error
+        with private(artifact) as copy:
+            try:
+                return core, core.read_model(copy.path)
+            except Exception as error:
+                raise failed("OpenVINO can't compile the model", error) from error
 
     def _settings(self, target: Target) -> dict[str, Any]:
         threads = self.threads or target.threads

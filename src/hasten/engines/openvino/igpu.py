@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from hasten.core.target import Target
-from hasten.core.telemetry import import_quietly
 from hasten.core.words import listed
 from hasten.engines.openvino.engine import OpenVino
+from hasten.engines.openvino.runtime import new_core
 from hasten.errors import InputError
 
 
@@ -33,7 +33,7 @@ class OpenVinoIgpu(OpenVino):
         Raises:
             InputError: there is no integrated GPU.
         """
-        return self.device or integrated(import_quietly("openvino").Core())
+        return self.device or integrated(new_core())
 
     @property
     def keeps_compiled(self) -> bool:
@@ -58,7 +58,7 @@ class OpenVinoIgpu(OpenVino):
             InputError: it isn't installed, or finds no integrated GPU.
         """
         version = super().version()
-        integrated(import_quietly("openvino").Core())
+        integrated(new_core())
         return version
 
     def _settings(self, target: Target) -> dict[str, Any]:

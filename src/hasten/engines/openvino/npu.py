@@ -9,10 +9,10 @@ from typing import Any, ClassVar, Literal, Self
 
 from hasten.core.model import Model
 from hasten.core.target import Target
-from hasten.core.telemetry import import_quietly
 from hasten.engines.artifacts import place, settled_request
 from hasten.engines.base import Artifact
 from hasten.engines.openvino.engine import OpenVino, converted
+from hasten.engines.openvino.runtime import new_core
 from hasten.errors import InputError
 
 
@@ -57,7 +57,7 @@ class OpenVinoNpu(OpenVino):
             InputError: it isn't installed, or finds no NPU.
         """
         version = super().version()
-        there = import_quietly("openvino").Core().available_devices
+        there = new_core().available_devices
         if "NPU" not in there:
             raise InputError(
                 f"OpenVINO finds no NPU here (it has: {', '.join(there)}); "

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from hasten.bundle import kept_requests, read
+from hasten.bundle import kept_requests, read, unpacked
+from hasten.bundle.packing.names import is_packed
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import InputError
 from hasten.evaluation.loadtest.metadata import Described
@@ -54,7 +55,7 @@ def payloads(
     if shapes:
         raise InputError("shapes are for random requests: leave them out, or the data")
     names = [one.name for one in inputs]
-    dataset = _of_bundle(data, names) if data.is_dir() else open_npz(data, names)
+    dataset = _of_bundle(data, names) if data.is_dir() or is_packed(data) else open_npz(data, names)
     return _from_data(inputs, dataset, batch)
 
 
@@ -64,7 +65,8 @@ def _of_bundle(folder: Path, names: Sequence[str]) -> Dataset:
     Raises:
         InputError: there is no bundle, it keeps no requests, or they are another model's.
     """
-    kept = kept_requests(folder, read(folder))
+    place = unpacked(folder)
+    kept = kept_requests(place, read(place))
     if not kept:
         raise InputError(f"{folder} keeps no requests of its data: give an .npz archive of some")
     if set(kept[0]) != set(names):
@@ -133,7 +135,10 @@ def _from_data(inputs: Sequence[Described], dataset: Dataset, batch: int) -> lis
     distinct = min(_DISTINCT, -(-len(dataset) // batch), _MOST_BYTES // max(1, batch * row_bytes))
     made: list[Tensors] = []
     for first in range(0, distinct * batch, batch):
-        rows = dataset.inputs([row % len(dataset) for row in range(first, first + batch)])
+        wanted = [row % len(dataset) for row in range(first, first + batch)]
+        if dataset.ragged:  # a request's rows are of one shape
+            wanted = [first // batch % len(dataset)] * batch
+        rows = dataset.inputs(wanted)
         made.append({one.name: _fitted(one, rows[one.name]) for one in inputs})
     return made
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +22,14 @@ class Dataset(ABC):
         missing: Whether NaN stands for a value that isn't there.
         groups: Groups of the samples, `(n,)` integers or strings. Samples of one group (frames of a
             video, crops of a photo) are never split. None where every sample stands alone.
+        ragged: Whether samples differ in shape. Then only samples of one shape are read together.
     """
 
     names: tuple[str, ...]
     labels: Array | None
     groups: Array | None
     missing: bool = False
+    ragged: bool = False
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -39,8 +42,17 @@ class Dataset(ABC):
             Arrays by input name, each of shape `(len(indices), ...)`.
 
         Raises:
-            InputError: a sample can't be read, isn't finite, or has another shape than the first.
+            InputError: a sample can't be read, isn't finite, or has another shape than the first of
+                these.
         """
+
+    def shapes(self, index: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of one sample's inputs, without an axis for samples, by input name.
+
+        Raises:
+            InputError: the sample can't be read.
+        """
+        return {name: array.shape[1:] for name, array in self.inputs([index]).items()}
 
     @abstractmethod
     def content_hash(self, index: int) -> bytes:
@@ -81,11 +93,71 @@ class Subset(Dataset):
         """Whether NaN stands for a value that isn't there."""
         return self.whole.missing
 
+    @property
+    def ragged(self) -> bool:  # type: ignore[override]
+        """Whether samples of the whole data set differ in shape."""
+        return self.whole.ragged
+
     def __len__(self) -> int:
         return len(self.indices)
+
+    def shapes(self, index: int) -> dict[str, tuple[int, ...]]:
+        return self.whole.shapes(int(self.indices[index]))
 
     def inputs(self, indices: Sequence[int]) -> dict[str, Array]:
         return self.whole.inputs([int(self.indices[i]) for i in indices])
 
     def content_hash(self, index: int) -> bytes:
         return self.whole.content_hash(int(self.indices[index]))
+
+
+class ShapesOf(Sequence[dict[str, tuple[int, ...]]]):
+    """Shapes of every sample of a data set, each told when it is asked for."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    @overload
+    def __getitem__(self, place: int) -> dict[str, tuple[int, ...]]: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[dict[str, tuple[int, ...]]]: ...
+
+    def __getitem__(
+        self, place: int | slice
+    ) -> dict[str, tuple[int, ...]] | list[dict[str, tuple[int, ...]]]:
+        if isinstance(place, slice):
+            return [self._dataset.shapes(one) for one in range(*place.indices(len(self)))]
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        return self._dataset.shapes(place)
+
+
+def like_shaped(dataset: Dataset, indices: Iterable[int]) -> Iterator[list[int]]:
+    """Yield the positions in order, cut wherever a sample's shape isn't that of the one before.
+
+    Args:
+        dataset: Data set of the samples; one that isn't ragged has nowhere to cut.
+        indices: Positions of samples.
+
+    Yields:
+        Positions, at least one, of samples that can be read together.
+
+    Raises:
+        InputError: a sample can't be read.
+    """
+    group: list[int] = []
+    before: object = None
+    ragged = dataset.ragged
+    for index in indices:
+        shapes = dataset.shapes(index) if ragged else None
+        if group and shapes != before:
+            yield group
+            group = []
+        group.append(index)
+        before = shapes
+    if group:
+        yield group

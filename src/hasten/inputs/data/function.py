@@ -14,7 +14,9 @@ from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.labels_by_output import joined, named_output
 from hasten.inputs.data.missing import stacked
+from hasten.inputs.data.ragged import RaggedDataset, is_ragged
 from hasten.inputs.data.rereading import Rereading
 from hasten.inputs.data.samples import RESERVED, holds_numbers, tensors_hash
 from hasten.inputs.data.spool import SpoolWriter
@@ -60,10 +62,13 @@ def from_python(
     Args:
         given: Data in one of these forms:
             - a `Dataset`;
-            - a mapping of arrays of shape `(n, ...)`, which may include `labels` and `groups`;
+            - a mapping of arrays of shape `(n, ...)`, or of lists of one array for each sample where
+              samples differ in shape; it may include `labels` and `groups`, or `labels@OUTPUT` for
+              labels of several outputs;
             - an array of shape `(n, ...)`, for a model with one input;
             - a tuple `(inputs, labels)` or `(inputs, labels, groups)`, where inputs are such a
-              mapping or array, and the others are arrays (labels may be None);
+              mapping or array, and the others are arrays (labels may be None, or a mapping of
+              output names to arrays, as `labels@OUTPUT` may be in a mapping of arrays);
             - a list, a sequence (a torch `Dataset`) or an iterable of samples. A sample is
               `(inputs, label)`, `(inputs, label, group)` or `inputs`, where inputs is an array
               without an axis for samples, or a mapping of such arrays. Samples are written to
@@ -120,25 +125,39 @@ def _array(value: Any) -> Array:
     return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
 
 
-def _whole(
-    inputs: Any, labels: Any, groups: Any, names: Sequence[str], source: str
-) -> ArrayDataset:
-    """Make a data set of whole arrays, without copying them."""
+def _whole(inputs: Any, labels: Any, groups: Any, names: Sequence[str], source: str) -> Dataset:
+    """Make a data set of whole arrays, or of lists of arrays, without copying them."""
     rows = {"labels": labels, "groups": groups}
     if isinstance(inputs, Mapping):
         inputs = dict(inputs)
         for role in RESERVED:
             if role not in names and role in inputs:
                 rows[role] = inputs.pop(role)
+        each = {
+            name: inputs.pop(name)
+            for name in [*inputs]
+            if str(name) not in names and named_output(str(name))
+        }
+        if each:
+            rows["labels"] = {named_output(str(name)): array for name, array in each.items()}
+    if isinstance(rows["labels"], Mapping):
+        rows["labels"] = joined(rows["labels"])
     arrays = _named(inputs, names, source)
     taken = {role: None if value is None else _array(value) for role, value in rows.items()}
+    if any(isinstance(samples, list) for samples in arrays.values()):
+        return RaggedDataset(arrays, taken["labels"], taken["groups"])
     return ArrayDataset(arrays, taken["labels"], taken["groups"])
 
 
-def _named(inputs: Any, names: Sequence[str], source: str) -> dict[str, Array]:
+def _samples(value: Any) -> Any:
+    """Return an input as an array, or as a list of arrays where samples differ in shape."""
+    return [_array(each) for each in value] if is_ragged(value) else _array(value)
+
+
+def _named(inputs: Any, names: Sequence[str], source: str) -> dict[str, Any]:
     """Return the inputs by the model's names."""
     if isinstance(inputs, Mapping):
-        arrays = {str(name): _array(value) for name, value in inputs.items()}
+        arrays = {str(name): _samples(value) for name, value in inputs.items()}
         if not names:
             return arrays
         if len(arrays) == len(names) == 1:
@@ -211,6 +230,8 @@ def _label(value: Any, first: Array | None, index: int, source: str) -> Array | 
     """Return one label as an array, checked to have the same shape as the first one."""
     if value is None:
         return None
+    if isinstance(value, Mapping):
+        value = joined({name: _array(one)[np.newaxis] for name, one in value.items()})[0]
     label = _array(value)
     if first is not None and label.shape != first.shape:
         raise InputError(

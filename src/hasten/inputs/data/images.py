@@ -15,7 +15,7 @@ from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.missing import NO_CLASS
-from hasten.inputs.data.samples import check_counts, check_shape, stack
+from hasten.inputs.data.samples import check_counts, check_rank, stack
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.image import check_header
 
@@ -64,12 +64,24 @@ class ImageFolder(Dataset):
         for file in self.files:
             check_header(file)
         self._hashes: dict[int, bytes] = {}
+        self._shapes: dict[int, tuple[int, ...]] = {}
+        self._different: set[tuple[int, ...]] = set()
+
+    @property
+    def ragged(self) -> bool:  # type: ignore[override]
+        """Whether images that were read so far differ in shape once they are prepared."""
+        return len(self._different) > 1
+
+    def shapes(self, index: int) -> dict[str, tuple[int, ...]]:
+        if index not in self._shapes:
+            self.content_hash(index)
+        return {self.names[0]: self._shapes[index]}
 
     def prepared_by(self, pipeline: Pipeline) -> ImageFolder:
         """Return the same files, prepared by other steps, without checking their headers again."""
         other = copy.copy(self)
         other._pipeline = pipeline
-        other._hashes = {}
+        other._hashes, other._shapes, other._different = {}, {}, set()
         other.__dict__.pop("_shape", None)
         return other
 
@@ -90,7 +102,7 @@ class ImageFolder(Dataset):
 
         Raises:
             InputError: the file can't be read or decoded, or its sample isn't finite or has
-                another shape than the first.
+                other axes than the first.
         """
         if index not in self._hashes:
             file = self.files[index]
@@ -101,7 +113,9 @@ class ImageFolder(Dataset):
             # By path, while the file is in the page cache: decoding bounds its pixels, not its
             # bytes.
             (sample,) = self.inputs([index]).values()
-            check_shape(self.names[0], sample[0], self._shape, index)
+            check_rank(self.names[0], sample[0], self._shape, index)
+            self._shapes[index] = sample[0].shape
+            self._different.add(sample[0].shape)
             self._hashes[index] = content
         return self._hashes[index]
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from hasten.core.tensors import Array
+from hasten.errors import InputError
 
 NO_CLASS = -1
 """Class of a sample without a label."""
@@ -87,12 +88,20 @@ def stacked(labels: list[Array | None]) -> Array | None:
 
     Args:
         labels: Label of each sample, all of one shape; None where it is missing.
+
+    Raises:
+        InputError: a label of several outputs is missing.
     """
     first = next((one for one in labels if one is not None), None)
     if first is None:
         return None
     if all(one is not None for one in labels):
         return np.stack([one for one in labels if one is not None])
+    if first.dtype.names is not None:
+        raise InputError(
+            "a sample has no label, and labels of several outputs can't be missing: give every sample those "
+            "of all outputs"
+        )
     whole = first.dtype.kind in "biu"
     nothing = np.full(first.shape, NO_CLASS if whole else np.nan)
     if first.dtype.kind in "US":

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
-from hasten.inputs.data.dataset import Dataset, Subset
+from hasten.inputs.data.dataset import Dataset, Subset, like_shaped
 from hasten.inputs.data.neighbours import chance, nearest
 from hasten.inputs.data.texts import alike
 
@@ -153,12 +153,16 @@ class Remembered(Dataset):
         self.whole, self._known = whole, known
         self.names, self.missing = whole.names, whole.missing
         self.labels, self.groups = whole.labels, whole.groups
+        self.ragged = whole.ragged
         self._kind, self._names = _kind(known, known)
         self._kept: list[Array] = []
         self._places: list[int] = []
 
     def __len__(self) -> int:
         return len(self.whole)
+
+    def shapes(self, index: int) -> dict[str, tuple[int, ...]]:
+        return self.whole.shapes(index)
 
     def content_hash(self, index: int) -> bytes:
         return self.whole.content_hash(index)
@@ -214,19 +218,33 @@ def _kind(training: Dataset, judged: Dataset) -> tuple[Kind, list[str]]:
     sample = judged.inputs([0])
     there = {n: a[0] for n, a in sample.items() if n in training.names and a[0].size > 1}
     pictures = [name for name, array in there.items() if _channels(array) is not None]
-    if pictures:
+    ragged = training.ragged or judged.ragged
+    if pictures and not (ragged and _least_side(training, judged, pictures) < _SIDE):
         return "images", pictures
     texts = [n for n, a in there.items() if a.ndim == 1 and a.dtype.kind in "iu" and len(a) >= 8]
     texts = [name for name in texts if _varied(judged, name)]
     if texts:
         return "texts", texts
+    if ragged:  # rows of unlike lengths aren't compared
+        return "rows", []
     return "rows", [name for name, array in there.items() if array.dtype.kind in "biuf"]
 
 
 def _varied(dataset: Dataset, name: str) -> bool:
     """Whether an input of whole numbers has so many values that they are token ids, and no mask."""
-    rows = dataset.inputs(range(min(len(dataset), 64)))[name]
-    return len(np.unique(rows)) > 32
+    groups = like_shaped(dataset, range(min(len(dataset), 64)))
+    rows = [dataset.inputs(alike)[name].reshape(-1) for alike in groups]
+    return len(np.unique(np.concatenate(rows))) > 32
+
+
+def _least_side(training: Dataset, judged: Dataset, names: list[str]) -> int:
+    """Return the least side of any image; with fewer than 16 pixels, pictures aren't of one size."""
+    return min(
+        min((size for size in data.shapes(i)[name] if size not in (1, 3, 4)), default=0)
+        for data in (training, judged)
+        for i in range(len(data))
+        for name in names
+    )
 
 
 def _channels(sample: Array) -> int | None:
@@ -249,8 +267,9 @@ def _chunks(dataset: Dataset, names: list[str]) -> Iterator[list[Array]]:
     each = sum(first[name].nbytes for name in dataset.names)
     step = max(1, min(4096, _CHUNK_BYTES // max(1, each)))
     for start in range(0, len(dataset), step):
-        read = dataset.inputs(range(start, min(start + step, len(dataset))))
-        yield [read[name] for name in names]
+        for together in like_shaped(dataset, range(start, min(start + step, len(dataset)))):
+            read = dataset.inputs(together)
+            yield [read[name] for name in names]
 
 
 def _signatures(dataset: Dataset, kind: Kind, names: list[str]) -> Floats:

@@ -9,7 +9,7 @@ import tempfile
 import weakref
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tokenize import TokenError
 from typing import IO
@@ -18,7 +18,9 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
+from hasten.inputs.data import labels_by_output
 from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.ragged import SHAPES, RaggedArray, checked_shapes
 from hasten.inputs.data.raw import RawArray
 from hasten.inputs.data.samples import (
     RESERVED,
@@ -35,6 +37,8 @@ ARRAY_HEADER_BYTES = 10_000
 """Limit on an array's header, as in numpy, which checks it only after reading."""
 ROW_BYTES = {"labels": 2**20, "groups": 2**12}
 """Largest label (a megapixel mask) and group (a long name) of a sample; all stay in memory."""
+_UNASKED_BYTES, _MOST_TIMES = 1 << 30, 100
+"""Bytes that compressed arrays may unpack to in any case, and the most times the archive's own size."""
 _DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError)
 
 
@@ -43,7 +47,7 @@ class NpzDataset(Dataset):
 
     def __init__(
         self,
-        arrays: dict[str, RawArray],
+        arrays: Mapping[str, RawArray | RaggedArray],
         labels: Array | None,
         groups: Array | None,
         source: str,
@@ -61,6 +65,7 @@ class NpzDataset(Dataset):
         self.missing = missing
         counts = {name: len(array) for name, array in arrays.items()}
         self._count = check_counts(counts, labels, groups, source)
+        self.ragged = any(isinstance(array, RaggedArray) for array in arrays.values())
 
     def __len__(self) -> int:
         return self._count
@@ -70,6 +75,9 @@ class NpzDataset(Dataset):
         for name, samples in read.items():
             check_finite(name, samples, indices, missing=self.missing)
         return read
+
+    def shapes(self, index: int) -> dict[str, tuple[int, ...]]:
+        return {name: array.shape_of(index) for name, array in self._arrays.items()}
 
     def content_hash(self, index: int) -> bytes:
         return tensors_hash({name: rows[0] for name, rows in self.inputs([index]).items()})
@@ -84,8 +92,12 @@ def open_npz(
 ) -> Dataset:
     """Open an .npz archive of `labels`, `groups` and an array of shape `(n, ...)` per input.
 
+    Samples of an input x that differ in shape lie in two arrays: x holds all their values one after
+    another, each in C order, and x.shapes their shapes, `(n, axes)`; see `save_ragged`.
+
     Only labels and groups are read into memory. An uncompressed array, as `np.savez` writes it, is
-    read in place; one that is compressed or in Fortran order is copied once to `spool`.
+    read in place; one that is compressed or in Fortran order is copied once to `spool`. Labels of
+    several outputs are arrays `labels@OUTPUT`.
 
     Args:
         path: Path of the archive.
@@ -99,7 +111,8 @@ def open_npz(
     Raises:
         InputError: there is no such file; it is no archive, cut short, damaged or encrypted; its
             arrays aren't the model's inputs; it has no samples; counts differ; labels or groups are
-            absurdly large; an array holds Python objects; or the disk is full.
+            absurdly large; compressed arrays would unpack to more than 1 GiB and 100 times the archive;
+            an array holds Python objects; or the disk is full.
     """
     if not path.exists():
         raise InputError(f"no such file: {path}")
@@ -130,19 +143,62 @@ def _remove(folder: Path | None) -> None:
 
 def _open(path: Path, names: Sequence[str] | None, spool: Path, *, missing: bool) -> NpzDataset:
     with zipfile.ZipFile(path) as archive:
-        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        _check_unpacked(archive, path)
+        members, by_output = _members(archive, names or ())
         reserved = [role for role in RESERVED if role in members and role not in (names or ())]
-        wanted = _match(path, [name for name in members if name not in reserved], names)
-        arrays = {
-            name: _member(archive, members[stored], name, path, spool / f"array{i}.raw")
-            for i, (name, stored) in enumerate(wanted.items())
+        own = [name for name in members if name not in reserved]
+        shapes = {
+            name: members[name + SHAPES]
+            for name in own
+            if name + SHAPES in members and name + SHAPES not in (names or ())
         }
+        others = {name + SHAPES for name in shapes}
+        wanted = _match(path, [name for name in own if name not in others], names)
+        arrays: dict[str, RawArray | RaggedArray] = {}
+        for i, (name, stored) in enumerate(wanted.items()):
+            array = _member(archive, members[stored], name, path, spool / f"array{i}.raw")
+            told = shapes.get(stored)
+            arrays[name] = array if told is None else _ragged(archive, told, array, name)
         counts = {name: len(array) for name, array in arrays.items()}
         count = check_counts(counts, None, None, str(path))
-        if not any(array.row_bytes for array in arrays.values()):
+        if not any(array.holds_numbers for array in arrays.values()):
             raise InputError(f"{path}: a sample holds no numbers; give arrays of shape (n, ...)")
         rows = {role: _whole(archive, members[role], role, count) for role in reserved}
+        if by_output:
+            each = {n: _whole(archive, info, "labels", count) for n, info in by_output.items()}
+            rows["labels"] = labels_by_output.joined(each)
     return NpzDataset(arrays, rows.get("labels"), rows.get("groups"), str(path), missing=missing)
+
+
+def _check_unpacked(archive: zipfile.ZipFile, path: Path) -> None:
+    """Check, before anything is unpacked, that compressed arrays don't claim to be absurdly large."""
+    packed = [info for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
+    size_bytes, claimed_bytes = path.stat().st_size, sum(info.file_size for info in packed)
+    if claimed_bytes > max(_UNASKED_BYTES, _MOST_TIMES * size_bytes):
+        raise InputError(
+            f"{path} has {size_bytes:,} bytes and would unpack to {claimed_bytes:,}, more than "
+            f"{_MOST_TIMES} times as many: if it is right, save it with np.savez, which doesn't compress"
+        )
+
+
+def _ragged(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, values: RawArray, name: str
+) -> RaggedArray | RawArray:
+    """Return the samples of an input whose values lie one after another, by their shapes."""
+    with _opened(archive, info) as file:
+        shape, fortran, dtype = _header(file, f"{name}{SHAPES}")
+        if dtype.kind not in "iu" or len(shape) != 2:
+            raise InputError(
+                f"{name}{SHAPES} are whole numbers (n, axes): got {dtype} {list(shape)}; see "
+                "hasten.save_ragged"
+            )
+        size_bytes = _size_bytes(file, info, f"{name}{SHAPES}", shape, dtype)
+        data = file.read(size_bytes + 1)
+    if len(data) != size_bytes:
+        raise zipfile.BadZipFile
+    shapes = np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+    checked_shapes(name, shapes, values.shape)
+    return RaggedArray(values.path, values.dtype, shapes.astype(np.int64), values.offset_bytes)
 
 
 def _match(path: Path, stored: list[str], names: Sequence[str] | None) -> dict[str, str]:
@@ -157,6 +213,19 @@ def _match(path: Path, stored: list[str], names: Sequence[str] | None) -> dict[s
             f"{', '.join(stored) or 'none'} beside labels and groups"
         )
     return {name: name for name in names}
+
+
+def _members(
+    archive: zipfile.ZipFile, names: Sequence[str]
+) -> tuple[dict[str, zipfile.ZipInfo], dict[str, zipfile.ZipInfo]]:
+    """Return the arrays of an archive by name, and apart from them labels by the output's name."""
+    members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+    by_output = {}
+    for name in [*members]:
+        output = labels_by_output.named_output(name)
+        if output is not None and name not in names:
+            by_output[output] = members.pop(name)
+    return members, by_output
 
 
 def _opened(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:

@@ -38,9 +38,18 @@ class RawArray:
         return self.shape[0]
 
     @property
+    def holds_numbers(self) -> bool:
+        """Whether a row holds anything."""
+        return self.row_bytes > 0
+
+    @property
     def row_bytes(self) -> int:
         """Size of one row in bytes."""
         return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    def shape_of(self, index: int) -> tuple[int, ...]:
+        """Return the shape of one row."""
+        return self.shape[1:]
 
     def rows(self, indices: Sequence[int]) -> Array:
         """Read the rows at some positions.

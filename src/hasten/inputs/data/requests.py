@@ -13,6 +13,7 @@ from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import HastenError, InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.dataset import Dataset, Subset
+from hasten.inputs.data.ragged import RaggedDataset, is_ragged
 from hasten.inputs.data.source import open_data
 from hasten.inputs.pipeline.base import Pipeline
 
@@ -78,13 +79,14 @@ def telling(said: str) -> Iterator[None]:
 
 
 def samples_of(requests: Sequence[Tensors]) -> Dataset:
-    """Return requests as samples; the requests all have the same types and shapes."""
-    return ArrayDataset(
-        {
-            name: np.stack([request[name].reshape(_sample(first.shape)) for request in requests])
-            for name, first in requests[0].items()
-        }
-    )
+    """Return requests as samples; the requests all have the same types and numbers of axes."""
+    samples = {
+        name: [request[name].reshape(_sample(request[name].shape)) for request in requests]
+        for name in requests[0]
+    }
+    if any(is_ragged(each) for each in samples.values()):
+        return RaggedDataset(samples)
+    return ArrayDataset({name: np.stack(each) for name, each in samples.items()})
 
 
 def random_requests(request: Sequence[TensorSpec], seed: int) -> Dataset:

@@ -46,6 +46,7 @@ class Rereading(Dataset):
             raise InputError(f"{source} has no samples")
         self._make, self._source, self._hashes = read, source, []
         rows: list[Parts] = []
+        shapes: set[tuple[tuple[int, ...], ...]] = set()
         for index in range(count):
             inputs, *more = self._read(index)
             try:
@@ -54,6 +55,7 @@ class Rereading(Dataset):
             except InputError as error:
                 raise InputError(f"{source}: {error}") from error
             self._hashes.append(tensors_hash(inputs))
+            shapes.add(tuple(np.shape(array) for array in inputs.values()))
             rows.append(tuple(np.asarray(part) for part in more))
             if len(rows[-1]) != len(rows[0]):
                 raise InputError(
@@ -66,6 +68,7 @@ class Rereading(Dataset):
                     f"{list(rows[-1][0].shape)}, the first {list(rows[0][0].shape)}"
                 )
         self.names = tuple(self._read(0)[0])
+        self.ragged = len(shapes) > 1
         self.labels = np.stack([row[0] for row in rows]) if rows[0] else None
         self.groups = np.array([row[1][()] for row in rows]) if len(rows[0]) > 1 else None
         check_counts({"samples": count}, self.labels, self.groups, source)

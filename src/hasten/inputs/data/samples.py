@@ -112,16 +112,25 @@ def check_shape(name: str, sample: Array, first: tuple[int, ...], index: int) ->
     """
     if sample.shape == first:
         return
-    if sample.ndim != len(first):
-        raise InputError(
-            f"input {name!r}: sample {index} has {sample.ndim} dimensions {list(sample.shape)}, "
-            f"the first has {len(first)} {list(first)}"
-        )
+    check_rank(name, sample, first, index)
     axis = next(i for i, (a, b) in enumerate(zip(sample.shape, first, strict=True)) if a != b)
     raise InputError(
         f"input {name!r}: sample {index} is {list(sample.shape)}, the first is {list(first)}, so the "
         f"data doesn't settle dimension {axis} of a sample; pad, crop or resize all to one shape"
     )
+
+
+def check_rank(name: str, sample: Array, first: tuple[int, ...], index: int) -> None:
+    """Check that a sample has as many dimensions as the first one.
+
+    Raises:
+        InputError: it hasn't.
+    """
+    if sample.ndim != len(first):
+        raise InputError(
+            f"input {name!r}: sample {index} has {sample.ndim} dimensions {list(sample.shape)}, "
+            f"the first has {len(first)} {list(first)}"
+        )
 
 
 def stack(name: str, samples: Sequence[Array], indices: Sequence[int]) -> Array:

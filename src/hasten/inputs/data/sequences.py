@@ -37,6 +37,11 @@ class SequenceData(Dataset):
     """
 
     def __init__(self, whole: Dataset, inputs: Sequence[TensorSpec], states: Pairs) -> None:
+        if whole.ragged:
+            raise InputError(
+                "sequences of a model with states= have one length: pad them, and say in "
+                f"{LENGTHS}, (n,), how many steps count in each"
+            )
         self.whole = whole
         self.labels, self.groups = whole.labels, whole.groups
         specs = {spec.name: spec for spec in inputs}

@@ -13,9 +13,10 @@ import numpy as np
 from hasten.core.records import read_json, write_json
 from hasten.core.tensors import Array
 from hasten.errors import InputError, IntegrityError
-from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.dataset import Dataset, like_shaped
+from hasten.inputs.data.ragged import RaggedArray
 from hasten.inputs.data.raw import RawArray
-from hasten.inputs.data.samples import RESERVED, check_counts, check_finite, check_shape
+from hasten.inputs.data.samples import RESERVED, check_counts, check_finite, check_rank, check_shape
 
 INDEX = "index.json"
 HASHES = "hashes.raw"
@@ -29,6 +30,7 @@ class Spool(Dataset):
 
     The folder holds `input0.raw`, ... with the samples in C order, `hashes.raw` with 32 bytes each,
     `labels.npy` and `groups.npy` where the data has them, and `index.json`, which is written last.
+    Where samples of an input differ in shape, `shapes0.npy`, ... holds their shapes, `(n, axes)`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -44,12 +46,7 @@ class Spool(Dataset):
                 raise IntegrityError(f"{folder} was written by another version; delete it")
             self._count = int(index["count"])
             self._inputs = {
-                str(entry["name"]): RawArray(
-                    folder / f"input{i}.raw",
-                    np.dtype(str(entry["dtype"])),
-                    (self._count, *map(int, entry["shape"])),
-                )
-                for i, entry in enumerate(index["inputs"])
+                str(entry["name"]): self._input(i, entry) for i, entry in enumerate(index["inputs"])
             }
             self._hashes = RawArray(folder / HASHES, np.dtype(np.uint8), (self._count, 32))
             rows = {
@@ -61,6 +58,17 @@ class Spool(Dataset):
         self.names = tuple(self._inputs)
         self.labels, self.groups = rows["labels"], rows["groups"]
         self.missing = bool(index.get("missing"))
+        self.ragged = any(isinstance(array, RaggedArray) for array in self._inputs.values())
+
+    def _input(self, number: int, entry: Mapping[str, Any]) -> RawArray | RaggedArray:
+        """Return an input's samples by its entry of the index."""
+        path, dtype = self.folder / f"input{number}.raw", np.dtype(str(entry["dtype"]))
+        if entry.get("ragged"):
+            shapes = np.load(self.folder / f"shapes{number}.npy", allow_pickle=False)
+            if len(shapes) != self._count:
+                raise ValueError(f"{len(shapes)} shapes for {self._count} samples")
+            return RaggedArray(path, dtype, shapes)
+        return RawArray(path, dtype, (self._count, *map(int, entry["shape"])))
 
     @classmethod
     def open(cls, folder: Path) -> Spool:
@@ -72,6 +80,9 @@ class Spool(Dataset):
 
     def inputs(self, indices: Sequence[int]) -> dict[str, Array]:
         return {name: array.rows(indices) for name, array in self._inputs.items()}
+
+    def shapes(self, index: int) -> dict[str, tuple[int, ...]]:
+        return {name: array.shape_of(index) for name, array in self._inputs.items()}
 
     def content_hash(self, index: int) -> bytes:
         return self._hashes.rows([index]).tobytes()
@@ -86,15 +97,17 @@ def write_spool(dataset: Dataset, folder: Path, chunk: int = 64) -> Spool:
         chunk: Largest number of samples to read at once.
 
     Raises:
-        InputError: a sample can't be read, isn't finite, or has another shape than the first;
-            or the disk is full.
+        InputError: a sample can't be read, isn't finite, or has another shape than the first though
+            the data set isn't ragged; or the disk is full.
     """
-    with SpoolWriter(folder, dataset.names, missing=dataset.missing) as writer:
+    common = {"missing": dataset.missing, "ragged": dataset.ragged}
+    with SpoolWriter(folder, dataset.names, **common) as writer:
         start, step = 0, 1
         while start < len(dataset):
             indices = range(start, min(start + step, len(dataset)))
-            hashes = [dataset.content_hash(i) for i in indices]
-            writer.append(dataset.inputs(indices), hashes)
+            for alike in like_shaped(dataset, indices):
+                hashes = [dataset.content_hash(i) for i in alike]
+                writer.append(dataset.inputs(alike), hashes)
             start = indices.stop
             step = max(1, min(chunk, CHUNK_BYTES // max(1, writer.sample_bytes)))
         return writer.finish(dataset.labels, dataset.groups)
@@ -103,13 +116,16 @@ def write_spool(dataset: Dataset, folder: Path, chunk: int = 64) -> Spool:
 class SpoolWriter:
     """Writer of a spool, a few samples at a time; the folder is no spool until `finish`."""
 
-    def __init__(self, folder: Path, names: Sequence[str], *, missing: bool = False) -> None:
+    def __init__(
+        self, folder: Path, names: Sequence[str], *, missing: bool = False, ragged: bool = True
+    ) -> None:
         """Make the folder and its files.
 
         Args:
             folder: Folder to write to, empty or not yet there.
             names: Names of the inputs.
             missing: Whether NaN stands for a value that isn't there.
+            ragged: Whether samples may differ in shape.
 
         Raises:
             InputError: the folder isn't empty, or can't be written.
@@ -117,7 +133,9 @@ class SpoolWriter:
         self._folder = folder
         self._names = tuple(names)
         self._missing = missing
+        self._check = check_rank if ragged else check_shape
         self._first: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
+        self._shapes: dict[str, list[tuple[int, tuple[int, ...]]]] = {}
         self._count = 0
         self._open = ExitStack()
         with _writing(folder):
@@ -144,7 +162,7 @@ class SpoolWriter:
 
     @property
     def sample_bytes(self) -> int:
-        """Size of one sample in bytes, over all inputs; 0 before the first is written."""
+        """Size of the first sample in bytes, over all inputs; 0 before it is written."""
         return sum(
             int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
             for dtype, shape in self._first.values()
@@ -158,8 +176,8 @@ class SpoolWriter:
             hashes: Content hashes, one per sample.
 
         Raises:
-            InputError: a sample isn't finite, its shape or dtype isn't that of the first, or the
-                disk is full.
+            InputError: a sample isn't finite, its dtype or number of axes isn't that of the first,
+                or the disk is full.
         """
         count = len(next(iter(samples.values())))
         indices = range(self._count, self._count + count)
@@ -168,7 +186,8 @@ class SpoolWriter:
                 raise InputError(f"sample {indices[0]} has no input {name!r}, but the first has")
             array = np.ascontiguousarray(samples[name])
             dtype, shape = self._first.setdefault(name, (array.dtype, array.shape[1:]))
-            check_shape(name, array[0], shape, indices[0])
+            self._check(name, array[0], shape, indices[0])
+            self._shapes.setdefault(name, []).append((count, array.shape[1:]))
             if array.dtype != dtype:
                 raise InputError(
                     f"input {name!r}: sample {indices[0]} is {array.dtype}, the first is {dtype}"
@@ -197,10 +216,7 @@ class SpoolWriter:
                     np.save(self._folder / f"{role}.npy", rows, allow_pickle=False)
             for file in (*self._files.values(), self._hashes):
                 os.fsync(file.fileno())
-        inputs = [
-            {"name": name, "dtype": self._first[name][0].name, "shape": self._first[name][1]}
-            for name in self._names
-        ]
+        inputs = [self._entry(number, name) for number, name in enumerate(self._names)]
         index = {
             "schema": SCHEMA,
             "count": self._count,
@@ -211,6 +227,18 @@ class SpoolWriter:
         }
         write_json(self._folder / INDEX, index)
         return Spool(self._folder)
+
+    def _entry(self, number: int, name: str) -> dict[str, Any]:
+        """Return an input's entry of the index; write its shapes where they differ."""
+        dtype, first = self._first[name]
+        entry: dict[str, Any] = {"name": name, "dtype": dtype.name, "shape": first}
+        if any(shape != first for _, shape in self._shapes[name]):
+            counts = [count for count, _ in self._shapes[name]]
+            shapes = np.repeat([shape for _, shape in self._shapes[name]], counts, axis=0)
+            with _writing(self._folder):
+                np.save(self._folder / f"shapes{number}.npy", shapes.astype(np.int64))
+            entry["ragged"] = True
+        return entry
 
 
 @contextmanager

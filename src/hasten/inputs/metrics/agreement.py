@@ -10,12 +10,16 @@ import numpy as np
 
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.inputs.metrics.classes import ClassMetric
-from hasten.inputs.metrics.outputs import class_output, class_scores
+from hasten.inputs.metrics.outputs import class_output, class_scores, equal_numbers, one_output
 
 
 @dataclass(frozen=True)
 class Agreement(ClassMetric):
-    """Score 1 where the model's highest class is the exact model's highest class, else 0."""
+    """Score 1 where the model's highest class is the exact model's highest class, else 0.
+
+    An output that is named and holds integers or truth values has been decided by the model
+    itself: there all numbers of a sample must be the exact model's.
+    """
 
     needs_labels: ClassVar[bool] = False
     noun: ClassVar[str] = "agreement"
@@ -31,6 +35,10 @@ class Agreement(ClassMetric):
         return cls(None if len(outputs) == 1 else scores.name)
 
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
+        if self.output is not None:
+            decided, others = (one_output(a, self.output, "agreement") for a in (outputs, exact))
+            if decided.dtype.kind in "biu":
+                return equal_numbers(decided, others).astype(np.float64)
         mine = class_scores(outputs, self.output, "agreement").argmax(axis=1)
         theirs = class_scores(exact, self.output, "agreement").argmax(axis=1)
         return np.asarray(mine == theirs, np.float64)

@@ -13,6 +13,7 @@ from hasten.core.registry import Registry
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.metrics.outputs import equal_bits
+from hasten.inputs.pipeline.base import Pipeline
 
 
 class Metric(Value, ABC):
@@ -33,8 +34,9 @@ class Metric(Value, ABC):
         margin_rank: Rank of the class score whose distance to the next one measures how sure an
             answer is: 1 for the highest. None where no margin does, so that no cascade is possible.
         of_changes: Whether the score falls by the share of answers that change.
-        over_set: Whether samples are scored against each other. Then `score` gives a reading of each, any
-            finite number, `draws` says which samples are compared, and `over` gives the scores.
+        over_set: Whether samples are scored against each other. Then `score` gives a reading of
+            each, any finite number or a row of them, `draws` says which samples are compared, and
+            `over` gives the scores.
         draw: Noun for one independent draw, where it is neither a sample nor a group.
     """
 
@@ -50,6 +52,17 @@ class Metric(Value, ABC):
             "detection_f1": "hasten.inputs.metrics.detection_f1:DetectionF1",
             "auroc": "hasten.inputs.metrics.auroc:Auroc",
             "brier": "hasten.inputs.metrics.brier:Brier",
+            "cer": "hasten.inputs.metrics.transcripts:Cer",
+            "wer": "hasten.inputs.metrics.transcripts:Wer",
+            "iou": "hasten.inputs.metrics.iou:Iou",
+            "pck": "hasten.inputs.metrics.keypoints:Pck",
+            "oks": "hasten.inputs.metrics.keypoints:Oks",
+            "ndcg": "hasten.inputs.metrics.ranking:Ndcg",
+            "recall": "hasten.inputs.metrics.ranking:Recall",
+            "group_ndcg": "hasten.inputs.metrics.queries:GroupNdcg",
+            "group_recall": "hasten.inputs.metrics.queries:GroupRecall",
+            "all_of": "hasten.inputs.metrics.combined:AllOf",
+            "each_output": "hasten.inputs.metrics.combined:EachOutput",
             "custom": "hasten.inputs.metrics.custom:Custom",
         },
     )
@@ -113,6 +126,10 @@ class Metric(Value, ABC):
     def source_sha256(self) -> str | None:
         """SHA-256 of the file with the user's own code; None where there is none."""
         return None
+
+    def around(self, pipeline: Pipeline | None) -> Metric:
+        """Return the metric as it reads a model with these steps around it."""
+        return self
 
     def checked(self, scores: object, count: int) -> Array:
         """Return scores as float64 of shape `(count,)`, each in [0, 1].
@@ -185,6 +202,23 @@ class Metric(Value, ABC):
             InputError: the outputs aren't of the form that the metric reads.
         """
         return equal_bits(outputs, others)
+
+    def redecided(self, outputs: Tensors, others: Tensors) -> Array:
+        """Return where two models decide otherwise; nowhere for a metric that doesn't score decisions.
+
+        Args:
+            outputs: Outputs of a model by name, each of shape `(n, ...)`.
+            others: Outputs of the exact model for these samples, in the form of `outputs`.
+
+        Returns:
+            bool of shape `(n,)`.
+
+        Raises:
+            InputError: the outputs aren't of the form that the metric reads.
+        """
+        if self.decides:
+            return ~self.unchanged(outputs, others)
+        return np.zeros(len(next(iter(outputs.values()))), bool)
 
     @abstractmethod
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:

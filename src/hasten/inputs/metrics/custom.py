@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from hasten.core.objects import load_object
 from hasten.core.records import source_digest
 from hasten.core.tensors import Array, Tensors
-from hasten.errors import InputError
+from hasten.errors import HastenError, InputError
 from hasten.inputs.metrics.base import Metric
+
+_FIRST = 3
+"""Number of an array's values that a message shows."""
 
 
 @dataclass(frozen=True)
@@ -20,9 +25,10 @@ class Custom(Metric):
     """Score samples by a function `(outputs, labels)` or `(outputs, labels, exact)`.
 
     `outputs` and `exact` are arrays by output name, each `(n, ...)`; `labels` is `(n, ...)` or
-    None. The function returns `(n,)` numbers in [0, 1]. It is called with a few samples at a time: one
-    that needs them all is a figure instead, see `hasten.inputs.set_metrics.custom`, and is refused here
-    where it says so by an attribute, `over_set = True`.
+    None. The function returns `(n,)` numbers in [0, 1]. It is called with a few samples at a time:
+    one that needs them all is a figure instead, see `hasten.inputs.set_metrics.custom`, and is
+    refused here where it says so by an attribute, `over_set = True`. Where it raises, or returns
+    anything else, the error says what it was given: dtypes, shapes and first values.
 
     Attributes:
         path: Import path of the function, "file.py:function" or "module:function".
@@ -76,5 +82,48 @@ class Custom(Metric):
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
         given = (outputs, labels, exact) if self._takes_exact else (outputs, labels)
         count = len(next(iter(outputs.values())))
-        returned = self._function(*given)
-        return self.checked(returned, count)
+        function = self._function
+        try:
+            returned = function(*given)
+        except HastenError:
+            raise
+        except Exception as error:  # the call runs the user's own code
+            raise InputError(
+                f"{self.path} failed: {raised(error)}; {came(outputs, labels)}"
+            ) from error
+        try:
+            return self.checked(returned, count)
+        except InputError as error:
+            raise InputError(f"{error}; {came(outputs, labels)}") from error
+
+
+def raised(error: Exception) -> str:
+    """Return an exception in one line, with the place in the user's file that raised it."""
+    said = " ".join(str(error).split())
+    frames = traceback.extract_tb(error.__traceback__)
+    name = type(error).__name__
+    where = (
+        f" at line {frames[1].lineno} of {Path(frames[1].filename).name}" if len(frames) > 1 else ""
+    )
+    return f"{name}{where}{f': {said:.200}' if said else ''}"
+
+
+def came(outputs: Tensors, labels: Array | None) -> str:
+    """Say in one line what a function was given: each array's dtype, shape and first values."""
+    told = ", ".join(f"{name} {_seen(array)}" for name, array in outputs.items())
+    return f"it was given the outputs {told}, and " + (
+        "no labels" if labels is None else f"the labels {_seen(labels)}"
+    )
+
+
+def _seen(array: Array) -> str:
+    """Return an array's dtype, shape and first values."""
+    first = ", ".join(
+        f"{one:.4g}" if array.dtype.kind == "f" else str(one) for one in _first(array)
+    )
+    more = ", ..." if array.size > _FIRST else ""
+    return f"{array.dtype} {list(array.shape)} ({first}{more})"
+
+
+def _first(array: Array) -> list[Any]:
+    return array.reshape(-1)[:_FIRST].tolist()  # type: ignore[no-any-return]

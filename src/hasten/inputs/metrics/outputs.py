@@ -24,8 +24,8 @@ def one_output(outputs: Tensors, name: str | None, metric: str) -> Array:
         return outputs[name]
     if len(outputs) != 1:
         raise InputError(
-            f"{metric} reads one output; the model has {', '.join(outputs)}: state which, "
-            f"as in {metric.capitalize()}(output={next(iter(outputs))!r})"
+            f"{metric} reads one output; the model has {', '.join(outputs)}: name one, "
+            f"as in {metric}@{next(iter(outputs))}, or all, as in {metric}@all"
         )
     return next(iter(outputs.values()))
 
@@ -51,7 +51,7 @@ def class_scores(outputs: Tensors, name: str | None, metric: str) -> Array:
         raise InputError(f"{metric} reads class scores (n, classes); the model gives {shapes}")
     raise InputError(
         f"{metric} reads one output of class scores; the model gives {shapes}: name one, "
-        f"as in {metric}:{fitting[0]}"
+        f"as in {metric}@{fitting[0]}"
     )
 
 
@@ -63,6 +63,13 @@ def class_output(outputs: Sequence[TensorSpec]) -> TensorSpec | None:
         if len(spec.shape) == 2 and spec.shape[1] != 1 and "float" in spec.dtype
     ]
     return fitting[0] if len(fitting) == 1 else None
+
+
+def last_is_least(output: Array) -> bool:
+    """Whether the last of four axes is shorter than the two before it, as of channels last."""
+    if output.ndim != 4 or output.shape[1] == 1:
+        return False
+    return bool(output.shape[3] < min(output.shape[1:3]))
 
 
 def equal_bits(outputs: Tensors, others: Tensors) -> Array:

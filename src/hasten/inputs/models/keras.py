@@ -24,7 +24,7 @@ from hasten.core.extras import missing_extra
 from hasten.core.model import Model
 from hasten.core.tensors import Array
 from hasten.errors import InputError
-from hasten.inputs.models import onnx
+from hasten.inputs.models import keras_archive, onnx
 
 OPSET = 18  # the highest that tf2onnx supports
 IR_VERSION = 10
@@ -33,18 +33,25 @@ TOLERANCE = 1e-3
 """Tolerance relative to an output's largest magnitude, for float32 sums in another order."""
 
 
-def load_file(path: Path) -> Any:
-    """Load a `.keras` file, without running any code in it (lambda layers).
+def load_file(path: Path, *, trust_code: bool = False) -> Any:
+    """Load a `.keras` file.
+
+    Args:
+        path: Path of the file.
+        trust_code: Whether code that the file brings may run, as that of lambda layers.
 
     Raises:
-        InputError: keras isn't installed, there is no such file, or it is another kind of file.
+        InputError: keras isn't installed, there is no such file, it is another kind of file, or
+            loading it could run code or touch other files.
     """
-    keras = _keras()
     if not path.is_file():
         raise InputError(f"no such file: {path}")
+    if not trust_code:
+        keras_archive.check(path)
+    keras = _keras()
     try:
-        with _quiet():
-            return keras.models.load_model(path, compile=False, safe_mode=True)
+        with quiet():
+            return keras.models.load_model(path, compile=False, safe_mode=not trust_code)
     except Exception as error:  # keras passes on any exception of its dependencies
         raise InputError(
             f"{path} can't be loaded as a Keras model: {_first_line(error)}"
@@ -86,7 +93,7 @@ def export(model: Any, sample: Mapping[str, Array] | Sequence[Array], workdir: P
     if backend == "torch":
         return _through_torch(model, given, workdir)
     path = workdir / "model.onnx"
-    with _quiet():
+    with quiet():
         try:
             wanted = _flat(model(_structured(model, given), training=False))
             model.export(path, format="onnx", verbose=False, opset_version=OPSET)
@@ -94,7 +101,7 @@ def export(model: Any, sample: Mapping[str, Array] | Sequence[Array], workdir: P
             raise InputError(
                 f"keras can't export the model to ONNX: {_first_line(error)}"
             ) from error
-    _rename(path, names, _output_names(model, len(wanted)))
+    rename(path, names, _output_names(model, len(wanted)))
     exported = onnx.load(path)
     _check(exported, given, wanted)
     return exported
@@ -102,7 +109,7 @@ def export(model: Any, sample: Mapping[str, Array] | Sequence[Array], workdir: P
 
 def _keras() -> Any:
     try:
-        with _quiet():
+        with quiet():
             import keras
     except ImportError as error:
         raise missing_extra("a Keras model", "keras") from error
@@ -110,7 +117,7 @@ def _keras() -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence tensorflow and tf2onnx, whose warnings and prints concern only their internals."""
     log = logging.getLogger()
     before = log.level, log.manager.disable
@@ -171,7 +178,7 @@ def _output_names(model: Any, count: int) -> list[str]:
     return ["output"] if count == 1 else [f"output_{i}" for i in range(count)]
 
 
-def _rename(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
+def rename(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     """Give the file's inputs and outputs the model's own names; tf2onnx makes up others."""
     proto = onnx.read(path)
     renamed: dict[str, str] = {}

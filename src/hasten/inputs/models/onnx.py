@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -130,14 +131,25 @@ def _external_files(proto: onnx.ModelProto, path: Path) -> list[Path]:
 
 
 def _inside(path: Path, tensor: str, location: str) -> Path:
-    """Return the path of external data, which must lie in the model's folder."""
+    """Return the path of external data, which must lie in the model's folder, also where links lead.
+
+    Where the model itself is a link, as in Hugging Face's cache, its data may lie beside what it leads to.
+    """
     relative = PurePosixPath(location)
     if not location or relative.is_absolute() or ".." in relative.parts:
         raise InputError(
             f"{path}: the data of {tensor!r} is said to be at {location!r}; "
             "external data must lie in the model's folder"
         )
-    return path.parent / relative
+    file = path.parent / relative
+    real = Path(os.path.realpath(file))  # `Path.resolve` would raise on circular links
+    folders = (os.path.realpath(path.parent), Path(os.path.realpath(path)).parent)
+    if not any(real.is_relative_to(folder) for folder in folders):
+        raise InputError(
+            f"{path}: the data of {tensor!r} is said to be at {location!r}, a link that leads to {real}; "
+            "external data must lie in the model's folder: copy it there if you trust the model"
+        )
+    return file
 
 
 def _check_extent(
@@ -209,7 +221,14 @@ def _spec(role: str, value: onnx.ValueInfoProto, path: Path) -> TensorSpec:
             f"{path}: {role} {value.name!r} has no element type; save the model with it"
         )
     if tensor.elem_type == onnx.TensorProto.STRING:
-        raise InputError(f"{path}: {role} {value.name!r} holds text; only numbers are supported")
+        hint = (
+            ""
+            if role == "output"
+            else ": turn texts into numbers before the model, and export from there"
+        )
+        raise InputError(
+            f"{path}: {role} {value.name!r} holds text; only numbers are supported{hint}"
+        )
     try:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     except KeyError as error:

@@ -6,26 +6,34 @@ import dataclasses
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hasten.core.model import Model
 from hasten.core.objects import load_object
 from hasten.core.tensors import Array, TensorSpec
 from hasten.errors import HastenError, InputError, told
 from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.images import ImageFolder
+from hasten.inputs.data.ragged import extremes
 from hasten.inputs.data.source import open_data
-from hasten.inputs.models import onnx
+from hasten.inputs.models import hugging_face, named, onnx, tensorflow
 from hasten.inputs.models.tabular.base import Tabular, described, library_of, read_file
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.config import from_module
 from hasten.inputs.pipeline.stored import stated_in
 
+FurtherSampler = Callable[[Sequence[str]], Sequence[Mapping[str, Array]]]
+"""Function from the input names that a sample was given by to samples of other shapes."""
 Sampler = Callable[[Sequence[str]], Mapping[str, Array]]
 """Function from the model's input names, as far as the model states them, to one sample."""
 
 KINDS = (
-    "an .onnx file, a .pt2 exported program, a .keras file, a model of rows (XGBoost's .json or .ubj, "
+    "an .onnx file, a Hugging Face folder, a .pt2 exported program, a .pt file of torch.jit.save, timm:NAME@FILE, "
+    "torchvision:NAME@FILE, a .keras file, a SavedModel folder, a .tflite file, a model of rows (XGBoost's .json or .ubj, "
     "LightGBM's .txt, CatBoost's .cbm, scikit-learn's .skops), my.py:name, or a live model of torch, "
     "Keras or one of these libraries"
 )
@@ -39,11 +47,12 @@ def load_model(
     custom_ops: Sequence[Path] = (),
     *,
     keep_program: bool = False,
+    further: FurtherSampler = lambda names: (),
 ) -> Model:
     """Load a model of any kind; facts that the model itself states are never asked for.
 
     Args:
-        source: Path of an ONNX file (.onnx or any other name), of a .pt2 exported program, of a
+        source: Path of an ONNX file (.onnx or any other name), of a Hugging Face folder, of a .pt2 exported program, of a
             .keras file or of a model of rows (.json, .ubj, .txt, .cbm, .skops); "file.py:name" or "package.module:name" of a module, of a Keras model, or
             of a function without arguments that returns one of these or a path; or a live model.
         sample: One sample by input name, without an axis for samples; or a function that takes the
@@ -52,6 +61,8 @@ def load_model(
         workdir: Folder to write an exported file to.
         custom_ops: Libraries with the user's own operators.
         keep_program: Whether to keep torch's exported program too, where there is one.
+        further: Function from the same names to samples of other shapes; dimensions in which these
+            differ stay open.
 
     Raises:
         InputError: there is no such model, it can't be exported, or an extra is missing.
@@ -59,6 +70,15 @@ def load_model(
     source = find_model(source)
     if isinstance(source, Path):
         return onnx.load(source, custom_ops)
+    if isinstance(source, hugging_face.Folder):
+        if source.file is not None:
+            return onnx.load(source.file, custom_ops)
+        return hugging_face.load(
+            source, partial(_for_folder, source, sample), workdir, keep_program=keep_program
+        )
+    if isinstance(source, tensorflow.TensorFlowModel):
+        known = partial(_sampled, sample, kind=source.kind) if sample is not None else None
+        return source.load(known, workdir)
     if isinstance(source, Tabular):
         if custom_ops:
             raise InputError(
@@ -66,7 +86,7 @@ def load_model(
                 "them for"
             )
         return source.export(workdir)
-    return _export(source, sample, workdir, custom_ops, keep_program)
+    return _export(source, sample, workdir, custom_ops, keep_program, further)
 
 
 def stated_pipeline(found: Any) -> Pipeline | None:
@@ -78,9 +98,14 @@ def stated_pipeline(found: Any) -> Pipeline | None:
     Raises:
         InputError: what it states can't be used.
     """
-    if isinstance(found, Tabular):
+    if isinstance(found, (Tabular, hugging_face.Folder)):
         return found.pipeline
-    return stated_in(found) if isinstance(found, Path) else from_module(found)
+    if isinstance(found, Path):
+        return stated_in(found)
+    if isinstance(found, tensorflow.TensorFlowModel):
+        return None
+    own = getattr(found, "hasten_pipeline", None)
+    return own if isinstance(own, Pipeline) else from_module(found)
 
 
 def load_with_data(
@@ -115,9 +140,32 @@ def load_with_data(
         opened.append(open_data(data, specs, pipeline, folder / "unpacked"))
         return {name: array[0] for name, array in opened[0].inputs([0]).items()}
 
-    model = load_model(source, sample, folder / "source", custom_ops, keep_program=keep_program)
+    def further(names: Sequence[str]) -> list[dict[str, Array]]:
+        whole = opened[-1]
+        if isinstance(whole, ImageFolder):  # it knows the shapes of those that were read
+            for index in range(len(whole)):
+                whole.content_hash(index)
+        places = extremes(whole) if whole.ragged else []
+        return [{name: array[0] for name, array in whole.inputs([n]).items()} for n in places]
+
+    model = load_model(
+        source, sample, folder / "source", custom_ops, keep_program=keep_program, further=further
+    )
     if not opened:
-        opened.append(open_data(data, model.inputs, pipeline, folder / "unpacked"))
+        try:
+            opened.append(open_data(data, model.inputs, pipeline, folder / "unpacked"))
+        except InputError:
+            from hasten.inputs.models.optional_inputs import optional_inputs, taking
+
+            optional = optional_inputs(source) if isinstance(source, Path) else ()
+            if not optional:
+                raise
+            shutil.rmtree(folder / "unpacked", ignore_errors=True)
+            given = open_data(data, (), pipeline, folder / "unpacked")
+            extra = {*given.names} & {*optional}
+            if not extra or {*given.names} != extra | {spec.name for spec in model.inputs}:
+                raise
+            return taking(source, extra, folder / "source", custom_ops), given
     return model, opened[0]
 
 
@@ -130,50 +178,76 @@ def check_has_program(source: Any) -> None:
     Raises:
         InputError: it is an ONNX file or a Keras model.
     """
-    if isinstance(source, (Path, Tabular)) or _kind(source) == "keras":
+    if isinstance(source, hugging_face.Folder):
+        source = source.file or source
+    other = isinstance(source, (Path, Tabular, tensorflow.TensorFlowModel))
+    if other or _kind(source) == "keras":
         came = f"the ONNX file {source}" if isinstance(source, Path) else "a Keras model"
         came = f"a {source.library} model" if isinstance(source, Tabular) else came
+        came = f"a {source.kind} model" if isinstance(source, tensorflow.TensorFlowModel) else came
         raise InputError(
             f"this target starts from the torch program, not from ONNX: got {came}; "
             "give the torch module or its .pt2 file"
         )
 
 
-def find_model(source: Any) -> Any:
-    """Return the model that a user named: the path of an ONNX file, a live model, or a `Tabular`.
+def find_model(source: Any, *, trust_code: bool = False) -> Any:
+    """Return the model that a user named: an ONNX file's path, a live model, a `Tabular` or a `Folder`.
+
+    Args:
+        source: The model, in any form that `load_model` takes.
+        trust_code: Whether code that a model's folder or file brings may run.
 
     Raises:
         InputError: there is no such model.
     """
     if not isinstance(source, (str, Path)):
         return described(source) if library_of(source) is not None else source
-    found = _from_path(Path(source))
+    found = _from_path(Path(source), trust_code=trust_code)
+    if found is None and isinstance(source, str) and named.is_named(source):
+        found = named.load(source)
     if found is None and isinstance(source, str) and ":" in source:
-        found = _from_code(source)
+        found = _from_code(source, trust_code=trust_code)
     if found is None:
         raise InputError(f"no such file: {source}")
     return found
 
 
-def _from_path(path: Path) -> Any:
+def _from_path(path: Path, *, trust_code: bool = False) -> Any:
     """Return the live model in a file, or the path of an ONNX file; None without a file."""
     if not path.exists():
         return None
+    if path.is_dir():
+        own = hugging_face.read(path, trust_code=trust_code)
+        return own or tensorflow.read(path, trust_code=trust_code) or path
     if path.suffix == ".pt2":
         from hasten.inputs.models import torch
 
-        return torch.load_program(path)
+        return torch.load_program(path, trust_code=trust_code)
     if path.suffix == ".keras":
         from hasten.inputs.models import keras
 
-        return keras.load_file(path)
-    if path.suffix in (".pt", ".pth", ".ckpt", ".safetensors", ".h5", ".tflite", ".pb"):
+        return keras.load_file(path, trust_code=trust_code)
+    if path.suffix in (".pt", ".pth", ".ts", ".torchscript"):
+        from hasten.inputs.models import torchscript
+
+        if torchscript.is_torchscript(path):
+            return torchscript.load(path, trust_code=trust_code)
+    if path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors"):
+        raise InputError(
+            f"{path} holds weights without the network that they are of: build it in a my.py, load them "
+            "there and give my.py:model; or name it, as in timm:resnet18@weights.safetensors"
+        )
+    if (of_tensorflow := tensorflow.read(path)) is not None:
+        return of_tensorflow
+    if path.suffix in (".h5", ".pb"):
         raise InputError(f"{path} is a {path.suffix} file; a model is {KINDS}")
     if path.suffix in _PICKLES:
         raise InputError(
-            f"{path} is a pickle, and reading one runs whatever code is in it: if you trust it, load it "
-            "in a my.py (model = joblib.load(...)) and give my.py:model; better, save the model with "
-            "skops or in its library's own format"
+            f"{path} is a pickle, and reading one runs whatever code is in it. If you trust it, load it in a "
+            "my.py and give my.py:model; or make it an ONNX file by two lines of your own: "
+            f"model = joblib.load({path.name!r}); onnx.save(skl2onnx.to_onnx(model, x[:1], "
+            "options={'zipmap': False}), 'model.onnx'), with options for a classifier alone"
         )
     rows = read_file(path)
     if rows is not None:
@@ -183,7 +257,7 @@ def _from_path(path: Path) -> Any:
     return path
 
 
-def _from_code(source: str) -> Any:
+def _from_code(source: str, *, trust_code: bool) -> Any:
     """Return the model, or the path of one, at "file.py:name" or from the function there."""
     found = load_object(source)
     is_model = _kind(found) is not None or library_of(found) is not None
@@ -195,7 +269,7 @@ def _from_code(source: str) -> Any:
         except Exception as error:  # the call runs the user's own code
             raise InputError(f"{source} failed: {told(error)}") from error
     if isinstance(found, (str, Path)):
-        inner = _from_path(Path(found))
+        inner = _from_path(Path(found), trust_code=trust_code)
         if inner is None:
             raise InputError(f"{source} names the file {found}, which doesn't exist")
         return inner
@@ -225,6 +299,7 @@ def _export(
     workdir: Path,
     custom_ops: Sequence[Path],
     keep_program: bool,
+    further: FurtherSampler,
 ) -> Model:
     """Export a live model to ONNX."""
     kind = _kind(source)
@@ -237,10 +312,17 @@ def _export(
     if kind == "torch":
         from hasten.inputs.models import torch, torch_inputs
 
+        if is_script(source):
+            from hasten.inputs.models import torchscript
+
+            names = torchscript.input_names(source)
+            return torchscript.export(source, _sampled(sample, names, kind), workdir)
+        if sample is None and (shape := getattr(source, "hasten_sample", None)) is not None:
+            sample = {"x": np.ones(shape, np.float32)}
         names = torch_inputs.input_names(source)
         more = torch_inputs.has_optional_inputs(source)
         given = _sampled(sample, names, kind, more=more)
-        model = torch.export(source, given, workdir)
+        model = torch.export(source, given, workdir, further=further(tuple(given)))
         if keep_program:
             kept = torch.keep_program(source, given, workdir / "program.pt2")
             model = dataclasses.replace(model, program=kept)
@@ -248,6 +330,22 @@ def _export(
     from hasten.inputs.models import keras
 
     return keras.export(source, _sampled(sample, keras.input_names(source), kind), workdir)
+
+
+def is_script(source: Any) -> bool:
+    """Whether a torch module is one of TorchScript."""
+    import torch
+
+    return isinstance(source, torch.jit.ScriptModule)
+
+
+def _for_folder(
+    folder: hugging_face.Folder, sample: Mapping[str, Array] | Sampler | None, module: Any
+) -> Mapping[str, Array]:
+    """Return a sample for a folder's module: of the data, or made up where there are none."""
+    if sample is None:
+        return folder.made_up(module)
+    return _sampled(sample, (str(module.main_input_name),), "torch", more=True)
 
 
 def _sampled(

@@ -6,15 +6,18 @@ import contextlib
 import io
 import logging
 import re
+import tempfile
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hasten.core import torch_programs
 from hasten.core.extras import missing_extra
 from hasten.core.model import Model
 from hasten.core.tensors import Array
@@ -26,6 +29,7 @@ from hasten.inputs.models.torch_inputs import (
     check_dtypes,
     named_inputs,
     numbered_names,
+    open_axes,
     ordered,
     takes_any_inputs,
 )
@@ -57,20 +61,26 @@ class _Module:
 
     Attributes:
         positional: Whether forward takes `*args`, so that inputs are passed by position.
+        axes: Input name -> names of axes, besides the batch, to keep open by their positions.
+        further: Samples of other shapes than the sample's: what differs is to stay open.
     """
 
     module: torch.nn.Module
     sample: dict[str, Array]
     positional: bool
+    axes: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    further: tuple[dict[str, Array], ...] = ()
 
-    def arguments(self, batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the arguments of forward for a batch made from the sample."""
+    def arguments(
+        self, batch: int, sample: Mapping[str, Array] | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of forward for a batch made from a sample, by default its own."""
         import torch
 
         place = next((p.device for p in self.module.parameters()), torch.device("cpu"))
         tensors = {
             name: torch.from_numpy(batch_of(array, batch)).to(place)
-            for name, array in self.sample.items()
+            for name, array in (sample or self.sample).items()
         }
         return (tuple(tensors.values()), {}) if self.positional else ((), tensors)
 
@@ -83,9 +93,19 @@ class _Module:
 
         args, kwargs = self.arguments(batch)
         shapes: Any = None
-        if open_batch:
-            axis = {0: torch.export.Dim("batch")}
-            each = [axis for _ in self.sample]
+        if open_batch or self.further:
+            stated = self.axes if open_batch else {}
+            each = [
+                {
+                    axis: torch.export.Dim(named)
+                    for axis, named in (own | dict(stated.get(name, {}))).items()
+                }
+                for name, own in zip(
+                    self.sample,
+                    open_axes([self.sample, *self.further], batch=open_batch),
+                    strict=True,
+                )
+            ]
             shapes = (tuple(each),) if self.positional else dict(zip(kwargs, each, strict=True))
         return _to_onnx(self.module, args, kwargs, list(self.sample), outputs, shapes)
 
@@ -96,13 +116,17 @@ class _Program:
 
     program: ExportedProgram
     sample: dict[str, Array]
+    further: tuple[dict[str, Array], ...] = ()
 
-    def arguments(self, batch: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the program's arguments for a batch made from the sample."""
+    def arguments(
+        self, batch: int, sample: Mapping[str, Array] | None = None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the program's arguments for a batch made from a sample, by default its own."""
         import torch
         from torch.utils import _pytree as pytree
 
-        tensors = [torch.from_numpy(batch_of(array, batch)) for array in self.sample.values()]
+        own = sample or self.sample
+        tensors = [torch.from_numpy(batch_of(array, batch)) for array in own.values()]
         return pytree.tree_unflatten(tensors, self.program.call_spec.in_spec)  # type: ignore[no-any-return]
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -113,13 +137,21 @@ class _Program:
         return _to_onnx(self.program, (), {}, list(self.sample), outputs, None)
 
 
-def export(module: Any, sample: Sample, workdir: Path, names: Sequence[str] | None = None) -> Model:
+def export(
+    module: Any,
+    sample: Sample,
+    workdir: Path,
+    names: Sequence[str] | None = None,
+    *,
+    axes: Mapping[str, Mapping[int, str]] | None = None,
+    further: Sequence[Sample] = (),
+) -> Model:
     """Export to ONNX, opset 20 and IR version 10, and check that the answers stay the same.
 
     The batch dimension is open if the exporter and the module allow it and the answers are right at
     batch sizes other than the traced one. Otherwise it is fixed at 1, and the file's metadata says
     why under `hasten.batch`. An exported program keeps its batch. The sample settles all other
-    dimensions.
+    dimensions, but for those in which further samples differ from it: these stay open.
 
     Args:
         module: A `torch.nn.Module`, exported in eval mode and then put back as it was; or a
@@ -128,6 +160,10 @@ def export(module: Any, sample: Sample, workdir: Path, names: Sequence[str] | No
             for samples; the name of a single input needn't match.
         workdir: Folder to write the ONNX file to.
         names: Names of the inputs, for a module whose forward takes `*args`.
+        axes: Input name -> names of axes, besides the batch, to keep open by their positions; one name
+            is one size. Where they can't be open, the batch isn't either.
+        further: Samples of other shapes, on which the answers are checked too. An exported program has
+            the open dimensions that it was exported with.
 
     Returns:
         ONNX model whose inputs have the names of forward's parameters. Outputs are named "output",
@@ -143,7 +179,7 @@ def export(module: Any, sample: Sample, workdir: Path, names: Sequence[str] | No
     except ImportError as error:
         raise missing_extra("a torch model", "torch") from error
     if isinstance(module, torch.export.ExportedProgram):
-        return _export_program(module, sample, workdir)
+        return _export_program(module, sample, workdir, further)
     if not isinstance(module, torch.nn.Module):
         raise InputError(
             f"a {type(module).__name__} is neither a torch module nor an exported program"
@@ -152,7 +188,11 @@ def export(module: Any, sample: Sample, workdir: Path, names: Sequence[str] | No
         names = list(sample) if isinstance(sample, Mapping) else numbered_names(len(sample))
     given = named_inputs(sample, module, names)
     check_dtypes(given, module)
-    source = _Module(module, given, names is not None)
+    others = tuple(named_inputs(one, module, names) for one in further)
+    if others:  # torch.export treats a size of 1 as a constant
+        given, *rest = sorted((given, *others), key=lambda one: -sum(a.size for a in one.values()))
+        others = tuple(rest)
+    source = _Module(module, given, names is not None, axes or {}, others)
     with evaluating(module), _quiet(), torch.no_grad():
         outputs = _output_names(source, 1)
         try:
@@ -165,7 +205,9 @@ def export(module: Any, sample: Sample, workdir: Path, names: Sequence[str] | No
     return _save(program, workdir, note)
 
 
-def _export_program(program: ExportedProgram, sample: Sample, workdir: Path) -> Model:
+def _export_program(
+    program: ExportedProgram, sample: Sample, workdir: Path, further: Sequence[Sample] = ()
+) -> Model:
     """Export a program that torch.export has already captured."""
     import torch
 
@@ -175,7 +217,7 @@ def _export_program(program: ExportedProgram, sample: Sample, workdir: Path) -> 
     shape: Sequence[Any] = nodes[names[0]].meta["val"].shape if names else ()
     size: Any = shape[0] if shape else 1
     batch = size if isinstance(size, int) else 2
-    source = _Program(program, given)
+    source = _Program(program, given, tuple(ordered(one, names, names) for one in further))
     with _quiet(), torch.no_grad():
         outputs = _output_names(source, batch)
         exported = _fixed(source, outputs, batch)
@@ -232,11 +274,18 @@ def _captured(module: Any, sample: Sample, names: Sequence[str] | None) -> Expor
         return torch.export.export(module, args, kwargs)
 
 
-def load_program(path: Path) -> Any:
+def load_program(path: Path, *, trust_code: bool = False) -> Any:
     """Load an exported program that `torch.export.save` wrote.
 
+    Args:
+        path: Path of the file.
+        trust_code: Whether code that the file brings may run, as torch.export.load runs it. Without
+            it a program is loaded only if it calls nothing but torch's operators; its guards on
+            requests are left out.
+
     Raises:
-        InputError: torch isn't installed, there is no such file, or it is another kind of file.
+        InputError: torch isn't installed, there is no such file, it is another kind of file, or it
+            can't be loaded without running code.
     """
     try:
         import torch
@@ -246,9 +295,33 @@ def load_program(path: Path) -> Any:
         raise InputError(f"no such file: {path}")
     try:
         with _quiet():
-            return torch.export.load(path)
+            return torch.export.load(path) if trust_code else _load_unrun(path)
+    except InputError:
+        raise
     except Exception as error:  # torch.export.load passes on any exception
         raise InputError(f"{path} is no exported torch program: {_reason(error)}") from error
+
+
+def _load_unrun(path: Path) -> Any:
+    """Load a program without running code that it brings.
+
+    Raises:
+        InputError: that can't be done.
+        zipfile.BadZipFile: it is another kind of file.
+        OSError: it can't be read or copied.
+    """
+    with tempfile.TemporaryDirectory(prefix="hasten-program-") as folder:
+        plain = Path(folder, path.name)
+        try:
+            torch_programs.keep(path, plain)
+            return torch_programs.load(plain)
+        except (OSError, zipfile.BadZipFile):
+            raise
+        except Exception as error:  # torch passes on any exception, and json its own
+            raise InputError(
+                f"{path} can't be loaded without running code that it brings: {_reason(error)}; if you "
+                "trust it, ask with trust_code=True, or load it in a my.py and give my.py:model"
+            ) from error
 
 
 @contextmanager
@@ -337,7 +410,18 @@ def _fixed(source: _Module | _Program, outputs: list[str], batch: int) -> Any:
     try:
         program = source.to_onnx(outputs, batch, open_batch=False)
     except Exception as error:  # torch's exporter passes on any exception
-        raise InputError(f"torch can't export the model to ONNX: {_reason(error)}") from error
+        wanted = ""
+        if source.further and isinstance(source, _Module):
+            own = open_axes([source.sample, *source.further], batch=False)
+            wanted = " with " + " and ".join(
+                f"dimension {axis} of {name}"
+                for name, axes in zip(source.sample, own, strict=True)
+                for axis in axes
+            )
+            wanted += " open, in which samples differ"
+        raise InputError(
+            f"torch can't export the model to ONNX{wanted}: {_reason(error)}"
+        ) from error
     _check(program, source, outputs, (batch,))
     return program
 
@@ -349,14 +433,30 @@ def _check(
     try:
         for batch in batches:
             _check_batch(program, source, outputs, batch)
+        for one in source.further:
+            try:
+                _check_batch(program, source, outputs, batches[0], one)
+            except InputError as error:
+                raise InputError(
+                    f"{error}, for {_shapes(one)}: the export, traced on {_shapes(source.sample)}, froze what "
+                    "the module makes of a size"
+                ) from error
     finally:
         program.release()
 
 
+def _shapes(sample: Mapping[str, Array]) -> str:
+    return ", ".join(f"{name} {list(array.shape)}" for name, array in sample.items())
+
+
 def _check_batch(
-    program: Any, source: _Module | _Program, outputs: Sequence[str], batch: int
+    program: Any,
+    source: _Module | _Program,
+    outputs: Sequence[str],
+    batch: int,
+    sample: Mapping[str, Array] | None = None,
 ) -> None:
-    args, kwargs = source.arguments(batch)
+    args, kwargs = source.arguments(batch, sample)
     wanted = [tensor.detach().cpu() for tensor in flat_outputs(source(args, kwargs)).values()]
     try:
         answers = [tensor.detach().cpu() for tensor in program(*args, **kwargs)]

@@ -131,3 +131,27 @@ def batch_of(sample: Array, size: int) -> Array:
         scales = (1 / (1 + np.arange(size))).astype(batch.dtype)
         batch *= scales.reshape(-1, *[1] * sample.ndim)
     return batch
+
+
+def open_axes(samples: Sequence[Mapping[str, Array]], *, batch: bool) -> list[dict[int, str]]:
+    """Return the axes of each input that are to stay open, with the names of their dimensions.
+
+    Axes whose sizes are the same in every sample are one dimension: "length" where it is the only one.
+
+    Args:
+        samples: Samples by input name, without an axis for samples.
+        batch: Whether the axis of the batch is open too.
+    """
+    columns: dict[tuple[int, ...], str] = {}
+    found: list[dict[int, str]] = []
+    for name, first in samples[0].items():
+        own = {0: "batch"} if batch else {}
+        for axis in range(first.ndim):
+            sizes = tuple(one[name].shape[axis] for one in samples)
+            if len(set(sizes)) > 1:
+                own[axis + 1] = columns.setdefault(sizes, f"{name}_{axis + 1}")
+        found.append(own)
+    if len(columns) == 1:
+        (only,) = columns.values()
+        return [{n: "length" if said == only else said for n, said in own.items()} for own in found]
+    return found

@@ -67,6 +67,7 @@ class Step(Value, ABC):
             "decode_audio": "hasten.inputs.pipeline.audio:DecodeAudio",
             "fit_length": "hasten.inputs.pipeline.audio:FitLength",
             "log_mel": "hasten.inputs.pipeline.audio:LogMel",
+            "standardize": "hasten.inputs.pipeline.standardize:Standardize",
             "row": "hasten.inputs.pipeline.rows:Row",
         },
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hasten.errors import InputError
+from hasten.inputs.pipeline.audio import DecodeAudio, FitLength, LogMel
 from hasten.inputs.pipeline.base import Pipeline, Step
 from hasten.inputs.pipeline.image import (
     CenterCrop,
@@ -17,6 +18,7 @@ from hasten.inputs.pipeline.image import (
     Resize,
     ToLayout,
 )
+from hasten.inputs.pipeline.standardize import Standardize
 from hasten.inputs.pipeline.text import MAX_LENGTH, Tokenize
 from hasten.inputs.pipeline.written import read_text
 
@@ -41,7 +43,7 @@ _HARMLESS = frozenset(
 
 
 def from_hugging_face(folder: Path) -> Pipeline:
-    """Build the pipeline of a model's folder, from its picture processor or else its tokenizer.
+    """Build the pipeline of a model's folder, from its processor of pictures or sounds, or its tokenizer.
 
     A tokenizer's texts are as long as they are, up to the length that `tokenizer_config.json` and
     `config.json` allow; nothing fills them up. Pictures are turned upright as their EXIF data says.
@@ -62,12 +64,37 @@ def from_hugging_face(folder: Path) -> Pipeline:
         )
     if images.is_file():
         try:
-            return _pictures(_json(images))
+            config = _json(images)
+            return _sounds(config) or _pictures(config)
         except InputError as error:
             raise InputError(f"{images}: {error}") from error
     if text.is_file():
         return Pipeline((_tokenizer(folder),))
     raise InputError(f"{folder} has neither {IMAGES} nor {TOKENIZER}: state the pipeline yourself")
+
+
+def _sounds(config: Mapping[str, Any]) -> Pipeline | None:
+    """Return the pipeline of an extractor of sounds; None for any other."""
+    name = config.get("feature_extractor_type")
+    if name not in ("Wav2Vec2FeatureExtractor", "WhisperFeatureExtractor"):
+        return None
+    rate = _whole(config, "sampling_rate", 16000)
+    steps: list[Step] = [DecodeAudio(rate)]
+    if name == "WhisperFeatureExtractor":
+        hop, window = _whole(config, "hop_length", 160), _whole(config, "n_fft", 400)
+        mels = _whole(config, "feature_size", 80)
+        seconds = _whole(config, "chunk_length", 30)
+        steps += [FitLength(seconds * rate), LogMel(rate=rate, window=window, hop=hop, mels=mels)]
+    elif config.get("do_normalize", True):
+        steps.append(Standardize())
+    return Pipeline(tuple(steps))
+
+
+def _whole(config: Mapping[str, Any], key: str, default: int) -> int:
+    found = config.get(key, default)
+    if type(found) is not int or found < 1:
+        raise InputError(f"{key}={found!r}: give a whole number above 0")
+    return found
 
 
 def _pictures(config: Mapping[str, Any]) -> Pipeline:

@@ -56,7 +56,11 @@ class Tokenize(Step):
     extra: ClassVar[str] = "text"
 
     def __post_init__(self) -> None:
-        """Check the sizes and the names; the tokenizer itself is read with the first text."""
+        """Check the sizes and the names; the tokenizer itself is read with the first text.
+
+        Its file is mostly written over many lines, which a bundle's manifest doesn't hold: it is put on one.
+        """
+        object.__setattr__(self, "tokenizer", _on_one_line(self.tokenizer))
         size = len(json.dumps(self.tokenizer))
         if size > MAX_TOKENIZER_BYTES:
             raise InputError(
@@ -140,6 +144,18 @@ class Tokenize(Step):
                 (self.types, encoded.type_ids),
             )
         }
+
+
+def _on_one_line(content: str) -> str:
+    """Return JSON without line breaks and tabs; what is no JSON as it is, which the reader refuses."""
+    if content.isprintable():
+        return content
+    try:
+        whole = json.loads(content)
+    except (ValueError, RecursionError):
+        return content
+    short = json.dumps(whole, ensure_ascii=False, separators=(",", ":"))
+    return short if short.isprintable() else json.dumps(whole, separators=(",", ":"))
 
 
 def _shielded(what: str, function: Any, *arguments: Any) -> Any:

@@ -39,6 +39,7 @@ class SetMetric(Value, ABC):
             "average_precision": "hasten.inputs.set_metrics.average_precision:AveragePrecision",
             "map50": "hasten.inputs.set_metrics.mean_ap:MeanAp50",
             "map50_95": "hasten.inputs.set_metrics.mean_ap:MeanAp",
+            "retrieval": "hasten.inputs.set_metrics.retrieval:Retrieval",
             "custom": "hasten.inputs.set_metrics.custom:SetCustom",
         },
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -33,17 +34,37 @@ def set_forms() -> str:
 def parse_set_metric(text: str) -> SetMetric:
     """Read a metric over a set from its form on a command line: a name, and a setting after a colon.
 
-    "my.py:gini" or "package.module:gini" is the user's own function.
+    "auroc@logits" names the output that is read. "my.py:gini" or "package.module:gini" is the user's own
+    function.
 
     Raises:
         InputError: the text is neither.
     """
-    name, _, setting = text.partition(":")
+    written, at, output = text.partition("@")
+    name, _, setting = written.partition(":")
     if name in SetMetric.registry:
-        return SetMetric.member(name).parse(setting, text)
-    if setting:
+        metric = SetMetric.member(name).parse(setting, text)
+        return _reading(metric, output, text) if at else metric
+    if text.partition(":")[2]:
         return SetCustom(text)
     raise InputError(f"there is no metric over a set {text!r}; there are {set_forms()}")
+
+
+def _reading(metric: SetMetric, output: str, text: str) -> SetMetric:
+    """Return a metric that reads an output of this name.
+
+    Raises:
+        InputError: the metric reads no single output, or names another one already.
+    """
+    named = getattr(metric, "output", "")
+    if not output or named == "":
+        why = "no output is named behind the @" if not output else "it reads no output by name"
+        raise InputError(f"metric over a set {text!r}: {why}")
+    if named is not None:
+        raise InputError(
+            f"metric over a set {text!r} names two outputs, {named} and {output}: name one"
+        )
+    return replace(metric, output=output)  # type: ignore[type-var]
 
 
 def threshold_of(pipeline: Pipeline | None) -> Threshold | None:
@@ -119,8 +140,7 @@ def chosen(
         )
     names = [spec.name for spec in outputs]
     for one in found:
-        if isinstance(one, ScoreMetric) and one.output is not None and one.output not in names:
-            raise InputError(
-                f"{type_name(one)} reads {one.output!r}; the model has {', '.join(names)}"
-            )
+        output = getattr(one, "output", None)
+        if output is not None and output not in names:
+            raise InputError(f"{type_name(one)} reads {output!r}; the model has {', '.join(names)}")
     return tuple(one.around(pipeline) for one in found)

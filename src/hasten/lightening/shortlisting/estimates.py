@@ -82,6 +82,17 @@ class Estimates:
             return self._fastest(count)
         return found[:count]
 
+    def may_fit(self) -> Option | None:
+        """Return the option that was never measured and is estimated to be the fastest, if it would fit."""
+        new = [
+            one
+            for name, options in self.families.items()
+            for one in options
+            if one not in self.taken.get(name, {})
+        ]
+        best = min(new, key=self.predicted_ns, default=None)
+        return best if best is not None and self.predicted_ns(best) <= self.budget_ns else None
+
     def _better(self, family: str, worth: float) -> Iterator[Option]:
         """Yield the most promising option expected to fit, if it beats those known to fit."""
         own = self.taken.get(family, {})

@@ -26,6 +26,8 @@ from hasten.lightening.shortlisting.options import Option, options
 from hasten.lightening.shortlisting.untrained import Untrained, written
 
 TIME_LIMIT_S = 40.0
+_INSISTS = 4
+"""Factor on the time limit while nothing is known to fit and something may."""
 _AT_ONCE = 8
 _EACH_S = 1.5
 """First guess of the time to write, build and time one option, on two quiet cores."""
@@ -101,6 +103,7 @@ def shortlist(
     architectures: Sequence[str] = (),
     target: Target | None = None,
     time_limit_s: float = TIME_LIMIT_S,
+    insist: bool = False,
     fresh: bool = False,
     cache: Path | None = None,
     listen: Listener = nobody,
@@ -116,6 +119,8 @@ def shortlist(
         architectures: Names of the catalogue's architectures to choose among; empty for all.
         target: Device to measure on; this host by default.
         time_limit_s: Time after which no further measurement starts, in seconds.
+        insist: Whether to go on, up to four times as long, while no architecture is known to fit and
+            one that wasn't measured may. A busy host slows measurements, and has no say in what fits.
         fresh: Whether to ignore the cache and measure everything again.
         cache: Folder of earlier measurements; the user's cache folder by default.
         listen: Callback that is told of each network that is measured.
@@ -150,18 +155,28 @@ def shortlist(
             cache=known,
             fresh=fresh,
             folder=Path(work),
-            deadline=time.monotonic() + time_limit_s,
+            deadline=(began := time.monotonic()) + time_limit_s,
+            latest=began + (_INSISTS if insist else 1) * time_limit_s,
             listen=listen,
         )
+        estimates = Estimates(families, search.budget_ns)
         with search.makers:
-            complete = search.run()
+            complete = search.run(estimates)
     entries = search.entries()
     best: dict[str, ShortlistEntry] = {}
     for entry in sorted(entries, key=lambda one: -one.promise):
         if entry.prospect.latency_ns <= search.budget_ns:
             best.setdefault(entry.family, entry)
     if not best:
-        raise nothing_fits(input_shape, budget_s, entries, search.failed, complete=complete)
+        options_ = sum(map(len, families.values()))
+        raise nothing_fits(
+            input_shape,
+            budget_s,
+            entries,
+            search.failed,
+            untimed=0 if complete else options_ - len(search.known),
+            may=None if complete else estimates.may_fit(),
+        )
     return Shortlist(
         task,
         classes,
@@ -180,23 +195,47 @@ def nothing_fits(
     entries: Sequence[ShortlistEntry],
     failed: Mapping[str, str],
     *,
-    complete: bool,
+    untimed: int = 0,
+    may: Option | None = None,
 ) -> InputError:
-    """Return the error that names the fastest architecture, or the fastest found in time."""
+    """Return the error that names the fastest architecture, and says what isn't known.
+
+    Args:
+        input_shape: Channels, height and width of one sample.
+        budget_s: Longest median latency, in seconds.
+        entries: All that were measured.
+        failed: Reasons why options can't be built or run, by the option's name.
+        untimed: Number of options that the time limit left unmeasured.
+        may: One of them that is estimated to fit.
+    """
     shown = "x".join(map(str, input_shape))
     if not entries:
         why = next(iter(failed.values()), "the time limit was too short to measure one")
         return InputError(f"no architecture of the catalogue could be measured at {shown}: {why}")
     one = min(entries, key=lambda entry: entry.prospect.latency_ns)
     size = f" at {one.pixels} px" if one.pixels else ""
-    found = "is" if complete else "found within the time limit is"
-    advice = "give at least that" if complete else "give at least that, or a longer time limit"
     least_ms = math.ceil(one.prospect.latency_ns / 1e4) / 100
+    fastest_ = f"{one.architecture} x{one.width:g}{size} at {least_ms:g} ms"
+    busy = sum(not entry.prospect.calm for entry in entries)
+    noisy = f" ({busy} of them while the host was busy)" if busy else ""
+    if untimed:
+        hope = "others may fit" if may is None else f"others may fit, such as {may.name}"
+        return InputError(
+            f"none of the {len(entries)} networks that could be timed within the time limit{noisy} answers "
+            f"{shown} in {budget_s * 1e3:g} ms, and {untimed} weren't timed: {hope}. The fastest so far is "
+            f"{fastest_}. What was timed is kept: call again to go on, or give a longer time limit"
+        )
     return InputError(
         f"no architecture of the catalogue answers {shown} in {budget_s * 1e3:g} ms on this "
-        f"machine: the fastest {found} {one.architecture} x{one.width:g}{size} at {least_ms:g} ms; "
-        f"{advice}"
+        f"machine: the fastest is {fastest_}; give at least that{_calmer(busy, len(entries))}"
     )
+
+
+def _calmer(busy: int, measured: int) -> str:
+    """Say how many measurements a busy host may have made too slow; "" for none."""
+    if not busy:
+        return ""
+    return f", or measure again on a calm host, as it was busy for {busy} of {measured}"
 
 
 @dataclass
@@ -213,7 +252,9 @@ class Search:
         cache: Cache of earlier measurements.
         fresh: Whether to ignore the cache and measure everything again.
         folder: Work folder.
-        deadline: Time of the monotonic clock, in seconds, after which no measurement starts.
+        deadline: Time of the monotonic clock, in seconds, after which no measurement starts, unless
+            nothing fits yet and something may.
+        latest: Time of the monotonic clock, in seconds, after which none starts in any case.
         listen: Callback that is told of each network that is measured.
         known: Measurements so far, by option.
         failed: Reasons why options can't be built or run, by the option's name.
@@ -229,6 +270,7 @@ class Search:
     fresh: bool
     folder: Path
     deadline: float
+    latest: float
     listen: Listener
     known: dict[Option, Measured] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
@@ -243,24 +285,35 @@ class Search:
     def _prospects(self) -> Path:
         return self.folder / "prospects"
 
-    def run(self) -> bool:
-        """Measure until nothing is to be gained or time is up; return whether it is complete."""
-        estimates = Estimates(self.families, self.budget_ns)
+    def run(self, estimates: Estimates) -> bool:
+        """Measure until nothing is to be gained or time is up; return whether it is complete.
+
+        Args:
+            estimates: Estimates without a measurement, which learn from each.
+        """
         self._recall()
         self._learn(estimates, list(self.known), recalled=True)
         batch = estimates.next(_AT_ONCE, _WORTH) if self.known else estimates.first(_FIRST)
         each_s = _EACH_S
         while batch:
             began = time.monotonic()
-            if self.known and began + each_s / 2 >= self.deadline:
+            if self.known and began + each_s / 2 >= self._end(estimates):
                 return False
             self._measure(batch)
             self._learn(estimates, batch)
             now = time.monotonic()
             each_s = (now - began) / len(batch)
-            at_once = max(1, round(min(_AT_ONCE, (self.deadline - now) / each_s)))
+            at_once = max(1, round(min(_AT_ONCE, (self._end(estimates) - now) / each_s)))
             batch = estimates.next(at_once, _WORTH)
         return True
+
+    def _end(self, estimates: Estimates) -> float:
+        """Return when the last measurement may start, by the monotonic clock, in seconds."""
+        fits = any(
+            one.prospect is not None and one.prospect.latency_ns <= self.budget_ns
+            for one in self.known.values()
+        )
+        return self.deadline if fits or estimates.may_fit() is None else self.latest
 
     def entries(self) -> list[ShortlistEntry]:
         """Return all options that could be measured."""

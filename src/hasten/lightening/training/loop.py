@@ -34,6 +34,8 @@ _LARGEST_GRADIENT = 5.0
 
 Doomed = Callable[[float, float], str | None]
 """Function from the share of the training that is done, and its score, to a reason to stop."""
+BeforeStep = Callable[[float], None]
+"""Function that is called with the share of the training that is done, before each step."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,9 @@ class Trainer:
         name: Name of the network for people.
         doomed: Function that decides at each evaluation whether to stop early.
         reference: Network whose answers the metric may compare with; the teacher by default.
+        before_step: Function that may change the network before each step, as pruning does.
+        settled: Share of the training from which on weights are kept: before it, the network isn't
+            yet what it is to become.
     """
 
     network: Network
@@ -119,6 +124,8 @@ class Trainer:
     name: str = "training"
     doomed: Doomed = lambda share, score: None
     reference: Network | None = None
+    before_step: BeforeStep = lambda share: None
+    settled: float = 0.0
     _exact: list[dict[str, Array]] = field(default_factory=list)
 
     def train(self) -> Training:
@@ -167,6 +174,8 @@ class Trainer:
         looked_s = 0.0
         share = max(self._share(step, state.seconds), curve[-1][0] if curve else 0.0)
         while share < 1 and note is None:
+            self.before_step(share)
+            begun = share
             loss = self._step(step, share)
             if not math.isfinite(loss):
                 note = f"the loss was {loss} at step {step + 1}"
@@ -182,9 +191,11 @@ class Trainer:
                 if not math.isfinite(score):
                     note = note or f"its answers weren't finite after step {step}"
                 else:
-                    if not curve or score >= max(s for _, s in curve):
+                    # A step that began before the network was settled trained another one.
+                    at = share if begun >= self.settled else min(share, self._unsettled)
+                    if at >= self.settled and score >= self._best_of(curve):
                         best = copy.deepcopy(self._average.module.state_dict())
-                    curve.append((share, score))
+                    curve.append((at, score))
                     outcome = f"{self.name}: {100 * score:.1f}% after {step} steps"
                     if note is None and share < 1:
                         note = self.doomed(share, score)
@@ -197,6 +208,15 @@ class Trainer:
                 self._tell(step, share, said or (note and f"{self.name}: {note}"))
         spent = state.seconds + time.monotonic() - began
         return self._state(best, curve, step, spent, note)
+
+    @property
+    def _unsettled(self) -> float:
+        """Largest share of the training at which the network isn't settled yet."""
+        return math.nextafter(self.settled, -math.inf)
+
+    def _best_of(self, curve: Sequence[tuple[float, float]]) -> float:
+        """Return the best score of weights that may be kept; minus infinity without any."""
+        return max((score for at, score in curve if at >= self.settled), default=-math.inf)
 
     def _share(self, step: int, spent_s: float) -> float:
         """Return the finished share of the training: of the time or the epochs, the larger."""
@@ -327,7 +347,7 @@ class Trainer:
         self.network.module.load_state_dict(state.best)
         self.network.module.eval()
         return Training(
-            score=max(score for _, score in state.curve),
+            score=self._best_of(state.curve),
             curve=tuple(state.curve),
             steps=state.step,
             epochs=state.step / self._examples.steps,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +24,7 @@ from hasten.optimization.job import Job
 from hasten.optimization.judge import Ending, Shipment, Verdicts
 from hasten.optimization.preparation import Ready
 from hasten.reporting.result import EstimateRow, Estimates, Result
+from hasten.reporting.summary import allowed
 
 AREAS = {"fpga": ("TRELLIS_COMB", "ICESTORM_LC"), "tpu": ("peak_memory_bytes",)}
 """Figures of area by device family, of which the first that exists is plotted against the rank."""
@@ -72,7 +72,7 @@ class Finish:
             threads=1,
             tried={},
             notes=(*self.ready.parts.notes, *job.notes),
-            seconds=time.monotonic() - job.began,
+            seconds=job.deadline.elapsed_s,
             asked=delivery.asked(job, self.ready),
             budget_ns=None if order.budget_s is None else 1e9 * order.budget_s,
             estimates=Estimates(
@@ -123,7 +123,7 @@ class Finish:
         why = _why_not(self.verdicts, bool(self.trials.estimated()), self._first_failure())
         able = [t for t in self.trials.estimated() if self.trials.able(t)]
         if self.job.order.accept_uncertified and able:
-            return "uncertified", f"shipped without a certificate, as was allowed: {why}", able[0]
+            return "uncertified", allowed(why), able[0]
         if self.exact:
             return "exact", f"{why}: {self._kept()}", self.trials.done[self.exact]
         return "exact", f"{why}; the bundle holds the original, for this host", None

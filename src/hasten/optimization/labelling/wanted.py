@@ -52,6 +52,14 @@ class Relabelled(Dataset):
         """Whether NaN stands for a value that isn't there."""
         return self.whole.missing
 
+    @property
+    def ragged(self) -> bool:  # type: ignore[override]
+        """Whether samples of the other data set differ in shape."""
+        return self.whole.ragged
+
+    def shapes(self, index: int) -> dict[str, tuple[int, ...]]:
+        return self.whole.shapes(index)
+
     def __len__(self) -> int:
         return len(self.whole)
 

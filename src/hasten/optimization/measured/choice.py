@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hasten.bundle import Status
 from hasten.certificate.certification import last_certified
 from hasten.certificate.verdict import Judgement, Verdict
-from hasten.measure.exactness import unchanged_in_words
 from hasten.measure.intervals import Ratio
 from hasten.measure.race import BASELINE, Standings
 from hasten.optimization.choose import faster, slower
 from hasten.optimization.judge import Ladder, Verdicts
+from hasten.reporting.summary import NO_FASTER, allowed, exact_why, refused
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,7 @@ class Choice:
         status: "certified", "exact" or "uncertified".
         why: Reason for the status, in words.
         judgement: Judgement of the sealed data on the winner; None where it isn't certified.
-        beaten: Key of a candidate that was certified, but not faster than the exact model in fresh
-            rounds; None where there is none.
-        short: What kept that candidate from shipping, in words.
+        inexact: Reason why no inexact candidate ships with a certificate; empty where one does.
     """
 
     winner: str
@@ -34,8 +33,7 @@ class Choice:
     status: Status
     why: str
     judgement: Judgement | None = None
-    beaten: str | None = None
-    short: str = ""
+    inexact: str = ""
 
 
 def decide(
@@ -48,6 +46,8 @@ def decide(
     compared: int = 0,
     accept_uncertified: bool = False,
     as_it_was: Standings | None = None,
+    label: Callable[[str], str] = str,
+    untested: str = NO_FASTER,
 ) -> Choice:
     """Decide what ships: what is certified and faster in fresh rounds too, else an exact model.
 
@@ -60,6 +60,8 @@ def decide(
         compared: Number of samples on which no answer of the exact candidate changed.
         accept_uncertified: Whether the uncertified candidate may ship.
         as_it_was: Standings on the threads that ship, where the fresh rounds are of fewer.
+        label: Label of a candidate for people, by its key.
+        untested: Reason why the ladder is empty, where it is.
     """
 
     def short_of(one: str, exact: str) -> str | None:
@@ -70,23 +72,14 @@ def decide(
     winner = passed[0] if passed else exact
     if exact != baseline and short_of(exact, baseline) is not None:
         winner, exact = (baseline if winner == exact else winner), baseline
-    beaten, short = None, None
-    if winner != exact and (short := short_of(winner, exact)) is not None:
-        beaten, winner = (winner if final.stands(winner) else None), exact
-    if passed and passed[0] == winner:
+    short = None if winner == exact else short_of(winner, exact)
+    if passed and winner == passed[0] and short is None:
         return Choice(winner, exact, "certified", passed[1].in_words(), passed[1])
-    lacks = short or "" if beaten else ""
-    why = _why_exact(verdicts, short)
+    reason = _why_no_inexact(verdicts, short, label, untested)
     if accept_uncertified and loose is not None and short_of(loose, exact) is None:
-        allowed = f"shipped without a certificate, as was allowed: {why}"
-        return Choice(loose, exact, "uncertified", allowed, beaten=beaten, short=lacks)
-    if exact != baseline:
-        speedup = 1 / final.ratio(exact).estimate
-        kept = f", and {unchanged_in_words(compared)}" if compared else ""
-        why = (
-            f"the exact model itself is {speedup:.2f}x faster than the default engine{kept}; {why}"
-        )
-    return Choice(winner, exact, "exact", why, beaten=beaten, short=lacks)
+        return Choice(loose, exact, "uncertified", allowed(reason), inexact=reason)
+    why = exact_why(reason, compared, default=exact == baseline)
+    return Choice(exact, exact, "exact", why, inexact=reason)
 
 
 def settled_by_sealed_data(verdicts: Verdicts) -> set[str]:
@@ -107,41 +100,40 @@ def _short_of(
     stalls count in full.
     """
     if not final.stands(one):
-        return "dropped out of the fresh rounds"
+        return "dropped out"
     runs = exact != baseline and final.stands(exact)
     other = exact if runs else BASELINE
     even = Ratio(1.0, 1.0, 1.0, final.counted)
     if not faster(final.ratio(one, other), even, final.spread):
-        return "was not faster than the exact model"
+        return "wasn't faster than the fastest exact form by more than the noise"
     means = final.means(one, other)
     if slower(means, final.spread_of_means):
         return (
-            f"took {means.estimate:.2f} times the exact model's mean latency "
+            f"took {means.estimate:.2f} times the mean latency of the fastest exact form "
             f"({means.low:.2f} to {means.high:.2f})"
         )
     if as_it_was is None or not (as_it_was.stands(one) and as_it_was.stands(other)):
         return None
     if slower(as_it_was.ratio(one, other), as_it_was.spread):
-        return f"was slower than the exact model on {as_it_was.threads} threads, as it would ship"
+        return f"was slower than the fastest exact form on {as_it_was.threads} threads, as it would ship"
     return None
 
 
-def _why_exact(verdicts: Verdicts, short: str | None) -> str:
-    """Return the reason why nothing inexact ships.
+def _why_no_inexact(
+    verdicts: Verdicts, short: str | None, label: Callable[[str], str], untested: str
+) -> str:
+    """Return the reason why nothing inexact ships with a certificate.
 
     Args:
         verdicts: Verdicts of the sealed data on the ladder.
         short: What kept the certified candidate from shipping; None where none was certified.
+        label: Label of a candidate for people, by its key.
+        untested: Reason why there are no verdicts, where there are none.
     """
-    if last_certified(verdicts) is not None:
-        if short == "dropped out of the fresh rounds":
-            return f"the certified candidate {short}"
-        return f"in fresh rounds the certified candidate {short}"
+    passed = last_certified(verdicts)
+    if passed is not None:
+        return f"{label(passed[0])} was certified, but in the final timing it {short}"
     if not verdicts:
-        return (
-            "no inexact candidate (such as int8) under the limit on the search split was faster "
-            "than the exact model beyond the noise"
-        )
-    entry = verdicts[0][1]
-    reason = entry.in_words() if isinstance(entry, Judgement) else f"the safest failed: {entry}"
-    return f"no inexact candidate was certified: {reason}"
+        return untested
+    key, entry = verdicts[0]
+    return refused(label(key), entry)

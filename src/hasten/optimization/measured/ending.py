@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hasten.bundle import Part
+from hasten.bundle.batch_mates import share_batch_axis
 from hasten.certificate.certification import last_certified
 from hasten.certificate.verdict import Judgement
 from hasten.core.records import to_record
+from hasten.engines.artifacts import batch_sizes
 from hasten.engines.layers import LayerTime
 from hasten.measure.candidate import Trial
 from hasten.measure.curve import CURVE, CurvePoint, curve_record
 from hasten.measure.exactness import unchanged_in_words
+from hasten.measure.intervals import Ratio
 from hasten.measure.race import AGAIN, BASELINE, Standings
 from hasten.measure.scenario import LoadTest, in_words, load_record
 from hasten.measure.sweep import sweep
@@ -32,8 +34,12 @@ from hasten.optimization.measured.outcomes import (
     rungs,
 )
 from hasten.optimization.measured.racing import Racing
+from hasten.optimization.measured.spending import LIMITS_S
 from hasten.reporting.result import UNEVEN, Limit, Result, Row, row
+from hasten.reporting.summary import UNJUDGED, untested
 
+_LEAST_CURVE_S = 4.0
+"""Least time for a batch curve, on a quiet machine: with less it isn't begun."""
 _CLEARLY = 0.95
 """Largest latency of an uncertified model worth a row, as a share of the latency of what ships."""
 
@@ -59,7 +65,8 @@ class Finish:
         winner = passed[0] if passed else self.ladder.exact
         loose = self._fastest_uncertified(winner)
         best = best_of_methods(racing) if racing.ready.trained else {}
-        final = self._fresh_figures([self.ladder.exact, winner, loose, *best.values()])
+        racing.job.deadline.enter("figures")
+        final = self._fresh_figures([self.ladder.exact, winner], [loose, *best.values()])
         choice = decide(
             self.ladder,
             self.verdicts,
@@ -69,14 +76,9 @@ class Finish:
             compared=self._samples,
             accept_uncertified=order.accept_uncertified,
             as_it_was=racing.as_it_was,
+            label=lambda key: racing.candidate(key).label,
+            untested=UNJUDGED if racing.ready.made_up else self._untested(),
         )
-        if choice.beaten is not None:
-            racing.job.notes.append(
-                f"{racing.candidate(choice.beaten).label} was certified, but in fresh rounds it "
-                f"{choice.short}: the exact model ships"
-            )
-        if racing.as_it_was is not None:
-            racing.job.notes.append(self._as_shipped(racing.as_it_was, choice))
         method = method_of(racing.candidate(choice.winner)) if best else ""
         best |= {method: choice.winner} if method else {}
         shown = self._shown(choice, loose)
@@ -85,9 +87,13 @@ class Finish:
             for _, key, entrant in shown
             if final.stands(entrant) and final.statistic_of(entrant) != final.statistic
         ]
+        decided_s = self._decided(final, choice)
+        racing.job.notes += self._one_at_a_time(choice)
+        racing.job.deadline.enter("further")
         steps, reached, by_candidate = self._limits(final, shown)
         curve = self._curve(choice.winner)
         loaded = loads(racing, choice.winner)
+        racing.job.notes += _over_limit(racing)
         result = Result(
             bundle=order.out,
             status=choice.status,
@@ -101,7 +107,7 @@ class Finish:
                 t.candidate.label: racing.trials.outcome(t) for t in racing.trials.done.values()
             },
             notes=(*racing.ready.parts.notes, *racing.job.notes),
-            seconds=time.monotonic() - racing.job.began,
+            seconds=racing.job.deadline.elapsed_s,
             objective=final.statistic,
             outcomes=outcomes(racing, self.ladder, by_candidate),
             ladder=rungs(racing, self.verdicts),
@@ -112,6 +118,11 @@ class Finish:
             budget_ns=None if order.budget_s is None else 1e9 * order.budget_s,
             method=method,
             steps=racing.ready.steps_each,
+            inexact=choice.inexact,
+            default_threads=racing.asked_threads,
+            shipped_threads=racing.bench.target.threads,
+            on_all=self._on_all(final, choice),
+            decided_s=decided_s,
         )
         roles = {role: entrant for role, _, entrant in shown}
         records = {
@@ -120,11 +131,44 @@ class Finish:
         }
         return Ending(shipment(racing, choice), result, records)
 
+    def _one_at_a_time(self, choice: Choice) -> list[str]:
+        """Return a note where what ships takes no batches, though the model does."""
+        racing, model = self.racing, self.racing.ready.model
+        artifact = racing.artifact(racing.candidate(choice.winner))
+        if not share_batch_axis(model.inputs, model.outputs) or batch_sizes(artifact) is None:
+            return []
+        return [
+            f"{racing.candidate(choice.winner).label} takes one sample in a request, though the model takes "
+            "batches: a server can't batch it"
+        ]
+
+    def _decided(self, final: Standings, choice: Choice) -> float:
+        """Tell what ships, before further measurements; return after how many seconds it is decided.
+
+        Its speed is told where it is that of the result's first line: on the threads that people have.
+        """
+        job, winner = self.racing.job, self.racing.candidate(choice.winner)
+        decided_s = job.deadline.elapsed_s
+        entrant = BASELINE if winner == self.racing.trials.baseline else choice.winner
+        ratio = self._on_all(final, choice)
+        if ratio is None and final.threads == self.racing.asked_threads and entrant != BASELINE:
+            ratio = _ratio_of(final, entrant)
+        speed = "" if ratio is None else f", {1 / ratio.estimate:.2f}x"
+        said = f"decided after {decided_s:.0f} s: {winner.label} ships, {choice.status}{speed}"
+        rounds = max(1, final.counted)
+        job.tell("figures", "decided", rounds, rounds, said)
+        return decided_s
+
     @property
     def _samples(self) -> int:
         """Number of samples on which the exact candidate was compared with the original."""
         parts = self.racing.ready.parts
         return len(parts.search) + len(parts.sealed)
+
+    def _untested(self) -> str:
+        """Say why no inexact candidate was tested on the sealed data, where none was."""
+        inexact = [t for t in self.racing.trials.done.values() if not t.candidate.exact]
+        return untested(len(inexact), sum(t.measurement is not None for t in inexact))
 
     def _fastest_uncertified(self, winner: str) -> str | None:
         """Return the fastest uncertified trial under the limit, if it clearly beats the winner."""
@@ -176,7 +220,12 @@ class Finish:
         self, final: Standings, shown: Sequence[tuple[str, str, str]]
     ) -> tuple[Mapping[str, tuple[LayerTime, ...]], tuple[Limit, ...], Mapping[str, Limit]]:
         """Profile the winner and the exact model; compare latencies with the machine's limit."""
-        if not self.racing.limited or self.racing.job.late:
+        if not self.racing.limited:
+            return {}, (), {}
+        if self.racing.job.deadline.left_s() < LIMITS_S * self.racing.slow:
+            self.racing.job.notes.append(
+                "the time limit left out the profiles and the distance from the machine's limit"
+            )
             return {}, (), {}
         self.racing.job.tell("limit", "what the machine can do", 0, 1)
         wanted = {role: key for role, key, _ in shown if role in ("fastest exact", "winner")}
@@ -185,30 +234,40 @@ class Finish:
             self.racing, final, {role: (key, who) for role, key, who in shown}, steps
         )
 
-    def _fresh_figures(self, shown: Sequence[str | None]) -> Standings:
-        """Time the candidates of the table anew: the fastest of many looks faster than it is."""
+    def _fresh_figures(self, ships: Sequence[str], shown: Sequence[str | None]) -> Standings:
+        """Time the candidates of the table anew: the fastest of many looks faster than it is.
+
+        Args:
+            ships: Keys of those of which one ships.
+            shown: Keys of others in the table, which are left out first where there is little time.
+        """
         keys = dict.fromkeys(
-            key for key in shown if key not in (None, self.racing.trials.baseline.key)
+            key for key in (*ships, *shown) if key not in (None, self.racing.trials.baseline.key)
         )
+        wanted = [self.racing.candidate(key) for key in keys if key]
+        needed = [one for one in wanted if one.key in ships]
         threads = self.racing.bench.target.threads
-        final = self.racing.fresh([self.racing.candidate(key) for key in keys if key])
+        final = self.racing.fresh(self.racing.timed_again(needed, wanted))
         self.racing.use_threads(threads)  # what was certified ships, whichever threads were timed
         return final
 
-    def _as_shipped(self, as_it_was: Standings, choice: Choice) -> str:
-        """Say how fast the winner is on the threads that ship, where the figures are of fewer."""
-        threads, baseline = as_it_was.threads, self.racing.trials.baseline.key
-        shipped = f"the bundle runs on {threads} threads, and the figures are of one"
-        if choice.winner == baseline:
-            return f"{shipped}: it is the default engine"
-        if not as_it_was.stands(choice.winner):
-            return f"{shipped}: on {threads} its speed wasn't measured"
-        found = as_it_was.ratio(choice.winner)
-        return (
-            f"{shipped}: on {threads}, in {as_it_was.counted} rounds on the busy host, "
-            f"{self.racing.candidate(choice.winner).label} took {found.estimate:.2f} times as long as "
-            f"the default engine ({found.low:.2f} to {found.high:.2f})"
-        )
+    def _on_all(self, final: Standings, choice: Choice) -> Ratio | None:
+        """Compare what ships, as it ships, with the default engine on all threads that it takes.
+
+        Returns:
+            Ratio of their latencies; None where the fresh rounds tell it, or where it wasn't measured.
+        """
+        racing = self.racing
+        threads, original = racing.bench.target.threads, racing.trials.baseline.key
+        if final.threads == racing.asked_threads:
+            return None
+        if choice.winner == original and threads == racing.asked_threads:
+            return None  # it is what people have
+        if racing.as_it_was is not None:
+            return _ratio_of(racing.as_it_was, choice.winner)
+        if choice.winner != (self.ladder.exact, *self.ladder.rungs)[-1]:
+            return None
+        return _ratio_of(racing.threads_raced(), "one" if threads == 1 else "all")
 
     def _rows(self, final: Standings, choice: Choice, loose: str | None) -> tuple[Row, ...]:
         """Return the rows of the table; a candidate without fresh rounds has none."""
@@ -241,9 +300,8 @@ class Finish:
     def _curve(self, key: str) -> list[CurvePoint]:
         """Measure the winner by batch, threads and sessions; failures become notes."""
         racing, longest_s = self.racing, self.racing.effort.curve_s
-        deadline = racing.job.deadline
-        left_s = longest_s if deadline is None else min(longest_s, deadline - time.monotonic())
-        if left_s <= 0:
+        left_s = min(longest_s, racing.job.deadline.left_s())
+        if left_s < min(longest_s, _LEAST_CURVE_S * racing.slow) or left_s <= 0:
             if left_s < longest_s:
                 racing.job.notes.append("batch curve: left out, the time limit is reached")
             return []
@@ -291,6 +349,22 @@ def write_interim(racing: Racing, trial: Trial) -> None:
     exact = racing.trials.baseline.key
     choice = Choice(trial.candidate.key, exact, "uncertified", delivery.UNFINISHED)
     delivery.write_interim(racing.job, racing.ready, shipment(racing, choice))
+
+
+def _ratio_of(standings: Standings, who: str) -> Ratio | None:
+    return standings.ratio(who) if standings.stands(who) else None
+
+
+def _over_limit(racing: Racing) -> list[str]:
+    """Return a note where what a run can't leave out took longer than the time limit."""
+    deadline = racing.job.deadline
+    if deadline.limit_s is None or not deadline.broken:
+        return []
+    return [
+        f"the time limit of {deadline.limit_s:g} s was too short for what a run can't leave out (reading the "
+        "model and the data, opening the original, timing it, writing the bundle): that took "
+        f"{deadline.elapsed_s:.0f} s"
+    ]
 
 
 def _part(racing: Racing, key: str) -> Part:

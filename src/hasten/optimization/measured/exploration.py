@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from math import inf
 
 import numpy as np
 
 from hasten.certificate.draws import drawn
 from hasten.certificate.planning import samples_needed
 from hasten.core.tensors import Array
-from hasten.errors import CandidateError
+from hasten.errors import CandidateError, OutOfTime
 from hasten.measure.candidate import Candidate, Single, Trial
 from hasten.optimization.grid import neighbours, variations
 from hasten.optimization.job import Job
+from hasten.optimization.measured.bucketing import Bucketing
 from hasten.optimization.measured.escalation import Escalation
 from hasten.optimization.measured.mixing import Least, Mixing
 from hasten.optimization.measured.screening import SCREEN_NOISE, Screening
@@ -24,6 +23,8 @@ from hasten.passes.base import Pass, Skipped
 from hasten.passes.small_model import small_model_of
 
 _TRANSFORMS_AT_ONCE = 2
+_MADE_AT_ONCE = 6
+"""Candidates whose models are made before any of them is tried, so that the first ones don't wait for all."""
 _NEIGHBOURS_OF = 2
 _DOUBT = 1.28
 """Standard errors: in one case of ten the true drop exceeds the observed one by more than these."""
@@ -37,7 +38,6 @@ class Exploration:
         job: The run at work.
         units: Number of each search sample's group; samples with one number were drawn together.
         sealed_draws: Number of independent draws to certify by.
-        sealed_samples: Number of samples in those draws.
         on_better: Callback for each trial that is the best so far.
         least: Function from a precision (None for the machine's fastest) to the least time that the
             machine can take for the model; it returns None where that can't be computed.
@@ -50,14 +50,13 @@ class Exploration:
         *,
         units: Array,
         sealed_draws: int,
-        sealed_samples: int,
         on_better: Callable[[Trial], None],
         least: Least,
     ) -> None:
         self.trials = trials
         self.best: str | None = None
         self._job, self._order, self._units = job, job.order, units
-        self._sealed_draws, self._sealed_samples = sealed_draws, sealed_samples
+        self._sealed_draws = sealed_draws
         self._on_better, self._least, self._notes = on_better, least, job.notes
         self._best_ratio = 1.0
         self._at_limit = False
@@ -74,6 +73,11 @@ class Exploration:
             ranked = [t.candidate for t in self._worth_varying()]
             self._try(variations(ranked, model, target, self._order.keep_float, self._order.passes))
         common = (self.trials, self._try, self._likely_passes, self._surely_passes)
+        if self.trials.samples.ragged and not self._over():
+            bucketing = Bucketing(
+                self.trials, self._try, self._likely_passes, self._notes, self._order.pad
+            )
+            bucketing.propose(self._ranked())
         if not self._over():
             Mixing(*common, self._left_s, self._least, self._notes).mix(self._ranked())
         if self._order.objective == "p99":
@@ -87,7 +91,8 @@ class Exploration:
             trials = [self.trials.done[c.key] for c in best]
             passing = [t for t in trials if self._likely_passes(t)] or trials
             ratios = [self.trials.ratio(t).estimate for t in passing]
-            self._try(neighbours(best, self._helpful(), target), min(ratios, default=1.0))
+            around = neighbours(best, self._helpful(), target, settled=self._settling_helps())
+            self._try(around, min(ratios, default=1.0))
 
     def _worth_varying(self) -> list[Trial]:
         """Return measured trials, fastest first, without small models that fail in every form."""
@@ -134,22 +139,23 @@ class Exploration:
         """
         if not candidates:
             return True
-        if not self._frozen:
-            self._transform(c for c in candidates if c.key not in self.trials.done)
         outcome: str | None = None
+        made = _TRANSFORMS_AT_ONCE if self._job.deadline.limited else _MADE_AT_ONCE
         for number, candidate in enumerate(candidates):
+            if not self._frozen and number % made == 0:
+                coming = candidates[number : number + made]
+                self._transform(c for c in coming if c.key not in self.trials.done)
             untried = candidate.key not in self.trials.done
             if untried and self._frozen:  # what is certified was chosen before the run was stopped
                 self._ended = True
                 return False
             if untried and self._late():
-                left = len(candidates) - number
-                self._notes.append(
-                    f"the time limit left {left} of {len(candidates)} candidates untried"
-                )
-                return False
+                return self._left_out(len(candidates) - number, len(candidates))
             self._job.tell("try", candidate.label, number, len(candidates), outcome, self.best)
-            trial = self.trials.run(candidate, beat)
+            try:
+                trial = self.trials.run(candidate, beat)
+            except OutOfTime:
+                return self._left_out(len(candidates) - number, len(candidates))
             self._met.add(candidate.key)
             outcome = f"{candidate.label}: {self.trials.outcome(trial)}"
             self._note_better(trial)
@@ -157,6 +163,10 @@ class Exploration:
             "try", "all tried", len(candidates), len(candidates), outcome, best=self.best
         )
         return True
+
+    def _left_out(self, left: int, total: int) -> bool:
+        self._notes.append(f"the time limit left {left} of {total} candidates untried")
+        return False
 
     def _ranked(self) -> list[Trial]:
         """Return the measured trials, fastest first.
@@ -230,6 +240,21 @@ class Exploration:
             )
         )
 
+    def _settling_helps(self) -> bool:
+        """Whether an engine that settles shapes for one sample is surely faster than with open ones."""
+        plain = {
+            t.candidate.engine: self.trials.ratio(t).low
+            for t in self.trials.measured()
+            if t.candidate.exact and not t.candidate.passes
+        }
+        plain[self.trials.baseline.engine] = 1.0
+        settled = {own: low for engine, low in plain.items() if (own := engine.settling())}
+        return any(
+            self.trials.ratio(t).high < settled.get(t.candidate.engine, 0) * (1 - SCREEN_NOISE)
+            for t in self.trials.measured()
+            if not t.candidate.passes
+        )
+
     def _promising(self) -> list[Single]:
         """Return the best candidates of both kinds, inexact ones first.
 
@@ -246,6 +271,8 @@ class Exploration:
     def _transform(self, candidates: Iterable[Candidate]) -> None:
         """Make the models that the candidates need, two at once, while nothing is timed."""
         chains = list(dict.fromkeys(c.passes for c in candidates if c.passes))
+        if not chains:
+            return
         done = 0
 
         def make(passes: tuple[Pass, ...]) -> None:
@@ -285,15 +312,4 @@ class Exploration:
 
     def _left_s(self) -> float:
         """Return the time left to search, in seconds."""
-        deadline = self._job.deadline
-        return inf if deadline is None else deadline - self._reserve_s() - time.monotonic()
-
-    def _reserve_s(self) -> float:
-        """Return the time to keep for the race, the sealed data and the final rounds, in seconds.
-
-        It is derived from the baseline's own latency.
-        """
-        rounds = [t.baseline.rounds for t in self.trials.done.values() if t.baseline is not None]
-        blocks = [block for some in rounds for block in some.values()]
-        each_s = float(np.median(np.concatenate(blocks))) / 1e9 if blocks else 0.0
-        return 20.0 + 3.0 * each_s * self._sealed_samples
+        return self._job.deadline.left_s()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from hasten.errors import CandidateError, InputError
+from hasten.errors import CandidateError, InputError, OutOfTime
+from hasten.measure.candidate import Candidate
 from hasten.measure.ceilings import measure
 from hasten.measure.effort import EFFORTS
 from hasten.measure.intervals import Ratio
@@ -15,9 +16,12 @@ from hasten.optimization.choose import Standing, fastest_exact, ladder
 from hasten.optimization.grid import grid, originals
 from hasten.optimization.job import Job
 from hasten.optimization.judge import Ending, Judge, Ladder, Verdicts
+from hasten.optimization.measured.drafting import draft
 from hasten.optimization.measured.ending import Finish, write_interim
 from hasten.optimization.measured.exploration import Exploration
 from hasten.optimization.measured.racing import Racing
+from hasten.optimization.measured.screening import SCREEN_NOISE
+from hasten.optimization.measured.spending import LIMITS_S, Spending
 from hasten.optimization.preparation import (
     Ready,
     calibrating,
@@ -41,6 +45,8 @@ class Measured(Judge):
         self.job, self.ready = job, ready
         self.racing = Racing(job, ready)
         self.trials = self.racing.trials
+        self.spending = Spending(self.racing)
+        job.deadline.follow(self.spending.plan)
 
     def close(self) -> None:
         """End the processes that are still running."""
@@ -64,9 +70,13 @@ class Measured(Judge):
         )
         if ready.target.kind == "attached":
             proposed += originals(ready.model)
+        inexact = [one for one in proposed if ready.made_up and not one.exact]
+        proposed = [one for one in proposed if one not in inexact]
         self.racing.settle_threads()
         self.racing.trials.begin(proposed)
         self.job.notes += [*self.racing.trials.notes, *self._original()]
+        if not self.racing.trials.answered:
+            return
         calibration = calibrating(order, ready)
         warn_of_scores(ready, calibration, self.job.notes, binary=self.trials.binary)
         if order.effort != EFFORTS["normal"] and (omissions := order.effort.omissions):
@@ -76,10 +86,11 @@ class Measured(Judge):
             self.job,
             units=ready.search_units,
             sealed_draws=ready.sealed_draws,
-            sealed_samples=len(ready.parts.sealed),
             on_better=lambda trial: write_interim(self.racing, trial),
             least=self._least,
         ).explore(proposed)
+        if inexact:
+            draft(self.racing, self.job, inexact)
 
     def _least(self, precision: str | None) -> Floor | None:
         """Return the least time that this machine can take for the model, on any engine.
@@ -92,11 +103,16 @@ class Measured(Judge):
         """
         if not self.racing.limited or self.ready.unrolled is not None:
             return None
+        if self.job.deadline.left_s() < LIMITS_S * self.racing.slow:
+            return None
         self.racing.trials.opened_baseline().worker.sleep()
         try:
             layers = self.racing.bench.work()
             everywhere = precision and {layer.name: precision for layer in layers}
-            ceilings = measure(self.racing.bench.target, self.racing.bench.folder)
+            deadline = self.job.deadline
+            ceilings = measure(
+                self.racing.bench.target, self.racing.bench.folder, deadline=deadline
+            )
             return floor(layers, ceilings, everywhere or None)
         except (CandidateError, InputError):
             return None  # the note is made at the end, where latencies are compared with it
@@ -122,9 +138,18 @@ class Measured(Judge):
 
     def choose(self) -> Ladder:
         """Race the best, then choose the exact model to beat and the ladder of those to certify."""
-        field = self.racing.field()
-        standings = self.racing.race(field)
+        self.job.deadline.enter("race")
+        chosen = self._chosen(self.racing.field())
+        self.job.deadline.enter("certify")
+        return self.spending.affordable(chosen)
+
+    def _chosen(self, wanted: Sequence[Candidate]) -> Ladder:
+        """Choose among candidates by a race or, where there is no time for one, by their few turns."""
         baseline = self.racing.trials.baseline.key
+        field = self.racing.affordable(wanted)
+        if self.job.deadline.limited and not field:
+            return self._unraced(wanted)
+        standings = self.racing.race(field)
         even = Ratio(1.0, 1.0, 1.0, standings.counted)
         entered = [Standing(baseline, True, even, 0.0, 0.0)] + [
             self.racing.standing(self.racing.trials.done[c.key], standings.ratio(c.key))
@@ -146,6 +171,24 @@ class Measured(Judge):
             exact, rungs = (exact, rungs) if stays else (baseline, ())
         return Ladder(exact, rungs, threads)
 
+    def _unraced(self, wanted: Sequence[Candidate]) -> Ladder:
+        """Choose by the turns that each candidate had when it was tried; fresh rounds judge the choice."""
+        trials, baseline = self.racing.trials, self.racing.trials.baseline.key
+        if wanted:
+            self.job.notes.append(
+                "the time limit left no time for a race: whom to certify was chosen by the few turns that "
+                "each candidate had"
+            )
+        even = Ratio(1.0, 1.0, 1.0, 0)
+        tried = [trials.done[c.key] for c in wanted]
+        entered = [Standing(baseline, True, even, 0.0, 0.0)] + [
+            self.racing.standing(t, trials.ratio(t)) for t in tried if t.measurement is not None
+        ]
+        exact = fastest_exact(entered, baseline, SCREEN_NOISE)
+        limit = self.ready.search_promise.max_drop
+        rungs = ladder(entered, exact, spread=SCREEN_NOISE, max_drop=limit)
+        return Ladder(exact, rungs, self.racing.bench.target.threads)
+
     def stand_by(self, ladder: Ladder) -> None:
         """Give engines the number of threads that was settled with the ladder."""
         self.racing.use_threads(ladder.threads)
@@ -161,6 +204,8 @@ class Measured(Judge):
         try:
             artifact = self.racing.artifact(baseline)
             return self.racing.bench.open_built(baseline.engine, artifact, fresh=False)
+        except OutOfTime:
+            raise
         except CandidateError as error:
             raise InputError(f"the baseline failed: {error}") from error
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from hasten.engines.base import Artifact
+from hasten.engines.buckets import Buckets
 from hasten.engines.layers import LayerTime
 from hasten.errors import CandidateError, InputError
 from hasten.measure.candidate import Candidate
@@ -70,7 +72,11 @@ def limits(
     """
     unknown: dict[str, list[str]] = {}
     try:
-        ceilings = measure(racing.bench.target.with_threads(final.threads), racing.bench.folder)
+        ceilings = measure(
+            racing.bench.target.with_threads(final.threads),
+            racing.bench.folder,
+            deadline=racing.job.deadline,
+        )
     except (CandidateError, InputError) as why:
         racing.job.notes.append(f"it isn't known how far this is from the machine's limit: {why}")
         return (), {}
@@ -87,7 +93,7 @@ def limits(
                 layers,
                 ceilings,
                 seen or intended(candidate, layers),
-                stored_bytes=stored.size_bytes if stored and stored.path.exists() else None,
+                stored_bytes=_stored_bytes(candidate, stored),
             )
             blocks = np.concatenate([np.asarray(block) for block in rounds.values()])
             latency_ns = float(blocks.mean() if candidate.engine.uneven else np.median(blocks))
@@ -121,6 +127,16 @@ def limits(
         for one in limit(t.candidate.label, t.candidate.key, t.measurement.rounds, None)
     }
     return of_roles, of_candidates
+
+
+def _stored_bytes(candidate: Candidate, stored: Artifact | None) -> int | None:
+    """Return the size of the files that a request reads; None where that isn't known.
+
+    Buckets have a file each, of which a request reads one.
+    """
+    if stored is None or isinstance(candidate.engine, Buckets) or not stored.path.exists():
+        return None
+    return stored.size_bytes
 
 
 def intended(candidate: Candidate, layers: Sequence[LayerWork]) -> dict[str, str]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from math import inf
-
 from hasten.errors import CandidateError
 from hasten.measure.scenario import LoadTest, Scenario
 from hasten.measure.under_load import Generator
@@ -31,7 +28,10 @@ def loads(racing: Racing, key: str) -> tuple[LoadTest, ...]:
         racing.effort.load_s,
         racing.job.order.latency_bound_s,
     )
-    if load_s <= 0 or job.late:
+    if load_s <= 0:
+        return ()
+    if job.late:
+        job.notes.append("the time limit left out the load scenarios")
         return ()
     wanted: list[tuple[Scenario, float | None]] = [("single-stream", None), ("offline", None)]
     if latency_bound_s is not None:
@@ -45,7 +45,7 @@ def loads(racing: Racing, key: str) -> tuple[LoadTest, ...]:
             for number, (scenario, bound_s) in enumerate(wanted):
                 job.tell("load", scenario, number, len(wanted))
                 asking = Generator(worker, racing.ready.single, scenario, load_s)
-                left_s = inf if job.deadline is None else job.deadline - time.monotonic()
+                left_s = job.deadline.left_s()
                 if asking.likely_s > min(left_s, _LONGEST_S[scenario]):
                     job.notes.append(
                         f"{scenario}: left out, it would take {asking.likely_s:.0f} s; to measure it, run "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from hasten.core.records import from_record, to_record
@@ -188,7 +189,11 @@ class Mixing:
         try:
             if engine.has_profiler():
                 moved = floats.moved_ns if floats else {}
-                return layer_costs(noise, self._profile(plain), self._profile(int8), moved)
+                steps = self._profile(int8)
+                if plain.failure and plain.artifact is None:  # it takes a few layers in float alone
+                    slower = 1 / self._trials.ratio(int8).estimate
+                    return layer_costs(noise, _slowed(steps, slower), steps, moved)
+                return layer_costs(noise, self._profile(plain), steps, moved)
             int8s = self._least("i8")
             if floats is None or int8s is None:
                 raise CandidateError(f"{engine} has no profiler, and no floor is known")
@@ -228,6 +233,14 @@ class Mixing:
         )
         self._trials.journal.append("profile", key=key, steps=to_record(list(steps)))
         return steps
+
+
+def _slowed(steps: Sequence[LayerTime], factor: float) -> list[LayerTime]:
+    """Return steps that take so many times as long, as all of them together do in float elsewhere."""
+    return [
+        replace(step, latency_ns=tuple(round(time * factor) for time in step.latency_ns))
+        for step in steps
+    ]
 
 
 def mixed(base: Single, kept: Sequence[str], engine: Engine) -> Single:

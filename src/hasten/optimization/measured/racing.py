@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from hasten.engines.base import Artifact
 from hasten.errors import CandidateError, InputError
 from hasten.measure.candidate import Candidate, Trial
+from hasten.measure.deadline import Deadline
 from hasten.measure.intervals import Ratio
 from hasten.measure.latency import Pace
 from hasten.measure.probe import usable_threads
@@ -24,17 +28,22 @@ from hasten.measure.race import (
 from hasten.measure.workbench import Workbench
 from hasten.optimization.choose import Standing, faster, ladder, undecided
 from hasten.optimization.job import Job
+from hasten.optimization.measured.affording import FEWEST_ROUNDS, Affording
 from hasten.optimization.measured.screening import SCREEN_NOISE, Screening
 from hasten.optimization.preparation import Ready
 
 FIELD = 6
 """Entrants of the race besides the twins, few enough to keep a run's memory under 3 GiB."""
+_TWINS = (BASELINE, AGAIN)
+_OPENED_AT_ONCE = 2
 _TRIAL_LIMIT_S = 300.0
+_ALL_THREADS = "as it is"
+"""Name of the race against the default engine on all of its threads."""
 _PART_OF_A_TURN = 3
 """Divisor of a turn's length in the hundreds of fresh rounds that a p99 takes."""
 
 
-class Racing:
+class Racing(Affording):
     """Times a run's candidates in turns, on as many threads as the host provides.
 
     Attributes:
@@ -54,7 +63,7 @@ class Racing:
         order = job.order
         limit_s = order.trial_limit_s or _TRIAL_LIMIT_S
         self.job, self.ready, self.effort = job, ready, order.effort
-        self.bench = ready.bench(job.folder, limit_s)
+        self.bench = dataclasses.replace(ready.bench(job.folder, limit_s), deadline=job.deadline)
         self.pace = order.effort.pace(order.objective, min(Pace.limit_s, limit_s))
         self.asked_threads = self.bench.target.threads
         self.trials = Screening(
@@ -179,6 +188,8 @@ class Racing:
         objective, most = self.job.order.objective, 2 * self.effort.processes
         each = max(2, -(-self.effort.fresh_rounds(objective) // self.effort.processes))
         settle, out = self.effort.settled(objective, final=True), set[str]()
+        sets_in_time, set_s = self.sets_in_time(candidates)
+        began, time_s = time.monotonic(), self.job.deadline.left_s()
         # Where one of those compared dies in each set of processes, no set comes to its end.
         for sets in itertools.count():
             standings = self._journaled(name, bench.target.threads, candidates)
@@ -189,10 +200,19 @@ class Racing:
             )
             if settled or whole >= most or sets >= most + self.effort.processes:
                 return standings
+            deadline = self.job.deadline
+            # Two processes tell less than one, so a third may take what others only wish.
+            left_s = deadline.most_s() if len(taken) == 2 else deadline.left_s()
+            if sets and left_s < set_s:
+                standings.cut = True
+                return standings
             out |= standings.failed.keys()
             still = [one for one in candidates if one.key not in out]
             process = max(taken, default=-1) + 1
-            self._turns(bench, name, still, each, dropping=False, process=process, out=out)
+            until = began + time_s * min(1.0, (sets + 1) / sets_in_time)
+            self._turns(
+                bench, name, still, each, dropping=False, process=process, out=out, until=until
+            )
         raise AssertionError("sets of processes are counted without an end")
 
     def _turns(
@@ -205,6 +225,7 @@ class Racing:
         dropping: bool,
         process: int | None = None,
         out: set[str] | None = None,
+        until: float | None = None,
     ) -> Standings:
         """Open candidates, race them, and end their processes; add those that don't open to `out`."""
         entrants: dict[str, Worker] = {}
@@ -216,8 +237,20 @@ class Racing:
         total = count if process is None else self.effort.fresh_rounds(objective)
         short = process is not None and objective == "p99"  # it takes moments, not requests
         part = _PART_OF_A_TURN if short else 1
+        last = time.monotonic()
+
+        def listen(standings: Standings) -> None:
+            nonlocal last
+            now = time.monotonic()
+            self.job.deadline.saw("turn", (now - last) / max(1, len(entrants)))
+            last = now
+            round_ = f"round {standings.counted + standings.refused}"
+            self.job.tell(name.partition("/")[0], round_, standings.counted, total)
+
+        pool = ThreadPoolExecutor(_OPENED_AT_ONCE)
         try:
-            self._enter(entrants, bench, candidates)
+            self._enter(pool, entrants, bench, candidates, fresh=not dropping)
+            last = time.monotonic()
             if out is not None:
                 out |= risks.keys() - entrants.keys()
             return race(
@@ -234,13 +267,13 @@ class Racing:
                 uneven=_uneven(candidates),
                 risks=risks if dropping else None,
                 process=process,
-                listen=lambda s: self.job.tell(
-                    name.partition("/")[0], f"round {s.counted + s.refused}", s.counted, total
-                ),
+                listen=listen,
+                stop=self.stop(bench, until),
             )
         finally:
             for worker in entrants.values():
                 worker.kill()
+            pool.shutdown()  # not before: a process is ended with the thread that started it
 
     def _noted(self, standings: Standings, rounds: str, where: str) -> Standings:
         """Note what the standings don't show, and who dropped out."""
@@ -251,26 +284,58 @@ class Racing:
             )
         for key, why in standings.failed.items():
             self.job.notes.append(f"{self.candidate(key).label} dropped out of the {where}: {why}")
+        if standings.cut:
+            sets = len({*standings.processes.values()})
+            several = "" if sets == 1 else f" in {sets} processes of each model"
+            self.job.notes.append(
+                f"the time limit cut the {where} short: {standings.counted} rounds counted{several}"
+            )
         return standings
 
     def _enter(
-        self, entrants: dict[str, Worker], bench: Workbench, candidates: Sequence[Candidate]
+        self,
+        pool: ThreadPoolExecutor,
+        entrants: dict[str, Worker],
+        bench: Workbench,
+        candidates: Sequence[Candidate],
+        *,
+        fresh: bool,
     ) -> None:
-        """Open the twins and the candidates one by one; those that can't be opened stay out."""
-        for who, candidate in [
+        """Open the twins and the candidates, two at a time; those that can't be opened stay out.
+
+        All are put to sleep, and nothing is timed before the last one is.
+        A race only finds whom to certify, so its processes are forked, which takes a fifth of the time;
+        what is published comes from fresh interpreters.
+        """
+        wanted = [
             (BASELINE, self.trials.baseline),
             (AGAIN, self.trials.baseline),
             *((c.key, c) for c in candidates),
-        ]:
-            try:
-                opened = bench.open_built(candidate.engine, self.artifact(candidate))
-                entrants[who] = opened.worker
-            except CandidateError as error:
-                if who in (BASELINE, AGAIN):
-                    raise InputError(f"the baseline failed: {error}") from error
-                self.job.notes.append(f"{candidate.label} dropped out before the race: {error}")
-                continue
-            entrants[who].sleep()
+        ]
+        began = time.monotonic()
+        coming = {who: pool.submit(self._opened, bench, who, c, fresh=fresh) for who, c in wanted}
+        try:
+            for who, candidate in wanted:
+                try:
+                    entrants[who] = coming[who].result()
+                except CandidateError as error:
+                    if who in _TWINS:
+                        raise InputError(f"the baseline failed: {error}") from error
+                    self.job.notes.append(f"{candidate.label} dropped out before the race: {error}")
+        finally:
+            # Those that nobody waited for are ended with the others.
+            for who, one in coming.items():
+                if not one.cancel() and one.exception() is None:
+                    entrants[who] = one.result()
+                    entrants[who].sleep()
+        took_s = (time.monotonic() - began) / len(wanted)
+        self.job.deadline.saw("open" if fresh else "open forked", took_s)
+
+    def _opened(self, bench: Workbench, who: str, candidate: Candidate, *, fresh: bool) -> Worker:
+        """Open one entrant; without the twins nothing is said of speed, so no deadline cuts theirs."""
+        own = dataclasses.replace(bench, deadline=Deadline()) if who in _TWINS else bench
+        how: dict[str, Any] = {} if fresh else {"fresh": False}
+        return own.open_built(candidate.engine, self.artifact(candidate), **how).worker
 
     def threads_to_ship(self, best: Candidate) -> tuple[int, bool]:
         """Find how many threads the winner should have on a busy host, in rounds that all count.
@@ -283,6 +348,8 @@ class Racing:
             engine on all threads.
         """
         asked, baseline = self.asked_threads, self.trials.baseline
+        if self.job.deadline.left_s() < 4 * (self.open_s + FEWEST_ROUNDS * self.turn_s):
+            return 1, True  # it ran on one thread in the race
         desks = {n: self.bench.target.with_threads(n) for n in (1, asked)}
         entrants: dict[str, Worker] = {}
         self.trials.close()
@@ -298,7 +365,7 @@ class Racing:
                 entrants[who] = opened.worker
                 opened.worker.sleep()
             standings = race(
-                "as it is",
+                _ALL_THREADS,
                 entrants,
                 self.ready.parts.search,
                 self.job.journal,
@@ -310,6 +377,7 @@ class Racing:
                 objective=self.job.order.objective,
                 uneven=("one", "all") if best.engine.uneven else (),
                 probe=lambda _: True,
+                stop=self.stop(self._bench_on(1)),
             )
         except CandidateError:
             return 1, True  # it ran on one thread in the race
@@ -322,15 +390,20 @@ class Racing:
         threads, ratio_ = (asked, several) if several.estimate < one.estimate else (1, one)
         even = Ratio(1.0, 1.0, 1.0, standings.counted)
         stays = best == baseline or faster(ratio_, even, standings.spread)
-        verdict = (
-            "" if stays else "; that isn't faster beyond the noise, so the default engine ships"
-        )
-        self.job.notes.append(
-            f"on this busy host {best.label} on {threads} thread{'' if threads == 1 else 's'} is "
-            f"{1 / ratio_.estimate:.2f}x as fast as the default engine on {asked} threads "
-            f"({1 / ratio_.high:.2f} to {1 / ratio_.low:.2f}){verdict}"
-        )
+        if not stays:
+            self.job.notes.append(
+                f"{best.label} doesn't ship: while the host was busy, on {threads} "
+                f"thread{'' if threads == 1 else 's'} it took {ratio_.estimate:.2f} times the latency of the "
+                f"default engine on the {asked} threads that it takes by itself ({ratio_.low:.2f} to "
+                f"{ratio_.high:.2f}), which isn't faster by more than the noise"
+            )
         return (threads if stays else asked), stays
+
+    def threads_raced(self) -> Standings:
+        """Return the rounds of `threads_to_ship` from the journal, where a resumed run has them too."""
+        name, journal = _ALL_THREADS, self.job.journal
+        objective = self.job.order.objective
+        return journaled(name, self.asked_threads, objective, journal, all_count=True)[0]
 
     def candidate(self, key: str) -> Candidate:
         """Return the candidate with a key, among those that were tried."""

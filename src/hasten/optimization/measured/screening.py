@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 
 import numpy as np
 
 from hasten.certificate.promise import Promise
 from hasten.core.tensors import Array, Tensors
-from hasten.engines.reference import Reference
-from hasten.errors import CandidateError, InputError
+from hasten.errors import CandidateError, InputError, OutOfTime
 from hasten.inputs.data.spool import Spool
 from hasten.measure.candidate import Candidate, Measurement, Single, Trial
+from hasten.measure.deadline import Deadline
 from hasten.measure.exactness import (
     EXACT_TOLERANCE,
     changed_in_words,
@@ -23,6 +24,7 @@ from hasten.measure.intervals import Ratio, Rounds, Statistic, paired_ratio
 from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace, rounds
 from hasten.measure.workbench import OpenWorker, Workbench
+from hasten.optimization.measured.cross_check import cross_check
 from hasten.optimization.trials import Trials
 from hasten.passes.base import Skipped
 
@@ -31,6 +33,7 @@ SCREEN_NOISE = 0.05
 """Relative error of a ratio that a few turns can settle."""
 _HOPELESS_SLOW = 1.5
 _REFERENCE_LIMIT_S = 30.0
+_REFERENCE_SHARE = 0.1
 
 
 class Screening(Trials):
@@ -38,6 +41,8 @@ class Screening(Trials):
 
     Attributes:
         baseline: Default candidate of the first engine, on the untouched model, from `begin` on.
+        answered: Whether the original answered the search split, from `begin` on; else the time limit
+            left no time to, and nothing can be judged.
 
     Args:
         bench: Workbench on which candidates are made.
@@ -69,6 +74,7 @@ class Screening(Trials):
         self._statistic: Statistic = "mean" if objective == "p99" else objective
         self._open: OpenWorker | None = None
         self.baseline: Candidate
+        self.answered = True
 
     def begin(self, grid: Sequence[Single]) -> None:
         """Open the baseline: the first engine that runs the untouched model, in its default form.
@@ -77,21 +83,48 @@ class Screening(Trials):
             InputError: no engine runs the model, or the model's own answers aren't finite.
         """
         self.baseline, self._open, unable = self._first_that_opens(grid)
+        self.bench.deadline.enter("search")
         try:
-            self.answer(self._open)
+            self._answer_original(self._open)
+        except OutOfTime:
+            self.answered, self.exact_scores = False, np.zeros(0)
+            self.notes.append(
+                "the time limit came before the original had answered the search split, so nothing else "
+                "was tried"
+            )
         except CandidateError as error:
             raise InputError(f"the original model can't answer the data: {error}") from error
-        self._check_reference()
+        self._cross_check(grid)
         own = Trial(self.baseline, self._open.artifact, properties=dict(self._open.properties))
         for trial in (*unable, own):  # only now, so that a run that can't begin leaves no journal
             if trial.candidate.key not in self.done:
                 self.keep(trial)
 
+    def _answer_original(self, opened: OpenWorker) -> None:
+        """Run the original on the search split, however long it takes where earlier trials were scored.
+
+        A resumed run judges them beside these answers.
+
+        Raises:
+            OutOfTime: the time limit came first, in a run that has no trials yet.
+            CandidateError: it can't answer.
+        """
+        hurried, began = self.bench, time.monotonic()
+        if self.done:
+            self.bench = dataclasses.replace(hurried, deadline=Deadline())
+        try:
+            self.answer(opened)
+        finally:
+            self.bench = hurried
+        took_s = time.monotonic() - began
+        self.bench.deadline.saw("answer", took_s / max(1, len(self.samples)))
+
     def _first_that_opens(self, grid: Sequence[Single]) -> tuple[Single, OpenWorker, list[Trial]]:
         """Open the first default engine that runs the model; also return those that failed."""
         unable: list[Trial] = []
+        settled = {candidate.engine.settling() for candidate in grid}
         for candidate in grid:
-            if candidate.passes or not candidate.exact:
+            if candidate.passes or not candidate.exact or candidate.engine in settled:
                 continue
             try:
                 return candidate, self.bench.open(candidate), unable
@@ -110,34 +143,28 @@ class Screening(Trials):
         """Return the baseline's worker, started anew if it is gone."""
         if self._open is None or not self._open.worker.alive:
             self.close()
-            self._open = self.bench.open(self.baseline)
+            unhurried = dataclasses.replace(self.bench, deadline=Deadline())
+            self._open = unhurried.open(self.baseline)  # every trial is timed beside it
         return self._open
 
-    def _check_reference(self) -> None:
-        """Compare the baseline with the reference engine on one sample, if that is quick."""
-        own = self._first_answers()
-        bench = dataclasses.replace(self.bench, limit_s=_REFERENCE_LIMIT_S)
-        try:
-            opened = bench.open(Single((), Reference()))
-        except (CandidateError, InputError) as error:
-            self.notes.append(f"not compared with the reference engine: {error}")
+    def _cross_check(self, grid: Sequence[Single]) -> None:
+        """Note where another engine says that the baseline's answer to one sample is wrong.
+
+        Where the time limit came first, nothing is noted.
+        """
+        if not self.answered:
             return
-        try:
-            answer = bench.predict_one(opened, self.samples)
-        except CandidateError as error:
-            self.notes.append(f"not compared with the reference engine: {error}")
-            return
-        finally:
-            opened.worker.kill()
-        gap = difference(answer, {name: array[:1] for name, array in own.items()})
-        if gap > EXACT_TOLERANCE:
-            self.notes.append(
-                f"{self.baseline.label} differs from the reference engine by {gap:.1e} of the largest "
-                f"output; rounding explains {EXACT_TOLERANCE:.0e}"
-            )
+        own = {name: array[:1] for name, array in self._first_answers().items()}
+        limit_s = max(1.0, min(_REFERENCE_LIMIT_S, _REFERENCE_SHARE * self.bench.deadline.left_s()))
+        note = cross_check(self.bench, self.baseline, own, self.samples, grid, limit_s=limit_s)
+        self.notes += [note] if note else []
 
     def run(self, candidate: Candidate, beat: float = 1.0) -> Trial:
-        """Try one candidate, unless the journal has it; score it unless it surely isn't faster."""
+        """Try one candidate, unless the journal has it; score it unless it surely isn't faster.
+
+        Raises:
+            OutOfTime: the time limit came first; the candidate counts as untried.
+        """
         if candidate.key in self.done:
             return self.done[candidate.key]
         trial = Trial(candidate)
@@ -145,6 +172,8 @@ class Screening(Trials):
             opened = self.bench.open(candidate)
         except Skipped as skipped:
             return self.keep(dataclasses.replace(trial, skipped=str(skipped)))
+        except OutOfTime:
+            raise
         except CandidateError as error:
             return self.keep(dataclasses.replace(trial, failure=str(error)))
         try:
@@ -154,16 +183,22 @@ class Screening(Trials):
             trial = self._screen(trial, opened)
             if trial.measurement is not None and self._worth_scoring(trial, beat):
                 trial = self._score(trial, opened)
+        except OutOfTime:
+            raise
         except CandidateError as error:
             trial = dataclasses.replace(trial, failure=str(error))
         finally:
             opened.worker.kill()
         return self.keep(trial)
 
+    def timed(self, candidate: Candidate, opened: OpenWorker) -> Trial:
+        """Time an open candidate, or its draft, against the baseline; its answers aren't judged."""
+        return self._screen(Trial(candidate, opened.artifact), opened)
+
     def _screen(self, trial: Trial, opened: OpenWorker) -> Trial:
         """Time a candidate against the baseline in a few turns; one that is far slower gets two."""
         entrants = {"baseline": self.opened_baseline().worker, "candidate": opened.worker}
-        threads = self.bench.target.threads
+        threads, deadline = self.bench.target.threads, self.bench.deadline
         theirs: dict[int, tuple[int, ...]] = {}
         ours: dict[int, tuple[int, ...]] = {}
         turns = rounds(
@@ -174,7 +209,10 @@ class Screening(Trials):
             seed=self._seed,
             probe=lambda _: True,  # every round counts in a first look
         )
+        began = time.monotonic()
         for turn in turns:
+            began, took_s = time.monotonic(), time.monotonic() - began
+            deadline.saw("turn", took_s / len(entrants))
             if "candidate" in turn.failed:
                 raise CandidateError(turn.failed["candidate"])
             if "baseline" in turn.failed:
@@ -186,6 +224,8 @@ class Screening(Trials):
             count = len(ours)
             if count >= SCREEN_ROUNDS or (count >= 2 and self._far_slower(ours, theirs)):
                 break
+            if deadline.left_s() < took_s:
+                raise OutOfTime("the time limit came before it was timed")
         return dataclasses.replace(
             trial,
             measurement=Measurement("measured", threads, ours),

@@ -8,9 +8,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Self
+
+from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.protocol.origins import ONE_HOST, Origins
 
 _PATIENCE_S = 5.0
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -61,21 +65,23 @@ class Federation:
     Args:
         places: Function that returns the name of each replica -> host and port.
         together: Function that returns a page about all replicas together, told as the replica "all".
+        origins: Names of the server, by which requests of foreign web pages are told; None to answer all.
     """
 
     def __init__(
         self,
         places: Callable[[], Mapping[str, tuple[str, int]]],
         together: Callable[[], str] = lambda: "",
+        origins: Origins | None = None,
     ) -> None:
         federation = self
-        self._together = together
+        self._together, self._origins = together, origins
 
         class Page(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                status, page = federation.page(self.headers.get("Authorization"))
+                status, page = federation.answer(self.headers)
                 body = page.encode()
                 self.send_response(status)
                 self.send_header("Content-Type", _TEXT)
@@ -105,6 +111,20 @@ class Federation:
         self._server.shutdown()
         self._server.server_close()
         self._asking.shutdown(wait=False, cancel_futures=True)
+
+    def answer(self, headers: Message) -> tuple[int, str]:
+        """Return the HTTP status and the page for a request with these headers."""
+        if self._origins is not None:
+            known = {
+                name.lower().encode("latin-1"): value.encode("latin-1")
+                for name, value in headers.items()
+            }
+            refusal = self._origins.refusal(b"GET", known)
+            if len(headers.get_all("Host", ())) != 1:
+                refusal = ProtocolError(Kind.INVALID, ONE_HOST)
+            if refusal is not None:
+                return refusal.kind.http, f"{refusal}\n"
+        return self.page(headers.get("Authorization"))
 
     def page(self, authorization: str | None = None) -> tuple[int, str]:
         """Ask every replica for its metrics; one that doesn't answer is left out.

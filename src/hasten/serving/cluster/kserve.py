@@ -13,11 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hasten.bundle import MANIFEST, Manifest, read
+from hasten.bundle import MANIFEST, Manifest, read, unpacked
 from hasten.bundle.requirements import packages, program_extras, version_of
 from hasten.errors import InputError
 from hasten.serving.cluster.templates import filled
 from hasten.serving.models.opening import ModelSettings
+from hasten.serving.protocol.origins import ANY
 from hasten.serving.settings import ModelPlace, ServerSettings
 from hasten.serving.state import Limits
 
@@ -67,7 +68,7 @@ def write_kserve(
             package, or the folder holds other files.
     """
     _check(settings, image)
-    manifests = [read(model.path) for model in settings.models]
+    manifests = [read(unpacked(model.path)) for model in settings.models]
     if any(manifest.sequences is not None for manifest in manifests):
         settings = settings.keeping_no_sequences()
     service = _service(settings, manifests, image, name or _dns_name(settings), memory_bytes)
@@ -144,7 +145,7 @@ def _copy(model: ModelPlace, manifest: Manifest, goal: Path) -> None:
     for name in (MANIFEST, *sorted(manifest.files)):
         path = goal / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(model.path / name, path)
+        shutil.copyfile(unpacked(model.path) / name, path)
         path.chmod(0o644)  # for the container's own user
 
 
@@ -254,9 +255,16 @@ def _dockerfile(settings: ServerSettings, manifests: Sequence[Manifest]) -> str:
         user=_USER,
         ports=" ".join(str(port) for port in (settings.http, settings.grpc) if port is not None),
         health=json.dumps(["python", "-c", ready]),
-        entrypoint=json.dumps(["hasten", "serve", "--host", "0.0.0.0", *bundles]),
+        entrypoint=json.dumps(
+            ["hasten", "serve", "--host", "0.0.0.0", "--no-token", *_names(settings), *bundles]
+        ),
         arguments=json.dumps(arguments(settings)),
     )
+
+
+def _names(settings: ServerSettings) -> list[str]:
+    """Return the flags for the server's names: any by default, since each gateway has names of its own."""
+    return [word for name in settings.hosts or (ANY,) for word in ("--allow-host", name)]
 
 
 # -- what Kubernetes is told

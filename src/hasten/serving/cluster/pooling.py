@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
-from hasten.bundle import read
+from hasten.bundle import read, unpacked
 from hasten.certificate.monitor import Batch
 from hasten.core.records import from_record
 from hasten.errors import IntegrityError
@@ -168,12 +168,12 @@ class _Families:
 
 
 def _watch(model: ModelPlace) -> Watch:
-    settings = model.settings
-    judging = Judging(read(model.path), settings.shadow_limit, disagreeing_rows)
+    settings, place = model.settings, unpacked(model.path)
+    judging = Judging(read(place), settings.shadow_limit, disagreeing_rows)
     return Watch(
         model.name,
         model.version,
-        model.path,
+        place,
         judging,
         Drift((), dict),
         state=settings.monitor_state,

@@ -20,7 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hasten.bundle import read
+from hasten.bundle import read, unpacked
 from hasten.core.records import to_record
 from hasten.core.telemetry import OFF
 from hasten.errors import InputError
@@ -78,7 +78,13 @@ def deploy(
         folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="hasten-door-")))
         entries: dict[str, ReplicaEntry] = {}
         pool = ending.enter_context(Pool(settings, lambda: _places(entries)))
-        federation = ending.enter_context(Federation(lambda: _places(entries), pool.page))
+        federation = ending.enter_context(
+            Federation(
+                lambda: _places(entries),
+                pool.page,
+                settings.origins() if settings.token_file is None else None,
+            )
+        )
         slots = max(_LEAST_SLOTS, 4 * max_replicas)
         ingress = Ingress(settings, folder, slots, federation.port)
         ending.callback(ingress.close)
@@ -293,7 +299,7 @@ def _knock(address: str) -> None:
 
 def _cpus(settings: ServerSettings) -> int:
     """Return the processors that a replica needs; its models share them."""
-    return max(read(model.path).target.threads for model in settings.models)
+    return max(read(unpacked(model.path)).target.threads for model in settings.models)
 
 
 def _warn_of_room(
@@ -352,7 +358,8 @@ def _start_application(
         graceful_shutdown_wait_loop_s=0.1,
     )(Replica)
     # The ingress here handles TLS; requests to replicas inside the cluster aren't encrypted.
-    record = to_record(dataclasses.replace(settings, certificate=None, key=None))
+    hosts = (*settings.hosts, *settings.own_names())  # clients ask for the door's names
+    record = to_record(dataclasses.replace(settings, certificate=None, key=None, hosts=hosts))
     serve.start(proxy_location="Disabled")
     serve.run_many(
         [

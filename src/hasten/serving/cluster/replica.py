@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import quote
 
-from hasten.bundle import MANIFEST, read
+from hasten.bundle import MANIFEST, read, unpacked
 from hasten.core.records import file_digest, from_record, to_record
 from hasten.errors import HastenError, InputError
 from hasten.serving.cluster.ingress import ReplicaEntry
@@ -78,9 +78,10 @@ def packed(settings: ServerSettings, put: Callable[[Any], Any]) -> list[Parcel]:
     """
     parcels = []
     for model in settings.models:
-        names = [MANIFEST, *read(model.path).files]
-        name = f"bundle-{file_digest(model.path / MANIFEST)[:32]}"
-        parcels.append(Parcel(name, {each: put(_bytes(model.path / each)) for each in names}))
+        place = unpacked(model.path)
+        names = [MANIFEST, *read(place).files]
+        name = f"bundle-{file_digest(place / MANIFEST)[:32]}"
+        parcels.append(Parcel(name, {each: put(_bytes(place / each)) for each in names}))
     for path in _libraries(settings):
         data = _bytes(path)
         name = f"operators-{hashlib.sha256(data).hexdigest()[:32]}"
@@ -103,7 +104,7 @@ def _libraries(settings: ServerSettings) -> list[Path]:
     return list(dict.fromkeys(each for one in settings.models for each in one.settings.custom_ops))
 
 
-def unpacked(settings: ServerSettings, folders: list[Path]) -> ServerSettings:
+def with_folders(settings: ServerSettings, folders: list[Path]) -> ServerSettings:
     """Return settings with this machine's paths, given the folder of each parcel in order."""
     count, libraries = len(settings.models), _libraries(settings)
     places = {
@@ -326,7 +327,7 @@ class Replica:
             files = dict(zip(names, await asyncio.gather(*references), strict=True))
             folders.append(await asyncio.to_thread(placed, root, parcel.name, files))
         return dataclasses.replace(
-            unpacked(settings, folders), host=_own_address(), http=0, certificate=None, key=None
+            with_folders(settings, folders), host=_own_address(), http=0, certificate=None, key=None
         )
 
     async def _start(self) -> None:

@@ -85,41 +85,41 @@ class Inference:
         model = self._model = state.repository.find(
             request.message.model_name, request.message.model_version
         )
-        query = self._query = self._read(request)
+        trace = metadata_of(self._context, "traceparent").decode("latin-1")
+        try:
+            query = self._query = self._read(request)
+        except ProtocolError as failure:
+            model.unread(failure, self._arrived_ns, trace)
+            raise
+        query.trace = trace
         query.arrived_ns, query.parsed_ns = self._arrived_ns, self._clock_ns()
         ticket = model.accept(query, done)
         if not ticket.over:
             self._ticket = ticket
 
     def _reserve(self, size: int) -> None:
-        state = self._state
-        most = state.limits.bodies_bytes
-        if state.body_bytes + size > most:
-            raise ProtocolError(
-                Kind.OVERLOADED,
-                f"overloaded: requests with {most:,} bytes are in progress; retry later",
-                retry_s=1.0,
-            )
-        self._reserved = size
-        state.body_bytes += size
+        self._state.check_room(size)
+        self._reserved += size
+        self._state.body_bytes += size
 
     def _read(self, request: GrpcRequest) -> Query:
-        state, context = self._state, self._context
-        query = query_of(request, state.memory, state.limits.body_bytes)
-        left_s = context.time_remaining()
+        state = self._state
+        query = query_of(request, state.memory, state.limits.body_bytes, self._model.check_input)
+        left_s = self._context.time_remaining()
         if left_s is not None:
             left_ns = max(1, int(left_s * 1e9))
             query.timeout_ns = min(query.timeout_ns or left_ns, left_ns)
-        query.trace = metadata_of(context, "traceparent").decode("latin-1")
         return query
 
     def written(self, answer: Answer, *, in_stream: bool = False) -> bytes:
         """Encode the answer.
 
         Raises:
-            ProtocolError: an output can't be written to the place that the request states.
+            ProtocolError: an output can't be written to the place that the request states, or there
+                is no room for the answer.
         """
         model = self._model
+        self._reserve(answer.size_bytes)
         began_ns = self._clock_ns()
         data = write_answer(answer, self._query, self._state.memory, model.most_rows > 0, in_stream)
         model.statistics.encoded(self._clock_ns() - began_ns)
@@ -134,6 +134,56 @@ class Inference:
         self._reserved = 0
 
 
+class Receiving:
+    """The only message of a call, which is received once the call is let in.
+
+    Args:
+        state: State of the server.
+        context: gRPC context of the call.
+        now_ns: Time when the call began.
+
+    Attributes:
+        waiting_ns: Time since which the server waits for the message; None once it is there.
+    """
+
+    __slots__ = ("_context", "_most_ns", "_task", "_why", "waiting_ns")
+
+    def __init__(self, state: ServerState, context: Any, now_ns: int) -> None:
+        self._context, self._most_ns = context, state.limits.receive_ns
+        self._task = asyncio.current_task()
+        self._why: ProtocolError | None = None
+        self.waiting_ns: int | None = now_ns
+
+    async def message(self) -> bytes:
+        """Return the message.
+
+        Raises:
+            ProtocolError: the server ended the call, or there is no message.
+        """
+        try:
+            data = await self._context.read()
+        except asyncio.CancelledError:
+            if self._why is None:  # the client is gone
+                raise
+            raise self._why from None
+        self.waiting_ns = None
+        if type(data) is not bytes:
+            raise ProtocolError(Kind.INVALID, "the call has no message: send one")
+        return data
+
+    def overdue(self, now_ns: int) -> bool:
+        """Whether the message didn't come within the time for a request."""
+        return self.waiting_ns is not None and now_ns - self.waiting_ns > self._most_ns
+
+    def end(self, why: ProtocolError) -> None:
+        """End the call with an error, unless its message is there."""
+        if self.waiting_ns is not None and self._task is not None:
+            self._why = why
+            self._task.cancel()
+
+    drain = end
+
+
 class Stream:
     """A stream of requests that run in parallel, each answered as soon as possible.
 
@@ -141,17 +191,24 @@ class Stream:
         state: State of the server.
         context: gRPC context of the call.
         clock_ns: Monotonic clock, in nanoseconds.
+
+    Attributes:
+        waiting_ns: Time since which the server waits for the client to ask, or to read answers; None
+            while it doesn't.
     """
 
     def __init__(self, state: ServerState, context: Any, clock_ns: Callable[[], int]) -> None:
+        self.waiting_ns: int | None = clock_ns()
         self._state, self._context, self._clock_ns = state, context, clock_ns
         self._under_way: set[Inference] = set()
-        self._answers: deque[bytes] = deque()
+        self._answers: deque[tuple[Inference, bytes]] = deque()
         self._open = 0
         """Number of requests that were read but whose answers aren't sent yet."""
         self._changed, self._room = asyncio.Event(), asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
         self._why: ProtocolError | None = None
+        self._writing = False
+        self._task = asyncio.current_task()
 
     async def run(self) -> None:
         """Answer requests until the client has no more, or goes away.
@@ -164,23 +221,52 @@ class Stream:
             while self._open or not self._reading.done():
                 await self._changed.wait()
                 self._changed.clear()
-                while self._answers:
-                    await self._context.write(self._answers.popleft())
-                    self._open -= 1
-                    self._room.set()
+                await self._write()
+        except asyncio.CancelledError:
+            if self._why is None:  # the client is gone
+                raise
         finally:
             self._reading.cancel()
-            for inference in self._under_way:
+            for inference in (*self._under_way, *(each for each, _ in self._answers)):
                 inference.end()
             self._under_way.clear()
         if self._why is not None:
             raise self._why
 
-    def drain(self) -> None:
-        """Stop reading requests, because the server drains."""
-        self._why = leaving()
+    async def _write(self) -> None:
+        """Send the answers that are there."""
+        while self._answers:
+            inference, data = self._answers.popleft()
+            self.waiting_ns, self._writing = self._clock_ns(), True
+            try:
+                await self._context.write(data)
+            finally:
+                inference.end()
+            self._writing = False
+            self._open -= 1
+            if self._open:
+                self.waiting_ns = None
+            self._room.set()
+
+    def overdue(self, now_ns: int) -> bool:
+        """Whether the client hasn't read an answer within the time for one."""
+        return (
+            self._writing
+            and self.waiting_ns is not None
+            and now_ns - self.waiting_ns > self._state.limits.send_ns
+        )
+
+    def drain(self, why: ProtocolError) -> None:
+        """Read no more requests, and end with an error once those that were read are answered."""
+        self._why = why
         if self._reading is not None:
             self._reading.cancel()
+
+    def end(self, why: ProtocolError) -> None:
+        """End with an error, though the client may not have read all answers."""
+        self.drain(why)
+        if self._writing and self._task is not None:
+            self._task.cancel()
 
     async def _read(self) -> None:
         from grpc.aio import EOF
@@ -202,6 +288,8 @@ class Stream:
     def _begin(self, data: bytes) -> None:
         inference = Inference(self._state, self._context, data, self._clock_ns)
         self._open += 1
+        if not self._writing:
+            self.waiting_ns = None
         self._under_way.add(inference)
         try:
             inference.begin(partial(self._answer, inference))
@@ -224,8 +312,7 @@ class Stream:
             data = streamed_failure(str(failure), inference.id, inference.final)
         except Exception:
             data = streamed_failure(str(own_fault()), inference.id, inference.final)
-        inference.end()
-        self._answers.append(data)
+        self._answers.append((inference, data))
         self._changed.set()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import math
 import socket
 import time
@@ -17,18 +16,29 @@ from functools import partial
 from typing import Any
 
 from hasten.errors import InputError
-from hasten.serving.grpc.calls import Inference, Stream, leaving, metadata_of, own_fault
+from hasten.serving.grpc.admission import Admission
+from hasten.serving.grpc.calls import Inference, Receiving, Stream, leaving, metadata_of, own_fault
 from hasten.serving.grpc.methods import Methods
 from hasten.serving.protocol import messages
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import Answer
+from hasten.serving.protocol.tokens import is_bearer
 from hasten.serving.settings import ServerSettings
 from hasten.serving.state import ServerState
 from hasten.serving.wire.grpc_messages import read_message
 
 _MOST_SENT_BYTES = 2**31 - 1
 _OPEN = ("ServerLive", "ServerReady")
-"""Names of the methods that need no token."""
+"""Names of the methods that need no token, and for which places are reserved."""
+_RESERVED_CALLS = 64
+_PATIENCE_NS = 1_000_000_000
+"""Time for which a call must have waited for its client to be ended where there is no place left."""
+_MOST_STREAMS = 128
+"""Most calls at once on one connection."""
+_HANDSHAKE_MS = 10_000
+_IDLE_MS = 60_000
+"""Time after which a connection without calls is closed; its client opens another when it asks."""
+_SWEEP_S = 1.0
 _MISSING = "serving over gRPC needs grpcio and protobuf: pip install 'hasten[serve]'"
 
 
@@ -52,7 +62,9 @@ class GrpcServer:
         self._methods = Methods(state)
         self._statuses: dict[Kind, Any] = {}
         self._server: Any = None
-        self._streams: set[Stream] = set()
+        self._calls = Admission(state.limits.connections, _PATIENCE_NS)
+        self._open_calls = Admission(_RESERVED_CALLS, 0)
+        self._sweeping: asyncio.TimerHandle | None = None
 
     # -- begin and end
 
@@ -73,16 +85,16 @@ class GrpcServer:
             raise InputError(_MISSING) from error
         _check_place(host, port)
         self._statuses = {kind: getattr(grpc.StatusCode, kind.grpc) for kind in Kind}
-        limits = self._state.limits
-        server = grpc.aio.server(
-            options=self._options(), maximum_concurrent_rpcs=limits.connections
-        )
+        # The library's own bound comes later than ours: a call counts there until its answer is read.
+        most = 2 * self._state.limits.connections + _RESERVED_CALLS
+        server = grpc.aio.server(options=self._options(), maximum_concurrent_rpcs=most)
+        # Handlers of streams, since those of single requests are called once a message was received.
         handlers: dict[str, Any] = {
-            name: grpc.unary_unary_rpc_method_handler(self._unary(name))
+            name: grpc.stream_unary_rpc_method_handler(self._unary(name))
             for name in messages.METHODS
             if name not in ("ModelInfer", "ModelStreamInfer")
         }
-        handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(self._infer)
+        handlers["ModelInfer"] = grpc.stream_unary_rpc_method_handler(self._infer)
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream)
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(messages.SERVICE, handlers),)
@@ -104,8 +116,10 @@ class GrpcServer:
             ("grpc.max_send_message_length", _MOST_SENT_BYTES),
             ("grpc.max_metadata_size", limits.header_bytes),
             ("grpc.absolute_max_metadata_size", 2 * limits.header_bytes),
-            ("grpc.max_concurrent_streams", limits.connections),
+            ("grpc.max_concurrent_streams", min(_MOST_STREAMS, limits.connections)),
             ("grpc.max_allowed_incoming_connections", limits.connections),
+            ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
+            ("grpc.max_connection_idle_ms", _IDLE_MS),
             ("grpc.so_reuseport", 0),
             # Clients that vanished are detected, and clients may ping the server.
             ("grpc.keepalive_time_ms", 30_000),
@@ -124,8 +138,7 @@ class GrpcServer:
 
     async def drain(self) -> None:
         """Accept no new calls, and wait for running ones, up to the drain time of the limits."""
-        for stream in list(self._streams):
-            stream.drain()
+        self._calls.drain(leaving())
         if self._server is not None:
             await self._server.stop(self._state.limits.drain_ns / 1e9)
 
@@ -133,6 +146,8 @@ class GrpcServer:
         """Abort all calls, and stop now."""
         if self._server is not None:
             await self._server.stop(None)
+        if self._sweeping is not None:
+            self._sweeping.cancel()
 
     # -- steps that all calls have in common
 
@@ -146,11 +161,28 @@ class GrpcServer:
         if token is None:
             return
         given = metadata_of(context, "authorization")
-        if not hmac.compare_digest(given, b"Bearer " + token):
+        if not is_bearer(given, token):
             raise ProtocolError(
                 Kind.UNAUTHENTICATED,
                 "this server requires a token: send authorization: Bearer TOKEN",
             )
+
+    def _enter(self, calls: Admission, call: Receiving | Stream, now_ns: int) -> None:
+        """Count a call that begins, and check for slow clients from time to time.
+
+        Raises:
+            ProtocolError: too many calls are in progress.
+        """
+        calls.enter(call, now_ns)
+        if self._sweeping is None:
+            self._sweeping = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
+
+    def _sweep(self) -> None:
+        self._sweeping, now_ns = None, self._clock_ns()
+        for calls in (self._calls, self._open_calls):
+            calls.sweep(now_ns)
+        if self._calls or self._open_calls:
+            self._sweeping = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
 
     def _refuse(self, context: Any, failure: ProtocolError) -> bytes:
         """End a call with an error."""
@@ -165,30 +197,41 @@ class GrpcServer:
     def _unary(self, name: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
         """Return the handler of a method that isn't inference."""
         request_name = messages.METHODS[name].request
+        calls = self._open_calls if name in _OPEN else self._calls
 
-        async def call(data: bytes, context: Any) -> bytes:
-            self._state.repository.clients.heard(0, self._clock_ns())
+        async def call(requests: Any, context: Any) -> bytes:
+            now_ns = self._clock_ns()
+            self._state.repository.clients.heard(0, now_ns)
+            receiving = Receiving(self._state, context, now_ns)
             try:
                 if name not in _OPEN:
                     self._check_token(context)
+                self._enter(calls, receiving, now_ns)
+                data = await receiving.message()
                 answer = await self._methods.answer(name, read_message(request_name, data))
                 return answer.SerializeToString()  # type: ignore[no-any-return]
             except ProtocolError as failure:
                 return self._refuse(context, failure)
             except Exception:
                 return self._refuse(context, own_fault())
+            finally:
+                calls.leave(receiving)
 
         return call
 
     # -- inference
 
-    async def _infer(self, data: bytes, context: Any) -> bytes:
-        inference = Inference(self._state, context, data, self._clock_ns)
-        answered: asyncio.Future[Answer | ProtocolError] = (
-            asyncio.get_running_loop().create_future()
-        )
+    async def _infer(self, requests: Any, context: Any) -> bytes:
+        now_ns, inference = self._clock_ns(), None
+        receiving = Receiving(self._state, context, now_ns)
         try:
             self._check_token(context)
+            self._enter(self._calls, receiving, now_ns)
+            data = await receiving.message()
+            inference = Inference(self._state, context, data, self._clock_ns)
+            answered: asyncio.Future[Answer | ProtocolError] = (
+                asyncio.get_running_loop().create_future()
+            )
             inference.begin(partial(_settle, answered))
             answer = await answered
             if isinstance(answer, ProtocolError):
@@ -199,23 +242,24 @@ class GrpcServer:
         except Exception:
             return self._refuse(context, own_fault())
         finally:
-            inference.end()
+            if inference is not None:
+                inference.end()
+            self._calls.leave(receiving)
 
     async def _stream(self, requests: Any, context: Any) -> None:
+        stream = Stream(self._state, context, self._clock_ns)
         try:
             self._check_token(context)
             if self._state.draining:
                 raise leaving()
-            stream = Stream(self._state, context, self._clock_ns)
-            self._streams.add(stream)
-            try:
-                await stream.run()
-            finally:
-                self._streams.discard(stream)
+            self._enter(self._calls, stream, self._clock_ns())
+            await stream.run()
         except ProtocolError as failure:
             self._refuse(context, failure)
         except Exception:
             self._refuse(context, own_fault())
+        finally:
+            self._calls.leave(stream)
 
 
 def _settle(

@@ -7,7 +7,6 @@ the socket and the model. A long body is received into its own memory, where its
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import time
 from collections import deque
@@ -30,7 +29,9 @@ from hasten.serving.models.deciding import RawTicket
 from hasten.serving.models.sequences import StepTicket
 from hasten.serving.models.served import ServedModel, Ticket
 from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.protocol.origins import ONE_HOST
 from hasten.serving.protocol.requests import Query
+from hasten.serving.protocol.tokens import is_bearer
 from hasten.serving.state import ServerState
 from hasten.serving.wire.http_bodies import (
     decompressed,
@@ -50,15 +51,25 @@ _SMALL_BYTES = 64 << 10
 """Size up to which an answer is sent in one piece."""
 _LINGER_S = 1.0
 """Time for which a refused client may still be sending, so that it can read the reason."""
+_PROGRESS_BYTES = 4096
+"""Least bytes of a body between two checks of a client that is sending it."""
+_QUIET_CHECKS = 5
+"""Checks without a request, or without progress of its body, after which a client gives way."""
+_HEAD_CHECKS = 2
+"""Checks without the whole head of a request, or of the first one, after which a client gives way."""
 _MOST_ROUTES = 4096
 _LONGEST_ROUTE = 1024
 _LONGEST_NUMBER = 20
+_PROBES = (b"/v2/health/live", b"/v2/health/ready")
+"""Paths that tell anyone whether the server is up: load balancers ask for them by names of their own."""
 _TENSORS = (b"application/json", b"application/x-www-form-urlencoded")
 """Usual content types of JSON; the second is what curl sends where none is stated."""
 _SAMPLES = (b"text/plain", b"application/octet-stream")
 """Content types of a body that is one sample, whatever it holds."""
 _ROWS = (None, *_TENSORS, *_SAMPLES)
 """Content types under which a row's JSON comes."""
+_OPEN = (*_PROBES, b"")
+"""Paths, without a slash at the end, where a request that has no body needs no token."""
 _OTHER = frozenset((b"content-encoding", b"inference-header-content-length"))
 """Headers of a body that isn't JSON as it came."""
 _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b%b}"
@@ -138,7 +149,8 @@ class Connection(asyncio.BufferedProtocol):
     Attributes:
         state: State of the server.
         clock_ns: Monotonic clock, in nanoseconds.
-        quiet: Number of consecutive checks, up to the latest, since which no request arrived.
+        quiet: Number of consecutive checks, up to the latest, at which the server waited for the
+            client: for a request, or for more of one than a trickle.
     """
 
     _paths: dict[bytes, tuple[str, str] | None] = {}
@@ -163,6 +175,8 @@ class Connection(asyncio.BufferedProtocol):
         self._body: Any = None
         """Memory that a long body is received into; None for a short one."""
         self._filled = self._size = self._reserved = 0
+        self._seen = 0
+        """Bytes of the body that were there at the latest check."""
         self._in_body = False
         self._keep_alive = True
         self._busy = False
@@ -176,7 +190,8 @@ class Connection(asyncio.BufferedProtocol):
         """Time when the request that is being received began; None between requests."""
         self._stuck_ns: int | None = None
         """Time since which the client has read nothing of its answer; None if it does."""
-        self._unsent = 0
+        self._unsent = self._unread = 0
+        """Bytes of the answer that aren't sent: at the last check, and as `state` counts them."""
         self._opened_ns: int | None = clock_ns()
         """Time when the connection was opened; None once it has received a request."""
         self._upgrading = False
@@ -206,6 +221,7 @@ class Connection(asyncio.BufferedProtocol):
             self._exchange = None
         self.state.body_bytes -= self._reserved + sum(each.reserved for each in self._backlog)
         self._reserved = 0
+        self._release_unread()
         self._backlog.clear()
         # The parser refers back to this object: without this, only the garbage collector frees both.
         self._body, self._pieces, self._parser = None, [], None  # type: ignore[assignment]
@@ -215,15 +231,22 @@ class Connection(asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         """Stop reading and answering while the client doesn't read its answers."""
         self._stuck_ns, self._unsent = self.clock_ns(), self._transport.get_write_buffer_size()
+        self._unread = self._unsent
+        self.state.body_bytes += self._unread
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         """Continue once the client reads its answers again."""
         self._stuck_ns = None
+        self._release_unread()
         if self._backlog and not self._busy:
             self._next_soon()
         elif not self._backlog and not self._hung_up:
             self._transport.resume_reading()
+
+    def _release_unread(self) -> None:
+        self.state.body_bytes -= self._unread
+        self._unread = 0
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Return the memory to receive into: the body itself, if it is a long one."""
@@ -256,9 +279,12 @@ class Connection(asyncio.BufferedProtocol):
     def _feed(self, data: Any) -> None:
         """Parse received bytes, and refuse those that can't be parsed."""
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as error:
-            self._without_upgrade(data[error.args[0] :])
+            while data:
+                try:
+                    self._parser.feed_data(data)
+                    break
+                except httptools.HttpParserUpgrade as error:
+                    data = self._without_upgrade(data[error.args[0] :])
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             if not isinstance(cause, ProtocolError):
@@ -271,19 +297,24 @@ class Connection(asyncio.BufferedProtocol):
             if not self._in_body and self._head_bytes > self.state.limits.header_bytes:
                 self._refuse(self._long_head())
 
-    def _without_upgrade(self, rest: Any) -> None:
-        """Parse a request that offers an upgrade as if it didn't, as RFC 9110, 7.8 allows."""
+    def _without_upgrade(self, rest: Any) -> bytes:
+        """Return a request that offers an upgrade as if it didn't, as RFC 9110, 7.8 allows.
+
+        Args:
+            rest: Bytes that came after the request's headers.
+        """
         self._upgrading = False
         if self._method == b"CONNECT":
             self._refuse(
                 ProtocolError(Kind.NO_METHOD, "this is not a proxy: CONNECT isn't supported")
             )
-            return
+            return b""
         gone = (b"upgrade", b"connection", b"http2-settings")
-        lines = [b"%s %s HTTP/1.1" % (self._method, self._url)]
+        version = self._parser.get_http_version()
+        lines = [b"%s %s HTTP/%s" % (self._method, self._url, version.encode())]
         lines += [b"%s: %s" % each for each in self._headers.items() if each[0] not in gone]
         self._parser = httptools.HttpRequestParser(self)
-        self._feed(b"\r\n".join([*lines, b"", b""]) + bytes(rest))
+        return b"\r\n".join([*lines, b"", b""]) + bytes(rest)
 
     def eof_received(self) -> bool:
         """Close the connection: a client that ends its side has gone away."""
@@ -299,7 +330,7 @@ class Connection(asyncio.BufferedProtocol):
         """Begin a request at its first byte."""
         self._url, self._headers, self._pieces = b"", {}, []
         self._body, self._filled, self._size = None, 0, 0
-        self._began_ns = self.clock_ns()
+        self._began_ns, self.quiet = self.clock_ns(), 0
         if self._slot is not None and not self._busy:
             self._slot.working()
 
@@ -314,7 +345,10 @@ class Connection(asyncio.BufferedProtocol):
             if self._head_bytes > self.state.limits.header_bytes:
                 raise self._long_head()
             return
-        self._headers[name.lower()] = value
+        name = name.lower()
+        if name == b"host" and name in self._headers:
+            raise ProtocolError(Kind.INVALID, ONE_HOST)
+        self._headers[name] = value
 
     def on_headers_complete(self) -> None:
         """Decide whether to receive the request's body, before memory is allocated for it.
@@ -325,15 +359,17 @@ class Connection(asyncio.BufferedProtocol):
         if self._head_bytes > self.state.limits.header_bytes + len(self._view):
             raise self._long_head()
         self._method = self._parser.get_method()
+        version = self._parser.get_http_version()
+        if version != "1.1":
+            self._check_version(version)
         if self._parser.should_upgrade() or self._method == b"CONNECT":
             self._upgrading = True
             return
         self._head_bytes = 0
         self._in_body = True
-        self._keep_alive = (
-            self._parser.should_keep_alive() and self._parser.get_http_version() != "1.0"
-        )
+        self._keep_alive = version == "1.1" and self._parser.should_keep_alive()
         headers = self._headers
+        self._check_origin()
         if self.state.token is not None and not self._may_enter():
             raise ProtocolError(
                 Kind.UNAUTHENTICATED,
@@ -351,14 +387,38 @@ class Connection(asyncio.BufferedProtocol):
         if headers.get(b"expect", b"").lower() == b"100-continue" and not self._busy:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
+    def _check_version(self, version: str) -> None:
+        if version != "1.0":
+            raise ProtocolError(
+                Kind.INVALID, f"this server speaks HTTP/1.1 and HTTP/1.0; got HTTP/{version}"
+            )
+        if b"transfer-encoding" in self._headers:
+            raise ProtocolError(
+                Kind.INVALID, "HTTP/1.0 has no Transfer-Encoding: send Content-Length, or HTTP/1.1"
+            )
+
+    def _check_origin(self) -> None:
+        """Check that no web page of others makes a browser send this; see `Origins`.
+
+        With a token nothing more is asked: a page doesn't know it. HTTP/1.0, which no browser speaks, needs
+        no Host.
+        """
+        headers, state = self._headers, self.state
+        if b"host" not in headers and self._parser.get_http_version() != "1.0":
+            raise ProtocolError(Kind.INVALID, ONE_HOST)
+        if state.token is None:
+            refusal = state.origins.refusal(self._method, headers)
+            if refusal is not None and self._url.partition(b"?")[0] not in _PROBES:
+                raise refusal
+
     def _may_enter(self) -> bool:
-        token = self.state.token
+        token, headers = self.state.token, self._headers
         assert token is not None
-        path = self._url.partition(b"?")[0].rstrip(b"/")
-        if path in (b"/v2/health/live", b"/v2/health/ready", b""):
+        if is_bearer(headers.get(b"authorization", b""), token):
             return True
-        given = self._headers.get(b"authorization", b"")
-        return hmac.compare_digest(given, b"Bearer " + token)
+        if b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0":
+            return False
+        return self._url.partition(b"?")[0].rstrip(b"/") in _OPEN
 
     def _reserve(self, size: int) -> None:
         """Count received bytes of a body; announced bytes don't count, since they take no memory.
@@ -371,17 +431,12 @@ class Connection(asyncio.BufferedProtocol):
         self.state.body_bytes += size
 
     def _check_room(self, size: int) -> None:
-        limits, state = self.state.limits, self.state
+        limits = self.state.limits
         if self._reserved + size > limits.body_bytes:
             raise ProtocolError(
                 Kind.TOO_LARGE, f"the body exceeds the limit of {limits.body_bytes:,} bytes"
             )
-        if state.body_bytes + size > limits.bodies_bytes:
-            raise ProtocolError(
-                Kind.OVERLOADED,
-                f"overloaded: requests with {limits.bodies_bytes:,} bytes are in progress; retry later",
-                retry_s=1.0,
-            )
+        self.state.check_room(size)
 
     def on_body(self, piece: bytes) -> None:
         """Take a piece of the body."""
@@ -424,7 +479,6 @@ class Connection(asyncio.BufferedProtocol):
     def _begin(self, received: Received) -> None:
         """Begin to answer a request."""
         self._busy = True
-        self.quiet = 0
         if self._slot is not None:
             self._slot.working()
         method, _, headers, _, keep_alive, reserved = received
@@ -518,7 +572,6 @@ class Connection(asyncio.BufferedProtocol):
         data = quick.answer(body, self.clock_ns())
         if data is None:
             return False
-        self.quiet = 0
         state.body_bytes -= self._reserved
         self._reserved = 0
         before = quick.before
@@ -561,17 +614,12 @@ class Connection(asyncio.BufferedProtocol):
         encoding = headers[b"content-encoding"].decode("latin-1").strip().lower()
         if encoding in ("", "identity"):
             return body
-        limits, state = self.state.limits, self.state
+        state = self.state
         loop = asyncio.get_running_loop()
         data = await loop.run_in_executor(
-            state.unpacking, decompressed, body, encoding, limits.body_bytes
+            state.unpacking, decompressed, body, encoding, state.limits.body_bytes
         )
-        if state.body_bytes + len(data) > limits.bodies_bytes:
-            raise ProtocolError(
-                Kind.OVERLOADED,
-                f"overloaded: requests with {limits.bodies_bytes:,} bytes are in progress; retry later",
-                retry_s=1.0,
-            )
+        state.check_room(len(data))
         exchange.reserved += len(data)
         state.body_bytes += len(data)
         return data
@@ -683,11 +731,12 @@ class Connection(asyncio.BufferedProtocol):
         return began_ns is not None and now_ns - began_ns > limits.receive_ns
 
     def rest(self) -> None:
-        """Record that the connection is resting, if it is idle."""
-        if not self.idle:
-            return
-        self.quiet += 1
-        if self._slot is not None:
+        """Count a check at which the client let the server wait; record whether it is idle."""
+        waits = not self._busy and self._transport.get_write_buffer_size() == 0
+        arrives = self._reserved - self._seen >= _PROGRESS_BYTES
+        self._seen = self._reserved
+        self.quiet = self.quiet + 1 if waits and not arrives else 0
+        if self._slot is not None and self.idle:
             self._slot.resting()
 
     def end_slow(self) -> None:
@@ -704,6 +753,18 @@ class Connection(asyncio.BufferedProtocol):
         """Whether no request is being received, processed or answered on the connection."""
         sent = self._transport.get_write_buffer_size() == 0
         return not self._busy and self._began_ns is None and sent
+
+    @property
+    def spare(self) -> bool:
+        """Whether the connection may be closed to make room for others."""
+        unasked = self._opened_ns is not None or self._began_ns is not None
+        return self.quiet >= (_HEAD_CHECKS if unasked and not self._in_body else _QUIET_CHECKS)
+
+    def give_way(self) -> None:
+        """Close the connection to make room for others."""
+        if self._began_ns is not None:
+            self.end_slow()
+        self._transport.close()
 
     def close(self) -> None:
         """Close the connection once its buffered output is sent."""

@@ -91,6 +91,11 @@ class Exchange:
         if isinstance(answer, ProtocolError):
             self.respond(failure_response(answer))
             return
+        try:
+            connection.state.check_room(answer.size_bytes)
+        except ProtocolError as failure:
+            self.respond(failure_response(failure))
+            return
         began_ns = connection.clock_ns()
         plan: RequestPlan | None = query.plan
         same = plan is not None and self._keep_alive and not connection.state.draining
@@ -136,8 +141,7 @@ class Exchange:
         )
         if same and header_bytes is not None and not extra.startswith(b"Content-Encoding"):
             assert plan is not None
-            asked = len(query.outputs) or len(answer.outputs)
-            if len(pieces) == 1 + asked == 1 + len(answer.outputs):  # every output as bytes, once
+            if len(pieces) == 1 + len(answer.outputs):  # every output as bytes
                 plan.note(answer.outputs, query.id, head + bytes(pieces[0]))
         connection.send(head, pieces, size, self.reserved, keep_alive)
         model.statistics.encoded(connection.clock_ns() - began_ns)

@@ -64,7 +64,7 @@ def figures(
     """
     now_ns = clock_ns()
     return {
-        "uptime_s": round(time.time() - state.began_s, 1),
+        "uptime_s": round((now_ns - state.began_ns) / 1e9, 1),
         "ready": state.ready,
         "draining": state.draining,
         "connections": len(state.connections),

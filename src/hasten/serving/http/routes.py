@@ -18,6 +18,7 @@ from hasten.serving.observation import metrics
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.state import ServerState
 
+_OBJECT_BYTES = 1 << 20
 Handler: TypeAlias = "Callable[..., Response | Coroutine[Any, Any, Response]]"
 
 
@@ -299,8 +300,14 @@ def _object(body: bytes) -> dict[str, Any]:
     """Parse a JSON object.
 
     Raises:
-        ProtocolError: the body is something else.
+        ProtocolError: the body is something else, or too long.
     """
+    if len(body) > _OBJECT_BYTES:  # before memory is taken for each of its elements
+        raise ProtocolError(
+            Kind.TOO_LARGE,
+            f"what isn't an inference has at most {_OBJECT_BYTES:,} bytes of JSON; got {len(body):,}: send "
+            "several requests",
+        )
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError as error:

@@ -10,13 +10,14 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 
 from hasten.core.tensors import Array, Tensors
+from hasten.engines.padding import Padder
 from hasten.errors import HastenError
 from hasten.serving.models.clients import Clients
 from hasten.serving.models.scheduling import BatchRun, Pending, Scheduler, Wait
@@ -30,6 +31,8 @@ _INLINE_STEP = 1.05
 _LONE_NS = 10_000_000
 """Time below which a lone client's batch runs on the event loop's own thread; in a longer batch the
 cost of handing it over hardly shows."""
+_STALL_NS = 2 * _LONE_NS
+"""Time of a batch on the loop's own thread that shows that batches may take far longer than was measured."""
 _COARSE_NS = 1_000_000
 _TRY_AGAIN = 256
 """Number of batches that were too long for the loop's thread before one is tried there again."""
@@ -97,6 +100,10 @@ class Batching:
         loop: Event loop of the server.
         clients: Record of which client of the server is active.
         clock_ns: Monotonic clock, in nanoseconds.
+        padder: Padding of requests up to buckets, which may then share a batch; None without.
+        timed: Input -> its sizes in the requests whose times the scheduler knows, without the batch; larger
+            requests take nobody knows how long, so they never run on the loop's thread. Empty if no
+            request was timed, None if all requests are of the same sizes.
     """
 
     def __init__(
@@ -107,18 +114,21 @@ class Batching:
         loop: asyncio.AbstractEventLoop,
         clients: Clients,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
+        padder: Padder | None = None,
+        timed: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
+        self._padder, self._timed = padder, timed
         self.scheduler = scheduler
         self._clients = clients
         self._statistics = statistics
         self._loop = loop
         self._clock_ns = clock_ns
-        self._threads = [_Thread(model, loop, self._landed, clock_ns) for model in models]
+        self._threads = [_Thread(model, loop, self._landed, clock_ns, padder) for model in models]
         self._free = list(self._threads)
         self._inline_factor = 1.0
         """Ratio of a batch's time on the loop's own thread to the curve's. Times on other threads
         don't count, since they include waits for the interpreter lock."""
-        self._elsewhere = 0
+        self._elsewhere = self._away = 0
         self._looking = False
         self._waiting: asyncio.Handle | None = None
         self._emptied: asyncio.Future[None] | None = None
@@ -238,7 +248,12 @@ class Batching:
         number = self.scheduler.begun(run, now_ns)
         thread = self._free.pop()
         outputs, timing = thread.run(run)
-        ratio = (timing.computed_ns - now_ns) / self.scheduler.latencies.measured_ns(run.rows)
+        took_ns = timing.computed_ns - now_ns
+        if (
+            took_ns > _STALL_NS
+        ):  # as where a request's values decide: the longer, the more go elsewhere
+            self._away = _TRY_AGAIN * took_ns // _LONE_NS
+        ratio = took_ns / self.scheduler.latencies.measured_ns(run.rows)
         # Small steps track the median ratio, which rare long pauses of the thread don't affect.
         self._inline_factor *= _INLINE_STEP if ratio > self._inline_factor else 1 / _INLINE_STEP
         self._ended(thread, number, outputs, timing)
@@ -247,6 +262,11 @@ class Batching:
 
     def _belongs_here(self, run: BatchRun[ServerTask], now_ns: int) -> bool:
         """Whether a batch should run on the event loop's own thread."""
+        if self._away:
+            self._away -= 1
+            return False
+        if self._timed is not None and not all(_within(i.inputs, self._timed) for i in run.items):
+            return False
         return self._short(run.rows) or self._is_lone(run, now_ns)
 
     def _is_lone(self, run: BatchRun[ServerTask], now_ns: int) -> bool:
@@ -255,9 +275,12 @@ class Batching:
         if not self._clients.alone(item.source, now_ns) or len(run.items) > 1:
             return False
         latencies = scheduler.latencies
+        took_ns = latencies.expected_ns(run.rows)
+        if self._timed is not None:  # smaller requests may have made it seem shorter
+            took_ns = max(took_ns, latencies.measured_ns(run.rows))
         return (
             scheduler.idle
-            and latencies.expected_ns(run.rows) <= _LONE_NS
+            and took_ns <= _LONE_NS
             and now_ns + latencies.promised_ns(run.rows) <= item.deadline_ns
         )
 
@@ -307,6 +330,7 @@ class Batching:
             self.scheduler.put_back([item for item in run.items if item.state != "done"])
             return
         row = 0
+        padder = _needed(self._padder, run.items)
         for item in run.items:
             begin, row = row, row + item.rows
             if item.state == "done":
@@ -323,6 +347,8 @@ class Batching:
                 item.reply(outputs, timing)
             else:
                 own = {name: array[begin:row] for name, array in outputs.items()}
+                if padder is not None and (sizes := padder.sizes(_shapes(item))) is not None:
+                    own = padder.cut(own, sizes)
                 item.reply(own, timing)
         if not isinstance(outputs, Exception):
             self._statistics.ran(
@@ -359,6 +385,7 @@ class _Thread:
         loop: Event loop of the server.
         landed: Callback on the loop's thread for a batch that was run.
         clock_ns: Monotonic clock, in nanoseconds.
+        padder: Padding of requests up to buckets; None without.
     """
 
     def __init__(
@@ -367,7 +394,9 @@ class _Thread:
         loop: asyncio.AbstractEventLoop,
         landed: Callable[..., None],
         clock_ns: Callable[[], int],
+        padder: Padder | None = None,
     ) -> None:
+        self._padder = padder
         self.jobs: queue.SimpleQueue[tuple[BatchRun[ServerTask], int] | None] = queue.SimpleQueue()
         self._model, self._loop, self._landed = model, loop, landed
         self._clock_ns = clock_ns
@@ -388,15 +417,27 @@ class _Thread:
         """Stack the requests and run the engine."""
         begun_ns = stacked_ns = self._clock_ns()
         try:
-            inputs = _stacked(run.items)
+            padder = _needed(self._padder, run.items)
+            inputs, number = _padded(run.items, padder) if padder else (_stacked(run.items), -1)
             stacked_ns = self._clock_ns()
             answers = self._model(inputs)
             if len(run.items) > 1:
                 _check_rows(answers, run.rows)
+            if padder is not None:
+                padder.check(answers, number)
             outputs: Tensors | Exception = answers
         except Exception as error:
             outputs = error
         return outputs, Timing(begun_ns, stacked_ns, self._clock_ns(), run.rows)
+
+
+def _within(inputs: Tensors, timed: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether no input is larger along any axis, counted from the last one, than the timed one."""
+    return bool(timed) and all(
+        size <= most
+        for name, array in inputs.items()
+        for size, most in zip(reversed(array.shape), reversed(timed[name]), strict=False)
+    )
 
 
 def _stacked(items: Sequence[ServerTask]) -> Tensors:
@@ -405,6 +446,30 @@ def _stacked(items: Sequence[ServerTask]) -> Tensors:
     if len(items) == 1:
         return first
     return {name: np.concatenate([item.inputs[name] for item in items]) for name in first}
+
+
+def _needed(padder: Padder | None, items: Sequence[ServerTask]) -> Padder | None:
+    """Return the padding for a batch whose requests differ in shape beyond their rows; else None."""
+    if padder is None:
+        return None
+    first = items[0].inputs
+    unlike = any(
+        array.shape[1:] != first[name].shape[1:]
+        for item in items[1:]
+        for name, array in item.inputs.items()
+    )
+    return padder if unlike else None
+
+
+def _shapes(item: ServerTask) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in item.inputs.items()}
+
+
+def _padded(items: Sequence[ServerTask], padder: Padder) -> tuple[Tensors, int]:
+    """Return the rows of requests, each padded up to the bucket that they share, and its number."""
+    number = padder.bucket(padder.sizes(_shapes(items[0])))
+    filled = [padder.filled(item.inputs, number) for item in items]
+    return {name: np.concatenate([one[name] for one in filled]) for name in filled[0]}, number
 
 
 def _check_rows(outputs: Tensors, rows: int) -> None:

@@ -11,7 +11,7 @@ _RECENT = 64
 _TOLD = 0.95
 """Quantile of recent batches' times that is used as the promised time."""
 _WEIGHT = 1 / 16
-_LEAST, _MOST = 0.2, 50.0
+_LEAST_RATIO, MOST_RATIO = 0.2, 50.0
 """Bounds of a batch's time relative to the curve; ratios beyond them are clipped."""
 
 
@@ -77,7 +77,7 @@ class Latencies:
 
     def observe(self, rows: int, took_ns: float) -> None:
         """Update the machine's speed with the time of a batch that was run."""
-        ratio = min(max(took_ns / self._base[rows], _LEAST), _MOST)
+        ratio = min(max(took_ns / self._base[rows], _LEAST_RATIO), MOST_RATIO)
         self._seen += 1
         weight = max(_WEIGHT, 1 / self._seen)
         # One stall says little about the next batch, so it is clipped; the quantile below counts it.

@@ -6,22 +6,29 @@ import contextlib
 import itertools
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from hasten.bundle import Loaded, Manifest, answers_as, load, read
-from hasten.bundle.batch_mates import made_up, mates, share_batch_axis, stacked, unlike_alone
+from hasten.bundle import Loaded, Manifest, answers_as, load, read, unpacked
+from hasten.bundle.batch_mates import (
+    MOST_BYTES,
+    made_up,
+    mates,
+    share_batch_axis,
+    stacked,
+    unlike_alone,
+)
 from hasten.bundle.covered import listed
 from hasten.bundle.evidence import batch_curve
 from hasten.core.devices import at_hand
 from hasten.core.tensors import Tensors
 from hasten.errors import CandidateError, InputError
 from hasten.measure.curve import CurvePoint
-from hasten.serving.models.latencies import Latencies
+from hasten.serving.models.latencies import MOST_RATIO, Latencies
 from hasten.serving.models.pace import BackgroundPace
 from hasten.serving.monitoring.watch import Watch
 
@@ -30,8 +37,6 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _BUDGET_NS = 5e9
 """Longest engine time of the warm-up, after the first request of each session."""
 _SLOWEST_NS = 1e9
-_BYTES = 64 << 20
-"""Largest size of one batch's inputs."""
 _RUNS, _FEW_RUNS = 5, 2
 """Number of timed runs per batch shape; few if the curve already states its time."""
 _TIMED_NS = 100_000_000
@@ -97,7 +102,8 @@ class OpenBundle:
     """A bundle that is open and warmed up.
 
     Attributes:
-        path: Folder of the bundle.
+        path: The bundle as it is served: a folder, or a packed file.
+        folder: Its folder, or the one that it was unpacked to.
         manifest: Manifest of the bundle.
         which: Model that answers: "winner" or "exact".
         sessions: Sessions that run in parallel, each on its own share of the threads.
@@ -111,11 +117,14 @@ class OpenBundle:
             have a batch axis.
         instead: Sentence that names the absent device that the bundle was made for, and what answers
             in its place; "" if it answers as certified.
+        timed: Input -> its shape in the request that the warm-up timed; empty if no request that was made
+            up could be answered.
         broken: Whether the model answers NaN where the exact one doesn't.
         watch: Monitor of the answers; None where the bundle isn't watched.
     """
 
     path: Path
+    folder: Path
     manifest: Manifest
     which: Literal["winner", "exact"]
     sessions: list[Loaded]
@@ -126,6 +135,7 @@ class OpenBundle:
     notes: list[str] = field(default_factory=list)
     requests: tuple[Tensors, ...] = ()
     instead: str = ""
+    timed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     broken: bool = False
     most_rows: int = 1
     watch: Watch | None = None
@@ -140,12 +150,16 @@ class OpenBundle:
         """First of the sessions."""
         return self.sessions[0]
 
-    def asked(self, count: int, seed: int) -> Sequence[Tensors]:
-        """Return requests to warm up with: those that the bundle keeps, or else `count` random ones."""
+    def asked(self, count: int, seed: int) -> Iterator[Tensors]:
+        """Yield requests to warm up with: those that the bundle keeps, or else `count` random ones.
+
+        Raises:
+            CandidateError: a random one would be too large.
+        """
         rng = np.random.default_rng(seed)
         rows = 1 if self.batched else None
-        made = (made_up(self.first.request, rows, rng) for _ in range(count))
-        return self.requests or tuple(made)
+        for number in range(len(self.requests) or count):
+            yield self.requests[number] if self.requests else made_up(self.first.request, rows, rng)
 
     def close(self) -> None:
         """Free the engines."""
@@ -163,7 +177,7 @@ def open_bundle(
     """Open a bundle, warm up every batch shape, and compare batches' answers with lone requests'.
 
     Args:
-        path: Folder of the bundle.
+        path: Folder of the bundle, or a packed file.
         settings: Settings to serve the bundle with.
         running: Context to enter while an engine runs, so that a crash can be traced to it.
         pace: Runner of the warm-up's requests; None to run them at once.
@@ -173,9 +187,10 @@ def open_bundle(
         CandidateError: the engine can't open the model here, or fails on a request.
     """
     with contextlib.ExitStack() as undo, running():
-        first = undo.enter_context(_quiet_load(path, settings))
+        folder = unpacked(path)
+        first = undo.enter_context(_quiet_load(folder, settings))
         manifest = first.manifest
-        curve = batch_curve(path, manifest) if settings.which == "winner" else ()
+        curve = batch_curve(folder, manifest) if settings.which == "winner" else ()
         threads, count = _sharing(curve, settings.sessions, manifest.target.threads)
         most = max(manifest.target.threads, len(os.sched_getaffinity(0)))
         if count > most:
@@ -188,14 +203,15 @@ def open_bundle(
             first.close()
             sessions = []
         while len(sessions) < count:
-            sessions.append(undo.enter_context(_quiet_load(path, settings, threads=threads)))
+            sessions.append(undo.enter_context(_quiet_load(folder, settings, threads=threads)))
         shared = [p for p in curve if p.threads == threads and p.sessions == count]
         opened = OpenBundle(
             path=path,
+            folder=folder,
             manifest=manifest,
             which=settings.which if manifest.exact is not None else "winner",
             sessions=sessions,
-            standby=_standby(path, settings, manifest, undo),
+            standby=_standby(folder, settings, manifest, undo),
             latencies=Latencies({1: 1.0}),
             sizes=(1,),
             batched=_batched(sessions[0]),
@@ -307,8 +323,8 @@ def _warm_up(
         CandidateError: a request that the bundle keeps fails, so clients' requests will fail too.
     """
     known = {point.batch: point.p50_ns for point in curve}
-    lone, *others = opened.asked(1, seed=0)
     try:
+        lone, *others = opened.asked(1, seed=0)
         for session in opened.everything:
             for request in (lone, *others):
                 pace.run(session, request)
@@ -323,6 +339,7 @@ def _warm_up(
         opened.batched = False
         opened.latencies = Latencies({1: known.get(1, 1.0)})
         return
+    opened.timed = {name: array.shape for name, array in lone.items()}
     sizes = [1]
     beside = mates(opened.requests, opened.first.request)
     within = opened.first.keeps_to
@@ -336,7 +353,7 @@ def _warm_up(
                 continue
             expected_ns = size * times[sizes[-1]] / sizes[-1]
             enough = expected_ns > _SLOWEST_NS or pace.spent_ns + 3 * expected_ns > most_ns
-            if size > most_rows or enough or size * each_bytes > _BYTES:
+            if size > most_rows or enough or size * each_bytes > MOST_BYTES:
                 break
             batch = stacked([lone, *itertools.islice(beside, size - 1)])
             unlike = _unlike_alone(opened, batch, alone, pace)
@@ -354,7 +371,7 @@ def _warm_up(
             sizes.append(size)
         opened.most_rows = sizes[-1]
         if within is not None:
-            opened.most_rows = max(sizes[-1], min(most_rows, _BYTES // max(1, each_bytes)))
+            opened.most_rows = max(sizes[-1], min(most_rows, MOST_BYTES // max(1, each_bytes)))
     elif opened.batched:
         opened.batched = False
     opened.sizes = tuple(sizes)
@@ -365,7 +382,8 @@ def _warm_up(
             f"{listed(covered)}: leave out --any-batch to keep to them"
         )
     measured = {size: p50_ns for size, p50_ns in known.items() if size <= sizes[-1]}
-    if 1 not in measured:
+    if 1 not in measured or times[1] > MOST_RATIO * measured[1]:
+        # A curve that promises more than the scheduler can unlearn isn't of this model.
         measured = {size: times[size] for size in sizes}
     if opened.most_rows > sizes[-1]:  # such a request is answered in parts
         measured[opened.most_rows] = measured[max(measured)] * opened.most_rows / max(measured)

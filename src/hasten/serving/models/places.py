@@ -7,6 +7,7 @@ from pathlib import Path
 
 from hasten.bundle import MANIFEST
 from hasten.bundle.chains.opened import check_chain
+from hasten.bundle.packing.names import SUFFIX, is_address, is_packed
 from hasten.errors import InputError
 from hasten.inputs.chains import chain_of, is_chain
 from hasten.serving.models.chained import ChainPlace
@@ -73,9 +74,14 @@ def places(arguments: Sequence[str]) -> list[tuple[str, str, Path]]:
     found: list[tuple[str, str, Path]] = []
     for text in arguments:
         name, version, path = _parts(text)
+        address = text.partition("=")[2] or text
+        if is_address(address):
+            raise InputError(
+                f"{address} is an address, which only hasten.load opens: download it before"
+            )
         if not path.exists():
-            raise InputError(f"no bundle at {path}: no such folder")
-        if not (path / MANIFEST).is_file():
+            raise InputError(f"no bundle at {path}: no such file or folder")
+        if not is_packed(path) and not (path / MANIFEST).is_file():
             raise InputError(
                 f"{path} is not a bundle, it has no {MANIFEST}: give a folder that hasten optimize wrote"
             )
@@ -103,7 +109,7 @@ def _parts(text: str) -> tuple[str, str, Path]:
     if not equals or "/" in left:
         path = Path(text)
         name = path.name or path.resolve().name
-        return name.removesuffix(".hasten") or name, "", path
+        return name.removesuffix(SUFFIX).removesuffix(".hasten") or name, "", path
     name, _, version = left.partition(":")
     if not name or (version and not (version.isascii() and version.isdigit() and int(version))):
         raise InputError(

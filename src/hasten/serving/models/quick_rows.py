@@ -66,7 +66,11 @@ class QuickRows:
         """
         opened, settings = model.opened, model.settings
         path = RowPath.of(opened.manifest.pipeline, opened.first.inputs)
-        quick = opened.first.lends_calls and opened.latencies.measured_ns(1) <= INLINE_NS
+        quick = (
+            opened.timed
+            and opened.first.lends_calls
+            and opened.latencies.measured_ns(1) <= INLINE_NS
+        )
         if path is None or not quick or not path.reader.able:
             return None
         if settings.cache_bytes or model.tracing is not None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
-from hasten.bundle import Loaded, read
+from hasten.bundle import Loaded, read, unpacked
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import CandidateError, HastenError, InputError
 from hasten.serving.models.chained import ChainPlace, ServedChain
@@ -27,8 +29,12 @@ from hasten.serving.protocol.errors import Kind, ProtocolError
 log = logging.getLogger("hasten.serving")
 
 UNLOADED = "unloaded"
+QUEUED = "queued: models are loaded one after another, and others come first"
 _COMPARED = 8
 _PATIENCE_S = 30.0
+_TURN_S = 60.0
+"""Time after which a version that is still being opened lets the next one begin."""
+T = TypeVar("T")
 State: TypeAlias = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
 Marker: TypeAlias = Callable[["Registered"], Callable[[], contextlib.AbstractContextManager[None]]]
 
@@ -44,7 +50,9 @@ class Registered:
         settings: Settings that the model is served with.
         state: State in the protocol's terms.
         tried: Whether loading has been tried, with success or without.
-        reason: Reason why the version isn't ready; "" if it is.
+        overdue: Whether loading takes so long that the other versions don't wait for it.
+        reason: Reason why the version isn't ready, such as that its turn to be loaded comes; "" if it
+            is ready.
         served: Open model; None if the version isn't ready.
         chain: Chain that this is; None for a bundle.
     """
@@ -55,7 +63,8 @@ class Registered:
     settings: ModelSettings
     state: State = "UNAVAILABLE"
     tried: bool = False
-    reason: str = ""
+    overdue: bool = False
+    reason: str = QUEUED
     served: ServedModel | None = None
     chain: ChainPlace | None = None
 
@@ -89,8 +98,8 @@ class Repository:
         for one in registered:
             self._versions.setdefault(one.name, {})[one.version] = one
         self._busy: dict[str, asyncio.Lock] = {}
-        self._loading = ThreadPoolExecutor(1, "hasten-loading")
-        self._replacing = ThreadPoolExecutor(1, "hasten-replacing")
+        self._loading, self._replacing = asyncio.Semaphore(), asyncio.Semaphore()
+        self._under_way: set[asyncio.Task[None]] = set()
 
     def __iter__(self) -> Iterator[Registered]:
         for versions in self._versions.values():
@@ -104,8 +113,8 @@ class Repository:
 
     @property
     def ready(self) -> bool:
-        """Whether loading is over and at least one version is ready; failed versions don't count."""
-        loading = any(one.state == "LOADING" or not one.tried for one in self)
+        """Whether at least one version is ready, and none is loading but overdue ones."""
+        loading = any(not one.tried or (one.state == "LOADING" and not one.overdue) for one in self)
         return not loading and any(self.served())
 
     def find(self, name: str, version: str = "") -> ServedModel:
@@ -133,8 +142,9 @@ class Repository:
         for one in candidates:
             if one.served is not None:
                 return one.served
-        reason = candidates[0].reason or "loading"
-        raise ProtocolError(Kind.UNAVAILABLE, f"the model {name!r} isn't ready: {reason}", 1.0)
+        raise ProtocolError(
+            Kind.UNAVAILABLE, f"the model {name!r} isn't ready: {candidates[0].reason}", 1.0
+        )
 
     def versions(self, name: str) -> list[str]:
         """Return the versions of a model that are ready, oldest first."""
@@ -166,15 +176,32 @@ class Repository:
     async def load_all(self) -> None:
         """Load every version; one that fails is logged and doesn't stop the others.
 
+        One that takes too long doesn't stop them either: unless no other is ready, it is left to end
+        by itself.
+
         Raises:
             InputError: no version could be loaded.
         """
         for one in self:
-            with contextlib.suppress(HastenError):
-                await self.load(one)
+            await self._load_in_turn(one)
+        while self._under_way and not any(self.served()):
+            await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
         failed = [one for one in self if one.served is None]
         if len(failed) == len(list(self)):
             raise InputError("; ".join(f"{one.name}: {one.reason}" for one in failed))
+
+    async def _load_in_turn(self, one: Registered) -> None:
+        """Load a version, and wait for it no longer than its turn lasts; a failure is logged."""
+        loading = self._loop.create_task(self._load_or_log(one))
+        self._under_way.add(loading)
+        loading.add_done_callback(self._under_way.discard)
+        await asyncio.wait({loading}, timeout=_TURN_S)
+        if loading.done():
+            loading.result()
+
+    async def _load_or_log(self, one: Registered) -> None:
+        with contextlib.suppress(HastenError):
+            await self.load(one)
 
     async def load(self, one: Registered) -> None:
         """Load a version, or replace the served model by the bundle that is at its path now.
@@ -190,7 +217,7 @@ class Repository:
             old = one.served
             if old is None:
                 one.state, one.reason = "LOADING", "loading"
-            one.tried = True
+            one.tried, one.overdue = True, False
             try:
                 if one.chain is not None:
                     one.served = self._chained(one, one.chain, old)
@@ -198,8 +225,7 @@ class Repository:
                     if old is not None:
                         await self._retire(old)
                     return
-                thread = self._replacing if old is not None else self._loading
-                opened = await self._loop.run_in_executor(thread, self._opened, one, old)
+                opened = await self._opened_in_turn(one, old)
             except Exception as error:
                 if old is None:
                     one.state, one.reason = "UNAVAILABLE", str(error)
@@ -231,6 +257,18 @@ class Repository:
             if old is not None:
                 await self._retire(old)
 
+    async def _opened_in_turn(self, one: Registered, old: ServedModel | None) -> OpenBundle:
+        """Open a version's bundle, one at a time unless another's turn has lasted too long."""
+        async with self._loading if old is None else self._replacing:
+            opening = _on_a_thread(functools.partial(self._opened, one, old))
+            await asyncio.wait({opening}, timeout=_TURN_S)
+        if not opening.done():
+            one.overdue = True
+            late = f"still loading after {_TURN_S:g} s: other models don't wait for it"
+            one.reason = late if old is None else one.reason
+            log.warning("%s", late, extra={"model": one.name, "version": one.version})
+        return await opening
+
     def _chained(self, one: Registered, chain: ChainPlace, old: ServedModel | None) -> ServedChain:
         """Return a chain of models that are loaded already.
 
@@ -256,7 +294,7 @@ class Repository:
         settings = one.settings
         if old is not None and settings.which == "exact" and changed(old.opened):
             settings = replace(settings, which="winner")  # the old bundle crashed, not this one
-        kept = held(one.path, settings)
+        kept = held(unpacked(one.path), settings)
         if kept:
             settings = replace(settings, which="exact")
         others = any(self.served())
@@ -291,7 +329,7 @@ class Repository:
             CandidateError: the new model answers NaN where the old one, or its exact model, doesn't.
         """
         disagreed = compared = 0
-        for request in opened.asked(_COMPARED, seed=2):
+        for request in opened.asked(_COMPARED, seed=2) if opened.timed else ():
             answers = _answers(opened, opened.first, request, pace)
             if answers is None:
                 continue
@@ -329,7 +367,7 @@ class Repository:
 
     async def _retire(self, old: ServedModel) -> None:
         await old.drained()
-        await self._loop.run_in_executor(self._replacing, old.close)
+        await _on_a_thread(old.close)
 
     async def reload_changed(self) -> None:
         """Load every version whose bundle was replaced on disk, or which failed to load before."""
@@ -337,9 +375,8 @@ class Repository:
             served = one.served
             if served is None and one.reason == UNLOADED:
                 continue  # a client unloaded it on purpose
-            if served is None or await self._loop.run_in_executor(self._replacing, _stale, served):
-                with contextlib.suppress(HastenError):
-                    await self.load(one)
+            if served is None or await _on_a_thread(functools.partial(_stale, served)):
+                await self._load_in_turn(one)
             else:
                 extra = {"model": one.name, "version": one.version}
                 log.info("its bundle hasn't changed: nothing to load", extra=extra)
@@ -354,14 +391,27 @@ class Repository:
             if one.served is not None:
                 one.served.close()
                 one.served = None
-        self._loading.shutdown(wait=False, cancel_futures=True)
-        self._replacing.shutdown(wait=False, cancel_futures=True)
+
+
+def _on_a_thread(work: Callable[[], T]) -> asyncio.Future[T]:
+    """Do work on a thread of its own, so that work which never ends holds up neither other work nor exit."""
+    ended: Future[T] = Future()
+    ended.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            ended.set_result(work())
+        except BaseException as error:
+            ended.set_exception(error)
+
+    threading.Thread(target=run, name="hasten-loading", daemon=True).start()
+    return asyncio.wrap_future(ended)
 
 
 def changed(opened: OpenBundle) -> bool:
     """Whether the bundle at an open bundle's path differs from it, or is gone."""
     try:
-        return read(opened.path) != opened.manifest
+        return read(unpacked(opened.path)) != opened.manifest
     except InputError:
         return True
 
@@ -398,7 +448,7 @@ def _compare(opened: OpenBundle, pace: BackgroundPace) -> bool:
     Returns:
         Whether the winner answers NaN where the exact model doesn't.
     """
-    if opened.standby is None:
+    if opened.standby is None or not opened.timed:
         return False
     disagreed = compared = 0
     for request in opened.asked(_COMPARED, seed=1):

@@ -17,6 +17,7 @@ import numpy as np
 
 from hasten.bundle import Loaded
 from hasten.bundle.rows import most_json_bytes
+from hasten.core.shapes import check_alike
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import CandidateError, InputError
 from hasten.serving.models.batching import Batching, ServerTask, Timing
@@ -115,6 +116,8 @@ class ServedModel:
         self._running = running
         self._clock_ns = clock_ns
         self._specs = [_Spec(spec, opened.batched) for spec in self.inputs]
+        self._ragged = bool(opened.manifest.shapes)
+        self._padder = opened.first.padder if opened.batched else None
         self._names = [spec.name for spec in self.outputs]
         self._exact_lock = threading.Lock()
         self._exact_mark = running(True)
@@ -131,6 +134,8 @@ class ServedModel:
             loop,
             clients,
             clock_ns,
+            self._padder,
+            self._timed(),
         )
         if self.fell_back:
             self._batching.stay_away()
@@ -184,6 +189,14 @@ class ServedModel:
         self._batching.scheduler.learn_from(old._batching.scheduler)
         if self.sequences is not None and old.sequences is not None:
             self.sequences.learn_from(old.sequences)
+
+    def _timed(self) -> dict[str, tuple[int, ...]] | None:
+        """Return the sizes of the inputs that the warm-up timed, for `Batching`."""
+        axes = 1 if self.opened.batched else 0
+        fixed = all(isinstance(n, int) for spec in self.inputs for n in spec.shape[axes:])
+        if fixed and self.opened.timed:
+            return None
+        return {name: shape[axes:] for name, shape in self.opened.timed.items()}
 
     @property
     def scheduler(self) -> Scheduler[ServerTask]:
@@ -348,13 +361,21 @@ class ServedModel:
             sizes += (array.shape[1:] if spec.batched else array.shape,)
             if not array.flags.c_contiguous:
                 inputs[spec.name] = np.ascontiguousarray(array)
-        if self.most_rows and rows > self.most_rows:
-            raise ProtocolError(
-                Kind.INVALID,
-                f"a request to {self.name!r} has at most {self.most_rows} rows; got {rows}: send "
-                "several requests",
-            )
-        return rows or 1, sizes
+        if self._ragged:
+            try:
+                check_alike({name: array.shape for name, array in inputs.items()}, self.inputs)
+            except InputError as error:
+                raise ProtocolError(Kind.INVALID, str(error)) from error
+        self._check_rows(rows)
+        return rows or 1, self._batch_key(inputs, sizes)
+
+    def _batch_key(self, inputs: Tensors, sizes: tuple[tuple[int, ...], ...]) -> Any:
+        """Return a key that requests share which can share a batch: of one bucket, else of one shape."""
+        if self._padder is None:
+            return sizes
+        own = self._padder.sizes({name: array.shape for name, array in inputs.items()})
+        number = self._padder.bucket(own)
+        return sizes if number < 0 else number
 
     def check_input(self, name: str, datatype: str, shape: tuple[int, ...]) -> None:
         """Check the stated datatype and shape of an input before it is decoded.
@@ -371,6 +392,16 @@ class ServedModel:
             raise self._unfit([name])
         if datatype != spec.datatype or not spec.fits(shape):
             raise spec.mismatch(datatype, shape)
+        if spec.batched:
+            self._check_rows(shape[0])
+
+    def _check_rows(self, rows: int) -> None:
+        if self.most_rows and rows > self.most_rows:
+            raise ProtocolError(
+                Kind.INVALID,
+                f"a request to {self.name!r} has at most {self.most_rows} rows; got {rows}: send "
+                "several requests",
+            )
 
     def _unfit(self, inputs: Iterable[str]) -> ProtocolError:
         names = ", ".join(spec.name for spec in self.inputs)

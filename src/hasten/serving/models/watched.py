@@ -64,7 +64,7 @@ def watch_of(name: str, version: str, opened: OpenBundle, settings: ModelSetting
     watch = Watch(
         name,
         version,
-        opened.path,
+        opened.folder,
         judging,
         Drift(opened.requests, lambda: _shares(opened)),
         state=settings.monitor_state,

@@ -16,6 +16,9 @@ from hasten.errors import HastenError
 from hasten.inputs.metrics.base import Metric
 from hasten.serving.monitoring.kept import Watched
 
+_NOTHING = 1e-18
+"""Share of a sum below which a further part of it doesn't count."""
+
 
 class Judging:
     """What the answers of one bundle are held to.
@@ -118,13 +121,20 @@ def _certified_flips(judged: Mapping[str, Any]) -> float:
 
 
 def _at_most(count: int, n: int, share: float) -> float:
-    """Return the chance of at most `count` of n at a share in (0, 1); a server has no scipy for it."""
-    each = (
-        math.lgamma(n + 1)
-        - math.lgamma(k + 1)
-        - math.lgamma(n - k + 1)
-        + k * math.log(share)
-        + (n - k) * math.log1p(-share)
-        for k in range(count + 1)
-    )
-    return math.fsum(map(math.exp, each))
+    """Return the chance of at most `count` of n at a share above count / n; a server has no scipy for it.
+
+    Chances fall from `count` down, so those that no longer matter aren't added: a manifest may state any n.
+    """
+    whole = 0.0
+    for k in range(count, -1, -1):
+        chance = math.exp(
+            math.lgamma(n + 1)
+            - math.lgamma(k + 1)
+            - math.lgamma(n - k + 1)
+            + k * math.log(share)
+            + (n - k) * math.log1p(-share)
+        )
+        whole += chance
+        if chance <= _NOTHING * whole:
+            break
+    return whole

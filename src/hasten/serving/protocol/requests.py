@@ -135,3 +135,8 @@ class Answer:
     id: str
     outputs: Tensors
     parameters: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the outputs' arrays."""
+        return sum(array.nbytes for array in self.outputs.values())

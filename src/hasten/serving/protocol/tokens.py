@@ -1,7 +1,8 @@
-"""Read the bearer token that a server requires from a file."""
+"""Read the bearer token that a server requires from a file, and compare it with a client's."""
 
 from __future__ import annotations
 
+import hmac
 from pathlib import Path
 
 from hasten.errors import InputError
@@ -31,3 +32,14 @@ def read_token(file: Path, least: int = 1) -> str:
             f"{file} has no token, which is one word of {least} to {_MOST_BYTES:,} ASCII characters"
         )
     return token
+
+
+def is_bearer(given: bytes, token: bytes) -> bool:
+    """Return whether a client's Authorization header holds the token.
+
+    Args:
+        given: Value of the header; the scheme's case doesn't matter (RFC 9110, 11.1).
+        token: Token that the server requires.
+    """
+    scheme, _, credentials = given.partition(b" ")
+    return scheme.lower() == b"bearer" and hmac.compare_digest(credentials.lstrip(b" "), token)

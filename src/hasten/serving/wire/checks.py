@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hasten.serving.protocol.datatypes import count_of, item_size
 from hasten.serving.protocol.errors import Kind, ProtocolError
-from hasten.serving.protocol.requests import Region, SequenceStep
+from hasten.serving.protocol.requests import Region, SequenceStep, WantedOutput
 
 MOST_RANK = 32
+MOST_SAID_BYTES = 1 << 20
+"""Most bytes of a request besides its tensors' data: each may become an object, with far more memory."""
 MOST_ID = 128
 """Longest text that names a sequence."""
 _MOST_ON_AN_AXIS = 2**31 - 1
@@ -31,7 +33,12 @@ def tensor_size(
         InputError: there is no such type.
         ProtocolError: the shape is impossible, or the tensor is too large.
     """
-    if len(shape) > MOST_RANK or any(not 0 <= size <= _MOST_ON_AN_AXIS for size in shape):
+    if len(shape) > MOST_RANK:
+        raise ProtocolError(
+            Kind.INVALID,
+            f"input {name!r:.100}: a tensor has at most {MOST_RANK} axes; got {len(shape):,}",
+        )
+    if any(not 0 <= size <= _MOST_ON_AN_AXIS for size in shape):
         raise ProtocolError(
             Kind.INVALID, f"input {name!r:.100}: {shape!s:.100} is not a possible tensor shape"
         )
@@ -45,6 +52,36 @@ def tensor_size(
             f"{most_bytes:,}",
         )
     return size
+
+
+def check_said(size_bytes: int) -> None:
+    """Check the size of all that a request says besides its tensors' data.
+
+    Raises:
+        ProtocolError: it is too large.
+    """
+    if size_bytes > MOST_SAID_BYTES:
+        raise ProtocolError(
+            Kind.TOO_LARGE,
+            "a request's names, shapes and parameters take more than the limit of "
+            f"{MOST_SAID_BYTES:,} bytes: leave some out",
+        )
+
+
+def wanted_once(outputs: Iterable[WantedOutput]) -> tuple[WantedOutput, ...]:
+    """Return the outputs that a request asks for, each of which is sent once.
+
+    Raises:
+        ProtocolError: an output is asked for twice.
+    """
+    found: dict[str, WantedOutput] = {}
+    for each in outputs:
+        if each.name in found:
+            raise ProtocolError(
+                Kind.INVALID, f"output {each.name!r:.100} is asked for twice: ask for it once"
+            )
+        found[each.name] = each
+    return tuple(found.values())
 
 
 def region_of(name: str, parameters: Mapping[str, Any]) -> Region:

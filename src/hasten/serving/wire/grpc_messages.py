@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,14 @@ from hasten.serving.protocol.datatypes import (
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.messages import message
 from hasten.serving.protocol.requests import Answer, Parameters, Query, WantedOutput
-from hasten.serving.wire.checks import region_of, sequence_of, tensor_size, whole_number
+from hasten.serving.wire.checks import (
+    check_said,
+    region_of,
+    sequence_of,
+    tensor_size,
+    wanted_once,
+    whole_number,
+)
 from hasten.serving.wire.classes import classes_of
 from hasten.serving.wire.shared_memory import SharedMemory
 
@@ -27,12 +35,22 @@ _LARGE_BYTES = 32 << 10
 """Size above which copying tensors takes longer than locating them in the message's bytes."""
 _MOST_FIELDS = 4096
 """Most fields in a large request: inputs, outputs, parameters and tensors, each of which needs memory."""
+_LONG_CONTENTS = 1 << 10
+"""Size above which contents are held against the shape before they are parsed."""
+_LONGEST_ELEMENT = 11
+"""Most bytes of a number in contents, key included."""
 _BYTES_FIELD = 2
 """Wire type of text, bytes and messages; a field's key is 8 times its number plus the wire type."""
+_FIXED_BYTES = {1: 8, 5: 4}
+"""Wire type of numbers of a fixed size -> the size."""
+_INPUT = 5 << 3 | _BYTES_FIELD
+_CONTENTS = 5 << 3 | _BYTES_FIELD
+_BYTES_CONTENTS = 8 << 3 | _BYTES_FIELD
 _RAW_INPUT = 7 << 3 | _BYTES_FIELD
 _RAW_OUTPUT = bytes([6 << 3 | _BYTES_FIELD])
 _STREAM_ERROR = bytes([1 << 3 | _BYTES_FIELD])
 _STREAM_RESPONSE = bytes([2 << 3 | _BYTES_FIELD])
+_UNREADABLE = "its contents can't be parsed"
 
 _FIELDS = {
     "BOOL": "bool_contents",
@@ -55,12 +73,14 @@ class GrpcRequest(NamedTuple):
     """A request whose tensors aren't decoded yet.
 
     Attributes:
-        message: `ModelInferRequest`, maybe without raw_input_contents.
+        message: `ModelInferRequest`, maybe without raw_input_contents and without long contents.
         raw: Bytes of each entry of raw_input_contents.
+        contents: Bytes of the long contents that the message is without, by the number of the input.
     """
 
     message: Any
     raw: Sequence[Any]
+    contents: Mapping[int, memoryview]
 
     @property
     def id(self) -> str:
@@ -81,9 +101,9 @@ def read_request(data: bytes) -> GrpcRequest:
     Raises:
         ProtocolError: the data is no such message, or has too many fields.
     """
-    head, raw = _apart(data) if len(data) > _LARGE_BYTES else (data, [])
+    head, raw, contents = _apart(data) if len(data) > _LARGE_BYTES else (data, [], {})
     read = read_message("ModelInferRequest", head)
-    return GrpcRequest(read, raw or read.raw_input_contents)
+    return GrpcRequest(read, raw or read.raw_input_contents, contents)
 
 
 def read_message(name: str, data: bytes) -> Any:
@@ -94,56 +114,122 @@ def read_message(name: str, data: bytes) -> Any:
         data: Bytes of the message.
 
     Raises:
-        ProtocolError: the data can't be parsed.
+        ProtocolError: the data can't be parsed, or is so long that it would take far more memory.
     """
     from google.protobuf.message import DecodeError
 
+    check_said(len(data))
     try:
         return message(name).FromString(data)
     except DecodeError as error:
         raise ProtocolError(Kind.INVALID, f"the request is not a {name}: {error}") from error
 
 
-def _apart(data: bytes) -> tuple[bytes, list[memoryview]]:
-    """Split a `ModelInferRequest` into its raw_input_contents and the rest of the message.
+def _apart(data: bytes) -> tuple[bytes, list[memoryview], dict[int, memoryview]]:
+    """Split a `ModelInferRequest` into its tensors and the rest of the message.
 
     Data that doesn't look like such a message is returned whole, so that protobuf can report what is
     wrong with it.
 
     Returns:
-        The rest of the message, then each entry of raw_input_contents.
+        The rest of the message, then each entry of raw_input_contents, then the long contents of
+        inputs.
 
     Raises:
-        ProtocolError: the message has too many fields.
+        ProtocolError: the message has too many fields, or the rest is too large.
     """
-    view, size = memoryview(data), len(data)
-    rest: list[memoryview] = []
+    view = memoryview(data)
+    rest: list[memoryview | bytes] = []
     raw: list[memoryview] = []
-    place = kept = fields = 0
+    contents: dict[int, memoryview] = {}
+    kept = inputs = 0
+    count = itertools.count(1)
     try:
-        while place < size:
-            fields += 1
-            if fields > _MOST_FIELDS:
-                raise ProtocolError(
-                    Kind.INVALID,
-                    f"a request has at most {_MOST_FIELDS:,} inputs, outputs and parameters",
-                )
-            key, begin = _number(data, place)
-            length, begin = _number(data, begin)
-            end = begin + length
-            if key & 7 != _BYTES_FIELD or end > size:
-                return data, []
+        for key, start, begin, end in _fields(data, 0, len(data), count):
             if key == _RAW_INPUT:
-                rest.append(view[kept:place])
+                rest.append(view[kept:start])
                 raw.append(view[begin:end])
                 kept = end
-            place = end
+            elif key == _INPUT:
+                head, long = _without_contents(data, begin, end, count)
+                if long:
+                    rest += [view[kept:start], bytes([_INPUT]), _varying(len(head)), head]
+                    contents[inputs] = long
+                    kept = end
+                inputs += 1
     except IndexError:
-        return data, []
-    return b"".join((*rest, view[kept:])), raw
+        return data, [], {}
+    rest.append(view[kept:])
+    check_said(sum(map(len, rest)))
+    return b"".join(rest), raw, contents
 
 
-def _number(data: bytes, place: int) -> tuple[int, int]:
+def _without_contents(
+    data: bytes, begin: int, end: int, count: Iterator[int]
+) -> tuple[bytes, memoryview]:
+    """Split an `InferInputTensor` into its long contents and the rest; short contents are b"".
+
+    Raises:
+        IndexError: the fields can't be told apart.
+        ProtocolError: there are too many fields, or the rest is too large.
+    """
+    view = memoryview(data)
+    kept: list[memoryview] = []
+    contents: list[memoryview] = []
+    for key, start, first, stop in _fields(data, begin, end, count):
+        if key == _CONTENTS:
+            contents.append(view[first:stop])
+        else:
+            kept.append(view[start:stop])
+    if sum(map(len, contents)) <= _LONG_CONTENTS:
+        return b"", memoryview(b"")
+    check_said(sum(map(len, kept)))
+    # Contents in pieces are one message.
+    whole = contents[0] if len(contents) == 1 else memoryview(b"".join(contents))
+    return b"".join(kept), whole
+
+
+def _fields(
+    data: bytes | memoryview, place: int, end: int, count: Iterator[int]
+) -> Iterator[tuple[int, int, int, int]]:
+    """Yield the fields of a message: key, and where the field begins, its value begins and ends.
+
+    Args:
+        data: Bytes that hold the message.
+        place: Where the message begins.
+        end: Where it ends.
+        count: Number of each field among all that the request has.
+
+    Raises:
+        IndexError: the fields can't be told apart, or too many are numbers.
+        ProtocolError: there are too many fields.
+    """
+    while place < end:
+        start = place
+        key, begin = _number(data, place)
+        kind = key & 7
+        if next(count) > _MOST_FIELDS:
+            if kind != _BYTES_FIELD:
+                raise IndexError
+            raise ProtocolError(
+                Kind.INVALID,
+                f"a request has at most {_MOST_FIELDS:,} inputs, outputs and parameters",
+            )
+        if kind == _BYTES_FIELD:
+            length, begin = _number(data, begin)
+            place = begin + length
+        elif kind == 0:
+            _, place = _number(data, begin)
+        elif kind in _FIXED_BYTES:
+            place = begin + _FIXED_BYTES[kind]
+        else:
+            raise IndexError
+        if place > end:
+            raise IndexError
+        yield key, start, begin, place
+
+
+def _number(data: bytes | memoryview, place: int) -> tuple[int, int]:
     """Decode a variable-length integer; return it and the place where it ends.
 
     Raises:
@@ -163,20 +249,26 @@ def _number(data: bytes, place: int) -> tuple[int, int]:
     raise IndexError
 
 
-def query_of(request: GrpcRequest, memory: SharedMemory, most_bytes: int) -> Query:
+def query_of(
+    request: GrpcRequest,
+    memory: SharedMemory,
+    most_bytes: int,
+    check: Callable[[str, str, tuple[int, ...]], None] = lambda name, datatype, shape: None,
+) -> Query:
     """Decode a request's tensors, outputs and parameters.
 
     Args:
         request: Request as it was parsed.
         memory: Registered shared memory regions.
         most_bytes: Largest total size of the request's tensors.
+        check: Function called with each input's name, datatype and shape before it is decoded.
 
     Raises:
         ProtocolError: the request doesn't follow the protocol.
     """
     head = request.message
     try:
-        inputs = _inputs(request, memory, most_bytes)
+        inputs = _inputs(request, memory, most_bytes, check)
     except InputError as error:
         raise ProtocolError(Kind.INVALID, str(error)) from error
     parameters = _parameters(head.parameters) if head.parameters else None
@@ -185,7 +277,7 @@ def query_of(request: GrpcRequest, memory: SharedMemory, most_bytes: int) -> Que
         head.model_version,
         head.id,
         inputs,
-        tuple([_wanted(each) for each in head.outputs]) if head.outputs else (),
+        wanted_once(map(_wanted, head.outputs)) if head.outputs else (),
         True,
         whole_number(parameters, "priority") if parameters else 0,
         1000 * whole_number(parameters, "timeout") if parameters else 0,
@@ -193,29 +285,40 @@ def query_of(request: GrpcRequest, memory: SharedMemory, most_bytes: int) -> Que
     )
 
 
-def _inputs(request: GrpcRequest, memory: SharedMemory, most_bytes: int) -> dict[str, Array]:
+def _inputs(
+    request: GrpcRequest,
+    memory: SharedMemory,
+    most_bytes: int,
+    check: Callable[[str, str, tuple[int, ...]], None],
+) -> dict[str, Array]:
     inputs: dict[str, Array] = {}
     raw = request.raw
     left, place = most_bytes, 0
-    for tensor in request.message.inputs:
+    for number, tensor in enumerate(request.message.inputs):
         name, datatype, shape = tensor.name, tensor.datatype, tuple(tensor.shape)
         if name in inputs:
             raise ProtocolError(Kind.INVALID, f"input {name!r:.100} is given twice")
         left -= tensor_size(name, datatype, shape, left, most_bytes)
+        check(name, datatype, shape)
+        long = request.contents.get(number)
+        filled = long is not None or (tensor.HasField("contents") and tensor.contents.ByteSize())
         parameters = tensor.parameters
         try:
             if parameters and "shared_memory_region" in parameters:
-                if tensor.HasField("contents") and tensor.contents.ByteSize():
+                if filled:
                     raise InputError("it has both contents and a shared memory region")
                 data: Any = memory.read(region_of(name, _parameters(parameters)))
             elif not raw:
+                if long is not None:
+                    _check_contents(long, datatype, shape)
+                    _fill(tensor.contents, long)
                 inputs[name] = _from_contents(tensor, datatype, shape)
                 continue
             elif place == len(raw):
                 raise InputError(
                     f"raw_input_contents has no entry for it, only for {place} before it"
                 )
-            elif tensor.HasField("contents") and tensor.contents.ByteSize():
+            elif filled:
                 raise InputError("it has contents although the request has raw_input_contents")
             else:
                 data = raw[place]
@@ -249,6 +352,52 @@ def _wanted(output: Any) -> WantedOutput:
     parameters = _parameters(output.parameters)
     region = region_of(name, parameters) if "shared_memory_region" in parameters else None
     return WantedOutput(name, True, whole_number(parameters, "classification"), region)
+
+
+def _check_contents(contents: memoryview, datatype: str, shape: tuple[int, ...]) -> None:
+    """Hold contents against a shape, before memory is taken for each of their elements.
+
+    Raises:
+        InputError: they have more elements than the shape.
+    """
+    count, size = count_of(shape), len(contents)
+    much = size > _LONGEST_ELEMENT * count + _LONG_CONTENTS
+    if datatype == "BYTES":
+        keys = _keys(contents, count + 1)
+        if any(key != _BYTES_CONTENTS for key in keys):
+            raise InputError("BYTES must be sent in bytes_contents alone")
+        much = len(keys) > count
+    if much:
+        raise InputError(
+            f"{datatype}{list(shape)} has {count:,} elements; its contents of {size:,} bytes have more"
+        )
+
+
+def _keys(contents: memoryview, most: int) -> list[int]:
+    """Return the keys of the first fields of contents.
+
+    Raises:
+        InputError: the fields can't be told apart.
+    """
+    fields = _fields(contents, 0, len(contents), itertools.repeat(0))
+    try:
+        return [key for key, *_ in itertools.islice(fields, most)]
+    except IndexError as error:
+        raise InputError(_UNREADABLE) from error
+
+
+def _fill(message: Any, data: memoryview) -> None:
+    """Parse data into a message that may have content already.
+
+    Raises:
+        InputError: the data can't be parsed.
+    """
+    from google.protobuf.message import DecodeError
+
+    try:
+        message.MergeFromString(bytes(data))
+    except DecodeError as error:
+        raise InputError(_UNREADABLE) from error
 
 
 def _from_contents(tensor: Any, datatype: str, shape: tuple[int, ...]) -> Array:

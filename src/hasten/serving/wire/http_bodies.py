@@ -29,34 +29,25 @@ from hasten.serving.wire.checks import (
     region_of,
     sequence_of,
     tensor_size,
+    wanted_once,
     whole_number,
 )
 from hasten.serving.wire.classes import classes_of
-from hasten.serving.wire.json_numbers import numbers
+from hasten.serving.wire.json_numbers import lists_of, numbers
+from hasten.serving.wire.json_request import (
+    Tensor,
+    Wanted,
+    decoded_body,
+    parameters_of,
+    shape_of,
+)
 from hasten.serving.wire.shared_memory import SharedMemory
 
-
-class _Tensor(msgspec.Struct):
-    name: str
-    datatype: str = ""
-    shape: list[int] = []
-    data: msgspec.Raw = msgspec.Raw(b"")
-    parameters: dict[str, Any] | None = None
-
-
-class _Wanted(msgspec.Struct):
-    name: str
-    parameters: dict[str, Any] | None = None
-
-
-class _Body(msgspec.Struct):
-    inputs: list[_Tensor]
-    id: str | None = None
-    outputs: list[_Wanted] | None = None
-    parameters: dict[str, Any] | None = None
-
-
-_decode = msgspec.json.Decoder(_Body).decode
+_decode_texts = msgspec.json.Decoder(list[str]).decode
+_UNPACKED_BYTES = 4 << 20
+"""Size to which any body may be decompressed."""
+_MOST_RATIO = 100
+"""Most bytes to which each byte of a larger body may be decompressed."""
 _BLANKS = 4096
 """Most blanks before a list that is told from an object."""
 _DECISIONS = "decisions"
@@ -95,14 +86,7 @@ def read_body(
             f"Inference-Header-Content-Length is {header_bytes}; the body has {size} bytes",
         )
     view = memoryview(body)
-    try:
-        head = _decode(body if header_bytes is None else view[:header_bytes])
-    except msgspec.ValidationError as error:
-        raise ProtocolError(
-            Kind.INVALID, f"the request doesn't follow the protocol: {error}"
-        ) from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ProtocolError(Kind.INVALID, f"the request is not JSON: {error}") from error
+    head = decoded_body(body if header_bytes is None else view[:header_bytes])
     try:
         inputs, end = _inputs(head.inputs, view, header_bytes, memory, most_bytes, check)
     except InputError as error:
@@ -111,14 +95,14 @@ def read_body(
         raise ProtocolError(
             Kind.INVALID, f"{size - end} bytes are left in the body after its inputs' tensors"
         )
-    parameters = head.parameters
+    parameters = parameters_of(head.parameters)
     binary = _switch(parameters, "binary_data_output", False) if parameters else False
     return Query(
         model,
         version,
         head.id or "",
         inputs,
-        tuple([_wanted(each, binary) for each in head.outputs]) if head.outputs else (),
+        wanted_once(_wanted(each, binary) for each in head.outputs) if head.outputs else (),
         binary,
         whole_number(parameters, "priority") if parameters else 0,
         1000 * whole_number(parameters, "timeout") if parameters else 0,
@@ -247,7 +231,7 @@ def head_of_decision(model: str, version: str, *, several: bool = False) -> byte
 
 
 def _inputs(
-    tensors: list[_Tensor],
+    tensors: list[Tensor],
     view: memoryview,
     header_bytes: int | None,
     memory: SharedMemory,
@@ -258,12 +242,13 @@ def _inputs(
     place = len(view) if header_bytes is None else header_bytes
     left = most_bytes
     for tensor in tensors:
-        name, parameters = tensor.name, tensor.parameters or {}
+        name = tensor.name
         if name in inputs:
             raise ProtocolError(Kind.INVALID, f"input {name!r:.100} is given twice")
-        shape = tuple(tensor.shape)
+        shape = shape_of(tensor)
         left -= tensor_size(name, tensor.datatype, shape, left, most_bytes)
         check(name, tensor.datatype, shape)
+        parameters = parameters_of(tensor.parameters)
         if (size := parameters.get("binary_data_size")) is not None:
             if type(size) is not int or size < 0 or place + size > len(view):
                 raise ProtocolError(
@@ -295,8 +280,8 @@ def _two_ways(name: str) -> ProtocolError:
     )
 
 
-def _wanted(wanted: _Wanted, binary: bool) -> WantedOutput:
-    parameters = wanted.parameters
+def _wanted(wanted: Wanted, binary: bool) -> WantedOutput:
+    parameters = parameters_of(wanted.parameters)
     if not parameters:
         return WantedOutput(wanted.name, binary)
     region = region_of(wanted.name, parameters) if "shared_memory_region" in parameters else None
@@ -318,7 +303,7 @@ def _switch(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
     return value
 
 
-def _from_json(tensor: _Tensor, shape: tuple[int, ...]) -> Array:
+def _from_json(tensor: Tensor, shape: tuple[int, ...]) -> Array:
     """Parse a tensor's data in JSON, flat or nested.
 
     Raises:
@@ -331,20 +316,15 @@ def _from_json(tensor: _Tensor, shape: tuple[int, ...]) -> Array:
         raise ProtocolError(Kind.INVALID, f"{where} has no data")
     if (quick := numbers(memoryview(tensor.data), tensor.datatype, shape)) is not None:
         return quick
-    try:
-        data = orjson.loads(memoryview(tensor.data))
-    except orjson.JSONDecodeError as error:
-        raise ProtocolError(Kind.INVALID, f"{where}: its data can't be read: {error}") from error
-    if not isinstance(data, list):
-        raise ProtocolError(Kind.INVALID, f"{where}: its data is not a list")
-    count = count_of(shape)
+    count, written = count_of(shape), bytes(tensor.data)
     if tensor.datatype == "BYTES":
-        return _texts(_flat(data, count, where), shape, where)
-    written = bytes(tensor.data)
+        return _texts(written, shape, where)
     if b'"' in written:  # numpy would turn all elements into texts as long as the longest
         raise _no_value(tensor.datatype, where)
     if tensor.datatype != "BOOL" and (b"t" in written or b"f" in written):
         raise _no_value(tensor.datatype, where)  # numpy would turn true and false into numbers
+    _check_numbers(written, tensor.datatype, shape, where)
+    data = _list(written, where)
     try:
         array = np.array(data)
     except ValueError as error:  # the lists are ragged
@@ -360,6 +340,39 @@ def _from_json(tensor: _Tensor, shape: tuple[int, ...]) -> Array:
     if array.dtype.kind == "f" and tensor.datatype == "UINT64":
         array = _large(_flat(data, count, where), array)
     return _cast(array, tensor.datatype, where).reshape(shape)
+
+
+def _list(written: bytes, where: str) -> list[Any]:
+    """Decode a list.
+
+    Raises:
+        ProtocolError: it isn't one.
+    """
+    try:
+        data = orjson.loads(written)
+    except orjson.JSONDecodeError as error:
+        raise ProtocolError(Kind.INVALID, f"{where}: its data can't be read: {error}") from error
+    if not isinstance(data, list):
+        raise ProtocolError(Kind.INVALID, f"{where}: its data is not a list")
+    return data
+
+
+def _check_numbers(written: bytes, datatype: str, shape: tuple[int, ...], where: str) -> None:
+    """Hold JSON without texts against a shape, before memory is taken for each of its elements.
+
+    Raises:
+        ProtocolError: it has more elements, or far more lists, than nested data of the shape.
+    """
+    count, found = count_of(shape), written.count(b",") + 1
+    most = count_of(size or 1 for size in shape)
+    if found > most:
+        raise ProtocolError(
+            Kind.INVALID, f"{where}: {list(shape)} has {count:,} elements; got {found:,}"
+        )
+    if b"{" in written:
+        raise _no_value(datatype, where)
+    if written.count(b"[") > lists_of(shape) + most:
+        raise ProtocolError(Kind.INVALID, f"{where}: its data is nested deeper than {list(shape)}")
 
 
 def _large(data: list[Any], array: Array) -> Array:
@@ -417,12 +430,32 @@ def _flat(data: list[Any], count: int, where: str) -> list[Any]:
     return data
 
 
-def _texts(data: list[Any], shape: tuple[int, ...], where: str) -> Array:
-    array = np.empty(len(data), object)
-    for place, element in enumerate(data):
-        if not isinstance(element, str):
-            raise ProtocolError(Kind.INVALID, f"{where}: its data has a value that is not a text")
-        array[place] = element.encode()
+def _texts(written: bytes, shape: tuple[int, ...], where: str) -> Array:
+    """Decode a flat list of texts.
+
+    Raises:
+        ProtocolError: it is no such list, or doesn't have as many texts as the shape.
+    """
+    count = count_of(shape)
+    # Each text has two quotes, of which only the second may follow a backslash.
+    if written.count(b'"') - written.count(b'\\"') > 2 * count:
+        raise ProtocolError(
+            Kind.INVALID, f"{where}: its data has more texts than the {count:,} of its shape"
+        )
+    try:
+        data = _decode_texts(written)
+    except msgspec.ValidationError as error:
+        raise ProtocolError(
+            Kind.INVALID, f"{where}: its data must be a flat list of texts: {error}"
+        ) from error
+    except msgspec.DecodeError as error:
+        raise ProtocolError(Kind.INVALID, f"{where}: its data can't be read: {error}") from error
+    if len(data) != count:
+        raise ProtocolError(
+            Kind.INVALID, f"{where}: its shape has {count:,} elements; got {len(data):,}"
+        )
+    array = np.empty(count, object)
+    array[:] = [element.encode() for element in data]
     return array.reshape(shape)
 
 
@@ -511,7 +544,7 @@ def _to_json(array: Array, name: str) -> Any:
 
 
 def decompressed(body: Any, encoding: str, most_bytes: int) -> bytes:
-    """Decompress a body, but never to more than `most_bytes`.
+    """Decompress a body, but never to more than `most_bytes`, nor to far more than its own size.
 
     Raises:
         ProtocolError: the encoding is unknown, or the body is damaged or too large.
@@ -521,17 +554,24 @@ def decompressed(body: Any, encoding: str, most_bytes: int) -> bytes:
         raise ProtocolError(
             Kind.INVALID, f"Content-Encoding must be gzip or deflate; got {encoding!r:.40}"
         )
+    most = min(most_bytes, max(_UNPACKED_BYTES, _MOST_RATIO * len(body)))
     engine = zlib.decompressobj(bits)
     try:
-        data = engine.decompress(body, most_bytes + 1)
+        data = engine.decompress(body, most + 1)
     except zlib.error as error:
         if encoding != "deflate":
             raise ProtocolError(Kind.INVALID, f"the body is not {encoding}: {error}") from error
         engine = zlib.decompressobj(-15)  # some clients send deflate without zlib's header
         try:
-            data = engine.decompress(body, most_bytes + 1)
+            data = engine.decompress(body, most + 1)
         except zlib.error as again:
             raise ProtocolError(Kind.INVALID, f"the body is not {encoding}: {again}") from again
+    if most < len(data) <= most_bytes:
+        raise ProtocolError(
+            Kind.TOO_LARGE,
+            f"the body of {len(body):,} bytes decompresses to more than {most:,}: send it without "
+            "Content-Encoding",
+        )
     if len(data) > most_bytes:
         raise ProtocolError(
             Kind.TOO_LARGE, f"the decompressed body exceeds the limit of {most_bytes:,} bytes"

@@ -45,11 +45,15 @@ def numbers(data: memoryview, datatype: str, shape: tuple[int, ...]) -> Array | 
     count = count_of(shape)
     if dtype.kind not in _WIDE or not count or simdjson is None:
         return None
+    text = bytes(data)
+    # Before memory is taken for each element, and each list.
+    if text.count(b",") != count - 1 or text.count(b"[") > lists_of(shape):
+        return None
     try:
         wide = _decoded(data, dtype.kind)
     except (ValueError, TypeError, AttributeError, RuntimeError, MemoryError):
         return None
-    if wide.size != count or not _is_nested_like(data, shape):
+    if wide.size != count or not _is_nested_like(text, shape):
         return None
     if dtype.kind != "f":
         limits = np.iinfo(dtype)
@@ -59,6 +63,15 @@ def numbers(data: memoryview, datatype: str, shape: tuple[int, ...]) -> Array | 
     with np.errstate(over="ignore"):
         narrow = wide.astype(dtype)
     return narrow.reshape(shape) if np.isfinite(narrow).all() else None
+
+
+def lists_of(shape: tuple[int, ...]) -> int:
+    """Return the most lists that data of a shape are nested in."""
+    lists = most = 1
+    for size in shape[:-1]:
+        most *= size or 1
+        lists += most
+    return lists
 
 
 def _decoded(data: memoryview, kind: str) -> Array:
@@ -73,9 +86,8 @@ def _decoded(data: memoryview, kind: str) -> Array:
     return np.frombuffer(array.as_buffer(of_type=_WIDE[kind][0]), _WIDE[kind][1])
 
 
-def _is_nested_like(data: memoryview, shape: tuple[int, ...]) -> bool:
+def _is_nested_like(text: bytes, shape: tuple[int, ...]) -> bool:
     """Whether a list with as many numbers as the shape is flat, or nested like the shape."""
-    text = bytes(data)
     if text.count(b"[") == 1:
         return True
     found, want = text.translate(None, _OF_NUMBERS), b""

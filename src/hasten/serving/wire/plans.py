@@ -6,6 +6,7 @@ import re
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from hasten.core.tensors import Array, Tensors
@@ -174,8 +175,8 @@ class Plans:
         if not plain or header_bytes + size != len(body) or header_bytes > _LONGEST:
             return
         place, id_ = _without_id(bytes(body[:header_bytes]))
-        # If the ids differ, the id is written in another way, or the one found is another key's.
-        if id_ == query.id and self._again(place):
+        # If the ids differ, the id is written in another way.
+        if id_ == query.id and self._again(place) and _is_own(place, id_):
             self._keep(place, RequestPlan(query, size, rows, key))
 
     def _note_text(self, query: Query, body: Any, rows: int, key: Hashable) -> None:
@@ -186,7 +187,8 @@ class Plans:
         if not self._again(place):
             return
         plan = RequestPlan(query, None, rows, key)
-        again = plan.text_query(data, id_) if id_ == query.id else None
+        own = id_ == query.id and _is_own(place, id_, with_data=True)
+        again = plan.text_query(data, id_) if own else None
         (array,) = query.inputs.values()
         same = again is not None and all(
             np.array_equal(array, other) for other in again.inputs.values()
@@ -246,6 +248,35 @@ def _without_id(header: bytes) -> tuple[tuple[bytes, int], str]:
     if _ID.search(header, end) is not None:
         return (header, -1), ""
     return (header[:begin] + header[end:], begin), found[1].decode()
+
+
+class _Input(msgspec.Struct):
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Request(msgspec.Struct):
+    id: Any = ""
+    inputs: tuple[_Input, ...] = ()
+
+
+_decode = msgspec.json.Decoder(_Request).decode
+
+
+def _is_own(place: tuple[bytes, int], id_: str, with_data: bool = False) -> bool:
+    """Whether the id that was found is the request's own, as it is decoded, and not one further inside.
+
+    Another id in its place is then decoded as the request's.
+
+    Args:
+        place: The request's key.
+        id_: Id that was found; "" where none was.
+        with_data: Whether the list of data must be the first input's own, too.
+    """
+    header, begin = place
+    other = id_ and id_ + "-"
+    request = _decode((header[:begin] + other.encode() + header[begin:]).replace(b"\0", b"[]"))
+    data = not with_data or request.inputs[0].data is not msgspec.UNSET
+    return data and (not id_ or request.id == other)
 
 
 def _elsewhere(outputs: tuple[WantedOutput, ...]) -> bool:

@@ -112,6 +112,38 @@ INLINE void N(woven)(u8 *y, N(vb) a, N(vb) b, N(vb) c, const u8 *places) {
 #endif
 }
 
+#if W == 16
+/* 16 rows of 16 bytes become their columns: four times the first half is woven into the second. */
+INLINE void turned(u8 *to, long pitch, const u8 *from, long line) {
+#if X86
+  N(vb) row[16], next[16];
+  for (int i = 0; i < 16; i++) row[i] = BYTES(from + i * line);
+#pragma GCC unroll 4
+  for (int round = 0; round < 4; round++) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+      OF_TWO("punpcklbw", next[2 * i], row[i], row[i + 8]);
+      OF_TWO("punpckhbw", next[2 * i + 1], row[i], row[i + 8]);
+    }
+    for (int i = 0; i < 16; i++) row[i] = next[i];
+  }
+  for (int i = 0; i < 16; i++) PUT(to + i * pitch, row[i]);
+#else
+  for (int i = 0; i < 16; i++)
+    for (int j = 0; j < 16; j++) to[i * pitch + j] = from[j * line + i];
+#endif
+}
+#endif
+
+/* W neighbouring pixels of 16 channels, each of which lies apart, as bytes with all channels of a pixel side by side. */
+INLINE void N(gathered)(u8 *y, const float *x, long pixels, long channels, float step, float inverse, float bound,
+                        i32 zero, u8 low, u8 high) {
+  u8 apart[16 * W] __attribute__((aligned(64)));
+  for (int channel = 0; channel < 16; channel++)
+    PUT(apart + channel * W, N(quantized)(x + channel * pixels, step, inverse, bound, zero, low, high));
+  for (int at = 0; at < W; at += 16) turned(y + at * channels, channels, apart + at, W);
+}
+
 #undef EACH
 #undef BYTES
 #undef PUT

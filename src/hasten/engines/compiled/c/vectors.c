@@ -152,11 +152,13 @@ INLINE N(vb) N(repeated)(const u8 *from) {
 
 /* Each byte's entry of a table of 256. */
 INLINE N(vb) N(looked_up)(N(vb) q, const u8 *table) {
-#if WIDE && W == 64 && VBMI
+#if AVX && VBMI
+  /* Each quarter of the table fills a register of 64 bytes, whatever W is: the other half counts nothing. */
   N(vb) low = q, high = q;
-  const N(vb_u) *quarter = (const N(vb_u) *)table;
-  asm("vpermi2b %2, %1, %0" : "+v"(low) : "v"(quarter[0]), "v"(quarter[1]));
-  asm("vpermi2b %2, %1, %0" : "+v"(high) : "v"(quarter[2]), "v"(quarter[3]));
+  typedef u8 quarters __attribute__((vector_size(64), aligned(1), may_alias));
+  const quarters *quarter = (const quarters *)table;
+  asm("vpermi2b %2, %1, %g0" : "+v"(low) : "v"(quarter[0]), "v"(quarter[1]));
+  asm("vpermi2b %2, %1, %g0" : "+v"(high) : "v"(quarter[2]), "v"(quarter[3]));
   u64 upper;
   asm("vpmovb2m %1, %0" : "=k"(upper) : "v"(q));
   asm("vmovdqu8 %1, %0 %{%2%}" : "+v"(low) : "v"(high), "Yk"(upper));
@@ -341,6 +343,48 @@ INLINE void N(filled)(u8 *to, long vectors, u8 value) {
   const N(vh) all = (N(vh)){0} + (i16)value;
 #endif
   for (long i = 0; i < vectors; i++) *(N(vb) *)(to + i * W) = (N(vb))all;
+}
+
+#if TAPS == 4
+/* A pixel's bytes of up to four rows side by side, for four vectors of sums whose channels lie in lanes; what
+   stands for rows behind `rows` counts nothing. */
+INLINE void N(crossed)(N(vi) *x0, N(vi) *x1, N(vi) *x2, N(vi) *x3, const u8 *r0, const u8 *r1, const u8 *r2,
+                       const u8 *r3, int rows) {
+#if X86
+  N(vb) a = *(const N(vb_u) *)r0, b = a, c = a, d = a, ab, ab2, cd, cd2;
+  if (rows > 1) b = *(const N(vb_u) *)r1;
+  if (rows > 2) c = *(const N(vb_u) *)r2;
+  if (rows > 3) d = *(const N(vb_u) *)r3;
+  OF_TWO("punpcklbw", ab, a, b);
+  OF_TWO("punpckhbw", ab2, a, b);
+  OF_TWO("punpcklbw", cd, c, d);
+  OF_TWO("punpckhbw", cd2, c, d);
+  OF_TWO("punpcklwd", *x0, ab, cd);
+  OF_TWO("punpckhwd", *x1, ab, cd);
+  OF_TWO("punpcklwd", *x2, ab2, cd2);
+  OF_TWO("punpckhwd", *x3, ab2, cd2);
+#else
+  const u8 *const of[] = {r0, r1, r2, r3};
+  u8 each[4 * W];
+  for (int part = 0; part < 4; part++)
+    for (int lane = 0; lane < W / 4; lane++)
+      for (int row = 0; row < 4; row++)
+        each[part * W + lane * 4 + row] = of[row][lane / 4 * 16 + part * 4 + lane % 4];
+  COPY(x0, each, W);
+  COPY(x1, each + W, W);
+  COPY(x2, each + 2 * W, W);
+  COPY(x3, each + 3 * W, W);
+#endif
+}
+#endif
+
+/* Some columns of rows of a picture, each W bytes; those beyond the picture are pads. */
+static void N(framed)(u8 *to, const u8 *const *rows, long high, long start, long columns, long wide, long pitch, u8 zero) {
+  const N(vb) pads = (N(vb)){0} + zero;
+  for (long row = 0; row < high; row++)
+    for (long at = start; at < start + columns; at++, to += W)
+      if (at < 0 || at >= wide) *(N(vb) *)to = pads;
+      else *(N(vb) *)to = *(const N(vb_u) *)(rows[row] + at * pitch);
 }
 
 /* Rows of a picture of bytes side by side, so that a sum's taps are neighbours: of each pixel of so many, `parts`

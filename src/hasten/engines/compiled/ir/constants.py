@@ -106,14 +106,14 @@ def _convert(operation: Any, given: Known) -> Known | None:
     array = given.array.astype(wanted)
     whole = given.array
     if whole.dtype.kind in "iu" and whole.dtype.itemsize == 1 and array.dtype == np.float32:
-        return replace(_integers(whole.astype(np.int64), np.ones(1, np.float32)), array=array)
+        return replace(_integers(whole.astype(np.int64), np.float32(1)), array=array)
     return Known(array)
 
 
-def _integers(whole: Array, step: Array) -> Known:
+def _integers(whole: Array, step: Array | np.float32) -> Known:
     """Return multiples of steps; their integers too, where those are bytes with a sign."""
     steps = np.broadcast_to(step.astype(np.float32), whole.shape)
-    array = whole.astype(np.float32) * steps
+    array = np.asarray(whole.astype(np.float32) * steps)
     if whole.size and whole.min() >= -128 and whole.max() <= 127:
         return Known(array, whole.astype(np.int8), steps)
     return Known(array)
@@ -126,7 +126,7 @@ def _subtract(operation: Any, given: Known, other: Known) -> Known | None:
     if array.dtype == np.float32 and array.shape == given.array.shape:
         whole = np.rint(array)
         if (whole == array).all() and np.abs(whole).max(initial=0) < 1 << 20:
-            return _integers(whole.astype(np.int64), np.ones(1, np.float32))
+            return _integers(whole.astype(np.int64), np.float32(1))
     return Known(array)
 
 

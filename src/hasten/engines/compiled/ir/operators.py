@@ -332,12 +332,51 @@ def _gather(drawing: Drawing, operation: Any) -> None:
     drawing.give(operation, drawing.node("Gather", operation, inputs, axis=axis))
 
 
+def _gather_elements(drawing: Drawing, operation: Any) -> None:
+    axis = int(attributes(operation)["axis"])
+    inputs = [drawing.input(operation, at) for at in (0, 1)]
+    drawing.give(operation, drawing.node("GatherElements", operation, inputs, axis=axis))
+
+
+def _unequal(drawing: Drawing, operation: Any) -> None:
+    inputs = [drawing.input(operation, at) for at in (0, 1)]
+    same = drawing.node("Equal", operation, inputs)
+    drawing.give(operation, drawing.node("Not", operation, same))
+
+
+def _broadcast(drawing: Drawing, operation: Any) -> None:
+    mode = str(attributes(operation)["mode"]).lower()
+    if mode not in ("numpy", "bidirectional"):
+        raise refuse(operation, f"mode {mode!r}")
+    sizes = drawing.constant(np.array(shape_of(operation.output(0)), np.int64))
+    given = drawing.input(operation, 0)
+    drawing.give(operation, drawing.node("Expand", operation, [given, sizes]))
+
+
+def _top_k(drawing: Drawing, operation: Any) -> None:
+    found = attributes(operation)
+    count = integers(operation, 1, "number")[0]
+    if found["sort"] == "index" and count > 1:
+        raise refuse(operation, "results in the order of their places")
+    inputs = [drawing.input(operation, 0), drawing.constant(np.array([count], np.int64))]
+    largest = int(found["mode"] == "max")
+    values, places = drawing.node(
+        "TopK", operation, inputs, 2, axis=int(found["axis"]), largest=largest
+    )
+    wanted = np.dtype(operation.get_output_element_type(1).to_dtype())
+    if wanted != np.int64:
+        to = helper.np_dtype_to_tensor_dtype(wanted)
+        places = drawing.node("Cast", operation, [places], to=to)[0]
+    drawing.give(operation, [values, places])
+
+
 _OPEN = 2**31 - 1
 """End of a slice from which it means all that there is."""
 OPERATORS: Mapping[str, Draw] = {
     "Abs": simply("Abs"),
     "Add": simply("Add"),
     "AvgPool": _pool("AveragePool"),
+    "Broadcast": _broadcast,
     "Ceiling": simply("Ceil"),
     "Clamp": _clamp,
     "Concat": _concat,
@@ -345,32 +384,45 @@ OPERATORS: Mapping[str, Draw] = {
     "DepthToSpace": _depth_to_space,
     "Divide": simply("Div"),
     "Elu": _elu,
+    "Equal": simply("Equal"),
     "Erf": simply("Erf"),
     "Exp": simply("Exp"),
     "Floor": simply("Floor"),
     "Gather": _gather,
+    "GatherElements": _gather_elements,
     "Gelu": _gelu,
+    "Greater": simply("Greater"),
+    "GreaterEqual": simply("GreaterOrEqual"),
     "HSigmoid": _h_sigmoid,
     "HSwish": simply("HardSwish"),
     "HardSigmoid": _hard_sigmoid,
     "Interpolate": _interpolate,
+    "Less": simply("Less"),
+    "LessEqual": simply("LessOrEqual"),
     "Log": simply("Log"),
     "LogSoftmax": _softmax("LogSoftmax"),
+    "LogicalAnd": simply("And"),
+    "LogicalNot": simply("Not"),
+    "LogicalOr": simply("Or"),
+    "LogicalXor": simply("Xor"),
     "MaxPool": _pool("MaxPool"),
     "Maximum": simply("Max"),
     "Minimum": simply("Min"),
     "Mish": simply("Mish"),
     "Multiply": simply("Mul"),
     "Negative": simply("Neg"),
+    "NotEqual": _unequal,
     "PRelu": _prelu,
     "Pad": _pad,
     "Power": simply("Pow"),
     "ReduceMax": _reduce("ReduceMax"),
     "ReduceMean": _reduce("ReduceMean"),
     "ReduceMin": _reduce("ReduceMin"),
+    "ReduceProd": _reduce("ReduceProd"),
     "ReduceSum": _reduce("ReduceSum"),
     "Relu": simply("Relu"),
     "Reshape": _reshape,
+    "Select": simply("Where"),
     "ShapeOf": _shape,
     "Sigmoid": simply("Sigmoid"),
     "Slice": _slice,
@@ -385,6 +437,7 @@ OPERATORS: Mapping[str, Draw] = {
     "Subtract": simply("Sub"),
     "Swish": _swish,
     "Tanh": simply("Tanh"),
+    "TopK": _top_k,
     "Transpose": _transpose,
     "Unsqueeze": _axes("Unsqueeze"),
     "VariadicSplit": _split,

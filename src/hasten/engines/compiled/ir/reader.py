@@ -12,6 +12,7 @@ from hasten.core.telemetry import import_quietly
 from hasten.core.tensors import TensorSpec
 from hasten.engines.compiled.ir.constants import known, ranges, refuse
 from hasten.engines.compiled.ir.drawing import Drawing
+from hasten.engines.compiled.ir.masks import MASKS
 from hasten.engines.compiled.ir.operators import OPERATORS
 from hasten.engines.compiled.ir.products import PRODUCTS
 from hasten.engines.failures import failed
@@ -89,7 +90,7 @@ def _draw(drawing: Drawing, operation: Any) -> None:
         return  # a bias that its product has taken, or a rounding
     if operation.get_output_size() and all(known(one) for one in operation.outputs()):
         return  # drawn where it is read
-    draw = PRODUCTS.get(kind) or OPERATORS.get(kind)
+    draw = PRODUCTS.get(kind) or OPERATORS.get(kind) or MASKS.get(kind)
     if draw is None:
         raise refuse(operation, "it isn't covered")
     if not all(port.get_partial_shape().is_static for port in operation.outputs()):

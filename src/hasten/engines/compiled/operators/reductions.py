@@ -106,6 +106,9 @@ class Reduce(Operation):
     ) -> None:
         """Write one result: a loop over all that it is of."""
         start = {"sum": "0", "mean": "0", "product": "1"}.get(self.kind, "from[0]")
+        if self.kind in ("maximum", "minimum") and along.strides == (1,) and inner[0] >= _LINE:
+            self._emit_extreme(writer, kind, target, inner[0])
+            return
         writer.line(f"{kind} all = {start};")
         sign = _REDUCTION.get(self.kind) if kind in ("float", "double") else None
         pragma = f"#pragma omp simd reduction({sign}:all)" if sign else ""
@@ -113,6 +116,25 @@ class Reduce(Operation):
             number = f"from[{place(along).replace('i', 'j')}]"
             writer.line(self._combine("all", number))
         writer.line(f"{target} = {self._ended('all')};")
+
+    def _emit_extreme(self, writer: Writer, kind: str, target: str, count: int) -> None:
+        """Write the extreme of neighbouring numbers: of each place in a line first, then of those.
+
+        The order doesn't matter, since NaN is the extreme of whatever it is among.
+        """
+        writer.line(f"{kind} part[{_LINE}];")
+        writer.line(f"for (int k = 0; k < {_LINE}; k++) part[k] = from[k];")
+        with writer.block(f"for (long j = {_LINE}; j + {_LINE} <= {count}; j += {_LINE})"):
+            writer.line(f"for (int k = 0; k < {_LINE}; k++)")
+            writer.line(f"{{ const {kind} one = from[j + k]; {self._combine('part[k]', 'one')} }}")
+        for last in range(count - count % _LINE, count):
+            writer.line(self._combine("part[0]", f"from[{last}]"))
+        for half in (8, 4, 2, 1):
+            writer.line(f"for (int k = 0; k < {half}; k++)")
+            writer.line(
+                f"{{ const {kind} one = part[k + {half}]; {self._combine('part[k]', 'one')} }}"
+            )
+        writer.line(f"{target} = part[0];")
 
     def _emit_unrolled(
         self,

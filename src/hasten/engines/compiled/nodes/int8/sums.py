@@ -593,8 +593,6 @@ def concat(node: Node) -> bool:
     axis = node.axis(int(node.attributes["axis"]), len(first))
     if any(value.bytes is None or value.batch != 0 for value in given):
         return False
-    if any(value.bytes is not None and value.bytes.scales is not None for value in given):
-        return False
     if axis == 0 or product(first[:1]) != 1:
         return False
     if any(
@@ -604,6 +602,8 @@ def concat(node: Node) -> bool:
         return False
     shape = (*first[:axis], sum(value.shape[axis] for value in given), *first[axis + 1 :])
     parts = tuple((value.bytes, value.shape) for value in given if value.bytes is not None)
+    if any(one.scales is not None for one, _ in parts):
+        return axis == 1 and _concat_by_channel(node, shape, parts)
     pending = _Joined(node, shape, parts=parts, axis=axis)
     node.give(Value("", "float32", shape, 0, pending=pending))
     kinds = {(one.zero, one.scale) for one, _ in parts}
@@ -612,6 +612,25 @@ def concat(node: Node) -> bool:
         tensor, last = pending.stored(scale, Rounding(zero))
         kept = Bytes.stored(tensor, last, zero, scale)
         node.give(Value("", "float32", shape, 0, bytes=kept))
+    return True
+
+
+def _concat_by_channel(
+    node: Node, shape: tuple[int, ...], parts: tuple[tuple[Bytes, tuple[int, ...]], ...]
+) -> bool:
+    """Take channels of tensors with steps of their own one behind the other, where one byte is the zero of all."""
+    zeros = {one.zero for one, _ in parts}
+    if len(zeros) > 1 or not all(one.tensor for one, _ in parts):
+        return False
+    zero = zeros.pop()
+    steps = [
+        np.full(given[1], one.scale, np.float32) if one.scales is None else one.scales
+        for one, given in parts
+    ]
+    counted = tuple((one.read_as(zero, 1.0), given) for one, given in parts)
+    tensor, last = _Joined(node, shape, parts=counted, axis=1).stored(1.0, Rounding(zero))
+    kept = replace(Bytes.stored(tensor, last, zero, 1.0), scales=np.concatenate(steps))
+    node.give(Value("", "float32", shape, 0, bytes=kept))
     return True
 
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from hasten.engines.compiled.operators.int8.convolutions import Conv8
     from hasten.engines.compiled.writer import Writer
 
-_PIXELS = ({1: 6, 2: 6, 3: 4, 4: 3}, {1: 6, 2: 6, 3: 6, 4: 6})
-"""Pixels of a tile for each number of vectors, with 16 registers and with 32."""
+_PIXELS = ({1: 6, 2: 6, 3: 4, 4: 3}, {1: 8, 2: 8, 3: 8, 4: 7})
+"""Most pixels of a tile for each number of vectors, with 16 registers and with 32."""
 
 
 class Table:
@@ -87,7 +87,7 @@ def _emit(layout: Layout, writer: Writer, pixels: str | None) -> None:
     if layout.by_channels:
         share, first, last = writer.share(layout.units), "0", count
     else:
-        share = writer.share(count, 12 if layout.pointwise else 1)
+        share = writer.share(count, layout.unit if layout.pointwise else 1)
     with share as (begin, end):
         units = f"{begin}, {end}" if layout.by_channels else f"0, {layout.units}"
         if not layout.by_channels:
@@ -138,6 +138,7 @@ def _rows(layout: Layout, writer: Writer, table: Table) -> str:
         "static void @(const u8 *restrict x, u8 *restrict y, const u8 *restrict r, long rows, long first, "
         "long last, const u8 *restrict t, u8 *restrict s) {",
         f"const struct end *e = (const struct end *)t; const i32 *at = (const i32 *)(t + {places[1]});",
+        f"const u8 *f = t + {_at_table(layout, writer, table)};",
     ]
     chunk, pixels = layout.chunk_rows, layout.chunk_pixels // layout.chunk_rows
     body += [
@@ -161,7 +162,7 @@ def _rows(layout: Layout, writer: Writer, table: Table) -> str:
             count = block.vectors * steps.dots * layout.wide // 2
             body.append(f"widen_weights(s + {layout.scratch[0]}, w, {count});")
             weights = f"s + {layout.scratch[0]}"
-        body.append(f"{_line(layout, block, writer)}(from, at, {weights}, b, e, to, m);")
+        body.append(f"{_line(layout, block, writer)}(from, at, {weights}, b, e, f, to, m);")
         body.append("}")
     body.append("}")
     body += _finish(layout, writer, table)
@@ -191,14 +192,18 @@ def _chunk(layout: Layout) -> list[str]:
     return [f"widen((i16 *)s, x + {first}, {count});", "const u8 *z = s;"]
 
 
+def _at_table(layout: Layout, writer: Writer, table: Table) -> int:
+    """Return the place of the table that follows the rounding; 0 without one."""
+    name = layout.conv.table
+    return table.add(_differences(writer.constant(name), layout.wide)) if name else 0
+
+
 def _finish(layout: Layout, writer: Writer, table: Table) -> list[str]:
     """Return C that sends a chunk's bytes through the tables and the residual."""
     conv = layout.conv
     calls = []
-    if conv.table:
-        calls.append(
-            f"look_up(o, count, t + {table.add(_differences(writer.constant(conv.table), layout.wide))});"
-        )
+    if conv.table and not layout.permutes:
+        calls.append("look_up(o, count, f);")
     if conv.sum is not None:
         calls.append("add_residual(o, r + (o - y), count, e);")
     if conv.last:
@@ -225,10 +230,10 @@ def _finish(layout: Layout, writer: Writer, table: Table) -> list[str]:
 def _line(layout: Layout, block: Block, writer: Writer) -> str:
     """Write the function of a block for a chunk's pixels; return its name."""
     conv = layout.conv
-    end = End.of(conv)
-    most = _PIXELS[layout.wide == 64][block.vectors]
+    end = End.of(conv, layout.permutes)
+    most = _tile_pixels(layout, block)
     item = 4 if end.floats else 1
-    head = "const u8 *x, const i32 *at, const u8 *w, const u8 *b, const struct end *e, u8 *y"
+    head = "const u8 *x, const i32 *at, const u8 *w, const u8 *b, const struct end *e, const u8 *f, u8 *y"
 
     def tile(pixels: int) -> str:
         one = Tile(
@@ -243,7 +248,7 @@ def _line(layout: Layout, block: Block, writer: Writer) -> str:
             pixels == most and layout.wide > 16,
         )
         name = writer.static("tile", f"static void @({head}) {{\n{one.text}\n}}")
-        return f"{name}(x, at, w, b, e, y);"
+        return f"{name}(x, at, w, b, e, f, y);"
 
     step = conv.channels[1] * item
     return writer.static(
@@ -256,6 +261,15 @@ def _line(layout: Layout, block: Block, writer: Writer) -> str:
         f"at -= {most} - m; y -= ({most} - m) * {step}; {tile(most)}\n"
         f"}} else for (; m; m--, at++, y += {step}) {tile(1)}\n}}",
     )
+
+
+def _tile_pixels(layout: Layout, block: Block) -> int:
+    """Return the pixels of a block's tiles: with many registers, as many as divide a chunk best."""
+    most = _PIXELS[layout.wide == 64][block.vectors]
+    if layout.wide < 64:
+        return most
+    pixels = layout.chunk_pixels
+    return min(range(most, most - 3, -1), key=lambda one: -(-pixels // one) * one)
 
 
 def _end(conv: Conv8) -> Array:

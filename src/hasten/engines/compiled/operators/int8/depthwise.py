@@ -8,7 +8,7 @@ see it, and none of the work between the first load and the sums is a permutatio
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -37,6 +37,10 @@ _RING_BYTES = 24 << 10
 """Memory that braids may take: a part of a core's first cache."""
 _LEAST_CHANNELS = 8
 """Most channels that are read at once where there are no more: pixels of fewer need room behind the last one."""
+
+
+_CROSSED_TILE = 4
+"""Pixels of a row that are computed at once from braids in registers."""
 
 
 def supported(conv: Conv8) -> bool:
@@ -185,6 +189,16 @@ class Depthwise:
             start = first + parts * wide // 4
         return runs
 
+    def _crossed(self, run: Run) -> bool:
+        """Whether a tile braids its own columns in registers.
+
+        With a step of 2 few results share a braid, and storing it takes longer than making it anew.
+        """
+        conv, braids = self.conv, self.braids
+        one = (braids.taps, braids.period, len(braids.offsets), run.parts) == (4, 1, 1, 4)
+        near = conv.kernel[1] <= 3 and conv.strides[1] == 2 and conv.dilations == (1, 1)
+        return one and near and self._registers == 32
+
     @property
     def _registers(self) -> int:
         """Vectors that registers hold."""
@@ -198,7 +212,10 @@ class Depthwise:
     def _run(self, start: int, blocks: int, wide: int, parts: int) -> Run:
         most = _TILE if self.conv.strides[1] == 1 or self.conv.kernel[1] > 3 else _TILE // 2
         across = self.conv.output_size[1]
-        return Run(start, blocks, wide, parts, -(-across // -(-across // most)))
+        run = Run(start, blocks, wide, parts, -(-across // -(-across // most)))
+        if self._crossed(run):
+            return replace(run, tile=min(across, _CROSSED_TILE))
+        return run
 
     def _across(self, run: Run) -> int:
         """Return how many pixels of a row are computed from braids of some columns."""
@@ -215,9 +232,11 @@ class Depthwise:
 
     @property
     def _ring_bytes(self) -> int:
-        """Memory for braids."""
+        """Memory for braids, or for the columns of a tile with pads."""
         return max(
-            self.braids.count * self._columns(self._across(run)) * run.parts * run.wide
+            self.conv.kernel[0] * self._columns(run.tile) * run.wide
+            if self._crossed(run)
+            else self.braids.count * self._columns(self._across(run)) * run.parts * run.wide
             for run in self.runs
         )
 
@@ -331,7 +350,10 @@ class Depthwise:
                 writer.line(f"const i32 *bias = biases + {sums} + block0 * {run.channels};")
                 writer.line(f"const float *scale = scales + {sums} + block0 * {run.channels};")
                 writer.line(f"const long channel = {run.start} + block0 * {run.channels};")
-                self._emit_block(run)
+                if self._crossed(run):
+                    self._emit_crossed(run)
+                else:
+                    self._emit_block(run)
             done += run.blocks * block
             sums += run.blocks * run.channels
 
@@ -365,6 +387,77 @@ class Depthwise:
                     f"for (long phase = 0; phase < {braids.period} && row + phase < rows; phase++)"
                 ):
                     self._emit_row(run, size, across)
+
+    def _emit_crossed(self, run: Run) -> None:
+        """Write one block of channels, row by row; a tile's columns get their pads in a copy."""
+        conv, writer = self.conv, self.writer
+        high, wide, columns = conv.kernel[0], conv.output_size[1], self._columns(run.tile)
+        rows = [f"r{tap}" for tap in range(high)]
+        with writer.block("for (long row = 0; row < rows; row++)"):
+            writer.line(f"const u8 *of[{high}];")
+            with writer.loops((high,), name="tap"):
+                writer.line(f"const long v = above + row * {conv.strides[0]} + tap0;")
+                writer.line(
+                    f"of[tap0] = (v >= low && v < high ? x + v * {self._pitch} : blank) + channel;"
+                )
+            with writer.loops((-(-wide // run.tile),), name="tile"):
+                last = wide - run.tile
+                writer.line(
+                    f"const long at = tile0 * {run.tile} < {last} ? tile0 * {run.tile} : {last};"
+                )
+                writer.line(f"const long start = at * {conv.strides[1]} - {conv.pads[1]};")
+                pointers = ", ".join(
+                    f"*{name} = of[{tap}] + start * {conv.channels[0]}"
+                    for tap, name in enumerate(rows)
+                )
+                writer.line(f"const u8 {pointers}; long step = {conv.channels[0]};")
+                with writer.block(f"if (start < 0 || start + {columns} > {conv.size[1]})"):
+                    writer.line(
+                        f"framed_{run.wide}(ring, of, {high}, start, {columns}, {conv.size[1]}, "
+                        f"{conv.channels[0]}, {conv.zero});"
+                    )
+                    copies = "".join(
+                        f"{name} = ring + {tap * columns * run.wide}; "
+                        for tap, name in enumerate(rows)
+                    )
+                    writer.line(f"{copies}step = {run.wide};")
+                writer.line("const u8 *own = w;")
+                self._emit_tile_at(run, f"row * {wide} + at")
+
+    def _emit_crossed_sums(self, run: Run) -> None:
+        """Write the sums of a tile, column by column, with braids in registers."""
+        conv, writer, wide = self.conv, self.writer, run.wide
+        parts = range(run.parts)
+        for part in parts:
+            writer.line(f"const vi_{wide} bias{part} = loaded_{wide}(bias + {part * wide // 4});")
+            for pixel in range(run.tile):
+                writer.line(f"vi_{wide} a{pixel}_{part} = bias{part};")
+        kept = range(conv.kernel[1] * run.parts // 2)  # the others come from memory
+        places = [at * wide for at in range(conv.kernel[1] * run.parts)]
+        for one in kept:
+            writer.line(f"const vi_{wide} w{one} = loaded_{wide}(own + {places[one]});")
+        rows = [f"r{tap}" for tap in range(conv.kernel[0])]
+        given = ", ".join((*rows, *rows[-1:] * (4 - len(rows))))
+        more = " ".join(f"{name} += step;" for name in rows)
+        for column in range(self._columns(run.tile)):
+            with writer.block(""):
+                names = ", ".join(f"x{part}" for part in parts)
+                writer.line(f"vi_{wide} {names};")
+                to = ", ".join(f"&x{part}" for part in parts)
+                writer.line(f"crossed_{wide}({to}, {given}, {len(rows)});")
+                for pixel in range(run.tile):
+                    tap = column - pixel * conv.strides[1]
+                    if not 0 <= tap < conv.kernel[1]:
+                        continue
+                    for part in parts:
+                        one, name = tap * run.parts + part, f"a{pixel}_{part}"
+                        if one in kept:
+                            writer.line(f"{name} = dotted_{wide}({name}, x{part}, w{one});")
+                        else:
+                            writer.line(
+                                f"{name} = dotted_at_{wide}({name}, x{part}, own + {places[one]});"
+                            )
+            writer.line(more)
 
     def _emit_edges(self, run: Run, columns: int, size: int) -> None:
         """Write which columns of the strip are the picture's; the braids' others are pads from the start on."""
@@ -416,13 +509,17 @@ class Depthwise:
             writer.line(
                 f"const long at = tile0 * {run.tile} < {last} ? tile0 * {run.tile} : {last};"
             )
-            writer.line("HERE(own);")
-            place = f"((row + phase) * {conv.output_size[1]} + left + at) * {conv.channels[0]} + channel"
-            kind = "u8" if conv.rounding else "float"
-            writer.line(f"{kind} *to = y + {place};")
-            if conv.residual:
-                writer.line(f"const u8 *more = residual + {place};")
-            self._emit_tile(run)
+            self._emit_tile_at(run, f"(row + phase) * {conv.output_size[1]} + left + at")
+
+    def _emit_tile_at(self, run: Run, pixel: str) -> None:
+        """Write a tile whose first pixel has a number, an expression of C."""
+        conv, writer = self.conv, self.writer
+        writer.line("HERE(own);")
+        place = f"({pixel}) * {conv.channels[0]} + channel"
+        writer.line(f"{'u8' if conv.rounding else 'float'} *to = y + {place};")
+        if conv.residual:
+            writer.line(f"const u8 *more = residual + {place};")
+        self._emit_tile(run)
 
     def _emit_tile(self, run: Run) -> None:
         """Write some pixels of a row, one vector of channels after the other, and then what becomes of them."""
@@ -445,11 +542,16 @@ class Depthwise:
             ]
             for pixel in range(run.tile)
         ]
-        for number in range(len(self.braids.offsets)):
-            step = conv.strides[1] * run.parts * run.wide
-            writer.line(f"const u8 *x{number} = b{number} + at * {step};")
+        crossed = self._crossed(run)
+        if crossed:
+            self._emit_crossed_sums(run)
+        else:
+            for number in range(len(self.braids.offsets)):
+                step = conv.strides[1] * run.parts * run.wide
+                writer.line(f"const u8 *x{number} = b{number} + at * {step};")
         for part in range(run.parts):
-            self._emit_sums(run, part)
+            if not crossed:
+                self._emit_sums(run, part)
             if conv.rounding:
                 writer.line(f"const vf_{run.wide} s{part} = {end.scaled(parts[0][part])};")
                 for pixel in range(run.tile):

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _LEAST_STEP = float(np.finfo(np.float32).smallest_subnormal)
 _MOST_STEP = float(np.finfo(np.float32).max)
+_TURNED = 16
+"""Channels that change places with pixels together."""
 _LINE, _FLOATS = 64, 16
 """Bytes, and floats, of a line of the cache."""
 _BOUND = 1 << 20
@@ -145,6 +147,18 @@ class Quantize(Operation):
                 else:
                     places = writer.table(_PLACES.ravel())
                     writer.line(f"woven_{wide}({y} + 3 * at, {', '.join(planes)}, {places});")
+            return
+        if (
+            self.channels >= _TURNED
+            and (wide := writer.byte_width(self.pixels))
+            and np.isfinite(bound)
+        ):
+            arguments = f"{', '.join(map(_float, (step, _inverse(step), bound)))}, {self.rounding.arguments}"
+            with turned_blocks(writer, self.pixels, wide, self.channels):
+                writer.line(
+                    f"gathered_{wide}({y} + p * {self.channels} + c, {x} + c * {self.pixels} + p, "
+                    f"{self.pixels}, {self.channels}, {arguments});"
+                )
             return
         self._emit_plainly(writer, x, y)
 
@@ -442,6 +456,29 @@ class Multiply8(Operation):
                     f"gated_{wide}({y} + {place}, {x} + {place}, {factors}, {less}, {self.channels}, "
                     f"{scale}[0], {self.rounding.arguments});"
                 )
+
+
+@contextlib.contextmanager
+def turned_blocks(writer: Writer, pixels: int, wide: int, channels: int) -> Iterator[None]:
+    """Write loops over blocks of `wide` pixels and 16 channels, from `p` and `c` on; the last ones overlap.
+
+    Args:
+        writer: Where to.
+        pixels: Number of pixels, at least `wide`; threads share them.
+        wide: Pixels of a block.
+        channels: Number of channels, at least 16.
+    """
+    blocks = -(-pixels // wide)
+    with (
+        writer.shared_loop("block", blocks),
+        writer.block(f"for (long part = 0; part < {channels}; part += {_TURNED})"),
+    ):
+        for name, at, last in (
+            ("p", f"block * {wide}", pixels - wide),
+            ("c", "part", channels - _TURNED),
+        ):
+            writer.line(f"const long {name} = {at} < {last} ? {at} : {last};")
+        yield
 
 
 @contextlib.contextmanager

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from hasten.engines.compiled.operators.int8.convolutions import Conv8
     from hasten.engines.compiled.writer import Writer
 
-_CHUNK_PIXELS = 192
+_CHUNK_PIXELS = 196
 """Pixels for which weights are widened, or come from a farther cache, once."""
 _FEW_PIXELS = 100
 """Pixels below which each thread computes some channels of all pixels."""
+_FEW_ROWS = 16
+"""Rows below which one more for one thread than for another counts, if blocks of channels are as many."""
 _MOST_ROWS = 24
 """Rows of a batch that are computed at once where a layer is pointwise."""
 _CHUNK_BYTES = 96 << 10
@@ -49,12 +51,14 @@ class Layout:
         conv: The convolution.
         wide: Bytes of a vector.
         quads: Whether four bytes are multiplied at once, by VNNI; else two numbers of 16 bits.
+        permutes: Whether a byte's entry of a table of 256 is found in registers, by VBMI.
         pixels: Most pixels of the input that come at once, of all rows of a batch.
     """
 
     conv: Conv8
     wide: int
     quads: bool
+    permutes: bool
     pixels: int
 
     @classmethod
@@ -63,14 +67,19 @@ class Layout:
         isa = writer.isa
         wide = 64 if "avx512bw" in isa else 32 if "avx2" in isa else 16
         quads = ("avx512_vnni" if wide == 64 else "avx_vnni") in isa
-        return cls(
-            conv, wide, quads, product(conv.size) * (_MOST_ROWS if writer.plan.by_row else 1)
-        )
+        permutes = wide == 64 and "avx512vbmi" in isa
+        pixels = product(conv.size) * (_MOST_ROWS if writer.plan.by_row else 1)
+        return cls(conv, wide, quads, permutes, pixels)
 
     @property
     def lanes(self) -> int:
         """Output channels of a vector."""
         return self.wide // 4
+
+    @property
+    def unit(self) -> int:
+        """Pixels that most tiles divide: of 7 with many registers, of 3, 4 or 6 with few."""
+        return 14 if self.wide == 64 else 12
 
     @property
     def each(self) -> int:
@@ -156,8 +165,8 @@ class Layout:
         """Output rows of a chunk; of a pointwise layer, pixels."""
         high, wide = self.conv.output_size
         if self.pointwise:
-            most = _CHUNK_BYTES // (self.conv.channels[0] * self.item) // 12 * 12
-            return min(self.pixels, max(12, min(most, _CHUNK_PIXELS)))
+            unit, most = self.unit, _CHUNK_BYTES // (self.conv.channels[0] * self.item)
+            return min(self.pixels, max(unit, min(most, _CHUNK_PIXELS) // unit * unit))
         rows = 1
         while (
             rows < high
@@ -183,8 +192,11 @@ class Layout:
 
     @property
     def by_channels(self) -> bool:
-        """Whether threads share blocks of channels, not rows: where pixels are few."""
-        return product(self.conv.output_size) < _FEW_PIXELS and self.units > 3
+        """Whether threads share blocks of channels, not rows: where pixels are few, or rows that don't halve."""
+        high = self.conv.output_size[0]
+        if product(self.conv.output_size) < _FEW_PIXELS:
+            return self.units > 3
+        return not self.pointwise and high % 2 == 1 and high < _FEW_ROWS <= 2 * self.units
 
     @property
     def ragged(self) -> bool:

@@ -46,24 +46,31 @@ class End:
         floats: Whether they become float32, not bytes.
         zero: Whether a zero is added.
         bounds: Whether bytes are cut further than to 0 and 255.
+        table: Whether bytes go through a table.
     """
 
     floats: bool
     zero: bool
     bounds: bool
+    table: bool
 
     @classmethod
-    def of(cls, conv: Conv8) -> End:
-        """Return that of a convolution."""
+    def of(cls, conv: Conv8, permutes: bool) -> End:
+        """Return that of a convolution.
+
+        Args:
+            conv: The convolution.
+            permutes: Whether the processor looks bytes up in registers, so that a table costs a tile little.
+        """
         if conv.rounding is None:
-            return cls(True, False, False)
+            return cls(True, False, False, False)
         bounds = (conv.rounding.low, conv.rounding.high) != (0, 255)
-        return cls(False, conv.rounding.zero != 0, bounds)
+        return cls(False, conv.rounding.zero != 0, bounds, permutes and bool(conv.table))
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A tile, whose C has pointers `x`, `at`, `w`, `b`, `e`, `y`.
+    """A tile, whose C has pointers `x`, `at`, `w`, `b`, `e`, `f`, `y`: `f` is to the table of bytes.
 
     Attributes:
         pixels: Number of pixels.
@@ -104,6 +111,8 @@ class Tile:
             lines.append("const vh zero = (vh){} + (i16)e->zero;")
         if self.end.bounds:
             lines.append("const vb low = (vb){} + (u8)e->low, high = (vb){} + (u8)e->high;")
+        if self.end.table:
+            lines.append("const vb f0 = *(const vb *)f, f2 = *(const vb *)(f + 128);")
         if self.vectors == 4:
             lines += self._wholes()
         elif self.vectors > 1:
@@ -185,6 +194,8 @@ class Tile:
         lines = [f"{{ vb r = {value};"]
         if self.end.bounds:
             lines.append("r = least(most(r, low), high);")
+        if self.end.table:
+            lines.append("r = found_in(r, f0, f2, f);")
         for number, p in enumerate(pixels):
             if p < self.pixels:
                 lines.append(

@@ -17,6 +17,7 @@ import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,35 @@ def check(path: Path) -> None:
         if record in records:
             for key, value in _refused(json.loads(reader.get_record(record)), ""):
                 raise _may_run_code(path, key, value)
+
+
+def load(path: Path) -> Any:
+    """Check a program, and load it by torch with nothing unpickled but tensors.
+
+    Raises:
+        CandidateError: a part of it could run code, or doesn't belong in a plain program.
+        Exception: torch can't load it.
+    """
+    import torch
+
+    check(path)
+    with _nothing_unpickled(torch):
+        return torch.export.load(str(path))
+
+
+@contextmanager
+def _nothing_unpickled(torch: Any) -> Iterator[None]:
+    """Make torch.load refuse everything but tensors.
+
+    torch.export falls back on running any pickle, and example inputs are a pickle that `check`
+    doesn't look into.
+    """
+    load = torch.load
+    try:
+        torch.load = lambda *given, **settings: load(*given, **settings | {"weights_only": True})
+        yield
+    finally:
+        torch.load = load
 
 
 def _no_program(path: Path) -> CandidateError:

@@ -1,0 +1,150 @@
+"""A case of the zoo: a network that nobody tuned hasten to, its data, and its honest count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+Arrays: TypeAlias = dict[str, np.ndarray]
+Way: TypeAlias = Literal["dynamo", "script", "opset11"]
+
+WAYS: tuple[Way, ...] = ("dynamo", "script", "opset11")
+"""Ways out of torch: its exporter, the older one by TorchScript, and that in an opset of 2019."""
+RECENT, OLD = 17, 11
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network with data that judge it.
+
+    Attributes:
+        name: Name on the command line.
+        family: Kind of network, in words.
+        network: Function that returns an `nn.Module` with its weights, or a fitted model of
+            scikit-learn.
+        data: Function from a generator and a count to that many samples by input name.
+        metric: Metric, as the command line spells it.
+        max_drop: Most that the score may fall.
+        samples: Number of samples to judge it by, and of others to certify it on again.
+        outputs: Names of the outputs.
+        multiplications: Hand count of one request; None where torch counts them itself.
+        quick: Whether the case is one of those that `make test-all` runs.
+    """
+
+    name: str
+    family: str
+    network: Callable[[], Any]
+    data: Callable[[np.random.Generator, int], Arrays]
+    metric: str = "agreement"
+    max_drop: float = 0.05
+    samples: int = 500
+    outputs: tuple[str, ...] = ("y",)
+    multiplications: int | None = None
+    quick: bool = False
+
+    def drawn(self, count: int, seed: int) -> Arrays:
+        """Return so many samples; every seed gives others."""
+        return self.data(np.random.default_rng(seed), count)
+
+
+def normal(shape: tuple[int, ...], name: str = "x") -> Callable[..., Arrays]:
+    """Return a maker of samples from a normal distribution."""
+    return partial(_normal, name, shape)
+
+
+def _normal(name: str, shape: tuple[int, ...], rng: np.random.Generator, count: int) -> Arrays:
+    return {name: rng.standard_normal((count, *shape), np.float32)}
+
+
+def pictures(side: int, channels: int = 3, wide: int | None = None) -> Callable[..., Arrays]:
+    """Return a maker of pictures with shapes in them: soft patches, edges and noise, normalized."""
+    return partial(_pictures, side, wide or side, channels)
+
+
+def _pictures(high: int, wide: int, channels: int, rng: np.random.Generator, count: int) -> Arrays:
+    found = np.empty((count, channels, high, wide), np.float32)
+    cell = 8
+    for picture in found:
+        coarse = rng.standard_normal((channels, -(-high // cell), -(-wide // cell)))
+        patches = np.kron(coarse, np.ones((cell, cell)))[:, :high, :wide]
+        picture[:] = patches + rng.normal(0, 0.2, picture.shape)
+        top, left = rng.integers(0, high // 2), rng.integers(0, wide // 2)
+        picture[:, top : top + high // 3, left : left + wide // 3] += rng.normal(
+            0, 2, (channels, 1, 1)
+        )
+    return {"x": found}
+
+
+def waves(length: int, channels: int | None = None) -> Callable[..., Arrays]:
+    """Return a maker of waves: three tones that begin somewhere, and noise; `(length,)` each."""
+    return partial(_waves, length, channels)
+
+
+def _waves(length: int, channels: int | None, rng: np.random.Generator, count: int) -> Arrays:
+    time = np.arange(length) / length
+    shape = (count, channels or 1, 3, 1)
+    tones = np.sin(2 * np.pi * (rng.uniform(2, length / 8, shape) * time + rng.random(shape)))
+    found = (tones * rng.exponential(0.5, shape)).sum(axis=2) + rng.normal(
+        0, 0.05, (count, 1, length)
+    )
+    return {"x": (found if channels else found[:, 0]).astype(np.float32)}
+
+
+def texts(
+    length: int, words: int, *, mask: bool = True, names: Mapping[str, str] | None = None
+) -> Callable[..., Arrays]:
+    """Return a maker of token ids by Zipf's law, padded to a length, with the mask beside them."""
+    return partial(_texts, length, words, mask, dict(names or {}))
+
+
+def _texts(
+    length: int,
+    words: int,
+    mask: bool,
+    names: dict[str, str],
+    rng: np.random.Generator,
+    count: int,
+) -> Arrays:
+    ids = 1 + (rng.zipf(1.3, (count, length)) - 1) % (words - 1)
+    there = np.arange(length) < rng.integers(length // 4, length + 1, (count, 1))
+    found = {"input_ids": (ids * there).astype(np.int64)}
+    if mask:
+        found["attention_mask"] = there.astype(np.int64)
+    return {names.get(name, name): array for name, array in found.items()}
+
+
+def decided(network: Any, data: Callable[..., Arrays], outputs: int = 1) -> Any:
+    """Return a network of random weights whose answers spread: each score is made standard.
+
+    Otherwise nearly every sample gets the same class, and any other model would agree.
+
+    Args:
+        network: Module that answers scores of classes, `(n, classes)`.
+        data: Maker of its samples.
+        outputs: Number of outputs; only the first is changed.
+    """
+    import torch
+    from torch import nn
+
+    samples = data(np.random.default_rng(7), 48)
+    with torch.no_grad():
+        scores = network.eval()(*map(torch.from_numpy, samples.values()))
+    scores = scores if outputs == 1 else scores[0]
+
+    class Decided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+            self.register_buffer("mean", scores.mean(0))
+            self.register_buffer("scale", scores.std(0).clamp_min(1e-6))
+
+        def forward(self, *inputs: Any) -> Any:
+            found = self.network(*inputs)
+            first = ((found if outputs == 1 else found[0]) - self.mean) / self.scale
+            return first if outputs == 1 else (first, *found[1:])
+
+    return Decided().eval()

@@ -1,0 +1,1 @@
+"""Packed bundles: one file, as small as it gets with the same answers bit for bit."""

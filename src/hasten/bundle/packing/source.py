@@ -1,0 +1,280 @@
+"""Where a packed bundle's bytes come from: a file, memory, or a web server that sends ranges of it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http
+import http.client
+import mmap
+import os
+import re
+import stat
+import time
+import urllib.error
+import urllib.request
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Self
+
+from hasten.errors import InputError, IntegrityError
+
+_TRIES = 5
+"""Number of times in a row that a link may break without a byte before it is given up."""
+_FIRST_PAUSE_S, _TIMEOUT_S = 0.1, 30.0
+_PART_BYTES = 1 << 18
+_SIZE = re.compile(r"[0-9]{1,18}")
+_SPAN = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18})")
+
+
+class Source(ABC):
+    """Bytes of a packed bundle, read by one thread.
+
+    Attributes:
+        name: Name for messages: a path or an address.
+        size_bytes: Size in bytes; None where a server doesn't tell.
+    """
+
+    name: str
+    size_bytes: int | None
+
+    @abstractmethod
+    def read(self, offset: int, length: int) -> memoryview:
+        """Return some bytes; reading on from where the last call ended is the quickest.
+
+        Raises:
+            IntegrityError: the bytes end before; or they changed since the first call.
+            InputError: they can't be read; the message says why.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what reading took."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _ended(self, offset: int, length: int, found: int) -> IntegrityError:
+        return IntegrityError(
+            f"{self.name} is cut off: {length:,} bytes at {offset:,} are needed, {found:,} are there"
+        )
+
+
+class FileSource(Source):
+    """File, which is read and not mapped: one that is cut off meanwhile would crash the process.
+
+    Raises:
+        InputError: the file can't be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        try:
+            self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise InputError(f"can't read {path}: {error.strerror}") from error
+        found = os.fstat(self._file)
+        if not stat.S_ISREG(found.st_mode):
+            self.close()
+            kind = "a folder" if stat.S_ISDIR(found.st_mode) else "no file"
+            raise InputError(f"can't read {path}: it is {kind}")
+        self.size_bytes: int | None = found.st_size
+
+    def read(self, offset: int, length: int) -> memoryview:
+        if self.size_bytes is not None and length > self.size_bytes - offset:
+            raise self._ended(offset, length, max(0, self.size_bytes - offset))
+        buffer = memoryview(bytearray(length))
+        done = 0
+        while done < length:
+            try:
+                got = os.preadv(self._file, [buffer[done:]], offset + done)
+            except OSError as error:
+                raise InputError(f"can't read {self.name}: {error.strerror}") from error
+            if not got:
+                raise self._ended(offset, length, done)
+            done += got
+        return buffer
+
+    def close(self) -> None:
+        file, self._file = self._file, -1  # the number may be another file's by the second call
+        if file >= 0:
+            os.close(file)
+
+
+class MemorySource(Source):
+    """Bytes in memory, as of a memory map."""
+
+    def __init__(self, data: bytes | bytearray | memoryview | mmap.mmap) -> None:
+        self.name = "the packed bundle in memory"
+        self._data = memoryview(data).cast("B")
+        self.size_bytes: int | None = len(self._data)
+
+    def read(self, offset: int, length: int) -> memoryview:
+        found = self._data[offset : offset + length]
+        if len(found) < length:
+            raise self._ended(offset, length, len(found))
+        return found
+
+    def close(self) -> None:
+        pass
+
+
+class WebSource(Source):
+    """File on a web server, in one stream where it is read in order; a broken link goes on where it broke.
+
+    Args:
+        address: Address that begins with "http://" or "https://".
+
+    Raises:
+        InputError: the server can't be reached, or has no such file.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.name, self.size_bytes = address, None
+        self._reply: http.client.HTTPResponse | None = None
+        self._place = 0
+        self._tag: str | None = None
+        try:
+            self._connect(0)
+        except BaseException:
+            self._drop()
+            raise
+
+    def read(self, offset: int, length: int) -> memoryview:
+        if self.size_bytes is not None and length > self.size_bytes - offset:
+            raise self._ended(offset, length, max(0, self.size_bytes - offset))
+        parts: list[bytes] = []
+        done = tries = 0
+        while done < length:
+            error: Exception | None = None
+            got = b""
+            try:
+                if self._reply is None or self._place != offset + done:
+                    self._connect(offset + done)
+                assert self._reply is not None
+                got = _some(self._reply, min(length - done, _PART_BYTES))
+            except (OSError, http.client.HTTPException) as broken:
+                error = broken
+            self._place += len(got)
+            done += len(got)
+            if got:
+                parts.append(got)
+                tries = 0
+                continue
+            self._drop()
+            tries += 1
+            if tries >= _TRIES:
+                raise InputError(
+                    f"the link to {self.name} broke {tries} times at byte {offset + done:,}: "
+                    f"{_legible(error or 'the server ended it')}; try again later"
+                ) from error
+            time.sleep(_FIRST_PAUSE_S * 2 ** (tries - 1))
+        return memoryview(b"".join(parts))
+
+    def _connect(self, offset: int) -> None:
+        """Ask for all bytes from one on.
+
+        Raises:
+            OSError, HTTPException: the link broke; it may be tried again.
+            InputError: the server refuses.
+            IntegrityError: the file isn't the one that the first bytes are of.
+        """
+        self._drop()
+        headers = {"Accept-Encoding": "identity"}
+        if offset:
+            headers["Range"] = f"bytes={offset}-"
+        try:
+            request = urllib.request.Request(self.name, headers=headers)
+            reply = _opener().open(request, timeout=_TIMEOUT_S)
+        except urllib.error.HTTPError as error:
+            with error:
+                if error.code >= 500 and self._tag is not None:
+                    raise OSError(f"the server answered {error.code}") from error
+                if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                    raise self._replaced() from error
+                raise InputError(
+                    f"can't read {self.name}: the server answered {error.code}; give another address, "
+                    "or the file itself"
+                ) from error
+        except (ValueError, http.client.InvalidURL) as error:
+            raise InputError(f"{self.name!r:.200} is no address: {_legible(error)}") from error
+        except (OSError, http.client.HTTPException) as error:
+            if self._tag is not None:
+                raise
+            said = _legible(getattr(error, "reason", None) or error)
+            raise InputError(f"can't reach {self.name}: {said}; try again later") from error
+        self._reply = reply
+        self._check_same(reply, offset)
+        self._place = offset
+        if offset and reply.status != 206:  # the server sends no ranges: pass over what is known
+            left = offset
+            while left:
+                passed = len(_some(reply, min(left, _PART_BYTES)))
+                if not passed:
+                    raise OSError("the server ended the link")
+                left -= passed
+
+    def _check_same(self, reply: Any, offset: int) -> None:
+        """Take the file's size and tag from the first reply; compare those of later ones."""
+        headers = reply.headers
+        length, span = headers.get("Content-Length"), headers.get("Content-Range", "")
+        size = int(length) if length and _SIZE.fullmatch(length) else None
+        if reply.status == 206:
+            stated = _SPAN.fullmatch(span.strip())
+            if stated is None or int(stated[1]) != offset:
+                raise InputError(
+                    f"{self.name}: the server sent {span!r:.60}, not the range from {offset}"
+                )
+            size = int(stated[2])
+        tag = headers.get("ETag") or headers.get("Last-Modified") or ""
+        if self._tag is None:
+            self._tag, self.size_bytes = tag, size
+        elif tag != self._tag or (None not in (size, self.size_bytes) and size != self.size_bytes):
+            raise self._replaced()
+
+    def _replaced(self) -> IntegrityError:
+        return IntegrityError(f"{self.name} was replaced while it was read: load it again")
+
+    def _drop(self) -> None:
+        if self._reply is not None:
+            with contextlib.suppress(OSError):
+                self._reply.close()
+            self._reply = None
+
+    def close(self) -> None:
+        self._drop()
+
+
+class _SameKind(urllib.request.HTTPRedirectHandler):
+    """Follows a server that sends elsewhere, but never to a link that others can read along."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        to = newurl.partition(":")[0].lower()
+        if to not in ("http", "https") or (req.type == "https" and to == "http"):
+            fp.close()
+            raise urllib.error.URLError(f"the server sends to {newurl!r:.100}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+@functools.cache
+def _opener() -> urllib.request.OpenerDirector:
+    return urllib.request.build_opener(_SameKind)
+
+
+def _legible(said: object) -> str:
+    """Return what an error says, some of which a stranger's server may have written, in one line."""
+    words = " ".join(str(said).split())[:200]
+    return "".join(sign if sign.isprintable() else "?" for sign in words)
+
+
+def _some(reply: http.client.HTTPResponse, most: int) -> bytes:
+    """Read some bytes of a reply; b"" where it ends, also before its time."""
+    try:
+        return reply.read(most)
+    except http.client.IncompleteRead as broken:
+        return broken.partial

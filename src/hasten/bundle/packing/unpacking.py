@@ -1,0 +1,283 @@
+"""Unpack packed bundles into folders: for good where the user says, or into the cache for a command."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from hasten.bundle.folder import put_in_place, read, replaceable
+from hasten.bundle.manifest import MANIFEST
+from hasten.bundle.packing import layout
+from hasten.bundle.packing.names import is_address, is_packed
+from hasten.bundle.packing.reader import Older, Packed
+from hasten.bundle.packing.source import FileSource, Source, WebSource
+from hasten.core.cache_folder import cache_folder
+from hasten.core.memory_folder import room
+from hasten.errors import InputError, IntegrityError
+
+_FOLDER = "unpacked"
+_ABANDONED_S, _UNUSED_S = 3600.0, 30 * 86400.0
+"""Ages from which a folder is removed that a killed process left, and one that nobody used."""
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def unpack(
+    packed: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    *,
+    base: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Unpack a bundle into a folder, which is there whole and checked, or not at all.
+
+    Args:
+        packed: Packed bundle: a file, or its address.
+        out: Folder to write; an older bundle there is replaced. By default the file's name with .hasten,
+            beside it (here for an address), where only the same bundle is replaced. With `base` it may be `base` itself, or
+            a packed bundle's name, which ends in ".hastenz".
+        base: Older bundle, a folder or a packed one, where `packed` is the difference to it.
+
+    Returns:
+        Path of the folder.
+
+    Raises:
+        InputError: the file can't be read, is the difference to another bundle, `out` holds something
+            else, or there is no room.
+        IntegrityError: the file is damaged; the message names the tensor.
+    """
+    goal = _beside(packed) if out is None else Path(out)
+    if base is not None:
+        from hasten.bundle.packing.update import unpack_since
+
+        return unpack_since(packed, base, goal)
+    replaceable(goal)
+    with opened(packed) as file, beside(goal) as new:
+        file.check_alone()
+        if out is None:
+            _check_replaces_itself(file, goal)
+        write_files(file, new)
+        checked(file, new)
+        if not is_address(packed):
+            file.check_end()
+        put_in_place(new, goal)
+    return goal
+
+
+def _beside(packed: str | os.PathLike[str]) -> Path:
+    """Return the folder that a bundle is unpacked to where the caller names none."""
+    if is_address(packed):
+        return Path(Path(urlsplit(os.fspath(packed)).path).stem + ".hasten")
+    return Path(packed).with_suffix(".hasten")
+
+
+def _check_replaces_itself(file: Packed, goal: Path) -> None:
+    """Check that a folder which nobody named isn't another bundle.
+
+    Raises:
+        InputError: it is.
+    """
+    if not goal.exists():
+        return
+    found = np.empty(dict(file.head.files).get(MANIFEST, 0), np.uint8)
+    file.unpack({MANIFEST: found})
+    if (goal / MANIFEST).read_bytes() != found.tobytes():
+        raise InputError(
+            f"{goal} is another bundle than the one in {file.source.name}: give out= to replace it"
+        )
+
+
+def unpacked(path: str | os.PathLike[str]) -> Path:
+    """Return the folder of a bundle: a packed one is unpacked in the cache, once for its content.
+
+    Args:
+        path: A bundle's folder, or a packed file.
+
+    Raises:
+        InputError: a packed file can't be read, is the difference to another bundle, or there is no room.
+        IntegrityError: it is damaged.
+    """
+    if is_address(path):
+        raise InputError(f"{path} is an address, which only hasten.load opens: download it before")
+    if not is_packed(path):
+        return Path(path)
+    with opened(path) as file:
+        file.check_alone()
+        key = bytes(file.source.read(file.end, layout.END_BYTES)).hex()
+        root = _root()
+        goal = root / key
+        if _still_good(goal):
+            _hold(goal)
+            return goal
+        try:
+            with beside(goal) as new:
+                write_files(file, new)
+                # The folder is named by this hash: one made up would stand for another bundle.
+                file.check_end()
+                checked(file, new)
+                with contextlib.suppress(OSError):  # another process was faster
+                    new.rename(goal)
+        except OSError as error:
+            raise InputError(f"can't unpack {path} in {root}: {error.strerror or error}") from error
+        _hold(goal)
+        _tidy(root)
+        return goal
+
+
+@contextlib.contextmanager
+def opened(path: str | os.PathLike[str]) -> Iterator[Packed]:
+    """Open a packed bundle: a file, or its address.
+
+    Raises:
+        InputError: it can't be read.
+        IntegrityError: it is damaged, or no packed bundle.
+    """
+    source: Source
+    if is_address(path):
+        source = WebSource(os.fspath(path))
+    elif Path(path).exists():
+        source = FileSource(Path(path))
+    else:
+        raise InputError(f"no packed bundle at {path}: no such file")
+    with source:
+        yield Packed.open(source)
+
+
+@contextlib.contextmanager
+def beside(goal: Path) -> Iterator[Path]:
+    """Make a folder beside a path for what is to be renamed to it; whatever is left of it goes.
+
+    Raises:
+        InputError: it can't be made.
+    """
+    new = goal.with_name(f".{goal.name}.{secrets.token_hex(4)}")
+    try:
+        new.mkdir(mode=0o755)
+    except OSError as error:
+        raise InputError(f"can't write {goal}: {error.strerror}") from error
+    try:
+        yield new
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def write_files(file: Packed, folder: Path, older: Older | None = None) -> None:
+    """Unpack all files of a bundle into a new folder.
+
+    Args:
+        file: The packed bundle.
+        folder: Empty folder.
+        older: Function that returns bytes of the base; None for a bundle that stands alone.
+
+    Raises:
+        InputError: there is no room, or the bundle can't be read.
+        IntegrityError: the bundle is damaged.
+    """
+    files = {}
+    for name, size_bytes in file.head.files:
+        goal = folder / name
+        try:
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(goal, _NEW, 0o644)
+            try:
+                files[name] = room(descriptor, size_bytes)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise InputError(f"can't write {goal}: {error.strerror}") from error
+    file.unpack(files, older)
+
+
+def checked(file: Packed, folder: Path) -> None:
+    """Check every file that was unpacked against the manifest among them.
+
+    Raises:
+        IntegrityError: they don't fit; the message names the packed file.
+    """
+    try:
+        read(folder)
+    except InputError as error:
+        said = str(error).replace(str(folder), file.source.name)
+        raise IntegrityError(f"{said}: what {file.source.name} holds is no whole bundle") from error
+
+
+def _root() -> Path:
+    """Return the folder of unpacked bundles: of the cache, or one that goes with this process."""
+    kept = cache_folder()
+    if kept is not None:
+        root = kept.path / _FOLDER
+        with contextlib.suppress(OSError):
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            facts = root.stat()
+            if facts.st_uid == os.geteuid() and not facts.st_mode & 0o022:
+                return root
+    if not _own:
+        _own.append(Path(os.path.realpath(tempfile.mkdtemp(prefix="hasten-unpacked-"))))
+        atexit.register(_remove, _own[0], os.getpid())
+    return _own[0]
+
+
+def _remove(folder: Path, process: int) -> None:
+    """Remove a folder of this process; one that was forked off leaves its parent's."""
+    if os.getpid() == process:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+_own: list[Path] = []
+"""Folder of this process alone, where the cache is off or can't be used."""
+
+
+def _still_good(folder: Path) -> bool:
+    """Whether a bundle was unpacked before and is whole; then it counts as used now."""
+    if not folder.is_dir():
+        return False
+    try:
+        read(folder)
+        os.utime(folder)
+    except InputError:
+        shutil.rmtree(folder, ignore_errors=True)
+        return False
+    except OSError:
+        pass  # a cache that can only be read
+    return True
+
+
+def _hold(folder: Path) -> None:
+    """Lock a folder as long as this process runs, which may open files in it much later."""
+    if folder in _held:
+        return
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, _DIRECTORY)
+        _held[folder] = descriptor
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+_held: dict[Path, int] = {}
+"""Descriptors of the folders that this process has locked."""
+
+
+def _tidy(root: Path) -> None:
+    """Remove what killed processes left, and what nobody used for a month."""
+    now = time.time()
+    with contextlib.suppress(OSError), os.scandir(root) as entries:
+        for entry in entries:
+            age = now - entry.stat(follow_symlinks=False).st_mtime
+            if age > (_ABANDONED_S if entry.name.startswith(".") else _UNUSED_S):
+                descriptor = os.open(entry.path, _DIRECTORY)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                except BlockingIOError:
+                    pass  # a process that runs uses it
+                finally:
+                    os.close(descriptor)

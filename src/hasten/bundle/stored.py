@@ -1,0 +1,198 @@
+"""Bundles where they lie: folders, and packed files of which only what is asked for is unpacked."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from hasten.bundle.folder import artifact_of, check_file, read_manifest, read_sizes
+from hasten.bundle.manifest import MANIFEST, Manifest, Part
+from hasten.bundle.packing.names import is_address, is_packed
+from hasten.core.tensors import Array
+from hasten.engines.base import Artifact
+from hasten.engines.checked import CheckedArtifact, private
+from hasten.errors import IntegrityError
+
+
+class Stored(ABC):
+    """A bundle whose manifest was read and checked.
+
+    Attributes:
+        name: Path or address of the bundle.
+        manifest: Its manifest.
+    """
+
+    name: str
+    manifest: Manifest
+
+    @abstractmethod
+    def folder_with(self, names: Sequence[str]) -> Path:
+        """Return a folder in which some of the bundle's files lie, checked against the manifest.
+
+        Args:
+            names: Paths in the bundle that the manifest lists.
+
+        Raises:
+            IntegrityError: a file is damaged.
+            InputError: it can't be read, or there is no memory for it.
+        """
+
+    @abstractmethod
+    def opening(self, item: Part, custom_ops: Sequence[Path]) -> AbstractContextManager[Artifact]:
+        """Lend a part's artifact while an engine opens it the first time; it may be opened later, too.
+
+        Raises:
+            IntegrityError: a file is damaged, or the artifact isn't possible.
+            InputError: operator libraries are missing or differ, or a file can't be read.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what unpacking took; engines keep what they have mapped."""
+
+
+class StoredFolder(Stored):
+    """A bundle's folder, of which every file is checked before a model is opened.
+
+    The files of the model itself are checked in a copy that engines open; see `private`.
+
+    Raises:
+        InputError: there is no bundle.
+        IntegrityError: the bundle is damaged.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name, self._path = str(path), path.absolute()
+        self.manifest = read_sizes(path)
+        self._checked = False
+
+    def folder_with(self, names: Sequence[str]) -> Path:
+        self._check()
+        return self._path
+
+    @contextmanager
+    def opening(self, item: Part, custom_ops: Sequence[Path]) -> Iterator[Artifact]:
+        found = artifact_of(self._path, item, self.manifest, custom_ops)
+        names = [file.as_posix() for file in (item.artifact.path, *item.artifact.files)]
+        self._check(names)
+        files = zip((found.path, *found.files), names, strict=True)
+        digests = {file: self.manifest.files[name][0] for file, name in files}
+        checked = CheckedArtifact(**vars(found), digests=digests)
+        with private(checked):
+            yield checked
+
+    def _check(self, others: Sequence[str] = ()) -> None:
+        """Check every file once, but those that are checked otherwise."""
+        for name, stated in self.manifest.files.items():
+            if name not in others and not self._checked:
+                check_file(self._path, name, *stated)
+        self._checked = True
+
+    def close(self) -> None:
+        pass
+
+
+class StoredPacked(Stored):
+    """A packed bundle, of which files are unpacked into memory when they are first asked for.
+
+    Args:
+        path: Path or address of the file.
+
+    Raises:
+        InputError: the file can't be read, or is the difference to another bundle.
+        IntegrityError: it is damaged.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        from hasten.bundle.packing.reader import Packed
+        from hasten.bundle.packing.source import FileSource, WebSource
+        from hasten.core.memory_folder import MemoryFolder
+
+        source = WebSource(path) if is_address(path) else FileSource(Path(path))  # type: ignore[arg-type]
+        self.name = source.name
+        try:
+            self._packed = Packed.open(source)
+            self._packed.check_alone()
+            self._sizes = dict(self._packed.head.files)
+            if MANIFEST not in self._sizes:
+                raise IntegrityError(f"{self.name}: it holds no {MANIFEST}")
+            self._memory = MemoryFolder()
+        except BaseException:
+            source.close()
+            raise
+        self._lock = threading.Lock()
+        self._there: set[str] = set()
+        try:
+            self._unpack([MANIFEST])
+            self.manifest = read_manifest(self._memory.path, self.name)
+            self._check_sizes()
+        except BaseException:
+            self.close()
+            raise
+
+    def folder_with(self, names: Sequence[str]) -> Path:
+        with self._lock:
+            self._unpack([name for name in dict.fromkeys(names) if name not in self._there])
+        return self._memory.path
+
+    @contextmanager
+    def opening(self, item: Part, custom_ops: Sequence[Path]) -> Iterator[Artifact]:
+        names = [file.as_posix() for file in (item.artifact.path, *item.artifact.files)]
+
+        def inside(_: Path, name: str) -> Path:
+            return self.folder_with(names) / name
+
+        yield artifact_of(Path(self.name), item, self.manifest, custom_ops, inside)
+
+    def _unpack(self, names: Sequence[str]) -> None:
+        """Unpack files into memory, and check them against the manifest."""
+        if not names:
+            return
+        files: dict[str, Array] = {}
+        try:
+            for name in names:
+                files[name] = self._memory.make(name, self._sizes[name])
+            self._packed.unpack(files)
+            for name, data in files.items():
+                if (
+                    name != MANIFEST
+                    and hashlib.sha256(data.data).hexdigest() != self.manifest.files[name][0]
+                ):
+                    raise IntegrityError(f"{self.name}: {name} was changed after it was written")
+            del data
+            while files:
+                self._memory.seal(files.popitem()[0])
+        except BaseException:
+            for name in files:  # nobody finds half a file, and asking again may help
+                self._memory.drop(name)
+            raise
+        self._there.update(names)
+
+    def _check_sizes(self) -> None:
+        """Check that the packed files are those that the manifest lists."""
+        stated = {name: size for name, (_, size) in self.manifest.files.items()}
+        if stated != {name: size for name, size in self._sizes.items() if name != MANIFEST}:
+            raise IntegrityError(f"{self.name}: its files aren't those that its manifest lists")
+
+    def close(self) -> None:
+        with self._lock:
+            self._packed.source.close()
+            self._memory.close()
+            self._there.clear()
+
+
+def stored_at(path: str | os.PathLike[str]) -> Stored:
+    """Read and check the manifest of a bundle: of a folder, a packed file, or one on a web server.
+
+    Raises:
+        InputError: there is no bundle, or it can't be read.
+        IntegrityError: it is damaged, tampered with, or from a newer version.
+    """
+    if is_address(path) or is_packed(path):
+        return StoredPacked(path)
+    return StoredFolder(Path(path))

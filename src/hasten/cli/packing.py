@@ -1,0 +1,105 @@
+"""Pack a bundle into one small file, and unpack it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hasten.cli.lossy import lossy_options, pack_with_loss
+from hasten.cli.options import one_line_errors
+from hasten.errors import InputError
+
+CODING_HELPS = "Coding shortens the download and the cold start; answers take as long as before, to the bit the same."
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="File to write.  [default: the bundle's name with .hastenz, beside it; with -lean where something "
+    "is left out]",
+)
+@click.option(
+    "--no-exact", is_flag=True, help="Leave out the exact model, which only certify and serve need."
+)
+@click.option(
+    "--no-evidence", is_flag=True, help="Leave out the records of the run and its report."
+)
+@click.option("--codecs", help="Codecs to choose from, with commas between.  [default: all]")
+@click.option(
+    "--since",
+    type=click.Path(path_type=Path),
+    help="Older bundle, a folder or a packed one: pack only the difference to it, which hasten unpack "
+    "--base needs.",
+)
+@lossy_options
+@click.option("--json", "as_json", is_flag=True, help="Print the sizes as JSON.")
+def pack(
+    bundle: Path,
+    out: Path | None,
+    no_exact: bool,
+    no_evidence: bool,
+    codecs: str | None,
+    since: Path | None,
+    lossy: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Pack BUNDLE into one file, as small as it gets with the same answers bit for bit.
+
+    With --lossy the answers change a little, which a certificate bounds; the file is then far smaller. The
+    exit code is 1 if no smaller form could be certified: the file holds the exact model then.
+    """
+    kept = "finished work is kept: continue with --resume"
+    with one_line_errors(f"stopped; {kept}" if lossy else "stopped; nothing was written"):
+        from hasten.bundle.packing.writer import pack as write
+        from hasten.cli.commands import as_text
+        from hasten.core.records import to_record
+
+        if lossy:
+            if since is not None or codecs is not None or no_exact:
+                raise InputError("--lossy goes without --since, --codecs and --no-exact")
+            if not pack_with_loss(bundle, out, options, as_json=as_json):
+                raise SystemExit(1)
+            return
+        if strange := [name for name, value in options.items() if value]:
+            raise InputError(f"{strange[0]}= is about packing with loss: give --lossy, too")
+        names = None if codecs is None else [name.strip() for name in codecs.split(",")]
+        made = write(
+            bundle,
+            out,
+            keep_exact=not no_exact,
+            keep_evidence=not no_evidence,
+            codecs=names,
+            since=since,
+        )
+        if as_json:
+            click.echo(as_text({**to_record(made), "note": CODING_HELPS}))
+            return
+        for line in made.in_words():
+            click.echo(line)
+        click.echo(CODING_HELPS)
+
+
+@click.command()
+@click.argument("packed")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder to write.  [default: PACKED's name with .hasten; only the same bundle is replaced there]",
+)
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    help="Older bundle, a folder or a packed one, where PACKED is the difference to it; --out may be the "
+    "same, and is replaced at once when every file is there.",
+)
+def unpack(packed: str, out: Path | None, base: Path | None) -> None:
+    """Unpack PACKED, a file or its address, into a bundle's folder, and check every file."""
+    with one_line_errors():
+        from hasten.bundle.packing.unpacking import unpack as write
+
+        click.echo(f"{write(packed, out, base=base)}: every file is whole")

@@ -1,0 +1,92 @@
+"""Artifacts of bundles, whose bytes are checked once more whenever an engine reads them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import mmap
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from hasten.core.memory_folder import MemoryFolder
+from hasten.engines.base import Artifact
+from hasten.engines.external_data import external_locations
+from hasten.errors import IntegrityError
+
+
+@dataclass(frozen=True)
+class CheckedArtifact(Artifact):
+    """Artifact of which the files' bytes are known.
+
+    Attributes:
+        digests: SHA-256 of each file, in hex.
+    """
+
+    digests: Mapping[Path, str] = field(default_factory=dict)
+
+
+@contextmanager
+def private(artifact: Artifact) -> Iterator[Artifact]:
+    """Lend a copy in memory of an artifact's files, which holds what was checked and can't change.
+
+    A runtime that maps files while it answers would otherwise answer from whatever is written to them
+    later, and crash where they are cut short. What it has mapped outlives the loan; what it hasn't
+    is freed after it. Copies that overlap in time are one. An artifact whose bytes aren't known,
+    which no bundle brought, is lent as it is.
+
+    Raises:
+        IntegrityError: a file was changed since it was checked, or names one that isn't the artifact's.
+        InputError: there is no memory for the copy.
+    """
+    if not isinstance(artifact, CheckedArtifact):
+        yield artifact
+        return
+    base, files = artifact.path.parent, (artifact.path, *artifact.files)
+    with contextlib.closing(MemoryFolder()) as folder:
+        for file in files:
+            folder.add(file.relative_to(base).as_posix(), file, artifact.digests[file])
+        path, *beside = [folder.path / file.relative_to(base) for file in files]
+        check_external(path, beside, str(artifact.path))
+        yield replace(artifact, path=path, files=tuple(beside), digests={})
+
+
+def content(artifact: Artifact, file: Path) -> bytes:
+    """Return the bytes of one of an artifact's files, those that were checked.
+
+    Raises:
+        IntegrityError: the file was changed since it was checked.
+        OSError: it can't be read.
+    """
+    data = file.read_bytes()
+    stated = artifact.digests[file] if isinstance(artifact, CheckedArtifact) else None
+    if stated is not None and hashlib.sha256(data).hexdigest() != stated:
+        raise IntegrityError(f"{file} was changed after it was written")
+    return data
+
+
+def check_external(path: Path, beside: list[Path], said: str) -> None:
+    """Check that external data of ONNX files lies in files that were checked, whatever their names are.
+
+    Args:
+        path: File that an engine opens.
+        beside: Further files of the model.
+        said: Name of the file for messages.
+
+    Raises:
+        IntegrityError: a location isn't that of a file beside, so that a runtime would read another one.
+    """
+    for file in (path, *beside):
+        if not file.stat().st_size:
+            continue
+        with (
+            file.open("rb") as opened,
+            mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            for location in external_locations(data):
+                if file.parent / location not in beside:
+                    raise IntegrityError(
+                        f"{said}: its weights are said to lie in {location!r:.100}, which is not among the "
+                        "bundle's files for this model"
+                    )

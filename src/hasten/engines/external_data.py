@@ -1,0 +1,111 @@
+"""Which files an ONNX file says that its weights lie in, found without a runtime and without `onnx`."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+
+from hasten.errors import IntegrityError
+
+_WITHIN: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+}
+"""Messages of onnx.proto that lead to external data, by the message that holds them and the field."""
+_KEY = b"location"
+_MOST_DEEP = 100
+"""Messages within each other that a parser of protobuf takes."""
+_MOST_FIELDS = 2_000_000
+_TAG = 0xFFFFFFFF
+"""Bits of a field's tag that parsers look at."""
+
+
+def external_locations(data: bytes | mmap.mmap) -> set[str]:
+    """Return the locations of external data in a file, each as it is written.
+
+    It sees at least what a parser of protobuf sees, also in a file that is damaged or isn't ONNX: no
+    location that a runtime would follow is left out.
+
+    Args:
+        data: The file's bytes.
+
+    Raises:
+        IntegrityError: the file is nested deeper than a parser takes, or has too many parts to look at.
+    """
+    found: set[str] = set()
+    left = [("model", 0, len(data), 1)]
+    seen = 0
+    while left:
+        message, begin, end, deep = left.pop()
+        if deep > _MOST_DEEP:
+            raise IntegrityError(f"messages are nested more than {_MOST_DEEP} deep")
+        within = _WITHIN[message]
+        for number, first, last in _parts(data, begin, end):
+            seen += 1
+            if seen > _MOST_FIELDS and data.find(_KEY) >= 0:
+                raise IntegrityError(f"it has more than {_MOST_FIELDS:,} fields")
+            if seen > _MOST_FIELDS:
+                return set()
+            inner = within.get(number)
+            if inner == "entry":
+                found.update(_location(data, first, last))
+            elif inner and (message != "graph" or inner != "node" or _named(data, first, last)):
+                left.append((inner, first, last, deep + 1))
+    return found
+
+
+def _named(data: bytes | mmap.mmap, begin: int, end: int) -> bool:
+    """Whether a part can hold a location; most nodes can't, and needn't be walked through."""
+    return data.find(_KEY, begin, end) >= 0
+
+
+def _location(data: bytes | mmap.mmap, begin: int, end: int) -> set[str]:
+    """Return the value of an entry that states a location; of several values any may count."""
+    fields = [(number, bytes(data[a:b])) for number, a, b in _parts(data, begin, end)]
+    if (1, _KEY) not in fields:
+        return set()
+    return {value.decode(errors="replace") for number, value in fields if number == 2} or {""}
+
+
+def _parts(data: bytes | mmap.mmap, begin: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield number, begin and end of each field of a message that has a length, up to damage.
+
+    Source: https://protobuf.dev/programming-guides/encoding.
+    """
+    groups = 0
+    while begin < end:
+        tag, begin = _varint(data, begin, end)
+        number, kind = (tag & _TAG) >> 3, tag & 7
+        if kind == 3:
+            groups += 1
+        elif kind == 4:
+            groups -= 1
+        elif kind == 0:
+            _, begin = _varint(data, begin, end)
+        elif kind in (1, 5):
+            begin += 8 if kind == 1 else 4
+        elif kind == 2:
+            length, begin = _varint(data, begin, end)
+            if begin + length > end:
+                return
+            if not groups:
+                yield number, begin, begin + length
+            begin += length
+        if kind > 5 or groups < 0 or not number:
+            return
+
+
+def _varint(data: bytes | mmap.mmap, begin: int, end: int) -> tuple[int, int]:
+    """Return an integer and where the next field begins: past the end where it doesn't end."""
+    value = 0
+    for place in range(begin, min(end, begin + 10)):
+        value |= (data[place] & 0x7F) << (7 * (place - begin))
+        if data[place] < 0x80:
+            return value, place + 1
+    return 0, end + 1

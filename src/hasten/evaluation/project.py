@@ -1,0 +1,124 @@
+"""A project folder for a model: a data script with its own inputs, a Makefile and a CI file."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shlex
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hasten.bundle.manifest import one_line
+from hasten.core.tensors import TensorSpec
+from hasten.errors import InputError
+from hasten.inputs.data.made_up import PICTURE, SEQUENCE, axes_of
+from hasten.inputs.models import onnx
+from hasten.inputs.models.hugging_face import Folder
+from hasten.inputs.models.source import find_model
+from hasten.inputs.models.tabular.base import Tabular
+
+TEMPLATES = Path(__file__).parent / "templates"
+_INPUT = "            {name!r}: np.zeros({shape}, {dtype!r}),{comment}"
+
+
+def init(model: str, out: Path | None = None) -> Path:
+    """Write a project folder for a model, and return its path.
+
+    The folder holds `data.py`, to be filled in with samples of the model's own inputs; a `Makefile` with
+    the commands from a first try to a server; and a workflow that certifies the bundle at each commit.
+    It is written beside its place and renamed, so that nothing half written is left.
+
+    Args:
+        model: Model by a name that `hasten.optimize` takes.
+        out: Folder to write; by default the model's name with "-project", in the current folder.
+
+    Raises:
+        InputError: there is no such model, its name has control characters, the folder exists, or it
+            can't be written.
+    """
+    if one_line(model) != model:
+        raise InputError(
+            f"{model!r} has control characters, which a Makefile can't hold: rename the model"
+        )
+    found = find_model(model)
+    stem = model.partition("@")[0].rpartition(":")[2] if ":" in model else Path(model).stem
+    place = out if out is not None else Path(f"{stem or 'model'}-project")
+    if place.exists() or place.is_symlink():
+        raise InputError(f"{place} exists already: give another folder, or move it away")
+    files = _files(found, _seen_from(model, place))
+    new = place.with_name(f".{place.name}.{secrets.token_hex(4)}.new")
+    try:
+        for name, text in files.items():
+            file = new / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+        new.rename(place)
+    except OSError as error:
+        shutil.rmtree(new, ignore_errors=True)
+        raise InputError(f"can't write {place}: {error.strerror or error}") from error
+    return place
+
+
+def _seen_from(model: str, place: Path) -> str:
+    """Return a model's name for commands that run in the project's folder."""
+    path, colon, name = model.partition(":")
+    if not Path(path).exists():
+        return model
+    return os.path.relpath(Path(path).absolute(), place.absolute()) + colon + name
+
+
+def _files(found: Any, name: str) -> dict[str, str]:
+    """Return the text of each file by its place in the folder."""
+    rows = isinstance(found, Tabular)
+    data = "rows.csv:label" if rows else "data.py:samples"
+    fresh = "new.csv:label" if rows else "data.py:new_samples"
+    asked = {"model": _in_make(shlex.quote(name)), "data": data, "fresh": fresh}
+    files = {
+        "Makefile": _filled("Makefile.txt", **asked),
+        ".github/workflows/hasten.yml": _filled("workflow.yml", fresh=fresh),
+    }
+    if not rows:
+        file = found.file if isinstance(found, Folder) else found
+        specs = onnx.load(file).inputs if isinstance(file, Path) else ()
+        said = name.replace("\\", "\\\\").replace('"', '\\"')  # it stands in a docstring
+        files["data.py"] = _filled("data.py.txt", model=said, inputs=_inputs(specs))
+    return files
+
+
+def _in_make(text: str) -> str:
+    """Return a text as the value of a variable of make, which reads $, # and backslashes before it."""
+    return re.sub(r"(\\*)#", r"\1\1\\#", text.replace("$", "$$"))
+
+
+def _filled(template: str, **words: str) -> str:
+    """Return a template with each <<name>> replaced by its word."""
+    text = (TEMPLATES / template).read_text(encoding="utf-8")
+    return re.sub(r"<<(\w+)>>", lambda found: words[found[1]], text)
+
+
+def _inputs(specs: Sequence[TensorSpec]) -> str:
+    """Return lines of Python with one sample of the inputs."""
+    if not specs:
+        return '            "input": np.zeros((3, 224, 224), "float32"),  # by the model\'s names and shapes'
+    return "\n".join(_input(spec) for spec in specs)
+
+
+def _input(spec: TensorSpec) -> str:
+    """Return a line of Python with one sample of an input, and which of its sizes are open."""
+    pictures = axes_of(spec)
+    whole = bool(spec.shape) and isinstance(spec.shape[0], int) and spec.shape[0] != 1
+    sizes: list[int] = []
+    open_axes: list[str] = []
+    for axis, size in enumerate(spec.shape):
+        if axis == 0 and not whole:
+            continue
+        if isinstance(size, str):
+            picture = pictures.get(size, pictures.get(f"{spec.name}[{axis}]", False))
+            open_axes.append(f"axis {len(sizes)} is open ({one_line(size)})")
+            size = PICTURE if picture else SEQUENCE
+        sizes.append(size)
+    comment = f"  # {', '.join(open_axes)}" if open_axes else ""
+    return _INPUT.format(name=spec.name, shape=tuple(sizes), dtype=spec.dtype, comment=comment)

@@ -1,0 +1,333 @@
+"""Folders of Hugging Face: an ONNX file is read as it is, safetensors by transformers (`hugging-face`)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hasten.core.extras import missing_extra
+from hasten.core.model import Model
+from hasten.core.silence import silenced
+from hasten.core.tensors import Array
+from hasten.errors import InputError, told
+from hasten.inputs.pipeline.base import Pipeline, PostStep
+from hasten.inputs.pipeline.classes import TopK
+from hasten.inputs.pipeline.hugging_face import IMAGES, TOKENIZER, from_hugging_face
+from hasten.inputs.pipeline.text import MAX_TOKENIZER_BYTES
+from hasten.inputs.pipeline.written import read_text
+
+CONFIG = "config.json"
+_WRITES_TEXT = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "ForSpeechSeq2Seq")
+_SLOW_TOKENIZERS = (
+    *("*.model", "merges.txt", "vocab.*", "sentencepiece*", "spiece*"),
+    *("tokenizer_config.json", "special_tokens_map.json"),
+)
+_CLASSIFIERS = ("ForAudioClassification", "ForImageClassification", "ForSequenceClassification")
+_TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_SHOWN = 5
+"""Most classes of a decision."""
+_TRACED_TOKENS, _TRACED_SOUND = 16, 16_000
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A model's folder as `save_pretrained` writes it.
+
+    Attributes:
+        path: The folder.
+        config: Content of its `config.json`.
+        file: ONNX file in it; None where its weights are safetensors.
+        trust_code: Whether Python code in the folder may run.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    file: Path | None
+    trust_code: bool = False
+
+    @property
+    def architecture(self) -> str:
+        """Name of the model's class; empty where the folder states none."""
+        stated = self.config.get("architectures")
+        return str(stated[0]) if isinstance(stated, list) and stated else ""
+
+    @cached_property
+    def _stated(self) -> tuple[Pipeline | None, str]:
+        """The pipeline that the folder states, and a note on one that can't be used."""
+        text = self.path / TOKENIZER
+        if not (self.path / IMAGES).is_file() and not text.is_file():
+            slow = [file.name for name in _SLOW_TOKENIZERS for file in self.path.glob(name)]
+            if slow:
+                raise InputError(
+                    f"{self.path} has a tokenizer that isn't known here ({slow[0]} without {TOKENIZER}): "
+                    "save it by transformers' AutoTokenizer, whose save_pretrained writes that file"
+                )
+            return None, ""
+        if text.is_file() and len(json.dumps(read_text(text))) > MAX_TOKENIZER_BYTES:
+            return None, (
+                f"{text} is too large for a bundle, which takes {MAX_TOKENIZER_BYTES >> 20} MiB: the "
+                "bundle takes tokens, not texts"
+            )
+        try:
+            found = from_hugging_face(self.path)
+        except InputError as error:
+            if text.is_file():
+                raise
+            return None, f"the bundle takes prepared arrays: {error}"
+        return Pipeline(found.steps, self._after()), ""
+
+    def _after(self) -> tuple[PostStep, ...]:
+        """Return the step that names the classes of a classifier whose folder has names for them."""
+        labels = self.config.get("id2label")
+        if not isinstance(labels, Mapping) or len(labels) < 2:
+            return ()
+        names = tuple(str(labels.get(str(number))) for number in range(len(labels)))
+        one_of_them = self.config.get("problem_type") in (None, "single_label_classification")
+        if not one_of_them or not self.architecture.endswith(_CLASSIFIERS):
+            return ()
+        numbered = [f"LABEL_{number}" for number in range(len(names))]  # where nobody named them
+        given = () if list(names) == numbered or "None" in names else names
+        return (TopK(min(_SHOWN, len(names)), given),)
+
+    @property
+    def pipeline(self) -> Pipeline | None:
+        """Steps from a text, a picture or a sound to the model's inputs; None where none are known.
+
+        Raises:
+            InputError: the folder's tokenizer isn't known here, or can't be read.
+        """
+        return self._stated[0]
+
+    @property
+    def hasten_notes(self) -> tuple[str, ...]:
+        """What a person should know of the folder, one line each."""
+        return tuple(filter(None, (self._stated[1],)))
+
+    def module(self) -> Any:
+        """Load the weights into a module of transformers.
+
+        Raises:
+            InputError: transformers isn't installed, or the folder's model isn't one it can load.
+        """
+        self._check()
+        try:
+            import torch  # noqa: F401 - transformers needs it and says so late
+            import transformers
+        except ImportError as error:
+            raise missing_extra(
+                f"{self.path}, a Hugging Face folder without an ONNX file,", "hugging-face"
+            ) from error
+        kind = self._class(transformers)
+        options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
+        if self.trust_code:
+            options["trust_remote_code"] = True
+        try:
+            with silenced():
+                module, about = kind.from_pretrained(self.path, output_loading_info=True, **options)
+                missing = sorted(about["missing_keys"])
+                if missing and all(key.startswith("pooler.") for key in missing):
+                    module = kind.from_pretrained(self.path, add_pooling_layer=False, **options)
+                    missing = []
+        except Exception as error:  # transformers passes on any exception
+            raise InputError(
+                f"{self.path} can't be loaded by transformers {transformers.__version__}: {told(error)}"
+            ) from error
+        if missing:
+            raise InputError(
+                f"{self.path} lacks {len(missing)} weights of {self.architecture}, such as {missing[0]}: "
+                "save the whole model by save_pretrained"
+            )
+        return module.eval()
+
+    def _check(self) -> None:
+        """Check what can be checked before anything is loaded."""
+        if self.config.get("auto_map") and not self.trust_code:
+            raise InputError(
+                f"{self.path} brings Python code of its own (auto_map in {CONFIG}), which isn't run: if you "
+                "trust it, ask with trust_code=True"
+            )
+        name = self.architecture
+        if not name:
+            raise InputError(f"{self.path / CONFIG} doesn't say which architectures it is of")
+        if name.endswith(_WRITES_TEXT) or self.config.get("is_encoder_decoder"):
+            raise InputError(
+                f"{self.path} is a {name}, which writes text token by token: hasten takes models that answer "
+                "at once, such as encoders and classifiers"
+            )
+        if not any(self.path.glob("*.safetensors")):
+            raise InputError(
+                f"{self.path} has neither an ONNX file nor safetensors: load it in your own code and save "
+                "it by save_pretrained, which writes safetensors"
+            )
+
+    def _class(self, transformers: Any) -> Any:
+        """Return the class of the model: its own, or for code in the folder the one that loads it."""
+        own = self.config.get("auto_map")
+        if isinstance(own, Mapping) and self.trust_code:
+            loaders = [name for name in own if name.startswith("AutoModel")]
+            exact = [n for n in loaders if str(own[n]).endswith(f".{self.architecture}")]
+            if loaders:
+                return getattr(transformers, (exact or loaders)[0])
+        kind = getattr(transformers, self.architecture, None)
+        if kind is None:
+            raise InputError(
+                f"transformers {transformers.__version__} has no {self.architecture}, which {self.path} is: "
+                "install a newer one"
+            )
+        return kind
+
+    def made_up(self, module: Any) -> dict[str, Array]:
+        """Return one sample to export with, without an axis for the batch, where no data is given.
+
+        Raises:
+            InputError: nothing says what the model takes.
+        """
+        main, known = str(module.main_input_name), self.config
+        tokens = min(_TRACED_TOKENS, int(known.get("max_position_embeddings") or _TRACED_TOKENS))
+        if main == "input_ids":
+            return {name: np.ones(tokens, np.int64) for name in text_inputs(module)}
+        if main == "pixel_values" and isinstance(side := known.get("image_size"), (int, list)):
+            sides = [side, side] if isinstance(side, int) else side
+            return {main: np.ones((int(known.get("num_channels", 3)), *sides), np.float32)}
+        if main == "input_values" and "num_mel_bins" in known and "max_length" in known:
+            return {main: np.ones((known["max_length"], known["num_mel_bins"]), np.float32)}
+        if main == "input_values":
+            return {main: np.sin(np.arange(_TRACED_SOUND, dtype=np.float32))}
+        raise InputError(
+            f"nothing in {self.path / CONFIG} says how large the input {main!r} is: give data="
+        )
+
+
+def read(path: Path, *, trust_code: bool = False) -> Folder | None:
+    """Read a folder's configuration; None for a folder of another kind.
+
+    Args:
+        path: The folder.
+        trust_code: Whether Python code in the folder may run.
+
+    Raises:
+        InputError: the configuration can't be read, or several ONNX files could be meant.
+    """
+    if not (path / CONFIG).is_file():
+        return None
+    try:
+        config = json.loads(read_text(path / CONFIG))
+    except ValueError as error:
+        raise InputError(f"{path / CONFIG} can't be read as JSON: {error}") from error
+    if not isinstance(config, dict) or not {"architectures", "auto_map", "model_type"} & set(
+        config
+    ):
+        return None
+    return Folder(path, config, _onnx_file(path), trust_code)
+
+
+def _onnx_file(path: Path) -> Path | None:
+    """Return the ONNX file of a folder: the only one, or the one called model.onnx."""
+    found = sorted([*path.glob("*.onnx"), *path.glob("onnx/*.onnx")])
+    named = [file for file in found if file.name == "model.onnx"]
+    if len(found) > 1 and len(named) != 1:
+        shown = ", ".join(str(file.relative_to(path)) for file in found[:4])
+        raise InputError(f"{path} has {len(found)} ONNX files ({shown}): give one of them")
+    return next(iter(named or found), None)
+
+
+def text_inputs(module: Any) -> tuple[str, ...]:
+    """Return the inputs of a model of texts, in order, without kinds of texts where it has but one."""
+    import inspect
+
+    taken = inspect.signature(module.forward).parameters
+    one = int(getattr(module.config, "type_vocab_size", 0) or 0) < 2
+    return tuple(
+        name for name in _TEXT_INPUTS if name in taken and not (one and name == "token_type_ids")
+    )
+
+
+def export(folder: Folder, module: Any, given: Mapping[str, Array], workdir: Path) -> Model:
+    """Export a module of transformers with an open batch and, of texts and sounds, an open length.
+
+    Args:
+        folder: Folder that the module was loaded from.
+        module: The module.
+        given: One sample by input name, without an axis for the batch.
+        workdir: Folder to write the ONNX file to.
+
+    Raises:
+        InputError: torch can't export it, or the file gives other answers.
+    """
+    from hasten.inputs.models import torch as frontend
+
+    axes = {name: {1: "sequence"} for name in given if name in (*_TEXT_INPUTS, "input_values")}
+    if "num_mel_bins" in folder.config:
+        axes = {}
+    if axes:
+        with contextlib.suppress(InputError):  # then its length is that of the data
+            model = frontend.export(module, given, workdir, axes=axes)
+            if any("sequence" in spec.shape for spec in model.inputs):
+                _check_lengths(model, module, given)
+                return model
+    return frontend.export(module, given, workdir)
+
+
+def _check_lengths(model: Model, module: Any, given: Mapping[str, Array]) -> None:
+    """Check that an exported file answers as its module at other lengths too.
+
+    Raises:
+        InputError: it doesn't, or it can't be run.
+    """
+    import onnxruntime
+    import torch
+
+    from hasten.inputs.models.torch import RELATIVE_TOLERANCE, flat_outputs
+
+    session = onnxruntime.InferenceSession(str(model.path))
+    longest = max(array.shape[0] for array in given.values())
+    for length in sorted({max(1, longest // 2), max(1, longest - 1)}):
+        short = {name: np.ascontiguousarray(array[None, :length]) for name, array in given.items()}
+        with torch.no_grad():
+            tensors = {name: torch.from_numpy(array) for name, array in short.items()}
+            wanted = [one.numpy() for one in flat_outputs(module(**tensors)).values()]
+        try:
+            answers = session.run(None, short)
+        except Exception as error:  # the runtime raises exceptions of its own
+            raise InputError(f"the exported model can't be run: {told(error)}") from error
+        for own, other in zip(wanted, answers, strict=True):
+            off = np.abs(own - other).max() if own.shape == other.shape else np.inf
+            if not off <= RELATIVE_TOLERANCE * np.abs(own).max(initial=0):
+                raise InputError(f"the exported model is off by {off:.3g} at the length {length}")
+
+
+def load(
+    folder: Folder,
+    sample: Callable[[Any], Mapping[str, Array]],
+    workdir: Path,
+    *,
+    keep_program: bool = False,
+) -> Model:
+    """Load a folder without an ONNX file, and export it.
+
+    Args:
+        folder: The folder.
+        sample: Function from the module to one sample of its inputs.
+        workdir: Folder to write to.
+        keep_program: Whether to keep torch's exported program too.
+
+    Raises:
+        InputError: it can't be loaded or exported.
+    """
+    from hasten.inputs.models import torch as frontend
+
+    module = folder.module()
+    given = sample(module)
+    with silenced():
+        model = export(folder, module, given, workdir)
+    if keep_program:
+        kept = frontend.keep_program(module, given, workdir / "program.pt2")
+        model = replace(model, program=kept)
+    return model

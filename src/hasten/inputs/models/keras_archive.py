@@ -1,0 +1,91 @@
+"""Check of a .keras file, before keras reads it: keras builds whatever object a file names.
+
+By its `safe_mode` keras refuses Python's own bytecode. Its versions before 3.11 called any function of a file's choice,
+such as `keras.utils.get_file`, which writes files. So a file may name only keras's own classes of models, and
+none that calls functions or reads files.
+
+Source: keras 3.15, keras/src/saving/saving_lib.py and serialization_lib.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hasten.errors import InputError
+
+_CONFIG = "config.json"
+_FILE = re.compile(r"metadata\.json|config\.json|model\.weights\.h5|assets/.*")
+_MODULE = re.compile(
+    r"keras|keras\.(src\.)?(activations|constraints|dtype_policies|initializers|layers|losses|metrics|models|ops|"
+    r"optimizers|quantizers|random|regularizers)(\.\w+)*|keras\.src\.backend\.\w+\.(layer|optimizers)(\.\w+)*",
+    re.ASCII,
+)
+_VALUES = ("__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__")
+"""Names that stand for values instead of classes."""
+_CLASS = re.compile(r"[A-Z]\w*", re.ASCII)
+_CALLING = ("FlaxLayer", "JaxLayer", "Lambda", "TFSMLayer", "TorchModuleWrapper")
+"""Classes that call functions, or load other models, which a file names or brings."""
+
+
+def check(path: Path) -> None:
+    """Check that keras can load a file without running code of it, or touching other files.
+
+    Raises:
+        InputError: it can't, or it is another kind of file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            config = json.loads(archive.read(_CONFIG))
+    except (KeyError, OSError, ValueError, RecursionError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path} can't be loaded as a Keras model: it is no archive with a {_CONFIG}"
+        ) from error
+    if isinstance(config, dict):
+        config.pop("compile_config", None)  # never read: the model isn't compiled
+    found = [f"the file {name!r:.80}" for name in names if not _FILE.fullmatch(name)]
+    for what in (*found, *_refused(config)):
+        raise InputError(
+            f"{path} has {what}, by which loading it could run code or touch other files: if you trust it, ask "
+            "with trust_code=True, or load it in a my.py and give my.py:model"
+        )
+
+
+def _refused(config: Any) -> Iterator[str]:
+    """Yield in words what a plain model's configuration doesn't have."""
+    keras = sys.modules.get("keras")
+    own = frozenset(keras.saving.get_custom_objects()) if keras is not None else frozenset()
+    left = [config]
+    while left:
+        value = left.pop()
+        if isinstance(value, list):
+            left += value
+        elif isinstance(value, dict):
+            left += value.values()
+            if isinstance(words := value.get("vocabulary"), str):
+                yield f"a vocabulary in the file {words!r:.80}"
+            if "class_name" in value and not _is_plain(value, own):
+                yield f"an object of the class {value['class_name']!r:.80} from {value.get('module')!r:.80}"
+
+
+def _is_plain(value: dict[str, Any], own: frozenset[str]) -> bool:
+    """Whether an object is a value, of keras's classes of models, or of what the caller registered with keras."""
+    name, module = value["class_name"], value.get("module")
+    registered = value.get("config" if name == "function" else "registered_name")
+    if not isinstance(name, str) or (module is not None and not isinstance(module, str)):
+        return False
+    if name in _VALUES:
+        return True
+    if isinstance(registered, str) and registered in own:
+        return name == "function" or not name.startswith("__")
+    return (
+        bool(_CLASS.fullmatch(name))
+        and name not in _CALLING
+        and (module is None or bool(_MODULE.fullmatch(module)))
+    )

@@ -1,0 +1,153 @@
+"""Models of timm and torchvision by name, with weights from a file or at random (extra `torch`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hasten.core.extras import missing_extra
+from hasten.errors import InputError, told
+
+LIBRARIES = ("timm", "torchvision")
+RANDOM = "random"
+_SIDE = 224
+
+
+def is_named(source: str) -> bool:
+    """Whether a model's name begins with a library's: "timm:mobilenetv3_small_100@weights.safetensors"."""
+    return source.partition(":")[0] in LIBRARIES
+
+
+def load(source: str) -> Any:
+    """Return a module of a library, in eval mode.
+
+    The module states its preparation where the library knows it, in the attribute `hasten_pipeline`; the
+    shape of a sample, in `hasten_sample`; and what to say of it, in `hasten_notes`.
+
+    Args:
+        source: Library, name and weights: "timm:NAME@FILE", or "timm:NAME@random" for random weights.
+
+    Raises:
+        InputError: the library isn't installed or has no such model, no weights are named, or they
+            don't fit.
+    """
+    library, _, rest = source.partition(":")
+    name, _, weights = rest.partition("@")
+    try:
+        module_of = {"timm": _timm, "torchvision": _torchvision}[library]
+        if not weights:
+            module_of(name, None, check=True)
+            raise InputError(
+                f"{source} names no weights: give a file of them, {library}:{name}@weights.safetensors, or "
+                f"{library}:{name}@{RANDOM} for random ones, which tell the speed and answer nothing; "
+                "pretrained ones of the library come by a my.py of yours"
+            )
+        stored = None if weights == RANDOM else _read(Path(weights))
+        module = module_of(name, stored, check=False)
+    except ImportError as error:
+        raise missing_extra(f"a model of {library}", "torch") from error
+    if stored is not None:
+        _put(module, stored, source)
+    said = (
+        f"the weights of {library}:{name} are random: its speed is right, its answers mean nothing"
+    )
+    module.hasten_notes = (said,) if stored is None else ()
+    return module.eval()
+
+
+def _timm(name: str, stored: dict[str, Any] | None, *, check: bool) -> Any:
+    """Return timm's module, with as many classes as the weights have."""
+    import timm
+
+    if name not in timm.list_models() and name.split(".")[0] not in timm.list_models():
+        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:3])
+        raise InputError(f"timm {timm.__version__} has no model {name!r}{_near(near)}")
+    if check:
+        return None
+    module: Any = timm.create_model(name, pretrained=False)
+    last = f"{module.pretrained_cfg.get('classifier')}.weight"
+    if stored is not None and last in stored and len(stored[last]) != module.num_classes:
+        module = timm.create_model(name, pretrained=False, num_classes=len(stored[last]))
+    module.hasten_sample = tuple(module.pretrained_cfg["input_size"])
+    return module
+
+
+def _torchvision(name: str, stored: dict[str, Any] | None, *, check: bool) -> Any:
+    """Return torchvision's module, with as many classes as the weights have."""
+    from torchvision import models
+
+    if name not in models.list_models():
+        near = ", ".join(models.list_models(include=f"*{name.split('_')[0]}*")[:3])
+        raise InputError(f"torchvision has no model {name!r}{_near(near)}")
+    if check:
+        return None
+    plain = {"weights": None}
+    if any(
+        part in name for part in ("rcnn", "retinanet", "ssd", "fcos", "deeplab", "fcn", "lraspp")
+    ):
+        plain["weights_backbone"] = None
+    module = models.get_model(name, **plain)
+    if stored is not None:
+        own = module.state_dict()
+        last = list(own)[-1].rpartition(".")[0] + ".weight"
+        if last in stored and len(stored[last]) != len(own[last]):
+            module = models.get_model(name, **plain, num_classes=len(stored[last]))
+    known = models.get_model_weights(name)
+    module.hasten_sample = (3, _SIDE, _SIDE)
+    if len(known):
+        module.hasten_pipeline = _preparation(next(iter(known)).transforms())
+    return module
+
+
+def _preparation(preset: Any) -> Any:
+    """Return the pipeline of a preset; None where it has steps that aren't known here."""
+    from hasten.inputs.pipeline.torchvision import from_torchvision
+
+    try:
+        return from_torchvision(preset)
+    except InputError:
+        return None
+
+
+def _near(names: str) -> str:
+    return f": did you mean {names}?" if names else ""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read weights by name from a file of safetensors, or from a checkpoint without running code."""
+    import torch
+
+    if not path.is_file():
+        raise InputError(f"no such file of weights: {path}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors pass on any exception
+        raise InputError(
+            f"{path} can't be read as weights, without running code of its own: {told(error)}"
+        ) from error
+    for key in ("state_dict_ema", "state_dict", "model_state_dict", "model"):
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+            break
+    if not isinstance(found, dict) or not all(torch.is_tensor(one) for one in found.values()):
+        raise InputError(f"{path} holds no weights by name: save the module's state_dict()")
+    return {str(name).removeprefix("module."): one for name, one in found.items()}
+
+
+def _put(module: Any, stored: dict[str, Any], source: str) -> None:
+    """Put weights into a module.
+
+    Raises:
+        InputError: some are missing, left over, or of another shape.
+    """
+    try:
+        module.load_state_dict(stored)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise InputError(
+            f"{source}: the weights don't fit the model: {lines[1:2] or lines}"[:400]
+        ) from error

@@ -1,0 +1,226 @@
+"""Files of `torch.jit.save`, exported by torch's exporter for TorchScript (extra `torch`)."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hasten.core.extras import missing_extra
+from hasten.core.model import Model
+from hasten.core.silence import silenced
+from hasten.core.tensors import Array
+from hasten.errors import InputError, told
+from hasten.inputs.models import onnx
+from hasten.inputs.models.torch import (
+    BATCH_NOTE,
+    CHECKED_BATCHES,
+    IR_VERSION,
+    RELATIVE_TOLERANCE,
+    flat_outputs,
+)
+from hasten.inputs.models.torch_inputs import batch_of, check_dtypes, ordered
+
+SUFFIXES = (".pt", ".pth", ".ts", ".torchscript")
+OPSET = 17
+_APART = re.compile(r'"(?:[^"\\\n]|\\[\s\S])*"|#[^\n]*')
+"""Pattern of a string or a comment, as TorchScript's lexer reads them."""
+_TOUCHING = re.compile(
+    r"(?<![\w.])(?:torch\b(?!\.(?!save\b|from_file\b)\w)"
+    r"|ops\b(?! : )(?!\.(?:aten|prim|quantized|torchvision)\.(?!save\b|from_file\b)\w))[\w.]*"
+    r"|\"{3}|['\\]",
+    re.ASCII,
+)
+"""Pattern of what could touch files: torch's operators that open them, those of other libraries, names that stand
+for all operators, and what TorchScript never writes, by which a string could end elsewhere than it seems to."""
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is an archive of TorchScript: unlike a checkpoint's, it holds code."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.split("/")[1:2] == ["code"] for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def load(path: Path, *, trust_code: bool = False) -> Any:
+    """Load a file that `torch.jit.save` wrote; its code runs in TorchScript's own interpreter.
+
+    Args:
+        path: Path of the file.
+        trust_code: Whether that code may open files.
+
+    Raises:
+        InputError: torch isn't installed, the file can't be loaded, or its code could open files.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise missing_extra("a TorchScript file", "torch") from error
+    try:
+        with silenced():
+            if not trust_code:
+                _check_touches_nothing(path)
+            return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+    except InputError:
+        raise
+    except Exception as error:  # torch passes on any exception
+        raise InputError(
+            f"{path} can't be loaded by torch {torch.__version__}: {told(error)}"
+        ) from error
+
+
+def _check_touches_nothing(path: Path) -> None:
+    """Check the code in a file, which runs when the file is loaded and when the module is called.
+
+    Raises:
+        InputError: it could touch other files.
+    """
+    import torch
+
+    with path.open("rb") as file, zipfile.ZipFile(path) as archive:
+        # Of a file with this mark, torch reads a module for phones that needn't be the one in the archive.
+        for_phones = file.read(8)[4:] == b"PTMF"
+        older = any(name.endswith("/model.json") for name in archive.namelist())
+    if for_phones or older:
+        raise InputError(
+            f"{path} is in an older form of TorchScript, or in that for phones: save it by torch.jit.save"
+        )
+    reader = torch._C.PyTorchFileReader(str(path))
+    for record in reader.get_all_records():
+        if record.startswith("code/") and record.endswith(".py"):
+            code = _APART.sub('""', reader.get_record(record).decode(errors="replace"))
+            if found := _TOUCHING.search(code):
+                raise InputError(
+                    f"{path} has {found[0]!r:.80} in its code, by which it could touch other files: if you trust "
+                    "it, ask with trust_code=True, or load it in a my.py and give my.py:model"
+                )
+
+
+def input_names(module: Any) -> tuple[str, ...]:
+    """Return the names of forward's required parameters, in order."""
+    arguments = module.forward.schema.arguments[1:]
+    return tuple(one.name for one in arguments if not one.has_default_value())
+
+
+def export(module: Any, sample: Mapping[str, Array], workdir: Path) -> Model:
+    """Export a script module to ONNX, opset 17, and check that the answers stay the same.
+
+    The batch is open where the answers are right at other batch sizes; else it is 1, and the file's
+    metadata says why under `hasten.batch`. The sample settles all other dimensions.
+
+    Args:
+        module: Module of `torch.jit`.
+        sample: One sample by the names of forward's parameters, without an axis for samples.
+        workdir: Folder to write the ONNX file to.
+
+    Raises:
+        InputError: the sample doesn't fit, the module can't run it or be exported, or the exported file
+            gives other answers.
+    """
+    every = [one.name for one in module.forward.schema.arguments[1:]]
+    given = ordered(sample, every, list(input_names(module)))
+    check_dtypes(given, module)
+    module.eval()
+    path = workdir / "model.onnx"
+    note = "open"
+    try:
+        _write(module, given, path, batch=2, open_batch=True)
+        _check(module, given, path, CHECKED_BATCHES)
+    except InputError as why:
+        note = f"1: {why}"
+        _write(module, given, path, batch=1, open_batch=False)
+        _check(module, given, path, (1,))
+    proto = onnx.read(path)
+    proto.ir_version = IR_VERSION
+    entry = proto.metadata_props.add()
+    entry.key, entry.value = BATCH_NOTE, note
+    path.write_bytes(proto.SerializeToString())
+    return onnx.load(path)
+
+
+def _tensors(given: Mapping[str, Array], batch: int) -> tuple[Any, ...]:
+    import torch
+
+    return tuple(torch.from_numpy(batch_of(array, batch)) for array in given.values())
+
+
+def _answers(module: Any, given: Mapping[str, Array], batch: int) -> dict[str, Array]:
+    """Return the module's own answers by name."""
+    import torch
+
+    try:
+        with torch.no_grad(), silenced():
+            outputs = flat_outputs(module(*_tensors(given, batch)))
+    except Exception as error:  # the module is the user's own code
+        shown = ", ".join(f"{n} {a.dtype}{[batch, *a.shape]}" for n, a in given.items())
+        raise InputError(f"the model can't run {shown}: {_last_line(error)}") from error
+    if not outputs:
+        raise InputError("the model gives no tensor: there is nothing to compare")
+    return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+
+def _write(
+    module: Any, given: Mapping[str, Array], path: Path, *, batch: int, open_batch: bool
+) -> None:
+    """Call torch's exporter for TorchScript."""
+    import torch
+
+    outputs = [f"{name}_out" if name in given else name for name in _answers(module, given, batch)]
+    axes = {name: {0: "batch"} for name in (*given, *outputs)} if open_batch else None
+    try:
+        with silenced():
+            torch.onnx.export(
+                module,
+                _tensors(given, batch),
+                str(path),
+                input_names=list(given),
+                output_names=outputs,
+                dynamic_axes=axes,
+                opset_version=OPSET,
+                dynamo=False,
+            )
+    except Exception as error:  # torch's exporter passes on any exception
+        raise InputError(
+            f"torch can't export the TorchScript model to ONNX: {_last_line(error)}; export the module "
+            "that it was made from (my.py:model), or torch.export's program of it"
+        ) from error
+
+
+def _check(module: Any, given: Mapping[str, Array], path: Path, batches: Sequence[int]) -> None:
+    """Check an exported file's answers by ONNX Runtime.
+
+    Raises:
+        InputError: they differ from the module's, or the file can't be run.
+    """
+    import onnxruntime
+
+    for batch in batches:
+        wanted = _answers(module, given, batch)
+        feed = {name: batch_of(array, batch) for name, array in given.items()}
+        try:
+            answers = onnxruntime.InferenceSession(str(path)).run(None, feed)
+        except Exception as error:  # the runtime raises exceptions of its own
+            raise InputError(f"the exported model can't be run: {_last_line(error)}") from error
+        for (name, own), other in zip(wanted.items(), answers, strict=True):
+            same = own.shape == other.shape and own.dtype == other.dtype
+            off = np.abs(own.astype(np.float64) - other).max(initial=0) if same else np.inf
+            if not off <= RELATIVE_TOLERANCE * np.abs(own).max(initial=0):
+                raise InputError(
+                    f"the exported model's output {name!r} is off by {off:.3g} from the module's with a "
+                    f"batch of {batch}"
+                )
+
+
+def _last_line(error: BaseException) -> str:
+    """Return the reason at the end of an error: TorchScript's begins with a trace of its code."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    named = [
+        line for line in lines if line.startswith(("RuntimeError:", "Unsupported", "Exporting"))
+    ]
+    return (named or lines[-1:] or [type(error).__name__])[-1].removeprefix("RuntimeError: ")

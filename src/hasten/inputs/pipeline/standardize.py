@@ -1,0 +1,24 @@
+"""Step that gives a sound the mean 0 and the deviation 1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.inputs.pipeline.base import Step
+
+_LEAST = 1e-7
+"""Addend to the variance, as in transformers' extractor of Wav2Vec2, so that silence stays silent."""
+
+
+@dataclass(frozen=True)
+class Standardize(Step):
+    """Subtract the mean of a sound, (samples,) float32, and divide by its deviation.
+
+    Source: https://github.com/huggingface/transformers, Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm.
+    """
+
+    def __call__(self, value: Array) -> Array:
+        return np.asarray((value - value.mean()) / np.sqrt(value.var() + _LEAST), np.float32)

@@ -1,0 +1,63 @@
+"""Sentences for data that lacks inputs of the model: what the model's own names and shapes show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hasten.core.sequences import likely_states
+from hasten.errors import InputError
+from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.models import onnx
+from hasten.optimization.unrolling import hint_of_states
+
+
+def hint_of_inputs(model: Any, said: str) -> str:
+    """Return sentences on inputs that the data lacks; "" where nothing is known of them.
+
+    Args:
+        model: Model that `find_model` returned.
+        said: Message that lists the inputs of the model, and then what the data has.
+    """
+    return f"{hint_of_states(model)}{_hint_of_scalars(model, said)}"
+
+
+def _hint_of_scalars(model: Any, said: str) -> str:
+    """Return a sentence on inputs that take a single number and aren't in the data."""
+    if not isinstance(model, Path):
+        return ""
+    try:
+        source = onnx.load(model)
+    except InputError:
+        return ""
+    given = said.partition(" has ")[2].replace(",", " ").split()
+    lacking = [s for s in source.inputs if s.shape == () and s.name not in given]
+    if not lacking or not given:
+        return ""
+    one = lacking[0]
+    names = " and ".join(spec.name for spec in lacking)
+    takes = "takes a single number" if len(lacking) == 1 else "take a single number each"
+    return (
+        f'; {names} {takes}: add one for each sample to the data, as np.full(n, 1, "{one.dtype}")'
+    )
+
+
+def note_of_states(model: Any, dataset: Dataset) -> list[str]:
+    """Return a note on inputs that the data gives though they look like states; none where none do.
+
+    Args:
+        model: Model, loaded.
+        dataset: Data to judge on.
+    """
+    found = [
+        pair for pair in likely_states(model.inputs, model.outputs) if pair[0] in dataset.names
+    ]
+    if not found:
+        return []
+    each = " and ".join(f"{one} (with {other})" for one, other in found)
+    text = ", ".join(f"{one}={other}" for one, other in found)
+    verb = "looks like a state" if len(found) == 1 else "look like states"
+    return [
+        f"{each} {verb} that the model carries from step to step; the data's own were taken, each sample "
+        f"by itself: for whole sequences name what goes around as a state, {text}"
+    ]

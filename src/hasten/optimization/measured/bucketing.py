@@ -1,0 +1,212 @@
+"""Buckets: for samples that differ in shape, models compiled for a few shapes, and requests padded to them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hasten.core.shapes import Pads
+from hasten.core.tensors import Array
+from hasten.engines.base import Engine
+from hasten.engines.buckets import Buckets
+from hasten.engines.padding import Axis, Bucket, Dimension, Pad
+from hasten.measure.candidate import Single, Trial
+from hasten.optimization.measured.mixing import Likely
+from hasten.optimization.measured.screening import Screening
+from hasten.optimization.shapes import sizes_of
+
+_FEW = 8
+"""Most different shapes that each get a model of their own, so that nothing is padded."""
+_COUNTS = (4, 8)
+"""Numbers of buckets to try where there are more."""
+_ENGINES = 3
+_LOOKED_AT = 64
+
+Sizes = npt.NDArray[np.int64]
+
+
+class Bucketing:
+    """Proposes buckets for the engines and for the fastest models that are likely to be certified.
+
+    Args:
+        trials: Trials, which screen the candidates.
+        attempt: Callback that tries candidates, as far as the time allows.
+        likely: Predicate of trials that would probably be certified.
+        notes: Notes for the reader of the result, added to here.
+        pads: Values to pad inputs with that a person named.
+    """
+
+    def __init__(
+        self,
+        trials: Screening,
+        attempt: Callable[[Sequence[Single]], Any],
+        likely: Likely,
+        notes: list[str],
+        pads: Pads = (),
+    ) -> None:
+        self._named = {name: Pad(name, value) for name, value in pads}
+        self._trials, self._attempt, self._likely, self._notes = trials, attempt, likely, notes
+
+    def propose(self, ranked: Sequence[Trial]) -> None:
+        """Try few buckets on each engine, then more of them where buckets are fastest.
+
+        Args:
+            ranked: Measured trials, fastest first.
+        """
+        axes, sizes = self._dimensions()
+        outputs, matched = self._outputs(sizes)
+        dimensions = tuple(
+            Dimension(own, outs) for own, outs in zip(axes, outputs, strict=True) if own
+        )
+        sets = bucket_sets(sizes, padding=matched)
+        if not sets:
+            shapes = len(np.unique(sizes, axis=0))
+            self._notes.append(
+                f"no buckets were tried: samples have {shapes:,} different shapes in {sizes.shape[1]} dimensions"
+                + ("" if matched else ", and outputs have sizes that follow no input's")
+            )
+            return
+        padding = len(np.unique(sizes, axis=0)) > _FEW
+        pads = self._pads() if padding else ()
+        least = tuple(map(int, sizes.min(axis=0))) if padding else ()
+        tried: list[Single] = []
+        for engine, passes in self._bases(ranked):
+            beyond = engine if engine.reshapes else self._trials.baseline.engine
+            tried.append(
+                Single(passes, Buckets(engine, beyond, dimensions, sets[0], pads, padding, least))
+            )
+        self._attempt(tried)
+        done = [t for one in tried if (t := self._trials.done.get(one.key)) and t.measurement]
+        done = [t for t in done if not t.failure and (t.exact or self._likely(t, 1.0))]
+        if done and len(sets) > 1:
+            best = min(done, key=lambda t: self._trials.ratio(t).estimate).candidate
+            assert isinstance(best.engine, Buckets)
+            own = best.engine
+            self._attempt([Single(best.passes, replace(own, buckets=more)) for more in sets[1:]])
+
+    def _dimensions(self) -> tuple[list[tuple[Axis, ...]], Sizes]:
+        """Return the axes of each open dimension, and its size for each search sample, `(n, dimensions)`."""
+        shapes = sizes_of(self._trials.samples)
+        found: list[tuple[list[Axis], Array]] = []
+        for spec in self._trials.bench.model.request:
+            own = np.array([each[spec.name] for each in shapes], np.int64)
+            first = len(spec.shape) - own.shape[1]
+            for place in range(own.shape[1]):
+                column, axis = own[:, place], Axis(spec.name, place + first)
+                if (column == column[0]).all():
+                    continue
+                for axes, known in found:
+                    if np.array_equal(known, column):
+                        axes.append(axis)
+                        break
+                else:
+                    found.append(([axis], column))
+        return [tuple(axes) for axes, _ in found], np.stack([c for _, c in found], axis=1)
+
+    def _outputs(self, sizes: Sizes) -> tuple[list[tuple[Axis, ...]], bool]:
+        """Return the axes of outputs that have each dimension's size, and whether no other one varies."""
+        seen: dict[Axis, list[int]] = {}
+        places: list[int] = []
+        ranks = {spec.name: len(spec.shape) for spec in self._trials.bench.model.outputs}
+        end = 0
+        for outputs, _ in self._trials.exact_answers:
+            places.append(end)
+            end += len(next(iter(outputs.values())))
+            for name, array in outputs.items():
+                extra = array.ndim - ranks.get(name, array.ndim)  # an axis for samples put in front
+                for place in range(1, array.ndim):
+                    seen.setdefault(Axis(name, place - extra), []).append(array.shape[place])
+        found: list[tuple[Axis, ...]] = [() for _ in range(sizes.shape[1])]
+        matched = True
+        for axis, column in seen.items():
+            if len(column) != len(places) or len(set(column)) == 1:
+                continue
+            own = [
+                number
+                for number in range(sizes.shape[1])
+                if np.array_equal(sizes[places, number], column)
+            ]
+            matched &= bool(own)
+            if own:
+                found[own[0]] += (axis,)
+        return found, matched
+
+    def _pads(self) -> tuple[Pad, ...]:
+        """Return values to pad with: those named, for a mask that marks what is padding 1, and else 0."""
+        samples = self._trials.samples
+        pads = list(self._named.values())
+        for name in samples.names:
+            if name in self._named or "pad" not in name.lower():
+                continue
+            rows = [samples.inputs([n])[name] for n in range(min(len(samples), _LOOKED_AT))]
+            if all(row.dtype.kind in "biu" and not row.any() for row in rows):
+                pads.append(Pad(name, 1))
+        return tuple(pads)
+
+    def _bases(self, ranked: Sequence[Trial]) -> list[tuple[Engine, tuple[Any, ...]]]:
+        """Return engines with the passes before them: exact ones, and the fastest likely inexact one."""
+        plain = [
+            t.candidate.engine
+            for t in self._trials.done.values()
+            if not t.candidate.passes and t.candidate.exact and t.candidate.engine.runtimes
+        ]
+        able = [e for e in plain if not isinstance(e, Buckets) and type(e).__name__ != "Reference"]
+        able.sort(key=lambda engine: not engine.reshapes)
+        bases: list[tuple[Engine, tuple[Any, ...]]] = [(e, ()) for e in able[: _ENGINES + 1]]
+        for trial in ranked:
+            own = trial.candidate
+            if not trial.exact and own.engine.reshapes and self._likely(trial, 1.0):
+                bases.append((own.engine, own.passes))
+                break
+        return bases
+
+
+def bucket_sets(sizes: Sizes, *, padding: bool) -> list[tuple[Bucket, ...]]:
+    """Return sets of buckets worth trying, that with the fewest first; empty where none is.
+
+    Args:
+        sizes: Sizes of the open dimensions of each sample, `(n, dimensions)`.
+        padding: Whether requests can be padded at all.
+    """
+    shapes = np.unique(sizes, axis=0)
+    if len(shapes) <= _FEW:
+        return [tuple(Bucket(tuple(map(int, row))) for row in shapes)]
+    if not padding or sizes.shape[1] != 1:
+        return []
+    lengths, counts = np.unique(sizes[:, 0], return_counts=True)
+    sets = [tuple(Bucket((n,)) for n in chosen(lengths, counts, k)) for k in _COUNTS]
+    return [one for one, _ in itertools.groupby(sets)]
+
+
+def chosen(lengths: Array, counts: Array, most: int) -> tuple[int, ...]:
+    """Return at most so many lengths to pad up to, for which the expected work is least.
+
+    The work of a request is its padded length. The last length is the longest, so that all are covered.
+
+    Args:
+        lengths: Different lengths, ascending, `(k,)`.
+        counts: Number of samples of each length, `(k,)`.
+        most: Most lengths to return.
+    """
+    total = np.concatenate([[0], np.cumsum(counts)])
+    # least[j] is the least work of the first j lengths with the buckets so far; the last ends at j - 1.
+    least = np.where(np.arange(len(lengths) + 1) == 0, 0.0, np.inf)
+    ends: list[Array] = []
+    for _ in range(min(most, len(lengths))):
+        work = least[None, :-1] + (total[1:, None] - total[None, :-1]) * lengths[:, None]
+        work[np.triu_indices(len(lengths), 1)] = np.inf  # a bucket begins no later than it ends
+        begins = work.argmin(axis=1)
+        ends.append(begins)
+        least = np.concatenate([[np.inf], work[np.arange(len(lengths)), begins]])
+    found, place = [], len(lengths) - 1
+    for begins in reversed(ends):
+        found.append(int(lengths[place]))
+        place = int(begins[place]) - 1
+        if place < 0:
+            break
+    return tuple(reversed(found))

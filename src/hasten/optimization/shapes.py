@@ -1,0 +1,100 @@
+"""A run on samples that differ in shape: what is checked, compared and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from hasten.core.model import Model
+from hasten.core.shapes import Extent, Pads, Sizes, extents, in_words, representative, typical
+from hasten.core.target import Target
+from hasten.core.tensors import Array
+from hasten.errors import InputError
+from hasten.inputs.data.dataset import Dataset, ShapesOf
+
+if TYPE_CHECKING:
+    from hasten.optimization.job import Job
+
+
+def typical_sample(samples: Dataset) -> dict[str, Array]:
+    """Return the sample of median size, or the first where all have one shape."""
+    index = typical(sizes_of(samples)) if samples.ragged else 0
+    return {name: array[0] for name, array in samples.inputs([index]).items()}
+
+
+def sizes_of(samples: Dataset) -> Sequence[Sizes]:
+    """Return the shapes of every sample's inputs."""
+    return ShapesOf(samples)
+
+
+def extents_of(model: Model, dataset: Dataset) -> tuple[Extent, ...]:
+    """Check every sample's shape against the model, and return the dimensions in which they differ.
+
+    Raises:
+        InputError: a sample doesn't fit the model.
+    """
+    named = {spec.name for spec in model.inputs} == set(dataset.names)
+    return extents(model.inputs, sizes_of(dataset)) if dataset.ragged and named else ()
+
+
+def compare_means(job: Job, found: tuple[Extent, ...]) -> None:
+    """Compare means where medians were asked for, since requests differ in cost, and say so.
+
+    The shapes become a part of the population that the certificate is about.
+    """
+    order = job.order
+    said = "samples differ in shape, so requests of all their shapes are timed"
+    if order.objective == "p50":
+        order = replace(order, objective="mean")
+        said += ", and their mean is compared"
+    job.order = replace(order, population=f"{order.population}, {in_words(found)}")
+    job.notes.append(said)
+
+
+def check_takes_open(target: Target, found: tuple[Extent, ...]) -> None:
+    """Check that a device takes requests of several shapes.
+
+    Raises:
+        InputError: samples differ in shape, and models for the device have one.
+    """
+    if found and target.kind == "compile-only":
+        raise InputError(
+            f"samples differ in shape ({in_words(found)}), and a model for {target.device} has one shape: pad, "
+            "crop or resize them to one"
+        )
+
+
+def kept_places(samples: Dataset, count: int) -> list[int]:
+    """Return positions of samples to keep: the typical one first, then the smallest up to the largest."""
+    sizes = sizes_of(samples)
+    spread = representative(sizes, max(0, count - 1))
+    return list(dict.fromkeys([typical(sizes), *spread]))[:count]
+
+
+def check_asking(model: Model, found: tuple[Extent, ...]) -> None:
+    """Check that answers of a run that asks for labels can be kept side by side.
+
+    Raises:
+        InputError: samples differ in shape, and so do answers.
+    """
+    for spec in model.outputs if found else ():
+        if any(isinstance(size, str) for size in spec.shape[1:]):
+            raise InputError(
+                f"ask_labels= keeps answers side by side, and samples differ in shape, so that those of {spec} "
+                "do too: give labels with the data"
+            )
+
+
+def check_pads(pads: Pads, model: Model) -> None:
+    """Check that values to pad with are for inputs of the model.
+
+    Raises:
+        InputError: the model has no such input.
+    """
+    names = [spec.name for spec in model.inputs]
+    for name, _ in pads:
+        if name not in names:
+            raise InputError(
+                f"pad= names the input {name!r}, and the model takes {', '.join(names)}"
+            )

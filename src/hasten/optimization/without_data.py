@@ -1,0 +1,176 @@
+"""A run without data: inputs are made up, exact candidates alone may ship, others are drafted."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hasten.certificate.draws import EXACT, ONE_SHARE, Method
+from hasten.certificate.ledger import Ledger
+from hasten.certificate.planning import samples_needed
+from hasten.core.model import Model
+from hasten.core.target import Target
+from hasten.core.tensors import Array
+from hasten.errors import CandidateError, InputError
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.made_up import Plan, axes_of, make_up, plans
+from hasten.inputs.models.embedding import embedding_rows
+from hasten.inputs.models.source import load_model
+from hasten.optimization.job import Job
+from hasten.optimization.order import Order
+from hasten.passes.onnx_files import read_onnx
+from hasten.passes.silence import first_line, silenced
+
+POPULATION = "made-up inputs: no data was given"
+_SAMPLES = 64
+_FLIPS = 0.02
+"""Share of answers that is expected to change, as `hasten plan` expects by default."""
+_SEARCHED = 0.3
+
+
+def check_order(order: Order, target: Target, **given: Any) -> None:
+    """Check that nothing was asked that takes data.
+
+    Args:
+        order: Order of the run.
+        target: Device to run on.
+        **given: Further arguments of the call by name, None where they weren't given.
+
+    Raises:
+        InputError: something takes data; the message names it.
+    """
+    asked = {
+        **{name: value is not None for name, value in given.items()},
+        "ask_labels": order.ask_labels is not None,
+        "states": bool(order.states),
+        "accept_uncertified": order.accept_uncertified,
+    }
+    for name, wanted in asked.items():
+        if wanted:
+            raise InputError(f"{name}= takes data to judge by: give data=, or leave it out")
+    if target.kind == "compile-only":
+        raise InputError(
+            f"{target.device} isn't here, and what it computes is judged by data: give data="
+        )
+
+
+def load_without_data(job: Job, found: Any) -> tuple[Model, Dataset]:
+    """Load a model, and make up inputs that it can run.
+
+    Args:
+        job: The run at work; a note on the inputs is added, and no ledger is kept of them.
+        found: Model that `find_model` returned.
+
+    Raises:
+        InputError: the model can't be loaded, or no made-up input suits it.
+    """
+    folder = job.folder / "source"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    model = load_model(found, None, folder, job.order.custom_ops)
+    job.ledger = Ledger(None)
+    proto = read_onnx(model, weights=False)
+    rows = {
+        spec.name: known
+        for spec in model.inputs
+        if (known := embedding_rows(proto.graph, spec.name)) is not None
+    }
+    arrays, plan = _that_run(model, rows, job.order.seed)
+    job.notes.append(_said(model, plan))
+    return model, ArrayDataset(arrays)
+
+
+def _that_run(model: Model, rows: dict[str, int], seed: int) -> tuple[dict[str, Array], Plan]:
+    """Return made-up samples that ONNX Runtime can answer, where it is installed."""
+    why = ""
+    for plan in plans(model.inputs):
+        arrays = make_up(model.inputs, plan, rows, _SAMPLES, seed)
+        why = _failure(model, arrays)
+        if not why:
+            return arrays, plan
+    shown = ", ".join(map(str, model.inputs))
+    raise InputError(f"made-up inputs don't suit the model, which takes {shown}: give data=; {why}")
+
+
+def _failure(model: Model, arrays: dict[str, Array]) -> str:
+    """Return why a model can't answer the first sample; empty where it can, or nothing can tell."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return ""
+    from hasten.passes.sensitivity import session_of
+
+    settled = model.settled_by({name: array[0] for name, array in arrays.items()})
+    request = {
+        spec.name: arrays[spec.name][:1].reshape([int(size) for size in spec.shape])
+        for spec in settled.request
+    }
+    try:
+        with silenced():
+            if model.files:
+                session = onnxruntime.InferenceSession(str(model.path))
+            else:
+                session = session_of(read_onnx(model), model)
+            session.run(None, request)
+    except (CandidateError, InputError):
+        raise
+    except Exception as error:  # the runtime raises exceptions of its own
+        return first_line(error)
+    return ""
+
+
+def _said(model: Model, plan: Plan) -> str:
+    """Return a note that says how the inputs were made up."""
+    taken = {name: plan.sizes[name] for spec in model.inputs for name in axes_of(spec)}
+    sizes = ", ".join(f"{name} {size}" for name, size in taken.items())
+    at = f", with the open sizes {sizes}" if sizes else ""
+    return (
+        f"no data was given: {_SAMPLES} inputs were made up{at}; times and answers are of these alone, and "
+        "only candidates of the original's own precision may ship"
+    )
+
+
+def data_for_a_certificate(order: Order) -> str:
+    """Return a note on how much data a certificate takes."""
+    method: Method = EXACT if order.guard == "net" else ONE_SHARE
+    share = _FLIPS if order.guard != "lost" else _FLIPS / 2
+    drop = 0.0 if order.guard == "net" else share
+    begin = f"a certificate at --max-drop {100 * order.max_drop:g}% takes"
+    try:
+        sealed = samples_needed(share, drop, order.max_drop, order.confidence, method=method)
+    except InputError:
+        return f"{begin} data: hasten plan says how much"
+    judging = sealed / (1 - _SEARCHED)
+    count = math.ceil(judging + min(order.calibration, judging / 2))
+    unit = 10 ** max(0, len(str(count)) - 2)  # the plan counts to the sample
+    return (
+        f"{begin} about {math.ceil(count / unit) * unit:,} samples in all, where "
+        f"{100 * _FLIPS:g}% of the answers change: hasten plan counts for other shares"
+    )
+
+
+def drafts_note(drafts: Sequence[tuple[str, float]]) -> str:
+    """Return a note on what inexact candidates could reach, in times the default engine's speed.
+
+    Args:
+        drafts: Label of each drafted candidate, and the baseline's latency over its own, fastest first.
+    """
+    if not drafts:
+        return "no inexact candidate was faster than the default engine, even as a draft"
+    shown = ", ".join(f"{label} {speedup:.2f}x" for label, speedup in drafts)
+    return (
+        f"inexact forms, in drafts on made-up inputs, beside the default engine: {shown}; none ships, since "
+        "only data can tell whether their answers hold"
+    )
+
+
+def drafts_folder(job: Job) -> Path:
+    """Return a new folder for drafts in the run's folder."""
+    folder = job.folder / "drafts"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder

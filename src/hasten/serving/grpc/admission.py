@@ -1,0 +1,105 @@
+"""Bound the calls under way, and end those that let the server wait where others need their places."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from hasten.serving.protocol.errors import Kind, ProtocolError
+
+_FULL = 0.9
+"""Share of the allowed calls; once more are under way, those that wait for their clients are ended."""
+_QUIET_NS = 5_000_000_000
+"""Time for which a call must have waited for its client to be ended while there are places left."""
+
+
+class Held(Protocol):
+    """Interface of a call under way.
+
+    Attributes:
+        waiting_ns: Time since which the server waits for the call's client; None while it doesn't.
+    """
+
+    waiting_ns: int | None
+
+    def overdue(self, now_ns: int) -> bool:
+        """Whether the call's client is too slow."""
+
+    def drain(self, why: ProtocolError) -> None:
+        """End the call with an error once what was asked is answered."""
+
+    def end(self, why: ProtocolError) -> None:
+        """End the call with an error now."""
+
+
+class Admission:
+    """Calls under way, of which there are at most so many.
+
+    Args:
+        most: Most calls at once.
+        patience_ns: Time for which a call must have waited for its client to be ended where there is
+            no place left.
+    """
+
+    def __init__(self, most: int, patience_ns: int) -> None:
+        self._most, self._patience_ns = most, patience_ns
+        self._calls: set[Held] = set()
+
+    def __len__(self) -> int:
+        """Return the number of calls under way."""
+        return len(self._calls)
+
+    def enter(self, call: Held, now_ns: int) -> None:
+        """Count a call that begins.
+
+        Raises:
+            ProtocolError: too many calls are under way, and their clients wait for the server.
+        """
+        if len(self._calls) >= self._most:
+            self._make_room(now_ns - self._patience_ns)
+        if len(self._calls) >= self._most:
+            raise ProtocolError(
+                Kind.OVERLOADED,
+                f"overloaded: {self._most:,} calls are in progress; retry later",
+                retry_s=1.0,
+            )
+        self._calls.add(call)
+
+    def leave(self, call: Held) -> None:
+        """Count a call no longer."""
+        self._calls.discard(call)
+
+    def sweep(self, now_ns: int) -> None:
+        """End the calls of slow clients, and make room where nearly all places are taken."""
+        for call in [one for one in self._calls if one.overdue(now_ns)]:
+            self._end(
+                call,
+                Kind.SLOW,
+                "the request didn't arrive, or its answer wasn't read, within the time limit",
+            )
+        self._make_room(now_ns - _QUIET_NS)
+
+    def drain(self, why: ProtocolError) -> None:
+        """End the calls that wait for their clients, once what they asked is answered."""
+        for call in list(self._calls):
+            call.drain(why)
+
+    def _make_room(self, since_ns: int) -> None:
+        """End the calls that have waited for their clients longest, if since that time or before."""
+        too_many = len(self._calls) - int(_FULL * self._most)
+        if too_many <= 0:
+            return
+        waiting = [
+            (one.waiting_ns, number, one)
+            for number, one in enumerate(self._calls)
+            if one.waiting_ns is not None and one.waiting_ns <= since_ns
+        ]
+        for _, _, call in sorted(waiting)[:too_many]:
+            self._end(
+                call,
+                Kind.UNAVAILABLE,
+                "the call waited for its client and made room for others: call again",
+            )
+
+    def _end(self, call: Held, kind: Kind, why: str) -> None:
+        self.leave(call)
+        call.end(ProtocolError(kind, why, 1.0))

@@ -1,0 +1,160 @@
+"""The zoo of unknown networks: quick cases run whole, and a case that dies loses itself alone."""
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+QUICK = {
+    "digits": "dynamo",
+    "super-resolution": "opset11",
+    "faces": "script",
+    "gru": "script",
+    "lstm": "opset11",
+    "tcn": "dynamo",
+    "masked-text": "dynamo",
+    "graph": "script",
+    "forest": "dynamo",
+    "mlp-rows": "opset11",
+}
+"""The quickest cases, each one way out of torch; rows have ONNX's newest opset for "dynamo"."""
+FOUND = {"case": "gru", "way": "script", "failed": "", "wrong": [], "step": ""}
+
+
+@pytest.fixture
+def zoo(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("zoo")
+
+
+def _played(zoo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str) -> None:
+    """Replace what runs one case by a few lines of Python."""
+    trial = tmp_path / "trial.py"
+    trial.write_text(code)
+    monkeypatch.setattr(zoo, "TRIAL", trial)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", QUICK)
+def test_an_unknown_network_is_answered_served_and_certified_as_its_original(
+    zoo: ModuleType, case: str, tmp_path: Path
+) -> None:
+    results = tmp_path / "zoo.jsonl"
+    asked = ["--only", case, "--ways", QUICK[case], "--quick", "--effort", "quick"]
+    code = zoo.main([*asked, "--time-limit", "30s", "--results", str(results)])
+    (found,) = zoo.read(results).values()
+    assert found["wrong"] == []
+    assert (found["failed"], found["step"], code) == ("", "", 0)
+    assert found["verdict"] in ("certified", "exact")
+    assert found["served"] is True
+
+
+def test_the_quick_cases_are_those_that_say_so_and_there_are_ten(zoo: ModuleType) -> None:
+    assert {name for name, case in zoo.CASES.items() if case.quick} == QUICK.keys()
+    assert len(QUICK) == 10
+    assert len(zoo.CASES) >= 30
+
+
+def test_every_case_draws_other_samples_from_another_seed(zoo: ModuleType) -> None:
+    for case in map(zoo.CASES.get, QUICK):
+        one, again, other = (case.drawn(2, seed) for seed in (1, 1, 2))
+        assert all(len(array) == 2 for array in one.values()), case.name
+        assert all(np.array_equal(one[name], again[name]) for name in one), case.name
+        assert any(not np.array_equal(one[name], other[name]) for name in one), case.name
+
+
+def test_a_case_that_crashes_or_hangs_loses_itself_alone(
+    zoo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _played(
+        zoo,
+        monkeypatch,
+        tmp_path,
+        "import json, os, pathlib, sys, time\n"
+        "case, way, folder = sys.argv[1:4]\n"
+        "found = {'case': case, 'way': way, 'step': 'serve', 'failed': '', 'wrong': []}\n"
+        "pathlib.Path(folder, 'found.json').write_text(json.dumps(found))\n"
+        "print('the last line')\n"
+        "sys.stdout.flush()\n"
+        "{'gru': lambda: os.abort(), 'tcn': lambda: time.sleep(60)}.get(case, lambda: 0)()\n",
+    )
+    results = tmp_path / "zoo.jsonl"
+    asked = ["--only", "gru,tcn,lstm", "--ways", "script", "--results", str(results)]
+    assert zoo.main([*asked, "--minutes", "0.02"]) == 1
+    wrong = {name: found["wrong"] for (name, _), found in zoo.read(results).items()}
+    assert wrong == {
+        "gru": ["serve ended with -6: the last line"],
+        "tcn": ["serve took over 0.02 minutes: ended"],
+        "lstm": [],
+    }
+
+
+def test_what_has_a_result_isnt_run_again_unless_asked(
+    zoo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _played(zoo, monkeypatch, tmp_path, "raise SystemExit('not run')")
+    results = tmp_path / "zoo.jsonl"
+    results.write_text(json.dumps(FOUND) + "\n")
+    asked = ["--only", "gru", "--ways", "script", "--results", str(results)]
+    assert zoo.main(asked) == 0
+    assert zoo.main([*asked, "--again"]) == 1
+    (found,) = zoo.read(results).values()
+    assert found["wrong"] == ["start ended with 1: not run"]
+
+
+def test_the_table_says_why_nothing_was_gained_and_names_what_is_wrong(zoo: ModuleType) -> None:
+    searched: dict[str, Any] = {"seconds": 31.0, "first_s": 20.0, "uncounted": 0}
+    gained = {
+        **FOUND,
+        **searched,
+        **{"faster": 2.0, "over_defaults": [4.0, 3.5, 4.5], "latency_ns": 3e6, "floor_ns": 1e6},
+        **{"verdict": "certified", "label": "int8", "why": ""},
+    }
+    tried = {"int8, ONNX Runtime": "1.40x, +40 points lost on 90 samples", "original": "1.00x"}
+    idle = {
+        **FOUND,
+        **searched,
+        **{"way": "opset11", "faster": 1.0, "verdict": "exact", "label": "original"},
+        **{"why": "nothing was faster", "tried": tried},
+    }
+    broken = {**FOUND, "way": "dynamo", "failed": "not exported: no such operator", "wrong": ["x"]}
+    lines = zoo.table([gained, idle, broken]).splitlines()
+    assert lines[1].split()[:3] == ["gru", "dynamo", "-"]
+    assert lines[1].endswith("not exported: no such operator")
+    assert lines[2].endswith(
+        "nothing was faster; int8, ONNX Runtime: 1.40x, +40 points lost on 90 samples"
+    )
+    assert lines[3].split()[:3] == ["gru", "script", "4.00x"]
+    assert lines[3].endswith("3.0x over")
+    assert lines[5:] == [
+        "2 bundles of 3: 2.00x in the geometric mean, the least 1.00x",
+        "first certified answer: 20 s in the median, 20 s at most",
+        "WRONG gru (dynamo): x",
+    ]
+
+
+def test_a_bundle_with_wrong_answers_is_told_from_a_right_one(
+    zoo: ModuleType, exact_bundle: Path
+) -> None:
+    checks = importlib.import_module("zoo_checks")
+    metric = importlib.import_module("hasten.inputs.metrics.embedding").Embedding()
+    import hasten
+
+    with hasten.load(exact_bundle) as loaded:
+        (spec,) = loaded.request
+        rng = np.random.default_rng(0)
+        samples = {spec.name: rng.standard_normal((4, *spec.sizes[1:]), np.float32)}
+        requests = checks.requests_of(samples)
+        truth = [loaded(**request) for request in requests]
+    asked = (exact_bundle, metric, 0.05, requests)
+    wrong, alone = checks.wrong_in_words(*asked, truth)
+    assert wrong == []
+    truth[2] = {name: array + 1 for name, array in truth[2].items()}
+    wrong, _ = checks.wrong_in_words(*asked, truth)
+    assert wrong == ["exact, but 1 of 4 answers differ from the original's"]
+    assert len(alone) == 4

@@ -1,0 +1,340 @@
+"""Bundles in one file: every byte comes back, and every way in takes one."""
+
+from __future__ import annotations
+
+import filecmp
+import functools
+import gc
+import http.server
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import openvino
+import pytest
+from click.testing import CliRunner
+from tests.support import models
+from tests.support.bundles import built, stated
+
+import hasten
+from hasten.bundle import read, unpacked, write
+from hasten.bundle.packing.reader import Packed
+from hasten.bundle.packing.source import FileSource, MemorySource
+from hasten.bundle.packing.writer import pack
+from hasten.cli import main
+from hasten.core.target import Target
+from hasten.engines.base import Engine
+from hasten.engines.compiled.engine import CompiledC
+from hasten.engines.compiled.integers import Integers
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.engines.weights import stretches_in
+from hasten.errors import InputError, IntegrityError
+from hasten.inputs.models.onnx import load as load_onnx
+from hasten.serving.models.opening import ModelSettings, open_bundle
+from hasten.serving.models.places import places
+
+X = np.random.default_rng(0).standard_normal((1, 16, 16, 16)).astype(np.float32)
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same files, byte for byte."""
+    names = [{f.relative_to(root) for f in root.rglob("*") if f.is_file()} for root in (one, other)]
+    return names[0] == names[1] and all(
+        filecmp.cmp(one / name, other / name, shallow=False) for name in names[0]
+    )
+
+
+def test_every_file_comes_back_byte_for_byte(two_models: Path, tmp_path: Path) -> None:
+    made = pack(two_models)
+    assert made.path == tmp_path / "model.hastenz"
+    assert made.packed_bytes == made.path.stat().st_size < made.folder_bytes
+    assert _same(hasten.unpack(made.path, tmp_path / "again.hasten"), two_models)
+
+
+def test_packing_twice_gives_the_same_file(two_models: Path, tmp_path: Path) -> None:
+    one, other = (pack(two_models, tmp_path / name).path for name in ("a.hastenz", "b.hastenz"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_tensors_are_packed_as_what_they_are(two_models: Path) -> None:
+    with FileSource(pack(two_models).path) as source:
+        items = Packed.open(source).head.items
+    # Both models have the same weights: they are packed once.
+    first, again = (item for item in items if item.shape == (32, 16, 3, 3))
+    assert (first.name, first.dtype, first.width, first.like) == ("w1", "float32", 4, -1)
+    assert (items[again.like], again.coded) == (first, ())
+    assert any("small tensors" in item.name for item in items)
+
+
+def test_the_constants_of_openvinos_ir_are_tensors(tmp_path: Path) -> None:
+    saved = openvino.convert_model(models.depthwise_cnn(tmp_path))
+    openvino.save_model(saved, tmp_path / "ir.xml", compress_to_fp16=False)
+    found = stretches_in([tmp_path / "ir.xml", tmp_path / "ir.bin"])
+    weights = (tmp_path / "ir.bin").read_bytes()
+    by_shape = {one.shape: one for one in found}
+    one = by_shape[32, 16, 3, 3]
+    values = np.frombuffer(weights, one.dtype, 32 * 16 * 9, one.offset)
+    expected = onnx.load(tmp_path / "depthwise_cnn.onnx").graph.initializer
+    (known,) = (onnx.numpy_helper.to_array(each) for each in expected if each.name == "w1")
+    np.testing.assert_array_equal(values, known.ravel())
+
+
+@pytest.mark.parametrize("which", ["winner", "exact"])
+def test_a_packed_bundle_answers_as_its_folder_does(two_models: Path, which: str) -> None:
+    packed = pack(two_models).path
+    with hasten.load(two_models, which=which) as one, hasten.load(packed, which=which) as other:  # type: ignore[arg-type]
+        assert one.manifest == other.manifest
+        np.testing.assert_array_equal(one(X)["logits"], other(X)["logits"])
+        for here, there in zip(one.requests, other.requests, strict=True):
+            np.testing.assert_array_equal(here["x"], there["x"])
+
+
+def test_only_what_is_opened_is_unpacked(two_models: Path) -> None:
+    packed = pack(two_models).path
+    data = bytearray(packed.read_bytes())
+    data[-40] ^= 1  # the exact model comes last
+    packed.write_bytes(data)
+    with hasten.load(packed) as loaded:
+        assert loaded(X)["logits"].shape == (1, 8)
+    with pytest.raises(IntegrityError, match=r"model\.hastenz: the tensor .* is damaged"):
+        hasten.load(packed, which="exact")
+
+
+def test_threads_share_what_is_unpacked(two_models: Path) -> None:
+    with hasten.load(pack(two_models).path, sessions=4) as loaded:
+        expected = loaded(X)["logits"]
+        found: list[bool] = []
+
+        def ask() -> None:
+            found.append(all(np.array_equal(loaded(X)["logits"], expected) for _ in range(20)))
+
+        threads = [threading.Thread(target=ask) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert found == [True] * 8
+
+
+def _descriptors() -> int:
+    """Return how many files this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_closed_bundle_leaves_nothing(
+    two_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = pack(two_models).path
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    with hasten.load(packed, cache=False) as loaded:
+        loaded(X)
+    gc.collect()
+    before = _descriptors()
+    for _ in range(3):
+        with hasten.load(packed, cache=False) as loaded:
+            loaded(X)
+        gc.collect()
+    assert _descriptors() <= before
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    """Address of a web server of the folder."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = functools.partial(Handler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_packed_bundle_is_opened_from_the_web(two_models: Path, web: str) -> None:
+    pack(two_models)
+    with hasten.load(two_models) as one, hasten.load(f"{web}/model.hastenz") as other:
+        np.testing.assert_array_equal(one(X)["logits"], other(X)["logits"])
+    with pytest.raises(InputError, match=r"/none\.hastenz: the server answered 404"):
+        hasten.load(f"{web}/none.hastenz")
+
+
+def test_a_packed_bundle_is_read_from_memory(two_models: Path) -> None:
+    data = pack(two_models).path.read_bytes()
+    with MemorySource(data) as source:
+        packed = Packed.open(source)
+        packed.check_end()
+        name, size = packed.head.files[0]
+        found = np.empty(size, np.uint8)
+        packed.unpack({name: found})
+    assert found.tobytes() == (two_models / name).read_bytes()
+
+
+@pytest.mark.parametrize("engine", [CompiledC(), Integers()], ids=["compiled", "integers"])
+def test_constants_of_a_plan_are_tensors(tmp_path: Path, engine: Engine) -> None:
+    model = models.depthwise_cnn(tmp_path)
+    artifact = CompiledC().build(
+        load_onnx(model).settled_by({"x": X[0]}), Target.host(), _new(tmp_path / "built")
+    )
+    found = {stretch.shape: stretch for stretch in engine.stretches(artifact)}
+    assert any(one.dtype == "float32" and one.length == 4 * 32 * 16 * 9 for one in found.values())
+
+
+def test_external_weights_are_tensors_of_the_file_beside(tmp_path: Path) -> None:
+    text = '<ir_version: 10, opset_import: ["" : 20]> m (float[b, 64] x) => (float[b, 64] y) <float[64, 64] w> { y = MatMul(x, w) }'
+    model = models.built(tmp_path / "m", text, external=True)
+    part = built(tmp_path, model.path, OnnxRuntime(threads=1))
+    (found,) = OnnxRuntime().stretches(part.artifact)
+    assert (found.name, found.shape, found.file.name) == ("w", (64, 64), "model.data")
+    path = tmp_path / "model.hasten"
+    write(path, stated(part, part), {})
+    x = np.ones((1, 64), np.float32)
+    with hasten.load(path) as one, hasten.load(pack(path).path) as other:
+        np.testing.assert_array_equal(one(x)["y"], other(x)["y"])
+
+
+def _new(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def test_commands_unpack_into_the_cache_once(two_models: Path, cache: Path) -> None:
+    packed = pack(two_models).path
+    folder = unpacked(packed)
+    assert folder.is_relative_to(cache)
+    assert _same(folder, two_models)
+    made = (folder / "manifest.json").stat().st_ino
+    assert unpacked(packed) == folder
+    assert (folder / "manifest.json").stat().st_ino == made
+    (folder / "report.html").write_bytes(b"<q>")
+    assert _same(unpacked(packed), two_models)
+
+
+def test_what_nobody_used_for_a_month_goes_unless_a_process_holds_it(
+    two_models: Path, tmp_path: Path
+) -> None:
+    held = unpacked(pack(two_models).path)
+    free, left = held.with_name("0" * 64), held.with_name(".left")
+    for folder in (free, left):
+        folder.mkdir()
+    for folder in (held, free, left):
+        os.utime(folder, (0, 0))
+    unpacked(pack(two_models, tmp_path / "lean.hastenz", keep_exact=False).path)
+    assert (held.exists(), free.exists(), left.exists()) == (True, False, False)
+
+
+def test_a_folder_stays_where_it_is(two_models: Path) -> None:
+    assert unpacked(two_models) == two_models
+
+
+def test_without_a_cache_the_folder_goes_with_the_process(
+    two_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HASTEN_CACHE", "off")
+    assert _same(unpacked(pack(two_models).path), two_models)
+
+
+def test_the_exact_model_can_be_left_out(two_models: Path, tmp_path: Path) -> None:
+    made = pack(two_models, tmp_path / "lean.hastenz", keep_exact=False)
+    manifest = read(unpacked(made.path))
+    assert manifest.exact is None
+    assert not any(name.startswith("exact/") for name in manifest.files)
+    with hasten.load(two_models) as one, hasten.load(made.path) as other:
+        np.testing.assert_array_equal(one(X)["logits"], other(X)["logits"])
+    with pytest.raises(InputError, match="it holds no exact model"):
+        hasten.load(made.path, which="exact")
+
+
+def test_what_nobody_named_replaces_no_other_bundle(two_models: Path, tmp_path: Path) -> None:
+    lean = pack(two_models, keep_exact=False)
+    assert lean.path == tmp_path / "model-lean.hastenz"
+    other = lean.path.rename(tmp_path / "model.hastenz")
+    with pytest.raises(InputError, match=r"model\.hasten is another bundle than the one in"):
+        hasten.unpack(other)
+    assert read(two_models).exact is not None
+    whole = pack(two_models, tmp_path / "model.hastenz").path
+    assert hasten.unpack(whole) == two_models
+
+
+def test_a_packed_bundle_is_packed_once_more_under_another_name(
+    two_models: Path, tmp_path: Path
+) -> None:
+    packed = pack(two_models).path
+    with pytest.raises(InputError, match="is packed already: give another out="):
+        pack(packed)
+    again = pack(packed, tmp_path / "again.hastenz", codecs=["zstd"]).path
+    assert _same(hasten.unpack(again, tmp_path / "again.hasten"), two_models)
+    assert pack(packed, keep_exact=False).path == tmp_path / "model-lean.hastenz"
+
+
+def test_a_bundle_is_packed_from_within(
+    two_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(two_models)
+    assert pack(".").path == tmp_path / "model.hastenz"
+
+
+def test_the_hash_of_the_whole_file_is_checked(two_models: Path, tmp_path: Path) -> None:
+    packed = pack(two_models).path
+    data = bytearray(packed.read_bytes())
+    data[-1] ^= 1
+    packed.write_bytes(data)
+    with pytest.raises(IntegrityError, match="was changed after it was packed"):
+        hasten.unpack(packed, tmp_path / "out.hasten")
+    assert not (tmp_path / "out.hasten").exists()
+
+
+def test_an_address_on_the_command_line_is_unpacked_or_refused_in_one_line(
+    two_models: Path, web: str, tmp_path: Path
+) -> None:
+    pack(two_models)
+    run = CliRunner()
+    done = run.invoke(main, ["unpack", f"{web}/model.hastenz", "--out", str(tmp_path / "b.hasten")])
+    assert done.exit_code == 0, done.output
+    assert _same(tmp_path / "b.hasten", two_models)
+    with pytest.raises(InputError, match="is an address, which only"):
+        places([f"m={web}/model.hastenz"])
+
+
+def test_only_an_older_packed_bundle_is_replaced(two_models: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"notes\.txt exists and is no packed bundle"):
+        pack(two_models, tmp_path / "notes.txt")
+    pack(two_models)
+    pack(two_models)
+
+
+def test_a_server_takes_a_packed_bundle(two_models: Path) -> None:
+    packed = pack(two_models).path
+    assert places([str(packed)]) == [("model", "1", packed)]
+    opened = open_bundle(packed, ModelSettings(most_rows=1))
+    try:
+        assert opened.path == packed
+        assert opened.standby is not None
+    finally:
+        opened.close()
+
+
+def test_the_commands(two_models: Path, tmp_path: Path) -> None:
+    run = CliRunner()
+    packed = run.invoke(main, ["pack", str(two_models)])
+    assert packed.exit_code == 0, packed.output
+    assert "less than the" in packed.output
+    assert "answers take as long as before" in packed.output
+    shown = run.invoke(main, ["inspect", str(tmp_path / "model.hastenz")])
+    assert "all intact" in shown.output
+    again = run.invoke(
+        main, ["unpack", str(tmp_path / "model.hastenz"), "--out", str(tmp_path / "b.hasten")]
+    )
+    assert again.exit_code == 0, again.output
+    assert _same(tmp_path / "b.hasten", two_models)
+    missing = run.invoke(main, ["unpack", str(tmp_path / "none.hastenz")])
+    assert missing.exit_code == 2
+    assert "no packed bundle at" in missing.output

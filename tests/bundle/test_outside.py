@@ -1,0 +1,251 @@
+"""A bundle answers from its own files alone, as they were when they were checked."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+from onnxruntime import SessionOptions
+from tests.support import models
+from tests.support.bundles import built, forge, stated
+
+from hasten.bundle import artifact_of, load, read, write
+from hasten.bundle.packing.writer import pack
+from hasten.engines.base import Engine
+from hasten.engines.external_data import external_locations
+from hasten.engines.litert.engine import LiteRt
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.engines.openvino.engine import OpenVino
+from hasten.errors import CandidateError, IntegrityError
+
+_SIZE = 256
+_GATHERS = (
+    '<ir_version: 10, opset_import: ["" : 20]> m (int64[b, 1] x) => (float[b, 1, 256] y) '
+    "<float[256, 256] w> { y = Gather(w, x) }"
+)
+_PLACE = np.full((1, 1), 7)
+
+
+@pytest.fixture
+def external(tmp_path: Path) -> Path:
+    model = models.built(tmp_path / "m", _GATHERS, external=True)
+    part = built(tmp_path, model.path, OnnxRuntime(threads=1))
+    write(tmp_path / "model.hasten", stated(part, part), {})
+    return tmp_path / "model.hasten"
+
+
+def _secret(bundle: Path, location: str, engine: str = "") -> None:
+    """Point a bundle's weights elsewhere, with all its sums made to fit."""
+    file = bundle / "model" / "model.onnx"
+    proto = onnx.load(str(file), load_external_data=False)
+    (tensor,) = proto.graph.initializer
+    for entry in tensor.external_data:
+        if entry.key == "location":
+            entry.value = location
+
+    def change(record: dict[str, Any]) -> None:
+        for part in ("winner", "exact"):
+            record[part]["artifact"]["files"] = []
+            if engine:
+                record[part]["engine"] = {**record[part]["engine"], "type": engine}
+        del record["files"]["model/model.data"]
+
+    forge(bundle, change, {"model/model.onnx": proto.SerializeToString()})
+
+
+@pytest.mark.parametrize("which", ["beside", "above", "absolute", "link", "memory"])
+def test_weights_outside_the_listed_files_are_refused(
+    external: Path, tmp_path: Path, which: str
+) -> None:
+    secret = tmp_path / "secret"
+    (external / "model" / "model.data").rename(secret)
+    location = {
+        "beside": "unlisted.data",
+        "above": "../../secret",
+        "absolute": str(secret),
+        "link": "linked.data",
+        "memory": "*/_ORT_MEM_ADDR_/*",
+    }[which]
+    (external / "model" / "unlisted.data").write_bytes(secret.read_bytes())
+    (external / "model" / "linked.data").symlink_to(secret)
+    _secret(external, location)
+    said = (
+        f"{external}/model/model.onnx: its weights are said to lie in {location!r:.100}, which is not "
+        "among the bundle's files for this model"
+    )
+    for path in (external, pack(external).path):
+        with pytest.raises(IntegrityError) as error:
+            load(path)
+        assert str(error.value).split(": ", 1)[1] == said.split(": ", 1)[1]
+    manifest = read(external)
+    with pytest.raises(IntegrityError):  # as bench, certify and profile open it, too
+        artifact_of(external, manifest.winner, manifest, ())
+
+
+def test_weights_beside_an_ir_that_are_not_listed_are_not_read(tmp_path: Path) -> None:
+    bundle = _bundle(tmp_path, OpenVino(threads=1))
+
+    def change(record: dict[str, Any]) -> None:
+        for part in ("winner", "exact"):
+            record[part]["artifact"]["files"] = []
+        del record["files"]["model/model.bin"]
+
+    forge(bundle, change)
+    with pytest.raises(CandidateError):
+        load(bundle, cache=False)
+
+
+def test_a_location_is_found_however_it_is_hidden() -> None:
+    where = onnx.StringStringEntryProto(key="location", value="../x")
+    tensor = TensorProto(name="w", external_data=[where])
+    constant = onnx.NodeProto(attribute=[onnx.AttributeProto(name="value", t=tensor)])
+    inner = onnx.GraphProto(node=[constant])
+    branch = onnx.NodeProto(attribute=[onnx.AttributeProto(name="then_branch", g=inner)])
+    sparse = onnx.SparseTensorProto(values=tensor)
+    plain = onnx.ModelProto(ir_version=10, graph=onnx.GraphProto(initializer=[tensor]))
+    hidden = [
+        plain,
+        onnx.ModelProto(graph=onnx.GraphProto(node=[branch])),
+        onnx.ModelProto(graph=onnx.GraphProto(sparse_initializer=[sparse])),
+        onnx.ModelProto(functions=[onnx.FunctionProto(node=[constant])]),
+        onnx.ModelProto(training_info=[onnx.TrainingInfoProto(algorithm=inner)]),
+    ]
+    for model in hidden:
+        assert external_locations(model.SerializeToString()) == {"../x"}
+    whole = plain.SerializeToString()
+    group = b"\xa3\x06\x3a\x02\x08\x01\xa4\x06"  # an unknown field, as a group
+    odd = b"\x38\x05"  # the graph's number with the type of an integer
+    damaged = whole + b"\x3a\xff\x7f"
+    wide = whole.replace(b"\x3a", b"\xba\x80\x80\x80\x10", 1)  # bits that parsers drop
+    for changed in (group + whole, odd + whole, damaged, wide):
+        assert external_locations(changed) == {"../x"}
+    assert external_locations(np.random.default_rng(0).bytes(1 << 16)) == set()
+
+
+def test_a_file_nested_without_end_is_refused_at_once() -> None:
+    data = onnx.StringStringEntryProto(key="location", value="x").SerializeToString()
+    for _ in range(60):
+        graph = onnx.GraphProto()
+        attribute = onnx.AttributeProto(name="location", type=onnx.AttributeProto.GRAPH)
+        node = onnx.NodeProto(name="location").SerializeToString()
+        inside = _field(6, data) + attribute.SerializeToString()
+        data = _field(1, node + _field(5, inside)) + graph.SerializeToString()
+    with pytest.raises(IntegrityError) as error:
+        external_locations(_field(7, data))
+    assert str(error.value) == "messages are nested more than 100 deep"
+
+
+def _field(number: int, data: bytes) -> bytes:
+    size, length = len(data), b""
+    while size > 127:
+        length, size = length + bytes([size & 127 | 128]), size >> 7
+    return bytes([number << 3 | 2]) + length + bytes([size]) + data
+
+
+# -- files that change while they serve
+
+
+def _bundle(folder: Path, engine: Engine) -> Path:
+    external = isinstance(engine, OnnxRuntime)
+    model = models.built(folder / "m", _GATHERS, external=external)
+    part = built(folder, model.path, engine)
+    write(folder / "model.hasten", stated(part, part), {})
+    return folder / "model.hasten"
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("engine", [OnnxRuntime(threads=1), OpenVino(threads=1), LiteRt(threads=1)])
+def test_answers_stay_where_files_are_overwritten_or_cut_short(
+    tmp_path: Path, engine: Engine, cached: bool
+) -> None:
+    bundle = _bundle(tmp_path, engine)
+    cache = tmp_path / "cache" if cached else False
+    if cached:
+        load(bundle, cache=cache).close()
+    with load(bundle, cache=cache, sessions=2) as loaded:
+        before = loaded(_PLACE)["y"]
+        for file in (bundle / "model").iterdir():
+            with file.open("r+b") as opened:
+                opened.write(bytes(file.stat().st_size))
+        np.testing.assert_array_equal(loaded(_PLACE)["y"], before)
+        for file in (bundle / "model").iterdir():
+            os.truncate(file, 0)
+        np.testing.assert_array_equal(loaded(_PLACE)["y"], before)
+
+
+def test_a_later_session_is_not_opened_from_changed_files(external: Path) -> None:
+    with load(external, cache=False, sessions=2) as loaded:
+        y = np.empty((1, 1, _SIZE), np.float32)
+        data = external / "model" / "model.data"
+        data.write_bytes(bytes(data.stat().st_size))
+        with pytest.raises(IntegrityError) as error:
+            loaded.bind({"x": _PLACE}, {"y": y})
+        assert str(error.value) == f"{data} was changed after it was written"
+        assert loaded(_PLACE)["y"].any()
+
+
+def test_external_weights_of_a_packed_bundle_are_read(external: Path) -> None:
+    with load(external, cache=False) as one, load(pack(external).path, cache=False) as other:
+        np.testing.assert_array_equal(one(_PLACE)["y"], other(_PLACE)["y"])
+        assert other(_PLACE)["y"].any()
+
+
+HELD = """
+import gc, json, sys
+from hasten.bundle import load
+from hasten.core.memory_folder import SealedFile
+with load(sys.argv[1], cache=False) as one, load(sys.argv[1], cache=False) as two:
+    gc.collect()
+    maps = [line.split() for line in open("/proc/self/maps")]
+    held = {line[4] for line in maps if line[5:] and line[5].startswith("/memfd:hasten")}
+    print(json.dumps([len(SealedFile._all), len(held)]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("engine", "held"),
+    [(OpenVino(threads=1), [2, 1]), (LiteRt(threads=1), [1, 1])],
+)
+def test_a_copy_is_held_once_and_only_where_it_is_mapped(
+    tmp_path: Path, engine: Engine, held: list[int]
+) -> None:
+    bundle = _bundle(tmp_path, engine)
+    done = subprocess.run(
+        [sys.executable, "-c", HELD, str(bundle)], check=True, capture_output=True, text=True
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == held
+
+
+SEALED = """
+import fcntl, json, os, sys
+from hasten.bundle import load
+with load(sys.argv[1], cache=False):
+    paths = {n: f"/proc/self/fd/{n}" for n in range(3, 256)}
+    links = {n: os.readlink(path) for n, path in paths.items() if os.path.islink(path)}
+    ours = [n for n, link in links.items() if link.startswith("/memfd:hasten")]
+    print(json.dumps(sorted({fcntl.fcntl(n, fcntl.F_GET_SEALS) for n in ours})))
+"""
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_engines_open_is_sealed(tmp_path: Path, packed: bool) -> None:
+    bundle = _bundle(tmp_path, OpenVino(threads=1))
+    command = [sys.executable, "-c", SEALED, str(pack(bundle).path if packed else bundle)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == [15]
+
+
+def test_no_copy_stays_of_what_the_runtime_has_read(external: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HELD, str(external)], check=True, capture_output=True, text=True
+    )
+    sealed, mapped = json.loads(done.stdout.splitlines()[-1])
+    copies = hasattr(SessionOptions, "add_external_initializers_from_files_in_memory")
+    assert sealed == 0
+    assert mapped == 0 or not copies  # versions before 1.24 map external data

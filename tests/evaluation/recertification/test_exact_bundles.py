@@ -1,0 +1,109 @@
+"""`hasten certify` of an exact bundle: it needs no limit, and is held to its word."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from click.testing import CliRunner, Result
+from tests.support import models, recurrent
+from tests.support.bundles import forge
+from tests.support.servers import bundle_of
+
+import hasten
+from hasten.cli import main
+from hasten.core.sequences import Sequences
+from hasten.evaluation.gate import entry_of, summary
+
+
+def rows(folder: Path, count: int = 40, **more: Any) -> Path:
+    x = np.random.default_rng(3).standard_normal((count, 4), dtype=np.float32)
+    np.savez(folder / "new.npz", x=x, **more)
+    return folder / "new.npz"
+
+
+def run(bundle: Path, data: Path, *words: str) -> Result:
+    return CliRunner().invoke(main, ["certify", str(bundle), "--data", str(data), *words])
+
+
+def elsewhere(folder: Path, winner: Path, exact: Path) -> Path:
+    """A bundle that calls itself exact, and whose winner is another file than its exact model."""
+    bundle = bundle_of(folder, winner, exact=exact)
+    forge(bundle, lambda record: record.update(status="exact"))
+    return bundle
+
+
+def test_one_that_serves_its_exact_model_ends_with_0_and_says_so(tmp_path: Path) -> None:
+    ended = run(bundle_of(tmp_path, models.solid(tmp_path)), rows(tmp_path))
+    assert (ended.exit_code, ended.output) == (
+        0,
+        "exact, so it needs no certificate: the bundle serves its exact model itself, and two sessions "
+        "of it answered all 40 samples alike\n",
+    )
+
+
+def test_one_that_answers_as_its_exact_model_ends_with_0(tmp_path: Path) -> None:
+    same = models.solid(tmp_path).rename(tmp_path / "same.onnx")
+    bundle = elsewhere(tmp_path, models.solid(tmp_path), same)
+    ended = run(bundle, rows(tmp_path, labels=np.zeros(40, np.int64)))
+    assert (ended.exit_code, ended.output) == (
+        0,
+        "exact, so it needs no certificate: what the bundle serves answered all 40 samples as its exact "
+        "model does\n",
+    )
+
+
+def test_one_whose_answers_differ_here_ends_with_1_and_says_what_to_do(tmp_path: Path) -> None:
+    bundle = elsewhere(tmp_path, models.solid(tmp_path), models.mirrored(tmp_path))
+    ended = run(bundle, rows(tmp_path))
+    assert (ended.exit_code, ended.output) == (
+        1,
+        "not exact here: 40 of 40 answers differ from the exact model's; optimize again on this machine, "
+        "or give a limit on the drop to test instead\n",
+    )
+
+
+def test_a_pipeline_is_told_that_no_answer_was_to_change(tmp_path: Path) -> None:
+    outcome = hasten.certify(bundle_of(tmp_path, models.solid(tmp_path)), rows(tmp_path))
+    assert summary("b.hasten", outcome).startswith(
+        "## hasten certify: `b.hasten` passed\n\nAsked: that no answer changes. Verdict: **exact** "
+        "(exact).\n\n- exact, so it needs no certificate: "
+    )
+    entry = entry_of("b.hasten", outcome, "abc")
+    assert (entry.verdict, entry.passed, entry.n, entry.estimate) == ("exact", True, 40, 0.0)
+
+
+def test_the_record_counts_answers_and_claims_nothing_of_others(tmp_path: Path) -> None:
+    ended = run(bundle_of(tmp_path, models.solid(tmp_path)), rows(tmp_path, 100), "--json")
+    record = json.loads(ended.stdout)
+    assert (record["kind"], record["itself"]) == ("exact", True)
+    judgement = record["judgement"]
+    assert (judgement["n"], judgement["lost"]) == (100, 0)
+    assert (judgement["confidence"], judgement["bound"]) == (
+        0,
+        1,
+    )  # they may be what it was chosen by
+
+
+def test_a_limit_that_is_given_is_tested_as_of_any_bundle(tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path, models.solid(tmp_path))
+    labels = np.zeros(40, np.int64)
+    assert run(bundle, rows(tmp_path, labels=labels), "--guard", "changed").stderr == (
+        f"hasten: {bundle} has no certificate, so no limit either: give --max-drop\n"
+    )
+
+
+def test_classes_of_whole_sequences_are_compared_step_by_step(tmp_path: Path) -> None:
+    carried = Sequences((("h", "h_out"),), "all")
+    bundle = bundle_of(tmp_path, recurrent.gru(tmp_path), sequences=carried)
+    x, labels = recurrent.sequences(6, 5), np.arange(30).reshape(6, 5) % recurrent.CLASSES
+    outcome = hasten.certify(bundle, {"x": x, "labels": labels}, metric="top1@scores")
+    assert (outcome.passed, outcome.used, outcome.kind) == (True, 6, "exact")
+
+
+def test_labels_by_output_are_read_by_the_metric_of_their_output(tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path, models.solid(tmp_path))
+    labels: dict[str, Any] = {"labels@y": np.zeros(40, np.int64)}
+    data = rows(tmp_path, **labels)
+    outcome = hasten.certify(bundle, data, metric="top1@y")
+    assert (outcome.passed, outcome.used) == (True, 40)

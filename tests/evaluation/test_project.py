@@ -1,0 +1,167 @@
+import ast
+import contextlib
+import importlib.util
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import yaml
+from click.testing import CliRunner
+from tests.support.quick import quick_runs
+
+from hasten.cli import main
+from hasten.errors import InputError
+from hasten.evaluation.project import init
+from hasten.testing import models
+
+
+def filled_in(folder: Path) -> None:
+    """Fill in `samples` as its line says, with labels that are none."""
+    script = folder / "data.py"
+    lines = [line for line in script.read_text().splitlines() if "raise InputError" not in line]
+    script.write_text("\n".join(lines).replace("yield inputs, label ", "yield inputs "))
+
+
+def samples_of(folder: Path) -> list[dict[str, np.ndarray]]:
+    spec = importlib.util.spec_from_file_location("project_data", folder / "data.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return list(module.samples())
+
+
+def test_a_project_holds_a_data_script_with_the_models_own_inputs(tmp_path: Path) -> None:
+    place = init(str(models.two_inputs(tmp_path)), tmp_path / "project")
+    assert sorted(str(p.relative_to(place)) for p in place.rglob("*") if p.is_file()) == [
+        ".github/workflows/hasten.yml",
+        "Makefile",
+        "data.py",
+    ]
+    assert "\nMODEL = ../two_inputs.onnx\n" in (place / "Makefile").read_text()
+    filled_in(place)
+    first = samples_of(place)[0]
+    assert {name: (array.shape, str(array.dtype)) for name, array in first.items()} == {
+        "features": ((8,), "float32"),
+        "ids": ((3,), "int64"),
+    }
+    workflow = yaml.safe_load((place / ".github/workflows/hasten.yml").read_text())
+    assert workflow["jobs"]["certify"]["steps"][-1]["with"]["data"] == "data.py:new_samples"
+
+
+def test_the_data_script_says_what_is_to_be_filled_in(tmp_path: Path) -> None:
+    model = models.linear_classifier(tmp_path)
+    place = init(str(model), tmp_path / "project")
+    data = f"{place}/data.py:samples"
+    result = CliRunner().invoke(main, ["optimize", str(model), "--data", data])
+    assert result.exit_code == 2
+    assert result.stderr.removeprefix("preparing ...\n") == (
+        "hasten: data.py: samples is still to be filled in; delete this line then\n"
+    )
+
+
+def test_make_runs_a_first_try_without_data(tmp_path: Path) -> None:
+    place = init(str(models.linear_classifier(tmp_path)), tmp_path / "project")
+    command = f"{sys.executable} -m tests.support.quick"
+    done = subprocess.run(
+        ["make", "-n", "-C", str(place), "try", f"HASTEN={command}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    asked = done.stdout.split("tests.support.quick ")[1].split("\n")[0].split()
+    assert asked[:2] == ["optimize", "../linear_classifier.onnx"]
+    asked = [word for word in asked if word not in ("--effort", "quick")]  # quicker still
+    with quick_runs(), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        result = CliRunner().invoke(main, [*asked, "--engine", "onnxruntime"])
+    assert result.exit_code == 0, result.output
+    assert (place / "first-try.hasten" / "manifest.json").exists()
+
+
+def test_open_axes_are_named_in_the_data_script(tmp_path: Path) -> None:
+    text = "open_axes (float[batch, 3, height, width] x) => (float[batch, 3, height, width] y) { y = Relu(x) }"
+    place = init(str(models.write(tmp_path / "m.onnx", text, {})), tmp_path / "project")
+    line = next(one for one in (place / "data.py").read_text().splitlines() if "'x'" in one)
+    assert line.strip() == (
+        "'x': np.zeros((3, 224, 224), 'float32'),  # axis 1 is open (height), axis 2 is open (width)"
+    )
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    model = models.linear_classifier(tmp_path)
+    (tmp_path / "project").mkdir()
+    result = CliRunner().invoke(main, ["init", str(model), "--out", str(tmp_path / "project")])
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"hasten: {tmp_path}/project exists already: give another folder, or move it away\n"
+    )
+    assert not list((tmp_path / "project").iterdir())
+
+
+def test_a_place_that_cant_be_written_leaves_nothing(tmp_path: Path) -> None:
+    model = models.linear_classifier(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        InputError, match=rf"^can't write {tmp_path}/file/project: Not a directory$"
+    ):
+        init(str(model), tmp_path / "file" / "project")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "linear_classifier.onnx"]
+
+
+def test_nothing_in_a_model_is_code_in_its_project(tmp_path: Path) -> None:
+    witness = tmp_path / "witness"
+    harm = f"{chr(10)}import pathlib; pathlib.Path({str(witness)!r}).touch(){chr(10)}#"
+    model = onnx.load(models.linear_classifier(tmp_path))
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_param = f"width{harm}"
+    for node in model.graph.node:
+        node.input[:] = [
+            'x"""' if name == model.graph.input[0].name else name for name in node.input
+        ]
+    model.graph.input[0].name = 'x"""'
+    (tmp_path / "inner").mkdir()
+    path = (
+        tmp_path
+        / "inner"
+        / f'a"""; import pathlib; pathlib.Path("{witness.name}").touch(); """ <<inputs>>.onnx'
+    )
+    onnx.save(model, path)
+    place = init(str(path), tmp_path / "project")
+    filled_in(place)
+    with contextlib.chdir(tmp_path):
+        samples_of(place)
+    assert not witness.exists()
+    assert path.name in (ast.get_docstring(ast.parse((place / "data.py").read_text())) or "")
+
+
+@pytest.mark.parametrize(
+    "name", ["a # b", "$(shell touch witness)", "a\\#'b", "`touch witness`", "a\\"]
+)
+def test_make_asks_for_the_model_whatever_its_name_is(tmp_path: Path, name: str) -> None:
+    path = tmp_path / f"{name}.onnx"
+    models.linear_classifier(tmp_path).rename(path)
+    place = init(str(path), tmp_path / "project")
+    show = f"{shlex.quote(sys.executable)} -c 'import sys; print(sys.argv[2:])'"
+    done = subprocess.run(
+        ["make", "-s", "-C", str(place), "plan", "try", f"HASTEN={show}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert repr(f"../{name}.onnx") in done.stdout
+    assert not (place / "witness").exists()
+
+
+def test_a_name_of_several_lines_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a\nall:\n\ttouch witness\n.onnx"
+    models.linear_classifier(tmp_path).rename(path)
+    with pytest.raises(InputError) as error:
+        init(str(path), tmp_path / "project")
+    assert str(error.value) == (
+        f"{str(path)!r} has control characters, which a Makefile can't hold: rename the model"
+    )
+    assert not (tmp_path / "project").exists()

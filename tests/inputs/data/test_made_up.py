@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+
+from hasten.core.tensors import TensorSpec
+from hasten.errors import InputError
+from hasten.inputs.data.made_up import Plan, make_up, plans
+
+IDS = TensorSpec("input_ids", "int64", ("batch", "sequence"))
+MASK = TensorSpec("attention_mask", "int64", ("batch", "sequence"))
+
+
+def test_open_axes_of_one_name_get_one_size() -> None:
+    made = make_up((IDS, MASK), plans((IDS, MASK))[0], {"input_ids": 50}, 8, 0)
+    assert made["input_ids"].shape == made["attention_mask"].shape == (8, 64)
+
+
+def test_numbers_stay_below_the_rows_of_their_table_and_masks_are_ones() -> None:
+    made = make_up((IDS, MASK), Plan({"sequence": 400}), {"input_ids": 5}, 64, 0)
+    assert made["input_ids"].dtype == np.int64
+    assert set(np.unique(made["input_ids"])) == {0, 1, 2, 3, 4}
+    assert set(np.unique(made["attention_mask"])) == {1}
+
+
+def test_integers_without_a_known_table_are_0_and_1() -> None:
+    made = make_up((IDS,), Plan({"sequence": 400}), {}, 8, 0)
+    assert set(np.unique(made["input_ids"])) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("shape", "made"), [(("n", 3, "h", "w"), (3, 224, 224)), (("n", "h", "w", 3), (224, 224, 3))]
+)
+def test_open_pictures_are_as_large_as_most(shape: tuple[int | str, ...], made: object) -> None:
+    spec = TensorSpec("x", "float32", shape)
+    assert make_up((spec,), plans((spec,))[0], {}, 4, 0)["x"].shape == (4, *made)  # type: ignore[misc]
+
+
+def test_a_model_of_one_batch_size_gets_whole_batches() -> None:
+    spec = TensorSpec("x", "float32", (8, 3))
+    assert make_up((spec,), Plan({}), {}, 5, 0)["x"].shape == (5, 8, 3)
+
+
+def test_a_single_number_cant_be_made_up() -> None:
+    with pytest.raises(
+        InputError,
+        match=r"^input 'sr' is a single number, and a made-up one may take a branch that no real request "
+        r"takes: give data= with it$",
+    ):
+        plans((TensorSpec("x", "float32", ("batch", 8)), TensorSpec("sr", "int64", ())))
+
+
+def test_a_sample_too_large_to_make_up() -> None:
+    with pytest.raises(
+        InputError,
+        match=r"^a made-up sample of this model would take 4,000 MiB: give data=$",
+    ):
+        make_up((TensorSpec("x", "float32", (1, 1000, 1 << 20)),), Plan({}), {}, 4, 0)

@@ -1,0 +1,138 @@
+"""A .keras file from a stranger: refused before keras reads it, so no test here needs keras but for two."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hasten.errors import InputError
+from hasten.inputs.models.source import find_model
+
+ADVICE = (
+    ", by which loading it could run code or touch other files: if you trust it, ask with trust_code=True, "
+    "or load it in a my.py and give my.py:model"
+)
+INPUT: dict[str, Any] = {
+    "module": "keras.layers",
+    "class_name": "InputLayer",
+    "config": {"batch_shape": [None, 4], "name": "x", "dtype": "float32"},
+    "registered_name": None,
+    "name": "x",
+    "inbound_nodes": [],
+}
+POLICY: dict[str, Any] = {"module": "keras", "class_name": "DTypePolicy", "config": {}}
+
+
+def layer(name: str, *, module: Any = "keras.layers", **config: Any) -> dict[str, Any]:
+    return {"module": module, "class_name": name, "config": {"name": "l", **config}}
+
+
+def called(layer: dict[str, Any], **inputs: Any) -> dict[str, Any]:
+    nodes = [{"args": [], "kwargs": inputs}]
+    return layer | {"name": "l", "registered_name": None, "inbound_nodes": nodes}
+
+
+def written(path: Path, *layers: dict[str, Any], more: dict[str, bytes] | None = None) -> Path:
+    """Write a model whose answer is its input, with more layers."""
+    ends: dict[str, Any] = {"input_layers": [["x", 0, 0]], "output_layers": [["x", 0, 0]]}
+    model = {
+        "module": "keras.src.models.functional",
+        "class_name": "Functional",
+        "config": {"name": "m", "layers": [INPUT, *layers], **ends},
+        "registered_name": "Functional",
+        "compile_config": {"loss": {"module": "mine", "class_name": "function", "config": "f"}},
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", json.dumps(model))
+        archive.writestr("metadata.json", json.dumps({"keras_version": "3.9.0"}))
+        archive.writestr("model.weights.h5", b"")
+        for name, content in (more or {}).items():
+            archive.writestr(name, content)
+    return path
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(InputError) as error:
+        find_model(str(path))
+    return str(error.value)
+
+
+def planting(tmp_path: Path) -> dict[str, Any]:
+    """A layer by which keras 3.9 and 3.10 copied any file or address to a place of the file's choice."""
+    (tmp_path / "source").write_text("planted")
+    (tmp_path / "cache").mkdir()
+    function = {"module": "keras.utils", "class_name": "function", "config": "get_file"}
+    arguments = {
+        "origin": (tmp_path / "source").as_uri(),
+        "cache_dir": str(tmp_path / "cache"),
+        "cache_subdir": ".",
+    }
+    lambda_ = layer(
+        "Lambda", function=function | {"registered_name": "get_file"}, arguments=arguments
+    )
+    return called(lambda_, inputs="planted")
+
+
+def test_a_function_of_keras_plants_no_file(tmp_path: Path) -> None:
+    path = written(tmp_path / "m.keras", planting(tmp_path))
+    said = refusal(path)
+    assert not list((tmp_path / "cache").iterdir())
+    assert said == f"{path} has an object of the class 'Lambda' from 'keras.layers'{ADVICE}"
+
+
+def harmful(name: str) -> dict[str, Any]:
+    function = {"module": "keras.config", "class_name": "function", "config": "x"}
+    return {
+        "function": layer("Activation", activation=function),
+        "get_file": layer("get_file", module="keras.utils"),
+        "utils.get_file": layer("utils.get_file", module="keras"),
+        "load_model": layer("load_model", module="keras.models"),
+        "TorchModuleWrapper": layer("TorchModuleWrapper"),
+        "TFSMLayer": layer("TFSMLayer", filepath="/elsewhere"),
+        "Popen": layer("Popen", module="subprocess"),
+        "__lambda__": layer("Activation", activation={"class_name": "__lambda__", "config": {}}),
+        "__typespec__": layer("InputLayer", type={"class_name": "__typespec__", "config": []}),
+        "Wrapped": layer("Wrapped", module=["keras"]),
+    }[name]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("function", "get_file", "utils.get_file", "load_model", "TorchModuleWrapper"),
+        *("TFSMLayer", "Popen", "__lambda__", "__typespec__", "Wrapped"),
+    ],
+)
+def test_what_calls_functions_is_refused_wherever_it_stands(tmp_path: Path, name: str) -> None:
+    path = written(tmp_path / "m.keras", layer("TimeDistributed", layer=[{"inner": harmful(name)}]))
+    said = refusal(path)
+    assert said.startswith(f"{path} has an object of the class {name!r} from ")
+    assert said.endswith(ADVICE)
+
+
+def test_a_vocabulary_in_another_file_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "m.keras", layer("StringLookup", vocabulary="/elsewhere"))
+    assert refusal(path) == f"{path} has a vocabulary in the file '/elsewhere'{ADVICE}"
+
+
+def test_a_file_that_keras_doesnt_write_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "m.keras", more={"model.weights.npz": b""})
+    assert refusal(path) == f"{path} has the file 'model.weights.npz'{ADVICE}"
+
+
+@pytest.mark.parametrize("content", [b"no archive", b"PK\x05\x06" + bytes(18)])
+def test_another_kind_of_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m.keras").write_bytes(content)
+    assert refusal(tmp_path / "m.keras") == (
+        f"{tmp_path / 'm.keras'} can't be loaded as a Keras model: it is no archive with a config.json"
+    )
+
+
+def test_plain_models_go_on_to_keras(tmp_path: Path) -> None:
+    from hasten.inputs.models.keras_archive import check
+
+    nested = layer("Bidirectional", layer=layer("GRU", dtype=POLICY))
+    operation = layer("Add", module="keras.src.ops.numpy")
+    check(written(tmp_path / "m.keras", nested, operation, layer("TextVectorization")))

@@ -1,0 +1,100 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hasten.errors import InputError
+from hasten.inputs.models import named
+from hasten.inputs.models.source import find_model, load_model, stated_pipeline
+from hasten.inputs.pipeline.image import CenterCrop
+
+torch = pytest.importorskip("torch", reason="needs the extra torch")
+timm = pytest.importorskip("timm")
+SMALL = "test_resnet"
+
+
+def refused(name: str) -> str:
+    with pytest.raises(InputError) as error:
+        find_model(name)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_name_without_weights_is_refused() -> None:
+    assert refused(f"timm:{SMALL}") == (
+        f"timm:{SMALL} names no weights: give a file of them, timm:{SMALL}@weights.safetensors, or "
+        f"timm:{SMALL}@random for random ones, which tell the speed and answer nothing; pretrained ones of "
+        "the library come by a my.py of yours"
+    )
+
+
+def test_random_weights_are_said() -> None:
+    module = find_model("torchvision:squeezenet1_1@random")
+    assert not module.training
+    assert module.hasten_notes == (
+        "the weights of torchvision:squeezenet1_1 are random: its speed is right, its answers mean nothing",
+    )
+    pipeline = stated_pipeline(module)
+    assert pipeline is not None
+    assert CenterCrop(224) in pipeline.steps
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_of_a_file_are_the_models_with_their_number_of_classes(
+    tmp_path: Path, suffix: str
+) -> None:
+    own = timm.create_model(SMALL, num_classes=7).eval()
+    path = tmp_path / f"weights{suffix}"
+    if suffix == ".pth":
+        torch.save({"state_dict": own.state_dict()}, path)
+    else:
+        from safetensors.torch import save_file
+
+        save_file(own.state_dict(), path)
+    module = find_model(f"timm:{SMALL}@{path}")
+    x = torch.ones(1, 3, 64, 64)
+    assert torch.equal(module(x), own(x))
+    assert module.hasten_notes == ()
+
+
+def test_a_named_model_needs_no_data_to_be_exported(tmp_path: Path) -> None:
+    model = load_model(find_model(f"timm:{SMALL}@random"), None, tmp_path)
+    assert model.inputs[0].shape == ("batch", 3, 160, 160)
+
+
+def pickled(path: Path) -> None:
+    torch.save(torch.nn.Linear(1, 1), path)
+
+
+def other(path: Path) -> None:
+    torch.save({"weight": torch.ones(1)}, path)
+
+
+def empty(path: Path) -> None:
+    torch.save({"epoch": 3}, path)
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (pickled, "can't be read as weights, without running code of its own: "),
+        (other, "the weights don't fit the model: "),
+        (empty, "holds no weights by name: save the module's state_dict()"),
+    ],
+)
+def test_files_that_hold_no_weights_of_the_model(tmp_path: Path, write: Any, said: str) -> None:
+    write(tmp_path / "w.pth")
+    assert said in refused(f"timm:{SMALL}@{tmp_path / 'w.pth'}")
+
+
+def test_names_that_arent_there(tmp_path: Path) -> None:
+    assert refused("timm:resnet18x").startswith(f"timm {timm.__version__} has no model 'resnet18x'")
+    assert refused("torchvision:squeezenet9") == "torchvision has no model 'squeezenet9'"
+    assert (
+        refused(f"timm:{SMALL}@{tmp_path}/no.pth") == f"no such file of weights: {tmp_path}/no.pth"
+    )
+
+
+def test_other_names_are_left_to_others() -> None:
+    assert not named.is_named("my.py:net")
+    assert not named.is_named("model.onnx")

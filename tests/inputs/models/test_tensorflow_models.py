@@ -1,0 +1,105 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from click.testing import CliRunner
+
+from hasten.cli import main
+from hasten.errors import InputError
+from hasten.inputs.models.source import check_has_program, find_model, load_model, stated_pipeline
+from hasten.inputs.models.tensorflow import TensorFlowModel
+
+X = np.random.default_rng(0).standard_normal((8, 8, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A convolution and a product as a SavedModel, and beside it as a TFLite file."""
+    tf: Any = pytest.importorskip("tensorflow", reason="needs the extra keras")
+    pytest.importorskip("tf2onnx", reason="needs the extra keras")
+    random = np.random.default_rng(0)
+    module = tf.Module()
+    module.kernel = tf.Variable(random.standard_normal((3, 3, 3, 8)).astype(np.float32))
+    module.weight = tf.Variable(random.standard_normal((8, 4)).astype(np.float32))
+
+    @tf.function(input_signature=[tf.TensorSpec([None, 8, 8, 3], tf.float32, name="image")])  # type: ignore[untyped-decorator]
+    def answer(image: Any) -> Any:
+        maps = tf.nn.relu(tf.nn.conv2d(image, module.kernel, 1, "SAME"))
+        return {"scores": tf.matmul(tf.reduce_mean(maps, [1, 2]), module.weight)}
+
+    module.answer = answer
+    folder = tmp_path_factory.mktemp("tensorflow") / "saved"
+    tf.saved_model.save(module, str(folder), signatures=answer)
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(folder))
+    folder.with_name("model.tflite").write_bytes(converter.convert())
+    return folder
+
+
+@pytest.mark.parametrize("sample", [None, {"anything": X}])
+def test_a_saved_model_is_converted_with_its_own_names(
+    saved: Path, sample: Any, tmp_path: Path
+) -> None:
+    model = load_model(find_model(saved, trust_code=True), sample, tmp_path)
+    assert [str(spec) for spec in model.inputs] == ["image: float32[batch, 8, 8, 3]"]
+    assert [spec.name for spec in model.outputs] == ["scores"]
+
+
+def test_a_tflite_file_answers_as_the_model_it_was_made_from(saved: Path, tmp_path: Path) -> None:
+    answers = []
+    for number, path in enumerate((saved, saved.with_name("model.tflite"))):
+        (tmp_path / str(number)).mkdir()
+        model = load_model(find_model(path, trust_code=True), None, tmp_path / str(number))
+        session = onnxruntime.InferenceSession(str(model.path))
+        answers.append(session.run(None, {"image": np.stack([X, -X])})[0])
+    np.testing.assert_allclose(answers[0], answers[1], atol=1e-5)
+
+
+def test_a_sample_that_doesnt_fit_is_refused(saved: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"^input 'image': the model takes image: float32\[batch, 8"
+    ):
+        load_model(find_model(saved, trust_code=True), {"image": X[:4]}, tmp_path)
+
+
+def test_what_cant_be_converted_is_said_in_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("tf2onnx", reason="needs the extra keras")
+    (tmp_path / "m.tflite").write_bytes(b"no model")
+    with pytest.raises(InputError) as error:
+        load_model(find_model(tmp_path / "m.tflite"), None, tmp_path)
+    said = str(error.value)
+    assert said.startswith(f"tf2onnx can't convert {tmp_path}/m.tflite: ")
+    assert said.endswith(
+        "; leave that operation out of what is saved, or export the model to ONNX yourself"
+    )
+    assert "\n" not in said
+
+
+def test_models_of_tensorflow_are_found_without_importing_it(tmp_path: Path) -> None:
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "saved_model.pb").write_bytes(b"")
+    (tmp_path / "m.tflite").write_bytes(b"")
+    found = find_model(tmp_path / "saved")
+    assert found == TensorFlowModel(tmp_path / "saved", "SavedModel")
+    assert find_model(str(tmp_path / "m.tflite")).kind == "TFLite"
+    assert stated_pipeline(found) is None
+    with pytest.raises(InputError, match=r"not from ONNX: got a SavedModel model; give the torch"):
+        check_has_program(found)
+
+
+def test_a_saved_model_runs_only_where_it_is_trusted(tmp_path: Path) -> None:
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "saved_model.pb").write_bytes(b"")
+    with pytest.raises(InputError) as error:
+        load_model(find_model(tmp_path / "saved"), None, tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path}/saved is a SavedModel, a program that runs while it is converted and can read and write files: "
+        "if you trust it, ask with trust_code=True"
+    )
+    for command in ("optimize", "profile"):
+        refused = CliRunner().invoke(main, [command, str(tmp_path / "saved")])
+        assert refused.stderr.endswith("if you trust it, ask with --trust-code\n")
+        trusted = CliRunner().invoke(main, [command, "--trust-code", str(tmp_path / "saved")])
+        assert trusted.exit_code == 2
+        assert "tf2onnx" in trusted.stderr or "hasten[keras]" in trusted.stderr

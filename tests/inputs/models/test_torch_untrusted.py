@@ -1,0 +1,125 @@
+"""A .pt2 file from a stranger: nothing in it runs, unless it is trusted."""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+torch = pytest.importorskip("torch", reason="needs the extra torch: pip install 'hasten[torch]'")
+
+from hasten.cli import main  # noqa: E402
+from hasten.errors import InputError  # noqa: E402
+from hasten.inputs.models.source import find_model  # noqa: E402
+
+ADVICE = "; if you trust it, ask with trust_code=True, or load it in a my.py and give my.py:model"
+
+
+class Harm:
+    """What a pickle calls when it is read."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.witness,))
+
+
+class Linear(torch.nn.Module):  # type: ignore[misc,name-defined]
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 3)
+
+    def forward(self, features: Any) -> Any:
+        return torch.relu(self.layer(features))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    axis = torch.export.Dim("n")
+    program = torch.export.export(
+        Linear().eval(), (torch.zeros(2, 4),), dynamic_shapes={"features": {0: axis}}
+    )
+    torch.export.save(program, tmp_path / "net.pt2")
+    return tmp_path / "net.pt2"
+
+
+def rewrite(path: Path, changed: Callable[[str, bytes], bytes]) -> None:
+    """Change the records of a program."""
+    with zipfile.ZipFile(path) as old:
+        records = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w") as new:
+        for name, content in records.items():
+            new.writestr(name, changed(name, content))
+
+
+def with_harm_in_a_sample(path: Path, witness: Path) -> None:
+    harm = pickle.dumps(Harm(witness))
+    rewrite(path, lambda name, old: harm if "sample_inputs" in name else old)
+
+
+def with_harm_in_the_program(path: Path, harm: Callable[[Any], None]) -> None:
+    def changed(name: str, content: bytes) -> bytes:
+        if not name.endswith("models/model.json"):
+            return content
+        program = json.loads(content)
+        harm(program)
+        return json.dumps(program).encode()
+
+    rewrite(path, changed)
+
+
+def load(path: Path, **settings: Any) -> str:
+    """Find a model and call it; return why it is refused, or nothing."""
+    try:
+        find_model(str(path), **settings).module()(torch.zeros(2, 4))
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_a_pickle_among_sample_inputs_isnt_read(path: Path, tmp_path: Path) -> None:
+    with_harm_in_a_sample(path, tmp_path / "witness")
+    said = load(path)
+    assert not (tmp_path / "witness").exists()
+    assert said.startswith(f"{path} can't be loaded without running code that it brings: ")
+    assert said.endswith(ADVICE)
+    assert "\n" not in said
+
+
+def test_a_guard_isnt_evaluated(path: Path, tmp_path: Path) -> None:
+    code = f"__import__('pathlib').Path({str(tmp_path / 'witness')!r}).touch() or True"
+    with_harm_in_the_program(path, lambda program: program.update(guards_code=[code]))
+    assert load(path) == ""
+    assert not (tmp_path / "witness").exists()
+
+
+def test_an_operator_of_another_library_is_refused(path: Path) -> None:
+    def harm(program: Any) -> None:
+        program["graph_module"]["graph"]["nodes"][0]["target"] = "torch.os.system"
+
+    with_harm_in_the_program(path, harm)
+    assert load(path) == (
+        f"{path} can't be loaded without running code that it brings: a program may only call torch's "
+        "operators, and net.pt2 has the target 'torch.os.system', which could run other code: build it "
+        f"again from the model{ADVICE}"
+    )
+
+
+def test_a_program_that_is_trusted_is_read_as_torch_reads_it(path: Path, tmp_path: Path) -> None:
+    with_harm_in_a_sample(path, tmp_path / "witness")
+    load(path, trust_code=True)
+    assert (tmp_path / "witness").exists()
+
+
+def test_the_command_refuses_it_in_one_line(path: Path, tmp_path: Path) -> None:
+    with_harm_in_a_sample(path, tmp_path / "witness")
+    asked = ["optimize", str(path), "--out", str(tmp_path / "b.hasten")]
+    result = CliRunner().invoke(main, asked)
+    assert result.exit_code == 2
+    assert not (tmp_path / "witness").exists()
+    assert "ask with --trust-code, or" in result.stderr

@@ -1,0 +1,102 @@
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from hasten.errors import InputError
+from hasten.inputs.models.source import find_model, load_model
+
+torch = pytest.importorskip("torch", reason="needs the extra torch")
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated; its files aren't gone
+
+X = np.random.default_rng(0).standard_normal((3, 8, 8)).astype(np.float32)
+
+
+class Net(torch.nn.Module):  # type: ignore[misc,name-defined]
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
+        return torch.relu(self.conv(x)).mean((2, 3))
+
+
+class Branching(torch.nn.Module):  # type: ignore[misc,name-defined]
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
+        if bool(x.sum() > 0):
+            return x * 2
+        return -x
+
+
+class OneBatch(torch.nn.Module):  # type: ignore[misc,name-defined]
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
+        return x.reshape(1, 192)
+
+
+def saved(module: torch.nn.Module, path: Path, *, traced: bool = False) -> Path:  # type: ignore[name-defined]
+    module.eval()
+    script = torch.jit.trace(module, torch.ones(1, 3, 8, 8)) if traced else torch.jit.script(module)
+    script.save(str(path))
+    return path
+
+
+@pytest.mark.parametrize("traced", [True, False])
+def test_a_file_of_torchscript_is_exported_with_an_open_batch(tmp_path: Path, traced: bool) -> None:
+    torch.manual_seed(0)
+    net = Net()
+    path = saved(net, tmp_path / "net.pt", traced=traced)
+    model = load_model(find_model(path), {"data": X}, tmp_path)
+    assert [str(spec) for spec in model.inputs] == ["x: float32[batch, 3, 8, 8]"]
+    x = np.stack([X, -X, X / 2])
+    (answer,) = onnxruntime.InferenceSession(str(model.path)).run(None, {"x": x})
+    np.testing.assert_allclose(answer, net(torch.from_numpy(x)).detach().numpy(), atol=1e-5)
+
+
+def test_a_branch_in_torchscript_stays_a_branch(tmp_path: Path) -> None:
+    path = saved(Branching(), tmp_path / "net.pt")
+    model = load_model(find_model(path), {"x": np.ones(4, np.float32)}, tmp_path)
+    session = onnxruntime.InferenceSession(str(model.path))
+    (answer,) = session.run(None, {"x": -np.ones((1, 4), np.float32)})
+    assert answer.tolist() == [[1, 1, 1, 1]]
+
+
+def test_a_batch_that_cant_be_open_is_1_and_the_file_says_why(tmp_path: Path) -> None:
+    path = saved(OneBatch(), tmp_path / "net.pt")
+    model = load_model(find_model(path), {"x": X}, tmp_path)
+    assert model.inputs[0].shape == (1, 3, 8, 8)
+    (note,) = (p.value for p in onnx.load(model.path).metadata_props if p.key == "hasten.batch")
+    assert note.startswith("1: the model can't run x float32[2, 3, 8, 8]: ")
+
+
+def test_a_sample_that_doesnt_fit_is_refused(tmp_path: Path) -> None:
+    path = saved(Net(), tmp_path / "net.pt")
+    with pytest.raises(InputError, match=r"^the model can't run x float32\[1, 2\]: [^\n]+$"):
+        load_model(find_model(path), {"x": np.ones(2, np.float32)}, tmp_path)
+
+
+def test_an_operator_without_onnx_is_named(tmp_path: Path) -> None:
+    class Odd(torch.nn.Module):  # type: ignore[misc,name-defined]
+        def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
+            return torch.special.bessel_j0(x)
+
+    path = saved(Odd(), tmp_path / "net.pt", traced=True)
+    with pytest.raises(InputError) as error:
+        load_model(find_model(path), {"x": X}, tmp_path)
+    assert "\n" not in str(error.value)
+    assert "bessel_j0" in str(error.value)
+    assert str(error.value).endswith(
+        "export the module that it was made from (my.py:model), or torch.export's program of it"
+    )
+
+
+def test_weights_alone_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    torch.save(Net().state_dict(), path)
+    with pytest.raises(InputError) as error:
+        find_model(path)
+    assert str(error.value) == (
+        f"{path} holds weights without the network that they are of: build it in a my.py, load them there "
+        "and give my.py:model; or name it, as in timm:resnet18@weights.safetensors"
+    )

@@ -1,0 +1,37 @@
+"""A host that is too busy for all of its threads: what ships is compared with the default engine on them all."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.support.quick import quick_runs
+
+import hasten
+from hasten.bundle import read
+from hasten.core.target import Target
+from hasten.reporting.summary import summary
+from hasten.testing import models
+
+
+def test_the_first_comparison_is_with_the_default_engine_on_its_own_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with quick_runs():  # on one processor, which can't run two threads at once
+        two = dataclasses.replace(Target.host(), threads=2)
+        monkeypatch.setattr(Target, "host", lambda: two)
+        result = hasten.optimize(
+            models.linear_classifier(tmp_path),
+            np.random.default_rng(0).standard_normal((300, 16), dtype=np.float32),
+            out=tmp_path / "b.hasten",
+            engines=("tests.support.rivals:Rival",),
+            max_drop=0.05,
+        )
+    assert (result.status, result.threads, result.default_threads) == ("certified", 1, 2)
+    assert result.on_all is not None
+    assert result.on_all.high < 1
+    assert result.shipped_threads == read(result.bundle).target.threads
+    first, *others = summary(result)[1:]
+    assert " on the 2 threads that it takes by itself; the bundle runs on " in first
+    assert any(line.startswith("In the table: both had 1 thread, on which ") for line in others)
+    assert not any(line.startswith("Note: on this busy host") for line in others)

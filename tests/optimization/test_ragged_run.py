@@ -1,0 +1,141 @@
+"""Whole runs on samples that differ in shape, and what is made of them: bundles, checks, servers."""
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from tests.support import ragged
+from tests.support.quick import quick_runs
+
+import hasten
+from hasten.bundle import read
+from hasten.core.tensors import Array
+from hasten.errors import InputError
+from hasten.reporting.result import Result
+
+SHAPES = "dimension 1 of ids and mask from 3 to 24 (median 8, nine in ten up to 15)"
+
+
+@pytest.fixture(autouse=True)
+def quick() -> Iterator[None]:
+    with quick_runs(passes=True):
+        yield
+
+
+def own_answers(model: Path, samples: dict[str, list[Array]], place: int) -> dict[str, Array]:
+    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    names = [one.name for one in session.get_outputs()]
+    given = {name: rows[place][None] for name, rows in samples.items()}
+    return dict(zip(names, session.run(names, given), strict=True))
+
+
+def optimized(model: Path, samples: dict[str, list[Array]], out: Path, **options: object) -> Result:
+    return hasten.optimize(
+        model,
+        samples,
+        out=out,
+        passes=(),
+        engines=["onnxruntime"],
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def test_an_encoder_of_sentences_of_every_length(tmp_path: Path) -> None:
+    model, samples = ragged.encoder(tmp_path), ragged.sentences(300)
+    archive, out = tmp_path / "data.npz", tmp_path / "encoder.hasten"
+    hasten.save_ragged(archive, samples)
+    result = optimized(model, archive, out)  # type: ignore[arg-type]
+    assert result.status == "exact"
+    assert result.population == f"inputs like the ones in this data, {SHAPES}"
+    assert result.objective == "mean"
+    tried = {name: said for name, said in result.tried.items() if "padded to" in name}
+    assert tried
+    assert any("exact" in said for said in tried.values())
+    assert not any(said.startswith("failed") for said in tried.values()), tried
+
+    manifest = read(out)
+    assert manifest.requests == 4
+    (one, other) = manifest.shapes
+    assert (one.input, other.input, one.sizes) == ("ids", "mask", (3, 8, 15, 24))
+    with hasten.load(out) as loaded:
+        lengths = [request["ids"].shape[1] for request in loaded.requests]
+        assert (min(lengths), max(lengths)) == (3, 24)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for place in range(8):
+                got = loaded(**{name: rows[place][None] for name, rows in samples.items()})
+                for name, array in own_answers(model, samples, place).items():
+                    np.testing.assert_allclose(got[name], array, rtol=1e-4, atol=1e-5)
+        longer = ragged.sentences(1, 40, 40)
+        got = loaded(**{name: rows[0][None] for name, rows in longer.items()})
+        wanted = own_answers(model, longer, 0)
+        np.testing.assert_allclose(got["states"], wanted["states"], rtol=1e-4, atol=1e-5)
+
+
+def test_pictures_of_three_sizes_are_answered_at_their_own(tmp_path: Path) -> None:
+    model, samples = ragged.convolutional(tmp_path), ragged.pictures(120)
+    out = tmp_path / "pictures.hasten"
+    result = optimized(model, samples, out, metric="regression:0.001")
+    compiled = {name: said for name, said in result.tried.items() if "compiled for 3" in name}
+    assert compiled
+    assert not any("padded" in name for name in result.tried)
+    assert any("exact" in said for said in compiled.values()), compiled
+    fresh = ragged.pictures(60, seed=1)
+    checked = hasten.certify(out, fresh, max_drop=0.1)
+    assert checked.judgement.samples == 60
+    with pytest.raises(InputError, match="are answered one by one: leave out the batch sizes"):
+        hasten.certify(out, fresh, max_drop=0.1, batch_sizes=[1, 2])
+    with hasten.load(out) as loaded:
+        for shape in ((1, 3, 8, 40), (1, 3, 16, 24)):
+            x = np.random.default_rng(0).standard_normal(shape, np.float32)
+            (own,) = own_answers(model, {"x": [x[0]]}, 0).values()
+            np.testing.assert_allclose(loaded(x)["y"], own, rtol=1e-4, atol=1e-5)
+
+
+def refused(model: Path, samples: dict[str, list[Array]], out: Path) -> str:
+    with pytest.raises(InputError) as error:
+        hasten.optimize(model, samples, out=out)
+    assert not out.exists()
+    return str(error.value)
+
+
+def test_a_mask_of_another_length_than_its_sentence_is_refused(tmp_path: Path) -> None:
+    samples = ragged.sentences(30)
+    samples["mask"][7] = np.ones(40, np.int64)
+    length = len(samples["ids"][7])
+    assert refused(ragged.encoder(tmp_path), samples, tmp_path / "out") == (
+        f"input 'mask': sample 7 has 40 where 'ids' has {length}, and the model takes one size, 'length', "
+        "for both: give them the same length"
+    )
+
+
+def test_a_fixed_dimension_refuses_the_first_sample_that_differs(tmp_path: Path) -> None:
+    samples = ragged.pictures(30)
+    samples["x"][4] = np.zeros((4, 16, 16), np.float32)
+    assert refused(ragged.convolutional(tmp_path), samples, tmp_path / "out") == (
+        "input 'x': sample 4 is [4, 16, 16], and the model takes x: float32[batch, 3, height, width], with "
+        "dimension 1 fixed at 3: pad, crop or resize all samples to that, or export the model with that "
+        "dimension open"
+    )
+
+
+def test_what_takes_one_shape_refuses_samples_that_differ(tmp_path: Path) -> None:
+    model, samples = ragged.encoder(tmp_path), ragged.sentences(30)
+    for options, why in (
+        (
+            {"ask_labels": "csv"},
+            "ask_labels= keeps answers side by side, and samples differ in shape, so that those of states: "
+            "float32[batch, length, 16] do too: give labels with the data",
+        ),
+        ({"pad": "token=1"}, "pad= names the input 'token', and the model takes ids, mask"),
+        (
+            {"pad": "mask"},
+            "a value to pad with is an input and a number, as pad=\"mask=0,ids=1\": got 'mask'",
+        ),
+    ):
+        with pytest.raises(InputError) as error:
+            hasten.optimize(model, samples, out=tmp_path / "out", **options)  # type: ignore[arg-type]
+        assert str(error.value) == why

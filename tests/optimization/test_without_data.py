@@ -1,0 +1,118 @@
+"""Whole runs without data, and what they can't be asked for."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from tests.support import models as more
+from tests.support.quick import quick_runs
+
+import hasten
+from hasten.bundle import read
+from hasten.cli import main
+from hasten.errors import InputError
+from hasten.testing import models
+
+
+def test_exact_candidates_alone_ship_and_others_are_drafted(tmp_path: Path) -> None:
+    model = models.small_cnn(tmp_path)
+    with quick_runs(passes=True):
+        result = hasten.optimize(
+            model,
+            out=tmp_path / "b.hasten",
+            engines=["onnxruntime"],
+            passes=["static_quantization"],
+        )
+    assert result.status == "exact"
+    assert result.why.endswith("ships: without data none can be judged")
+    assert not any("int8" in label for label in result.tried)
+    notes = "\n".join(result.notes)
+    assert "no data was given: 64 inputs were made up; " in notes
+    assert re.search(r"a certificate at --max-drop 1% takes about 2,300 samples in all", notes)
+    assert "draft" in notes
+    assert result.population == "made-up inputs: no data was given"
+    manifest = read(tmp_path / "b.hasten")
+    assert manifest.certificate is None
+    assert not list(tmp_path.glob("*.work"))
+
+
+def test_a_model_of_token_numbers_is_tried_within_its_table(tmp_path: Path) -> None:
+    with quick_runs():
+        result = hasten.optimize(
+            models.two_inputs(tmp_path), out=tmp_path / "b.hasten", engines=["onnxruntime"]
+        )
+    with hasten.load(tmp_path / "b.hasten") as model:
+        assert {spec.name for spec in model.inputs} == {"features", "ids"}
+    assert result.status == "exact"
+
+
+def said(*arguments: object) -> str:
+    """Return the one line of a command that must end with 2."""
+    result = CliRunner().invoke(main, [str(one) for one in arguments])
+    assert result.exit_code == 2, result.output
+    return result.stderr.removeprefix("preparing ...\n")
+
+
+def test_a_scalar_without_data_is_refused_in_one_line(tmp_path: Path) -> None:
+    line = said("optimize", more.voice_detector(tmp_path), "--out", tmp_path / "b.hasten")
+    assert line == (
+        "hasten: input 'rate' is a single number, and a made-up one may take a branch that no real "
+        "request takes: give --data with it\n"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["voice_detector.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("training", "train.npz"),
+        ("small_model", "small.onnx"),
+        ("ask_labels", "page"),
+        ("accept_uncertified", True),
+    ],
+)
+def test_what_takes_data_is_refused_without(tmp_path: Path, name: str, value: Any) -> None:
+    model = models.linear_classifier(tmp_path)
+    with pytest.raises(
+        InputError, match=rf"^{name}= takes data to judge by: give data=, or leave it out$"
+    ):
+        hasten.optimize(model, out=tmp_path / "b.hasten", **{name: value})
+
+
+def test_a_model_that_no_made_up_input_suits(tmp_path: Path) -> None:
+    text = """
+        picky (float[batch, length] x) => (float[batch, 7] y) { y = MatMul(x, w) }"""
+    model = models.write(tmp_path / "picky.onnx", text, {"w": (5, 7)})
+    line = said("optimize", model, "--out", tmp_path / "b.hasten")
+    assert line.startswith(
+        "hasten: made-up inputs don't suit the model, which takes x: float32[batch, length]: "
+        "give --data; "
+    )
+    assert line.count("\n") == 1
+
+
+def test_a_folder_with_code_of_its_own_is_refused_in_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"auto_map": {"AutoModel": "mine.Mine"}}')
+    (folder / "mine.py").write_text("raise SystemExit('it ran')\n")
+    line = said("optimize", folder, "--out", tmp_path / "b.hasten")
+    assert line == (
+        f"hasten: {folder} brings Python code of its own (auto_map in config.json), which isn't run: if you "
+        "trust it, ask with --trust-code\n"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_an_unknown_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    (folder / "spiece.model").write_bytes(b"")
+    line = said("optimize", folder, "--out", tmp_path / "b.hasten")
+    assert line == (
+        f"hasten: {folder} has a tokenizer that isn't known here (spiece.model without tokenizer.json): save it "
+        "by transformers' AutoTokenizer, whose save_pretrained writes that file\n"
+    )

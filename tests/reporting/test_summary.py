@@ -1,0 +1,467 @@
+"""The whole of what a run says at its end, for each kind of end."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hasten.bundle import Status
+from hasten.certificate.betting import BettingPrior
+from hasten.certificate.drop import observed_drop
+from hasten.certificate.verdict import Judgement, judge
+from hasten.core.invocation import Invocation
+from hasten.measure.intervals import Quantile, Ratio
+from hasten.reporting.result import (
+    Asked,
+    EstimateRow,
+    Estimates,
+    Fate,
+    Limit,
+    Outcome,
+    Result,
+    Row,
+    Rung,
+)
+from hasten.reporting.summary import (
+    NO_FASTER,
+    UNJUDGED,
+    allowed,
+    exact_why,
+    headline,
+    refused,
+    summary,
+    untested,
+)
+
+DEFAULT, EXACT, INT8 = "original, ONNX Runtime", "simplified, OpenVINO", "int8 (NNCF), OpenVINO"
+SLOWER = "bf16, OpenVINO"
+NOISE = (
+    "Noise: the default engine, timed twice side by side, differed from itself by 2.1%; no smaller "
+    "difference is called faster."
+)
+VALID = "Valid for: inputs like the ones in this data."
+BUNDLE = "Bundle: my model.hasten, made in 218 s; its report: my model.hasten/report.html"
+BENCH = "Next: time it against what you run today: hasten bench 'my model.hasten' --against YOUR_DEPLOYMENT"
+KEPT = (
+    "How sure: exact: what ships keeps the original's precision, and no answer changed on 1,600 samples, so "
+    "no certificate is needed."
+)
+MEAN = (
+    "Over all requests: the mean latency is 0.43 (0.42 to 0.44) times the default engine's; the 99th "
+    "percentile isn't established by so few requests."
+)
+
+
+def row(role: str, label: str, ratio: float, *, mean: bool = False) -> Row:
+    p50 = Quantile(5e6 * ratio, 4.9e6 * ratio, 5.1e6 * ratio, 900)
+    return Row(
+        role,
+        label,
+        Ratio(ratio, ratio - 0.01, ratio + 0.01, 40),
+        p50,
+        Quantile(9e6, 8e6, None, 900),
+        6e6 * ratio,
+        10**6,
+        "exact",
+        mean_ratio=Ratio(ratio + 0.01, ratio, ratio + 0.02, 40) if mean else None,
+    )
+
+
+ROWS = {
+    "default": row("default engine", DEFAULT, 1.0),
+    "original": row("fastest exact", DEFAULT, 1.0),
+    "exact": row("fastest exact", EXACT, 0.8),
+    "winner": row("winner", INT8, 0.42, mean=True),
+    "loose": row("fastest uncertified", INT8, 0.42),
+}
+
+
+def judgement(lost: int, n: int = 2000) -> Judgement:
+    return judge(
+        np.ones(n),
+        (np.arange(n) >= lost).astype(np.float64),
+        guard="net",
+        max_drop=0.01,
+        confidence=0.95,
+        metric="top1",
+        prior=BettingPrior(),
+    )
+
+
+PASSED, FEW, FAILED = judgement(6), judgement(1, 300), judgement(90)
+
+
+def outcome(label: str, fate: Fate, ratio: float, lost: int = 0) -> Outcome:
+    drop = observed_drop((np.arange(800) < lost).astype(float), np.arange(800), binary=True)
+    figure = Ratio(ratio, ratio - 0.02, ratio + 0.02, 6)
+    return Outcome(label, fate, "", figure, drop if fate == "judged" else None)
+
+
+def result(status: Status, why: str, *rows: str, **fields: object) -> Result:
+    asked = Asked(
+        Invocation(("optimize",)),
+        "top1",
+        "accuracy",
+        "net",
+        0.01,
+        0.95,
+        0,
+        searched=600,
+        sealed=1000,
+    )
+    made = Result(
+        bundle=Path("my model.hasten"),
+        status=status,
+        why=why,
+        judgement=None,
+        population="inputs like the ones in this data",
+        rows=tuple(ROWS[name] for name in ("default", *rows)),
+        spread=0.021,
+        threads=2,
+        tried={},
+        notes=(),
+        seconds=218.4,
+        asked=asked,
+        default_threads=2,
+        shipped_threads=2,
+    )
+    return dataclasses.replace(made, **fields)  # type: ignore[arg-type]
+
+
+def exact(reason: str, *rows: str, **fields: object) -> Result:
+    default = rows[0] == "original"
+    return result(
+        "exact", exact_why(reason, 1600, default=default), *rows, inexact=reason, **fields
+    )
+
+
+CERTIFIED = result(
+    "certified",
+    PASSED.in_words(),
+    "exact",
+    "winner",
+    batches="batches of 1, 2 and 4",
+    outcomes=(
+        Outcome(DEFAULT, "baseline", ""),
+        outcome(EXACT, "exact", 0.8),
+        outcome(INT8, "judged", 0.42, 2),
+        outcome("int8 (NNCF), 1 layer in float, OpenVINO", "judged", 0.45, 1),
+        outcome("int8 (careless), OpenVINO", "judged", 0.43, 80),
+        outcome(SLOWER, "judged", 0.6, 0),
+    ),
+    limits=(Limit("default engine", 1e6, 5.0, "arithmetic"), Limit("winner", 8e5, 2.6, "bytes")),
+    notes=("images were prepared by decode, resize(size=256)",),
+)
+FASTER_EXACT = exact(NO_FASTER, "exact")
+EXACT_DEFAULT = exact(refused(SLOWER, "it crashed"), "original")
+NOT_ENOUGH = exact(
+    refused(INT8, FEW), "exact", "loose", ladder=(Rung(INT8, FEW),), outcomes=CERTIFIED.outcomes
+)
+NOT_ACCURATE = exact(refused(INT8, FAILED), "original", ladder=(Rung(INT8, FAILED),))
+UNCERTIFIED = result(
+    "uncertified",
+    allowed(refused(INT8, FEW)),
+    "exact",
+    "winner",
+    inexact=refused(INT8, FEW),
+    ladder=(Rung(INT8, FEW),),
+)
+SAME_ENGINE_ON_ONE_THREAD = exact(
+    NO_FASTER, "original", threads=1, shipped_threads=1, on_all=Ratio(0.52, 0.5, 0.54, 44)
+)
+ON_ONE_THREAD = dataclasses.replace(
+    FASTER_EXACT, threads=1, shipped_threads=1, on_all=Ratio(0.4, 0.39, 0.42, 24)
+)
+NOT_COMPARED = dataclasses.replace(FASTER_EXACT, threads=1, shipped_threads=1)
+OLDER = dataclasses.replace(
+    result("exact", "nothing was faster", "exact"), default_threads=0, shipped_threads=0
+)
+FPGA = result(
+    "certified",
+    PASSED.in_words(),
+    rows=(),
+    estimates=Estimates(
+        "fpga:ecp5",
+        "Lattice ECP5",
+        (EstimateRow("fixed point", "place-and-route", "", latency_ns=812.0),),
+        "fixed point",
+        "the RTL answered all 400 samples as its program did",
+    ),
+    budget_ns=1000.0,
+)
+NOT_THERE = result(
+    "exact",
+    "nothing could be made for the device; the bundle holds the original, for this host",
+    rows=(),
+    estimates=Estimates(
+        "tpu:v5e", "Google TPU", (EstimateRow("bf16", "none", "failed: too large"),), DEFAULT
+    ),
+)
+
+TEXTS: Mapping[str, tuple[Result, tuple[str, ...]]] = {
+    "certified": (
+        CERTIFIED,
+        (
+            f"What ships: {INT8}.",
+            "How fast: 2.38x faster (95% interval 2.33 to 2.44) than the default engine (original, ONNX "
+            "Runtime): a request takes 2.1 ms at the median instead of 5 ms, both with 2 threads and one "
+            "sample in a request.",
+            MEAN,
+            NOISE,
+            "How sure: certified: 95% confident that top-1 accuracy falls by at most 1 point (n=2,000: 6 "
+            "lost, 0 gained).",
+            VALID,
+            "Certified for: batches of 1, 2 and 4.",
+            "Fastest exact: simplified, OpenVINO is 1.25x faster (95% interval 1.23 to 1.27) "
+            "than the default engine.",
+            "Also close: in the search, int8 (NNCF), 1 layer in float, OpenVINO, which lost less than the "
+            "limit there, took 1.07 times as long as what ships.",
+            "Left to gain: the default engine takes 5.0 times the least that this machine could take, of "
+            "which arithmetic is the main part.",
+            "Left to gain: what ships takes 2.6 times the least that this machine could take, of which "
+            "reading memory is the main part.",
+            "Note: images were prepared by decode, resize(size=256)",
+            BENCH,
+            BUNDLE,
+        ),
+    ),
+    "exact, and faster than the default engine": (
+        FASTER_EXACT,
+        (
+            f"What ships: {EXACT}.",
+            "How fast: 1.25x faster (95% interval 1.23 to 1.27) than the default engine (original, ONNX "
+            "Runtime): a request takes 4 ms at the median instead of 5 ms, both with 2 threads and one "
+            "sample in a request.",
+            NOISE,
+            KEPT,
+            "Why no inexact form, such as int8, ships: none was both faster than the fastest exact form and "
+            "accurate enough in the search to be likely to pass.",
+            VALID,
+            BENCH,
+            BUNDLE,
+        ),
+    ),
+    "exact, and the default engine itself": (
+        EXACT_DEFAULT,
+        (
+            "What ships: original, ONNX Runtime: the default engine as it is, since nothing faster may ship.",
+            "How fast: as fast as the default engine, which it is: a request takes 5 ms at the median with 2 "
+            "threads and one sample in a request.",
+            NOISE,
+            "How sure: exact: what ships is the original model on the default engine, so no certificate is "
+            "needed.",
+            "Why no inexact form, such as int8, ships: the safest that was to be tested, bf16, OpenVINO, "
+            "failed: it crashed.",
+            VALID,
+            "Next: keep what you have: the bundle serves the same model",
+            BUNDLE,
+        ),
+    ),
+    "not enough data": (
+        NOT_ENOUGH,
+        (
+            f"What ships: {EXACT}.",
+            "How fast: 1.25x faster (95% interval 1.23 to 1.27) than the default engine (original, ONNX "
+            "Runtime): a request takes 4 ms at the median instead of 5 ms, both with 2 threads and one "
+            "sample in a request.",
+            NOISE,
+            KEPT,
+            f"Why no inexact form, such as int8, ships: the safest that was tested, {INT8}, isn't certified: "
+            f"{FEW.in_words()}.",
+            VALID,
+            f"Fastest uncertified: {INT8} is 2.38x faster (95% interval 2.33 to 2.44) than the "
+            "default engine; in the search it lost 0.25 points of accuracy, where 1 may be lost.",
+            BENCH,
+            f"Next: for {INT8} give more data: about 1,100 samples that the search never "
+            "sees would probably certify it, and this run had 300",
+            BUNDLE,
+        ),
+    ),
+    "not accurate enough": (
+        NOT_ACCURATE,
+        (
+            "What ships: original, ONNX Runtime: the default engine as it is, since nothing faster may ship.",
+            "How fast: as fast as the default engine, which it is: a request takes 5 ms at the median with 2 "
+            "threads and one sample in a request.",
+            NOISE,
+            "How sure: exact: what ships is the original model on the default engine, so no certificate is "
+            "needed.",
+            f"Why no inexact form, such as int8, ships: the safest that was tested, {INT8}, isn't certified: "
+            f"{FAILED.in_words()}.",
+            VALID,
+            "Next: keep what you have: the bundle serves the same model",
+            "Next: to let more forms pass, allow a larger fall by --max-drop, or calibrate on training data "
+            "by --training",
+            BUNDLE,
+        ),
+    ),
+    "uncertified, as was allowed": (
+        UNCERTIFIED,
+        (
+            f"What ships: {INT8}.",
+            "How fast: 2.38x faster (95% interval 2.33 to 2.44) than the default engine (original, ONNX "
+            "Runtime): a request takes 2.1 ms at the median instead of 5 ms, both with 2 threads and one "
+            "sample in a request.",
+            MEAN,
+            NOISE,
+            "How sure: not certified: it ships without a certificate, as you allowed: the safest that "
+            f"was tested, {INT8}, isn't certified: {FEW.in_words()}.",
+            VALID,
+            "Fastest exact: simplified, OpenVINO is 1.25x faster (95% interval 1.23 to 1.27) "
+            "than the default engine.",
+            "Next: certify it on data that no run has used: hasten certify 'my model.hasten' --data NEW_DATA --max-drop "
+            "1%",
+            BENCH,
+            f"Next: for {INT8} give more data: about 1,100 samples that the search never "
+            "sees would probably certify it, and this run had 300",
+            BUNDLE,
+        ),
+    ),
+    "the default engine on fewer threads than it takes": (
+        SAME_ENGINE_ON_ONE_THREAD,
+        (
+            "What ships: original, ONNX Runtime, on 1 thread.",
+            "How fast: 1.92x faster (95% interval 1.85 to 2.00) than the default engine (original, ONNX "
+            "Runtime) on the 2 threads that it takes by itself; the bundle runs on 1 thread; timed in 44 "
+            "rounds while the host was busy.",
+            "In the table: both had 1 thread, on which what ships is 1.00 times as fast (95% interval 0.99 "
+            "to 1.01) as the default engine: a request takes 5 ms at the median instead of 5 ms.",
+            NOISE,
+            "How sure: exact: what ships is the original model on the default engine, so no certificate is "
+            "needed.",
+            "Why no inexact form, such as int8, ships: none was both faster than the fastest exact form and "
+            "accurate enough in the search to be likely to pass.",
+            VALID,
+            BENCH,
+            BUNDLE,
+        ),
+    ),
+    "on other threads than the table": (
+        ON_ONE_THREAD,
+        (
+            f"What ships: {EXACT}, on 1 thread.",
+            "How fast: 2.50x faster (95% interval 2.38 to 2.56) than the default engine (original, ONNX "
+            "Runtime) on the 2 threads that it takes by itself; the bundle runs on 1 thread; timed in 24 "
+            "rounds while the host was busy.",
+            "In the table: both had 1 thread, on which what ships is 1.25x faster (95% interval 1.23 to "
+            "1.27) than the default engine: a request takes 4 ms at the median instead of 5 ms.",
+            NOISE,
+            KEPT,
+            "Why no inexact form, such as int8, ships: none was both faster than the fastest exact form and "
+            "accurate enough in the search to be likely to pass.",
+            VALID,
+            BENCH,
+            BUNDLE,
+        ),
+    ),
+    "never compared on all threads": (
+        NOT_COMPARED,
+        (
+            f"What ships: {EXACT}, on 1 thread.",
+            "How fast: 1.25x faster (95% interval 1.23 to 1.27) than the default engine (original, ONNX "
+            "Runtime) where both have 1 thread: a request takes 4 ms at the median instead of 5 ms; by "
+            "itself the default engine takes 2 threads, on which the two weren't compared, since the host "
+            "was busy.",
+            NOISE,
+            KEPT,
+            "Why no inexact form, such as int8, ships: none was both faster than the fastest exact form and "
+            "accurate enough in the search to be likely to pass.",
+            VALID,
+            BENCH,
+            BUNDLE,
+        ),
+    ),
+    "records of an older version": (
+        OLDER,
+        (
+            f"What ships: {EXACT}.",
+            "How fast: 1.25x faster (95% interval 1.23 to 1.27) than the default engine (original, ONNX "
+            "Runtime): a request takes 4 ms at the median instead of 5 ms, both with 2 threads and one "
+            "sample in a request.",
+            NOISE,
+            "How sure: exact: nothing was faster.",
+            VALID,
+            BENCH,
+            BUNDLE,
+        ),
+    ),
+    "a device elsewhere": (
+        FPGA,
+        (
+            "What ships: fixed point, for fpga:ecp5 (Lattice ECP5).",
+            "How fast: 812 ns for a request, by place-and-route for the device, which isn't here.",
+            "Budget: within the budget of 1000 ns.",
+            "How sure: certified: 95% confident that top-1 accuracy falls by at most 1 point (n=2,000: 6 "
+            "lost, 0 gained).",
+            "Compared: the RTL answered all 400 samples as its program did.",
+            VALID,
+            "Next: where the device is, time it and test it: hasten bench 'my model.hasten'; hasten certify "
+            "'my model.hasten' --data NEW_DATA",
+            BUNDLE,
+        ),
+    ),
+    "nothing for a device elsewhere": (
+        NOT_THERE,
+        (
+            "What ships: nothing for tpu:v5e (Google TPU): the bundle holds the original for this host "
+            "(original, ONNX Runtime).",
+            "How sure: exact: nothing could be made for the device; the bundle holds the original, for this "
+            "host.",
+            VALID,
+            "Failed: bf16: too large",
+            BUNDLE,
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TEXTS)
+def test_a_run_says_what_ships_how_fast_how_sure_and_what_next(case: str) -> None:
+    made, text = TEXTS[case]
+    assert summary(made) == text
+
+
+@pytest.mark.parametrize(
+    ("made", "few_words"),
+    [
+        (CERTIFIED, "2.38x faster, certified"),
+        (FASTER_EXACT, "1.25x faster, exact"),
+        (EXACT_DEFAULT, "Nothing faster ships"),
+        (UNCERTIFIED, "2.38x faster, not certified"),
+        (SAME_ENGINE_ON_ONE_THREAD, "1.92x faster, exact"),
+        (ON_ONE_THREAD, "2.50x faster, exact"),
+    ],
+)
+def test_the_headline_is_the_first_comparison(made: Result, few_words: str) -> None:
+    assert headline(made) == few_words
+
+
+def test_a_faster_model_is_never_said_to_be_beaten_by_nothing() -> None:
+    """A speed-up and "nothing beat the exact model" once stood side by side."""
+    for made, _ in TEXTS.values():
+        said = "\n".join(summary(made))
+        assert "nothing under the limit" not in said
+        assert ("x faster" in said.split("\n")[1]) <= ("nothing faster" not in said)
+
+
+def test_forms_that_were_never_tried_or_never_ran_are_not_said_to_be_slow() -> None:
+    assert untested(0, 0) == "none was tried"
+    assert untested(3, 0) == "none of 3 that were tried could be made, and run, here"
+    assert untested(3, 1) == NO_FASTER
+
+
+def test_a_bundle_without_a_report_names_none() -> None:
+    assert summary(CERTIFIED, report=False)[-1] == "Bundle: my model.hasten, made in 218 s"
+
+
+def test_without_data_the_samples_are_said_to_be_made_up_and_data_is_asked_for() -> None:
+    without = dataclasses.replace(FASTER_EXACT, inexact=UNJUDGED)
+    lines = summary(without)
+    (sure,) = [line for line in lines if line.startswith("How sure: ")]
+    assert sure.endswith(" made-up samples, so no certificate is needed.")
+    assert (
+        "Next: give data for a certified version that may be faster: hasten optimize MODEL --data DATA "
+        "--max-drop 1% (hasten plan says how much data)" in lines
+    )

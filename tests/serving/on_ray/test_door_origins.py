@@ -1,0 +1,76 @@
+"""What a web page can make a browser send to the door of replicas: a real HAProxy before real servers."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.support.models import identity
+from tests.support.servers import ServerThread, bundle_of, place_of
+from tests.support.waiting import until
+
+from hasten.errors import InputError
+from hasten.serving.cluster.federation import Federation
+from hasten.serving.cluster.ingress import Ingress, ReplicaEntry, binary
+from hasten.serving.settings import ServerSettings
+
+
+@pytest.fixture
+def door(tmp_path: Path) -> Iterator[int]:
+    """The port of a door that goes by the name door.example."""
+    try:
+        binary()
+    except InputError:
+        pytest.skip("needs HAProxy, which comes with Ray Serve")
+    settings = ServerSettings((), http=0, hosts=("door.example",))
+    replica = place_of(bundle_of(tmp_path, identity(tmp_path)))
+    folder = tmp_path / "door"
+    folder.mkdir()
+    with (
+        ServerThread(replica, hosts=(*settings.hosts, *settings.own_names())) as one,
+        Federation(
+            lambda: {"one": ("127.0.0.1", one.http_port)}, origins=settings.origins()
+        ) as all_,
+    ):
+        ingress = Ingress(settings, folder, 1, all_.port)
+        try:
+            ingress.start()
+            ingress.update({"one": ReplicaEntry("127.0.0.1", one.http_port)})
+            assert ingress.http is not None
+            port = ingress.http
+            until(lambda: asked(port, "/v2", "Host: door.example") == 200)
+            yield port
+        finally:
+            ingress.close()
+
+
+def asked(port: int, path: str, *lines: str, version: str = "1.1") -> int:
+    """Ask the door with these headers; the status."""
+    with socket.create_connection(("127.0.0.1", port), 60) as connection:
+        head = "\r\n".join([f"GET {path} HTTP/{version}", *lines, "Connection: close", "", ""])
+        connection.sendall(head.encode())
+        return int(connection.makefile("rb").readline().split()[1])
+
+
+@pytest.mark.parametrize("path", ["/", "/v2", "/metrics", "/v2/models/stats"])
+def test_the_door_tells_foreign_pages_from_its_own(door: int, path: str) -> None:
+    for host in (
+        "door.example",
+        "DOOR.example:80",
+        "localhost:1",
+        "127.0.0.1",
+        socket.gethostname(),
+    ):
+        assert asked(door, path, f"Host: {host}") == 200
+    assert asked(door, path, "Host: rebound.example") == 403
+    assert asked(door, path, "Host: door.example", "Origin: http://foreign.example") == 403
+    assert asked(door, path, "Host: door.example", "Sec-Fetch-Site: cross-site") == 403
+    assert asked(door, path, "Host: door.example", "Host: rebound.example") == 400
+    assert asked(door, path) == 400
+
+
+def test_a_probe_without_host_reaches_the_replicas(door: int) -> None:
+    for path in ("/v2/health/live", "/v2/health/ready", "/v2"):
+        assert asked(door, path, version="1.0") == 200

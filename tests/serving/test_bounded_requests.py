@@ -1,0 +1,303 @@
+"""Small requests that announce, repeat or hide much: what a real server's process takes for them."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import http.client
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import parser, save
+from tests.support.models import solid
+from tests.support.servers import ServerProcess, ServerThread, bundle_of, place_of
+from tests.support.waiting import until
+
+from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.protocol.messages import message
+from hasten.serving.state import Limits
+from hasten.serving.wire.classes import classes_of
+from hasten.serving.wire.http_bodies import decompressed, read_body
+from hasten.serving.wire.shared_memory import SharedMemory
+
+MIB = 1 << 20
+SIZE = 16 * MIB
+MOST_MIB = 112
+"""More memory than a body and some copies of it take, and less than each of the attacks once took."""
+X: dict[str, Any] = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}
+SAID = (
+    "a request's names, shapes and parameters take more than the limit of 1,048,576 bytes: leave "
+    "some out"
+)
+
+
+def wide(folder: Path) -> Path:
+    """Tiles x: [batch, 4] to y: [batch, 4194304], 16 MiB a row."""
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+        wide (float[batch, 4] x) => (float[batch, 4194304] y) <int64[2] times = {1, 1048576}>
+        { y = Tile(x, times) }"""
+    save(parser.parse_model(text), folder / "wide.onnx")
+    return folder / "wide.onnx"
+
+
+class Bounded:
+    """A server of `solid`, x: [batch, 4] -> y, and the memory of its process."""
+
+    def __init__(self, process: ServerProcess) -> None:
+        self._process = process
+        self._status = Path(f"/proc/{process.serving_pid()}/status")
+        self._before_mib = self._memory_mib("VmRSS")
+
+    def _memory_mib(self, what: str) -> int:
+        found = re.search(rf"{what}:\s+(\d+) kB", self._status.read_text())
+        assert found is not None
+        return int(found[1]) // 1024
+
+    @property
+    def taken_mib(self) -> int:
+        """Most memory that the server has taken since its start."""
+        return self._memory_mib("VmHWM") - self._before_mib
+
+    def post(self, body: bytes, **headers: str) -> tuple[int, str]:
+        client = http.client.HTTPConnection("127.0.0.1", self._process.http_port, timeout=120)
+        try:
+            client.request("POST", "/v2/models/solid/infer", body, headers)
+            answer = client.getresponse()
+            return answer.status, json.loads(answer.read()).get("error", "")
+        finally:
+            client.close()
+
+    def call(self, method: str, request: bytes) -> str:
+        """What is wrong with a request over gRPC; gRPC's compression makes it small."""
+        import grpc
+
+        options = [("grpc.max_send_message_length", -1)]
+        with grpc.insecure_channel(f"127.0.0.1:{self._process.grpc_port}", options) as channel:
+            called = channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
+            with pytest.raises(grpc.RpcError) as caught:
+                called(request, timeout=120, compression=grpc.Compression.Gzip)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        return str(caught.value.details())
+
+
+@pytest.fixture(scope="module")
+def bounded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bounded]:
+    folder = tmp_path_factory.mktemp("bounded")
+    with ServerProcess(bundle_of(folder, solid(folder)), "--grpc", "0") as process:
+        yield Bounded(process)
+
+
+def filled(begin: bytes, unit: bytes, end: bytes, size: int = SIZE) -> bytes:
+    return begin + unit * ((size - len(begin) - len(end)) // len(unit)) + end
+
+
+INPUT = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,4],'
+
+
+@pytest.mark.parametrize(
+    ("begin", "unit", "end", "error"),
+    [
+        (b'{"inputs":[{"name":"x","datatype":"FP32","shape":[', b"1,", b"1]}]}", SAID),
+        (INPUT + b'"parameters":{"a":[', b"[],", b"0]}}]}", SAID),
+        (b'{"inputs":[],"parameters":{"a":[', b"{},", b"0]}}", SAID),
+        (b'{"inputs":[', b'{"name":""},', b'{"name":""}]}', SAID),
+        (b'{"inputs":[],"outputs":[', b'{"name":"y"},', b'{"name":"y"}]}', SAID),
+        (b'{"inputs":[{"name":"', rb"\u0001", b'"}]}', SAID),
+        (b'{"id":"', b"a", b'","inputs":[]}', SAID),
+        (INPUT + b'"data":[', b"0,", b"0]}]}", "input 'x': [1, 4] has 4 elements; got 8,388,575"),
+        (INPUT + b'"data":[', b"[],", b"0]}]}", "input 'x': [1, 4] has 4 elements; got 5,592,383"),
+    ],
+)
+def test_json_takes_no_memory_for_each_part_of_what_is_refused(
+    bounded: Bounded, begin: bytes, unit: bytes, end: bytes, error: str
+) -> None:
+    body = filled(begin, unit, end)
+
+    status, said = bounded.post(body)
+
+    assert status in (400, 413)
+    assert said == error
+    status, said = bounded.post(gzip.compress(body), **{"Content-Encoding": "gzip"})
+    assert (status, said.partition(": ")[2]) == (413, "send it without Content-Encoding")
+    assert bounded.taken_mib < MOST_MIB
+
+
+def field(number: int, content: bytes) -> bytes:
+    """A field of a message, as protobuf writes it."""
+    length, size = b"", len(content)
+    while size > 127:
+        length += bytes([size & 127 | 128])
+        size >>= 7
+    return bytes([number << 3 | 2]) + length + bytes([size]) + content
+
+
+def asking(*fields: bytes, model: bytes = b"solid") -> bytes:
+    tensor = field(1, b"x") + field(2, b"FP32") + b"".join(fields)
+    return field(1, model) + field(5, tensor)
+
+
+SHAPE = field(3, b"\1\4")
+FEW = "a request has at most 4,096 inputs, outputs and parameters"
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [
+        (asking(field(3, b"\1" * SIZE)), SAID),
+        (asking(b"\x18\1" * (SIZE // 2)), SAID),
+        (asking(SHAPE, model=b"\1" * SIZE), SAID),
+        (asking(SHAPE, b"\x2a\0" * (SIZE // 2)), FEW),
+        (b"\x78\1" + b"\x2a\0" * (SIZE // 2), FEW),
+        (b"\x78\1" * (SIZE // 2), SAID),
+        (
+            asking(SHAPE, field(5, field(3, b"\1" * SIZE))),
+            "input 'x': FP32[1, 4] has 4 elements; its contents of 16,777,221 bytes have more",
+        ),
+        (
+            asking(SHAPE, field(5, b"\x42\0" * (SIZE // 2))),
+            "input 'x': FP32[1, 4] has 4 elements; its contents of 16,777,216 bytes have more",
+        ),
+        (
+            asking(SHAPE, field(5, b"\xff" * 2000)),
+            "input 'x': FP32[1, 4] has 4 elements; its contents of 2,000 bytes have more",
+        ),
+    ],
+)
+def test_a_message_takes_no_memory_for_each_part_of_what_is_refused(
+    bounded: Bounded, request_: bytes, error: str
+) -> None:
+    assert bounded.call("ModelInfer", request_ + field(3, b" " * 40_000)) == error
+    assert bounded.taken_mib < MOST_MIB
+
+
+def test_no_other_method_takes_a_long_message(bounded: Bounded) -> None:
+    assert bounded.call("ModelReady", field(1, b"\1" * SIZE)) == SAID
+    assert bounded.taken_mib < MOST_MIB
+
+
+def test_numbers_are_nested_about_as_deeply_as_the_shape() -> None:
+    head = INPUT + b'"data":[[[[[[[1,2,3,4]]]]]]]}]}'
+    with pytest.raises(ProtocolError) as caught:
+        read_body(head, None, "solid", "", SharedMemory(), MIB)
+    assert str(caught.value) == "input 'x': its data is nested deeper than [1, 4]"
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        (["a"] * 3, "input 'raw': its data has more texts than the 2 of its shape"),
+        (["a"], "input 'raw': its shape has 2 elements; got 1"),
+        (
+            [["a"], ["b"]],
+            "input 'raw': its data must be a flat list of texts: Expected `str`, got `array` - at `$[0]`",
+        ),
+    ],
+)
+def test_texts_are_as_many_as_the_shape_says(data: list[Any], error: str) -> None:
+    tensor = {"name": "raw", "datatype": "BYTES", "shape": [2], "data": data}
+    with pytest.raises(ProtocolError) as caught:
+        read_body(json.dumps({"inputs": [tensor]}).encode(), None, "m", "", SharedMemory(), MIB)
+    assert str(caught.value) == error
+
+
+def test_texts_may_hold_quotes_backslashes_and_commas() -> None:
+    texts = ['"', "\\", '\\"', ",", "", '["a", "b"]', "\\\\"]
+    tensor = {"name": "raw", "datatype": "BYTES", "shape": [len(texts)], "data": texts}
+    body = json.dumps({"inputs": [tensor]}).encode()
+    query = read_body(body, None, "m", "", SharedMemory(), MIB)
+    assert [each.decode() for each in query.inputs["raw"]] == texts
+
+
+def test_few_scores_are_named() -> None:
+    with pytest.raises(ProtocolError) as caught:
+        classes_of(np.zeros((2, 40_000), np.float32), 33_000, True)
+    assert str(caught.value) == (
+        "classification names at most 65,536 scores of an output; got 2 rows of 33,000: ask for fewer, "
+        "or for the output itself"
+    )
+
+
+def test_a_body_that_decompresses_to_far_more_than_it_is_is_refused() -> None:
+    small, large = gzip.compress(bytes(4 * MIB)), gzip.compress(bytes(5 * MIB))
+    assert len(decompressed(small, "gzip", 64 * MIB)) == 4 * MIB
+    with pytest.raises(ProtocolError) as caught:
+        decompressed(large, "gzip", 64 * MIB)
+    assert caught.value.kind is Kind.TOO_LARGE
+    assert str(caught.value) == (
+        f"the body of {len(large):,} bytes decompresses to more than 4,194,304: send it without "
+        "Content-Encoding"
+    )
+
+
+ROW = asking(SHAPE, model=b"wide") + field(7, np.ones(4, np.float32).tobytes())
+BINARY = json.dumps({"inputs": [X], "parameters": {"binary_data_output": True}}).encode()
+
+
+@pytest.fixture(scope="module")
+def answering(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerThread]:
+    """A server of `wide`, whose bodies and answers have room for two answers."""
+    folder = tmp_path_factory.mktemp("answering")
+    place = place_of(bundle_of(folder, wide(folder)))
+    with ServerThread(place, grpc=True, limits=Limits(bodies_bytes=40 * MIB)) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def inferring(server: ServerThread) -> Iterator[http.client.HTTPResponse]:
+    """Ask for a large answer, and read no more than its head."""
+    client = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=120)
+    with contextlib.closing(client):
+        client.request("POST", "/v2/models/wide/infer", BINARY)
+        with client.getresponse() as answer:
+            yield answer
+
+
+def is_held(server: ServerThread, least: int, most: int) -> bool:
+    return least <= server.call(lambda: server.server.state.body_bytes) <= most
+
+
+def test_answers_that_nobody_reads_are_counted_and_the_next_waits_for_room(
+    answering: ServerThread,
+) -> None:
+    with inferring(answering) as first, inferring(answering) as second:
+        assert (first.status, second.status) == (200, 200)
+        assert is_held(answering, 24 * MIB, 40 * MIB)
+        with inferring(answering) as third:
+            assert (third.status, json.loads(third.read())["error"]) == (
+                503,
+                "overloaded: requests with 41,943,040 bytes are in progress; retry later",
+            )
+    until(lambda: is_held(answering, 0, 0))
+    with inferring(answering) as again:
+        assert again.status == 200
+
+
+def test_answers_of_a_stream_are_counted_until_they_are_sent(answering: ServerThread) -> None:
+    import grpc
+
+    with grpc.insecure_channel(answering.grpc_url) as channel:
+        stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        answers = stream(iter([ROW, ROW]))
+        until(lambda: is_held(answering, 32 * MIB, 40 * MIB))
+        answers.cancel()
+        until(lambda: is_held(answering, 0, 0))
+
+
+def test_an_output_is_sent_once_over_grpc_and_in_streams_too(answering: ServerThread) -> None:
+    import grpc
+
+    twice = ROW + field(6, field(1, b"y")) * 2
+    error = "output 'y' is asked for twice: ask for it once"
+    with grpc.insecure_channel(answering.grpc_url) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(twice)
+        assert caught.value.details() == error
+        stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        (answer,) = stream(iter([twice]))
+    found = message("ModelStreamInferResponse").FromString(answer)
+    assert found.error_message == error

@@ -1,0 +1,93 @@
+"""Models whose warm-up never ends, and those that are served beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from tests.support import models, pausing
+from tests.support.pausing import Pausing, pausing_installed
+from tests.support.servers import ServerThread, bundle_of, place_of
+from tests.support.waiting import until
+
+from hasten.serving.models import repository
+from hasten.serving.models.repository import Registered
+
+NEVER_MS = 1e9
+
+
+@pytest.fixture(autouse=True)
+def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let turns be short, and end what hangs when the test ends."""
+    monkeypatch.setattr(repository, "_TURN_S", 0.5)
+    pausing.RELEASE.clear()
+    with pausing_installed(tmp_path / "plug-in"):
+        yield
+        pausing.RELEASE.set()
+    pausing.RELEASE.clear()
+
+
+def asks(folder: Path, name: str, pause_ms: float) -> Path:
+    """A bundle whose warm-up asks for a pause."""
+    request = {"x": np.array([[pause_ms, 0, 0, 0]], np.float32)}
+    model = models.solid(folder)
+    return bundle_of(folder, model, name, engine=Pausing(), requests=[request])
+
+
+def answer(server: ServerThread, model: str) -> Any:
+    tensor = triton.InferInput("x", [1, 4], "FP32")
+    tensor.set_data_from_numpy(np.array([[0, 1, 2, 3]], np.float32))
+    client = triton.InferenceServerClient(server.host)
+    try:
+        return client.infer(model, [tensor]).as_numpy("y").tolist()
+    finally:
+        client.close()
+
+
+def registered(server: ServerThread, name: str) -> Registered:
+    (one,) = server.server.state.repository.registered(name)
+    return one
+
+
+def test_a_model_that_hangs_as_it_is_loaded_keeps_no_other_from_being_served(
+    tmp_path: Path,
+) -> None:
+    stuck, other = asks(tmp_path, "stuck", NEVER_MS), asks(tmp_path, "other", 0)
+    with ServerThread(place_of(stuck), place_of(other)) as server:
+        until(lambda: server.server.state.ready)
+        assert answer(server, "other") == [[0, 1, 2, 3]]
+        one = registered(server, "stuck")
+        late = "still loading after 0.5 s: other models don't wait for it"
+        assert (one.state, one.reason) == ("LOADING", late)
+        pausing.RELEASE.set()
+        until(lambda: one.state == "READY")
+        assert answer(server, "stuck") == [[0, 1, 2, 3]]
+
+
+def test_where_no_other_is_ready_a_slow_model_is_waited_for(tmp_path: Path) -> None:
+    slow = asks(tmp_path, "slow", 1000)
+    with ServerThread(place_of(slow), place_of(tmp_path / "missing.hasten")) as server:
+        assert answer(server, "slow") == [[0, 1, 2, 3]]
+
+
+def test_a_replacement_that_hangs_keeps_no_other_model_from_being_replaced_or_unloaded(
+    tmp_path: Path,
+) -> None:
+    stuck, other = asks(tmp_path, "stuck", 0), asks(tmp_path, "other", 0)
+    with ServerThread(place_of(stuck), place_of(other), control=True) as server:
+        before = {name: registered(server, name).served for name in ("stuck", "other")}
+        asks(tmp_path, "stuck", NEVER_MS)
+        asks(tmp_path, "other", 1)
+        server.call(server.server.state.repository.reload_changed)  # as SIGHUP does
+        until(lambda: registered(server, "other").served is not before["other"])
+        assert registered(server, "stuck").served is before["stuck"]
+        assert answer(server, "stuck") == answer(server, "other") == [[0, 1, 2, 3]]
+        client = triton.InferenceServerClient(server.host, network_timeout=60.0)
+        client.load_model("other")
+        client.unload_model("other")
+        client.close()
+        assert registered(server, "other").served is None
