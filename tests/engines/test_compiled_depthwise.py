@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.engines.test_compiled_bytes import ENDS, Made
-from tests.support.plans import PROCESSORS, planned
+from tests.support.plans import PROCESSORS, WITH_AMX, planned
 
 from hasten.core.target import Target
 from hasten.engines.compiled.compiler import Compiler
@@ -88,6 +88,7 @@ def test_large_pictures_are_computed_strip_by_strip(name: str) -> None:
 @pytest.mark.parametrize(
     ("march", "isa"),
     [
+        ("sapphirerapids", " ".join(WITH_AMX.isa)),
         ("icelake-server", "avx2 fma avx512f avx512bw avx512vbmi avx512_vnni"),
         ("skylake-avx512", "avx2 fma avx512f avx512bw"),
         ("alderlake", "avx2 fma avx_vnni"),
@@ -100,6 +101,7 @@ def test_c_for_a_processor_that_isnt_here_compiles(tmp_path: Path, march: str, i
         made.conv("all", channels=(channels, channels), groups=channels, **usual)
         for channels in (144, 24)
     ]
+    made.operations.append(made.conv("all", channels=(64, 48), **usual))
     plan, weights = planned(made.operations, made.constants, made.given, made.made)
     target = replace(Target.host(), isa=tuple(isa.split()))
     Path(tmp_path, "model.c").write_text(write(plan, weights, target).text)

@@ -17,6 +17,8 @@ from hasten.engines.compiled.plan import Operation, Plan, Tensor, Weights
 from hasten.engines.compiled.source import write
 
 _AVX512 = ("avx2", "fma", "avx512f", "avx512bw", "avx512vbmi", "avx512_vnni")
+WITH_AMX = replace(Target.host(), isa=(*_AVX512, "amx_tile", "amx_int8"))
+"""A processor that multiplies matrices of bytes."""
 PROCESSORS: dict[str, tuple[Target, bool]] = {
     "widest": (Target.host(), True),
     "sse2": (replace(Target.host(), isa=()), True),
@@ -94,6 +96,7 @@ def answers(
     if not spelled:
         for name in ("X86", "AVX", "AVX512"):
             text = text.replace(f"#define {name} 1", f"#define {name} 0")
+        text = text.replace("defined(__AMX_INT8__)", "0")
         # Each function by itself compiles in a tenth of the time.
         apart = "#define INLINE static __attribute__((noinline))\n"
         text = text.replace("#define INLINE static inline\n", apart)

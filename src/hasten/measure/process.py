@@ -30,6 +30,10 @@ _TIMED = ("time", "drive", "load", "profile")
 _LAST_WORDS_S = 5.0
 
 
+class KilledError(CandidateError):
+    """The system or a person killed a process, as where memory ran short for a moment."""
+
+
 class Worker:
     """A process that runs `hasten.measure.worker` for one candidate.
 
@@ -102,7 +106,7 @@ class Worker:
             self._channel.sendall(json.dumps({"do": do, **command}).encode() + b"\n")
             reply = json.loads(self._line(limit_s, timed=do in _TIMED))
         except (OSError, EOFError):
-            raise CandidateError(self._epitaph(do)) from None
+            raise self._epitaph(do) from None
         if "input_error" in reply:
             raise InputError(reply["input_error"])
         if "candidate_error" in reply:
@@ -136,16 +140,21 @@ class Worker:
         """Return the process's anonymous memory in bytes, with its programs' unless `alone`."""
         return sum(map(_anonymous, (self.pid, *(() if alone else programs(self.pid)))))
 
-    def _epitaph(self, do: str) -> str:
+    def _epitaph(self, do: str) -> CandidateError:
+        """Return the error that says how the process ended."""
         try:
             code = self._process.wait(_LAST_WORDS_S)
         except subprocess.TimeoutExpired:
-            self.kill()  # it closed its end but still runs
-            code = self._process.wait()
+            self.kill()
+            return CandidateError(
+                f"its process neither answered nor ended during {do!r}, and was killed"
+            )
+        if code == -signal.SIGKILL:  # which nothing sends itself
+            return KilledError(f"its process was killed by SIGKILL during {do!r}")
         if code < 0:
             name = signal.Signals(-code).name
-            return f"its process was killed by {name} during {do!r}"
-        return f"its process ended with exit code {code} during {do!r}"
+            return CandidateError(f"its process was killed by {name} during {do!r}")
+        return CandidateError(f"its process ended with exit code {code} during {do!r}")
 
     def sleep(self) -> None:
         """Stop every thread of the worker, so that none spins while another is timed."""

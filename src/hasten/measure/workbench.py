@@ -29,7 +29,7 @@ from hasten.inputs.data.spool import Spool
 from hasten.measure.candidate import Candidate
 from hasten.measure.deadline import Deadline
 from hasten.measure.environment import versions
-from hasten.measure.process import Worker
+from hasten.measure.process import KilledError, Worker
 from hasten.measure.roofline import LayerWork
 from hasten.passes.base import Pass, Skipped
 
@@ -107,7 +107,7 @@ class Bench:
     def open_built(
         self, engine: Engine, artifact: Artifact, sessions: int = 1, *, fresh: bool = True
     ) -> OpenWorker:
-        """Open an artifact in a new process.
+        """Open an artifact in a new process; once more where the system killed that.
 
         Args:
             engine: Engine that runs the artifact.
@@ -119,6 +119,14 @@ class Bench:
         Raises:
             CandidateError: the engine can't open it, or its process died.
         """
+        try:
+            return self._open_built(engine, artifact, sessions, fresh)
+        except KilledError:
+            return self._open_built(engine, artifact, sessions, fresh)
+
+    def _open_built(
+        self, engine: Engine, artifact: Artifact, sessions: int, fresh: bool
+    ) -> OpenWorker:
         began = time.monotonic()
         worker = Worker(self.log, self.memory_bytes, fresh=fresh)
         try:

@@ -23,6 +23,7 @@ from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.checked import private
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.compiled.compiler import Compiler
+from hasten.engines.compiled.granted import granted
 from hasten.engines.compiled.kept import code, compiler_facts, library_of, prepared
 from hasten.engines.compiled.library import Library, aligned
 from hasten.engines.compiled.plan import Operation, Plan
@@ -178,6 +179,7 @@ class CompiledC(Engine):
         Raises:
             CandidateError: the plan is damaged, there is no compiler, or it failed.
         """
+        target = granted(target)
         threads = min(self.threads, target.threads)
         what = digest({"code": code(), "compiler": compiler_facts()})
         key = compiled.key(replace(self, threads=threads), artifact, target, what)
@@ -200,6 +202,7 @@ class CompiledC(Engine):
             CandidateError: the plan is damaged, there is no compiler, or it failed.
         """
         plan, weights = read(artifact)
+        target = granted(target)
         source = _source(plan, weights, target, timed=True)
         with tempfile.TemporaryDirectory(prefix="hasten-c-") as folder:
             library = library_of(source, target, CompileCache(CacheFolder(Path(folder))))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from hasten.core.tensors import Array
+from hasten.engines.compiled.granted import amx_granted
 from hasten.engines.compiled.opening import opened
 from hasten.engines.compiled.plan import ALIGNMENT
 from hasten.errors import CandidateError
@@ -37,6 +38,10 @@ class Library:
             self._bind = self._shared.hasten_bind
         except (OSError, AttributeError) as error:
             raise CandidateError(f"the compiled model can't be loaded: {error}") from error
+        if hasattr(self._shared, "hasten_amx") and not amx_granted():
+            raise CandidateError(
+                "the compiled model needs AMX, which the system denies this process"
+            )
         self._bind.restype = ctypes.py_object
         self._bind.argtypes = [
             ctypes.py_object,

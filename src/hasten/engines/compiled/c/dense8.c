@@ -141,15 +141,13 @@ static inline vi scaled(vi sum, const u8 *scale) {
   return nearest(__builtin_convertvector(sum, vf) * *(const vf *)scale);
 }
 
-/* Four vectors of a pixel as bytes. A vector has 4 of each 16 channels. */
-static inline vb bytes_of_one(vi a, vi b, vi c, vi d, vh zero) {
-  return pack_bytes(add_words(pack_words(a, b), zero), add_words(pack_words(c, d), zero));
-}
+/* Four vectors of a pixel, packed by twos, as bytes. A vector has 4 of each 16 channels. */
+#define bytes_of_one pack_bytes
 
 /* Two vectors of each of two pixels as bytes: all of the first pixel's, then all of the second's. A
    vector has 4 of each 8 channels. */
-static inline vb bytes_of_two(vi a, vi b, vi c, vi d, vh zero) {
-  const vb r = pack_bytes(add_words(pack_words(a, b), zero), add_words(pack_words(c, d), zero));
+static inline vb bytes_of_two(vh a, vh b) {
+  const vb r = pack_bytes(a, b);
   typedef i64 units __attribute__((vector_size(WIDE)));
 #if WIDE == 16
   return r;
@@ -161,8 +159,8 @@ static inline vb bytes_of_two(vi a, vi b, vi c, vi d, vh zero) {
 }
 
 /* One vector of each of four pixels as bytes, pixel by pixel. */
-static inline vb bytes_of_four(vi a, vi b, vi c, vi d, vh zero) {
-  const vi r = (vi)pack_bytes(add_words(pack_words(a, b), zero), add_words(pack_words(c, d), zero));
+static inline vb bytes_of_four(vh a, vh b) {
+  const vi r = (vi)pack_bytes(a, b);
 #if WIDE == 16
   return (vb)r;
 #elif WIDE == 32

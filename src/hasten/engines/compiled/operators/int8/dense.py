@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hasten.core.tensors import Array
+from hasten.engines.compiled.operators.int8 import amx
 from hasten.engines.compiled.operators.int8.layouts import Block, Layout, whole
 from hasten.engines.compiled.operators.int8.tiles import End, Tile
 from hasten.engines.compiled.plan import ALIGNMENT, MOST_BYTES, product
@@ -70,6 +71,8 @@ def _emit(layout: Layout, writer: Writer, pixels: str | None) -> None:
     if layout.weights > MOST_BYTES:
         raise IntegrityError(f"the plan asks for more than {MOST_BYTES / 1e6:,.0f} MB of tables")
     writer.part("dense8.c", WIDE=layout.wide, QUADS=int(layout.quads))
+    if layout.rows:
+        writer.part("amx.c")
     table = Table()
     name = _rows(layout, writer, table)
     x, y = writer.read(conv.input), writer.write(conv.output)
@@ -141,6 +144,10 @@ def _rows(layout: Layout, writer: Writer, table: Table) -> str:
         f"const u8 *f = t + {_at_table(layout, writer, table)};",
     ]
     chunk, pixels = layout.chunk_rows, layout.chunk_pixels // layout.chunk_rows
+    if layout.rows:
+        body.append(
+            f"struct matrices set = {{}}; matrices_for(&set, {layout.rows}, {layout.deep});"
+        )
     body += [
         f"for (long row = 0; row < rows; row += {chunk}) {{",
         f"const long some = rows - row < {chunk} ? rows - row : {chunk}, m = some * {pixels};",
@@ -162,11 +169,16 @@ def _rows(layout: Layout, writer: Writer, table: Table) -> str:
             count = block.vectors * steps.dots * layout.wide // 2
             body.append(f"widen_weights(s + {layout.scratch[0]}, w, {count});")
             weights = f"s + {layout.scratch[0]}"
-        body.append(f"{_line(layout, block, writer)}(from, at, {weights}, b, e, f, to, m);")
+        if layout.rows:
+            line = amx.line(layout, block, writer)
+            body.append(f"{line}(from, at, w, b, e, f, to, m, &set, s + {layout.scratch[0]});")
+        else:
+            line = _line(layout, block, writer)
+            body.append(f"{line}(from, at, {weights}, b, e, f, to, m);")
         body.append("}")
     body.append("}")
     body += _finish(layout, writer, table)
-    body += ["}", "}"]
+    body += ["}", "MATRIX_END();" if layout.rows else "", "}"]
     return writer.static("dense", "\n".join(body))
 
 
@@ -340,9 +352,13 @@ def _weights(layout: Layout, writer: Writer) -> Array:
     padded = np.zeros((layout.groups, layout.outs + 1, runs, steps.run // 4 * each), np.int8)
     padded[:, :-1, :, : given.shape[-1]] = given
     padded = padded.reshape(layout.groups, layout.outs + 1, runs, -1, each)
+    at_once = 2 if layout.rows else 4
     parts = [
-        padded[:, order].transpose(0, 3, 4, 1, 2, 5).reshape(layout.groups, -1)
+        padded[:, order[first : first + at_once]]
+        .transpose(0, 3, 4, 1, 2, 5)
+        .reshape(layout.groups, -1)
         for order in _orders(layout)
+        for first in range(0, len(order), at_once)
     ]
     packed = np.concatenate(parts, axis=1)
     return packed.astype(np.int16) if layout.mode == "words" else packed

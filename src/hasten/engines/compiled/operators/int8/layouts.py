@@ -29,6 +29,15 @@ _CHUNK_BYTES = 96 << 10
 _WIDE_WEIGHTS = 24 << 10
 """Most weights of a layer that are kept in 16 bits; others are widened while they run."""
 
+_REGISTER_ROWS = 16
+"""Rows of a register of AMX; of the weights', each has four numbers of 16 channels."""
+_LEAST_ROWS = 4
+"""Pixels below which AMX isn't used."""
+_LEAST_DEEP = 24
+"""Bytes of a pixel below which AMX, which takes up to 64 at once, is no faster than vectors."""
+_ROWS_AROUND = 2
+"""Rows for which AMX takes as long as for all that is around a register's pixels."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -52,6 +61,7 @@ class Layout:
         wide: Bytes of a vector.
         quads: Whether four bytes are multiplied at once, by VNNI; else two numbers of 16 bits.
         permutes: Whether a byte's entry of a table of 256 is found in registers, by VBMI.
+        amx: Whether the processor multiplies matrices of bytes, by AMX.
         pixels: Most pixels of the input that come at once, of all rows of a batch.
     """
 
@@ -59,6 +69,7 @@ class Layout:
     wide: int
     quads: bool
     permutes: bool
+    amx: bool
     pixels: int
 
     @classmethod
@@ -68,8 +79,9 @@ class Layout:
         wide = 64 if "avx512bw" in isa else 32 if "avx2" in isa else 16
         quads = ("avx512_vnni" if wide == 64 else "avx_vnni") in isa
         permutes = wide == 64 and "avx512vbmi" in isa
+        amx = quads and wide == 64 and "amx_int8" in isa
         pixels = product(conv.size) * (_MOST_ROWS if writer.plan.by_row else 1)
-        return cls(conv, wide, quads, permutes, pixels)
+        return cls(conv, wide, quads, permutes, amx, pixels)
 
     @property
     def lanes(self) -> int:
@@ -79,7 +91,31 @@ class Layout:
     @property
     def unit(self) -> int:
         """Pixels that most tiles divide: of 7 with many registers, of 3, 4 or 6 with few."""
-        return 14 if self.wide == 64 else 12
+        return self.rows or (14 if self.wide == 64 else 12)
+
+    @cached_property
+    def rows(self) -> int:
+        """Pixels that a register of AMX has a row for; 0 where the layer doesn't use it.
+
+        Pixels of one register lie at even distances: anywhere in a pointwise layer, else in one row of the
+        result.
+        """
+        high, wide = self.conv.output_size
+        if not self.amx or self.deep < _LEAST_DEEP:
+            return 0
+        if (high * wide if self.pointwise else wide) < _LEAST_ROWS:
+            return 0
+        if not self.pointwise:
+            return -(-wide // -(-wide // _REGISTER_ROWS))
+        return min(
+            range(_REGISTER_ROWS, _REGISTER_ROWS // 2 - 1, -1),
+            key=lambda rows: -(-self.pixels // rows) * (rows + _ROWS_AROUND),
+        )
+
+    @cached_property
+    def deep(self) -> int:
+        """Bytes of a pixel that AMX multiplies at once; each run has a whole number of such."""
+        return _evenly(-(-self._runs[2] // self.each))[1] * 4
 
     @property
     def each(self) -> int:
@@ -120,21 +156,27 @@ class Layout:
         return self.conv.channels[1] // self.groups
 
     @cached_property
-    def steps(self) -> Steps:
-        """Runs of bytes that a pixel's sums read."""
+    def _runs(self) -> tuple[int, int, int, int, int]:
+        """Runs that a pixel's sums read: rows, runs of each, numbers of each, bytes to the next row and run."""
         conv = self.conv
         pitch = conv.padded_size[1] * conv.channels[0]
         down = conv.dilations[0] * pitch * self.item
         if self.groups > 1 or conv.dilations[1] > 1:
             right = conv.dilations[1] * conv.channels[0] * self.item
-            return Steps(*conv.kernel, self._run(self.ins), down, right)
+            return *conv.kernel, self.ins, down, right
         across = conv.kernel[1] * conv.channels[0]
         if (across == pitch and conv.dilations[0] == 1) or conv.kernel[0] == 1:
-            return Steps(1, 1, self._run(across * conv.kernel[0]), 0, 0)
-        return Steps(conv.kernel[0], 1, self._run(across), down, 0)
+            return 1, 1, across * conv.kernel[0], 0, 0
+        return conv.kernel[0], 1, across, down, 0
 
-    def _run(self, count: int) -> int:
-        return -(-count // self.each) * 4
+    @cached_property
+    def steps(self) -> Steps:
+        """Runs of bytes that a pixel's sums read."""
+        down, across, count, below, right = self._runs
+        dots = -(-count // self.each)
+        if self.rows:
+            dots = product(_evenly(dots))
+        return Steps(down, across, dots * 4, below, right)
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -165,16 +207,21 @@ class Layout:
         """Output rows of a chunk; of a pointwise layer, pixels."""
         high, wide = self.conv.output_size
         if self.pointwise:
-            unit, most = self.unit, _CHUNK_BYTES // (self.conv.channels[0] * self.item)
+            unit, most = self.unit, self._chunk_bytes // (self.conv.channels[0] * self.item)
             return min(self.pixels, max(unit, min(most, _CHUNK_PIXELS) // unit * unit))
         rows = 1
         while (
             rows < high
             and rows * wide < _CHUNK_PIXELS
-            and self.row_bytes(rows + 1) * self.item <= _CHUNK_BYTES
+            and self.row_bytes(rows + 1) * self.item <= self._chunk_bytes
         ):
             rows += 1
         return rows
+
+    @property
+    def _chunk_bytes(self) -> int:
+        """Most bytes of a chunk: more with AMX, which waits for weights from the farthest cache."""
+        return 4 * _CHUNK_BYTES if self.rows else _CHUNK_BYTES
 
     @property
     def lines(self) -> int:
@@ -200,10 +247,8 @@ class Layout:
 
     @property
     def ragged(self) -> bool:
-        """Whether a run's last dot product takes bytes behind it."""
-        conv = self.conv
-        across = self.ins if self.steps.across > 1 or self.groups > 1 else 0
-        return bool((across or conv.kernel[1] * conv.channels[0]) % self.each)
+        """Whether a run's last product takes bytes behind it."""
+        return self.steps.run // 4 * self.each != self._runs[2]
 
     def row_bytes(self, rows: int) -> int:
         """Bytes of the padded input that some output rows read."""
@@ -246,10 +291,20 @@ class Layout:
 
     @property
     def scratch(self) -> tuple[int, int]:
-        """Bytes of memory for the widened chunk, and for a block's widened weights."""
+        """Bytes of memory for the widened chunk, and for a block's widened weights or AMX's sums."""
         chunk = 0 if self.quads else self.row_bytes(self.chunk_rows) * 2
-        block = max(block.vectors for block in self.blocks) * self.steps.dots * self.wide
+        vectors = max(block.vectors for block in self.blocks)
+        if self.rows:
+            return whole(chunk + ALIGNMENT), 4 * _REGISTER_ROWS * vectors * self.wide
+        block = vectors * self.steps.dots * self.wide
         return whole(chunk + ALIGNMENT), block if self.mode == "widened" else 0
+
+
+def _evenly(dots: int) -> tuple[int, int]:
+    """Return products of a row of AMX's registers, and of how many bytes: evenly if one more allows that."""
+    least = -(-dots // _REGISTER_ROWS)
+    count = next((one for one in (least, least + 1) if dots % one == 0), least)
+    return count, -(-dots // count)
 
 
 def whole(size: int) -> int:

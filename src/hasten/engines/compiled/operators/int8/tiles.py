@@ -104,9 +104,23 @@ class Tile:
             for v in range(self.vectors)
             for p in each
         ]
-        lines += self._sums()
+        return "\n".join(lines + self._sums() + self._results())
+
+    @property
+    def kept(self) -> str:
+        """C of the same with sums that lie at `s`, pixel by pixel."""
+        lines = [
+            f"const vi a{p}_{v} = *(const vi *)(s + {(p * self.vectors + v) * self.wide});"
+            for p in range(self.pixels)
+            for v in range(self.vectors)
+        ]
+        return "\n".join(lines + self._results())
+
+    def _results(self) -> list[str]:
+        """Return C that makes results of the sums."""
         if self.end.floats:
-            return "\n".join(lines + self._floats())
+            return self._floats()
+        lines = []
         if self.end.zero:
             lines.append("const vh zero = (vh){} + (i16)e->zero;")
         if self.end.bounds:
@@ -119,7 +133,7 @@ class Tile:
             lines += self._pairs()
         if self.vectors % 2:
             lines += self._fours()
-        return "\n".join(lines)
+        return lines
 
     def _sums(self) -> list[str]:
         steps = self.steps
@@ -176,6 +190,12 @@ class Tile:
         place = (self.vectors + vector) * self.wide
         return f"scaled(a{min(pixel, self.pixels - 1)}_{vector}, b + {place})"
 
+    def _words(self, sums: list[tuple[int, int]]) -> str:
+        """Return C of four sums, by pixel and vector, as two vectors of 16 bits with the zero."""
+        a, b, c, d = (self._scaled(pixel, vector) for pixel, vector in sums)
+        packed = (f"pack_words({a}, {b})", f"pack_words({c}, {d})")
+        return ", ".join(f"add_words({one}, zero)" if self.end.zero else one for one in packed)
+
     def _floats(self) -> list[str]:
         lines = []
         lanes = self.wide // 4
@@ -205,28 +225,22 @@ class Tile:
 
     def _wholes(self) -> list[str]:
         lines = []
-        zero = "zero" if self.end.zero else "(vh){}"
         for p in range(self.pixels):
-            parts = [self._scaled(p, v) for v in range(4)]
-            value = f"bytes_of_one({', '.join(parts)}, {zero})"
+            value = f"bytes_of_one({self._words([(p, v) for v in range(4)])})"
             lines += self._store(value, range(p, p + 1), 0, self.wide)
         return lines
 
     def _pairs(self) -> list[str]:
         lines = []
-        zero = "zero" if self.end.zero else "(vh){}"
         for p in range(0, self.pixels, 2):
-            parts = [self._scaled(q, v) for q in (p, p + 1) for v in (0, 1)]
-            value = f"bytes_of_two({', '.join(parts)}, {zero})"
+            value = f"bytes_of_two({self._words([(q, v) for q in (p, p + 1) for v in (0, 1)])})"
             lines += self._store(value, range(p, p + 2), 0, self.wide // 2)
         return lines
 
     def _fours(self) -> list[str]:
         lines = []
-        zero = "zero" if self.end.zero else "(vh){}"
         vector = self.vectors - 1
         for p in range(0, self.pixels, 4):
-            parts = [self._scaled(q, vector) for q in range(p, p + 4)]
-            value = f"bytes_of_four({', '.join(parts)}, {zero})"
+            value = f"bytes_of_four({self._words([(q, vector) for q in range(p, p + 4)])})"
             lines += self._store(value, range(p, p + 4), vector * self.wide // 4, self.wide // 4)
         return lines
