@@ -651,7 +651,7 @@ def state_of(model: Captured) -> Any:
         check_room=lambda size: None,
         draining=False,
         body_bytes=0,
-        token=None,
+        rights=None,
     )
 
 

@@ -167,6 +167,12 @@ IMAGE = "hasten-models:latest"
     help="File with the bearer token that clients must send.",
 )
 @click.option(
+    "--tokens",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="TOML file with several tokens, and what each may be used for: infer, read, control.",
+)
+@click.option(
     "--tls-cert",
     type=click.Path(path_type=Path),
     help="PEM file of the TLS certificate; needs --tls-key.",

@@ -73,7 +73,7 @@ class Server:
             repository,
             memory=SharedMemory(settings.shared_memory),
             limits=settings.limits,
-            token=settings.token(),
+            rights=settings.rights(),
             origins=settings.origins(),
             may_control=settings.control,
             tracing=settings.trace,

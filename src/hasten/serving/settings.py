@@ -12,10 +12,9 @@ from hasten.serving.models.chained import ChainPlace
 from hasten.serving.models.opening import ModelSettings
 from hasten.serving.models.repository import Registered
 from hasten.serving.protocol.origins import ANY, Origins
-from hasten.serving.protocol.tokens import read_token
+from hasten.serving.protocol.rights import Client, Rights
+from hasten.serving.protocol.tokens import LEAST_TOKEN, read_clients, read_token
 from hasten.serving.state import Limits
-
-_LEAST_TOKEN = 16
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,8 @@ class ServerSettings:
         http: Port of HTTP; 0 for any free port, None for no HTTP.
         grpc: Port of gRPC; 0 for any free port, None for no gRPC.
         limits: Limits on sizes, counts and times.
-        token_file: File with the bearer token that clients must send.
+        token_file: File with the only token that clients may send, for all requests.
+        tokens: TOML file with the clients that the server knows, and what each may ask for.
         certificate: PEM file of the TLS certificate.
         key: PEM file of the certificate's private key.
         shared_memory: Pattern of the POSIX shared memory that clients may register; "" for none.
@@ -67,6 +67,7 @@ class ServerSettings:
     grpc: int | None = None
     limits: Limits = field(default_factory=Limits)
     token_file: Path | None = None
+    tokens: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
     shared_memory: str = ""
@@ -94,15 +95,26 @@ class ServerSettings:
         """Return the names by which requests of foreign web pages are told."""
         return Origins(self.hosts, self.own_names())
 
+    def rights(self) -> Rights | None:
+        """Read the clients that the server knows; None to serve all alike.
+
+        Raises:
+            InputError: a file can't be read, or states no valid tokens.
+        """
+        if self.tokens is not None:
+            return Rights(read_clients(self.tokens))
+        token = self.token()
+        return None if token is None else Rights([Client.of_all_scopes(token)])
+
     def token(self) -> bytes | None:
-        """Read the token; None if clients need none.
+        """Read the only token; None if there is none, or there are several.
 
         Raises:
             InputError: the file can't be read, or its content isn't a valid token.
         """
         if self.token_file is None:
             return None
-        return read_token(self.token_file, _LEAST_TOKEN).encode()
+        return read_token(self.token_file, LEAST_TOKEN).encode()
 
     def tls(self) -> ssl.SSLContext | None:
         """Return the TLS context that encrypts connections; None without TLS.

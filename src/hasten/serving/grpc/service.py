@@ -18,11 +18,11 @@ from typing import Any
 from hasten.errors import InputError
 from hasten.serving.grpc.admission import Admission
 from hasten.serving.grpc.calls import Inference, Receiving, Stream, leaving, metadata_of, own_fault
-from hasten.serving.grpc.methods import Methods
+from hasten.serving.grpc.methods import SCOPES, Methods
 from hasten.serving.protocol import messages
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import Answer
-from hasten.serving.protocol.tokens import is_bearer
+from hasten.serving.protocol.rights import Scope
 from hasten.serving.settings import ServerSettings
 from hasten.serving.state import ServerState
 from hasten.serving.wire.grpc_messages import read_message
@@ -151,21 +151,15 @@ class GrpcServer:
 
     # -- steps that all calls have in common
 
-    def _check_token(self, context: Any) -> None:
-        """Check the client's token, if the server requires one.
+    def _check_rights(self, context: Any, scope: Scope) -> None:
+        """Check that the client may call this, if the server tells clients apart.
 
         Raises:
-            ProtocolError: the token is missing or wrong.
+            ProtocolError: the client isn't known, or may not call this.
         """
-        token = self._state.token
-        if token is None:
-            return
-        given = metadata_of(context, "authorization")
-        if not is_bearer(given, token):
-            raise ProtocolError(
-                Kind.UNAUTHENTICATED,
-                "this server requires a token: send authorization: Bearer TOKEN",
-            )
+        rights = self._state.rights
+        if rights is not None:
+            rights.check(scope, metadata_of(context, "authorization"), header="authorization")
 
     def _enter(self, calls: Admission, call: Receiving | Stream, now_ns: int) -> None:
         """Count a call that begins, and check for slow clients from time to time.
@@ -197,7 +191,7 @@ class GrpcServer:
     def _unary(self, name: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
         """Return the handler of a method that isn't inference."""
         request_name = messages.METHODS[name].request
-        calls = self._open_calls if name in _OPEN else self._calls
+        calls, scope = self._open_calls if name in _OPEN else self._calls, SCOPES[name]
 
         async def call(requests: Any, context: Any) -> bytes:
             now_ns = self._clock_ns()
@@ -205,7 +199,7 @@ class GrpcServer:
             receiving = Receiving(self._state, context, now_ns)
             try:
                 if name not in _OPEN:
-                    self._check_token(context)
+                    self._check_rights(context, scope)
                 self._enter(calls, receiving, now_ns)
                 data = await receiving.message()
                 answer = await self._methods.answer(name, read_message(request_name, data))
@@ -225,7 +219,7 @@ class GrpcServer:
         now_ns, inference = self._clock_ns(), None
         receiving = Receiving(self._state, context, now_ns)
         try:
-            self._check_token(context)
+            self._check_rights(context, SCOPES["ModelInfer"])
             self._enter(self._calls, receiving, now_ns)
             data = await receiving.message()
             inference = Inference(self._state, context, data, self._clock_ns)
@@ -249,7 +243,7 @@ class GrpcServer:
     async def _stream(self, requests: Any, context: Any) -> None:
         stream = Stream(self._state, context, self._clock_ns)
         try:
-            self._check_token(context)
+            self._check_rights(context, SCOPES["ModelStreamInfer"])
             if self._state.draining:
                 raise leaving()
             self._enter(self._calls, stream, self._clock_ns())
