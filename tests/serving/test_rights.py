@@ -7,19 +7,22 @@ import hashlib
 import http.client
 import json
 import os
+import queue
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from click.testing import CliRunner
 from tests.support.models import solid
 from tests.support.servers import ServerThread, bundle_of, place_of
-from tests.support.waiting import PATIENCE_S
+from tests.support.waiting import PATIENCE_S, until
 
 from hasten.cli import main
 from hasten.errors import InputError
+from hasten.serving import server as server_module
 from hasten.serving.grpc.methods import SCOPES
 from hasten.serving.protocol.messages import METHODS, SERVICE
 from hasten.serving.protocol.rights import Scope
@@ -349,3 +352,109 @@ def test_without_a_known_token_no_method_is_answered_but_health(server: ServerTh
         assert set(answers.values()) == {
             ("UNAUTHENTICATED", MISSING.replace("Authoriz", "authoriz"))
         }
+
+
+# -- a file that changes
+
+
+@pytest.fixture
+def looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has servers look at their files more often than people need."""
+    monkeypatch.setattr(server_module, "_LOOK_S", 0.01)
+
+
+@pytest.mark.usefixtures("looking")
+def test_a_new_file_holds_from_the_next_request_on_and_a_damaged_one_doesnt(
+    bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def errors() -> list[str]:
+        return [each.getMessage() for each in caplog.records if each.levelname == "ERROR"]
+
+    def answers(token: str) -> tuple[int, str]:
+        return ask(server, "GET /v2", token)[0], call(server, "ServerMetadata", token)[0]
+
+    file, new = tokens_file(tmp_path), "a-token-that-is-new"
+    with ServerThread(place_of(bundle), grpc=True, tokens=file) as server:
+        with http_connection(server) as kept:
+            assert status_of(kept, TOKENS["read"]) == 200
+            written_anew(file, f'[other]\nscopes = ["read"]\ntoken = "{new}"')
+            until(lambda: answers(new) == (200, "OK"))
+            assert answers(TOKENS["read"]) == (401, "UNAUTHENTICATED")
+            assert status_of(kept, TOKENS["read"]) == 401
+
+        keeps = f"the tokens from before stay in use: {file}"
+        file.write_text("")
+        until(lambda: len(errors()) == 1)
+        assert errors()[0].startswith(f"{keeps} states 1 to 1,024 clients")
+        assert answers(new) == (200, "OK")
+        file.unlink()
+        until(lambda: len(errors()) == 2)
+        assert errors()[1] == (
+            f"the tokens from before stay in use: can't read the tokens in {file}: No such file or "
+            "directory"
+        )
+        for _ in range(3):
+            server.server._rights.look()
+        assert len(errors()) == 2
+        assert answers(new) == (200, "OK")
+        tokens_file(tmp_path, mode=0o644)
+        until(lambda: len(errors()) == 3)
+        file.chmod(0o600)
+        until(lambda: answers(TOKENS["read"]) == (200, "OK"))
+        assert answers(new) == (401, "UNAUTHENTICATED")
+    assert not any(token in line for line in caplog.messages for token in (new, *TOKENS.values()))
+
+
+@pytest.mark.usefixtures("looking")
+def test_a_stream_ends_once_its_client_may_not_ask_any_more(bundle: Path, tmp_path: Path) -> None:
+    file, questions = tokens_file(tmp_path), queue.Queue[bytes]()
+    with (
+        ServerThread(place_of(bundle), grpc=True, tokens=file) as server,
+        grpc.insecure_channel(server.grpc_url) as channel,
+    ):
+        answers = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(
+            iter(questions.get, b"over"),
+            timeout=PATIENCE_S,
+            metadata=(("authorization", f"Bearer {TOKENS['infer']}"),),
+        )
+        questions.put(b"")
+        assert b"unknown model" in next(answers)
+        tokens_file(tmp_path, CLIENTS.replace('["infer"]', '["read"]'))
+        until(lambda: call(server, "ModelInfer", TOKENS["infer"])[0] == "PERMISSION_DENIED")
+        questions.put(b"")
+        with pytest.raises(grpc.RpcError) as caught:
+            next(answers)
+        questions.put(b"over")
+    assert caught.value.code().name == "PERMISSION_DENIED"
+    assert caught.value.details() == "this needs the scope infer, and 'asker' has read only"
+
+
+@pytest.mark.usefixtures("looking")
+def test_the_only_token_is_read_again_too(bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("the-first-of-two-tokens")
+    with ServerThread(place_of(bundle), token_file=file) as server:
+        assert ask(server, "GET /v2", "the-first-of-two-tokens")[0] == 200
+        file.write_text("the-other-of-two-tokens")
+        until(lambda: ask(server, "GET /v2", "the-other-of-two-tokens")[0] == 200)
+        assert ask(server, "GET /v2", "the-first-of-two-tokens")[0] == 401
+
+
+def written_anew(file: Path, text: str) -> None:
+    """Put a file with a new text in the place of one."""
+    beside = file.with_name("beside")
+    beside.write_text(text)
+    beside.chmod(0o600)
+    beside.replace(file)
+
+
+def http_connection(server: ServerThread) -> Any:
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, PATIENCE_S)
+    return contextlib.closing(connection)
+
+
+def status_of(connection: http.client.HTTPConnection, token: str) -> int:
+    connection.request("GET", "/v2", headers={"Authorization": f"Bearer {token}"})
+    answer = connection.getresponse()
+    answer.read()
+    return answer.status

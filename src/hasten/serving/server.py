@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from hasten.errors import InputError
+from hasten.serving.changing_files import ChangingFiles
 from hasten.serving.http.connection import Connection, Slot
 from hasten.serving.http.routes import Routes
 from hasten.serving.models.repository import Registered, Repository
@@ -30,6 +31,8 @@ log = logging.getLogger("hasten.serving")
 _SWITCH_S = 0.0005
 """Longest time that a finished engine waits for the interpreter lock; Python's default is 5 ms."""
 _SWEEP_S = 1.0
+_LOOK_S = 1.0
+"""Time between two looks at the files with tokens."""
 _FULL = 0.9
 """Share of the allowed connections; once more are open, those that wait for their clients are closed."""
 _HANDSHAKE_S = 10.0
@@ -67,13 +70,17 @@ class Server:
             from hasten.serving.observation.tracing import Tracing
 
             self._tracing = Tracing()
+        self._rights = ChangingFiles("tokens", settings.token_files(), settings.rights)
+        self._looking: asyncio.Task[None] | None = None
+        if settings.token_files():
+            self._looking = loop.create_task(self._look())
         marker = _no_marker if shared_state is None else self._marker
         repository = Repository(registered, loop, marker, self._tracing)
         self.state = ServerState(
             repository,
             memory=SharedMemory(settings.shared_memory),
             limits=settings.limits,
-            rights=settings.rights(),
+            rights=self._rights.value,
             origins=settings.origins(),
             may_control=settings.control,
             tracing=settings.trace,
@@ -94,6 +101,16 @@ class Server:
     def number(self, one: Registered) -> int:
         """Return the index of a registered model among the settings' models, from 0."""
         return self._numbers[id(one)]
+
+    async def _look(self) -> None:
+        """Read the files with tokens again when they change, until the server is closed."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            try:
+                await asyncio.to_thread(self._rights.look)
+            except Exception:  # later changes must not be missed
+                log.exception("a file with tokens couldn't be looked at")
+            self.state.rights = self._rights.value
 
     # -- connections
 
@@ -219,6 +236,8 @@ class Server:
             await self._grpc.close()
         if self._sweeping is not None:
             self._sweeping.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
         await asyncio.sleep(0)
         self.state.repository.close()
         if self._tracing is not None:

@@ -106,6 +106,10 @@ class ServerSettings:
         token = self.token()
         return None if token is None else Rights([Client.of_all_scopes(token)])
 
+    def token_files(self) -> list[Path]:
+        """Return the files that `rights` reads."""
+        return [file for file in (self.token_file, self.tokens) if file is not None]
+
     def token(self) -> bytes | None:
         """Read the only token; None if there is none, or there are several.
 

@@ -241,9 +241,10 @@ class GrpcServer:
             self._calls.leave(receiving)
 
     async def _stream(self, requests: Any, context: Any) -> None:
-        stream = Stream(self._state, context, self._clock_ns)
+        check = partial(self._check_rights, context, SCOPES["ModelStreamInfer"])
+        stream = Stream(self._state, context, check, self._clock_ns)
         try:
-            self._check_rights(context, SCOPES["ModelStreamInfer"])
+            check()
             if self._state.draining:
                 raise leaving()
             self._enter(self._calls, stream, self._clock_ns())
