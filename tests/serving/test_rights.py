@@ -371,11 +371,11 @@ def test_a_new_file_holds_from_the_next_request_on_and_a_damaged_one_doesnt(
         return [each.getMessage() for each in caplog.records if each.levelname == "ERROR"]
 
     def answers(token: str) -> tuple[int, str]:
-        return ask(server, "GET /v2", token)[0], call(server, "ServerMetadata", token)[0]
+        return ask(running, "GET /v2", token)[0], call(running, "ServerMetadata", token)[0]
 
     file, new = tokens_file(tmp_path), "a-token-that-is-new"
-    with ServerThread(place_of(bundle), grpc=True, tokens=file) as server:
-        with http_connection(server) as kept:
+    with ServerThread(place_of(bundle), grpc=True, tokens=file) as running:
+        with http_connection(running) as kept:
             assert status_of(kept, TOKENS["read"]) == 200
             written_anew(file, f'[other]\nscopes = ["read"]\ntoken = "{new}"')
             until(lambda: answers(new) == (200, "OK"))
@@ -394,7 +394,7 @@ def test_a_new_file_holds_from_the_next_request_on_and_a_damaged_one_doesnt(
             "directory"
         )
         for _ in range(3):
-            server.server._rights.look()
+            running.server._rights.look()
         assert len(errors()) == 2
         assert answers(new) == (200, "OK")
         tokens_file(tmp_path, mode=0o644)

@@ -170,7 +170,8 @@ IMAGE = "hasten-models:latest"
     "--tokens",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="TOML file with several tokens, and what each may be used for: infer, read, control.",
+    help="TOML file with several clients, by tokens or certificates, and what each may do: infer, read, "
+    "control.",
 )
 @click.option(
     "--tls-cert",
@@ -181,6 +182,11 @@ IMAGE = "hasten-models:latest"
     "--tls-key",
     type=click.Path(path_type=Path),
     help="PEM file of the TLS certificate's private key.",
+)
+@click.option(
+    "--tls-client-ca",
+    type=click.Path(path_type=Path),
+    help="PEM file of the certificates of which one must have signed a client's; needs --tokens.",
 )
 @click.option(
     "--max-body",

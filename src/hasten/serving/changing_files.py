@@ -50,7 +50,7 @@ class ChangingFiles(Generic[T]):
 
     def _marked(self) -> list[tuple[int, ...]]:
         """Return what changes with each file: also where another file comes in its place."""
-        marks = []
+        marks: list[tuple[int, ...]] = []
         for file in self._files:
             try:
                 found = file.stat()

@@ -50,6 +50,7 @@ def settings_of(
     tokens: Path | None = None,
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
+    tls_client_ca: Path | None = None,
     max_body_bytes: int = Limits.body_bytes,
     max_connections: int = Limits.connections,
     drain_s: float = 30.0,
@@ -98,6 +99,8 @@ def settings_of(
         tokens: TOML file with several tokens, and the scopes of each: "infer", "read", "control".
         tls_cert: PEM file of the TLS certificate.
         tls_key: PEM file of the certificate's private key.
+        tls_client_ca: PEM file of the certificates of which one must have signed a client's; clients need
+            one then, and `tokens` says what the names in it may do.
         max_body_bytes: Largest body of one request, in bytes.
         max_connections: Most connections open at once.
         drain_s: Longest wait at shutdown for running requests to finish, in seconds.
@@ -139,6 +142,11 @@ def settings_of(
     if on_alarm not in ("tell", "exact"):
         raise InputError(f"on_alarm= is 'tell' or 'exact'; got {on_alarm!r:.40}")
     _check_openness(host, allow_host, {"token_file": token_file, "tokens": tokens}, no_token)
+    if tls_client_ca is not None and None in (tls_cert, tls_key, tokens):
+        raise InputError(
+            "tls_client_ca= needs tls_cert= and tls_key=, and tokens=, which says what the names in clients' "
+            "certificates may do"
+        )
     asked = {"shadow_limit": shadow_limit, "on_alarm": on_alarm != "tell", "webhook": webhook}
     if not shadow and (idle := [name for name, given in asked.items() if given]):
         raise InputError(f"{idle[0]}= needs answers to watch: give shadow=, such as 0.01")
@@ -193,6 +201,7 @@ def settings_of(
         tokens=tokens,
         certificate=tls_cert,
         key=tls_key,
+        client_ca=tls_client_ca,
         shared_memory=shared_memory,
         control=allow_control,
         trace=trace,
@@ -264,6 +273,7 @@ class Options(TypedDict, total=False):
     tokens: Path | None
     tls_cert: Path | None
     tls_key: Path | None
+    tls_client_ca: Path | None
     max_body_bytes: int
     max_connections: int
     drain_s: float

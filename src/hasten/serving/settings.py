@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import ssl
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from hasten.serving.protocol.origins import ANY, Origins
 from hasten.serving.protocol.rights import Client, Rights
 from hasten.serving.protocol.tokens import LEAST_TOKEN, read_clients, read_token
 from hasten.serving.state import Limits
+from hasten.serving.tls import Tls, read_tls
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class ServerSettings:
         tokens: TOML file with the clients that the server knows, and what each may ask for.
         certificate: PEM file of the TLS certificate.
         key: PEM file of the certificate's private key.
+        client_ca: PEM file of the certificates of which one must have signed a client's; None to ask
+            clients for none.
         shared_memory: Pattern of the POSIX shared memory that clients may register; "" for none.
         control: Whether clients may load and unload registered models, and change the log settings.
         trace: Whether spans are sent, as OpenTelemetry's own environment variables configure it.
@@ -70,6 +72,7 @@ class ServerSettings:
     tokens: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
+    client_ca: Path | None = None
     shared_memory: str = ""
     control: bool = False
     trace: bool = False
@@ -120,8 +123,12 @@ class ServerSettings:
             return None
         return read_token(self.token_file, LEAST_TOKEN).encode()
 
-    def tls(self) -> ssl.SSLContext | None:
-        """Return the TLS context that encrypts connections; None without TLS.
+    def tls_files(self) -> list[Path]:
+        """Return the files that `tls` reads."""
+        return [each for each in (self.certificate, self.key, self.client_ca) if each is not None]
+
+    def tls(self) -> Tls | None:
+        """Read what encrypts connections; None without TLS.
 
         Raises:
             InputError: only one of certificate and key is given, or one can't be read.
@@ -132,13 +139,4 @@ class ServerSettings:
             raise InputError(
                 "TLS needs both a certificate and its key: give tls_cert= and tls_key="
             )
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        try:
-            context.load_cert_chain(self.certificate, self.key)
-        except (OSError, ssl.SSLError) as error:
-            reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
-            raise InputError(
-                f"can't use the certificate {self.certificate} with the key {self.key}: {reason}"
-            ) from error
-        return context
+        return read_tls(self.certificate, self.key, self.client_ca)

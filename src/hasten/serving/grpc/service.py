@@ -23,8 +23,8 @@ from hasten.serving.protocol import messages
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import Answer
 from hasten.serving.protocol.rights import Scope
-from hasten.serving.settings import ServerSettings
 from hasten.serving.state import ServerState
+from hasten.serving.tls import Tls
 from hasten.serving.wire.grpc_messages import read_message
 
 _MOST_SENT_BYTES = 2**31 - 1
@@ -47,18 +47,20 @@ class GrpcServer:
 
     Args:
         state: State of the server.
-        settings: Settings of the server.
+        tls: Function that returns what encrypts the next connection; None without TLS.
         clock_ns: Monotonic clock, in nanoseconds.
     """
 
     def __init__(
         self,
         state: ServerState,
-        settings: ServerSettings,
+        tls: Callable[[], Tls | None] = lambda: None,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self._state, self._clock_ns = state, clock_ns
-        self._settings = settings
+        self._tls = tls
+        self._handed: Tls | None = None
+        """What the library encrypts connections with."""
         self._methods = Methods(state)
         self._statuses: dict[Kind, Any] = {}
         self._server: Any = None
@@ -130,11 +132,22 @@ class GrpcServer:
         ]
 
     def _add_port(self, grpc: Any, server: Any, place: str) -> int:
-        certificate, key = self._settings.certificate, self._settings.key
-        if certificate is None or key is None:
+        first = self._tls()
+        if first is None:
             return int(server.add_insecure_port(place))
-        pair = key.read_bytes(), certificate.read_bytes()
-        return int(server.add_secure_port(place, grpc.ssl_server_credentials([pair])))
+
+        def changed() -> Any:
+            """Return what encrypts the next connection, if that is new; called by the library's threads."""
+            tls = self._tls()
+            if tls is None or tls is self._handed:
+                return None
+            self._handed = tls
+            pairs = [(tls.key, tls.certificate)]
+            return grpc.ssl_server_certificate_configuration(pairs, tls.client_ca)
+
+        asks_clients = first.client_ca is not None
+        credentials = grpc.dynamic_ssl_server_credentials(changed(), changed, asks_clients)
+        return int(server.add_secure_port(place, credentials))
 
     async def drain(self) -> None:
         """Accept no new calls, and wait for running ones, up to the drain time of the limits."""
@@ -159,7 +172,16 @@ class GrpcServer:
         """
         rights = self._state.rights
         if rights is not None:
-            rights.check(scope, metadata_of(context, "authorization"), header="authorization")
+            given = metadata_of(context, "authorization")
+            rights.check(scope, given, self._names(context), "authorization")
+
+    def _names(self, context: Any) -> list[str] | None:
+        """Return the names in the client's certificate; None if clients aren't asked for one."""
+        if self._handed is None or self._handed.client_ca is None:
+            return None
+        found = context.auth_context()
+        names = (*found.get("x509_common_name", ()), *found.get("peer_dns", ()))
+        return [name.decode("utf-8", "replace") for name in names]
 
     def _enter(self, calls: Admission, call: Receiving | Stream, now_ns: int) -> None:
         """Count a call that begins, and check for slow clients from time to time.

@@ -33,6 +33,7 @@ from hasten.serving.protocol.origins import ONE_HOST
 from hasten.serving.protocol.requests import Query
 from hasten.serving.protocol.rights import Rights, Scope
 from hasten.serving.state import ServerState
+from hasten.serving.tls import names_in
 from hasten.serving.wire.http_bodies import (
     decompressed,
     raw_query,
@@ -167,6 +168,8 @@ class Connection(asyncio.BufferedProtocol):
     ) -> None:
         self.state, self._routes, self._slot, self.clock_ns = state, routes, slot, clock_ns
         self._number = id(self)
+        self._names: list[str] | None = None
+        """Names in the client's certificate; None if it has none."""
         self.quiet = 0
         self._transport: asyncio.Transport
         self._parser = httptools.HttpRequestParser(self)
@@ -207,6 +210,8 @@ class Connection(asyncio.BufferedProtocol):
         """Register the connection with the server."""
         assert isinstance(transport, asyncio.Transport) or hasattr(transport, "writelines")
         self._transport = transport  # type: ignore[assignment]
+        certificate = transport.get_extra_info("peercert")
+        self._names = names_in(certificate) if certificate else None
         self.state.connections.add(self)
         self.state.repository.clients.heard(self._number, self.clock_ns())
 
@@ -400,13 +405,13 @@ class Connection(asyncio.BufferedProtocol):
     def _check_origin(self) -> None:
         """Check that no web page of others makes a browser send this; see `Origins`.
 
-        With a token nothing more is asked: a page doesn't know it. HTTP/1.0, which no browser speaks, needs
-        no Host.
+        With a token nothing more is asked: a page doesn't know it. A browser sends a certificate for every
+        page, though. HTTP/1.0, which no browser speaks, needs no Host.
         """
         headers, state = self._headers, self.state
         if b"host" not in headers and self._parser.get_http_version() != "1.0":
             raise ProtocolError(Kind.INVALID, ONE_HOST)
-        if state.rights is None:
+        if state.rights is None or self._names is not None:
             refusal = state.origins.refusal(self._method, headers)
             if refusal is not None and self._url.partition(b"?")[0] not in _PROBES:
                 raise refusal
@@ -416,7 +421,7 @@ class Connection(asyncio.BufferedProtocol):
         headers = self._headers
         bare = b"transfer-encoding" not in headers and headers.get(b"content-length", b"0") == b"0"
         if not bare or self._url.partition(b"?")[0].rstrip(b"/") not in _OPEN:
-            rights.check(self._scope(), headers.get(b"authorization", b""))
+            rights.check(self._scope(), headers.get(b"authorization", b""), self._names)
 
     def _scope(self) -> Scope | None:
         if self._method == b"POST" and self._path(self._url) is not None:
