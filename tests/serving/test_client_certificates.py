@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
+import numpy as np
 import pytest
+import tritonclient.grpc as triton
 from click.testing import CliRunner
 from tests.support.certificates import certified
 from tests.support.models import solid
@@ -149,6 +151,19 @@ def test_the_names_in_a_certificate_have_the_scopes_of_the_file(
         lacking("read", "gateway", "infer"),
     )
     assert call(port, made, "asker", "ModelInfer")[0] == "NOT_FOUND"
+
+
+def test_tritons_client_infers_with_a_certificate(server: ServerThread, made: Path) -> None:
+    tensor = triton.InferInput("x", [1, 4], "FP32")
+    tensor.set_data_from_numpy(np.zeros((1, 4), np.float32))
+    with triton.InferenceServerClient(
+        server.grpc_url,
+        ssl=True,
+        root_certificates=str(made / "server.pem"),
+        private_key=str(made / "asker.key"),
+        certificate_chain=str(made / "asker.pem"),
+    ) as client:
+        assert client.infer("solid", [tensor]).get_response().outputs[0].name == "y"
 
 
 def test_a_certificate_that_no_client_of_the_file_has_may_do_nothing(
