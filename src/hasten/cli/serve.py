@@ -169,7 +169,6 @@ IMAGE = "hasten-models:latest"
 @click.option(
     "--tokens",
     type=click.Path(path_type=Path),
-    metavar="FILE",
     help="TOML file with several clients, by tokens or certificates, and what each may do: infer, read, "
     "control.",
 )
