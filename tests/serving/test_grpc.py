@@ -31,7 +31,6 @@ from hasten.serving.models.repository import Repository
 from hasten.serving.protocol.errors import ProtocolError
 from hasten.serving.protocol.messages import METHODS, SERVICE, message
 from hasten.serving.protocol.requests import Answer, Query
-from hasten.serving.settings import ServerSettings
 from hasten.serving.state import Limits, ServerState
 from hasten.testing import models
 
@@ -651,7 +650,7 @@ def state_of(model: Captured) -> Any:
         check_room=lambda size: None,
         draining=False,
         body_bytes=0,
-        token=None,
+        rights=None,
     )
 
 
@@ -735,7 +734,7 @@ def test_calls_that_are_cancelled_harm_no_others(
 def test_an_answer_that_comes_as_its_client_leaves_is_nobodys() -> None:
     async def leave() -> bool:
         model, context = Captured(over=False), quiet_context(None)
-        server = GrpcServer(state_of(model), ServerSettings(()))
+        server = GrpcServer(state_of(model))
         going = asyncio.create_task(server._infer(b"", context))
         await asyncio.sleep(0)
         going.cancel()
@@ -907,7 +906,7 @@ def test_calls_can_be_encrypted(certificate: Path, linear: Path) -> None:
 def bare() -> GrpcServer:
     """One that serves no models; called within an event loop."""
     state = ServerState(Repository([], asyncio.get_running_loop()))
-    return GrpcServer(state, ServerSettings(()))
+    return GrpcServer(state)
 
 
 def test_a_port_in_use_is_an_error_in_one_line() -> None:

@@ -340,6 +340,18 @@ def test_the_token_comes_from_the_address(browser: Browser, bundle: Path, tmp_pa
 
 
 @in_chromium
+def test_a_token_without_the_scope_says_so(browser: Browser, bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "tokens.toml"
+    file.touch(0o600)
+    file.write_text('[asker]\nscopes = ["infer"]\ntoken = "a-token-to-infer-with"\n')
+    said = "The server refuses: this needs the scope read, and 'asker' has infer only."
+    with ServerThread(place_of(bundle, "doors"), tokens=file) as running:
+        browser.open(f"{running.http_url}/#token=a-token-to-infer-with")
+        browser.wait_for(lambda: browser.text("#notice") == [said])
+        assert cards(browser) == []
+
+
+@in_chromium
 def test_nothing_is_asked_while_nobody_looks(browser: Browser, server: ServerThread) -> None:
     browser.open(server.http_url)
     browser.wait_for(lambda: browser.text("#pulse-words") == ["Live"])

@@ -285,10 +285,11 @@ def test_other_machines_are_served_without_a_token_only_where_it_is_said(
             settings_of([bundle], host=host)
         assert str(told.value) == (
             f"host={host!r} lets other machines in, which may do all that clients may: give "
-            "token_file=, or no_token=True to serve them all"
+            "token_file= or tokens=, or no_token=True to serve them all"
         )
         assert settings_of([bundle], host=host, no_token=True).host == host
         assert settings_of([bundle], host=host, token_file=tmp_path).host == host
+        assert settings_of([bundle], host=host, tokens=tmp_path).host == host
     with pytest.raises(InputError) as told:
         settings_of([bundle], no_token=True, token_file=tmp_path)
     assert str(told.value) == (
@@ -301,7 +302,7 @@ def test_the_command_serves_other_machines_only_where_asked_twice(bundle: Path) 
     assert (refused.exit_code, refused.stderr) == (
         2,
         "hasten: --host 0.0.0.0 lets other machines in, which may do all that clients may: give "
-        "--token-file, or --no-token to serve them all\n",
+        "--token-file or --tokens, or --no-token to serve them all\n",
     )
     names = ("--allow-host", "models.example", "--allow-host", "*.below.example")
     with ServerProcess(bundle, "--host", "0.0.0.0", "--no-token", *names) as server:

@@ -167,6 +167,12 @@ IMAGE = "hasten-models:latest"
     help="File with the bearer token that clients must send.",
 )
 @click.option(
+    "--tokens",
+    type=click.Path(path_type=Path),
+    help="TOML file with several clients, by tokens or certificates, and what each may do: infer, read, "
+    "control.",
+)
+@click.option(
     "--tls-cert",
     type=click.Path(path_type=Path),
     help="PEM file of the TLS certificate; needs --tls-key.",
@@ -175,6 +181,11 @@ IMAGE = "hasten-models:latest"
     "--tls-key",
     type=click.Path(path_type=Path),
     help="PEM file of the TLS certificate's private key.",
+)
+@click.option(
+    "--tls-client-ca",
+    type=click.Path(path_type=Path),
+    help="PEM file of the certificates of which one must have signed a client's; needs --tokens.",
 )
 @click.option(
     "--max-body",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
@@ -47,8 +47,10 @@ def settings_of(
     allow_host: Sequence[str] = (),
     no_token: bool = False,
     token_file: Path | None = None,
+    tokens: Path | None = None,
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
+    tls_client_ca: Path | None = None,
     max_body_bytes: int = Limits.body_bytes,
     max_connections: int = Limits.connections,
     drain_s: float = 30.0,
@@ -94,8 +96,11 @@ def settings_of(
             "*" for any.
         no_token: Whether to serve other machines without asking for a token.
         token_file: File with the bearer token that clients must send.
+        tokens: TOML file with several tokens, and the scopes of each: "infer", "read", "control".
         tls_cert: PEM file of the TLS certificate.
         tls_key: PEM file of the certificate's private key.
+        tls_client_ca: PEM file of the certificates of which one must have signed a client's; clients need
+            one then, and `tokens` says what the names in it may do.
         max_body_bytes: Largest body of one request, in bytes.
         max_connections: Most connections open at once.
         drain_s: Longest wait at shutdown for running requests to finish, in seconds.
@@ -136,7 +141,12 @@ def settings_of(
         )
     if on_alarm not in ("tell", "exact"):
         raise InputError(f"on_alarm= is 'tell' or 'exact'; got {on_alarm!r:.40}")
-    _check_openness(host, allow_host, token_file, no_token)
+    _check_openness(host, allow_host, {"token_file": token_file, "tokens": tokens}, no_token)
+    if tls_client_ca is not None and None in (tls_cert, tls_key, tokens):
+        raise InputError(
+            "tls_client_ca= needs tls_cert= and tls_key=, and tokens=, which says what the names in clients' "
+            "certificates may do"
+        )
     asked = {"shadow_limit": shadow_limit, "on_alarm": on_alarm != "tell", "webhook": webhook}
     if not shadow and (idle := [name for name, given in asked.items() if given]):
         raise InputError(f"{idle[0]}= needs answers to watch: give shadow=, such as 0.01")
@@ -188,8 +198,10 @@ def settings_of(
         grpc=grpc,
         limits=limits,
         token_file=token_file,
+        tokens=tokens,
         certificate=tls_cert,
         key=tls_key,
+        client_ca=tls_client_ca,
         shared_memory=shared_memory,
         control=allow_control,
         trace=trace,
@@ -199,19 +211,22 @@ def settings_of(
 
 
 def _check_openness(
-    host: str, allow_host: Sequence[str], token_file: Path | None, no_token: bool
+    host: str, allow_host: Sequence[str], files: Mapping[str, Path | None], no_token: bool
 ) -> None:
     """Check who may reach the server, and under which names.
 
     Raises:
         InputError: strangers would get in unasked, or a name isn't one.
     """
-    if no_token and token_file is not None:
-        raise InputError("token_file= and no_token=True exclude each other: leave one of them out")
-    if token_file is None and not no_token and not is_loopback(host):
+    given = [f"{name}=" for name, file in files.items() if file is not None]
+    if no_token:
+        given.append("no_token=True")
+    if len(given) > 1:
+        raise InputError(f"{given[0]} and {given[1]} exclude each other: leave one of them out")
+    if not given and not is_loopback(host):
         raise InputError(
-            f"host={host!r} lets other machines in, which may do all that clients may: give token_file=, "
-            "or no_token=True to serve them all"
+            f"host={host!r} lets other machines in, which may do all that clients may: give token_file= or "
+            "tokens=, or no_token=True to serve them all"
         )
     for name in allow_host:
         if not NAME.fullmatch(name):
@@ -255,8 +270,10 @@ class Options(TypedDict, total=False):
     allow_host: Sequence[str]
     no_token: bool
     token_file: Path | None
+    tokens: Path | None
     tls_cert: Path | None
     tls_key: Path | None
+    tls_client_ca: Path | None
     max_body_bytes: int
     max_connections: int
     drain_s: float

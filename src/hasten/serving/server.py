@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING
 
 from hasten.errors import InputError
+from hasten.serving.changing_files import ChangingFiles
 from hasten.serving.http.connection import Connection, Slot
 from hasten.serving.http.routes import Routes
 from hasten.serving.models.repository import Registered, Repository
@@ -30,6 +31,8 @@ log = logging.getLogger("hasten.serving")
 _SWITCH_S = 0.0005
 """Longest time that a finished engine waits for the interpreter lock; Python's default is 5 ms."""
 _SWEEP_S = 1.0
+_LOOK_S = 1.0
+"""Time between two looks at the files with tokens and certificates."""
 _FULL = 0.9
 """Share of the allowed connections; once more are open, those that wait for their clients are closed."""
 _HANDSHAKE_S = 10.0
@@ -61,19 +64,23 @@ class Server:
         self.settings, self._shared_state, self._loop = settings, shared_state, loop
         registered = [model.registered() for model in settings.models]
         self._numbers = {id(one): number for number, one in enumerate(registered)}
-        self._tls: ssl.SSLContext | None = settings.tls()
+        self._tls = ChangingFiles("certificates", settings.tls_files(), settings.tls)
         self._tracing: Tracing | None = None
         if settings.trace:
             from hasten.serving.observation.tracing import Tracing
 
             self._tracing = Tracing()
+        self._rights = ChangingFiles("tokens", settings.token_files(), settings.rights)
+        self._looking: asyncio.Task[None] | None = None
+        if settings.token_files() or settings.tls_files():
+            self._looking = loop.create_task(self._look())
         marker = _no_marker if shared_state is None else self._marker
         repository = Repository(registered, loop, marker, self._tracing)
         self.state = ServerState(
             repository,
             memory=SharedMemory(settings.shared_memory),
             limits=settings.limits,
-            token=settings.token(),
+            rights=self._rights.value,
             origins=settings.origins(),
             may_control=settings.control,
             tracing=settings.trace,
@@ -95,6 +102,17 @@ class Server:
         """Return the index of a registered model among the settings' models, from 0."""
         return self._numbers[id(one)]
 
+    async def _look(self) -> None:
+        """Read the files with tokens and certificates again when they change, until the end."""
+        while True:
+            await asyncio.sleep(_LOOK_S)
+            try:
+                await asyncio.to_thread(self._rights.look)
+                await asyncio.to_thread(self._tls.look)
+            except Exception:  # later changes must not be missed
+                log.exception("the files with tokens and certificates couldn't be looked at")
+            self.state.rights = self._rights.value
+
     # -- connections
 
     def connection(self, slot: Slot | None = None) -> Connection:
@@ -102,16 +120,23 @@ class Server:
         self._sweep_soon()
         return Connection(self.state, self.routes, slot)
 
+    @property
+    def _context(self) -> ssl.SSLContext | None:
+        """Context for new handshakes: connections that there are keep the one that they began with."""
+        tls = self._tls.value
+        return None if tls is None else tls.context
+
     async def take(self, accepted: socket.socket, slot: Slot | None) -> None:
         """Serve a connection that the supervisor accepted."""
         handshake_s = _HANDSHAKE_S if self._surplus() < 0 else _CROWDED_HANDSHAKE_S
+        context = self._context
         self._arriving += 1
         try:
             await self._loop.connect_accepted_socket(
                 lambda: self.connection(slot),
                 accepted,
-                ssl=self._tls,
-                ssl_handshake_timeout=handshake_s if self._tls is not None else None,
+                ssl=context,
+                ssl_handshake_timeout=handshake_s if context is not None else None,
             )
         except (OSError, ssl.SSLError, ConnectionError):
             accepted.close()
@@ -121,14 +146,14 @@ class Server:
             self._arriving -= 1
 
     async def listen(self, host: str, port: int) -> int:
-        """Listen for HTTP; return the port.
+        """Listen for HTTP without a supervisor, and with the certificate of now; return the port.
 
         Raises:
             InputError: the port isn't available.
         """
         try:
             server = await self._loop.create_server(
-                self.connection, host, port, ssl=self._tls, backlog=1024
+                self.connection, host, port, ssl=self._context, backlog=1024
             )
         except OSError as error:
             raise InputError(f"can't listen on {host}:{port}: {error.strerror or error}") from error
@@ -143,7 +168,7 @@ class Server:
         """
         from hasten.serving.grpc.service import GrpcServer
 
-        self._grpc = GrpcServer(self.state, self.settings)
+        self._grpc = GrpcServer(self.state, lambda: self._tls.value)
         return await self._grpc.start(host, port)
 
     def _sweep_soon(self) -> None:
@@ -219,6 +244,8 @@ class Server:
             await self._grpc.close()
         if self._sweeping is not None:
             self._sweeping.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
         await asyncio.sleep(0)
         self.state.repository.close()
         if self._tracing is not None:

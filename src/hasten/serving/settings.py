@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import ssl
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,10 +11,10 @@ from hasten.serving.models.chained import ChainPlace
 from hasten.serving.models.opening import ModelSettings
 from hasten.serving.models.repository import Registered
 from hasten.serving.protocol.origins import ANY, Origins
-from hasten.serving.protocol.tokens import read_token
+from hasten.serving.protocol.rights import Client, Rights
+from hasten.serving.protocol.tokens import LEAST_TOKEN, read_clients, read_token
 from hasten.serving.state import Limits
-
-_LEAST_TOKEN = 16
+from hasten.serving.tls import Tls, read_tls
 
 
 @dataclass(frozen=True)
@@ -51,9 +50,12 @@ class ServerSettings:
         http: Port of HTTP; 0 for any free port, None for no HTTP.
         grpc: Port of gRPC; 0 for any free port, None for no gRPC.
         limits: Limits on sizes, counts and times.
-        token_file: File with the bearer token that clients must send.
+        token_file: File with the only token that clients may send, for all requests.
+        tokens: TOML file with the clients that the server knows, and what each may ask for.
         certificate: PEM file of the TLS certificate.
         key: PEM file of the certificate's private key.
+        client_ca: PEM file of the certificates of which one must have signed a client's; None to ask
+            clients for none.
         shared_memory: Pattern of the POSIX shared memory that clients may register; "" for none.
         control: Whether clients may load and unload registered models, and change the log settings.
         trace: Whether spans are sent, as OpenTelemetry's own environment variables configure it.
@@ -67,8 +69,10 @@ class ServerSettings:
     grpc: int | None = None
     limits: Limits = field(default_factory=Limits)
     token_file: Path | None = None
+    tokens: Path | None = None
     certificate: Path | None = None
     key: Path | None = None
+    client_ca: Path | None = None
     shared_memory: str = ""
     control: bool = False
     trace: bool = False
@@ -94,18 +98,37 @@ class ServerSettings:
         """Return the names by which requests of foreign web pages are told."""
         return Origins(self.hosts, self.own_names())
 
+    def rights(self) -> Rights | None:
+        """Read the clients that the server knows; None to serve all alike.
+
+        Raises:
+            InputError: a file can't be read, or states no valid tokens.
+        """
+        if self.tokens is not None:
+            return Rights(read_clients(self.tokens))
+        token = self.token()
+        return None if token is None else Rights([Client.of_all_scopes(token)])
+
+    def token_files(self) -> list[Path]:
+        """Return the files that `rights` reads."""
+        return [file for file in (self.token_file, self.tokens) if file is not None]
+
     def token(self) -> bytes | None:
-        """Read the token; None if clients need none.
+        """Read the only token; None if there is none, or there are several.
 
         Raises:
             InputError: the file can't be read, or its content isn't a valid token.
         """
         if self.token_file is None:
             return None
-        return read_token(self.token_file, _LEAST_TOKEN).encode()
+        return read_token(self.token_file, LEAST_TOKEN).encode()
 
-    def tls(self) -> ssl.SSLContext | None:
-        """Return the TLS context that encrypts connections; None without TLS.
+    def tls_files(self) -> list[Path]:
+        """Return the files that `tls` reads."""
+        return [each for each in (self.certificate, self.key, self.client_ca) if each is not None]
+
+    def tls(self) -> Tls | None:
+        """Read what encrypts connections; None without TLS.
 
         Raises:
             InputError: only one of certificate and key is given, or one can't be read.
@@ -116,13 +139,4 @@ class ServerSettings:
             raise InputError(
                 "TLS needs both a certificate and its key: give tls_cert= and tls_key="
             )
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        try:
-            context.load_cert_chain(self.certificate, self.key)
-        except (OSError, ssl.SSLError) as error:
-            reason = getattr(error, "strerror", None) or getattr(error, "reason", None) or error
-            raise InputError(
-                f"can't use the certificate {self.certificate} with the key {self.key}: {reason}"
-            ) from error
-        return context
+        return read_tls(self.certificate, self.key, self.client_ca)

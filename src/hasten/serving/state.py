@@ -10,6 +10,7 @@ from typing import Protocol
 from hasten.serving.models.repository import Repository
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.origins import Origins
+from hasten.serving.protocol.rights import Rights
 from hasten.serving.wire.shared_memory import SharedMemory
 
 _RECEIVE_BYTES = 64 << 10
@@ -78,7 +79,7 @@ class ServerState:
         repository: Models by name and version.
         memory: Shared memory regions that clients registered.
         limits: Limits on sizes, counts and times.
-        token: Bearer token that a client must send; None if none is needed.
+        rights: Clients that the server knows, and what each may ask for; None to serve all alike.
         origins: Names of the server, by which requests of foreign web pages are told.
         may_control: Whether clients may load and unload registered models, and change the log
             settings.
@@ -96,7 +97,7 @@ class ServerState:
     repository: Repository
     memory: SharedMemory = field(default_factory=SharedMemory)
     limits: Limits = field(default_factory=Limits)
-    token: bytes | None = None
+    rights: Rights | None = None
     origins: Origins = field(default_factory=Origins)
     may_control: bool = False
     tracing: bool = False

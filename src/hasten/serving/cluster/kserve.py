@@ -105,11 +105,12 @@ def _check(settings: ServerSettings, image: str) -> None:
         raise InputError("a pod's ports must be fixed: give grpc= a port of at least 1")
     if settings.certificate is not None or settings.key is not None:
         raise InputError("KServe's gateway handles TLS: leave out tls_cert= and tls_key=")
-    if settings.token_file is not None:
-        raise InputError(
-            "a token doesn't belong in an image: leave out token_file=, and let KServe's gateway "
-            "authenticate clients"
-        )
+    for name, file in (("token_file", settings.token_file), ("tokens", settings.tokens)):
+        if file is not None:
+            raise InputError(
+                f"a token doesn't belong in an image: leave out {name}=, and let KServe's gateway "
+                "authenticate clients"
+            )
     if settings.shared_memory:
         raise InputError("a pod shares no memory with its clients: leave out shared_memory=")
     if any(model.settings.custom_ops for model in settings.models):

@@ -228,6 +228,10 @@ def _check(settings: ServerSettings, min_replicas: int, max_replicas: int) -> No
             "a client that loads or unloads a model would reach only one of the replicas: leave out "
             "allow_control="
         )
+    if settings.tokens is not None:
+        raise InputError(
+            "on Ray the door and the replicas share one token: give token_file= instead of tokens="
+        )
     settings.token()
     settings.tls()
 

@@ -190,6 +190,7 @@ class Stream:
     Args:
         state: State of the server.
         context: gRPC context of the call.
+        check: Function that raises ProtocolError where the client may not, or no longer, ask.
         clock_ns: Monotonic clock, in nanoseconds.
 
     Attributes:
@@ -197,8 +198,15 @@ class Stream:
             while it doesn't.
     """
 
-    def __init__(self, state: ServerState, context: Any, clock_ns: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        state: ServerState,
+        context: Any,
+        check: Callable[[], None],
+        clock_ns: Callable[[], int],
+    ) -> None:
         self.waiting_ns: int | None = clock_ns()
+        self._check = check
         self._state, self._context, self._clock_ns = state, context, clock_ns
         self._under_way: set[Inference] = set()
         self._answers: deque[tuple[Inference, bytes]] = deque()
@@ -276,10 +284,13 @@ class Stream:
                 data = await self._context.read()
                 if data is EOF:
                     return
+                self._check()
                 self._begin(data)
                 while self._open >= _MOST_IN_STREAM:
                     self._room.clear()
                     await self._room.wait()
+        except ProtocolError as failure:
+            self._why = failure
         except Exception:
             self._why = own_fault()
         finally:

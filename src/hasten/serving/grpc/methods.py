@@ -15,10 +15,36 @@ from hasten.serving.http.routes import (
 )
 from hasten.serving.protocol import messages
 from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.protocol.rights import Scope
 from hasten.serving.state import ServerState
 
 Content: TypeAlias = dict[str, Any]
 """Content of a message, in the form of protobuf's JSON."""
+
+
+SCOPES: Mapping[str, Scope] = {
+    "ServerLive": Scope.READ,
+    "ServerReady": Scope.READ,
+    "ModelReady": Scope.READ,
+    "ServerMetadata": Scope.READ,
+    "ModelMetadata": Scope.READ,
+    "ModelConfig": Scope.READ,
+    "ModelStatistics": Scope.READ,
+    "RepositoryIndex": Scope.READ,
+    "SystemSharedMemoryStatus": Scope.READ,
+    "CudaSharedMemoryStatus": Scope.READ,
+    "ModelInfer": Scope.INFER,
+    "ModelStreamInfer": Scope.INFER,
+    "RepositoryModelLoad": Scope.CONTROL,
+    "RepositoryModelUnload": Scope.CONTROL,
+    "SystemSharedMemoryRegister": Scope.CONTROL,
+    "SystemSharedMemoryUnregister": Scope.CONTROL,
+    "CudaSharedMemoryRegister": Scope.CONTROL,
+    "CudaSharedMemoryUnregister": Scope.CONTROL,
+    "TraceSetting": Scope.CONTROL,
+    "LogSettings": Scope.CONTROL,
+}
+"""Scope that a client needs for each method; those that read settings change them, too."""
 
 
 class Methods:

@@ -18,13 +18,13 @@ from typing import Any
 from hasten.errors import InputError
 from hasten.serving.grpc.admission import Admission
 from hasten.serving.grpc.calls import Inference, Receiving, Stream, leaving, metadata_of, own_fault
-from hasten.serving.grpc.methods import Methods
+from hasten.serving.grpc.methods import SCOPES, Methods
 from hasten.serving.protocol import messages
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import Answer
-from hasten.serving.protocol.tokens import is_bearer
-from hasten.serving.settings import ServerSettings
+from hasten.serving.protocol.rights import Scope
 from hasten.serving.state import ServerState
+from hasten.serving.tls import Tls
 from hasten.serving.wire.grpc_messages import read_message
 
 _MOST_SENT_BYTES = 2**31 - 1
@@ -47,18 +47,20 @@ class GrpcServer:
 
     Args:
         state: State of the server.
-        settings: Settings of the server.
+        tls: Function that returns what encrypts the next connection; None without TLS.
         clock_ns: Monotonic clock, in nanoseconds.
     """
 
     def __init__(
         self,
         state: ServerState,
-        settings: ServerSettings,
+        tls: Callable[[], Tls | None] = lambda: None,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self._state, self._clock_ns = state, clock_ns
-        self._settings = settings
+        self._tls = tls
+        self._handed: Tls | None = None
+        """What the library encrypts connections with."""
         self._methods = Methods(state)
         self._statuses: dict[Kind, Any] = {}
         self._server: Any = None
@@ -130,11 +132,22 @@ class GrpcServer:
         ]
 
     def _add_port(self, grpc: Any, server: Any, place: str) -> int:
-        certificate, key = self._settings.certificate, self._settings.key
-        if certificate is None or key is None:
+        first = self._tls()
+        if first is None:
             return int(server.add_insecure_port(place))
-        pair = key.read_bytes(), certificate.read_bytes()
-        return int(server.add_secure_port(place, grpc.ssl_server_credentials([pair])))
+
+        def changed() -> Any:
+            """Return what encrypts the next connection, if that is new; called by the library's threads."""
+            tls = self._tls()
+            if tls is None or tls is self._handed:
+                return None
+            self._handed = tls
+            pairs = [(tls.key, tls.certificate)]
+            return grpc.ssl_server_certificate_configuration(pairs, tls.client_ca)
+
+        asks_clients = first.client_ca is not None
+        credentials = grpc.dynamic_ssl_server_credentials(changed(), changed, asks_clients)
+        return int(server.add_secure_port(place, credentials))
 
     async def drain(self) -> None:
         """Accept no new calls, and wait for running ones, up to the drain time of the limits."""
@@ -151,21 +164,24 @@ class GrpcServer:
 
     # -- steps that all calls have in common
 
-    def _check_token(self, context: Any) -> None:
-        """Check the client's token, if the server requires one.
+    def _check_rights(self, context: Any, scope: Scope) -> None:
+        """Check that the client may call this, if the server tells clients apart.
 
         Raises:
-            ProtocolError: the token is missing or wrong.
+            ProtocolError: the client isn't known, or may not call this.
         """
-        token = self._state.token
-        if token is None:
-            return
-        given = metadata_of(context, "authorization")
-        if not is_bearer(given, token):
-            raise ProtocolError(
-                Kind.UNAUTHENTICATED,
-                "this server requires a token: send authorization: Bearer TOKEN",
-            )
+        rights = self._state.rights
+        if rights is not None:
+            given = metadata_of(context, "authorization")
+            rights.check(scope, given, self._names(context), "authorization")
+
+    def _names(self, context: Any) -> list[str] | None:
+        """Return the names in the client's certificate; None if clients aren't asked for one."""
+        if self._handed is None or self._handed.client_ca is None:
+            return None
+        found = context.auth_context()
+        names = (*found.get("x509_common_name", ()), *found.get("peer_dns", ()))
+        return [name.decode("utf-8", "replace") for name in names]
 
     def _enter(self, calls: Admission, call: Receiving | Stream, now_ns: int) -> None:
         """Count a call that begins, and check for slow clients from time to time.
@@ -197,7 +213,7 @@ class GrpcServer:
     def _unary(self, name: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
         """Return the handler of a method that isn't inference."""
         request_name = messages.METHODS[name].request
-        calls = self._open_calls if name in _OPEN else self._calls
+        calls, scope = self._open_calls if name in _OPEN else self._calls, SCOPES[name]
 
         async def call(requests: Any, context: Any) -> bytes:
             now_ns = self._clock_ns()
@@ -205,7 +221,7 @@ class GrpcServer:
             receiving = Receiving(self._state, context, now_ns)
             try:
                 if name not in _OPEN:
-                    self._check_token(context)
+                    self._check_rights(context, scope)
                 self._enter(calls, receiving, now_ns)
                 data = await receiving.message()
                 answer = await self._methods.answer(name, read_message(request_name, data))
@@ -225,7 +241,7 @@ class GrpcServer:
         now_ns, inference = self._clock_ns(), None
         receiving = Receiving(self._state, context, now_ns)
         try:
-            self._check_token(context)
+            self._check_rights(context, SCOPES["ModelInfer"])
             self._enter(self._calls, receiving, now_ns)
             data = await receiving.message()
             inference = Inference(self._state, context, data, self._clock_ns)
@@ -247,9 +263,10 @@ class GrpcServer:
             self._calls.leave(receiving)
 
     async def _stream(self, requests: Any, context: Any) -> None:
-        stream = Stream(self._state, context, self._clock_ns)
+        check = partial(self._check_rights, context, SCOPES["ModelStreamInfer"])
+        stream = Stream(self._state, context, check, self._clock_ns)
         try:
-            self._check_token(context)
+            check()
             if self._state.draining:
                 raise leaving()
             self._enter(self._calls, stream, self._clock_ns())

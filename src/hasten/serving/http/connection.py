@@ -31,8 +31,9 @@ from hasten.serving.models.served import ServedModel, Ticket
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.origins import ONE_HOST
 from hasten.serving.protocol.requests import Query
-from hasten.serving.protocol.tokens import is_bearer
+from hasten.serving.protocol.rights import Rights, Scope
 from hasten.serving.state import ServerState
+from hasten.serving.tls import names_in
 from hasten.serving.wire.http_bodies import (
     decompressed,
     raw_query,
@@ -118,6 +119,9 @@ class Slot(Protocol):
 class PlainRoutes(Protocol):
     """Interface of the handler of all requests that aren't inferences."""
 
+    def scope(self, method: str, path: tuple[str, ...]) -> Scope | None:
+        """Return the scope that a client needs; None for a request that gets an error anyway."""
+
     def handle(self, request: PlainRequest) -> Response | Coroutine[Any, Any, Response]:
         """Answer a request, at once or by a coroutine.
 
@@ -164,6 +168,8 @@ class Connection(asyncio.BufferedProtocol):
     ) -> None:
         self.state, self._routes, self._slot, self.clock_ns = state, routes, slot, clock_ns
         self._number = id(self)
+        self._names: list[str] | None = None
+        """Names in the client's certificate; None if it has none."""
         self.quiet = 0
         self._transport: asyncio.Transport
         self._parser = httptools.HttpRequestParser(self)
@@ -204,6 +210,8 @@ class Connection(asyncio.BufferedProtocol):
         """Register the connection with the server."""
         assert isinstance(transport, asyncio.Transport) or hasattr(transport, "writelines")
         self._transport = transport  # type: ignore[assignment]
+        certificate = transport.get_extra_info("peercert")
+        self._names = names_in(certificate) if certificate else None
         self.state.connections.add(self)
         self.state.repository.clients.heard(self._number, self.clock_ns())
 
@@ -370,11 +378,8 @@ class Connection(asyncio.BufferedProtocol):
         self._keep_alive = version == "1.1" and self._parser.should_keep_alive()
         headers = self._headers
         self._check_origin()
-        if self.state.token is not None and not self._may_enter():
-            raise ProtocolError(
-                Kind.UNAUTHENTICATED,
-                "this server requires a token: send Authorization: Bearer TOKEN",
-            )
+        if self.state.rights is not None:
+            self._check_rights(self.state.rights)
         stated = headers.get(b"content-length")
         if stated is not None:
             size = int(stated) if stated.isdigit() and len(stated) < _LONGEST_NUMBER else -1
@@ -400,25 +405,33 @@ class Connection(asyncio.BufferedProtocol):
     def _check_origin(self) -> None:
         """Check that no web page of others makes a browser send this; see `Origins`.
 
-        With a token nothing more is asked: a page doesn't know it. HTTP/1.0, which no browser speaks, needs
-        no Host.
+        With a token nothing more is asked: a page doesn't know it. A browser sends a certificate for every
+        page, though. HTTP/1.0, which no browser speaks, needs no Host.
         """
         headers, state = self._headers, self.state
         if b"host" not in headers and self._parser.get_http_version() != "1.0":
             raise ProtocolError(Kind.INVALID, ONE_HOST)
-        if state.token is None:
+        if state.rights is None or self._names is not None:
             refusal = state.origins.refusal(self._method, headers)
             if refusal is not None and self._url.partition(b"?")[0] not in _PROBES:
                 raise refusal
 
-    def _may_enter(self) -> bool:
-        token, headers = self.state.token, self._headers
-        assert token is not None
-        if is_bearer(headers.get(b"authorization", b""), token):
-            return True
-        if b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0":
-            return False
-        return self._url.partition(b"?")[0].rstrip(b"/") in _OPEN
+    def _check_rights(self, rights: Rights) -> None:
+        """Check that the client may send this; anyone may send what has no body to `_OPEN`."""
+        headers = self._headers
+        bare = b"transfer-encoding" not in headers and headers.get(b"content-length", b"0") == b"0"
+        if not bare or self._url.partition(b"?")[0].rstrip(b"/") not in _OPEN:
+            rights.check(self._scope(), headers.get(b"authorization", b""), self._names)
+
+    def _scope(self) -> Scope | None:
+        if self._method == b"POST" and self._path(self._url) is not None:
+            return Scope.INFER
+        return self._routes.scope(*_asked(self._method, self._url))
+
+    def _path(self, url: bytes) -> tuple[str, str] | None:
+        """Return the model and version in the path of an inference; None for any other path."""
+        paths = Connection._paths
+        return paths[url] if url in paths else _remember(paths, url)
 
     def _reserve(self, size: int) -> None:
         """Count received bytes of a body; announced bytes don't count, since they take no memory.
@@ -508,8 +521,7 @@ class Connection(asyncio.BufferedProtocol):
         """Answer a request whose body isn't compressed."""
         method, url, headers, body, _, _ = received
         try:
-            paths = Connection._paths
-            path = paths[url] if url in paths else _remember(paths, url)
+            path = self._path(url)
             if path is not None and method == b"POST":
                 self._infer(exchange, path, headers, body, arrived_ns)
             else:
@@ -553,9 +565,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _answered_row(self, body: bytes) -> bool:
         """Answer the JSON of one row at once; False to take the usual way, which states every error."""
-        headers, state = self._headers, self.state
-        paths, url = Connection._paths, self._url
-        path = paths[url] if url in paths else _remember(paths, url)
+        headers, state, path = self._headers, self.state, self._path(self._url)
         if path is None or self._method != b"POST" or not self._keep_alive or state.draining:
             return False
         try:
@@ -626,14 +636,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _other(self, exchange: Exchange, received: Received) -> None:
         method, url, headers, body, _, _ = received
-        text = url.partition(b"?")[0].decode("latin-1")
-        parts = tuple(unquote(part) for part in text.split("/") if part)
-        request = PlainRequest(
-            "GET" if method == b"HEAD" else method.decode(),
-            parts,
-            bytes(body),
-            headers,
-        )
+        request = PlainRequest(*_asked(method, url), bytes(body), headers)
         answer = self._routes.handle(request)
         if isinstance(answer, Response):
             exchange.respond(answer)
@@ -769,6 +772,13 @@ class Connection(asyncio.BufferedProtocol):
     def close(self) -> None:
         """Close the connection once its buffered output is sent."""
         self._transport.close()
+
+
+def _asked(method: bytes, url: bytes) -> tuple[str, tuple[str, ...]]:
+    """Return the method and the path's parts, as `PlainRequest` has them."""
+    text = url.partition(b"?")[0].decode("latin-1")
+    parts = tuple(unquote(part) for part in text.split("/") if part)
+    return "GET" if method == b"HEAD" else method.decode(), parts
 
 
 def _remember(paths: dict[bytes, tuple[str, str] | None], url: bytes) -> tuple[str, str] | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from importlib.resources import files
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
@@ -16,10 +16,26 @@ from hasten.serving.http.messages import PlainRequest, Response
 from hasten.serving.models.repository import Registered
 from hasten.serving.observation import metrics
 from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.protocol.rights import Scope
 from hasten.serving.state import ServerState
 
 _OBJECT_BYTES = 1 << 20
+INFER, READ, CONTROL = Scope.INFER, Scope.READ, Scope.CONTROL
 Handler: TypeAlias = "Callable[..., Response | Coroutine[Any, Any, Response]]"
+
+
+class Route(NamedTuple):
+    """Path that a server answers.
+
+    Attributes:
+        path: Parts of the path; "{name}" stands for any part, which the handler gets as `name`.
+        scope: Scope that a client needs.
+        handler: Function that answers.
+    """
+
+    path: tuple[str, ...]
+    scope: Scope
+    handler: Handler
 
 
 def _json(value: Any, status: int = 200) -> Response:
@@ -38,50 +54,56 @@ class Routes:
         model = "v2/models/{name}"
         version = "v2/models/{name}/versions/{version}"
         region = "/region/{region}"
-        self._tables: dict[str, list[tuple[tuple[str, ...], Handler]]] = {"GET": [], "POST": []}
-        for method, path, handler in (
-            ("GET", "", self._page),
-            ("GET", "live.json", self._live_page),
-            ("GET", "metrics", self._metrics),
-            ("GET", "openapi.json", self._openapi),
-            ("GET", "v2", self._server),
-            ("GET", "v2/health/live", self._alive),
-            ("GET", "v2/health/ready", self._ready),
-            ("GET", "v2/models/stats", self._statistics),  # precedes a model named "stats"
-            ("GET", model, self._metadata),
-            ("GET", version, self._metadata),
-            ("GET", f"{model}/ready", self._model_ready),
-            ("GET", f"{version}/ready", self._model_ready),
-            ("GET", f"{model}/config", self._config),
-            ("GET", f"{version}/config", self._config),
-            ("GET", f"{model}/stats", self._statistics),
-            ("GET", f"{version}/stats", self._statistics),
-            ("GET", f"{model}/monitor", self._monitor),
-            ("GET", f"{version}/monitor", self._monitor),
-            ("POST", f"{version}/monitor", self._order),
-            ("POST", f"{model}/labels", self._labels),
-            ("POST", f"{version}/labels", self._labels),
-            ("GET", "v2/trace/setting", self._trace),
-            ("POST", "v2/trace/setting", self._set_trace),
-            ("GET", f"{model}/trace/setting", self._trace),
-            ("POST", f"{model}/trace/setting", self._set_trace),
-            ("GET", "v2/logging", self._logging),
-            ("POST", "v2/logging", self._set_logging),
-            ("POST", "v2/repository/index", self._index),
-            ("POST", "v2/repository/models/{name}/load", self._load),
-            ("POST", "v2/repository/models/{name}/unload", self._unload),
-            ("GET", "v2/systemsharedmemory/status", self._regions),
-            ("GET", f"v2/systemsharedmemory{region}/status", self._regions),
-            ("POST", f"v2/systemsharedmemory{region}/register", self._register),
-            ("POST", "v2/systemsharedmemory/unregister", self._unregister),
-            ("POST", f"v2/systemsharedmemory{region}/unregister", self._unregister),
-            ("GET", "v2/cudasharedmemory/status", self._no_cuda_regions),
-            ("GET", f"v2/cudasharedmemory{region}/status", self._no_cuda_region),
-            ("POST", f"v2/cudasharedmemory{region}/register", self._no_cuda),
-            ("POST", "v2/cudasharedmemory/unregister", self._no_cuda_regions),
-            ("POST", f"v2/cudasharedmemory{region}/unregister", self._no_cuda_region),
+        self._tables: dict[str, list[Route]] = {"GET": [], "POST": []}
+        for method, path, scope, handler in (
+            ("GET", "", READ, self._page),
+            ("GET", "live.json", READ, self._live_page),
+            ("GET", "metrics", READ, self._metrics),
+            ("GET", "openapi.json", READ, self._openapi),
+            ("GET", "v2", READ, self._server),
+            ("GET", "v2/health/live", READ, self._alive),
+            ("GET", "v2/health/ready", READ, self._ready),
+            ("GET", "v2/models/stats", READ, self._statistics),  # precedes a model named "stats"
+            ("GET", model, READ, self._metadata),
+            ("GET", version, READ, self._metadata),
+            ("GET", f"{model}/ready", READ, self._model_ready),
+            ("GET", f"{version}/ready", READ, self._model_ready),
+            ("GET", f"{model}/config", READ, self._config),
+            ("GET", f"{version}/config", READ, self._config),
+            ("GET", f"{model}/stats", READ, self._statistics),
+            ("GET", f"{version}/stats", READ, self._statistics),
+            ("GET", f"{model}/monitor", READ, self._monitor),
+            ("GET", f"{version}/monitor", READ, self._monitor),
+            ("POST", f"{version}/monitor", CONTROL, self._order),
+            ("POST", f"{model}/labels", INFER, self._labels),
+            ("POST", f"{version}/labels", INFER, self._labels),
+            ("GET", "v2/trace/setting", READ, self._trace),
+            ("POST", "v2/trace/setting", CONTROL, self._set_trace),
+            ("GET", f"{model}/trace/setting", READ, self._trace),
+            ("POST", f"{model}/trace/setting", CONTROL, self._set_trace),
+            ("GET", "v2/logging", READ, self._logging),
+            ("POST", "v2/logging", CONTROL, self._set_logging),
+            ("POST", "v2/repository/index", READ, self._index),
+            ("POST", "v2/repository/models/{name}/load", CONTROL, self._load),
+            ("POST", "v2/repository/models/{name}/unload", CONTROL, self._unload),
+            ("GET", "v2/systemsharedmemory/status", READ, self._regions),
+            ("GET", f"v2/systemsharedmemory{region}/status", READ, self._regions),
+            ("POST", f"v2/systemsharedmemory{region}/register", CONTROL, self._register),
+            ("POST", "v2/systemsharedmemory/unregister", CONTROL, self._unregister),
+            ("POST", f"v2/systemsharedmemory{region}/unregister", CONTROL, self._unregister),
+            ("GET", "v2/cudasharedmemory/status", READ, self._no_cuda_regions),
+            ("GET", f"v2/cudasharedmemory{region}/status", READ, self._no_cuda_region),
+            ("POST", f"v2/cudasharedmemory{region}/register", CONTROL, self._no_cuda),
+            ("POST", "v2/cudasharedmemory/unregister", CONTROL, self._no_cuda_regions),
+            ("POST", f"v2/cudasharedmemory{region}/unregister", CONTROL, self._no_cuda_region),
         ):
-            self._tables[method].append((tuple(part for part in path.split("/") if part), handler))
+            parts = tuple(part for part in path.split("/") if part)
+            self._tables[method].append(Route(parts, scope, handler))
+
+    def scope(self, method: str, path: tuple[str, ...]) -> Scope | None:
+        """Return the scope of a request; None if there is no such path, or it takes other methods."""
+        found = _match(self._tables.get(method, ()), path)
+        return None if found is None else found[0].scope
 
     def handle(self, request: PlainRequest) -> Response | Coroutine[Any, Any, Response]:
         """Answer a request, at once or by a coroutine; a wrong method is answered with 405.
@@ -95,8 +117,8 @@ class Routes:
             if found is None:
                 continue
             if method == request.method:
-                handler, given = found
-                return handler(request, **given)
+                route, given = found
+                return route.handler(request, **given)
             allowed.append(method)
         path = "/".join(request.path)
         if _is_inference(request.path):
@@ -275,20 +297,18 @@ class Routes:
 NO_CUDA = "this server has no CUDA shared memory: send tensors, or use system shared memory"
 
 
-def _match(
-    table: list[tuple[tuple[str, ...], Handler]], path: tuple[str, ...]
-) -> tuple[Handler, dict[str, str]] | None:
-    for pattern, handler in table:
-        if len(pattern) != len(path):
+def _match(table: Sequence[Route], path: tuple[str, ...]) -> tuple[Route, dict[str, str]] | None:
+    for route in table:
+        if len(route.path) != len(path):
             continue
         given = {}
-        for part, want in zip(path, pattern, strict=True):
+        for part, want in zip(path, route.path, strict=True):
             if want[0] == "{":
                 given[want[1:-1]] = part
             elif part != want:
                 break
         else:
-            return handler, given
+            return route, given
     return None
 
 

@@ -1,13 +1,30 @@
-"""Read the bearer token that a server requires from a file, and compare it with a client's."""
+"""Read the tokens that a server takes, of one client or of many, from a file."""
 
 from __future__ import annotations
 
-import hmac
+import os
+import re
+import stat
+import tomllib
 from pathlib import Path
+from typing import Any
 
 from hasten.errors import InputError
+from hasten.serving.protocol.rights import Client, Scope, digest_of
 
+LEAST_TOKEN = 16
+"""Fewest characters of a token that a server takes."""
 _MOST_BYTES = 16_384
+_MOST_FILE_BYTES = 1 << 20
+_MOST_CLIENTS = 1024
+"""Most clients in a file: each request is compared with the token of every one."""
+_FORMS = {
+    "token": f"one word of {LEAST_TOKEN} to {_MOST_BYTES:,} ASCII characters",
+    "sha256": "the SHA-256 of a token, in 64 hexadecimal digits",
+    "certificate": "a name in the client's certificate, as text",
+}
+"""How a file says by what a client is known, and what must stand there."""
+_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 
 
 def read_token(file: Path, least: int = 1) -> str:
@@ -26,20 +43,107 @@ def read_token(file: Path, least: int = 1) -> str:
     except OSError as error:
         raise InputError(f"can't read the token in {file}: {error.strerror or error}") from error
     token = data.strip().decode("latin-1")
-    whole = len(data) <= _MOST_BYTES and all("!" <= char <= "~" for char in token)
-    if not whole or len(token) < least:
+    if len(data) > _MOST_BYTES or not _is_token(token, least):
         raise InputError(
             f"{file} has no token, which is one word of {least} to {_MOST_BYTES:,} ASCII characters"
         )
     return token
 
 
-def is_bearer(given: bytes, token: bytes) -> bool:
-    """Return whether a client's Authorization header holds the token.
+def _is_token(text: str, least: int) -> bool:
+    return least <= len(text) <= _MOST_BYTES and all("!" <= char <= "~" for char in text)
+
+
+def read_clients(file: Path) -> tuple[Client, ...]:
+    """Read clients with their scopes from a TOML file with one table for each.
 
     Args:
-        given: Value of the header; the scheme's case doesn't matter (RFC 9110, 11.1).
-        token: Token that the server requires.
+        file: File that only its owner can read.
+
+    Raises:
+        InputError: others can read the file, or it doesn't state clients; no token is ever shown.
     """
-    scheme, _, credentials = given.partition(b" ")
-    return scheme.lower() == b"bearer" and hmac.compare_digest(credentials.lstrip(b" "), token)
+    try:
+        record = tomllib.loads(_private(file).decode())
+    except tomllib.TOMLDecodeError as error:
+        where = str(error).rpartition("(at ")[2].rstrip(")")
+        raise InputError(f"{file} isn't TOML, as its {where} shows") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} isn't TOML: it isn't UTF-8, or is nested too deeply") from error
+    if not 1 <= len(record) <= _MOST_CLIENTS:
+        raise InputError(
+            f"{file} states 1 to {_MOST_CLIENTS:,} clients, a table [NAME] for each; got {len(record):,}"
+        )
+    clients = tuple(_client(file, name, record[name]) for name in record)
+    for key in ("digest", "certificate"):
+        seen: dict[Any, str] = {}
+        for one in clients:
+            value = getattr(one, key)
+            if value and seen.setdefault(value, one.name) != one.name:
+                what = "token" if key == "digest" else key
+                raise InputError(
+                    f"{file}: {seen[value]!r} and {one.name!r} have the same {what}: give each its own"
+                )
+    return clients
+
+
+def _private(file: Path) -> bytes:
+    """Read a file whose owner is this user or root, and which others can't read.
+
+    Root's may be read by a group, as is usual for a secret that is mounted for another user.
+    """
+    try:
+        with file.open("rb") as opened:
+            found = os.fstat(opened.fileno())
+            data = opened.read(_MOST_FILE_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"can't read the tokens in {file}: {error.strerror or error}") from error
+    if found.st_uid not in (0, os.getuid()):
+        raise InputError(f"{file} belongs to another user, who may change its tokens: chown it")
+    mode = stat.S_IMODE(found.st_mode)
+    if mode & (0o077 if found.st_uid else 0o037):
+        raise InputError(f"others may read {file}, whose mode is {mode:03o}: chmod 600 it")
+    if len(data) > _MOST_FILE_BYTES:
+        raise InputError(f"{file} has over {_MOST_FILE_BYTES:,} bytes, too many for tokens")
+    return data
+
+
+def _client(file: Path, name: str, record: Any) -> Client:
+    """Read the table of one client.
+
+    Raises:
+        InputError: the table doesn't say what the client may do, and how it is known.
+    """
+    if not isinstance(record, dict):
+        raise InputError(
+            f"{file} has a line outside of a table: write [NAME] above each client's lines"
+        )
+    where = f"{file}: [{name}]"
+    if unknown := sorted(record.keys() - {"scopes", *_FORMS}):
+        raise InputError(
+            f"{where} has no {unknown[0]!r:.40}, but scopes, and one of {', '.join(_FORMS)}"
+        )
+    scopes = _scopes(where, record.get("scopes"))
+    given = [key for key in _FORMS if key in record]
+    if len(given) != 1:
+        raise InputError(
+            f"{where} needs one of {', '.join(_FORMS)}; got {' and '.join(given) or 'none'}"
+        )
+    value = record[given[0]]
+    text = value if isinstance(value, str) else ""
+    if given == ["token"] and _is_token(text, LEAST_TOKEN):
+        return Client(name, scopes, digest_of(text.encode()))
+    if given == ["sha256"] and _DIGEST.fullmatch(text):
+        return Client(name, scopes, bytes.fromhex(text))
+    if given == ["certificate"] and text.strip():
+        return Client(name, scopes, certificate=text.lower())
+    raise InputError(f"{where}: {given[0]} is {_FORMS[given[0]]}")
+
+
+def _scopes(where: str, given: Any) -> frozenset[Scope]:
+    known = {scope.value: scope for scope in Scope}
+    if isinstance(given, list) and given and all(str(each) in known for each in given):
+        return frozenset(known[each] for each in given)
+    raise InputError(
+        f'{where} needs scopes, a list of any of {", ".join(known)}, such as scopes = ["infer"]'
+    )

@@ -116,7 +116,7 @@ class Supervisor:
             InputError: the port isn't available, or nothing can be served.
         """
         settings = self._settings
-        settings.token()
+        settings.rights()
         settings.tls()
         if settings.http is None and settings.grpc is None:
             raise InputError("nothing to listen on: give http= or grpc= a port")

@@ -373,12 +373,14 @@ function token() {
 async function ask() {
   const given = token(), headers = {Accept: "application/json"};
   if (given && /^[\x21-\x7e]+$/.test(given)) headers.Authorization = `Bearer ${given}`;
-  const response = await fetch("live.json", {headers, cache: "no-store", credentials: "omit",
+  // Credentials are the visitor's certificate, where the server asks for one: there are no cookies.
+  const response = await fetch("live.json", {headers, cache: "no-store", credentials: "same-origin",
     redirect: "error", signal: AbortSignal.timeout(PATIENCE_MS)});
   if (response.ok) return {figures: await response.json()};
   if (response.status === 401) return {refused: given
     ? "The token in this page's address isn't the server's."
     : "This server requires a token: add #token=YOUR_TOKEN to this page's address."};
+  if (response.status === 403) return {refused: `The server refuses: ${(await response.json()).error}.`};
   return {refused: `The server answers with status ${response.status}.`};
 }
 async function poll() {

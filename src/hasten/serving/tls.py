@@ -1,0 +1,73 @@
+"""Read what encrypts a server's connections, and who a client is by its certificate."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hasten.errors import InputError
+
+
+@dataclass(frozen=True, eq=False)
+class Tls:
+    """Certificate of a server, and of those who may certify its clients.
+
+    Attributes:
+        context: Context for the handshakes of HTTP's connections.
+        key: Private key in PEM, for gRPC's library.
+        certificate: Certificate in PEM, with those between it and a root.
+        client_ca: Certificates in PEM, of which one must have signed a client's; None to ask clients
+            for no certificate.
+    """
+
+    context: ssl.SSLContext
+    key: bytes
+    certificate: bytes
+    client_ca: bytes | None
+
+
+def read_tls(certificate: Path, key: Path, client_ca: Path | None) -> Tls:
+    """Read the files of a server's certificate.
+
+    Args:
+        certificate: PEM file of the certificate.
+        key: PEM file of its private key.
+        client_ca: PEM file of certificates of which one must have signed a client's; None to ask clients
+            for none.
+
+    Raises:
+        InputError: a file can't be read, or they don't fit together.
+    """
+
+    def no_passphrase() -> str:
+        raise InputError(f"the key {key} needs a passphrase: give one that is stored without")
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    asked = f"the certificate {certificate} with the key {key}"
+    try:
+        context.load_cert_chain(certificate, key, no_passphrase)
+        pair = key.read_bytes(), certificate.read_bytes()
+        if client_ca is None:
+            return Tls(context, *pair, None)
+        asked = f"the certificates in {client_ca} for clients"
+        context.load_verify_locations(client_ca)
+        authorities = client_ca.read_bytes()
+    except (OSError, ssl.SSLError) as error:
+        told = getattr(error, "reason", None)
+        reason = told.lower().replace("_", " ") if told else error.strerror or error
+        raise InputError(f"can't use {asked}: {reason}") from error
+    context.verify_mode = ssl.CERT_REQUIRED
+    # As gRPC's library does: who is named in the file is trusted, whoever has signed them.
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    return Tls(context, *pair, authorities)
+
+
+def names_in(certificate: Mapping[str, Any]) -> list[str]:
+    """Return the names in a certificate as `getpeercert` states it: the subject's, and those of hosts."""
+    subject: Iterable[Iterable[tuple[str, str]]] = certificate.get("subject", ())
+    names = [value for part in subject for kind, value in part if kind == "commonName"]
+    return names + [value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"]

@@ -1,0 +1,469 @@
+"""Who may do what: tokens with scopes, over real sockets, by HTTP and gRPC."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import json
+import os
+import queue
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from click.testing import CliRunner
+from tests.support.models import solid
+from tests.support.servers import ServerThread, bundle_of, place_of
+from tests.support.waiting import PATIENCE_S, until
+
+from hasten.cli import main
+from hasten.errors import InputError
+from hasten.serving import server as server_module
+from hasten.serving.grpc.methods import SCOPES
+from hasten.serving.protocol.messages import METHODS, SERVICE
+from hasten.serving.protocol.rights import Scope
+from hasten.serving.protocol.tokens import read_clients
+
+TOKENS = {scope: f"the-token-to-{scope}-with" for scope in ("infer", "read", "control")}
+CLIENTS = f"""
+[asker]
+scopes = ["infer"]
+token = "{TOKENS["infer"]}"
+
+[prometheus]
+scopes = ["read"]
+sha256 = "{hashlib.sha256(TOKENS["read"].encode()).hexdigest()}"
+
+["the operator"]
+scopes = ["control"]
+token = "{TOKENS["control"]}"
+"""
+NAMES = {"infer": "asker", "read": "prometheus", "control": "the operator"}
+MISSING = "this server requires a token: send Authorization: Bearer TOKEN"
+MODEL, VERSION = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
+ROUTES = {
+    "read": {
+        *("GET /", "GET /live.json", "GET /metrics", "GET /openapi.json", "GET /v2"),
+        *("GET /v2/health/live", "GET /v2/health/ready", "GET /v2/models/stats"),
+        *(f"GET {MODEL}", f"GET {MODEL}/ready", f"GET {MODEL}/config", f"GET {MODEL}/stats"),
+        *(f"GET {VERSION}", f"GET {VERSION}/ready", f"GET {VERSION}/config"),
+        *(f"GET {VERSION}/stats", f"GET {VERSION}/monitor", f"GET {MODEL}/monitor"),
+        *("GET /v2/trace/setting", f"GET {MODEL}/trace/setting", "GET /v2/logging"),
+        "POST /v2/repository/index",
+        "GET /v2/systemsharedmemory/status",
+        "GET /v2/systemsharedmemory/region/{region}/status",
+        "GET /v2/cudasharedmemory/status",
+        "GET /v2/cudasharedmemory/region/{region}/status",
+    },
+    "infer": {f"POST {MODEL}/labels", f"POST {VERSION}/labels"},
+    "control": {
+        *(f"POST {VERSION}/monitor", "POST /v2/logging"),
+        *("POST /v2/trace/setting", f"POST {MODEL}/trace/setting"),
+        *("POST /v2/repository/models/{name}/load", "POST /v2/repository/models/{name}/unload"),
+        "POST /v2/systemsharedmemory/region/{region}/register",
+        "POST /v2/systemsharedmemory/region/{region}/unregister",
+        "POST /v2/systemsharedmemory/unregister",
+        "POST /v2/cudasharedmemory/region/{region}/register",
+        "POST /v2/cudasharedmemory/region/{region}/unregister",
+        "POST /v2/cudasharedmemory/unregister",
+    },
+}
+"""Every route and the scope that it needs: a new route belongs here, too."""
+INFERENCES = {f"POST {MODEL}/infer", f"POST {VERSION}/infer"}
+METHOD_SCOPES = {
+    "read": {
+        *("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMetadata"),
+        *("ModelConfig", "ModelStatistics", "RepositoryIndex"),
+        *("SystemSharedMemoryStatus", "CudaSharedMemoryStatus"),
+    },
+    "infer": {"ModelInfer", "ModelStreamInfer"},
+    "control": {
+        *("RepositoryModelLoad", "RepositoryModelUnload", "TraceSetting", "LogSettings"),
+        *("SystemSharedMemoryRegister", "SystemSharedMemoryUnregister"),
+        *("CudaSharedMemoryRegister", "CudaSharedMemoryUnregister"),
+    },
+}
+OPEN = {"GET /", "GET /v2/health/live", "GET /v2/health/ready"}
+
+
+def tokens_file(folder: Path, text: str = CLIENTS, mode: int = 0o600) -> Path:
+    file = folder / "tokens.toml"
+    file.write_text(text)
+    file.chmod(mode)
+    return file
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rights")
+    return bundle_of(folder, solid(folder))
+
+
+@pytest.fixture(scope="module")
+def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerThread]:
+    """Serves `solid` to three clients, each with one scope."""
+    file = tokens_file(tmp_path_factory.mktemp("tokens"))
+    with ServerThread(place_of(bundle), grpc=True, tokens=file) as one:
+        yield one
+
+
+def ask(
+    server: ServerThread, route: str, token: str = "", body: bytes | None = None
+) -> tuple[int, str]:
+    """Send a request to "METHOD path"; its status, and the error in its answer."""
+    method, _, path = route.partition(" ")
+    for part, value in (("name", "solid"), ("version", "1"), ("region", "there")):
+        path = path.replace(f"{{{part}}}", value)
+    headers = {"Host": "here", **({"Authorization": f"Bearer {token}"} if token else {})}
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, PATIENCE_S)
+    with contextlib.closing(connection):
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        text = answer.read()
+    with contextlib.suppress(ValueError, AttributeError):
+        return answer.status, json.loads(text).get("error", "")
+    return answer.status, ""
+
+
+def lacking(scope: str, has: str) -> str:
+    return f"this needs the scope {scope}, and {NAMES[has]!r} has {has} only"
+
+
+# -- over HTTP
+
+
+def test_every_route_has_exactly_one_scope(server: ServerThread) -> None:
+    found = {
+        f"{method} /{'/'.join(route.path)}": route.scope.value
+        for method, table in server.server.routes._tables.items()
+        for route in table
+    }
+    assert found == {route: scope for scope, routes in ROUTES.items() for route in routes}
+
+
+@pytest.mark.parametrize("scope", TOKENS)
+def test_a_route_is_answered_to_who_has_its_scope(server: ServerThread, scope: str) -> None:
+    routes = {**ROUTES, "infer": ROUTES["infer"] | INFERENCES}
+    for route, wanted in [(route, wanted) for wanted, some in routes.items() for route in some]:
+        status, error = ask(server, route, TOKENS[scope])
+        if wanted == scope or route in OPEN:
+            assert status != 401, route
+            assert "scope" not in error, route
+        else:
+            assert (status, error) == (403, lacking(wanted, scope)), route
+
+
+def test_without_a_known_token_nothing_is_answered_but_health_and_the_empty_page(
+    server: ServerThread,
+) -> None:
+    every = set().union(*ROUTES.values(), INFERENCES, {"GET /nothing", "PUT /v2", "GET /v2//"})
+    for token in ("", TOKENS["read"] + "x", NAMES["read"]):
+        for route in every - OPEN:
+            assert ask(server, route, token) == (401, MISSING), route
+        for route in OPEN:
+            assert ask(server, route, token)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v2/repository/models/solid/%6coad",
+        "//v2//repository/models/solid/load/",
+        "/%762/repository/models/solid/load?x=/v2/models/solid/infer",
+        "/v2/models/solid/../../repository/models/solid/load",
+        "/v2/models/solid/infer/../../../repository/models/solid/load",
+    ],
+)
+@pytest.mark.parametrize("scope", ["infer", "read"])
+def test_another_spelling_of_a_path_has_the_same_scope(
+    server: ServerThread, scope: str, path: str
+) -> None:
+    """Paths with ".." lead nowhere: they are names like any other."""
+    status, error = ask(server, f"POST {path}", TOKENS[scope])
+    expected = 404 if ".." in path else 403
+    assert status == expected
+    assert error == lacking("control", scope) or expected == 404
+
+
+def test_head_needs_the_scope_of_get(server: ServerThread) -> None:
+    assert ask(server, "HEAD /metrics", TOKENS["infer"])[0] == 403
+    assert ask(server, "HEAD /metrics", TOKENS["read"])[0] == 200
+
+
+def test_no_body_is_taken_from_who_lacks_the_scope(server: ServerThread) -> None:
+    for path in ("/v2/models/solid/infer", "/v2/health/live", "/"):
+        for size in ("Content-Length: 1048576", "Transfer-Encoding: chunked"):
+            with socket.create_connection(("127.0.0.1", server.http_port), PATIENCE_S) as client:
+                token = TOKENS["control"]
+                client.sendall(
+                    f"POST {path} HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer {token}\r\n"
+                    f"{size}\r\nExpect: 100-continue\r\n\r\n".encode()
+                )
+                begun = client.makefile("rb").readline()
+            # Nothing takes a POST there, so that no scope is needed for the error.
+            assert begun.split()[1] == (b"403" if "infer" in path else b"100")
+
+
+# -- the file
+
+
+def test_the_only_token_of_a_server_has_all_scopes(bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(TOKENS["read"])
+    with ServerThread(place_of(bundle), token_file=file) as server:
+        for route in set().union(*ROUTES.values(), INFERENCES):
+            status, error = ask(server, route, TOKENS["read"])
+            assert status != 401, route
+            assert "scope" not in error, route
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("", "{file} states 1 to 1,024 clients, a table [NAME] for each; got 0"),
+        ("".join(f"[c{n}]\n" for n in range(1025)), "{file} states 1 to 1,024 clients, a table [NAME] for each; got 1,025"),
+        ("#" * ((1 << 20) + 1), "{file} has over 1,048,576 bytes, too many for tokens"),
+        ("secret-of-many-letters", "{file} isn't TOML, as its end of document shows"),
+        ("[a]\ntoken = secret-of-many-letters", "{file} isn't TOML, as its line 2, column 9 shows"),
+        ("[a]\nx = '\udcff'", "{file} isn't TOML: it isn't UTF-8, or is nested too deeply"),
+        ("x = " + "[" * 100_000, "{file} isn't TOML: it isn't UTF-8, or is nested too deeply"),
+        ("token = 'secret-of-many-letters'", "{file} has a line outside of a table: write [NAME] above each client's lines"),
+        ("[a]\ntokn = 'secret-of-many-letters'", "{file}: [a] has no 'tokn', but scopes, and one of token, sha256, certificate"),
+        ("[a]\ntoken = 'secret-of-many-letters'", "{file}: [a] needs scopes, a list of any of infer, read, control, such as scopes = [\"infer\"]"),
+        ("[a]\nscopes = ['infer', 'write']", "{file}: [a] needs scopes, a list of any of infer, read, control, such as scopes = [\"infer\"]"),
+        ("[a]\nscopes = [['infer']]", "{file}: [a] needs scopes, a list of any of infer, read, control, such as scopes = [\"infer\"]"),
+        ("[a]\nscopes = []", "{file}: [a] needs scopes, a list of any of infer, read, control, such as scopes = [\"infer\"]"),
+        ("[a]\nscopes = 'read'", "{file}: [a] needs scopes, a list of any of infer, read, control, such as scopes = [\"infer\"]"),
+        ("[a]\nscopes = ['read']", "{file}: [a] needs one of token, sha256, certificate; got none"),
+        ("[a]\nscopes = ['read']\ntoken = 'x'\ncertificate = 'a'", "{file}: [a] needs one of token, sha256, certificate; got token and certificate"),
+        ("[a]\nscopes = ['read']\ntoken = 'fifteen-letters'", "{file}: [a]: token is one word of 16 to 16,384 ASCII characters"),
+        ("[a]\nscopes = ['read']\ntoken = 'sixteen  letters'", "{file}: [a]: token is one word of 16 to 16,384 ASCII characters"),
+        ("[a]\nscopes = ['read']\ntoken = 1234567890123456", "{file}: [a]: token is one word of 16 to 16,384 ASCII characters"),
+        ("[a]\nscopes = ['read']\nsha256 = 'abc'", "{file}: [a]: sha256 is the SHA-256 of a token, in 64 hexadecimal digits"),
+        ("[a]\nscopes = ['read']\ncertificate = ' '", "{file}: [a]: certificate is a name in the client's certificate, as text"),
+        ("[a]\nscopes = ['read']\ntoken = 'secret-of-many-letters'\n[b]\nscopes = ['infer']\ntoken = 'secret-of-many-letters'", "{file}: 'a' and 'b' have the same token: give each its own"),
+        ("[a]\nscopes = ['read']\ncertificate = 'Door'\n[b]\nscopes = ['infer']\ncertificate = 'door'", "{file}: 'a' and 'b' have the same certificate: give each its own"),
+    ],
+)  # fmt: skip
+def test_a_file_that_states_no_clients_is_one_line_without_its_tokens(
+    tmp_path: Path, text: str, error: str
+) -> None:
+    file = tmp_path / "tokens.toml"
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
+    file.chmod(0o600)
+    with pytest.raises(InputError) as caught:
+        read_clients(file)
+    assert str(caught.value) == error.replace("{file}", str(file))
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("mode", [0o604, 0o660, 0o602, 0o610])
+def test_a_file_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> None:
+    file = tokens_file(tmp_path, mode=mode)
+    with pytest.raises(InputError) as caught:
+        read_clients(file)
+    assert str(caught.value) == f"others may read {file}, whose mode is {mode:o}: chmod 600 it"
+    file.chmod(0o400)
+    assert {one.name: one.scopes for one in read_clients(file)} == {
+        NAMES[scope.value]: {scope} for scope in Scope
+    }
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a file to somebody else")
+def test_a_file_of_another_user_is_refused_and_one_of_root_may_be_read_by_a_group(
+    tmp_path: Path,
+) -> None:
+    file = tokens_file(tmp_path, mode=0o640)
+    assert len(read_clients(file)) == 3
+    file.chmod(0o600)
+    os.chown(file, 54321, 0)
+    with pytest.raises(InputError) as caught:
+        read_clients(file)
+    assert (
+        str(caught.value) == f"{file} belongs to another user, who may change its tokens: chown it"
+    )
+
+
+def test_there_are_tokens_or_one_token_or_none(bundle: Path, tmp_path: Path) -> None:
+    file = tokens_file(tmp_path)
+    image = "a token doesn't belong in an image: leave out --tokens, and let KServe's gateway "
+    door = "on Ray the door and the replicas share one token: give --token-file instead of --tokens"
+    for more, said in (
+        (
+            ["--token-file", str(file)],
+            "--token-file and --tokens exclude each other: leave one of them out",
+        ),
+        (["--no-token"], "--tokens and --no-token exclude each other: leave one of them out"),
+        (["--on", "ray"], door),
+        (["--write-kserve", str(tmp_path / "kserve")], f"{image}authenticate clients"),
+    ):
+        refused = CliRunner().invoke(
+            main, ["serve", str(bundle), "--tokens", str(file), *more], prog_name="hasten"
+        )
+        assert refused.stderr == f"hasten: {said}\n"
+        assert refused.exit_code == 2
+
+
+# -- over gRPC
+
+
+def call(server: ServerThread, method: str, token: str = "") -> tuple[str, str]:
+    """Call a method with an empty message; the status and its details."""
+    metadata = (("authorization", f"Bearer {token}"),) if token else ()
+    with grpc.insecure_channel(server.grpc_url) as channel:
+        if METHODS[method].streaming:
+            asking = channel.stream_stream(f"/{SERVICE}/{method}")
+        else:
+            asking = channel.stream_unary(f"/{SERVICE}/{method}")
+        try:
+            answer = asking(iter([b""]), timeout=PATIENCE_S, metadata=metadata)
+            return "OK", str(list(answer)) if METHODS[method].streaming else ""
+        except grpc.RpcError as error:
+            return error.code().name, error.details()
+
+
+def test_every_method_has_exactly_one_scope() -> None:
+    assert set(SCOPES) == set(METHODS)
+    assert {name: scope.value for name, scope in SCOPES.items()} == {
+        method: scope for scope, methods in METHOD_SCOPES.items() for method in methods
+    }
+
+
+@pytest.mark.parametrize("scope", TOKENS)
+def test_a_method_is_answered_to_who_has_its_scope(server: ServerThread, scope: str) -> None:
+    for wanted, methods in METHOD_SCOPES.items():
+        for method in methods:
+            status, error = call(server, method, TOKENS[scope])
+            if wanted == scope or method in ("ServerLive", "ServerReady"):
+                assert status != "UNAUTHENTICATED", method
+                assert "scope" not in error, method
+            else:
+                assert (status, error) == ("PERMISSION_DENIED", lacking(wanted, scope)), method
+
+
+def test_without_a_known_token_no_method_is_answered_but_health(server: ServerThread) -> None:
+    for token in ("", TOKENS["read"] + "x"):
+        answers = {method: call(server, method, token) for method in METHODS}
+        assert answers.pop("ServerLive")[0] == answers.pop("ServerReady")[0] == "OK"
+        assert set(answers.values()) == {
+            ("UNAUTHENTICATED", MISSING.replace("Authoriz", "authoriz"))
+        }
+
+
+# -- a file that changes
+
+
+@pytest.fixture
+def looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has servers look at their files more often than people need."""
+    monkeypatch.setattr(server_module, "_LOOK_S", 0.01)
+
+
+@pytest.mark.usefixtures("looking")
+def test_a_new_file_holds_from_the_next_request_on_and_a_damaged_one_doesnt(
+    bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def errors() -> list[str]:
+        ours = [each for each in caplog.records if each.name == "hasten.serving"]
+        return [each.getMessage() for each in ours if each.levelname == "ERROR"]
+
+    def answers(token: str) -> tuple[int, str]:
+        return ask(running, "GET /v2", token)[0], call(running, "ServerMetadata", token)[0]
+
+    file, new = tokens_file(tmp_path), "a-token-that-is-new"
+    with ServerThread(place_of(bundle), grpc=True, tokens=file) as running:
+        with http_connection(running) as kept:
+            assert status_of(kept, TOKENS["read"]) == 200
+            written_anew(file, f'[other]\nscopes = ["read"]\ntoken = "{new}"')
+            until(lambda: answers(new) == (200, "OK"))
+            assert answers(TOKENS["read"]) == (401, "UNAUTHENTICATED")
+            assert status_of(kept, TOKENS["read"]) == 401
+
+        keeps = f"the tokens from before stay in use: {file}"
+        file.write_text("")
+        until(lambda: len(errors()) == 1)
+        assert errors()[0].startswith(f"{keeps} states 1 to 1,024 clients")
+        assert answers(new) == (200, "OK")
+        file.unlink()
+        until(lambda: len(errors()) == 2)
+        assert errors()[1] == (
+            f"the tokens from before stay in use: can't read the tokens in {file}: No such file or "
+            "directory"
+        )
+        for _ in range(3):
+            running.server._rights.look()
+        assert len(errors()) == 2
+        assert answers(new) == (200, "OK")
+        tokens_file(tmp_path, mode=0o644)
+        until(lambda: len(errors()) == 3)
+        file.chmod(0o600)
+        until(lambda: answers(TOKENS["read"]) == (200, "OK"))
+        assert answers(new) == (401, "UNAUTHENTICATED")
+    assert not any(token in line for line in caplog.messages for token in (new, *TOKENS.values()))
+
+
+@pytest.mark.usefixtures("looking")
+def test_a_stream_ends_once_its_client_may_not_ask_any_more(bundle: Path, tmp_path: Path) -> None:
+    file, questions = tokens_file(tmp_path), queue.Queue[bytes]()
+    with (
+        ServerThread(place_of(bundle), grpc=True, tokens=file) as server,
+        grpc.insecure_channel(server.grpc_url) as channel,
+    ):
+        answers = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(
+            iter(questions.get, b"over"),
+            timeout=PATIENCE_S,
+            metadata=(("authorization", f"Bearer {TOKENS['infer']}"),),
+        )
+        questions.put(b"")
+        assert b"unknown model" in next(answers)
+        tokens_file(tmp_path, CLIENTS.replace('["infer"]', '["read"]'))
+        until(lambda: call(server, "ModelInfer", TOKENS["infer"])[0] == "PERMISSION_DENIED")
+        questions.put(b"")
+        with pytest.raises(grpc.RpcError) as caught:
+            next(answers)
+        questions.put(b"over")
+    assert caught.value.code().name == "PERMISSION_DENIED"
+    assert caught.value.details() == "this needs the scope infer, and 'asker' has read only"
+
+
+@pytest.mark.usefixtures("looking")
+def test_the_only_token_is_read_again_too(bundle: Path, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("the-first-of-two-tokens")
+    with ServerThread(place_of(bundle), token_file=file) as server:
+        assert ask(server, "GET /v2", "the-first-of-two-tokens")[0] == 200
+        file.write_text("the-other-of-two-tokens")
+        until(lambda: ask(server, "GET /v2", "the-other-of-two-tokens")[0] == 200)
+        assert ask(server, "GET /v2", "the-first-of-two-tokens")[0] == 401
+
+
+def written_anew(file: Path, text: str) -> None:
+    """Put a file with a new text in the place of one."""
+    beside = file.with_name("beside")
+    beside.write_text(text)
+    beside.chmod(0o600)
+    beside.replace(file)
+
+
+def http_connection(server: ServerThread) -> Any:
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, PATIENCE_S)
+    return contextlib.closing(connection)
+
+
+def status_of(connection: http.client.HTTPConnection, token: str) -> int:
+    connection.request("GET", "/v2", headers={"Authorization": f"Bearer {token}"})
+    answer = connection.getresponse()
+    answer.read()
+    return answer.status
+
+
+def test_the_pages_example_is_a_file_of_clients(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "access.md"
+    example = page.read_text().partition("```toml\n")[2].partition("```")[0]
+    found = read_clients(tokens_file(tmp_path, example))
+    assert [one.name for one in found] == ["prometheus", "the shop", "gateway"]
+    assert found[2].certificate == "gateway.example.com"
