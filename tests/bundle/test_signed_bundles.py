@@ -16,9 +16,11 @@ from tests.support.signing import Signer, signature_of
 
 import hasten
 from hasten.bundle import MANIFEST, SIGNATURE, folder, replaceable, signatures, write
-from hasten.bundle.packing.layout import Head
+from hasten.bundle.packing.blocks import all_codecs
+from hasten.bundle.packing.layout import Head, Item, Piece
 from hasten.bundle.packing.reader import Packed
 from hasten.bundle.packing.source import FileSource
+from hasten.bundle.packing.writer import Cut, write_packed
 from hasten.cli import main
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import InputError, IntegrityError
@@ -214,9 +216,24 @@ def test_a_signature_that_is_cut_off_or_huge_is_refused(
     signer.sign(bundle)
     good = (bundle / SIGNATURE).read_bytes()
     (bundle / SIGNATURE).write_bytes(good[:size].ljust(size, b"\n"))
-    for path in (bundle, hasten.pack(bundle).path):
-        assert ": its signature " in refused(path, signer)
-        assert answer(path) == ROW.tolist()
+    packed = hasten.pack(bundle).path
+    damaged = f": its signature {SIGNATURE} is damaged: "
+    assert damaged in refused(bundle, signer)
+    large = f"{packed}: its {SIGNATURE} is larger than 16 KiB"  # and isn't unpacked
+    assert (damaged if size <= 16 << 10 else large) in refused(packed, signer)
+    assert answer(bundle) == answer(packed) == ROW.tolist()
+
+
+def test_a_huge_manifest_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    size, path = 5 << 20, tmp_path / "huge.hastenz"
+    item = Item("x", "uint8", (size,), 1, (Piece(0, 0, size),), 1 << 18)
+    write_packed(
+        path,
+        Head(((MANIFEST, size),), (), ()),
+        iter([Cut(item, np.zeros(size, np.uint8))]),
+        all_codecs(),
+    )
+    assert refused(path, Signer.new(tmp_path)) == f"{path}: its {MANIFEST} is larger than 4096 KiB"
 
 
 def test_what_is_opened_is_the_manifest_that_was_checked(

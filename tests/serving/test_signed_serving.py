@@ -147,6 +147,21 @@ def test_no_packed_bundle_is_unpacked_before_it_is_trusted(
     assert len(list((tmp_path / "cache").rglob(MANIFEST))) == 1
 
 
+def test_a_bundle_that_is_replaced_just_after_it_was_checked_is_refused(
+    bundle: Path, newer: Path, signer: Signer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = opening.unpacked
+
+    def then_replaced(*given: Any) -> Path:
+        folder = found(*given)
+        put(newer, bundle)
+        return folder
+
+    monkeypatch.setattr(opening, "unpacked", then_replaced)
+    settings = ModelSettings(trusted=(signer.key,))
+    assert "isn't signed" in refusal(lambda: open_bundle(bundle, settings))
+
+
 @pytest.mark.parametrize("which", ["winner", "exact"])
 def test_every_model_of_a_bundle_is_opened_from_the_same_one(
     tmp_path: Path, signer: Signer, monkeypatch: pytest.MonkeyPatch, which: str

@@ -36,7 +36,7 @@ from hasten.errors import InputError, IntegrityError
 
 EVIDENCE, REPORT = "evidence/", "report.html"
 """Begin of the paths of a run's records in a bundle, and the path of its report."""
-_MANIFEST_BYTES = 4 << 20
+MANIFEST_BYTES = 4 << 20
 """Largest manifest that is read: enough for 30,000 files. Parsing takes up to 50 times its size."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 """Constants of linux/fcntl.h and linux/fs.h for renameat2; see man 2 rename."""
@@ -310,11 +310,11 @@ def manifest_bytes(path: Path, trusted: Sequence[PublicKey] = (), said: str = ""
     """
     said = said or str(path)
     try:
-        data = bounded_bytes(path / MANIFEST, _MANIFEST_BYTES)
+        data = bounded_bytes(path / MANIFEST, MANIFEST_BYTES)
     except OSError as error:
         raise IntegrityError(f"{said}: the manifest can't be read: {error.strerror}") from error
-    if len(data) > _MANIFEST_BYTES:
-        raise IntegrityError(f"{said}: the manifest is larger than {_MANIFEST_BYTES >> 20} MiB")
+    if len(data) > MANIFEST_BYTES:
+        raise IntegrityError(f"{said}: the manifest is larger than {MANIFEST_BYTES >> 20} MiB")
     if trusted:
         check_signed(data, path / SIGNATURE, trusted, said)
     return data

@@ -10,7 +10,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from hasten.bundle.folder import artifact_of, check_file, manifest_bytes, parsed, read_sizes
+from hasten.bundle.folder import (
+    MANIFEST_BYTES,
+    artifact_of,
+    check_file,
+    manifest_bytes,
+    parsed,
+    read_sizes,
+)
 from hasten.bundle.manifest import MANIFEST, SIGNATURE, Manifest, Part
 from hasten.bundle.packing.names import is_address, is_packed
 from hasten.bundle.signatures import MOST_BYTES, PublicKey
@@ -146,9 +153,7 @@ class StoredPacked(Stored):
         self._lock = threading.Lock()
         self._there: set[str] = set()
         try:
-            self._unpack([MANIFEST])
-            if trusted and SIGNATURE in self._sizes:
-                self._unpack_signature()
+            self._unpack_checked_first(signature=bool(trusted))
             folder = self._memory.path
             data = manifest_bytes(folder, trusted, self.name)
             self.manifest = parsed(data, folder, self.name)
@@ -198,13 +203,13 @@ class StoredPacked(Stored):
             raise
         self._there.update(names)
 
-    def _unpack_signature(self) -> None:
-        """Unpack the signature, which no manifest bounds."""
-        if self._sizes[SIGNATURE] > MOST_BYTES:
-            raise IntegrityError(
-                f"{self.name}: its signature is larger than {MOST_BYTES >> 10} KiB"
-            )
-        self._unpack([SIGNATURE])
+    def _unpack_checked_first(self, *, signature: bool) -> None:
+        """Unpack what nothing else bounds: the manifest, and the signature over it if there is one."""
+        names = [MANIFEST, *([SIGNATURE] if signature and SIGNATURE in self._sizes else [])]
+        for name, most in zip(names, (MANIFEST_BYTES, MOST_BYTES), strict=False):
+            if self._sizes[name] > most:
+                raise IntegrityError(f"{self.name}: its {name} is larger than {most >> 10} KiB")
+        self._unpack(names)
 
     def _check_sizes(self) -> None:
         """Check that the packed files are those that the manifest lists, and a signature at most."""
