@@ -209,7 +209,7 @@ def test_a_file_that_the_signature_doesnt_cover_is_refused(
         signer.sign(bundle)
 
 
-@pytest.mark.parametrize("size", [0, 10, 16 << 10, (16 << 10) + 1, 1 << 20])
+@pytest.mark.parametrize("size", [0, 10, 16 << 10, (16 << 10) + 1])
 def test_a_signature_that_is_cut_off_or_huge_is_refused(
     bundle: Path, signer: Signer, size: int
 ) -> None:
@@ -266,6 +266,8 @@ def test_a_difference_brings_the_newer_bundles_signature(
     stranger.sign(bundle)
     signer.sign(other)
     difference = hasten.pack(other, tmp_path / "d.hastenz", since=bundle).path
+    from_packed = hasten.pack(hasten.pack(other).path, tmp_path / "p.hastenz", since=bundle).path
+    assert from_packed.read_bytes() == difference.read_bytes()
     signer.sign(bundle)  # the device's copy has another signature than the one that was packed from
     packed = hasten.pack(bundle).path
     for place, goal in ((bundle, bundle), (packed, packed)):
@@ -402,6 +404,17 @@ def test_the_commands_make_keys_sign_and_say_who_signed(
     assert run("inspect", path, "--trusted", "no.pub") == (
         2,
         "hasten: can't read the key no.pub: No such file or directory\n",
+    )
+
+
+@pytest.mark.parametrize("command", [("load",), ("watch", "--source", "no.mp4")])
+def test_commands_that_open_a_bundle_take_trusted_keys(
+    bundle: Path, signer: Signer, command: tuple[str, ...]
+) -> None:
+    code, output = run(command[0], bundle, *command[1:], "--trusted", signer.public)
+    assert (code, output) == (
+        2,
+        f"hasten: {bundle} isn't signed, and {signer.only}: get a signed one, or sign it\n",
     )
 
 

@@ -17,7 +17,7 @@ from tests.support.servers import ServerThread, bundle_of, place_of, with_curve
 from tests.support.signing import Signer
 
 import hasten
-from hasten.bundle import MANIFEST, SIGNATURE, read
+from hasten.bundle import MANIFEST, SIGNATURE, read, unpacked
 from hasten.bundle.evidence import batch_curve
 from hasten.bundle.signatures import PublicKey
 from hasten.cli import main
@@ -150,7 +150,7 @@ def test_no_packed_bundle_is_unpacked_before_it_is_trusted(
 def test_a_bundle_that_is_replaced_just_after_it_was_checked_is_refused(
     bundle: Path, newer: Path, signer: Signer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = opening.unpacked
+    found = unpacked
 
     def then_replaced(*given: Any) -> Path:
         folder = found(*given)

@@ -482,12 +482,13 @@ def profile(as_json: bool, top: int, model: str, **options: Any) -> None:
     is_flag=True,
     help="Keep what is compiled, so that the next opening of BUNDLE here is quick.",
 )
-def load(bundle: Path, warm: bool) -> None:
+@trusted_option
+def load(bundle: Path, warm: bool, trusted: tuple[str, ...] | None) -> None:
     """Open BUNDLE once, answer one of its requests, and say how long that took."""
     with one_line_errors():
         from hasten.evaluation.opening import opened_once
 
-        for line in opened_once(bundle, warm=warm):
+        for line in opened_once(bundle, warm=warm, trusted=trusted):
             click.echo(line)
 
 
