@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from hasten.bundle.chains import open_chain as chain
     from hasten.bundle.packing.unpacking import unpack
     from hasten.bundle.packing.writer import pack
+    from hasten.bundle.signing import sign
     from hasten.errors import CandidateError, InputError, IntegrityError, LabelsWanted
     from hasten.evaluation.benchmark import bench
     from hasten.evaluation.profiling import profile
@@ -36,6 +37,7 @@ _WHERE = {
     "chain": "hasten.bundle.chains:open_chain",
     "pack": "hasten.bundle.packing.writer",
     "pack_lossy": "hasten.lightening.packing",
+    "sign": "hasten.bundle.signing",
     "unpack": "hasten.bundle.packing.unpacking",
     "bench": "hasten.evaluation.benchmark",
     "load_test": "hasten.evaluation.scenarios",
@@ -76,6 +78,7 @@ __all__ = [
     "save_ragged",
     "serve",
     "shortlist",
+    "sign",
     "unpack",
     "watch",
 ]

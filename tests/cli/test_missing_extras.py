@@ -71,6 +71,14 @@ def test_a_profile_needs_an_extra_only_to_read_an_onnx_file(tmp_path: Path) -> N
     assert said((*OPTIMIZE, "torch"), then) == (2, [line])
 
 
+def test_signatures_name_their_extra() -> None:
+    key = "RWTATJS2uNRjXI+OoL03BTuzyQfb4ddKerqyxGBbi370PRY5D/m2q/vR"
+    line = "hasten: signatures need the module nacl: pip install 'hasten[sign]'"
+    for command in (["inspect", "m.hasten", "--trusted", key], ["keygen", "/dev/null/k"]):
+        then = f"from hasten.cli import main; main({command})"
+        assert said(("nacl",), then) == (2, [line])
+
+
 @pytest.mark.parametrize("missing", ["httptools", "orjson", "uvloop"])
 def test_serving_names_its_extra(missing: str) -> None:
     then = "from hasten.cli import main; main(['serve', 'model.hasten'])"

@@ -9,7 +9,7 @@ from hasten.bundle.loaded import (
     engine_of,
     load,
 )
-from hasten.bundle.manifest import MANIFEST, Manifest, Part, Status, part
+from hasten.bundle.manifest import MANIFEST, SIGNATURE, Manifest, Part, Status, part
 from hasten.bundle.packing.unpacking import unpacked
 from hasten.bundle.requests import fitting, kept_requests, room_for
 from hasten.bundle.requirements import answers_as, requirements, step_packages
@@ -17,6 +17,7 @@ from hasten.bundle.states import Carrier
 
 __all__ = [
     "MANIFEST",
+    "SIGNATURE",
     "Carrier",
     "Loaded",
     "Manifest",

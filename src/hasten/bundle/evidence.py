@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 from hasten.bundle.manifest import Manifest
+from hasten.core.records import bounded_bytes
 from hasten.errors import IntegrityError
 from hasten.measure.curve import CURVE, CurvePoint, points_of
 
@@ -17,7 +19,7 @@ def batch_curve(path: Path, manifest: Manifest) -> tuple[CurvePoint, ...]:
 
     Args:
         path: The bundle's folder.
-        manifest: The bundle's manifest, read after every file was checked.
+        manifest: The bundle's manifest, of which the hash of the curve is taken.
 
     Returns:
         The points of the curve; empty where the bundle has no curve.
@@ -29,8 +31,12 @@ def batch_curve(path: Path, manifest: Manifest) -> tuple[CurvePoint, ...]:
     if name not in manifest.files:
         return ()
     try:
-        if manifest.files[name][1] > _MOST_BYTES:
+        sha256, size_bytes = manifest.files[name]
+        if size_bytes > _MOST_BYTES:
             raise IntegrityError(f"it is larger than {_MOST_BYTES >> 20} MiB")
-        return points_of(json.loads((path / name).read_bytes()))
+        data = bounded_bytes(path / name, size_bytes)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise IntegrityError("it was changed after it was written")
+        return points_of(json.loads(data))
     except (OSError, ValueError, RecursionError, IntegrityError) as error:
         raise IntegrityError(f"{path}: {name} is damaged: {error}") from error

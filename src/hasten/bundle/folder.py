@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from hasten.bundle.manifest import (
     MANIFEST,
     SCHEMA,
+    SIGNATURE,
     Manifest,
     Part,
     check_artifact,
@@ -26,7 +27,8 @@ from hasten.bundle.manifest import (
     one_line,
 )
 from hasten.bundle.requests import REQUESTS, check_requests, packed, shapes_of
-from hasten.core.records import digest, file_digest, from_record, read_json, to_record
+from hasten.bundle.signatures import PublicKey, check_signed
+from hasten.core.records import bounded_bytes, digest, file_digest, from_record, to_record
 from hasten.core.tensors import Tensors
 from hasten.engines.base import Artifact
 from hasten.engines.checked import check_external
@@ -34,7 +36,7 @@ from hasten.errors import InputError, IntegrityError
 
 EVIDENCE, REPORT = "evidence/", "report.html"
 """Begin of the paths of a run's records in a bundle, and the path of its report."""
-_MANIFEST_BYTES = 4 << 20
+MANIFEST_BYTES = 4 << 20
 """Largest manifest that is read: enough for 30,000 files. Parsing takes up to 50 times its size."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 """Constants of linux/fcntl.h and linux/fs.h for renameat2; see man 2 rename."""
@@ -229,63 +231,108 @@ def replaceable(path: Path) -> dict[str, Any] | None:
     if not (path / MANIFEST).is_file():
         raise InputError(f"{path} exists and is not a bundle; {todo}")
     try:
-        record, files = _read_record(path)
+        record, files = _record(manifest_bytes(path), path)
         for name, (_, size_bytes) in files.items():
             _check_size(path, name, size_bytes)
     except IntegrityError as error:
         raise InputError(f"{error}; it is not replaced: {todo}") from error
-    for file in sorted(path.rglob("*")):
-        name = file.relative_to(path).as_posix()
-        if (file.is_symlink() or not file.is_dir()) and name not in {MANIFEST, *files}:
-            raise InputError(
-                f"{path} holds {name!r:.100}, which is not part of the bundle; it is not replaced: "
-                f"{todo}"
-            )
+    if strange := unlisted(path, files):
+        raise InputError(
+            f"{path} holds {strange!r:.100}, which is not part of the bundle; it is not replaced: {todo}"
+        )
     return record
 
 
-def read(path: Path) -> Manifest:
+def unlisted(path: Path, files: Container[str]) -> str:
+    """Return the path of a file or a link in a bundle's folder that isn't part of it; "" if all are."""
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path).as_posix()
+        known = name in (MANIFEST, SIGNATURE) or name in files
+        if (file.is_symlink() or not file.is_dir()) and not known:
+            return name
+    return ""
+
+
+def read(path: Path, trusted: Sequence[PublicKey] = ()) -> Manifest:
     """Read a bundle's manifest and check every file against it.
+
+    Args:
+        path: The bundle's folder.
+        trusted: Keys, one of which the bundle must be signed by; none where unsigned ones will do.
 
     Raises:
         InputError: there is no bundle at `path`.
-        IntegrityError: the bundle is damaged, truncated, tampered with, or written by a newer version.
+        IntegrityError: the bundle is damaged, truncated, tampered with, written by a newer version, or
+            not signed by such a key.
     """
-    manifest = read_sizes(path)
+    manifest = read_sizes(path, trusted)
     for name, (sha256, size_bytes) in manifest.files.items():
         check_file(path, name, sha256, size_bytes)
     return manifest
 
 
-def read_sizes(path: Path) -> Manifest:
+def read_sizes(path: Path, trusted: Sequence[PublicKey] = ()) -> Manifest:
     """Read a bundle's manifest and check the size of every file against it.
+
+    A folder that has to be signed holds nothing else than what the signature covers, since a runtime
+    might look for files beside those that it is given.
 
     Raises:
         InputError: there is no bundle at `path`.
-        IntegrityError: the manifest is damaged, or a file has another size.
+        IntegrityError: the manifest is damaged or isn't signed by a key of `trusted`, or a file has
+            another size.
     """
     if not path.exists():
         raise InputError(f"no bundle at {path}: no such file or folder")
     if not (path / MANIFEST).is_file():
         raise InputError(f"{path} is not a bundle: it has no {MANIFEST}")
-    manifest = read_manifest(path)
+    manifest = parsed(manifest_bytes(path, trusted), path)
     for name, (_, size_bytes) in manifest.files.items():
         _check_size(path, name, size_bytes)
+    if trusted and (strange := unlisted(path, manifest.files)):
+        raise IntegrityError(
+            f"{path} can't be trusted: it holds {strange!r:.100}, which its signature doesn't cover; "
+            "remove that"
+        )
     return manifest
 
 
-def read_manifest(path: Path, name: str = "") -> Manifest:
-    """Read a manifest and check all that it states; no other file is looked at.
+def manifest_bytes(path: Path, trusted: Sequence[PublicKey] = (), said: str = "") -> bytes:
+    """Read a manifest's file once: what was checked is what is used.
 
     Args:
         path: Folder with the manifest.
-        name: Name of the bundle for messages; by default the folder's.
+        trusted: Keys, one of which must have signed it; none where an unsigned one will do.
+        said: Name of the bundle for messages; by default the folder's.
+
+    Raises:
+        IntegrityError: it can't be read, is too large, or isn't signed by such a key.
+    """
+    said = said or str(path)
+    try:
+        data = bounded_bytes(path / MANIFEST, MANIFEST_BYTES)
+    except OSError as error:
+        raise IntegrityError(f"{said}: the manifest can't be read: {error.strerror}") from error
+    if len(data) > MANIFEST_BYTES:
+        raise IntegrityError(f"{said}: the manifest is larger than {MANIFEST_BYTES >> 20} MiB")
+    if trusted:
+        check_signed(data, path / SIGNATURE, trusted, said)
+    return data
+
+
+def parsed(data: bytes, path: Path, said: str = "") -> Manifest:
+    """Return a manifest of which all that it states was checked; no other file is looked at.
+
+    Args:
+        data: Bytes of the manifest's file.
+        path: Folder with the manifest.
+        said: Name of the bundle for messages; by default the folder's.
 
     Raises:
         IntegrityError: the manifest is damaged, tampered with, or written by a newer version.
     """
-    said = name or str(path)
-    record, _ = _read_record(path, said)
+    said = said or str(path)
+    record, _ = _record(data, path, said)
     try:
         manifest = from_record(Manifest, record)
         check_engines(manifest)
@@ -299,15 +346,18 @@ def read_manifest(path: Path, name: str = "") -> Manifest:
     return manifest
 
 
-def _read_record(path: Path, said: str = "") -> tuple[dict[str, Any], dict[str, tuple[str, int]]]:
+def _record(
+    data: bytes, path: Path, said: str = ""
+) -> tuple[dict[str, Any], dict[str, tuple[str, int]]]:
     """Read the manifest's record and the files that it lists.
 
     The manifest's own digest is checked first, since nothing in a damaged manifest can be trusted.
     """
     said = said or str(path)
-    if (path / MANIFEST).stat().st_size > _MANIFEST_BYTES:
-        raise IntegrityError(f"{said}: the manifest is larger than {_MANIFEST_BYTES >> 20} MiB")
-    record = read_json(path / MANIFEST)
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{path / MANIFEST} can't be read as JSON: {error}") from error
     if not isinstance(record, dict) or type(record.get("schema")) is not int:
         raise IntegrityError(f"{said}: the manifest is damaged: it states no schema")
     if record["schema"] > SCHEMA:

@@ -21,6 +21,7 @@ from hasten.bundle.packing.names import is_address, is_packed
 from hasten.bundle.requests import REQUESTS, kept_requests
 from hasten.bundle.requirements import answers_as, distributions, programs
 from hasten.bundle.rows import BoundRow, RowPath
+from hasten.bundle.signatures import Trusted, keys_of
 from hasten.bundle.spreading import FEW_ROWS, Spread
 from hasten.bundle.states import StateSession
 from hasten.bundle.stored import Stored, stored_at
@@ -523,6 +524,7 @@ def load(
     sessions: int | None = None,
     cache: str | os.PathLike[str] | bool | None = None,
     any_batch: bool = False,
+    trusted: Trusted = None,
 ) -> Loaded:
     """Check a bundle and open its model on the engine that it names, for any number of threads.
 
@@ -543,12 +545,15 @@ def load(
         any_batch: Whether a certified model answers batches of any size as they come. By default it
             answers in batches of the sizes that its certificate covers, and larger ones in such parts;
             one whose engine computes rows apart, each bit for bit as it is alone, takes any.
+        trusted: Public key of minisign, its file, or several, one of which must have signed the bundle;
+            None where an unsigned one will do.
 
     Raises:
         InputError: there is no bundle, it holds no exact model, the engine isn't installed, or
             an argument can't be read.
         CandidateError: the engine can't open the model here.
-        IntegrityError: the bundle is damaged, truncated, tampered with, or from a newer version.
+        IntegrityError: the bundle is damaged, truncated, tampered with, from a newer version, or not
+            signed by such a key.
 
     Warns:
         NotCertifiedHere: this machine or engine version isn't the certified one, or this machine has
@@ -562,8 +567,9 @@ def load(
     _check_count("sessions, the number of requests answered in parallel,", sessions)
     if which not in ("winner", "exact"):
         raise InputError(f"which, the model to open, must be 'winner' or 'exact': got {which!r}")
+    keys = keys_of(trusted)
     with contextlib.ExitStack() as undo:
-        stored = stored_at(path)
+        stored = stored_at(path, keys)
         undo.callback(stored.close)
         opened = _open(stored, which, custom_ops, threads, sessions, cache, any_batch=any_batch)
         undo.pop_all()

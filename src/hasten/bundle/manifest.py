@@ -20,7 +20,8 @@ from hasten.errors import InputError, IntegrityError
 from hasten.inputs.pipeline.base import Pipeline
 
 SCHEMA = 1
-MANIFEST = "manifest.json"
+MANIFEST, SIGNATURE = "manifest.json", "manifest.json.minisig"
+"""Names of the manifest's file, and of the signature over it, which the manifest can't list."""
 Status: TypeAlias = Literal["certified", "exact", "uncertified"]
 
 _STRANGE = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")

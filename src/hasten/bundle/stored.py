@@ -10,9 +10,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from hasten.bundle.folder import artifact_of, check_file, read_manifest, read_sizes
-from hasten.bundle.manifest import MANIFEST, Manifest, Part
+from hasten.bundle.folder import (
+    MANIFEST_BYTES,
+    artifact_of,
+    check_file,
+    manifest_bytes,
+    parsed,
+    read_sizes,
+)
+from hasten.bundle.manifest import MANIFEST, SIGNATURE, Manifest, Part
 from hasten.bundle.packing.names import is_address, is_packed
+from hasten.bundle.signatures import MOST_BYTES, PublicKey
 from hasten.core.tensors import Array
 from hasten.engines.base import Artifact
 from hasten.engines.checked import CheckedArtifact, private
@@ -43,6 +51,15 @@ class Stored(ABC):
         """
 
     @abstractmethod
+    def whole(self) -> Path:
+        """Return a folder with all of the bundle's files, and its signature if it has one.
+
+        Raises:
+            IntegrityError: a file is damaged.
+            InputError: it can't be read, or there is no memory for it.
+        """
+
+    @abstractmethod
     def opening(self, item: Part, custom_ops: Sequence[Path]) -> AbstractContextManager[Artifact]:
         """Lend a part's artifact while an engine opens it the first time; it may be opened later, too.
 
@@ -61,19 +78,26 @@ class StoredFolder(Stored):
 
     The files of the model itself are checked in a copy that engines open; see `private`.
 
+    Args:
+        path: The folder.
+        trusted: Keys, one of which must have signed the bundle; none where an unsigned one will do.
+
     Raises:
         InputError: there is no bundle.
-        IntegrityError: the bundle is damaged.
+        IntegrityError: the bundle is damaged, or not signed by such a key.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, trusted: Sequence[PublicKey] = ()) -> None:
         self.name, self._path = str(path), path.absolute()
-        self.manifest = read_sizes(path)
+        self.manifest = read_sizes(path, trusted)
         self._checked = False
 
     def folder_with(self, names: Sequence[str]) -> Path:
         self._check()
         return self._path
+
+    def whole(self) -> Path:
+        return self.folder_with([])
 
     @contextmanager
     def opening(self, item: Part, custom_ops: Sequence[Path]) -> Iterator[Artifact]:
@@ -102,13 +126,14 @@ class StoredPacked(Stored):
 
     Args:
         path: Path or address of the file.
+        trusted: Keys, one of which must have signed the bundle; none where an unsigned one will do.
 
     Raises:
         InputError: the file can't be read, or is the difference to another bundle.
-        IntegrityError: it is damaged.
+        IntegrityError: it is damaged, or not signed by such a key.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], trusted: Sequence[PublicKey] = ()) -> None:
         from hasten.bundle.packing.reader import Packed
         from hasten.bundle.packing.source import FileSource, WebSource
         from hasten.core.memory_folder import MemoryFolder
@@ -128,8 +153,10 @@ class StoredPacked(Stored):
         self._lock = threading.Lock()
         self._there: set[str] = set()
         try:
-            self._unpack([MANIFEST])
-            self.manifest = read_manifest(self._memory.path, self.name)
+            self._unpack_checked_first(signature=bool(trusted))
+            folder = self._memory.path
+            data = manifest_bytes(folder, trusted, self.name)
+            self.manifest = parsed(data, folder, self.name)
             self._check_sizes()
         except BaseException:
             self.close()
@@ -139,6 +166,9 @@ class StoredPacked(Stored):
         with self._lock:
             self._unpack([name for name in dict.fromkeys(names) if name not in self._there])
         return self._memory.path
+
+    def whole(self) -> Path:
+        return self.folder_with(list(self._sizes))
 
     @contextmanager
     def opening(self, item: Part, custom_ops: Sequence[Path]) -> Iterator[Artifact]:
@@ -160,7 +190,7 @@ class StoredPacked(Stored):
             self._packed.unpack(files)
             for name, data in files.items():
                 if (
-                    name != MANIFEST
+                    name not in (MANIFEST, SIGNATURE)
                     and hashlib.sha256(data.data).hexdigest() != self.manifest.files[name][0]
                 ):
                     raise IntegrityError(f"{self.name}: {name} was changed after it was written")
@@ -173,10 +203,19 @@ class StoredPacked(Stored):
             raise
         self._there.update(names)
 
+    def _unpack_checked_first(self, *, signature: bool) -> None:
+        """Unpack what nothing else bounds: the manifest, and the signature over it if there is one."""
+        names = [MANIFEST, *([SIGNATURE] if signature and SIGNATURE in self._sizes else [])]
+        for name, most in zip(names, (MANIFEST_BYTES, MOST_BYTES), strict=False):
+            if self._sizes[name] > most:
+                raise IntegrityError(f"{self.name}: its {name} is larger than {most >> 10} KiB")
+        self._unpack(names)
+
     def _check_sizes(self) -> None:
-        """Check that the packed files are those that the manifest lists."""
+        """Check that the packed files are those that the manifest lists, and a signature at most."""
+        own = (MANIFEST, SIGNATURE)
         stated = {name: size for name, (_, size) in self.manifest.files.items()}
-        if stated != {name: size for name, size in self._sizes.items() if name != MANIFEST}:
+        if stated != {name: size for name, size in self._sizes.items() if name not in own}:
             raise IntegrityError(f"{self.name}: its files aren't those that its manifest lists")
 
     def close(self) -> None:
@@ -186,13 +225,17 @@ class StoredPacked(Stored):
             self._there.clear()
 
 
-def stored_at(path: str | os.PathLike[str]) -> Stored:
+def stored_at(path: str | os.PathLike[str], trusted: Sequence[PublicKey] = ()) -> Stored:
     """Read and check the manifest of a bundle: of a folder, a packed file, or one on a web server.
+
+    Args:
+        path: Path or address of the bundle.
+        trusted: Keys, one of which must have signed it; none where an unsigned bundle will do.
 
     Raises:
         InputError: there is no bundle, or it can't be read.
-        IntegrityError: it is damaged, tampered with, or from a newer version.
+        IntegrityError: it is damaged, tampered with, from a newer version, or not signed by such a key.
     """
     if is_address(path) or is_packed(path):
-        return StoredPacked(path)
-    return StoredFolder(Path(path))
+        return StoredPacked(path, trusted)
+    return StoredFolder(Path(path), trusted)

@@ -10,6 +10,7 @@ from hasten.cli.packing import pack, unpack
 from hasten.cli.plan import plan
 from hasten.cli.serve import serve
 from hasten.cli.shortlist import shortlist
+from hasten.cli.signing import keygen, sign
 from hasten.cli.watch import watch
 
 main.add_command(shortlist)
@@ -22,6 +23,8 @@ main.add_command(plan)
 main.add_command(monitor)
 main.add_command(pack)
 main.add_command(unpack)
+main.add_command(sign)
+main.add_command(keygen)
 main.add_command(init)
 
 __all__ = ["main"]

@@ -30,6 +30,7 @@ from hasten.cli.options import (
     over_choice,
     report_option,
     trust_code_option,
+    trusted_option,
 )
 from hasten.core.invocation import typed
 from hasten.core.sequences import Sequences
@@ -337,12 +338,21 @@ def ledger(forget: bool) -> None:
     help="Print the packages that the bundle needs, for pip install --requirement.",
 )
 @click.option("--serve", is_flag=True, help="Add the packages of the server to --requirements.")
-def inspect(bundle: Path, as_json: bool, as_requirements: bool, serve: bool) -> None:
+@trusted_option
+def inspect(
+    bundle: Path,
+    as_json: bool,
+    as_requirements: bool,
+    serve: bool,
+    trusted: tuple[str, ...] | None,
+) -> None:
     """Check BUNDLE and list its contents."""
     from hasten.bundle import differences, read, requirements, unpacked
     from hasten.bundle.covered import batches_in_words
     from hasten.bundle.evidence import batch_curve
     from hasten.bundle.requests import in_words
+    from hasten.bundle.signatures import keys_of
+    from hasten.bundle.signing import signer_in_words
     from hasten.cli.tables import curve_table
     from hasten.core.devices import at_hand
     from hasten.measure.environment import environment
@@ -352,8 +362,9 @@ def inspect(bundle: Path, as_json: bool, as_requirements: bool, serve: bool) -> 
             raise InputError("--json and --requirements print different things: give one of them")
         if serve and not as_requirements:
             raise InputError("--serve needs --requirements, which it adds to: give both")
-        bundle = unpacked(bundle)
-        manifest = read(bundle)
+        keys = keys_of(trusted)
+        bundle = unpacked(bundle, keys)
+        manifest = read(bundle, keys)
         if as_json:
             click.echo(as_text(manifest))
             return
@@ -376,6 +387,7 @@ def inspect(bundle: Path, as_json: bool, as_requirements: bool, serve: bool) -> 
             ("made on", f"{manifest.target.processor}, {manifest.target.threads} thread(s)"),
             *([("made for", manifest.target.device)] if manifest.target.kind != "host" else []),
             ("made at", manifest.created),
+            ("signature", signer_in_words(bundle, keys)),
             ("size", f"{size / 1e6:.1f} MB in {len(manifest.files)} files, all intact"),
         ]
         here = at_hand(manifest.target)
@@ -470,12 +482,13 @@ def profile(as_json: bool, top: int, model: str, **options: Any) -> None:
     is_flag=True,
     help="Keep what is compiled, so that the next opening of BUNDLE here is quick.",
 )
-def load(bundle: Path, warm: bool) -> None:
+@trusted_option
+def load(bundle: Path, warm: bool, trusted: tuple[str, ...] | None) -> None:
     """Open BUNDLE once, answer one of its requests, and say how long that took."""
     with one_line_errors():
         from hasten.evaluation.opening import opened_once
 
-        for line in opened_once(bundle, warm=warm):
+        for line in opened_once(bundle, warm=warm, trusted=trusted):
             click.echo(line)
 
 

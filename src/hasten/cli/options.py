@@ -328,6 +328,15 @@ def order_options(command: F) -> F:
     return command
 
 
+trusted_option = click.option(
+    "--trusted",
+    multiple=True,
+    metavar="KEYFILE",
+    callback=lambda context, parameter, given: given or None,
+    help="Public key, or its file: refuse a bundle that isn't signed by it. May be repeated.",
+)
+
+
 def order_of_flags(options: dict[str, Any]) -> dict[str, Any]:
     """Translate a command's options into keyword arguments of the library."""
     given = dict(options)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from hasten.cli.lossy import lossy_options, pack_with_loss
-from hasten.cli.options import one_line_errors
+from hasten.cli.options import one_line_errors, trusted_option
 from hasten.errors import InputError
 
 CODING_HELPS = "Coding shortens the download and the cold start; answers take as long as before, to the bit the same."
@@ -97,9 +97,12 @@ def pack(
     help="Older bundle, a folder or a packed one, where PACKED is the difference to it; --out may be the "
     "same, and is replaced at once when every file is there.",
 )
-def unpack(packed: str, out: Path | None, base: Path | None) -> None:
+@trusted_option
+def unpack(
+    packed: str, out: Path | None, base: Path | None, trusted: tuple[str, ...] | None
+) -> None:
     """Unpack PACKED, a file or its address, into a bundle's folder, and check every file."""
     with one_line_errors():
         from hasten.bundle.packing.unpacking import unpack as write
 
-        click.echo(f"{write(packed, out, base=base)}: every file is whole")
+        click.echo(f"{write(packed, out, base=base, trusted=trusted)}: every file is whole")

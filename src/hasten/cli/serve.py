@@ -14,6 +14,7 @@ from hasten.cli.options import (
     Size,
     custom_ops_option,
     one_line_errors,
+    trusted_option,
 )
 from hasten.errors import InputError
 
@@ -234,6 +235,7 @@ IMAGE = "hasten-models:latest"
 )
 @click.option("--image", help="Image name for --write-kserve.  [default: hasten-models:latest]")
 @custom_ops_option
+@trusted_option
 def serve(
     bundles: tuple[str, ...],
     on: str | None,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hasten.cli.options import Latency, Seconds, custom_ops_option, one_line_errors
+from hasten.cli.options import Latency, Seconds, custom_ops_option, one_line_errors, trusted_option
 from hasten.cli.tables import aligned
 from hasten.errors import InputError
 
@@ -66,11 +66,13 @@ if TYPE_CHECKING:
 )
 @click.option("--exact", is_flag=True, help="Answer with the bundle's exact model.")
 @custom_ops_option
+@trusted_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def watch(
     bundle: Path,
     exact: bool,
     custom_ops: tuple[Path, ...],
+    trusted: tuple[str, ...] | None,
     as_json: bool,
     deadline_s: float | None,
     **options: Any,
@@ -94,9 +96,9 @@ def watch(
         if is_chain(bundle) and custom_ops:
             raise InputError("--custom-ops is for one bundle: open the chain by hasten.chain")
         opened: Any = (
-            chain(bundle, which=which, sessions=1)
+            chain(bundle, which=which, sessions=1, trusted=trusted)
             if is_chain(bundle)
-            else load(bundle, which=which, custom_ops=custom_ops, sessions=1)
+            else load(bundle, which=which, custom_ops=custom_ops, sessions=1, trusted=trusted)
         )
         with opened, _live_line() as listen:
             watched = run(opened, deadline_ns=deadline_ns, listen=listen, **options)

@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import errno
 import hashlib
 import inspect
 import json
 import os
 import secrets
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
@@ -185,6 +187,22 @@ def write_whole(path: Path, data: bytes) -> None:
 def write_json(path: Path, record: Any) -> None:
     """Write a record as indented JSON, whole or not at all."""
     write_whole(path, json.dumps(to_record(record), indent=1).encode() + b"\n")
+
+
+def bounded_bytes(path: Path, most: int) -> bytes:
+    """Return a file's bytes, at most one more than `most`, which tells that there are too many.
+
+    Raises:
+        OSError: it can't be read, or is no regular file: a pipe would be waited for without end.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        with open(descriptor, "rb", closefd=False) as file:  # of a descriptor
+            return file.read(most + 1)
+    finally:
+        os.close(descriptor)
 
 
 def read_json(path: Path) -> Any:

@@ -37,6 +37,7 @@ _EXTRAS = {
         ("grpc", "httptools", "orjson", "prometheus_client", "uvloop"),
         "the server",
     ),
+    "sign": (("nacl",), "signed bundles"),
     "video": (("av",), "streams for hasten watch"),
 }
 

@@ -8,21 +8,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hasten.bundle.loaded import NotCertifiedHere, load
+from hasten.bundle.signatures import Trusted
 from hasten.core.cache_folder import cache_folder
 from hasten.errors import InputError
 
 
-def opened_once(bundle: Path, *, warm: bool) -> Iterator[str]:
+def opened_once(bundle: Path, *, warm: bool, trusted: Trusted = None) -> Iterator[str]:
     """Open a bundle, answer one of its requests, and yield a line for each.
 
     Args:
         bundle: The bundle's folder.
         warm: Whether to keep what is compiled, in the cache that the environment names.
+        trusted: Keys, one of which must have signed the bundle; see `hasten.load`.
 
     Raises:
         InputError: there is no bundle, an engine isn't installed, or there is no cache to keep it in.
         CandidateError: the engine can't open the model, or fails.
-        IntegrityError: the bundle is damaged.
+        IntegrityError: the bundle is damaged, or not signed by such a key.
     """
     kept = cache_folder() if warm else None
     if warm and kept is None:
@@ -30,7 +32,7 @@ def opened_once(bundle: Path, *, warm: bool) -> Iterator[str]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", NotCertifiedHere)
         began = time.perf_counter()
-        with load(bundle, cache=False if kept is None else kept.path) as model:
+        with load(bundle, cache=False if kept is None else kept.path, trusted=trusted) as model:
             took = time.perf_counter() - began
             how = ", from what an earlier opening kept" if model.from_cache else ""
             yield f"opened in {took:.3f} s{how}"

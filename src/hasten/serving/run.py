@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
+from hasten.bundle.signatures import Trusted, keys_of
 from hasten.errors import InputError
 from hasten.serving.models.opening import ModelSettings
 from hasten.serving.models.places import chain_places, places
@@ -56,6 +57,7 @@ def settings_of(
     drain_s: float = 30.0,
     trace: bool = False,
     json_logs: bool = False,
+    trusted: Trusted = None,
 ) -> ServerSettings:
     """Check the options for serving, and return them as the server's settings.
 
@@ -106,6 +108,8 @@ def settings_of(
         drain_s: Longest wait at shutdown for running requests to finish, in seconds.
         trace: Whether to send OpenTelemetry spans.
         json_logs: Whether to write logs as one JSON object per line.
+        trusted: Public key, its file, or several, one of which must have signed each bundle, whenever it is
+            opened; None where unsigned ones will do. Files of keys are read once, here.
 
     Raises:
         InputError: an option is out of range, or options contradict each other.
@@ -152,6 +156,7 @@ def settings_of(
         raise InputError(f"{idle[0]}= needs answers to watch: give shadow=, such as 0.01")
     if webhook:
         check_address(webhook)
+    keys = keys_of(trusted)
     model = ModelSettings(
         deadline_ns=round(1e9 * (deadline_s or 0)),
         most_wait_ns=round(1e9 * max_wait_s),
@@ -170,8 +175,9 @@ def settings_of(
         monitor_state=_folder(monitor_state),
         standby=standby,
         custom_ops=tuple(path.absolute() for path in custom_ops),
+        trusted=keys,
     )
-    plain, chains = chain_places([os.fspath(bundle) for bundle in bundles])
+    plain, chains = chain_places([os.fspath(bundle) for bundle in bundles], keys)
     several = places(plain)
     for name, version, _, _ in chains:
         if any(each[:2] == (name, version) for each in several):
@@ -279,6 +285,7 @@ class Options(TypedDict, total=False):
     drain_s: float
     trace: bool
     json_logs: bool
+    trusted: Trusted
 
 
 def serve(

@@ -18,6 +18,7 @@ from hasten.bundle.folder import read
 from hasten.bundle.loaded import Loaded, NotCertifiedHere, load
 from hasten.bundle.manifest import Manifest
 from hasten.bundle.packing.unpacking import unpacked
+from hasten.bundle.signatures import PublicKey, Trusted, keys_of
 from hasten.errors import InputError
 from hasten.inputs.chains import SOURCE, Chain, Node, chain_of
 from hasten.inputs.pipeline.base import Pipeline
@@ -119,6 +120,7 @@ def open_chain(
     sessions: int | None = None,
     max_batch: int | None = None,
     cache: str | os.PathLike[str] | bool | None = None,
+    trusted: Trusted = None,
 ) -> OpenChain:
     """Check a chain and its bundles, and open them in this process.
 
@@ -135,12 +137,14 @@ def open_chain(
             certified models are asked in batches that their certificates cover, and others in those
             that are the fastest here.
         cache: Folder that keeps what engines compile; see `hasten.load`.
+        trusted: Public key, its file, or several, one of which must have signed each bundle; see
+            `hasten.load`. The chain's own file isn't signed.
 
     Raises:
         InputError: a bundle is missing, has no pipeline or gives what the next node can't take, or
             an argument can't be read; the message names the node.
         CandidateError: an engine can't open its model here.
-        IntegrityError: a bundle is damaged.
+        IntegrityError: a bundle is damaged, or not signed by such a key.
 
     Warns:
         NotCertifiedHere: a bundle's certificate doesn't cover this machine.
@@ -154,7 +158,8 @@ def open_chain(
         raise InputError(
             f"custom_ops has {min(unknown)!r}, and the chain's models are {', '.join(names)}"
         )
-    check_chain(chain)
+    keys = keys_of(trusted)
+    check_chain(chain, keys)
     with contextlib.ExitStack() as undo:
         opened: dict[tuple[Path, tuple[Path, ...]], Loaded] = {}
         members, sizes, notes = {}, {}, []
@@ -173,6 +178,7 @@ def open_chain(
                             sessions=sessions,
                             cache=cache,
                             any_batch=max_batch is not None,
+                            trusted=keys or None,
                         )
                     )
                 members[model.name] = one = opened[key]
@@ -188,17 +194,21 @@ def open_chain(
     return chained
 
 
-def check_chain(chain: Chain) -> dict[str, Manifest]:
+def check_chain(chain: Chain, trusted: Sequence[PublicKey] = ()) -> dict[str, Manifest]:
     """Check that a chain's bundles give what its nodes need; return their manifests by node.
+
+    Args:
+        chain: The chain.
+        trusted: Keys, one of which must have signed each bundle; none where unsigned ones will do.
 
     Raises:
         InputError: a bundle is missing, has no pipeline, or doesn't fit; the message names the node.
-        IntegrityError: a bundle is damaged.
+        IntegrityError: a bundle is damaged, or not signed by such a key.
     """
     manifests, members = {}, {}
     for model in chain.models:
         with named(model.name):
-            manifest = manifests[model.name] = read(unpacked(model.bundle))
+            manifest = manifests[model.name] = read(unpacked(model.bundle, trusted), trusted)
         pipeline = pipeline_of(model.name, manifest)
         members[model.name] = Member(pipeline, manifest.winner.artifact.inputs)
     Plan(chain, members)

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from hasten.bundle.manifest import MANIFEST, Manifest, one_line
+from hasten.bundle.manifest import MANIFEST, SIGNATURE, Manifest, one_line
 from hasten.bundle.packing.codecs.zstandard import compressed
 from hasten.bundle.packing.layout import Base, Head, Item, Piece, Relation
 from hasten.bundle.packing.matching import matches
@@ -68,8 +68,10 @@ def pack_since(
     goal = Path(out)
     check_goal(goal)
     with contextlib.closing(stored_at(new)) as newer, contextlib.closing(stored_at(old)) as older:
+        # Another signature may be over the same older bundle, so nothing is made of the signature.
         before = _Bundle(older.folder_with(list(older.manifest.files)), older.manifest)
-        after = _Bundle(newer.folder_with(list(newer.manifest.files)), newer.manifest)
+        folder = newer.whole()
+        after = _Bundle(folder, newer.manifest, signed=(folder / SIGNATURE).is_file())
         head = Head(after.sizes, (), (), before.base(after))
         return write_packed(goal, head, _cuts(after, before), chosen(codecs))
 
@@ -101,15 +103,17 @@ class _Bundle:
     Attributes:
         folder: The folder.
         manifest: Manifest of the bundle.
+        signed: Whether the signature in the folder counts as one of its files.
     """
 
     folder: Path
     manifest: Manifest
+    signed: bool = False
 
     @property
     def names(self) -> list[str]:
         """Paths of all files, in their order in a packed file."""
-        return order_of(self.manifest)
+        return order_of(self.manifest, signed=self.signed)
 
     @property
     def sizes(self) -> tuple[tuple[str, int], ...]:

@@ -10,18 +10,20 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from hasten.bundle.folder import put_in_place, read, replaceable
+from hasten.bundle.folder import manifest_bytes, put_in_place, read, replaceable
 from hasten.bundle.manifest import MANIFEST
 from hasten.bundle.packing import layout
 from hasten.bundle.packing.names import is_address, is_packed
 from hasten.bundle.packing.reader import Older, Packed
 from hasten.bundle.packing.source import FileSource, Source, WebSource
+from hasten.bundle.signatures import PublicKey, Trusted, keys_of
+from hasten.bundle.stored import stored_at
 from hasten.core.cache_folder import cache_folder
 from hasten.core.memory_folder import room
 from hasten.errors import InputError, IntegrityError
@@ -38,6 +40,7 @@ def unpack(
     out: str | os.PathLike[str] | None = None,
     *,
     base: str | os.PathLike[str] | None = None,
+    trusted: Trusted = None,
 ) -> Path:
     """Unpack a bundle into a folder, which is there whole and checked, or not at all.
 
@@ -47,6 +50,8 @@ def unpack(
             beside it (here for an address), where only the same bundle is replaced. With `base` it may be `base` itself, or
             a packed bundle's name, which ends in ".hastenz".
         base: Older bundle, a folder or a packed one, where `packed` is the difference to it.
+        trusted: Public key, its file, or several, one of which must have signed the bundle that is written;
+            None where an unsigned one will do.
 
     Returns:
         Path of the folder.
@@ -54,20 +59,21 @@ def unpack(
     Raises:
         InputError: the file can't be read, is the difference to another bundle, `out` holds something
             else, or there is no room.
-        IntegrityError: the file is damaged; the message names the tensor.
+        IntegrityError: the file is damaged, the message names the tensor; or it isn't signed by such a key.
     """
+    keys = keys_of(trusted)
     goal = _beside(packed) if out is None else Path(out)
     if base is not None:
         from hasten.bundle.packing.update import unpack_since
 
-        return unpack_since(packed, base, goal)
+        return unpack_since(packed, base, goal, keys)
     replaceable(goal)
     with opened(packed) as file, beside(goal) as new:
         file.check_alone()
         if out is None:
             _check_replaces_itself(file, goal)
         write_files(file, new)
-        checked(file, new)
+        checked(file, new, keys)
         if not is_address(packed):
             file.check_end()
         put_in_place(new, goal)
@@ -97,18 +103,22 @@ def _check_replaces_itself(file: Packed, goal: Path) -> None:
         )
 
 
-def unpacked(path: str | os.PathLike[str]) -> Path:
+def unpacked(path: str | os.PathLike[str], trusted: Sequence[PublicKey] = ()) -> Path:
     """Return the folder of a bundle: a packed one is unpacked in the cache, once for its content.
 
     Args:
         path: A bundle's folder, or a packed file.
+        trusted: Keys, one of which must have signed the bundle, which is checked before anything is
+            unpacked, and by whoever reads the folder; none where an unsigned one will do.
 
     Raises:
         InputError: a packed file can't be read, is the difference to another bundle, or there is no room.
-        IntegrityError: it is damaged.
+        IntegrityError: it is damaged, or not signed by such a key.
     """
     if is_address(path):
         raise InputError(f"{path} is an address, which only hasten.load opens: download it before")
+    if trusted:
+        stored_at(path, trusted).close()
     if not is_packed(path):
         return Path(path)
     with opened(path) as file:
@@ -198,17 +208,25 @@ def write_files(file: Packed, folder: Path, older: Older | None = None) -> None:
     file.unpack(files, older)
 
 
-def checked(file: Packed, folder: Path) -> None:
+def checked(file: Packed, folder: Path, trusted: Sequence[PublicKey] = ()) -> None:
     """Check every file that was unpacked against the manifest among them.
 
+    Args:
+        file: The packed bundle.
+        folder: Folder that it was unpacked to.
+        trusted: Keys, one of which must have signed it; none where an unsigned bundle will do.
+
     Raises:
-        IntegrityError: they don't fit; the message names the packed file.
+        IntegrityError: they don't fit, or aren't signed by such a key; the message names the packed file.
     """
+    name = file.source.name
+    if trusted:
+        manifest_bytes(folder, trusted, name)
     try:
-        read(folder)
+        read(folder, trusted)
     except InputError as error:
-        said = str(error).replace(str(folder), file.source.name)
-        raise IntegrityError(f"{said}: what {file.source.name} holds is no whole bundle") from error
+        said = str(error).replace(str(folder), name)
+        raise IntegrityError(f"{said}: what {name} holds is no whole bundle") from error
 
 
 def _root() -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from hasten.bundle.packing.names import SUFFIX, is_address, is_packed
 from hasten.bundle.packing.reader import Packed
 from hasten.bundle.packing.unpacking import beside, checked, opened, write_files
 from hasten.bundle.packing.writer import check_goal, pack
+from hasten.bundle.signatures import PublicKey
 from hasten.bundle.stored import Stored, stored_at
 from hasten.core.records import file_digest
 from hasten.core.tensors import Array
@@ -26,7 +27,10 @@ _SHOWN = 12
 
 
 def unpack_since(
-    packed: str | os.PathLike[str], old: str | os.PathLike[str], out: str | os.PathLike[str]
+    packed: str | os.PathLike[str],
+    old: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    trusted: Sequence[PublicKey] = (),
 ) -> Path:
     """Make the newer bundle that a packed difference leads to.
 
@@ -39,6 +43,7 @@ def unpack_since(
         old: Bundle that it is the difference to, a folder or a packed one.
         out: Folder of the newer bundle, or a packed one if its name ends in ".hastenz". An older bundle
             there is replaced. Where it is `old`, and the newer bundle already, nothing is done.
+        trusted: Keys, one of which must have signed the newer bundle; none where an unsigned one will do.
 
     Returns:
         Path of the newer bundle.
@@ -46,20 +51,22 @@ def unpack_since(
     Raises:
         InputError: the older bundle isn't the one that was meant, or changed meanwhile; or the newer one
             can't be written.
-        IntegrityError: the difference or the older bundle is damaged.
+        IntegrityError: the difference or the older bundle is damaged, or the newer one isn't signed by
+            such a key.
     """
     goal = Path(out).absolute()
     as_file = goal.suffix == SUFFIX
     check_goal(goal) if as_file else replaceable(goal)
     with opened(packed) as difference, contextlib.closing(stored_at(old)) as older:
         if _is_same(goal, old) and _made_before(difference, older):
+            stored_at(old, trusted).close()
             return Path(out)
         base = _Base(older, _stated(difference, older))
         try:
             with beside(goal) as new:
                 with _named(new, goal):
                     write_files(difference, new, base.piece)
-                _check_whole(difference, new, base)
+                _check_whole(difference, new, base, trusted)
                 if not is_address(packed):
                     difference.check_end()
                 if as_file:
@@ -183,15 +190,17 @@ class _Base:
         )
 
 
-def _check_whole(difference: Packed, folder: Path, base: _Base) -> None:
+def _check_whole(
+    difference: Packed, folder: Path, base: _Base, trusted: Sequence[PublicKey]
+) -> None:
     """Check every file of a newer bundle against its manifest.
 
     Raises:
         InputError: the older bundle changed meanwhile.
-        IntegrityError: the difference leads to no whole bundle.
+        IntegrityError: the difference leads to no whole bundle, or to one that isn't trusted.
     """
     try:
-        checked(difference, folder)
+        checked(difference, folder, trusted)
     except IntegrityError:
         base.check_same()
         raise

@@ -17,7 +17,7 @@ import numpy as np
 
 from hasten.bundle.folder import lean_copy, read
 from hasten.bundle.loaded import engine_of
-from hasten.bundle.manifest import MANIFEST, Manifest, Part
+from hasten.bundle.manifest import MANIFEST, SIGNATURE, Manifest, Part
 from hasten.bundle.packing import layout
 from hasten.bundle.packing.blocks import Coder, all_codecs
 from hasten.bundle.packing.codecs.base import Codec
@@ -33,6 +33,9 @@ from hasten.errors import CandidateError, InputError
 _SMALL_BYTES = 8192
 """Size below which tensors of one type are packed together: each alone would take more room to state."""
 _CHUNK_ELEMENTS = 1 << 18
+_UNSIGNED = (
+    "{path} isn't signed: what is left out changes what is signed; hasten sign {path} signs it"
+)
 _MOST_WHOLE_BYTES = 64 << 20
 """Largest tensor that is tried as a single chunk."""
 
@@ -61,12 +64,14 @@ class PackedAs:
         folder_bytes: Size of all files of the bundle.
         packed_bytes: Size of the packed file.
         tensors: Sizes of the parts that the file holds, in their order there.
+        lost_signature: Whether the bundle was signed, and isn't any more since something is left out.
     """
 
     path: Path
     folder_bytes: int
     packed_bytes: int
     tensors: tuple[PackedTensor, ...]
+    lost_signature: bool = False
 
     def in_words(self) -> tuple[str, ...]:
         """Return the sizes as lines for people."""
@@ -74,6 +79,7 @@ class PackedAs:
         return (
             f"{self.path}: {_said(self.packed_bytes)}, {100 * share:.{1 if share > 0.99 else 0}f}% less "
             f"than the {_said(self.folder_bytes)} of the folder",
+            *([_UNSIGNED.format(path=self.path)] if self.lost_signature else []),
         )
 
 
@@ -148,10 +154,11 @@ def pack(
         with tempfile.TemporaryDirectory(prefix="hasten-pack-") as work:
             place = Path(work, folder.name)
             lean = lean_copy(folder, manifest, place, keep_exact=exact, keep_evidence=keep_evidence)
-            return pack(lean, goal, since=since, codecs=codecs)
+            made = pack(lean, goal, since=since, codecs=codecs)
+            return replace(made, lost_signature=(folder / SIGNATURE).is_file())
     if since is not None:
         return pack(folder, goal, since=since, codecs=codecs)
-    names = order_of(manifest)
+    names = order_of(manifest, signed=(folder / SIGNATURE).is_file())
     sizes = tuple((name, (folder / name).stat().st_size) for name in names)
     head = Head(sizes, (), ())
     return write_packed(goal, head, cuts_of(folder, manifest, names), chosen(codecs))
@@ -200,14 +207,19 @@ def chosen(names: Sequence[str] | None) -> tuple[Codec, ...]:
     return tuple(known[name] for name in dict.fromkeys(("raw", *names)))
 
 
-def order_of(manifest: Manifest) -> list[str]:
+def order_of(manifest: Manifest, *, signed: bool = False) -> list[str]:
     """Return a bundle's files in the order in which opening it needs them.
 
     What the winner needs comes first, so that it answers before the rest of a download is there.
+
+    Args:
+        manifest: The bundle's manifest.
+        signed: Whether there is a signature over it.
     """
-    parts = [MANIFEST, *files_of(manifest.winner), REQUESTS]
+    own = [MANIFEST, SIGNATURE] if signed else [MANIFEST]
+    parts = [*own, *files_of(manifest.winner), REQUESTS]
     last = [] if manifest.exact is None else files_of(manifest.exact)
-    known = [name for name in parts if name == MANIFEST or name in manifest.files]
+    known = [name for name in parts if name in own or name in manifest.files]
     rest = [name for name in manifest.files if name not in {*known, *last}]
     return list(dict.fromkeys((*known, *rest, *last)))
 
@@ -230,7 +242,7 @@ def cuts_of(
     """
     numbers = {name: number for number, name in enumerate(names)}
     done = set(without)
-    groups = [[MANIFEST], files_of(manifest.winner)]
+    groups = [[MANIFEST, SIGNATURE], files_of(manifest.winner)]
     exact = [] if manifest.exact is None else files_of(manifest.exact)
     groups += [[name for name in names if name not in {MANIFEST, *groups[1], *exact}], exact]
     parts: list[Part | None] = [None, manifest.winner, None, manifest.exact]

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hasten.bundle import MANIFEST, Manifest, read, unpacked
+from hasten.bundle import MANIFEST, SIGNATURE, Manifest, read, unpacked
 from hasten.bundle.requirements import packages, program_extras, version_of
 from hasten.errors import InputError
 from hasten.serving.cluster.templates import filled
@@ -68,7 +68,10 @@ def write_kserve(
             package, or the folder holds other files.
     """
     _check(settings, image)
-    manifests = [read(unpacked(model.path)) for model in settings.models]
+    manifests = [
+        read(unpacked(model.path, model.settings.trusted), model.settings.trusted)
+        for model in settings.models
+    ]
     if any(manifest.sequences is not None for manifest in manifests):
         settings = settings.keeping_no_sequences()
     service = _service(settings, manifests, image, name or _dns_name(settings), memory_bytes)
@@ -143,10 +146,12 @@ def _place(model: ModelPlace) -> str:
 
 
 def _copy(model: ModelPlace, manifest: Manifest, goal: Path) -> None:
-    for name in (MANIFEST, *sorted(manifest.files)):
+    folder = unpacked(model.path, model.settings.trusted)
+    own = [name for name in (MANIFEST, SIGNATURE) if (folder / name).is_file()]
+    for name in (*own, *sorted(manifest.files)):
         path = goal / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(unpacked(model.path) / name, path)
+        shutil.copyfile(folder / name, path)
         path.chmod(0o644)  # for the container's own user
 
 
@@ -220,6 +225,8 @@ def arguments(settings: ServerSettings) -> list[str]:
     ):
         if value != usual:
             flags += [option, text]
+    for key in model.trusted:
+        flags += ["--trusted", key.text]
     for option, given in (
         ("--no-standby", not model.standby),
         ("--allow-control", settings.control),
@@ -244,13 +251,13 @@ def _dockerfile(settings: ServerSettings, manifests: Sequence[Manifest]) -> str:
         "import urllib.request; "
         f"urllib.request.urlopen('http://127.0.0.1:{settings.http}/v2/health/ready', timeout=2)"
     )
+    signing = ["sign"] if settings.models[0].settings.trusted else []
+    programs = [extra for manifest in manifests for extra in program_extras(manifest)]
     pins = " \\\n    ".join(f'"{each}"' for each in requirements(named))
     return filled(
         _DOCKERFILE,
         python=_python(named),
-        extras=",".join(
-            dict.fromkeys(["serve", *(x for m in manifests for x in program_extras(m))])
-        ),
+        extras=",".join(dict.fromkeys(["serve", *signing, *programs])),
         hasten=version("hasten"),
         pins=pins,
         user=_USER,

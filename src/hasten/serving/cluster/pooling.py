@@ -168,8 +168,9 @@ class _Families:
 
 
 def _watch(model: ModelPlace) -> Watch:
-    settings, place = model.settings, unpacked(model.path)
-    judging = Judging(read(place), settings.shadow_limit, disagreeing_rows)
+    settings, trusted = model.settings, model.settings.trusted
+    place = unpacked(model.path, trusted)
+    judging = Judging(read(place, trusted), settings.shadow_limit, disagreeing_rows)
     return Watch(
         model.name,
         model.version,

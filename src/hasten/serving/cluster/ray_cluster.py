@@ -303,7 +303,11 @@ def _knock(address: str) -> None:
 
 def _cpus(settings: ServerSettings) -> int:
     """Return the processors that a replica needs; its models share them."""
-    return max(read(unpacked(model.path)).target.threads for model in settings.models)
+    found = (
+        read(unpacked(model.path, model.settings.trusted), model.settings.trusted)
+        for model in settings.models
+    )
+    return max(manifest.target.threads for manifest in found)
 
 
 def _warn_of_room(

@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import quote
 
-from hasten.bundle import MANIFEST, read, unpacked
-from hasten.core.records import file_digest, from_record, to_record
+from hasten.bundle import MANIFEST, SIGNATURE, read, unpacked
+from hasten.core.records import from_record, to_record
 from hasten.errors import HastenError, InputError
 from hasten.serving.cluster.ingress import ReplicaEntry
 from hasten.serving.settings import ServerSettings
@@ -74,13 +74,17 @@ def packed(settings: ServerSettings, put: Callable[[Any], Any]) -> list[Parcel]:
         One parcel per bundle, in the settings' order; then one per library; then the token's.
 
     Raises:
-        InputError: a file can't be read, or a bundle is damaged.
+        InputError: a file can't be read, or a bundle is damaged or isn't trusted.
     """
     parcels = []
     for model in settings.models:
-        place = unpacked(model.path)
-        names = [MANIFEST, *read(place).files]
-        name = f"bundle-{file_digest(place / MANIFEST)[:32]}"
+        trusted = model.settings.trusted
+        place = unpacked(model.path, trusted)
+        names = [MANIFEST, *read(place, trusted).files]
+        if (place / SIGNATURE).is_file():
+            names.insert(1, SIGNATURE)
+        known = b"".join(_bytes(place / each) for each in names if each in (MANIFEST, SIGNATURE))
+        name = f"bundle-{hashlib.sha256(known).hexdigest()[:32]}"
         parcels.append(Parcel(name, {each: put(_bytes(place / each)) for each in names}))
     for path in _libraries(settings):
         data = _bytes(path)

@@ -24,6 +24,7 @@ from hasten.bundle.batch_mates import (
 )
 from hasten.bundle.covered import listed
 from hasten.bundle.evidence import batch_curve
+from hasten.bundle.signatures import PublicKey
 from hasten.core.devices import at_hand
 from hasten.core.tensors import Tensors
 from hasten.errors import CandidateError, InputError
@@ -73,6 +74,8 @@ class ModelSettings:
         monitor_state: Folder that keeps the monitor's evidence, "off", or "" for the user's own.
         blind: Line that says why the monitor that was asked for sees nothing; "" where it does.
         pooled: Secret of the door that adds up the evidence of several servers; "" for one alone.
+        trusted: Keys, one of which must have signed the bundle, whenever it is opened; none where an
+            unsigned one will do.
     """
 
     deadline_ns: int = 0
@@ -95,6 +98,7 @@ class ModelSettings:
     monitor_state: str = ""
     blind: str = ""
     pooled: str = ""
+    trusted: tuple[PublicKey, ...] = ()
 
 
 @dataclass
@@ -187,7 +191,7 @@ def open_bundle(
         CandidateError: the engine can't open the model here, or fails on a request.
     """
     with contextlib.ExitStack() as undo, running():
-        folder = unpacked(path)
+        folder = unpacked(path, settings.trusted)
         first = undo.enter_context(_quiet_load(folder, settings))
         manifest = first.manifest
         curve = batch_curve(folder, manifest) if settings.which == "winner" else ()
@@ -217,6 +221,8 @@ def open_bundle(
             batched=_batched(sessions[0]),
             notes=list(sessions[0].not_certified),
         )
+        if any(one.manifest != manifest for one in opened.everything):
+            raise InputError(f"{path} was replaced while it was opened: load it again")
         opened.requests = tuple(
             {n: array[:1] if opened.batched else array for n, array in request.items()}
             for request in sessions[0].requests
@@ -246,7 +252,7 @@ def _instead(
 def _quiet_load(path: Path, settings: ModelSettings, threads: int | None = None) -> Loaded:
     """Open a bundle without warnings; their texts are in its `not_certified`."""
     which = settings.which
-    if which == "exact" and read(path).exact is None:
+    if which == "exact" and read(path, settings.trusted).exact is None:
         which = "winner"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -258,6 +264,7 @@ def _quiet_load(path: Path, settings: ModelSettings, threads: int | None = None)
             sessions=1,
             cache=settings.compiled or None,
             any_batch=settings.any_batch,
+            trusted=settings.trusted or None,
         )
 
 
@@ -277,6 +284,7 @@ def _standby(
                 custom_ops=settings.custom_ops,
                 sessions=1,
                 cache=settings.compiled or None,
+                trusted=settings.trusted or None,
             )
         )
 

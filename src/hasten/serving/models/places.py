@@ -8,17 +8,22 @@ from pathlib import Path
 from hasten.bundle import MANIFEST
 from hasten.bundle.chains.opened import check_chain
 from hasten.bundle.packing.names import SUFFIX, is_address, is_packed
+from hasten.bundle.signatures import PublicKey
 from hasten.errors import InputError
 from hasten.inputs.chains import chain_of, is_chain
 from hasten.serving.models.chained import ChainPlace
 
 
 def chain_places(
-    arguments: Sequence[str],
+    arguments: Sequence[str], trusted: Sequence[PublicKey] = ()
 ) -> tuple[list[str], list[tuple[str, str, Path, ChainPlace]]]:
     """Find the chains among the command line's bundles, and check them.
 
     Each model of a chain is served too, as CHAIN.NODE, and a bundle that is several of them once.
+
+    Args:
+        arguments: The command line's bundles.
+        trusted: Keys, one of which must have signed each bundle of a chain; none where unsigned ones will do.
 
     Returns:
         The command line with the chains' models in place of the chains; and name, version, folder of
@@ -45,7 +50,7 @@ def chain_places(
         if any(each[:2] == (name, version) for each in chains):
             raise InputError(f"version {version} of {name!r} is given twice")
         chain = chain_of(right if named else text)
-        check_chain(chain)
+        check_chain(chain, trusted)
         members: dict[str, str] = {}
         served: dict[Path, str] = {}
         for model in chain.models:

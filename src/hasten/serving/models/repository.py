@@ -292,9 +292,9 @@ class Repository:
     def _opened(self, one: Registered, old: ServedModel | None) -> OpenBundle:
         """Open and compare a version's bundle, on a loading thread."""
         settings = one.settings
-        if old is not None and settings.which == "exact" and changed(old.opened):
+        if old is not None and settings.which == "exact" and changed(old):
             settings = replace(settings, which="winner")  # the old bundle crashed, not this one
-        kept = held(unpacked(one.path), settings)
+        kept = held(unpacked(one.path, settings.trusted), settings)
         if kept:
             settings = replace(settings, which="exact")
         others = any(self.served())
@@ -408,10 +408,11 @@ def _on_a_thread(work: Callable[[], T]) -> asyncio.Future[T]:
     return asyncio.wrap_future(ended)
 
 
-def changed(opened: OpenBundle) -> bool:
-    """Whether the bundle at an open bundle's path differs from it, or is gone."""
+def changed(served: ServedModel) -> bool:
+    """Whether the bundle at a served one's path differs from it, is gone, or isn't trusted any more."""
+    opened, trusted = served.opened, served.settings.trusted
     try:
-        return read(unpacked(opened.path)) != opened.manifest
+        return read(unpacked(opened.path, trusted), trusted) != opened.manifest
     except InputError:
         return True
 
@@ -422,7 +423,7 @@ def _stale(served: ServedModel) -> bool:
     if served.watch is not None:
         served.watch.looked_again()
         held_back = held_back and not served.watch.keeps_exact
-    return held_back or changed(served.opened)
+    return held_back or changed(served)
 
 
 def _check_interface(opened: OpenBundle, old: ServedModel | None) -> None:
