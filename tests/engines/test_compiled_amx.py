@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 from tests.engines.test_compiled_bytes import ENDS, ODD, SHAPES, Made
 from tests.support.plans import WITH_AMX, planned
 
-from hasten.core.target import Target
 from hasten.engines.compiled import granted, library, source
 from hasten.engines.compiled.compiler import Compiler
 from hasten.engines.compiled.library import Library
@@ -88,13 +88,18 @@ def test_the_largest_sums_are_right(weight: int, *, spelled: bool) -> None:
     made.check(isa=WITH_AMX.isa, spelled=spelled)
 
 
-def test_a_system_that_denies_amx_gets_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(granted, "amx_granted", lambda: False)
-    assert granted.granted(WITH_AMX).isa == tuple(
-        name for name in WITH_AMX.isa if not name.startswith("amx")
+def test_a_system_that_denies_amx_and_an_old_compiler_get_vectors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vectors = replace(WITH_AMX, isa=tuple(one for one in WITH_AMX.isa if not one.startswith("amx")))
+    monkeypatch.setattr(granted, "amx_granted", lambda: True)
+    assert (
+        granted.granted(WITH_AMX, "gcc-12.2.0") is granted.granted(WITH_AMX, "clang-22") is WITH_AMX
     )
-    bare = Target.host()
-    assert "amx_int8" in bare.isa or granted.granted(bare) is bare
+    assert granted.granted(WITH_AMX, "gcc-10.2.1") == granted.granted(WITH_AMX, "tcc") == vectors
+    monkeypatch.setattr(granted, "amx_granted", lambda: False)
+    assert granted.granted(WITH_AMX, "gcc-12.2.0") == vectors
+    assert granted.granted(vectors, "gcc-12.2.0") is vectors
 
 
 @here

@@ -179,9 +179,10 @@ class CompiledC(Engine):
         Raises:
             CandidateError: the plan is damaged, there is no compiler, or it failed.
         """
-        target = granted(target)
+        facts = compiler_facts()
+        target = granted(target, facts.version)
         threads = min(self.threads, target.threads)
-        what = digest({"code": code(), "compiler": compiler_facts()})
+        what = digest({"code": code(), "compiler": facts})
         key = compiled.key(replace(self, threads=threads), artifact, target, what)
         with private(artifact) as copy:
             plan = _plan(copy)
@@ -202,7 +203,7 @@ class CompiledC(Engine):
             CandidateError: the plan is damaged, there is no compiler, or it failed.
         """
         plan, weights = read(artifact)
-        target = granted(target)
+        target = granted(target, compiler_facts().version)
         source = _source(plan, weights, target, timed=True)
         with tempfile.TemporaryDirectory(prefix="hasten-c-") as folder:
             library = library_of(source, target, CompileCache(CacheFolder(Path(folder))))

@@ -15,12 +15,28 @@ _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
 Source: Linux, Documentation/arch/x86/xstate.rst.
 """
 
+_LEAST_COMPILER = 11
+"""First version of gcc, and of clang, that knows AMX."""
 
-def granted(target: Target) -> Target:
-    """Return a target without AMX where the system denies it, as old kernels and some sandboxes do."""
-    if "amx_int8" not in target.isa or amx_granted():
+
+def granted(target: Target, compiler: str) -> Target:
+    """Return a target without AMX where the compiler can't spell it, or the system denies it.
+
+    Old kernels and some sandboxes deny it.
+
+    Args:
+        target: Processor.
+        compiler: Kind and version of the compiler: "gcc-12.2.0".
+    """
+    if "amx_int8" not in target.isa or (_spells(compiler) and amx_granted()):
         return target
     return replace(target, isa=tuple(name for name in target.isa if not name.startswith("amx")))
+
+
+def _spells(compiler: str) -> bool:
+    kind, _, version = compiler.partition("-")
+    major = version.partition(".")[0]
+    return kind in ("gcc", "clang") and major.isdigit() and int(major) >= _LEAST_COMPILER
 
 
 @cache

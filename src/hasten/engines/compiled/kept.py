@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
+from typing import NamedTuple
 
 from hasten.core.records import digest
 from hasten.core.target import Target
@@ -96,14 +97,22 @@ def library_of(source: Source, target: Target, compiled: CompileCache) -> Librar
     return library
 
 
-def compiler_facts() -> list[object]:
+class Facts(NamedTuple):
+    """What of a compiler its results depend on."""
+
+    command: tuple[str, ...]
+    version: str
+    flags: tuple[str, ...]
+
+
+def compiler_facts() -> Facts:
     """Return what of the compiler its results depend on.
 
     Raises:
         CandidateError: there is no compiler.
     """
     compiler = _compiler()
-    return [compiler.command, compiler.version, compiler.flags]
+    return Facts(compiler.command, compiler.version, compiler.flags)
 
 
 def _compiler() -> Compiler:

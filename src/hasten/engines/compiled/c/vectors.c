@@ -152,7 +152,7 @@ INLINE N(vb) N(repeated)(const u8 *from) {
 
 /* Each byte's entry of a table of 256. */
 INLINE N(vb) N(looked_up)(N(vb) q, const u8 *table) {
-#if AVX && VBMI
+#if AVX && VBMI && (W == 64 || !defined(__clang__)) /* clang has no name for all 64 bytes of a shorter vector */
   /* Each quarter of the table fills a register of 64 bytes, whatever W is: the other half counts nothing. */
   N(vb) low = q, high = q;
   typedef u8 quarters __attribute__((vector_size(64), aligned(1), may_alias));
@@ -284,7 +284,11 @@ INLINE void N(put_half)(u8 *to, N(vb) v, int second) {
   else asm("vmovdqu %x1, %0" : "=m"(*(struct { u8 all[16]; } *)to) : "x"(v));
 #elif WIDE
   if (second) asm("vextracti64x4 $1, %1, %0" : "=m"(*(struct { u8 all[32]; } *)to) : "v"(v));
+#ifdef __clang__ /* which may hold in a mask what a comparison gave, and then has no name for it here */
+  else __builtin_memcpy(to, &v, 32);
+#else
   else asm("vmovdqu8 %t1, %0" : "=m"(*(struct { u8 all[32]; } *)to) : "v"(v));
+#endif
 #else
   for (int i = 0; i < W / 16; i++) {
     const i64 part = ((N(vl))v)[second * W / 16 + i];
