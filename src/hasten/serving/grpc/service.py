@@ -17,7 +17,14 @@ from typing import Any
 
 from hasten.errors import InputError
 from hasten.serving.grpc.admission import Admission
-from hasten.serving.grpc.calls import Inference, Receiving, Stream, leaving, metadata_of, own_fault
+from hasten.serving.grpc.calls import (
+    Inference,
+    Receiving,
+    Stream,
+    leaving,
+    logged_fault,
+    metadata_of,
+)
 from hasten.serving.grpc.methods import Methods
 from hasten.serving.protocol import messages
 from hasten.serving.protocol.errors import Kind, ProtocolError
@@ -213,7 +220,7 @@ class GrpcServer:
             except ProtocolError as failure:
                 return self._refuse(context, failure)
             except Exception:
-                return self._refuse(context, own_fault())
+                return self._refuse(context, logged_fault())
             finally:
                 calls.leave(receiving)
 
@@ -240,7 +247,7 @@ class GrpcServer:
         except ProtocolError as failure:
             return self._refuse(context, failure)
         except Exception:
-            return self._refuse(context, own_fault())
+            return self._refuse(context, logged_fault())
         finally:
             if inference is not None:
                 inference.end()
@@ -257,7 +264,7 @@ class GrpcServer:
         except ProtocolError as failure:
             self._refuse(context, failure)
         except Exception:
-            self._refuse(context, own_fault())
+            self._refuse(context, logged_fault())
         finally:
             self._calls.leave(stream)
 
