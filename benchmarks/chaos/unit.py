@@ -20,8 +20,8 @@ from tests.support.servers import ServerProcess
 from hasten.bundle.folder import put_in_place
 
 MODEL = "chaos"
-BACK_S = 90.0
-"""Limit for a server to be ready again: three times its longest pause between starts."""
+BACK_S = 120.0
+"""Limit for a server to be ready again: its longest pause between starts, its limit for one, and loading."""
 _AGAIN_S = 0.1
 """Pause before a server that has ended is started again, as systemd's RestartSec is."""
 _LOOK_S = 0.05

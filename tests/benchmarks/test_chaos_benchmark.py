@@ -87,9 +87,9 @@ def test_a_connection_may_only_break_in_the_time_of_a_kill(
 
 
 def test_a_fault_after_which_the_server_stays_away_is_wrong(load: Load) -> None:
-    event = load("faults").Event("kill the worker", 0, 1, failed="it wasn't ready again in 90 s")
+    event = load("faults").Event("kill the worker", 0, 1, failed="it wasn't ready again in 120 s")
     found = wrongs(load, traffic(Fate("ok", "200")), event)
-    assert found == ["kill the worker: it wasn't ready again in 90 s"]
+    assert found == ["kill the worker: it wasn't ready again in 120 s"]
 
 
 def test_answers_of_both_generations_are_right_and_nothing_else_is(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import resource
 import signal
 import time
@@ -70,6 +71,35 @@ def test_a_process_whose_engine_hangs_ends_with_its_supervisor(tmp_path: Path) -
             server.end(signal.SIGKILL)
             until(lambda: _ended(pid))
             client.close()
+
+
+HANGING_ONCE = """
+import os, sys, time
+flag = os.environ.get("HANGING_ONCE", "")
+if "hasten.serving.supervision.process" in sys.orig_argv and os.path.exists(flag):
+    os.remove(flag)
+    time.sleep(600)
+"""
+"""Module that Python imports at its start: a library may hang so that can't have memory or threads then."""
+IMPATIENT = """
+from hasten.cli import main
+from hasten.serving.supervision import supervisor
+
+supervisor.UP_S = 4.0
+main()
+"""
+
+
+def test_a_process_that_hangs_at_its_start_is_replaced(tmp_path: Path) -> None:
+    bundle, flag = bundle_of(tmp_path, models.solid(tmp_path)), tmp_path / "hang"
+    flag.touch()
+    (tmp_path / "sitecustomize.py").write_text(HANGING_ONCE)
+    places = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {"PYTHONPATH": places, "HANGING_ONCE": str(flag)}
+    with ServerProcess(bundle, env=env, code=IMPATIENT) as server:
+        assert _ask(server)[0] == 200
+        assert not flag.exists()
+        assert "the serving process didn't begin to serve within 4 s: killed" in server.errors
 
 
 def _asked(first: float) -> bytes:
