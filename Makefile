@@ -9,7 +9,7 @@ DEVICE := -m pytest -o timeout=900 -o faulthandler_timeout=960
 
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-digits test test-all suite suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu test-tpu test-lowest check clean
+.PHONY: demo demo-digits test test-all suite suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu test-tpu test-lowest check chaos clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hasten demo photos
@@ -34,6 +34,10 @@ suite-slow: $(VENV)/.test
 
 check: $(VENV)/.test
 	@said=$$(scripts/check 2>&1); code=$$?; printf '\n%s\n' "$$said"; exit $$code
+
+# A server under load while much goes wrong at once: make chaos SECONDS=60 SEED=1.
+chaos: $(VENV)/.test
+	$(BIN)/python benchmarks/chaos.py --seconds $(or $(SECONDS),600) --seed $(or $(SEED),0)
 
 # Environments of their own: Keras brings tensorflow, a TPU's compiler the very newest torch; Ray's wheel
 # brings the proxy that stands in front. Files are packages of which only the files are needed. Most of the

@@ -84,14 +84,25 @@ def same(inputs: Tensors) -> dict[str, Array]:
 def choosy(inputs: Tensors) -> dict[str, Array]:
     if (inputs["x"] == 13).any():
         raise ValueError("thirteen")
+    if (inputs["x"] == 14).any():
+        raise MemoryError
     return same(inputs)
 
 
 @pytest.mark.parametrize("span_ns", [MS / 100, MS], ids=["on the loop's thread", "on its own"])
-def test_one_request_that_fails_doesnt_fail_its_batch(span_ns: float) -> None:
+@pytest.mark.parametrize(
+    ("refused", "kind", "said"),
+    [
+        (13, Kind.INTERNAL, "the engine failed: ValueError: thirteen"),
+        (14, Kind.OVERLOADED, "the server is short of memory: retry later"),
+    ],
+)
+def test_one_request_that_fails_doesnt_fail_its_batch(
+    span_ns: float, refused: int, kind: Kind, said: str
+) -> None:
     async def work() -> list[Any]:
         queue = batching(choosy, span_ns)
-        items = [Asked(number) for number in (1, 2, 13, 4, 5)]
+        items = [Asked(number) for number in (1, 2, refused, 4, 5)]
         await submitted(queue, *items)
         answers = [await asyncio.wait_for(item.answer, PATIENCE_S) for item in items]
         queue.close()
@@ -101,10 +112,7 @@ def test_one_request_that_fails_doesnt_fail_its_batch(span_ns: float) -> None:
     failure = answers.pop(2)
     assert answers == [[[n, n]] for n in (1, 2, 4, 5)]
     assert isinstance(failure, ProtocolError)
-    assert (failure.kind, str(failure)) == (
-        Kind.INTERNAL,
-        "the engine failed: ValueError: thirteen",
-    )
+    assert (failure.kind, str(failure)) == (kind, said)
 
 
 def test_a_batch_that_fails_while_its_model_is_drained_is_tried_again_one_by_one() -> None:

@@ -597,15 +597,29 @@ def test_while_too_much_is_under_way_a_client_is_told_when_to_come_again(
     assert state.body_bytes == 0
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (RuntimeError("a secret"), "INTERNAL", "the server failed; its log has the reason"),
+        (
+            MemoryError("a secret"),
+            "RESOURCE_EXHAUSTED",
+            "the server is short of memory: retry later",
+        ),
+    ],
+)
 @pytest.mark.parametrize("method", ["ModelInfer", "ModelReady"])
 def test_a_fault_of_the_server_is_logged_and_not_told(
     server: ServerThread,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     method: str,
+    error: Exception,
+    status: str,
+    words: str,
 ) -> None:
     def broken(*_: Any) -> Any:
-        raise RuntimeError("a secret")
+        raise error
 
     monkeypatch.setattr(server.server.state.repository, "find", broken)
     request = message(METHODS[method].request)()
@@ -613,7 +627,7 @@ def test_a_fault_of_the_server_is_logged_and_not_told(
     with caplog.at_level("ERROR", "hasten.serving"):
         said = call(server.grpc_url, method, request)
 
-    assert said[:2] == ("INTERNAL", "the server failed; its log has the reason")
+    assert said[:2] == (status, words)
     assert "a secret" in caplog.text
 
 

@@ -192,3 +192,15 @@ def test_the_case_of_the_tokens_scheme_doesnt_matter(bundle: Path, tmp_path: Pat
         with grpc.insecure_channel(server.grpc_url) as channel:
             ask = channel.unary_unary(f"/{SERVICE}/ServerMetadata")
             ask(b"", timeout=PATIENCE_S, metadata=(("authorization", f"bearer {TOKEN}"),))
+
+
+@pytest.mark.parametrize("method", ["ModelStreamInfer", "ModelInfer", "ServerMetadata"])
+def test_calls_under_way_are_told_to_come_again_when_the_server_closes(
+    bundle: Path, method: str
+) -> None:
+    """As one closes that couldn't load its models: CANCELLED would be the client's own doing."""
+    with serving(bundle) as server, Crowd(server.grpc_url, method, 3) as crowd:
+        until(lambda: under_way(server) == 3)
+        server.call(server.server.close)
+        until(lambda: len(crowd.ended()) == 3)
+        assert set(crowd.ended()) == {("UNAVAILABLE", "the server is draining")}

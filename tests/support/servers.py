@@ -196,7 +196,10 @@ class ServerProcess:
     """`hasten serve`, as a person starts it.
 
     Args:
-        arguments: Arguments after `hasten serve`; the HTTP port is a free one.
+        arguments: Arguments after `hasten serve`.
+        http: Port of HTTP; 0 for a free one.
+        env: Variables of its environment, besides this process's.
+        code: Python that runs `hasten` with the arguments that it is given.
 
     Attributes:
         process: Process of the supervisor.
@@ -205,10 +208,16 @@ class ServerProcess:
         grpc_port: Port of gRPC; 0 without one.
     """
 
-    def __init__(self, *arguments: str | Path, env: Mapping[str, str] = {}) -> None:
+    def __init__(
+        self,
+        *arguments: str | Path,
+        http: int = 0,
+        env: Mapping[str, str] = {},
+        code: str = "from hasten.cli import main; main()",
+    ) -> None:
         command = [
-            *(sys.executable, "-c", "from hasten.cli import main; main()"),
-            *("serve", *map(str, arguments), "--http", "0"),
+            *(sys.executable, "-c", code),
+            *("serve", *map(str, arguments), "--http", str(http)),
         ]
         self.process = subprocess.Popen(
             command,

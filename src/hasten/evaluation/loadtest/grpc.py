@@ -24,6 +24,7 @@ _REACH_S = 10.0
 _CALLS_PER_CHANNEL = 64
 """Calls per connection, within the 100 that servers commonly allow."""
 _MOST_MESSAGE_BYTES = 256 << 20
+_RECONNECT_MS = 500
 _REFUSED = ("UNAVAILABLE", "RESOURCE_EXHAUSTED")
 
 
@@ -34,6 +35,9 @@ def _channel(address: Address, access: Access) -> Any:
         ("grpc.max_send_message_length", -1),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.enable_http_proxy", 0),
+        # A server that starts again is asked again soon, not only after up to two minutes.
+        ("grpc.initial_reconnect_backoff_ms", _RECONNECT_MS),
+        ("grpc.max_reconnect_backoff_ms", _RECONNECT_MS),
     ]
     if not address.encrypted:
         return grpc.aio.insecure_channel(address.authority, options=options)
@@ -109,7 +113,7 @@ class Call:
             self._traffic.ended(turn, fate, error.details() or "")
         else:
             ended_ns = self._traffic.clock_ns()
-            fate, message = judge(answer, client.outputs)
+            fate, message = client.judge(turn, answer)
             self._traffic.ended(turn, fate, message, ended_ns)
         self._traffic.ready(self)
 
@@ -132,7 +136,6 @@ class GrpcClient:
 
     Attributes:
         requests: Complete requests, sent in turn.
-        outputs: Names of the model's outputs.
         fields: Metadata sent with each call.
     """
 
@@ -149,7 +152,7 @@ class GrpcClient:
         """
         self._address, self._access = address, access
         self.requests = requests
-        self.outputs = tuple(one.name for one in metadata.outputs)
+        self._outputs = tuple(one.name for one in metadata.outputs)
         self.fields = _fields(access)
         self._channels: list[Any] = []
         self._lanes = 0
@@ -161,6 +164,10 @@ class GrpcClient:
             self._channels.append(_channel(self._address, self._access))
         self._lanes += 1
         traffic.opened_one(Call(self, traffic, self._channels[-1]))
+
+    def judge(self, turn: int, answer: bytes) -> tuple[Fate, str]:
+        """Return the fate of a request, by its number, that was answered; and what is wrong."""
+        return judge(answer, self._outputs)
 
     def start(self, call: Any) -> None:
         """Run a call."""

@@ -32,21 +32,18 @@ class ClientConnection(asyncio.Protocol):
     def __init__(
         self,
         traffic: Traffic,
-        requests: Sequence[bytes],
-        outputs: Sequence[str],
+        client: HttpClient,
         siblings: set[ClientConnection],
     ) -> None:
         """Send nothing yet.
 
         Args:
             traffic: Traffic, which is told when the connection is free and how a request ended.
-            requests: Complete requests, sent in turn.
-            outputs: Names of the model's outputs.
+            client: Client that has the requests, and judges the answers.
             siblings: Open connections, of which this is one while it is open.
         """
         self._traffic = traffic
-        self._requests = requests
-        self._outputs = outputs
+        self._client = client
         self._siblings = siblings
         self._reader = AnswerReader()
         self._turn: int | None = None
@@ -60,7 +57,8 @@ class ClientConnection(asyncio.Protocol):
     def send(self, turn: int) -> None:
         assert self._transport is not None
         self._turn = turn
-        self._transport.write(self._requests[turn % len(self._requests)])
+        requests = self._client.requests
+        self._transport.write(requests[turn % len(requests)])
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -94,8 +92,9 @@ class ClientConnection(asyncio.Protocol):
             self._transport.abort()
 
     def _judge(self) -> None:
-        ended_ns, reader = self._traffic.clock_ns(), self._reader
-        fate, message = judge(reader.status, reader.body, reader.header_length, self._outputs)
+        ended_ns, reader, turn = self._traffic.clock_ns(), self._reader, self._turn
+        assert turn is not None
+        fate, message = self._client.judge(turn, reader.status, reader.body, reader.header_length)
         reader.next()
         self._end(fate, message, ended_ns)
 
@@ -197,7 +196,11 @@ async def _ask(
 
 
 class HttpClient:
-    """Opens connections to a server."""
+    """Opens connections to a server.
+
+    Attributes:
+        requests: Complete requests, sent in turn.
+    """
 
     def __init__(
         self,
@@ -216,7 +219,7 @@ class HttpClient:
         """
         self._address, self._host = address, server.host
         self._tls = access.tls() if address.encrypted else None
-        self._requests = requests
+        self.requests = requests
         self._outputs = tuple(one.name for one in server.metadata.outputs)
         self._connections: set[ClientConnection] = set()
         self._opening: set[asyncio.Task[None]] = set()
@@ -230,7 +233,7 @@ class HttpClient:
     async def _open(self, traffic: Traffic) -> None:
         try:
             await asyncio.get_running_loop().create_connection(
-                lambda: ClientConnection(traffic, self._requests, self._outputs, self._connections),
+                lambda: ClientConnection(traffic, self, self._connections),
                 self._host,
                 self._address.port,
                 ssl=self._tls,
@@ -238,6 +241,12 @@ class HttpClient:
             )
         except OSError as error:
             traffic.not_opened(f"no connection: {_reason(error)}")
+
+    def judge(
+        self, turn: int, status: int, body: bytes, header_length: bytes | None
+    ) -> tuple[Fate, str]:
+        """Return the fate of a request, by its number, and what the server said or what is wrong."""
+        return judge(status, body, header_length, self._outputs)
 
     async def close(self) -> None:
         """Close every connection."""

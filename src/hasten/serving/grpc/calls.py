@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +13,7 @@ from typing import Any
 from hasten.serving.models.deciding import RawTicket
 from hasten.serving.models.sequences import StepTicket
 from hasten.serving.models.served import ServedModel, Ticket
-from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.protocol.errors import Kind, ProtocolError, own_fault
 from hasten.serving.protocol.requests import Answer, Query
 from hasten.serving.state import ServerState
 from hasten.serving.wire.grpc_messages import (
@@ -292,7 +293,7 @@ class Stream:
         except ProtocolError as failure:
             self._why = failure
         except Exception:
-            self._why = own_fault()
+            self._why = logged_fault()
         finally:
             self._changed.set()
 
@@ -307,7 +308,7 @@ class Stream:
         except ProtocolError as failure:
             self._answer(inference, failure)
         except Exception:
-            self._answer(inference, own_fault())
+            self._answer(inference, logged_fault())
 
     def _answer(self, inference: Inference, answer: Answer | ProtocolError) -> None:
         """Queue the answer or error of a request."""
@@ -322,7 +323,7 @@ class Stream:
         except ProtocolError as failure:
             data = streamed_failure(str(failure), inference.id, inference.final)
         except Exception:
-            data = streamed_failure(str(own_fault()), inference.id, inference.final)
+            data = streamed_failure(str(logged_fault()), inference.id, inference.final)
         self._answers.append((inference, data))
         self._changed.set()
 
@@ -335,10 +336,10 @@ def metadata_of(context: Any, wanted: str) -> bytes:
     return b""
 
 
-def own_fault() -> ProtocolError:
+def logged_fault() -> ProtocolError:
     """Log the exception that is being handled, and return the error for the client."""
     log.exception("a request broke the server's own code")
-    return ProtocolError(Kind.INTERNAL, "the server failed; its log has the reason")
+    return own_fault(sys.exception())
 
 
 def leaving() -> ProtocolError:

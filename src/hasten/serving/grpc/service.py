@@ -17,7 +17,14 @@ from typing import Any
 
 from hasten.errors import InputError
 from hasten.serving.grpc.admission import Admission
-from hasten.serving.grpc.calls import Inference, Receiving, Stream, leaving, metadata_of, own_fault
+from hasten.serving.grpc.calls import (
+    Inference,
+    Receiving,
+    Stream,
+    leaving,
+    logged_fault,
+    metadata_of,
+)
 from hasten.serving.grpc.methods import SCOPES, Methods
 from hasten.serving.protocol import messages
 from hasten.serving.protocol.errors import Kind, ProtocolError
@@ -32,6 +39,8 @@ _OPEN = ("ServerLive", "ServerReady")
 """Names of the methods that need no token, and for which places are reserved."""
 _RESERVED_CALLS = 64
 _PATIENCE_NS = 1_000_000_000
+_FAREWELL_S = 0.25
+"""Time for calls to end when the server closes."""
 """Time for which a call must have waited for its client to be ended where there is no place left."""
 _MOST_STREAMS = 128
 """Most calls at once on one connection."""
@@ -156,9 +165,13 @@ class GrpcServer:
             await self._server.stop(self._state.limits.drain_ns / 1e9)
 
     async def close(self) -> None:
-        """Abort all calls, and stop now."""
+        """Refuse the calls that wait for their clients, and stop; any other is aborted soon.
+
+        An aborted one may end as CANCELLED, which clients take for their own doing.
+        """
+        self._calls.drain(leaving())
         if self._server is not None:
-            await self._server.stop(None)
+            await self._server.stop(_FAREWELL_S)
         if self._sweeping is not None:
             self._sweeping.cancel()
 
@@ -229,7 +242,7 @@ class GrpcServer:
             except ProtocolError as failure:
                 return self._refuse(context, failure)
             except Exception:
-                return self._refuse(context, own_fault())
+                return self._refuse(context, logged_fault())
             finally:
                 calls.leave(receiving)
 
@@ -256,7 +269,7 @@ class GrpcServer:
         except ProtocolError as failure:
             return self._refuse(context, failure)
         except Exception:
-            return self._refuse(context, own_fault())
+            return self._refuse(context, logged_fault())
         finally:
             if inference is not None:
                 inference.end()
@@ -274,7 +287,7 @@ class GrpcServer:
         except ProtocolError as failure:
             self._refuse(context, failure)
         except Exception:
-            self._refuse(context, own_fault())
+            self._refuse(context, logged_fault())
         finally:
             self._calls.leave(stream)
 

@@ -23,12 +23,11 @@ from hasten.serving.http.messages import (
     Response,
     failure_response,
     head_of,
-    own_fault,
 )
 from hasten.serving.models.deciding import RawTicket
 from hasten.serving.models.sequences import StepTicket
 from hasten.serving.models.served import ServedModel, Ticket
-from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.protocol.errors import Kind, ProtocolError, own_fault
 from hasten.serving.protocol.origins import ONE_HOST
 from hasten.serving.protocol.requests import Query
 from hasten.serving.protocol.rights import Rights, Scope
@@ -297,7 +296,7 @@ class Connection(asyncio.BufferedProtocol):
             cause = error.__context__
             if not isinstance(cause, ProtocolError):
                 log.exception("a request broke the server's own code", exc_info=cause)
-                cause = own_fault()
+                cause = own_fault(cause)
             self._refuse(cause)
         except httptools.HttpParserError as error:
             self._refuse(ProtocolError(Kind.INVALID, f"this is not HTTP/1.1: {error}"))
@@ -511,9 +510,9 @@ class Connection(asyncio.BufferedProtocol):
             self._unpacking = None
         except ProtocolError as failure:
             exchange.respond(failure_response(failure))
-        except Exception:
+        except Exception as error:
             log.exception("a request broke the server's own code")
-            exchange.respond(failure_response(own_fault()))
+            exchange.respond(failure_response(own_fault(error)))
         else:
             self._answer(exchange, received._replace(body=body), arrived_ns)
 
@@ -528,9 +527,9 @@ class Connection(asyncio.BufferedProtocol):
                 self._other(exchange, received)
         except ProtocolError as failure:
             exchange.respond(failure_response(failure))
-        except Exception:
+        except Exception as error:
             log.exception("a request broke the server's own code")
-            exchange.respond(failure_response(own_fault()))
+            exchange.respond(failure_response(own_fault(error)))
 
     def _infer(
         self,
@@ -648,9 +647,9 @@ class Connection(asyncio.BufferedProtocol):
             response = await answer
         except ProtocolError as failure:
             response = failure_response(failure)
-        except Exception:
+        except Exception as error:
             log.exception("a request broke the server's own code")
-            response = failure_response(own_fault())
+            response = failure_response(own_fault(error))
         self._task = None
         exchange.respond(response)
 

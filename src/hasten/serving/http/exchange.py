@@ -6,9 +6,9 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from hasten.serving.http.messages import JSON, Response, failure_response, head_of, own_fault
+from hasten.serving.http.messages import JSON, Response, failure_response, head_of
 from hasten.serving.models.served import ServedModel
-from hasten.serving.protocol.errors import ProtocolError
+from hasten.serving.protocol.errors import ProtocolError, own_fault
 from hasten.serving.protocol.requests import Answer, Query
 from hasten.serving.state import ServerState
 from hasten.serving.wire.http_bodies import chosen_encoding, compressed, write_answer
@@ -115,9 +115,9 @@ class Exchange:
         except ProtocolError as failure:
             self.respond(failure_response(failure))
             return
-        except Exception:  # otherwise the client would get no answer at all
+        except Exception as error:  # otherwise the client would get no answer at all
             log.exception("a request broke the server's own code")
-            self.respond(failure_response(own_fault()))
+            self.respond(failure_response(own_fault(error)))
             return
         extra = b""
         accepted = self._headers.get(b"accept-encoding")

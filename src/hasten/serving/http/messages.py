@@ -57,11 +57,6 @@ def failure_response(failure: ProtocolError) -> Response:
     return Response(failure.kind.http, orjson.dumps({"error": str(failure)}), headers=headers)
 
 
-def own_fault() -> ProtocolError:
-    """Return the error that a client gets when the server's own code fails."""
-    return ProtocolError(Kind.INTERNAL, "the server failed; its log has the reason")
-
-
 def head_of(response: Response, keep_alive: bool) -> tuple[bytes, list[bytes]]:
     """Return a response's status line and headers, and its body as a list of pieces."""
     lines = [

@@ -22,7 +22,7 @@ from hasten.errors import HastenError
 from hasten.serving.models.clients import Clients
 from hasten.serving.models.scheduling import BatchRun, Pending, Scheduler, Wait
 from hasten.serving.models.statistics import Statistics
-from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.protocol.errors import Kind, ProtocolError, own_fault
 
 INLINE_NS = 100_000
 """Time below which a batch runs on the event loop's own thread: handing it to another thread takes as
@@ -494,6 +494,8 @@ def _late(where: str) -> ProtocolError:
 def _failure(error: Exception) -> ProtocolError:
     if isinstance(error, ProtocolError):
         return error
+    if isinstance(error, MemoryError):
+        return own_fault(error)
     if isinstance(error, HastenError):
         return ProtocolError(Kind.INTERNAL, str(error))
     return ProtocolError(Kind.INTERNAL, f"the engine failed: {type(error).__name__}: {error}")

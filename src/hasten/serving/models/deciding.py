@@ -23,7 +23,7 @@ from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Origin, Pipeline, as_request
 from hasten.serving.models.caching import AnswerCache, content_key
 from hasten.serving.models.statistics import Statistics
-from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.protocol.errors import Kind, ProtocolError, own_fault
 from hasten.serving.protocol.requests import DECISION, RAW, Answer, Query
 
 _MOST_WAITING = 1024
@@ -282,6 +282,8 @@ class Deciding:
             result = work()
         except ProtocolError as failure:
             result = failure
+        except MemoryError as error:
+            result = own_fault(error)
         except Exception:  # otherwise the client would get no answer at all
             log.exception("the pipeline broke on a request to %s", self.model.name)
             result = ProtocolError(

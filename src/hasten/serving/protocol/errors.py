@@ -47,3 +47,15 @@ class ProtocolError(HastenError):
         super().__init__(message)
         self.kind = kind
         self.retry_s = retry_s
+
+
+def own_fault(error: BaseException | None) -> ProtocolError:
+    """Return the error that a client gets when the server's own code raises something else.
+
+    Memory that runs out is no fault of the request, and what is under way now gives some back.
+    """
+    if isinstance(error, MemoryError):
+        return ProtocolError(
+            Kind.OVERLOADED, "the server is short of memory: retry later", retry_s=1.0
+        )
+    return ProtocolError(Kind.INTERNAL, "the server failed; its log has the reason")

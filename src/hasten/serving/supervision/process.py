@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import json
 import logging
@@ -37,6 +38,8 @@ from hasten.serving.supervision.channel import (
 
 log = logging.getLogger("hasten.serving")
 
+_PR_SET_PDEATHSIG = 1
+"""Constant of linux/prctl.h; see man 2 PR_SET_PDEATHSIG."""
 _GARBAGE = 20_000
 """Allocations between garbage collections: high, since requests leave no reference cycles behind."""
 
@@ -152,6 +155,9 @@ def main() -> NoReturn:
     """Serve with the file descriptors in the arguments: channel, shared state and settings file."""
     import uvloop
 
+    # An engine that hangs may hold up the loop, which then can't hear that the supervisor is gone; and the
+    # next process couldn't have this one's port of gRPC.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the supervisor translates them into orders
     channel_number, shared_state_number, settings_number = map(int, sys.argv[1:4])

@@ -54,6 +54,8 @@ _CALM_S = 60.0
 _LINGER_S = 1.0
 _BREATH_S = 0.1
 _LAST_RESORT_S = 10.0
+UP_S = 60.0
+"""Limit for a process to accept connections; loading models comes after that, and has no limit."""
 
 
 def _sorry(why: str, retry_s: int = 1) -> bytes:
@@ -106,6 +108,7 @@ class Supervisor:
         self._order_given = False
         self._accept_at_s: float | None = None
         self._kill_at_s: float | None = None
+        self._up_by_s: float | None = None
 
     # -- the run
 
@@ -156,7 +159,7 @@ class Supervisor:
 
     def _patience_s(self) -> float | None:
         """Return the time until the next scheduled action, in seconds; None if there is none."""
-        others = (self._start_at_s, self._accept_at_s, self._kill_at_s)
+        others = (self._start_at_s, self._accept_at_s, self._kill_at_s, self._up_by_s)
         times = [*self._leaving.values(), *(at_s for at_s in others if at_s is not None)]
         return max(0.0, min(times) - time.monotonic()) if times else None
 
@@ -174,6 +177,11 @@ class Supervisor:
             self._kill_at_s = None
             if self._process is not None:
                 log.error("the serving process didn't end within its drain time: killed")
+                self._process.kill()
+        if self._up_by_s is not None and self._up_by_s <= now_s:
+            self._up_by_s = None
+            if self._process is not None:
+                log.error("the serving process didn't begin to serve within %g s: killed", UP_S)
                 self._process.kill()
 
     def _heed(self, signals: Signals) -> None:
@@ -311,6 +319,7 @@ class Supervisor:
             return
         ours.setblocking(False)
         self._channel, self._up = ours, False
+        self._up_by_s = time.monotonic() + UP_S
         self._selector.register(ours, selectors.EVENT_READ, self._hear)
         self._selector.register(self._pidfd, selectors.EVENT_READ, self._died)
 
@@ -358,7 +367,7 @@ class Supervisor:
                 models[number] = self._asked[number]
                 self._settings = dataclasses.replace(self._settings, models=tuple(models))
             elif what == UP:
-                self._up = True
+                self._up, self._up_by_s = True, None
                 self._where(json.loads(text))
                 for connection in list(self._kept):
                     self._kept.discard(connection)
@@ -402,7 +411,7 @@ class Supervisor:
         with contextlib.suppress(KeyError):
             self._selector.unregister(channel)
         channel.close()
-        self._process, self._channel, self._up = None, None, False
+        self._process, self._channel, self._up, self._up_by_s = None, None, False, None
         if not self._ending:
             self._start_again(code)
         self._take_back()

@@ -1,0 +1,126 @@
+"""What a server does whose machine fails it: memory runs out, a supervisor dies while its process stands still."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.support import models
+from tests.support.pausing import Pausing, pausing_installed
+from tests.support.servers import ServerProcess, bundle_of
+from tests.support.waiting import until
+
+PATIENCE_S = 120.0
+LARGE_BYTES = 1 << 30
+
+
+@contextlib.contextmanager
+def _short_of_memory(pid: int) -> Iterator[None]:
+    """Let a process keep what it has, and give it no more."""
+    before = resource.prlimit(pid, resource.RLIMIT_AS)
+    resource.prlimit(pid, resource.RLIMIT_AS, (1, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_AS, before)
+
+
+def _ask(server: ServerProcess, said_bytes: int | None = None) -> tuple[int, str | None, Any]:
+    """Ask once; status, Retry-After and JSON."""
+    body = _asked(1)
+    client = http.client.HTTPConnection(server.host, timeout=PATIENCE_S)
+    headers = {} if said_bytes is None else {"Content-Length": str(said_bytes)}
+    client.request("POST", "/v2/models/solid/infer", body, headers)
+    response = client.getresponse()
+    found = response.status, response.headers["Retry-After"], json.loads(response.read())
+    client.close()
+    return found
+
+
+def test_who_asks_while_memory_is_short_is_told_to_retry(tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path, models.solid(tmp_path))
+    with ServerProcess(bundle, "--max-body", f"{LARGE_BYTES >> 20}MiB") as server:
+        with _short_of_memory(server.serving_pid()):
+            short = _ask(server, LARGE_BYTES)
+        assert short == (503, "1", {"error": "the server is short of memory: retry later"})
+        assert _ask(server)[0] == 200
+        assert "MemoryError" in server.errors
+
+
+def test_a_process_whose_engine_hangs_ends_with_its_supervisor(tmp_path: Path) -> None:
+    """Else it would keep the port of gRPC from the next one."""
+    with pausing_installed(tmp_path / "plug-in"):
+        bundle = bundle_of(tmp_path, models.solid(tmp_path), engine=Pausing())
+        with ServerProcess(bundle) as server:
+            pid = server.serving_pid()
+            client = http.client.HTTPConnection(server.host, timeout=PATIENCE_S)
+            alone_s = time.monotonic() + 0.5  # who is alone is answered on the thread of the loop
+            while time.monotonic() < alone_s:
+                client.request("POST", "/v2/models/solid/infer", _asked(0))
+                assert client.getresponse().read()
+            client.request("POST", "/v2/models/solid/infer", _asked(600_000))
+            until(lambda: not _lives(server))
+            server.end(signal.SIGKILL)
+            until(lambda: _ended(pid))
+            client.close()
+
+
+HANGING_ONCE = """
+import os, sys, time
+flag = os.environ.get("HANGING_ONCE", "")
+if "hasten.serving.supervision.process" in sys.orig_argv and os.path.exists(flag):
+    os.remove(flag)
+    time.sleep(600)
+"""
+"""Module that Python imports at its start: a library may hang so that can't have memory or threads then."""
+IMPATIENT = """
+from hasten.cli import main
+from hasten.serving.supervision import supervisor
+
+supervisor.UP_S = 4.0
+main()
+"""
+
+
+def test_a_process_that_hangs_at_its_start_is_replaced(tmp_path: Path) -> None:
+    bundle, flag = bundle_of(tmp_path, models.solid(tmp_path)), tmp_path / "hang"
+    flag.touch()
+    (tmp_path / "sitecustomize.py").write_text(HANGING_ONCE)
+    places = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {"PYTHONPATH": places, "HANGING_ONCE": str(flag)}
+    with ServerProcess(bundle, env=env, code=IMPATIENT) as server:
+        assert _ask(server)[0] == 200
+        assert not flag.exists()
+        assert "the serving process didn't begin to serve within 4 s: killed" in server.errors
+
+
+def _asked(first: float) -> bytes:
+    """Return a request; to a pausing engine its first number is milliseconds."""
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [first, 2, 3, 4]}
+    return json.dumps({"inputs": [tensor]}).encode()
+
+
+def _lives(server: ServerProcess) -> bool:
+    client = http.client.HTTPConnection(server.host, timeout=1.0)
+    try:
+        client.request("GET", "/v2/health/live")
+        return client.getresponse().status == 200
+    except TimeoutError:
+        return False
+    finally:
+        client.close()
+
+
+def _ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
