@@ -72,17 +72,16 @@ class Bounded:
         finally:
             client.close()
 
-    def call(self, method: str, request: bytes) -> str:
-        """What is wrong with a request over gRPC; gRPC's compression makes it small."""
+    def call(self, method: str, request: bytes, packing: str = "NoCompression") -> tuple[str, str]:
+        """Status and details of a request over gRPC that is refused."""
         import grpc
 
         options = [("grpc.max_send_message_length", -1)]
         with grpc.insecure_channel(f"127.0.0.1:{self._process.grpc_port}", options) as channel:
             called = channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
             with pytest.raises(grpc.RpcError) as caught:
-                called(request, timeout=120, compression=grpc.Compression.Gzip)
-        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        return str(caught.value.details())
+                called(request, timeout=120, compression=getattr(grpc.Compression, packing))
+        return caught.value.code().name, str(caught.value.details())
 
 
 @pytest.fixture(scope="module")
@@ -171,12 +170,23 @@ FEW = "a request has at most 4,096 inputs, outputs and parameters"
 def test_a_message_takes_no_memory_for_each_part_of_what_is_refused(
     bounded: Bounded, request_: bytes, error: str
 ) -> None:
-    assert bounded.call("ModelInfer", request_ + field(3, b" " * 40_000)) == error
+    called = bounded.call("ModelInfer", request_ + field(3, b" " * 40_000))
+    assert called == ("INVALID_ARGUMENT", error)
     assert bounded.taken_mib < MOST_MIB
 
 
 def test_no_other_method_takes_a_long_message(bounded: Bounded) -> None:
-    assert bounded.call("ModelReady", field(1, b"\1" * SIZE)) == SAID
+    assert bounded.call("ModelReady", field(1, b"\1" * SIZE)) == ("INVALID_ARGUMENT", SAID)
+    assert bounded.taken_mib < MOST_MIB
+
+
+@pytest.mark.parametrize("packing", ["Gzip", "Deflate"])
+@pytest.mark.parametrize("method", ["ModelReady", "ModelInfer", "ServerLive"])
+def test_nothing_is_decompressed_by_the_library_of_grpc(
+    bounded: Bounded, method: str, packing: str
+) -> None:
+    packed = bounded.call(method, bytes(60 * MIB), packing)
+    assert packed == ("UNIMPLEMENTED", f"Compression algorithm '{packing.lower()}' is disabled.")
     assert bounded.taken_mib < MOST_MIB
 
 
