@@ -13,6 +13,8 @@ from hasten.serving.protocol.origins import Origins
 from hasten.serving.wire.shared_memory import SharedMemory
 
 _RECEIVE_BYTES = 64 << 10
+_JSON_BYTES = 16 << 20
+"""Size that JSON of an inference may have, however small bodies are."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Limits:
     receive_ns: int = 30_000_000_000
     send_ns: int = 30_000_000_000
     drain_ns: int = 30_000_000_000
+
+    @property
+    def json_bytes(self) -> int:
+        """Largest size of one inference's JSON; the tensors after it aren't counted."""
+        return max(_JSON_BYTES, self.body_bytes // 4)
 
 
 class Held(Protocol):

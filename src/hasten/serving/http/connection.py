@@ -33,6 +33,7 @@ from hasten.serving.protocol.origins import ONE_HOST
 from hasten.serving.protocol.requests import Query
 from hasten.serving.protocol.tokens import is_bearer
 from hasten.serving.state import ServerState
+from hasten.serving.wire.checks import check_json
 from hasten.serving.wire.http_bodies import (
     decompressed,
     raw_query,
@@ -601,6 +602,7 @@ class Connection(asyncio.BufferedProtocol):
                 Kind.INVALID, f"Inference-Header-Content-Length is not a size: {stated[:40]!r}"
             )
         length = None if stated is None else int(stated)
+        check_json(len(body) if length is None else length, state.limits.json_bytes)
         if length is None and model.most_rows_bytes:
             rows = rows_query(body, *path, model.most_rows_bytes)
             if rows is not None:
