@@ -190,7 +190,8 @@ def _numbers(data: Array, count: int, field: str) -> Array:
         InputError: a number has more than 64 bits.
     """
     dtype = _TYPES[field]
-    found, place, begin = np.empty(count, dtype), 0, 0
+    found: Array = np.empty(count, dtype)
+    place = begin = 0
     while begin < len(data):
         piece = data[begin : begin + _PIECE_BYTES]
         ends = np.flatnonzero(piece < 128)
