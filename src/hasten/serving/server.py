@@ -74,6 +74,7 @@ class Server:
             memory=SharedMemory(settings.shared_memory),
             limits=settings.limits,
             token=settings.token(),
+            behind_door=settings.behind_door,
             origins=settings.origins(),
             may_control=settings.control,
             tracing=settings.trace,

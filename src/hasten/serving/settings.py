@@ -52,6 +52,8 @@ class ServerSettings:
         grpc: Port of gRPC; 0 for any free port, None for no gRPC.
         limits: Limits on sizes, counts and times.
         token_file: File with the bearer token that clients must send.
+        behind_door: Whether the token is the secret of a door, which sends it for its clients; they need
+            none, so web pages are told from others as where there is no token.
         certificate: PEM file of the TLS certificate.
         key: PEM file of the certificate's private key.
         shared_memory: Pattern of the POSIX shared memory that clients may register; "" for none.
@@ -67,6 +69,7 @@ class ServerSettings:
     grpc: int | None = None
     limits: Limits = field(default_factory=Limits)
     token_file: Path | None = None
+    behind_door: bool = False
     certificate: Path | None = None
     key: Path | None = None
     shared_memory: str = ""

@@ -86,6 +86,7 @@ class ServerState:
         memory: Shared memory regions that clients registered.
         limits: Limits on sizes, counts and times.
         token: Bearer token that a client must send; None if none is needed.
+        behind_door: Whether the token is a door's, which sends it for all its clients.
         origins: Names of the server, by which requests of foreign web pages are told.
         may_control: Whether clients may load and unload registered models, and change the log
             settings.
@@ -104,6 +105,7 @@ class ServerState:
     memory: SharedMemory = field(default_factory=SharedMemory)
     limits: Limits = field(default_factory=Limits)
     token: bytes | None = None
+    behind_door: bool = False
     origins: Origins = field(default_factory=Origins)
     may_control: bool = False
     tracing: bool = False

@@ -401,13 +401,13 @@ class Connection(asyncio.BufferedProtocol):
     def _check_origin(self) -> None:
         """Check that no web page of others makes a browser send this; see `Origins`.
 
-        With a token nothing more is asked: a page doesn't know it. HTTP/1.0, which no browser speaks, needs
+        With a token nothing more is asked: a page doesn't know it, unless a door sends it. HTTP/1.0, which no browser speaks, needs
         no Host.
         """
         headers, state = self._headers, self.state
         if b"host" not in headers and self._parser.get_http_version() != "1.0":
             raise ProtocolError(Kind.INVALID, ONE_HOST)
-        if state.token is None:
+        if state.token is None or state.behind_door:
             refusal = state.origins.refusal(self._method, headers)
             if refusal is not None and self._url.partition(b"?")[0] not in _PROBES:
                 raise refusal
