@@ -24,6 +24,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype, sha
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
+from hasten.serving.fairness import Shares
 from hasten.serving.grpc.calls import Inference
 from hasten.serving.grpc.service import GrpcServer
 from hasten.serving.models.clients import Clients
@@ -585,11 +586,11 @@ def test_while_too_much_is_under_way_a_client_is_told_when_to_come_again(
     most = state.limits.bodies_bytes
     request = message("ModelInferRequest")(model_name="linear")
 
-    server.call(lambda: setattr(state, "body_bytes", most))
+    server.call(lambda: state.bodies.take("127.0.0.1", most))
     try:
         said = call(server.grpc_url, "ModelInfer", request)
     finally:
-        server.call(lambda: setattr(state, "body_bytes", state.body_bytes - most))
+        server.call(lambda: state.bodies.give("127.0.0.1", most))
 
     assert said == (
         "RESOURCE_EXHAUSTED",
@@ -649,9 +650,10 @@ def state_of(model: Captured) -> Any:
         repository=SimpleNamespace(find=lambda *_: model, clients=Clients()),
         memory=None,
         limits=Limits(),
-        check_room=lambda size: None,
+        check_room=lambda client, size: None,
+        client_of=lambda client: client,
         draining=False,
-        body_bytes=0,
+        bodies=Shares(1 << 30),
         token=None,
     )
 
@@ -662,6 +664,7 @@ def quiet_context(left_s: float | None) -> Any:
 
     return SimpleNamespace(
         read=read,
+        peer=lambda: "ipv4:192.0.2.1:50000",
         time_remaining=lambda: left_s,
         invocation_metadata=lambda: (("traceparent", "00-ab-cd-01"),),
     )

@@ -12,7 +12,8 @@ import time
 from typing import TYPE_CHECKING
 
 from hasten.errors import InputError
-from hasten.serving.http.connection import Connection, Slot
+from hasten.serving.http.connection import Connection
+from hasten.serving.http.requests import Slot
 from hasten.serving.http.routes import Routes
 from hasten.serving.models.repository import Registered, Repository
 from hasten.serving.models.served import Running
@@ -169,7 +170,10 @@ class Server:
         too_many = self._surplus()
         if too_many > 0:
             spare = [one for one in self.state.connections if one.spare]
-            for connection in sorted(spare, key=lambda one: -one.quiet)[:too_many]:
+            of = self.state.crowd.of
+            for connection in sorted(spare, key=lambda one: (-of(one.client), -one.quiet))[
+                :too_many
+            ]:
                 connection.give_way()
 
     def _surplus(self) -> int:

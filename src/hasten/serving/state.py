@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from hasten.serving.fairness import Shares
 from hasten.serving.models.repository import Repository
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.origins import Origins
@@ -30,6 +31,7 @@ class Limits:
         receive_ns: Longest time to receive a whole request, from its first byte.
         send_ns: Longest time in which a client may read nothing of its answer.
         drain_ns: Longest wait at shutdown for running requests to finish.
+        fair: Whether clients are told apart, so that one doesn't starve the rest.
     """
 
     header_bytes: int = 32 << 10
@@ -39,6 +41,7 @@ class Limits:
     receive_ns: int = 30_000_000_000
     send_ns: int = 30_000_000_000
     drain_ns: int = 30_000_000_000
+    fair: bool = True
 
     @property
     def json_bytes(self) -> int:
@@ -47,7 +50,13 @@ class Limits:
 
 
 class Held(Protocol):
-    """Interface of a connection that the server uses."""
+    """Interface of a connection that the server uses.
+
+    Attributes:
+        client: Client that the connection is counted under.
+    """
+
+    client: str
 
     @property
     def idle(self) -> bool:
@@ -69,6 +78,12 @@ class Held(Protocol):
 
     def end_slow(self) -> None:
         """Close the connection because its client is too slow."""
+
+    def leave(self) -> bool:
+        """Close the connection once what it asked is answered; False if it is being closed already."""
+
+    def take_back(self) -> None:
+        """Close the connection if memory is held for a body that isn't whole, or for an unread answer."""
 
     def give_way(self) -> None:
         """Close the connection to make room for others."""
@@ -92,8 +107,9 @@ class ServerState:
             settings.
         tracing: Whether spans are sent.
         connections: Open connections.
-        body_bytes: Total size of all bodies that are being received or processed, and of answers that
-            their clients haven't read.
+        crowd: Number of connections of each client.
+        bodies: Sizes of all bodies of each client that are being received or processed, and of answers
+            that it hasn't read.
         draining: Whether the server is shutting down.
         began_ns: Time of the start, on the monotonic clock.
         unpacking: Threads that decompress bodies: few, to bound the memory in use at once.
@@ -110,7 +126,8 @@ class ServerState:
     may_control: bool = False
     tracing: bool = False
     connections: set[Held] = field(default_factory=set)
-    body_bytes: int = 0
+    crowd: Shares = field(init=False)
+    bodies: Shares = field(init=False)
     draining: bool = False
     began_ns: int = field(default_factory=time.perf_counter_ns)
     unpacking: ThreadPoolExecutor = field(
@@ -118,24 +135,71 @@ class ServerState:
     )
     received: memoryview = field(default_factory=lambda: memoryview(bytearray(_RECEIVE_BYTES)))
 
+    def __post_init__(self) -> None:
+        self.crowd = Shares(self.limits.connections)
+        self.bodies = Shares(self.limits.bodies_bytes, least=self.limits.body_bytes)
+
+    def client_of(self, client: str) -> str:
+        """Return what a client is counted under: itself, or "" where all clients are counted as one."""
+        return client if self.limits.fair else ""
+
+    @property
+    def body_bytes(self) -> int:
+        """Total size of all bodies that are being received or processed, and of unread answers."""
+        return self.bodies.taken
+
     @property
     def ready(self) -> bool:
         """Whether the server answers requests."""
         return not self.draining and self.repository.ready
 
-    def check_room(self, size_bytes: int) -> None:
+    def check_room(self, client: str, size_bytes: int) -> None:
         """Check that a further body or answer may take memory.
 
         Raises:
-            ProtocolError: all bodies and answers together would exceed the limit.
+            ProtocolError: all bodies and answers together would exceed the limit, or the client's would
+                exceed its share.
         """
+        bodies = self.bodies
+        if bodies.may_take(client, size_bytes):
+            return
+        if self._take_back(client, size_bytes) and bodies.may_take(client, size_bytes):
+            return
         most = self.limits.bodies_bytes
-        if self.body_bytes + size_bytes > most:
-            raise ProtocolError(
-                Kind.OVERLOADED,
-                f"overloaded: requests with {most:,} bytes are in progress; retry later",
-                retry_s=1.0,
+        said = f"overloaded: requests with {most:,} bytes are in progress; retry later"
+        if bodies.taken + size_bytes <= most:
+            said = (
+                f"overloaded: {bodies.of(client):,} of the {most:,} bytes that may be in progress are this "
+                "client's, and others are there; retry later"
             )
+        raise ProtocolError(Kind.OVERLOADED, said, retry_s=1.0)
+
+    def _take_back(self, client: str, size_bytes: int) -> bool:
+        """End what the greediest client lets the server wait for, where another finds no room for a body.
+
+        Returns:
+            Whether there is room now.
+        """
+        bodies, greedy = self.bodies, self.bodies.greediest()
+        for one in list(self.connections) if greedy != client else ():
+            if bodies.taken + size_bytes <= bodies.total or 2 * bodies.of(greedy) <= bodies.total:
+                break
+            if one.client == greedy:
+                one.take_back()
+        return bodies.taken + size_bytes <= bodies.total
+
+    def admits(self, connection: Held) -> bool:
+        """Whether a connection may ask for more than health.
+
+        Beyond the allowed number it may if its client has fewer than another, which gives one up.
+        """
+        if len(self.connections) <= self.limits.connections:
+            return True
+        greedy = self.crowd.greediest()
+        if self.crowd.of(greedy) <= self.crowd.of(connection.client):
+            return False
+        theirs = [one for one in self.connections if one.client == greedy]
+        return any(one.leave() for one in sorted(theirs, key=lambda one: -one.quiet))
 
     def check_control(self, what: str) -> None:
         """Check that clients may control the server.

@@ -11,12 +11,13 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 from urllib.parse import unquote
 
 import httptools
 import numpy as np
 
+from hasten.serving.fairness import client_at
 from hasten.serving.http.exchange import Exchange
 from hasten.serving.http.messages import (
     PlainRequest,
@@ -25,6 +26,7 @@ from hasten.serving.http.messages import (
     head_of,
     own_fault,
 )
+from hasten.serving.http.requests import PlainRoutes, Received, Slot, remember
 from hasten.serving.models.deciding import RawTicket
 from hasten.serving.models.sequences import StepTicket
 from hasten.serving.models.served import ServedModel, Ticket
@@ -58,8 +60,6 @@ _QUIET_CHECKS = 5
 """Checks without a request, or without progress of its body, after which a client gives way."""
 _HEAD_CHECKS = 2
 """Checks without the whole head of a request, or of the first one, after which a client gives way."""
-_MOST_ROUTES = 4096
-_LONGEST_ROUTE = 1024
 _LONGEST_NUMBER = 20
 _PROBES = (b"/v2/health/live", b"/v2/health/ready")
 """Paths that tell anyone whether the server is up: load balancers ask for them by names of their own."""
@@ -77,67 +77,6 @@ _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length:
 """Answer to a row, with its size, what is before the decision, and the decision."""
 
 
-class Received(NamedTuple):
-    """A request that was received in full.
-
-    Attributes:
-        method: HTTP method, such as "GET".
-        url: Target of the request.
-        headers: Values of the headers by lower-case name.
-        body: Body as it was sent.
-        keep_alive: Whether the client may send further requests on this connection.
-        reserved: Counted bytes of the body.
-    """
-
-    method: bytes
-    url: bytes
-    headers: dict[bytes, bytes]
-    body: Any
-    keep_alive: bool
-    reserved: int
-
-
-class Slot(Protocol):
-    """Interface for recording a connection's state, which outlives this process."""
-
-    def working(self) -> None:
-        """Record that a request is being processed and no part of its answer was sent."""
-
-    def sending(self) -> None:
-        """Record that a part of the answer was sent."""
-
-    def answered(self) -> None:
-        """Record that the answer was handed to the operating system, or is about to be."""
-
-    def resting(self) -> None:
-        """Record that no request is being processed, and none was for a while."""
-
-    def closed(self) -> None:
-        """Record that the connection is closed."""
-
-
-class PlainRoutes(Protocol):
-    """Interface of the handler of all requests that aren't inferences."""
-
-    def handle(self, request: PlainRequest) -> Response | Coroutine[Any, Any, Response]:
-        """Answer a request, at once or by a coroutine.
-
-        Raises:
-            ProtocolError: the request gets this error.
-        """
-
-
-def inference_path(url: bytes) -> tuple[str, str] | None:
-    """Return the model and version in the path of an inference; None for any other path."""
-    parts = url.partition(b"?")[0].split(b"/")
-    if len(parts) not in (5, 7) or parts[:3] != [b"", b"v2", b"models"] or parts[-1] != b"infer":
-        return None
-    if len(parts) == 7 and parts[4] != b"versions":
-        return None
-    version = parts[5] if len(parts) == 7 else b""
-    return unquote(parts[3].decode("latin-1")), unquote(version.decode("latin-1"))
-
-
 class Connection(asyncio.BufferedProtocol):
     """Connection of one client.
 
@@ -150,6 +89,7 @@ class Connection(asyncio.BufferedProtocol):
     Attributes:
         state: State of the server.
         clock_ns: Monotonic clock, in nanoseconds.
+        client: Client that the connection is counted under.
         quiet: Number of consecutive checks, up to the latest, at which the server waited for the
             client: for a request, or for more of one than a trickle.
     """
@@ -165,7 +105,11 @@ class Connection(asyncio.BufferedProtocol):
     ) -> None:
         self.state, self._routes, self._slot, self.clock_ns = state, routes, slot, clock_ns
         self._number = id(self)
+        self.client = ""
         self.quiet = 0
+        self._extra = False
+        """Whether there were too many connections when this one was opened: it may ask for health only."""
+        self._leaving = False
         self._transport: asyncio.Transport
         self._parser = httptools.HttpRequestParser(self)
         self._view = state.received
@@ -205,13 +149,19 @@ class Connection(asyncio.BufferedProtocol):
         """Register the connection with the server."""
         assert isinstance(transport, asyncio.Transport) or hasattr(transport, "writelines")
         self._transport = transport  # type: ignore[assignment]
-        self.state.connections.add(self)
+        state = self.state
+        peer = transport.get_extra_info("peername")
+        self.client = state.client_of(client_at(peer[0]) if isinstance(peer, tuple) else "")
+        state.connections.add(self)
+        state.crowd.take(self.client, 1)
+        self._extra = len(state.connections) > state.limits.connections
         self.state.repository.clients.heard(self._number, self.clock_ns())
 
     def connection_lost(self, error: Exception | None) -> None:
         """Give up the requests of a client that went away."""
         self._lost = True
         self.state.connections.discard(self)
+        self.state.crowd.give(self.client, 1)
         if self._ticket is not None:
             self._ticket.cancel()
             self._ticket = None
@@ -220,7 +170,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._exchange is not None:
             self._reserved += self._exchange.reserved
             self._exchange = None
-        self.state.body_bytes -= self._reserved + sum(each.reserved for each in self._backlog)
+        backlog = sum(each.reserved for each in self._backlog)
+        self.state.bodies.give(self.client, self._reserved + backlog)
         self._reserved = 0
         self._release_unread()
         self._backlog.clear()
@@ -233,7 +184,7 @@ class Connection(asyncio.BufferedProtocol):
         """Stop reading and answering while the client doesn't read its answers."""
         self._stuck_ns, self._unsent = self.clock_ns(), self._transport.get_write_buffer_size()
         self._unread = self._unsent
-        self.state.body_bytes += self._unread
+        self.state.bodies.take(self.client, self._unread)
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
@@ -246,7 +197,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def _release_unread(self) -> None:
-        self.state.body_bytes -= self._unread
+        self.state.bodies.give(self.client, self._unread)
         self._unread = 0
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -371,6 +322,8 @@ class Connection(asyncio.BufferedProtocol):
         self._keep_alive = version == "1.1" and self._parser.should_keep_alive()
         headers = self._headers
         self._check_origin()
+        if self._extra:
+            self._check_crowd()
         if self.state.token is not None and not self._may_enter():
             raise ProtocolError(
                 Kind.UNAUTHENTICATED,
@@ -412,6 +365,20 @@ class Connection(asyncio.BufferedProtocol):
             if refusal is not None and self._url.partition(b"?")[0] not in _PROBES:
                 raise refusal
 
+    def _check_crowd(self) -> None:
+        """Check that a connection beyond the allowed number asks for health, or may take another's place.
+
+        Raises:
+            ProtocolError: there are too many connections.
+        """
+        if self._url.partition(b"?")[0] in _PROBES:
+            return
+        if not self.state.admits(self):
+            raise ProtocolError(
+                Kind.OVERLOADED, "too many connections are open: close some, or retry", 1.0
+            )
+        self._extra = False
+
     def _may_enter(self) -> bool:
         token, headers = self.state.token, self._headers
         assert token is not None
@@ -429,7 +396,7 @@ class Connection(asyncio.BufferedProtocol):
         """
         self._check_room(size)
         self._reserved += size
-        self.state.body_bytes += size
+        self.state.bodies.take(self.client, size)
 
     def _check_room(self, size: int) -> None:
         limits = self.state.limits
@@ -437,7 +404,7 @@ class Connection(asyncio.BufferedProtocol):
             raise ProtocolError(
                 Kind.TOO_LARGE, f"the body exceeds the limit of {limits.body_bytes:,} bytes"
             )
-        self.state.check_room(size)
+        self.state.check_room(self.client, size)
 
     def on_body(self, piece: bytes) -> None:
         """Take a piece of the body."""
@@ -483,6 +450,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._slot is not None:
             self._slot.working()
         method, _, headers, _, keep_alive, reserved = received
+        keep_alive = keep_alive and not self._leaving
         exchange = Exchange(self, headers, keep_alive, reserved, method == b"HEAD")
         self._exchange = exchange
         arrived_ns = self.clock_ns()
@@ -510,7 +478,7 @@ class Connection(asyncio.BufferedProtocol):
         method, url, headers, body, _, _ = received
         try:
             paths = Connection._paths
-            path = paths[url] if url in paths else _remember(paths, url)
+            path = paths[url] if url in paths else remember(paths, url)
             if path is not None and method == b"POST":
                 self._infer(exchange, path, headers, body, arrived_ns)
             else:
@@ -539,7 +507,7 @@ class Connection(asyncio.BufferedProtocol):
         except ProtocolError as failure:
             model.unread(failure, arrived_ns, trace)
             raise
-        query.source = self._number
+        query.source, query.client = self._number, self.client
         query.arrived_ns, query.parsed_ns = arrived_ns, self.clock_ns()
         query.trace = trace
         exchange.query = query
@@ -556,8 +524,9 @@ class Connection(asyncio.BufferedProtocol):
         """Answer the JSON of one row at once; False to take the usual way, which states every error."""
         headers, state = self._headers, self.state
         paths, url = Connection._paths, self._url
-        path = paths[url] if url in paths else _remember(paths, url)
-        if path is None or self._method != b"POST" or not self._keep_alive or state.draining:
+        path = paths[url] if url in paths else remember(paths, url)
+        stays = self._keep_alive and not self._leaving and not state.draining
+        if path is None or self._method != b"POST" or not stays:
             return False
         try:
             quick = state.repository.find(*path).quick_rows
@@ -573,7 +542,7 @@ class Connection(asyncio.BufferedProtocol):
         data = quick.answer(body, self.clock_ns())
         if data is None:
             return False
-        state.body_bytes -= self._reserved
+        state.bodies.give(self.client, self._reserved)
         self._reserved = 0
         before = quick.before
         self._transport.write(_ANSWER % (len(before) + len(data) + 1, before, data))
@@ -621,9 +590,9 @@ class Connection(asyncio.BufferedProtocol):
         data = await loop.run_in_executor(
             state.unpacking, decompressed, body, encoding, state.limits.body_bytes
         )
-        state.check_room(len(data))
+        state.check_room(self.client, len(data))
         exchange.reserved += len(data)
-        state.body_bytes += len(data)
+        state.bodies.take(self.client, len(data))
         return data
 
     def _other(self, exchange: Exchange, received: Received) -> None:
@@ -662,7 +631,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._lost:
             return
         self._ticket = self._exchange = None
-        self.state.body_bytes -= reserved
+        self.state.bodies.give(self.client, reserved)
         if self._hung_up:
             return
         slot = self._slot
@@ -675,7 +644,7 @@ class Connection(asyncio.BufferedProtocol):
         self._busy = False
         if slot is not None:  # the system has the answer only at the end of the loop's turn
             asyncio.get_running_loop().call_soon(self._answered)
-        if not keep_alive:
+        if not keep_alive or self._leaving:
             self._transport.close()
         elif self._backlog:
             if self._stuck_ns is None:
@@ -703,7 +672,7 @@ class Connection(asyncio.BufferedProtocol):
         """Send an error and close, since the rest of the stream can't be parsed."""
         if self._hung_up:
             return
-        self.state.body_bytes -= self._reserved
+        self.state.bodies.give(self.client, self._reserved)
         self._reserved = 0
         self._body, self._pieces, self._began_ns = None, [], None
         if self._busy or self._backlog:  # earlier requests are answered first
@@ -762,6 +731,23 @@ class Connection(asyncio.BufferedProtocol):
         unasked = self._opened_ns is not None or self._began_ns is not None
         return self.quiet >= (_HEAD_CHECKS if unasked and not self._in_body else _QUIET_CHECKS)
 
+    def leave(self) -> bool:
+        """Close the connection once what it asked is answered; False if it is being closed already."""
+        if self._leaving or self._hung_up or self._lost:
+            return False
+        self._leaving = True
+        if self.idle:
+            self._transport.close()
+        return True
+
+    def take_back(self) -> None:
+        """Close the connection if memory is held for a body that isn't whole, or for an unread answer."""
+        if self._unread:
+            self._transport.abort()
+        elif self._reserved and not self._hung_up:
+            why = "overloaded: others wait for the room that the request takes; retry later"
+            self._refuse(ProtocolError(Kind.OVERLOADED, why, 1.0))
+
     def give_way(self) -> None:
         """Close the connection to make room for others."""
         if self._began_ns is not None:
@@ -771,15 +757,6 @@ class Connection(asyncio.BufferedProtocol):
     def close(self) -> None:
         """Close the connection once its buffered output is sent."""
         self._transport.close()
-
-
-def _remember(paths: dict[bytes, tuple[str, str] | None], url: bytes) -> tuple[str, str] | None:
-    found = inference_path(url)
-    if len(url) <= _LONGEST_ROUTE:
-        if len(paths) >= _MOST_ROUTES:
-            paths.clear()
-        paths[bytes(url)] = found
-    return found
 
 
 def _memory(size: int, header: bytes) -> memoryview:
