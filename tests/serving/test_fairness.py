@@ -156,6 +156,27 @@ def test_requests_of_a_model_take_turns_by_client() -> None:
     assert order == ["greedy", "other"] * 3 + ["greedy"] * 2
 
 
+def test_no_client_gets_turns_by_mixing_priorities() -> None:
+    """High turns at one priority don't put others behind at the next."""
+    queue: Scheduler[Pending] = Scheduler(Latencies({1: 10.0}), float("inf"))
+    for _ in range(50):
+        queue.offer(queued("greedy"), 0)
+    urgent = queued("greedy")
+    urgent.priority = 1
+    queue.offer(urgent, 0)
+    raised = queued("greedy")
+    queue.offer(raised, 0)
+    queue.promote(raised, 1)
+    for expected in (urgent, raised):
+        chosen = queue.next(0)
+        assert isinstance(chosen, BatchRun)
+        assert chosen.items == [expected]
+    other = queued("other")
+    queue.offer(other, 0)
+    heads = [queue.next(0) for _ in range(2)]
+    assert other in [run.items[0] for run in heads if isinstance(run, BatchRun)]
+
+
 def test_one_clients_requests_go_in_order_of_arrival() -> None:
     queue: Scheduler[Pending] = Scheduler(Latencies({1: 10.0}), float("inf"))
     items = [queued("one") for _ in range(20)]

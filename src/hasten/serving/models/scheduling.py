@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from hasten.serving.models.latencies import Latencies
+from hasten.serving.models.turns import Turns
 from hasten.serving.protocol.errors import Kind, ProtocolError
 
 USUAL_PRIORITY = 2
@@ -119,10 +120,8 @@ class Scheduler(Generic[P]):
     """Priority -> number of queued rows."""
     _of: dict[str, int] = field(default_factory=dict)
     """Client -> number of its queued rows."""
-    _turns: dict[str, int] = field(default_factory=dict)
-    """Client -> turn of the last of its requests that were queued since the queue was empty."""
-    _turn: int = 0
-    """Turn of the request at the head of the latest batch."""
+    _turns: dict[int, Turns] = field(default_factory=dict)
+    """Priority of which rows are queued -> turns of the clients."""
     _heap: list[P] = field(default_factory=list)
     _running: dict[int, _Busy] = field(default_factory=dict)
     _runs: int = 0
@@ -153,10 +152,8 @@ class Scheduler(Generic[P]):
         if self._running or self._rows or item.deadline_ns != math.inf:
             self._admit(item, now_ns)
         self._orders += 1
-        # A client's requests follow each other by their rows, whatever the others have queued.
-        turn = max(self._turn, self._turns.get(item.client, 0)) + item.rows
-        self._turns[item.client] = turn
-        item.order, item.state, item.queued_ns = (turn, self._orders), "queued", now_ns
+        item.order, item.state, item.queued_ns = (0, self._orders), "queued", now_ns
+        self._give_turn(item)
         heapq.heappush(self._heap, item)
         self._count(item, item.rows)
 
@@ -312,7 +309,7 @@ class Scheduler(Generic[P]):
         if until_ns is not None:
             return Wait(until_ns)
         self._waiting_since_ns = None
-        self._turn = max(self._turn, items[0].order[0])
+        self._turns[items[0].priority].begun(items[0].order[0])
         for item in items:
             item.state = "running"
         self._remove(items)
@@ -432,6 +429,7 @@ class Scheduler(Generic[P]):
         self._forget_left()  # stale entries of these items may still be in the heap
         for item in items:
             item.state, item.key = "queued", object()
+            self._turns.setdefault(item.priority, Turns())
             heapq.heappush(self._heap, item)
             self._count(item, item.rows)
 
@@ -441,11 +439,17 @@ class Scheduler(Generic[P]):
             return
         self._count(item, -item.rows)
         item.priority = priority
+        self._give_turn(item)
         self._count(item, item.rows)
         heapq.heapify(self._heap)
 
+    def _give_turn(self, item: P) -> None:
+        turns = self._turns.setdefault(item.priority, Turns())
+        item.order = turns.next(item.client, item.rows), item.order[1]
+
     def _count(self, item: P, rows: int) -> None:
-        _add(self._rows, item.priority, rows)
+        if not _add(self._rows, item.priority, rows):
+            self._turns.pop(item.priority, None)
         _add(self._of, item.client, rows)
 
     # -- requests that leave without an answer from the model
@@ -468,7 +472,7 @@ class Scheduler(Generic[P]):
         found: list[P] = []
         if len(self._running) >= self.sessions:
             return found
-        if len(self._rows) > 1 or len(self._of) > 1:
+        if len(self._rows) > 1:
             found += self._overtaken(now_ns)
         while (head := self._first()) is not None and not head.tried:
             if head.deadline_ns == math.inf:
@@ -481,7 +485,7 @@ class Scheduler(Generic[P]):
         return found
 
     def _overtaken(self, now_ns: int) -> list[P]:
-        """Remove requests that higher priorities, or others' turns, kept waiting beyond the longest wait."""
+        """Remove requests that higher priorities have kept waiting beyond the longest allowed wait."""
         most_ns = self.most_wait_ns
         found = [
             each
@@ -524,8 +528,6 @@ class Scheduler(Generic[P]):
             return
         for item in items:
             self._count(item, -item.rows)
-        if not self._rows:
-            self._turns.clear()
         self._left += len(items)
         if self._left > 64 and 2 * self._left > len(self._heap):
             self._forget_left()
@@ -547,10 +549,12 @@ class Scheduler(Generic[P]):
         return not self._running and not self._rows
 
 
-def _add(counted: dict[Any, int], key: Any, rows: int) -> None:
-    counted[key] = counted.get(key, 0) + rows
-    if not counted[key]:
+def _add(counted: dict[Any, int], key: Any, rows: int) -> int:
+    """Add to a count, which is left out at 0; return it."""
+    found = counted[key] = counted.get(key, 0) + rows
+    if not found:
         del counted[key]
+    return found
 
 
 def _filled(size: int, coming: float) -> float:
