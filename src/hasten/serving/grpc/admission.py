@@ -12,6 +12,8 @@ _FULL = 0.9
 _QUIET_NS = 5_000_000_000
 """Time for which a call must have waited for its client to be ended while there are places left."""
 
+_MADE_ROOM = "the call waited for its client and made room for others: call again"
+
 
 class Held(Protocol):
     """Interface of a call under way.
@@ -47,6 +49,8 @@ class Admission:
         self._most, self._patience_ns = most, patience_ns
         self._calls: set[Held] = set()
         self._shares = Shares(most)
+        self._leaving: set[Held] = set()
+        """Calls that were told to end, for another client."""
 
     def __len__(self) -> int:
         """Return the number of calls under way."""
@@ -63,6 +67,8 @@ class Admission:
             self._make_room(now_ns - self._patience_ns)
         if not self._shares.may_take(call.client, 1):
             said = f"overloaded: {self._most:,} calls are in progress; retry later"
+            if len(self._calls) >= self._most:
+                self._take_back(call.client)
             if len(self._calls) < self._most:
                 said = (
                     f"overloaded: {self._shares.of(call.client):,} of the {self._most:,} calls that may be in "
@@ -77,6 +83,19 @@ class Admission:
         if call in self._calls:
             self._calls.discard(call)
             self._shares.give(call.client, 1)
+        self._leaving.discard(call)
+
+    def _take_back(self, client: str) -> None:
+        """Tell a call of the client with the most calls to end, where another client finds no place."""
+        greedy = self._shares.greediest()
+        if self._shares.of(greedy) <= self._shares.of(client) + 1:
+            return
+        for call in self._calls - self._leaving:
+            if call.client == greedy:
+                self._leaving.add(call)
+                why = "other clients have fewer calls, and this one made room for them: call again"
+                call.drain(ProtocolError(Kind.UNAVAILABLE, why, 1.0))
+                return
 
     def sweep(self, now_ns: int) -> None:
         """End the calls of slow clients, and make room where nearly all places are taken."""
@@ -107,11 +126,7 @@ class Admission:
             if one.waiting_ns is not None and one.waiting_ns <= since_ns
         ]
         for *_, call in sorted(waiting)[:too_many]:
-            self._end(
-                call,
-                Kind.UNAVAILABLE,
-                "the call waited for its client and made room for others: call again",
-            )
+            self._end(call, Kind.UNAVAILABLE, _MADE_ROOM)
 
     def _end(self, call: Held, kind: Kind, why: str) -> None:
         self.leave(call)
