@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto
+from onnx import TensorProto, helper
 from onnxruntime import SessionOptions
 from tests.support import models
 from tests.support.bundles import built, forge, stated
@@ -76,7 +76,7 @@ def test_weights_outside_the_listed_files_are_refused(
     (external / "model" / "linked.data").symlink_to(secret)
     _secret(external, location)
     said = (
-        f"{external}/model/model.onnx: its weights are said to lie in {location!r:.100}, which is not "
+        f"{external}/model/model.onnx: its weights or compiled parts are said to lie in {location!r:.100}, which is not "
         "among the bundle's files for this model"
     )
     for path in (external, pack(external).path):
@@ -126,6 +126,49 @@ def test_a_location_is_found_however_it_is_hidden() -> None:
     for changed in (group + whole, odd + whole, damaged, wide):
         assert external_locations(changed) == {"../x"}
     assert external_locations(np.random.default_rng(0).bytes(1 << 16)) == set()
+
+
+@pytest.mark.parametrize("location", ["../../secret", "/etc/passwd", "unlisted.bin"])
+def test_a_compiled_part_outside_the_listed_files_is_refused(external: Path, location: str) -> None:
+    node = helper.make_node(
+        *("EPContext", ["x"], ["y"]),
+        domain="com.microsoft",
+        embed_mode=0,
+        main_context=1,
+        ep_cache_context=location,
+        source="Qnn",
+    )
+    graph = helper.make_graph([node], "compiled", [], [])
+    proto = helper.make_model(graph)
+    (external / "model" / "unlisted.bin").write_bytes(b"compiled")
+
+    def change(record: dict[str, Any]) -> None:
+        for part in ("winner", "exact"):
+            record[part]["engine"] = {"type": "qnn"}
+
+    forge(external, change, {"model/model.onnx": proto.SerializeToString()})
+    manifest = read(external)
+    with pytest.raises(IntegrityError) as error:
+        artifact_of(external, manifest.winner, manifest, ())
+    assert str(error.value) == (
+        f"{external}/model/model.onnx: its weights or compiled parts are said to lie in {location!r}, which is not among "
+        "the bundle's files for this model"
+    )
+
+
+def test_the_files_of_compiled_parts_are_found_and_other_texts_are_none() -> None:
+    compiled = helper.make_node("EPContext", [], [], ep_cache_context="a.bin", notes="b.bin")
+    shared = helper.make_node("EPContext", [], [], ep_cache_context="", main_context=0)
+    plain = helper.make_node("Other", [], [], notes="ep_cache_context")
+    inner = helper.make_graph([compiled], "inner", [], [])
+    branch = helper.make_node("If", ["c"], [], then_branch=inner)
+    for nodes, found in (
+        ([compiled, shared, plain], {"a.bin"}),
+        ([branch], {"a.bin"}),
+        ([plain], set()),
+    ):
+        model = helper.make_model(helper.make_graph(nodes, "g", [], []))
+        assert external_locations(model.SerializeToString()) == found
 
 
 def test_a_file_nested_without_end_is_refused_at_once() -> None:

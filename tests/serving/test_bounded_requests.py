@@ -7,6 +7,7 @@ import gzip
 import http.client
 import json
 import re
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,17 +73,16 @@ class Bounded:
         finally:
             client.close()
 
-    def call(self, method: str, request: bytes) -> str:
-        """What is wrong with a request over gRPC; gRPC's compression makes it small."""
+    def call(self, method: str, request: bytes, packing: str = "NoCompression") -> tuple[str, str]:
+        """Status and details of a request over gRPC that is refused."""
         import grpc
 
         options = [("grpc.max_send_message_length", -1)]
         with grpc.insecure_channel(f"127.0.0.1:{self._process.grpc_port}", options) as channel:
             called = channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
             with pytest.raises(grpc.RpcError) as caught:
-                called(request, timeout=120, compression=grpc.Compression.Gzip)
-        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        return str(caught.value.details())
+                called(request, timeout=120, compression=getattr(grpc.Compression, packing))
+        return caught.value.code().name, str(caught.value.details())
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,59 @@ def test_json_takes_no_memory_for_each_part_of_what_is_refused(
     assert bounded.taken_mib < MOST_MIB
 
 
+def test_json_of_an_inference_has_a_bound_of_its_own(bounded: Bounded) -> None:
+    assert bounded.post(b'{"zzz":"' + b" " * SIZE + b'"}') == (
+        413,
+        "the JSON of a request takes at most 16,777,216 bytes; got 16,777,226: send tensors as bytes after "
+        "it, or several requests",
+    )
+
+
+OPEN = '{"inputs":[{"name":"x","datatype":"%s","shape":%s,"data":[%s]}]}'
+
+
+@pytest.mark.parametrize(
+    ("datatype", "units", "shape"),
+    [
+        ("FP32", ("0,", "1e99"), [-1]),
+        ("FP32", ("0,", "null"), [-1]),
+        ("INT32", ("0,", "1.5"), [-1]),
+        ("INT8", ("0,", "300"), [-1]),
+        ("BOOL", ("0,", "2"), [-1]),
+        ("FP32", ("[0],", "0"), [-1, 1]),
+        ("FP32", ("[0],", "[null]"), [-1, 1]),
+        ("FP32", ("[],", "[]"), [-1, 1]),
+        ("FP32", ("[],", "[]"), [-1, 0]),
+        ("FP32", ("[[[[0]]]],", "[[[[0]]]]"), [-1, 1, 1, 1, 1, 1]),
+    ],
+)
+def test_no_object_is_made_for_each_part_of_a_long_list_of_numbers(
+    datatype: str, units: tuple[str, str], shape: list[int]
+) -> None:
+    count = 600_000
+    shape = [count + 1, *shape[1:]]
+    body = (OPEN % (datatype, shape, units[0] * count + units[1])).encode()
+
+    tracemalloc.start()
+    with pytest.raises(ProtocolError) as caught:
+        read_body(body, None, "m", "", SharedMemory(), 64 * MIB)
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert str(caught.value) == (
+        f"input 'x': its data is not a list of {datatype}, flat or nested like {shape}"
+    )
+    assert most_bytes < 10 * len(body) + 8 * MIB
+
+
+def test_a_long_list_of_true_and_false_is_read() -> None:
+    body = (OPEN % ("BOOL", [100_000, 2], "[true,false]," * 99_999 + "[0, 1]")).encode()
+    array = read_body(body, None, "m", "", SharedMemory(), 64 * MIB).inputs["x"]
+    assert array.dtype == np.bool_
+    assert array[0].tolist() == [True, False]
+    assert array[-1].tolist() == [False, True]
+
+
 def field(number: int, content: bytes) -> bytes:
     """A field of a message, as protobuf writes it."""
     length, size = b"", len(content)
@@ -142,18 +195,24 @@ def asking(*fields: bytes, model: bytes = b"solid") -> bytes:
 
 
 SHAPE = field(3, b"\1\4")
+AXES = "a tensor has at most 32 axes; an input has a shape of {} bytes"
+UNTOLD = "the request is not a ModelInferRequest: its fields are too many, or can't be told apart"
 FEW = "a request has at most 4,096 inputs, outputs and parameters"
 
 
 @pytest.mark.parametrize(
     ("request_", "error"),
     [
-        (asking(field(3, b"\1" * SIZE)), SAID),
-        (asking(b"\x18\1" * (SIZE // 2)), SAID),
+        (asking(field(3, b"\1" * SIZE)), AXES.format("16,777,221")),
+        (asking(field(3, b"\1" * 400)), AXES.format("403")),
+        (asking(b"\x18\1" * 2000), AXES.format("4,000")),
+        (asking(b"\x18\1" * (SIZE // 2)), UNTOLD),
+        (asking(SHAPE) + field(6, field(1, b"y") + field(2, field(1, b"a")) * 5000), FEW),
         (asking(SHAPE, model=b"\1" * SIZE), SAID),
         (asking(SHAPE, b"\x2a\0" * (SIZE // 2)), FEW),
         (b"\x78\1" + b"\x2a\0" * (SIZE // 2), FEW),
-        (b"\x78\1" * (SIZE // 2), SAID),
+        (b"\x78\1" * (SIZE // 2), UNTOLD),
+        (b"\x7b\x7c" + field(6, field(2, field(1, b"a")) * 9000), UNTOLD),
         (
             asking(SHAPE, field(5, field(3, b"\1" * SIZE))),
             "input 'x': FP32[1, 4] has 4 elements; its contents of 16,777,221 bytes have more",
@@ -171,12 +230,23 @@ FEW = "a request has at most 4,096 inputs, outputs and parameters"
 def test_a_message_takes_no_memory_for_each_part_of_what_is_refused(
     bounded: Bounded, request_: bytes, error: str
 ) -> None:
-    assert bounded.call("ModelInfer", request_ + field(3, b" " * 40_000)) == error
+    called = bounded.call("ModelInfer", request_ + field(3, b" " * 40_000))
+    assert called == ("INVALID_ARGUMENT", error)
     assert bounded.taken_mib < MOST_MIB
 
 
 def test_no_other_method_takes_a_long_message(bounded: Bounded) -> None:
-    assert bounded.call("ModelReady", field(1, b"\1" * SIZE)) == SAID
+    assert bounded.call("ModelReady", field(1, b"\1" * SIZE)) == ("INVALID_ARGUMENT", SAID)
+    assert bounded.taken_mib < MOST_MIB
+
+
+@pytest.mark.parametrize("packing", ["Gzip", "Deflate"])
+@pytest.mark.parametrize("method", ["ModelReady", "ModelInfer", "ServerLive"])
+def test_nothing_is_decompressed_by_the_library_of_grpc(
+    bounded: Bounded, method: str, packing: str
+) -> None:
+    packed = bounded.call(method, bytes(60 * MIB), packing)
+    assert packed == ("UNIMPLEMENTED", f"Compression algorithm '{packing.lower()}' is disabled.")
     assert bounded.taken_mib < MOST_MIB
 
 

@@ -24,6 +24,7 @@ from tritonclient.utils import InferenceServerException, np_to_triton_dtype, sha
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
+from hasten.serving.fairness import Shares
 from hasten.serving.grpc.calls import Inference
 from hasten.serving.grpc.service import GrpcServer
 from hasten.serving.models.clients import Clients
@@ -269,12 +270,13 @@ def test_only_the_outputs_that_are_asked_for_come_and_classes_where_wanted(
     assert [each.name for each in response.outputs] == ["y_int8", "y_bool"]
 
 
-def test_compressed_requests_are_taken(client: triton.InferenceServerClient) -> None:
-    plain = client.infer("linear", [asked(X)]).as_numpy("logits")
-
-    for algorithm in ("gzip", "deflate"):
-        result = client.infer("linear", [asked(X)], compression_algorithm=algorithm)
-        assert np.array_equal(result.as_numpy("logits"), plain)
+@pytest.mark.parametrize("algorithm", ["gzip", "deflate"])
+def test_compressed_requests_are_refused(
+    client: triton.InferenceServerClient, algorithm: str
+) -> None:
+    with pytest.raises(InferenceServerException, match=f"'{algorithm}' is disabled") as caught:
+        client.infer("linear", [asked(X)], compression_algorithm=algorithm)
+    assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
 
 
 def test_a_models_settings_can_be_read_and_those_of_the_process_changed(
@@ -583,11 +585,11 @@ def test_while_too_much_is_under_way_a_client_is_told_when_to_come_again(
     most = state.limits.bodies_bytes
     request = message("ModelInferRequest")(model_name="linear")
 
-    server.call(lambda: setattr(state, "body_bytes", most))
+    server.call(lambda: state.bodies.take("127.0.0.1", most))
     try:
         said = call(server.grpc_url, "ModelInfer", request)
     finally:
-        server.call(lambda: setattr(state, "body_bytes", state.body_bytes - most))
+        server.call(lambda: state.bodies.give("127.0.0.1", most))
 
     assert said == (
         "RESOURCE_EXHAUSTED",
@@ -661,9 +663,10 @@ def state_of(model: Captured) -> Any:
         repository=SimpleNamespace(find=lambda *_: model, clients=Clients()),
         memory=None,
         limits=Limits(),
-        check_room=lambda size: None,
+        check_room=lambda client, size: None,
+        client_of=lambda client: client,
         draining=False,
-        body_bytes=0,
+        bodies=Shares(1 << 30),
         rights=None,
     )
 
@@ -674,6 +677,7 @@ def quiet_context(left_s: float | None) -> Any:
 
     return SimpleNamespace(
         read=read,
+        peer=lambda: "ipv4:192.0.2.1:50000",
         time_remaining=lambda: left_s,
         invocation_metadata=lambda: (("traceparent", "00-ab-cd-01"),),
     )

@@ -15,6 +15,7 @@ from tests.support.models import solid
 from tests.support.servers import ServerThread, bundle_of, place_of
 from tests.support.waiting import PATIENCE_S, until
 
+from hasten.serving.grpc import calls
 from hasten.serving.protocol.messages import METHODS, SERVICE, message
 from hasten.serving.state import Limits
 
@@ -128,6 +129,29 @@ def test_where_all_calls_are_at_work_another_is_told_to_come_again(bundle: Path)
                 call.waiting_ns = None
             assert code(server.grpc_url, "ModelInfer", inference()) == "RESOURCE_EXHAUSTED"
             assert code(server.grpc_url, "ServerReady") == "OK"
+
+
+def test_streams_of_one_client_that_are_all_at_work_make_room_for_another(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each connection counts as a client, since all come from one address here."""
+    monkeypatch.setattr(calls, "client_at_peer", lambda peer: peer)
+    with serving(bundle, connections=20) as server:
+        grpc_server = server.server._grpc
+        assert grpc_server is not None
+        with Crowd(server.grpc_url, "ModelStreamInfer", 20) as crowd:
+            until(lambda: under_way(server) == 20)
+            for call in server.call(lambda: list(grpc_server._calls._calls)):
+                call.waiting_ns = None
+            assert code(server.grpc_url, "ModelInfer", inference()) == "RESOURCE_EXHAUSTED"
+            until(lambda: code(server.grpc_url, "ModelInfer", inference()) == "OK")
+            until(lambda: len(crowd.ended()) >= 1)
+            assert set(crowd.ended()) == {
+                (
+                    "UNAVAILABLE",
+                    "other clients have fewer calls, and this one made room for them: call again",
+                )
+            }
 
 
 def test_health_is_told_whatever_number_of_askers_never_finish_their_question(

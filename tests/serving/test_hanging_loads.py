@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from tests.support.pausing import Pausing, pausing_installed
 from tests.support.servers import ServerThread, bundle_of, place_of
 from tests.support.waiting import until
 
+from hasten.errors import CandidateError
 from hasten.serving.models import repository
+from hasten.serving.models.opening import OpenBundle
 from hasten.serving.models.repository import Registered
 
 NEVER_MS = 1e9
@@ -46,6 +49,21 @@ def answer(server: ServerThread, model: str) -> Any:
         return client.infer(model, [tensor]).as_numpy("y").tolist()
     finally:
         client.close()
+
+
+@contextlib.contextmanager
+def guarded_closing() -> Iterator[list[Path]]:
+    """The bundles that are closed meanwhile."""
+    closed: list[Path] = []
+    close = OpenBundle.close
+
+    def told(bundle: OpenBundle) -> None:
+        close(bundle)
+        closed.append(bundle.path)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(OpenBundle, "close", told)
+        yield closed
 
 
 def registered(server: ServerThread, name: str) -> Registered:
@@ -91,3 +109,33 @@ def test_a_replacement_that_hangs_keeps_no_other_model_from_being_replaced_or_un
         client.unload_model("other")
         client.close()
         assert registered(server, "other").served is None
+
+
+def test_a_model_that_hangs_as_it_is_loaded_can_be_unloaded_and_what_it_opens_is_closed(
+    tmp_path: Path,
+) -> None:
+    stuck, other = asks(tmp_path, "stuck", NEVER_MS), asks(tmp_path, "other", 0)
+    with ServerThread(place_of(stuck), place_of(other), control=True) as server:
+        repository_, one = server.server.state.repository, registered(server, "stuck")
+        until(lambda: server.server.state.ready)
+        server.call(lambda: repository_.unload(one))
+        assert (one.state, one.reason, one.served) == ("UNAVAILABLE", "unloaded", None)
+        still = "is still being opened for the load before, which was given up: load it once that has ended"
+        with pytest.raises(CandidateError, match=still):
+            server.call(lambda: repository_.load(one))
+        with guarded_closing() as closed:
+            pausing.RELEASE.set()
+            until(lambda: closed == [stuck])
+        assert one.served is None
+        server.call(lambda: repository_.load(one))
+        assert answer(server, "stuck") == [[0, 1, 2, 3]]
+
+
+def test_a_model_whose_replacement_hangs_can_be_unloaded(tmp_path: Path) -> None:
+    stuck = asks(tmp_path, "stuck", 0)
+    with ServerThread(place_of(stuck), control=True) as server:
+        repository_, one = server.server.state.repository, registered(server, "stuck")
+        asks(tmp_path, "stuck", NEVER_MS)
+        server.call(repository_.reload_changed)
+        server.call(lambda: repository_.unload(one))
+        assert (one.state, one.reason, one.served) == ("UNAVAILABLE", "unloaded", None)

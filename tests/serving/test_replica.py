@@ -15,12 +15,13 @@ from tests.support.servers import bundle_of
 from hasten.bundle import read
 from hasten.core.records import from_record, to_record
 from hasten.errors import InputError
-from hasten.serving.cluster.federation import joined
+from hasten.serving.cluster.federation import Federation, joined
 from hasten.serving.cluster.ingress import ReplicaEntry
 from hasten.serving.cluster.ray_cluster import deploy
 from hasten.serving.cluster.replica import (
     ReplicaLoad,
     Roster,
+    behind_door,
     packed,
     placed,
     target,
@@ -62,6 +63,30 @@ def test_parcels_hold_the_bundles_the_libraries_and_the_token(bundle: Path, tmp_
         assert [p.read_bytes() for p in after.settings.custom_ops] == [b"code", b"code"]
     assert there.token() == settings.token()
     assert from_record(ServerSettings, to_record(there)) == there
+
+
+def test_replicas_of_a_pool_without_a_token_get_a_secret_of_their_own(
+    bundle: Path, tmp_path: Path
+) -> None:
+    settings = settings_of([bundle])
+    inner, other = behind_door(settings, tmp_path), behind_door(settings, bundle.parent)
+    assert inner.behind_door
+    assert settings.token() is None
+    assert len(inner.token() or b"") > 40
+    assert inner.token() != other.token()
+    *_, parcel = packed(inner, lambda data: data)
+    assert parcel.files == {"token": inner.token()}
+    assert (tmp_path / "secret").stat().st_mode & 0o077 == 0
+    (tmp_path / "token").write_text("correct-horse-battery")
+    asking = settings_of([bundle], token_file=tmp_path / "token")
+    assert behind_door(asking, tmp_path) is asking
+
+
+def test_metrics_of_a_pool_without_replicas_ask_for_the_token() -> None:
+    with Federation(dict, lambda: "all 1\n", token=b"correct-horse-battery") as door:
+        said = "this server requires a token: send Authorization: Bearer TOKEN\n"
+        assert door.page() == door.page("Bearer wrong") == (401, said)
+        assert door.page("Bearer correct-horse-battery") == (200, 'all{replica="all"} 1\n')
 
 
 def test_files_that_are_there_are_not_written_again(tmp_path: Path) -> None:

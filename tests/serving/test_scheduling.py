@@ -465,3 +465,33 @@ def test_how_large_batches_are_follows_from_the_time_that_is_left_and_who_comes(
     for at in range(100):
         queue._note_arrival(round(at * MS / per_ms))
     assert queue._size(left * MS, round(99 * MS / per_ms)) == size
+
+
+def test_a_model_that_no_warm_up_timed_is_admitted_by_what_its_first_batches_took() -> None:
+    queue = scheduler(Latencies({1: 10 * MS}, guessed=True), most_wait_ns=1000 * MS)
+    now_ns = 0
+
+    def run(took_ns: int) -> None:
+        nonlocal now_ns
+        queue.offer(item(now_ns), now_ns)
+        got = queue.next(now_ns)
+        assert isinstance(got, BatchRun)
+        number = queue.begun(got, now_ns)
+        now_ns += took_ns
+        queue.ended(number, took_ns, now_ns)
+
+    def admitted() -> int:
+        for count in range(1000):
+            try:
+                queue.offer(item(now_ns), now_ns)
+            except ProtocolError:
+                return count
+        return 1000
+
+    run(5000 * MS)  # with a compilation
+    assert queue.latencies.expected_ns(1) == 5000 * MS
+    run(400 * MS)
+    assert queue.latencies.expected_ns(1) == 400 * MS
+    run(600 * MS)
+    assert 400 * MS < queue.latencies.expected_ns(1) < 600 * MS
+    assert 1 <= admitted() <= 4

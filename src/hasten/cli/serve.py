@@ -204,6 +204,14 @@ IMAGE = "hasten-models:latest"
     help="Most connections open at once.",
 )
 @click.option(
+    "--no-fairness",
+    "fair",
+    is_flag=True,
+    flag_value=False,
+    default=True,
+    help="Let one client take all, while others wait: clients aren't told apart by their addresses.",
+)
+@click.option(
     "--drain",
     "drain_s",
     type=Seconds(),

@@ -12,6 +12,7 @@ Source: torch 2.13, torch/_export/serde/serialize.py, torch/export/pt2_archive/_
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import re
 import shutil
@@ -21,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from hasten.core.archives import excess
 from hasten.errors import CandidateError
 
 _PROGRAM = "models/model.json"
@@ -58,9 +60,10 @@ def keep(program: Path, path: Path) -> None:
     """Copy a program without the parts that it runs without, in the form that `check` accepts.
 
     Raises:
-        CandidateError: the file is no such program.
+        CandidateError: the file is no such program, or would unpack to far more than its size.
         OSError: the file can't be read or written.
     """
+    _check_claims(program)
     with zipfile.ZipFile(program) as old, zipfile.ZipFile(path, "w") as new:
         if not any(entry.filename.endswith(f"/{_PROGRAM}") for entry in old.infolist()):
             raise _no_program(program)
@@ -78,10 +81,12 @@ def check(path: Path) -> None:
     """Check that a program calls only torch's operators, before torch loads it.
 
     Raises:
-        CandidateError: a part of it could run code, or doesn't belong in a plain program.
+        CandidateError: a part of it could run code, doesn't belong in a plain program, or would take far
+            more memory than the file's size.
     """
     import torch
 
+    _check_claims(path)
     with zipfile.ZipFile(path) as archive:
         if any("/" not in name for name in archive.namelist()):
             raise _no_program(path)  # torch would read it in its older format
@@ -125,6 +130,22 @@ def _nothing_unpickled(torch: Any) -> Iterator[None]:
         yield
     finally:
         torch.load = load
+
+
+def _check_claims(path: Path) -> None:
+    """Check how much memory a program's records take, and those of the archives among them.
+
+    Raises:
+        CandidateError: they take far more than the file's size.
+    """
+    with path.open("rb") as file, zipfile.ZipFile(path) as archive:
+        said = excess(file)
+        for entry in archive.infolist() if not said else ():
+            if entry.filename.endswith("/model.pt"):
+                with archive.open(entry) as inner, contextlib.suppress(zipfile.BadZipFile):
+                    said = said or excess(inner)
+    if said:
+        raise CandidateError(f"{path.name} can't be unpacked safely: {said}")
 
 
 def _no_program(path: Path) -> CandidateError:

@@ -1,4 +1,4 @@
-"""Which files an ONNX file says that its weights lie in, found without a runtime and without `onnx`."""
+"""Which files an ONNX file says that its weights or compiled parts lie in, found without a runtime and `onnx`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ _WITHIN: dict[str, dict[int, str]] = {
 }
 """Messages of onnx.proto that lead to external data, by the message that holds them and the field."""
 _KEY = b"location"
+_COMPILED = b"ep_cache_context"
+"""Name of the attribute with which a node `EPContext` names the file that a provider compiled it to."""
+_NAME, _TEXT = 1, 4
+"""Fields of an attribute: its name, and its value where that is a text."""
 _MOST_DEEP = 100
 """Messages within each other that a parser of protobuf takes."""
 _MOST_FIELDS = 2_000_000
@@ -27,7 +31,7 @@ _TAG = 0xFFFFFFFF
 
 
 def external_locations(data: bytes | mmap.mmap) -> set[str]:
-    """Return the locations of external data in a file, each as it is written.
+    """Return the locations of external data in a file, and of what providers compiled, each as it is written.
 
     It sees at least what a parser of protobuf sees, also in a file that is damaged or isn't ONNX: no
     location that a runtime would follow is left out.
@@ -45,10 +49,12 @@ def external_locations(data: bytes | mmap.mmap) -> set[str]:
         message, begin, end, deep = left.pop()
         if deep > _MOST_DEEP:
             raise IntegrityError(f"messages are nested more than {_MOST_DEEP} deep")
+        if message == "attribute":
+            found.update(_compiled(data, begin, end))
         within = _WITHIN[message]
         for number, first, last in _parts(data, begin, end):
             seen += 1
-            if seen > _MOST_FIELDS and data.find(_KEY) >= 0:
+            if seen > _MOST_FIELDS and _named(data, 0, len(data)):
                 raise IntegrityError(f"it has more than {_MOST_FIELDS:,} fields")
             if seen > _MOST_FIELDS:
                 return set()
@@ -62,7 +68,21 @@ def external_locations(data: bytes | mmap.mmap) -> set[str]:
 
 def _named(data: bytes | mmap.mmap, begin: int, end: int) -> bool:
     """Whether a part can hold a location; most nodes can't, and needn't be walked through."""
-    return data.find(_KEY, begin, end) >= 0
+    return data.find(_KEY, begin, end) >= 0 or data.find(_COMPILED, begin, end) >= 0
+
+
+def _compiled(data: bytes | mmap.mmap, begin: int, end: int) -> Iterator[str]:
+    """Yield the texts of an attribute that names a compiled file; of several any may count.
+
+    A node that another one has compiled for has an empty one.
+    """
+    if data.find(_COMPILED, begin, end) < 0:
+        return
+    parts = list(_parts(data, begin, end))
+    if any(number == _NAME and data[first:last] == _COMPILED for number, first, last in parts):
+        for number, first, last in parts:
+            if number == _TEXT and first < last:
+                yield data[first:last].decode(errors="replace")
 
 
 def _location(data: bytes | mmap.mmap, begin: int, end: int) -> set[str]:

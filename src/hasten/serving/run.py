@@ -54,6 +54,7 @@ def settings_of(
     tls_client_ca: Path | None = None,
     max_body_bytes: int = Limits.body_bytes,
     max_connections: int = Limits.connections,
+    fair: bool = True,
     drain_s: float = 30.0,
     trace: bool = False,
     json_logs: bool = False,
@@ -105,6 +106,7 @@ def settings_of(
             one then, and `tokens` says what the names in it may do.
         max_body_bytes: Largest body of one request, in bytes.
         max_connections: Most connections open at once.
+        fair: Whether clients are told apart by their addresses, so that one doesn't starve the rest.
         drain_s: Longest wait at shutdown for running requests to finish, in seconds.
         trace: Whether to send OpenTelemetry spans.
         json_logs: Whether to write logs as one JSON object per line.
@@ -195,6 +197,7 @@ def settings_of(
         body_bytes=max_body_bytes,
         bodies_bytes=max(Limits.bodies_bytes, 2 * max_body_bytes),
         connections=max_connections,
+        fair=fair,
         drain_ns=round(1e9 * drain_s),
     )
     return ServerSettings(
@@ -282,6 +285,7 @@ class Options(TypedDict, total=False):
     tls_client_ca: Path | None
     max_body_bytes: int
     max_connections: int
+    fair: bool
     drain_s: float
     trace: bool
     json_logs: bool

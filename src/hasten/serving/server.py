@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from hasten.errors import InputError
 from hasten.serving.changing_files import ChangingFiles
-from hasten.serving.http.connection import Connection, Slot
+from hasten.serving.http.connection import Connection
+from hasten.serving.http.requests import Slot
 from hasten.serving.http.routes import Routes
 from hasten.serving.models.repository import Registered, Repository
 from hasten.serving.models.served import Running
@@ -81,6 +82,7 @@ class Server:
             memory=SharedMemory(settings.shared_memory),
             limits=settings.limits,
             rights=self._rights.value,
+            behind_door=settings.behind_door,
             origins=settings.origins(),
             may_control=settings.control,
             tracing=settings.trace,
@@ -193,7 +195,10 @@ class Server:
         too_many = self._surplus()
         if too_many > 0:
             spare = [one for one in self.state.connections if one.spare]
-            for connection in sorted(spare, key=lambda one: -one.quiet)[:too_many]:
+            of = self.state.crowd.of
+            for connection in sorted(spare, key=lambda one: (-of(one.client), -one.quiet))[
+                :too_many
+            ]:
                 connection.give_way()
 
     def _surplus(self) -> int:

@@ -52,6 +52,8 @@ class ServerSettings:
         limits: Limits on sizes, counts and times.
         token_file: File with the only token that clients may send, for all requests.
         tokens: TOML file with the clients that the server knows, and what each may ask for.
+        behind_door: Whether the token is the secret of a door, which sends it for its clients; they need
+            none, so web pages are told from others as where there is no token.
         certificate: PEM file of the TLS certificate.
         key: PEM file of the certificate's private key.
         client_ca: PEM file of the certificates of which one must have signed a client's; None to ask
@@ -70,6 +72,7 @@ class ServerSettings:
     limits: Limits = field(default_factory=Limits)
     token_file: Path | None = None
     tokens: Path | None = None
+    behind_door: bool = False
     certificate: Path | None = None
     key: Path | None = None
     client_ca: Path | None = None

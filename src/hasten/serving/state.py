@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from hasten.serving.fairness import Shares
 from hasten.serving.models.repository import Repository
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.origins import Origins
@@ -14,6 +15,8 @@ from hasten.serving.protocol.rights import Rights
 from hasten.serving.wire.shared_memory import SharedMemory
 
 _RECEIVE_BYTES = 64 << 10
+_JSON_BYTES = 16 << 20
+"""Size that JSON of an inference may have, however small bodies are."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Limits:
         receive_ns: Longest time to receive a whole request, from its first byte.
         send_ns: Longest time in which a client may read nothing of its answer.
         drain_ns: Longest wait at shutdown for running requests to finish.
+        fair: Whether clients are told apart, so that one doesn't starve the rest.
     """
 
     header_bytes: int = 32 << 10
@@ -38,10 +42,22 @@ class Limits:
     receive_ns: int = 30_000_000_000
     send_ns: int = 30_000_000_000
     drain_ns: int = 30_000_000_000
+    fair: bool = True
+
+    @property
+    def json_bytes(self) -> int:
+        """Largest size of one inference's JSON; the tensors after it aren't counted."""
+        return max(_JSON_BYTES, self.body_bytes // 4)
 
 
 class Held(Protocol):
-    """Interface of a connection that the server uses."""
+    """Interface of a connection that the server uses.
+
+    Attributes:
+        client: Client that the connection is counted under.
+    """
+
+    client: str
 
     @property
     def idle(self) -> bool:
@@ -64,6 +80,12 @@ class Held(Protocol):
     def end_slow(self) -> None:
         """Close the connection because its client is too slow."""
 
+    def leave(self) -> bool:
+        """Close the connection once what it asked is answered; False if it is being closed already."""
+
+    def take_back(self) -> None:
+        """Close the connection if memory is held for a body that isn't whole, or for an unread answer."""
+
     def give_way(self) -> None:
         """Close the connection to make room for others."""
 
@@ -80,13 +102,15 @@ class ServerState:
         memory: Shared memory regions that clients registered.
         limits: Limits on sizes, counts and times.
         rights: Clients that the server knows, and what each may ask for; None to serve all alike.
+        behind_door: Whether the only token is a door's, which sends it for all its clients.
         origins: Names of the server, by which requests of foreign web pages are told.
         may_control: Whether clients may load and unload registered models, and change the log
             settings.
         tracing: Whether spans are sent.
         connections: Open connections.
-        body_bytes: Total size of all bodies that are being received or processed, and of answers that
-            their clients haven't read.
+        crowd: Number of connections of each client.
+        bodies: Sizes of all bodies of each client that are being received or processed, and of answers
+            that it hasn't read.
         draining: Whether the server is shutting down.
         began_ns: Time of the start, on the monotonic clock.
         unpacking: Threads that decompress bodies: few, to bound the memory in use at once.
@@ -98,11 +122,13 @@ class ServerState:
     memory: SharedMemory = field(default_factory=SharedMemory)
     limits: Limits = field(default_factory=Limits)
     rights: Rights | None = None
+    behind_door: bool = False
     origins: Origins = field(default_factory=Origins)
     may_control: bool = False
     tracing: bool = False
     connections: set[Held] = field(default_factory=set)
-    body_bytes: int = 0
+    crowd: Shares = field(init=False)
+    bodies: Shares = field(init=False)
     draining: bool = False
     began_ns: int = field(default_factory=time.perf_counter_ns)
     unpacking: ThreadPoolExecutor = field(
@@ -110,24 +136,71 @@ class ServerState:
     )
     received: memoryview = field(default_factory=lambda: memoryview(bytearray(_RECEIVE_BYTES)))
 
+    def __post_init__(self) -> None:
+        self.crowd = Shares(self.limits.connections)
+        self.bodies = Shares(self.limits.bodies_bytes, least=self.limits.body_bytes)
+
+    def client_of(self, client: str) -> str:
+        """Return what a client is counted under: itself, or "" where all clients are counted as one."""
+        return client if self.limits.fair else ""
+
+    @property
+    def body_bytes(self) -> int:
+        """Total size of all bodies that are being received or processed, and of unread answers."""
+        return self.bodies.taken
+
     @property
     def ready(self) -> bool:
         """Whether the server answers requests."""
         return not self.draining and self.repository.ready
 
-    def check_room(self, size_bytes: int) -> None:
+    def check_room(self, client: str, size_bytes: int) -> None:
         """Check that a further body or answer may take memory.
 
         Raises:
-            ProtocolError: all bodies and answers together would exceed the limit.
+            ProtocolError: all bodies and answers together would exceed the limit, or the client's would
+                exceed its share.
         """
+        bodies = self.bodies
+        if bodies.may_take(client, size_bytes):
+            return
+        if self._take_back(client, size_bytes) and bodies.may_take(client, size_bytes):
+            return
         most = self.limits.bodies_bytes
-        if self.body_bytes + size_bytes > most:
-            raise ProtocolError(
-                Kind.OVERLOADED,
-                f"overloaded: requests with {most:,} bytes are in progress; retry later",
-                retry_s=1.0,
+        said = f"overloaded: requests with {most:,} bytes are in progress; retry later"
+        if bodies.taken + size_bytes <= most:
+            said = (
+                f"overloaded: {bodies.of(client):,} of the {most:,} bytes that may be in progress are this "
+                "client's, and others are there; retry later"
             )
+        raise ProtocolError(Kind.OVERLOADED, said, retry_s=1.0)
+
+    def _take_back(self, client: str, size_bytes: int) -> bool:
+        """End what the greediest client lets the server wait for, where another finds no room for a body.
+
+        Returns:
+            Whether there is room now.
+        """
+        bodies, greedy = self.bodies, self.bodies.greediest()
+        for one in list(self.connections) if greedy != client else ():
+            if bodies.taken + size_bytes <= bodies.total or 2 * bodies.of(greedy) <= bodies.total:
+                break
+            if one.client == greedy:
+                one.take_back()
+        return bodies.taken + size_bytes <= bodies.total
+
+    def admits(self, connection: Held) -> bool:
+        """Whether a connection may ask for more than health.
+
+        Beyond the allowed number it may if its client has fewer than another, which gives one up.
+        """
+        if len(self.connections) <= self.limits.connections:
+            return True
+        greedy = self.crowd.greediest()
+        if self.crowd.of(greedy) <= self.crowd.of(connection.client):
+            return False
+        theirs = [one for one in self.connections if one.client == greedy]
+        return any(one.leave() for one in sorted(theirs, key=lambda one: -one.quiet))
 
     def check_control(self, what: str) -> None:
         """Check that clients may control the server.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.bombs import padded, with_little_unasked
 
 from hasten.errors import InputError
 from hasten.inputs.models.source import find_model
@@ -136,3 +137,12 @@ def test_plain_models_go_on_to_keras(tmp_path: Path) -> None:
     nested = layer("Bidirectional", layer=layer("GRU", dtype=POLICY))
     operation = layer("Add", module="keras.src.ops.numpy")
     check(written(tmp_path / "m.keras", nested, operation, layer("TextVectorization")))
+
+
+def test_a_file_that_would_unpack_to_far_more_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_little_unasked(monkeypatch)
+    path = written(tmp_path / "m.keras")
+    said = padded(path, "assets/zeros")
+    assert refusal(path) == f"{path} can't be unpacked safely: {said}"

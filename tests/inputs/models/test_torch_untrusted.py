@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from tests.support.bombs import padded, with_little_unasked
 
 torch = pytest.importorskip("torch", reason="needs the extra torch: pip install 'hasten[torch]'")
 
@@ -123,3 +124,22 @@ def test_the_command_refuses_it_in_one_line(path: Path, tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert not (tmp_path / "witness").exists()
     assert "ask with --trust-code, or" in result.stderr
+
+
+def test_a_program_that_would_unpack_to_far_more_is_refused(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_little_unasked(monkeypatch)
+    said = padded(path, "net/data/constants/tensor_9")
+    assert f"net.pt2 can't be unpacked safely: {said}" in load(path)
+
+
+def test_an_archive_among_a_programs_records_that_would_is_refused(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_little_unasked(monkeypatch)
+    inner = tmp_path / "inner.zip"
+    zipfile.ZipFile(inner, "w").close()
+    said = padded(inner, "archive/data.pkl")
+    rewrite(path, lambda name, old: inner.read_bytes() if "sample_inputs" in name else old)
+    assert f"net.pt2 can't be unpacked safely: {said}" in load(path)

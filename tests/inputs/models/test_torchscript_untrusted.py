@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.support.bombs import padded, with_little_unasked
 
 from hasten.errors import InputError
 from hasten.inputs.models.source import find_model, load_model
@@ -118,3 +119,12 @@ def test_plain_modules_are_taken(tmp_path: Path) -> None:
     assert refusal(written(tmp_path / "net.pt")) == ""
     torch.jit.script(Named().eval()).save(str(tmp_path / "named.pt"))
     assert refusal(tmp_path / "named.pt") == ""
+
+
+def test_a_file_that_would_unpack_to_far_more_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_little_unasked(monkeypatch)
+    path = written(tmp_path / "net.pt")
+    said = padded(path, "net/code/zeros.py")
+    assert refusal(path) == f"{path} can't be unpacked safely: {said}"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
+import grpc
 import pytest
 from tests.support.models import identity
 from tests.support.servers import ServerThread, bundle_of, place_of
@@ -14,36 +16,62 @@ from tests.support.waiting import until
 from hasten.errors import InputError
 from hasten.serving.cluster.federation import Federation
 from hasten.serving.cluster.ingress import Ingress, ReplicaEntry, binary
+from hasten.serving.cluster.replica import behind_door
+from hasten.serving.protocol.messages import SERVICE
 from hasten.serving.settings import ServerSettings
 
 
+class Door(NamedTuple):
+    """Ports of a door, and the replica behind it."""
+
+    http: int
+    grpc: int
+    replica: ServerThread
+
+
 @pytest.fixture
-def door(tmp_path: Path) -> Iterator[int]:
-    """The port of a door that goes by the name door.example."""
+def whole(tmp_path: Path) -> Iterator[Door]:
+    """A door, before a replica that asks for a secret, that goes by the name door.example."""
     try:
         binary()
     except InputError:
         pytest.skip("needs HAProxy, which comes with Ray Serve")
-    settings = ServerSettings((), http=0, hosts=("door.example",))
+    settings = ServerSettings((), http=0, grpc=0, hosts=("door.example",))
+    inner = behind_door(settings, tmp_path)
     replica = place_of(bundle_of(tmp_path, identity(tmp_path)))
     folder = tmp_path / "door"
     folder.mkdir()
     with (
-        ServerThread(replica, hosts=(*settings.hosts, *settings.own_names())) as one,
+        ServerThread(
+            replica,
+            hosts=(*settings.hosts, *settings.own_names()),
+            token_file=inner.token_file,
+            behind_door=True,
+            grpc=True,
+        ) as one,
         Federation(
-            lambda: {"one": ("127.0.0.1", one.http_port)}, origins=settings.origins()
+            lambda: {"one": ("127.0.0.1", one.http_port)},
+            origins=settings.origins(),
+            secret=inner.token(),
         ) as all_,
     ):
-        ingress = Ingress(settings, folder, 1, all_.port)
+        ingress = Ingress(settings, folder, 1, all_.port, inner.token())
         try:
             ingress.start()
-            ingress.update({"one": ReplicaEntry("127.0.0.1", one.http_port)})
+            ingress.update({"one": ReplicaEntry("127.0.0.1", one.http_port, one.grpc_port)})
             assert ingress.http is not None
+            assert ingress.grpc is not None
             port = ingress.http
             until(lambda: asked(port, "/v2", "Host: door.example") == 200)
-            yield port
+            yield Door(port, ingress.grpc, one)
         finally:
             ingress.close()
+
+
+@pytest.fixture
+def door(whole: Door) -> int:
+    """The door's port of HTTP."""
+    return whole.http
 
 
 def asked(port: int, path: str, *lines: str, version: str = "1.1") -> int:
@@ -74,3 +102,21 @@ def test_the_door_tells_foreign_pages_from_its_own(door: int, path: str) -> None
 def test_a_probe_without_host_reaches_the_replicas(door: int) -> None:
     for path in ("/v2/health/live", "/v2/health/ready", "/v2"):
         assert asked(door, path, version="1.0") == 200
+
+
+def test_clients_need_no_token_at_the_door_and_the_replica_asks_for_its_secret(whole: Door) -> None:
+    host = "Host: door.example"
+    for path in ("/v2", "/metrics", "/v2/models/stats"):
+        assert asked(whole.http, path, host) == 200
+        assert asked(whole.http, path, host, "Authorization: Bearer guessed") == 200
+        assert asked(whole.replica.http_port, path, host) == 401
+    assert asked(whole.replica.http_port, "/v2", "Host: rebound.example") == 403
+    for port, status in ((whole.grpc, None), (whole.replica.grpc_port, "UNAUTHENTICATED")):
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary(f"/{SERVICE}/ServerMetadata")
+            try:
+                call(b"", timeout=60)
+                found = None
+            except grpc.RpcError as error:
+                found = error.code().name
+        assert found == status

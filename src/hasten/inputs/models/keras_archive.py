@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hasten.core.archives import excess
 from hasten.errors import InputError
 
 _CONFIG = "config.json"
@@ -40,13 +41,16 @@ def check(path: Path) -> None:
         InputError: it can't, or it is another kind of file.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with path.open("rb") as file, zipfile.ZipFile(path) as archive:
+            said = excess(file)
             names = archive.namelist()
-            config = json.loads(archive.read(_CONFIG))
+            config = {} if said else json.loads(archive.read(_CONFIG))
     except (KeyError, OSError, ValueError, RecursionError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{path} can't be loaded as a Keras model: it is no archive with a {_CONFIG}"
         ) from error
+    if said:
+        raise InputError(f"{path} can't be unpacked safely: {said}")
     if isinstance(config, dict):
         config.pop("compile_config", None)  # never read: the model isn't compiled
     found = [f"the file {name!r:.80}" for name in names if not _FILE.fullmatch(name)]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hasten.core.archives import excess
 from hasten.core.extras import missing_extra
 from hasten.core.model import Model
 from hasten.core.silence import silenced
@@ -79,11 +80,14 @@ def _check_touches_nothing(path: Path) -> None:
     """Check the code in a file, which runs when the file is loaded and when the module is called.
 
     Raises:
-        InputError: it could touch other files.
+        InputError: it could touch other files, or would unpack to far more than the file's size.
     """
     import torch
 
     with path.open("rb") as file, zipfile.ZipFile(path) as archive:
+        if said := excess(file):
+            raise InputError(f"{path} can't be unpacked safely: {said}")
+        file.seek(0)
         # Of a file with this mark, torch reads a module for phones that needn't be the one in the archive.
         for_phones = file.read(8)[4:] == b"PTMF"
         older = any(name.endswith("/model.json") for name in archive.namelist())

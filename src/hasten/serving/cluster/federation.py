@@ -15,9 +15,11 @@ from typing import Self
 
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.origins import ONE_HOST, Origins
+from hasten.serving.protocol.tokens import is_bearer
 
 _PATIENCE_S = 5.0
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
+_NO_TOKEN = "this server requires a token: send Authorization: Bearer TOKEN\n"
 _SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(\{)?")
 
 
@@ -66,6 +68,8 @@ class Federation:
         places: Function that returns the name of each replica -> host and port.
         together: Function that returns a page about all replicas together, told as the replica "all".
         origins: Names of the server, by which requests of foreign web pages are told; None to answer all.
+        token: Bearer token that clients must send; None if none is needed.
+        secret: Bearer token that the replicas ask for instead; None if it is the clients'.
     """
 
     def __init__(
@@ -73,9 +77,12 @@ class Federation:
         places: Callable[[], Mapping[str, tuple[str, int]]],
         together: Callable[[], str] = lambda: "",
         origins: Origins | None = None,
+        token: bytes | None = None,
+        secret: bytes | None = None,
     ) -> None:
         federation = self
         self._together, self._origins = together, origins
+        self._token, self._secret = token, secret
 
         class Page(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -129,14 +136,23 @@ class Federation:
     def page(self, authorization: str | None = None) -> tuple[int, str]:
         """Ask every replica for its metrics; one that doesn't answer is left out.
 
+        Args:
+            authorization: Authorization header of the client; None without one.
+
         Returns:
             HTTP status and the joined page.
         """
+        # Checked here too, as there may be no replica that does it.
+        given = (authorization or "").encode("latin-1")
+        if self._token is not None and not is_bearer(given, self._token):
+            return 401, _NO_TOKEN
+        if self._secret is not None:
+            authorization = f"Bearer {self._secret.decode()}"
         places = self._places()
         answers = self._asking.map(lambda place: _asked(place, authorization), places.values())
         found = dict(zip(places, answers, strict=True))
         if any(status == 401 for status, _ in found.values()):
-            return 401, "this server requires a token: send Authorization: Bearer TOKEN\n"
+            return 401, _NO_TOKEN
         pages = {replica: page for replica, (status, page) in found.items() if status == 200}
         return 200, joined({**pages, "all": self._together()})
 

@@ -102,6 +102,7 @@ class Ingress:
         folder: Private folder for HAProxy's files and its socket.
         slots: Most replicas at once.
         metrics_port: Port on this machine that answers /metrics; None if replicas answer it.
+        secret: Bearer token that the replicas ask for and clients don't know; None if it is the clients'.
 
     Attributes:
         http: Port of HTTP; None without HTTP.
@@ -112,7 +113,12 @@ class Ingress:
     """
 
     def __init__(
-        self, settings: ServerSettings, folder: Path, slots: int, metrics_port: int | None = None
+        self,
+        settings: ServerSettings,
+        folder: Path,
+        slots: int,
+        metrics_port: int | None = None,
+        secret: bytes | None = None,
     ) -> None:
         self._binary, self._folder = binary(), folder
         self._free = deque(range(1, slots + 1))
@@ -139,9 +145,8 @@ class Ingress:
             _write_private(folder / "tls.pem", pem)
         for status, (told, reason) in _ANSWERS.items():
             (folder / f"{status}.http").write_bytes(_answer(told, reason))
-        (folder / "haproxy.cfg").write_text(
-            configuration(settings, folder, doors, slots, metrics_port)
-        )
+        text = configuration(settings, folder, doors, slots, metrics_port, secret)
+        _write_private(folder / "haproxy.cfg", text.encode())
         self._doors = doors
 
     # -- HAProxy's process
@@ -276,6 +281,7 @@ def configuration(
     doors: Mapping[str, int],
     slots: int,
     metrics_port: int | None,
+    secret: bytes | None = None,
 ) -> str:
     """Return HAProxy's configuration.
 
@@ -285,6 +291,7 @@ def configuration(
         doors: "http" or "grpc" -> file descriptor of the listening socket.
         slots: Most replicas at once.
         metrics_port: Port on this machine that answers /metrics; None if replicas answer it.
+        secret: Bearer token that the replicas ask for; None if clients send it.
     """
     limits = settings.limits
     tls = (
@@ -306,7 +313,12 @@ def configuration(
             f"    errorfile {status} {_quoted(folder / f'{status}.http')}" for status in _ANSWERS
         ),
     )
-    common = {"connections": limits.connections, "slots": slots}
+    sent = (
+        ""
+        if secret is None
+        else f'http-request set-header Authorization "Bearer {secret.decode()}"'
+    )
+    common = {"connections": limits.connections, "slots": slots, "sent": sent}
     if "http" in doors:
         bind = f"fd@{doors['http']}{tls}{' alpn http/1.1' if tls else ''}"
         metrics = "http" if metrics_port is None else "metrics"

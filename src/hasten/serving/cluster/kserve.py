@@ -232,6 +232,7 @@ def arguments(settings: ServerSettings) -> list[str]:
         ("--allow-control", settings.control),
         ("--trace", settings.trace),
         ("--json-logs", settings.json_logs),
+        ("--no-fairness", not limits.fair),
     ):
         if given:
             flags.append(option)

@@ -27,7 +27,15 @@ from hasten.errors import InputError
 from hasten.serving.cluster.federation import Federation
 from hasten.serving.cluster.ingress import Ingress, ReplicaEntry
 from hasten.serving.cluster.pooling import Pool
-from hasten.serving.cluster.replica import Book, Parcel, Replica, Roster, packed, wanted_replicas
+from hasten.serving.cluster.replica import (
+    Book,
+    Parcel,
+    Replica,
+    Roster,
+    behind_door,
+    packed,
+    wanted_replicas,
+)
 from hasten.serving.settings import ServerSettings
 
 log = logging.getLogger("hasten.serving")
@@ -77,25 +85,29 @@ def deploy(
     with contextlib.ExitStack() as ending:
         folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="hasten-door-")))
         entries: dict[str, ReplicaEntry] = {}
-        pool = ending.enter_context(Pool(settings, lambda: _places(entries)))
+        inner = behind_door(settings, folder)
+        secret = inner.token() if inner.behind_door else None
+        pool = ending.enter_context(Pool(inner, lambda: _places(entries)))
         federation = ending.enter_context(
             Federation(
                 lambda: _places(entries),
                 pool.page,
                 settings.origins() if settings.token_file is None else None,
+                settings.token(),
+                secret,
             )
         )
         slots = max(_LEAST_SLOTS, 4 * max_replicas)
-        ingress = Ingress(settings, folder, slots, federation.port)
+        ingress = Ingress(settings, folder, slots, federation.port, secret)
         ending.callback(ingress.close)
         ending.enter_context(_connected(ray, address or os.environ.get("RAY_ADDRESS")))
         ended = ending.enter_context(_told_to_end())  # after Ray has set its own handlers
         _warn_of_room(ray, settings, min_replicas, say)
-        parcels = packed(settings, ray.put)
+        parcels = packed(inner, ray.put)
         roster = _start_roster(ray)
         ending.callback(_end_application, serve)
         ray.get(roster.put_in.remote(parcels))
-        _start_application(serve, pool.of_replicas(settings), min_replicas, max_replicas)
+        _start_application(serve, pool.of_replicas(inner), min_replicas, max_replicas)
         ingress.start()
         _say_where(settings, ingress, say)
         watch = Watch(ray, serve, roster, parcels, ingress, entries)

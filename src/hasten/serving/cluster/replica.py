@@ -63,6 +63,22 @@ class Parcel:
     files: dict[str, Any]
 
 
+def behind_door(settings: ServerSettings, folder: Path) -> ServerSettings:
+    """Return the settings for replicas, which listen on their nodes' addresses and so always ask for a token.
+
+    Args:
+        settings: Settings of the pool. Where its clients need no token, the replicas get a secret of their
+            own, which the door sends for the clients.
+        folder: Private folder for the secret.
+    """
+    if settings.token_file is not None:
+        return settings
+    file = folder / "secret"
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
+        opened.write(secrets.token_urlsafe(32))
+    return dataclasses.replace(settings, token_file=file, behind_door=True)
+
+
 def packed(settings: ServerSettings, put: Callable[[Any], Any]) -> list[Parcel]:
     """Put bundles, operator libraries and the token into the object store.
 

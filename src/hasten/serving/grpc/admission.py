@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from hasten.serving.fairness import Shares
 from hasten.serving.protocol.errors import Kind, ProtocolError
 
 _FULL = 0.9
@@ -11,14 +12,18 @@ _FULL = 0.9
 _QUIET_NS = 5_000_000_000
 """Time for which a call must have waited for its client to be ended while there are places left."""
 
+_MADE_ROOM = "the call waited for its client and made room for others: call again"
+
 
 class Held(Protocol):
     """Interface of a call under way.
 
     Attributes:
+        client: Client that the call is counted under.
         waiting_ns: Time since which the server waits for the call's client; None while it doesn't.
     """
 
+    client: str
     waiting_ns: int | None
 
     def overdue(self, now_ns: int) -> bool:
@@ -43,6 +48,9 @@ class Admission:
     def __init__(self, most: int, patience_ns: int) -> None:
         self._most, self._patience_ns = most, patience_ns
         self._calls: set[Held] = set()
+        self._shares = Shares(most)
+        self._leaving: set[Held] = set()
+        """Calls that were told to end, for another client."""
 
     def __len__(self) -> int:
         """Return the number of calls under way."""
@@ -52,21 +60,42 @@ class Admission:
         """Count a call that begins.
 
         Raises:
-            ProtocolError: too many calls are under way, and their clients wait for the server.
+            ProtocolError: too many calls are under way, and their clients wait for the server; or the
+                client has more than its share.
         """
         if len(self._calls) >= self._most:
             self._make_room(now_ns - self._patience_ns)
-        if len(self._calls) >= self._most:
-            raise ProtocolError(
-                Kind.OVERLOADED,
-                f"overloaded: {self._most:,} calls are in progress; retry later",
-                retry_s=1.0,
-            )
+        if not self._shares.may_take(call.client, 1):
+            said = f"overloaded: {self._most:,} calls are in progress; retry later"
+            if len(self._calls) >= self._most:
+                self._take_back(call.client)
+            if len(self._calls) < self._most:
+                said = (
+                    f"overloaded: {self._shares.of(call.client):,} of the {self._most:,} calls that may be in "
+                    "progress are this client's, and others are there; retry later"
+                )
+            raise ProtocolError(Kind.OVERLOADED, said, retry_s=1.0)
         self._calls.add(call)
+        self._shares.take(call.client, 1)
 
     def leave(self, call: Held) -> None:
         """Count a call no longer."""
-        self._calls.discard(call)
+        if call in self._calls:
+            self._calls.discard(call)
+            self._shares.give(call.client, 1)
+        self._leaving.discard(call)
+
+    def _take_back(self, client: str) -> None:
+        """Tell a call of the client with the most calls to end, where another client finds no place."""
+        greedy = self._shares.greediest()
+        if self._shares.of(greedy) <= self._shares.of(client) + 1:
+            return
+        for call in self._calls - self._leaving:
+            if call.client == greedy:
+                self._leaving.add(call)
+                why = "other clients have fewer calls, and this one made room for them: call again"
+                call.drain(ProtocolError(Kind.UNAVAILABLE, why, 1.0))
+                return
 
     def sweep(self, now_ns: int) -> None:
         """End the calls of slow clients, and make room where nearly all places are taken."""
@@ -84,21 +113,20 @@ class Admission:
             call.drain(why)
 
     def _make_room(self, since_ns: int) -> None:
-        """End the calls that have waited for their clients longest, if since that time or before."""
+        """End calls that have waited for their clients since that time or before.
+
+        Those of the client with the most calls come first, then those that have waited longest.
+        """
         too_many = len(self._calls) - int(_FULL * self._most)
         if too_many <= 0:
             return
         waiting = [
-            (one.waiting_ns, number, one)
+            (-self._shares.of(one.client), one.waiting_ns, number, one)
             for number, one in enumerate(self._calls)
             if one.waiting_ns is not None and one.waiting_ns <= since_ns
         ]
-        for _, _, call in sorted(waiting)[:too_many]:
-            self._end(
-                call,
-                Kind.UNAVAILABLE,
-                "the call waited for its client and made room for others: call again",
-            )
+        for *_, call in sorted(waiting)[:too_many]:
+            self._end(call, Kind.UNAVAILABLE, _MADE_ROOM)
 
     def _end(self, call: Held, kind: Kind, why: str) -> None:
         self.leave(call)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from hasten.serving.fairness import client_at_peer
 from hasten.serving.models.deciding import RawTicket
 from hasten.serving.models.sequences import StepTicket
 from hasten.serving.models.served import ServedModel, Ticket
@@ -47,6 +48,7 @@ class Inference:
 
     __slots__ = (
         "_arrived_ns",
+        "_client",
         "_clock_ns",
         "_context",
         "_data",
@@ -65,6 +67,7 @@ class Inference:
         self._state, self._context, self._data = state, context, data
         self._clock_ns, self._arrived_ns = clock_ns, clock_ns()
         self._reserved = 0
+        self._client = client_of(state, context)
         self._model: ServedModel
         self._query: Query
         self._ticket: Ticket | RawTicket | StepTicket | None = None
@@ -92,16 +95,16 @@ class Inference:
         except ProtocolError as failure:
             model.unread(failure, self._arrived_ns, trace)
             raise
-        query.trace = trace
+        query.trace, query.client = trace, self._client
         query.arrived_ns, query.parsed_ns = self._arrived_ns, self._clock_ns()
         ticket = model.accept(query, done)
         if not ticket.over:
             self._ticket = ticket
 
     def _reserve(self, size: int) -> None:
-        self._state.check_room(size)
+        self._state.check_room(self._client, size)
         self._reserved += size
-        self._state.body_bytes += size
+        self._state.bodies.take(self._client, size)
 
     def _read(self, request: GrpcRequest) -> Query:
         state = self._state
@@ -131,7 +134,7 @@ class Inference:
         ticket, self._ticket = self._ticket, None
         if ticket is not None and not ticket.over:
             ticket.cancel()
-        self._state.body_bytes -= self._reserved
+        self._state.bodies.give(self._client, self._reserved)
         self._reserved = 0
 
 
@@ -144,13 +147,15 @@ class Receiving:
         now_ns: Time when the call began.
 
     Attributes:
+        client: Client that the call is counted under.
         waiting_ns: Time since which the server waits for the message; None once it is there.
     """
 
-    __slots__ = ("_context", "_most_ns", "_task", "_why", "waiting_ns")
+    __slots__ = ("_context", "_most_ns", "_task", "_why", "client", "waiting_ns")
 
     def __init__(self, state: ServerState, context: Any, now_ns: int) -> None:
         self._context, self._most_ns = context, state.limits.receive_ns
+        self.client = client_of(state, context)
         self._task = asyncio.current_task()
         self._why: ProtocolError | None = None
         self.waiting_ns: int | None = now_ns
@@ -195,6 +200,7 @@ class Stream:
         clock_ns: Monotonic clock, in nanoseconds.
 
     Attributes:
+        client: Client that the call is counted under.
         waiting_ns: Time since which the server waits for the client to ask, or to read answers; None
             while it doesn't.
     """
@@ -208,6 +214,7 @@ class Stream:
     ) -> None:
         self.waiting_ns: int | None = clock_ns()
         self._check = check
+        self.client = client_of(state, context)
         self._state, self._context, self._clock_ns = state, context, clock_ns
         self._under_way: set[Inference] = set()
         self._answers: deque[tuple[Inference, bytes]] = deque()
@@ -334,6 +341,11 @@ def metadata_of(context: Any, wanted: str) -> bytes:
         if name == wanted:
             return value if isinstance(value, bytes) else value.encode()
     return b""
+
+
+def client_of(state: ServerState, context: Any) -> str:
+    """Return the client that a call is counted under."""
+    return state.client_of(client_at_peer(context.peer()))
 
 
 def logged_fault() -> ProtocolError:

@@ -48,6 +48,8 @@ _HANDSHAKE_MS = 10_000
 _IDLE_MS = 60_000
 """Time after which a connection without calls is closed; its client opens another when it asks."""
 _SWEEP_S = 1.0
+_UNCOMPRESSED = 1
+"""Bits of the compression algorithms that are enabled: only that of no compression."""
 _MISSING = "serving over gRPC needs grpcio and protobuf: pip install 'hasten[serve]'"
 
 
@@ -125,6 +127,8 @@ class GrpcServer:
             # Larger messages are refused once their length is known, before memory is allocated.
             ("grpc.max_receive_message_length", limits.body_bytes + limits.header_bytes),
             ("grpc.max_send_message_length", _MOST_SENT_BYTES),
+            # The library would unpack some kilobytes to a whole message while nobody else is answered.
+            ("grpc.compression_enabled_algorithms_bitset", _UNCOMPRESSED),
             ("grpc.max_metadata_size", limits.header_bytes),
             ("grpc.absolute_max_metadata_size", 2 * limits.header_bytes),
             ("grpc.max_concurrent_streams", min(_MOST_STREAMS, limits.connections)),

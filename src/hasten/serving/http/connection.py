@@ -11,12 +11,13 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 from urllib.parse import unquote
 
 import httptools
 import numpy as np
 
+from hasten.serving.fairness import client_at
 from hasten.serving.http.exchange import Exchange
 from hasten.serving.http.messages import (
     PlainRequest,
@@ -24,6 +25,7 @@ from hasten.serving.http.messages import (
     failure_response,
     head_of,
 )
+from hasten.serving.http.requests import PlainRoutes, Received, Slot, remember
 from hasten.serving.models.deciding import RawTicket
 from hasten.serving.models.sequences import StepTicket
 from hasten.serving.models.served import ServedModel, Ticket
@@ -33,6 +35,7 @@ from hasten.serving.protocol.requests import Query
 from hasten.serving.protocol.rights import Rights, Scope
 from hasten.serving.state import ServerState
 from hasten.serving.tls import names_in
+from hasten.serving.wire.checks import check_json
 from hasten.serving.wire.http_bodies import (
     decompressed,
     raw_query,
@@ -57,8 +60,6 @@ _QUIET_CHECKS = 5
 """Checks without a request, or without progress of its body, after which a client gives way."""
 _HEAD_CHECKS = 2
 """Checks without the whole head of a request, or of the first one, after which a client gives way."""
-_MOST_ROUTES = 4096
-_LONGEST_ROUTE = 1024
 _LONGEST_NUMBER = 20
 _PROBES = (b"/v2/health/live", b"/v2/health/ready")
 """Paths that tell anyone whether the server is up: load balancers ask for them by names of their own."""
@@ -76,70 +77,6 @@ _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length:
 """Answer to a row, with its size, what is before the decision, and the decision."""
 
 
-class Received(NamedTuple):
-    """A request that was received in full.
-
-    Attributes:
-        method: HTTP method, such as "GET".
-        url: Target of the request.
-        headers: Values of the headers by lower-case name.
-        body: Body as it was sent.
-        keep_alive: Whether the client may send further requests on this connection.
-        reserved: Counted bytes of the body.
-    """
-
-    method: bytes
-    url: bytes
-    headers: dict[bytes, bytes]
-    body: Any
-    keep_alive: bool
-    reserved: int
-
-
-class Slot(Protocol):
-    """Interface for recording a connection's state, which outlives this process."""
-
-    def working(self) -> None:
-        """Record that a request is being processed and no part of its answer was sent."""
-
-    def sending(self) -> None:
-        """Record that a part of the answer was sent."""
-
-    def answered(self) -> None:
-        """Record that the answer was handed to the operating system, or is about to be."""
-
-    def resting(self) -> None:
-        """Record that no request is being processed, and none was for a while."""
-
-    def closed(self) -> None:
-        """Record that the connection is closed."""
-
-
-class PlainRoutes(Protocol):
-    """Interface of the handler of all requests that aren't inferences."""
-
-    def scope(self, method: str, path: tuple[str, ...]) -> Scope | None:
-        """Return the scope that a client needs; None for a request that gets an error anyway."""
-
-    def handle(self, request: PlainRequest) -> Response | Coroutine[Any, Any, Response]:
-        """Answer a request, at once or by a coroutine.
-
-        Raises:
-            ProtocolError: the request gets this error.
-        """
-
-
-def inference_path(url: bytes) -> tuple[str, str] | None:
-    """Return the model and version in the path of an inference; None for any other path."""
-    parts = url.partition(b"?")[0].split(b"/")
-    if len(parts) not in (5, 7) or parts[:3] != [b"", b"v2", b"models"] or parts[-1] != b"infer":
-        return None
-    if len(parts) == 7 and parts[4] != b"versions":
-        return None
-    version = parts[5] if len(parts) == 7 else b""
-    return unquote(parts[3].decode("latin-1")), unquote(version.decode("latin-1"))
-
-
 class Connection(asyncio.BufferedProtocol):
     """Connection of one client.
 
@@ -152,6 +89,7 @@ class Connection(asyncio.BufferedProtocol):
     Attributes:
         state: State of the server.
         clock_ns: Monotonic clock, in nanoseconds.
+        client: Client that the connection is counted under.
         quiet: Number of consecutive checks, up to the latest, at which the server waited for the
             client: for a request, or for more of one than a trickle.
     """
@@ -169,7 +107,11 @@ class Connection(asyncio.BufferedProtocol):
         self._number = id(self)
         self._names: list[str] | None = None
         """Names in the client's certificate; None if it has none."""
+        self.client = ""
         self.quiet = 0
+        self._extra = False
+        """Whether there were too many connections when this one was opened: it may ask for health only."""
+        self._leaving = False
         self._transport: asyncio.Transport
         self._parser = httptools.HttpRequestParser(self)
         self._view = state.received
@@ -209,15 +151,21 @@ class Connection(asyncio.BufferedProtocol):
         """Register the connection with the server."""
         assert isinstance(transport, asyncio.Transport) or hasattr(transport, "writelines")
         self._transport = transport  # type: ignore[assignment]
+        state = self.state
         certificate = transport.get_extra_info("peercert")
         self._names = names_in(certificate) if certificate else None
-        self.state.connections.add(self)
+        peer = transport.get_extra_info("peername")
+        self.client = state.client_of(client_at(peer[0]) if isinstance(peer, tuple) else "")
+        state.connections.add(self)
+        state.crowd.take(self.client, 1)
+        self._extra = len(state.connections) > state.limits.connections
         self.state.repository.clients.heard(self._number, self.clock_ns())
 
     def connection_lost(self, error: Exception | None) -> None:
         """Give up the requests of a client that went away."""
         self._lost = True
         self.state.connections.discard(self)
+        self.state.crowd.give(self.client, 1)
         if self._ticket is not None:
             self._ticket.cancel()
             self._ticket = None
@@ -226,7 +174,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._exchange is not None:
             self._reserved += self._exchange.reserved
             self._exchange = None
-        self.state.body_bytes -= self._reserved + sum(each.reserved for each in self._backlog)
+        backlog = sum(each.reserved for each in self._backlog)
+        self.state.bodies.give(self.client, self._reserved + backlog)
         self._reserved = 0
         self._release_unread()
         self._backlog.clear()
@@ -239,7 +188,7 @@ class Connection(asyncio.BufferedProtocol):
         """Stop reading and answering while the client doesn't read its answers."""
         self._stuck_ns, self._unsent = self.clock_ns(), self._transport.get_write_buffer_size()
         self._unread = self._unsent
-        self.state.body_bytes += self._unread
+        self.state.bodies.take(self.client, self._unread)
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
@@ -252,7 +201,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.resume_reading()
 
     def _release_unread(self) -> None:
-        self.state.body_bytes -= self._unread
+        self.state.bodies.give(self.client, self._unread)
         self._unread = 0
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -377,6 +326,8 @@ class Connection(asyncio.BufferedProtocol):
         self._keep_alive = version == "1.1" and self._parser.should_keep_alive()
         headers = self._headers
         self._check_origin()
+        if self._extra:
+            self._check_crowd()
         if self.state.rights is not None:
             self._check_rights(self.state.rights)
         stated = headers.get(b"content-length")
@@ -404,13 +355,13 @@ class Connection(asyncio.BufferedProtocol):
     def _check_origin(self) -> None:
         """Check that no web page of others makes a browser send this; see `Origins`.
 
-        With a token nothing more is asked: a page doesn't know it. A browser sends a certificate for every
-        page, though. HTTP/1.0, which no browser speaks, needs no Host.
+        With a token nothing more is asked: a page doesn't know it, unless a door sends it. A browser sends a
+        certificate for every page, though. HTTP/1.0, which no browser speaks, needs no Host.
         """
         headers, state = self._headers, self.state
         if b"host" not in headers and self._parser.get_http_version() != "1.0":
             raise ProtocolError(Kind.INVALID, ONE_HOST)
-        if state.rights is None or self._names is not None:
+        if state.rights is None or state.behind_door or self._names is not None:
             refusal = state.origins.refusal(self._method, headers)
             if refusal is not None and self._url.partition(b"?")[0] not in _PROBES:
                 raise refusal
@@ -430,7 +381,21 @@ class Connection(asyncio.BufferedProtocol):
     def _path(self, url: bytes) -> tuple[str, str] | None:
         """Return the model and version in the path of an inference; None for any other path."""
         paths = Connection._paths
-        return paths[url] if url in paths else _remember(paths, url)
+        return paths[url] if url in paths else remember(paths, url)
+
+    def _check_crowd(self) -> None:
+        """Check that a connection beyond the allowed number asks for health, or may take another's place.
+
+        Raises:
+            ProtocolError: there are too many connections.
+        """
+        if self._url.partition(b"?")[0] in _PROBES:
+            return
+        if not self.state.admits(self):
+            raise ProtocolError(
+                Kind.OVERLOADED, "too many connections are open: close some, or retry", 1.0
+            )
+        self._extra = False
 
     def _reserve(self, size: int) -> None:
         """Count received bytes of a body; announced bytes don't count, since they take no memory.
@@ -440,7 +405,7 @@ class Connection(asyncio.BufferedProtocol):
         """
         self._check_room(size)
         self._reserved += size
-        self.state.body_bytes += size
+        self.state.bodies.take(self.client, size)
 
     def _check_room(self, size: int) -> None:
         limits = self.state.limits
@@ -448,7 +413,7 @@ class Connection(asyncio.BufferedProtocol):
             raise ProtocolError(
                 Kind.TOO_LARGE, f"the body exceeds the limit of {limits.body_bytes:,} bytes"
             )
-        self.state.check_room(size)
+        self.state.check_room(self.client, size)
 
     def on_body(self, piece: bytes) -> None:
         """Take a piece of the body."""
@@ -494,6 +459,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._slot is not None:
             self._slot.working()
         method, _, headers, _, keep_alive, reserved = received
+        keep_alive = keep_alive and not self._leaving
         exchange = Exchange(self, headers, keep_alive, reserved, method == b"HEAD")
         self._exchange = exchange
         arrived_ns = self.clock_ns()
@@ -549,7 +515,7 @@ class Connection(asyncio.BufferedProtocol):
         except ProtocolError as failure:
             model.unread(failure, arrived_ns, trace)
             raise
-        query.source = self._number
+        query.source, query.client = self._number, self.client
         query.arrived_ns, query.parsed_ns = arrived_ns, self.clock_ns()
         query.trace = trace
         exchange.query = query
@@ -565,7 +531,8 @@ class Connection(asyncio.BufferedProtocol):
     def _answered_row(self, body: bytes) -> bool:
         """Answer the JSON of one row at once; False to take the usual way, which states every error."""
         headers, state, path = self._headers, self.state, self._path(self._url)
-        if path is None or self._method != b"POST" or not self._keep_alive or state.draining:
+        stays = self._keep_alive and not self._leaving and not state.draining
+        if path is None or self._method != b"POST" or not stays:
             return False
         try:
             quick = state.repository.find(*path).quick_rows
@@ -581,7 +548,7 @@ class Connection(asyncio.BufferedProtocol):
         data = quick.answer(body, self.clock_ns())
         if data is None:
             return False
-        state.body_bytes -= self._reserved
+        state.bodies.give(self.client, self._reserved)
         self._reserved = 0
         before = quick.before
         self._transport.write(_ANSWER % (len(before) + len(data) + 1, before, data))
@@ -610,6 +577,7 @@ class Connection(asyncio.BufferedProtocol):
                 Kind.INVALID, f"Inference-Header-Content-Length is not a size: {stated[:40]!r}"
             )
         length = None if stated is None else int(stated)
+        check_json(len(body) if length is None else length, state.limits.json_bytes)
         if length is None and model.most_rows_bytes:
             rows = rows_query(body, *path, model.most_rows_bytes)
             if rows is not None:
@@ -628,9 +596,9 @@ class Connection(asyncio.BufferedProtocol):
         data = await loop.run_in_executor(
             state.unpacking, decompressed, body, encoding, state.limits.body_bytes
         )
-        state.check_room(len(data))
+        state.check_room(self.client, len(data))
         exchange.reserved += len(data)
-        state.body_bytes += len(data)
+        state.bodies.take(self.client, len(data))
         return data
 
     def _other(self, exchange: Exchange, received: Received) -> None:
@@ -662,7 +630,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._lost:
             return
         self._ticket = self._exchange = None
-        self.state.body_bytes -= reserved
+        self.state.bodies.give(self.client, reserved)
         if self._hung_up:
             return
         slot = self._slot
@@ -675,7 +643,7 @@ class Connection(asyncio.BufferedProtocol):
         self._busy = False
         if slot is not None:  # the system has the answer only at the end of the loop's turn
             asyncio.get_running_loop().call_soon(self._answered)
-        if not keep_alive:
+        if not keep_alive or self._leaving:
             self._transport.close()
         elif self._backlog:
             if self._stuck_ns is None:
@@ -703,7 +671,7 @@ class Connection(asyncio.BufferedProtocol):
         """Send an error and close, since the rest of the stream can't be parsed."""
         if self._hung_up:
             return
-        self.state.body_bytes -= self._reserved
+        self.state.bodies.give(self.client, self._reserved)
         self._reserved = 0
         self._body, self._pieces, self._began_ns = None, [], None
         if self._busy or self._backlog:  # earlier requests are answered first
@@ -762,6 +730,23 @@ class Connection(asyncio.BufferedProtocol):
         unasked = self._opened_ns is not None or self._began_ns is not None
         return self.quiet >= (_HEAD_CHECKS if unasked and not self._in_body else _QUIET_CHECKS)
 
+    def leave(self) -> bool:
+        """Close the connection once what it asked is answered; False if it is being closed already."""
+        if self._leaving or self._hung_up or self._lost:
+            return False
+        self._leaving = True
+        if self.idle:
+            self._transport.close()
+        return True
+
+    def take_back(self) -> None:
+        """Close the connection if memory is held for a body that isn't whole, or for an unread answer."""
+        if self._unread:
+            self._transport.abort()
+        elif self._reserved and not self._hung_up:
+            why = "overloaded: others wait for the room that the request takes; retry later"
+            self._refuse(ProtocolError(Kind.OVERLOADED, why, 1.0))
+
     def give_way(self) -> None:
         """Close the connection to make room for others."""
         if self._began_ns is not None:
@@ -778,15 +763,6 @@ def _asked(method: bytes, url: bytes) -> tuple[str, tuple[str, ...]]:
     text = url.partition(b"?")[0].decode("latin-1")
     parts = tuple(unquote(part) for part in text.split("/") if part)
     return "GET" if method == b"HEAD" else method.decode(), parts
-
-
-def _remember(paths: dict[bytes, tuple[str, str] | None], url: bytes) -> tuple[str, str] | None:
-    found = inference_path(url)
-    if len(url) <= _LONGEST_ROUTE:
-        if len(paths) >= _MOST_ROUTES:
-            paths.clear()
-        paths[bytes(url)] = found
-    return found
 
 
 def _memory(size: int, header: bytes) -> memoryview:

@@ -24,10 +24,12 @@ class Sender(Protocol):
 
     Attributes:
         state: State of the server.
+        client: Client that the connection is counted under.
         clock_ns: Monotonic clock, in nanoseconds.
     """
 
     state: ServerState
+    client: str
     clock_ns: Callable[[], int]
 
     def send(
@@ -92,7 +94,7 @@ class Exchange:
             self.respond(failure_response(answer))
             return
         try:
-            connection.state.check_room(answer.size_bytes)
+            connection.state.check_room(connection.client, answer.size_bytes)
         except ProtocolError as failure:
             self.respond(failure_response(failure))
             return

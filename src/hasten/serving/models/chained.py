@@ -273,6 +273,7 @@ class _ChainDeciding(Deciding):
             parsed_ns=now_ns,
             trace=query.trace,
             source=query.source,
+            client=query.client,
         )
 
     def _came(

@@ -350,6 +350,7 @@ class Deciding:
             parsed_ns=query.parsed_ns,
             trace=query.trace,
             source=query.source,
+            client=query.client,
         )
         try:
             asked = self.model.submit(inner, partial(self._answered, ticket))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 
@@ -11,6 +12,8 @@ _RECENT = 64
 _TOLD = 0.95
 """Quantile of recent batches' times that is used as the promised time."""
 _WEIGHT = 1 / 16
+_GUESSES = 8
+"""Batches whose times a guessed curve is scaled by."""
 _LEAST_RATIO, MOST_RATIO = 0.2, 50.0
 """Bounds of a batch's time relative to the curve; ratios beyond them are clipped."""
 
@@ -24,6 +27,7 @@ class Latencies:
     Args:
         p50_ns: Rows -> median time of a batch of that many rows, in nanoseconds; has the key 1.
         sizes: Allowed batch sizes, ascending; by default all up to the largest key of `p50_ns`.
+        guessed: Whether the curve is a guess, whose scale follows from the quickest of the first batches.
 
     Attributes:
         most: Largest batch size.
@@ -32,7 +36,9 @@ class Latencies:
         first: Rows waiting -> number of them that run in the first batch.
     """
 
-    def __init__(self, p50_ns: Mapping[int, float], sizes: Sequence[int] = ()) -> None:
+    def __init__(
+        self, p50_ns: Mapping[int, float], sizes: Sequence[int] = (), *, guessed: bool = False
+    ) -> None:
         known = sorted(p50_ns)
         self.most = max(known[-1], *sizes, 1)
         self.sizes: tuple[int, ...] = tuple(sizes) or tuple(range(1, self.most + 1))
@@ -47,6 +53,8 @@ class Latencies:
         self._tail: float = 1.0
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._seen = 0
+        self._to_guess = _GUESSES if guessed else 0
+        self._quickest = math.inf
         self.best = min(self.sizes, key=lambda size: self._base[size] / size)
         self._per_row: float = self._base[self.best] / self.best
         self.first = _partition(self._base, self.sizes)
@@ -77,6 +85,8 @@ class Latencies:
 
     def observe(self, rows: int, took_ns: float) -> None:
         """Update the machine's speed with the time of a batch that was run."""
+        if self._to_guess:
+            self._guess(max(1.0, took_ns) / self._base[rows])
         ratio = min(max(took_ns / self._base[rows], _LEAST_RATIO), MOST_RATIO)
         self._seen += 1
         weight = max(_WEIGHT, 1 / self._seen)
@@ -86,6 +96,17 @@ class Latencies:
         if self._seen & 7 == 0 or self._seen < 8:
             ordered = sorted(self._recent)
             self._tail = max(self._factor, ordered[int(_TOLD * (len(ordered) - 1))])
+
+    def _guess(self, ratio: float) -> None:
+        """Scale a guessed curve to the quickest batch so far: the first one may include a compilation."""
+        self._to_guess -= 1
+        if ratio < self._quickest:
+            self._quickest = 1.0
+            self._base = [ratio * time_ns for time_ns in self._base]
+            self._per_row *= ratio
+            self._factor = self._tail = 1.0
+            self._seen = 0
+            self._recent.clear()
 
 
 def _partition(base: list[float], sizes: Sequence[int]) -> list[int]:

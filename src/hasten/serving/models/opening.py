@@ -37,6 +37,8 @@ SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Batch sizes that are used: each is warmed up, since an engine compiles for a shape at first use."""
 _BUDGET_NS = 5e9
 """Longest engine time of the warm-up, after the first request of each session."""
+_GUESSED_NS = 10_000_000
+"""Time that a request is expected to take where no warm-up could time one, until some have run."""
 _SLOWEST_NS = 1e9
 _RUNS, _FEW_RUNS = 5, 2
 """Number of timed runs per batch shape; few if the curve already states its time."""
@@ -345,7 +347,7 @@ def _warm_up(
             f"served without a warm-up: the bundle keeps no requests, and a random one failed: {error}"
         )
         opened.batched = False
-        opened.latencies = Latencies({1: known.get(1, 1.0)})
+        opened.latencies = Latencies({1: _GUESSED_NS}, guessed=True)
         return
     opened.timed = {name: array.shape for name, array in lone.items()}
     sizes = [1]

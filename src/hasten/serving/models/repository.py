@@ -9,12 +9,11 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
-from hasten.bundle import Loaded, read, unpacked
-from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.bundle import read, unpacked
 from hasten.errors import CandidateError, HastenError, InputError
 from hasten.serving.models.chained import ChainPlace, ServedChain
 from hasten.serving.models.clients import Clients
@@ -23,20 +22,25 @@ from hasten.serving.models.opening import ModelSettings, OpenBundle, open_bundle
 from hasten.serving.models.pace import BackgroundPace
 from hasten.serving.models.served import ServedModel, Watcher
 from hasten.serving.models.thread_priority import lowered_priority
+from hasten.serving.models.trial import COMPARED, answers_of, check_interface, compare, inputs_of
 from hasten.serving.models.watched import held, watch_of
 from hasten.serving.protocol.errors import Kind, ProtocolError
 
 log = logging.getLogger("hasten.serving")
 
 UNLOADED = "unloaded"
+_GIVEN_UP = "it was unloaded while it was being loaded"
 QUEUED = "queued: models are loaded one after another, and others come first"
-_COMPARED = 8
 _PATIENCE_S = 30.0
 _TURN_S = 60.0
 """Time after which a version that is still being opened lets the next one begin."""
 T = TypeVar("T")
 State: TypeAlias = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
 Marker: TypeAlias = Callable[["Registered"], Callable[[], contextlib.AbstractContextManager[None]]]
+
+
+class GivenUpError(HastenError):
+    """A version was unloaded while it was being loaded."""
 
 
 @dataclass
@@ -55,6 +59,8 @@ class Registered:
             is ready.
         served: Open model; None if the version isn't ready.
         chain: Chain that this is; None for a bundle.
+        opening: Bundle that was last begun to be opened; None before.
+        given_up: Event that is set when the version is unloaded while it is being opened.
     """
 
     name: str
@@ -67,6 +73,8 @@ class Registered:
     reason: str = QUEUED
     served: ServedModel | None = None
     chain: ChainPlace | None = None
+    opening: asyncio.Future[OpenBundle] | None = None
+    given_up: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Repository:
@@ -226,6 +234,9 @@ class Repository:
                         await self._retire(old)
                     return
                 opened = await self._opened_in_turn(one, old)
+            except GivenUpError:
+                log.info(_GIVEN_UP, extra={"model": one.name, "version": one.version})
+                raise
             except Exception as error:
                 if old is None:
                     one.state, one.reason = "UNAVAILABLE", str(error)
@@ -258,15 +269,35 @@ class Repository:
                 await self._retire(old)
 
     async def _opened_in_turn(self, one: Registered, old: ServedModel | None) -> OpenBundle:
-        """Open a version's bundle, one at a time unless another's turn has lasted too long."""
-        async with self._loading if old is None else self._replacing:
-            opening = _on_a_thread(functools.partial(self._opened, one, old))
-            await asyncio.wait({opening}, timeout=_TURN_S)
-        if not opening.done():
-            one.overdue = True
-            late = f"still loading after {_TURN_S:g} s: other models don't wait for it"
-            one.reason = late if old is None else one.reason
-            log.warning("%s", late, extra={"model": one.name, "version": one.version})
+        """Open a version's bundle, one at a time unless another's turn has lasted too long.
+
+        Raises:
+            HastenError: the bundle can't be opened, or the version was unloaded meanwhile.
+        """
+        one.given_up.clear()
+        given_up = self._loop.create_task(one.given_up.wait())
+        try:
+            async with self._loading if old is None else self._replacing:
+                if one.given_up.is_set():
+                    raise GivenUpError(_GIVEN_UP)
+                if one.opening is not None and not one.opening.done():
+                    raise CandidateError(
+                        f"{one.path} is still being opened for the load before, which was given up: load it "
+                        "once that has ended, or restart the server"
+                    )
+                opening = one.opening = _on_a_thread(functools.partial(self._opened, one, old))
+                await _first_of(opening, given_up, _TURN_S)
+            if not opening.done() and not given_up.done():
+                one.overdue = True
+                late = f"still loading after {_TURN_S:g} s: other models don't wait for it"
+                one.reason = late if old is None else one.reason
+                log.warning("%s", late, extra={"model": one.name, "version": one.version})
+                await _first_of(opening, given_up)
+        finally:
+            given_up.cancel()
+        if one.given_up.is_set():
+            opening.add_done_callback(_close_unasked)
+            raise GivenUpError(_GIVEN_UP)
         return await opening
 
     def _chained(self, one: Registered, chain: ChainPlace, old: ServedModel | None) -> ServedChain:
@@ -303,8 +334,8 @@ class Repository:
             opened = open_bundle(one.path, settings, running=self._marker(one), pace=pace)
             try:
                 with self._marker(one)():
-                    _check_interface(opened, old)
-                    broken = _compare(opened, pace)
+                    check_interface(opened, old)
+                    broken = compare(opened, pace)
                     if old is not None:
                         self._compare_with(opened, old, broken, pace)
             except BaseException:
@@ -329,8 +360,8 @@ class Repository:
             CandidateError: the new model answers NaN where the old one, or its exact model, doesn't.
         """
         disagreed = compared = 0
-        for request in opened.asked(_COMPARED, seed=2) if opened.timed else ():
-            answers = _answers(opened, opened.first, request, pace)
+        for request in opened.asked(COMPARED, seed=2) if opened.timed else ():
+            answers = answers_of(opened, opened.first, request, pace)
             if answers is None:
                 continue
             try:
@@ -351,18 +382,22 @@ class Repository:
                 f"{old.most_rows}"
             )
         opened.notes.append(
-            f"it replaces the model served before: on {_inputs(opened)}, {disagreed} of {compared} "
+            f"it replaces the model served before: on {inputs_of(opened)}, {disagreed} of {compared} "
             "answers differ"
         )
 
     async def unload(self, one: Registered) -> None:
-        """Unload a version after it has answered the requests that it accepted."""
-        async with self._busy.setdefault(f"{one.name}/{one.version}", asyncio.Lock()):
-            old, one.served = one.served, None
-            one.state, one.reason = "UNAVAILABLE", UNLOADED
-            if old is not None:
-                one.state = "UNLOADING"
-                await self._retire(old)
+        """Unload a version after it has answered the requests that it accepted.
+
+        A load of it that is under way is given up: what it opens is closed, whenever that is there.
+        """
+        one.given_up.set()
+        old, one.served = one.served, None
+        one.state, one.reason = "UNAVAILABLE", UNLOADED
+        if old is not None:
+            one.state = "UNLOADING"
+            await self._retire(old)
+            if one.state == "UNLOADING":
                 one.state = "UNAVAILABLE"
 
     async def _retire(self, old: ServedModel) -> None:
@@ -408,6 +443,19 @@ def _on_a_thread(work: Callable[[], T]) -> asyncio.Future[T]:
     return asyncio.wrap_future(ended)
 
 
+async def _first_of(
+    opening: asyncio.Future[OpenBundle], given_up: asyncio.Task[Any], most_s: float | None = None
+) -> None:
+    """Wait until a bundle is open, or isn't wanted any more, or the time is over."""
+    await asyncio.wait({opening, given_up}, timeout=most_s, return_when=asyncio.FIRST_COMPLETED)
+
+
+def _close_unasked(opening: asyncio.Future[OpenBundle]) -> None:
+    """Close a bundle that was opened though nobody wants it any more."""
+    if not opening.cancelled() and opening.exception() is None:
+        threading.Thread(target=opening.result().close, daemon=True).start()
+
+
 def changed(served: ServedModel) -> bool:
     """Whether the bundle at a served one's path differs from it, is gone, or isn't trusted any more."""
     opened, trusted = served.opened, served.settings.trusted
@@ -424,76 +472,3 @@ def _stale(served: ServedModel) -> bool:
         served.watch.looked_again()
         held_back = held_back and not served.watch.keeps_exact
     return held_back or changed(served)
-
-
-def _check_interface(opened: OpenBundle, old: ServedModel | None) -> None:
-    """Check that clients of the old model can use the new one unchanged.
-
-    Raises:
-        CandidateError: the inputs or outputs of the two models differ.
-    """
-    if old is None:
-        return
-    told = _interface(old.inputs, old.outputs)
-    now = _interface(opened.first.inputs, opened.first.outputs)
-    if told != now:
-        raise CandidateError(
-            f"{opened.path} takes and gives {now}; the model served as {old.name!r} takes and gives "
-            f"{told}: unload that one first, or register this one under another name"
-        )
-
-
-def _compare(opened: OpenBundle, pace: BackgroundPace) -> bool:
-    """Compare a bundle's winner with its exact model before it is served, and note if they disagree.
-
-    Returns:
-        Whether the winner answers NaN where the exact model doesn't.
-    """
-    if opened.standby is None or not opened.timed:
-        return False
-    disagreed = compared = 0
-    for request in opened.asked(_COMPARED, seed=1):
-        answers = _answers(opened, opened.first, request, pace)
-        exact = _answers(opened, opened.standby, request, pace)
-        if answers is None or exact is None:
-            continue
-        if is_broken(answers) and not is_broken(exact):
-            opened.notes.append("it answers NaN here: the exact model answers in its place")
-            return True
-        rows = disagreeing_rows(answers, exact)
-        compared += len(rows)
-        disagreed += int(rows.sum())
-    if 2 * disagreed > compared:
-        opened.notes.append(
-            f"on {_inputs(opened)}, {disagreed} of {compared} answers differ from the exact model's"
-        )
-    return False
-
-
-def _answers(
-    opened: OpenBundle, session: Loaded, request: Tensors, pace: BackgroundPace
-) -> dict[str, Array] | None:
-    """Answer a request of the server's own; None if it is a random one that fails, which is no fault.
-
-    Raises:
-        CandidateError: a request that the bundle keeps fails.
-    """
-    try:
-        return pace.run(session, request)
-    except CandidateError:
-        if opened.requests:
-            raise
-        return None
-
-
-def _inputs(opened: OpenBundle) -> str:
-    return "samples of its data" if opened.requests else "random inputs"
-
-
-def _interface(inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> str:
-    """Describe a model's inputs and outputs, with all open dimensions written alike."""
-    specs = [
-        replace(s, shape=tuple(n if isinstance(n, int) else "?" for n in s.shape))
-        for s in (*inputs, *outputs)
-    ]
-    return ", ".join(map(str, specs))

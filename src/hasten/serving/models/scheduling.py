@@ -11,9 +11,10 @@ import heapq
 import math
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from hasten.serving.models.latencies import Latencies
+from hasten.serving.models.turns import Turns
 from hasten.serving.protocol.errors import Kind, ProtocolError
 
 USUAL_PRIORITY = 2
@@ -40,15 +41,16 @@ class Pending:
     Attributes:
         rows: Samples in the request.
         key: Key that is equal for requests that can share a batch.
-        priority: Priority from 1, the highest; equal ones go in order of arrival.
+        priority: Priority from 1, the highest; equal ones go in turn by client, then in order of arrival.
         deadline_ns: Deadline on the monotonic clock; `math.inf` for none.
         arrived_ns: Time of arrival on the monotonic clock.
         state: "new", "queued", "running", or "done" (answered, refused or dropped).
         queued_ns: Time when the request was accepted, on the monotonic clock.
-        order: Rank in the order of arrival.
+        order: Turn among the requests of all clients, and rank in the order of arrival.
         source: Number of the connection that sent the request; 0 if unknown.
         tried: Whether the request runs although it will probably be late, to find out how fast the
             machine is now.
+        client: Client that the request is counted under.
     """
 
     rows: int
@@ -58,9 +60,10 @@ class Pending:
     arrived_ns: int
     state: str = "new"
     queued_ns: int = 0
-    order: int = 0
+    order: tuple[int, int] = (0, 0)
     tried: bool = False
     source: int = 0
+    client: str = ""
 
     def __lt__(self, other: Pending) -> bool:
         return (self.priority, self.order) < (other.priority, other.order)
@@ -115,6 +118,10 @@ class Scheduler(Generic[P]):
     sessions: int = 1
     _rows: dict[int, int] = field(default_factory=dict)
     """Priority -> number of queued rows."""
+    _of: dict[str, int] = field(default_factory=dict)
+    """Client -> number of its queued rows."""
+    _turns: dict[int, Turns] = field(default_factory=dict)
+    """Priority of which rows are queued -> turns of the clients."""
     _heap: list[P] = field(default_factory=list)
     _running: dict[int, _Busy] = field(default_factory=dict)
     _runs: int = 0
@@ -145,9 +152,10 @@ class Scheduler(Generic[P]):
         if self._running or self._rows or item.deadline_ns != math.inf:
             self._admit(item, now_ns)
         self._orders += 1
-        item.order, item.state, item.queued_ns = self._orders, "queued", now_ns
+        item.order, item.state, item.queued_ns = (0, self._orders), "queued", now_ns
+        self._give_turn(item)
         heapq.heappush(self._heap, item)
-        self._count(item.priority, item.rows)
+        self._count(item, item.rows)
 
     def take_alone(self, item: P, now_ns: int) -> BatchRun[P] | None:
         """Accept a request that can run at once: the model is idle, and no batch mate is expected.
@@ -172,6 +180,9 @@ class Scheduler(Generic[P]):
             ProtocolError: the request is refused.
         """
         ahead = sum(n for priority, n in self._rows.items() if priority <= item.priority)
+        # Before it go at most as many rows of each client as the client's own, with these.
+        clients = len(self._of) + (item.client not in self._of)
+        ahead = min(ahead, clients * (self._of.get(item.client, 0) + item.rows))
         left_ns = item.deadline_ns - now_ns
         wait_ns, own_ns = self._plan(item.rows, ahead, left_ns, now_ns)
         wait_ns, own_ns = wait_ns * self._margin, own_ns * self._margin
@@ -298,6 +309,7 @@ class Scheduler(Generic[P]):
         if until_ns is not None:
             return Wait(until_ns)
         self._waiting_since_ns = None
+        self._turns[items[0].priority].begun(items[0].order[0])
         for item in items:
             item.state = "running"
         self._remove(items)
@@ -417,22 +429,28 @@ class Scheduler(Generic[P]):
         self._forget_left()  # stale entries of these items may still be in the heap
         for item in items:
             item.state, item.key = "queued", object()
+            self._turns.setdefault(item.priority, Turns())
             heapq.heappush(self._heap, item)
-            self._count(item.priority, item.rows)
+            self._count(item, item.rows)
 
     def promote(self, item: P, priority: int) -> None:
         """Raise the priority of a queued request, for another request that waits for its answer."""
         if item.state != "queued" or priority >= item.priority:
             return
-        self._count(item.priority, -item.rows)
-        self._count(priority, item.rows)
+        self._count(item, -item.rows)
         item.priority = priority
+        self._give_turn(item)
+        self._count(item, item.rows)
         heapq.heapify(self._heap)
 
-    def _count(self, priority: int, rows: int) -> None:
-        self._rows[priority] = self._rows.get(priority, 0) + rows
-        if not self._rows[priority]:
-            del self._rows[priority]
+    def _give_turn(self, item: P) -> None:
+        turns = self._turns.setdefault(item.priority, Turns())
+        item.order = turns.next(item.client, item.rows), item.order[1]
+
+    def _count(self, item: P, rows: int) -> None:
+        if not _add(self._rows, item.priority, rows):
+            self._turns.pop(item.priority, None)
+        _add(self._of, item.client, rows)
 
     # -- requests that leave without an answer from the model
 
@@ -504,11 +522,12 @@ class Scheduler(Generic[P]):
         """Uncount requests that are no longer queued; they stay in the heap until they reach its top."""
         if len(items) == len(self._heap):  # the queue is empty now
             self._heap.clear()
-            self._rows.clear()
+            for counted in (self._rows, self._of, self._turns):
+                counted.clear()
             self._left = 0
             return
         for item in items:
-            self._count(item.priority, -item.rows)
+            self._count(item, -item.rows)
         self._left += len(items)
         if self._left > 64 and 2 * self._left > len(self._heap):
             self._forget_left()
@@ -528,6 +547,14 @@ class Scheduler(Generic[P]):
     def idle(self) -> bool:
         """Whether no request is queued and no batch runs."""
         return not self._running and not self._rows
+
+
+def _add(counted: dict[Any, int], key: Any, rows: int) -> int:
+    """Add to a count, which is left out at 0; return it."""
+    found = counted[key] = counted.get(key, 0) + rows
+    if not found:
+        del counted[key]
+    return found
 
 
 def _filled(size: int, coming: float) -> float:

@@ -379,6 +379,7 @@ def _with_states(query: Query, states: Mapping[str, np.ndarray]) -> Query:
         query.parsed_ns,
         query.trace,
         query.source,
+        client=query.client,
     )
 
 

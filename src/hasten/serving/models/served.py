@@ -629,9 +629,9 @@ class Ticket(ServerTask):
     ) -> None:
         self.rows, self.key, self.deadline_ns, self.inputs = rows, key, deadline_ns, inputs
         self.priority = query.priority or USUAL_PRIORITY
-        self.source = query.source
+        self.source, self.client = query.source, query.client
         self.arrived_ns = query.arrived_ns
-        self.state, self.queued_ns, self.order, self.tried = "new", 0, 0, False
+        self.state, self.queued_ns, self.order, self.tried = "new", 0, (0, 0), False
         self.model, self.query, self._done = model, query, done
         self.content: bytes | None = None
         self.follows = self.over = False

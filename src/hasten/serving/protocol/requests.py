@@ -97,6 +97,7 @@ class Query:
         plan: `RequestPlan` by which the request was decoded and thus needs no check; None without.
         sequence: Place of the request in a sequence; None for a request that stands alone.
         own: Whether the server itself asks, to compare two bundles; such answers aren't audited.
+        client: Client that the request is counted under.
     """
 
     model: str
@@ -116,6 +117,7 @@ class Query:
     plan: Any = None
     sequence: SequenceStep | None = None
     own: bool = False
+    client: str = ""
 
 
 @dataclass(slots=True)

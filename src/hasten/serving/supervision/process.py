@@ -35,6 +35,7 @@ from hasten.serving.supervision.channel import (
     SLOT,
     UP,
 )
+from hasten.serving.supervision.sockets import RESERVED
 
 log = logging.getLogger("hasten.serving")
 
@@ -165,7 +166,7 @@ def main() -> NoReturn:
         settings = from_record(ServerSettings, json.load(file))
     log_to_stderr(as_json=settings.json_logs)
     channel = socket.socket(fileno=channel_number)
-    shared_state = SharedState(shared_state_number, settings.limits.connections)
+    shared_state = SharedState(shared_state_number, settings.limits.connections + RESERVED)
 
     async def work() -> int:
         return await Office(channel, shared_state, settings).work()

@@ -11,7 +11,9 @@ from hasten.errors import InputError
 
 log = logging.getLogger("hasten.serving")
 
-_SPARE_FILES = 128
+RESERVED = 64
+"""Connections of HTTP beyond the allowed ones: to ask for health, and to take a greedy client's place."""
+_SPARE_FILES = 128 + RESERVED
 """Open files that a process needs besides its connections: models, libraries, threads' pipes."""
 
 

@@ -26,6 +26,7 @@ from typing import Any
 from hasten.core.records import to_record
 from hasten.core.telemetry import OFF
 from hasten.errors import InputError
+from hasten.serving.fairness import client_at
 from hasten.serving.settings import ServerSettings
 from hasten.serving.shared_state import ANSWERED, MOST_MODELS, WORKING, SharedState
 from hasten.serving.supervision.channel import (
@@ -42,7 +43,7 @@ from hasten.serving.supervision.channel import (
     UP,
 )
 from hasten.serving.supervision.signals import Signals
-from hasten.serving.supervision.sockets import allowed_connections, set_up
+from hasten.serving.supervision.sockets import RESERVED, allowed_connections, set_up
 
 log = logging.getLogger("hasten.serving")
 
@@ -52,6 +53,8 @@ _PAUSES_S = (0.0, 0.5, 2.0, 5.0, 10.0, 30.0)
 _CALM_S = 60.0
 """Time without a crash after which the next crash counts as the first."""
 _LINGER_S = 1.0
+_LAST_PLACES = RESERVED // 4
+"""Places that are kept for clients with less than half of the allowed connections."""
 _BREATH_S = 0.1
 _LAST_RESORT_S = 10.0
 UP_S = 60.0
@@ -87,11 +90,14 @@ class Supervisor:
         limits = dataclasses.replace(limits, connections=connections)
         settings = dataclasses.replace(settings, limits=limits)
         self._settings, self._say, self._asked = settings, say, settings.models
-        self._shared_state = SharedState.new(settings.limits.connections)
+        slots = settings.limits.connections + RESERVED
+        self._shared_state = SharedState.new(slots)
         self._selector = selectors.DefaultSelector()
-        self._free = list(range(settings.limits.connections - 1, -1, -1))
+        self._free = list(range(slots - 1, -1, -1))
         self._held: dict[int, socket.socket] = {}
         """Slot -> duplicate of the socket of a connection that the process serves."""
+        self._clients: dict[int, str] = {}
+        """Slot -> client that its connection is counted under."""
         self._kept: set[socket.socket] = set()
         """Connections that wait until a process is up."""
         self._leaving: dict[socket.socket, float] = {}
@@ -233,9 +239,7 @@ class Supervisor:
                 return
             connection.setblocking(False)
             set_up(connection)
-            if not self._free:
-                self._turn_away(connection, _CROWDED)
-            elif self._up:
+            if self._up:
                 self._hand_on(connection)
             else:
                 self._keep(connection)
@@ -243,17 +247,34 @@ class Supervisor:
     def _hand_on(self, connection: socket.socket) -> None:
         """Hand a connection to the process, and keep a duplicate of its socket."""
         assert self._channel is not None
-        if not self._free:
+        client = self._client_of(connection)
+        if not self._has_room(client):
             self._turn_away(connection, _CROWDED)
             return
         slot = self._free.pop()
-        self._held[slot] = connection
+        self._held[slot], self._clients[slot] = connection, client
         try:
             socket.send_fds(self._channel, [SLOT.pack(CONNECTION, slot)], [connection.fileno()])
         except OSError:  # the process died, or its channel is full
             del self._held[slot]
             self._free.append(slot)
             self._turn_away(connection)
+
+    def _client_of(self, connection: socket.socket) -> str:
+        """Return the client that a connection is counted under; "" if all are counted as one."""
+        if not self._settings.limits.fair:
+            return ""
+        try:
+            return client_at(connection.getpeername()[0])
+        except OSError:  # the client is gone
+            return ""
+
+    def _has_room(self, client: str) -> bool:
+        """Whether a connection may be handed on; the last places are for clients with few connections."""
+        if len(self._free) > _LAST_PLACES:
+            return True
+        theirs = [self._clients[slot] for slot in self._held].count(client)
+        return bool(self._free) and theirs < self._settings.limits.connections // 2
 
     def _keep(self, connection: socket.socket) -> None:
         """Hold a connection until a process is up; refuse it if it sends a request before."""

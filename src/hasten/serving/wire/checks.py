@@ -68,6 +68,20 @@ def check_said(size_bytes: int) -> None:
         )
 
 
+def check_json(size_bytes: int, most_bytes: int) -> None:
+    """Check the size of an inference's JSON, which is parsed while no other request is answered.
+
+    Raises:
+        ProtocolError: it is too large.
+    """
+    if size_bytes > most_bytes:
+        raise ProtocolError(
+            Kind.TOO_LARGE,
+            f"the JSON of a request takes at most {most_bytes:,} bytes; got {size_bytes:,}: send tensors as "
+            "bytes after it, or several requests",
+        )
+
+
 def wanted_once(outputs: Iterable[WantedOutput]) -> tuple[WantedOutput, ...]:
     """Return the outputs that a request asks for, each of which is sent once.
 

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.serving.protocol.datatypes import (
-    count_of,
     datatype_of_array,
     from_bytes,
-    numpy_type,
     to_bytes,
 )
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.messages import message
 from hasten.serving.protocol.requests import Answer, Parameters, Query, WantedOutput
 from hasten.serving.wire.checks import (
+    MOST_RANK,
     check_said,
     region_of,
     sequence_of,
@@ -29,44 +27,25 @@ from hasten.serving.wire.checks import (
     whole_number,
 )
 from hasten.serving.wire.classes import classes_of
+from hasten.serving.wire.grpc_contents import LONG_CONTENTS, read_contents
+from hasten.serving.wire.grpc_fields import BYTES_FIELD, fields_of
 from hasten.serving.wire.shared_memory import SharedMemory
 
 _LARGE_BYTES = 32 << 10
 """Size above which copying tensors takes longer than locating them in the message's bytes."""
-_MOST_FIELDS = 4096
-"""Most fields in a large request: inputs, outputs, parameters and tensors, each of which needs memory."""
-_LONG_CONTENTS = 1 << 10
-"""Size above which contents are held against the shape before they are parsed."""
-_LONGEST_ELEMENT = 11
-"""Most bytes of a number in contents, key included."""
-_BYTES_FIELD = 2
-"""Wire type of text, bytes and messages; a field's key is 8 times its number plus the wire type."""
-_FIXED_BYTES = {1: 8, 5: 4}
-"""Wire type of numbers of a fixed size -> the size."""
-_INPUT = 5 << 3 | _BYTES_FIELD
-_CONTENTS = 5 << 3 | _BYTES_FIELD
-_BYTES_CONTENTS = 8 << 3 | _BYTES_FIELD
-_RAW_INPUT = 7 << 3 | _BYTES_FIELD
-_RAW_OUTPUT = bytes([6 << 3 | _BYTES_FIELD])
-_STREAM_ERROR = bytes([1 << 3 | _BYTES_FIELD])
-_STREAM_RESPONSE = bytes([2 << 3 | _BYTES_FIELD])
-_UNREADABLE = "its contents can't be parsed"
-
-_FIELDS = {
-    "BOOL": "bool_contents",
-    "UINT8": "uint_contents",
-    "UINT16": "uint_contents",
-    "UINT32": "uint_contents",
-    "UINT64": "uint64_contents",
-    "INT8": "int_contents",
-    "INT16": "int_contents",
-    "INT32": "int_contents",
-    "INT64": "int64_contents",
-    "FP32": "fp32_contents",
-    "FP64": "fp64_contents",
-    "BYTES": "bytes_contents",
-}
-"""Datatype -> field that lists its elements one by one."""
+_UNTOLD_BYTES = 64 << 10
+"""Most bytes of a message that protobuf parses without its fields having been looked at."""
+_INPUT = 5 << 3 | BYTES_FIELD
+_CONTENTS = 5 << 3 | BYTES_FIELD
+_OUTPUT = 6 << 3 | BYTES_FIELD
+_SHAPE = (3 << 3, 3 << 3 | BYTES_FIELD)
+"""Keys of the sizes of a shape: one of them, and a packed list."""
+_LONGEST_SIZE = 11
+"""Most bytes of a size in a shape, key included."""
+_RAW_INPUT = 7 << 3 | BYTES_FIELD
+_RAW_OUTPUT = bytes([6 << 3 | BYTES_FIELD])
+_STREAM_ERROR = bytes([1 << 3 | BYTES_FIELD])
+_STREAM_RESPONSE = bytes([2 << 3 | BYTES_FIELD])
 
 
 class GrpcRequest(NamedTuple):
@@ -128,15 +107,15 @@ def read_message(name: str, data: bytes) -> Any:
 def _apart(data: bytes) -> tuple[bytes, list[memoryview], dict[int, memoryview]]:
     """Split a `ModelInferRequest` into its tensors and the rest of the message.
 
-    Data that doesn't look like such a message is returned whole, so that protobuf can report what is
-    wrong with it.
+    Data that doesn't look like such a message is returned whole unless it is long, so that protobuf can
+    report what is wrong with it.
 
     Returns:
         The rest of the message, then each entry of raw_input_contents, then the long contents of
         inputs.
 
     Raises:
-        ProtocolError: the message has too many fields, or the rest is too large.
+        ProtocolError: the message can't be parsed, has too many fields, or the rest is too large.
     """
     view = memoryview(data)
     rest: list[memoryview | bytes] = []
@@ -145,7 +124,7 @@ def _apart(data: bytes) -> tuple[bytes, list[memoryview], dict[int, memoryview]]
     kept = inputs = 0
     count = itertools.count(1)
     try:
-        for key, start, begin, end in _fields(data, 0, len(data), count):
+        for key, start, begin, end in fields_of(data, 0, len(data), count):
             if key == _RAW_INPUT:
                 rest.append(view[kept:start])
                 raw.append(view[begin:end])
@@ -157,8 +136,15 @@ def _apart(data: bytes) -> tuple[bytes, list[memoryview], dict[int, memoryview]]
                     contents[inputs] = long
                     kept = end
                 inputs += 1
-    except IndexError:
-        return data, [], {}
+            elif key == _OUTPUT:  # so that its parameters are counted
+                deque(fields_of(data, begin, end, count), maxlen=0)
+    except IndexError as error:
+        if len(data) <= _UNTOLD_BYTES:
+            return data, [], {}
+        raise ProtocolError(
+            Kind.INVALID,
+            "the request is not a ModelInferRequest: its fields are too many, or can't be told apart",
+        ) from error
     rest.append(view[kept:])
     check_said(sum(map(len, rest)))
     return b"".join(rest), raw, contents
@@ -176,77 +162,25 @@ def _without_contents(
     view = memoryview(data)
     kept: list[memoryview] = []
     contents: list[memoryview] = []
-    for key, start, first, stop in _fields(data, begin, end, count):
+    sizes_bytes = 0
+    for key, start, first, stop in fields_of(data, begin, end, count):
         if key == _CONTENTS:
             contents.append(view[first:stop])
-        else:
-            kept.append(view[start:stop])
-    if sum(map(len, contents)) <= _LONG_CONTENTS:
+            continue
+        kept.append(view[start:stop])
+        if key in _SHAPE:
+            sizes_bytes += stop - start
+    if sizes_bytes > _LONGEST_SIZE * MOST_RANK:
+        raise ProtocolError(
+            Kind.INVALID,
+            f"a tensor has at most {MOST_RANK} axes; an input has a shape of {sizes_bytes:,} bytes",
+        )
+    if sum(map(len, contents)) <= LONG_CONTENTS:
         return b"", memoryview(b"")
     check_said(sum(map(len, kept)))
     # Contents in pieces are one message.
     whole = contents[0] if len(contents) == 1 else memoryview(b"".join(contents))
     return b"".join(kept), whole
-
-
-def _fields(
-    data: bytes | memoryview, place: int, end: int, count: Iterator[int]
-) -> Iterator[tuple[int, int, int, int]]:
-    """Yield the fields of a message: key, and where the field begins, its value begins and ends.
-
-    Args:
-        data: Bytes that hold the message.
-        place: Where the message begins.
-        end: Where it ends.
-        count: Number of each field among all that the request has.
-
-    Raises:
-        IndexError: the fields can't be told apart, or too many are numbers.
-        ProtocolError: there are too many fields.
-    """
-    while place < end:
-        start = place
-        key, begin = _number(data, place)
-        kind = key & 7
-        if next(count) > _MOST_FIELDS:
-            if kind != _BYTES_FIELD:
-                raise IndexError
-            raise ProtocolError(
-                Kind.INVALID,
-                f"a request has at most {_MOST_FIELDS:,} inputs, outputs and parameters",
-            )
-        if kind == _BYTES_FIELD:
-            length, begin = _number(data, begin)
-            place = begin + length
-        elif kind == 0:
-            _, place = _number(data, begin)
-        elif kind in _FIXED_BYTES:
-            place = begin + _FIXED_BYTES[kind]
-        else:
-            raise IndexError
-        if place > end:
-            raise IndexError
-        yield key, start, begin, place
-
-
-def _number(data: bytes | memoryview, place: int) -> tuple[int, int]:
-    """Decode a variable-length integer; return it and the place where it ends.
-
-    Raises:
-        IndexError: the data ends early, or the integer has more than 64 bits.
-    """
-    value = data[place]
-    place += 1
-    if value < 128:
-        return value, place
-    value &= 127
-    for shift in range(7, 64, 7):
-        byte = data[place]
-        place += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, place
-    raise IndexError
 
 
 def query_of(
@@ -309,10 +243,7 @@ def _inputs(
                     raise InputError("it has both contents and a shared memory region")
                 data: Any = memory.read(region_of(name, _parameters(parameters)))
             elif not raw:
-                if long is not None:
-                    _check_contents(long, datatype, shape)
-                    _fill(tensor.contents, long)
-                inputs[name] = _from_contents(tensor, datatype, shape)
+                inputs[name] = read_contents(tensor, long, datatype, shape)
                 continue
             elif place == len(raw):
                 raise InputError(
@@ -352,84 +283,6 @@ def _wanted(output: Any) -> WantedOutput:
     parameters = _parameters(output.parameters)
     region = region_of(name, parameters) if "shared_memory_region" in parameters else None
     return WantedOutput(name, True, whole_number(parameters, "classification"), region)
-
-
-def _check_contents(contents: memoryview, datatype: str, shape: tuple[int, ...]) -> None:
-    """Hold contents against a shape, before memory is taken for each of their elements.
-
-    Raises:
-        InputError: they have more elements than the shape.
-    """
-    count, size = count_of(shape), len(contents)
-    much = size > _LONGEST_ELEMENT * count + _LONG_CONTENTS
-    if datatype == "BYTES":
-        keys = _keys(contents, count + 1)
-        if any(key != _BYTES_CONTENTS for key in keys):
-            raise InputError("BYTES must be sent in bytes_contents alone")
-        much = len(keys) > count
-    if much:
-        raise InputError(
-            f"{datatype}{list(shape)} has {count:,} elements; its contents of {size:,} bytes have more"
-        )
-
-
-def _keys(contents: memoryview, most: int) -> list[int]:
-    """Return the keys of the first fields of contents.
-
-    Raises:
-        InputError: the fields can't be told apart.
-    """
-    fields = _fields(contents, 0, len(contents), itertools.repeat(0))
-    try:
-        return [key for key, *_ in itertools.islice(fields, most)]
-    except IndexError as error:
-        raise InputError(_UNREADABLE) from error
-
-
-def _fill(message: Any, data: memoryview) -> None:
-    """Parse data into a message that may have content already.
-
-    Raises:
-        InputError: the data can't be parsed.
-    """
-    from google.protobuf.message import DecodeError
-
-    try:
-        message.MergeFromString(bytes(data))
-    except DecodeError as error:
-        raise InputError(_UNREADABLE) from error
-
-
-def _from_contents(tensor: Any, datatype: str, shape: tuple[int, ...]) -> Array:
-    """Read a tensor that was sent element by element.
-
-    Raises:
-        InputError: the elements don't fit the datatype or the shape.
-    """
-    if datatype not in _FIELDS:
-        raise InputError(f"{datatype} can only be sent in raw_input_contents")
-    field = _FIELDS[datatype]
-    elements = getattr(tensor.contents, field)
-    if len(tensor.contents.ListFields()) > 1:
-        raise InputError(f"{datatype} must be sent in {field} alone; other contents are filled too")
-    count = count_of(shape)
-    if len(elements) != count:
-        raise InputError(
-            f"{datatype}{list(shape)} has {count:,} elements; {field} has {len(elements):,}"
-        )
-    if datatype == "BYTES":
-        array = np.empty(count, object)
-        array[:] = list(elements)
-        return array.reshape(shape)
-    dtype = numpy_type(datatype)
-    if dtype.itemsize >= 4 or dtype.kind == "b":
-        return np.fromiter(elements, dtype, count).reshape(shape)
-    # Messages have no numbers of fewer than 32 bits.
-    wide = np.fromiter(elements, np.int64, count)
-    limits = np.iinfo(dtype)
-    if count and not (limits.min <= wide.min() and wide.max() <= limits.max):
-        raise InputError(f"its {field} has a value that is not {datatype}")
-    return wide.astype(dtype).reshape(shape)
 
 
 def write_answer(

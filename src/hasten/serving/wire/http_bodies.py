@@ -33,7 +33,7 @@ from hasten.serving.wire.checks import (
     whole_number,
 )
 from hasten.serving.wire.classes import classes_of
-from hasten.serving.wire.json_numbers import lists_of, numbers
+from hasten.serving.wire.json_numbers import IS_QUICK, lists_of, numbers, switches
 from hasten.serving.wire.json_request import (
     Tensor,
     Wanted,
@@ -48,6 +48,8 @@ _UNPACKED_BYTES = 4 << 20
 """Size to which any body may be decompressed."""
 _MOST_RATIO = 100
 """Most bytes to which each byte of a larger body may be decompressed."""
+_SLOW_BYTES = 1 << 20
+"""Most bytes of JSON data of which an object is made for each number and list, to say what is wrong."""
 _BLANKS = 4096
 """Most blanks before a list that is told from an object."""
 _DECISIONS = "decisions"
@@ -314,7 +316,10 @@ def _from_json(tensor: Tensor, shape: tuple[int, ...]) -> Array:
         raise ProtocolError(Kind.INVALID, f"{where}: BF16 can only be sent as bytes")
     if not tensor.data:
         raise ProtocolError(Kind.INVALID, f"{where} has no data")
-    if (quick := numbers(memoryview(tensor.data), tensor.datatype, shape)) is not None:
+    data_ = memoryview(tensor.data)
+    quick = switches(data_, shape) if tensor.datatype == "BOOL" else None
+    quick = numbers(data_, tensor.datatype, shape) if quick is None else quick
+    if quick is not None:
         return quick
     count, written = count_of(shape), bytes(tensor.data)
     if tensor.datatype == "BYTES":
@@ -324,6 +329,11 @@ def _from_json(tensor: Tensor, shape: tuple[int, ...]) -> Array:
     if tensor.datatype != "BOOL" and (b"t" in written or b"f" in written):
         raise _no_value(tensor.datatype, where)  # numpy would turn true and false into numbers
     _check_numbers(written, tensor.datatype, shape, where)
+    if IS_QUICK and len(written) > _SLOW_BYTES:  # each number and list would be an object
+        raise ProtocolError(
+            Kind.INVALID,
+            f"{where}: its data is not a list of {tensor.datatype}, flat or nested like {list(shape)}",
+        )
     data = _list(written, where)
     try:
         array = np.array(data)

@@ -17,6 +17,8 @@ except ImportError:  # simdjson lags behind new Python versions: callers have a 
     simdjson = None
 
 _parser: Any = simdjson and simdjson.Parser()
+IS_QUICK = simdjson is not None
+"""Whether large lists of numbers can be parsed without an object per number."""
 _KEPT_BYTES = 1 << 20
 """Size of a text above which the parser's memory isn't kept for the next text."""
 _WIDE: dict[str, tuple[str, type[Any]]] = {
@@ -65,6 +67,13 @@ def numbers(data: memoryview, datatype: str, shape: tuple[int, ...]) -> Array | 
     return narrow.reshape(shape) if np.isfinite(narrow).all() else None
 
 
+def switches(data: memoryview, shape: tuple[int, ...]) -> Array | None:
+    """Parse a list of true, false, 1 and 0, known to be JSON, as `numbers` parses one of numbers."""
+    text = bytes(data).replace(b"true", b"1").replace(b"false", b"0")
+    found = numbers(memoryview(text), "UINT8", shape)
+    return None if found is None or found.max() > 1 else found.astype(np.bool_)
+
+
 def lists_of(shape: tuple[int, ...]) -> int:
     """Return the most lists that data of a shape are nested in."""
     lists = most = 1
@@ -92,5 +101,5 @@ def _is_nested_like(text: bytes, shape: tuple[int, ...]) -> bool:
         return True
     found, want = text.translate(None, _OF_NUMBERS), b""
     for size in reversed(shape):
-        want = b"[" + b",".join([want] * size) + b"]"
+        want = b"[" + ((want + b",") * size)[:-1] + b"]"
     return found == want

@@ -1,0 +1,324 @@
+"""A client that takes all that it can get, beside one that wants an answer."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.support import pausing
+from tests.support.models import solid
+from tests.support.pausing import Pausing, pausing_installed
+from tests.support.servers import ServerProcess, ServerThread, bundle_of, place_of
+from tests.support.waiting import PATIENCE_S, until
+
+from hasten.serving.fairness import Shares, client_at, client_at_peer
+from hasten.serving.grpc.admission import Admission
+from hasten.serving.models.latencies import Latencies
+from hasten.serving.models.scheduling import BatchRun, Pending, Scheduler
+from hasten.serving.protocol.errors import ProtocolError
+from hasten.serving.state import Limits
+
+GREEDY, OTHER = "127.0.0.2", "127.0.0.3"
+MIB = 1 << 20
+FOREVER_NS = 3_600_000_000_000
+
+
+# -- who is who
+
+
+def test_clients_are_told_by_address_and_in_ipv6_by_network() -> None:
+    assert client_at("192.0.2.7") == client_at("::ffff:192.0.2.7") == "192.0.2.7"
+    assert client_at("2001:db8::1") == client_at("2001:db8::ffff:1") == "2001:db8::/64"
+    assert client_at("2001:db8:0:1::1") != client_at("2001:db8::1")
+    assert client_at("fe80::1%eth0") == "fe80::/64"
+    assert client_at("") == client_at("/run/socket") == ""
+    assert client_at_peer("ipv4:192.0.2.7:50000") == "192.0.2.7"
+    assert client_at_peer("ipv6:%5B2001:db8::1%5D:50000") == "2001:db8::/64"
+    assert client_at_peer("unix:/run/socket") == ""
+
+
+# -- shares
+
+
+def fill(shares: Shares, client: str) -> int:
+    while shares.may_take(client, 1):
+        shares.take(client, 1)
+    return shares.of(client)
+
+
+def test_a_client_that_is_alone_takes_all() -> None:
+    assert fill(Shares(100), "a") == 100
+
+
+def test_greedy_clients_leave_as_much_free_as_each_of_them_takes() -> None:
+    shares = Shares(100)
+    shares.take("small", 1)
+    assert fill(shares, "a") == 50
+    assert fill(shares, "b") == 25
+    shares.give("a", 20)
+    assert fill(shares, "b") == 35
+    assert fill(shares, "c") == 17
+    for client in ("a", "b", "c", "small"):
+        shares.give(client, shares.of(client))
+    assert shares.taken == 0
+    assert fill(shares, "b") == 100
+
+
+def test_who_found_no_room_is_there_for_a_while() -> None:
+    now_ns = [0]
+    shares = Shares(100, clock_ns=lambda: now_ns[0])
+    assert fill(shares, "a") == 100
+    assert not shares.may_take("b", 1)
+    shares.give("a", 60)
+    assert fill(shares, "a") == 50
+    now_ns[0] = 5_000_000_001
+    assert fill(shares, "a") == 100
+
+
+def test_a_client_may_have_as_much_as_one_body_takes() -> None:
+    shares = Shares(100, least=50)
+    shares.take("small", 1)
+    assert fill(shares, "a") == 50
+    assert fill(shares, "b") == 49
+
+
+class Call:
+    waiting_ns: int | None = None
+
+    def __init__(self, client: str) -> None:
+        self.client = client
+
+    def overdue(self, now_ns: int) -> bool:
+        return False
+
+    def drain(self, why: ProtocolError) -> None:
+        """Go on: what was asked is at work."""
+
+    end = drain
+
+
+def test_a_client_has_half_of_the_calls_while_others_are_there() -> None:
+    calls = Admission(20, 0)
+    first = [Call("greedy") for _ in range(20)]
+    for call in first:
+        calls.enter(call, 0)
+    with pytest.raises(ProtocolError, match="overloaded: 20 calls are in progress; retry later"):
+        calls.enter(Call("other"), 0)
+    for call in first[:11]:
+        calls.leave(call)
+        calls.leave(call)
+    calls.enter(Call("greedy"), 0)
+    with pytest.raises(ProtocolError) as caught:
+        calls.enter(Call("greedy"), 0)
+    assert str(caught.value) == (
+        "overloaded: 10 of the 20 calls that may be in progress are this client's, and others are there; "
+        "retry later"
+    )
+    for _ in range(5):
+        calls.enter(Call("other"), 0)
+
+
+# -- the queue of a model
+
+
+def queued(client: str) -> Pending:
+    return Pending(1, "x", 2, float("inf"), 0, client=client)
+
+
+def test_requests_of_a_model_take_turns_by_client() -> None:
+    queue: Scheduler[Pending] = Scheduler(Latencies({1: 10.0}), 1000.0)
+    first = queued("greedy")
+    run = queue.take_alone(first, 0)
+    assert run is not None
+    queue.begun(run, 0)
+    admitted = 0
+    with contextlib.suppress(ProtocolError):
+        while admitted < 1000:
+            queue.offer(queued("greedy"), 0)
+            admitted += 1
+    assert 90 <= admitted <= 101
+    for _ in range(3):  # has more to come, and isn't refused because of the other's
+        queue.offer(queued("other"), 0)
+    queue.ended(1, 10.0, 10)
+    order = []
+    for _ in range(8):
+        chosen = queue.next(10)
+        assert isinstance(chosen, BatchRun)
+        order.append(chosen.items[0].client)
+    assert order == ["greedy", "other"] * 3 + ["greedy"] * 2
+
+
+def test_no_client_gets_turns_by_mixing_priorities() -> None:
+    """High turns at one priority don't put others behind at the next."""
+    queue: Scheduler[Pending] = Scheduler(Latencies({1: 10.0}), float("inf"))
+    for _ in range(50):
+        queue.offer(queued("greedy"), 0)
+    urgent = queued("greedy")
+    urgent.priority = 1
+    queue.offer(urgent, 0)
+    raised = queued("greedy")
+    queue.offer(raised, 0)
+    queue.promote(raised, 1)
+    for expected in (urgent, raised):
+        chosen = queue.next(0)
+        assert isinstance(chosen, BatchRun)
+        assert chosen.items == [expected]
+    other = queued("other")
+    queue.offer(other, 0)
+    heads = [queue.next(0) for _ in range(2)]
+    assert other in [run.items[0] for run in heads if isinstance(run, BatchRun)]
+
+
+def test_one_clients_requests_go_in_order_of_arrival() -> None:
+    queue: Scheduler[Pending] = Scheduler(Latencies({1: 10.0}), float("inf"))
+    items = [queued("one") for _ in range(20)]
+    for item in items:
+        queue.offer(item, 0)
+    gone = []
+    while isinstance(run := queue.next(0), BatchRun):
+        gone += run.items
+    assert gone == items
+
+
+# -- real servers
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fairness")
+    return bundle_of(folder, solid(folder))
+
+
+def ask(port: int, client: str, path: str = "/v2", body: bytes | None = None) -> int:
+    """Ask from an address of this machine; the status."""
+    connection = http.client.HTTPConnection(
+        "127.0.0.1", port, timeout=PATIENCE_S, source_address=(client, 0)
+    )
+    with contextlib.closing(connection):
+        connection.request("GET" if body is None else "POST", path, body)
+        return connection.getresponse().status
+
+
+@contextlib.contextmanager
+def holding(
+    port: int, count: int, sent: bytes, client: str = GREEDY
+) -> Iterator[list[socket.socket]]:
+    """Connections of one client, on each of which something is sent."""
+    with contextlib.ExitStack() as stack:
+        held = []
+        for _ in range(count):
+            place = ("127.0.0.1", port)
+            one = socket.create_connection(place, PATIENCE_S, source_address=(client, 0))
+            stack.callback(one.close)
+            with contextlib.suppress(OSError):  # it may have been turned away
+                one.sendall(sent)
+            held.append(one)
+        yield held
+
+
+def answered(one: socket.socket) -> bytes:
+    with contextlib.suppress(OSError):
+        return one.recv(12)
+    return b""
+
+
+PLAIN = b"GET /v2 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+def test_many_connections_of_one_client_make_room_for_another(bundle: Path) -> None:
+    with ServerProcess(bundle, "--max-connections", "20") as server:
+        port = server.http_port
+        with holding(port, 20, PLAIN) as held:
+            assert {answered(one) for one in held} == {b"HTTP/1.1 200"}  # alone it has them all
+            assert ask(port, OTHER) == 200
+            with holding(port, 80, PLAIN):
+                until(lambda: ask(port, OTHER) == 200)
+                assert ask(port, OTHER, "/v2/health/ready") == 200
+
+
+def test_a_connection_that_makes_room_is_closed_once_its_request_is_answered(bundle: Path) -> None:
+    with ServerThread(place_of(bundle)) as server:
+        state = server.server.state
+        with holding(server.http_port, 1, PLAIN[:-2]) as (one,):
+            until(lambda: [each.idle for each in state.connections] == [False])
+            (connection,) = state.connections
+            assert server.call(lambda: (connection.leave(), connection.leave())) == (True, False)
+            one.sendall(PLAIN[-2:])
+            answer = one.makefile("rb").read()  # to its end
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert b"\r\nConnection: close\r\n" in answer
+
+
+def test_where_clients_are_counted_as_one_nobody_makes_room(bundle: Path) -> None:
+    with ServerProcess(bundle, "--max-connections", "20", "--no-fairness") as server:
+        with holding(server.http_port, 20, PLAIN) as held:
+            assert {answered(one) for one in held} == {b"HTTP/1.1 200"}
+            assert ask(server.http_port, OTHER) == 503
+            assert ask(server.http_port, OTHER, "/v2/health/ready") == 200
+
+
+def test_large_bodies_of_one_client_make_room_for_anothers(bundle: Path) -> None:
+    limits = Limits(body_bytes=MIB, bodies_bytes=8 * MIB, receive_ns=FOREVER_NS, send_ns=FOREVER_NS)
+    head = (
+        b"POST /v2/models/solid/infer HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+        % MIB
+    )
+    body = json.dumps(
+        {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}
+    ).encode()
+    with ServerThread(place_of(bundle), limits=limits) as server:
+        state, port = server.server.state, server.http_port
+        with holding(port, 8, head + bytes(MIB - 1)) as held:
+            until(lambda: state.body_bytes == 8 * (MIB - 1))  # alone it takes all
+            until(lambda: ask(port, OTHER, "/v2/models/solid/infer", body + b" " * 99_999) == 200)
+            assert state.body_bytes >= 6 * (MIB - 1)
+            over = [one for one in held if _is_over(one)]
+            assert {answered(one) for one in over} == {b"HTTP/1.1 503"}
+        until(lambda: state.body_bytes == 0)
+
+
+def _is_over(one: socket.socket) -> bool:
+    one.setblocking(False)
+    try:
+        return bool(one.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return False
+
+
+def test_requests_over_http_are_counted_under_their_addresses(tmp_path: Path) -> None:
+    def infer(number: float, client: str) -> threading.Thread:
+        tensor: dict[str, Any] = {"name": "x", "datatype": "FP32", "shape": [1, 4]}
+        body = json.dumps({"inputs": [{**tensor, "data": [number, 0, 0, 0]}]}).encode()
+        thread = threading.Thread(
+            target=ask, args=(server.http_port, client, "/v2/models/solid/infer", body)
+        )
+        thread.start()
+        return thread
+
+    pausing.RELEASE.clear()
+    pausing.RAN.clear()
+    request = {"x": np.array([[20, 0, 0, 0]], np.float32)}  # so long that a thread runs it
+    with pausing_installed(tmp_path / "plug-in"):
+        path = bundle_of(tmp_path, solid(tmp_path), engine=Pausing(), requests=[request])
+        place = place_of(path, most_rows=1, sessions=1, most_wait_ns=FOREVER_NS)
+        with ServerThread(place) as server:
+            (model,) = server.server.state.repository.served()
+            scheduler = model._batching.scheduler
+            pausing.RAN.clear()
+            threads = [infer(1e9, GREEDY)]
+            until(lambda: len(pausing.RAN) == 1)
+            for number, client in ((0.1, GREEDY), (0.2, GREEDY), (0.3, GREEDY), (0.4, OTHER)):
+                threads.append(infer(number, client))
+                until(lambda: scheduler.queued_rows == len(threads) - 1)
+            pausing.RELEASE.set()
+            for thread in threads:
+                thread.join(PATIENCE_S)
+    assert [round(row[0], 1) for row in pausing.RAN] == [1e9, 0.1, 0.4, 0.2, 0.3]
