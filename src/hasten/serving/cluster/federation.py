@@ -15,7 +15,7 @@ from typing import Self
 
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.origins import ONE_HOST, Origins
-from hasten.serving.protocol.tokens import is_bearer
+from hasten.serving.protocol.rights import Client, Rights, Scope
 
 _PATIENCE_S = 5.0
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -82,7 +82,8 @@ class Federation:
     ) -> None:
         federation = self
         self._together, self._origins = together, origins
-        self._token, self._secret = token, secret
+        self._rights = None if token is None else Rights([Client.of_all_scopes(token)])
+        self._secret = secret
 
         class Page(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -143,9 +144,11 @@ class Federation:
             HTTP status and the joined page.
         """
         # Checked here too, as there may be no replica that does it.
-        given = (authorization or "").encode("latin-1")
-        if self._token is not None and not is_bearer(given, self._token):
-            return 401, _NO_TOKEN
+        if self._rights is not None:
+            try:
+                self._rights.check(Scope.READ, (authorization or "").encode("latin-1"))
+            except ProtocolError:
+                return 401, _NO_TOKEN
         if self._secret is not None:
             authorization = f"Bearer {self._secret.decode()}"
         places = self._places()
