@@ -23,13 +23,13 @@ _KILLS = 3
 """Most kills a minute: HAProxy is started so often at most, and once more."""
 
 
-def missing() -> str:
-    """Say why there is no HAProxy; "" where there is."""
+def installed() -> bool:
+    """Whether HAProxy is there: the system's, or the one that comes with Ray Serve."""
     try:
         binary()
-    except InputError as error:
-        return str(error)
-    return ""
+    except InputError:
+        return False
+    return True
 
 
 class Door:

@@ -133,6 +133,9 @@ class Unit:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
+        self._server.__exit__()
+        if self._keeper.is_alive():  # it may be starting another one
+            self._keeper.join()
         for server in self._servers:
             server.__exit__()
 

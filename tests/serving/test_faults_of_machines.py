@@ -8,6 +8,8 @@ import json
 import os
 import resource
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +73,21 @@ def test_a_process_whose_engine_hangs_ends_with_its_supervisor(tmp_path: Path) -
             server.end(signal.SIGKILL)
             until(lambda: _ended(pid))
             client.close()
+
+
+def test_where_no_file_may_grow_the_start_fails_with_one_line(tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path, models.solid(tmp_path))
+    command = f"{sys.executable} -c 'from hasten.cli import main; main()' serve {bundle} --http 0"
+    ended = subprocess.run(
+        ["sh", "-c", f"ulimit -f 0; exec {command}"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "hasten: can't share memory with the serving process: File too large; see ulimit -f and ulimit -n\n"
+    )
 
 
 HANGING_ONCE = """

@@ -13,6 +13,8 @@ import os
 from collections.abc import Callable
 from typing import Self
 
+from hasten.errors import InputError
+
 RESTING, WORKING, SENDING, ANSWERED = 0, 1, 2, 3
 _ENGINES = 4096
 MOST_MODELS = 127
@@ -34,9 +36,18 @@ class SharedState:
 
     @classmethod
     def new(cls, connections: int) -> Self:
-        """Allocate the memory of a new shared state."""
-        number = os.memfd_create("hasten-state")
-        os.ftruncate(number, connections + _ENGINES)
+        """Allocate the memory of a new shared state.
+
+        Raises:
+            InputError: the system allows no file in memory of this size.
+        """
+        try:
+            number = os.memfd_create("hasten-state")
+            os.ftruncate(number, connections + _ENGINES)
+        except OSError as error:
+            raise InputError(
+                f"can't share memory with the serving process: {error.strerror}; see ulimit -f and ulimit -n"
+            ) from error
         return cls(number, connections)
 
     def clear(self) -> None:
