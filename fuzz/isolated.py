@@ -101,7 +101,10 @@ def _judge(outcome: Outcome, surface: Surface, data: bytes, one: _Told) -> None:
 def _in_child(surface: Surface, inputs: Sequence[bytes]) -> tuple[list[_Told], str]:
     """Check inputs in a process; return what it told, and how it ended if that was before the last."""
     reading, writing = os.pipe()
-    if (child := os.fork()) == 0:
+    with warnings.catch_warnings():  # of threads: the child uses none of the parent's
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
         os.close(reading)
         try:
             _work(surface, inputs, writing)

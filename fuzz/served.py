@@ -28,7 +28,7 @@ MOST_WAIT_S = 0.05
 MOST_KIB = 64 << 10
 """Most memory that the server may take for one input."""
 REGIONS = "/hasten-fuzz-"
-"""Begin of the names of shared memory that clients may register."""
+"""Begin of the names of shared memory that clients may register; the object "a" is there."""
 _TOGETHER = 16
 """Inputs between two looks at the other client and at the memory."""
 _AGAIN = 5
@@ -68,10 +68,12 @@ class Running:
         self._board: Board
         self.server: ServerProcess
         self._pid = 0
+        self._shared = Path("/dev/shm") / f"{REGIONS}a".lstrip("/")
 
     def start(self) -> None:
         """Start the server, and the other client; both anew where they run."""
         self.stop()
+        self._shared.write_bytes(bytes(range(256)) * 16)
         words = ("--grpc", "0", "--shared-memory", f"{REGIONS}.*", "--compiled", "off")
         self.server = ServerProcess(*self._bundles, *words).__enter__()
         self._pid = self.server.serving_pid()
@@ -89,6 +91,7 @@ class Running:
             self._other.wait()
             self._other = None
             self.server.__exit__()
+            self._shared.unlink(missing_ok=True)
 
     def settle(self, answers: int = 2) -> None:
         """Wait until the other client has had so many answers more, and one that it asked for after this."""
@@ -226,14 +229,3 @@ def _alone(surface: Served, data: bytes, outcome: Outcome) -> tuple[float, int]:
 
 def _keep(outcome: Outcome, wait_s: float, kib: int) -> None:
     outcome.most_s, outcome.most_kib = max(outcome.most_s, wait_s), max(outcome.most_kib, kib)
-
-
-@contextlib.contextmanager
-def shared_memory(name: str, size: int) -> Iterator[None]:
-    """Make a shared memory object, which clients of the server may register."""
-    path = Path("/dev/shm") / name.lstrip("/")
-    path.write_bytes(np.arange(size, dtype=np.uint8).tobytes())
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)

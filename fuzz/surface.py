@@ -15,10 +15,13 @@ from typing import ClassVar
 MOST_BYTES = 64 << 10
 """Largest input: what a stranger may send without being asked for more."""
 SURFACES = {
-    "http": "fuzz.surfaces.http:Http",
     "manifests": "fuzz.surfaces.manifests:Manifests",
+    "http": "fuzz.surfaces.http:Http",
+    "shared_memory": "fuzz.surfaces.shared_memory:SharedRegions",
+    "grpc": "fuzz.surfaces.grpc_calls:Calls",
+    "streams": "fuzz.surfaces.grpc_calls:Streams",
 }
-"""Name of each surface -> its class."""
+"""Name of each surface -> its class; those of the server last, since processes are forked for the others."""
 
 
 class Fault(Exception):  # noqa: N818
