@@ -94,7 +94,9 @@ def keep(findings: Sequence[Finding], folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / finding.file).write_bytes(finding.data)
         (folder / f"{finding.file}.txt").write_text(f"{finding.kind}\n{finding.why}\n")
-        print(f"  {finding.kind}: {folder / finding.file}: {finding.why.strip().splitlines()[-1]}")
+        print(
+            f"  {finding.kind}: {folder / finding.file}: {' | '.join(finding.why.strip().splitlines()[-2:])}"
+        )
     for cause, count in seen.items():
         if count > _KEPT:
             print(f"  {count:,} in all of {cause}")

@@ -143,6 +143,7 @@ def _work(surface: Surface, inputs: Sequence[bytes], writing: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, limit_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     warnings.simplefilter("ignore")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what libraries say of broken files
     for data in inputs:
         before_kib = reset_peak()
         began_s = time.process_time()

@@ -113,6 +113,8 @@ def changed_leaves(record: Any, rng: random.Random, words: Sequence[str] = ()) -
     made = copy.deepcopy(record)
     ways = list(leaves(record))
     for _ in range(rng.choice((1, 1, 2))):
+        if not ways or () in ways:
+            return any_value(rng, words)
         way = rng.choice(ways)
         holder = made
         for step in way[:-1]:

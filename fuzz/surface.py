@@ -16,6 +16,13 @@ MOST_BYTES = 64 << 10
 """Largest input: what a stranger may send without being asked for more."""
 SURFACES = {
     "manifests": "fuzz.surfaces.manifests:Manifests",
+    "plans": "fuzz.surfaces.onnx_files:Plans",
+    "packed": "fuzz.surfaces.packed:PackedFiles",
+    "chunks": "fuzz.surfaces.packed:Chunks",
+    "onnx": "fuzz.surfaces.onnx_files:OnnxFiles",
+    "pt2": "fuzz.surfaces.archives:Programs",
+    "npz": "fuzz.surfaces.archives:Npz",
+    "images": "fuzz.surfaces.images:Images",
     "http": "fuzz.surfaces.http:Http",
     "shared_memory": "fuzz.surfaces.shared_memory:SharedRegions",
     "grpc": "fuzz.surfaces.grpc_calls:Calls",
@@ -118,5 +125,5 @@ def checked(surface: Surface, data: bytes) -> tuple[str, str]:
         frames = traceback.extract_tb(error.__traceback__)[-6:]
         places = [f"  {frame.filename}:{frame.lineno} in {frame.name}" for frame in frames]
         place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"
-        last = f"{type(error).__name__} at {place}: {error!s:.200}".replace("\n", " ")
-        return "FOUND", "\n".join([*places, last])
+        said = f"{error!s:.500}".replace("\n", " ")
+        return "FOUND", "\n".join([*places, said, f"{type(error).__name__} at {place}"])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from fuzz.mutation import changed_bytes, changed_leaves, changed_record, grown
+from fuzz.outcomes import refused
 from fuzz.surface import Surface
 from tests.support.bundles import built, stated
 from tests.support.models import COLOUR, COLOURS
@@ -109,20 +110,6 @@ class Manifests(Surface):
 def zeros(specs: Sequence[TensorSpec]) -> dict[str, Array]:
     """Return a request of zeros."""
     return {spec.name: np.zeros([int(n) for n in spec.shape], spec.dtype) for spec in specs}
-
-
-def refused(error: HastenError) -> str:
-    """Say that an input was refused, after a look at what was said: one line that a terminal can show.
-
-    Raises:
-        AssertionError: it isn't one.
-    """
-    said = str(error)
-    assert said.strip(), "the message is empty"
-    assert "\n" not in said, f"the message has several lines: {said[:200]!r}"
-    assert said.isprintable(), f"the message has characters that control a terminal: {said[:200]!r}"
-    assert len(said) < 4000, f"the message has {len(said)} characters"
-    return "refused"
 
 
 def _signed(record: object) -> bytes:

@@ -39,7 +39,8 @@ from hasten.engines.compiled.operators.maps import Map
 from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.plan import Access, Operation, Plan, Tensor
 from hasten.engines.compiled.source import Source, write
-from hasten.errors import HastenError, IntegrityError
+from hasten.errors import CandidateError, HastenError, IntegrityError
+from hasten.testing import models
 
 _TEXT = """
     <ir_version: 10, opset_import: ["": 17]>
@@ -296,6 +297,22 @@ def test_an_input_or_output_that_comes_twice_is_refused(inputs: str, outputs: st
     Plan(tensors, (copy,), ("x",), ("y",), ((1,),), True).check(0)
     with pytest.raises(IntegrityError, match="different tensors"):
         Plan(tensors, (copy,), tuple(inputs), tuple(outputs), shapes, True).check(0)
+
+
+@pytest.mark.parametrize("change", [{"dims": [7]}, {"dims": [1] * 200}, {"data_type": 0}])
+def test_a_constant_that_isnt_as_large_as_it_says_fails_this_candidate_only(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    path = models.linear_classifier(tmp_path)
+    model = onnx.load(path)
+    tensor = model.graph.initializer[0]
+    for name in change:
+        tensor.ClearField(name)
+    tensor.MergeFrom(onnx.TensorProto(**change))
+    onnx.save(model, path)
+    request = (TensorSpec("x", "float32", (1, 16)),)
+    with pytest.raises(CandidateError, match=f"the constant '{tensor.name}' can't be read: "):
+        lower(path, request, (TensorSpec("logits", "float32", (1, 4)),))
 
 
 def test_a_truth_that_is_neither_true_nor_false_is_refused() -> None:

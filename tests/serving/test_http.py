@@ -844,6 +844,14 @@ def test_head_is_get_without_a_body(server: ServerThread) -> None:
     assert head.endswith(b"\r\n\r\n")
 
 
+def test_a_head_that_is_refused_gets_no_body_either(server: ServerThread) -> None:
+    with Client(server) as client:
+        client.send(b"HEAD /v2 HTTP/1.1\r\nHost: here\r\nHost: there\r\n\r\n")
+        got = b"".join(iter(lambda: client.socket.recv(4096), b""))
+    assert got.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert got.endswith(b"\r\n\r\n")
+
+
 def test_http_1_0_is_answered_and_closed(server: ServerThread) -> None:
     with Client(server) as client:
         client.send(b"GET /v2/health/live HTTP/1.0\r\n\r\n")

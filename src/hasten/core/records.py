@@ -119,7 +119,7 @@ def from_record(cls: type[T], record: Any, *, trusted: bool = False) -> T:
             return decode(cls, record)  # type: ignore[no-any-return]
         # JSON keys are always text, so str_keys reads the integers of a dict[int, ...] from text.
         return msgspec.convert(record, cls, strict=True, str_keys=True, dec_hook=decode)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the latter: lone surrogates
         raise IntegrityError(f"a {cls.__name__} record can't be read: {error}") from error
 
 

@@ -89,6 +89,13 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
     assert refused(path) == damaged(path)
 
 
+def test_the_names_of_arrays_are_told_in_one_line_that_a_terminal_can_show(tmp_path: Path) -> None:
+    path = archive(tmp_path / "d.npz", {"x": npy(X), "\x1b[2Ja\nb": npy(X)})
+    assert refused(path) == (
+        f"the model takes the inputs x; {path} has the arrays x, \\x1b[2Ja\\nb beside labels and groups"
+    )
+
+
 @pytest.mark.parametrize(
     ("role", "shape", "dtype", "size", "limit"),
     [

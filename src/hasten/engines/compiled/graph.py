@@ -22,6 +22,7 @@ from hasten.engines.compiled.plan import (
     contiguous,
     product,
 )
+from hasten.engines.failures import failed
 from hasten.errors import CandidateError
 
 if TYPE_CHECKING:
@@ -486,9 +487,16 @@ def scalar(value: Value) -> str | None:
 
 
 def as_array(tensor: Any) -> Array:
-    """Return a constant of an ONNX file as a read-only array."""
+    """Return a constant of an ONNX file as a read-only array.
+
+    Raises:
+        CandidateError: the file is damaged there.
+    """
     import onnx
 
-    array = np.asarray(onnx.numpy_helper.to_array(tensor), order="C")
+    try:
+        array = np.asarray(onnx.numpy_helper.to_array(tensor), order="C")
+    except (TypeError, ValueError) as error:
+        raise failed(f"the constant {tensor.name!r:.100} can't be read", error) from error
     array.flags.writeable = False
     return array

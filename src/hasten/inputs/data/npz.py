@@ -17,7 +17,7 @@ from typing import IO
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.errors import InputError
+from hasten.errors import InputError, visible
 from hasten.inputs.data import labels_by_output
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.ragged import SHAPES, RaggedArray, checked_shapes
@@ -210,7 +210,7 @@ def _match(path: Path, stored: list[str], names: Sequence[str] | None) -> dict[s
     if set(names) != set(stored):
         raise InputError(
             f"the model takes the inputs {', '.join(names)}; {path} has the arrays "
-            f"{', '.join(stored) or 'none'} beside labels and groups"
+            f"{visible(', '.join(stored)) or 'none'} beside labels and groups"
         )
     return {name: name for name in names}
 

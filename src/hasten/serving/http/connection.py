@@ -711,7 +711,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._slot is not None:
             self._slot.sending()
         head, pieces = head_of(failure_response(failure), keep_alive=False)
-        self._transport.writelines((head, *pieces))
+        bare = self._parser.get_method() == b"HEAD"
+        self._transport.writelines((head,) if bare else (head, *pieces))
         self._hung_up = True
         if self._transport.can_write_eof():
             self._transport.write_eof()
