@@ -130,6 +130,12 @@ def test_a_trusted_path_must_lead_to_one_of_the_family() -> None:
     assert str(caught.value) == "os:system is not a Engine"
 
 
+def test_a_setting_that_there_isnt_is_told_in_one_line() -> None:
+    with pytest.raises(IntegrityError) as caught:
+        from_record(Engine, {"type": "null", "a\0": 1})
+    assert str(caught.value) == r"null has no setting a\x00"
+
+
 @dataclass(frozen=True)
 class Chosen:
     word: Literal["one", "another"]

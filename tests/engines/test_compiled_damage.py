@@ -299,7 +299,9 @@ def test_an_input_or_output_that_comes_twice_is_refused(inputs: str, outputs: st
         Plan(tensors, (copy,), tuple(inputs), tuple(outputs), shapes, True).check(0)
 
 
-@pytest.mark.parametrize("change", [{"dims": [7]}, {"dims": [1] * 200}, {"data_type": 0}])
+@pytest.mark.parametrize(
+    "change", [{"dims": [7]}, {"dims": [1] * 200}, {"data_type": 0}, {"data_type": 128}]
+)
 def test_a_constant_that_isnt_as_large_as_it_says_fails_this_candidate_only(
     tmp_path: Path, change: dict[str, Any]
 ) -> None:
@@ -313,6 +315,51 @@ def test_a_constant_that_isnt_as_large_as_it_says_fails_this_candidate_only(
     request = (TensorSpec("x", "float32", (1, 16)),)
     with pytest.raises(CandidateError, match=f"the constant '{tensor.name}' can't be read: "):
         lower(path, request, (TensorSpec("logits", "float32", (1, 4)),))
+
+
+@pytest.mark.parametrize(
+    ("operator", "change", "said"),
+    [
+        (
+            "a\nb",
+            {},
+            r"the compiled engine doesn't take a\nb (node that gives 'y'): it isn't covered",
+        ),
+        ("Gone", {"output": []}, "Gone (node that gives ''): it isn't covered"),
+        (
+            "a" * 9000,
+            {"output": ["y" * 9000]},
+            f"{'a' * 80} (node that gives '{'y' * 79}): it isn't covered",
+        ),
+        (
+            "If",
+            {"input": ["w"]},
+            "If (node that gives 'y'): its shapes or attributes (KeyError: 'then_branch')",
+        ),
+        (
+            "Relu",
+            {"attribute": [onnx.AttributeProto(name="a", ref_attr_name="q")]},
+            "the attribute 'a' of Relu can't be read: Cannot get value of reference attribute",
+        ),
+    ],
+)
+def test_a_node_that_isnt_sound_is_told_in_one_short_line(
+    tmp_path: Path, operator: str, change: dict[str, Any], said: str
+) -> None:
+    path = models.write(
+        tmp_path / "m.onnx", "m (float[1, 4] x) => (float[1, 4] y) { y = Relu(x) }", {}
+    )
+    model = onnx.load(path)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "w"))
+    node = model.graph.node[0]
+    for name in change:
+        node.ClearField(name)
+    node.MergeFrom(onnx.NodeProto(op_type=operator, **change))
+    onnx.save(model, path)
+    spec = TensorSpec("x", "float32", (1, 4))
+    with pytest.raises(CandidateError) as caught:
+        lower(path, (spec,), (replace(spec, name="y"),))
+    assert said in str(caught.value)
 
 
 def test_a_truth_that_is_neither_true_nor_false_is_refused() -> None:

@@ -23,7 +23,7 @@ import msgspec
 
 from hasten.core.objects import import_path, load_object
 from hasten.core.registry import Registry
-from hasten.errors import InputError, IntegrityError
+from hasten.errors import InputError, IntegrityError, visible
 
 T = TypeVar("T")
 _PLAIN = frozenset((int, float, str, bool, type(None)))
@@ -139,7 +139,7 @@ def _decode_value(kind: type[Value], obj: Any, *, trusted: bool) -> Any:
     fields = {key: item for key, item in obj.items() if key != "type"}
     unknown = fields.keys() - {f.name for f in dataclasses.fields(cls)}
     if unknown:
-        raise IntegrityError(f"{name} has no setting {', '.join(sorted(unknown))}")
+        raise IntegrityError(f"{name} has no setting {visible(', '.join(sorted(unknown)))}")
     return from_record(cls, fields, trusted=trusted)
 
 
