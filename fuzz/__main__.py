@@ -2,6 +2,7 @@
 
     python -m fuzz [--seconds 600] [--only http --only packed] [--seed 0]
     python -m fuzz findings/http-0123456789abcdef       # check kept inputs again
+    python -m fuzz --guided --only packed               # by coverage, where the package atheris is installed
 
 An input does harm where the code under test crashes, hangs, raises what isn't one of hasten's own errors, gives an
 answer that isn't one of the protocol, takes too much time or memory, or makes another client of a server wait.
@@ -22,6 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from fuzz import isolated, served
+from fuzz.guided import guided
 from fuzz.isolated import Outcome
 from fuzz.surface import SURFACES, Finding, Surface, input_of, surface_of
 
@@ -102,6 +104,15 @@ def keep(findings: Sequence[Finding], folder: Path) -> None:
             print(f"  {count:,} in all of {cause}")
 
 
+def guide(names: Sequence[str], seconds: float, seed: int, findings: Path) -> None:
+    """Let coverage guide the changes of one surface, to the end of this process."""
+    with tempfile.TemporaryDirectory() as place:
+        surface = surface_of(names[0], Path(place))
+        if len(names) > 1 or surface.served:
+            sys.exit("coverage guides one surface of files: say which by --only, as --only packed")
+        guided(surface, seconds, seed, findings)
+
+
 def main() -> None:
     """Read the command line, attack, and end with 1 where something was found."""
     parser = argparse.ArgumentParser(
@@ -113,6 +124,9 @@ def main() -> None:
         "--only", action="append", choices=SURFACES, help="a surface; may be repeated"
     )
     parser.add_argument("--seed", type=int, default=0, help="other inputs for each")
+    parser.add_argument(
+        "--guided", action="store_true", help="let coverage guide; one surface of files"
+    )
     parser.add_argument("--count", type=int, help="most inputs for each surface")
     parser.add_argument(
         "--findings", type=Path, default=Path("findings"), help="folder to keep inputs in"
@@ -121,7 +135,9 @@ def main() -> None:
     os.nice(5)
     names = given.only or list(SURFACES)
     if given.files:
-        names = sorted({file.name.rpartition("-")[0] for file in given.files})
+        names = sorted({file.name.partition("-")[0] for file in given.files})
+    if given.guided:
+        guide(names, given.seconds, given.seed, given.findings)
     found: list[Finding] = []
     with tempfile.TemporaryDirectory() as place, Attacks(Path(place)) as attacks:
         for name in names:

@@ -44,12 +44,14 @@ class Surface(abc.ABC):
     Attributes:
         name: Name on the command line.
         served: Whether inputs go to a server that runs; else each is checked in a process with limits.
+        covers: Begin of the names of the modules that coverage is counted in, where it guides.
         most_s: Most seconds of a processor that one input may take.
         most_mib: Most memory that one input may take, in MiB.
     """
 
     name: ClassVar[str]
     served: ClassVar[bool] = False
+    covers: ClassVar[str] = "hasten"
     most_s: ClassVar[float] = 1.0
     most_mib: ClassVar[int] = 64
 

@@ -118,16 +118,17 @@ class Plans(Surface):
         return seed[:1] + json.dumps(change(record, rng, words)).encode()[: MOST_BYTES - 1]
 
     def check(self, data: bytes) -> str:
+        try:
+            record = json.loads(data[1:])
+        except ValueError:
+            return "no record"
         weights = self._weights[data[0] % len(self._weights)]
         try:
-            plan: Plan = from_record(Plan, json.loads(data[1:]))
+            plan: Plan = from_record(Plan, record)
             plan.check(len(weights))
             write(plan, weights, self._target)
         except HastenError as error:
             return refused(error)
-        except ValueError:
-            json.loads(data[1:])
-            raise
         return "written"
 
 

@@ -43,6 +43,7 @@ class PackedFiles(Surface):
     """Whole files."""
 
     name = "packed"
+    covers = "hasten.bundle.packing"
 
     def seeds(self) -> list[bytes]:
         found = list(corpus(self.folder))
@@ -71,6 +72,7 @@ class Chunks(Surface):
     """Chunks alone: an input is a line of JSON (codecs, bytes of a value, size of what it decodes to), and a chunk."""
 
     name = "chunks"
+    covers = "hasten.bundle.packing"
 
     def seeds(self) -> list[bytes]:
         native.for_coding()
@@ -95,7 +97,10 @@ class Chunks(Surface):
 
     def check(self, data: bytes) -> str:
         head, _, chunk = data.partition(b"\n")
-        codecs, width, size = json.loads(head)
+        try:
+            codecs, width, size = json.loads(head)
+        except ValueError:
+            return "no chunk"
         in_c = native._making.made
         ways = (in_c, None) if sum(chunk) % 4 == 0 else (in_c,)
         try:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 import os
 import random
 import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from fuzz.mutation import changed_leaves
 from tests.engines.test_compiled_bytes import Made
 from tests.support.plans import planned
 
@@ -63,27 +62,6 @@ _TEXT = """
         mean = ReduceMean <axes = [2]> (m)
         picked = Transpose <perm = [0, 2, 1]> (d)
     }"""
-_NUMBERS = (
-    -1,
-    0,
-    1,
-    2,
-    3,
-    5,
-    7,
-    64,
-    128,
-    255,
-    256,
-    1000,
-    2**16,
-    2**16 + 1,
-    2**20,
-    2**31,
-    2**40,
-    2**63 - 1,
-    -(2**40),
-)
 
 
 @pytest.fixture(scope="module")
@@ -165,53 +143,17 @@ def sound_bytes() -> tuple[Plan, bytes]:
     return planned(made.operations, made.constants, made.given, made.made, by_row=True)
 
 
-def places(record: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the way to each number, text and truth of a record."""
-    if isinstance(record, dict):
-        for key, one in record.items():
-            yield from places(one, (*at, key))
-    elif isinstance(record, list | tuple):
-        for number, one in enumerate(record):
-            yield from places(one, (*at, number))
-    else:
-        yield at
-
-
-def damaged(record: Any, pick: random.Random) -> Any:
-    """Return a record with one or two of its parts changed."""
-    made = copy.deepcopy(record)
-    ways = list(places(record))
-    names = list(record["tensors"])
-    for _ in range(pick.choice([1, 1, 2])):
-        way = pick.choice(ways)
-        holder = made
-        for step in way[:-1]:
-            holder = holder[step]
-        old = holder[way[-1]]
-        if isinstance(old, bool):
-            new: Any = not old
-        elif isinstance(old, int):
-            new = pick.choice([*_NUMBERS, old + 1, old - 1, old * 2, old // 2, -old])
-        elif isinstance(old, float):
-            new = pick.choice([1e300, 3e38, 1e-45, 5e-324, 0.0, -1.0, float("nan"), float("inf")])
-        elif isinstance(old, str):
-            new = pick.choice([*names, "float32", "int64", "uint8", "", "exp", "maximum", "sum"])
-        else:
-            new = pick.choice([0, "t0", None])
-        holder[way[-1]] = new
-    return made
-
-
 def survivors(sound: tuple[Plan, bytes], seeds: range) -> list[Source]:
     """Return C of those damaged plans that are taken, and that differ."""
     plan, weights = sound
     record = json.loads(json.dumps(to_record(plan)))
+    words = [*record["tensors"], "float32", "int64", "uint8", "exp", "maximum", "sum"]
     target = Target.host()
     known = {write(plan, weights, target).text}
     found = []
     for seed in seeds:
         try:
-            made: Plan = from_record(Plan, damaged(record, random.Random(seed)))
+            made: Plan = from_record(Plan, changed_leaves(record, random.Random(seed), words))
             made.check(len(weights))
             written = write(made, weights, target)
         except HastenError:
