@@ -168,21 +168,15 @@ class Programs(Surface):
     def seeds(self) -> list[bytes]:
         import torch
 
-        found = []
-        layers = (
-            torch.nn.Linear(4, 3),
-            torch.nn.Sequential(torch.nn.Conv1d(1, 2, 2), torch.nn.ReLU()),
-        )
-        for layer, shape in zip(layers, ((2, 4), (2, 1, 4)), strict=True):
-            torch.manual_seed(0)
-            rows = torch.export.Dim("n")
-            program = torch.export.export(
-                layer.eval(), (torch.zeros(shape),), dynamic_shapes=({0: rows},)
-            )
-            file = io.BytesIO()
-            torch.export.save(program, file)
-            found.append(file.getvalue())
-        return found
+        torch.manual_seed(0)
+        conv, linear = torch.nn.Conv1d(1, 2, 2), torch.nn.Linear(6, 3)
+        net = torch.nn.Sequential(conv, torch.nn.ReLU(), torch.nn.Flatten(), linear).eval()
+        axes = ({0: torch.export.Dim("n")},)
+        program = torch.export.export(net, (torch.zeros(2, 1, 4),), dynamic_shapes=axes)
+        file = io.BytesIO()
+        torch.export.save(program, file)
+        self._read(file.getvalue())  # what torch imports at first, no process need import again
+        return [file.getvalue()]
 
     def mutate(self, rng: random.Random, seed: bytes) -> bytes:
         if rng.random() < 0.15:
@@ -200,19 +194,22 @@ class Programs(Surface):
         return archive_of(members, zipfile.ZIP_STORED)
 
     def check(self, data: bytes) -> str:
-        from hasten.inputs.models.torch import load_program
-
-        path = self.folder / "input.pt2"
-        path.write_bytes(data)
         _watch()
         try:
-            load_program(path)
+            self._read(data)
         except HastenError as error:
             return refused(error)
         finally:
             if _heard:
                 raise Fault(f"the file made this happen: {_heard.pop()}")
         return "loaded"
+
+    def _read(self, data: bytes) -> None:
+        from hasten.inputs.models.torch import load_program
+
+        path = self.folder / "input.pt2"
+        path.write_bytes(data)
+        load_program(path)
 
 
 _heard: list[str] = []
