@@ -81,7 +81,7 @@ class Running:
         file.write_bytes(bytes(NUMBERS.size))
         self._board = Board(file)
         command = [sys.executable, "-m", "fuzz.other", str(self.server.http_port), str(file)]
-        self._other = subprocess.Popen(command)
+        self._other = subprocess.Popen(command, cwd=Path(__file__).parents[1])
         self.settle(64)
 
     def stop(self) -> None:
@@ -172,6 +172,9 @@ def attack(surface: Served, inputs: Sequence[bytes]) -> Outcome:
                 _count(outcome, surface, data)
         if effect.died or effect.wait_s > MOST_WAIT_S or effect.kib > MOST_KIB:
             _attribute(outcome, surface, batch)
+            if effect.died and all(each.kind != "crash" for each in outcome.findings):
+                why = f"{effect.died}\none of the {len(batch)} inputs up to this one did it, and none alone"
+                outcome.findings.append(Finding(surface.name, batch[-1], "crash", why))
         else:
             _keep(outcome, effect.wait_s, effect.kib)
     return outcome

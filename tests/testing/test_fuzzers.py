@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import random
 import signal
+import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import fuzz.__main__ as command
 import pytest
-from fuzz import isolated
+from fuzz import isolated, served
 from fuzz.served import Running, Served
 from fuzz.surface import SURFACES, Fault, Surface, checked, input_of, surface_of
+from fuzz.surfaces import http
 
 from hasten.errors import InputError
 
@@ -93,6 +96,52 @@ def test_an_input_follows_from_its_seed_and_number(tmp_path: Path) -> None:
     twice = [[input_of(surface, [b""], 1, at) for at in range(9)] for _ in range(2)]
     assert twice[0] == twice[1]
     assert twice[0] != [input_of(surface, [b""], 2, at) for at in range(9)]
+
+
+class Harmful(Served):
+    """Inputs that stop the server for a while, or make it take memory."""
+
+    name = "harmful"
+
+    def seeds(self) -> list[bytes]:
+        return [b"nothing"]
+
+    def mutate(self, rng: random.Random, seed: bytes) -> bytes:
+        return seed
+
+    def check(self, data: bytes) -> str:
+        pid = self.running.server.serving_pid()
+        match data:
+            case b"wait":
+                os.kill(pid, signal.SIGSTOP)
+                time.sleep(1)
+                os.kill(pid, signal.SIGCONT)
+            case b"memory":
+                body = http.request("v2/models/tiny/infer", bytes(24 << 20))
+                with socket.create_connection(("127.0.0.1", self.running.server.http_port)) as one:
+                    one.sendall(body)
+                    assert one.recv(100).startswith(b"HTTP/1.1 400 ")
+            case b"crash":
+                os.kill(pid, signal.SIGKILL)
+        return "answered"
+
+
+@pytest.mark.slow
+def test_who_makes_others_wait_takes_memory_or_ends_the_server_is_found_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served, "MOST_KIB", 16 << 10)
+    with Running(tmp_path) as server:
+        surface = Harmful(tmp_path)
+        surface.running = server
+        inputs = [b"1", b"wait", b"2", b"memory", b"3", b"crash", b"4"]
+        found = served.attack(surface, inputs).findings
+    assert {(each.kind, each.data) for each in found} >= {
+        ("wait", b"wait"),
+        ("memory", b"memory"),
+        ("crash", b"crash"),
+    }
+    assert {each.data for each in found} <= {b"wait", b"memory", b"crash"}
 
 
 @pytest.fixture(scope="module")
