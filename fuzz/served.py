@@ -126,10 +126,6 @@ class Running:
         except (OSError, IndexError):
             return True
 
-    def said(self) -> str:
-        """What the server has written to its log."""
-        return self.server.errors
-
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -181,13 +177,11 @@ def attack(surface: Served, inputs: Sequence[bytes]) -> Outcome:
 
 
 def _count(outcome: Outcome, surface: Served, data: bytes) -> None:
-    running = surface.running
-    lines = len(running.said())
     word, why = checked(surface, data)
-    if why and (told := running.said()[lines:].strip()):
-        why = f"{told[-3000:]}\n{why}"
     outcome.counts[word] += 1
     if why:
+        log = surface.running.server.errors[-2000:]
+        why = f"the server's log ends with:\n{log}\n{why}" if log else why
         outcome.findings.append(Finding(surface.name, data, "fault", why))
 
 
