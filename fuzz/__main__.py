@@ -27,7 +27,7 @@ from fuzz.guided import guided
 from fuzz.isolated import Outcome
 from fuzz.surface import SURFACES, Finding, Surface, input_of, surface_of
 
-_BATCH = 256
+_BATCH = 128
 """Inputs that are made and checked at a time."""
 _KEPT = 3
 """Findings of one cause that are kept."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import fuzz.__main__ as command
 import pytest
 from fuzz import isolated, served
+from fuzz.messages import fields, written
 from fuzz.served import Running, Served
 from fuzz.surface import SURFACES, Fault, Surface, checked, input_of, surface_of
 from fuzz.surfaces import http
@@ -98,6 +99,12 @@ def test_an_input_follows_from_its_seed_and_number(tmp_path: Path) -> None:
     twice = [[input_of(surface, [b""], 1, at) for at in range(9)] for _ in range(2)]
     assert twice[0] == twice[1]
     assert twice[0] != [input_of(surface, [b""], 2, at) for at in range(9)]
+
+
+def test_a_message_that_is_taken_apart_is_put_together_as_it_was(tmp_path: Path) -> None:
+    calls = surface_of("grpc", tmp_path)
+    found = [seed.partition(b"\n")[2] for seed in calls.seeds()]
+    assert [written(fields(data) or []) for data in found] == found
 
 
 class Harmful(Served):
