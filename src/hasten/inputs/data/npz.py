@@ -17,7 +17,7 @@ from typing import IO
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.errors import InputError, visible
+from hasten.errors import InputError
 from hasten.inputs.data import labels_by_output
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.ragged import SHAPES, RaggedArray, checked_shapes
@@ -210,7 +210,7 @@ def _match(path: Path, stored: list[str], names: Sequence[str] | None) -> dict[s
     if set(names) != set(stored):
         raise InputError(
             f"the model takes the inputs {', '.join(names)}; {path} has the arrays "
-            f"{visible(', '.join(stored)) or 'none'} beside labels and groups"
+            f"{', '.join(stored) or 'none'} beside labels and groups"
         )
     return {name: name for name in names}
 
@@ -218,8 +218,18 @@ def _match(path: Path, stored: list[str], names: Sequence[str] | None) -> dict[s
 def _members(
     archive: zipfile.ZipFile, names: Sequence[str]
 ) -> tuple[dict[str, zipfile.ZipInfo], dict[str, zipfile.ZipInfo]]:
-    """Return the arrays of an archive by name, and apart from them labels by the output's name."""
+    """Return the arrays of an archive by name, and apart from them labels by the output's name.
+
+    Raises:
+        InputError: a name has characters that a terminal can't show.
+    """
     members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+    for name in members:
+        if not name.isprintable():
+            raise InputError(
+                f"{archive.filename}: the name {name!r:.100} of an array has characters that can't be "
+                "shown; give it another"
+            )
     by_output = {}
     for name in [*members]:
         output = labels_by_output.named_output(name)
