@@ -272,11 +272,8 @@ def changed_json(data: bytes, rng: random.Random) -> bytes:
     """Change the JSON of a body, before the tensors that may come behind it; lengths mostly fit."""
     lines, body = parts(data)
     stated = [line for line in lines if line.lower().startswith(b"inference-header-content-length")]
-    length = (
-        int(stated[0].split(b":")[1])
-        if stated and stated[0].split(b":")[1].strip().isdigit()
-        else len(body)
-    )
+    said = stated[0].split(b":")[-1].strip() if stated else b""
+    length = int(said) if said.isdigit() and len(said) < 9 else len(body)
     head, rest = body[:length], body[length:]
     try:
         head = json.dumps(changed_record(json.loads(head), rng, _WORDS)).encode()

@@ -24,7 +24,7 @@ from hasten.errors import HastenError
 from hasten.inputs.models.onnx import load
 from hasten.testing import models
 
-_MOST_ELEMENTS = 1 << 20
+_MOST_ELEMENTS, _MOST_AXES = 1 << 20, 32
 _WORDS = ("float32", "int64", "uint8", "exp", "maximum", "sum", "copy", "x", "t0", "t1")
 
 
@@ -52,7 +52,7 @@ def settled(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
     samples = {}
     for spec in model.inputs:
         shape = [size if isinstance(size, int) and size > 0 else 1 for size in spec.shape[1:]]
-        if np.prod(shape, dtype=float) > _MOST_ELEMENTS:
+        if len(shape) > _MOST_AXES or np.prod(shape, dtype=float) > _MOST_ELEMENTS:
             return (), ()
         samples[spec.name] = np.zeros(shape, spec.dtype)
     found = model.settled_by(samples)
