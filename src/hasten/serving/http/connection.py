@@ -57,6 +57,8 @@ _QUIET_CHECKS = 5
 """Checks without a request, or without progress of its body, after which a client gives way."""
 _HEAD_CHECKS = 2
 """Checks without the whole head of a request, or of the first one, after which a client gives way."""
+_AT_ONCE = 16
+"""Most requests of a client that are answered before others are heard, where it sends many together."""
 _MOST_ROUTES = 4096
 _LONGEST_ROUTE = 1024
 _LONGEST_NUMBER = 20
@@ -180,6 +182,8 @@ class Connection(asyncio.BufferedProtocol):
         self._in_body = False
         self._keep_alive = True
         self._busy = False
+        self._at_once = 0
+        """Requests that were received whole since the loop last heard others."""
         self._ticket: Ticket | RawTicket | StepTicket | None = None
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
@@ -261,6 +265,7 @@ class Connection(asyncio.BufferedProtocol):
             clients.heard(self._number, self.clock_ns())
         if self._hung_up or self._refusal is not None:
             return
+        self._at_once = 0
         if self._in_body and self._body is not None:
             self._filled += count
             try:
@@ -462,6 +467,10 @@ class Connection(asyncio.BufferedProtocol):
             body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self._body, self._pieces = None, []
         waits = self._busy or self._stuck_ns is not None or self._backlog
+        self._at_once += 1
+        if not waits and self._at_once > _AT_ONCE:
+            self._next_soon()
+            waits = True
         if not waits and type(body) is bytes and self._answered_row(body):
             return
         reserved, self._reserved = self._reserved, 0
