@@ -9,7 +9,7 @@ DEVICE := -m pytest -o timeout=900 -o faulthandler_timeout=960
 
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-digits test test-all suite suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu test-tpu test-lowest check chaos clean
+.PHONY: demo demo-digits test test-all suite suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu test-tpu test-lowest check chaos fuzz clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hasten demo photos
@@ -38,6 +38,10 @@ check: $(VENV)/.test
 # A server under load while much goes wrong at once: make chaos SECONDS=60 SEED=1.
 chaos: $(VENV)/.test
 	$(BIN)/python benchmarks/chaos.py --seconds $(or $(SECONDS),600) --seed $(or $(SEED),0)
+
+# Attacks each surface for a while: make fuzz SECONDS=600 ONLY=http SEED=3. Inputs that do harm are kept in findings/.
+fuzz: $(VENV)/.test
+	$(BIN)/python -m fuzz --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0) $(addprefix --only ,$(ONLY))
 
 # Environments of their own: Keras brings tensorflow, a TPU's compiler the very newest torch; Ray's wheel
 # brings the proxy that stands in front. Files are packages of which only the files are needed. Most of the
@@ -114,4 +118,4 @@ $(VENV)/.test: pyproject.toml demo-packages.txt tests/packages.txt | $(VENV)/bin
 	touch $(VENV)/.demo $@
 
 clean:
-	rm -rf $(VENV) .venv-fpga .venv-keras .venv-lowest .venv-ray .venv-triton .venv-edge .venv-gpu .venv-tpu build dist *.hasten *.hasten.work *.hasten.training
+	rm -rf $(VENV) .venv-fpga .venv-keras .venv-lowest .venv-ray .venv-triton .venv-edge .venv-gpu .venv-tpu build dist findings *.hasten *.hasten.work *.hasten.training

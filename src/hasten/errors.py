@@ -40,6 +40,13 @@ class LabelsWanted(HastenError):  # noqa: N818
         self.folder, self.left = folder, left
 
 
+def visible(text: str) -> str:
+    """Return a text of others' in one line, with its line breaks and control characters written out."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+
+
 def told(error: BaseException) -> str:
     """Return what another's code raised, in one line: its type, what it says, and where."""
     lines = str(error).strip().splitlines()

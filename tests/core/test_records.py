@@ -4,7 +4,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
@@ -128,6 +128,26 @@ def test_a_trusted_path_must_lead_to_one_of_the_family() -> None:
     with pytest.raises(IntegrityError) as caught:
         from_record(Engine, {"type": "os:system"}, trusted=True)
     assert str(caught.value) == "os:system is not a Engine"
+
+
+def test_a_setting_that_there_isnt_is_told_in_one_line() -> None:
+    with pytest.raises(IntegrityError) as caught:
+        from_record(Engine, {"type": "null", "a\0": 1})
+    assert str(caught.value) == r"null has no setting a\x00"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    word: Literal["one", "another"]
+
+
+def test_a_text_that_is_half_a_character_is_refused() -> None:
+    with pytest.raises(IntegrityError) as caught:
+        from_record(Chosen, {"word": "\ud800"})
+    assert str(caught.value) == (
+        "a Chosen record can't be read: 'utf-8' codec can't encode character '\\ud800' in position 0: "
+        "surrogates not allowed"
+    )
 
 
 def test_a_record_with_a_missing_field_is_refused() -> None:

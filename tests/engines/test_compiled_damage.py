@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import json
 import os
 import random
 import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from fuzz.mutation import changed_leaves
 from tests.engines.test_compiled_bytes import Made
 from tests.support.plans import planned
 
@@ -39,7 +38,8 @@ from hasten.engines.compiled.operators.maps import Map
 from hasten.engines.compiled.operators.programs import Step
 from hasten.engines.compiled.plan import Access, Operation, Plan, Tensor
 from hasten.engines.compiled.source import Source, write
-from hasten.errors import HastenError, IntegrityError
+from hasten.errors import CandidateError, HastenError, IntegrityError
+from hasten.testing import models
 
 _TEXT = """
     <ir_version: 10, opset_import: ["": 17]>
@@ -62,27 +62,6 @@ _TEXT = """
         mean = ReduceMean <axes = [2]> (m)
         picked = Transpose <perm = [0, 2, 1]> (d)
     }"""
-_NUMBERS = (
-    -1,
-    0,
-    1,
-    2,
-    3,
-    5,
-    7,
-    64,
-    128,
-    255,
-    256,
-    1000,
-    2**16,
-    2**16 + 1,
-    2**20,
-    2**31,
-    2**40,
-    2**63 - 1,
-    -(2**40),
-)
 
 
 @pytest.fixture(scope="module")
@@ -164,53 +143,17 @@ def sound_bytes() -> tuple[Plan, bytes]:
     return planned(made.operations, made.constants, made.given, made.made, by_row=True)
 
 
-def places(record: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the way to each number, text and truth of a record."""
-    if isinstance(record, dict):
-        for key, one in record.items():
-            yield from places(one, (*at, key))
-    elif isinstance(record, list | tuple):
-        for number, one in enumerate(record):
-            yield from places(one, (*at, number))
-    else:
-        yield at
-
-
-def damaged(record: Any, pick: random.Random) -> Any:
-    """Return a record with one or two of its parts changed."""
-    made = copy.deepcopy(record)
-    ways = list(places(record))
-    names = list(record["tensors"])
-    for _ in range(pick.choice([1, 1, 2])):
-        way = pick.choice(ways)
-        holder = made
-        for step in way[:-1]:
-            holder = holder[step]
-        old = holder[way[-1]]
-        if isinstance(old, bool):
-            new: Any = not old
-        elif isinstance(old, int):
-            new = pick.choice([*_NUMBERS, old + 1, old - 1, old * 2, old // 2, -old])
-        elif isinstance(old, float):
-            new = pick.choice([1e300, 3e38, 1e-45, 5e-324, 0.0, -1.0, float("nan"), float("inf")])
-        elif isinstance(old, str):
-            new = pick.choice([*names, "float32", "int64", "uint8", "", "exp", "maximum", "sum"])
-        else:
-            new = pick.choice([0, "t0", None])
-        holder[way[-1]] = new
-    return made
-
-
 def survivors(sound: tuple[Plan, bytes], seeds: range) -> list[Source]:
     """Return C of those damaged plans that are taken, and that differ."""
     plan, weights = sound
     record = json.loads(json.dumps(to_record(plan)))
+    words = [*record["tensors"], "float32", "int64", "uint8", "exp", "maximum", "sum"]
     target = Target.host()
     known = {write(plan, weights, target).text}
     found = []
     for seed in seeds:
         try:
-            made: Plan = from_record(Plan, damaged(record, random.Random(seed)))
+            made: Plan = from_record(Plan, changed_leaves(record, random.Random(seed), words))
             made.check(len(weights))
             written = write(made, weights, target)
         except HastenError:
@@ -296,6 +239,69 @@ def test_an_input_or_output_that_comes_twice_is_refused(inputs: str, outputs: st
     Plan(tensors, (copy,), ("x",), ("y",), ((1,),), True).check(0)
     with pytest.raises(IntegrityError, match="different tensors"):
         Plan(tensors, (copy,), tuple(inputs), tuple(outputs), shapes, True).check(0)
+
+
+@pytest.mark.parametrize(
+    "change", [{"dims": [7]}, {"dims": [1] * 200}, {"data_type": 0}, {"data_type": 128}]
+)
+def test_a_constant_that_isnt_as_large_as_it_says_fails_this_candidate_only(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    path = models.linear_classifier(tmp_path)
+    model = onnx.load(path)
+    tensor = model.graph.initializer[0]
+    for name in change:
+        tensor.ClearField(name)
+    tensor.MergeFrom(onnx.TensorProto(**change))
+    onnx.save(model, path)
+    request = (TensorSpec("x", "float32", (1, 16)),)
+    with pytest.raises(CandidateError, match=f"the constant '{tensor.name}' can't be read: "):
+        lower(path, request, (TensorSpec("logits", "float32", (1, 4)),))
+
+
+@pytest.mark.parametrize(
+    ("operator", "change", "said"),
+    [
+        (
+            "a\nb",
+            {},
+            r"the compiled engine doesn't take a\nb (node that gives 'y'): it isn't covered",
+        ),
+        ("Gone", {"output": []}, "Gone (node that gives ''): it isn't covered"),
+        (
+            "a" * 9000,
+            {"output": ["y" * 9000]},
+            f"{'a' * 80} (node that gives '{'y' * 79}): it isn't covered",
+        ),
+        (
+            "If",
+            {"input": ["w"]},
+            "If (node that gives 'y'): its shapes or attributes (KeyError: 'then_branch')",
+        ),
+        (
+            "Relu",
+            {"attribute": [onnx.AttributeProto(name="a", ref_attr_name="q")]},
+            "the attribute 'a' of Relu can't be read: Cannot get value of reference attribute",
+        ),
+    ],
+)
+def test_a_node_that_isnt_sound_is_told_in_one_short_line(
+    tmp_path: Path, operator: str, change: dict[str, Any], said: str
+) -> None:
+    path = models.write(
+        tmp_path / "m.onnx", "m (float[1, 4] x) => (float[1, 4] y) { y = Relu(x) }", {}
+    )
+    model = onnx.load(path)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "w"))
+    node = model.graph.node[0]
+    for name in change:
+        node.ClearField(name)
+    node.MergeFrom(onnx.NodeProto(op_type=operator, **change))
+    onnx.save(model, path)
+    spec = TensorSpec("x", "float32", (1, 4))
+    with pytest.raises(CandidateError) as caught:
+        lower(path, (spec,), (replace(spec, name="y"),))
+    assert said in str(caught.value)
 
 
 def test_a_truth_that_is_neither_true_nor_false_is_refused() -> None:

@@ -845,6 +845,42 @@ def test_head_is_get_without_a_body(server: ServerThread) -> None:
     assert head.endswith(b"\r\n\r\n")
 
 
+def test_a_head_that_is_refused_gets_no_body_either(server: ServerThread) -> None:
+    with Client(server) as client:
+        client.send(b"HEAD /v2 HTTP/1.1\r\nHost: here\r\nHost: there\r\n\r\n")
+        got = b"".join(iter(lambda: client.socket.recv(4096), b""))
+    assert got.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert got.endswith(b"\r\n\r\n")
+
+
+def test_a_client_that_sends_many_requests_at_once_lets_others_in_between(
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[int] = []
+    turn, send = 0, Connection.send
+
+    def next_turn() -> None:
+        nonlocal turn
+        turn += 1
+        if turn < 2**40:
+            asyncio.get_running_loop().call_soon(next_turn)
+
+    def seen(*given: Any) -> None:
+        turns.append(turn)
+        send(*given)
+
+    monkeypatch.setattr(Connection, "send", seen)
+    server.call(next_turn)
+    try:
+        with Client(server) as client:
+            client.send(request("/v2/models/solid/config", method="GET") * 200)
+            answers = [client.answer() for _ in range(200)]
+    finally:
+        turn = 2**40
+    assert [status for status, _, _ in answers] == [200] * 200
+    assert max(turns.count(each) for each in turns) <= connection._AT_ONCE
+
+
 def test_http_1_0_is_answered_and_closed(server: ServerThread) -> None:
     with Client(server) as client:
         client.send(b"GET /v2/health/live HTTP/1.0\r\n\r\n")

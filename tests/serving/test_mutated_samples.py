@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fuzz.mutation import changed_bytes
 from PIL import Image
 from tests.support.models import COLOUR, COLOURS
 from tests.support.servers import ServerThread, bundle_of, place_of
@@ -33,26 +34,6 @@ def picture(colour: int, form: str) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, form)
     return file.getvalue()
-
-
-def mutated(whole: bytes, draw: random.Random) -> bytes:
-    """Change some bytes of a picture, cut it, or put a part of it elsewhere."""
-    data = bytearray(whole)
-    for _ in range(draw.choice((1, 1, 2, 8))):
-        place = draw.randrange(len(data)) if data else 0
-        kind = draw.randrange(5)
-        if kind == 0 and data:
-            data[place] = draw.choice((0, 1, 0x7F, 0x80, 0xFF, draw.randrange(256)))
-        elif kind == 1:
-            del data[place:]
-        elif kind == 2:
-            data[place:place] = draw.randbytes(draw.choice((1, 2, 64)))
-        elif kind == 3:
-            del data[place : place + draw.randrange(1, 32)]
-        else:
-            other = draw.randrange(len(data) + 1)
-            data[place:place] = data[other : other + 48]
-    return bytes(data)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +64,7 @@ def test_whatever_comes_is_answered_or_refused_in_one_line_and_right_ones_rightl
         for _ in range(count // CLIENTS):
             colour, form = draw.randrange(3), draw.choice(FORMS)
             whole = picture(colour, form)
-            status, answer = asked(connection, mutated(whole, draw))
+            status, answer = asked(connection, changed_bytes(whole, draw))
             statuses[status] = statuses.get(status, 0) + 1
             if status == 200:
                 (best,) = answer["decision"]

@@ -25,7 +25,7 @@ import msgspec
 
 from hasten.core.objects import import_path, load_object
 from hasten.core.registry import Registry
-from hasten.errors import InputError, IntegrityError
+from hasten.errors import InputError, IntegrityError, visible
 
 T = TypeVar("T")
 _PLAIN = frozenset((int, float, str, bool, type(None)))
@@ -121,7 +121,7 @@ def from_record(cls: type[T], record: Any, *, trusted: bool = False) -> T:
             return decode(cls, record)  # type: ignore[no-any-return]
         # JSON keys are always text, so str_keys reads the integers of a dict[int, ...] from text.
         return msgspec.convert(record, cls, strict=True, str_keys=True, dec_hook=decode)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # the latter: lone surrogates
         raise IntegrityError(f"a {cls.__name__} record can't be read: {error}") from error
 
 
@@ -141,7 +141,7 @@ def _decode_value(kind: type[Value], obj: Any, *, trusted: bool) -> Any:
     fields = {key: item for key, item in obj.items() if key != "type"}
     unknown = fields.keys() - {f.name for f in dataclasses.fields(cls)}
     if unknown:
-        raise IntegrityError(f"{name} has no setting {', '.join(sorted(unknown))}")
+        raise IntegrityError(f"{name} has no setting {visible(', '.join(sorted(unknown)))}")
     return from_record(cls, fields, trusted=trusted)
 
 

@@ -89,6 +89,16 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
     assert refused(path) == damaged(path)
 
 
+def test_a_name_that_a_terminal_cant_show_is_refused(tmp_path: Path) -> None:
+    path = archive(tmp_path / "d.npz", {"\x1b[2Ja\nb": npy(X)})
+    for names in (["x"], None):  # as the model names its inputs, or as the archive does
+        with pytest.raises(InputError) as error:
+            open_npz(path, names)
+        assert str(error.value) == (
+            f"{path}: the name '\\x1b[2Ja\\nb' of an array has characters that can't be shown; give it another"
+        )
+
+
 @pytest.mark.parametrize(
     ("role", "shape", "dtype", "size", "limit"),
     [

@@ -283,3 +283,18 @@ def test_inputs_of_unknown_rank_or_type_are_refused(tmp_path: Path) -> None:
     proto.graph.input[0].type.tensor_type.elem_type = 0
     onnx.save(proto, path)
     assert refused(path) == f"{path}: input 'x' has no element type; save the model with it"
+
+
+@pytest.mark.parametrize(
+    "name", ["given", "made", "weights", "biases", "node_1", "Gemm", "alpha", "batch"]
+)
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path, name: str) -> None:
+    """The protobuf library gives such names as bytes, wherever they are."""
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+        net (float[batch, 2] given) => (float[batch, 1] made)
+        <float[2, 1] weights = {1, 2}, float[1] biases = {3}>
+        { [node_1] made = Gemm <alpha = 1.0> (given, weights, biases) }"""
+    path = saved(text, tmp_path / "m.onnx")
+    damaged = b"\xff" * len(name)
+    path.write_bytes(path.read_bytes().replace(name.encode(), damaged))
+    assert refused(path) == f"{path} is damaged: the name {damaged!r} in it is no text"

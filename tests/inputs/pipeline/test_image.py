@@ -3,6 +3,7 @@ import json
 import re
 import struct
 import tracemalloc
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -356,3 +357,15 @@ def test_fewer_than_no_pixels_are_refused() -> None:
     with pytest.raises(InputError) as error:
         Decode(least=-1)
     assert str(error.value) == "decode.least=-1: give a number of pixels, or 0"
+
+
+def test_a_picture_for_which_there_is_no_memory_is_refused_as_any_that_cant_be_read() -> None:
+    """Pillow raises MemoryError where a line of a picture is too long for it, as it does without memory."""
+    file = io.BytesIO()
+    Image.new("RGBA", (4, 1)).save(file, "PNG")
+    data = file.getvalue()
+    head = struct.pack(">II", 2**26, 1) + data[24:29]
+    wide = data[:16] + head + struct.pack(">I", zlib.crc32(b"IHDR" + head)) + data[33:]
+    with pytest.raises(InputError) as caught:
+        Decode()(wide)
+    assert str(caught.value) == "the image can't be read as an image: MemoryError"

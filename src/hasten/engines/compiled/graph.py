@@ -22,7 +22,8 @@ from hasten.engines.compiled.plan import (
     contiguous,
     product,
 )
-from hasten.errors import CandidateError
+from hasten.engines.failures import failed
+from hasten.errors import CandidateError, visible
 
 if TYPE_CHECKING:
     import onnx
@@ -80,10 +81,12 @@ class Node:
 
     def refuse(self, why: str) -> NoReturn:
         """Leave the model to other engines."""
-        named = repr(self.proto.name) if self.proto.name else f"that gives {self.proto.output[0]!r}"
-        raise CandidateError(
-            f"the compiled engine doesn't take {self.proto.op_type} (node {named}): {why}"
+        proto = self.proto
+        named = (
+            f"{proto.name!r:.80}" if proto.name else f"that gives {''.join(proto.output[:1])!r:.80}"
         )
+        operator = visible(proto.op_type[:80])
+        raise CandidateError(f"the compiled engine doesn't take {operator} (node {named}): {why}")
 
     def has(self, place: int) -> bool:
         """Whether an input, which may be left out, is there."""
@@ -486,9 +489,16 @@ def scalar(value: Value) -> str | None:
 
 
 def as_array(tensor: Any) -> Array:
-    """Return a constant of an ONNX file as a read-only array."""
+    """Return a constant of an ONNX file as a read-only array.
+
+    Raises:
+        CandidateError: the file is damaged there.
+    """
     import onnx
 
-    array = np.asarray(onnx.numpy_helper.to_array(tensor), order="C")
+    try:
+        array = np.asarray(onnx.numpy_helper.to_array(tensor), order="C")
+    except (KeyError, TypeError, ValueError) as error:
+        raise failed(f"the constant {tensor.name!r:.100} can't be read", error) from error
     array.flags.writeable = False
     return array

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ from hasten.engines.compiled.nodes.int8.qoperators import spelled
 from hasten.engines.compiled.plan import MOST_BYTES, Plan, Tensor
 from hasten.engines.failures import failed
 from hasten.engines.layers import node_name
-from hasten.errors import CandidateError
+from hasten.errors import CandidateError, visible
 
 if TYPE_CHECKING:
     import onnx
@@ -122,13 +123,14 @@ def _lower_all(graph: Graph, proto: onnx.GraphProto, opsets: Mapping[str, int]) 
             graph.values[tensor.name] = Value("", str(array.dtype), array.shape, None, array)
     for one in proto.node:
         node = Node(graph, one, _attributes(one), opsets.get(one.domain, 0))
-        if one.op_type == "If" and one.domain in ("", "ai.onnx"):
-            branch = _branch(node)
-            _lower_all(graph, branch, opsets)
-            for place, output in enumerate(branch.output):
-                node.give(graph.values[output.name], place)
-        else:
-            _lower(node)
+        with _refusing(node):
+            if one.op_type == "If" and one.domain in ("", "ai.onnx"):
+                branch = _branch(node)
+                _lower_all(graph, branch, opsets)
+                for place, output in enumerate(branch.output):
+                    node.give(graph.values[output.name], place)
+            else:
+                _lower(node)
 
 
 def _branch(node: Node) -> onnx.GraphProto:
@@ -160,7 +162,11 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
     found: dict[str, Any] = {}
     for attribute in node.attribute:
-        value = onnx.helper.get_attribute_value(attribute)
+        try:
+            value = onnx.helper.get_attribute_value(attribute)
+        except ValueError as error:
+            what = f"the attribute {attribute.name!r:.80} of {visible(node.op_type[:80])}"
+            raise failed(f"{what} can't be read", error) from error
         if isinstance(value, bytes):
             value = value.decode(errors="replace")
         elif isinstance(value, onnx.TensorProto):
@@ -169,16 +175,17 @@ def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return found
 
 
-def _lower(node: Node) -> None:
+@contextmanager
+def _refusing(node: Node) -> Iterator[None]:
+    """Refuse a node whose shapes or attributes aren't what its operator takes."""
     try:
-        _lower_known_or_not(node)
-    except CandidateError:
-        raise
+        yield
     except (ArithmeticError, IndexError, KeyError, TypeError, ValueError) as error:
-        node.refuse(f"its shapes or attributes ({type(error).__name__}: {str(error)[:80]})")
+        said = visible(str(error))
+        node.refuse(f"its shapes or attributes ({type(error).__name__}: {said[:80]})")
 
 
-def _lower_known_or_not(node: Node) -> None:
+def _lower(node: Node) -> None:
     proto = node.proto
     node.graph.source = node_name(proto)
     if proto.op_type == "Constant" and _constant(node):

@@ -218,8 +218,18 @@ def _match(path: Path, stored: list[str], names: Sequence[str] | None) -> dict[s
 def _members(
     archive: zipfile.ZipFile, names: Sequence[str]
 ) -> tuple[dict[str, zipfile.ZipInfo], dict[str, zipfile.ZipInfo]]:
-    """Return the arrays of an archive by name, and apart from them labels by the output's name."""
+    """Return the arrays of an archive by name, and apart from them labels by the output's name.
+
+    Raises:
+        InputError: a name has characters that a terminal can't show.
+    """
     members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+    for name in members:
+        if not name.isprintable():
+            raise InputError(
+                f"{archive.filename}: the name {name!r:.100} of an array has characters that can't be "
+                "shown; give it another"
+            )
     by_output = {}
     for name in [*members]:
         output = labels_by_output.named_output(name)

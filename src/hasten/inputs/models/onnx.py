@@ -92,7 +92,24 @@ def read(path: Path) -> onnx.ModelProto:
         raise InputError(f"{path} is not an ONNX file, or it is cut short") from error
     if not proto.ir_version or not proto.HasField("graph") or not proto.opset_import:
         raise InputError(f"{path} is not an ONNX file, or it is cut short")
+    for name in _names(proto.graph):
+        if not isinstance(name, str):
+            raise InputError(f"{path} is damaged: the name {name!r:.100} in it is no text")
     return proto
+
+
+def _names(graph: onnx.GraphProto) -> Iterator[str | bytes]:
+    """Yield the names in a graph and in its subgraphs; the protobuf library gives those that aren't UTF-8 as bytes."""
+    for value in (*graph.input, *graph.output):
+        yield value.name
+        yield from (dim.dim_param for dim in value.type.tensor_type.shape.dim)
+    yield from (tensor.name for tensor in graph.initializer)
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        for attribute in node.attribute:
+            yield attribute.name
+            for inner in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
+                yield from _names(inner)
 
 
 def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.TensorProto]:

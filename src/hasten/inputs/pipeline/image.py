@@ -51,10 +51,10 @@ _ENDS = {
 """Whether the upright image begins, down and across, where the stored one ends."""
 _UNREADABLE = (
     *(OSError, SyntaxError, ValueError, TypeError, ArithmeticError, LookupError, EOFError),
-    *(AttributeError, NotImplementedError, struct.error, zlib.error, UserWarning),
+    *(AttributeError, NotImplementedError, struct.error, zlib.error, UserWarning, MemoryError),
 )
-"""Exceptions that Pillow raises on images that are cut short or damaged; where warnings are errors, its
-warnings too."""
+"""Exceptions that Pillow raises on images that are cut short, damaged, or too wide for it; where warnings are
+errors, its warnings too."""
 
 
 def check_size(name: str, size: int | tuple[int, int]) -> None:
@@ -88,13 +88,18 @@ def _open(value: bytes | Path, max_pixels: int) -> Image.Image:
     except UnidentifiedImageError as error:
         raise InputError(f"{_name(value)} can't be read as an image") from error
     except _UNREADABLE as error:
-        raise InputError(f"{_name(value)} can't be read as an image: {error}") from error
+        raise _unreadable(value, error) from error
     if image.width * image.height > max_pixels:
         image.close()
         raise InputError(
             f"{_name(value)} has {image.width} x {image.height} pixels, more than {max_pixels}"
         )
     return image
+
+
+def _unreadable(value: bytes | Path, error: BaseException) -> InputError:
+    said = str(error) or type(error).__name__
+    return InputError(f"{_name(value)} can't be read as an image: {said}")
 
 
 def _name(value: bytes | Path) -> str:
@@ -167,7 +172,7 @@ class Decode(Step):
                         height, width = pixels.shape[:2]  # Pillow turns TIFF files itself.
                 turn = _turn(image) if self.orient else None
             except _UNREADABLE as error:
-                raise InputError(f"{_name(value)} can't be read as an image: {error}") from error
+                raise _unreadable(value, error) from error
         if turn is None:
             return pixels, Origin(height, width, (float(factor), float(factor)))
         turned, ends = _TURNS[turn](pixels), _ENDS[turn]

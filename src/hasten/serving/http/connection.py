@@ -60,6 +60,8 @@ _QUIET_CHECKS = 5
 """Checks without a request, or without progress of its body, after which a client gives way."""
 _HEAD_CHECKS = 2
 """Checks without the whole head of a request, or of the first one, after which a client gives way."""
+_AT_ONCE = 16
+"""Most requests of a client that are answered before others are heard, where it sends many together."""
 _LONGEST_NUMBER = 20
 _PROBES = (b"/v2/health/live", b"/v2/health/ready")
 """Paths that tell anyone whether the server is up: load balancers ask for them by names of their own."""
@@ -127,6 +129,8 @@ class Connection(asyncio.BufferedProtocol):
         self._in_body = False
         self._keep_alive = True
         self._busy = False
+        self._at_once = 0
+        """Requests that were received whole since the loop last heard others."""
         self._ticket: Ticket | RawTicket | StepTicket | None = None
         self._exchange: Exchange | None = None
         self._task: asyncio.Task[None] | None = None
@@ -217,6 +221,7 @@ class Connection(asyncio.BufferedProtocol):
             clients.heard(self._number, self.clock_ns())
         if self._hung_up or self._refusal is not None:
             return
+        self._at_once = 0
         if self._in_body and self._body is not None:
             self._filled += count
             try:
@@ -439,6 +444,10 @@ class Connection(asyncio.BufferedProtocol):
             body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self._body, self._pieces = None, []
         waits = self._busy or self._stuck_ns is not None or self._backlog
+        self._at_once += 1
+        if not waits and self._at_once > _AT_ONCE:
+            self._next_soon()
+            waits = True
         if not waits and type(body) is bytes and self._answered_row(body):
             return
         reserved, self._reserved = self._reserved, 0
@@ -681,7 +690,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._slot is not None:
             self._slot.sending()
         head, pieces = head_of(failure_response(failure), keep_alive=False)
-        self._transport.writelines((head, *pieces))
+        bare = self._parser.get_method() == b"HEAD"
+        self._transport.writelines((head,) if bare else (head, *pieces))
         self._hung_up = True
         if self._transport.can_write_eof():
             self._transport.write_eof()

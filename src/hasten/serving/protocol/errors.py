@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from hasten.errors import HastenError
+from hasten.errors import HastenError, visible
 
 
 class Kind(enum.Enum):
@@ -36,7 +36,7 @@ class Kind(enum.Enum):
 
 
 class ProtocolError(HastenError):
-    """Error that a request gets as its answer.
+    """Error that a request gets as its answer, in one line whatever names the request has.
 
     Attributes:
         kind: Kind of the error.
@@ -44,7 +44,7 @@ class ProtocolError(HastenError):
     """
 
     def __init__(self, kind: Kind, message: str, retry_s: float | None = None) -> None:
-        super().__init__(message)
+        super().__init__(visible(message))
         self.kind = kind
         self.retry_s = retry_s
 

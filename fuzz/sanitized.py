@@ -1,13 +1,12 @@
-"""Feed damaged streams to the decoders of packed bundles.
+"""Feed damaged streams to the decoders in C of packed bundles.
 
-    python benchmarks/fuzz_codecs.py [--runs 1000000] [--seed 1]                # the C, with sanitizers
-    python benchmarks/fuzz_codecs.py --atheris [--runs 300000] [--seconds 300]  # all codecs, guided by coverage
+    python -m fuzz.sanitized [--runs 1000000] [--seed 1]
 
-The first compiles `native.c` by gcc or clang with the address and undefined-behaviour sanitizers, and gives
+It compiles `native.c` by gcc or clang with the address and undefined-behaviour sanitizers, and gives
 each of its decoders so many streams: those that the coders made, with bits flipped, bytes set, parts cut,
 doubled or put into each other, and random ones. Input and output lie in memory of exactly their size. A
 stream that a decoder reads or writes beyond, or that computes what C doesn't define, ends the run with a
-report. The second needs the package atheris; whatever but IntegrityError leaves `Codecs.decode` ends it.
+report.
 """
 
 from __future__ import annotations
@@ -17,27 +16,16 @@ import os
 import shutil
 import struct
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
-from types import FunctionType
 
 import numpy as np
 
-from hasten.bundle.packing.blocks import Codecs, Coder
 from hasten.bundle.packing.codecs import native, rans, sparse
-from hasten.bundle.packing.codecs.codebook import Codebook
 from hasten.bundle.packing.codecs.huffman import Huffman
-from hasten.bundle.packing.codecs.planes import Planes
-from hasten.bundle.packing.codecs.rans import Rans
-from hasten.bundle.packing.codecs.raw import Raw
-from hasten.bundle.packing.codecs.sparse import Sparse
 from hasten.bundle.packing.codecs.tables import counts_of
-from hasten.bundle.packing.codecs.zstandard import Zstandard
-from hasten.errors import IntegrityError
 from hasten.testing.codec_tests import chunks
 
-_PACKING = "hasten.bundle.packing"
 _HUFFMAN, _RANS, _SPREAD, _JOIN = range(4)
 _NAMES = ("huffman", "rans", "spread", "join")
 _DRIVER = r"""
@@ -182,90 +170,15 @@ def run_compiled(runs: int, seed: int) -> None:
         print(f"{name:8} {fine + refused:10,} streams, {fine:10,} decoded, {refused:10,} refused")
 
 
-def run_atheris(runs: int, seconds: int, seed: int) -> None:
-    """Let atheris look for bytes that `Codecs.decode` doesn't refuse as it should."""
-    import atheris
-
-    native.for_coding()
-    choice = (Raw(), Zstandard(), Huffman(), Rans(), Planes(), Codebook(), Sparse())
-    coder = Coder(choice)
-    counted = {"fine": 0, "refused": 0}
-    # The coders in C are instrumented by nothing, so some of the runs take those in Python.
-    for function in _functions():
-        atheris.instrument_func(function)
-    codecs = Codecs(coder.names)
-    compiled = native._making
-
-    def one(data: bytes) -> None:
-        if len(data) < 4:
-            return
-        width, n = 1 << (data[0] & 3), 1 + int.from_bytes(data[1:3], "little") % 700
-        n = -(-n // width) * width
-        whole = np.full(n + 128, 0xA5, np.uint8)
-        native._making = _Nothing() if data[0] & 28 == 4 else compiled  # type: ignore[assignment]
-        try:
-            codecs.decode(memoryview(data)[3:], whole[64 : 64 + n], width)
-            counted["fine"] += 1
-        except IntegrityError:
-            counted["refused"] += 1
-        if (whole[:64] != 0xA5).any() or (whole[-64:] != 0xA5).any():
-            raise AssertionError("it wrote beyond the chunk")
-        if sum(counted.values()) % 10_000 == 0:
-            print(f"{counted['fine']:,} decoded, {counted['refused']:,} refused", flush=True)
-
-    with tempfile.TemporaryDirectory() as folder:
-        for at, (_, data, width) in enumerate(chunks()):
-            if len(data) > 700:
-                continue
-            for number, codec in enumerate(choice):
-                if codec.widths and width not in codec.widths:
-                    continue
-                block = codec.encode(data, width, lambda part, size: coder.code(part, size, 2))
-                if block is not None:
-                    for flag in (0, 4):
-                        head = bytes([width.bit_length() - 1 | flag]) + struct.pack(
-                            "<H", len(data) - 1
-                        )
-                        name = f"{at}-{number}-{flag}"
-                        Path(folder, name).write_bytes(head + bytes([number]) + block)
-        words = [sys.argv[0], f"-runs={runs}", f"-max_total_time={seconds}", f"-seed={seed}"]
-        atheris.Setup([*words, "-max_len=4096", "-rss_limit_mb=2048", folder], one)
-        atheris.Fuzz()
-
-
-def _functions() -> list[FunctionType]:
-    """Return the functions and methods of hasten's packing."""
-    modules = [module for name, module in sys.modules.items() if name.startswith(_PACKING)]
-    own = [one for module in modules for one in vars(module).values()]
-    classes = [one for one in own if isinstance(one, type)]
-    both = [*own, *(one for cls in classes for one in vars(cls).values())]
-    found = {id(one): one for one in both if isinstance(one, FunctionType)}
-    return [one for one in found.values() if one.__module__.startswith(_PACKING)]
-
-
-class _Nothing:
-    """No compiled coders."""
-
-    made = None
-
-    def get(self, n: int | None) -> None:
-        return None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--runs", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--seconds", type=int, default=300)
-    parser.add_argument("--atheris", action="store_true")
     given = parser.parse_args()
     os.nice(10)
-    if given.atheris:
-        run_atheris(given.runs, given.seconds, given.seed)
-    else:
-        run_compiled(given.runs, given.seed)
+    run_compiled(given.runs, given.seed)
 
 
 if __name__ == "__main__":

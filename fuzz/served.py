@@ -1,0 +1,228 @@
+"""Check inputs against a real `hasten serve`, while another client asks it and its memory is watched."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from fuzz.isolated import Outcome, peak_kib, reset_peak
+from fuzz.other import MODEL, NUMBERS, Board
+from fuzz.surface import Finding, Surface, checked
+from tests.support.models import COLOUR, COLOURS
+from tests.support.servers import ServerProcess, bundle_of
+
+from hasten.core.tensors import Array
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.classes import TopK
+from hasten.inputs.pipeline.config import image_pipeline
+from hasten.testing import models
+
+MOST_WAIT_S = 0.05
+"""Longest that another client may wait because of one input."""
+MOST_KIB = 64 << 10
+"""Most memory that the server may take for one input."""
+REGIONS = "/hasten-fuzz-"
+"""Begin of the names of shared memory that clients may register; the object "a" is there."""
+_TOGETHER = 16
+"""Inputs between two looks at the other client and at the memory."""
+_AGAIN = 5
+_PATIENCE_S = 120.0
+_TINY = """tiny (float[batch, 4] x) => (float[batch, 4] y) { y = Relu(x) }"""
+
+
+def bundles(folder: Path) -> list[Path]:
+    """Write the bundles that are served: `tiny`, `two_inputs`, and `colour` with its pipeline."""
+    pipeline = Pipeline(image_pipeline(8).steps, (TopK(1, COLOURS, softmax=False),))
+    two = models.two_inputs(folder)
+    request: dict[str, Array] = {
+        "features": np.ones((1, 8), np.float32),
+        "ids": np.ones((1, 3), np.int64),
+    }
+    return [
+        bundle_of(folder, models.write(folder / f"{MODEL}.onnx", _TINY, {})),
+        bundle_of(folder, two, requests=[request]),
+        bundle_of(folder, models.write(folder / "colour.onnx", COLOUR, {}), pipeline=pipeline),
+    ]
+
+
+class Running:
+    """A server that runs, and the other client.
+
+    Args:
+        folder: Folder for the bundles and the other client's numbers.
+
+    Attributes:
+        server: The server's processes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._bundles = bundles(folder)
+        self._other: subprocess.Popen[bytes] | None = None
+        self._board: Board
+        self.server: ServerProcess
+        self._pid = 0
+        self._shared = Path("/dev/shm") / f"{REGIONS}a".lstrip("/")
+
+    def start(self) -> None:
+        """Start the server, and the other client; both anew where they run."""
+        self.stop()
+        self._shared.write_bytes(bytes(range(256)) * 16)
+        words = ("--grpc", "0", "--shared-memory", f"{REGIONS}.*", "--compiled", "off")
+        self.server = ServerProcess(*self._bundles, *words).__enter__()
+        self._pid = self.server.serving_pid()
+        file = self._folder / "waits"
+        file.write_bytes(bytes(NUMBERS.size))
+        self._board = Board(file)
+        command = [sys.executable, "-m", "fuzz.other", str(self.server.http_port), str(file)]
+        self._other = subprocess.Popen(command, cwd=Path(__file__).parents[1])
+        self.settle(64)
+
+    def stop(self) -> None:
+        """End both."""
+        if self._other is not None:
+            self._other.kill()
+            self._other.wait()
+            self._other = None
+            self.server.__exit__()
+            self._shared.unlink(missing_ok=True)
+
+    def settle(self, answers: int = 2) -> None:
+        """Wait until the other client has had so many answers more, and one that it asked for after this."""
+        goal, end_s = self._board.answers + answers, time.monotonic() + _PATIENCE_S
+        while self._board.answers < goal:
+            if time.monotonic() > end_s:
+                raise TimeoutError("the other client had no answer")
+            time.sleep(0.0005)
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[Effect]:
+        """Measure what inputs do to the other client and to the memory."""
+        effect = Effect()
+        wrong = self._board.wrong
+        self._board.longest_s(forget=True)
+        before_kib = reset_peak(self._pid)
+        yield effect
+        self.settle()
+        effect.wait_s = self._board.longest_s()
+        if self.died:
+            effect.died = f"the process that serves died:\n{self.server.errors[-3000:]}"
+        else:
+            effect.kib = max(0, peak_kib(self._pid) - before_kib)
+        if self._board.wrong > wrong:
+            effect.died = effect.died or "the other client got a wrong answer, or none"
+
+    @property
+    def died(self) -> bool:
+        """Whether the process that served at the start is gone."""
+        try:
+            return self.server.serving_pid() != self._pid
+        except (OSError, IndexError):
+            return True
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+class Effect:
+    """What inputs did to others.
+
+    Attributes:
+        wait_s: Longest wait of the other client, in seconds.
+        kib: Growth of the server's memory at its peak, in KiB.
+        died: Why the server is no longer sound; "" if it is.
+    """
+
+    def __init__(self) -> None:
+        self.wait_s, self.kib, self.died = 0.0, 0, ""
+
+
+class Served(Surface):
+    """A surface of a server.
+
+    Attributes:
+        running: The server; set before an input is checked.
+    """
+
+    served = True
+    running: Running
+
+
+def attack(surface: Served, inputs: Sequence[bytes]) -> Outcome:
+    """Check inputs; those beside which another client waited, or memory grew, are sent again alone."""
+    outcome, running = Outcome(), surface.running
+    for place in range(0, len(inputs), _TOGETHER):
+        batch = inputs[place : place + _TOGETHER]
+        with running.watched() as effect:
+            for data in batch:
+                _count(outcome, surface, data)
+        if effect.died or effect.wait_s > MOST_WAIT_S or effect.kib > MOST_KIB:
+            _attribute(outcome, surface, batch)
+            if effect.died and all(each.kind != "crash" for each in outcome.findings):
+                why = f"{effect.died}\none of the {len(batch)} inputs up to this one did it, and none alone"
+                outcome.findings.append(Finding(surface.name, batch[-1], "crash", why))
+        else:
+            _keep(outcome, effect.wait_s, effect.kib)
+    return outcome
+
+
+def _count(outcome: Outcome, surface: Served, data: bytes) -> None:
+    word, why = checked(surface, data)
+    outcome.counts[word] += 1
+    if why:
+        log = surface.running.server.errors[-2000:]
+        why = f"the server's log ends with:\n{log}\n{why}" if log else why
+        outcome.findings.append(Finding(surface.name, data, "fault", why))
+
+
+def _attribute(outcome: Outcome, surface: Served, batch: Sequence[bytes]) -> None:
+    """Send inputs again, each alone; what one does each time is a finding.
+
+    The machine is shared, so the shortest wait of several counts; so does the least memory, each time of a
+    fresh server, since a process keeps what it once took.
+    """
+    running = surface.running
+    if running.died:
+        running.start()
+    for data in batch:
+        wait_s, kib = _alone(surface, data, outcome)
+        for _ in range(_AGAIN - 1):
+            if wait_s <= MOST_WAIT_S:
+                break
+            wait_s = min(wait_s, _alone(surface, data, outcome)[0])
+        for _ in range(2):
+            if kib <= MOST_KIB:
+                break
+            running.start()
+            kib = min(kib, _alone(surface, data, outcome)[1])
+        _keep(outcome, wait_s, kib)
+        if wait_s > MOST_WAIT_S:
+            why = f"another client waited {1000 * wait_s:.0f} ms\nanother client waited"
+            outcome.findings.append(Finding(surface.name, data, "wait", why))
+        if kib > MOST_KIB:
+            why = f"the server took {kib >> 10} MiB more\nthe server took memory"
+            outcome.findings.append(Finding(surface.name, data, "memory", why))
+
+
+def _alone(surface: Served, data: bytes, outcome: Outcome) -> tuple[float, int]:
+    running = surface.running
+    with running.watched() as effect:
+        checked(surface, data)
+    if effect.died:
+        outcome.findings.append(Finding(surface.name, data, "crash", effect.died))
+        running.start()
+    return effect.wait_s, effect.kib
+
+
+def _keep(outcome: Outcome, wait_s: float, kib: int) -> None:
+    outcome.most_s, outcome.most_kib = max(outcome.most_s, wait_s), max(outcome.most_kib, kib)
