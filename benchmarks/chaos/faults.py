@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 from door import Door
 from known import Known
@@ -211,7 +212,10 @@ LOSING = ("kill the worker", "kill the supervisor", "kill the proxy", "little me
 """Faults in whose time a connection may break without an answer."""
 
 
-def faults(scene: Scene) -> dict[str, Callable[[random.Random, Event], None]]:
+Fault: TypeAlias = Callable[[random.Random, Event], None]
+
+
+def faults(scene: Scene) -> dict[str, Fault]:
     """Return the faults that can be done here, by their names for people."""
     found = {
         "kill the worker": scene.kill_worker,
@@ -232,7 +236,7 @@ class Storm:
     """Faults that are done one after another and overlap, until the time is up.
 
     Args:
-        scene: What they are done to.
+        done: Faults by their names.
         seconds: Time in which faults begin.
         gap_s: Mean time from the beginning of one to the next one's.
         seed: Seed of the order, the times and each fault's size.
@@ -241,9 +245,9 @@ class Storm:
         events: Faults that were done.
     """
 
-    def __init__(self, scene: Scene, seconds: float, gap_s: float, seed: int) -> None:
+    def __init__(self, done: Mapping[str, Fault], seconds: float, gap_s: float, seed: int) -> None:
         self.events: list[Event] = []
-        self._faults, self._seconds, self._gap_s = faults(scene), seconds, gap_s
+        self._faults, self._seconds, self._gap_s = done, seconds, gap_s
         self._rng = random.Random(seed)
         self._thread = threading.Thread(target=self._run, name="storm", daemon=True)
         self._strikes: dict[str, threading.Thread] = {}

@@ -66,7 +66,7 @@ def judge(traffics: Mapping[str, Traffic], events: Sequence[Event], seconds: flo
             traffic.due_ns, traffic.ended_ns, traffic.fates, strict=True
         ):
             beside = _beside(due_ns, ended_ns, events)
-            found = kind(fate)
+            found = kind(fate) if ended_ns - due_ns <= 1e9 * GRACE_S else "none"
             for name in beside or {CALM}:
                 verdict.counts.setdefault(name, Counter())[found] += 1
             if found == "right":
