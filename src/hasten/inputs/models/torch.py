@@ -21,7 +21,7 @@ from hasten.core import torch_programs
 from hasten.core.extras import missing_extra
 from hasten.core.model import Model
 from hasten.core.tensors import Array
-from hasten.errors import InputError
+from hasten.errors import InputError, visible
 from hasten.inputs.models import onnx
 from hasten.inputs.models.torch_inputs import (
     Sample,
@@ -507,4 +507,4 @@ def _reason(error: BaseException) -> str:
             f"({code.strip()}); torch.where chooses between two values without a branch"
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return visible(lines[0]) if lines else type(error).__name__
