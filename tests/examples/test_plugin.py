@@ -139,7 +139,8 @@ def test_its_engine_pass_and_metric_are_chosen_and_certified(
     assert found["doctor"] == "0.1.0"
     assert found["status"] == "certified"
     assert found["engine"] == {"type": "numpy"}
-    assert [step["type"] for step in found["passes"]] == ["low_rank"]
+    *_, made = [step["type"] for step in found["passes"]]  # fixed shapes may be faster, too
+    assert made == "low_rank"
     assert found["metric"] == {"type": "within", "distance": 1, "output": None}
 
 
