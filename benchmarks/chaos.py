@@ -48,13 +48,13 @@ class Chaos:
     """What came of a run.
 
     Attributes:
-        calm: What the load came to without faults.
-        faulty: What it came to beside them.
+        calm: Counts and latencies of the load without faults.
+        faulty: Counts and latencies of the load beside faults.
         events: Faults that were done.
         left_out: Faults that can't be done here, and why.
         capacity_per_s: Requests per second that the server could answer.
-        wrongs: What the server did wrong at the end.
-        log: Lines of its log, and of each fault.
+        wrongs: Sentences that say what the server did wrong once all faults were over.
+        log: Lines of the server's log, and one for each fault.
     """
 
     calm: Verdict

@@ -33,7 +33,7 @@ class Outcome:
 
     Attributes:
         counts: Number of inputs by what came of them, in a word.
-        findings: What none of them may do.
+        findings: Inputs that did what no input may do, with the reasons.
         most_s: Most seconds of a processor that an input took.
         most_kib: Most memory that an input took, in KiB.
     """

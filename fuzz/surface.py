@@ -83,7 +83,7 @@ class Finding:
         surface: Name of the surface.
         data: The input.
         kind: "fault", "crash", "hang", "time", "memory" or "wait".
-        why: What it did, in some lines.
+        why: Lines that say what the input did.
     """
 
     surface: str

@@ -36,8 +36,8 @@ class Event:
         name: Name of the fault.
         begin_ns: Time on the monotonic clock when it was done.
         end_ns: Time when it was undone, and the server was ready again.
-        said: What came of it, where that isn't always the same.
-        failed: What the server did wrong; "" where nothing.
+        said: Words for the outcome of a fault that has several; "" for others.
+        failed: Sentence that says what the server did wrong; "" if it did nothing wrong.
     """
 
     name: str

@@ -27,7 +27,7 @@ class Verdict:
         counts: Fault -> kind of answer -> number of requests; one beside several faults counts for each.
         latency_ns: Latency of each right answer of all ways.
         answered_per_s: Right answers per second.
-        wrongs: What the server did wrong: one line each, and how often.
+        wrongs: Sentences that say what the server did wrong, each with how often.
     """
 
     counts: dict[str, Counter[str]] = field(default_factory=dict)

@@ -2,8 +2,8 @@
 
 A register has up to 16 rows of 64 bytes: sums of 16 pixels times 16 channels, up to 64 bytes of each of 16
 pixels, or as many weights for 16 channels. Two registers of pixels and two of weights make four of sums, a
-unit. AMX only multiplies, so sums go through memory, and vectors make bytes of them as a tile does of its own:
-between the products of the pixels that come next, since products leave other instructions room.
+unit. AMX only multiplies, so sums go through memory, and vectors make bytes of them as a tile does of its own.
+That stands between the products of the pixels that come next; what it gains there was within the noise.
 """
 
 from __future__ import annotations
