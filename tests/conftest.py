@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import gc
+import logging
 import os
 import shutil
 import subprocess
@@ -78,6 +79,16 @@ def nothing_is_left_running() -> Iterator[None]:
     yield
     left = stranded.left(before)
     assert not left, f"left running, and killed now: {left}"
+
+
+@pytest.fixture(autouse=True)
+def _log_as_before() -> Iterator[None]:
+    """Undo what clients of a server in this process set of hasten's log."""
+    log = logging.getLogger("hasten")
+    level, propagate, handlers = log.level, log.propagate, log.handlers[:]
+    yield
+    log.setLevel(level)
+    log.propagate, log.handlers[:] = propagate, handlers
 
 
 @contextlib.contextmanager
