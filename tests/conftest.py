@@ -82,13 +82,15 @@ def nothing_is_left_running() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _log_as_before() -> Iterator[None]:
-    """Undo what clients of a server in this process set of hasten's log."""
+def _log_as_at_first() -> None:
+    """Begin with hasten's log as Python makes it: clients of an earlier test's server can change it.
+
+    Warnings are taken whatever level a library gave to the root of all logs.
+    """
     log = logging.getLogger("hasten")
-    level, propagate, handlers = log.level, log.propagate, log.handlers[:]
-    yield
-    log.setLevel(level)
-    log.propagate, log.handlers[:] = propagate, handlers
+    log.setLevel(logging.WARNING)
+    log.propagate, log.handlers[:] = True, []
+    logging.disable(logging.NOTSET)
 
 
 @contextlib.contextmanager
