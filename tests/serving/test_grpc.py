@@ -705,7 +705,8 @@ def test_a_deadline_is_the_earlier_of_the_requests_and_the_calls(
         request.parameters["timeout"].int64_param = timeout_us
     clock = iter((100, 200))
 
-    Inference(state, context, request.SerializeToString(), lambda: next(clock)).begin(print)
+    data = request.SerializeToString()
+    Inference(state, context, "", data, lambda: next(clock)).begin(print)
 
     query = model.query
     assert (query.timeout_ns, query.arrived_ns, query.parsed_ns) == (timeout_ns, 100, 200)

@@ -85,6 +85,8 @@ def test_numbers_are_what_was_written(
         ("7", "FP32", (1,)),
         ("[1e39]", "FP32", (1,)),
         ("[70000]", "FP16", (1,)),
+        ("[-70000]", "FP16", (1,)),
+        (str([1] * 99 + [-1e39]), "FP32", (100,)),
     ],
 )
 def test_anything_else_is_left_to_who_says_why(

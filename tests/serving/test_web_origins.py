@@ -122,6 +122,25 @@ def test_a_name_that_was_bound_to_this_machine_reads_and_changes_nothing(
     assert answered(server, "GET", "/v2/models/solid/ready")[0] == 200
 
 
+def test_a_connection_that_asked_rightly_is_checked_again(server: ServerThread) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=60)
+
+    def status(**headers: str) -> int:
+        connection.request(
+            "GET", "/v2/models/solid/ready", headers={"Host": "localhost", **headers}
+        )
+        answer = connection.getresponse()
+        answer.read()
+        if answer.will_close:
+            connection.close()
+        return answer.status
+
+    assert [status(), status(), status(Origin="http://foreign.example")] == [200, 200, 403]
+    assert [status(), status(), status(Host="rebound.example")] == [200, 200, 403]
+    assert [status(), status(**{"Sec-Fetch-Site": "cross-site"}), status()] == [200, 403, 200]
+    connection.close()
+
+
 @pytest.mark.parametrize(
     "host",
     [

@@ -83,6 +83,15 @@ class Shares:
             return False
         return own <= max(free, self._least) or not self._others(client)
 
+    def took(self, client: str, size: int) -> bool:
+        """Count what a client takes if it may; return whether it does."""
+        own = self._of.get(client, 0) + size
+        if own > self.total - self.taken and not self.may_take(client, size):
+            return False
+        self.taken += size
+        self._of[client] = own
+        return True
+
     def take(self, client: str, size: int) -> None:
         """Count what a client takes."""
         self.taken += size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 from hasten.serving.fairness import Shares
@@ -44,7 +45,7 @@ class Limits:
     drain_ns: int = 30_000_000_000
     fair: bool = True
 
-    @property
+    @cached_property
     def json_bytes(self) -> int:
         """Largest size of one inference's JSON; the tensors after it aren't counted."""
         return max(_JSON_BYTES, self.body_bytes // 4)

@@ -65,7 +65,7 @@ class Admission:
         """
         if len(self._calls) >= self._most:
             self._make_room(now_ns - self._patience_ns)
-        if not self._shares.may_take(call.client, 1):
+        if not self._shares.took(call.client, 1):
             said = f"overloaded: {self._most:,} calls are in progress; retry later"
             if len(self._calls) >= self._most:
                 self._take_back(call.client)
@@ -76,7 +76,6 @@ class Admission:
                 )
             raise ProtocolError(Kind.OVERLOADED, said, retry_s=1.0)
         self._calls.add(call)
-        self._shares.take(call.client, 1)
 
     def leave(self, call: Held) -> None:
         """Count a call no longer."""

@@ -38,6 +38,7 @@ class Inference:
     Args:
         state: State of the server.
         context: gRPC context of the call.
+        client: Client that the call is counted under.
         data: Bytes of the request's message.
         clock_ns: Monotonic clock, in nanoseconds.
 
@@ -62,12 +63,16 @@ class Inference:
     )
 
     def __init__(
-        self, state: ServerState, context: Any, data: bytes, clock_ns: Callable[[], int]
+        self,
+        state: ServerState,
+        context: Any,
+        client: str,
+        data: bytes,
+        clock_ns: Callable[[], int],
     ) -> None:
-        self._state, self._context, self._data = state, context, data
+        self._state, self._context, self._client, self._data = state, context, client, data
         self._clock_ns, self._arrived_ns = clock_ns, clock_ns()
         self._reserved = 0
-        self._client = client_of(state, context)
         self._model: ServedModel
         self._query: Query
         self._ticket: Ticket | RawTicket | StepTicket | None = None
@@ -102,9 +107,11 @@ class Inference:
             self._ticket = ticket
 
     def _reserve(self, size: int) -> None:
-        self._state.check_room(self._client, size)
+        state = self._state
+        if not state.bodies.took(self._client, size):
+            state.check_room(self._client, size)
+            state.bodies.take(self._client, size)
         self._reserved += size
-        self._state.bodies.take(self._client, size)
 
     def _read(self, request: GrpcRequest) -> Query:
         state = self._state
@@ -305,7 +312,7 @@ class Stream:
             self._changed.set()
 
     def _begin(self, data: bytes) -> None:
-        inference = Inference(self._state, self._context, data, self._clock_ns)
+        inference = Inference(self._state, self._context, self.client, data, self._clock_ns)
         self._open += 1
         if not self._writing:
             self.waiting_ns = None

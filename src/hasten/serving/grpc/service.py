@@ -261,7 +261,7 @@ class GrpcServer:
             self._check_rights(context, SCOPES["ModelInfer"])
             self._enter(self._calls, receiving, now_ns)
             data = await receiving.message()
-            inference = Inference(self._state, context, data, self._clock_ns)
+            inference = Inference(self._state, context, receiving.client, data, self._clock_ns)
             answered: asyncio.Future[Answer | ProtocolError] = (
                 asyncio.get_running_loop().create_future()
             )

@@ -35,7 +35,7 @@ from hasten.serving.protocol.requests import Query
 from hasten.serving.protocol.rights import Rights, Scope
 from hasten.serving.state import ServerState
 from hasten.serving.tls import names_in
-from hasten.serving.wire.checks import check_json
+from hasten.serving.wire.checks import long_json
 from hasten.serving.wire.http_bodies import (
     decompressed,
     raw_query,
@@ -73,6 +73,8 @@ _ROWS = (None, *_TENSORS, *_SAMPLES)
 """Content types under which a row's JSON comes."""
 _OPEN = (*_PROBES, b"")
 """Paths, without a slash at the end, where a request that has no body needs no token."""
+_BROWSERS = frozenset((b"origin", b"sec-fetch-site"))
+"""Headers by which a browser says whose page sends a request."""
 _OTHER = frozenset((b"content-encoding", b"inference-header-content-length"))
 """Headers of a body that isn't JSON as it came."""
 _ANSWER = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b%b}"
@@ -107,6 +109,8 @@ class Connection(asyncio.BufferedProtocol):
     ) -> None:
         self.state, self._routes, self._slot, self.clock_ns = state, routes, slot, clock_ns
         self._number = id(self)
+        self._host: bytes | None = None
+        """Name of this server in the request before, where a browser's was checked and not refused."""
         self._names: list[str] | None = None
         """Names in the client's certificate; None if it has none."""
         self.client = ""
@@ -330,7 +334,9 @@ class Connection(asyncio.BufferedProtocol):
         self._in_body = True
         self._keep_alive = version == "1.1" and self._parser.should_keep_alive()
         headers = self._headers
-        self._check_origin()
+        host = headers.get(b"host")
+        if host is None or host != self._host or not _BROWSERS.isdisjoint(headers):
+            self._check_origin(host)
         if self._extra:
             self._check_crowd()
         if self.state.rights is not None:
@@ -340,8 +346,8 @@ class Connection(asyncio.BufferedProtocol):
             size = int(stated) if stated.isdigit() and len(stated) < _LONGEST_NUMBER else -1
             if size < 0:
                 raise ProtocolError(Kind.INVALID, f"Content-Length is not a size: {stated[:40]!r}")
-            self._check_room(size)
-            if size > _DIRECT_BYTES:
+            if size > _DIRECT_BYTES:  # a shorter one is checked as it comes
+                self._check_room(size)
                 self._body = _memory(size, headers.get(b"inference-header-content-length", b""))
                 self._size = size
         if headers.get(b"expect", b"").lower() == b"100-continue" and not self._busy:
@@ -357,19 +363,20 @@ class Connection(asyncio.BufferedProtocol):
                 Kind.INVALID, "HTTP/1.0 has no Transfer-Encoding: send Content-Length, or HTTP/1.1"
             )
 
-    def _check_origin(self) -> None:
+    def _check_origin(self, host: bytes | None) -> None:
         """Check that no web page of others makes a browser send this; see `Origins`.
 
         With a token nothing more is asked: a page doesn't know it, unless a door sends it. A browser sends a
         certificate for every page, though. HTTP/1.0, which no browser speaks, needs no Host.
         """
         headers, state = self._headers, self.state
-        if b"host" not in headers and self._parser.get_http_version() != "1.0":
+        if host is None and self._parser.get_http_version() != "1.0":
             raise ProtocolError(Kind.INVALID, ONE_HOST)
         if state.rights is None or state.behind_door or self._names is not None:
             refusal = state.origins.refusal(self._method, headers)
             if refusal is not None and self._url.partition(b"?")[0] not in _PROBES:
                 raise refusal
+            self._host = host if refusal is None else None
 
     def _check_rights(self, rights: Rights) -> None:
         """Check that the client may send this; anyone may send what has no body to `_OPEN`."""
@@ -408,9 +415,11 @@ class Connection(asyncio.BufferedProtocol):
         Raises:
             ProtocolError: the body is too large, or all bodies together are.
         """
-        self._check_room(size)
-        self._reserved += size
-        self.state.bodies.take(self.client, size)
+        state, reserved = self.state, self._reserved + size
+        if reserved > state.limits.body_bytes or not state.bodies.took(self.client, size):
+            self._check_room(size)
+            state.bodies.take(self.client, size)
+        self._reserved = reserved
 
     def _check_room(self, size: int) -> None:
         limits = self.state.limits
@@ -451,37 +460,50 @@ class Connection(asyncio.BufferedProtocol):
         if not waits and type(body) is bytes and self._answered_row(body):
             return
         reserved, self._reserved = self._reserved, 0
-        received = Received(
-            self._method, self._url, self._headers, body, self._keep_alive, reserved
-        )
+        request = self._method, self._url, self._headers, body, self._keep_alive, reserved
         if waits:
-            self._backlog.append(received)
+            self._backlog.append(Received(*request))
             self._transport.pause_reading()
             return
-        self._begin(received)
+        self._begin(*request)
 
     # -- a request
 
-    def _begin(self, received: Received) -> None:
-        """Begin to answer a request."""
+    def _begin(
+        self,
+        method: bytes,
+        url: bytes,
+        headers: dict[bytes, bytes],
+        body: Any,
+        keep_alive: bool,
+        reserved: int,
+    ) -> None:
+        """Begin to answer a request; see `Received`."""
         self._busy = True
         if self._slot is not None:
             self._slot.working()
-        method, _, headers, _, keep_alive, reserved = received
         keep_alive = keep_alive and not self._leaving
         exchange = Exchange(self, headers, keep_alive, reserved, method == b"HEAD")
         self._exchange = exchange
         arrived_ns = self.clock_ns()
         if b"content-encoding" in headers:
-            work = self._unpack(exchange, received, arrived_ns)
+            work = self._unpack(exchange, method, url, headers, body, arrived_ns)
             self._unpacking = asyncio.get_running_loop().create_task(work)
             return
-        self._answer(exchange, received, arrived_ns)
+        self._answer(exchange, method, url, headers, body, arrived_ns)
 
-    async def _unpack(self, exchange: Exchange, received: Received, arrived_ns: int) -> None:
+    async def _unpack(
+        self,
+        exchange: Exchange,
+        method: bytes,
+        url: bytes,
+        headers: dict[bytes, bytes],
+        packed: Any,
+        arrived_ns: int,
+    ) -> None:
         """Answer a request with a compressed body, which a thread decompresses."""
         try:
-            body = await self._plain(exchange, received.headers, received.body)
+            body = await self._plain(exchange, headers, packed)
             self._unpacking = None
         except ProtocolError as failure:
             exchange.respond(failure_response(failure))
@@ -489,17 +511,25 @@ class Connection(asyncio.BufferedProtocol):
             log.exception("a request broke the server's own code")
             exchange.respond(failure_response(own_fault(error)))
         else:
-            self._answer(exchange, received._replace(body=body), arrived_ns)
+            self._answer(exchange, method, url, headers, body, arrived_ns)
 
-    def _answer(self, exchange: Exchange, received: Received, arrived_ns: int) -> None:
+    def _answer(
+        self,
+        exchange: Exchange,
+        method: bytes,
+        url: bytes,
+        headers: dict[bytes, bytes],
+        body: Any,
+        arrived_ns: int,
+    ) -> None:
         """Answer a request whose body isn't compressed."""
-        method, url, headers, body, _, _ = received
         try:
             path = self._path(url)
             if path is not None and method == b"POST":
                 self._infer(exchange, path, headers, body, arrived_ns)
             else:
-                self._other(exchange, received)
+                request = PlainRequest(*_asked(method, url), bytes(body), headers)
+                self._other(exchange, request)
         except ProtocolError as failure:
             exchange.respond(failure_response(failure))
         except Exception as error:
@@ -539,7 +569,10 @@ class Connection(asyncio.BufferedProtocol):
 
     def _answered_row(self, body: bytes) -> bool:
         """Answer the JSON of one row at once; False to take the usual way, which states every error."""
-        headers, state, path = self._headers, self.state, self._path(self._url)
+        headers = self._headers
+        if not _OTHER.isdisjoint(headers):
+            return False
+        state, path = self.state, Connection._paths.get(self._url)
         stays = self._keep_alive and not self._leaving and not state.draining
         if path is None or self._method != b"POST" or not stays:
             return False
@@ -552,7 +585,7 @@ class Connection(asyncio.BufferedProtocol):
         ):
             return False
         # A decision is too short to gain by compression; few clients refuse it as it is.
-        if b"q=0" in headers.get(b"accept-encoding", b"") or not _OTHER.isdisjoint(headers):
+        if b"q=0" in headers.get(b"accept-encoding", b""):
             return False
         data = quick.answer(body, self.clock_ns())
         if data is None:
@@ -586,7 +619,9 @@ class Connection(asyncio.BufferedProtocol):
                 Kind.INVALID, f"Inference-Header-Content-Length is not a size: {stated[:40]!r}"
             )
         length = None if stated is None else int(stated)
-        check_json(len(body) if length is None else length, state.limits.json_bytes)
+        size = len(body) if length is None else length
+        if size > state.limits.json_bytes:
+            raise long_json(size, state.limits.json_bytes)
         if length is None and model.most_rows_bytes:
             rows = rows_query(body, *path, model.most_rows_bytes)
             if rows is not None:
@@ -610,9 +645,7 @@ class Connection(asyncio.BufferedProtocol):
         state.bodies.take(self.client, len(data))
         return data
 
-    def _other(self, exchange: Exchange, received: Received) -> None:
-        method, url, headers, body, _, _ = received
-        request = PlainRequest(*_asked(method, url), bytes(body), headers)
+    def _other(self, exchange: Exchange, request: PlainRequest) -> None:
         answer = self._routes.handle(request)
         if isinstance(answer, Response):
             exchange.respond(answer)
@@ -674,7 +707,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         if len(self._backlog) == 1 and self._refusal is None:
             self._transport.resume_reading()
-        self._begin(self._backlog.popleft())
+        self._begin(*self._backlog.popleft())
 
     def _refuse(self, failure: ProtocolError) -> None:
         """Send an error and close, since the rest of the stream can't be parsed."""

@@ -17,6 +17,8 @@ from hasten.serving.wire.plans import RequestPlan, pieces_of
 log = logging.getLogger("hasten.serving")
 
 _BINARY = b"application/octet-stream"
+_LITTLE_BYTES = 4 << 10
+"""Size of an answer up to which it takes no more than the connection itself, and isn't counted."""
 
 
 class Sender(Protocol):
@@ -93,11 +95,6 @@ class Exchange:
         if isinstance(answer, ProtocolError):
             self.respond(failure_response(answer))
             return
-        try:
-            connection.state.check_room(connection.client, answer.size_bytes)
-        except ProtocolError as failure:
-            self.respond(failure_response(failure))
-            return
         began_ns = connection.clock_ns()
         plan: RequestPlan | None = query.plan
         same = plan is not None and self._keep_alive and not connection.state.draining
@@ -107,9 +104,14 @@ class Exchange:
             if known is not None:
                 pieces = pieces_of(answer.outputs)
                 size = sum(map(len, pieces))
+                if size > _LITTLE_BYTES and not self._is_room(size):
+                    return
                 connection.send(known, pieces, size, self.reserved, True)
                 model.statistics.encoded(connection.clock_ns() - began_ns)
                 return
+        size = answer.size_bytes
+        if size > _LITTLE_BYTES and not self._is_room(size):
+            return
         try:
             pieces, header_bytes = write_answer(
                 answer, query, connection.state.memory, model.most_rows > 0
@@ -147,6 +149,15 @@ class Exchange:
                 plan.note(answer.outputs, query.id, head + bytes(pieces[0]))
         connection.send(head, pieces, size, self.reserved, keep_alive)
         model.statistics.encoded(connection.clock_ns() - began_ns)
+
+    def _is_room(self, size: int) -> bool:
+        """Whether an answer may take memory until its client reads it; if not, the client is told."""
+        try:
+            self._connection.state.check_room(self._connection.client, size)
+        except ProtocolError as failure:
+            self.respond(failure_response(failure))
+            return False
+        return True
 
     def respond(self, response: Response) -> None:
         """Send a response that isn't a model's answer."""

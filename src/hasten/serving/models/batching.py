@@ -330,7 +330,7 @@ class Batching:
             self.scheduler.put_back([item for item in run.items if item.state != "done"])
             return
         row = 0
-        padder = _needed(self._padder, run.items)
+        padder = self._padder and _needed(self._padder, run.items)
         for item in run.items:
             begin, row = row, row + item.rows
             if item.state == "done":
@@ -417,7 +417,7 @@ class _Thread:
         """Stack the requests and run the engine."""
         begun_ns = stacked_ns = self._clock_ns()
         try:
-            padder = _needed(self._padder, run.items)
+            padder = self._padder and _needed(self._padder, run.items)
             inputs, number = _padded(run.items, padder) if padder else (_stacked(run.items), -1)
             stacked_ns = self._clock_ns()
             answers = self._model(inputs)
@@ -448,10 +448,8 @@ def _stacked(items: Sequence[ServerTask]) -> Tensors:
     return {name: np.concatenate([item.inputs[name] for item in items]) for name in first}
 
 
-def _needed(padder: Padder | None, items: Sequence[ServerTask]) -> Padder | None:
+def _needed(padder: Padder, items: Sequence[ServerTask]) -> Padder | None:
     """Return the padding for a batch whose requests differ in shape beyond their rows; else None."""
-    if padder is None:
-        return None
     first = items[0].inputs
     unlike = any(
         array.shape[1:] != first[name].shape[1:]

@@ -11,7 +11,7 @@ import heapq
 import math
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from hasten.serving.models.latencies import Latencies
 from hasten.serving.models.turns import Turns
@@ -429,7 +429,7 @@ class Scheduler(Generic[P]):
         self._forget_left()  # stale entries of these items may still be in the heap
         for item in items:
             item.state, item.key = "queued", object()
-            self._turns.setdefault(item.priority, Turns())
+            self._turns_of(item.priority)
             heapq.heappush(self._heap, item)
             self._count(item, item.rows)
 
@@ -444,13 +444,25 @@ class Scheduler(Generic[P]):
         heapq.heapify(self._heap)
 
     def _give_turn(self, item: P) -> None:
-        turns = self._turns.setdefault(item.priority, Turns())
-        item.order = turns.next(item.client, item.rows), item.order[1]
+        turn = self._turns_of(item.priority).next(item.client, item.rows)
+        item.order = turn, item.order[1]
+
+    def _turns_of(self, priority: int) -> Turns:
+        found = self._turns.get(priority)
+        if found is None:
+            found = self._turns[priority] = Turns()
+        return found
 
     def _count(self, item: P, rows: int) -> None:
-        if not _add(self._rows, item.priority, rows):
+        """Add to the queued rows of a request's priority and client; no count stays at 0."""
+        of_priority, of_client = self._rows, self._of
+        of_priority[item.priority] = queued = of_priority.get(item.priority, 0) + rows
+        if not queued:
+            del of_priority[item.priority]
             self._turns.pop(item.priority, None)
-        _add(self._of, item.client, rows)
+        of_client[item.client] = queued = of_client.get(item.client, 0) + rows
+        if not queued:
+            del of_client[item.client]
 
     # -- requests that leave without an answer from the model
 
@@ -547,14 +559,6 @@ class Scheduler(Generic[P]):
     def idle(self) -> bool:
         """Whether no request is queued and no batch runs."""
         return not self._running and not self._rows
-
-
-def _add(counted: dict[Any, int], key: Any, rows: int) -> int:
-    """Add to a count, which is left out at 0; return it."""
-    found = counted[key] = counted.get(key, 0) + rows
-    if not found:
-        del counted[key]
-    return found
 
 
 def _filled(size: int, coming: float) -> float:

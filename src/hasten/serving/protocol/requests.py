@@ -141,4 +141,7 @@ class Answer:
     @property
     def size_bytes(self) -> int:
         """Size of the outputs' arrays."""
-        return sum(array.nbytes for array in self.outputs.values())
+        size = 0
+        for array in self.outputs.values():
+            size += array.nbytes
+        return size

@@ -68,18 +68,13 @@ def check_said(size_bytes: int) -> None:
         )
 
 
-def check_json(size_bytes: int, most_bytes: int) -> None:
-    """Check the size of an inference's JSON, which is parsed while no other request is answered.
-
-    Raises:
-        ProtocolError: it is too large.
-    """
-    if size_bytes > most_bytes:
-        raise ProtocolError(
-            Kind.TOO_LARGE,
-            f"the JSON of a request takes at most {most_bytes:,} bytes; got {size_bytes:,}: send tensors as "
-            "bytes after it, or several requests",
-        )
+def long_json(size_bytes: int, most_bytes: int) -> ProtocolError:
+    """Return the error for an inference's JSON that would be parsed for too long, while nobody is answered."""
+    return ProtocolError(
+        Kind.TOO_LARGE,
+        f"the JSON of a request takes at most {most_bytes:,} bytes; got {size_bytes:,}: send tensors as "
+        "bytes after it, or several requests",
+    )
 
 
 def wanted_once(outputs: Iterable[WantedOutput]) -> tuple[WantedOutput, ...]:

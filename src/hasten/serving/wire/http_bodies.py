@@ -33,7 +33,7 @@ from hasten.serving.wire.checks import (
     whole_number,
 )
 from hasten.serving.wire.classes import classes_of
-from hasten.serving.wire.json_numbers import IS_QUICK, lists_of, numbers, switches
+from hasten.serving.wire.json_numbers import IS_QUICK, all_finite, lists_of, numbers, switches
 from hasten.serving.wire.json_request import (
     Tensor,
     Wanted,
@@ -544,7 +544,7 @@ def _to_json(array: Array, name: str) -> Any:
         )
     if flat.dtype == np.float16:
         flat = flat.astype(np.float32)
-    if flat.dtype.kind == "f" and not np.isfinite(flat).all():
+    if flat.dtype.kind == "f" and not all_finite(flat):
         raise ProtocolError(
             Kind.INTERNAL,
             f"output {name!r} has infinite or NaN values, which JSON can't represent: ask for it with "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib import import_module
 from typing import Any
 
@@ -19,6 +20,10 @@ except ImportError:  # simdjson lags behind new Python versions: callers have a 
 _parser: Any = simdjson and simdjson.Parser()
 IS_QUICK = simdjson is not None
 """Whether large lists of numbers can be parsed without an object per number."""
+_FEW = 64
+"""Number of numbers up to which Python's own arithmetic takes less time than a call of numpy."""
+_LARGEST = {char: float(np.finfo(char).max) for char in "efd"}
+"""Type of floats -> the largest."""
 _KEPT_BYTES = 1 << 20
 """Size of a text above which the parser's memory isn't kept for the next text."""
 _WIDE: dict[str, tuple[str, type[Any]]] = {
@@ -48,23 +53,35 @@ def numbers(data: memoryview, datatype: str, shape: tuple[int, ...]) -> Array | 
     if dtype.kind not in _WIDE or not count or simdjson is None:
         return None
     text = bytes(data)
+    lists = text.count(b"[")
     # Before memory is taken for each element, and each list.
-    if text.count(b",") != count - 1 or text.count(b"[") > lists_of(shape):
+    if text.count(b",") != count - 1 or (lists > 1 and lists > lists_of(shape)):
         return None
     try:
         wide = _decoded(data, dtype.kind)
     except (ValueError, TypeError, AttributeError, RuntimeError, MemoryError):
         return None
-    if wide.size != count or not _is_nested_like(text, shape):
+    if wide.size != count or (lists > 1 and not _is_nested_like(text, shape)):
         return None
     if dtype.kind != "f":
         limits = np.iinfo(dtype)
         if not (limits.min <= int(wide.min()) and int(wide.max()) <= limits.max):
             return None
         return wide.astype(dtype).reshape(shape)
+    if count <= _FEW:
+        values, most = wide.tolist(), _LARGEST[dtype.char]
+        fit = -most <= min(values) and max(values) <= most
+        return wide.astype(dtype).reshape(shape) if fit else None
     with np.errstate(over="ignore"):
         narrow = wide.astype(dtype)
-    return narrow.reshape(shape) if np.isfinite(narrow).all() else None
+    return narrow.reshape(shape) if all_finite(narrow) else None
+
+
+def all_finite(flat: Array) -> bool:
+    """Whether no number of a flat array is infinite or NaN."""
+    if flat.size <= _FEW:
+        return all(map(math.isfinite, flat.tolist()))
+    return bool(np.isfinite(flat).all())
 
 
 def switches(data: memoryview, shape: tuple[int, ...]) -> Array | None:
@@ -96,9 +113,7 @@ def _decoded(data: memoryview, kind: str) -> Array:
 
 
 def _is_nested_like(text: bytes, shape: tuple[int, ...]) -> bool:
-    """Whether a list with as many numbers as the shape is flat, or nested like the shape."""
-    if text.count(b"[") == 1:
-        return True
+    """Whether nested lists with as many numbers as the shape are nested like the shape."""
     found, want = text.translate(None, _OF_NUMBERS), b""
     for size in reversed(shape):
         want = b"[" + ((want + b",") * size)[:-1] + b"]"
