@@ -40,6 +40,11 @@ def client_at_peer(peer: str) -> str:
     return client_at(place.rpartition(":")[0].strip("[]"))
 
 
+def client_named(name: str) -> str:
+    """Return what requests of a client are counted under that is known by a token or a certificate."""
+    return f"client {name}"
+
+
 class Shares:
     """How much each client takes of what the server has, so that a greedy one doesn't starve the rest.
 

@@ -216,7 +216,7 @@ class Stream:
         self,
         state: ServerState,
         context: Any,
-        check: Callable[[], None],
+        check: Callable[[], object],
         clock_ns: Callable[[], int],
     ) -> None:
         self.waiting_ns: int | None = clock_ns()

@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from hasten.errors import InputError
+from hasten.serving.fairness import client_named
 from hasten.serving.grpc.admission import Admission
 from hasten.serving.grpc.calls import (
     Inference,
@@ -181,8 +182,11 @@ class GrpcServer:
 
     # -- steps that all calls have in common
 
-    def _check_rights(self, context: Any, scope: Scope) -> None:
-        """Check that the client may call this, if the server tells clients apart.
+    def _check_rights(self, context: Any, scope: Scope) -> str:
+        """Check that the client may call this, if the server asks who it is.
+
+        Returns:
+            What the call is counted under; "" if the client's address tells as much.
 
         Raises:
             ProtocolError: the client isn't known, or may not call this.
@@ -190,7 +194,10 @@ class GrpcServer:
         rights = self._state.rights
         if rights is not None:
             given = metadata_of(context, "authorization")
-            rights.check(scope, given, self._names(context), "authorization")
+            name = rights.check(scope, given, self._names(context), "authorization")
+            if name:
+                return self._state.client_of(client_named(name))
+        return ""
 
     def _names(self, context: Any) -> list[str] | None:
         """Return the names in the client's certificate; None if clients aren't asked for one."""
@@ -238,7 +245,7 @@ class GrpcServer:
             receiving = Receiving(self._state, context, now_ns)
             try:
                 if name not in _OPEN:
-                    self._check_rights(context, scope)
+                    receiving.client = self._check_rights(context, scope) or receiving.client
                 self._enter(calls, receiving, now_ns)
                 data = await receiving.message()
                 answer = await self._methods.answer(name, read_message(request_name, data))
@@ -258,7 +265,9 @@ class GrpcServer:
         now_ns, inference = self._clock_ns(), None
         receiving = Receiving(self._state, context, now_ns)
         try:
-            self._check_rights(context, SCOPES["ModelInfer"])
+            receiving.client = (
+                self._check_rights(context, SCOPES["ModelInfer"]) or receiving.client
+            )
             self._enter(self._calls, receiving, now_ns)
             data = await receiving.message()
             inference = Inference(self._state, context, receiving.client, data, self._clock_ns)
@@ -283,7 +292,7 @@ class GrpcServer:
         check = partial(self._check_rights, context, SCOPES["ModelStreamInfer"])
         stream = Stream(self._state, context, check, self._clock_ns)
         try:
-            check()
+            stream.client = check() or stream.client
             if self._state.draining:
                 raise leaving()
             self._enter(self._calls, stream, self._clock_ns())

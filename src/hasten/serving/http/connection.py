@@ -17,7 +17,7 @@ from urllib.parse import unquote
 import httptools
 import numpy as np
 
-from hasten.serving.fairness import client_at
+from hasten.serving.fairness import client_at, client_named
 from hasten.serving.http.exchange import Exchange
 from hasten.serving.http.messages import (
     PlainRequest,
@@ -337,10 +337,10 @@ class Connection(asyncio.BufferedProtocol):
         host = headers.get(b"host")
         if host is None or host != self._host or not _BROWSERS.isdisjoint(headers):
             self._check_origin(host)
-        if self._extra:
-            self._check_crowd()
         if self.state.rights is not None:
             self._check_rights(self.state.rights)
+        if self._extra:
+            self._check_crowd()
         stated = headers.get(b"content-length")
         if stated is not None:
             size = int(stated) if stated.isdigit() and len(stated) < _LONGEST_NUMBER else -1
@@ -383,7 +383,19 @@ class Connection(asyncio.BufferedProtocol):
         headers = self._headers
         bare = b"transfer-encoding" not in headers and headers.get(b"content-length", b"0") == b"0"
         if not bare or self._url.partition(b"?")[0].rstrip(b"/") not in _OPEN:
-            rights.check(self._scope(), headers.get(b"authorization", b""), self._names)
+            given = headers.get(b"authorization", b"")
+            name = rights.check(self._scope(), given, self._names)
+            if name:
+                self._count_under(self.state.client_of(client_named(name)))
+
+    def _count_under(self, client: str) -> None:
+        """Count the connection under another client, unless something of it is counted under the one before."""
+        held = self._busy or self._backlog or self._reserved or self._unread
+        if client == self.client or held:
+            return
+        self.state.crowd.give(self.client, 1)
+        self.state.crowd.take(client, 1)
+        self.client = client
 
     def _scope(self) -> Scope | None:
         if self._method == b"POST" and self._path(self._url) is not None:

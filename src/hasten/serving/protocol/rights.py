@@ -58,6 +58,7 @@ class Rights:
 
     def __init__(self, clients: Iterable[Client]) -> None:
         known = list(clients)
+        self._several = len(known) > 1
         self._by_token = [one for one in known if one.digest]
         self._by_certificate = {one.certificate: one for one in known if one.certificate}
 
@@ -67,7 +68,7 @@ class Rights:
         authorization: bytes,
         names: Sequence[str] | None = None,
         header: str = "Authorization",
-    ) -> None:
+    ) -> str:
         """Check that a client may send a request.
 
         A request with a token has the rights of the token, another one those of the client's certificate.
@@ -77,6 +78,9 @@ class Rights:
             authorization: Value of the request's Authorization header; b"" without.
             names: Names in the client's certificate; None if it has none.
             header: How the header is written.
+
+        Returns:
+            Name of the client, by which it can be told from the others; "" where the server knows only one.
 
         Raises:
             ProtocolError: the client isn't known, or may not send this.
@@ -99,6 +103,7 @@ class Rights:
                 )
         if scope is not None and not any(scope in each.scopes for each in clients):
             raise _lacking(scope, clients)
+        return clients[0].name if self._several else ""
 
     def _bearer(self, authorization: bytes) -> Client | None:
         """Return the client whose token a header holds, after a time that doesn't tell which is like it.

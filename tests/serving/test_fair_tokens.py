@@ -1,0 +1,141 @@
+"""Clients that come from one address, as behind a proxy, and are told apart by their tokens."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from tests.support.models import solid
+from tests.support.servers import ServerThread, bundle_of, place_of
+from tests.support.waiting import PATIENCE_S, until
+
+from hasten.serving.protocol.messages import SERVICE
+from hasten.serving.state import Limits
+
+FOREVER_NS = 3_600_000_000_000
+MIB = 1 << 20
+TOKENS = {"greedy": "one-that-takes-all", "other": "one-that-asks-once"}
+INFER = "/v2/models/solid/infer"
+BODY = json.dumps(
+    {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}
+).encode()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fair-tokens")
+    return bundle_of(folder, solid(folder))
+
+
+@contextlib.contextmanager
+def serving(bundle: Path, file: Path, *names: str, **limits: int) -> Iterator[ServerThread]:
+    """A server that knows these clients, and isn't slow to hear any."""
+    file.write_text("".join(f'[{n}]\nscopes = ["infer"]\ntoken = "{TOKENS[n]}"\n' for n in names))
+    file.chmod(0o600)
+    bounds = Limits(receive_ns=FOREVER_NS, send_ns=FOREVER_NS, **limits)
+    with ServerThread(place_of(bundle), grpc=True, tokens=file, limits=bounds) as server:
+        yield server
+
+
+def headers(name: str) -> dict[str, str]:
+    return {"Host": "here", "Authorization": f"Bearer {TOKENS[name]}"}
+
+
+def ask(server: ServerThread, name: str, body: bytes = BODY) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, PATIENCE_S)
+    with contextlib.closing(connection):
+        connection.request("POST", INFER, body, headers(name))
+        return connection.getresponse().status
+
+
+@contextlib.contextmanager
+def holding(server: ServerThread, name: str, count: int, size: int, sent: bytes) -> Iterator[None]:
+    """Connections of a client, on each of which a request begins."""
+    lines = [f"POST {INFER} HTTP/1.1", *(f"{key}: {value}" for key, value in headers(name).items())]
+    head = "\r\n".join([*lines, f"Content-Length: {size}", "", ""]).encode()
+    with contextlib.ExitStack() as stack:
+        for _ in range(count):
+            one = socket.create_connection(("127.0.0.1", server.http_port), PATIENCE_S)
+            stack.callback(one.close)
+            one.sendall(head + sent)
+        yield
+
+
+def connections_of(server: ServerThread, client: str) -> int:
+    return server.call(lambda: server.server.state.crowd.of(client))  # type: ignore[no-any-return]
+
+
+def test_connections_of_one_token_make_room_for_anothers(bundle: Path, tmp_path: Path) -> None:
+    with serving(bundle, tmp_path / "tokens", *TOKENS, connections=20) as server:
+        idle = [
+            http.client.HTTPConnection("127.0.0.1", server.http_port, PATIENCE_S) for _ in range(20)
+        ]
+        for one in idle:
+            one.request("POST", INFER, BODY, headers("greedy"))
+            assert one.getresponse().read()
+        assert connections_of(server, "client greedy") == 20
+        assert ask(server, "other") == 200
+        for one in idle:
+            one.close()
+        until(lambda: connections_of(server, "client greedy") == 0)
+        assert connections_of(server, "127.0.0.1") == 0
+
+
+def test_bodies_of_one_token_make_room_for_anothers(bundle: Path, tmp_path: Path) -> None:
+    bounds = {"body_bytes": MIB, "bodies_bytes": 8 * MIB}
+    with serving(bundle, tmp_path / "tokens", *TOKENS, **bounds) as server:
+        state = server.server.state
+        with holding(server, "greedy", 8, MIB, bytes(MIB - 1)):
+            until(lambda: state.body_bytes == 8 * (MIB - 1))  # alone it takes all
+            assert server.call(lambda: state.bodies.of("client greedy")) == 8 * (MIB - 1)
+            until(lambda: ask(server, "other", BODY + b" " * 99_999) == 200)
+        until(lambda: state.body_bytes == 0)
+
+
+def test_a_connection_may_carry_requests_of_many_clients(bundle: Path, tmp_path: Path) -> None:
+    with serving(bundle, tmp_path / "tokens", *TOKENS) as server:
+        proxy = http.client.HTTPConnection("127.0.0.1", server.http_port, PATIENCE_S)
+        for name in ("greedy", "other", "greedy"):
+            proxy.request("POST", INFER, BODY, headers(name))
+            assert proxy.getresponse().read()
+            assert connections_of(server, f"client {name}") == 1
+        proxy.close()
+        until(lambda: server.call(lambda: server.server.state.crowd.taken) == 0)
+
+
+def test_one_token_for_all_tells_nobody_apart(bundle: Path, tmp_path: Path) -> None:
+    with serving(bundle, tmp_path / "tokens", "other") as server:
+        with holding(server, "other", 3, len(BODY), b""):
+            until(lambda: connections_of(server, "127.0.0.1") == 3)
+            assert connections_of(server, "client other") == 0
+
+
+def test_calls_over_grpc_are_counted_under_their_tokens(bundle: Path, tmp_path: Path) -> None:
+    over = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        over.wait(PATIENCE_S)
+        yield from ()
+
+    with serving(bundle, tmp_path / "tokens", *TOKENS) as server:
+        grpc_server = server.server._grpc
+        assert grpc_server is not None
+        shares = grpc_server._calls._shares
+        with grpc.insecure_channel(server.grpc_url) as channel:
+            stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
+            names = ["greedy"] * 3 + ["other"]
+            given = [[("authorization", f"Bearer {TOKENS[name]}")] for name in names]
+            calls = [stream(nothing(), metadata=each) for each in given]
+            until(lambda: server.call(lambda: shares.of("client greedy")) == 3)
+            until(lambda: server.call(lambda: shares.of("client other")) == 1)
+            assert server.call(lambda: shares.taken) == 4
+            over.set()
+            assert [list(call) for call in calls] == [[]] * 4
+        until(lambda: server.call(lambda: shares.taken) == 0)
