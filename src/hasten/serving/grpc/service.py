@@ -265,9 +265,7 @@ class GrpcServer:
         now_ns, inference = self._clock_ns(), None
         receiving = Receiving(self._state, context, now_ns)
         try:
-            receiving.client = (
-                self._check_rights(context, SCOPES["ModelInfer"]) or receiving.client
-            )
+            receiving.client = self._check_rights(context, SCOPES["ModelInfer"]) or receiving.client
             self._enter(self._calls, receiving, now_ns)
             data = await receiving.message()
             inference = Inference(self._state, context, receiving.client, data, self._clock_ns)
