@@ -10,7 +10,8 @@ from pathlib import Path
 from hasten.core.devices import FAMILIES, find_target
 from hasten.core.target import Target
 from hasten.engines.base import Engine
-from hasten.engines.installed import makes_for, tried_on
+from hasten.engines.installed import makes_for, tried_on, unsuited
+from hasten.engines.onnxruntime import installation
 from hasten.errors import InputError
 
 _EXTRAS = {
@@ -67,6 +68,8 @@ def examine(*, ceilings: bool = False) -> list[tuple[str, str]]:
             findings.append((name, Engine.member(name).version()))
         except InputError as error:
             findings.append((name, f"missing: {error}"))
+    if wrong := installation.fault():
+        findings.append(("conflict", wrong))
     for extra, (modules, adds) in _EXTRAS.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         findings.append(
@@ -99,10 +102,12 @@ def target_in_words(name: str) -> str:
             ready.append(f"{engine} {version}")
         except InputError as error:
             missing.append(str(error))
-    here = target.kind == "attached"
+    here, others = target.kind == "attached", unsuited(target)
     if ready:
-        return f"{family.noun}, {'present' if here else 'compile-only'}: {', '.join(ready)}"
-    return f"{family.noun}, {'present, and nothing makes models for it' if here else 'absent'}: {missing[0]}"
+        made_by = "; ".join((", ".join(ready), *others))
+        return f"{family.noun}, {'present' if here else 'compile-only'}: {made_by}"
+    why = (*others, *missing)[0]
+    return f"{family.noun}, {'present, and nothing makes models for it' if here else 'absent'}: {why}"
 
 
 def _ceilings(target: Target) -> Iterator[tuple[str, str]]:

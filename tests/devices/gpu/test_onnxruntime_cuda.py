@@ -76,7 +76,7 @@ def test_a_runtime_without_cuda_says_what_to_install() -> None:
         OnnxRuntimeCuda.version()
     assert str(caught.value) == (
         f"this ONNX Runtime, {onnxruntime.__version__}, has no CUDA: "
-        "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+        "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
     )
 
 

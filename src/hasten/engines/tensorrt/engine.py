@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.engines.base import Artifact
+from hasten.engines.tensorrt.parts import installing
 from hasten.engines.tensorrt.plans import PlanEngine, bindings, built
 from hasten.errors import CandidateError, InputError
 
@@ -43,8 +44,8 @@ class Tensorrt(PlanEngine):
             InputError: it isn't installed, or is too old.
         """
         remedy = (
-            f"take version {_OLDEST} or newer from NVIDIA's own index, or TensorRT for RTX: "
-            "pip install 'hasten[gpu]'"
+            f"take version {_OLDEST} or newer: {installing('')}, which fetches it from NVIDIA's own index; "
+            "on a Jetson, JetPack brings it"
         )
         trt = bindings(("tensorrt", "tensorrt_bindings"), "TensorRT", remedy)
         if int(trt.__version__.split(".")[0]) < _OLDEST:
