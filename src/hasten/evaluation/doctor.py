@@ -107,7 +107,9 @@ def target_in_words(name: str) -> str:
         made_by = "; ".join((", ".join(ready), *others))
         return f"{family.noun}, {'present' if here else 'compile-only'}: {made_by}"
     why = (*others, *missing)[0]
-    return f"{family.noun}, {'present, and nothing makes models for it' if here else 'absent'}: {why}"
+    return (
+        f"{family.noun}, {'present, and nothing makes models for it' if here else 'absent'}: {why}"
+    )
 
 
 def _ceilings(target: Target) -> Iterator[tuple[str, str]]:

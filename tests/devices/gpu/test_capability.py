@@ -1,6 +1,6 @@
 """Which TensorRT a GPU takes, by its compute capability; CUDA's runtime is a stand-in where it must answer."""
 
-# ruff: noqa: N802 (the names are CUDA's)
+# ruff: noqa: N802, N815 (the names are CUDA's)
 
 from __future__ import annotations
 
@@ -65,7 +65,12 @@ def test_the_parts_that_a_target_can_name_are_those_that_are_known() -> None:
         (10, 3, "x86_64", f"{BUILDS}; this GPU, sm103, takes TensorRT: pip install tensorrt-cu13"),
         (13, 0, "x86_64", f"{BUILDS}; this GPU, sm130, takes TensorRT: pip install tensorrt-cu13"),
         (8, 7, "aarch64", f"{BUILDS}; this GPU, sm87, takes TensorRT: NVIDIA's JetPack brings it"),
-        (11, 0, "aarch64", f"{BUILDS}; this GPU, sm110, takes TensorRT: NVIDIA's JetPack brings it"),
+        (
+            11,
+            0,
+            "aarch64",
+            f"{BUILDS}; this GPU, sm110, takes TensorRT: NVIDIA's JetPack brings it",
+        ),
         (
             *(12, 1, "aarch64"),
             "TensorRT for RTX has no library for aarch64; this GPU, sm121, takes TensorRT: "
@@ -83,6 +88,17 @@ def test_the_device_says_which_tensorrt_it_takes(
     assert unsuited(ATTACHED) == ([said] if said else [])
     tried = list(TensorrtRtx.variants(ATTACHED))
     assert tried == ([] if said else [TensorrtRtx(), TensorrtRtx(tf32=True)])
+
+
+def test_where_the_other_tensorrt_is_here_there_is_nothing_to_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on(monkeypatch, Runtime(9, 0))
+    (tmp_path / "tensorrt").mkdir()
+    (tmp_path / "tensorrt" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert unsuited(ATTACHED) == []
+    assert list(TensorrtRtx.variants(ATTACHED)) == []
 
 
 @pytest.mark.parametrize("part", ["sm87", "sm90", "sm100", "sm103", "sm110"])
@@ -103,9 +119,7 @@ def test_a_gpu_that_cuda_cant_use_is_said_with_cudas_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     on(monkeypatch, Runtime(error=35))
-    said = (
-        "CUDA can't use this host's GPU: CUDA driver version is insufficient for CUDA runtime version"
-    )
+    said = "CUDA can't use this host's GPU: CUDA driver version is insufficient for CUDA runtime version"
     for name in tried_on("cuda"):
         with pytest.raises(InputError) as caught:
             Engine.member(name).check_tools(ATTACHED)
@@ -131,7 +145,5 @@ def test_doctor_says_which_tensorrt_the_device_takes(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("hasten.evaluation.doctor.find_target", lambda name: ATTACHED)
     said = target_in_words("cuda")
     assert said.startswith("NVIDIA GPU, present: ")
-    assert said.endswith(
-        f"; {BUILDS}; this GPU, sm90, takes TensorRT: pip install tensorrt-cu13"
-    )
+    assert said.endswith(f"; {BUILDS}; this GPU, sm90, takes TensorRT: pip install tensorrt-cu13")
     assert "\n" not in said

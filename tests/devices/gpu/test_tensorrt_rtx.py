@@ -143,7 +143,7 @@ def test_a_gpu_that_it_doesnt_build_for_is_named(tmp_path: Path) -> None:
 def test_a_gpu_that_an_older_library_doesnt_know_is_named(
     sm80: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(TensorrtRtx, "unsuited", classmethod(lambda cls, target: ""))
+    monkeypatch.setattr(tensorrt_rtx, "no_rtx", lambda part, target: "")
     with pytest.raises(CandidateError) as caught:
         build(models.linear_classifier(tmp_path), replace(sm80, device="cuda:sm130"))
     assert str(caught.value) == (

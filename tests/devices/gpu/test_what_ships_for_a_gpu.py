@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from tests.support.engines_for_a_gpu import Slow, Unable
 from tests.support.quick import quick_runs
@@ -15,6 +16,8 @@ from hasten.bundle import read
 from hasten.core.devices import find_target
 from hasten.core.objects import import_path
 from hasten.core.target import Target
+from hasten.engines.installed import check_takes
+from hasten.engines.onnxruntime.installation import CUDA
 from hasten.errors import InputError
 from hasten.reporting.result import Result
 from hasten.testing import models
@@ -52,10 +55,31 @@ def test_without_an_engine_that_can_use_the_gpu_the_run_says_what_is_missing(
         run(tmp_path, monkeypatch)
     said = str(caught.value)
     assert said.startswith(
-        ("CUDA can't use this host's GPU: ", "CUDA's bindings aren't installed (", "no engine to try: ")
+        (
+            "CUDA can't use this host's GPU: ",
+            "CUDA's bindings aren't installed (",
+            "no engine to try: ",
+        )
     )
     assert "\n" not in said
     assert nothing_left(tmp_path)
+
+
+@pytest.mark.skipif(
+    CUDA in onnxruntime.get_available_providers(), reason="this ONNX Runtime has CUDA"
+)
+def test_torch_alone_serves_no_onnx_file() -> None:
+    pytest.importorskip("torch")
+    attached = Target.host().with_device("cuda", present=True)
+    names = ("onnxruntime_cuda", "torch_cuda")
+    check_takes(names, attached, program=True)
+    with pytest.raises(InputError) as caught:
+        check_takes(names, attached, program=False)
+    assert str(caught.value) == (
+        "no engine to try: torch_cuda takes only a PyTorch model or its program; "
+        f"this ONNX Runtime, {onnxruntime.__version__}, has no CUDA: "
+        "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+    )
 
 
 def test_an_engine_of_the_host_is_refused_for_a_gpu(

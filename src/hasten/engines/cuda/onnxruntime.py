@@ -144,6 +144,8 @@ class OnnxRuntimeCuda(Engine):
                 raise failed(f"ONNX Runtime can't load {library.name}", error) from error
         providers = self._providers(device)
         if device.kind == "cuda":
+            if CUDA not in _providers():
+                raise CandidateError(without_cuda())
             with contextlib.redirect_stdout(io.StringIO()):
                 ort.preload_dlls()  # CUDA's libraries, from their packages or from torch's
         with own_files(artifact, options) as path:

@@ -14,6 +14,8 @@ from hasten.engines.tensorrt.parts import installing
 from hasten.engines.tensorrt.plans import PlanEngine, bindings, built
 from hasten.errors import CandidateError, InputError
 
+NAMES = ("tensorrt", "tensorrt_bindings")
+"""Names of the library's module."""
 _OLDEST = 10
 """Oldest major version with strongly typed networks, explicit QDQ and `execute_async_v3`."""
 
@@ -47,7 +49,7 @@ class Tensorrt(PlanEngine):
             f"take version {_OLDEST} or newer: {installing('')}, which fetches it from NVIDIA's own index; "
             "on a Jetson, JetPack brings it"
         )
-        trt = bindings(("tensorrt", "tensorrt_bindings"), "TensorRT", remedy)
+        trt = bindings(NAMES, "TensorRT", remedy)
         if int(trt.__version__.split(".")[0]) < _OLDEST:
             raise InputError(f"TensorRT {trt.__version__} is too old: {remedy}")
         return trt

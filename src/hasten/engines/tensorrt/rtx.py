@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -11,6 +12,7 @@ from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.engines.base import Artifact
 from hasten.engines.cuda.capability import known_part
+from hasten.engines.tensorrt.engine import NAMES
 from hasten.engines.tensorrt.parts import installing, no_rtx, rtx_runs_here
 from hasten.engines.tensorrt.plans import PlanEngine, bindings, built
 from hasten.engines.tensorrt.profile import violations
@@ -36,7 +38,7 @@ class TensorrtRtx(PlanEngine):
 
         Nothing for a GPU that the library doesn't take.
         """
-        if cls.unsuited(target):
+        if _reason(target):
             return
         yield cls()
         if target.kind == "attached":
@@ -44,8 +46,12 @@ class TensorrtRtx(PlanEngine):
 
     @classmethod
     def unsuited(cls, target: Target) -> str:
-        """Return why the library doesn't take the target's GPU, and which TensorRT does."""
-        return no_rtx(known_part(target), target) if target.family == "cuda" else ""
+        """Return why the library doesn't take the target's GPU, and which TensorRT does.
+
+        Empty where that one is here already.
+        """
+        there = target.kind == "attached" and any(map(find_spec, NAMES))
+        return "" if there else _reason(target)
 
     @classmethod
     def toolkit(cls) -> Any:
@@ -71,7 +77,7 @@ class TensorrtRtx(PlanEngine):
             raise CandidateError(
                 f"TensorRT makes plans for NVIDIA's GPUs; the target is {target.device}"
             )
-        if why := self.unsuited(target):
+        if why := _reason(target):
             raise CandidateError(why)
         attached = target.kind == "attached"
 
@@ -95,3 +101,8 @@ class TensorrtRtx(PlanEngine):
             largest_batch=self.largest_batch,
             configure=configure,
         )
+
+
+def _reason(target: Target) -> str:
+    """Return why the library doesn't take the target's GPU; "" where it does, or where nobody can tell."""
+    return no_rtx(known_part(target), target) if target.family == "cuda" else ""

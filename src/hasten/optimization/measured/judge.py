@@ -29,7 +29,6 @@ from hasten.optimization.preparation import (
     warn_of_scores,
 )
 
-
 _TOLD = 3
 """Most failures that an error names."""
 
