@@ -32,7 +32,7 @@ def engine_kinds(names: Sequence[str] = (), target: Target | None = None) -> lis
     Raises:
         InputError: a name is unknown, or none of the engines is installed.
     """
-    found, missing = _sorted_out(names, target)
+    found, missing = sorted_out(names, target)
     if not found:
         raise InputError(f"no engine to try: {'; '.join(missing) or 'none suits the target'}")
     return found
@@ -50,7 +50,7 @@ def check_takes(names: Sequence[str], target: Target, *, program: bool) -> None:
         InputError: every one that can be tried takes a program alone, and the model has none; the message
             says why the others can't be tried.
     """
-    found, missing = _sorted_out(names, target)
+    found, missing = sorted_out(names, target)
     if program or any(not kind.needs_program for kind in found):
         return
     only = ", ".join(name for name in names if Engine.member(name, trusted=True) in found)
@@ -59,15 +59,18 @@ def check_takes(names: Sequence[str], target: Target, *, program: bool) -> None:
     )
 
 
-def _sorted_out(
-    names: Sequence[str], target: Target | None
-) -> tuple[list[type[Engine]], list[str]]:
-    """Return the engines that can be tried, and why others can't.
+def sorted_out(names: Sequence[str], target: Target | None) -> tuple[list[type[Engine]], list[str]]:
+    """Return the engines that can be tried, and why others can't: first those that are installed.
+
+    Args:
+        names: Names of engines; if empty, those that are tried on this host.
+        target: Target for the device; None for any.
 
     Raises:
         InputError: a name is unknown, or is of an engine for other devices.
     """
     found: list[type[Engine]] = []
+    unable: list[str] = []
     missing: list[str] = []
     for name in names or tried_on("host"):
         if name not in Engine.registry and ":" not in name:
@@ -87,8 +90,14 @@ def _sorted_out(
         except InputError as error:
             missing.append(str(error))
             continue
+        try:
+            if target is not None and target.kind == "attached":
+                kind.check_tools(target)  # elsewhere a missing program ends the run
+        except InputError as error:
+            unable.append(str(error))
+            continue
         found.append(kind)
-    return found, list(dict.fromkeys(missing))
+    return found, list(dict.fromkeys((*unable, *missing)))
 
 
 def without_program(family: str) -> list[str]:

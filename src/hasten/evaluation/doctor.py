@@ -10,7 +10,7 @@ from pathlib import Path
 from hasten.core.devices import FAMILIES, find_target
 from hasten.core.target import Target
 from hasten.engines.base import Engine
-from hasten.engines.installed import makes_for, tried_on, unsuited
+from hasten.engines.installed import sorted_out, tried_on, unsuited
 from hasten.engines.onnxruntime import installation
 from hasten.errors import InputError
 
@@ -91,25 +91,22 @@ def target_in_words(name: str) -> str:
         name: Name of the device's family: "cuda", "fpga", ...
     """
     family, target = FAMILIES[name], find_target(name)
-    ready, missing = [], []
-    for engine in tried_on(name):
-        kind = Engine.member(engine)
-        if not makes_for(kind, target):
-            continue
+    names = {Engine.member(engine): engine for engine in tried_on(name)}
+    found, missing = sorted_out(tuple(names.values()), target)
+    ready = []
+    for kind in found:
         try:
-            version = kind.version()
             kind.check_tools(target)
-            ready.append(f"{engine} {version}")
+            ready.append(f"{names[kind]} {kind.version()}")
         except InputError as error:
             missing.append(str(error))
-    here, others = target.kind == "attached", unsuited(target)
+    here = target.kind == "attached"
     if ready:
-        made_by = "; ".join((", ".join(ready), *others))
+        made_by = "; ".join((", ".join(ready), *unsuited(target)))
         return f"{family.noun}, {'present' if here else 'compile-only'}: {made_by}"
-    why = (*others, *missing)[0]
-    return (
-        f"{family.noun}, {'present, and nothing makes models for it' if here else 'absent'}: {why}"
-    )
+    if here:
+        return f"{family.noun}, present, and nothing makes models for it: {'; '.join(missing)}"
+    return f"{family.noun}, absent: {missing[0]}"
 
 
 def _ceilings(target: Target) -> Iterator[tuple[str, str]]:

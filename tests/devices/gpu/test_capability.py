@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,8 @@ from hasten.core.target import Target
 from hasten.engines.base import Engine
 from hasten.engines.cuda import capability
 from hasten.engines.cuda.capability import check_gpu, known_part, part_of
+from hasten.engines.cuda.onnxruntime import OnnxRuntimeCuda
+from hasten.engines.cuda.torch import TorchCuda
 from hasten.engines.installed import engine_kinds, tried_on, unsuited
 from hasten.engines.tensorrt.parts import PARTS
 from hasten.engines.tensorrt.rtx import TensorrtRtx
@@ -128,6 +131,18 @@ def test_a_gpu_that_cuda_cant_use_is_said_with_cudas_reason(
     assert list(TensorrtRtx.variants(ATTACHED))  # the check says why, not the gate
 
 
+def test_a_torch_for_processors_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    on(monkeypatch, Runtime(8, 9))
+    with pytest.raises(InputError) as caught:
+        engine_kinds(["torch_cuda"], ATTACHED)
+    assert str(caught.value) == (
+        f"no engine to try: this torch, {torch.__version__}, has no CUDA: "
+        "pip uninstall -y torch && pip install torch"
+    )
+
+
 @pytest.mark.skipif(find_target("cuda").kind == "attached", reason="there is a GPU here")
 def test_the_librarys_own_runtime_is_asked() -> None:
     pytest.importorskip("cuda.bindings.runtime", reason="needs the extra gpu")
@@ -140,10 +155,23 @@ def test_a_gpu_elsewhere_is_asked_nothing(sm80: Target) -> None:
     check_gpu(sm80)
 
 
+def absent(cls: type[OnnxRuntimeCuda]) -> str:
+    raise InputError("not this one")
+
+
 def test_doctor_says_which_tensorrt_the_device_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(OnnxRuntimeCuda, "version", classmethod(absent))
     on(monkeypatch, Runtime(9, 0))
     monkeypatch.setattr("hasten.evaluation.doctor.find_target", lambda name: ATTACHED)
     said = target_in_words("cuda")
-    assert said.startswith("NVIDIA GPU, present: ")
-    assert said.endswith(f"; {BUILDS}; this GPU, sm90, takes TensorRT: pip install tensorrt-cu13")
+    assert said.startswith("NVIDIA GPU, present, and nothing makes models for it: this torch, ")
+    assert f"; {BUILDS}; this GPU, sm90, takes TensorRT: pip install tensorrt-cu13" in said
     assert "\n" not in said
+    monkeypatch.setattr(TorchCuda, "check_tools", classmethod(lambda cls, target: None))
+    assert re.fullmatch(
+        rf"NVIDIA GPU, present: .*torch_cuda \S+; {BUILDS}; this GPU, sm90, takes TensorRT: "
+        "pip install tensorrt-cu13",
+        target_in_words("cuda"),
+    )

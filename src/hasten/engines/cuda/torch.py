@@ -84,12 +84,18 @@ class TorchCuda(Engine):
 
     @classmethod
     def check_tools(cls, target: Target) -> None:
-        """Check that CUDA can use the GPU, where it is here.
+        """Check that CUDA can use the GPU, where it is here, and that torch was built for CUDA.
 
         Raises:
-            InputError: it can't.
+            InputError: it can't, or it wasn't.
         """
         check_gpu(target)
+        torch = _torch()
+        if target.kind == "attached" and torch.version.cuda is None:
+            raise InputError(
+                f"this torch, {torch.__version__}, has no CUDA: "
+                "pip uninstall -y torch && pip install torch"
+            )
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
         """Keep the program, after checking that it can be loaded and answers.
