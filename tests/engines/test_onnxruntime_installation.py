@@ -23,13 +23,14 @@ BOTH = (
 )
 
 
-def install(site: Path, name: str, version: str = "1.31.1") -> None:
-    """Write what pip writes of a package that holds the module `onnxruntime`, but for the module itself."""
+def install(site: Path, name: str, version: str = "1.31.1", module: str = "onnxruntime") -> None:
+    """Write what pip writes of a package that holds a module, but for the module itself."""
     info = site / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.4\nName: {name}\nVersion: {version}\n")
-    (info / "top_level.txt").write_text("onnxruntime\n")
-    (info / "RECORD").write_text(f"onnxruntime/__init__.py,,\n{info.name}/METADATA,,\n")
+    (info / "RECORD").write_text(f"{module}/__init__.py,,\n{info.name}/METADATA,,\n")
+    if name == "onnxruntime":  # not every installer writes it
+        (info / "top_level.txt").write_text(f"{module}\n")
 
 
 @pytest.fixture
@@ -42,6 +43,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_one_package_is_no_fault(site: Path) -> None:
     install(site, "onnxruntime-gpu" if HAS_CUDA else "onnxruntime")
     install(site / "elsewhere", "onnxruntime-gpu")
+    install(site, "onnxruntime-qnn", module="onnxruntime_qnn")  # its newer versions leave it alone
     assert len(installation.installed()) == 1
     assert installation.fault() == ""
 

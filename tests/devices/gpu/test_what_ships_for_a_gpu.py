@@ -32,7 +32,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *engines: str) -> Resul
     """Optimize for a GPU of this host, with the named engines or else hasten's own."""
     attached = Target.host().with_threads(1).with_device("cuda", present=True)
     monkeypatch.setattr(hasten.optimization.preparation, "find_target", lambda device: attached)
-    x = np.random.default_rng(0).standard_normal((300, 16), dtype=np.float32)
+    x = np.random.default_rng(0).standard_normal((100, 16), dtype=np.float32)
     with quick_runs():
         return hasten.optimize(
             models.linear_classifier(tmp_path),

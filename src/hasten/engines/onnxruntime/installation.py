@@ -16,11 +16,30 @@ from hasten.errors import InputError
 
 GPU = "onnxruntime-gpu"
 CUDA = "CUDAExecutionProvider"
+_MODULE = "onnxruntime"
+_BUILDS = (
+    *("onnxruntime", GPU, "onnxruntime-cann", "onnxruntime-directml", "onnxruntime-migraphx"),
+    *("onnxruntime-openvino", "onnxruntime-qnn", "onnxruntime-rocm", "onnxruntime-training"),
+    *("onnxruntime-vitisai", "ort-nightly", "ort-nightly-gpu"),
+)
+"""Packages that hold the module, or did in some version: each is asked, as reading the lists of files of all packages is slow."""
 
 
 def installed() -> tuple[str, ...]:
     """Return the installed packages that hold the module `onnxruntime`, by their metadata."""
-    return tuple(sorted(set(metadata.packages_distributions().get("onnxruntime", ()))))
+    found = []
+    for name in _BUILDS:
+        try:
+            package = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        folders = package.read_text("top_level.txt")
+        if folders is None:
+            record = (package.read_text("RECORD") or "").splitlines()
+            folders = " ".join(line.partition("/")[0] for line in record)
+        if _MODULE in folders.split():
+            found.append(name)
+    return tuple(found)
 
 
 def load() -> Any:
