@@ -23,6 +23,10 @@ class OutOfTime(CandidateError):  # noqa: N818
     """The run's time limit came before a step was done, so nothing is known of the candidate."""
 
 
+class NothingRuns(InputError):  # noqa: N818
+    """No engine of the device that was asked for runs the model in any form."""
+
+
 class IntegrityError(InputError):
     """A bundle or a record is damaged, truncated, tampered with, or from a newer version."""
 

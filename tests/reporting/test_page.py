@@ -273,6 +273,15 @@ def test_what_came_from_an_index_is_installed_from_there(report: Report) -> None
     )
 
 
+def test_a_bundle_of_a_gpus_onnx_runtime_is_installed_without_the_other(report: Report) -> None:
+    environment = {**report.environment, "onnxruntime-gpu": "1.31.1"}
+    del environment["onnxruntime"]
+    _, lines = next(commands(dataclasses.replace(report, environment=environment)))
+    assert lines.splitlines()[1] == (
+        "pip install '.[gpu]' numpy==2.4.6 torch==2.13.0 onnxruntime-gpu==1.31.1"
+    )
+
+
 def test_no_word_of_a_file_adds_a_command(with_result: Change) -> None:
     environment = {"python": "3; rm", "hasten": "1; rm -rf x", "numpy": "$(rm)"}
     environment["hasten installed from"] = "an index"

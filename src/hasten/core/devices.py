@@ -84,7 +84,10 @@ def _qualcomm_htp(root: Path) -> bool:
 FAMILIES: Mapping[str, Family] = {
     "cuda": Family(
         "NVIDIA GPU",
-        ("sm80", "sm75", "sm86", "sm89", "sm120", "sm121"),
+        (
+            *("sm80", "sm75", "sm86", "sm87", "sm89"),
+            *("sm90", "sm100", "sm103", "sm110", "sm120", "sm121"),
+        ),
         _nvidia,
         program="taken",
     ),

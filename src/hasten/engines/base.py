@@ -141,6 +141,7 @@ class Engine(Value, ABC):
         float_only: Whether it takes only those ONNX models that nothing has quantized.
         sums_exactly: Whether it sums products of bytes exactly on every processor, so that 8-bit weights
             never need to be 7-bit ones.
+        needs_program: Whether it runs the framework's program alone, which an ONNX file hasn't.
         faithful: Whether a session on this host answers bit for bit as the device does. Only then
             can it give a certificate for a device that isn't here.
     """
@@ -154,6 +155,7 @@ class Engine(Value, ABC):
     reshapes: ClassVar[bool] = False
     float_only: ClassVar[bool] = False
     sums_exactly: ClassVar[bool] = False
+    needs_program: ClassVar[bool] = False
     faithful: ClassVar[bool] = True
     registry: ClassVar[Registry] = Registry(
         "engine",
@@ -273,6 +275,14 @@ class Engine(Value, ABC):
             InputError: a program is missing; the message says how to install it.
         """
         return
+
+    @classmethod
+    def unsuited(cls, target: Target) -> str:
+        """Return why it has no variant for a target in its families, and what to do instead.
+
+        Empty where it has one, and where there is nothing to do about it.
+        """
+        return ""
 
     @classmethod
     def tools(cls) -> Mapping[str, str]:

@@ -10,7 +10,8 @@ from pathlib import Path
 from hasten.core.devices import FAMILIES, find_target
 from hasten.core.target import Target
 from hasten.engines.base import Engine
-from hasten.engines.installed import makes_for, tried_on
+from hasten.engines.installed import sorted_out, tried_on, unsuited
+from hasten.engines.onnxruntime import installation
 from hasten.errors import InputError
 
 _EXTRAS = {
@@ -67,6 +68,8 @@ def examine(*, ceilings: bool = False) -> list[tuple[str, str]]:
             findings.append((name, Engine.member(name).version()))
         except InputError as error:
             findings.append((name, f"missing: {error}"))
+    if wrong := installation.fault():
+        findings.append(("conflict", wrong))
     for extra, (modules, adds) in _EXTRAS.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         findings.append(
@@ -88,21 +91,22 @@ def target_in_words(name: str) -> str:
         name: Name of the device's family: "cuda", "fpga", ...
     """
     family, target = FAMILIES[name], find_target(name)
-    ready, missing = [], []
-    for engine in tried_on(name):
-        kind = Engine.member(engine)
-        if not makes_for(kind, target):
-            continue
+    names = {Engine.member(engine): engine for engine in tried_on(name)}
+    found, missing = sorted_out(tuple(names.values()), target)
+    ready = []
+    for kind in found:
         try:
-            version = kind.version()
             kind.check_tools(target)
-            ready.append(f"{engine} {version}")
+            ready.append(f"{names[kind]} {kind.version()}")
         except InputError as error:
             missing.append(str(error))
     here = target.kind == "attached"
     if ready:
-        return f"{family.noun}, {'present' if here else 'compile-only'}: {', '.join(ready)}"
-    return f"{family.noun}, {'present, and nothing makes models for it' if here else 'absent'}: {missing[0]}"
+        made_by = "; ".join((", ".join(ready), *unsuited(target)))
+        return f"{family.noun}, {'present' if here else 'compile-only'}: {made_by}"
+    if here:
+        return f"{family.noun}, present, and nothing makes models for it: {'; '.join(missing)}"
+    return f"{family.noun}, absent: {missing[0]}"
 
 
 def _ceilings(target: Target) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ from hasten.bundle import replaceable
 from hasten.certificate.ledger import Ledger, user_ledger
 from hasten.core.invocation import Invocation, began_s
 from hasten.core.progress import Listener, Progress
-from hasten.errors import InputError, full_disk
+from hasten.errors import InputError, NothingRuns, full_disk
 from hasten.measure.deadline import Deadline
 from hasten.measure.journal import Journal
 from hasten.optimization.order import Order
@@ -68,7 +68,7 @@ def claimed(
     """Claim a run's work folder, and remove it once the run has finished.
 
     A run that stops after its first trial leaves the folder, to be resumed; a run that fails
-    earlier leaves nothing.
+    earlier leaves nothing, and neither does one for a device that runs nothing.
 
     Raises:
         InputError: the bundle's place holds something that no bundle may replace; there is an
@@ -85,7 +85,7 @@ def claimed(
             full = None if isinstance(error, InputError) else full_disk(error)
             if not isinstance(error, InputError) and full is None:
                 raise
-            if journal.last("trial") is None:
+            if journal.last("trial") is None or isinstance(error, NothingRuns):
                 shutil.rmtree(folder, ignore_errors=True)
             if full is None:
                 raise

@@ -24,7 +24,13 @@ from hasten.core.shapes import Extent
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.base import Engine
-from hasten.engines.installed import engine_kinds, tried_on, without_program
+from hasten.engines.installed import (
+    check_takes,
+    engine_kinds,
+    tried_on,
+    unsuited,
+    without_program,
+)
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.images import ImageFolder
@@ -251,6 +257,8 @@ def prepare(
         made, note = fold(given, _kinds(order, target), target, job.folder)
         job.notes.append(note)
     source, preparation, dataset, known = made.model, made.pipeline, made.dataset, made.training
+    if target.kind != "host":
+        check_takes(engine_names(order, target), target, program=source.program is not None)
     asking = asks(order, job.journal)
     parts = lay_out(
         with_labels(dataset, order.metric, asking=asking),
@@ -323,6 +331,7 @@ def prepare(
         job.notes.append(f"images were prepared by {steps}")
     if not order.engines:
         job.notes += without_program(target.family)
+        job.notes += unsuited(target) if target.kind == "attached" else ()
     look = expected_look(job, parts)
     ready = replace(ready, tested=look.promise(ready.promise))
     if ready.made_up:
@@ -400,8 +409,7 @@ def facts(order: Order, ready: Ready) -> dict[str, Any]:
 
 
 def _kinds(order: Order, target: Target) -> list[type[Engine]]:
-    elsewhere = target if target.kind == "compile-only" else None
-    return engine_kinds(engine_names(order, target), elsewhere)
+    return engine_kinds(engine_names(order, target), None if target.kind == "host" else target)
 
 
 def check_passes(names: Sequence[str] | None) -> None:

@@ -46,7 +46,9 @@ def _installation(environment: dict[str, str]) -> Iterator[str]:
         for name in packages()
         if name in environment and name != "hasten"
     ]
-    hasten = ".[optimize]"
+    on_gpu = "onnxruntime-gpu" in environment and "onnxruntime" not in environment
+    extra = "gpu" if on_gpu else "optimize"  # the other's ONNX Runtime would overwrite it
+    hasten = f".[{extra}]"
     if environment.get(SOURCE) == INDEX and "hasten" in environment:
-        hasten = f"hasten[optimize]=={environment['hasten'].partition('+')[0]}"
+        hasten = f"hasten[{extra}]=={environment['hasten'].partition('+')[0]}"
     yield f"pip install {shlex.join([hasten, *pinned])}"

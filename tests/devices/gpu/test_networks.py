@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from hasten.core.devices import FAMILIES, find_target
+from hasten.core.devices import find_target
 from hasten.core.model import Model
 from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.engines.tensorrt.parts import RTX_PARTS
 from hasten.engines.tensorrt.profile import alterations, violations
 from hasten.engines.tensorrt.rtx import TensorrtRtx
 from hasten.errors import CandidateError
@@ -69,14 +70,14 @@ def test_int8_with_the_rest_in_half_precision_is_built_for_every_gpu(
     step = TensorrtQuantization(half=True)
     mixed = step(subject.model, subject.data, tmp_path / "mixed")
     assert violations(mixed.path, "sm75") == alterations(mixed.path) == ()
-    for part in FAMILIES["cuda"].parts:
+    for part in RTX_PARTS:
         assert plan_bytes(mixed, f"cuda:{part}", tmp_path / part) > 0
     exact = answers(subject.model, subject.data, tmp_path / "exact")
     quick = answers(mixed, subject.data, tmp_path / "quick", PLAIN)
     assert 0 < error_between(exact, quick) < subject.bound
 
 
-@pytest.mark.parametrize("part", [part for part in FAMILIES["cuda"].parts if part != "sm75"])
+@pytest.mark.parametrize("part", [part for part in RTX_PARTS if part != "sm75"])
 def test_int8_is_built_for_every_gpu_but_turing(
     part: str, quantized: Model, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ import pytest
 from hasten.core.devices import find_target
 from hasten.core.target import Target
 from hasten.engines.base import Engine, Session
+from hasten.engines.cuda.capability import part_of
 from hasten.engines.cuda.onnxruntime import OnnxRuntimeCuda
 from hasten.engines.cuda.torch import TorchCuda
 from hasten.engines.tensorrt.engine import Tensorrt
@@ -39,11 +40,18 @@ def gpu() -> Target:
     return GPU
 
 
+def test_the_gpu_is_a_part_that_torch_sees_too(gpu: Target) -> None:
+    torch = pytest.importorskip("torch")
+    assert part_of(gpu) == "sm{}{}".format(*torch.cuda.get_device_capability(0))
+
+
 class OnAGpu(EngineTests):
     """The claims of every engine, with the device."""
 
     @pytest.fixture
     def target(self, gpu: Target) -> Target:
+        if why := type(self.engine).unsuited(gpu):
+            pytest.skip(why)
         try:
             self.engine.version()
         except InputError as error:

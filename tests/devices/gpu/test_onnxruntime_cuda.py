@@ -1,6 +1,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnxruntime
@@ -9,7 +10,7 @@ import pytest
 from hasten.core.target import Target
 from hasten.engines.cuda import onnxruntime as onnxruntime_cuda
 from hasten.engines.cuda.onnxruntime import OnnxRuntimeCuda
-from hasten.errors import InputError
+from hasten.errors import CandidateError, InputError
 from hasten.inputs.models.onnx import load
 from hasten.testing import models
 from hasten.testing.engine_tests import EngineTests, request_for
@@ -76,8 +77,18 @@ def test_a_runtime_without_cuda_says_what_to_install() -> None:
         OnnxRuntimeCuda.version()
     assert str(caught.value) == (
         f"this ONNX Runtime, {onnxruntime.__version__}, has no CUDA: "
-        "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
+        "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
     )
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="this ONNX Runtime has CUDA")
+def test_a_bundle_for_a_gpu_says_the_same_where_it_is_opened(tmp_path: Path) -> None:
+    model, host = load(models.small_cnn(tmp_path)), Target.host()
+    (tmp_path / "built").mkdir()
+    artifact = OnnxRuntimeCuda().build(model, host, tmp_path / "built")
+    device: Any = SimpleNamespace(kind="cuda", stream=0)
+    with pytest.raises(CandidateError, match=r"^this ONNX Runtime, [\d.]+, has no CUDA: pip "):
+        OnnxRuntimeCuda()._load(artifact, host, device)
 
 
 def test_a_runtime_that_isnt_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

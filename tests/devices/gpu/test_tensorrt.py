@@ -19,8 +19,8 @@ def test_a_library_that_isnt_installed_is_said_with_what_to_take_instead(
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(
         InputError,
-        match=r"^TensorRT isn't installed \(.+\): take version 10 or newer from NVIDIA's own index, "
-        r"or TensorRT for RTX: pip install 'hasten\[gpu\]'$",
+        match=r"^TensorRT isn't installed \(.+\): take version 10 or newer: "
+        r"pip install tensorrt-cu13, which fetches it from NVIDIA's own index; on a Jetson, JetPack brings it$",
     ):
         Tensorrt.version()
 

@@ -9,10 +9,11 @@ import onnx
 import pytest
 from tests.support.tensorrt_graphs import ALTERED, BROKEN
 
-from hasten.core.devices import FAMILIES, find_target
+from hasten.core.devices import find_target
 from hasten.core.target import Target
 from hasten.engines.base import Artifact
 from hasten.engines.tensorrt import rtx as tensorrt_rtx
+from hasten.engines.tensorrt.parts import RTX_PARTS
 from hasten.engines.tensorrt.plans import built
 from hasten.engines.tensorrt.rtx import TensorrtRtx
 from hasten.errors import CandidateError, InputError
@@ -123,9 +124,9 @@ def test_an_attention_without_a_kernel_is_named(sm80: Target, tmp_path: Path) ->
         build(tmp_path / "model.onnx", sm80)
 
 
-def test_the_parts_of_the_family_are_those_that_it_builds_for(sm80: Target) -> None:
+def test_the_parts_that_it_takes_are_those_that_its_builder_names() -> None:
     known = {name.lower() for name in trt.ComputeCapability.__members__ if name.startswith("SM")}
-    assert set(FAMILIES["cuda"].parts) == known
+    assert set(RTX_PARTS) == known
 
 
 def test_a_gpu_that_it_doesnt_build_for_is_named(tmp_path: Path) -> None:
@@ -133,8 +134,21 @@ def test_a_gpu_that_it_doesnt_build_for_is_named(tmp_path: Path) -> None:
     with pytest.raises(CandidateError) as caught:
         build(models.linear_classifier(tmp_path), target)
     assert str(caught.value) == (
+        "nothing builds for sm90 without that GPU: TensorRT for RTX builds for sm75, sm80, sm86, sm89, "
+        "sm120, sm121, and TensorRT only on the GPU itself: on a host that has one, take "
+        'target="cuda" (pip install tensorrt-cu13)'
+    )
+
+
+def test_a_gpu_that_an_older_library_doesnt_know_is_named(
+    sm80: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tensorrt_rtx, "no_rtx", lambda part, target: "")
+    with pytest.raises(CandidateError) as caught:
+        build(models.linear_classifier(tmp_path), replace(sm80, device="cuda:sm130"))
+    assert str(caught.value) == (
         f"TensorRT for RTX {trt.__version__} builds for sm75, sm80, sm86, sm89, sm120, sm121; "
-        "the target is sm90"
+        "the target is sm130"
     )
 
 

@@ -15,19 +15,20 @@ import numpy as np
 
 from hasten.core.model import Format, Model, libraries
 from hasten.core.target import Target
-from hasten.core.telemetry import import_quietly
 from hasten.core.tensors import Tensors
 from hasten.core.words import listed
 from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.cuda.capability import check_gpu
 from hasten.engines.cuda.runtime import Cuda, Device, Host
 from hasten.engines.cuda.session import DeviceSession
 from hasten.engines.failures import failed
 from hasten.engines.onnxruntime.files import own_files
+from hasten.engines.onnxruntime.installation import CUDA, load, without_cuda
 from hasten.errors import CandidateError, InputError
 
 _LOG_ERRORS_ONLY = 3
-_NAMES = {"cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+_NAMES = {"cuda": CUDA, "tensorrt": "TensorrtExecutionProvider"}
 _CPU = "CPUExecutionProvider"
 _QUANTIZES_AT_LOAD = "WeightBiasQuantization"
 _NO_GRAPH = -1
@@ -86,12 +87,18 @@ class OnnxRuntimeCuda(Engine):
             InputError: it isn't installed, or was built without CUDA.
         """
         runtime = _runtime()
-        if _NAMES["cuda"] not in _providers():
-            raise InputError(
-                f"this ONNX Runtime, {runtime.__version__}, has no CUDA: "
-                "pip uninstall onnxruntime, then pip install onnxruntime-gpu"
-            )
+        if CUDA not in _providers():
+            raise InputError(without_cuda())
         return str(runtime.__version__)
+
+    @classmethod
+    def check_tools(cls, target: Target) -> None:
+        """Check that CUDA can use the GPU, where it is here.
+
+        Raises:
+            InputError: it can't.
+        """
+        check_gpu(target)
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
         """Keep the model as it is, after checking that it can be loaded.
@@ -137,6 +144,8 @@ class OnnxRuntimeCuda(Engine):
                 raise failed(f"ONNX Runtime can't load {library.name}", error) from error
         providers = self._providers(device)
         if device.kind == "cuda":
+            if CUDA not in _providers():
+                raise CandidateError(without_cuda())
             with contextlib.redirect_stdout(io.StringIO()):
                 ort.preload_dlls()  # CUDA's libraries, from their packages or from torch's
         with own_files(artifact, options) as path:
@@ -248,7 +257,7 @@ class _Execution:
 
 def _runtime() -> Any:
     try:
-        return import_quietly("onnxruntime")
+        return load()
     except ImportError as error:
         raise InputError(
             f"ONNX Runtime isn't installed ({error}): pip install onnxruntime-gpu"

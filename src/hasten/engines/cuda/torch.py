@@ -16,6 +16,7 @@ from hasten.core.tensors import Tensors, TensorSpec
 from hasten.core.torch_programs import keep, load
 from hasten.core.words import listed
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.cuda.capability import check_gpu
 from hasten.engines.cuda.runtime import Cuda, Device, Host, array_at
 from hasten.engines.cuda.session import DeviceSession, Execution
 from hasten.engines.failures import failed
@@ -48,6 +49,7 @@ class TorchCuda(Engine):
     extra: ClassVar[str] = "gpu"
     settles: ClassVar[bool] = True
     float_only: ClassVar[bool] = True
+    needs_program: ClassVar[bool] = True
     faithful: ClassVar[bool] = False
 
     mode: Mode = "reduce-overhead"
@@ -79,6 +81,21 @@ class TorchCuda(Engine):
             InputError: it isn't installed.
         """
         return str(_torch().__version__)
+
+    @classmethod
+    def check_tools(cls, target: Target) -> None:
+        """Check that CUDA can use the GPU, where it is here, and that torch was built for CUDA.
+
+        Raises:
+            InputError: it can't, or it wasn't.
+        """
+        check_gpu(target)
+        torch = _torch()
+        if target.kind == "attached" and torch.version.cuda is None:
+            raise InputError(
+                f"this torch, {torch.__version__}, has no CUDA: "
+                "pip uninstall -y torch && pip install torch"
+            )
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
         """Keep the program, after checking that it can be loaded and answers.

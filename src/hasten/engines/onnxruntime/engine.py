@@ -22,6 +22,7 @@ from hasten.engines.compile_cache import CompileCache
 from hasten.engines.failures import failed
 from hasten.engines.layers import LayerTime
 from hasten.engines.onnxruntime.files import own_files
+from hasten.engines.onnxruntime.installation import load
 from hasten.engines.onnxruntime.layers import observe, profiled
 from hasten.errors import CandidateError
 
@@ -99,10 +100,10 @@ class OnnxRuntime(Engine):
         """Return ONNX Runtime's version.
 
         Raises:
-            InputError: it isn't installed.
+            InputError: it isn't installed, or not whole.
         """
         try:
-            return str(import_quietly("onnxruntime").__version__)
+            return str(load().__version__)
         except ImportError as error:
             raise cls.missing("ONNX Runtime", error) from error
 

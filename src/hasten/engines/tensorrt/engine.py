@@ -10,9 +10,12 @@ from typing import Any, ClassVar, Self
 from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.engines.base import Artifact
+from hasten.engines.tensorrt.parts import installing
 from hasten.engines.tensorrt.plans import PlanEngine, bindings, built
 from hasten.errors import CandidateError, InputError
 
+NAMES = ("tensorrt", "tensorrt_bindings")
+"""Names of the library's module."""
 _OLDEST = 10
 """Oldest major version with strongly typed networks, explicit QDQ and `execute_async_v3`."""
 
@@ -43,10 +46,10 @@ class Tensorrt(PlanEngine):
             InputError: it isn't installed, or is too old.
         """
         remedy = (
-            f"take version {_OLDEST} or newer from NVIDIA's own index, or TensorRT for RTX: "
-            "pip install 'hasten[gpu]'"
+            f"take version {_OLDEST} or newer: {installing('')}, which fetches it from NVIDIA's own index; "
+            "on a Jetson, JetPack brings it"
         )
-        trt = bindings(("tensorrt", "tensorrt_bindings"), "TensorRT", remedy)
+        trt = bindings(NAMES, "TensorRT", remedy)
         if int(trt.__version__.split(".")[0]) < _OLDEST:
             raise InputError(f"TensorRT {trt.__version__} is too old: {remedy}")
         return trt

@@ -20,6 +20,7 @@ from hasten.core.tensors import Tensors, TensorSpec
 from hasten.core.words import listed
 from hasten.engines.artifacts import place
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.cuda.capability import check_gpu
 from hasten.engines.cuda.runtime import Cuda, Device
 from hasten.engines.cuda.session import DeviceSession
 from hasten.engines.estimates import Estimate
@@ -102,6 +103,15 @@ class PlanEngine(Engine):
             InputError: it isn't installed.
         """
         return str(cls.toolkit().__version__)
+
+    @classmethod
+    def check_tools(cls, target: Target) -> None:
+        """Check that CUDA can use the GPU, where it is here.
+
+        Raises:
+            InputError: it can't.
+        """
+        check_gpu(target)
 
     def open(self, artifact: Artifact, target: Target) -> AbstractContextManager[Session]:
         """Load the plan where the device is; elsewhere answer from the model on this host.

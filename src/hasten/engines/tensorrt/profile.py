@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hasten.core.tensors import Array
+from hasten.engines.tensorrt.parts import PARTS
 from hasten.errors import CandidateError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ _FOREIGN = {"com.microsoft": frozenset({"Gelu", "QuantizeLinear", "DequantizeLin
 
 _TAKE_UINT8 = frozenset({"Cast", "DequantizeLinear", "Equal", "Identity"})
 _TURING = "sm75"
-_FLOAT8 = frozenset({"sm89", "sm90", "sm100", "sm103", "sm120", "sm121"})
+_FLOAT8 = frozenset(name for name, part in PARTS.items() if part.float8)
 _MOST_DIMENSIONS = 8
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.engines.base import Artifact
+from hasten.engines.cuda.capability import known_part
+from hasten.engines.tensorrt.engine import NAMES
+from hasten.engines.tensorrt.parts import installing, no_rtx, rtx_runs_here
 from hasten.engines.tensorrt.plans import PlanEngine, bindings, built
 from hasten.engines.tensorrt.profile import violations
 from hasten.errors import CandidateError
@@ -30,10 +34,24 @@ class TensorrtRtx(PlanEngine):
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
-        """Yield float32 and, on the device, TF32, which makes no difference elsewhere."""
+        """Yield float32 and, on the device, TF32, which makes no difference elsewhere.
+
+        Nothing for a GPU that the library doesn't take.
+        """
+        if _reason(target):
+            return
         yield cls()
         if target.kind == "attached":
             yield cls(tf32=True)
+
+    @classmethod
+    def unsuited(cls, target: Target) -> str:
+        """Return why the library doesn't take the target's GPU, and which TensorRT does.
+
+        Empty where that one is here already.
+        """
+        there = target.kind == "attached" and any(map(find_spec, NAMES))
+        return "" if there else _reason(target)
 
     @classmethod
     def toolkit(cls) -> Any:
@@ -42,24 +60,25 @@ class TensorrtRtx(PlanEngine):
         Raises:
             InputError: it isn't installed.
         """
-        return bindings(
-            ("tensorrt_rtx", "tensorrt_rtx_bindings"),
-            "TensorRT for RTX",
-            "pip install 'hasten[gpu]'",
-        )
+        remedy = "pip install 'hasten[gpu]'"
+        if not rtx_runs_here():
+            remedy = f"it has no library for this processor; TensorRT has: {installing('')}"
+        return bindings(("tensorrt_rtx", "tensorrt_rtx_bindings"), cls.library, remedy)
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
         """Write a plan for the target's GPU, or for this host's, and keep the model beside it.
 
         Raises:
-            CandidateError: the library can't take the model; the message names the operator and
-                node.
+            CandidateError: the library can't take the model (the message names the operator and
+                node), or the target's GPU.
         """
         trt = self.toolkit()
         if target.family != "cuda":
             raise CandidateError(
                 f"TensorRT makes plans for NVIDIA's GPUs; the target is {target.device}"
             )
+        if why := _reason(target):
+            raise CandidateError(why)
         attached = target.kind == "attached"
 
         def configure(config: Any) -> None:
@@ -82,3 +101,8 @@ class TensorrtRtx(PlanEngine):
             largest_batch=self.largest_batch,
             configure=configure,
         )
+
+
+def _reason(target: Target) -> str:
+    """Return why the library doesn't take the target's GPU; "" where it does, or where nobody can tell."""
+    return no_rtx(known_part(target), target) if target.family == "cuda" else ""

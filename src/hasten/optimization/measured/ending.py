@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hasten.bundle import Part
@@ -11,6 +11,7 @@ from hasten.bundle.batch_mates import share_batch_axis
 from hasten.certificate.certification import last_certified
 from hasten.certificate.verdict import Judgement
 from hasten.core.records import to_record
+from hasten.core.target import Target
 from hasten.engines.artifacts import batch_sizes
 from hasten.engines.layers import LayerTime
 from hasten.measure.candidate import Trial
@@ -79,6 +80,7 @@ class Finish:
             label=lambda key: racing.candidate(key).label,
             untested=UNJUDGED if racing.ready.made_up else self._untested(),
         )
+        choice = self._of_the_host(choice)
         method = method_of(racing.candidate(choice.winner)) if best else ""
         best |= {method: choice.winner} if method else {}
         shown = self._shown(choice, loose)
@@ -130,6 +132,16 @@ class Finish:
             **self._records(choice, steps, reached, curve, loaded),
         }
         return Ending(shipment(racing, choice), result, records)
+
+    def _of_the_host(self, choice: Choice) -> Choice:
+        """Say so where what ships is the original on the host, though the run is for a device."""
+        racing = self.racing
+        if racing.on_device(racing.candidate(choice.winner)):
+            return choice
+        device = racing.bench.target.device
+        why = f"nothing ships for {device}: the bundle holds the original, for this host; {choice.why}"
+        racing.job.notes.append(why)
+        return replace(choice, why=why)
 
     def _one_at_a_time(self, choice: Choice) -> list[str]:
         """Return a note where what ships takes no batches, though the model does."""
@@ -335,9 +347,10 @@ def shipment(racing: Racing, choice: Choice) -> Shipment:
     winner = _part(racing, choice.winner)
     exact = winner if choice.winner == choice.exact else _part(racing, choice.exact)
     target = racing.bench.target
-    return Shipment(
-        choice.status, choice.why, winner, exact, target, target.threads, choice.judgement
-    )
+    threads = target.threads
+    if not racing.on_device(racing.candidate(choice.winner)):
+        target = Target.host().with_threads(threads)
+    return Shipment(choice.status, choice.why, winner, exact, target, threads, choice.judgement)
 
 
 def write_interim(racing: Racing, trial: Trial) -> None:

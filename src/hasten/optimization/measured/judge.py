@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
-from hasten.errors import CandidateError, InputError, OutOfTime
+from hasten.errors import CandidateError, InputError, NothingRuns, OutOfTime
 from hasten.measure.candidate import Candidate
 from hasten.measure.ceilings import measure
 from hasten.measure.effort import EFFORTS
@@ -28,6 +28,9 @@ from hasten.optimization.preparation import (
     engine_names,
     warn_of_scores,
 )
+
+_TOLD = 3
+"""Most failures that an error names."""
 
 
 class Measured(Judge):
@@ -68,14 +71,15 @@ class Measured(Judge):
             keep_float=order.keep_float,
             small_models=ready.small_models,
         )
-        if ready.target.kind == "attached":
-            proposed += originals(ready.model)
         inexact = [one for one in proposed if ready.made_up and not one.exact]
         proposed = [one for one in proposed if one not in inexact]
         self.racing.settle_threads()
-        self.racing.trials.begin(proposed)
+        # On a device the host's engines only answer for the original where none of the device's runs it.
+        hosts = originals(ready.model) if ready.target.kind == "attached" else []
+        self.racing.trials.begin([*proposed, *hosts])
         self.job.notes += [*self.racing.trials.notes, *self._original()]
         if not self.racing.trials.answered:
+            self._check_device()
             return
         calibration = calibrating(order, ready)
         warn_of_scores(ready, calibration, self.job.notes, binary=self.trials.binary)
@@ -91,6 +95,26 @@ class Measured(Judge):
         ).explore(proposed)
         if inexact:
             draft(self.racing, self.job, inexact)
+        self._check_device()
+
+    def _check_device(self) -> None:
+        """Check that something ran on the device, where the run is for a device of this host.
+
+        Raises:
+            NothingRuns: nothing did, so that only a model for the host could ship.
+        """
+        racing, trials = self.racing, self.racing.trials.done.values()
+        ran = [t for t in trials if t.measurement is not None and not t.failure]
+        if any(racing.on_device(c) for c in (racing.trials.baseline, *(t.candidate for t in ran))):
+            return
+        failed = {t.candidate.label: t.failure for t in trials if t.failure}
+        why = "; ".join(f"{label}: {failure}" for label, failure in list(failed.items())[:_TOLD])
+        more = f"; and {len(failed) - _TOLD} more failed" if len(failed) > _TOLD else ""
+        raise NothingRuns(
+            f"nothing runs on {racing.bench.target.device}, so nothing is made for it: "
+            f"{why or 'the time limit came before anything was tried there'}{more}; hasten doctor says what "
+            "this host has and lacks"
+        )
 
     def _least(self, precision: str | None) -> Floor | None:
         """Return the least time that this machine can take for the model, on any engine.

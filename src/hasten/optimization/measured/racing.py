@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from hasten.engines.base import Artifact
+from hasten.engines.installed import serves
 from hasten.errors import CandidateError, InputError
 from hasten.measure.candidate import Candidate, Trial
 from hasten.measure.deadline import Deadline
@@ -404,6 +405,13 @@ class Racing(Affording):
         name, journal = _ALL_THREADS, self.job.journal
         objective = self.job.order.objective
         return journaled(name, self.asked_threads, objective, journal, all_count=True)[0]
+
+    def on_device(self, candidate: Candidate) -> bool:
+        """Whether a candidate runs on the target's device: always, where that is the host."""
+        target = self.bench.target
+        return target.kind == "host" or all(
+            serves(engine, target) for engine in candidate.engine.runtimes
+        )
 
     def candidate(self, key: str) -> Candidate:
         """Return the candidate with a key, among those that were tried."""

@@ -1,0 +1,61 @@
+"""Compute capability of this host's GPU, by which libraries tell which GPUs they take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hasten.core.target import Target
+from hasten.engines.cuda.runtime import cuda_runtime
+from hasten.errors import InputError
+
+
+def part_of(target: Target, runtime: Any = None) -> str:
+    """Return the part of a target's GPU: "sm90" for compute capability 9.0.
+
+    For a GPU of this host CUDA is asked, which makes no context and takes none of its memory.
+
+    Args:
+        target: Target of family "cuda".
+        runtime: Module `cuda.bindings.runtime`; None to import it.
+
+    Raises:
+        InputError: the GPU is here, but CUDA can't use it, or its bindings aren't installed.
+    """
+    if target.kind != "attached":
+        return target.part
+    rt = runtime or cuda_runtime()
+    kinds = rt.cudaDeviceAttr
+    major, minor = (
+        _asked(rt, kind)
+        for kind in (
+            kinds.cudaDevAttrComputeCapabilityMajor,
+            kinds.cudaDevAttrComputeCapabilityMinor,
+        )
+    )
+    return f"sm{major}{minor}"
+
+
+def check_gpu(target: Target) -> None:
+    """Check that CUDA can use the target's GPU, where it is one of this host.
+
+    Raises:
+        InputError: it can't; the message has CUDA's own reason.
+    """
+    part_of(target)
+
+
+def known_part(target: Target) -> str:
+    """Return the part of a target's GPU; "" where CUDA can't tell, for which `check_gpu` has the reason."""
+    try:
+        return part_of(target)
+    except InputError:
+        return ""
+
+
+def _asked(rt: Any, kind: Any) -> int:
+    code, value = rt.cudaDeviceGetAttribute(kind, 0)
+    if int(code) == 0:
+        return int(value)
+    _, text = rt.cudaGetErrorString(code)
+    said = text.decode() if isinstance(text, bytes) else str(text)
+    raise InputError(f"CUDA can't use this host's GPU: {said}")
