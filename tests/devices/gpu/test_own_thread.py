@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 import threading
 import traceback
 import warnings
@@ -12,13 +13,14 @@ import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.base import Session
-from hasten.engines.cuda.own_thread import OwnThread, in_own_thread
+from hasten.engines.cuda.own_thread import OwnThread, _Call, in_own_thread
 from hasten.errors import CandidateError
 
 LONG_S = 60
@@ -158,12 +160,14 @@ class Interrupt:
         self._before = signal.signal(signal.SIGINT, self._handle)
 
     def _handle(self, *_: object) -> None:
-        self.handled.set()
-        raise KeyboardInterrupt
+        if not self.handled.is_set():
+            self.handled.set()
+            raise KeyboardInterrupt
 
     def send(self) -> None:
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        assert self.handled.wait(LONG_S)
+        """Interrupt it once, again and again in case that it was just about to wait."""
+        while not self.handled.wait(0.01):
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     def restore(self) -> None:
         signal.signal(signal.SIGINT, self._before)
@@ -193,24 +197,55 @@ def test_an_interrupt_waits_for_the_request_that_runs(interrupt: Interrupt) -> N
 
 
 def test_an_interrupt_withdraws_the_request_that_waits(interrupt: Interrupt) -> None:
-    go_on, done = threading.Event(), list[str]()
+    begun, go_on, done = threading.Event(), threading.Event(), list[str]()
+
+    def first() -> None:
+        begun.set()
+        go_on.wait(LONG_S)
+        done.append("first")
+
     with ended(OwnThread("a session")) as own, ThreadPoolExecutor(2) as pool:
-        first = pool.submit(own.call, go_on.wait, LONG_S)
-
-        def send() -> None:
-            while not own._asked.qsize():
-                pass
-            interrupt.send()
-
-        while not own._thread.is_alive() or own._asked.qsize():
-            pass
-        sending = pool.submit(send)
+        running = pool.submit(own.call, first)
+        assert begun.wait(LONG_S)
+        sending = pool.submit(interrupt.send)
         with pytest.raises(KeyboardInterrupt):
             own.call(done.append, "never")
         go_on.set()
-        assert first.result(LONG_S)
+        running.result(LONG_S)
         sending.result(LONG_S)
-        assert own.call(len, done) == 0
+        assert own.call(list, done) == ["first"]
+
+
+def test_a_request_whose_caller_left_in_its_midst_is_waited_for_by_the_next() -> None:
+    begun, go_on, done = threading.Event(), threading.Event(), list[str]()
+
+    def left() -> None:
+        begun.set()
+        go_on.wait(LONG_S)
+        done.append("left")
+
+    with ended(OwnThread("a session")) as own, ThreadPoolExecutor(1) as pool:
+        own._last = call = _Call(left, ())  # as two interrupts leave it
+        own._calls.append(call)
+        os.write(own._asked, (1).to_bytes(8, sys.byteorder))
+        assert begun.wait(LONG_S)
+        coming = pool.submit(own.call, done.append, "next")
+        go_on.set()
+        coming.result(LONG_S)
+        assert done == ["left", "next"]
+
+
+def test_no_descriptor_is_left_open() -> None:
+    def count() -> int:
+        gc.collect()
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = count()
+    for _ in range(5):
+        with in_own_thread(Adding().opening(), "a session") as session:
+            assert session.run(x(1))["x"] == 2
+        del session
+    assert count() == before
 
 
 def test_the_thread_may_end_itself_as_where_it_collects_garbage() -> None:

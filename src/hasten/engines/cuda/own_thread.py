@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
 
 from hasten.core.tensors import Array, Tensors
@@ -14,44 +15,31 @@ from hasten.engines.base import Session
 from hasten.errors import CandidateError
 
 _T = TypeVar("_T")
-_AGAIN_S = 1.0
-"""Longest sleep of a waiting thread in seconds, since an interrupt just before it doesn't end it."""
+_ONE = (1).to_bytes(8, sys.byteorder)
+"""What is written to an eventfd to wake whoever reads it."""
 
 
 class _Call(Generic[_T]):
     """Function to call in another thread, and what came of it.
 
     Attributes:
-        claimed: Lock that whoever takes first decides with: the thread to call, or the asker to
-            withdraw.
-        ended: Lock that is held until the function returned or raised.
         finished: Whether the function returned or raised.
     """
 
-    __slots__ = ("_arguments", "_error", "_result", "_work", "claimed", "ended", "finished")
+    __slots__ = ("_arguments", "_error", "_result", "_work", "finished")
 
     def __init__(self, work: Callable[..., _T], arguments: tuple[Any, ...]) -> None:
         self._work, self._arguments = work, arguments
         self._error: BaseException | None = None
-        self.claimed, self.ended = threading.Lock(), threading.Lock()
-        self.ended.acquire()
         self.finished = False
 
     def carry_out(self) -> None:
-        """Call the function, unless the call was withdrawn."""
-        if not self.claimed.acquire(blocking=False):
-            return
+        """Call the function."""
         try:
             self._result = self._work(*self._arguments)
         except BaseException as error:  # of whatever kind: it is raised where the call was made
             self._error = error
         self.finished = True
-        self.ended.release()
-
-    def withdraw(self) -> None:
-        """Keep the call from being carried out; if that has begun, wait for its end."""
-        if not self.claimed.acquire(blocking=False) and not self.finished:
-            self.ended.acquire()
 
     def outcome(self) -> _T:
         """Return what the function returned, or raise what it raised, with its traceback."""
@@ -67,25 +55,35 @@ class _Call(Generic[_T]):
 class OwnThread:
     """Thread that carries out the calls of other threads, one after another.
 
+    The two sides wake each other by eventfds (eventfd(2)), which takes half the time of Python's
+    locks and queues: `benchmarks/hand_over.py`.
+
     Args:
         name: Name of the thread.
     """
 
     def __init__(self, name: str) -> None:
         self._process = os.getpid()
-        self._asked: SimpleQueue[_Call[Any] | None] = SimpleQueue()
-        self._gate, self._closed = threading.Lock(), False
+        self._turn, self._gate, self._closed = threading.Lock(), threading.Lock(), False
+        self._calls: deque[_Call[Any] | None] = deque()
+        self._asked, self._done = os.eventfd(0), os.eventfd(0)
+        self._last: _Call[Any] | None = None
         # An open session doesn't keep the process from ending.
         self._thread = threading.Thread(
-            target=_carry_out, args=(self._asked,), name=name, daemon=True
+            target=_carry_out, args=(self._calls, self._asked, self._done), name=name, daemon=True
         )
         self._thread.start()
+
+    def __del__(self) -> None:
+        if self._closed and not self._thread.is_alive():
+            os.close(self._asked)
+            os.close(self._done)
 
     def call(self, work: Callable[..., _T], *arguments: Any) -> _T:
         """Call a function in the thread, and return what it returns or raise what it raises.
 
-        An interrupt of the caller withdraws a call that hasn't begun, and otherwise waits for its
-        end, since the function may be reading the caller's arrays.
+        A first interrupt of the caller waits for the end of a call that has begun, since the
+        function may be reading the caller's arrays.
 
         Raises:
             CandidateError: the thread has ended, or belongs to the process that this one is a fork
@@ -98,18 +96,32 @@ class OwnThread:
                 "the session belongs to the process that this one was forked from: "
                 "open the artifact again"
             )
-        call = _Call(work, arguments)
-        try:
-            with self._gate:
-                if self._closed:
-                    raise CandidateError("the session is closed: open the artifact again")
-                self._asked.put(call)
-            while not call.ended.acquire(timeout=_AGAIN_S):
-                pass
-        except BaseException:
-            call.withdraw()
-            raise
+        self._check_open()
+        with self._turn:
+            self._wait(self._last)  # for one whose caller was interrupted twice
+            call = _Call(work, arguments)
+            try:
+                with self._gate:
+                    self._check_open()
+                    self._last = call
+                    self._calls.append(call)
+                os.write(self._asked, _ONE)
+                self._wait(call)
+            except BaseException:
+                if self._last is call:
+                    os.write(self._asked, _ONE)  # an interrupt may have come just before
+                    self._wait(call)
+                raise
+            self._last = None
         return call.outcome()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise CandidateError("the session is closed: open the artifact again")
+
+    def _wait(self, call: _Call[Any] | None) -> None:
+        while call is not None and not call.finished:
+            os.read(self._done, 8)  # it may be the news of an earlier call
 
     def end(self, last: Callable[[], None]) -> None:
         """Carry out the calls that were made, then a last one, and end the thread.
@@ -121,18 +133,24 @@ class OwnThread:
         call = _Call(last, ())
         with self._gate:
             self._closed = True
-            self._asked.put(call)
-            self._asked.put(None)
+            self._calls += (call, None)
+            os.write(self._asked, _ONE)
         if threading.get_ident() != self._thread.ident:
             self._thread.join()
             call.outcome()
 
 
-def _carry_out(asked: SimpleQueue[_Call[Any] | None]) -> None:
-    """Carry out calls until there is None in their place."""
-    while (call := asked.get()) is not None:
-        call.carry_out()
-        del call  # the arrays of a request aren't kept until the next
+def _carry_out(calls: deque[_Call[Any] | None], asked: int, done: int) -> None:
+    """Carry out calls as they come, until there is None in their place."""
+    while True:
+        os.read(asked, 8)
+        while calls:
+            call = calls.popleft()
+            if call is None:
+                return
+            call.carry_out()
+            os.write(done, _ONE)
+            del call  # the arrays of a request aren't kept until the next
 
 
 class ThreadedSession(Session):
