@@ -93,6 +93,9 @@ class Runtime:
         assert not self.captured_elsewhere or self.mode == THREAD_LOCAL, "it breaks a capture"
 
     def cudaThreadExchangeStreamCaptureMode(self, mode: Any) -> tuple[int, Any]:
+        if code := self._code("ThreadExchange"):
+            return code, None
+        self.calls.pop()  # it is part of no request
         before, self.mode = self.mode, int(mode)
         return 0, before
 
@@ -358,6 +361,16 @@ def test_another_threads_capture_is_left_alone() -> None:
     session.close()
     assert runtime.mode == GLOBAL
     assert not runtime.held
+
+
+def test_a_device_that_fails_is_freed_all_the_same() -> None:
+    runtime = Runtime()
+    session = opened(runtime)
+    session.run(request(3))
+    runtime.failing["ThreadExchange"] = 0
+    session.close()
+    assert not runtime.held
+    assert runtime.calls[-1] == "StreamDestroy"
 
 
 def test_cudas_bindings_have_the_modes_that_are_asked_for() -> None:

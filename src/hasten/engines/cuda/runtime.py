@@ -254,13 +254,12 @@ class Cuda(Device):
         # Source: CUDA's runtime API, cudaThreadExchangeStreamCaptureMode.
         rt = self._runtime
         mode = rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        before = self._call(
-            "set a thread's mode of capture", rt.cudaThreadExchangeStreamCaptureMode(mode)
-        )
+        code, before = rt.cudaThreadExchangeStreamCaptureMode(mode)
         try:
-            yield
+            yield  # also on a device that failed, whose memory is to be freed all the same
         finally:
-            rt.cudaThreadExchangeStreamCaptureMode(before)
+            if int(code) == 0:
+                rt.cudaThreadExchangeStreamCaptureMode(before)
 
     def gauge(self) -> Gauge:
         return gauge_of(self._runtime)
