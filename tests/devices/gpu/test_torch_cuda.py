@@ -22,7 +22,6 @@ from hasten.engines.base import Artifact
 from hasten.engines.cuda import torch as torch_cuda
 from hasten.engines.cuda.own_thread import OwnThread
 from hasten.engines.cuda.runtime import CAPTURING, Host
-from hasten.engines.cuda.tf32 import precise
 from hasten.engines.cuda.torch import TorchCuda, opened
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.models.source import load_model
@@ -183,73 +182,6 @@ def test_each_run_has_its_own_tf32_beside_others(
     for tf32, words in ((False, "highest"), (True, "high")):
         kinds = precisions[tf32] if before[1] else ()
         assert seen[tf32] == {((words, tf32, tf32), kinds)}
-
-
-class Failed(Exception):  # noqa: N818
-    """What a program raises."""
-
-
-def test_tf32_is_as_it_was_after_a_failure() -> None:
-    before = flags()
-    with pytest.raises(Failed), precise(torch, tf32=True):
-        raise Failed
-    assert flags() == before
-
-
-@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch before 2.9")
-@pytest.mark.parametrize("tf32", [False, True])
-@pytest.mark.parametrize(
-    "given",
-    [
-        (("matmul", "tf32"),),
-        (("matmul", "ieee"), ("conv", "ieee")),
-        (("conv", "tf32"), ("rnn", "ieee")),
-        (("conv", "ieee"), ("rnn", "ieee")),
-        (("all", "tf32"),),
-        (("all", "ieee"),),
-        (("flag", "medium"),),
-        (("flag", "high"), ("matmul", "ieee")),
-    ],
-)
-def test_the_newer_settings_are_as_they_were_even_where_they_contradict_the_flags(
-    given: Any, tf32: bool
-) -> None:
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    kinds = {"matmul": matmul, "conv": cudnn.conv, "rnn": cudnn.rnn, "all": torch.backends}
-
-    def said(ask: Callable[[], Any]) -> Any:
-        try:
-            return ask()
-        except RuntimeError:
-            return "torch refuses to say"
-
-    def everything() -> list[Any]:
-        return [
-            *(one.fp32_precision for one in kinds.values()),
-            said(torch.get_float32_matmul_precision),
-            said(lambda: matmul.allow_tf32),
-            said(lambda: cudnn.allow_tf32),
-        ]
-
-    before = everything()
-    try:
-        for name, value in given:
-            if name == "flag":
-                torch.set_float32_matmul_precision(value)
-            else:
-                kinds[name].fp32_precision = value
-        set_by_user = everything()
-        with precise(torch, tf32=tf32):
-            assert matmul.allow_tf32 is cudnn.allow_tf32 is tf32
-            assert {kinds[n].fp32_precision == "tf32" for n in ("matmul", "conv", "rnn")} == {tf32}
-        assert everything() == set_by_user
-    finally:
-        kinds["all"].fp32_precision = "none"
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.mkldnn.matmul.fp32_precision = "none"
-        cudnn.allow_tf32 = True
-        matmul.fp32_precision = "none"
-    assert everything() == before
 
 
 def test_a_capture_of_torchs_graph_is_of_its_thread_alone(
