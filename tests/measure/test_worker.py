@@ -15,14 +15,17 @@ from tests.support.faults import Faulty
 
 from hasten.core.raised import REMEDY
 from hasten.core.records import to_record
-from hasten.core.tensors import TensorSpec
+from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.engines.base import Session
 from hasten.engines.null import Null
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.spool import Spool, write_spool
+from hasten.measure import worker as worker_file
 from hasten.measure.latency import Pace, rounds
 from hasten.measure.process import Worker
+from hasten.measure.scenario import Offer
 from hasten.measure.worker import request_of, time_requests
 
 
@@ -427,3 +430,40 @@ def test_what_a_runtime_did_not_mean_to_raise_is_told_with_its_name_and_what_to_
         rf"{Null().words()} failed: it broke off in worker\.py:\d+ \(KeyError: 'model'\); {REMEDY}",
         str(error.value),
     )
+
+
+class Noting(Session):
+    """A session that notes what it is asked, in order."""
+
+    outputs: tuple[TensorSpec, ...] = ()
+    batch_sizes = None
+
+    def __init__(self, inputs: tuple[TensorSpec, ...]) -> None:
+        self.inputs = inputs
+        self.asked: list[str] = []
+
+    def run(self, inputs: Tensors) -> dict[str, Array]:
+        self.asked.append("run")
+        return {}
+
+    def settle(self, again: Callable[[], object]) -> None:
+        self.asked.append("settle")
+        again()
+        self.asked.append("warm")
+
+    def device_times(self) -> dict[str, str]:
+        return {"stream_ns": "1500"}
+
+
+@pytest.mark.parametrize("do", ["time", "drive", "load"])
+def test_a_device_is_warm_before_anything_is_timed(do: str, desk: Desk, spool: Spool) -> None:
+    process, session = worker_file._Process(), Noting(desk.model.inputs)
+    process.session, process.sessions = session, [session]
+    process.inputs, process.request = desk.model.inputs, desk.model.request
+    lengths = {"warmup_ns": 0, "block_ns": 1, "at_least": 2, "at_most": 2}
+    command = {"samples": str(spool.folder), "first": 0, "batch": 1, "requests": 4, **lengths}
+    getattr(process, do)({**command, "offer": to_record(Offer("single-stream", 2, 0.0, 100.0))})
+    assert session.asked[:3] == ["settle", "run", "warm"]
+    assert session.asked.count("settle") == 1
+    assert set(session.asked[3:]) == {"run"}
+    assert process.device_times({}) == {"stream_ns": "1500"}

@@ -108,6 +108,24 @@ class Session(ABC):
         """Facts that the runtime reports about itself: precision in use, threads, ..."""
         return {}
 
+    def settle(self, again: Callable[[], object]) -> None:
+        """Have a device warm up by repeating a request, until its clocks stand still.
+
+        Does nothing on a processor, whose clocks settle within the warm-up of a block; see `Pace`.
+
+        Args:
+            again: Function that has the session answer one request.
+        """
+        return
+
+    def device_times(self) -> Mapping[str, str]:
+        """Times of a request on a device with a clock of its own, and the device's state meanwhile.
+
+        They are taken now, which keeps the device busy for up to some seconds; empty without such a
+        device.
+        """
+        return {}
+
     def shares(self) -> Mapping[str, tuple[int, int]]:
         """Counts by a property's name, each as (part, whole).
 

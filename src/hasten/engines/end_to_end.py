@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -129,6 +129,12 @@ class _WholeSession(Session):
     def properties(self) -> Mapping[str, str]:
         kept = {stage: list(spans) for stage, spans in self._latencies_ns.items()}
         return {**self._session.properties(), STAGES: json.dumps(kept)}
+
+    def settle(self, again: Callable[[], object]) -> None:
+        self._session.settle(again)
+
+    def device_times(self) -> Mapping[str, str]:
+        return self._session.device_times()
 
 
 def _names(names: list[str]) -> list[str]:

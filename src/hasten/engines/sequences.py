@@ -97,6 +97,12 @@ class SequenceSession(Session):
     def properties(self) -> Mapping[str, str]:
         return self._session.properties()
 
+    def settle(self, again: Callable[[], object]) -> None:
+        self._session.settle(again)
+
+    def device_times(self) -> Mapping[str, str]:
+        return self._session.device_times()
+
     def shares(self) -> Mapping[str, tuple[int, int]]:
         return self._session.shares()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from hasten.inputs.models import onnx as onnx_frontend
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.measure.effort import Effort, effort_of
 from hasten.measure.journal import Journal
-from hasten.measure.probe import usable_threads
+from hasten.measure.probe import disturbance, probe_of, usable_threads
 from hasten.measure.process import Worker
 from hasten.measure.race import AGAIN, BASELINE, NotEstablished, Standings, race
 from hasten.measure.workbench import Bench
@@ -310,15 +310,22 @@ def _raced(
     for threads in dict.fromkeys((usable, 1)):
         desk = Bench(place, target.with_threads(threads))
         try:
-            standings, stages = _race(other, winner, samples, desk, effort, seed)
-            return standings, notes, stages
+            probe = probe_of(target)
+            standings, stages = _race(other, winner, samples, desk, effort, seed, probe)
+            return standings, [*notes, *filter(None, [disturbance(probe)])], stages
         except NotEstablished as why:
             notes.append(f"figures are for one thread, not {threads}: {why}")
     raise AssertionError("one thread needs no probe")
 
 
 def _race(
-    other: _Rival, winner: _Rival, samples: Spool, desk: Bench, effort: Effort, seed: int
+    other: _Rival,
+    winner: _Rival,
+    samples: Spool,
+    desk: Bench,
+    effort: Effort,
+    seed: int,
+    probe: Callable[[int], bool],
 ) -> tuple[Standings, dict[str, tuple[Stage, ...]]]:
     entrants: dict[str, Worker] = {}
     try:
@@ -337,6 +344,7 @@ def _race(
             pace=effort.pace("p50"),
             seed=seed,
             settle=effort.settle,
+            probe=probe,
             uneven={
                 name
                 for name, rival in ((AGAIN, other), (_CANDIDATE, winner))

@@ -1,4 +1,4 @@
-"""A probe that finds whether this host really runs several threads at once, right now."""
+"""Probes of whether a round counts: does the host run its threads, is a GPU left to itself?"""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ import hashlib
 import os
 import threading
 import time
+from collections.abc import Callable
+
+from hasten.core.processes import descendants
+from hasten.core.target import Target
+from hasten.engines.cuda.gauge import Gauge, gauge_of
+from hasten.engines.cuda.runtime import cuda_runtime
+from hasten.errors import InputError
 
 _CHUNK = bytes(1 << 18)
 _ALONE_NS = 8_000_000
 _LOOKS = 20
+_PATIENCE = 6
+"""Number of looks that may refuse a round for the GPU's sake, no more than any race repeats."""
 SCALES = 1.8
 """Least scaling of this probe, per pair of threads, at which a round on several threads counts."""
 
@@ -68,3 +77,54 @@ def usable_threads(threads: int) -> int:
     if threads == 1:
         return 1
     return threads if sum(scales(threads) for _ in range(_LOOKS)) * 2 > _LOOKS else 1
+
+
+class DeviceProbe:
+    """Probe of the host and of its GPU: no round counts in which the GPU was slowed down or shared.
+
+    After `_PATIENCE` looks at such a GPU its rounds count all the same, with a note, since nothing says that
+    it will be better.
+
+    Attributes:
+        disturbed: What disturbed the GPU when it was last found disturbed; "" for nothing so far.
+
+    Args:
+        gauge: Gauge of the GPU.
+        host: Probe of the host.
+    """
+
+    def __init__(self, gauge: Gauge, host: Callable[[int], bool] = scales) -> None:
+        self._gauge, self._host = gauge, host
+        self._times = 0
+        self.disturbed = ""
+
+    def __call__(self, threads: int) -> bool:
+        """Whether a round counts that ends, or begins, at this moment."""
+        disturbed = self._disturbed()
+        self._times += bool(disturbed)
+        self.disturbed = disturbed or self.disturbed
+        return self._host(threads) and (not disturbed or self._times > _PATIENCE)
+
+    def _disturbed(self) -> str:
+        reading = self._gauge.reading()
+        if reading is not None and reading.slowed:
+            return f"it was slowed down ({', '.join(reading.slowed)})"
+        others = self._gauge.busy() - {os.getpid(), *descendants(os.getpid())}
+        return f"process {min(others)} computed on it, too" if others else ""
+
+
+def probe_of(target: Target) -> Callable[[int], bool]:
+    """Return the probe for rounds on a target: of the host, and of the GPU where it is one."""
+    if target.kind != "attached" or target.family != "cuda":
+        return scales
+    try:
+        return DeviceProbe(gauge_of(cuda_runtime()))
+    except InputError:
+        return scales
+
+
+def disturbance(probe: Callable[[int], bool]) -> str:
+    """Return a note on what disturbed a GPU while rounds were looked at; "" for nothing."""
+    if not isinstance(probe, DeviceProbe) or not probe.disturbed:
+        return ""
+    return f"the GPU was disturbed during the rounds: {probe.disturbed}"

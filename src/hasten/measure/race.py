@@ -19,7 +19,7 @@ from hasten.measure.intervals import (
 )
 from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace, rounds
-from hasten.measure.probe import scales
+from hasten.measure.probe import disturbance, scales
 from hasten.measure.process import Worker
 
 BASELINE, AGAIN = "baseline", "baseline again"
@@ -270,9 +270,9 @@ def race(
                     f"no time to wait until the host runs {threads} threads at once"
                 )
         if standings.refused > _REFUSED_PER_COUNTED * count * (1 + (process or 0)):
+            why = disturbance(probe) or f"the host did not run {threads} threads at once"
             raise NotEstablished(
-                f"{standings.refused} of {turn.number + 1} rounds were refused: the host did not run "
-                f"{threads} threads at once"
+                f"{standings.refused} of {turn.number + 1} rounds were refused: {why}"
             )
     raise AssertionError("rounds never end")
 

@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import errno
 import gc
+import itertools
 import json
 import os
 import shutil
@@ -225,6 +226,17 @@ class _Process:
         assert self.session is not None
         return dict(self.session.properties())
 
+    def device_times(self, command: dict[str, Any]) -> Any:
+        """Return what a device's own clock says of a request now; nothing without such a device."""
+        assert self.session is not None
+        return dict(self.session.device_times())
+
+    def _settle(self, requests: Sequence[dict[str, Array]]) -> None:
+        """Have a device warm up until its clocks stand still."""
+        assert self.session is not None
+        session, turns = self.session, itertools.cycle(requests)
+        session.settle(lambda: session.run(next(turns)))
+
     def predict(self, command: dict[str, Any]) -> Any:
         """Answer samples one by one, or in batches; write the outputs as one .npy per output."""
         assert self.session is not None
@@ -322,6 +334,7 @@ class _Process:
         requests = self._requests(spool, command["first"])
         if spool.ragged:
             requests = requests[:_MIX]
+        self._settle(requests)
         gc.collect()
         gc.disable()
         try:
@@ -368,6 +381,7 @@ class _Process:
         requests = self._requests(
             spool, command["first"], command["batch"], at_most=command["requests"]
         )
+        self._settle(requests)
         gc.collect()
         gc.disable()
         try:
@@ -387,6 +401,7 @@ class _Process:
         """Put all sessions under a load generator."""
         offer = from_record(Offer, command["offer"])
         requests = self._requests(Spool.open(Path(command["samples"])), 0)
+        self._settle(requests)
         return to_record(
             open_loop.take(offer, [session.run for session in self.sessions], requests)
         )

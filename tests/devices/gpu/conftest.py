@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,8 @@ import pytest
 from hasten.core.devices import find_target
 from hasten.core.model import Model
 from hasten.core.target import Target
-from hasten.core.tensors import Array
+from hasten.core.tensors import Array, Tensors
+from hasten.engines.base import Session
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.models.source import load_model
 
@@ -88,3 +92,47 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     model = load_model(network.eval(), lambda _: {"x": x[0]}, folder)
     name = model.inputs[0].name
     return Subject(model.settled_by({name: x[0]}), ArrayDataset({name: x}), bound)
+
+
+@pytest.fixture
+def one_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[[AbstractContextManager[Session], Any, Tensors], None]:
+    """A check that one thread opens a real session, runs it for several others, and closes it.
+
+    It takes the session's context, the classes that call its runtime, and a request.
+    """
+    seen: list[tuple[str, int]] = []
+
+    def noting(real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            seen.append((real.__name__, threading.get_ident()))
+            return real(*arguments)
+
+        return call
+
+    def check(opening: AbstractContextManager[Session], kinds: Any, request: Tensors) -> None:
+        names = ("__init__", "execution", "enqueue", "properties", "close")
+        for kind in kinds:
+            for name in names:
+                if hasattr(kind, name):
+                    monkeypatch.setattr(kind, name, noting(getattr(kind, name)))
+        with opening as session:
+            alone = session.run(request)
+            barrier = threading.Barrier(4)
+
+            def ask(_: int) -> None:
+                barrier.wait(60)
+                for _ in range(5):
+                    for name, array in session.run(request).items():
+                        np.testing.assert_array_equal(array, alone[name])
+                session.properties()
+
+            with ThreadPoolExecutor(4) as pool:
+                list(pool.map(ask, range(4)))
+        assert {name for name, _ in seen} == set(names)
+        assert sum(name == "enqueue" for name, _ in seen) == 2 + 4 * 5  # the first runs twice
+        assert len({thread for _, thread in seen} - {threading.get_ident()}) == 1
+        assert threading.get_ident() not in {thread for _, thread in seen}
+
+    return check

@@ -18,16 +18,28 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hasten.core.devices import find_target
 from hasten.core.tensors import Tensors, TensorSpec
 from hasten.engines.base import Artifact
 from hasten.engines.cuda.runtime import Cuda, array_at
 from hasten.engines.cuda.session import DeviceSession
+from hasten.engines.cuda.settling import Settling
 from hasten.errors import CandidateError
 
 X = TensorSpec("x", "float32", ("batch", 3))
 Y = TensorSpec("y", "float32", ("batch", 3))
 ARTIFACT = Artifact(Path("none"), (X,), (Y,), (TensorSpec("x", "float32", (1, 3)),))
 STREAM = 77
+
+
+try:  # CUDA's own, where its bindings are installed
+    from cuda.bindings import runtime as bindings
+
+    MODES: Any = bindings.cudaStreamCaptureMode
+except ImportError:
+    MODES = SimpleNamespace(cudaStreamCaptureModeGlobal=0, cudaStreamCaptureModeThreadLocal=1)
+GLOBAL, THREAD_LOCAL = 0, 1
+"""Values of `cudaStreamCaptureMode` in CUDA's driver_types.h."""
 
 
 class Runtime:
@@ -37,16 +49,19 @@ class Runtime:
         calls: Names of the calls without "cuda", in order; a copy's name ends with its direction.
         failing: Number of further calls that succeed before they fail, by the call's name.
         held: Kind and handle of everything that was taken and isn't freed.
+        mode: The calling thread's mode of capture.
+        captured_elsewhere: Whether another thread captures in the "global" mode meanwhile.
     """
 
     cudaStreamNonBlocking = 1
     cudaHostAllocDefault = 0
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice="in", cudaMemcpyDeviceToHost="out")
-    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal="of this thread")
+    cudaStreamCaptureMode = MODES
 
     def __init__(self, **failing: int) -> None:
         self.calls: list[str] = []
         self.failing = failing
+        self.mode, self.captured_elsewhere = GLOBAL, False
         self.held: dict[tuple[str, int], Any] = {}
         self._enqueued: list[Callable[[], object]] = []
         self._capturing: list[Callable[[], object]] | None = None
@@ -71,6 +86,22 @@ class Runtime:
         handle = ctypes.addressof(what) if isinstance(what, ctypes.Array) else self._handles
         self.held[kind, handle] = what
         return 0, handle
+
+    def _unsafe(self) -> None:
+        """Do what a capture can't include: it breaks another thread's in its own "global" mode."""
+        assert self._capturing is None, "it isn't allowed in a capture"
+        assert not self.captured_elsewhere or self.mode == THREAD_LOCAL, "it breaks a capture"
+
+    def cudaThreadExchangeStreamCaptureMode(self, mode: Any) -> tuple[int, Any]:
+        if code := self._code("ThreadExchange"):
+            return code, None
+        self.calls.pop()  # it is part of no request
+        before, self.mode = self.mode, int(mode)
+        return 0, before
+
+    def cudaDeviceGetPCIBusId(self, length: int, number: int) -> tuple[int, bytes]:
+        assert (length, number) == (64, 0)
+        return 0, b"0000:01:00.0" + bytes(length - 12)
 
     def _freed(self, name: str, kind: str, handle: int) -> tuple[int]:
         del self.held[kind, handle]  # nothing is freed twice
@@ -106,16 +137,19 @@ class Runtime:
         return (code,)
 
     def cudaHostAlloc(self, size: int, flags: int) -> tuple[Any, ...]:
+        self._unsafe()
         return self._taken("HostAlloc", "pinned", (ctypes.c_ubyte * size)())
 
     def cudaFreeHost(self, address: int) -> tuple[int]:
+        self._unsafe()
         return self._freed("FreeHost", "pinned", address)
 
     def cudaMalloc(self, size: int) -> tuple[Any, ...]:
-        assert self._capturing is None, "memory can't be taken in a capture"
+        self._unsafe()
         return self._taken("Malloc", "memory", (ctypes.c_ubyte * size)())
 
     def cudaFree(self, address: int) -> tuple[int]:
+        self._unsafe()
         return self._freed("Free", "memory", address)
 
     def cudaMemcpyAsync(
@@ -128,7 +162,7 @@ class Runtime:
         return (self._code(f"Memcpy {kind}"),)
 
     def cudaStreamBeginCapture(self, stream: int, mode: str) -> tuple[int]:
-        assert (stream, mode) == (STREAM, "of this thread")
+        assert (stream, int(mode)) == (STREAM, THREAD_LOCAL)
         self._capturing = []
         return (self._code("StreamBeginCapture"),)
 
@@ -204,6 +238,10 @@ class DoublingExecution:
         x, y = (array_at(self.addresses[name], self.shape, "float32") for name in ("x", "y"))
         runtime.enqueue(lambda: np.multiply(x, 2, out=y))
         runtime.calls.append("kernel")
+
+
+def runtime_is_without_a_gpu() -> bool:
+    return find_target("cuda").kind != "attached"
 
 
 def opened(runtime: Runtime, **settings: bool) -> DeviceSession:
@@ -310,11 +348,63 @@ def test_copies_are_counted_where_they_are_enqueued() -> None:
     said = opened(runtime).properties()
     assert (said["copies_to_device"], said["copies_to_host"]) == ("1", "1")
     assert (said["bytes_to_device"], said["bytes_to_host"]) == ("12", "12")
-    assert (said["device"], said["graph"], said["device_ns"]) == (
-        "A stand-in",
-        "captured",
-        "250000",
+    assert (said["device"], said["graph"]) == ("A stand-in", "captured")
+
+
+def test_another_threads_capture_is_left_alone() -> None:
+    runtime = Runtime()
+    runtime.captured_elsewhere = True
+    session = opened(runtime)
+    for batch in range(1, 20):
+        assert session.run(request(3, batch))["y"].tolist() == [[6, 6, 6]] * batch
+        assert runtime.mode == GLOBAL
+    session.close()
+    assert runtime.mode == GLOBAL
+    assert not runtime.held
+
+
+def test_a_device_that_fails_is_freed_all_the_same() -> None:
+    runtime = Runtime()
+    session = opened(runtime)
+    session.run(request(3))
+    runtime.failing["ThreadExchange"] = 0
+    session.close()
+    assert not runtime.held
+    assert runtime.calls[-1] == "StreamDestroy"
+
+
+def test_cudas_bindings_have_the_modes_that_are_asked_for() -> None:
+    runtime = pytest.importorskip(
+        "cuda.bindings.runtime", reason="needs the extra gpu: pip install 'hasten[gpu]'"
     )
+    modes = runtime.cudaStreamCaptureMode
+    assert int(modes.cudaStreamCaptureModeGlobal) == GLOBAL
+    assert int(modes.cudaStreamCaptureModeThreadLocal) == THREAD_LOCAL
+    exchange = runtime.cudaThreadExchangeStreamCaptureMode
+    code, before = exchange(modes.cudaStreamCaptureModeThreadLocal)
+    assert int(code) != 0 or exchange(before)[1] == modes.cudaStreamCaptureModeThreadLocal
+
+
+def test_times_are_told_after_a_warm_up_with_the_reason_why_clocks_arent() -> None:
+    runtime, time_ns = Runtime(), iter(range(0, 10**12, 10**7))
+    session = opened(runtime)
+    assert "stream_ns" not in session.properties()
+    session._settling = Settling(session._gauge, lambda: next(time_ns))
+    runtime.calls.clear()
+    said = session.device_times()
+    assert said["stream_ns"] == "250000"
+    assert float(said["host_ns"]) > 0
+    assert said["clocks_stood_still"] == "yes"
+    before = runtime.calls[: runtime.calls.index("EventRecord", 10)]
+    assert (
+        before.count("GraphLaunch") > 15
+    )  # half a second of them, by the clock that was handed in
+    if runtime_is_without_a_gpu():
+        assert said["gpu_state"].startswith("the GPU's clocks can't be read")
+        assert "\n" not in said["gpu_state"]
+    session.close()
+    assert session.device_times() == {}
+    assert not runtime.held
 
 
 def test_a_kernel_that_cant_be_captured_is_launched_as_it_is() -> None:

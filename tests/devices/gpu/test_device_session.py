@@ -13,6 +13,7 @@ from hasten.engines.base import Artifact
 from hasten.engines.cuda import session as device_session
 from hasten.engines.cuda.runtime import Cuda, Device, Host, Transfers, array_at, host_ns
 from hasten.engines.cuda.session import DeviceSession
+from hasten.engines.cuda.settling import Settling
 from hasten.errors import CandidateError, InputError
 from hasten.serving.models import opening
 
@@ -99,7 +100,7 @@ def test_a_request_is_copied_in_and_out_once_and_that_is_counted() -> None:
 def test_a_host_has_no_device_time_and_no_graph_and_says_so() -> None:
     session = opened(Host(), Doubling())
     said = session.properties()
-    assert "device_ns" not in said
+    assert session.device_times() == {}
     assert said["graph"] == "none: a host has no CUDA graphs"
     assert opened(Host(), Doubling(), capture=False).properties()["graph"] == "off"
 
@@ -115,9 +116,17 @@ def test_a_captured_request_is_one_launch_and_one_wait() -> None:
 
 
 def test_both_clocks_are_told_where_the_device_has_one() -> None:
-    said = opened(Capturing(), Doubling()).properties()
-    assert said["device_ns"] == "1500"
+    session = opened(Capturing(), Doubling())
+    session._settling = Settling(session._gauge, iter(range(0, 10**12, 10**7)).__next__)
+    said = session.device_times()
+    assert said["stream_ns"] == "1500"
     assert float(said["host_ns"]) > 0
+
+
+def test_a_host_needs_no_warm_up() -> None:
+    asked: list[None] = []
+    opened(Host(), Doubling()).settle(lambda: asked.append(None))
+    assert not asked
 
 
 def test_the_hosts_clock_stops_when_the_device_is_done() -> None:

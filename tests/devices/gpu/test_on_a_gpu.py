@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ from hasten.core.target import Target
 from hasten.engines.base import Engine, Session
 from hasten.engines.cuda.capability import part_of
 from hasten.engines.cuda.onnxruntime import OnnxRuntimeCuda
+from hasten.engines.cuda.runtime import Cuda
 from hasten.engines.cuda.torch import TorchCuda
 from hasten.engines.tensorrt.engine import Tensorrt
 from hasten.engines.tensorrt.rtx import TensorrtRtx
@@ -66,8 +69,9 @@ class OnAGpu(EngineTests):
         with self.opened(model, target, tmp_path) as session:
             request = request_for(model.inputs)
             answer = session.run(request)["logits"]
-            said = session.properties()
-        assert 0 < float(said["device_ns"]) < float(said["host_ns"])
+            said, times = session.properties(), session.device_times()
+        assert 0 < float(times["stream_ns"]) < float(times["host_ns"])
+        assert int(times["gpu_clock_mhz"]) > 0
         assert (said["copies_to_device"], said["copies_to_host"]) == ("1", "1")
         assert said["bytes_to_device"] == str(request["x"].nbytes)
         assert said["bytes_to_host"] == str(answer.nbytes)
@@ -161,5 +165,53 @@ def test_a_program_answers_in_every_mode(mode: Any, gpu: Target, tmp_path: Path)
                 right = network(torch.from_numpy(request[name])).numpy()
             answer = next(iter(session.run(request).values()))
             np.testing.assert_allclose(answer, right, rtol=1e-4, atol=1e-4)
-        said = session.properties()
-    assert 0 < float(said["device_ns"]) < float(said["host_ns"])
+        times = session.device_times()
+    assert 0 < float(times["stream_ns"]) < float(times["host_ns"])
+
+
+@pytest.mark.parametrize("mode", ["graph", "reduce-overhead"])
+def test_a_captured_program_answers_whoever_asks(mode: Any, gpu: Target, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    with program(gpu, TorchCuda(mode), tmp_path) as (session, _), ThreadPoolExecutor(4) as pool:
+        requests = [request_for(session.inputs, seed=seed) for seed in range(4)]
+        alone = [next(iter(session.run(one).values())) for one in requests]
+        for _ in range(20):
+            for right, answer in zip(alone, pool.map(session.run, requests), strict=True):
+                np.testing.assert_array_equal(next(iter(answer.values())), right)
+
+
+def test_sessions_capture_beside_each_others_allocations(gpu: Target, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    target, engine = gpu.with_threads(1), OnnxRuntimeCuda(cuda_graph=True)
+    try:
+        engine.version()
+    except InputError as error:
+        pytest.skip(str(error))
+    model = load(models.small_cnn(tmp_path))
+    (tmp_path / "onnxruntime").mkdir()
+    artifact = engine.build(model, target, tmp_path / "onnxruntime")
+    (tmp_path / "torch").mkdir()
+    with (
+        engine.open(artifact, target) as first,
+        program(gpu, TorchCuda("graph"), tmp_path / "torch") as (second, _),
+        ThreadPoolExecutor(2) as pool,
+    ):
+
+        def batches() -> None:
+            for batch in range(1, 30):  # each is bound, and captured or not
+                assert first.run(request_for(model.inputs, batch=batch))["logits"].shape[0] == batch
+
+        coming = pool.submit(batches)
+        request = request_for(second.inputs)
+        answers = [next(iter(second.run(request).values())) for _ in range(200)]
+        coming.result()
+    for answer in answers:
+        np.testing.assert_array_equal(answer, answers[0])
+
+
+def test_the_clocks_of_a_warm_gpu_are_read(gpu: Target) -> None:
+    gauge = Cuda().gauge()
+    reading = gauge.reading()
+    assert reading is not None, gauge.why
+    assert 0 < (reading.clock_mhz or 0) <= (reading.highest_mhz or 0)
+    assert os.getpid() not in gauge.busy()

@@ -71,6 +71,15 @@ def test_graphs_are_as_many_as_are_kept_and_each_is_of_one_shape(
         assert made == ([] if cuda_graph else [(-1, False)])
 
 
+def test_one_thread_opens_runs_and_closes_whoever_asks(one_thread: Any, tmp_path: Path) -> None:
+    model = load(models.small_cnn(tmp_path))
+    engine, target = OnnxRuntimeCuda(), Target.host().with_threads(1)
+    (tmp_path / "built").mkdir()
+    artifact = engine.build(model, target, tmp_path / "built")
+    kinds = (onnxruntime_cuda._Network, onnxruntime_cuda._Execution)
+    one_thread(engine.open(artifact, target), kinds, request_for(model.inputs))
+
+
 @pytest.mark.skipif(HAS_CUDA, reason="this ONNX Runtime has CUDA")
 def test_a_runtime_without_cuda_says_what_to_install() -> None:
     with pytest.raises(InputError) as caught:

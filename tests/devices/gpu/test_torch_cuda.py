@@ -1,8 +1,12 @@
+import inspect
 import json
 import pickle
 import sys
+import threading
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +19,9 @@ from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors
 from hasten.engines.base import Artifact
-from hasten.engines.cuda.runtime import Host
+from hasten.engines.cuda import torch as torch_cuda
+from hasten.engines.cuda.own_thread import OwnThread
+from hasten.engines.cuda.runtime import CAPTURING, Host
 from hasten.engines.cuda.torch import TorchCuda, opened
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.models.source import load_model
@@ -111,15 +117,96 @@ def test_half_precision_rounds_products(model: Model, expected: Any, tmp_path: P
     assert answers[model.outputs[0].name].dtype == np.float32
 
 
-def test_tf32_is_as_it_was_afterwards(model: Model, tmp_path: Path) -> None:
+def test_one_thread_opens_runs_and_closes_whoever_asks(
+    model: Model, one_thread: Any, tmp_path: Path
+) -> None:
     artifact = TorchCuda().build(model, HOST, tmp_path)
-    before = torch.backends.cudnn.allow_tf32
-    with opened(artifact, Host(), "eager", "f32"):
-        assert torch.backends.cudnn.allow_tf32 is False
-    with opened(artifact, Host(), "eager", "tf32"):
-        assert torch.backends.cudnn.allow_tf32 is True
-        assert torch.backends.cuda.matmul.allow_tf32 is True
-    assert torch.backends.cudnn.allow_tf32 is before
+    kinds = (torch_cuda._DeviceProgram, torch_cuda._ProgramExecution)
+    one_thread(TorchCuda().open(artifact, HOST), kinds, REQUEST)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own imports
+def test_torchs_compiled_captures_belong_to_a_thread() -> None:
+    """Why a session has a thread: in each thread torch's store of captured graphs is another one."""
+    trees = pytest.importorskip("torch._inductor.cudagraph_trees")
+    first, second = OwnThread("first"), OwnThread("second")
+    stores = [
+        each.call(trees.get_obj, trees.local, "tree_manager_containers")
+        for each in (first, second, first)
+    ]
+    assert stores[0] is stores[2]
+    assert stores[0] is not stores[1]
+    for each in (first, second):
+        each.end(lambda: None)
+
+
+def flags() -> tuple[Any, ...]:
+    """Return all that torch has set for products of float32 on CUDA."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    old = (torch.get_float32_matmul_precision(), matmul.allow_tf32, cudnn.allow_tf32)
+    kinds = (matmul, cudnn.conv, cudnn.rnn) if hasattr(cudnn, "conv") else ()
+    return old, tuple(one.fp32_precision for one in kinds)
+
+
+def test_each_run_has_its_own_tf32_beside_others(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = TorchCuda().build(model, HOST, tmp_path)
+    before = flags()
+    seen: dict[bool, set[Any]] = {False: set(), True: set()}
+    real = torch_cuda._ProgramExecution._once
+
+    def once(self: Any) -> None:
+        seen[self._program.tf32].add(flags())
+        real(self)
+        seen[self._program.tf32].add(flags())
+
+    monkeypatch.setattr(torch_cuda._ProgramExecution, "_once", once)
+    with (
+        opened(artifact, Host(), "eager", "f32") as exact,
+        opened(artifact, Host(), "eager", "tf32") as rounded,
+        opened(artifact, Host(), "eager", "f32") as second,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        assert flags() == before  # an open session changes nothing
+        barrier = threading.Barrier(3)
+
+        def ask(session: Any) -> None:
+            barrier.wait(60)
+            for _ in range(40):
+                session.run(REQUEST)
+
+        list(pool.map(ask, (exact, rounded, second)))
+        assert flags() == before
+    precisions = {False: ("ieee",) * 3, True: ("tf32",) * 3}
+    for tf32, words in ((False, "highest"), (True, "high")):
+        kinds = precisions[tf32] if before[1] else ()
+        assert seen[tf32] == {((words, tf32, tf32), kinds)}
+
+
+def test_a_capture_of_torchs_graph_is_of_its_thread_alone(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The settings with which torch's own capture is asked for; a capture itself needs a GPU."""
+    artifact = TorchCuda().build(model, HOST, tmp_path)
+    signature = inspect.signature(torch.cuda.graph.__init__)
+    asked = []
+
+    class Graph:
+        def replay(self) -> None: ...
+
+    @contextmanager
+    def graph(*arguments: Any, **settings: Any) -> Any:
+        asked.append(signature.bind(None, *arguments, **settings).arguments["capture_error_mode"])
+        assert CAPTURING.locked()
+        yield
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    with opened(artifact, Host(), "graph", "f32") as session:
+        session.run(REQUEST)
+    assert asked == ["thread_local"]
+    assert not CAPTURING.locked()
 
 
 def test_a_model_without_a_program_is_said(model: Model, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import itertools
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -20,6 +20,7 @@ from hasten.core.words import listed
 from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.cuda.capability import check_gpu
+from hasten.engines.cuda.own_thread import in_own_thread
 from hasten.engines.cuda.runtime import Cuda, Device, Host
 from hasten.engines.cuda.session import DeviceSession
 from hasten.engines.failures import failed
@@ -110,27 +111,29 @@ class OnnxRuntimeCuda(Engine):
         with self.open(artifact, target):
             return artifact
 
-    @contextmanager
-    def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
-        """Load the model; leaving the context frees it.
+    def open(self, artifact: Artifact, target: Target) -> AbstractContextManager[Session]:
+        """Load the model, and run it in a thread of its own; leaving the context frees it.
 
         Raises:
             CandidateError: the model can't be loaded, or the provider isn't used.
         """
+        return in_own_thread(self._opened(artifact, target), "hasten: ONNX Runtime")
+
+    @contextmanager
+    def _opened(self, artifact: Artifact, target: Target) -> Iterator[Session]:
         device: Device = Cuda() if target.kind == "attached" else Host()
-        try:
-            session = self._load(artifact, target, device)
-            network = _Network(session, artifact, device, _GRAPHS if self.cuda_graph else 0)
-        except BaseException:
-            device.close()
-            raise
-        # The provider captures its own graph: its runs allocate and wait, which our capture can't
-        # include.
-        opened = DeviceSession(artifact, device, network, batch_sizes(artifact), capture=False)
-        try:
-            yield opened
-        finally:
-            opened.close()
+        with device.apart():
+            with ExitStack() as failing:
+                failing.callback(device.close)
+                session = self._load(artifact, target, device)
+                network = _Network(session, artifact, device, _GRAPHS if self.cuda_graph else 0)
+                # The provider captures its own graph: its runs allocate and wait, which our capture
+                # can't include.
+                sizes = batch_sizes(artifact)
+                opened = DeviceSession(artifact, device, network, sizes, capture=False)
+                failing.pop_all()  # the session closes the device
+            with closing(opened):
+                yield opened
 
     def _load(self, artifact: Artifact, target: Target, device: Device) -> Any:
         ort = _runtime()

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from hasten.core.tensors import Array
+from hasten.engines.cuda.gauge import Gauge, gauge_of
 from hasten.errors import CandidateError, InputError
 
 Work = Callable[[], None]
 """Function that enqueues work on a device's stream."""
+CAPTURING = threading.Lock()
+"""Lock that is held during a capture: torch waits for the whole device before it begins one, which
+would break a capture of another thread."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +113,19 @@ class Device(ABC):
 
     @abstractmethod
     def elapsed_ns(self, work: Work) -> float | None:
-        """Return how long `work` takes by the device's clock, in ns; None without a clock."""
+        """Return the time from the start of `work` on the stream to its end, in nanoseconds.
+
+        It is measured by the device's clock, and includes waits of the stream for the host to launch
+        the next kernel. None without a clock.
+        """
+
+    def apart(self) -> AbstractContextManager[object]:
+        """Let this thread allocate while another one captures, without harm to either."""
+        return nullcontext()
+
+    def gauge(self) -> Gauge:
+        """Return what reads the device's clocks, power and temperature."""
+        return Gauge(None, "")
 
     @abstractmethod
     def close(self) -> None:
@@ -206,8 +223,8 @@ class Cuda(Device):
     def captured(self, work: Work, closing: ExitStack) -> Work:
         rt, stream = self._runtime, self._stream
         mode = rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        self._call("capture a graph", rt.cudaStreamBeginCapture(stream, mode))
-        with ExitStack() as captured:
+        with CAPTURING, ExitStack() as captured:
+            self._call("capture a graph", rt.cudaStreamBeginCapture(stream, mode))
             try:
                 work()
             finally:  # otherwise the stream stays in capture, and nothing else can run on it
@@ -229,6 +246,23 @@ class Cuda(Device):
             self._call("finish", rt.cudaEventSynchronize(last))
             milliseconds = self._call("read an event", rt.cudaEventElapsedTime(first, last))
             return float(milliseconds) * 1e6
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        # By default a thread can't allocate while another one captures in CUDA's "global" mode, as
+        # ONNX Runtime does: the allocation fails, and so does the capture.
+        # Source: CUDA's runtime API, cudaThreadExchangeStreamCaptureMode.
+        rt = self._runtime
+        mode = rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        code, before = rt.cudaThreadExchangeStreamCaptureMode(mode)
+        try:
+            yield  # also on a device that failed, whose memory is to be freed all the same
+        finally:
+            if int(code) == 0:
+                rt.cudaThreadExchangeStreamCaptureMode(before)
+
+    def gauge(self) -> Gauge:
+        return gauge_of(self._runtime)
 
     def _event(self, closing: ExitStack) -> Any:
         event = self._call("make an event", self._runtime.cudaEventCreate())

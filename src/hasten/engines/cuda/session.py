@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import statistics
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 
 from hasten.core.tensors import Array, Tensors
 from hasten.engines.base import Artifact, Session
+from hasten.engines.cuda.gauge import Gauge
 from hasten.engines.cuda.runtime import Device, Transfers, Work, host_ns
+from hasten.engines.cuda.settling import Settling
 from hasten.engines.failures import failed
 from hasten.errors import CandidateError, HastenError
 
@@ -138,7 +141,7 @@ class DeviceSession(Session):
             raise failed(f"{self._device.name} failed", error) from error
 
     def properties(self) -> Mapping[str, str]:
-        """Runtime's facts, the times of a request by both clocks, and the copies and waits.
+        """Runtime's facts, and the copies and waits of a request.
 
         Copies and waits are the session's own: each input in, each output out, and one wait. Copies
         inside the runtime's run (ONNX Runtime's, for nodes on the host) aren't counted.
@@ -146,29 +149,61 @@ class DeviceSession(Session):
         if self._network is None:
             return {}
         found = {"device": self._device.name, **self._network.properties()}
-        if not self._bound and self._request:
+        bound = self._latest()
+        if bound is not None:
+            found |= {name: str(count) for name, count in vars(bound.transfers).items()}
+            found |= {"graph": bound.graph, "synchronizations": "1"}
+        return found
+
+    @cached_property
+    def _gauge(self) -> Gauge:
+        return self._device.gauge()
+
+    @cached_property
+    def _settling(self) -> Settling:
+        return Settling(self._gauge)
+
+    def settle(self, again: Callable[[], object]) -> None:
+        if self._device.kind == "cuda":
+            self._settling(again)
+
+    def device_times(self) -> Mapping[str, str]:
+        """Times of the latest request by the device's and the host's clock, after a warm-up.
+
+        `stream_ns` is the time between the request's first copy on the stream and its last one, by
+        CUDA's events. It includes what the stream waits for the next launch, so it is no sum of
+        kernels. `host_ns` is the time from the launch to the end of the wait. Both are medians.
+        """
+        bound = self._latest()
+        if bound is None or self._device.elapsed_ns(bound.launch) is None:
+            return {}
+        warm = self._settling(lambda: host_ns(bound.launch, self._device))
+        by_device = [self._device.elapsed_ns(bound.launch) or 0.0 for _ in range(_TIMED)]
+        reading = self._gauge.reading()
+        by_host = [host_ns(bound.launch, self._device) for _ in range(_TIMED)]
+        return {
+            "stream_ns": f"{statistics.median(by_device):.0f}",
+            "host_ns": f"{statistics.median(by_host):.0f}",
+            "clocks_stood_still": "yes" if warm else "no",
+            **({"gpu_state": self._gauge.why} if reading is None else reading.text()),
+        }
+
+    def _latest(self) -> _Bound | None:
+        """Return the execution that was used last, or one for zeros where none was."""
+        if not self._bound and self._request and self._network is not None:
             # Zeros may take a branch that can't answer, in which case there is nothing to time yet.
             with suppress(CandidateError):
                 self._bound_for({s.name: np.zeros(s.sizes, s.dtype) for s in self._request})
-        if not self._bound:
-            return found
-        bound = next(reversed(self._bound.values()))
-        found |= {name: str(count) for name, count in vars(bound.transfers).items()}
-        found |= {"graph": bound.graph, "synchronizations": "1"}
-        timed = [self._device.elapsed_ns(bound.launch) for _ in range(_TIMED)]
-        if device_ns := [one for one in timed if one is not None]:
-            by_host = [host_ns(bound.launch, self._device) for _ in range(_TIMED)]
-            found["device_ns"] = f"{statistics.median(device_ns):.0f}"
-            found["host_ns"] = f"{statistics.median(by_host):.0f}"
-        return found
+        return next(reversed(self._bound.values()), None)
 
     def close(self) -> None:
         """Free the network, the buffers and the stream."""
         if self._network is not None:
-            for bound in self._bound.values():
-                bound.closing.close()
-            self._bound.clear()
-            self._network.close()
+            with self._device.apart():
+                for bound in self._bound.values():
+                    bound.closing.close()
+                self._bound.clear()
+                self._network.close()
             self._network = None
             self._device.close()
 
@@ -186,7 +221,7 @@ class DeviceSession(Session):
                 if not spec.fits(inputs[spec.name]):
                     got = f"{inputs[spec.name].dtype}{list(inputs[spec.name].shape)}"
                     raise CandidateError(f"the session takes {spec}; got {got}")
-            with ExitStack() as closing:
+            with self._device.apart(), ExitStack() as closing:
                 bound = self._bind(self._network.execution(inputs), inputs, closing)
                 bound.closing = closing.pop_all()
             self._bound[key] = bound
@@ -199,7 +234,8 @@ class DeviceSession(Session):
         """Free the least recently used execution once there are more than are kept."""
         passing = [key for key, one in self._bound.items() if not one.execution.lasting]
         if len(self._bound) > _KEPT and len(passing) > 1:
-            self._bound.pop(passing[0]).closing.close()
+            with self._device.apart():
+                self._bound.pop(passing[0]).closing.close()
 
     def _bind(self, execution: Execution, inputs: Tensors, closing: ExitStack) -> _Bound:
         """Give an execution its buffers, run it once, and capture it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -17,13 +17,16 @@ from hasten.core.torch_programs import keep, load
 from hasten.core.words import listed
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.cuda.capability import check_gpu
-from hasten.engines.cuda.runtime import Cuda, Device, Host, array_at
+from hasten.engines.cuda.own_thread import in_own_thread
+from hasten.engines.cuda.runtime import CAPTURING, Cuda, Device, Host, array_at
 from hasten.engines.cuda.session import DeviceSession, Execution
+from hasten.engines.cuda.tf32 import precise
 from hasten.engines.failures import failed
 from hasten.errors import CandidateError, InputError
 
 _WARMUPS = 3
 """Number of runs before a capture: the first ones choose kernels and allocate memory."""
+_THREAD = "hasten: torch"
 
 Mode = Literal["reduce-overhead", "max-autotune", "graph", "eager"]
 
@@ -129,8 +132,7 @@ class TorchCuda(Engine):
             session.run({spec.name: np.zeros(spec.sizes, spec.dtype) for spec in request})
         return artifact
 
-    @contextmanager
-    def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
+    def open(self, artifact: Artifact, target: Target) -> AbstractContextManager[Session]:
         """Load the program; the first request compiles it, and leaving the context frees it.
 
         Raises:
@@ -138,8 +140,8 @@ class TorchCuda(Engine):
         """
         attached = target.kind == "attached"
         mode: Mode = self.mode if attached else "eager"
-        with opened(artifact, Cuda() if attached else Host(), mode, self.precision) as session:
-            yield session
+        place: type[Device] = Cuda if attached else Host
+        return in_own_thread(_opened(artifact, place, mode, self.precision), _THREAD)
 
     def words(self) -> str:
         precisions = {"f32": "", "tf32": "TF32"}
@@ -152,22 +154,30 @@ class TorchCuda(Engine):
         )
 
 
-@contextmanager
 def opened(
     artifact: Artifact, device: Device, mode: Mode, precision: str
-) -> Iterator[DeviceSession]:
-    """Open a program on a device.
+) -> AbstractContextManager[Session]:
+    """Open a program on a device, and run it in a thread of its own; see `in_own_thread`.
 
     Raises:
         CandidateError: the program can't be loaded.
     """
-    with _precise(_torch(), precision), ExitStack() as closing:
-        closing.callback(device.close)
-        network = _DeviceProgram(artifact, device, mode, precision)
-        session = DeviceSession(artifact, device, network, _batches(artifact), capture=False)
-        closing.pop_all()  # the session closes the device
-        closing.callback(session.close)
-        yield session
+    return in_own_thread(_opened(artifact, lambda: device, mode, precision), _THREAD)
+
+
+@contextmanager
+def _opened(
+    artifact: Artifact, place: Callable[[], Device], mode: Mode, precision: str
+) -> Iterator[Session]:
+    device = place()
+    with device.apart():
+        with ExitStack() as failing:
+            failing.callback(device.close)
+            network = _DeviceProgram(artifact, device, mode, precision)
+            session = DeviceSession(artifact, device, network, _batches(artifact), capture=False)
+            failing.pop_all()  # the session closes the device
+        with closing(session):
+            yield session
 
 
 class _DeviceProgram:
@@ -177,6 +187,7 @@ class _DeviceProgram:
         torch = _torch()
         self._place = "cuda" if device.kind == "cuda" else "cpu"
         self._artifact, self._device, self._mode = artifact, device, mode
+        self.tf32 = precision != "f32"
         try:
             program = load(artifact.path)
             if self._place == "cuda":
@@ -272,7 +283,8 @@ class _ProgramExecution:
             self._once()
         self._device.synchronize()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # By default another thread can't allocate meanwhile without breaking the capture.
+        with CAPTURING, torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._once()
         replay: Callable[[], None] = graph.replay
         return replay
@@ -282,7 +294,11 @@ class _ProgramExecution:
         """Put torch's work on the device's stream, and turn its errors into CandidateError."""
         torch = _torch()
         try:
-            with torch.inference_mode(), ExitStack() as on:
+            with (
+                precise(torch, tf32=self._program.tf32),
+                torch.inference_mode(),
+                ExitStack() as on,
+            ):
                 if self._device.kind == "cuda":
                     stream = torch.cuda.ExternalStream(self._device.stream)
                     on.enter_context(torch.cuda.stream(stream))
@@ -306,21 +322,6 @@ def _tensor_at(address: int, shape: tuple[int, ...], dtype: str, device: Device)
         memory = type("Memory", (), {"__cuda_array_interface__": interface})()
         return torch.as_tensor(memory, device="cuda")
     return torch.from_numpy(array_at(address, shape, dtype))
-
-
-@contextmanager
-def _precise(torch: Any, precision: str) -> Iterator[None]:
-    """Allow TF32 in products of float32, or forbid it; cuDNN's convolutions use it by default."""
-    wanted = precision != "f32"
-    places = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [place.allow_tf32 for place in places]
-    try:
-        for place in places:
-            place.allow_tf32 = wanted
-        yield
-    finally:
-        for place, was in zip(places, before, strict=True):
-            place.allow_tf32 = was
 
 
 def _alone(spec: TensorSpec) -> TensorSpec:

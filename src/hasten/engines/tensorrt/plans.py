@@ -257,7 +257,8 @@ def answering(
         return
     device = Cuda()
     try:
-        network = _Plan(trt, _file(artifact, ".plan"), artifact, device)
+        with device.apart():
+            network = _Plan(trt, _file(artifact, ".plan"), artifact, device)
     except BaseException:
         device.close()
         raise

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -16,7 +17,7 @@ from hasten.measure.candidate import Candidate, Trial
 from hasten.measure.deadline import Deadline
 from hasten.measure.intervals import Ratio
 from hasten.measure.latency import Pace
-from hasten.measure.probe import usable_threads
+from hasten.measure.probe import disturbance, probe_of, usable_threads
 from hasten.measure.process import Worker
 from hasten.measure.race import (
     AGAIN,
@@ -248,13 +249,13 @@ class Racing(Affording):
             round_ = f"round {standings.counted + standings.refused}"
             self.job.tell(name.partition("/")[0], round_, standings.counted, total)
 
-        pool = ThreadPoolExecutor(_OPENED_AT_ONCE)
+        pool, probe = ThreadPoolExecutor(_OPENED_AT_ONCE), probe_of(bench.target)
         try:
             self._enter(pool, entrants, bench, candidates, fresh=not dropping)
             last = time.monotonic()
             if out is not None:
                 out |= risks.keys() - entrants.keys()
-            return race(
+            standings = race(
                 name,
                 entrants,
                 self.ready.parts.search,
@@ -269,12 +270,27 @@ class Racing(Affording):
                 risks=risks if dropping else None,
                 process=process,
                 listen=listen,
+                probe=probe,
                 stop=self.stop(bench, until),
             )
+            self._read_device(bench, entrants)
+            return standings
         finally:
+            self.job.notes += filter(None, [disturbance(probe)])
             for worker in entrants.values():
                 worker.kill()
             pool.shutdown()  # not before: a process is ended with the thread that started it
+
+    def _read_device(self, bench: Workbench, entrants: Mapping[str, Worker]) -> None:
+        """Keep what the device's own clock says of each entrant now that it has run for a while."""
+        for key, worker in entrants.items() if bench.target.kind == "attached" else ():
+            trial = self.trials.done.get(key)
+            with contextlib.suppress(CandidateError):
+                times = bench.ask(worker, "device_times")
+                worker.sleep()
+                if trial is not None and times:
+                    known = {**(trial.properties or {}), **times}
+                    self.trials.keep(dataclasses.replace(trial, properties=known))
 
     def _noted(self, standings: Standings, rounds: str, where: str) -> Standings:
         """Note what the standings don't show, and who dropped out."""
