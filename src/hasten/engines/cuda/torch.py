@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,9 @@ from hasten.errors import CandidateError, InputError
 
 _WARMUPS = 3
 """Number of runs before a capture: the first ones choose kernels and allocate memory."""
+
+_TF32_ADVICE = "TensorFloat32 tensor cores for float32 matrix multiplication available"
+"""Beginning of inductor's warnings that TF32 could be used, as a pattern."""
 
 Mode = Literal["reduce-overhead", "max-autotune", "graph", "eager"]
 
@@ -160,6 +164,7 @@ class _DeviceProgram:
         torch = _torch()
         self._place = "cuda" if device.kind == "cuda" else "cpu"
         self._artifact, self._device, self._mode = artifact, device, mode
+        self._facts: dict[str, str] = {}
         try:
             program = load(artifact.path)
             if self._place == "cuda":
@@ -171,6 +176,8 @@ class _DeviceProgram:
             raise
         except Exception as error:
             raise failed("torch can't load the program", error) from error
+        from hasten.engines.cuda.casts import cast_once
+
         named = list(program.example_inputs[1]) if program.example_inputs else []
         half = {"f16": torch.float16, "bf16": torch.bfloat16}.get(precision)
 
@@ -181,8 +188,23 @@ class _DeviceProgram:
             return tuple(torch.utils._pytree.tree_leaves(given))
 
         self.answer: Callable[..., tuple[Any, ...]] = answer
+        self._cast = (lambda given: cast_once(module, half, answer, given)) if half else None
         if mode in ("reduce-overhead", "max-autotune"):
             self.answer = torch.compile(answer, mode=mode)
+
+    def first_answer(self, given: Sequence[Any]) -> tuple[Any, ...]:
+        """Answer a request of new shapes; the first one of all casts the weights, once."""
+        if self._cast is not None:
+            made, self._cast = self._cast(given), None
+            self._facts = {
+                "weights_cast_once": str(made.once),
+                "weights_cast_each_request": str(made.each_request),
+            }
+        with warnings.catch_warnings():
+            # Inductor advises TF32 where a product of float32 is to be exact; it says so in
+            # compile_fx.py and in fuse_attention.py.
+            warnings.filterwarnings("ignore", _TF32_ADVICE, UserWarning, r"torch\._inductor\.")
+            return self.answer(*given)
 
     def execution(self, inputs: Tensors) -> Execution:
         return _ProgramExecution(self, self._artifact, self._device, inputs, self._mode == "graph")
@@ -193,10 +215,12 @@ class _DeviceProgram:
             "mode": self._mode,
             "torch": str(torch.__version__),
             "cudnn": str(torch.backends.cudnn.version()),
+            **self._facts,
         }
 
     def close(self) -> None:
         self.answer = lambda *tensors: ()
+        self._cast = None
 
 
 class _ProgramExecution:
@@ -221,7 +245,7 @@ class _ProgramExecution:
         place = "cuda" if device.kind == "cuda" else "cpu"
         given = [torch.from_numpy(inputs[name].copy()).to(place) for name in self._inputs]
         with self._running():
-            answers = program.answer(*given)
+            answers = program.first_answer(given)
         if len(answers) != len(self._outputs):
             raise CandidateError(
                 f"the program gives {len(answers)} outputs, and the model has {len(self._outputs)}"
