@@ -23,6 +23,10 @@ class OutOfTime(CandidateError):  # noqa: N818
     """The run's time limit came before a step was done, so nothing is known of the candidate."""
 
 
+class DeviceLost(CandidateError):  # noqa: N818
+    """The device answers nothing more in this process, which has to be started again."""
+
+
 class IntegrityError(InputError):
     """A bundle or a record is damaged, truncated, tampered with, or from a newer version."""
 

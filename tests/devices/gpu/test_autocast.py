@@ -102,11 +102,11 @@ def autocasts(network: Any, precision: str) -> list[Any]:
         return [one.float().numpy() for one in tree_leaves(network(torch.from_numpy(X)))]
 
 
-class CastsOfWeights(TorchDispatchMode):  # type: ignore[misc]
+class CastsOfWeights(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Count of the casts from float32 whose source has the sizes of one of a network's weights."""
 
     def __init__(self, network: Any) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         tensors = [*network.parameters(), *network.buffers()]
         self.sizes = {tuple(one.shape) for one in tensors} | {
             tuple(one.shape)[::-1] for one in tensors

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from hasten.core.tensors import Array
+from hasten.engines.cuda.error_codes import LOST, explained
 from hasten.errors import CandidateError, InputError
 
 Work = Callable[[], None]
@@ -99,6 +100,14 @@ class Device(ABC):
         """Wait for all enqueued work."""
 
     @abstractmethod
+    def check(self) -> None:
+        """Check that the device still answers in this process, after a runtime has failed.
+
+        Raises:
+            DeviceLost: it doesn't, whatever is asked of it.
+        """
+
+    @abstractmethod
     def captured(self, work: Work, closing: ExitStack) -> Work:
         """Return a function that enqueues the work that `work` enqueues now, in one launch.
 
@@ -133,6 +142,9 @@ class Host(Device):
         ctypes.memmove(to, source, size_bytes)
 
     def synchronize(self) -> None:
+        pass
+
+    def check(self) -> None:
         pass
 
     def captured(self, work: Work, closing: ExitStack) -> Work:
@@ -174,9 +186,7 @@ class Cuda(Device):
         """Return the result of a call, or raise with the runtime's own message."""
         code, *values = result
         if int(code) != 0:
-            _, text = self._runtime.cudaGetErrorString(code)
-            said = text.decode() if isinstance(text, bytes) else str(text)
-            raise CandidateError(f"CUDA can't {what}: {said}")
+            raise explained(self._runtime, what, code)
         return values[0] if values else None
 
     def staged(self, shape: Sequence[int], dtype: str, closing: ExitStack) -> Array:
@@ -202,6 +212,11 @@ class Cuda(Device):
 
     def synchronize(self) -> None:
         self._call("finish", self._runtime.cudaStreamSynchronize(self._stream))
+
+    def check(self) -> None:
+        code, *_ = self._runtime.cudaStreamSynchronize(self._stream)
+        if int(code) in LOST:
+            raise explained(self._runtime, "answer", code)
 
     def captured(self, work: Work, closing: ExitStack) -> Work:
         rt, stream = self._runtime, self._stream

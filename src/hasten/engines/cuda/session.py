@@ -15,7 +15,7 @@ from hasten.core.tensors import Array, Tensors
 from hasten.engines.base import Artifact, Session
 from hasten.engines.cuda.runtime import Device, Transfers, Work, host_ns
 from hasten.engines.failures import failed
-from hasten.errors import CandidateError, HastenError
+from hasten.errors import CandidateError, DeviceLost, HastenError
 
 _KEPT = 16
 """Number of request shapes whose buffers and graphs are kept: a server makes batches of at most 12
@@ -124,6 +124,7 @@ class DeviceSession(Session):
 
         Raises:
             CandidateError: the runtime failed, or an input is missing or doesn't fit.
+            DeviceLost: the device answers nothing more in this process, whoever asks it.
         """
         try:
             bound = self._bound_for(inputs)
@@ -132,9 +133,13 @@ class DeviceSession(Session):
             bound.launch()
             self._device.synchronize()
             return {name: staged.copy() for name, staged in bound.staged_out.items()}
-        except HastenError:
+        except DeviceLost:
             raise
         except Exception as error:
+            if self._network is not None:
+                self._device.check()
+            if isinstance(error, HastenError):
+                raise
             raise failed(f"{self._device.name} failed", error) from error
 
     def properties(self) -> Mapping[str, str]:
