@@ -230,20 +230,32 @@ class _Execution:
         self.outputs, self.lasting = outputs, number != _NO_GRAPH
         self._session, self._device = session, device
         self._binding = session.io_binding()
-        self._options = _runtime().RunOptions()
-        self._options.add_run_config_entry("gpu_graph_id", str(number))
-        # The session waits once, for the whole request with its copies.
-        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._options, self._plainly = _options(number), _options(_NO_GRAPH)
 
     def bind(self, name: str, address: int, shape: tuple[int, ...], dtype: str) -> None:
         to = self._binding.bind_output if name in self.outputs else self._binding.bind_input
         to(name, self._device.kind, 0, np.dtype(dtype).type, shape, address)
 
     def enqueue(self) -> None:
+        self._run(self._options)
+
+    def enqueue_without_graph(self) -> None:
+        self._run(self._plainly)
+
+    def _run(self, options: Any) -> None:
         try:
-            self._session.run_with_iobinding(self._binding, self._options)
+            self._session.run_with_iobinding(self._binding, options)
         except Exception as error:
             raise failed("ONNX Runtime failed", error) from error
+
+
+def _options(number: int) -> Any:
+    """Return the options of a run that captures or replays a graph of this number."""
+    options = _runtime().RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(number))
+    # The session waits once, for the whole request with its copies.
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    return options
 
 
 def _runtime() -> Any:

@@ -7,12 +7,14 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from hasten.core.tensors import Array, Tensors
 from hasten.engines.base import Artifact, Session
+from hasten.engines.cuda.replays import answers_another
 from hasten.engines.cuda.runtime import Device, Transfers, Work, host_ns
 from hasten.engines.failures import failed
 from hasten.errors import CandidateError, DeviceLost, HastenError
@@ -40,6 +42,18 @@ class Execution(Protocol):
 
     def enqueue(self) -> None:
         """Put the network's work on the device's stream.
+
+        Raises:
+            CandidateError: the runtime failed.
+        """
+
+
+@runtime_checkable
+class Replaying(Execution, Protocol):
+    """Execution of a runtime that captures graphs by itself while it runs, and replays them."""
+
+    def enqueue_without_graph(self) -> None:
+        """Put the network's work on the device's stream, without the runtime's graph.
 
         Raises:
             CandidateError: the runtime failed.
@@ -218,13 +232,19 @@ class DeviceSession(Session):
         for name in into:
             np.copyto(staged[name], inputs[name], casting="no")
 
-        def work() -> None:
-            for name in into:
-                device.to_device(addresses[name], staged[name])
-            execution.enqueue()
-            for name in execution.outputs:
-                device.to_host(staged[name], addresses[name])
+        def request(enqueue: Work) -> Work:
+            def work() -> None:
+                for name in into:
+                    device.to_device(addresses[name], staged[name])
+                enqueue()
+                for name in execution.outputs:
+                    device.to_host(staged[name], addresses[name])
 
+            return work
+
+        work = plain = request(execution.enqueue)
+        if execution.lasting and isinstance(execution, Replaying):
+            plain = request(execution.enqueue_without_graph)
         before = device.transfers
         work()  # before the capture, which can't include the loading that a first run does
         device.synchronize()
@@ -235,6 +255,8 @@ class DeviceSession(Session):
                 launch, graph = device.captured(work, closing), "captured"
             except CandidateError as why:
                 graph = f"none: {why}"
+        if launch is not plain and (refusal := self._refusal(inputs, staged, plain, launch)):
+            launch, graph = plain, f"none: {refusal}"
         return _Bound(
             execution,
             work,
@@ -245,3 +267,22 @@ class DeviceSession(Session):
             {spec.name: staged[spec.name] for spec in self.outputs},
             closing,
         )
+
+    def _refusal(self, inputs: Tensors, staged: dict[str, Array], plain: Work, launch: Work) -> str:
+        """Return why a graph isn't used; "" where it answers two requests as the plain work does."""
+
+        def answer(work: Work, asked: Tensors) -> Mapping[str, Array]:
+            for spec in self.inputs:
+                np.copyto(staged[spec.name], asked[spec.name], casting="no")
+            work()
+            self._device.synchronize()
+            return {spec.name: staged[spec.name] for spec in self.outputs}
+
+        try:
+            if answers_another(inputs, partial(answer, plain), partial(answer, launch)):
+                return "the graph answers another request than the one that is asked"
+        except DeviceLost:
+            raise
+        except CandidateError as why:
+            return f"the graph couldn't be checked: {why}"
+        return ""
