@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 
@@ -68,6 +68,12 @@ class TorchCuda(Engine):
         if target.kind == "attached":
             yield cls()
             yield from (cls(precision="tf32"), cls(precision="f16"), cls(precision="bf16"))
+
+    @classmethod
+    def in_half(cls) -> Iterator[Self]:
+        """Yield every setting with PyTorch's own half precision."""
+        for mode in get_args(Mode):
+            yield from (cls(mode, "f16"), cls(mode, "bf16"))
 
     def tunings(self, target: Target) -> Iterator[Self]:
         """Yield the other ways to launch."""
