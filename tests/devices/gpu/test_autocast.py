@@ -13,8 +13,8 @@ import pytest
 from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.core.tensors import TensorSpec
+from hasten.engines.base import Session
 from hasten.engines.cuda.runtime import Host
-from hasten.engines.cuda.session import DeviceSession
 from hasten.engines.cuda.torch import TorchCuda, opened
 
 torch = pytest.importorskip("torch", reason="needs the extra gpu: pip install 'hasten[gpu]'")
@@ -89,7 +89,7 @@ def model_of(network: Any, folder: Path) -> Model:
 
 
 @contextmanager
-def session_of(network: Any, precision: str, folder: Path) -> Iterator[DeviceSession]:
+def session_of(network: Any, precision: str, folder: Path) -> Iterator[Session]:
     (folder / "built").mkdir()
     artifact = TorchCuda().build(model_of(network, folder), HOST, folder / "built")
     with opened(artifact, Host(), "eager", precision) as session:
@@ -127,7 +127,7 @@ def networks() -> dict[str, Any]:
     return {"mixed": Mixed().eval(), "recurrent": Recurrent().eval(), "moving": Moving().eval()}
 
 
-def casts_during(session: DeviceSession, network: Any, monkeypatch: pytest.MonkeyPatch) -> int:
+def casts_during(session: Session, network: Any, monkeypatch: pytest.MonkeyPatch) -> int:
     """Return how many weights one request casts, on whichever thread it runs."""
     session.run({"x": X})
     counted = []
