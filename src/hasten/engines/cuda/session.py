@@ -249,12 +249,7 @@ class DeviceSession(Session):
         work()  # before the capture, which can't include the loading that a first run does
         device.synchronize()
         transfers = device.transfers - before
-        launch, graph = work, "off"
-        if self._capture:
-            try:
-                launch, graph = device.captured(work, closing), "captured"
-            except CandidateError as why:
-                graph = f"none: {why}"
+        launch, graph = self._launch(work, closing)
         if launch is not plain and (refusal := self._refusal(inputs, staged, plain, launch)):
             launch, graph = plain, f"none: {refusal}"
         return _Bound(
@@ -267,6 +262,15 @@ class DeviceSession(Session):
             {spec.name: staged[spec.name] for spec in self.outputs},
             closing,
         )
+
+    def _launch(self, work: Work, closing: ExitStack) -> tuple[Work, str]:
+        """Return what does the work, in one launch if it can be captured, and the capture's state."""
+        if not self._capture:
+            return work, "off"
+        try:
+            return self._device.captured(work, closing), "captured"
+        except CandidateError as why:
+            return work, f"none: {why}"
 
     def _refusal(self, inputs: Tensors, staged: dict[str, Array], plain: Work, launch: Work) -> str:
         """Return why a graph isn't used; "" where it answers two requests as the plain work does."""
