@@ -27,6 +27,10 @@ class NothingRuns(InputError):  # noqa: N818
     """No engine of the device that was asked for runs the model in any form."""
 
 
+class DeviceLost(CandidateError):  # noqa: N818
+    """The device answers nothing more in this process, which has to be started again."""
+
+
 class IntegrityError(InputError):
     """A bundle or a record is damaged, truncated, tampered with, or from a newer version."""
 

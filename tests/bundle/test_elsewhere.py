@@ -178,6 +178,11 @@ def test_a_bundle_certified_on_one_gpu_says_so_on_another(
         f"device: {one} there, {one}, {two} here",
         "driver: 535.104.05 there, 570.1 here",
     ]
+    board = tmp_path / "three" / "device-tree" / "model"
+    board.parent.mkdir(parents=True)
+    board.write_bytes(b"NVIDIA Jetson AGX Orin Developer Kit\0")
+    jetson = environment(gpu, proc=tmp_path / "three")
+    assert (jetson["device"], "driver" in jetson) == ("NVIDIA Jetson AGX Orin Developer Kit", False)
     nowhere = gpu.with_device("cuda", present=False)
     assert "device" not in environment(nowhere, proc=proc)
     assert differences(made, nowhere, environment(nowhere))[:1] == [

@@ -65,6 +65,8 @@ def test_names_of_nothing_are_refused_with_what_there_is(
     ("name", "node", "vendor", "kind"),
     [
         ("cuda", "dev/nvidia0", "0x10de", "0x030200"),
+        ("cuda", "dev/nvhost-gpu", "", ""),  # a Jetson, whose GPU is on no PCI bus
+        ("cuda", "dev/nvgpu/igpu0/ctrl", "", ""),
         ("tpu", "dev/accel0", "0x1ae0", "0x120000"),
         ("npu", "dev/accel/accel0", "0x8086", "0x120000"),
         ("igpu", "dev/dri/renderD128", "0x8086", "0x030000"),

@@ -465,3 +465,21 @@ def test_without_data_the_samples_are_said_to_be_made_up_and_data_is_asked_for()
         "Next: give data for a certified version that may be faster: hasten optimize MODEL --data DATA "
         "--max-drop 1% (hasten plan says how much data)" in lines
     )
+
+
+def test_pytorchs_own_half_precision_stands_beside_strict_float32() -> None:
+    half, graph = "f16, PyTorch, compiled", "bf16, PyTorch, CUDA graph"
+    made = result(
+        "exact",
+        "its precision is the original's",
+        "exact",
+        outcomes=(outcome(half, "judged", 0.5, 4), outcome(graph, "judged", 0.6)),
+    )
+    line = next(line for line in summary(made) if line.startswith("Beside it: "))
+    assert line == (
+        "Beside it: the default engine computes in strict float32; in the search, f16, PyTorch, compiled "
+        "was 2.00x faster (95% interval 1.92 to 2.08) than it; in the search it lost 0.50 points of "
+        "accuracy, where 1 may be lost."
+    )
+    without = dataclasses.replace(made, outcomes=(Outcome(half, "failed", "it has no kernel"),))
+    assert not [line for line in summary(without) if line.startswith("Beside it: ")]

@@ -184,6 +184,46 @@ def test_who_waits_when_the_engine_crashes_is_told_and_another_process_goes_on(
         assert ("the exact model answers from now on" in server.errors) == (which == "exact")
 
 
+LOSING = [-2000.0, 2.0, 3.0, 4.0]
+"""To a pausing engine, the loss of its device."""
+
+
+def test_a_standby_on_the_host_answers_where_the_device_is_lost(bundles: Path) -> None:
+    with ServerProcess(bundles / "slow.hasten") as server:
+        pid = server.serving_pid()
+        status, body = ask(server.http_port, "slow", LOSING)
+        assert (status, body["outputs"][0]["data"]) == (200, LOSING[::-1])  # the exact model's
+        assert ask(server.http_port, "slow")[0] == 200
+        assert server.serving_pid() == pid
+        assert "the GPU answers nothing more in this process" in server.errors
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_process_whose_device_is_lost_ends_and_another_one_answers(
+    tmp_path: Path, kept: bool
+) -> None:
+    """The exact model is on the same device, or there is none."""
+    path = bundle_of(
+        tmp_path,
+        models.solid(tmp_path),
+        engine=Pausing(),
+        keep_exact=kept,
+        exact=models.mirrored(tmp_path) if kept else None,
+    )
+    if kept:
+        forge(path, lambda record: record["exact"].update(engine=to_record(Pausing())))
+    with ServerProcess(path) as server:
+        pid = server.serving_pid()
+        status, body = ask(server.http_port, "solid", LOSING)
+        assert (status, body) == (503, {"error": "the server is starting again: retry"})
+        until(lambda: ready(server))
+        assert server.serving_pid() != pid
+        status, body = ask(server.http_port, "solid")
+        assert (status, body["outputs"][0]["data"]) == (200, ROW[::-1] if kept else ROW)
+        assert "the GPU answers nothing more in this process" in server.errors
+        assert "died of signal SIGABRT; it starts again" in server.errors
+
+
 def test_who_crashes_again_and_again_is_started_later_and_says_so(bundles: Path) -> None:
     with ServerProcess(bundles / "solid.hasten") as server:
         for _ in range(3):

@@ -18,9 +18,12 @@ from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.errors import DeviceLost
 
 RELEASE = threading.Event()
 """Set in the process that answers, it ends all pauses at once."""
+LOST = threading.Event()
+"""Set in the process that answers, no pausing engine there answers any more."""
 RAN: list[list[float]] = []
 """First row of each run of a pausing engine in this process, in the order in which they began."""
 _INNER = OnnxRuntime(threads=1, spinning=False)
@@ -30,8 +33,9 @@ _INNER = OnnxRuntime(threads=1, spinning=False)
 class Pausing(Engine):
     """ONNX Runtime that waits, before it answers, as many milliseconds as a request's first number.
 
-    Requests of a warm-up are around zero, so they take next to nothing. Bundles of it can be opened
-    inside `pausing_installed`.
+    Requests of a warm-up are around zero, so they take next to nothing. A first number below -1000
+    loses the device: no pausing engine answers anything more in this process. Bundles of it can be
+    opened inside `pausing_installed`.
     """
 
     inner: OnnxRuntime = _INNER
@@ -78,6 +82,10 @@ class PausingSession(Session):
         row = next(iter(inputs.values()))[0].tolist()
         RAN.append(row)
         pause_ms = row[0]
+        if pause_ms < -1000:
+            LOST.set()
+        if LOST.is_set():
+            raise DeviceLost("CUDA can't finish: the GPU answers nothing more in this process")
         if pause_ms >= 1:
             RELEASE.wait(pause_ms / 1000)
         return self._inner.run(inputs)

@@ -114,7 +114,10 @@ def _programs() -> dict[str, str]:
 def _nvidia(proc: Path) -> dict[str, str]:
     """Return the names of the GPUs and the release of NVIDIA's driver, as far as it reports them.
 
-    Source: NVIDIA's driver README, "Proc Interface": /proc/driver/nvidia.
+    A Jetson has no GPU of its own there: its board is named by the device tree.
+
+    Source: NVIDIA's driver README, "Proc Interface": /proc/driver/nvidia; Devicetree Specification,
+    "Root node", property `model`.
     """
     folder = proc / "driver" / "nvidia"
     models = set()
@@ -123,6 +126,8 @@ def _nvidia(proc: Path) -> dict[str, str]:
             name, _, value = line.partition(":")
             if name.strip() == "Model":
                 models.add(value.strip())
+    if not models:
+        models.update(line.strip(" \0") for line in _lines(proc / "device-tree" / "model")[:1])
     release = next(iter(_RELEASE.findall(" ".join(_lines(folder / "version")[:1]))), "")
     facts = {"device": ", ".join(sorted(models)), "driver": release}
     return {name: value for name, value in facts.items() if value}

@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterator
 
 from hasten.certificate.verdict import Judgement, Verdict
+from hasten.engines.cuda.torch import TorchCuda
 from hasten.measure.exactness import unchanged_in_words
 from hasten.measure.intervals import Ratio, Statistic
 from hasten.reporting import estimate_rows, sizes
@@ -102,6 +103,23 @@ def on_fewer_threads(result: Result) -> str:
         f"both had {_threads(result.threads)}, on which what ships is "
         f"{faster(winner.ratio, 'the default engine')}: a request takes {_takes(winner)} "
         f"{_AT[winner.statistic]} instead of {_takes(default)}"
+    )
+
+
+def torch_in_half(result: Result) -> str:
+    """Compare PyTorch's own half precision with the default engine; empty where it wasn't timed.
+
+    The default engine of a GPU computes in strict float32, and a user of PyTorch has autocast already.
+    """
+    labels = {engine.label("") for engine in TorchCuda.in_half()}
+    outcomes = (one for one in result.outcomes if one.label in labels)
+    timed = [(one.ratio, one.label) for one in outcomes if one.ratio is not None]
+    if not timed or result.winner.label in labels:
+        return ""
+    ratio, label = min(timed, key=lambda one: one[0].estimate)
+    return (
+        f"the default engine computes in strict float32; in the search, {label} was "
+        f"{faster(ratio, 'it')}{_lost(result, label)}"
     )
 
 
@@ -275,6 +293,8 @@ def _measured(result: Result) -> Iterator[str]:
     yield f"How fast: {how_fast(result)}."
     if fewer := on_fewer_threads(result):
         yield f"In the table: {fewer}."
+    if half := torch_in_half(result):
+        yield f"Beside it: {half}."
     if every := every_request(result):
         yield f"Over all requests: {every}."
     if steps := per_step(result):

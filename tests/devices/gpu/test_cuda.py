@@ -281,12 +281,15 @@ def test_a_capture_begins_after_a_first_run_that_was_waited_for() -> None:
     captured = ["StreamBeginCapture", *work, "StreamEndCapture", "GraphInstantiate"]
     taken = ["HostAlloc", "Malloc"] * 2
     launched = ["GraphLaunch", "StreamSynchronize"]
+    plain = [*work, "StreamSynchronize"]
+    checked = [*plain, *launched * 4, *plain]  # two requests, without the graph and with it
     assert runtime.calls == [
         *taken,
         *work,
         "StreamSynchronize",
         *captured,
         "GraphDestroy",
+        *checked,
         *launched,
     ]
     runtime.calls.clear()
@@ -417,6 +420,36 @@ def test_a_kernel_that_cant_be_captured_is_launched_as_it_is() -> None:
     assert not runtime.held
 
 
+def test_a_graph_that_cant_be_checked_isnt_used() -> None:
+    runtime = Runtime(GraphLaunch=1)
+    session = opened(runtime)
+    assert session.run(request(3))["y"].tolist() == [[6, 6, 6]]
+    assert session.properties()["graph"] == (
+        "none: the graph couldn't be checked: CUDA can't launch a graph: out of memory"
+    )
+    session.close()
+    assert not runtime.held
+
+
+def test_a_graph_that_answers_the_request_of_its_capture_isnt_used() -> None:
+    class Stale(Runtime):
+        """Its graphs copy in what was staged when they were captured."""
+
+        def enqueue(self, work: Callable[[], object]) -> None:
+            if self._capturing is not None and not self._capturing:
+                (pinned,) = [what for (kind, _), what in self.held.items() if kind == "pinned"][:1]
+                then = bytes(pinned)
+                super().enqueue(lambda: ctypes.memmove(pinned, then, len(then)))
+            super().enqueue(work)
+
+    session = opened(Stale())
+    for value in (3, 5):
+        assert session.run(request(value))["y"].tolist() == [[2 * value] * 3]
+    assert session.properties()["graph"] == (
+        "none: the graph answers another request than the one that is asked"
+    )
+
+
 def test_a_graph_that_cant_be_made_leaves_nothing_behind() -> None:
     for call, what in (
         ("StreamEndCapture", "capture"),
@@ -456,7 +489,7 @@ def test_a_device_that_cant_be_had_is_said_in_one_line(call: str, said: str) -> 
         ("Memcpy", 1, "CUDA can't copy: out of memory"),
         ("StreamSynchronize", 0, "CUDA can't finish: out of memory"),
         ("StreamSynchronize", 1, "CUDA can't finish: out of memory"),
-        ("GraphLaunch", 0, "CUDA can't launch a graph: out of memory"),
+        ("GraphLaunch", 4, "CUDA can't launch a graph: out of memory"),
     ],
 )
 def test_what_cuda_says_is_one_line_and_the_rest_is_freed(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ from hasten.engines.cuda.runtime import Cuda
 from hasten.engines.cuda.torch import TorchCuda
 from hasten.engines.tensorrt.engine import Tensorrt
 from hasten.engines.tensorrt.rtx import TensorrtRtx
-from hasten.errors import InputError
+from hasten.errors import CandidateError, InputError
 from hasten.inputs.models.onnx import load
 from hasten.inputs.models.source import load_model
 from hasten.passes.half_precision import HalfPrecision
@@ -133,6 +135,126 @@ class TestOnnxRuntimeCudaOnAGpu(OnAGpu):
         with engine.open(artifact, target) as session:
             assert session.run(request_for(model.inputs))["logits"].shape == (1, 10)
 
+    def test_each_size_has_a_graph_and_each_request_its_own_answer(
+        self, target: Target, tmp_path: Path
+    ) -> None:
+        model = load(models.small_cnn(tmp_path))
+        artifact = self.built(model, target, tmp_path)
+        graphs = OnnxRuntimeCuda(cuda_graph=True)
+        with self.engine.open(artifact, target) as plain, graphs.open(artifact, target) as session:
+            for seed, batch in enumerate((1, 4, 1, 4, 1)):
+                request = request_for(model.inputs, batch=batch, seed=seed)
+                right = plain.run(request)["logits"]
+                np.testing.assert_allclose(session.run(request)["logits"], right, atol=1e-4)
+            assert not session.properties()["graph"].startswith("none")
+
+    def test_tensorrts_provider_builds_once_for_all_batches(
+        self, target: Target, tmp_path: Path
+    ) -> None:
+        engine = OnnxRuntimeCuda("tensorrt")
+        if engine not in OnnxRuntimeCuda.variants(target):
+            pytest.skip("this ONNX Runtime has no TensorRT")
+        model = load(models.small_cnn(tmp_path))
+        model = model.settled_by({"x": np.zeros((3, 32, 32), np.float32)})
+        with engine.open(self.built(model, target, tmp_path), target) as session:
+            for batch in (1, 32, 7):
+                assert (
+                    session.run(request_for(model.inputs, batch=batch))["logits"].shape[0] == batch
+                )
+            with pytest.raises(CandidateError):  # no engine is built for it
+                session.run(request_for(model.inputs, batch=33))
+
+
+WIDE = """
+    wide (float[batch, 3, 256, 256] x) => (float[batch, 32, 1, 1] y) {
+        a = Conv(x, first)
+        b = Softplus(a)
+        c = Conv(b, second)
+        d = Softplus(c)
+        y = GlobalAveragePool(d)
+    }"""
+
+
+def free_bytes() -> int:
+    from cuda.bindings import runtime
+
+    return int(runtime.cudaMemGetInfo()[1])
+
+
+@pytest.mark.parametrize("engine", [TensorrtRtx(), Tensorrt()])
+def test_the_contexts_of_many_sizes_compute_in_one_block(
+    engine: Engine, gpu: Target, tmp_path: Path
+) -> None:
+    weights = {"first": (32, 3, 3, 3), "second": (32, 32, 3, 3)}
+    path = models.write(tmp_path / "wide.onnx", WIDE, weights)
+    (tmp_path / "built").mkdir()
+    try:
+        artifact = engine.build(load(path), gpu, tmp_path / "built")
+    except (InputError, CandidateError) as error:
+        pytest.skip(str(error))
+    with engine.open(artifact, gpu) as session:
+        request = np.ones((32, 3, 256, 256), np.float32)
+        whole = session.run({"x": request})["y"]
+        block_bytes, before = int(session.properties()["device_memory_bytes"]), free_bytes()
+        for batch in range(1, 16):
+            answer = session.run({"x": request[:batch]})["y"]
+            np.testing.assert_allclose(answer, whole[:batch], rtol=1e-3, atol=1e-3)
+        buffers_bytes = sum(request[:batch].nbytes for batch in range(1, 16))
+        assert before - free_bytes() - buffers_bytes < 2 * block_bytes  # 15 would be of their own
+
+
+LOSS = """
+import sys
+from pathlib import Path
+import numpy as np, torch
+from hasten.core.target import Target
+from hasten.engines.cuda.runtime import Cuda
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.errors import DeviceLost
+from hasten.inputs.models.onnx import load
+
+host, engine, device = Target.host(), OnnxRuntime(), Cuda()
+device.check()
+artifact = engine.build(load(Path(sys.argv[1])), host, Path(sys.argv[2]))
+with engine.open(artifact, host) as standby:
+    try:
+        torch.zeros(4, device="cuda")[torch.tensor([9], device="cuda")].cpu()
+    except Exception as error:
+        print(type(error).__name__)
+    for _ in range(2):
+        try:
+            device.check()
+        except DeviceLost as error:
+            print(error)
+    print(standby.run({"x": np.zeros((1, 3, 32, 32), np.float32)})["logits"].shape)
+"""
+
+
+def test_a_crashed_kernel_loses_the_gpu_and_the_host_still_answers(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    path = models.small_cnn(tmp_path)
+    (tmp_path / "built").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", LOSS, path, tmp_path / "built"], capture_output=True, text=True
+    )
+    told = done.stdout.splitlines()
+    assert len(told) == 4, done.stderr
+    for line in told[1:3]:
+        assert line.endswith(": the GPU answers nothing more in this process: start it again")
+    assert told[3] == "(1, 10)"
+
+
+def test_a_gpu_that_lets_in_one_process_says_so_to_a_second(gpu: Target) -> None:
+    from cuda.bindings import runtime
+
+    attribute = runtime.cudaDeviceAttr.cudaDevAttrComputeMode
+    if int(runtime.cudaDeviceGetAttribute(attribute, 0)[1]) != 3:
+        pytest.skip("the GPU's compute mode isn't EXCLUSIVE_PROCESS")
+    Cuda()
+    code = "from hasten.engines.cuda.runtime import Cuda; Cuda()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "EXCLUSIVE_PROCESS, lets in one process, and another has it" in done.stderr
+
 
 @contextmanager
 def program(target: Target, engine: Engine, folder: Path) -> Iterator[tuple[Session, Any]]:
@@ -152,6 +274,26 @@ def program(target: Target, engine: Engine, folder: Path) -> Iterator[tuple[Sess
     artifact = engine.build(model, target, folder / "built")
     with engine.open(artifact, target) as session:
         yield session, network
+
+
+@pytest.mark.parametrize("mode", ["eager", "graph", "reduce-overhead", "max-autotune"])
+@pytest.mark.parametrize("precision", ["f16", "bf16"])
+def test_weights_are_cast_once_and_the_answers_are_autocasts(
+    precision: Any, mode: Any, gpu: Target, tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    half = {"f16": torch.float16, "bf16": torch.bfloat16}[precision]
+    with program(gpu, TorchCuda(mode, precision), tmp_path) as (session, network):
+        request = request_for(session.inputs)
+        x = torch.from_numpy(request[session.inputs[0].name]).cuda()
+        with torch.inference_mode(), torch.autocast("cuda", half):
+            right = network.cuda()(x).float().cpu().numpy()
+        answer = next(iter(session.run(request).values()))
+        said = session.properties()
+    np.testing.assert_allclose(answer, right, rtol=0, atol=0.02 * np.abs(right).max())
+    if mode == "eager":
+        np.testing.assert_array_equal(answer, right)
+    assert (said["weights_cast_once"], said["weights_cast_each_request"]) == ("4", "0")
 
 
 @pytest.mark.parametrize("mode", ["eager", "graph", "reduce-overhead", "max-autotune"])

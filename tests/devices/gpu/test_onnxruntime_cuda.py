@@ -4,10 +4,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import onnxruntime
 import pytest
 
 from hasten.core.target import Target
+from hasten.core.tensors import TensorSpec
+from hasten.engines.base import Artifact
 from hasten.engines.cuda import onnxruntime as onnxruntime_cuda
 from hasten.engines.cuda.onnxruntime import OnnxRuntimeCuda
 from hasten.errors import CandidateError, InputError
@@ -117,3 +120,77 @@ def test_only_cudas_kernels_without_tf32_are_exact(sm80: Target) -> None:
     attached = replace(sm80, kind="attached")
     assert [one.exact for one in OnnxRuntimeCuda.variants(attached)][:2] == [True, False]
     assert list(OnnxRuntimeCuda().tunings(attached)) == [OnnxRuntimeCuda(cuda_graph=True)]
+
+
+def test_tensorrts_provider_has_no_graph_for_each_shape_and_is_given_none(
+    sm80: Target, tmp_path: Path
+) -> None:
+    attached, engine = replace(sm80, kind="attached"), OnnxRuntimeCuda("tensorrt", cuda_graph=True)
+    assert list(OnnxRuntimeCuda("tensorrt").tunings(attached)) == []
+    model = load(models.two_inputs(tmp_path))
+    (tmp_path / "built").mkdir()
+    with pytest.raises(
+        CandidateError,
+        match=r"^ONNX Runtime's TensorRT provider has one CUDA graph, which it replays for requests of "
+        r"all shapes: leave cuda_graph out, or take the engine tensorrt, with a graph for each$",
+    ):
+        engine.build(model, Target.host(), tmp_path / "built")
+
+
+def test_a_graph_of_the_runtimes_own_that_answers_another_request_isnt_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(models.two_inputs(tmp_path))
+    engine, target = OnnxRuntimeCuda(cuda_graph=True), Target.host().with_threads(1)
+    (tmp_path / "built").mkdir()
+    artifact = engine.build(model, target, tmp_path / "built")
+    requests = [request_for(model.inputs, seed=seed) for seed in range(3)]
+    with engine.open(artifact, target) as session:
+        expected = [session.run(request) for request in requests]
+        assert session.properties()["graph"] == "off"
+    enqueue, runs = onnxruntime_cuda._Execution.enqueue, []
+
+    def stale(execution: Any) -> None:
+        runs.append(1)
+        if len(runs) <= 3:  # then the outputs stay what they were
+            enqueue(execution)
+
+    monkeypatch.setattr(onnxruntime_cuda._Execution, "enqueue", stale)
+    with engine.open(artifact, target) as session:
+        for request, right in zip(requests, expected, strict=True):
+            answer = session.run(request)
+            for name, array in right.items():
+                np.testing.assert_array_equal(answer[name], array)
+        assert session.properties()["graph"] == (
+            "none: the graph answers another request than the one that is asked"
+        )
+
+
+def of(*inputs: TensorSpec, request: tuple[TensorSpec, ...] = ()) -> Artifact:
+    return Artifact(Path("none"), inputs, (), request)
+
+
+def test_tensorrts_provider_builds_once_for_all_batches() -> None:
+    image = TensorSpec("x", "float32", ("batch", 3, "height", 8))
+    ids, fixed = TensorSpec("ids", "int64", ("batch", 5)), TensorSpec("k", "float32", (2,))
+    one = (
+        TensorSpec("x", "float32", (1, 3, 6, 8)),
+        TensorSpec("ids", "int64", (1, 5)),
+        TensorSpec("k", "float32", (2,)),
+    )
+    artifact = of(image, ids, fixed, request=one)
+    assert onnxruntime_cuda.profile(artifact) == {
+        "trt_profile_min_shapes": "x:1x3x6x8,ids:1x5",
+        "trt_profile_opt_shapes": "x:1x3x6x8,ids:1x5",
+        "trt_profile_max_shapes": "x:32x3x6x8,ids:32x5",
+    }
+    batched = of(image, ids, request=one[:2])
+    assert OnnxRuntimeCuda("tensorrt")._batches(batched) == tuple(range(1, 33))
+    assert OnnxRuntimeCuda()._batches(batched) is None
+    assert onnxruntime_cuda.profile(of(fixed, request=one[2:])) == {}
+    for unnamed in (
+        of(image),
+        of(replace(image, name="x:0"), request=(replace(one[0], name="x:0"),)),
+    ):
+        assert onnxruntime_cuda.profile(unnamed) == {}
+        assert OnnxRuntimeCuda("tensorrt")._batches(unnamed) == (1,)

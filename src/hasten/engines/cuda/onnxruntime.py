@@ -33,6 +33,8 @@ _NAMES = {"cuda": CUDA, "tensorrt": "TensorrtExecutionProvider"}
 _CPU = "CPUExecutionProvider"
 _QUANTIZES_AT_LOAD = "WeightBiasQuantization"
 _NO_GRAPH = -1
+_LARGEST_BATCH = 32
+"""Largest batch that TensorRT's provider builds for, as the engines of TensorRT do."""
 _GRAPHS = 12
 """Largest number of graphs, each for one shape. ONNX Runtime keeps each graph's memory until the
 session ends and replays it at the addresses of its capture, so its buffers stay; further shapes
@@ -49,7 +51,8 @@ class OnnxRuntimeCuda(Engine):
         provider: Provider whose kernels are preferred.
         tf32: Whether products of float32 may round their operands to 10 bits; TensorRT's always
             may.
-        cuda_graph: Whether the provider captures a graph, for which it must support every operator.
+        cuda_graph: Whether the provider captures a graph, for which it must support every operator;
+            only CUDA's can.
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
@@ -77,7 +80,7 @@ class OnnxRuntimeCuda(Engine):
 
     def tunings(self, target: Target) -> Iterator[Self]:
         """Yield the engine with a CUDA graph, which takes a single launch."""
-        if target.kind == "attached" and not self.cuda_graph:
+        if target.kind == "attached" and self.provider == "cuda" and not self.cuda_graph:
             yield replace(self, cuda_graph=True)
 
     @classmethod
@@ -115,8 +118,16 @@ class OnnxRuntimeCuda(Engine):
         """Load the model, and run it in a thread of its own; leaving the context frees it.
 
         Raises:
-            CandidateError: the model can't be loaded, or the provider isn't used.
+            CandidateError: the model can't be loaded, the provider isn't used, or it can't capture
+                a graph for each shape.
         """
+        if self.cuda_graph and self.provider == "tensorrt":
+            # It keeps one for the whole session, and replays it whatever the run's `gpu_graph_id`:
+            # https://github.com/microsoft/onnxruntime/issues/20050
+            raise CandidateError(
+                "ONNX Runtime's TensorRT provider has one CUDA graph, which it replays for requests of "
+                "all shapes: leave cuda_graph out, or take the engine tensorrt, with a graph for each"
+            )
         return in_own_thread(self._opened(artifact, target), "hasten: ONNX Runtime")
 
     @contextmanager
@@ -129,7 +140,7 @@ class OnnxRuntimeCuda(Engine):
                 network = _Network(session, artifact, device, _GRAPHS if self.cuda_graph else 0)
                 # The provider captures its own graph: its runs allocate and wait, which our capture
                 # can't include.
-                sizes = batch_sizes(artifact)
+                sizes = self._batches(artifact)
                 opened = DeviceSession(artifact, device, network, sizes, capture=False)
                 failing.pop_all()  # the session closes the device
             with closing(opened):
@@ -145,7 +156,7 @@ class OnnxRuntimeCuda(Engine):
                 options.register_custom_ops_library(str(library))
             except Exception as error:
                 raise failed(f"ONNX Runtime can't load {library.name}", error) from error
-        providers = self._providers(device)
+        providers = self._providers(device, artifact)
         if device.kind == "cuda":
             if CUDA not in _providers():
                 raise CandidateError(without_cuda())
@@ -172,7 +183,14 @@ class OnnxRuntimeCuda(Engine):
             )
         return session
 
-    def _providers(self, device: Device) -> list[tuple[str, dict[str, str]]]:
+    def _batches(self, artifact: Artifact) -> tuple[int, ...] | None:
+        """Return the batch sizes that a session takes without building an engine anew."""
+        sizes = batch_sizes(artifact)
+        if self.provider == "cuda" or sizes is not None:
+            return sizes
+        return tuple(range(1, _LARGEST_BATCH + 1)) if profile(artifact) else (1,)
+
+    def _providers(self, device: Device, artifact: Artifact) -> list[tuple[str, dict[str, str]]]:
         """Return the providers with their options, in order of preference."""
         host = (_CPU, dict[str, str]())
         if device.kind != "cuda":
@@ -180,12 +198,11 @@ class OnnxRuntimeCuda(Engine):
         stream = {"device_id": "0", "user_compute_stream": str(device.stream)}
         cuda = stream | {
             "use_tf32": str(int(self.tf32)),
-            "enable_cuda_graph": str(int(self.cuda_graph and self.provider == "cuda")),
+            "enable_cuda_graph": str(int(self.cuda_graph)),
         }
         asked = [(_NAMES["cuda"], cuda), host]
         if self.provider == "tensorrt":
-            settings = {"trt_cuda_graph_enable": str(int(self.cuda_graph))}
-            return [(_NAMES["tensorrt"], stream | settings), *asked]
+            return [(_NAMES["tensorrt"], stream | profile(artifact)), *asked]
         return asked
 
     def words(self) -> str:
@@ -194,6 +211,30 @@ class OnnxRuntimeCuda(Engine):
             f"ONNX Runtime on {'CUDA' if self.provider == 'cuda' else 'TensorRT'}",
             "CUDA graph" if self.cuda_graph else "",
         )
+
+
+def profile(artifact: Artifact) -> dict[str, str]:
+    """Return the settings by which TensorRT's provider builds one engine, for all batch sizes.
+
+    Without them it builds another one, which takes seconds to minutes, whenever a request's sizes
+    are outside of the range of those before. There are none where no size is open, where the request
+    doesn't settle them, and for names that the provider's notation can't hold.
+
+    Source: ONNX Runtime, TensorRT execution provider, "Explicit shape range for dynamic shape input".
+    """
+    settled = {spec.name: spec.sizes for spec in artifact.request}
+    opened = [s for s in artifact.inputs if any(isinstance(size, str) for size in s.shape)]
+    if not opened or any(s.name not in settled or {*":,"} & {*s.name} for s in opened):
+        return {}
+    found = {}
+    for which, batch in (("min", 1), ("opt", 1), ("max", _LARGEST_BATCH)):
+        shapes = []
+        for spec in opened:
+            first = batch if isinstance(spec.shape[0], str) else spec.shape[0]
+            sizes = "x".join(map(str, (first, *settled[spec.name][1:])))
+            shapes.append(f"{spec.name}:{sizes}")
+        found[f"trt_profile_{which}_shapes"] = ",".join(shapes)
+    return found
 
 
 class _Network:
@@ -242,20 +283,32 @@ class _Execution:
         self.outputs, self.lasting = outputs, number != _NO_GRAPH
         self._session, self._device = session, device
         self._binding = session.io_binding()
-        self._options = _runtime().RunOptions()
-        self._options.add_run_config_entry("gpu_graph_id", str(number))
-        # The session waits once, for the whole request with its copies.
-        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        self._options, self._plainly = _options(number), _options(_NO_GRAPH)
 
     def bind(self, name: str, address: int, shape: tuple[int, ...], dtype: str) -> None:
         to = self._binding.bind_output if name in self.outputs else self._binding.bind_input
         to(name, self._device.kind, 0, np.dtype(dtype).type, shape, address)
 
     def enqueue(self) -> None:
+        self._run(self._options)
+
+    def enqueue_without_graph(self) -> None:
+        self._run(self._plainly)
+
+    def _run(self, options: Any) -> None:
         try:
-            self._session.run_with_iobinding(self._binding, self._options)
+            self._session.run_with_iobinding(self._binding, options)
         except Exception as error:
             raise failed("ONNX Runtime failed", error) from error
+
+
+def _options(number: int) -> Any:
+    """Return the options of a run that captures or replays a graph of this number."""
+    options = _runtime().RunOptions()
+    options.add_run_config_entry("gpu_graph_id", str(number))
+    # The session waits once, for the whole request with its copies.
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    return options
 
 
 def _runtime() -> Any:

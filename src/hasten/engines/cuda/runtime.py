@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from hasten.core.tensors import Array
+from hasten.engines.cuda.error_codes import LOST, explained
 from hasten.engines.cuda.gauge import Gauge, gauge_of
 from hasten.errors import CandidateError, InputError
 
@@ -104,6 +105,14 @@ class Device(ABC):
         """Wait for all enqueued work."""
 
     @abstractmethod
+    def check(self) -> None:
+        """Check that the device still answers in this process, after a runtime has failed.
+
+        Raises:
+            DeviceLost: it doesn't, whatever is asked of it.
+        """
+
+    @abstractmethod
     def captured(self, work: Work, closing: ExitStack) -> Work:
         """Return a function that enqueues the work that `work` enqueues now, in one launch.
 
@@ -152,6 +161,9 @@ class Host(Device):
     def synchronize(self) -> None:
         pass
 
+    def check(self) -> None:
+        pass
+
     def captured(self, work: Work, closing: ExitStack) -> Work:
         raise CandidateError("a host has no CUDA graphs")
 
@@ -191,9 +203,7 @@ class Cuda(Device):
         """Return the result of a call, or raise with the runtime's own message."""
         code, *values = result
         if int(code) != 0:
-            _, text = self._runtime.cudaGetErrorString(code)
-            said = text.decode() if isinstance(text, bytes) else str(text)
-            raise CandidateError(f"CUDA can't {what}: {said}")
+            raise explained(self._runtime, what, code)
         return values[0] if values else None
 
     def staged(self, shape: Sequence[int], dtype: str, closing: ExitStack) -> Array:
@@ -219,6 +229,11 @@ class Cuda(Device):
 
     def synchronize(self) -> None:
         self._call("finish", self._runtime.cudaStreamSynchronize(self._stream))
+
+    def check(self) -> None:
+        code, *_ = self._runtime.cudaStreamSynchronize(self._stream)
+        if int(code) in LOST:
+            raise explained(self._runtime, "answer", code)
 
     def captured(self, work: Work, closing: ExitStack) -> Work:
         rt, stream = self._runtime, self._stream

@@ -7,18 +7,19 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Protocol
+from functools import cached_property, partial
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from hasten.core.tensors import Array, Tensors
 from hasten.engines.base import Artifact, Session
 from hasten.engines.cuda.gauge import Gauge
+from hasten.engines.cuda.replays import answers_another
 from hasten.engines.cuda.runtime import Device, Transfers, Work, host_ns
 from hasten.engines.cuda.settling import Settling
 from hasten.engines.failures import failed
-from hasten.errors import CandidateError, HastenError
+from hasten.errors import CandidateError, DeviceLost, HastenError
 
 _KEPT = 16
 """Number of request shapes whose buffers and graphs are kept: a server makes batches of at most 12
@@ -43,6 +44,18 @@ class Execution(Protocol):
 
     def enqueue(self) -> None:
         """Put the network's work on the device's stream.
+
+        Raises:
+            CandidateError: the runtime failed.
+        """
+
+
+@runtime_checkable
+class Replaying(Execution, Protocol):
+    """Execution of a runtime that captures graphs by itself while it runs, and replays them."""
+
+    def enqueue_without_graph(self) -> None:
+        """Put the network's work on the device's stream, without the runtime's graph.
 
         Raises:
             CandidateError: the runtime failed.
@@ -127,6 +140,7 @@ class DeviceSession(Session):
 
         Raises:
             CandidateError: the runtime failed, or an input is missing or doesn't fit.
+            DeviceLost: the device answers nothing more in this process, whoever asks it.
         """
         try:
             bound = self._bound_for(inputs)
@@ -135,9 +149,13 @@ class DeviceSession(Session):
             bound.launch()
             self._device.synchronize()
             return {name: staged.copy() for name, staged in bound.staged_out.items()}
-        except HastenError:
+        except DeviceLost:
             raise
         except Exception as error:
+            if self._network is not None:
+                self._device.check()
+            if isinstance(error, HastenError):
+                raise
             raise failed(f"{self._device.name} failed", error) from error
 
     def properties(self) -> Mapping[str, str]:
@@ -249,23 +267,26 @@ class DeviceSession(Session):
         for name in into:
             np.copyto(staged[name], inputs[name], casting="no")
 
-        def work() -> None:
-            for name in into:
-                device.to_device(addresses[name], staged[name])
-            execution.enqueue()
-            for name in execution.outputs:
-                device.to_host(staged[name], addresses[name])
+        def request(enqueue: Work) -> Work:
+            def work() -> None:
+                for name in into:
+                    device.to_device(addresses[name], staged[name])
+                enqueue()
+                for name in execution.outputs:
+                    device.to_host(staged[name], addresses[name])
 
+            return work
+
+        work = plain = request(execution.enqueue)
+        if execution.lasting and isinstance(execution, Replaying):
+            plain = request(execution.enqueue_without_graph)
         before = device.transfers
         work()  # before the capture, which can't include the loading that a first run does
         device.synchronize()
         transfers = device.transfers - before
-        launch, graph = work, "off"
-        if self._capture:
-            try:
-                launch, graph = device.captured(work, closing), "captured"
-            except CandidateError as why:
-                graph = f"none: {why}"
+        launch, graph = self._launch(work, closing)
+        if launch is not plain and (refusal := self._refusal(inputs, staged, plain, launch)):
+            launch, graph = plain, f"none: {refusal}"
         return _Bound(
             execution,
             work,
@@ -276,3 +297,31 @@ class DeviceSession(Session):
             {spec.name: staged[spec.name] for spec in self.outputs},
             closing,
         )
+
+    def _launch(self, work: Work, closing: ExitStack) -> tuple[Work, str]:
+        """Return what does the work, in one launch if it can be captured, and the capture's state."""
+        if not self._capture:
+            return work, "off"
+        try:
+            return self._device.captured(work, closing), "captured"
+        except CandidateError as why:
+            return work, f"none: {why}"
+
+    def _refusal(self, inputs: Tensors, staged: dict[str, Array], plain: Work, launch: Work) -> str:
+        """Return why a graph isn't used; "" where it answers two requests as the plain work does."""
+
+        def answer(work: Work, asked: Tensors) -> Mapping[str, Array]:
+            for spec in self.inputs:
+                np.copyto(staged[spec.name], asked[spec.name], casting="no")
+            work()
+            self._device.synchronize()
+            return {spec.name: staged[spec.name] for spec in self.outputs}
+
+        try:
+            if answers_another(inputs, partial(answer, plain), partial(answer, launch)):
+                return "the graph answers another request than the one that is asked"
+        except DeviceLost:
+            raise
+        except CandidateError as why:
+            return f"the graph couldn't be checked: {why}"
+        return ""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 
@@ -27,6 +28,9 @@ from hasten.errors import CandidateError, InputError
 _WARMUPS = 3
 """Number of runs before a capture: the first ones choose kernels and allocate memory."""
 _THREAD = "hasten: torch"
+
+_TF32_ADVICE = "TensorFloat32 tensor cores for float32 matrix multiplication available"
+"""Beginning of inductor's warnings that TF32 could be used, as a pattern."""
 
 Mode = Literal["reduce-overhead", "max-autotune", "graph", "eager"]
 
@@ -69,6 +73,12 @@ class TorchCuda(Engine):
         if target.kind == "attached":
             yield cls()
             yield from (cls(precision="tf32"), cls(precision="f16"), cls(precision="bf16"))
+
+    @classmethod
+    def in_half(cls) -> Iterator[Self]:
+        """Yield every setting with PyTorch's own half precision."""
+        for mode in get_args(Mode):
+            yield from (cls(mode, "f16"), cls(mode, "bf16"))
 
     def tunings(self, target: Target) -> Iterator[Self]:
         """Yield the other ways to launch."""
@@ -188,6 +198,7 @@ class _DeviceProgram:
         self._place = "cuda" if device.kind == "cuda" else "cpu"
         self._artifact, self._device, self._mode = artifact, device, mode
         self.tf32 = precision != "f32"
+        self._facts: dict[str, str] = {}
         try:
             program = load(artifact.path)
             if self._place == "cuda":
@@ -199,6 +210,8 @@ class _DeviceProgram:
             raise
         except Exception as error:
             raise failed("torch can't load the program", error) from error
+        from hasten.engines.cuda.casts import cast_once
+
         named = list(program.example_inputs[1]) if program.example_inputs else []
         half = {"f16": torch.float16, "bf16": torch.bfloat16}.get(precision)
 
@@ -209,8 +222,23 @@ class _DeviceProgram:
             return tuple(torch.utils._pytree.tree_leaves(given))
 
         self.answer: Callable[..., tuple[Any, ...]] = answer
+        self._cast = (lambda given: cast_once(module, half, answer, given)) if half else None
         if mode in ("reduce-overhead", "max-autotune"):
             self.answer = torch.compile(answer, mode=mode)
+
+    def first_answer(self, given: Sequence[Any]) -> tuple[Any, ...]:
+        """Answer a request of new shapes; the first one of all casts the weights, once."""
+        if self._cast is not None:
+            made, self._cast = self._cast(given), None
+            self._facts = {
+                "weights_cast_once": str(made.once),
+                "weights_cast_each_request": str(made.each_request),
+            }
+        with warnings.catch_warnings():
+            # Inductor advises TF32 where a product of float32 is to be exact; it says so in
+            # compile_fx.py and in fuse_attention.py.
+            warnings.filterwarnings("ignore", _TF32_ADVICE, UserWarning, r"torch\._inductor\.")
+            return self.answer(*given)
 
     def execution(self, inputs: Tensors) -> Execution:
         return _ProgramExecution(self, self._artifact, self._device, inputs, self._mode == "graph")
@@ -221,10 +249,12 @@ class _DeviceProgram:
             "mode": self._mode,
             "torch": str(torch.__version__),
             "cudnn": str(torch.backends.cudnn.version()),
+            **self._facts,
         }
 
     def close(self) -> None:
         self.answer = lambda *tensors: ()
+        self._cast = None
 
 
 class _ProgramExecution:
@@ -249,7 +279,7 @@ class _ProgramExecution:
         place = "cuda" if device.kind == "cuda" else "cpu"
         given = [torch.from_numpy(inputs[name].copy()).to(place) for name in self._inputs]
         with self._running():
-            answers = program.answer(*given)
+            answers = program.first_answer(given)
         if len(answers) != len(self._outputs):
             raise CandidateError(
                 f"the program gives {len(answers)} outputs, and the model has {len(self._outputs)}"

@@ -363,6 +363,7 @@ class _Plan:
     def __init__(self, trt: Any, path: Path, artifact: Artifact, device: Device) -> None:
         self._trt, self._device = trt, device
         self._specs = {spec.name: spec for spec in artifact.outputs}
+        self._memory, self._shared = contextlib.ExitStack(), 0
         log = _log(trt)
         log.clear()
         self._runtime = trt.Runtime(log.logger)
@@ -387,20 +388,38 @@ class _Plan:
             if -1 in sizes:
                 raise CandidateError(f"TensorRT can't tell the sizes of {name!r} beforehand")
             outputs[name] = (sizes, spec.dtype)
+        context.set_device_memory(self._shared_memory(), self._engine.device_memory_size_v2)
         return _PlanExecution(context, outputs, self._device.stream)
 
     def _context(self) -> Any:
-        """Return a new context whose kernels are made for the request's sizes before the first run.
+        """Return a new context without memory, with kernels for the request's sizes from the start.
 
         By default, TensorRT for RTX compiles such kernels in the background during the first runs.
         A graph captured meanwhile would keep the slower kernels, if it could be captured at all.
         """
+        without_memory = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         strategies = getattr(self._trt, "DynamicShapesKernelSpecializationStrategy", None)
         if strategies is None:
-            return self._engine.create_execution_context()
+            return self._engine.create_execution_context(without_memory)
         config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(without_memory)
         config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
         return self._engine.create_execution_context(config)
+
+    def _shared_memory(self) -> int:
+        """Return the address of the memory that all contexts compute in, one after another.
+
+        They run on one stream, so no two use it at the same time. It holds what the largest batch
+        takes, and stays where it is until the plan is closed, since captured graphs refer to it.
+        The library wants it aligned to 256 bytes, as all memory of CUDA's runtime is.
+
+        Raises:
+            CandidateError: the device has too little memory for the largest batch.
+        """
+        size_bytes = self._engine.device_memory_size_v2
+        if size_bytes and not self._shared:
+            self._shared = self._device.allocate(size_bytes, self._memory)
+        return self._shared
 
     def properties(self) -> Mapping[str, str]:
         engine = self._engine
@@ -411,6 +430,7 @@ class _Plan:
 
     def close(self) -> None:
         self._engine = self._runtime = None
+        self._memory.close()  # after the contexts, which the session freed, and the engine
 
 
 class _PlanExecution:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from hasten.bundle import read, unpacked
-from hasten.errors import CandidateError, HastenError, InputError
+from hasten.errors import CandidateError, DeviceLost, HastenError, InputError
 from hasten.serving.models.chained import ChainPlace, ServedChain
 from hasten.serving.models.clients import Clients
 from hasten.serving.models.comparison import disagreeing_rows, is_broken
@@ -90,6 +90,7 @@ class Repository:
         clients: Record of which client of the server is active.
         forgiven: Callback that is told of a version whose exact model answered after a crash, and
             whose winner answers again since its bundle was replaced.
+        lost: Callback that is told that a device answers nothing more in this process.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Repository:
         self._loop, self._marker, self._tracing = loop, marker, tracing
         self.clients = Clients()
         self.forgiven: Callable[[Registered], None] = lambda one: None
+        self.lost: Callable[[DeviceLost], None] = lambda error: None
         self._versions: dict[str, dict[str, Registered]] = {}
         for one in registered:
             self._versions.setdefault(one.name, {})[one.version] = one
@@ -257,6 +259,7 @@ class Repository:
                 old.statistics if old is not None else None,
                 self._marker(one),
                 tracing=self._tracing,
+                lost=self.lost,
             )
             if old is not None:
                 one.served.learn_from(old)

@@ -19,7 +19,7 @@ from hasten.bundle import Loaded
 from hasten.bundle.rows import most_json_bytes
 from hasten.core.shapes import check_alike
 from hasten.core.tensors import Array, Tensors, TensorSpec
-from hasten.errors import CandidateError, InputError
+from hasten.errors import CandidateError, DeviceLost, InputError
 from hasten.serving.models.batching import Batching, ServerTask, Timing
 from hasten.serving.models.caching import AnswerCache, content_key
 from hasten.serving.models.clients import Clients
@@ -79,6 +79,8 @@ class ServedModel:
         running: Context to enter while an engine runs, so that a crash can be traced to it.
         clock_ns: Monotonic clock, in nanoseconds.
         tracing: Observer of finished requests; None without tracing.
+        lost: Function that is told, on an engine's thread, that the device answers nothing more in
+            this process and that nothing else can answer; it may end the process.
 
     Attributes:
         inputs: Inputs of a request.
@@ -103,8 +105,10 @@ class ServedModel:
         running: Running = contextlib.nullcontext,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
         tracing: Watcher | None = None,
+        lost: Callable[[DeviceLost], None] = lambda error: None,
     ) -> None:
         self.name, self.version = name, version
+        self._lost = lost
         self.tracing = tracing
         self.opened, self.settings = opened, settings
         self.statistics = statistics or Statistics()
@@ -481,11 +485,19 @@ class ServedModel:
 
         def plain(inputs: Tensors) -> dict[str, Array]:
             with mark:
-                return run(inputs)
+                try:
+                    return run(inputs)
+                except DeviceLost as error:
+                    self._lost(error)
+                    raise
 
         def guarded(inputs: Tensors) -> dict[str, Array]:
             if self.fell_back:
-                return self._ask_exact(inputs)
+                try:
+                    return self._ask_exact(inputs)
+                except DeviceLost as error:
+                    self._lost(error)
+                    raise
             try:
                 with mark:
                     outputs = run(inputs)
@@ -496,17 +508,24 @@ class ServedModel:
                 outputs, why = None, str(error)
             if outputs is not None and not _of_its_own(inputs, outputs):
                 return outputs  # NaN in a request's row may give NaN in the answer's row
-            return self._instead(inputs, outputs, why)
+            return self._instead(inputs, outputs, why, mark)
 
         return plain if standby is None else guarded
 
     def _instead(
-        self, inputs: Tensors, outputs: dict[str, Array] | None, why: str
+        self,
+        inputs: Tensors,
+        outputs: dict[str, Array] | None,
+        why: str,
+        mark: contextlib.AbstractContextManager[None],
     ) -> dict[str, Array]:
         """Answer with the exact model; if it does better, let it answer from now on."""
         try:
             exact = self._ask_exact(inputs)
         except CandidateError as error:
+            if isinstance(error, DeviceLost):
+                with mark:  # the engine that failed first
+                    self._lost(error)
             raise CandidateError(why) from error
         if outputs is not None and not _of_its_own(exact, outputs):
             return outputs  # the exact model answers NaN too

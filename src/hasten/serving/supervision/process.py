@@ -16,7 +16,7 @@ from collections.abc import Coroutine
 from typing import Any, NoReturn
 
 from hasten.core.records import from_record
-from hasten.errors import HastenError
+from hasten.errors import DeviceLost, HastenError
 from hasten.serving.logs import log_to_stderr
 from hasten.serving.models.repository import Registered
 from hasten.serving.server import Server
@@ -78,6 +78,7 @@ class Office:
         settings = self._settings
         self._server = Server(settings, self._shared_state)
         self._server.state.repository.forgiven = self._forgiven
+        self._server.state.repository.lost = _end
         self._channel.setblocking(False)
         self._loop.add_reader(self._channel.fileno(), self._hear)
         try:
@@ -150,6 +151,17 @@ class Office:
         await self._server.drain()
         if not self._over.done():
             self._over.set_result(None)
+
+
+def _end(error: DeviceLost) -> NoReturn:
+    """End the process, in which the device answers nothing more, so that another one starts.
+
+    By SIGABRT: as after a crash, the supervisor lets the exact model answer where it was the winner
+    that ran.
+    """
+    log.error("%s", error)
+    logging.shutdown()
+    os.abort()
 
 
 def main() -> NoReturn:
