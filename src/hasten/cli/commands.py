@@ -417,7 +417,7 @@ def _carried(sequences: Sequences) -> str:
 @click.option(
     "--deep",
     type=click.Choice(["cuda"]),
-    help="Check this device itself instead, for up to 9 minutes: memory, copies, graphs, threads, answers, A/A. "
+    help="Check this device itself instead, for up to 5 minutes: memory, copies, graphs, threads, answers, A/A. "
     "Exits with 0 if all holds, 1 if something doesn't, 3 if something couldn't be checked.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")

@@ -20,7 +20,7 @@ from hasten.core.telemetry import OFF
 from hasten.errors import HastenError, InputError
 from hasten.evaluation.deep.finding import Check, Failing, Finding, NotDone, Place, State
 
-WITHIN_S = 540.0
+WITHIN_S = 300.0
 """Longest time of all checks together, in seconds: the rest isn't done."""
 CUDA = "hasten.evaluation.deep.checks:cuda"
 """Function that yields the checks of an NVIDIA GPU, by name."""
