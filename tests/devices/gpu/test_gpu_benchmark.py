@@ -149,7 +149,7 @@ def test_without_a_choice_and_without_torch_compile_the_rest_is_compared(
 ) -> None:
     pytest.importorskip("tensorrt_rtx_bindings", reason="needs the extra gpu")
     few = {name: Single((), Tensorrt()) for name in (BASELINE, AGAIN)}
-    few["rtx"] = Single((), TensorrtRtx())  # type: ignore[assignment]
+    few["rtx"] = Single((), TensorrtRtx())
     monkeypatch.setattr(cells, "entrants", lambda chosen: few)
 
     def nothing(folder: Path) -> Any:
