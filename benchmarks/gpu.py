@@ -45,7 +45,7 @@ ROUNDS = 30
 TIMED = Pace(warmup_ns=200_000_000, block_ns=100_000_000, limit_s=180)
 """A warm-up of 0.2 s before each turn, since a GPU's clocks fall while others have theirs."""
 UNTIMED = Pace(warmup_ns=1, block_ns=1, at_least=1, at_most=1, limit_s=180)
-HEADER = ("runtime", "over the baseline", "p50", "p99", "on the device", "off", "")
+HEADER = ("runtime", "over the baseline", "p50", "p99", "on the stream", "off", "")
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,8 @@ class Line:
         p50_ns: Median latency of a request by the host's clock, in nanoseconds.
         p99_ns: 99th percentile of the latencies, in nanoseconds.
         times: How many times as fast as the baseline: estimate and ends of the 95% interval.
-        device_ns: Time of a request by the device's clock, in nanoseconds; None without one.
+        device_ns: Time of a request on the device's stream by its clock, after the race, in nanoseconds;
+            None without a clock.
         off: Distance of its answers from the eager ones, as a share of their root mean square.
         said: What its engine says of itself.
     """
@@ -174,7 +175,7 @@ def cell(
             pace=pace,
             seed=0,
         )
-    return list(entered.lines(standings))
+        return list(entered.lines(standings))
 
 
 class _Entered:
@@ -185,7 +186,6 @@ class _Entered:
         self.opened: dict[str, OpenWorker] = {}
         self.failed: dict[str, str] = {}
         self._answers: dict[str, Tensors] = {}
-        self._device_ns: dict[str, float | None] = {}
 
     def enter(self, name: str, candidate: Single) -> None:
         """Open a candidate, and have it answer once."""
@@ -198,14 +198,13 @@ class _Entered:
             opened = self._bench.open(candidate)
             self._closing.callback(opened.worker.kill)
             self._answers[name] = self._bench.predict_one(opened, self._samples)
-            self._device_ns[name] = _device_ns(opened.worker)
             opened.worker.sleep()
             self.opened[name] = opened
         except (HastenError, Skipped) as why:
             self.failed[name] = str(why)
 
     def lines(self, standings: Standings) -> Iterator[Line]:
-        """Yield a line for each runtime, those without figures last."""
+        """Yield a line for each runtime, those without figures last; they are asked for the device's time."""
         failed = self.failed | standings.failed
         right = self._answers.get("torch eager", self._answers[BASELINE])
         names = {BASELINE: COMPILED, AGAIN: f"{COMPILED} again"}
@@ -222,7 +221,7 @@ class _Entered:
                 quantile(rounds, 0.5).value_ns,
                 quantile(rounds, 0.99).value_ns,
                 (1 / ratio.estimate, 1 / ratio.high, 1 / ratio.low),
-                self._device_ns[name],
+                _device_ns(opened.worker),
                 _off(self._answers[name], right),
                 opened.properties,
             )
@@ -230,7 +229,7 @@ class _Entered:
 
 
 def _device_ns(worker: Worker) -> float | None:
-    """Return what a request takes by the device's clock; None where it has none."""
+    """Return how long a request is on the device's stream, in nanoseconds; None where it has no clock."""
     for question in ("device_times", "properties"):
         with suppress(HastenError):
             told = worker.ask(question, limit_s=120)
