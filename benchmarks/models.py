@@ -144,5 +144,6 @@ MODELS: dict[str, Subject] = {
     ),
     "mobilenetv3_large_224px": _latency_only(partial(_timm, "mobilenetv3_large_100"), _IMAGENET),
     "resnet50_224px": _latency_only(partial(_timm, "resnet50"), _IMAGENET),
+    "efficientnet_b0_224px": _latency_only(partial(_timm, "efficientnet_b0"), _IMAGENET),
     "transformer": _latency_only(_transformer, partial(_noise, "tokens", 128, 384)),
 }

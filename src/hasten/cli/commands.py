@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from hasten import __version__
+from hasten.cli.deep import check_deeply
 from hasten.cli.options import (
     GUARD_HELP,
     OVER_HELP,
@@ -413,12 +414,29 @@ def _carried(sequences: Sequences) -> str:
     is_flag=True,
     help="Also measure this machine's peak compute and memory rates: some ten seconds.",
 )
-def doctor(ceilings: bool) -> None:
+@click.option(
+    "--deep",
+    type=click.Choice(["cuda"]),
+    help="Check this device itself instead, for up to 5 minutes: memory, copies, graphs, threads, answers, A/A. "
+    "Exits with 0 if all holds, 1 if something doesn't, 3 if something couldn't be checked.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def doctor(ceilings: bool, deep: str | None, as_json: bool) -> None:
     """List what this machine has: cores, instruction sets, engines, extras."""
     from hasten.evaluation.doctor import examine
 
     with one_line_errors():
-        for name, value in examine(ceilings=ceilings):
+        if deep:
+            if ceilings:
+                raise InputError(
+                    "--ceilings measures this host and --deep a device: give one of them"
+                )
+            check_deeply(deep, as_json)
+        findings = examine(ceilings=ceilings)
+        if as_json:
+            click.echo(json.dumps(dict(findings), indent=2))
+            return
+        for name, value in findings:
             click.echo(f"{name + ':':14}{value}")
 
 

@@ -16,6 +16,7 @@ import contextlib
 import json
 import re
 import shutil
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,6 +54,8 @@ _ARITHMETIC = re.compile(
     "Symbol|Integer|Add|Mul|Max|Min|FloorDiv|CleanDiv|CeilDiv|Mod|PythonMod|ModularIndexing|Equality|Unequality|"
     "GreaterThan|LessThan|StrictGreaterThan|StrictLessThan|And|Or|Not|true|false"
 )
+_LOADING = threading.Lock()
+"""Lock for one program at a time: torch's reader keeps state of the process, and so does the guard below."""
 _TREES = (None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
 
 
@@ -113,7 +116,7 @@ def load(path: Path) -> Any:
     import torch
 
     check(path)
-    with _nothing_unpickled(torch):
+    with _LOADING, _nothing_unpickled(torch):
         return torch.export.load(str(path))
 
 

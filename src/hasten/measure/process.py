@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import os
-import re
 import select
 import shutil
 import signal
@@ -21,6 +19,7 @@ from typing import Any, Self
 from hasten.core.processes import name_of, programs
 from hasten.core.telemetry import OFF
 from hasten.engines.compiled.scratch import SCRATCH, scratch
+from hasten.engines.cuda.kept import TORCH_FOLDER, torch_folder
 from hasten.errors import CandidateError, InputError
 from hasten.measure.forked import fork_worker
 
@@ -192,14 +191,5 @@ def _caches() -> dict[str, str]:
     """Return the folders in which what is compiled is kept, so that they aren't a worker's own.
 
     They are torch.compile's default folder, and that of the compiled engine.
-
-    Source: torch, torch/_inductor/runtime/cache_dir_utils.py.
     """
-    try:
-        user = re.sub(r'[\\/:*?"<>|]', "_", getpass.getuser())
-    except (KeyError, OSError):  # no user has that number
-        user = f"uid_{os.getuid()}"
-    return {
-        "TORCHINDUCTOR_CACHE_DIR": f"{tempfile.gettempdir()}/torchinductor_{user}",
-        SCRATCH: str(scratch()),
-    }
+    return {TORCH_FOLDER: torch_folder(), SCRATCH: str(scratch())}

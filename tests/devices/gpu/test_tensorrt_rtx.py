@@ -58,9 +58,16 @@ def test_the_artifact_is_the_model_its_plan_and_what_the_builder_said(
     assert [file.name for file in (artifact.path, *artifact.files)] == [
         "small_cnn.onnx",
         "small_cnn.plan",
+        "small_cnn.plan.made-for.json",
         "small_cnn.plan.json",
     ]
     assert artifact.path.read_bytes() == (tmp_path / "small_cnn.onnx").read_bytes()
+    assert json.loads(artifact.files[1].read_text()) == {
+        "runtime": "TensorRT for RTX",
+        "version": trt.__version__,
+        "part": "sm80",
+        "driver": None,
+    }
 
 
 def test_an_estimate_is_of_sizes_and_never_a_latency(sm80: Target, tmp_path: Path) -> None:

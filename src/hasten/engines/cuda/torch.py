@@ -16,9 +16,14 @@ from hasten.core.target import Target
 from hasten.core.tensors import Tensors, TensorSpec
 from hasten.core.torch_programs import keep, load
 from hasten.core.words import listed
+from hasten.engines.artifacts import answer_once
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.compile_cache import CompileCache
 from hasten.engines.cuda.capability import check_gpu
+from hasten.engines.cuda.facts import device_facts
+from hasten.engines.cuda.kept import KeptPrograms, check_own_folder
 from hasten.engines.cuda.own_thread import in_own_thread
+from hasten.engines.cuda.pins import check_pins, pin, pins_for
 from hasten.engines.cuda.runtime import CAPTURING, Cuda, Device, Host, array_at
 from hasten.engines.cuda.session import DeviceSession, Execution
 from hasten.engines.cuda.tf32 import precise
@@ -137,7 +142,8 @@ class TorchCuda(Engine):
         except Exception as error:
             raise failed("torch can't load the program", error) from error
         request = model.request or tuple(_alone(spec) for spec in model.inputs)
-        artifact = Artifact(path, request, model.outputs, request)
+        pinned = pin(path, pins_for(target, "PyTorch", self.version()))
+        artifact = Artifact(path, request, model.outputs, request, (pinned,))
         with replace(self, mode="eager").open(artifact, target) as session:
             session.run({spec.name: np.zeros(spec.sizes, spec.dtype) for spec in request})
         return artifact
@@ -146,12 +152,47 @@ class TorchCuda(Engine):
         """Load the program; the first request compiles it, and leaving the context frees it.
 
         Raises:
-            CandidateError: the program can't be loaded.
+            CandidateError: the program was made for another GPU, driver or version of torch, or
+                can't be loaded; or anybody else could have written what torch compiled before.
         """
         attached = target.kind == "attached"
+        if attached:
+            check_pins(artifact, "PyTorch", self.version())
+            if self.keeps_compiled:
+                check_own_folder()
         mode: Mode = self.mode if attached else "eager"
         place: type[Device] = Cuda if attached else Host
         return in_own_thread(_opened(artifact, place, mode, self.precision), _THREAD)
+
+    @property
+    def keeps_compiled(self) -> bool:
+        """Whether what torch compiles is kept."""
+        return self.mode in ("reduce-overhead", "max-autotune")
+
+    @contextmanager
+    def open_cached(
+        self, artifact: Artifact, target: Target, compiled: CompileCache
+    ) -> Iterator[Session]:
+        """Load the program as `open` does, with what an earlier start compiled for this GPU.
+
+        Raises:
+            CandidateError: as `open` raises it.
+        """
+        if not self.keeps_compiled or target.kind != "attached":
+            with self.open(artifact, target) as session:
+                yield session
+            return
+        here = device_facts()
+        what = f"programs for {here.part} and CUDA {here.driver}"
+        kept = KeptPrograms(_torch(), compiled, compiled.key(self, artifact, target, what))
+        with self.open(artifact, target) as session:
+            kept.recall()
+            answer_once(session, artifact)
+            kept.keep()
+            try:
+                yield session
+            finally:
+                kept.keep()  # what other shapes needed, too
 
     def words(self) -> str:
         precisions = {"f32": "", "tf32": "TF32"}

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Self
 from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.engines.base import Artifact
+from hasten.engines.cuda.pins import pins_for
 from hasten.engines.tensorrt.parts import installing
 from hasten.engines.tensorrt.plans import PlanEngine, bindings, built
 from hasten.errors import CandidateError, InputError
@@ -75,4 +76,5 @@ class Tensorrt(PlanEngine):
             tf32=self.tf32,
             largest_batch=self.largest_batch,
             configure=lambda config: None,
+            pins=pins_for(target, self.library, self.version()),
         )

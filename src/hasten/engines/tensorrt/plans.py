@@ -21,11 +21,13 @@ from hasten.core.words import listed
 from hasten.engines.artifacts import place
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.cuda.capability import check_gpu
+from hasten.engines.cuda.pins import Pins, check_pins, pin
 from hasten.engines.cuda.runtime import Cuda, Device
 from hasten.engines.cuda.session import DeviceSession
 from hasten.engines.estimates import Estimate
 from hasten.engines.failures import LONGEST_REASON
 from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.engines.tensorrt.kernels import KeptKernels
 from hasten.engines.tensorrt.profile import Violation, alterations
 from hasten.errors import CandidateError, InputError
 
@@ -117,9 +119,13 @@ class PlanEngine(Engine):
         """Load the plan where the device is; elsewhere answer from the model on this host.
 
         Raises:
-            CandidateError: the plan or the model can't be loaded.
+            CandidateError: the plan was made for another GPU, driver or version of the library, or it
+                or the model can't be loaded.
         """
-        trt = self.toolkit() if target.kind == "attached" else None
+        trt = None
+        if target.kind == "attached":
+            trt = self.toolkit()
+            check_pins(artifact, self.library, self.version())
         return answering(artifact, target, self.largest_batch, trt=trt, graph=self.cuda_graph)
 
     def estimate(self, artifact: Artifact, target: Target, workdir: Path) -> Estimate:
@@ -177,6 +183,7 @@ def built(
     tf32: bool,
     largest_batch: int,
     configure: Callable[[Any], None],
+    pins: Pins,
 ) -> Artifact:
     """Keep the model, to answer from where the device isn't, and write its plan beside it.
 
@@ -189,6 +196,7 @@ def built(
         tf32: Whether products of float32 may be in TF32.
         largest_batch: Largest batch size, for a model whose first axis is open.
         configure: Function that sets what to build for, in the builder's configuration.
+        pins: What the plan is built for.
 
     Raises:
         CandidateError: the library doesn't take an operator or a type; the message names it and the
@@ -223,7 +231,7 @@ def built(
     figures = {"plan_bytes": path.stat().st_size, "layers": network.num_layers, **_figures(log)}
     told = path.with_suffix(".plan.json")
     told.write_text(json.dumps(figures))
-    return replace(artifact, inputs=inputs, files=(*artifact.files, path, told))
+    return replace(artifact, inputs=inputs, files=(*artifact.files, path, pin(path, pins), told))
 
 
 def batches(artifact: Artifact, largest_batch: int) -> tuple[int, ...]:
@@ -242,9 +250,23 @@ def estimated(artifact: Artifact) -> Estimate:
 
 @contextmanager
 def answering(
-    artifact: Artifact, target: Target, largest_batch: int, *, trt: Any, graph: bool
+    artifact: Artifact,
+    target: Target,
+    largest_batch: int,
+    *,
+    trt: Any,
+    graph: bool,
+    kept: KeptKernels | None = None,
 ) -> Iterator[Session]:
     """Open the plan where its device is; elsewhere open its unchanged graph on this host.
+
+    Args:
+        artifact: Artifact with the plan.
+        target: Target for the device.
+        largest_batch: Largest batch size, for a model whose first axis is open.
+        trt: Bindings of the library; None where the device isn't here.
+        graph: Whether a request is captured as one CUDA graph.
+        kept: Kernels that an earlier start compiled; None to compile all.
 
     Raises:
         CandidateError: the plan or the graph can't be loaded.
@@ -258,7 +280,7 @@ def answering(
     device = Cuda()
     try:
         with device.apart():
-            network = _Plan(trt, _file(artifact, ".plan"), artifact, device)
+            network = _Plan(trt, _file(artifact, ".plan"), artifact, device, kept)
     except BaseException:
         device.close()
         raise
@@ -360,8 +382,15 @@ def _node(said: str, path: Path) -> str:
 class _Plan:
     """Plan on a device."""
 
-    def __init__(self, trt: Any, path: Path, artifact: Artifact, device: Device) -> None:
-        self._trt, self._device = trt, device
+    def __init__(
+        self,
+        trt: Any,
+        path: Path,
+        artifact: Artifact,
+        device: Device,
+        kept: KeptKernels | None = None,
+    ) -> None:
+        self._trt, self._device, self._kept = trt, device, kept
         self._specs = {spec.name: spec for spec in artifact.outputs}
         self._memory, self._shared = contextlib.ExitStack(), 0
         log = _log(trt)
@@ -404,6 +433,8 @@ class _Plan:
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(without_memory)
         config.dynamic_shapes_kernel_specialization_strategy = strategies.EAGER
+        if self._kept is not None:
+            self._kept.attach(config)
         return self._engine.create_execution_context(config)
 
     def _shared_memory(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,11 +11,15 @@ from typing import Any, ClassVar, Self
 
 from hasten.core.model import Model
 from hasten.core.target import Target
-from hasten.engines.base import Artifact
+from hasten.engines.artifacts import answer_once
+from hasten.engines.base import Artifact, Session
+from hasten.engines.compile_cache import CompileCache
 from hasten.engines.cuda.capability import known_part
+from hasten.engines.cuda.pins import check_pins, pins_for
 from hasten.engines.tensorrt.engine import NAMES
+from hasten.engines.tensorrt.kernels import KeptKernels
 from hasten.engines.tensorrt.parts import installing, no_rtx, rtx_runs_here
-from hasten.engines.tensorrt.plans import PlanEngine, bindings, built
+from hasten.engines.tensorrt.plans import PlanEngine, answering, bindings, built
 from hasten.engines.tensorrt.profile import violations
 from hasten.errors import CandidateError
 
@@ -100,7 +105,40 @@ class TensorrtRtx(PlanEngine):
             tf32=self.tf32,
             largest_batch=self.largest_batch,
             configure=configure,
+            pins=pins_for(target, self.library, self.version()),
         )
+
+    @property
+    def keeps_compiled(self) -> bool:
+        """Whether kernels that the library compiles on the GPU are kept."""
+        return True
+
+    @contextmanager
+    def open_cached(
+        self, artifact: Artifact, target: Target, compiled: CompileCache
+    ) -> Iterator[Session]:
+        """Load the plan as `open` does, with the kernels that an earlier start compiled for this GPU.
+
+        Raises:
+            CandidateError: the plan was made for another GPU or version of the library, or can't be
+                loaded.
+        """
+        if target.kind != "attached":
+            with self.open(artifact, target) as session:
+                yield session
+            return
+        trt, here = self.toolkit(), check_pins(artifact, self.library, self.version())
+        what = f"kernels for {here.part} and CUDA {here.driver}"
+        kept = KeptKernels(compiled, compiled.key(self, artifact, target, what))
+        with answering(
+            artifact, target, self.largest_batch, trt=trt, graph=self.cuda_graph, kept=kept
+        ) as session:
+            answer_once(session, artifact)
+            kept.keep()
+            try:
+                yield session
+            finally:
+                kept.keep()  # those for other sizes, too
 
 
 def _reason(target: Target) -> str:

@@ -1,0 +1,53 @@
+"""Facts about a CUDA device that code compiled for it depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hasten.engines.cuda.runtime import cuda_runtime
+from hasten.errors import CandidateError
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """Device that code is compiled for.
+
+    Attributes:
+        part: Compute capability, as in "sm90".
+        driver: Version of CUDA that the driver supports, as in "13.0".
+    """
+
+    part: str
+    driver: str
+
+
+def device_facts(runtime: Any = None) -> DeviceFacts:
+    """Return the facts of the first CUDA device.
+
+    Args:
+        runtime: Module `cuda.bindings.runtime`; None to import it.
+
+    Raises:
+        InputError: the bindings aren't installed.
+        CandidateError: there is no device, or no driver for it.
+    """
+    rt = runtime or cuda_runtime()
+    attributes = rt.cudaDeviceAttr
+    major = _told(rt, rt.cudaDeviceGetAttribute(attributes.cudaDevAttrComputeCapabilityMajor, 0))
+    minor = _told(rt, rt.cudaDeviceGetAttribute(attributes.cudaDevAttrComputeCapabilityMinor, 0))
+    return DeviceFacts(f"sm{major}{minor}", cuda_version(_told(rt, rt.cudaDriverGetVersion())))
+
+
+def cuda_version(number: int) -> str:
+    """Return a version of CUDA as people write it: "13.0" for 13000; "none" for 0."""
+    return f"{number // 1000}.{number % 1000 // 10}" if number else "none"
+
+
+def _told(rt: Any, result: tuple[Any, ...]) -> int:
+    code, *values = result
+    if int(code) != 0:
+        text = rt.cudaGetErrorString(code)[1]
+        said = text.decode() if isinstance(text, bytes) else str(text)
+        raise CandidateError(f"CUDA can't look at the device: {said}")
+    return int(values[0])

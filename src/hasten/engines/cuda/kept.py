@@ -1,0 +1,100 @@
+"""What torch.compile makes of a program, kept for the next start.
+
+What torch keeps are pickles and compiled libraries, which run as code. So they come only from the
+user's own cache folder (`core/cache_folder.py` checks its owner), never from a bundle; and torch's
+own folder, into which they are unpacked and from which torch loads them, must be the user's, too.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import re
+import stat
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hasten.engines.compile_cache import CompileCache
+from hasten.errors import CandidateError
+
+TORCH_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
+"""Environment variable with the folder in which torch keeps what it compiles."""
+
+
+class KeptPrograms:
+    """What torch.compile made of one program on one device.
+
+    Args:
+        torch: The module.
+        compiled: Cache of the bundle.
+        key: Key of the program, the device, its driver and torch's version.
+    """
+
+    def __init__(self, torch: Any, compiled: CompileCache, key: str) -> None:
+        self._torch, self._compiled, self._key = torch, compiled, key
+        self._known: set[tuple[str, str]] = set()
+
+    def recall(self) -> None:
+        """Give torch what an earlier start kept; its folder must have been checked to be the user's."""
+        with self._compiled.entry(self._key) as found:
+            if found is None:
+                return
+            told = self._torch.compiler.load_cache_artifacts(found.content)
+        if told is None:
+            self._compiled.drop(self._key)
+        else:
+            self._known = _keys(told)
+
+    def keep(self) -> None:
+        """Keep what torch has compiled, if there is anything that wasn't kept yet."""
+        made = self._torch.compiler.save_cache_artifacts()
+        if made is None:
+            return
+        content, told = made
+        if _keys(told) - self._known:
+            self._compiled.put(self._key, content)
+            self._known |= _keys(told)
+
+
+def _keys(told: Any) -> set[tuple[str, str]]:
+    return {(kind, key) for kind, keys in told.artifacts.items() for key in keys}
+
+
+def check_own_folder() -> None:
+    """Check that nobody else can have written the folder from which torch loads what it compiled.
+
+    By default it lies in the folder for temporary files, where anybody could have made it before.
+
+    Raises:
+        CandidateError: it belongs to another user, or anybody can write to it.
+    """
+    folder = Path(os.environ.get(TORCH_FOLDER) or torch_folder())
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        facts = folder.stat()
+    except OSError as error:
+        raise CandidateError(
+            f"torch's cache {folder} can't be used ({error.strerror or error}): set {TORCH_FOLDER} to a "
+            "folder of your own"
+        ) from error
+    if facts.st_uid != os.geteuid() or facts.st_mode & stat.S_IWOTH:
+        whose = (
+            "belongs to another user" if facts.st_uid != os.geteuid() else "can be written by all"
+        )
+        raise CandidateError(
+            f"torch's cache {folder} {whose}, and torch would run what lies there: set {TORCH_FOLDER} to a "
+            "folder of your own"
+        )
+
+
+def torch_folder() -> str:
+    """Return the folder in which torch keeps what it compiles, where the environment names none.
+
+    Source: torch, torch/_inductor/runtime/cache_dir_utils.py.
+    """
+    try:
+        user = re.sub(r'[\\/:*?"<>|]', "_", getpass.getuser())
+    except (KeyError, OSError):  # no user has that number
+        user = f"uid_{os.getuid()}"
+    return f"{tempfile.gettempdir()}/torchinductor_{user}"
