@@ -168,13 +168,19 @@ def main() -> NoReturn:
     channel = socket.socket(fileno=channel_number)
     shared_state = SharedState(shared_state_number, settings.limits.connections + RESERVED)
 
-    async def work() -> int:
-        return await Office(channel, shared_state, settings).work()
+    async def work() -> None:
+        if code := await Office(channel, shared_state, settings).work():
+            _end(code)  # here: the end of a loop waits for gRPC's library, which may never answer
 
-    code = uvloop.run(work())
+    uvloop.run(work())
+    _end(0)
+
+
+def _end(code: int) -> NoReturn:
+    """End the process at once: a normal exit could wait for the engines' own threads."""
     logging.shutdown()
     sys.stdout.flush()
-    os._exit(code)  # a normal exit could wait for the engines' own threads
+    os._exit(code)
 
 
 if __name__ == "__main__":
