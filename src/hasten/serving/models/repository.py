@@ -90,6 +90,7 @@ class Repository:
         clients: Record of which client of the server is active.
         forgiven: Callback that is told of a version whose exact model answered after a crash, and
             whose winner answers again since its bundle was replaced.
+        opening_begins: Callback that is called before a bundle is opened.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Repository:
         self._loop, self._marker, self._tracing = loop, marker, tracing
         self.clients = Clients()
         self.forgiven: Callable[[Registered], None] = lambda one: None
+        self.opening_begins: Callable[[], None] = lambda: None
         self._versions: dict[str, dict[str, Registered]] = {}
         for one in registered:
             self._versions.setdefault(one.name, {})[one.version] = one
@@ -124,6 +126,11 @@ class Repository:
         """Whether at least one version is ready, and none is loading but overdue ones."""
         loading = any(not one.tried or (one.state == "LOADING" and not one.overdue) for one in self)
         return not loading and any(self.served())
+
+    @property
+    def opening(self) -> bool:
+        """Whether a bundle is being opened, wanted or not."""
+        return any(one.opening is not None and not one.opening.done() for one in self)
 
     def find(self, name: str, version: str = "") -> ServedModel:
         """Return a version, by default the newest that is ready.
@@ -285,6 +292,7 @@ class Repository:
                         f"{one.path} is still being opened for the load before, which was given up: load it "
                         "once that has ended, or restart the server"
                     )
+                self.opening_begins()
                 opening = one.opening = _on_a_thread(functools.partial(self._opened, one, old))
                 await _first_of(opening, given_up, _TURN_S)
             if not opening.done() and not given_up.done():

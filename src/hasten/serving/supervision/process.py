@@ -35,6 +35,7 @@ from hasten.serving.supervision.channel import (
     SLOT,
     UP,
 )
+from hasten.serving.supervision.heartbeat import Pulse
 from hasten.serving.supervision.sockets import RESERVED
 
 log = logging.getLogger("hasten.serving")
@@ -96,6 +97,10 @@ class Office:
         gc.collect()
         gc.freeze()  # all current objects live until the end: no collection needs to check them
         gc.set_threshold(_GARBAGE, 20, 50)
+        repository = self._server.state.repository
+        pulse = Pulse(self._shared_state, lambda: repository.opening)
+        repository.opening_begins = pulse.loading_begins
+        pulse.beat()
         self._say(READY, "")
         await self._over
         await self._server.close()
