@@ -201,6 +201,9 @@ class Repository:
             await self._load_in_turn(one)
         while self._under_way and not any(self.served()):
             await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
+        while not any(self.served()) and (busy := [e for e in self._busy.values() if e.locked()]):
+            async with busy[0]:  # a client's load may succeed, as where it replaced the bundle
+                pass
         failed = [one for one in self if one.served is None]
         if len(failed) == len(list(self)):
             raise InputError("; ".join(f"{one.name}: {one.reason}" for one in failed))

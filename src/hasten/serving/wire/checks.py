@@ -71,6 +71,8 @@ def check_said(size_bytes: int) -> None:
 def check_json(size_bytes: int, most_bytes: int) -> None:
     """Check the size of an inference's JSON, which is parsed while no other request is answered.
 
+    It may have a quarter of the largest body.
+
     Raises:
         ProtocolError: it is too large.
     """
@@ -78,7 +80,8 @@ def check_json(size_bytes: int, most_bytes: int) -> None:
         raise ProtocolError(
             Kind.TOO_LARGE,
             f"the JSON of a request takes at most {most_bytes:,} bytes; got {size_bytes:,}: send tensors as "
-            "bytes after it, or several requests",
+            "bytes after it (binary_data_size) or over gRPC, or several requests, or start the server with "
+            f"--max-body {-(-size_bytes >> 18)}MiB",
         )
 
 
