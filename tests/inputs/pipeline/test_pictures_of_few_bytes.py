@@ -115,7 +115,7 @@ def test_a_picture_that_takes_much_memory_for_its_bytes_is_refused(
     # More bytes, a setting, or a file of one's own.
     monkeypatch.setattr(decoded_bytes, "ALWAYS_BYTES", 1 << 20)
     data = one_color("1", (2048, 2048), "PNG")
-    assert pipeline(data + bytes(7_000)).shape == (8, 8, 3)
+    assert pipeline(data + bytes(68_000)).shape == (8, 8, 3)
     assert Pipeline((Decode(memory_per_byte=0), Resize(8)))(data).shape == (8, 8, 3)
     (tmp_path / "page.png").write_bytes(data)
     with pytest.raises(InputError, match="preparing it takes 4 MiB"):
@@ -130,12 +130,24 @@ def test_memory_per_byte_is_no_less_than_none() -> None:
 
 
 def test_a_long_thin_picture_does_not_grow_while_it_is_resized() -> None:
-    thin = one_color("1", (1, 2**20), "PNG")
-    with pytest.raises(InputError, match=r"^an image of 1 x 1048576 pixels becomes 224 x "):
-        Pipeline((Decode(), Resize((224, 224))))(thin)
-    long = one_color("L", (12_000, 10), "PNG")  # becomes 60 million pixels
-    with pytest.raises(InputError, match=r"12000 x 10 pixels in .* preparing it takes 4\d\d MiB"):
-        Pipeline((Decode(), Resize(224)))(long)
+    for scale, (width, height), becomes in (
+        (Resize((224, 224)), (1, 2**20), "224 x 1048576"),  # in between
+        (Resize(224), (12_000, 10), "268800 x 224"),
+    ):
+        data = one_color("L", (width, height), "PNG")
+        said = f"an image of {width} x {height} pixels becomes {becomes}, more than 4194304 pixels"
+        for value in (data, Decode()(data)):  # a crop of a chain is an array
+            with pytest.raises(InputError) as error:
+                Pipeline((Decode(), scale))(value)
+            assert str(error.value) == said
+    assert Resize(224)(np.zeros((10, 800, 3), np.uint8)).shape == (224, 17920, 3)
+
+
+def test_pixels_that_a_resize_adds_count_too() -> None:
+    data = one_color("RGB", (2_200, 4_000), "PNG")  # 34 MiB, and 3 MiB in between
+    assert Pipeline((Decode(), Resize(200)))(data).shape == (363, 200, 3)
+    with pytest.raises(InputError, match=r"2200 x 4000 pixels in .* preparing it takes 66 MiB"):
+        Pipeline((Decode(), Resize((10, 2_100))))(data)
 
 
 def test_what_is_accepted_takes_less_than_64_mib_as_measured(

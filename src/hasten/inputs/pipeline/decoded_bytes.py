@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 ALWAYS_BYTES = 40 << 20
 """Memory that preparing a picture may take, however few bytes it has."""
+FEW_BYTES = 64 << 10
+"""Size of a file up to which it is that."""
 _ONE_BYTE, _TWO_BYTES = ("1", "L", "P"), ("I;16", "I;16L", "I;16B", "I;16N")
 _WEBP_BYTES = 17
 """Bytes for a pixel: two canvases, the frame as bytes, and the image; measured with Pillow 13."""
@@ -29,13 +31,13 @@ def check_bytes(
     Args:
         image: The picture, opened by Pillow, at its full size.
         sent: Bytes of the file.
-        per_byte: Bytes of memory that are allowed for each byte of the file.
+        per_byte: Bytes of memory that are allowed for each byte of the file beyond `FEW_BYTES`.
         factor: Factor by which the file is decoded smaller.
         scale: Step that resizes the picture in strips; None where its pixels become an array.
         turned: Whether the picture is turned after it is decoded.
 
     Raises:
-        InputError: it takes more than `ALWAYS_BYTES` and more than its own bytes allow.
+        InputError: it takes more than `ALWAYS_BYTES` and what its further bytes allow.
     """
     height, width = -(-image.height // factor), -(-image.width // factor)
     needed = _decoding(image, height * width) + 12 * max(0, width - STRIP_PIXELS)
@@ -46,7 +48,7 @@ def check_bytes(
         beyond = max(0, new[0] * new[1] - scale.customary_pixels)
         needed += _IMAGE_BYTES * new[1] * (width if turned else height)
         needed += (_IMAGE_BYTES + _ARRAY_BYTES) * beyond
-    allowed = max(ALWAYS_BYTES, per_byte * sent)
+    allowed = ALWAYS_BYTES + per_byte * max(0, sent - FEW_BYTES)
     if needed > allowed:
         raise InputError(
             f"the image has {image.width} x {image.height} pixels in {sent:,} bytes: preparing it takes "

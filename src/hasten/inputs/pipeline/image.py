@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 2**26
 """Largest number of pixels, 67 million: twice a large camera's picture, 192 MiB of RGB."""
+_GROWN_PIXELS = 2**22
+"""Pixels that an image may grow to, however long and thin it is."""
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Accepted formats; others may start a program (EPS) or exceed the size in their header."""
 _UNREADABLE = (
@@ -118,14 +120,14 @@ class Decode(Step):
         max_pixels: Largest number of pixels that is accepted, at most `MAX_PIXELS`.
         least: Pixels of the shorter side that are enough: a JPEG file is decoded at 1/2, 1/4 or 1/8
             of its size, whichever is the smallest that keeps them; 0 to decode it as it is.
-        memory_per_byte: Bytes of memory that a picture that comes as bytes may take for each of them
-            while it is decoded and resized, where that is over 40 MiB; 0 for any.
+        memory_per_byte: Bytes of memory that a picture that comes as bytes may take while it is decoded
+            and resized, for each of its bytes beyond 64 KiB, besides 40 MiB; 0 for any.
     """
 
     orient: bool = True
     max_pixels: int = MAX_PIXELS
     least: int = 0
-    memory_per_byte: int = 640
+    memory_per_byte: int = 2048
     packages: ClassVar[tuple[str, ...]] = ("pillow", "simplejpeg")
     extra: ClassVar[str] = "images"
 
@@ -292,11 +294,12 @@ class Resize(Scaling):
             new = (height * self.size // shorter, width * self.size // shorter)
         else:
             new = self.size
+        most = min(MAX_PIXELS, max(_GROWN_PIXELS, 4 * self.customary_pixels, height * width))
         # Pillow resizes across first, so that a high image is as wide as the new one in between.
-        if max(new[0], height) * new[1] > MAX_PIXELS:
+        if max(new[0], height) * new[1] > most:
             raise InputError(
                 f"an image of {width} x {height} pixels becomes {new[1]} x {max(new[0], height)}, more than "
-                f"{MAX_PIXELS} pixels"
+                f"{most} pixels"
             )
         return new
 

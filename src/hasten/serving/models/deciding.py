@@ -36,8 +36,8 @@ _RECENT = 16
 
 _ALWAYS_BYTES = 16 << 20
 """Memory that the prepared samples of a request may take, however few bytes it has."""
-_PER_BYTE = 640
-"""Memory that they may take for each of its bytes, as in `Decode.memory_per_byte`."""
+_PER_BYTE, _FEW_BYTES = 2048, 64 << 10
+"""Memory that they may take besides, for each byte of the samples beyond so many; as in `Decode`."""
 _ALTOGETHER_BYTES = 256 << 20
 """Memory that the prepared samples of all requests under way may take, if there are several."""
 
@@ -326,7 +326,8 @@ class Deciding:
         if self._clock_ns() > deadline_ns:
             raise ProtocolError(Kind.LATE, "the deadline passed before the sample was prepared")
         rows: list[dict[str, Array]] = []
-        taken, most = 0, max(_ALWAYS_BYTES, _PER_BYTE * sum(map(len, samples)))
+        taken = 0
+        most = _ALWAYS_BYTES + _PER_BYTE * max(0, sum(map(len, samples)) - _FEW_BYTES)
         for place, sample in enumerate(samples):
             what = "row" if ticket.query.several else "sample"
             where = f"{what} {place}: " if ticket.query.several or len(samples) > 1 else ""
