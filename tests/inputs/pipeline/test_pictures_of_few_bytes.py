@@ -39,7 +39,7 @@ def picture(mode: str, form: str, **settings: Any) -> bytes:
 
 def one_color(mode: str, size: tuple[int, int], form: str, **settings: Any) -> bytes:
     color = Image.new("RGB", (1, 1), (200, 30, 30)).convert(mode).getpixel((0, 0))
-    return encoded(Image.new(mode, size, color), form, **settings)  # type: ignore[arg-type]
+    return encoded(Image.new(mode, size, color), form, **settings)
 
 
 @pytest.mark.parametrize("scale", SCALES, ids=repr)
@@ -66,7 +66,7 @@ def test_pillow_resizes_the_whole_to_the_same(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(strips, "STRIP_PIXELS", 700)
     for filter_ in ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"):
         wanted = Image.fromarray(PIXELS).resize((20, 90), Image.Resampling[filter_.upper()])
-        np.testing.assert_array_equal(Resize((90, 20), filter_)(PIXELS), np.asarray(wanted))  # type: ignore[arg-type]
+        np.testing.assert_array_equal(Resize((90, 20), filter_)(PIXELS), np.asarray(wanted))
 
 
 def test_a_palette_with_transparency_is_resized_in_strips(monkeypatch: pytest.MonkeyPatch) -> None:

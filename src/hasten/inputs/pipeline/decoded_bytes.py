@@ -72,7 +72,7 @@ def _decoding(image: Image.Image, after: int) -> int:
 
 def _coefficients(image: Any, full: int) -> int:
     """Return the bytes of a JPEG file's coefficients, which are kept where it may have several scans."""
-    layers = [(across, down) for _, across, down, _ in image.layer]
+    layers = [(int(across), int(down)) for _, across, down, _ in image.layer]
     if len(layers) == 1 and not image.info.get("progressive"):
         return 0
     most = max(across for across, _ in layers) * max(down for _, down in layers)
