@@ -7,6 +7,7 @@ import math
 import random
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -73,13 +74,16 @@ class Images(Surface):
     name = "images"
     most_s = 10.0
 
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._pipeline = image_pipeline(16)
+
     def seeds(self) -> list[bytes]:
         from sklearn.datasets import load_sample_image
 
         photo = Image.fromarray(load_sample_image("china.jpg")).resize((48, 32))
         exif = Image.Exif()
         exif[274] = 6
-        self._pipeline = image_pipeline(16)
         return [
             *(encoded(photo, form) for form in FORMS),
             encoded(photo.quantize(16), "PNG"),
