@@ -20,6 +20,7 @@ import numpy as np
 from fuzz.mutation import changed_bytes, changed_record, grown
 from fuzz.served import Served
 from fuzz.surface import MOST_BYTES, Fault
+from fuzz.surfaces.images import many_pixels
 from PIL import Image
 
 _HOST = ("Host", "localhost")
@@ -148,6 +149,7 @@ class Http(Served):
             (grown_json, 3),
             (compressed, 2),
             (chunked, 1),
+            (pictured, 1),
         )
 
     def seeds(self) -> list[bytes]:
@@ -337,6 +339,11 @@ def zstd(data: bytes) -> bytes:
     from tests.support.packed_files import quickly
 
     return quickly(data)
+
+
+def pictured(data: bytes, rng: random.Random) -> bytes:
+    """Ask for a decision on a picture of many pixels."""
+    return request("v2/models/colour/infer", many_pixels(rng), [("Content-Type", "image/png")])
 
 
 def chunked(data: bytes, rng: random.Random) -> bytes:

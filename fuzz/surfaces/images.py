@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import random
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,27 @@ from PIL import Image
 from hasten.errors import InputError
 from hasten.inputs.pipeline.config import image_pipeline
 
+LARGE: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
+    ("1", "PNG", 26, {}),
+    ("L", "PNG", 26, {}),
+    ("P", "PNG", 26, {}),
+    ("RGB", "PNG", 24, {}),
+    ("LA", "PNG", 24, {}),
+    ("P", "GIF", 26, {}),
+    ("1", "TIFF", 26, {"compression": "group4"}),
+    ("RGB", "TIFF", 24, {"compression": "tiff_lzw"}),
+    ("CMYK", "TIFF", 24, {"compression": "tiff_adobe_deflate"}),
+    ("RGB", "WEBP", 23, {"lossless": True}),
+    ("RGB", "WEBP", 23, {"quality": 1}),
+    ("L", "JPEG", 25, {"quality": 1}),
+    ("RGB", "JPEG", 24, {"quality": 1}),
+    ("RGB", "JPEG", 24, {"progressive": True, "subsampling": 0}),
+    ("CMYK", "JPEG", 24, {"quality": 1}),
+    ("RGB", "PPM", 24, {}),
+    ("L", "BMP", 24, {}),
+)
+"""Mode, form, most pixels as a power of two, and settings of pictures of many pixels in few bytes."""
+_LONGEST = {"WEBP": 16383, "JPEG": 65500, "GIF": 65535}
 FORMS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _SIZES = (0, 1, 2, 255, 2**13, 2**15, 2**16 - 1, 2**26, 2**31)
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -29,12 +52,31 @@ def encoded(image: Image.Image, form: str, **settings: Any) -> bytes:
     return file.getvalue()
 
 
+def many_pixels(rng: random.Random) -> bytes:
+    """Return a picture of one color, large or thin, whose file may be cut and may say how to turn it."""
+    mode, form, most, settings = rng.choice(LARGE)
+    count, ratio = 2 ** rng.uniform(16, most), 2 ** rng.gauss(0, 2)
+    longest = _LONGEST.get(form, 1 << 26)
+    sizes = (math.sqrt(count * ratio), math.sqrt(count / ratio))
+    width, height = (min(longest, max(1, int(size))) for size in sizes)
+    image = Image.new("RGB", (1, 1), (200, 30, 30)).convert(mode)
+    exif = Image.Exif()
+    exif[274] = rng.choice((1, 1, 1, 3, 6))
+    color = image.getpixel((0, 0))
+    assert color is not None
+    data = encoded(Image.new(mode, (width, height), color), form, exif=exif, **settings)
+    return data[: rng.randrange(len(data))] if rng.random() < 0.1 else data
+
+
 class Images(Surface):
     """Files that a pipeline of pictures reads."""
 
     name = "images"
     most_s = 10.0
-    most_mib = 1024
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._pipeline = image_pipeline(16)
 
     def seeds(self) -> list[bytes]:
         from sklearn.datasets import load_sample_image
@@ -42,7 +84,6 @@ class Images(Surface):
         photo = Image.fromarray(load_sample_image("china.jpg")).resize((48, 32))
         exif = Image.Exif()
         exif[274] = 6
-        self._pipeline = image_pipeline(16)
         return [
             *(encoded(photo, form) for form in FORMS),
             encoded(photo.quantize(16), "PNG"),
@@ -56,6 +97,8 @@ class Images(Surface):
         ]
 
     def mutate(self, rng: random.Random, seed: bytes) -> bytes:
+        if rng.random() < 0.1:
+            return many_pixels(rng)
         if seed.startswith(_PNG) and rng.random() < 0.7:
             return changed_png(seed, rng)
         if rng.random() < 0.3:

@@ -131,7 +131,7 @@ def test_json_of_an_inference_has_a_bound_of_its_own(bounded: Bounded) -> None:
     assert bounded.post(b'{"zzz":"' + b" " * SIZE + b'"}') == (
         413,
         "the JSON of a request takes at most 16,777,216 bytes; got 16,777,226: send tensors as bytes after "
-        "it, or several requests",
+        "it (binary_data_size) or over gRPC, or several requests, or start the server with --max-body 65MiB",
     )
 
 

@@ -27,6 +27,7 @@ from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.config import image_pipeline
 from hasten.inputs.pipeline.rows import Row
+from hasten.serving.models import deciding
 from hasten.serving.models.deciding import as_json
 from hasten.testing import models
 
@@ -41,6 +42,9 @@ def picture(colour: int, form: str = "JPEG", size: int = 24) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, form)
     return file.getvalue()
+
+
+LARGE = COLOUR.replace("8, 8", "512, 512")
 
 
 @pytest.fixture(scope="module")
@@ -300,3 +304,42 @@ def test_a_decision_that_json_cannot_hold_is_refused() -> None:
         assert str(error.value) == (
             "the decision has NaN or infinite values, which JSON can't represent"
         )
+
+
+def test_small_samples_that_become_large_come_in_several_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = Pipeline(image_pipeline(512).steps, (TopK(1, COLOURS, softmax=False),))
+    model = models.write(tmp_path / "colour.onnx", LARGE, {})
+    noise = np.random.default_rng(0).integers(0, 256, (100, 100, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, "PNG")
+    with ServerThread(place_of(bundle_of(tmp_path, model, pipeline=large)), grpc=True) as server:
+        client = triton.InferenceServerClient(server.host, connection_timeout=PATIENCE_S)
+        grpc_client = triton_grpc.InferenceServerClient(server.grpc_url)
+        for module, one in ((triton, client), (triton_grpc, grpc_client)):
+            with pytest.raises(InferenceServerException) as error:
+                one.infer("colour", raw(module, [picture(0)] * 7))
+            assert error.value.message() == (
+                "once they are prepared, 6 of the 7 samples take more than 16 MiB, which are allowed for a "
+                "request of so few bytes: send several requests"
+            )
+        for samples in ([picture(2)] * 5, [file.getvalue()] * 7):
+            found = client.infer("colour", raw(triton, samples)).as_numpy("decision")
+            assert len(found) == len(samples)
+        # Where all together are too many, one is refused, and the others are answered.
+        monkeypatch.setattr(deciding, "_ALTOGETHER_BYTES", 1)
+        statuses = set[int]()
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+
+            def both() -> bool:
+                asked = [pool.submit(post, server, picture(1)) for _ in range(4)]
+                for one in asked:
+                    status, answer = one.result()
+                    statuses.add(status)
+                    assert status == 503 or answer["decision"][0]["label"] == "green"
+                return statuses == {200, 503}
+
+            until(both)
+        client.close()
+        grpc_client.close()

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -73,6 +74,28 @@ def test_a_process_whose_engine_hangs_ends_with_its_supervisor(tmp_path: Path) -
             server.end(signal.SIGKILL)
             until(lambda: _ended(pid))
             client.close()
+
+
+def test_a_process_whose_loop_hangs_is_replaced(tmp_path: Path) -> None:
+    with pausing_installed(tmp_path / "plug-in"):
+        bundle = bundle_of(tmp_path, models.solid(tmp_path), engine=Pausing())
+        with ServerProcess(bundle, "--max-stall", "1") as server:
+            pid = server.serving_pid()
+            client = http.client.HTTPConnection(server.host, timeout=PATIENCE_S)
+            alone_s = time.monotonic() + 0.5  # who is alone is answered on the thread of the loop
+            while time.monotonic() < alone_s:
+                client.request("POST", "/v2/models/solid/infer", _asked(0))
+                assert client.getresponse().read()
+            client.request("POST", "/v2/models/solid/infer", _asked(600_000))
+            refused = client.getresponse()
+            assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
+            client.close()
+            until(lambda: _lives(server))
+            assert _ended(pid)
+            assert re.search(
+                r"the serving process's event loop stood still for 1(\.\d+)? s: killed",
+                server.errors,
+            )
 
 
 def test_where_no_file_may_grow_the_start_fails_with_one_line(tmp_path: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +140,32 @@ def test_a_model_whose_replacement_hangs_can_be_unloaded(tmp_path: Path) -> None
         server.call(repository_.reload_changed)
         server.call(lambda: repository_.unload(one))
         assert (one.state, one.reason, one.served) == ("UNAVAILABLE", "unloaded", None)
+
+
+def test_a_load_that_a_client_asks_for_while_all_others_fail_is_waited_for(tmp_path: Path) -> None:
+    stuck = asks(tmp_path, "stuck", NEVER_MS)
+
+    async def begin() -> None:
+        places = (place_of(tmp_path / "mended.hasten"), place_of(stuck))
+        mended, hangs = (place.registered() for place in places)
+        models_ = repository.Repository([mended, hangs], asyncio.get_running_loop())
+        starting = asyncio.create_task(models_.load_all())
+        await reached(lambda: mended.state == "UNAVAILABLE" and hangs.state == "LOADING")
+        asks(tmp_path, "mended", NEVER_MS)
+        asked = asyncio.create_task(models_.load(mended))
+        await reached(lambda: mended.state == "LOADING")
+        await models_.unload(hangs)
+        await reached(lambda: hangs.state == "UNAVAILABLE")
+        await asyncio.sleep(0)
+        pausing.RELEASE.set()
+        await asyncio.gather(starting, asked)
+        assert (mended.state, hangs.state) == ("READY", "UNAVAILABLE")
+        models_.close()
+
+    asyncio.run(begin())
+
+
+async def reached(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(120):
+        while not condition():
+            await asyncio.sleep(0.005)

@@ -135,6 +135,7 @@ def test_the_command_line_takes_what_the_container_is_told(tmp_path: Path, bundl
         max_body_bytes=1 << 20,
         max_connections=77,
         drain_s=3.5,
+        max_stall_s=12,
         json_logs=True,
         trace=True,
     )

@@ -220,6 +220,15 @@ IMAGE = "hasten-models:latest"
     help="Longest wait at shutdown for running requests to finish.",
 )
 @click.option(
+    "--max-stall",
+    "max_stall_s",
+    type=Seconds(),
+    default="30s",
+    show_default=True,
+    help="Longest time for which the serving process may hear nobody, as where an engine hangs, before it "
+    "is replaced; 0 for any.",
+)
+@click.option(
     "--trace",
     is_flag=True,
     help="Send OpenTelemetry spans, configured by the OTEL_* environment variables.",

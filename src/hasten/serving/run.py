@@ -56,6 +56,7 @@ def settings_of(
     max_connections: int = Limits.connections,
     fair: bool = True,
     drain_s: float = 30.0,
+    max_stall_s: float = 30.0,
     trace: bool = False,
     json_logs: bool = False,
     trusted: Trusted = None,
@@ -108,6 +109,8 @@ def settings_of(
         max_connections: Most connections open at once.
         fair: Whether clients are told apart by their addresses, so that one doesn't starve the rest.
         drain_s: Longest wait at shutdown for running requests to finish, in seconds.
+        max_stall_s: Longest time in seconds for which the serving process may hear nobody, as where an engine
+            hangs, before it is replaced; 0 for any.
         trace: Whether to send OpenTelemetry spans.
         json_logs: Whether to write logs as one JSON object per line.
         trusted: Public key, its file, or several, one of which must have signed each bundle, whenever it is
@@ -124,6 +127,7 @@ def settings_of(
         ("deadline_s", deadline_s or 0, 0, 3600),
         ("max_wait_s", max_wait_s, 0, 3600),
         ("drain_s", drain_s, 0, 3600),
+        ("max_stall_s", max_stall_s, 0, 86_400),
         ("cache_bytes", cache_bytes, 0, 1 << 50),
         ("max_sequences", max_sequences, 0, 1 << 30),
         ("sequence_bytes", sequence_bytes, 0, 1 << 50),
@@ -199,6 +203,7 @@ def settings_of(
         connections=max_connections,
         fair=fair,
         drain_ns=round(1e9 * drain_s),
+        stall_ns=round(1e9 * max_stall_s),
     )
     return ServerSettings(
         models,
@@ -287,6 +292,7 @@ class Options(TypedDict, total=False):
     max_connections: int
     fair: bool
     drain_s: float
+    max_stall_s: float
     trace: bool
     json_logs: bool
     trusted: Trusted

@@ -1,7 +1,8 @@
 """Keep the state of each connection and engine in shared memory that outlives the serving process.
 
 Once that process is dead, the supervisor reads which clients are owed an answer, and which models'
-engines were running. Each state is one byte, so that a write is whole or absent.
+engines were running. Each state is one byte, so that a write is whole or absent. Two more bytes say
+that the event loop goes on, and whether a bundle is being opened.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ RESTING, WORKING, SENDING, ANSWERED = 0, 1, 2, 3
 _ENGINES = 4096
 MOST_MODELS = 127
 _STANDBY = 128
+_BEAT, _LOADING = -2, -1
+"""Places of the two last bytes."""
 
 
 class SharedState:
-    """Shared memory with one byte per connection, then one byte per engine thread.
+    """Shared memory with one byte per connection, then one byte per engine thread, then two of the loop's.
 
     Args:
         number: File descriptor of the memory.
@@ -31,7 +34,7 @@ class SharedState:
 
     def __init__(self, number: int, connections: int) -> None:
         self.number, self.connections = number, connections
-        self._memory = mmap.mmap(number, connections + _ENGINES)
+        self._memory = mmap.mmap(number, connections + _ENGINES + 2)
         self._threads = itertools.count()
 
     @classmethod
@@ -43,7 +46,7 @@ class SharedState:
         """
         try:
             number = os.memfd_create("hasten-state")
-            os.ftruncate(number, connections + _ENGINES)
+            os.ftruncate(number, connections + _ENGINES + 2)
         except OSError as error:
             raise InputError(
                 f"can't share memory with the serving process: {error.strerror}; see ulimit -f and ulimit -n"
@@ -60,8 +63,18 @@ class SharedState:
 
     def working_models(self) -> set[tuple[int, bool]]:
         """Return models with a running engine: indices from 0, and whether it is the standby engine."""
-        marks = {each for each in self._memory[self.connections :] if each}
+        marks = {each for each in self._memory[self.connections : _BEAT] if each}
         return {((each & ~_STANDBY) - 1, each >= _STANDBY) for each in marks}
+
+    def beat(self, *, loading: bool) -> None:
+        """Record that the event loop goes on, and whether a bundle is being opened."""
+        self._memory[_BEAT] = self._memory[_BEAT] % 255 + 1
+        self._memory[_LOADING] = loading
+
+    @property
+    def pulse(self) -> tuple[int, bool]:
+        """A number that is another one after each beat, and whether a bundle is being opened."""
+        return self._memory[_BEAT], bool(self._memory[_LOADING])
 
     def close(self) -> None:
         """Unmap and close the memory."""

@@ -33,6 +33,8 @@ class Limits:
         receive_ns: Longest time to receive a whole request, from its first byte.
         send_ns: Longest time in which a client may read nothing of its answer.
         drain_ns: Longest wait at shutdown for running requests to finish.
+        stall_ns: Longest time for which the event loop may stand still before its process is replaced; 0
+            for any.
         fair: Whether clients are told apart, so that one doesn't starve the rest.
     """
 
@@ -43,6 +45,7 @@ class Limits:
     receive_ns: int = 30_000_000_000
     send_ns: int = 30_000_000_000
     drain_ns: int = 30_000_000_000
+    stall_ns: int = 30_000_000_000
     fair: bool = True
 
     @cached_property

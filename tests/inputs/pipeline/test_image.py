@@ -367,5 +367,5 @@ def test_a_picture_for_which_there_is_no_memory_is_refused_as_any_that_cant_be_r
     head = struct.pack(">II", 2**26, 1) + data[24:29]
     wide = data[:16] + head + struct.pack(">I", zlib.crc32(b"IHDR" + head)) + data[33:]
     with pytest.raises(InputError) as caught:
-        Decode()(wide)
+        Decode(memory_per_byte=0)(wide)
     assert str(caught.value) == "the image can't be read as an image: MemoryError"

@@ -12,8 +12,9 @@ from sklearn.datasets import load_sample_image
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Origin
-from hasten.inputs.pipeline.image import ORIENTATION, Decode
+from hasten.inputs.pipeline.image import Decode
 from hasten.inputs.pipeline.jpeg import jpeg_pixels
+from hasten.inputs.pipeline.turning import ORIENTATION
 
 PHOTO = Image.fromarray(load_sample_image("flower.jpg")).resize((333, 217))
 

@@ -13,12 +13,12 @@ from hasten.inputs.pipeline.base import Pipeline, Step
 from hasten.inputs.pipeline.image import (
     CenterCrop,
     Decode,
-    Interpolation,
     Normalize,
     Resize,
     ToLayout,
 )
 from hasten.inputs.pipeline.standardize import Standardize
+from hasten.inputs.pipeline.strips import Interpolation
 from hasten.inputs.pipeline.text import MAX_LENGTH, Tokenize
 from hasten.inputs.pipeline.written import read_text
 

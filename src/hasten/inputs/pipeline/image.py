@@ -2,53 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Origin, Pipeline, Step
+from hasten.inputs.pipeline.decoded_bytes import check_bytes
 from hasten.inputs.pipeline.jpeg import jpeg_pixels
+from hasten.inputs.pipeline.strips import (
+    Interpolation,
+    Picture,
+    Scaling,
+    pixels,
+    resized,
+    rgb,
+    sides,
+)
+from hasten.inputs.pipeline.turning import turn_of, turned
 
 if TYPE_CHECKING:
     from PIL import Image
 
-Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 MAX_PIXELS = 2**26
 """Largest number of pixels, 67 million: twice a large camera's picture, 192 MiB of RGB."""
+_GROWN_PIXELS = 2**22
+"""Pixels that an image may grow to, however long and thin it is."""
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Accepted formats; others may start a program (EPS) or exceed the size in their header."""
-ORIENTATION = 0x0112
-_TURNS: dict[int, Callable[[Array], Array]] = {
-    2: lambda pixels: pixels[:, ::-1],
-    3: lambda pixels: pixels[::-1, ::-1],
-    4: lambda pixels: pixels[::-1],
-    5: lambda pixels: pixels.transpose(1, 0, 2),
-    6: lambda pixels: pixels[::-1].transpose(1, 0, 2),
-    7: lambda pixels: pixels[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda pixels: pixels[:, ::-1].transpose(1, 0, 2),
-}
-"""Turns that undo each EXIF orientation. Source: CIPA DC-008 (Exif 2.32), 4.6.4."""
-_FIRST_ON_ITS_SIDE = 5
-_ENDS = {
-    2: (False, True),
-    3: (True, True),
-    4: (True, False),
-    5: (False, False),
-    6: (False, True),
-    7: (True, True),
-    8: (True, False),
-}
-"""Whether the upright image begins, down and across, where the stored one ends."""
 _UNREADABLE = (
     *(OSError, SyntaxError, ValueError, TypeError, ArithmeticError, LookupError, EOFError),
     *(AttributeError, NotImplementedError, struct.error, zlib.error, UserWarning, MemoryError),
@@ -129,11 +120,14 @@ class Decode(Step):
         max_pixels: Largest number of pixels that is accepted, at most `MAX_PIXELS`.
         least: Pixels of the shorter side that are enough: a JPEG file is decoded at 1/2, 1/4 or 1/8
             of its size, whichever is the smallest that keeps them; 0 to decode it as it is.
+        memory_per_byte: Bytes of memory that a picture that comes as bytes may take while it is decoded
+            and resized, for each of its bytes beyond 64 KiB, besides 40 MiB; 0 for any.
     """
 
     orient: bool = True
     max_pixels: int = MAX_PIXELS
     least: int = 0
+    memory_per_byte: int = 2048
     packages: ClassVar[tuple[str, ...]] = ("pillow", "simplejpeg")
     extra: ClassVar[str] = "images"
 
@@ -145,6 +139,10 @@ class Decode(Step):
             )
         if self.least < 0:
             raise InputError(f"decode.least={self.least!r}: give a number of pixels, or 0")
+        if self.memory_per_byte < 0:
+            raise InputError(
+                f"decode.memory_per_byte={self.memory_per_byte!r}: give a number of bytes, or 0"
+            )
 
     def __call__(self, value: bytes | Path | Array) -> Array:
         """Decode an image.
@@ -158,34 +156,54 @@ class Decode(Step):
         """Return the decoded image, and its place in the upright source of full size."""
         if isinstance(value, np.ndarray):
             return self._checked(value), Origin(*value.shape[:2])
+        with self.opened(value, None) as (picture, origin):
+            assert isinstance(picture, np.ndarray)
+            return picture, origin
+
+    def joined(self, following: Step) -> Step | None:
+        """Return one step for this one and a resize, which then never needs all pixels in RGB."""
+        return _DecodeAndScale(self, following) if isinstance(following, Scaling) else None
+
+    @contextlib.contextmanager
+    def opened(
+        self, value: bytes | Path, scale: Scaling | None
+    ) -> Iterator[tuple[Picture, Origin]]:
+        """Decode an image, and keep it in the mode of its file if a step resizes it.
+
+        Args:
+            value: The file's bytes, or its path.
+            scale: Step that resizes the picture; None for its pixels as an array.
+
+        Raises:
+            InputError: the file can't be read, or takes more memory than it may.
+        """
         with _open(value, self.max_pixels) as image:
-            width, height = image.size
+            height, width = image.size[::-1]
             factor = self._factor(image)
-            if factor > 1:
-                image.draft(None, (width // factor, height // factor))
+
+            def check(turned: bool) -> None:
+                if self.memory_per_byte and isinstance(value, bytes):
+                    check_bytes(image, len(value), self.memory_per_byte, factor, scale, turned)
+
             try:
-                pixels = jpeg_pixels(image, value, (height, width))
-                if pixels is None:
+                check(turned=False)
+                if factor > 1:
+                    image.draft(None, (width // factor, height // factor))
+                found: Picture | None = jpeg_pixels(image, value, (height, width))
+                if found is None:
                     image.load()
-                    pixels = np.asarray(_rgb(image))
                     if factor == 1:
-                        height, width = pixels.shape[:2]  # Pillow turns TIFF files itself.
-                turn = _turn(image) if self.orient else None
+                        height, width = image.size[::-1]  # Pillow turns TIFF files itself.
+                    rgb(image.crop((0, 0, 1, 1)))  # refuses a mode
+                turn = turn_of(image) if self.orient else None
+                if turn is not None:
+                    check(turned=True)
+                if found is None:
+                    found = pixels(image) if turn is not None or scale is None else image
             except _UNREADABLE as error:
                 raise _unreadable(value, error) from error
-        if turn is None:
-            return pixels, Origin(height, width, (float(factor), float(factor)))
-        turned, ends = _TURNS[turn](pixels), _ENDS[turn]
-        if turn >= _FIRST_ON_ITS_SIDE:
-            height, width = width, height
-        # At a part of its size the last pixel may reach beyond the source's end, which a turn may
-        # bring to the front.
-        beyond = [
-            float(side - factor * length) if end else 0.0
-            for side, length, end in zip((height, width), turned.shape[:2], ends, strict=True)
-        ]
-        scale = (float(factor), float(factor))
-        return np.ascontiguousarray(turned), Origin(height, width, scale, (beyond[0], beyond[1]))
+            origin = Origin(height, width, (float(factor), float(factor)))
+            yield (found, origin) if turn is None else turned(found, origin, turn)
 
     def _factor(self, image: Image.Image) -> int:
         """Return the factor by which an image is decoded smaller: 1, 2, 4 or 8."""
@@ -209,32 +227,36 @@ class Decode(Step):
         return image
 
 
-def _turn(image: Image.Image) -> int | None:
-    """Return the orientation by which an image must be turned to be upright, or None.
+@dataclass(frozen=True)
+class _DecodeAndScale(Step):
+    """Decode and resize, equal bit for bit to one after the other, in less memory.
 
-    Pillow's own function fails on damaged other entries.
+    Attributes:
+        decode: Step that decodes.
+        scale: Step that resizes.
     """
-    orientation = image.getexif().get(ORIENTATION, 1)
-    return orientation if orientation in _TURNS else None
 
+    decode: Decode
+    scale: Scaling
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Convert an image of any mode to 8-bit RGB."""
-    from PIL import Image
+    @property
+    def name(self) -> str:
+        """Names of the two steps."""
+        return f"{self.decode.name}, {self.scale.name}"
 
-    if image.mode == "RGB":
-        return image  # Pillow's conversion would copy it
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ValueError(f"32-bit gray (mode {image.mode}) has no stated range")
-    if image.mode == "P" and "transparency" in image.info:
-        return image.convert("RGBA").convert("RGB")
-    return image.convert("RGB")
+    def __call__(self, value: bytes | Path | Array) -> Array:
+        return self.traced(value, Origin())[0]
+
+    def traced(self, value: bytes | Path | Array, origin: Origin) -> tuple[Array, Origin]:
+        """Return the resized image and its origin."""
+        if isinstance(value, np.ndarray):
+            return self.scale.traced(*self.decode.traced(value, origin))
+        with self.decode.opened(value, self.scale) as (picture, place):
+            return self.scale.traced(picture, place)
 
 
 @dataclass(frozen=True)
-class Resize(Step):
+class Resize(Scaling):
     """Resize `(height, width, 3)` uint8 as Pillow does, with its antialiasing.
 
     Attributes:
@@ -252,34 +274,44 @@ class Resize(Step):
         """Check the size."""
         check_size("resize.size", self.size)
 
-    def __call__(self, value: Array) -> Array:
+    def __call__(self, value: Picture) -> Array:
         """Resize an image.
 
         Raises:
             InputError: the resized image would be too large, as a long thin one may be.
         """
-        from PIL import Image
+        return resized(value, self.size_after(sides(value)), self.interpolation)
 
-        height, width = value.shape[:2]
+    def size_after(self, old: tuple[int, int]) -> tuple[int, int]:
+        """Return the (height, width) that an image of another (height, width) is resized to.
+
+        Raises:
+            InputError: the resized image would be too large, as a long thin one may be.
+        """
+        height, width = old
         if isinstance(self.size, int):
             shorter = min(height, width)
             new = (height * self.size // shorter, width * self.size // shorter)
         else:
             new = self.size
-        if new[0] * new[1] > MAX_PIXELS:
+        most = min(MAX_PIXELS, max(_GROWN_PIXELS, 4 * self.customary_pixels, height * width))
+        # Pillow resizes across first, so that a high image is as wide as the new one in between.
+        if max(new[0], height) * new[1] > most:
             raise InputError(
-                f"an image of {width} x {height} pixels becomes {new[1]} x {new[0]}, more than "
-                f"{MAX_PIXELS} pixels"
+                f"an image of {width} x {height} pixels becomes {new[1]} x {max(new[0], height)}, more than "
+                f"{most} pixels"
             )
-        if new == (height, width):
-            return value
-        resample = Image.Resampling[self.interpolation.upper()]
-        return np.asarray(Image.fromarray(value).resize(new[::-1], resample))
+        return new
 
-    def traced(self, value: Array, origin: Origin) -> tuple[Array, Origin]:
+    @property
+    def customary_pixels(self) -> int:
+        """Pixels of an image that is four times as long as it is wide."""
+        return 4 * self.size**2 if isinstance(self.size, int) else self.size[0] * self.size[1]
+
+    def traced(self, value: Picture, origin: Origin) -> tuple[Array, Origin]:
         """Return the resized image and its origin."""
-        resized = self(value)
-        return resized, origin.resized(value.shape, resized.shape)
+        image = self(value)
+        return image, origin.resized(sides(value), image.shape)
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
-from hasten.inputs.pipeline.base import Origin, Step
-from hasten.inputs.pipeline.image import Interpolation, check_size
+from hasten.inputs.pipeline.base import Origin
+from hasten.inputs.pipeline.image import check_size
+from hasten.inputs.pipeline.strips import Interpolation, Picture, Scaling, resized, sides
 
 
 @dataclass(frozen=True)
-class Letterbox(Step):
+class Letterbox(Scaling):
     """Fit `(height, width, 3)` uint8 into a frame in proportion, and fill the borders.
 
     The lengths and the borders are rounded as in Ultralytics' `LetterBox`; the filter is Pillow's,
@@ -42,22 +43,31 @@ class Letterbox(Step):
         if not 0 <= self.fill <= 255:
             raise InputError(f"letterbox.fill={self.fill!r}: give a number from 0 to 255")
 
-    def __call__(self, value: Array) -> Array:
+    def __call__(self, value: Picture) -> Array:
         return self.traced(value, Origin())[0]
 
-    def traced(self, value: Array, origin: Origin) -> tuple[Array, Origin]:
-        """Return the framed picture and its origin."""
-        from PIL import Image
-
-        height, width = self.size if isinstance(self.size, tuple) else (self.size, self.size)
-        old = value.shape[:2]
+    def size_after(self, old: tuple[int, int]) -> tuple[int, int]:
+        """Return the (height, width) of the picture in the frame."""
+        height, width = self._frame
         scale = min(height / old[0], width / old[1])
         if not self.enlarge:
             scale = min(scale, 1.0)
-        new = (max(1, round(old[0] * scale)), max(1, round(old[1] * scale)))
-        if new != old:
-            resample = Image.Resampling[self.interpolation.upper()]
-            value = np.asarray(Image.fromarray(value).resize(new[::-1], resample))
+        return max(1, round(old[0] * scale)), max(1, round(old[1] * scale))
+
+    @property
+    def _frame(self) -> tuple[int, int]:
+        return self.size if isinstance(self.size, tuple) else (self.size, self.size)
+
+    @property
+    def customary_pixels(self) -> int:
+        """Pixels of the frame."""
+        return self._frame[0] * self._frame[1]
+
+    def traced(self, value: Picture, origin: Origin) -> tuple[Array, Origin]:
+        """Return the framed picture and its origin."""
+        height, width = self._frame
+        old = sides(value)
+        new = self.size_after(old)
         # Half a pixel of border goes below and to the right, as Ultralytics rounds.
         top, left = (
             (round((height - new[0]) / 2 - 0.1), round((width - new[1]) / 2 - 0.1))
@@ -65,5 +75,5 @@ class Letterbox(Step):
             else (0, 0)
         )
         frame = np.full((height, width, 3), self.fill, np.uint8)
-        frame[top : top + new[0], left : left + new[1]] = value
+        frame[top : top + new[0], left : left + new[1]] = resized(value, new, self.interpolation)
         return frame, origin.resized(old, new).cut(-top, -left)

@@ -10,11 +10,11 @@ from hasten.inputs.pipeline.base import Pipeline, Step
 from hasten.inputs.pipeline.image import (
     CenterCrop,
     Decode,
-    Interpolation,
     Normalize,
     Resize,
     ToLayout,
 )
+from hasten.inputs.pipeline.strips import Interpolation
 
 _FILTERS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 _OURSELVES = "state the pipeline yourself"

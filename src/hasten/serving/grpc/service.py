@@ -27,6 +27,7 @@ from hasten.serving.grpc.calls import (
     metadata_of,
 )
 from hasten.serving.grpc.methods import SCOPES, Methods
+from hasten.serving.grpc.trial import check_that_it_answers
 from hasten.serving.protocol import messages
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import Answer
@@ -90,7 +91,7 @@ class GrpcServer:
             port: Port; 0 for any free port.
 
         Raises:
-            InputError: the port isn't available, or gRPC isn't installed.
+            InputError: the port isn't available, or gRPC isn't installed or doesn't answer.
         """
         try:
             import grpc
@@ -98,6 +99,7 @@ class GrpcServer:
         except ImportError as error:
             raise InputError(_MISSING) from error
         _check_place(host, port)
+        await check_that_it_answers()
         self._statuses = {kind: getattr(grpc.StatusCode, kind.grpc) for kind in Kind}
         # The library's own bound comes later than ours: a call counts there until its answer is read.
         most = 2 * self._state.limits.connections + _RESERVED_CALLS

@@ -34,6 +34,13 @@ _SHORT_BYTES = 4096
 _RECENT = 16
 """Number of latest spans whose median says how long a stage takes."""
 
+_ALWAYS_BYTES = 16 << 20
+"""Memory that the prepared samples of a request may take, however few bytes it has."""
+_PER_BYTE, _FEW_BYTES = 2048, 64 << 10
+"""Memory that they may take besides, for each byte of the samples beyond so many; as in `Decode`."""
+_ALTOGETHER_BYTES = 256 << 20
+"""Memory that the prepared samples of all requests under way may take, if there are several."""
+
 Done: TypeAlias = Callable[[Answer | ProtocolError], None]
 log = logging.getLogger("hasten.serving")
 
@@ -75,6 +82,7 @@ class RawTicket:
         key: Hash of the samples; None without a cache.
         origins: Where each prepared sample comes from.
         short: Whether the samples are so few bytes that their pipeline can't take long.
+        prepared_bytes: Size of the prepared samples; 0 before they are there.
     """
 
     __slots__ = (
@@ -85,6 +93,7 @@ class RawTicket:
         "model",
         "origins",
         "over",
+        "prepared_bytes",
         "query",
         "rows",
         "short",
@@ -96,7 +105,7 @@ class RawTicket:
         self.key: bytes | None = None
         self.inner: Cancellable | None = None
         self.origins: list[Origin] = []
-        self.short = False
+        self.short, self.prepared_bytes = False, 0
 
     def cancel(self) -> None:
         """Give up the request, whose client went away."""
@@ -144,6 +153,7 @@ class Deciding:
             stage: deque(maxlen=_RECENT) for stage in ("prepare", "decide")
         }
         self._under_way: set[RawTicket] = set()
+        self._prepared_bytes = 0
         self._none_left = asyncio.Event()
         self._none_left.set()
 
@@ -196,6 +206,8 @@ class Deciding:
         """Note that a request is answered or given up."""
         ticket.over = True
         self._under_way.discard(ticket)
+        self._prepared_bytes -= ticket.prepared_bytes
+        ticket.prepared_bytes = 0
         if not self._under_way:
             self._none_left.set()
 
@@ -313,7 +325,9 @@ class Deciding:
         """Return a request's prepared samples as tensors, one row each; on a thread."""
         if self._clock_ns() > deadline_ns:
             raise ProtocolError(Kind.LATE, "the deadline passed before the sample was prepared")
-        rows = []
+        rows: list[dict[str, Array]] = []
+        taken = 0
+        most = _ALWAYS_BYTES + _PER_BYTE * max(0, sum(map(len, samples)) - _FEW_BYTES)
         for place, sample in enumerate(samples):
             what = "row" if ticket.query.several else "sample"
             where = f"{what} {place}: " if ticket.query.several or len(samples) > 1 else ""
@@ -323,22 +337,29 @@ class Deciding:
             except InputError as error:
                 raise ProtocolError(Kind.INVALID, f"{where}{error}") from error
             ticket.origins.append(origin)
-        if len(rows) == 1:
-            return rows[0]
-        tensors = {}
-        for name in rows[0]:
-            arrays = [row[name] for row in rows]
-            if len({array.shape for array in arrays}) > 1:
+            taken += sum(array.nbytes for array in rows[-1].values())
+            if place and taken > most:
                 raise ProtocolError(
                     Kind.INVALID,
-                    "the samples of one request have different shapes once they are prepared: send "
-                    "one request for each",
+                    f"once they are prepared, {place + 1} of the {len(samples)} samples take more than "
+                    f"{most / 2**20:,.0f} MiB, which are allowed for a request of so few bytes: send several "
+                    "requests",
                 )
-            tensors[name] = np.concatenate(arrays)
-        return tensors
+        return rows[0] if len(rows) == 1 else _together(rows)
 
     def _ask(self, ticket: RawTicket, tensors: dict[str, Array]) -> None:
-        query = ticket.query
+        query, taken = ticket.query, sum(array.nbytes for array in tensors.values())
+        if self._prepared_bytes and self._prepared_bytes + taken > _ALTOGETHER_BYTES:
+            failure = ProtocolError(
+                Kind.OVERLOADED,
+                "overloaded: too many prepared samples wait; retry later",
+                retry_s=1.0,
+            )
+            self.model.refused(query, failure)
+            ticket.tell(failure)
+            return
+        ticket.prepared_bytes = taken
+        self._prepared_bytes += taken
         inner = Query(
             query.model,
             query.version,
@@ -388,6 +409,25 @@ class Deciding:
         array[:] = decisions
         model = self.model
         return Answer(model.name, model.version, ticket.query.id, {DECISION: array})
+
+
+def _together(rows: list[dict[str, Array]]) -> dict[str, Array]:
+    """Return one request with the rows of several.
+
+    Raises:
+        ProtocolError: the rows have different shapes.
+    """
+    tensors = {}
+    for name in rows[0]:
+        arrays = [row[name] for row in rows]
+        if len({array.shape for array in arrays}) > 1:
+            raise ProtocolError(
+                Kind.INVALID,
+                "the samples of one request have different shapes once they are prepared: send "
+                "one request for each",
+            )
+        tensors[name] = np.concatenate(arrays)
+    return tensors
 
 
 def as_json(decision: Any) -> bytes:

@@ -91,6 +91,7 @@ class Repository:
         forgiven: Callback that is told of a version whose exact model answered after a crash, and
             whose winner answers again since its bundle was replaced.
         lost: Callback that is told that a device answers nothing more in this process.
+        opening_begins: Callback that is called before a bundle is opened.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Repository:
         self.clients = Clients()
         self.forgiven: Callable[[Registered], None] = lambda one: None
         self.lost: Callable[[DeviceLost], None] = lambda error: None
+        self.opening_begins: Callable[[], None] = lambda: None
         self._versions: dict[str, dict[str, Registered]] = {}
         for one in registered:
             self._versions.setdefault(one.name, {})[one.version] = one
@@ -126,6 +128,11 @@ class Repository:
         """Whether at least one version is ready, and none is loading but overdue ones."""
         loading = any(not one.tried or (one.state == "LOADING" and not one.overdue) for one in self)
         return not loading and any(self.served())
+
+    @property
+    def opening(self) -> bool:
+        """Whether a bundle is being opened, wanted or not."""
+        return any(one.opening is not None and not one.opening.done() for one in self)
 
     def find(self, name: str, version: str = "") -> ServedModel:
         """Return a version, by default the newest that is ready.
@@ -196,6 +203,9 @@ class Repository:
             await self._load_in_turn(one)
         while self._under_way and not any(self.served()):
             await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
+        while not any(self.served()) and (busy := [e for e in self._busy.values() if e.locked()]):
+            async with busy[0]:  # a client's load may succeed, as where it replaced the bundle
+                pass
         failed = [one for one in self if one.served is None]
         if len(failed) == len(list(self)):
             raise InputError("; ".join(f"{one.name}: {one.reason}" for one in failed))
@@ -288,6 +298,7 @@ class Repository:
                         f"{one.path} is still being opened for the load before, which was given up: load it "
                         "once that has ended, or restart the server"
                     )
+                self.opening_begins()
                 opening = one.opening = _on_a_thread(functools.partial(self._opened, one, old))
                 await _first_of(opening, given_up, _TURN_S)
             if not opening.done() and not given_up.done():

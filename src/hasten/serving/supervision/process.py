@@ -35,6 +35,7 @@ from hasten.serving.supervision.channel import (
     SLOT,
     UP,
 )
+from hasten.serving.supervision.heartbeat import Pulse
 from hasten.serving.supervision.sockets import RESERVED
 
 log = logging.getLogger("hasten.serving")
@@ -97,6 +98,10 @@ class Office:
         gc.collect()
         gc.freeze()  # all current objects live until the end: no collection needs to check them
         gc.set_threshold(_GARBAGE, 20, 50)
+        repository = self._server.state.repository
+        pulse = Pulse(self._shared_state, lambda: repository.opening)
+        repository.opening_begins = pulse.loading_begins
+        pulse.beat()
         self._say(READY, "")
         await self._over
         await self._server.close()
@@ -180,13 +185,19 @@ def main() -> NoReturn:
     channel = socket.socket(fileno=channel_number)
     shared_state = SharedState(shared_state_number, settings.limits.connections + RESERVED)
 
-    async def work() -> int:
-        return await Office(channel, shared_state, settings).work()
+    async def work() -> None:
+        if code := await Office(channel, shared_state, settings).work():
+            _end(code)  # here: the end of a loop waits for gRPC's library, which may never answer
 
-    code = uvloop.run(work())
+    uvloop.run(work())
+    _end(0)
+
+
+def _end(code: int) -> NoReturn:
+    """End the process at once: a normal exit could wait for the engines' own threads."""
     logging.shutdown()
     sys.stdout.flush()
-    os._exit(code)  # a normal exit could wait for the engines' own threads
+    os._exit(code)
 
 
 if __name__ == "__main__":

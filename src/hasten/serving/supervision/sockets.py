@@ -1,8 +1,9 @@
-"""Limit the number of accepted connections, and set each one's socket options."""
+"""Limit the number of accepted connections, set each one's socket options, and turn clients away."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import resource
 import socket
@@ -61,3 +62,12 @@ def set_up(connection: socket.socket) -> None:
     for level, name, value in options:
         with contextlib.suppress(OSError):
             connection.setsockopt(level, name, value)
+
+
+def sorry(why: str, retry_s: int = 1) -> bytes:
+    """Return the answer 503 to a client that is turned away."""
+    body = json.dumps({"error": why}).encode()
+    return (
+        b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: %d\r\n"
+        b"Content-Length: %d\r\nConnection: close\r\n\r\n%s" % (retry_s, len(body), body)
+    )

@@ -29,6 +29,7 @@ from hasten.errors import InputError
 from hasten.serving.fairness import client_at
 from hasten.serving.settings import ServerSettings
 from hasten.serving.shared_state import ANSWERED, MOST_MODELS, WORKING, SharedState
+from hasten.serving.supervision.blame import without_blamed
 from hasten.serving.supervision.channel import (
     CLOSED,
     CONNECTION,
@@ -42,8 +43,9 @@ from hasten.serving.supervision.channel import (
     SLOT,
     UP,
 )
+from hasten.serving.supervision.heartbeat import Heartbeat, main_thread
 from hasten.serving.supervision.signals import Signals
-from hasten.serving.supervision.sockets import RESERVED, allowed_connections, set_up
+from hasten.serving.supervision.sockets import RESERVED, allowed_connections, set_up, sorry
 
 log = logging.getLogger("hasten.serving")
 
@@ -61,15 +63,7 @@ UP_S = 60.0
 """Limit for a process to accept connections; loading models comes after that, and has no limit."""
 
 
-def _sorry(why: str, retry_s: int = 1) -> bytes:
-    body = json.dumps({"error": why}).encode()
-    return (
-        b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: %d\r\n"
-        b"Content-Length: %d\r\nConnection: close\r\n\r\n%s" % (retry_s, len(body), body)
-    )
-
-
-_CROWDED = _sorry("too many connections are open: close some, or retry")
+_CROWDED = sorry("too many connections are open: close some, or retry")
 
 
 class Supervisor:
@@ -115,6 +109,8 @@ class Supervisor:
         self._accept_at_s: float | None = None
         self._kill_at_s: float | None = None
         self._up_by_s: float | None = None
+        self._heartbeat: Heartbeat | None = None
+        self._look_at_s: float | None = None
 
     # -- the run
 
@@ -165,7 +161,10 @@ class Supervisor:
 
     def _patience_s(self) -> float | None:
         """Return the time until the next scheduled action, in seconds; None if there is none."""
-        others = (self._start_at_s, self._accept_at_s, self._kill_at_s, self._up_by_s)
+        others = (
+            *(self._start_at_s, self._accept_at_s, self._kill_at_s, self._up_by_s),
+            self._look_at_s,
+        )
         times = [*self._leaving.values(), *(at_s for at_s in others if at_s is not None)]
         return max(0.0, min(times) - time.monotonic()) if times else None
 
@@ -189,6 +188,21 @@ class Supervisor:
             if self._process is not None:
                 log.error("the serving process didn't begin to serve within %g s: killed", UP_S)
                 self._process.kill()
+
+        if self._look_at_s is not None and self._look_at_s <= now_s:
+            self._feel(now_s)
+
+    def _feel(self, now_s: float) -> None:
+        """End the process if its event loop has stood still for too long."""
+        assert self._heartbeat is not None
+        assert self._process is not None
+        self._look_at_s = now_s + self._heartbeat.pause_s
+        thread = main_thread(self._process.pid)
+        if self._heartbeat.hangs(*self._shared_state.pulse, thread, now_s):
+            self._look_at_s = None
+            silent_s = self._heartbeat.silent_s
+            log.error("the serving process's event loop stood still for %.3g s: killed", silent_s)
+            self._process.kill()
 
     def _heed(self, signals: Signals) -> None:
         for number in signals.came():
@@ -309,7 +323,7 @@ class Supervisor:
 
     def _starting(self) -> bytes:
         left_s = 0.0 if self._start_at_s is None else self._start_at_s - time.monotonic()
-        return _sorry("the server is starting again: retry", max(1, math.ceil(left_s)))
+        return sorry("the server is starting again: retry", max(1, math.ceil(left_s)))
 
     def _read_on(self, connection: socket.socket) -> None:
         try:
@@ -397,6 +411,9 @@ class Supervisor:
             elif what == READY:
                 self._ever_ready = True
                 self._say("ready")
+                if stall_ns := self._settings.limits.stall_ns:
+                    self._look_at_s = time.monotonic()
+                    self._heartbeat = Heartbeat(stall_ns / 1e9, self._look_at_s)
             elif what == FAILED:
                 self._failed(text.decode())
 
@@ -432,7 +449,8 @@ class Supervisor:
         with contextlib.suppress(KeyError):
             self._selector.unregister(channel)
         channel.close()
-        self._process, self._channel, self._up, self._up_by_s = None, None, False, None
+        self._process, self._channel, self._up = None, None, False
+        self._up_by_s = self._look_at_s = None
         if not self._ending:
             self._start_again(code)
         self._take_back()
@@ -477,24 +495,9 @@ class Supervisor:
 
     def _blame(self, code: int) -> None:
         """Switch models whose engines were running at the crash to their exact models."""
-        blamed = self._shared_state.working_models() if -code in _BLAMED else set()
-        models = list(self._settings.models)
-        for number, standby in sorted(blamed):
-            model, settings = models[number], models[number].settings
-            if standby and settings.which == "winner":
-                what = "the exact model's engine was running: it is no longer kept on standby"
-                blind = "the exact model's engine crashed the process" if settings.shadow else ""
-                settings = dataclasses.replace(
-                    settings, standby=False, shadow=0.0, blind=blind or settings.blind
-                )
-            elif settings.which == "winner":
-                what = "its engine was running: the exact model answers from now on"
-                settings = dataclasses.replace(settings, which="exact")
-            else:
-                continue
-            log.error("%s", what, extra={"model": model.name, "version": model.version})
-            models[number] = dataclasses.replace(model, settings=settings)
-        self._settings = dataclasses.replace(self._settings, models=tuple(models))
+        if -code in _BLAMED:
+            models = without_blamed(self._settings.models, self._shared_state.working_models())
+            self._settings = dataclasses.replace(self._settings, models=models)
 
     def _end(self) -> None:
         if self._process is not None:

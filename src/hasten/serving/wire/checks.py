@@ -69,11 +69,15 @@ def check_said(size_bytes: int) -> None:
 
 
 def long_json(size_bytes: int, most_bytes: int) -> ProtocolError:
-    """Return the error for an inference's JSON that would be parsed for too long, while nobody is answered."""
+    """Return the error for an inference's JSON that would be parsed for too long, while nobody is answered.
+
+    It may have a quarter of the largest body.
+    """
     return ProtocolError(
         Kind.TOO_LARGE,
         f"the JSON of a request takes at most {most_bytes:,} bytes; got {size_bytes:,}: send tensors as "
-        "bytes after it, or several requests",
+        "bytes after it (binary_data_size) or over gRPC, or several requests, or start the server with "
+        f"--max-body {-(-size_bytes >> 18)}MiB",
     )
 
 

@@ -1,0 +1,39 @@
+"""Serve models on in another way after a crash beside which their engines were running."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Sequence
+
+from hasten.serving.settings import ModelPlace
+
+log = logging.getLogger("hasten.serving")
+
+
+def without_blamed(
+    places: Sequence[ModelPlace], blamed: Iterable[tuple[int, bool]]
+) -> tuple[ModelPlace, ...]:
+    """Return the models to serve from now on, of which some are served exactly.
+
+    Args:
+        places: Models that were served.
+        blamed: Indices of models whose engine was running, and whether it was the standby engine.
+    """
+    models = list(places)
+    for number, standby in sorted(blamed):
+        model, settings = models[number], models[number].settings
+        if standby and settings.which == "winner":
+            what = "the exact model's engine was running: it is no longer kept on standby"
+            blind = "the exact model's engine crashed the process" if settings.shadow else ""
+            settings = dataclasses.replace(
+                settings, standby=False, shadow=0.0, blind=blind or settings.blind
+            )
+        elif settings.which == "winner":
+            what = "its engine was running: the exact model answers from now on"
+            settings = dataclasses.replace(settings, which="exact")
+        else:
+            continue
+        log.error("%s", what, extra={"model": model.name, "version": model.version})
+        models[number] = dataclasses.replace(model, settings=settings)
+    return tuple(models)
