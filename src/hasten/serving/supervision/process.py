@@ -79,7 +79,7 @@ class Office:
         settings = self._settings
         self._server = Server(settings, self._shared_state)
         self._server.state.repository.forgiven = self._forgiven
-        self._server.state.repository.lost = _end
+        self._server.state.repository.lost = _abort
         self._channel.setblocking(False)
         self._loop.add_reader(self._channel.fileno(), self._hear)
         try:
@@ -158,7 +158,7 @@ class Office:
             self._over.set_result(None)
 
 
-def _end(error: DeviceLost) -> NoReturn:
+def _abort(error: DeviceLost) -> NoReturn:
     """End the process, in which the device answers nothing more, so that another one starts.
 
     By SIGABRT: as after a crash, the supervisor lets the exact model answer where it was the winner
