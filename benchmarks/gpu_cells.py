@@ -230,12 +230,9 @@ class _Entered:
 
 def _device_ns(worker: Worker) -> float | None:
     """Return how long a request is on the device's stream, in nanoseconds; None where it has no clock."""
-    for question in ("device_times", "properties"):
-        with suppress(HastenError):
-            told = worker.ask(question, limit_s=120)
-            for name in ("stream_ns", "device_ns"):
-                if name in told:
-                    return float(told[name])
+    with suppress(HastenError):
+        told = worker.ask("device_times", limit_s=120)
+        return float(told["stream_ns"]) if "stream_ns" in told else None
     return None
 
 
