@@ -209,6 +209,48 @@ def test_a_capture_of_torchs_graph_is_of_its_thread_alone(
     assert not CAPTURING.locked()
 
 
+def test_a_replay_waits_for_no_other_sessions_precision(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = TorchCuda().build(model, HOST, tmp_path)
+    real, asked, replays = torch_cuda.precise, [], []
+
+    @contextmanager
+    def watched(torch: Any, *, tf32: bool) -> Any:
+        asked.append(tf32)
+        with real(torch, tf32=tf32):
+            yield
+
+    monkeypatch.setattr(torch_cuda, "precise", watched)
+    monkeypatch.setattr(
+        torch_cuda._ProgramExecution, "_captured", lambda self: lambda: replays.append(1)
+    )
+    with opened(artifact, Host(), "graph", "f32") as session:
+        session.run(REQUEST)
+        assert (len(replays), bool(asked)) == (2, True)
+        asked.clear()
+        session.run(REQUEST)
+    assert (len(replays), asked) == (3, [])
+
+
+def test_each_program_is_compiled_however_many_were_before(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = TorchCuda().build(model, HOST, tmp_path)
+    compiled = list[Any]()
+
+    def compile_(function: Any, *, mode: str) -> Any:
+        compiled.append(function.__code__)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    for _ in range(2):
+        with opened(artifact, Host(), "reduce-overhead", "f32") as session:
+            session.run(REQUEST)
+    first, second = compiled
+    assert first is not second  # torch counts compilations by the code object
+
+
 def test_a_model_without_a_program_is_said(model: Model, tmp_path: Path) -> None:
     with pytest.raises(CandidateError) as caught:
         TorchCuda().build(replace(model, program=None), HOST, tmp_path)
