@@ -22,6 +22,7 @@ from hasten.engines.base import Artifact
 from hasten.engines.cuda import torch as torch_cuda
 from hasten.engines.cuda.own_thread import OwnThread
 from hasten.engines.cuda.runtime import CAPTURING, Host
+from hasten.engines.cuda.tf32 import precise
 from hasten.engines.cuda.torch import TorchCuda, opened
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.models.source import load_model
@@ -213,12 +214,12 @@ def test_a_replay_waits_for_no_other_sessions_precision(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     artifact = TorchCuda().build(model, HOST, tmp_path)
-    real, asked, replays = torch_cuda.precise, [], []
+    asked, replays = list[bool](), list[int]()
 
     @contextmanager
     def watched(torch: Any, *, tf32: bool) -> Any:
         asked.append(tf32)
-        with real(torch, tf32=tf32):
+        with precise(torch, tf32=tf32):
             yield
 
     monkeypatch.setattr(torch_cuda, "precise", watched)
