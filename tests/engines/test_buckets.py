@@ -13,7 +13,7 @@ from hasten.core.records import from_record, to_record
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines import buckets
-from hasten.engines.base import Artifact, Engine
+from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.buckets import Buckets
 from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.onnxruntime.engine import OnnxRuntime
@@ -106,6 +106,20 @@ def test_buckets_open_when_they_are_needed_and_close_for_want_of_room(
     with pytest.raises(CandidateError) as error:
         session.run(request(3))
     assert str(error.value) == "the session is closed: open the artifact again"
+
+
+def test_a_device_warms_up_by_the_clocks_of_the_bucket_asked_last(
+    model: Model, host: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, warmed = Buckets(ORT, ORT, (LENGTH,), SIZES), list[Session]()
+    with engine.open(build(engine, model, host, tmp_path / "built"), host) as session:
+        monkeypatch.setattr(Session, "settle", lambda session, again: warmed.append(session))
+        for length in (3, 12, 3):
+            session.run(request(length))
+            session.settle(lambda: None)
+    first, second, third = warmed
+    assert first is third
+    assert first is not second
 
 
 def test_too_large_buckets_are_refused(

@@ -11,7 +11,7 @@ from tests.support.faults import Faulty
 
 from hasten.core.model import Model
 from hasten.core.target import Target
-from hasten.engines.base import Artifact
+from hasten.engines.base import Artifact, Session
 from hasten.engines.cascade import Cascade, margins
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.openvino.engine import OpenVino
@@ -75,6 +75,16 @@ def test_only_close_answers_are_asked_again(model: Model, host: Target, tmp_path
     with never.open(artifact, host) as session:
         np.testing.assert_allclose(session.run({"x": X[:1]})["logits"], -right[:1], rtol=1e-5)
         assert session.properties()["asked again"] == "0 of 1"
+
+
+def test_a_device_warms_up_by_the_fast_models_clocks(
+    model: Model, host: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Session, "settle", lambda session, again: again())
+    engine, asked = cascade(0.5), list[None]()
+    with engine.open(build(engine, model, host, tmp_path), host) as session:
+        session.settle(lambda: asked.append(None))
+    assert asked == [None]
 
 
 def test_of_a_batch_only_the_close_rows_are_asked_again(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -278,6 +278,10 @@ class _Opened:
         self._open[number] = found
         return found[0]
 
+    def latest(self) -> Session | None:
+        """Return the session that was asked for last; None where none is open."""
+        return next((one for one, _ in reversed(self._open.values())), None)
+
     def _opening(self, number: int) -> Any:
         engine, whole = self._engine, self._parts[_OPEN]
         if number < 0:
@@ -371,6 +375,10 @@ class BucketsSession(Session):
     def properties(self) -> Mapping[str, str]:
         """How often requests are padded, and how often none of the buckets covers one."""
         return {name: share(*counts) for name, counts in self.shares().items()}
+
+    def settle(self, again: Callable[[], object]) -> None:
+        if (session := self._opened.latest()) is not None:
+            session.settle(again)
 
     def shares(self) -> Mapping[str, tuple[int, int]]:
         """Number of requests that were padded, and of those beyond all buckets, out of all."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -229,6 +229,9 @@ class CascadeSession(Session):
         both = {"fast": self._fast.properties(), "careful": self._careful.properties()}
         said: dict[str, Any] = {f"{k}: {n}": v for k, own in both.items() for n, v in own.items()}
         return {**{name: share(*counts) for name, counts in self.shares().items()}, **said}
+
+    def settle(self, again: Callable[[], object]) -> None:
+        self._fast.settle(again)
 
     def shares(self) -> Mapping[str, tuple[int, int]]:
         """Number of answers that were asked again, out of all."""

@@ -47,6 +47,12 @@ class Runtime:
     def cudaGetErrorString(self, code: int) -> tuple[int, bytes]:
         return 0, b"CUDA driver version is insufficient for CUDA runtime version"
 
+    def cudaRuntimeGetVersion(self) -> tuple[int, int]:
+        return 0, 13000
+
+    def cudaDriverGetVersion(self) -> tuple[int, int]:
+        return 0, 0
+
 
 def on(monkeypatch: pytest.MonkeyPatch, runtime: Any, machine: str = "x86_64") -> None:
     monkeypatch.setattr(capability, "cuda_runtime", lambda: runtime)
@@ -122,7 +128,10 @@ def test_a_gpu_that_cuda_cant_use_is_said_with_cudas_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     on(monkeypatch, Runtime(error=35))
-    said = "CUDA can't use this host's GPU: CUDA driver version is insufficient for CUDA runtime version"
+    said = (
+        "CUDA can't use this host's GPU: CUDA driver version is insufficient for CUDA runtime version: "
+        "CUDA 13.0 needs NVIDIA's driver 580 or newer, and none is loaded here"
+    )
     for name in tried_on("cuda"):
         with pytest.raises(InputError) as caught:
             Engine.member(name).check_tools(ATTACHED)

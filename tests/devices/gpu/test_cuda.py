@@ -9,6 +9,8 @@ taken and freed. Nothing here shows that a GPU does the same: tests/gpu/test_on_
 from __future__ import annotations
 
 import ctypes
+import sys
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -284,6 +286,7 @@ def test_a_capture_begins_after_a_first_run_that_was_waited_for() -> None:
     plain = [*work, "StreamSynchronize"]
     checked = [*plain, *launched * 4, *plain]  # two requests, without the graph and with it
     assert runtime.calls == [
+        "SetDevice",
         *taken,
         *work,
         "StreamSynchronize",
@@ -310,6 +313,7 @@ def test_all_that_was_taken_is_freed_before_the_network_and_the_stream(capture: 
     runtime.calls.clear()
     session.close()
     assert not runtime.held
+    assert runtime.calls.pop(0) == "SetDevice"
     freed = 15 if capture else 12
     assert runtime.calls[freed:] == ["network closed", "StreamSynchronize", "StreamDestroy"]
     assert set(runtime.calls[:freed]) <= {"FreeHost", "Free", "GraphExecDestroy"}
@@ -364,6 +368,40 @@ def test_another_threads_capture_is_left_alone() -> None:
     session.close()
     assert runtime.mode == GLOBAL
     assert not runtime.held
+
+
+def test_a_capture_waits_for_one_of_what_torch_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    trees = SimpleNamespace(graph_capture_lock=threading.Lock())
+    monkeypatch.setitem(sys.modules, "torch._inductor.cudagraph_trees", trees)
+    runtime, locked = Runtime(), []
+    device = Cuda(runtime)
+    with ExitStack() as closing:
+        device.captured(lambda: locked.append(trees.graph_capture_lock.locked()), closing)
+    assert locked == [True]
+    assert not trees.graph_capture_lock.locked()
+
+
+def test_torchs_own_lock_of_captures_has_that_name() -> None:
+    trees = pytest.importorskip(
+        "torch._inductor.cudagraph_trees", reason="needs the extra gpu: pip install 'hasten[gpu]'"
+    )
+    if not hasattr(trees, "graph_capture_lock"):
+        pytest.skip("torch before 2.13 has no such lock")
+    assert trees.graph_capture_lock.acquire(blocking=False)
+    trees.graph_capture_lock.release()
+
+
+def test_a_thread_names_the_device_before_it_binds_or_frees() -> None:
+    runtime = Runtime()
+    session = opened(runtime)
+    del runtime.calls[:]
+    session.run(request(3))
+    assert runtime.calls[0] == "SetDevice"
+    del runtime.calls[:]
+    session.run(request(3))
+    assert "SetDevice" not in runtime.calls
+    session.close()
+    assert runtime.calls.index("SetDevice") < runtime.calls.index("Free")
 
 
 def test_a_device_that_fails_is_freed_all_the_same() -> None:

@@ -25,6 +25,7 @@ from hasten.engines.cuda.torch import TorchCuda
 from hasten.engines.tensorrt.engine import Tensorrt
 from hasten.engines.tensorrt.rtx import TensorrtRtx
 from hasten.errors import CandidateError, InputError
+from hasten.evaluation.deep.runtimes import check_wanted
 from hasten.inputs.models.onnx import load
 from hasten.inputs.models.source import load_model
 from hasten.passes.half_precision import HalfPrecision
@@ -128,8 +129,10 @@ class TestOnnxRuntimeCudaOnAGpu(OnAGpu):
 
     def test_tensorrts_provider_answers_too(self, target: Target, tmp_path: Path) -> None:
         engine = OnnxRuntimeCuda("tensorrt")
-        if engine not in OnnxRuntimeCuda.variants(target):
-            pytest.skip("this ONNX Runtime has no TensorRT")
+        try:
+            check_wanted(engine, target)
+        except InputError as error:
+            pytest.skip(str(error))
         model = load(models.small_cnn(tmp_path))
         artifact = self.built(model, target, tmp_path)
         with engine.open(artifact, target) as session:
@@ -152,8 +155,10 @@ class TestOnnxRuntimeCudaOnAGpu(OnAGpu):
         self, target: Target, tmp_path: Path
     ) -> None:
         engine = OnnxRuntimeCuda("tensorrt")
-        if engine not in OnnxRuntimeCuda.variants(target):
-            pytest.skip("this ONNX Runtime has no TensorRT")
+        try:
+            check_wanted(engine, target)
+        except InputError as error:
+            pytest.skip(str(error))
         model = load(models.small_cnn(tmp_path))
         model = model.settled_by({"x": np.zeros((3, 32, 32), np.float32)})
         with engine.open(self.built(model, target, tmp_path), target) as session:

@@ -13,6 +13,8 @@ from hasten.core.tensors import TensorSpec
 from hasten.engines.base import Artifact
 from hasten.engines.cuda import onnxruntime as onnxruntime_cuda
 from hasten.engines.cuda.onnxruntime import OnnxRuntimeCuda
+from hasten.engines.cuda.replays import RUNS
+from hasten.engines.cuda.runtime import CAPTURING
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.models.onnx import load
 from hasten.testing import models
@@ -135,6 +137,29 @@ def test_tensorrts_provider_has_no_graph_for_each_shape_and_is_given_none(
         r"all shapes: leave cuda_graph out, or take the engine tensorrt, with a graph for each$",
     ):
         engine.build(model, Target.host(), tmp_path / "built")
+
+
+@pytest.mark.parametrize("cuda_graph", [True, False])
+def test_a_capture_of_the_runtimes_own_takes_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cuda_graph: bool
+) -> None:
+    model = load(models.two_inputs(tmp_path))
+    engine, target = OnnxRuntimeCuda(cuda_graph=cuda_graph), Target.host().with_threads(1)
+    (tmp_path / "built").mkdir()
+    artifact = engine.build(model, target, tmp_path / "built")
+    run, locked = onnxruntime_cuda._Execution._run, []
+
+    def watched(execution: Any, options: Any) -> None:
+        if options is execution._options:
+            locked.append(CAPTURING.locked())
+        run(execution, options)
+
+    monkeypatch.setattr(onnxruntime_cuda._Execution, "_run", watched)
+    with engine.open(artifact, target) as session:
+        for _ in range(5):
+            session.run(request_for(model.inputs))
+    assert locked[:RUNS] == [cuda_graph] * RUNS
+    assert not any(locked[RUNS:])
 
 
 def test_a_graph_of_the_runtimes_own_that_answers_another_request_isnt_used(

@@ -134,7 +134,7 @@ def test_a_device_tells_its_capability_and_its_drivers_cuda(
 ) -> None:
     assert device_facts() == HERE
     assert [cuda_version(number) for number in (0, 12090, 13000)] == ["none", "12.9", "13.0"]
-    monkeypatch.setattr(bindings, "cudaDriverGetVersion", lambda: (35, 0))
+    monkeypatch.setattr(bindings, "cudaDriverGetVersion", lambda: (100, 0))
     with pytest.raises(CandidateError, match=r"^CUDA can't look at the device: no device$"):
         device_facts()
 

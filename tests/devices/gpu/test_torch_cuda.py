@@ -22,6 +22,7 @@ from hasten.engines.base import Artifact
 from hasten.engines.cuda import torch as torch_cuda
 from hasten.engines.cuda.own_thread import OwnThread
 from hasten.engines.cuda.runtime import CAPTURING, Host
+from hasten.engines.cuda.tf32 import precise
 from hasten.engines.cuda.torch import TorchCuda, opened
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.models.source import load_model
@@ -207,6 +208,48 @@ def test_a_capture_of_torchs_graph_is_of_its_thread_alone(
         session.run(REQUEST)
     assert asked == ["thread_local"]
     assert not CAPTURING.locked()
+
+
+def test_a_replay_waits_for_no_other_sessions_precision(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = TorchCuda().build(model, HOST, tmp_path)
+    asked, replays = list[bool](), list[int]()
+
+    @contextmanager
+    def watched(torch: Any, *, tf32: bool) -> Any:
+        asked.append(tf32)
+        with precise(torch, tf32=tf32):
+            yield
+
+    monkeypatch.setattr(torch_cuda, "precise", watched)
+    monkeypatch.setattr(
+        torch_cuda._ProgramExecution, "_captured", lambda self: lambda: replays.append(1)
+    )
+    with opened(artifact, Host(), "graph", "f32") as session:
+        session.run(REQUEST)
+        assert (len(replays), bool(asked)) == (2, True)
+        asked.clear()
+        session.run(REQUEST)
+    assert (len(replays), asked) == (3, [])
+
+
+def test_each_program_is_compiled_however_many_were_before(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = TorchCuda().build(model, HOST, tmp_path)
+    compiled = list[Any]()
+
+    def compile_(function: Any, *, mode: str) -> Any:
+        compiled.append(function.__code__)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    for _ in range(2):
+        with opened(artifact, Host(), "reduce-overhead", "f32") as session:
+            session.run(REQUEST)
+    first, second = compiled
+    assert first is not second  # torch counts compilations by the code object
 
 
 def test_a_model_without_a_program_is_said(model: Model, tmp_path: Path) -> None:

@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.base import Session
 from hasten.engines.cuda.gauge import Reading
 from hasten.engines.cuda.onnxruntime import OnnxRuntimeCuda
 from hasten.engines.cuda.runtime import Device, Host, Work
+from hasten.engines.tensorrt import rtx
 from hasten.engines.tensorrt.engine import Tensorrt
-from hasten.errors import CandidateError
+from hasten.engines.tensorrt.rtx import TensorrtRtx
+from hasten.errors import CandidateError, InputError
 from hasten.evaluation.deep import checks, memory, network, runtimes
 from hasten.evaluation.deep.finding import Failing, NotDone
 from hasten.evaluation.deep.same import Pace, against_itself, state
@@ -204,6 +207,46 @@ def test_the_race_takes_the_first_runtime_that_is_installed(
     monkeypatch.setattr(runtimes, "RACED", ())
     with pytest.raises(NotDone, match="no runtime to race"):
         runtimes.race("host", QUICK)
+
+
+def attached(monkeypatch: pytest.MonkeyPatch, part: str) -> Target:
+    """Return the target of a GPU that CUDA says is here, of one part."""
+    target = Target.host().with_device("cuda", present=True)
+    for module in (runtimes, rtx):
+        monkeypatch.setattr(module, "known_part", lambda target: part)
+    for kind in (OnnxRuntimeCuda, TensorrtRtx):
+        monkeypatch.setattr(kind, "version", classmethod(lambda cls: "1"))
+        monkeypatch.setattr(kind, "check_tools", classmethod(lambda cls, target: None))
+    return target
+
+
+def test_a_runtime_that_isnt_for_this_gpu_is_not_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = attached(monkeypatch, "sm90")
+    with pytest.raises(
+        NotDone, match=r"this GPU, sm90, takes TensorRT: pip install tensorrt-cu13$"
+    ):
+        runtimes.check_wanted(TensorrtRtx(), target)
+    with monkeypatch.context() as patched:
+        patched.setattr(rtx, "find_spec", lambda name: object())  # TensorRT is here, too
+        with pytest.raises(NotDone):
+            runtimes.check_wanted(TensorrtRtx(), target)
+    runtimes.check_wanted(TensorrtRtx(), attached(monkeypatch, "sm89"))
+
+
+def test_a_provider_whose_library_isnt_installed_is_not_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    target = attached(monkeypatch, "sm90")
+    missing = InputError("TensorRT isn't installed")
+
+    def version(cls: Any) -> str:
+        raise missing
+
+    monkeypatch.setattr(Tensorrt, "version", classmethod(version))
+    runtimes.check_wanted(OnnxRuntimeCuda(), target)
+    with pytest.raises(InputError) as caught:
+        runtimes.check_wanted(OnnxRuntimeCuda("tensorrt"), target)
+    assert caught.value is missing
 
 
 def test_every_check_has_a_name_and_together_they_take_at_most_as_long_as_each() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hasten.core.target import Target
+from hasten.engines.cuda.error_codes import explained
 from hasten.engines.cuda.runtime import cuda_runtime
 from hasten.errors import InputError
 
@@ -56,6 +57,4 @@ def _asked(rt: Any, kind: Any) -> int:
     code, value = rt.cudaDeviceGetAttribute(kind, 0)
     if int(code) == 0:
         return int(value)
-    _, text = rt.cudaGetErrorString(code)
-    said = text.decode() if isinstance(text, bytes) else str(text)
-    raise InputError(f"CUDA can't use this host's GPU: {said}")
+    raise InputError(str(explained(rt, "use this host's GPU", code)))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from hasten.engines.cuda.error_codes import explained
 from hasten.engines.cuda.runtime import cuda_runtime
-from hasten.errors import CandidateError
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,5 @@ def cuda_version(number: int) -> str:
 def _told(rt: Any, result: tuple[Any, ...]) -> int:
     code, *values = result
     if int(code) != 0:
-        text = rt.cudaGetErrorString(code)[1]
-        said = text.decode() if isinstance(text, bytes) else str(text)
-        raise CandidateError(f"CUDA can't look at the device: {said}")
+        raise explained(rt, "look at the device", code)
     return int(values[0])

@@ -10,7 +10,7 @@ from hasten.core.tensors import Array, Tensors
 
 Answer = Callable[[Tensors], Mapping[str, Array]]
 
-_RUNS = 3
+RUNS = 3
 """Number of runs after which a graph is captured: ONNX Runtime's providers capture at the third."""
 _TOLERANCE = 0.01
 """Largest difference of a replay's answer, as a share of the largest answer: kernels may sum in another
@@ -29,7 +29,7 @@ def answers_another(inputs: Tensors, plain: Answer, replayed: Answer) -> bool:
     """
     others = {name: other(array) for name, array in inputs.items()}
     expected = {name: array.copy() for name, array in plain(others).items()}
-    for _ in range(_RUNS):
+    for _ in range(RUNS):
         first = replayed(inputs)
     first = {name: array.copy() for name, array in first.items()}
     return not (_alike(replayed(others), expected) and _alike(first, plain(inputs)))

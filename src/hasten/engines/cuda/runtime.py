@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -23,6 +24,19 @@ Work = Callable[[], None]
 CAPTURING = threading.Lock()
 """Lock that is held during a capture: torch waits for the whole device before it begins one, which
 would break a capture of another thread."""
+
+
+@contextmanager
+def capturing() -> Iterator[None]:
+    """Let no other thread capture a graph meanwhile, not in a module that torch compiled either.
+
+    Those captures have a lock of torch's own, since torch 2.13.
+    Source: torch, torch/_inductor/cudagraph_trees.py.
+    """
+    trees = sys.modules.get("torch._inductor.cudagraph_trees")
+    theirs = getattr(trees, "graph_capture_lock", None) or nullcontext()
+    with CAPTURING, theirs:
+        yield
 
 
 @dataclass(frozen=True)
@@ -238,7 +252,7 @@ class Cuda(Device):
     def captured(self, work: Work, closing: ExitStack) -> Work:
         rt, stream = self._runtime, self._stream
         mode = rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        with CAPTURING, ExitStack() as captured:
+        with capturing(), ExitStack() as captured:
             self._call("capture a graph", rt.cudaStreamBeginCapture(stream, mode))
             try:
                 work()
@@ -264,11 +278,14 @@ class Cuda(Device):
 
     @contextmanager
     def apart(self) -> Iterator[None]:
+        # The device is current only in threads that have named it, and a plan is compiled by calls
+        # of CUDA's driver, which take the current one.
         # By default a thread can't allocate while another one captures in CUDA's "global" mode, as
         # ONNX Runtime does: the allocation fails, and so does the capture.
         # Source: CUDA's runtime API, cudaThreadExchangeStreamCaptureMode.
         rt = self._runtime
         mode = rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        rt.cudaSetDevice(0)
         code, before = rt.cudaThreadExchangeStreamCaptureMode(mode)
         try:
             yield  # also on a device that failed, whose memory is to be freed all the same

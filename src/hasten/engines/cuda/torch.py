@@ -24,7 +24,7 @@ from hasten.engines.cuda.facts import device_facts
 from hasten.engines.cuda.kept import KeptPrograms, check_own_folder
 from hasten.engines.cuda.own_thread import in_own_thread
 from hasten.engines.cuda.pins import check_pins, pin, pins_for
-from hasten.engines.cuda.runtime import CAPTURING, Cuda, Device, Host, array_at
+from hasten.engines.cuda.runtime import Cuda, Device, Host, array_at, capturing
 from hasten.engines.cuda.session import DeviceSession, Execution
 from hasten.engines.cuda.tf32 import precise
 from hasten.engines.failures import failed
@@ -265,6 +265,9 @@ class _DeviceProgram:
         self.answer: Callable[..., tuple[Any, ...]] = answer
         self._cast = (lambda given: cast_once(module, half, answer, given)) if half else None
         if mode in ("reduce-overhead", "max-autotune"):
+            # torch compiles one code object 8 times at most, and runs it uncompiled from then on; all
+            # programs that this process ever opened would share this function's.
+            answer.__code__ = answer.__code__.replace()
             self.answer = torch.compile(answer, mode=mode)
 
     def first_answer(self, given: Sequence[Any]) -> tuple[Any, ...]:
@@ -334,12 +337,15 @@ class _ProgramExecution:
         self._bound[name] = _tensor_at(address, shape, dtype, self._device)
 
     def enqueue(self) -> None:
+        if self._replay is not None:  # its kernels and their precision are those of the capture
+            with self._on_stream():
+                self._replay()
+            return
         with self._running():
             if not self._graph:
                 self._once()
                 return
-            if self._replay is None:
-                self._replay = self._captured()
+            self._replay = self._captured()
             self._replay()
 
     def _once(self) -> None:
@@ -355,21 +361,24 @@ class _ProgramExecution:
         self._device.synchronize()
         graph = torch.cuda.CUDAGraph()
         # By default another thread can't allocate meanwhile without breaking the capture.
-        with CAPTURING, torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with capturing(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._once()
         replay: Callable[[], None] = graph.replay
         return replay
 
     @contextmanager
     def _running(self) -> Iterator[None]:
+        """Have torch compute on the device's stream, in the program's precision."""
+        torch = _torch()
+        with self._on_stream(), precise(torch, tf32=self._program.tf32), torch.inference_mode():
+            yield
+
+    @contextmanager
+    def _on_stream(self) -> Iterator[None]:
         """Put torch's work on the device's stream, and turn its errors into CandidateError."""
         torch = _torch()
         try:
-            with (
-                precise(torch, tf32=self._program.tf32),
-                torch.inference_mode(),
-                ExitStack() as on,
-            ):
+            with ExitStack() as on:
                 if self._device.kind == "cuda":
                     stream = torch.cuda.ExternalStream(self._device.stream)
                     on.enter_context(torch.cuda.stream(stream))

@@ -16,11 +16,13 @@ from hasten.core.devices import find_target
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.cuda.capability import known_part
 from hasten.engines.cuda.gauge import Gauge, gauge_of
 from hasten.engines.cuda.onnxruntime import OnnxRuntimeCuda
 from hasten.engines.cuda.runtime import cuda_runtime
 from hasten.engines.cuda.torch import TorchCuda
 from hasten.engines.tensorrt.engine import Tensorrt
+from hasten.engines.tensorrt.parts import no_rtx
 from hasten.engines.tensorrt.rtx import TensorrtRtx
 from hasten.errors import CandidateError, InputError
 from hasten.evaluation.deep.finding import Failing, Found, NotDone, Place
@@ -117,7 +119,7 @@ def race(place: Place, pace: Pace = Pace()) -> Found:  # noqa: B008 - a value
             try:
                 with session_of(engine, place) as session:
                     found = against_itself(session.run, requests(_COUNT), gauge.reading, pace)
-            except (CandidateError, InputError) as error:
+            except (CandidateError, InputError, NotDone) as error:
                 whys.append(f"{engine.words()}: {error}")
                 continue
             return _raced(engine, found)
@@ -145,19 +147,34 @@ def building(engine: Engine, place: Place) -> Iterator[tuple[Artifact, Target]]:
     """Build the small network on an engine.
 
     Raises:
-        InputError: the engine isn't installed.
-        NotDone: there is no GPU here.
+        InputError: the engine isn't installed, or not for CUDA.
+        NotDone: there is no GPU here, or the engine isn't for this one.
         CandidateError: the engine can't build it.
     """
     with opened(place):
         target = find_target("cuda" if place == "cuda" else "cuda:sm80").with_threads(1)
         if place == "cuda":
             target = replace(target, kind="attached", device="cuda")  # wherever its device node is
-            engine.version()
+            check_wanted(engine, target)
         with TemporaryDirectory() as folder:
             (made := Path(folder, "made")).mkdir()
             model = as_model(Path(folder), program=isinstance(engine, TorchCuda))
             yield engine.build(model, target, made), target
+
+
+def check_wanted(engine: Engine, target: Target) -> None:
+    """Check that an engine is installed with all that it loads, and is for this GPU at all.
+
+    Raises:
+        InputError: it isn't installed, or not for CUDA.
+        NotDone: it isn't for this GPU.
+    """
+    if isinstance(engine, TensorrtRtx) and (why := no_rtx(known_part(target), target)):
+        raise NotDone(why)
+    engine.version()
+    engine.check_tools(target)
+    if isinstance(engine, OnnxRuntimeCuda) and engine.provider == "tensorrt":
+        Tensorrt.version()  # whose library the provider loads; its bindings load it first
 
 
 def _only(answers: Tensors) -> Array:
