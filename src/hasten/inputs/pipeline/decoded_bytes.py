@@ -1,4 +1,4 @@
-"""Memory that a picture takes while it is decoded and resized, told from its header."""
+"""Memory that a picture or a sound may take while it is prepared, and what a picture takes, told from its header."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 ALWAYS_BYTES = 40 << 20
-"""Memory that preparing a picture may take, however few bytes it has."""
+"""Memory that preparing a sample may take, however few bytes it has."""
 FEW_BYTES = 64 << 10
 """Size of a file up to which it is that."""
 _ONE_BYTE, _TWO_BYTES = ("1", "L", "P"), ("I;16", "I;16L", "I;16B", "I;16N")
@@ -53,7 +53,7 @@ def check_texts(texts: int, sent: int, per_byte: int) -> None:
     Raises:
         InputError: they may take more than `ALWAYS_BYTES` and what its further bytes allow.
     """
-    allowed = _allowed(sent, per_byte)
+    allowed = allowed_bytes(sent, per_byte)
     if texts > allowed:
         raise InputError(
             f"the image has packed texts that may take {texts / 2**20:,.0f} MiB, in {sent:,} bytes, and "
@@ -62,7 +62,8 @@ def check_texts(texts: int, sent: int, per_byte: int) -> None:
         )
 
 
-def _allowed(sent: int, per_byte: int) -> int:
+def allowed_bytes(sent: int, per_byte: int) -> int:
+    """Return the memory, in bytes, that preparing a file of so many bytes may take."""
     return ALWAYS_BYTES + per_byte * max(0, sent - FEW_BYTES)
 
 
@@ -101,7 +102,7 @@ def check_bytes(
         beyond = max(0, new[0] * new[1] - scale.customary_pixels)
         needed += _IMAGE_BYTES * new[1] * (width if turned else height)
         needed += (_IMAGE_BYTES + _ARRAY_BYTES) * beyond
-    allowed = _allowed(sent, per_byte)
+    allowed = allowed_bytes(sent, per_byte)
     if needed > allowed:
         raise InputError(
             f"the image has {full[1]} x {full[0]} pixels in {sent:,} bytes: preparing it takes "
