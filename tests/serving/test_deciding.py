@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import http.client
 import io
 import json
+import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,8 +31,12 @@ from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.config import image_pipeline
 from hasten.inputs.pipeline.rows import Row
+from hasten.serving.fairness import Shares
 from hasten.serving.models import deciding
 from hasten.serving.models.deciding import as_json
+from hasten.serving.models.statistics import Statistics
+from hasten.serving.protocol.errors import ProtocolError
+from hasten.serving.protocol.requests import RAW, Query
 from hasten.testing import models
 
 PATIENCE_S = 120.0
@@ -266,6 +274,67 @@ def test_a_client_that_goes_away_leaves_nothing_under_way(server: ServerThread) 
     model = server.server.state.repository.find("colour")
     until(lambda: server.call(lambda: model.idle))
     assert post(server, picture(1))[0] == 200
+
+
+class Waiting:
+    """A pipeline that keeps the first sample until it is told to go on, and never has a tensor."""
+
+    steps = ()
+
+    def __init__(self) -> None:
+        self.order: list[str] = []
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def prepared(self, sample: Any) -> Any:
+        self.order.append(sample.decode())
+        self.begun.set()
+        assert self.go_on.wait(PATIENCE_S)
+        raise InputError("no sample")
+
+
+async def _asked(pipeline: Waiting, first: str, others: list[str]) -> tuple[list[str], Shares]:
+    """Ask for samples named after their clients, the others while the first one is prepared."""
+    model = SimpleNamespace(name="m", most_rows=0, cache=None, statistics=Statistics())
+    model.refused = lambda query, failure: None
+    loop, answers = asyncio.get_running_loop(), []
+    under_way = deciding.Deciding(model, pipeline, loop, 0, time.perf_counter_ns)  # type: ignore[arg-type]
+    under_way._threads = concurrent.futures.ThreadPoolExecutor(1)
+
+    def ask(name: str) -> None:
+        query = Query("m", "1", "", {RAW: np.array([name.encode()], object)}, client=name[0])
+        try:
+            under_way.submit(query, lambda answer: answers.append(str(answer)))
+        except ProtocolError as failure:
+            answers.append(str(failure))
+
+    ask(first)
+    await asyncio.to_thread(pipeline.begun.wait, PATIENCE_S)
+    for name in others:
+        ask(name)
+    pipeline.go_on.set()
+    await under_way.drained()
+    under_way.close()
+    return answers, under_way._shares
+
+
+def test_samples_are_prepared_in_turns_by_client() -> None:
+    pipeline = Waiting()
+    answers, shares = asyncio.run(_asked(pipeline, "a0", ["a1", "a2", "a3", "b0"]))
+    assert pipeline.order == ["a0", "a1", "b0", "a2", "a3"]
+    assert answers == ["no sample"] * 5
+    assert shares.taken == 0
+
+
+def test_no_client_has_all_places_of_raw_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deciding, "_MOST_WAITING", 4)
+    answers, shares = asyncio.run(_asked(Waiting(), "a0", ["a1", "b0", "a2", "c0", "d0"]))
+    assert answers[:2] == [
+        "overloaded: 2 of the 4 requests with raw samples that may be under way are this client's, and "
+        "others are there; retry later",
+        "overloaded: 4 requests with raw samples are under way; retry later",
+    ]
+    assert answers[2:] == ["no sample"] * 4
+    assert shares.taken == 0
 
 
 def test_short_rows_are_answered_alike_once_they_are_known_to_be_quick(tmp_path: Path) -> None:

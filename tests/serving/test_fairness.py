@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,10 +22,11 @@ from tests.support.waiting import PATIENCE_S, until
 
 from hasten.serving.fairness import Shares, client_at, client_at_peer
 from hasten.serving.grpc.admission import Admission
+from hasten.serving.http.connection import Connection
 from hasten.serving.models.latencies import Latencies
 from hasten.serving.models.scheduling import BatchRun, Pending, Scheduler
 from hasten.serving.protocol.errors import ProtocolError
-from hasten.serving.state import Limits
+from hasten.serving.state import Limits, ServerState
 
 GREEDY, OTHER = "127.0.0.2", "127.0.0.3"
 MIB = 1 << 20
@@ -186,6 +188,42 @@ def test_one_clients_requests_go_in_order_of_arrival() -> None:
     while isinstance(run := queue.next(0), BatchRun):
         gone += run.items
     assert gone == items
+
+
+class Unread:
+    """Transport of a client that doesn't read 2.5 MiB of its answer."""
+
+    def __init__(self) -> None:
+        self.aborted = False
+
+    def get_extra_info(self, name: str) -> Any:
+        return (GREEDY, 50_000) if name == "peername" else None
+
+    def get_write_buffer_size(self) -> int:
+        return 5 * MIB // 2
+
+    def writelines(self, pieces: list[bytes]) -> None: ...
+
+    def pause_reading(self) -> None: ...
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def test_no_more_unread_answers_make_room_than_are_in_the_way() -> None:
+    repository: Any = SimpleNamespace(clients=SimpleNamespace(heard=lambda *_: None))
+    state = ServerState(repository, limits=Limits(body_bytes=MIB, bodies_bytes=8 * MIB))
+    routes: Any = None
+    transports: list[Any] = [Unread(), Unread(), Unread()]
+    connections = [Connection(state, routes) for _ in transports]
+    for one, transport in zip(connections, transports, strict=True):
+        one.connection_made(transport)
+        one.pause_writing()
+    state.check_room(OTHER, MIB)
+    assert sum(transport.aborted for transport in transports) == 1
+    for one in connections:
+        one.connection_lost(None)
+    assert (state.bodies.taken, state.bodies.of(GREEDY), state.crowd.taken) == (0, 0, 0)
 
 
 # -- real servers

@@ -101,6 +101,30 @@ def test_what_can_not_be_decoded_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     )
 
 
+@pytest.mark.parametrize(
+    ("frames", "channels", "rate", "most"), [(4_000, 1, 1, 305), (20_000, 2, 8, 191)]
+)
+def test_a_sound_that_takes_much_memory_for_its_bytes_is_refused(
+    frames: int, channels: int, rate: int, most: int, tmp_path: Path
+) -> None:
+    data = encoded(np.zeros((frames, channels), np.float32), rate, subtype="PCM_U8")
+    assert refused(lambda: DecodeAudio()(data)) == (
+        f"the sound has {frames:,} samples of {channels} channels at {rate} Hz in {len(data):,} bytes: decoding "
+        f"it takes {most} MiB, and 40 MiB are allowed for so few bytes; send a shorter one, or raise "
+        "memory_per_byte of the step decode_audio"
+    )
+    assert refused(lambda: DecodeAudio(memory_per_byte=-1)) == (
+        "decode_audio.memory_per_byte=-1: give a number from 0 to inf"
+    )
+    # A setting, a file of one's own, or more bytes.
+    (tmp_path / "slow.wav").write_bytes(data)
+    assert DecodeAudio(memory_per_byte=0, rate=8 * rate)(data).shape == (8 * frames,)
+    assert DecodeAudio(rate=8 * rate)(tmp_path / "slow.wav").shape == (8 * frames,)
+    short = encoded(np.zeros(600, np.float32), 1, subtype="PCM_U8")
+    assert "takes 46 MiB" in refused(lambda: DecodeAudio()(short))
+    assert DecodeAudio()(short + bytes(70_000)).shape == (9_600_000,)
+
+
 def test_a_sound_is_cut_or_followed_by_silence() -> None:
     sound = np.arange(1, 4, dtype=np.float32)
     assert FitLength(2)(sound).tolist() == [1, 2]

@@ -1,5 +1,8 @@
 import io
 import random
+import struct
+import tracemalloc
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +124,74 @@ def test_a_picture_that_takes_much_memory_for_its_bytes_is_refused(
     with pytest.raises(InputError, match="preparing it takes 4 MiB"):
         pipeline(data)
     assert pipeline(tmp_path / "page.png").shape == (8, 8, 3)
+
+
+def with_texts(data: bytes, kind: bytes, texts: list[bytes]) -> bytes:
+    """Return a PNG with packed texts before its pixels and after them."""
+    end, chunks = len(data) - 12, []
+    for number, text in enumerate(texts):
+        between = b"\0\1\0\0\0" if kind == b"iTXt" else b"\0\0"
+        content = b"%d" % number + between + zlib.compress(text, 9)
+        sum_ = struct.pack(">I", zlib.crc32(kind + content))
+        chunks.append(struct.pack(">I", len(content)) + kind + content + sum_)
+    half = len(chunks) // 2
+    return b"".join((data[:33], *chunks[:half], data[33:end], *chunks[half:], data[end:]))
+
+
+def test_packed_texts_of_a_png_that_take_much_memory_are_refused_before_they_are_unpacked() -> None:
+    small = encoded(Image.fromarray(PIXELS), "PNG")
+    rare = "\U0001f600".encode() + bytes(97 for _ in range(2**20 - 4))  # 4 bytes for a character
+    data = with_texts(small, b"iTXt", [rare] * 20)
+    assert len(data) < 64 << 10
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError) as error:
+            Decode()(data)
+        most_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert str(error.value) == (
+        f"the image has packed texts that may take 80 MiB, in {len(data):,} bytes, and 40 MiB are allowed "
+        "for so few bytes; send it without them, or raise memory_per_byte of the step decode"
+    )
+    assert most_bytes < 1 << 20
+    # A setting, or texts as programs write them.
+    np.testing.assert_array_equal(Decode(memory_per_byte=0)(data), PIXELS)
+    for kind, most in ((b"iTXt", 9), (b"zTXt", 39)):
+        np.testing.assert_array_equal(
+            Decode()(with_texts(small, kind, [b"a" * 9_000] * most)), PIXELS
+        )
+
+
+def test_texts_and_pixels_of_a_png_count_together() -> None:
+    data = one_color("RGB", (2_200, 4_000), "PNG")  # 34 MiB
+    pipeline = Pipeline((Decode(), Resize(8)))
+    assert pipeline(data).shape == (14, 8, 3)
+    with pytest.raises(InputError, match=r"2200 x 4000 pixels in .* preparing it takes 44 MiB"):
+        pipeline(with_texts(data, b"zTXt", [b"a" * 2**20] * 10))
+
+
+def test_a_png_that_is_cut_anywhere_is_refused_in_one_line() -> None:
+    data = with_texts(encoded(Image.fromarray(PIXELS[:2, :2]), "PNG"), b"zTXt", [b"a"] * 2)
+    for size in range(len(data) - 60):
+        with pytest.raises(InputError, match=r"^the image can't be read as an image"):
+            Decode()(data[:size])
+
+
+def test_a_picture_that_is_decoded_smaller_and_turned_counts_as_it_is_decoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exif = Image.Exif()
+    monkeypatch.setattr(decoded_bytes, "ALWAYS_BYTES", 4 << 20)
+    for orientation in (1, 6):
+        exif[ORIENTATION] = orientation
+        data = one_color("L", (1_600, 1_600), "JPEG", exif=exif.tobytes())
+        assert len(data) < 64 << 10
+        if orientation == 1:
+            assert Decode(least=800)(data).shape == (800, 800, 3)
+            continue
+        with pytest.raises(InputError, match=r"1600 x 1600 pixels in .* preparing it takes 5 MiB"):
+            Decode(least=800)(data)
 
 
 def test_memory_per_byte_is_no_less_than_none() -> None:

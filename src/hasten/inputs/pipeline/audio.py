@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -15,11 +15,14 @@ from hasten.core.extras import missing_extra
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Step
+from hasten.inputs.pipeline.decoded_bytes import allowed_bytes
 
 MAX_SAMPLES = 2**26
 """Largest number of samples, 67 million: an hour at 16 kHz, or 256 MiB as float32."""
 MAX_RATE = 2**20
 """Largest number of samples per second."""
+_SAMPLE_BYTES, _RESAMPLED_BYTES = 4, 5
+"""Bytes for each sample as float32, and for each that soxr makes, as measured."""
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3", "AIFF")
 
 
@@ -39,10 +42,13 @@ class DecodeAudio(Step):
         rate: Samples per second of the result.
         max_samples: Largest number of samples, over all channels, that is accepted, at most
             `MAX_SAMPLES`; of the file and of the result.
+        memory_per_byte: Bytes of memory that a sound that comes as bytes may take while it is decoded, for
+            each of its bytes beyond 64 KiB, besides 40 MiB; 0 for any.
     """
 
     rate: int = 16000
     max_samples: int = MAX_SAMPLES
+    memory_per_byte: int = 2048
     packages: ClassVar[tuple[str, ...]] = ("soundfile", "soxr")
     extra: ClassVar[str] = "audio"
 
@@ -50,12 +56,13 @@ class DecodeAudio(Step):
         """Check the rate and the limit."""
         _check_range("decode_audio.rate", self.rate, 1, MAX_RATE)
         _check_range("decode_audio.max_samples", self.max_samples, 1, MAX_SAMPLES)
+        _check_range("decode_audio.memory_per_byte", self.memory_per_byte, 0, math.inf)
 
     def __call__(self, value: bytes | Path) -> Array:
         """Decode a sound.
 
         Raises:
-            InputError: the file can't be read, or it is too long.
+            InputError: the file can't be read, or it is too long, or takes too much memory for its bytes.
         """
         try:
             import soundfile
@@ -76,6 +83,8 @@ class DecodeAudio(Step):
                         f"{name} has {file.frames} samples of {file.channels} channels at "
                         f"{file.samplerate} Hz, more than {self.max_samples} in all"
                     )
+                if isinstance(value, bytes) and self.memory_per_byte:
+                    self._check_bytes(file, result, len(value))
                 samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
         except (OSError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())
@@ -84,6 +93,26 @@ class DecodeAudio(Step):
         if rate != self.rate:
             mono = soxr.resample(mono, rate, self.rate, quality="HQ")
         return np.ascontiguousarray(mono, np.float32)
+
+    def _check_bytes(self, file: Any, result: int, sent: int) -> None:
+        """Refuse a sound that takes much memory for the bytes that it was sent in.
+
+        Args:
+            file: The sound, opened by soundfile.
+            result: Samples of the result.
+            sent: Bytes of the file.
+        """
+        needed = _SAMPLE_BYTES * file.frames * (file.channels + (file.channels > 1))
+        if file.samplerate != self.rate:
+            needed += _RESAMPLED_BYTES * result
+        allowed = allowed_bytes(sent, self.memory_per_byte)
+        if needed > allowed:
+            raise InputError(
+                f"the sound has {file.frames:,} samples of {file.channels} channels at {file.samplerate} Hz in "
+                f"{sent:,} bytes: decoding it takes {needed / 2**20:,.0f} MiB, and {allowed / 2**20:,.0f} MiB "
+                "are allowed for so few bytes; send a shorter one, or raise memory_per_byte of the step "
+                "decode_audio"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Memory that a picture takes while it is decoded and resized, told from its header."""
+"""Memory that a picture or a sound may take while it is prepared, and what a picture takes, told from its header."""
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Any
 
 from hasten.errors import InputError
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 ALWAYS_BYTES = 40 << 20
-"""Memory that preparing a picture may take, however few bytes it has."""
+"""Memory that preparing a sample may take, however few bytes it has."""
 FEW_BYTES = 64 << 10
 """Size of a file up to which it is that."""
 _ONE_BYTE, _TWO_BYTES = ("1", "L", "P"), ("I;16", "I;16L", "I;16B", "I;16N")
@@ -21,16 +22,68 @@ _WEBP_BYTES = 17
 _ARRAY_BYTES, _IMAGE_BYTES = 3, 4
 _BITS_PER_SAMPLE, _SAMPLES, _TILE_WIDTH, _TILE_LENGTH = 258, 277, 322, 323
 """Tags of TIFF 6.0."""
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PACKED_TEXT, _PACKED_UNICODE = b"zTXt", b"iTXt"
+_TEXT_BYTES, _TEXT_RATIO = 1 << 20, 1032
+"""Bytes to which Pillow unpacks a text of a PNG file, and the most that zlib makes of a byte."""
+_CHARACTER_BYTES = 4
+"""Bytes for each character of a text, if one of them is a rare one."""
+
+
+def text_bytes(data: bytes) -> int:
+    """Return the most bytes that the packed texts of a PNG file take, which Pillow keeps; 0 for any other."""
+    place, taken = len(_PNG), 0
+    while data.startswith(_PNG) and place + 8 <= len(data):
+        size, kind = struct.unpack_from(">I4s", data, place)
+        place += 12 + size
+        if kind in (_PACKED_TEXT, _PACKED_UNICODE):
+            each = 1 if kind == _PACKED_TEXT else _CHARACTER_BYTES
+            taken += each * min(_TEXT_BYTES, _TEXT_RATIO * size)
+    return taken
+
+
+def check_texts(texts: int, sent: int, per_byte: int) -> None:
+    """Refuse a picture whose texts alone take too much memory, before it is opened.
+
+    Args:
+        texts: Bytes that its texts may take.
+        sent: Bytes of the file.
+        per_byte: Bytes of memory that are allowed for each byte of the file beyond `FEW_BYTES`.
+
+    Raises:
+        InputError: they may take more than `ALWAYS_BYTES` and what its further bytes allow.
+    """
+    allowed = allowed_bytes(sent, per_byte)
+    if texts > allowed:
+        raise InputError(
+            f"the image has packed texts that may take {texts / 2**20:,.0f} MiB, in {sent:,} bytes, and "
+            f"{allowed / 2**20:,.0f} MiB are allowed for so few bytes; send it without them, or raise "
+            "memory_per_byte of the step decode"
+        )
+
+
+def allowed_bytes(sent: int, per_byte: int) -> int:
+    """Return the memory, in bytes, that preparing a file of so many bytes may take."""
+    return ALWAYS_BYTES + per_byte * max(0, sent - FEW_BYTES)
 
 
 def check_bytes(
-    image: Image.Image, sent: int, per_byte: int, factor: int, scale: Scaling | None, turned: bool
+    image: Image.Image,
+    full: tuple[int, int],
+    sent: int,
+    texts: int,
+    per_byte: int,
+    factor: int,
+    scale: Scaling | None,
+    turned: bool,
 ) -> None:
     """Refuse a picture whose preparation takes much memory for the bytes that it was sent in.
 
     Args:
-        image: The picture, opened by Pillow, at its full size.
+        image: The picture, opened by Pillow.
+        full: Its (height, width) in the file, which `image` may no longer have.
         sent: Bytes of the file.
+        texts: Bytes that its texts may take.
         per_byte: Bytes of memory that are allowed for each byte of the file beyond `FEW_BYTES`.
         factor: Factor by which the file is decoded smaller.
         scale: Step that resizes the picture in strips; None where its pixels become an array.
@@ -39,8 +92,9 @@ def check_bytes(
     Raises:
         InputError: it takes more than `ALWAYS_BYTES` and what its further bytes allow.
     """
-    height, width = -(-image.height // factor), -(-image.width // factor)
-    needed = _decoding(image, height * width) + 12 * max(0, width - STRIP_PIXELS)
+    height, width = -(-full[0] // factor), -(-full[1] // factor)
+    needed = texts + _decoding(image, full[0] * full[1], height * width)
+    needed += 12 * max(0, width - STRIP_PIXELS)
     if scale is None or turned:
         needed += _ARRAY_BYTES * height * width * (2 if turned else 1)
     if scale is not None:
@@ -48,18 +102,17 @@ def check_bytes(
         beyond = max(0, new[0] * new[1] - scale.customary_pixels)
         needed += _IMAGE_BYTES * new[1] * (width if turned else height)
         needed += (_IMAGE_BYTES + _ARRAY_BYTES) * beyond
-    allowed = ALWAYS_BYTES + per_byte * max(0, sent - FEW_BYTES)
+    allowed = allowed_bytes(sent, per_byte)
     if needed > allowed:
         raise InputError(
-            f"the image has {image.width} x {image.height} pixels in {sent:,} bytes: preparing it takes "
+            f"the image has {full[1]} x {full[0]} pixels in {sent:,} bytes: preparing it takes "
             f"{needed / 2**20:,.0f} MiB, and {allowed / 2**20:,.0f} MiB are allowed for so few bytes; send it "
             "with fewer pixels, or raise memory_per_byte of the step decode"
         )
 
 
-def _decoding(image: Image.Image, after: int) -> int:
-    """Return the bytes that Pillow takes for an image of so many pixels after decoding."""
-    full = image.width * image.height
+def _decoding(image: Image.Image, full: int, after: int) -> int:
+    """Return the bytes that Pillow takes for an image of so many pixels in its file, and after decoding."""
     if image.format == "WEBP":
         return _WEBP_BYTES * full
     each = 1 if image.mode in _ONE_BYTE else 2 if image.mode in _TWO_BYTES else _IMAGE_BYTES

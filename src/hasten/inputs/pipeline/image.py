@@ -18,7 +18,7 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Origin, Pipeline, Step
-from hasten.inputs.pipeline.decoded_bytes import check_bytes
+from hasten.inputs.pipeline.decoded_bytes import check_bytes, check_texts, text_bytes
 from hasten.inputs.pipeline.jpeg import jpeg_pixels
 from hasten.inputs.pipeline.strips import (
     Interpolation,
@@ -177,13 +177,18 @@ class Decode(Step):
         Raises:
             InputError: the file can't be read, or takes more memory than it may.
         """
+        texts, most = 0, self.memory_per_byte
+        if most and isinstance(value, bytes):
+            texts = text_bytes(value)
+            check_texts(texts, len(value), most)
         with _open(value, self.max_pixels) as image:
             height, width = image.size[::-1]
             factor = self._factor(image)
 
             def check(turned: bool) -> None:
-                if self.memory_per_byte and isinstance(value, bytes):
-                    check_bytes(image, len(value), self.memory_per_byte, factor, scale, turned)
+                if most and isinstance(value, bytes):
+                    full, sent = (height, width), len(value)
+                    check_bytes(image, full, sent, texts, most, factor, scale, turned)
 
             try:
                 check(turned=False)

@@ -797,6 +797,7 @@ class Connection(asyncio.BufferedProtocol):
     def take_back(self) -> None:
         """Close the connection if memory is held for a body that isn't whole, or for an unread answer."""
         if self._unread:
+            self._release_unread()  # the end is told in the loop's next turn: no other gives way for this room
             self._transport.abort()
         elif self._reserved and not self._hung_up:
             why = "overloaded: others wait for the room that the request takes; retry later"

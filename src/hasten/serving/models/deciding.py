@@ -7,8 +7,11 @@ the sample waits and runs in the model's queue like any other request.
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import logging
 import math
+import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +24,10 @@ from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Origin, Pipeline, as_request
+from hasten.serving.fairness import Shares
 from hasten.serving.models.caching import AnswerCache, content_key
 from hasten.serving.models.statistics import Statistics
+from hasten.serving.models.turns import Turns
 from hasten.serving.protocol.errors import Kind, ProtocolError, own_fault
 from hasten.serving.protocol.requests import DECISION, RAW, Answer, Query
 
@@ -153,6 +158,10 @@ class Deciding:
             stage: deque(maxlen=_RECENT) for stage in ("prepare", "decide")
         }
         self._under_way: set[RawTicket] = set()
+        self._shares = Shares(_MOST_WAITING)
+        self._turns, self._orders, self._lock = Turns(), itertools.count(), threading.Lock()
+        self._waiting: list[tuple[int, int, Callable[[], None]]] = []
+        """Heap of the work that waits for a thread, by the client's turn and the order of arrival."""
         self._prepared_bytes = 0
         self._none_left = asyncio.Event()
         self._none_left.set()
@@ -184,6 +193,7 @@ class Deciding:
         """
         try:
             samples = self._samples(query)
+            self._take_place(query.client)
         except ProtocolError as failure:
             self.model.refused(query, failure)
             raise
@@ -205,7 +215,9 @@ class Deciding:
     def leave(self, ticket: RawTicket) -> None:
         """Note that a request is answered or given up."""
         ticket.over = True
-        self._under_way.discard(ticket)
+        if ticket in self._under_way:
+            self._under_way.discard(ticket)
+            self._shares.give(ticket.query.client, 1)
         self._prepared_bytes -= ticket.prepared_bytes
         ticket.prepared_bytes = 0
         if not self._under_way:
@@ -244,13 +256,24 @@ class Deciding:
                     f"raw samples are answered by the output {DECISION!r}; got {wanted.name!r:.100}: "
                     "send tensors to get the model's own outputs",
                 )
-        if len(self._under_way) >= _MOST_WAITING:
-            raise ProtocolError(
-                Kind.OVERLOADED,
-                f"overloaded: {_MOST_WAITING} requests with raw samples are under way; retry later",
-                retry_s=1.0,
-            )
         return [bytes(sample) for sample in array]
+
+    def _take_place(self, client: str) -> None:
+        """Count a request that begins.
+
+        Raises:
+            ProtocolError: too many are under way, or too many of this client while others are there.
+        """
+        shares = self._shares
+        if shares.took(client, 1):
+            return
+        said = f"overloaded: {shares.total} requests with raw samples are under way; retry later"
+        if shares.taken < shares.total:
+            said = (
+                f"overloaded: {shares.of(client)} of the {shares.total} requests with raw samples that may be "
+                "under way are this client's, and others are there; retry later"
+            )
+        raise ProtocolError(Kind.OVERLOADED, said, retry_s=1.0)
 
     def _known(self, ticket: RawTicket) -> bool:
         """Answer from the cache; False if the answer isn't there."""
@@ -280,7 +303,17 @@ class Deciding:
                 result, span_ns = self._worked(ticket, work)
                 self._loop.call_soon_threadsafe(self._go_on, ticket, result, span_ns, then)
 
-        self._threads.submit(worked)
+        turn = self._turns.next(ticket.query.client, ticket.rows)
+        with self._lock:
+            heapq.heappush(self._waiting, (turn, next(self._orders), worked))
+        self._threads.submit(self._work)
+
+    def _work(self) -> None:
+        """Do the work whose turn it is; on a thread."""
+        with self._lock:
+            turn, _, work = heapq.heappop(self._waiting)
+            self._turns.begun(turn)
+        work()
 
     def _quick(self, stage: str, ticket: RawTicket) -> bool:
         """Whether a stage takes less time than the way to a thread and back, for a short sample."""
