@@ -108,15 +108,19 @@ def test_buckets_open_when_they_are_needed_and_close_for_want_of_room(
     assert str(error.value) == "the session is closed: open the artifact again"
 
 
-def test_a_device_warms_up_by_the_clocks_of_the_bucket_asked_last(
+def test_a_device_warms_up_and_is_timed_by_the_clocks_of_the_bucket_asked_last(
     model: Model, host: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine, warmed = Buckets(ORT, ORT, (LENGTH,), SIZES), list[Session]()
     with engine.open(build(engine, model, host, tmp_path / "built"), host) as session:
         monkeypatch.setattr(Session, "settle", lambda session, again: warmed.append(session))
+        monkeypatch.setattr(
+            Session, "device_times", lambda session: {"stream_ns": str(id(session))}
+        )
         for length in (3, 12, 3):
             session.run(request(length))
             session.settle(lambda: None)
+            assert session.device_times() == {"stream_ns": str(id(warmed[-1]))}
     first, second, third = warmed
     assert first is third
     assert first is not second

@@ -77,13 +77,15 @@ def test_only_close_answers_are_asked_again(model: Model, host: Target, tmp_path
         assert session.properties()["asked again"] == "0 of 1"
 
 
-def test_a_device_warms_up_by_the_fast_models_clocks(
+def test_a_device_warms_up_and_is_timed_by_the_fast_models_clocks(
     model: Model, host: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Session, "settle", lambda session, again: again())
+    monkeypatch.setattr(Session, "device_times", lambda session: {"stream_ns": "1"})
     engine, asked = cascade(0.5), list[None]()
     with engine.open(build(engine, model, host, tmp_path), host) as session:
         session.settle(lambda: asked.append(None))
+        assert session.device_times() == {"stream_ns": "1"}
     assert asked == [None]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
-from tests.support.models import solid
+from tests.support.models import slow, solid
 from tests.support.servers import ServerThread, bundle_of, place_of
 from tests.support.waiting import PATIENCE_S, until
 
@@ -109,6 +109,20 @@ def test_a_connection_may_carry_requests_of_many_clients(bundle: Path, tmp_path:
             assert connections_of(server, f"client {name}") == 1
         proxy.close()
         until(lambda: server.call(lambda: server.server.state.crowd.taken) == 0)
+
+
+def test_requests_of_two_clients_are_not_under_way_on_one_connection(tmp_path: Path) -> None:
+    bundle = bundle_of(tmp_path, slow(tmp_path, 3000))  # so slow that a thread runs it
+    path, sent = f"/v2/models/{bundle.name.removesuffix('.hasten')}/infer", b""
+    for name in TOKENS:
+        lines = [f"POST {path} HTTP/1.1", *(f"{k}: {v}" for k, v in headers(name).items())]
+        sent += "\r\n".join([*lines, f"Content-Length: {len(BODY)}", "", ""]).encode() + BODY
+    with serving(bundle, tmp_path / "tokens", *TOKENS) as server:
+        with socket.create_connection(("127.0.0.1", server.http_port), PATIENCE_S) as one:
+            one.sendall(sent)
+            answers = one.makefile("rb").read()
+    assert answers.count(b"HTTP/1.1 200 ") == answers.count(b"HTTP/1.1 400 ") == 1
+    assert b"requests of different clients can't be under way on one connection" in answers
 
 
 def test_one_token_for_all_tells_nobody_apart(bundle: Path, tmp_path: Path) -> None:

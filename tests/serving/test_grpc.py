@@ -706,7 +706,9 @@ def test_a_deadline_is_the_earlier_of_the_requests_and_the_calls(
     clock = iter((100, 200))
 
     data = request.SerializeToString()
-    Inference(state, context, "", data, lambda: next(clock)).begin(print)
+    Inference(state, context, SimpleNamespace(client="", name=""), data, lambda: next(clock)).begin(
+        print
+    )
 
     query = model.query
     assert (query.timeout_ns, query.arrived_ns, query.parsed_ns) == (timeout_ns, 100, 200)

@@ -27,6 +27,7 @@ from hasten.errors import CandidateError
 from hasten.serving.models import batching
 from hasten.serving.protocol.errors import ProtocolError
 from hasten.serving.protocol.requests import Answer, Query, SequenceStep
+from hasten.serving.state import Limits
 
 CARRIED = Sequences((("h", "h_out"),))
 Ask = Callable[..., Any]
@@ -105,6 +106,38 @@ def test_a_start_begins_the_sequence_anew(ask: Ask, model: Path) -> None:
         for t, x in enumerate(steps)
     ]
     np.testing.assert_array_equal(again, recurrent.unrolled(model, steps)[0])
+
+
+@pytest.mark.parametrize("module", [triton, triton_grpc])
+@pytest.mark.parametrize("fair", [True, False])
+def test_no_client_goes_on_with_anothers_sequence(
+    bundle: Path, tmp_path: Path, module: Any, fair: bool
+) -> None:
+    tokens = {"one": "the-token-of-the-one", "other": "the-token-of-the-other"}
+    file = tmp_path / "tokens"
+    file.write_text(
+        "".join(f'[{n}]\nscopes = ["infer"]\ntoken = "{t}"\n' for n, t in tokens.items())
+    )
+    file.chmod(0o600)
+    limits = Limits(fair=fair)
+    with ServerThread(place_of(bundle), grpc=True, tokens=file, limits=limits) as server:
+        url = server.host if module is triton else server.grpc_url
+        with module.InferenceServerClient(url) as client:
+
+            def ask(name: str, x: Array, **place: Any) -> Any:
+                tensor = module.InferInput("x", [1, recurrent.WIDE], "FP32")
+                tensor.set_data_from_numpy(x.reshape(1, -1))
+                key = "Authorization" if module is triton else "authorization"
+                headers = {key: f"Bearer {tokens[name]}"}
+                return client.infer("gru", [tensor], sequence_id=7, headers=headers, **place)
+
+            x = recurrent.sequences(1, 1)[0, 0]
+            ask("one", x, sequence_start=True)
+            assert refusal(partial(ask, "other", x)).startswith(
+                "there is no sequence 7: it has not"
+            )
+            ask("other", x, sequence_start=True, sequence_end=True)
+            ask("one", x, sequence_end=True)
 
 
 def test_a_sequence_that_has_not_begun_or_has_ended_is_refused(ask: Ask) -> None:
@@ -325,7 +358,7 @@ def test_requests_that_wait_run_in_the_order_of_arrival(server: ServerThread, mo
     answers = queued(server, steps, 71, end=True)
     got = [answer.outputs["scores"][0] for answer in answers if isinstance(answer, Answer)]
     np.testing.assert_array_equal(got, recurrent.unrolled(model, steps)[0])
-    assert server.call(lambda: 71 not in served(server).sequences._records)
+    assert server.call(lambda: ("", 71) not in served(server).sequences._records)
     assert server.call(lambda: served(server).idle)
 
 
@@ -344,7 +377,7 @@ def test_after_a_first_request_that_fails_there_is_no_sequence(server: ServerThr
     assert str(answers[1]) == (
         "there is no sequence 73: its first request failed; begin it by a request with sequence_start"
     )
-    assert server.call(lambda: 73 not in served(server).sequences._records)
+    assert server.call(lambda: ("", 73) not in served(server).sequences._records)
 
 
 def test_a_step_with_nan_is_refused_and_the_sequence_goes_on(
@@ -380,7 +413,7 @@ def test_a_client_that_goes_away_leaves_the_sequence_as_it_was(
             tickets.append(model.accept(query, futures[-1].set_result))
         tickets[1].cancel()
         del model.sequences._next
-        later(model.sequences._records[75])
+        later(model.sequences._records["", 75])
         return [await futures[0], await futures[2]]
 
     answers = server.call(run)

@@ -380,6 +380,10 @@ class BucketsSession(Session):
         if (session := self._opened.latest()) is not None:
             session.settle(again)
 
+    def device_times(self) -> Mapping[str, str]:
+        session = self._opened.latest()
+        return {} if session is None else session.device_times()
+
     def shares(self) -> Mapping[str, tuple[int, int]]:
         """Number of requests that were padded, and of those beyond all buckets, out of all."""
         return {

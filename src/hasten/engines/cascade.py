@@ -233,6 +233,9 @@ class CascadeSession(Session):
     def settle(self, again: Callable[[], object]) -> None:
         self._fast.settle(again)
 
+    def device_times(self) -> Mapping[str, str]:
+        return self._fast.device_times()
+
     def shares(self) -> Mapping[str, tuple[int, int]]:
         """Number of answers that were asked again, out of all."""
         return {"asked again": (self.escalated, self.answered)}

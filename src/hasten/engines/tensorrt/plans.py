@@ -8,6 +8,7 @@ import importlib
 import json
 import re
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -31,6 +32,8 @@ from hasten.engines.tensorrt.kernels import KeptKernels
 from hasten.engines.tensorrt.profile import Violation, alterations
 from hasten.errors import CandidateError, InputError
 
+_MOST_LINES = 10_000
+"""Lines of the library's log that are kept, since it writes while it serves, too."""
 _FIGURES = {
     "weights_bytes": re.compile(r"Total Weights Memory: (\d+) bytes"),
     "activation_bytes": re.compile(r"Total Activation Memory: (\d+) bytes"),
@@ -146,8 +149,8 @@ class _Log:
     """Log of the library, which keeps the first logger that it is given in a process."""
 
     def __init__(self) -> None:
-        self.errors: list[str] = []
-        self.lines: list[str] = []
+        self.errors: deque[str] = deque(maxlen=_MOST_LINES)
+        self.lines: deque[str] = deque(maxlen=_MOST_LINES)
         self.logger: Any = None
 
     def clear(self) -> None:

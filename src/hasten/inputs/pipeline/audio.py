@@ -21,6 +21,10 @@ MAX_SAMPLES = 2**26
 """Largest number of samples, 67 million: an hour at 16 kHz, or 256 MiB as float32."""
 MAX_RATE = 2**20
 """Largest number of samples per second."""
+_ALWAYS_BYTES = 16 << 20
+"""Memory that decoding a sound may take, however few bytes it has; its spectrogram takes some more."""
+_FRAMES = 3072
+"""Frames of a spectrogram that are computed at a time: half a minute where they are 10 ms apart."""
 _SAMPLE_BYTES, _RESAMPLED_BYTES = 4, 5
 """Bytes for each sample as float32, and for each that soxr makes, as measured."""
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3", "AIFF")
@@ -43,7 +47,7 @@ class DecodeAudio(Step):
         max_samples: Largest number of samples, over all channels, that is accepted, at most
             `MAX_SAMPLES`; of the file and of the result.
         memory_per_byte: Bytes of memory that a sound that comes as bytes may take while it is decoded, for
-            each of its bytes beyond 64 KiB, besides 40 MiB; 0 for any.
+            each of its bytes beyond 64 KiB, besides 16 MiB; 0 for any.
     """
 
     rate: int = 16000
@@ -105,7 +109,7 @@ class DecodeAudio(Step):
         needed = _SAMPLE_BYTES * file.frames * (file.channels + (file.channels > 1))
         if file.samplerate != self.rate:
             needed += _RESAMPLED_BYTES * result
-        allowed = allowed_bytes(sent, self.memory_per_byte)
+        allowed = allowed_bytes(sent, self.memory_per_byte, _ALWAYS_BYTES)
         if needed > allowed:
             raise InputError(
                 f"the sound has {file.frames:,} samples of {file.channels} channels at {file.samplerate} Hz in "
@@ -223,20 +227,38 @@ class LogMel(Step):
                 f"a sound of {len(value)} samples is too long for log_mel with hop={self.hop}: cut "
                 "it first, by fit_length"
             )
-        if self.center:
-            value = np.pad(value, long // 2, mode="reflect")
-        frames = np.lib.stride_tricks.sliding_window_view(value, long)[:: self.hop]
-        if self.log == "whisper":
-            frames = frames[:-1]
-        spectrum = np.fft.rfft(frames * self._weights)
-        power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
-        energy = np.maximum(self._bands @ power.T, np.float32(self.floor))
+        added = 2 * (long // 2) if self.center else 0
+        count = (len(value) + added - long) // self.hop + 1 - (self.log == "whisper")
+        energy = np.empty((self.mels, count), np.float32)
+        for begin in range(0, count, _FRAMES):  # a frame takes far more memory than its samples
+            end = min(begin + _FRAMES, count)
+            spectrum = np.fft.rfft(self._frames(value, begin, end) * self._weights)
+            power = spectrum.real**2
+            power += spectrum.imag**2
+            energy[:, begin:end] = self._bands @ power.astype(np.float32).T
+        np.maximum(energy, np.float32(self.floor), out=energy)
         if self.log == "natural":
-            return np.asarray(np.log(energy))
-        logs = np.log10(energy)
-        if self.log == "decimal":
-            return np.asarray(logs)
-        return np.asarray((np.maximum(logs, logs.max(initial=-np.inf) - 8) + 4) / 4, np.float32)
+            return np.asarray(np.log(energy, out=energy))
+        np.log10(energy, out=energy)
+        if self.log == "whisper":
+            np.maximum(energy, energy.max(initial=-np.inf) - 8, out=energy)
+            energy += 4
+            energy /= 4
+        return energy
+
+    def _frames(self, value: Array, begin: int, end: int) -> Array:
+        """Return some frames, (frames, transform's length); those at the ends go on as a reflection."""
+        long = self.fft or self.window
+        half = long // 2 if self.center else 0
+        first, last = begin * self.hop - half, (end - 1) * self.hop + long - half
+        # A reflection needs one sample more than it has itself.
+        left = max(0, min(first, len(value) - half - 1))
+        piece = value[left : max(last, half + 1)]
+        if self.center:
+            piece = np.pad(piece, (max(0, -first), max(0, last - len(value))), mode="reflect")
+        piece = piece[max(0, first) - left :]
+        frames = np.lib.stride_tricks.sliding_window_view(piece, long)[:: self.hop]
+        return frames[: end - begin]
 
 
 _LINEAR_HZ, _LOG_FROM_HZ, _LOG_STEP = 200 / 3, 1000.0, math.log(6.4) / 27

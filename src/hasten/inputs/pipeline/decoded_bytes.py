@@ -62,9 +62,9 @@ def check_texts(texts: int, sent: int, per_byte: int) -> None:
         )
 
 
-def allowed_bytes(sent: int, per_byte: int) -> int:
+def allowed_bytes(sent: int, per_byte: int, always: int = ALWAYS_BYTES) -> int:
     """Return the memory, in bytes, that preparing a file of so many bytes may take."""
-    return ALWAYS_BYTES + per_byte * max(0, sent - FEW_BYTES)
+    return always + per_byte * max(0, sent - FEW_BYTES)
 
 
 def check_bytes(

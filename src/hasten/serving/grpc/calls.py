@@ -8,7 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from hasten.serving.fairness import client_at_peer
 from hasten.serving.models.deciding import RawTicket
@@ -28,8 +28,22 @@ from hasten.serving.wire.grpc_messages import (
 
 log = logging.getLogger("hasten.serving")
 
+_LITTLE_BYTES = 4 << 10
+"""Size of an answer up to which it takes no more than the call itself, and isn't counted."""
 _MOST_IN_STREAM = 128
 """Most requests of one stream that are processed at once; further ones aren't read yet."""
+
+
+class Named(Protocol):
+    """Interface of a call whose client is known.
+
+    Attributes:
+        client: Client that the call is counted under.
+        name: Name of the client, where the server can tell several; else "".
+    """
+
+    client: str
+    name: str
 
 
 class Inference:
@@ -38,7 +52,7 @@ class Inference:
     Args:
         state: State of the server.
         context: gRPC context of the call.
-        client: Client that the call is counted under.
+        call: Call that the request came in.
         data: Bytes of the request's message.
         clock_ns: Monotonic clock, in nanoseconds.
 
@@ -54,6 +68,7 @@ class Inference:
         "_context",
         "_data",
         "_model",
+        "_name",
         "_query",
         "_reserved",
         "_state",
@@ -66,11 +81,12 @@ class Inference:
         self,
         state: ServerState,
         context: Any,
-        client: str,
+        call: Named,
         data: bytes,
         clock_ns: Callable[[], int],
     ) -> None:
-        self._state, self._context, self._client, self._data = state, context, client, data
+        self._state, self._context, self._data = state, context, data
+        self._client, self._name = call.client, call.name
         self._clock_ns, self._arrived_ns = clock_ns, clock_ns()
         self._reserved = 0
         self._model: ServedModel
@@ -100,7 +116,7 @@ class Inference:
         except ProtocolError as failure:
             model.unread(failure, self._arrived_ns, trace)
             raise
-        query.trace, query.client = trace, self._client
+        query.trace, query.client, query.name = trace, self._client, self._name
         query.arrived_ns, query.parsed_ns = self._arrived_ns, self._clock_ns()
         ticket = model.accept(query, done)
         if not ticket.over:
@@ -130,7 +146,9 @@ class Inference:
                 is no room for the answer.
         """
         model = self._model
-        self._reserve(answer.size_bytes)
+        size = answer.size_bytes
+        if size > _LITTLE_BYTES:
+            self._reserve(size)
         began_ns = self._clock_ns()
         data = write_answer(answer, self._query, self._state.memory, model.most_rows > 0, in_stream)
         model.statistics.encoded(self._clock_ns() - began_ns)
@@ -155,14 +173,15 @@ class Receiving:
 
     Attributes:
         client: Client that the call is counted under.
+        name: Name of the client, where the server can tell several; else "".
         waiting_ns: Time since which the server waits for the message; None once it is there.
     """
 
-    __slots__ = ("_context", "_most_ns", "_task", "_why", "client", "waiting_ns")
+    __slots__ = ("_context", "_most_ns", "_task", "_why", "client", "name", "waiting_ns")
 
     def __init__(self, state: ServerState, context: Any, now_ns: int) -> None:
         self._context, self._most_ns = context, state.limits.receive_ns
-        self.client = client_of(state, context)
+        self.client, self.name = client_of(state, context), ""
         self._task = asyncio.current_task()
         self._why: ProtocolError | None = None
         self.waiting_ns: int | None = now_ns
@@ -208,6 +227,7 @@ class Stream:
 
     Attributes:
         client: Client that the call is counted under.
+        name: Name of the client, where the server can tell several; else "".
         waiting_ns: Time since which the server waits for the client to ask, or to read answers; None
             while it doesn't.
     """
@@ -221,7 +241,7 @@ class Stream:
     ) -> None:
         self.waiting_ns: int | None = clock_ns()
         self._check = check
-        self.client = client_of(state, context)
+        self.client, self.name = client_of(state, context), ""
         self._state, self._context, self._clock_ns = state, context, clock_ns
         self._under_way: set[Inference] = set()
         self._answers: deque[tuple[Inference, bytes]] = deque()
@@ -312,7 +332,7 @@ class Stream:
             self._changed.set()
 
     def _begin(self, data: bytes) -> None:
-        inference = Inference(self._state, self._context, self.client, data, self._clock_ns)
+        inference = Inference(self._state, self._context, self, data, self._clock_ns)
         self._open += 1
         if not self._writing:
             self.waiting_ns = None

@@ -188,7 +188,7 @@ class GrpcServer:
         """Check that the client may call this, if the server asks who it is.
 
         Returns:
-            What the call is counted under; "" if the client's address tells as much.
+            Name of the client; "" if its address tells as much.
 
         Raises:
             ProtocolError: the client isn't known, or may not call this.
@@ -196,10 +196,17 @@ class GrpcServer:
         rights = self._state.rights
         if rights is not None:
             given = metadata_of(context, "authorization")
-            name = rights.check(scope, given, self._names(context), "authorization")
-            if name:
-                return self._state.client_of(client_named(name))
+            return rights.check(scope, given, self._names(context), "authorization")
         return ""
+
+    def _let_in(self, context: Any, scope: Scope, call: Receiving | Stream) -> None:
+        """Check that the client may call this, and count the call under its name, if the server knows that.
+
+        Raises:
+            ProtocolError: as `_check_rights` raises it.
+        """
+        if name := self._check_rights(context, scope):
+            call.name, call.client = name, self._state.client_of(client_named(name))
 
     def _names(self, context: Any) -> list[str] | None:
         """Return the names in the client's certificate; None if clients aren't asked for one."""
@@ -247,7 +254,7 @@ class GrpcServer:
             receiving = Receiving(self._state, context, now_ns)
             try:
                 if name not in _OPEN:
-                    receiving.client = self._check_rights(context, scope) or receiving.client
+                    self._let_in(context, scope, receiving)
                 self._enter(calls, receiving, now_ns)
                 data = await receiving.message()
                 answer = await self._methods.answer(name, read_message(request_name, data))
@@ -267,10 +274,10 @@ class GrpcServer:
         now_ns, inference = self._clock_ns(), None
         receiving = Receiving(self._state, context, now_ns)
         try:
-            receiving.client = self._check_rights(context, SCOPES["ModelInfer"]) or receiving.client
+            self._let_in(context, SCOPES["ModelInfer"], receiving)
             self._enter(self._calls, receiving, now_ns)
             data = await receiving.message()
-            inference = Inference(self._state, context, receiving.client, data, self._clock_ns)
+            inference = Inference(self._state, context, receiving, data, self._clock_ns)
             answered: asyncio.Future[Answer | ProtocolError] = (
                 asyncio.get_running_loop().create_future()
             )
@@ -289,10 +296,11 @@ class GrpcServer:
             self._calls.leave(receiving)
 
     async def _stream(self, requests: Any, context: Any) -> None:
-        check = partial(self._check_rights, context, SCOPES["ModelStreamInfer"])
+        scope = SCOPES["ModelStreamInfer"]
+        check = partial(self._check_rights, context, scope)
         stream = Stream(self._state, context, check, self._clock_ns)
         try:
-            stream.client = check() or stream.client
+            self._let_in(context, scope, stream)
             if self._state.draining:
                 raise leaving()
             self._enter(self._calls, stream, self._clock_ns())

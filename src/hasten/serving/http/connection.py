@@ -113,7 +113,9 @@ class Connection(asyncio.BufferedProtocol):
         """Name of this server in the request before, where a browser's was checked and not refused."""
         self._names: list[str] | None = None
         """Names in the client's certificate; None if it has none."""
-        self.client = ""
+        self.client = self._address = ""
+        self._name = ""
+        """Name of the client whose requests are under way, where the server can tell several; else ""."""
         self.quiet = 0
         self._extra = False
         """Whether there were too many connections when this one was opened: it may ask for health only."""
@@ -163,7 +165,8 @@ class Connection(asyncio.BufferedProtocol):
         certificate = transport.get_extra_info("peercert")
         self._names = names_in(certificate) if certificate else None
         peer = transport.get_extra_info("peername")
-        self.client = state.client_of(client_at(peer[0]) if isinstance(peer, tuple) else "")
+        self._address = client_at(peer[0]) if isinstance(peer, tuple) else ""
+        self.client = state.client_of(self._address)
         state.connections.add(self)
         state.crowd.take(self.client, 1)
         self._extra = len(state.connections) > state.limits.connections
@@ -385,17 +388,26 @@ class Connection(asyncio.BufferedProtocol):
         if not bare or self._url.partition(b"?")[0].rstrip(b"/") not in _OPEN:
             given = headers.get(b"authorization", b"")
             name = rights.check(self._scope(), given, self._names)
-            if name:
-                self._count_under(self.state.client_of(client_named(name)))
+            if name != self._name:
+                self._ask_as(name)
 
-    def _count_under(self, client: str) -> None:
-        """Count the connection under another client, unless something of it is counted under the one before."""
-        held = self._busy or self._backlog or self._reserved or self._unread
-        if client == self.client or held:
-            return
-        self.state.crowd.give(self.client, 1)
-        self.state.crowd.take(client, 1)
-        self.client = client
+    def _ask_as(self, name: str) -> None:
+        """Take the next requests for those of another client, under which the connection is counted.
+
+        Raises:
+            ProtocolError: requests of the client before are still under way.
+        """
+        if self._busy or self._backlog:
+            raise ProtocolError(
+                Kind.INVALID,
+                "requests of different clients can't be under way on one connection: wait for the answers "
+                "before a request with another token",
+            )
+        state, before, self._name = self.state, self.client, name
+        self.client = state.client_of(client_named(name) if name else self._address)
+        for shares, size in ((state.crowd, 1), (state.bodies, self._unread)):
+            shares.give(before, size)
+            shares.take(self.client, size)
 
     def _scope(self) -> Scope | None:
         if self._method == b"POST" and self._path(self._url) is not None:
@@ -566,7 +578,7 @@ class Connection(asyncio.BufferedProtocol):
         except ProtocolError as failure:
             model.unread(failure, arrived_ns, trace)
             raise
-        query.source, query.client = self._number, self.client
+        query.source, query.client, query.name = self._number, self.client, self._name
         query.arrived_ns, query.parsed_ns = arrived_ns, self.clock_ns()
         query.trace = trace
         exchange.query = query

@@ -152,8 +152,8 @@ class Scheduler(Generic[P]):
         if self._running or self._rows or item.deadline_ns != math.inf:
             self._admit(item, now_ns)
         self._orders += 1
-        item.order, item.state, item.queued_ns = (0, self._orders), "queued", now_ns
-        self._give_turn(item)
+        turn = self._turns_of(item.priority).next(item.client, item.rows)
+        item.order, item.state, item.queued_ns = (turn, self._orders), "queued", now_ns
         heapq.heappush(self._heap, item)
         self._count(item, item.rows)
 
@@ -179,12 +179,19 @@ class Scheduler(Generic[P]):
         Raises:
             ProtocolError: the request is refused.
         """
-        ahead = sum(n for priority, n in self._rows.items() if priority <= item.priority)
+        ahead = 0
+        for priority, rows in self._rows.items():
+            if priority <= item.priority:
+                ahead += rows
         # Before it go at most as many rows of each client as the client's own, with these.
         clients = len(self._of) + (item.client not in self._of)
         ahead = min(ahead, clients * (self._of.get(item.client, 0) + item.rows))
         left_ns = item.deadline_ns - now_ns
-        wait_ns, own_ns = self._plan(item.rows, ahead, left_ns, now_ns)
+        if left_ns == math.inf:  # it can't be late
+            busy_ns = self._busy_ns(now_ns)
+            wait_ns, own_ns = self._queue_ns(item.rows, ahead, self.latencies.best, busy_ns), 0.0
+        else:
+            wait_ns, own_ns = self._plan(item.rows, ahead, left_ns, now_ns)
         wait_ns, own_ns = wait_ns * self._margin, own_ns * self._margin
         late_ns = wait_ns + own_ns - left_ns
         if late_ns > 0 and not self._lone_try(item, now_ns):
@@ -232,9 +239,13 @@ class Scheduler(Generic[P]):
         busy_ns = self._busy_ns(now_ns)
         full = self._is_full(size, now_ns)
         batch = max(rows, size if full and (ahead or busy_ns) else min(size, ahead + rows))
-        before = max(0, -(-(ahead + rows) // max(size, rows)) - 1)
-        wait_ns = busy_ns + before * latencies.expected_ns(size) / self.sessions
+        wait_ns = self._queue_ns(rows, ahead, size, busy_ns)
         return wait_ns, latencies.promised_ns(min(batch, latencies.most))
+
+    def _queue_ns(self, rows: int, ahead: int, size: int, busy_ns: float) -> float:
+        """Predict how long a request waits behind others, in batches of a size, in nanoseconds."""
+        before = max(0, -(-(ahead + rows) // max(size, rows)) - 1)
+        return busy_ns + before * self.latencies.expected_ns(size) / self.sessions
 
     def _size(self, left_ns: float, now_ns: int) -> int:
         """Return the batch size of the highest throughput for requests with `left_ns` to answer.
@@ -263,7 +274,10 @@ class Scheduler(Generic[P]):
         """Return the time until a session is free, in nanoseconds."""
         if len(self._running) < self.sessions:
             return 0.0
-        return max(0.0, min(each.end_ns for each in self._running.values()) - now_ns)
+        first_ns = math.inf
+        for each in self._running.values():
+            first_ns = min(first_ns, each.end_ns)
+        return max(0.0, first_ns - now_ns)
 
     def _lone_try(self, item: P, now_ns: int) -> bool:
         """Whether to accept a request although it may be late, since it delays no other request.
@@ -439,13 +453,9 @@ class Scheduler(Generic[P]):
             return
         self._count(item, -item.rows)
         item.priority = priority
-        self._give_turn(item)
+        item.order = self._turns_of(priority).next(item.client, item.rows), item.order[1]
         self._count(item, item.rows)
         heapq.heapify(self._heap)
-
-    def _give_turn(self, item: P) -> None:
-        turn = self._turns_of(item.priority).next(item.client, item.rows)
-        item.order = turn, item.order[1]
 
     def _turns_of(self, priority: int) -> Turns:
         found = self._turns.get(priority)

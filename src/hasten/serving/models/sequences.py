@@ -23,6 +23,10 @@ _MOST_GONE = 4096
 """Number of ended sequences whose end can still be explained to a client that comes late."""
 
 
+_Key: TypeAlias = tuple[str, SequenceId]
+"""Name of the client, and its identifier of the sequence: no client goes on with another's."""
+
+
 class Asked(Protocol):
     """Interface of the model that steps are sent to."""
 
@@ -76,10 +80,10 @@ class StepTicket:
 class _Record:
     """One sequence: its states, and its requests in the order of arrival."""
 
-    __slots__ = ("begun", "carrier", "id", "line", "looping", "open", "running", "used_ns")
+    __slots__ = ("begun", "carrier", "key", "line", "looping", "open", "running", "used_ns")
 
-    def __init__(self, id_: SequenceId, carrier: Carrier, now_ns: int) -> None:
-        self.id, self.carrier, self.used_ns = id_, carrier, now_ns
+    def __init__(self, key: _Key, carrier: Carrier, now_ns: int) -> None:
+        self.key, self.carrier, self.used_ns = key, carrier, now_ns
         self.line: deque[StepTicket] = deque()
         self.running: StepTicket | None = None
         self.begun = self.looping = False
@@ -91,7 +95,7 @@ class _Record:
         return self.running is None and not self.line
 
 
-Records: TypeAlias = "OrderedDict[SequenceId, _Record]"
+Records: TypeAlias = "OrderedDict[_Key, _Record]"
 
 
 class KeptSequences:
@@ -135,7 +139,7 @@ class KeptSequences:
         self._names = frozenset(carrier.specs)
         self._loop, self._clock_ns = loop, clock_ns
         self._records: Records = OrderedDict()
-        self._gone: OrderedDict[SequenceId, str] = OrderedDict()
+        self._gone: OrderedDict[_Key, str] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
         self._none_left = asyncio.Event()
         self._none_left.set()
@@ -198,11 +202,12 @@ class KeptSequences:
         self.model.check_outputs(query)
         now_ns = self._clock_ns()
         self._expire(now_ns)
-        record = self._records.get(step.id)
+        key = query.name, step.id
+        record = self._records.get(key)
         if record is None or not (record.open or step.start):
             if not step.start:
                 why = None if record is None else "it has ended"
-                raise ProtocolError(Kind.INVALID, self._unknown(step.id, why))
+                raise ProtocolError(Kind.INVALID, self._unknown(key, why))
             if len(self._records) >= self.most:
                 raise ProtocolError(
                     Kind.OVERLOADED,
@@ -210,10 +215,10 @@ class KeptSequences:
                     "sequence_end, or retry later",
                     retry_s=1.0,
                 )
-            record = self._records[step.id] = _Record(
-                step.id, Carrier(self._loaded, self._sequences), now_ns
+            record = self._records[key] = _Record(
+                key, Carrier(self._loaded, self._sequences), now_ns
             )
-            self._gone.pop(step.id, None)
+            self._gone.pop(key, None)
             self._sweep_later()
         if len(record.line) >= _MOST_WAITING:
             raise ProtocolError(
@@ -223,14 +228,12 @@ class KeptSequences:
                 retry_s=1.0,
             )
         record.used_ns = now_ns
-        self._records.move_to_end(step.id)
+        self._records.move_to_end(key)
         return record
 
-    def _unknown(self, id_: SequenceId, why: str | None) -> str:
-        why = why or self._gone.get(id_, "it has not begun here")
-        return (
-            f"there is no sequence {id_!r:.100}: {why}; begin it by a request with sequence_start"
-        )
+    def _unknown(self, key: _Key, why: str | None) -> str:
+        why = why or self._gone.get(key, "it has not begun here")
+        return f"there is no sequence {key[1]!r:.100}: {why}; begin it by a request with sequence_start"
 
     def _next(self, record: _Record) -> None:
         """Send the sequence's next steps to the engine, one after another."""
@@ -252,7 +255,7 @@ class KeptSequences:
         if step.start:
             record.begun = False  # until it is answered
         elif not record.begun:
-            why = self._unknown(record.id, "its first request failed")
+            why = self._unknown(record.key, "its first request failed")
             failure = ProtocolError(Kind.INVALID, why)
             self.model.refused(ticket.query, failure)
             ticket.tell(failure)
@@ -312,9 +315,9 @@ class KeptSequences:
         self._next(record)
 
     def _end(self, record: _Record, why: str) -> None:
-        if self._records.get(record.id) is record:
-            del self._records[record.id]
-            self._gone[record.id] = why
+        if self._records.get(record.key) is record:
+            del self._records[record.key]
+            self._gone[record.key] = why
             while len(self._gone) > _MOST_GONE:
                 self._gone.popitem(last=False)
 
@@ -341,8 +344,8 @@ class KeptSequences:
 
     def learn_from(self, old: KeptSequences) -> None:
         """Remember the sequences of a model that this one replaces, to explain that they are gone."""
-        for id_ in old._records:
-            self._gone[id_] = "the model was replaced, and the state was the old one's"
+        for key in old._records:
+            self._gone[key] = "the model was replaced, and the state was the old one's"
 
     async def drained(self) -> None:
         """Wait until every accepted request is answered."""
@@ -380,6 +383,7 @@ def _with_states(query: Query, states: Mapping[str, np.ndarray]) -> Query:
         query.trace,
         query.source,
         client=query.client,
+        name=query.name,
     )
 
 

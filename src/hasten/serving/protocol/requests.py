@@ -98,6 +98,7 @@ class Query:
         sequence: Place of the request in a sequence; None for a request that stands alone.
         own: Whether the server itself asks, to compare two bundles; such answers aren't audited.
         client: Client that the request is counted under.
+        name: Name of the client, where the server can tell several; else "".
     """
 
     model: str
@@ -118,6 +119,7 @@ class Query:
     sequence: SequenceStep | None = None
     own: bool = False
     client: str = ""
+    name: str = ""
 
 
 @dataclass(slots=True)

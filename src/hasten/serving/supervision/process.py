@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Coroutine
 from typing import Any, NoReturn
 
@@ -182,6 +183,8 @@ def main() -> NoReturn:
     with os.fdopen(settings_number) as file:
         settings = from_record(ServerSettings, json.load(file))
     log_to_stderr(as_json=settings.json_logs)
+    # A damaged picture can bring thousands, and Python keeps each text.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     channel = socket.socket(fileno=channel_number)
     shared_state = SharedState(shared_state_number, settings.limits.connections + RESERVED)
 
