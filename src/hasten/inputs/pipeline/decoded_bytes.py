@@ -62,9 +62,15 @@ def check_texts(texts: int, sent: int, per_byte: int) -> None:
         )
 
 
-def allowed_bytes(sent: int, per_byte: int, always: int = ALWAYS_BYTES) -> int:
-    """Return the memory, in bytes, that preparing a file of so many bytes may take."""
-    return always + per_byte * max(0, sent - FEW_BYTES)
+def allowed_bytes(sent: int, per_byte: int, always: int | None = None) -> int:
+    """Return the memory, in bytes, that preparing a file of so many bytes may take.
+
+    Args:
+        sent: Bytes of the file.
+        per_byte: Bytes of memory that are allowed for each byte beyond `FEW_BYTES`.
+        always: Bytes that are allowed however few were sent; None for `ALWAYS_BYTES`.
+    """
+    return (ALWAYS_BYTES if always is None else always) + per_byte * max(0, sent - FEW_BYTES)
 
 
 def check_bytes(
