@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gzip
 import http.client
 import io
 import json
@@ -115,6 +116,30 @@ def test_a_picture_as_the_body_is_answered_by_the_decision(
 def test_the_body_counts_and_not_what_it_is_called(server: ServerThread, kind: str) -> None:
     status, answer = post(server, picture(2, "PNG"), kind)
     assert (status, answer["decision"][0]["label"]) == (200, "blue")
+
+
+def test_a_compressed_body_makes_no_picture_large(server: ServerThread) -> None:
+    padded = picture(1, "PNG") + bytes(200_000)
+
+    def status(body: bytes, **headers: str) -> tuple[int, Any]:
+        connection = http.client.HTTPConnection(server.host, timeout=PATIENCE_S)
+        connection.request("POST", "/v2/models/colour/infer", body, headers)
+        answer = connection.getresponse()
+        found = answer.status, json.loads(answer.read())
+        connection.close()
+        return found
+
+    kind = {"Content-Type": "image/png"}
+    assert status(padded, **kind)[0] == 200
+    packed = {**kind, "Content-Encoding": "gzip"}
+    assert status(gzip.compress(picture(1, "PNG")), **packed)[0] == 200
+    assert status(gzip.compress(padded), **packed) == (
+        400,
+        {
+            "error": f"a sample in a compressed body may have 65,536 bytes; got {len(padded):,}: send it "
+            "without Content-Encoding"
+        },
+    )
 
 
 def test_clients_of_the_protocol_send_several_pictures_at_once(server: ServerThread) -> None:

@@ -581,6 +581,8 @@ class Connection(asyncio.BufferedProtocol):
         query.source, query.client, query.name = self._number, self.client, self._name
         query.arrived_ns, query.parsed_ns = arrived_ns, self.clock_ns()
         query.trace = trace
+        if b"content-encoding" in headers:
+            query.sent_bytes = exchange.reserved - len(body)
         exchange.query = query
         ticket = model.accept(query, exchange.deliver)
         if not ticket.over:

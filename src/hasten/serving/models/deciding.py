@@ -150,6 +150,7 @@ class Deciding:
         clock_ns: Callable[[], int],
     ) -> None:
         self.model, self.pipeline = model, pipeline
+        self._by_bytes = any(getattr(step, "memory_per_byte", 0) for step in pipeline.steps)
         self._loop, self._deadline_ns, self._clock_ns = loop, deadline_ns, clock_ns
         # The processors that an engine leaves idle while it waits are few: one thread for each.
         self._threads = ThreadPoolExecutor(Target.host().threads, "hasten-deciding")
@@ -358,6 +359,7 @@ class Deciding:
         """Return a request's prepared samples as tensors, one row each; on a thread."""
         if self._clock_ns() > deadline_ns:
             raise ProtocolError(Kind.LATE, "the deadline passed before the sample was prepared")
+        self._check_sent(ticket.query, samples)
         rows: list[dict[str, Array]] = []
         taken = 0
         most = _ALWAYS_BYTES + _PER_BYTE * max(0, sum(map(len, samples)) - _FEW_BYTES)
@@ -379,6 +381,16 @@ class Deciding:
                     "requests",
                 )
         return rows[0] if len(rows) == 1 else _together(rows)
+
+    def _check_sent(self, query: Query, samples: list[bytes]) -> None:
+        """Check that a compressed body doesn't make a picture or a sound large, whose bytes allow it memory."""
+        size, most = max(map(len, samples)), max(query.sent_bytes, _FEW_BYTES)
+        if query.sent_bytes and size > most and self._by_bytes:
+            raise ProtocolError(
+                Kind.INVALID,
+                f"a sample in a compressed body may have {most:,} bytes; got {size:,}: send it without "
+                "Content-Encoding",
+            )
 
     def _ask(self, ticket: RawTicket, tensors: dict[str, Array]) -> None:
         query, taken = ticket.query, sum(array.nbytes for array in tensors.values())

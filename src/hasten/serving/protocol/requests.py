@@ -99,6 +99,7 @@ class Query:
         own: Whether the server itself asks, to compare two bundles; such answers aren't audited.
         client: Client that the request is counted under.
         name: Name of the client, where the server can tell several; else "".
+        sent_bytes: Size of the body as it was sent, where it came compressed; else 0.
     """
 
     model: str
@@ -120,6 +121,7 @@ class Query:
     own: bool = False
     client: str = ""
     name: str = ""
+    sent_bytes: int = 0
 
 
 @dataclass(slots=True)
