@@ -99,8 +99,8 @@ def table(title: str, lines: Sequence[Line], chosen: str, *, timed: bool) -> lis
 
     Args:
         title: Title of the cell.
-        lines: What came of each runtime.
-        chosen: What hasten chose, or why it has no choice.
+        lines: Figures of each runtime, or the reason why it has none.
+        chosen: Engine that hasten chose, or the reason why it chose none.
         timed: Whether times are shown.
     """
     cells: list[Sequence[str]] = [HEADER, ["---"] * len(HEADER)]

@@ -57,7 +57,7 @@ class Line:
         device_ns: Time of a request on the device's stream by its clock, after the race, in nanoseconds;
             None without a clock.
         off: Distance of its answers from the eager ones, as a share of their root mean square.
-        said: What its engine says of itself.
+        said: Facts that its engine states, by name.
     """
 
     name: str
@@ -74,7 +74,7 @@ def entrants(chosen: Single | None) -> dict[str, Single]:
     """Return what runs in a cell, by name; torch.compile runs twice, to show the noise.
 
     Args:
-        chosen: What hasten chose for the model; None where it has no choice.
+        chosen: Engine and passes that hasten chose for the model; None where it chose none.
     """
     half = (HalfPrecision(),)
     found = {
@@ -136,7 +136,7 @@ def cell(
     Args:
         model: Model, for requests of one size.
         requests: Requests, as samples.
-        chosen: What hasten chose for the model; None where it has no choice.
+        chosen: Engine and passes that hasten chose for the model; None where it chose none.
         target: The GPU, or one that isn't here, in whose place this host answers.
         folder: Folder to work in.
         pace: Lengths of the turns.

@@ -27,7 +27,7 @@ class Reading:
         highest_mhz: Highest clock that its processors can have.
         power_w: Power that it draws, on most GPUs the mean of the last second.
         temperature_c: Its temperature.
-        held_back: What holds its clocks back, in NVML's words; empty for nothing.
+        held_back: Reasons that keep its clocks low, in NVML's words; empty if there are none.
         slowed: The part of `held_back` that passes: heat, and power that is missing.
     """
 

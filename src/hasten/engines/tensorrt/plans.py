@@ -199,7 +199,7 @@ def built(
         tf32: Whether products of float32 may be in TF32.
         largest_batch: Largest batch size, for a model whose first axis is open.
         configure: Function that sets what to build for, in the builder's configuration.
-        pins: What the plan is built for.
+        pins: GPU, driver and version of the library that the plan is built for.
 
     Raises:
         CandidateError: the library doesn't take an operator or a type; the message names it and the

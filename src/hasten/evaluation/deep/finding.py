@@ -23,7 +23,7 @@ class Failing(CandidateError):  # noqa: N818 - an outcome, not an error
     """Something doesn't hold.
 
     Args:
-        said: What doesn't hold, in one line.
+        said: Statement that failed, in one line.
         details: Further lines.
     """
 
@@ -37,7 +37,7 @@ class Found:
     """What a check that holds found.
 
     Attributes:
-        said: What holds, in one line.
+        said: Statement that holds, in one line.
         details: Further lines.
     """
 
@@ -65,8 +65,8 @@ class Finding:
 
     Attributes:
         check: Name of the check.
-        state: What came of it.
-        said: What holds, or the reason why it doesn't, in one line.
+        state: Whether the check holds, fails, was lost or was not done.
+        said: Statement that holds, or the reason why it doesn't, in one line.
         details: Further lines.
         took_s: Time that it took with its process, in seconds.
     """

@@ -414,7 +414,7 @@ class _NormalizedPlanes(Step):
     """Normalize pixels straight into planes, equal bit for bit to `Normalize`, then `ToLayout`.
 
     Attributes:
-        normalize: What is computed for each pixel.
+        normalize: Step that says how each pixel is scaled and shifted.
     """
 
     normalize: Normalize
