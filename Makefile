@@ -9,7 +9,7 @@ DEVICE := -m pytest -o timeout=900 -o faulthandler_timeout=960
 
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-digits test test-all suite suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu wheels-gpu test-tpu test-lowest check chaos fuzz clean
+.PHONY: demo demo-digits test test-all suite suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu wheels-gpu test-tpu test-lowest check docs docs-serve chaos fuzz clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hasten demo photos
@@ -34,6 +34,13 @@ suite-slow: $(VENV)/.test
 
 check: $(VENV)/.test
 	@said=$$(scripts/check 2>&1); code=$$?; printf '\n%s\n' "$$said"; exit $$code
+
+# The site, in site/; any warning is an error.
+docs: .venv-docs/.test
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
+
+docs-serve: .venv-docs/.test
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs serve
 
 # A server under load while much goes wrong at once: make chaos SECONDS=60 SEED=1.
 chaos: $(VENV)/.test
@@ -140,4 +147,4 @@ $(VENV)/.test: pyproject.toml demo-packages.txt tests/packages.txt | $(VENV)/bin
 	touch $(VENV)/.demo $@
 
 clean:
-	rm -rf $(VENV) .venv-fpga .venv-keras .venv-lowest .venv-ray .venv-triton .venv-edge .venv-gpu .venv-tpu wheels build dist findings *.hasten *.hasten.work *.hasten.training
+	rm -rf $(VENV) site .venv-docs .venv-fpga .venv-keras .venv-lowest .venv-ray .venv-triton .venv-edge .venv-gpu .venv-tpu wheels build dist findings *.hasten *.hasten.work *.hasten.training

@@ -1,4 +1,4 @@
-"""A second reader of packed bundles, written from docs/packed-format.md; it uses nothing of hasten.
+"""A second reader of packed bundles, written from docs/reference/packed-format.md; it uses nothing of hasten.
 
     python examples/read_packed.py model.hastenz FOLDER [OLDER_FOLDER]
 

@@ -98,7 +98,7 @@ def test_its_lines_pass_and_fail_as_the_limit_does(exact_bundle: Path, tmp_path:
 
 
 def test_what_the_page_shows_of_it_are_its_inputs() -> None:
-    page = (ROOT / "docs" / "certify.md").read_text()
+    page = (ROOT / "docs" / "how-to" / "certify.md").read_text()
     shown = yaml.safe_load(re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)[0])
     (step,) = (one for one in shown if "hasten" in one.get("uses", ""))
     assert set(step["with"]) <= set(ACTION["inputs"])

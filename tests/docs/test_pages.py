@@ -46,7 +46,7 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
     ],
 )
 def test_every_member_of_a_family_has_its_line(family: type[Value], name: str, title: str) -> None:
-    page = (ROOT / "docs" / name).read_text()
+    page = (ROOT / "docs" / "reference" / name).read_text()
     section = page.partition(title)[2].partition("\n## ")[0]
     own = [name for name, path in family.registry.items() if OWN in path]
     assert [name for name in own if not re.search(rf"`{name}[`\[:]", section)] == []

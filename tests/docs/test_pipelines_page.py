@@ -10,7 +10,7 @@ import pytest
 from hasten.inputs.pipeline.base import Step
 from hasten.inputs.pipeline.config import from_yaml
 
-PAGE = (Path(__file__).parents[2] / "docs" / "pipelines.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "pipelines.md").read_text()
 BLOCKS = [
     textwrap.dedent(block)
     for block in re.findall(r"(?m)(?:^    .+\n)+", PAGE)

@@ -16,7 +16,7 @@ from hasten.inputs.pipeline.rows import Row
 from hasten.inputs.pipeline.threshold import Threshold
 from hasten.testing import models
 
-PAGE = (Path(__file__).parents[2] / "docs" / "rows.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "rows.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 BODIES = re.findall(r"^    curl .* -d '(.*)'$", PAGE, re.MULTILINE)
 SCORE = """

@@ -14,7 +14,7 @@ from tests.support.servers import ServerThread, place_of
 
 from hasten.cli import main
 
-PAGE = (Path(__file__).parents[2] / "docs" / "sessions.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "sessions.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 (COMMAND,) = re.findall(r"^    hasten (optimize .*)$", PAGE, re.MULTILINE)
 

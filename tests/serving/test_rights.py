@@ -462,7 +462,7 @@ def status_of(connection: http.client.HTTPConnection, token: str) -> int:
 
 
 def test_the_pages_example_is_a_file_of_clients(tmp_path: Path) -> None:
-    page = Path(__file__).parents[2] / "docs" / "access.md"
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "access.md"
     example = page.read_text().partition("```toml\n")[2].partition("```")[0]
     found = read_clients(tokens_file(tmp_path, example))
     assert [one.name for one in found] == ["prometheus", "the shop", "gateway"]

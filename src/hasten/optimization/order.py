@@ -82,7 +82,7 @@ class Order:
         metric: "top1", "top5", "agreement", "embedding", "regression:0.01", "detection_f1",
             "my.py:score", ..., or a `Metric`; "top1@logits" reads one output, "regression:1%@all" each, and
             a list scores all of its metrics at once. By default top-1 where there are labels, else
-            agreement. `docs/metrics.md` lists them.
+            agreement. `docs/reference/metrics.md` lists them.
         report: Metrics over the sealed set that are stated before and after, beside the promise:
             "auroc", "ks", "brier", "log_loss", "calibration_error", "average_precision",
             "map50", "map50_95", "my.py:gini", or a `SetMetric`; () for none. By default those of a

@@ -1,0 +1,67 @@
+"""Hooks for the docs site: pages outside docs/ become part of it, and links between them lead somewhere.
+
+A link is written as it works in the repository, relative to its own file. On the site, a link to a page of the site
+leads to that page, and a link to any other file leads to the file at the project's home.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parents[1]
+# Pages that stay where people look for them in a repository.
+OUTSIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+FOLDERS = {"Examples": "examples", "Design notes": "design"}
+LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """List the pages of the folders outside docs/ in the navigation, so that a new page needs no line there."""
+    for title, folder in FOLDERS.items():
+        config.nav.append({title: [_name(path) for path in _pages(folder)]})
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages outside docs/, and the pictures beside them, under their paths in the repository."""
+    pages = [ROOT / name for name in OUTSIDE if (ROOT / name).exists()]
+    for folder in FOLDERS.values():
+        pages += _pages(folder)
+        pages += [path for path in (ROOT / folder).rglob("*") if path.suffix in (".png", ".svg")]
+    for path in pages:
+        files.append(File.generated(config, _name(path), abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn the page's links, which are paths in the repository, into links of the site."""
+    source = Path(page.file.abs_src_path or "")
+    if not source.is_relative_to(ROOT):
+        return markdown
+    known = {file.abs_src_path: file.src_uri for file in files if file.abs_src_path}
+
+    def lead(match: re.Match[str]) -> str:
+        target = os.path.normpath(source.parent / match[1])
+        if target in known:
+            return os.path.relpath(known[target], Path(page.file.src_uri).parent)
+        if Path(target).exists() and Path(target).is_relative_to(ROOT):
+            return f"{config.repo_url}/tree/main/{Path(target).relative_to(ROOT)}"
+        return match[0]  # the generator says that it leads nowhere
+
+    return LINK.sub(lead, markdown)
+
+
+def _pages(folder: str) -> list[Path]:
+    return sorted(
+        (ROOT / folder).rglob("*.md"), key=lambda path: (path.parent != ROOT / folder, path)
+    )
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
