@@ -6,10 +6,14 @@ leads to that page, and a link to any other file leads to the file at the projec
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
+from collections.abc import Iterator
+from html import escape
 from pathlib import Path
 
+import click
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -40,7 +44,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn the page's links, which are paths in the repository, into links of the site."""
+    """Fill in the commands, and turn links, which are paths in the repository, into links of the site."""
+    markdown = markdown.replace("<!-- commands -->", "\n".join(_commands()))
     source = Path(page.file.abs_src_path or "")
     if not source.is_relative_to(ROOT):
         return markdown
@@ -65,3 +70,27 @@ def _pages(folder: str) -> list[Path]:
 
 def _name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
+
+
+def _commands() -> Iterator[str]:
+    """Yield the Markdown of every command: its help, and a table of its options as the help shows them."""
+    from hasten.cli import main
+
+    top = click.Context(main, info_name="hasten", max_content_width=1000)
+    for name in main.list_commands(top):
+        command = main.get_command(top, name)
+        assert command is not None
+        context = click.Context(command, info_name=name, parent=top)
+        yield f"## {name}\n"
+        yield f"```text\n{command.get_usage(context).removeprefix('Usage: ')}\n```\n"
+        yield f"{inspect.cleandoc(command.help or '')}\n"
+        records = (
+            option.get_help_record(context)
+            for option in command.params
+            if option.param_type_name == "option"
+        )
+        rows = [
+            f"<tr><td><code>{escape(name)}</code></td><td>{escape(text)}</td></tr>"
+            for name, text in filter(None, records)
+        ]
+        yield f"<table><thead><tr><th>Option</th><th>Meaning</th></tr></thead><tbody>{''.join(rows)}</tbody></table>\n"

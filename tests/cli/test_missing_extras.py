@@ -15,6 +15,7 @@ for module in {missing}:
 {then}
 """
 OPTIMIZE = ("matplotlib", "nncf", "onnx", "onnxslim", "PIL", "rich", "scipy", "yaml")
+ALL = (*OPTIMIZE, "onnxruntime", "openvino", "torch", "grpc", "orjson", "httptools", "nacl", "av")
 
 
 def said(missing: tuple[str, ...], then: str) -> tuple[int, list[str]]:
@@ -29,6 +30,16 @@ def test_a_command_that_needs_an_extra_names_it(command: str) -> None:
     then = f"from hasten.cli import main; main({[command, 'm', *options]})"
     line = f"hasten: hasten.{command} needs the module scipy: pip install 'hasten[optimize]'"
     assert said(OPTIMIZE, then) == (2, [line])
+
+
+def test_each_command_has_its_help_without_any_extra() -> None:
+    then = (
+        "from click.testing import CliRunner; from hasten.cli import main\n"
+        "for name in main.commands:\n"
+        "    done = CliRunner().invoke(main, [name, '--help'])\n"
+        "    if done.exit_code: print(name, repr(done.exception), done.output)"
+    )
+    assert said(ALL, then) == (0, [])
 
 
 @pytest.mark.parametrize("demo", ["photos", "digits"])
