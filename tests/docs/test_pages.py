@@ -1,6 +1,7 @@
 """What the pages say of the repository is there."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,13 @@ def test_every_member_of_a_family_has_its_line(family: type[Value], name: str, t
     section = page.partition(title)[2].partition("\n## ")[0]
     own = [name for name, path in family.registry.items() if OWN in path]
     assert [name for name in own if not re.search(rf"`{name}[`\[:]", section)] == []
+
+
+def test_each_extra_has_its_line() -> None:
+    page = (ROOT / "docs" / "how-to" / "install.md").read_text()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
+    parts = {"demo", "docs", "onnxruntime-gpu", "test"}  # no user asks for these by name
+    asked = [name for name in extras if name not in parts and not name.endswith("-any")]
+    assert [name for name in asked if f"`{name}`" not in page] == []
