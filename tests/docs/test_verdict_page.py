@@ -1,0 +1,70 @@
+"""The page of verdicts: what it quotes is said somewhere, and what a run notes is explained there."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+from hasten.certificate.verdict import Verdict
+
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src" / "hasten"
+PAGE = (ROOT / "docs" / "how-to" / "what-a-verdict-means.md").read_text()
+QUOTED = re.findall(r"\"([^\"\n]*)\"", PAGE.partition("## Why nothing faster ships")[2])
+FOLDERS = (
+    *("optimization", "reporting", "certificate", "measure", "passes", "engines", "inputs"),
+    "lightening",
+)
+LEAST = 12
+
+
+def texts(node: ast.AST) -> list[str]:
+    """Return the fixed parts of the texts in a piece of code."""
+    return [
+        one.value
+        for one in ast.walk(node)
+        if isinstance(one, ast.Constant) and isinstance(one.value, str)
+    ]
+
+
+@cache
+def trees() -> tuple[ast.Module, ...]:
+    return tuple(
+        ast.parse(path.read_text())
+        for folder in FOLDERS
+        for path in (SOURCE / folder).rglob("*.py")
+    )
+
+
+def test_every_verdict_has_its_line() -> None:
+    assert [one.value for one in Verdict if f"\n| {one.value} |" not in PAGE] == []
+
+
+def test_what_the_page_quotes_is_said_by_the_code() -> None:
+    said = "\n".join(text for tree in trees() for text in texts(tree))
+    assert len(QUOTED) > 60
+    missing = {
+        part.strip()
+        for quote in QUOTED
+        for part in quote.split("…")
+        if len(part.strip()) >= LEAST and part.strip() not in said
+    }
+    assert missing == set()
+
+
+def test_what_a_run_notes_is_on_the_page() -> None:
+    """A note is explained where a part of its text, between what varies, is on the page."""
+    unexplained = []
+    for tree in trees():
+        for node in ast.walk(tree):
+            added = None
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                if node.func.attr == "append" and ast.unparse(node.func.value).endswith("notes"):
+                    added = node.args[0]
+            elif isinstance(node, ast.AugAssign) and ast.unparse(node.target).endswith("notes"):
+                added = node.value if isinstance(node.value, ast.List) else None
+            parts = [] if added is None else [one.strip() for one in texts(added)]
+            long = [one for one in parts if len(one) >= LEAST]
+            if long and not any(one in PAGE for one in long):
+                unexplained.append(long)
+    assert unexplained == []
