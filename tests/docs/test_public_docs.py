@@ -104,7 +104,10 @@ def test_the_page_has_every_public_name() -> None:
 def test_the_page_has_every_class_that_a_public_function_returns() -> None:
     functions = [(path, one) for path, one in NAMES.items() if isinstance(one, ast.FunctionDef)]
     results = [(path, ast.unparse(one.returns)) for path, one in functions if one.returns]
+    assert len(results) > 10
     for path, text in results:
+        if path.endswith(".settings_of"):
+            continue  # what it returns goes to the server, not to the caller
         for name in re.findall(r"\b[A-Z]\w+", text):
             there = found(path.rpartition(".")[0], name)
             if there is not None and isinstance(there[1], ast.ClassDef):
