@@ -36,11 +36,16 @@ check: $(VENV)/.test
 	@said=$$(scripts/check 2>&1); code=$$?; printf '\n%s\n' "$$said"; exit $$code
 
 # The site, in site/; any warning is an error.
-docs: .venv-docs/.test
+docs: .venv-docs/.mermaid
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build
 
-docs-serve: .venv-docs/.test
+docs-serve: .venv-docs/.mermaid
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs serve
+
+# The site draws its diagrams itself, and asks no other site for that.
+.venv-docs/.mermaid: .venv-docs/.test
+	cd .venv-docs && PATH=$$PWD/bin:$$PATH npm pack --silent mermaid@11 && tar -xzf mermaid-11*.tgz package/dist/mermaid.min.js
+	touch $@
 
 # A server under load while much goes wrong at once: make chaos SECONDS=60 SEED=1.
 chaos: $(VENV)/.test

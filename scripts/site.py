@@ -21,6 +21,8 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).parents[1]
 # Pages that stay where people look for them in a repository.
 OUTSIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+# Else the theme asks another site for it.
+MERMAID = ROOT / ".venv-docs/package/dist/mermaid.min.js"
 FOLDERS = {"Examples": "examples", "Design notes": "design"}
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
 
@@ -29,6 +31,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """List the pages of the folders outside docs/ in the navigation, so that a new page needs no line there."""
     for title, folder in FOLDERS.items():
         config.nav.append({title: [_name(path) for path in _pages(folder)]})
+    if MERMAID.exists():
+        config.extra_javascript.append(MERMAID.name)
     return config
 
 
@@ -40,6 +44,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         pages += [path for path in (ROOT / folder).rglob("*") if path.suffix in (".png", ".svg")]
     for path in pages:
         files.append(File.generated(config, _name(path), abs_src_path=str(path)))
+    if MERMAID.exists():
+        files.append(File.generated(config, MERMAID.name, abs_src_path=str(MERMAID)))
     return files
 
 
@@ -81,7 +87,7 @@ def _commands() -> Iterator[str]:
         command = main.get_command(top, name)
         assert command is not None
         context = click.Context(command, info_name=name, parent=top)
-        yield f"## {name}\n"
+        yield f"## hasten {name}\n"
         yield f"```text\n{command.get_usage(context).removeprefix('Usage: ')}\n```\n"
         yield f"{inspect.cleandoc(command.help or '')}\n"
         records = (

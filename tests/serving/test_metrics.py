@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,26 @@ def test_what_triton_counts_has_tritons_exact_names_and_types(server: ServerThre
     }
     written = {line.partition("{")[0] for line in lines if line.startswith("nv_")}
     assert written == set(types)
+
+
+def test_every_metric_has_its_line_on_the_page_with_type_and_labels(bundle: Path) -> None:
+    page = Path(__file__, "../../../docs/reference/exported-metrics.md").resolve().read_text()
+    rows = re.findall(
+        r"^\| `((?:nv|hasten)_\w+)` \| (\w+) \| [^|]+ \| (.*) \|$", page, re.MULTILINE
+    )
+    place = place_of(bundle, "doors", shadow=1.0, shadow_limit=0.5, monitor_state="off")
+    with ServerThread(place) as server:
+        families = scrape(server).families
+    own = {
+        name.removesuffix("_total"): family
+        for name, family in families.items()
+        if name.startswith(("nv_", "hasten_"))
+    }
+    assert {name: kind for name, kind, _ in rows} == {name: one.type for name, one in own.items()}
+    for name, _, said in rows:
+        labels = {label for sample in own[name].samples for label in sample.labels}
+        more = labels - {"model", "version", "le"}
+        assert {label for label in more if f"`{label}`" not in said} == set(), name
 
 
 def test_sums_are_of_the_requests_that_were_made(server: ServerThread) -> None:

@@ -548,6 +548,9 @@ def load(
         trusted: Public key of minisign, its file, or several, one of which must have signed the bundle;
             None where an unsigned one will do.
 
+    Returns:
+        The open bundle, a callable; close it, or use it in a `with` block.
+
     Raises:
         InputError: there is no bundle, it holds no exact model, the engine isn't installed, or
             an argument can't be read.

@@ -22,7 +22,13 @@ _MUCH = 0.01
 
 
 class Verdict(StrEnum):
-    """Verdict of the sealed data, the first two with the asked confidence; only the first ships."""
+    """Verdict of the sealed data; only what is certified ships with a certificate.
+
+    Attributes:
+        CERTIFIED: The limit holds, with the asked confidence.
+        NOT_ACCURATE_ENOUGH: The limit doesn't hold, with the asked confidence.
+        NOT_ENOUGH_DATA: The data shows neither.
+    """
 
     CERTIFIED = "certified"
     NOT_ACCURATE_ENOUGH = "not accurate enough"

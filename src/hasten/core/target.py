@@ -38,7 +38,7 @@ class Target:
             cpuset).
         threads: Threads that an engine may use: `len(cpus)`, or fewer under a cgroup quota.
         isa: Instruction sets that matter to engines: "avx2", "avx512f", "avx512_vnni", ...
-        memory_bytes: Memory that this process may use: the cgroup's limit or the machine's memory.
+        memory_bytes: Memory that this process may use, in bytes: the cgroup's limit or the machine's memory.
         system: Operating system, its release and the machine: "Linux 6.1.0 x86_64".
         device: Name of the device, as a user gives it: "host", "cuda", "fpga:ecp5-85k", "tpu:v5e".
     """
@@ -95,7 +95,12 @@ class Target:
         )
 
     def with_device(self, device: str, *, present: bool) -> Target:
-        """Return this host as a target that has a device, or that only compiles for it."""
+        """Return this host as a target that has a device, or that only compiles for it.
+
+        Args:
+            device: Name of the device, as a user gives it.
+            present: Whether this host has the device.
+        """
         return replace(self, kind="attached" if present else "compile-only", device=device)
 
     def with_threads(self, threads: int) -> Target:

@@ -142,6 +142,9 @@ def bench(
         pipeline: Steps before and after the model that the bundle is compared with, where they
             aren't the bundle's own; only with `end_to_end`.
 
+    Returns:
+        The latencies of both, and their ratio.
+
     Raises:
         InputError: the bundle, the other model or the data can't be used.
         CandidateError: one of the models failed.

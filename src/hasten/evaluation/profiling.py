@@ -107,6 +107,9 @@ def profile(
         custom_ops: Paths of libraries with the model's own operators.
         trust_code: Whether code that a model's folder or file brings may run.
 
+    Returns:
+        A profile of each model and engine, with the time of each step in nanoseconds.
+
     Raises:
         InputError: the model, the data or an option can't be used.
         CandidateError: every engine failed.

@@ -105,6 +105,9 @@ def certify(
             by itself, a batch is one draw.
         listen: Callback that receives the number of samples scored so far.
 
+    Returns:
+        The outcome, with the verdict on these samples.
+
     Raises:
         InputError: the bundle or the data can't be used, the bundle was made with groups and the
             data has none, or the device isn't here and its substitute isn't faithful.

@@ -50,6 +50,9 @@ def load_test(
         custom_ops: Paths of libraries with the model's own operators.
         listen: Callback that receives each run's result.
 
+    Returns:
+        Each run under load, with its throughput and latencies.
+
     Raises:
         InputError: the bundle or an option can't be used.
         CandidateError: the model failed.

@@ -122,6 +122,9 @@ def lighten(
         **options: Fields of `hasten.Order`. `budget_s` is required: the longest time that one
             request may take on this machine, in seconds.
 
+    Returns:
+        The end of the run, as `hasten.optimize` returns it.
+
     Raises:
         InputError: the model, the data or an option can't be used, nothing meets the budget, or the
             unchanged model already meets it.

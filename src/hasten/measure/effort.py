@@ -73,7 +73,12 @@ class Effort:
         return Pace(self.warmup_ns, self.block_ns, max(least, self.at_least), most, limit_s)
 
     def settled(self, objective: Statistic, *, final: bool) -> float:
-        """Return the A/A spread to wait for, in the final rounds or in the race."""
+        """Return the A/A spread to wait for.
+
+        Args:
+            objective: Statistic that latencies are compared by.
+            final: Whether it is for the final rounds; else for the race.
+        """
         wider = _P99_WIDER if objective == "p99" else 1.0
         return wider * (self.settle if final else self.race_settle)
 

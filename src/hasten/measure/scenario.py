@@ -35,7 +35,7 @@ class Offer:
         scenario: Scenario of the requests.
         requests: Fewest requests.
         duration_s: Shortest duration, in seconds.
-        rate_per_s: Rate of arrivals in the server scenario; else the rate of answers to expect.
+        rate_per_s: Arrivals per second in the server scenario; else the answers per second to expect.
         bound_ns: Bound on latency in the server scenario, in nanoseconds; 0 for none.
         seed: Seed of the arrivals.
     """
@@ -68,7 +68,7 @@ class Load:
         over_bound: Number of requests that took longer than the bound.
         holds: Whether at most 1% take longer, with 99% confidence if requests are independent;
             False without a bound.
-        latency_ns: Latency of every request, in order.
+        latency_ns: Latency of every request, in nanoseconds, in order.
     """
 
     offer: Offer

@@ -140,6 +140,9 @@ def open_chain(
         trusted: Public key, its file, or several, one of which must have signed each bundle; see
             `hasten.load`. The chain's own file isn't signed.
 
+    Returns:
+        The open chain; close it, or use it in a `with` block.
+
     Raises:
         InputError: a bundle is missing, has no pipeline or gives what the next node can't take, or
             an argument can't be read; the message names the node.

@@ -131,6 +131,9 @@ def pack(
             unpacked with `base`.
         codecs: Names of the codecs to choose from for each chunk; by default all that are installed.
 
+    Returns:
+        The sizes of the file and of what is in it, in bytes.
+
     Raises:
         InputError: there is no bundle, or `out` can't be written.
         IntegrityError: the bundle is damaged.

@@ -125,6 +125,9 @@ def shortlist(
         cache: Folder of earlier measurements; the user's cache folder by default.
         listen: Callback that is told of each network that is measured.
 
+    Returns:
+        The options that fit, and all that were measured.
+
     Raises:
         InputError: an argument can't be used, or no architecture fits (the message names the
             fastest).
