@@ -212,7 +212,7 @@ def test_the_fastest_ships_uncertified_only_when_asked_and_is_marked_so(tmp_path
     assert manifest.certificate is None
     assert manifest.winner.engine["lossy"] is True
     assert manifest.why.startswith(
-        "it ships without a certificate, as you allowed: the safest that was tested, "
+        "it ships without a certificate, as you allowed: the safest one, "
         f"{manifest.winner.label}, isn't certified: not enough data: "
     )
     assert result.winner.label == manifest.winner.label
