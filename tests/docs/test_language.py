@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import click
-import pytest
 
 import hasten
 from hasten.cli import main
@@ -41,18 +40,16 @@ def test_help_and_docstrings_of_public_names_are_plain(tmp_path: Path) -> None:
     assert check(tmp_path / "help.md", tmp_path / "docstrings.md") == ""
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("The run begins anew.", "'anew': Write: again."),
-        ("A sentense.", "sentense ==> sentence"),
-        ("The run " + "and the run " * 20 + "ends.", "words long"),
-        ("The the run.", "repeat"),
-        ("`anew`\n\n```sh\nhasten anew\n```", ""),
-    ],
-)
-def test_the_linter_reports_what_the_style_guide_says(text: str, said: str, tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text(f"# A page\n\n{text}\n")
-    assert said in check(page)
-    assert bool(check(page)) == bool(said)
+def test_the_linter_reports_what_the_style_guide_says(tmp_path: Path) -> None:
+    bad = {
+        "The run begins anew.": "'anew': Write: again.",
+        "A sentense.": "sentense ==> sentence",
+        "The run " + "and the run " * 20 + "ends.": "words long",
+        "The the run.": "Did you mean to repeat this word?",
+    }
+    good = "The run begins again. `anew`\n\n```sh\nhasten anew\n```"
+    for name, text in {"bad": "\n\n".join(bad), "good": good}.items():
+        (tmp_path / f"{name}.md").write_text(f"# A page\n\n{text}\n")
+    said = check(tmp_path / "bad.md", tmp_path / "good.md")
+    assert [one for one in bad.values() if one not in said] == []
+    assert len(said.splitlines()) == len(bad)

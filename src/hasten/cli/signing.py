@@ -36,7 +36,7 @@ def sign(bundle: Path, key: Path) -> None:
 def keygen(key: Path) -> None:
     """Make a pair of keys: the secret one in the file KEY, the public one next to it with the suffix .pub.
 
-    Whoever can read the secret key can sign in your name: it has no password. Neither file may be there
+    Anyone who can read the secret key can sign in your name: it has no password. Neither file may be there
     yet.
     """
     with one_line_errors():
