@@ -166,7 +166,7 @@ def test_a_damaged_one_is_set_aside_and_said(tmp_path: Path, place: int) -> None
     assert aside.read_bytes() == whole
     assert found.number == 1
     said = (
-        f"the ledger {tmp_path / FILE} was made anew: an older one was damaged, and is kept as "
+        f"the ledger {tmp_path / FILE} was made again: an older one was damaged, and is kept as "
         f"{aside.name}, so what earlier runs saw isn't known"
     )
     assert ledger.notes == (said,)

@@ -547,7 +547,7 @@ def _cold(as_json: bool, bundle: str, starts: int) -> None:
         return
     click.echo(starts_table(result.rows))
     click.echo(
-        f"medians of {starts} starts each, in turns; the cache keeps {result.kept_bytes:,} bytes"
+        f"medians of {starts} starts each, alternately; the cache keeps {result.kept_bytes:,} bytes"
     )
 
 
