@@ -182,7 +182,7 @@ class LedgerFile:
         content = Content(Begun(today(), why))
         if why:
             self.trouble = (
-                f"the ledger {self.path} was made again: {why}, so what earlier runs saw isn't known"
+                f"the ledger {self.path} was started again: {why}, so what earlier runs saw isn't known"
             )
         self.append(folder, content, [content.begun])
         with contextlib.suppress(OSError):  # a sign that a ledger was begun here
