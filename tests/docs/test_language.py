@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 def check(*pages: Path) -> str:
     """Return what the linter of pages says of these."""
-    command = [sys.executable, ROOT / "scripts" / "prose", *pages]
+    command = [sys.executable, str(ROOT / "scripts" / "prose"), *map(str, pages)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode in (0, 1), run.stderr
     return run.stdout.partition("language: ")[0]
