@@ -285,7 +285,10 @@ class Kept:
                 f"the monitor's evidence in {path} is damaged ({error!s:.200}): it was set aside as "
                 f"{beside.name}, and the evidence starts again, with another 5% for a false alarm"
             )
-            return None, f"the evidence was started again: the file was damaged, and is now {beside.name}"
+            return (
+                None,
+                f"the evidence was started again: the file was damaged, and is now {beside.name}",
+            )
 
     def _write(self, path: Path, record: Record) -> None:
         beside = path.with_name(f".{path.stem}.{secrets.token_hex(8)}")
