@@ -166,7 +166,7 @@ def test_a_damaged_one_is_set_aside_and_said(tmp_path: Path, place: int) -> None
     assert aside.read_bytes() == whole
     assert found.number == 1
     said = (
-        f"the ledger {tmp_path / FILE} was made anew: an older one was damaged, and is kept as "
+        f"the ledger {tmp_path / FILE} was started again: an older one was damaged, and is kept as "
         f"{aside.name}, so what earlier runs saw isn't known"
     )
     assert ledger.notes == (said,)
@@ -177,7 +177,7 @@ def test_a_damaged_one_is_set_aside_and_said(tmp_path: Path, place: int) -> None
 def test_one_that_was_lost_is_missed(tmp_path: Path) -> None:
     look(tmp_path, 1, passes=False)
     (tmp_path / FILE).unlink()
-    assert "made anew: an older one was lost, so what earlier runs saw isn't known" in (
+    assert "started again: an older one was lost, so what earlier runs saw isn't known" in (
         look(tmp_path, 1).kept
     )
 

@@ -35,7 +35,7 @@ def parts(folder: Path, samples: int, each: int | None = None, **settings: Any) 
             "net",
             0.95,
             None,
-            "420 sealed samples can't show a fall of at most 0.5 points, even where nothing changes: "
+            "420 sealed samples can't show a fall of at most 0.5 points, even if nothing changes: "
             "that takes 598, so some 1,155 samples in all",
         ),
         (
@@ -43,23 +43,21 @@ def parts(folder: Path, samples: int, each: int | None = None, **settings: Any) 
             "net",
             0.95,
             None,
-            "420 sealed samples can't show that at most 0.5% of answers change, even where nothing "
-            "changes: that takes 598, so some 1,155 samples in all",
+            "420 sealed samples can't show that at most 0.5% of answers change, even if nothing changes: that takes 598, so some 1,155 samples in all",
         ),
         (
             Top1(),
             "lost",
             0.99,
             None,
-            "420 sealed samples can't show losses of at most 0.5 points, even where nothing "
-            "changes: that takes 919, so some 1,613 samples in all",
+            "420 sealed samples can't show losses of at most 0.5 points, even if nothing changes: that takes 919, so some 1,613 samples in all",
         ),
         (
             Top1(),
             "net",
             0.99,
             None,
-            "420 sealed samples can't show a fall of at most 0.5 points, even where nothing changes: "
+            "420 sealed samples can't show a fall of at most 0.5 points, even if nothing changes: "
             "that takes 1,027, so some 1,768 samples in all",
         ),
         (
@@ -67,7 +65,7 @@ def parts(folder: Path, samples: int, each: int | None = None, **settings: Any) 
             "net",
             0.95,
             None,
-            "420 sealed samples can't show a fall of at most 0.5 points, even where nothing changes: "
+            "420 sealed samples can't show a fall of at most 0.5 points, even if nothing changes: "
             "that takes 670, so some 1,258 samples in all",
         ),
         (
@@ -75,7 +73,7 @@ def parts(folder: Path, samples: int, each: int | None = None, **settings: Any) 
             "net",
             0.95,
             5,
-            "84 sealed groups can't show a fall of at most 0.5 points, even where nothing changes: "
+            "84 sealed groups can't show a fall of at most 0.5 points, even if nothing changes: "
             "that takes 670, so some 1,018 groups in all",
         ),
     ],
@@ -94,8 +92,7 @@ def test_comparisons_are_counted_by_the_rarer_class_and_told_in_samples(tmp_path
     (words,) = warnings(little, Promise(Auroc()), 300)
     draws = int((little.sealed.labels == 1).sum())  # type: ignore[union-attr]
     assert words.startswith(
-        f"{draws} sealed disjoint comparisons can't show a fall of at most 1 point, even where nothing "
-        "changes: that takes 336, so some "
+        f"{draws} sealed disjoint comparisons can't show a fall of at most 1 point, even if nothing changes: that takes 336, so some "
     )
     needed = int(words.split("some ")[1].removesuffix(" samples in all").replace(",", ""))
     assert 3 * 336 * 2 < needed < 4 * 336 * 2
@@ -119,6 +116,6 @@ def test_training_data_leaves_all_of_the_data_to_judge_on(tmp_path: Path) -> Non
     training = ArrayDataset({"x": np.random.default_rng(9).standard_normal((50, 2))}, np.zeros(50))
     little = parts(tmp_path, 300, training=training)
     assert warnings(little, Promise(Top1()), 0) == [
-        "210 sealed samples can't show a fall of at most 1 point, even where nothing changes: "
+        "210 sealed samples can't show a fall of at most 1 point, even if nothing changes: "
         "that takes 299, so some 428 samples in all"
     ]

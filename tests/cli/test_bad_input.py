@@ -114,7 +114,7 @@ def test_dynamic_shapes_that_the_data_does_not_settle(tmp_path: Path) -> None:
     [
         (
             lambda: {"a": good(), "b": good()},
-            "the model takes the inputs x; {npz} has the arrays a, b beside labels and groups",
+            "the model takes the inputs x; {npz} has the arrays a, b in addition to labels and groups",
         ),
         (
             lambda: {"x": good()[:, :5]},

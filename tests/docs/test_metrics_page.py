@@ -13,7 +13,7 @@ from hasten.inputs.metrics.base import Metric
 from hasten.inputs.set_metrics import parse_set_metric
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "metrics.md").read_text()
-COMMANDS = re.findall(r"^    hasten (.*)$", PAGE, re.MULTILINE)
+COMMANDS = re.findall(r"^hasten (.*)$", PAGE, re.MULTILINE)
 OWN = re.search(r"^```python\n(# my\.py\n.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 
 

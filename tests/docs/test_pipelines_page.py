@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -11,11 +10,7 @@ from hasten.inputs.pipeline.base import Step
 from hasten.inputs.pipeline.config import from_yaml
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "pipelines.md").read_text()
-BLOCKS = [
-    textwrap.dedent(block)
-    for block in re.findall(r"(?m)(?:^    .+\n)+", PAGE)
-    if block.strip().startswith(("before:", "size:"))
-]
+BLOCKS = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.parametrize("block", BLOCKS)

@@ -18,7 +18,7 @@ from hasten.testing import models
 
 PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "rows.md").read_text()
 BLOCKS = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-BODIES = re.findall(r"^    curl .* -d '(.*)'$", PAGE, re.MULTILINE)
+BODIES = re.findall(r"^curl .* -d '(.*)'$", PAGE, re.MULTILINE)
 SCORE = """
     m (float[N, 3] x) => (float[N, 1] y)
     <int64[1] axes = {1}> { s = ReduceSum<keepdims = 1>(x, axes)  y = Sigmoid(s) }

@@ -16,7 +16,7 @@ from hasten.cli import main
 
 PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "sessions.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-(COMMAND,) = re.findall(r"^    hasten (optimize .*)$", PAGE, re.MULTILINE)
+(COMMAND,) = re.findall(r"^hasten (optimize .*)$", PAGE, re.MULTILINE)
 
 
 @pytest.mark.slow

@@ -161,7 +161,7 @@ def test_without_an_original_there_is_nothing_to_ask(
     with pytest.raises(CandidateError) as error:
         build(cascade(0.1), dataclasses.replace(model, origin=None), host, tmp_path)
     assert str(error.value) == (
-        "a cascade needs the original beside the model that passes made of it"
+        "a cascade needs the original and the model that passes made from it"
     )
 
 

@@ -27,7 +27,7 @@ from hasten.testing import models
 
 RIVALS = "tests.support.rivals:"
 NOT_ENOUGH = (
-    "140 sealed samples can't show that at most 1% of answers change, even where nothing changes: "
+    "140 sealed samples can't show that at most 1% of answers change, even if nothing changes: "
     "that takes 299, so some 641 samples in all"
 )
 
@@ -212,7 +212,7 @@ def test_the_fastest_ships_uncertified_only_when_asked_and_is_marked_so(tmp_path
     assert manifest.certificate is None
     assert manifest.winner.engine["lossy"] is True
     assert manifest.why.startswith(
-        "it ships without a certificate, as you allowed: the safest that was tested, "
+        "it ships without a certificate, as you allowed: the safest one, "
         f"{manifest.winner.label}, isn't certified: not enough data: "
     )
     assert result.winner.label == manifest.winner.label

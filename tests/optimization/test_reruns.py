@@ -61,7 +61,7 @@ def test_a_rerun_after_a_refusal_pays_and_fresh_samples_do_not(tmp_path: Path, s
     said = "second look at these data: tested at 0.05% instead of 5%, since 1 before it ended"
     assert any(note.startswith(said) for note in second.notes)
     assert second.notes[0] == (
-        "140 sealed samples can't show that at most 1.5% of answers change, even where nothing changes: "
+        "140 sealed samples can't show that at most 1.5% of answers change, even if nothing changes: "
         "that takes 657, after what earlier looks spent, or 199 that no run was given"
     )
     record = json.loads((second.bundle / "evidence" / "sealed.json").read_text())

@@ -102,7 +102,7 @@ def test_what_a_damaged_journal_says_to_do_works(tmp_path: Path) -> None:
     with (folder / JOURNAL).open("ab") as file:
         file.write(b"{\n")
     assert refused(folder, resume=True) == (
-        f"{folder / JOURNAL}: line 2 is damaged; remove {folder} to start anew"
+        f"{folder / JOURNAL}: line 2 is damaged; remove {folder} to start again"
     )
     shutil.rmtree(folder)
     stopped(folder)

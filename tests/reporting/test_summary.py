@@ -49,8 +49,8 @@ KEPT = (
     "no certificate is needed."
 )
 MEAN = (
-    "Over all requests: the mean latency is 0.43 (0.42 to 0.44) times the default engine's; the 99th "
-    "percentile isn't established by so few requests."
+    "Over all requests: the mean latency is 0.43 (0.42 to 0.44) times the default engine's; there were "
+    "too few requests to establish the 99th percentile."
 )
 
 
@@ -218,10 +218,10 @@ TEXTS: Mapping[str, tuple[Result, tuple[str, ...]]] = {
             "than the default engine.",
             "Also close: in the search, int8 (NNCF), 1 layer in float, OpenVINO, which lost less than the "
             "limit there, took 1.07 times as long as what ships.",
-            "Left to gain: the default engine takes 5.0 times the least that this machine could take, of "
-            "which arithmetic is the main part.",
-            "Left to gain: what ships takes 2.6 times the least that this machine could take, of which "
-            "reading memory is the main part.",
+            "Left to gain: the default engine takes 5.0 times the least time that this machine could "
+            "need; most of that least time is arithmetic.",
+            "Left to gain: what ships takes 2.6 times the least time that this machine could need; "
+            "most of that least time is reading memory.",
             "Note: images were prepared by decode, resize(size=256)",
             BENCH,
             BUNDLE,
@@ -246,14 +246,14 @@ TEXTS: Mapping[str, tuple[Result, tuple[str, ...]]] = {
     "exact, and the default engine itself": (
         EXACT_DEFAULT,
         (
-            "What ships: original, ONNX Runtime: the default engine as it is, since nothing faster may ship.",
-            "How fast: as fast as the default engine, which it is: a request takes 5 ms at the median with 2 "
+            "What ships: original, ONNX Runtime: the default engine, unchanged, since nothing faster may ship.",
+            "How fast: it is the default engine: a request takes 5 ms at the median with 2 "
             "threads and one sample in a request.",
             NOISE,
             "How sure: exact: what ships is the original model on the default engine, so no certificate is "
             "needed.",
-            "Why no inexact form, such as int8, ships: the safest that was to be tested, bf16, OpenVINO, "
-            "failed: it crashed.",
+            "Why no inexact form, such as int8, ships: the safest one, bf16, OpenVINO, failed "
+            "before its test: it crashed.",
             VALID,
             "Next: keep what you have: the bundle serves the same model",
             BUNDLE,
@@ -268,11 +268,11 @@ TEXTS: Mapping[str, tuple[Result, tuple[str, ...]]] = {
             "sample in a request.",
             NOISE,
             KEPT,
-            f"Why no inexact form, such as int8, ships: the safest that was tested, {INT8}, isn't certified: "
+            f"Why no inexact form, such as int8, ships: the safest one, {INT8}, isn't certified: "
             f"{FEW.in_words()}.",
             VALID,
             f"Fastest uncertified: {INT8} is 2.38x faster (95% interval 2.33 to 2.44) than the "
-            "default engine; in the search it lost 0.25 points of accuracy, where 1 may be lost.",
+            "default engine; in the search it lost 0.25 points of accuracy, and the limit is 1.",
             BENCH,
             f"Next: for {INT8} give more data: about 1,100 samples that the search never "
             "sees would probably certify it, and this run had 300",
@@ -282,13 +282,13 @@ TEXTS: Mapping[str, tuple[Result, tuple[str, ...]]] = {
     "not accurate enough": (
         NOT_ACCURATE,
         (
-            "What ships: original, ONNX Runtime: the default engine as it is, since nothing faster may ship.",
-            "How fast: as fast as the default engine, which it is: a request takes 5 ms at the median with 2 "
+            "What ships: original, ONNX Runtime: the default engine, unchanged, since nothing faster may ship.",
+            "How fast: it is the default engine: a request takes 5 ms at the median with 2 "
             "threads and one sample in a request.",
             NOISE,
             "How sure: exact: what ships is the original model on the default engine, so no certificate is "
             "needed.",
-            f"Why no inexact form, such as int8, ships: the safest that was tested, {INT8}, isn't certified: "
+            f"Why no inexact form, such as int8, ships: the safest one, {INT8}, isn't certified: "
             f"{FAILED.in_words()}.",
             VALID,
             "Next: keep what you have: the bundle serves the same model",
@@ -306,8 +306,8 @@ TEXTS: Mapping[str, tuple[Result, tuple[str, ...]]] = {
             "sample in a request.",
             MEAN,
             NOISE,
-            "How sure: not certified: it ships without a certificate, as you allowed: the safest that "
-            f"was tested, {INT8}, isn't certified: {FEW.in_words()}.",
+            "How sure: not certified: it ships without a certificate, as you allowed: the safest "
+            f"one, {INT8}, isn't certified: {FEW.in_words()}.",
             VALID,
             "Fastest exact: simplified, OpenVINO is 1.25x faster (95% interval 1.23 to 1.27) "
             "than the default engine.",
@@ -324,9 +324,9 @@ TEXTS: Mapping[str, tuple[Result, tuple[str, ...]]] = {
         (
             "What ships: original, ONNX Runtime, on 1 thread.",
             "How fast: 1.92x faster (95% interval 1.85 to 2.00) than the default engine (original, ONNX "
-            "Runtime) on the 2 threads that it takes by itself; the bundle runs on 1 thread; timed in 44 "
+            "Runtime) on the 2 threads that it uses by default; the bundle runs on 1 thread; timed in 44 "
             "rounds while the host was busy.",
-            "In the table: both had 1 thread, on which what ships is 1.00 times as fast (95% interval 0.99 "
+            "In the table: with 1 thread each, what ships is 1.00 times as fast (95% interval 0.99 "
             "to 1.01) as the default engine: a request takes 5 ms at the median instead of 5 ms.",
             NOISE,
             "How sure: exact: what ships is the original model on the default engine, so no certificate is "
@@ -343,9 +343,9 @@ TEXTS: Mapping[str, tuple[Result, tuple[str, ...]]] = {
         (
             f"What ships: {EXACT}, on 1 thread.",
             "How fast: 2.50x faster (95% interval 2.38 to 2.56) than the default engine (original, ONNX "
-            "Runtime) on the 2 threads that it takes by itself; the bundle runs on 1 thread; timed in 24 "
+            "Runtime) on the 2 threads that it uses by default; the bundle runs on 1 thread; timed in 24 "
             "rounds while the host was busy.",
-            "In the table: both had 1 thread, on which what ships is 1.25x faster (95% interval 1.23 to "
+            "In the table: with 1 thread each, what ships is 1.25x faster (95% interval 1.23 to "
             "1.27) than the default engine: a request takes 4 ms at the median instead of 5 ms.",
             NOISE,
             KEPT,
@@ -361,9 +361,8 @@ TEXTS: Mapping[str, tuple[Result, tuple[str, ...]]] = {
         (
             f"What ships: {EXACT}, on 1 thread.",
             "How fast: 1.25x faster (95% interval 1.23 to 1.27) than the default engine (original, ONNX "
-            "Runtime) where both have 1 thread: a request takes 4 ms at the median instead of 5 ms; by "
-            "itself the default engine takes 2 threads, on which the two weren't compared, since the host "
-            "was busy.",
+            "Runtime) if both have 1 thread: a request takes 4 ms at the median instead of 5 ms; the host "
+            "was too busy to compare them on the 2 threads that the default engine uses by default.",
             NOISE,
             KEPT,
             "Why no inexact form, such as int8, ships: none was both faster than the fastest exact form and "
@@ -397,7 +396,7 @@ TEXTS: Mapping[str, tuple[Result, tuple[str, ...]]] = {
             "lost, 0 gained).",
             "Compared: the RTL answered all 400 samples as its program did.",
             VALID,
-            "Next: where the device is, time it and test it: hasten bench 'my model.hasten'; hasten certify "
+            "Next: on a machine with the device, time it and test it: hasten bench 'my model.hasten'; hasten certify "
             "'my model.hasten' --data NEW_DATA",
             BUNDLE,
         ),
@@ -448,7 +447,7 @@ def test_a_faster_model_is_never_said_to_be_beaten_by_nothing() -> None:
 
 def test_forms_that_were_never_tried_or_never_ran_are_not_said_to_be_slow() -> None:
     assert untested(0, 0) == "none was tried"
-    assert untested(3, 0) == "none of 3 that were tried could be made, and run, here"
+    assert untested(3, 0) == "none of the 3 that were tried could be made and run here"
     assert untested(3, 1) == NO_FASTER
 
 
@@ -475,11 +474,11 @@ def test_pytorchs_own_half_precision_stands_beside_strict_float32() -> None:
         "exact",
         outcomes=(outcome(half, "judged", 0.5, 4), outcome(graph, "judged", 0.6)),
     )
-    line = next(line for line in summary(made) if line.startswith("Beside it: "))
+    line = next(line for line in summary(made) if line.startswith("Also timed: "))
     assert line == (
-        "Beside it: the default engine computes in strict float32; in the search, f16, PyTorch, compiled "
+        "Also timed: the default engine computes in strict float32; in the search, f16, PyTorch, compiled "
         "was 2.00x faster (95% interval 1.92 to 2.08) than it; in the search it lost 0.50 points of "
-        "accuracy, where 1 may be lost."
+        "accuracy, and the limit is 1."
     )
     without = dataclasses.replace(made, outcomes=(Outcome(half, "failed", "it has no kernel"),))
-    assert not [line for line in summary(without) if line.startswith("Beside it: ")]
+    assert not [line for line in summary(without) if line.startswith("Also timed: ")]

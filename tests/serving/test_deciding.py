@@ -354,9 +354,9 @@ def test_no_client_has_all_places_of_raw_samples(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(deciding, "_MOST_WAITING", 4)
     answers, shares = asyncio.run(_asked(Waiting(), "a0", ["a1", "b0", "a2", "c0", "d0"]))
     assert answers[:2] == [
-        "overloaded: 2 of the 4 requests with raw samples that may be under way are this client's, and "
+        "overloaded: 2 of the 4 requests with raw samples that may be in progress are this client's, and "
         "others are there; retry later",
-        "overloaded: 4 requests with raw samples are under way; retry later",
+        "overloaded: 4 requests with raw samples are in progress; retry later",
     ]
     assert answers[2:] == ["no sample"] * 4
     assert shares.taken == 0

@@ -122,7 +122,7 @@ def test_requests_of_two_clients_are_not_under_way_on_one_connection(tmp_path: P
             one.sendall(sent)
             answers = one.makefile("rb").read()
     assert answers.count(b"HTTP/1.1 200 ") == answers.count(b"HTTP/1.1 400 ") == 1
-    assert b"requests of different clients can't be under way on one connection" in answers
+    assert b"requests of different clients can't be in progress on one connection" in answers
 
 
 def test_one_token_for_all_tells_nobody_apart(bundle: Path, tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ def test_damaged_evidence_lies_beside_and_begins_anew(
             assert facts(server)["limits"][0]["n"] == 1
             assert facts(server)["begun_anew"] == 1
         (said,) = [text for text in caplog.messages if "is damaged" in text]
-        assert said.endswith("evidence begins anew, with another 5% for a false alarm")
+        assert said.endswith("the evidence starts again, with another 5% for a false alarm")
         assert "\n" not in said
     assert len(list(state.glob("*.damaged-*"))) == 3
 
@@ -271,7 +271,7 @@ def test_a_folder_that_cannot_be_used_costs_the_memory_of_a_restart_alone(
             assert len(facts(server)["alarms"]) == 1
         (said,) = [text for text in caplog.messages if "can't be kept" in text]
         assert why in said
-        assert "the next start begins anew" in said
+        assert "the next start begins again" in said
 
 
 def test_an_alarm_in_a_folder_that_became_read_only_still_holds(

@@ -177,7 +177,7 @@ def test_no_more_sequences_than_allowed_are_kept(ask: Ask, name: str, most: int)
 def test_one_of_several_servers_refuses_to_keep_sequences(ask: Ask) -> None:
     x = recurrent.sequences(1, 1)[0, 0]
     assert refusal(partial(ask, x, "none", sequence_id=51, sequence_start=True)) == (
-        "'none' keeps no sequences here, where no server of several would know which holds a state: "
+        "'none' keeps no sequences here, because none of several servers would know which one holds a state: "
         "send the states as inputs (h)"
     )
 

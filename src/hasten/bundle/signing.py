@@ -30,7 +30,7 @@ def sign(bundle: str | os.PathLike[str], key: str | os.PathLike[str]) -> PublicK
     the hash of every other file. It says who made the bundle, not that the bundle is right.
 
     Args:
-        bundle: The bundle's folder, or a packed one, which is packed anew with its signature.
+        bundle: The bundle's folder, or a packed one, which is packed again with its signature.
         key: File of a secret key without a password, as minisign -G -W or hasten keygen write it.
 
     Returns:

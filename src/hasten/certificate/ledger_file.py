@@ -181,9 +181,7 @@ class LedgerFile:
         """Begin a file, and say what became of an older one."""
         content = Content(Begun(today(), why))
         if why:
-            self.trouble = (
-                f"the ledger {self.path} was made anew: {why}, so what earlier runs saw isn't known"
-            )
+            self.trouble = f"the ledger {self.path} was started again: {why}, so what earlier runs saw isn't known"
         self.append(folder, content, [content.begun])
         with contextlib.suppress(OSError):  # a sign that a ledger was begun here
             lock = os.open(LOCK, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)

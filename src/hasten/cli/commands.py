@@ -73,7 +73,7 @@ def main() -> None:
 @click.option(
     "--trial-limit",
     type=Seconds(),
-    help="Longest time for one step of one candidate.  [default: 5m; 15m where FPGA designs are placed and routed]",
+    help="Longest time for one step of one candidate.  [default: 5m; 15m if FPGA designs are placed and routed]",
 )
 @click.option(
     "--latency-bound",
@@ -98,7 +98,7 @@ def main() -> None:
     is_flag=False,
     flag_value="page",
     metavar="[=HOW]",
-    help="Ask for labels of those sealed samples alone on which answers differ: on a page, beside the bundle; "
+    help="Ask for labels only of those sealed samples on which answers differ: on a page next to the bundle; "
     "or =csv, =wait (the page is served, and the run waits), =my.py:oracle, =labels.csv.",
 )
 @trust_code_option
@@ -106,12 +106,12 @@ def main() -> None:
 def optimize(as_json: bool, model: str, data: str | None, **options: Any) -> None:
     """Make the fastest certified version of MODEL.
 
-    Without data, the fastest version of the model's own precision: the result says what others could
+    Without data, it makes the fastest version of the model's own precision; the result says what others could
     reach and what data a certificate takes.
 
     With a target that isn't attached to this machine, the exit code is 0 if the bundle holds a model
     for that target; it is 1 if the bundle holds the original model for this host instead. It is 3 if
-    labels are asked for: once they are given, --resume goes on.
+    the run needs labels: once they are given, --resume continues it.
     """
     began = time.monotonic()
     with one_line_errors("stopped; finished work is kept: continue with --resume"):
@@ -139,7 +139,7 @@ def optimize(as_json: bool, model: str, data: str | None, **options: Any) -> Non
 @click.option(
     "--end-to-end",
     is_flag=True,
-    help="Compare the whole way from a file's bytes to the decision; --data is a folder of files, and "
+    help="Compare the whole path from a file's bytes to the decision; --data is a folder of files, and "
     "my.py:predict gets a file's bytes.",
 )
 @click.option(
@@ -233,7 +233,7 @@ def bench(as_json: bool, bundle: str, **options: Any) -> None:
     "--metric",
     multiple=True,
     callback=one_or_more,
-    help="Metric to score with, and may be repeated, for several outputs; required if the bundle's is "
+    help="Metric to score with; may be repeated for several outputs; required if the bundle's is "
     "my.py:score.  [default: the bundle's]",
 )
 @report_option
@@ -311,7 +311,9 @@ def certify(as_json: bool, bundle: str, data: str, **options: Any) -> None:
 
 
 @main.command()
-@click.option("--forget", is_flag=True, help="Empty it: earlier runs are no longer known.")
+@click.option(
+    "--forget", is_flag=True, help="Delete all of it, so that earlier runs are no longer known."
+)
 def ledger(forget: bool) -> None:
     """Show, or forget, which samples earlier runs of yours used.
 
@@ -412,13 +414,13 @@ def _carried(sequences: Sequences) -> str:
 @click.option(
     "--ceilings",
     is_flag=True,
-    help="Also measure this machine's peak compute and memory rates: some ten seconds.",
+    help="Also measure this machine's peak compute and memory rates; takes about ten seconds.",
 )
 @click.option(
     "--deep",
     type=click.Choice(["cuda"]),
     help="Check this device itself instead, for up to 5 minutes: memory, copies, graphs, threads, answers, A/A. "
-    "Exits with 0 if all holds, 1 if something doesn't, 3 if something couldn't be checked.",
+    "The exit code is 0 if all checks hold, 1 if one fails, and 3 if one couldn't be done.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
 def doctor(ceilings: bool, deep: str | None, as_json: bool) -> None:
@@ -515,7 +517,7 @@ def load(bundle: Path, warm: bool, trusted: tuple[str, ...] | None) -> None:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="File of the page.  [default: beside the bundle, under its name and .html]",
+    help="File of the page.  [default: next to the bundle, its name with .html]",
 )
 @click.option(
     "--json", "as_json", is_flag=True, help="Print the records behind the page as JSON instead."
@@ -545,7 +547,7 @@ def _cold(as_json: bool, bundle: str, starts: int) -> None:
         return
     click.echo(starts_table(result.rows))
     click.echo(
-        f"medians of {starts} starts each, in turns; the cache keeps {result.kept_bytes:,} bytes"
+        f"medians of {starts} starts each, alternately; the cache keeps {result.kept_bytes:,} bytes"
     )
 
 

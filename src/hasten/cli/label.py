@@ -16,7 +16,7 @@ from hasten.cli.options import one_line_errors
     "--port", type=click.IntRange(0, 65535), default=0, help="Port.  [default: a free one]"
 )
 def label(folder: Path, port: int) -> None:
-    """Serve the page in FOLDER, which optimize --ask-labels wrote, and keep labels as they come."""
+    """Serve the page in FOLDER, which optimize --ask-labels wrote, and save labels as they arrive."""
     with one_line_errors("stopped; all labels are kept: continue optimize with --resume"):
         from hasten.optimization.labelling.served import served
 

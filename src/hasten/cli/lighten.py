@@ -71,7 +71,7 @@ _PLAN = ("minutes", "epochs", "batch", "rate", "loss", "features")
     type=float,
     default=100.0,
     show_default=True,
-    help="Most passes over the training data.",
+    help="Largest number of passes over the training data.",
 )
 @click.option("--batch", type=int, default=64, show_default=True, help="Samples per training step.")
 @click.option("--rate", type=float, default=2e-3, show_default=True, help="Peak learning rate.")

@@ -86,7 +86,7 @@ class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
     type=int,
     default=256,
     show_default=True,
-    help="Most connections to open; each carries one request at a time.",
+    help="Largest number of connections to open; each carries one request at a time.",
 )
 @click.option(
     "--grace",

@@ -39,10 +39,12 @@ _OPTIONS = (
     ),
     click.option(
         "--network",
-        help="With --lossy: my.py:network or model.onnx, what the bundle was made from, where its own file can't be trained.",
+        help="With --lossy: my.py:network or model.onnx, what the bundle was made from, if its own file can't be trained.",
     ),
     click.option(
-        "--kept", type=Shares(), help="With --lossy: shares of the weights to keep, as 30%,10%."
+        "--kept",
+        type=Shares(),
+        help="With --lossy: shares of the weights to keep, such as 30%,10%.",
     ),
     click.option(
         "--bits", type=int, help="With --lossy: bits of a shared value's number.  [default: 4]"
@@ -51,7 +53,9 @@ _OPTIONS = (
         "--minutes", type=float, help="With --lossy: training time of each form.  [default: 10]"
     ),
     click.option(
-        "--epochs", type=float, help="With --lossy: most passes over the data.  [default: 20]"
+        "--epochs",
+        type=float,
+        help="With --lossy: largest number of passes over the data.  [default: 20]",
     ),
     click.option(
         "--batch", type=int, help="With --lossy: samples per training step.  [default: 128]"
@@ -77,7 +81,7 @@ _OPTIONS = (
         "--allow-near-copies",
         is_flag=True,
         default=None,
-        help="With --lossy: judge on data of which the training data seems to hold copies.",
+        help="With --lossy: judge on data of which the training data seems to contain copies.",
     ),
     click.option("--resume", is_flag=True, help="With --lossy: continue the run that was stopped."),
 )

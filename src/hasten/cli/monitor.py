@@ -21,11 +21,11 @@ from hasten.errors import InputError
     metavar="FOLDER",
     help="Folder that keeps the monitor's evidence.  [default: ~/.local/state/hasten/monitor]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print all that is kept, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything that is kept, as JSON.")
 def monitor(bundle: Path, clear: bool, monitor_state: str, as_json: bool) -> None:
     """Show what hasten serve --shadow found out about a bundle, or clear its alarms.
 
-    It ends with 1 while there is an alarm. After --clear, evidence begins anew, which may raise one
+    It ends with 1 while there is an alarm. After --clear, the evidence starts again, which may raise one
     more false alarm (5%), and a running server looks again at SIGHUP.
     """
     from hasten.bundle import MANIFEST, read, unpacked

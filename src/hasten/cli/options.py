@@ -168,7 +168,7 @@ custom_ops_option = click.option(
 trust_code_option = click.option(
     "--trust-code",
     is_flag=True,
-    help="Run code that MODEL's folder or file brings; without it such a model is refused.",
+    help="Run code that MODEL's folder or file contains; without this option such a model is refused.",
 )
 
 
@@ -179,7 +179,7 @@ class MetricOption(click.Option):
         """List the metrics' spellings when help is shown: no metric is imported before that."""
         from hasten.inputs.metrics.choice import forms
 
-        self.help = f"Metric to score with; may be repeated, for several outputs: {forms()}."
+        self.help = f"Metric to score with; may be repeated for several outputs: {forms()}."
         return super().get_help_record(ctx)
 
 
@@ -192,8 +192,7 @@ class ReportOption(click.Option):
 
         self.help = (
             "Figure over the sealed data to state before and after; may be repeated: "
-            f"{set_forms()}; none for none.  [default: those of a binary classification where labels "
-            "are 0 and 1, mAP where they are boxes]"
+            f"{set_forms()}; none for none.  [default: those of a binary classification if labels are 0 and 1, mAP if they are boxes]"
         )
         return super().get_help_record(ctx)
 
@@ -215,10 +214,7 @@ GUARD_HELP = (
     "of answers changed."
 )
 
-OVER_HELP = (
-    "What the certificate's mean is over, where samples have groups or repeat one another: all samples, "
-    "or groups, each counting once."
-)
+OVER_HELP = "What the certificate's mean is over, if samples have groups or repeat one another: all samples, or groups, each counted once."
 
 _ORDER_OPTIONS = (
     click.option(
@@ -271,7 +267,7 @@ _ORDER_OPTIONS = (
         type=int,
         default=300,
         show_default=True,
-        help="Most samples to calibrate the quantizers' ranges with.",
+        help="Largest number of samples with which the quantizers' ranges are calibrated.",
     ),
     click.option(
         "--seed",
@@ -285,12 +281,12 @@ _ORDER_OPTIONS = (
     click.option(
         "--accept-uncertified",
         is_flag=True,
-        help="Ship the fastest candidate even if none can be certified.",
+        help="Put the fastest candidate into the bundle even if none can be certified.",
     ),
     click.option(
         "--allow-near-copies",
         is_flag=True,
-        help="Judge on data of which the training data seems to hold copies; the certificate says so.",
+        help="Judge on data of which the training data seems to contain copies; the certificate says so.",
     ),
     click.option(
         "--end-to-end",
@@ -301,19 +297,17 @@ _ORDER_OPTIONS = (
         "--state",
         "states",
         multiple=True,
-        help="State that the model carries, as the input that takes it and the output that gives the "
-        "next: h=h_out; may be repeated. A sample of the data is then a whole sequence of steps.",
+        help="State that the model carries: the input that takes it and the output that gives the next one, h=h_out; may be repeated. A sample of the data is then a whole sequence of steps.",
     ),
     click.option(
         "--scored",
         type=click.Choice(["all", "last"]),
-        help="Steps of a sequence that its score is about.  [default: the last one where each "
-        "sequence has one label, else all]",
+        help="Steps of a sequence that its score covers.  [default: the last one if each sequence has one label, else all]",
     ),
     click.option(
         "--pad",
         multiple=True,
-        help="Value that an input may be padded with where samples differ in shape, if it isn't 0: "
+        help="Value that pads an input if samples differ in shape, unless it is 0: "
         "padding_mask=1; may be repeated.",
     ),
     click.option("--resume", is_flag=True, help="Continue the run that was stopped."),

@@ -19,7 +19,7 @@ CODING_HELPS = "Coding shortens the download and the cold start; answers take as
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="File to write.  [default: the bundle's name with .hastenz, beside it; with -lean where something "
+    help="File to write.  [default: the bundle's name with .hastenz, next to it; with -lean if something "
     "is left out]",
 )
 @click.option(
@@ -28,7 +28,7 @@ CODING_HELPS = "Coding shortens the download and the cold start; answers take as
 @click.option(
     "--no-evidence", is_flag=True, help="Leave out the records of the run and its report."
 )
-@click.option("--codecs", help="Codecs to choose from, with commas between.  [default: all]")
+@click.option("--codecs", help="Codecs to choose from, separated by commas.  [default: all]")
 @click.option(
     "--since",
     type=click.Path(path_type=Path),
@@ -48,7 +48,7 @@ def pack(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Pack BUNDLE into one file, as small as it gets with the same answers bit for bit.
+    """Pack BUNDLE into one small file; the answers stay the same bit for bit.
 
     With --lossy the answers change a little, which a certificate bounds; the file is then far smaller. The
     exit code is 1 if no smaller form could be certified: the file holds the exact model then.
@@ -94,7 +94,7 @@ def pack(
 @click.option(
     "--base",
     type=click.Path(path_type=Path),
-    help="Older bundle, a folder or a packed one, where PACKED is the difference to it; --out may be the "
+    help="Older bundle, a folder or a packed one, if PACKED is the difference to it; --out may be the "
     "same, and is replaced at once when every file is there.",
 )
 @trusted_option

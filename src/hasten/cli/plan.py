@@ -20,14 +20,14 @@ from hasten.cli.options import GUARD_HELP, Share, guard_choice, one_line_errors
     type=Share(),
     default="2%",
     show_default=True,
-    help="Share of answers expected to change, right ones lost and wrong ones mended together.",
+    help="Expected share of changed answers: right ones lost and wrong ones gained together.",
 )
 @click.option(
     "--expect-drop",
     type=Share(),
     default="0%",
     show_default=True,
-    help="Drop in accuracy expected: right answers lost less wrong ones mended.",
+    help="Expected drop in accuracy: right answers lost minus wrong ones gained.",
 )
 @click.option("--guard", type=guard_choice, default="net", show_default=True, help=GUARD_HELP)
 @click.option(
@@ -42,21 +42,23 @@ from hasten.cli.options import GUARD_HELP, Share, guard_choice, one_line_errors
     type=Share(),
     default="80%",
     show_default=True,
-    help="Chance of a certificate, if what is expected is so.",
+    help="Chance of a certificate if the expectations are right.",
 )
 @click.option(
     "--groups",
     is_flag=True,
-    help="Data comes in groups, or scores lie between 0 and 1: betting will judge.",
+    help="The data has groups, or scores are between 0 and 1, so that the test is by betting.",
 )
 @click.option(
     "--calibration",
     type=click.IntRange(min=1),
     default=300,
     show_default=True,
-    help="Most samples to calibrate the quantizers' ranges with.",
+    help="Largest number of samples with which the quantizers' ranges are calibrated.",
 )
-@click.option("--training", is_flag=True, help="Other data calibrates: all of this judges.")
+@click.option(
+    "--training", is_flag=True, help="Other data calibrates, so that all of this data judges."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(as_json: bool, **options: object) -> None:
     """Say how many samples and labels a promise takes, before anyone collects data."""

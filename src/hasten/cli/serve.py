@@ -40,9 +40,7 @@ IMAGE = "hasten-models:latest"
     "--allow-host",
     multiple=True,
     metavar="NAME",
-    help="A name by which clients and web pages reach the server, such as a proxy's, besides localhost, "
-    "IP addresses and this machine's; *.NAME for all below it, * for any. May be repeated. With a "
-    "token or TLS, any name will do.",
+    help="A name by which clients and web pages reach the server, such as a proxy's, in addition to localhost, IP addresses and this machine's; *.NAME for all names below it, * for any. May be repeated. With a token or TLS, any name is accepted.",
 )
 @click.option(
     "--deadline",
@@ -63,12 +61,12 @@ IMAGE = "hasten-models:latest"
     type=int,
     default=32,
     show_default=True,
-    help="Most rows in one batch; 1 turns batching off.",
+    help="Largest number of rows in one batch; 1 turns batching off.",
 )
 @click.option(
     "--any-batch",
     is_flag=True,
-    help="Form batches of any size, also where the certificate doesn't cover it.",
+    help="Form batches of any size, even if the certificate doesn't cover it.",
 )
 @click.option(
     "--sessions",
@@ -87,7 +85,7 @@ IMAGE = "hasten-models:latest"
     type=int,
     default=1024,
     show_default=True,
-    help="Most sequences of a model with states that are kept at once; 0 keeps none.",
+    help="Largest number of sequences kept at once for a model with states; 0 keeps none.",
 )
 @click.option(
     "--sequence-bytes",
@@ -102,7 +100,7 @@ IMAGE = "hasten-models:latest"
     type=Seconds(),
     default="60s",
     show_default=True,
-    help="Time without a request after which a sequence's state goes.",
+    help="Time without a request after which a sequence's state is dropped.",
 )
 @click.option(
     "--compiled",
@@ -114,21 +112,20 @@ IMAGE = "hasten-models:latest"
     "--shadow",
     type=Share(),
     default=0.0,
-    help="Share of answers that the exact model gives too, so that the certificate is watched, such "
-    "as 1%.  [default: none]",
+    help="Share of requests that the exact model answers too, to watch the certificate, such as 1%.  [default: none]",
 )
 @click.option(
     "--shadow-limit",
     type=Share(),
     default=0.0,
-    help="Share of changed answers from which an alarm is raised.  [default: the certificate's]",
+    help="Share of changed answers above which an alarm is raised.  [default: the certificate's]",
 )
 @click.option(
     "--on-alarm",
     type=click.Choice(["tell", "exact"]),
     default="tell",
     show_default=True,
-    help="tell says an alarm; exact lets the exact model answer, too, until hasten monitor --clear.",
+    help="tell reports an alarm; exact also lets the exact model answer, until hasten monitor --clear.",
 )
 @click.option(
     "--webhook",
@@ -186,7 +183,7 @@ IMAGE = "hasten-models:latest"
 @click.option(
     "--tls-client-ca",
     type=click.Path(path_type=Path),
-    help="PEM file of the certificates of which one must have signed a client's; needs --tokens.",
+    help="PEM file of certificates; one of them must have signed a client's certificate. Needs --tokens.",
 )
 @click.option(
     "--max-body",
@@ -201,7 +198,7 @@ IMAGE = "hasten-models:latest"
     type=int,
     default=1024,
     show_default=True,
-    help="Most connections open at once.",
+    help="Largest number of open connections.",
 )
 @click.option(
     "--no-fairness",
@@ -209,7 +206,7 @@ IMAGE = "hasten-models:latest"
     is_flag=True,
     flag_value=False,
     default=True,
-    help="Let one client take all, while others wait: clients aren't told apart by their addresses.",
+    help="Don't share places fairly among clients: one client may take all while others wait.",
 )
 @click.option(
     "--drain",
@@ -225,8 +222,7 @@ IMAGE = "hasten-models:latest"
     type=Seconds(),
     default="30s",
     show_default=True,
-    help="Longest time for which the serving process may hear nobody, as where an engine hangs, before it "
-    "is replaced; 0 for any.",
+    help="Longest time for which the serving process may not respond, for example because an engine hangs, before it is replaced; 0 for any.",
 )
 @click.option(
     "--trace",
@@ -240,9 +236,13 @@ IMAGE = "hasten-models:latest"
 @click.option(
     "--ray-address", help="Address of the Ray cluster.  [default: a new one on this machine]"
 )
-@click.option("--min-replicas", type=int, help="Fewest replicas on the cluster.  [default: 1]")
 @click.option(
-    "--max-replicas", type=int, help="Most replicas on the cluster.  [default: --min-replicas]"
+    "--min-replicas", type=int, help="Smallest number of replicas on the cluster.  [default: 1]"
+)
+@click.option(
+    "--max-replicas",
+    type=int,
+    help="Largest number of replicas on the cluster.  [default: --min-replicas]",
 )
 @click.option(
     "--write-kserve",

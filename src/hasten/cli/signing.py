@@ -34,9 +34,9 @@ def sign(bundle: Path, key: Path) -> None:
 @click.command()
 @click.argument("key", type=click.Path(path_type=Path))
 def keygen(key: Path) -> None:
-    """Make a pair of keys: the secret one in the file KEY, the public one beside it with the suffix .pub.
+    """Make a pair of keys: the secret one in the file KEY, the public one next to it with the suffix .pub.
 
-    Whoever can read the secret key can sign in your name: it has no password. Neither file may be there
+    Anyone who can read the secret key can sign in your name: it has no password. Neither file may be there
     yet.
     """
     with one_line_errors():

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     type=Seconds(),
     default="0s",
     show_default=True,
-    help="How long to try to reach a camera again that went away.",
+    help="How long to try to reach a camera that went away.",
 )
 @click.option(
     "--for", "duration_s", type=Seconds(), help="Length of the watch.  [default: the source's]"
@@ -77,10 +77,10 @@ def watch(
     deadline_s: float | None,
     **options: Any,
 ) -> None:
-    """Answer a stream's frames with BUNDLE, or a chain, as they come, the newest first.
+    """Answer a stream's frames with BUNDLE, or a chain, as they arrive, the newest first.
 
     A frame that a newer one overtakes is dropped, never queued. Ctrl-C ends the watch, with the
-    counts and with whole files.
+    counts and with complete files.
 
     The exit code is 1 if a camera went away for good, if a recording is cut short, or if a file
     that was asked for couldn't be written.

@@ -90,7 +90,7 @@ class Cascade(Engine):
         """
         if model.origin is None:
             raise CandidateError(
-                "a cascade needs the original beside the model that passes made of it"
+                "a cascade needs the original and the model that passes made from it"
             )
         parts = {}
         for name, engine, part in zip(

@@ -301,8 +301,7 @@ def _check_device(folder: Path, manifest: Manifest) -> None:
             engine.check_faithful()
         except InputError as error:
             raise InputError(
-                f"{folder} is for {here.device}, which isn't here, and {error}: run hasten certify where "
-                f"the device is ({family_of(here).noun})"
+                f"{folder} is for {here.device}, which isn't here, and {error}: run hasten certify on a machine with the device ({family_of(here).noun})"
             ) from error
 
 

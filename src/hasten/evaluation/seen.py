@@ -144,8 +144,7 @@ class Seen:
         if self.groups and dataset.groups is None:
             raise InputError(
                 f"{folder} was made with groups, and the data has none, so samples that belong together "
-                "would pass for independent ones: give each sample its group, one of its own where it "
-                "belongs with no other"
+                "would pass for independent ones: give each sample its group, or a group of its own if it belongs with no other"
             )
 
 
@@ -158,7 +157,7 @@ def seen_by(folder: Path, manifest: Manifest) -> Seen:
     if _SEALED not in manifest.files:
         raise IntegrityError(
             f"{folder} has no {_SEALED}, so what it was made with isn't known and no data is fresh: "
-            "make it anew, or let its run finish with resume=True"
+            "make it again, or let its run finish with resume=True"
         )
     size_bytes = manifest.files[_SEALED][1]
     if size_bytes > _SEALED_BYTES:

@@ -38,7 +38,7 @@ class Journal:
                 self._events.append({"kind": event["kind"], **event})
             except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise InputError(
-                    f"{self.path}: line {number} is damaged; remove {self.path.parent} to start anew"
+                    f"{self.path}: line {number} is damaged; remove {self.path.parent} to start again"
                 ) from error
 
     def append(self, kind: str, **fields: Any) -> None:

@@ -183,7 +183,7 @@ def _words(given: Prepared, made: Prepared) -> str:
     return (
         "the model takes pixels as uint8 and normalizes them itself; preparing a picture, before "
         f"the model, takes {after:.3g} ms instead of {before:.3g} ms (median of "
-        f"{len(_spread(len(given.dataset)))} of the pictures, in turns)"
+        f"{len(_spread(len(given.dataset)))} of the pictures, alternately)"
     )
 
 

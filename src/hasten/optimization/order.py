@@ -110,7 +110,7 @@ class Order:
         out: Folder of the bundle.
         keep_exact: Whether the bundle keeps the exact model, for `certify` and as a fallback.
         keep_requests: Whether the bundle keeps up to 4 samples of the search split, to warm up with
-            and to time where no data is at hand. Set False if the data must not leave this machine.
+            and to time if no data is given. Set False if the data must not leave this machine.
         accept_uncertified: Whether the fastest candidate ships, marked as uncertified, where none
             is certified.
         allow_near_copies: Whether training data may hold near copies of more than 5% of the samples to
@@ -123,11 +123,11 @@ class Order:
             sample of the data is a whole sequence, with an axis of steps.
         scored: Steps of a sequence that its score is about: "all" for the mean over them, or
             "last". By default the last one where each sequence has one label, else all.
-        ask_labels: How labels are asked for, of those sealed samples alone on which answers differ:
-            "page" for a folder with a page to label them on, beside the bundle; "csv" for a table to
-            fill in; "wait" for the page, served here until all are labelled; the path of a CSV file
-            with the labels; or "my.py:oracle", a function that is called with the samples. None for
-            no labels but the data's own.
+        ask_labels: How to ask for labels of those sealed samples on which answers differ. "page" makes a
+            folder with a page to label them on, next to the bundle. "csv" makes a table to fill in.
+            "wait" serves the page here until all are labelled. The path of a CSV file reads labels from
+            it, and "my.py:oracle" calls a function with the samples. None uses only the data's own
+            labels.
         trust_code: Whether code that a model's folder or file brings may run.
         pad: Values that inputs may be padded with to reach a length that a model was compiled for, where
             they aren't 0: {"padding_mask": 1}, or "padding_mask=1,ids=3". Only where samples differ in

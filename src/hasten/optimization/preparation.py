@@ -578,8 +578,7 @@ def warnings(
     if promise.mean_over == "samples" and (why := uneven(draws.largest, draws.samples, sealed)):
         remedy = "; or ask for the mean over groups, in which each counts once"
     return [
-        f"{sealed:,} sealed {noun} can't show {goal(guard, type_name(metric), max_drop)}, even where "
-        f"nothing changes{why}: that takes {least:,}, {enough}{remedy}"
+        f"{sealed:,} sealed {noun} can't show {goal(guard, type_name(metric), max_drop)}, even if nothing changes{why}: that takes {least:,}, {enough}{remedy}"
     ]
 
 

@@ -163,7 +163,7 @@ def drafts_note(drafts: Sequence[tuple[str, float]]) -> str:
         return "no inexact candidate was faster than the default engine, even as a draft"
     shown = ", ".join(f"{label} {speedup:.2f}x" for label, speedup in drafts)
     return (
-        f"inexact forms, in drafts on made-up inputs, beside the default engine: {shown}; none ships, since "
+        f"inexact forms, in drafts on made-up inputs, compared with the default engine: {shown}; none ships, since "
         "only data can tell whether their answers hold"
     )
 

@@ -76,7 +76,7 @@ def upgraded_graph(
     asked = f"the model has operator set {old} and this needs {OPSET}"
     if proto.ByteSize() > PROTOBUF_LIMIT_BYTES:
         raise CandidateError(
-            f"{asked}: a model over 2 GiB can't be upgraded here, so export it anew"
+            f"{asked}: a model over 2 GiB can't be upgraded here, so export it again"
         )
     try:
         with silenced():

@@ -1,6 +1,6 @@
 """The result of a run in words: each line makes sense alone, and no two contradict each other.
 
-What people have is the default engine on all the threads that it takes by itself, so that is the first
+What people have is the default engine on all the threads that it uses by default, so that is the first
 comparison. All of it is made from records alone.
 """
 
@@ -66,29 +66,29 @@ def what_ships(result: Result) -> str:
     """Say what the bundle serves, and whether that is what people have already."""
     label = result.winner.label
     if _is_default(result):
-        return f"{label}: the default engine as it is, since nothing faster may ship"
+        return f"{label}: the default engine, unchanged, since nothing faster may ship"
     if result.shipped_threads != result.default_threads:
         return f"{label}, on {_threads(result.shipped_threads)}"
     return label
 
 
 def how_fast(result: Result) -> str:
-    """Compare what ships with the default engine on all the threads that it takes by itself."""
+    """Compare what ships with the default engine on all the threads that it uses by default."""
     winner, default = result.winner, result.rows[0]
     taking = f"a request takes {_takes(winner)} {_AT[winner.statistic]}"
     if _is_default(result):
-        return f"as fast as the default engine, which it is: {taking} with {_each(result)}"
+        return f"it is the default engine: {taking} with {_each(result)}"
     who = f"the default engine ({default.label})"
     if result.on_all is None and result.default_threads in (0, result.threads):
         return f"{faster(winner.ratio, who)}: {taking} instead of {_takes(default)}, both with {_each(result)}"
     if result.on_all is None:
         return (
-            f"{faster(winner.ratio, who)} where both have {_threads(result.threads)}: {taking} instead of "
-            f"{_takes(default)}; by itself the default engine takes {_threads(result.default_threads)}, on "
-            "which the two weren't compared, since the host was busy"
+            f"{faster(winner.ratio, who)} if both have {_threads(result.threads)}: {taking} instead of "
+            f"{_takes(default)}; the host was too busy to compare them on the "
+            f"{_threads(result.default_threads)} that the default engine uses by default"
         )
     return (
-        f"{faster(result.on_all, who)} on the {_threads(result.default_threads)} that it takes by itself; "
+        f"{faster(result.on_all, who)} on the {_threads(result.default_threads)} that it uses by default; "
         f"the bundle runs on {_threads(result.shipped_threads)}; timed in {result.on_all.rounds} rounds while "
         "the host was busy"
     )
@@ -100,7 +100,7 @@ def on_fewer_threads(result: Result) -> str:
         return ""
     winner, default = result.winner, result.rows[0]
     return (
-        f"both had {_threads(result.threads)}, on which what ships is "
+        f"with {_threads(result.threads)} each, what ships is "
         f"{faster(winner.ratio, 'the default engine')}: a request takes {_takes(winner)} "
         f"{_AT[winner.statistic]} instead of {_takes(default)}"
     )
@@ -130,7 +130,7 @@ def every_request(result: Result) -> str:
         return ""
     mean = f"the mean latency is {_times(winner.mean_ratio)} times the default engine's"
     if winner.p99_ratio is None:
-        return f"{mean}; the 99th percentile isn't established by so few requests"
+        return f"{mean}; there were too few requests to establish the 99th percentile"
     return f"{mean}, the 99th percentile {_times(winner.p99_ratio)} times"
 
 
@@ -192,7 +192,7 @@ def untested(tried: int, ran: int) -> str:
     """
     if not tried:
         return "none was tried"
-    return NO_FASTER if ran else f"none of {tried} that were tried could be made, and run, here"
+    return NO_FASTER if ran else f"none of the {tried} that were tried could be made and run here"
 
 
 def refused(label: str, entry: Judgement | str) -> str:
@@ -203,8 +203,8 @@ def refused(label: str, entry: Judgement | str) -> str:
         entry: Its judgement, or the reason why it failed.
     """
     if isinstance(entry, str):
-        return f"the safest that was to be tested, {label}, failed: {entry}"
-    return f"the safest that was tested, {label}, isn't certified: {entry.in_words()}"
+        return f"the safest one, {label}, failed before its test: {entry}"
+    return f"the safest one, {label}, isn't certified: {entry.in_words()}"
 
 
 def faster(ratio: Ratio, than: str) -> str:
@@ -294,7 +294,7 @@ def _measured(result: Result) -> Iterator[str]:
     if fewer := on_fewer_threads(result):
         yield f"In the table: {fewer}."
     if half := torch_in_half(result):
-        yield f"Beside it: {half}."
+        yield f"Also timed: {half}."
     if every := every_request(result):
         yield f"Over all requests: {every}."
     if steps := per_step(result):
@@ -312,8 +312,8 @@ def _measured(result: Result) -> Iterator[str]:
     for limit in result.limits:
         who = "what ships" if limit.role == result.winner.role else f"the {limit.role}"
         yield (
-            f"Left to gain: {who} takes {limit.ratio:.1f} times the least that this machine could take, of "
-            f"which {_BINDS.get(limit.binds, limit.binds)} is the main part."
+            f"Left to gain: {who} takes {limit.ratio:.1f} times the least time that this machine could "
+            f"need; most of that least time is {_BINDS.get(limit.binds, limit.binds)}."
         )
     if best := won(result):
         yield f"Methods: {best}."
@@ -355,7 +355,7 @@ def _elsewhere(result: Result) -> Iterator[str]:
     yield from (f"Note: {note}" for note in result.notes)
     if shipped is not None:
         bundle = shlex.quote(str(result.bundle))
-        yield f"Next: where the device is, time it and test it: hasten bench {bundle}; hasten certify {bundle} --data NEW_DATA"
+        yield f"Next: on a machine with the device, time it and test it: hasten bench {bundle}; hasten certify {bundle} --data NEW_DATA"
 
 
 def _compared(result: Result) -> list[str]:
@@ -425,4 +425,4 @@ def _lost(result: Result, label: str) -> str:
     if found is None or found.drop is None or result.asked is None:
         return ""
     drop = 100 * found.drop.estimate
-    return f"; in the search it lost {drop:.2f} points of {result.asked.noun}, where {100 * result.asked.max_drop:.6g} may be lost"
+    return f"; in the search it lost {drop:.2f} points of {result.asked.noun}, and the limit is {100 * result.asked.max_drop:.6g}"

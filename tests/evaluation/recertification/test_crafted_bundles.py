@@ -163,6 +163,5 @@ def test_a_bundle_that_does_not_say_what_it_was_made_with_calls_nothing_fresh(
 ) -> None:
     forge(crafted, lambda record: record["files"].pop(SEALED))
     assert refused(crafted, data[1]) == (
-        f"{crafted} has no {SEALED}, so what it was made with isn't known and no data is fresh: make "
-        "it anew, or let its run finish with resume=True"
+        f"{crafted} has no {SEALED}, so what it was made with isn't known and no data is fresh: make it again, or let its run finish with resume=True"
     )

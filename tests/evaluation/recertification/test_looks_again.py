@@ -91,7 +91,9 @@ def test_a_damaged_ledger_is_one_line_and_the_test_goes_on(
     assert (checked.kind, checked.passed) == ("fresh data", True)
     assert checked.look is not None
     last = checked.in_words().splitlines()[-1]
-    assert last.startswith(f"note: the ledger {state}/ledger.jsonl was made anew: an older one was")
+    assert last.startswith(
+        f"note: the ledger {state}/ledger.jsonl was started again: an older one was"
+    )
     assert last.endswith("so what earlier runs saw isn't known")
     assert "an older one was damaged" in checked.look.kept
 

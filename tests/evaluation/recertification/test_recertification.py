@@ -75,8 +75,7 @@ def test_a_bundle_made_with_groups_is_not_judged_on_samples_that_may_belong_toge
         hasten.certify(bundle, fresh)
     assert str(caught.value) == (
         f"{bundle} was made with groups, and the data has none, so samples that belong together would "
-        "pass for independent ones: give each sample its group, one of its own where it belongs with "
-        "no other"
+        "pass for independent ones: give each sample its group, or a group of its own if it belongs with no other"
     )
     np.savez(tmp_path / "grouped.npz", **np.load(fresh), groups=np.arange(400) // 2)
     assert hasten.certify(bundle, tmp_path / "grouped.npz").judgement.groups == 200
@@ -112,7 +111,7 @@ def test_what_stands_in_for_a_device_is_never_certified(
     assert (ended.exit_code, ended.stdout) == (2, "")
     assert ended.stderr == (
         f"hasten: {bundle} is for {device}, which isn't here, and a session on this host may "
-        f"answer otherwise than the device: run hasten certify where the device is ({noun})\n"
+        f"answer otherwise than the device: run hasten certify on a machine with the device ({noun})\n"
     )
 
 

@@ -129,7 +129,7 @@ def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
 def test_images_beside_class_folders_are_refused(classes: Path) -> None:
     photo(classes / "loose.png")
     assert refused(classes) == (
-        f"{classes} has images beside the class folder ant: "
+        f"{classes} has images next to the class folder ant: "
         "put every image into a class folder, or none; those without a class into the folder unlabelled"
     )
 

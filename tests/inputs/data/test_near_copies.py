@@ -144,7 +144,7 @@ def test_few_are_told_with_examples_and_many_refused() -> None:
         check_near_copies(training, many)
     assert str(error.value).endswith(
         "; and 97 more: what was trained on can't judge; take them out of one of the two, or say "
-        "allow_near_copies=True where you know that they aren't copies"
+        "allow_near_copies=True if you know that they aren't copies"
     )
     allowed = check_near_copies(training, many, True)
     assert allowed is not None

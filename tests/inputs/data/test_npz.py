@@ -214,14 +214,14 @@ def test_arrays_that_are_not_the_models_inputs_are_named(tmp_path: Path) -> None
     path = tmp_path / "d.npz"
     np.savez(path, a=X, b=X, labels=LABELS)
     assert refused(path, ["a", "c"]) == (
-        f"the model takes the inputs a, c; {path} has the arrays a, b beside labels and groups"
+        f"the model takes the inputs a, c; {path} has the arrays a, b in addition to labels and groups"
     )
     assert refused(path, ["a"]) == (
-        f"the model takes the inputs a; {path} has the arrays a, b beside labels and groups"
+        f"the model takes the inputs a; {path} has the arrays a, b in addition to labels and groups"
     )
     np.savez(path, labels=LABELS)
     assert refused(path, ["a"]) == (
-        f"the model takes the inputs a; {path} has the arrays none beside labels and groups"
+        f"the model takes the inputs a; {path} has the arrays none in addition to labels and groups"
     )
 
 

@@ -101,21 +101,20 @@ def test_classes_with_numbers_are_found_in_any_spelling(labels: list[Any]) -> No
 
 def test_a_long_list_of_columns_is_cut_between_two_of_them() -> None:
     many = {"age": [1.0]} | {f"column {number}": [1.0] for number in range(60)}
-    assert refused(many).endswith("'column 21', 'column 22', ... beside the known ones")
+    assert refused(many).endswith("'column 21', 'column 22', ... in addition to the known ones")
 
 
 def test_a_table_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
     two = {"age": [1.0], "housing": ["own"]}
     assert refused({"age": [1.0], "house": ["own"]}) == (
-        "the table has no column 'housing', which the model takes; it has 'house' beside the known ones"
+        "the table has no column 'housing', which the model takes; it has 'house' in addition to the known ones"
     )
     path = csv_of(tmp_path, "age,house,paid\n1,own,bad\n")
     assert refused(path) == (
-        f"{path} has no column 'housing', which the model takes; it has 'house', 'paid' beside the known "
-        "ones"
+        f"{path} has no column 'housing', which the model takes; it has 'house', 'paid' in addition to the known ones"
     )
     assert refused(two | {"paid": ["bad"], "id": [7]}) == (
-        "the table has the columns 'paid', 'id' beside the model's: say which is the label, as "
+        "the table has the columns 'paid', 'id' in addition to the model's: say which is the label, as "
         "rows.csv:id or (table, 'id')"
     )
     assert refused(two | {"age": ["old"]}) == (

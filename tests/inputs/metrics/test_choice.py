@@ -125,8 +125,7 @@ def test_a_tolerance_is_never_assumed(outputs: list[TensorSpec]) -> None:
     with pytest.raises(InputError) as error:
         default_metric(None, outputs)
     assert str(error.value) == (
-        f"no metric fits the outputs {', '.join(map(str, outputs))} by itself: "
-        f"choose one with metric= ({FORMS})"
+        f"no metric fits the outputs {', '.join(map(str, outputs))} automatically: choose one with metric= ({FORMS})"
     )
 
 
@@ -135,9 +134,7 @@ def test_labels_that_are_no_classes_need_a_metric(labels: Array) -> None:
     with pytest.raises(InputError) as error:
         default_metric(labels, [LOGITS])
     assert str(error.value) == (
-        f"no metric fits the labels float64 [3] and the outputs {LOGITS} by itself: "
-        f"choose one with metric= ({FORMS})"
+        f"no metric fits the labels float64 [3] and the outputs {LOGITS} automatically: choose one with metric= ({FORMS})"
         if labels.ndim == 1
-        else f"no metric fits the labels int64 [3, 4, 5] and the outputs {LOGITS} by itself: "
-        f"choose one with metric= ({FORMS})"
+        else f"no metric fits the labels int64 [3, 4, 5] and the outputs {LOGITS} automatically: choose one with metric= ({FORMS})"
     )

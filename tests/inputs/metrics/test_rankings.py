@@ -114,7 +114,7 @@ def test_samples_without_groups_are_no_queries() -> None:
         GroupRecall().draws(None, np.arange(5))
     assert str(error.value) == (
         "group_recall ranks the samples of a group, and no two samples share one: give groups, one for "
-        "each query, as an array beside the inputs"
+        "each query, as an array with the inputs"
     )
 
 

@@ -108,8 +108,7 @@ def test_missing_external_data_is_named(tmp_path: Path) -> None:
     path = external(tmp_path)
     (tmp_path / "weights.bin").unlink()
     assert refused(path) == (
-        f"{path} keeps its weights in {tmp_path / 'weights.bin'}, which is missing: "
-        "put it beside the model"
+        f"{path} keeps its weights in {tmp_path / 'weights.bin'}, which is missing: put it next to the model"
     )
 
 

@@ -32,6 +32,6 @@ def test_the_first_comparison_is_with_the_default_engine_on_its_own_threads(
     assert result.on_all.high < 1
     assert result.shipped_threads == read(result.bundle).target.threads
     first, *others = summary(result)[1:]
-    assert " on the 2 threads that it takes by itself; the bundle runs on " in first
-    assert any(line.startswith("In the table: both had 1 thread, on which ") for line in others)
+    assert " on the 2 threads that it uses by default; the bundle runs on " in first
+    assert any(line.startswith("In the table: with 1 thread each, ") for line in others)
     assert not any(line.startswith("Note: on this busy host") for line in others)

@@ -55,7 +55,7 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
     path.write_text(f'{{"kind": "one"}}\n{line}\n{{"kind": "three"}}\n')
     with pytest.raises(InputError) as error:
         Journal(path)
-    assert str(error.value) == f"{path}: line 2 is damaged; remove {tmp_path} to start anew"
+    assert str(error.value) == f"{path}: line 2 is damaged; remove {tmp_path} to start again"
 
 
 def test_a_folder_that_is_gone_is_one_line(tmp_path: Path) -> None:

@@ -198,9 +198,9 @@ def test_where_nothing_is_certified_the_bundle_says_what_failed_first() -> None:
     for judged, why in (
         (
             [("fast", FAILED)],
-            f"the safest that was tested, fast, isn't certified: {FAILED.in_words()}",
+            f"the safest one, fast, isn't certified: {FAILED.in_words()}",
         ),
-        ([("fast", "it crashed")], "the safest that was to be tested, fast, failed: it crashed"),
+        ([("fast", "it crashed")], "the safest one, fast, failed before its test: it crashed"),
     ):
         choice = settled(standings(exact=0.8), "exact", cast(Judged, judged))
         assert choice == Choice("exact", "exact", "exact", f"{KEPT}{why}", inexact=why)
@@ -214,7 +214,7 @@ def test_the_uncertified_ships_when_asked_for_and_faster_than_the_exact_model(
     final, judged = standings(loose=loose, exact=0.8), cast(Judged, [("loose", FAILED)])
     asked = settled(final, "exact", judged, "loose", accept=True)
     unasked = settled(final, "exact", judged, "loose")
-    why = f"the safest that was tested, loose, isn't certified: {FAILED.in_words()}"
+    why = f"the safest one, loose, isn't certified: {FAILED.in_words()}"
     allowed = f"it ships without a certificate, as you allowed: {why}"
     marked = Choice("loose", "exact", "uncertified", allowed, inexact=why)
     assert unasked == Choice("exact", "exact", "exact", f"{KEPT}{why}", inexact=why)

@@ -135,7 +135,7 @@ def _list(folder: Path) -> tuple[list[Path], list[int] | None, tuple[str, ...] |
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if loose and classes:
         raise InputError(
-            f"{folder} has images beside the class folder {classes[0].name}: "
+            f"{folder} has images next to the class folder {classes[0].name}: "
             "put every image into a class folder, or none; those without a class into the folder unlabelled"
         )
     if not loose and not classes:

@@ -114,7 +114,7 @@ def check_near_copies(
     if found.many and not allowed:
         raise InputError(
             f"{found.in_words()}: what was trained on can't judge; take them out of one of the two, or "
-            "say allow_near_copies=True where you know that they aren't copies"
+            "say allow_near_copies=True if you know that they aren't copies"
         )
     return found if len(found.judged) else None
 

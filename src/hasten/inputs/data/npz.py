@@ -102,7 +102,7 @@ def open_npz(
     Args:
         path: Path of the archive.
         names: Names of the model's inputs; None or empty where the model doesn't name them, so that
-            the arrays' own names are used. A single array beside labels and groups may have any
+            the arrays' own names are used. A single array in addition to labels and groups may have any
             name if the model has a single input. An input may itself be called "labels" or
             "groups".
         spool: Folder to copy arrays to; by default a temporary one, deleted with the data set.
@@ -210,7 +210,7 @@ def _match(path: Path, stored: list[str], names: Sequence[str] | None) -> dict[s
     if set(names) != set(stored):
         raise InputError(
             f"the model takes the inputs {', '.join(names)}; {path} has the arrays "
-            f"{', '.join(stored) or 'none'} beside labels and groups"
+            f"{', '.join(stored) or 'none'} in addition to labels and groups"
         )
     return {name: name for name in names}
 

@@ -188,7 +188,7 @@ def _labels_in(
     lacking = [name for name in row.columns if name not in table]
     others = [name for name in table if name not in row.columns and name not in RESERVED]
     if lacking:
-        instead = f"; it has {_named(others)} beside the known ones"
+        instead = f"; it has {_named(others)} in addition to the known ones"
         raise InputError(
             f"{said} has no column {lacking[0]!r}, which the model takes{instead if others else ''}"
         )
@@ -208,8 +208,7 @@ def _labels_in(
         return table["labels"]
     if len(others) > 1:
         raise InputError(
-            f"{said} has the columns {_named(others)} beside the model's: say which is "
-            f"the label, as rows.csv:{others[-1]} or (table, {others[-1]!r})"
+            f"{said} has the columns {_named(others)} in addition to the model's: say which is the label, as rows.csv:{others[-1]} or (table, {others[-1]!r})"
         )
     return table[others[0]] if others else None
 

@@ -45,7 +45,7 @@ class Brier(Metric):
         if self.activation not in ("none", "sigmoid", "softmax"):
             raise InputError(
                 f"activation={self.activation!r}: what turns outputs into probabilities is 'sigmoid' or "
-                "'softmax'; leave it out where they are probabilities"
+                "'softmax'; leave it out if they are probabilities"
             )
 
     @classmethod

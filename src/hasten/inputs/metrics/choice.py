@@ -141,9 +141,8 @@ def default_metric(labels: Array | None, outputs: Sequence[TensorSpec]) -> Metri
         )
     if labels is None or class_output(outputs) is None:
         raise InputError(
-            f"no metric fits the outputs {listed} by itself: choose one with metric= ({forms()})"
+            f"no metric fits the outputs {listed} automatically: choose one with metric= ({forms()})"
         )
     raise InputError(
-        f"no metric fits the labels {labels.dtype} {list(labels.shape)} and the outputs {listed} "
-        f"by itself: choose one with metric= ({forms()})"
+        f"no metric fits the labels {labels.dtype} {list(labels.shape)} and the outputs {listed} automatically: choose one with metric= ({forms()})"
     )

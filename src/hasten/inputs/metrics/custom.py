@@ -58,7 +58,7 @@ class Custom(Metric):
         if getattr(function, "over_set", False):
             raise InputError(
                 f"{self.path} says by over_set that it needs the whole set, and a certificate needs a score "
-                f"of each sample: name it as a figure, report={self.path!r}, beside another metric"
+                f"of each sample: name it as a figure, report={self.path!r}, together with another metric"
             )
         return function  # type: ignore[no-any-return]
 

@@ -81,7 +81,7 @@ class Query(Metric):
         if len(np.unique(units)) == len(units):
             raise InputError(
                 f"{type_name(self)} ranks the samples of a group, and no two samples share one: give "
-                "groups, one for each query, as an array beside the inputs"
+                "groups, one for each query, as an array with the inputs"
             )
         return units
 

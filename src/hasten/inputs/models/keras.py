@@ -185,7 +185,7 @@ def rename(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> None:
     for values, names in ((proto.graph.input, inputs), (proto.graph.output, outputs)):
         if len(values) != len(names):
             raise InputError(
-                f"keras exported {len(values)} inputs or outputs where the model has {len(names)}"
+                f"keras exported {len(values)} inputs or outputs, but the model has {len(names)}"
             )
         renamed |= {value.name: name for value, name in zip(values, names, strict=True)}
     inner = {name for node in proto.graph.node for name in node.output}

@@ -140,7 +140,7 @@ def _external_files(proto: onnx.ModelProto, path: Path) -> list[Path]:
             if file not in sizes:
                 if not file.is_file():
                     raise InputError(
-                        f"{path} keeps its weights in {file}, which is missing: put it beside the model"
+                        f"{path} keeps its weights in {file}, which is missing: put it next to the model"
                     )
                 sizes[file] = file.stat().st_size
             _check_extent(tensor, entries, file, sizes[file])

@@ -411,7 +411,7 @@ class Racing(Affording):
             self.job.notes.append(
                 f"{best.label} doesn't ship: while the host was busy, on {threads} "
                 f"thread{'' if threads == 1 else 's'} it took {ratio_.estimate:.2f} times the latency of the "
-                f"default engine on the {asked} threads that it takes by itself ({ratio_.low:.2f} to "
+                f"default engine on the {asked} threads that it uses by default ({ratio_.low:.2f} to "
                 f"{ratio_.high:.2f}), which isn't faster by more than the noise"
             )
         return (threads if stays else asked), stays

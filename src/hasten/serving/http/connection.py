@@ -400,7 +400,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._busy or self._backlog:
             raise ProtocolError(
                 Kind.INVALID,
-                "requests of different clients can't be under way on one connection: wait for the answers "
+                "requests of different clients can't be in progress on one connection: wait for the answers "
                 "before a request with another token",
             )
         state, before, self._name = self.state, self.client, name

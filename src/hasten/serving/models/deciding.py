@@ -268,12 +268,9 @@ class Deciding:
         shares = self._shares
         if shares.took(client, 1):
             return
-        said = f"overloaded: {shares.total} requests with raw samples are under way; retry later"
+        said = f"overloaded: {shares.total} requests with raw samples are in progress; retry later"
         if shares.taken < shares.total:
-            said = (
-                f"overloaded: {shares.of(client)} of the {shares.total} requests with raw samples that may be "
-                "under way are this client's, and others are there; retry later"
-            )
+            said = f"overloaded: {shares.of(client)} of the {shares.total} requests with raw samples that may be in progress are this client's, and others are there; retry later"
         raise ProtocolError(Kind.OVERLOADED, said, retry_s=1.0)
 
     def _known(self, ticket: RawTicket) -> bool:

@@ -385,7 +385,7 @@ class Repository:
                 continue
             if broken or (is_broken(answers) and not is_broken(before)):
                 raise CandidateError(
-                    f"{opened.path} answers NaN here where its exact model or the served one doesn't"
+                    f"{opened.path} answers NaN here, but its exact model or the served one doesn't"
                 )
             rows = disagreeing_rows(answers, before)
             compared += len(rows)

@@ -190,8 +190,7 @@ class KeptSequences:
         if self.most < 1:
             raise ProtocolError(
                 Kind.INVALID,
-                f"{self.model.name!r} keeps no sequences here, where no server of several would know "
-                f"which holds a state: send the states as inputs ({', '.join(sorted(self._names))})",
+                f"{self.model.name!r} keeps no sequences here, because none of several servers would know which one holds a state: send the states as inputs ({', '.join(sorted(self._names))})",
             )
         if held := sorted(self._names & query.inputs.keys()):
             raise ProtocolError(

@@ -53,7 +53,7 @@ def watch_of(name: str, version: str, opened: OpenBundle, settings: ModelSetting
     if opened.standby is None and not settings.blind:
         if opened.which == "winner":
             opened.notes.append(
-                "nothing to watch: the bundle holds no exact model beside its winner"
+                "nothing to watch: the bundle holds no exact model besides its winner"
             )
             return None
         if settings.which == "exact":

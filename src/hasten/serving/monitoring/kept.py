@@ -242,8 +242,7 @@ class Kept:
             self._failed = True
             why = error.strerror or str(error)
             self._say(
-                f"the monitor's evidence can't be kept in {self._folder}: {why}; it is in memory, and "
-                "the next start begins anew, with another 5% for a false alarm"
+                f"the monitor's evidence can't be kept in {self._folder}: {why}; it is in memory, and the next start begins again, with another 5% for a false alarm"
             )
 
     @contextlib.contextmanager
@@ -283,10 +282,13 @@ class Kept:
             beside = path.with_suffix(f".damaged-{secrets.token_hex(4)}")
             path.rename(beside)
             self._say(
-                f"the monitor's evidence in {path} is damaged ({error!s:.200}): it lies beside as "
-                f"{beside.name}, and evidence begins anew, with another 5% for a false alarm"
+                f"the monitor's evidence in {path} is damaged ({error!s:.200}): it was set aside as "
+                f"{beside.name}, and the evidence starts again, with another 5% for a false alarm"
             )
-            return None, f"evidence begun anew: the file was damaged, and is now {beside.name}"
+            return (
+                None,
+                f"the evidence was started again: the file was damaged, and is now {beside.name}",
+            )
 
     def _write(self, path: Path, record: Record) -> None:
         beside = path.with_name(f".{path.stem}.{secrets.token_hex(8)}")
@@ -368,7 +370,7 @@ def cleared(record: Record) -> Record:
     fresh = dataclasses.replace(
         record, evidence={}, alarms={}, taken_over=False, begun_anew=record.begun_anew + 1
     )
-    return fresh.noted(at, "cleared by a person: evidence begins anew")
+    return fresh.noted(at, "cleared by a person: the evidence starts again")
 
 
 def told(record: Record, keys: Mapping[str, Alarm]) -> Record:

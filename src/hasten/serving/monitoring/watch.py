@@ -186,7 +186,7 @@ class Watch:
         then = (
             "the exact model answers until `hasten monitor BUNDLE --clear`"
             if record.taken_over
-            else "the fast model goes on answering"
+            else "the fast model continues to answer"
         )
         return f"{alarm.in_words()}; the certificate doesn't hold for this traffic; {then}"
 

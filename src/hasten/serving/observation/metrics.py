@@ -340,7 +340,7 @@ def monitors(known: list[tuple[tuple[str, str], dict[str, Any]]]) -> Iterator[An
         "hasten_monitor_sees", "1 if answers are compared, 0 if the monitor is blind", labels=_MODEL
     )
     anew = GaugeMetricFamily(
-        "hasten_monitor_begun_anew", "Times that evidence was begun anew", labels=_MODEL
+        "hasten_monitor_begun_anew", "Times that the evidence was started again", labels=_MODEL
     )
     drift = GaugeMetricFamily(
         "hasten_drift", "Signals of drifting inputs, no proof of any", labels=(*_MODEL, "signal")

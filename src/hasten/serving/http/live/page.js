@@ -298,7 +298,7 @@ function watched(monitor) {
   const missed = [
     monitor.dropped && `${number(monitor.dropped)} without idle time`,
     monitor.failed && `${number(monitor.failed)} that the exact model failed on`,
-    monitor.begun_anew && `evidence begun anew ${plural(monitor.begun_anew, "time")}`,
+    monitor.begun_anew && `evidence started again ${plural(monitor.begun_anew, "time")}`,
   ].filter(Boolean);
   if (missed.length) facts.push(["Not audited", missed.join(", ")]);
   const {asked_again, margin, outside} = monitor.drift;
