@@ -50,12 +50,12 @@ def _typed(command: str, text: str) -> str:
     return f"{command} <<'END_OF_BLOCK'\n{text}END_OF_BLOCK"
 
 
-def follow(page: Path, home: Path) -> None:
+def follow(page: Path, home: Path, limit_s: float = LIMIT_S) -> None:
     """Run a page's blocks in an empty folder in `home`, with the programs of this environment.
 
     Raises:
         AssertionError: a block failed; the message is the end of what was printed.
-        subprocess.TimeoutExpired: the page takes longer than `LIMIT_S`.
+        subprocess.TimeoutExpired: the page takes longer than `limit_s` seconds.
     """
     folder = home / "empty"
     folder.mkdir()
@@ -74,7 +74,7 @@ def follow(page: Path, home: Path) -> None:
             start_new_session=True,  # what it leaves running ends with it
         )
         try:
-            code = shell.wait(LIMIT_S)
+            code = shell.wait(limit_s)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(shell.pid, signal.SIGKILL)
