@@ -1,0 +1,82 @@
+"""Run a tutorial from its own code blocks, in an empty folder, as a reader would run it.
+
+A block with a title is a file of that name, a block of bash is typed into one shell, and a block of Python without a
+title is a program. Blocks of other kinds are what a reader sees. A block after the comment
+`<!-- not run: REASON -->` is left out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+TUTORIALS = ROOT / "docs" / "tutorials"
+LIMIT_S = 600
+
+
+def script_of(text: str) -> str:
+    """Return a page's blocks as one bash script."""
+    from markdown_it import MarkdownIt
+
+    parts = ["set -euo pipefail"]
+    left_out = False
+    for token in MarkdownIt().parse(text):
+        if token.type == "html_block" and token.content.startswith("<!-- not run:"):
+            left_out = True
+        if token.type != "fence":
+            continue
+        language = token.info.partition(" ")[0]
+        title = re.search(r'title="([^"]+)"', token.info)
+        if left_out:
+            left_out = False
+        elif title:
+            parts.append(
+                f"mkdir -p $(dirname {title[1]}); {_typed(f'cat > {title[1]}', token.content)}"
+            )
+        elif language == "bash":
+            parts.append(token.content)
+        elif language == "python":
+            parts.append(_typed("python -", token.content))
+    return "\n".join(parts)
+
+
+def _typed(command: str, text: str) -> str:
+    return f"{command} <<'END_OF_BLOCK'\n{text}END_OF_BLOCK"
+
+
+def follow(page: Path, home: Path, limit_s: float = LIMIT_S) -> None:
+    """Run a page's blocks in an empty folder in `home`, with the programs of this environment.
+
+    Raises:
+        AssertionError: a block failed; the message is the end of what was printed.
+        subprocess.TimeoutExpired: the page takes longer than `limit_s` seconds.
+    """
+    folder = home / "empty"
+    folder.mkdir()
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT / "src"),
+        "HOME": str(home),
+    }
+    with (home / "said").open("w+") as said:
+        shell = subprocess.Popen(
+            ["bash", "-c", script_of(page.read_text())],
+            cwd=folder,
+            env=environment,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # what it leaves running ends with it
+        )
+        try:
+            code = shell.wait(limit_s)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)
+        said.seek(0)
+        assert code == 0, said.read()[-5000:]
