@@ -52,7 +52,7 @@ def test_the_best_stands_first_and_the_baseline_stays_where_not_all_fit() -> Non
     bars = [line for line in lines if "x  " in line]
     assert bars[0].startswith("▸ int8 (NNCF), OpenVINO")
     assert "5.00x  +0.10 points" in bars[0]
-    assert bars[-1].strip().endswith("your default engine")
+    assert bars[-1].strip().endswith("1.00x  default engine")
     assert any("slower or unfit, 1 had nothing to change" in line for line in lines)
 
 
@@ -74,8 +74,18 @@ def test_a_bar_is_as_long_as_the_latency_and_the_baseline_is_marked() -> None:
     half = Tried("b", "exact", "x", 0.5)
     lines, _ = shown([MANY[0], half])
     first, second = (line for line in lines if "━" in line)
-    assert (first.count("━"), second.count("━")) == (5, 11)
+    assert (first.count("━"), second.count("━")) == (4, 9)
     assert first.index("╎") == second.rindex("━") + 1
+
+
+def test_a_long_name_is_cut_in_its_middle_so_that_its_engine_stays() -> None:
+    long = "int8 (ONNX Runtime, per channel, minmax), compiled C"
+    lines, _ = shown([Tried(f"{long}{more}", "exact", "x", 0.5) for more in ("", ", 2 threads")])
+    names = [line[2:36].rstrip() for line in lines[3:5]]
+    assert names == [
+        "int8 (ONNX Runti…inmax), compiled C",
+        "int8 (ONNX Runti… compiled C, 2 threads",
+    ]
 
 
 def test_phases_that_are_finished_are_ticked() -> None:

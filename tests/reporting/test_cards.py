@@ -58,7 +58,7 @@ def test_a_certified_result_in_lines() -> None:
     assert lines(card(CERTIFIED)) == [
         "2.38x faster, certified",
         f"ships:     {INT8}",
-        "speed:     2.38x (95% interval 2.33 to 2.44) against the default engine",
+        "speed:     2.38x the default engine's (95% interval 2.33 to 2.44)",
         "latency:   5 ms before, 2.1 ms after, at the median, with 2 threads",
         "certified: 95% confident that top-1 accuracy falls by at most 1 point (n=2,000: 6 lost, 0 gained), "
         "for inputs like the ones in this data",
@@ -114,11 +114,11 @@ def test_where_the_default_engine_ships_nothing_is_called_faster() -> None:
     [
         (
             ON_ONE_THREAD,
-            "2.50x (95% interval 2.38 to 2.56) against the default engine on its 2 threads",
+            "2.50x the default engine's on its 2 threads (95% interval 2.38 to 2.56)",
         ),
         (
             NOT_COMPARED,
-            "1.25x (95% interval 1.23 to 1.27) against the default engine, both on 1 of its 2 threads",
+            "1.25x the default engine's, both on 1 of its 2 threads (95% interval 1.23 to 1.27)",
         ),
     ],
 )

@@ -71,7 +71,7 @@ def boxed(found: Card, console: Console) -> None:
     for name, text in found.rows:
         grid.add_row(name, Text(one_line(text)))
     style = "green" if found.good else ""
-    title = Text(f" {found.title} ", style=f"bold {style}")
+    title = Text(found.title, style=f"bold {style}")
     console.print(
         Panel(grid, title=title, title_align="left", box=ROUNDED, border_style=style, width=width)
     )

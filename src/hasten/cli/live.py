@@ -25,7 +25,7 @@ _BASELINE_AT = 0.7
 """Share of a bar's width that the baseline's latency takes."""
 _ABLE = ("baseline", "exact", "accurate")
 _RANKS = {"baseline": 0, "exact": 0, "accurate": 0, "slower": 1, "wrong": 2, "failed": 3}
-_WORDS = {"baseline": "your default engine", "exact": "exact", "slower": "too slow to be judged"}
+_WORDS = {"baseline": "default engine", "exact": "exact", "slower": "too slow to be judged"}
 
 
 class LiveScreen:
@@ -34,13 +34,17 @@ class LiveScreen:
     Args:
         console: Terminal to draw on; by default the one of standard error.
         clock: Function that returns the time in seconds.
+        began_s: Beginning of the run by that clock; now by default.
     """
 
     def __init__(
-        self, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        began_s: float | None = None,
     ) -> None:
         self._console = console or Console(stderr=True)
-        self._phases = Phases(clock)
+        self._phases = Phases(clock, began_s)
         self._tried: dict[str, Tried] = {}
         self._last: Progress | None = None
         self._live = Live(
@@ -87,7 +91,7 @@ class LiveScreen:
             room = max(3, height - _AROUND - len(steps.wrap(self._console, width)))
             parts += ["", *bars(list(self._tried.values()), width, room)]
         if last is not None:
-            count = f" {last.done} of {last.total}" if last.total > 1 else ""
+            count = f" {last.done} of {last.total}" if last.done <= last.total > 1 else ""
             doing = f"now{count}: {one_line(last.doing)}"
             now = Text(doing, style="dim", no_wrap=True, overflow="ellipsis")
             parts += ["", now]
@@ -151,12 +155,11 @@ def _ratio(one: Tried) -> float:
 
 
 def _line(one: Tried, width: int, *, is_best: bool) -> Text:
-    label_width, bar_width = max(14, int(0.4 * width)), max(8, int(0.2 * width))
+    label_width, bar_width = max(14, int(0.46 * width)), max(8, int(0.18 * width))
     style = "bold green" if is_best else "" if one.verdict in _ABLE else "dim"
     line = Text(no_wrap=True, overflow="ellipsis", style=style)
-    label = Text(f"{'▸' if is_best else ' '} {one_line(one.label)}")
-    label.truncate(label_width, overflow="ellipsis", pad=True)
-    line.append_text(label).append(" ")
+    label = _shortened(one_line(one.label), label_width - 2)
+    line.append(f"{'▸' if is_best else ' '} {label:{label_width - 2}} ")
     ratio = _ratio(one)
     if ratio == float("inf"):
         line.append(one_line(one.said))
@@ -168,9 +171,17 @@ def _line(one: Tried, width: int, *, is_best: bool) -> Text:
 
 
 def _after_speed(said: str) -> str:
-    """Return what an outcome says after its speed, which has a place of its own."""
+    """Return what an outcome says after its speed, which has a place of its own, without its samples."""
     speed, _, rest = said.partition("x, ")
-    return rest if speed.replace(".", "").isdigit() else said
+    return rest.partition(" on ")[0] if speed.replace(".", "").isdigit() else said
+
+
+def _shortened(label: str, width: int) -> str:
+    """Cut a label in its middle: it begins with what was done, and ends with the engine."""
+    if len(label) <= width:
+        return label
+    head = (width - 1) // 2
+    return f"{label[:head]}…{label[head + 1 - width :]}"
 
 
 def _bar(ratio: float, width: int) -> str:

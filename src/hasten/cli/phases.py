@@ -36,15 +36,18 @@ class Phases:
 
     Args:
         clock: Function that returns the time in seconds.
+        began_s: Beginning of the run by that clock; now by default.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, began_s: float | None = None
+    ) -> None:
         self.names: list[str] = []
         self.current = ""
         self.outline: Outline | None = None
         self._met: set[str] = set()
         self._clock = clock
-        self._began_s = clock()
+        self._began_s = clock() if began_s is None else began_s
         self._last: Progress | None = None
         self._stage_s, self._stage_done = self._began_s, 0
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self
 from hasten.bundle.manifest import one_line
 from hasten.cli.phases import Phases
 from hasten.cli.tables import aligned
+from hasten.core.invocation import began_s
 from hasten.core.progress import Progress
 from hasten.evaluation.benchmark import Stage
 from hasten.reporting.result import Row
@@ -90,7 +91,7 @@ def screen() -> PlainScreen | LiveScreen:
         return PlainScreen()
     from hasten.cli.live import LiveScreen
 
-    return LiveScreen()
+    return LiveScreen(began_s=began_s())
 
 
 def table(rows: Sequence[Row]) -> str:

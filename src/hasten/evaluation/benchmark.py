@@ -118,8 +118,8 @@ class Comparison:
         """Return the comparison as a card, for notebooks."""
         threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
         rows = (
-            ("speed", f"{times(self.bundle.ratio)} against {self.against.label}"),
-            ("noise", f"{times(self.against.ratio)} of {self.against.label} against itself"),
+            ("speed", times(self.bundle.ratio, f"that of {self.against.label}")),
+            ("noise", times(self.against.ratio, "between two runs of one model")),
             ("with", f"{threads}, one sample in a request"),
             ("requests", self.requests),
         )

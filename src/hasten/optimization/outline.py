@@ -98,14 +98,22 @@ def _tries(proposed: Sequence[Single], drafted: Sequence[Single]) -> str:
             "programs in fixed point, in fewer and fewer bits as long as they are accurate enough"
         )
     both = [*proposed, *drafted]
-    engines = list(dict.fromkeys(one.engine.words() for one in both if not one.passes))
     made = list(dict.fromkeys(one.passes[-1].words() for one in both if one.passes))
     named = [*made[:_NAMED], *([f"{len(made) - _NAMED} more"] if len(made) > _NAMED else [])]
     what = f"{len(proposed)} forms of the model to begin with"
-    on = f", on {', '.join(engines)}" if engines else ""
-    by = f"; transformations: {', '.join(named)}" if named else ""
+    on = f", on {', '.join(_engines(both))}"
+    by = f"; transformations: {'; '.join(named)}" if named else ""
     only = f"; {len(drafted)} more are only timed" if drafted else ""
     return f"{what}{on}{by}{only}"
+
+
+def _engines(candidates: Sequence[Single]) -> list[str]:
+    """Return the engines in words, without the settings in which they come as well."""
+    found: list[str] = []
+    for words in dict.fromkeys(one.engine.words() for one in candidates):
+        if not any(known in words for known in found):
+            found.append(words)
+    return found
 
 
 def _promise(ready: Ready) -> str:

@@ -87,9 +87,15 @@ def latency_bars(before: Row, after: Row) -> tuple[Bar, ...]:
     )
 
 
-def times(ratio: Ratio) -> str:
-    """Write a speed-up with its interval: "2.38x (95% interval 2.33 to 2.44)"."""
-    return f"{1 / ratio.estimate:.2f}x (95% interval {1 / ratio.high:.2f} to {1 / ratio.low:.2f})"
+def times(ratio: Ratio, whose: str) -> str:
+    """Write a speed with its interval: "2.38x the default engine's (95% interval 2.33 to 2.44)".
+
+    Args:
+        ratio: Latency divided by that of another model.
+        whose: Speed of the other model, in words.
+    """
+    interval = f"95% interval {1 / ratio.high:.2f} to {1 / ratio.low:.2f}"
+    return f"{1 / ratio.estimate:.2f}x {whose} ({interval})"
 
 
 def _measured(result: Result) -> Iterator[tuple[str, str]]:
@@ -99,7 +105,7 @@ def _measured(result: Result) -> Iterator[tuple[str, str]]:
         yield "speed", "that of the default engine, which it is: nothing faster may ship"
         yield "latency", f"{latency(_value_ns(default, winner))} {_AT[winner.statistic]}"
     else:
-        yield "speed", f"{times(first_comparison(result))} against the default engine{_on(result)}"
+        yield "speed", times(first_comparison(result), f"the default engine's{_on(result)}")
         yield "latency", _before_and_after(result)
     yield _sure(result)
     if winner.size_bytes is not None and default.size_bytes is not None:

@@ -155,6 +155,7 @@ class Exploration:
             if not candidate.exact and not self._told_exact:
                 self._tell_exact(outcome, tried)
                 outcome, tried = None, None
+                self._tell("making the other forms", number, len(candidates), None, None)
             if not self._frozen and number == made:
                 coming = self._coming(candidates[number:])
                 made += len(coming)
@@ -200,10 +201,11 @@ class Exploration:
         trials, default = self.trials, f"the default engine ({self.trials.baseline.label})"
         exact = [t for t in trials.measured() if t.exact and t.candidate.key in self._met]
         fastest = min(exact, key=lambda t: trials.ratio(t).estimate, default=None)
-        answer = f"no exact form is surely faster than {default}"
-        if fastest is not None and trials.ratio(fastest).high < 1:
-            how = faster(trials.ratio(fastest), default)
-            answer = f"{fastest.candidate.label} is exact and {how}"
+        answer = f"no other exact form runs, so {default} is the one to beat"
+        if fastest is not None:
+            figure = trials.ratio(fastest)
+            sure = "" if figure.high < 1 else ", so it isn't surely faster"
+            answer = f"{fastest.candidate.label} is exact and {faster(figure, default)}{sure}"
         news = f"first answer after {self._job.deadline.elapsed_s:.0f} s: {answer}"
         count = len(self._met)
         self._job.tell(
