@@ -83,8 +83,8 @@ def test_a_long_name_is_cut_in_its_middle_so_that_its_engine_stays() -> None:
     lines, _ = shown([Tried(f"{long}{more}", "exact", "x", 0.5) for more in ("", ", 2 threads")])
     names = [line[2:36].rstrip() for line in lines[3:5]]
     assert names == [
-        "int8 (ONNX Runti…inmax), compiled C",
-        "int8 (ONNX Runti… compiled C, 2 threads",
+        "int8 (ONNX Runti…nmax), compiled C",
+        "int8 (ONNX Runti…iled C, 2 threads",
     ]
 
 
@@ -94,6 +94,12 @@ def test_phases_that_are_finished_are_ticked() -> None:
     assert "✓ prepare  ○ exact forms  ✓ search  ● race" in text
     assert "○ certify  ○ final timing  ○ extras" in text
     assert "now 3 of 12: round 3" in text
+
+
+def test_before_the_first_report_the_view_says_what_is_read() -> None:
+    console = Console(file=io.StringIO(), width=80, height=24, record=True)
+    console.print(LiveScreen(console).view())
+    assert "now: reading the model and the data" in console.export_text()
 
 
 def test_only_what_is_worth_keeping_is_left_above() -> None:

@@ -162,7 +162,7 @@ def test_where_nothing_for_the_device_ships_the_command_says_why_and_the_bundle_
     assert title == "Nothing for the device ships"
     assert lines[0].split(":", 1) == [
         "ships",
-        "   nothing for litert (LiteRT interpreter elsewhere); the bundle holds the original, for this host",
+        "  nothing for litert (LiteRT interpreter elsewhere); the bundle holds the original, for this host",
     ]
     (why,) = (line for line in lines if line.startswith("exact:"))
     begins, failed, ends = why.split("; ")

@@ -46,7 +46,7 @@ class LiveScreen:
         self._console = console or Console(stderr=True)
         self._phases = Phases(clock, began_s)
         self._tried: dict[str, Tried] = {}
-        self._last: Progress | None = None
+        self._last = Progress("prepare", "reading the model and the data", 0, 1)
         self._live = Live(
             get_renderable=self.view,
             console=self._console,
@@ -90,12 +90,9 @@ class LiveScreen:
         if self._tried:
             room = max(3, height - _AROUND - len(steps.wrap(self._console, width)))
             parts += ["", *bars(list(self._tried.values()), width, room)]
-        if last is not None:
-            count = f" {last.done} of {last.total}" if last.done <= last.total > 1 else ""
-            doing = f"now{count}: {one_line(last.doing)}"
-            now = Text(doing, style="dim", no_wrap=True, overflow="ellipsis")
-            parts += ["", now]
-        return Group(*parts)
+        count = f" {last.done} of {last.total}" if last.done <= last.total > 1 else ""
+        now = Text(f"now{count}: {one_line(last.doing)}", "dim", no_wrap=True, overflow="ellipsis")
+        return Group(*parts, "", now)
 
     def _steps(self) -> Text:
         """Return the phases in a line: those that are finished, the one at work, those to come."""

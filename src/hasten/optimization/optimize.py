@@ -70,7 +70,6 @@ def optimize(
     given = {"model": model, "data": data, "training": training, "small_model": small_model}
     asked = invocation("optimize", {**given, "pipeline": pipeline, **options})
     with claimed(order, asked, resume=resume, listen=listen, notes=notes) as job:
-        job.tell("prepare", "reading the model and the data", 0, 1)
         ready = prepare(
             job, model, data, training=training, small_model=small_model, pipeline=pipeline
         )

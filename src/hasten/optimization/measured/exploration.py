@@ -201,7 +201,7 @@ class Exploration:
         trials, default = self.trials, f"the default engine ({self.trials.baseline.label})"
         exact = [t for t in trials.measured() if t.exact and t.candidate.key in self._met]
         fastest = min(exact, key=lambda t: trials.ratio(t).estimate, default=None)
-        answer = f"no other exact form runs, so {default} is the one to beat"
+        answer = f"no exact form is faster than {default}"
         if fastest is not None:
             figure = trials.ratio(fastest)
             sure = "" if figure.high < 1 else ", so it isn't surely faster"
