@@ -78,7 +78,8 @@ def boxed(found: Card, console: Console) -> None:
     notes = Table.grid(padding=(0, 1))
     for note in found.notes:
         notes.add_row("•", Text(one_line(note)))
-    console.print(notes, width=width)
+    if found.notes:
+        console.print(notes, width=width)
 
 
 def _tables(result: Result) -> list[str]:

@@ -25,7 +25,7 @@ _BASELINE_AT = 0.7
 """Share of a bar's width that the baseline's latency takes."""
 _ABLE = ("baseline", "exact", "accurate")
 _RANKS = {"baseline": 0, "exact": 0, "accurate": 0, "slower": 1, "wrong": 2, "failed": 3}
-_WORDS = {"baseline": "default engine", "exact": "exact", "slower": "too slow to be judged"}
+_WORDS = {"baseline": "default engine", "exact": "exact", "slower": "not faster"}
 
 
 class LiveScreen:
