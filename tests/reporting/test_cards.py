@@ -109,6 +109,16 @@ def test_where_the_default_engine_ships_nothing_is_called_faster() -> None:
     assert dict(found.rows)["exact"] == "the original model, so it needs no certificate"
 
 
+def test_the_original_on_fewer_threads_isnt_compared_with_itself() -> None:
+    """Two latencies of one model once stood as "before" and "after"; they differed by noise alone."""
+    found = card(dataclasses.replace(EXACT_DEFAULT, threads=1, shipped_threads=1))
+    rows = dict(found.rows)
+    assert (found.title, found.good, found.bars) == ("Nothing faster ships", False, ())
+    assert rows["speed"] == "as fast as the default engine: nothing faster may ship"
+    assert rows["latency"] == "5 ms at the median, with 1 thread"
+    assert rows["exact"] == "the original model, so it needs no certificate"
+
+
 @pytest.mark.parametrize(
     ("made", "speed"),
     [

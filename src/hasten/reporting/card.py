@@ -14,8 +14,8 @@ from hasten.reporting.summary import (
     UNJUDGED,
     first_comparison,
     headline,
-    is_default,
     next_steps,
+    nothing_faster,
     other_rows,
 )
 
@@ -71,11 +71,16 @@ def card(result: Result) -> Card:
         return _of_sizes(result)
     return Card(
         headline(result),
-        good=result.status != "uncertified" and not is_default(result),
+        good=result.status != "uncertified" and not nothing_faster(result),
         rows=tuple(_measured(result)),
         notes=tuple(_notes(result)),
-        bars=() if is_default(result) else latency_bars(result.rows[0], result.winner),
+        bars=() if _original(result) else latency_bars(result.rows[0], result.winner),
     )
+
+
+def _original(result: Result) -> bool:
+    """Whether the original ships on the default engine, so that two latencies would show noise alone."""
+    return result.winner.label == result.rows[0].label
 
 
 def latency_bars(before: Row, after: Row) -> tuple[Bar, ...]:
@@ -101,12 +106,11 @@ def times(ratio: Ratio, whose: str) -> str:
 def _measured(result: Result) -> Iterator[tuple[str, str]]:
     winner, default = result.winner, result.rows[0]
     yield "ships", winner.label
-    if is_default(result):
-        yield "speed", "that of the default engine, which it is: nothing faster may ship"
-        yield "latency", f"{latency(_value_ns(default, winner))} {_AT[winner.statistic]}"
+    if nothing_faster(result):
+        yield "speed", "as fast as the default engine: nothing faster may ship"
     else:
         yield "speed", times(first_comparison(result), f"the default engine's{_on(result)}")
-        yield "latency", _before_and_after(result)
+    yield "latency", _takes(result) if _original(result) else _before_and_after(result)
     yield _sure(result)
     if winner.size_bytes is not None and default.size_bytes is not None:
         yield "size", f"{size(default.size_bytes)} before, {size(winner.size_bytes)} after"
@@ -121,11 +125,20 @@ def _measured(result: Result) -> Iterator[tuple[str, str]]:
     yield from _ends(result)
 
 
+def _takes(result: Result) -> str:
+    return f"{latency(_value_ns(result.winner, result.winner))} {_how(result)}"
+
+
 def _before_and_after(result: Result) -> str:
-    winner, default = result.winner, result.rows[0]
-    before, after = (latency(_value_ns(row, winner)) for row in (default, winner))
+    rows = (result.rows[0], result.winner)
+    before, after = (latency(_value_ns(row, result.winner)) for row in rows)
+    return f"{before} before, {after} after, {_how(result)}"
+
+
+def _how(result: Result) -> str:
+    """Say which statistic of the latency is told, and on how many threads."""
     threads = f"{result.threads} thread{'' if result.threads == 1 else 's'}"
-    return f"{before} before, {after} after, {_AT[winner.statistic]}, with {threads}"
+    return f"{_AT[result.winner.statistic]}, with {threads}"
 
 
 def _on(result: Result) -> str:
@@ -151,7 +164,7 @@ def _sure(result: Result) -> tuple[str, str]:
     if result.status == "uncertified":
         return "NOT certified", result.why
     asked = result.asked
-    if is_default(result):
+    if _original(result):
         return "exact", "the original model, so it needs no certificate"
     if result.inexact == UNJUDGED or asked is None:
         return "exact", "it keeps the original's precision, so it needs no certificate"
