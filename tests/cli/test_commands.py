@@ -57,28 +57,37 @@ def test_the_version_is_the_packages() -> None:
     assert run("--version").output == f"hasten, version {__version__}\n"
 
 
-def test_optimize_prints_the_table_the_certificate_and_the_next_command(
+def test_optimize_prints_a_plan_a_card_and_on_request_the_details(
     tmp_path: Path, quick: None
 ) -> None:
     out = tmp_path / "b.hasten"
     result = run(
         *("optimize", models.linear_classifier(tmp_path), "--data", fresh(tmp_path, 300)),
         *("--max-drop", "5%", "--engine", "tests.support.rivals:Rival", "--out", out),
+        "--details",
     )
     assert result.exit_code == 0, result.output
-    text = result.stdout
+    card, _, text = result.stdout.partition("\n\n")
+    title, *rows = card.splitlines()
+    assert title.endswith("x faster, certified")
+    short = {name: text.strip() for name, _, text in (row.partition(":") for row in rows)}
+    assert short["ships"] == read(out).winner.label
+    assert short["certified"].startswith("95% confident that at most 5% of answers change (n=140: ")
+    assert short["bundle"].startswith(f"{out}, made in ")
+    assert (short["report"], short["serve"]) == (f"hasten open {out}", f"hasten serve {out}")
     lines = dict(line.split(": ", 1) for line in text.splitlines() if ": " in line)
     assert lines["What ships"] == f"{read(out).winner.label}."
     assert " than the default engine (original, ONNX Runtime" in lines["How fast"]
-    assert lines["How sure"].startswith(
-        "certified: 95% confident that at most 5% of answers change (n=140: "
-    )
     assert lines["Valid for"] == "inputs like the ones in this data."
-    assert lines["Bundle"].startswith(f"{out}, made in ")
     assert lines["Next"] == (
         f"time it against what you run today: hasten bench {out} --against YOUR_DEPLOYMENT"
     )
+    said = result.stderr.splitlines()
     assert "best so far: " in result.stderr
+    assert said[0].startswith("model:    linear_classifier.onnx, ")
+    assert said[1] == (
+        "data:     300 samples, without labels: 100 calibrate, 60 guide the search, 140 are kept aside for the test"
+    )
     assert (out / "report.html").stat().st_size > 1000
 
 

@@ -1,25 +1,43 @@
-"""What is shown while a run goes on."""
+"""What is shown while a run goes on, line by line."""
 
 import pytest
 
-from hasten.cli.screen import LiveScreen, PlainScreen, table
-from hasten.core.progress import Progress
+from hasten.cli.live import LiveScreen
+from hasten.cli.screen import PlainScreen, screen, table
+from hasten.core.progress import Outline, Progress, Tried
 from hasten.measure.intervals import Quantile, Ratio
 from hasten.reporting.result import Row
 
 MARKUP = "[bold]x[/bold] [/nothing] [red"
+OUTLINE = Outline((("model", MARKUP), ("data", "none")), ("prepare", "exact", "race"))
 
 
-@pytest.mark.parametrize("screen", [PlainScreen, LiveScreen])
+@pytest.mark.parametrize("kind", [PlainScreen, LiveScreen])
 def test_names_that_look_like_markup_are_shown_as_they_are(
-    screen: type[PlainScreen | LiveScreen], capsys: pytest.CaptureFixture[str]
+    kind: type[PlainScreen | LiveScreen], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with screen() as listen:
-        listen(Progress("try", MARKUP, 1, 3, f"{MARKUP}: failed", None))
-        listen(Progress("try", MARKUP, 2, 3, None, f"{MARKUP}, 2x"))
+    with kind() as listen:
+        listen(Progress("prepare", MARKUP, 0, 1, outline=OUTLINE))
+        listen(Progress("train", MARKUP, 1, 3, f"{MARKUP}: failed", news=f"y {MARKUP}"))
+        listen(Progress("try", MARKUP, 2, 3, tried=Tried(MARKUP, "exact", "1.50x, x", 0.5)))
     shown = capsys.readouterr().err
     assert f"{MARKUP}: failed\n" in shown
-    assert f"best so far: {MARKUP}, 2x\n" in shown
+    assert f"{MARKUP}\ndata" in shown
+    assert f"y {MARKUP}\n" in shown.replace("Y", "y")
+
+
+@pytest.mark.parametrize("kind", [PlainScreen, LiveScreen])
+def test_names_from_models_send_a_terminal_no_commands(
+    kind: type[PlainScreen | LiveScreen], capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = "x\x1b[2Jy\nz"
+    with kind() as listen:
+        listen(Progress("prepare", bad, 0, 1, outline=Outline((("model", bad),))))
+        listen(Progress("try", bad, 1, 2, bad, bad, tried=Tried(bad, "failed", bad), news=bad))
+        listen(Progress("train", bad, 1, 2, bad))
+    shown = capsys.readouterr().err
+    assert "\x1b[2J" not in shown
+    assert "y\nz" not in shown
 
 
 def test_plain_lines_name_a_stage_and_a_best_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -27,6 +45,32 @@ def test_plain_lines_name_a_stage_and_a_best_once(capsys: pytest.CaptureFixture[
         for done in range(3):
             listen(Progress("race", f"round {done}", done, 3, None, "a, 2x"))
     assert capsys.readouterr().err == "racing the fastest ...\n  best so far: a, 2x\n"
+
+
+def test_plain_lines_are_an_event_each(capsys: pytest.CaptureFixture[str]) -> None:
+    outline = Outline((("model", "m.onnx"), ("promise", "none")))
+    now = [0.0]
+    with PlainScreen(lambda: now[0]) as listen:
+        listen(Progress("prepare", "reading", 0, 1, outline=outline))
+        listen(Progress("exact", "a", 0, 4, later_s=30.0))
+        now[0] = 10.0
+        listen(Progress("exact", "b", 1, 4, "a: the baseline", later_s=30.0))
+        listen(Progress("transform", "int8", 1, 2, later_s=30.0))
+        listen(Progress("exact", "b", 2, 4, "b: 2x", news="first answer: b", later_s=30.0))
+        listen(Progress("race", "round 0", 2, 2, later_s=40.0))
+    assert capsys.readouterr().err.splitlines() == [
+        "model:    m.onnx",
+        "promise:  none",
+        "trying exact forms ...",
+        "  [1/4] a: the baseline",
+        "  [2/4] b: 2x",
+        "first answer: b",
+        "racing the fastest ... (about 40 s left)",
+    ]
+
+
+def test_a_pipe_gets_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert isinstance(screen(), PlainScreen)
 
 
 def row(p99_high_ns: float | None) -> Row:

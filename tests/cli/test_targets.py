@@ -21,7 +21,7 @@ from tests.support.quick import quick_runs
 import hasten
 from hasten.bundle import read
 from hasten.cli import main
-from hasten.cli.screen import summary
+from hasten.cli.card import details
 from hasten.core.devices import at_hand
 from hasten.core.invocation import Invocation
 from hasten.core.records import from_record, to_record
@@ -158,23 +158,21 @@ def test_where_nothing_for_the_device_ships_the_command_says_why_and_the_bundle_
         ],
     )
     assert run.exit_code == 1, (run.output, run.exception)
-    lines = run.stdout.splitlines()
-    assert lines[:2] == [
-        "",
-        "What ships: nothing for litert (LiteRT interpreter elsewhere): the bundle holds the original for this "
-        "host (original, ONNX Runtime).",
+    title, *lines = run.stdout.splitlines()
+    assert title == "Nothing for the device ships"
+    assert lines[0].split(":", 1) == [
+        "ships",
+        "  nothing for litert (LiteRT interpreter elsewhere); the bundle holds the original, for this host",
     ]
-    (why,) = (line for line in lines if line.startswith("How sure: exact: "))
+    (why,) = (line for line in lines if line.startswith("exact:"))
     begins, failed, ends = why.split("; ")
-    assert begins == (
-        "How sure: exact: nothing could be made for the device that answers well enough"
-    )
+    assert begins.endswith("nothing could be made for the device that answers well enough")
     assert failed.startswith("original, LiteRT reference kernels: ")
     assert "CumSum" in failed
     assert "failed:" not in failed
-    assert ends == "the bundle holds the original, for this host."
+    assert ends == "the bundle holds the original, for this host"
     label, _, reason = failed.partition(": ")
-    assert f"Failed: {label}: {reason}" in lines
+    assert f"- {label[0].upper()}{label[1:]} failed: {reason.removesuffix('.')}." in lines
     assert read(out).target == Target.host()
     shown = CliRunner().invoke(main, ["inspect", str(out)])
     assert "made for:" not in shown.output
@@ -266,7 +264,7 @@ def crafted() -> dict[str, Any]:
 
 
 def test_the_summary_says_that_a_budget_was_missed_and_what_failed() -> None:
-    lines = summary(RESULT, 0.0).splitlines()
+    lines = details(RESULT).splitlines()
     assert "Budget: OVER the budget of 90 ns." in lines
     assert "Failed: large: doesn't fit" in lines
     assert "Compared: the RTL answered 30 samples as its program did." in lines

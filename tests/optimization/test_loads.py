@@ -12,7 +12,7 @@ import pytest
 from tests.support.quick import quick_runs
 
 import hasten
-from hasten.cli.screen import summary
+from hasten.cli.card import details
 from hasten.engines.cascade import Cascade
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.openvino.engine import OpenVino
@@ -73,7 +73,7 @@ def test_the_scenarios_are_on_the_screen_and_on_the_page(result: Result) -> None
         "offline",
         "server",
     ]
-    shown = summary(result, 0.0)
+    shown = details(result)
     assert all(line in shown for line in result.loads)
     page = (result.bundle / "report.html").read_text()
     assert "Under load" in page
@@ -85,7 +85,7 @@ def test_each_candidate_that_was_timed_is_set_against_its_floor(result: Result) 
     limits = [outcome.limit for outcome in timed if outcome.limit is not None]
     assert all(limit.ratio >= 1 for limit in (*limits, *result.limits))
     assert all(limit.binds in ("arithmetic", "bytes", "overhead") for limit in limits)
-    shown = summary(result, 0.0)  # a busy host's ceilings may be above the latencies
+    shown = details(result)  # a busy host's ceilings may be above the latencies
     for role in ("default engine", "fastest exact"):
         said = [limit for limit in result.limits if limit.role == role]
         notes = [note for note in result.notes if "less than the least" in note and role in note]
@@ -124,7 +124,7 @@ def test_a_model_of_which_a_part_cannot_be_counted_has_no_floor(tmp_path: Path) 
     assert said.endswith(
         "the machine's limit: the work of 1 of 2 layers can't be counted: 'states'"
     )
-    shown = summary(result, 0.0)
+    shown = details(result)
     assert "Left to gain" not in shown
     assert said in shown
 

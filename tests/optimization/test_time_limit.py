@@ -152,7 +152,7 @@ def test_a_report_without_time_is_left_to_its_command(tmp_path: Path) -> None:
 
 def test_when_it_was_decided_is_said_and_told(tmp_path: Path) -> None:
     told: list[str] = []
-    result = optimize(tmp_path, listen=lambda p: told.append(p.outcome or ""))
+    result = optimize(tmp_path, listen=lambda p: told.append(p.news or ""))
     assert result.decided_s is not None
     assert 0 < result.decided_s <= result.seconds
     assert any(line.startswith("decided after") and "ships, certified" in line for line in told)

@@ -20,6 +20,7 @@ from hasten.cli.options import (
     Seconds,
     Share,
     custom_ops_option,
+    details_option,
     guard_choice,
     image_options,
     image_pipeline_of,
@@ -103,7 +104,8 @@ def main() -> None:
 )
 @trust_code_option
 @order_options
-def optimize(as_json: bool, model: str, data: str | None, **options: Any) -> None:
+@details_option
+def optimize(as_json: bool, details: bool, model: str, data: str | None, **options: Any) -> None:
     """Make the fastest certified version of MODEL.
 
     Without data, it makes the fastest version of the model's own precision; the result says what others could
@@ -116,12 +118,16 @@ def optimize(as_json: bool, model: str, data: str | None, **options: Any) -> Non
     began = time.monotonic()
     with one_line_errors("stopped; finished work is kept: continue with --resume"):
         from hasten import optimize as run
-        from hasten.cli.screen import screen, summary
+        from hasten.cli.card import show
+        from hasten.cli.screen import screen
 
         pipeline = image_pipeline_of(options)
         with typed(click.get_current_context().obj, began), screen() as listen:
             result = run(model, data, pipeline=pipeline, listen=listen, **order_of_flags(options))
-        click.echo(as_text(result) if as_json else summary(result, began))
+        if as_json:
+            click.echo(as_text(result))
+        else:
+            show(result, began, with_details=details)
     if result.estimates is not None and result.shipped is None:
         raise SystemExit(1)
 
@@ -449,18 +455,20 @@ def doctor(ceilings: bool, deep: str | None, as_json: bool) -> None:
     type=click.Path(path_type=Path),
     help="Folder of the bundle.  [default: photos.hasten or digits.hasten]",
 )
-def demo(which: str, out: Path | None) -> None:
+@details_option
+def demo(which: str, out: Path | None, details: bool) -> None:
     """Optimize a real model: EfficientNet-Lite0 on photos, or a CNN on handwritten digits."""
     began = time.monotonic()
     with one_line_errors():
         from hasten.cli.demos import find
 
         run = find(which)
-        from hasten.cli.screen import screen, summary
+        from hasten.cli.card import show
+        from hasten.cli.screen import screen
 
         with typed(click.get_current_context().obj), screen() as listen:
             result = run(out or Path(f"{which}.hasten"), listen)
-        click.echo(summary(result, began))
+        show(result, began, with_details=details)
 
 
 @main.command()

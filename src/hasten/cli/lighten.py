@@ -10,6 +10,7 @@ import click
 from hasten.cli.options import (
     Latency,
     Share,
+    details_option,
     image_options,
     image_pipeline_of,
     one_line_errors,
@@ -83,7 +84,10 @@ _PLAN = ("minutes", "epochs", "batch", "rate", "loss", "features")
 )
 @image_options
 @order_options
-def lighten(as_json: bool, model: str, train: str, data: str, **options: Any) -> None:
+@details_option
+def lighten(
+    as_json: bool, details: bool, model: str, train: str, data: str, **options: Any
+) -> None:
     """Train smaller networks to replace MODEL, and certify one that fits a budget.
 
     The exit code is 0 if the model in the bundle is within the budget; it is 1 if no model within the
@@ -93,8 +97,9 @@ def lighten(as_json: bool, model: str, train: str, data: str, **options: Any) ->
     with one_line_errors("stopped; finished work is kept: continue with --resume"):
         from hasten import TrainingPlan
         from hasten import lighten as run
+        from hasten.cli.card import show
         from hasten.cli.commands import as_text
-        from hasten.cli.screen import screen, summary
+        from hasten.cli.screen import screen
 
         pipeline = image_pipeline_of(options)
         plan = TrainingPlan(**{name: options.pop(name) for name in _PLAN})
@@ -109,6 +114,9 @@ def lighten(as_json: bool, model: str, train: str, data: str, **options: Any) ->
                 listen=listen,
                 **order_of_flags(options),
             )
-        click.echo(as_text(result) if as_json else summary(result, began))
+        if as_json:
+            click.echo(as_text(result))
+        else:
+            show(result, began, with_details=details)
     if not result.within_budget:
         raise SystemExit(1)

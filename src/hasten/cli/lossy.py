@@ -113,8 +113,9 @@ def pack_with_loss(
         InputError: an option is missing, or something can't be used.
     """
     from hasten.bundle.packing.writer import check_goal, pack
+    from hasten.cli.card import show
     from hasten.cli.commands import as_text
-    from hasten.cli.screen import screen, summary
+    from hasten.cli.screen import screen
     from hasten.lightening.packing import PLAN, pack_lossy
 
     began = time.monotonic()
@@ -135,7 +136,9 @@ def pack_with_loss(
             **given,
         )
     made = pack(result.bundle, goal, keep_evidence=False)
-    click.echo(
-        as_text(result) if as_json else "\n".join((summary(result, began), *made.in_words()))
-    )
+    if as_json:
+        click.echo(as_text(result))
+    else:
+        show(result, began)
+        click.echo("\n".join(made.in_words()))
     return result.sizes is not None and result.sizes.shipped is not None

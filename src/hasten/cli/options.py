@@ -331,6 +331,11 @@ trusted_option = click.option(
 )
 
 
+details_option = click.option(
+    "--details", is_flag=True, help="Print every row of the table and every note as well."
+)
+
+
 def order_of_flags(options: dict[str, Any]) -> dict[str, Any]:
     """Translate a command's options into keyword arguments of the library."""
     given = dict(options)

@@ -4,7 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
+
+Verdict: TypeAlias = Literal[
+    "baseline", "exact", "accurate", "slower", "wrong", "skipped", "failed"
+]
+"""What a trial found: "accurate" if the candidate lost no more than is allowed on the search split,
+"wrong" if it lost more, "slower" if it was too slow to be judged."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Candidate that was tried, and what came of it.
+
+    Attributes:
+        label: Label of the candidate, for people.
+        verdict: What the trial found.
+        said: Outcome in a line.
+        ratio: Latency divided by the baseline's; None where it wasn't timed.
+    """
+
+    label: str
+    verdict: Verdict
+    said: str = ""
+    ratio: float | None = None
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What a run is about to do, as far as it is known.
+
+    Attributes:
+        facts: Facts for people, each with a name of one word: ("data", "1,500 samples, with labels").
+        stages: Stages of `Progress` that are sure to come, in order.
+        limit_s: Time that the whole command may take, in seconds; None for no limit.
+        open_ended: Whether the search may propose more candidates than it counts now.
+    """
+
+    facts: tuple[tuple[str, str], ...]
+    stages: tuple[str, ...] = ()
+    limit_s: float | None = None
+    open_ended: bool = False
 
 
 @dataclass(frozen=True)
@@ -12,13 +52,17 @@ class Progress:
     """Step of a run.
 
     Attributes:
-        stage: "prepare", "shortlist", "prune", "train", "int8", "transform", "widths", "try",
-            "design", "race", "certify", "figures".
+        stage: "prepare", "shortlist", "prune", "train", "int8", "exact", "transform", "draft",
+            "widths", "try", "design", "race", "certify", "label", "figures", "limit", "curve", "load".
         doing: Description of the current work, in a few words.
         done: Number of completed steps in this stage.
         total: Number of all steps in this stage.
         outcome: Result of the previous step, in a line; None where it has none.
         best: Best result so far, in a line; None where there is none.
+        tried: Candidate that the previous step tried; None where it tried none.
+        news: Line that a reader should not miss, such as the first result; None where there is none.
+        outline: What the run is about to do; None except where that becomes known.
+        later_s: Time that the stages after this one will take, in seconds; None where unknown.
     """
 
     stage: str
@@ -27,6 +71,10 @@ class Progress:
     total: int
     outcome: str | None = None
     best: str | None = None
+    tried: Tried | None = None
+    news: str | None = None
+    outline: Outline | None = None
+    later_s: float | None = None
 
 
 Listener: TypeAlias = Callable[[Progress], None]

@@ -33,6 +33,8 @@ from hasten.measure.probe import disturbance, probe_of, usable_threads
 from hasten.measure.process import Worker
 from hasten.measure.race import AGAIN, BASELINE, NotEstablished, Standings, race
 from hasten.measure.workbench import Bench
+from hasten.reporting.card import Card, latency_bars, times
+from hasten.reporting.notebook import as_html
 from hasten.reporting.result import UNEVEN, Row, row
 
 _CANDIDATE = "bundle"
@@ -111,6 +113,27 @@ class Comparison:
     def speedup(self) -> float:
         """Return how many times faster the bundle is."""
         return self.bundle.speedup
+
+    def _repr_html_(self) -> str:
+        """Return the comparison as a card, for notebooks."""
+        threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
+        rows = (
+            ("speed", times(self.bundle.ratio, f"that of {self.against.label}")),
+            ("noise", times(self.against.ratio, "between two runs of one model")),
+            ("with", f"{threads}, one sample in a request"),
+            ("requests", self.requests),
+        )
+        ratio = self.bundle.ratio
+        faster = "is faster" if ratio.high < 1 else "is slower" if ratio.low > 1 else "is as fast"
+        return as_html(
+            Card(
+                f"The bundle {faster}: {1 / ratio.estimate:.2f}x",
+                good=ratio.high < 1,
+                rows=rows,
+                notes=self.notes,
+                bars=latency_bars(self.against, self.bundle),
+            )
+        )
 
 
 def bench(

@@ -22,6 +22,8 @@ from hasten.errors import InputError, IntegrityError
 from hasten.inputs.data.dataset import Dataset, Subset
 from hasten.inputs.data.splits import KNOWN_BYTES, Earlier, units_of
 from hasten.optimization.workspace import hashed_groups
+from hasten.reporting.card import Card
+from hasten.reporting.notebook import as_html
 
 Kind: TypeAlias = Literal["fresh data", "further look", "regression check", "exact"]
 _Hash: TypeAlias = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
@@ -109,6 +111,18 @@ class Recheck:
         look = (self.look.in_words(),) if told and self.look is not None else ()
         notes = (f"note: {note}" for note in self.notes)
         return "\n".join((first, *unlabelled, *look, *more, *notes))
+
+    def _repr_html_(self) -> str:
+        """Return the outcome as a card, for notebooks."""
+        first, *others = self.in_words().splitlines()
+        rows = (
+            ("tested", self.asked.removeprefix("that ")),
+            ("on", f"{self.used:,} samples, {self.left_out:,} left out"),
+            ("kind", self.kind),
+            ("found", first),
+        )
+        title = f"{'Passed' if self.passed else 'Not passed'}: {self.verdict}"
+        return as_html(Card(title, self.passed, rows, tuple(others)))
 
 
 @dataclass(frozen=True)

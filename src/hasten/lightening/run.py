@@ -14,7 +14,7 @@ from hasten.bundle import MANIFEST, replaceable
 from hasten.core.extras import missing_extra
 from hasten.core.invocation import asking, invocation
 from hasten.core.objects import load_object
-from hasten.core.progress import Listener, nobody
+from hasten.core.progress import Listener, Progress, nobody
 from hasten.core.records import digest, source_digest
 from hasten.core.target import Target
 from hasten.engines.installed import engine_kinds, tried_on
@@ -24,6 +24,7 @@ from hasten.inputs.data.splits import split
 from hasten.inputs.models.source import find_model
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.config import from_module
+from hasten.lightening.outline import outline_of
 from hasten.lightening.shortlisting.options import check_names
 from hasten.measure.environment import versions
 from hasten.optimization.optimize import optimize
@@ -198,6 +199,15 @@ def lighten(
         split(given.judged, calibration=calibration, seed=seed, training=given.training)
         check_near_copies(given.training, given.judged, order.allow_near_copies)
         recipe = Recipe(60 * plan.minutes, plan.epochs, plan.batch, plan.rate, seed=seed)
+        outline = outline_of(
+            methods,
+            students=students,
+            minutes=plan.minutes,
+            budget_ns=1e9 * order.budget_s,
+            trained_on=len(given.training),
+            judged_on=len(given.judged),
+        )
+        listen(Progress("prepare", "timing the original", 0, 1, outline=outline))
         features = plan.features
         loss, told_loss = loss_of(plan)
         check_same_run(

@@ -143,6 +143,12 @@ class Deadline:
         least_s = sum(need.least_s for need in self._later())
         return self._end - least_s - time.monotonic()
 
+    def later_s(self) -> float | None:
+        """Return the time that the stages after this one wish for, in seconds; None where unknown."""
+        if not self._plan():
+            return None
+        return sum(need.wish_s for need in self._later())
+
     def step_s(self, limit_s: float) -> float:
         """Return the longest time of a step in a process of its own, in seconds.
 

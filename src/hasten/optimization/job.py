@@ -11,7 +11,7 @@ from pathlib import Path
 from hasten.bundle import replaceable
 from hasten.certificate.ledger import Ledger, user_ledger
 from hasten.core.invocation import Invocation, began_s
-from hasten.core.progress import Listener, Progress
+from hasten.core.progress import Listener, Outline, Progress, Tried
 from hasten.errors import InputError, NothingRuns, full_disk
 from hasten.measure.deadline import Deadline
 from hasten.measure.journal import Journal
@@ -56,9 +56,16 @@ class Job:
         total: int,
         outcome: str | None = None,
         best: str | None = None,
+        *,
+        tried: Tried | None = None,
+        news: str | None = None,
+        outline: Outline | None = None,
     ) -> None:
         """Report one step; the arguments are the fields of `Progress`."""
-        self.listen(Progress(stage, doing, done, total, outcome, best))
+        later_s = self.deadline.later_s()
+        self.listen(
+            Progress(stage, doing, done, total, outcome, best, tried, news, outline, later_s)
+        )
 
 
 @contextlib.contextmanager

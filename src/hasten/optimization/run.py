@@ -13,7 +13,6 @@ from hasten.optimization.sealed import said
 
 def search(judge: Judge) -> None:
     """Try candidates, except those in the journal of a stopped run."""
-    judge.job.tell("prepare", "opening the original model", 0, 1)
     judge.search()
 
 

@@ -440,3 +440,10 @@ class Result:
             InputError: no latency was measured, since the device isn't here.
         """
         return self.winner.speedup
+
+    def _repr_html_(self) -> str:
+        """Return the result as a card, for notebooks."""
+        from hasten.reporting.card import card  # which is made of results
+        from hasten.reporting.notebook import as_html
+
+        return as_html(card(self))

@@ -51,10 +51,15 @@ def summary(result: Result, *, report: bool = True) -> tuple[str, ...]:
 
 def headline(result: Result) -> str:
     """Write the result of a run that measured in a few words."""
-    found = first_comparison(result)
-    if _is_default(result) or (result.status == "exact" and found.high >= 1 - result.spread):
+    if nothing_faster(result):
         return "Nothing faster ships"
-    return f"{1 / found.estimate:.2f}x faster, {_SURE[result.status]}"
+    return f"{1 / first_comparison(result).estimate:.2f}x faster, {_SURE[result.status]}"
+
+
+def nothing_faster(result: Result) -> bool:
+    """Whether what ships is what people have, or an exact form that isn't surely faster."""
+    within_noise = first_comparison(result).high >= 1 - result.spread
+    return is_default(result) or (result.status == "exact" and within_noise)
 
 
 def first_comparison(result: Result) -> Ratio:
@@ -65,7 +70,7 @@ def first_comparison(result: Result) -> Ratio:
 def what_ships(result: Result) -> str:
     """Say what the bundle serves, and whether that is what people have already."""
     label = result.winner.label
-    if _is_default(result):
+    if is_default(result):
         return f"{label}: the default engine, unchanged, since nothing faster may ship"
     if result.shipped_threads != result.default_threads:
         return f"{label}, on {_threads(result.shipped_threads)}"
@@ -76,7 +81,7 @@ def how_fast(result: Result) -> str:
     """Compare what ships with the default engine on all the threads that it uses by default."""
     winner, default = result.winner, result.rows[0]
     taking = f"a request takes {_takes(winner)} {_AT[winner.statistic]}"
-    if _is_default(result):
+    if is_default(result):
         return f"it is the default engine: {taking} with {_each(result)}"
     who = f"the default engine ({default.label})"
     if result.on_all is None and result.default_threads in (0, result.threads):
@@ -126,7 +131,7 @@ def torch_in_half(result: Result) -> str:
 def every_request(result: Result) -> str:
     """Compare the mean and the p99 of what ships with the default engine's; empty without figures."""
     winner = result.winner
-    if winner.mean_ratio is None or _is_default(result):
+    if winner.mean_ratio is None or is_default(result):
         return ""
     mean = f"the mean latency is {_times(winner.mean_ratio)} times the default engine's"
     if winner.p99_ratio is None:
@@ -256,7 +261,7 @@ def next_steps(result: Result) -> Iterator[str]:
     if result.status == "uncertified":
         limit = "" if result.asked is None else f" --max-drop {100 * result.asked.max_drop:.6g}%"
         yield f"certify it on data that no run has used: hasten certify {bundle} --data NEW_DATA{limit}"
-    if _is_default(result):
+    if is_default(result):
         yield "keep what you have: the bundle serves the same model"
     else:
         yield f"time it against what you run today: hasten bench {bundle} --against YOUR_DEPLOYMENT"
@@ -373,7 +378,7 @@ def _is_original(result: Result) -> bool:
     return result.winner.label == result.rows[0].label
 
 
-def _is_default(result: Result) -> bool:
+def is_default(result: Result) -> bool:
     """Whether what ships is just what people have."""
     return _is_original(result) and result.shipped_threads == result.default_threads
 

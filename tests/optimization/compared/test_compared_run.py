@@ -19,7 +19,7 @@ from tests.support.quick import quick_runs
 import hasten
 from hasten.bundle import read
 from hasten.cli import main
-from hasten.cli.screen import summary
+from hasten.cli.card import details
 from hasten.core.tensors import Array
 from hasten.errors import InputError, IntegrityError
 from hasten.inputs.data.arrays import ArrayDataset
@@ -131,7 +131,7 @@ def test_the_comparison_is_in_the_bundle_the_report_and_on_the_screen(made: Resu
     assert read(made.bundle).comparison == made.comparison
     said = CliRunner().invoke(main, ["inspect", str(made.bundle)]).output
     assert all(line in said for line in lines)
-    assert all(line in summary(made, 0.0) for line in lines)
+    assert all(line in details(made) for line in lines)
     page = (made.bundle / "report.html").read_text()
     assert "Before and after" in page
     assert "None of this chose what ships" in page

@@ -58,6 +58,7 @@ class Smallest(Judge):
 
     def search(self) -> None:
         """Score each form on the search split."""
+        self.job.tell("prepare", "opening the original model", 0, 1)
         ready, order, trials = self.ready, self.job.order, self.trials
         kinds = engine_kinds(engine_names(order, ready.target))
         engines = [next(iter(kind.variants(ready.target))) for kind in kinds]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from hasten.errors import CandidateError
+from hasten.measure.candidate import Single
 from hasten.measure.intervals import Ratio
 from hasten.measure.workbench import OpenWorker
 from hasten.optimization.choose import Standing, ladder
@@ -17,6 +18,7 @@ from hasten.optimization.estimated.trials import Estimation, comparable, rank, r
 from hasten.optimization.grid import grid, originals
 from hasten.optimization.job import Job
 from hasten.optimization.judge import Ending, Judge, Ladder, Verdicts
+from hasten.optimization.outline import outline_of
 from hasten.optimization.preparation import (
     Ready,
     calibrating,
@@ -60,6 +62,9 @@ class Estimated(Judge):
     def search(self) -> None:
         """Make, judge and estimate candidates until none promises more, or the time is up."""
         ready, order, trials = self.ready, self.job.order, self.trials
+        proposed = self._proposed()
+        outline = outline_of(self.job, ready, proposed)
+        self.job.tell("prepare", "opening the original model", 0, 1, outline=outline)
         trials.begin(originals(ready.model))
         warn_of_scores(ready, calibrating(order, ready), self.job.notes, binary=trials.binary)
         metric = ready.promise.metric
@@ -77,18 +82,23 @@ class Estimated(Judge):
             trained = [] if data is None else trainings(folder, data, order.seed)
             FixedPointSearch(self.job, trials, trained).explore()
         else:
-            self._try_all()
+            self._try_all(proposed)
 
-    def _try_all(self) -> None:
-        """Judge each candidate of the grid; the device's tools estimate those under the limit."""
+    def _proposed(self) -> list[Single]:
+        """Return the candidates of the grid; for an FPGA none, whose programs follow one another."""
+        if self.ready.target.family == "fpga":
+            return []
         order, target = self.job.order, self.ready.target
-        candidates = grid(
+        return grid(
             self.ready.model,
             target,
             engine_names=engine_names(order, target),
             pass_names=order.passes,
             keep_float=order.keep_float,
         )
+
+    def _try_all(self, candidates: Sequence[Single]) -> None:
+        """Judge each candidate; the device's tools estimate those under the limit."""
         for number, candidate in enumerate(candidates):
             if self.job.late:
                 left = len(candidates) - number

@@ -168,7 +168,7 @@ class Finish:
         speed = "" if ratio is None else f", {1 / ratio.estimate:.2f}x"
         said = f"decided after {decided_s:.0f} s: {winner.label} ships, {choice.status}{speed}"
         rounds = max(1, final.counted)
-        job.tell("figures", "decided", rounds, rounds, said)
+        job.tell("figures", "decided", rounds, rounds, news=said)
         return decided_s
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from hasten.certificate.draws import drawn
 from hasten.certificate.planning import samples_needed
+from hasten.core.progress import Tried, Verdict
 from hasten.core.tensors import Array
 from hasten.errors import CandidateError, OutOfTime
 from hasten.measure.candidate import Candidate, Single, Trial
@@ -21,6 +23,7 @@ from hasten.optimization.measured.mixing import Least, Mixing
 from hasten.optimization.measured.screening import SCREEN_NOISE, Screening
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.small_model import small_model_of
+from hasten.reporting.summary import faster
 
 _TRANSFORMS_AT_ONCE = 2
 _MADE_AT_ONCE = 6
@@ -60,14 +63,20 @@ class Exploration:
         self._on_better, self._least, self._notes = on_better, least, job.notes
         self._best_ratio = 1.0
         self._at_limit = False
+        self._told_exact = False
         self._frozen = job.journal.last("ladder") is not None
         self._ended = False
         self._met: set[str] = set()
 
     def explore(self, grid: Sequence[Single]) -> None:
-        """Try the grid; more variants where the fastest aren't accurate; neighbours of the best."""
+        """Try the grid; more variants where the fastest aren't accurate; neighbours of the best.
+
+        Exact candidates come first: they are soon made, and a person has an answer that needs no test.
+        """
         model, target = self.trials.bench.model, self.trials.bench.target
-        if not self._try(grid) or self._order.effort.depth != "all":
+        whole = self._try(sorted(grid, key=lambda one: not one.exact))
+        self._tell_exact()
+        if not whole or self._order.effort.depth != "all":
             return
         if not self._over() and not self._fastest_surely_passes():
             ranked = [t.candidate for t in self._worth_varying()]
@@ -140,10 +149,16 @@ class Exploration:
         if not candidates:
             return True
         outcome: str | None = None
-        made = _TRANSFORMS_AT_ONCE if self._job.deadline.limited else _MADE_AT_ONCE
+        tried: Tried | None = None
+        made = 0
         for number, candidate in enumerate(candidates):
-            if not self._frozen and number % made == 0:
-                coming = candidates[number : number + made]
+            if not candidate.exact and not self._told_exact:
+                self._tell_exact(outcome, tried)
+                outcome, tried = None, None
+                self._tell("making the other forms", number, len(candidates), None, None)
+            if not self._frozen and number == made:
+                coming = self._coming(candidates[number:])
+                made += len(coming)
                 self._transform(c for c in coming if c.key not in self.trials.done)
             untried = candidate.key not in self.trials.done
             if untried and self._frozen:  # what is certified was chosen before the run was stopped
@@ -151,18 +166,74 @@ class Exploration:
                 return False
             if untried and self._late():
                 return self._left_out(len(candidates) - number, len(candidates))
-            self._job.tell("try", candidate.label, number, len(candidates), outcome, self.best)
+            self._tell(candidate.label, number, len(candidates), outcome, tried)
             try:
                 trial = self.trials.run(candidate, beat)
             except OutOfTime:
                 return self._left_out(len(candidates) - number, len(candidates))
             self._met.add(candidate.key)
-            outcome = f"{candidate.label}: {self.trials.outcome(trial)}"
+            outcome, tried = f"{candidate.label}: {self.trials.outcome(trial)}", self._tried(trial)
             self._note_better(trial)
-        self._job.tell(
-            "try", "all tried", len(candidates), len(candidates), outcome, best=self.best
-        )
+        self._tell("all tried", len(candidates), len(candidates), outcome, tried)
         return True
+
+    def _coming(self, candidates: Sequence[Single]) -> Sequence[Single]:
+        """Return the next candidates whose models are made together, inexact ones never with exact ones."""
+        most = _TRANSFORMS_AT_ONCE if self._job.deadline.limited else _MADE_AT_ONCE
+        kind = candidates[0].exact
+        return list(itertools.takewhile(lambda one: one.exact == kind, candidates[:most]))
+
+    def _tell(
+        self, doing: str, done: int, total: int, outcome: str | None, tried: Tried | None
+    ) -> None:
+        stage = "try" if self._told_exact else "exact"
+        self._job.tell(stage, doing, done, total, outcome, self.best, tried=tried)
+
+    def _tell_exact(self, outcome: str | None = None, tried: Tried | None = None) -> None:
+        """Tell the fastest exact candidate, once all of the grid were tried.
+
+        Args:
+            outcome: Outcome of the last candidate, in a line.
+            tried: The last candidate.
+        """
+        if self._told_exact:
+            return
+        trials, default = self.trials, f"the default engine ({self.trials.baseline.label})"
+        exact = [t for t in trials.measured() if t.exact and t.candidate.key in self._met]
+        fastest = min(exact, key=lambda t: trials.ratio(t).estimate, default=None)
+        answer = f"no exact form is faster than {default}"
+        if fastest is not None:
+            figure = trials.ratio(fastest)
+            sure = "" if figure.high < 1 else ", so it isn't surely faster"
+            answer = f"{fastest.candidate.label} is exact and {faster(figure, default)}{sure}"
+        news = f"first answer after {self._job.deadline.elapsed_s:.0f} s: {answer}"
+        count = len(self._met)
+        self._job.tell(
+            "exact", "all tried", count, count, outcome, self.best, tried=tried, news=news
+        )
+        self._told_exact = True
+
+    def _tried(self, trial: Trial) -> Tried:
+        """Return a trial as a screen draws it."""
+        timed = trial.measurement is not None and not trial.failure
+        return Tried(
+            trial.candidate.label,
+            self._verdict(trial),
+            trial.failure or trial.skipped or self.trials.outcome(trial),
+            self.trials.ratio(trial).estimate if timed else None,
+        )
+
+    def _verdict(self, trial: Trial) -> Verdict:
+        if trial.skipped or trial.failure:
+            return "skipped" if trial.skipped else "failed"
+        if trial.measurement is None:
+            return "baseline"
+        if trial.exact or (trial.candidate.exact and trial.changed is None):
+            return "exact"
+        if trial.scores is None:
+            return "slower"
+        accurate = self.trials.drop(trial) < self.trials.promise.max_drop
+        return "accurate" if accurate else "wrong"
 
     def _left_out(self, left: int, total: int) -> bool:
         self._notes.append(f"the time limit left {left} of {total} candidates untried")

@@ -22,6 +22,7 @@ from hasten.optimization.measured.exploration import Exploration
 from hasten.optimization.measured.racing import Racing
 from hasten.optimization.measured.screening import SCREEN_NOISE
 from hasten.optimization.measured.spending import LIMITS_S, Spending
+from hasten.optimization.outline import outline_of
 from hasten.optimization.preparation import (
     Ready,
     calibrating,
@@ -73,6 +74,8 @@ class Measured(Judge):
         )
         inexact = [one for one in proposed if ready.made_up and not one.exact]
         proposed = [one for one in proposed if one not in inexact]
+        outline = outline_of(self.job, ready, proposed, drafted=inexact)
+        self.job.tell("prepare", "opening the original model", 0, 1, outline=outline)
         self.racing.settle_threads()
         # On a device the host's engines only answer for the original where none of the device's runs it.
         hosts = originals(ready.model) if ready.target.kind == "attached" else []
