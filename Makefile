@@ -9,7 +9,7 @@ DEVICE := -m pytest -o timeout=900 -o faulthandler_timeout=960
 
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-digits test test-all suite suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu wheels-gpu test-tpu test-lowest check docs docs-serve chaos fuzz clean
+.PHONY: demo demo-digits test test-all suite suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu wheels-gpu test-tpu test-lowest check docs docs-serve notebooks chaos fuzz clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hasten demo photos
@@ -46,6 +46,10 @@ docs-serve: .venv-docs/.mermaid
 .venv-docs/.mermaid: .venv-docs/.test
 	cd .venv-docs && PATH=$$PWD/bin:$$PATH npm pack --silent mermaid@11 && tar -xzf mermaid-11*.tgz package/dist/mermaid.min.js
 	touch $@
+
+# Notebooks of tutorials, written from their pages; a test holds them to that.
+notebooks: $(VENV)/.test
+	$(BIN)/python scripts/notebook.py docs/tutorials/first-ten-minutes.md
 
 # A server under load while much goes wrong at once: make chaos SECONDS=60 SEED=1.
 chaos: $(VENV)/.test

@@ -77,7 +77,7 @@ def judged(n: int, lost: int, gained: int, guard: Guard = "net", **settings: Any
         ),
         (
             judged(500, 0, 0, "changed", groups=np.arange(500) // 2),
-            "not enough data: 500 samples in 250 groups can't show that at most 1% of answers change; about 340 would",
+            "not enough data: 500 samples in 250 groups can't show that at most 1% of answers change; about 340 groups would",
         ),
         (
             judged(10, 1, 0),

@@ -92,7 +92,7 @@ class Judgement:
             shown = goal(self.guard, self.metric, self.max_drop)
             return (
                 f"not enough data: {self._draws()} can't show {shown}{self._uneven()}; about "
-                f"{_about(self.samples_needed):,} would"
+                f"{_about(self.samples_needed):,}{f' {self._draw}s' if self._draw else ''} would"
             )
         allowed = f"{100 * self.max_drop:.6g}{'%' if self._about_change else ''}"
         fact = f"{self._fact(_two_digits(self.estimate))}, and less than {allowed} was allowed"

@@ -8,6 +8,7 @@ from PIL import Image
 from hasten.errors import InputError
 from hasten.inputs.data.images import SUFFIXES, ImageFolder
 from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.config import image_pipeline
 from hasten.inputs.pipeline.image import Decode, ToLayout
 
@@ -44,6 +45,42 @@ def test_class_folders_in_order_of_their_names_are_the_labels(classes: Path) -> 
     assert [file.name for file in data.files] == ["4.png", "3.png", "1.png", "2.png"]
     assert data.names == ("image",)
     assert data.groups is None
+
+
+def test_class_folders_have_the_classes_that_the_pipeline_calls_so(classes: Path) -> None:
+    photo(classes / "unlabelled" / "5.png", 5)
+    names = ("dog", "cow", "cat", "ant")
+    data = ImageFolder(classes, Pipeline(PIPELINE.steps, (TopK(labels=names),)), "x")
+    assert data.classes == names
+    assert data.labels is not None
+    assert data.labels.tolist() == [3, 2, 0, 0, -1]
+
+
+def test_class_folders_of_other_names_are_numbered_in_their_order(classes: Path) -> None:
+    data = ImageFolder(classes, Pipeline(PIPELINE.steps, (TopK(labels=("a", "b", "c")),)), "x")
+    assert data.classes == ("ant", "cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ("dog", "cat"),
+            "the folder {}/ant isn't called as any of the 2 classes that the pipeline names, and other "
+            "folders are: rename it, or remove it",
+        ),
+        (
+            ("dog", "cat", "ant", "cat"),
+            "the pipeline gives several classes the name of the folder {}/cat: "
+            "give each class a name of its own",
+        ),
+    ],
+)
+def test_class_folders_that_name_no_class_or_several_are_refused(
+    classes: Path, names: tuple[str, ...], message: str
+) -> None:
+    pipeline = Pipeline(PIPELINE.steps, (TopK(labels=names),))
+    assert refused(classes, pipeline) == message.format(classes)
 
 
 def test_images_straight_inside_have_no_labels(tmp_path: Path) -> None:

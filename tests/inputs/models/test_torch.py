@@ -102,6 +102,22 @@ def test_several_inputs_and_nested_outputs_are_named(tmp_path: Path) -> None:
     np.testing.assert_array_equal(answers(model.path, given)[0], [15])
 
 
+class Encoder(nn.Module):
+    """Returns an output that is called as an operator inside: torch calls its value "embedding", too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(5, 3)
+
+    def forward(self, tokens: Tensor) -> dict[str, Tensor]:
+        return {"embedding": self.table(tokens).mean(1)}
+
+
+def test_an_output_may_have_the_name_of_an_operator_inside(tmp_path: Path) -> None:
+    model = export(Encoder().eval(), {"tokens": np.array([1, 4, 2])}, tmp_path)
+    assert [spec.name for spec in model.outputs] == ["embedding"]
+
+
 def test_an_optional_input_is_taken_where_the_data_has_it(tmp_path: Path) -> None:
     sample: dict[str, Array] = {"scale": 2 * MASK, "ids": IDS, "mask": MASK}
     model = export(Many(), sample, tmp_path)

@@ -71,6 +71,18 @@ def test_a_palette_with_transparency_becomes_rgb_without_a_warning() -> None:
     assert decoded[0, 0].tolist() == [10, 20, 30]
 
 
+@pytest.mark.parametrize("chain", [(Decode(),), (Decode(), Resize(4))])
+def test_a_text_is_no_path_of_a_picture(chain: tuple[Step, ...], tmp_path: Path) -> None:
+    file = tmp_path / "a.png"
+    Image.new("RGB", (5, 4)).save(file)
+    with pytest.raises(InputError) as error:
+        Pipeline(chain)(str(file))
+    assert str(error.value) == (
+        "decode takes a picture's bytes or its path, and a text isn't a path: "
+        f"give Path({str(file)!r:.80})"
+    )
+
+
 def test_gray_without_a_range_is_refused() -> None:
     data = encoded(Image.fromarray(np.ones((4, 5), np.float32)), "TIFF")
     assert refused(Decode(), data) == (

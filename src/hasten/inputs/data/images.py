@@ -32,8 +32,9 @@ class ImageFolder(Dataset):
 
     Attributes:
         files: Image files in the order of the samples, sorted by class and name.
-        classes: Names of the class folders, sorted: label `i` is `classes[i]`. None without
-            classes.
+        classes: Names of the classes: label `i` is `classes[i]`. They are the names that the
+            pipeline's steps after the model give the classes, where the folders are called so, and
+            the names of the folders, sorted, where no folder is. None without class folders.
     """
 
     def __init__(self, folder: Path, pipeline: Pipeline, name: str) -> None:
@@ -50,14 +51,14 @@ class ImageFolder(Dataset):
 
         Raises:
             InputError: there is no such folder, it has no images, it has images both beside and in
-                class folders, a class folder is empty, a file isn't an image, or the groups don't
-                fit.
+                class folders, a class folder is empty, the pipeline names the classes of some
+                folders and not of others, a file isn't an image, or the groups don't fit.
         """
         if not folder.is_dir():
             raise InputError(f"no such folder: {folder}")
         self._pipeline = pipeline
         self.names = (name,)
-        self.files, labels, self.classes = _list(folder)
+        self.files, labels, self.classes = _list(folder, _named(pipeline))
         self.labels = None if labels is None else np.array(labels, np.int64)
         self.groups = _groups(folder, self.files)
         check_counts({name: len(self.files)}, self.labels, self.groups, str(folder))
@@ -129,7 +130,39 @@ def _images(folder: Path) -> list[Path]:
     )
 
 
-def _list(folder: Path) -> tuple[list[Path], list[int] | None, tuple[str, ...] | None]:
+def _named(pipeline: Pipeline) -> tuple[str, ...]:
+    """Return the names that a pipeline gives the model's classes; none where it gives none."""
+    every = (tuple(getattr(step, "labels", ())) for step in pipeline.after)
+    return next((names for names in every if names), ())
+
+
+def _numbered(folders: Sequence[Path], names: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
+    """Return each class folder's label, and the classes' names.
+
+    Args:
+        folders: Class folders, sorted.
+        names: Names that the pipeline gives the model's classes, in order.
+    """
+    unknown = [folder for folder in folders if folder.name not in names]
+    if len(unknown) == len(folders):
+        return list(range(len(folders))), tuple(folder.name for folder in folders)
+    if unknown:
+        raise InputError(
+            f"the folder {unknown[0]} isn't called as any of the {len(names)} classes that the pipeline "
+            "names, and other folders are: rename it, or remove it"
+        )
+    twice = next((folder for folder in folders if names.count(folder.name) > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"the pipeline gives several classes the name of the folder {twice}: "
+            "give each class a name of its own"
+        )
+    return [names.index(folder.name) for folder in folders], tuple(names)
+
+
+def _list(
+    folder: Path, names: Sequence[str]
+) -> tuple[list[Path], list[int] | None, tuple[str, ...] | None]:
     """Return the files, and their labels and class names (both None without class folders)."""
     loose = _images(folder)
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -145,14 +178,15 @@ def _list(folder: Path) -> tuple[list[Path], list[int] | None, tuple[str, ...] |
     files: list[Path] = []
     labels: list[int] = []
     known = [inner for inner in classes if inner.name.lower() not in UNLABELLED]
-    numbers = {inner: number for number, inner in enumerate(known)}
+    own, called = _numbered(known, names)
+    numbers = dict(zip(known, own, strict=True))
     for inner in classes:
         found = _images(inner)
         if not found:
             raise InputError(f"the class folder {inner} has no images; fill it or remove it")
         files += found
         labels += [numbers.get(inner, NO_CLASS)] * len(found)
-    return files, labels if known else None, tuple(inner.name for inner in known) or None
+    return files, labels if known else None, called if known else None
 
 
 def _groups(folder: Path, files: Sequence[Path]) -> Array | None:

@@ -392,7 +392,7 @@ def _to_onnx(
     import torch
 
     with operators_read_once():
-        return torch.onnx.export(
+        program: Any = torch.onnx.export(
             module,
             args,
             kwargs=kwargs or None,
@@ -403,6 +403,21 @@ def _to_onnx(
             dynamo=True,
             verbose=False,
         )
+    _rename_clashing(program.model.graph)
+    return program
+
+
+def _rename_clashing(graph: Any) -> None:
+    """Rename inner values of an exported graph that are called as one of its outputs.
+
+    The exporter calls an inner value after its operator, such as "embedding", and doesn't look
+    whether the module returns something of that name: then ONNX Runtime refuses the file.
+    """
+    outputs = {value.name: value for value in graph.outputs}
+    for node in graph.all_nodes():
+        for value in node.outputs:
+            if outputs.get(value.name, value) is not value:
+                value.name = f"{value.name}_of_{node.name}"
 
 
 def _fixed(source: _Module | _Program, outputs: list[str], batch: int) -> Any:

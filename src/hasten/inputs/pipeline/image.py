@@ -175,8 +175,12 @@ class Decode(Step):
             scale: Step that resizes the picture; None for its pixels as an array.
 
         Raises:
-            InputError: the file can't be read, or takes more memory than it may.
+            InputError: the file can't be read, or takes more memory than it may; or a text was given.
         """
+        if isinstance(value, str):  # may come from a stranger, and must not open files here
+            raise InputError(
+                f"decode takes a picture's bytes or its path, and a text isn't a path: give Path({value!r:.80})"
+            )
         texts, most = 0, self.memory_per_byte
         if most and isinstance(value, bytes):
             texts = text_bytes(value)
