@@ -9,7 +9,7 @@ DEVICE := -m pytest -o timeout=900 -o faulthandler_timeout=960
 
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-digits test test-all suite suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu wheels-gpu test-tpu test-lowest check docs docs-serve notebooks chaos fuzz clean
+.PHONY: demo demo-digits test test-all suite suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu wheels-gpu test-tpu test-lowest check docs docs-serve notebooks chaos fuzz changelog release clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hasten demo photos
@@ -58,6 +58,14 @@ chaos: $(VENV)/.test
 # Attacks each surface for a while: make fuzz SECONDS=600 ONLY=http SEED=3. Inputs that do harm are kept in findings/.
 fuzz: $(VENV)/.test
 	$(BIN)/python -m fuzz --seconds $(or $(SECONDS),60) --seed $(or $(SEED),0) $(addprefix --only ,$(ONLY))
+
+# What changed since the last release, as CHANGELOG.md would say it; WRITE=1 writes it there and removes the fragments.
+changelog: .venv-release/.test
+	.venv-release/bin/towncrier build $(if $(WRITE),--yes,--draft)
+
+# Builds an sdist and a wheel, checks them and tries them in an empty environment: make release PYTHONS="python3.11 python3.13" TAG=v0.2.0.
+release: .venv-release/.test
+	.venv-release/bin/python scripts/release.py $(if $(TAG),--tag $(TAG)) $(addprefix --python ,$(PYTHONS))
 
 # Environments of their own: Keras brings tensorflow, a TPU's compiler the very newest torch; Ray's wheel
 # brings the proxy that stands in front. Files are packages of which only the files are needed. Most of the
@@ -156,4 +164,4 @@ $(VENV)/.test: pyproject.toml demo-packages.txt tests/packages.txt | $(VENV)/bin
 	touch $(VENV)/.demo $@
 
 clean:
-	rm -rf $(VENV) site .venv-docs .venv-fpga .venv-keras .venv-lowest .venv-ray .venv-triton .venv-edge .venv-gpu .venv-tpu wheels build dist findings *.hasten *.hasten.work *.hasten.training
+	rm -rf $(VENV) site .venv-docs .venv-fpga .venv-keras .venv-lowest .venv-ray .venv-triton .venv-edge .venv-gpu .venv-release .venv-tpu wheels build dist findings *.hasten *.hasten.work *.hasten.training
