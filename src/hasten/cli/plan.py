@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import click
 
+from hasten.cli import completing
+from hasten.cli.config import Configurable
 from hasten.cli.options import GUARD_HELP, Share, guard_choice, one_line_errors
 
 
-@click.command()
+@click.command(cls=Configurable)
 @click.option(
     "--max-drop",
     type=Share(),
@@ -56,7 +58,12 @@ from hasten.cli.options import GUARD_HELP, Share, guard_choice, one_line_errors
     show_default=True,
     help="Most samples to calibrate the quantizers' ranges with.",
 )
-@click.option("--training", is_flag=True, help="Other data calibrates: all of this judges.")
+@click.option(
+    "--training",
+    shell_complete=completing.data,
+    is_flag=True,
+    help="Other data calibrates: all of this judges.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(as_json: bool, **options: object) -> None:
     """Say how many samples and labels a promise takes, before anyone collects data."""

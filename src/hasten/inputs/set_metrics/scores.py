@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import ClassVar, Literal, Self, TypeAlias
 
 import numpy as np
-from scipy import special
 
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import InputError
@@ -181,6 +180,8 @@ class Cases:
     @cached_property
     def probabilities(self) -> Array:
         """Probabilities in [0, 1], `(n, classes)`, with two columns for a single score."""
+        from scipy import special  # imported here: the Tab key lists metrics without it
+
         if self.activation == "softmax":
             return np.asarray(special.softmax(self.scores, axis=1))
         if self.activation == "sigmoid":
