@@ -21,7 +21,7 @@ from hasten.testing import models
 GOLDEN = Path(__file__).parents[1] / "golden" / "help.txt"
 COMMANDS = (
     *("optimize", "bench", "certify", "ledger", "inspect", "doctor", "demo", "profile", "report"),
-    *("shortlist", "lighten", "serve", "loadtest", "watch"),
+    *("shortlist", "lighten", "serve", "loadtest", "watch", "open", "completion"),
 )
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from hasten.testing import models
@@ -14,6 +15,20 @@ for module in {missing}:
     sys.modules[module] = None  # an import of it then fails as if it weren't installed
 {then}
 """
+QUICK_LACKS = (
+    *(
+        "matplotlib",
+        "nncf",
+        "onnxslim",
+        "openvino",
+        "PIL",
+        "simplejpeg",
+        "sympy",
+        "sklearn",
+        "yaml",
+    ),
+)
+"""What `hasten[optimize]` brings and `hasten[quick]` doesn't."""
 OPTIMIZE = ("matplotlib", "nncf", "onnx", "onnxslim", "PIL", "rich", "scipy", "yaml")
 ALL = (*OPTIMIZE, "onnxruntime", "openvino", "torch", "grpc", "orjson", "httptools", "nacl", "av")
 
@@ -106,3 +121,44 @@ def test_a_server_and_its_load_test_need_nothing_of_the_optimizer() -> None:
         "'hasten.inputs.models', 'onnxruntime', 'openvino'))))"
     )
     assert said((*OPTIMIZE, "torch", "ray", "opentelemetry"), then) == (0, ["[]"])
+
+
+def test_the_quick_extra_makes_a_bundle_and_says_what_it_does_without(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((300, 16), dtype=np.float32)
+    np.savez(tmp_path / "eval.npz", x=x)
+    words = ["optimize", str(models.linear_classifier(tmp_path)), "--data", f"{tmp_path}/eval.npz"]
+    words += ["--max-drop", "5%", "--out", f"{tmp_path}/b.hasten"]
+    then = (
+        "from tests.support.quick import quick_runs\n"
+        "from hasten.cli import main\n"
+        f"with quick_runs(passes=True, plots=True): main({words})\n"
+    )
+    code, lines = said(QUICK_LACKS, then)
+    assert code == 0, lines
+    assert (
+        "Note: not installed, so what they would make isn't tried: openvino, onnxslim, nncf; pip install "
+        "'hasten[optimize]' brings them"
+    ) in lines
+    assert (
+        "Note: the report isn't drawn, since matplotlib isn't installed: pip install 'hasten[optimize]', then "
+        "hasten report writes it from the bundle"
+    ) in lines
+    assert not (tmp_path / "b.hasten" / "report.html").exists()
+    assert not [line for line in lines if "No module" in line]
+
+
+def test_a_pass_that_lacks_a_module_names_its_extra_where_it_was_asked_for(tmp_path: Path) -> None:
+    np.savez(tmp_path / "eval.npz", x=np.zeros((300, 16), np.float32))
+    words = ["optimize", str(models.linear_classifier(tmp_path)), "--data", f"{tmp_path}/eval.npz"]
+    words += ["--pass", "nncf_quantization", "--out", f"{tmp_path}/b.hasten"]
+    code, lines = said(QUICK_LACKS, f"from hasten.cli import main; main({words})")
+    assert (code, lines[-1]) == (
+        2,
+        "hasten: the pass nncf_quantization needs the module nncf: pip install 'hasten[optimize]'",
+    )
+
+
+def test_opening_a_report_without_what_draws_it_names_the_extra(tmp_path: Path) -> None:
+    then = f"from hasten.cli import main; main(['open', '{tmp_path}'])"
+    line = "hasten: hasten open needs the module matplotlib.axes: pip install 'hasten[optimize]'"
+    assert said(QUICK_LACKS, then) == (2, [line])

@@ -4,6 +4,7 @@ import importlib.util
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,7 @@ def test_a_project_holds_a_data_script_with_the_models_own_inputs(tmp_path: Path
         ".github/workflows/hasten.yml",
         "Makefile",
         "data.py",
+        "hasten.toml",
     ]
     assert "\nMODEL = ../two_inputs.onnx\n" in (place / "Makefile").read_text()
     filled_in(place)
@@ -74,7 +76,7 @@ def test_make_runs_a_first_try_without_data(tmp_path: Path) -> None:
         check=True,
     )
     asked = done.stdout.split("tests.support.quick ")[1].split("\n")[0].split()
-    assert asked[:2] == ["optimize", "../linear_classifier.onnx"]
+    assert asked[:4] == ["--config", "off", "optimize", "../linear_classifier.onnx"]
     asked = [word for word in asked if word not in ("--effort", "quick")]  # quicker still
     with quick_runs(), pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
@@ -154,6 +156,8 @@ def test_make_asks_for_the_model_whatever_its_name_is(tmp_path: Path, name: str)
     )
     assert repr(f"../{name}.onnx") in done.stdout
     assert not (place / "witness").exists()
+    options = tomllib.loads((place / "hasten.toml").read_text())
+    assert options["optimize"]["model"] == f"../{name}.onnx"
 
 
 def test_a_name_of_several_lines_is_refused(tmp_path: Path) -> None:
@@ -165,3 +169,23 @@ def test_a_name_of_several_lines_is_refused(tmp_path: Path) -> None:
         f"{str(path)!r} has control characters, which a Makefile can't hold: rename the model"
     )
     assert not (tmp_path / "project").exists()
+
+
+def test_a_projects_commands_take_their_options_from_its_file(tmp_path: Path) -> None:
+    place = init(str(models.linear_classifier(tmp_path)), tmp_path / "project")
+    (place / "data.py").write_text(
+        "import numpy as np\n"
+        "rng = np.random.default_rng(0)\n"
+        "def samples():\n"
+        "    yield from ({'x': rng.standard_normal(16, np.float32)} for _ in range(300))\n"
+        "new_samples = samples\n"
+    )
+    with quick_runs(), contextlib.chdir(place):
+        made = CliRunner().invoke(main, ["optimize", "--engine", "onnxruntime"])
+        tested = CliRunner().invoke(main, ["certify"])
+    assert made.exit_code == 0, made.output
+    assert made.stderr.startswith(
+        "hasten: from hasten.toml: MODEL, --data, --max-drop, --out\npreparing ...\n"
+    )
+    assert tested.exit_code == 0, tested.output
+    assert tested.stderr == "hasten: from hasten.toml: BUNDLE, --data\n"

@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 from hasten import __version__
+from hasten.cli import completing
+from hasten.cli.config import VARIABLE, Configurable, asked, config_of
 from hasten.cli.deep import check_deeply
 from hasten.cli.options import (
     GUARD_HELP,
@@ -35,20 +37,30 @@ from hasten.cli.options import (
     trusted_option,
 )
 from hasten.core.invocation import typed
-from hasten.core.sequences import Sequences
 from hasten.errors import CandidateError, InputError
 
 
 @click.group(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="hasten")
-def main() -> None:
+@click.option(
+    "--config",
+    metavar="FILE",
+    envvar=VARIABLE,
+    help="File with options of commands, or off.  [default: hasten.toml of this folder or of one above it, up to "
+    "the root of the repository]",
+)
+@click.pass_context
+def main(ctx: click.Context, config: str | None) -> None:
     """Find the fastest version of your model that is certified to still give the right answers."""
+    with one_line_errors():
+        ctx.default_map = config_of(ctx, config)
 
 
-@main.command()
-@click.argument("model")
+@main.command(cls=Configurable)
+@click.argument("model", shell_complete=completing.models)
 @click.option(
     "--data",
+    shell_complete=completing.data,
     help="Evaluation data: an .npz file, a folder of images, a table (rows.csv, or rows.csv:label for a "
     "column of labels), or module:function.  [default: made-up inputs, for a first try]",
 )
@@ -59,8 +71,12 @@ def main() -> None:
     show_default=True,
     help="Latency statistic to minimize; p99 takes longer to measure.",
 )
-@click.option("--training", help="Training data to calibrate from.")
-@click.option("--small-model", help="Smaller model that answers wherever it is good enough.")
+@click.option("--training", shell_complete=completing.data, help="Training data to calibrate from.")
+@click.option(
+    "--small-model",
+    shell_complete=completing.models,
+    help="Smaller model that answers wherever it is good enough.",
+)
 @image_options
 @click.option(
     "--keep-float", multiple=True, metavar="NODE", help="Keep this node in float; may be repeated."
@@ -84,6 +100,7 @@ def main() -> None:
 )
 @click.option(
     "--target",
+    shell_complete=completing.targets,
     default="host",
     show_default=True,
     help="Device to optimize for: cuda, tpu:v5e, fpga:ecp5, qnn, ...; hasten doctor lists them.",
@@ -122,7 +139,7 @@ def optimize(as_json: bool, details: bool, model: str, data: str | None, **optio
         from hasten.cli.screen import screen
 
         pipeline = image_pipeline_of(options)
-        with typed(click.get_current_context().obj, began), screen() as listen:
+        with typed(asked(), began), screen() as listen:
             result = run(model, data, pipeline=pipeline, listen=listen, **order_of_flags(options))
         if as_json:
             click.echo(as_text(result))
@@ -132,15 +149,18 @@ def optimize(as_json: bool, details: bool, model: str, data: str | None, **optio
         raise SystemExit(1)
 
 
-@main.command()
-@click.argument("bundle")
+@main.command(cls=Configurable)
+@click.argument("bundle", shell_complete=completing.bundles)
 @click.option(
     "--against",
+    shell_complete=completing.models,
     help="Deployment to compare with: an .onnx file or my.py:predict.  "
     "[default: the bundle's exact model]",
 )
 @click.option(
-    "--data", help="Requests to send.  [default: those that the bundle keeps, else random ones]"
+    "--data",
+    shell_complete=completing.data,
+    help="Requests to send.  [default: those that the bundle keeps, else random ones]",
 )
 @click.option(
     "--end-to-end",
@@ -151,6 +171,7 @@ def optimize(as_json: bool, details: bool, model: str, data: str | None, **optio
 @click.option(
     "--pipeline",
     "pipeline_file",
+    shell_complete=completing.pipelines,
     type=click.Path(path_type=Path),
     help="Steps of the model that BUNDLE is compared with, as optimize takes them, for --end-to-end.  "
     "[default: the bundle's own]",
@@ -232,11 +253,17 @@ def bench(as_json: bool, bundle: str, **options: Any) -> None:
             click.echo(f"note: {note}")
 
 
-@main.command()
-@click.argument("bundle")
-@click.option("--data", required=True, help="Data that the bundle was not made with.")
+@main.command(cls=Configurable)
+@click.argument("bundle", shell_complete=completing.bundles)
+@click.option(
+    "--data",
+    shell_complete=completing.data,
+    required=True,
+    help="Data that the bundle was not made with.",
+)
 @click.option(
     "--metric",
+    shell_complete=completing.metrics,
     multiple=True,
     callback=one_or_more,
     help="Metric to score with; may be repeated for several outputs; required if the bundle's is "
@@ -338,85 +365,6 @@ def ledger(forget: bool) -> None:
 
 
 @main.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
-@click.option(
-    "--requirements",
-    "as_requirements",
-    is_flag=True,
-    help="Print the packages that the bundle needs, for pip install --requirement.",
-)
-@click.option("--serve", is_flag=True, help="Add the packages of the server to --requirements.")
-@trusted_option
-def inspect(
-    bundle: Path,
-    as_json: bool,
-    as_requirements: bool,
-    serve: bool,
-    trusted: tuple[str, ...] | None,
-) -> None:
-    """Check BUNDLE and list its contents."""
-    from hasten.bundle import differences, read, requirements, unpacked
-    from hasten.bundle.covered import batches_in_words
-    from hasten.bundle.evidence import batch_curve
-    from hasten.bundle.requests import in_words
-    from hasten.bundle.signatures import keys_of
-    from hasten.bundle.signing import signer_in_words
-    from hasten.cli.tables import curve_table
-    from hasten.core.devices import at_hand
-    from hasten.measure.environment import environment
-
-    with one_line_errors():
-        if as_json and as_requirements:
-            raise InputError("--json and --requirements print different things: give one of them")
-        if serve and not as_requirements:
-            raise InputError("--serve needs --requirements, which it adds to: give both")
-        keys = keys_of(trusted)
-        bundle = unpacked(bundle, keys)
-        manifest = read(bundle, keys)
-        if as_json:
-            click.echo(as_text(manifest))
-            return
-        if as_requirements:
-            click.echo("\n".join(requirements(manifest, ["serve"] if serve else [])))
-            return
-        curve = batch_curve(bundle, manifest)
-        size = sum(size_bytes for _, size_bytes in manifest.files.values())
-        facts = [
-            ("status", f"{manifest.status}: {manifest.why}"),
-            ("model", manifest.winner.label),
-            ("inputs", "; ".join(map(str, manifest.winner.artifact.inputs))),
-            ("outputs", "; ".join(map(str, manifest.winner.artifact.outputs))),
-            *([("states", _carried(manifest.sequences))] if manifest.sequences else []),
-            ("exact model", manifest.exact.label if manifest.exact else "left out"),
-            ("samples", in_words(manifest.requests)),
-            ("population", (manifest.certificate or {}).get("population", "none")),
-            *([("batches", batches_in_words(manifest))] if manifest.status == "certified" else []),
-            *([("look", manifest.sealed["look"])] if "look" in manifest.sealed else []),
-            ("made on", f"{manifest.target.processor}, {manifest.target.threads} thread(s)"),
-            *([("made for", manifest.target.device)] if manifest.target.kind != "host" else []),
-            ("made at", manifest.created),
-            ("signature", signer_in_words(bundle, keys)),
-            ("size", f"{size / 1e6:.1f} MB in {len(manifest.files)} files, all intact"),
-        ]
-        here = at_hand(manifest.target)
-        unlike = differences(manifest, here, environment(here))
-        facts.append(("this machine", "; ".join(unlike) or "matches the one it was made on"))
-        for name, value in facts:
-            click.echo(f"{name + ':':14}{value}")
-        if manifest.comparison is not None:
-            lines = (*manifest.comparison.in_words(), manifest.comparison.how)
-            click.echo("\n" + "\n".join(("on the sealed samples, before and after:", *lines)))
-        if curve:
-            click.echo(f"\n{curve_table(curve)}")
-
-
-def _carried(sequences: Sequences) -> str:
-    pairs = ", ".join(f"{one} from {other}" for one, other in sequences.states)
-    return f"{pairs}; certified on whole sequences, by {sequences.scored} of their steps"
-
-
-@main.command()
 @click.option(
     "--ceilings",
     is_flag=True,
@@ -466,18 +414,24 @@ def demo(which: str, out: Path | None, details: bool) -> None:
         from hasten.cli.card import show
         from hasten.cli.screen import screen
 
-        with typed(click.get_current_context().obj), screen() as listen:
+        with typed(asked()), screen() as listen:
             result = run(out or Path(f"{which}.hasten"), listen)
         show(result, began, with_details=details)
 
 
-@main.command()
-@click.argument("model")
+@main.command(cls=Configurable)
+@click.argument("model", shell_complete=completing.models)
 @click.option(
-    "--data", help="Requests to run.  [default: those that the bundle keeps, else random ones]"
+    "--data",
+    shell_complete=completing.data,
+    help="Requests to run.  [default: those that the bundle keeps, else random ones]",
 )
 @click.option(
-    "--engine", "engines", multiple=True, help="Profile on this engine only; may be repeated."
+    "--engine",
+    "engines",
+    shell_complete=completing.engines,
+    multiple=True,
+    help="Profile on this engine only; may be repeated.",
 )
 @click.option(
     "--top",
@@ -504,7 +458,7 @@ def profile(as_json: bool, top: int, model: str, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=click.Path(path_type=Path), shell_complete=completing.bundles)
 @click.option(
     "--warm",
     is_flag=True,
@@ -521,7 +475,7 @@ def load(bundle: Path, warm: bool, trusted: tuple[str, ...] | None) -> None:
 
 
 @main.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=click.Path(path_type=Path), shell_complete=completing.bundles)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

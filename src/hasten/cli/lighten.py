@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from hasten.cli import completing
+from hasten.cli.config import Configurable, asked
 from hasten.cli.options import (
     Latency,
     Share,
@@ -23,15 +25,19 @@ _METHODS = ("students", "pruned", "scratch")
 _PLAN = ("minutes", "epochs", "batch", "rate", "loss", "features")
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model")
+@click.command(cls=Configurable, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", shell_complete=completing.models)
 @click.option(
     "--train",
+    shell_complete=completing.data,
     required=True,
     help="Training data: an .npz file, a folder of images, or module:function.",
 )
 @click.option(
-    "--data", required=True, help="Evaluation data, which no model may have been trained on."
+    "--data",
+    shell_complete=completing.data,
+    required=True,
+    help="Evaluation data, which no model may have been trained on.",
 )
 @click.option(
     "--budget",
@@ -103,7 +109,7 @@ def lighten(
 
         pipeline = image_pipeline_of(options)
         plan = TrainingPlan(**{name: options.pop(name) for name in _PLAN})
-        with typed(click.get_current_context().obj), screen() as listen:
+        with typed(asked()), screen() as listen:
             result = run(
                 model,
                 train,

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from hasten.cli import completing
+from hasten.cli.config import Configurable
 from hasten.cli.options import Latency, Seconds, one_line_errors
 
 
@@ -29,7 +31,7 @@ class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
             self.fail(f"{value!r} is not a shape; write image:1,3,224,224", param, ctx)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Configurable, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("url")
 @click.option("--model", required=True, help="Name of the model on the server.")
 @click.option(
@@ -69,6 +71,7 @@ class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
 )
 @click.option(
     "--data",
+    shell_complete=completing.data,
     type=click.Path(path_type=Path),
     help="Requests to send: an .npz file, or a bundle that keeps some.  [default: random ones]",
 )

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import click
 
+from hasten.cli import completing
+from hasten.cli.config import asked
 from hasten.cli.options import GUARD_HELP, Share, guard_choice, metric_option
 from hasten.core.invocation import typed
 
@@ -32,8 +34,16 @@ _OPTIONS = (
         is_flag=True,
         help="Prune the model, let its weights share values, and train it again: much smaller, and certified.",
     ),
-    click.option("--train", help="With --lossy: training data, as lighten takes it."),
-    click.option("--data", help="With --lossy: evaluation data, which training never sees."),
+    click.option(
+        "--train",
+        shell_complete=completing.data,
+        help="With --lossy: training data, as lighten takes it.",
+    ),
+    click.option(
+        "--data",
+        shell_complete=completing.data,
+        help="With --lossy: evaluation data, which training never sees.",
+    ),
     click.option(
         "--max-drop", type=Share(), help="With --lossy: largest accepted drop in accuracy."
     ),
@@ -125,7 +135,7 @@ def pack_with_loss(
     stem = goal.name.removesuffix(".hastenz").removesuffix("-lossy")
     given = {name: value for name, value in options.items() if value is not None}
     settings = {name: given.pop(name) for name in _PLAN if name in given}
-    with typed(click.get_current_context().obj), screen() as listen:
+    with typed(asked()), screen() as listen:
         result = pack_lossy(
             bundle,
             given.pop("train", None),

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import click
 
+from hasten.cli import completing
 from hasten.cli.options import one_line_errors
 from hasten.errors import InputError
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=click.Path(path_type=Path), shell_complete=completing.bundles)
 @click.option("--clear", is_flag=True, help="Clear alarms, so that the fast model answers again.")
 @click.option(
     "--monitor-state",

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
+from hasten.cli import completing
 from hasten.errors import CandidateError, InputError, LabelsWanted
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -104,6 +105,7 @@ _IMAGE_OPTIONS = (
     click.option(
         "--pipeline",
         "pipeline_file",
+        shell_complete=completing.pipelines,
         type=click.Path(path_type=Path),
         help="YAML file with size, resize, mean, std, ... of the images, or with each step; a "
         "folder of Hugging Face; or an ONNX file of Ultralytics.",
@@ -137,9 +139,12 @@ class OneLine(click.Group):
     """Group of commands that reports a usage error in one line, like every other error."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments, and keep them as they were typed as the context's object."""
-        ctx.obj = tuple(args)
-        return super().parse_args(ctx, args)
+        """Parse the arguments, and keep the command's own as they were typed as the context's object."""
+        typed = tuple(args)
+        rest = super().parse_args(ctx, args)
+        after = len(typed) - len(rest) - 1  # options of the group stand before its command
+        ctx.obj = typed[after:]
+        return rest
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Run a command; a usage error exits with code 2."""
@@ -161,6 +166,7 @@ class OneLine(click.Group):
 
 custom_ops_option = click.option(
     "--custom-ops",
+    shell_complete=completing.libraries,
     multiple=True,
     type=click.Path(path_type=Path),
     help="Library with custom operators; may be repeated.",
@@ -203,9 +209,16 @@ def one_or_more(ctx: click.Context, option: click.Parameter, given: tuple[str, .
 
 
 metric_option = click.option(
-    "--metric", cls=MetricOption, multiple=True, metavar="METRIC", callback=one_or_more
+    "--metric",
+    shell_complete=completing.metrics,
+    cls=MetricOption,
+    multiple=True,
+    metavar="METRIC",
+    callback=one_or_more,
 )
-report_option = click.option("--report", cls=ReportOption, multiple=True, metavar="METRIC")
+report_option = click.option(
+    "--report", shell_complete=completing.figures, cls=ReportOption, multiple=True, metavar="METRIC"
+)
 guard_choice = click.Choice(["net", "lost", "changed"])
 over_choice = click.Choice(["samples", "groups"])
 effort_choice = click.Choice(["quick", "normal", "thorough"])
@@ -252,10 +265,18 @@ _ORDER_OPTIONS = (
         help="How hard to try: quick takes about a minute for a small model.",
     ),
     click.option(
-        "--engine", "engines", multiple=True, help="Try this engine only; may be repeated."
+        "--engine",
+        "engines",
+        shell_complete=completing.engines,
+        multiple=True,
+        help="Try this engine only; may be repeated.",
     ),
     click.option(
-        "--pass", "passes", multiple=True, help="Try this transformation only; may be repeated."
+        "--pass",
+        "passes",
+        shell_complete=completing.passes,
+        multiple=True,
+        help="Try this transformation only; may be repeated.",
     ),
     click.option(
         "--population",

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from hasten.cli import completing
+from hasten.cli.config import Configurable
 from hasten.cli.lossy import lossy_options, pack_with_loss
 from hasten.cli.options import one_line_errors, trusted_option
 from hasten.errors import InputError
@@ -14,8 +16,8 @@ from hasten.errors import InputError
 CODING_HELPS = "Coding shortens the download and the cold start; answers take as long as before, to the bit the same."
 
 
-@click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.command(cls=Configurable)
+@click.argument("bundle", type=click.Path(path_type=Path), shell_complete=completing.bundles)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -31,6 +33,7 @@ CODING_HELPS = "Coding shortens the download and the cold start; answers take as
 @click.option("--codecs", help="Codecs to choose from, separated by commas.  [default: all]")
 @click.option(
     "--since",
+    shell_complete=completing.bundles,
     type=click.Path(path_type=Path),
     help="Older bundle, a folder or a packed one: pack only the difference to it, which hasten unpack "
     "--base needs.",
@@ -85,7 +88,7 @@ def pack(
 
 
 @click.command()
-@click.argument("packed")
+@click.argument("packed", shell_complete=completing.bundles)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -93,6 +96,7 @@ def pack(
 )
 @click.option(
     "--base",
+    shell_complete=completing.bundles,
     type=click.Path(path_type=Path),
     help="Older bundle, a folder or a packed one, if PACKED is the difference to it; --out may be the "
     "same, and is replaced at once when every file is there.",

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from hasten.cli import completing
+from hasten.cli.config import Configurable
 from hasten.cli.options import (
     Latency,
     Seconds,
@@ -21,8 +23,14 @@ from hasten.errors import InputError
 IMAGE = "hasten-models:latest"
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("bundles", nargs=-1, required=True, metavar="[NAME=]BUNDLE...")
+@click.command(cls=Configurable, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument(
+    "bundles",
+    nargs=-1,
+    required=True,
+    metavar="[NAME=]BUNDLE...",
+    shell_complete=completing.bundles,
+)
 @click.option("--http", type=int, default=8000, show_default=True, help="Port of HTTP.")
 @click.option("--grpc", type=int, help="Port of gRPC.  [default: no gRPC]")
 @click.option(

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hasten.cli import completing
+from hasten.cli.config import Configurable
 from hasten.cli.options import Latency, Seconds, one_line_errors
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ class Shape(click.ParamType[tuple[int, ...]]):
         return sizes
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Configurable, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--task",
     type=click.Choice(["classify", "detect"]),
@@ -55,7 +57,13 @@ class Shape(click.ParamType[tuple[int, ...]]):
     required=True,
     help="Longest latency of one request, such as 2ms.",
 )
-@click.option("--engine", "engines", multiple=True, help="Try this engine only; may be repeated.")
+@click.option(
+    "--engine",
+    "engines",
+    shell_complete=completing.engines,
+    multiple=True,
+    help="Try this engine only; may be repeated.",
+)
 @click.option(
     "--architecture",
     "architectures",

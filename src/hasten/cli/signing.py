@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
+from hasten.cli import completing
 from hasten.cli.options import one_line_errors
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=click.Path(path_type=Path), shell_complete=completing.bundles)
 @click.option(
     "--key",
     required=True,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import median
+from typing import TYPE_CHECKING
 
-from hasten.evaluation.cold import STAGES, Starts
-from hasten.measure.curve import CurvePoint
+if TYPE_CHECKING:
+    from hasten.evaluation.cold import Starts
+    from hasten.measure.curve import CurvePoint
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> str:
@@ -31,6 +33,8 @@ def curve_table(points: Sequence[CurvePoint]) -> str:
 
 def starts_table(rows: Sequence[Starts]) -> str:
     """Write the medians of starts by stage, and their ratio to the first row."""
+    from hasten.evaluation.cold import STAGES
+
     lines: list[tuple[str, ...]] = [("", *STAGES, "total", "of the first", "processors")]
     for row in rows:
         stages = (f"{row.stage_ns(stage) / 1e6:,.0f} ms" for stage in STAGES)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hasten.cli import completing
+from hasten.cli.config import Configurable
 from hasten.cli.options import Latency, Seconds, custom_ops_option, one_line_errors, trusted_option
 from hasten.cli.tables import aligned
 from hasten.errors import InputError
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
     from hasten.serving.streams.tally import Watched
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.command(cls=Configurable, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("bundle", type=click.Path(path_type=Path), shell_complete=completing.bundles)
 @click.option(
     "--source",
     required=True,

@@ -15,6 +15,7 @@ from hasten.engines.onnxruntime import installation
 from hasten.errors import InputError
 
 _EXTRAS = {
+    "quick": (("onnx", "onnxruntime", "rich", "scipy"), "search and certify, by ONNX Runtime"),
     "optimize": (
         ("nncf", "onnx", "onnxslim", "scipy", "matplotlib", "rich", "PIL", "yaml"),
         "search and certify",

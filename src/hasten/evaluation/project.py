@@ -1,7 +1,8 @@
-"""A project folder for a model: a data script with its own inputs, a Makefile and a CI file."""
+"""A project folder for a model: a data script with its own inputs, its options, a Makefile and a CI file."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -27,8 +28,9 @@ _INPUT = "            {name!r}: np.zeros({shape}, {dtype!r}),{comment}"
 def init(model: str, out: Path | None = None) -> Path:
     """Write a project folder for a model, and return its path.
 
-    The folder holds `data.py`, to be filled in with samples of the model's own inputs; a `Makefile` with
-    the commands from a first try to a server; and a workflow that certifies the bundle at each commit.
+    The folder holds `data.py`, to be filled in with samples of the model's own inputs; `hasten.toml` with
+    the options of the commands; a `Makefile` with the commands from a first try to a server; and a workflow
+    that certifies the bundle at each commit.
     It is written beside its place and renamed, so that nothing half written is left.
 
     Args:
@@ -75,9 +77,10 @@ def _files(found: Any, name: str) -> dict[str, str]:
     rows = isinstance(found, Tabular)
     data = "rows.csv:label" if rows else "data.py:samples"
     fresh = "new.csv:label" if rows else "data.py:new_samples"
-    asked = {"model": _in_make(shlex.quote(name)), "data": data, "fresh": fresh}
+    in_toml = json.dumps(name, ensure_ascii=False)  # TOML quotes texts as JSON does
     files = {
-        "Makefile": _filled("Makefile.txt", **asked),
+        "hasten.toml": _filled("hasten.toml.txt", model_in_toml=in_toml, data=data, fresh=fresh),
+        "Makefile": _filled("Makefile.txt", model=_in_make(shlex.quote(name))),
         ".github/workflows/hasten.yml": _filled("workflow.yml", fresh=fresh),
     }
     if not rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import json
 import time
 from collections.abc import Mapping
@@ -34,8 +35,14 @@ UNFINISHED = (
 )
 """Reason why a bundle that is written during the search isn't certified."""
 
+UNDRAWN = (
+    "the report isn't drawn, since matplotlib isn't installed: pip install 'hasten[optimize]', then hasten "
+    "report writes it from the bundle"
+)
+"""Note on a bundle without a page where nothing draws pages."""
+
 UNREPORTED = "the time limit left out the report: hasten report writes it from the bundle"
-"""Note on a bundle without a page."""
+"""Note on a bundle without a page where there was no time for it."""
 
 _LONE = Coverage()
 
@@ -79,11 +86,9 @@ def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
         },
         **ending.records,
     }
-    if not write(
-        job, ready, ending.shipment, records, comparison, covered or Coverage(), sealed.look
-    ):
-        result = replace(result, notes=(*result.notes, UNREPORTED))
-    return result
+    coverage = covered or Coverage()
+    missing = write(job, ready, ending.shipment, records, comparison, coverage, sealed.look)
+    return replace(result, notes=(*result.notes, *missing))
 
 
 def write_interim(job: Job, ready: Ready, shipment: Shipment) -> None:
@@ -105,11 +110,11 @@ def write(
     comparison: Comparison | None = None,
     covered: Coverage = _LONE,
     look: Look | None = None,
-) -> bool:
-    """Write a bundle, with a report where there is a result and the deadline leaves time to draw it.
+) -> tuple[str, ...]:
+    """Write a bundle, with a report where there is a result, what draws it, and time to do so.
 
     Returns:
-        Whether it has its report, or needs none.
+        Why it lacks its report, as a note; empty where it has one, or needs none.
 
     Raises:
         InputError: the place holds something that no bundle may replace, or the disk is full.
@@ -120,6 +125,7 @@ def write(
     requests = bundle.fitting(requests_from(ready.single, count, request))
     manifest = manifest_of(job, ready, shipment, len(requests), comparison, covered, look)
     extra, records, deadline = {}, dict(records), job.deadline
+    missing: tuple[str, ...] = ()
     if "result.json" in records:
 
         def kept(name: str, most_bytes: int) -> bytes | None:
@@ -127,7 +133,10 @@ def write(
             return json.dumps(to_record(records[name])).encode() if name in records else None
 
         report = assembled(out, manifest, kept)
-        if deadline.limited:
+        page = None
+        if importlib.util.find_spec("matplotlib") is None:
+            missing = (UNDRAWN,)
+        elif deadline.limited:
             within_s = deadline.left_s() - deadline.seen("write", 0.5)
             page = rendered_within(report, within_s)
         else:
@@ -136,14 +145,15 @@ def write(
 
             page = render(report)
         if page is None:
+            missing = missing or (UNREPORTED,)
             told = records["result.json"]
-            records["result.json"] = {**told, "notes": [*told["notes"], UNREPORTED]}
+            records["result.json"] = {**told, "notes": [*told["notes"], *missing]}
         else:
             extra["report.html"] = page
         began = time.monotonic()
     bundle.write(out, manifest, records, extra, requests)
     deadline.saw("write", time.monotonic() - began)
-    return "result.json" not in records or bool(extra)
+    return missing
 
 
 def manifest_of(

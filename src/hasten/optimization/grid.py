@@ -39,6 +39,7 @@ def _passes(
         for name, kind in Pass.members().items()
         if (wanted is None or name in wanted)
         and kind.stage == stage
+        and not kind.missing()
         and (not selective or target.family in kind.families)
     ]
     return [list(kind.variants(model, target)) for kind in sorted(kinds, key=lambda k: k.rank)]

@@ -99,6 +99,7 @@ from hasten.optimization.workspace import (
 from hasten.passes import already_quantized
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.folding import folded
+from hasten.passes.installed import without_modules
 from hasten.passes.onnx_files import check_nodes, read_onnx
 from hasten.passes.small_model import SmallModel, Student
 
@@ -331,6 +332,7 @@ def prepare(
         job.notes.append(f"images were prepared by {steps}")
     if not order.engines:
         job.notes += without_program(target.family)
+        job.notes += without_modules(order.passes) if target.kind == "host" else ()
         job.notes += unsuited(target) if target.kind == "attached" else ()
     look = expected_look(job, parts)
     ready = replace(ready, tested=look.promise(ready.promise))
@@ -416,13 +418,17 @@ def check_passes(names: Sequence[str] | None) -> None:
     """Check that passes can be tried by their names.
 
     Raises:
-        InputError: a name is unknown, or its pass is proposed by the search alone.
+        InputError: a name is unknown, its pass is proposed by the search alone, or lacks a module.
     """
     for name in names or ():
         if name not in Pass.registry or Pass.member(name).stage is None:
             there = [known for known, kind in Pass.members().items() if kind.stage is not None]
             raise InputError(
                 f"no pass that can be asked for is called {name!r}; there are: {', '.join(there)}"
+            )
+        if missing := Pass.member(name).missing():
+            raise InputError(
+                f"the pass {name} needs the module {missing[0]}: pip install 'hasten[optimize]'"
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
@@ -39,6 +40,7 @@ class Pass(Value, ABC):
             registry's order.
         families: Families of devices that accept only passes made for them, and for which this pass
             is made.
+        modules: Modules that it imports beside onnx; it isn't tried where one of them isn't installed.
         needless: Packages that a library of this pass imports where they are installed, though the
             pass needs none of them; a process for this pass alone leaves them out.
     """
@@ -73,7 +75,13 @@ class Pass(Value, ABC):
     stage: ClassVar[Stage | None] = None
     rank: ClassVar[int] = 100
     families: ClassVar[frozenset[str]] = frozenset()
+    modules: ClassVar[tuple[str, ...]] = ()
     needless: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def missing(cls) -> list[str]:
+        """Return those of its modules that aren't installed."""
+        return [name for name in cls.modules if importlib.util.find_spec(name) is None]
 
     @classmethod
     @abstractmethod

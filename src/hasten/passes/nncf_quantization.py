@@ -67,6 +67,7 @@ class NncfQuantization(Selective):
     stage: ClassVar[Stage | None] = "lossy"
     rank: ClassVar[int] = 20
     families: ClassVar[frozenset[str]] = frozenset({"igpu", "npu"})
+    modules: ClassVar[tuple[str, ...]] = ("nncf", "openvino")
     needless: ClassVar[frozenset[str]] = frozenset({"torch"})
 
     preset: Literal["mixed", "performance"] = "mixed"

@@ -27,6 +27,7 @@ class Simplify(Pass):
     exact: ClassVar[bool] = True
     stage: ClassVar[Stage | None] = "exact"
     rank: ClassVar[int] = 10
+    modules: ClassVar[tuple[str, ...]] = ("onnxslim",)
 
     @classmethod
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:

@@ -50,6 +50,7 @@ class WeightCompression(Selective):
     gives: ClassVar[Format] = "openvino"
     stage: ClassVar[Stage | None] = "lossy"
     rank: ClassVar[int] = 40
+    modules: ClassVar[tuple[str, ...]] = ("nncf", "openvino")
     needless: ClassVar[frozenset[str]] = frozenset({"torch"})
 
     bits: Literal[8, 4] = 8

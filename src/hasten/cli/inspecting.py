@@ -1,0 +1,95 @@
+"""Define `hasten inspect`, which checks a bundle and lists what is in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hasten.cli import completing
+from hasten.cli.options import one_line_errors, trusted_option
+from hasten.errors import InputError
+
+if TYPE_CHECKING:
+    from hasten.core.sequences import Sequences
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path), shell_complete=completing.bundles)
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
+@click.option(
+    "--requirements",
+    "as_requirements",
+    is_flag=True,
+    help="Print the packages that the bundle needs, for pip install --requirement.",
+)
+@click.option("--serve", is_flag=True, help="Add the packages of the server to --requirements.")
+@trusted_option
+def inspect(
+    bundle: Path,
+    as_json: bool,
+    as_requirements: bool,
+    serve: bool,
+    trusted: tuple[str, ...] | None,
+) -> None:
+    """Check BUNDLE and list its contents."""
+    from hasten.bundle import differences, read, requirements, unpacked
+    from hasten.bundle.covered import batches_in_words
+    from hasten.bundle.evidence import batch_curve
+    from hasten.bundle.requests import in_words
+    from hasten.bundle.signatures import keys_of
+    from hasten.bundle.signing import signer_in_words
+    from hasten.cli.commands import as_text
+    from hasten.cli.tables import curve_table
+    from hasten.core.devices import at_hand
+    from hasten.measure.environment import environment
+
+    with one_line_errors():
+        if as_json and as_requirements:
+            raise InputError("--json and --requirements print different things: give one of them")
+        if serve and not as_requirements:
+            raise InputError("--serve needs --requirements, which it adds to: give both")
+        keys = keys_of(trusted)
+        bundle = unpacked(bundle, keys)
+        manifest = read(bundle, keys)
+        if as_json:
+            click.echo(as_text(manifest))
+            return
+        if as_requirements:
+            click.echo("\n".join(requirements(manifest, ["serve"] if serve else [])))
+            return
+        curve = batch_curve(bundle, manifest)
+        size = sum(size_bytes for _, size_bytes in manifest.files.values())
+        facts = [
+            ("status", f"{manifest.status}: {manifest.why}"),
+            ("model", manifest.winner.label),
+            ("inputs", "; ".join(map(str, manifest.winner.artifact.inputs))),
+            ("outputs", "; ".join(map(str, manifest.winner.artifact.outputs))),
+            *([("states", _carried(manifest.sequences))] if manifest.sequences else []),
+            ("exact model", manifest.exact.label if manifest.exact else "left out"),
+            ("samples", in_words(manifest.requests)),
+            ("population", (manifest.certificate or {}).get("population", "none")),
+            *([("batches", batches_in_words(manifest))] if manifest.status == "certified" else []),
+            *([("look", manifest.sealed["look"])] if "look" in manifest.sealed else []),
+            ("made on", f"{manifest.target.processor}, {manifest.target.threads} thread(s)"),
+            *([("made for", manifest.target.device)] if manifest.target.kind != "host" else []),
+            ("made at", manifest.created),
+            ("signature", signer_in_words(bundle, keys)),
+            ("size", f"{size / 1e6:.1f} MB in {len(manifest.files)} files, all intact"),
+        ]
+        here = at_hand(manifest.target)
+        unlike = differences(manifest, here, environment(here))
+        facts.append(("this machine", "; ".join(unlike) or "matches the one it was made on"))
+        for name, value in facts:
+            click.echo(f"{name + ':':14}{value}")
+        if manifest.comparison is not None:
+            lines = (*manifest.comparison.in_words(), manifest.comparison.how)
+            click.echo("\n" + "\n".join(("on the sealed samples, before and after:", *lines)))
+        if curve:
+            click.echo(f"\n{curve_table(curve)}")
+
+
+def _carried(sequences: Sequences) -> str:
+    pairs = ", ".join(f"{one} from {other}" for one, other in sequences.states)
+    return f"{pairs}; certified on whole sequences, by {sequences.scored} of their steps"
