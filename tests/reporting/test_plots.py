@@ -55,7 +55,7 @@ def test_time_by_kind_sums_each_steps_median() -> None:
 def test_a_profiles_numbers_stand_beside_each_other() -> None:
     plot = kinds(Profile((step("arithmetic", 4e6),), (step("conversion", 1e6),)))
     assert plot.rows[0] == ("arithmetic", "4 ms", "0 µs")
-    assert plot.rows[2] == ("conversion", "0 µs", "1 ms")
+    assert plot.rows[2] == ("changing the format", "0 µs", "1 ms")
 
 
 def test_only_floors_of_rows_that_are_shown_are_drawn(report: Report) -> None:
@@ -63,7 +63,7 @@ def test_only_floors_of_rows_that_are_shown_are_drawn(report: Report) -> None:
     assert floors([Floor("a stranger", 1e6, 2.0)], rows) is None
     plot = floors([Floor("winner", 1e6, 2.0)], rows)
     assert plot is not None
-    assert plot.rows == [("winner", plot.rows[0][1], "1 ms", "2x", "-")]
+    assert plot.rows == [("what ships", plot.rows[0][1], "1 ms", "2x", "-")]
 
 
 def test_a_users_own_plotting_style_is_not_the_pages(report: Report) -> None:
