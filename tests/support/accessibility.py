@@ -21,6 +21,7 @@ def violations(driver: Any) -> list[str]:
     if spec is None or spec.origin is None:
         pytest.skip("axe-playwright-python isn't installed")
     script = (Path(spec.origin).parent / "axe.min.js").read_text()
+    driver.set_script_timeout(300)  # a machine that does other work takes long
     driver.execute_cdp_cmd("Runtime.evaluate", {"expression": script})
     found = driver.execute_async_script(
         "axe.run(document, {resultTypes: ['violations']}).then(arguments[0], e => arguments[0]({error: `${e}`}))"

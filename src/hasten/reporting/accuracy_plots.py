@@ -21,7 +21,7 @@ _LETTERS = {False: 34, True: 20}
 _FATES = {
     "exact": (EXACT, "D", "exact"),
     "judged": (AFTER, "o", "inexact"),
-    "left early": (LOOSE, "v", "inexact, surely over the limit"),
+    "left early": (LOOSE, "v", "over the limit"),
 }
 
 
@@ -87,7 +87,7 @@ def trials(result: Result, asked: Asked) -> Plot:
 
     def label(panels: Sequence[Axes], narrow: bool) -> None:
         words = [
-            Label(limit, 0.06 * top, f"limit: {points(limit / 100)}", LOOSE),
+            Label(limit, 0.06 * top, f"limit: {points(limit / 100)}", LOOSE, clear=False),
             Label(0, 1, "today's model", BEFORE),
         ]
         letters = _LETTERS[narrow]

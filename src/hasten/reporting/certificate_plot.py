@@ -27,7 +27,7 @@ def certificate(ladder: Sequence[Rung]) -> Plot | None:
 
     def draw(panels: Sequence[Axes], narrow: bool) -> None:
         (axes,) = panels
-        right = 1.25 * max(limit, 0.01, *(100 * found.bound for *_, found in judged))
+        right = 1.4 * max(limit, 0.01, *(100 * found.bound for *_, found in judged))
         axes.axvspan(limit, right, color=BAND.colour, linewidth=0)
         axes.axvline(limit, color=LOOSE.colour, linestyle="--", linewidth=1.2)
         axes.annotate(
@@ -45,7 +45,7 @@ def certificate(ladder: Sequence[Rung]) -> Plot | None:
         axes.set_ylim(len(judged) - 0.4, -0.9)
         axes.set_xlim(min(0.0, *(110 * found.estimate for *_, found in judged), 0.0), right)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.set_xlabel("points lost: observed (dot), and at most (end of the bar)")
+        axes.set_xlabel("points lost" if narrow else "points lost (dot), and at most (end of bar)")
         axes.grid(visible=False, axis="y")
 
     return Plot(

@@ -145,7 +145,7 @@ def floors(limit: Sequence[Floor], rows: Sequence[Row]) -> Plot | None:
                 label="floor" if place == 0 else "",
             )
             axes.annotate(
-                f"{times(floor.ratio)} times the least",
+                f"{times(floor.ratio)}{'x' if narrow else ' times the least'}",
                 (end, place),
                 (4, 0),
                 textcoords="offset points",
@@ -154,7 +154,8 @@ def floors(limit: Sequence[Floor], rows: Sequence[Row]) -> Plot | None:
         axes.set_yticks(range(len(shown)), [role(floor.name) for floor in shown])
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.margins(x=0.3 if narrow else 0.16)
-        axes.set_xlabel("median latency, ms; the stroke marks the least time possible")
+        least = "" if narrow else "; the stroke marks the least time possible"
+        axes.set_xlabel(f"median latency, ms{least}")
         axes.grid(visible=False, axis="y")
 
     return Plot(

@@ -31,6 +31,7 @@ class Label:
         text: The text.
         tone: Colour of the text.
         bold: Whether the text is bold.
+        clear: Whether lines behind the text are hidden.
     """
 
     x: float
@@ -38,6 +39,7 @@ class Label:
     text: str
     tone: Tone = INK
     bold: bool = False
+    clear: bool = True
 
 
 def place(axes: Axes, labels: Sequence[Label], points: Sequence[tuple[float, float]]) -> list[str]:
@@ -65,7 +67,12 @@ def place(axes: Axes, labels: Sequence[Label], points: Sequence[tuple[float, flo
             textcoords="offset points",
             color=label.tone.colour,
             weight="bold" if label.bold else "normal",
-            bbox={"facecolor": PAPER.colour, "edgecolor": "none", "alpha": 0.75, "pad": 0.5},
+            bbox={
+                "facecolor": PAPER.colour,
+                "edgecolor": "none",
+                "alpha": 0.75 * label.clear,
+                "pad": 0.5,
+            },
         )
         own = Text.get_window_extent(written)
         found = _found(label, axes, own.width, own.height, scale, taken, within)

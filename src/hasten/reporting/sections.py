@@ -318,7 +318,7 @@ def limit(report: Report) -> Html:
     if plot is None:
         return NONE
     caption = (
-        "The floor is the least time that this machine's measured ceilings allow the model's "
+        "The stroke is the floor: the least time that this machine's measured ceilings allow the model's "
         "operations and bytes."
     )
     return section("limit", "What this machine can do", plot.html(caption))
