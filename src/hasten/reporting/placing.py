@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
@@ -56,7 +57,7 @@ def place(axes: Axes, labels: Sequence[Label], points: Sequence[tuple[float, flo
     assert figure is not None
     scale = figure.dpi / 72
     half = _POINT * scale / 2
-    centres = axes.transData.transform(points) if points else []
+    centres = np.reshape(axes.transData.transform(points), (-1, 2)) if points else np.empty((0, 2))
     taken = [Bbox.from_extents(x - half, y - half, x + half, y + half) for x, y in centres]
     within, placed = axes.get_window_extent(), []
     for label in labels:

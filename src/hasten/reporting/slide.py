@@ -76,7 +76,7 @@ class Slide:
             element("li", paragraph(one.figure, class_="figure"), paragraph(one.said))
             for one in self.numbers
         )
-        chart = ()
+        chart: tuple[Html, ...] = ()
         if self.chart is not None:
             title = element("figcaption", element("h2", self.chart.title))
             chart = (element("figure", title, self.chart.drawing()),)

@@ -7,10 +7,10 @@ const CARDS = [
   ["queue", "Waiting", "Rows in the queue now, and how long the next one waits for others to join its batch"],
 ];
 const CHARTS = [
-  ["rate", "requests per second, each second of the last minute"],
+  ["rate", "requests per second"],
   ["latency", make("span", {}, make("span", {class: "key"}, "half took at most this"),
     make("span", {class: "key high"}, "99 of 100 did"))],
-  ["batches", "share of the batches by their rows, since the start"],
+  ["batches", "share of all batches, by their rows"],
 ];
 class View {
   constructor(model) {
