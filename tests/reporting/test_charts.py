@@ -74,8 +74,8 @@ def test_a_strangers_label_is_cut_to_letters_that_can_be_drawn(with_result: Chan
     rows = with_result().result.rows
     hostile = tuple(dataclasses.replace(row, label=HOSTILE) for row in rows)
     report = with_result(rows=hostile, population=HOSTILE, bundle=Path(HOSTILE.replace("/", "")))
-    for drawing in (slide(report), *charts(report)):
-        drawn, _ = drawing.alone(LIGHT)
+    drawn_alone = [slide(report).alone(LIGHT), *(one.alone(LIGHT) for one in charts(report))]
+    for drawn, _ in drawn_alone:
         assert "<script" not in drawn
         assert not set(drawn) & set("\u202e\x1b")
 

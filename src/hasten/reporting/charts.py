@@ -19,6 +19,7 @@ from hasten.reporting import (
 )
 from hasten.reporting.drawing import Plot
 from hasten.reporting.evidence import Report, gathered
+from hasten.reporting.slide import Slide
 from hasten.reporting.slides import slide
 from hasten.reporting.style import DARK, LIGHT
 
@@ -81,10 +82,11 @@ def plots(bundle: str | os.PathLike[str], folder: str | os.PathLike[str]) -> lis
     except OSError as error:
         raise InputError(f"can't make the folder {to}: {error.strerror or error}") from error
     written = []
-    for name, drawing in (("summary", slide(report)), *((one.key, one) for one in charts(report))):
+    drawings: list[Slide | Plot] = [slide(report), *charts(report)]
+    for drawing in drawings:
         for look, palette in (("light", LIGHT), ("dark", DARK)):
             as_svg, as_png = drawing.alone(palette)
             for ending, data in (("svg", f"{as_svg}\n".encode()), ("png", as_png)):
-                written.append(to / f"{name}-{look}.{ending}")
+                written.append(to / f"{drawing.key}-{look}.{ending}")
                 write_whole(written[-1], data)
     return written

@@ -6,6 +6,7 @@ import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,7 +22,6 @@ _SIZE_IN = (12.8, 7.2)
 """Size of the slide as a file: 1,280 by 720 CSS pixels."""
 _LEFT, _RIGHT = 0.05, 0.95
 _ALL_LETTERS = 100
-_KEY = "summary"
 _CLAIM = re.compile(r"([0-9.]+%) confident that (.+)")
 
 
@@ -61,6 +61,7 @@ class Slide:
         numbers: Three numbers.
         certificate: The certificate, or why there is none, in one sentence.
         chart: A small chart; None where there is nothing to draw.
+        key: Name of its file, and of its part of a page.
     """
 
     bundle: str
@@ -69,6 +70,7 @@ class Slide:
     numbers: tuple[Number, ...]
     certificate: str
     chart: Plot | None = None
+    key: ClassVar = "summary"
 
     def html(self) -> Html:
         """Return the slide as the first part of a page."""
@@ -92,12 +94,12 @@ class Slide:
             paragraph(self.certificate, class_="certificate"),
             *chart,
             class_="slide",
-            id_=_KEY,
+            id_=self.key,
         )
 
     def alone(self, palette: dict[str, str]) -> tuple[str, bytes]:
         """Return the slide as SVG and as PNG, 16 by 9, in the colours of `palette`."""
-        with svg.painted(palette), styled(14, _KEY):
+        with svg.painted(palette), styled(14, self.key):
             figure = Figure(_SIZE_IN, facecolor=PAPER.colour)
             self._words(figure)
             if self.chart is not None:
@@ -108,7 +110,7 @@ class Slide:
             numbers = "; ".join(f"{one.figure}: {one.said}" for one in self.numbers)
             described = f"{self.about}. {numbers}. {self.certificate}"
             title = f"{self.bundle}: {self.headline}"
-            return svg.as_svg(figure, _KEY, title, described), svg.as_png(figure)
+            return svg.as_svg(figure, self.key, title, described), svg.as_png(figure)
 
     def _words(self, figure: Figure) -> None:
         """Write all but the chart."""
