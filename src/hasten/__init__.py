@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from hasten.measure.effort import Effort
     from hasten.optimization.optimize import optimize
     from hasten.optimization.order import Order
+    from hasten.reporting.charts import plots
     from hasten.reporting.publication import report
     from hasten.serving.run import serve
     from hasten.serving.streams.watching import watch
@@ -45,6 +46,7 @@ _WHERE = {
     "serve": "hasten.serving.run",
     "watch": "hasten.serving.streams.watching",
     "report": "hasten.reporting.publication",
+    "plots": "hasten.reporting.charts",
     "save_ragged": "hasten.inputs.data.ragged",
     "profile": "hasten.evaluation.profiling",
     "Effort": "hasten.measure.effort",
@@ -73,6 +75,7 @@ __all__ = [
     "optimize",
     "pack",
     "pack_lossy",
+    "plots",
     "profile",
     "report",
     "save_ragged",

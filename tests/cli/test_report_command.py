@@ -42,6 +42,15 @@ def test_report_prints_the_records_behind_the_page(bundle: Path) -> None:
     assert not bundle.with_name("b.hasten.html").exists()
 
 
+def test_report_writes_its_charts_instead(bundle: Path, tmp_path: Path) -> None:
+    result = run("report", bundle, "--plots", tmp_path / "plots")
+    count = len(list((tmp_path / "plots").iterdir()))
+    assert (result.exit_code, result.output) == (0, f"plots: {count} files in {tmp_path}/plots\n")
+    assert not bundle.with_name("b.hasten.html").exists()
+    result = run("report", bundle, "--plots", tmp_path / "plots", "--json")
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
 def test_report_refuses_what_cannot_be_used_in_one_line(bundle: Path, tmp_path: Path) -> None:
     result = run("report", bundle, "--json", "--out", tmp_path / "r.html")
     assert (result.exit_code, result.stdout) == (2, "")

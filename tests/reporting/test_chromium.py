@@ -14,9 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tests.support.accessibility import violations
 
+from hasten.certificate.drop import Drop
+from hasten.measure.intervals import Ratio
+from hasten.reporting.accuracy_plots import trials
 from hasten.reporting.evidence import Report
+from hasten.reporting.markup import element
 from hasten.reporting.page import render
+from hasten.reporting.result import Outcome
+from hasten.reporting.style import STYLE
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -25,8 +32,8 @@ pytestmark = pytest.mark.skipif(
 )
 SIZES = {"phone": (360, 740), "desk": (1280, 900)}
 SECTIONS = (
-    *("answers", "notes", "figures", "trials", "latencies", "certificate", "profile"),
-    *("limit", "batches", "load", "failures", "environment", "again"),
+    *("summary", "answers", "notes", "figures", "trials", "latencies", "certificate"),
+    *("profile", "limit", "batches", "load", "failures", "environment", "again"),
 )
 LONG = "a_very_long_name_without_any_break" * 20
 
@@ -211,3 +218,87 @@ def test_every_section_shows_something(
         assert marked.any(axis=1).mean() > 0.1, section
     assert {paper > 384 for paper in papers} == {scheme == "light"}
     assert len(list(tmp_path.glob("*.png"))) == len(SECTIONS)
+
+
+OPEN = "document.querySelectorAll('details').forEach(each => each.open = true)"
+
+
+@pytest.mark.parametrize(("size", "scheme"), [("phone", "light"), ("desk", "dark")])
+def test_axe_finds_nothing(browser: Browser, page: bytes, size: str, scheme: str) -> None:
+    browser.open(page, size, scheme)
+    browser.ask(OPEN)
+    assert violations(browser.driver) == []
+
+
+def test_the_summary_has_the_shape_of_a_slide(browser: Browser, page: bytes) -> None:
+    browser.open(page, "desk", "light")
+    box = browser.ask("document.getElementById('summary').getBoundingClientRect()")
+    assert box["width"] / box["height"] == pytest.approx(16 / 9, rel=0.01)
+
+
+def test_everything_is_reached_by_keyboard_and_seen_there(browser: Browser, page: bytes) -> None:
+    browser.open(page, "desk", "light")
+    browser.ask(OPEN)
+    wanted = browser.ask("document.querySelectorAll('a, summary, [tabindex]').length")
+    told = []
+    for _ in range(wanted):
+        for kind in ("rawKeyDown", "keyUp"):
+            browser.tell(
+                "Input.dispatchKeyEvent", type=kind, key="Tab", code="Tab", windowsVirtualKeyCode=9
+            )
+        told.append(
+            browser.ask(
+                "(e => [e.textContent.slice(0, 20), e.getBoundingClientRect().left >= 0, "
+                "getComputedStyle(e).outlineStyle])(document.activeElement)"
+            )
+        )
+    assert told[0][0] == "Skip to the details"
+    assert all(seen and outline == "solid" for _, seen, outline in told)
+    assert len(told) == wanted > 30
+
+
+def many(report: Report, count: int, letters: int) -> bytes:
+    """A page with the chart of so many candidates, whose labels are about so long."""
+    rng = np.random.default_rng(count)
+    outcomes = []
+    for number in range(count):
+        ratio, fall = 0.2 + 0.9 * rng.random(), float(0.02 * rng.random())
+        label = f"int8 ({'long ' * 9}), {'x' * letters} {number}, OpenVINO"
+        interval = Ratio(ratio, 0.9 * ratio, 1.1 * ratio, 6)
+        drop = Drop(fall, fall - 0.003, fall + 0.003, 800)
+        outcomes.append(Outcome(label, "judged", "", interval, drop))
+    result = dataclasses.replace(report.result, outcomes=tuple(outcomes))
+    assert result.asked is not None
+    plot = trials(result, result.asked).html("")
+    return f"<!doctype html><style>{STYLE}</style>{element('main', plot)}".encode()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("count", "letters"), [(3, 4), (12, 12), (60, 60)])
+def test_no_words_of_a_plot_overlap(
+    browser: Browser, report: Report, size: str, count: int, letters: int
+) -> None:
+    browser.open(many(report, count, letters), size, "light")
+    assert overlaps(browser) == []
+    assert (
+        len(browser.ask("[...document.querySelectorAll('svg text')].map(t => t.textContent)")) > 20
+    )
+
+
+def test_no_words_of_the_page_s_plots_overlap(browser: Browser, page: bytes) -> None:
+    browser.open(page, "desk", "light")
+    assert overlaps(browser) == []
+
+
+def overlaps(browser: Browser) -> list[list[str]]:
+    """The pairs of words in one plot that stand on each other."""
+    found: list[list[str]] = browser.ask("""
+        [...document.querySelectorAll('svg')].flatMap(svg => {
+            const texts = [...svg.querySelectorAll('text')].map(t => [t, t.getBoundingClientRect()])
+                .filter(([, box]) => box.width);
+            return texts.flatMap(([one, a], at) => texts.slice(at + 1).filter(([, b]) =>
+                Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2 &&
+                Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 4)
+                .map(([other]) => [one.textContent, other.textContent]));
+        })""")
+    return found

@@ -1,6 +1,7 @@
 """What plots are made of, without their ink."""
 
 import matplotlib
+from matplotlib.figure import Figure
 
 from hasten.certificate.drop import Drop
 from hasten.core.records import from_record, to_record
@@ -9,6 +10,7 @@ from hasten.measure.intervals import Ratio
 from hasten.reporting.accuracy_plots import frontier
 from hasten.reporting.evidence import Floor, Profile, Report, Step
 from hasten.reporting.machine_plots import by_kind, floors, kinds
+from hasten.reporting.placing import Label, place
 from hasten.reporting.result import Outcome
 
 
@@ -55,7 +57,7 @@ def test_time_by_kind_sums_each_steps_median() -> None:
 def test_a_profiles_numbers_stand_beside_each_other() -> None:
     plot = kinds(Profile((step("arithmetic", 4e6),), (step("conversion", 1e6),)))
     assert plot.rows[0] == ("arithmetic", "4 ms", "0 µs")
-    assert plot.rows[2] == ("conversion", "0 µs", "1 ms")
+    assert plot.rows[2] == ("changing the format", "0 µs", "1 ms")
 
 
 def test_only_floors_of_rows_that_are_shown_are_drawn(report: Report) -> None:
@@ -63,7 +65,7 @@ def test_only_floors_of_rows_that_are_shown_are_drawn(report: Report) -> None:
     assert floors([Floor("a stranger", 1e6, 2.0)], rows) is None
     plot = floors([Floor("winner", 1e6, 2.0)], rows)
     assert plot is not None
-    assert plot.rows == [("winner", plot.rows[0][1], "1 ms", "2x", "-")]
+    assert plot.rows == [("what ships", plot.rows[0][1], "1 ms", "2x", "-")]
 
 
 def test_a_users_own_plotting_style_is_not_the_pages(report: Report) -> None:
@@ -80,3 +82,17 @@ def test_a_step_is_read_from_an_engines_own_record() -> None:
     assert from_record(Step, to_record(taken)) == Step(
         "a", "Conv", "arithmetic", (5.0, 7.0), "i8", ("conv1",)
     )
+
+
+def test_labels_of_points_at_one_spot_stand_apart_or_are_left_out() -> None:
+    figure = Figure((4, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    labels = [Label(0.5, 0.5, f"candidate {number}") for number in range(40)]
+    placed = place(axes, labels, [(0.5, 0.5)])
+    assert placed[0] == "candidate 0"
+    assert 4 < len(placed) < 40
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == len(placed)
+    assert not any(box.count_overlaps(boxes[:at]) for at, box in enumerate(boxes))

@@ -59,8 +59,8 @@ def test_a_runs_page_tells_what_became_of_every_candidate(certified_bundle: Path
     assert judged.rung == 0
     reading = Reading.of(render(report))
     assert [key for key in reading.lines if key] == [
-        *("answers", "notes", "figures", "trials", "latencies", "certificate", "failures"),
-        *("environment", "again"),
+        *("summary", "answers", "notes", "figures", "trials", "latencies", "certificate"),
+        *("failures", "environment", "again"),
     ]
     assert "failed: the faulty engine can't build, as it was told" in reading.rows("failures")
 

@@ -7,6 +7,7 @@ import base64
 import http.client
 import io
 import json
+import re
 import shutil
 import threading
 import time
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tests.support.accessibility import violations
 from tests.support.servers import ServerThread, bundle_of, place_of
 
 from hasten.serving.http.page import figures
@@ -212,6 +214,59 @@ def test_figures_are_live_while_requests_are_made(browser: Browser, busy: Server
     assert browser.driver.title == "hasten: 1 of 2 models ready"
 
 
+@in_chromium
+@pytest.mark.parametrize(("size", "scheme"), [("phone", "light"), ("desk", "dark")])
+def test_axe_finds_nothing_with_data_an_alarm_or_no_answer(
+    browser: Browser, busy: ServerThread, size: str, scheme: str
+) -> None:
+    browser.open(busy.http_url, size, scheme)
+    browser.wait_for(lambda: any(each.endswith("/s") and each != "0/s" for each in cards(browser)))
+    browser.ask("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+    assert violations(browser.driver) == []
+    alarm(browser)
+    assert browser.text("#models .notice")[0].startswith("Alarm: the answers change")
+    assert "doors version 1 is ready and in alarm: the answers change" in browser.ask(
+        "$('said').textContent"
+    )
+    assert violations(browser.driver) == []
+    browser.ask("(clearTimeout(timer), condition({}))")
+    assert violations(browser.driver) == []
+
+
+def alarm(browser: Browser) -> None:
+    """Show the last figures with an alarm of the monitor, and ask for no more."""
+    told = {
+        "alarms": ["the answers change more often than 1%"],
+        "limits": [
+            {"what": "changed", "limit": 0.01, "n": 90, "low": 0.02, "high": 0.1, "alarm": True}
+        ],
+        "drift": {"asked_again": None, "margin": {"n": 0}, "outside": {"n": 0}},
+    }
+    browser.driver.execute_async_script(
+        "clearTimeout(timer); const [monitor, done] = arguments;"
+        "ask().then(({figures}) => { figures.models[0].served.monitor = monitor; update(figures); done(); })",
+        told,
+    )
+
+
+@in_chromium
+def test_each_chart_is_titled_by_what_it_shows(browser: Browser, busy: ServerThread) -> None:
+    browser.open(busy.http_url)
+    browser.wait_for(lambda: any(each.endswith("/s") and each != "0/s" for each in cards(browser)))
+    titles = browser.text("#models figcaption h3")
+    assert [
+        re.sub(r"\d[\d.,]*\d|\d", "N", re.sub(r"(?<=\d) ?(ms|µs|s|%)(?= |,|$)", "", title))
+        for title in titles
+    ] == [
+        "N requests in the last second, at most N in any",
+        "Half of the requests took at most N, N of N at most N",
+        "N of the batches had N row",
+    ]
+    assert browser.ask(
+        "[...document.querySelectorAll('#models .answers li')].every(li => li.title)"
+    )
+
+
 def cards(browser: Browser) -> list[str]:
     return browser.text("#models .figure")
 
@@ -261,7 +316,7 @@ def test_not_even_its_own_script_could_make_markup(browser: Browser, server: Ser
 def test_the_numbers_are_there_as_tables_too(browser: Browser, busy: ServerThread) -> None:
     browser.open(busy.http_url)
     browser.wait_for(lambda: bool(cards(browser)))
-    browser.driver.find_element("css selector", "summary").click()
+    browser.driver.find_element("css selector", "#models summary").click()
     browser.wait_for(lambda: len(browser.text("details tbody tr")) >= 61)
     heads = browser.ask(
         "[...document.querySelectorAll('details table')].map(t => [...t.tHead.rows[0].cells]"
@@ -269,10 +324,10 @@ def test_the_numbers_are_there_as_tables_too(browser: Browser, busy: ServerThrea
     )
     assert heads[:3] == [
         ["Rows in a batch", "Batches", "Share"],
-        ["Second", "Requests", "p50", "p99"],
-        ["Stage", "Share of the time", "p50 at most", "p99 at most"],
+        ["Second", "Requests", "Half within", "99 of 100 within"],
+        ["Stage", "Share of the time", "Half within", "99 of 100 within"],
     ]
-    browser.wait_for(lambda: "compute" in browser.text("details tbody th"))
+    browser.wait_for(lambda: "computing" in browser.text("details tbody th"))
 
 
 @in_chromium
@@ -374,6 +429,8 @@ def test_without_a_model_it_says_so(browser: Browser, server: ServerThread) -> N
     none = {"uptime_s": 1, "connections": 0, "body_bytes": 0, "models": [], "now_s": 10}
     browser.ask(f"(clearTimeout(timer), update({json.dumps(none)}))")
     assert browser.text("#headline") == ["No models"]
+    assert browser.text("#empty")[0].startswith("No model is loaded. Start the server with one")
+    assert violations(browser.driver) == []
     assert browser.text("#models section") == []
 
 

@@ -482,13 +482,26 @@ def load(bundle: Path, warm: bool, trusted: tuple[str, ...] | None) -> None:
     help="File of the page.  [default: next to the bundle, its name with .html]",
 )
 @click.option(
+    "--plots",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Write the summary and each chart to FOLDER instead, as SVG and PNG, for light and dark pages.",
+)
+@click.option(
     "--json", "as_json", is_flag=True, help="Print the records behind the page as JSON instead."
 )
-def report(as_json: bool, bundle: Path, out: Path | None) -> None:
+def report(as_json: bool, bundle: Path, out: Path | None, plots: Path | None) -> None:
     """Write everything that BUNDLE's run measured and certified to one HTML page."""
     if as_json and out is not None:
         raise click.UsageError("--json prints instead of writing --out: leave one of them out")
+    if plots is not None and (as_json or out is not None):
+        raise click.UsageError("--plots writes pictures alone: leave out --json and --out")
     with one_line_errors():
+        if plots is not None:
+            from hasten import plots as drawn
+
+            click.echo(f"plots: {len(drawn(bundle, plots))} files in {plots}")
+            return
         from hasten import report as run
         from hasten.reporting.evidence import gathered
 

@@ -1,73 +1,77 @@
-"""Plots as inline SVG that takes its colours and its font from the page around it.
+"""Plots: on a page, where they take its colours and font, or as files that stand alone.
 
-A plot shows only numbers and words of hasten's own, never a text that came from a file.
+Words that came from a file, such as a candidate's label, are drawn only as `words.plain` and
+`words.cut` return them.
 """
 
 from __future__ import annotations
 
-import io
-import re
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from xml.etree import ElementTree
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from hasten.reporting.markup import Html, details, element, table
+from hasten.reporting import svg
+from hasten.reporting.markup import Html, details, element, paragraph, table
+from hasten.reporting.svg import INK, LINE, PAPER, QUIET
 
-_LINK = "{http://www.w3.org/1999/xlink}href"
 _WIDTHS_IN = {"wide": 9.4, "narrow": 4.4}
 _FONTS_PT = {"wide": 9.0, "narrow": 11.0}
 """Font sizes at which letters come out at 12 and 11 CSS pixels, on pages of some 900 and 330."""
+ALONE_IN = 8.3
+"""Width of a plot that stands alone: 830 CSS pixels."""
+_TITLE_PT = 12.5
+_TITLE_LETTERS = 74
+"""Letters of a title that fit into a line."""
 
 
-@dataclass(frozen=True)
-class Tone:
-    """A colour of the page, by the name of its CSS variable.
+def _style() -> dict[Any, Any]:
+    return {
+        "svg.fonttype": "none",  # letters stay letters: selectable, and read aloud
+        "text.parse_math": False,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": QUIET.colour,
+        "axes.labelcolor": INK.colour,
+        "axes.titlesize": "medium",
+        "axes.titlelocation": "left",
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": LINE.colour,
+        "grid.linewidth": 0.6,
+        "text.color": INK.colour,
+        "xtick.color": QUIET.colour,
+        "ytick.color": QUIET.colour,
+        "xtick.labelcolor": INK.colour,
+        "ytick.labelcolor": INK.colour,
+        "hatch.color": PAPER.colour,
+        "hatch.linewidth": 1.0,
+        "legend.frameon": False,
+        "lines.linewidth": 1.6,
+    }
 
-    Attributes:
-        stand_in: Colour to draw with, which the variable then replaces.
-        variable: Name of the CSS variable, such as "--ink".
+
+@contextmanager
+def styled(font_pt: float, salt: str) -> Iterator[None]:
+    """Draw in hasten's style, whatever the user's own is.
+
+    Args:
+        font_pt: Size of letters, in points.
+        salt: Text that ids in an SVG follow from.
     """
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({**_style(), "font.size": font_pt, "svg.hashsalt": salt})
+        yield
 
-    stand_in: str
-    variable: str
 
-
-INK, PAPER, QUIET, LINE, BAND, BEFORE, EXACT, AFTER, LOOSE = (
-    Tone(f"#0000{number:02x}", f"--{name}")
-    for number, name in enumerate(
-        ("ink", "paper", "quiet", "line", "band", "before", "exact", "after", "loose"), 1
-    )
-)
-_TONES = (INK, PAPER, QUIET, LINE, BAND, BEFORE, EXACT, AFTER, LOOSE)
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # letters stay letters: selectable, and read aloud
-    "text.parse_math": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": QUIET.stand_in,
-    "axes.labelcolor": INK.stand_in,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": LINE.stand_in,
-    "grid.linewidth": 0.6,
-    "text.color": INK.stand_in,
-    "xtick.color": QUIET.stand_in,
-    "ytick.color": QUIET.stand_in,
-    "xtick.labelcolor": INK.stand_in,
-    "ytick.labelcolor": INK.stand_in,
-    "hatch.color": PAPER.stand_in,
-    "hatch.linewidth": 1.0,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-}
-_FONT = re.compile(r"font: ([0-9.]+px)[^;]*|font-family: [^;]*;?")
-_SHORT = re.compile(r"(\d+\.\d{2})\d+")
+def nothing(panels: Sequence[Axes], narrow: bool) -> None:
+    """Draw no labels."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +79,15 @@ class Plot:
     """One plot and the numbers in it.
 
     Attributes:
-        key: Identifier of the plot, unique on the page.
-        title: Title of the plot.
-        description: Description for readers who can't see the plot: what is to be learned from it.
+        key: Identifier of the plot, unique on the page; with -light.svg and so on, its file's name.
+        title: What the plot shows, as a sentence with its numbers.
+        description: Description for readers who can't see the plot.
         draw: Function that draws on empty axes; its second argument says whether they are narrow.
         head: Column heads of the table with the numbers.
         rows: Rows of the table with the numbers.
         heights_in: Heights of the wide and the narrow plot, in inches.
         panels: Number of axes, side by side where there is room.
+        label: Function that adds labels once it is known where everything stands.
     """
 
     key: str
@@ -93,84 +98,60 @@ class Plot:
     rows: Sequence[Sequence[str]]
     heights_in: tuple[float, float] = (3.6, 3.4)
     panels: int = 1
+    label: Callable[[Sequence[Axes], bool], None] = nothing
 
     def html(self, caption: str) -> Html:
-        """Return the plot at two widths (a page shows one), its caption, and its numbers."""
-        shapes = [
-            element("div", Html(self._svg(shape, height_in)), class_=shape)
-            for shape, height_in in zip(_WIDTHS_IN, self.heights_in, strict=True)
-        ]
+        """Return the plot under its title at two widths (a page shows one), with its numbers."""
         numbers = details("The numbers", table(self.title, self.head, self.rows))
-        return element("figure", *shapes, element("figcaption", caption), numbers)
+        return element(
+            "figure",
+            element("figcaption", element("h3", self.title)),
+            self.drawing(),
+            paragraph(caption, class_="quiet"),
+            numbers,
+        )
+
+    def drawing(self) -> Html:
+        """Return the plot alone at two widths, of which a page shows one."""
+        return Html(
+            "".join(
+                element("div", Html(self._svg(shape, height_in)), class_=shape)
+                for shape, height_in in zip(_WIDTHS_IN, self.heights_in, strict=True)
+            )
+        )
+
+    def alone(self, palette: dict[str, str]) -> tuple[str, bytes]:
+        """Return the plot under its title as SVG and as PNG, in the colours of `palette`."""
+        with svg.painted(palette), styled(_FONTS_PT["wide"], self.key):
+            lines = textwrap.wrap(self.title, _TITLE_LETTERS)
+            height_in = self.heights_in[0] + 0.2 * (len(lines) + 1)
+            figure = Figure((ALONE_IN, height_in), facecolor=PAPER.colour)
+            figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
+            figure.suptitle(
+                "\n".join(lines), x=0.012, ha="left", size=_TITLE_PT, weight="bold", linespacing=1.3
+            )
+            self._fill(figure, narrow=False)
+            drawn = svg.as_svg(figure, self.key, self.title, self.description)
+            return drawn, svg.as_png(figure)
 
     def _svg(self, shape: str, height_in: float) -> str:
-        narrow = shape == "narrow"
         key = f"{self.key}-{shape}"
-        with matplotlib.rc_context():
-            matplotlib.rcdefaults()  # a user's own style must not change the page
-            matplotlib.rcParams.update(
-                {**_STYLE, "font.size": _FONTS_PT[shape], "svg.hashsalt": key}
-            )
+        with styled(_FONTS_PT[shape], key):
             figure = Figure((_WIDTHS_IN[shape], height_in), layout="constrained")
-            down, across = (self.panels, 1) if narrow else (1, self.panels)
-            axes = figure.subplots(down, across, squeeze=False)
-            self.draw([one for row in axes for one in row], narrow)
-            for one in figure.axes:
-                one.patch.set_visible(False)
             figure.patch.set_visible(False)
-            file = io.BytesIO()
-            # savefig would draw everything once more, for a layout that drawing makes anyway.
-            canvas: Any = FigureCanvasSVG(figure)
-            canvas.print_svg(
-                file, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-            )
-        return _themed(file.getvalue(), key, self.title, self.description)
+            self._fill(figure, narrow=shape == "narrow")
+            return svg.as_svg(figure, key, self.title, self.description)
 
-
-def _themed(svg: bytes, key: str, title: str, description: str) -> str:
-    """Make an SVG part of a page: titled, without its own styles and ids, in the page's colours."""
-    root = ElementTree.fromstring(svg)
-    for parent in root.iter():
-        for child in [c for c in parent if c.tag.endswith(("}metadata", "}style"))]:
-            parent.remove(child)
-    wanted = {target[1:] for target in map(_target, root.iter()) if target}
-    wanted |= set(re.findall(r"url\(#([^)]+)\)", svg.decode()))
-    for node in root.iter():
-        _adapt(node, key, wanted)
-    label = {"title": title, "desc": description}
-    view = root.get("viewBox", "")
-    root.attrib.clear()
-    root.attrib.update(
-        viewBox=view, role="img", **{"aria-labelledby": " ".join(f"{key}-{n}" for n in label)}
-    )
-    for place, (tag, words) in enumerate(label.items()):
-        named = ElementTree.Element(tag, id=f"{key}-{tag}")
-        named.text = words
-        root.insert(place, named)
-    return ElementTree.tostring(root, encoding="unicode")
-
-
-def _target(node: ElementTree.Element) -> str:
-    return node.get(_LINK, "")
-
-
-def _adapt(node: ElementTree.Element, key: str, wanted: set[str]) -> None:
-    """Prefix ids that are referred to, drop the others, and replace colours and fonts."""
-    node.tag = node.tag.rpartition("}")[2]  # a page knows what svg is
-    node.text, node.tail = (node.text or "").strip() or None, None
-    own = node.attrib.pop("id", None)
-    if own in wanted:
-        node.set("id", f"{key}-{own}")
-    if target := node.attrib.pop(_LINK, ""):
-        node.set("href", f"#{key}-{target[1:]}")
-    for name in ("style", "clip-path", "fill", "stroke"):
-        if value := node.get(name):
-            node.set(name, _recoloured(value).replace("url(#", f"url(#{key}-"))
-    if points := node.get("d"):
-        node.set("d", _SHORT.sub(r"\1", " ".join(points.split())))
-
-
-def _recoloured(style: str) -> str:
-    for tone in _TONES:
-        style = style.replace(tone.stand_in, f"var({tone.variable})")
-    return _FONT.sub(lambda found: f"font-size: {found[1]}" if found[1] else "", style)
+    def _fill(self, figure: Figure, *, narrow: bool) -> None:
+        """Draw on axes of the figure, and place labels where there is room for them."""
+        down, across = (self.panels, 1) if narrow else (1, self.panels)
+        panels = [one for row in figure.subplots(down, across, squeeze=False) for one in row]
+        self.draw(panels, narrow)
+        for one in figure.axes:
+            one.patch.set_visible(False)
+        if self.label is not nothing:
+            layout = figure.get_layout_engine()
+            assert layout is not None
+            layout.execute(figure)
+            figure.set_layout_engine("none")
+            self.label(panels, narrow)

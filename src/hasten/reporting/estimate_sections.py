@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 
 from hasten.bundle.requests import in_words
-from hasten.reporting.drawing import AFTER, EXACT, QUIET, Plot
+from hasten.reporting.drawing import Plot
 from hasten.reporting.estimate_rows import columns, figure, latency_of, ranked_by, within
 from hasten.reporting.evidence import Report
 from hasten.reporting.markup import (
@@ -22,6 +22,7 @@ from hasten.reporting.markup import (
 )
 from hasten.reporting.result import EstimateRow, Estimates, Result
 from hasten.reporting.sections import comparison
+from hasten.reporting.svg import AFTER, EXACT, QUIET
 
 
 def sections(report: Report, estimates: Estimates) -> list[Html]:
@@ -100,11 +101,32 @@ def _figures(estimates: Estimates) -> Html:
 
 
 def _frontier(estimates: Estimates, budget_ns: float | None) -> Html:
-    """Plot rank against area, with the candidates that no other beats in both."""
-    area = estimates.area
-    points = [row for row in estimates.rows if row.rank is not None and area in row.figures]
-    if not area or len(points) < 2:
+    """Show rank against area, with the candidates that no other beats in both."""
+    plot = frontier(estimates, budget_ns)
+    if plot is None:
         return NONE
+    title = "Latency against area" if _timed(estimates) else "Estimates against memory"
+    caption = (
+        "Each dot is a candidate that the device's tools accepted; the line joins the frontier."
+    )
+    return section("frontier", title, plot.html(caption))
+
+
+def _points(estimates: Estimates) -> list[EstimateRow]:
+    area = estimates.area
+    return [row for row in estimates.rows if row.rank is not None and area in row.figures]
+
+
+def _timed(estimates: Estimates) -> bool:
+    """Whether candidates are compared by their latency."""
+    return _points(estimates)[0].unit == "ns"
+
+
+def frontier(estimates: Estimates, budget_ns: float | None) -> Plot | None:
+    """Plot rank against area; None where there are too few points."""
+    area, points = estimates.area, _points(estimates)
+    if not area or len(points) < 2:
+        return None
     best = [row for row in points if row.frontier]
     unit = points[0].unit
 
@@ -112,21 +134,22 @@ def _frontier(estimates: Estimates, budget_ns: float | None) -> Html:
         (axes,) = panels
         for row in points:
             tone = AFTER if row.frontier else QUIET
-            axes.plot(row.figures[area], row.rank or 0.0, "o", color=tone.stand_in, markersize=6)
+            axes.plot(row.figures[area], row.rank or 0.0, "o", color=tone.colour, markersize=6)
         line = sorted((row.figures[area], row.rank or 0.0) for row in best)
-        axes.plot([x for x, _ in line], [y for _, y in line], color=AFTER.stand_in, linewidth=1.2)
+        axes.plot([x for x, _ in line], [y for _, y in line], color=AFTER.colour, linewidth=1.2)
         if budget_ns is not None and unit == "ns":
-            axes.axhline(budget_ns, color=EXACT.stand_in, linestyle="--", linewidth=1)
+            axes.axhline(budget_ns, color=EXACT.colour, linestyle="--", linewidth=1)
         budget = [budget_ns] if budget_ns is not None and unit == "ns" else []
         axes.set_xlim(0, 1.1 * max(row.figures[area] for row in points))
         axes.set_ylim(0, 1.15 * max([row.rank or 0.0 for row in points] + budget))
         axes.set_xlabel("area, cells" if unit == "ns" else "memory, bytes")
         axes.set_ylabel(f"latency, {unit}" if unit == "ns" else unit)
 
-    title = "Latency against area" if unit == "ns" else f"{unit.capitalize()} against memory"
-    plot = Plot(
-        "frontier",
-        title,
+    quickest = min(points, key=lambda row: row.rank or 0.0)
+    return Plot(
+        "speed-against-area",
+        f"{len(best)} of {len(points)} candidates are beaten by no other in both; the fastest needs "
+        f"{quickest.rank:,.0f} {unit} and {quickest.figures[area]:,.0f} {'cells' if unit == 'ns' else 'bytes'}",
         f"{len(points)} candidates; {len(best)} of them are on the frontier: no other under the limit is "
         "both faster and smaller.",
         draw,
@@ -140,13 +163,6 @@ def _frontier(estimates: Estimates, budget_ns: float | None) -> Html:
             )
             for row in points
         ],
-    )
-    return section(
-        "frontier",
-        title,
-        plot.html(
-            "Each dot is a candidate that the device's tools accepted; the line joins the frontier."
-        ),
     )
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from hasten.reporting.drawing import AFTER, BEFORE, EXACT, INK, LOOSE, Plot
+from hasten.reporting.drawing import Plot
 from hasten.reporting.evidence import Floor, Point, Profile, Step
 from hasten.reporting.marks import MARKS, Mark, legend
 from hasten.reporting.markup import Html, element, name, table
 from hasten.reporting.result import Row
 from hasten.reporting.rows import latency
+from hasten.reporting.svg import AFTER, BEFORE, EXACT, INK, LOOSE
+from hasten.reporting.words import KINDS as SAID
+from hasten.reporting.words import role, sentence, times
 
 KINDS = ("arithmetic", "elementwise", "conversion", "movement")
 """Kinds of work that steps do: see `hasten.engines.layers`; any other kind is "other"."""
@@ -48,18 +51,18 @@ def kinds(profile: Profile) -> Plot:
 
     def draw(panels: Sequence[Axes], narrow: bool) -> None:
         (axes,) = panels
-        for shift, label, times, tone, hatch in (
+        for shift, label, taken, tone, hatch in (
             (-0.2, "exact model", before, BEFORE, ""),
-            (0.2, "winner", after, AFTER, "///"),
+            (0.2, "what ships", after, AFTER, "///"),
         ):
-            values = [times.get(kind, 0.0) / 1e6 for kind in shown]
+            values = [taken.get(kind, 0.0) / 1e6 for kind in shown]
             places = [number + shift for number in range(len(shown))]
-            axes.barh(places, values, 0.36, color=tone.stand_in, hatch=hatch, label=label)
+            axes.barh(places, values, 0.36, color=tone.colour, hatch=hatch, label=label)
             for place, value in zip(places, values, strict=True):
                 axes.annotate(
                     f"{value:.3g}", (value, place), (3, 0), textcoords="offset points", va="center"
                 )
-        axes.set_yticks(range(len(shown)), shown)
+        axes.set_yticks(range(len(shown)), [SAID[kind] for kind in shown])
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.margins(x=0.12)
         axes.set_xlabel("time per request, ms")
@@ -69,13 +72,28 @@ def kinds(profile: Profile) -> Plot:
     whole = [sum(times.values()) for times in (before, after)]
     return Plot(
         "kinds",
-        "Time per request by kind of step, before and after",
-        f"The steps of the exact model take {latency(whole[0])} together, those of the winner "
+        _saved(before, after),
+        f"The steps of the exact model take {latency(whole[0])} together, those of what ships "
         f"{latency(whole[1])}.",
         draw,
-        ("kind", "exact model", "winner"),
-        [(kind, latency(before.get(kind, 0.0)), latency(after.get(kind, 0.0))) for kind in shown],
+        ("kind of step", "exact model", "what ships"),
+        [
+            (SAID[kind], latency(before.get(kind, 0.0)), latency(after.get(kind, 0.0)))
+            for kind in shown
+        ],
         heights_in=(3.0, 3.4),
+    )
+
+
+def _saved(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """Say in a sentence at which kind of step most time was saved."""
+    saved = {kind: time_ns - after.get(kind, 0.0) for kind, time_ns in before.items()}
+    kind = max(saved, key=lambda one: saved[one])
+    if saved[kind] <= 0:
+        return "No kind of step takes less time than in the exact model"
+    return (
+        f"Most of the time is saved on {SAID[kind]}: {latency(after.get(kind, 0.0))} for a request, instead of "
+        f"{latency(before[kind])}"
     )
 
 
@@ -87,7 +105,7 @@ def top_steps(caption: str, steps: Sequence[Step]) -> Html:
         (
             name(step.name),
             name(step.operator),
-            step.kind,
+            SAID.get(step.kind, step.kind),
             step.precision or "-",
             latency(_median_ns(step)),
             _share(_median_ns(step) / whole),
@@ -110,38 +128,46 @@ def floors(limit: Sequence[Floor], rows: Sequence[Row]) -> Plot | None:
     if not shown:
         return None
 
+    own = next((floor for floor in shown if floor.name == "winner"), shown[-1])
+
     def draw(panels: Sequence[Axes], narrow: bool) -> None:
         (axes,) = panels
         for place, floor in enumerate(shown):
             mark, end = MARKS[floor.name], p50_ns[floor.name] / 1e6
-            axes.barh(place, end, 0.5, color=mark.tone.stand_in)
+            axes.barh(place, end, 0.5, color=mark.tone.colour)
             axes.plot(
                 floor.floor_ns / 1e6,
                 place,
                 "|",
                 markersize=24,
                 markeredgewidth=3,
-                color=INK.stand_in,
+                color=INK.colour,
                 label="floor" if place == 0 else "",
             )
             axes.annotate(
-                f"{floor.ratio:.3g}x", (end, place), (4, 0), textcoords="offset points", va="center"
+                f"{times(floor.ratio)}{'x' if narrow else ' times the least'}",
+                (end, place),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
             )
-        axes.set_yticks(range(len(shown)), [floor.name for floor in shown])
+        axes.set_yticks(range(len(shown)), [role(floor.name) for floor in shown])
         axes.set_ylim(len(shown) - 0.4, -0.6)
-        axes.margins(x=0.12)
-        axes.set_xlabel("p50, ms; the stroke is the floor")
+        axes.margins(x=0.3 if narrow else 0.16)
+        least = "" if narrow else "; the stroke marks the least time possible"
+        axes.set_xlabel(f"median latency, ms{least}")
         axes.grid(visible=False, axis="y")
 
     return Plot(
         "floors",
-        "Latency beside the floor",
-        "; ".join(f"{floor.name}: {floor.ratio:.3g} times its floor" for floor in shown),
+        f"{sentence(role(own.name))[:-1]} takes {times(own.ratio)} times the least time that this machine could take",
+        "; ".join(f"{role(floor.name)}: {times(floor.ratio)} times its floor" for floor in shown)
+        + ".",
         draw,
-        ("", "p50", "floor", "times the floor", "what binds"),
+        ("role", "median (p50)", "floor", "times the floor", "what binds"),
         [
             (
-                floor.name,
+                role(floor.name),
                 latency(p50_ns[floor.name]),
                 latency(floor.floor_ns),
                 f"{floor.ratio:.3g}x",
@@ -166,7 +192,7 @@ def batches(curve: Sequence[Point]) -> Plot:
         for number, ((threads, sessions), group) in enumerate(series):
             mark = _SERIES[number % len(_SERIES)]
             look: dict[str, Any] = {
-                "color": mark.tone.stand_in,
+                "color": mark.tone.colour,
                 "linestyle": mark.line,
                 "marker": mark.sign,
             }
@@ -174,11 +200,13 @@ def batches(curve: Sequence[Point]) -> Plot:
             panels[0].plot(
                 sizes,
                 [point.throughput_per_s for point in group],
-                label=f"threads {threads}, sessions {sessions}",
+                label=_setting(threads, sessions),
                 **look,
             )
             panels[1].plot(sizes, [point.p50_ns / 1e6 for point in group], **look)
-        for axes, label in zip(panels, ("samples per second", "p50, ms"), strict=True):
+        shown = (("Throughput", "samples per second"), ("Latency", "median latency, ms"))
+        for axes, (title, label) in zip(panels, shown, strict=True):
+            axes.set_title(title)
             sizes = sorted({point.batch for point in points})
             axes.set_xscale("log", base=2)
             axes.set_xticks(sizes, [str(size) for size in sizes])
@@ -186,16 +214,17 @@ def batches(curve: Sequence[Point]) -> Plot:
             axes.set_ylim(bottom=0)
             axes.set_xlabel("samples in a request")
             axes.set_ylabel(label)
-        legend(panels[0], 1 if narrow else 3)
+        legend(panels[0], 1 if narrow else 2)
 
     best = max(points, key=lambda point: point.throughput_per_s)
     return Plot(
         "batches",
-        "Throughput and latency by batch",
+        f"Throughput is highest with {best.batch} sample{'' if best.batch == 1 else 's'} in a request: "
+        f"{best.throughput_per_s:,.0f} samples a second, {_setting(best.threads, best.sessions)}",
         f"The highest throughput is {best.throughput_per_s:,.0f} samples per second, with {best.batch} "
-        f"in a request, {best.threads} threads and {best.sessions} sessions.",
+        f"in a request, {_setting(best.threads, best.sessions)}.",
         draw,
-        ("samples in a request", "threads", "sessions", "p50", "samples per second"),
+        ("samples in a request", "threads", "sessions", "median (p50)", "samples per second"),
         [
             (
                 str(point.batch),
@@ -209,3 +238,11 @@ def batches(curve: Sequence[Point]) -> Plot:
         heights_in=(3.6, 5.8),
         panels=2,
     )
+
+
+def _setting(threads: int, sessions: int) -> str:
+    """Say in how many sessions requests are answered, and on how many threads each."""
+    each = f"{threads} thread{'' if threads == 1 else 's'}"
+    if sessions == 1:
+        return f"one request at a time on {each}"
+    return f"{sessions} requests at a time on {each} each"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hasten.reporting.drawing import AFTER, BEFORE, EXACT, LOOSE, Tone
+from hasten.reporting.svg import AFTER, BEFORE, EXACT, LOOSE, Tone
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from html import escape
 
 from hasten.bundle.manifest import one_line
+from hasten.reporting.words import HEADS
 
 _LONG = 26
 """Letters from which on a cell may break into lines."""
@@ -55,7 +56,7 @@ def table(caption: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> H
         head: Column heads.
         rows: Rows of cells; the first cell of a row names it.
     """
-    columns = Html("".join(element("th", cell, scope="col") for cell in head))
+    columns = Html("".join(element("th", HEADS.get(cell, cell), scope="col") for cell in head))
     lines = Html("".join(element("tr", *_cells(row)) for row in rows))
     inside = element("table", element("thead", element("tr", columns)), element("tbody", lines))
     return element(

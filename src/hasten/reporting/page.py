@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
-from hasten.reporting import estimate_rows, estimate_sections, size_sections, sizes
+from hasten.reporting import estimate_sections, size_sections
 from hasten.reporting.evidence import Report
-from hasten.reporting.markup import Html, element, paragraph, text
+from hasten.reporting.markup import NONE, Html, element, items, paragraph, text
 from hasten.reporting.sections import SECTIONS
+from hasten.reporting.slide import Slide
+from hasten.reporting.slides import slide
 from hasten.reporting.style import STYLE
-from hasten.reporting.summary import headline
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """Policy under which nothing is loaded, run or sent, whatever a text in the page says."""
@@ -18,63 +20,50 @@ BEGINNING = (
     '<meta name="generator" content="hasten">'
 )
 """First bytes of a report, which tell it from any other page."""
+_SECTION = re.compile('<section id="([^"]+)"><h2>(.*?)</h2>')
 
 
 def render(report: Report) -> bytes:
     """Write a report as HTML."""
     result = report.result
-    if (estimates := result.estimates) is not None:
-        return whole_page(
-            bundle_name=result.bundle.name,
-            headline=estimate_rows.headline(result),
-            about=f"for {estimates.noun}, {estimates.device}; nothing in this report ran on it",
-            sections=estimate_sections.sections(report, estimates),
-            version=report.environment.get("hasten", ""),
-        )
-    if result.sizes is not None:
-        return whole_page(
-            bundle_name=result.bundle.name,
-            headline=sizes.headline(result),
-            about="size against accuracy; nothing in this report was timed",
-            sections=size_sections.sections(report, result.sizes),
-            version=report.environment.get("hasten", ""),
-        )
-    count = result.shipped_threads or result.threads
-    threads = f"{count} thread{'' if count == 1 else 's'}"
+    if result.estimates is not None:
+        sections = estimate_sections.sections(report, result.estimates)
+    elif result.sizes is not None:
+        sections = size_sections.sections(report, result.sizes)
+    else:
+        sections = [made for make in SECTIONS if (made := make(report))]
     return whole_page(
-        bundle_name=result.bundle.name,
-        headline=headline(result),
-        about=f"{report.target.processor}, {threads}, batch 1",
-        sections=[made for make in SECTIONS if (made := make(report))],
-        version=report.environment.get("hasten", ""),
+        slide=slide(report), sections=sections, version=report.environment.get("hasten", "")
     )
 
 
-def whole_page(
-    *, bundle_name: str, headline: str, about: str, sections: Sequence[Html], version: str
-) -> bytes:
+def whole_page(*, slide: Slide, sections: Sequence[Html], version: str) -> bytes:
     """Put a page together.
 
     Args:
-        bundle_name: Name of the bundle.
-        headline: The result in a few words.
-        about: Device and settings that the headline holds for.
+        slide: Summary, which comes first.
         sections: Sections, in order.
         version: Version of hasten.
     """
+    title = text(f"{slide.bundle}: {slide.headline}")
     head = (
         f"{BEGINNING}"
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{text(f'{bundle_name}: {headline}')}</title><style>{STYLE}</style></head>"
+        f"<title>{title}</title><style>{STYLE}</style></head>"
     )
-    header = element(
-        "header",
-        paragraph(bundle_name, class_="kicker"),
-        element("h1", headline),
-        paragraph(about, class_="quiet"),
+    skip = element("a", "Skip to the details", class_="skip", href="#details")
+    main = element(
+        "main", slide.html(), _contents(sections), element("div", *sections, id_="details")
     )
     footer = element("footer", paragraph(f"Made by hasten {version}".strip()))
-    body = element("body", header, element("main", *sections), footer)
+    body = element("body", skip, main, footer)
     return Html(f"{head}{body}</html>\n").encode()
+
+
+def _contents(sections: Sequence[Html]) -> Html:
+    """List the sections that have a heading of their own, with links to them."""
+    found = (_SECTION.match(section) for section in sections)
+    links = [element("a", Html(one[2]), href=f"#{one[1]}") for one in found if one]
+    return element("nav", items(links), aria_label="On this page") if links else NONE

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from hasten.bundle.requests import in_words
 from hasten.certificate.verdict import Judgement
-from hasten.reporting import accuracy_plots, machine_plots, speed_plots
+from hasten.reporting import accuracy_plots, certificate_plot, machine_plots, speed_plots
 from hasten.reporting.commands import commands
 from hasten.reporting.evidence import Floor, Loaded, Report
 from hasten.reporting.markup import (
@@ -30,6 +30,7 @@ from hasten.reporting.summary import (
     noise,
     on_fewer_threads,
 )
+from hasten.reporting.words import GUARDS, role, sentence
 
 
 def answers(report: Report) -> Html:
@@ -50,13 +51,9 @@ def _how_fast(result: Result) -> Html:
     return _card(
         "How much faster?",
         f"{1 / first_comparison(result).estimate:.2f}x",
-        paragraph(_sentence(f"what ships is {how_fast(result)}")),
-        *(paragraph(_sentence(line), class_="quiet") for line in further if line),
+        paragraph(sentence(f"what ships is {how_fast(result)}")),
+        *(paragraph(sentence(line), class_="quiet") for line in further if line),
     )
-
-
-def _sentence(words: str) -> str:
-    return f"{words[:1].upper()}{words[1:]}."
 
 
 def _how_sure(report: Report) -> Html:
@@ -69,9 +66,9 @@ def _how_sure(report: Report) -> Html:
             question, "✓ certified", paragraph(f"{result.why}."), tested, about, tone="good"
         )
     if result.status == "uncertified":
-        why = paragraph(_sentence(result.why))
+        why = paragraph(sentence(result.why))
         return _card(question, "✗ not certified", why, about, tone="bad")
-    why = paragraph(_sentence(result.why))
+    why = paragraph(sentence(result.why))
     return _card(question, "✓ exact", why, about, tone="good")
 
 
@@ -81,13 +78,23 @@ def _tested(found: Judgement) -> Html:
     return paragraph(f"Tested on {draws} that the search never saw; the limit was {allowed}.")
 
 
+_BINDS = {
+    "bytes": "reading memory",
+    "overhead": "what the engine adds to each request",
+}
+
+
 def _how_far(floor: Floor) -> Html:
-    binds = paragraph(f"What binds: {floor.binds}.") if floor.binds else NONE
+    binds = (
+        paragraph(f"The main part of that is {_BINDS.get(floor.binds, floor.binds)}.")
+        if floor.binds
+        else NONE
+    )
     return _card(
         "How far from what this machine can do?",
         f"{floor.ratio:.3g}x",
         paragraph(
-            f"its floor: {latency(floor.floor_ns)} is the least that this machine's ceilings allow."
+            f"the least time possible: this machine's ceilings allow {latency(floor.floor_ns)}."
         ),
         binds,
     )
@@ -103,13 +110,13 @@ def figures(report: Report) -> Html:
     """Show the final table, and how many times faster each row is."""
     result = report.result
     head, *rows = columns(result.rows)
-    shown = [(role, name(label), *rest) for role, label, *rest in rows]
+    shown = [(role(key), name(label), *rest) for key, label, *rest in rows]
     plot = speed_plots.speeds(result.rows, result.spread)
     return section(
         "figures",
         "The figures",
         table("The final figures", head, shown),
-        paragraph(_sentence(also)) if (also := every_request(result)) else NONE,
+        paragraph(sentence(also)) if (also := every_request(result)) else NONE,
         paragraph(f"{per_step(result)}.") if result.steps != 1 else NONE,
         plot.html(
             "From rounds timed after the choice. Each ratio is paired round by round, with its 95% "
@@ -166,16 +173,17 @@ def trials(report: Report) -> Html:
     if asked is None or not any(outcome.ratio for outcome in result.outcomes):
         tried = table("What was tried", ("candidate", "outcome"), _tried(result))
         return section("trials", "What was tried", tried, _settings(report))
+    slower = sum(1 for one in result.outcomes if one.fate == "not judged")
     caption = (
-        f"({asked.noun}). They serve to choose and certify nothing: the fastest of many looks faster "
-        "than it is. Exact candidates stand at 0; slower ones, which weren't judged, stand at the "
-        "right edge."
+        "Up and left is better. The search chose by these figures, and they certify nothing: the fastest "
+        "of many looks faster than it is. The line joins the candidates that no other beats in both; "
+        "they have 95% intervals."
     )
-    if any(outcome.rung is not None for outcome in result.outcomes):
-        caption += " Numbers are rungs of the ladder, which the sealed data tested."
+    if slower:
+        caption += f" {slower} slower candidate{'s' if slower > 1 else ''} without a judgement stand in the table alone."
     return section(
         "trials",
-        "Latency against accuracy",
+        "Speed against accuracy",
         accuracy_plots.trials(result, asked).html(caption),
         _settings(report),
     )
@@ -202,7 +210,7 @@ def certificate(report: Report) -> Html:
     result, asked = report.result, report.result.asked
     if not result.ladder:
         return NONE
-    plot = accuracy_plots.certificate(result.ladder)
+    plot = certificate_plot.certificate(result.ladder)
     said = [
         (
             str(number),
@@ -218,13 +226,16 @@ def certificate(report: Report) -> Html:
     facts = [
         (key, value)
         for key, value in (
-            ("population", result.population),
-            ("batches", result.batches or "-"),
-            ("sealed", f"{report.sealed.get('samples')} samples that the search never saw"),
-            ("look", str(report.sealed.get("look", "-"))),
-            ("method", next((r.judgement.method for r in result.ladder if r.judgement), "-")),
+            ("holds for", result.population),
+            ("batch sizes", result.batches or "-"),
+            ("sealed data", f"{report.sealed.get('samples')} samples that the search never saw"),
+            ("looks at these data", str(report.sealed.get("look", "-"))),
+            (
+                "statistical test",
+                next((r.judgement.method for r in result.ladder if r.judgement), "-"),
+            ),
             ("confidence", f"{100 * asked.confidence:.6g}%" if asked else "-"),
-            ("guard", asked.guard if asked else "-"),
+            ("what is bounded", GUARDS[asked.guard] if asked else "-"),
             ("score", asked.metric if asked else "-"),
         )
         if value != "-"
@@ -276,7 +287,7 @@ def profile(report: Report) -> Html:
             "profile",
             "Layer by layer",
             paragraph(
-                "The winner has no profile (the notes say why); this is the exact model's alone."
+                "What ships has no profile (the notes say why); this is the exact model's alone."
             ),
             machine_plots.top_steps("The longest steps of the exact model", found.exact),
         )
@@ -292,8 +303,8 @@ def profile(report: Report) -> Html:
         "profile",
         "Layer by layer",
         machine_plots.kinds(found).html(caption),
-        element("h3", "The longest steps of the winner"),
-        machine_plots.top_steps("The longest steps of the winner", found.winner),
+        element("h3", "The longest steps of what ships"),
+        machine_plots.top_steps("The longest steps of what ships", found.winner),
         details(
             "The longest steps of the exact model",
             machine_plots.top_steps("The longest steps of the exact model", found.exact),
@@ -307,7 +318,7 @@ def limit(report: Report) -> Html:
     if plot is None:
         return NONE
     caption = (
-        "The floor is the least time that this machine's measured ceilings allow the model's "
+        "The stroke is the floor: the least time that this machine's measured ceilings allow the model's "
         "operations and bytes."
     )
     return section("limit", "What this machine can do", plot.html(caption))
@@ -376,7 +387,9 @@ def again(report: Report) -> Html:
         ("took", f"{report.result.seconds:.0f} s"),
     ]
     blocks = [Html(paragraph(said) + code(lines)) for said, lines in commands(report)]
-    return section("again", "Again", *blocks, table("What it was made from", ("", ""), facts))
+    return section(
+        "again", "Again", *blocks, table("What it was made from", ("fact", "value"), facts)
+    )
 
 
 SECTIONS: tuple[Callable[[Report], Html], ...] = (

@@ -8,11 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from hasten.reporting import sections as usual
-from hasten.reporting.drawing import AFTER, EXACT, INK, LOOSE, QUIET, Plot
+from hasten.reporting.drawing import Plot
 from hasten.reporting.evidence import Report
 from hasten.reporting.marks import legend
 from hasten.reporting.markup import NONE, Html, element, name, paragraph, section, table
 from hasten.reporting.sizes import STEADY, SizeRow, Sizes, columns, size_in_words
+from hasten.reporting.svg import AFTER, EXACT, INK, LOOSE, QUIET
+from hasten.reporting.words import points
 
 
 def sections(report: Report, sizes: Sizes) -> list[Html]:
@@ -66,24 +68,36 @@ def _figures(sizes: Sizes) -> Html:
 
 
 def _frontier(report: Report, sizes: Sizes) -> Html:
-    """Plot size against accuracy, with the forms that no other beats in both, and the limit."""
+    """Show size against accuracy, with the forms that no other beats in both, and the limit."""
+    plot = frontier(report, sizes)
+    if plot is None:
+        return NONE
+    caption = (
+        "Each dot is a trained form, with the 95% interval of what it loses on the search split; numbers "
+        f"are rungs of the ladder, which the sealed data tested. {STEADY[0].upper()}{STEADY[1:]}."
+    )
+    return section("frontier", "Size against accuracy", plot.html(caption))
+
+
+def frontier(report: Report, sizes: Sizes) -> Plot | None:
+    """Plot size against accuracy; None where no form was judged."""
     rows = [row for row in sizes.rows if row.drop is not None]
     asked = report.result.asked
     if not rows or asked is None:
-        return NONE
+        return None
     limit = 100 * asked.max_drop
     best = [row for row in rows if row.frontier]
 
     def draw(panels: Sequence[Axes], narrow: bool) -> None:
         (axes,) = panels
         axes.axvline(
-            limit, color=LOOSE.stand_in, linestyle="--", linewidth=1.2, label=f"limit {limit:.3g}"
+            limit, color=LOOSE.colour, linestyle="--", linewidth=1.2, label=f"limit {limit:.3g}"
         )
         axes.plot(
             0,
             sizes.lossless_bytes / 1e3,
             "D",
-            color=EXACT.stand_in,
+            color=EXACT.colour,
             markersize=6,
             label="without loss",
         )
@@ -93,7 +107,7 @@ def _frontier(report: Report, sizes: Sizes) -> Html:
         axes.plot(
             [x for x, _ in line],
             [y for _, y in line],
-            color=INK.stand_in,
+            color=INK.colour,
             linewidth=1.0,
             label="frontier",
         )
@@ -105,20 +119,31 @@ def _frontier(report: Report, sizes: Sizes) -> Html:
         axes.set_ylabel("packed size, kB")
         legend(axes, 2 if narrow else 4)
 
-    plot = Plot(
-        "frontier",
-        "Size against accuracy, every form",
+    return Plot(
+        "size-against-accuracy",
+        _found(rows, sizes, asked.max_drop),
         f"{len(rows)} forms by points lost and by packed size; {len(best)} on the frontier, the limit at "
         f"{limit:.3g}.",
         draw,
         ("form", "packed, bytes", "points lost", "95% interval", "frontier", "ladder"),
         [_line(row) for row in rows],
     )
-    caption = (
-        "Each dot is a trained form, with the 95% interval of what it loses on the search split; numbers "
-        f"are rungs of the ladder, which the sealed data tested. {STEADY[0].upper()}{STEADY[1:]}."
+
+
+def _found(rows: Sequence[SizeRow], sizes: Sizes, max_drop: float) -> str:
+    """Say in a sentence how many forms are smaller and within the limit."""
+    fit = [
+        row
+        for row in rows
+        if _fall(row) <= 100 * max_drop and row.packed_bytes < sizes.lossless_bytes
+    ]
+    if not fit:
+        return f"No smaller form lost at most {points(max_drop)} in the search"
+    smallest = min(fit, key=lambda row: row.packed_bytes)
+    return (
+        f"{len(fit)} of {len(rows)} forms are smaller and lost at most {points(max_drop)} in the search; the "
+        f"smallest of them has {size_in_words(smallest.packed_bytes)}"
     )
-    return section("frontier", "Size against accuracy", plot.html(caption))
 
 
 def _fall(row: SizeRow) -> float:
@@ -132,11 +157,11 @@ def _form(axes: Axes, row: SizeRow) -> None:
     axes.plot(
         [100 * row.drop.low, 100 * row.drop.high],
         [size, size],
-        color=tone.stand_in,
+        color=tone.colour,
         linewidth=1.0,
         alpha=0.6,
     )
-    axes.plot(_fall(row), size, "o", color=tone.stand_in, markersize=6, label="pruned and shared")
+    axes.plot(_fall(row), size, "o", color=tone.colour, markersize=6, label="pruned and shared")
     if row.rung is not None:
         axes.annotate(str(row.rung + 1), (_fall(row), size), (8, 6), textcoords="offset points")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,57 +11,72 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator, PercentFormatter
 
 from hasten.measure.intervals import Rounds
-from hasten.reporting.drawing import BAND, QUIET, Plot
+from hasten.reporting.drawing import Plot
 from hasten.reporting.evidence import Figures
 from hasten.reporting.marks import MARKS, legend
 from hasten.reporting.markup import name
 from hasten.reporting.result import Row
 from hasten.reporting.rows import cells, latency
+from hasten.reporting.svg import BAND, QUIET
+from hasten.reporting.words import plain, role, times
 
 _LONG_TAIL = 8
 """Largest p99, in multiples of the shortest latency, for which the scale starts at 0."""
 _STEPS = 160
 """Number of points of a drawn distribution: finer than its line."""
+_OWN, _OTHER = "winner", "default engine"
+_LETTERS = {False: 44, True: 22}
+"""Most letters of a model's label beside a wide and a narrow plot."""
 
 
 def speeds(rows: Sequence[Row], spread: float) -> Plot | None:
-    """Plot how many times faster each row is, with its interval, beside the noise."""
+    """Plot how many times as fast each row is, with its interval, beside the noise."""
     shown = [row for row in rows if row.role in MARKS]
     if not shown:
         return None
 
     def draw(panels: Sequence[Axes], narrow: bool) -> None:
         (axes,) = panels
-        axes.axvspan(1 - spread, 1 + spread, color=BAND.stand_in, linewidth=0)
-        axes.axvline(1, color=QUIET.stand_in, linewidth=0.8)
+        axes.axvspan(1 - spread, 1 + spread, color=BAND.colour, linewidth=0)
+        axes.axvline(1, color=QUIET.colour, linewidth=0.8)
         for place, row in enumerate(shown):
             mark, low, high = MARKS[row.role], 1 / row.ratio.high, 1 / row.ratio.low
-            axes.plot([low, high], [place, place], color=mark.tone.stand_in, linewidth=2.5)
-            axes.plot(row.speedup, place, mark.sign, color=mark.tone.stand_in, markersize=7)
+            axes.plot([low, high], [place, place], color=mark.tone.colour, linewidth=2.5)
+            axes.plot(row.speedup, place, mark.sign, color=mark.tone.colour, markersize=7)
             axes.annotate(
-                f"{row.speedup:.2f}x",
+                f"{times(row.speedup)}x",
                 (row.speedup, place),
                 (0, 8),
                 textcoords="offset points",
                 ha="center",
             )
-        axes.set_yticks(range(len(shown)), [row.role for row in shown])
+        labels = [f"{role(row.role)}\n{plain(row.label, _LETTERS[narrow])}" for row in shown]
+        axes.set_yticks(range(len(shown)), labels)
         axes.set_ylim(len(shown) - 0.4, -0.7)
         axes.set_xlim(0, 1.12 * max(1 / row.ratio.low for row in shown))
-        axes.set_xlabel("times as fast as the default engine")
+        axes.set_xlabel("times as fast as today's model")
         axes.grid(visible=False, axis="y")
 
-    best = max(shown, key=lambda row: row.speedup)
     return Plot(
         "speeds",
-        "How many times faster, with 95% intervals",
-        f"{len(shown)} models against the default engine; the fastest, {best.role}, is "
-        f"{best.speedup:.2f} times as fast. The shaded band is the noise.",
+        _speed_found(shown, spread),
+        "; ".join(f"{role(row.role)}: {times(row.speedup)} times as fast" for row in shown)
+        + ". Bars are 95% intervals, and the shaded band is the noise.",
         draw,
-        ("", "model", "faster"),
-        [(row.role, name(row.label), cells(row)[2]) for row in shown],
-        heights_in=(0.9 + 0.42 * len(shown), 1.0 + 0.45 * len(shown)),
+        ("role", "model", "times as fast as today's model"),
+        [(role(row.role), name(row.label), cells(row)[2]) for row in shown],
+        heights_in=(0.9 + 0.5 * len(shown), 1.0 + 0.55 * len(shown)),
     )
+
+
+def _speed_found(shown: Sequence[Row], spread: float) -> str:
+    own = next((row for row in reversed(shown) if row.role != "fastest uncertified"), shown[-1])
+    if own.role == _OTHER:
+        return "Today's model ships as it is: nothing faster may ship"
+    what = plain(own.label)
+    if own.ratio.low <= 1 + spread and own.ratio.high >= 1 - spread:
+        return f"{what} is as fast as today's model, within the noise"
+    return f"{what} is {times(own.speedup)} times as fast as today's model"
 
 
 def distributions(figures: Figures) -> Plot | None:
@@ -77,35 +92,60 @@ def distributions(figures: Figures) -> Plot | None:
 
     def draw(panels: Sequence[Axes], narrow: bool) -> None:
         spread_axes, time_axes = panels
-        for role, values in sorted_ms.items():
+        for key, values in sorted_ms.items():
             look: dict[str, Any] = {
-                "color": MARKS[role].tone.stand_in,
-                "linestyle": MARKS[role].line,
+                "color": MARKS[key].tone.colour,
+                "linestyle": MARKS[key].line,
                 "linewidth": 1.3,
             }
-            spread_axes.plot(np.quantile(values, shares), 100 * shares, label=role, **look)
-            numbers, middles = _middles(known[role])
+            spread_axes.plot(np.quantile(values, shares), 100 * shares, label=role(key), **look)
+            numbers, middles = _middles(known[key])
             time_axes.plot(numbers, middles, **look)
         _scale(spread_axes, list(sorted_ms.values()))
+        spread_axes.set_title("Requests answered within a time")
         spread_axes.set_ylim(0, 100)
         spread_axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
-        spread_axes.set_ylabel("requests answered within")
+        spread_axes.set_ylabel("share of requests")
+        time_axes.set_title("Median of each round")
         time_axes.set_ylim(bottom=0)
-        time_axes.set_xlabel("round")
+        time_axes.set_xlabel("round, in the order of time")
         time_axes.set_ylabel("median latency, ms")
         legend(spread_axes, 2 if narrow else 4)
 
     return Plot(
-        "distributions",
-        "Latencies of the final rounds",
-        "Left, the share of requests answered within a time; right, each round's median. "
-        + "; ".join(f"{role}: median {np.median(v):.3g} ms" for role, v in sorted_ms.items()),
+        "latencies-of-rounds",
+        _latency_found(known, sorted_ms),
+        "One panel shows the share of requests answered within a time, the other each round's median. "
+        + "; ".join(f"{role(key)}: median {np.median(v):.3g} ms" for key, v in sorted_ms.items())
+        + ".",
         draw,
-        ("", "requests", "p5", "p50", "p90", "p99", "slowest"),
-        [_quantiles(role, values) for role, values in sorted_ms.items()],
-        heights_in=(3.6, 5.8),
+        ("role", "requests", "p5", "p50", "p90", "p99", "slowest"),
+        [_quantiles(role(key), values) for key, values in sorted_ms.items()],
+        heights_in=(3.8, 6.2),
         panels=2,
     )
+
+
+def _latency_found(
+    known: Mapping[str, Rounds], sorted_ms: Mapping[str, npt.NDArray[np.float64]]
+) -> str:
+    """Say how the medians compare, and in how many rounds what ships was faster."""
+    own, other = (key if key in known else None for key in (_OWN, _OTHER))
+    if own is None or other is None:
+        key = next(iter(known))
+        return f"Half of the requests to {role(key)} took at most {_middle(sorted_ms[key])}"
+    half = (
+        f"Half of the requests took at most {_middle(sorted_ms[own])}, instead of "
+        f"{_middle(sorted_ms[other])} with today's model"
+    )
+    own_of, other_of = (dict(zip(*_middles(known[key]), strict=True)) for key in (own, other))
+    both = own_of.keys() & other_of.keys()
+    faster = sum(own_of[number] < other_of[number] for number in both)
+    return f"{half}; what ships was faster in {faster} of {len(both)} rounds" if both else half
+
+
+def _middle(values_ms: npt.NDArray[np.float64]) -> str:
+    return latency(1e6 * float(np.median(values_ms)))
 
 
 def _scale(axes: Axes, values_ms: Sequence[npt.NDArray[np.float64]]) -> None:
@@ -118,7 +158,7 @@ def _scale(axes: Axes, values_ms: Sequence[npt.NDArray[np.float64]]) -> None:
     else:
         axes.set_xscale("log")
         axes.set_xlim(0.8 * least, 1.25 * longest)
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("latency, ms (log scale)")

@@ -19,8 +19,8 @@ LIGHT = {
     "bad": "#b3261e",
 }
 DARK = {
-    "paper": "#10141a",
-    "card": "#1a2029",
+    "paper": "#0d1117",
+    "card": "#171d26",
     "ink": "#e7ebf0",
     "quiet": "#a0aab6",
     "line": "#353e4a",
@@ -41,6 +41,7 @@ def _variables(colours: dict[str, str]) -> str:
 
 STYLE = (
     f":root{{color-scheme:light dark;{_variables(LIGHT)}}}\n"
-    f"@media (prefers-color-scheme:dark){{:root{{{_variables(DARK)}}}}}\n"
+    f"@media screen and (prefers-color-scheme:dark){{:root{{{_variables(DARK)}}}}}\n"
     + (files("hasten.reporting") / "page.css").read_text()
 )
+"""Paper is light whatever the screen is, so that print takes the light colours."""

@@ -22,7 +22,7 @@ NOW_SECONDS = 10
 """Length of "now" on the page: long enough for a p99, short enough to show a change."""
 
 _LIVE = files("hasten.serving.http") / "live"
-_SCRIPT = (_LIVE / "page.js").read_text()
+_SCRIPT = "".join((_LIVE / name).read_text() for name in ("words.js", "charts.js", "page.js"))
 _STYLE = STYLE + (_LIVE / "page.css").read_text()
 
 

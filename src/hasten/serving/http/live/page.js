@@ -1,167 +1,16 @@
-"use strict";
-const EVERY_MS = 1000, PATIENCE_MS = 5000, SECONDS = 60;
-const NONE = "\u2013";
-const SVG = "http://www.w3.org/2000/svg";
-const $ = id => document.getElementById(id);
-
-// -- words
-
-const whole = new Intl.NumberFormat("en", {maximumFractionDigits: 0});
-const number = value => whole.format(value);
-const plural = (count, word) => `${number(count)} ${word}${count === 1 ? "" : "s"}`;
-const percent = share => share > 0 && share < 0.001 ? "<0.1%" : `${+(100 * share).toFixed(1)}%`;
-const digits = value => value >= 100 ? number(value) : String(+value.toPrecision(3));
-const rate = value => value >= 100 ? number(value) : String(+value.toFixed(1));
-function time(ns) {
-  if (ns === null) return NONE;
-  if (ns < 999.5e3) return `${digits(ns / 1e3)} µs`;
-  return ns < 999.5e6 ? `${digits(ns / 1e6)} ms` : `${digits(ns / 1e9)} s`;
-}
-const bound = ns => ns === null ? "over 5 s" : time(ns);
-function size(bytes) {
-  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
-  let unit = 0;
-  while (bytes >= 1024 && unit < units.length - 1) { bytes /= 1024; unit++; }
-  return `${digits(bytes)} ${units[unit]}`;
-}
-function age(seconds) {
-  const [s, m, h] = [seconds, seconds / 60, seconds / 3600].map(Math.floor);
-  if (m < 1) return `${s} s`;
-  if (h < 1) return `${m} min`;
-  return h < 48 ? `${h} h ${m % 60} min` : `${Math.floor(h / 24)} days`;
-}
-const STATES = {
-  READY: "ready", LOADING: "loading", UNLOADING: "unloading", UNAVAILABLE: "unavailable",
-};
-const TONES = {READY: "good", UNAVAILABLE: "bad"};
-const KINDS = {
-  INVALID: "invalid", INTERNAL: "the engine failed", OVERLOADED: "overloaded", LATE: "too late",
-  UNAVAILABLE: "unavailable", GONE: "client gone",
-};
-
-// -- elements
-
-function make(tag, attributes, ...content) {
-  const made = SVG_TAGS.has(tag) ? document.createElementNS(SVG, tag) : document.createElement(tag);
-  for (const [key, value] of Object.entries(attributes || {})) made.setAttribute(key, value);
-  made.append(...content.map(each => typeof each === "object" ? each : String(each)));
-  return made;
-}
-const SVG_TAGS = new Set(["svg", "path", "text", "line", "rect"]);
-const flat = words => words.replace(/\s+/g, " ");
-function say(element, words) {
-  if (element.textContent !== words) element.textContent = words;
-}
-const show = (element, on) => { element.hidden = !on; };
-function table(name, head) {
-  const columns = head.map(words => make("th", {scope: "col"}, words));
-  return make("div", {class: "scroll", tabindex: "0", role: "region", "aria-label": name},
-    make("table", {}, make("thead", {}, make("tr", {}, ...columns)), make("tbody")));
-}
-function fill(box, rows) {
-  // Updated in place, to keep the reader's scroll position and selection.
-  const body = box.querySelector("tbody");
-  while (body.rows.length > rows.length) body.deleteRow(-1);
-  rows.forEach((row, at) => {
-    const line = body.rows[at] || body.insertRow();
-    row.forEach((words, place) => {
-      if (!line.cells[place])
-        line.append(place ? make("td") : make("th", {scope: "row"}));
-      say(line.cells[place], words);
-      line.cells[place].className = words.length > 26 ? "long" : "";
-    });
-  });
-}
-
-// -- charts
-
-const LEFT = 46, BOTTOM = 18, TOP = 8, RIGHT = 2;
-function steps(highest) {
-  // A few round numbers from zero to just above the highest value.
-  const raw = highest / 3, power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 5, 10].find(each => each * power >= raw) * power;
-  const found = [];
-  for (let at = 0; at < highest + step * 0.999; at += step) found.push(at);
-  return found;
-}
-function decades(lowest, highest) {
-  // 1, 2 and 5 times each power of ten that spans the values.
-  const found = [];
-  for (let power = 10 ** Math.floor(Math.log10(lowest)); power < 10 * highest; power *= 10)
-    found.push(...[1, 2, 5].map(each => each * power));
-  const first = found.findLastIndex(each => each <= lowest);
-  const last = Math.max(first + 1, found.findIndex(each => each >= highest));
-  return found.slice(first, last + 1);
-}
-function frame(svg, marks, words, scale = value => value) {
-  const width = Math.max(120, svg.clientWidth), height = Math.max(80, svg.clientHeight);
-  const least = scale(marks[0]), most = scale(marks[marks.length - 1]);
-  const y = value => TOP + (height - TOP - BOTTOM) * (most - scale(value)) / (most - least);
-  if (marks.length > 5) marks = marks.filter(mark => Number.isInteger(Math.log10(mark)));
-  svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
-  svg.replaceChildren(...marks.flatMap(mark => [
-    make("line", {class: "rule", x1: LEFT, x2: width - RIGHT, y1: y(mark), y2: y(mark)}),
-    make("text", {x: LEFT - 6, y: y(mark) + 4, "text-anchor": "end"}, words(mark)),
-  ]));
-  return {y, width, height, inner: width - LEFT - RIGHT};
-}
-function timeAxis(svg, {width, height}) {
-  svg.append(make("text", {x: LEFT, y: height - 3}, "a minute ago"),
-    make("text", {x: width - RIGHT, y: height - 3, "text-anchor": "end"}, "now"));
-}
-function path(values, x, y) {
-  // Seconds without a request are gaps; a second between two gaps is a dot.
-  let drawn = "", open = false;
-  values.forEach((value, place) => {
-    if (value === null) { open = false; return; }
-    const at = `${x(place).toFixed(1)} ${y(value).toFixed(1)}`;
-    drawn += open ? `L${at}` : `M${at}h0`;
-    open = true;
-  });
-  return drawn;
-}
-function drawRate(svg, series) {
-  const values = series.requests;
-  const box = frame(svg, steps(Math.max(3, ...values)), rate);
-  const x = place => LEFT + box.inner * place / (SECONDS - 1);
-  const line = path(values, x, box.y);
-  svg.append(make("path", {class: "under", d: `${line}V${box.y(0)}H${LEFT}Z`}),
-    make("path", {class: "line", d: line}));
-  timeAxis(svg, box);
-  svg.setAttribute("aria-label", `Requests per second over the last minute: most recently ${
-    rate(values[SECONDS - 1])}, at most ${rate(Math.max(...values))}`);
-}
-function drawLatency(svg, series) {
-  const known = series.p50_ns.filter(value => value !== null);
-  const highest = Math.max(...series.p99_ns.map(value => value || 0)) || 1e7;
-  const box = frame(svg, decades(Math.min(highest, ...known, 1e6), highest), time, Math.log10);
-  const x = place => LEFT + box.inner * place / (SECONDS - 1);
-  for (const [name, values] of [["line high", series.p99_ns], ["line", series.p50_ns]])
-    svg.append(make("path", {class: name, d: path(values, x, box.y)}));
-  timeAxis(svg, box);
-  svg.setAttribute("aria-label", "Latency over the last minute: " + (known.length
-    ? `p50 most recently ${time(known[known.length - 1])}, p99 at most ${time(highest)}`
-    : "no requests"));
-}
-function drawBatches(svg, batches) {
-  const total = batches.reduce((sum, each) => sum + each[1], 0);
-  const box = frame(svg, steps(Math.max(0.01, ...batches.map(each => each[1] / total))), percent);
-  const step = box.inner / Math.max(4, batches.length), wide = Math.min(34, 0.7 * step);
-  batches.forEach(([rows, count], place) => {
-    const middle = LEFT + step * (place + 0.5), top = box.y(count / total);
-    svg.append(make("rect", {class: "column", x: middle - wide / 2, y: top, width: wide, rx: 2,
-      height: Math.max(1, box.y(0) - top)}),
-      make("text", {x: middle, y: box.height - 3, "text-anchor": "middle"}, rows));
-  });
-  svg.setAttribute("aria-label", total ? `Batches by rows, since the start: ${batches.map(
-    ([rows, count]) => `${rows}: ${percent(count / total)}`).join(", ")}` : "No batches yet");
-}
-
 // -- one model
 
 const CARDS = [
-  ["rate", "Throughput"], ["middle", "Latency, p50"], ["high", "Latency, p99"],
-  ["queue", "Waiting"],
+  ["rate", "Requests answered", "Requests answered per second, as a mean over the last 10 seconds"],
+  ["middle", "Half took at most", "Median latency (p50) in the server over the last 10 seconds"],
+  ["high", "99 of 100 took at most", "99th percentile of the latency (p99) in the server over the last 10 seconds"],
+  ["queue", "Waiting", "Rows in the queue now, and how long the next one waits for others to join its batch"],
+];
+const CHARTS = [
+  ["rate", "requests per second"],
+  ["latency", make("span", {}, make("span", {class: "key"}, "half took at most this"),
+    make("span", {class: "key high"}, "99 of 100 did"))],
+  ["batches", "share of all batches, by their rows"],
 ];
 class View {
   constructor(model) {
@@ -169,34 +18,32 @@ class View {
       make("span", {class: "quiet"}, `version ${model.version} `));
     this.state = make("span", {class: "state"});
     this.heading.append(this.state);
+    this.alarm = make("p", {class: "notice", hidden: ""});
     this.why = make("p", {class: "quiet why"});
     this.cards = {};
-    const cards = CARDS.map(([key, title]) => {
+    const cards = CARDS.map(([key, title, meaning]) => {
       const figure = make("p", {class: "figure"}), below = make("p", {class: "quiet"});
       this.cards[key] = [figure, below];
-      return make("li", {}, make("h3", {}, title), figure, below);
+      return make("li", {title: meaning}, make("h3", {}, title), figure, below);
     });
     this.charts = {};
-    const charts = [
-      ["rate", "Requests per second", "each second of the last minute"],
-      ["latency", "Latency", make("span", {},
-        make("span", {class: "key"}, "p50"), make("span", {class: "key high"}, "p99"))],
-      ["batches", "Rows in a batch", "share of batches since the start"],
-    ].map(([key, title, below]) => {
+    this.titles = {};
+    const charts = CHARTS.map(([key, below]) => {
       this.charts[key] = make("svg", {role: "img"});
-      return make("figure", {}, make("h3", {}, title), make("figcaption", {}, below),
-        this.charts[key]);
+      this.titles[key] = make("h3");
+      const said = typeof below === "string" ? below : below.cloneNode(true);
+      return make("figure", {}, make("figcaption", {}, this.titles[key], make("p", {}, said)), this.charts[key]);
     });
     this.facts = make("dl", {});
-    this.sizes = table("Batches by rows", ["Rows in a batch", "Batches", "Share"]);
-    this.seconds = table("Second by second", ["Second", "Requests", "p50", "p99"]);
-    this.stages = table("Where the time goes", ["Stage", "Share of the time", "p50 at most", "p99 at most"]);
+    this.sizes = table(`Batches of ${model.name} by rows`, ["Rows in a batch", "Batches", "Share"]);
+    this.seconds = table(`${model.name}, second by second`, ["Second", "Requests", "Half within", "99 of 100 within"]);
+    this.stages = table(`Where the time of ${model.name} goes`, ["Stage", "Share of the time", "Half within", "99 of 100 within"]);
     this.numbers = make("details", {}, make("summary", {}, "The numbers"), this.sizes, this.seconds,
       this.stages);
     this.numbers.addEventListener("toggle", () => this.table());
     this.live = make("div", {}, make("ul", {class: "answers"}, ...cards),
       make("div", {class: "charts"}, ...charts), this.facts, this.numbers);
-    this.section = make("section", {}, this.heading, this.why, this.live);
+    this.section = make("section", {}, this.heading, this.alarm, this.why, this.live);
     new ResizeObserver(() => this.draw()).observe(this.charts.rate);
   }
   update(model, nowSeconds) {
@@ -204,12 +51,15 @@ class View {
     say(this.state, STATES[model.state] || model.state);
     this.state.className = `state ${TONES[model.state] || "quiet"}`;
     show(this.live, served);
+    const alarms = alarms_of(model);
+    say(this.alarm, `Alarm: ${alarms.join("; ")}`);
+    show(this.alarm, alarms.length);
     say(this.why, served ? answering(served) : model.reason);
     if (!served) return;
     const {now, minute} = served;
     this.card("rate", `${rate(now.throughput_per_s)}/s`, `${number(minute.requests)} in a minute`);
     this.card("middle", time(now.p50_ns),
-      now.requests ? `p90 ${time(now.p90_ns)}` : `nothing for ${nowSeconds} s`);
+      now.requests ? `9 of 10 took at most ${time(now.p90_ns)}` : `nothing for ${nowSeconds} s`);
     this.card("high", time(now.p99_ns),
       minute.requests ? `${time(minute.p99_ns)} over a minute` : "nothing for a minute");
     this.card("queue", plural(served.queue.rows, "row"), served.queue.wait_ns
@@ -231,9 +81,10 @@ class View {
   }
   draw() {
     if (!this.served || !this.section.isConnected) return;
-    drawRate(this.charts.rate, this.served.series);
-    drawLatency(this.charts.latency, this.served.series);
-    drawBatches(this.charts.batches, this.served.batches);
+    const {series, minute, batches} = this.served;
+    drawRate(this.charts.rate, series, this.titles.rate);
+    drawLatency(this.charts.latency, series, minute, this.titles.latency);
+    drawBatches(this.charts.batches, batches, this.titles.batches);
   }
   table() {
     if (!this.numbers.open || !this.served) return;
@@ -244,7 +95,7 @@ class View {
     fill(this.seconds, requests.map((count, place) => [`${SECONDS - place} s ago`, number(count),
       time(p50_ns[place]), time(p99_ns[place])]).reverse());
     fill(this.stages, stages.map(each =>
-      [each.stage, percent(each.share), bound(each.p50_ns), bound(each.p99_ns)]));
+      [STAGES[each.stage] || each.stage, percent(each.share), bound(each.p50_ns), bound(each.p99_ns)]));
   }
 }
 function answering(served) {
@@ -253,8 +104,9 @@ function answering(served) {
     return "The exact model answers, since the monitor raised an alarm.";
   if (served.fell_back) return "The exact model answers, since the fast one failed.";
   if (served.answers === "exact") return "The exact model answers.";
-  return `The winner answers, ${status}: ${served.why}`;
+  return `The optimized model answers, ${status}: ${served.why}`;
 }
+const alarms_of = model => (model.served && model.served.monitor && model.served.monitor.alarms) || [];
 function facts_of(served) {
   const refusals = Object.entries(served.refusals).map(([kind, count]) =>
     `${KINDS[kind] || kind.toLowerCase().replaceAll("_", " ")} ${number(count)}`);
@@ -287,7 +139,6 @@ const WATCHED = {
 function watched(monitor) {
   const facts = [];
   if (monitor.blind) facts.push(["Monitor", `blind: ${monitor.blind}`]);
-  for (const alarm of monitor.alarms) facts.push(["Alarm", alarm]);
   for (const {what, limit, n, low, high, alarm} of monitor.limits) {
     const seen = n ? `${percent(Math.max(low, 0))} to ${percent(high)} of ${plural(n, "audited answer")}`
       : "nothing yet";
@@ -321,6 +172,7 @@ function update(figures) {
   const headline = !models.length ? "No models" : ready === models.length ? `${count}, ready`
     : `${ready} of ${count} ready`;
   say($("headline"), headline);
+  show($("empty"), !models.length);
   document.title = `hasten: ${headline}`;
   say($("server"), flat(`${figures.draining ? "Draining: no new work is accepted · " : ""}up for
     ${age(figures.uptime_s)} · ${plural(figures.connections, "connection")} ·
@@ -340,19 +192,21 @@ function update(figures) {
   announce(models);
 }
 const all = table("All models",
-  ["Model", "Version", "State", "Answers", "Throughput", "p50", "p99"]);
+  ["Model", "Version", "State", "Answers", "Requests", "Half within", "99 of 100 within"]);
 function overview(models) {
   show(all, models.length > 1);
   fill(all, models.map(({name, version, state, served}) => {
     const now = served && served.now, said = STATES[state] || state;
-    return [name, version, said, ...(now ? [`${served.answers}, ${served.status}`,
+    const who = served && `${served.answers === "exact" ? "exact model" : "optimized model"}, ${
+      served.status === "uncertified" ? "not certified" : served.status}`;
+    return [name, version, said, ...(now ? [who,
       `${rate(now.throughput_per_s)}/s`, time(now.p50_ns), time(now.p99_ns)] : Array(4).fill(NONE))];
   }));
 }
 $("overview").append(all);
 function announce(models) {
-  const now = new Map(models.map(({name, version, state}) =>
-    [`${name} version ${version}`, STATES[state] || state]));
+  const now = new Map(models.map(model => [`${model.name} version ${model.version}`,
+    [STATES[model.state] || model.state, ...alarms_of(model).map(alarm => `in alarm: ${alarm}`)].join(" and ")]));
   if (states) {
     const changes = [...now].filter(([key, state]) => states.get(key) !== state);
     if (changes.length)

@@ -1,0 +1,82 @@
+"""People's words for what records name, and short forms of long labels."""
+
+from __future__ import annotations
+
+import re
+
+from hasten.bundle.manifest import one_line
+
+ROLES = {
+    "default engine": "today's model",
+    "fastest exact": "fastest exact form",
+    "winner": "what ships",
+    "fastest uncertified": "fastest, not certified",
+}
+"""Role of a row -> words for it in charts, tables and the summary."""
+KINDS = {
+    "arithmetic": "arithmetic",
+    "elementwise": "element by element",
+    "conversion": "changing the format",
+    "movement": "copying",
+    "other": "other",
+}
+"""Kind of a step -> words for it."""
+GUARDS = {
+    "net": "how far the score falls on balance: what is lost minus what is gained",
+    "lost": "the share of inputs that go from right to wrong",
+    "changed": "the share of answers that change",
+}
+"""Guarded quantity -> words for it."""
+HEADS = {
+    "": "role",
+    "faster": "times as fast",
+    "p50": "median (p50)",
+    "p99": "99th percentile (p99)",
+}
+"""Head of a column on a narrow screen -> head on the page; others stay."""
+
+_INSIDE = re.compile(r" ?\([^()]*\)")
+_ENGINE = re.compile(r"[A-Z]|compiled ")
+_LATIN = 0x250
+"""First code point after the letters that the plots' font surely has."""
+
+
+def role(name: str) -> str:
+    """Return people's words for a row's role."""
+    return ROLES.get(name, name)
+
+
+def plain(label: str, most: int = 60) -> str:
+    """Write a candidate's label in few words: "int8 on OpenVINO" for "int8 (NNCF), OpenVINO".
+
+    Args:
+        label: Label of a candidate. It may come from a bundle that a stranger wrote.
+        most: Most letters to return; a longer text ends in an ellipsis.
+    """
+    parts = _INSIDE.sub("", one_line(label)).split(", ")
+    engine = next((at for at, part in enumerate(parts) if at and _ENGINE.match(part)), None)
+    if engine is not None:
+        parts = [f"{', '.join(parts[:engine])} on {parts[engine]}", *parts[engine + 1 :]]
+    return cut(", ".join(parts), most)
+
+
+def cut(words: str, most: int) -> str:
+    """Shorten a text to so many letters, all of which the plots' font has."""
+    kept = "".join(one if ord(one) < _LATIN else "?" for one in one_line(words))
+    return kept if len(kept) <= most else f"{kept[: most - 1].rstrip(' ,_-')}…"
+
+
+def sentence(words: str) -> str:
+    """Make a sentence of a phrase: a capital letter first, a full stop at its end."""
+    return f"{words[:1].upper()}{words[1:]}{'' if words.endswith('.') else '.'}"
+
+
+def times(speed: float) -> str:
+    """Write a speed-up in three significant digits, such as "4.28"."""
+    return f"{float(f'{speed:.3g}'):g}"
+
+
+def points(share: float) -> str:
+    """Write a share as points: "1 point", "0.45 points"."""
+    written = f"{float(f'{100 * share:.2g}'):g}"
+    return f"{written} point{'' if written == '1' else 's'}"

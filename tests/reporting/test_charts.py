@@ -1,0 +1,123 @@
+"""Charts and the summary as files that stand alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import hasten
+from hasten.errors import InputError
+from hasten.measure.intervals import Ratio
+from hasten.reporting.charts import charts
+from hasten.reporting.evidence import Report
+from hasten.reporting.slides import slide
+from hasten.reporting.speed_plots import speeds
+from hasten.reporting.style import DARK, LIGHT
+from hasten.reporting.words import cut, plain
+
+Change = Callable[..., Report]
+HOSTILE = "</title></svg><script>alert(1)</script>\u202e\x1b[2J\u4e2d, OpenVINO"
+
+
+def test_a_bundles_charts_are_written_for_light_and_dark_pages(
+    exact_bundle: Path, tmp_path: Path
+) -> None:
+    written = hasten.plots(exact_bundle, tmp_path / "new" / "plots")
+    names = {path.name for path in written}
+    assert names == {path.name for path in (tmp_path / "new" / "plots").iterdir()}
+    assert {"summary-light.svg", "summary-dark.png", "speeds-dark.svg"} <= names
+    for path in written:
+        if path.suffix == ".svg":
+            assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+        else:
+            assert path.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InputError) as raised:
+        hasten.plots(exact_bundle, exact_bundle / "plots")
+    assert str(raised.value) == (
+        f"{exact_bundle}/plots lies in the bundle, which would be damaged; give another folder"
+    )
+
+
+@pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
+def test_a_chart_that_stands_alone_has_its_size_its_title_and_its_colours(
+    report: Report, palette: dict[str, str]
+) -> None:
+    plot = next(one for one in charts(report) if one.key == "speed-against-accuracy")
+    drawn, png = plot.alone(palette)
+    root = ElementTree.fromstring(drawn)
+    assert root.get("width") == "830"
+    assert "var(--" not in drawn
+    words = " ".join(text.text or "" for text in root.iter("{http://www.w3.org/2000/svg}text"))
+    assert plot.title in words
+    assert "ships: int8, 3 layers in float" in words
+    assert palette["after"] in drawn
+    paper = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))[0, 0]
+    assert "#{:02x}{:02x}{:02x}".format(*paper) == palette["paper"]
+
+
+def test_the_slide_is_16_by_9_and_no_long_text_leaves_it(with_result: Change) -> None:
+    long = "a population that takes many words to describe, " * 20
+    drawn, png = slide(with_result(population=long, bundle=Path("b" * 200))).alone(DARK)
+    assert Image.open(io.BytesIO(png)).size == (1920, 1080)
+    assert ElementTree.fromstring(drawn).get("width") == "1280"
+    assert "…" in drawn
+
+
+def test_a_strangers_label_is_cut_to_letters_that_can_be_drawn(with_result: Change) -> None:
+    rows = with_result().result.rows
+    hostile = tuple(dataclasses.replace(row, label=HOSTILE) for row in rows)
+    report = with_result(rows=hostile, population=HOSTILE, bundle=Path(HOSTILE.replace("/", "")))
+    drawn_alone = [slide(report).alone(LIGHT), *(one.alone(LIGHT) for one in charts(report))]
+    for drawn, _ in drawn_alone:
+        assert "<script" not in drawn
+        assert not set(drawn) & set("\u202e\x1b")
+
+
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        (
+            "int8 (NNCF, accurate biases), 3 layers in float, OpenVINO",
+            "int8, 3 layers in float on OpenVINO",
+        ),
+        ("int8 (NNCF), compiled C, 2 threads", "int8 on compiled C, 2 threads"),
+        (
+            "original, ONNX Runtime, fixed shapes for one sample",
+            "original on ONNX Runtime, fixed shapes for one sample",
+        ),
+        ("bf16, OpenVINO", "bf16 on OpenVINO"),
+        ("my own network", "my own network"),
+    ],
+)
+def test_a_label_says_in_few_words_what_runs_where(label: str, words: str) -> None:
+    assert plain(label) == words
+
+
+def test_a_long_text_ends_in_an_ellipsis() -> None:
+    assert cut("a_very_long_name", 8) == "a_very…"
+    assert cut("short", 5) == "short"
+
+
+def title(report: Report, ratio: Ratio) -> str:
+    rows = report.result.rows
+    changed = (*rows[:2], dataclasses.replace(rows[2], ratio=ratio))
+    plot = speeds(changed, 0.02)
+    assert plot is not None
+    return plot.title
+
+
+def test_a_title_claims_no_more_than_the_interval(report: Report) -> None:
+    what = "int8, 3 layers in float on OpenVINO"
+    assert title(report, Ratio(0.5, 0.48, 0.52, 9)) == f"{what} is 2 times as fast as today's model"
+    within = f"{what} is as fast as today's model, within the noise"
+    assert title(report, Ratio(0.985, 0.95, 1.01, 9)) == within
+    plot = speeds(report.result.rows[:1], 0.02)
+    assert plot is not None
+    assert plot.title == "Today's model ships as it is: nothing faster may ship"
