@@ -152,11 +152,16 @@ def installed(folder: Path, wheel: Path, extra: str, clock: Clock) -> Path:
     clock.mark("an environment is there")
     programs = folder / "env" / "bin"
     pip = [programs / "python", "-m", "pip", "install", "--quiet", "--no-cache-dir"]
-    subprocess.run([*pip, f"{wheel}[{extra}]" if extra else wheel], check=True)
+    subprocess.run([*pip, f"{wheel}[{extra}]" if extra else wheel], check=True, env=_alone())
     clock.mark(f"hasten[{extra}] is installed")
     size = sum(f.lstat().st_size for f in (folder / "env").rglob("*") if not f.is_symlink())
     print(f"{'':9}  {size / 1e6:,.0f} MB on disk")
     return programs
+
+
+def _alone() -> dict[str, str]:
+    """Return this environment without what would let Python find packages elsewhere."""
+    return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
 
 
 def run(
@@ -164,8 +169,8 @@ def run(
 ) -> None:
     """Optimize by the installed command, and mark each answer as soon as it is a bundle on disk."""
     command = [programs / "hasten", "optimize", model, "--data", data, "--out", out, *options]
-    alone = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
     folder = out.parent
+    alone = _alone()
     alone |= {"HASTEN_LEDGER": str(folder / "ledger"), "HASTEN_CACHE": str(folder / "cache")}
     log = (folder / "log.txt").open("w", buffering=1)
     with subprocess.Popen(

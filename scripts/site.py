@@ -20,7 +20,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 # Pages that stay where people look for them in a repository.
-OUTSIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
+OUTSIDE = ("CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "SECURITY.md")
 # Else the theme asks another site for it.
 MERMAID = ROOT / ".venv-docs/package/dist/mermaid.min.js"
 FOLDERS = {"Examples": "examples", "Design notes": "design"}

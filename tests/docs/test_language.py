@@ -9,6 +9,8 @@ import click
 
 import hasten
 from hasten.cli import main
+from hasten.inputs.metrics.choice import forms
+from hasten.inputs.set_metrics.choice import set_forms
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,6 +29,10 @@ def helps(command: click.Command, name: str) -> dict[str, str]:
     for option in command.params:
         if isinstance(option, click.Option) and option.help:
             found[f"{name} {option.opts[0]}"] = option.help
+            for listed in (forms(), set_forms()):  # lists, which are no sentences
+                found[f"{name} {option.opts[0]}"] = found[f"{name} {option.opts[0]}"].replace(
+                    listed, "a form"
+                )
     for own, below in getattr(command, "commands", {}).items():
         found |= helps(below, f"{name} {own}")
     return found

@@ -58,6 +58,6 @@ def test_each_extra_has_its_line() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
     ]
-    parts = {"demo", "docs", "onnxruntime-gpu", "test"}  # no user asks for these by name
+    parts = {"demo", "docs", "onnxruntime-gpu", "release", "test"}  # no user asks for these by name
     asked = [name for name in extras if name not in parts and not name.endswith("-any")]
     assert [name for name in asked if f"`{name}`" not in page] == []

@@ -22,7 +22,7 @@ from hasten.errors import InputError
 def open_report(bundle: Path, only_print: bool) -> None:
     """Show BUNDLE's report in a browser.
 
-    The page is made anew from BUNDLE's records and kept in your cache folder for a day. Without a browser,
+    The page is made again from BUNDLE's records and kept in your cache folder for a day. Without a browser,
     its path is printed.
     """
     with one_line_errors():

@@ -208,7 +208,7 @@ def refused(label: str, entry: Judgement | str) -> str:
         entry: Its judgement, or the reason why it failed.
     """
     if isinstance(entry, str):
-        return f"the safest one, {label}, failed before its test: {entry}"
+        return f"the safest one, {label}, failed and couldn't be tested: {entry}"
     return f"the safest one, {label}, isn't certified: {entry.in_words()}"
 
 
