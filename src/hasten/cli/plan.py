@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from hasten.cli import completing
 from hasten.cli.config import Configurable
 from hasten.cli.options import GUARD_HELP, Share, guard_choice, one_line_errors
 

@@ -200,7 +200,10 @@ def test_where_nothing_is_certified_the_bundle_says_what_failed_first() -> None:
             [("fast", FAILED)],
             f"the safest one, fast, isn't certified: {FAILED.in_words()}",
         ),
-        ([("fast", "it crashed")], "the safest one, fast, failed and couldn't be tested: it crashed"),
+        (
+            [("fast", "it crashed")],
+            "the safest one, fast, failed and couldn't be tested: it crashed",
+        ),
     ):
         choice = settled(standings(exact=0.8), "exact", cast(Judged, judged))
         assert choice == Choice("exact", "exact", "exact", f"{KEPT}{why}", inexact=why)

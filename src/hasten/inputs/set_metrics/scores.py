@@ -180,7 +180,7 @@ class Cases:
     @cached_property
     def probabilities(self) -> Array:
         """Probabilities in [0, 1], `(n, classes)`, with two columns for a single score."""
-        from scipy import special  # not at the top: the help lists metrics where scipy isn't installed
+        from scipy import special  # here, since the help lists metrics without scipy
 
         if self.activation == "softmax":
             return np.asarray(special.softmax(self.scores, axis=1))
