@@ -203,11 +203,12 @@ def _look(out: Path, clock: Clock) -> None:
     with suppress(HastenError, OSError):
         manifest = read(out)
         winner = manifest.winner
-        steps = [from_record(Pass, step) for step in winner.passes]
-        exact = from_record(Engine, winner.engine).exact and all(step.exact for step in steps)
         if manifest.status == "certified":
             clock.mark(f"certified: {winner.label}")
-        elif exact and manifest.exact is not None and winner.label != manifest.exact.label:
+            return
+        steps = [from_record(Pass, step) for step in winner.passes]
+        exact = from_record(Engine, winner.engine).exact and all(step.exact for step in steps)
+        if exact and manifest.exact is not None and winner.label != manifest.exact.label:
             clock.mark(f"exact and faster: {winner.label}")
 
 

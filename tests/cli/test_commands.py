@@ -224,7 +224,7 @@ def test_a_folder_of_images_is_prepared_as_told_and_the_pipeline_is_kept(
     out = tmp_path / "b.hasten"
     result = run(
         *("optimize", models.small_cnn(tmp_path), "--data", photos(tmp_path), *told),
-        *("--metric", "agreement", "--engine", "onnxruntime", "--out", out),
+        *("--metric", "agreement", "--engine", "onnxruntime", "--out", out, "--details"),
     )
     assert result.exit_code == 0, result.output
     assert read(out).pipeline is not None

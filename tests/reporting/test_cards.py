@@ -71,10 +71,10 @@ def test_a_certified_result_in_lines() -> None:
 
 def test_what_matters_for_trust_stands_under_the_card() -> None:
     assert card(NOT_ENOUGH).notes == (
-        "No inexact form, such as int8, ships: the safest that was tested, int8 (NNCF), OpenVINO, isn't "
+        "No inexact form, such as int8, ships: the safest one, int8 (NNCF), OpenVINO, isn't "
         "certified: not enough data: 300 samples can't show a fall of at most 1 point; about 1,100 would.",
         "Fastest uncertified: int8 (NNCF), OpenVINO is 2.38x faster (95% interval 2.33 to 2.44) than the "
-        "default engine; in the search it lost 0.25 points of accuracy, where 1 may be lost.",
+        "default engine; in the search it lost 0.25 points of accuracy, and the limit is 1.",
         "For int8 (NNCF), OpenVINO give more data: about 1,100 samples that the search never sees would "
         "probably certify it, and this run had 300.",
     )

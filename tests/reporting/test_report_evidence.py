@@ -195,7 +195,7 @@ def test_records_of_an_older_version_make_a_page_with_less(bundle: Path) -> None
     change_result(bundle, older)
     reading = Reading.of(render(gathered(bundle)))
     assert [key for key in reading.lines if key] == [
-        *("answers", "notes", "figures", "trials", "latencies", "environment", "again"),
+        *("summary", "answers", "notes", "figures", "trials", "latencies", "environment", "again"),
     ]
 
 

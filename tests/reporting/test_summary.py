@@ -98,7 +98,7 @@ TEXTS: Mapping[str, tuple[Result, tuple[str, ...]]] = {
             "How sure: exact: what ships is the original model on the default engine, so no certificate is "
             "needed.",
             "Why no inexact form, such as int8, ships: the safest one, bf16, OpenVINO, failed "
-            "before its test: it crashed.",
+            "and couldn't be tested: it crashed.",
             VALID,
             "Next: keep what you have: the bundle serves the same model",
             BUNDLE,
