@@ -165,7 +165,7 @@ class Finish:
         ratio = self._on_all(final, choice)
         if ratio is None and final.threads == self.racing.asked_threads and entrant != BASELINE:
             ratio = _ratio_of(final, entrant)
-        speed = "" if ratio is None else f", {1 / ratio.estimate:.2f}x"
+        speed = f", {1 / ratio.estimate:.2f}x" if ratio and entrant != BASELINE else ""
         said = f"decided after {decided_s:.0f} s: {winner.label} ships, {choice.status}{speed}"
         rounds = max(1, final.counted)
         job.tell("figures", "decided", rounds, rounds, news=said)
