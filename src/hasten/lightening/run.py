@@ -207,7 +207,6 @@ def lighten(
             trained_on=len(given.training),
             judged_on=len(given.judged),
         )
-        listen(Progress("prepare", "timing the original", 0, 1, outline=outline))
         features = plan.features
         loss, told_loss = loss_of(plan)
         check_same_run(
@@ -230,6 +229,7 @@ def lighten(
                 "file of the metric's function": given.metric.source_sha256,
             },
         )
+        listen(Progress("prepare", "timing the original", 0, 1, outline=outline))
         task = task_of(
             given,
             module,
