@@ -394,7 +394,7 @@ def test_the_commands_make_keys_sign_and_say_who_signed(
     key = Signer(secret, public).key
     assert (code, output) == (
         0,
-        f"{path}: signed by the key {name}\nwho trusts it gives: --trusted {key.text}\n",
+        f"{path}: signed by the key {name}\nto trust it, give: --trusted {key.text}\n",
     )
     assert line_of(path) == f"said to be by the key {name}: give its public key to check that"
     for given in (public, key.text):

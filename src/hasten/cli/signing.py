@@ -29,7 +29,7 @@ def sign(bundle: Path, key: Path) -> None:
 
         public = run(bundle, key)
         click.echo(f"{bundle}: signed by the key {public.name}")
-        click.echo(f"who trusts it gives: --trusted {public.text}")
+        click.echo(f"to trust it, give: --trusted {public.text}")
 
 
 @click.command()
