@@ -28,7 +28,8 @@ from garments import CACHE, Images
 from safetensors.torch import load_file, save
 
 import hasten
-from hasten.cli.screen import PlainScreen, summary
+from hasten.cli.card import show
+from hasten.cli.screen import PlainScreen
 from hasten.core.progress import Progress
 from hasten.core.records import digest, write_whole
 from hasten.core.target import Target
@@ -146,7 +147,7 @@ def main() -> None:
         resume=arguments.resume,
         listen=PlainScreen(),
     )
-    print(summary(result, began))
+    show(result, began, with_details=True)
 
 
 if __name__ == "__main__":

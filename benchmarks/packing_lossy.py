@@ -38,7 +38,8 @@ from torch import nn
 import hasten
 from hasten.bundle.packing.codecs.zstandard import compressed
 from hasten.bundle.packing.writer import pack
-from hasten.cli.screen import PlainScreen, summary
+from hasten.cli.card import show
+from hasten.cli.screen import PlainScreen
 from hasten.cli.tables import aligned
 from hasten.core.records import digest, write_whole
 from hasten.inputs.data.arrays import ArrayDataset
@@ -194,7 +195,7 @@ def main() -> None:
         out=small,
         listen=PlainScreen(),
     )
-    print(summary(result, began))
+    show(result, began, with_details=True)
     sizes = result.sizes
     assert sizes is not None
     weights = {name: t.numpy() for name, t in network.state_dict().items()}
