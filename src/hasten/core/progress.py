@@ -19,7 +19,7 @@ class Tried:
 
     Attributes:
         label: Label of the candidate, for people.
-        verdict: What the trial found.
+        verdict: Verdict of the trial on the candidate, such as faster or failed.
         said: Outcome in a line.
         ratio: Latency divided by the baseline's; None where it wasn't timed.
     """
@@ -61,7 +61,7 @@ class Progress:
         best: Best result so far, in a line; None where there is none.
         tried: Candidate that the previous step tried; None where it tried none.
         news: Line that a reader should not miss, such as the first result; None where there is none.
-        outline: What the run is about to do; None except where that becomes known.
+        outline: Plan of the run; None except in the one report in which the plan is first known.
         later_s: Time that the stages after this one will take, in seconds; None where unknown.
     """
 
