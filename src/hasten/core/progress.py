@@ -19,7 +19,7 @@ class Tried:
 
     Attributes:
         label: Label of the candidate, for people.
-        verdict: Verdict of the trial on the candidate, such as faster or failed.
+        verdict: Verdict of the trial on the candidate, such as "slower" or "failed".
         said: Outcome in a line.
         ratio: Latency divided by the baseline's; None where it wasn't timed.
     """
