@@ -43,8 +43,9 @@ def test_the_digits_demo_ends_with_a_bundle_that_certify_takes(tmp_path: Path) -
         )
     assert result.population == "handwritten digits"
     assert read(result.bundle).status == result.status
-    fresh = hasten.certify(result.bundle, (images[700:1000], labels[700:1000]), max_drop=0.1)
-    assert (fresh.kind, fresh.used, fresh.passed) == ("fresh data", 300, True)
+    # The true drop is 0.1 at most, so that 1,000 samples show a drop below 0.2 on any machine.
+    fresh = hasten.certify(result.bundle, (images[700:1700], labels[700:1700]), max_drop=0.2)
+    assert (fresh.kind, fresh.used, fresh.passed) == ("fresh data", 1000, True), fresh
 
 
 def test_a_demo_begins_anew_but_removes_no_live_run_and_nobody_elses_folder(

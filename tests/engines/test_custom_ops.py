@@ -82,7 +82,10 @@ def test_an_extension_of_openvinos_answers_through_the_ir_that_is_kept(
 
 def library() -> Path:
     """The library of operators for ONNX Runtime that a package ships."""
-    return Path(pytest.importorskip("onnxruntime_extensions").get_library_path())
+    with pytest.MonkeyPatch.context() as environment:
+        # The package sets this, which has protobuf run as Python in every process that starts later.
+        environment.setenv("PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION", "upb")
+        return Path(pytest.importorskip("onnxruntime_extensions").get_library_path())
 
 
 def test_an_operator_library_of_onnx_runtimes_is_named_from_search_to_service(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hasten.core.extras import missing_extra
+from hasten.core.protobufs import parse_errors
 from hasten.core.tensors import Tensors
 from hasten.evaluation.loadtest.metadata import (
     Described,
@@ -19,7 +20,7 @@ from hasten.serving.protocol.datatypes import to_bytes
 from hasten.serving.protocol.messages import message
 
 try:
-    from google.protobuf.message import DecodeError
+    _DAMAGED = parse_errors()
 except ImportError as error:
     raise missing_extra("a load test over gRPC", "serve") from error
 
@@ -79,7 +80,7 @@ def metadata_of(answer: bytes) -> Metadata:
     """
     try:
         read = message("ModelMetadataResponse").FromString(answer)
-    except DecodeError as error:
+    except _DAMAGED as error:
         raise ValueError(str(error)) from error
     inputs, outputs = (
         tuple(Described(one.name, one.datatype, tuple(one.shape)) for one in tensors)
@@ -100,7 +101,7 @@ def judge(answer: bytes, outputs: Sequence[str]) -> tuple[Fate, str]:
     """
     try:
         _check(message("ModelInferResponse").FromString(answer), outputs)
-    except (ValueError, DecodeError) as error:
+    except (ValueError, *_DAMAGED) as error:
         return _BROKEN, str(error)
     return _OK, ""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from hasten.core.extras import missing_extra
 from hasten.core.model import Model
+from hasten.core.protobufs import parse_errors
 from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
 
@@ -70,7 +71,8 @@ def read(path: Path) -> onnx.ModelProto:
     """
     try:
         import onnx
-        from google.protobuf.message import DecodeError
+
+        damaged = parse_errors()
     except ImportError as error:
         raise missing_extra("an ONNX model", "optimize") from error
     if path.is_dir():
@@ -88,7 +90,7 @@ def read(path: Path) -> onnx.ModelProto:
         proto = onnx.load(path, format="protobuf", load_external_data=False)
     except OSError as error:
         raise InputError(f"can't read {path}: {error.strerror or error}") from error
-    except DecodeError as error:
+    except damaged as error:
         raise InputError(f"{path} is not an ONNX file, or it is cut short") from error
     if not proto.ir_version or not proto.HasField("graph") or not proto.opset_import:
         raise InputError(f"{path} is not an ONNX file, or it is cut short")

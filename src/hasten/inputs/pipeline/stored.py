@@ -7,6 +7,7 @@ import mmap
 from pathlib import Path
 
 from hasten.core.extras import missing_extra
+from hasten.core.protobufs import parse_errors
 from hasten.core.records import from_record
 from hasten.errors import InputError, IntegrityError
 from hasten.inputs.pipeline.base import Pipeline
@@ -32,12 +33,13 @@ def stated_in(path: Path) -> Pipeline | None:
         return None
     try:
         import onnx
-        from google.protobuf.message import DecodeError
+
+        damaged = parse_errors()
     except ImportError as error:
         raise missing_extra("an ONNX model", "optimize") from error
     try:
         model = onnx.load(path, format="protobuf", load_external_data=False)
-    except DecodeError:
+    except damaged:
         return None
     text = {entry.key: entry.value for entry in model.metadata_props}.get(PIPELINE_KEY)
     if text is None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hasten.core.protobufs import parse_errors
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.serving.protocol.datatypes import count_of, from_bytes, numpy_type
@@ -232,9 +233,7 @@ def _fill(message: Any, data: memoryview) -> None:
     Raises:
         InputError: the data can't be parsed.
     """
-    from google.protobuf.message import DecodeError
-
     try:
         message.MergeFromString(bytes(data))
-    except DecodeError as error:
+    except parse_errors() as error:
         raise InputError(_UNREADABLE) from error

@@ -14,6 +14,7 @@ from hasten.serving.protocol.datatypes import (
     from_bytes,
     to_bytes,
 )
+from hasten.core.protobufs import parse_errors
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.messages import message
 from hasten.serving.protocol.requests import Answer, Parameters, Query, WantedOutput
@@ -95,12 +96,10 @@ def read_message(name: str, data: bytes) -> Any:
     Raises:
         ProtocolError: the data can't be parsed, or is so long that it would take far more memory.
     """
-    from google.protobuf.message import DecodeError
-
     check_said(len(data))
     try:
         return message(name).FromString(data)
-    except DecodeError as error:
+    except parse_errors() as error:
         raise ProtocolError(Kind.INVALID, f"the request is not a {name}: {error}") from error
 
 
