@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from hasten.core.protobufs import parse_errors
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.serving.protocol.datatypes import (
@@ -14,7 +15,6 @@ from hasten.serving.protocol.datatypes import (
     from_bytes,
     to_bytes,
 )
-from hasten.core.protobufs import parse_errors
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.messages import message
 from hasten.serving.protocol.requests import Answer, Parameters, Query, WantedOutput
