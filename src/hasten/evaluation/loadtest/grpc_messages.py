@@ -24,6 +24,7 @@ try:
 except ImportError as error:
     raise missing_extra("a load test over gRPC", "serve") from error
 
+_NO_ANSWER = (ValueError, *_DAMAGED)
 _OK = Fate("ok", "OK")
 _BROKEN = Fate("broken", "OK")
 
@@ -101,7 +102,7 @@ def judge(answer: bytes, outputs: Sequence[str]) -> tuple[Fate, str]:
     """
     try:
         _check(message("ModelInferResponse").FromString(answer), outputs)
-    except (ValueError, *_DAMAGED) as error:
+    except _NO_ANSWER as error:
         return _BROKEN, str(error)
     return _OK, ""
 
