@@ -24,7 +24,7 @@ try:
 except ImportError as error:
     raise missing_extra("a load test over gRPC", "serve") from error
 
-_NO_ANSWER = (ValueError, *_DAMAGED)
+_NO_ANSWER: tuple[type[Exception], ...] = (ValueError, *_DAMAGED)
 _OK = Fate("ok", "OK")
 _BROKEN = Fate("broken", "OK")
 
