@@ -40,11 +40,13 @@ def explored(
     wrong: int,
     *,
     frozen: bool = False,
+    sealed_draws: int = 2000,
 ) -> Searched:
     """Explore where one candidate takes half of the baseline's time, and answers so many otherwise.
 
     Args:
         frozen: Whether the run was stopped after it had frozen what it certifies.
+        sealed_draws: Number of draws that will decide.
     """
     bench = Workbench(
         folder,
@@ -85,7 +87,7 @@ def explored(
             trials,
             job,
             units=np.arange(SAMPLES),
-            sealed_draws=2000,
+            sealed_draws=sealed_draws,
             on_better=lambda trial: None,
             least=lambda precision: floor,
         ).explore([candidate])
@@ -134,3 +136,15 @@ def test_a_resumed_run_that_froze_what_it_certifies_tries_nothing_new(
     found = explored(desk, spool, tmp_path, None, wrong=2, frozen=True)
     assert found.tried == []
     assert not any("untried" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(("wrong", "varied"), [(0, False), (1, True)])
+def test_a_variant_of_the_fastest_is_made_only_where_it_could_be_seen_to_be_safer(
+    desk: Desk, spool: Spool, tmp_path: Path, wrong: int, varied: bool
+) -> None:
+    found = explored(desk, spool, tmp_path, None, wrong=wrong, sealed_draws=50)
+    first = NncfQuantization("performance")
+    others = {
+        step for one in found.tried for step in one.passes if isinstance(step, NncfQuantization)
+    }
+    assert bool(others - {first}) == varied

@@ -78,7 +78,7 @@ class Exploration:
         self._tell_exact()
         if not whole or self._order.effort.depth != "all":
             return
-        if not self._over() and not self._fastest_surely_passes():
+        if not self._over() and self._fastest_could_be_safer():
             ranked = [t.candidate for t in self._worth_varying()]
             self._try(variations(ranked, model, target, self._order.keep_float, self._order.passes))
         common = (self.trials, self._try, self._likely_passes, self._surely_passes)
@@ -247,10 +247,20 @@ class Exploration:
         met = [t for t in self.trials.measured() if t.candidate.key in self._met]
         return sorted(met, key=lambda t: self.trials.ratio(t).estimate)
 
-    def _fastest_surely_passes(self) -> bool:
-        """Whether there is little doubt that the fastest candidate will be certified."""
+    def _fastest_could_be_safer(self) -> bool:
+        """Whether the fastest candidate may fail the test, and a variant of it could be seen to be safer.
+
+        No variant can look safer than a candidate whose scores are those of the original.
+        """
         ranked = self._ranked()
-        return bool(ranked) and self._surely_passes(ranked[0])
+        if not ranked:
+            return True
+        return not self._surely_passes(ranked[0]) and not self._unchanged(ranked[0])
+
+    def _unchanged(self, trial: Trial) -> bool:
+        """Whether a trial was scored, and has the scores of the original."""
+        scores = np.array(trial.scores or ())
+        return bool(len(scores)) and np.array_equal(scores, self.trials.exact_scores[: len(scores)])
 
     def _surely_passes(self, trial: Trial, scale: float = 1.0) -> bool:
         """Whether a candidate would be certified even if the search split flattered it."""
