@@ -224,73 +224,24 @@ def prepare(
         InputError: the model, the data or an option can't be used.
     """
     order = job.order
-    target = find_target(order.target)
-    family = None if target.kind == "host" else family_of(target)
-    if target.kind == "compile-only":
-        check_measures_nothing(order, target, small_model)
-    for kind in _kinds(order, target):
-        kind.check_tools(target)
-    check_passes(order.passes)
-    if data is None:
-        check_order(order, target, training=training, small_model=small_model)
+    target = _device(order, data, training, small_model)
     found = find_model(model, trust_code=order.trust_code)
-    preparation = pipeline or stated_pipeline(found)
-    job.notes += getattr(found, "hasten_notes", ()) if pipeline is None else ()
-    check_steps(preparation)
-    program = "not taken" if family is None else family.program
-    if program == "needed":
-        check_has_program(found)
-    if data is None:
-        source, dataset = load_without_data(job, found)
-        known = None
-    elif order.states:
-        check_alone(order, target, small_model, preparation)
-        source, dataset, known = load_with_sequences(job, found, data, training)
-    else:
-        keep_program = program == "needed" or (program == "taken" and not order.end_to_end)
-        source, dataset, known = _loaded(
-            job, found, data, training, preparation, keep_program=keep_program
-        )
-        job.notes += note_of_states(source, dataset)
-    given = Prepared(source, preparation, dataset, known)
+    given = _read(job, target, found, data, training, pipeline, small_model)
     made = given
     if order.end_to_end:
         made, note = fold(given, _kinds(order, target), target, job.folder)
         job.notes.append(note)
-    source, preparation, dataset, known = made.model, made.pipeline, made.dataset, made.training
     if target.kind != "host":
-        check_takes(engine_names(order, target), target, program=source.program is not None)
+        check_takes(engine_names(order, target), target, program=made.model.program is not None)
     asking = asks(order, job.journal)
-    parts = lay_out(
-        with_labels(dataset, order.metric, asking=asking),
-        job.folder,
-        calibration=order.calibration,
-        seed=order.seed,
-        training=known,
-        earlier=earlier_of(job),
-        allow_near_copies=order.allow_near_copies,
-    )
-    unlike = extents_of(source, dataset)
-    check_takes_open(target, unlike)
-    check_pads(order.pad, source)
-    if known is not None:
-        extents_of(source, known)
-    source = source.settled_by(
-        first_step(source, dataset, order.states)
+    parts, unlike = _split(job, target, made, asking=asking)
+    dataset, preparation = made.dataset, made.pipeline
+    source = made.model.settled_by(
+        first_step(made.model, dataset, order.states)
         if isinstance(dataset, SequenceData)
         else typical_sample(parts.search)
     )
-    if unlike:
-        compare_means(job, unlike)
-    if preparation is not None:
-        preparation.check(source.outputs)
-    if program != "needed":
-        proto = read_onnx(source, weights=False)
-        check_nodes(proto, order.keep_float)
-        job.notes += filter(None, [already_quantized.words(proto)])
-        if preparation is not None:
-            check_vocabulary(preparation, proto)
-    students = named_students(small_model)
+    _check_graph(job, target, source, preparation)
     sequences = sequences_of(order, dataset) if isinstance(dataset, SequenceData) else None
     metric = guarded(
         metric_for(order.metric, parts, source, sequences).around(preparation), order.guard
@@ -304,10 +255,11 @@ def prepare(
     images = isinstance(dataset, ImageFolder)
     prepared = images or reads_rows(preparation) is not None or isinstance(found, Folder)
     kept_pipeline = preparation if prepared else pipeline
+    students = named_students(small_model)
     ready = Ready(
         model=source,
         parts=parts,
-        training=None if known is None else with_whole_labels(known, metric),
+        training=None if made.training is None else with_whole_labels(made.training, metric),
         pipeline=kept_pipeline,
         promise=Promise(metric, order.guard, order.max_drop, order.confidence, order.mean_over),
         target=target,
@@ -327,21 +279,134 @@ def prepare(
         job.journal.append(ASKING)
     if sequences is not None and isinstance(dataset, SequenceData):
         ready = replace(ready, unrolled=unroll(job, source, parts, sequences, dataset))
-    if images and preparation is not None:
-        steps = ", ".join(label(step) for step in preparation.steps)
+    ready = replace(ready, tested=expected_look(job, parts).promise(ready.promise))
+    _note(job, ready, preparation if images else None)
+    leave_seen(job, parts)
+    return ready
+
+
+def _device(order: Order, data: Any, training: Any, small_model: Any) -> Target:
+    """Return the device to run on, after checking that what is asked for can be done for it.
+
+    Raises:
+        InputError: there is no such device, a tool for it is missing, or an option doesn't suit it.
+    """
+    target = find_target(order.target)
+    if target.kind == "compile-only":
+        check_measures_nothing(order, target, small_model)
+    for kind in _kinds(order, target):
+        kind.check_tools(target)
+    check_passes(order.passes)
+    if data is None:
+        check_order(order, target, training=training, small_model=small_model)
+    return target
+
+
+def _program(target: Target) -> str:
+    """Return whether engines for a device take a model's program: "needed", "taken" or "not taken"."""
+    return "not taken" if target.kind == "host" else family_of(target).program
+
+
+def _read(
+    job: Job,
+    target: Target,
+    found: Any,
+    data: Any,
+    training: Any,
+    pipeline: Pipeline | None,
+    small_model: Any,
+) -> Prepared:
+    """Read the model, its pipeline and the data.
+
+    Raises:
+        InputError: one of them can't be used.
+    """
+    order, program = job.order, _program(target)
+    preparation = pipeline or stated_pipeline(found)
+    job.notes += getattr(found, "hasten_notes", ()) if pipeline is None else ()
+    check_steps(preparation)
+    if program == "needed":
+        check_has_program(found)
+    known: Dataset | None = None
+    if data is None:
+        source, dataset = load_without_data(job, found)
+    elif order.states:
+        check_alone(order, target, small_model, preparation)
+        source, dataset, known = load_with_sequences(job, found, data, training)
+    else:
+        keep_program = program == "needed" or (program == "taken" and not order.end_to_end)
+        source, dataset, known = _loaded(
+            job, found, data, training, preparation, keep_program=keep_program
+        )
+        job.notes += note_of_states(source, dataset)
+    return Prepared(source, preparation, dataset, known)
+
+
+def _split(
+    job: Job, target: Target, made: Prepared, *, asking: bool
+) -> tuple[Parts, tuple[Extent, ...]]:
+    """Split the data; return its parts, and the dimensions in which samples differ.
+
+    Raises:
+        InputError: the data is too little, or differs in shape where it may not.
+    """
+    order = job.order
+    parts = lay_out(
+        with_labels(made.dataset, order.metric, asking=asking),
+        job.folder,
+        calibration=order.calibration,
+        seed=order.seed,
+        training=made.training,
+        earlier=earlier_of(job),
+        allow_near_copies=order.allow_near_copies,
+    )
+    unlike = extents_of(made.model, made.dataset)
+    check_takes_open(target, unlike)
+    check_pads(order.pad, made.model)
+    if made.training is not None:
+        extents_of(made.model, made.training)
+    if unlike:
+        compare_means(job, unlike)
+    return parts, unlike
+
+
+def _check_graph(job: Job, target: Target, source: Model, preparation: Pipeline | None) -> None:
+    """Check that a model's graph, outputs and vocabulary suit the order and the pipeline.
+
+    Raises:
+        InputError: they don't.
+    """
+    if preparation is not None:
+        preparation.check(source.outputs)
+    if _program(target) == "needed":
+        return
+    proto = read_onnx(source, weights=False)
+    check_nodes(proto, job.order.keep_float)
+    job.notes += filter(None, [already_quantized.words(proto)])
+    if preparation is not None:
+        check_vocabulary(preparation, proto)
+
+
+def _note(job: Job, ready: Ready, images_by: Pipeline | None) -> None:
+    """Note what a person should know before the search begins.
+
+    Args:
+        job: The run at work.
+        ready: Model and data of the run.
+        images_by: Pipeline by which image files are prepared; None where there are none.
+    """
+    order, target = job.order, ready.target
+    if images_by is not None:
+        steps = ", ".join(label(step) for step in images_by.steps)
         job.notes.append(f"images were prepared by {steps}")
     if not order.engines:
         job.notes += without_program(target.family)
         job.notes += without_modules(order.passes) if target.kind == "host" else ()
         job.notes += unsuited(target) if target.kind == "attached" else ()
-    look = expected_look(job, parts)
-    ready = replace(ready, tested=look.promise(ready.promise))
     if ready.made_up:
         job.notes.append(data_for_a_certificate(order))
     else:
-        job.notes += warnings(parts, ready.promise, calibrating(order, ready), ready.tested)
-    leave_seen(job, parts)
-    return ready
+        job.notes += warnings(ready.parts, ready.promise, calibrating(order, ready), ready.tested)
 
 
 def _loaded(
