@@ -21,6 +21,8 @@ _REFRESHES_PER_S = 2
 """Redraws in a second: few, since candidates are timed beside it."""
 _AROUND = 5
 """Lines of the view around the phases and the candidates, with one that stays free."""
+_AFTER_BAR = 34
+"""Columns that a speed and a few words after it take."""
 _BASELINE_AT = 0.7
 """Share of a bar's width that the baseline's latency takes."""
 _ABLE = ("baseline", "exact", "accurate")
@@ -139,7 +141,11 @@ def bars(tried: Sequence[Tried], width: int, most: int) -> list[Text]:
         if base := [one for one in left_out if one.verdict == "baseline"]:
             shown[-1:] = base
     more = len(tried) - skipped - len(shown)
-    lines = [_line(one, width, is_best=one is best) for one in shown]
+    bar_width = max(8, int(0.18 * width))
+    longest = 3 + max((len(one_line(one.label)) for one in shown), default=0)
+    # Where there is room for all that stands after a label, it needn't be cut.
+    label_width = max(14, min(longest, max(int(0.46 * width), width - bar_width - _AFTER_BAR)))
+    lines = [_line(one, width, label_width, bar_width, is_best=one is best) for one in shown]
     tail = [f"and {more} slower or unfit"] * bool(more)
     tail += [f"{skipped} had nothing to change"] * bool(skipped)
     return lines + ([Text(f"  {', '.join(tail)}", style="dim")] if tail else [])
@@ -151,8 +157,7 @@ def _ratio(one: Tried) -> float:
     return float("inf") if one.ratio is None else one.ratio
 
 
-def _line(one: Tried, width: int, *, is_best: bool) -> Text:
-    label_width, bar_width = max(14, int(0.46 * width)), max(8, int(0.18 * width))
+def _line(one: Tried, width: int, label_width: int, bar_width: int, *, is_best: bool) -> Text:
     style = "bold green" if is_best else "" if one.verdict in _ABLE else "dim"
     line = Text(no_wrap=True, overflow="ellipsis", style=style)
     label = _shortened(one_line(one.label), label_width - 2)
