@@ -21,7 +21,7 @@ _REFRESHES_PER_S = 2
 """Redraws in a second: few, since candidates are timed beside it."""
 _AROUND = 5
 """Lines of the view around the phases and the candidates, with one that stays free."""
-_AFTER_BAR = 34
+_AFTER_BAR = 30
 """Columns that a speed and a few words after it take."""
 _BASELINE_AT = 0.7
 """Share of a bar's width that the baseline's latency takes."""
@@ -87,7 +87,7 @@ class LiveScreen:
         width, height = self._console.width, self._console.height
         phases, last = self._phases, self._last
         when = " · ".join(filter(None, (clock_in_words(phases.elapsed_s), phases.left_in_words())))
-        steps = self._steps()
+        steps = self._steps(width)
         parts: list[RenderableType] = [Rule(Text(when), align="right", style="dim"), steps]
         if self._tried:
             room = max(3, height - _AROUND - len(steps.wrap(self._console, width)))
@@ -96,8 +96,8 @@ class LiveScreen:
         now = Text(f"now{count}: {one_line(last.doing)}", "dim", no_wrap=True, overflow="ellipsis")
         return Group(*parts, "", now)
 
-    def _steps(self) -> Text:
-        """Return the phases in a line: those that are finished, the one at work, those to come."""
+    def _steps(self, width: int) -> Text:
+        """Return the phases in lines: those that are finished, the one at work, those to come."""
         steps = []
         for name in self._phases.names:
             if self._phases.finished(name):
@@ -106,8 +106,13 @@ class LiveScreen:
                 mark, style = "●", "bold"
             else:
                 mark, style = "○", "dim"
-            steps.append(Text(f"{mark} {name}".replace(" ", "\N{NO-BREAK SPACE}"), style))
-        return Text("  ").join(steps)
+            steps.append(Text(f"{mark} {name}", style))
+        lines = [steps[:1]]
+        for step in steps[1:]:
+            if Text("  ").join([*lines[-1], step]).cell_len > width:
+                lines.append([])
+            lines[-1].append(step)
+        return Text("\n").join(Text("  ").join(line) for line in lines)
 
 
 def facts(outline: Outline) -> Table:
@@ -143,8 +148,8 @@ def bars(tried: Sequence[Tried], width: int, most: int) -> list[Text]:
     more = len(tried) - skipped - len(shown)
     bar_width = max(8, int(0.18 * width))
     longest = 3 + max((len(one_line(one.label)) for one in shown), default=0)
-    # Where there is room for all that stands after a label, it needn't be cut.
-    label_width = max(14, min(longest, max(int(0.46 * width), width - bar_width - _AFTER_BAR)))
+    # What stands after the bar is whole where a label of 14 columns leaves it room.
+    label_width = max(14, min(longest, width - bar_width - _AFTER_BAR))
     lines = [_line(one, width, label_width, bar_width, is_best=one is best) for one in shown]
     tail = [f"and {more} slower or unfit"] * bool(more)
     tail += [f"{skipped} had nothing to change"] * bool(skipped)
