@@ -24,6 +24,8 @@ OUTSIDE = ("CODE_OF_CONDUCT.md", "CONTRIBUTING.md", "SECURITY.md")
 # Else the theme asks another site for it.
 MERMAID = ROOT / ".venv-docs/package/dist/mermaid.min.js"
 FOLDERS = {"Examples": "examples", "Design notes": "design"}
+# Code that begins no block and has at most 24 letters.
+SHORT = re.compile(r"(?<!<pre>)<code>(?=[^<]{1,24}</code>)")
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
 
 
@@ -66,6 +68,11 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         return match[0]  # the generator says that it leads nowhere
 
     return LINK.sub(lead, markdown)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Mark short code within sentences, which the page's style keeps on one line."""
+    return SHORT.sub('<code class="short">', html)
 
 
 def _pages(folder: str) -> list[Path]:

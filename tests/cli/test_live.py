@@ -70,6 +70,22 @@ def test_what_may_not_ship_stands_last_with_its_reason() -> None:
     assert "no C compiler is installed" in lines[6]
 
 
+def test_a_long_label_is_whole_where_the_terminal_has_room() -> None:
+    label = "int8 (ONNX Runtime, per channel, minmax), ONNX Runtime"
+    tried = Tried(label, "accurate", "2.15x, +0.11 points lost on 900 samples", 0.465)
+    lines, _ = shown([MANY[0], tried], 120)
+    assert any(label in line and line.endswith("2.15x  +0.11 points lost") for line in lines)
+    for width in (60, 80):
+        lines, _ = shown([MANY[0], tried], width)
+        assert any("…" in line and line.endswith("2.15x  +0.11 points lost") for line in lines)
+
+
+def test_a_phase_keeps_its_mark_where_the_line_breaks() -> None:
+    lines, _ = shown([MANY[0]], 60)
+    assert next(line for line in lines if "final timing" in line).lstrip().startswith("○ final")
+    assert not [line for line in lines if line.rstrip().endswith("○")]
+
+
 def test_a_bar_is_as_long_as_the_latency_and_the_baseline_is_marked() -> None:
     half = Tried("b", "exact", "x", 0.5)
     lines, _ = shown([MANY[0], half])

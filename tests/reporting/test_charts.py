@@ -15,12 +15,13 @@ from PIL import Image
 import hasten
 from hasten.errors import InputError
 from hasten.measure.intervals import Ratio
+from hasten.reporting.certificate_plot import certificate
 from hasten.reporting.charts import charts
 from hasten.reporting.evidence import Report
 from hasten.reporting.slides import slide
 from hasten.reporting.speed_plots import speeds
 from hasten.reporting.style import DARK, LIGHT
-from hasten.reporting.words import cut, plain
+from hasten.reporting.words import cut, folded, moment, plain, span, times
 
 Change = Callable[..., Report]
 HOSTILE = "</title></svg><script>alert(1)</script>\u202e\x1b[2J\u4e2d, OpenVINO"
@@ -33,6 +34,7 @@ def test_a_bundles_charts_are_written_for_light_and_dark_pages(
     names = {path.name for path in written}
     assert names == {path.name for path in (tmp_path / "new" / "plots").iterdir()}
     assert {"summary-light.svg", "summary-dark.png", "speeds-dark.svg"} <= names
+    assert {"speeds-narrow-light.svg", "speeds-narrow-dark.png"} <= names
     for path in written:
         if path.suffix == ".svg":
             assert ElementTree.parse(path).getroot().tag == "{http://www.w3.org/2000/svg}svg"
@@ -43,6 +45,15 @@ def test_a_bundles_charts_are_written_for_light_and_dark_pages(
     assert str(raised.value) == (
         f"{exact_bundle}/plots lies in the bundle, which would be damaged; give another folder"
     )
+
+
+def test_a_chart_for_a_phone_keeps_its_letters_and_breaks_its_labels(report: Report) -> None:
+    plot = next(one for one in charts(report) if one.key == "speed-against-accuracy")
+    root = ElementTree.fromstring(plot.alone(LIGHT, narrow=True)[0])
+    texts = [text.text or "" for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert root.get("width") == "420"
+    assert "ships: int8, 3 layers in" in texts
+    assert not [text for text in texts if "…" in text]
 
 
 @pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
@@ -100,6 +111,41 @@ def test_a_label_says_in_few_words_what_runs_where(label: str, words: str) -> No
     assert plain(label) == words
 
 
+def test_a_label_takes_two_lines_at_most() -> None:
+    assert folded("int8 (NNCF), compiled C, 2 threads", 20) == "int8 on compiled C,\n2 threads"
+    assert folded("bf16, OpenVINO", 20) == "bf16 on OpenVINO"
+    assert folded("one two three four five", 9) == "one two\nthree…"
+
+
+@pytest.mark.parametrize(
+    ("speed", "words"), [(2.3, "2.30"), (4.284, "4.28"), (9.999, "10.0"), (123.4, "123")]
+)
+def test_a_speed_has_three_digits_everywhere(speed: float, words: str) -> None:
+    assert times(speed) == words
+
+
+@pytest.mark.parametrize(
+    ("taken_s", "words"),
+    [(59.6, "1 min 0 s"), (8, "8 s"), (484, "8 min 4 s"), (4800, "1 h 20 min")],
+)
+def test_a_span_of_time_is_told_in_two_units(taken_s: float, words: str) -> None:
+    assert span(taken_s) == words
+
+
+def test_a_time_is_told_without_its_letters_and_any_other_text_stays() -> None:
+    assert moment("2026-11-24T21:27:04+00:00") == "2026-11-24 21:27 UTC"
+    assert moment("yesterday") == "yesterday"
+
+
+def test_a_score_that_rose_is_told_as_gained(with_result: Change) -> None:
+    rung = with_result().result.ladder[0]
+    assert rung.judgement is not None
+    judged = dataclasses.replace(rung.judgement, estimate=-0.00048)
+    plot = certificate([dataclasses.replace(rung, judgement=judged)])
+    assert plot is not None
+    assert "the last of them gained 0.048 points, where" in plot.title
+
+
 def test_a_long_text_ends_in_an_ellipsis() -> None:
     assert cut("a_very_long_name", 8) == "a_very…"
     assert cut("short", 5) == "short"
@@ -115,7 +161,9 @@ def title(report: Report, ratio: Ratio) -> str:
 
 def test_a_title_claims_no_more_than_the_interval(report: Report) -> None:
     what = "int8, 3 layers in float on OpenVINO"
-    assert title(report, Ratio(0.5, 0.48, 0.52, 9)) == f"{what} is 2 times as fast as today's model"
+    assert (
+        title(report, Ratio(0.5, 0.48, 0.52, 9)) == f"{what} is 2.00 times as fast as today's model"
+    )
     within = f"{what} is as fast as today's model, within the noise"
     assert title(report, Ratio(0.985, 0.95, 1.01, 9)) == within
     plot = speeds(report.result.rows[:1], 0.02)

@@ -236,6 +236,36 @@ def test_the_summary_has_the_shape_of_a_slide(browser: Browser, page: bytes) -> 
     assert box["width"] / box["height"] == pytest.approx(16 / 9, rel=0.01)
 
 
+@pytest.mark.parametrize("names", ["usual", "long names"])
+def test_paper_shows_whole_tables_and_nothing_to_click(
+    browser: Browser, pages: dict[str, bytes], names: str
+) -> None:
+    browser.open(pages[names], "desk", "light")
+    paper = {"width": 718, "height": 1000, "deviceScaleFactor": 1, "mobile": False}  # A4
+    browser.tell("Emulation.setDeviceMetricsOverride", **paper)
+    browser.tell("Emulation.setEmulatedMedia", media="print")
+    cut = browser.ask(
+        "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth + 1).map(e => e.ariaLabel)"
+    )
+    clickable = browser.ask(
+        "[...document.querySelectorAll('summary, nav')].filter(e => e.checkVisibility()).length"
+    )
+    browser.tell("Emulation.setEmulatedMedia", media="")
+    assert cut == []
+    assert clickable == 0
+
+
+def test_a_phone_scrolls_no_table_of_two_columns(browser: Browser, page: bytes) -> None:
+    browser.open(page, "phone", "light")
+    assert browser.ask("document.querySelectorAll('table.pairs').length") >= 4
+    assert (
+        browser.ask(
+            "[...document.querySelectorAll('.pairs')].filter(e => e.parentElement.scrollWidth > e.parentElement.clientWidth + 1).map(e => e.parentElement.ariaLabel)"
+        )
+        == []
+    )
+
+
 def test_everything_is_reached_by_keyboard_and_seen_there(browser: Browser, page: bytes) -> None:
     browser.open(page, "desk", "light")
     browser.ask(OPEN)

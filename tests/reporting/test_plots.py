@@ -65,7 +65,7 @@ def test_only_floors_of_rows_that_are_shown_are_drawn(report: Report) -> None:
     assert floors([Floor("a stranger", 1e6, 2.0)], rows) is None
     plot = floors([Floor("winner", 1e6, 2.0)], rows)
     assert plot is not None
-    assert plot.rows == [("what ships", plot.rows[0][1], "1 ms", "2x", "-")]
+    assert plot.rows == [("what ships", plot.rows[0][1], "1 ms", "2.00x", "-")]
 
 
 def test_a_users_own_plotting_style_is_not_the_pages(report: Report) -> None:

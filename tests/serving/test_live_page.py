@@ -256,7 +256,7 @@ def test_each_chart_is_titled_by_what_it_shows(browser: Browser, busy: ServerThr
     titles = browser.text("#models figcaption h3")
     assert [
         re.sub(r"\d[\d.,]*\d|\d", "N", re.sub(r"(?<=\d) ?(ms|µs|s|%)(?= |,|$)", "", title))
-        for title in titles
+        for title in (one.replace("1 request in", "1 requests in") for one in titles)
     ] == [
         "N requests in the last second, at most N in any",
         "Half of the requests took at most N, N of N at most N",
@@ -432,6 +432,30 @@ def test_without_a_model_it_says_so(browser: Browser, server: ServerThread) -> N
     assert browser.text("#empty")[0].startswith("No model is loaded. Start the server with one")
     assert violations(browser.driver) == []
     assert browser.text("#models section") == []
+
+
+@in_chromium
+def test_a_model_without_requests_and_a_server_that_drains_are_told_plainly(
+    browser: Browser, bundle: Path
+) -> None:
+    with ServerThread(place_of(bundle)) as idle:
+        browser.open(idle.http_url)
+        browser.wait_for(lambda: len(browser.text("#models figcaption h3")) == 3)
+        browser.ask("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+        said = ["No request in the last minute", "No request in the last minute", "No batch yet"]
+        browser.wait_for(lambda: browser.text("#models figcaption h3") == said)
+        # Figures of a row stand on one line, however many lines the words above take.
+        tops = browser.ask(
+            "[...document.querySelectorAll('.answers .figure')].map(e => e.offsetTop)"
+        )
+        assert len(set(tops)) == 1
+        assert browser.ask("document.querySelector('details table').checkVisibility()") is False
+        browser.driver.execute_async_script(
+            "clearTimeout(timer); const [done] = arguments;"
+            "ask().then(({figures}) => { figures.draining = true; update(figures); done(); })"
+        )
+        assert browser.text("#headline") == ["Draining: no new work is accepted"]
+        assert violations(browser.driver) == []
 
 
 @in_chromium

@@ -21,6 +21,8 @@ _REFRESHES_PER_S = 2
 """Redraws in a second: few, since candidates are timed beside it."""
 _AROUND = 5
 """Lines of the view around the phases and the candidates, with one that stays free."""
+_AFTER_BAR = 30
+"""Columns that a speed and a few words after it take."""
 _BASELINE_AT = 0.7
 """Share of a bar's width that the baseline's latency takes."""
 _ABLE = ("baseline", "exact", "accurate")
@@ -85,7 +87,7 @@ class LiveScreen:
         width, height = self._console.width, self._console.height
         phases, last = self._phases, self._last
         when = " · ".join(filter(None, (clock_in_words(phases.elapsed_s), phases.left_in_words())))
-        steps = self._steps()
+        steps = self._steps(width)
         parts: list[RenderableType] = [Rule(Text(when), align="right", style="dim"), steps]
         if self._tried:
             room = max(3, height - _AROUND - len(steps.wrap(self._console, width)))
@@ -94,8 +96,8 @@ class LiveScreen:
         now = Text(f"now{count}: {one_line(last.doing)}", "dim", no_wrap=True, overflow="ellipsis")
         return Group(*parts, "", now)
 
-    def _steps(self) -> Text:
-        """Return the phases in a line: those that are finished, the one at work, those to come."""
+    def _steps(self, width: int) -> Text:
+        """Return the phases in lines: those that are finished, the one at work, those to come."""
         steps = []
         for name in self._phases.names:
             if self._phases.finished(name):
@@ -104,8 +106,13 @@ class LiveScreen:
                 mark, style = "●", "bold"
             else:
                 mark, style = "○", "dim"
-            steps.append(Text(f"{mark} {name}".replace(" ", "\N{NO-BREAK SPACE}"), style))
-        return Text("  ").join(steps)
+            steps.append(Text(f"{mark} {name}", style))
+        lines = [steps[:1]]
+        for step in steps[1:]:
+            if Text("  ").join([*lines[-1], step]).cell_len > width:
+                lines.append([])
+            lines[-1].append(step)
+        return Text("\n").join(Text("  ").join(line) for line in lines)
 
 
 def facts(outline: Outline) -> Table:
@@ -139,7 +146,11 @@ def bars(tried: Sequence[Tried], width: int, most: int) -> list[Text]:
         if base := [one for one in left_out if one.verdict == "baseline"]:
             shown[-1:] = base
     more = len(tried) - skipped - len(shown)
-    lines = [_line(one, width, is_best=one is best) for one in shown]
+    bar_width = max(8, int(0.18 * width))
+    longest = 3 + max((len(one_line(one.label)) for one in shown), default=0)
+    # What stands after the bar is whole where a label of 14 columns leaves it room.
+    label_width = max(14, min(longest, width - bar_width - _AFTER_BAR))
+    lines = [_line(one, width, label_width, bar_width, is_best=one is best) for one in shown]
     tail = [f"and {more} slower or unfit"] * bool(more)
     tail += [f"{skipped} had nothing to change"] * bool(skipped)
     return lines + ([Text(f"  {', '.join(tail)}", style="dim")] if tail else [])
@@ -151,8 +162,7 @@ def _ratio(one: Tried) -> float:
     return float("inf") if one.ratio is None else one.ratio
 
 
-def _line(one: Tried, width: int, *, is_best: bool) -> Text:
-    label_width, bar_width = max(14, int(0.46 * width)), max(8, int(0.18 * width))
+def _line(one: Tried, width: int, label_width: int, bar_width: int, *, is_best: bool) -> Text:
     style = "bold green" if is_best else "" if one.verdict in _ABLE else "dim"
     line = Text(no_wrap=True, overflow="ellipsis", style=style)
     label = _shortened(one_line(one.label), label_width - 2)

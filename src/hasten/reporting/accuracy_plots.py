@@ -13,11 +13,11 @@ from hasten.reporting.marks import legend
 from hasten.reporting.markup import name
 from hasten.reporting.placing import Label, place
 from hasten.reporting.result import Asked, Outcome, Result
-from hasten.reporting.svg import AFTER, BAND, BEFORE, EXACT, INK, LOOSE, QUIET
-from hasten.reporting.words import plain, points, times
+from hasten.reporting.svg import AFTER, BAND, BEFORE, EXACT, INK, LOOSE, QUIET, Tone
+from hasten.reporting.words import folded, plain, points, times
 
 _LETTERS = {False: 34, True: 20}
-"""Most letters of a label in a wide and a narrow plot."""
+"""Most letters of a line of a label in a wide and a narrow plot."""
 _FATES = {
     "exact": (EXACT, "D", "exact"),
     "judged": (AFTER, "o", "inexact"),
@@ -69,6 +69,8 @@ def trials(result: Result, asked: Asked) -> Plot:
         axes.axvline(limit, color=LOOSE.colour, linestyle="--", linewidth=1.2)
         axes.axhspan(1 - result.spread, 1 + result.spread, color=BAND.colour, linewidth=0)
         axes.axhline(1, color=QUIET.colour, linewidth=0.8)
+        for tone, sign, meaning in dict.fromkeys(map(_sign, judged)):
+            axes.plot([], [], sign, color=tone.colour, markersize=6, label=meaning)
         for outcome in judged:
             _trial(axes, outcome, at(outcome), known=outcome in best or outcome.rung is not None)
         if best:
@@ -93,7 +95,7 @@ def trials(result: Result, asked: Asked) -> Plot:
         letters = _LETTERS[narrow]
         for outcome in _labelled(ships, best, judged):
             own = outcome is ships
-            said = plain(outcome.label, letters)
+            said = folded(outcome.label, letters)
             words.append(Label(*at(outcome), f"ships: {said}" if own else said, INK, bold=own))
         place(panels[0], words, [(0.0, 1.0), *map(at, judged)])
 
@@ -140,10 +142,15 @@ def _found(judged: Sequence[Outcome], limit: float, spread: float) -> str:
     )
 
 
+def _sign(outcome: Outcome) -> tuple[Tone, str, str]:
+    """Return the colour and the sign of a candidate, and their meaning."""
+    return _FATES.get(outcome.fate, _FATES["judged"])
+
+
 def _trial(axes: Axes, outcome: Outcome, spot: tuple[float, float], *, known: bool) -> None:
     """Draw one candidate, with its intervals where it is one of the best."""
     assert outcome.ratio is not None
-    tone, sign, meaning = _FATES.get(outcome.fate, _FATES["judged"])
+    tone, sign, _ = _sign(outcome)
     x, y = spot
     bar: dict[str, Any] = {"color": tone.colour, "linewidth": 1.0, "alpha": 0.45, "zorder": 1.8}
     if known and outcome.drop is not None and x == _fall(outcome):
@@ -151,7 +158,7 @@ def _trial(axes: Axes, outcome: Outcome, spot: tuple[float, float], *, known: bo
     if known:
         axes.plot([x, x], [1 / outcome.ratio.high, 1 / outcome.ratio.low], **bar)
     face = tone.colour if known else "none"
-    axes.plot(x, y, sign, color=tone.colour, markerfacecolor=face, markersize=6, label=meaning)
+    axes.plot(x, y, sign, color=tone.colour, markerfacecolor=face, markersize=6)
 
 
 def _line(number: int, outcome: Outcome) -> tuple[str, ...]:

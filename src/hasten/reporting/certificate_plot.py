@@ -12,10 +12,10 @@ from hasten.reporting.drawing import Plot
 from hasten.reporting.markup import name
 from hasten.reporting.result import Rung
 from hasten.reporting.svg import AFTER, BAND, LOOSE, PAPER, QUIET
-from hasten.reporting.words import plain, points
+from hasten.reporting.words import folded, plain, points
 
 _LETTERS = {False: 40, True: 18}
-"""Most letters of a model's label beside a wide and a narrow plot."""
+"""Most letters of a line of a model's label beside a wide and a narrow plot."""
 
 
 def certificate(ladder: Sequence[Rung]) -> Plot | None:
@@ -40,10 +40,11 @@ def certificate(ladder: Sequence[Rung]) -> Plot | None:
         )
         for place, (_, _, found) in enumerate(judged):
             _verdict(axes, place, found)
-        labels = [f"{number}. {plain(label, _LETTERS[narrow])}" for number, label, _ in judged]
+        labels = [f"{number}. {folded(label, _LETTERS[narrow])}" for number, label, _ in judged]
         axes.set_yticks(range(len(judged)), labels)
         axes.set_ylim(len(judged) - 0.4, -0.9)
-        axes.set_xlim(min(0.0, *(110 * found.estimate for *_, found in judged), 0.0), right)
+        least = min(0.0, *(100 * found.estimate for *_, found in judged), 0.0)
+        axes.set_xlim(least - 0.03 * right, right)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel("points lost" if narrow else "points lost (dot), and at most (end of bar)")
         axes.grid(visible=False, axis="y")
@@ -104,7 +105,7 @@ def _found(ladder: Sequence[Rung]) -> str:
     last = passed[-1]
     return (
         f"{len(passed)} of {len(ladder)} candidates passed on {draws} that the search never saw; the last of them "
-        f"lost {points(last.estimate)}, where {allowed} may be lost"
+        f"{'gained' if last.estimate < 0 else 'lost'} {points(abs(last.estimate))}, where {allowed} may be lost"
     )
 
 

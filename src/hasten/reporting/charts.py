@@ -19,7 +19,6 @@ from hasten.reporting import (
 )
 from hasten.reporting.drawing import Plot
 from hasten.reporting.evidence import Report, gathered
-from hasten.reporting.slide import Slide
 from hasten.reporting.slides import slide
 from hasten.reporting.style import DARK, LIGHT
 
@@ -59,7 +58,8 @@ def plots(bundle: str | os.PathLike[str], folder: str | os.PathLike[str]) -> lis
     """Write a bundle's summary and each chart of its report as files that stand alone.
 
     `summary` is a slide of 16 by 9; charts are 830 CSS pixels wide. Each comes as NAME-light.svg,
-    NAME-dark.svg, NAME-light.png and NAME-dark.png.
+    NAME-dark.svg, NAME-light.png and NAME-dark.png. A chart also comes 420 pixels wide, for phones,
+    as NAME-narrow-light.svg and so on.
 
     Args:
         bundle: Folder of the bundle.
@@ -81,12 +81,15 @@ def plots(bundle: str | os.PathLike[str], folder: str | os.PathLike[str]) -> lis
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"can't make the folder {to}: {error.strerror or error}") from error
-    written = []
-    drawings: list[Slide | Plot] = [slide(report), *charts(report)]
-    for drawing in drawings:
-        for look, palette in (("light", LIGHT), ("dark", DARK)):
-            as_svg, as_png = drawing.alone(palette)
+    report_slide, drawings = slide(report), list(charts(report))
+    written: list[Path] = []
+    for look, palette in (("light", LIGHT), ("dark", DARK)):
+        files = [(report_slide.key, report_slide.alone(palette))]
+        for plot in drawings:
+            files.append((plot.key, plot.alone(palette)))
+            files.append((f"{plot.key}-narrow", plot.alone(palette, narrow=True)))
+        for key, (as_svg, as_png) in files:
             for ending, data in (("svg", f"{as_svg}\n".encode()), ("png", as_png)):
-                written.append(to / f"{drawing.key}-{look}.{ending}")
+                written.append(to / f"{key}-{look}.{ending}")
                 write_whole(written[-1], data)
     return written

@@ -23,10 +23,10 @@ from hasten.reporting.svg import INK, LINE, PAPER, QUIET
 _WIDTHS_IN = {"wide": 9.4, "narrow": 4.4}
 _FONTS_PT = {"wide": 9.0, "narrow": 11.0}
 """Font sizes at which letters come out at 12 and 11 CSS pixels, on pages of some 900 and 330."""
-ALONE_IN = 8.3
-"""Width of a plot that stands alone: 830 CSS pixels."""
+ALONE_IN = {"wide": 8.3, "narrow": 4.2}
+"""Widths of a plot that stands alone: 830 CSS pixels, and 420 for a phone."""
 _TITLE_PT = 12.5
-_TITLE_LETTERS = 74
+_TITLE_LETTERS = {"wide": 74, "narrow": 37}
 """Letters of a title that fit into a line."""
 
 
@@ -120,17 +120,19 @@ class Plot:
             )
         )
 
-    def alone(self, palette: dict[str, str]) -> tuple[str, bytes]:
+    def alone(self, palette: dict[str, str], *, narrow: bool = False) -> tuple[str, bytes]:
         """Return the plot under its title as SVG and as PNG, in the colours of `palette`."""
-        with svg.painted(palette), styled(_FONTS_PT["wide"], self.key):
-            lines = textwrap.wrap(self.title, _TITLE_LETTERS)
-            height_in = self.heights_in[0] + 0.2 * (len(lines) + 1)
-            figure = Figure((ALONE_IN, height_in), facecolor=PAPER.colour)
+        shape = "narrow" if narrow else "wide"
+        width_in, letters = ALONE_IN[shape], _TITLE_LETTERS[shape]
+        with svg.painted(palette), styled(_FONTS_PT[shape], f"{self.key}{'-narrow' * narrow}"):
+            lines = textwrap.wrap(self.title, letters)
+            height_in = self.heights_in[narrow] + 0.2 * (len(lines) + 1)
+            figure = Figure((width_in, height_in), facecolor=PAPER.colour)
             figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.1)
             figure.suptitle(
                 "\n".join(lines), x=0.012, ha="left", size=_TITLE_PT, weight="bold", linespacing=1.3
             )
-            self._fill(figure, narrow=False)
+            self._fill(figure, narrow=narrow)
             drawn = svg.as_svg(figure, self.key, self.title, self.description)
             return drawn, svg.as_png(figure)
 

@@ -23,6 +23,7 @@ from hasten.reporting.markup import (
 from hasten.reporting.result import EstimateRow, Estimates, Result
 from hasten.reporting.sections import comparison
 from hasten.reporting.svg import AFTER, EXACT, QUIET
+from hasten.reporting.words import FACTS, moment
 
 
 def sections(report: Report, estimates: Estimates) -> list[Html]:
@@ -198,8 +199,8 @@ def _tried(estimates: Estimates) -> Html:
 def _where(report: Report) -> Html:
     facts = [
         ("target", report.target.device),
-        *report.environment.items(),
-        ("made", report.created),
+        *((FACTS.get(key, key), value) for key, value in report.environment.items()),
+        ("made", moment(report.created)),
         ("samples in the bundle", in_words(report.requests)),
     ]
     return section("environment", "Where", table("Where it was made", ("fact", "value"), facts))

@@ -17,7 +17,7 @@ from hasten.reporting.result import Row
 from hasten.reporting.rows import latency
 from hasten.reporting.svg import AFTER, BEFORE, EXACT, INK, LOOSE
 from hasten.reporting.words import KINDS as SAID
-from hasten.reporting.words import role, sentence, times
+from hasten.reporting.words import PRECISIONS, role, sentence, times
 
 KINDS = ("arithmetic", "elementwise", "conversion", "movement")
 """Kinds of work that steps do: see `hasten.engines.layers`; any other kind is "other"."""
@@ -106,7 +106,7 @@ def top_steps(caption: str, steps: Sequence[Step]) -> Html:
             name(step.name),
             name(step.operator),
             SAID.get(step.kind, step.kind),
-            step.precision or "-",
+            PRECISIONS.get(step.precision, step.precision or "-"),
             latency(_median_ns(step)),
             _share(_median_ns(step) / whole),
         )
@@ -170,7 +170,7 @@ def floors(limit: Sequence[Floor], rows: Sequence[Row]) -> Plot | None:
                 role(floor.name),
                 latency(p50_ns[floor.name]),
                 latency(floor.floor_ns),
-                f"{floor.ratio:.3g}x",
+                f"{times(floor.ratio)}x",
                 floor.binds or "-",
             )
             for floor in shown

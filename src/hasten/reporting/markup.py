@@ -56,9 +56,12 @@ def table(caption: str, head: Iterable[str], rows: Iterable[Iterable[str]]) -> H
         head: Column heads.
         rows: Rows of cells; the first cell of a row names it.
     """
-    columns = Html("".join(element("th", HEADS.get(cell, cell), scope="col") for cell in head))
+    heads = [element("th", HEADS.get(cell, cell), scope="col") for cell in head]
     lines = Html("".join(element("tr", *_cells(row)) for row in rows))
-    inside = element("table", element("thead", element("tr", columns)), element("tbody", lines))
+    pairs = {"class_": "pairs"} if len(heads) == 2 else {}
+    inside = element(
+        "table", element("thead", element("tr", *heads)), element("tbody", lines), **pairs
+    )
     return element(
         "div", inside, class_="scroll", tabindex="0", role="region", aria_label=one_line(caption)
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from hasten.bundle.requests import in_words
 from hasten.certificate.verdict import Judgement
@@ -30,7 +30,7 @@ from hasten.reporting.summary import (
     noise,
     on_fewer_threads,
 )
-from hasten.reporting.words import GUARDS, role, sentence
+from hasten.reporting.words import FACTS, GUARDS, moment, role, sentence, span, times
 
 
 def answers(report: Report) -> Html:
@@ -92,7 +92,7 @@ def _how_far(floor: Floor) -> Html:
     )
     return _card(
         "How far from what this machine can do?",
-        f"{floor.ratio:.3g}x",
+        f"{times(floor.ratio)}x",
         paragraph(
             f"the least time possible: this machine's ceilings allow {latency(floor.floor_ns)}."
         ),
@@ -176,8 +176,8 @@ def trials(report: Report) -> Html:
     slower = sum(1 for one in result.outcomes if one.fate == "not judged")
     caption = (
         "Up and left is better. The search chose by these figures, and they certify nothing: the fastest "
-        "of many looks faster than it is. The line joins the candidates that no other beats in both; "
-        "they have 95% intervals."
+        "of many looks faster than it is. The line joins the candidates that no other beats in both. "
+        "Those and the ones on the ladder are filled, and have 95% intervals."
     )
     if slower:
         caption += f" {slower} slower candidate{'s' if slower > 1 else ''} without a judgement stand in the table alone."
@@ -228,7 +228,7 @@ def certificate(report: Report) -> Html:
         for key, value in (
             ("holds for", result.population),
             ("batch sizes", result.batches or "-"),
-            ("sealed data", f"{report.sealed.get('samples')} samples that the search never saw"),
+            ("sealed data", f"{_counted(report.sealed)} samples that the search never saw"),
             ("looks at these data", str(report.sealed.get("look", "-"))),
             (
                 "statistical test",
@@ -236,7 +236,7 @@ def certificate(report: Report) -> Html:
             ),
             ("confidence", f"{100 * asked.confidence:.6g}%" if asked else "-"),
             ("what is bounded", GUARDS[asked.guard] if asked else "-"),
-            ("score", asked.metric if asked else "-"),
+            ("score", f"{asked.noun} ({asked.metric})" if asked else "-"),
         )
         if value != "-"
     ]
@@ -247,6 +247,11 @@ def certificate(report: Report) -> Html:
         table("What the sealed data said", ("rung", "model", "verdict"), said),
         table("What the certificate is about", ("fact", "value"), facts),
     )
+
+
+def _counted(sealed: Mapping[str, object]) -> str:
+    samples = sealed.get("samples")
+    return f"{samples:,}" if isinstance(samples, int) else "-"
 
 
 def comparison(report: Report) -> Html:
@@ -337,7 +342,11 @@ def load(report: Report) -> Html:
     """Show the results in the scenarios of a load generator."""
     if not report.load:
         return NONE
-    lines = [(one.scenario, *one.said[:1]) for one in report.load if one.said]
+    lines = [
+        (one.scenario, one.said[0].removeprefix(f"{one.scenario}: "))
+        for one in report.load
+        if one.said
+    ]
     about = [paragraph(said, class_="quiet") for said in dict.fromkeys(_about(report.load))]
     return section(
         "load", "Under load", table("In each scenario", ("scenario", "figures"), lines), *about
@@ -368,7 +377,7 @@ def environment(report: Report) -> Html:
     """Show where the figures were measured."""
     target = report.target
     facts = [
-        *report.environment.items(),
+        *((FACTS.get(key, key), value) for key, value in report.environment.items()),
         ("threads", f"{report.result.threads} each, of {target.threads}"),
         ("memory", f"{target.memory_bytes / 2**30:.1f} GiB"),
     ]
@@ -383,8 +392,8 @@ def again(report: Report) -> Html:
         ("sealed samples' SHA-256", str(report.sealed.get("sha256", "-"))),
         ("samples in the bundle", in_words(report.requests)),
         *([("seed", str(asked.seed))] if asked else []),
-        ("made", report.created),
-        ("took", f"{report.result.seconds:.0f} s"),
+        ("made", moment(report.created)),
+        ("took", span(report.result.seconds)),
     ]
     blocks = [Html(paragraph(said) + code(lines)) for said, lines in commands(report)]
     return section(

@@ -17,8 +17,8 @@ from hasten.reporting.marks import MARKS, legend
 from hasten.reporting.markup import name
 from hasten.reporting.result import Row
 from hasten.reporting.rows import cells, latency
-from hasten.reporting.svg import BAND, QUIET
-from hasten.reporting.words import plain, role, times
+from hasten.reporting.svg import BAND, PAPER, QUIET
+from hasten.reporting.words import folded, plain, role, times
 
 _LONG_TAIL = 8
 """Largest p99, in multiples of the shortest latency, for which the scale starts at 0."""
@@ -26,7 +26,7 @@ _STEPS = 160
 """Number of points of a drawn distribution: finer than its line."""
 _OWN, _OTHER = "winner", "default engine"
 _LETTERS = {False: 44, True: 22}
-"""Most letters of a model's label beside a wide and a narrow plot."""
+"""Most letters of a line of a model's label beside a wide and a narrow plot."""
 
 
 def speeds(rows: Sequence[Row], spread: float) -> Plot | None:
@@ -49,8 +49,9 @@ def speeds(rows: Sequence[Row], spread: float) -> Plot | None:
                 (0, 8),
                 textcoords="offset points",
                 ha="center",
+                bbox={"facecolor": PAPER.colour, "edgecolor": "none", "pad": 1.0},
             )
-        labels = [f"{role(row.role)}\n{plain(row.label, _LETTERS[narrow])}" for row in shown]
+        labels = [f"{role(row.role)}\n{folded(row.label, _LETTERS[narrow])}" for row in shown]
         axes.set_yticks(range(len(shown)), labels)
         axes.set_ylim(len(shown) - 0.4, -0.7)
         axes.set_xlim(0, 1.12 * max(1 / row.ratio.low for row in shown))
@@ -65,7 +66,7 @@ def speeds(rows: Sequence[Row], spread: float) -> Plot | None:
         draw,
         ("role", "model", "times as fast as today's model"),
         [(role(row.role), name(row.label), cells(row)[2]) for row in shown],
-        heights_in=(0.9 + 0.5 * len(shown), 1.0 + 0.55 * len(shown)),
+        heights_in=(0.9 + 0.5 * len(shown), 1.0 + 0.65 * len(shown)),
     )
 
 

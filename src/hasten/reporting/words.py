@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 
 from hasten.bundle.manifest import one_line
 
@@ -34,7 +35,12 @@ HEADS = {
     "p99": "99th percentile (p99)",
 }
 """Head of a column on a narrow screen -> head on the page; others stay."""
+FACTS = {"cpus": "CPUs", "isa": "instruction sets", "python": "Python"}
+"""Key of a fact about the host -> words for it; others stay."""
+PRECISIONS = {"i8": "int8", "u8": "uint8", "f16": "float16", "f32": "float32"}
+"""Precision as engines spell it -> as the page does; others stay."""
 
+_MOMENT = re.compile(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):[0-9.]+\+00:00")
 _INSIDE = re.compile(r" ?\([^()]*\)")
 _ENGINE = re.compile(r"[A-Z]|compiled ")
 _LATIN = 0x250
@@ -71,12 +77,35 @@ def sentence(words: str) -> str:
     return f"{words[:1].upper()}{words[1:]}{'' if words.endswith('.') else '.'}"
 
 
+def folded(label: str, letters: int) -> str:
+    """Write a candidate's label in few words, on at most two lines of so many letters."""
+    return "\n".join(
+        textwrap.wrap(plain(label), letters, max_lines=2, placeholder="…", break_on_hyphens=False)
+    )
+
+
 def times(speed: float) -> str:
-    """Write a speed-up in three significant digits, such as "4.28"."""
-    return f"{float(f'{speed:.3g}'):g}"
+    """Write a speed-up in three significant digits, such as "4.28" or "2.30"."""
+    if speed < 0.1:
+        return f"{speed:.3g}"
+    return f"{speed:.{2 if speed < 9.995 else 1 if speed < 99.95 else 0}f}"
 
 
 def points(share: float) -> str:
     """Write a share as points: "1 point", "0.45 points"."""
     written = f"{float(f'{100 * share:.2g}'):g}"
     return f"{written} point{'' if written == '1' else 's'}"
+
+
+def span(seconds: float) -> str:
+    """Write a span of time for people: "8 min 4 s", "1 h 20 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def moment(created: str) -> str:
+    """Write a time in ISO 8601 for people: "2026-11-24 21:27 UTC"; any other text stays."""
+    found = _MOMENT.fullmatch(created)
+    return f"{found[1]} {found[2]} UTC" if found else created

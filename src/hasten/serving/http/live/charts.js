@@ -53,10 +53,11 @@ function drawRate(svg, series, title) {
   svg.append(make("path", {class: "under", d: `${line}V${box.y(0)}H${LEFT}Z`}),
     make("path", {class: "line", d: line}));
   timeAxis(svg, box);
-  const last = rate(values[SECONDS - 1]), most = rate(Math.max(...values));
-  say(title, `${last} requests in the last second, at most ${most} in any`);
+  const last = values[SECONDS - 1], most = Math.max(...values);
+  say(title, most ? `${plural(last, "request")} in the last second, at most ${number(most)} in any`
+    : "No request in the last minute");
   svg.setAttribute("aria-label",
-    `Requests per second over the last minute: most recently ${last}, at most ${most}`);
+    `Requests per second over the last minute: most recently ${number(last)}, at most ${number(most)}`);
 }
 function drawLatency(svg, series, minute, title) {
   const known = series.p50_ns.filter(value => value !== null);

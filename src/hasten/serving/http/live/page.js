@@ -54,7 +54,7 @@ class View {
     const alarms = alarms_of(model);
     say(this.alarm, `Alarm: ${alarms.join("; ")}`);
     show(this.alarm, alarms.length);
-    say(this.why, served ? answering(served) : model.reason);
+    say(this.why, served ? answering(served) : STATES[model.state] === model.reason ? "" : model.reason);
     if (!served) return;
     const {now, minute} = served;
     this.card("rate", `${rate(now.throughput_per_s)}/s`, `${number(minute.requests)} in a minute`);
@@ -90,6 +90,7 @@ class View {
     if (!this.numbers.open || !this.served) return;
     const {series: {requests, p50_ns, p99_ns}, batches, stages} = this.served;
     const total = batches.reduce((sum, each) => sum + each[1], 0);
+    show(this.sizes, total);
     fill(this.sizes, batches.map(([rows, count]) =>
       [number(rows), number(count), percent(count / total)]));
     fill(this.seconds, requests.map((count, place) => [`${SECONDS - place} s ago`, number(count),
@@ -109,9 +110,9 @@ function answering(served) {
 const alarms_of = model => (model.served && model.served.monitor && model.served.monitor.alarms) || [];
 function facts_of(served) {
   const refusals = Object.entries(served.refusals).map(([kind, count]) =>
-    `${KINDS[kind] || kind.toLowerCase().replaceAll("_", " ")} ${number(count)}`);
+    `${number(count)} ${KINDS[kind] || kind.toLowerCase().replaceAll("_", " ")}`);
   const facts = [
-    ["Model", `${served.label} · ${served.platform}`],
+    ["Model", served.label],
     ["Answered", `${plural(served.requests, "request")}, ${plural(served.rows, "row")}`],
     ["Refused or failed", refusals.join(", ") || "none"],
     ["Given up by clients", number(served.cancelled)],
@@ -169,12 +170,12 @@ let states = null;
 function update(figures) {
   const models = figures.models, ready = models.filter(model => model.state === "READY").length;
   const count = plural(models.length, "model");
-  const headline = !models.length ? "No models" : ready === models.length ? `${count}, ready`
-    : `${ready} of ${count} ready`;
+  const headline = figures.draining ? "Draining: no new work is accepted"
+    : !models.length ? "No models" : ready === models.length ? `${count}, ready` : `${ready} of ${count} ready`;
   say($("headline"), headline);
   show($("empty"), !models.length);
   document.title = `hasten: ${headline}`;
-  say($("server"), flat(`${figures.draining ? "Draining: no new work is accepted · " : ""}up for
+  say($("server"), flat(`up for
     ${age(figures.uptime_s)} · ${plural(figures.connections, "connection")} ·
     ${figures.body_bytes ? size(figures.body_bytes) : "nothing"} in progress`));
   const keys = new Set();

@@ -39,8 +39,8 @@ const STAGES = {
   compute: "computing", encode: "writing the answer",
 };
 const KINDS = {
-  INVALID: "invalid", INTERNAL: "the engine failed", OVERLOADED: "overloaded", LATE: "too late",
-  UNAVAILABLE: "unavailable", GONE: "client gone",
+  INVALID: "invalid", INTERNAL: "failed in the engine", OVERLOADED: "refused under overload",
+  LATE: "too late", UNAVAILABLE: "while unavailable", GONE: "with the client gone",
 };
 
 // -- elements
