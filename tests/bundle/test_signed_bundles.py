@@ -325,8 +325,8 @@ def test_a_lean_bundle_is_another_one_and_says_that_it_isnt_signed(
     signer.sign(bundle)
     made = hasten.pack(bundle, keep_evidence=False)
     assert made.in_words()[1] == (
-        f"{made.path} isn't signed: what is left out changes what is signed; hasten sign {made.path} "
-        "signs it"
+        f"{made.path} isn't signed, because leaving out files made another bundle of it: sign it with "
+        f"hasten sign {made.path}"
     )
     assert "isn't signed" in refused(made.path, signer)
     assert answer(signer.sign(made.path), signer) == ROW.tolist()

@@ -95,6 +95,21 @@ def test_an_operator_that_no_engine_has(tmp_path: Path) -> None:
     )
 
 
+def test_an_operator_of_a_library_that_was_not_given(tmp_path: Path) -> None:
+    model = parser.parse_model(
+        '<ir_version: 9, opset_import: ["" : 17, "mine" : 1]>'
+        "agraph (float[N, 4] x) => (float[N, 4] y) { y = mine.Own(x) }"
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    x = np.zeros((60, 4), np.float32) + np.arange(60, dtype=np.float32)[:, None]
+    line = optimized(tmp_path, tmp_path / "m.onnx", saved(tmp_path, x=x))
+    assert line.startswith("no engine runs this model: original, ONNX Runtime: ")
+    assert "mine:Own" in line
+    assert line.endswith(
+        "; if you have a library with the operator, give it with --custom-ops LIBRARY"
+    )
+
+
 def test_dynamic_shapes_that_the_data_does_not_settle(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(
         "import numpy as np\ndef data():\n"

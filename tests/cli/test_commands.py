@@ -84,6 +84,7 @@ def test_optimize_prints_a_plan_a_card_and_on_request_the_details(
     )
     said = result.stderr.splitlines()
     assert "best so far: " in result.stderr
+    assert not any(line.endswith("so far") for line in said)
     assert said[0].startswith("model:    linear_classifier.onnx, ")
     assert said[1] == (
         "data:     300 samples, without labels: 100 calibrate, 60 guide the search, 140 are kept aside for the test"

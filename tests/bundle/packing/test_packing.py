@@ -327,6 +327,7 @@ def test_the_commands(two_models: Path, tmp_path: Path) -> None:
     packed = run.invoke(main, ["pack", str(two_models)])
     assert packed.exit_code == 0, packed.output
     assert "less than the" in packed.output
+    assert " of its unpacked files" in packed.output
     assert "answers take as long as before" in packed.output
     shown = run.invoke(main, ["inspect", str(tmp_path / "model.hastenz")])
     assert "all intact" in shown.output

@@ -385,7 +385,7 @@ class Exploration:
             and self.trials.drop(trial) < self.trials.promise.max_drop
         ):
             self._best_ratio = own
-            self.best = f"{trial.candidate.label}, {1 / own:.2f}x so far"
+            self.best = f"{trial.candidate.label}, {1 / own:.2f}x"
             self._on_better(trial)
 
     def _late(self) -> bool:

@@ -34,6 +34,9 @@ SCREEN_NOISE = 0.05
 _HOPELESS_SLOW = 1.5
 _REFERENCE_LIMIT_S = 30.0
 _REFERENCE_SHARE = 0.1
+_NO_OPERATOR = "is not a registered function/op"
+"""What ONNX Runtime says of an operator of a domain that it doesn't have."""
+_LIBRARY = "; if you have a library with the operator, give it with custom_ops=LIBRARY"
 
 
 class Screening(Trials):
@@ -131,7 +134,8 @@ class Screening(Trials):
             except CandidateError as error:
                 unable.append(Trial(candidate, failure=str(error)))
         why = "; ".join(f"{t.candidate.label}: {t.failure}" for t in unable)
-        raise InputError(f"no engine runs this model: {why or 'none is installed'}")
+        hint = _LIBRARY if _NO_OPERATOR in why else ""
+        raise InputError(f"no engine runs this model: {why or 'none is installed'}{hint}")
 
     def close(self) -> None:
         """End the baseline's process."""
