@@ -35,6 +35,7 @@ from hasten.evaluation.agreement import comparing, exactness, needs_no_limit
 from hasten.evaluation.seen import Recheck, fresh, looked, seen_by
 from hasten.inputs.chains import is_chain
 from hasten.inputs.data.dataset import Dataset, ShapesOf, Subset
+from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.sequences import SequenceData, open_sequences
 from hasten.inputs.data.source import open_data
 from hasten.inputs.data.splits import units_of
@@ -155,9 +156,11 @@ def certify(
     prepared_by = manifest.pipeline
     if pipeline is not None:
         prepared_by = in_pixels(pipeline, () if prepared_by is None else prepared_by.folded)
-    sequences = manifest.sequences
+    sequences, numbering = manifest.sequences, ""
     if sequences is None:
         opened = open_data(data, exact.inputs, prepared_by)
+        if isinstance(opened, ImageFolder) and judged_by.reads_classes:
+            numbering = opened.numbering
         given = with_labels(opened, judged_by, asking=False)
         judged_by = comparing(judged_by, given) if free else judged_by
         dataset = _labelled(given, judged_by)
@@ -260,7 +263,7 @@ def certify(
         comparison=comparison,
         look=look,
         elsewhere=chosen_data.elsewhere,
-        notes=ledger.notes,
+        notes=(*filter(None, [numbering]), *ledger.notes),
         batches=asked,
         coverage=coverage,
         unlabelled=unlabelled,
