@@ -187,7 +187,9 @@ class Judgement:
     @property
     def _noun(self) -> str:
         kind = _kind(self.metric)
-        return self.metric if kind is None else kind.title or self.metric
+        if kind is None:
+            return self.metric
+        return kind.title or f"the mean {kind.noun}"
 
 
 def judge(

@@ -24,7 +24,8 @@ class Metric(Value, ABC):
             the truth there.
         noun: Noun for the mean score in phrases such as "accuracy drop": "accuracy", "agreement",
             "F1", ...
-        title: Name of the mean score in a certificate; the metric's own name where empty.
+        title: Name of the mean score in a certificate: "top-1 accuracy"; "the mean" and the noun where
+            empty.
         spellings: Forms of the metric on a command line, shown to people: "top1[:OUTPUT]"; its name
             alone where empty.
         binary: Whether scores are 0 or 1, so that little data suffices for a certificate; None where only

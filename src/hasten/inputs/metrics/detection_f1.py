@@ -47,6 +47,7 @@ class DetectionF1(Metric):
     steps: tuple[PostStep, ...] = ()
     needs_labels: ClassVar[bool] = False
     noun: ClassVar[str] = "F1"
+    title: ClassVar[str] = "F1 of the boxes found"
     spellings: ClassVar[tuple[str, ...]] = ("detection_f1[:IOU]",)
     binary: ClassVar[bool] = False
     answers: ClassVar[Literal["classes", "values"] | None] = "values"
