@@ -29,7 +29,7 @@ from hasten.inputs.models import onnx as onnx_frontend
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.measure.effort import Effort, effort_of
 from hasten.measure.journal import Journal
-from hasten.measure.probe import disturbance, probe_of, usable_threads
+from hasten.measure.probe import disturbance, on_one_thread, probe_of, usable_threads
 from hasten.measure.process import Worker
 from hasten.measure.race import AGAIN, BASELINE, NotEstablished, Standings, race
 from hasten.measure.workbench import Bench
@@ -332,7 +332,7 @@ def _raced(
     usable = usable_threads(asked)
     notes = []
     if usable < asked:
-        notes.append(f"figures are for one thread, not {asked}: the host is too busy for more")
+        notes.append(on_one_thread(asked, "the host is too busy for more"))
     for threads in dict.fromkeys((usable, 1)):
         desk = Bench(place, target.with_threads(threads))
         try:
@@ -340,7 +340,7 @@ def _raced(
             standings, stages = _race(other, winner, samples, desk, effort, seed, probe)
             return standings, [*notes, *filter(None, [disturbance(probe)])], stages
         except NotEstablished as why:
-            notes.append(f"figures are for one thread, not {threads}: {why}")
+            notes.append(on_one_thread(threads, str(why)))
     raise AssertionError("one thread needs no probe")
 
 
