@@ -11,6 +11,7 @@ import numpy as np
 from hasten.core.records import Value, type_name
 from hasten.core.registry import Registry
 from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.core.words import amount
 from hasten.errors import InputError
 from hasten.inputs.metrics.outputs import equal_bits
 from hasten.inputs.pipeline.base import Pipeline
@@ -151,7 +152,7 @@ class Metric(Value, ABC):
             ) from error
         if found.shape != (count,):
             raise InputError(
-                f"{who} returned {list(found.shape)} for {count} samples; a metric returns ({count},)"
+                f"{who} returned {list(found.shape)} for {amount(count, 'sample')}; a metric returns ({count},)"
             )
         wrong = np.flatnonzero(~((found >= 0) & (found <= 1)))
         if len(wrong):

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.core.words import amount
 from hasten.errors import InputError
 from hasten.inputs.metrics.detections import detections, steps_to_boxes
 from hasten.inputs.pipeline.base import Pipeline, PostStep
@@ -94,7 +95,9 @@ class MeanAp(SetMetric):
         true = _true(labels, self._name)
         found = _found(outputs, self.steps, self._name)
         if len(found) != len(true):
-            raise InputError(f"{self._name} reads labels of {len(found)} pictures; got {len(true)}")
+            raise InputError(
+                f"{self._name} reads labels of {amount(len(found), 'picture')}; got {len(true)}"
+            )
         return _evaluated(found, true, self.overlaps)
 
     @property
