@@ -14,6 +14,8 @@ from hasten.certificate.exact import clopper_pearson_upper, paired_upper_bound
 from hasten.certificate.verdict import Guard, Judgement, Verdict, judge
 from hasten.core.records import from_record, to_record
 from hasten.errors import InputError
+from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.detection_f1 import DetectionF1
 
 Floats = NDArray[np.float64]
 
@@ -119,6 +121,23 @@ def test_binary_scores_are_judged_exactly() -> None:
 
 def test_groups_of_one_are_judged_as_samples() -> None:
     assert judged(400, 1, 1, groups=np.arange(400)) == judged(400, 1, 1)
+
+
+@pytest.mark.parametrize("metric", list(Metric.registry))
+def test_every_metric_has_words_for_people(metric: str) -> None:
+    if Metric.member(metric).of_changes:
+        return
+    said = judged(2000, 0, 0, metric=metric).in_words()
+    assert f"that {Metric.member(metric).title} falls by at most 1 point" in said
+    assert Metric.member(metric).title
+    assert f"that {metric} falls" not in said
+    assert "_" not in said
+
+
+def test_a_metric_without_a_title_is_called_by_its_noun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DetectionF1, "title", "")
+    said = judged(2000, 0, 0, metric="detection_f1").in_words()
+    assert said.startswith("95% confident that the mean F1 falls by at most 1 point")
 
 
 def test_grouped_or_fractional_scores_are_judged_by_betting() -> None:

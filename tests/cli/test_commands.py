@@ -225,9 +225,13 @@ def test_a_folder_of_images_is_prepared_as_told_and_the_pipeline_is_kept(
     out = tmp_path / "b.hasten"
     result = run(
         *("optimize", models.small_cnn(tmp_path), "--data", photos(tmp_path), *told),
-        *("--metric", "agreement", "--engine", "onnxruntime", "--out", out, "--details"),
+        *("--metric", "top1", "--engine", "onnxruntime", "--out", out, "--details"),
     )
     assert result.exit_code == 0, result.output
+    numbered = (
+        "classes were numbered by the order of the folders' names: 0 is 'class0', 1 is 'class1'"
+    )
+    assert f"Note: {numbered}" in result.stdout
     assert read(out).pipeline is not None
     assert "Note: images were prepared by decode, resize(size=36" in result.stdout
     assert "normalize(mean=0.5/0.5/0.5, std=0.25/0.25/0.25)" in result.stdout
@@ -236,6 +240,7 @@ def test_a_folder_of_images_is_prepared_as_told_and_the_pipeline_is_kept(
     assert again.output.startswith(
         "regression check on data that was used before: within the limit of 20% on these samples (n="
     )
+    assert f"note: {numbered}" in again.output
 
 
 def test_a_torch_module_in_a_file_is_optimized(tmp_path: Path, quick: None) -> None:

@@ -47,6 +47,14 @@ def test_the_view_is_no_larger_than_the_terminal(width: int, height: int) -> Non
     assert all(len(line) <= width for line in lines)
 
 
+def test_the_cursor_stays_so_that_a_killed_run_leaves_it() -> None:
+    file = io.StringIO()
+    with LiveScreen(Console(file=file, force_terminal=True)) as screen:
+        screen(Progress("prepare", "reading", 0, 1))
+        drawn = file.getvalue()
+        assert drawn.rfind("\x1b[?25h") > drawn.rfind("\x1b[?25l")
+
+
 def test_the_best_stands_first_and_the_baseline_stays_where_not_all_fit() -> None:
     lines, _ = shown(MANY)
     bars = [line for line in lines if "x  " in line]

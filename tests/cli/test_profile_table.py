@@ -63,7 +63,7 @@ def test_the_table_says_where_the_time_goes_and_what_was_fused() -> None:
     )
     profile = Profile("winner", "int8 on openvino", 2, "random numbers", layers, (3_500_000,))
     assert profile_table(profile, 2).splitlines() == [
-        "winner: int8 on openvino; 2 thread(s), batch 1, requests: random numbers",
+        "winner: int8 on openvino; 2 threads, batch 1, requests: random numbers",
         "3.5 ms a request; its 3 steps, timed one by one, take 3.11 ms together",
         "note: 1 of 2 arithmetic steps don't run in int8, 65% of the time: c2",
         "",

@@ -48,7 +48,7 @@ def release() -> ModuleType:
 
 def test_the_wheel_holds_each_file_of_the_package_and_no_other(tmp_path: Path) -> None:
     sources = tracked("src")
-    for name in (*sources, "pyproject.toml", "README.md", "LICENSE"):
+    for name in (*sources, "pyproject.toml", "setup.py", "README.md", "LICENSE"):
         (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / "source" / name)
     subprocess.run(
@@ -60,13 +60,23 @@ def test_the_wheel_holds_each_file_of_the_package_and_no_other(tmp_path: Path) -
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name == f"hasten-{hasten.__version__}-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as archive:
+        (metadata,) = (name for name in archive.namelist() if name.endswith("/METADATA"))
+        described = archive.read(metadata).decode().partition("\n\n")[2]
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert held == {name.removeprefix("src/") for name in sources}
+    # The package index shows the README on a page of its own, where relative addresses lead nowhere.
+    picture = "docs/pictures/speed-against-accuracy-light.svg"
+    assert (
+        f'src="{PROJECT["project"]["urls"]["Source"]}/raw/v{hasten.__version__}/{picture}"'
+        in described
+    )
+    addresses = re.findall(r'(?:\]\(|(?:src|srcset|href)=")([^)"]+)', described)
+    assert [one for one in addresses if not re.match("https?://|#", one)] == []
 
 
 def test_the_version_stands_in_one_place(release: ModuleType) -> None:
     assert "version" not in PROJECT["project"]
-    assert PROJECT["project"]["dynamic"] == ["version"]
+    assert "version" in PROJECT["project"]["dynamic"]
     assert release.stated_version() == hasten.__version__
 
 

@@ -133,7 +133,7 @@ def test_what_the_output_is_not_is_said(model: Model, host: Target, tmp_path: Pa
     for engine, message in (
         (
             Cascade(OV, ORT, 0.1, "scores"),
-            "a cascade reads class scores (n, classes) of more than 1 classes from the output "
+            "a cascade reads class scores (n, classes) of more than 1 class from the output "
             "'scores'; the model gives logits [1, 4]",
         ),
         (

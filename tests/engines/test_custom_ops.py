@@ -9,9 +9,11 @@ import numpy as np
 import onnx
 import onnx.parser
 import pytest
+from click.testing import CliRunner
 from tests.support.quick import quick_runs
 
 import hasten
+from hasten.cli import main
 from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.engines.openvino.engine import OpenVino
@@ -105,8 +107,12 @@ def test_an_operator_library_of_onnx_runtimes_is_named_from_search_to_service(
     with pytest.raises(hasten.InputError) as error:
         hasten.load(result.bundle)
     assert str(error.value) == (
-        "this model needs 1 operator libraries, the same files as when it was made; got 0"
+        "this model needs 1 operator library, the same files as when it was made; got 0: name them by "
+        "custom_ops="
     )
+    opened = CliRunner().invoke(main, ["load", str(result.bundle), "--custom-ops", str(operators)])
+    assert opened.exit_code == 0, opened.output
+    assert opened.output.startswith("opened in ")
 
 
 PRODUCTS = """

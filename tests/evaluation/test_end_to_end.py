@@ -96,7 +96,7 @@ def test_the_command_prints_both_ways(bundle: Path, photos: Path, tmp_path: Path
     assert done.exception is None
     lines = done.output.splitlines()
     head = next(line for line in lines if line.startswith("stage"))
-    assert "against p50" in head
+    assert "exact model p50" in head
     assert "bundle share" in head
     assert all(any(line.startswith(f"{stage}  ") for line in lines) for stage in WAY)
 

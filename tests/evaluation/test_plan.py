@@ -15,7 +15,7 @@ from hasten.certificate.exact import clopper_pearson_upper, paired_certifies
 from hasten.certificate.planning import samples_needed
 from hasten.cli import main
 from hasten.errors import InputError
-from hasten.evaluation.plan import paired_power, plan_for
+from hasten.evaluation.plan import in_words, paired_power, plan_for
 
 
 @pytest.mark.parametrize(("lost", "gained"), [(0.02, 0.02), (0.05, 0.01), (0.0, 0.1), (0.03, 0.0)])
@@ -90,6 +90,14 @@ def test_what_no_data_could_show_is_refused(asked: dict[str, Any], said: str) ->
     with pytest.raises(InputError) as error:
         plan_for(**asked)
     assert str(error.value) == said
+
+
+def test_one_of_a_thing_is_singular() -> None:
+    said = in_words(plan_for(max_drop=0.01, expect_flips=0.02))[0]
+    assert said.startswith(
+        "to show that accuracy falls by at most 1 point with 95% confidence, where 2% of "
+    )
+    assert said.endswith(" falls by 0 points:")
 
 
 def test_the_command_prints_the_curve_or_json() -> None:

@@ -94,6 +94,25 @@ def test_open_axes_are_named_in_the_data_script(tmp_path: Path) -> None:
     )
 
 
+def test_inputs_that_arent_read_are_said_to_be_filled_in(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="a live model needs the extra torch")
+    (tmp_path / "mine.py").write_text("import torch\n\nnet = torch.nn.Linear(4, 2)\n")
+    place = tmp_path / "project"
+    made = CliRunner().invoke(main, ["init", f"{tmp_path / 'mine.py'}:net", "--out", str(place)])
+    assert made.exit_code == 0, made.output
+    assert made.output.splitlines()[-1] == (
+        f"{place}/data.py has a placeholder for the inputs, since hasten init reads only those of ONNX files: "
+        "fill in their names, shapes and types"
+    )
+    script = (place / "data.py").read_text()
+    compile(script, "data.py", "exec")
+    assert "# A placeholder: name each of the model's inputs here" in script
+    known = CliRunner().invoke(
+        main, ["init", str(models.linear_classifier(tmp_path)), "--out", str(tmp_path / "other")]
+    )
+    assert "placeholder" not in known.output
+
+
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     model = models.linear_classifier(tmp_path)
     (tmp_path / "project").mkdir()

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from hasten.cli import main
 from hasten.core.records import read_json, write_json
 from hasten.core.target import Target
+from hasten.core.words import amount
 from hasten.engines.base import Engine
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.openvino.engine import OpenVino
@@ -162,7 +163,7 @@ def test_the_doctor_says_what_the_machine_can_do_at_all() -> None:
     assert result.exit_code == 0, result.output
     lines = dict(line.split(":", 1) for line in result.output.splitlines())
     threads = Target.host().threads
-    assert lines["ceilings"].strip() == f"the best seen of {threads} thread(s) at once"
+    assert lines["ceilings"].strip() == f"the best seen of {amount(threads, 'thread')} at once"
     by = r"\w+( \w+)?(, \d+ threads)?, \w+( \w+)?"
     assert re.fullmatch(rf" +\d+ billion operations/s \({by}\)", lines["  f32"])
     assert re.fullmatch(r" +[\d.]+ GB/s copied, [\d.]+ GB/s read", lines["  memory"])

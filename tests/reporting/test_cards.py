@@ -79,7 +79,7 @@ def test_what_matters_for_trust_stands_under_the_card() -> None:
         "probably certify it, and this run had 300.",
     )
     notes = (
-        "figures are for one thread, not 2: the host was busy",
+        "latencies are for one thread, not 2: the host was busy",
         "the time limit left 3 of 22 candidates untried",
         "images were prepared by decode, resize(size=256)",
         "the original's own accuracy is 97.0% on 600 samples of the search split",
@@ -88,7 +88,7 @@ def test_what_matters_for_trust_stands_under_the_card() -> None:
     )
     told = card(dataclasses.replace(CERTIFIED, notes=notes)).notes
     assert [note[:30] for note in told] == [
-        "Figures are for one thread, no",
+        "Latencies are for one thread, ",
         "The time limit left 3 of 22 ca",
         "The original's own accuracy is",
     ]

@@ -34,6 +34,10 @@ certificate = "prometheus.example"
 scopes = ["infer"]
 certificate = "Gateway.Example"
 
+[tester]
+scopes = ["infer", "read"]
+certificate = "tester.example"
+
 [operator]
 scopes = ["control"]
 token = "{TOKEN}"
@@ -57,6 +61,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     certified(folder, "server")
     authority, other = certified(folder, "authority"), certified(folder, "other")
     certified(folder, "reader", cn="prometheus.example", by=authority)
+    certified(folder, "tester", cn="tester.example", by=authority)
     certified(folder, "asker", "DNS:elsewhere.example", "DNS:gateway.example", by=authority)
     certified(
         folder,
@@ -164,6 +169,37 @@ def test_tritons_client_infers_with_a_certificate(server: ServerThread, made: Pa
         certificate_chain=str(made / "asker.pem"),
     ) as client:
         assert client.infer("solid", [tensor]).get_response().outputs[0].name == "y"
+
+
+def test_a_load_test_presents_its_certificate_on_both_ports(
+    server: ServerThread, made: Path
+) -> None:
+    own = ("--client-cert", made / "tester.pem", "--client-key", made / "tester.key")
+    for url in (f"https://127.0.0.1:{server.http_port}", f"grpcs://127.0.0.1:{server.grpc_port}"):
+        words = (
+            "loadtest",
+            url,
+            "--model",
+            "solid",
+            "--rate",
+            20,
+            "--for",
+            "0.3s",
+            "--warmup",
+            "0s",
+        )
+        told = [*map(str, (*words, "--ca", made / "server.pem"))]
+        found = CliRunner().invoke(main, [*told, *map(str, own)])
+        assert found.exit_code == 0, found.output
+        assert " ok" in found.output
+        without = CliRunner().invoke(main, told)
+        assert without.exit_code == 2, without.output
+        half = CliRunner().invoke(main, [*told, *map(str, own[:2])])
+        assert half.exit_code == 2
+        assert "give both --client-cert and --client-key" in half.output
+        wrong = CliRunner().invoke(main, [*told, *map(str, (*own[:3], made / "reader.key"))])
+        assert wrong.exit_code == 2
+        assert "can't read the client's certificate" in wrong.output
 
 
 def test_a_certificate_that_no_client_of_the_file_has_may_do_nothing(

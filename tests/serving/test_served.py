@@ -434,7 +434,7 @@ def test_a_model_whose_answers_depend_on_batch_mates_is_served_one_by_one(tmp_pa
         assert model.opened.notes[-1] == (
             "served without batching: in a batch of 2 the answers depend on the batch mates"
         )
-        with pytest.raises(InferenceServerException, match="has at most 1 rows; got 2"):
+        with pytest.raises(InferenceServerException, match="has at most 1 row; got 2"):
             infer(server, "sociable", [[1, 2, 3, 4]] * 2)
 
 

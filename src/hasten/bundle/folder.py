@@ -30,6 +30,7 @@ from hasten.bundle.requests import REQUESTS, check_requests, packed, shapes_of
 from hasten.bundle.signatures import PublicKey, check_signed
 from hasten.core.records import bounded_bytes, digest, file_digest, from_record, to_record
 from hasten.core.tensors import Tensors
+from hasten.core.words import amount
 from hasten.engines.base import Artifact
 from hasten.engines.checked import check_external
 from hasten.errors import InputError, IntegrityError
@@ -453,10 +454,11 @@ def artifact_of(
         ) from error
     given = tuple(file_digest(library) for library in custom_ops)
     if given != item.custom_ops:
+        needed = amount(len(item.custom_ops), "operator library", "operator libraries")
         raise InputError(
-            f"this model needs {len(item.custom_ops)} operator libraries, the same files as when it "
-            f"was made; got {len(given)}"
-            f"{' with other contents' if len(given) == len(item.custom_ops) else ''}"
+            f"this model needs {needed}, the same files as when it was made; got {len(given)}"
+            f"{' with other contents' if len(given) == len(item.custom_ops) else ''}: name them by "
+            "custom_ops="
         )
     found = replace(
         item.artifact,

@@ -31,6 +31,7 @@ from hasten.core.records import from_record
 from hasten.core.shapes import Extent, check_alike
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec, check_tensors
+from hasten.core.words import amount
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.buckets import Buckets
 from hasten.engines.compile_cache import CompileCache
@@ -362,7 +363,9 @@ class Loaded:
             named = {**arrays[0], **named}
             arrays = ()
         if len(arrays) > len(self._names):
-            raise InputError(f"the model takes {len(self._names)} inputs; got {len(arrays)}")
+            raise InputError(
+                f"the model takes {amount(len(self._names), 'input')}; got {len(arrays)}"
+            )
         by_place = dict(zip(self._names, arrays, strict=False))
         if twice := by_place.keys() & named.keys():
             raise InputError(f"input {min(twice)!r} is given twice, by position and by name")

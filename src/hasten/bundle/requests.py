@@ -12,6 +12,7 @@ import numpy as np
 
 from hasten.bundle.manifest import Manifest, check_artifact, settles
 from hasten.core.tensors import Array, Tensors, TensorSpec, check_tensors
+from hasten.core.words import amount
 from hasten.engines.weights import Stretch
 from hasten.errors import IntegrityError
 
@@ -67,7 +68,9 @@ def specs_of(manifest: Manifest) -> list[tuple[TensorSpec, ...]]:
             raise IntegrityError(f"a request of the shapes {shapes!s:.200} isn't one of its inputs")
         found.append(own)
     if len(found) != manifest.requests:
-        raise IntegrityError(f"it states {manifest.requests} requests, and shapes for {len(found)}")
+        raise IntegrityError(
+            f"it states {amount(manifest.requests, 'request')}, and shapes for {len(found)}"
+        )
     return found
 
 

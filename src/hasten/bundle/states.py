@@ -11,6 +11,7 @@ import numpy as np
 
 from hasten.core.sequences import Sequences, start_of
 from hasten.core.tensors import Array, Tensors, TensorSpec, check_tensors
+from hasten.core.words import amount
 from hasten.engines.sequences import misfit
 from hasten.errors import CandidateError, InputError
 
@@ -177,7 +178,9 @@ class StateSession:
         if len(arrays) == 1 and isinstance(arrays[0], Mapping):
             named, arrays = {**arrays[0], **named}, ()
         if len(arrays) > len(self._names):
-            raise InputError(f"a step takes {', '.join(self._names)}; got {len(arrays)} inputs")
+            raise InputError(
+                f"a step takes {', '.join(self._names)}; got {amount(len(arrays), 'input')}"
+            )
         if taken := sorted(self._carrier.specs.keys() & named.keys()):
             raise InputError(
                 f"the session carries the state {taken[0]!r} itself: leave it out, or begin with it "

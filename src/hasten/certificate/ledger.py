@@ -29,6 +29,7 @@ from hasten.certificate.ledger_file import (
 )
 from hasten.certificate.looks import Look, PastLook, look_at, refused, worth
 from hasten.certificate.verdict import Judgement
+from hasten.core.words import amount
 from hasten.errors import InputError
 from hasten.inputs.data.splits import KNOWN_BYTES, Earlier
 
@@ -188,8 +189,8 @@ class Ledger:
         passed = sum(one.refused is False for one in looks)
         return [
             ("ledger", f"{path}, {self._since(content)}"),
-            ("searched on", f"{len(content.seen):,} samples"),
-            ("tested on", f"{len(tested):,} samples"),
+            ("searched on", f"{amount(len(content.seen), 'sample')}"),
+            ("tested on", f"{amount(len(tested), 'sample')}"),
             ("looks", f"{len(looks):,}: {passed:,} certified, {len(looks) - passed:,} not"),
             ("repeats", f"{len(content.looks) - len(looks):,}"),
             ("size", f"{path.stat().st_size:,} of at most {self.file.limit_bytes:,} bytes"),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from hasten.certificate.betting import BettingPrior
 from hasten.certificate.draws import Draws, Over, bounded, drawn, refuted
 from hasten.certificate.planning import check_limits, samples_needed
+from hasten.core.words import amount, points
 from hasten.errors import InputError
 from hasten.inputs.metrics.base import Metric
 
@@ -118,9 +119,11 @@ class Judgement:
             return f"at most {share}% of answers change{self._over.rstrip(',')}"
         if self.guard == "lost":
             if self.lost is None:
-                return f"the average loss in {self._noun} over {self._unit} is at most {_points(share)}"
+                return (
+                    f"the average loss in {self._noun} over {self._unit} is at most {points(share)}"
+                )
             return f"at most {share}% of inputs go from right to wrong"
-        return f"{self._noun}{self._over} falls by at most {_points(share)}"
+        return f"{self._noun}{self._over} falls by at most {points(share)}"
 
     @property
     def _by_groups(self) -> bool:
@@ -145,8 +148,8 @@ class Judgement:
         if self._about_change:
             return f"{share}% of answers changed"
         if self.guard == "lost":
-            return f"losses alone came to {_points(share)} of {self._noun}"
-        return f"{self._noun} fell by {_points(share)}"
+            return f"losses alone came to {points(share)} of {self._noun}"
+        return f"{self._noun} fell by {points(share)}"
 
     def _draws(self) -> str:
         plural = "" if self.n == 1 else "s"
@@ -167,7 +170,7 @@ class Judgement:
 
     def _evidence(self) -> str:
         size = self._draws() if self._draw and self.lost is None else f"n={self._counted:,}"
-        beyond = f", {self.beyond:,} repeats counted as lost" if self.beyond else ""
+        beyond = f", {amount(self.beyond, 'repeat')} counted as lost" if self.beyond else ""
         if self._about_change:
             beyond = beyond.replace("lost", "changed")
             return (
@@ -176,7 +179,7 @@ class Judgement:
                 else f"{size}: {self.lost:,} changed{beyond}"
             )
         if self.lost is None:
-            return f"{size}: observed {_points(_two_digits(self.estimate))}{beyond}"
+            return f"{size}: observed {points(_two_digits(self.estimate))}{beyond}"
         return f"{size}: {self.lost:,} lost, {self.gained:,} gained{beyond}"
 
     @property
@@ -187,7 +190,9 @@ class Judgement:
     @property
     def _noun(self) -> str:
         kind = _kind(self.metric)
-        return self.metric if kind is None else kind.title or self.metric
+        if kind is None:
+            return self.metric
+        return kind.title or f"the mean {kind.noun}"
 
 
 def judge(
@@ -278,7 +283,7 @@ def goal(guard: Guard, metric: str, max_drop: float) -> str:
     share = f"{100 * max_drop:.6g}"
     if _about_change(guard, metric):
         return f"that at most {share}% of answers change"
-    return f"{'losses' if guard == 'lost' else 'a fall'} of at most {_points(share)}"
+    return f"{'losses' if guard == 'lost' else 'a fall'} of at most {points(share)}"
 
 
 def uneven(largest: int, samples: int, draws: int) -> str:
@@ -356,10 +361,6 @@ def _about(count: int) -> int:
 
 def _two_digits(share: float) -> str:
     return f"{float(f'{100 * share:.2g}'):.6g}"
-
-
-def _points(share: str) -> str:
-    return f"{share} point{'' if share == '1' else 's'}"
 
 
 def _sure(confidence: float) -> str:

@@ -37,6 +37,7 @@ from hasten.cli.options import (
     trusted_option,
 )
 from hasten.core.invocation import typed
+from hasten.core.words import amount
 from hasten.errors import CandidateError, InputError
 
 
@@ -247,8 +248,8 @@ def bench(as_json: bool, bundle: str, **options: Any) -> None:
             return
         click.echo(table([result.against, result.bundle]))
         if result.stages:
-            click.echo(stages(result.stages_against, result.stages))
-        click.echo(f"{result.threads} thread(s), batch 1, requests: {result.requests}")
+            click.echo(stages(result))
+        click.echo(f"{amount(result.threads, 'thread')}, batch 1, requests: {result.requests}")
         for note in result.notes:
             click.echo(f"note: {note}")
 
@@ -464,13 +465,16 @@ def profile(as_json: bool, top: int, model: str, **options: Any) -> None:
     is_flag=True,
     help="Keep what is compiled, so that the next opening of BUNDLE here is quick.",
 )
+@custom_ops_option
 @trusted_option
-def load(bundle: Path, warm: bool, trusted: tuple[str, ...] | None) -> None:
+def load(
+    bundle: Path, warm: bool, custom_ops: tuple[Path, ...], trusted: tuple[str, ...] | None
+) -> None:
     """Open BUNDLE once, answer one of its requests, and say how long that took."""
     with one_line_errors():
         from hasten.evaluation.opening import opened_once
 
-        for line in opened_once(bundle, warm=warm, trusted=trusted):
+        for line in opened_once(bundle, warm=warm, custom_ops=custom_ops, trusted=trusted):
             click.echo(line)
 
 
@@ -500,7 +504,7 @@ def report(as_json: bool, bundle: Path, out: Path | None, plots: Path | None) ->
         if plots is not None:
             from hasten import plots as drawn
 
-            click.echo(f"plots: {len(drawn(bundle, plots))} files in {plots}")
+            click.echo(f"plots: {amount(len(drawn(bundle, plots)), 'file')} in {plots}")
             return
         from hasten import report as run
         from hasten.reporting.evidence import gathered

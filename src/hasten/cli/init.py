@@ -20,6 +20,7 @@ from hasten.cli.options import one_line_errors
 def init(model: str, out: Path | None) -> None:
     """Write a project folder for MODEL: a data script with its inputs, hasten.toml, a Makefile, a CI file."""
     with one_line_errors("stopped; nothing was written"):
+        from hasten.evaluation.project import has_placeholder
         from hasten.evaluation.project import init as write
 
         place = write(model, out)
@@ -27,3 +28,8 @@ def init(model: str, out: Path | None) -> None:
             f"{place}: `make try` needs no data; fill in the data, then `make bundle`; "
             "`make plan` says how much it takes; the options stand in hasten.toml"
         )
+        if has_placeholder(place):
+            click.echo(
+                f"{place / 'data.py'} has a placeholder for the inputs, since hasten init reads only those of "
+                "ONNX files: fill in their names, shapes and types"
+            )

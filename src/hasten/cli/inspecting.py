@@ -9,6 +9,7 @@ import click
 
 from hasten.cli import completing
 from hasten.cli.options import one_line_errors, trusted_option
+from hasten.core.words import amount
 from hasten.errors import InputError
 
 if TYPE_CHECKING:
@@ -72,11 +73,14 @@ def inspect(
             ("population", (manifest.certificate or {}).get("population", "none")),
             *([("batches", batches_in_words(manifest))] if manifest.status == "certified" else []),
             *([("look", manifest.sealed["look"])] if "look" in manifest.sealed else []),
-            ("made on", f"{manifest.target.processor}, {manifest.target.threads} thread(s)"),
+            (
+                "made on",
+                f"{manifest.target.processor}, {amount(manifest.target.threads, 'thread')}",
+            ),
             *([("made for", manifest.target.device)] if manifest.target.kind != "host" else []),
             ("made at", manifest.created),
             ("signature", signer_in_words(bundle, keys)),
-            ("size", f"{size / 1e6:.1f} MB in {len(manifest.files)} files, all intact"),
+            ("size", f"{size / 1e6:.1f} MB in {amount(len(manifest.files), 'file')}, all intact"),
         ]
         here = at_hand(manifest.target)
         unlike = differences(manifest, here, environment(here))

@@ -58,6 +58,8 @@ class LiveScreen:
 
     def __enter__(self) -> Self:
         self._live.start()
+        # Live hides the cursor, which a process that is killed or crashes couldn't show again.
+        self._console.show_cursor()
         return self
 
     def __exit__(

@@ -114,6 +114,16 @@ class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
 @click.option(
     "--ca", type=click.Path(path_type=Path), help="PEM file with the certificates to trust."
 )
+@click.option(
+    "--client-cert",
+    type=click.Path(path_type=Path),
+    help="PEM file of the client's own certificate, for a server that asks for one; needs --client-key.",
+)
+@click.option(
+    "--client-key",
+    type=click.Path(path_type=Path),
+    help="PEM file of that certificate's private key.",
+)
 @click.option("--insecure", is_flag=True, help="Trust any certificate.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def loadtest(as_json: bool, url: str, shapes: Any, **options: Any) -> None:

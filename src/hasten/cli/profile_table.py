@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hasten.cli.tables import aligned
+from hasten.core.words import amount
 from hasten.engines.layers import Breakdown, Portion, summarize
 from hasten.evaluation.profiling import Profile, remarks
 
@@ -28,8 +29,8 @@ def profile_table(profile: Profile, top: int) -> str:
     breakdown = summarize(profile.layers)
     request_ms, steps_ms = np.median(profile.latency_ns) / 1e6, breakdown.latency_ns / 1e6
     lines = [
-        f"{title}; {profile.threads} thread(s), batch 1, requests: {profile.requests}",
-        f"{request_ms:.3g} ms a request; its {len(profile.layers)} steps, timed one by one, take "
+        f"{title}; {amount(profile.threads, 'thread')}, batch 1, requests: {profile.requests}",
+        f"{request_ms:.3g} ms a request; its {amount(len(profile.layers), 'step')}, timed one by one, take "
         f"{steps_ms:.3g} ms together",
         *(f"note: {remark}" for remark in remarks(profile.layers)),
         "",

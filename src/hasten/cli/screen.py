@@ -13,7 +13,7 @@ from hasten.cli.phases import Phases
 from hasten.cli.tables import aligned
 from hasten.core.invocation import began_s
 from hasten.core.progress import Progress
-from hasten.evaluation.benchmark import Stage
+from hasten.evaluation.benchmark import Comparison, Stage
 from hasten.reporting.result import Row
 from hasten.reporting.rows import columns, latency
 
@@ -99,9 +99,10 @@ def table(rows: Sequence[Row]) -> str:
     return aligned(columns(rows))
 
 
-def stages(against: Sequence[Stage], bundle: Sequence[Stage]) -> str:
+def stages(found: Comparison) -> str:
     """Write where the time goes from a file's bytes to the decision, before and after, as a table."""
-    sides = [side for side in (("against", against), ("bundle", bundle)) if side[1]]
+    both = ((found.against.role, found.stages_against), (found.bundle.role, found.stages))
+    sides = [side for side in both if side[1]]
     names = dict.fromkeys(stage.name for _, ways in sides for stage in ways)
     lines = [("stage", *(f"{who} {what}" for who, _ in sides for what in ("p50", "p99", "share")))]
     known = [{stage.name: stage for stage in ways} for _, ways in sides]

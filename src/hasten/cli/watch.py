@@ -137,6 +137,8 @@ def _live_line() -> Iterator[Callable[[Watched], None] | None]:
     from rich.text import Text
 
     with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
+        # Live hides the cursor, which a process that is killed or crashes couldn't show again.
+        live.console.show_cursor()
         yield lambda watched: live.update(
             Text(line(watched), no_wrap=True, overflow="ellipsis"), refresh=True
         )

@@ -10,6 +10,22 @@ def listed(*parts: str) -> str:
     return ", ".join(filter(None, parts))
 
 
+def amount(count: int, noun: str, several: str = "") -> str:
+    """Return a count with its noun, zero too: "1 sample", "0 samples", "1,204 samples".
+
+    Args:
+        count: Number of things.
+        noun: Noun for one of them.
+        several: Noun for several; by default with an "s".
+    """
+    return f"{count:,} {noun if count == 1 else several or f'{noun}s'}"
+
+
+def points(share: str) -> str:
+    """Return a share that is written in percent as points: "1 point", "0.5 points"."""
+    return f"{share} point{'' if share == '1' else 's'}"
+
+
 def counted(count: int, noun: str) -> str:
     """Return a count with its noun: "1 layer", "3 layers"; "" for 0."""
     return f"{count} {noun}{'' if count == 1 else 's'}" if count else ""

@@ -15,6 +15,7 @@ from hasten.core.model import Format, Model
 from hasten.core.records import from_record, to_record
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.core.words import amount
 from hasten.engines.base import Artifact, Engine, Session, share
 from hasten.engines.checked import content
 from hasten.engines.compile_cache import CompileCache
@@ -199,7 +200,7 @@ class CascadeSession(Session):
         scores = answers.get(self._output)
         if scores is None or scores.ndim != 2 or scores.shape[1] <= self._rank:
             raise CandidateError(
-                f"a cascade reads class scores (n, classes) of more than {self._rank} classes from "
+                f"a cascade reads class scores (n, classes) of more than {amount(self._rank, 'class', 'classes')} from "
                 f"the output {self._output!r}; the model gives "
                 + ", ".join(f"{name} {list(array.shape)}" for name, array in answers.items())
             )

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -198,10 +199,14 @@ def _runs_on(target: Target) -> str:
     return f"QNN's simulator of the HTP of {target.part or DEFAULT_PART}"
 
 
+_output = threading.RLock()
+"""Lock on standard output, which is the process's: a second block would restore the first's."""
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Discard what QNN's libraries print when they are loaded; no setting stops it."""
-    with contextlib.ExitStack() as stack:
+    with _output, contextlib.ExitStack() as stack:
         with contextlib.suppress(
             OSError, ValueError, AttributeError
         ):  # the process has no standard output

@@ -16,6 +16,7 @@ from hasten.bundle import Manifest, Part, artifact_of, engine_of, kept_requests,
 from hasten.core.devices import at_hand, check_measurable
 from hasten.core.target import Target
 from hasten.core.tensors import TensorSpec
+from hasten.core.words import amount
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.end_to_end import STAGES, EndToEnd, asked_by_file
 from hasten.engines.onnxruntime.engine import OnnxRuntime
@@ -29,7 +30,7 @@ from hasten.inputs.models import onnx as onnx_frontend
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.measure.effort import Effort, effort_of
 from hasten.measure.journal import Journal
-from hasten.measure.probe import disturbance, probe_of, usable_threads
+from hasten.measure.probe import disturbance, on_one_thread, probe_of, usable_threads
 from hasten.measure.process import Worker
 from hasten.measure.race import AGAIN, BASELINE, NotEstablished, Standings, race
 from hasten.measure.workbench import Bench
@@ -66,6 +67,10 @@ class _Rival:
     artifact: Artifact
     uneven: bool = False
     samples: Spool | None = None
+
+
+EXACT, GIVEN = "exact model", "given model"
+"""Roles of what a bundle is compared with: its own exact model, or what `against` names."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +209,10 @@ def bench(
             own = manifest.pipeline if other.samples is None else manifest.pipeline.whole
             other = _whole(other, pipeline or own, files)
             numbers = ArrayDataset({"file": np.arange(len(files))})
-            samples, said = write_spool(numbers, place / "numbers"), f"{len(files)} files of {data}"
+            samples, said = (
+                write_spool(numbers, place / "numbers"),
+                f"{amount(len(files), 'file')} of {data}",
+            )
         with telling(said):
             standings, notes, stages = _raced(other, winner, samples, place, tries, seed, target)
             if not standings.stands(_CANDIDATE):
@@ -214,7 +222,7 @@ def bench(
         if winner.uneven:
             notes.append(UNEVEN.format(winner.label))
         return Comparison(
-            against=_row("against", other, standings, AGAIN),
+            against=_row(EXACT if against is None else GIVEN, other, standings, AGAIN),
             bundle=_row("bundle", winner, standings, _CANDIDATE),
             threads=standings.threads,
             requests=said,
@@ -332,7 +340,7 @@ def _raced(
     usable = usable_threads(asked)
     notes = []
     if usable < asked:
-        notes.append(f"figures are for one thread, not {asked}: the host is too busy for more")
+        notes.append(on_one_thread(asked, "the host is too busy for more"))
     for threads in dict.fromkeys((usable, 1)):
         desk = Bench(place, target.with_threads(threads))
         try:
@@ -340,7 +348,7 @@ def _raced(
             standings, stages = _race(other, winner, samples, desk, effort, seed, probe)
             return standings, [*notes, *filter(None, [disturbance(probe)])], stages
         except NotEstablished as why:
-            notes.append(f"figures are for one thread, not {threads}: {why}")
+            notes.append(on_one_thread(threads, str(why)))
     raise AssertionError("one thread needs no probe")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hasten.core.devices import FAMILIES, find_target
 from hasten.core.target import Target
+from hasten.core.words import amount
 from hasten.engines.base import Engine
 from hasten.engines.installed import sorted_out, tried_on, unsuited
 from hasten.engines.onnxruntime import installation
@@ -59,7 +60,7 @@ def examine(*, ceilings: bool = False) -> list[tuple[str, str]]:
         ("processor", target.processor),
         (
             "cores",
-            f"{len(target.cpus)} that this process may use ({cpus}), {target.threads} thread(s)",
+            f"{len(target.cpus)} that this process may use ({cpus}), {amount(target.threads, 'thread')}",
         ),
         ("memory", f"{target.memory_bytes / 2**30:.1f} GiB that this process may use"),
         ("instructions", " ".join(target.isa) or "none that matter"),
@@ -116,7 +117,7 @@ def _ceilings(target: Target) -> Iterator[tuple[str, str]]:
 
     with tempfile.TemporaryDirectory() as folder:
         found = measure(target, Path(folder))
-    yield "ceilings", f"the best seen of {found.threads} thread(s) at once"
+    yield "ceilings", f"the best seen of {amount(found.threads, 'thread')} at once"
     for precision, rate in found.operations_per_s.items():
         yield (
             f"  {precision}",

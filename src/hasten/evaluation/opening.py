@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from hasten.bundle.loaded import NotCertifiedHere, load
@@ -13,12 +13,15 @@ from hasten.core.cache_folder import cache_folder
 from hasten.errors import InputError
 
 
-def opened_once(bundle: Path, *, warm: bool, trusted: Trusted = None) -> Iterator[str]:
+def opened_once(
+    bundle: Path, *, warm: bool, custom_ops: Sequence[Path] = (), trusted: Trusted = None
+) -> Iterator[str]:
     """Open a bundle, answer one of its requests, and yield a line for each.
 
     Args:
         bundle: The bundle's folder.
         warm: Whether to keep what is compiled, in the cache that the environment names.
+        custom_ops: Libraries with the model's own operators.
         trusted: Keys, one of which must have signed the bundle; see `hasten.load`.
 
     Raises:
@@ -32,7 +35,8 @@ def opened_once(bundle: Path, *, warm: bool, trusted: Trusted = None) -> Iterato
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", NotCertifiedHere)
         began = time.perf_counter()
-        with load(bundle, cache=False if kept is None else kept.path, trusted=trusted) as model:
+        cache = False if kept is None else kept.path
+        with load(bundle, custom_ops=custom_ops, cache=cache, trusted=trusted) as model:
             took = time.perf_counter() - began
             how = ", from what an earlier opening kept" if model.from_cache else ""
             yield f"opened in {took:.3f} s{how}"

@@ -12,6 +12,7 @@ from hasten.certificate.draws import BETTING, EXACT, ONE_SHARE, Method
 from hasten.certificate.exact import clopper_pearson_upper, paired_certifies
 from hasten.certificate.planning import samples_needed
 from hasten.certificate.verdict import Guard
+from hasten.core.words import amount, points
 from hasten.errors import InputError
 
 SEARCHED = 0.3
@@ -280,7 +281,7 @@ def _most_lost(samples: int, limit: float, alpha: float) -> int:
 
 def in_words(plan: Plan) -> list[str]:
     """Return a plan in lines for people, with its tables."""
-    noun = "groups" if plan.method == BETTING else "samples"
+    noun = "group" if plan.method == BETTING else "sample"
     what = {
         "net": "that accuracy falls by at most",
         "lost": "that losses are at most",
@@ -288,10 +289,10 @@ def in_words(plan: Plan) -> list[str]:
     }[plan.guard]
     needed = plan.needed
     lines = [
-        f"to show {what} {100 * plan.max_drop:.6g} points with {100 * plan.confidence:.6g}% confidence, where "
+        f"to show {what} {points(f'{100 * plan.max_drop:.6g}')} with {100 * plan.confidence:.6g}% confidence, where "
         f"{100 * needed.flips:.6g}% of answers change and accuracy falls by "
-        f"{100 * plan.expect_drop:.6g} points:",
-        f"{needed.samples:,} sealed {noun}, {needed.in_all:,} in all, and {_labels(plan, needed)}: "
+        f"{points(f'{100 * plan.expect_drop:.6g}')}:",
+        f"{amount(needed.samples, f'sealed {noun}')}, {needed.in_all:,} in all, and {_labels(plan, needed)}: "
         f"{_chance(needed)} of a certificate",
         "",
         f"{'of answers change':>17}  {'sealed':>9}  {'in all':>9}  {'labels':>8}",
@@ -321,7 +322,7 @@ def in_words(plan: Plan) -> list[str]:
 def _labels(plan: Plan, point: Point) -> str:
     if plan.guard == "changed":
         return "no labels"
-    return f"about {point.labels:,} labels"
+    return f"about {amount(point.labels, 'label')}"
 
 
 def _chance(point: Point) -> str:

@@ -22,6 +22,9 @@ from hasten.inputs.models.source import find_model
 from hasten.inputs.models.tabular.base import Tabular
 
 TEMPLATES = Path(__file__).parent / "templates"
+_PLACEHOLDER = """\
+            # A placeholder: name each of the model's inputs here, with the shape and type of one sample.
+            "input": np.zeros((3, 224, 224), "float32"),"""
 _INPUT = "            {name!r}: np.zeros({shape}, {dtype!r}),{comment}"
 
 
@@ -62,6 +65,12 @@ def init(model: str, out: Path | None = None) -> Path:
         shutil.rmtree(new, ignore_errors=True)
         raise InputError(f"can't write {place}: {error.strerror or error}") from error
     return place
+
+
+def has_placeholder(place: Path) -> bool:
+    """Whether a project's data script has a placeholder instead of the model's inputs."""
+    script = place / "data.py"
+    return script.exists() and _PLACEHOLDER in script.read_text(encoding="utf-8")
 
 
 def _seen_from(model: str, place: Path) -> str:
@@ -105,7 +114,7 @@ def _filled(template: str, **words: str) -> str:
 def _inputs(specs: Sequence[TensorSpec]) -> str:
     """Return lines of Python with one sample of the inputs."""
     if not specs:
-        return '            "input": np.zeros((3, 224, 224), "float32"),  # by the model\'s names and shapes'
+        return _PLACEHOLDER
     return "\n".join(_input(spec) for spec in specs)
 
 

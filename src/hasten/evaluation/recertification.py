@@ -187,7 +187,7 @@ def _tested(
         comparison=comparison,
         look=look,
         elsewhere=data.elsewhere,
-        notes=ledger.notes,
+        notes=(*material.notes, *ledger.notes),
         batches=sizes,
         coverage=judge.coverage,
         unlabelled=0 if missing is None else int((missing & (own > score)).sum()),

@@ -25,6 +25,7 @@ from hasten.engines.base import Artifact
 from hasten.errors import InputError, IntegrityError
 from hasten.evaluation.agreement import comparing, needs_no_limit
 from hasten.inputs.data.dataset import Dataset, ShapesOf
+from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.sequences import SequenceData, open_sequences
 from hasten.inputs.data.source import open_data
 from hasten.inputs.metrics import check_outputs, for_labels
@@ -111,11 +112,13 @@ class Material:
         dataset: The samples.
         metric: Metric that is scored on them.
         sequences: States to carry, where samples are whole sequences; None elsewhere.
+        notes: What a person should know about the data.
     """
 
     dataset: Dataset
     metric: Metric
     sequences: Sequences | None
+    notes: tuple[str, ...] = ()
 
 
 def open_subject(
@@ -172,8 +175,11 @@ def open_material(subject: Subject, data: Any, scored: Metric | None) -> Materia
         InputError: the data can't be used.
     """
     metric, sequences = subject.metric, subject.manifest.sequences
+    notes: tuple[str, ...] = ()
     if sequences is None:
         opened = open_data(data, subject.exact.inputs, subject.pipeline)
+        if isinstance(opened, ImageFolder) and opened.numbering and metric.reads_classes:
+            notes = (opened.numbering,)
         given = with_labels(opened, metric, asking=False)
         metric = comparing(metric, given) if subject.unlimited else metric
         dataset = _labelled(given, metric)
@@ -186,7 +192,7 @@ def open_material(subject: Subject, data: Any, scored: Metric | None) -> Materia
         steps = scored_steps(stated, scored, whole.labels, whole.steps)
         sequences = Sequences(sequences.states, steps, whole.lengths)
     metric = for_labels(metric, dataset.labels).around(subject.pipeline)
-    return Material(dataset, metric, sequences)
+    return Material(dataset, metric, sequences, notes)
 
 
 def _check_device(folder: Path, manifest: Manifest) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hasten.core.progress import Outline
-from hasten.core.words import listed
+from hasten.core.words import amount, listed
 from hasten.reporting.rows import latency
 
 _INT8 = 1.25
@@ -36,7 +36,7 @@ def outline_of(
     return Outline(
         (
             ("trains", f"{networks} network{'' if networks == 1 else 's'}: {listed(*methods)}"),
-            ("data", f"{trained_on:,} samples to train on, {judged_on:,} to judge on"),
+            ("data", f"{amount(trained_on, 'sample')} to train on, {judged_on:,} to judge on"),
             ("budget", f"{latency(budget_ns)} for one request on this machine"),
             (
                 "time",

@@ -128,3 +128,13 @@ def disturbance(probe: Callable[[int], bool]) -> str:
     if not isinstance(probe, DeviceProbe) or not probe.disturbed:
         return ""
     return f"the GPU was disturbed during the rounds: {probe.disturbed}"
+
+
+def on_one_thread(asked: int, why: str) -> str:
+    """Return a note on latencies that are for one thread instead of several.
+
+    Args:
+        asked: Number of threads that were asked for, above 1.
+        why: Reason, as a clause: "the host is too busy for more".
+    """
+    return f"latencies are for one thread, not {asked}: {why}"

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from hasten.core.words import amount
 from hasten.engines.layers import LayerTime
 from hasten.errors import CandidateError, InputError
 from hasten.measure.bandwidth import Level
@@ -182,7 +183,7 @@ class Floor:
         """
         if threads != self.threads:
             raise InputError(
-                f"a latency on {threads} thread(s) can't be compared with ceilings of {self.threads}; "
+                f"a latency on {amount(threads, 'thread')} can't be compared with ceilings of {self.threads}; "
                 "measure both on the same number"
             )
         return latency_ns / self.floor_ns

@@ -253,6 +253,8 @@ def prepare(
         check_labelled(metric, part.labels, type_name(metric))
     # Tensors have been prepared by their maker; rows are the same numbers before and after.
     images = isinstance(dataset, ImageFolder)
+    if isinstance(dataset, ImageFolder) and dataset.numbering and metric.reads_classes:
+        job.notes.append(dataset.numbering)
     prepared = images or reads_rows(preparation) is not None or isinstance(found, Folder)
     kept_pipeline = preparation if prepared else pipeline
     students = named_students(small_model)

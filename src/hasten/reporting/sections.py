@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from hasten.bundle.requests import in_words
 from hasten.certificate.verdict import Judgement
+from hasten.core.words import amount, points
 from hasten.reporting import accuracy_plots, certificate_plot, machine_plots, speed_plots
 from hasten.reporting.commands import commands
 from hasten.reporting.evidence import Floor, Loaded, Report
@@ -73,8 +74,8 @@ def _how_sure(report: Report) -> Html:
 
 
 def _tested(found: Judgement) -> Html:
-    allowed = f"{100 * found.max_drop:.6g} point{'' if found.max_drop == 0.01 else 's'}"
-    draws = f"{found.n:,} {'samples' if found.groups is None else 'groups'}"
+    allowed = points(f"{100 * found.max_drop:.6g}")
+    draws = amount(found.n, "sample" if found.groups is None else "group")
     return paragraph(f"Tested on {draws} that the search never saw; the limit was {allowed}.")
 
 

@@ -6,6 +6,7 @@ import re
 import textwrap
 
 from hasten.bundle.manifest import one_line
+from hasten.core.words import points as in_points
 
 ROLES = {
     "default engine": "today's model",
@@ -94,7 +95,7 @@ def times(speed: float) -> str:
 def points(share: float) -> str:
     """Write a share as points: "1 point", "0.45 points"."""
     written = f"{float(f'{100 * share:.2g}'):g}"
-    return f"{written} point{'' if written == '1' else 's'}"
+    return in_points(written)
 
 
 def span(seconds: float) -> str:

@@ -266,7 +266,7 @@ def test_a_grpc_answer_that_isnt_whole_is_broken(pb: Any) -> None:
         broken,
         "output 'y': [2, 3] of FP32 are 24 bytes; 23 came",
     )
-    assert grpc_judged(pb, [bytes(24)] * 2) == (broken, "1 outputs are announced; 2 came")
+    assert grpc_judged(pb, [bytes(24)] * 2) == (broken, "1 output announced; 2 came")
     few = grpc_judged(pb, [], contents={"fp32_contents": [0.5] * 5})
     assert few == (broken, "output 'y': [2, 3] are 6 elements; 5 came")
     assert grpc_judged(pb, [bytes(24)], name="z") == (

@@ -1,5 +1,6 @@
 """What is derived of raw latencies, and how it is said."""
 
+import dataclasses
 import json
 
 import pytest
@@ -165,6 +166,8 @@ def test_every_outcome_and_what_spoils_the_figures_is_said() -> None:
         "1 not sent, since too many others were unanswered",
         "note: the generator itself was late (p99 2 ms), so the server looks slower than it is: "
         "lower the rate, or give the generator a core of its own",
+        "note: the server refused 2 requests, since it was overloaded: lower --rate, or give the server "
+        "more cores",
         "note: 3 requests found all 4 connections busy and waited, which is in their latency",
         "note: the latencies are those of 92 right answers alone",
     ]
@@ -173,6 +176,23 @@ def test_every_outcome_and_what_spoils_the_figures_is_said() -> None:
 def test_where_nothing_is_right_that_is_said() -> None:
     found = result(dict.fromkeys(range(110), REFUSED))
     assert in_words(found)[2] == "latency: no request was answered rightly"
+    assert in_words(found)[-1] == (
+        "note: the server refused 100 requests, since it was overloaded: lower --rate, or give the server "
+        "more cores"
+    )
+
+
+def test_where_nothing_is_answered_the_side_to_blame_is_named() -> None:
+    found = result(dict.fromkeys(range(110)))
+    assert in_words(found)[-1] == (
+        "note: the server answered nothing within 10 s, although requests were sent in time. See whether it "
+        "answers at all with --rate 1, then raise the rate, or wait longer with --grace"
+    )
+    late = dataclasses.replace(found, lag_p99_ns=2500.0 * MS)
+    assert in_words(late)[-1] == (
+        "note: this client couldn't keep up with 100 requests a second: it sent them 2500 ms late (p99), so "
+        "nothing is known of the server. Lower --rate, or run the load test on a machine with free cores"
+    )
 
 
 def test_a_p99_is_claimed_with_its_interval_where_enough_requests_establish_it() -> None:

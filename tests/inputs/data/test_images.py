@@ -52,6 +52,7 @@ def test_class_folders_have_the_classes_that_the_pipeline_calls_so(classes: Path
     names = ("dog", "cow", "cat", "ant")
     data = ImageFolder(classes, Pipeline(PIPELINE.steps, (TopK(labels=names),)), "x")
     assert data.classes == names
+    assert data.numbering == ""
     assert data.labels is not None
     assert data.labels.tolist() == [3, 2, 0, 0, -1]
 
@@ -59,6 +60,22 @@ def test_class_folders_have_the_classes_that_the_pipeline_calls_so(classes: Path
 def test_class_folders_of_other_names_are_numbered_in_their_order(classes: Path) -> None:
     data = ImageFolder(classes, Pipeline(PIPELINE.steps, (TopK(labels=("a", "b", "c")),)), "x")
     assert data.classes == ("ant", "cat", "dog")
+    assert data.numbering == (
+        "classes were numbered by the order of the folders' names; the pipeline's labels name none of "
+        "them: 0 is 'ant' ('a'), 1 is 'cat' ('b'), 2 is 'dog' ('c')"
+    )
+
+
+def test_the_numbers_of_classes_are_told_where_nothing_names_them(tmp_path: Path) -> None:
+    for name in range(11):
+        photo(tmp_path / str(name) / "1.png")
+    data = ImageFolder(tmp_path, PIPELINE, "x")
+    assert data.numbering == (
+        "classes were numbered by the order of the folders' names: 0 is '0', 1 is '1', 2 is '10', ..., "
+        "10 is '9'"
+    )
+    loose = photo(tmp_path / "loose" / "1.png").parent
+    assert ImageFolder(loose, PIPELINE, "x").numbering == ""
 
 
 @pytest.mark.parametrize(
@@ -68,6 +85,13 @@ def test_class_folders_of_other_names_are_numbered_in_their_order(classes: Path)
             ("dog", "cat"),
             "the folder {}/ant isn't called as any of the 2 classes that the pipeline names, and other "
             "folders are: rename it, or remove it",
+        ),
+        (
+            ("a", "b", "c", "d"),
+            "no folder in {} has the name of a class, and nothing else says which class it is: there are 3 "
+            "class folders, such as 'ant', and the pipeline's labels are 4 names, such as 'a'. Name each "
+            "folder as its class's label, or give one folder for each label, whose names sort in the order "
+            "of the labels",
         ),
         (
             ("dog", "cat", "ant", "cat"),

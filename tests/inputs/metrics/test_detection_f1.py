@@ -6,9 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from hasten.core.records import from_record, to_record
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
+from hasten.inputs.metrics import named_metric
+from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.detection_f1 import DetectionF1, overlaps
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.classes import TopK
+from hasten.inputs.pipeline.nms import Nms
+from hasten.inputs.pipeline.yolo import YoloBoxes
 
 A, B, FAR = [0, 0, 10, 10], [20, 20, 30, 40], [90, 90, 99, 99]
 
@@ -101,6 +108,24 @@ def test_overlaps_are_symmetric_and_full_only_with_itself(boxes: Array) -> None:
     np.testing.assert_array_equal(own, area.astype(float))
 
 
+def test_the_boxes_that_the_pipeline_decodes_count() -> None:
+    places = [[5, 5, 10, 10, 0.9, 0.1], [5, 5, 10, 9, 0.8, 0.1], [25, 30, 10, 20, 0.2, 0.7]]
+    grid = {"grid": np.array([places], np.float32).mT}
+    true = np.array([[[*A, 0], [*B, 1]]], float)
+    metric = named_metric("detection_f1").around(Pipeline((), after=(YoloBoxes(), Nms())))
+    assert metric.score(grid, {}, true).tolist() == [1]
+    assert metric.score(grid, grid, None).tolist() == [1]
+    assert metric.unchanged(grid, {"grid": grid["grid"] * [[[1]] * 4 + [[0.99]] * 2]}).all()
+    assert from_record(Metric, to_record(metric)) == metric
+    # Without removal, the second box of the first object is found too.
+    assert DetectionF1(steps=(YoloBoxes(), Nms(overlap=1))).score(grid, {}, true) == [0.8]
+
+
+def test_a_pipeline_that_decides_on_something_else_changes_nothing() -> None:
+    assert DetectionF1().around(Pipeline((), after=(TopK(),))) == DetectionF1()
+    assert DetectionF1().around(None) == DetectionF1()
+
+
 def test_outputs_and_labels_that_do_not_fit_are_named() -> None:
     def message(outputs: Tensors, labels: Array | None = None) -> str:
         with pytest.raises(InputError) as error:
@@ -109,7 +134,8 @@ def test_outputs_and_labels_that_do_not_fit_are_named() -> None:
 
     good = image((A, 0.9, 1))
     assert message({"boxes": good["boxes"]}) == (
-        "detection_f1 reads the outputs boxes, scores and labels; the model has boxes"
+        "detection_f1 reads the outputs boxes, scores and labels; the model has boxes. If the outputs "
+        "aren't boxes yet, give a pipeline whose steps after the model make boxes, such as yolo_boxes and nms"
     )
     assert message({**good, "scores": np.ones((1, 2))}) == (
         "detection_f1 reads boxes (n, k, 4), scores (n, k) and labels (n, k); the model gives "

@@ -135,7 +135,7 @@ def test_steps_after_the_model_that_fit_its_outputs_and_each_other_are_accepted(
         ),
         (
             (YoloBoxes(labels=("a",)), Nms()),
-            "yolo_boxes has 1 labels; the model's output 'y' has 80 classes",
+            "yolo_boxes has 1 label; the model's output 'y' has 80 classes",
         ),
     ],
 )

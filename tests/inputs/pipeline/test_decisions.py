@@ -247,7 +247,7 @@ def test_nan_is_never_decided_on(step: PostStep, shape: tuple[int, ...], name: s
         ),
         (
             lambda: Threshold(labels=("yes",)),
-            "threshold.labels has 1 names: give the negative answer's and the positive one's",
+            "threshold.labels has 1 name: give the negative answer's and the positive one's",
         ),
         (
             lambda: MultiLabel(float("inf")),
@@ -255,7 +255,7 @@ def test_nan_is_never_decided_on(step: PostStep, shape: tuple[int, ...], name: s
         ),
         (
             lambda: MultiLabel((0.5,), ("a", "b")),
-            "multi_label has 1 thresholds and 2 labels: give one of each per class, or one threshold "
+            "multi_label has 1 threshold and 2 labels: give one of each per class, or one threshold "
             "for all",
         ),
         (lambda: Ctc(()), "ctc.alphabet is empty: give the text of each class but the blank's"),

@@ -186,7 +186,7 @@ def test_outputs_that_are_no_detections_are_refused(changed: dict[str, Array], s
          "whole number for its class, and 0 or 1 for a crowd"),
         (np.array([[[0, 0, np.nan, 1, 1]]]), "map50_95: a label of sample 0 of 1 isn't a box with finite corners, "
          "a whole number for its class, and 0 or 1 for a crowd"),
-        (np.array([[[0, 0, 1, 1, 1]]] * 2), "map50_95 reads labels of 1 pictures; got 2"),
+        (np.array([[[0, 0, 1, 1, 1]]] * 2), "map50_95 reads labels of 1 picture; got 2"),
     ],
 )  # fmt: skip
 def test_labels_that_are_no_boxes_are_refused(given: Array, said: str) -> None:

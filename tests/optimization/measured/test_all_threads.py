@@ -34,4 +34,6 @@ def test_the_first_comparison_is_with_the_default_engine_on_its_own_threads(
     first, *others = summary(result)[1:]
     assert " on the 2 threads that it uses by default; the bundle runs on " in first
     assert any(line.startswith("In the table: with 1 thread each, ") for line in others)
+    (fewer,) = (line for line in others if line.startswith("Note: ") and "one thread" in line)
+    assert fewer.startswith("Note: latencies are for one thread, not 2: ")
     assert not any(line.startswith("Note: on this busy host") for line in others)

@@ -15,7 +15,7 @@ from hasten.core.model import Format, Model
 from hasten.core.target import Target
 from hasten.core.tensors import Tensors, TensorSpec
 from hasten.core.torch_programs import keep, load
-from hasten.core.words import listed
+from hasten.core.words import amount, listed
 from hasten.engines.artifacts import answer_once
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.compile_cache import CompileCache
@@ -326,7 +326,7 @@ class _ProgramExecution:
             answers = program.first_answer(given)
         if len(answers) != len(self._outputs):
             raise CandidateError(
-                f"the program gives {len(answers)} outputs, and the model has {len(self._outputs)}"
+                f"the program gives {amount(len(answers), 'output')}, and the model has {len(self._outputs)}"
             )
         self.outputs: Mapping[str, tuple[tuple[int, ...], str]] = {
             spec.name: (tuple(answer.shape), spec.dtype)

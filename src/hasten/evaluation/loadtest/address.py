@@ -88,11 +88,13 @@ class Access:
         token: Bearer token; empty where there is none.
         ca: File of certificates to trust; None for the system's.
         insecure: Whether to trust any certificate.
+        client: Files of the client's own certificate and of its private key; None where it has none.
     """
 
     token: str = field(default="", repr=False)
     ca: Path | None = None
     insecure: bool = False
+    client: tuple[Path, Path] | None = None
 
     def tls(self) -> ssl.SSLContext:
         """Return the TLS settings of an encrypted connection.
@@ -106,6 +108,14 @@ class Access:
             raise InputError(
                 f"can't read certificates from {self.ca}: {error.strerror or error}"
             ) from error
+        if self.client is not None:
+            try:
+                context.load_cert_chain(*self.client, password="")  # never asked for on a terminal
+            except (OSError, ssl.SSLError) as error:
+                raise InputError(
+                    f"can't read the client's certificate {self.client[0]} with the key {self.client[1]}: "
+                    f"{error.strerror or error}"
+                ) from error
         if self.insecure:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
@@ -113,14 +123,21 @@ class Access:
 
 
 def access(
-    address: Address, token_file: Path | None = None, ca: Path | None = None, insecure: bool = False
+    address: Address,
+    token_file: Path | None = None,
+    ca: Path | None = None,
+    insecure: bool = False,
+    *,
+    client_cert: Path | None = None,
+    client_key: Path | None = None,
 ) -> Access:
     """Return the credentials for a server.
 
     Raises:
         InputError: the token can't be read or is no token, or a TLS setting has no use here.
     """
-    if (ca is not None or insecure) and not address.encrypted:
+    given = [one for one in (ca, client_cert, client_key) if one is not None]
+    if (given or insecure) and not address.encrypted:
         raise InputError(
             f"certificates belong to encrypted connections, and {address} isn't encrypted: "
             f"write {address.scheme}s://"
@@ -131,5 +148,10 @@ def access(
         raise InputError(
             "--ca says which certificates are trusted, --insecure that all are: give one"
         )
+    if (client_cert is None) != (client_key is None):
+        raise InputError(
+            "a client's certificate needs its private key: give both --client-cert and --client-key"
+        )
+    client = None if client_cert is None or client_key is None else (client_cert, client_key)
     token = "" if token_file is None else read_token(token_file)
-    return Access(token, ca, insecure)
+    return Access(token, ca, insecure, client)

@@ -73,6 +73,8 @@ def run(
     token_file: Path | None = None,
     ca: Path | None = None,
     insecure: bool = False,
+    client_cert: Path | None = None,
+    client_key: Path | None = None,
 ) -> LoadTestResult:
     """Put a server under load: requests are sent when they are due, whatever is unanswered.
 
@@ -100,6 +102,8 @@ def run(
         token_file: File whose content is sent as a bearer token.
         ca: File of certificates to trust, in PEM; by default the system's.
         insecure: Whether to trust any certificate.
+        client_cert: File of the client's own certificate, in PEM, for a server that asks for one.
+        client_key: File of that certificate's private key, in PEM.
 
     Raises:
         InputError: an option is out of range, the server can't be reached, it doesn't have the
@@ -111,7 +115,9 @@ def run(
         raise InputError("tensors as JSON are of HTTP: leave that out, or give an http:// address")
     order = _Order(
         address=address,
-        access=access(address, token_file, ca, insecure),
+        access=access(
+            address, token_file, ca, insecure, client_cert=client_cert, client_key=client_key
+        ),
         offered=Offered(
             url=str(address),
             model=model,

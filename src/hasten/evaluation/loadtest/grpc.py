@@ -41,15 +41,13 @@ def _channel(address: Address, access: Access) -> Any:
     ]
     if not address.encrypted:
         return grpc.aio.insecure_channel(address.authority, options=options)
-    roots = None
-    if access.ca is not None:
-        try:
-            roots = access.ca.read_bytes()
-        except OSError as error:
-            raise InputError(
-                f"can't read certificates from {access.ca}: {error.strerror or error}"
-            ) from error
-    credentials = grpc.ssl_channel_credentials(roots)
+    access.tls()  # gRPC would say nothing of files that it can't use
+    roots = None if access.ca is None else access.ca.read_bytes()
+    chain: bytes | None = None
+    key: bytes | None = None
+    if access.client is not None:
+        chain, key = (one.read_bytes() for one in access.client)
+    credentials = grpc.ssl_channel_credentials(roots, key, chain)
     return grpc.aio.secure_channel(address.authority, credentials, options=options)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from hasten.core.extras import missing_extra
 from hasten.core.protobufs import parse_errors
 from hasten.core.tensors import Tensors
+from hasten.core.words import amount
 from hasten.evaluation.loadtest.metadata import (
     Described,
     Metadata,
@@ -115,7 +116,7 @@ def _check(answer: Any, outputs: Sequence[str]) -> None:
     """
     raws = answer.raw_output_contents
     if raws and len(raws) != len(answer.outputs):
-        raise ValueError(f"{len(answer.outputs)} outputs are announced; {len(raws)} came")
+        raise ValueError(f"{amount(len(answer.outputs), 'output')} announced; {len(raws)} came")
     for number, one in enumerate(answer.outputs):
         if raws:
             check_bytes(one.name, one.datatype, one.shape, memoryview(raws[number]))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from hasten.core.words import amount
 from hasten.evaluation.loadtest.result import LoadTestResult, Offered, RequestOutcome
 from hasten.measure.intervals import Quantile
 
 LATE_GENERATOR_NS = 1_000_000
 """Lag of the generator, as the p99 in nanoseconds, above which the reader is told of it."""
+
+BEHIND_NS = 100_000_000
+"""Lag of the generator, as the p99 in nanoseconds, above which it is to blame for what wasn't answered."""
 
 
 def in_words(result: LoadTestResult) -> list[str]:
@@ -76,12 +80,36 @@ def _outcome(outcome: RequestOutcome, offered: Offered) -> str:
     return said[outcome.kind]
 
 
+def _why_unanswered(result: LoadTestResult) -> str:
+    """Say whose fault it is that no request was answered; empty where some were, or the server refused."""
+    without = result.count("unanswered") + result.count("unsent")
+    if result.p50 is not None or without < result.requests / 2:
+        return ""
+    if result.lag_p99_ns > BEHIND_NS:
+        return (
+            f"this client couldn't keep up with {result.offered.rate_per_s:,g} requests a second: it sent them "
+            f"{_ms(result.lag_p99_ns)} ms late (p99), so nothing is known of the server. Lower --rate, or run "
+            "the load test on a machine with free cores"
+        )
+    return (
+        f"the server answered nothing within {result.offered.grace_s:g} s, although requests were sent in "
+        "time. See whether it answers at all with --rate 1, then raise the rate, or wait longer with --grace"
+    )
+
+
 def _notes(result: LoadTestResult) -> list[str]:
     notes = []
-    if result.lag_p99_ns > LATE_GENERATOR_NS:
+    if why := _why_unanswered(result):
+        notes.append(why)
+    elif result.lag_p99_ns > LATE_GENERATOR_NS:
         notes.append(
             f"the generator itself was late (p99 {_ms(result.lag_p99_ns)} ms), so the server looks "
             "slower than it is: lower the rate, or give the generator a core of its own"
+        )
+    if refused := result.count("refused"):
+        notes.append(
+            f"the server refused {amount(refused, 'request')}, since it was overloaded: lower --rate, or "
+            "give the server more cores"
         )
     if result.waited:
         notes.append(

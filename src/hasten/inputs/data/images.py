@@ -12,6 +12,7 @@ import numpy as np
 
 from hasten.core.records import file_digest
 from hasten.core.tensors import Array
+from hasten.core.words import counted
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.missing import NO_CLASS
@@ -27,6 +28,10 @@ UNLABELLED = frozenset(("unlabelled", "unlabeled"))
 """Names of a folder, beside those of classes, of images whose class isn't known."""
 
 
+_SHOWN = 4
+"""Most classes that the sentence on their numbers shows."""
+
+
 class ImageFolder(Dataset):
     """Image files as samples, decoded and preprocessed when they are read.
 
@@ -35,6 +40,8 @@ class ImageFolder(Dataset):
         classes: Names of the classes: label `i` is `classes[i]`. They are the names that the
             pipeline's steps after the model give the classes, where the folders are called so, and
             the names of the folders, sorted, where no folder is. None without class folders.
+        numbering: Sentence on how the folders' order numbers the classes; empty where names that the
+            pipeline gives number them, or there are no classes.
     """
 
     def __init__(self, folder: Path, pipeline: Pipeline, name: str) -> None:
@@ -52,13 +59,14 @@ class ImageFolder(Dataset):
         Raises:
             InputError: there is no such folder, it has no images, it has images both beside and in
                 class folders, a class folder is empty, the pipeline names the classes of some
-                folders and not of others, a file isn't an image, or the groups don't fit.
+                folders and not of others, or of none and of another number of classes, a file isn't an image, or the groups don't fit.
         """
         if not folder.is_dir():
             raise InputError(f"no such folder: {folder}")
         self._pipeline = pipeline
         self.names = (name,)
         self.files, labels, self.classes = _list(folder, _named(pipeline))
+        self.numbering = _numbering(self.classes, _named(pipeline))
         self.labels = None if labels is None else np.array(labels, np.int64)
         self.groups = _groups(folder, self.files)
         check_counts({name: len(self.files)}, self.labels, self.groups, str(folder))
@@ -145,6 +153,14 @@ def _numbered(folders: Sequence[Path], names: Sequence[str]) -> tuple[list[int],
     """
     unknown = [folder for folder in folders if folder.name not in names]
     if len(unknown) == len(folders):
+        if folders and names and len(names) != len(folders):
+            raise InputError(
+                f"no folder in {folders[0].parent} has the name of a class, and nothing else says which "
+                f"class it is: there are {counted(len(folders), 'class folder')}, such as "
+                f"{folders[0].name!r}, and the pipeline's labels are {counted(len(names), 'name')}, such as "
+                f"{names[0]!r}. Name each folder as its class's label, or give one folder for each label, "
+                "whose names sort in the order of the labels"
+            )
         return list(range(len(folders))), tuple(folder.name for folder in folders)
     if unknown:
         raise InputError(
@@ -158,6 +174,18 @@ def _numbered(folders: Sequence[Path], names: Sequence[str]) -> tuple[list[int],
             "give each class a name of its own"
         )
     return [names.index(folder.name) for folder in folders], tuple(names)
+
+
+def _numbering(classes: Sequence[str] | None, names: Sequence[str]) -> str:
+    """Return the sentence on how classes were numbered; empty where the pipeline's names did it."""
+    if not classes or tuple(classes) == tuple(names):
+        return ""
+    pairs = [f"{number} is {name!r}" for number, name in enumerate(classes)]
+    if names:
+        pairs = [f"{pair} ({label!r})" for pair, label in zip(pairs, names, strict=True)]
+    shown = pairs if len(pairs) <= _SHOWN else [*pairs[: _SHOWN - 1], "...", pairs[-1]]
+    why = "; the pipeline's labels name none of them" if names else ""
+    return f"classes were numbered by the order of the folders' names{why}: {', '.join(shown)}"
 
 
 def _list(

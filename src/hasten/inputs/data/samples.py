@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hasten.core.tensors import Array
+from hasten.core.words import amount
 from hasten.errors import InputError
 from hasten.inputs.data.missing import unlabelled
 
@@ -48,11 +49,13 @@ def check_counts(
         if rows.dtype.hasobject:
             raise InputError(f"{role} are Python objects; give an array of numbers or strings")
         if rows.ndim == 0:
-            raise InputError(f"{role}: a single value for {count} samples; give one each")
+            raise InputError(f"{role}: a single value for {amount(count, 'sample')}; give one each")
         if len(rows) != count:
-            raise InputError(f"{role}: {len(rows)} for {count} samples; give one each")
+            raise InputError(f"{role}: {len(rows)} for {amount(count, 'sample')}; give one each")
     if groups is not None and groups.ndim != 1:
-        raise InputError(f"groups: {list(groups.shape)} for {count} samples; give one value each")
+        raise InputError(
+            f"groups: {list(groups.shape)} for {amount(count, 'sample')}; give one value each"
+        )
     bad = None if labels is None else _first_unusable(labels)
     if bad is not None:
         raise InputError(f"labels: sample {bad} has NaN or Inf; repair it or leave it out")

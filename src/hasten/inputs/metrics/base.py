@@ -11,6 +11,7 @@ import numpy as np
 from hasten.core.records import Value, type_name
 from hasten.core.registry import Registry
 from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.core.words import amount
 from hasten.errors import InputError
 from hasten.inputs.metrics.outputs import equal_bits
 from hasten.inputs.pipeline.base import Pipeline
@@ -24,7 +25,8 @@ class Metric(Value, ABC):
             the truth there.
         noun: Noun for the mean score in phrases such as "accuracy drop": "accuracy", "agreement",
             "F1", ...
-        title: Name of the mean score in a certificate; the metric's own name where empty.
+        title: Name of the mean score in a certificate: "top-1 accuracy"; "the mean" and the noun where
+            empty.
         spellings: Forms of the metric on a command line, shown to people: "top1[:OUTPUT]"; its name
             alone where empty.
         binary: Whether scores are 0 or 1, so that little data suffices for a certificate; None where only
@@ -150,7 +152,7 @@ class Metric(Value, ABC):
             ) from error
         if found.shape != (count,):
             raise InputError(
-                f"{who} returned {list(found.shape)} for {count} samples; a metric returns ({count},)"
+                f"{who} returned {list(found.shape)} for {amount(count, 'sample')}; a metric returns ({count},)"
             )
         wrong = np.flatnonzero(~((found >= 0) & (found <= 1)))
         if len(wrong):

@@ -38,6 +38,7 @@ class Custom(Metric):
     needs_labels: ClassVar[bool] = False
     binary: ClassVar[bool | None] = None
     noun: ClassVar[str] = "score"
+    title: ClassVar[str] = "the score of your own metric"
     spellings: ClassVar[tuple[str, ...]] = ("my.py:function",)
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
@@ -10,7 +10,9 @@ import numpy as np
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
 from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.detections import detections, steps_to_boxes
 from hasten.inputs.metrics.outputs import number
+from hasten.inputs.pipeline.base import Pipeline, PostStep
 
 
 class Found(NamedTuple):
@@ -29,19 +31,23 @@ class DetectionF1(Metric):
     without true boxes in which none are found scores 1.
 
     The model's outputs are `boxes` `(n, k, 4)`, corners x0, y0, x1, y1 in any unit; `scores` `(n,
-    k)`; and `labels` `(n, k)`, which a model of one class may lack. Rows with a score below
-    `threshold` are no detections. Labels of the data are `(n, k, 5)`: x0, y0, x1, y1, class; a row
+    k)`; and `labels` `(n, k)`, which a model of one class may lack. Where a pipeline's steps make
+    boxes of other outputs, these boxes count, in pixels of the prepared picture. Rows with a score
+    below `threshold` are no detections. Labels of the data are `(n, k, 5)`: x0, y0, x1, y1, class; a row
     with a class below 0 is padding. Without labels, the exact model's detections are the truth.
 
     Attributes:
         iou: Least overlap of a match, as intersection over union, in (0, 1].
         threshold: Least score of a detection.
+        steps: Steps of the pipeline that make boxes; none where the model gives boxes itself.
     """
 
     iou: float = 0.5
     threshold: float = 0.5
+    steps: tuple[PostStep, ...] = ()
     needs_labels: ClassVar[bool] = False
     noun: ClassVar[str] = "F1"
+    title: ClassVar[str] = "F1 of the boxes found"
     spellings: ClassVar[tuple[str, ...]] = ("detection_f1[:IOU]",)
     binary: ClassVar[bool] = False
     answers: ClassVar[Literal["classes", "values"] | None] = "values"
@@ -58,6 +64,11 @@ class DetectionF1(Metric):
         """Read "detection_f1", or "detection_f1:0.5" with the least overlap."""
         return cls(number(text, setting)) if setting else cls()
 
+    def around(self, pipeline: Pipeline | None) -> Self:
+        """Return the metric with the pipeline's steps that make boxes, where it has such steps."""
+        steps = steps_to_boxes(pipeline)
+        return replace(self, steps=steps) if steps else self
+
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
         found = self._found(outputs)
         true = self._found(exact) if labels is None else _labelled(labels, len(found))
@@ -71,22 +82,11 @@ class DetectionF1(Metric):
 
     def _found(self, outputs: Tensors) -> list[Found]:
         """Return the detections in each image, from a model's outputs."""
-        if "boxes" not in outputs or "scores" not in outputs:
-            raise InputError(
-                f"detection_f1 reads the outputs boxes, scores and labels; the model has {', '.join(outputs)}"
-            )
-        boxes, scores = outputs["boxes"], outputs["scores"]
-        classes = outputs.get("labels", np.zeros(scores.shape, np.int64))
-        if boxes.shape != (*scores.shape, 4) or scores.ndim != 2 or classes.shape != scores.shape:
-            raise InputError(
-                "detection_f1 reads boxes (n, k, 4), scores (n, k) and labels (n, k); the model "
-                f"gives {list(boxes.shape)}, {list(scores.shape)} and {list(classes.shape)}"
-            )
         images = []
-        for image in range(len(scores)):
-            order = np.argsort(-scores[image], kind="stable")
-            order = order[scores[image][order] >= self.threshold]
-            images.append(Found(boxes[image][order].astype(np.float64), classes[image][order]))
+        for boxes, classes, scores in detections(outputs, self.steps, "detection_f1"):
+            order = np.argsort(-scores, kind="stable")
+            order = order[scores[order] >= self.threshold]
+            images.append(Found(boxes[order].astype(np.float64), classes[order]))
         return images
 
 

@@ -30,6 +30,7 @@ class Embedding(Metric):
     needs_labels: ClassVar[bool] = False
     binary: ClassVar[bool] = True
     noun: ClassVar[str] = "share of embeddings kept"
+    title: ClassVar[str] = "the share of embeddings near the original's"
     spellings: ClassVar[tuple[str, ...]] = ("embedding[:COSINE]",)
     answers: ClassVar[Literal["classes", "values"] | None] = "values"
 

@@ -35,6 +35,7 @@ class Regression(Metric):
     needs_labels: ClassVar[bool] = False
     binary: ClassVar[bool] = True
     noun: ClassVar[str] = "share within the tolerance"
+    title: ClassVar[str] = "the share of numbers within the tolerance"
     spellings: ClassVar[tuple[str, ...]] = ("regression:TOLERANCE", "regression:PERCENT%")
     answers: ClassVar[Literal["classes", "values"] | None] = "values"
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import numpy as np
 
 from hasten.core.tensors import Array, TensorSpec
+from hasten.core.words import amount
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Origin, PostStep
 from hasten.inputs.pipeline.outputs import (
@@ -99,7 +100,7 @@ def chosen(
     classes = classes[order]
     if labels and len(classes) and classes.max() >= len(labels):
         raise InputError(
-            f"{step} has {len(labels)} labels, for classes from 0; the model gives class "
+            f"{step} has {amount(len(labels), 'label')}, for classes from 0; the model gives class "
             f"{int(classes.max())}"
         )
     return Boxes(corners, scores[order], classes, labels)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hasten.core.tensors import Array, TensorSpec
+from hasten.core.words import amount
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import BOXES, Origin, PostStep
 from hasten.inputs.pipeline.boxes import Boxes, check_detection, chosen
@@ -66,7 +67,7 @@ class DarknetBoxes(PostStep):
             )
         if not self.outputs or len(self.outputs) != len(self.anchors):
             raise InputError(
-                f"darknet_boxes has {len(self.outputs)} outputs and anchors for {len(self.anchors)}: "
+                f"darknet_boxes has {amount(len(self.outputs), 'output')} and anchors for {len(self.anchors)}: "
                 "give a list of anchors for each grid"
             )
         for grid in self.anchors:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hasten.core.tensors import Array, TensorSpec
+from hasten.core.words import amount
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Origin, PostStep
 from hasten.inputs.pipeline.outputs import (
@@ -93,7 +94,7 @@ class Mask(PostStep):
         if not self.decided:
             if self.labels and len(array) != len(self.labels):
                 raise InputError(
-                    f"mask has {len(self.labels)} labels; the model gives {len(array)} classes"
+                    f"mask has {amount(len(self.labels), 'label')}; the model gives {amount(len(array), 'class', 'classes')}"
                 )
             classes, best = _likeliest(array)
             check_finite(best, "mask", self.output)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hasten.core.tensors import TensorSpec
+from hasten.core.words import amount
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Origin, PostStep
 from hasten.inputs.pipeline.outputs import (
@@ -50,7 +51,7 @@ class MultiLabel(PostStep):
                 raise InputError(f"multi_label.thresholds has {one!r}: give finite numbers")
         if isinstance(self.thresholds, tuple) and self.labels and len(self.labels) != len(several):
             raise InputError(
-                f"multi_label has {len(several)} thresholds and {len(self.labels)} labels: give one of "
+                f"multi_label has {amount(len(several), 'threshold')} and {amount(len(self.labels), 'label')}: give one of "
                 "each per class, or one threshold for all"
             )
 
@@ -66,7 +67,7 @@ class MultiLabel(PostStep):
         classes, several = spec.shape[-1], self.thresholds
         if isinstance(several, tuple) and isinstance(classes, int) and classes != len(several):
             raise InputError(
-                f"multi_label has {len(several)} thresholds; the model's output {spec.name!r} has "
+                f"multi_label has {amount(len(several), 'threshold')}; the model's output {spec.name!r} has "
                 f"{classes} classes"
             )
 

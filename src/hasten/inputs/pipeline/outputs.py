@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hasten.core.tensors import Array, TensorSpec
+from hasten.core.words import amount
 from hasten.errors import InputError
 
 UNKNOWN = ("...",)
@@ -81,7 +82,7 @@ def check_labels(labels: Sequence[str], classes: int | str, step: str, output: s
     """
     if labels and isinstance(classes, int) and classes != len(labels):
         raise InputError(
-            f"{step} has {len(labels)} labels; the model's output {output!r} has {classes} classes"
+            f"{step} has {amount(len(labels), 'label')}; the model's output {output!r} has {amount(classes, 'class', 'classes')}"
         )
 
 

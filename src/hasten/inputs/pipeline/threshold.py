@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from hasten.core.tensors import TensorSpec
+from hasten.core.words import amount
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Origin, PostStep
 from hasten.inputs.pipeline.outputs import (
@@ -69,7 +70,7 @@ class Threshold(PostStep):
             raise InputError(f"threshold.position={self.position!r}: give a class from 0")
         if len(self.labels) not in (0, 2):
             raise InputError(
-                f"threshold.labels has {len(self.labels)} names: give the negative answer's and the "
+                f"threshold.labels has {amount(len(self.labels), 'name')}: give the negative answer's and the "
                 "positive one's"
             )
 
@@ -82,7 +83,7 @@ class Threshold(PostStep):
     def _needs(self) -> str:
         if self.position is None:
             return "threshold needs one number for a sample, or the class that counts by `position`"
-        return f"threshold needs scores of more than {self.position} classes"
+        return f"threshold needs scores of more than {amount(self.position, 'class', 'classes')}"
 
     def check(self, outputs: Sequence[TensorSpec]) -> None:
         """Check that there is an output with the score.

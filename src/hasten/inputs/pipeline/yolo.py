@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from hasten.core.tensors import Array, TensorSpec
+from hasten.core.words import amount
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import BOXES, Origin, PostStep
 from hasten.inputs.pipeline.boxes import Boxes, check_detection, chosen, corners_of
@@ -84,7 +85,7 @@ class YoloBoxes(PostStep):
             raise InputError(f"{self._words}; got {list(head.shape)}")
         classes = head.shape[0 if self.style == "v8" else 1] - self._before
         if classes < 1 or (self.labels and classes != len(self.labels)):
-            of = f" with {len(self.labels)} classes" if self.labels else ""
+            of = f" with {amount(len(self.labels), 'class', 'classes')}" if self.labels else ""
             raise InputError(f"{self._words}{of}; got {list(head.shape)}")
         boxes, scores, found = self._v8(head) if self.style == "v8" else self._v5(head)
         corners = corners_of(boxes, "cxcywh", self.size)

@@ -12,8 +12,10 @@ from typing import Any, ClassVar, NamedTuple, Self
 import numpy as np
 
 from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.core.words import amount
 from hasten.errors import InputError
-from hasten.inputs.pipeline.base import Origin, Pipeline, PostStep
+from hasten.inputs.metrics.detections import detections, steps_to_boxes
+from hasten.inputs.pipeline.base import Pipeline, PostStep
 from hasten.inputs.set_metrics.base import SetMetric
 
 _MOST_FOUND = 100
@@ -62,8 +64,8 @@ class MeanAp(SetMetric):
         return metric if boxes and (metric.steps or {"boxes", "scores"} <= names) else None
 
     def around(self, pipeline: Pipeline | None) -> Self:
-        after = () if pipeline is None else pipeline.after
-        return replace(self, steps=after) if after and after[-1].decides == "boxes" else self
+        steps = steps_to_boxes(pipeline)
+        return replace(self, steps=steps) if steps else self
 
     @property
     def reading(self) -> str:
@@ -91,27 +93,16 @@ class MeanAp(SetMetric):
             InputError: the library isn't installed, or outputs or labels aren't of the forms that it reads.
         """
         true = _true(labels, self._name)
-        found = self._told(outputs) if self.steps else _found(outputs, self._name)
+        found = _found(outputs, self.steps, self._name)
         if len(found) != len(true):
-            raise InputError(f"{self._name} reads labels of {len(found)} pictures; got {len(true)}")
+            raise InputError(
+                f"{self._name} reads labels of {amount(len(found), 'picture')}; got {len(true)}"
+            )
         return _evaluated(found, true, self.overlaps)
 
     @property
     def _name(self) -> str:
         return self.registry.name_of(type(self)) or self.noun
-
-    def _told(self, outputs: Tensors) -> list[Boxes]:
-        """Return the boxes that the pipeline's steps make of each sample's outputs."""
-        rows = len(next(iter(outputs.values())))
-        pictures = []
-        for row in range(rows):
-            told: Any = {name: array[row] for name, array in outputs.items()}
-            for step in self.steps:
-                told = step(told, Origin())
-            corners = np.array([one["box"] for one in told], np.float64).reshape(-1, 4)
-            scores = np.array([one["score"] for one in told], np.float64)
-            pictures.append(Boxes(corners, np.array([one["class"] for one in told]), scores))
-        return pictures
 
 
 @dataclass(frozen=True)
@@ -130,26 +121,16 @@ class MeanAp50(MeanAp):
         return super().suggested(labels, outputs, pipeline) if find_spec(_LIBRARY) else None
 
 
-def _found(outputs: Tensors, who: str) -> list[Boxes]:
-    """Return the detections in each picture, from a model's outputs."""
-    if "boxes" not in outputs or "scores" not in outputs:
-        raise InputError(
-            f"{who} reads the outputs boxes, scores and labels; the model has {', '.join(outputs)}"
-        )
-    boxes, scores = outputs["boxes"], outputs["scores"]
-    classes = outputs.get("labels", np.zeros(scores.shape, np.int64))
-    if boxes.shape != (*scores.shape, 4) or scores.ndim != 2 or classes.shape != scores.shape:
-        raise InputError(
-            f"{who} reads boxes (n, k, 4), scores (n, k) and labels (n, k); the model "
-            f"gives {list(boxes.shape)}, {list(scores.shape)} and {list(classes.shape)}"
-        )
+def _found(outputs: Tensors, steps: Sequence[PostStep], who: str) -> list[Boxes]:
+    """Return the detections in each picture, without padding."""
+    found = detections(outputs, steps, who)
     pictures = []
-    for picture, (corners, score, kind) in enumerate(zip(boxes, scores, classes, strict=True)):
+    for picture, (corners, kind, score) in enumerate(found):
         there = ~(score <= 0) & ~(kind < 0)
         one = Boxes(corners[there].astype(np.float64), kind[there], score[there].astype(np.float64))
         if not (np.isfinite(one.marks).all() and np.isfinite(one.corners).all()):
             raise InputError(
-                f"{who}: a score or a corner of sample {picture} of {len(scores)} isn't finite"
+                f"{who}: a score or a corner of sample {picture} of {len(found)} isn't finite"
             )
         pictures.append(one)
     return pictures

@@ -12,6 +12,7 @@ from hasten.bundle import Status
 from hasten.certificate.certification import last_certified
 from hasten.certificate.verdict import Judgement
 from hasten.core.target import Target
+from hasten.core.words import points
 from hasten.engines.installed import engine_kinds
 from hasten.lightening.lossy.rungs import LEAST_ELEMENTS
 from hasten.lightening.lossy.sizes import Packed, packed
@@ -198,10 +199,7 @@ class _Finish:
             entry = self.verdicts[0][1]
             return entry if isinstance(entry, str) else entry.in_words()
         limit = 100 * self.judge.ready.promise.max_drop
-        return (
-            f"in the search, every smaller form loses {limit:.6g} "
-            f"point{'' if limit == 1 else 's'} or more"
-        )
+        return f"in the search, every smaller form loses {points(f'{limit:.6g}')} or more"
 
     def _shipment(
         self, status: Status, why: str, winner: Trial | None, passed: tuple[str, Judgement] | None

@@ -19,6 +19,7 @@ from hasten.measure.candidate import Trial
 from hasten.measure.exactness import unchanged_in_words
 from hasten.optimization import delivery
 from hasten.optimization.estimated.comparison import compare_with_program, program_of, simulates
+from hasten.optimization.estimated.passed_over import passed_over
 from hasten.optimization.estimated.trials import Estimation, comparable, ranked
 from hasten.optimization.job import Job
 from hasten.optimization.judge import Ending, Shipment, Verdicts
@@ -60,6 +61,7 @@ class Finish:
             except CandidateError as error:
                 label = winner.candidate.label
                 self.job.notes.append(f"not all figures of {label} are known: {error}")
+            self.job.notes += passed_over(self.trials, self.verdicts, winner)
         job, order, target = self.job, self.job.order, self.ready.target
         result = Result(
             bundle=order.out,

@@ -13,6 +13,7 @@ import numpy as np
 
 from hasten.core.objects import load_object
 from hasten.core.tensors import Array
+from hasten.core.words import amount
 from hasten.errors import InputError, LabelsWanted
 from hasten.inputs.metrics.unlabelled import missing_labels
 from hasten.optimization.job import Job
@@ -180,7 +181,7 @@ def _notes(questions: Questions, found: Labels, *, labelled: bool) -> list[str]:
     asked = len(questions)
     before = " or had a label from the beginning" if labelled else ""
     notes = [
-        f"{len(found.known):,} labels for {questions.sealed:,} sealed samples: on all but {asked:,} every "
+        f"{amount(len(found.known), 'label')} for {amount(questions.sealed, 'sealed sample')}: on all but {asked:,} every "
         f"candidate answers as the original does{before}"
     ]
     if found.unsure:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hasten.core.tensors import Array
+from hasten.core.words import amount
 from hasten.errors import HastenError, InputError, told
 from hasten.inputs.data.missing import unlabelled
 from hasten.optimization.labelling.answers import Form
@@ -46,7 +47,9 @@ def labels_of(
             f"{name} returned a {type(given).__name__}; return a list with a label for each sample"
         )
     if len(given) != len(samples):
-        raise InputError(f"{name} returned {len(given)} labels for {len(samples)} samples")
+        raise InputError(
+            f"{name} returned {amount(len(given), 'label')} for {amount(len(samples), 'sample')}"
+        )
     return [
         _label(one, form, f"{name}: sample {s.id}") for one, s in zip(given, samples, strict=True)
     ]
@@ -70,7 +73,7 @@ def _called(
     thread.join(limit_s)
     if thread.is_alive():
         raise InputError(
-            f"{name} gave no labels for {len(samples)} samples in {limit_s:g} s; repair it, or raise "
+            f"{name} gave no labels for {amount(len(samples), 'sample')} in {limit_s:g} s; repair it, or raise "
             "trial_limit_s="
         )
     if failed:

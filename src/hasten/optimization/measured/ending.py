@@ -81,6 +81,7 @@ class Finish:
             untested=UNJUDGED if racing.ready.made_up else self._untested(),
         )
         choice = self._of_the_host(choice)
+        racing.note_of_threads(final.threads)
         method = method_of(racing.candidate(choice.winner)) if best else ""
         best |= {method: choice.winner} if method else {}
         shown = self._shown(choice, loose)

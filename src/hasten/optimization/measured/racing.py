@@ -17,7 +17,7 @@ from hasten.measure.candidate import Candidate, Trial
 from hasten.measure.deadline import Deadline
 from hasten.measure.intervals import Ratio
 from hasten.measure.latency import Pace
-from hasten.measure.probe import disturbance, probe_of, usable_threads
+from hasten.measure.probe import disturbance, on_one_thread, probe_of, usable_threads
 from hasten.measure.process import Worker
 from hasten.measure.race import (
     AGAIN,
@@ -68,6 +68,7 @@ class Racing(Affording):
         self.bench = dataclasses.replace(ready.bench(job.folder, limit_s), deadline=job.deadline)
         self.pace = order.effort.pace(order.objective, min(Pace.limit_s, limit_s))
         self.asked_threads = self.bench.target.threads
+        self._busy = ""
         self.trials = Screening(
             self.bench,
             job.journal,
@@ -98,10 +99,7 @@ class Racing(Affording):
         if known is None:
             self.job.journal.append("threads", threads=threads)
         if threads < asked:
-            self.job.notes.append(
-                f"figures are for one thread, not {asked}: the host did not run {asked} threads at "
-                "once when the run began"
-            )
+            self._busy = f"the host did not run {asked} threads at once when the run began"
         self.use_threads(threads)
 
     def use_threads(self, threads: int) -> None:
@@ -170,8 +168,17 @@ class Racing(Affording):
         return dataclasses.replace(self.bench, target=self.bench.target.with_threads(threads))
 
     def _fall_back(self, threads: int, why: NotEstablished) -> None:
-        self.job.notes.append(f"figures are for one thread, not {threads}: {why}")
+        self._busy = str(why)
         self.use_threads(1)
+
+    def note_of_threads(self, threads: int) -> None:
+        """Note that latencies are for fewer threads than asked, and why; nothing where they aren't.
+
+        Args:
+            threads: Number of threads that the published latencies are for.
+        """
+        if threads < self.asked_threads and self._busy:
+            self.job.notes.append(on_one_thread(self.asked_threads, self._busy))
 
     def _journaled(
         self, name: str, threads: int, candidates: Sequence[Candidate], *, all_count: bool = False

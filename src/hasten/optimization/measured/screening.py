@@ -10,6 +10,7 @@ import numpy as np
 
 from hasten.certificate.promise import Promise
 from hasten.core.tensors import Array, Tensors
+from hasten.core.words import amount
 from hasten.errors import CandidateError, InputError, OutOfTime
 from hasten.inputs.data.spool import Spool
 from hasten.measure.candidate import Candidate, Measurement, Single, Trial
@@ -290,7 +291,7 @@ class Screening(Trials):
         early = ", left early" if len(trial.scores) < len(self.samples) else ""
         # Without a label in the search each changed answer counts as lost.
         lost = f"{drop:+.2f} points lost" if len(self.known_scores) else f"{drop:.2f}% changed"
-        return f"{speed}, {lost} on {len(trial.scores)} samples{early}"
+        return f"{speed}, {lost} on {amount(len(trial.scores), 'sample')}{early}"
 
     def ratio(self, trial: Trial) -> Ratio:
         """Return a measured trial's latency over the baseline's, in the statistic of the run."""

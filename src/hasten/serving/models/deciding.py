@@ -22,6 +22,7 @@ import numpy as np
 
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.core.words import amount
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Origin, Pipeline, as_request
 from hasten.serving.fairness import Shares
@@ -246,7 +247,7 @@ class Deciding:
         if query.several and array.size > most:
             raise ProtocolError(
                 Kind.INVALID,
-                f"a request to {self.model.name!r} has at most {most} rows; got {array.size:,}: send "
+                f"a request to {self.model.name!r} has at most {amount(most, 'row')}; got {array.size:,}: send "
                 "several requests",
             )
         self.check("BYTES" if array.dtype == object else array.dtype.name, array.shape)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from hasten.bundle import read, unpacked
+from hasten.core.words import amount
 from hasten.errors import CandidateError, DeviceLost, HastenError, InputError
 from hasten.serving.models.chained import ChainPlace, ServedChain
 from hasten.serving.models.clients import Clients
@@ -392,7 +393,7 @@ class Repository:
             disagreed += int(rows.sum())
         if opened.batched and opened.most_rows < old.most_rows:
             opened.notes.append(
-                f"requests may have at most {opened.most_rows} rows from now on, instead of "
+                f"requests may have at most {amount(opened.most_rows, 'row')} from now on, instead of "
                 f"{old.most_rows}"
             )
         opened.notes.append(

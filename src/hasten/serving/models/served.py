@@ -19,6 +19,7 @@ from hasten.bundle import Loaded
 from hasten.bundle.rows import most_json_bytes
 from hasten.core.shapes import check_alike
 from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.core.words import amount
 from hasten.errors import CandidateError, DeviceLost, InputError
 from hasten.serving.models.batching import Batching, ServerTask, Timing
 from hasten.serving.models.caching import AnswerCache, content_key
@@ -403,7 +404,7 @@ class ServedModel:
         if self.most_rows and rows > self.most_rows:
             raise ProtocolError(
                 Kind.INVALID,
-                f"a request to {self.name!r} has at most {self.most_rows} rows; got {rows}: send "
+                f"a request to {self.name!r} has at most {amount(self.most_rows, 'row')}; got {rows}: send "
                 "several requests",
             )
 

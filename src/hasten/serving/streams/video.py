@@ -11,6 +11,7 @@ import numpy as np
 
 from hasten.core.extras import missing_extra
 from hasten.core.tensors import Array
+from hasten.core.words import amount
 from hasten.errors import InputError
 from hasten.inputs.pipeline.image import MAX_PIXELS
 from hasten.serving.streams.frames import Pace
@@ -129,7 +130,7 @@ class Video(Source):
                 self._note_of_end(cut)
                 return
             why = f" ({cut})" if cut else ""
-            self.note(f"{self.name} went away after {self._seen:,} frames{why}")
+            self.note(f"{self.name} went away after {amount(self._seen, 'frame')}{why}")
             if not self._reopened(pace, last_ns + round(1e9 * self._reconnect_s)):
                 self.ended = "lost"
                 return
