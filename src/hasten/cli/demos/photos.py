@@ -136,6 +136,6 @@ def run(out: Path, listen: Listener) -> Result:
         max_drop=0.03,
         metric="agreement",
         out=out,
-        population=f"random crops of these {len(files)} photographs; your own data makes it yours",
+        population=f"random crops of the demo's {len(files)} photographs",
         listen=listen,
     )
