@@ -80,7 +80,10 @@ def test_a_client_that_took_all_sequences_makes_room_for_others(
     ask("greedy", 1)  # the second is now the one that was used longest ago
     refused = ask("other", 1, sequence_start=True)
     if not fair:
-        assert refused == "8 sequences are open, and no more are kept: end some by sequence_end, or retry later"
+        assert (
+            refused
+            == "8 sequences are open, and no more are kept: end some by sequence_end, or retry later"
+        )
         return
     assert refused == ""
     assert ask("greedy", 2) == (
