@@ -86,7 +86,7 @@ class Shares:
         if size > free:
             self._want(client)
             return False
-        return own <= max(free, self._least) or not self._others(client)
+        return own <= max(free, self._least) or not self.others(client)
 
     def took(self, client: str, size: int) -> bool:
         """Count what a client takes if it may; return whether it does."""
@@ -111,7 +111,7 @@ class Shares:
         else:
             self._of.pop(client, None)
 
-    def _others(self, client: str) -> bool:
+    def others(self, client: str) -> bool:
         """Whether other clients are there."""
         if len(self._of) > (client in self._of):
             return True
@@ -125,4 +125,4 @@ class Shares:
         if len(self._wanting) < _MOST_WANTING or client in self._wanting:
             self._wanting[client] = self._clock_ns() + _WANTED_NS
         else:
-            self._others(client)  # forgets those whose time is over
+            self.others(client)  # forgets those whose time is over

@@ -13,6 +13,7 @@ import numpy as np
 from hasten.bundle import Carrier, Loaded
 from hasten.core.sequences import Pairs, Sequences
 from hasten.errors import CandidateError
+from hasten.serving.fairness import Shares
 from hasten.serving.models.deciding import Cancellable, Done
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import Answer, Query, SequenceId
@@ -80,10 +81,22 @@ class StepTicket:
 class _Record:
     """One sequence: its states, and its requests in the order of arrival."""
 
-    __slots__ = ("begun", "carrier", "key", "line", "looping", "open", "running", "used_ns")
+    __slots__ = (
+        "begun",
+        "carrier",
+        "client",
+        "key",
+        "line",
+        "looping",
+        "open",
+        "running",
+        "used_ns",
+    )
 
-    def __init__(self, key: _Key, carrier: Carrier, now_ns: int) -> None:
+    def __init__(self, key: _Key, client: str, carrier: Carrier, now_ns: int) -> None:
         self.key, self.carrier, self.used_ns = key, carrier, now_ns
+        self.client = client
+        """Client in whose share it is counted."""
         self.line: deque[StepTicket] = deque()
         self.running: StepTicket | None = None
         self.begun = self.looping = False
@@ -139,6 +152,7 @@ class KeptSequences:
         self._names = frozenset(carrier.specs)
         self._loop, self._clock_ns = loop, clock_ns
         self._records: Records = OrderedDict()
+        self._shares = Shares(self.most, clock_ns=clock_ns)
         self._gone: OrderedDict[_Key, str] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
         self._none_left = asyncio.Event()
@@ -207,15 +221,9 @@ class KeptSequences:
             if not step.start:
                 why = None if record is None else "it has ended"
                 raise ProtocolError(Kind.INVALID, self._unknown(key, why))
-            if len(self._records) >= self.most:
-                raise ProtocolError(
-                    Kind.OVERLOADED,
-                    f"{len(self._records):,} sequences are open, and no more are kept: end some by "
-                    "sequence_end, or retry later",
-                    retry_s=1.0,
-                )
+            self._take_place(query.client)
             record = self._records[key] = _Record(
-                key, Carrier(self._loaded, self._sequences), now_ns
+                key, query.client, Carrier(self._loaded, self._sequences), now_ns
             )
             self._gone.pop(key, None)
             self._sweep_later()
@@ -229,6 +237,44 @@ class KeptSequences:
         record.used_ns = now_ns
         self._records.move_to_end(key)
         return record
+
+    def _take_place(self, client: str) -> None:
+        """Count a sequence that begins; where all places are taken, the client with the most loses one.
+
+        Raises:
+            ProtocolError: there is no place, or too many are this client's while others are there.
+        """
+        shares = self._shares
+        if shares.took(client, 1):
+            return
+        if self._make_room(client):
+            shares.take(client, 1)
+            return
+        said = f"{shares.taken:,} sequences are open, and no more are kept"
+        if (own := shares.of(client)) and shares.others(client):
+            said = (
+                f"{own:,} of the {shares.total:,} sequences that may be open are this client's, and others are "
+                "there"
+            )
+        raise ProtocolError(
+            Kind.OVERLOADED, f"{said}: end some by sequence_end, or retry later", retry_s=1.0
+        )
+
+    def _make_room(self, client: str) -> bool:
+        """End the least recently used sequence of the client that has most; return whether that was done.
+
+        It must have at least two more than the client that needs a place, so that no two clients end each
+        other's sequences in turn.
+        """
+        shares = self._shares
+        greedy = shares.greediest()
+        if shares.taken < shares.total or shares.of(greedy) < shares.of(client) + 2:
+            return False
+        for record in self._records.values():
+            if record.client == greedy and record.idle:
+                self._end(record, "it was ended, since another client needed its place")
+                return True
+        return False
 
     def _unknown(self, key: _Key, why: str | None) -> str:
         why = why or self._gone.get(key, "it has not begun here")
@@ -316,6 +362,7 @@ class KeptSequences:
     def _end(self, record: _Record, why: str) -> None:
         if self._records.get(record.key) is record:
             del self._records[record.key]
+            self._shares.give(record.client, 1)
             self._gone[record.key] = why
             while len(self._gone) > _MOST_GONE:
                 self._gone.popitem(last=False)
@@ -360,6 +407,7 @@ class KeptSequences:
             self._timer = None
         records, self._records = list(self._records.values()), OrderedDict()
         for record in records:
+            self._shares.give(record.client, 1)
             line, record.line = list(record.line), deque()
             for ticket in line:
                 self._pending -= 1
