@@ -123,7 +123,9 @@ def _train(task: Task, way: Way, done: list[Lighter]) -> None:
         task.notes.append(f"{way.name}: {str(why).removeprefix(f'{way.name}: ')}")
         return
     done.append(lighter)
-    if lighter.training.epochs < 1:
+    if lighter.training.caution:
+        task.notes.append(f"{way.name}: {lighter.training.caution}")
+    elif lighter.training.epochs < 1:
         task.notes.append(
             f"{way.name} saw only {lighter.training.epochs:.0%} of the training data in its time: "
             "give more minutes"

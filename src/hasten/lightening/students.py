@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,9 @@ from hasten.lightening.architectures.building import build, deployed
 from hasten.lightening.architectures.catalogue import find
 from hasten.lightening.shortlisting import Shortlist, shortlist
 from hasten.lightening.task import Task
-from hasten.lightening.training.examples import Examples
+from hasten.lightening.training.examples import Batch, Examples
+from hasten.lightening.training.network import Network
+from hasten.lightening.training.threads import chosen_threads
 from hasten.lightening.ways import Stage, Way
 from hasten.passes.silence import first_line
 
@@ -22,8 +25,10 @@ _EPOCHS = 4.0
 """Passes over the data below which an architecture is skipped if another reaches them."""
 _SHORTLIST_S = 60.0
 """Time limit of the shortlist, longer than its default, since training takes minutes anyway."""
-_LOOKED_AT, _STEPS = 5, 3
-"""Number of extra architectures, and of steps for each, that measure the speed of training."""
+_LOOKED_AT = 5
+"""Number of extra architectures whose speed of training is measured."""
+_LEAST_STEPS, _MOST_STEPS = 3, 6
+"""Numbers of steps that measure the speed of training, the most if threads are chosen too."""
 
 
 @dataclass(frozen=True)
@@ -90,18 +95,26 @@ class StudentNetwork(Way):
         module = self.begin(task, 0, None, task.folder).to(task.network.device).train()
         network, teacher = replace(task.network, module=module), task.network.frozen()
         examples = Examples(task.data, min(task.recipe.batch, len(task.data)), seed=task.seed)
-        took_s = []
-        for step in range(_STEPS):
-            began = time.monotonic()
-            batch = examples.at(step, network.device)
-            with torch.no_grad():
-                teacher(batch.inputs)
-            torch.stack(
-                [o.square().mean() for o in network(batch.inputs).values()]
-            ).sum().backward()  # type: ignore[no-untyped-call]
-            took_s.append(time.monotonic() - began)
-            task.tell("shortlist", f"training {self.name}", step + 1, _STEPS)
-        return min(took_s) * examples.steps
+        reading_s = math.inf
+        with chosen_threads(network.device) as threads:
+            for step in range(_MOST_STEPS):
+                began = time.monotonic()
+                batch = examples.at(step, network.device)
+                reading_s = min(reading_s, time.monotonic() - began)
+                with threads.step():
+                    self._pretend(network, teacher, batch)
+                task.tell("shortlist", f"training {self.name}", step + 1, _MOST_STEPS)
+                if threads.settled and step + 1 >= _LEAST_STEPS:
+                    break
+        return (reading_s + threads.seconds) * examples.steps
+
+    @staticmethod
+    def _pretend(network: Network, teacher: Network, batch: Batch) -> None:
+        """Compute as much as a step of training does, without learning."""
+        with torch.no_grad():
+            teacher(batch.inputs)
+        outputs = network(batch.inputs).values()
+        torch.stack([o.square().mean() for o in outputs]).sum().backward()  # type: ignore[no-untyped-call]
 
     def alone(self) -> StudentNetwork:
         """Return the same architecture, taught by labels alone."""

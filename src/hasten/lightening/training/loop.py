@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,15 +19,19 @@ from hasten.errors import CandidateError
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.metrics.base import Metric
 from hasten.lightening.training import features
+from hasten.lightening.training.chance import Chance, same_answer
 from hasten.lightening.training.checkpoint import State
 from hasten.lightening.training.examples import Batch, Examples
 from hasten.lightening.training.network import Network
 from hasten.lightening.training.objective import Objective
 from hasten.lightening.training.teacher import Teacher
+from hasten.lightening.training.threads import chosen_threads
 
 LOOKS = 8
 """Number of evaluations in a training, the last one at its end."""
 _SAVED_S = 60.0
+_EARLY = 0.25
+"""Share of a training after which a network should be better than chance."""
 _LEAST_RATE = 0.05
 """Learning rate of the first steps, as a share of the highest."""
 _LARGEST_GRADIENT = 5.0
@@ -80,6 +84,7 @@ class Training:
         epochs: Number of passes over the data.
         seconds: Time spent on training over all sessions, in seconds.
         note: Reason why the training ended before its time; None if it didn't.
+        caution: Caution that the score is near chance, with what to do; None if it isn't.
     """
 
     score: float
@@ -88,6 +93,7 @@ class Training:
     epochs: float
     seconds: float
     note: str | None
+    caution: str | None = None
 
 
 @dataclass
@@ -127,6 +133,8 @@ class Trainer:
     before_step: BeforeStep = lambda share: None
     settled: float = 0.0
     _exact: list[dict[str, Array]] = field(default_factory=list)
+    _chance: Chance | None = None
+    _warned: bool = False
 
     def train(self) -> Training:
         """Train, or continue a stopped training, without changing the caller's random state.
@@ -135,7 +143,8 @@ class Trainer:
             CandidateError: the loss wasn't finite before the first evaluation with finite answers.
             InputError: the data can't be read, nothing can be learned, or the disk is full.
         """
-        with torch.random.fork_rng(self._cuda()):
+        device = self.network.device
+        with torch.random.fork_rng(self._cuda()), chosen_threads(device) as self._threads:
             return self._train()
 
     def _cuda(self) -> list[torch.device]:
@@ -197,6 +206,7 @@ class Trainer:
                         best = copy.deepcopy(self._average.module.state_dict())
                     curve.append((at, score))
                     outcome = f"{self.name}: {100 * score:.1f}% after {step} steps"
+                    self._warn(score, step, share)
                     if note is None and share < 1:
                         note = self.doomed(share, score)
             if outcome or note or time.monotonic() - saved > _SAVED_S:
@@ -230,11 +240,16 @@ class Trainer:
         return math.floor(share * LOOKS + 1e-9) > math.floor(last * LOOKS + 1e-9)
 
     def _step(self, step: int, share: float) -> float:
-        """Take one step and return the loss; don't apply a loss or gradient that isn't finite."""
+        """Take one step and return the loss."""
         module = self.network.module.train()
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate(share)
         batch = self._examples.at(step, self.network.device)
+        with self._threads.step():
+            return self._learn_from(batch, module)
+
+    def _learn_from(self, batch: Batch, module: torch.nn.Module) -> float:
+        """Apply the gradient of a batch and return the loss; apply nothing that isn't finite."""
         loss = self._loss(batch)
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -296,12 +311,20 @@ class Trainer:
         """Return the averaged network's mean held-out score; NaN if an answer isn't finite."""
         network = replace(self.network, module=self._average.module)
         examples = Examples(self.judged, self._examples.batch)
+        self._ask_reference(examples)
+        return self._mean(network.answers(examples.in_order()))
+
+    def _ask_reference(self, examples: Examples) -> None:
+        """Keep the reference's answers to the held-out samples, if there is a reference."""
         reference = self.reference or (self.teacher.network if self.teacher else None)
         if not self._exact and reference is not None:
             self._exact.extend(reference.answers(examples.in_order()))
+
+    def _mean(self, answers: Iterable[dict[str, Array]]) -> float:
+        """Return the mean score of answers to the held-out samples; NaN if one isn't finite."""
         scores: list[Array] = []
         at = 0
-        for number, outputs in enumerate(network.answers(examples.in_order())):
+        for number, outputs in enumerate(answers):
             exact = self._exact[number] if self._exact else outputs
             size = len(next(iter(outputs.values())))
             rows = self.judged.labels
@@ -311,6 +334,27 @@ class Trainer:
             scores.append(self.metric.score(outputs, exact, labels))
             at += size
         return float(np.concatenate(scores).mean())
+
+    def _caution(self, score: float, step: int, share: float) -> str | None:
+        """Return a caution if the network gives classes and its score is near chance."""
+        if self.objective.kind != "classes" or self.metric.over_set:
+            return None
+        self._ask_reference(Examples(self.judged, self._examples.batch))
+        if not self._exact:
+            return None
+        if self._chance is None:
+            self._chance = Chance(self._mean(same_answer(self._exact)), self._mean(self._exact))
+        return self._chance.caution(score, step, step / self._examples.steps / share)
+
+    def _warn(self, score: float, step: int, share: float) -> None:
+        """Tell once, early in the training, that the network has learned nothing so far."""
+        if self._warned or share < _EARLY:
+            return
+        self._warned = True
+        caution = self._caution(score, step, share)
+        if caution is not None:
+            doing = Progress("train", self.name, step, max(step, round(step / share)))
+            self.listen(replace(doing, news=f"warning: {self.name}: {caution}"))
 
     def _state(
         self,
@@ -346,13 +390,15 @@ class Trainer:
             raise CandidateError(f"{self.name}: {state.note}, and no earlier weights to keep exist")
         self.network.module.load_state_dict(state.best)
         self.network.module.eval()
+        score = self._best_of(state.curve)
         return Training(
-            score=self._best_of(state.curve),
+            score=score,
             curve=tuple(state.curve),
             steps=state.step,
             epochs=state.step / self._examples.steps,
             seconds=state.seconds,
             note=state.note,
+            caution=self._caution(score, state.step, 1.0),
         )
 
     def _tell(self, done: int, share: float, outcome: str | None = None) -> None:
