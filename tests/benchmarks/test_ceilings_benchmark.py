@@ -18,7 +18,6 @@ TOOLS = ("numpy (OpenBLAS), product", "torch (oneDNN), bf16 product", "the same 
     ("tools", "turns"),
     [
         pytest.param(TOOLS, "1", marks=pytest.mark.slow),
-        pytest.param(TOOLS, "2", marks=pytest.mark.slow),
         (TOOLS[:1], "2"),
     ],
 )

@@ -1,12 +1,11 @@
 """The notebook of a tutorial is its page, cell by cell, and runs."""
 
 import importlib.util
-import os
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.tutorials import path_of_a_reader
 
 nbformat = pytest.importorskip("nbformat")
 ROOT = Path(__file__).parents[2]
@@ -73,7 +72,7 @@ def test_a_notebook_is_what_its_page_says(notebook: Path) -> None:
 def test_a_notebook_runs(notebook: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", path_of_a_reader(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
     monkeypatch.setenv("HOME", str(tmp_path))
     folder = tmp_path / "empty"

@@ -1,6 +1,6 @@
 """Whole runs made short for tests: few short rounds, one core, and no pass or plot unless asked for.
 
-`python -m tests.support.quick optimize ...` is the command line with such runs.
+`python -m tests.support.quick optimize ...` is the command line with such runs. HASTEN_TEST_PLOTS=1 draws plots, too.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import fcntl
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -18,6 +19,7 @@ from hasten.lightening import prospects
 from hasten.measure import ceilings
 from hasten.measure.effort import EFFORTS, Effort
 from hasten.measure.workbench import Bench
+from hasten.optimization.estimated import fixed_point
 
 ROUNDS = 12
 """Short ones: the interval of a few long ones would take in 1 on a busy host, whoever raced."""
@@ -37,6 +39,8 @@ def quick_runs(
     fresh: bool = False,
 ) -> Iterator[None]:
     """Make the runs inside short: what they call the normal effort is a small one.
+
+    The quick effort is as small, but searches as far as it does elsewhere.
 
     Args:
         passes: Whether models are transformed at all; else engines are tried alone.
@@ -66,11 +70,13 @@ def quick_runs(
     )
     cpus = os.sched_getaffinity(0)
     with contextlib.ExitStack() as quick:
-        quick.enter_context(patch.dict(EFFORTS, normal=effort))
+        brief = replace(effort, depth=EFFORTS["quick"].depth)
+        quick.enter_context(patch.dict(EFFORTS, normal=effort, quick=brief))
         quick.enter_context(patch.dict(Bench.open_built.__kwdefaults__, fresh=fresh))
         pace = effort.pace("p50")
         quick.enter_context(patch.multiple(ceilings, TURNS=1, PACE=pace))
         quick.enter_context(patch.multiple(prospects, PACE=pace, _FIRST_LOOK=pace))
+        quick.enter_context(patch.multiple(fixed_point, WIDTHS=(6, 5, 4), _REFINED=2, _CUTS=(4.0,)))
         if not plots:
             quick.enter_context(patch("hasten.reporting.drawing.Plot._svg", lambda *_: ""))
         quick.callback(os.sched_setaffinity, 0, cpus)
@@ -104,5 +110,5 @@ def _claimed(cpu: int) -> bool:
 
 
 if __name__ == "__main__":
-    with quick_runs():
+    with quick_runs(plots=bool(os.environ.get("HASTEN_TEST_PLOTS"))):
         main()

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.support import tasks
+from tests.support.quick import quick_runs
 
 import hasten
 from hasten.engines.fpga import toolchain
 from hasten.errors import InputError
-from hasten.optimization.estimated import fixed_point
 from hasten.reporting.result import Estimates, Result
 
 pytest.importorskip("da4ml", reason="needs hasten[fpga]: make test-fpga")
@@ -27,10 +27,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Result:
     """A 30-6-2 network for the breast-cancer data on the smallest ECP5, with few tries."""
     folder = tmp_path_factory.mktemp("run")
     _, (x, y) = tasks.cancer()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fixed_point, "WIDTHS", (6, 5, 4))
-        patch.setattr(fixed_point, "_REFINED", 2)
-        patch.setattr(fixed_point, "_CUTS", (4.0,))
+    with quick_runs(plots=True):
         return hasten.optimize(
             tasks.perceptron((6,), 40),
             ({"input": x}, y),

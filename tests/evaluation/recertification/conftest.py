@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper, parser
+from tests.support.once import made_once
 from tests.support.quick import quick_runs
 
 import hasten
@@ -53,10 +54,16 @@ def steady(entrants: dict[str, Any], *_: Any, first: int = 0, **__: Any) -> Iter
         yield Round(number, {who: (ns,) * 3 for who, ns in block.items()}, {}, True)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A bundle with a model that was really made int8, and the samples that it was judged on."""
-    folder = tmp_path_factory.mktemp("int8")
+    with made_once(tmp_path_factory, "int8") as (folder, missing):
+        if missing:
+            make_int8(folder)
+    return folder / "int8.hasten", folder / "eval.npz"
+
+
+def make_int8(folder: Path) -> None:
     file = points(folder / "eval.npz", 1200, seed=2)
     with quick_runs(passes=True), pytest.MonkeyPatch.context() as patch:
         for place in ("hasten.optimization.measured.screening", "hasten.measure.race"):
@@ -70,7 +77,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
             passes=("dynamic_quantization",),
         )
     assert result.status == "certified", result.why
-    return result.bundle, file
 
 
 @pytest.fixture
