@@ -105,7 +105,8 @@ def test_an_operator_library_of_onnx_runtimes_is_named_from_search_to_service(
     with pytest.raises(hasten.InputError) as error:
         hasten.load(result.bundle)
     assert str(error.value) == (
-        "this model needs 1 operator libraries, the same files as when it was made; got 0"
+        "this model needs 1 operator libraries, the same files as those that it was made with; "
+        "got 0"
     )
 
 

@@ -291,8 +291,8 @@ def read_sizes(path: Path, trusted: Sequence[PublicKey] = ()) -> Manifest:
         _check_size(path, name, size_bytes)
     if trusted and (strange := unlisted(path, manifest.files)):
         raise IntegrityError(
-            f"{path} can't be trusted: it holds {strange!r:.100}, which its signature doesn't cover; "
-            "remove that"
+            f"{path} can't be trusted: it holds {strange!r:.100}, which its signature doesn't "
+            "cover; remove that file"
         )
     return manifest
 
@@ -369,7 +369,7 @@ def _record(
     try:
         unchanged = stated == digest(record)
     except RecursionError as error:
-        raise IntegrityError(f"{said}: the manifest is damaged: it is nested too deep") from error
+        raise IntegrityError(f"{said}: the manifest is damaged: it is nested too deeply") from error
     if not unchanged:
         raise IntegrityError(f"{said}: the manifest was changed after it was written")
     try:
@@ -407,7 +407,9 @@ def _check_size(path: Path, name: str, size_bytes: int) -> Path:
         if not file.is_file():
             raise IntegrityError(f"{path}: {name} is missing")
         if (size := file.stat().st_size) != size_bytes:
-            raise IntegrityError(f"{path}: {name} has {size:,} bytes, {size_bytes:,} were written")
+            raise IntegrityError(
+                f"{path}: {name} has {size:,} bytes, but {size_bytes:,} were written"
+            )
     return file
 
 
@@ -454,8 +456,8 @@ def artifact_of(
     given = tuple(file_digest(library) for library in custom_ops)
     if given != item.custom_ops:
         raise InputError(
-            f"this model needs {len(item.custom_ops)} operator libraries, the same files as when it "
-            f"was made; got {len(given)}"
+            f"this model needs {len(item.custom_ops)} operator libraries, the same files as "
+            f"those that it was made with; got {len(given)}"
             f"{' with other contents' if len(given) == len(item.custom_ops) else ''}"
         )
     found = replace(

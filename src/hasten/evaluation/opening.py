@@ -34,7 +34,7 @@ def opened_once(bundle: Path, *, warm: bool, trusted: Trusted = None) -> Iterato
         began = time.perf_counter()
         with load(bundle, cache=False if kept is None else kept.path, trusted=trusted) as model:
             took = time.perf_counter() - began
-            how = ", from what an earlier opening kept" if model.from_cache else ""
+            how = ", with what an earlier opening compiled" if model.from_cache else ""
             yield f"opened in {took:.3f} s{how}"
             if model.requests:
                 began = time.perf_counter()

@@ -123,9 +123,9 @@ def certify(
             or guard not in (None, "changed")
         ):
             raise InputError(
-                "a chain is compared with its exact models' chain under the guard changed, by its bundles' "
-                "own pipelines: leave out the metric, the figures, the pipeline, other guards, batch sizes and "
-                "operator libraries"
+                "a chain is compared with the chain of its exact models, under the guard 'changed' and "
+                "with its bundles' own pipelines: leave out the metric, the figures, the pipeline, other "
+                "guards, batch sizes and operator libraries"
             )
         from hasten.evaluation.chains import certify_chain
 
@@ -327,7 +327,7 @@ def _limits(
     """Return the limits: those given here, else the bundle's own."""
     if manifest.certificate is None:
         if max_drop is None:
-            raise InputError(f"{folder} has no certificate, so no limit either: give max_drop=")
+            raise InputError(f"{folder} has no certificate and therefore no limit: give max_drop=")
         return _Limits(
             max_drop,
             0.95 if confidence is None else confidence,
@@ -363,8 +363,8 @@ def _metric(folder: Path, stated: dict[str, Any], given: Metric | None) -> Metri
         raise IntegrityError(f"{folder}: the metric is damaged: {error}") from error
     if metric.function is not None:
         raise InputError(
-            f"{folder} was judged by the function {metric.function}: name it again by metric=, since a "
-            "bundle's word alone runs no code"
+            f"{folder} was judged by the function {metric.function}: name it again in metric=, "
+            "because hasten runs no code only because a bundle names it"
         )
     return metric
 

@@ -122,14 +122,15 @@ def access(
     """
     if (ca is not None or insecure) and not address.encrypted:
         raise InputError(
-            f"certificates belong to encrypted connections, and {address} isn't encrypted: "
-            f"write {address.scheme}s://"
+            f"only encrypted connections use certificates, and {address} isn't encrypted: write "
+            f"{address.scheme}s://"
         )
     if insecure and address.grpc:
         raise InputError("gRPC always checks the server's certificate: give it with --ca")
     if insecure and ca is not None:
         raise InputError(
-            "--ca says which certificates are trusted, --insecure that all are: give one"
+            "--ca says which certificates are trusted, and --insecure trusts all of them: give "
+            "only one of the two"
         )
     token = "" if token_file is None else read_token(token_file)
     return Access(token, ca, insecure)

@@ -115,7 +115,7 @@ def _check(answer: Any, outputs: Sequence[str]) -> None:
     """
     raws = answer.raw_output_contents
     if raws and len(raws) != len(answer.outputs):
-        raise ValueError(f"{len(answer.outputs)} outputs are announced; {len(raws)} came")
+        raise ValueError(f"{len(answer.outputs)} outputs are announced, but {len(raws)} came")
     for number, one in enumerate(answer.outputs):
         if raws:
             check_bytes(one.name, one.datatype, one.shape, memoryview(raws[number]))

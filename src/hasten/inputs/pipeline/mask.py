@@ -93,7 +93,7 @@ class Mask(PostStep):
         if not self.decided:
             if self.labels and len(array) != len(self.labels):
                 raise InputError(
-                    f"mask has {len(self.labels)} labels; the model gives {len(array)} classes"
+                    f"mask has {len(self.labels)} labels, but the model has {len(array)} classes"
                 )
             classes, best = _likeliest(array)
             check_finite(best, "mask", self.output)
