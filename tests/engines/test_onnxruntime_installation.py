@@ -96,8 +96,10 @@ def test_what_removing_one_of_two_leaves_is_found(
     if left:
         install(site, left)
     monkeypatch.delitem(sys.modules, "onnxruntime")
-    whole = "ONNX Runtime's folder lacks files, which happens when one of two packages is "
-    "removed: " + said
+    whole = (
+        "ONNX Runtime's folder lacks files, which happens when one of two packages is removed: "
+        + said
+    )
     assert installation.fault() == whole
     for engine in (OnnxRuntime, OnnxRuntimeCuda):
         with pytest.raises(InputError) as caught:

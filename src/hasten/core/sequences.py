@@ -110,7 +110,7 @@ def check_states(
     if states and len(states) == len(taking):
         raise InputError(
             "every input of the model is a state, so a step has no input left to take: got "
-            "{', '.join(taking)}"
+            f"{', '.join(taking)}"
         )
 
 

@@ -154,8 +154,8 @@ def settings_of(
     _check_openness(host, allow_host, {"token_file": token_file, "tokens": tokens}, no_token)
     if tls_client_ca is not None and None in (tls_cert, tls_key, tokens):
         raise InputError(
-            "tls_client_ca= needs tls_cert= and tls_key=, and it needs tokens=, which states "
-            "what the clients named in certificates may do"
+            "tls_client_ca= needs tls_cert= and tls_key=, and tokens=, which says what the names in "
+            "clients' certificates may do"
         )
     asked = {"shadow_limit": shadow_limit, "on_alarm": on_alarm != "tell", "webhook": webhook}
     if not shadow and (idle := [name for name, given in asked.items() if given]):
