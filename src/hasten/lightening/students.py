@@ -125,7 +125,7 @@ def fitting(task: Task, count: int, architectures: Sequence[str]) -> list[Studen
     if task.classes is None or len(shape) != 1 or len(shape[0]) != 4 or kind != "float32":
         raise InputError(
             "other architectures classify float32 images (1, channels, height, width), but the "
-            "model takes {', '.join(map(str, task.source.request))} and returns "
+            f"model takes {', '.join(map(str, task.source.request))} and returns "
             f"{', '.join(map(str, task.source.outputs))}"
         )
     classes, sizes = task.classes, shape[0][1:]
