@@ -231,7 +231,7 @@ def subject_cells(name: str, asked: argparse.Namespace, target: Target) -> list[
     from models import CACHE, MODELS
 
     if name not in MODELS:
-        raise InputError(f"no model is called {name!r}; there are: {', '.join(MODELS)}")
+        raise InputError(f"no model is called {name!r}; choose one of: {', '.join(MODELS)}")
     subject, on_gpu = MODELS[name], target.kind == "attached"
     module, data = subject.module(CACHE), subject.data()
 

@@ -212,7 +212,7 @@ class _Entered:
             names = {BASELINE: "torch eager (baseline)", AGAIN: "torch eager (baseline) again"}
         for name, opened in self.opened.items():
             if name in failed or not standings.stands(name):
-                failed.setdefault(name, "it dropped out of the race")
+                failed.setdefault(name, "it failed in the race")
                 continue
             rounds, ratio = standings.rounds[name], standings.ratio(name)
             yield Line(

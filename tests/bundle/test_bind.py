@@ -97,20 +97,20 @@ FIXED.flags.writeable = False
         ),
         (
             [np.zeros((1, 32), np.float32)[:, ::2], None],
-            "input 'x' isn't contiguous and aligned: give an array as numpy makes it, or "
-            "np.ascontiguousarray of it, and fill that",
+            "input 'x' isn't contiguous and aligned: give an array that numpy made, or bind "
+            "np.ascontiguousarray of it and fill that copy",
         ),
         (
             [None, np.zeros((2, 4), np.float32)],
-            "output 'logits': the model gives logits: float32[1, 4]; got float32[2, 4]",
+            "output 'logits': the model's output is logits: float32[1, 4]; got float32[2, 4]",
         ),
         (
             [None, np.zeros((1, 4))],
-            "output 'logits': the model gives logits: float32[1, 4]; got float64[1, 4]",
+            "output 'logits': the model's output is logits: float32[1, 4]; got float64[1, 4]",
         ),
         (
             [None, FIXED],
-            "output 'logits' can't be written to: give an array of your own, as np.zeros",
+            "output 'logits' can't be written to: give a writable array, such as one of np.zeros",
         ),
         (
             [WRITTEN[:, :16], WRITTEN[:, 12:16]],
@@ -123,7 +123,8 @@ FIXED.flags.writeable = False
         ([None, None, 1], "bind takes 2 arrays, x, logits; got 3"),
         (
             [{"x": ROWS[:1]}],
-            "bind takes arrays, or one mapping of inputs and one of outputs: got something between",
+            "bind takes arrays, or one mapping of inputs and one of outputs: got a mixture of "
+            "the two",
         ),
         (
             [{"y": ROWS[:1]}, {"logits": FIXED}],
@@ -131,7 +132,7 @@ FIXED.flags.writeable = False
         ),
         (
             [{"x": ROWS[:1]}, {"scores": FIXED}],
-            "the model gives logits; got scores to write to",
+            "the model's outputs are logits; got scores to write to",
         ),
     ],
 )
@@ -200,7 +201,7 @@ def test_a_second_thread_in_a_bound_call_is_told_so(bundle: Path) -> None:
         until(lambda: bool(said))
         for thread in threads:
             thread.join()
-    assert set(said) == {"another thread is in this call: bind one for each thread"}
+    assert set(said) == {"another thread is running this call: bind one call for each thread"}
 
 
 def call_or_note(call: Callable[[], None], said: list[str]) -> None:

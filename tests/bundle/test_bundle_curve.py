@@ -101,5 +101,5 @@ def test_a_curve_is_left_out_once_the_time_limit_is_reached(tmp_path: Path) -> N
             engines=("onnxruntime",),
             time_limit_s=0.001,
         )
-    assert "batch curve: left out, the time limit is reached" in result.notes
+    assert "batch curve: left out, because the time limit was reached" in result.notes
     assert not (result.bundle / "evidence" / "curve.json").exists()

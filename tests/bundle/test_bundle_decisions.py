@@ -106,7 +106,8 @@ def test_a_chain_that_does_not_fit_is_refused_before_a_run(tmp_path: Path) -> No
             out=tmp_path / "out.hasten",
         )
     assert str(error.value) == (
-        "the step nms takes boxes, and gets the model's outputs: put yolo_boxes or darknet_boxes or "
+        "the step nms takes boxes, but gets the model's outputs: put yolo_boxes or darknet_boxes "
+        "or "
         "ssd_boxes between"
     )
     assert not (tmp_path / "out.hasten").exists()

@@ -66,7 +66,7 @@ def test_an_exact_model_on_another_machine_says_that_it_was_measured_elsewhere(
         assert loaded(X)["logits"].shape == (1, 4)
     assert [str(w.message) for w in caught] == [
         f"measured elsewhere: {note}; the answers are exact here too, within the tolerance, but "
-        "another version may be the fastest: run hasten optimize here to know"
+        "another candidate may be faster here: run hasten optimize on this machine to find out"
     ]
     assert caught[0].filename == __file__
 

@@ -111,7 +111,7 @@ def test_a_truncated_file_is_named(bundle: Path) -> None:
     size = file.stat().st_size
     os.truncate(file, 10)
     assert refused(bundle) == (
-        f"{bundle}: model/linear_classifier.onnx has 10 bytes, {size:,} were written"
+        f"{bundle}: model/linear_classifier.onnx has 10 bytes, but {size:,} were written"
     )
 
 

@@ -53,7 +53,7 @@ def test_a_bundle_without_its_exact_model_says_so(tmp_path: Path, winner: Part) 
         load(tmp_path / "b", which="exact")
     assert (
         str(error.value)
-        == f"{tmp_path / 'b'} was made with keep_exact=False: it holds no exact model"
+        == f"{tmp_path / 'b'} was made with keep_exact=False: it contains no exact model"
     )
 
 
@@ -72,7 +72,8 @@ def test_operator_libraries_must_be_those_of_the_making(bundle: Path, tmp_path: 
     with pytest.raises(InputError) as error:
         load(bundle, custom_ops=[library])
     assert str(error.value) == (
-        "this model needs 0 operator libraries, the same files as when it was made; got 1"
+        "this model needs 0 operator libraries, the same files as those that it was made with; "
+        "got 1"
     )
 
 

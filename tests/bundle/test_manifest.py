@@ -97,7 +97,8 @@ def test_a_number_that_counts_nothing_is_refused(bundle: Path, number: float) ->
     with pytest.raises(IntegrityError) as error:
         read(bundle)
     assert str(error.value) == (
-        f"{bundle}: the manifest is damaged: it has a number that is infinite, NaN, or past 64 bits"
+        f"{bundle}: the manifest is damaged: it has a number that is infinite, NaN, or larger "
+        "than 64 bits"
     )
 
 
@@ -138,7 +139,7 @@ def test_a_number_that_counts_nothing_is_refused(bundle: Path, number: float) ->
         ),
         (
             lambda record: record.update(pipeline={"steps": [], "after": [{"type": "nms"}]}),
-            "the manifest is damaged: the step nms takes boxes, and gets the model's outputs: put "
+            "the manifest is damaged: the step nms takes boxes, but gets the model's outputs: put "
             "yolo_boxes or darknet_boxes or ssd_boxes between",
         ),
         (
@@ -174,7 +175,7 @@ def test_a_manifest_nested_deeper_than_can_be_hashed_is_refused(bundle: Path) ->
         read(bundle)
     # From Python 3.12 on it can be, and its digest is wrong.
     assert str(error.value) in (
-        f"{bundle}: the manifest is damaged: it is nested too deep",
+        f"{bundle}: the manifest is damaged: it is nested too deeply",
         f"{bundle}: the manifest was changed after it was written",
     )
 
@@ -206,12 +207,12 @@ FITS = "its request x: float32[1, 16] doesn't fit the input "
         ),
         (
             artifact(request=[spec([1, 16], "float33")]),
-            "x: float33[1, 16] has a type that numpy doesn't have here",
+            "x: float33[1, 16] has a type that numpy doesn't support here",
         ),
         *(
             (
                 artifact(inputs=[spec(["batch", 16], dtype)]),
-                f"x: {dtype}[batch, 16] has a type that numpy doesn't have here",
+                f"x: {dtype}[batch, 16] has a type that numpy doesn't support here",
             )
             for dtype in ("object", "str", "U99999999", "f4,f4", "(9999,9999)f4", "void", "f4", "")
         ),

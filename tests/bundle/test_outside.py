@@ -76,8 +76,8 @@ def test_weights_outside_the_listed_files_are_refused(
     (external / "model" / "linked.data").symlink_to(secret)
     _secret(external, location)
     said = (
-        f"{external}/model/model.onnx: its weights or compiled parts are said to lie in {location!r:.100}, which is not "
-        "among the bundle's files for this model"
+        f"{external}/model/model.onnx: it refers to weights or compiled parts in "
+        f"{location!r:.100}, which isn't one of the bundle's files for this model"
     )
     for path in (external, pack(external).path):
         with pytest.raises(IntegrityError) as error:
@@ -151,8 +151,8 @@ def test_a_compiled_part_outside_the_listed_files_is_refused(external: Path, loc
     with pytest.raises(IntegrityError) as error:
         artifact_of(external, manifest.winner, manifest, ())
     assert str(error.value) == (
-        f"{external}/model/model.onnx: its weights or compiled parts are said to lie in {location!r}, which is not among "
-        "the bundle's files for this model"
+        f"{external}/model/model.onnx: it refers to weights or compiled parts in {location!r}, "
+        "which isn't one of the bundle's files for this model"
     )
 
 
@@ -181,7 +181,7 @@ def test_a_file_nested_without_end_is_refused_at_once() -> None:
         data = _field(1, node + _field(5, inside)) + graph.SerializeToString()
     with pytest.raises(IntegrityError) as error:
         external_locations(_field(7, data))
-    assert str(error.value) == "messages are nested more than 100 deep"
+    assert str(error.value) == "messages are nested more than 100 levels deep"
 
 
 def _field(number: int, data: bytes) -> bytes:

@@ -117,7 +117,7 @@ def test_a_bundle_with_a_link_in_it_is_never_replaced(bundle: Path, winner: Part
 def test_a_damaged_bundle_is_never_replaced(bundle: Path, winner: Part) -> None:
     (bundle / "report.html").write_text("<p>my own report")
     assert refused(bundle, winner) == (
-        f"{bundle}: report.html has 16 bytes, 3 were written; {ADVICE}"
+        f"{bundle}: report.html has 16 bytes, but 3 were written; {ADVICE}"
     )
     (bundle / "report.html").unlink()
     assert refused(bundle, winner) == f"{bundle}: report.html is missing; {ADVICE}"

@@ -111,20 +111,20 @@ MANY = "it states {} requests of {:,} bytes; a bundle has 4 and 16 MiB of them a
         (with_count(5), MANY.format(5, 1064)),
         (with_count(-1), MANY.format(-1, 1064)),
         (with_count(2**62), MANY.format(2**62, 1064)),
-        (with_count(3), "3 requests of its inputs take 3,192 bytes; requests.raw has 2,128"),
+        (with_count(3), "3 requests of its inputs take 3,192 bytes, but requests.raw has 2,128"),
         (with_input([2**31 - 1, 2**31 - 1]), MANY.format(2, 4 * (2**31 - 1) ** 2 + 40)),
         (
             with_input([1, 255]),
-            "2 requests of its inputs take 2,120 bytes; requests.raw has 2,128",
+            "2 requests of its inputs take 2,120 bytes, but requests.raw has 2,128",
         ),
         (
             with_input([1, 256], "object"),
-            "audio: object[1, 256] has a type that numpy doesn't have here",
+            "audio: object[1, 256] has a type that numpy doesn't support here",
         ),
         (with_input([1, -256]), "audio: float32[1, -256] is not a possible tensor shape"),
         (
             lambda record: record["files"].pop(REQUESTS),
-            "2 requests of its inputs take 2,128 bytes; requests.raw is not listed",
+            "2 requests of its inputs take 2,128 bytes, but requests.raw is not listed",
         ),
     ],
 )

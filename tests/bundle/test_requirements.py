@@ -47,8 +47,8 @@ def test_what_is_compiled_where_it_is_opened_says_that_a_compiler_is_needed(mani
     assert requirements(made) == [
         "hasten==0.1.0",
         "numpy==2.1.0",
-        "# The engine 'compiled' needs a C compiler where the bundle is opened: the system's own, or add "
-        "hasten[compiler]",
+        "# The engine 'compiled' needs a C compiler on the machine that opens the bundle: "
+        "install the system's package, or add hasten[compiler]",
     ]
     assert program_extras(made) == ("compiler",)
     assert program_extras(manifest({"type": "openvino"}, ENVIRONMENT)) == ()
@@ -64,7 +64,7 @@ def test_a_bundles_word_is_no_option_of_pip(manifest: Made, version: str) -> Non
     with pytest.raises(IntegrityError) as error:
         requirements(manifest({"type": "openvino"}, ENVIRONMENT | {"openvino": version}))
     assert str(error.value) == (
-        f"the bundle says that it was measured with openvino {version!r}, which is not a "
+        f"the bundle states that it was measured with openvino {version!r}, which is not a "
         "version: make the bundle again"
     )
 

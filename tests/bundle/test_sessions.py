@@ -90,7 +90,7 @@ def test_what_is_no_step_is_refused(loaded: Loaded) -> None:
         "input 'x': the model takes x: float32[batch, 12]; got float32[1, 3]"
     )
     assert refusal(InputError, x, h=np.zeros((1, 16), np.float32), session=session) == (
-        "the session carries the state 'h' itself: leave it out, or begin with it by "
+        "the session carries the state 'h' itself: leave that input out, or set the state with "
         "reset({'h': ...})"
     )
     assert session.steps == 0
@@ -147,10 +147,13 @@ def test_two_threads_in_one_session_are_told_so(
     go.set()
     thread.join()
     assert said == (
-        "another thread is in a step of this session: steps of one sequence come one after another; "
-        "give each thread a session of its own"
+        "another thread is running a step of this session: the steps of a sequence run one after "
+        "another; give each thread its own session"
     )
-    assert str(caught.value) == "another thread is in a step of this session: reset it afterwards"
+    assert (
+        str(caught.value)
+        == "another thread is running a step of this session: reset the session when that step has ended"
+    )
     assert session.steps == 1
 
 
@@ -176,7 +179,8 @@ def test_a_bundle_without_states_has_no_sessions(model: Path) -> None:
         ),
         (
             {"states": [["h", "scores"]], "scored": "all", "lengths": False},
-            "the state h=scores has two forms: the model takes h: float32[batch, 16] and gives scores: "
+            "the input and the output of the state h=scores differ: the model takes h: "
+            "float32[batch, 16] and returns scores: "
             "float32[batch, 4]",
         ),
         (

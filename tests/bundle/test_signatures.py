@@ -81,7 +81,7 @@ def test_the_tool_and_hasten_take_each_others_keys_and_signatures(tmp_path: Path
         file.write_bytes(secret_key(secret).sign(DATA, "of hasten"))
         assert minisign("-V", "-Q", "-p", known, "-m", message) == "of hasten\n"
     minisign("-S", "-l", "-s", theirs, "-m", message)
-    with pytest.raises(IntegrityError, match="of minisign's old kind: sign without -l"):
+    with pytest.raises(IntegrityError, match="minisign's legacy format: sign without -l"):
         check_signed(DATA, file, keys_of(public), "b")
 
 
@@ -140,8 +140,11 @@ def _first(kind: bytes) -> bytes:
         (b"\n".join([*_LINES[:3], b"\xff!"]), "it isn't base64"),
         (b"\n".join([*_LINES[:3], b"AAAA"]), "its signatures are cut off or too long"),
         (b"\n".join([*_LINES[:3], _LINES[1]]), "its signatures are cut off or too long"),
-        (_first(b"Ed"), "it is of minisign's old kind: sign without -l, and before 0.10 with -H"),
-        (_first(b"eD"), "it is of a kind that isn't known"),
+        (
+            _first(b"Ed"),
+            "it has minisign's legacy format: sign without -l, or with -H before minisign 0.10",
+        ),
+        (_first(b"eD"), "its format is unknown"),
         (b"\0" * (1 << 20), "it is larger than 16 KiB"),
     ],
 )
@@ -152,7 +155,9 @@ def test_what_is_no_signature_is_refused(tmp_path: Path, data: bytes, why: str) 
 def test_a_pipe_or_a_folder_in_its_place_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for file in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
-        with pytest.raises(IntegrityError, match=" is damaged: it can't be read: it is no regular"):
+        with pytest.raises(
+            IntegrityError, match=" is damaged: it can't be read: it isn't a regular"
+        ):
             check_signed(DATA, file, [OURS.public], "b")
 
 
@@ -203,7 +208,7 @@ def test_a_file_that_holds_no_public_key_is_refused(tmp_path: Path) -> None:
     new_keys(tmp_path / "k.key")
     with pytest.raises(InputError) as error:
         keys_of(tmp_path / "k.key")
-    assert str(error.value) == f"{tmp_path}/k.key holds a secret key: give the public one"
+    assert str(error.value) == f"{tmp_path}/k.key holds a secret key: give the public key"
     odd = tmp_path / "odd"
     for data in (
         b"",
@@ -213,7 +218,7 @@ def test_a_file_that_holds_no_public_key_is_refused(tmp_path: Path) -> None:
         PUBLIC.encode() + b"\n" + PUBLIC.encode(),
     ):
         odd.write_bytes(data)
-        with pytest.raises(InputError, match="is no file of one key"):
+        with pytest.raises(InputError, match="isn't a key file such as"):
             keys_of(odd)
     for data in (
         PUBLIC[:-1].encode(),
@@ -223,7 +228,7 @@ def test_a_file_that_holds_no_public_key_is_refused(tmp_path: Path) -> None:
         odd.write_bytes(data)
         with pytest.raises(InputError, match=r"holds no public key|a secret key: give"):
             keys_of(odd)
-    with pytest.raises(InputError, match="is no public key: minisign's have 56 characters"):
+    with pytest.raises(InputError, match="isn't a public key: minisign's keys have 56 characters"):
         PublicKey("RW")
 
 
@@ -232,8 +237,8 @@ def test_a_secret_key_that_is_damaged_or_has_a_password_is_refused(tmp_path: Pat
     comment, line = (tmp_path / "k.key").read_bytes().splitlines()
     data = base64.b64decode(line)
     for changed, why in (
-        (data[:2] + b"Sc" + data[4:], "has a password, for which hasten doesn't ask"),
-        (data[:70] + bytes([data[70] ^ 1]) + data[71:], "its two halves don't fit each other"),
+        (data[:2] + b"Sc" + data[4:], "has a password, and hasten doesn't ask for passwords"),
+        (data[:70] + bytes([data[70] ^ 1]) + data[71:], "its two halves don't match"),
         (data[:-1], "holds no secret key"),
         (base64.b64decode(PUBLIC), "holds no secret key"),
     ):

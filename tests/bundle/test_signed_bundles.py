@@ -169,7 +169,7 @@ def test_another_bundles_signature_is_refused(bundle: Path, other: Path, signer:
     signer.sign(other)
     signature_of(other, bundle)
     for path in (bundle, hasten.pack(bundle).path):
-        assert "the signature is another bundle's" in refused(path, signer)
+        assert "the signature belongs to another bundle" in refused(path, signer)
 
 
 def test_another_signed_manifest_with_these_files_is_refused(
@@ -195,12 +195,13 @@ def test_a_file_that_the_signature_doesnt_cover_is_refused(
     said = refused(bundle, signer)
     if name.startswith(SIGNATURE):
         assert (
-            said
-            == f"{bundle}: its signature {SIGNATURE} is damaged: it can't be read: it is no regular file"
+            said == f"{bundle}: its signature {SIGNATURE} is damaged: it can't be read: it isn't a "
+            "regular file"
         )
         return
     assert said == (
-        f"{bundle} can't be trusted: it holds {name!r}, which its signature doesn't cover; remove that"
+        f"{bundle} can't be trusted: it holds {name!r}, which its signature doesn't cover; "
+        "remove that file"
     )
     strange.unlink()
     strange.symlink_to(bundle / MANIFEST)
@@ -396,7 +397,9 @@ def test_the_commands_make_keys_sign_and_say_who_signed(
         0,
         f"{path}: signed by the key {name}\nto trust it, give: --trusted {key.text}\n",
     )
-    assert line_of(path) == f"said to be by the key {name}: give its public key to check that"
+    assert (
+        line_of(path) == f"said to be signed by the key {name}: give its public key to check that"
+    )
     for given in (public, key.text):
         assert line_of(path, "--trusted", given).startswith(
             f"signed by the key {name}, which you trust: timestamp:"

@@ -83,7 +83,7 @@ def test_engines_of_engines_of_engines_are_refused(bundle: Path) -> None:
     with pytest.raises(IntegrityError) as error:
         load(bundle)
     assert str(error.value) == (
-        f"{bundle}: the manifest is damaged: the engine of 'two models' is nested too deep"
+        f"{bundle}: the manifest is damaged: the engine of 'two models' is nested too deeply"
     )
 
 

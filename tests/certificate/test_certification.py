@@ -259,8 +259,8 @@ def test_changed_refuses_several_metrics_of_which_one_reads_no_classes(
     with pytest.raises(InputError) as error:
         guarded(named_metric(asked), "changed")
     assert str(error.value) == (
-        "the guard 'changed' counts the answers whose class changes, and regression reads no classes: take "
-        "another guard, or name metrics of classes alone, as agreement@OUTPUT"
+        "the guard 'changed' counts the answers whose class changes, and regression reads no "
+        "classes: choose another guard, or only metrics of classes, such as agreement@OUTPUT"
     )
 
 

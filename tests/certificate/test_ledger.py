@@ -141,8 +141,8 @@ def test_a_run_larger_than_the_ledger_goes_on_and_says_that_nobody_will_know(
     found = ledger.look(hashes(*range(1000)), "", asked=0.05)
     assert found.alpha == 0.05
     assert found.kept.endswith(
-        f"the ledger {tmp_path / FILE} can't be written: the samples of one run are more than it may "
-        "hold; so later runs won't know of this one"
+        f"the ledger {tmp_path / FILE} can't be written: one run has more samples than the "
+        "ledger may hold; later runs won't know of this one"
     )
 
 
@@ -167,7 +167,7 @@ def test_a_damaged_one_is_set_aside_and_said(tmp_path: Path, place: int) -> None
     assert found.number == 1
     said = (
         f"the ledger {tmp_path / FILE} was started again: an older one was damaged, and is kept as "
-        f"{aside.name}, so what earlier runs saw isn't known"
+        f"{aside.name}, so the looks of earlier runs aren't known"
     )
     assert ledger.notes == (said,)
     assert said in found.kept
@@ -177,7 +177,7 @@ def test_a_damaged_one_is_set_aside_and_said(tmp_path: Path, place: int) -> None
 def test_one_that_was_lost_is_missed(tmp_path: Path) -> None:
     look(tmp_path, 1, passes=False)
     (tmp_path / FILE).unlink()
-    assert "started again: an older one was lost, so what earlier runs saw isn't known" in (
+    assert "started again: an older one was lost, so the looks of earlier runs aren't known" in (
         look(tmp_path, 1).kept
     )
 
@@ -187,7 +187,7 @@ def test_one_that_its_user_emptied_says_since_when_it_is_kept(tmp_path: Path) ->
     Ledger.at(tmp_path).forget()
     again = look(tmp_path, 1)
     assert again.number == 1
-    assert again.kept.endswith("; its user emptied it then")
+    assert again.kept.endswith("; the user emptied it on that day")
 
 
 @pytest.mark.parametrize(
@@ -227,8 +227,8 @@ def test_what_can_not_be_trusted_is_not_read_and_is_said(
     ledger = Ledger.at(folder)
     found = ledger.look(hashes(1), "x", asked=0.05)
     said = (
-        f"the ledger {file} can't be used: {why.format(folder=folder)}; so earlier looks aren't known, "
-        "and later runs won't know of this one"
+        f"the ledger {file} can't be used: {why.format(folder=folder)}; earlier looks aren't "
+        "known, and later runs won't know of this one"
     )
     assert (found.number, found.kept, ledger.notes) == (1, said, (said,))
     ledger.end(found, judged(passes=True))
@@ -255,7 +255,7 @@ def test_one_that_can_only_be_read_tells_the_look_and_says_that_nobody_will_know
     os.close(reading)
     os.close(writing)
     assert said.startswith("0.0005 by a ledger kept since ")
-    assert said.endswith("can't be written: File too large; so later runs won't know of this one")
+    assert said.endswith("can't be written: File too large; later runs won't know of this one")
     assert (tmp_path / FILE).read_bytes() == before
 
 
@@ -285,7 +285,9 @@ def test_switched_off_it_knows_nothing_and_the_certificate_says_so(
     ledger = user_ledger()
     ledger.saw(hashes(1))
     found = ledger.look(hashes(1), "x", asked=0.05)
-    assert found.kept == "no ledger is kept, by HASTEN_LEDGER=off: earlier looks aren't known"
+    assert (
+        found.kept == "no ledger is kept, because HASTEN_LEDGER is off: earlier looks aren't known"
+    )
     assert (found.alpha, ledger.notes) == (0.05, ())
 
 
@@ -297,6 +299,6 @@ def test_a_folder_that_was_named_and_can_not_be_used_is_refused(
     with pytest.raises(InputError) as caught:
         user_ledger()
     assert str(caught.value) == (
-        f"the ledger {tmp_path}/mine/{FILE} can't be used: Not a directory; so earlier looks aren't known, "
-        'and later runs won\'t know of this one: name another folder by HASTEN_LEDGER, or "off"'
+        f"the ledger {tmp_path}/mine/{FILE} can't be used: Not a directory; earlier looks aren't known, "
+        'and later runs won\'t know of this one: set HASTEN_LEDGER to another folder, or to "off"'
     )

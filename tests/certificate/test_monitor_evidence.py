@@ -176,9 +176,9 @@ def test_the_interval_of_a_net_loss_holds_its_mean() -> None:
     ("null", "value"), [(Null(0.01), -0.1), (Null(0.01), 1.1), (Null(0.01, True), -1.1)]
 )
 def test_impossible_numbers_are_refused(null: Null, value: float) -> None:
-    with pytest.raises(InputError, match=r"^audited numbers lie between"):
+    with pytest.raises(InputError, match=r"^audited numbers must be between"):
         null.batch([value])
-    with pytest.raises(InputError, match=r"^audited numbers lie between"):
+    with pytest.raises(InputError, match=r"^audited numbers must be between"):
         null.batch([math.nan])
 
 

@@ -36,8 +36,8 @@ def test_one_input_with_much_of_the_rows_is_too_little_data_whether_it_is_right_
     assert verdict.verdict is Verdict.NOT_ENOUGH_DATA
     if right:
         assert verdict.in_words().startswith(
-            "not enough data: 1,000 samples in 701 groups can't show a fall of at most 1 point, since as "
-            "many as 300 samples are equal or of one group, and answer as one; about "
+            "not enough data: 1,000 samples in 701 groups can't show a fall of at most 1 point, "
+            "because up to 300 samples are equal or belong to one group, and count as one; about "
         )
     assert verdict.estimate == pytest.approx(0.0 if right else 0.3)
 

@@ -264,7 +264,7 @@ def test_unusable_limits_are_refused(settings: dict[str, Any], message: str) -> 
             np.ones(2),
             np.array([1.0, 0.5]),
             True,
-            "binary scores are 0 or 1: got others; leave binary out for scores between them",
+            "binary scores are 0 or 1: got others; leave out binary if scores lie between them",
         ),
     ],
 )

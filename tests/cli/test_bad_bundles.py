@@ -33,7 +33,7 @@ def damage(bundle: Path, kind: str) -> str:
     size = manifest["files"][name][1]
     if kind == "cut short":
         (bundle / name).write_bytes((bundle / name).read_bytes()[:-9])
-        return f": {name} has {size - 9:,} bytes, {size:,} were written"
+        return f": {name} has {size - 9:,} bytes, but {size:,} were written"
     if kind == "tampered with":
         data = bytearray((bundle / name).read_bytes())
         data[-1] ^= 1

@@ -117,7 +117,8 @@ def test_dynamic_shapes_that_the_data_does_not_settle(tmp_path: Path) -> None:
     )
     line = optimized(tmp_path, models.linear_classifier(tmp_path), f"{tmp_path}/mine.py:data")
     assert line == (
-        "input 'x': sample 1 is [17], and the model takes x: float32[batch, 16], with dimension 1 fixed at "
+        "input 'x': sample 1 is [17], and the model takes x: float32[batch, 16], with "
+        "dimension 1 fixed at "
         "16: pad, crop or resize all samples to that, or export the model with that dimension open"
     )
 
@@ -148,7 +149,7 @@ def test_dynamic_shapes_that_the_data_does_not_settle(tmp_path: Path) -> None:
         ),
         (
             lambda: {"x": good(), "labels": np.zeros(7, int)},
-            "labels: 7 for 60 samples; give one each",
+            "labels: 7 for 60 samples; give one for each",
         ),
         (lambda: {"x": good()[:0]}, "{npz} has no samples"),
     ],
@@ -239,7 +240,7 @@ def test_a_folder_of_images_without_a_word_on_how_to_prepare_them(tmp_path: Path
     folder = photos(tmp_path)
     line = optimized(tmp_path, models.small_cnn(tmp_path), folder)
     assert line == (
-        f"{folder} is a folder of images, and nothing says how to prepare them: give a size, "
+        f"{folder} is a folder of images, but nothing states how to prepare them: give a size, "
         "mean and std, or a pipeline file"
     )
 
@@ -257,11 +258,12 @@ def test_a_limit_out_of_range(tmp_path: Path, share: str) -> None:
     [
         (
             ("--engine", "nosuch"),
-            "no engine is called 'nosuch'; this version has: onnxruntime, openvino, litert, compiled",
+            "no engine is called 'nosuch'; this version has: onnxruntime, openvino, litert, "
+            "compiled",
         ),
         (
             ("--pass", "nosuch"),
-            "no pass that can be asked for is called 'nosuch'; there are: simplify, spectra, "
+            "no pass that you can choose is called 'nosuch'; the passes are: simplify, spectra, "
             "fix_shapes, nncf_quantization, litert_quantization, qnn_quantization, "
             "weight_compression, static_quantization, tensorrt_quantization, half_precision, jax_program, "
             "dynamic_quantization, block_quantization",
@@ -272,7 +274,7 @@ def test_a_limit_out_of_range(tmp_path: Path, share: str) -> None:
         ),
         (
             ("--metric", "top1"),
-            "the metric top1 needs labels and the data has none; give labels, or use --metric "
+            "the metric top1 needs labels, but the data has none; give labels, or use --metric "
             "agreement",
         ),
         (("--time-limit", "0s"), "the time limit is in seconds, above 0: got 0.0"),

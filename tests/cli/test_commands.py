@@ -87,7 +87,8 @@ def test_optimize_prints_a_plan_a_card_and_on_request_the_details(
     assert not any(line.endswith("so far") for line in said)
     assert said[0].startswith("model:    linear_classifier.onnx, ")
     assert said[1] == (
-        "data:     300 samples, without labels: 100 calibrate, 60 guide the search, 140 are kept aside for the test"
+        "data:     300 samples, without labels: 100 calibrate, 60 guide the search, 140 are "
+        "reserved for the test"
     )
     assert (out / "report.html").stat().st_size > 1000
 
@@ -158,8 +159,8 @@ def test_samples_that_made_the_bundle_are_left_out(exact_bundle: Path, tmp_path:
     result = run("certify", exact_bundle, "--data", tmp_path / "both.npz", "--max-drop", "5%")
     assert result.exit_code == 0, result.output
     assert result.output.endswith(
-        "; 300 samples were left out: the bundle was made with them, and of inputs like them nothing is "
-        "said\n"
+        "; 300 samples were left out, because the bundle was made with them; the verdict says "
+        "nothing about inputs like them\n"
     )
 
 
@@ -183,7 +184,7 @@ def test_load_says_how_long_it_took_and_keeps_what_was_compiled(
         "first answer after N ms more",
     ]
     assert said[0][2] == f"what was compiled is kept in {tmp_path / 'cache'}"
-    assert said[1][0].endswith(" s, from what an earlier opening kept")
+    assert said[1][0].endswith(" s, with what an earlier opening compiled")
 
 
 def test_load_cannot_keep_anything_without_a_cache(exact_bundle: Path) -> None:

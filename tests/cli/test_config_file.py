@@ -108,7 +108,7 @@ def test_another_file_is_named_by_an_option_or_by_the_environment(project: Path)
         "hasten: can't read none.toml: No such file or directory\n"
     )
     assert run(project, "--config", file, "doctor").stderr == (
-        "hasten: hasten doctor takes nothing from a file: leave out --config\n"
+        "hasten: hasten doctor reads no options from a file: leave out --config\n"
     )
     assert run(project, "plan", "--help", env={"HASTEN_CONFIG": "none.toml"}).exit_code == 0
 
@@ -119,14 +119,15 @@ def test_another_file_is_named_by_an_option_or_by_the_environment(project: Path)
         ("[optimize", "hasten.toml isn't TOML: Expected ']' at the end of a table declaration"),
         (
             'data = "eval.npz"',
-            "hasten.toml: data stands outside a table: put it below the name of a command, such as "
+            "hasten.toml: data is outside of any table: put it below the name of a command, such "
+            "as "
             "[optimize]",
         ),
         (
             "[optimise]",
             "hasten.toml: [optimise]: there is no such command; did you mean [optimize]?",
         ),
-        ("[inspect]", "hasten.toml: [inspect]: the command inspect takes nothing from a file"),
+        ("[inspect]", "hasten.toml: [inspect]: the command inspect reads no options from a file"),
         (
             "[optimize]\nmax-dorp = 1",
             "hasten.toml: [optimize] max-dorp: hasten optimize has no such option; did you mean max-drop?",
@@ -161,7 +162,7 @@ def test_another_file_is_named_by_an_option_or_by_the_environment(project: Path)
         ),
         (
             "[optimize]\nmax-drop = 1\nmax_drop = 1",
-            "hasten.toml: [optimize] max_drop stands there twice: keep one of its spellings",
+            "hasten.toml: [optimize] max_drop is in the file twice: keep one of its spellings",
         ),
         (
             "[optimize.data]",
@@ -169,12 +170,13 @@ def test_another_file_is_named_by_an_option_or_by_the_environment(project: Path)
         ),
         (
             "[optimize]\ntrust-code = true",
-            "hasten.toml: [optimize] trust-code can't stand in a file, since it lets a model's own files run "
+            "hasten.toml: [optimize] trust-code isn't allowed in a file, because it lets a model's own files run "
             "code: give --trust-code on the command line",
         ),
         (
             "[serve]\nno-token = true",
-            "hasten.toml: [serve] no-token can't stand in a file, since it opens a server to everybody: give "
+            "hasten.toml: [serve] no-token isn't allowed in a file, because it opens a server to "
+            "everyone: give "
             "--no-token on the command line",
         ),
     ],
@@ -237,8 +239,8 @@ def test_a_file_of_another_user_is_used_only_where_it_is_named(project: Path) ->
     file = written(project, '[certify]\nbundle = "a.hasten"\ndata = "d.npz"\n')
     shutil.chown(file, 1234)
     assert run(project, "certify").stderr == (
-        "hasten: hasten.toml belongs to another user (number 1234): if you trust it, name it with --config or "
-        "HASTEN_CONFIG; HASTEN_CONFIG=off does without it\n"
+        "hasten: hasten.toml belongs to another user (number 1234): if you trust it, name it "
+        "with --config or HASTEN_CONFIG; to ignore it, set HASTEN_CONFIG=off\n"
     )
     assert "from hasten.toml" in run(project, "--config", file, "certify").stderr
 

@@ -136,12 +136,12 @@ def test_the_quick_extra_makes_a_bundle_and_says_what_it_does_without(tmp_path: 
     code, lines = said(QUICK_LACKS, then)
     assert code == 0, lines
     assert (
-        "- Not installed, so what they would make isn't tried: openvino, onnxslim, nncf; pip install "
-        "'hasten[optimize]' brings them."
+        "- Not installed, so their candidates aren't tried: openvino, onnxslim, nncf; pip install "
+        "'hasten[optimize]' installs them."
     ) in lines
     assert (
-        "- The report isn't drawn, since matplotlib isn't installed: pip install 'hasten[optimize]', then "
-        "hasten report writes it from the bundle."
+        "- There is no report, because matplotlib isn't installed: pip install 'hasten[optimize]', then "
+        "hasten report makes it from the bundle."
     ) in lines
     assert not (tmp_path / "b.hasten" / "report.html").exists()
     assert not [line for line in lines if "No module" in line]

@@ -79,7 +79,7 @@ def test_a_recording_that_is_cut_short_is_answered_as_far_as_it_goes(
     result = run(bundle, "--source", file, "--as-fast-as-possible")
     assert result.exit_code == 1
     head, *rows = result.stdout.splitlines()
-    assert head.endswith(" s, until it broke off")
+    assert head.endswith(" s, until it failed")
     assert rows[-1].startswith(f"note: {file} is cut short or damaged: ")
 
 

@@ -48,9 +48,9 @@ def test_a_part_may_be_cut_short_and_a_family_names_its_default(
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("gpu", "no target is called 'gpu'; there are: host, cuda, tpu, fpga, "),
-        ("fpga:spartan", "no FPGA is called 'spartan'; there are: ecp5-85k, "),
-        ("npu:1", "the target npu has no parts to name: got 'npu:1'"),
+        ("gpu", "no target is called 'gpu'; the targets are: host, cuda, tpu, fpga, "),
+        ("fpga:spartan", "no FPGA is called 'spartan'; choose one of: ecp5-85k, "),
+        ("npu:1", "the target npu has no named parts: got 'npu:1'"),
     ],
 )
 def test_names_of_nothing_are_refused_with_what_there_is(

@@ -37,17 +37,17 @@ def said(call: Any, *given: Any) -> str:
 
 def test_a_bare_error_is_told_with_its_operator_and_what_to_try() -> None:
     assert said(Quantizer(CONV).quantize) == (
-        f"it broke off at Conv (node 'first') (IndexError: pop from empty list); {REMEDY}"
+        f"it stopped at Conv (node 'first') (IndexError: pop from empty list); {REMEDY}"
     )
     assert said(of_a_library, UNNAMED, KeyError("w")) == (
-        f"it broke off at Conv (the node that gives 'y') (KeyError: 'w'); {REMEDY}"
+        f"it stopped at Conv (the node that gives 'y') (KeyError: 'w'); {REMEDY}"
     )
 
 
 def test_a_bare_error_without_an_operator_is_told_with_its_place() -> None:
     line = inner.__code__.co_firstlineno + 1
     assert said(inner, AssertionError()) == (
-        f"it broke off in test_raised.py:{line} (AssertionError); {REMEDY}"
+        f"it stopped in test_raised.py:{line} (AssertionError); {REMEDY}"
     )
 
 

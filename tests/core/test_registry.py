@@ -81,8 +81,8 @@ def test_hastens_own_name_wins_and_the_package_that_wants_it_is_told_of(site: Pa
         assert list(known) == ["null"]
     assert known["null"] == "hasten.engines.null:Null"
     assert str(caught[0].message) == (
-        "the engine 'null' of the package greedy isn't used: hasten has its own of that name; rename "
-        "the package's entry point"
+        "the engine 'null' of the package greedy isn't used: hasten already has one of that "
+        "name; rename the package's entry point"
     )
 
 

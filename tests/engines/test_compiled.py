@@ -265,7 +265,9 @@ def test_a_compiler_that_is_named_and_does_not_work_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(compiler.VARIABLE, "/nowhere/cc")
-    with pytest.raises(InputError, match="HASTEN_CC='/nowhere/cc' names no C compiler"):
+    with pytest.raises(
+        InputError, match="HASTEN_CC='/nowhere/cc' doesn't name a working C compiler"
+    ):
         CompiledC.version()
 
 

@@ -112,5 +112,7 @@ def test_a_library_with_amx_is_refused_where_the_system_denies_it(
     content = Compiler.find().compile(write(plan, weights, WITH_AMX).text).content
     Library(content)
     monkeypatch.setattr(library, "amx_granted", lambda: False)
-    with pytest.raises(CandidateError, match="needs AMX, which the system denies this process"):
+    with pytest.raises(
+        CandidateError, match="needs AMX, which the system doesn't allow this process to use"
+    ):
         Library(content)

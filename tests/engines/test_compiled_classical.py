@@ -189,7 +189,7 @@ def encoded(**attributes: Any) -> Any:
     [
         (
             classifier("p", "y", ["good", "bad"], "NONE", 1),
-            "the compiled engine gives numbers only: the output 'label_y' is texts",
+            "the compiled engine returns only numbers: the output 'label_y' is texts",
         ),
         (
             node("OneHotEncoder", "w", "y", cats_int64s=[1, 2], zeros=0),

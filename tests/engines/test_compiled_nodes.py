@@ -430,7 +430,7 @@ def test_dividing_whole_numbers_by_0_ends_nothing(tmp_path: Path) -> None:
     [
         ("Einsum", {"equation": "bii->bi"}, "the equation 'bii->bi'"),
         ("MaxPool", {"kernel_shape": [9, 9]}, r"a window of \[9, 9\] over \[4, 4\]"),
-        ("TopK", {"axis": 1}, "along another axis than the last"),
+        ("TopK", {"axis": 1}, "along an axis other than the last"),
         ("Pad", {"mode": "reflect"}, "4 more by reflection of 4"),
     ],
 )

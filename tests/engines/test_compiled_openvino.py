@@ -413,7 +413,7 @@ def test_steps_of_channels_stay_behind_a_relu_and_grow_where_zeros_differ(tmp_pa
         ),
         (
             lambda o, x: o.topk(x, o.constant(2), 1, "max", "index").output(0),
-            r"TopK \(operation '.*'\): results in the order of their places",
+            r"TopK \(operation '.*'\): results in the order of their positions",
         ),
         (
             lambda o, x: o.broadcast(

@@ -308,7 +308,7 @@ def test_layers_of_pytorch_answer_each_row_of_a_batch_by_itself(
         ({"attributes": {"activations": ["HardSigmoid", "Tanh"]}}, "activation 'HardSigmoid'"),
         ({"attributes": {"activations": ["Tanh"]}}, "1 activations"),
         ({"attributes": {"direction": "inward"}}, "direction 'inward'"),
-        ({"attributes": {"hidden_size": 9}}, "its hidden_size isn't its weights'"),
+        ({"attributes": {"hidden_size": 9}}, "its hidden_size differs from that of its weights"),
     ],
 )
 def test_what_a_layer_does_not_take_is_said_in_one_line(

@@ -393,20 +393,20 @@ def put(place: int, value: float) -> Callable[[Array], None]:
 @pytest.mark.parametrize(
     ("which", "change", "why"),
     [
-        ("features", put(0, -1), "15 values where there are"),
+        ("features", put(0, -1), "15 values for"),
         ("features", put(-1, 2), "the nodes aren't whole trees"),
         ("features", lambda array: array.fill(0), "the nodes aren't whole trees"),
-        ("features", lambda array: array.fill(-1), "values where there are"),
+        ("features", lambda array: array.fill(-1), "values for"),
         ("features", put(0, COLUMNS), f"column {COLUMNS} of a row of {COLUMNS}"),
         ("thresholds", lambda array: array.fill(np.nan), "a threshold is NaN"),
-        ("set_of", put(0, 99), "a set that isn't there"),
-        ("set_of", put(0, -2), "a set that isn't there"),
+        ("set_of", put(0, 99), "a set that doesn't exist"),
+        ("set_of", put(0, -2), "a set that doesn't exist"),
         ("bounds", put(-1, 10_000), "a set lies outside"),
         ("bounds", put(0, -1), "a set lies outside"),
         ("sets", lambda array: array.fill(1), "the numbers of a set aren't in order"),
-        ("columns", put(0, 3), "a column is of a tree that isn't there"),
-        ("columns", put(0, -1), "a column is of a tree that isn't there"),
-        ("columns", put(1, 1), "a column is of a target that isn't there"),
+        ("columns", put(0, 3), "a column belongs to a tree that doesn't exist"),
+        ("columns", put(0, -1), "a column belongs to a tree that doesn't exist"),
+        ("columns", put(1, 1), "a column belongs to a target that doesn't exist"),
     ],
 )
 def test_a_damaged_forest_is_refused_before_any_c_is_written(
@@ -462,7 +462,7 @@ def test_a_forest_whose_values_are_too_few_is_refused(plan: tuple[Plan, bytes]) 
     assert isinstance(operation, Trees)
     short = replace(made.tensor(operation.values), size=3)
     cut = replace(made, tensors={**made.tensors, operation.values: short})
-    with pytest.raises(IntegrityError, match="3 values where there are 15 leaves"):
+    with pytest.raises(IntegrityError, match="3 values for 15 leaves"):
         write(cut, weights, Target.host())
 
 

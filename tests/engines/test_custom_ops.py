@@ -107,8 +107,8 @@ def test_an_operator_library_of_onnx_runtimes_is_named_from_search_to_service(
     with pytest.raises(hasten.InputError) as error:
         hasten.load(result.bundle)
     assert str(error.value) == (
-        "this model needs 1 operator library, the same files as when it was made; got 0: name them by "
-        "custom_ops="
+        "this model needs 1 operator library, the same files as those that it was made with; got 0: name "
+        "them by custom_ops="
     )
     opened = CliRunner().invoke(main, ["load", str(result.bundle), "--custom-ops", str(operators)])
     assert opened.exit_code == 0, opened.output

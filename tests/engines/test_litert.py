@@ -199,7 +199,7 @@ def test_an_input_that_is_missing_is_named(host: Target, tmp_path: Path) -> None
     with LiteRt().open(artifact, host) as session:
         with pytest.raises(CandidateError) as caught:
             session.run({})
-    assert str(caught.value) == "LiteRT was given no input 'x'"
+    assert str(caught.value) == "LiteRT didn't get the input 'x'"
 
 
 def test_a_closed_session_says_so(host: Target, tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from hasten.errors import InputError
 
 HAS_CUDA = installation.CUDA in onnxruntime.get_available_providers()
 BOTH = (
-    "onnxruntime and onnxruntime-gpu are installed into one folder, where each overwrites the other's files"
-    f"{'' if HAS_CUDA else ', and what is loaded has no CUDA'}: "
+    "onnxruntime and onnxruntime-gpu are installed into the same folder, and each overwrites the "
+    "other's files"
+    f"{'' if HAS_CUDA else ', and the loaded library has no CUDA'}: "
     "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
 )
 
@@ -63,8 +64,9 @@ def test_other_builds_share_the_folder_too(site: Path) -> None:
     install(site, "onnxruntime")
     install(site, "onnxruntime-openvino")
     assert installation.fault() == (
-        "onnxruntime and onnxruntime-openvino are installed into one folder, where each overwrites the "
-        "other's files: pip uninstall -y onnxruntime onnxruntime-openvino && pip install onnxruntime"
+        "onnxruntime and onnxruntime-openvino are installed into the same folder, and each "
+        "overwrites the other's files: pip uninstall -y onnxruntime onnxruntime-openvino && pip "
+        "install onnxruntime"
     )
 
 
@@ -72,7 +74,8 @@ def test_other_builds_share_the_folder_too(site: Path) -> None:
 def test_a_gpus_package_whose_files_were_overwritten_is_found(site: Path) -> None:
     install(site, "onnxruntime-gpu")
     assert installation.fault() == (
-        "onnxruntime-gpu is installed, but what is loaded has no CUDA, as after another package wrote over it: "
+        "onnxruntime-gpu is installed, but the loaded library has no CUDA, which happens when "
+        "another package overwrites it: "
         "pip uninstall -y onnxruntime-gpu && pip install onnxruntime-gpu"
     )
 
@@ -93,7 +96,10 @@ def test_what_removing_one_of_two_leaves_is_found(
     if left:
         install(site, left)
     monkeypatch.delitem(sys.modules, "onnxruntime")
-    whole = "ONNX Runtime's folder lacks files, as after one of two packages was removed: " + said
+    whole = (
+        "ONNX Runtime's folder lacks files, which happens when one of two packages is removed: "
+        + said
+    )
     assert installation.fault() == whole
     for engine in (OnnxRuntime, OnnxRuntimeCuda):
         with pytest.raises(InputError) as caught:
@@ -115,6 +121,6 @@ def test_where_there_is_no_wheel_for_gpus_another_engine_is_named(
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert installation.without_cuda() == (
-        f"this ONNX Runtime, {onnxruntime.__version__}, has no CUDA, and onnxruntime-gpu has no wheel for "
-        "aarch64: take TensorRT or torch"
+        f"this ONNX Runtime, {onnxruntime.__version__}, has no CUDA, and onnxruntime-gpu has no "
+        "wheel for aarch64: use TensorRT or torch"
     )

@@ -148,6 +148,6 @@ def test_a_winner_that_takes_no_batches_is_named(tmp_path: Path) -> None:
             out=tmp_path / "b",
         )
     assert [note for note in result.notes if "can't batch" in note] == [
-        "original, one at a time takes one sample in a request, though the model takes batches: a server "
-        "can't batch it"
+        "original, one at a time takes one sample per request, although the model takes batches: "
+        "a server can't batch its requests"
     ]

@@ -253,7 +253,7 @@ def test_an_input_that_is_missing_is_named(host: Target, tmp_path: Path) -> None
     with OpenVino().open(artifact, host) as session:
         with pytest.raises(CandidateError) as caught:
             session.run({})
-    assert str(caught.value) == "OpenVINO was given no input 'x'"
+    assert str(caught.value) == "OpenVINO didn't get the input 'x'"
 
 
 def test_a_library_of_operators_that_cannot_be_loaded_is_named(

@@ -45,7 +45,7 @@ def test_a_state_without_its_output_is_refused() -> None:
     with pytest.raises(InputError) as caught:
         pairs_of("h")
     assert str(caught.value) == (
-        "a state is the input that takes it and the output that gives the next, as "
+        "a state is the input that takes it and the output that returns the next one, such as "
         "states=\"h=h_out\": got 'h'"
     )
 
@@ -84,17 +84,19 @@ def test_names_that_could_be_several_pairs_or_of_another_shape_are_none() -> Non
         ("h=hn,h=y", "the input 'h' carries two states: give each one once"),
         (
             "h=short",
-            "the state h=short has two forms: the model takes h: float32[batch, 8] and gives "
+            "the input and the output of the state h=short differ: the model takes h: "
+            "float32[batch, 8] and returns "
             "short: float32[batch, 7]",
         ),
         (
             "h=wide",
-            "the state h=wide has two forms: the model takes h: float32[batch, 8] and gives "
+            "the input and the output of the state h=wide differ: the model takes h: "
+            "float32[batch, 8] and returns "
             "wide: float64[batch, 8]",
         ),
         (
             "h=hn,x=y",
-            "every input of the model is a state, so nothing is left for a step to take: got x, h",
+            "every input of the model is a state, so a step has no input left to take: got x, h",
         ),
     ],
 )
@@ -192,11 +194,11 @@ class _Broken(Session):
     [
         (
             np.zeros((1, 9), np.float32),
-            "the model takes the state h: float32[1, 8]; a step gave float32[1, 9] as hn",
+            "the model takes the state h: float32[1, 8], but a step returned float32[1, 9] as hn",
         ),
         (
             np.zeros((1, 8), np.float16),
-            "the model takes the state h: float32[1, 8]; a step gave float16[1, 8] as hn",
+            "the model takes the state h: float32[1, 8], but a step returned float16[1, 8] as hn",
         ),
         (np.full((1, 8), np.inf, np.float32), "the state 'h' has NaN or Inf within 2 steps"),
     ],

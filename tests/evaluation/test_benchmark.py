@@ -81,7 +81,7 @@ def test_a_bundle_that_falls_out_is_one_line(
     monkeypatch.setattr("hasten.measure.race.rounds", failing)
     with pytest.raises(hasten.CandidateError) as caught:
         hasten.bench(exact_bundle, rounds=4)
-    assert str(caught.value) == "the bundle dropped out: it crashed"
+    assert str(caught.value) == "the bundle failed: it crashed"
 
 
 @pytest.fixture

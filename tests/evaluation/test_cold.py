@@ -56,7 +56,7 @@ def test_the_table_has_medians_by_stage_and_the_ratio_to_the_first_row() -> None
         (("--cold", "--starts", 0), "--starts must be from 1 to 1000; got 0"),
         (
             ("--cold", "--scenario", "offline"),
-            "--cold starts the bundle alone: leave out all but --starts",
+            "--cold starts only the bundle: leave out everything except --starts",
         ),
     ],
 )

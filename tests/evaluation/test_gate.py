@@ -106,7 +106,7 @@ def test_where_nothing_can_be_written_it_ends_before_the_test(tmp_path: Path, pl
     with pytest.raises(InputError) as error:
         Files(junit=tmp_path / place).check()
     assert str(error.value) == (
-        f"can't write {tmp_path / place}: give a file in a folder that exists"
+        f"can't write {tmp_path / place}: choose a file in an existing folder"
     )
 
 

@@ -79,8 +79,10 @@ def test_groups_are_planned_for_betting_and_said_to_be_approximate() -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"expect_flips": 0.01, "expect_drop": 0.02}, "at most all answers change, and a drop takes as many flips: got expect_flips=0.01 and expect_drop=0.02"),
-        ({"expect_flips": 2.0}, "at most all answers change, and a drop takes as many flips: got expect_flips=2.0 and expect_drop=0.0"),
+        ({"expect_flips": 0.01, "expect_drop": 0.02}, "expect_flips is at most 1, and at least "
+        "the size of expect_drop: got expect_flips=0.01 and expect_drop=0.02"),
+        ({"expect_flips": 2.0}, "expect_flips is at most 1, and at least the size of "
+        "expect_drop: got expect_flips=2.0 and expect_drop=0.0"),
         ({"expect_drop": 0.01}, "no number of samples certifies a drop of 0.01 as less than 0.01; raise max_drop"),
         ({"max_drop": 1.0}, "max_drop is a share between 0 and 1: got 1.0; 1% is 0.01"),
         ({"confidence": 0.2}, "confidence is at least 0.5 and below 1: got 0.2; 95% is 0.95"),

@@ -98,7 +98,7 @@ def test_a_bundle_takes_no_engine(exact_bundle: Path) -> None:
     with pytest.raises(hasten.InputError) as caught:
         hasten.profile(exact_bundle, engines=["openvino"])
     assert str(caught.value) == (
-        f"{exact_bundle} is a bundle, which says itself what runs it: name no engine"
+        f"{exact_bundle} is a bundle, which names its own engine: leave the engine out"
     )
 
 
@@ -127,7 +127,8 @@ def test_sizes_that_only_data_can_tell_are_asked_for(tmp_path: Path) -> None:
     with pytest.raises(hasten.InputError) as caught:
         hasten.profile(path)
     assert str(caught.value) == (
-        "x: float32[batch, tokens, 32] is open in more than its batch: give data, to say how large"
+        "x: float32[batch, tokens, 32] has open dimensions besides the batch: give data, so that "
+        "their sizes are known"
     )
 
 
@@ -137,7 +138,7 @@ def test_threads_that_are_not_there_are_refused(tmp_path: Path, threads: int) ->
         hasten.profile(models.linear_classifier(tmp_path), threads=threads)
     most = Target.host().threads
     assert str(caught.value) == (
-        f"threads are 1 to {most}, what this process may use; got {threads}"
+        f"the number of threads is from 1 to {most}, which this process may use; got {threads}"
     )
 
 

@@ -185,7 +185,8 @@ def test_a_name_of_several_lines_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         init(str(path), tmp_path / "project")
     assert str(error.value) == (
-        f"{str(path)!r} has control characters, which a Makefile can't hold: rename the model"
+        f"{str(path)!r} contains control characters, which a Makefile can't contain: rename the "
+        "model"
     )
     assert not (tmp_path / "project").exists()
 

@@ -64,7 +64,7 @@ def test_a_bound_that_no_request_meets_has_no_rate(exact_bundle: Path) -> None:
     first, *rest = in_words(found)
     assert first.startswith("server: no rate down to ")
     assert first.endswith("/s keeps 99% within 1e-06 ms")
-    assert rest[1] == "taken with hasten's own generator; not an MLPerf result"
+    assert rest[1] == "measured with hasten's own load generator; not an MLPerf result"
 
 
 class Scripted:
@@ -125,15 +125,15 @@ def test_a_rate_that_does_not_hold_again_is_not_given_but_one_below_it(tmp_path:
         ),
         (
             {"scenario": "offline", "sessions": 2},
-            "sessions share 1 threads, at least one each: got 2",
+            "the sessions share 1 threads, and each needs at least one: got 2",
         ),
         (
             {"scenario": "single-stream", "sessions": 2},
-            "the scenario single-stream asks one session: got 2",
+            "the scenario single-stream uses one session: got 2",
         ),
         (
             {"scenario": "offline", "sessions": 0},
-            "sessions share 1 threads, at least one each: got 0",
+            "the sessions share 1 threads, and each needs at least one: got 0",
         ),
     ],
 )
@@ -167,7 +167,7 @@ def test_figures_name_the_scenario_and_are_called_no_mlperf_result(found: Load, 
     assert in_words(test) == [
         first,
         "2 sessions of 1 thread, batch 1, requests: random numbers",
-        "taken with hasten's own generator; not an MLPerf result",
+        "measured with hasten's own load generator; not an MLPerf result",
         "note: be quiet",
     ]
 
@@ -220,7 +220,7 @@ def test_bench_gives_a_scenario_as_json(exact_bundle: Path) -> None:
         ),
         (
             ("--scenario", "offline", "--against", "a.onnx"),
-            "a scenario runs the bundle alone: leave out --against or --scenario",
+            "a scenario runs only the bundle: leave out --against or --scenario",
         ),
     ],
 )

@@ -191,7 +191,9 @@ def test_a_killed_run_goes_on_and_ends_with_a_small_certified_bundle(
 
     # As where it is killed between its end and the removal of its folder:
     left.rename(tmp_path / "small.hasten.training")
-    with pytest.raises(InputError, match="nothing to resume: the run has finished, its bundle is"):
+    with pytest.raises(
+        InputError, match="nothing to resume: the run has finished, and its bundle is"
+    ):
         packed(bundle, out, network=module, resume=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.hasten"]
 
@@ -227,8 +229,11 @@ def test_the_command_packs_the_model_as_it_is_where_no_form_is_certified(
             ["--lossy", "--train=a.npz"],
             "packing with loss needs the largest drop in accuracy that is",
         ),
-        (["--train=a.npz"], "--train is about packing with loss: give --lossy, too"),
-        (["--lossy", "--no-exact"], "--lossy goes without --since, --codecs and --no-exact"),
+        (["--train=a.npz"], "--train is an option for packing with loss: add --lossy"),
+        (
+            ["--lossy", "--no-exact"],
+            "--lossy can't be combined with --since, --codecs or --no-exact",
+        ),
     ],
 )
 def test_the_command_says_what_is_missing_in_a_line(
@@ -253,12 +258,13 @@ def test_the_command_says_what_is_missing_in_a_line(
             {"max_drop": None},
             "packing with loss needs the largest drop in accuracy that is allowed",
         ),
-        ({"bits": 9}, "a shared value's number has 2 to 8 bits: got bits=9"),
+        ({"bits": 9}, "the number of a shared value has 2 to 8 bits: got bits=9"),
         (
             {"kept": (0.1, 0.3)},
-            "the shares of weights to keep must fall from one to the next, each between 0 and 1: got 0",
+            "the shares of weights to keep must be between 0 and 1, each smaller than the one "
+            "before: got 0",
         ),
-        ({"target": "cuda"}, "packing with loss has no target=: leave it out"),
+        ({"target": "cuda"}, "packing with loss doesn't take target=: leave it out"),
         ({"network": nn.Linear(2, 2)}, "torch can't capture the network"),
         (
             {"plan": TrainingPlan(loss=7)},

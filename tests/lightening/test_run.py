@@ -178,7 +178,7 @@ def test_a_budget_that_nothing_meets_is_refused_with_the_fastest_that_there_is(
     assert said.startswith(
         "no method gives a model within 0.1 µs: pruned: pruning can't reach 0.0001 ms"
     )
-    assert "the least is " in said
+    assert "the lowest latency is " in said
     assert "the fastest is lcnet" in said
 
 
@@ -196,7 +196,7 @@ def test_training_data_that_lacks_classes_is_refused(tmp_path: Path) -> None:
 
 def test_training_data_among_what_judges_is_refused(tmp_path: Path) -> None:
     assert refused(tmp_path, train=JUDGED).startswith(
-        "1500 of 1500 training samples are in the data to judge on too"
+        "1500 of 1500 training samples are also in the data to judge on"
     )
 
 
@@ -323,7 +323,7 @@ def test_a_model_within_the_budget_is_left_to_optimize(tmp_path: Path) -> None:
 
 def test_a_metric_of_labels_wants_labels_before_anything_is_trained(tmp_path: Path) -> None:
     assert refused(tmp_path, data=JUDGED[0], metric="top1").startswith(
-        "the metric top1 needs labels and the data to judge on has none"
+        "the metric top1 needs labels, but the data to judge on has none"
     )
 
 
@@ -343,7 +343,7 @@ def test_a_model_that_can_not_be_traced_is_refused_in_one_line(tmp_path: Path) -
     said = refused(tmp_path, model=Branching())
     assert said.startswith("torch can't export the model to ONNX: test_run.py:")
     assert said.endswith(
-        "takes a branch that depends on a computed number (return out if float(out.sum()) > 0 "
+        "has a branch that depends on a computed number (return out if float(out.sum()) > 0 "
         "else -out); torch.where chooses between two values without a branch"
     )
 
@@ -368,7 +368,8 @@ def test_what_is_no_live_network_is_refused(tmp_path: Path) -> None:
         (
             "batch",
             1,
-            "a batch must have at least 2 samples, since their mean and variance normalize it: got 1",
+            "a batch must have at least 2 samples, because their mean and variance normalize it: "
+            "got 1",
         ),
         ("methods", "magic", "the methods are students, pruned, scratch: got 'magic'"),
         ("students", 0, "give at least 1 student, or leave that method out: got 0"),

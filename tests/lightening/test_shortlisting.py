@@ -108,7 +108,7 @@ def test_a_search_that_was_cut_short_says_so_of_the_fastest(cache: Path) -> None
     assert (
         f"and 7 weren't timed: others may fit, such as {may.name}. The fastest so far is " in text
     )
-    assert text.endswith("call again to go on, or give a longer time limit")
+    assert text.endswith("call again to continue, or give a longer time limit")
 
 
 class Slow(Search):

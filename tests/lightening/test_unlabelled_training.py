@@ -20,8 +20,8 @@ def test_training_samples_without_a_label_are_refused() -> None:
     with pytest.raises(InputError) as error:
         check_all_labelled(ArrayDataset({"x": X}, np.array([0, -1, 1, -1])), Top1())
     assert str(error.value) == (
-        "2 of 4 training samples have no label: leave them out, or give all samples without labels, so "
-        "that the model alone teaches"
+        "2 of 4 training samples have no label: leave them out, or give all samples without "
+        "labels, so that only the model teaches"
     )
 
 
@@ -29,5 +29,5 @@ def test_lighten_asks_for_no_labels() -> None:
     with pytest.raises(InputError) as error:
         hasten.lighten("model.py:net", X, X, budget_s=1.0, ask_labels="page")
     assert str(error.value) == (
-        "lighten learns and steers by labels: give them with the data, and leave out ask_labels="
+        "lighten learns from labels: give them with the data, and leave out ask_labels="
     )

@@ -163,7 +163,10 @@ def test_the_doctor_says_what_the_machine_can_do_at_all() -> None:
     assert result.exit_code == 0, result.output
     lines = dict(line.split(":", 1) for line in result.output.splitlines())
     threads = Target.host().threads
-    assert lines["ceilings"].strip() == f"the best seen of {amount(threads, 'thread')} at once"
+    assert (
+        lines["ceilings"].strip()
+        == f"the highest rates measured with {amount(threads, 'thread')} at once"
+    )
     by = r"\w+( \w+)?(, \d+ threads)?, \w+( \w+)?"
     assert re.fullmatch(rf" +\d+ billion operations/s \({by}\)", lines["  f32"])
     assert re.fullmatch(r" +[\d.]+ GB/s copied, [\d.]+ GB/s read", lines["  memory"])

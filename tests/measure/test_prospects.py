@@ -177,7 +177,7 @@ def test_what_cannot_be_asked_is_refused_in_one_line(tmp_path: Path, target: Tar
     with pytest.raises(InputError) as open_shapes:
         fastest({"linear": model}, target, tmp_path / "work", engines=ORT)
     assert str(open_shapes.value) == (
-        "linear: the model's request isn't settled; call settled_by first"
+        "linear: the shapes of the model's request aren't fixed; call settled_by first"
     )
     with pytest.raises(InputError) as unknown:
         fastest({}, target, tmp_path / "work", engines=("tvm",))

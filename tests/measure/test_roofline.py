@@ -178,8 +178,8 @@ def test_latencies_on_other_threads_are_not_set_against_a_floor() -> None:
         with pytest.raises(InputError) as error:
             ask(8000, 1)
         assert str(error.value) == (
-            "a latency on 1 thread can't be compared with ceilings of 2; "
-            "measure both on the same number"
+            "a latency on 1 thread can't be compared with ceilings of 2; measure both with "
+            "the same number of threads"
         )
 
 

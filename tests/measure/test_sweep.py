@@ -120,7 +120,8 @@ def test_answers_that_do_not_grow_with_the_request_are_no_batch(
     points, missing = swept(bench, OnnxRuntime(), artifact, spool)
     assert shape(points) == [(1, 1, 1)]
     assert missing == [
-        "batch curve: a request of 2 samples gets answers for fewer (1 session of 1 thread, batch 2)"
+        "batch curve: a request of 2 samples gets fewer answers than that (1 session of 1 "
+        "thread, batch 2)"
     ]
 
 
@@ -166,7 +167,7 @@ def test_turns_end_with_the_time(bench: Bench, spool: Spool) -> None:
     )
     assert points == []
     assert [why.partition(" (")[0] for why in missing] == [
-        "batch curve: there was no time for two turns"
+        "batch curve: there was no time to measure it twice"
     ]
 
 

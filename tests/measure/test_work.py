@@ -77,7 +77,7 @@ def test_a_request_settles_open_dimensions_and_those_that_follow(tmp_path: Path)
 def test_an_open_request_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         work(load(models.linear_classifier(tmp_path)), {})
-    assert str(error.value) == "x: float32[batch, 16]: every dimension must be settled"
+    assert str(error.value) == "x: float32[batch, 16]: every dimension must be fixed"
 
 
 def test_a_model_that_is_not_onnx_is_refused(tmp_path: Path) -> None:

@@ -427,7 +427,7 @@ def test_what_a_runtime_did_not_mean_to_raise_is_told_with_its_name_and_what_to_
     with pytest.raises(CandidateError) as error:
         worker.ask("build", engine=to_record(Null()), workdir=str(tmp_path / "b"), limit_s=60)
     assert re.fullmatch(
-        rf"{Null().words()} failed: it broke off in worker\.py:\d+ \(KeyError: 'model'\); {REMEDY}",
+        rf"{Null().words()} failed: it stopped in worker\.py:\d+ \(KeyError: 'model'\); {REMEDY}",
         str(error.value),
     )
 

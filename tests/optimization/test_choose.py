@@ -162,4 +162,4 @@ def test_an_interval_that_reaches_the_other_is_not_faster() -> None:
 def test_without_a_baseline_nothing_is_compared() -> None:
     with pytest.raises(InputError) as error:
         fastest_exact([standing("one", 0.5)], "baseline", 0.0)
-    assert str(error.value) == ("the baseline was not measured, so nothing can be compared to it")
+    assert str(error.value) == ("the baseline was not measured, so nothing can be compared with it")

@@ -116,8 +116,8 @@ def test_an_answer_changed_on_the_sealed_data_alone_is_seen_and_takes_a_certific
     assert (result.judgement.n, result.judgement.lost) == (266, 2)
     (note,) = (note for note in result.notes if "in the search" in note and "kept" in note)
     assert note.endswith(
-        "kept every answer in the search, but 2 answers changed of 266 sealed ones: without a "
-        "certificate it doesn't ship"
+        "kept every answer in the search, but 2 answers changed of 266 sealed ones, so it "
+        "doesn't ship without a certificate"
     )
 
 

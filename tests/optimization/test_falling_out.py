@@ -58,7 +58,7 @@ def test_who_dies_in_the_race_is_never_certified(
     result = optimize(tmp_path, monkeypatch, 0, survives)
     assert result.status == "exact"
     assert result.judgement is None
-    assert result.notes == (f"{LABEL} dropped out of the race: it crashed",)
+    assert result.notes == (f"{LABEL} failed in the race: it crashed",)
 
 
 @pytest.mark.parametrize("survives", [0, 1, 3])
@@ -67,9 +67,9 @@ def test_who_dies_in_the_fresh_rounds_does_not_ship(
 ) -> None:
     result = optimize(tmp_path, monkeypatch, 1, survives)
     assert result.status == "exact"
-    assert result.why.endswith(" was certified, but in the final timing it dropped out")
+    assert result.why.endswith(" was certified, but in the final timing it failed")
     assert [row.role for row in result.rows] == ["default engine", "fastest exact"]
-    assert f"{LABEL} dropped out of the fresh rounds: it crashed" in result.notes
+    assert f"{LABEL} failed in the fresh rounds: it crashed" in result.notes
 
 
 def test_who_outlives_both_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,8 +132,8 @@ def test_certify_refuses_another_normalization_than_the_models_own(
     with pytest.raises(InputError) as error:
         hasten.certify(bundle, photos, pipeline=other, max_drop=0.2)
     assert str(error.value) == (
-        "the bundle's model normalizes pixels itself, and the pipeline that was given does so "
-        "otherwise: give the pipeline that the bundle was made with, or none"
+        "the bundle's model normalizes pixels itself, and the given pipeline normalizes them "
+        "differently: give the pipeline that the bundle was made with, or none"
     )
 
 
@@ -163,7 +163,8 @@ def test_data_that_come_prepared_leave_the_model_as_it_is(model: Model, tmp_path
             model.path, (x, None), end_to_end=True, out=tmp_path / "b", **OPTIONS
         )
     assert result.notes[0] == (
-        "pixels are normalized outside the model: the data come prepared, not as a folder of images"
+        "pixels are normalized outside the model: the data is already prepared, not a folder of "
+        "images"
     )
     with hasten.load(tmp_path / "b") as loaded:
         assert loaded.inputs[0].dtype == "float32"

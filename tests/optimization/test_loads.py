@@ -88,7 +88,7 @@ def test_each_candidate_that_was_timed_is_set_against_its_floor(result: Result) 
     shown = details(result)  # a busy host's ceilings may be above the latencies
     for role in ("default engine", "fastest exact"):
         said = [limit for limit in result.limits if limit.role == role]
-        notes = [note for note in result.notes if "less than the least" in note and role in note]
+        notes = [note for note in result.notes if "less time than the" in note and role in note]
         assert len(said) + len(notes) == 1
         assert ("\nLeft to gain: " in shown) == bool(result.limits)
 
@@ -151,7 +151,9 @@ def test_one_that_would_take_long_is_left_out_aloud_and_the_servers_where_there_
             models.linear_classifier(tmp_path), X, out=tmp_path / "b", engines=("onnxruntime",)
         )
     assert [line.partition(":")[0] for line in result.loads] == ["single-stream"]
-    assert any(note.startswith("offline: left out, it would take ") for note in result.notes)
+    assert any(
+        note.startswith("offline: left out, because it would take ") for note in result.notes
+    )
 
 
 @pytest.mark.parametrize(

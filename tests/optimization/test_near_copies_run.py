@@ -52,9 +52,9 @@ def test_noisy_copies_are_refused_or_stand_in_the_certificate(tmp_path: Path) ->
     certificate = read(result.bundle).certificate
     assert certificate is not None
     assert certificate["words"].endswith(
-        "; 20% of the samples to judge on look like near copies of training samples, which was allowed: it "
-        "holds for new data only if they aren't"
+        "; 20% of the samples to judge on look like near copies of training samples, which was "
+        "allowed: the certificate holds for new data only if they aren't copies"
     )
     assert any("which was allowed" in note for note in result.notes)
     (across,) = (note for note in result.notes if "give groups" in note)
-    assert "sealed samples look like near copies of samples of the search, such as sealed" in across
+    assert "look like near copies of samples in the search split, such as sealed" in across

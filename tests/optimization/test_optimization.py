@@ -133,8 +133,8 @@ def test_an_interim_bundle_says_that_it_is_not_certified(certified: Certified) -
     assert certified.interim == {
         (
             "uncertified",
-            "the run has not finished: the fastest found so far, not certified; go on with "
-            "--resume",
+            "the run has not finished: this is the fastest candidate so far, and it isn't "
+            "certified; continue with --resume",
             None,
         )
     }
@@ -197,7 +197,8 @@ def test_where_nothing_certifies_the_exact_model_ships_and_the_bundle_says_why(
         "fastest uncertified",
     ]
     assert result.notes[1] == (
-        "140 draws of the data were sealed and 299 are needed: give about 641 samples in all, or allow a "
+        "140 draws of the data were sealed, but 299 are needed: give about 641 samples in all, "
+        "or allow a "
         "larger drop"
     )
     manifest = read(tmp_path / "b.hasten")
@@ -241,7 +242,7 @@ def test_an_original_that_is_wrong_is_questioned(tmp_path: Path) -> None:
     result = optimize(tmp_path, data=(samples(), labels), metric="top1")
     assert result.notes[-1] == (
         "the original's own accuracy is 0.0% on 60 samples of the search split; if you expected "
-        "more, the labels or the preparation are wrong, and with them any certificate"
+        "more, the labels or the preparation are wrong, and then any certificate is wrong too"
     )
 
 

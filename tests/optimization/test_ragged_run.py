@@ -127,13 +127,13 @@ def test_what_takes_one_shape_refuses_samples_that_differ(tmp_path: Path) -> Non
     for options, why in (
         (
             {"ask_labels": "csv"},
-            "ask_labels= keeps answers side by side, and samples differ in shape, so that those of states: "
-            "float32[batch, length, 16] do too: give labels with the data",
+            "ask_labels= needs answers of one shape, but the samples differ in shape, and so do the answers states: "
+            "float32[batch, length, 16]: give labels with the data",
         ),
-        ({"pad": "token=1"}, "pad= names the input 'token', and the model takes ids, mask"),
+        ({"pad": "token=1"}, "pad= names the input 'token', but the model's inputs are ids, mask"),
         (
             {"pad": "mask"},
-            "a value to pad with is an input and a number, as pad=\"mask=0,ids=1\": got 'mask'",
+            "a value to pad with is an input and a number, such as pad=\"mask=0,ids=1\": got 'mask'",
         ),
     ):
         with pytest.raises(InputError) as error:

@@ -52,7 +52,7 @@ def test_a_rerun_after_a_refusal_pays_and_fresh_samples_do_not(tmp_path: Path, s
     assert first.status == "exact"
     assert first.look is not None
     assert first.look.plain
-    assert "are needed: add about 149 samples that no run was given" in " ".join(first.notes)
+    assert "are needed: add about 149 samples that no run has read" in " ".join(first.notes)
 
     second = run(tmp_path, 300, seed=1, max_drop=0.015, out="other.hasten")
     assert second.look is not None
@@ -62,7 +62,7 @@ def test_a_rerun_after_a_refusal_pays_and_fresh_samples_do_not(tmp_path: Path, s
     assert any(note.startswith(said) for note in second.notes)
     assert second.notes[0] == (
         "140 sealed samples can't show that at most 1.5% of answers change, even if nothing changes: "
-        "that takes 657, after what earlier looks spent, or 199 that no run was given"
+        "that takes 657, after what earlier looks spent, or 199 samples that no run has read"
     )
     record = json.loads((second.bundle / "evidence" / "sealed.json").read_text())
     once = json.loads((first.bundle / "evidence" / "sealed.json").read_text())

@@ -203,10 +203,11 @@ def test_a_resumed_run_is_about_the_same_and_an_unfinished_one_is_never_overwrit
         ("pipeline", {"pipeline": Pipeline(())}),
     ):
         assert refused(place, **changed) == (
-            f"can't resume: the stopped run had another {fact}; give the same, or remove {work}"
+            f"can't resume: the stopped run had another {fact}; give the same value, or remove "
+            f"{work}"
         )
     assert refused(place, resume=False) == (
-        f"{work} holds an unfinished run: continue it with resume=True, or remove that folder"
+        f"{work} contains an unfinished run: continue it with resume=True, or remove that folder"
     )
     assert len([e for e in events(place) if e["kind"] == "trial"]) == 2
 
@@ -220,7 +221,7 @@ def test_a_run_is_not_resumed_under_another_set_of_versions(
     newer = {**versions(), "onnxruntime": "99.0"}
     monkeypatch.setattr(hasten.optimization.preparation, "versions", lambda: newer)
     assert refused(place) == (
-        "can't resume: the stopped run had another set of versions; give the same, or remove "
+        "can't resume: the stopped run had another set of versions; give the same value, or remove "
         f"{place / 'b.hasten.work'}"
     )
 
@@ -234,8 +235,8 @@ def test_a_run_is_not_resumed_under_a_metric_that_was_rewritten(place: Path, qui
     process.communicate()
     (place / "mine.py").write_text(code.replace("==", ">="))
     assert refused(place, metric=metric) == (
-        "can't resume: the stopped run had another file of the metric's function; give the same, or "
-        f"remove {place / 'b.hasten.work'}"
+        "can't resume: the stopped run had another file of the metric's function; give the same "
+        "value, or remove {place / 'b.hasten.work'}"
     )
 
 

@@ -119,7 +119,8 @@ def test_what_a_run_on_sequences_cannot_do_is_refused(model: Path, tmp_path: Pat
         "it out"
     )
     assert refusal(model, arrays(), tmp_path, states={"h": "scores"}) == (
-        "the state h=scores has two forms: the model takes h: float32[batch, 16] and gives scores: "
+        "the input and the output of the state h=scores differ: the model takes h: "
+        "float32[batch, 16] and returns scores: "
         "float32[batch, 4]"
     )
     assert refusal(

@@ -94,7 +94,7 @@ def test_the_bundle_is_certified_again_by_its_own_metrics(bundle: Path) -> None:
     with pytest.raises(InputError) as error:
         hasten.certify(bundle, data(9, seed=3), max_drop=0.05, metric=["agreement@none", "top1"])
     assert str(error.value).startswith(
-        "agreement reads the output 'none'; the model gives scores: "
+        "agreement reads the output 'none', but the model's outputs are scores: "
     )
 
 
@@ -137,13 +137,14 @@ def test_labels_of_several_outputs_want_a_metric_each(mixed: Path) -> None:
         'metric="top1@scores"'
     )
     assert refused(mixed, given, metric="auroc@scores") == (
-        "auroc reads labels in one array; the data has labels@scores: give labels"
+        "auroc reads labels in one array, but the data has labels@scores: give labels"
     )
 
 
 def test_a_metric_for_an_output_that_is_not_there_is_refused(mixed: Path) -> None:
     assert refused(mixed, data(), metric="agreement@logits") == (
-        "agreement reads the output 'logits'; the model gives scores: float32[batch, 4], best: "
+        "agreement reads the output 'logits', but the model's outputs are scores: float32[batch, "
+        "4], best: "
         "int64[batch], sure: bool[batch]"
     )
 
@@ -206,8 +207,9 @@ def test_an_input_that_looks_like_a_state_is_pointed_out(tmp_path: Path) -> None
             engines=ENGINES,
         )
     assert (
-        "h (with h_out) looks like a state that the model carries from step to step; the data's own were "
-        "taken, each sample by itself: for whole sequences name what goes around as a state, h=h_out"
+        "h (with h_out) looks like a state that the model carries from step to step; this run "
+        "used the values in the data, and took each sample by itself: if samples are whole "
+        "sequences, name the states, h=h_out"
     ) in result.notes
 
 

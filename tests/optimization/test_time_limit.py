@@ -29,7 +29,7 @@ from hasten.reporting.result import Result
 from hasten.testing import models
 
 X = np.random.default_rng(0).standard_normal((300, 16), dtype=np.float32)
-BEFORE_THE_END = "the time limit came before the sealed data were answered"
+BEFORE_THE_END = "the time limit came before the sealed data was answered"
 
 
 @pytest.fixture(autouse=True)
@@ -85,8 +85,8 @@ def test_without_time_for_the_sealed_data_the_original_ships() -> None:
     left = none.affordable(Ladder("exact", ("int8",), threads=2))
     assert left == Ladder("original", (), threads=2)
     assert said == [
-        "the sealed data were not read: that would take about 26 s, and the time limit left 20 s; so the "
-        "original ships, and nothing is certified"
+        "the sealed data was not read, because that would take about 26 s and the time limit "
+        "left 20 s; the original ships, and nothing is certified"
     ]
 
 

@@ -53,7 +53,7 @@ def test_a_p99_that_a_few_rounds_do_not_show_leaves_the_choice_to_the_mean(
     assert not stalls(result.bundle)
     assert result.objective == "mean"
     assert result.notes[-1] == (
-        "p99 is not established in 12 fresh rounds, so means are compared instead"
+        "p99 can't be estimated from 12 fresh rounds, so means are compared instead"
     )
 
 

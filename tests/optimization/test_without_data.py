@@ -76,7 +76,7 @@ def test_a_scalar_without_data_is_refused_in_one_line(tmp_path: Path) -> None:
 def test_what_takes_data_is_refused_without(tmp_path: Path, name: str, value: Any) -> None:
     model = models.linear_classifier(tmp_path)
     with pytest.raises(
-        InputError, match=rf"^{name}= takes data to judge by: give data=, or leave it out$"
+        InputError, match=rf"^{name}= needs data to judge with: give data=, or leave it out$"
     ):
         hasten.optimize(model, out=tmp_path / "b.hasten", **{name: value})
 
@@ -100,8 +100,8 @@ def test_a_folder_with_code_of_its_own_is_refused_in_one_line(tmp_path: Path) ->
     (folder / "mine.py").write_text("raise SystemExit('it ran')\n")
     line = said("optimize", folder, "--out", tmp_path / "b.hasten")
     assert line == (
-        f"hasten: {folder} brings Python code of its own (auto_map in config.json), which isn't run: if you "
-        "trust it, ask with --trust-code\n"
+        f"hasten: {folder} contains Python code of its own (auto_map in config.json), which isn't run: if you "
+        "trust it, add --trust-code\n"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
@@ -113,6 +113,7 @@ def test_an_unknown_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
     (folder / "spiece.model").write_bytes(b"")
     line = said("optimize", folder, "--out", tmp_path / "b.hasten")
     assert line == (
-        f"hasten: {folder} has a tokenizer that isn't known here (spiece.model without tokenizer.json): save it "
-        "by transformers' AutoTokenizer, whose save_pretrained writes that file\n"
+        f"hasten: {folder} has a tokenizer that isn't supported (spiece.model without "
+        "tokenizer.json): load it with transformers' AutoTokenizer and save it with "
+        "save_pretrained, which writes that file\n"
     )

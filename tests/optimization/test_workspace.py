@@ -48,7 +48,7 @@ def test_nobody_is_told_to_remove_a_live_runs_folder(
         if begun:
             check_same_run(journal, {"model": "m"})
         assert refused(folder, resume=resume) == (
-            f"another run is at work in {folder}: wait for it, or stop it"
+            f"another run is using {folder}: wait for it, or stop it"
         )
 
 
@@ -57,13 +57,13 @@ def test_a_run_that_ended_just_now_and_removed_its_folder_still_counts_as_at_wor
 ) -> None:
     folder = stopped(tmp_path / "b.work")
     monkeypatch.setattr(fcntl, "flock", lambda file, how: shutil.rmtree(folder))
-    assert refused(folder) == f"another run is at work in {folder}: wait for it, or stop it"
+    assert refused(folder) == f"another run is using {folder}: wait for it, or stop it"
 
 
 def test_a_stopped_run_is_gone_on_with_or_removed(tmp_path: Path) -> None:
     folder = stopped(tmp_path / "b.work")
     assert refused(folder) == (
-        f"{folder} holds an unfinished run: continue it with resume=True, or remove that folder"
+        f"{folder} contains an unfinished run: continue it with resume=True, or remove that folder"
     )
     with claimed_folder(folder, resume=True) as journal:
         assert journal.last("begin") is not None
@@ -89,7 +89,8 @@ def test_something_else_in_its_place_stays_as_it_is(tmp_path: Path, kind: str) -
     mine = folder / "thesis.txt" if kind == "folder" else folder
     mine.write_text("years of work")
     assert (
-        refused(folder) == f"{folder} is needed as a work folder, but holds something else; move it"
+        refused(folder) == f"{folder} is needed as a work folder, but contains something else; "
+        "move it"
     )
     discard(folder)
     assert mine.read_text() == "years of work"

@@ -30,7 +30,7 @@ def test_what_a_model_has_in_int8_is_kept_and_said(
     given = run(StaticQuantization(reduce_range=NARROW), convnet, tmp_path, "given")
     with pytest.raises(
         Skipped,
-        match=r"^3 of the model's 3 convolutions and matrix products are quantized already: they stay "
+        match=r"^3 of the model's 3 convolutions and matrix products are already quantized: they stay "
         r"as they are, and no pass quantizes the rest$",
     ):
         run(value, given, tmp_path)

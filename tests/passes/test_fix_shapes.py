@@ -49,7 +49,7 @@ class TestFixShapes(PassTests):
         assert FixShapes.exact
 
     def test_why_it_was_skipped_is_said_in_full(self, idle_model: Model, tmp_path: Path) -> None:
-        with pytest.raises(Skipped, match=r"^every dimension is already settled$"):
+        with pytest.raises(Skipped, match=r"^every dimension is already fixed$"):
             run(FixShapes(), idle_model, tmp_path)
 
     def test_external_data_stays_external(self, outside: Model, tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_weights_that_are_listed_as_inputs_stay_weights(tmp_path: Path) -> None:
         (
             CONVNET,
             Pipeline((CenterCrop(16), ToLayout("CHW", "uint8"))),
-            "the model takes uint8 already",
+            "the model already takes uint8",
         ),
         (
             CONVNET,
@@ -182,7 +182,7 @@ def test_weights_that_are_listed_as_inputs_stay_weights(tmp_path: Path) -> None:
                 y = Abs (x)
             }""",
             PIPELINE,
-            "the model gives its input 'x' back as an output",
+            "the model returns its input 'x' as an output",
         ),
         (
             """

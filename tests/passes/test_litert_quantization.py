@@ -327,7 +327,7 @@ def test_a_quantizer_that_takes_on_a_kept_node_is_refused(
 ) -> None:
     content = run(LitertQuantization(), convnet, tmp_path).path.read_bytes()
     monkeypatch.setattr(LitertQuantization, "_quantized", lambda *_: content)
-    message = r"^the AI Edge Quantizer quantized 'conv2' in spite of keep_float$"
+    message = r"^the AI Edge Quantizer quantized 'conv2' despite keep_float$"
     with pytest.raises(CandidateError, match=message):
         run(LitertQuantization(keep_float=("conv2",)), convnet, tmp_path, "kept")
 

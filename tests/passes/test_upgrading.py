@@ -110,8 +110,9 @@ def test_an_upgraded_model_that_answers_otherwise_is_refused(
     monkeypatch.setattr(upgrading, "_resize_as_before", lambda proto: None)  # as onnx 1.23 has it
     with pytest.raises(
         CandidateError,
-        match=r"^the model has operator set 9 and this needs 13; the model that onnx's converter "
-        r"wrote gives another 'y': 0\.\d+ of its largest value apart$",
+        match=r"^the model has operator set 9, but this pass needs 13; the model that onnx's "
+        "converter "
+        r"wrote differs in 'y', by 0\.\d+ of its largest value$",
     ):
         run(StaticQuantization(), model, tmp_path)
 
@@ -123,7 +124,8 @@ def test_what_the_converter_refuses_is_said_in_one_line(tmp_path: Path) -> None:
     onnx.save(proto, model.path)
     with pytest.raises(
         CandidateError,
-        match=r"^the model has operator set 11 and this needs 13; onnx's converter failed: [^\n]+$",
+        match=r"^the model has operator set 11, but this pass needs 13; onnx's converter failed: "
+        "[^\n]+$",
     ):
         run(StaticQuantization(), model, tmp_path)
 

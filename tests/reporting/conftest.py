@@ -189,7 +189,7 @@ def the_report() -> Report:
                 (
                     "single-stream: p90 2.31 ms, p50 2.2 ms, p99 2.9 ms (n=452)",
                     "1 session of 2 threads, batch 1, requests: samples of the data",
-                    "taken with hasten's own generator; not an MLPerf result",
+                    "measured with hasten's own load generator; not an MLPerf result",
                 ),
                 {"p50_ns": 2.2e6},
             ),
@@ -198,7 +198,7 @@ def the_report() -> Report:
                 (
                     "offline: 447 samples a second (n=460)",
                     "1 session of 2 threads, batch 1, requests: samples of the data",
-                    "taken with hasten's own generator; not an MLPerf result",
+                    "measured with hasten's own load generator; not an MLPerf result",
                 ),
                 {"throughput_per_s": 447.0},
             ),

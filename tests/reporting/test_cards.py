@@ -83,8 +83,8 @@ def test_what_matters_for_trust_stands_under_the_card() -> None:
         "the time limit left 3 of 22 candidates untried",
         "images were prepared by decode, resize(size=256)",
         "the original's own accuracy is 97.0% on 600 samples of the search split",
-        "the original's own accuracy is 9.0% on 600 samples of the search split; if you expected more, "
-        "the labels or the preparation are wrong, and with them any certificate",
+        "the original's own accuracy is 9.0% on 600 samples of the search split; if you expected "
+        "more, the labels or the preparation are wrong, and then any certificate is wrong too",
     )
     told = card(dataclasses.replace(CERTIFIED, notes=notes)).notes
     assert [note[:30] for note in told] == [

@@ -90,8 +90,8 @@ def test_a_run_that_has_not_finished_has_no_report(bundle: Path) -> None:
     with pytest.raises(InputError) as raised:
         gathered(bundle)
     assert str(raised.value) == (
-        f"{bundle} has no evidence of a finished run, so there is nothing to report: continue the "
-        "run with resume=True, or make it anew"
+        f"{bundle} has no evidence of a finished run, so there is nothing to report: continue "
+        "the run with resume=True, or make the bundle again"
     )
 
 
@@ -122,7 +122,10 @@ def test_evidence_that_no_run_writes_is_damaged(bundle: Path, name: str, record:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        (lambda r: r.update(status="exact"), "it says exact, and the manifest certified"),
+        (
+            lambda r: r.update(status="exact"),
+            "its status is exact, but the manifest's is certified",
+        ),
         (lambda r: r.update(rows=[]), "it has no row of what ships"),
         (
             lambda r: r["rows"][0]["ratio"].update(low=0),
@@ -216,7 +219,9 @@ def test_a_report_replaces_nothing_but_a_report(bundle: Path, tmp_path: Path) ->
     other.write_text("<!doctype html><html><title>mine</title></html>")
     with pytest.raises(InputError) as raised:
         hasten.report(bundle, other)
-    assert str(raised.value) == (f"{other} exists and is no report; give another out= or remove it")
+    assert str(raised.value) == (
+        f"{other} exists and isn't a report; give another out= or remove it"
+    )
     assert "mine" in other.read_text()
 
 
@@ -225,7 +230,7 @@ def test_a_report_never_damages_its_bundle(bundle: Path) -> None:
     with pytest.raises(InputError) as raised:
         hasten.report(bundle, place)
     assert str(raised.value) == (
-        f"{place} lies in the bundle, which would be damaged; give another out="
+        f"{place} lies in the bundle, and writing there would damage it; give another out="
     )
     hasten.report(bundle)  # it is as it was written
 

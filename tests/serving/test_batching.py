@@ -217,7 +217,7 @@ def test_the_patient_are_told_when_others_went_first_for_too_long() -> None:
     failure = asyncio.run(work())
     assert (failure.kind, str(failure)) == (
         Kind.OVERLOADED,
-        "overloaded: requests of higher priority went first for too long; retry later",
+        "overloaded: requests of higher priority took all the time; retry later",
     )
 
 

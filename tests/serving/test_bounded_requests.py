@@ -195,8 +195,8 @@ def asking(*fields: bytes, model: bytes = b"solid") -> bytes:
 
 
 SHAPE = field(3, b"\1\4")
-AXES = "a tensor has at most 32 axes; an input has a shape of {} bytes"
-UNTOLD = "the request is not a ModelInferRequest: its fields are too many, or can't be told apart"
+AXES = "a tensor has at most 32 axes, but an input has a shape of {} bytes"
+UNTOLD = "the request is not a ModelInferRequest: it has too many fields, or they can't be parsed"
 FEW = "a request has at most 4,096 inputs, outputs and parameters"
 
 
@@ -215,15 +215,15 @@ FEW = "a request has at most 4,096 inputs, outputs and parameters"
         (b"\x7b\x7c" + field(6, field(2, field(1, b"a")) * 9000), UNTOLD),
         (
             asking(SHAPE, field(5, field(3, b"\1" * SIZE))),
-            "input 'x': FP32[1, 4] has 4 elements; its contents of 16,777,221 bytes have more",
+            "input 'x': FP32[1, 4] has 4 elements, but its contents of 16,777,221 bytes have more",
         ),
         (
             asking(SHAPE, field(5, b"\x42\0" * (SIZE // 2))),
-            "input 'x': FP32[1, 4] has 4 elements; its contents of 16,777,216 bytes have more",
+            "input 'x': FP32[1, 4] has 4 elements, but its contents of 16,777,216 bytes have more",
         ),
         (
             asking(SHAPE, field(5, b"\xff" * 2000)),
-            "input 'x': FP32[1, 4] has 4 elements; its contents of 2,000 bytes have more",
+            "input 'x': FP32[1, 4] has 4 elements, but its contents of 2,000 bytes have more",
         ),
     ],
 )
@@ -260,7 +260,7 @@ def test_numbers_are_nested_about_as_deeply_as_the_shape() -> None:
 @pytest.mark.parametrize(
     ("data", "error"),
     [
-        (["a"] * 3, "input 'raw': its data has more texts than the 2 of its shape"),
+        (["a"] * 3, "input 'raw': its data has more texts than the 2 elements of its shape"),
         (["a"], "input 'raw': its shape has 2 elements; got 1"),
         (
             [["a"], ["b"]],

@@ -130,7 +130,7 @@ def call(
 
 
 def lacking(scope: str, name: str, has: str) -> str:
-    return f"this needs the scope {scope}, and {name!r} has {has} only"
+    return f"this needs the scope {scope}, but {name!r} has only {has}"
 
 
 # -- certificates of clients
@@ -206,7 +206,7 @@ def test_a_certificate_that_no_client_of_the_file_has_may_do_nothing(
     server: ServerThread, made: Path
 ) -> None:
     """Neither an address nor a URI in it is a name."""
-    error = "this server knows no client by this certificate: got 'stranger'"
+    error = "this server knows no client with this certificate: got 'stranger'"
     assert ask(server, made, "nobody", READ) == (403, error)
     assert ask(server, made, "nobody", "GET /v2/health/ready") == (200, "")
     assert call(server.grpc_port, made, "nobody", "ModelStatistics") == ("PERMISSION_DENIED", error)
@@ -343,7 +343,7 @@ def test_certificates_of_clients_need_the_rest(made: Path, tmp_path: Path) -> No
         ),
         (
             [*pair[:2], "--tls-key", str(locked)],
-            f"the key {locked} needs a passphrase: give one that is stored without",
+            f"the key {locked} needs a passphrase: give a key that is stored without a passphrase",
         ),
     ):
         refused = CliRunner().invoke(main, ["serve", solid, *words], prog_name="hasten")

@@ -100,7 +100,7 @@ TABLE: list[tuple[str, str, Any, int, Any]] = [
     ("POST", "/v2/repository/models/int8/load", {"parameters": {"config": "{}"}}, 400,
      {"error": "a registered bundle is loaded without parameters; got config: leave them out"}),
     ("POST", "/v2/repository/models/none/load", None, 404,
-     {"error": "no bundle is registered as 'none': only what the server was started with can be loaded"}),
+     {"error": "no bundle is registered as 'none': only the bundles that the server was started with can be loaded"}),
     ("GET", "/v2/trace/setting", None, 200, {"trace_level": ["OFF"]}),
     ("POST", "/v2/trace/setting", {"trace_level": ["OFF"]}, 200, {"trace_level": ["OFF"]}),
     ("POST", "/v2/trace/setting", {"trace_level": ["TIMESTAMPS"]}, 403,
@@ -253,9 +253,9 @@ def test_tensors_come_and_go_in_shared_memory(client: triton.InferenceServerClie
             match="24 bytes at offset 16 don't fit in the region 'in' of 32 bytes",
         ):
             client.infer("float32", [tensor])
-        with pytest.raises(InferenceServerException, match="a region 'in' is registered already"):
+        with pytest.raises(InferenceServerException, match="a region 'in' is already registered"):
             client.register_system_shared_memory("in", "/hasten-test-in", rows.nbytes)
-        with pytest.raises(InferenceServerException, match="has 32 bytes; the region needs 33"):
+        with pytest.raises(InferenceServerException, match="has 32 bytes, but the region needs 33"):
             client.register_system_shared_memory("more", "/hasten-test-in", 33)
     finally:
         client.unregister_system_shared_memory()

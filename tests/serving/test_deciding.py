@@ -231,7 +231,7 @@ def test_each_stage_is_a_histogram_of_the_metrics(server: ServerThread) -> None:
             picture(0),
             "image/jpeg",
             "bare",
-            "the model 'bare' takes tensors, and got image/jpeg: send tensors, or make its bundle "
+            "the model 'bare' takes tensors, but got image/jpeg: send tensors, or make its bundle "
             "with a pipeline",
         ),
     ],
@@ -354,8 +354,8 @@ def test_no_client_has_all_places_of_raw_samples(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(deciding, "_MOST_WAITING", 4)
     answers, shares = asyncio.run(_asked(Waiting(), "a0", ["a1", "b0", "a2", "c0", "d0"]))
     assert answers[:2] == [
-        "overloaded: 2 of the 4 requests with raw samples that may be in progress are this client's, and "
-        "others are there; retry later",
+        "overloaded: 2 of the 4 requests with raw samples that may be in progress are this "
+        "client's, and other clients are waiting; retry later",
         "overloaded: 4 requests with raw samples are in progress; retry later",
     ]
     assert answers[2:] == ["no sample"] * 4
@@ -415,8 +415,8 @@ def test_small_samples_that_become_large_come_in_several_requests(
             with pytest.raises(InferenceServerException) as error:
                 one.infer("colour", raw(module, [picture(0)] * 7))
             assert error.value.message() == (
-                "once they are prepared, 6 of the 7 samples take more than 16 MiB, which are allowed for a "
-                "request of so few bytes: send several requests"
+                "once they are prepared, 6 of the 7 samples take more than the 16 MiB that are "
+                "allowed for a request of so few bytes: send several requests"
             )
         for samples in ([picture(2)] * 5, [file.getvalue()] * 7):
             found = client.infer("colour", raw(triton, samples)).as_numpy("decision")

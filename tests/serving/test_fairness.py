@@ -121,8 +121,8 @@ def test_a_client_has_half_of_the_calls_while_others_are_there() -> None:
     with pytest.raises(ProtocolError) as caught:
         calls.enter(Call("greedy"), 0)
     assert str(caught.value) == (
-        "overloaded: 10 of the 20 calls that may be in progress are this client's, and others are there; "
-        "retry later"
+        "overloaded: 10 of the 20 calls that may be in progress are this client's, and other "
+        "clients are waiting; retry later"
     )
     for _ in range(5):
         calls.enter(Call("other"), 0)

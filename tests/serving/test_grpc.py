@@ -487,8 +487,8 @@ def test_registered_regions_can_be_asked_for(
         (
             lambda client: client.load_model("nobody"),
             "NOT_FOUND",
-            "no bundle is registered as 'nobody': only what the server was started with can be "
-            "loaded",
+            "no bundle is registered as 'nobody': only the bundles that the server was started "
+            "with can be loaded",
         ),
         (
             lambda client: client.load_model("spare", config="{}"),
@@ -556,7 +556,7 @@ def test_there_is_one_repository(server: ServerThread, method: str) -> None:
 
     assert call(server.grpc_url, method, request)[:2] == (
         "INVALID_ARGUMENT",
-        "the only repository has no name; got 'other'",
+        "this server has one repository, without a name; got 'other'",
     )
 
 

@@ -106,7 +106,11 @@ def test_calls_that_ask_nothing_make_room_for_those_that_ask(bundle: Path, metho
         until(lambda: code(server.grpc_url, "ModelInfer", inference()) == "OK")
         until(lambda: len(crowd.ended()) >= 2)
         assert set(crowd.ended()) == {
-            ("UNAVAILABLE", "the call waited for its client and made room for others: call again")
+            (
+                "UNAVAILABLE",
+                "the call was waiting for its client, and was ended to make room for "
+                "others: call again",
+            )
         }
         assert len(crowd.ended()) < 20
 
@@ -149,7 +153,8 @@ def test_streams_of_one_client_that_are_all_at_work_make_room_for_another(
             assert set(crowd.ended()) == {
                 (
                     "UNAVAILABLE",
-                    "other clients have fewer calls, and this one made room for them: call again",
+                    "this call was ended to make room for other clients, which have fewer calls: "
+                    "call again",
                 )
             }
 

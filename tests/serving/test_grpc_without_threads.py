@@ -48,8 +48,8 @@ async def main():
 asyncio.run(main())
 """
 SAID = (
-    "gRPC's library didn't answer a call of this process within {} s, as where memory or threads are limited "
-    "(ulimit -v, -u): raise the limits, or serve without gRPC"
+    "gRPC's library didn't answer a call of this process within {} s, perhaps because memory or "
+    "threads are limited (ulimit -v, -u): raise the limits, or serve without gRPC"
 )
 
 

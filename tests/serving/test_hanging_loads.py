@@ -80,7 +80,7 @@ def test_a_model_that_hangs_as_it_is_loaded_keeps_no_other_from_being_served(
         until(lambda: server.server.state.ready)
         assert answer(server, "other") == [[0, 1, 2, 3]]
         one = registered(server, "stuck")
-        late = "still loading after 0.5 s: other models don't wait for it"
+        late = "still loading after 0.5 s: other models don't wait for this one"
         assert (one.state, one.reason) == ("LOADING", late)
         pausing.RELEASE.set()
         until(lambda: one.state == "READY")
@@ -121,7 +121,7 @@ def test_a_model_that_hangs_as_it_is_loaded_can_be_unloaded_and_what_it_opens_is
         until(lambda: server.server.state.ready)
         server.call(lambda: repository_.unload(one))
         assert (one.state, one.reason, one.served) == ("UNAVAILABLE", "unloaded", None)
-        still = "is still being opened for the load before, which was given up: load it once that has ended"
+        still = "is still being opened for an earlier load that was given up: load it again when that has ended"
         with pytest.raises(CandidateError, match=still):
             server.call(lambda: repository_.load(one))
         with guarded_closing() as closed:

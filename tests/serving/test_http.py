@@ -213,7 +213,7 @@ def test_nested_data_is_as_good_as_flat(server: ServerThread) -> None:
         ),
         (
             with_input(parameters={"binary_data_size": 16}),
-            "input 'x' announces 16 bytes; 0 are left",
+            "input 'x' announces 16 bytes, but 0 are left",
         ),
         (
             with_input(parameters={"shared_memory_region": "r", "shared_memory_byte_size": 16}),
@@ -358,7 +358,7 @@ def test_a_body_without_json_is_the_only_input(server: ServerThread) -> None:
         headers={"Inference-Header-Content-Length": "0"},
     )
     assert json.loads(body)["error"] == (
-        "a body without JSON holds one input; the model 'two_inputs' takes 2"
+        "a body without JSON contains one input, but the model 'two_inputs' takes 2"
     )
 
 

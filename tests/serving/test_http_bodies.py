@@ -95,7 +95,7 @@ def test_an_input_comes_in_one_way(tensor: dict[str, Any]) -> None:
         (
             {"int64_contents": [1]},
             {},
-            "input 'x': FP32 must be sent in fp32_contents alone; other contents are filled too",
+            "input 'x': FP32 must be sent in fp32_contents only, but other contents are filled too",
         ),
         (
             {},

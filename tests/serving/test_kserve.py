@@ -217,7 +217,7 @@ def test_models_of_different_engines_need_different_images(bundle: Path) -> None
         requirements([("a", manifest), ("b", other)])
     assert str(caught.value) == (
         f"'a' was measured with numpy {manifest.environment['numpy']}, 'b' with 1.0, but an "
-        "image has one version: write two images, or optimize the models again"
+        "image can have only one version: write two images, or optimize the models again"
     )
 
 
@@ -242,7 +242,7 @@ def test_a_version_that_would_speak_to_the_shell_is_refused(
     with pytest.raises(IntegrityError) as caught:
         write_kserve(tmp_path / "out", settings_of([copy]))
     assert str(caught.value) == (
-        f"the bundle says that it was measured with {package} {told!r}, which is not a "
+        f"the bundle states that it was measured with {package} {told!r}, which is not a "
         "version: make the bundle again"
     )
     assert not (tmp_path / "out").exists()
@@ -276,7 +276,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(
     with pytest.raises(InputError) as caught:
         write_kserve(folder, settings)
     assert str(caught.value) == (
-        f"{folder} holds something that `hasten serve --write-kserve` didn't write; give "
+        f"{folder} contains something that `hasten serve --write-kserve` didn't write; give "
         "another folder, or empty it"
     )
     assert sorted(folder.rglob("*")) == before
@@ -333,7 +333,7 @@ def test_a_name_that_a_command_line_would_read_as_an_option_is_refused(
         write_kserve(tmp_path / "out", settings_of([f"-x={bundle}"]))
     assert str(caught.value) == (
         f"'-x' can't be a folder's name in an image: serve it as NAME={bundle}, with a name of "
-        "letters, digits, spaces, points, hyphens and underscores"
+        "letters, digits, spaces, periods, hyphens and underscores"
     )
 
 
@@ -343,8 +343,8 @@ def test_a_name_that_kubernetes_doesn_t_take_is_refused(
     with pytest.raises(InputError) as caught:
         write_kserve(tmp_path / "out", settings, name="Models")
     assert str(caught.value) == (
-        "'Models' can't be an InferenceService's name: it has at most 40 lower-case letters, digits "
-        "and hyphens, a letter first and no hyphen last"
+        "'Models' can't be an InferenceService's name: use at most 40 lower-case letters, digits "
+        "and hyphens, begin with a letter, and don't end with a hyphen"
     )
 
 

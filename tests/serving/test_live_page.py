@@ -399,7 +399,7 @@ def test_a_token_without_the_scope_says_so(browser: Browser, bundle: Path, tmp_p
     file = tmp_path / "tokens.toml"
     file.touch(0o600)
     file.write_text('[asker]\nscopes = ["infer"]\ntoken = "a-token-to-infer-with"\n')
-    said = "The server refuses: this needs the scope read, and 'asker' has infer only."
+    said = "The server refuses: this needs the scope read, but 'asker' has only infer."
     with ServerThread(place_of(bundle, "doors"), tokens=file) as running:
         browser.open(f"{running.http_url}/#token=a-token-to-infer-with")
         browser.wait_for(lambda: browser.text("#notice") == [said])

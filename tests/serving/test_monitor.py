@@ -178,7 +178,10 @@ def test_the_exact_model_takes_over_until_a_person_clears_it(tmp_path: Path, sta
         assert facts(server)["taken_over"]
     with serving(path, state) as server:  # whatever it is started with
         assert ask(server, OTHER) == right
-        assert any("--clear` ends that" in note for note in served(server).opened.notes)
+        assert any(
+            "--clear` lets the fast model answer again" in note
+            for note in served(server).opened.notes
+        )
         told = CliRunner().invoke(main, ["monitor", str(path), "--monitor-state", str(state)])
         assert told.exit_code == 1
         assert " alarm: more than 10% of answers change: " in told.output
@@ -251,7 +254,7 @@ def test_damaged_evidence_lies_beside_and_begins_anew(
             assert facts(server)["limits"][0]["n"] == 1
             assert facts(server)["begun_anew"] == 1
         (said,) = [text for text in caplog.messages if "is damaged" in text]
-        assert said.endswith("the evidence starts again, with another 5% for a false alarm")
+        assert said.endswith("the evidence starts again, with another 5% risk of a false alarm")
         assert "\n" not in said
     assert len(list(state.glob("*.damaged-*"))) == 3
 
@@ -380,7 +383,7 @@ def test_labels_are_refused_where_they_say_nothing(tmp_path: Path, state: Path) 
         body = {"labels": [{"id": "a", "label": 1}]}
         assert fetched(server, "/v2/models/watched/labels", body) == (
             400,
-            {"error": "labels say nothing about 'watched': its certificate is about changes"},
+            {"error": "labels have no use for 'watched': its certificate is about changed answers"},
         )
         status, said = fetched(server, "/v2/models/watched/labels", {"labels": [{"id": 3}]})
         assert status == 400
@@ -432,7 +435,7 @@ def test_a_bundle_without_a_limit_is_compared_and_says_so(tmp_path: Path, state:
         ask(server, OTHER)
         assert facts(server)["limits"] == []
         note = (
-            "answers are compared, and no alarm is raised: the bundle's certificate states no limit"
+            "answers are compared, but no alarm is raised: the bundle's certificate states no limit"
         )
         assert any(each.startswith(note) for each in served(server).opened.notes)
     with serving(path, state, shadow_limit=0.1) as server:
@@ -519,7 +522,7 @@ def test_nobody_orders_a_server_that_stands_alone(tmp_path: Path, state: Path) -
         order = "/v2/models/watched/versions/1/monitor"
         assert fetched(server, order, {"secret": ""}) == (
             403,
-            {"error": "only the door of several servers may order that"},
+            {"error": "only the process in front of several servers may do that"},
         )
         assert ask(server, OTHER) == [OTHER[::-1]]
 

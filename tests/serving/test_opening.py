@@ -179,8 +179,9 @@ def test_a_request_that_a_manifest_says_is_huge_is_not_made_up(
         (one,) = server.server.state.repository
         assert one.served is not None
         assert (
-            "served without a warm-up: the bundle keeps no requests, and a random one failed: a request "
-            "of x: float32[1, 536870912] takes 2,147,483,648 bytes: at most 67,108,864 are made up"
+            "served without a warm-up: the bundle keeps no requests, and a random one failed: a "
+            "request of x: float32[1, 536870912] takes 2,147,483,648 bytes; made-up requests "
+            "take at most 67,108,864"
         ) in one.served.opened.notes
     assert asked == []
 

@@ -130,7 +130,7 @@ def ask(
 
 
 def lacking(scope: str, has: str) -> str:
-    return f"this needs the scope {scope}, and {NAMES[has]!r} has {has} only"
+    return f"this needs the scope {scope}, but {NAMES[has]!r} has only {has}"
 
 
 # -- over HTTP
@@ -224,15 +224,17 @@ def test_the_only_token_of_a_server_has_all_scopes(bundle: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("", "{file} states 1 to 1,024 clients, a table [NAME] for each; got 0"),
-        ("".join(f"[c{n}]\n" for n in range(1025)), "{file} states 1 to 1,024 clients, a table [NAME] for each; got 1,025"),
+        ("", "{file} must state 1 to 1,024 clients, with a table [NAME] for each; got 0"),
+        ("".join(f"[c{n}]\n" for n in range(1025)), "{file} must state 1 to 1,024 clients, with "
+        "a table [NAME] for each; got 1,025"),
         ("#" * ((1 << 20) + 1), "{file} has over 1,048,576 bytes, too many for tokens"),
-        ("secret-of-many-letters", "{file} isn't TOML, as its end of document shows"),
-        ("[a]\ntoken = secret-of-many-letters", "{file} isn't TOML, as its line 2, column 9 shows"),
+        ("secret-of-many-letters", "{file} isn't TOML: see its end of document"),
+        ("[a]\ntoken = secret-of-many-letters", "{file} isn't TOML: see its line 2, column 9"),
         ("[a]\nx = '\udcff'", "{file} isn't TOML: it isn't UTF-8, or is nested too deeply"),
         ("x = " + "[" * 100_000, "{file} isn't TOML: it isn't UTF-8, or is nested too deeply"),
         ("token = 'secret-of-many-letters'", "{file} has a line outside of a table: write [NAME] above each client's lines"),
-        ("[a]\ntokn = 'secret-of-many-letters'", "{file}: [a] has no 'tokn', but scopes, and one of token, sha256, certificate"),
+        ("[a]\ntokn = 'secret-of-many-letters'", "{file}: [a] can't have 'tokn': it takes "
+        "scopes, and one of token, sha256, certificate"),
         ("[a]\ntoken = 'secret-of-many-letters'", "{file}: [a] needs scopes, a list of any of infer, read, control, such as scopes = [\"infer\"]"),
         ("[a]\nscopes = ['infer', 'write']", "{file}: [a] needs scopes, a list of any of infer, read, control, such as scopes = [\"infer\"]"),
         ("[a]\nscopes = [['infer']]", "{file}: [a] needs scopes, a list of any of infer, read, control, such as scopes = [\"infer\"]"),
@@ -295,9 +297,9 @@ def test_there_are_tokens_or_one_token_or_none(bundle: Path, tmp_path: Path) -> 
     for more, said in (
         (
             ["--token-file", str(file)],
-            "--token-file and --tokens exclude each other: leave one of them out",
+            "--token-file and --tokens can't be combined: leave one of them out",
         ),
-        (["--no-token"], "--tokens and --no-token exclude each other: leave one of them out"),
+        (["--no-token"], "--tokens and --no-token can't be combined: leave one of them out"),
         (["--on", "ray"], door),
         (["--write-kserve", str(tmp_path / "kserve")], f"{image}authenticate clients"),
     ):
@@ -386,7 +388,7 @@ def test_a_new_file_holds_from_the_next_request_on_and_a_damaged_one_doesnt(
         keeps = f"the tokens from before stay in use: {file}"
         file.write_text("")
         until(lambda: len(errors()) == 1)
-        assert errors()[0].startswith(f"{keeps} states 1 to 1,024 clients")
+        assert errors()[0].startswith(f"{keeps} must state 1 to 1,024 clients")
         assert answers(new) == (200, "OK")
         file.unlink()
         until(lambda: len(errors()) == 2)
@@ -427,7 +429,7 @@ def test_a_stream_ends_once_its_client_may_not_ask_any_more(bundle: Path, tmp_pa
             next(answers)
         questions.put(b"over")
     assert caught.value.code().name == "PERMISSION_DENIED"
-    assert caught.value.details() == "this needs the scope infer, and 'asker' has read only"
+    assert caught.value.details() == "this needs the scope infer, but 'asker' has only read"
 
 
 @pytest.mark.usefixtures("looking")

@@ -137,8 +137,8 @@ def test_a_nan_that_was_asked_in_is_nobodys_fault(bundles: Path) -> None:
 
 def test_batches_are_of_certified_sizes_unless_others_are_asked_for(bundles: Path) -> None:
     told = (
-        "batches of up to 32 are formed, and not certified at these batch sizes, but at 1: leave out "
-        "--any-batch to keep to them"
+        "batches of up to 32 are formed, but only these batch sizes are certified: 1; leave out "
+        "--any-batch to form only these"
     )
     rows = [[number, 2, 3, 4] for number in range(5)]
     for any_batch, sizes in ((False, (1,)), (True, (1, 2, 3, 4, 6, 8, 12, 16, 24, 32))):
@@ -181,9 +181,9 @@ def test_a_device_that_is_not_here_is_told_of_with_what_answers_instead(
         parameters = client.get_model_config("solid")["parameters"]
         client.close()
         notes = served(server, "solid").opened.notes
-    said = f"{device} isn't here; what answers in its place: {instead}"
-    assert [note for note in notes if "isn't here" in note] == ([said] if instead else [])
-    assert [m for m in caplog.messages if "isn't here" in m] == ([said] if instead else [])
+    said = f"{device} isn't available; {instead} answers in its place"
+    assert [note for note in notes if "isn't available" in note] == ([said] if instead else [])
+    assert [m for m in caplog.messages if "isn't available" in m] == ([said] if instead else [])
     assert parameters.get("device") == ({"string_value": said} if instead else None)
 
 
@@ -505,7 +505,7 @@ def test_models_that_are_not_loaded_yet_say_that_they_are_queued(bundles: Path) 
         return str(refused.value), told
 
     why, index = asyncio.run(asked())
-    queued = "queued: models are loaded one after another, and others come first"
+    queued = "queued: models are loaded one after another, and others are first"
     assert why == f"the model 'second' isn't ready: {queued}"
     assert [(one["name"], one["state"], one["reason"]) for one in index] == [
         ("first", "READY", ""),

@@ -215,5 +215,5 @@ def test_chains_that_can_not_be_served_are_refused(line: str, tmp_path: Path) ->
         with pytest.raises(InputError) as error:
             settings_of(asked)
         assert str(error.value) == words
-    with pytest.raises(InputError, match="a chain isn't written for KServe"):
+    with pytest.raises(InputError, match="a chain can't be written for KServe"):
         write_kserve(tmp_path / "kserve", settings_of([f"plates={line}"]))

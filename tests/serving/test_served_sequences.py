@@ -143,12 +143,12 @@ def test_no_client_goes_on_with_anothers_sequence(
 def test_a_sequence_that_has_not_begun_or_has_ended_is_refused(ask: Ask) -> None:
     x = recurrent.sequences(1, 1)[0, 0]
     assert refusal(partial(ask, x, sequence_id="never")) == (
-        "there is no sequence 'never': it has not begun here; begin it by a request with "
-        "sequence_start"
+        "there is no sequence 'never': it was not started here; start it with a request that "
+        "sets sequence_start"
     )
     ask(x, sequence_id=31, sequence_start=True, sequence_end=True)
     assert refusal(partial(ask, x, sequence_id=31)) == (
-        "there is no sequence 31: it has ended; begin it by a request with sequence_start"
+        "there is no sequence 31: it has ended; start it with a request that sets sequence_start"
     )
 
 
@@ -156,8 +156,8 @@ def test_who_comes_after_the_idle_time_is_told_so(ask: Ask) -> None:
     x = recurrent.sequences(1, 1)[0, 0]
     ask(x, "fleeting", sequence_id=41, sequence_start=True)
     assert refusal(partial(ask, x, "fleeting", sequence_id=41)) == (
-        "there is no sequence 41: it had no request for 1e-09 s, so its state is gone; begin it by a "
-        "request with sequence_start"
+        "there is no sequence 41: it had no request for 1e-09 s, so its state is gone; start it "
+        "with a request that sets sequence_start"
     )
 
 
@@ -167,7 +167,7 @@ def test_no_more_sequences_than_allowed_are_kept(ask: Ask, name: str, most: int)
     for id_ in range(1, most + 1):
         ask(x, name, sequence_id=id_, sequence_start=True)
     assert refusal(partial(ask, x, name, sequence_id=99, sequence_start=True)) == (
-        f"{most} sequences are open, and no more are kept: end some by sequence_end, or retry later"
+        f"{most} sequences are open, which is the limit: end some with sequence_end, or retry later"
     )
     for id_ in range(1, most + 1):
         ask(x, name, sequence_id=id_, sequence_end=True)
@@ -177,8 +177,8 @@ def test_no_more_sequences_than_allowed_are_kept(ask: Ask, name: str, most: int)
 def test_one_of_several_servers_refuses_to_keep_sequences(ask: Ask) -> None:
     x = recurrent.sequences(1, 1)[0, 0]
     assert refusal(partial(ask, x, "none", sequence_id=51, sequence_start=True)) == (
-        "'none' keeps no sequences here, because none of several servers would know which one holds a state: "
-        "send the states as inputs (h)"
+        "'none' keeps no sequences here, because there are several servers, and none of them "
+        "knows which one has a state: send the states as inputs (h)"
     )
 
 
@@ -345,8 +345,8 @@ def test_steps_behind_a_first_one_that_fails_are_refused(
     assert [str(answer) for answer in answers] == [
         "the engine broke",
         *[
-            "there is no sequence 76: its first request failed; begin it by a request with "
-            "sequence_start"
+            "there is no sequence 76: its first request failed; start it with a request that "
+            "sets sequence_start"
         ]
         * 2,
     ]
@@ -375,7 +375,8 @@ def test_after_a_first_request_that_fails_there_is_no_sequence(server: ServerThr
     answers = queued(server, recurrent.sequences(1, 3, seed=7)[0], 73, bad=0)
     assert "takes FP32[batch, 12]; got FP32[1, 11]" in str(answers[0])
     assert str(answers[1]) == (
-        "there is no sequence 73: its first request failed; begin it by a request with sequence_start"
+        "there is no sequence 73: its first request failed; start it with a request that sets "
+        "sequence_start"
     )
     assert server.call(lambda: ("", 73) not in served(server).sequences._records)
 
@@ -437,8 +438,9 @@ def test_a_model_that_is_replaced_frees_its_sequences(folder: Path, model: Path)
         bundle_of(folder, model, "swapped", sequences=CARRIED, extra={"more.json": 1})
         client.load_model("swapped")
         assert refusal(step) == (
-            "there is no sequence 5: the model was replaced, and the state was the old one's; begin it "
-            "by a request with sequence_start"
+            "there is no sequence 5: the model was replaced, and the state belonged to the old "
+            "model; "
+            "start it with a request that sets sequence_start"
         )
         until(lambda: len(old.sequences) == 0)
         assert 'hasten_sequences{model="swapped"' in metrics_of(server)

@@ -225,7 +225,7 @@ def test_the_command_takes_several_keys(bundle: Path, signer: Signer) -> None:
     said = run("--trusted", signer.public, "--trusted", "no.pub")
     assert said == "hasten: can't read the key no.pub: No such file or directory\n"
     said = run("--trusted", signer.secret)
-    assert said == f"hasten: {signer.secret} holds a secret key: give the public one\n"
+    assert said == f"hasten: {signer.secret} holds a secret key: give the public key\n"
 
 
 def test_a_replica_gets_the_signature_and_the_keys(

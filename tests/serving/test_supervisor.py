@@ -195,7 +195,7 @@ def test_a_standby_on_the_host_answers_where_the_device_is_lost(bundles: Path) -
         assert (status, body["outputs"][0]["data"]) == (200, LOSING[::-1])  # the exact model's
         assert ask(server.http_port, "slow")[0] == 200
         assert server.serving_pid() == pid
-        assert "the GPU answers nothing more in this process" in server.errors
+        assert "the GPU no longer works in this process" in server.errors
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -220,7 +220,7 @@ def test_a_process_whose_device_is_lost_ends_and_another_one_answers(
         assert server.serving_pid() != pid
         status, body = ask(server.http_port, "solid")
         assert (status, body["outputs"][0]["data"]) == (200, ROW[::-1] if kept else ROW)
-        assert "the GPU answers nothing more in this process" in server.errors
+        assert "the GPU no longer works in this process" in server.errors
         assert "died of signal SIGABRT; it starts again" in server.errors
 
 

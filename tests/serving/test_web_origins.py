@@ -26,7 +26,7 @@ INFER = "/v2/models/solid/infer"
 REQUEST = json.dumps(
     {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [1, 2, 3, 4]}]}
 ).encode()
-REBOUND = "'rebound.example:80' is no name of this server: use localhost or its IP address, or start it with --allow-host NAME"
+REBOUND = "'rebound.example:80' isn't a name of this server: use localhost or its IP address, or start it with --allow-host NAME"
 
 
 @pytest.fixture(scope="module")
@@ -303,8 +303,9 @@ def test_other_machines_are_served_without_a_token_only_where_it_is_said(
         with pytest.raises(InputError) as told:
             settings_of([bundle], host=host)
         assert str(told.value) == (
-            f"host={host!r} lets other machines in, which may do all that clients may: give "
-            "token_file= or tokens=, or no_token=True to serve them all"
+            f"host={host!r} accepts connections from other machines, which may then do "
+            "everything that clients may: give token_file= or tokens=, or no_token=True to serve "
+            "all of them"
         )
         assert settings_of([bundle], host=host, no_token=True).host == host
         assert settings_of([bundle], host=host, token_file=tmp_path).host == host
@@ -312,7 +313,7 @@ def test_other_machines_are_served_without_a_token_only_where_it_is_said(
     with pytest.raises(InputError) as told:
         settings_of([bundle], no_token=True, token_file=tmp_path)
     assert str(told.value) == (
-        "token_file= and no_token=True exclude each other: leave one of them out"
+        "token_file= and no_token=True can't be combined: leave one of them out"
     )
 
 

@@ -178,7 +178,7 @@ BROKEN = (
     _convolution(
         "an axis that the weights don't have",
         _WEIGHTS.replace("axis = 0", "axis = 5"),
-        "QuantizeLinear (node 'wQ'): its axis is 5, and the input has 4 dimensions",
+        "QuantizeLinear (node 'wQ'): its axis is 5, but the input has 4 dimensions",
     ),
     _convolution(
         "asymmetric weights",
@@ -188,7 +188,7 @@ BROKEN = (
     _convolution(
         "weights stored as uint8",
         "[wDQ] wd = DequantizeLinear <axis = 0> (wq, ws, wz)",
-        "DequantizeLinear (node 'wDQ'): it dequantizes uint8, where only int8 around 0 is allowed",
+        "DequantizeLinear (node 'wDQ'): it dequantizes uint8, but only int8 around 0 is allowed",
         wq=_STORED.astype(np.uint8),
         wz=_ZEROS.astype(np.uint8),
     ),
@@ -210,7 +210,7 @@ BROKEN = (
         "a zero point that is an input",
         f"g (float[1, 8] x, int8 z) => (float[1, 8] y) {{ {_PAIR} [end] y = Relu(d) }}",
         {"s": _S},
-        "QuantizeLinear (node 'Q'): its zero point is computed, where only a constant is allowed",
+        "QuantizeLinear (node 'Q'): its zero point is computed, but only a constant is allowed",
     ),
     Graph(
         "uint8 by an attribute",
@@ -267,7 +267,8 @@ BROKEN = (
     Graph(
         "an input of uint8 that is turned",
         "g (uint8[1, 8] x) => (float[8, 1] y) { [turn] t = Transpose(x) y = Cast <to = 1> (t) }",
-        says="Transpose (node 'turn'): it doesn't take uint8, as 'x' is: cast it to float first",
+        says="Transpose (node 'turn'): it doesn't take uint8, the type of 'x': cast it to float "
+        "first",
     ),
     Graph(
         "integers that are quantized",
@@ -278,7 +279,7 @@ BROKEN = (
     Graph(
         "nine dimensions",
         "g (float[1, 1, 1, 1, 1, 1, 1, 1, 1] x) => (float[1, 1, 1, 1, 1, 1, 1, 1, 1] y) { y = Relu(x) }",
-        says="'x' has 9 dimensions, and at most 8 are allowed",
+        says="'x' has 9 dimensions, but at most 8 are allowed",
     ),
     Graph(
         "a product of matrices in float32 on Turing",
@@ -313,7 +314,7 @@ ALTERED = (
     _pair(
         "uint8 around 0",
         "QuantizeLinear (node 'Q'): it quantizes to uint8, which would become int8: "
-        "values over 127 are clipped",
+        "values above 127 are clipped",
         z=np.uint8(0),
     ),
     Graph(
@@ -321,7 +322,7 @@ ALTERED = (
         f"g {_ROW} {{ [Q] q = QuantizeLinear(x, s) [DQ] y = DequantizeLinear(q, s) }}",
         {"s": _S},
         "QuantizeLinear (node 'Q'): it quantizes to uint8, which would become int8: "
-        "values over 127 are clipped",
+        "values above 127 are clipped",
     ),
     Graph(
         "float64",

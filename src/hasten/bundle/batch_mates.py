@@ -38,7 +38,8 @@ def made_up(
     if size > MOST_BYTES:
         asked = ", ".join(map(str, specs))
         raise CandidateError(
-            f"a request of {asked:.200} takes {size:,} bytes: at most {MOST_BYTES:,} are made up"
+            f"a request of {asked:.200} takes {size:,} bytes; made-up requests take at most "
+            f"{MOST_BYTES:,}"
         )
     made = {}
     for spec, dtype, sizes in zip(specs, types, shapes, strict=True):

@@ -40,8 +40,8 @@ def bound_arrays(
                 )
             if not (array.flags.c_contiguous and array.flags.aligned):
                 raise InputError(
-                    f"{kind} {name!r} isn't contiguous and aligned: give an array as numpy makes it, or "
-                    "np.ascontiguousarray of it, and fill that"
+                    f"{kind} {name!r} isn't contiguous and aligned: give an array that numpy "
+                    "made, or bind np.ascontiguousarray of it and fill that copy"
                 )
     check_tensors(given, inputs)
     sizes = _open_sizes(given, inputs)
@@ -65,7 +65,8 @@ def _apart(
     if any(isinstance(each, Mapping) for each in arrays):
         if len(arrays) != 2 or named or not all(isinstance(each, Mapping) for each in arrays):
             raise InputError(
-                "bind takes arrays, or one mapping of inputs and one of outputs: got something between"
+                "bind takes arrays, or one mapping of inputs and one of outputs: got a mixture "
+                "of the two"
             )
         return dict(arrays[0]), dict(arrays[1])
     names = [spec.name for spec in (*inputs, *outputs)]
@@ -101,7 +102,9 @@ def _check_outputs(
 ) -> None:
     names = ", ".join(spec.name for spec in outputs)
     if taken.keys() != {spec.name for spec in outputs}:
-        raise InputError(f"the model gives {names}; got {', '.join(taken) or 'none'} to write to")
+        raise InputError(
+            f"the model's outputs are {names}; got {', '.join(taken) or 'none'} to write to"
+        )
     for spec in outputs:
         array = taken[spec.name]
         shape = tuple(
@@ -110,14 +113,16 @@ def _check_outputs(
         settled = TensorSpec(spec.name, spec.dtype, shape)
         if not settled.static:
             raise InputError(
-                f"the model's output {spec} has a size that the inputs don't tell: it can't be bound"
+                f"the model's output {spec} has a size that doesn't follow from the inputs, so "
+                "it can't be bound"
             )
         if not settled.fits(array):
             got = f"{array.dtype}[{', '.join(map(str, array.shape))}]"
-            raise InputError(f"output {spec.name!r}: the model gives {settled}; got {got}")
+            raise InputError(f"output {spec.name!r}: the model's output is {settled}; got {got}")
         if not array.flags.writeable:
             raise InputError(
-                f"output {spec.name!r} can't be written to: give an array of your own, as np.zeros"
+                f"output {spec.name!r} can't be written to: give a writable array, such as one "
+                "of np.zeros"
             )
 
 

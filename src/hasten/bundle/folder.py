@@ -292,8 +292,8 @@ def read_sizes(path: Path, trusted: Sequence[PublicKey] = ()) -> Manifest:
         _check_size(path, name, size_bytes)
     if trusted and (strange := unlisted(path, manifest.files)):
         raise IntegrityError(
-            f"{path} can't be trusted: it holds {strange!r:.100}, which its signature doesn't cover; "
-            "remove that"
+            f"{path} can't be trusted: it holds {strange!r:.100}, which its signature doesn't "
+            "cover; remove that file"
         )
     return manifest
 
@@ -370,7 +370,7 @@ def _record(
     try:
         unchanged = stated == digest(record)
     except RecursionError as error:
-        raise IntegrityError(f"{said}: the manifest is damaged: it is nested too deep") from error
+        raise IntegrityError(f"{said}: the manifest is damaged: it is nested too deeply") from error
     if not unchanged:
         raise IntegrityError(f"{said}: the manifest was changed after it was written")
     try:
@@ -408,7 +408,9 @@ def _check_size(path: Path, name: str, size_bytes: int) -> Path:
         if not file.is_file():
             raise IntegrityError(f"{path}: {name} is missing")
         if (size := file.stat().st_size) != size_bytes:
-            raise IntegrityError(f"{path}: {name} has {size:,} bytes, {size_bytes:,} were written")
+            raise IntegrityError(
+                f"{path}: {name} has {size:,} bytes, but {size_bytes:,} were written"
+            )
     return file
 
 
@@ -456,9 +458,9 @@ def artifact_of(
     if given != item.custom_ops:
         needed = amount(len(item.custom_ops), "operator library", "operator libraries")
         raise InputError(
-            f"this model needs {needed}, the same files as when it was made; got {len(given)}"
-            f"{' with other contents' if len(given) == len(item.custom_ops) else ''}: name them by "
-            "custom_ops="
+            f"this model needs {needed}, the same files as those that it was made with; got "
+            f"{len(given)}{' with other contents' if len(given) == len(item.custom_ops) else ''}: name "
+            "them by custom_ops="
         )
     found = replace(
         item.artifact,

@@ -348,8 +348,8 @@ class Loaded:
         """
         if self.manifest.pipeline is None:
             raise InputError(
-                f"{self._stored.name} was made from arrays and has no pipeline: call it with arrays, or make "
-                "it with a pipeline"
+                f"{self._stored.name} was made from arrays and has no pipeline: call it with "
+                "arrays, or make a bundle with a pipeline"
             )
         return self.manifest.pipeline
 
@@ -555,7 +555,7 @@ def load(
         The open bundle, a callable; close it, or use it in a `with` block.
 
     Raises:
-        InputError: there is no bundle, it holds no exact model, the engine isn't installed, or
+        InputError: there is no bundle, it contains no exact model, the engine isn't installed, or
             an argument can't be read.
         CandidateError: the engine can't open the model here.
         IntegrityError: the bundle is damaged, truncated, tampered with, from a newer version, or not
@@ -598,7 +598,9 @@ def _open(
     manifest = stored.manifest
     item = manifest.winner if which == "winner" else manifest.exact
     if item is None:
-        raise InputError(f"{stored.name} was made with keep_exact=False: it holds no exact model")
+        raise InputError(
+            f"{stored.name} was made with keep_exact=False: it contains no exact model"
+        )
     here = at_hand(manifest.target)
     threads = max(1, min(threads or manifest.target.threads, manifest.target.threads, here.threads))
     engine = engine_of(item, threads)
@@ -658,6 +660,7 @@ def _warning(notes: Sequence[str], *, exact: bool) -> str:
     if not exact:
         return f"not certified here: {'; '.join(notes)}"
     return (
-        f"measured elsewhere: {'; '.join(notes)}; the answers are exact here too, within the tolerance, "
-        "but another version may be the fastest: run hasten optimize here to know"
+        f"measured elsewhere: {'; '.join(notes)}; the answers are exact here too, within the "
+        "tolerance, but another candidate may be faster here: run hasten optimize on this "
+        "machine to find out"
     )

@@ -128,7 +128,7 @@ def check_values(record: Any) -> None:
             if _STRANGE.search(value):
                 raise IntegrityError(f"the text {value[:100]!r} has control characters")
         elif not abs(value) < 2**63:  # NaN fails every comparison, so it is caught too
-            raise IntegrityError("it has a number that is infinite, NaN, or past 64 bits")
+            raise IntegrityError("it has a number that is infinite, NaN, or larger than 64 bits")
 
 
 def _values(record: Any) -> Iterator[str | int | float]:
@@ -156,7 +156,7 @@ def check_engines(manifest: Manifest) -> None:
         if not isinstance(item.engine.get("type"), str):
             raise IntegrityError(f"the model {item.label!r:.100} names no engine")
         if any(nested_engines(inner) for inner in nested_engines(item.engine).values()):
-            raise IntegrityError(f"the engine of {item.label!r:.100} is nested too deep")
+            raise IntegrityError(f"the engine of {item.label!r:.100} is nested too deeply")
 
 
 def check_pipeline(manifest: Manifest) -> None:
@@ -205,7 +205,7 @@ def check_artifact(artifact: Artifact) -> None:
             raise IntegrityError(f"{spec!s:.100} is not a possible tensor shape")
     for spec in (*artifact.inputs, *artifact.request):
         if not _is_number(spec.dtype):
-            raise IntegrityError(f"{spec!s:.100} has a type that numpy doesn't have here")
+            raise IntegrityError(f"{spec!s:.100} has a type that numpy doesn't support here")
     inputs = {spec.name: spec for spec in artifact.inputs}
     request = {spec.name: spec for spec in artifact.request}
     names = [spec.name for spec in (*artifact.inputs, *artifact.request)]

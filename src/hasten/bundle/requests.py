@@ -132,7 +132,7 @@ def check_requests(manifest: Manifest) -> None:
     _, size_bytes = manifest.files.get(REQUESTS, ("", -1))
     if size_bytes != wanted:
         raise IntegrityError(
-            f"{count} requests of its inputs take {wanted:,} bytes; {REQUESTS} "
+            f"{count} requests of its inputs take {wanted:,} bytes, but {REQUESTS} "
             f"{f'has {size_bytes:,}' if size_bytes >= 0 else 'is not listed'}"
         )
 

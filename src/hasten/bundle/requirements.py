@@ -88,8 +88,8 @@ def requirements(manifest: Manifest, extras: Sequence[str] = ()) -> list[str]:
         kind = Engine.member(name) if name in Engine.registry else None
         if kind is not None and kind.program:
             lines.append(
-                f"# The engine {name!r} needs {kind.program} where the bundle is opened: the system's "
-                f"own, or add hasten[{kind.extra}]"
+                f"# The engine {name!r} needs {kind.program} on the machine that opens the "
+                f"bundle: install the system's package, or add hasten[{kind.extra}]"
             )
         elif kind is None:
             said = manifest.environment.get(f"{Engine.registry.group}:{name}", "an unknown package")
@@ -119,7 +119,8 @@ def version_of(manifest: Manifest, package: str, usual: str = "") -> str:
     stated = manifest.environment.get(package, usual).partition("+")[0]
     if stated and not _VERSION.fullmatch(stated):
         raise IntegrityError(
-            f"the bundle says that it was measured with {package} {stated!r:.100}, which is not a "
+            f"the bundle states that it was measured with {package} {stated!r:.100}, which is "
+            "not a "
             "version: make the bundle again"
         )
     return stated

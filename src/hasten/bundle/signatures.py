@@ -48,7 +48,8 @@ class PublicKey:
         """Check the text."""
         if not _KEY_TEXT.fullmatch(self.text):
             raise InputError(
-                f"{self.text!r:.80} is no public key: minisign's have 56 characters that begin with RW"
+                f"{self.text!r:.80} isn't a public key: minisign's keys have 56 characters and "
+                "begin with RW"
             )
 
     @property
@@ -143,8 +144,8 @@ class Signature:
             verify(hashlib.blake2b(data).digest(), self.signature)
         except BadSignatureError:
             return (
-                "its signature is over another manifest: the manifest or the signature was changed, or the "
-                "signature is another bundle's"
+                "its signature is for another manifest: the manifest or the signature was "
+                "changed, or the signature belongs to another bundle"
             )
         try:
             verify(self.signature + self.comment, self.sealed)
@@ -167,7 +168,8 @@ def keys_of(trusted: Trusted) -> tuple[PublicKey, ...]:
     several = [trusted] if isinstance(trusted, (str, os.PathLike, PublicKey)) else trusted
     if not isinstance(several, Sequence) or not several:
         raise InputError(
-            f"trusted= takes a public key, its file or a list of them: got {trusted!r:.80}"
+            "trusted= takes a public key, the path of its file, or a list of these: got "
+            f"{trusted!r:.80}"
         )
     found = tuple(dict.fromkeys(map(_key, several)))
     _nacl()
@@ -181,12 +183,12 @@ def _key(given: KeyLike) -> PublicKey:
         return PublicKey(given)
     if not isinstance(given, (str, os.PathLike)):
         raise InputError(
-            f"trusted= takes public keys, and the paths of their files: got {given!r:.80}"
+            f"trusted= takes public keys and the paths of their files: got {given!r:.80}"
         )
     path = Path(given)
     line = _only_line(path)
     if not _KEY_TEXT.fullmatch(line):
-        kind = "a secret key: give the public one" if line.startswith("RW") else "no public key"
+        kind = "a secret key: give the public key" if line.startswith("RW") else "no public key"
         raise InputError(f"{path} holds {kind}")
     return PublicKey(line)
 
@@ -204,7 +206,7 @@ def _only_line(path: Path) -> str:
     kept = [line.strip() for line in data.splitlines() if not line.startswith(_UNTRUSTED)]
     lines = [line for line in kept if line]
     if len(data) > MOST_BYTES or len(lines) != 1 or not lines[0].isascii():
-        raise InputError(f"{path} is no file of one key, as minisign and hasten keygen write it")
+        raise InputError(f"{path} isn't a key file such as minisign and hasten keygen write")
     return lines[0].decode()
 
 
@@ -222,12 +224,12 @@ def secret_key(path: Path) -> SecretKey:
         raise InputError(f"{path} holds no secret key of minisign or hasten keygen")
     if data[2:4] != _NO_PASSWORD:
         raise InputError(
-            f"the key {path} has a password, for which hasten doesn't ask: sign a bundle's folder by "
-            f"minisign -S -s {path} -m BUNDLE/manifest.json"
+            f"the key {path} has a password, and hasten doesn't ask for passwords: sign a "
+            f"bundle's folder with minisign -S -s {path} -m BUNDLE/manifest.json"
         )
     key = SecretKey(data[_SECRET_ID], data[_SECRET_SEED])
     if key.public.point != data[_SECRET_POINT]:
-        raise InputError(f"the key {path} is damaged: its two halves don't fit each other")
+        raise InputError(f"the key {path} is damaged: its two halves don't match")
     return key
 
 
@@ -246,7 +248,9 @@ def new_keys(path: Path) -> tuple[Path, PublicKey]:
     """
     beside = path.with_suffix(".pub")
     if beside == path:
-        raise InputError(f"{path} is the public key's name: give another one for the secret key")
+        raise InputError(
+            f"{path} is the name of the public key's file: give another name for the secret key"
+        )
     key = SecretKey(secrets.token_bytes(_ID_BYTES), secrets.token_bytes(_KEY_BYTES))
     public = key.public
     halves = key.key_id + key.seed + public.point
@@ -306,9 +310,11 @@ def _parsed(data: bytes) -> Signature:
     if len(stated) != 2 + _ID_BYTES + _SIGNATURE_BYTES or len(sealed) != _SIGNATURE_BYTES:
         raise ValueError("its signatures are cut off or too long")
     if stated[:2] == _KEY:
-        raise ValueError("it is of minisign's old kind: sign without -l, and before 0.10 with -H")
+        raise ValueError(
+            "it has minisign's legacy format: sign without -l, or with -H before minisign 0.10"
+        )
     if stated[:2] != _PREHASHED:
-        raise ValueError("it is of a kind that isn't known")
+        raise ValueError("its format is unknown")
     key_id, signature = stated[2 : 2 + _ID_BYTES], stated[2 + _ID_BYTES :]
     return Signature(key_id, signature, lines[2].removeprefix(_TRUSTED), sealed)
 

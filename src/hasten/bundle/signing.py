@@ -97,4 +97,4 @@ def signer_in_words(folder: Path, trusted: Sequence[PublicKey] = ()) -> str:
     stated = signature_in(folder / SIGNATURE, str(folder))
     if stated is None:
         return "unsigned"
-    return f"said to be by the key {stated.name}: give its public key to check that"
+    return f"said to be signed by the key {stated.name}: give its public key to check that"

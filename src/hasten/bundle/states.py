@@ -143,8 +143,8 @@ class StateSession:
         """
         if not self._busy.acquire(blocking=False):
             raise InputError(
-                "another thread is in a step of this session: steps of one sequence come one after "
-                "another; give each thread a session of its own"
+                "another thread is running a step of this session: the steps of a sequence run "
+                "one after another; give each thread its own session"
             )
         try:
             request = self._request(arrays, named)
@@ -163,7 +163,10 @@ class StateSession:
             InputError: a start state doesn't fit, or another thread is in a step.
         """
         if not self._busy.acquire(blocking=False):
-            raise InputError("another thread is in a step of this session: reset it afterwards")
+            raise InputError(
+                "another thread is running a step of this session: reset the "
+                "session when that step has ended"
+            )
         try:
             self._carrier.reset(self._start if start is None else _arrays(start))
         finally:
@@ -183,8 +186,8 @@ class StateSession:
             )
         if taken := sorted(self._carrier.specs.keys() & named.keys()):
             raise InputError(
-                f"the session carries the state {taken[0]!r} itself: leave it out, or begin with it "
-                f"by reset({{{taken[0]!r}: ...}})"
+                f"the session carries the state {taken[0]!r} itself: leave that input out, or "
+                f"set the state with reset({{{taken[0]!r}: ...}})"
             )
         by_place = dict(zip(self._names, arrays, strict=False))
         if twice := by_place.keys() & named.keys():

@@ -145,7 +145,7 @@ class StoredPacked(Stored):
             self._packed.check_alone()
             self._sizes = dict(self._packed.head.files)
             if MANIFEST not in self._sizes:
-                raise IntegrityError(f"{self.name}: it holds no {MANIFEST}")
+                raise IntegrityError(f"{self.name}: it contains no {MANIFEST}")
             self._memory = MemoryFolder()
         except BaseException:
             source.close()
@@ -216,7 +216,7 @@ class StoredPacked(Stored):
         own = (MANIFEST, SIGNATURE)
         stated = {name: size for name, (_, size) in self.manifest.files.items()}
         if stated != {name: size for name, size in self._sizes.items() if name not in own}:
-            raise IntegrityError(f"{self.name}: its files aren't those that its manifest lists")
+            raise IntegrityError(f"{self.name}: its files aren't the ones that its manifest lists")
 
     def close(self) -> None:
         with self._lock:

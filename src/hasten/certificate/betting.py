@@ -239,7 +239,8 @@ def _relative(weights: Floats | None, differences: Floats) -> Floats:
         return np.ones_like(differences)
     if weights.shape != differences.shape or not np.all(weights > 0):
         raise InputError(
-            f"every draw has a positive weight: got weights of shape {weights.shape} for differences of "
+            f"every draw needs a positive weight: got weights of shape {weights.shape} for "
+            "differences of "
             f"shape {differences.shape}; give the number of each group's samples"
         )
     return np.asarray(weights / weights.mean(axis=-1, keepdims=True), dtype=np.float64)

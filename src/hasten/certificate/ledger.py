@@ -164,7 +164,7 @@ class Ledger:
             return
         try:
             with self.file.locked() as folder:
-                self.file.replace(folder, [Begun(today(), "its user emptied it then")])
+                self.file.replace(folder, [Begun(today(), "the user emptied it on that day")])
         except (UnusableError, OSError) as error:
             raise InputError(f"can't empty {self.file.path}: {reason(error)}") from error
 
@@ -178,7 +178,7 @@ class Ledger:
             return [("ledger", self.trouble)]
         path = self.file.path
         if not path.exists():
-            return [("ledger", f"{path}, not begun yet")]
+            return [("ledger", f"{path}, not started yet")]
         try:
             with self._opened() as (_, _, content):
                 pass
@@ -226,7 +226,7 @@ class Ledger:
             if self.file is not None:
                 self.unusable = True
                 self.trouble = (
-                    f"the ledger {self.file.path} can't be used: {reason(error)}; so earlier looks "
+                    f"the ledger {self.file.path} can't be used: {reason(error)}; earlier looks "
                     "aren't known, and later runs won't know of this one"
                 )
 
@@ -245,13 +245,14 @@ def user_ledger() -> Ledger:
     named = os.environ.get(VARIABLE, "")
     if named in _OFF:
         return Ledger(
-            None, trouble=f"no ledger is kept, by {VARIABLE}=off: earlier looks aren't known"
+            None,
+            trouble=f"no ledger is kept, because {VARIABLE} is off: earlier looks aren't known",
         )
     if named:
         ledger = Ledger.at(Path(named).absolute())
         ledger.past()
         if ledger.unusable:
-            raise InputError(f'{ledger.trouble}: name another folder by {VARIABLE}, or "off"')
+            raise InputError(f'{ledger.trouble}: set {VARIABLE} to another folder, or to "off"')
         return ledger
     base = os.environ.get("XDG_STATE_HOME", "")
     if Path(base).is_absolute():
@@ -260,7 +261,9 @@ def user_ledger() -> Ledger:
         return Ledger.at(Path.home() / ".local" / "state" / "hasten")
     except RuntimeError:
         return Ledger(
-            None, trouble="no ledger is kept, without a home folder: earlier looks aren't known"
+            None,
+            trouble="no ledger is kept, because there is no home folder: earlier looks "
+            "aren't known",
         )
 
 

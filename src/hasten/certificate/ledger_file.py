@@ -181,7 +181,7 @@ class LedgerFile:
         """Begin a file, and say what became of an older one."""
         content = Content(Begun(today(), why))
         if why:
-            self.trouble = f"the ledger {self.path} was started again: {why}, so what earlier runs saw isn't known"
+            self.trouble = f"the ledger {self.path} was started again: {why}, so the looks of earlier runs aren't known"
         self.append(folder, content, [content.begun])
         with contextlib.suppress(OSError):  # a sign that a ledger was begun here
             lock = os.open(LOCK, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
@@ -200,7 +200,7 @@ class LedgerFile:
                 _write_behind(folder, size, b"".join(raw))
         except (OSError, UnusableError) as error:
             self.trouble = (
-                f"the ledger {self.path} can't be written: {reason(error)}; so later runs won't "
+                f"the ledger {self.path} can't be written: {reason(error)}; later runs won't "
                 "know of this one"
             )
             return
@@ -224,7 +224,7 @@ class LedgerFile:
                 break
             kept |= wanted
         if not kept >= set(range(len(content.lines), len(lines))):
-            raise UnusableError("the samples of one run are more than it may hold")
+            raise UnusableError("one run has more samples than the ledger may hold")
         begun = Begun(content.begun.on, f"its oldest entries were dropped on {today()}")
         rest = [lines[i][0] for i in sorted(kept)]
         return [begun, *(line for line in rest if not isinstance(line, Begun))]
@@ -319,7 +319,7 @@ def _wait_for(lock: int) -> None:
             time.sleep(_LOCK_PAUSE_S)
         else:
             return
-    raise UnusableError("another process holds it")
+    raise UnusableError("another process has locked it")
 
 
 def _size(folder: int, name: str) -> int:

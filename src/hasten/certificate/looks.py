@@ -68,7 +68,7 @@ class Look:
         place = f"{_ORDINALS[self.number - 1]} look" if self.number < 10 else f"look {self.number}"
         line = f"{place} at these data"
         if self.repeats:
-            line += ", with the very answers of an earlier one: a repeat, tested as that one was"
+            line += ", with the same answers as an earlier one: a repeat, tested as that one was"
         elif self.refused:
             line += (
                 f": tested at {_percent(self.alpha)} instead of {_percent(self.asked)}, since "

@@ -115,7 +115,7 @@ class Null:
         found = np.asarray(values, np.float64).reshape(-1)
         least = -1 if self.net else 0
         if not np.all((found >= least) & (found <= 1)):
-            raise InputError(f"audited numbers lie between {least} and 1: got some outside")
+            raise InputError(f"audited numbers must be between {least} and 1: got some outside")
         stakes, _ = self.bets
         growth = np.log1p(stakes[:, None] * (found - self.limit)).sum(axis=1)
         losses, gains = np.maximum(found, 0).sum(), np.maximum(-found, 0).sum()

@@ -241,7 +241,7 @@ def judge(
     is_binary = bool(np.all((original % 1 == 0) & (candidate % 1 == 0)))
     if binary and not is_binary:
         raise InputError(
-            "binary scores are 0 or 1: got others; leave binary out for scores between them"
+            "binary scores are 0 or 1: got others; leave out binary if scores lie between them"
         )
     draws = drawn(
         original,
@@ -290,7 +290,7 @@ def uneven(largest: int, samples: int, draws: int) -> str:
     """Return words on a group that holds so much that the others say little; empty where none does."""
     if largest < max(_MUCH * samples, 2 * samples / draws):
         return ""
-    return f", since as many as {largest:,} samples are equal or of one group, and answer as one"
+    return f", because up to {largest:,} samples are equal or belong to one group, and count as one"
 
 
 def _about_change(guard: Guard, metric: str) -> bool:

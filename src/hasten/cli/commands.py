@@ -47,7 +47,8 @@ from hasten.errors import CandidateError, InputError
     "--config",
     metavar="FILE",
     envvar=VARIABLE,
-    help="File with options of commands, or off.  [default: hasten.toml of this folder or of one above it, up to "
+    help="File with options for commands, or off.  [default: hasten.toml of this folder or of "
+    "one above it, up to "
     "the root of the repository]",
 )
 @click.pass_context
@@ -76,7 +77,7 @@ def main(ctx: click.Context, config: str | None) -> None:
 @click.option(
     "--small-model",
     shell_complete=completing.models,
-    help="Smaller model that answers wherever it is good enough.",
+    help="Smaller model that answers where it is good enough.",
 )
 @image_options
 @click.option(
@@ -213,7 +214,9 @@ def bench(as_json: bool, bundle: str, **options: Any) -> None:
         starts = options.pop("starts")
         if options.pop("cold"):
             if any(options.values()):
-                raise InputError("--cold starts the bundle alone: leave out all but --starts")
+                raise InputError(
+                    "--cold starts only the bundle: leave out everything except --starts"
+                )
             _cold(as_json, bundle, 7 if starts is None else starts)
             return
         if starts is not None:
@@ -346,7 +349,9 @@ def certify(as_json: bool, bundle: str, data: str, **options: Any) -> None:
 
 @main.command()
 @click.option(
-    "--forget", is_flag=True, help="Delete all of it, so that earlier runs are no longer known."
+    "--forget",
+    is_flag=True,
+    help="Delete the whole ledger, so that earlier runs are no longer known.",
 )
 def ledger(forget: bool) -> None:
     """Show, or forget, which samples earlier runs of yours used.
@@ -386,7 +391,8 @@ def doctor(ceilings: bool, deep: str | None, as_json: bool) -> None:
         if deep:
             if ceilings:
                 raise InputError(
-                    "--ceilings measures this host and --deep a device: give one of them"
+                    "--ceilings measures this host, and --deep checks a device: give only one of "
+                    "them"
                 )
             check_deeply(deep, as_json)
         findings = examine(ceilings=ceilings)
@@ -463,7 +469,7 @@ def profile(as_json: bool, top: int, model: str, **options: Any) -> None:
 @click.option(
     "--warm",
     is_flag=True,
-    help="Keep what is compiled, so that the next opening of BUNDLE here is quick.",
+    help="Keep the compiled model, so that BUNDLE opens quickly here the next time.",
 )
 @custom_ops_option
 @trusted_option
@@ -497,9 +503,11 @@ def load(
 def report(as_json: bool, bundle: Path, out: Path | None, plots: Path | None) -> None:
     """Write everything that BUNDLE's run measured and certified to one HTML page."""
     if as_json and out is not None:
-        raise click.UsageError("--json prints instead of writing --out: leave one of them out")
+        raise click.UsageError(
+            "--json prints, and --out names a file to write: leave one of them out"
+        )
     if plots is not None and (as_json or out is not None):
-        raise click.UsageError("--plots writes pictures alone: leave out --json and --out")
+        raise click.UsageError("--plots writes only pictures: leave out --json and --out")
     with one_line_errors():
         if plots is not None:
             from hasten import plots as drawn
@@ -536,7 +544,7 @@ def _under_load(as_json: bool, bundle: str, options: dict[str, Any]) -> None:
     from hasten.evaluation.scenarios import in_words, try_in_words
 
     if options.pop("against") is not None:
-        raise InputError("a scenario runs the bundle alone: leave out --against or --scenario")
+        raise InputError("a scenario runs only the bundle: leave out --against or --scenario")
     result = load_test(
         bundle, **options, listen=lambda load: click.echo(try_in_words(load), err=True)
     )

@@ -21,7 +21,7 @@ VARIABLE = "HASTEN_CONFIG"
 OFF = "off"
 REFUSED = {
     "trust_code": "it lets a model's own files run code",
-    "no_token": "it opens a server to everybody",
+    "no_token": "it opens a server to everyone",
     "allow_control": "it lets clients unload models",
 }
 """Options that a person gives each time, with the reason: a file that came with a checkout may not set them."""
@@ -76,7 +76,7 @@ def config_of(ctx: click.Context, given: str | None) -> dict[str, Any] | None:
     command = group.commands.get(name or "") if isinstance(group, click.Group) else None
     if not isinstance(command, Configurable):
         if ctx.get_parameter_source("config") is ParameterSource.COMMANDLINE:
-            raise InputError(f"hasten {name} takes nothing from a file: leave out --config")
+            raise InputError(f"hasten {name} reads no options from a file: leave out --config")
         return None
     if given == OFF or {"-h", "--help"} & set(ctx.obj):
         return None
@@ -102,8 +102,8 @@ def found(start: Path) -> Path | None:
             owner = file.stat().st_uid
             if owner not in (0, os.geteuid()):
                 raise InputError(
-                    f"{_shown(file)} belongs to another user (number {owner}): if you trust it, name it with "
-                    f"--config or {VARIABLE}; {VARIABLE}={OFF} does without it"
+                    f"{_shown(file)} belongs to another user (number {owner}): if you trust it, "
+                    f"name it with --config or {VARIABLE}; to ignore it, set {VARIABLE}={OFF}"
                 )
             return file
         if (folder / ".git").exists():
@@ -142,13 +142,13 @@ def _checked(
     for table, keys in tables.items():
         if not isinstance(keys, dict):
             raise InputError(
-                f"{_shown(file)}: {table} stands outside a table: put it below the name of a command, such "
-                "as [optimize]"
+                f"{_shown(file)}: {table} is outside of any table: put it below the name of a "
+                "command, such as [optimize]"
             )
         if table not in taking:
             known = table in commands
             why = (
-                f"the command {table} takes nothing from a file"
+                f"the command {table} reads no options from a file"
                 if known
                 else "there is no such command"
             )
@@ -169,11 +169,12 @@ def _settings(file: Path, command: click.Command, keys: Mapping[str, Any]) -> di
             raise InputError(f"{where} {key}: hasten {command.name} has no such option{near}")
         if param.name in REFUSED:
             raise InputError(
-                f"{where} {key} can't stand in a file, since {REFUSED[param.name]}: give --{key.replace('_', '-')} "
+                f"{where} {key} isn't allowed in a file, because {REFUSED[param.name]}: give "
+                f"--{key.replace('_', '-')} "
                 "on the command line"
             )
         if param.name in settings:
-            raise InputError(f"{where} {key} stands there twice: keep one of its spellings")
+            raise InputError(f"{where} {key} is in the file twice: keep one of its spellings")
         try:
             made = setting(param, value, file.parent)
         except InputError as error:

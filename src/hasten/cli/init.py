@@ -26,7 +26,7 @@ def init(model: str, out: Path | None) -> None:
         place = write(model, out)
         click.echo(
             f"{place}: `make try` needs no data; fill in the data, then `make bundle`; "
-            "`make plan` says how much it takes; the options stand in hasten.toml"
+            "`make plan` says how much data you need; the options are in hasten.toml"
         )
         if has_placeholder(place):
             click.echo(

@@ -17,9 +17,9 @@ from hasten.cli.options import one_line_errors
 )
 def label(folder: Path, port: int) -> None:
     """Serve the page in FOLDER, which optimize --ask-labels wrote, and save labels as they arrive."""
-    with one_line_errors("stopped; all labels are kept: continue optimize with --resume"):
+    with one_line_errors("stopped; all labels are kept: continue hasten optimize with --resume"):
         from hasten.optimization.labelling.served import served
 
         with served(folder, port) as url:
-            click.echo(f"label on {url} (this machine alone); Ctrl-C ends it")
+            click.echo(f"label on {url} (from this machine only); Ctrl-C ends it")
             threading.Event().wait()

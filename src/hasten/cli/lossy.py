@@ -49,7 +49,8 @@ _OPTIONS = (
     ),
     click.option(
         "--network",
-        help="With --lossy: my.py:network or model.onnx, what the bundle was made from, if its own file can't be trained.",
+        help="With --lossy: my.py:network or model.onnx from which the bundle was made, if the "
+        "bundle's own file can't be trained.",
     ),
     click.option(
         "--kept",

@@ -38,7 +38,7 @@ def monitor(bundle: Path, clear: bool, monitor_state: str, as_json: bool) -> Non
         read(bundle)
         folder = state_folder(monitor_state)
         if folder is None:
-            raise InputError("--monitor-state off keeps nothing: name the server's folder")
+            raise InputError("--monitor-state off keeps no evidence: name the server's folder")
         said: list[str] = []
         kept = Kept(file_digest(bundle / MANIFEST), folder, said.append)
         record = kept.changed(cleared) if clear else kept.record
@@ -56,5 +56,8 @@ def monitor(bundle: Path, clear: bool, monitor_state: str, as_json: bool) -> Non
                 f"answers; limit {100 * evidence.limit:.4g}%"
             )
         if not (record.lines or record.evidence):
-            click.echo("nothing is known: no server has watched this bundle, or it kept nothing")
+            click.echo(
+                "there is no evidence: no server has watched this bundle, or the server "
+                "kept nothing"
+            )
     raise SystemExit(1 if record.alarms else 0)

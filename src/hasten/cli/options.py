@@ -197,7 +197,7 @@ class ReportOption(click.Option):
         from hasten.inputs.set_metrics.choice import set_forms
 
         self.help = (
-            "Figure over the sealed data to state before and after; may be repeated: "
+            "Figure over the sealed data, stated before and after; may be repeated: "
             f"{set_forms()}; none for none.  [default: those of a binary classification if labels are 0 and 1, mAP if they are boxes]"
         )
         return super().get_help_record(ctx)
@@ -227,7 +227,7 @@ GUARD_HELP = (
     "of answers changed."
 )
 
-OVER_HELP = "What the certificate's mean is over, if samples have groups or repeat one another: all samples, or groups, each counted once."
+OVER_HELP = "What the certificate's mean covers if samples have groups or repeat each other: all samples, or groups, each counted once."
 
 _ORDER_OPTIONS = (
     click.option(

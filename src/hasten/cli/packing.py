@@ -13,7 +13,7 @@ from hasten.cli.lossy import lossy_options, pack_with_loss
 from hasten.cli.options import one_line_errors, trusted_option
 from hasten.errors import InputError
 
-CODING_HELPS = "Coding shortens the download and the cold start; answers take as long as before, to the bit the same."
+CODING_HELPS = "Packing shortens the download and the cold start. The answers are the same bits and take as long as before."
 
 
 @click.command(cls=Configurable)
@@ -64,12 +64,12 @@ def pack(
 
         if lossy:
             if since is not None or codecs is not None or no_exact:
-                raise InputError("--lossy goes without --since, --codecs and --no-exact")
+                raise InputError("--lossy can't be combined with --since, --codecs or --no-exact")
             if not pack_with_loss(bundle, out, options, as_json=as_json):
                 raise SystemExit(1)
             return
         if strange := [name for name, value in options.items() if value]:
-            raise InputError(f"{strange[0]}= is about packing with loss: give --lossy, too")
+            raise InputError(f"{strange[0]}= is an option for packing with loss: add --lossy")
         names = None if codecs is None else [name.strip() for name in codecs.split(",")]
         made = write(
             bundle,

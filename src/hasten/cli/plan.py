@@ -58,7 +58,9 @@ from hasten.cli.options import GUARD_HELP, Share, guard_choice, one_line_errors
     help="Largest number of samples with which the quantizers' ranges are calibrated.",
 )
 @click.option(
-    "--training", is_flag=True, help="Other data calibrates, so that all of this data judges."
+    "--training",
+    is_flag=True,
+    help="Other data is for calibration, so all of this data is for judging.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(as_json: bool, **options: object) -> None:

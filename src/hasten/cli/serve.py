@@ -214,7 +214,8 @@ IMAGE = "hasten-models:latest"
     is_flag=True,
     flag_value=False,
     default=True,
-    help="Don't share places fairly among clients: one client may take all while others wait.",
+    help="Don't share places fairly among clients: one client may take all of them while others "
+    "wait.",
 )
 @click.option(
     "--drain",
@@ -230,7 +231,8 @@ IMAGE = "hasten-models:latest"
     type=Seconds(),
     default="30s",
     show_default=True,
-    help="Longest time for which the serving process may not respond, for example because an engine hangs, before it is replaced; 0 for any.",
+    help="Longest time without a response from the serving process, for example because an "
+    "engine hangs, before it is replaced; 0 for no limit.",
 )
 @click.option(
     "--trace",
@@ -282,14 +284,17 @@ def serve(
         if kserve and write_kserve is None:
             raise InputError("--image needs --write-kserve: add it, with a folder")
         if on is not None and write_kserve is not None:
-            raise InputError("--on and --write-kserve exclude each other: leave one of them out")
+            raise InputError("--on and --write-kserve can't be combined: leave one of them out")
         if write_kserve is not None:
             from hasten.serving.cluster.kserve import write_kserve as write
             from hasten.serving.run import settings_of
 
             write(write_kserve, settings_of(bundles, **options), **kserve)
             click.echo(f"next: docker build --tag {kserve.get('image', IMAGE)} {write_kserve}")
-            click.echo("if your index lacks hasten, add: --build-arg HASTEN=REQUIREMENT_FOR_PIP")
+            click.echo(
+                "if your package index doesn't have hasten, add: --build-arg "
+                "HASTEN=REQUIREMENT_FOR_PIP"
+            )
             code = 0
         elif on is not None:
             from hasten.serving.cluster.ray_cluster import deploy

@@ -81,8 +81,8 @@ class Shape(click.ParamType[tuple[int, ...]]):
     "--time-limit",
     "time_limit_s",
     type=Seconds(),
-    help="Time after which no new measurement starts.  [default: 40s; up to four times as long while none "
-    "is known to fit and another may]",
+    help="Time after which no new measurement starts.  [default: 40s; up to four times as long "
+    "if no architecture is known to fit and one still may]",
 )
 @click.option("--fresh", is_flag=True, help="Ignore earlier measurements and measure again.")
 @click.option(

@@ -16,7 +16,7 @@ from hasten.cli.options import one_line_errors
     "--key",
     required=True,
     type=click.Path(path_type=Path),
-    help="File of the secret key, without a password: of hasten keygen, or of minisign -G -W.",
+    help="File of the secret key, without a password: made by hasten keygen or by minisign -G -W.",
 )
 def sign(bundle: Path, key: Path) -> None:
     """Sign BUNDLE, a folder or a packed file, so that others can tell who made it.

@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     type=Seconds(),
     default="0s",
     show_default=True,
-    help="How long to try to reach a camera that went away.",
+    help="How long to try to reach a camera that disconnected.",
 )
 @click.option(
     "--for", "duration_s", type=Seconds(), help="Length of the watch.  [default: the source's]"
@@ -96,7 +96,9 @@ def watch(
         deadline_ns = None if deadline_s is None else round(1e9 * deadline_s)
         which: Any = "exact" if exact else "winner"
         if is_chain(bundle) and custom_ops:
-            raise InputError("--custom-ops is for one bundle: open the chain by hasten.chain")
+            raise InputError(
+                "--custom-ops is for a single bundle: open the chain with hasten.chain"
+            )
         opened: Any = (
             chain(bundle, which=which, sessions=1, trusted=trusted)
             if is_chain(bundle)
@@ -164,8 +166,8 @@ def in_words(watched: Watched) -> list[str]:
     ended = {
         "end": "to its end",
         "stopped": "until it was stopped",
-        "cut short": "until it broke off",
-        "lost": "until the camera went away",
+        "cut short": "until it failed",
+        "lost": "until the camera disconnected",
     }[watched.ended]
     rows = [
         ("captured", f"{watched.captured:,}"),

@@ -243,7 +243,7 @@ def cache_folder(given: str | os.PathLike[str] | bool | None = None) -> CacheFol
     if given is None or given is False or os.fspath(given) in _OFF:
         return None
     if not os.fspath(given):
-        raise InputError('cache, the folder of compiled models, is "": give a folder, or "off"')
+        raise InputError('cache, the folder of compiled models, is empty: give a folder, or "off"')
     limit = os.environ.get(_LIMIT_VARIABLE) or str(LIMIT_BYTES)
     if not re.fullmatch(r"[0-9]{1,18}", limit):
         raise InputError(f"{_LIMIT_VARIABLE} must be a whole number of bytes: got {limit!r:.100}")

@@ -136,8 +136,9 @@ class Comparison:
         """How the intervals came about, in words."""
         unit = "rows" if self.groups is None else f"{self.groups:,} groups"
         return (
-            f"Intervals of a change are by a paired bootstrap over {unit}: approximate, not certified. "
-            "Each bound is exact in finite samples, and holds whichever candidate shipped."
+            f"The intervals of a change come from a paired bootstrap over {unit}: they are "
+            "approximate, not certified. Each bound is exact in finite samples, and it holds for "
+            "any candidate that ships."
         )
 
     def in_words(self) -> tuple[str, ...]:

@@ -137,17 +137,19 @@ def find_target(device: str, *, root: Path = Path("/")) -> Target:
     name, colon, part = device.partition(":")
     family = FAMILIES.get(name)
     if family is None:
-        raise InputError(f"no target is called {device!r}; there are: host, {', '.join(FAMILIES)}")
+        raise InputError(
+            f"no target is called {device!r}; the targets are: host, {', '.join(FAMILIES)}"
+        )
     if not family.parts:
         if colon:
-            raise InputError(f"the target {name} has no parts to name: got {device!r}")
+            raise InputError(f"the target {name} has no named parts: got {device!r}")
         return host.with_device(name, present=family.present(root))
     found = [known for known in family.parts if known == part] or [
         known for known in family.parts if known.startswith(part)
     ]
     if not found:
         raise InputError(
-            f"no {family.noun} is called {part!r}; there are: {', '.join(family.parts)}"
+            f"no {family.noun} is called {part!r}; choose one of: {', '.join(family.parts)}"
         )
     if not colon and family.present(root):
         return host.with_device(name, present=True)  # whichever part it is
@@ -175,6 +177,6 @@ def check_measurable(target: Target) -> None:
     """
     if target.kind == "compile-only":
         raise InputError(
-            f"{target.device} isn't here, and its stand-in on this host says nothing about its speed: "
-            "see the figures of the device's own tools in the bundle's report"
+            f"{target.device} isn't available, and its stand-in on this host says nothing about "
+            "its speed: see the figures of the device's own tools in the bundle's report"
         )

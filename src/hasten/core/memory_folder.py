@@ -230,7 +230,8 @@ def _new_folder() -> Path:
         return Path(tempfile.mkdtemp(prefix="hasten-packed-", dir=_SHARED_MEMORY))
     except OSError as error:
         raise InputError(
-            f"can't make a folder for temporary files: {error.strerror}; name another by TMPDIR"
+            f"can't make a folder for temporary files: {error.strerror}; set TMPDIR to another "
+            "folder"
         ) from error
 
 

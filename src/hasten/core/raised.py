@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-REMEDY = "an export with a newer operator set, or without this operator, may avoid it"
+REMEDY = "exporting the model with a newer operator set, or without this operator, may avoid this"
 _BARE = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError)
 """Kinds of exception whose text alone tells a stranger nothing: "list index out of range"."""
 _LONGEST = 300
@@ -26,7 +26,7 @@ def raised(error: BaseException) -> str:
     if isinstance(error, _BARE) or not said:
         kind = f"{type(error).__name__}: {said}" if said else type(error).__name__
         at = f" at {node}" if node else _place(error.__traceback__)
-        return f"it broke off{at} ({kind}); {REMEDY}"
+        return f"it stopped{at} ({kind}); {REMEDY}"
     return said if not node or _names(said, node) else f"at {node}: {said}"
 
 

@@ -198,7 +198,7 @@ def bounded_bytes(path: Path, most: int) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file")
+            raise OSError(errno.EINVAL, "it isn't a regular file")
         with open(descriptor, "rb", closefd=False) as file:  # of a descriptor
             return file.read(most + 1)
     finally:

@@ -92,7 +92,8 @@ class Registry(Mapping[str, str]):
             if plugin.name in self._own:
                 warnings.warn(
                     f"the {self.noun} {plugin.name!r} of the package {plugin.distribution} isn't "
-                    f"used: hasten has its own of that name; rename the package's entry point",
+                    f"used: hasten already has one of that name; rename the package's entry "
+                    "point",
                     HiddenPlugin,
                     stacklevel=2,
                 )

@@ -74,7 +74,7 @@ def pairs_of(given: Mapping[str, str] | str | Iterable[str] | Iterable[Sequence[
             one, equals, other = (part.strip() for part in text.partition("="))
             if not (one and equals and other):
                 raise InputError(
-                    f"a state is the input that takes it and the output that gives the next, as "
+                    f"a state is the input that takes it and the output that returns the next one, such as "
                     f'states="h=h_out": got {item!r}'
                 )
             found.append((one, other))
@@ -104,13 +104,13 @@ def check_states(
     for one, other in states:
         if not _alike(taking[one], giving[other]):
             raise InputError(
-                f"the state {one}={other} has two forms: the model takes {taking[one]} and gives "
-                f"{giving[other]}"
+                f"the input and the output of the state {one}={other} differ: the model takes "
+                f"{taking[one]} and returns {giving[other]}"
             )
     if states and len(states) == len(taking):
         raise InputError(
-            "every input of the model is a state, so nothing is left for a step to take: "
-            f"got {', '.join(taking)}"
+            "every input of the model is a state, so a step has no input left to take: got "
+            f"{', '.join(taking)}"
         )
 
 

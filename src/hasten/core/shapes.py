@@ -192,7 +192,7 @@ def pads_of(given: Mapping[str, float] | str | Iterable[str] | Pads) -> Pads:
                 found.append((str(one).strip(), float(value)))
             except (TypeError, ValueError) as error:
                 raise InputError(
-                    'a value to pad with is an input and a number, as pad="mask=0,ids=1": got '
+                    'a value to pad with is an input and a number, such as pad="mask=0,ids=1": got '
                     f"{text!r}"
                 ) from error
     return tuple(found)

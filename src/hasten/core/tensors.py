@@ -46,7 +46,7 @@ class TensorSpec:
         """
         sizes = tuple(size for size in self.shape if isinstance(size, int))
         if len(sizes) != len(self.shape):
-            raise InputError(f"{self}: every dimension must be settled")
+            raise InputError(f"{self}: every dimension must be fixed")
         return sizes
 
     def fits(self, array: Array) -> bool:

@@ -153,7 +153,7 @@ def _check_claims(path: Path) -> None:
 
 def _no_program(path: Path) -> CandidateError:
     return CandidateError(
-        f"{path.name} is no exported program of torch 2.8 or newer: export the model again"
+        f"{path.name} isn't an exported program of torch 2.8 or newer: export the model again"
     )
 
 
@@ -161,7 +161,8 @@ def _may_run_code(path: Path, key: str, value: Any) -> CandidateError:
     shown = repr(value)
     shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
     return CandidateError(
-        f"a program may only call torch's operators, and {path.name} has the {key} {shown}, which could run "
+        f"a program may only call torch's operators, but {path.name} has the {key} {shown}, "
+        "which could run "
         "other code: build it again from the model"
     )
 

@@ -78,7 +78,7 @@ def settled_request(model: Model, taker: str) -> tuple[TensorSpec, ...]:
     specs = model.request or model.inputs
     if still := [spec for spec in specs if not spec.static]:
         raise CandidateError(
-            f"{taker} takes settled shapes only: got {still[0]}; settle it by a sample of data"
+            f"{taker} takes only fixed shapes: got {still[0]}; give a sample of data to fix it"
         )
     return specs
 

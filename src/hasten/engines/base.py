@@ -318,7 +318,7 @@ class Engine(Value, ABC):
             InputError: it doesn't, or a program that it needs isn't installed.
         """
         if not cls.faithful:
-            raise InputError("a session on this host may answer otherwise than the device")
+            raise InputError("a session on this host may give other answers than the device")
 
     @abstractmethod
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:

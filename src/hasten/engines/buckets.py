@@ -101,8 +101,8 @@ class Buckets(Engine):
             size_bytes = len(self.buckets) * model.size_bytes
             if size_bytes > MOST_BYTES:
                 raise CandidateError(
-                    f"{len(self.buckets)} buckets of the model would take {size_bytes >> 20:,} MiB, more than "
-                    f"the {MOST_BYTES >> 20} that are spent on them"
+                    f"{len(self.buckets)} buckets of the model would take {size_bytes >> 20:,} "
+                    f"MiB, more than the limit of {MOST_BYTES >> 20} MiB"
                 )
             for number, bucket in enumerate(self.buckets):
                 request = self._request(bucket, model.request)
@@ -165,7 +165,7 @@ class Buckets(Engine):
             CandidateError: a model can't be opened, or the list of files is damaged.
         """
         if not self.buckets or not self.dimensions:
-            raise CandidateError("buckets without a shape answer nothing")
+            raise CandidateError("buckets without a shape can't answer anything")
         with _Opened(self, artifact, target) as opened:
             session = BucketsSession(self, artifact, opened)
             session.warm(artifact.request)
@@ -210,13 +210,15 @@ def settled(model: Model, request: tuple[TensorSpec, ...], folder: Path) -> Mode
     import onnx
 
     if model.format != "onnx":
-        raise CandidateError(f"a model in the format {model.format} can't be settled for a bucket")
+        raise CandidateError(
+            f"a model in the format {model.format} can't get the fixed shapes of a bucket"
+        )
     folder.mkdir()
     placed = [folder / file.relative_to(model.path.parent) for file in (model.path, *model.files)]
     for file, to in zip((model.path, *model.files), placed, strict=True):
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, to)
-    settle(placed[0], request, "can't settle the shapes of a bucket")
+    settle(placed[0], request, "can't fix the shapes of a bucket")
     try:
         onnx.shape_inference.infer_shapes_path(str(placed[0]), str(placed[0]), data_prop=True)
         graph = onnx.load(str(placed[0]), load_external_data=False).graph
@@ -313,7 +315,7 @@ def _parts(artifact: Artifact) -> dict[str, Artifact]:
                 raise ValueError("it lists other files")
             outputs = tuple(from_record(TensorSpec, spec) for spec in own["outputs"])
             if [_kind(spec) for spec in outputs] != [_kind(spec) for spec in artifact.outputs]:
-                raise ValueError("its models give other outputs")
+                raise ValueError("its models have other outputs")
             found[str(part)] = replace(
                 artifact, path=files[0], files=tuple(files[1:]), outputs=outputs
             )

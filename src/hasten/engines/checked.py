@@ -87,6 +87,6 @@ def check_external(path: Path, beside: list[Path], said: str) -> None:
             for location in external_locations(data):
                 if file.parent / location not in beside:
                     raise IntegrityError(
-                        f"{said}: its weights or compiled parts are said to lie in {location!r:.100}, which is not among the "
-                        "bundle's files for this model"
+                        f"{said}: it refers to weights or compiled parts in {location!r:.100}, "
+                        "which isn't one of the bundle's files for this model"
                     )

@@ -21,7 +21,7 @@ def check_latency(source: Source, latency_ns: float | None) -> None:
     """
     if latency_ns is not None and source not in TIMED:
         raise ValueError(
-            f"only a measurement or place and route gives a latency: got {latency_ns:g} ns of the "
+            f"only a measurement or place-and-route gives a latency: got {latency_ns:g} ns of the "
             f"source {source!r}; leave it out"
         )
 

@@ -48,7 +48,7 @@ def external_locations(data: bytes | mmap.mmap) -> set[str]:
     while left:
         message, begin, end, deep = left.pop()
         if deep > _MOST_DEEP:
-            raise IntegrityError(f"messages are nested more than {_MOST_DEEP} deep")
+            raise IntegrityError(f"messages are nested more than {_MOST_DEEP} levels deep")
         if message == "attribute":
             found.update(_compiled(data, begin, end))
         within = _WITHIN[message]

@@ -310,7 +310,9 @@ class _BoundCall:
             if self._closed or self._again is None:
                 raise CandidateError("the bundle is closed: load it again")
             if not turn:
-                raise CandidateError("another thread is in this call: bind one for each thread")
+                raise CandidateError(
+                    "another thread is running this call: bind one call for each thread"
+                )
             self._again()
         finally:
             if turn:

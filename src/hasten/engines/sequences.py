@@ -138,4 +138,6 @@ def carried(
 def misfit(spec: TensorSpec, state: Array | None, output: str) -> CandidateError:
     """Return the error for a step's state that the next step can't take."""
     got = "nothing" if state is None else f"{state.dtype}{list(state.shape)}"
-    return CandidateError(f"the model takes the state {spec}; a step gave {got} as {output}")
+    return CandidateError(
+        f"the model takes the state {spec}, but a step returned {got} as {output}"
+    )

@@ -43,8 +43,8 @@ _FILES = 64
 """Number of files that are timed, in turns."""
 _LIMIT_S = 60.0
 WITHIN = (
-    "the bundle's time includes the normalization of pixels, which its model does itself; the other "
-    "model is given normalized pixels, and the time that this takes is left out"
+    "the bundle's time includes the normalization of pixels, which its model does itself; the "
+    "other model gets pixels that are already normalized, and its time leaves that work out"
 )
 """Note on a comparison in which only the bundle's model does the end of the pipeline itself."""
 
@@ -216,7 +216,7 @@ def bench(
         with telling(said):
             standings, notes, stages = _raced(other, winner, samples, place, tries, seed, target)
             if not standings.stands(_CANDIDATE):
-                raise CandidateError(f"the bundle dropped out: {standings.failed[_CANDIDATE]}")
+                raise CandidateError(f"the bundle failed: {standings.failed[_CANDIDATE]}")
         if other.samples is not None:
             notes.append(WITHIN)
         if winner.uneven:
@@ -282,7 +282,7 @@ def _against(
     if against is None:
         if manifest.exact is None:
             raise InputError(
-                f"{folder} holds no exact model: say what to compare it with by against="
+                f"{folder} has no exact model: say what to compare it with in against="
             )
         return _held(folder, manifest.exact, manifest, custom_ops)
     text = os.fspath(against)
@@ -297,7 +297,7 @@ def _against(
             winner = replace(winner, inputs=(spec,), request=(request,))
         return _Rival(text, PythonFunction(text), winner, samples=unfolded)
     if text.endswith(".py"):
-        raise InputError(f"{text} is a file of Python: name the function in it too, {text}:predict")
+        raise InputError(f"{text} is a Python file: also name the function in it, {text}:predict")
     model = onnx_frontend.load(Path(text), custom_ops)
     if unfolded is not None and model.inputs[0].dtype == "uint8":
         unfolded, own = None, samples  # it does the same steps itself

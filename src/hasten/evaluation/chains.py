@@ -57,7 +57,7 @@ def certify_chain(
     """
     chain = chain_of(chain)
     if max_drop is None:
-        raise InputError("a chain has no certificate, so no limit either: give max_drop=")
+        raise InputError("a chain has no certificate and therefore no limit: give max_drop=")
     sure = 0.95 if confidence is None else confidence
     check_limits(max_drop, sure)
     ledger = user_ledger()

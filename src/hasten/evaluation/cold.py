@@ -110,7 +110,7 @@ def cold_start(bundle: str | os.PathLike[str], *, starts: int = 7, seed: int = 0
     manifest = read(folder)
     check_measurable(at_hand(manifest.target))
     if manifest.winner.custom_ops:
-        raise InputError(f"{bundle} needs operator libraries: its starts can't be timed")
+        raise InputError(f"{bundle} needs operator libraries, so its starts can't be timed")
     winner, exact = manifest.winner, manifest.exact
     with tempfile.TemporaryDirectory(prefix="hasten-cold-") as place:
         work = Path(place)

@@ -30,7 +30,8 @@ def agrees(decision: Any, exact: Any) -> bool:
     """
     if isinstance(decision, np.ndarray) or isinstance(exact, np.ndarray):
         raise InputError(
-            "a decision made of arrays can't be compared: make the bundle with steps after the model"
+            "a decision that consists of arrays can't be compared: make the bundle with steps "
+            "after the model"
         )
     if isinstance(decision, Mapping) and isinstance(exact, Mapping):
         return decision.keys() == exact.keys() and all(

@@ -16,7 +16,7 @@ from hasten.engines.onnxruntime import installation
 from hasten.errors import InputError
 
 _EXTRAS = {
-    "quick": (("onnx", "onnxruntime", "rich", "scipy"), "search and certify, by ONNX Runtime"),
+    "quick": (("onnx", "onnxruntime", "rich", "scipy"), "search and certify, with ONNX Runtime"),
     "optimize": (
         ("nncf", "onnx", "onnxslim", "scipy", "matplotlib", "rich", "PIL", "yaml"),
         "search and certify",
@@ -107,7 +107,7 @@ def target_in_words(name: str) -> str:
         made_by = "; ".join((", ".join(ready), *unsuited(target)))
         return f"{family.noun}, {'present' if here else 'compile-only'}: {made_by}"
     if here:
-        return f"{family.noun}, present, and nothing makes models for it: {'; '.join(missing)}"
+        return f"{family.noun}, present, but nothing installed makes models for it: {'; '.join(missing)}"
     return f"{family.noun}, absent: {missing[0]}"
 
 
@@ -117,7 +117,7 @@ def _ceilings(target: Target) -> Iterator[tuple[str, str]]:
 
     with tempfile.TemporaryDirectory() as folder:
         found = measure(target, Path(folder))
-    yield "ceilings", f"the best seen of {amount(found.threads, 'thread')} at once"
+    yield "ceilings", f"the highest rates measured with {amount(found.threads, 'thread')} at once"
     for precision, rate in found.operations_per_s.items():
         yield (
             f"  {precision}",

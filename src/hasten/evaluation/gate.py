@@ -73,7 +73,7 @@ class Files:
         """
         for path in (self.junit, self.summary, self.history):
             if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-                raise InputError(f"can't write {path}: give a file in a folder that exists")
+                raise InputError(f"can't write {path}: choose a file in an existing folder")
 
     def write(self, bundle: str, outcome: Recheck | str, seconds: float) -> None:
         """Write what is wanted.
@@ -134,7 +134,9 @@ def read_history(path: Path) -> tuple[list[Entry], int]:
     if not path.exists():
         return [], 0
     if path.stat().st_size > _HISTORY_BYTES:
-        raise InputError(f"{path} has more than {_HISTORY_BYTES >> 20} MiB: give another history")
+        raise InputError(
+            f"{path} is larger than {_HISTORY_BYTES >> 20} MiB: give another history file"
+        )
     found: list[Entry] = []
     lines = [line for line in path.read_bytes().splitlines() if line.strip()]
     for line in lines:

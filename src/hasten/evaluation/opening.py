@@ -38,7 +38,7 @@ def opened_once(
         cache = False if kept is None else kept.path
         with load(bundle, custom_ops=custom_ops, cache=cache, trusted=trusted) as model:
             took = time.perf_counter() - began
-            how = ", from what an earlier opening kept" if model.from_cache else ""
+            how = ", with what an earlier opening compiled" if model.from_cache else ""
             yield f"opened in {took:.3f} s{how}"
             if model.requests:
                 began = time.perf_counter()

@@ -185,7 +185,8 @@ def plan_for(
     method: Method = BETTING if groups else EXACT if guard == "net" else ONE_SHARE
     if not 0 <= expect_flips <= 1 or abs(expect_drop) > expect_flips:
         raise InputError(
-            f"at most all answers change, and a drop takes as many flips: got expect_flips={expect_flips} "
+            "expect_flips is at most 1, and at least the size of expect_drop: got "
+            f"expect_flips={expect_flips} "
             f"and expect_drop={expect_drop}"
         )
     asked = _Asked(

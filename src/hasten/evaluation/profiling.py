@@ -122,7 +122,7 @@ def profile(
         if isinstance(model, (str, os.PathLike)) and (_is_bundle(Path(model)) or is_packed(model)):
             if engines:
                 raise InputError(
-                    f"{model} is a bundle, which says itself what runs it: name no engine"
+                    f"{model} is a bundle, which names its own engine: leave the engine out"
                 )
             bench, subjects, (dataset, said) = _of_bundle(
                 unpacked(model), data, target, seed, custom_ops, place
@@ -159,7 +159,8 @@ def _target(threads: int | None) -> Target:
         return host
     if not 1 <= threads <= host.threads:
         raise InputError(
-            f"threads are 1 to {host.threads}, what this process may use; got {threads}"
+            f"the number of threads is from 1 to {host.threads}, which this process may use; got "
+            f"{threads}"
         )
     return host.with_threads(threads)
 
@@ -218,7 +219,10 @@ def _settled(model: Model) -> Model:
     sample = {}
     for spec in model.inputs:
         if any(isinstance(size, str) for size in spec.shape[1:]):
-            raise InputError(f"{spec} is open in more than its batch: give data, to say how large")
+            raise InputError(
+                f"{spec} has open dimensions besides the batch: give data, so that "
+                "their sizes are known"
+            )
         batched = bool(spec.shape) and (isinstance(spec.shape[0], str) or spec.shape[0] == 1)
         shape = [int(size) for size in spec.shape[1 if batched else 0 :]]
         sample[spec.name] = np.broadcast_to(np.zeros((), spec.dtype), shape)

@@ -46,7 +46,8 @@ def init(model: str, out: Path | None = None) -> Path:
     """
     if one_line(model) != model:
         raise InputError(
-            f"{model!r} has control characters, which a Makefile can't hold: rename the model"
+            f"{model!r} contains control characters, which a Makefile can't contain: rename the "
+            "model"
         )
     found = find_model(model)
     stem = model.partition("@")[0].rpartition(":")[2] if ":" in model else Path(model).stem

@@ -105,9 +105,9 @@ def certify(
         for_bundles = (metric, report, pipeline, custom_ops or None, batch_sizes)
         if any(one is not None for one in for_bundles) or guard not in (None, "changed"):
             raise InputError(
-                "a chain is compared with its exact models' chain under the guard changed, by its bundles' "
-                "own pipelines: leave out the metric, the figures, the pipeline, other guards, batch sizes and "
-                "operator libraries"
+                "a chain is compared with the chain of its exact models, under the guard 'changed' and "
+                "with its bundles' own pipelines: leave out the metric, the figures, the pipeline, other "
+                "guards, batch sizes and operator libraries"
             )
         from hasten.evaluation.chains import certify_chain
 

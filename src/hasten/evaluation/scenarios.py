@@ -64,7 +64,9 @@ def load_test(
     check_measurable(target)
     threads = max(1, min(manifest.target.threads, target.threads))
     if not 1 <= sessions <= threads:
-        raise InputError(f"sessions share {threads} threads, at least one each: got {sessions}")
+        raise InputError(
+            f"the sessions share {threads} threads, and each needs at least one: got {sessions}"
+        )
     share = Sharing(threads // sessions, sessions)
     engine = engine_of(manifest.winner, threads)
     if sessions > 1:
@@ -112,7 +114,7 @@ def _check(scenario: str, latency_bound_s: float | None, duration_s: float, sess
     check_bound(latency_bound_s)
     check_bound(duration_s, "duration")
     if scenario == "single-stream" and sessions > 1:
-        raise InputError(f"the scenario single-stream asks one session: got {sessions}")
+        raise InputError(f"the scenario single-stream uses one session: got {sessions}")
 
 
 def _busy(share: Sharing) -> str:

@@ -86,8 +86,8 @@ class Recheck:
         """Describe the outcome in one line, and what was compared in further ones."""
         who = "the bundle, or what other runs made," if self.elsewhere else "the bundle"
         seen = (
-            f"; {self.left_out:,} samples were left out: {who} was made with them, and of inputs like "
-            "them nothing is said"
+            f"; {self.left_out:,} samples were left out, because {who} was made with them; the "
+            "verdict says nothing about inputs like them"
         )
         note = (
             "regression check on data that was used before: "
@@ -157,8 +157,9 @@ class Seen:
         """
         if self.groups and dataset.groups is None:
             raise InputError(
-                f"{folder} was made with groups, and the data has none, so samples that belong together "
-                "would pass for independent ones: give each sample its group, or a group of its own if it belongs with no other"
+                f"{folder} was made with groups, but the data has none, so samples that belong "
+                "together would count as independent: give each sample its group, or a group of "
+                "its own if it belongs with no other"
             )
 
 
@@ -170,8 +171,8 @@ def seen_by(folder: Path, manifest: Manifest) -> Seen:
     """
     if _SEALED not in manifest.files:
         raise IntegrityError(
-            f"{folder} has no {_SEALED}, so what it was made with isn't known and no data is fresh: "
-            "make it again, or let its run finish with resume=True"
+            f"{folder} has no {_SEALED}, so the data that it was made with isn't known, and no "
+            "data counts as fresh: make the bundle again, or let its run finish with resume=True"
         )
     size_bytes = manifest.files[_SEALED][1]
     if size_bytes > _SEALED_BYTES:

@@ -217,7 +217,7 @@ def _limits(folder: Path, manifest: Manifest, asked: Asked) -> Limits:
     """Return the limits: those given here, else the bundle's own."""
     if manifest.certificate is None:
         if asked.max_drop is None:
-            raise InputError(f"{folder} has no certificate, so no limit either: give max_drop=")
+            raise InputError(f"{folder} has no certificate and therefore no limit: give max_drop=")
         return Limits(
             asked.max_drop,
             0.95 if asked.confidence is None else asked.confidence,
@@ -253,8 +253,8 @@ def _metric(folder: Path, stated: dict[str, Any], given: Metric | None) -> Metri
         raise IntegrityError(f"{folder}: the metric is damaged: {error}") from error
     if metric.function is not None:
         raise InputError(
-            f"{folder} was judged by the function {metric.function}: name it again by metric=, since a "
-            "bundle's word alone runs no code"
+            f"{folder} was judged by the function {metric.function}: name it again in metric=, "
+            "because hasten never runs code that only a bundle names"
         )
     return metric
 

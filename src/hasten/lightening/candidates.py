@@ -150,8 +150,8 @@ def _int8_costs(task: Task, lighter: Lighter) -> bool:
     )
     if lost > LOST * task.max_drop and task.objective.feature_weight == 1:
         task.notes.append(
-            f"{lighter.way.name} loses {100 * lost:.2f} points in int8; it isn't trained for int8, "
-            "since its answers have no gradient"
+            f"{lighter.way.name} loses {100 * lost:.2f} points in int8; it isn't trained for "
+            "int8, because its answers have no gradient"
         )
         return False
     return lost > LOST * task.max_drop

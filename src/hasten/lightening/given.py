@@ -74,8 +74,8 @@ class Given:
         training = open_data(train, source.inputs, preparation, unpacked, reread=True)
         if judged.ragged or training.ragged:
             raise InputError(
-                "samples differ in shape, and lighter networks are trained on samples of one: pad, crop or "
-                "resize them to one"
+                "samples differ in shape, but lighter networks are trained on samples of one "
+                "shape: pad, crop or resize them to one shape"
             )
         if metric is None:
             metric = default_metric(judged.labels, source.outputs)
@@ -84,7 +84,7 @@ class Given:
         check_outputs(metric, source.outputs)
         if metric.needs_labels and judged.labels is None:
             raise InputError(
-                f"the metric {type_name(metric)} needs labels and the data to judge on has none; "
+                f"the metric {type_name(metric)} needs labels, but the data to judge on has none; "
                 'give labels, or use metric="agreement"'
             )
         check_all_labelled(training, metric)
@@ -116,8 +116,8 @@ def check_all_labelled(training: Dataset, metric: Metric) -> None:
     missing = missing_labels(metric, training.labels)
     if missing is not None:
         raise InputError(
-            f"{int(missing.sum()):,} of {len(missing):,} training samples have no label: leave them out, or "
-            "give all samples without labels, so that the model alone teaches"
+            f"{int(missing.sum()):,} of {len(missing):,} training samples have no label: leave "
+            "them out, or give all samples without labels, so that only the model teaches"
         )
 
 

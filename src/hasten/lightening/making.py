@@ -63,7 +63,9 @@ def subject_of(name: str, model: Model, folder: Path, number: int, seed: int) ->
         InputError: the model's request isn't settled.
     """
     if not model.request:
-        raise InputError(f"{name}: the model's request isn't settled; call settled_by first")
+        raise InputError(
+            f"{name}: the shapes of the model's request aren't fixed; call settled_by first"
+        )
     samples = folder / f"samples-{digest([to_record(model.request), seed])[:12]}"
     if not samples.exists():
         write_spool(random_requests(model.request, seed), samples)

@@ -108,7 +108,8 @@ def pack_lossy(
     replaceable(order.out)
     if begun(work) and not resume:
         raise InputError(
-            f"an unfinished run lies in {work}: continue it with resume=True, or remove it and {folder}"
+            f"there is an unfinished run in {work}: continue it with resume=True, or remove it "
+            f"and {folder}"
         )
     source = None if network is None else find_model(network)
     opened = _Opened.read(Path(bundle), source if isinstance(source, Path) else None)
@@ -118,7 +119,9 @@ def pack_lossy(
         )
         if journal.last("race") is not None and not begun(work) and newer(order.out, journal.path):
             shutil.rmtree(folder, ignore_errors=True)  # the run was killed just before doing so
-            raise InputError(f"nothing to resume: the run has finished, its bundle is {order.out}")
+            raise InputError(
+                f"nothing to resume: the run has finished, and its bundle is {order.out}"
+            )
         journal.append("race")
         result = _compared(made, opened, order, asked, listen, resume=resume and begun(work))
     shutil.rmtree(folder, ignore_errors=True)
@@ -166,7 +169,9 @@ class _Opened:
                 "itself can be packed with loss"
             )
         if part.custom_ops:
-            raise InputError(f"{folder} needs operator libraries, which can't be trained through")
+            raise InputError(
+                f"{folder} needs operator libraries, and training can't run through their operators"
+            )
         if source is not None:
             if onnx.load(source).sha256 != manifest.source_sha256:
                 raise InputError(f"{source} isn't the model that {folder} was made from")
@@ -174,8 +179,8 @@ class _Opened:
         artifact = artifact_of(folder, part, manifest, ())
         if artifact.path.suffix != ".onnx":
             raise InputError(
-                f"the exact model of {folder} is {artifact.path.name}, and only ONNX files can be trained "
-                "from: give the ONNX file that the bundle was made from, network=model.onnx"
+                f"the exact model of {folder} is {artifact.path.name}, but only ONNX files can "
+                "be trained: give the ONNX file that the bundle was made from, network=model.onnx"
             )
         return cls(folder, manifest, artifact.path)
 
@@ -190,8 +195,8 @@ class _Opened:
         metric = from_record(Metric, self.manifest.metric)
         if metric.function is not None:
             raise InputError(
-                f"{self.folder} was judged by the function {metric.function}: name it again by metric=, "
-                "since a bundle's word alone runs no code"
+                f"{self.folder} was judged by the function {metric.function}: name it again in "
+                "metric=, because hasten runs no code only because a bundle names it"
             )
         return metric
 
@@ -212,14 +217,15 @@ def _order(train: Any, kept: Sequence[float], bits: int, options: Options) -> Or
             "one point"
         )
     if strange := [name for name in _OTHERS if name in options]:
-        raise InputError(f"packing with loss has no {strange[0]}=: leave it out")
+        raise InputError(f"packing with loss doesn't take {strange[0]}=: leave it out")
     if not kept or list(kept) != sorted(set(kept), reverse=True) or not 0 < kept[-1] <= kept[0] < 1:
         raise InputError(
-            "the shares of weights to keep must fall from one to the next, each between 0 and 1: got "
+            "the shares of weights to keep must be between 0 and 1, each smaller than the one "
+            "before: got "
             f"{', '.join(f'{share:g}' for share in kept) or 'none'}"
         )
     if type(bits) is not int or not 2 <= bits <= 8:
-        raise InputError(f"a shared value's number has 2 to 8 bits: got bits={bits!r}")
+        raise InputError(f"the number of a shared value has 2 to 8 bits: got bits={bits!r}")
     usual: Options = {"keep_exact": False, "keep_requests": False}
     ours: Options = {"engines": ("onnxruntime",), "calibration": _CALIBRATION}
     wanted: Options = {**usual, **options, **ours}

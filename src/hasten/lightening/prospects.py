@@ -243,7 +243,7 @@ def _in_turns(bench: Bench, subjects: Mapping[str, Subject], seed: int) -> dict[
     if subjects and not found:
         name, subject = next(iter(subjects.items()))
         reasons = "; ".join(f"{label}: {why}" for label, why in subject.left_out.items())
-        raise CandidateError(f"no engine runs {name}: {reasons or 'there is none'}")
+        raise CandidateError(f"no engine runs {name}: {reasons or 'none is installed'}")
     return found
 
 

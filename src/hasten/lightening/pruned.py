@@ -224,7 +224,7 @@ def _costs(task: Task, module: torch.nn.Module, original: Prospect, now_ns: floa
     engines += [next(iter(kind.variants(task.target))) for kind in engine_kinds(task.engines)]
     engine = next((one for one in engines if type(one).has_profiler()), None)
     if engine is None:
-        raise CandidateError("no engine has a profiler, which times each layer")
+        raise CandidateError("no engine has a profiler that times each layer")
     folder = task.folder / "costs"
     folder.mkdir(exist_ok=True)
     bench = Bench(folder, task.target, memory_bytes=task.target.memory_bytes // 4)
@@ -249,7 +249,7 @@ def _inside(
         steps = bench.profile(way.engine, opened.artifact, task.calibration, requests=_PROFILED)
         return in_network(found, model.path, steps)
     except (CandidateError, InputError, Skipped) as why:
-        task.notes.append(f"layers were timed alone, not inside the network: {why}")
+        task.notes.append(f"layers were timed separately, not inside the network: {why}")
         return {}, 0.0
 
 

@@ -81,8 +81,8 @@ class TrainingPlan:
             _check_positive(name, value, unit)
         if self.batch < 2:
             raise InputError(
-                "a batch must have at least 2 samples, since their mean and variance normalize it: "
-                f"got {self.batch}"
+                "a batch must have at least 2 samples, because their mean and variance normalize "
+                f"it: got {self.batch}"
             )
         if self.features is not None and not 0 <= self.features <= 1:
             raise InputError(f"the weight of features must be between 0 and 1: got {self.features}")
@@ -133,7 +133,7 @@ def lighten(
     order = order_of(**options)
     if order.ask_labels is not None:
         raise InputError(
-            "lighten learns and steers by labels: give them with the data, and leave out ask_labels="
+            "lighten learns from labels: give them with the data, and leave out ask_labels="
         )
     if order.states:
         raise InputError(
@@ -142,8 +142,8 @@ def lighten(
         )
     if order.pad:
         raise InputError(
-            "pad= is for samples that differ in shape, and lighter networks are trained on samples of one: "
-            "leave it out"
+            "pad= is for samples that differ in shape, but lighter networks are trained on "
+            "samples of one shape: leave it out"
         )
     asked = invocation(
         "lighten",
@@ -188,7 +188,7 @@ def lighten(
     work = bundle.with_name(bundle.name + ".work")
     if begun(work) and not resume:
         raise InputError(
-            f"an unfinished run lies in {work}: continue it with resume=True, or remove it and "
+            f"there is an unfinished run in {work}: continue it with resume=True, or remove it and "
             f"{folder}"
         )
     with claimed_folder(folder, resume=resume) as journal, cleared_up(folder, resume=resume):
@@ -246,7 +246,7 @@ def lighten(
         lighter = trained(task, methods, students, architectures)
         if journal.last("race") is not None and not begun(work) and newer(bundle, journal.path):
             shutil.rmtree(folder, ignore_errors=True)  # the run was killed just before doing so
-            raise InputError(f"nothing to resume: the run has finished, its bundle is {bundle}")
+            raise InputError(f"nothing to resume: the run has finished, and its bundle is {bundle}")
         journal.append("race")
         with asking(asked):
             settled: Options = {**options, "metric": given.metric}

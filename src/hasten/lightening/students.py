@@ -137,8 +137,8 @@ def fitting(task: Task, count: int, architectures: Sequence[str]) -> list[Studen
     kind = task.source.request[0].dtype
     if task.classes is None or len(shape) != 1 or len(shape[0]) != 4 or kind != "float32":
         raise InputError(
-            "other architectures classify float32 images (1, channels, height, width); "
-            f"the model takes {', '.join(map(str, task.source.request))} and returns "
+            "other architectures classify float32 images (1, channels, height, width), but the "
+            f"model takes {', '.join(map(str, task.source.request))} and returns "
             f"{', '.join(map(str, task.source.outputs))}"
         )
     classes, sizes = task.classes, shape[0][1:]
@@ -169,8 +169,8 @@ def fitting(task: Task, count: int, architectures: Sequence[str]) -> list[Studen
         return sorted(found, key=lambda one: -epochs.get(one.name, 0.0))[:count]
     for one in found[: found.index(able[0])]:
         task.notes.append(
-            f"{one.name} isn't trained: it would see the training data only "
-            f"{epochs.get(one.name, 0.0):.1f} times in the time for training"
+            f"{one.name} isn't trained: the training time is enough for only "
+            f"{epochs.get(one.name, 0.0):.1f} passes over the training data"
         )
     return able[:count]
 
@@ -183,5 +183,7 @@ def _cautions(found: Shortlist) -> list[str]:
             "the host was busy while architectures were timed: larger ones may fit the budget"
         )
     if not found.complete:
-        notes.append("the time limit left some architectures untimed that may fit the budget")
+        notes.append(
+            "the time limit left no time to measure some architectures that may fit the budget"
+        )
     return notes

@@ -110,7 +110,7 @@ class DeviceProbe:
         if reading is not None and reading.slowed:
             return f"it was slowed down ({', '.join(reading.slowed)})"
         others = self._gauge.busy() - {os.getpid(), *descendants(os.getpid())}
-        return f"process {min(others)} computed on it, too" if others else ""
+        return f"process {min(others)} also computed on it" if others else ""
 
 
 def probe_of(target: Target) -> Callable[[int], bool]:

@@ -266,8 +266,8 @@ def race(
                 return standings
             if threads > 1 and standings.refused:
                 raise NotEstablished(
-                    f"{standings.refused} of {turn.number + 1} rounds were refused, and the time limit left "
-                    f"no time to wait until the host runs {threads} threads at once"
+                    f"{standings.refused} of {turn.number + 1} rounds were refused, and the "
+                    f"time limit left no time to wait until the host runs {threads} threads at once"
                 )
         if standings.refused > _REFUSED_PER_COUNTED * count * (1 + (process or 0)):
             why = disturbance(probe) or f"the host did not run {threads} threads at once"

@@ -183,8 +183,8 @@ class Floor:
         """
         if threads != self.threads:
             raise InputError(
-                f"a latency on {amount(threads, 'thread')} can't be compared with ceilings of {self.threads}; "
-                "measure both on the same number"
+                f"a latency on {amount(threads, 'thread')} can't be compared with ceilings of "
+                f"{self.threads}; measure both with the same number of threads"
             )
         return latency_ns / self.floor_ns
 

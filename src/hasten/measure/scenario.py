@@ -190,7 +190,7 @@ def in_words(test: LoadTest) -> list[str]:
     each = f"{test.threads} thread{'s' if test.threads > 1 else ''}"
     sessions = f"{test.sessions} session{'s' if test.sessions > 1 else ''} of {each}"
     lines.append(f"{sessions}, batch 1, requests: {test.requests}")
-    lines.append("taken with hasten's own generator; not an MLPerf result")
+    lines.append("measured with hasten's own load generator; not an MLPerf result")
     return lines + [f"note: {note}" for note in test.notes]
 
 

@@ -106,7 +106,7 @@ def sweep(
             if way.worker is not None:
                 way.worker.kill()
     points = taking.points()
-    said = ["a batch is one sample over and over, of each shape in turn"] if samples.ragged else []
+    said = ["a batch repeats one sample, and each shape gets its turn"] if samples.ragged else []
     missing = [f"{why} ({'; '.join(names)})" for why, names in taking.missing.items()]
     if threads < bench.target.threads:
         missing.insert(0, f"one thread only: the host did not run {bench.target.threads} at once")
@@ -239,7 +239,7 @@ class _Sweep:
                 why = (
                     "the host did not run its threads at once"
                     if point.refused
-                    else "there was no time for two turns"
+                    else "there was no time to measure it twice"
                 )
                 self._miss(why, f"{point.way}, batch {point.batch}")
         return [

@@ -372,7 +372,7 @@ class _Process:
         answer = self.session.run(request)
         rows = [array.shape[0] for array in answer.values() if array.ndim]
         if batch > 1 and not any(count >= batch and count % batch == 0 for count in rows):
-            raise CandidateError(f"a request of {batch} samples gets answers for fewer")
+            raise CandidateError(f"a request of {batch} samples gets fewer answers than that")
         return sum(array.nbytes for array in (*request.values(), *answer.values()))
 
     def drive(self, command: dict[str, Any]) -> Any:

@@ -87,7 +87,7 @@ class _Asking:
         bench, ready = self._judge.trials.bench, self._judge.ready
         possible = [size for size in self._possible() if size <= bench.chunk]
         if not possible:
-            return Batches(without="the model takes no larger batches here")
+            return Batches(without="the model accepts no larger batches here")
         limit = ready.promise.max_drop
         lone, best_s = self._answered(1)
         apart: bool | None = None
@@ -114,7 +114,7 @@ class _Asking:
                 break
             cost_s = each_s * len(ready.parts.sealed)
             if self.taken_s + cost_s > self._most_s:
-                why = f"{size} and larger: to test them would take over {self._most_s:.0f} s"
+                why = f"{size} and larger: testing them would take over {self._most_s:.0f} s"
                 break
             self.taken_s += cost_s
             best_s = each_s

@@ -62,7 +62,7 @@ def fastest_exact(standings: Sequence[Standing], baseline: str, spread: float) -
     """
     by_key = {standing.key: standing for standing in standings}
     if baseline not in by_key:
-        raise InputError("the baseline was not measured, so nothing can be compared to it")
+        raise InputError("the baseline was not measured, so nothing can be compared with it")
     best = by_key[baseline]
     for standing in sorted(standings, key=lambda s: s.ratio.estimate):
         if standing.exact and faster(standing.ratio, best.ratio, spread):

@@ -31,17 +31,18 @@ from hasten.reporting.evidence import assembled
 from hasten.reporting.result import Asked, Result
 
 UNFINISHED = (
-    "the run has not finished: the fastest found so far, not certified; go on with --resume"
+    "the run has not finished: this is the fastest candidate so far, and it isn't certified; "
+    "continue with --resume"
 )
 """Reason why a bundle that is written during the search isn't certified."""
 
 UNDRAWN = (
-    "the report isn't drawn, since matplotlib isn't installed: pip install 'hasten[optimize]', then hasten "
-    "report writes it from the bundle"
+    "there is no report, because matplotlib isn't installed: pip install 'hasten[optimize]', "
+    "then hasten report makes it from the bundle"
 )
 """Note on a bundle without a page where nothing draws pages."""
 
-UNREPORTED = "the time limit left out the report: hasten report writes it from the bundle"
+UNREPORTED = "the time limit left no time for the report: hasten report makes it from the bundle"
 """Note on a bundle without a page where there was no time for it."""
 
 _LONE = Coverage()

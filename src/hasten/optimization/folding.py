@@ -76,9 +76,9 @@ def fold(
 def _folded(given: Prepared, place: Path) -> Prepared:
     """Return the folded model, with its pipeline and data that this pipeline prepares."""
     if given.pipeline is None or not isinstance(given.dataset, ImageFolder):
-        raise Skipped("the data come prepared, not as a folder of images")
+        raise Skipped("the data is already prepared, not a folder of images")
     if not isinstance(given.training, (ImageFolder, type(None))):
-        raise Skipped("the training data come prepared, not as a folder of images")
+        raise Skipped("the training data is already prepared, not a folder of images")
     model, pipeline = folded(given.model, given.pipeline, place)
     training = None if given.training is None else given.training.prepared_by(pipeline)
     return Prepared(model, pipeline, given.dataset.prepared_by(pipeline), training)
@@ -107,7 +107,7 @@ def _check_answers(
     for row in range(len(rows)):
         one, other = (_decision(given, answers, row) for answers in (before, after))
         if not same_decision(one, other):
-            raise Skipped(f"the decision on {row + 1} of {len(rows)} pictures is another")
+            raise Skipped(f"the decision on {row + 1} of {len(rows)} pictures differs")
 
 
 def _answers(

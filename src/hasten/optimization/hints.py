@@ -58,6 +58,7 @@ def note_of_states(model: Any, dataset: Dataset) -> list[str]:
     text = ", ".join(f"{one}={other}" for one, other in found)
     verb = "looks like a state" if len(found) == 1 else "look like states"
     return [
-        f"{each} {verb} that the model carries from step to step; the data's own were taken, each sample "
-        f"by itself: for whole sequences name what goes around as a state, {text}"
+        f"{each} {verb} that the model carries from step to step; this run used the values in "
+        "the data, and took each sample by itself: if samples are whole sequences, name the "
+        f"states, {text}"
     ]

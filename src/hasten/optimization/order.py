@@ -181,18 +181,18 @@ class Order:
                 known = f"{', '.join(allowed[:-1])} or {allowed[-1]}"
                 raise InputError(f"the {name} is {known}: got {value!r}")
         if self.scored not in (None, *get_args(Scored)):
-            raise InputError(f"the scored steps are all or last: got {self.scored!r}")
+            raise InputError(f"scored is all or last: got {self.scored!r}")
         if self.ask_labels is not None and not is_way(self.ask_labels):
             raise InputError(
-                "labels are asked for by a page, a csv, by wait, my.py:oracle, or a file labels.csv: got "
+                "ask_labels takes page, csv, wait, my.py:oracle, or a file such as labels.csv: got "
                 f"ask_labels={self.ask_labels!r}"
             )
         if self.scored is not None and not self.states:
             raise InputError("scored= is about the steps of sequences: give states= too")
         if self.states and self.report not in (None, (), ("none",)):
             raise InputError(
-                "report= states figures of single answers, and states= makes samples whole sequences: "
-                "leave one of them out"
+                "report= states figures of single answers, but states= makes each sample a whole "
+                "sequence: leave one of them out"
             )
         limits = {
             "time limit": self.time_limit_s,

@@ -77,8 +77,8 @@ def _data(ready: Ready) -> str:
         calibrate, total = f"{calibration:,} of the training data calibrate", search + sealed
     noun = "sequences" if ready.unrolled is not None else "samples"
     return (
-        f"{total:,} {noun}, {how}: {calibrate}, {search:,} guide the search, {sealed:,} are kept aside "
-        "for the test"
+        f"{total:,} {noun}, {how}: {calibrate}, {search:,} guide the search, {sealed:,} are "
+        "reserved for the test"
     )
 
 
@@ -86,7 +86,7 @@ def _machine(ready: Ready) -> str:
     target = ready.target
     threads = f"{target.threads} thread{'' if target.threads == 1 else 's'}"
     if target.kind == "compile-only":
-        return f"{target.device}, which isn't here: its own tools compare speeds"
+        return f"{target.device}, which isn't available: its own tools compare speeds"
     return f"{target.processor}, {threads}" + (
         f", with {target.device}" if target.kind == "attached" else ""
     )
@@ -94,13 +94,11 @@ def _machine(ready: Ready) -> str:
 
 def _tries(proposed: Sequence[Single], drafted: Sequence[Single]) -> str:
     if not proposed:
-        return (
-            "programs in fixed point, in fewer and fewer bits as long as they are accurate enough"
-        )
+        return "fixed-point programs, with fewer and fewer bits as long as they are accurate enough"
     both = [*proposed, *drafted]
     made = list(dict.fromkeys(one.passes[-1].words() for one in both if one.passes))
     named = [*made[:_NAMED], *([f"{len(made) - _NAMED} more"] if len(made) > _NAMED else [])]
-    what = f"{len(proposed)} forms of the model to begin with"
+    what = f"{len(proposed)} forms of the model to start with"
     on = f", on {', '.join(_engines(both))}"
     by = f"; transformations: {'; '.join(named)}" if named else ""
     only = f"; {len(drafted)} more are only timed" if drafted else ""
@@ -128,9 +126,9 @@ def _promise(ready: Ready) -> str:
 
 def _time(order: Order) -> str:
     if order.time_limit_s is not None:
-        return f"at most about {order.time_limit_s:.0f} s, by the time limit"
+        return f"at most about {order.time_limit_s:.0f} s, the time limit"
     usual = next((name for name, effort in EFFORTS.items() if effort == order.effort), "")
-    return _USUALLY.get(usual, "not known beforehand, with an effort of your own")
+    return _USUALLY.get(usual, "unknown, because the effort is your own")
 
 
 def _stages(ready: Ready, effort: Effort, proposed: Sequence[Single]) -> tuple[str, ...]:

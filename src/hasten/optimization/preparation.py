@@ -491,7 +491,8 @@ def check_passes(names: Sequence[str] | None) -> None:
         if name not in Pass.registry or Pass.member(name).stage is None:
             there = [known for known, kind in Pass.members().items() if kind.stage is not None]
             raise InputError(
-                f"no pass that can be asked for is called {name!r}; there are: {', '.join(there)}"
+                f"no pass that you can choose is called {name!r}; the passes are: "
+                f"{', '.join(there)}"
             )
         if missing := Pass.member(name).missing():
             raise InputError(
@@ -514,7 +515,8 @@ def check_measures_nothing(order: Order, target: Target, small_model: Any) -> No
     for name, given in asked.items():
         if given:
             raise InputError(
-                f"{name}= needs measured latencies, and {target.device} isn't here: leave it out"
+                f"{name}= needs measured latencies, but {target.device} isn't available: leave "
+                "it out"
             )
 
 
@@ -599,7 +601,7 @@ def metric_for(
     chosen = for_labels(chosen, labels)
     if chosen.needs_labels and parts.search.labels is None:
         raise InputError(
-            f"the metric {type_name(chosen)} needs labels and the data has none; give labels, or "
+            f"the metric {type_name(chosen)} needs labels, but the data has none; give labels, or "
             'use metric="agreement"'
         )
     return chosen
@@ -646,10 +648,10 @@ def warnings(
     enough = f"so some {_in_all(least, parts, metric, calibration)} in all"
     if sure != promise.confidence:
         fresh = draws_needed(draws, max_drop, promise.confidence)
-        enough = f"after what earlier looks spent, or {fresh:,} that no run was given"
+        enough = f"after what earlier looks spent, or {fresh:,} samples that no run has read"
     why, remedy = "", ""
     if promise.mean_over == "samples" and (why := uneven(draws.largest, draws.samples, sealed)):
-        remedy = "; or ask for the mean over groups, in which each counts once"
+        remedy = "; or ask for the mean over groups, in which each group counts once"
     return [
         f"{sealed:,} sealed {noun} can't show {goal(guard, type_name(metric), max_drop)}, even if nothing changes{why}: that takes {least:,}, {enough}{remedy}"
     ]
@@ -701,12 +703,13 @@ def shortfall(
     entry = judged[0][1] if judged else None  # if the safest passed, something is certified
     if not isinstance(entry, Judgement) or entry.samples_needed is None:
         return []
-    short = f"{ready.sealed_draws:,} draws of the data were sealed and {entry.samples_needed:,} are needed: "
+    short = f"{ready.sealed_draws:,} draws of the data were sealed, but {entry.samples_needed:,} are needed: "
     if remembered:
         fresh = _fresh(entry.samples_needed, ready)
         return [
-            f"{short}add about {fresh:,} samples that no run was given, which are tested alone at the "
-            "confidence asked for, or allow a larger drop, in a further look at these"
+            f"{short}add about {fresh:,} samples that no run has read, which are then tested "
+            "alone at the full confidence, or allow a larger drop in a further look at the "
+            "present samples"
         ]
     total = _in_all(entry.samples_needed, ready.parts, ready.promise.metric, calibration)
     return [f"{short}give about {total} in all, or allow a larger drop"]

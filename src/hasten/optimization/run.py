@@ -50,16 +50,16 @@ def certify(judge: Judge, ladder: Ladder) -> Sealed:
         sealed = said(judge, ladder)
     except OutOfTime:
         judge.job.notes.append(
-            "the time limit came before the sealed data were answered: nobody has seen a verdict, so the "
-            "original ships"
+            "the time limit came before the sealed data was answered, so there is no verdict, "
+            "and the original ships"
         )
         return Sealed(cut=True)
     for key, change in sealed.fallen.items():
         trial = judge.trials.done[key]
         judge.trials.done[key] = replace(trial, changed=max(1, trial.changed or 0))
         judge.job.notes.append(
-            f"{trial.candidate.label} kept every answer in the search, but {change}: without a certificate "
-            "it doesn't ship"
+            f"{trial.candidate.label} kept every answer in the search, but {change}, so it "
+            "doesn't ship without a certificate"
         )
     return sealed
 

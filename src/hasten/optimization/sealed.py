@@ -183,7 +183,7 @@ def _scored(
     def told(done: int) -> None:
         job.tell("certify", "reading the sealed data, once", done, len(sealed))
         if done < len(sealed) and _late(judge):
-            raise OutOfTime("the time limit came before the sealed data were answered")
+            raise OutOfTime("the time limit came before the sealed data was answered")
 
     with contextlib.ExitStack() as stack:
         exact = judge.open_exact()
@@ -335,8 +335,9 @@ def _across(sealed: Remembered) -> list[str]:
     if sealed.groups is not None or not len(found.judged):
         return []
     return [
-        f"{len(found.judged):,} of {found.samples:,} sealed samples look like near copies of samples of the "
-        f"search, such as {found.examples[0]}: if they belong together (frames of a video, crops of a photo), "
+        f"{len(found.judged):,} of {found.samples:,} sealed samples look like near copies of "
+        f"samples in the search split, such as {found.examples[0]}: if they belong together "
+        "(frames of a video, crops of a photo), "
         "give groups, so that no group is divided"
     ]
 
@@ -380,7 +381,7 @@ def _comparisons(
             "the answers to the sealed data are too large to keep in memory: no figures before and after"
         )
     if _late(judge):
-        judge.job.notes.append("the time limit left out the figures before and after")
+        judge.job.notes.append("the time limit left no time for the figures before and after")
         return ()
     if answers.unlike:
         judge.job.notes.append(

@@ -81,8 +81,8 @@ def check_asking(model: Model, found: tuple[Extent, ...]) -> None:
     for spec in model.outputs if found else ():
         if any(isinstance(size, str) for size in spec.shape[1:]):
             raise InputError(
-                f"ask_labels= keeps answers side by side, and samples differ in shape, so that those of {spec} "
-                "do too: give labels with the data"
+                "ask_labels= needs answers of one shape, but the samples differ in shape, and "
+                f"so do the answers {spec}: give labels with the data"
             )
 
 
@@ -96,5 +96,5 @@ def check_pads(pads: Pads, model: Model) -> None:
     for name, _ in pads:
         if name not in names:
             raise InputError(
-                f"pad= names the input {name!r}, and the model takes {', '.join(names)}"
+                f"pad= names the input {name!r}, but the model's inputs are {', '.join(names)}"
             )

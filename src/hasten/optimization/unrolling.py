@@ -82,8 +82,8 @@ def load_with_sequences(
     states = job.order.states
     if not isinstance(model, Path):
         raise InputError(
-            f"states= are inputs and outputs of an ONNX file; got a {type(model).__name__}: export it "
-            "by torch.onnx.export with names for them, and give the file"
+            f"states= names inputs and outputs of an ONNX file; got a {type(model).__name__}: "
+            "export it with torch.onnx.export, name the inputs and outputs, and give the file"
         )
     for name in ("unpacked", "unpacked-training"):  # a resumed run reads both anew
         shutil.rmtree(job.folder / name, ignore_errors=True)
@@ -164,7 +164,9 @@ def _in_words(sequences: Sequences, each: float) -> str:
     """Say what a sample and its score are, for the reader of the result."""
     pairs = ", ".join(f"{one} from {other}" for one, other in sequences.states)
     scored = (
-        "the mean over its steps" if sequences.scored == "all" else "that of its last step's answer"
+        "the mean over its steps"
+        if sequences.scored == "all"
+        else "that of the answer to its last step"
     )
     return (
         f"a sample is a whole sequence, of {each:,.4g} steps on average, answered step by step from "

@@ -51,10 +51,10 @@ def check_order(order: Order, target: Target, **given: Any) -> None:
     }
     for name, wanted in asked.items():
         if wanted:
-            raise InputError(f"{name}= takes data to judge by: give data=, or leave it out")
+            raise InputError(f"{name}= needs data to judge with: give data=, or leave it out")
     if target.kind == "compile-only":
         raise InputError(
-            f"{target.device} isn't here, and what it computes is judged by data: give data="
+            f"{target.device} isn't available, and models for it are judged on data: give data="
         )
 
 
@@ -129,8 +129,8 @@ def _said(model: Model, plan: Plan) -> str:
     sizes = ", ".join(f"{name} {size}" for name, size in taken.items())
     at = f", with the open sizes {sizes}" if sizes else ""
     return (
-        f"no data was given: {_SAMPLES} inputs were made up{at}; times and answers are of these alone, and "
-        "only candidates of the original's own precision may ship"
+        f"no data was given: {_SAMPLES} inputs were made up{at}; all times and answers come from "
+        "these inputs, and only candidates with the original's own precision may ship"
     )
 
 

@@ -127,7 +127,9 @@ def claimed_folder(folder: Path, *, resume: bool) -> Iterator[Journal]:
     if resume and not path.exists():
         raise InputError(nothing)
     if folder.exists() and not path.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} is needed as a work folder, but holds something else; move it")
+        raise InputError(
+            f"{folder} is needed as a work folder, but contains something else; move it"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = path.open("ab")
@@ -135,11 +137,12 @@ def claimed_folder(folder: Path, *, resume: bool) -> Iterator[Journal]:
         raise InputError(f"can't write {folder}: {error.strerror or error}") from error
     with file:
         if not _locked_soon(file):
-            raise InputError(f"another run is at work in {folder}: wait for it, or stop it")
+            raise InputError(f"another run is using {folder}: wait for it, or stop it")
         begun = path.stat().st_size > 0
         if begun and not resume:
             raise InputError(
-                f"{folder} holds an unfinished run: continue it with resume=True, or remove that folder"
+                f"{folder} contains an unfinished run: continue it with resume=True, or remove "
+                "that folder"
             )
         if resume and not begun:
             raise InputError(nothing)
@@ -190,7 +193,7 @@ def check_same_run(journal: Journal, facts: dict[str, Any]) -> None:
     for name, fact in facts.items():
         if canonical(begun["facts"].get(name)) != canonical(fact):
             raise InputError(
-                f"can't resume: the stopped run had another {name}; give the same, or remove "
+                f"can't resume: the stopped run had another {name}; give the same value, or remove "
                 f"{journal.path.parent}"
             )
 
@@ -216,8 +219,8 @@ def lay_out(
     notes = _repeats(splits) if dataset.groups is None else ()
     if splits.withheld:
         notes += (
-            f"{splits.withheld:,} more samples than usual are for the search, and none of them is sealed: "
-            "earlier runs used them",
+            f"{splits.withheld:,} more samples than usual are in the search split instead of the "
+            "sealed data, because earlier runs used them",
         )
     found = None if training is None else check_near_copies(training, dataset, allow_near_copies)
     if found is not None:
@@ -279,6 +282,6 @@ def _repeats(splits: Splits) -> tuple[str, ...]:
     if samples == different:
         return ()
     return (
-        f"{samples - different:,} of {samples:,} sealed samples repeat the content of another: equal ones "
-        "count as one draw",
+        f"{samples - different:,} of {samples:,} sealed samples repeat another sample's content: "
+        "equal samples count as one draw",
     )

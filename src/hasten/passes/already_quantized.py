@@ -39,8 +39,8 @@ def words(proto: onnx.ModelProto) -> str:
     if not done:
         return ""
     return (
-        f"{done} of the model's {whole} convolutions and matrix products are quantized already: they "
-        "stay as they are, and no pass quantizes the rest"
+        f"{done} of the model's {whole} convolutions and matrix products are already quantized: "
+        "they stay as they are, and no pass quantizes the rest"
     )
 
 

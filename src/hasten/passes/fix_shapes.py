@@ -38,7 +38,7 @@ class FixShapes(Pass):
 
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         if all(spec.static for spec in (*model.inputs, *model.outputs)):
-            raise Skipped("every dimension is already settled")
+            raise Skipped("every dimension is already fixed")
         if calibration.ragged:
             raise Skipped("samples differ in shape, so dimensions stay open")
         proto = read_onnx(model)
@@ -66,7 +66,7 @@ def _infer(path: Path) -> dict[str, onnx.ValueInfoProto]:
         onnx.shape_inference.infer_shapes_path(str(path), str(path), data_prop=True)
     except Exception as error:
         raise CandidateError(
-            f"can't infer the shapes from those of a request: {first_line(error)}"
+            f"can't infer the shapes from a request's shapes: {first_line(error)}"
         ) from error
     proto = onnx.load(str(path), load_external_data=False)
     return {value.name: value for value in proto.graph.output}

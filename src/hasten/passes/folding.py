@@ -52,7 +52,7 @@ def folded(model: Model, pipeline: Pipeline, workdir: Path) -> tuple[Model, Pipe
     if opset < OLDEST_OPSET:
         raise Skipped(f"the model has operator set {opset}; {OLDEST_OPSET} or newer is needed")
     if spec.name in {output.name for output in proto.graph.output}:
-        raise Skipped(f"the model gives its input {spec.name!r} back as an output")
+        raise Skipped(f"the model returns its input {spec.name!r} as an output")
     if proto.ir_version < 4:  # weights had to be inputs too; from 4 on that means they may change
         weights = {tensor.name for tensor in proto.graph.initializer}
         given = [value for value in proto.graph.input if value.name not in weights]
@@ -78,7 +78,7 @@ def _end(pipeline: Pipeline) -> tuple[Normalize, ToLayout]:
         case (Normalize() as normalize, ToLayout() as layout) if layout.dtype != "uint8":
             return normalize, layout
         case (*_, ToLayout(dtype="uint8")):
-            raise Skipped("the model takes uint8 already")
+            raise Skipped("the model already takes uint8")
     raise Skipped("the pipeline doesn't end in normalize and to_layout")
 
 

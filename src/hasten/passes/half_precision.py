@@ -77,7 +77,7 @@ class HalfPrecision(Selective):
         for name in self.keep_float:
             if name in half:
                 raise CandidateError(
-                    f"ONNX Runtime's float16 converter converted {name!r} in spite of keep_float"
+                    f"ONNX Runtime's float16 converter converted {name!r} despite keep_float"
                 )
 
     def words(self) -> str:

@@ -86,7 +86,9 @@ class HgqTraining(Pass):
                 _within(made, traced, inputs),
             )
         if not same:
-            raise CandidateError("HGQ2's network and its fixed-point program answer differently")
+            raise CandidateError(
+                "HGQ2's network and its fixed-point program give different answers"
+            )
         path, ports = traced.save(workdir)
         rounded = [traced.ports.encode(requests[i]) for i in range(min(BENCHED, len(requests)))]
         np.savez(workdir / VECTORS, requests=np.concatenate(rounded))

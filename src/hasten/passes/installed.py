@@ -25,6 +25,6 @@ def without_modules(names: Sequence[str] | None) -> list[str]:
     if not found:
         return []
     return [
-        f"not installed, so what they would make isn't tried: {', '.join(found)}; pip install 'hasten[optimize]' "
-        "brings them"
+        f"not installed, so their candidates aren't tried: {', '.join(found)}; pip install "
+        "'hasten[optimize]' installs them"
     ]

@@ -112,7 +112,7 @@ class JaxProgram(Selective):
         ):
             if own != wanted:
                 raise CandidateError(
-                    f"{model.program.name} has {own} {what}, {model.path.name} has {wanted}"
+                    f"{model.program.name} has {own} {what}, but {model.path.name} has {wanted}"
                 )
 
     def _ranges(

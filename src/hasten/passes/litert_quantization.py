@@ -203,9 +203,7 @@ class LitertQuantization(Selective):
                     raise CandidateError(f"the AI Edge Quantizer left the node {node!r} in float")
         for name in self.keep_float:
             if any(re.search(_scope(name), f"{tensor};") for tensor in done):
-                raise CandidateError(
-                    f"the AI Edge Quantizer quantized {name!r} in spite of keep_float"
-                )
+                raise CandidateError(f"the AI Edge Quantizer quantized {name!r} despite keep_float")
 
     def words(self) -> str:
         settings = listed(

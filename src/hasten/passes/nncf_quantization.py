@@ -227,4 +227,4 @@ def _prove(quantized: Any, kept: list[str], wanted: int) -> None:
     if not fed:
         raise CandidateError(f"NNCF left all {wanted} convolutions and matrix products in float")
     if disobeyed := fed.intersection(kept):
-        raise CandidateError(f"NNCF quantized {min(disobeyed)!r} in spite of keep_float")
+        raise CandidateError(f"NNCF quantized {min(disobeyed)!r} despite keep_float")

@@ -69,7 +69,7 @@ def sensitivities(
     Source: sensitivity of single layers, Nagel et al., arXiv:2106.08295, section 3.7.
     """
     if calibration.ragged:
-        raise Skipped("samples differ in shape, and layers are compared on samples of one")
+        raise Skipped("samples differ in shape, but layers are compared on samples of one shape")
     try:
         with silenced():
             study = _Study(model, calibration, samples, weight_bits, threads)
@@ -202,7 +202,7 @@ class _Study:
         self._highest = 2 ** (weight_bits - 1) - 1
         self._proto = read_onnx(model)
         if self._proto.ByteSize() > PROTOBUF_LIMIT_BYTES:
-            raise CandidateError("no layer can be quantized alone: the model is over 2 GiB")
+            raise CandidateError("no layer can be quantized alone: the model is larger than 2 GiB")
         if not layers(self._proto):
             raise Skipped("there is no convolution or matrix product")
         self._requests = list(CalibrationRequests(model, calibration, samples))

@@ -262,9 +262,7 @@ def prove_quantized(result: onnx.ModelProto, wanted: int, keep_float: Sequence[s
         )
     for name in keep_float:
         if name in done:
-            raise CandidateError(
-                f"ONNX Runtime's quantizer quantized {name!r} in spite of keep_float"
-            )
+            raise CandidateError(f"ONNX Runtime's quantizer quantized {name!r} despite keep_float")
 
 
 class Reader:

@@ -100,6 +100,6 @@ def _scaled_in_half(proto: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.version_converter.convert_version(proto, _HALF_SCALES)
     except Exception as error:
         raise CandidateError(
-            f"half precision together with int8 needs operator set {_HALF_SCALES}, and the model's "
-            f"operator set {version} can't be converted: {first_line(error)}"
+            f"half precision together with int8 needs operator set {_HALF_SCALES}, but the "
+            f"model's operator set {version} can't be converted: {first_line(error)}"
         ) from error

@@ -73,10 +73,10 @@ def upgraded_graph(
     old = opset_of(proto)
     if old >= OPSET:
         return proto
-    asked = f"the model has operator set {old} and this needs {OPSET}"
+    asked = f"the model has operator set {old}, but this pass needs {OPSET}"
     if proto.ByteSize() > PROTOBUF_LIMIT_BYTES:
         raise CandidateError(
-            f"{asked}: a model over 2 GiB can't be upgraded here, so export it again"
+            f"{asked}: a model larger than 2 GiB can't be upgraded here; export it again"
         )
     try:
         with silenced():
@@ -146,8 +146,8 @@ def _prove_equal(
             off = _difference(own, other)
             if not off <= _TOLERANCE:
                 raise CandidateError(
-                    f"{asked}; the model that onnx's converter wrote gives another {name!r}: "
-                    f"{off:.2g} of its largest value apart"
+                    f"{asked}; the model that onnx's converter wrote differs in {name!r}, by "
+                    f"{off:.2g} of its largest value"
                 )
 
 

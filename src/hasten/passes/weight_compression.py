@@ -153,7 +153,7 @@ def _prove(compressed: Any, kept: list[str]) -> None:
     if not read:
         raise CandidateError("NNCF left the weights of all matrix products in float")
     if disobeyed := read.intersection(kept):
-        raise CandidateError(f"NNCF compressed {min(disobeyed)!r} in spite of keep_float")
+        raise CandidateError(f"NNCF compressed {min(disobeyed)!r} despite keep_float")
 
 
 def _narrow(node: Any) -> bool:

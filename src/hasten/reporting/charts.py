@@ -76,7 +76,9 @@ def plots(bundle: str | os.PathLike[str], folder: str | os.PathLike[str]) -> lis
     opened, to = unpacked(bundle), Path(folder)
     report = gathered(opened)
     if to.resolve().is_relative_to(opened.resolve()):
-        raise InputError(f"{to} lies in the bundle, which would be damaged; give another folder")
+        raise InputError(
+            f"{to} lies in the bundle, and writing there would damage it; give another folder"
+        )
     try:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -58,7 +58,12 @@ def _answers(result: Result, estimates: Estimates) -> Html:
     cards.append(_card("How sure are we that it is as accurate?", mark, f"{result.why}.", tone))
     if estimates.compared:
         cards.append(
-            _card("Does the device answer alike?", "✓ compared", f"{estimates.compared}.", "good")
+            _card(
+                "Does the device give the same answers?",
+                "✓ compared",
+                f"{estimates.compared}.",
+                "good",
+            )
         )
     return element("section", element("ol", *cards, class_="answers"), id_="answers")
 
@@ -93,8 +98,8 @@ def _figures(estimates: Estimates) -> Html:
         "figures",
         "What the device's tools say",
         paragraph(
-            "Only what was measured or placed and routed has a latency; a compiler's estimate serves "
-            "only to compare candidates for one device.",
+            "Only a candidate that was measured, or placed and routed, has a latency; a "
+            "compiler's estimate serves only to compare candidates for one device.",
             class_="quiet",
         ),
         table("Candidates, the fastest first", head, shown),
@@ -149,7 +154,8 @@ def frontier(estimates: Estimates, budget_ns: float | None) -> Plot | None:
     quickest = min(points, key=lambda row: row.rank or 0.0)
     return Plot(
         "speed-against-area",
-        f"{len(best)} of {len(points)} candidates are beaten by no other in both; the fastest needs "
+        f"{len(best)} of {len(points)} candidates are beaten by no other in both speed and area; "
+        "the fastest needs "
         f"{quickest.rank:,.0f} {unit} and {quickest.figures[area]:,.0f} {'cells' if unit == 'ns' else 'bytes'}",
         f"{len(points)} candidates; {len(best)} of them are on the frontier: no other under the limit is "
         "both faster and smaller.",
@@ -192,7 +198,7 @@ def _tried(estimates: Estimates) -> Html:
     return section(
         "tried",
         "What else was tried",
-        table("Tried on this host alone, or failed", ("candidate", "outcome"), rest),
+        table("Tried only on this host, or failed", ("candidate", "outcome"), rest),
     )
 
 

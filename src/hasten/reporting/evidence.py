@@ -263,8 +263,8 @@ def assembled(folder: Path, manifest: Manifest, kept: Callable[[str, int], bytes
     result = read("result.json", Result, _RESULT_BYTES)
     if result is None:
         raise InputError(
-            f"{folder} has no evidence of a finished run, so there is nothing to report: continue "
-            "the run with resume=True, or make it anew"
+            f"{folder} has no evidence of a finished run, so there is nothing to report: "
+            "continue the run with resume=True, or make the bundle again"
         )
     if wrong := _implausible(result, manifest):
         raise IntegrityError(f"{folder}: evidence/result.json is damaged: {wrong}")
@@ -301,15 +301,15 @@ def as_path(kind: type, value: Any) -> Any:
 def _implausible(result: Result, manifest: Manifest) -> str | None:
     """Return what makes a result implausible; None for one that can be drawn."""
     if result.status != manifest.status:
-        return f"it says {result.status}, and the manifest {manifest.status}"
+        return f"its status is {result.status}, but the manifest's is {manifest.status}"
     if result.comparison != manifest.comparison:
-        return "its comparison with the original isn't the manifest's"
+        return "its comparison with the original differs from the manifest's"
     if result.estimates is not None and result.rows:
         return "it has both latencies and estimates"
     if result.sizes is not None and (result.rows or result.estimates is not None):
         return "it has both sizes and latencies"
     if result.sizes is not None and not result.sizes.possible():
-        return "it has a size or a share that can't be"
+        return "it has an impossible size or share"
     timed = result.estimates is None and result.sizes is None
     if timed and all(r.role == "fastest uncertified" for r in result.rows):
         return "it has no row of what ships"

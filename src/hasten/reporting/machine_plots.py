@@ -154,13 +154,14 @@ def floors(limit: Sequence[Floor], rows: Sequence[Row]) -> Plot | None:
         axes.set_yticks(range(len(shown)), [role(floor.name) for floor in shown])
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.margins(x=0.3 if narrow else 0.16)
-        least = "" if narrow else "; the stroke marks the least time possible"
+        least = "" if narrow else "; the stroke marks the shortest time possible"
         axes.set_xlabel(f"median latency, ms{least}")
         axes.grid(visible=False, axis="y")
 
     return Plot(
         "floors",
-        f"{sentence(role(own.name))[:-1]} takes {times(own.ratio)} times the least time that this machine could take",
+        f"{sentence(role(own.name))[:-1]} takes {times(own.ratio)} times the shortest time that "
+        "this machine could take",
         "; ".join(f"{role(floor.name)}: {times(floor.ratio)} times its floor" for floor in shown)
         + ".",
         draw,

@@ -38,7 +38,9 @@ def report(bundle: str | os.PathLike[str], out: str | os.PathLike[str] | None = 
 def _check_place(file: Path, folder: Path) -> None:
     """Check that writing the page overwrites nothing but an older report."""
     if file.resolve().is_relative_to(folder.resolve()):
-        raise InputError(f"{file} lies in the bundle, which would be damaged; give another out=")
+        raise InputError(
+            f"{file} lies in the bundle, and writing there would damage it; give another out="
+        )
     if not os.path.lexists(file):
         return
     beginning = BEGINNING.encode()
@@ -48,4 +50,4 @@ def _check_place(file: Path, folder: Path) -> None:
     except OSError as error:
         raise InputError(f"can't write {file}: {error.strerror or error}") from error
     if not ours:
-        raise InputError(f"{file} exists and is no report; give another out= or remove it")
+        raise InputError(f"{file} exists and isn't a report; give another out= or remove it")

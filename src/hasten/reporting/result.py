@@ -36,9 +36,7 @@ Fate: TypeAlias = Literal[
 """Fate of a candidate: "left early" if it was surely over the limit, "not judged" if it was
 slower."""
 _NONE: Rounds = MappingProxyType({})
-UNEVEN = (
-    "{} is compared by its mean: a request that is asked again costs both models, others cost one"
-)
+UNEVEN = "{} is compared by its mean: a request that both models answer costs more than the others"
 """Note on a cascade among other candidates."""
 
 

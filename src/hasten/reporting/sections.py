@@ -95,7 +95,7 @@ def _how_far(floor: Floor) -> Html:
         "How far from what this machine can do?",
         f"{times(floor.ratio)}x",
         paragraph(
-            f"the least time possible: this machine's ceilings allow {latency(floor.floor_ns)}."
+            f"the shortest time possible: this machine's ceilings allow {latency(floor.floor_ns)}."
         ),
         binds,
     )
@@ -120,8 +120,9 @@ def figures(report: Report) -> Html:
         paragraph(sentence(also)) if (also := every_request(result)) else NONE,
         paragraph(f"{per_step(result)}.") if result.steps != 1 else NONE,
         plot.html(
-            "From rounds timed after the choice. Each ratio is paired round by round, with its 95% "
-            "interval. The band shows how far the same model differed from itself."
+            "These figures come from rounds timed after the choice. Each ratio is paired round "
+            "by round, with its 95% interval. The band shows how far the same model differed "
+            "from itself."
         )
         if plot
         else NONE,
@@ -145,9 +146,9 @@ def methods(report: Report) -> Html:
         paragraph(f"{won(result)}."),
         table("The methods, fastest first", head, shown),
         paragraph(
-            f"Each method is shown by its most accurate form{budget} or, where it has none, its fastest, "
-            "timed in the same rounds as the figures above. The search split gives an orientation; only "
-            "the sealed data certify.",
+            f"Each method is shown by its most accurate form{budget} or, where it has none, its "
+            "fastest, timed in the same rounds as the figures above. The search split is only a "
+            "guide; only the sealed data can certify.",
             class_="quiet",
         ),
         table("How they came about", ("method", "training"), trained) if trained else NONE,
@@ -162,8 +163,8 @@ def distributions(report: Report) -> Html:
     refused = report.figures.refused
     left_out = f" {refused:,} rounds were refused: the host was busy." if refused else ""
     caption = (
-        "Every request that counts, without warm-up; models took turns in random order, so what "
-        f"slows the host slows them all.{left_out}"
+        "Each point is a request that counts; warm-up is left out. Models took turns in random "
+        f"order, so anything that slows the host slows them all.{left_out}"
     )
     return section("latencies", "Latencies", plot.html(caption))
 
@@ -176,12 +177,13 @@ def trials(report: Report) -> Html:
         return section("trials", "What was tried", tried, _settings(report))
     slower = sum(1 for one in result.outcomes if one.fate == "not judged")
     caption = (
-        "Up and left is better. The search chose by these figures, and they certify nothing: the fastest "
-        "of many looks faster than it is. The line joins the candidates that no other beats in both. "
-        "Those and the ones on the ladder are filled, and have 95% intervals."
+        "Up and left is better. The search chose by these figures, and they certify nothing: the "
+        "fastest of many looks faster than it is. The line joins the candidates that no other "
+        "beats in both speed and accuracy. Those and the ones on the ladder are filled, and have 95% "
+        "intervals."
     )
     if slower:
-        caption += f" {slower} slower candidate{'s' if slower > 1 else ''} without a judgement stand in the table alone."
+        caption += f" {slower} slower candidate{'s' if slower > 1 else ''} without a judgement {'are' if slower > 1 else 'is'} only in the table."
     return section(
         "trials",
         "Speed against accuracy",
@@ -221,8 +223,8 @@ def certificate(report: Report) -> Html:
         for number, rung in enumerate(result.ladder, 1)
     ]
     caption = (
-        "The ladder was frozen before the sealed data was read, once, and was tested from safest to "
-        "fastest up to the first failure, so that choosing costs no confidence."
+        "The ladder was frozen before the sealed data was read once. It was tested from safest "
+        "to fastest up to the first failure, so choosing costs no confidence."
     )
     facts = [
         (key, value)
@@ -293,12 +295,14 @@ def profile(report: Report) -> Html:
             "profile",
             "Layer by layer",
             paragraph(
-                "What ships has no profile (the notes say why); this is the exact model's alone."
+                "The model that ships has no profile (the notes say why); this profile is of the "
+                "exact model."
             ),
             machine_plots.top_steps("The longest steps of the exact model", found.exact),
         )
     caption = (
-        "These are the steps of the cascade's fast model, without those that answer again. "
+        "These are the steps of the cascade's fast model, without those of the model that "
+        "answers again. "
         if report.cascade
         else ""
     ) + (
@@ -324,8 +328,8 @@ def limit(report: Report) -> Html:
     if plot is None:
         return NONE
     caption = (
-        "The stroke is the floor: the least time that this machine's measured ceilings allow the model's "
-        "operations and bytes."
+        "The stroke is the floor: the shortest time in which this machine's measured ceilings "
+        "allow the model's operations and bytes."
     )
     return section("limit", "What this machine can do", plot.html(caption))
 
@@ -334,7 +338,7 @@ def curve(report: Report) -> Html:
     """Show speed by batch and by sessions."""
     if not report.curve:
         return NONE
-    caption = "This is about speed alone: the certificate is for one sample in a request."
+    caption = "This is only about speed: the certificate is for one sample in a request."
     plot = machine_plots.batches(report.curve)
     return section("batches", "Batches and sessions", plot.html(caption))
 

@@ -73,8 +73,9 @@ def _frontier(report: Report, sizes: Sizes) -> Html:
     if plot is None:
         return NONE
     caption = (
-        "Each dot is a trained form, with the 95% interval of what it loses on the search split; numbers "
-        f"are rungs of the ladder, which the sealed data tested. {STEADY[0].upper()}{STEADY[1:]}."
+        "Each dot is a trained form, with the 95% interval of its loss on the search split; "
+        "numbers are rungs of the ladder, which was tested on the sealed data. "
+        f"{STEADY[0].upper()}{STEADY[1:]}."
     )
     return section("frontier", "Size against accuracy", plot.html(caption))
 

@@ -10,7 +10,7 @@ from hasten.certificate.drop import Drop
 if TYPE_CHECKING:
     from hasten.reporting.result import Result
 
-STEADY = "a smaller file shortens the download and the cold start, never a request after them"
+STEADY = "a smaller file shortens the download and the cold start, but no request after that"
 """What a packed size is about, to be said wherever one is shown."""
 HEAD = ("", "form", "packed", "of the weights", "not 0", "values", "accuracy in the search")
 

@@ -44,7 +44,7 @@ class ChangingFiles(Generic[T]):
         try:
             self.value = self._read()
         except InputError as error:
-            log.error("the %s from before stay in use: %s", self._what, error)
+            log.error("the previous %s stay in use: %s", self._what, error)
         else:
             log.info("the %s changed: read again", self._what)
 

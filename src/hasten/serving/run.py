@@ -154,8 +154,8 @@ def settings_of(
     _check_openness(host, allow_host, {"token_file": token_file, "tokens": tokens}, no_token)
     if tls_client_ca is not None and None in (tls_cert, tls_key, tokens):
         raise InputError(
-            "tls_client_ca= needs tls_cert= and tls_key=, and tokens=, which says what the names in clients' "
-            "certificates may do"
+            "tls_client_ca= needs tls_cert= and tls_key=, and tokens=, which says what the names in "
+            "clients' certificates may do"
         )
     asked = {"shadow_limit": shadow_limit, "on_alarm": on_alarm != "tell", "webhook": webhook}
     if not shadow and (idle := [name for name, given in asked.items() if given]):
@@ -236,11 +236,12 @@ def _check_openness(
     if no_token:
         given.append("no_token=True")
     if len(given) > 1:
-        raise InputError(f"{given[0]} and {given[1]} exclude each other: leave one of them out")
+        raise InputError(f"{given[0]} and {given[1]} can't be combined: leave one of them out")
     if not given and not is_loopback(host):
         raise InputError(
-            f"host={host!r} lets other machines in, which may do all that clients may: give token_file= or "
-            "tokens=, or no_token=True to serve them all"
+            f"host={host!r} accepts connections from other machines, which may then do "
+            "everything that clients may: give token_file= or tokens=, or no_token=True to serve "
+            "all of them"
         )
     for name in allow_host:
         if not NAME.fullmatch(name):

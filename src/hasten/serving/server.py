@@ -112,7 +112,7 @@ class Server:
                 await asyncio.to_thread(self._rights.look)
                 await asyncio.to_thread(self._tls.look)
             except Exception:  # later changes must not be missed
-                log.exception("the files with tokens and certificates couldn't be looked at")
+                log.exception("the files with tokens and certificates couldn't be checked")
             self.state.rights = self._rights.value
 
     # -- connections

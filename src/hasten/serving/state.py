@@ -174,8 +174,8 @@ class ServerState:
         said = f"overloaded: requests with {most:,} bytes are in progress; retry later"
         if bodies.taken + size_bytes <= most:
             said = (
-                f"overloaded: {bodies.of(client):,} of the {most:,} bytes that may be in progress are this "
-                "client's, and others are there; retry later"
+                f"overloaded: {bodies.of(client):,} of the {most:,} bytes that may be in "
+                "progress are this client's, and other clients are waiting; retry later"
             )
         raise ProtocolError(Kind.OVERLOADED, said, retry_s=1.0)
 

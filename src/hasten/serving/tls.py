@@ -43,7 +43,9 @@ def read_tls(certificate: Path, key: Path, client_ca: Path | None) -> Tls:
     """
 
     def no_passphrase() -> str:
-        raise InputError(f"the key {key} needs a passphrase: give one that is stored without")
+        raise InputError(
+            f"the key {key} needs a passphrase: give a key that is stored without a passphrase"
+        )
 
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2

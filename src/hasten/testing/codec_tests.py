@@ -52,7 +52,7 @@ def outer(block: memoryview, out: Array, width: int) -> None:
         IntegrityError: it has another size.
     """
     if len(block) != len(out):
-        raise IntegrityError(f"a part has {len(block)} bytes, {len(out)} are needed")
+        raise IntegrityError(f"a part has {len(block)} bytes, but {len(out)} are needed")
     out[:] = np.frombuffer(block, np.uint8)
 
 

@@ -215,7 +215,8 @@ def test_more_boxes_than_the_crop_takes_are_refused(det: Path, colour: Path) -> 
     with hasten.chain(nodes) as chain, pytest.raises(InputError) as error:
         chain.decide(squares(PLACES))
     assert str(error.value) == (
-        "crop: 3 boxes in one picture are more than 2: raise crop.most, or let the detector give fewer"
+        "crop: 3 boxes in one picture are more than 2: raise crop.most, or make the detector "
+        "return fewer"
     )
 
 
@@ -375,7 +376,7 @@ def test_bundles_that_do_not_meet_are_refused_before_an_engine_is_opened(
     det: Path, colour: Path, bundle: Path, tmp_path: Path
 ) -> None:
     assert refused(f"{colour}+crop+{colour}") == (
-        "crop needs boxes, and colour ends in top_k, which gives classes"
+        "crop needs boxes, but colour ends in top_k, which returns classes"
     )
     assert refused(f"{bundle}+crop+{colour}") == (
         "model: its bundle was made from arrays and has no pipeline, so it can't take a picture: make "
@@ -383,8 +384,8 @@ def test_bundles_that_do_not_meet_are_refused_before_an_engine_is_opened(
     )
     raw = detector(tmp_path, name="raw", after=())
     assert refused(f"{raw}+crop+{colour}") == (
-        "crop needs boxes, and raw gives its outputs as they are: make its bundle with steps after "
-        "the model"
+        "crop needs boxes, but raw returns its raw outputs: make its bundle with steps after the "
+        "model"
     )
     assert refused(f"{det}+crop+{tmp_path / 'gone.hasten'}").startswith("gone: ")
 

@@ -172,7 +172,7 @@ def test_a_server_that_recovers_is_asked_again(web: Web) -> None:
 def test_a_link_that_stays_broken_is_given_up(web: Web) -> None:
     web.answer = lambda handler, web: ranges(handler, web, most=0 if first_asked(handler) else 9000)
     assert failing(web) == (
-        "the link to IT broke 5 times at byte 9,000: the server ended it; try again later"
+        "the connection to IT broke 5 times at byte 9,000: the server closed it; try again later"
     )
     assert len(web.asked) == 5
 
@@ -236,18 +236,21 @@ def test_what_is_no_web_server_is_one_line(web: Web, sent: bytes) -> None:
 @pytest.mark.parametrize("page", [b"<html>Please log in</html>", b"", b"\x89HASTENZ"])
 def test_another_file_is_no_packed_bundle(web: Web, page: bytes) -> None:
     web.data = page
-    assert failing(web, IntegrityError) == "IT: it is no packed bundle: it doesn't begin as one"
+    assert (
+        failing(web, IntegrityError)
+        == "IT: it isn't a packed bundle: its first bytes aren't those of one"
+    )
 
 
 def test_a_length_that_is_too_small_is_found(web: Web, data: bytes) -> None:
     web.answer = lambda handler, web: ranges(handler, web, Content_Length=len(data) - 5)
-    said = f"IT: it has {len(data) - 5:,} bytes, {len(data):,} were written: "
+    said = f"IT: it has {len(data) - 5:,} bytes, but {len(data):,} were written: "
     assert failing(web, IntegrityError).startswith(said)
 
 
 def test_a_length_that_is_too_large_is_found(web: Web, data: bytes) -> None:
     web.answer = lambda handler, web: ranges(handler, web, Content_Length=len(data) + 5)
-    said = f"IT: it has {len(data) + 5:,} bytes, {len(data):,} were written: "
+    said = f"IT: it has {len(data) + 5:,} bytes, but {len(data):,} were written: "
     assert failing(web, IntegrityError).startswith(said)
 
 

@@ -218,7 +218,7 @@ def test_a_table_states_the_shortest_run_around_zero() -> None:
         (Rans(), "04 00 01 01 000000", "its table states no code"),
         (Rans(), "00 00 01 02 8001c000 00000100", "its table states no code"),
         (Rans(), "04 07 00 00 00000000", "its states don't fit its table"),
-        (Rans(), "04 07 00 00 00000100 00", "bits are left behind its last byte"),
+        (Rans(), "04 07 00 00 00000100 00", "bits are left after its last byte"),
         (Sparse(), "ffffffff 00000000", "it states 4,294,967,295 of 8 elements by 0 gaps"),
     ],
 )

@@ -100,11 +100,13 @@ def test_a_file_that_is_cut_off_anywhere_is_refused(data: bytes, tmp_path: Path)
         assert refused(data[:cut]).startswith(f"{NAME}: it ")
     file = tmp_path / "cut.hastenz"
     file.write_bytes(data[:-1])
-    said = f"{file}: it has {len(data) - 1:,} bytes, {len(data):,} were written: "
+    said = f"{file}: it has {len(data) - 1:,} bytes, but {len(data):,} were written: "
     assert refused(FileSource(file)) == f"{said}its end is cut off; get the file again"
     within = _start_of(data, "pruned", 1) + 3
     assert refused(data[:within]).endswith("it is cut off within 'pruned'; get the file again")
-    assert refused(data + b"\0").endswith("were written: more follows its end; get the file again")
+    assert refused(data + b"\0").endswith(
+        "were written: more data follows its end; get the file again"
+    )
 
 
 def test_a_flipped_bit_is_found_and_its_tensor_named(data: bytes) -> None:
@@ -196,10 +198,10 @@ def _like(other: int) -> Callable[[dict[str, Any]], object]:
     return change
 
 
-UNFIT = "the sizes of 'noise' don't fit each other"
+UNFIT = "the sizes of 'noise' contradict each other"
 OUTSIDE = "'noise' lies outside the bundle's files"
 IMPOSSIBLE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
-    "pieces overlap": (_piece(1, 2500), r"bytes of 'model\.bin' are missing, or there twice"),
+    "pieces overlap": (_piece(1, 2500), r"bytes of 'model\.bin' are missing, or appear twice"),
     "a piece is elsewhere": (_piece(0, 2500, 7), OUTSIDE),
     "a file before the first": (_piece(0, 2500, -1), OUTSIDE),
     "a negative offset": (_piece(-1, 2500), OUTSIDE),
@@ -210,7 +212,7 @@ IMPOSSIBLE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no pieces": (_set("pieces", []), UNFIT),
     "chunks of no bytes": (_set("chunk", 0), UNFIT),
     "negative chunks": (_set("chunk", -1), UNFIT),
-    "chunks that cut elements": (_set("chunk", 2049, 4), "the sizes of 'floats' don't"),
+    "chunks that cut elements": (_set("chunk", 2049, 4), "the sizes of 'floats' contradict"),
     "huge chunks": (_set("chunk", 2**63), UNFIT),
     "no element": (_set("width", 0), UNFIT),
     "a negative element": (_set("width", -1), UNFIT),
@@ -225,18 +227,27 @@ IMPOSSIBLE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a negative chunk": (_set("coded", [-1, 2503]), UNFIT),
     "a chunk longer than its bytes": (_set("coded", [2**40, 453]), UNFIT),
     "a negative sum": (_set("sums", [-1, 2]), UNFIT),
-    "a number of 4000 digits": (_set("width", 10**4000), "its head is damaged|don't fit"),
+    "a number of 4000 digits": (
+        _set("width", 10**4000),
+        "its head is damaged|contradict each other",
+    ),
     "a fraction": (_set("width", 1.5), r"its head is damaged: Expected `int`"),
     "a word": (_set("width", "1"), r"its head is damaged: Expected `int`"),
     "unequal columns": (lambda r: r["items"]["name"].pop(), "its head is damaged: zip"),
     "a column is missing": (lambda r: r["items"].pop("like"), "missing required field `like`"),
     "no files": (lambda r: r.update(files=[]), OUTSIDE),
-    "like itself": (_like(0), "'noise' is like nothing before it"),
-    "like a later one": (_like(1), "'noise' is like nothing before it"),
+    "like itself": (_like(0), "'noise' refers to a tensor that doesn't come before it"),
+    "like a later one": (_like(1), "'noise' refers to a tensor that doesn't come before it"),
     "like one that is like another": (_set("like", 8, 9), "the sizes of 'text'"),
-    "like one before the first": (_like(-2), "'noise' is like nothing before it"),
+    "like one before the first": (
+        _like(-2),
+        "'noise' refers to a tensor that doesn't come before it",
+    ),
     "an unknown relation": (_set("relation", "times"), "its head is damaged: Invalid enum value"),
-    "a relation to no base": (_set("relation", "xor"), "'noise' is the difference to nothing"),
+    "a relation to no base": (
+        _set("relation", "xor"),
+        "'noise' is a difference, but it names nothing to add it to",
+    ),
     "a path up": (_file(["../rest.bin", 20]), "leads out of the bundle"),
     "a path up in the middle": (_file(["a/../../b", 20]), "leads out of the bundle"),
     "an absolute path": (_file(["/etc/passwd", 20]), "leads out of the bundle"),
@@ -247,9 +258,9 @@ IMPOSSIBLE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a line break": (_file(["a\nb", 20]), r"'a\\nb' leads out of the bundle"),
     "a zero byte": (_file(["a\0b", 20]), "leads out of the bundle"),
     "half a character": (_file(["a\ud800", 20]), "its head is damaged"),
-    "the same name": (_file(["model.bin", 20]), r"'model\.bin' is there twice"),
-    "a file in a file": (_file(["model.bin/x", 20]), r"'model\.bin/x' is there twice"),
-    "a file that is a folder": (_file(["notes", 0], 2), "'notes' is a folder, too"),
+    "the same name": (_file(["model.bin", 20]), r"'model\.bin' appears twice"),
+    "a file in a file": (_file(["model.bin/x", 20]), r"'model\.bin/x' appears twice"),
+    "a file that is a folder": (_file(["notes", 0], 2), "'notes' is also a folder"),
     "a name of 300 bytes": (_file(["é" * 150, 20]), "is too long"),
     "a million folders": (_file(["/".join("a" * 1_000_000), 20]), "is too long"),
     "a negative file": (_file(["a", -1]), "has -1 bytes"),
@@ -314,9 +325,12 @@ def test_a_newer_version_says_what_to_do(data: bytes) -> None:
 
 def test_what_isnt_packed_is_refused_by_its_first_bytes() -> None:
     for other in (b"", b"PK\3\4" + bytes(100), b"\x89HASTENX" + bytes(100), bytes(1000)):
-        assert refused(other) == f"{NAME}: it is no packed bundle: it doesn't begin as one"
-    assert "is damaged at its beginning" in refused(b"\x89HASTENZ" + bytes(100))
-    assert "it is no zstd frame" in refused(with_frame(b"no frame"))
+        assert (
+            refused(other)
+            == f"{NAME}: it isn't a packed bundle: its first bytes aren't those of one"
+        )
+    assert "its beginning is damaged" in refused(b"\x89HASTENZ" + bytes(100))
+    assert "it isn't a zstd frame" in refused(with_frame(b"no frame"))
 
 
 def test_few_bytes_that_claim_to_be_many_are_refused(data: bytes) -> None:
@@ -355,7 +369,9 @@ def test_a_chunk_of_zstd_that_swells_is_refused_before_it_takes_memory(data: byt
     said = refused(bomb)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert said.startswith(f"{NAME}: the tensor 'text' is damaged in chunk 1: it is no zstd frame")
+    assert said.startswith(
+        f"{NAME}: the tensor 'text' is damaged in chunk 1: it isn't a zstd frame"
+    )
     assert peak < 5 << 20
 
 
@@ -365,7 +381,7 @@ def test_a_frame_that_wants_a_large_window_is_refused(data: bytes) -> None:
     )
     frame = opened.compress(b"x" * 1000) + opened.compress(b"y" * 1048) + opened.flush()
     said = refused(_with_chunk(data, "text", b"\1" + frame))
-    assert "the tensor 'text' is damaged in chunk 1: it is no zstd frame" in said
+    assert "the tensor 'text' is damaged in chunk 1: it isn't a zstd frame" in said
 
 
 def test_a_chunk_by_an_unknown_codec_names_it(data: bytes) -> None:
@@ -533,7 +549,7 @@ def test_files_that_the_manifest_doesnt_list_are_refused(
     parts.record["files"].append(["extra.so", 0])
     forged = tmp_path / "forged.hastenz"
     forged.write_bytes(parts.signed())
-    with pytest.raises(IntegrityError, match="its files aren't those that its manifest lists"):
+    with pytest.raises(IntegrityError, match="its files aren't the ones that its manifest lists"):
         hasten.load(forged)
 
 

@@ -281,11 +281,11 @@ def test_a_whole_bundle_is_no_difference_and_the_other_way_round(
 ) -> None:
     whole = made / "tuned.hastenz"
     assert refused(whole, old) == (
-        f"{whole} is a whole bundle and no difference: unpack it without --base"
+        f"{whole} is a whole bundle, not a difference: unpack it without --base"
     )
-    with pytest.raises(InputError, match="is the difference to an older bundle"):
+    with pytest.raises(InputError, match="is only the difference to an older bundle"):
         hasten.unpack(packed, tmp_path / "out.hasten")
-    with pytest.raises(InputError, match="is the difference to an older bundle"):
+    with pytest.raises(InputError, match="is only the difference to an older bundle"):
         hasten.load(packed)
 
 
@@ -328,7 +328,8 @@ def test_a_base_that_changes_meanwhile_is_left_as_it_is(
     with pytest.raises(InputError) as error:
         hasten.unpack(packed, old, base=old)
     assert str(error.value) == (
-        f"{old} was changed while the difference to it was unpacked: nothing was written; try again"
+        f"{old} was changed while the difference to it was being unpacked: nothing was written; "
+        "try again"
     )
     assert list(old.parent.iterdir()) == [old]
 

@@ -87,6 +87,6 @@ def test_a_part_that_is_unknown_gets_those_that_are_known() -> None:
     with pytest.raises(InputError) as caught:
         find_target("qnn:sm9999")
     assert str(caught.value) == (
-        "no Qualcomm chip is called 'sm9999'; there are: sm8550, sm8450, sm8650, sm8750, sm8850, "
+        "no Qualcomm chip is called 'sm9999'; choose one of: sm8550, sm8450, sm8650, sm8750, sm8850, "
         "sc8380xp"
     )

@@ -138,7 +138,7 @@ def test_half_precision_shows_in_the_answers(convnet: Model, tmp_path: Path) -> 
 def test_weights_too_small_for_int8_are_told(convnet: Model, tmp_path: Path) -> None:
     with pytest.raises(CandidateError) as caught:
         build_in(tmp_path / "a", CoreMl("f16", "int8"), convnet)
-    assert str(caught.value) == "nothing to store in int8: no weight has over 2,048 elements"
+    assert str(caught.value) == "nothing to store in int8: no weight has more than 2,048 elements"
 
 
 def test_digits_are_still_read_from_packages(digits: Digits, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_conversion_that_changes_the_answers_is_refused(
     with pytest.raises(CandidateError) as caught:
         build_in(tmp_path / "a", CoreMl("f16"), convnet)
     assert str(caught.value) == (
-        "Core ML's converter changed the model: 'y' isn't what ONNX Runtime answers"
+        "Core ML's converter changed the model: 'y' differs from ONNX Runtime's answer"
     )
 
 
@@ -220,8 +220,8 @@ def test_an_open_shape_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CandidateError) as caught:
         build_in(tmp_path / "a", CoreMl(), model)
     assert str(caught.value) == (
-        "Core ML's converter takes settled shapes only: got x: float32[batch, 16]; settle it by a "
-        "sample of data"
+        "Core ML's converter takes only fixed shapes: got x: float32[batch, 16]; give a sample "
+        "of data to fix it"
     )
 
 
@@ -234,7 +234,7 @@ def test_core_ml_is_not_pretended_to_where_there_is_none(convnet: Model, tmp_pat
     with pytest.raises(CandidateError) as caught:
         with CoreMl().open(artifact, here):
             pass
-    assert str(caught.value) == "Core ML runs on macOS only; this is Linux 6.1.0 x86_64"
+    assert str(caught.value) == "Core ML runs only on macOS; this is Linux 6.1.0 x86_64"
 
 
 def test_core_ml_predicts_where_it_is(convnet: Model, tmp_path: Path) -> None:

@@ -127,7 +127,8 @@ def test_an_open_shape_is_refused_for_the_npu(tmp_path: Path) -> None:
             load(models.linear_classifier(tmp_path)), device("npu"), tmp_path
         )
     assert str(caught.value) == (
-        "the NPU takes settled shapes only: got x: float32[batch, 16]; settle it by a sample of data"
+        "the NPU takes only fixed shapes: got x: float32[batch, 16]; give a sample of data to "
+        "fix it"
     )
 
 

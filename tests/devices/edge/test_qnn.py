@@ -202,7 +202,8 @@ def test_an_open_shape_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CandidateError) as caught:
         build_in(tmp_path / "built", model, phone())
     assert str(caught.value) == (
-        "the HTP takes settled shapes only: got x: float32[batch, 16]; settle it by a sample of data"
+        "the HTP takes only fixed shapes: got x: float32[batch, 16]; give a sample of data to "
+        "fix it"
     )
 
 

@@ -70,7 +70,7 @@ def test_a_program_that_is_read_back_answers_the_same(
         (lambda d: d[5][6].__setitem__(slice(2, 4), [8, 0]), "are malformed or out of order"),
         (lambda d: d[1].__setitem__(0, 10**6), "are malformed or out of order"),
         (lambda d: d[2].__setitem__(0, 10**6), "are malformed or out of order"),
-        (lambda d: d.pop(), "are malformed or out of order|is no fixed-point program"),
+        (lambda d: d.pop(), "are malformed or out of order|isn't a fixed-point program"),
         (lambda d: d[5].__setitem__(0, None), "are malformed or out of order"),
     ],
 )
@@ -92,4 +92,4 @@ def test_ports_that_belong_to_another_program_are_refused(saved: Path) -> None:
     (saved.parent / program.PORTS).write_text(json.dumps(ports))
     with pytest.raises(CandidateError) as error:
         program.load(saved)
-    assert str(error.value) == "ports.json doesn't fit program.json: their ports differ in size"
+    assert str(error.value) == "ports.json doesn't match program.json: their ports differ in size"

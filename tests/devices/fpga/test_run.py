@@ -110,4 +110,4 @@ def test_the_report_says_where_each_figure_comes_from(made: Result) -> None:
 def test_a_device_that_is_not_there_by_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         hasten.optimize("no.onnx", "no.npz", target="fpga:spartan", out=tmp_path / "x.hasten")
-    assert str(error.value).startswith("no FPGA is called 'spartan'; there are: ecp5-85k, ")
+    assert str(error.value).startswith("no FPGA is called 'spartan'; choose one of: ecp5-85k, ")

@@ -74,6 +74,7 @@ def test_what_cannot_be_trained_so_is_named_with_its_node(
     spool = write_spool(samples((4,)), tmp_path / "training")
     with pytest.raises(
         CandidateError,
-        match=r"^the operator Sigmoid \(node 'bend'\) can't be trained for few bits; these can: Add, ",
+        match=r"^the operator Sigmoid \(node 'bend'\) can't be trained for few bits; these "
+        "operators can: Add, ",
     ):
         HgqTraining(spool.folder, "0" * 64, epochs=1)(model, samples((4,)), tmp_path)

@@ -70,22 +70,32 @@ def test_the_parts_that_a_target_can_name_are_those_that_are_known() -> None:
         (8, 0, "x86_64", ""),
         (8, 9, "x86_64", ""),
         (12, 1, "x86_64", ""),
-        (9, 0, "x86_64", f"{BUILDS}; this GPU, sm90, takes TensorRT: pip install tensorrt-cu13"),
-        (10, 3, "x86_64", f"{BUILDS}; this GPU, sm103, takes TensorRT: pip install tensorrt-cu13"),
-        (13, 0, "x86_64", f"{BUILDS}; this GPU, sm130, takes TensorRT: pip install tensorrt-cu13"),
-        (8, 7, "aarch64", f"{BUILDS}; this GPU, sm87, takes TensorRT: NVIDIA's JetPack brings it"),
+        (9, 0, "x86_64", f"{BUILDS}; this GPU, sm90, needs TensorRT: pip install tensorrt-cu13"),
+        (10, 3, "x86_64", f"{BUILDS}; this GPU, sm103, needs TensorRT: pip install tensorrt-cu13"),
+        (13, 0, "x86_64", f"{BUILDS}; this GPU, sm130, needs TensorRT: pip install tensorrt-cu13"),
+        (
+            8,
+            7,
+            "aarch64",
+            f"{BUILDS}; this GPU, sm87, needs TensorRT: NVIDIA's JetPack contains it",
+        ),
         (
             11,
             0,
             "aarch64",
-            f"{BUILDS}; this GPU, sm110, takes TensorRT: NVIDIA's JetPack brings it",
+            f"{BUILDS}; this GPU, sm110, needs TensorRT: NVIDIA's JetPack contains it",
         ),
         (
             *(12, 1, "aarch64"),
-            "TensorRT for RTX has no library for aarch64; this GPU, sm121, takes TensorRT: "
+            "TensorRT for RTX has no library for aarch64; this GPU, sm121, needs TensorRT: "
             "pip install tensorrt-cu13",
         ),
-        (7, 0, "x86_64", "sm70 is older than sm75, the oldest GPU that TensorRT and CUDA 13 take"),
+        (
+            7,
+            0,
+            "x86_64",
+            "sm70 is older than sm75, the oldest GPU that TensorRT and CUDA 13 support",
+        ),
     ],
 )
 def test_the_device_says_which_tensorrt_it_takes(
@@ -114,13 +124,13 @@ def test_where_the_other_tensorrt_is_here_there_is_nothing_to_say(
 def test_what_cant_be_built_without_its_gpu_is_said_in_one_line(part: str, tmp_path: Path) -> None:
     target = find_target(f"cuda:{part}", root=tmp_path)
     brings = (
-        "NVIDIA's JetPack brings it" if part in ("sm87", "sm110") else "pip install tensorrt-cu13"
+        "NVIDIA's JetPack contains it" if part in ("sm87", "sm110") else "pip install tensorrt-cu13"
     )
     with pytest.raises(InputError) as caught:
         engine_kinds(tried_on("cuda"), target)
     assert str(caught.value) == (
-        f"no engine to try: nothing builds for {part} without that GPU: {BUILDS}, and TensorRT only on the "
-        f'GPU itself: on a host that has one, take target="cuda" ({brings})'
+        f"no engine to try: nothing builds for {part} without that GPU: {BUILDS}, and TensorRT builds only on the "
+        f'GPU itself: on a host that has one, use target="cuda" ({brings})'
     )
 
 
@@ -130,7 +140,7 @@ def test_a_gpu_that_cuda_cant_use_is_said_with_cudas_reason(
     on(monkeypatch, Runtime(error=35))
     said = (
         "CUDA can't use this host's GPU: CUDA driver version is insufficient for CUDA runtime version: "
-        "CUDA 13.0 needs NVIDIA's driver 580 or newer, and none is loaded here"
+        "CUDA 13.0 needs NVIDIA's driver 580 or newer, but none is loaded here"
     )
     for name in tried_on("cuda"):
         with pytest.raises(InputError) as caught:
@@ -175,12 +185,14 @@ def test_doctor_says_which_tensorrt_the_device_takes(monkeypatch: pytest.MonkeyP
     on(monkeypatch, Runtime(9, 0))
     monkeypatch.setattr("hasten.evaluation.doctor.find_target", lambda name: ATTACHED)
     said = target_in_words("cuda")
-    assert said.startswith("NVIDIA GPU, present, and nothing makes models for it: this torch, ")
-    assert f"; {BUILDS}; this GPU, sm90, takes TensorRT: pip install tensorrt-cu13" in said
+    assert said.startswith(
+        "NVIDIA GPU, present, but nothing installed makes models for it: this torch, "
+    )
+    assert f"; {BUILDS}; this GPU, sm90, needs TensorRT: pip install tensorrt-cu13" in said
     assert "\n" not in said
     monkeypatch.setattr(TorchCuda, "check_tools", classmethod(lambda cls, target: None))
     assert re.fullmatch(
-        rf"NVIDIA GPU, present: .*torch_cuda \S+; {BUILDS}; this GPU, sm90, takes TensorRT: "
+        rf"NVIDIA GPU, present: .*torch_cuda \S+; {BUILDS}; this GPU, sm90, needs TensorRT: "
         "pip install tensorrt-cu13",
         target_in_words("cuda"),
     )

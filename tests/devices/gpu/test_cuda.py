@@ -484,7 +484,7 @@ def test_a_graph_that_answers_the_request_of_its_capture_isnt_used() -> None:
     for value in (3, 5):
         assert session.run(request(value))["y"].tolist() == [[2 * value] * 3]
     assert session.properties()["graph"] == (
-        "none: the graph answers another request than the one that is asked"
+        "none: the graph returns the answer to another request"
     )
 
 

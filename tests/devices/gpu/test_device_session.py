@@ -171,7 +171,7 @@ def test_what_the_network_keeps_stays_bound() -> None:
 
 def test_what_it_doesnt_take_is_said_in_one_line() -> None:
     session = opened(Host(), Doubling())
-    with pytest.raises(CandidateError, match=r"^the session was given no input 'x'$"):
+    with pytest.raises(CandidateError, match=r"^the session didn't get the input 'x'$"):
         session.run({})
     with pytest.raises(
         CandidateError, match=r"^the session takes x: float32\[batch, 3\]; got float64\[1, 3\]$"

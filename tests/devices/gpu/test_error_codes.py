@@ -21,7 +21,7 @@ TEXTS = {
     46: b"CUDA-capable device(s) is/are busy or unavailable",
     700: b"an illegal memory access was encountered",
 }
-AGAIN = "an illegal memory access was encountered: the GPU answers nothing more in this process: start it again"
+AGAIN = "an illegal memory access was encountered: the GPU no longer works in this process: start the process again"
 
 
 class Host(Runtime):
@@ -75,7 +75,7 @@ def root_with(release: str, folder: Path) -> Path:
     [
         (12080, "570.86.15", "and this host has 570.86.15, for CUDA up to 12.8: update it"),
         (12080, "", "and this host has one for CUDA up to 12.8: update it"),
-        (0, "", "and none is loaded here"),
+        (0, "", "but none is loaded here"),
     ],
 )
 def test_a_driver_that_is_too_old_is_said_with_the_one_that_is_needed(
@@ -94,8 +94,8 @@ def test_a_gpu_that_lets_in_one_process_is_said_to_have_another() -> None:
         Cuda(Host(46, mode=3))
     assert str(caught.value) == (
         "CUDA can't find a device: CUDA-capable device(s) is/are busy or unavailable: its compute mode, "
-        "EXCLUSIVE_PROCESS, lets in one process, and another has it: end that one, or let in several "
-        "with nvidia-smi --compute-mode=DEFAULT"
+        "EXCLUSIVE_PROCESS, allows only one process, and another process has the GPU: end that "
+        "process, or allow several with nvidia-smi --compute-mode=DEFAULT"
     )
     with pytest.raises(CandidateError) as caught:
         Cuda(Host(46, mode=0))

@@ -249,7 +249,7 @@ def test_a_round_counts_unless_the_gpu_is_slowed_down_or_shared() -> None:
     assert probe(1)
     nvml.samples = [(os.getpid(), 90, 2000), (1, 10, 2000)]
     assert not probe(1)
-    assert disturbance(probe).endswith("process 1 computed on it, too")
+    assert disturbance(probe).endswith("process 1 also computed on it")
     assert probe(1)
 
 

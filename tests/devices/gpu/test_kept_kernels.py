@@ -173,10 +173,10 @@ def test_torch_loads_nothing_that_somebody_else_could_have_written(
     assert folder.stat().st_mode & 0o777 == 0o700
     folder.chmod(0o777)
     end = (
-        "and torch would run what lies there: set TORCHINDUCTOR_CACHE_DIR to a folder of your own$"
+        "and torch would run code from there: set TORCHINDUCTOR_CACHE_DIR to a folder of your own$"
     )
     with pytest.raises(
-        CandidateError, match=f"^torch's cache {folder} can be written by all, {end}"
+        CandidateError, match=f"^torch's cache {folder} is writable by every user, {end}"
     ):
         check_own_folder()
     folder.chmod(0o700)

@@ -245,7 +245,7 @@ def test_a_crashed_kernel_loses_the_gpu_and_the_host_still_answers(tmp_path: Pat
     told = done.stdout.splitlines()
     assert len(told) == 4, done.stderr
     for line in told[1:3]:
-        assert line.endswith(": the GPU answers nothing more in this process: start it again")
+        assert line.endswith(": the GPU no longer works in this process: start the process again")
     assert told[3] == "(1, 10)"
 
 
@@ -258,7 +258,9 @@ def test_a_gpu_that_lets_in_one_process_says_so_to_a_second(gpu: Target) -> None
     Cuda()
     code = "from hasten.engines.cuda.runtime import Cuda; Cuda()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "EXCLUSIVE_PROCESS, lets in one process, and another has it" in done.stderr
+    assert (
+        "EXCLUSIVE_PROCESS, allows only one process, and another process has the GPU" in done.stderr
+    )
 
 
 @contextmanager

@@ -134,7 +134,7 @@ def test_tensorrts_provider_has_no_graph_for_each_shape_and_is_given_none(
     with pytest.raises(
         CandidateError,
         match=r"^ONNX Runtime's TensorRT provider has one CUDA graph, which it replays for requests of "
-        r"all shapes: leave cuda_graph out, or take the engine tensorrt, with a graph for each$",
+        r"all shapes: leave cuda_graph out, or use the engine tensorrt, which has a graph for each shape$",
     ):
         engine.build(model, Target.host(), tmp_path / "built")
 
@@ -187,7 +187,7 @@ def test_a_graph_of_the_runtimes_own_that_answers_another_request_isnt_used(
             for name, array in right.items():
                 np.testing.assert_array_equal(answer[name], array)
         assert session.properties()["graph"] == (
-            "none: the graph answers another request than the one that is asked"
+            "none: the graph returns the answer to another request"
         )
 
 

@@ -78,17 +78,17 @@ def test_a_plan_that_was_made_without_a_driver_runs_with_any(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("pins", "said"),
     [
-        (replace(MADE, part="sm80"), "sm80, and here is sm90"),
+        (replace(MADE, part="sm80"), "sm80, but this host has sm90"),
         (
             replace(MADE, driver="12.8"),
-            "a driver for CUDA 12.8, and here is one for CUDA 13.0",
+            "a driver for CUDA 12.8, but this host has one for CUDA 13.0",
         ),
-        (replace(MADE, version="10.9"), "TensorRT 10.9, and here is TensorRT 11.1"),
+        (replace(MADE, version="10.9"), "TensorRT 10.9, but this host has TensorRT 11.1"),
         (
             replace(MADE, runtime="TensorRT for RTX", part="sm120"),
-            "TensorRT for RTX 11.1 and sm120, and here is TensorRT 11.1 and sm90",
+            "TensorRT for RTX 11.1 and sm120, but this host has TensorRT 11.1 and sm90",
         ),
-        (replace(MADE, part="sm80\nnothing"), "sm80\\nnothing, and here is sm90"),
+        (replace(MADE, part="sm80\nnothing"), "sm80\\nnothing, but this host has sm90"),
     ],
 )
 def test_what_was_made_for_another_gpu_driver_or_version_is_refused_in_one_line(
@@ -103,7 +103,7 @@ def test_what_does_not_say_what_it_was_made_for_is_refused(tmp_path: Path) -> No
     with pytest.raises(CandidateError) as why:
         check_pins(made(tmp_path, None), "TensorRT", "11.1", lambda: HERE)
     assert str(why.value) == (
-        "net.onnx doesn't say for which GPU it was made: make the bundle again"
+        "net.onnx doesn't state which GPU it was made for: make the bundle again"
     )
 
 
@@ -155,7 +155,7 @@ def test_an_engine_refuses_a_plan_for_another_gpu_before_it_opens_the_device(
     toolkit: Any = classmethod(lambda cls: SimpleNamespace(__version__="1.7"))
     monkeypatch.setattr(TensorrtRtx, "toolkit", toolkit)
     artifact = made(tmp_path, Pins("TensorRT for RTX", "1.7", "sm80", None))
-    wanted = r"^net.onnx was made for sm80, and here is sm90: make the bundle again here$"
+    wanted = r"^net.onnx was made for sm80, but this host has sm90: make the bundle again here$"
     with pytest.raises(CandidateError, match=wanted), TensorrtRtx().open(artifact, attached):
         pass
     program = made(tmp_path, Pins("PyTorch", TorchCuda.version(), "sm80", "13.0"))

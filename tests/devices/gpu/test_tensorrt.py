@@ -19,8 +19,8 @@ def test_a_library_that_isnt_installed_is_said_with_what_to_take_instead(
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(
         InputError,
-        match=r"^TensorRT isn't installed \(.+\): take version 10 or newer: "
-        r"pip install tensorrt-cu13, which fetches it from NVIDIA's own index; on a Jetson, JetPack brings it$",
+        match=r"^TensorRT isn't installed \(.+\): use version 10 or newer: "
+        r"pip install tensorrt-cu13, which downloads it from NVIDIA's own index; on a Jetson, JetPack contains it$",
     ):
         Tensorrt.version()
 
@@ -32,8 +32,8 @@ def test_it_builds_for_no_gpu_that_isnt_here(
     model = load(models.linear_classifier(tmp_path))
     with pytest.raises(
         CandidateError,
-        match=r"^TensorRT builds only on the GPU that it builds for, and cuda:sm80 isn't here: "
-        r"TensorRT for RTX builds without it$",
+        match=r"^TensorRT builds only on the GPU that it builds for, and cuda:sm80 isn't available: "
+        r"TensorRT for RTX builds without the GPU$",
     ):
         Tensorrt().build(model, sm80, tmp_path)
     assert list(Tensorrt.variants(sm80)) == []

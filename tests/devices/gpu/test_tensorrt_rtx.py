@@ -142,7 +142,7 @@ def test_a_gpu_that_it_doesnt_build_for_is_named(tmp_path: Path) -> None:
         build(models.linear_classifier(tmp_path), target)
     assert str(caught.value) == (
         "nothing builds for sm90 without that GPU: TensorRT for RTX builds for sm75, sm80, sm86, sm89, "
-        "sm120, sm121, and TensorRT only on the GPU itself: on a host that has one, take "
+        "sm120, sm121, and TensorRT builds only on the GPU itself: on a host that has one, use "
         'target="cuda" (pip install tensorrt-cu13)'
     )
 
@@ -154,14 +154,14 @@ def test_a_gpu_that_an_older_library_doesnt_know_is_named(
     with pytest.raises(CandidateError) as caught:
         build(models.linear_classifier(tmp_path), replace(sm80, device="cuda:sm130"))
     assert str(caught.value) == (
-        f"TensorRT for RTX {trt.__version__} builds for sm75, sm80, sm86, sm89, sm120, sm121; "
-        "the target is sm130"
+        f"TensorRT for RTX {trt.__version__} builds for sm75, sm80, sm86, sm89, sm120, sm121, "
+        "but the target is sm130"
     )
 
 
 def test_another_target_than_a_gpu_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        CandidateError, match=r"^TensorRT makes plans for NVIDIA's GPUs; the target is host$"
+        CandidateError, match=r"^TensorRT makes plans for NVIDIA's GPUs, but the target is host$"
     ):
         build(models.linear_classifier(tmp_path), Target.host())
 
@@ -213,7 +213,7 @@ def test_open_axes_behind_the_first_are_settled_by_the_request(
     (tmp_path / "built").mkdir()
     with pytest.raises(
         CandidateError,
-        match=r"^x: float32\[batch, length, 8\] has open axes, and no data settled them$",
+        match=r"^x: float32\[batch, length, 8\] has open axes, and no data fixed their sizes$",
     ):
         TensorrtRtx().build(model, sm80, tmp_path / "built")
     settled = model.settled_by({"x": np.zeros((5, 8), np.float32)})

@@ -256,8 +256,8 @@ def test_a_model_without_a_program_is_said(model: Model, tmp_path: Path) -> None
     with pytest.raises(CandidateError) as caught:
         TorchCuda().build(replace(model, program=None), HOST, tmp_path)
     assert str(caught.value) == (
-        "torch runs the program that a PyTorch model was exported to, and "
-        f"{model.path.name} has none: give the module itself"
+        f"torch runs the exported program of a PyTorch model, but {model.path.name} has none: "
+        "give the module itself"
     )
 
 
@@ -270,7 +270,7 @@ def test_a_model_that_a_pass_changed_isnt_the_program(model: Model, tmp_path: Pa
 
 
 def test_a_program_of_other_outputs_is_said(model: Model, tmp_path: Path) -> None:
-    with pytest.raises(CandidateError, match=r"^the program gives 2 outputs, and the model has 1$"):
+    with pytest.raises(CandidateError, match=r"^the program gives 2 outputs, but the model has 1$"):
         TorchCuda().build(replace(model, outputs=model.outputs[:1]), HOST, tmp_path)
 
 
@@ -417,7 +417,7 @@ def test_nothing_in_a_program_runs(
     said = refusal(artifact)
     assert not witness.exists()
     assert said.startswith(
-        f"a program may only call torch's operators, and {artifact.path.name} has the {where}"
+        f"a program may only call torch's operators, but {artifact.path.name} has the {where}"
     )
     assert said.endswith(", which could run other code: build it again from the model")
     assert "\n" not in said
@@ -449,7 +449,8 @@ def test_a_program_in_the_older_form_is_refused(model: Model, tmp_path: Path) ->
     with zipfile.ZipFile(artifact.path, "a") as archive:
         archive.writestr("version", "8.20")
     assert refusal(artifact) == (
-        f"{artifact.path.name} is no exported program of torch 2.8 or newer: export the model again"
+        f"{artifact.path.name} isn't an exported program of torch 2.8 or newer: export the model "
+        "again"
     )
 
 

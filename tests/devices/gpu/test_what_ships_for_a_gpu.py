@@ -101,7 +101,8 @@ def test_where_every_engine_of_the_gpu_fails_nothing_ships(
     with pytest.raises(InputError) as caught:
         run(tmp_path, monkeypatch, import_path(Unable))
     assert str(caught.value) == (
-        "nothing runs on cuda, so nothing is made for it: unable: no kernel image is available for execution "
+        "nothing runs on cuda, so no model is made for it: unable: no kernel image is available "
+        "for execution "
         "on the device; hasten doctor says what this host has and lacks"
     )
     assert nothing_left(tmp_path)

@@ -119,7 +119,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "the operator Conv (node 'n'): its input 'k' must be constant": ("k = Reshape(x, s) [n] y = Conv(x, k)", {"s": np.array([1, 4, 6, 7])}),
     "the operator Conv (node 'n'): only images, which have four axes, are supported": ("r = Reshape(x, s) [n] y = Conv(r, k)", {"s": np.array([1, 4, 42]), "k": (2, 4, 3)}),
     "the operator ConvTranspose (node 'n'): only images, without groups and dilation, are supported": ("[n] y = ConvTranspose<group=2>(x, k)", {"k": (4, 3, 2, 2)}),
-    "the operator ConvTranspose (node 'n'): its padding must be given by numbers": ('[n] y = ConvTranspose<auto_pad="SAME_UPPER">(x, k)', {"k": (4, 3, 2, 2)}),
+    "the operator ConvTranspose (node 'n'): its padding must be given as "
+    "numbers": ('[n] y = ConvTranspose<auto_pad="SAME_UPPER">(x, k)', {"k": (4, 3, 2, 2)}),
     "the operator ConvTranspose (node 'n'): its output padding can't be expressed": ("[n] y = ConvTranspose<strides=[3, 3], output_padding=[2, 2]>(x, k)", {"k": (4, 3, 1, 1)}),
     "the operator MaxPool (node 'n'): its padding [(2, 1), (2, 0)] can't be expressed": ("[n] y = MaxPool<kernel_shape=[3, 3], pads=[2, 2, 2, 2], strides=[3, 3]>(x)", {}),
     "the operator MaxPool (node 'n'): dilation and indices aren't supported": ("[n] y = MaxPool<kernel_shape=[3, 3], dilations=[2, 1]>(x)", {}),
@@ -131,14 +132,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
     "the operator Pow (node 'n'): its exponent must be one number": ("[n] y = Pow(x, w)", {"w": np.array([1, 2, 1, 2, 1, 2, 1], np.float32)}),
     "the operator Elu (node 'n'): its alpha must be 1": ("[n] y = Elu<alpha=0.5>(x)", {}),
     "the operator LayerNormalization (node 'n'): its mean and deviation aren't supported as outputs": ("[n] l, m = LayerNormalization(x, w) y = Add(l, m)", {"w": (7,)}),
-    "the operator Pad (node 'n'): only padding by constants or by reflection is supported": ('[n] y = Pad<mode="edge">(x, p)', {"p": np.array([0, 0, 1, 1, 0, 0, 1, 1])}),
+    "the operator Pad (node 'n'): only padding with constants or by reflection is "
+    "supported": ('[n] y = Pad<mode="edge">(x, p)', {"p": np.array([0, 0, 1, 1, 0, 0, 1, 1])}),
     "the operator Slice (node 'n'): a negative step isn't supported": ("[n] y = Slice(x, b, e, a, t)", {"b": np.array([5]), "e": np.array([0]), "a": np.array([2]), "t": np.array([-1])}),
     "the operator Slice (node 'n'): the slice is empty": ("[n] y = Slice(x, b, e, a)", {"b": np.array([2]), "e": np.array([2]), "a": np.array([2])}),
     "the operator Resize (node 'n'): only nearest and linear, of images and without antialias, are supported": ('[n] y = Resize<mode="cubic">(x, , s)', {"s": np.array([1, 1, 2, 2], np.float32)}),
     "the operator Resize (node 'n'): it changes more than the height and the width": ("[n] y = Resize(x, , s)", {"s": np.array([1, 2, 2, 2], np.float32)}),
     "the operator Resize (node 'n'): its coordinates can't be expressed": ('[n] y = Resize<nearest_mode="ceil">(x, , s)', {"s": np.array([1, 1, 1.5, 2], np.float32)}),
     "the operator Resize (node 'n'): tf_crop_and_resize isn't supported": ('[n] y = Resize<coordinate_transformation_mode="tf_crop_and_resize">(x, r, s)', {"r": np.array([0, 0, 0, 0, 1, 1, 1, 1], np.float32), "s": np.array([1, 1, 2, 2], np.float32)}),
-    "the operator Reshape (node 'n'): the shape of 'y' isn't known before a request runs": ("i = Cast<to=7>(x) f = Reshape(i, one) [n] y = Reshape(x, f)", {"one": np.array([-1])}),
+    "the operator Reshape (node 'n'): the shape of 'y' isn't known before a request runs": ("i = "
+    "Cast<to=7>(x) f = Reshape(i, one) [n] y = Reshape(x, f)", {"one": np.array([-1])}),
 }  # fmt: skip
 
 
@@ -167,7 +170,7 @@ def test_other_floats_are_refused(dtype: str, agree: Compare) -> None:
     with pytest.raises(CandidateError) as caught:
         agree(f"case ({dtype}[1, 4] x) => ({dtype}[1, 4] y) {{ y = Relu(x) }}")
     name = {"double": "float64"}.get(dtype, dtype)
-    assert str(caught.value) == f"LiteRT takes no {name} tensors: 'x' is one"
+    assert str(caught.value) == f"LiteRT takes no {name} tensors, but 'x' is one"
 
 
 def test_a_file_that_is_no_onnx_is_one_line(tmp_path: Path) -> None:

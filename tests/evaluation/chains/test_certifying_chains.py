@@ -63,7 +63,7 @@ def test_decisions_agree_where_whoever_acts_on_them_does_the_same(
 
 
 def test_decisions_made_of_arrays_are_refused() -> None:
-    with pytest.raises(InputError, match="a decision made of arrays can't be compared"):
+    with pytest.raises(InputError, match="a decision that consists of arrays can't be compared"):
         agrees({"y": np.zeros(3)}, {"y": np.zeros(3)})
 
 
@@ -145,7 +145,7 @@ def test_the_command_certifies_a_chain_and_says_what_it_needs(
         main, ["certify", chain, "--data", str(pictures), "--max-drop", "5%", "--guard", "net"]
     )
     assert run.exit_code == 2
-    assert "a chain is compared with its exact models' chain" in run.output
+    assert "a chain is compared with the chain of its exact models" in run.output
 
 
 def test_a_chain_without_exact_models_can_not_be_certified(tmp_path: Path, pictures: Path) -> None:
@@ -159,5 +159,5 @@ def test_a_chain_without_exact_models_can_not_be_certified(tmp_path: Path, pictu
     with pytest.raises(InputError) as error:
         certify_chain(f"{path}+crop+{tmp_path / 'colour.hasten'}", pictures, max_drop=0.05)
     assert str(error.value) == (
-        f"alone: {path} was made with keep_exact=False: it holds no exact model"
+        f"alone: {path} was made with keep_exact=False: it contains no exact model"
     )

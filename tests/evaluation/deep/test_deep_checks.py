@@ -60,10 +60,10 @@ class Stale(Host):
         (
             Lossy(),
             memory.graph,
-            "the kernel copies other words than it was given: 1 of 262144 bytes",
+            "the kernel's output differs from its input: 1 of 262144 bytes",
         ),
-        (Stale(), memory.graph, "replay 0 answers for another request's data: "),
-        (Stale(), memory.threads, "thread [01] got other data than it sent: "),
+        (Stale(), memory.graph, "replay 0 returns the answer to another request: "),
+        (Stale(), memory.threads, "thread [01] didn't get back the data that it sent: "),
         (Host(), memory.graph, "a host has no CUDA graphs"),
     ],
 )
@@ -121,13 +121,13 @@ def test_a_session_that_answers_otherwise_in_another_thread_is_found() -> None:
     late = changing(lambda y, n: y + (n >= 8))
     with pytest.raises(
         CandidateError,
-        match="that one thread opened and another runs answers otherwise than alone: 8 of 8",
+        match="that one thread opened and another runs gives other answers than alone: 8 of 8",
     ):
         runtimes.threads(late, "host")
     beside = changing(lambda y, n: y + (n >= 20))
     with pytest.raises(
         CandidateError,
-        match="a session beside another one's thread answers otherwise than alone: 1 of 1",
+        match="a session next to another session's thread gives other answers than alone: 1 of 1",
     ):
         runtimes.threads(beside, "host")
 
@@ -223,7 +223,7 @@ def attached(monkeypatch: pytest.MonkeyPatch, part: str) -> Target:
 def test_a_runtime_that_isnt_for_this_gpu_is_not_done(monkeypatch: pytest.MonkeyPatch) -> None:
     target = attached(monkeypatch, "sm90")
     with pytest.raises(
-        NotDone, match=r"this GPU, sm90, takes TensorRT: pip install tensorrt-cu13$"
+        NotDone, match=r"this GPU, sm90, needs TensorRT: pip install tensorrt-cu13$"
     ):
         runtimes.check_wanted(TensorrtRtx(), target)
     with monkeypatch.context() as patched:

@@ -74,7 +74,7 @@ def test_the_exit_code_tells_what_holds_from_what_was_not_checked() -> None:
 def test_the_page_tells_each_check_in_lines_that_can_be_pasted() -> None:
     found = [
         Finding("copies", "holds", "all bytes the same", ("8 GB/s",), 0.4),
-        Finding("graph", "fails", "replay 3 answers for another request's data " * 4, (), 1.5),
+        Finding("graph", "fails", "replay 3 returns the answer to another request " * 4, (), 1.5),
     ]
     lines = page.entry(found[1]).splitlines()
     assert max(map(len, lines)) <= 110
@@ -111,5 +111,6 @@ def test_the_doctor_takes_one_question_at_a_time() -> None:
     assert told.exit_code == 2
     assert (
         told.output
-        == "hasten: --ceilings measures this host and --deep a device: give one of them\n"
+        == "hasten: --ceilings measures this host, and --deep checks a device: give only one of "
+        "them\n"
     )

@@ -81,14 +81,15 @@ def test_settings_that_are_of_no_use_are_refused(tmp_path: Path) -> None:
         return str(raised.value)
 
     assert said("http://host", None, True) == (
-        "certificates belong to encrypted connections, and http://host:80 isn't encrypted: "
-        "write https://"
+        "only encrypted connections use certificates, and http://host:80 isn't encrypted: write "
+        "https://"
     )
     assert said("grpcs://host", None, True) == (
         "gRPC always checks the server's certificate: give it with --ca"
     )
     assert said("https://host", tmp_path, True) == (
-        "--ca says which certificates are trusted, --insecure that all are: give one"
+        "--ca says which certificates are trusted, and --insecure trusts all of them: give only "
+        "one of the two"
     )
     assert said("https://host", tmp_path / "no.pem", False) == (
         f"can't read certificates from {tmp_path / 'no.pem'}: No such file or directory"

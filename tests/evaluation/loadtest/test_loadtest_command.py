@@ -39,15 +39,14 @@ def test_where_nothing_was_answered_rightly_it_ends_with_1(serve: Any, http: Any
     options = ["--rate", "50", "--for", "0.2s", "--warmup", "0s"]
     done = CliRunner().invoke(loadtest, [server.url, "--model", "m", *options])
     assert done.exit_code == 1
-    assert "latency: no request was answered rightly" in done.output
+    assert "latency: no request got a right answer" in done.output
 
 
 def test_a_server_that_isnt_there_ends_with_2_and_one_line() -> None:
     done = CliRunner().invoke(loadtest, ["http://127.0.0.1:1", "--model", "m", "--rate", "9"])
     assert done.exit_code == 2
     assert done.output == (
-        "hasten: can't reach http://127.0.0.1:1: Connection refused; "
-        "does the server run, and there?\n"
+        "hasten: can't reach http://127.0.0.1:1: Connection refused; does a server run there?\n"
     )
 
 

@@ -136,7 +136,7 @@ def test_refusals_deadlines_and_errors_are_told_apart(serve: Any) -> None:
 def test_a_short_answer_is_a_wrong_one(serve: Any) -> None:
     found = load(serve(lambda request, context: right(8)))
     assert kinds(found) == {("broken", "OK"): 10}
-    assert found.outcomes[0].message == "output 'y': [1, 3] of FP32 are 12 bytes; 8 came"
+    assert found.outcomes[0].message == "output 'y': [1, 3] of FP32 are 12 bytes, but 8 came"
 
 
 def test_what_is_never_answered_over_grpc_is_unanswered(serve: Any) -> None:
@@ -161,7 +161,7 @@ def test_a_grpc_server_that_goes_away_loses_requests(serve: Any) -> None:
 
 def test_a_grpc_server_that_isnt_there_is_one_clear_line() -> None:
     with pytest.raises(
-        InputError, match=r"^can't reach grpc://127.0.0.1:1: .+; does the server run"
+        InputError, match=r"^can't reach grpc://127.0.0.1:1: .+; does a server run there"
     ):
         run("grpc://127.0.0.1:1", "m", 10.0, 1.0)
 

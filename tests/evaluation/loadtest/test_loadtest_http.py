@@ -221,7 +221,7 @@ def test_outputs_that_are_too_short_are_a_wrong_answer(serve: Serve, http: Http)
     short = http.answer(200, header + bytes(8), Inference_Header_Content_Length=len(header))
     found = load(serve(short), 50.0, arrivals="constant")
     assert kinds(found) == {("broken", "200"): 10}
-    assert found.outcomes[0].message == "output 'y': [1, 3] of FP32 are 12 bytes; 8 came"
+    assert found.outcomes[0].message == "output 'y': [1, 3] of FP32 are 12 bytes, but 8 came"
 
 
 def test_a_body_that_is_cut_short_is_a_broken_connection(serve: Serve, http: Http) -> None:
@@ -296,7 +296,7 @@ def test_a_server_that_isnt_there_is_one_clear_line() -> None:
     with pytest.raises(InputError) as raised:
         run("http://127.0.0.1:1", "m", 10.0, 1.0)
     assert str(raised.value) == (
-        "can't reach http://127.0.0.1:1: Connection refused; does the server run, and there?"
+        "can't reach http://127.0.0.1:1: Connection refused; does a server run there?"
     )
 
 
@@ -399,11 +399,11 @@ def test_encrypted_connections_are_checked_against_the_certificates_given(
         ({"model": ""}, "the model's name is missing"),
         ({"model": "a\n"}, "the model's name can't be sent: 'a\\n'"),
         ({"deadline_s": 0.0}, "the deadline is in seconds, from 1 µs to 3600 s: got 0"),
-        ({"connections": 0}, "connections are from 1 to 10000: got 0"),
+        ({"connections": 0}, "the number of connections is from 1 to 10000: got 0"),
         ({"grace_s": -1.0}, "the grace is in seconds, from 0 to 86400: got -1"),
         (
             {"url": "grpc://127.0.0.1:1", "json_tensors": True},
-            "tensors as JSON are of HTTP: leave that out, or give an http:// address",
+            "only HTTP sends tensors as JSON: leave that option out, or give an http:// address",
         ),
     ],
 )

@@ -107,23 +107,24 @@ def test_an_answer_with_every_output_whole_is_right(
 @pytest.mark.parametrize(
     ("outputs", "tail", "message"),
     [
-        ([y(**raw(24))], bytes(23), "output 'y': 24 bytes are announced; 23 came"),
-        ([y(**raw(20))], bytes(20), "output 'y': [2, 3] of FP32 are 24 bytes; 20 came"),
-        ([y(**raw(24))], bytes(25), "1 bytes came behind the last output"),
-        ([y(**raw("24"))], bytes(24), "output 'y': '24' bytes are announced; 24 came"),
-        ([y(data=[1, 2, 3])], None, "output 'y': [2, 3] are 6 elements; 3 came"),
-        ([y()], None, "output 'y': [2, 3] are 6 elements; 0 came"),
+        ([y(**raw(24))], bytes(23), "output 'y': 24 bytes are announced, but 23 came"),
+        ([y(**raw(20))], bytes(20), "output 'y': [2, 3] of FP32 are 24 bytes, but 20 came"),
+        ([y(**raw(24))], bytes(25), "1 bytes came after the last output"),
+        ([y(**raw("24"))], bytes(24), "output 'y': '24' bytes are announced, but 24 came"),
+        ([y(data=[1, 2, 3])], None, "output 'y': [2, 3] are 6 elements, but 3 came"),
+        ([y()], None, "output 'y': [2, 3] are 6 elements, but 0 came"),
         ([y(shape=[-2, -3], **raw(24))], bytes(24), "a size in [-2, -3] is negative"),
         (
             [y(datatype="FP8", **raw(6))],
             bytes(6),
-            "output 'y': there is no datatype 'FP8'; there are BOOL, UINT8, UINT16, UINT32, UINT64, INT8, INT16, INT32, INT64, FP16, FP32, FP64, BF16, BYTES",
+            "output 'y': there is no datatype 'FP8'; there are BOOL, UINT8, UINT16, "
+            "UINT32, UINT64, INT8, INT16, INT32, INT64, FP16, FP32, FP64, BF16, BYTES",
         ),
         ([], None, "the output 'y' is missing; none came"),
         (
             [y(datatype="BYTES", shape=[2], **raw(6))],
             b"\2\0\0\0ab",
-            "output 'y': [2] of BYTES, but 1 of them came",
+            "output 'y': [2] of BYTES are announced, but 1 of them came",
         ),
         (
             [y(datatype="BYTES", shape=[1], **raw(5))],
@@ -165,7 +166,7 @@ def test_a_length_of_the_json_that_cant_be_is_named(length: bytes) -> None:
     body = json.dumps({"outputs": [y(data=[0.0] * 6)]}).encode()
     assert http_messages.judge(200, body, length, ["y"]) == (
         Fate("broken", "200"),
-        f"Inference-Header-Content-Length is {length[:40].decode()!r}, of a body of "
+        f"Inference-Header-Content-Length is {length[:40].decode()!r}, but the body has "
         f"{len(body)} bytes",
     )
 
@@ -264,11 +265,11 @@ def test_a_grpc_answer_that_isnt_whole_is_broken(pb: Any) -> None:
     broken = Fate("broken", "OK")
     assert grpc_judged(pb, [bytes(23)]) == (
         broken,
-        "output 'y': [2, 3] of FP32 are 24 bytes; 23 came",
+        "output 'y': [2, 3] of FP32 are 24 bytes, but 23 came",
     )
-    assert grpc_judged(pb, [bytes(24)] * 2) == (broken, "1 output announced; 2 came")
+    assert grpc_judged(pb, [bytes(24)] * 2) == (broken, "1 output announced, but 2 came")
     few = grpc_judged(pb, [], contents={"fp32_contents": [0.5] * 5})
-    assert few == (broken, "output 'y': [2, 3] are 6 elements; 5 came")
+    assert few == (broken, "output 'y': [2, 3] are 6 elements, but 5 came")
     assert grpc_judged(pb, [bytes(24)], name="z") == (
         broken,
         "the output 'y' is missing; z came",

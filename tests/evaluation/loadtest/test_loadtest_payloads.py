@@ -69,16 +69,17 @@ def test_whole_numbers_of_another_type_are_sent_as_the_models(tmp_path: Path) ->
     ("inputs", "options", "message"),
     [
         ([], {}, "the model says that it takes no inputs: there is nothing to send"),
-        ([X], {"batch": 0}, "the batch is from 1 to 65536 rows: got 0"),
+        ([X], {"batch": 0}, "a batch has from 1 to 65536 rows: got 0"),
         (
             [Described("t", "BYTES", (-1,))],
             {},
-            f"input t: BYTES[-1]: a load test sends numbers of {', '.join(SENDABLE)}, not 'BYTES'",
+            f"input t: BYTES[-1]: a load test sends the data types {', '.join(SENDABLE)}, not "
+            "'BYTES'",
         ),
         (
             [X],
             {"shapes": {"z": (1,)}},
-            "the model has no input 'z', for which a shape is given; it takes x: FP32[-1, 2]",
+            "the model has no input 'z', for which you gave a shape; its inputs are x: FP32[-1, 2]",
         ),
         ([X], {"shapes": {"x": (1, 3)}}, "the model takes x: FP32[-1, 2]; got the shape [1, 3]"),
         ([X], {"shapes": {"x": (1,)}}, "the model takes x: FP32[-1, 2]; got the shape [1]"),
@@ -123,8 +124,8 @@ def test_what_doesnt_fit_the_model_is_named(
             np.zeros((2, 2)),
             Described("x", "FP32", (2,)),
             2,
-            "input x: FP32[2]: a sample of the data has as many axes as the model's input, so there "
-            "is none for a batch of 2; leave the batch out",
+            "input x: FP32[2]: a sample of the data has as many axes as the model's input, so no "
+            "axis is left for a batch of 2; leave the batch out",
         ),
     ],
 )
@@ -139,7 +140,7 @@ def test_data_that_doesnt_fit_the_model_is_named(
 def test_data_and_shapes_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as raised:
         payloads([X], data=saved(tmp_path, x=np.zeros((1, 2))), shapes={"x": (1, 2)})
-    assert str(raised.value) == "shapes are for random requests: leave them out, or the data"
+    assert str(raised.value) == "shapes are for random requests: leave out the shapes or the data"
 
 
 def test_a_request_that_is_too_large_for_memory_is_named(tmp_path: Path) -> None:

@@ -163,19 +163,19 @@ def test_every_outcome_and_what_spoils_the_figures_is_said() -> None:
         "2 refused (503: the queue is full); 1 of status 400 (no such input); "
         "1 answered wrongly (the output 'y' is missing); "
         "1 lost (no connection: Connection refused); 1 unanswered 10 s after the last was due; "
-        "1 not sent, since too many others were unanswered",
+        "1 not sent, because too many others were unanswered",
         "note: the generator itself was late (p99 2 ms), so the server looks slower than it is: "
         "lower the rate, or give the generator a core of its own",
         "note: the server refused 2 requests, since it was overloaded: lower --rate, or give the server "
         "more cores",
-        "note: 3 requests found all 4 connections busy and waited, which is in their latency",
-        "note: the latencies are those of 92 right answers alone",
+        "note: 3 requests found all 4 connections busy and waited; their latency includes the wait",
+        "note: the latencies cover only the 92 right answers",
     ]
 
 
 def test_where_nothing_is_right_that_is_said() -> None:
     found = result(dict.fromkeys(range(110), REFUSED))
-    assert in_words(found)[2] == "latency: no request was answered rightly"
+    assert in_words(found)[2] == "latency: no request got a right answer"
     assert in_words(found)[-1] == (
         "note: the server refused 100 requests, since it was overloaded: lower --rate, or give the server "
         "more cores"
@@ -213,7 +213,7 @@ def test_a_p99_is_claimed_with_its_interval_where_enough_requests_establish_it()
 def test_a_server_that_takes_no_raw_bytes_is_told_what_to_do() -> None:
     found = result(dict.fromkeys(range(110), Fate("error", "500")))
     assert in_words(found)[-1] == (
-        "note: tensors were sent as raw bytes, which some servers don't take: try --json-tensors"
+        "note: tensors were sent as raw bytes, which some servers don't accept: try --json-tensors"
     )
 
 

@@ -63,8 +63,8 @@ def test_constant_arrivals_are_evenly_spaced_from_the_start() -> None:
         ({"seed": -1}, "the seed is at least 0: got -1"),
         (
             {"rate_per_s": 1e6, "duration_s": 9, "warmup_s": 1},
-            "1e+06 requests a second for 10 s are 10,000,000, and one test has at most 5,000,000: "
-            "lower one of them",
+            "1e+06 requests a second for 10 s are 10,000,000 requests, and one test sends at "
+            "most 5,000,000: lower the rate or the duration",
         ),
         (
             {"rate_per_s": 1e-6, "duration_s": 2},

@@ -163,5 +163,6 @@ def test_a_bundle_that_does_not_say_what_it_was_made_with_calls_nothing_fresh(
 ) -> None:
     forge(crafted, lambda record: record["files"].pop(SEALED))
     assert refused(crafted, data[1]) == (
-        f"{crafted} has no {SEALED}, so what it was made with isn't known and no data is fresh: make it again, or let its run finish with resume=True"
+        f"{crafted} has no {SEALED}, so the data that it was made with isn't known, and no data "
+        "counts as fresh: make the bundle again, or let its run finish with resume=True"
     )

@@ -77,7 +77,7 @@ def test_the_command_shows_what_is_remembered_and_forgets_it(
         "repeats:      0",
     ]
     emptied = CliRunner().invoke(main, ["ledger", "--forget"])
-    assert "; its user emptied it then" in emptied.output
+    assert "; the user emptied it on that day" in emptied.output
     assert "looks:        0: 0 certified, 0 not" in emptied.output
     assert hasten.certify(data[0], fresh).kind == "fresh data"
 
@@ -94,7 +94,7 @@ def test_a_damaged_ledger_is_one_line_and_the_test_goes_on(
     assert last.startswith(
         f"note: the ledger {state}/ledger.jsonl was started again: an older one was"
     )
-    assert last.endswith("so what earlier runs saw isn't known")
+    assert last.endswith("so the looks of earlier runs aren't known")
     assert "an older one was damaged" in checked.look.kept
 
 

@@ -74,8 +74,9 @@ def test_a_bundle_made_with_groups_is_not_judged_on_samples_that_may_belong_toge
     with pytest.raises(hasten.InputError) as caught:
         hasten.certify(bundle, fresh)
     assert str(caught.value) == (
-        f"{bundle} was made with groups, and the data has none, so samples that belong together would "
-        "pass for independent ones: give each sample its group, or a group of its own if it belongs with no other"
+        f"{bundle} was made with groups, but the data has none, so samples that belong together "
+        "would count as independent: give each sample its group, or a group of its own if it "
+        "belongs with no other"
     )
     np.savez(tmp_path / "grouped.npz", **np.load(fresh), groups=np.arange(400) // 2)
     assert hasten.certify(bundle, tmp_path / "grouped.npz").judgement.groups == 200
@@ -111,7 +112,8 @@ def test_what_stands_in_for_a_device_is_never_certified(
     assert (ended.exit_code, ended.stdout) == (2, "")
     assert ended.stderr == (
         f"hasten: {bundle} is for {device}, which isn't here, and a session on this host may "
-        f"answer otherwise than the device: run hasten certify on a machine with the device ({noun})\n"
+        "give other answers than the device: run hasten certify on a machine with the device "
+        f"({noun})\n"
     )
 
 
@@ -145,8 +147,8 @@ def test_a_bundle_judged_by_a_function_runs_it_only_where_it_is_named_again(
     with pytest.raises(hasten.InputError) as caught:
         hasten.certify(bundle, tmp_path / "eval.npz", max_drop=0.05)
     assert str(caught.value) == (
-        f"{bundle} was judged by the function {score}: name it again by metric=, since a bundle's "
-        "word alone runs no code"
+        f"{bundle} was judged by the function {score}: name it again in metric=, because hasten "
+        "runs no code only because a bundle names it"
     )
     assert hasten.certify(bundle, tmp_path / "eval.npz", max_drop=0.05, metric=score).passed
 

@@ -30,7 +30,7 @@ def test_a_line_without_a_crop_between_two_bundles_is_refused(line: str) -> None
     with pytest.raises(InputError) as error:
         chain_of(line)
     assert str(error.value) == (
-        f"{line!r} isn't a chain: give bundles with crop between them, as in "
+        f"{line!r} isn't a chain: give bundles with crop between them, such as "
         "det.hasten+crop+ocr.hasten, or a chain.yaml"
     )
 
@@ -62,7 +62,7 @@ def test_a_record_gives_back_the_chain() -> None:
         ),
         (
             (DET, Model("read", "r.hasten", "det")),
-            "read can't take the decision of det: put a crop of its boxes or a when between them",
+            "read can't take the decision of det: put a crop of its boxes, or a when, between them",
         ),
         (
             (DET, CROP, Crop("again", "crop")),
@@ -87,8 +87,8 @@ def test_nodes_that_do_not_fit_each_other_are_refused(nodes: tuple[Node, ...], w
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Model("box", "b"), "'box' can't name a node of a chain"),
-        (lambda: Model("a b", "b"), "'a b' can't name a node of a chain"),
+        (lambda: Model("box", "b"), "'box' can't be the name of a chain's node"),
+        (lambda: Model("a b", "b"), "'a b' can't be the name of a chain's node"),
         (lambda: Crop("c", "det", margin=-1), "c.margin=-1: give a share from 0 to 10"),
         (lambda: Crop("c", "det", margin=float("nan")), "c.margin=nan: give a share from 0 to 10"),
         (lambda: Crop("c", "det", least_size=0), "c.least_size=0: give 1 to 65536"),
@@ -128,12 +128,12 @@ def test_a_file_states_nodes_by_name_with_paths_beside_it(tmp_path: Path) -> Non
     ("text", "words"),
     [
         ("[1, 2]", "give one node per name, as in `cars: {model: det.hasten}`"),
-        ("a: {module: b}", "a: say what it is, by one of model, crop, when"),
-        ("a: {model: b, crop: c}", "a: say what it is, by one of model, crop, when"),
+        ("a: {module: b}", "a: say what it is with one of model, crop, when"),
+        ("a: {model: b, crop: c}", "a: say what it is with one of model, crop, when"),
         ("a: {model: b, name: c}", "a: a model has no setting name"),
         ("a: {model: b, size: 3}", "a: model has no setting size"),
         ("a: {model: 3}", "a: a Model record can't be read: Expected `str`, got `int` - at `$.bundle`"),
-        ("a: {model: b, source: a}", "a can't take the decision of a: put a crop of its boxes or a when"),
+        ("a: {model: b, source: a}", "a can't take the decision of a: put a crop of its boxes, or a when"),
         ("a: !!python/object/apply:os.system [ls]", "can't be read as YAML"),
         ("#" * 70_000, "has more than 65,536 bytes, too many for a chain"),
     ],

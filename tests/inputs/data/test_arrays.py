@@ -35,10 +35,10 @@ X = np.zeros((100, 2), np.float32)
         ({}, None, None, "the data has no inputs: give an array for each input of the model"),
         ({"x": X[:0]}, None, None, "the data has no samples"),
         ({"x": X, "y": X[:90]}, None, None, "input 'y': 90 samples, but 'x' has 100"),
-        ({"x": X}, X[:90], None, "labels: 90 for 100 samples; give one each"),
-        ({"x": X}, None, X[:90, 0], "groups: 90 for 100 samples; give one each"),
+        ({"x": X}, X[:90], None, "labels: 90 for 100 samples; give one for each"),
+        ({"x": X}, None, X[:90, 0], "groups: 90 for 100 samples; give one for each"),
         ({"x": X}, None, X, "groups: [100, 2] for 100 samples; give one value each"),
-        ({"x": X}, np.array(1), None, "labels: a single value for 100 samples; give one each"),
+        ({"x": X}, np.array(1), None, "labels: a single value for 100 samples; give one for each"),
         (
             {"x": X},
             np.array([{}] * 100),

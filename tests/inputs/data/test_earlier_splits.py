@@ -89,6 +89,7 @@ def test_nothing_left_to_seal_is_one_line() -> None:
     with pytest.raises(InputError) as error:
         split(data, earlier=Earlier(short(data)))
     assert str(error.value) == (
-        "earlier runs searched or calibrated on all 100 samples of the data, so none is left to certify "
-        "with: add samples that none of them was given (hasten ledger says what it remembers)"
+        "earlier runs searched or calibrated on all 100 samples of the data, so none is left to "
+        "certify with: add samples that none of those runs has read (hasten ledger shows what it "
+        "remembers)"
     )

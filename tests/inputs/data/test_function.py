@@ -132,23 +132,23 @@ class Loader:
             "give samples as a list",
         ),
         ([], "the data has no samples"),
-        ([(X[0], 1), X[1]], "the data: sample 1 has 1 parts, the first has 2"),
+        ([(X[0], 1), X[1]], "the data: sample 1 has 1 parts, but the first has 2"),
         (
             [(X[0], 1, 2, 3)],
             "the data: sample 0 has 4 parts; give inputs, (inputs, label) or (inputs, label, group)",
         ),
         (
             [(X[0], [1]), (X[1], [1, 2])],
-            "the data: the label of sample 1 has the shape [2], the first [1]; "
-            "pad labels to one shape",
+            "the data: the label of sample 1 has the shape [2], but the first has [1]; pad "
+            "labels to one shape",
         ),
         (
             [X[0], X[1, 0]],
-            "input 'x': sample 1 has 0 dimensions [], the first has 1 [2]",
+            "input 'x': sample 1 has 0 dimensions [], but the first has 1 [2]",
         ),
         ([np.zeros(2, "V2")], "input 'x': sample 0 is an array of |V2; give numbers"),
         ([np.array("text")], "input 'x': sample 0 is an array of <U4; give numbers"),
-        ((X, LABELS[:5]), "labels: 5 for 6 samples; give one each"),
+        ((X, LABELS[:5]), "labels: 5 for 6 samples; give one for each"),
         ({"a": X, "b": X}, "the model takes the inputs x; the data has a, b"),
     ],
 )
@@ -166,8 +166,8 @@ def test_where_the_model_names_no_inputs_the_datas_own_names_count(tmp_path: Pat
     assert from_python({"a": X, "labels": LABELS}, [], tmp_path).names == ("a",)
     assert from_python([{"b": X[0], "a": 1}], [], tmp_path / "spool").names == ("b", "a")
     assert refused(X, tmp_path, ()) == (
-        "the model doesn't say what its inputs are called; the data has one array without a name: "
-        "give a mapping"
+        "the model doesn't name its inputs, and the data has one array without a name: give a "
+        "mapping"
     )
 
 

@@ -83,8 +83,8 @@ def test_the_numbers_of_classes_are_told_where_nothing_names_them(tmp_path: Path
     [
         (
             ("dog", "cat"),
-            "the folder {}/ant isn't called as any of the 2 classes that the pipeline names, and other "
-            "folders are: rename it, or remove it",
+            "the folder {}/ant has a name that is none of the 2 classes in the pipeline, "
+            "although other folders are named after classes: rename it, or remove it",
         ),
         (
             ("a", "b", "c", "d"),
@@ -171,7 +171,7 @@ def test_groups_that_can_not_be_read_are_refused_in_one_line(
 ) -> None:
     table = classes / "groups.csv"
     table.write_bytes(content)
-    assert refused(classes) == (f"{table} must hold lines of `path,group` in UTF-8: {said}")
+    assert refused(classes) == (f"{table} must contain lines of `path,group` in UTF-8: {said}")
 
 
 def test_an_empty_class_folder_is_named(classes: Path) -> None:
@@ -191,7 +191,8 @@ def test_images_beside_class_folders_are_refused(classes: Path) -> None:
     photo(classes / "loose.png")
     assert refused(classes) == (
         f"{classes} has images next to the class folder ant: "
-        "put every image into a class folder, or none; those without a class into the folder unlabelled"
+        "put every image into a class folder, or put none into one; images without a class go "
+        "into the folder unlabelled"
     )
 
 
@@ -230,6 +231,6 @@ def test_images_of_two_sizes_without_a_resize_are_refused(tmp_path: Path) -> Non
     with pytest.raises(InputError) as error:
         data.inputs([0, 1])
     assert str(error.value) == (
-        "input 'x': sample 1 is [3, 11, 12], the first is [3, 10, 12], so the data doesn't settle "
-        "dimension 1 of a sample; pad, crop or resize all to one shape"
+        "input 'x': sample 1 is [3, 11, 12], but the first is [3, 10, 12], so dimension 1 of a "
+        "sample isn't fixed by the data; pad, crop or resize all to one shape"
     )

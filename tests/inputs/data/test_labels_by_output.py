@@ -60,7 +60,7 @@ def test_an_input_of_the_model_may_have_such_a_name() -> None:
         ),
         (
             {"a": np.array([None, None])},
-            "labels of 'a': object [2]; give numbers or texts, one row for each sample",
+            "labels of 'a': object [2]; give numbers or text, one row for each sample",
         ),
     ],
 )
@@ -77,6 +77,6 @@ def test_a_sample_without_labels_among_others_is_refused() -> None:
     with pytest.raises(InputError) as error:
         open_data(samples, INPUTS)
     assert str(error.value) == (
-        "a sample has no label, and labels of several outputs can't be missing: give every sample those "
-        "of all outputs"
+        "a sample has no label, but labels of several outputs can't be missing: give every "
+        "sample the labels of all outputs"
     )

@@ -42,8 +42,8 @@ def test_a_model_of_one_batch_size_gets_whole_batches() -> None:
 def test_a_single_number_cant_be_made_up() -> None:
     with pytest.raises(
         InputError,
-        match=r"^input 'sr' is a single number, and a made-up one may take a branch that no real request "
-        r"takes: give data= with it$",
+        match=r"^input 'sr' is a single number, and a made-up number may take a branch that no real request "
+        r"takes: give data= that contains it$",
     ):
         plans((TensorSpec("x", "float32", ("batch", 8)), TensorSpec("sr", "int64", ())))
 

@@ -110,7 +110,9 @@ def test_where_none_is_a_class_an_empty_cell_is_refused(tmp_path: Path) -> None:
     pipeline = Pipeline((Row(("a", "b")),), (TopK(1, ("None", "some"), softmax=False),))
     from hasten.core.tensors import TensorSpec
 
-    with pytest.raises(InputError, match="row 1: the label is one of 'None', 'some': got None"):
+    with pytest.raises(
+        InputError, match="row 1: the label must be one of 'None', 'some': got None"
+    ):
         open_data(file, [TensorSpec("x", "float32", ("n", 2))], pipeline)
 
 

@@ -135,22 +135,22 @@ def test_few_are_told_with_examples_and_many_refused() -> None:
     assert few is not None
     assert few.note() == (
         "2 of 599 samples to judge on (0.33%) are near copies of training samples, whatever their types "
-        "and scales: judged sample 0 and training sample 7; judged sample 1 and training sample 8; take "
-        "them out if they are copies"
+        "and scales: judged sample 0 and training sample 7; judged sample 1 and training sample 8; "
+        "remove them if they are copies"
     )
     assert few.reservation() == ""
     many = of(np.concatenate([DIGITS[:100], DIGITS[1200:]]) / 16)
     with pytest.raises(InputError) as error:
         check_near_copies(training, many)
     assert str(error.value).endswith(
-        "; and 97 more: what was trained on can't judge; take them out of one of the two, or say "
-        "allow_near_copies=True if you know that they aren't copies"
+        "; and 97 more: training data can't judge a model; remove the samples from one of the "
+        "two, or add allow_near_copies=True if you know that they aren't copies"
     )
     allowed = check_near_copies(training, many, True)
     assert allowed is not None
     assert allowed.reservation() == (
-        "14% of the samples to judge on look like near copies of training samples, which was allowed: it "
-        "holds for new data only if they aren't"
+        "14% of the samples to judge on look like near copies of training samples, which was "
+        "allowed: the certificate holds for new data only if they aren't copies"
     )
     assert check_near_copies(training, of(DIGITS[1200:])) is None
 

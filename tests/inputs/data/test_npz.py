@@ -205,7 +205,7 @@ def test_more_than_the_disk_holds_is_not_unpacked(
     np.savez_compressed(path, x=X)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: type("", (), {"free": 100}))
     assert refused(path, spool=spool) == (
-        f"can't unpack 168 bytes to {spool}: 100 are free; save with np.savez, which doesn't "
+        f"can't unpack 168 bytes to {spool}: only 100 are free; save with np.savez, which doesn't "
         "compress, or free some space"
     )
 
@@ -228,7 +228,7 @@ def test_arrays_that_are_not_the_models_inputs_are_named(tmp_path: Path) -> None
 def test_counts_that_differ_are_named(tmp_path: Path) -> None:
     path = tmp_path / "d.npz"
     np.savez(path, x=X, labels=LABELS[:5])
-    assert refused(path) == "labels: 5 for 7 samples; give one each"
+    assert refused(path) == "labels: 5 for 7 samples; give one for each"
     np.savez(path, x=X[:0])
     assert refused(path) == f"{path} has no samples"
 
@@ -236,7 +236,7 @@ def test_counts_that_differ_are_named(tmp_path: Path) -> None:
 def test_what_is_no_array_of_numbers_is_refused_and_nothing_is_unpickled(tmp_path: Path) -> None:
     path = tmp_path / "d.npz"
     np.savez(path, x=np.array([{"a": 1}], dtype=object))
-    assert refused(path) == "input 'x' holds Python objects; save plain arrays of numbers"
+    assert refused(path) == "input 'x' contains Python objects; save plain arrays of numbers"
     np.savez(path, x=np.array(["a", "b"]))
     assert refused(path) == "input 'x' is an array of <U1; give numbers"
     np.savez(path, x=np.array(3.0))

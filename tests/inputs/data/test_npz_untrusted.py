@@ -114,8 +114,8 @@ def test_labels_and_groups_that_unpack_to_far_more_than_the_samples_need_are_ref
     path = archive(tmp_path / "d.npz", {"x": npy(X), role: header(shape, dtype) + bytes(size)})
     assert path.stat().st_size < 2**19
     assert refused(path) == (
-        f"{role}: {size} bytes for 4 samples; give at most {limit} bytes for each, as in a smaller "
-        "dtype"
+        f"{role}: {size} bytes for 4 samples; give at most {limit} bytes for each, for example "
+        "in a smaller dtype"
     )
 
 
@@ -165,7 +165,7 @@ def test_a_header_that_makes_no_sense_is_refused(tmp_path: Path, text: str) -> N
 
 def test_countless_samples_of_nothing_are_refused(tmp_path: Path) -> None:
     path = archive(tmp_path / "d.npz", {"x": header((2**40, 0), "<f4")})
-    assert refused(path) == f"{path}: a sample holds no numbers; give arrays of shape (n, ...)"
+    assert refused(path) == f"{path}: a sample contains no numbers; give arrays of shape (n, ...)"
 
 
 def test_bytes_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
@@ -183,6 +183,6 @@ def test_little_that_would_unpack_to_much_is_refused_before_it_is(tmp_path: Path
                 member.write(bytes(2**20))
     claimed, size = len(start) + many * 2**20, path.stat().st_size
     assert refused(path) == (
-        f"{path} has {size:,} bytes and would unpack to {claimed:,}, more than 100 times as many: if it is "
-        "right, save it with np.savez, which doesn't compress"
+        f"{path} has {size:,} bytes and would unpack to {claimed:,}, more than 100 times as "
+        "many: if that is right, save it with np.savez, which doesn't compress"
     )

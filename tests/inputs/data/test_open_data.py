@@ -92,12 +92,12 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 def test_a_folder_of_images_needs_a_pipeline_and_one_input(tmp_path: Path) -> None:
     assert refused(tmp_path) == (
-        f"{tmp_path} is a folder of images, and nothing says how to prepare them: give a size, "
+        f"{tmp_path} is a folder of images, but nothing states how to prepare them: give a size, "
         "mean and std, or a pipeline file"
     )
     assert refused(tmp_path, ()) == (
-        f"{tmp_path} is a folder of images, but the model doesn't say what its input is called: "
-        "give an .npz archive or module:function"
+        f"{tmp_path} is a folder of images, but the model doesn't name its input: give an .npz "
+        "archive or module:function"
     )
     assert refused(tmp_path, (*SPECS, TensorSpec("y", "int64", ()))) == (
         f"{tmp_path} is a folder of images, but the model takes the inputs x, y: "

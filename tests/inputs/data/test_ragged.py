@@ -96,24 +96,27 @@ def refused(path: Path, **arrays: object) -> str:
 def test_shapes_that_dont_fit_their_values_are_refused(tmp_path: Path) -> None:
     path, values = tmp_path / "a.npz", np.arange(9)
     assert refused(path, **{"ids": values, "ids.shapes": np.array([[3], [5]])}) == (
-        "input 'ids': the shapes in ids.shapes add up to 8 values, and there are 9; see hasten.save_ragged"
+        "input 'ids': the shapes in ids.shapes add up to 8 values, but there are 9; see "
+        "hasten.save_ragged"
     )
     assert refused(path, **{"ids": values, "ids.shapes": np.array([[10], [-1]])}) == (
         "ids.shapes has sizes below 0 or above 2147483647"
     )
     assert refused(path, **{"ids": values, "ids.shapes": np.array([3.0, 6.0])}) == (
-        "ids.shapes are whole numbers (n, axes): got float64 [2]; see hasten.save_ragged"
+        "ids.shapes must be whole numbers of shape (n, axes): got float64 [2]; see "
+        "hasten.save_ragged"
     )
     assert refused(path, **{"ids": values[None], "ids.shapes": np.array([[9]])}) == (
-        "input 'ids' has the shapes ids.shapes, so its values are one after another, (values,): got "
+        "input 'ids' has the shapes ids.shapes, so its values must be one after another, in the "
+        "shape (values,): got "
         "[1, 9]; see hasten.save_ragged"
     )
 
 
 def test_samples_of_other_ranks_or_types_are_refused(tmp_path: Path) -> None:
     for odd, why in (
-        (np.zeros((2, 2), np.int64), "has 2 dimensions [2, 2], the first has 1 [3]"),
-        (np.zeros(2, np.int32), "is int32, the first is int64"),
+        (np.zeros((2, 2), np.int64), "has 2 dimensions [2, 2], but the first has 1 [3]"),
+        (np.zeros(2, np.int32), "is int32, but the first is int64"),
     ):
         with pytest.raises(InputError) as error:
             open_data({"ids": [*IDS, odd]}, SPECS[:1], None, tmp_path)

@@ -59,10 +59,10 @@ def test_what_comes_one_by_one_is_written_once_all_the_same(tmp_path: Path) -> N
 def test_samples_unlike_each_other_are_refused(tmp_path: Path) -> None:
     x = np.zeros(3, np.float32)
     for given, said in (
-        ([(x, 0), x], "the data: sample 1 has 1 parts, the first has 2"),
+        ([(x, 0), x], "the data: sample 1 has 1 parts, but the first has 2"),
         (
             [(x, [0]), (x, [0, 1])],
-            "the data: the label of sample 1 has the shape [2], the first [1]",
+            "the data: the label of sample 1 has the shape [2], but the first has [1]",
         ),
         ([], "the data has no samples"),
         (

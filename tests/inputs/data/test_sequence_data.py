@@ -57,7 +57,7 @@ def test_an_array_alone_is_the_only_input() -> None:
         ({"x": X}, "a step of the model takes x, rate; the sequences have no rate"),
         (
             {"x": X, "rate": np.arange(5), "y": X},
-            "the model takes no y, which the sequences have",
+            "the sequences have y, which isn't an input of the model",
         ),
         (
             {"x": X[:, 0, 0], "rate": np.arange(5)},
@@ -70,8 +70,8 @@ def test_an_array_alone_is_the_only_input() -> None:
         ),
         (
             {"x": X, "rate": np.ones((5, 3), np.int64)},
-            "input 'rate': 3 steps, but 'x' has 4; pad them to one length, and say in lengths how many "
-            "count",
+            "input 'rate': 3 steps, but 'x' has 4; pad them to one length, and state in lengths "
+            "how many steps count",
         ),
         (
             {"x": X[:, :0], "rate": np.arange(5)},
@@ -90,15 +90,15 @@ def test_arrays_that_are_no_sequences_are_refused(arrays: dict[str, Any], said: 
     [
         (
             [1, 0, 2, 3, 4],
-            "lengths: sequence 1 has 0 steps; each has 1 to 4, as the arrays hold",
+            "lengths: sequence 1 has 0 steps; give 1 to 4, the number of steps in the arrays",
         ),
         (
             [1, 5, 2, 3, 4],
-            "lengths: sequence 1 has 5 steps; each has 1 to 4, as the arrays hold",
+            "lengths: sequence 1 has 5 steps; give 1 to 4, the number of steps in the arrays",
         ),
         (
             [1.0, 2, 2, 3, 4],
-            "lengths are whole numbers of shape (n,); got float64 [1]",
+            "lengths must be whole numbers of shape (n,); got float64 [1]",
         ),
     ],
 )

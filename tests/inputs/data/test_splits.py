@@ -112,16 +112,16 @@ def refused(data: Dataset, **how: object) -> str:
 def test_training_data_that_is_judged_on_too_is_refused() -> None:
     training = data_of([500, 7, 8, 501])
     assert refused(data_of(list(range(100))), training=training) == (
-        "2 of 4 training samples are in the data to judge on too (training sample 1 is the "
-        "first); take them out of one of the two"
+        "2 of 4 training samples are also in the data to judge on (training sample 1 is the "
+        "first); remove them from one of the two"
     )
 
 
 def test_a_group_in_training_and_judged_data_is_refused() -> None:
     training = data_of([500, 501], [9, 3])
     assert refused(data_of(list(range(4)), [1, 2, 3, 4]), training=training) == (
-        "1 groups are in the training data and in the data to judge on (3 is the first); "
-        "take them out of one of the two"
+        "1 groups are in the training data and in the data to judge on (3 is the first); remove "
+        "them from one of the two"
     )
 
 

@@ -86,14 +86,14 @@ def message(data: Dataset, folder: Path) -> str:
 
 def test_a_shape_that_the_data_does_not_settle_is_named(tmp_path: Path) -> None:
     assert message(Ragged([(4, 3)] + [(4, 5)] * 3), tmp_path / "spool") == (
-        "input 'x': sample 1 is [4, 5], the first is [4, 3], so the data doesn't settle "
-        "dimension 1 of a sample; pad, crop or resize all to one shape"
+        "input 'x': sample 1 is [4, 5], but the first is [4, 3], so dimension 1 of a sample "
+        "isn't fixed by the data; pad, crop or resize all to one shape"
     )
 
 
 def test_a_rank_that_the_data_does_not_settle_is_named(tmp_path: Path) -> None:
     assert message(Ragged([(4, 3), (4,)]), tmp_path / "spool") == (
-        "input 'x': sample 1 has 1 dimensions [4], the first has 2 [4, 3]"
+        "input 'x': sample 1 has 1 dimensions [4], but the first has 2 [4, 3]"
     )
 
 
@@ -102,7 +102,7 @@ def test_a_dtype_that_changes_is_named(tmp_path: Path) -> None:
         writer.append({"x": np.zeros((1, 2), np.float32)}, [bytes(32)])
         with pytest.raises(InputError) as error:
             writer.append({"x": np.zeros((1, 2), np.float64)}, [bytes(32)])
-    assert str(error.value) == "input 'x': sample 1 is float64, the first is float32"
+    assert str(error.value) == "input 'x': sample 1 is float64, but the first is float32"
 
 
 def test_nan_is_refused_naming_sample_and_input(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_missing_values_survive_the_way_to_the_workers(tmp_path: Path) -> None:
 def test_labels_of_a_regression_are_numbers() -> None:
     pipeline = Pipeline((ROW,), (Quantity(),))
     assert opened(TABLE | {"paid": ["1.5", 2, -3]}, pipeline).labels.tolist() == [1.5, 2, -3]
-    assert refused(TABLE, pipeline).startswith("the table: the labels of this model are numbers")
+    assert refused(TABLE, pipeline).startswith("the table: this model needs numbers as labels")
 
 
 @pytest.mark.parametrize(
@@ -114,8 +114,8 @@ def test_a_table_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> Non
         f"{path} has no column 'housing', which the model takes; it has 'house', 'paid' in addition to the known ones"
     )
     assert refused(two | {"paid": ["bad"], "id": [7]}) == (
-        "the table has the columns 'paid', 'id' in addition to the model's: say which is the label, as "
-        "rows.csv:id or (table, 'id')"
+        "the table has the columns 'paid', 'id' in addition to the model's: name the label, as "
+        "in rows.csv:id or (table, 'id')"
     )
     assert refused(two | {"age": ["old"]}) == (
         "the table: row 1: the column 'age' needs a number: got a text"
@@ -124,7 +124,7 @@ def test_a_table_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> Non
         "the table: row 1: the column 'housing' needs one of its words, 'rent', 'own', 'NA': got 'boat'"
     )
     assert refused(two | {"paid": ["maybe"]}) == (
-        "the table: row 1: the label is one of 'bad', 'good': got 'maybe'"
+        "the table: row 1: the label must be one of 'bad', 'good': got 'maybe'"
     )
     assert refused((two, "age")) == (
         "the table: the model takes the column 'age', so it can't be the label"
@@ -134,19 +134,19 @@ def test_a_table_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> Non
     )
     assert refused({"age": [], "housing": []}) == "the table has no rows"
     assert refused(np.zeros((3, 5))) == (
-        "the model takes 2 columns, from 'age' to 'housing': the array has 5"
+        "the model takes 2 columns, from 'age' to 'housing', but the array has 5"
     )
     assert refused(np.array([[1, np.inf]])) == (
         "the table: row 1: the column 'housing' isn't a number that float32 holds"
     )
     path = csv_of(tmp_path, "age,housing\n1,own\n2\n")
-    assert refused(path) == f"{path}: row 2 has 1 values, the first line names 2 columns"
+    assert refused(path) == f"{path}: row 2 has 1 values, but the first line names 2 columns"
     assert refused(csv_of(tmp_path, "age,age\n")) == (
         f"{path} has the column 'age' twice: name each column once"
     )
     path.write_bytes(b"age,housing\n1,\xff\n")
     assert refused(path).startswith(f"{path} can't be read as CSV in UTF-8: ")
     assert refused(path, None) == (
-        f"{path} is a table, and nothing says which columns the model takes in which order: give a "
-        "pipeline that begins with the step row, or a model that states its columns"
+        f"{path} is a table, but nothing states which columns the model takes, and in which "
+        "order: give a pipeline that begins with the step row, or a model that states its columns"
     )

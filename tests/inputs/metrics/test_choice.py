@@ -61,17 +61,17 @@ def test_a_metric_is_read_as_it_is_written(text: str, metric: Metric) -> None:
     [
         ("top2", f"there is no metric 'top2'; there are {FORMS}"),
         ("", f"there is no metric ''; there are {FORMS}"),
-        ("regression:x", "metric 'regression:x': 'x' is no number"),
+        ("regression:x", "metric 'regression:x': 'x' isn't a number"),
         (
             "regression",
             "regression: tolerance 0 and relative 0; give one above 0, as in regression:0.01",
         ),
-        ("top1@", "metric 'top1@' names no output behind the @: write it, or leave out the @"),
+        ("top1@", "metric 'top1@' names no output after the @: write one, or leave out the @"),
         ("top1:a@b", "metric 'top1:a@b' names two outputs, a and b: name one"),
         (
             "detection_f1@boxes",
-            "metric 'detection_f1@boxes': detection_f1 reads several outputs by names of its own; leave out "
-            "@boxes",
+            "metric 'detection_f1@boxes': detection_f1 reads several outputs with fixed names; "
+            "leave out @boxes",
         ),
         (
             "my.py:score@y",
@@ -84,19 +84,19 @@ def test_a_metric_is_read_as_it_is_written(text: str, metric: Metric) -> None:
         ),
         (
             "all_of",
-            "metric 'all_of': give the metrics of the outputs one by one, as --metric top1@logits "
-            "--metric regression:0.02@boxes",
+            "metric 'all_of': give the metrics of the outputs one by one, as in --metric "
+            "top1@logits --metric regression:0.02@boxes",
         ),
         (
             "each_output",
             "metric 'each_output': name the metric that reads each output, as in agreement@all",
         ),
-        ("ndcg:0", "metric 'ndcg:0': '0' is no number of places; give one from 1 on"),
+        ("ndcg:0", "metric 'ndcg:0': '0' isn't a number of places; give one from 1 on"),
         (
             "pck:2",
             "pck:2: the largest distance, as a share of the box, must be above 0 and at most 1",
         ),
-        ("cer:,x", "metric 'cer:,x': 'x' is no setting; write the blank's class as blank=0"),
+        ("cer:,x", "metric 'cer:,x': 'x' isn't a setting; write the blank's class as blank=0"),
         ("cer:no.txt", "metric 'cer:no.txt': the vocabulary no.txt: no such file"),
         ("embedding:2", "embedding:2: the least cosine must be above -1 and at most 1"),
     ],

@@ -53,7 +53,7 @@ def test_integers_and_truth_values_agree_where_they_are_equal() -> None:
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
-        (DetectionF1(), "detection_f1 reads several outputs by names of its own; leave out @all"),
+        (DetectionF1(), "detection_f1 reads several outputs with fixed names; leave out @all"),
         (Top1("a"), "top1 names the output a; leave out @all"),
     ],
 )
@@ -186,5 +186,6 @@ def test_an_output_that_is_not_there_is_named_with_those_that_are(metric: str | 
     with pytest.raises(InputError) as error:
         check_outputs(named_metric(metric), outputs)
     assert str(error.value) == (
-        "top1 reads the output 'b'; the model gives logits: float32[n, 10], sizes: float32[n, 2]"
+        "top1 reads the output 'b', but the model's outputs are logits: float32[n, 10], sizes: "
+        "float32[n, 2]"
     )

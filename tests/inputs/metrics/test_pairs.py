@@ -83,8 +83,8 @@ def test_two_columns_rank_alike_as_logits_and_as_probabilities() -> None:
         (
             3,
             [0, 1],
-            "auroc is certified for two classes; the model gives 3: report='auroc' states it, the "
-            "mean over classes",
+            "auroc can be certified for two classes, but the model has 3: report='auroc' states "
+            "the mean over the classes instead",
         ),
     ],
 )
@@ -105,7 +105,10 @@ def test_brier_scores_one_minus_the_squared_distance_and_never_guesses_logits() 
     named = parse_metric("brier:sigmoid")
     assert named.score(z, z, labels[:2])[0] == 0.75
     assert parse_metric("brier:p") == Brier(output="p")
-    with pytest.raises(InputError, match="activation='tanh': what turns outputs into probabil"):
+    with pytest.raises(
+        InputError,
+        match="activation='tanh': give 'sigmoid' or 'softmax', which turns outputs into probabil",
+    ):
         Brier("tanh")
 
 
@@ -113,5 +116,5 @@ def test_a_function_that_needs_the_whole_set_is_no_metric_of_samples(tmp_path: P
     path = tmp_path / "own.py"
     path.write_text("def gini(outputs, labels): return 0.5\ngini.over_set = True\n")
     outputs = {"p": np.zeros(2)}
-    with pytest.raises(InputError, match=r"own\.py:gini says by over_set that it needs the whole"):
+    with pytest.raises(InputError, match=r"own\.py:gini needs the whole set, as its over_set"):
         parse_metric(f"{path}:gini").score(outputs, outputs, None)

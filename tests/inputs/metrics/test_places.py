@@ -160,16 +160,17 @@ def test_heatmaps_higher_than_wide_are_read_by_labels_that_count_their_points() 
             Pck(),
             np.zeros((2, 64, 48, 17)),
             None,
-            "pck: the output is [2, 64, 48, 17], so the points of its heatmaps seem to be on the last axis, "
-            "and they are read on the second: give labels, if that is where they are, or else a function "
-            "of your own, my.py:score",
+            "pck: the output is [2, 64, 48, 17], so the points of its heatmaps seem to be on the "
+            "last axis, but this metric reads them on the second: give labels if they are on the "
+            "second, or else a function of your own, my.py:score",
         ),
         (
             Oks(0.05),
             np.zeros((2, 6, 17, 3)),
             None,
-            "oks reads the points of one object, (n, points, 2) or (n, 1, points, 2), or 3; the output is "
-            "[2, 6, 17, 3], as of 6 objects: take a function of your own, my.py:score",
+            "oks reads the points of one object, (n, points, 2) or (n, 1, points, 2), or 3; the "
+            "output is [2, 6, 17, 3], which looks like 6 objects: use a function of your own, "
+            "my.py:score",
         ),
         (
             Iou(),
@@ -181,7 +182,8 @@ def test_heatmaps_higher_than_wide_are_read_by_labels_that_count_their_points() 
             Iou(),
             MASK,
             np.zeros((1, 4, 4), int),
-            "iou reads labels that are classes, integers [1, 2, 4] as the output has places; got int64 "
+            "iou reads labels that are classes: integers of shape [1, 2, 4], as in the output; "
+            "got int64 "
             "[1, 4, 4]",
         ),
         (
@@ -200,8 +202,8 @@ def test_heatmaps_higher_than_wide_are_read_by_labels_that_count_their_points() 
             Oks(),
             SQUARE,
             SQUARE,
-            "oks knows the spread of COCO's 17 points, and the model gives 4: name one for all, as in "
-            "oks:0.05",
+            "oks knows the spread of COCO's 17 points, but the model has 4: give one spread for "
+            "all, as in oks:0.05",
         ),
         (
             Pck(),

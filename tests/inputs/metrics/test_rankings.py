@@ -89,13 +89,13 @@ def test_an_encoder_ranks_by_its_own_embedding_of_the_query() -> None:
     [
         (
             np.zeros(6),
-            "group_ndcg: a group of embeddings has one sample with the label -1, its query; one has 0, and "
-            "3 samples",
+            "group_ndcg: each group of embeddings needs one sample with the label -1, its query; "
+            "a group of 3 samples has 0",
         ),
         (
             None,
-            "group_ndcg: the model gives embeddings, and no labels say which sample is a group's query: "
-            "give labels, -1 for it, or take embedding as the metric",
+            "group_ndcg: the model returns embeddings, but no labels state which sample is a "
+            "group's query: give labels, with -1 for the query, or use the metric embedding",
         ),
         (
             np.zeros((6, 2)),
@@ -113,8 +113,8 @@ def test_samples_without_groups_are_no_queries() -> None:
     with pytest.raises(InputError) as error:
         GroupRecall().draws(None, np.arange(5))
     assert str(error.value) == (
-        "group_recall ranks the samples of a group, and no two samples share one: give groups, one for "
-        "each query, as an array with the inputs"
+        "group_recall ranks the samples of a group, but no two samples share a group: give "
+        "groups, one for each query, as an array next to the inputs"
     )
 
 
@@ -122,8 +122,8 @@ def test_one_score_a_sample_is_no_ranking() -> None:
     with pytest.raises(InputError) as error:
         Ndcg().score({"y": np.zeros((3, 1))}, {}, None)
     assert str(error.value) == (
-        "ndcg reads scores (n, candidates) of at least 2; the output is float64 [3, 1]: for one candidate "
-        "a sample, take group_ndcg"
+        "ndcg reads scores (n, candidates) of at least 2; the output is float64 [3, 1]: if each "
+        "sample is one candidate, use group_ndcg"
     )
 
 
@@ -133,19 +133,21 @@ def test_one_score_a_sample_is_no_ranking() -> None:
         (
             Ndcg(),
             None,
-            "ndcg:10: there are 4 candidates, so without labels every order scores alike: give a smaller K, "
+            "ndcg:10: there are 4 candidates, so without labels every order scores the same: "
+            "give a smaller K, "
             "or labels",
         ),
         (
             Recall(4),
             None,
-            "recall:4: there are 4 candidates, so without labels every order scores alike: give a smaller "
+            "recall:4: there are 4 candidates, so without labels every order scores the same: "
+            "give a smaller "
             "K, or labels",
         ),
         (
             Recall(4),
             GRADES,
-            "recall:4: there are 4 candidates, so every order scores alike: give a smaller K",
+            "recall:4: there are 4 candidates, so every order scores the same: give a smaller K",
         ),
     ],
 )
@@ -163,13 +165,15 @@ def test_as_many_places_as_candidates_tell_no_order_from_another(
         (
             GroupNdcg(3),
             None,
-            "group_ndcg:3: a group has 3 samples, so without labels every order scores alike: give a "
+            "group_ndcg:3: a group has 3 samples, so without labels every order scores the same: "
+            "give a "
             "smaller K, or labels",
         ),
         (
             GroupRecall(),
             np.array([0, 1, 0, 0, 0, 1]),
-            "group_recall:10: a group has 3 samples, so every order scores alike: give a smaller K",
+            "group_recall:10: a group has 3 samples, so every order scores the same: give a "
+            "smaller K",
         ),
     ],
 )

@@ -99,7 +99,7 @@ def test_a_pipelines_ctc_step_says_what_classes_are() -> None:
             Wer(),
             read("ab"),
             None,
-            "wer counts words, and needs the text of each class: wer:vocab.txt",
+            "wer counts words, so it needs the text of each class: wer:vocab.txt",
         ),
         (
             Cer(("a", "b")),
@@ -112,7 +112,8 @@ def test_a_pipelines_ctc_step_says_what_classes_are() -> None:
             Cer(),
             read("ab"),
             np.array(["ab"]),
-            "cer: the labels are texts, and no vocabulary says which text a class is: name its file, as in "
+            "cer: the labels are text, but no vocabulary states the text of each class: name its "
+            "file, as in "
             "cer:vocab.txt",
         ),
         (
@@ -138,7 +139,7 @@ def test_a_pipelines_ctc_step_says_what_classes_are() -> None:
             Cer(ALPHABET),
             {"y": np.array([[9, 1]])},
             None,
-            "cer: the model gives class 9, and the vocabulary has 4 pieces",
+            "cer: the model returns class 9, but the vocabulary has 4 pieces",
         ),
     ],
 )
@@ -157,6 +158,6 @@ def test_a_file_that_is_no_vocabulary_is_refused(tmp_path: Path, written: str) -
     with pytest.raises(InputError) as error:
         parse_metric(f"cer:{file}")
     assert str(error.value) == (
-        f"metric 'cer:{file}': the vocabulary {file} is no list of texts, and no mapping of texts to the "
-        "classes 0, 1, 2, ..."
+        f"metric 'cer:{file}': the vocabulary {file} is neither a list of texts nor a mapping of "
+        "texts to the classes 0, 1, 2, ..."
     )

@@ -28,7 +28,7 @@ def test_a_tokenizer_of_more_tokens_than_the_embedding_has_rows_is_refused() -> 
     with pytest.raises(InputError) as error:
         check_vocabulary(PIPELINE, model(len(WORDS) - 1))
     assert str(error.value) == (
-        "the tokenizer's numbers go up to 8, and the model's embedding has 8 rows: give the "
+        "the tokenizer's numbers go up to 8, but the model's embedding has 8 rows: give the "
         "tokenizer that the model was trained with"
     )
 

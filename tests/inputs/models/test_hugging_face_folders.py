@@ -90,8 +90,8 @@ def test_code_in_a_folder_isnt_run_unless_asked(tmp_path: Path) -> None:
     (folder / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Mine: pass\n")
     (folder / "model.safetensors").write_bytes(b"")
     assert refused(folder) == (
-        f"{folder} brings Python code of its own (auto_map in config.json), which isn't run: if you trust "
-        "it, ask with trust_code=True"
+        f"{folder} contains Python code of its own (auto_map in config.json), which isn't run: "
+        "if you trust it, add trust_code=True"
     )
     assert not (tmp_path / "ran").exists()
 
@@ -137,19 +137,19 @@ def test_code_in_a_folder_runs_once_it_is_asked_for(
         (
             {"architectures": ["GPT2LMHeadModel"]},
             ["model.safetensors"],
-            "{folder} is a GPT2LMHeadModel, which writes text token by token: hasten takes models that "
-            "answer at once, such as encoders and classifiers",
+            "{folder} is a GPT2LMHeadModel, which generates text token by token: hasten takes "
+            "models that answer in one pass, such as encoders and classifiers",
         ),
         (
             {},
             ["pytorch_model.bin"],
-            "{folder} has neither an ONNX file nor safetensors: load it in your own code and save it by "
-            "save_pretrained, which writes safetensors",
+            "{folder} has neither an ONNX file nor safetensors: load it in your own code and "
+            "save it with save_pretrained, which writes safetensors",
         ),
         (
             {"architectures": [], "model_type": "bert"},
             ["model.safetensors"],
-            "{folder}/config.json doesn't say which architectures it is of",
+            "{folder}/config.json doesn't name the model's architecture",
         ),
     ],
 )
@@ -168,8 +168,9 @@ def test_an_unknown_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         stated_pipeline(find_model(folder))
     assert str(error.value) == (
-        f"{folder} has a tokenizer that isn't known here (vocab.txt without tokenizer.json): save it by "
-        "transformers' AutoTokenizer, whose save_pretrained writes that file"
+        f"{folder} has a tokenizer that isn't supported (vocab.txt without tokenizer.json): load "
+        "it with transformers' AutoTokenizer and save it with save_pretrained, which writes that "
+        "file"
     )
 
 
@@ -179,8 +180,8 @@ def test_a_tokenizer_too_large_for_a_bundle_is_noted(tmp_path: Path) -> None:
     found = find_model(folder)
     assert stated_pipeline(found) is None
     assert found.hasten_notes == (
-        f"{folder}/tokenizer.json is too large for a bundle, which takes 3 MiB: the bundle takes tokens, "
-        "not texts",
+        f"{folder}/tokenizer.json is too large for a bundle, which has room for 3 MiB: the "
+        "bundle takes tokens, not text",
     )
 
 
@@ -313,8 +314,8 @@ def test_weights_that_are_missing_are_said(tmp_path: Path) -> None:
     stated["architectures"] = ["BertForTokenClassification"]
     (folder / "config.json").write_text(json.dumps(stated))
     assert refused(folder) == (
-        f"{folder} lacks 2 weights of BertForTokenClassification, such as classifier.bias: save the whole "
-        "model by save_pretrained"
+        f"{folder} lacks 2 weights of BertForTokenClassification, such as classifier.bias: save "
+        "the whole model with save_pretrained"
     )
 
 

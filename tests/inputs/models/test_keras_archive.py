@@ -12,7 +12,7 @@ from hasten.errors import InputError
 from hasten.inputs.models.source import find_model
 
 ADVICE = (
-    ", by which loading it could run code or touch other files: if you trust it, ask with trust_code=True, "
+    ", so loading it could run code or touch other files: if you trust it, add trust_code=True, "
     "or load it in a my.py and give my.py:model"
 )
 INPUT: dict[str, Any] = {
@@ -80,7 +80,7 @@ def test_a_function_of_keras_plants_no_file(tmp_path: Path) -> None:
     path = written(tmp_path / "m.keras", planting(tmp_path))
     said = refusal(path)
     assert not list((tmp_path / "cache").iterdir())
-    assert said == f"{path} has an object of the class 'Lambda' from 'keras.layers'{ADVICE}"
+    assert said == f"{path} contains an object of the class 'Lambda' from 'keras.layers'{ADVICE}"
 
 
 def harmful(name: str) -> dict[str, Any]:
@@ -109,25 +109,26 @@ def harmful(name: str) -> dict[str, Any]:
 def test_what_calls_functions_is_refused_wherever_it_stands(tmp_path: Path, name: str) -> None:
     path = written(tmp_path / "m.keras", layer("TimeDistributed", layer=[{"inner": harmful(name)}]))
     said = refusal(path)
-    assert said.startswith(f"{path} has an object of the class {name!r} from ")
+    assert said.startswith(f"{path} contains an object of the class {name!r} from ")
     assert said.endswith(ADVICE)
 
 
 def test_a_vocabulary_in_another_file_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "m.keras", layer("StringLookup", vocabulary="/elsewhere"))
-    assert refusal(path) == f"{path} has a vocabulary in the file '/elsewhere'{ADVICE}"
+    assert refusal(path) == f"{path} contains a vocabulary in the file '/elsewhere'{ADVICE}"
 
 
 def test_a_file_that_keras_doesnt_write_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "m.keras", more={"model.weights.npz": b""})
-    assert refusal(path) == f"{path} has the file 'model.weights.npz'{ADVICE}"
+    assert refusal(path) == f"{path} contains the file 'model.weights.npz'{ADVICE}"
 
 
 @pytest.mark.parametrize("content", [b"no archive", b"PK\x05\x06" + bytes(18)])
 def test_another_kind_of_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.keras").write_bytes(content)
     assert refusal(tmp_path / "m.keras") == (
-        f"{tmp_path / 'm.keras'} can't be loaded as a Keras model: it is no archive with a config.json"
+        f"{tmp_path / 'm.keras'} can't be loaded as a Keras model: it isn't an archive with a "
+        "config.json"
     )
 
 

@@ -132,14 +132,15 @@ def test_a_torch_model_needs_a_sample(tmp_path: Path) -> None:
 
 def test_what_is_no_model_is_refused_with_what_would_be(tmp_path: Path, code: Path) -> None:
     assert refused(3) == f"got a int; a model is {KINDS}"
-    assert refused(f"{code}:number") == f"{code}:number gives a int; a model is {KINDS}"
+    assert refused(f"{code}:number") == f"{code}:number has the type int; a model is {KINDS}"
     weights = tmp_path / "net.pth"
     weights.touch()
     assert refused(weights) == (
-        f"{weights} holds weights without the network that they are of: build it in a my.py, load them there "
-        "and give my.py:model; or name it, as in timm:resnet18@weights.safetensors"
+        f"{weights} contains weights without their network: build the network in a my.py, load "
+        "the weights there and give my.py:model; or name the network, as in "
+        "timm:resnet18@weights.safetensors"
     )
-    assert refused(code) == f"{code}: say which model in it, as in {code}:model"
+    assert refused(code) == f"{code}: name the model in it, as in {code}:model"
 
 
 def test_what_does_not_exist_is_named(tmp_path: Path, code: Path) -> None:

@@ -22,9 +22,10 @@ def refused(name: str) -> str:
 
 def test_a_name_without_weights_is_refused() -> None:
     assert refused(f"timm:{SMALL}") == (
-        f"timm:{SMALL} names no weights: give a file of them, timm:{SMALL}@weights.safetensors, or "
-        f"timm:{SMALL}@random for random ones, which tell the speed and answer nothing; pretrained ones of "
-        "the library come by a my.py of yours"
+        f"timm:{SMALL} names no weights: give a file of weights, "
+        f"timm:{SMALL}@weights.safetensors, or timm:{SMALL}@random for random weights, which "
+        "show the speed but give meaningless answers; load the library's pretrained weights in a "
+        "my.py of yours"
     )
 
 
@@ -32,7 +33,8 @@ def test_random_weights_are_said() -> None:
     module = find_model("torchvision:squeezenet1_1@random")
     assert not module.training
     assert module.hasten_notes == (
-        "the weights of torchvision:squeezenet1_1 are random: its speed is right, its answers mean nothing",
+        "the weights of torchvision:squeezenet1_1 are random: its speed is right, but its "
+        "answers mean nothing",
     )
     pipeline = stated_pipeline(module)
     assert pipeline is not None
@@ -77,9 +79,9 @@ def empty(path: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "said"),
     [
-        (pickled, "can't be read as weights, without running code of its own: "),
+        (pickled, "can't be read as weights without running code that it contains: "),
         (other, "the weights don't fit the model: "),
-        (empty, "holds no weights by name: save the module's state_dict()"),
+        (empty, "contains no named weights: save the module's state_dict()"),
     ],
 )
 def test_files_that_hold_no_weights_of_the_model(tmp_path: Path, write: Any, said: str) -> None:

@@ -156,7 +156,7 @@ def test_an_offset_that_is_no_number_is_refused(tmp_path: Path) -> None:
     path.write_bytes(proto.SerializeToString())
     assert (
         refused(path)
-        == f"{tmp_path / 'weights.bin'}: the offset or length of 'w' in it is no number"
+        == f"{tmp_path / 'weights.bin'}: the offset or length of 'w' in it isn't a number"
     )
 
 
@@ -209,7 +209,7 @@ def test_external_data_behind_a_link_that_leads_out_is_refused(tmp_path: Path) -
     (path.parent / "weights.bin").symlink_to(secret)
     name = onnx.load(path, load_external_data=False).graph.initializer[0].name
     assert refused(path) == (
-        f"{path}: the data of {name!r} is said to be at 'weights.bin', a link that leads to {secret}; "
+        f"{path}: the data of {name!r} is said to be at 'weights.bin', a link to {secret}; "
         "external data must lie in the model's folder: copy it there if you trust the model"
     )
 
@@ -237,11 +237,11 @@ def test_a_model_without_inputs_or_outputs_is_refused(tmp_path: Path) -> None:
     outputs = list(proto.graph.output)
     del proto.graph.output[:]
     onnx.save(proto, path)
-    assert refused(path) == f"{path} gives no outputs: there is nothing to compare"
+    assert refused(path) == f"{path} has no outputs: there is nothing to compare"
     proto.graph.output.extend(outputs)
     del proto.graph.input[:]
     onnx.save(proto, path)
-    assert refused(path) == f"{path} takes no inputs: there is nothing to make faster"
+    assert refused(path) == f"{path} has no inputs: there is nothing to make faster"
 
 
 def test_sequences_maps_and_text_are_refused_by_name(tmp_path: Path) -> None:
@@ -265,8 +265,8 @@ def test_sequences_maps_and_text_are_refused_by_name(tmp_path: Path) -> None:
     proto.graph.input.append(helper.make_tensor_value_info("words", TensorProto.STRING, [1]))
     onnx.save(proto, path)
     assert refused(path) == (
-        f"{path}: input 'words' holds text; only numbers are supported: turn texts into numbers before the "
-        "model, and export from there"
+        f"{path}: input 'words' contains text; only numbers are supported: turn text into numbers "
+        "before the model, and export only the part after that"
     )
     proto.graph.input[2].CopyFrom(scores)
     onnx.save(proto, path)
@@ -296,4 +296,4 @@ def test_a_name_that_is_no_text_is_refused(tmp_path: Path, name: str) -> None:
     path = saved(text, tmp_path / "m.onnx")
     damaged = b"\xff" * len(name)
     path.write_bytes(path.read_bytes().replace(name.encode(), damaged))
-    assert refused(path) == f"{path} is damaged: the name {damaged!r} in it is no text"
+    assert refused(path) == f"{path} is damaged: the name {damaged!r} in it isn't text"

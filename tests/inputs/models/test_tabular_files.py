@@ -28,8 +28,8 @@ def test_a_pickle_is_never_read(tmp_path: Path, suffix: str) -> None:
         find_model(path)
     assert str(error.value) == (
         f"{path} is a pickle, and reading one runs whatever code is in it. If you trust it, load it in a my.py "
-        f"and give my.py:model; or make it an ONNX file by two lines of your own: {LOADED.format(path.name)}; "
-        f"{WRITTEN}, with options for a classifier alone"
+        f"and give my.py:model; or convert it to an ONNX file with two lines of your own: {LOADED.format(path.name)}; "
+        f"{WRITTEN}, with options only for a classifier"
     )
 
 

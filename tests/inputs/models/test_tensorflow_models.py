@@ -71,7 +71,7 @@ def test_what_cant_be_converted_is_said_in_one_line(tmp_path: Path) -> None:
     said = str(error.value)
     assert said.startswith(f"tf2onnx can't convert {tmp_path}/m.tflite: ")
     assert said.endswith(
-        "; leave that operation out of what is saved, or export the model to ONNX yourself"
+        "; save the model without that operation, or export the model to ONNX yourself"
     )
     assert "\n" not in said
 
@@ -94,12 +94,12 @@ def test_a_saved_model_runs_only_where_it_is_trusted(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         load_model(find_model(tmp_path / "saved"), None, tmp_path)
     assert str(error.value) == (
-        f"{tmp_path}/saved is a SavedModel, a program that runs while it is converted and can read and write files: "
-        "if you trust it, ask with trust_code=True"
+        f"{tmp_path}/saved is a SavedModel, a program that runs while it is converted and can "
+        "read and write files: if you trust it, add trust_code=True"
     )
     for command in ("optimize", "profile"):
         refused = CliRunner().invoke(main, [command, str(tmp_path / "saved")])
-        assert refused.stderr.endswith("if you trust it, ask with --trust-code\n")
+        assert refused.stderr.endswith("if you trust it, add --trust-code\n")
         trusted = CliRunner().invoke(main, [command, "--trust-code", str(tmp_path / "saved")])
         assert trusted.exit_code == 2
         assert "tf2onnx" in trusted.stderr or "hasten[keras]" in trusted.stderr

@@ -196,7 +196,7 @@ class Answers:
         (Answers(), "the exported model can't be run: no kernel"),
         (
             Answers(torch.ones(1, 4), torch.ones(1, 4)),
-            "the exported model gives 2 outputs, the module 1",
+            "the exported model gives 2 outputs, but the module returns 1",
         ),
         (
             Answers(torch.ones(4)),
@@ -284,7 +284,7 @@ class Nothing(nn.Module):
 
 def test_a_module_that_gives_nothing_is_refused(tmp_path: Path) -> None:
     assert refused(Nothing(), [X], tmp_path) == (
-        "the model gives no tensor: there is nothing to compare"
+        "the model returns no tensor: there is nothing to compare"
     )
 
 
@@ -316,7 +316,7 @@ def test_a_file_that_is_no_program_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.pt2").write_bytes(b"not a program")
     with pytest.raises(InputError) as error:
         load_program(tmp_path / "bad.pt2")
-    assert str(error.value).startswith(f"{tmp_path / 'bad.pt2'} is no exported torch program: ")
+    assert str(error.value).startswith(f"{tmp_path / 'bad.pt2'} isn't an exported torch program: ")
     with pytest.raises(InputError) as error:
         load_program(tmp_path / "no.pt2")
     assert str(error.value) == f"no such file: {tmp_path / 'no.pt2'}"

@@ -87,8 +87,8 @@ def test_a_dimension_that_cant_stay_open_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         load_with_data(Branching(), samples, None, (), tmp_path)
     assert str(error.value) == (
-        "the exported model's output 'output' is off by 1 from the module's (largest magnitude 1), for x [8]: "
-        "the export, traced on x [12], froze what the module makes of a size"
+        "the exported model's output 'output' is off by 1 from the module's (largest magnitude "
+        "1), for x [8]: the export, traced on x [12], turned a size into a constant"
     )
 
 

@@ -17,7 +17,7 @@ from hasten.cli import main  # noqa: E402
 from hasten.errors import InputError  # noqa: E402
 from hasten.inputs.models.source import find_model  # noqa: E402
 
-ADVICE = "; if you trust it, ask with trust_code=True, or load it in a my.py and give my.py:model"
+ADVICE = "; if you trust it, add trust_code=True, or load it in a my.py and give my.py:model"
 
 
 class Harm:
@@ -87,7 +87,7 @@ def test_a_pickle_among_sample_inputs_isnt_read(path: Path, tmp_path: Path) -> N
     with_harm_in_a_sample(path, tmp_path / "witness")
     said = load(path)
     assert not (tmp_path / "witness").exists()
-    assert said.startswith(f"{path} can't be loaded without running code that it brings: ")
+    assert said.startswith(f"{path} can't be loaded without running code that it contains: ")
     assert said.endswith(ADVICE)
     assert said.isprintable()
 
@@ -117,8 +117,9 @@ def test_an_operator_of_another_library_is_refused(path: Path) -> None:
 
     with_harm_in_the_program(path, harm)
     assert load(path) == (
-        f"{path} can't be loaded without running code that it brings: a program may only call torch's "
-        "operators, and net.pt2 has the target 'torch.os.system', which could run other code: build it "
+        f"{path} can't be loaded without running code that it contains: a program may only call "
+        "torch's operators, but net.pt2 has the target 'torch.os.system', which could run other "
+        "code: build it "
         f"again from the model{ADVICE}"
     )
 
@@ -135,7 +136,7 @@ def test_the_command_refuses_it_in_one_line(path: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, asked)
     assert result.exit_code == 2
     assert not (tmp_path / "witness").exists()
-    assert "ask with --trust-code, or" in result.stderr
+    assert "add --trust-code, or" in result.stderr
 
 
 def test_a_program_that_would_unpack_to_far_more_is_refused(

@@ -87,7 +87,7 @@ def test_an_operator_without_onnx_is_named(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
     assert "bessel_j0" in str(error.value)
     assert str(error.value).endswith(
-        "export the module that it was made from (my.py:model), or torch.export's program of it"
+        "export the module that it was made from (my.py:model), or a program of torch.export"
     )
 
 
@@ -97,6 +97,7 @@ def test_weights_alone_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         find_model(path)
     assert str(error.value) == (
-        f"{path} holds weights without the network that they are of: build it in a my.py, load them there "
-        "and give my.py:model; or name it, as in timm:resnet18@weights.safetensors"
+        f"{path} contains weights without their network: build the network in a my.py, load the "
+        "weights there and give my.py:model; or name the network, as in "
+        "timm:resnet18@weights.safetensors"
     )

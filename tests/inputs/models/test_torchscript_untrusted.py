@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch", reason="needs the extra torch: pip install 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated; its files aren't gone
 
 ADVICE = (
-    " in its code, by which it could touch other files: if you trust it, ask with trust_code=True, or load it in a my.py "
+    " in its code, so it could touch other files: if you trust it, add trust_code=True, or load it in a my.py "
     "and give my.py:model"
 )
 
@@ -83,7 +83,9 @@ def test_code_that_touches_other_files_isnt_run(tmp_path: Path, line: str, what:
 
 
 def test_code_in_another_form_isnt_run(tmp_path: Path) -> None:
-    said = "is in an older form of TorchScript, or in that for phones: save it by torch.jit.save"
+    said = (
+        "has an older TorchScript format, or the one for phones: save the model with torch.jit.save"
+    )
     path = written(tmp_path / "net.pt")
     plain = path.read_bytes()
     path.write_bytes(b"\0\0\0\0PTMF" + plain)

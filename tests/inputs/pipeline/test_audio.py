@@ -92,7 +92,7 @@ def test_what_can_not_be_decoded_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         "the sound has 50 samples of 1 channels at 100 Hz, more than 7999 in all"
     )
     assert refused(lambda: DecodeAudio()(encoded(tone(440), kind="AU"))).startswith(
-        "the sound is AU; accepted are WAV"
+        "the sound is AU; accepted formats are WAV"
     )
     assert refused(lambda: DecodeAudio(0)) == (
         "decode_audio.rate=0: give a number from 1 to 1.04858e+06"
@@ -112,7 +112,7 @@ def test_a_sound_that_takes_much_memory_for_its_bytes_is_refused(
     data = encoded(np.zeros((frames, channels), np.float32), rate, subtype="PCM_U8")
     assert refused(lambda: DecodeAudio()(data)) == (
         f"the sound has {frames:,} samples of {channels} channels at {rate} Hz in {len(data):,} bytes: decoding "
-        f"it takes {most} MiB, and 16 MiB are allowed for so few bytes; send a shorter one, or raise "
+        f"it takes {most} MiB, but only 16 MiB are allowed for so few bytes; send a shorter sound, or raise "
         "memory_per_byte of the step decode_audio"
     )
     assert refused(lambda: DecodeAudio(memory_per_byte=-1)) == (
@@ -225,7 +225,7 @@ def test_sounds_that_do_not_fit_are_named() -> None:
         "log_mel needs a sound of at least 201 samples; got [200]"
     )
     assert refused(lambda: LogMel(hop=1, window=2**16)(np.zeros(2**15 + 1, np.float32))) == (
-        "a sound of 32769 samples is too long for log_mel with hop=1: cut it first, by fit_length"
+        "a sound of 32769 samples is too long for log_mel with hop=1: cut it first, with fit_length"
     )
 
 

@@ -85,12 +85,12 @@ def test_what_a_pipeline_gives_must_be_what_the_model_takes() -> None:
     assert as_request(four, [x])["x"].shape == (1, 4)
     assert set(as_request({"x": four, "mask": np.ones(4, np.int64)}, [x, mask])) == {"x", "mask"}
     for prepared, inputs, words in (
-        (four, [x, mask], "the pipeline gives one array, and the model takes the inputs x, mask"),
-        ({"x": four}, [x, mask], f"the pipeline gives x, and the model takes {mask}"),
+        (four, [x, mask], "the pipeline gives one array, but the model takes the inputs x, mask"),
+        ({"x": four}, [x, mask], f"the pipeline gives x, but the model takes {mask}"),
         (
             np.zeros(5, np.float32),
             [x],
-            f"the pipeline gives [1, 5] of float32 with its batch axis, and the model takes {x}",
+            f"the pipeline gives [1, 5] of float32 with its batch axis, but the model takes {x}",
         ),
     ):
         with pytest.raises(InputError) as error:
@@ -117,21 +117,23 @@ def test_steps_after_the_model_that_fit_its_outputs_and_each_other_are_accepted(
     [
         (
             (Nms(),),
-            "the step nms takes boxes, and gets the model's outputs: put yolo_boxes or darknet_boxes or "
+            "the step nms takes boxes, but gets the model's outputs: put yolo_boxes or "
+            "darknet_boxes or "
             "ssd_boxes between",
         ),
         (
             (YoloBoxes(),),
-            "the last step after the model, yolo_boxes, gives boxes, and not a decision: add nms",
+            "the last step after the model, yolo_boxes, gives boxes, not a decision: add nms",
         ),
         (
             (YoloBoxes(), TopK()),
-            "the step top_k takes the model's outputs, and gets boxes from yolo_boxes: leave out one of "
+            "the step top_k takes the model's outputs, but gets boxes from yolo_boxes: leave out "
+            "one of "
             "them",
         ),
         (
             (YoloBoxes(), Nms(), Nms()),
-            "the step nms takes boxes, and gets a decision from nms: leave out one of them",
+            "the step nms takes boxes, but gets a decision from nms: leave out one of them",
         ),
         (
             (YoloBoxes(labels=("a",)), Nms()),

@@ -71,7 +71,9 @@ def test_nan_is_refused_and_so_is_a_class_without_a_label(column: int) -> None:
         GivenBoxes()({"y": rows}, Origin())
     with pytest.raises(InputError) as error:
         GivenBoxes(labels=("a",))({"y": ROWS}, Origin())
-    assert str(error.value) == "boxes has 1 label, for classes from 0; the model gives class 2"
+    assert (
+        str(error.value) == "boxes has 1 label, for classes from 0, but the model returns class 2"
+    )
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_scores_that_are_probabilities_stay_as_they_are_and_ties_keep_their_orde
         (
             TopK(),
             [TensorSpec("y", "float32", ("n", 3)), TensorSpec("z", "float32", ("n", 3))],
-            "top_k must say which output it reads, by `output`: there are y, z",
+            "top_k must state in `output` which output it reads; the outputs are y, z",
         ),
     ],
 )

@@ -165,12 +165,12 @@ def test_what_is_no_yaml_is_one_line(tmp_path: Path) -> None:
         ),
         (
             {"crop_mode": "border"},
-            "pretrained_cfg has crop_mode 'border'; supported are center, squash",
+            "pretrained_cfg has crop_mode 'border'; the supported ones are center, squash",
         ),
         (
             {"input_size": (3, 128, 256)},
-            "pretrained_cfg crops 128 x 256 from the center, which is supported for squares only: "
-            "state the pipeline yourself",
+            "pretrained_cfg crops 128 x 256 from the center, which is supported only for "
+            "squares: state the pipeline yourself",
         ),
     ],
 )

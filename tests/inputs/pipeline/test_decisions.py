@@ -258,7 +258,7 @@ def test_nan_is_never_decided_on(step: PostStep, shape: tuple[int, ...], name: s
             "multi_label has 1 threshold and 2 labels: give one of each per class, or one threshold "
             "for all",
         ),
-        (lambda: Ctc(()), "ctc.alphabet is empty: give the text of each class but the blank's"),
+        (lambda: Ctc(()), "ctc.alphabet is empty: give the text of each class except the blank"),
         (lambda: Ctc(("a",), 2), "ctc.blank=2: give a class from 0 to 1, or -1"),
         (lambda: Quantity(offset=float("inf")), "quantity.offset=inf: give a finite number"),
         (
@@ -279,7 +279,7 @@ def test_settings_that_can_not_be_meant_are_refused(make: Any, words: str) -> No
         (
             Threshold(),
             (3,),
-            "threshold needs one number for a sample, or the class that counts by `position`",
+            "threshold needs one number for each sample, or `position` to say which class counts",
         ),
         (Threshold(position=3), (3,), "threshold needs scores of more than 3 classes"),
         (Ctc(("a", "b")), (4, 4), "ctc has 2 texts and a blank, and needs [times, 3]"),

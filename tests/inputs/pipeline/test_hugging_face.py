@@ -123,14 +123,14 @@ def test_a_tokenizer_keeps_the_lengths_that_its_model_allows(tmp_path: Path) -> 
         ),
         ({"image_processor_type": None}, "the processor without a type isn't known here"),
         ({"do_pad": True}, "do_pad isn't known here"),
-        ({"do_rescale": False}, "do_rescale=false isn't known here"),
-        ({"resample": 9}, "resample=9 isn't known here: give 0 to 5"),
+        ({"do_rescale": False}, "do_rescale=false isn't supported"),
+        ({"resample": 9}, "resample=9 isn't supported: give 0 to 5"),
         ({"size": {"longest_edge": 8}}, "size={'longest_edge': 8} isn't known here"),
         ({"image_mean": [0.5]}, "image_mean=[0.5]: give one number for each of 3 channels"),
         ({"rescale_factor": -1}, "rescale_factor=-1: give a number above 0"),
         (
             {"do_center_crop": True, "crop_size": 300},
-            "crop_size 300 x 300 is larger than size, which isn't known here",
+            "crop_size 300 x 300 is larger than size, which isn't supported",
         ),
     ],
 )

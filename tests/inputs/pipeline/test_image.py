@@ -78,15 +78,15 @@ def test_a_text_is_no_path_of_a_picture(chain: tuple[Step, ...], tmp_path: Path)
     with pytest.raises(InputError) as error:
         Pipeline(chain)(str(file))
     assert str(error.value) == (
-        "decode takes a picture's bytes or its path, and a text isn't a path: "
-        f"give Path({str(file)!r:.80})"
+        "decode takes a picture's bytes or its path, but a text isn't a path: give "
+        f"Path({str(file)!r:.80})"
     )
 
 
 def test_gray_without_a_range_is_refused() -> None:
     data = encoded(Image.fromarray(np.ones((4, 5), np.float32)), "TIFF")
     assert refused(Decode(), data) == (
-        "the image can't be read as an image: 32-bit gray (mode F) has no stated range"
+        "the image can't be read as an image: 32-bit gray (mode F) has no defined range"
     )
 
 

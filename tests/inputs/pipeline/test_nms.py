@@ -94,4 +94,4 @@ def test_something_else_than_boxes_is_refused() -> None:
     outputs: dict[str, Array] = {"y": np.zeros(3)}
     with pytest.raises(InputError) as error:
         Nms()(outputs, Origin())
-    assert str(error.value) == "nms takes boxes, and got dict: put yolo_boxes before it"
+    assert str(error.value) == "nms takes boxes; got dict: put yolo_boxes before it"

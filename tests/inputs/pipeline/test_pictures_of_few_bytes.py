@@ -112,7 +112,7 @@ def test_a_picture_that_takes_much_memory_for_its_bytes_is_refused(
     with pytest.raises(InputError) as error:
         pipeline(data)
     assert str(error.value) == (
-        "the image has 8192 x 8192 pixels in 8,216 bytes: preparing it takes 64 MiB, and 40 MiB are "
+        "the image has 8192 x 8192 pixels in 8,216 bytes: preparing it takes 64 MiB, but only 40 MiB are "
         "allowed for so few bytes; send it with fewer pixels, or raise memory_per_byte of the step decode"
     )
     # More bytes, a setting, or a file of one's own.
@@ -151,8 +151,8 @@ def test_packed_texts_of_a_png_that_take_much_memory_are_refused_before_they_are
     finally:
         tracemalloc.stop()
     assert str(error.value) == (
-        f"the image has packed texts that may take 80 MiB, in {len(data):,} bytes, and 40 MiB are allowed "
-        "for so few bytes; send it without them, or raise memory_per_byte of the step decode"
+        f"the image has compressed texts that may take 80 MiB, in {len(data):,} bytes, but only 40 MiB are allowed "
+        "for so few bytes; send it without those texts, or raise memory_per_byte of the step decode"
     )
     assert most_bytes < 1 << 20
     # A setting, or texts as programs write them.

@@ -99,14 +99,14 @@ def test_a_compose_without_floats_ends_in_whole_numbers() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: transforms.Grayscale(), "torchvision's transform Grayscale isn't known here"),
+        (lambda: transforms.Grayscale(), "torchvision's transform Grayscale isn't supported"),
         (
             lambda: transforms.Compose([transforms.ColorJitter()]),
-            "torchvision's transform ColorJitter isn't known here",
+            "torchvision's transform ColorJitter isn't supported",
         ),
         (
             lambda: transforms.Compose([transforms.ToTensor(), transforms.Resize(8)]),
-            "torchvision's Resize comes after the values were scaled",
+            "torchvision's Resize comes after the values are scaled",
         ),
         (
             lambda: transforms.Compose([transforms.Resize(8, max_size=9)]),
@@ -122,17 +122,17 @@ def test_a_compose_without_floats_ends_in_whole_numbers() -> None:
         ),
         (
             lambda: v2.Compose([v2.ToImage(), v2.ToDtype(torch.float16, scale=True)]),
-            "torchvision's ToDtype gives torch.float16; known is torch.float32",
+            "torchvision's ToDtype gives torch.float16; only torch.float32 is supported",
         ),
         (
             lambda: transforms.Compose(
                 [transforms.Resize(8, transforms.InterpolationMode.NEAREST_EXACT)]
             ),
-            "torchvision's interpolation 'nearest-exact' isn't known here",
+            "torchvision's interpolation 'nearest-exact' isn't supported",
         ),
         (
             lambda: transforms.Compose([transforms.PILToTensor(), transforms.Normalize(MEAN, STD)]),
-            "torchvision's Normalize must come once, after the values were scaled to [0, 1]",
+            "torchvision's Normalize must come once, after the values are scaled to [0, 1]",
         ),
         (
             lambda: transforms.Compose([transforms.Resize(8)]),

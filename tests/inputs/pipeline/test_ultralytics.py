@@ -72,14 +72,17 @@ def test_other_tasks_are_prepared_and_their_outputs_left(task: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"task": "sing"}, "the task 'sing' isn't known here; known are classify, detect"),
+        (
+            {"task": "sing"},
+            "the task 'sing' isn't supported; the supported ones are classify, detect",
+        ),
         ({"imgsz": "open('x')"}, "the metadata's imgsz=\"open('x')\" can't be read"),
         ({"imgsz": "[1, 2, 3]"}, "the metadata's imgsz=[1, 2, 3]: give one side"),
         ({"imgsz": "[0, 8]"}, "letterbox.size=(0, 8): give sides of at least 1 pixel"),
         ({"names": "{1: 'a'}"}, "the metadata's names aren't one text for each class"),
         (
             {"task": "classify"},
-            "imgsz=[480, 640]: classification is known for squares only",
+            "imgsz=[480, 640]: classification is supported only for squares",
         ),
     ],
 )
@@ -93,5 +96,5 @@ def test_files_without_metadata_are_named(tmp_path: Path) -> None:
     path.write_bytes(b"text")
     assert refused(lambda: from_path(path)) == f"{path} can't be read as an ONNX file"
     assert refused(lambda: from_metadata({})) == (
-        "the metadata lack imgsz, task, which Ultralytics writes: state the pipeline yourself"
+        "the metadata lacks imgsz, task, which Ultralytics writes: state the pipeline yourself"
     )

@@ -61,11 +61,11 @@ def test_steps_after_the_model_go_with_the_short_form_too(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("before: decode", "'decode' is no list of steps: write each one after a dash"),
-        ("before: [3]", "3 is no step: write its name, or `name: settings`"),
+        ("before: decode", "'decode' isn't a list of steps: write each one after a dash"),
+        ("before: [3]", "3 isn't a step: write its name, or `name: settings`"),
         (
             "before: [{decode: {}, resize: 8}]",
-            "{'decode': {}, 'resize': 8} is no step: write its name, or `name: settings`",
+            "{'decode': {}, 'resize': 8} isn't a step: write its name, or `name: settings`",
         ),
         ("before: [blur]", f"there is no step 'blur'; there are {', '.join(Step.registry)}"),
         (

@@ -178,10 +178,10 @@ def test_outputs_that_are_no_detections_are_refused(changed: dict[str, Array], s
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (np.zeros(1), "map50_95 reads labels (n, k, 5): x0, y0, x1, y1, class, and a sixth column where there "
-         "are crowds; got float64 [1]"),
-        (labels([[*BOX, -1]]), "map50_95 needs true boxes; no picture of 1 has any"),
-        (labels([[*BOX, 0, 1]]), "map50_95 needs true boxes; no picture of 1 has any"),
+        (np.zeros(1), "map50_95 reads labels (n, k, 5): x0, y0, x1, y1, class, and a sixth "
+        "column if there are crowds; got float64 [1]"),
+        (labels([[*BOX, -1]]), "map50_95 needs true boxes, but none of the 1 pictures has any"),
+        (labels([[*BOX, 0, 1]]), "map50_95 needs true boxes, but none of the 1 pictures has any"),
         (np.array([[[0, 0, 1, 1, 0.5]]]), "map50_95: a label of sample 0 of 1 isn't a box with finite corners, a "
          "whole number for its class, and 0 or 1 for a crowd"),
         (np.array([[[0, 0, np.nan, 1, 1]]]), "map50_95: a label of sample 0 of 1 isn't a box with finite corners, "

@@ -116,7 +116,11 @@ def test_a_resampled_set_without_a_class_has_no_figure() -> None:
 @pytest.mark.parametrize(
     ("outputs", "labels", "message"),
     [
-        ({"p": [0.1, 0.2]}, [0, 0], "auroc needs samples of every class; of 2 none is of class 1"),
+        (
+            {"p": [0.1, 0.2]},
+            [0, 0],
+            "auroc needs samples of every class, but none of the 2 samples has class 1",
+        ),
         ({"p": [0.1, np.nan]}, [0, 1], "auroc: the score of sample 1 of 2 isn't finite"),
         ({"p": [0.1, 0.2]}, [-1, 1], "auroc reads labels that are 0 or 1; sample 0 of 2 has -1"),
         (
@@ -166,7 +170,7 @@ def test_what_cannot_be_read_is_said_in_a_line(
         ),
         (
             "calibration_error:some",
-            "metric 'calibration_error:some': 'some' is no number of bins",
+            "metric 'calibration_error:some': 'some' isn't a number of bins",
         ),
         ("calibration_error:0", "calibration_error:0: give 1 to 1000 bins"),
     ],
@@ -215,14 +219,14 @@ def test_figures_can_be_asked_for_or_left_out() -> None:
     assert chosen(("log_loss:p",), labels, SCORE, None) == (LogLoss("p"),)
     assert chosen(("none",), labels, SCORE, None) == chosen((), labels, SCORE, None) == ()
     for asked, message in (
-        (("none", "ks"), "report='none' means no figures: leave it out, or the others"),
+        (("none", "ks"), "report='none' means no figures: leave out 'none' or the others"),
         (("ks", "ks"), "a figure is asked for twice: ks, ks"),
     ):
         with pytest.raises(InputError, match=message):
             chosen(asked, labels, SCORE, None)
     with pytest.raises(InputError, match="ks reads 'q'; the model has label, p"):
         chosen(("ks:q",), labels, SCORE, None)
-    with pytest.raises(InputError, match="the metric ks needs labels and the data has none"):
+    with pytest.raises(InputError, match="the metric ks needs labels, but the data has none"):
         chosen(("ks",), None, SCORE, None)
 
 

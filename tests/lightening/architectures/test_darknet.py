@@ -104,7 +104,7 @@ def test_weights_are_read_in_darknets_order_and_answer_as_it_does(tmp_path: Path
 def test_weights_of_another_network_are_refused_with_both_counts(tmp_path: Path) -> None:
     file = weights_file(tmp_path, np.zeros(46))
     assert refusal(lambda: Darknet(CFG).load(file)) == (
-        f"{file} holds 46 numbers, its .cfg needs 47"
+        f"{file} holds 46 numbers, but its .cfg needs 47"
     )
     file.write_bytes(file.read_bytes()[:-2])
     assert refusal(lambda: Darknet(CFG).load(file)) == (
@@ -177,7 +177,7 @@ def test_scale_x_y_lets_a_centre_reach_over_its_cell() -> None:
         ("[shortcut]\nfrom=-3\n", "a .cfg file with a layer [shortcut] isn't supported"),
         (
             "[convolutional]\nfilters=4\nactivation=swish\n",
-            "a .cfg file with activation=swish isn't supported: leaky, mish, relu, linear are",
+            "a .cfg file with activation=swish isn't supported; the supported ones are leaky, mish, relu, linear",
         ),
         (
             "[maxpool]\nsize=4\nstride=2\n",
@@ -198,7 +198,7 @@ def test_scale_x_y_lets_a_centre_reach_over_its_cell() -> None:
         ("[route]\n", "[route] in a .cfg file needs layers=, which is missing"),
         (
             "[route]\nlayers=-3\n",
-            "layers=-3 in [route] of a .cfg file: no such layers come before it",
+            "layers=-3 in [route] of a .cfg file names layers that don't come before it",
         ),
         ("nonsense\n", "a .cfg file has sections with lines name=value: got 'nonsense'"),
     ],

@@ -152,7 +152,9 @@ def test_a_block_that_does_nothing_goes_before_channels_do() -> None:
 
 def test_a_target_out_of_reach_says_what_the_least_is() -> None:
     module, sample = made("plain")
-    with pytest.raises(CandidateError, match=r"^pruning can't reach 3\.18e-06 ms: the least is "):
+    with pytest.raises(
+        CandidateError, match=r"^pruning can't reach 3\.18e-06 ms: the lowest latency is "
+    ):
         halved(module, sample, 0.0001)
 
 

@@ -124,7 +124,7 @@ def test_a_loss_that_is_no_number_at_once_fails_the_candidate(tmp_path: Path) ->
     with pytest.raises(CandidateError) as error:
         trainer(tmp_path, Spoiled(0), name="pruned").train()
     assert str(error.value) == (
-        "pruned: the loss was nan at step 1, and no earlier weights to keep exist"
+        "pruned: the loss was nan at step 1, and there are no earlier weights to keep"
     )
 
 

@@ -144,7 +144,9 @@ def test_a_comparison_that_was_changed_is_found(made: Result, tmp_path: Path) ->
     with pytest.raises(IntegrityError, match="a comparison's bound of AUROC is out of range"):
         read(bundle)
     forge(bundle, lambda record: record["comparison"]["figures"][0].update(bound=0.0))
-    with pytest.raises(IntegrityError, match="its comparison with the original isn't the manifest"):
+    with pytest.raises(
+        IntegrityError, match="its comparison with the original differs from the manifest"
+    ):
         hasten.report(bundle)
 
 
@@ -170,7 +172,8 @@ def test_new_rows_without_a_class_are_said_to_lack_it(made: Result) -> None:
     assert found.comparison is not None
     assert [one.noun for one in found.comparison.figures] == ["log loss"]
     assert found.comparison.missing == (
-        "AUROC: not computed: auroc needs samples of every class; of 120 none is of class 1",
+        "AUROC: not computed: auroc needs samples of every class, but none of the 120 samples "
+        "has class 1",
     )
 
 

@@ -82,7 +82,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     assert wanted.value.folder == table
     assert str(wanted.value) == (
         f"{wanted.value.left} of 936 to label: label them in {table / 'index.html'} (or by hasten label "
-        f"{table}), and go on with resume=True"
+        f"{table}), and continue with resume=True"
     )
     return found
 
@@ -156,7 +156,9 @@ def test_without_its_labels_a_resumed_run_takes_the_worst(place: Place, known: J
     assert result.judgement.lost is not None
     assert result.judgement.lost >= len(ids) - 1 > known.lost
     assert result.judgement.bound > known.bound
-    assert any(f"{len(ids) - 1} of {len(ids)} samples to label weren't" in n for n in result.notes)
+    assert any(
+        f"{len(ids) - 1} of {len(ids)} samples to label got no label" in n for n in result.notes
+    )
 
 
 def test_once_no_further_label_could_matter_none_is_asked_for(
@@ -167,7 +169,9 @@ def test_once_no_further_label_could_matter_none_is_asked_for(
     assert result.status == "certified", result.why
     assert result.judgement is not None
     assert known.bound < result.judgement.bound <= 0.025
-    assert any(f"{len(ids) - 10} of {len(ids)} samples to label weren't" in n for n in result.notes)
+    assert any(
+        f"{len(ids) - 10} of {len(ids)} samples to label got no label" in n for n in result.notes
+    )
 
 
 def test_answers_that_were_changed_certify_nothing(place: Place) -> None:
@@ -295,17 +299,20 @@ def test_the_command_ends_with_its_own_code_and_says_how_many(
     last = done.stderr.splitlines()[-1]
     assert last.startswith("hasten: ")
     assert " of 936 to label: label them in " in last
-    assert last.endswith("and go on with --resume")
+    assert last.endswith("and continue with --resume")
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"ask_labels": "paper"}, "labels are asked for by a page, a csv, by wait, my.py:oracle, or a file labels.csv: got ask_labels='paper'"),
+        ({"ask_labels": "paper"}, "ask_labels takes page, csv, wait, my.py:oracle, or a file "
+        "such as labels.csv: got ask_labels='paper'"),
         ({"ask_labels": "os:nothing"}, "can't import 'os:nothing': os has no 'nothing'"),
-        ({"ask_labels": "os:sep"}, "os:sep is no function; a function that labels takes samples"),
-        ({"ask_labels": "page", "guard": "changed"}, "the guard changed bounds the answers that change, whatever is right: leave out ask_labels="),
-        ({"ask_labels": "page", "metric": "agreement"}, "the metric agreement compares with the original and reads no labels: leave out ask_labels="),
+        ({"ask_labels": "os:sep"}, "os:sep isn't a function; give a function that takes samples "
+        "and returns their labels"),
+        ({"ask_labels": "page", "guard": "changed"}, "the guard 'changed' bounds how many answers change, so labels don't matter: leave out ask_labels="),
+        ({"ask_labels": "page", "metric": "agreement"}, "the metric agreement compares with the "
+        "original's answers and uses no labels: leave out ask_labels="),
     ],
 )  # fmt: skip
 def test_what_no_label_could_settle_is_refused(

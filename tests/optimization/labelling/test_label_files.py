@@ -47,12 +47,14 @@ def test_a_file_that_is_not_there_yet_holds_no_labels(tmp_path: Path) -> None:
         (b"", ": the first line must name the columns id and label"),
         (b"s1,0\n", ": the first line must name the columns id and label"),
         (b"id,label\ns9,0\n", ", line 2: there is no sample 's9' to label; leave the row out"),
-        (b"id,label\ns1,7\n", ", line 2: sample s1: 7 is no class: 0 to 2"),
-        (b"id,label\ns1,0.5\n", ", line 2: sample s1: 0.5 is no class: 0 to 2"),
-        (b"id,label\ns1,cat\n", ", line 2: sample s1: 'cat' is no class: 0 to 2"),
-        (b"id,label\ns1,0\n\ns2,1\ns1,1\n", ", line 5: sample s1 is '1' here and '0' in line 2; leave one of them"),
-        (b"id,label\ns1,0\ns1,?\n", ", line 3: sample s1 is '?' here and '0' in line 2; leave one of them"),
-        (b"id,label\ns1\n", ", line 2: it has 1 values, and names 2"),
+        (b"id,label\ns1,7\n", ", line 2: sample s1: 7 isn't a class: 0 to 2"),
+        (b"id,label\ns1,0.5\n", ", line 2: sample s1: 0.5 isn't a class: 0 to 2"),
+        (b"id,label\ns1,cat\n", ", line 2: sample s1: 'cat' isn't a class: 0 to 2"),
+        (b"id,label\ns1,0\n\ns2,1\ns1,1\n", ", line 5: sample s1 is '1' here and '0' in line 2; "
+        "keep one of them"),
+        (b"id,label\ns1,0\ns1,?\n", ", line 3: sample s1 is '?' here and '0' in line 2; keep one "
+        "of them"),
+        (b"id,label\ns1\n", ", line 2: it has 1 values, but the first line names 2 columns"),
         (b"id,label\ns1,\xff\n", " can't be read as CSV in UTF-8: 'utf-8' codec can't decode byte 0xff in position 12: invalid start byte"),
         (b"id,label\ns1," + b"9" * 200_000, " can't be read as CSV in UTF-8: field larger than field limit (131072)"),
     ],
@@ -66,12 +68,12 @@ def test_what_is_no_label_is_said_in_one_line(tmp_path: Path, data: bytes, said:
 def test_a_class_is_given_by_its_name_and_by_its_number_where_no_name_is_one() -> None:
     assert Form(2, ("cat", "dog")).read("dog") == Form(2, ("cat", "dog")).read(" 1 ") == 1
     assert NAMED.read("4") == 2
-    with pytest.raises(InputError, match="'1' is no class: cat, dog, 4"):
+    with pytest.raises(InputError, match="'1' isn't a class: cat, dog, 4"):
         NAMED.read("1")
     assert Form(2, ("none", "some")).read("none") == 0
     assert Form(2).read("none") is None
     assert Form().read("-1.5") == -1.5
-    with pytest.raises(InputError, match="'inf' is no number"):
+    with pytest.raises(InputError, match="'inf' isn't a number"):
         Form().read("inf")
 
 

@@ -65,9 +65,9 @@ def test_the_page_is_served_and_labels_are_kept_as_they_come(folder: Path, addre
     ("body", "said"),
     [
         ({"s9": "cat"}, "there is no sample 's9' to label"),
-        ({"s1": "dog", "s2": "horse"}, "'horse' is no class: cat, dog, cow"),
-        ({"s1": 1}, "give labels by identifier, as texts"),
-        (["s1"], "give labels by identifier, as texts"),
+        ({"s1": "dog", "s2": "horse"}, "'horse' isn't a class: cat, dog, cow"),
+        ({"s1": 1}, "give labels by identifier, as text"),
+        (["s1"], "give labels by identifier, as text"),
     ],
 )
 def test_a_label_that_is_none_changes_nothing(
@@ -108,7 +108,7 @@ def test_a_table_that_a_person_spoiled_is_said_and_never_overwritten(
     status, said = ask(address, "POST", "/labels", {"s2": "dog"})
     assert (status, said) == (
         400,
-        f"{folder / LABELS}, line 2: sample s1: 'horse' is no class: cat, dog, cow",
+        f"{folder / LABELS}, line 2: sample s1: 'horse' isn't a class: cat, dog, cow",
     )
     assert (folder / LABELS).read_text() == spoiled
 
@@ -120,7 +120,9 @@ def test_a_folder_of_another_kind_is_refused_in_one_line(tmp_path: Path) -> None
         f"hasten: {tmp_path} has no samples to label: hasten optimize --ask-labels writes such a folder\n"
     )
     (tmp_path / "asked.json").write_text('{"schema": 9}')
-    with pytest.raises(InputError, match="is damaged, or of another version; ask for labels again"):
+    with pytest.raises(
+        InputError, match="is damaged, or another version of hasten wrote it; ask for labels again"
+    ):
         with served(tmp_path):
             pass
 

@@ -131,7 +131,7 @@ def test_by_keys_alone_all_is_labelled_kept_and_downloaded(browser: Browser, fol
     browser.ask("document.getElementById('typed').focus()")
     browser.press("horse", Keys.ENTER)
     said = browser.ask("document.getElementById('wrong').textContent")
-    assert said == '"horse" is no label. Type a class or its number, then Enter.'
+    assert said == '"horse" isn\'t a label. Type a class or its number, then Enter.'
     browser.ask("document.getElementById('typed').select()")
     browser.press("cow", Keys.ENTER)
     assert browser.progress == "Sample 2 of 3; 3 labelled: all done"
@@ -195,7 +195,7 @@ def test_many_classes_are_typed_and_enter_goes_on(browser: Browser, tmp_path: Pa
     browser.press("999", Keys.ENTER)
     browser.press("1000", Keys.ENTER)
     assert browser.ask("document.getElementById('wrong').textContent").startswith(
-        '"1000" is no label'
+        '"1000" isn\'t a label'
     )
     browser.ask("document.getElementById('typed').select()")
     browser.press("0", Keys.ENTER)

@@ -52,10 +52,13 @@ def fails(samples: Sequence[Sample]) -> Any:
             lambda _: "abc",
             "my.py:oracle returned a str; return a list with a label for each sample",
         ),
-        (lambda _: [0, 3, 1], "my.py:oracle: sample s1: 3 is no class: 0 to 2"),
-        (lambda _: [0, "d", 1], "my.py:oracle: sample s1: 'd' is no class: a, b, c"),
-        (lambda _: [0, 0.5, 1], "my.py:oracle: sample s1: 0.5 is no class: 0 to 2"),
-        (lambda _: [0, object(), 1], "my.py:oracle: sample s1: a label is numbers: got object"),
+        (lambda _: [0, 3, 1], "my.py:oracle: sample s1: 3 isn't a class: 0 to 2"),
+        (lambda _: [0, "d", 1], "my.py:oracle: sample s1: 'd' isn't a class: a, b, c"),
+        (lambda _: [0, 0.5, 1], "my.py:oracle: sample s1: 0.5 isn't a class: 0 to 2"),
+        (
+            lambda _: [0, object(), 1],
+            "my.py:oracle: sample s1: a label consists of numbers: got object",
+        ),
         (lambda _: [0, [1, float("inf")], 1], "my.py:oracle: sample s1: a label isn't finite"),
     ],
 )

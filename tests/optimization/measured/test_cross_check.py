@@ -59,8 +59,8 @@ ANOTHER = Faulty(ORT)
 """An engine that isn't the default one, and answers right."""
 WRONG = ExactAndWrong(ORT, "wrong")
 ADVICE = (
-    "this run takes the answers of {} for right, so compare them with those of the framework that the model "
-    "comes from"
+    "this run treats the answers of {} as right, so compare them with the answers of the "
+    "framework that the model comes from"
 )
 
 
@@ -85,15 +85,17 @@ def test_an_engine_that_two_others_contradict_is_named(tmp_path: Path) -> None:
 def test_without_a_second_engine_it_is_said_that_none_can_tell(tmp_path: Path) -> None:
     others = (Faulty(ORT, "build"), dataclasses.replace(ORT, threads=2))
     assert noted(tmp_path, EVALUATED_WRONGLY, ORT, others) == (
-        f"{ORT.words()} and onnx's own evaluator answer one sample otherwise, by 1.0e+00 of the largest "
-        "output, and no other engine here runs the model to tell which is right; "
+        f"{ORT.words()} and onnx's own evaluator give different answers to one sample, by "
+        "1.0e+00 of the largest output, and no other engine here runs the model to show which is "
+        "right; "
         f"{ADVICE.format(ORT.words())}"
     )
 
 
 def test_where_all_three_differ_nobody_is_blamed(tmp_path: Path) -> None:
     assert noted(tmp_path, EVALUATED_WRONGLY, ORT, (WRONG,)) == (
-        f"{ORT.words()} and {WRONG.words()} answer one sample otherwise, by 2.0e+00 of the largest output, and "
-        "onnx's own evaluator agrees with neither: the model may magnify rounding, or one of them is "
+        f"{ORT.words()} and {WRONG.words()} give different answers to one sample, by 2.0e+00 of "
+        "the largest output, and onnx's own evaluator agrees with neither: the model may magnify "
+        "rounding, or one of them is "
         f"wrong; {ADVICE.format(ORT.words())}"
     )

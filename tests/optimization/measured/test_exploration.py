@@ -104,7 +104,9 @@ def test_the_search_ends_where_what_is_left_is_less_than_a_few_turns_tell(
 ) -> None:
     found = explored(desk, spool, tmp_path, least(0.97 * EACH_NS), wrong=2)
     assert found.tried == []
-    assert any("1.03 times the least time that this machine allows" in note for note in found.notes)
+    assert any(
+        "1.03 times the shortest time that this machine allows" in note for note in found.notes
+    )
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 1.5, None])

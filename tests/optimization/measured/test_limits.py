@@ -54,9 +54,9 @@ def test_no_floor_above_a_latency_is_said(monkeypatch: pytest.MonkeyPatch) -> No
     assert limited(monkeypatch, 1000, CONV) == (
         (),
         [
-            "it isn't known how far default engine and winner are from the machine's limit: they took "
-            "less than the least time that the machine's ceilings allow, so the ceilings were measured "
-            "too low: run again while nothing else runs"
+            "it isn't known how far default engine and winner are from the machine's limit: they "
+            "took less time than the machine's ceilings allow, so the ceilings were measured too "
+            "low: run again while nothing else runs"
         ],
     )
 

@@ -157,7 +157,7 @@ def test_what_fell_out_of_the_fresh_rounds_does_not_ship(kept: Iterable[int]) ->
     final = only_rounds(standings(fast=0.5, exact=0.8), "fast", *kept)
     judged: Judged = [("fast", PASSED)]
     choice = settled(final, "exact", judged, "fast", accept=True)
-    reason = "fast was certified, but in the final timing it dropped out"
+    reason = "fast was certified, but in the final timing it failed"
     assert choice == Choice("exact", "exact", "exact", f"{KEPT}{reason}", inexact=reason)
 
 

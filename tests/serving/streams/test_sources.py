@@ -123,7 +123,7 @@ def test_frames_that_come_damaged_are_counted_and_said(tmp_path: Path) -> None:
     assert 10 < len(images) <= 60 - source.unreadable
     assert source.notes == [
         f"{file} is cut short or damaged: {len(images)} of about 60 frames could be read; "
-        f"{source.unreadable} came damaged"
+        f"{source.unreadable} were damaged"
     ]
 
 
@@ -189,9 +189,9 @@ def test_a_camera_that_goes_away_is_reached_again_until_it_stays_away(tmp_path: 
     assert difference(images[0], images[half]) < 6
     assert source.ended == "lost"
     assert source.notes == [
-        f"{address} went away after {half} frames",
+        f"{address} disconnected after {half} frames",
         f"{address} came back",
-        f"{address} went away after {len(images)} frames",
+        f"{address} disconnected after {len(images)} frames",
     ]
 
 

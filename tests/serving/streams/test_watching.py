@@ -245,8 +245,8 @@ def test_a_bundle_without_a_pipeline_is_refused_before_the_stream_begins(
     with pytest.raises(InputError) as error:
         hasten.watch(exact_bundle, street, out=tmp_path / "s.mp4", decisions=tmp_path / "d.jsonl")
     assert str(error.value) == (
-        f"{exact_bundle} was made from arrays and has no pipeline: call it with arrays, or make it "
-        "with a pipeline"
+        f"{exact_bundle} was made from arrays and has no pipeline: call it with arrays, or make "
+        "a bundle with a pipeline"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -258,8 +258,8 @@ def test_what_cannot_be_asked_is_said(bundle: Path, street: Path, tmp_path: Path
         return str(error.value)
 
     assert refused(deadline_ns=1, as_fast_as_possible=True) == (
-        "as_fast_as_possible=True has no deadline, since frames don't come at their own times: leave "
-        "out one of the two"
+        "as_fast_as_possible=True has no deadline, because frames don't come at their recorded "
+        "times: leave out one of the two"
     )
     assert refused(deadline_ns=0) == "the deadline must be above 0 ns: got 0 ns"
     assert refused(reconnect_s=-1) == "the time to reconnect must be at least 0 s: got -1 s"

@@ -69,7 +69,7 @@ def batch_sizes(loaded: Loaded, most: int | None) -> tuple[tuple[int, ...], str]
     covered = loaded.certified_batches
     if covered is not None and not set(sizes) <= set(covered):
         note = (
-            f"batches of up to {sizes[-1]} are used, and not certified at these batch sizes, but at "
+            f"batches of up to {sizes[-1]} are used, but only these batch sizes are certified: "
             f"{listed(covered)}"
         )
     return tuple(sizes), note

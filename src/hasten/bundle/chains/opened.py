@@ -159,7 +159,7 @@ def open_chain(
     names = [model.name for model in chain.models]
     if unknown := libraries.keys() - set(names):
         raise InputError(
-            f"custom_ops has {min(unknown)!r}, and the chain's models are {', '.join(names)}"
+            f"custom_ops names {min(unknown)!r}, but the chain's models are {', '.join(names)}"
         )
     keys = keys_of(trusted)
     check_chain(chain, keys)

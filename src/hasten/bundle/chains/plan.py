@@ -139,18 +139,19 @@ class Plan:
         after = self.members[name].pipeline.after
         if not after:
             raise InputError(
-                f"{node.name} needs {needed}, and {name} gives its outputs as they are: make its "
+                f"{node.name} needs {needed}, but {name} returns its raw outputs: make its "
                 "bundle with steps after the model"
             )
         if isinstance(node, Crop):
             if after[-1].decides not in ("", "boxes"):
                 raise InputError(
-                    f"{node.name} needs boxes, and {name} ends in {type_name(after[-1])}, which gives "
-                    f"{after[-1].decides}"
+                    f"{node.name} needs boxes, but {name} ends in {type_name(after[-1])}, which "
+                    f"returns {after[-1].decides}"
                 )
             if self.chain.stream[name] == SOURCE and self.members[name].decode is None:
                 raise InputError(
-                    f"{node.name} cuts pictures, and the pipeline of {name} doesn't begin with decode"
+                    f"{node.name} cuts out parts of pictures, but the pipeline of {name} doesn't "
+                    "begin with decode"
                 )
 
     def run(
@@ -268,7 +269,7 @@ class Plan:
             if len(found) > node.most:
                 raise InputError(
                     f"{len(found)} boxes in one picture are more than {node.most}: raise {node.name}.most, "
-                    "or let the detector give fewer"
+                    "or make the detector return fewer"
                 )
         cut = []
         for box in found:

@@ -163,7 +163,7 @@ def head_length(prefix: bytes) -> tuple[int, bytes]:
         IntegrityError: it is no prefix of a packed bundle, or of one by a newer version.
     """
     if len(prefix) < PREFIX.size or not prefix.startswith(MAGIC):
-        raise IntegrityError("it is no packed bundle: it doesn't begin as one")
+        raise IntegrityError("it isn't a packed bundle: its first bytes aren't those of one")
     _, version, zero, length, sha256 = PREFIX.unpack(prefix[: PREFIX.size])
     if version > VERSION:
         raise IntegrityError(
@@ -171,7 +171,7 @@ def head_length(prefix: bytes) -> tuple[int, bytes]:
             "upgrade hasten"
         )
     if version < 1 or zero or not 0 < length <= _MOST_HEAD_BYTES:
-        raise IntegrityError("it is damaged at its beginning")
+        raise IntegrityError("its beginning is damaged")
     return length, sha256
 
 
@@ -201,7 +201,7 @@ def read_head(packed: bytes, sha256: bytes, file_bytes: int | None) -> Head:
     if file_bytes is not None and file_bytes != stated:
         where = _end_of(head.items, PREFIX.size + len(packed), file_bytes)
         raise IntegrityError(
-            f"it has {file_bytes:,} bytes, {stated:,} were written: {where}; get the file again"
+            f"it has {file_bytes:,} bytes, but {stated:,} were written: {where}; get the file again"
         )
     most = max(_ALWAYS_BYTES, _MOST_RATIO * stated)
     if head.base is not None:
@@ -217,7 +217,7 @@ def _end_of(items: Sequence[Item], place: int, file_bytes: int) -> str:
         place += item.coded_bytes
         if place > file_bytes:
             return f"it is cut off within {item.name!r:.100}"
-    return "its end is cut off" if file_bytes < place + END_BYTES else "more follows its end"
+    return "its end is cut off" if file_bytes < place + END_BYTES else "more data follows its end"
 
 
 def _columns(items: list[dict[str, object]]) -> dict[str, list[object]]:
@@ -250,7 +250,9 @@ def _decoder() -> msgspec.json.Decoder[Any]:
 
 def _check_files(files: Sequence[tuple[str, int]]) -> None:
     if len(files) > _MOST_FILES:
-        raise IntegrityError(f"it states {len(files):,} files, {_MOST_FILES:,} are possible")
+        raise IntegrityError(
+            f"it states {len(files):,} files, but at most {_MOST_FILES:,} are possible"
+        )
     seen: set[str] = set()
     for name, size_bytes in files:
         # Longer ones can't be written, and all of their folders take the square of their length.
@@ -263,13 +265,13 @@ def _check_files(files: Sequence[tuple[str, int]]) -> None:
         if strange or name in (".", "") or not name.isprintable() or "\\" in name:
             raise IntegrityError(f"its file {name!r:.100} leads out of the bundle")
         if name in seen or seen & {str(parent) for parent in pure.parents}:
-            raise IntegrityError(f"its file {name!r:.100} is there twice")
+            raise IntegrityError(f"its file {name!r:.100} appears twice")
         if not 0 <= size_bytes <= _MOST_FILE_BYTES:
             raise IntegrityError(f"its file {name!r:.100} has {size_bytes} bytes")
         seen.add(name)
     folders = {str(parent) for name in seen for parent in PurePosixPath(name).parents}
     if clash := seen & folders:
-        raise IntegrityError(f"its file {min(clash)!r:.100} is a folder, too")
+        raise IntegrityError(f"its file {min(clash)!r:.100} is also a folder")
 
 
 def _check_item(item: Item, head: Head) -> None:
@@ -295,11 +297,13 @@ def _check_item(item: Item, head: Head) -> None:
         and all(0 <= crc < 1 << 32 for crc in item.sums)
     )
     if not possible:
-        raise IntegrityError(f"the sizes of {item.name!r:.100} don't fit each other: {sizes}")
+        raise IntegrityError(f"the sizes of {item.name!r:.100} contradict each other: {sizes}")
     if item.relation in ("minus", "zigzag") and item.width not in _ADDABLE:
         raise IntegrityError(f"elements of {item.width} bytes of {item.name!r:.100} can't be added")
     if bool(item.relation) != bool(item.since) or (item.relation and head.base is None):
-        raise IntegrityError(f"{item.name!r:.100} is the difference to nothing")
+        raise IntegrityError(
+            f"{item.name!r:.100} is a difference, but it names nothing to add it to"
+        )
     if head.base is not None and item.relation:
         for piece in item.since:
             _check_piece(piece, head.base.files, item.name)
@@ -318,9 +322,9 @@ def _check_like(item: Item, items: Sequence[Item], number: int) -> None:
         return
     other = items[item.like] if 0 <= item.like < number else item
     if item.relation or other.like != -1 or other.relation or not other.coded:
-        raise IntegrityError(f"{item.name!r:.100} is like nothing before it")
+        raise IntegrityError(f"{item.name!r:.100} refers to a tensor that doesn't come before it")
     if (other.size_bytes, other.width) != (item.size_bytes, item.width):
-        raise IntegrityError(f"{item.name!r:.100} isn't of the size of what it is like")
+        raise IntegrityError(f"{item.name!r:.100} and the tensor that it refers to differ in size")
 
 
 def _check_piece(piece: Piece, files: Sequence[tuple[str, int]], name: str) -> None:
@@ -342,7 +346,7 @@ def _check_covered(head: Head) -> None:
     for file, offset, length in pieces:
         if offset != ends[file]:
             raise IntegrityError(
-                f"bytes of {head.files[file][0]!r:.100} are missing, or there twice"
+                f"bytes of {head.files[file][0]!r:.100} are missing, or appear twice"
             )
         ends[file] = offset + length
     for (name, size_bytes), end in zip(head.files, ends, strict=True):

@@ -57,7 +57,9 @@ class Packed:
         known = source.size_bytes
         with _named(source.name):
             if known is not None and known < layout.PREFIX.size:
-                raise IntegrityError("it is no packed bundle: it doesn't begin as one")
+                raise IntegrityError(
+                    "it isn't a packed bundle: its first bytes aren't those of one"
+                )
         prefix = bytes(source.read(0, layout.PREFIX.size))
         with _named(source.name):
             length, sha256 = layout.head_length(prefix)
@@ -96,7 +98,7 @@ class Packed:
             self._unpack(files, older, threads)
         except MemoryError as error:
             raise InputError(
-                f"{self.source.name}: there is too little memory to unpack it; free some"
+                f"{self.source.name}: there isn't enough memory to unpack it; free some"
             ) from error
 
     def _unpack(self, files: Mapping[str, Array], older: Older | None, threads: int | None) -> None:
@@ -153,8 +155,8 @@ class Packed:
         """
         if self.head.base is not None:
             raise InputError(
-                f"{self.source.name} is the difference to an older bundle: make it whole by hasten "
-                f"unpack {self.source.name} --base OLD.hasten"
+                f"{self.source.name} is only the difference to an older bundle: make it whole "
+                f"with hasten unpack {self.source.name} --base OLD.hasten"
             )
 
     def check_end(self) -> None:
@@ -269,7 +271,7 @@ def _room(item: Item) -> Array:
 def _joined(pieces: Sequence[Piece], older: Older | None) -> Array:
     """Return the older bytes of an item."""
     if older is None:
-        raise InputError("it is the difference to an older bundle: give that one, too")
+        raise InputError("it is only the difference to an older bundle: give that bundle too")
     parts = [older(piece) for piece in pieces]
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 

@@ -59,7 +59,8 @@ class Source(ABC):
 
     def _ended(self, offset: int, length: int, found: int) -> IntegrityError:
         return IntegrityError(
-            f"{self.name} is cut off: {length:,} bytes at {offset:,} are needed, {found:,} are there"
+            f"{self.name} is cut off: {length:,} bytes at {offset:,} are needed, but there are "
+            f"only {found:,}"
         )
 
 
@@ -168,8 +169,8 @@ class WebSource(Source):
             tries += 1
             if tries >= _TRIES:
                 raise InputError(
-                    f"the link to {self.name} broke {tries} times at byte {offset + done:,}: "
-                    f"{_legible(error or 'the server ended it')}; try again later"
+                    f"the connection to {self.name} broke {tries} times at byte {offset + done:,}: "
+                    f"{_legible(error or 'the server closed it')}; try again later"
                 ) from error
             time.sleep(_FIRST_PAUSE_S * 2 ** (tries - 1))
         return memoryview(b"".join(parts))
@@ -200,7 +201,7 @@ class WebSource(Source):
                     "or the file itself"
                 ) from error
         except (ValueError, http.client.InvalidURL) as error:
-            raise InputError(f"{self.name!r:.200} is no address: {_legible(error)}") from error
+            raise InputError(f"{self.name!r:.200} isn't an address: {_legible(error)}") from error
         except (OSError, http.client.HTTPException) as error:
             if self._tag is not None:
                 raise
@@ -214,7 +215,7 @@ class WebSource(Source):
             while left:
                 passed = len(_some(reply, min(left, _PART_BYTES)))
                 if not passed:
-                    raise OSError("the server ended the link")
+                    raise OSError("the server closed the connection")
                 left -= passed
 
     def _check_same(self, reply: Any, offset: int) -> None:
@@ -257,7 +258,7 @@ class _SameKind(urllib.request.HTTPRedirectHandler):
         to = newurl.partition(":")[0].lower()
         if to not in ("http", "https") or (req.type == "https" and to == "http"):
             fp.close()
-            raise urllib.error.URLError(f"the server sends to {newurl!r:.100}")
+            raise urllib.error.URLError(f"the server redirects to {newurl!r:.100}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

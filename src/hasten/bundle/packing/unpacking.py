@@ -99,7 +99,7 @@ def _check_replaces_itself(file: Packed, goal: Path) -> None:
     file.unpack({MANIFEST: found})
     if (goal / MANIFEST).read_bytes() != found.tobytes():
         raise InputError(
-            f"{goal} is another bundle than the one in {file.source.name}: give out= to replace it"
+            f"{goal} isn't the bundle that {file.source.name} contains: give out= to replace it"
         )
 
 
@@ -116,7 +116,9 @@ def unpacked(path: str | os.PathLike[str], trusted: Sequence[PublicKey] = ()) ->
         IntegrityError: it is damaged, or not signed by such a key.
     """
     if is_address(path):
-        raise InputError(f"{path} is an address, which only hasten.load opens: download it before")
+        raise InputError(
+            f"{path} is an address, and only hasten.load opens addresses: download the file first"
+        )
     if trusted:
         stored_at(path, trusted).close()
     if not is_packed(path):
@@ -226,7 +228,7 @@ def checked(file: Packed, folder: Path, trusted: Sequence[PublicKey] = ()) -> No
         read(folder, trusted)
     except InputError as error:
         said = str(error).replace(str(folder), name)
-        raise IntegrityError(f"{said}: what {name} holds is no whole bundle") from error
+        raise IntegrityError(f"{said}: the content of {name} isn't a whole bundle") from error
 
 
 def _root() -> Path:

@@ -112,7 +112,7 @@ def _stated(difference: Packed, older: Stored) -> Base:
     """
     base, name = difference.head.base, difference.source.name
     if base is None:
-        raise InputError(f"{name} is a whole bundle and no difference: unpack it without --base")
+        raise InputError(f"{name} is a whole bundle, not a difference: unpack it without --base")
     found = file_digest(older.folder_with([]) / MANIFEST)
     if found != base.manifest:
         here = older.manifest
@@ -185,8 +185,8 @@ class _Base:
 
     def _changed(self) -> InputError:
         return InputError(
-            f"{self.stored.name} was changed while the difference to it was unpacked: nothing was "
-            "written; try again"
+            f"{self.stored.name} was changed while the difference to it was being unpacked: "
+            "nothing was written; try again"
         )
 
 

@@ -143,7 +143,7 @@ def pack(
     )
     check_goal(goal)
     if is_packed(bundle) and goal.exists() and goal.samefile(bundle):
-        raise InputError(f"{bundle} is packed already: give another out= to pack it once more")
+        raise InputError(f"{bundle} is already packed: give another out= to pack it again")
     if since is not None and keep_exact and keep_evidence:
         from hasten.bundle.packing.difference import pack_since
 
@@ -185,7 +185,7 @@ def check_goal(goal: Path) -> None:
         InputError: something else is there.
     """
     if os.path.lexists(goal) and not is_packed(goal):
-        raise InputError(f"{goal} exists and is no packed bundle: give another out= or remove it")
+        raise InputError(f"{goal} exists and isn't a packed bundle: give another out= or remove it")
 
 
 def chosen(names: Sequence[str] | None) -> tuple[Codec, ...]:
@@ -203,7 +203,7 @@ def chosen(names: Sequence[str] | None) -> tuple[Codec, ...]:
     for name in names:
         if name not in known:
             raise InputError(
-                f"there is no codec {name!r} here; there are {', '.join(map(str, known))}"
+                f"there is no codec {name!r} here; the codecs are {', '.join(map(str, known))}"
             )
     return tuple(known[name] for name in dict.fromkeys(("raw", *names)))
 

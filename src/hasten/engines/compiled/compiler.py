@@ -130,7 +130,7 @@ def _find(named: str, path: str) -> Compiler:
     """Return the compiler; the arguments are what the answer depends on."""
     if named:
         if (found := _asked((named,))) is None:
-            raise InputError(f"{VARIABLE}={named!r} names no C compiler that works: unset it")
+            raise InputError(f"{VARIABLE}={named!r} doesn't name a working C compiler: unset it")
         return found
     for name in _KNOWN:
         if shutil.which(name) and (found := _asked((name,))):
@@ -141,7 +141,7 @@ def _find(named: str, path: str) -> Compiler:
         return found
     raise InputError(
         "there is no C compiler here: install one (apt-get install gcc), or pip install "
-        "'hasten[compiler]', which brings one"
+        "'hasten[compiler]', which installs one"
     )
 
 

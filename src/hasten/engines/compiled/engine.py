@@ -124,7 +124,8 @@ class CompiledC(Engine):
         plan, weights = self._lowered(model)
         if self.threads > 1 and not any(shared_operations(plan)):
             raise CandidateError(
-                f"too little to calculate for {self.threads} threads: the same as on one"
+                f"there is too little to calculate for {self.threads} threads: it would be the "
+                "same as on one"
             )
         path, beside = workdir / _PLAN, workdir / _WEIGHTS
         try:
@@ -285,7 +286,7 @@ class CompiledSession(Session):
         rows = len(given[0]) if self._by_row else 1
         for array, size in zip((*given, *taken), self._row_bytes, strict=True):
             if array.nbytes != rows * size:  # C reads and writes as many, whatever a bundle says
-                raise CandidateError("the compiled model takes or gives arrays of another size")
+                raise CandidateError("the compiled model's inputs or outputs have another size")
         return self._library.bound(
             self._tables, self._arena_bytes, given, taken, rows, self._closed, self._team
         )
@@ -327,7 +328,8 @@ def _request(model: Model) -> tuple[TensorSpec, ...]:
             shape = (1, *shape[1:])
         if not all(isinstance(size, int) for size in shape):
             raise CandidateError(
-                f"the compiled engine takes settled shapes only: got {spec}; settle it by a sample of data"
+                f"the compiled engine takes only fixed shapes: got {spec}; give a sample of data "
+                "to fix it"
             )
         found.append(replace(spec, shape=shape))
     return tuple(found)
@@ -451,7 +453,9 @@ def _check_fits(artifact: Artifact, plan: Plan) -> None:
     for specs, names in ((given, plan.inputs), (taken, plan.outputs)):
         tensors = [plan.tensor(name) for name in names]
         if specs != [(tensor.dtype, tensor.size) for tensor in tensors]:
-            raise IntegrityError("the plan takes or gives something else than the bundle says")
+            raise IntegrityError(
+                "the plan's inputs or outputs differ from those that the bundle states"
+            )
 
 
 def _size(spec: TensorSpec) -> int:

@@ -289,7 +289,8 @@ class Graph:
         self._work += 0 if operation.narrow else operation.work
         if self._work > self.most_work:
             raise CandidateError(
-                f"the compiled engine takes up to {self.most_work / 1e6:g} million calculations with floats "
+                f"the compiled engine takes up to {self.most_work / 1e6:g} million calculations "
+                "with floats "
                 "for an answer: this model has more"
             )
 
@@ -336,7 +337,8 @@ class Graph:
             value = self.plain(name)
             if value.dtype not in C_TYPES:
                 raise CandidateError(
-                    f"the compiled engine gives numbers only: the output {name!r} is {value.dtype}"
+                    f"the compiled engine returns only numbers: the output {name!r} is "
+                    f"{value.dtype}"
                 )
             written = {one for operation in self.operations for one in operation.writes}
             if value.constant is not None or value.tensor not in written or value.tensor in taken:

@@ -40,7 +40,7 @@ class Library:
             raise CandidateError(f"the compiled model can't be loaded: {error}") from error
         if hasattr(self._shared, "hasten_amx") and not amx_granted():
             raise CandidateError(
-                "the compiled model needs AMX, which the system denies this process"
+                "the compiled model needs AMX, which the system doesn't allow this process to use"
             )
         self._bind.restype = ctypes.py_object
         self._bind.argtypes = [
@@ -83,7 +83,7 @@ class Library:
         try:
             kept = (ctypes.c_int64 * operations).in_dll(self._shared, "hasten_ns")
         except ValueError as error:
-            raise CandidateError(f"the compiled model keeps no times: {error}") from error
+            raise CandidateError(f"the compiled model's times can't be read: {error}") from error
         return np.ctypeslib.as_array(kept)
 
     def answering(

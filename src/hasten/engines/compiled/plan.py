@@ -291,7 +291,8 @@ class Plan:
         given_or_made = (*self.inputs, *self.outputs)
         if len(set(given_or_made)) < len(given_or_made) or len(given_or_made) > MOST_GIVEN:
             raise IntegrityError(
-                "the plan is damaged: its inputs and outputs aren't different tensors, or too many"
+                "the plan is damaged: its inputs and outputs aren't different tensors, or there "
+                "are too many"
             )
         if len(self.operations) > MOST_OPERATIONS:
             raise IntegrityError(f"the plan has more than {MOST_OPERATIONS:,} steps")
@@ -308,21 +309,27 @@ class Plan:
             if unknown := set(operation.reads) - known:
                 operation.refuse(f"{min(unknown)!r:.100} is read before it is written")
             if wrong := given.intersection(operation.writes):
-                operation.refuse(f"{min(wrong)!r:.100} is given, and would be overwritten")
+                operation.refuse(
+                    f"{min(wrong)!r:.100} is an input or a constant, and would be overwritten"
+                )
             if both := set(operation.reads).intersection(operation.writes):
-                operation.refuse(f"{min(both)!r:.100} is read and written at once")
+                operation.refuse(f"{min(both)!r:.100} is read and written in one step")
             known.update(operation.writes)
         if missing := set(self.outputs) - known | given.intersection(self.outputs):
             raise IntegrityError(f"the plan is damaged: nothing writes {min(missing)!r:.100}")
         sizes = [self.tensor(name).size for name in self.outputs]
         if sizes != [product(shape) for shape in self.shapes]:
-            raise IntegrityError("the plan is damaged: outputs haven't the sizes of their shapes")
+            raise IntegrityError(
+                "the plan is damaged: the sizes of outputs don't match their shapes"
+            )
         if self.by_row and any(shape[:1] != (1,) for shape in self.shapes):
             raise IntegrityError("the plan is damaged: an output has no axis for the batch")
         if read > _MOST_READ:
-            raise IntegrityError("the plan is damaged: it reads its constants over and over")
+            raise IntegrityError("the plan is damaged: it reads its constants too often")
         if not self.inputs or not self.outputs or self.work > _MOST_WORK:
-            raise IntegrityError("the plan is damaged: it takes or gives nothing, or never ends")
+            raise IntegrityError(
+                "the plan is damaged: it has no input or no output, or it never ends"
+            )
 
     def _check_tensors(self, weights_bytes: int) -> None:
         whole = 0
@@ -340,7 +347,8 @@ class Plan:
                     )
         if whole > MOST_BYTES:
             raise IntegrityError(
-                f"the plan asks for {whole / 1e6:,.0f} MB; at most {MOST_BYTES / 1e6:,.0f} MB are taken"
+                f"the plan asks for {whole / 1e6:,.0f} MB, but the limit is "
+                f"{MOST_BYTES / 1e6:,.0f} MB"
             )
 
     def constant(self, name: str, weights: bytes | memoryview) -> Array:
@@ -364,9 +372,9 @@ class Plan:
                 raise IntegrityError(f"{path} is too large for a plan")
             record: Any = json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError) as error:
-            raise IntegrityError(f"{path} is no plan of a compiled model: {error}") from error
+            raise IntegrityError(f"{path} isn't a plan of a compiled model: {error}") from error
         if not isinstance(record, dict) or record.get("format") != FORMAT:
-            raise IntegrityError(f"{path} is no plan that this version of hasten can read")
+            raise IntegrityError(f"{path} isn't a plan that this version of hasten can read")
         return from_record(cls, record.get("plan"))
 
 

@@ -122,7 +122,7 @@ class CoreMl(Engine):
         """
         at_home = platform.system() == "Darwin"
         if target.kind == "attached" and not at_home:
-            raise CandidateError(f"Core ML runs on macOS only; this is {target.system}")
+            raise CandidateError(f"Core ML runs only on macOS; this is {target.system}")
         with _package(artifact) as package:
             try:
                 with silenced():
@@ -195,7 +195,7 @@ def _in_int8(model: Any) -> Any:
         raise failed("Core ML Tools can't store the weights in int8", error) from error
     blocks = smaller.get_spec().mlProgram.functions["main"].block_specializations
     if not any(op.type.startswith("constexpr") for b in blocks.values() for op in b.operations):
-        raise CandidateError("nothing to store in int8: no weight has over 2,048 elements")
+        raise CandidateError("nothing to store in int8: no weight has more than 2,048 elements")
     return smaller
 
 
@@ -234,7 +234,8 @@ def _check(package: Path, artifact: Artifact, target: Target) -> dict[str, tuple
         )
         if not close:
             raise CandidateError(
-                f"Core ML's converter changed the model: {name!r} isn't what ONNX Runtime answers"
+                f"Core ML's converter changed the model: {name!r} differs from ONNX Runtime's "
+                "answer"
             )
     return {name: array.shape for name, array in expected.items()}
 
@@ -305,7 +306,7 @@ class CoreMlSession(Session):
         if self._run is None:
             raise CandidateError("the session is closed: open the artifact again")
         if missing := [spec.name for spec in self.inputs if spec.name not in inputs]:
-            raise CandidateError(f"Core ML was given no input {missing[0]!r}")
+            raise CandidateError(f"Core ML didn't get the input {missing[0]!r}")
         try:
             given = {
                 name: _narrowed(inputs[spec.name], spec)

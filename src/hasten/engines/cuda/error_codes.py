@@ -37,7 +37,8 @@ def explained(runtime: Any, what: str, code: int, root: Path = Path("/")) -> Can
     said = text.decode() if isinstance(text, bytes) else str(text)
     if code in LOST:
         return DeviceLost(
-            f"CUDA can't {what}: {said}: the GPU answers nothing more in this process: start it again"
+            f"CUDA can't {what}: {said}: the GPU no longer works in this process: start the "
+            "process again"
         )
     advice = ""
     if code == _TOO_OLD_DRIVER:
@@ -57,7 +58,7 @@ def _newer_driver(runtime: Any, root: Path) -> str:
     branch = _FIRST_DRIVERS.get(ours // 1000, "")
     needed = f": CUDA {_named(ours)} needs NVIDIA's driver {branch or 'of its time'} or newer"
     if not theirs:
-        return f"{needed}, and none is loaded here"
+        return f"{needed}, but none is loaded here"
     try:
         release = (root / "sys/module/nvidia/version").read_text().strip()
     except OSError:
@@ -72,8 +73,8 @@ def _other_process(runtime: Any) -> str:
     if mode is None or int(mode) != _ONE_PROCESS:
         return ""
     return (
-        ": its compute mode, EXCLUSIVE_PROCESS, lets in one process, and another has it: end that one, "
-        "or let in several with nvidia-smi --compute-mode=DEFAULT"
+        ": its compute mode, EXCLUSIVE_PROCESS, allows only one process, and another process has "
+        "the GPU: end that process, or allow several with nvidia-smi --compute-mode=DEFAULT"
     )
 
 

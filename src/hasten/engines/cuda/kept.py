@@ -80,10 +80,13 @@ def check_own_folder() -> None:
         ) from error
     if facts.st_uid != os.geteuid() or facts.st_mode & stat.S_IWOTH:
         whose = (
-            "belongs to another user" if facts.st_uid != os.geteuid() else "can be written by all"
+            "belongs to another user"
+            if facts.st_uid != os.geteuid()
+            else "is writable by every user"
         )
         raise CandidateError(
-            f"torch's cache {folder} {whose}, and torch would run what lies there: set {TORCH_FOLDER} to a "
+            f"torch's cache {folder} {whose}, and torch would run code from there: set "
+            f"{TORCH_FOLDER} to a "
             "folder of your own"
         )
 

@@ -126,8 +126,9 @@ class OnnxRuntimeCuda(Engine):
             # It keeps one for the whole session, and replays it whatever the run's `gpu_graph_id`:
             # https://github.com/microsoft/onnxruntime/issues/20050
             raise CandidateError(
-                "ONNX Runtime's TensorRT provider has one CUDA graph, which it replays for requests of "
-                "all shapes: leave cuda_graph out, or take the engine tensorrt, with a graph for each"
+                "ONNX Runtime's TensorRT provider has one CUDA graph, which it replays for "
+                "requests of all shapes: leave cuda_graph out, or use the engine tensorrt, which "
+                "has a graph for each shape"
             )
         return in_own_thread(self._opened(artifact, target), "hasten: ONNX Runtime")
 
@@ -179,8 +180,8 @@ class OnnxRuntimeCuda(Engine):
             wanted not in session.get_providers()
         ):  # otherwise ONNX Runtime only logs that, and falls back on the host's kernels
             raise CandidateError(
-                f"ONNX Runtime can't use {wanted} here: are CUDA's libraries installed in the version "
-                f"that ONNX Runtime {ort.__version__} is built for?"
+                f"ONNX Runtime can't use {wanted} here: check that CUDA's libraries are "
+                f"installed in the version that ONNX Runtime {ort.__version__} is built for"
             )
         return session
 

@@ -95,7 +95,7 @@ def check_pins(
         wrong = [pair for pair, fits in zip(pairs, same, strict=True) if not fits]
         there, now = (" and ".join(words) for words in zip(*wrong, strict=True))
         raise CandidateError(
-            f"{artifact.path.name} was made for {visible(there):.200}, and here is {now}: "
+            f"{artifact.path.name} was made for {visible(there):.200}, but this host has {now}: "
             "make the bundle again here"
         )
     return here
@@ -110,5 +110,5 @@ def _stated(artifact: Artifact) -> Pins:
             except (InputError, OSError, ValueError, RecursionError) as error:
                 raise CandidateError(f"{file.name} can't be read: make the bundle again") from error
     raise CandidateError(
-        f"{artifact.path.name} doesn't say for which GPU it was made: make the bundle again"
+        f"{artifact.path.name} doesn't state which GPU it was made for: make the bundle again"
     )

@@ -231,7 +231,7 @@ class DeviceSession(Session):
             raise CandidateError("the session is closed: open the artifact again")
         for spec in self.inputs:
             if spec.name not in inputs:
-                raise CandidateError(f"the session was given no input {spec.name!r}")
+                raise CandidateError(f"the session didn't get the input {spec.name!r}")
         key = tuple(inputs[spec.name].shape for spec in self.inputs)
         bound = self._bound.get(key)
         if bound is None:
@@ -319,7 +319,7 @@ class DeviceSession(Session):
 
         try:
             if answers_another(inputs, partial(answer, plain), partial(answer, launch)):
-                return "the graph answers another request than the one that is asked"
+                return "the graph returns the answer to another request"
         except DeviceLost:
             raise
         except CandidateError as why:

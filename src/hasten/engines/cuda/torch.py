@@ -123,8 +123,8 @@ class TorchCuda(Engine):
         """
         if model.program is None:
             raise CandidateError(
-                f"torch runs the program that a PyTorch model was exported to, and {model.path.name} "
-                "has none: give the module itself"
+                f"torch runs the exported program of a PyTorch model, but {model.path.name} has "
+                "none: give the module itself"
             )
         if model.origin is not None:
             raise CandidateError(
@@ -326,7 +326,7 @@ class _ProgramExecution:
             answers = program.first_answer(given)
         if len(answers) != len(self._outputs):
             raise CandidateError(
-                f"the program gives {amount(len(answers), 'output')}, and the model has {len(self._outputs)}"
+                f"the program gives {amount(len(answers), 'output')}, but the model has {len(self._outputs)}"
             )
         self.outputs: Mapping[str, tuple[tuple[int, ...], str]] = {
             spec.name: (tuple(answer.shape), spec.dtype)

@@ -243,7 +243,7 @@ class DesignSession(Session):
         try:
             rounded = self._program.ports.encode(inputs)
         except KeyError as error:
-            raise CandidateError(f"the design was given no input {error.args[0]!r}") from error
+            raise CandidateError(f"the design didn't get the input {error.args[0]!r}") from error
         source: Any = self._simulation or self._program
         return self._program.ports.decode(source.answers(rounded), self.outputs)
 

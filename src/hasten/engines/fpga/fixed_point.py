@@ -96,7 +96,7 @@ class FixedPointSession(Session):
         try:
             rounded = self._program.ports.encode(inputs)
         except KeyError as error:
-            raise CandidateError(f"the program was given no input {error.args[0]!r}") from error
+            raise CandidateError(f"the program didn't get the input {error.args[0]!r}") from error
         answers = self._program.answers(rounded, self._threads)
         return self._program.ports.decode(answers, self.outputs)
 

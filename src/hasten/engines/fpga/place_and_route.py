@@ -149,7 +149,7 @@ def too_large(part: FpgaPart, resource: str, used: int, available: int) -> str:
     """Return the message that a part has too little of a resource, with the amounts."""
     return (
         f"doesn't fit {part.name}: it needs {used:,} {resource}, "
-        f"{used / max(1, available):.1f} times the {available:,} that there are"
+        f"{used / max(1, available):.1f} times the {available:,} of the part"
     )
 
 

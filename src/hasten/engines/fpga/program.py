@@ -216,10 +216,10 @@ def load(path: Path) -> FpgaProgram:
     except CandidateError:
         raise
     except Exception as error:
-        raise CandidateError(f"{path.name} is no fixed-point program: {error}") from error
+        raise CandidateError(f"{path.name} isn't a fixed-point program: {error}") from error
     for side, count in zip((ports.inputs, ports.outputs), logic.shape, strict=True):
         if sum(port.size for port in side) != count:
-            raise CandidateError(f"{PORTS} doesn't fit {path.name}: their ports differ in size")
+            raise CandidateError(f"{PORTS} doesn't match {path.name}: their ports differ in size")
     return FpgaProgram(logic, ports)
 
 
@@ -239,7 +239,8 @@ def _check(data: Any) -> None:
         raise wrong
     if len(operations) > _MOST_OPERATIONS:
         raise CandidateError(
-            f"the fixed-point program has {len(operations):,} operations, over {_MOST_OPERATIONS:,}"
+            f"the fixed-point program has {len(operations):,} operations, more than the limit of "
+            f"{_MOST_OPERATIONS:,}"
         )
     for vector, size in zip(data[1:4], (shape[0], shape[1], shape[1]), strict=True):
         if not _integers(vector, size):

@@ -112,8 +112,9 @@ class _Tracer:
         make = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if make is None:
             raise CandidateError(
-                f"the operator {node.op_type} (node {node.name!r}) has no fixed-point form; these have: "
-                f"{', '.join(sorted(OPERATORS))}, and a softmax at the end"
+                f"the operator {node.op_type} (node {node.name!r}) has no fixed-point form; "
+                f"these operators have one: {', '.join(sorted(OPERATORS))}, and a softmax at the "
+                "end"
             )
         try:
             self._values.tensors[node.output[0]] = make(self._values, node)

@@ -95,7 +95,9 @@ class _Builder:
 
         inputs = [v for v in self._graph.input if v.name not in self._constants]
         if len(inputs) != 1 or len(self._graph.output) != 1:
-            raise CandidateError("only a network of one input and output is trained for few bits")
+            raise CandidateError(
+                "only a network with one input and one output can be trained for few bits"
+            )
         (given,) = inputs
         epilogue: Epilogue = "none"
         seen = self._ranges[given.name].by_channel()
@@ -130,8 +132,8 @@ class _Builder:
         make = _LAYERS.get(node.op_type)
         if make is None or not node.input or node.input[0] not in self._values:
             raise CandidateError(
-                f"the operator {node.op_type} (node {node.name!r}) can't be trained for few bits; these "
-                f"can: {', '.join(sorted(_LAYERS))}"
+                f"the operator {node.op_type} (node {node.name!r}) can't be trained for few "
+                f"bits; these operators can: {', '.join(sorted(_LAYERS))}"
             )
         self._values[node.output[0]] = make(self, node)
 
@@ -140,8 +142,8 @@ class _Builder:
         value = self._values[name]
         if value.scale is not None or value.offset is not None:
             raise CandidateError(
-                f"the scale before the operator {node.op_type} (node {node.name!r}) can't go into "
-                "a product"
+                f"the scale before the operator {node.op_type} (node {node.name!r}) can't be "
+                "merged into a product"
             )
         return value.tensor
 
@@ -197,7 +199,8 @@ class _Builder:
         if value.offset is not None:
             if padding == "same":
                 raise CandidateError(
-                    f"the offset before a padded Conv (node {node.name!r}) can't go into its weights"
+                    f"the offset before a padded Conv (node {node.name!r}) can't be merged into "
+                    "its weights"
                 )
             bias = bias + np.einsum("oihw,i->o", weights, value.offset)
         if value.scale is not None:

@@ -96,7 +96,7 @@ def read(node: onnx.NodeProto) -> Ensemble:
             f"trees that aren't summed (node {node.name!r}) have no fixed-point form"
         )
     if given.get("classlabels_strings"):
-        raise CandidateError(f"labels of trees (node {node.name!r}) have to be integers")
+        raise CandidateError(f"the labels of trees (node {node.name!r}) must be integers")
     places = list(zip(given["nodes_treeids"], given["nodes_nodeids"], strict=True))
     branches = {
         place: (feature, float(value), below, above)

@@ -237,7 +237,7 @@ class LiteRtSession(Session):
             raise
         except Exception as error:
             if missing := [spec.name for spec in self.inputs if spec.name not in inputs]:
-                raise CandidateError(f"LiteRT was given no input {missing[0]!r}") from error
+                raise CandidateError(f"LiteRT didn't get the input {missing[0]!r}") from error
             raise failed("LiteRT failed", error) from error
 
     def properties(self) -> Mapping[str, str]:

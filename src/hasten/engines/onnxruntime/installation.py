@@ -53,7 +53,7 @@ def load() -> Any:
     if not hasattr(module, "InferenceSession"):
         kept = (*installed(), "onnxruntime")[0]
         raise InputError(
-            "ONNX Runtime's folder lacks files, as after one of two packages was removed: "
+            "ONNX Runtime's folder lacks files, which happens when one of two packages is removed: "
             f"{_leaving(kept)}"
         )
     return module
@@ -72,14 +72,16 @@ def fault() -> str:
     except InputError as error:
         return str(error)
     if len(names) > 1:
-        lost = ", and what is loaded has no CUDA" if GPU in names and not cuda else ""
+        lost = ", and the loaded library has no CUDA" if GPU in names and not cuda else ""
         return (
-            f"{' and '.join(names)} are installed into one folder, where each overwrites the other's files"
+            f"{' and '.join(names)} are installed into the same folder, and each overwrites the "
+            "other's files"
             f"{lost}: {_leaving(GPU if GPU in names else names[0])}"
         )
     if names == (GPU,) and not cuda:
         return (
-            f"{GPU} is installed, but what is loaded has no CUDA, as after another package wrote over it: "
+            f"{GPU} is installed, but the loaded library has no CUDA, which happens when another "
+            "package overwrites it: "
             f"{_leaving(GPU)}"
         )
     return ""
@@ -92,8 +94,8 @@ def without_cuda() -> str:
     version = load().__version__
     if platform.machine() not in ("x86_64", "AMD64"):
         return (
-            f"this ONNX Runtime, {version}, has no CUDA, and {GPU} has no wheel for {platform.machine()}: "
-            "take TensorRT or torch"
+            f"this ONNX Runtime, {version}, has no CUDA, and {GPU} has no wheel for "
+            f"{platform.machine()}: use TensorRT or torch"
         )
     return f"this ONNX Runtime, {version}, has no CUDA: {_leaving(GPU)}"
 

@@ -75,7 +75,7 @@ def executions(
             session.run(None, dict(request))
             trace = json.loads(Path(session.end_profiling()).read_bytes())
         except Exception as error:
-            raise failed("ONNX Runtime can't tell the shapes", error) from error
+            raise failed("ONNX Runtime can't infer the shapes", error) from error
     return _executions(trace)
 
 

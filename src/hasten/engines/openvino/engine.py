@@ -372,7 +372,7 @@ class OpenVinoSession(Session):
             raise
         except Exception as error:
             if missing := [spec.name for spec in self.inputs if spec.name not in inputs]:
-                raise CandidateError(f"OpenVINO was given no input {missing[0]!r}") from error
+                raise CandidateError(f"OpenVINO didn't get the input {missing[0]!r}") from error
             raise failed("OpenVINO failed", error) from error
 
     def _opened(self) -> _Request:

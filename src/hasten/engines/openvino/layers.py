@@ -138,7 +138,7 @@ def _counted(
         try:
             steps = _executed(compiled.get_runtime_model())
         except Exception as error:
-            raise failed("OpenVINO can't say what it executed", error) from error
+            raise failed("OpenVINO can't report what it executed", error) from error
         # The mean was truncated, so a sum over runs is between run * mean and run - 1 more.
         sums_us = [step.mean_us and run * step.mean_us + (run - 1) / 2 for step in steps]
         if run > 1:

@@ -47,8 +47,8 @@ class Tensorrt(PlanEngine):
             InputError: it isn't installed, or is too old.
         """
         remedy = (
-            f"take version {_OLDEST} or newer: {installing('')}, which fetches it from NVIDIA's own index; "
-            "on a Jetson, JetPack brings it"
+            f"use version {_OLDEST} or newer: {installing('')}, which downloads it from NVIDIA's "
+            "own index; on a Jetson, JetPack contains it"
         )
         trt = bindings(NAMES, "TensorRT", remedy)
         if int(trt.__version__.split(".")[0]) < _OLDEST:
@@ -66,7 +66,7 @@ class Tensorrt(PlanEngine):
         if target.family != "cuda" or target.kind != "attached":
             raise CandidateError(
                 f"TensorRT builds only on the GPU that it builds for, and {target.device} isn't "
-                "here: TensorRT for RTX builds without it"
+                "available: TensorRT for RTX builds without the GPU"
             )
         return built(
             trt,

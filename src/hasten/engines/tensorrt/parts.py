@@ -61,7 +61,7 @@ def installing(part: str) -> str:
     """Return what installs TensorRT on a host with a GPU of this part."""
     known = PARTS.get(part)
     jetson = known is not None and known.jetson
-    return "NVIDIA's JetPack brings it" if jetson else "pip install tensorrt-cu13"
+    return "NVIDIA's JetPack contains it" if jetson else "pip install tensorrt-cu13"
 
 
 def no_rtx(part: str, target: Target) -> str:
@@ -75,15 +75,15 @@ def no_rtx(part: str, target: Target) -> str:
     if not part or (part in RTX_PARTS and (rtx_runs_here() or not attached)):
         return ""
     if _number(part) < _number(OLDEST):
-        return f"{part} is older than {OLDEST}, the oldest GPU that TensorRT and CUDA 13 take"
+        return f"{part} is older than {OLDEST}, the oldest GPU that TensorRT and CUDA 13 support"
     builds = f"TensorRT for RTX builds for {', '.join(RTX_PARTS)}"
     if part in RTX_PARTS:
         builds = f"TensorRT for RTX has no library for {platform.machine()}"
     if attached:
-        return f"{builds}; this GPU, {part}, takes TensorRT: {installing(part)}"
+        return f"{builds}; this GPU, {part}, needs TensorRT: {installing(part)}"
     return (
-        f"nothing builds for {part} without that GPU: {builds}, and TensorRT only on the GPU itself: "
-        f'on a host that has one, take target="cuda" ({installing(part)})'
+        f"nothing builds for {part} without that GPU: {builds}, and TensorRT builds only on the GPU "
+        f'itself: on a host that has one, use target="cuda" ({installing(part)})'
     )
 
 

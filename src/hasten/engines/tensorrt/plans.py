@@ -312,7 +312,7 @@ def _settled(spec: TensorSpec, model: Model) -> TensorSpec:
     for axis, size in enumerate(sizes):
         if axis and isinstance(size, str):
             if known is None:
-                raise CandidateError(f"{spec} has open axes, and no data settled them")
+                raise CandidateError(f"{spec} has open axes, and no data fixed their sizes")
             sizes[axis] = known[axis]
     return replace(spec, shape=tuple(sizes))
 
@@ -407,18 +407,18 @@ class _Plan:
     def execution(self, inputs: Tensors) -> _PlanExecution:
         context = self._context()
         if context is None:
-            raise CandidateError("TensorRT has no memory for the plan on this device")
+            raise CandidateError("this device has too little memory for TensorRT's plan")
         context.set_optimization_profile_async(0, self._device.stream)
         for name, array in inputs.items():
             if not context.set_input_shape(name, array.shape):
                 raise CandidateError(f"the plan doesn't take {name!r} of sizes {array.shape}")
         if missing := context.infer_shapes():
-            raise CandidateError(f"TensorRT can't tell the sizes of {missing[0]!r} beforehand")
+            raise CandidateError(f"TensorRT can't determine the sizes of {missing[0]!r} beforehand")
         outputs = {}
         for name, spec in self._specs.items():
             sizes = tuple(context.get_tensor_shape(name))
             if -1 in sizes:
-                raise CandidateError(f"TensorRT can't tell the sizes of {name!r} beforehand")
+                raise CandidateError(f"TensorRT can't determine the sizes of {name!r} beforehand")
             outputs[name] = (sizes, spec.dtype)
         context.set_device_memory(self._shared_memory(), self._engine.device_memory_size_v2)
         return _PlanExecution(context, outputs, self._device.stream)

@@ -284,7 +284,7 @@ def _values(graph: _FileGraph) -> Iterator[Violation]:
     taken, quantized = _taken(), _type("INT8")
     for name, rank in graph.ranks:
         if rank > _MOST_DIMENSIONS:
-            yield Violation("", "", f"{name!r} has {rank} dimensions, and at most 8 are allowed")
+            yield Violation("", "", f"{name!r} has {rank} dimensions, but at most 8 are allowed")
     for name, kind in graph.given:
         readers = graph.readers.get(name, ())
         if kind and kind not in taken:
@@ -294,7 +294,7 @@ def _values(graph: _FileGraph) -> Iterator[Violation]:
             for node, _ in readers:
                 if node.operator not in _TAKE_UINT8:
                     yield node.says(
-                        f"it doesn't take uint8, as {name!r} is: cast it to float first"
+                        f"it doesn't take uint8, the type of {name!r}: cast it to float first"
                     )
         elif kind == quantized and readers and name in readers[0][0].scope.constants:
             for node, position in readers:
@@ -346,7 +346,7 @@ def _pair(node: _Node) -> Iterator[Violation]:
     maker = scope.makers.get(data)
     stored = maker is None or maker.op_type == "Constant"
     if node.operator == "DequantizeLinear" and kind == _type("UINT8") and stored:
-        yield node.says("it dequantizes uint8, where only int8 around 0 is allowed")
+        yield node.says("it dequantizes uint8, but only int8 around 0 is allowed")
     if node.operator == "DequantizeLinear" and kind == _type("INT32"):
         yield node.says("it dequantizes int32, as in a quantized bias: leave biases in float")
     if node.operator == "QuantizeLinear" and kind in (_type("INT32"), _type("INT64")):
@@ -359,7 +359,7 @@ def _pair(node: _Node) -> Iterator[Violation]:
     if zeros is not None and np.any(np.asarray(zeros, np.float64)):
         yield node.says("its zero point isn't 0")
     if zero and not scope.settled(zero):
-        yield node.says("its zero point is computed, where only a constant is allowed")
+        yield node.says("its zero point is computed, but only a constant is allowed")
     if scales is not None and scales.size != 1 and not node.attribute("block_size"):
         yield from _channels(node, scales, zeros)
 
@@ -375,7 +375,7 @@ def _channels(node: _Node, scales: Array, zeros: Array | None) -> Iterator[Viola
     axis = 1 if given is None else given
     axis += len(sizes) if axis < 0 else 0
     if not 0 <= axis < len(sizes):
-        yield node.says(f"its axis is {given}, and the input has {len(sizes)} dimensions")
+        yield node.says(f"its axis is {given}, but the input has {len(sizes)} dimensions")
     elif sizes[axis] is not None and sizes[axis] != scales.size:
         yield node.says(f"it has {scales.size} scales for {sizes[axis]} channels")
 
@@ -405,7 +405,7 @@ def _altered(node: _Node) -> Iterator[Violation]:
         yield node.says("it casts to float64, which would become float32")
     if node.operator == "QuantizeLinear" and _wraps(node):
         yield node.says(
-            "it quantizes to uint8, which would become int8: values over 127 are clipped"
+            "it quantizes to uint8, which would become int8: values above 127 are clipped"
         )
 
 

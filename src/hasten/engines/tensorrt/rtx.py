@@ -80,7 +80,7 @@ class TensorrtRtx(PlanEngine):
         trt = self.toolkit()
         if target.family != "cuda":
             raise CandidateError(
-                f"TensorRT makes plans for NVIDIA's GPUs; the target is {target.device}"
+                f"TensorRT makes plans for NVIDIA's GPUs, but the target is {target.device}"
             )
         if why := _reason(target):
             raise CandidateError(why)
@@ -92,7 +92,8 @@ class TensorrtRtx(PlanEngine):
             if part not in known:
                 those = ", ".join(name.lower() for name in known if name.startswith("SM"))
                 raise CandidateError(
-                    f"TensorRT for RTX {trt.__version__} builds for {those}; the target is {target.part}"
+                    f"TensorRT for RTX {trt.__version__} builds for {those}, but the target is "
+                    f"{target.part}"
                 )
             config.num_compute_capabilities = 1
             config.set_compute_capability(known[part], 0)

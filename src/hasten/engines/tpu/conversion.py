@@ -337,10 +337,10 @@ def _output_dtypes(exported: Any) -> list[str]:
     for name in exported.graph_signature.user_outputs:
         value: Any = nodes[name].meta["val"] if name in nodes else None
         if not hasattr(value, "dtype"):
-            raise CandidateError(f"the program gives {name!r}, which is no tensor")
+            raise CandidateError(f"the program returns {name!r}, which isn't a tensor")
         dtype = str(value.dtype).removeprefix("torch.")
         if dtype in ("float64", "complex64", "complex128"):
-            raise CandidateError(f"the program gives {dtype}, which a TPU doesn't compute in")
+            raise CandidateError(f"the program returns {dtype}, which a TPU doesn't compute in")
         found.append({"int64": "int32", "bool": "bool_"}.get(dtype, dtype))
     return found
 

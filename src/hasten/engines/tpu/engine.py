@@ -189,7 +189,7 @@ def _device(target: Target) -> Iterator[Any]:
                 name = GENERATIONS[target.part].topology
                 found = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
         except Exception as error:  # JAX's backends may raise any exception
-            raise failed(f"libtpu gives no {target.device}", error) from error
+            raise failed(f"libtpu doesn't offer {target.device}", error) from error
         yield found[0]
 
 
@@ -259,7 +259,7 @@ class TpuSession(Session):
             raise CandidateError("the session is closed: open the artifact again")
         for spec in self.inputs:
             if spec.name not in inputs:
-                raise CandidateError(f"XLA was given no input {spec.name!r}")
+                raise CandidateError(f"XLA didn't get the input {spec.name!r}")
             if not spec.fits(inputs[spec.name]):
                 got = ", ".join(map(str, inputs[spec.name].shape))
                 raise CandidateError(f"XLA takes {spec}; got {inputs[spec.name].dtype}[{got}]")

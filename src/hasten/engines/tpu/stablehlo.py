@@ -62,7 +62,7 @@ def read(path: Path) -> Any:
     except OSError as error:
         raise CandidateError(f"can't read {path}: {error.strerror or error}") from error
     except Exception as error:  # flatbuffers and MLIR may raise any exception
-        raise CandidateError(f"{path.name} is no program of JAX's: {first_line(error)}") from error
+        raise CandidateError(f"{path.name} isn't a JAX program: {first_line(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,9 @@ def narrowed(dtype: str) -> str:
         CandidateError: a TPU doesn't compute in this type.
     """
     if dtype in ("float64", "complex64", "complex128"):
-        raise CandidateError(f"the model takes or gives {dtype}, which a TPU doesn't compute in")
+        raise CandidateError(
+            f"an input or output of the model is {dtype}, which a TPU doesn't compute in"
+        )
     return {"int64": "int32", "uint64": "uint32"}.get(dtype, dtype)
 
 

@@ -129,7 +129,8 @@ def copies(place: Place) -> Found:
             _compare(got, sent, f"{size} bytes come back changed")
             rates.append(2 * size / max(took_ns, 1))
     return Found(
-        f"{', '.join(map(str, _SIZES))} bytes there and back, the same; {rates[-1]:.1f} GB/s both ways "
+        f"{', '.join(map(str, _SIZES))} bytes copied there and back unchanged; {rates[-1]:.1f} "
+        "GB/s both ways "
         "at the last size"
     )
 
@@ -140,13 +141,13 @@ def graph(place: Place) -> Found:
         sent, got, work = _round_trip(device, closing)
         work()
         device.synchronize()
-        _compare(got, sent, "the kernel copies other words than it was given")
+        _compare(got, sent, "the kernel's output differs from its input")
         launch = device.captured(work, closing)
         for number in range(_REPLAYS):
             sent[:] = _random(sent.nbytes, number)
             launch()
             device.synchronize()
-            _compare(got, sent, f"replay {number} answers for another request's data")
+            _compare(got, sent, f"replay {number} returns the answer to another request")
         device_ns, by_host_ns = device.elapsed_ns(launch), host_ns(launch, device)
         by_device = "" if device_ns is None else f", {device_ns / 1e3:.1f} µs by the device's clock"
     return Found(
@@ -171,7 +172,7 @@ def threads(place: Place) -> Found:
                     sent[:] = _random(sent.nbytes, 100 * number + turn)
                     launch()
                     device.synchronize()
-                    _compare(got, sent, f"thread {number} got other data than it sent")
+                    _compare(got, sent, f"thread {number} didn't get back the data that it sent")
 
     all_of(one, 2)
     return Found(f"two threads captured and replayed {_CAPTURES} graphs each, side by side")

@@ -99,7 +99,7 @@ def threads(engine: Engine, place: Place) -> Found:
                 for turn in range(_AT_ONCE):
                     at = (turn + number) % _COUNT
                     got = _only(session.run(asked[at]))
-                    _check_same([got], [own[at]], "a session beside another one's thread")
+                    _check_same([got], [own[at]], "a session next to another session's thread")
                 _check_bound(engine, max(map(_off, own, right)))
 
         all_of(one, 2)
@@ -197,4 +197,4 @@ def _check_bound(engine: Engine, off: float) -> None:
 
 def _check_same(got: list[Array], right: list[Array], what: str) -> None:
     if wrong := sum(not np.array_equal(*pair) for pair in zip(got, right, strict=True)):
-        raise CandidateError(f"{what} answers otherwise than alone: {wrong} of {len(got)}")
+        raise CandidateError(f"{what} gives other answers than alone: {wrong} of {len(got)}")

@@ -139,14 +139,15 @@ def access(
     given = [one for one in (ca, client_cert, client_key) if one is not None]
     if (given or insecure) and not address.encrypted:
         raise InputError(
-            f"certificates belong to encrypted connections, and {address} isn't encrypted: "
-            f"write {address.scheme}s://"
+            f"only encrypted connections use certificates, and {address} isn't encrypted: write "
+            f"{address.scheme}s://"
         )
     if insecure and address.grpc:
         raise InputError("gRPC always checks the server's certificate: give it with --ca")
     if insecure and ca is not None:
         raise InputError(
-            "--ca says which certificates are trusted, --insecure that all are: give one"
+            "--ca says which certificates are trusted, and --insecure trusts all of them: give "
+            "only one of the two"
         )
     if (client_cert is None) != (client_key is None):
         raise InputError(

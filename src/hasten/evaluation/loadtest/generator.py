@@ -112,7 +112,9 @@ def run(
     address = parse_address(url)
     _check(model, version, deadline_s, connections, grace_s)
     if json_tensors and address.grpc:
-        raise InputError("tensors as JSON are of HTTP: leave that out, or give an http:// address")
+        raise InputError(
+            "only HTTP sends tensors as JSON: leave that option out, or give an http:// address"
+        )
     order = _Order(
         address=address,
         access=access(
@@ -165,7 +167,9 @@ def _check(
             f"the deadline is in seconds, from 1 µs to {LONGEST_DEADLINE_S:.0f} s: got {deadline_s:g}"
         )
     if not 1 <= connections <= MOST_CONNECTIONS:
-        raise InputError(f"connections are from 1 to {MOST_CONNECTIONS}: got {connections}")
+        raise InputError(
+            f"the number of connections is from 1 to {MOST_CONNECTIONS}: got {connections}"
+        )
     if not (math.isfinite(grace_s) and 0 <= grace_s <= LONGEST_S):
         raise InputError(f"the grace is in seconds, from 0 to {LONGEST_S:.0f}: got {grace_s:g}")
 

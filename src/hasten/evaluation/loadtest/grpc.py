@@ -71,7 +71,8 @@ async def reach(address: Address, access: Access, model: str, version: str) -> M
             said = legible(error.details() or "") or "no message"
             if channel.get_state() != grpc.ChannelConnectivity.READY:
                 raise InputError(
-                    f"can't reach {address}: {said}; does the server run, and speak gRPC there?"
+                    f"can't reach {address}: {said}; does a server run there, and does it speak "
+                    "gRPC?"
                 ) from error
             raise InputError(
                 f"{address} answers {error.code().name} to the model {model!r}: {said}"

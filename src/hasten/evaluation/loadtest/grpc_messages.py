@@ -116,7 +116,7 @@ def _check(answer: Any, outputs: Sequence[str]) -> None:
     """
     raws = answer.raw_output_contents
     if raws and len(raws) != len(answer.outputs):
-        raise ValueError(f"{amount(len(answer.outputs), 'output')} announced; {len(raws)} came")
+        raise ValueError(f"{amount(len(answer.outputs), 'output')} announced, but {len(raws)} came")
     for number, one in enumerate(answer.outputs):
         if raws:
             check_bytes(one.name, one.datatype, one.shape, memoryview(raws[number]))

@@ -63,7 +63,7 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             if self._turn is None:
-                raise ValueError("an answer came that nobody asked for")
+                raise ValueError("an answer came without a request")
             if not self._reader.feed(data):
                 return
         except ValueError as error:
@@ -135,7 +135,7 @@ async def reach(address: Address, access: Access, model: str, version: str) -> R
                 writer.transport.abort()
     except OSError as error:
         raise InputError(
-            f"can't reach {address}: {_reason(error)}; does the server run, and there?"
+            f"can't reach {address}: {_reason(error)}; does a server run there?"
         ) from error
     except ValueError as error:
         raise InputError(
@@ -163,7 +163,7 @@ async def _connect(
     Raises:
         OSError: none accepts.
     """
-    loop, failed = asyncio.get_running_loop(), OSError("its name stands for no address")
+    loop, failed = asyncio.get_running_loop(), OSError("its host name has no address")
     found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
     for host in dict.fromkeys(str(one[4][0]) for one in found):
         try:

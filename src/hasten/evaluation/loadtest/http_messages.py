@@ -197,13 +197,13 @@ def _check(body: bytes, header_length: bytes | None, outputs: Sequence[str]) -> 
             continue
         if not isinstance(size_bytes, int) or not 0 <= size_bytes <= len(view) - at:
             raise ValueError(
-                f"output {output.name!r:.100}: {size_bytes!r:.40} bytes are announced; "
+                f"output {output.name!r:.100}: {size_bytes!r:.40} bytes are announced, but "
                 f"{len(view) - at} came"
             )
         check_bytes(output.name, output.datatype, output.shape, view[at : at + size_bytes])
         at += size_bytes
     if at != len(view):
-        raise ValueError(f"{len(view) - at} bytes came behind the last output")
+        raise ValueError(f"{len(view) - at} bytes came after the last output")
     check_names(outputs, [output.name for output in answer.outputs])
 
 
@@ -211,8 +211,8 @@ def _length(field: bytes, most: int) -> int:
     length = int(field) if field.isdigit() and len(field) < 20 else -1
     if not 0 < length <= most:
         raise ValueError(
-            f"Inference-Header-Content-Length is {field[:40].decode('latin-1')!r}, "
-            f"of a body of {most} bytes"
+            f"Inference-Header-Content-Length is {field[:40].decode('latin-1')!r}, but the body "
+            f"has {most} bytes"
         )
     return length
 

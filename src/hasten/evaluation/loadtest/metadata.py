@@ -37,7 +37,7 @@ class Described:
         """
         if self.datatype not in SENDABLE:
             raise InputError(
-                f"input {self}: a load test sends numbers of {', '.join(SENDABLE)}, not "
+                f"input {self}: a load test sends the data types {', '.join(SENDABLE)}, not "
                 f"{self.datatype!r:.40}"
             )
         return SENDABLE[self.datatype]
@@ -74,12 +74,13 @@ def check_bytes(name: str, datatype: str, shape: Sequence[int], raw: memoryview)
         found = _texts(raw)
         if found != count:
             raise ValueError(
-                f"output {name!r:.100}: {list(shape)} of BYTES, but {found} of them came"
+                f"output {name!r:.100}: {list(shape)} of BYTES are announced, but {found} of "
+                "them came"
             )
     elif len(raw) != count * item_bytes:
         raise ValueError(
-            f"output {name!r:.100}: {list(shape)} of {datatype} are {count * item_bytes} bytes; "
-            f"{len(raw)} came"
+            f"output {name!r:.100}: {list(shape)} of {datatype} are {count * item_bytes} bytes, "
+            f"but {len(raw)} came"
         )
 
 
@@ -91,7 +92,9 @@ def check_elements(name: str, shape: Sequence[int], found: int) -> None:
     """
     count = element_count(shape)
     if found != count:
-        raise ValueError(f"output {name!r:.100}: {list(shape)} are {count} elements; {found} came")
+        raise ValueError(
+            f"output {name!r:.100}: {list(shape)} are {count} elements, but {found} came"
+        )
 
 
 def check_names(wanted: Sequence[str], names: Sequence[str]) -> None:

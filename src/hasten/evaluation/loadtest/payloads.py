@@ -49,11 +49,11 @@ def payloads(
     if not inputs:
         raise InputError("the model says that it takes no inputs: there is nothing to send")
     if not 1 <= batch <= MOST_ROWS:
-        raise InputError(f"the batch is from 1 to {MOST_ROWS} rows: got {batch}")
+        raise InputError(f"a batch has from 1 to {MOST_ROWS} rows: got {batch}")
     if data is None:
         return _random(inputs, shapes, batch, seed)
     if shapes:
-        raise InputError("shapes are for random requests: leave them out, or the data")
+        raise InputError("shapes are for random requests: leave out the shapes or the data")
     names = [one.name for one in inputs]
     dataset = _of_bundle(data, names) if data.is_dir() or is_packed(data) else open_npz(data, names)
     return _from_data(inputs, dataset, batch)
@@ -68,7 +68,9 @@ def _of_bundle(folder: Path, names: Sequence[str]) -> Dataset:
     place = unpacked(folder)
     kept = kept_requests(place, read(place))
     if not kept:
-        raise InputError(f"{folder} keeps no requests of its data: give an .npz archive of some")
+        raise InputError(
+            f"{folder} keeps no requests of its data: give an .npz archive of requests"
+        )
     if set(kept[0]) != set(names):
         raise InputError(
             f"the model takes the inputs {', '.join(names)}; the requests in {folder} have "
@@ -83,8 +85,8 @@ def _random(
     unknown = sorted(shapes.keys() - {one.name for one in inputs})
     if unknown:
         raise InputError(
-            f"the model has no input {unknown[0]!r}, for which a shape is given; "
-            f"it takes {', '.join(map(str, inputs))}"
+            f"the model has no input {unknown[0]!r}, for which you gave a shape; its inputs are "
+            f"{', '.join(map(str, inputs))}"
         )
     # A first axis of 1 is taken for the axis of the samples.
     specs = [
@@ -149,8 +151,8 @@ def _fitted(one: Described, rows: Array) -> Array:
     if rows.ndim == len(one.shape) + 1:
         if len(rows) != 1:
             raise InputError(
-                f"input {one}: a sample of the data has as many axes as the model's input, so there "
-                f"is none for a batch of {len(rows)}; leave the batch out"
+                f"input {one}: a sample of the data has as many axes as the model's input, so no "
+                f"axis is left for a batch of {len(rows)}; leave the batch out"
             )
         whole = rows[0]
     _check_fit(one, whole.shape)

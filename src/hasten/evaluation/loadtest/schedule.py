@@ -74,7 +74,8 @@ def schedule(
     if expected > MOST_REQUESTS:
         raise InputError(
             f"{rate_per_s:g} requests a second for {warmup_s + duration_s:g} s are "
-            f"{expected:,.0f}, and one test has at most {MOST_REQUESTS:,}: lower one of them"
+            f"{expected:,.0f} requests, and one test sends at most {MOST_REQUESTS:,}: lower the "
+            "rate or the duration"
         )
     due_ns = (
         _constant(rate_per_s, expected)

@@ -44,7 +44,7 @@ def _rates(result: LoadTestResult) -> str:
 
 def _latencies(result: LoadTestResult) -> str:
     if result.p50 is None or result.p90 is None or result.p99 is None or result.mean_ns is None:
-        return "latency: no request was answered rightly"
+        return "latency: no request got a right answer"
     p99 = "not established" if result.p99.high_ns is None else _quantile(result.p99)
     return (
         f"latency from when a request was due: p50 {_quantile(result.p50)}, "
@@ -73,7 +73,7 @@ def _outcome(outcome: RequestOutcome, offered: Offered) -> str:
         "broken": f"{count} answered wrongly ({outcome.message})",
         "connection": f"{count} lost ({outcome.message})",
         "unanswered": f"{count} unanswered {offered.grace_s:g} s after the last was due",
-        "unsent": f"{count} not sent, since too many others were unanswered",
+        "unsent": f"{count} not sent, because too many others were unanswered",
     }
     if outcome.kind == "late" and outcome.message:
         return f"{count} late ({status}{told})"
@@ -114,12 +114,12 @@ def _notes(result: LoadTestResult) -> list[str]:
     if result.waited:
         notes.append(
             f"{result.waited:,} requests found all {result.offered.connections} connections busy "
-            "and waited, which is in their latency"
+            "and waited; their latency includes the wait"
         )
     if result.offered.encoding == "binary" and result.p50 is None and result.count("error"):
         notes.append(
-            "tensors were sent as raw bytes, which some servers don't take: try --json-tensors"
+            "tensors were sent as raw bytes, which some servers don't accept: try --json-tensors"
         )
     if result.p99 is not None and len(result.latency_ns) < result.requests:
-        notes.append(f"the latencies are those of {len(result.latency_ns):,} right answers alone")
+        notes.append(f"the latencies cover only the {len(result.latency_ns):,} right answers")
     return notes

@@ -52,8 +52,8 @@ class Chain:
         if isinstance(node, Model):
             if isinstance(source, Model):
                 raise InputError(
-                    f"{node.name} can't take the decision of {name}: put a crop of its boxes or a "
-                    "when between them"
+                    f"{node.name} can't take the decision of {name}: put a crop of its boxes, or "
+                    "a when, between them"
                 )
         elif not isinstance(source, Model):
             what = "the boxes" if isinstance(node, Crop) else "the decision"

@@ -48,8 +48,8 @@ class Node(Value, ABC):
         """Check the name."""
         if not _NAME.fullmatch(self.name) or self.name in (SOURCE, *_KEYS):
             raise InputError(
-                f"{self.name!r:.80} can't name a node of a chain: give letters, digits, _ and -, at "
-                f"most 64, that begin with a letter, and none of {', '.join((SOURCE, *_KEYS))}"
+                f"{self.name!r:.80} can't be the name of a chain's node: use at most 64 letters, "
+                f"digits, _ and -, begin with a letter, and don't use {', '.join((SOURCE, *_KEYS))}"
             )
 
 

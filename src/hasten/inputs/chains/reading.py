@@ -60,7 +60,7 @@ def from_line(line: str) -> Chain:
         wanted = place % 2 == 1
         if not word or (word == "crop") != wanted or (wanted and place == len(words) - 1):
             raise InputError(
-                f"{line!r:.200} isn't a chain: give bundles with crop between them, as in "
+                f"{line!r:.200} isn't a chain: give bundles with crop between them, such as "
                 "det.hasten+crop+ocr.hasten, or a chain.yaml"
             )
         node: Node
@@ -114,7 +114,7 @@ def _node(name: str, said: Any, folder: Path) -> Node:
     """Read one node of a file."""
     kinds = [kind for kind in _MAIN if isinstance(said, dict) and kind in said]
     if len(kinds) != 1:
-        raise InputError(f"{name:.80}: say what it is, by one of {', '.join(_MAIN)}")
+        raise InputError(f"{name:.80}: say what it is with one of {', '.join(_MAIN)}")
     (kind,) = kinds
     settings = {key: value for key, value in said.items() if key != kind}
     if clash := {"type", "name", _MAIN[kind]} & settings.keys():

@@ -170,8 +170,8 @@ def _named(inputs: Any, names: Sequence[str], source: str) -> dict[str, Any]:
         return {name: arrays[name] for name in names}
     if not names:
         raise InputError(
-            f"the model doesn't say what its inputs are called; {source} has one array without a "
-            "name: give a mapping"
+            f"the model doesn't name its inputs, and {source} has one array without a name: give "
+            "a mapping"
         )
     if len(names) != 1:
         raise InputError(
@@ -195,7 +195,7 @@ def _spooled(samples: Iterator[Any], names: Sequence[str], folder: Path, source:
         for index, parts in enumerate(itertools.chain([first], read)):
             if len(parts) != width:
                 raise InputError(
-                    f"{source}: sample {index} has {len(parts)} parts, the first has {width}"
+                    f"{source}: sample {index} has {len(parts)} parts, but the first has {width}"
                 )
             tensors: dict[str, Array] = parts[0]
             writer.append({n: a[np.newaxis] for n, a in tensors.items()}, [tensors_hash(tensors)])
@@ -235,7 +235,7 @@ def _label(value: Any, first: Array | None, index: int, source: str) -> Array | 
     label = _array(value)
     if first is not None and label.shape != first.shape:
         raise InputError(
-            f"{source}: the label of sample {index} has the shape {list(label.shape)}, "
-            f"the first {list(first.shape)}; pad labels to one shape"
+            f"{source}: the label of sample {index} has the shape {list(label.shape)}, but the "
+            f"first has {list(first.shape)}; pad labels to one shape"
         )
     return label

@@ -164,8 +164,8 @@ def _numbered(folders: Sequence[Path], names: Sequence[str]) -> tuple[list[int],
         return list(range(len(folders))), tuple(folder.name for folder in folders)
     if unknown:
         raise InputError(
-            f"the folder {unknown[0]} isn't called as any of the {len(names)} classes that the pipeline "
-            "names, and other folders are: rename it, or remove it"
+            f"the folder {unknown[0]} has a name that is none of the {len(names)} classes in the "
+            "pipeline, although other folders are named after classes: rename it, or remove it"
         )
     twice = next((folder for folder in folders if names.count(folder.name) > 1), None)
     if twice is not None:
@@ -197,7 +197,8 @@ def _list(
     if loose and classes:
         raise InputError(
             f"{folder} has images next to the class folder {classes[0].name}: "
-            "put every image into a class folder, or none; those without a class into the folder unlabelled"
+            "put every image into a class folder, or put none into one; images without a class "
+            "go into the folder unlabelled"
         )
     if not loose and not classes:
         raise InputError(f"{folder} has no images ({', '.join(sorted(SUFFIXES))})")
@@ -226,7 +227,7 @@ def _groups(folder: Path, files: Sequence[Path]) -> Array | None:
         with table.open(newline="", encoding="utf-8-sig") as lines:
             rows = [row for row in csv.reader(lines) if row]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{table} must hold lines of `path,group` in UTF-8: {error}") from error
+        raise InputError(f"{table} must contain lines of `path,group` in UTF-8: {error}") from error
     wrong = next((row for row in rows if len(row) != 2), None)
     if wrong is not None:
         raise InputError(f"{table}: the line {','.join(wrong)!r} isn't `path,group`")

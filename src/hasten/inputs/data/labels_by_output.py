@@ -29,8 +29,8 @@ def joined(labels: Mapping[str, Any]) -> Array:
     for name, array in arrays.items():
         if array.ndim == 0 or array.dtype.kind not in "biufUS":
             raise InputError(
-                f"labels of {name!r}: {array.dtype} {list(array.shape)}; give numbers or texts, one row for "
-                "each sample"
+                f"labels of {name!r}: {array.dtype} {list(array.shape)}; give numbers or text, "
+                "one row for each sample"
             )
     counts = {name: len(array) for name, array in arrays.items()}
     if len(set(counts.values())) > 1:
@@ -64,7 +64,7 @@ def of_output(labels: Array, output: str | None, who: str) -> Array:
         return labels
     if output not in labels.dtype.names:
         raise InputError(
-            f"{who} reads labels of one output, and the data has {listed(labels)}: name one, as in "
+            f"{who} reads labels of one output, but the data has {listed(labels)}: name one, as in "
             f"{who}@{labels.dtype.names[0]}"
         )
     return np.asarray(labels[output])

@@ -40,8 +40,8 @@ def plans(specs: Sequence[TensorSpec]) -> list[Plan]:
     for spec in specs:
         if not spec.shape:
             raise InputError(
-                f"input {spec.name!r} is a single number, and a made-up one may take a branch that no real "
-                "request takes: give data= with it"
+                f"input {spec.name!r} is a single number, and a made-up number may take a branch "
+                "that no real request takes: give data= that contains it"
             )
     axes = {name for spec in specs for name in axes_of(spec)}
     if not axes:

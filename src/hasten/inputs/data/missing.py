@@ -99,8 +99,8 @@ def stacked(labels: list[Array | None]) -> Array | None:
         return np.stack([one for one in labels if one is not None])
     if first.dtype.names is not None:
         raise InputError(
-            "a sample has no label, and labels of several outputs can't be missing: give every sample those "
-            "of all outputs"
+            "a sample has no label, but labels of several outputs can't be missing: give every "
+            "sample the labels of all outputs"
         )
     whole = first.dtype.kind in "biu"
     nothing = np.full(first.shape, NO_CLASS if whole else np.nan)

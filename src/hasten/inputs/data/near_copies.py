@@ -72,15 +72,16 @@ class NearCopies:
 
     def note(self) -> str:
         """Return a note for people on what was found."""
-        return f"{self.in_words()}; {self.reservation() or 'take them out if they are copies'}"
+        return f"{self.in_words()}; {self.reservation() or 'remove them if they are copies'}"
 
     def reservation(self) -> str:
         """Return what a certificate must say of them; empty where they are few."""
         if not self.many:
             return ""
         return (
-            f"{100 * self.share:.2g}% of the samples to judge on look like near copies of training samples, "
-            "which was allowed: it holds for new data only if they aren't"
+            f"{100 * self.share:.2g}% of the samples to judge on look like near copies of "
+            "training samples, which was allowed: the certificate holds for new data only if "
+            "they aren't copies"
         )
 
     def in_words(self) -> str:
@@ -113,8 +114,8 @@ def check_near_copies(
     found = near_copies(training, judged)
     if found.many and not allowed:
         raise InputError(
-            f"{found.in_words()}: what was trained on can't judge; take them out of one of the two, or "
-            "say allow_near_copies=True if you know that they aren't copies"
+            f"{found.in_words()}: training data can't judge a model; remove the samples from one "
+            "of the two, or add allow_near_copies=True if you know that they aren't copies"
         )
     return found if len(found.judged) else None
 

@@ -162,7 +162,7 @@ def _open(path: Path, names: Sequence[str] | None, spool: Path, *, missing: bool
         counts = {name: len(array) for name, array in arrays.items()}
         count = check_counts(counts, None, None, str(path))
         if not any(array.holds_numbers for array in arrays.values()):
-            raise InputError(f"{path}: a sample holds no numbers; give arrays of shape (n, ...)")
+            raise InputError(f"{path}: a sample contains no numbers; give arrays of shape (n, ...)")
         rows = {role: _whole(archive, members[role], role, count) for role in reserved}
         if by_output:
             each = {n: _whole(archive, info, "labels", count) for n, info in by_output.items()}
@@ -177,7 +177,8 @@ def _check_unpacked(archive: zipfile.ZipFile, path: Path) -> None:
     if claimed_bytes > max(_UNASKED_BYTES, _MOST_TIMES * size_bytes):
         raise InputError(
             f"{path} has {size_bytes:,} bytes and would unpack to {claimed_bytes:,}, more than "
-            f"{_MOST_TIMES} times as many: if it is right, save it with np.savez, which doesn't compress"
+            f"{_MOST_TIMES} times as many: if that is right, save it with np.savez, which "
+            "doesn't compress"
         )
 
 
@@ -189,7 +190,8 @@ def _ragged(
         shape, fortran, dtype = _header(file, f"{name}{SHAPES}")
         if dtype.kind not in "iu" or len(shape) != 2:
             raise InputError(
-                f"{name}{SHAPES} are whole numbers (n, axes): got {dtype} {list(shape)}; see "
+                f"{name}{SHAPES} must be whole numbers of shape (n, axes): got {dtype} "
+                f"{list(shape)}; see "
                 "hasten.save_ragged"
             )
         size_bytes = _size_bytes(file, info, f"{name}{SHAPES}", shape, dtype)
@@ -263,7 +265,7 @@ def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype
     except (ValueError, TypeError, SyntaxError, TokenError, MemoryError, RecursionError) as error:
         raise InputError(f"{name} is not an array: save it with np.savez") from error
     if dtype.hasobject:
-        raise InputError(f"{name} holds Python objects; save plain arrays of numbers")
+        raise InputError(f"{name} contains Python objects; save plain arrays of numbers")
     return shape, fortran, dtype
 
 
@@ -289,7 +291,7 @@ def _whole(archive: zipfile.ZipFile, info: zipfile.ZipInfo, role: str, count: in
         if size_bytes > count * ROW_BYTES[role]:
             raise InputError(
                 f"{role}: {size_bytes} bytes for {count} samples; give at most {ROW_BYTES[role]} "
-                "bytes for each, as in a smaller dtype"
+                "bytes for each, for example in a smaller dtype"
             )
         data = file.read(size_bytes + 1)
     if len(data) != size_bytes:
@@ -335,7 +337,7 @@ def _copy(file: IO[bytes], size_bytes: int, spool: Path) -> None:
     free_bytes = shutil.disk_usage(spool.parent).free
     if size_bytes > free_bytes:
         raise InputError(
-            f"can't unpack {size_bytes} bytes to {spool.parent}: {free_bytes} are free; "
+            f"can't unpack {size_bytes} bytes to {spool.parent}: only {free_bytes} are free; "
             "save with np.savez, which doesn't compress, or free some space"
         )
     try:

@@ -76,7 +76,7 @@ class RaggedArray:
             if self.shape_of(index) != shape:
                 raise InputError(
                     f"samples {indices[0]} and {index} differ in shape, {list(shape)} and "
-                    f"{list(self.shape_of(index))}, so that they can't be read together"
+                    f"{list(self.shape_of(index))}, so they can't be read together"
                 )
             one = RawArray(self._path, self._dtype, (1, *shape), int(self._starts[index]))
             rows.append(one.rows([0]))
@@ -96,16 +96,16 @@ def checked_shapes(name: str, shapes: Array, values: tuple[int, ...]) -> None:
     """
     if len(values) != 1:
         raise InputError(
-            f"input {name!r} has the shapes {name}{SHAPES}, so its values are one after another, "
-            f"(values,): got {list(values)}; see hasten.save_ragged"
+            f"input {name!r} has the shapes {name}{SHAPES}, so its values must be one after "
+            f"another, in the shape (values,): got {list(values)}; see hasten.save_ragged"
         )
     if shapes.size and (int(shapes.min()) < 0 or int(shapes.max()) >= 2**31):
         raise InputError(f"{name}{SHAPES} has sizes below 0 or above 2147483647")
     total = sum(int(np.prod(row.astype(object), initial=1)) for row in shapes)
     if total != values[0]:
         raise InputError(
-            f"input {name!r}: the shapes in {name}{SHAPES} add up to {total:,} values, and there are "
-            f"{values[0]:,}; see hasten.save_ragged"
+            f"input {name!r}: the shapes in {name}{SHAPES} add up to {total:,} values, but there "
+            f"are {values[0]:,}; see hasten.save_ragged"
         )
 
 
@@ -171,7 +171,8 @@ class RaggedDataset(Dataset):
                 check_rank(name, sample, first.shape, index)
                 if sample.dtype != first.dtype:
                     raise InputError(
-                        f"input {name!r}: sample {index} is {sample.dtype}, the first is {first.dtype}"
+                        f"input {name!r}: sample {index} is {sample.dtype}, but the first is "
+                        f"{first.dtype}"
                     )
 
     def __len__(self) -> int:

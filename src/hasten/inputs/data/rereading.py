@@ -59,13 +59,13 @@ class Rereading(Dataset):
             rows.append(tuple(np.asarray(part) for part in more))
             if len(rows[-1]) != len(rows[0]):
                 raise InputError(
-                    f"{source}: sample {index} has {1 + len(more)} parts, the first has "
+                    f"{source}: sample {index} has {1 + len(more)} parts, but the first has "
                     f"{1 + len(rows[0])}"
                 )
             if rows[-1] and rows[-1][0].shape != rows[0][0].shape:
                 raise InputError(
                     f"{source}: the label of sample {index} has the shape "
-                    f"{list(rows[-1][0].shape)}, the first {list(rows[0][0].shape)}"
+                    f"{list(rows[-1][0].shape)}, but the first has {list(rows[0][0].shape)}"
                 )
         self.names = tuple(self._read(0)[0])
         self.ragged = len(shapes) > 1

@@ -49,9 +49,13 @@ def check_counts(
         if rows.dtype.hasobject:
             raise InputError(f"{role} are Python objects; give an array of numbers or strings")
         if rows.ndim == 0:
-            raise InputError(f"{role}: a single value for {amount(count, 'sample')}; give one each")
+            raise InputError(
+                f"{role}: a single value for {amount(count, 'sample')}; give one for each"
+            )
         if len(rows) != count:
-            raise InputError(f"{role}: {len(rows)} for {amount(count, 'sample')}; give one each")
+            raise InputError(
+                f"{role}: {len(rows)} for {amount(count, 'sample')}; give one for each"
+            )
     if groups is not None and groups.ndim != 1:
         raise InputError(
             f"groups: {list(groups.shape)} for {amount(count, 'sample')}; give one value each"
@@ -118,8 +122,9 @@ def check_shape(name: str, sample: Array, first: tuple[int, ...], index: int) ->
     check_rank(name, sample, first, index)
     axis = next(i for i, (a, b) in enumerate(zip(sample.shape, first, strict=True)) if a != b)
     raise InputError(
-        f"input {name!r}: sample {index} is {list(sample.shape)}, the first is {list(first)}, so the "
-        f"data doesn't settle dimension {axis} of a sample; pad, crop or resize all to one shape"
+        f"input {name!r}: sample {index} is {list(sample.shape)}, but the first is "
+        f"{list(first)}, so dimension {axis} of a sample isn't fixed by the data; pad, crop or "
+        "resize all to one shape"
     )
 
 
@@ -132,7 +137,7 @@ def check_rank(name: str, sample: Array, first: tuple[int, ...], index: int) -> 
     if sample.ndim != len(first):
         raise InputError(
             f"input {name!r}: sample {index} has {sample.ndim} dimensions {list(sample.shape)}, "
-            f"the first has {len(first)} {list(first)}"
+            f"but the first has {len(first)} {list(first)}"
         )
 
 

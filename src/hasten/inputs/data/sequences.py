@@ -39,8 +39,8 @@ class SequenceData(Dataset):
     def __init__(self, whole: Dataset, inputs: Sequence[TensorSpec], states: Pairs) -> None:
         if whole.ragged:
             raise InputError(
-                "sequences of a model with states= have one length: pad them, and say in "
-                f"{LENGTHS}, (n,), how many steps count in each"
+                "sequences of a model with states= must have one length: pad them, and state in "
+                f"{LENGTHS}, of shape (n,), how many steps count in each"
             )
         self.whole = whole
         self.labels, self.groups = whole.labels, whole.groups
@@ -58,7 +58,9 @@ class SequenceData(Dataset):
                 f"{', '.join(missing)}"
             )
         if unknown := [name for name in own if name not in specs and name != LENGTHS]:
-            raise InputError(f"the model takes no {', '.join(unknown)}, which the sequences have")
+            raise InputError(
+                f"the sequences have {', '.join(unknown)}, which isn't an input of the model"
+            )
         self.names = tuple(own)
         self.lengths = padded
         first = self._named(whole.inputs([0]))
@@ -74,8 +76,8 @@ class SequenceData(Dataset):
         for other, count in counts.items():
             if count != self.steps:
                 raise InputError(
-                    f"input {other!r}: {count} steps, but {name!r} has {self.steps}; pad them to one "
-                    f"length, and say in {LENGTHS} how many count"
+                    f"input {other!r}: {count} steps, but {name!r} has {self.steps}; pad them to "
+                    f"one length, and state in {LENGTHS} how many steps count"
                 )
         if self.steps == 0:
             raise InputError("the sequences have no steps: give arrays (n, steps, ...)")
@@ -115,14 +117,14 @@ class SequenceData(Dataset):
     def _checked(self, lengths: Array, indices: Sequence[int]) -> Array:
         if lengths.ndim != 1 or lengths.dtype.kind not in "iu":
             raise InputError(
-                f"{LENGTHS} are whole numbers of shape (n,); got {lengths.dtype} "
+                f"{LENGTHS} must be whole numbers of shape (n,); got {lengths.dtype} "
                 f"{list(lengths.shape)}"
             )
         wrong = np.flatnonzero((lengths < 1) | (lengths > self.steps))
         if len(wrong):
             raise InputError(
-                f"{LENGTHS}: sequence {indices[wrong[0]]} has {lengths[wrong[0]]} steps; each has 1 to "
-                f"{self.steps}, as the arrays hold"
+                f"{LENGTHS}: sequence {indices[wrong[0]]} has {lengths[wrong[0]]} steps; give 1 "
+                f"to {self.steps}, the number of steps in the arrays"
             )
         return lengths.astype(np.int64)
 

@@ -57,8 +57,9 @@ def open_data(
             return table
     elif isinstance(source, (str, Path)) and is_csv(source):
         raise InputError(
-            f"{source} is a table, and nothing says which columns the model takes in which order: give "
-            "a pipeline that begins with the step row, or a model that states its columns"
+            f"{source} is a table, but nothing states which columns the model takes, and in "
+            "which order: give a pipeline that begins with the step row, or a model that states "
+            "its columns"
         )
     if isinstance(source, (str, Path)):
         path = Path(source)
@@ -96,8 +97,8 @@ def _images(folder: Path, names: Sequence[str], pipeline: Pipeline | None) -> Im
     """Open a folder of images for a model with a single input."""
     if not names:
         raise InputError(
-            f"{folder} is a folder of images, but the model doesn't say what its input is called: "
-            "give an .npz archive or module:function"
+            f"{folder} is a folder of images, but the model doesn't name its input: give an .npz "
+            "archive or module:function"
         )
     if len(names) != 1:
         raise InputError(
@@ -106,7 +107,7 @@ def _images(folder: Path, names: Sequence[str], pipeline: Pipeline | None) -> Im
         )
     if pipeline is None:
         raise InputError(
-            f"{folder} is a folder of images, and nothing says how to prepare them: give a size, "
+            f"{folder} is a folder of images, but nothing states how to prepare them: give a size, "
             "mean and std, or a pipeline file"
         )
     return ImageFolder(folder, pipeline, names[0])

@@ -264,23 +264,24 @@ def _from_training(
     chosen = heapq.nsmallest(calibration, keys())
     if shared:
         raise InputError(
-            f"{len(shared)} of {len(training)} training samples are in the data to judge on too "
-            f"(training sample {shared[0]} is the first); take them out of one of the two"
+            f"{len(shared)} of {len(training)} training samples are also in the data to judge on "
+            f"(training sample {shared[0]} is the first); remove them from one of the two"
         )
     if training.groups is not None and dataset.groups is not None:
         both = np.intersect1d(training.groups, dataset.groups)
         if len(both):
             raise InputError(
                 f"{len(both)} groups are in the training data and in the data to judge on "
-                f"({both[0]!s} is the first); take them out of one of the two"
+                f"({both[0]!s} is the first); remove them from one of the two"
             )
     return Subset(training, np.array([index for _, index in chosen], np.int64))
 
 
 def _all_seen(samples: int) -> str:
     return (
-        f"earlier runs searched or calibrated on all {samples:,} samples of the data, so none is left to "
-        "certify with: add samples that none of them was given (hasten ledger says what it remembers)"
+        f"earlier runs searched or calibrated on all {samples:,} samples of the data, so none is "
+        "left to certify with: add samples that none of those runs has read (hasten ledger shows "
+        "what it remembers)"
     )
 
 

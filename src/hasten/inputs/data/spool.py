@@ -190,7 +190,8 @@ class SpoolWriter:
             self._shapes.setdefault(name, []).append((count, array.shape[1:]))
             if array.dtype != dtype:
                 raise InputError(
-                    f"input {name!r}: sample {indices[0]} is {array.dtype}, the first is {dtype}"
+                    f"input {name!r}: sample {indices[0]} is {array.dtype}, but the first is "
+                    f"{dtype}"
                 )
             check_finite(name, array, indices, missing=self._missing)
             self._write(self._files[name], array.reshape(-1).view(np.uint8).data)

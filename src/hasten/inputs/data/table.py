@@ -74,7 +74,7 @@ def rows_of(source: Any, pipeline: Pipeline, names: Sequence[str]) -> Dataset | 
         rows = _checked(table, row)
         labels = label
         if isinstance(label, str):
-            raise InputError(f"{label!r} can't be the label: an array has no names of columns")
+            raise InputError(f"{label!r} can't be the label: an array has no column names")
     else:
         labels = _labels_in(table, label, row, said)
         rows = _prepared(table, row, said)
@@ -109,7 +109,7 @@ def _read_csv(path: Path, row: Row) -> dict[str, list[Any]]:
                     continue
                 if len(line) != len(names):
                     raise InputError(
-                        f"{path}: row {number} has {len(line)} values, the first line names "
+                        f"{path}: row {number} has {len(line)} values, but the first line names "
                         f"{len(names)} columns"
                     )
                 for column, value in zip(columns, line, strict=True):
@@ -157,7 +157,7 @@ def _columns_of(source: Any, row: Row, *, read: bool) -> dict[str, Sequence[Any]
         if source.shape[1] != len(row.columns):
             raise InputError(
                 f"the model takes {len(row.columns)} columns, from {row.columns[0]!r} to "
-                f"{row.columns[-1]!r}: the array has {source.shape[1]}"
+                f"{row.columns[-1]!r}, but the array has {source.shape[1]}"
             )
         if source.dtype.kind in "OU":
             return {n: source[:, i].tolist() for i, n in enumerate(row.columns)}
@@ -208,7 +208,8 @@ def _labels_in(
         return table["labels"]
     if len(others) > 1:
         raise InputError(
-            f"{said} has the columns {_named(others)} in addition to the model's: say which is the label, as rows.csv:{others[-1]} or (table, {others[-1]!r})"
+            f"{said} has the columns {_named(others)} in addition to the model's: name the "
+            f"label, as in rows.csv:{others[-1]} or (table, {others[-1]!r})"
         )
     return table[others[0]] if others else None
 
@@ -261,7 +262,7 @@ def _label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
         try:
             return np.array([np.nan if _missing(v) else float(v) for v in values])
         except (TypeError, ValueError) as error:
-            raise InputError(f"{said}: the labels of this model are numbers: {error}") from error
+            raise InputError(f"{said}: this model needs numbers as labels: {error}") from error
     absent = _ABSENT.isdisjoint(map(str, names))
     places: dict[Any, int] = {}
     if all(_number(name) is None for name in names):  # then a number can only be a class's place
@@ -278,7 +279,8 @@ def _label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
             place_ = NO_CLASS
         if place_ is None:
             raise InputError(
-                f"{said}: row {number}: the label is one of {', '.join(map(repr, names))[:300]}: got "
+                f"{said}: row {number}: the label must be one of "
+                f"{', '.join(map(repr, names))[:300]}: got "
                 f"{value!r:.80}"
             )
         found.append(place_)

@@ -30,8 +30,9 @@ def agreeing(metric: Metric) -> Metric:
     for part in parts or (metric,):
         if not isinstance(part, ClassMetric):
             raise InputError(
-                f"the guard 'changed' counts the answers whose class changes, and {type_name(part)} reads no "
-                "classes: take another guard, or name metrics of classes alone, as agreement@OUTPUT"
+                "the guard 'changed' counts the answers whose class changes, and "
+                f"{type_name(part)} reads no classes: choose another guard, or only metrics of "
+                "classes, such as agreement@OUTPUT"
             )
     if isinstance(metric, EachOutput):
         return EachOutput(Agreement())

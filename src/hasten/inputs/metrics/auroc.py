@@ -51,8 +51,8 @@ class Auroc(Metric):
         scores = score_columns(outputs, self.output, "auroc")
         if scores.shape[1] > 2:
             raise InputError(
-                f"auroc is certified for two classes; the model gives {scores.shape[1]}: "
-                "report='auroc' states it, the mean over classes"
+                f"auroc can be certified for two classes, but the model has {scores.shape[1]}: "
+                "report='auroc' states the mean over the classes instead"
             )
         classes_of(labels, 1, len(scores), "auroc")
         return ranking(scores)

@@ -44,8 +44,8 @@ class Brier(Metric):
         """Check the activation."""
         if self.activation not in ("none", "sigmoid", "softmax"):
             raise InputError(
-                f"activation={self.activation!r}: what turns outputs into probabilities is 'sigmoid' or "
-                "'softmax'; leave it out if they are probabilities"
+                f"activation={self.activation!r}: give 'sigmoid' or 'softmax', which turns "
+                "outputs into probabilities; leave it out if outputs are probabilities"
             )
 
     @classmethod
@@ -59,8 +59,8 @@ class Brier(Metric):
         reader = SetBrier(self.output, self.activation)  # type: ignore[arg-type]
         if self.activation == "none" and (guess := SetBrier(self.output).settled(exact)).reading:
             raise InputError(
-                "brier reads probabilities, and the exact model's outputs aren't: name what turns them "
-                f"into some, as in brier:{guess.activation}"
+                "brier reads probabilities, but the exact model's outputs aren't probabilities: "
+                f"name the activation, as in brier:{guess.activation}"
             )
         return np.asarray(1 - reader.cases(outputs, labels).squared)
 

@@ -67,11 +67,11 @@ def reading(metric: Metric, output: str, text: str) -> Metric:
     name = type_name(metric)
     if not output:
         raise InputError(
-            f"metric {text!r} names no output behind the @: write it, or leave out the @"
+            f"metric {text!r} names no output after the @: write one, or leave out the @"
         )
     if "output" not in {field.name for field in dataclasses.fields(metric)}:  # type: ignore[arg-type]
         raise InputError(
-            f"metric {text!r}: {name} reads several outputs by names of its own; leave out @{output}"
+            f"metric {text!r}: {name} reads several outputs with fixed names; leave out @{output}"
         )
     if metric.output is not None:
         raise InputError(
@@ -113,7 +113,8 @@ def check_outputs(metric: Metric, outputs: Sequence[TensorSpec]) -> None:
         if part.output is not None and part.output not in names:
             listed = ", ".join(map(str, outputs))
             raise InputError(
-                f"{type_name(part)} reads the output {part.output!r}; the model gives {listed}"
+                f"{type_name(part)} reads the output {part.output!r}, but the model's outputs "
+                f"are {listed}"
             )
 
 

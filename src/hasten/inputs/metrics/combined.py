@@ -99,8 +99,8 @@ class AllOf(Combined):
     def parse(cls, setting: str, text: str) -> Self:
         """Refuse the name: the metrics themselves are given, one by one."""
         raise InputError(
-            f"metric {text!r}: give the metrics of the outputs one by one, as --metric top1@logits "
-            "--metric regression:0.02@boxes"
+            f"metric {text!r}: give the metrics of the outputs one by one, as in --metric "
+            "top1@logits --metric regression:0.02@boxes"
         )
 
     @property
@@ -162,7 +162,7 @@ class EachOutput(Combined):
         """
         name = type_name(self.metric)
         if "output" not in {field.name for field in fields(self.metric)}:  # type: ignore[arg-type]
-            raise InputError(f"{name} reads several outputs by names of its own; leave out @all")
+            raise InputError(f"{name} reads several outputs with fixed names; leave out @all")
         if self.metric.over_set:
             raise InputError(f"{name} compares samples with each other, by one output: name it")
         if self.metric.output is not None:
@@ -211,7 +211,8 @@ def for_labels(metric: Metric, labels: Array | None) -> Metric:
         return metric
     if metric.over_set:
         raise InputError(
-            f"{type_name(metric)} reads labels in one array; the data has {listed(labels)}: give labels"
+            f"{type_name(metric)} reads labels in one array, but the data has {listed(labels)}: "
+            "give labels"
         )
     return AllOf((metric,))
 

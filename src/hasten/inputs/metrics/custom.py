@@ -58,8 +58,9 @@ class Custom(Metric):
             raise InputError(f"{self.path} is a {type(function).__name__}, not a function")
         if getattr(function, "over_set", False):
             raise InputError(
-                f"{self.path} says by over_set that it needs the whole set, and a certificate needs a score "
-                f"of each sample: name it as a figure, report={self.path!r}, together with another metric"
+                f"{self.path} needs the whole set, as its over_set states, but a certificate "
+                f"needs a score of each sample: use it as a figure, report={self.path!r}, "
+                "together with another metric"
             )
         return function  # type: ignore[no-any-return]
 

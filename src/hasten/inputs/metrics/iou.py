@@ -106,8 +106,8 @@ class Iou(Metric):
         if truth.shape != found.shape or labels.dtype.kind not in "iub":
             count, *sides = found.shape
             raise InputError(
-                f"iou reads labels that are classes, integers {[count, *sides]} as the output has places; "
-                f"got {labels.dtype} {list(labels.shape)}"
+                f"iou reads labels that are classes: integers of shape {[count, *sides]}, as in "
+                f"the output; got {labels.dtype} {list(labels.shape)}"
             )
         return truth
 

@@ -52,7 +52,7 @@ class Keypoints(Metric):
             truth, visible = self._labelled(labels, found.shape[1], len(found))
         if truth.shape != found.shape:
             raise InputError(
-                f"{type_name(self)}: the model gives {found.shape[1]} points, and the truth has "
+                f"{type_name(self)}: the model gives {found.shape[1]} points, but the truth has "
                 f"{truth.shape[1]}"
             )
         each = self._near(np.square(found - truth).sum(axis=2), _extents(truth, visible))
@@ -72,9 +72,9 @@ class Keypoints(Metric):
         """Refuse heatmaps whose points seem to be on the last axis."""
         if last_is_least(output):
             raise InputError(
-                f"{type_name(self)}: the output is {list(output.shape)}, so the points of its heatmaps seem "
-                "to be on the last axis, and they are read on the second: give labels, if that is where "
-                "they are, or else a function of your own, my.py:score"
+                f"{type_name(self)}: the output is {list(output.shape)}, so the points of its "
+                "heatmaps seem to be on the last axis, but this metric reads them on the second: "
+                "give labels if they are on the second, or else a function of your own, my.py:score"
             )
 
     @abstractmethod
@@ -98,9 +98,9 @@ class Keypoints(Metric):
                 if array.shape[1] == 1:
                     return array[:, 0, :, :2].astype(np.float64)
                 raise InputError(
-                    f"{type_name(self)} reads the points of one object, (n, points, 2) or (n, 1, points, 2), "
-                    f"or 3; the output is {list(array.shape)}, as of {array.shape[1]} objects: take a "
-                    "function of your own, my.py:score"
+                    f"{type_name(self)} reads the points of one object, (n, points, 2) or (n, 1, "
+                    f"points, 2), or 3; the output is {list(array.shape)}, which looks like "
+                    f"{array.shape[1]} objects: use a function of your own, my.py:score"
                 )
             if array.ndim == 4:
                 return _highest(array)
@@ -194,8 +194,8 @@ class Oks(Keypoints):
         points = squared.shape[1]
         if not self.sigma and points != len(COCO_SIGMAS):
             raise InputError(
-                f"oks knows the spread of COCO's 17 points, and the model gives {points}: name one for all, "
-                "as in oks:0.05"
+                f"oks knows the spread of COCO's 17 points, but the model has {points}: give one "
+                "spread for all, as in oks:0.05"
             )
         sigmas = COCO_SIGMAS if not self.sigma else np.full(points, self.sigma)
         area = extents.prod(axis=1, keepdims=True)

@@ -138,7 +138,7 @@ def number(text: str, setting: str) -> float:
     try:
         return float(setting)
     except ValueError as error:
-        raise InputError(f"metric {text!r}: {setting!r} is no number") from error
+        raise InputError(f"metric {text!r}: {setting!r} isn't a number") from error
 
 
 def class_labels(labels: Array | None, scores: Array, metric: str) -> Array:

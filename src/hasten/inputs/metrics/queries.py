@@ -80,8 +80,8 @@ class Query(Metric):
     def draws(self, labels: Array | None, units: Array) -> Array:
         if len(np.unique(units)) == len(units):
             raise InputError(
-                f"{type_name(self)} ranks the samples of a group, and no two samples share one: give "
-                "groups, one for each query, as an array with the inputs"
+                f"{type_name(self)} ranks the samples of a group, but no two samples share a "
+                "group: give groups, one for each query, as an array next to the inputs"
             )
         return units
 
@@ -105,8 +105,9 @@ class Query(Metric):
             half = rows.shape[1] // 2
             if half != 1:
                 raise InputError(
-                    f"{type_name(self)}: the model gives embeddings, and no labels say which sample is a "
-                    "group's query: give labels, -1 for it, or take embedding as the metric"
+                    f"{type_name(self)}: the model returns embeddings, but no labels state which "
+                    "sample is a group's query: give labels, with -1 for the query, or use the "
+                    "metric embedding"
                 )
             check_places(self, self.k, len(rows), labelled=False, group=True)
             return self._of_query(rows[:, 0], grades_like(rows[:, 1], self.k))
@@ -116,8 +117,8 @@ class Query(Metric):
         asking = np.flatnonzero(grades == QUERY)
         if len(asking) != 1:
             raise InputError(
-                f"{type_name(self)}: a group of embeddings has one sample with the label -1, its query; one "
-                f"has {len(asking)}, and {len(grades)} samples"
+                f"{type_name(self)}: each group of embeddings needs one sample with the label "
+                f"-1, its query; a group of {len(grades)} samples has {len(asking)}"
             )
         unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-300)
         candidates = grades >= 0

@@ -22,7 +22,9 @@ def places_of(text: str, setting: str) -> int:
         InputError: it is no whole number above 0.
     """
     if not setting.isdecimal() or int(setting) < 1:
-        raise InputError(f"metric {text!r}: {setting!r} is no number of places; give one from 1 on")
+        raise InputError(
+            f"metric {text!r}: {setting!r} isn't a number of places; give one from 1 on"
+        )
     return int(setting)
 
 
@@ -96,7 +98,7 @@ def check_places(metric: Metric, k: int, candidates: int, *, labelled: bool, gro
         way = "leave such groups out" + ("" if labelled else ", or give labels")
     raise InputError(
         f"{type_name(metric)}:{k}: {has}, so {'' if labelled else 'without labels '}every order "
-        f"scores alike: {way}"
+        f"scores the same: {way}"
     )
 
 
@@ -160,7 +162,7 @@ class Ranking(Metric):
         if scores.ndim != 2 or scores.shape[1] < 2 or scores.dtype.kind not in "iuf":
             raise InputError(
                 f"{who} reads scores (n, candidates) of at least 2; the output is {scores.dtype} "
-                f"{list(scores.shape)}: for one candidate a sample, take group_{who}"
+                f"{list(scores.shape)}: if each sample is one candidate, use group_{who}"
             )
         return scores.astype(np.float64)
 

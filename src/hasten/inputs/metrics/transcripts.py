@@ -57,7 +57,7 @@ class ErrorRate(Metric):
         blank = more.removeprefix("blank=")
         if comma and (not more.startswith("blank=") or not blank.removeprefix("-").isdecimal()):
             raise InputError(
-                f"metric {text!r}: {more!r} is no setting; write the blank's class as blank=0"
+                f"metric {text!r}: {more!r} isn't a setting; write the blank's class as blank=0"
             )
         alphabet = read_vocabulary(path, text) if path else ()
         return cls(alphabet, int(blank) if comma else 0)
@@ -119,8 +119,8 @@ class ErrorRate(Metric):
         if labels.dtype.kind in "US" and labels.shape in ((count,), (count, 1)):
             if not self.alphabet:
                 raise InputError(
-                    f"{who}: the labels are texts, and no vocabulary says which text a class is: name "
-                    f"its file, as in {who}:vocab.txt"
+                    f"{who}: the labels are text, but no vocabulary states the text of each "
+                    f"class: name its file, as in {who}:vocab.txt"
                 )
             return [self._units(" ".join(str(text).split())) for text in labels.reshape(-1)]
         if labels.dtype.kind not in "iu" or labels.ndim != 2:
@@ -169,7 +169,7 @@ class Wer(ErrorRate):
 
     def _bare(self, classes: Sequence[list[int]]) -> list[Transcript]:
         """Refuse classes without a vocabulary: nothing says where a word ends."""
-        raise InputError("wer counts words, and needs the text of each class: wer:vocab.txt")
+        raise InputError("wer counts words, so it needs the text of each class: wer:vocab.txt")
 
     def _units(self, text: str) -> Transcript:
         return text.split()

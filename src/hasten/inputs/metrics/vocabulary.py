@@ -61,8 +61,8 @@ def _of_json(written: str, path: str, text: str) -> list[str]:
             found = sorted(found, key=found.__getitem__)
     if not isinstance(found, list) or not all(isinstance(piece, str) for piece in found):
         raise InputError(
-            f"metric {text!r}: the vocabulary {path} is no list of texts, and no mapping of texts to the "
-            "classes 0, 1, 2, ..."
+            f"metric {text!r}: the vocabulary {path} is neither a list of texts nor a mapping of "
+            "texts to the classes 0, 1, 2, ..."
         )
     return found
 
@@ -115,7 +115,8 @@ def spelled(
         places = [c - (left_out is not None and c > left_out) for c in sample]
         if places and max(places) >= len(alphabet):
             raise InputError(
-                f"{who}: the model gives class {max(sample)}, and the vocabulary has {len(alphabet)} pieces"
+                f"{who}: the model returns class {max(sample)}, but the vocabulary has "
+                f"{len(alphabet)} pieces"
             )
         texts.append(" ".join("".join(alphabet[place] for place in places).split()))
     return texts

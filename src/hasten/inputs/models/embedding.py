@@ -29,8 +29,8 @@ def check_vocabulary(pipeline: Pipeline, proto: onnx.ModelProto) -> None:
         rows = embedding_rows(proto.graph, step.ids)
         if rows is not None and step.vocabulary > rows:
             raise InputError(
-                f"the tokenizer's numbers go up to {step.vocabulary - 1}, and the model's embedding "
-                f"has {rows} rows: give the tokenizer that the model was trained with"
+                f"the tokenizer's numbers go up to {step.vocabulary - 1}, but the model's "
+                f"embedding has {rows} rows: give the tokenizer that the model was trained with"
             )
 
 

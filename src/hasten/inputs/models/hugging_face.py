@@ -66,14 +66,15 @@ class Folder:
             slow = [file.name for name in _SLOW_TOKENIZERS for file in self.path.glob(name)]
             if slow:
                 raise InputError(
-                    f"{self.path} has a tokenizer that isn't known here ({slow[0]} without {TOKENIZER}): "
-                    "save it by transformers' AutoTokenizer, whose save_pretrained writes that file"
+                    f"{self.path} has a tokenizer that isn't supported ({slow[0]} without "
+                    f"{TOKENIZER}): load it with transformers' AutoTokenizer and save it with "
+                    "save_pretrained, which writes that file"
                 )
             return None, ""
         if text.is_file() and len(json.dumps(read_text(text))) > MAX_TOKENIZER_BYTES:
             return None, (
-                f"{text} is too large for a bundle, which takes {MAX_TOKENIZER_BYTES >> 20} MiB: the "
-                "bundle takes tokens, not texts"
+                f"{text} is too large for a bundle, which has room for "
+                f"{MAX_TOKENIZER_BYTES >> 20} MiB: the bundle takes tokens, not text"
             )
         try:
             found = from_hugging_face(self.path)
@@ -141,8 +142,8 @@ class Folder:
             ) from error
         if missing:
             raise InputError(
-                f"{self.path} lacks {len(missing)} weights of {self.architecture}, such as {missing[0]}: "
-                "save the whole model by save_pretrained"
+                f"{self.path} lacks {len(missing)} weights of {self.architecture}, such as "
+                f"{missing[0]}: save the whole model with save_pretrained"
             )
         return module.eval()
 
@@ -150,21 +151,21 @@ class Folder:
         """Check what can be checked before anything is loaded."""
         if self.config.get("auto_map") and not self.trust_code:
             raise InputError(
-                f"{self.path} brings Python code of its own (auto_map in {CONFIG}), which isn't run: if you "
-                "trust it, ask with trust_code=True"
+                f"{self.path} contains Python code of its own (auto_map in {CONFIG}), which "
+                "isn't run: if you trust it, add trust_code=True"
             )
         name = self.architecture
         if not name:
-            raise InputError(f"{self.path / CONFIG} doesn't say which architectures it is of")
+            raise InputError(f"{self.path / CONFIG} doesn't name the model's architecture")
         if name.endswith(_WRITES_TEXT) or self.config.get("is_encoder_decoder"):
             raise InputError(
-                f"{self.path} is a {name}, which writes text token by token: hasten takes models that answer "
-                "at once, such as encoders and classifiers"
+                f"{self.path} is a {name}, which generates text token by token: hasten takes "
+                "models that answer in one pass, such as encoders and classifiers"
             )
         if not any(self.path.glob("*.safetensors")):
             raise InputError(
-                f"{self.path} has neither an ONNX file nor safetensors: load it in your own code and save "
-                "it by save_pretrained, which writes safetensors"
+                f"{self.path} has neither an ONNX file nor safetensors: load it in your own code "
+                "and save it with save_pretrained, which writes safetensors"
             )
 
     def _class(self, transformers: Any) -> Any:
@@ -178,8 +179,8 @@ class Folder:
         kind = getattr(transformers, self.architecture, None)
         if kind is None:
             raise InputError(
-                f"transformers {transformers.__version__} has no {self.architecture}, which {self.path} is: "
-                "install a newer one"
+                f"transformers {transformers.__version__} has no {self.architecture}, the "
+                f"architecture of {self.path}: install a newer version"
             )
         return kind
 

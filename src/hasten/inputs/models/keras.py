@@ -83,7 +83,8 @@ def export(model: Any, sample: Mapping[str, Array] | Sequence[Array], workdir: P
     backend = keras.backend.backend()
     if backend not in BACKENDS:
         raise InputError(
-            f"keras runs on {backend} here; a model can be exported on {', '.join(BACKENDS)}: "
+            f"keras runs on {backend} here, but a model can only be exported on "
+            f"{', '.join(BACKENDS)}: "
             "set KERAS_BACKEND"
         )
     names = input_names(model)

@@ -47,7 +47,7 @@ def check(path: Path) -> None:
             config = {} if said else json.loads(archive.read(_CONFIG))
     except (KeyError, OSError, ValueError, RecursionError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"{path} can't be loaded as a Keras model: it is no archive with a {_CONFIG}"
+            f"{path} can't be loaded as a Keras model: it isn't an archive with a {_CONFIG}"
         ) from error
     if said:
         raise InputError(f"{path} can't be unpacked safely: {said}")
@@ -56,8 +56,8 @@ def check(path: Path) -> None:
     found = [f"the file {name!r:.80}" for name in names if not _FILE.fullmatch(name)]
     for what in (*found, *_refused(config)):
         raise InputError(
-            f"{path} has {what}, by which loading it could run code or touch other files: if you trust it, ask "
-            "with trust_code=True, or load it in a my.py and give my.py:model"
+            f"{path} contains {what}, so loading it could run code or touch other files: if you "
+            "trust it, add trust_code=True, or load it in a my.py and give my.py:model"
         )
 
 

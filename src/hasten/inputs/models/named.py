@@ -38,9 +38,10 @@ def load(source: str) -> Any:
         if not weights:
             module_of(name, None, check=True)
             raise InputError(
-                f"{source} names no weights: give a file of them, {library}:{name}@weights.safetensors, or "
-                f"{library}:{name}@{RANDOM} for random ones, which tell the speed and answer nothing; "
-                "pretrained ones of the library come by a my.py of yours"
+                f"{source} names no weights: give a file of weights, "
+                f"{library}:{name}@weights.safetensors, or {library}:{name}@{RANDOM} for random "
+                "weights, which show the speed but give meaningless answers; load the library's "
+                "pretrained weights in a my.py of yours"
             )
         stored = None if weights == RANDOM else _read(Path(weights))
         module = module_of(name, stored, check=False)
@@ -49,7 +50,8 @@ def load(source: str) -> Any:
     if stored is not None:
         _put(module, stored, source)
     said = (
-        f"the weights of {library}:{name} are random: its speed is right, its answers mean nothing"
+        f"the weights of {library}:{name} are random: its speed is right, but its answers mean "
+        "nothing"
     )
     module.hasten_notes = (said,) if stored is None else ()
     return module.eval()
@@ -127,14 +129,14 @@ def _read(path: Path) -> dict[str, Any]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors pass on any exception
         raise InputError(
-            f"{path} can't be read as weights, without running code of its own: {told(error)}"
+            f"{path} can't be read as weights without running code that it contains: {told(error)}"
         ) from error
     for key in ("state_dict_ema", "state_dict", "model_state_dict", "model"):
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
             break
     if not isinstance(found, dict) or not all(torch.is_tensor(one) for one in found.values()):
-        raise InputError(f"{path} holds no weights by name: save the module's state_dict()")
+        raise InputError(f"{path} contains no named weights: save the module's state_dict()")
     return {str(name).removeprefix("module."): one for name, one in found.items()}
 
 

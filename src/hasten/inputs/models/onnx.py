@@ -50,9 +50,9 @@ def load(path: Path, custom_ops: Sequence[Path] = ()) -> Model:
     inputs = tuple(_spec("input", i, path) for i in graph.input if i.name not in constants)
     outputs = tuple(_spec("output", o, path) for o in graph.output)
     if not inputs:
-        raise InputError(f"{path} takes no inputs: there is nothing to make faster")
+        raise InputError(f"{path} has no inputs: there is nothing to make faster")
     if not outputs:
-        raise InputError(f"{path} gives no outputs: there is nothing to compare")
+        raise InputError(f"{path} has no outputs: there is nothing to compare")
     return Model(
         path=path,
         format="onnx",
@@ -96,7 +96,7 @@ def read(path: Path) -> onnx.ModelProto:
         raise InputError(f"{path} is not an ONNX file, or it is cut short")
     for name in _names(proto.graph):
         if not isinstance(name, str):
-            raise InputError(f"{path} is damaged: the name {name!r:.100} in it is no text")
+            raise InputError(f"{path} is damaged: the name {name!r:.100} in it isn't text")
     return proto
 
 
@@ -165,7 +165,7 @@ def _inside(path: Path, tensor: str, location: str) -> Path:
     folders = (os.path.realpath(path.parent), Path(os.path.realpath(path)).parent)
     if not any(real.is_relative_to(folder) for folder in folders):
         raise InputError(
-            f"{path}: the data of {tensor!r} is said to be at {location!r}, a link that leads to {real}; "
+            f"{path}: the data of {tensor!r} is said to be at {location!r}, a link to {real}; "
             "external data must lie in the model's folder: copy it there if you trust the model"
         )
     return file
@@ -180,7 +180,7 @@ def _check_extent(
         length = int(entries["length"]) if "length" in entries else _least_bytes(tensor)
     except ValueError as error:
         raise InputError(
-            f"{file}: the offset or length of {tensor.name!r} in it is no number"
+            f"{file}: the offset or length of {tensor.name!r} in it isn't a number"
         ) from error
     if offset < 0 or length < 0 or offset + length > size_bytes:
         raise InputError(
@@ -243,10 +243,10 @@ def _spec(role: str, value: onnx.ValueInfoProto, path: Path) -> TensorSpec:
         hint = (
             ""
             if role == "output"
-            else ": turn texts into numbers before the model, and export from there"
+            else ": turn text into numbers before the model, and export only the part after that"
         )
         raise InputError(
-            f"{path}: {role} {value.name!r} holds text; only numbers are supported{hint}"
+            f"{path}: {role} {value.name!r} contains text; only numbers are supported{hint}"
         )
     try:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name

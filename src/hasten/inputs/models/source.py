@@ -235,8 +235,9 @@ def _from_path(path: Path, *, trust_code: bool = False) -> Any:
             return torchscript.load(path, trust_code=trust_code)
     if path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors"):
         raise InputError(
-            f"{path} holds weights without the network that they are of: build it in a my.py, load them "
-            "there and give my.py:model; or name it, as in timm:resnet18@weights.safetensors"
+            f"{path} contains weights without their network: build the network in a my.py, load "
+            "the weights there and give my.py:model; or name the network, as in "
+            "timm:resnet18@weights.safetensors"
         )
     if (of_tensorflow := tensorflow.read(path)) is not None:
         return of_tensorflow
@@ -245,15 +246,15 @@ def _from_path(path: Path, *, trust_code: bool = False) -> Any:
     if path.suffix in _PICKLES:
         raise InputError(
             f"{path} is a pickle, and reading one runs whatever code is in it. If you trust it, load it in a "
-            "my.py and give my.py:model; or make it an ONNX file by two lines of your own: "
-            f"model = joblib.load({path.name!r}); onnx.save(skl2onnx.to_onnx(model, x[:1], "
-            "options={'zipmap': False}), 'model.onnx'), with options for a classifier alone"
+            "my.py and give my.py:model; or convert it to an ONNX file with two lines of your "
+            f"own: model = joblib.load({path.name!r}); onnx.save(skl2onnx.to_onnx(model, x[:1], "
+            "options={'zipmap': False}), 'model.onnx'), with options only for a classifier"
         )
     rows = read_file(path)
     if rows is not None:
         return rows
     if path.suffix == ".py":
-        raise InputError(f"{path}: say which model in it, as in {path}:model")
+        raise InputError(f"{path}: name the model in it, as in {path}:model")
     return path
 
 
@@ -276,7 +277,7 @@ def _from_code(source: str, *, trust_code: bool) -> Any:
     if library_of(found) is not None:
         return described(found)
     if _kind(found) is None:
-        raise InputError(f"{source} gives a {type(found).__name__}; a model is {KINDS}")
+        raise InputError(f"{source} has the type {type(found).__name__}; a model is {KINDS}")
     return found
 
 

@@ -55,8 +55,8 @@ class TensorFlowModel:
         """
         if self.kind == "SavedModel" and not self.trust_code:
             raise InputError(
-                f"{self.path} is a SavedModel, a program that runs while it is converted and can read and write "
-                "files: if you trust it, ask with trust_code=True"
+                f"{self.path} is a SavedModel, a program that runs while it is converted and can "
+                "read and write files: if you trust it, add trust_code=True"
             )
         path = workdir / "model.onnx"
         self._convert(path)
@@ -90,8 +90,8 @@ class TensorFlowModel:
         )
         if done.returncode or not path.exists():
             raise InputError(
-                f"tf2onnx can't convert {self.path}: {_reason(done.stderr)}; leave that operation out of what "
-                "is saved, or export the model to ONNX yourself"
+                f"tf2onnx can't convert {self.path}: {_reason(done.stderr)}; save the model "
+                "without that operation, or export the model to ONNX yourself"
             )
 
     def _check(

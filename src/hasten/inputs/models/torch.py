@@ -299,7 +299,7 @@ def load_program(path: Path, *, trust_code: bool = False) -> Any:
     except InputError:
         raise
     except Exception as error:  # torch.export.load passes on any exception
-        raise InputError(f"{path} is no exported torch program: {_reason(error)}") from error
+        raise InputError(f"{path} isn't an exported torch program: {_reason(error)}") from error
 
 
 def _load_unrun(path: Path) -> Any:
@@ -319,8 +319,9 @@ def _load_unrun(path: Path) -> Any:
             raise
         except Exception as error:  # torch passes on any exception, and json its own
             raise InputError(
-                f"{path} can't be loaded without running code that it brings: {_reason(error)}; if you "
-                "trust it, ask with trust_code=True, or load it in a my.py and give my.py:model"
+                f"{path} can't be loaded without running code that it contains: "
+                f"{_reason(error)}; if you trust it, add trust_code=True, or load it in a my.py "
+                "and give my.py:model"
             ) from error
 
 
@@ -375,7 +376,7 @@ def _output_names(source: _Module | _Program, batch: int) -> list[str]:
         )
         raise InputError(f"the model can't run {shown}: {_reason(error)}") from error
     if not outputs:
-        raise InputError("the model gives no tensor: there is nothing to compare")
+        raise InputError("the model returns no tensor: there is nothing to compare")
     taken = set(source.sample)
     return [f"{name}_out" if name in taken else name for name in outputs]
 
@@ -453,8 +454,8 @@ def _check(
                 _check_batch(program, source, outputs, batches[0], one)
             except InputError as error:
                 raise InputError(
-                    f"{error}, for {_shapes(one)}: the export, traced on {_shapes(source.sample)}, froze what "
-                    "the module makes of a size"
+                    f"{error}, for {_shapes(one)}: the export, traced on "
+                    f"{_shapes(source.sample)}, turned a size into a constant"
                 ) from error
     finally:
         program.release()
@@ -479,7 +480,7 @@ def _check_batch(
         raise InputError(f"the exported model can't be run: {_reason(error)}") from error
     if len(answers) != len(wanted):
         raise InputError(
-            f"the exported model gives {len(answers)} outputs, the module {len(wanted)}"
+            f"the exported model gives {len(answers)} outputs, but the module returns {len(wanted)}"
         )
     for name, answer, want in zip(outputs, answers, wanted, strict=True):
         if answer.shape != want.shape or answer.dtype != want.dtype:
@@ -518,7 +519,7 @@ def _reason(error: BaseException) -> str:
     if branch:
         file, line, code = branch.groups()
         return (
-            f"{Path(file).name}:{line} takes a branch that depends on a computed number "
+            f"{Path(file).name}:{line} has a branch that depends on a computed number "
             f"({code.strip()}); torch.where chooses between two values without a branch"
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

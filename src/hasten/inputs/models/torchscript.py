@@ -93,7 +93,8 @@ def _check_touches_nothing(path: Path) -> None:
         older = any(name.endswith("/model.json") for name in archive.namelist())
     if for_phones or older:
         raise InputError(
-            f"{path} is in an older form of TorchScript, or in that for phones: save it by torch.jit.save"
+            f"{path} has an older TorchScript format, or the one for phones: save the model with "
+            "torch.jit.save"
         )
     reader = torch._C.PyTorchFileReader(str(path))
     for record in reader.get_all_records():
@@ -101,8 +102,8 @@ def _check_touches_nothing(path: Path) -> None:
             code = _APART.sub('""', reader.get_record(record).decode(errors="replace"))
             if found := _TOUCHING.search(code):
                 raise InputError(
-                    f"{path} has {found[0]!r:.80} in its code, by which it could touch other files: if you trust "
-                    "it, ask with trust_code=True, or load it in a my.py and give my.py:model"
+                    f"{path} has {found[0]!r:.80} in its code, so it could touch other files: if "
+                    "you trust it, add trust_code=True, or load it in a my.py and give my.py:model"
                 )
 
 
@@ -165,7 +166,7 @@ def _answers(module: Any, given: Mapping[str, Array], batch: int) -> dict[str, A
         shown = ", ".join(f"{n} {a.dtype}{[batch, *a.shape]}" for n, a in given.items())
         raise InputError(f"the model can't run {shown}: {_last_line(error)}") from error
     if not outputs:
-        raise InputError("the model gives no tensor: there is nothing to compare")
+        raise InputError("the model returns no tensor: there is nothing to compare")
     return {name: tensor.numpy() for name, tensor in outputs.items()}
 
 
@@ -192,7 +193,7 @@ def _write(
     except Exception as error:  # torch's exporter passes on any exception
         raise InputError(
             f"torch can't export the TorchScript model to ONNX: {_last_line(error)}; export the module "
-            "that it was made from (my.py:model), or torch.export's program of it"
+            "that it was made from (my.py:model), or a program of torch.export"
         ) from error
 
 

@@ -79,7 +79,9 @@ class DecodeAudio(Step):
                 io.BytesIO(value) if isinstance(value, bytes) else value
             ) as file:
                 if file.format not in FORMATS:
-                    raise InputError(f"{name} is {file.format}; accepted are {', '.join(FORMATS)}")
+                    raise InputError(
+                        f"{name} is {file.format}; accepted formats are {', '.join(FORMATS)}"
+                    )
                 _check_range(f"{name}'s rate", file.samplerate, 1, MAX_RATE)
                 result = file.frames * self.rate // file.samplerate
                 if max(file.frames * file.channels, result) > self.max_samples:
@@ -113,8 +115,8 @@ class DecodeAudio(Step):
         if needed > allowed:
             raise InputError(
                 f"the sound has {file.frames:,} samples of {file.channels} channels at {file.samplerate} Hz in "
-                f"{sent:,} bytes: decoding it takes {needed / 2**20:,.0f} MiB, and {allowed / 2**20:,.0f} MiB "
-                "are allowed for so few bytes; send a shorter one, or raise memory_per_byte of the step "
+                f"{sent:,} bytes: decoding it takes {needed / 2**20:,.0f} MiB, but only {allowed / 2**20:,.0f} MiB "
+                "are allowed for so few bytes; send a shorter sound, or raise memory_per_byte of the step "
                 "decode_audio"
             )
 
@@ -224,8 +226,8 @@ class LogMel(Step):
             )
         if len(value) // self.hop * long > 4 * MAX_SAMPLES:
             raise InputError(
-                f"a sound of {len(value)} samples is too long for log_mel with hop={self.hop}: cut "
-                "it first, by fit_length"
+                f"a sound of {len(value)} samples is too long for log_mel with hop={self.hop}: "
+                "cut it first, with fit_length"
             )
         added = 2 * (long // 2) if self.center else 0
         count = (len(value) + added - long) // self.hop + 1 - (self.log == "whisper")

@@ -235,14 +235,14 @@ class Pipeline:
             name = type_name(step)
             if step.takes != given:
                 raise InputError(
-                    f"the step {name} takes {step.takes}, and gets {given}"
+                    f"the step {name} takes {step.takes}, but gets {given}"
                     f"{f' from {giver}' if giver else ''}: {_todo(step.takes, given)}"
                 )
             given, giver = step.gives, name
         if self.after:
             if given != DECISION:
                 raise InputError(
-                    f"the last step after the model, {giver}, gives {given}, and not a decision: "
+                    f"the last step after the model, {giver}, gives {given}, not a decision: "
                     f"{_todo(DECISION, given)}"
                 )
             self.after[0].check(outputs)
@@ -300,20 +300,20 @@ def as_request(prepared: Any, inputs: Sequence[TensorSpec]) -> dict[str, Array]:
         if len(inputs) != 1:
             names = ", ".join(spec.name for spec in inputs)
             raise InputError(
-                f"the pipeline gives one array, and the model takes the inputs {names}"
+                f"the pipeline gives one array, but the model takes the inputs {names}"
             )
         prepared = {inputs[0].name: prepared}
     request = {}
     for spec in inputs:
         if spec.name not in prepared:
             raise InputError(
-                f"the pipeline gives {', '.join(prepared) or 'nothing'}, and the model takes {spec}"
+                f"the pipeline gives {', '.join(prepared) or 'nothing'}, but the model takes {spec}"
             )
         array = np.ascontiguousarray(prepared[spec.name])[None]  # engines take no others
         if not spec.fits(array):
             raise InputError(
-                f"the pipeline gives {list(array.shape)} of {array.dtype} with its batch axis, and "
-                f"the model takes {spec}"
+                f"the pipeline gives {list(array.shape)} of {array.dtype} with its batch axis, "
+                f"but the model takes {spec}"
             )
         request[spec.name] = array
     return request

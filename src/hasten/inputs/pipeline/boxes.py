@@ -100,7 +100,7 @@ def chosen(
     classes = classes[order]
     if labels and len(classes) and classes.max() >= len(labels):
         raise InputError(
-            f"{step} has {amount(len(labels), 'label')}, for classes from 0; the model gives class "
+            f"{step} has {amount(len(labels), 'label')}, for classes from 0, but the model returns class "
             f"{int(classes.max())}"
         )
     return Boxes(corners, scores[order], classes, labels)

@@ -123,8 +123,8 @@ def from_yaml(path: Path) -> Pipeline:
         raise InputError(f"{path} can't be read as YAML: {reason}") from error
     if not isinstance(given, dict) or ("size" not in given and "before" not in given):
         raise InputError(
-            f"{path}: give at least the size of the model's input, as in `size: 224`, or the steps "
-            "`before` the model"
+            f"{path}: give at least the size of the model's input, as in `size: 224`, or the "
+            "steps `before` the model"
         )
     known = ("before", "after") if "before" in given else (*SETTINGS, "after")
     unknown = [str(key) for key in given if key not in known]
@@ -161,13 +161,15 @@ def from_pretrained_cfg(cfg: Mapping[str, Any]) -> Pipeline:
         raise InputError(f"pretrained_cfg has {channels} channels; image pipelines give 3")
     mode = cfg.get("crop_mode") or "center"
     if mode not in ("center", "squash"):
-        raise InputError(f"pretrained_cfg has crop_mode {mode!r}; supported are center, squash")
+        raise InputError(
+            f"pretrained_cfg has crop_mode {mode!r}; the supported ones are center, squash"
+        )
     pct = float(cfg.get("crop_pct") or TIMM_CROP_PCT)
     scaled = (math.floor(height / pct), math.floor(width / pct))
     if mode == "center" and height != width:
         raise InputError(
-            f"pretrained_cfg crops {height} x {width} from the center, which is supported for "
-            "squares only: state the pipeline yourself"
+            f"pretrained_cfg crops {height} x {width} from the center, which is supported only "
+            "for squares: state the pipeline yourself"
         )
     return image_pipeline(
         size=(height, width),

@@ -53,7 +53,7 @@ class Ctc(PostStep):
     def __post_init__(self) -> None:
         """Check that there is an alphabet, and that the blank is one of its classes."""
         if not self.alphabet:
-            raise InputError("ctc.alphabet is empty: give the text of each class but the blank's")
+            raise InputError("ctc.alphabet is empty: give the text of each class except the blank")
         if not -1 <= self.blank <= len(self.alphabet):
             raise InputError(
                 f"ctc.blank={self.blank!r}: give a class from 0 to {len(self.alphabet)}, or -1"

@@ -56,8 +56,8 @@ def check_texts(texts: int, sent: int, per_byte: int) -> None:
     allowed = allowed_bytes(sent, per_byte)
     if texts > allowed:
         raise InputError(
-            f"the image has packed texts that may take {texts / 2**20:,.0f} MiB, in {sent:,} bytes, and "
-            f"{allowed / 2**20:,.0f} MiB are allowed for so few bytes; send it without them, or raise "
+            f"the image has compressed texts that may take {texts / 2**20:,.0f} MiB, in {sent:,} bytes, but only "
+            f"{allowed / 2**20:,.0f} MiB are allowed for so few bytes; send it without those texts, or raise "
             "memory_per_byte of the step decode"
         )
 
@@ -112,7 +112,7 @@ def check_bytes(
     if needed > allowed:
         raise InputError(
             f"the image has {full[1]} x {full[0]} pixels in {sent:,} bytes: preparing it takes "
-            f"{needed / 2**20:,.0f} MiB, and {allowed / 2**20:,.0f} MiB are allowed for so few bytes; send it "
+            f"{needed / 2**20:,.0f} MiB, but only {allowed / 2**20:,.0f} MiB are allowed for so few bytes; send it "
             "with fewer pixels, or raise memory_per_byte of the step decode"
         )
 

@@ -104,12 +104,12 @@ def _pictures(config: Mapping[str, Any]) -> Pipeline:
     plain = str(name).removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
     if plain not in _CROPS:
         raise InputError(
-            f"the processor {name or 'without a type'} isn't known here; known are "
+            f"the processor {name or 'without a type'} isn't supported; the supported ones are "
             f"{', '.join(_CROPS)}: state the pipeline yourself"
         )
     for key, value in config.items():
         if key.startswith("do_") and key not in _HARMLESS and value:
-            raise InputError(f"{key} isn't known here: state the pipeline yourself")
+            raise InputError(f"{key} isn't supported: state the pipeline yourself")
     steps: list[Step] = [Decode()]
     size = None
     if config.get("do_resize", True):
@@ -121,11 +121,11 @@ def _pictures(config: Mapping[str, Any]) -> Pipeline:
         least = (size, size) if isinstance(size, int) else size
         if least is not None and (least[0] < crop[0] or least[1] < crop[1]):
             raise InputError(
-                f"crop_size {crop[0]} x {crop[1]} is larger than size, which isn't known here"
+                f"crop_size {crop[0]} x {crop[1]} is larger than size, which isn't supported"
             )
         steps.append(CenterCrop(crop, "even" if fast else "down"))
     if not config.get("do_rescale", True):
-        raise InputError("do_rescale=false isn't known here: state the pipeline yourself")
+        raise InputError("do_rescale=false isn't supported: state the pipeline yourself")
     scale = config.get("rescale_factor", 1 / 255)
     if not isinstance(scale, (int, float)) or scale <= 0:
         raise InputError(f"rescale_factor={scale!r}: give a number above 0")
@@ -148,13 +148,13 @@ def _size(config: Mapping[str, Any], key: str, processor: str) -> int | tuple[in
         by_shorter = key == "size" and _CROPS[processor] and processor != "DeiTImageProcessor"
         return found if by_shorter else (found, found)
     raise InputError(
-        f"{key}={found!r} isn't known here: give a number, shortest_edge, or height and width"
+        f"{key}={found!r} isn't supported: give a number, shortest_edge, or height and width"
     )
 
 
 def _filter(number: Any) -> Interpolation:
     if type(number) is not int or not 0 <= number < len(_FILTERS):
-        raise InputError(f"resample={number!r} isn't known here: give 0 to {len(_FILTERS) - 1}")
+        raise InputError(f"resample={number!r} isn't supported: give 0 to {len(_FILTERS) - 1}")
     return cast(Interpolation, _FILTERS[number])
 
 
@@ -192,5 +192,5 @@ def _json(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputError(f"{path} can't be read as JSON: {error}") from error
     if not isinstance(found, dict):
-        raise InputError(f"{path} holds no JSON object")
+        raise InputError(f"{path} contains no JSON object")
     return found

@@ -179,7 +179,8 @@ class Decode(Step):
         """
         if isinstance(value, str):  # may come from a stranger, and must not open files here
             raise InputError(
-                f"decode takes a picture's bytes or its path, and a text isn't a path: give Path({value!r:.80})"
+                "decode takes a picture's bytes or its path, but a text isn't a path: give "
+                f"Path({value!r:.80})"
             )
         texts, most = 0, self.memory_per_byte
         if most and isinstance(value, bytes):
@@ -487,8 +488,8 @@ def in_pixels(pipeline: Pipeline, folded: Sequence[Step]) -> Pipeline:
     count = len(folded)
     if pipeline.folded or pipeline.steps[-count:] != tuple(folded):
         raise InputError(
-            "the bundle's model normalizes pixels itself, and the pipeline that was given does so "
-            "otherwise: give the pipeline that the bundle was made with, or none"
+            "the bundle's model normalizes pixels itself, and the given pipeline normalizes them "
+            "differently: give the pipeline that the bundle was made with, or none"
         )
     steps = (*pipeline.steps[:-count], ToLayout("HWC", "uint8"))
     return replace(pipeline, steps=steps, folded=tuple(folded))

@@ -94,7 +94,7 @@ class Mask(PostStep):
         if not self.decided:
             if self.labels and len(array) != len(self.labels):
                 raise InputError(
-                    f"mask has {amount(len(self.labels), 'label')}; the model gives {amount(len(array), 'class', 'classes')}"
+                    f"mask has {amount(len(self.labels), 'label')}, but the model has {amount(len(array), 'class', 'classes')}"
                 )
             classes, best = _likeliest(array)
             check_finite(best, "mask", self.output)

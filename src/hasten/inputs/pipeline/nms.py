@@ -44,7 +44,7 @@ class Nms(PostStep):
     def __call__(self, value: Any, origin: Origin) -> list[dict[str, Any]]:
         if not isinstance(value, Boxes):
             raise InputError(
-                f"nms takes boxes, and got {type(value).__name__}: put yolo_boxes before it"
+                f"nms takes boxes; got {type(value).__name__}: put yolo_boxes before it"
             )
         classes = None if self.agnostic else value.classes
         kept = standing(value.corners, classes, self.overlap, self.most)

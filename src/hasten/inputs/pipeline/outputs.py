@@ -28,7 +28,9 @@ def output_of(outputs: Sequence[TensorSpec], name: str, step: str) -> TensorSpec
     """
     there = ", ".join(spec.name for spec in outputs)
     if not name and len(outputs) > 1:
-        raise InputError(f"{step} must say which output it reads, by `output`: there are {there}")
+        raise InputError(
+            f"{step} must state in `output` which output it reads; the outputs are {there}"
+        )
     for spec in outputs:
         if spec.name == name or not name:
             return spec
@@ -47,7 +49,8 @@ def array_of(value: Mapping[str, Any], name: str, step: str) -> Array:
         raise InputError(f"{step} reads the output {name!r}; the model has {', '.join(value)}")
     if len(value) != 1:
         raise InputError(
-            f"{step} must say which output it reads, by `output`: there are {', '.join(value)}"
+            f"{step} must state in `output` which output it reads; the outputs are "
+            f"{', '.join(value)}"
         )
     return np.asarray(next(iter(value.values())))
 

@@ -62,7 +62,7 @@ def rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ValueError(f"32-bit gray (mode {image.mode}) has no stated range")
+        raise ValueError(f"32-bit gray (mode {image.mode}) has no defined range")
     if image.mode == "P" and "transparency" in image.info:
         return image.convert("RGBA").convert("RGB")
     return image.convert("RGB")

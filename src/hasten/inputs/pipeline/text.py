@@ -174,7 +174,7 @@ def _padding_of(tokenizer: Any) -> str:
         if tokenizer.token_to_id(token) is not None:
             return token
     raise InputError(
-        "the tokenizer doesn't say which token fills up shorter texts: state tokenize.pad_token, or "
+        "the tokenizer doesn't state which token pads shorter texts: set tokenize.pad_token, or "
         "pad=False"
     )
 

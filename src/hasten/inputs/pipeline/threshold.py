@@ -82,7 +82,7 @@ class Threshold(PostStep):
     @property
     def _needs(self) -> str:
         if self.position is None:
-            return "threshold needs one number for a sample, or the class that counts by `position`"
+            return "threshold needs one number for each sample, or `position` to say which class counts"
         return f"threshold needs scores of more than {amount(self.position, 'class', 'classes')}"
 
     def check(self, outputs: Sequence[TensorSpec]) -> None:

@@ -54,7 +54,7 @@ def from_torchvision(transform: Any) -> Pipeline:
         return _composed(transform.transforms)
     else:
         raise InputError(
-            f"torchvision's transform {name} isn't known here; known are ImageClassification, "
+            f"torchvision's transform {name} isn't supported; the supported ones are ImageClassification, "
             f"SemanticSegmentation, ObjectDetection and Compose: {_OURSELVES}"
         )
     return Pipeline((Decode(), *steps, ToLayout()))
@@ -80,8 +80,8 @@ class _Reader:
         if name in ("Resize", "CenterCrop"):
             if self.unit or self.normalized:
                 raise InputError(
-                    f"torchvision's {name} comes after the values were scaled, which the steps "
-                    f"here can't follow: put it first, or {_OURSELVES}"
+                    f"torchvision's {name} comes after the values are scaled, which hasten's "
+                    f"steps can't do: put it first, or {_OURSELVES}"
                 )
             self.steps.append(
                 self._resize(transform) if name == "Resize" else CenterCrop(_size(transform.size))
@@ -93,7 +93,7 @@ class _Reader:
         elif name == "Normalize":
             if not self.unit or self.normalized:
                 raise InputError(
-                    "torchvision's Normalize must come once, after the values were scaled to "
+                    "torchvision's Normalize must come once, after the values are scaled to "
                     f"[0, 1]: {_OURSELVES}"
                 )
             self.steps.append(Normalize(_channels(transform.mean), _channels(transform.std)))
@@ -103,7 +103,8 @@ class _Reader:
                 self.read(inner)
         elif name not in ("Identity", "ToPureTensor"):
             raise InputError(
-                f"torchvision's transform {name} isn't known here; known are Resize, CenterCrop, "
+                f"torchvision's transform {name} isn't supported; the supported ones are Resize, "
+                "CenterCrop, "
                 f"ToTensor, PILToTensor, ToImage, ConvertImageDtype, ToDtype and Normalize: "
                 f"{_OURSELVES}"
             )
@@ -117,7 +118,7 @@ class _Reader:
             raise InputError(f"torchvision's Resize has no size: {_OURSELVES}")
         if self.tensor and not transform.antialias:
             raise InputError(
-                "torchvision's Resize of a tensor has antialias=False, and the step here always "
+                "torchvision's Resize of a tensor has antialias=False, but hasten's step always "
                 "smooths: set antialias=True, or resize before the tensor is made"
             )
         return Resize(_size(transform.size), _filter(transform.interpolation))
@@ -125,7 +126,9 @@ class _Reader:
     def _to_dtype(self, transform: Any, name: str) -> None:
         wanted = transform.dtype
         if isinstance(wanted, dict) or str(wanted) != "torch.float32":
-            raise InputError(f"torchvision's {name} gives {wanted}; known is torch.float32")
+            raise InputError(
+                f"torchvision's {name} gives {wanted}; only torch.float32 is supported"
+            )
         if not self.tensor or not getattr(transform, "scale", True):
             raise InputError(
                 f"torchvision's {name} must scale a tensor to [0, 1]: set scale=True, or "
@@ -165,7 +168,7 @@ def _filter(mode: Any) -> Interpolation:
     name = str(getattr(mode, "value", mode))
     if name not in _FILTERS:
         raise InputError(
-            f"torchvision's interpolation {name!r} isn't known here; known are "
+            f"torchvision's interpolation {name!r} isn't supported; the supported ones are "
             f"{', '.join(_FILTERS)}"
         )
     return cast(Interpolation, name)

@@ -58,7 +58,8 @@ def from_metadata(metadata: Mapping[str, str]) -> Pipeline:
     missing = [key for key in ("imgsz", "task") if key not in metadata]
     if missing:
         raise InputError(
-            f"the metadata lack {', '.join(missing)}, which Ultralytics writes: state the pipeline "
+            f"the metadata lacks {', '.join(missing)}, which Ultralytics writes: state the "
+            "pipeline "
             "yourself"
         )
     size, task = _size(_literal(metadata, "imgsz")), metadata["task"]
@@ -66,12 +67,12 @@ def from_metadata(metadata: Mapping[str, str]) -> Pipeline:
     scaling = (Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), ToLayout())
     if task == "classify":
         if size[0] != size[1]:
-            raise InputError(f"imgsz={list(size)}: classification is known for squares only")
+            raise InputError(f"imgsz={list(size)}: classification is supported only for squares")
         steps = (Decode(), Resize(size[0], "bilinear"), CenterCrop(size[0]), *scaling)
         return Pipeline(steps, (TopK(labels=names, softmax=False),))
     if task not in _FRAMED:
         raise InputError(
-            f"the task {task!r:.100} isn't known here; known are classify, {', '.join(_FRAMED)}"
+            f"the task {task!r:.100} isn't supported; the supported ones are classify, {', '.join(_FRAMED)}"
         )
     after = (YoloBoxes(labels=names), Nms()) if task == "detect" else ()
     return Pipeline((Decode(), Letterbox(size), *scaling), after)

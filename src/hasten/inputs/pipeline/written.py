@@ -35,7 +35,7 @@ def steps_of(family: type[Kind], entries: Any, folder: Path) -> tuple[Kind, ...]
             used; the message names it.
     """
     if not isinstance(entries, list):
-        raise InputError(f"{entries!r:.100} is no list of steps: write each one after a dash")
+        raise InputError(f"{entries!r:.100} isn't a list of steps: write each one after a dash")
     return tuple(_step(family, entry, folder) for entry in entries)
 
 
@@ -45,7 +45,7 @@ def _step(family: type[Kind], entry: Any, folder: Path) -> Kind:
     else:
         name, given = entry, {}
     if not isinstance(name, str):
-        raise InputError(f"{entry!r:.100} is no step: write its name, or `name: settings`")
+        raise InputError(f"{entry!r:.100} isn't a step: write its name, or `name: settings`")
     registry = family.registry
     if name not in registry:
         raise InputError(f"there is no {registry.noun} {name!r}; there are {', '.join(registry)}")

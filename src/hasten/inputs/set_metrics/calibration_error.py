@@ -37,7 +37,7 @@ class CalibrationError(ScoreMetric):
     def parse(cls, setting: str, text: str) -> Self:
         """Read "calibration_error", or "calibration_error:15" with the number of bins."""
         if setting and not setting.isdecimal():
-            raise InputError(f"metric {text!r}: {setting!r} is no number of bins")
+            raise InputError(f"metric {text!r}: {setting!r} isn't a number of bins")
         return cls(bins=int(setting)) if setting else cls()
 
     @property

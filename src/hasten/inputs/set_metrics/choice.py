@@ -58,7 +58,7 @@ def _reading(metric: SetMetric, output: str, text: str) -> SetMetric:
     """
     named = getattr(metric, "output", "")
     if not output or named == "":
-        why = "no output is named behind the @" if not output else "it reads no output by name"
+        why = "no output is named after the @" if not output else "it reads no output by name"
         raise InputError(f"metric over a set {text!r}: {why}")
     if named is not None:
         raise InputError(
@@ -129,14 +129,14 @@ def chosen(
         return default_set_metrics(labels, outputs, pipeline) or tuple(filter(None, suggested))
     if NOTHING in asked:
         if len(asked) > 1:
-            raise InputError("report='none' means no figures: leave it out, or the others")
+            raise InputError("report='none' means no figures: leave out 'none' or the others")
         return ()
     found = tuple(one if isinstance(one, SetMetric) else parse_set_metric(one) for one in asked)
     if len(set(found)) < len(found):
         raise InputError(f"a figure is asked for twice: {', '.join(map(type_name, found))}")
     if found and labels is None:
         raise InputError(
-            f"the metric {type_name(found[0])} needs labels and the data has none; give labels"
+            f"the metric {type_name(found[0])} needs labels, but the data has none; give labels"
         )
     names = [spec.name for spec in outputs]
     for one in found:

@@ -140,8 +140,8 @@ def _true(labels: Array, who: str) -> list[Boxes]:
     """Return the true boxes in each picture, from the data's labels."""
     if labels.ndim != 3 or labels.shape[2] not in (5, 6) or labels.dtype.kind not in "biuf":
         raise InputError(
-            f"{who} reads labels (n, k, 5): x0, y0, x1, y1, class, and a sixth column where there are "
-            f"crowds; got {labels.dtype} {list(labels.shape)}"
+            f"{who} reads labels (n, k, 5): x0, y0, x1, y1, class, and a sixth column if there "
+            f"are crowds; got {labels.dtype} {list(labels.shape)}"
         )
     pictures = []
     for picture, rows in enumerate(labels.astype(np.float64)):
@@ -155,7 +155,7 @@ def _true(labels: Array, who: str) -> list[Boxes]:
             )
         pictures.append(Boxes(kept[:, :4], kept[:, 4], crowds))
     if not any((one.marks == 0).any() for one in pictures):
-        raise InputError(f"{who} needs true boxes; no picture of {len(labels)} has any")
+        raise InputError(f"{who} needs true boxes, but none of the {len(labels)} pictures has any")
     return pictures
 
 

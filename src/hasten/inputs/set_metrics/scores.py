@@ -218,7 +218,8 @@ class Cases:
         if (count == 0).any():
             lacking = int(np.flatnonzero(count == 0)[0])
             raise InputError(
-                f"{who} needs samples of every class; of {len(self.classes)} none is of class {lacking}"
+                f"{who} needs samples of every class, but none of the {len(self.classes)} "
+                f"samples has class {lacking}"
             )
 
 
@@ -276,7 +277,8 @@ class ScoreMetric(SetMetric):
         scores = score_columns(outputs, self.output, self._name)
         if settled.activation == "softmax" and scores.shape[1] == 1:
             raise InputError(
-                f"{self._name}: softmax needs a score of each class; the model gives one"
+                f"{self._name}: softmax needs a score of each class, but the model returns one "
+                "score"
             )
         classes = classes_of(labels, scores.shape[1], len(scores), self._name)
         given = outputs[named_output(outputs, self.output, self._name)]

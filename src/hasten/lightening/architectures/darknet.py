@@ -141,7 +141,9 @@ class Darknet(nn.Module):
         """
         weights = _read(file)
         if self.numbers != len(weights):
-            raise InputError(f"{file} holds {len(weights)} numbers, its .cfg needs {self.numbers}")
+            raise InputError(
+                f"{file} holds {len(weights)} numbers, but its .cfg needs {self.numbers}"
+            )
         left = torch.from_numpy(weights)
         with torch.no_grad():
             for tensor, variance in self._stored():
@@ -211,8 +213,8 @@ def _routes(section: Section, position: int) -> list[int]:
     found = [i if i >= 0 else position + i for i in section.numbers("layers")]
     if not all(0 <= i < position for i in found):
         raise InputError(
-            f"layers={section.settings['layers']} in [route] of a .cfg file: "
-            "no such layers come before it"
+            f"layers={section.settings['layers']} in [route] of a .cfg file names layers that "
+            "don't come before it"
         )
     return found
 
@@ -247,7 +249,8 @@ def _convolution(section: Section, channels: int) -> tuple[nn.Module, int]:
     name = section.settings.get("activation", "logistic")
     if name not in _ACTIVATIONS:
         raise InputError(
-            f"a .cfg file with activation={name} isn't supported: {', '.join(_ACTIVATIONS)} are"
+            f"a .cfg file with activation={name} isn't supported; the supported ones are "
+            f"{', '.join(_ACTIVATIONS)}"
         )
     convolution = nn.Conv2d(
         channels,

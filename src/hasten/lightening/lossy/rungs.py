@@ -42,8 +42,8 @@ def compressible(given: Trainable) -> Compressible:
     ]
     if not large:
         raise InputError(
-            f"no weight of the model has {LEAST_ELEMENTS} elements that training can change: pack it "
-            "without loss"
+            f"no weight of the model has {LEAST_ELEMENTS} elements that training can change: "
+            "pack the bundle without loss"
         )
     return Compressible(copy.deepcopy(given.network.module).eval(), large)
 

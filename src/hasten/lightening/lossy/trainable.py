@@ -132,7 +132,7 @@ def check_alike(network: Network, source: Model, rows: Mapping[str, Array], what
         raise InputError(f"{what} can't be compared with the model: {first_line(error)}") from error
     for (name, one), other in zip(own.items(), found, strict=True):
         if one.shape != other.shape:
-            raise InputError(f"{what} gives {name} {one.shape}, the model {other.shape}")
+            raise InputError(f"{what} gives {name} {one.shape}, but the model gives {other.shape}")
         largest = float(np.abs(other).max(initial=0))
         off = float(np.abs(one.astype(np.float64) - other).max(initial=0))
         if not off <= _NEAR * largest:
@@ -158,7 +158,8 @@ def _converted(source: Model) -> torch.nn.Module:
     except Exception as error:  # the library raises what its parts raise
         raise InputError(
             "no network to train can be made from the bundle's exact model "
-            f"({first_line(error)}): give the torch network that it was made from, network=my.py:net"
+            f"({first_line(error)}): give the torch network that the model was exported from, "
+            "network=my.py:net"
         ) from error
     found: torch.nn.Module = module.eval()
     return found

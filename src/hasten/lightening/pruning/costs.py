@@ -155,7 +155,7 @@ class Costs:
         from scipy.optimize import nnls
 
         if not measured:
-            raise InputError("costs are corrected by measured networks: got none")
+            raise InputError("costs are corrected with measured networks: got none")
         plain = replace(self, factor=1.0, value_ns=0.0, constant_ns=0.0)
         took = np.array([latency_ns for _, latency_ns in measured])
         columns = np.array(

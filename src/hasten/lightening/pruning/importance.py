@@ -68,8 +68,8 @@ def importance(
             parameter.requires_grad_(wanted)
     if groups and not moved:
         raise InputError(
-            "the loss has a gradient of 0 everywhere, like the distance of a network to itself: "
-            "give a loss on labels, or pruning.importance.sensitivity(batches)"
+            "the loss has a gradient of 0 everywhere, as the distance of a network to itself "
+            "does: give a loss on labels, or pruning.importance.sensitivity(batches)"
         )
     return {root: total / max(count, 1) for root, total in totals.items()}
 

@@ -154,8 +154,8 @@ class Shrinking:
             options = list(self.options())
             if not options:
                 raise CandidateError(
-                    f"pruning can't reach {target_ns / 1e6:.3g} ms: "
-                    f"the least is {now[0] / 1e6:.3g} ms"
+                    f"pruning can't reach {target_ns / 1e6:.3g} ms: the lowest latency is "
+                    f"{now[0] / 1e6:.3g} ms"
                 )
             best = _best(options, now, target_ns, whole)
             if best.count is None:

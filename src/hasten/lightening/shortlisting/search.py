@@ -213,7 +213,7 @@ def nothing_fits(
     """
     shown = "x".join(map(str, input_shape))
     if not entries:
-        why = next(iter(failed.values()), "the time limit was too short to measure one")
+        why = next(iter(failed.values()), "the time limit was too short to measure any of them")
         return InputError(f"no architecture of the catalogue could be measured at {shown}: {why}")
     one = min(entries, key=lambda entry: entry.prospect.latency_ns)
     size = f" at {one.pixels} px" if one.pixels else ""
@@ -226,11 +226,12 @@ def nothing_fits(
         return InputError(
             f"none of the {len(entries)} networks that could be timed within the time limit{noisy} answers "
             f"{shown} in {budget_s * 1e3:g} ms, and {untimed} weren't timed: {hope}. The fastest so far is "
-            f"{fastest_}. What was timed is kept: call again to go on, or give a longer time limit"
+            f"{fastest_}. The measurements are kept: call again to continue, or give a longer "
+            "time limit"
         )
     return InputError(
         f"no architecture of the catalogue answers {shown} in {budget_s * 1e3:g} ms on this "
-        f"machine: the fastest is {fastest_}; give at least that{_calmer(busy, len(entries))}"
+        f"machine: the fastest is {fastest_}; give at least that much{_calmer(busy, len(entries))}"
     )
 
 
@@ -238,7 +239,7 @@ def _calmer(busy: int, measured: int) -> str:
     """Say how many measurements a busy host may have made too slow; "" for none."""
     if not busy:
         return ""
-    return f", or measure again on a calm host, as it was busy for {busy} of {measured}"
+    return f", or measure again on an idle host, because it was busy for {busy} of {measured}"
 
 
 @dataclass

@@ -387,7 +387,9 @@ class Trainer:
 
     def _finished(self, state: State) -> Training:
         if state.best is None:
-            raise CandidateError(f"{self.name}: {state.note}, and no earlier weights to keep exist")
+            raise CandidateError(
+                f"{self.name}: {state.note}, and there are no earlier weights to keep"
+            )
         self.network.module.load_state_dict(state.best)
         self.network.module.eval()
         score = self._best_of(state.curve)

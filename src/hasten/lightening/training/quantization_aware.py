@@ -85,7 +85,7 @@ def prepare(
             graph.operations, network.inputs, rows, exact, quantized, quantization
         )
     if not placement.weights or not any(one.nodes for one in placement.tensors):
-        raise CandidateError("nothing that the quantized file rounds was found in the network")
+        raise CandidateError("the network contains nothing that the quantized file rounds")
     return Network(PreparedNetwork(graph, placement), network.inputs, low_precision=False)
 
 

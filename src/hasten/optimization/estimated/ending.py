@@ -118,8 +118,9 @@ class Finish:
                 return "exact", self._kept(), trial
             return (
                 "uncertified",
-                f"judged on this host, not on a {family_of(self.ready.target).noun}, whose last bits may "
-                f"differ: {passed[1].in_words()}; to know, run on the device: {self._certify()}",
+                "judged on this host; the last bits of answers may differ on a "
+                f"{family_of(self.ready.target).noun}: {passed[1].in_words()}; to certify it "
+                f"there, run on the device: {self._certify()}",
                 trial,
             )
         why = _why_not(self.verdicts, bool(self.trials.estimated()), self._first_failure())
@@ -134,7 +135,10 @@ class Finish:
         """Say that what ships is exact, and on how many samples that was seen."""
         parts = self.ready.parts
         samples = len(parts.search) + len(parts.sealed)
-        return f"what ships keeps the original's precision, and on this host {unchanged_in_words(samples)}"
+        return (
+            "the model that ships keeps the original's precision, and on this host "
+            f"{unchanged_in_words(samples)}"
+        )
 
     def _simulated(self, trial: Trial, judgement: Judgement) -> tuple[Status, str, Trial | None]:
         """Return the status, the reason and what ships for a design that passed on its program.
@@ -243,6 +247,6 @@ def _why_not(judged: Verdicts, estimated: bool, failure: str) -> str:
         entry = judged[0][1]
         return entry if isinstance(entry, str) else entry.in_words()
     if estimated:
-        return "nothing that was made for the device is under the limit and answers as its program does"
-    nothing = "nothing could be made for the device that answers well enough"
+        return "no design for the device keeps the limit and answers as its program does"
+    nothing = "no model for the device is accurate enough"
     return f"{nothing}; {failure}" if failure else nothing

@@ -168,7 +168,8 @@ class FixedPointSearch:
         label, count = program.candidate.label, len(self.trials.done)
         limit = f"{self.trials.bench.limit_s:.0f} s"
         said = (
-            f"{label}: no design, since routing it would hardly end within {limit} (trial_limit_s=)"
+            f"{label}: no design was made, because routing it would probably take longer than "
+            f"{limit} (trial_limit_s=)"
         )
         self.job.tell("design", label, count, count, said)
 

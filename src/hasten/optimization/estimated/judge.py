@@ -158,7 +158,7 @@ class Estimated(Judge):
         """Note it where candidates were compared by their size alone."""
         if any(ranked(self.trials.done[key])[1] == "bytes" for key in ladder.rungs):
             self.job.notes.append(
-                "candidates were compared by their size: only the device shows how fast they are"
+                "candidates were compared by size, because only the device shows how fast they are"
             )
 
     def open_exact(self) -> OpenWorker:

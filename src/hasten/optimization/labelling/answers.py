@@ -45,10 +45,10 @@ class Form:
         number = _number(given)
         if not self.classes:
             if number is None:
-                raise InputError(f"{given!r:.80} is no number")
+                raise InputError(f"{given!r:.80} isn't a number")
             return number
         if number is None or any(_number(name) is not None for name in self.names):
-            raise InputError(f"{given!r:.80} is no class: {self.said}")
+            raise InputError(f"{given!r:.80} isn't a class: {self.said}")
         return self.read_number(number)
 
     def read_number(self, number: float) -> int:
@@ -58,7 +58,7 @@ class Form:
             InputError: there is none.
         """
         if number % 1 or not 0 <= number < self.classes:
-            raise InputError(f"{number:g} is no class: 0 to {self.classes - 1}")
+            raise InputError(f"{number:g} isn't a class: give 0 to {self.classes - 1}")
         return int(number)
 
     @property
@@ -109,7 +109,7 @@ def read_labels(path: Path, ids: Sequence[str], form: Form) -> dict[str, str]:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise InputError(
-                f"{path} is larger than {_MOST_BYTES >> 20} MiB; give the labels alone"
+                f"{path} is larger than {_MOST_BYTES >> 20} MiB; keep only the columns id and label"
             )
         with path.open(encoding="utf-8-sig", newline="") as file:
             head = file.readline()
@@ -124,7 +124,10 @@ def read_labels(path: Path, ids: Sequence[str], form: Form) -> dict[str, str]:
                     continue
                 where = f"{path}, line {lines.line_num}"
                 if len(row) <= max(at, told):
-                    raise InputError(f"{where}: it has {len(row)} values, and names {len(names)}")
+                    raise InputError(
+                        f"{where}: it has {len(row)} values, but the first line "
+                        f"names {len(names)} columns"
+                    )
                 key, label = row[at].strip(), row[told].strip()
                 _take(key, label, known, form, found, places, where, lines.line_num)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -157,8 +160,8 @@ def _take(
         raise InputError(f"{where}: sample {key}: {error}") from error
     if key in found and form.read(found[key]) != value:
         raise InputError(
-            f"{where}: sample {key} is {label!r:.80} here and {found[key]!r:.80} in line {places[key]}; "
-            "leave one of them"
+            f"{where}: sample {key} is {label!r:.80} here and {found[key]!r:.80} in line "
+            f"{places[key]}; keep one of them"
         )
     found[key], places[key] = label, line
 

@@ -95,8 +95,8 @@ def collected(
     questions = Questions.of(ready, reading, job.order.seed)
     if enough(reading):
         return reading, [
-            f"no label was needed: answers differ on {len(questions):,} of {questions.sealed:,} sealed "
-            "samples, and whatever their labels are, the limit holds"
+            f"no label was needed: answers differ on {len(questions):,} of {questions.sealed:,} "
+            "sealed samples, and the limit holds for any labels of those"
         ]
     missing = missing_labels(ready.promise.metric, ready.parts.sealed.labels)
     ask = _Asking(job, questions, reading, ready, enough)
@@ -186,12 +186,12 @@ def _notes(questions: Questions, found: Labels, *, labelled: bool) -> list[str]:
     ]
     if found.unsure:
         notes.append(
-            f"{found.unsure:,} of {asked:,} samples, which nobody could tell, count as lost"
+            f"{found.unsure:,} of {asked:,} samples that got no certain label count as lost"
         )
     if found.left:
         notes.append(
-            f"{found.left:,} of {asked:,} samples to label weren't: each counts as lost, the worst that it "
-            "can be"
+            f"{found.left:,} of {asked:,} samples to label got no label: each counts as lost, "
+            "which is the worst case"
         )
     return notes
 
@@ -216,7 +216,7 @@ def _wanted(found: Labels, questions: Questions, folder: Path, place: Path) -> L
     before = f", {done:,} {'is' if done == 1 else 'are'} labelled" if done else ""
     return LabelsWanted(
         f"{found.left:,} of {questions.sealed:,} to label{before}: label them in {place} (or by hasten label "
-        f"{folder}), and go on with resume=True",
+        f"{folder}), and continue with resume=True",
         folder,
         found.left,
     )

@@ -84,7 +84,9 @@ def read_asked(folder: Path) -> dict[str, Any]:
         )
     record = read_json(path)
     if not isinstance(record, dict) or record.get("schema") != _SCHEMA:
-        raise InputError(f"{path} is damaged, or of another version; ask for labels again")
+        raise InputError(
+            f"{path} is damaged, or another version of hasten wrote it; ask for labels again"
+        )
     return record
 
 

@@ -29,9 +29,9 @@ def label_notes(
         if not max(changed):
             return ["no sealed answer changed, so labels would add nothing to the certificate"]
         return [
-            f"the data has no labels, so that agreement was judged: {_labels(max(changed))}, of the sealed "
-            "samples on which answers differ, would let the drop in accuracy itself be certified "
-            "(--ask-labels)"
+            f"the data has no labels, so agreement was judged: with {_labels(max(changed))}, for "
+            "the sealed samples on which answers differ, the drop in accuracy itself could be "
+            "certified (--ask-labels)"
         ]
     missing = missing_labels(metric, labels)
     if missing is None or ready.asking:
@@ -40,8 +40,8 @@ def label_notes(
     if not worst:
         return [f"{share}; no judged candidate answers differently there"]
     return [
-        f"{share}; up to {worst:,} of them, on which answers differ, count as lost, the worst that they "
-        f"can be: {_labels(worst)} would tell (--ask-labels)"
+        f"{share}; up to {worst:,} of them, on which answers differ, count as lost, which is the "
+        f"worst case: {_labels(worst)} would settle it (--ask-labels)"
     ]
 
 

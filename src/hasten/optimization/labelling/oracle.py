@@ -100,9 +100,9 @@ def _label(value: Any, form: Form, where: str) -> Array | None:
     try:
         label = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
     except Exception as error:  # anything may be called a label
-        raise InputError(f"{where}: a {type(value).__name__} is no label") from error
+        raise InputError(f"{where}: a {type(value).__name__} isn't a label") from error
     if label.dtype.kind not in "biuf":
-        raise InputError(f"{where}: a label is numbers: got {label.dtype}")
+        raise InputError(f"{where}: a label consists of numbers: got {label.dtype}")
     classes = bool(form.classes)
     if unlabelled(label.reshape(1, *label.shape), classes=classes)[0]:
         return None

@@ -67,7 +67,7 @@ class Desk:
             InputError: a label can't be used, or the table can't be written; then nothing changes.
         """
         if not isinstance(given, dict) or not all(isinstance(one, str) for one in given.values()):
-            raise InputError("give labels by identifier, as texts")
+            raise InputError("give labels by identifier, as text")
         for key, label in given.items():
             if key not in self._ids:
                 raise InputError(f"there is no sample {key!r:.80} to label")

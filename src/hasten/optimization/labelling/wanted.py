@@ -79,10 +79,13 @@ def asks(order: Order, journal: Journal) -> bool:
     how = order.ask_labels
     if how is not None:
         if is_function(how) and not callable(load_object(how)):
-            raise InputError(f"{how} is no function; a function that labels takes samples")
+            raise InputError(
+                f"{how} isn't a function; give a function that takes samples and "
+                "returns their labels"
+            )
         if order.guard == "changed":
             raise InputError(
-                "the guard changed bounds the answers that change, whatever is right: leave out "
+                "the guard 'changed' bounds how many answers change, so labels don't matter: leave out "
                 "ask_labels="
             )
         if order.states:
@@ -150,7 +153,8 @@ def check_asked(metric: Metric) -> None:
     name = type_name(metric)
     if isinstance(metric, (Agreement, Embedding)):
         raise InputError(
-            f"the metric {name} compares with the original and reads no labels: leave out ask_labels="
+            f"the metric {name} compares with the original's answers and uses no labels: leave "
+            "out ask_labels="
         )
     if metric.over_set:
         raise InputError(

@@ -109,11 +109,11 @@ class Affording:
         if deadline.most_s() >= (2 + len(needed)) * each_s or not needed:
             if len(needed) < len(wanted):
                 names = ", ".join(one.label for one in wanted if one not in needed)
-                self.job.notes.append(f"the time limit left out the fresh rounds of {names}")
+                self.job.notes.append(f"the time limit left no time for fresh rounds of {names}")
             return list(needed)
         self.job.notes.append(
-            "the time limit left no time for fresh rounds of what might ship, and nothing ships that wasn't "
-            "faster in them: the original ships"
+            "the time limit left no time for fresh rounds of what might ship, and only a "
+            "candidate that is faster in fresh rounds may ship: the original ships"
         )
         return []
 

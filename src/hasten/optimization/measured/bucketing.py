@@ -68,7 +68,11 @@ class Bucketing:
             shapes = len(np.unique(sizes, axis=0))
             self._notes.append(
                 f"no buckets were tried: samples have {shapes:,} different shapes in {sizes.shape[1]} dimensions"
-                + ("" if matched else ", and outputs have sizes that follow no input's")
+                + (
+                    ""
+                    if matched
+                    else ", and some outputs have sizes that don't follow from an input's size"
+                )
             )
             return
         padding = len(np.unique(sizes, axis=0)) > _FEW

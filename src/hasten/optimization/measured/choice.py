@@ -100,7 +100,7 @@ def _short_of(
     stalls count in full.
     """
     if not final.stands(one):
-        return "dropped out"
+        return "failed"
     runs = exact != baseline and final.stands(exact)
     other = exact if runs else BASELINE
     even = Ratio(1.0, 1.0, 1.0, final.counted)

@@ -69,8 +69,9 @@ def cross_check(
         )
     who = baseline.engine.words()
     return (
-        f"{who} and onnx's own evaluator answer one sample otherwise, by {gap:.1e} of the largest output, and no "
-        f"other engine here runs the model to tell which is right; {_advice(who)}"
+        f"{who} and onnx's own evaluator give different answers to one sample, by {gap:.1e} of "
+        "the largest output, and no other engine here runs the model to show which is right; "
+        f"{_advice(who)}"
     )
 
 
@@ -85,16 +86,17 @@ def _contradicted(baseline: Single, second: str, gap: float) -> str:
 def _all_differ(baseline: Single, second: str, apart: float) -> str:
     who = baseline.engine.words()
     return (
-        f"{who} and {second} answer one sample otherwise, by {apart:.1e} of the largest output, and onnx's own "
-        "evaluator agrees with neither: the model may magnify rounding, or one of them is wrong; "
+        f"{who} and {second} give different answers to one sample, by {apart:.1e} of the largest "
+        "output, and onnx's own evaluator agrees with neither: the model may magnify rounding, "
+        "or one of them is wrong; "
         f"{_advice(who)}"
     )
 
 
 def _advice(who: str) -> str:
     return (
-        f"this run takes the answers of {who} for right, so compare them with those of the framework that "
-        "the model comes from"
+        f"this run treats the answers of {who} as right, so compare them with the answers of the "
+        "framework that the model comes from"
     )
 
 

@@ -151,8 +151,8 @@ class Finish:
         if not share_batch_axis(model.inputs, model.outputs) or batch_sizes(artifact) is None:
             return []
         return [
-            f"{racing.candidate(choice.winner).label} takes one sample in a request, though the model takes "
-            "batches: a server can't batch it"
+            f"{racing.candidate(choice.winner).label} takes one sample per request, although the "
+            "model takes batches: a server can't batch its requests"
         ]
 
     def _decided(self, final: Standings, choice: Choice) -> float:
@@ -237,7 +237,8 @@ class Finish:
             return {}, (), {}
         if self.racing.job.deadline.left_s() < LIMITS_S * self.racing.slow:
             self.racing.job.notes.append(
-                "the time limit left out the profiles and the distance from the machine's limit"
+                "the time limit left no time for the profiles and the distance from the "
+                "machine's limit"
             )
             return {}, (), {}
         self.racing.job.tell("limit", "what the machine can do", 0, 1)
@@ -316,7 +317,7 @@ class Finish:
         left_s = min(longest_s, racing.job.deadline.left_s())
         if left_s < min(longest_s, _LEAST_CURVE_S * racing.slow) or left_s <= 0:
             if left_s < longest_s:
-                racing.job.notes.append("batch curve: left out, the time limit is reached")
+                racing.job.notes.append("batch curve: left out, because the time limit was reached")
             return []
         candidate = racing.candidate(key)
         points, missing = sweep(
@@ -375,8 +376,9 @@ def _over_limit(racing: Racing) -> list[str]:
     if deadline.limit_s is None or not deadline.broken:
         return []
     return [
-        f"the time limit of {deadline.limit_s:g} s was too short for what a run can't leave out (reading the "
-        "model and the data, opening the original, timing it, writing the bundle): that took "
+        f"the time limit of {deadline.limit_s:g} s was too short for the steps that every run "
+        "needs (reading the model and the data, opening the original, timing it, writing the "
+        "bundle): these took "
         f"{deadline.elapsed_s:.0f} s"
     ]
 

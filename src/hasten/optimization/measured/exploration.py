@@ -91,7 +91,8 @@ class Exploration:
             Mixing(*common, self._left_s, self._least, self._notes).mix(self._ranked())
         if self._order.objective == "p99":
             self._notes.append(
-                "no cascade was tried: p99 is compared, and a request asked again costs both models"
+                "no cascade was tried: p99 is compared, and a request that both models answer "
+                "costs the time of both"
             )
         elif not self._over():
             Escalation(*common, self._notes).escalate(self._ranked())
@@ -136,8 +137,8 @@ class Exploration:
         self._at_limit = left < SCREEN_NOISE and ratio > 1 - SCREEN_NOISE
         if self._at_limit:
             self._notes.append(
-                f"the search ended early: {passing[0].candidate.label} takes only {ratio:.2f} times "
-                "the least time that this machine allows"
+                f"the search ended early: {passing[0].candidate.label} takes only {ratio:.2f} "
+                "times the shortest time that this machine allows"
             )
         return self._at_limit
 

@@ -87,7 +87,7 @@ class Measured(Judge):
         calibration = calibrating(order, ready)
         warn_of_scores(ready, calibration, self.job.notes, binary=self.trials.binary)
         if order.effort != EFFORTS["normal"] and (omissions := order.effort.omissions):
-            self.job.notes.append(f"left out by the effort: {'; '.join(omissions)}")
+            self.job.notes.append(f"left out at this effort: {'; '.join(omissions)}")
         Exploration(
             self.racing.trials,
             self.job,
@@ -114,8 +114,9 @@ class Measured(Judge):
         why = "; ".join(f"{label}: {failure}" for label, failure in list(failed.items())[:_TOLD])
         more = f"; and {len(failed) - _TOLD} more failed" if len(failed) > _TOLD else ""
         raise NothingRuns(
-            f"nothing runs on {racing.bench.target.device}, so nothing is made for it: "
-            f"{why or 'the time limit came before anything was tried there'}{more}; hasten doctor says what "
+            f"nothing runs on {racing.bench.target.device}, so no model is made for it: "
+            f"{why or 'the time limit came before anything was tried there'}{more}; hasten "
+            "doctor says what "
             "this host has and lacks"
         )
 
@@ -155,8 +156,8 @@ class Measured(Judge):
         wrong = (
             ""
             if share >= 0.5
-            else "; if you expected more, the labels or the preparation are wrong, and with them any "
-            "certificate"
+            else "; if you expected more, the labels or the preparation are wrong, and then any "
+            "certificate is wrong too"
         )
         return [
             f"the original's own {metric.noun} is {100 * share:.1f}% on {len(known):,} "
@@ -203,8 +204,8 @@ class Measured(Judge):
         trials, baseline = self.racing.trials, self.racing.trials.baseline.key
         if wanted:
             self.job.notes.append(
-                "the time limit left no time for a race: whom to certify was chosen by the few turns that "
-                "each candidate had"
+                "the time limit left no time for a race: the candidates to certify were chosen "
+                "by the few turns that each had"
             )
         even = Ratio(1.0, 1.0, 1.0, 0)
         tried = [trials.done[c.key] for c in wanted]

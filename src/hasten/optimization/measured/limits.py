@@ -101,8 +101,8 @@ def limits(
             ratio = own.ratio(latency_ns, final.threads)
             if ratio < 1:
                 raise CandidateError(
-                    "they took less than the least time that the machine's ceilings allow, so "
-                    "the ceilings were measured too low: run again while nothing else runs"
+                    "they took less time than the machine's ceilings allow, so the ceilings were "
+                    "measured too low: run again while nothing else runs"
                 )
             yield Limit(role, own.floor_ns, ratio, own.binds)
         except (CandidateError, InputError, Skipped) as why:

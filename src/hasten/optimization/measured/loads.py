@@ -31,7 +31,7 @@ def loads(racing: Racing, key: str) -> tuple[LoadTest, ...]:
     if load_s <= 0:
         return ()
     if job.late:
-        job.notes.append("the time limit left out the load scenarios")
+        job.notes.append("the time limit left no time for the load scenarios")
         return ()
     wanted: list[tuple[Scenario, float | None]] = [("single-stream", None), ("offline", None)]
     if latency_bound_s is not None:
@@ -48,7 +48,8 @@ def loads(racing: Racing, key: str) -> tuple[LoadTest, ...]:
                 left_s = job.deadline.left_s()
                 if asking.likely_s > min(left_s, _LONGEST_S[scenario]):
                     job.notes.append(
-                        f"{scenario}: left out, it would take {asking.likely_s:.0f} s; to measure it, run "
+                        f"{scenario}: left out, because it would take {asking.likely_s:.0f} s; "
+                        "to measure it, run "
                         f"hasten bench --scenario {scenario}"
                     )
                     left.remove(scenario)

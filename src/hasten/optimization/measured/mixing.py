@@ -196,7 +196,9 @@ class Mixing:
                 return layer_costs(noise, self._profile(plain), steps, moved)
             int8s = self._least("i8")
             if floats is None or int8s is None:
-                raise CandidateError(f"{engine} has no profiler, and no floor is known")
+                raise CandidateError(
+                    f"{engine} has no profiler, and no lower bound of its time is known"
+                )
             return costs_at_least(noise, floats, int8s)
         except CandidateError as why:
             self._notes.append(f"the layers that int8 suits could not be found: {why}")

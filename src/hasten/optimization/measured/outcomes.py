@@ -138,7 +138,7 @@ def methods(
         exact = key == baseline or _kept(trial)
         untested = "exact" if exact else "not tested on the sealed data"
         if not exact and not trial.scores:
-            untested = "not judged, since it is no faster than what there is"
+            untested = "not judged, because it isn't faster than an exact form"
         found.append(
             Method(
                 name=name,

@@ -303,11 +303,11 @@ class Racing(Affording):
         """Note what the standings don't show, and who dropped out."""
         if not standings.established:
             self.job.notes.append(
-                f"{self.job.order.objective} is not established in {standings.counted} {rounds}, so "
-                "means are compared instead"
+                f"{self.job.order.objective} can't be estimated from {standings.counted} "
+                f"{rounds}, so means are compared instead"
             )
         for key, why in standings.failed.items():
-            self.job.notes.append(f"{self.candidate(key).label} dropped out of the {where}: {why}")
+            self.job.notes.append(f"{self.candidate(key).label} failed in the {where}: {why}")
         if standings.cut:
             sets = len({*standings.processes.values()})
             several = "" if sets == 1 else f" in {sets} processes of each model"
@@ -345,7 +345,7 @@ class Racing(Affording):
                 except CandidateError as error:
                     if who in _TWINS:
                         raise InputError(f"the baseline failed: {error}") from error
-                    self.job.notes.append(f"{candidate.label} dropped out before the race: {error}")
+                    self.job.notes.append(f"{candidate.label} failed before the race: {error}")
         finally:
             # Those that nobody waited for are ended with the others.
             for who, one in coming.items():
@@ -417,7 +417,8 @@ class Racing(Affording):
         if not stays:
             self.job.notes.append(
                 f"{best.label} doesn't ship: while the host was busy, on {threads} "
-                f"thread{'' if threads == 1 else 's'} it took {ratio_.estimate:.2f} times the latency of the "
+                f"thread{'' if threads == 1 else 's'}, it took {ratio_.estimate:.2f} times the "
+                "latency of the "
                 f"default engine on the {asked} threads that it uses by default ({ratio_.low:.2f} to "
                 f"{ratio_.high:.2f}), which isn't faster by more than the noise"
             )

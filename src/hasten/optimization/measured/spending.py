@@ -82,13 +82,14 @@ class Spending:
         needed_s, left_s = self.sealed_s(max(1, len(rungs))), deadline.most_s()
         if needed_s > left_s:
             notes.append(
-                f"the sealed data were not read: that would take about {needed_s:.0f} s, and the time limit "
-                f"left {max(0.0, left_s):.0f} s; so the original ships, and nothing is certified"
+                f"the sealed data was not read, because that would take about {needed_s:.0f} s "
+                f"and the time limit left {max(0.0, left_s):.0f} s; the original ships, and "
+                "nothing is certified"
             )
             return dataclasses.replace(ladder, exact=baseline, rungs=())
         if len(rungs) < len(asked):
             notes.append(
-                f"the time limit left out {len(asked) - len(rungs)} of {len(asked)} candidates that were "
-                "worth certifying"
+                f"the time limit left out {len(asked) - len(rungs)} of {len(asked)} candidates "
+                "that were worth certifying"
             )
         return dataclasses.replace(ladder, rungs=tuple(rungs))

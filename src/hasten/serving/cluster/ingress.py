@@ -47,7 +47,7 @@ _ANSWERS = {
     400: (400, "this is not an HTTP/1.1 request, or its headers are too long"),
     408: (408, "the request didn't arrive in full within the time limit"),
     500: (503, "no replica answered: retry"),
-    502: (503, "the replica went away before it answered: retry"),
+    502: (503, "the replica disappeared before it answered: retry"),
     503: (503, "no replica is available: retry"),
     504: (503, "the replica didn't answer in time: retry"),
 }
@@ -159,7 +159,7 @@ class Ingress:
         """
         now_s = time.monotonic()
         if len(self._starts_s) == _STARTS and now_s - self._starts_s[0] < 60:
-            raise InputError(f"HAProxy keeps ending: {self._last_words()}")
+            raise InputError(f"HAProxy keeps exiting: {self._last_words()}")
         self._starts_s.append(now_s)
         with contextlib.suppress(FileNotFoundError):
             self._socket.unlink()
@@ -180,7 +180,7 @@ class Ingress:
             if self._process.poll() is not None or time.monotonic() > end_s:
                 self._process.kill()
                 self._process.wait()
-                raise InputError(f"HAProxy doesn't start: {self._last_words()}")
+                raise InputError(f"HAProxy can't start: {self._last_words()}")
             time.sleep(0.01)
         self._tell([line for name in self._taken for line in self._arrival(name)])
 
@@ -200,7 +200,7 @@ class Ingress:
             InputError: HAProxy ended too often.
         """
         if self._process is not None and self._process.poll() is not None:
-            log.error("HAProxy ended with %s; it starts again", self._process.returncode)
+            log.error("HAProxy exited with %s; hasten starts it again", self._process.returncode)
             self.start()
 
     def drain(self) -> None:
@@ -272,7 +272,7 @@ class Ingress:
                 while channel.recv(1 << 16):
                     pass
         except OSError as error:  # HAProxy has ended: its next start repeats the orders
-            log.error("HAProxy doesn't listen: %s", error)
+            log.error("HAProxy isn't listening: %s", error)
 
 
 def configuration(

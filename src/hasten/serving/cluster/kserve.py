@@ -100,7 +100,8 @@ def _check(settings: ServerSettings, image: str) -> None:
     """
     if any(model.chain is not None for model in settings.models):
         raise InputError(
-            "a chain isn't written for KServe: serve its bundles, or a chain without it"
+            "a chain can't be written for KServe: write its bundles, or serve the chain without "
+            "KServe"
         )
     if not settings.http:
         raise InputError("KServe probes a pod over HTTP: give http= a port of at least 1")
@@ -126,8 +127,9 @@ def _check(settings: ServerSettings, image: str) -> None:
     for model in settings.models:
         if not _NAME.fullmatch(model.name):
             raise InputError(
-                f"{model.name!r} can't be a folder's name in an image: serve it as NAME={model.path}, "
-                "with a name of letters, digits, spaces, points, hyphens and underscores"
+                f"{model.name!r} can't be a folder's name in an image: serve it as "
+                f"NAME={model.path}, with a name of letters, digits, spaces, periods, hyphens "
+                "and underscores"
             )
 
 
@@ -171,8 +173,9 @@ def requirements(manifests: Sequence[tuple[str, Manifest]]) -> list[str]:
             other, before = found.setdefault(package, (name, wanted))
             if before != wanted:
                 raise InputError(
-                    f"{other!r} was measured with {package} {before}, {name!r} with {wanted}, but an "
-                    "image has one version: write two images, or optimize the models again"
+                    f"{other!r} was measured with {package} {before}, {name!r} with {wanted}, "
+                    "but an image can have only one version: write two images, or optimize the "
+                    "models again"
                 )
     return sorted(f"{package}=={wanted}" for package, (_, wanted) in found.items())
 
@@ -289,8 +292,8 @@ def _service(
 ) -> str:
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", name):
         raise InputError(
-            f"{name!r} can't be an InferenceService's name: it has at most 40 lower-case letters, "
-            "digits and hyphens, a letter first and no hyphen last"
+            f"{name!r} can't be an InferenceService's name: use at most 40 lower-case letters, "
+            "digits and hyphens, begin with a letter, and don't end with a hyphen"
         )
     drain_s = math.ceil(settings.limits.drain_ns / 1e9)
     return filled(
@@ -352,7 +355,8 @@ def _check_replaceable(folder: Path) -> None:
     )
     if not ours:
         raise InputError(
-            f"{folder} holds something that `hasten serve --write-kserve` didn't write; give another "
+            f"{folder} contains something that `hasten serve --write-kserve` didn't write; give "
+            "another "
             "folder, or empty it"
         )
 

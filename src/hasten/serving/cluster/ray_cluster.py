@@ -154,7 +154,7 @@ class Watch:
         """Watch the replicas until `enough` returns True, or `ended` is set.
 
         Raises:
-            InputError: the models can't be served, or the ingress keeps ending.
+            InputError: the models can't be served, or the ingress keeps exiting.
         """
         while not enough() and not ended.wait(_LOOK_S):
             self._look()
@@ -167,7 +167,7 @@ class Watch:
                 self._ray.get(self._roster.put_in.remote(self._parcels), timeout=_ANSWER_S)
         except self._ray.exceptions.RayError as error:
             if not self._lost:  # the replicas that the ingress knows still answer
-                log.error("the cluster doesn't say which replicas there are: %s", error)
+                log.error("the cluster's list of replicas can't be read: %s", error)
             self._lost = True
             return
         if self._lost or not book.stocked:
@@ -228,7 +228,9 @@ def _check(settings: ServerSettings, min_replicas: int, max_replicas: int) -> No
             f"{min_replicas} and {max_replicas}"
         )
     if any(model.chain is not None for model in settings.models):
-        raise InputError("a chain isn't served on Ray: serve its bundles, or a chain without on=")
+        raise InputError(
+            "a chain can't be served on Ray: serve its bundles, or serve the chain without on="
+        )
     if settings.http is None and settings.grpc is None:
         raise InputError("nothing to listen on: give http= or grpc= a port")
     if settings.shared_memory:
@@ -242,7 +244,8 @@ def _check(settings: ServerSettings, min_replicas: int, max_replicas: int) -> No
         )
     if settings.tokens is not None:
         raise InputError(
-            "on Ray the door and the replicas share one token: give token_file= instead of tokens="
+            "on Ray the ingress and the replicas share one token: give token_file= instead of "
+            "tokens="
         )
     settings.token()
     settings.tls()
@@ -328,8 +331,8 @@ def _warn_of_room(
     wanted, there = replicas * _cpus(settings), int(ray.cluster_resources().get("CPU", 0))
     if wanted > there:
         say(
-            f"{replicas} replicas with {_cpus(settings)} processors each don't fit into the cluster's "
-            f"{there}: waiting for more nodes"
+            f"{replicas} replicas with {_cpus(settings)} processors each don't fit into the "
+            f"cluster's {there}: waiting for more nodes"
         )
 
 
@@ -347,7 +350,7 @@ def _start_roster(ray: Any) -> Any:
         return actor.options(scheduling_strategy=here).remote()
     except ValueError as error:
         raise InputError(
-            f"the application {APPLICATION!r} is served on this cluster already: end it first"
+            f"the application {APPLICATION!r} is already served on this cluster: stop it first"
         ) from error
 
 
@@ -398,7 +401,7 @@ def _end_application(serve: Any) -> None:
     try:
         serve.delete(APPLICATION)
     except Exception as error:  # the cluster may be gone, and the application with it
-        log.error("the application can't be ended: %s", " ".join(str(error).split())[:300])
+        log.error("the application can't be stopped: %s", " ".join(str(error).split())[:300])
 
 
 def _places(entries: dict[str, ReplicaEntry]) -> dict[str, tuple[str, int]]:

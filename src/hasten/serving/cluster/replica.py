@@ -395,7 +395,7 @@ class Replica:
                 ports[scheme] = int(place.rpartition(":")[2])
             elif said.startswith(_FAILED):
                 raise InputError(said.removeprefix(_FAILED))
-        raise InputError(f"the server ended with {self._process.wait()}; Ray's log says more")
+        raise InputError(f"the server exited with {self._process.wait()}; see Ray's log")
 
     def _read_on(self) -> None:
         """Discard the server's further output, since a full pipe would block the server."""
@@ -451,7 +451,7 @@ class Replica:
             RuntimeError: the server has ended, or hasn't answered for a long time.
         """
         if self._process.poll() is not None:
-            raise RuntimeError(f"the server ended with {self._process.returncode}")
+            raise RuntimeError(f"the server exited with {self._process.returncode}")
         with contextlib.suppress(OSError, http.client.HTTPException):
             await self._own("GET", "/v2/health/ready")
             self._ready_s = time.monotonic()

@@ -12,7 +12,9 @@ _FULL = 0.9
 _QUIET_NS = 5_000_000_000
 """Time for which a call must have waited for its client to be ended while there are places left."""
 
-_MADE_ROOM = "the call waited for its client and made room for others: call again"
+_MADE_ROOM = (
+    "the call was waiting for its client, and was ended to make room for others: call again"
+)
 
 
 class Held(Protocol):
@@ -71,8 +73,9 @@ class Admission:
                 self._take_back(call.client)
             if len(self._calls) < self._most:
                 said = (
-                    f"overloaded: {self._shares.of(call.client):,} of the {self._most:,} calls that may be in "
-                    "progress are this client's, and others are there; retry later"
+                    f"overloaded: {self._shares.of(call.client):,} of the {self._most:,} calls "
+                    "that may be in progress are this client's, and other clients are waiting; "
+                    "retry later"
                 )
             raise ProtocolError(Kind.OVERLOADED, said, retry_s=1.0)
         self._calls.add(call)
@@ -92,7 +95,7 @@ class Admission:
         for call in self._calls - self._leaving:
             if call.client == greedy:
                 self._leaving.add(call)
-                why = "other clients have fewer calls, and this one made room for them: call again"
+                why = "this call was ended to make room for other clients, which have fewer calls: call again"
                 call.drain(ProtocolError(Kind.UNAVAILABLE, why, 1.0))
                 return
 

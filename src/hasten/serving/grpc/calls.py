@@ -377,7 +377,7 @@ def client_of(state: ServerState, context: Any) -> str:
 
 def logged_fault() -> ProtocolError:
     """Log the exception that is being handled, and return the error for the client."""
-    log.exception("a request broke the server's own code")
+    log.exception("the server's own code failed on a request")
     return own_fault(sys.exception())
 
 

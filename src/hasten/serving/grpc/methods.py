@@ -203,7 +203,7 @@ def _check_repository(request: Any) -> None:
     if request.repository_name:
         raise ProtocolError(
             Kind.INVALID,
-            f"the only repository has no name; got {request.repository_name!r:.100}",
+            f"this server has one repository, without a name; got {request.repository_name!r:.100}",
         )
 
 

@@ -41,8 +41,9 @@ async def check_that_it_answers() -> None:
         await asyncio.wait_for(ask(b""), ANSWER_S)
     except (TimeoutError, RuntimeError, grpc.RpcError) as error:
         raise InputError(
-            f"gRPC's library didn't answer a call of this process within {ANSWER_S:g} s, as where memory or "
-            "threads are limited (ulimit -v, -u): raise the limits, or serve without gRPC"
+            f"gRPC's library didn't answer a call of this process within {ANSWER_S:g} s, perhaps "
+            "because memory or threads are limited (ulimit -v, -u): raise the limits, or serve "
+            "without gRPC"
         ) from error
     await channel.close()
     await server.stop(None)

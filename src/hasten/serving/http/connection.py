@@ -256,7 +256,7 @@ class Connection(asyncio.BufferedProtocol):
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             if not isinstance(cause, ProtocolError):
-                log.exception("a request broke the server's own code", exc_info=cause)
+                log.exception("the server's own code failed on a request", exc_info=cause)
                 cause = own_fault(cause)
             self._refuse(cause)
         except httptools.HttpParserError as error:
@@ -532,7 +532,7 @@ class Connection(asyncio.BufferedProtocol):
         except ProtocolError as failure:
             exchange.respond(failure_response(failure))
         except Exception as error:
-            log.exception("a request broke the server's own code")
+            log.exception("the server's own code failed on a request")
             exchange.respond(failure_response(own_fault(error)))
         else:
             self._answer(exchange, method, url, headers, body, arrived_ns)
@@ -557,7 +557,7 @@ class Connection(asyncio.BufferedProtocol):
         except ProtocolError as failure:
             exchange.respond(failure_response(failure))
         except Exception as error:
-            log.exception("a request broke the server's own code")
+            log.exception("the server's own code failed on a request")
             exchange.respond(failure_response(own_fault(error)))
 
     def _infer(
@@ -684,7 +684,7 @@ class Connection(asyncio.BufferedProtocol):
         except ProtocolError as failure:
             response = failure_response(failure)
         except Exception as error:
-            log.exception("a request broke the server's own code")
+            log.exception("the server's own code failed on a request")
             response = failure_response(own_fault(error))
         self._task = None
         exchange.respond(response)
@@ -814,7 +814,9 @@ class Connection(asyncio.BufferedProtocol):
             self._release_unread()  # the end is told in the loop's next turn: no other gives way for this room
             self._transport.abort()
         elif self._reserved and not self._hung_up:
-            why = "overloaded: others wait for the room that the request takes; retry later"
+            why = (
+                "overloaded: other clients wait for the memory that the request takes; retry later"
+            )
             self._refuse(ProtocolError(Kind.OVERLOADED, why, 1.0))
 
     def give_way(self) -> None:

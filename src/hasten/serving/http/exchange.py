@@ -120,7 +120,7 @@ class Exchange:
             self.respond(failure_response(failure))
             return
         except Exception as error:  # otherwise the client would get no answer at all
-            log.exception("a request broke the server's own code")
+            log.exception("the server's own code failed on a request")
             self.respond(failure_response(own_fault(error)))
             return
         extra = b""

@@ -174,7 +174,9 @@ class Routes:
         watch = facts.watch_of(self._state.repository.find(name, version))
         secret = _object(request.body).get("secret")
         if not isinstance(secret, str) or not await asyncio.to_thread(watch.order, secret):
-            raise ProtocolError(Kind.FORBIDDEN, "only the door of several servers may order that")
+            raise ProtocolError(
+                Kind.FORBIDDEN, "only the process in front of several servers may do that"
+            )
         return _json(watch.facts())
 
     async def _labels(self, request: PlainRequest, name: str, version: str = "") -> Response:
@@ -182,7 +184,8 @@ class Routes:
         given = _labels_of(request.body)
         if watch.labels is None:
             raise ProtocolError(
-                Kind.INVALID, f"labels say nothing about {name!r}: its certificate is about changes"
+                Kind.INVALID,
+                f"labels have no use for {name!r}: its certificate is about changed answers",
             )
         # On a thread: they are scored, and the evidence is written to a file.
         return _json(await asyncio.to_thread(watch.label, given))
@@ -325,8 +328,8 @@ def _object(body: bytes) -> dict[str, Any]:
     if len(body) > _OBJECT_BYTES:  # before memory is taken for each of its elements
         raise ProtocolError(
             Kind.TOO_LARGE,
-            f"what isn't an inference has at most {_OBJECT_BYTES:,} bytes of JSON; got {len(body):,}: send "
-            "several requests",
+            f"a request that isn't an inference has at most {_OBJECT_BYTES:,} bytes of JSON; got "
+            f"{len(body):,}: send several requests",
         )
     try:
         value = orjson.loads(body)

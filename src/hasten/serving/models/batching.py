@@ -206,7 +206,7 @@ class Batching:
             for item in self.scheduler.hopeless(now_ns):
                 self._settle(item)
                 why = (
-                    "overloaded: requests of higher priority went first for too long; retry later"
+                    "overloaded: requests of higher priority took all the time; retry later"
                     if item.deadline_ns == math.inf
                     else "overloaded: the deadline can no longer be met; retry later"
                 )

@@ -33,8 +33,8 @@ from hasten.serving.wire.plans import Plans
 
 Find = Callable[[str, str], ServedModel]
 _WHY = (
-    "a chain: the certificates of its models don't add up to one of the whole; hasten certify tests "
-    "its own decisions"
+    "a chain: its models' certificates don't add up to a certificate of the whole; hasten "
+    "certify tests the chain's own decisions"
 )
 
 

@@ -271,7 +271,7 @@ class Deciding:
             return
         said = f"overloaded: {shares.total} requests with raw samples are in progress; retry later"
         if shares.taken < shares.total:
-            said = f"overloaded: {shares.of(client)} of the {shares.total} requests with raw samples that may be in progress are this client's, and others are there; retry later"
+            said = f"overloaded: {shares.of(client)} of the {shares.total} requests with raw samples that may be in progress are this client's, and other clients are waiting; retry later"
         raise ProtocolError(Kind.OVERLOADED, said, retry_s=1.0)
 
     def _known(self, ticket: RawTicket) -> bool:
@@ -329,7 +329,7 @@ class Deciding:
         except MemoryError as error:
             result = own_fault(error)
         except Exception:  # otherwise the client would get no answer at all
-            log.exception("the pipeline broke on a request to %s", self.model.name)
+            log.exception("the pipeline failed on a request to %s", self.model.name)
             result = ProtocolError(
                 Kind.INTERNAL, "the model's pipeline failed; the server's log has the reason"
             )
@@ -374,9 +374,9 @@ class Deciding:
             if place and taken > most:
                 raise ProtocolError(
                     Kind.INVALID,
-                    f"once they are prepared, {place + 1} of the {len(samples)} samples take more than "
-                    f"{most / 2**20:,.0f} MiB, which are allowed for a request of so few bytes: send several "
-                    "requests",
+                    f"once they are prepared, {place + 1} of the {len(samples)} samples take "
+                    f"more than the {most / 2**20:,.0f} MiB that are allowed for a request of so "
+                    "few bytes: send several requests",
                 )
         return rows[0] if len(rows) == 1 else _together(rows)
 
@@ -395,7 +395,7 @@ class Deciding:
         if self._prepared_bytes and self._prepared_bytes + taken > _ALTOGETHER_BYTES:
             failure = ProtocolError(
                 Kind.OVERLOADED,
-                "overloaded: too many prepared samples wait; retry later",
+                "overloaded: too many prepared samples are waiting; retry later",
                 retry_s=1.0,
             )
             self.model.refused(query, failure)
@@ -467,7 +467,7 @@ def _together(rows: list[dict[str, Array]]) -> dict[str, Array]:
             raise ProtocolError(
                 Kind.INVALID,
                 "the samples of one request have different shapes once they are prepared: send "
-                "one request for each",
+                "one request per sample",
             )
         tensors[name] = np.concatenate(arrays)
     return tensors

@@ -248,7 +248,7 @@ def _instead(
         return ""
     said = (properties[name] for name in _ANSWERED_BY if name in properties)
     answers = next(said, f"what the engine {engine} has for this host")
-    return f"{here.device} isn't here; what answers in its place: {answers}"
+    return f"{here.device} isn't available; {answers} answers in its place"
 
 
 def _quiet_load(path: Path, settings: ModelSettings, threads: int | None = None) -> Loaded:
@@ -388,8 +388,8 @@ def _warm_up(
     covered = opened.first.certified_batches
     if covered is not None and not set(sizes) <= set(covered):
         opened.notes.append(
-            f"batches of up to {sizes[-1]} are formed, and not certified at these batch sizes, but at "
-            f"{listed(covered)}: leave out --any-batch to keep to them"
+            f"batches of up to {sizes[-1]} are formed, but only these batch sizes are certified: "
+            f"{listed(covered)}; leave out --any-batch to form only these"
         )
     measured = {size: p50_ns for size, p50_ns in known.items() if size <= sizes[-1]}
     if 1 not in measured or times[1] > MOST_RATIO * measured[1]:

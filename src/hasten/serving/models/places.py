@@ -82,13 +82,15 @@ def places(arguments: Sequence[str]) -> list[tuple[str, str, Path]]:
         address = text.partition("=")[2] or text
         if is_address(address):
             raise InputError(
-                f"{address} is an address, which only hasten.load opens: download it before"
+                f"{address} is an address, and only hasten.load opens addresses: download the "
+                "file first"
             )
         if not path.exists():
             raise InputError(f"no bundle at {path}: no such file or folder")
         if not is_packed(path) and not (path / MANIFEST).is_file():
             raise InputError(
-                f"{path} is not a bundle, it has no {MANIFEST}: give a folder that hasten optimize wrote"
+                f"{path} is not a bundle, because it has no {MANIFEST}: give a folder that "
+                "hasten optimize wrote"
             )
         _check_name(name, text)
         taken = {each[1] for each in found if each[0] == name}

@@ -31,7 +31,7 @@ log = logging.getLogger("hasten.serving")
 
 UNLOADED = "unloaded"
 _GIVEN_UP = "it was unloaded while it was being loaded"
-QUEUED = "queued: models are loaded one after another, and others come first"
+QUEUED = "queued: models are loaded one after another, and others are first"
 _PATIENCE_S = 30.0
 _TURN_S = 60.0
 """Time after which a version that is still being opened lets the next one begin."""
@@ -177,8 +177,8 @@ class Repository:
         if name not in self._versions:
             raise ProtocolError(
                 Kind.NOT_FOUND,
-                f"no bundle is registered as {name!r:.200}: only what the server was started with "
-                "can be loaded",
+                f"no bundle is registered as {name!r:.200}: only the bundles that the server was "
+                "started with can be loaded",
             )
         return list(self._versions[name].values())
 
@@ -296,15 +296,15 @@ class Repository:
                     raise GivenUpError(_GIVEN_UP)
                 if one.opening is not None and not one.opening.done():
                     raise CandidateError(
-                        f"{one.path} is still being opened for the load before, which was given up: load it "
-                        "once that has ended, or restart the server"
+                        f"{one.path} is still being opened for an earlier load that was given "
+                        "up: load it again when that has ended, or restart the server"
                     )
                 self.opening_begins()
                 opening = one.opening = _on_a_thread(functools.partial(self._opened, one, old))
                 await _first_of(opening, given_up, _TURN_S)
             if not opening.done() and not given_up.done():
                 one.overdue = True
-                late = f"still loading after {_TURN_S:g} s: other models don't wait for it"
+                late = f"still loading after {_TURN_S:g} s: other models don't wait for this one"
                 one.reason = late if old is None else one.reason
                 log.warning("%s", late, extra={"model": one.name, "version": one.version})
                 await _first_of(opening, given_up)

@@ -204,7 +204,9 @@ class KeptSequences:
         if self.most < 1:
             raise ProtocolError(
                 Kind.INVALID,
-                f"{self.model.name!r} keeps no sequences here, because none of several servers would know which one holds a state: send the states as inputs ({', '.join(sorted(self._names))})",
+                f"{self.model.name!r} keeps no sequences here, because there are several "
+                "servers, and none of them knows which one has a state: send the states as "
+                f"inputs ({', '.join(sorted(self._names))})",
             )
         if held := sorted(self._names & query.inputs.keys()):
             raise ProtocolError(
@@ -230,8 +232,8 @@ class KeptSequences:
         if len(record.line) >= _MOST_WAITING:
             raise ProtocolError(
                 Kind.OVERLOADED,
-                f"{_MOST_WAITING} requests of the sequence {step.id!r:.100} wait already: wait for "
-                "their answers",
+                f"{_MOST_WAITING} requests of the sequence {step.id!r:.100} are already waiting: "
+                "wait for their answers",
                 retry_s=1.0,
             )
         record.used_ns = now_ns
@@ -277,8 +279,8 @@ class KeptSequences:
         return False
 
     def _unknown(self, key: _Key, why: str | None) -> str:
-        why = why or self._gone.get(key, "it has not begun here")
-        return f"there is no sequence {key[1]!r:.100}: {why}; begin it by a request with sequence_start"
+        why = why or self._gone.get(key, "it was not started here")
+        return f"there is no sequence {key[1]!r:.100}: {why}; start it with a request that sets sequence_start"
 
     def _next(self, record: _Record) -> None:
         """Send the sequence's next steps to the engine, one after another."""
@@ -391,7 +393,7 @@ class KeptSequences:
     def learn_from(self, old: KeptSequences) -> None:
         """Remember the sequences of a model that this one replaces, to explain that they are gone."""
         for key in old._records:
-            self._gone[key] = "the model was replaced, and the state was the old one's"
+            self._gone[key] = "the model was replaced, and the state belonged to the old model"
 
     async def drained(self) -> None:
         """Wait until every accepted request is answered."""

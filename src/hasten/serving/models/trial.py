@@ -28,8 +28,8 @@ def check_interface(opened: OpenBundle, old: ServedModel | None) -> None:
     now = _interface(opened.first.inputs, opened.first.outputs)
     if told != now:
         raise CandidateError(
-            f"{opened.path} takes and gives {now}; the model served as {old.name!r} takes and gives "
-            f"{told}: unload that one first, or register this one under another name"
+            f"{opened.path} takes and returns {now}, but the model served as {old.name!r} takes "
+            f"and returns {told}: unload that model first, or register this one under another name"
         )
 
 

@@ -32,14 +32,18 @@ def held(path: Path, settings: ModelSettings) -> str:
         return ""
     except (OSError, ValueError) as error:
         if not settings.shadow:  # else the monitor says so
-            log.warning("%s can't tell of alarms: %.200s; the fast model answers", folder, error)
+            log.warning(
+                "the state of alarms of %s can't be read: %.200s; the fast model answers",
+                folder,
+                error,
+            )
         return ""
     if not record.taken_over and not (settings.on_alarm == "exact" and record.alarms):
         return ""
     since = min((alarm.at for alarm in record.alarms.values()), default="an alarm")
     return (
-        f"the exact model answers since {since}, when the monitor raised an alarm: "
-        f"`hasten monitor {path} --clear` ends that"
+        f"the exact model answers since {since}, when the monitor raised an alarm: `hasten "
+        f"monitor {path} --clear` lets the fast model answer again"
     )
 
 
@@ -53,14 +57,14 @@ def watch_of(name: str, version: str, opened: OpenBundle, settings: ModelSetting
     if opened.standby is None and not settings.blind:
         if opened.which == "winner":
             opened.notes.append(
-                "nothing to watch: the bundle holds no exact model besides its winner"
+                "nothing to watch: the bundle has no exact model besides its winner"
             )
             return None
         if settings.which == "exact":
             return None
     judging = Judging(opened.manifest, settings.shadow_limit, disagreeing_rows)
     if judging.why:
-        opened.notes.append(f"answers are compared, and no alarm is raised: {judging.why}")
+        opened.notes.append(f"answers are compared, but no alarm is raised: {judging.why}")
     watch = Watch(
         name,
         version,

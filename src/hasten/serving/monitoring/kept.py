@@ -242,7 +242,8 @@ class Kept:
             self._failed = True
             why = error.strerror or str(error)
             self._say(
-                f"the monitor's evidence can't be kept in {self._folder}: {why}; it is in memory, and the next start begins again, with another 5% for a false alarm"
+                f"the monitor's evidence can't be kept in {self._folder}: {why}; it is in memory "
+                "only, so the next start begins again, with another 5% risk of a false alarm"
             )
 
     @contextlib.contextmanager
@@ -283,7 +284,8 @@ class Kept:
             path.rename(beside)
             self._say(
                 f"the monitor's evidence in {path} is damaged ({error!s:.200}): it was set aside as "
-                f"{beside.name}, and the evidence starts again, with another 5% for a false alarm"
+                f"{beside.name}, and the evidence starts again, with another 5% risk of a false "
+                "alarm"
             )
             return (
                 None,
@@ -345,7 +347,7 @@ def _peeked(path: Path, bundle: str) -> Record:
     except (RecursionError, InputError, IntegrityError) as error:
         raise ValueError(str(error)) from error
     if record.bundle != bundle:
-        raise ValueError("it is of another bundle")
+        raise ValueError("it belongs to another bundle")
     if len(record.evidence) > _MOST_NULLS or len(record.lines) > _MOST_LINES:
         raise ValueError("it has too many entries")
     for each in record.evidence.values():

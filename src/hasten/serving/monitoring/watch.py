@@ -108,7 +108,7 @@ class Watch:
         changed = self.judging.changed(outputs, exact)
         self.drift.look(inputs, outputs)
         if self._failures >= _BLIND_AFTER:
-            self._warn("the exact model answers again: the monitor sees")
+            self._warn("the exact model answers again, so the monitor can compare again")
         self._failures, self.blind = 0, ""
         if self.judging.answers is not None:
             self._add(self.judging.answers, [changed])
@@ -130,7 +130,8 @@ class Watch:
         if self._failures == _BLIND_AFTER:
             self.blind = f"the exact model fails: {why:.200}"
             self._warn(
-                f"the monitor is blind: {self.blind}; answers go on, and nobody compares them"
+                f"the monitor is blind: {self.blind}; the server goes on answering, but no "
+                "answers are compared"
             )
 
     def _forget(self, name: str) -> None:

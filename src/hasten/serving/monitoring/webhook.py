@@ -82,5 +82,5 @@ def _post(
         if pause_s is None or over.wait(pause_s):
             break
     log.error(
-        "the webhook at %s didn't get an alarm: %.200s; the next start tries again", where, why
+        "the webhook at %s didn't receive an alarm: %.200s; the next start tries again", where, why
     )

@@ -103,7 +103,7 @@ _COUNTERS: tuple[tuple[str, str, Value], ...] = (
     ),
     (
         "hasten_exact_answers",
-        "Requests that the exact model answered since the fast one gave NaN or infinite values",
+        "Requests that the exact model answered because the fast one gave NaN or infinite values",
         lambda model: model.statistics.replaced,
     ),
 )
@@ -295,7 +295,11 @@ def _gauges(models: list[ServedModel]) -> Iterator[Any]:
 
 _WATCHED: tuple[tuple[str, str, str], ...] = (
     ("hasten_monitor_limit", "Largest share that the certificate allows", "limit"),
-    ("hasten_monitor_audited", "Answers that are evidence, over all processes and starts", "n"),
+    (
+        "hasten_monitor_audited",
+        "Answers that count as evidence, over all processes and starts",
+        "n",
+    ),
     ("hasten_monitor_share_low", "Lower end of the 95% interval of the share so far", "low"),
     ("hasten_monitor_share_high", "Upper end of the 95% interval of the share so far", "high"),
     (
@@ -306,8 +310,12 @@ _WATCHED: tuple[tuple[str, str, str], ...] = (
     ("hasten_monitor_alarm", "1 if an alarm is raised that nobody has cleared", "alarm"),
 )
 _UNSEEN: tuple[tuple[str, str, str], ...] = (
-    ("hasten_monitor_dropped", "Chosen answers that there was no idle time to compare", "dropped"),
-    ("hasten_monitor_failed", "Chosen answers that the exact model failed on", "failed"),
+    (
+        "hasten_monitor_dropped",
+        "Sampled answers that weren't compared for lack of idle time",
+        "dropped",
+    ),
+    ("hasten_monitor_failed", "Sampled answers that the exact model failed on", "failed"),
 )
 
 
@@ -343,7 +351,7 @@ def monitors(known: list[tuple[tuple[str, str], dict[str, Any]]]) -> Iterator[An
         "hasten_monitor_begun_anew", "Times that the evidence was started again", labels=_MODEL
     )
     drift = GaugeMetricFamily(
-        "hasten_drift", "Signals of drifting inputs, no proof of any", labels=(*_MODEL, "signal")
+        "hasten_drift", "Signals of drifting inputs; they aren't proof", labels=(*_MODEL, "signal")
     )
     for labels, facts in known:
         sees.add_metric(labels, not facts["blind"])

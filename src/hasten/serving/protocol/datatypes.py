@@ -152,7 +152,7 @@ def bytes_elements(data: Any, count: int) -> Array:
             raise InputError(f"element {number} of BYTES ends early: {length:,} bytes announced")
         array[number] = bytes(view[end:place])
     if place != len(view):
-        raise InputError(f"BYTES go on after {count:,} elements: {len(view) - place:,} bytes")
+        raise InputError(f"BYTES continue after {count:,} elements: {len(view) - place:,} bytes")
     return array
 
 

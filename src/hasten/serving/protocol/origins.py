@@ -50,7 +50,8 @@ class Origins:
         if host is not None and not self._leads_here(host):
             return ProtocolError(
                 Kind.FORBIDDEN,
-                f"{host.decode('latin-1')!r:.100} is no name of this server: use localhost or its IP "
+                f"{host.decode('latin-1')!r:.100} isn't a name of this server: use localhost or "
+                "its IP "
                 "address, or start it with --allow-host NAME",
             )
         origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site")
@@ -66,7 +67,8 @@ class Origins:
         whose = "another site" if origin is None else f"{origin.decode('latin-1')!r:.100}"
         return ProtocolError(
             Kind.FORBIDDEN,
-            f"a web page of {whose} may not use this server: start it with --allow-host NAME, where "
+            f"a web page of {whose} may not use this server: start it with --allow-host NAME, "
+            "where "
             "NAME is the page's host",
         )
 

@@ -99,7 +99,8 @@ class Rights:
             if not clients:
                 raise ProtocolError(
                     Kind.FORBIDDEN,
-                    f"this server knows no client by this certificate: got {', '.join(wanted)!r:.200}",
+                    "this server knows no client with this certificate: got "
+                    f"{', '.join(wanted)!r:.200}",
                 )
         if scope is not None and not any(scope in each.scopes for each in clients):
             raise _lacking(scope, clients)
@@ -125,5 +126,5 @@ def _lacking(scope: Scope, clients: Sequence[Client]) -> ProtocolError:
     given = {each for one in clients for each in one.scopes}
     has = " and ".join(each.value for each in Scope if each in given)
     return ProtocolError(
-        Kind.FORBIDDEN, f"this needs the scope {scope.value}, and {names} has {has} only"
+        Kind.FORBIDDEN, f"this needs the scope {scope.value}, but {names} has only {has}"
     )

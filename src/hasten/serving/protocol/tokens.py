@@ -67,12 +67,13 @@ def read_clients(file: Path) -> tuple[Client, ...]:
         record = tomllib.loads(_private(file).decode())
     except tomllib.TOMLDecodeError as error:
         where = str(error).rpartition("(at ")[2].rstrip(")")
-        raise InputError(f"{file} isn't TOML, as its {where} shows") from error
+        raise InputError(f"{file} isn't TOML: see its {where}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file} isn't TOML: it isn't UTF-8, or is nested too deeply") from error
     if not 1 <= len(record) <= _MOST_CLIENTS:
         raise InputError(
-            f"{file} states 1 to {_MOST_CLIENTS:,} clients, a table [NAME] for each; got {len(record):,}"
+            f"{file} must state 1 to {_MOST_CLIENTS:,} clients, with a table [NAME] for each; "
+            f"got {len(record):,}"
         )
     clients = tuple(_client(file, name, record[name]) for name in record)
     for key in ("digest", "certificate"):
@@ -121,7 +122,8 @@ def _client(file: Path, name: str, record: Any) -> Client:
     where = f"{file}: [{name}]"
     if unknown := sorted(record.keys() - {"scopes", *_FORMS}):
         raise InputError(
-            f"{where} has no {unknown[0]!r:.40}, but scopes, and one of {', '.join(_FORMS)}"
+            f"{where} can't have {unknown[0]!r:.40}: it takes scopes, and one of "
+            f"{', '.join(_FORMS)}"
         )
     scopes = _scopes(where, record.get("scopes"))
     given = [key for key in _FORMS if key in record]
@@ -137,7 +139,7 @@ def _client(file: Path, name: str, record: Any) -> Client:
         return Client(name, scopes, bytes.fromhex(text))
     if given == ["certificate"] and text.strip():
         return Client(name, scopes, certificate=text.lower())
-    raise InputError(f"{where}: {given[0]} is {_FORMS[given[0]]}")
+    raise InputError(f"{where}: {given[0]} must be {_FORMS[given[0]]}")
 
 
 def _scopes(where: str, given: Any) -> frozenset[Scope]:

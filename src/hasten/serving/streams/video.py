@@ -94,7 +94,7 @@ class Video(Source):
         )
         if not self._container.streams.video:
             self._container.close()
-            raise InputError(f"{self.name} has no pictures: no stream of video is in it")
+            raise InputError(f"{self.name} has no pictures: it contains no video stream")
         self._stream = self._container.streams.video[0]
         context = self._stream.codec_context
         context.options = {"max_pixels": str(MAX_PIXELS)}
@@ -102,9 +102,7 @@ class Video(Source):
         rate = self._fps or float(self._stream.average_rate or self._stream.guessed_rate or 0)
         if not 0 < rate <= 1000:
             self._container.close()
-            raise InputError(
-                f"{self.name} doesn't state how many frames a second it has: give fps="
-            )
+            raise InputError(f"{self.name} doesn't state its frames per second: give fps=")
         self.rate_per_s = rate
         self.size = (context.height or UNSTATED[0], context.width or UNSTATED[1])
         self._check_size(*self.size)
@@ -130,7 +128,7 @@ class Video(Source):
                 self._note_of_end(cut)
                 return
             why = f" ({cut})" if cut else ""
-            self.note(f"{self.name} went away after {amount(self._seen, 'frame')}{why}")
+            self.note(f"{self.name} disconnected after {amount(self._seen, 'frame')}{why}")
             if not self._reopened(pace, last_ns + round(1e9 * self._reconnect_s)):
                 self.ended = "lost"
                 return
@@ -190,7 +188,7 @@ class Video(Source):
         if cut or self.unreadable or lacking > max(2, stated // 100):
             self.ended = "cut short"
             of = f" of about {stated:,}" if stated else ""
-            damaged = f"; {self.unreadable:,} came damaged" if self.unreadable else ""
+            damaged = f"; {self.unreadable:,} were damaged" if self.unreadable else ""
             self.note(
                 f"{self.name} is cut short or damaged: {self._seen:,}{of} frames could be read{damaged}"
             )

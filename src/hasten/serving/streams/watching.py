@@ -115,8 +115,8 @@ def _check(
 ) -> None:
     if deadline_ns is not None and unpaced:
         raise InputError(
-            "as_fast_as_possible=True has no deadline, since frames don't come at their own times: "
-            "leave out one of the two"
+            "as_fast_as_possible=True has no deadline, because frames don't come at their "
+            "recorded times: leave out one of the two"
         )
     if deadline_ns is not None and deadline_ns <= 0:
         raise InputError(f"the deadline must be above 0 ns: got {deadline_ns} ns")
@@ -141,7 +141,8 @@ def _decider(bundle: str | os.PathLike[str] | Decider) -> Iterator[Decider]:
         yield bundle
     else:
         raise InputError(
-            f"the bundle is a folder, an open bundle or an object with a method decide: got {bundle!r}"
+            "bundle must be a folder, an open bundle or an object with a method decide: got "
+            f"{bundle!r}"
         )
 
 

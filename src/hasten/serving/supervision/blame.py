@@ -24,7 +24,9 @@ def without_blamed(
     for number, standby in sorted(blamed):
         model, settings = models[number], models[number].settings
         if standby and settings.which == "winner":
-            what = "the exact model's engine was running: it is no longer kept on standby"
+            what = (
+                "the exact model's engine was running: the exact model is no longer kept on standby"
+            )
             blind = "the exact model's engine crashed the process" if settings.shadow else ""
             settings = dataclasses.replace(
                 settings, standby=False, shadow=0.0, blind=blind or settings.blind

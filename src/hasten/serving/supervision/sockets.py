@@ -41,7 +41,7 @@ def allowed_connections(connections: int, ports: int) -> int:
                 f"allows {hard}: raise ulimit -n"
             )
         log.warning(
-            "at most %d connections can be open: the system allows %d open files, see ulimit -n",
+            "at most %d connections can be open: the system allows %d open files; see ulimit -n",
             connections,
             hard,
         )

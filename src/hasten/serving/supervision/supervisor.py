@@ -186,7 +186,7 @@ class Supervisor:
         if self._up_by_s is not None and self._up_by_s <= now_s:
             self._up_by_s = None
             if self._process is not None:
-                log.error("the serving process didn't begin to serve within %g s: killed", UP_S)
+                log.error("the serving process didn't start serving within %g s: killed", UP_S)
                 self._process.kill()
 
         if self._look_at_s is not None and self._look_at_s <= now_s:

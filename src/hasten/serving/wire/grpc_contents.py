@@ -73,7 +73,9 @@ def read_contents(
     field, _ = _FIELDS[datatype]
     elements = getattr(tensor.contents, field)
     if len(tensor.contents.ListFields()) > 1:
-        raise InputError(f"{datatype} must be sent in {field} alone; other contents are filled too")
+        raise InputError(
+            f"{datatype} must be sent in {field} only, but other contents are filled too"
+        )
     count = _checked_count(datatype, shape, len(elements))
     if datatype == "BYTES":
         array = np.empty(count, object)
@@ -124,11 +126,12 @@ def _check_size(contents: memoryview, datatype: str, shape: tuple[int, ...]) -> 
     if datatype == "BYTES":
         keys = _keys(contents, count + 1)
         if any(key != _BYTES_CONTENTS for key in keys):
-            raise InputError("BYTES must be sent in bytes_contents alone")
+            raise InputError("BYTES must be sent in bytes_contents only")
         much = len(keys) > count
     if much:
         raise InputError(
-            f"{datatype}{list(shape)} has {count:,} elements; its contents of {size:,} bytes have more"
+            f"{datatype}{list(shape)} has {count:,} elements, but its contents of {size:,} bytes "
+            "have more"
         )
 
 

@@ -142,7 +142,8 @@ def _apart(data: bytes) -> tuple[bytes, list[memoryview], dict[int, memoryview]]
             return data, [], {}
         raise ProtocolError(
             Kind.INVALID,
-            "the request is not a ModelInferRequest: its fields are too many, or can't be told apart",
+            "the request is not a ModelInferRequest: it has too many fields, or they can't be "
+            "parsed",
         ) from error
     rest.append(view[kept:])
     check_said(sum(map(len, rest)))
@@ -172,7 +173,8 @@ def _without_contents(
     if sizes_bytes > _LONGEST_SIZE * MOST_RANK:
         raise ProtocolError(
             Kind.INVALID,
-            f"a tensor has at most {MOST_RANK} axes; an input has a shape of {sizes_bytes:,} bytes",
+            f"a tensor has at most {MOST_RANK} axes, but an input has a shape of {sizes_bytes:,} "
+            "bytes",
         )
     if sum(map(len, contents)) <= LONG_CONTENTS:
         return b"", memoryview(b"")

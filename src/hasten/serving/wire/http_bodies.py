@@ -85,7 +85,7 @@ def read_body(
     if header_bytes is not None and not 0 <= header_bytes <= size:
         raise ProtocolError(
             Kind.INVALID,
-            f"Inference-Header-Content-Length is {header_bytes}; the body has {size} bytes",
+            f"Inference-Header-Content-Length is {header_bytes}, but the body has {size} bytes",
         )
     view = memoryview(body)
     head = decoded_body(body if header_bytes is None else view[:header_bytes])
@@ -121,7 +121,7 @@ def raw_query(body: Any, model: str, version: str, specs: Sequence[TensorSpec]) 
     if len(specs) != 1:
         raise ProtocolError(
             Kind.INVALID,
-            f"a body without JSON holds one input; the model {model!r} takes {len(specs)}",
+            f"a body without JSON contains one input, but the model {model!r} takes {len(specs)}",
         )
     spec = specs[0]
     open_ = [place for place, size in enumerate(spec.shape) if not isinstance(size, int)]
@@ -164,7 +164,7 @@ def sample_query(
             return None
         raise ProtocolError(
             Kind.INVALID,
-            f"the model {model!r:.100} takes tensors, and got {media.decode('latin-1'):.100}: send "
+            f"the model {model!r:.100} takes tensors, but got {media.decode('latin-1'):.100}: send "
             "tensors, or make its bundle with a pipeline",
         )
     if not surely and media not in (b"text/plain", b"application/octet-stream"):
@@ -255,7 +255,8 @@ def _inputs(
             if type(size) is not int or size < 0 or place + size > len(view):
                 raise ProtocolError(
                     Kind.INVALID,
-                    f"input {name!r:.100} announces {size!r:.40} bytes; {len(view) - place} are left",
+                    f"input {name!r:.100} announces {size!r:.40} bytes, but {len(view) - place} "
+                    "are left",
                 )
             if tensor.data or "shared_memory_region" in parameters:
                 raise _two_ways(name)
@@ -450,7 +451,8 @@ def _texts(written: bytes, shape: tuple[int, ...], where: str) -> Array:
     # Each text has two quotes, of which only the second may follow a backslash.
     if written.count(b'"') - written.count(b'\\"') > 2 * count:
         raise ProtocolError(
-            Kind.INVALID, f"{where}: its data has more texts than the {count:,} of its shape"
+            Kind.INVALID,
+            f"{where}: its data has more texts than the {count:,} elements of its shape",
         )
     try:
         data = _decode_texts(written)

@@ -64,7 +64,7 @@ class SharedMemory:
                 Kind.FORBIDDEN, f"the shared memory object {key!r:.100} may not be registered here"
             )
         if name in self._regions:
-            raise ProtocolError(Kind.INVALID, f"a region {name!r:.100} is registered already")
+            raise ProtocolError(Kind.INVALID, f"a region {name!r:.100} is already registered")
         if not name or len(self._regions) >= _MOST_REGIONS:
             raise ProtocolError(
                 Kind.INVALID,
@@ -165,8 +165,8 @@ def _mapped(key: str, size_bytes: int) -> mmap.mmap:
         if facts.st_size < size_bytes:
             raise ProtocolError(
                 Kind.INVALID,
-                f"the shared memory object {key!r:.100} has {facts.st_size:,} bytes; the region needs "
-                f"{size_bytes:,}",
+                f"the shared memory object {key!r:.100} has {facts.st_size:,} bytes, but the "
+                f"region needs {size_bytes:,}",
             )
         return mmap.mmap(number, facts.st_size)
     except (OSError, ValueError) as error:

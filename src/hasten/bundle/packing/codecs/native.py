@@ -22,7 +22,7 @@ MESSAGES = (
     "its table states no code",
     "its streams are longer than it is",
     "it ends before all bytes are decoded",
-    "bits are left behind its last byte",
+    "bits are left after its last byte",
     "its states don't fit its table",
     "its positions don't fit the elements",
 )
@@ -173,7 +173,8 @@ class Making:
             self.made = _compiled()
         except (InputError, CandidateError, OSError, AttributeError) as error:
             _log.warning(
-                "packed tensors are coded and decoded without compiled C, many times slower: %s",
+                "packed tensors are coded and decoded without compiled C, which is many times "
+                "slower: %s",
                 error,
             )
         finally:

@@ -23,5 +23,5 @@ class Raw(Codec):
 
     def decode(self, coded: memoryview, out: Array, width: int, inner: Outer) -> None:
         if len(coded) != len(out):
-            raise IntegrityError(f"it holds {len(coded):,} bytes, {len(out):,} are needed")
+            raise IntegrityError(f"it holds {len(coded):,} bytes, but {len(out):,} are needed")
         out[:] = np.frombuffer(coded, np.uint8)

@@ -50,9 +50,9 @@ def decompressed(frame: bytes | memoryview, most_bytes: int) -> bytes:
         if not opened.eof:
             found += opened.decompress(b"", max_length=1)
     except zstd.ZstdError as error:
-        raise IntegrityError(f"it is no zstd frame: {error}") from error
+        raise IntegrityError(f"it isn't a zstd frame: {error}") from error
     if not opened.eof or opened.unused_data or len(found) > most_bytes:
-        raise IntegrityError(f"it is no zstd frame of at most {most_bytes:,} bytes")
+        raise IntegrityError(f"it isn't a zstd frame of at most {most_bytes:,} bytes")
     return found
 
 
@@ -82,5 +82,5 @@ class Zstandard(Codec):
     def decode(self, coded: memoryview, out: Array, width: int, inner: Outer) -> None:
         found = decompressed(coded, len(out))
         if len(found) != len(out):
-            raise IntegrityError(f"it holds {len(found):,} bytes, {len(out):,} are needed")
+            raise IntegrityError(f"it holds {len(found):,} bytes, but {len(out):,} are needed")
         out[:] = np.frombuffer(found, np.uint8)

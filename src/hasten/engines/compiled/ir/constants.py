@@ -208,7 +208,7 @@ def ranges(operation: Any) -> tuple[Ranges, Ranges]:
 
 def _grid(operation: Any, low: Array, high: Array, levels: int) -> Ranges:
     if not (np.isfinite([low, high]).all() and (high > low).all()):
-        raise refuse(operation, "a range that is empty or no number")
+        raise refuse(operation, "a range that is empty or isn't a number")
     step = ((high - low) / (levels - 1)).astype(np.float32)
     zero = np.rint(-low / ((high - low) / (levels - 1)))
     if not (step > 0).all() or zero.min() < 0 or zero.max() > 255:

@@ -33,7 +33,7 @@ def _normalized(drawing: Drawing, operation: Any) -> None:
     if axes != [len(sizes) - 1]:
         raise refuse(operation, "axes other than the last")
     if not settings["normalize_variance"] or settings["eps_mode"].lower() != "inside_sqrt":
-        raise refuse(operation, "another normalization than a layer's")
+        raise refuse(operation, "a normalization other than layer normalization")
     ones = drawing.constant(np.ones(sizes[-1], np.float32))
     inputs = [drawing.input(operation, 0), ones]
     made = drawing.node("LayerNormalization", operation, inputs, axis=-1, epsilon=settings["eps"])

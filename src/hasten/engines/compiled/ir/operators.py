@@ -160,7 +160,7 @@ def _pool(kind: str) -> Draw:
         if kind == "AveragePool":
             shared["count_include_pad"] = int(not found["exclude-pad"])
         elif operation.get_output_size() > 1 and operation.output(1).get_target_inputs():
-            raise refuse(operation, "the places of what is largest")
+            raise refuse(operation, "the positions of the largest values")
         shared["ceil_mode"] = int(rounding != "floor")
         given = drawing.input(operation, 0)
         made = drawing.node(kind, operation, [given], **shared)
@@ -357,7 +357,7 @@ def _top_k(drawing: Drawing, operation: Any) -> None:
     found = attributes(operation)
     count = integers(operation, 1, "number")[0]
     if found["sort"] == "index" and count > 1:
-        raise refuse(operation, "results in the order of their places")
+        raise refuse(operation, "results in the order of their positions")
     inputs = [drawing.input(operation, 0), drawing.constant(np.array([count], np.int64))]
     largest = int(found["mode"] == "max")
     values, places = drawing.node(

@@ -59,7 +59,7 @@ def _read(path: Path, request: Sequence[TensorSpec]) -> Any:
         openvino = import_quietly("openvino")
     except ImportError as error:
         raise CandidateError(
-            "the compiled engine reads IR files by OpenVINO, which isn't installed"
+            "the compiled engine reads IR files with OpenVINO, which isn't installed"
         ) from error
     try:
         graph = openvino.Core().read_model(path)
@@ -94,7 +94,7 @@ def _draw(drawing: Drawing, operation: Any) -> None:
     if draw is None:
         raise refuse(operation, "it isn't covered")
     if not all(port.get_partial_shape().is_static for port in operation.outputs()):
-        raise refuse(operation, "a shape that isn't settled")
+        raise refuse(operation, "a shape that isn't fixed")
     draw(drawing, operation)
     for port in operation.outputs():
         _round(drawing, port)

@@ -75,7 +75,7 @@ def _top_k(node: Node) -> None:
     rank = len(value.shape)
     axis = node.axis(node.attributes.get("axis", -1), rank)
     if axis != rank - 1:
-        node.refuse("along another axis than the last")
+        node.refuse("along an axis other than the last")
     if "k" in node.attributes:
         count = int(node.attributes["k"])
     else:

@@ -53,7 +53,7 @@ class _Layer:
         rows, steps = value.shape[:2] if first else value.shape[1::-1]
         layer = cls(node, first, steps, rows, recurrence.shape[2], reverse)
         if node.attributes.get("hidden_size", layer.hidden) != layer.hidden:
-            node.refuse("its hidden_size isn't its weights'")
+            node.refuse("its hidden_size differs from that of its weights")
         return layer
 
     @property

@@ -203,7 +203,7 @@ def _columns(
         if not 0 <= target < targets:
             node.refuse(f"target {target} of {targets}")
         if counts[target] != len(leaves) and aggregate in ("MIN", "MAX"):
-            node.refuse(f"{aggregate} of leaves that haven't each target")
+            node.refuse(f"{aggregate} of leaves that don't have each target")
     return made
 
 

@@ -124,7 +124,7 @@ class Trees(Operation):
         if feature.max(initial=0) >= plan.tensor(self.input).size:
             self.refuse(f"column {feature.max()} of a row of {plan.tensor(self.input).size}")
         if members.max(initial=-1) >= len(bounds) - 1 or members.min(initial=-1) < -1:
-            self.refuse("a set that isn't there")
+            self.refuse("a set that doesn't exist")
         ends = np.concatenate([[0], bounds, [len(numbers)]])
         if (np.diff(ends) < 0).any():
             self.refuse("a set lies outside the numbers of the sets")
@@ -144,14 +144,14 @@ class Trees(Operation):
         columns = columns.reshape(-1, 2)
         tree, target = columns.T
         if tree.min() < 0 or tree.max() >= len(forest.starts):
-            self.refuse("a column is of a tree that isn't there")
+            self.refuse("a column belongs to a tree that doesn't exist")
         if target.min() < 0 or target.max() >= plan.tensor(self.output).size:
-            self.refuse("a column is of a target that isn't there")
+            self.refuse("a column belongs to a target that doesn't exist")
         if (np.diff(target) < 0).any():
             self.refuse("the columns aren't ordered by their target")
         ends = np.cumsum(forest.leaves[tree])
         if ends[-1] != len(nodes[self.values]):
-            self.refuse(f"{len(nodes[self.values])} values where there are {ends[-1]} leaves")
+            self.refuse(f"{len(nodes[self.values])} values for {ends[-1]} leaves")
         return np.concatenate([[0], ends[:-1]]), columns
 
     def _emit_sums(

@@ -35,7 +35,7 @@ def emit(writer: Writer, kind: str, forest: Forest, splits: Splits) -> None:
     most = (1 << _RANK_BITS) - 1
     entries = Entries.of(splits, most)
     if len(entries) >= 1 << _ENTRY_BITS or forest.sizes.max() >= 1 << _PLACE_BITS:
-        raise IntegrityError("the plan is damaged: trees: a tree or its columns are too many")
+        raise IntegrityError("the plan is damaged: trees: there are too many trees or columns")
     nodes, starts, order = _laid_out(forest, entries)
     steps, more = _steps(forest, order)
     writer.line(f"enum {{ MOST = {most} }}; typedef unsigned u32; typedef unsigned long long u64;")

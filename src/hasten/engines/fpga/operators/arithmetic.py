@@ -67,7 +67,7 @@ def multiply(own: Values, node: onnx.NodeProto) -> Any:
     places = [own.is_constant(name) for name in node.input]
     if node.op_type == "Div" and not places[1]:
         raise CandidateError(
-            f"a Div by what isn't constant (node {node.name!r}) has no fixed-point form"
+            f"a Div by a value that isn't constant (node {node.name!r}) has no fixed-point form"
         )
     if not any(places):
         one, other = np.broadcast_arrays(own.narrow(node, 0)._vars, own.narrow(node, 1)._vars)

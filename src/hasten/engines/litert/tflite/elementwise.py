@@ -115,7 +115,7 @@ def reduce(code: str, *, whole: bool = False) -> Rule:
         given = None if whole else c.graph.argument(node, 1, "axes")
         if given is None or not np.size(given):
             if node.settings.get("noop_with_empty_axes", 0):
-                raise node.refused("its empty axes reduce nothing")
+                raise node.refused("it has no axes to reduce")
             axes = list(range(rank))
         else:
             axes = sorted(axes_of(given, rank))

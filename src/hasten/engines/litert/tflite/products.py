@@ -55,7 +55,7 @@ def transposed_convolution(c: Converter, node: Node) -> None:
     ):
         raise node.refused("only images, without groups and dilation, are supported")
     if settings.get("auto_pad", b"NOTSET") != b"NOTSET" or "output_shape" in settings:
-        raise node.refused("its padding must be given by numbers")
+        raise node.refused("its padding must be given as numbers")
     x, strides = c.nhwc(node.inputs[0], node), settings.get("strides", (1, 1))
     shape = c.laid_out(c.shape(node.outputs[0], node), "nhwc")
     sizes, pads = c.shape(node.inputs[0], node)[2:], settings.get("pads", (0, 0, 0, 0))[:2]

@@ -93,7 +93,7 @@ def pad(c: Converter, node: Node) -> None:
     pads, given = c.graph.argument(node, 1, "pads"), c.graph.argument(node, 3)
     value, mode = c.graph.argument(node, 2, "value"), node.settings.get("mode", b"constant")
     if pads is None or min(numbers(pads)) < 0 or mode not in (b"constant", b"reflect"):
-        raise node.refused("only padding by constants or by reflection is supported")
+        raise node.refused("only padding with constants or by reflection is supported")
     tensor, layout = c.either(node.inputs[0], node)
     edges = [[0, 0] for _ in range(rank)]
     axes = axes_of(np.arange(rank) if given is None else given, rank)

@@ -53,7 +53,7 @@ class Writer:
             CandidateError: the element type isn't supported.
         """
         if dtype.name not in _TYPES:
-            raise CandidateError(f"LiteRT takes no {dtype.name} tensors: {name!r} is one")
+            raise CandidateError(f"LiteRT takes no {dtype.name} tensors, but {name!r} is one")
         tensor = self.schema.TensorT()
         tensor.name = self._unique(name)
         tensor.type = getattr(self.schema.TensorType, _TYPES[dtype.name])
@@ -116,7 +116,7 @@ class Writer:
         import flatbuffers
 
         if self._size_bytes > _LIMIT_BYTES:
-            raise CandidateError("a .tflite file holds at most 2 GiB, which the weights exceed")
+            raise CandidateError("a .tflite file has at most 2 GiB, and the weights are larger")
         signature = self.schema.SignatureDefT()
         signature.signatureKey, signature.subgraphIndex = SIGNATURE, 0
         signature.inputs = [self._mapped(name, index) for name, index in inputs]

@@ -141,14 +141,17 @@ def described(model: Any) -> Tabular:
     """
     library = library_of(model)
     if library is None:
-        raise InputError(f"got a {type(model).__name__}, which no library of rows is known for")
+        raise InputError(
+            f"got a {type(model).__name__}, which no supported library of models for rows makes"
+        )
     try:
         return library.describe(model)
     except HastenError:
         raise
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
-            f"this {library.name} model has a form that isn't known here, as of a version too new: "
+            f"this {library.name} model has an unsupported form, perhaps of a version that is "
+            "too new: "
             f"{told(error)}"
         ) from error
 
@@ -180,7 +183,7 @@ def named_columns(names: Sequence[Any] | None, count: int, stem: str) -> tuple[s
         InputError: it has more columns than a row may have.
     """
     if not 0 < count <= MAX_COLUMNS:
-        raise InputError(f"the model takes {count} columns; give one with 1 to {MAX_COLUMNS:,}")
+        raise InputError(f"the model takes {count} columns; give a model with 1 to {MAX_COLUMNS:,}")
     if names is None or len(names) != count:
         return tuple(f"{stem}{number}" for number in range(count))
     return tuple(str(name) for name in names)

@@ -156,7 +156,7 @@ class Building:
             return [math.nan if one is ABSENT else float(one) for one in categories]
         if not all(isinstance(one, str) for one in present):
             raise InputError(
-                f"{step} has a column with texts and numbers mixed: make them all texts"
+                f"{step} has a column that mixes text and numbers: make all its values text"
             )
         known = self.known_words(column, step)
         return [

@@ -70,8 +70,9 @@ class CatBoost(Library):
         for kind in _OTHERS:
             if features.get(kind):
                 raise InputError(
-                    f"CatBoost's {kind.replace('_', ' ')} aren't supported: encode them as numbers "
-                    "before CatBoost, as by scikit-learn's OrdinalEncoder in a Pipeline"
+                    f"CatBoost's {kind.replace('_', ' ')} aren't supported: encode them as "
+                    "numbers before CatBoost, for example with scikit-learn's OrdinalEncoder in "
+                    "a Pipeline"
                 )
         loss = str(_loss(record))
         if loss not in (*_CLASSES, *_EXP, *_RAW):

@@ -90,8 +90,9 @@ class LightGBM(Library):
         for column, several in kinds.items():
             if "Zero" in several and len(several) > 1:
                 raise InputError(
-                    f"in LightGBM's column {row.columns[column]!r} zero is missing for some trees only, "
-                    "which isn't supported: train all of them with one zero_as_missing"
+                    f"in LightGBM's column {row.columns[column]!r}, zero means missing for some "
+                    "trees only, which isn't supported: train all trees with the same "
+                    "zero_as_missing"
                 )
         divisor = len(trees) // count if dump.get("average_output") else 1
         answers = partial(_answers, name=name, settings=settings)
@@ -106,7 +107,7 @@ def _objective(dump: dict[str, Any]) -> tuple[str, dict[str, str]]:
     known = (*_SIGMOID, *_EXP, *_RAW, *_LOG1P_EXP, "multiclass", "custom")
     if name not in known:
         raise InputError(
-            f"LightGBM's objective {name!r} isn't supported; known are {', '.join(known)}"
+            f"LightGBM's objective {name!r} isn't supported; the supported ones are {', '.join(known)}"
         )
     return name, settings
 
@@ -120,9 +121,9 @@ def _row(dump: dict[str, Any]) -> Row:
     categorical = [column for column in columns if infos.get(column, {}).get("values")]
     if sets and len(sets) != len(categorical):
         raise InputError(
-            f"LightGBM's model has the categories of {len(sets)} columns and splits of "
-            f"{len(categorical)} columns with categories, so it isn't known which are whose: train "
-            "without columns that have one value only"
+            f"LightGBM's model has the categories of {len(sets)} columns but splits on "
+            f"{len(categorical)} columns with categories, so it isn't clear which categories "
+            "belong to which column: train without columns that have only one value"
         )
     words = tuple(
         (column, tuple(one if isinstance(one, (str, int, float)) else str(one) for one in values))

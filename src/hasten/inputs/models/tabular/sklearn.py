@@ -46,7 +46,8 @@ class ScikitLearn(Library):
             unknown = [name for name in found if name not in _TRUSTED]
             if unknown:
                 raise InputError(
-                    f"{path} holds types that aren't known to be safe: {', '.join(unknown)[:300]}; if you "
+                    f"{path} contains types that aren't known to be safe: "
+                    f"{', '.join(unknown)[:300]}; if you "
                     "trust them, load it in a my.py (model = skops.io.load(..., trusted=[...])) and give "
                     "my.py:model"
                 )
@@ -55,8 +56,8 @@ class ScikitLearn(Library):
             raise
         except Exception as error:  # zipfile's, json's, and whatever a type's own state raises
             raise InputError(
-                f"{path} can't be read by skops: it is cut short, of a version too new, or no skops "
-                f"file ({told(error)})"
+                f"{path} can't be read by skops: it is cut short, its version is too new, or it "
+                f"isn't a skops file ({told(error)})"
             ) from error
 
     def describe(self, model: Any) -> Tabular:

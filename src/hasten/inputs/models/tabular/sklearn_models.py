@@ -82,7 +82,7 @@ def head_of(model: Any) -> Head:
     if kind in _CONVERTED:
         return _converted(model)
     known = sorted(_LINEAR | _EXPONENTIAL | _CONVERTED | set(_HEADS) | set(sklearn_trees.HEADS))
-    raise InputError(f"the model {kind} isn't supported: known are {', '.join(known)}")
+    raise InputError(f"the model {kind} isn't supported; the supported ones are {', '.join(known)}")
 
 
 def _check_fitted(model: Any) -> None:
@@ -164,7 +164,8 @@ def _logistic(model: Any) -> Head:
     )
     if type(model).__name__ == "SGDClassifier" and model.loss != "log_loss":
         raise InputError(
-            f"SGDClassifier gives probabilities with loss='log_loss' only: this one has {model.loss!r}"
+            "SGDClassifier gives probabilities only with loss='log_loss': this one has "
+            f"{model.loss!r}"
         )
 
     def write(building: Building, part: Part) -> str:
@@ -186,7 +187,7 @@ def _mlp(model: Any) -> Head:
     if getattr(model, "_label_binarizer", None) is not None and (
         model._label_binarizer.y_type_.startswith("multilabel")
     ):
-        raise InputError("MLPClassifier with several labels a row isn't supported")
+        raise InputError("MLPClassifier with several labels per row isn't supported")
     width = len(labels) or int(model.n_outputs_)
 
     def write(building: Building, part: Part) -> str:
@@ -225,7 +226,7 @@ def _voting(model: Any) -> Head:
     if hasattr(model, "classes_"):
         labels = labels_of(model)
         if model.voting != "soft":
-            raise InputError("VotingClassifier gives probabilities with voting='soft' only")
+            raise InputError("VotingClassifier gives probabilities only with voting='soft'")
     heads = [head_of(member) for member in model.estimators_]
     weights = model._weights_not_none or [1.0] * len(heads)
     whole = float(np.sum(weights))

@@ -26,11 +26,11 @@ def transform(building: Building, step: Any, part: Part) -> Part:
     kind = type(step).__name__
     if not type(step).__module__.startswith("sklearn.") or kind not in _STEPS:
         raise InputError(
-            f"the transformer {kind} isn't supported: known are {', '.join(sorted(_STEPS))}"
+            f"the transformer {kind} isn't supported; the supported ones are {', '.join(sorted(_STEPS))}"
         )
     if getattr(step, "n_features_in_", part.size) != part.size:
         raise InputError(
-            f"{kind} was fitted to {step.n_features_in_} columns, and gets {part.size}"
+            f"{kind} was fitted to {step.n_features_in_} columns, but gets {part.size}"
         )
     return _STEPS[kind](building, step, part)
 
@@ -191,7 +191,8 @@ def _function(building: Building, step: Any, part: Part) -> Part:
     if not isinstance(function, np.ufunc) or function not in simple:
         named = getattr(function, "__name__", type(function).__name__)
         raise InputError(
-            f"FunctionTransformer's function {named!r} isn't supported: known are numpy's log, log1p, "
+            f"FunctionTransformer's function {named!r} isn't supported; the supported ones are numpy's "
+            "log, log1p, "
             "exp, sqrt, abs and tanh"
         )
     return building.computed(part, graph.add(simple[function], part.name))

@@ -55,8 +55,8 @@ class XGBoost(Library):
         except xgboost.core.XGBoostError as error:
             first = next((line for line in str(error).splitlines() if "Error" in line), told(error))
             raise InputError(
-                f"{path} can't be read by XGBoost {xgboost.__version__}: it is cut short, of a version "
-                f"too new, or no model of XGBoost ({first.strip():.200})"
+                f"{path} can't be read by XGBoost {xgboost.__version__}: it is cut short, its "
+                f"version is too new, or it isn't an XGBoost model ({first.strip():.200})"
             ) from error
 
     def describe(self, model: Any) -> Tabular:
@@ -110,7 +110,7 @@ def _booster(learner: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = learner["gradient_booster"]
     if found["name"] not in ("gbtree", "dart"):
         raise InputError(
-            f"XGBoost's booster {found['name']!r} isn't supported, only gbtree and dart"
+            f"XGBoost's booster {found['name']!r} isn't supported; the supported ones are gbtree and dart"
         )
     return found["gbtree"] if found["name"] == "dart" else found
 

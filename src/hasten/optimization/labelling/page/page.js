@@ -119,7 +119,7 @@ function onward() {
 function label(given) {
   const found = meant(given);
   if (found === null) {
-    at("wrong").textContent = `"${given}" is no label. ${told()}`;
+    at("wrong").textContent = `"${given}" isn't a label. ${told()}`;
     return;
   }
   set(found);
