@@ -196,7 +196,7 @@ class _Opened:
         if metric.function is not None:
             raise InputError(
                 f"{self.folder} was judged by the function {metric.function}: name it again in "
-                "metric=, because hasten runs no code only because a bundle names it"
+                "metric=, because hasten never runs code that only a bundle names"
             )
         return metric
 

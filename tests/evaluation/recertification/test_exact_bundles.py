@@ -89,7 +89,7 @@ def test_a_limit_that_is_given_is_tested_as_of_any_bundle(tmp_path: Path) -> Non
     bundle = bundle_of(tmp_path, models.solid(tmp_path))
     labels = np.zeros(40, np.int64)
     assert run(bundle, rows(tmp_path, labels=labels), "--guard", "changed").stderr == (
-        f"hasten: {bundle} has no certificate, so no limit either: give --max-drop\n"
+        f"hasten: {bundle} has no certificate and therefore no limit: give --max-drop\n"
     )
 
 

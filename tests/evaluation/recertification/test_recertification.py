@@ -148,7 +148,7 @@ def test_a_bundle_judged_by_a_function_runs_it_only_where_it_is_named_again(
         hasten.certify(bundle, tmp_path / "eval.npz", max_drop=0.05)
     assert str(caught.value) == (
         f"{bundle} was judged by the function {score}: name it again in metric=, because hasten "
-        "runs no code only because a bundle names it"
+        "never runs code that only a bundle names"
     )
     assert hasten.certify(bundle, tmp_path / "eval.npz", max_drop=0.05, metric=score).passed
 
