@@ -91,7 +91,7 @@ def test_the_tool_and_hasten_take_each_others_keys_and_signatures(tmp_path: Path
 def test_a_signature_over_other_bytes_or_by_another_key_is_refused(tmp_path: Path) -> None:
     ours = OURS.sign(DATA, "a comment")
     assert refused(tmp_path, ours, of=b"other").startswith(
-        "b can't be trusted: its signature is over another manifest: "
+        "b can't be trusted: its signature is for another manifest: "
     )
     assert refused(tmp_path, SIGNATURE) == (
         "b is signed by the key 5C63D4B8B6944CC0, and only bundles signed by the key "

@@ -162,7 +162,7 @@ def test_a_manifest_that_was_changed_with_all_sums_made_to_fit_is_refused(
     assert answer(bundle) == ROW[:, ::-1].tolist()  # nothing else would show it
     for path in (bundle, hasten.pack(bundle).path):
         said = refused(path, signer)
-        assert said.startswith(f"{path} can't be trusted: its signature is over another manifest: ")
+        assert said.startswith(f"{path} can't be trusted: its signature is for another manifest: ")
 
 
 def test_another_bundles_signature_is_refused(bundle: Path, other: Path, signer: Signer) -> None:

@@ -93,7 +93,7 @@ def test_errors_are_one_line_with_the_commands_own_flags(bundle: Path, tmp_path:
         (("--out", "s.gif"), "--out s.gif: give a name that ends in .mp4, .mkv, .mov"),
         (
             fast,
-            "--as-fast-as-possible has no deadline, since frames don't come at their own times: "
+            "--as-fast-as-possible has no deadline, because frames don't come at their recorded times: "
             "leave out one of the two",
         ),
     ):

@@ -68,10 +68,10 @@ def test_each_faster_candidate_has_the_reason_why_it_does_not_ship() -> None:
     verdicts = [(keys["ships"], judged(0)), (keys["failed"], judged(60))]
     told = passed_over(trials, verdicts, trials.done[keys["ships"]])
     labels = [trials.done[keys[name]].candidate.label for name in names]
-    assert [note.partition(" and doesn't ship: ")[0] for note in told] == [
+    assert [note.partition(" but doesn't ship: ")[0] for note in told] == [
         f"{label} is faster ({10 * (1 + place)} ns)" for place, label in enumerate(labels[:3])
     ]
-    reasons = [note.partition(" and doesn't ship: ")[2] for note in told]
+    reasons = [note.partition(" but doesn't ship: ")[2] for note in told]
     assert reasons[0].startswith("it isn't under the limit in the search (+100.00 points lost on 4")
     assert reasons[1].startswith("not accurate enough: top-1 accuracy fell by 15 points")
     assert reasons[2] == (

@@ -236,7 +236,7 @@ def test_a_run_is_not_resumed_under_a_metric_that_was_rewritten(place: Path, qui
     (place / "mine.py").write_text(code.replace("==", ">="))
     assert refused(place, metric=metric) == (
         "can't resume: the stopped run had another file of the metric's function; give the same "
-        "value, or remove {place / 'b.hasten.work'}"
+        f"value, or remove {place / 'b.hasten.work'}"
     )
 
 

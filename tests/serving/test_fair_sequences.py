@@ -82,18 +82,18 @@ def test_a_client_that_took_all_sequences_makes_room_for_others(
     if not fair:
         assert (
             refused
-            == "8 sequences are open, and no more are kept: end some by sequence_end, or retry later"
+            == "8 sequences are open, which is the limit: end some with sequence_end, or retry later"
         )
         return
     assert refused == ""
     assert ask("greedy", 2) == (
-        "there is no sequence 2: it was ended, since another client needed its place; begin it by a request "
-        "with sequence_start"
+        "there is no sequence 2: it was ended because another client needed its place; start it with a request "
+        "that sets sequence_start"
     )
     assert ask("greedy", 1) == ask("greedy", 3) == ask("other", 1) == ""
     assert ask("greedy", 2, sequence_start=True) == (
-        "7 of the 8 sequences that may be open are this client's, and others are there: end some by "
-        "sequence_end, or retry later"
+        "this client has 7 of the 8 sequences that may be open, and other clients have some too: end some "
+        "with sequence_end, or retry later"
     )
     # Others take until nobody has more than one beyond another's; then nobody loses any.
     told = [ask("other", number, sequence_start=True) for number in range(2, MOST)]

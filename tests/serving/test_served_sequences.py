@@ -134,7 +134,7 @@ def test_no_client_goes_on_with_anothers_sequence(
             x = recurrent.sequences(1, 1)[0, 0]
             ask("one", x, sequence_start=True)
             assert refusal(partial(ask, "other", x)).startswith(
-                "there is no sequence 7: it has not"
+                "there is no sequence 7: it was not started"
             )
             ask("other", x, sequence_start=True, sequence_end=True)
             ask("one", x, sequence_end=True)

@@ -455,6 +455,10 @@ def artifact_of(
             f"{path}: the model {item.label!r:.100} is damaged: {error}"
         ) from error
     given = tuple(file_digest(library) for library in custom_ops)
+    if given and not item.custom_ops:
+        raise InputError(
+            f"this model needs no operator library; got {len(given)}: leave out custom_ops="
+        )
     if given != item.custom_ops:
         needed = amount(len(item.custom_ops), "operator library", "operator libraries")
         raise InputError(

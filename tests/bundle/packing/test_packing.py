@@ -248,7 +248,7 @@ def test_the_exact_model_can_be_left_out(two_models: Path, tmp_path: Path) -> No
     assert not any(name.startswith("exact/") for name in manifest.files)
     with hasten.load(two_models) as one, hasten.load(made.path) as other:
         np.testing.assert_array_equal(one(X)["logits"], other(X)["logits"])
-    with pytest.raises(InputError, match="it holds no exact model"):
+    with pytest.raises(InputError, match="it contains no exact model"):
         hasten.load(made.path, which="exact")
 
 
@@ -305,7 +305,7 @@ def test_an_address_on_the_command_line_is_unpacked_or_refused_in_one_line(
 
 def test_only_an_older_packed_bundle_is_replaced(two_models: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"notes\.txt exists and is no packed bundle"):
+    with pytest.raises(InputError, match=r"notes\.txt exists and isn't a packed bundle"):
         pack(two_models, tmp_path / "notes.txt")
     pack(two_models)
     pack(two_models)

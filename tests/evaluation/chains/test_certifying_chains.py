@@ -140,7 +140,9 @@ def test_the_command_certifies_a_chain_and_says_what_it_needs(
     assert json.loads(run.output)["judgement"]["lost"] == 0
     run = CliRunner().invoke(main, ["certify", chain, "--data", str(pictures)])
     assert run.exit_code == 2
-    assert run.output == "hasten: a chain has no certificate and therefore no limit: give --max-drop\n"
+    assert (
+        run.output == "hasten: a chain has no certificate and therefore no limit: give --max-drop\n"
+    )
     run = CliRunner().invoke(
         main, ["certify", chain, "--data", str(pictures), "--max-drop", "5%", "--guard", "net"]
     )

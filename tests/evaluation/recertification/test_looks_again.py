@@ -25,7 +25,7 @@ def test_the_second_time_is_a_regression_check_and_another_limit_a_further_look(
     again = hasten.certify(data[0], fresh)
     assert (again.kind, again.passed) == ("regression check", True)
     assert again.judgement == first.judgement
-    assert "\nsecond look at these data, with the very answers of an earlier one: " in (
+    assert "\nsecond look at these data, with the same answers as an earlier one: " in (
         again.in_words()
     )
     stricter = hasten.certify(data[0], fresh, max_drop=0.001)
@@ -50,8 +50,9 @@ def test_samples_that_another_run_searched_on_are_left_out(
         Ledger.at(state).saw(loaded.content_hash(i) for i in range(100))
     second = hasten.certify(data[0], fresh)
     assert (first.used, second.used, second.elsewhere) == (400, 300, 100)
-    assert "100 samples were left out: the bundle, or what other runs made, was made with them" in (
-        second.in_words()
+    assert (
+        "100 samples were left out, because the bundle, or what other runs made, was made with them"
+        in (second.in_words())
     )
 
 

@@ -100,7 +100,7 @@ def test_brier_scores_one_minus_the_squared_distance_and_never_guesses_logits() 
     exact = {"p": np.array([0.25, 1.0, 1.0])}
     assert Brier().score(p, exact, labels).tolist() == [1 - 0.0625, 0, 1]
     z = {"p": np.array([0.0, 3.0])}
-    with pytest.raises(InputError, match="name what turns them into some, as in brier:sigmoid"):
+    with pytest.raises(InputError, match="name the activation, as in brier:sigmoid"):
         Brier().score(z, z, labels[:2])
     named = parse_metric("brier:sigmoid")
     assert named.score(z, z, labels[:2])[0] == 0.75

@@ -191,7 +191,7 @@ def test_a_processor_that_isnt_known_leaves_arrays(tmp_path: Path) -> None:
     found = find_model(folder)
     assert stated_pipeline(found) is None
     assert found.hasten_notes[0].startswith("the bundle takes prepared arrays: ")
-    assert "the processor Odd isn't known here" in found.hasten_notes[0]
+    assert "the processor Odd isn't supported" in found.hasten_notes[0]
 
 
 def test_a_folder_of_another_kind_is_no_model(tmp_path: Path) -> None:

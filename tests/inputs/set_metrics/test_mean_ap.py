@@ -154,7 +154,7 @@ def test_it_is_stated_before_and_after_with_an_interval_that_is_called_approxima
         assert figure.low <= figure.after - figure.before <= figure.high
         assert figure.after < figure.before
         assert figure.bound is None
-    assert "over 30 groups: approximate, not certified" in found.how
+    assert "over 30 groups: they are approximate, not certified" in found.how
     same = setting.compare("the same", before, before)
     assert [figure.change(0.95) for figure in same.figures] == ["unchanged", "unchanged"]
 

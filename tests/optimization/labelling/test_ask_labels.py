@@ -274,7 +274,7 @@ def test_labels_that_are_missing_in_the_data_count_as_lost_and_a_note_says_so(
     assert result.judgement.lost >= known.lost
     assert result.judgement.gained <= known.gained
     (note,) = (note for note in result.notes if "sealed samples have no label" in note)
-    assert "count as lost, the worst that they can be" in note
+    assert "count as lost, which is the worst case" in note
     (own,) = (note for note in result.notes if "the original's own accuracy" in note)
     assert "on 401 samples" not in own  # on those with a label alone
 

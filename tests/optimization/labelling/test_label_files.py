@@ -47,8 +47,8 @@ def test_a_file_that_is_not_there_yet_holds_no_labels(tmp_path: Path) -> None:
         (b"", ": the first line must name the columns id and label"),
         (b"s1,0\n", ": the first line must name the columns id and label"),
         (b"id,label\ns9,0\n", ", line 2: there is no sample 's9' to label; leave the row out"),
-        (b"id,label\ns1,7\n", ", line 2: sample s1: 7 isn't a class: 0 to 2"),
-        (b"id,label\ns1,0.5\n", ", line 2: sample s1: 0.5 isn't a class: 0 to 2"),
+        (b"id,label\ns1,7\n", ", line 2: sample s1: 7 isn't a class: give 0 to 2"),
+        (b"id,label\ns1,0.5\n", ", line 2: sample s1: 0.5 isn't a class: give 0 to 2"),
         (b"id,label\ns1,cat\n", ", line 2: sample s1: 'cat' isn't a class: 0 to 2"),
         (b"id,label\ns1,0\n\ns2,1\ns1,1\n", ", line 5: sample s1 is '1' here and '0' in line 2; "
         "keep one of them"),

@@ -52,9 +52,9 @@ def fails(samples: Sequence[Sample]) -> Any:
             lambda _: "abc",
             "my.py:oracle returned a str; return a list with a label for each sample",
         ),
-        (lambda _: [0, 3, 1], "my.py:oracle: sample s1: 3 isn't a class: 0 to 2"),
+        (lambda _: [0, 3, 1], "my.py:oracle: sample s1: 3 isn't a class: give 0 to 2"),
         (lambda _: [0, "d", 1], "my.py:oracle: sample s1: 'd' isn't a class: a, b, c"),
-        (lambda _: [0, 0.5, 1], "my.py:oracle: sample s1: 0.5 isn't a class: 0 to 2"),
+        (lambda _: [0, 0.5, 1], "my.py:oracle: sample s1: 0.5 isn't a class: give 0 to 2"),
         (
             lambda _: [0, object(), 1],
             "my.py:oracle: sample s1: a label consists of numbers: got object",

@@ -30,7 +30,7 @@ from hasten.lightening.training.threads import chosen_threads
 LOOKS = 8
 """Number of evaluations in a training, the last one at its end."""
 _SAVED_S = 60.0
-_EARLY = 0.25
+_EARLY = 0.375
 """Share of a training after which a network should be better than chance."""
 _LEAST_RATE = 0.05
 """Learning rate of the first steps, as a share of the highest."""

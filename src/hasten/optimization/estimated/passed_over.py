@@ -28,13 +28,14 @@ def passed_over(trials: Estimation, verdicts: Verdicts, winner: Trial) -> list[s
         value, unit = ranked(trial)
         size = "smaller" if unit == "bytes" else "faster"
         notes.append(
-            f"{trial.candidate.label} is {size} ({value:,.4g} {unit}) and doesn't ship: "
+            f"{trial.candidate.label} is {size} ({value:,.4g} {unit}) but doesn't ship: "
             f"{_why(trials, verdicts, trial)}"
         )
     more = len(faster) - len(notes)
     if more:
-        rest = "doesn't" if more == 1 else "don't"
-        notes.append(f"{amount(more, 'further candidate')} before what ships {rest} ship either")
+        notes.append(
+            f"{amount(more, 'further candidate')} ranked before what ships can't ship either"
+        )
     return notes
 
 

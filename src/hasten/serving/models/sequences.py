@@ -252,14 +252,14 @@ class KeptSequences:
         if self._make_room(client):
             shares.take(client, 1)
             return
-        said = f"{shares.taken:,} sequences are open, and no more are kept"
+        said = f"{shares.taken:,} sequences are open, which is the limit"
         if (own := shares.of(client)) and shares.others(client):
             said = (
-                f"{own:,} of the {shares.total:,} sequences that may be open are this client's, and others are "
-                "there"
+                f"this client has {own:,} of the {shares.total:,} sequences that may be open, and other "
+                "clients have some too"
             )
         raise ProtocolError(
-            Kind.OVERLOADED, f"{said}: end some by sequence_end, or retry later", retry_s=1.0
+            Kind.OVERLOADED, f"{said}: end some with sequence_end, or retry later", retry_s=1.0
         )
 
     def _make_room(self, client: str) -> bool:
@@ -274,7 +274,7 @@ class KeptSequences:
             return False
         for record in self._records.values():
             if record.client == greedy and record.idle:
-                self._end(record, "it was ended, since another client needed its place")
+                self._end(record, "it was ended because another client needed its place")
                 return True
         return False
 

@@ -71,8 +71,9 @@ static PyObject *again(PyObject *self, PyObject *nothing) {
   struct kept *kept = PyCapsule_GetPointer(self, NAME);
   if (!kept) return 0;
   if (*kept->closed | kept->busy) {
-    PyErr_SetString(kept->error, kept->busy ? "another thread is in this call: bind one for each thread"
-                                            : "the bundle is closed: load it again");
+    PyErr_SetString(kept->error, kept->busy
+                                     ? "another thread is running this call: bind one call for each thread"
+                                     : "the bundle is closed: load it again");
     return 0;
   }
   kept->busy = 1;
