@@ -58,8 +58,8 @@ def said(*arguments: object) -> str:
 def test_a_scalar_without_data_is_refused_in_one_line(tmp_path: Path) -> None:
     line = said("optimize", more.voice_detector(tmp_path), "--out", tmp_path / "b.hasten")
     assert line == (
-        "hasten: input 'rate' is a single number, and a made-up one may take a branch that no real "
-        "request takes: give --data with it\n"
+        "hasten: input 'rate' is a single number, and a made-up number may take a branch that no real "
+        "request takes: give --data that contains it\n"
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["voice_detector.onnx"]
 

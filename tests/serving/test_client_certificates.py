@@ -259,9 +259,7 @@ def test_new_certificates_are_for_new_connections_and_no_connection_is_lost(
     shutil.copy(certified(tmp_path, "renewed"), tmp_path / "used.pem")
     for name in ("used.pem", "used.key"):
         shutil.copy(tmp_path / name.replace("used", "server"), tmp_path / name)
-    kept = (
-        f"the certificates from before stay in use: can't use the certificate {tmp_path}/used.pem"
-    )
+    kept = f"the previous certificates stay in use: can't use the certificate {tmp_path}/used.pem"
 
     def status(connection: http.client.HTTPConnection) -> int:
         connection.request("GET", READ.partition(" ")[2])

@@ -242,11 +242,11 @@ def test_the_only_token_of_a_server_has_all_scopes(bundle: Path, tmp_path: Path)
         ("[a]\nscopes = 'read'", "{file}: [a] needs scopes, a list of any of infer, read, control, such as scopes = [\"infer\"]"),
         ("[a]\nscopes = ['read']", "{file}: [a] needs one of token, sha256, certificate; got none"),
         ("[a]\nscopes = ['read']\ntoken = 'x'\ncertificate = 'a'", "{file}: [a] needs one of token, sha256, certificate; got token and certificate"),
-        ("[a]\nscopes = ['read']\ntoken = 'fifteen-letters'", "{file}: [a]: token is one word of 16 to 16,384 ASCII characters"),
-        ("[a]\nscopes = ['read']\ntoken = 'sixteen  letters'", "{file}: [a]: token is one word of 16 to 16,384 ASCII characters"),
-        ("[a]\nscopes = ['read']\ntoken = 1234567890123456", "{file}: [a]: token is one word of 16 to 16,384 ASCII characters"),
-        ("[a]\nscopes = ['read']\nsha256 = 'abc'", "{file}: [a]: sha256 is the SHA-256 of a token, in 64 hexadecimal digits"),
-        ("[a]\nscopes = ['read']\ncertificate = ' '", "{file}: [a]: certificate is a name in the client's certificate, as text"),
+        ("[a]\nscopes = ['read']\ntoken = 'fifteen-letters'", "{file}: [a]: token must be one word of 16 to 16,384 ASCII characters"),
+        ("[a]\nscopes = ['read']\ntoken = 'sixteen  letters'", "{file}: [a]: token must be one word of 16 to 16,384 ASCII characters"),
+        ("[a]\nscopes = ['read']\ntoken = 1234567890123456", "{file}: [a]: token must be one word of 16 to 16,384 ASCII characters"),
+        ("[a]\nscopes = ['read']\nsha256 = 'abc'", "{file}: [a]: sha256 must be the SHA-256 of a token, in 64 hexadecimal digits"),
+        ("[a]\nscopes = ['read']\ncertificate = ' '", "{file}: [a]: certificate must be a name in the client's certificate, as text"),
         ("[a]\nscopes = ['read']\ntoken = 'secret-of-many-letters'\n[b]\nscopes = ['infer']\ntoken = 'secret-of-many-letters'", "{file}: 'a' and 'b' have the same token: give each its own"),
         ("[a]\nscopes = ['read']\ncertificate = 'Door'\n[b]\nscopes = ['infer']\ncertificate = 'door'", "{file}: 'a' and 'b' have the same certificate: give each its own"),
     ],
@@ -293,7 +293,9 @@ def test_a_file_of_another_user_is_refused_and_one_of_root_may_be_read_by_a_grou
 def test_there_are_tokens_or_one_token_or_none(bundle: Path, tmp_path: Path) -> None:
     file = tokens_file(tmp_path)
     image = "a token doesn't belong in an image: leave out --tokens, and let KServe's gateway "
-    door = "on Ray the door and the replicas share one token: give --token-file instead of --tokens"
+    door = (
+        "on Ray the ingress and the replicas share one token: give --token-file instead of --tokens"
+    )
     for more, said in (
         (
             ["--token-file", str(file)],
@@ -385,7 +387,7 @@ def test_a_new_file_holds_from_the_next_request_on_and_a_damaged_one_doesnt(
             assert answers(TOKENS["read"]) == (401, "UNAUTHENTICATED")
             assert status_of(kept, TOKENS["read"]) == 401
 
-        keeps = f"the tokens from before stay in use: {file}"
+        keeps = f"the previous tokens stay in use: {file}"
         file.write_text("")
         until(lambda: len(errors()) == 1)
         assert errors()[0].startswith(f"{keeps} must state 1 to 1,024 clients")
@@ -393,7 +395,7 @@ def test_a_new_file_holds_from_the_next_request_on_and_a_damaged_one_doesnt(
         file.unlink()
         until(lambda: len(errors()) == 2)
         assert errors()[1] == (
-            f"the tokens from before stay in use: can't read the tokens in {file}: No such file or "
+            f"the previous tokens stay in use: can't read the tokens in {file}: No such file or "
             "directory"
         )
         for _ in range(3):

@@ -477,7 +477,7 @@ def test_what_cant_take_a_models_place_leaves_it_there(tmp_path: Path) -> None:
     with ServerThread(place_of(path), control=True) as server:
         client = triton.InferenceServerClient(server.host, network_timeout=PATIENCE_S)
         bundle_of(tmp_path, models.linear_classifier(tmp_path), "kept")
-        with pytest.raises(InferenceServerException, match="takes and gives x: float32"):
+        with pytest.raises(InferenceServerException, match="takes and returns x: float32"):
             client.load_model("kept")
         bundle_of(tmp_path, own_models.undefined(tmp_path), "kept")
         with pytest.raises(InferenceServerException, match="answers NaN here, but its exact"):

@@ -321,8 +321,8 @@ def test_the_command_serves_other_machines_only_where_asked_twice(bundle: Path) 
     refused = CliRunner().invoke(serve, [str(bundle), "--host", "0.0.0.0"])
     assert (refused.exit_code, refused.stderr) == (
         2,
-        "hasten: --host 0.0.0.0 lets other machines in, which may do all that clients may: give "
-        "--token-file or --tokens, or --no-token to serve them all\n",
+        "hasten: --host 0.0.0.0 accepts connections from other machines, which may then do "
+        "everything that clients may: give --token-file or --tokens, or --no-token to serve all of them\n",
     )
     names = ("--allow-host", "models.example", "--allow-host", "*.below.example")
     with ServerProcess(bundle, "--host", "0.0.0.0", "--no-token", *names) as server:

@@ -85,7 +85,7 @@ class PausingSession(Session):
         if pause_ms < -1000:
             LOST.set()
         if LOST.is_set():
-            raise DeviceLost("CUDA can't finish: the GPU answers nothing more in this process")
+            raise DeviceLost("CUDA can't finish: the GPU no longer works in this process")
         if pause_ms >= 1:
             RELEASE.wait(pause_ms / 1000)
         return self._inner.run(inputs)

@@ -301,7 +301,9 @@ def test_a_server_that_isnt_there_is_one_clear_line() -> None:
 
 
 def test_a_name_that_stands_for_no_address_is_one_clear_line() -> None:
-    with pytest.raises(InputError, match=r"^can't reach http://no-such\.invalid:80: .+; does a server"):
+    with pytest.raises(
+        InputError, match=r"^can't reach http://no-such\.invalid:80: .+; does a server"
+    ):
         run("http://no-such.invalid", "m", 10.0, 1.0)
 
 
