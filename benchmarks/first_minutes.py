@@ -135,7 +135,7 @@ class Clock:
 def built(folder: Path) -> Path:
     """Build hasten's wheel from a copy of the repository, which stays as it is."""
     copy = folder / "repository"
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         copy.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, copy)
     shutil.copytree(
