@@ -212,10 +212,8 @@ def test_a_file_that_holds_no_public_key_is_refused(tmp_path: Path) -> None:
     odd = tmp_path / "odd"
     for data in (
         b"",
-        b"a\nb",
         b"\xff",
         b"a" * (1 << 20),
-        PUBLIC.encode() + b"\n" + PUBLIC.encode(),
     ):
         odd.write_bytes(data)
         with pytest.raises(InputError, match="isn't a key file such as"):
@@ -223,6 +221,8 @@ def test_a_file_that_holds_no_public_key_is_refused(tmp_path: Path) -> None:
     for data in (
         PUBLIC[:-1].encode(),
         PUBLIC.encode() + b"A",
+        PUBLIC.encode() + b"\n" + PUBLIC[:-1].encode(),
+        b"a\nb",
         b"untrusted comment: x\n" + b"RX" * 28,
     ):
         odd.write_bytes(data)

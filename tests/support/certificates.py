@@ -36,3 +36,23 @@ def certified(folder: Path, name: str, *more: str, cn: str = "", by: Path | None
         command += [*signing, "-addext", "basicConstraints=CA:FALSE"]
     subprocess.run(command, check=True, capture_output=True)
     return path
+
+
+def revoking(authority: Path, *revoked: Path) -> bytes:
+    """Return an authority's list of revoked certificates, as PEM.
+
+    Args:
+        authority: Certificate of the authority; its key is beside it.
+        *revoked: Certificates that it revokes, besides those that it revoked before.
+    """
+    folder, name = authority.parent, authority.stem
+    config = folder / f"{name}.cnf"
+    if not config.exists():
+        (folder / f"{name}.index").touch()
+        lines = ("[ca]", "default_ca = one", "[one]", f"database = {folder / f'{name}.index'}")
+        config.write_text("\n".join((*lines, "default_md = sha256", "default_crl_days = 1", "")))
+    command = ["openssl", "ca", "-config", str(config), "-cert", str(authority)]
+    command += ["-keyfile", str(authority.with_suffix(".key"))]
+    for one in revoked:
+        subprocess.run([*command, "-revoke", str(one)], check=True, capture_output=True)
+    return subprocess.run([*command, "-gencrl"], check=True, capture_output=True).stdout

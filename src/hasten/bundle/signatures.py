@@ -171,33 +171,57 @@ def keys_of(trusted: Trusted) -> tuple[PublicKey, ...]:
             "trusted= takes a public key, the path of its file, or a list of these: got "
             f"{trusted!r:.80}"
         )
-    found = tuple(dict.fromkeys(map(_key, several)))
+    found = tuple(dict.fromkeys(key for one in several for key in _keys(one)))
     _nacl()
     return found
 
 
-def _key(given: KeyLike) -> PublicKey:
+def sources_of(trusted: Trusted) -> tuple[str, ...]:
+    """Return keys as their text, and files of keys as absolute paths, so that the files can be read again.
+
+    Args:
+        trusted: What `keys_of` takes, and has taken.
+    """
+    if trusted is None:
+        return ()
+    several = [trusted] if isinstance(trusted, (str, os.PathLike, PublicKey)) else trusted
+    return tuple(one.text if isinstance(one, PublicKey) else _source(one) for one in several)
+
+
+def _source(given: str | os.PathLike[str]) -> str:
+    text = os.fspath(given)
+    return text if is_key(text) else str(Path(text).absolute())
+
+
+def is_key(text: str) -> bool:
+    """Whether a text is a public key, and so no path."""
+    return _KEY_TEXT.fullmatch(text) is not None
+
+
+def _keys(given: KeyLike) -> list[PublicKey]:
     if isinstance(given, PublicKey):
-        return given
-    if isinstance(given, str) and _KEY_TEXT.fullmatch(given):
-        return PublicKey(given)
+        return [given]
+    if isinstance(given, str) and is_key(given):
+        return [PublicKey(given)]
     if not isinstance(given, (str, os.PathLike)):
         raise InputError(
             f"trusted= takes public keys and the paths of their files: got {given!r:.80}"
         )
     path = Path(given)
-    line = _only_line(path)
-    if not _KEY_TEXT.fullmatch(line):
-        kind = "a secret key: give the public key" if line.startswith("RW") else "no public key"
-        raise InputError(f"{path} holds {kind}")
-    return PublicKey(line)
+    lines = _lines(path)
+    for line in lines:
+        if not is_key(line):
+            secret = len(lines) == 1 and line.startswith("RW")
+            kind = "a secret key: give the public key" if secret else "no public key"
+            raise InputError(f"{path} holds {kind}")
+    return [PublicKey(line) for line in lines]
 
 
-def _only_line(path: Path) -> str:
-    """Return the line of a key's file that isn't a comment.
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a file of keys that aren't comments.
 
     Raises:
-        InputError: the file can't be read, or has none or several.
+        InputError: the file can't be read, or has none.
     """
     try:
         data = bounded_bytes(path, MOST_BYTES)
@@ -205,9 +229,9 @@ def _only_line(path: Path) -> str:
         raise InputError(f"can't read the key {path}: {error.strerror or error}") from error
     kept = [line.strip() for line in data.splitlines() if not line.startswith(_UNTRUSTED)]
     lines = [line for line in kept if line]
-    if len(data) > MOST_BYTES or len(lines) != 1 or not lines[0].isascii():
+    if len(data) > MOST_BYTES or not lines or not all(line.isascii() for line in lines):
         raise InputError(f"{path} isn't a key file such as minisign and hasten keygen write")
-    return lines[0].decode()
+    return [line.decode() for line in lines]
 
 
 def secret_key(path: Path) -> SecretKey:
@@ -217,7 +241,8 @@ def secret_key(path: Path) -> SecretKey:
         InputError: the file can't be read, or holds no such key.
     """
     try:
-        data = base64.b64decode(_only_line(path), validate=True)
+        (line,) = _lines(path)
+        data = base64.b64decode(line, validate=True)
     except ValueError:
         data = b""
     if len(data) != _SECRET_BYTES or data[:2] != _KEY or data[4:6] != _CHECKSUM:

@@ -194,6 +194,11 @@ IMAGE = "hasten-models:latest"
     help="PEM file of certificates; one of them must have signed a client's certificate. Needs --tokens.",
 )
 @click.option(
+    "--tls-crl",
+    type=click.Path(path_type=Path),
+    help="PEM file of lists of revoked certificates, one from each in --tls-client-ca; clients with a revoked one get no connection. Not with --grpc.",
+)
+@click.option(
     "--max-body",
     "max_body_bytes",
     type=Size(),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypedDict, Unpack
 
-from hasten.bundle.signatures import Trusted, keys_of
+from hasten.bundle.signatures import Trusted, keys_of, sources_of
 from hasten.errors import InputError
 from hasten.serving.models.opening import ModelSettings
 from hasten.serving.models.places import chain_places, places
@@ -52,6 +52,7 @@ def settings_of(
     tls_cert: Path | None = None,
     tls_key: Path | None = None,
     tls_client_ca: Path | None = None,
+    tls_crl: Path | None = None,
     max_body_bytes: int = Limits.body_bytes,
     max_connections: int = Limits.connections,
     fair: bool = True,
@@ -105,6 +106,8 @@ def settings_of(
         tls_key: PEM file of the certificate's private key.
         tls_client_ca: PEM file of the certificates of which one must have signed a client's; clients need
             one then, and `tokens` says what the names in it may do.
+        tls_crl: PEM file of lists of revoked certificates, one from each certificate in `tls_client_ca`;
+            clients with a revoked certificate get no connection. Not with `grpc`.
         max_body_bytes: Largest body of one request, in bytes.
         max_connections: Most connections open at once.
         fair: Whether clients are told apart by their addresses, so that one doesn't starve the rest.
@@ -114,7 +117,7 @@ def settings_of(
         trace: Whether to send OpenTelemetry spans.
         json_logs: Whether to write logs as one JSON object per line.
         trusted: Public key, its file, or several, one of which must have signed each bundle, whenever it is
-            opened; None where unsigned ones will do. Files of keys are read once, here.
+            opened; None where unsigned ones will do. Files of keys are read again when they change.
 
     Raises:
         InputError: an option is out of range, or options contradict each other.
@@ -157,6 +160,7 @@ def settings_of(
             "tls_client_ca= needs tls_cert= and tls_key=, and tokens=, which says what the names in "
             "clients' certificates may do"
         )
+    _check_revoking(tls_crl, tls_client_ca, grpc)
     asked = {"shadow_limit": shadow_limit, "on_alarm": on_alarm != "tell", "webhook": webhook}
     if not shadow and (idle := [name for name, given in asked.items() if given]):
         raise InputError(f"{idle[0]}= needs answers to watch: give shadow=, such as 0.01")
@@ -216,11 +220,13 @@ def settings_of(
         certificate=tls_cert,
         key=tls_key,
         client_ca=tls_client_ca,
+        revoked=tls_crl,
         shared_memory=shared_memory,
         control=allow_control,
         trace=trace,
         json_logs=json_logs,
         hosts=tuple(allow_host),
+        trusted=sources_of(trusted),
     )
 
 
@@ -249,6 +255,23 @@ def _check_openness(
                 f"allow_host= takes a host's name, such as example.com or *.example.com, or *; got "
                 f"{name!r:.100}"
             )
+
+
+def _check_revoking(tls_crl: Path | None, tls_client_ca: Path | None, grpc: int | None) -> None:
+    """Check that lists of revoked certificates hold wherever clients connect.
+
+    Raises:
+        InputError: no client has a certificate, or gRPC would let revoked ones in.
+    """
+    if tls_crl is None:
+        return
+    if tls_client_ca is None:
+        raise InputError("tls_crl= is about clients' certificates: give tls_client_ca=, too")
+    if grpc is not None:
+        raise InputError(
+            "tls_crl= doesn't work with grpc=: gRPC's library reads no lists of revoked certificates, so clients "
+            "with revoked ones would get in; leave out grpc=, or remove their names from the file of tokens="
+        )
 
 
 def _folder(compiled: str | os.PathLike[str]) -> str:
@@ -289,6 +312,7 @@ class Options(TypedDict, total=False):
     tls_cert: Path | None
     tls_key: Path | None
     tls_client_ca: Path | None
+    tls_crl: Path | None
     max_body_bytes: int
     max_connections: int
     fair: bool

@@ -64,6 +64,7 @@ class Server:
         loop = asyncio.get_running_loop()
         self.settings, self._shared_state, self._loop = settings, shared_state, loop
         registered = [model.registered() for model in settings.models]
+        self._keys = ChangingFiles("trusted keys", settings.key_files(), settings.keys)
         self._numbers = {id(one): number for number, one in enumerate(registered)}
         self._tls = ChangingFiles("certificates", settings.tls_files(), settings.tls)
         self._tracing: Tracing | None = None
@@ -73,7 +74,7 @@ class Server:
             self._tracing = Tracing()
         self._rights = ChangingFiles("tokens", settings.token_files(), settings.rights)
         self._looking: asyncio.Task[None] | None = None
-        if settings.token_files() or settings.tls_files():
+        if settings.token_files() or settings.tls_files() or settings.key_files():
             self._looking = loop.create_task(self._look())
         marker = _no_marker if shared_state is None else self._marker
         repository = Repository(registered, loop, marker, self._tracing)
@@ -87,6 +88,7 @@ class Server:
             may_control=settings.control,
             tracing=settings.trace,
         )
+        self._trust()
         self.routes = Routes(self.state)
         self._listeners: list[asyncio.Server] = []
         self._grpc: GrpcServer | None = None
@@ -105,15 +107,22 @@ class Server:
         return self._numbers[id(one)]
 
     async def _look(self) -> None:
-        """Read the files with tokens and certificates again when they change, until the end."""
+        """Read the files with tokens, certificates and trusted keys again when they change, until the end."""
         while True:
             await asyncio.sleep(_LOOK_S)
             try:
                 await asyncio.to_thread(self._rights.look)
                 await asyncio.to_thread(self._tls.look)
+                await asyncio.to_thread(self._keys.look)
             except Exception:  # later changes must not be missed
-                log.exception("the files with tokens and certificates couldn't be checked")
+                log.exception("the files with tokens, certificates and keys couldn't be checked")
             self.state.rights = self._rights.value
+            self._trust()
+
+    def _trust(self) -> None:
+        """Let bundles be opened only if one of the keys that were read last has signed them."""
+        if self.settings.trusted:
+            self.state.repository.trust(self._keys.value)
 
     # -- connections
 

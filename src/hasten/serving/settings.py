@@ -6,6 +6,7 @@ import socket
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from hasten.bundle.signatures import PublicKey, is_key, keys_of
 from hasten.errors import InputError
 from hasten.serving.models.chained import ChainPlace
 from hasten.serving.models.opening import ModelSettings
@@ -58,11 +59,14 @@ class ServerSettings:
         key: PEM file of the certificate's private key.
         client_ca: PEM file of the certificates of which one must have signed a client's; None to ask
             clients for none.
+        revoked: PEM file of lists of revoked certificates of clients; None without.
         shared_memory: Pattern of the POSIX shared memory that clients may register; "" for none.
         control: Whether clients may load and unload registered models, and change the log settings.
         trace: Whether spans are sent, as OpenTelemetry's own environment variables configure it.
         json_logs: Whether logs are written as one JSON object per line.
         hosts: Names of the server that a user gives, besides its own; see `Origins`.
+        trusted: Public keys, and paths of files of such, one of which must have signed each bundle; the
+            models' settings hold the keys that were read at the start.
     """
 
     models: tuple[ModelPlace, ...]
@@ -76,11 +80,13 @@ class ServerSettings:
     certificate: Path | None = None
     key: Path | None = None
     client_ca: Path | None = None
+    revoked: Path | None = None
     shared_memory: str = ""
     control: bool = False
     trace: bool = False
     json_logs: bool = False
     hosts: tuple[str, ...] = ()
+    trusted: tuple[str, ...] = ()
 
     def keeping_no_sequences(self) -> ServerSettings:
         """Return the settings for one of several servers: a sequence's next request may reach another."""
@@ -128,7 +134,8 @@ class ServerSettings:
 
     def tls_files(self) -> list[Path]:
         """Return the files that `tls` reads."""
-        return [each for each in (self.certificate, self.key, self.client_ca) if each is not None]
+        files = (self.certificate, self.key, self.client_ca, self.revoked)
+        return [each for each in files if each is not None]
 
     def tls(self) -> Tls | None:
         """Read what encrypts connections; None without TLS.
@@ -142,4 +149,16 @@ class ServerSettings:
             raise InputError(
                 "TLS needs both a certificate and its key: give tls_cert= and tls_key="
             )
-        return read_tls(self.certificate, self.key, self.client_ca)
+        return read_tls(self.certificate, self.key, self.client_ca, self.revoked)
+
+    def key_files(self) -> list[Path]:
+        """Return the files that `keys` reads."""
+        return [Path(each) for each in self.trusted if not is_key(each)]
+
+    def keys(self) -> tuple[PublicKey, ...]:
+        """Read the public keys, one of which must have signed each bundle; none to trust any bundle.
+
+        Raises:
+            InputError: a file can't be read, or holds no keys.
+        """
+        return keys_of(self.trusted) if self.trusted else ()

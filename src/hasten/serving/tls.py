@@ -29,7 +29,9 @@ class Tls:
     client_ca: bytes | None
 
 
-def read_tls(certificate: Path, key: Path, client_ca: Path | None) -> Tls:
+def read_tls(
+    certificate: Path, key: Path, client_ca: Path | None, revoked: Path | None = None
+) -> Tls:
     """Read the files of a server's certificate.
 
     Args:
@@ -37,6 +39,7 @@ def read_tls(certificate: Path, key: Path, client_ca: Path | None) -> Tls:
         key: PEM file of its private key.
         client_ca: PEM file of certificates of which one must have signed a client's; None to ask clients
             for none.
+        revoked: PEM file of lists of revoked certificates, one of each authority; None without.
 
     Raises:
         InputError: a file can't be read, or they don't fit together.
@@ -58,6 +61,9 @@ def read_tls(certificate: Path, key: Path, client_ca: Path | None) -> Tls:
         asked = f"the certificates in {client_ca} for clients"
         context.load_verify_locations(client_ca)
         authorities = client_ca.read_bytes()
+        if revoked is not None:
+            asked = f"the lists of revoked certificates in {revoked}"
+            _refuse_revoked(context, revoked)
     except (OSError, ssl.SSLError) as error:
         told = getattr(error, "reason", None)
         reason = told.lower().replace("_", " ") if told else error.strerror or error
@@ -66,6 +72,24 @@ def read_tls(certificate: Path, key: Path, client_ca: Path | None) -> Tls:
     # As gRPC's library does: who is named in the file is trusted, whoever has signed them.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return Tls(context, *pair, authorities)
+
+
+def _refuse_revoked(context: ssl.SSLContext, revoked: Path) -> None:
+    """Let a context refuse the certificates that lists name, and those whose authority has no valid list.
+
+    Raises:
+        InputError: the file holds no lists, or certificates, which would be trusted.
+        OSError: it can't be read.
+    """
+    before = context.cert_store_stats()
+    context.load_verify_locations(revoked)
+    after = context.cert_store_stats()
+    if after["crl"] == before["crl"] or after["x509"] > before["x509"]:
+        raise InputError(
+            f"{revoked} must hold lists of revoked certificates, as PEM, and nothing else: got "
+            f"{after['crl'] - before['crl']} lists and {after['x509'] - before['x509']} certificates"
+        )
+    context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
 
 
 def names_in(certificate: Mapping[str, Any]) -> list[str]:

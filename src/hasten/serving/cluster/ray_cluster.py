@@ -382,7 +382,8 @@ def _start_application(
     )(Replica)
     # The ingress here handles TLS; requests to replicas inside the cluster aren't encrypted.
     hosts = (*settings.hosts, *settings.own_names())  # clients ask for the door's names
-    record = to_record(dataclasses.replace(settings, certificate=None, key=None, hosts=hosts))
+    alone = dataclasses.replace(settings, certificate=None, key=None, hosts=hosts, trusted=())
+    record = to_record(alone)
     serve.start(proxy_location="Disabled")
     serve.run_many(
         [

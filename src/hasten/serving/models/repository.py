@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from hasten.bundle import read, unpacked
+from hasten.bundle.signatures import PublicKey
 from hasten.core.words import amount
 from hasten.errors import CandidateError, DeviceLost, HastenError, InputError
 from hasten.serving.models.chained import ChainPlace, ServedChain
@@ -123,6 +124,14 @@ class Repository:
         for one in self:
             if one.served is not None:
                 yield one.served
+
+    def trust(self, keys: tuple[PublicKey, ...]) -> None:
+        """Open bundles from now on only if one of these keys has signed them; those that are open stay."""
+        for one in self:
+            if one.settings.trusted != keys:
+                one.settings = replace(one.settings, trusted=keys)
+                if one.served is not None:
+                    one.served.settings = replace(one.served.settings, trusted=keys)
 
     @property
     def ready(self) -> bool:
