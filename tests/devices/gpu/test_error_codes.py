@@ -177,6 +177,6 @@ def test_without_a_driver_what_is_needed_is_said_by_the_bindings_themselves() ->
     if int(runtime.cudaDriverGetVersion()[1]):
         pytest.skip("there is a driver here")
     with pytest.raises(
-        CandidateError, match=r": CUDA 1[23]\.\d needs NVIDIA's driver 5\d\d or newer, and none is"
+        CandidateError, match=r": CUDA 1[23]\.\d needs NVIDIA's driver 5\d\d or newer, but none is"
     ):
         Cuda()
