@@ -41,7 +41,7 @@ os.environ["MPLCONFIGDIR"] = (
 # whoever looks for new ones says --hypothesis-profile=explore, and keeps what is found as @example.
 hypothesis.settings.register_profile("explore", database=None, deadline=None, max_examples=2000)
 _SAME = hypothesis.settings(hypothesis.settings.get_profile("explore"), derandomize=True)
-hypothesis.settings.register_profile("ci", _SAME, max_examples=100)
+hypothesis.settings.register_profile("ci", _SAME, max_examples=200)
 hypothesis.settings.register_profile("home", _SAME, max_examples=25)
 hypothesis.settings.load_profile("home")  # --hypothesis-profile=ci for more
 

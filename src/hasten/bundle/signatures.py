@@ -180,7 +180,7 @@ def sources_of(trusted: Trusted) -> tuple[str, ...]:
     """Return keys as their text, and files of keys as absolute paths, so that the files can be read again.
 
     Args:
-        trusted: What `keys_of` takes, and has taken.
+        trusted: Keys and files of keys that `keys_of` has already checked.
     """
     if trusted is None:
         return ()

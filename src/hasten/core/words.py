@@ -28,7 +28,7 @@ def points(share: str) -> str:
 
 def counted(count: int, noun: str) -> str:
     """Return a count with its noun: "1 layer", "3 layers"; "" for 0."""
-    return f"{count} {noun}{'' if count == 1 else 's'}" if count else ""
+    return amount(count, noun) if count else ""
 
 
 def in_float(nodes: Sequence[str]) -> str:
