@@ -126,8 +126,9 @@ def test_a_pod_has_whole_processors_few_rights_and_its_token_as_a_file(pod: dict
         "capabilities": {"drop": ["ALL"]},
     }
     assert [str(pod["securityContext"]["runAsUser"])] == values("USER")
-    entry = json.loads(values("ENTRYPOINT")[0])
-    token = Path(entry[entry.index("--token-file") + 1])
+    usual = json.loads(values("CMD")[0])
+    token = Path(container["args"][container["args"].index("--token-file") + 1])
+    assert usual[usual.index("--token-file") + 1] == str(token)
     mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
     assert Path(mounts["token"]["mountPath"]) == token.parent
     assert "subPath" not in mounts["token"]  # such a file would never change
