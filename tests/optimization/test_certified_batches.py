@@ -177,7 +177,7 @@ def test_sizes_at_which_the_sealed_answers_are_wrong_are_not_covered_and_end_the
     assert judgement.verdict is Verdict.CERTIFIED
     assert sealed.covered.sizes == (1, 2, 4)
     assert sealed.covered.in_words().startswith(
-        "batches of 1, 2, 4, tested on the sealed data (the"
+        "batches of 1, 2, 4, tested on the same samples (the"
     )
     assert "; not others: 8 and larger: not accurate enough: " in sealed.covered.in_words()
     assert certify(run, frozen).covered == sealed.covered, "a resumed run reads nothing anew"

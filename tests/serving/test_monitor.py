@@ -193,6 +193,10 @@ def test_the_exact_model_takes_over_until_a_person_clears_it(tmp_path: Path, sta
         found = facts(server)
     assert (found["taken_over"], found["alarms"], found["begun_anew"]) == (False, [], 1)
     assert found["limits"][0]["n"] == 1
+    told = CliRunner().invoke(main, ["monitor", str(path), "--monitor-state", str(state)])
+    assert told.exit_code == 0
+    assert "changed: 100% of 1 audited answers (95% interval " in told.output
+    assert told.output.endswith("\nno alarm\n")
 
 
 def _asked_on(server: ServerThread) -> list[Any]:
@@ -539,4 +543,6 @@ def test_an_alarm_after_a_clear_is_told_again(
         assert facts(server)["begun_anew"] == 1
     assert len([text for text in caplog.messages if text.startswith("alarm: ")]) == 2
     shown = CliRunner().invoke(main, ["monitor", str(path), "--monitor-state", str(state)])
-    assert f" of {ENOUGH} audited answers; limit 10%\n" in shown.output
+    assert f"changed: 100% of {ENOUGH} audited answers (95% interval " in shown.output
+    assert "%); the limit is 10%\n" in shown.output
+    assert "no alarm" not in shown.output

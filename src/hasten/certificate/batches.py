@@ -56,14 +56,12 @@ class Coverage:
         if len(self.sizes) == 1:
             return f"lone samples only{f': {self.without}' if self.without else ''}"
         how = (
-            "the graph answers each row by itself, so each sample is a draw there too"
+            "the model answers each row of a batch by itself, so each sample counts on its own"
             if self.rows_apart
-            else "rows may depend on each other, so each batch was one draw"
+            else "rows may depend on each other, so each batch counts as one sample"
         )
         more = f"; not others: {self.without}" if self.without else ""
-        return (
-            f"batches of {', '.join(map(str, self.sizes))}, tested on the sealed data ({how}){more}"
-        )
+        return f"batches of {', '.join(map(str, self.sizes))}, tested on the same samples ({how}){more}"
 
 
 def batch_key(key: str, size: int) -> str:

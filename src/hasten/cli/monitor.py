@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from hasten.cli import completing
 from hasten.cli.options import one_line_errors
 from hasten.errors import InputError
+
+if TYPE_CHECKING:
+    from hasten.certificate.monitor import Evidence
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -50,14 +54,23 @@ def monitor(bundle: Path, clear: bool, monitor_state: str, as_json: bool) -> Non
         for line in record.lines:
             click.echo(line)
         for key, evidence in record.evidence.items():
-            low, high = evidence.interval()
-            click.echo(
-                f"{key.split()[0]}: {100 * low:.3g}% to {100 * high:.3g}% of {evidence.n:,} audited "
-                f"answers; limit {100 * evidence.limit:.4g}%"
-            )
+            click.echo(f"{key.split()[0]}: {_in_words(evidence)}")
+        if record.evidence and not record.alarms:
+            click.echo("no alarm")
         if not (record.lines or record.evidence):
             click.echo(
                 "there is no evidence: no server has watched this bundle, or the server "
                 "kept nothing"
             )
     raise SystemExit(1 if record.alarms else 0)
+
+
+def _in_words(evidence: Evidence) -> str:
+    """Return the share so far with its interval, and the limit."""
+    if evidence.estimate is None:
+        return "no audited answers yet"
+    low, high = evidence.interval()
+    return (
+        f"{100 * evidence.estimate:.3g}% of {evidence.n:,} audited answers (95% interval {100 * low:.3g}% to "
+        f"{100 * high:.3g}%); the limit is {100 * evidence.limit:.4g}%"
+    )

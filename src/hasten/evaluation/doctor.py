@@ -26,7 +26,10 @@ _EXTRAS = {
         "models of rows, from scikit-learn, LightGBM and CatBoost",
     ),
     "xgboost": (("xgboost",), "models of XGBoost"),
-    "torch": (("torch", "onnxscript"), "models from PyTorch"),
+    "torch": (
+        ("onnx2pytorch", "onnxscript", "timm", "torch", "torch_pruning", "torchvision"),
+        "models from PyTorch",
+    ),
     "keras": (("keras",), "models from Keras 3"),
     "litert": (("ai_edge_litert", "ai_edge_quantizer"), "LiteRT, and int8 for it"),
     "edge": (

@@ -103,7 +103,7 @@ class Recheck:
             verdict, said = f"within {limit} on these samples ", f"({self.judgement.evidence()})"
         first = f"{note}{verdict}{said}{seen if self.left_out else ''}"
         if self.coverage is not None:
-            first += f"\n{'' if self.passed else 'it holds for '}{self.coverage.in_words()}"
+            first += f"\nit holds for {self.coverage.in_words()}"
         more = () if self.comparison is None else self.comparison.in_words()
         worst = f"{self.unlabelled:,} of these have no label and count as lost, the worst that they can be"
         unlabelled = (worst,) if self.unlabelled else ()

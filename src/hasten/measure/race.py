@@ -272,7 +272,7 @@ def race(
         if standings.refused > _REFUSED_PER_COUNTED * count * (1 + (process or 0)):
             why = disturbance(probe) or f"the host did not run {threads} threads at once"
             raise NotEstablished(
-                f"{standings.refused} of {turn.number + 1} rounds were refused: {why}"
+                f"{standings.refused} of {turn.number + 1} rounds didn't count, since {why}"
             )
     raise AssertionError("rounds never end")
 

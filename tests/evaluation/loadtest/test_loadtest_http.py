@@ -387,7 +387,8 @@ def test_encrypted_connections_are_checked_against_the_certificates_given(
     server = serve(http.right(), tls=context)
     url = server.url.replace("http", "https")
     with pytest.raises(
-        InputError, match=r"its certificate isn't trusted \(self-signed certificate"
+        InputError,
+        match=r"its certificate isn't trusted \(self-signed certificate.*\); give ca=, a file with the",
     ):
         load(server, url=url)
     for options in ({"ca": certificate}, {"insecure": True}):

@@ -169,7 +169,7 @@ def test_every_outcome_and_what_spoils_the_figures_is_said() -> None:
         "note: the server refused 2 requests, since it was overloaded: lower --rate, or give the server "
         "more cores",
         "note: 3 requests found all 4 connections busy and waited; their latency includes the wait",
-        "note: the latencies cover only the 92 right answers",
+        "note: the latencies cover only the 92 answered requests",
     ]
 
 

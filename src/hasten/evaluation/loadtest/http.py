@@ -134,9 +134,7 @@ async def reach(address: Address, access: Access, model: str, version: str) -> R
             finally:
                 writer.transport.abort()
     except OSError as error:
-        raise InputError(
-            f"can't reach {address}: {_reason(error)}; does a server run there?"
-        ) from error
+        raise InputError(f"can't reach {address}: {_reason(error)}; {_remedy(error)}") from error
     except ValueError as error:
         raise InputError(
             f"{address} doesn't speak the Open Inference Protocol over HTTP: {legible(str(error))}"
@@ -258,6 +256,13 @@ class HttpClient:
             connection.close()
         # Connections learn that they are lost in the loop's next turn.
         await asyncio.sleep(0)
+
+
+def _remedy(error: OSError) -> str:
+    """Say what to do about a connection that failed."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "give ca=, a file with the certificate that signed it"
+    return "does a server run there?"
 
 
 def _reason(error: BaseException | None) -> str:

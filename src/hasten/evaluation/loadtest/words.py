@@ -121,5 +121,5 @@ def _notes(result: LoadTestResult) -> list[str]:
             "tensors were sent as raw bytes, which some servers don't accept: try --json-tensors"
         )
     if result.p99 is not None and len(result.latency_ns) < result.requests:
-        notes.append(f"the latencies cover only the {len(result.latency_ns):,} right answers")
+        notes.append(f"the latencies cover only the {len(result.latency_ns):,} answered requests")
     return notes
