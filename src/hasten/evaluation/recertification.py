@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hasten.bundle import Manifest, engine_of
+from hasten.bundle import Manifest, differences, engine_of
 from hasten.bundle.covered import certified_sizes, has_batch_axis
 from hasten.certificate.batches import Batches, Coverage, batch_key, covered
 from hasten.certificate.betting import BettingPrior
@@ -39,6 +39,7 @@ from hasten.inputs.metrics.unlabelled import check_labelled, missing_labels
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.set_metrics import chosen
 from hasten.inputs.set_metrics.base import SetMetric
+from hasten.measure.environment import environment
 from hasten.measure.exactness import Comparing
 from hasten.measure.steps import over_steps
 from hasten.measure.workbench import CHUNK, Bench, OpenWorker
@@ -187,10 +188,22 @@ def _tested(
         comparison=comparison,
         look=look,
         elsewhere=data.elsewhere,
-        notes=(*material.notes, *ledger.notes),
+        notes=(*material.notes, *ledger.notes, *_elsewhere(manifest)),
         batches=sizes,
         coverage=judge.coverage,
         unlabelled=0 if missing is None else int((missing & (own > score)).sum()),
+    )
+
+
+def _elsewhere(manifest: Manifest) -> tuple[str, ...]:
+    """Say how this machine, which the test is about, differs from the one that the bundle was made on."""
+    here = at_hand(manifest.target)
+    unlike = differences(manifest, here, environment(here))
+    if not unlike:
+        return ()
+    return (
+        "the test is about this machine, which differs from the one that the bundle was made on: "
+        f"{'; '.join(unlike)}",
     )
 
 

@@ -65,6 +65,19 @@ def test_fresh_data_gives_a_verdict_of_its_own_and_too_little_of_it_says_how_muc
     assert few.judgement.samples_needed is None or few.judgement.samples_needed > 2900
 
 
+def test_a_test_on_a_machine_that_the_bundle_was_not_made_on_says_so(
+    data: tuple[Path, Path], fresh: Path, tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(data[0], tmp_path / "moved.hasten"))
+    forge(moved, lambda record: record["target"].update(processor="Another CPU"))
+    note = (
+        "the test is about this machine, which differs from the one that the bundle was made on: "
+        f"processor: Another CPU there, {Target.host().processor} here"
+    )
+    assert hasten.certify(moved, fresh).notes == (note,)
+    assert hasten.certify(data[0], fresh).notes == ()
+
+
 def test_a_bundle_made_with_groups_is_not_judged_on_samples_that_may_belong_together(
     data: tuple[Path, Path], fresh: Path, tmp_path: Path
 ) -> None:
