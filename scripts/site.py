@@ -26,6 +26,12 @@ MERMAID = ROOT / ".venv-docs/package/dist/mermaid.min.js"
 FOLDERS = {"Examples": "examples", "Design notes": "design"}
 # Code that begins no block and has at most 24 letters.
 SHORT = re.compile(r"(?<!<pre>)<code>(?=[^<]{1,24}</code>)")
+# A dialog without a name, a landmark for each heading, and a script that asks another site.
+MENDED = (
+    (re.compile('role="dialog"'), 'role="dialog" aria-label="Search"'),
+    (re.compile('<nav class="md-nav" aria-label="[^"]*">'), '<nav class="md-nav" role="none">'),
+    (re.compile(' data-md-component="source"'), ""),
+)
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
 
 
@@ -73,6 +79,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Mark short code within sentences, which the page's style keeps on one line."""
     return SHORT.sub('<code class="short">', html)
+
+
+def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
+    """Mend the theme's HTML for screen readers, and keep pages from asking another site for the project's stars."""
+    for theirs, ours in MENDED:
+        output = theirs.sub(ours, output)
+    return output
 
 
 def _pages(folder: str) -> list[Path]:
