@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from hasten.optimization.order import Order
     from hasten.reporting.charts import plots
     from hasten.reporting.publication import report
+    from hasten.serving.options import (
+        Access,
+        ModelOptions,
+        Monitoring,
+        SequenceLimits,
+        ServerLimits,
+    )
     from hasten.serving.run import serve
     from hasten.serving.streams.watching import watch
 
@@ -52,6 +59,11 @@ _WHERE = {
     "Effort": "hasten.measure.effort",
     "Order": "hasten.optimization.order",
     "TrainingPlan": "hasten.lightening.run",
+    "ModelOptions": "hasten.serving.options",
+    "SequenceLimits": "hasten.serving.options",
+    "Monitoring": "hasten.serving.options",
+    "Access": "hasten.serving.options",
+    "ServerLimits": "hasten.serving.options",
     "InputError": "hasten.errors",
     "CandidateError": "hasten.errors",
     "IntegrityError": "hasten.errors",
@@ -59,12 +71,17 @@ _WHERE = {
 }
 
 __all__ = [
+    "Access",
     "CandidateError",
     "Effort",
     "InputError",
     "IntegrityError",
     "LabelsWanted",
+    "ModelOptions",
+    "Monitoring",
     "Order",
+    "SequenceLimits",
+    "ServerLimits",
     "TrainingPlan",
     "bench",
     "certify",

@@ -20,7 +20,7 @@ from hasten.optimization.delivery import write_interim
 from hasten.optimization.job import claimed
 from hasten.optimization.judge import Shipment
 from hasten.optimization.order import order_of
-from hasten.optimization.preparation import Ready
+from hasten.optimization.ready import Ready
 
 ADVICE = "it is not replaced: give another out= or remove it"
 

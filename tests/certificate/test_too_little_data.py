@@ -14,7 +14,7 @@ from hasten.inputs.metrics.auroc import Auroc
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.detection_f1 import DetectionF1
 from hasten.inputs.metrics.top_k import Top1
-from hasten.optimization.preparation import warnings
+from hasten.optimization.data_needed import warnings
 from hasten.optimization.workspace import Parts, lay_out
 
 

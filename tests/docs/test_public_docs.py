@@ -106,8 +106,6 @@ def test_the_page_has_every_class_that_a_public_function_returns() -> None:
     results = [(path, ast.unparse(one.returns)) for path, one in functions if one.returns]
     assert len(results) > 10
     for path, text in results:
-        if path.endswith(".settings_of"):
-            continue  # what it returns goes to the server, not to the caller
         for name in re.findall(r"\b[A-Z]\w+", text):
             there = found(path.rpartition(".")[0], name)
             if there is not None and isinstance(there[1], ast.ClassDef):
@@ -137,6 +135,14 @@ def test_a_name_says_what_it_takes_has_and_returns(path: str) -> None:
             assert not several or [n for n in arguments(method) if n not in own] == []
             if any(isinstance(one, ast.Raise) for one in ast.walk(method)):
                 assert re.search("^Raises:", text, re.MULTILINE), f"what does {method.name} raise?"
+
+
+@pytest.mark.parametrize("path", NAMES)
+def test_a_function_takes_at_most_a_dozen_arguments(path: str) -> None:
+    """What belongs together is a value with a name, such as `hasten.Access`."""
+    node = NAMES[path]
+    for one in (node,) if isinstance(node, ast.FunctionDef) else methods(node):
+        assert len(arguments(one)) <= 12, one.name
 
 
 @pytest.mark.parametrize("path", NAMES)

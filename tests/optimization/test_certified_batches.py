@@ -33,7 +33,7 @@ from hasten.optimization import batching
 from hasten.optimization.batching import with_batches
 from hasten.optimization.judge import Ladder
 from hasten.optimization.measured.judge import Measured
-from hasten.optimization.preparation import Ready
+from hasten.optimization.ready import Ready
 from hasten.optimization.run import certify
 from hasten.optimization.workspace import Parts
 

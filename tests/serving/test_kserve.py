@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import itertools
 import json
 import re
@@ -18,10 +17,17 @@ from tests.support.models import identity
 from tests.support.servers import bundle_of
 
 from hasten.bundle import load, read
-from hasten.cli.serve import serve
+from hasten.cli.serve import keywords_of, serve
 from hasten.core.records import digest
 from hasten.errors import InputError, IntegrityError
 from hasten.serving.cluster.kserve import arguments, requirements, write_kserve
+from hasten.serving.options import (
+    Access,
+    ModelOptions,
+    Monitoring,
+    SequenceLimits,
+    ServerLimits,
+)
 from hasten.serving.run import settings_of
 from hasten.serving.settings import ServerSettings
 
@@ -107,7 +113,9 @@ def test_the_pod_is_guaranteed_whole_processors(
 
 
 def test_the_pod_has_time_to_drain(tmp_path: Path, bundle: Path) -> None:
-    predictor = written(tmp_path / "out", settings_of([bundle], drain_s=7))["spec"]["predictor"]
+    predictor = written(tmp_path / "out", settings_of([bundle], limits=ServerLimits(drain_s=7)))[
+        "spec"
+    ]["predictor"]
     assert predictor["terminationGracePeriodSeconds"] == 5 + 7 + 10
     assert predictor["containers"][0]["lifecycle"] == {
         "preStop": {"exec": {"command": ["sleep", "5"]}}
@@ -124,18 +132,27 @@ def test_the_command_line_takes_what_the_container_is_told(tmp_path: Path, bundl
     settings = settings_of(
         [f"other={bundle}", bundle],
         grpc=9001,
-        deadline_s=0.02,
-        max_wait_s=0.25,
-        max_batch=8,
-        sessions=1,
-        cache_bytes=1000,
-        shadow=0.015,
-        standby=False,
-        allow_control=True,
-        max_body_bytes=1 << 20,
-        max_connections=77,
-        drain_s=3.5,
-        max_stall_s=12,
+        models=ModelOptions(
+            max_batch=8,
+            any_batch=True,
+            sessions=1,
+            deadline_s=0.02,
+            max_wait_s=0.25,
+            cache_bytes=1000,
+            standby=False,
+        ),
+        sequences=SequenceLimits(max_sequences=5, sequence_bytes=1 << 10, sequence_idle_s=2.5),
+        monitoring=Monitoring(
+            shadow=0.015,
+            shadow_limit=0.02,
+            on_alarm="exact",
+            webhook="https://ops.example/alarms",
+            monitor_state="off",
+        ),
+        access=Access(allow_control=True),
+        limits=ServerLimits(
+            max_body_bytes=1 << 20, max_connections=77, fair=False, drain_s=3.5, max_stall_s=12
+        ),
         json_logs=True,
         trace=True,
     )
@@ -147,7 +164,7 @@ def test_the_command_line_takes_what_the_container_is_told(tmp_path: Path, bundl
     assert told == service["spec"]["predictor"]["containers"][0]["args"]
     inside = [word.replace("=/models/", f"={folder}/models/") for word in (*words, *told)]
     given = serve.make_context("serve", inside).params
-    back = settings_of(given.pop("bundles"), **_of_a_server(given))
+    back = settings_of(given["bundles"], **keywords_of(given))
     assert back == dataclasses.replace(
         settings,
         host="0.0.0.0",
@@ -157,12 +174,6 @@ def test_the_command_line_takes_what_the_container_is_told(tmp_path: Path, bundl
             for each in settings.models
         ),
     )
-
-
-def _of_a_server(given: dict[str, Any]) -> dict[str, Any]:
-    """Those of the command's parameters that are a server's."""
-    known = inspect.signature(settings_of).parameters
-    return {name: value for name, value in given.items() if name in known}
 
 
 def test_the_bundles_are_copied_whole_and_open(tmp_path: Path, settings: ServerSettings) -> None:
@@ -189,7 +200,7 @@ def test_the_names_of_the_server_are_any_or_those_that_were_given(
     tmp_path: Path, bundle: Path
 ) -> None:
     for given, told in (([], ["*"]), (["a.example", "*.b"], ["a.example", "*.b"])):
-        written(tmp_path / "out", settings_of([bundle], allow_host=given))
+        written(tmp_path / "out", settings_of([bundle], access=Access(allow_host=given)))
         words = command(tmp_path / "out", "ENTRYPOINT")
         assert [b for a, b in itertools.pairwise(words) if a == "--allow-host"] == told
 

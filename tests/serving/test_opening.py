@@ -16,6 +16,7 @@ from hasten.bundle import Loaded
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import CandidateError, IntegrityError
 from hasten.serving.models.opening import ModelSettings, open_bundle
+from hasten.serving.options import ModelOptions
 from hasten.serving.run import settings_of
 
 
@@ -152,7 +153,10 @@ def test_a_folder_of_compiled_models_is_named_from_where_the_server_was_started(
     bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    asked = [settings_of([bundle], compiled=one) for one in ("", "off", "kept", Path("kept"))]
+    asked = [
+        settings_of([bundle], models=ModelOptions(compiled=one))
+        for one in ("", "off", "kept", Path("kept"))
+    ]
     kept = str(tmp_path / "kept")
     assert [settings.models[0].settings.compiled for settings in asked] == ["", "off", kept, kept]
 

@@ -28,6 +28,7 @@ from hasten.serving.cluster.replica import (
     wanted_replicas,
     with_folders,
 )
+from hasten.serving.options import Access, ModelOptions
 from hasten.serving.run import settings_of
 from hasten.serving.settings import ServerSettings
 
@@ -48,7 +49,9 @@ def test_parcels_hold_the_bundles_the_libraries_and_the_token(bundle: Path, tmp_
     library.write_bytes(b"code")
     token.write_text("a token that is long enough\n".replace(" ", "-"))
     settings = settings_of(
-        [bundle, f"other={bundle}"], custom_ops=[library, library], token_file=token
+        [bundle, f"other={bundle}"],
+        models=ModelOptions(custom_ops=[library, library]),
+        access=Access(token_file=token),
     )
     parcels = packed(settings, lambda data: data)
     root = tmp_path / "root"
@@ -78,7 +81,7 @@ def test_replicas_of_a_pool_without_a_token_get_a_secret_of_their_own(
     assert parcel.files == {"token": inner.token()}
     assert (tmp_path / "secret").stat().st_mode & 0o077 == 0
     (tmp_path / "token").write_text("correct-horse-battery")
-    asking = settings_of([bundle], token_file=tmp_path / "token")
+    asking = settings_of([bundle], access=Access(token_file=tmp_path / "token"))
     assert behind_door(asking, tmp_path) is asking
 
 

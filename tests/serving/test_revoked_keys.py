@@ -14,6 +14,7 @@ from tests.support.waiting import until
 
 from hasten.bundle.signatures import keys_of
 from hasten.errors import InputError
+from hasten.serving.options import ModelOptions
 from hasten.serving.run import settings_of
 
 
@@ -65,7 +66,7 @@ def test_the_process_after_a_crash_reads_the_keys_that_are_there_then(tmp_path: 
     """It gets the settings with which the server was started."""
     old, new = Signer.new(tmp_path, "old"), Signer.new(tmp_path, "new")
     bundle = old.sign(bundle_of(tmp_path, solid(tmp_path)))
-    settings = settings_of([bundle], trusted=old.public)
+    settings = settings_of([bundle], models=ModelOptions(trusted=old.public))
     with ServerThread(*settings.models, trusted=settings.trusted):
         pass
     shutil.copy(new.public, old.public)

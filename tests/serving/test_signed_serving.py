@@ -28,6 +28,7 @@ from hasten.serving.cluster.kserve import arguments, write_kserve
 from hasten.serving.cluster.replica import packed, placed, with_folders
 from hasten.serving.models import opening
 from hasten.serving.models.opening import ModelSettings, open_bundle
+from hasten.serving.options import ModelOptions
 from hasten.serving.run import settings_of
 from hasten.serving.settings import ServerSettings
 
@@ -208,11 +209,11 @@ def test_a_curve_that_changed_since_it_was_checked_is_refused(bundle: Path) -> N
 
 def test_each_bundle_of_a_served_chain_must_be_signed(tmp_path: Path, signer: Signer) -> None:
     line = f"plates={chains.detector(tmp_path)}+crop+{chains.classifier(tmp_path)}"
-    said = refusal(lambda: settings_of([line], trusted=signer.public))
+    said = refusal(lambda: settings_of([line], models=ModelOptions(trusted=signer.public)))
     assert said.startswith(f"det: {tmp_path}/det.hasten isn't signed, and {signer.only}")
     signer.sign(tmp_path / "det.hasten")
     signer.sign(tmp_path / "colour.hasten")
-    settings = settings_of([line], trusted=[signer.public])
+    settings = settings_of([line], models=ModelOptions(trusted=[signer.public]))
     assert [one.settings.trusted for one in settings.models] == 3 * [(signer.key,)]
 
 
@@ -231,7 +232,7 @@ def test_the_command_takes_several_keys(bundle: Path, signer: Signer) -> None:
 def test_a_replica_gets_the_signature_and_the_keys(
     bundle: Path, newer: Path, tmp_path: Path, signer: Signer
 ) -> None:
-    settings = settings_of([bundle], trusted=signer.public)
+    settings = settings_of([bundle], models=ModelOptions(trusted=signer.public))
     root = tmp_path / "root"
     root.mkdir()
     (parcel,) = packed(settings, lambda data: data)
@@ -241,7 +242,7 @@ def test_a_replica_gets_the_signature_and_the_keys(
     assert model.settings.trusted == (signer.key,)
     open_bundle(model.path, model.settings).close()
     assert "isn't signed" in refusal(
-        lambda: packed(settings_of([newer], trusted=signer.public), id)
+        lambda: packed(settings_of([newer], models=ModelOptions(trusted=signer.public)), id)
     )
 
 
@@ -252,7 +253,10 @@ def test_a_node_that_has_the_bundle_unsigned_gets_it_signed(
     root.mkdir()
     (parcel,) = packed(settings_of([newer]), lambda data: data)
     folders = [placed(root, parcel.name, parcel.files)]
-    (parcel,) = packed(settings_of([signer.sign(newer)], trusted=signer.public), lambda data: data)
+    (parcel,) = packed(
+        settings_of([signer.sign(newer)], models=ModelOptions(trusted=signer.public)),
+        lambda data: data,
+    )
     folders.append(placed(root, parcel.name, parcel.files))
     assert [(folder / SIGNATURE).is_file() for folder in folders] == [False, True]
 
@@ -260,7 +264,7 @@ def test_a_node_that_has_the_bundle_unsigned_gets_it_signed(
 def test_an_image_for_kserve_has_the_signature_and_asks_for_it(
     bundle: Path, newer: Path, tmp_path: Path, signer: Signer
 ) -> None:
-    settings = settings_of([bundle], trusted=signer.public)
+    settings = settings_of([bundle], models=ModelOptions(trusted=signer.public))
     out = tmp_path / "out"
     write_kserve(out, settings)
     (copied,) = (out / "models" / "model").iterdir()
@@ -272,7 +276,9 @@ def test_an_image_for_kserve_has_the_signature_and_asks_for_it(
     assert "[serve,sign]" in (out / "Dockerfile").read_text()
     assert "--trusted" not in arguments(settings_of([bundle]))
     said = refusal(
-        lambda: write_kserve(tmp_path / "no", settings_of([newer], trusted=signer.public))
+        lambda: write_kserve(
+            tmp_path / "no", settings_of([newer], models=ModelOptions(trusted=signer.public))
+        )
     )
     assert said.startswith(f"{newer} isn't signed")
     assert PublicKey(given[0]) == signer.key

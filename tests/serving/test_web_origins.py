@@ -16,6 +16,7 @@ from tests.support.servers import ServerProcess, ServerThread, bundle_of, place_
 from hasten.cli.serve import serve
 from hasten.errors import InputError
 from hasten.serving.cluster.federation import Federation
+from hasten.serving.options import Access
 from hasten.serving.run import settings_of
 from hasten.serving.settings import ServerSettings
 
@@ -307,11 +308,11 @@ def test_other_machines_are_served_without_a_token_only_where_it_is_said(
             "everything that clients may: give token_file= or tokens=, or no_token=True to serve "
             "all of them"
         )
-        assert settings_of([bundle], host=host, no_token=True).host == host
-        assert settings_of([bundle], host=host, token_file=tmp_path).host == host
-        assert settings_of([bundle], host=host, tokens=tmp_path).host == host
+        assert settings_of([bundle], host=host, access=Access(no_token=True)).host == host
+        for access in (Access(token_file=tmp_path), Access(tokens=tmp_path)):
+            assert settings_of([bundle], host=host, access=access).host == host
     with pytest.raises(InputError) as told:
-        settings_of([bundle], no_token=True, token_file=tmp_path)
+        Access(no_token=True, token_file=tmp_path)
     assert str(told.value) == (
         "token_file= and no_token=True can't be combined: leave one of them out"
     )
@@ -336,9 +337,9 @@ def test_the_command_serves_other_machines_only_where_asked_twice(bundle: Path) 
 
 
 @pytest.mark.parametrize("name", ["", "http://a.example", "a.example:80", "a*", "**", "*.", "::1"])
-def test_a_name_of_the_server_is_a_hosts(bundle: Path, name: str) -> None:
+def test_a_name_of_the_server_is_a_hosts(name: str) -> None:
     with pytest.raises(InputError) as told:
-        settings_of([bundle], allow_host=["a.example", name])
+        Access(allow_host=["a.example", name])
     assert str(told.value) == (
         f"allow_host= takes a host's name, such as example.com or *.example.com, or *; got {name!r}"
     )

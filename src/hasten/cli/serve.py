@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from hasten.cli.options import (
 from hasten.errors import InputError
 
 IMAGE = "hasten-models:latest"
+_PLAIN = ("http", "grpc", "host", "trace", "json_logs")
 
 
 @click.command(cls=Configurable, context_settings={"help_option_names": ["-h", "--help"]})
@@ -290,11 +293,12 @@ def serve(
             raise InputError("--image needs --write-kserve: add it, with a folder")
         if on is not None and write_kserve is not None:
             raise InputError("--on and --write-kserve can't be combined: leave one of them out")
+        keywords = keywords_of(options)
         if write_kserve is not None:
             from hasten.serving.cluster.kserve import write_kserve as write
             from hasten.serving.run import settings_of
 
-            write(write_kserve, settings_of(bundles, **options), **kserve)
+            write(write_kserve, settings_of(bundles, **keywords), **kserve)
             click.echo(f"next: docker build --tag {kserve.get('image', IMAGE)} {write_kserve}")
             click.echo(
                 "if your package index doesn't have hasten, add: --build-arg "
@@ -306,15 +310,41 @@ def serve(
             from hasten.serving.run import settings_of
 
             address = cluster.pop("ray_address", None)
-            settings = settings_of(bundles, **options)
-            code = deploy(settings, address=address, say=click.echo, **cluster)
+            code = deploy(
+                settings_of(bundles, **keywords), address=address, say=click.echo, **cluster
+            )
         else:
             from hasten import serve as run
 
-            code = run(bundles, say=click.echo, **options)
+            code = run(bundles, say=click.echo, **keywords)
     raise SystemExit(code)
 
 
 def _given(options: dict[str, Any], *names: str) -> dict[str, Any]:
     """Remove the named options from `options`, and return those that were given."""
     return {name: value for name in names if (value := options.pop(name)) is not None}
+
+
+def keywords_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keywords of `hasten.serve` that say the same as the command's options.
+
+    Args:
+        options: Values of the options. Each has the name of a keyword, or of a field of a value.
+
+    Raises:
+        InputError: an option is out of its range, or options contradict each other.
+    """
+    from hasten import Access, ModelOptions, Monitoring, SequenceLimits, ServerLimits
+
+    kinds = {
+        "models": ModelOptions,
+        "sequences": SequenceLimits,
+        "monitoring": Monitoring,
+        "access": Access,
+        "limits": ServerLimits,
+    }
+    values = {
+        keyword: kind(**{field.name: options[field.name] for field in fields(kind)})
+        for keyword, kind in kinds.items()
+    }
+    return {**{name: options[name] for name in _PLAIN}, **values}

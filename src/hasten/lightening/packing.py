@@ -23,7 +23,13 @@ from hasten.inputs.metrics import parse_metric
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.models import onnx
 from hasten.inputs.models.source import find_model
-from hasten.lightening.run import TrainingPlan, cleared_up, loss_of, newer
+from hasten.lightening.run import (
+    TrainingPlan,
+    begin_race,
+    cleared_up,
+    loss_of,
+    training_folders,
+)
 from hasten.measure.environment import versions
 from hasten.optimization.delivery import deliver
 from hasten.optimization.job import claimed
@@ -103,26 +109,15 @@ def pack_lossy(
             **options,
         },
     )
-    folder = order.out.with_name(order.out.name + ".training")
-    work = order.out.with_name(order.out.name + ".work")
     replaceable(order.out)
-    if begun(work) and not resume:
-        raise InputError(
-            f"there is an unfinished run in {work}: continue it with resume=True, or remove it "
-            f"and {folder}"
-        )
+    folder, work = training_folders(order.out, resume=resume)
     source = None if network is None else find_model(network)
     opened = _Opened.read(Path(bundle), source if isinstance(source, Path) else None)
     with claimed_folder(folder, resume=resume) as journal, cleared_up(folder, resume=resume):
         made = _trained(
             opened, train, data, order, plan, source, (tuple(kept), bits), folder, journal, listen
         )
-        if journal.last("race") is not None and not begun(work) and newer(order.out, journal.path):
-            shutil.rmtree(folder, ignore_errors=True)  # the run was killed just before doing so
-            raise InputError(
-                f"nothing to resume: the run has finished, and its bundle is {order.out}"
-            )
-        journal.append("race")
+        begin_race(journal, order.out, folder, work)
         result = _compared(made, opened, order, asked, listen, resume=resume and begun(work))
     shutil.rmtree(folder, ignore_errors=True)
     return result

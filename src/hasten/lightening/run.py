@@ -8,13 +8,13 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 from hasten.bundle import MANIFEST, replaceable
 from hasten.core.extras import missing_extra
 from hasten.core.invocation import asking, invocation
 from hasten.core.objects import load_object
-from hasten.core.progress import Listener, Progress, nobody
+from hasten.core.progress import Listener, Outline, Progress, nobody
 from hasten.core.records import digest, source_digest
 from hasten.core.target import Target
 from hasten.engines.installed import engine_kinds, tried_on
@@ -27,11 +27,19 @@ from hasten.inputs.pipeline.config import from_module
 from hasten.lightening.outline import outline_of
 from hasten.lightening.shortlisting.options import check_names
 from hasten.measure.environment import versions
+from hasten.measure.journal import Journal
 from hasten.optimization.optimize import optimize
-from hasten.optimization.order import Options, order_of
+from hasten.optimization.order import Options, Order, order_of
 from hasten.optimization.workspace import begun, check_same_run, claimed_folder
 from hasten.passes.small_model import Student
 from hasten.reporting.result import Result
+
+if TYPE_CHECKING:
+    import torch
+
+    from hasten.lightening.given import Given
+    from hasten.lightening.task import Task
+    from hasten.lightening.ways import Lighter
 
 Kind = Literal["students", "pruned", "scratch"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -131,6 +139,102 @@ def lighten(
             unchanged model already meets it.
     """
     order = order_of(**options)
+    _check_order(order)
+    asked = invocation(
+        "lighten",
+        {
+            **{"model": model, "train": train, "data": data, "pipeline": pipeline},
+            **{"methods": None if methods == KINDS else methods},
+            **{"students": None if students == 1 else students},
+            **{"architectures": architectures or None},
+            **{"plan": None if plan == TrainingPlan() else plan},
+            **options,
+        },
+    )
+    methods, architectures = map(_listed, (methods, architectures))
+    _check_methods(methods, students)
+    check_names("classify", architectures)
+    engines = order.engines or tried_on("host")
+    engine_kinds(engines)
+    replaceable(order.out)
+    module = _network(model)
+    # Imported here, since these modules need torch.
+    from hasten.lightening.candidates import trained
+    from hasten.lightening.task import task_of
+    from hasten.lightening.training.loop import Recipe
+
+    folder, work = training_folders(order.out, resume=resume)
+    with claimed_folder(folder, resume=resume) as journal, cleared_up(folder, resume=resume):
+        given = _given(module, train, data, pipeline, order, folder)
+        recipe = Recipe(60 * plan.minutes, plan.epochs, plan.batch, plan.rate, seed=order.seed)
+        loss, told_loss = loss_of(plan)
+        check_same_run(
+            journal,
+            _facts(given, order, engines)
+            | {
+                "set of methods": [list(methods), students, list(architectures)],
+                "recipe": [recipe, plan.features],
+                "loss": told_loss,
+            },
+        )
+        outline = _outline(given, order, plan, methods, students)
+        listen(Progress("prepare", "timing the original", 0, 1, outline=outline))
+        task = task_of(
+            given,
+            module,
+            recipe,
+            folder,
+            budget_ns=1e9 * _budget_s(order),
+            max_drop=order.max_drop,
+            engines=engines,
+            calibration=order.calibration,
+            loss=loss,
+            features=plan.features,
+            listen=listen,
+        )
+        lighter = trained(task, methods, students, architectures)
+        begin_race(journal, order.out, folder, work)
+        with asking(asked):
+            result = _compared(
+                given, task, lighter, options, resume=resume and begun(work), listen=listen
+            )
+    shutil.rmtree(folder, ignore_errors=True)
+    return result
+
+
+def _compared(
+    given: Given,
+    task: Task,
+    lighter: Sequence[Lighter],
+    options: Options,
+    *,
+    resume: bool,
+    listen: Listener,
+) -> Result:
+    """Compare the trained networks with what `optimize` makes of the model, and certify one."""
+    settled: Options = {**options, "metric": given.metric}
+    return optimize(
+        given.source.path,
+        given.judged,
+        training=task.data,
+        small_model=[
+            Student(one.way.name, one.model.path, one.way.quantized, one.in_words)
+            for one in lighter
+        ],
+        pipeline=given.preparation,
+        resume=resume,
+        notes=task.notes,
+        listen=listen,
+        **settled,
+    )
+
+
+def _check_order(order: Order) -> None:
+    """Check that an order is one that lighter networks can be trained for.
+
+    Raises:
+        InputError: it has no budget, or asks for something that training rules out.
+    """
     if order.ask_labels is not None:
         raise InputError(
             "lighten learns from labels: give them with the data, and leave out ask_labels="
@@ -145,45 +249,105 @@ def lighten(
             "pad= is for samples that differ in shape, but lighter networks are trained on "
             "samples of one shape: leave it out"
         )
-    asked = invocation(
-        "lighten",
-        {
-            **{"model": model, "train": train, "data": data, "pipeline": pipeline},
-            **{"methods": None if methods == KINDS else methods},
-            **{"students": None if students == 1 else students},
-            **{"architectures": architectures or None},
-            **{"plan": None if plan == TrainingPlan() else plan},
-            **options,
-        },
-    )
-    methods, architectures = map(_listed, (methods, architectures))
+    _budget_s(order)
+
+
+def _budget_s(order: Order) -> float:
+    """Return the longest time that one request may take, in seconds.
+
+    Raises:
+        InputError: the order states none.
+    """
     if order.budget_s is None:
         raise InputError(
             "lighten needs a budget, the longest time in seconds that one request may take on this "
             "machine: give budget_s=0.003 for 3 ms"
         )
-    _check_methods(methods, students)
-    check_names("classify", architectures)
-    engines = order.engines or tried_on("host")
-    engine_kinds(engines)
-    bundle = order.out
-    replaceable(bundle)
+    return order.budget_s
+
+
+def _network(model: Any) -> torch.nn.Module:
+    """Return the live network to train by.
+
+    Raises:
+        InputError: torch isn't installed, or the model is something else.
+    """
     try:
         import torch
     except ImportError as error:
         raise missing_extra("training lighter networks", "torch") from error
-    # Imported here, since these modules need torch.
-    from hasten.lightening.candidates import trained
-    from hasten.lightening.given import Given
-    from hasten.lightening.task import task_of
-    from hasten.lightening.training.loop import Recipe
-
     module = find_model(model)
     if not isinstance(module, torch.nn.Module):
         raise InputError(
             f"lighten trains a live torch network, such as file.py:name; {model} isn't one "
             "(optimize can use it as it is)"
         )
+    return module
+
+
+def _given(
+    module: torch.nn.Module,
+    train: Any,
+    data: Any,
+    pipeline: Pipeline | None,
+    order: Order,
+    folder: Path,
+) -> Given:
+    """Read the model and the data, and check before anything is trained that the data suits.
+
+    Raises:
+        InputError: the model or a set of data can't be used.
+    """
+    from hasten.lightening.given import Given
+
+    preparation = pipeline or from_module(module)
+    given = Given.read(module, train, data, preparation, order.metric, folder)
+    split(given.judged, calibration=order.calibration, seed=order.seed, training=given.training)
+    check_near_copies(given.training, given.judged, order.allow_near_copies)
+    return given
+
+
+def _facts(given: Given, order: Order, engines: Sequence[str]) -> dict[str, Any]:
+    """Return what must be the same where a run continues, apart from the training itself."""
+    return {
+        "model": given.source.sha256,
+        "set of training data": given.training_digest,
+        "data": digest([len(given.judged), given.judged.content_hash(0).hex()]),
+        "machine": Target.host(),
+        "pipeline": given.preparation,
+        "set of versions": versions(),
+        "budget": order.budget_s,
+        "limit": [order.max_drop, order.guard, order.mean_over, order.confidence],
+        "metric": given.metric,
+        "set of engines": list(engines),
+        "number of calibration samples": order.calibration,
+        "file of the metric's function": given.metric.source_sha256,
+    }
+
+
+def _outline(
+    given: Given, order: Order, plan: TrainingPlan, methods: Sequence[str], students: int
+) -> Outline:
+    return outline_of(
+        methods,
+        students=students,
+        minutes=plan.minutes,
+        budget_ns=1e9 * _budget_s(order),
+        trained_on=len(given.training),
+        judged_on=len(given.judged),
+    )
+
+
+def training_folders(bundle: Path, *, resume: bool) -> tuple[Path, Path]:
+    """Return the folder of the trainings, and the one of the comparison after them.
+
+    Args:
+        bundle: Folder of the bundle to make.
+        resume: Whether a run that was stopped may be continued.
+
+    Raises:
+        InputError: a run was stopped there, and isn't to be continued.
+    """
     folder = bundle.with_name(bundle.name + ".training")
     work = bundle.with_name(bundle.name + ".work")
     if begun(work) and not resume:
@@ -191,84 +355,28 @@ def lighten(
             f"there is an unfinished run in {work}: continue it with resume=True, or remove it and "
             f"{folder}"
         )
-    with claimed_folder(folder, resume=resume) as journal, cleared_up(folder, resume=resume):
-        preparation = pipeline or from_module(module)
-        given = Given.read(module, train, data, preparation, order.metric, folder)
-        calibration, seed = order.calibration, order.seed
-        # Unsuitable data is refused here, before anything is trained.
-        split(given.judged, calibration=calibration, seed=seed, training=given.training)
-        check_near_copies(given.training, given.judged, order.allow_near_copies)
-        recipe = Recipe(60 * plan.minutes, plan.epochs, plan.batch, plan.rate, seed=seed)
-        outline = outline_of(
-            methods,
-            students=students,
-            minutes=plan.minutes,
-            budget_ns=1e9 * order.budget_s,
-            trained_on=len(given.training),
-            judged_on=len(given.judged),
-        )
-        features = plan.features
-        loss, told_loss = loss_of(plan)
-        check_same_run(
-            journal,
-            {
-                "model": given.source.sha256,
-                "set of training data": given.training_digest,
-                "data": digest([len(given.judged), given.judged.content_hash(0).hex()]),
-                "machine": Target.host(),
-                "pipeline": given.preparation,
-                "set of versions": versions(),
-                "budget": order.budget_s,
-                "limit": [order.max_drop, order.guard, order.mean_over, order.confidence],
-                "metric": given.metric,
-                "set of methods": [list(methods), students, list(architectures)],
-                "recipe": [recipe, features],
-                "set of engines": list(engines),
-                "number of calibration samples": calibration,
-                "loss": told_loss,
-                "file of the metric's function": given.metric.source_sha256,
-            },
-        )
-        listen(Progress("prepare", "timing the original", 0, 1, outline=outline))
-        task = task_of(
-            given,
-            module,
-            recipe,
-            folder,
-            budget_ns=1e9 * order.budget_s,
-            max_drop=order.max_drop,
-            engines=engines,
-            calibration=calibration,
-            loss=loss,
-            features=features,
-            listen=listen,
-        )
-        lighter = trained(task, methods, students, architectures)
-        if journal.last("race") is not None and not begun(work) and newer(bundle, journal.path):
-            shutil.rmtree(folder, ignore_errors=True)  # the run was killed just before doing so
-            raise InputError(f"nothing to resume: the run has finished, and its bundle is {bundle}")
-        journal.append("race")
-        with asking(asked):
-            settled: Options = {**options, "metric": given.metric}
-            result = optimize(
-                given.source.path,
-                given.judged,
-                training=task.data,
-                small_model=[
-                    Student(one.way.name, one.model.path, one.way.quantized, one.in_words)
-                    for one in lighter
-                ],
-                pipeline=given.preparation,
-                resume=resume and begun(work),
-                notes=task.notes,
-                listen=listen,
-                **settled,
-            )
-    shutil.rmtree(folder, ignore_errors=True)
-    return result
+    return folder, work
 
 
-def newer(bundle: Path, journal: Path) -> bool:
+def begin_race(journal: Journal, bundle: Path, folder: Path, work: Path) -> None:
+    """Record that the trainings are done, and that what they made is compared from here on.
+
+    Args:
+        journal: Journal of the trainings.
+        bundle: Folder of the bundle to make.
+        folder: Folder of the trainings.
+        work: Folder of the comparison.
+
+    Raises:
+        InputError: the comparison was over, too, when the run was killed; its folder is then removed.
+    """
+    if journal.last("race") is not None and not begun(work) and _newer(bundle, journal.path):
+        shutil.rmtree(folder, ignore_errors=True)  # the run was killed just before doing so
+        raise InputError(f"nothing to resume: the run has finished, and its bundle is {bundle}")
+    journal.append("race")
+
+
+def _newer(bundle: Path, journal: Path) -> bool:
     """Return whether a bundle was written after the last entry of a journal."""
     manifest = bundle / MANIFEST
     return manifest.is_file() and manifest.stat().st_mtime > journal.stat().st_mtime

@@ -20,10 +20,11 @@ from hasten.core.records import digest, to_record, type_name
 from hasten.engines.base import Artifact
 from hasten.measure.candidate import Candidate
 from hasten.measure.environment import environment, versions
+from hasten.optimization.data_needed import calibrating, shortfall
 from hasten.optimization.job import Job
 from hasten.optimization.judge import Judge, Ladder, Sealed, Shipment
 from hasten.optimization.labelling.notes import label_notes
-from hasten.optimization.preparation import Ready, calibrating, shortfall
+from hasten.optimization.ready import Ready
 from hasten.optimization.workspace import requests_from
 from hasten.passes.small_model import SmallModel
 from hasten.reporting.apart import rendered_within

@@ -17,7 +17,7 @@ from hasten.core.comparison import Comparison
 from hasten.core.target import Target
 from hasten.measure.workbench import OpenWorker
 from hasten.optimization.job import Job
-from hasten.optimization.preparation import Ready
+from hasten.optimization.ready import Ready
 from hasten.optimization.trials import Trials
 from hasten.reporting.result import Result
 

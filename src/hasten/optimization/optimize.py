@@ -15,7 +15,8 @@ from hasten.optimization.job import Job, claimed
 from hasten.optimization.judge import Judge
 from hasten.optimization.measured.judge import Measured
 from hasten.optimization.order import Options, Order, order_of
-from hasten.optimization.preparation import Ready, prepare
+from hasten.optimization.preparation import prepare
+from hasten.optimization.ready import Ready
 from hasten.optimization.run import certify, freeze, search, settled
 from hasten.optimization.without_data import POPULATION
 from hasten.reporting.result import Result

@@ -12,7 +12,7 @@ from hasten.measure.candidate import Single
 from hasten.measure.effort import EFFORTS, Effort
 from hasten.optimization.job import Job
 from hasten.optimization.order import Order
-from hasten.optimization.preparation import Ready
+from hasten.optimization.ready import Ready
 from hasten.reporting.sizes import size_in_words
 
 _NORMAL = "about 2 to 7 minutes for a model that takes a few milliseconds, longer for a larger one"

@@ -26,7 +26,7 @@ from hasten.measure.effort import Effort
 from hasten.measure.journal import Journal
 from hasten.measure.workbench import Workbench
 from hasten.optimization.measured.judge import Measured
-from hasten.optimization.preparation import Ready
+from hasten.optimization.ready import Ready
 from hasten.optimization.workspace import Parts
 
 ENGINE = OnnxRuntime(threads=1)

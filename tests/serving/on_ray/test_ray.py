@@ -40,11 +40,12 @@ import sys
 from hasten.errors import HastenError
 from hasten.serving.logs import log_to_stderr
 from hasten.serving.cluster.ray_cluster import deploy
+from hasten.serving.options import ServerLimits
 from hasten.serving.run import settings_of
 
 bundle, address, least, most = sys.argv[1:]
 log_to_stderr(as_json=False)
-settings = settings_of([bundle], http=0, grpc=0, drain_s=5)
+settings = settings_of([bundle], http=0, grpc=0, limits=ServerLimits(drain_s=5))
 try:
     code = deploy(
         settings,

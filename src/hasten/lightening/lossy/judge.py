@@ -21,10 +21,12 @@ from hasten.measure.intervals import Ratio
 from hasten.measure.workbench import OpenWorker
 from hasten.optimization import delivery
 from hasten.optimization.choose import Standing, ladder
+from hasten.optimization.data_needed import calibrating, warn_of_scores
 from hasten.optimization.estimated.trials import Estimation
 from hasten.optimization.job import Job
 from hasten.optimization.judge import Ending, Judge, Ladder, Shipment, Verdicts
-from hasten.optimization.preparation import Ready, calibrating, engine_names, warn_of_scores
+from hasten.optimization.preparation import engine_names
+from hasten.optimization.ready import Ready
 from hasten.reporting.result import Result, Rung
 from hasten.reporting.sizes import SizeRow, Sizes
 

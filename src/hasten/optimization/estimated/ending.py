@@ -23,7 +23,7 @@ from hasten.optimization.estimated.passed_over import passed_over
 from hasten.optimization.estimated.trials import Estimation, comparable, ranked
 from hasten.optimization.job import Job
 from hasten.optimization.judge import Ending, Shipment, Verdicts
-from hasten.optimization.preparation import Ready
+from hasten.optimization.ready import Ready
 from hasten.reporting.result import EstimateRow, Estimates, Result
 from hasten.reporting.summary import allowed
 

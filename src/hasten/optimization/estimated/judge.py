@@ -10,6 +10,7 @@ from hasten.measure.candidate import Single
 from hasten.measure.intervals import Ratio
 from hasten.measure.workbench import OpenWorker
 from hasten.optimization.choose import Standing, ladder
+from hasten.optimization.data_needed import calibrating, warn_of_scores
 from hasten.optimization.estimated.comparison import compare_with_program, program_of
 from hasten.optimization.estimated.ending import Finish
 from hasten.optimization.estimated.fixed_point import FixedPointSearch
@@ -19,12 +20,8 @@ from hasten.optimization.grid import grid, originals
 from hasten.optimization.job import Job
 from hasten.optimization.judge import Ending, Judge, Ladder, Verdicts
 from hasten.optimization.outline import outline_of
-from hasten.optimization.preparation import (
-    Ready,
-    calibrating,
-    engine_names,
-    warn_of_scores,
-)
+from hasten.optimization.preparation import engine_names
+from hasten.optimization.ready import Ready
 
 _TRIAL_LIMIT_S = 900.0
 

@@ -23,7 +23,7 @@ from hasten.optimization.labelling.oracle import AT_ONCE, labels_of
 from hasten.optimization.labelling.reading import Reading
 from hasten.optimization.labelling.samples import Questions
 from hasten.optimization.order import is_function
-from hasten.optimization.preparation import Ready
+from hasten.optimization.ready import Ready
 
 TOLD = "labels"
 """Kind of the journal's event with labels that a function gave."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from hasten.certificate.verdict import Judgement
 from hasten.inputs.metrics.unlabelled import missing_labels
-from hasten.optimization.preparation import Ready
+from hasten.optimization.ready import Ready
 
 
 def label_notes(

@@ -17,7 +17,7 @@ from hasten.errors import CandidateError, InputError
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.unlabelled import missing_labels, rows_of
 from hasten.optimization.job import Job
-from hasten.optimization.preparation import Ready
+from hasten.optimization.ready import Ready
 
 READ = "read without labels"
 """Kind of the journal's event with the scores that the sealed data gave."""

@@ -23,7 +23,7 @@ from hasten.inputs.pipeline.text import Tokenize
 from hasten.optimization.labelling.answers import Form
 from hasten.optimization.labelling.reading import Reading
 from hasten.optimization.labelling.wanted import Relabelled
-from hasten.optimization.preparation import Ready
+from hasten.optimization.ready import Ready
 
 _SIDES = ((500, 640), (3000, 320))
 """Longest sides of pictures on a page, in pixels, for up to so many samples; of more it is 160."""

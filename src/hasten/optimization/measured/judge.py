@@ -13,6 +13,7 @@ from hasten.measure.intervals import Ratio
 from hasten.measure.roofline import Floor, floor
 from hasten.measure.workbench import OpenWorker
 from hasten.optimization.choose import Standing, fastest_exact, ladder
+from hasten.optimization.data_needed import calibrating, warn_of_scores
 from hasten.optimization.grid import grid, originals
 from hasten.optimization.job import Job
 from hasten.optimization.judge import Ending, Judge, Ladder, Verdicts
@@ -23,12 +24,8 @@ from hasten.optimization.measured.racing import Racing
 from hasten.optimization.measured.screening import SCREEN_NOISE
 from hasten.optimization.measured.spending import LIMITS_S, Spending
 from hasten.optimization.outline import outline_of
-from hasten.optimization.preparation import (
-    Ready,
-    calibrating,
-    engine_names,
-    warn_of_scores,
-)
+from hasten.optimization.preparation import engine_names
+from hasten.optimization.ready import Ready
 
 _TOLD = 3
 """Most failures that an error names."""

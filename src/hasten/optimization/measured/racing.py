@@ -32,7 +32,7 @@ from hasten.optimization.choose import Standing, faster, ladder, undecided
 from hasten.optimization.job import Job
 from hasten.optimization.measured.affording import FEWEST_ROUNDS, Affording
 from hasten.optimization.measured.screening import SCREEN_NOISE, Screening
-from hasten.optimization.preparation import Ready
+from hasten.optimization.ready import Ready
 
 FIELD = 6
 """Entrants of the race besides the twins, few enough to keep a run's memory under 3 GiB."""

@@ -232,6 +232,7 @@ def arguments(settings: ServerSettings) -> list[str]:
     for key in model.trusted:
         flags += ["--trusted", key.text]
     for option, given in (
+        ("--any-batch", model.any_batch),
         ("--no-standby", not model.standby),
         ("--allow-control", settings.control),
         ("--trace", settings.trace),

@@ -1,0 +1,121 @@
+"""Define the model and the data of a run, after they were read, split and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from hasten.certificate.promise import Promise
+from hasten.core.model import Model
+from hasten.core.shapes import Extent
+from hasten.core.target import Target
+from hasten.core.tensors import Array
+from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.spool import Spool
+from hasten.inputs.metrics.unlabelled import missing_labels
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.set_metrics.base import SetMetric
+from hasten.measure.workbench import Workbench
+from hasten.optimization.unrolling import Unrolled
+from hasten.optimization.workspace import Parts
+from hasten.passes.small_model import SmallModel
+
+_CHANGES = 2
+"""Answers that may change for each that may be lost, as far as the search without labels goes."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A model and its data, read, split and checked against each other.
+
+    Attributes:
+        model: The original model, with the shapes that the data settles.
+        parts: Parts of the data, laid out in the run's folder.
+        training: Data to train on and to calibrate from; None where none was given.
+        pipeline: Steps from an image file to the model's input; None where there are none.
+        promise: Promise that the certificate makes.
+        target: Device to run on.
+        small_models: Smaller models to try in the original's place.
+        trained: Name of a smaller model -> how it was made, in words.
+        given_sha256: SHA-256 of the model that was given, before anything was folded into it.
+        unrolled: States and single steps, where samples are whole sequences; None elsewhere.
+        figures: Metrics over the sealed set that are stated before and after.
+        tested: Promise with the confidence at which the sealed data will be tested, as far as the
+            ledger tells beforehand; None where that is the promise's own.
+        asking: Whether labels are asked for, of sealed samples on which answers differ.
+        made_up: Whether no data was given, so that inputs were made up and nothing inexact may ship.
+        extents: Dimensions in which samples differ; empty where all have one shape.
+    """
+
+    model: Model
+    parts: Parts
+    training: Dataset | None
+    pipeline: Pipeline | None
+    promise: Promise
+    target: Target
+    small_models: tuple[SmallModel, ...]
+    trained: Mapping[str, str]
+    given_sha256: str
+    unrolled: Unrolled | None = None
+    figures: tuple[SetMetric, ...] = ()
+    tested: Promise | None = None
+    asking: bool = False
+    made_up: bool = False
+    extents: tuple[Extent, ...] = ()
+
+    @property
+    def single(self) -> Spool:
+        """Return samples of single requests: of the search split, or the calibration's steps."""
+        return self.parts.search if self.unrolled is None else self.unrolled.calibration
+
+    @property
+    def steps_each(self) -> float:
+        """Return the mean number of steps of a sequence; 1 where a sample is one request."""
+        return 1.0 if self.unrolled is None else self.unrolled.steps_each
+
+    @cached_property
+    def search_promise(self) -> Promise:
+        """Promise that the search goes by.
+
+        Where labels will be asked for, the search has none, and it ranks candidates by the answers
+        that change. Of those about as many become right as wrong, so twice the limit may change.
+        """
+        promise = self.tested or self.promise
+        missing = missing_labels(promise.metric, self.parts.search.labels)
+        if not self.asking or missing is None or not missing.all():
+            return promise
+        return replace(promise, max_drop=min(_CHANGES * promise.max_drop, 0.5))
+
+    @cached_property
+    def search_units(self) -> Array:
+        """Number of each search sample's draw, as the metric draws them, `(n,)`."""
+        return self.parts.search_draws(self.promise.metric)
+
+    @cached_property
+    def sealed_units(self) -> Array:
+        """Number of each sealed sample's draw, as the metric draws them, `(n,)`."""
+        return self.parts.sealed_draws(self.promise.metric)
+
+    @property
+    def sealed_draws(self) -> int:
+        """Return the number of independent draws to certify by."""
+        return len(np.unique(self.sealed_units))
+
+    def bench(self, folder: Path, limit_s: float) -> Workbench:
+        """Return the workbench for the device, with a time limit for each step, in seconds."""
+        return Workbench(
+            folder,
+            self.target,
+            limit_s=limit_s,
+            memory_bytes=self.target.memory_bytes // 2,
+            model=self.model,
+            sequences=None if self.unrolled is None else self.unrolled.sequences,
+            calibration=self.parts.calibration
+            if self.unrolled is None
+            else self.unrolled.calibration,
+            calibration_hash=self.parts.calibration_hash,
+        )
