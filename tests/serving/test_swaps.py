@@ -90,3 +90,21 @@ def test_a_swap_beside_load_leaves_the_batches_as_they_were(
         ended.set()
         assert all(call.result() > 3 for call in calls)
         assert served.find("model").opened.sizes == before
+
+
+def test_only_another_answer_after_a_swap_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The bundle is replaced by one that answers alike, then by one whose classes are reversed."""
+    bundle = bundle_of(tmp_path, models.solid(tmp_path), "model")
+    requests = [{"x": np.arange(4, dtype=np.float32)[None]}]
+    caplog.set_level("INFO", "hasten")
+    with ServerThread(place_of(bundle), control=True) as server:
+        for make, differing in ((models.solid, 0), (models.mirrored, 1)):
+            caplog.clear()
+            bundle_of(tmp_path, make(tmp_path), "model", requests=requests)
+            load(server)
+            until(lambda: "in place of the model served before" in caplog.text)
+            (said,) = [one for one in caplog.records if "answers differ" in one.getMessage()]
+            assert f"{differing} of 1 answers differ" in said.getMessage()
+            assert (said.levelname == "WARNING") == bool(differing)

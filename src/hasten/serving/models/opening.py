@@ -127,6 +127,8 @@ class OpenBundle:
             up could be answered.
         broken: Whether the model answers NaN where the exact one doesn't.
         watch: Monitor of the answers; None where the bundle isn't watched.
+        agreed: Sentence that says that it answers as the bundle that it replaces; "" if it doesn't, or
+            replaces none.
     """
 
     path: Path
@@ -145,6 +147,7 @@ class OpenBundle:
     broken: bool = False
     most_rows: int = 1
     watch: Watch | None = None
+    agreed: str = ""
 
     @property
     def everything(self) -> Sequence[Loaded]:

@@ -286,6 +286,8 @@ class Repository:
             one.state, one.reason = "READY", ""
             for note in opened.notes:
                 log.warning("%s", note, extra={"model": one.name, "version": one.version})
+            if opened.agreed:
+                log.info("%s", opened.agreed, extra={"model": one.name, "version": one.version})
             what = "ready" if old is None else "ready, in place of the model served before"
             log.info("%s", what, extra={"model": one.name, "version": one.version})
             if old is not None:
@@ -405,10 +407,14 @@ class Repository:
                 f"requests may have at most {amount(opened.most_rows, 'row')} from now on, instead of "
                 f"{old.most_rows}"
             )
-        opened.notes.append(
+        said = (
             f"it replaces the model served before: on {inputs_of(opened)}, {disagreed} of {compared} "
             "answers differ"
         )
+        if disagreed:
+            opened.notes.append(said)
+        else:
+            opened.agreed = said
 
     async def unload(self, one: Registered) -> None:
         """Unload a version after it has answered the requests that it accepted.
