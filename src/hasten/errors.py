@@ -19,6 +19,10 @@ class CandidateError(HastenError):
     """One candidate failed. It is recorded with its reason, and the run goes on."""
 
 
+class NotCovered(CandidateError):  # noqa: N818
+    """The engine isn't made for the model, so there is nothing to try; the message says why."""
+
+
 class OutOfTime(CandidateError):  # noqa: N818
     """The run's time limit came before a step was done, so nothing is known of the candidate."""
 

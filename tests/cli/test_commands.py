@@ -174,6 +174,19 @@ def test_inspect_says_what_is_inside(exact_bundle: Path) -> None:
     assert json.loads(run("inspect", exact_bundle, "--json").stdout)["status"] == "exact"
 
 
+def test_inspect_lists_what_a_model_takes_and_returns(tmp_path: Path) -> None:
+    model = models.linear_classifier(tmp_path)
+    result = run("inspect", model)
+    assert result.exit_code == 0, result.output
+    lines = dict(line.split(":", 1) for line in result.output.splitlines())
+    assert lines["inputs"].strip() == "x: float32[batch, 16]"
+    assert lines["outputs"].strip() == "logits: float32[batch, 4]"
+    refused = run("inspect", model, "--json")
+    assert refused.stderr == (
+        f"hasten: {model} is a model: --json, --requirements and --trusted are for bundles\n"
+    )
+
+
 def test_load_says_how_long_it_took_and_keeps_what_was_compiled(
     exact_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

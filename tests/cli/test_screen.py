@@ -4,7 +4,7 @@ import pytest
 
 from hasten.cli.live import LiveScreen
 from hasten.cli.screen import PlainScreen, screen, table
-from hasten.core.progress import Outline, Progress, Tried
+from hasten.core.progress import UNKNOWN, Outline, Progress, Tried
 from hasten.measure.intervals import Quantile, Ratio
 from hasten.reporting.result import Row
 
@@ -45,6 +45,20 @@ def test_plain_lines_name_a_stage_and_a_best_once(capsys: pytest.CaptureFixture[
         for done in range(3):
             listen(Progress("race", f"round {done}", done, 3, None, "a, 2x"))
     assert capsys.readouterr().err == "racing the fastest ...\n  best so far: a, 2x\n"
+
+
+def test_an_outcome_comes_before_the_best_that_it_makes(capsys: pytest.CaptureFixture[str]) -> None:
+    with PlainScreen() as listen:
+        listen(Progress("transform", "int8", 1, 2, None, "a, 2x"))
+        listen(Progress("try", "b", 1, 2, "a: 2x", "a, 2x"))
+    said = capsys.readouterr().err.splitlines()[1:]
+    assert said == ["  [1/2] a: 2x", "  best so far: a, 2x"]
+
+
+def test_a_total_that_is_not_known_is_not_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with PlainScreen() as listen:
+        listen(Progress("widths", "8 bits", 1, UNKNOWN, "10 bits: no answer lost", later_s=30.0))
+    assert capsys.readouterr().err == "trying bit widths ...\n  [1] 10 bits: no answer lost\n"
 
 
 def test_plain_lines_are_an_event_each(capsys: pytest.CaptureFixture[str]) -> None:

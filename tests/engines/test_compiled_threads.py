@@ -30,7 +30,7 @@ from hasten.engines.compiled.library import Team
 from hasten.engines.compiled.plan import Plan
 from hasten.engines.compiled.source import write
 from hasten.engines.compiled.writer import text_of
-from hasten.errors import CandidateError
+from hasten.errors import CandidateError, NotCovered
 from hasten.inputs.models.onnx import load
 from hasten.testing import models
 from hasten.testing.engine_tests import assert_one_line, request_for
@@ -420,7 +420,7 @@ def test_a_small_plan_is_written_as_for_one_thread_and_is_no_second_candidate(
     one, many = (write(plan, weights, Target.host(), threads) for threads in (1, 8))
     assert one == many
     assert "__atomic" not in one.text
-    with pytest.raises(CandidateError, match="too little to calculate for 8 threads") as caught:
+    with pytest.raises(NotCovered, match="too little to calculate for 8 threads") as caught:
         built(perceptron(tmp_path), tmp_path, threads=8)
     assert_one_line(caught.value)
 

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from hasten.errors import InputError
 from hasten.measure.intervals import Ratio
-from hasten.optimization.choose import Standing, faster, fastest_exact, ladder, undecided
+from hasten.optimization.choose import Standing, entrants, faster, fastest_exact, ladder, undecided
 
 
 def standing(
@@ -139,6 +139,19 @@ def test_who_may_be_as_fast_as_one_as_safe_is_undecided() -> None:
     assert undecided([s for s in standings if s.key != "exact"], 0.03) == (
         *("best", "twin", "lucky", "safer"),
     )
+
+
+def test_the_safest_races_although_few_turns_could_not_tell_that_it_is_faster() -> None:
+    standings = [
+        BASELINE,
+        standing("bf16", 0.31, 0.0, half=0.9),  # its interval reaches beyond the baseline's latency
+        *(standing(f"int8 {n}", 0.13 + n / 100, 0.02 - n / 1000, half=0.5) for n in range(6)),
+    ]
+    assert entrants(standings, "baseline", max_drop=0.05, most=4) == (
+        *("bf16", "int8 5", "int8 3", "int8 0"),
+    )
+    assert entrants(standings[:2], "baseline", max_drop=0.05, most=4) == ("bf16",)
+    assert entrants(standings[:1], "baseline", max_drop=0.05, most=4) == ()
 
 
 @given(FIELDS, SHARES)

@@ -62,7 +62,8 @@ def test_a_rerun_after_a_refusal_pays_and_fresh_samples_do_not(tmp_path: Path, s
     assert any(note.startswith(said) for note in second.notes)
     assert second.notes[0] == (
         "140 sealed samples can't show that at most 1.5% of answers change, even if nothing changes: "
-        "that takes 657, after what earlier looks spent, or 199 samples that no run has read"
+        "that takes 657, after what earlier looks spent, or 199 samples that no run has read; "
+        "a run with the same answers as an earlier one is judged as that one was"
     )
     record = json.loads((second.bundle / "evidence" / "sealed.json").read_text())
     once = json.loads((first.bundle / "evidence" / "sealed.json").read_text())

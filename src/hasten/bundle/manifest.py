@@ -23,6 +23,11 @@ SCHEMA = 1
 MANIFEST, SIGNATURE = "manifest.json", "manifest.json.minisig"
 """Names of the manifest's file, and of the signature over it, which the manifest can't list."""
 Status: TypeAlias = Literal["certified", "exact", "uncertified"]
+UNFINISHED = (
+    "the run has not finished: this is the fastest candidate so far, and it isn't certified; "
+    "continue with --resume"
+)
+"""Reason why a bundle that is written during the search isn't certified."""
 
 _STRANGE = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that control a terminal or reverse the writing direction, and lone surrogates."""

@@ -97,6 +97,7 @@ def _targets() -> Iterable[str]:
 models = _files(_MODELS)
 data = _files(_TABLES)
 bundles = _files(_BUNDLES)
+inspected = _files((*_BUNDLES, ".onnx"))
 pipelines = _files((".yaml", ".yml", ".onnx"))
 libraries = _files((".so",))
 engines, passes, metrics = _names(_engines), _names(_passes), _names(_metrics)

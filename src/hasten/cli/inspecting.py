@@ -1,7 +1,8 @@
-"""Define `hasten inspect`, which checks a bundle and lists what is in it."""
+"""Define `hasten inspect`, which lists what is in a bundle, or what an ONNX model takes and returns."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path), shell_complete=completing.bundles)
+@click.argument("bundle", type=click.Path(path_type=Path), shell_complete=completing.inspected)
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 @click.option(
     "--requirements",
@@ -34,7 +35,10 @@ def inspect(
     serve: bool,
     trusted: tuple[str, ...] | None,
 ) -> None:
-    """Check BUNDLE and list its contents."""
+    """Check BUNDLE and list its contents.
+
+    BUNDLE may also be an ONNX file, MODEL.onnx: its inputs and outputs are listed.
+    """
     from hasten.bundle import differences, read, requirements, unpacked
     from hasten.bundle.covered import batches_in_words
     from hasten.bundle.evidence import batch_curve
@@ -51,6 +55,13 @@ def inspect(
             raise InputError("--json and --requirements print different things: give one of them")
         if serve and not as_requirements:
             raise InputError("--serve needs --requirements, which it adds to: give both")
+        if bundle.suffix.lower() == ".onnx":
+            if as_json or as_requirements or trusted:
+                raise InputError(
+                    f"{bundle} is a model: --json, --requirements and --trusted are for bundles"
+                )
+            _print(_facts_of_model(bundle))
+            return
         keys = keys_of(trusted)
         bundle = unpacked(bundle, keys)
         manifest = read(bundle, keys)
@@ -85,13 +96,32 @@ def inspect(
         here = at_hand(manifest.target)
         unlike = differences(manifest, here, environment(here))
         facts.append(("this machine", "; ".join(unlike) or "matches the one it was made on"))
-        for name, value in facts:
-            click.echo(f"{name + ':':14}{value}")
+        _print(facts)
         if manifest.comparison is not None:
             lines = (*manifest.comparison.in_words(), manifest.comparison.how)
             click.echo("\n" + "\n".join(("on the sealed samples, before and after:", *lines)))
         if curve:
             click.echo(f"\n{curve_table(curve)}")
+
+
+def _print(facts: Iterable[tuple[str, str]]) -> None:
+    for name, value in facts:
+        click.echo(f"{name + ':':14}{value}")
+
+
+def _facts_of_model(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield the facts of an ONNX file.
+
+    Raises:
+        InputError: it can't be read, or onnx isn't installed.
+    """
+    from hasten.inputs.models import onnx
+    from hasten.reporting.sizes import size_in_words
+
+    model = onnx.load(path)
+    yield "model", f"an ONNX file that isn't optimized yet, {size_in_words(model.size_bytes)}"
+    yield "inputs", "; ".join(map(str, model.inputs))
+    yield "outputs", "; ".join(map(str, model.outputs))
 
 
 def _carried(sequences: Sequences) -> str:

@@ -99,13 +99,15 @@ class LiveScreen:
         return Group(*parts, "", now)
 
     def _steps(self, width: int) -> Text:
-        """Return the phases in lines: those that are finished, the one at work, those to come."""
+        """Return the phases in lines: finished, left out, at work, and to come."""
         steps = []
         for name in self._phases.names:
             if self._phases.finished(name):
                 mark, style = "✓", "green"
             elif name == self._phases.current:
                 mark, style = "●", "bold"
+            elif self._phases.left_out(name):
+                mark, style = "-", "dim"
             else:
                 mark, style = "○", "dim"
             steps.append(Text(f"{mark} {name}", style))
@@ -130,7 +132,7 @@ def facts(outline: Outline) -> Table:
 def bars(tried: Sequence[Tried], width: int, most: int) -> list[Text]:
     """Return a line for each candidate, fastest first, with its latency as a bar beside the baseline's.
 
-    Those that may not ship are dimmed, with the reason; those with nothing to do are counted.
+    Those that may not ship are dimmed, with the reason; skipped ones are counted.
 
     Args:
         tried: Candidates that were tried.
@@ -154,7 +156,7 @@ def bars(tried: Sequence[Tried], width: int, most: int) -> list[Text]:
     label_width = max(14, min(longest, width - bar_width - _AFTER_BAR))
     lines = [_line(one, width, label_width, bar_width, is_best=one is best) for one in shown]
     tail = [f"and {more} slower or unfit"] * bool(more)
-    tail += [f"{skipped} had nothing to change"] * bool(skipped)
+    tail += [f"{skipped} skipped"] * bool(skipped)
     return lines + ([Text(f"  {', '.join(tail)}", style="dim")] if tail else [])
 
 

@@ -262,7 +262,7 @@ _ORDER_OPTIONS = (
         type=effort_choice,
         default="normal",
         show_default=True,
-        help="How hard to try: quick takes about a minute for a small model.",
+        help="How hard to try: quick takes about a minute for a small model on an idle machine.",
     ),
     click.option(
         "--engine",

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 
-from hasten.core.progress import Outline, Progress
+from hasten.core.progress import UNKNOWN, Outline, Progress
 
 _PHASES = {
     "prepare": "prepare",
@@ -70,6 +70,11 @@ class Phases:
         """Whether a phase was at work and is no longer."""
         return name in self._met and name != self.current
 
+    def left_out(self, name: str) -> bool:
+        """Whether a later phase is at work, and this one never was."""
+        order = self.names
+        return name not in self._met and order.index(name) < order.index(self.current)
+
     @property
     def elapsed_s(self) -> float:
         """Return the time since the beginning, in seconds."""
@@ -81,7 +86,7 @@ class Phases:
         most_s = math.inf if limit_s is None else max(0.0, limit_s - self.elapsed_s)
         last = self._last
         later_s = None if last is None else last.later_s
-        if last is None or later_s is None:
+        if last is None or later_s is None or last.total == UNKNOWN:
             return None if limit_s is None else most_s
         passed, left = last.done - self._stage_done, max(0, last.total - last.done)
         if passed <= 0 < left:

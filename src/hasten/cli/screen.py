@@ -73,8 +73,10 @@ class PlainScreen:
                 f"{_STAGES.get(progress.stage, progress.stage)} ...{left and f' ({left})'}"
             )
         if progress.outcome:
-            lines.append(f"  [{progress.done}/{progress.total}] {progress.outcome}")
-        if progress.best and progress.best != self._best:
+            of = f"/{progress.total}" if progress.total else ""
+            lines.append(f"  [{progress.done}{of}] {progress.outcome}")
+        making = progress.stage == "transform"  # its outcome, which makes it the best, comes next
+        if progress.best and progress.best != self._best and not making:
             self._best = progress.best
             lines.append(f"  best so far: {progress.best}")
         if progress.news:

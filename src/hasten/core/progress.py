@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+UNKNOWN = 0
+"""Total of a stage whose number of steps isn't known before its end."""
 Verdict: TypeAlias = Literal[
     "baseline", "exact", "accurate", "slower", "wrong", "skipped", "failed"
 ]
@@ -56,7 +58,7 @@ class Progress:
             "widths", "try", "design", "race", "certify", "label", "figures", "limit", "curve", "load".
         doing: Description of the current work, in a few words.
         done: Number of completed steps in this stage.
-        total: Number of all steps in this stage.
+        total: Number of all steps in this stage; `UNKNOWN` if the search decides it as it goes on.
         outcome: Result of the previous step, in a line; None where it has none.
         best: Best result so far, in a line; None where there is none.
         tried: Candidate that the previous step tried; None where it tried none.

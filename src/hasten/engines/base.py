@@ -325,8 +325,9 @@ class Engine(Value, ABC):
         """Write the files that this engine opens into `workdir`.
 
         Raises:
-            CandidateError: the runtime can't take this model; the message names the operator and
-                node.
+            NotCovered: the engine isn't made for this model, so that the search skips it; the message
+                names the operator and node.
+            CandidateError: anything else went wrong.
         """
 
     @abstractmethod

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from hasten.core.raised import REMEDY
-from hasten.errors import CandidateError
+from hasten.errors import CandidateError, NotCovered
 
 LONGEST_REASON = 300
 _ONNXRUNTIME_PREFIX = re.compile(
@@ -36,10 +36,12 @@ def failed(what: str, error: Exception, model: Path | None = None) -> CandidateE
 
     Returns:
         Error with a message of one line: `what`, and the first informative line of the runtime's
-        message.
+        message. It is NotCovered if the runtime lacks an operator of `model`.
     """
     said = reason(error)
-    return CandidateError(f"{what}: {said}{_node_note(model, said) if model else ''}")
+    if model is None or not _UNKNOWN_OPERATOR.search(said):
+        return CandidateError(f"{what}: {said}")
+    return NotCovered(f"{what}: {said}{_node_note(model, said)}")
 
 
 def reason(error: Exception) -> str:
@@ -78,8 +80,6 @@ def _of_openvino(line: str, lines: list[str]) -> str:
 
 def _node_note(model: Path, said: str) -> str:
     """Return a note that names the node with a missing operator; "" if the message does so."""
-    if not _UNKNOWN_OPERATOR.search(said):
-        return ""
     try:
         import onnx
 

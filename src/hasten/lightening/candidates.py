@@ -20,6 +20,7 @@ from hasten.lightening.ways import (
     hopeless,
     train_way,
 )
+from hasten.optimization.trials import lost_in_words
 from hasten.reporting.rows import latency
 
 
@@ -146,7 +147,7 @@ def _int8_costs(task: Task, lighter: Lighter) -> bool:
         lighter.way.name,
         1,
         1,
-        f"{lighter.way.name}: {100 * lost:+.2f} points lost in int8 on held-out samples",
+        f"{lighter.way.name}: {lost_in_words(100 * lost)} in int8 on held-out samples",
     )
     if lost > LOST * task.max_drop and task.objective.feature_weight == 1:
         task.notes.append(

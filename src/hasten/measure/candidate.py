@@ -109,7 +109,8 @@ class Trial:
             the search split or, once it is read, on the sealed data; None where not all were
             compared.
         failure: Reason why the candidate failed, in one line; None where it didn't.
-        skipped: Reason why there was nothing to do; None where there was something.
+        skipped: Reason why there was nothing to do, or why the engine isn't made for the model; None where
+            it was tried.
         properties: Properties that the engine reports.
         estimate: Estimate by the device's tools, where the device isn't here.
     """

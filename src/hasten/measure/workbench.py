@@ -23,7 +23,7 @@ from hasten.core.tensors import Tensors, TensorSpec
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.estimates import Estimate
 from hasten.engines.layers import LayerTime
-from hasten.errors import CandidateError, OutOfTime
+from hasten.errors import CandidateError, NotCovered, OutOfTime
 from hasten.inputs.data.dataset import ShapesOf
 from hasten.inputs.data.spool import Spool
 from hasten.measure.candidate import Candidate
@@ -492,11 +492,12 @@ class Workbench(Bench):
 
         Raises:
             Skipped: a pass had nothing to do.
+            NotCovered: the engine isn't made for the model.
             CandidateError: any step failed.
         """
         model = self.transform(candidate.passes)
         if model.format not in candidate.engine.formats:
-            raise CandidateError(f"{candidate.label}: the engine takes no {model.format} model")
+            raise NotCovered(f"{candidate.label}: the engine takes no {model.format} model")
         folder = self.folder / "artifacts" / f"{candidate.key}-{next(self._count)}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

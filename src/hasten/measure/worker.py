@@ -37,7 +37,7 @@ from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.origins import traced
 from hasten.engines.sequences import SequenceSession
-from hasten.errors import CandidateError, InputError, full_disk
+from hasten.errors import CandidateError, InputError, NotCovered, full_disk
 from hasten.inputs.data.dataset import Dataset, ShapesOf, like_shaped
 from hasten.inputs.data.samples import tensors_hash
 from hasten.inputs.data.spool import Spool, SpoolWriter
@@ -496,7 +496,7 @@ def _reply(process: _Process, command: dict[str, Any]) -> dict[str, Any]:
     except InputError as error:
         return {"input_error": str(error)}
     except CandidateError as error:
-        return {"candidate_error": str(error)}
+        return {"candidate_error": str(error), "covered": not isinstance(error, NotCovered)}
     except MemoryError:
         return {"candidate_error": "ran out of memory"}
     except Exception as error:  # a runtime may raise anything; the parent decides

@@ -90,6 +90,30 @@ def undecided(standings: Sequence[Standing], max_drop: float) -> tuple[str, ...]
     )
 
 
+def entrants(
+    standings: Sequence[Standing], baseline: str, *, max_drop: float, most: int
+) -> tuple[str, ...]:
+    """Return the inexact candidates to race: the ladder so far, then near ties, fastest first.
+
+    The safest near tie always takes part. On a busy machine its few turns may not show yet that it is
+    faster than the baseline, and the ladder so far doesn't have it.
+
+    Args:
+        standings: Every candidate that was measured.
+        baseline: Key of the baseline.
+        max_drop: Limit on the drop, as an absolute share.
+        most: Most keys to return, at least 2.
+    """
+    close = undecided(standings, max_drop)
+    risks = {standing.key: standing.risk for standing in standings}
+    safest = min(close, key=risks.__getitem__, default=None)
+    rungs = ladder(standings, baseline, spread=0.0, max_drop=max_drop, rungs=most)
+    if safest is not None and safest not in rungs:
+        fewer = ladder(standings, baseline, spread=0.0, max_drop=max_drop, rungs=most - 1)
+        rungs = (safest, *fewer)
+    return tuple(dict.fromkeys([*rungs, *close]))[:most]
+
+
 def ladder(
     standings: Sequence[Standing],
     exact: str,

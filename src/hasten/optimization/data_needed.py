@@ -63,7 +63,7 @@ def warnings(
     enough = f"so some {_in_all(least, parts, metric, calibration)} in all"
     if sure != promise.confidence:
         fresh = draws_needed(draws, max_drop, promise.confidence)
-        enough = f"after what earlier looks spent, or {fresh:,} samples that no run has read"
+        enough = f"after what earlier looks spent, or {fresh:,} samples that no run has read; a run with the same answers as an earlier one is judged as that one was"
     why, remedy = "", ""
     if promise.mean_over == "samples" and (why := uneven(draws.largest, draws.samples, sealed)):
         remedy = "; or ask for the mean over groups, in which each group counts once"

@@ -13,6 +13,7 @@ from typing import Any
 
 from hasten import bundle
 from hasten.bundle import Manifest
+from hasten.bundle.manifest import UNFINISHED
 from hasten.certificate.batches import Coverage
 from hasten.certificate.looks import Look
 from hasten.core.comparison import Comparison
@@ -30,12 +31,6 @@ from hasten.passes.small_model import SmallModel
 from hasten.reporting.apart import rendered_within
 from hasten.reporting.evidence import assembled
 from hasten.reporting.result import Asked, Result
-
-UNFINISHED = (
-    "the run has not finished: this is the fastest candidate so far, and it isn't certified; "
-    "continue with --resume"
-)
-"""Reason why a bundle that is written during the search isn't certified."""
 
 UNDRAWN = (
     "there is no report, because matplotlib isn't installed: pip install 'hasten[optimize]', "

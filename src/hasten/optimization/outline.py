@@ -15,13 +15,14 @@ from hasten.optimization.order import Order
 from hasten.optimization.ready import Ready
 from hasten.reporting.sizes import size_in_words
 
-_NORMAL = "about 2 to 7 minutes for a model that takes a few milliseconds, longer for a larger one"
+_NORMAL = "about 2 to 7 minutes for a model that takes a few milliseconds"
+_LONGER = "on an idle machine; longer for a larger model, or while other programs run"
 _USUALLY = {
-    "quick": "about a minute for a small model, longer for a larger one",
-    "normal": _NORMAL,
-    "thorough": f"longer than with normal effort, which takes {_NORMAL}",
+    "quick": f"about a minute for a small model {_LONGER}",
+    "normal": f"{_NORMAL} {_LONGER}",
+    "thorough": f"more than with normal effort, which takes {_NORMAL} {_LONGER}",
 }
-"""Usual time of a run by its effort: see the measurements in docs/results.md."""
+"""Usual time of a run by its effort: see the measurements in docs/explanation/results.md."""
 _NAMED = 3
 """Most transformations that are named."""
 
@@ -44,7 +45,7 @@ def outline_of(
         ("machine", _machine(ready)),
         ("tries", _tries(proposed, drafted)),
         ("promise", _promise(ready)),
-        ("time", _time(order)),
+        ("time", _time(order, proposed)),
     )
     return Outline(
         facts,
@@ -124,9 +125,11 @@ def _promise(ready: Ready) -> str:
     return f"{what}{noun}, tested at {sure} before anything inexact ships"
 
 
-def _time(order: Order) -> str:
+def _time(order: Order, proposed: Sequence[Single]) -> str:
     if order.time_limit_s is not None:
         return f"at most about {order.time_limit_s:.0f} s, the time limit"
+    if not proposed:
+        return "some minutes to half an hour for a small network; the router takes most of it"
     usual = next((name for name, effort in EFFORTS.items() if effort == order.effort), "")
     return _USUALLY.get(usual, "unknown, because the effort is your own")
 

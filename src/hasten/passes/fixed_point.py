@@ -14,7 +14,7 @@ import onnx
 from hasten.core.model import Format, Model
 from hasten.core.records import digest, to_record
 from hasten.core.target import Target
-from hasten.core.words import counted, listed
+from hasten.core.words import amount, listed
 from hasten.engines.fpga import program
 from hasten.engines.fpga.program import VECTORS
 from hasten.engines.fpga.ranges import observed
@@ -107,7 +107,9 @@ class FixedPoint(Pass):
             f"weights {self.weight_bits}, activations {self.activation_bits}, "
             f"inputs {self.input_bits} bits",
             {"grow": "", "saturate": "saturating", "wrap": "wrapping"}[self.overflow],
-            f"{counted(len(self.layers), 'layer')} apart, set {own}" if self.layers else "",
+            f"other widths in {amount(len(self.layers), 'layer')}, choice {own}"
+            if self.layers
+            else "",
         )
         return f"fixed point ({settings})"
 

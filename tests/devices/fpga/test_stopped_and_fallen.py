@@ -10,7 +10,7 @@ import pytest
 from tests.support import tasks
 
 import hasten
-from hasten.core.progress import Listener, Progress, nobody
+from hasten.core.progress import UNKNOWN, Listener, Progress, nobody
 from hasten.engines.fpga import toolchain
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.spool import Spool
@@ -77,9 +77,11 @@ def test_a_stopped_run_goes_on_where_it_was(network: Any, tmp_path: Path) -> Non
     before = kinds()
     assert "trial" in before
     after: list[str] = []
+    seen: list[Progress] = []
 
     def watch(progress: Progress) -> None:
         after[:] = kinds()
+        seen.append(progress)
 
     made = run(network, tmp_path / "made.hasten", watch, resume=True)
     assert made.status == "certified", made.why
@@ -88,6 +90,9 @@ def test_a_stopped_run_goes_on_where_it_was(network: Any, tmp_path: Path) -> Non
     assert after.count("trial") == 3
     assert after.count("sealed read") <= 1
     assert not journal.exists()
+    (outline,) = (one.outline for one in seen if one.outline)
+    assert dict(outline.facts)["time"].startswith("some minutes to half an hour")
+    assert {one.total for one in seen if one.stage in ("widths", "design")} == {UNKNOWN}
 
 
 def test_what_nobody_simulated_is_not_certified(

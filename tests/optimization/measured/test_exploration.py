@@ -1,5 +1,6 @@
 """When the search ends: what is left to gain is set against the least that the machine can take."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from tests.support.desk import Desk
 from tests.support.jobs import job_in
 
 from hasten.certificate.promise import Promise
+from hasten.core.progress import Progress
+from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.openvino.engine import OpenVino
 from hasten.inputs.data.spool import Spool
 from hasten.inputs.metrics.agreement import Agreement
@@ -30,6 +33,7 @@ class Searched:
 
     tried: list[Candidate]
     notes: list[str]
+    told: list[Progress]
 
 
 def explored(
@@ -41,12 +45,14 @@ def explored(
     *,
     frozen: bool = False,
     sealed_draws: int = 2000,
+    exact: Sequence[Single] = (),
 ) -> Searched:
     """Explore where one candidate takes half of the baseline's time, and answers so many otherwise.
 
     Args:
         frozen: Whether the run was stopped after it had frozen what it certifies.
         sealed_draws: Number of draws that will decide.
+        exact: Exact candidates of the grid.
     """
     bench = Workbench(
         folder,
@@ -73,7 +79,8 @@ def explored(
         baseline=taking(2 * EACH_NS),
         scores=(0.0,) * wrong + (1.0,) * (SAMPLES - wrong),
     )
-    found = Searched([], job.notes)
+    found = Searched([], job.notes, [])
+    job = replace(job, listen=found.told.append)
 
     def run(candidate: Candidate, beat: float = 1.0) -> Trial:
         if candidate.key not in trials.done:
@@ -90,7 +97,7 @@ def explored(
             sealed_draws=sealed_draws,
             on_better=lambda trial: None,
             least=lambda precision: floor,
-        ).explore([candidate])
+        ).explore([*exact, candidate])
     trials.close()
     return found
 
@@ -150,3 +157,14 @@ def test_a_variant_of_the_fastest_is_made_only_where_it_could_be_seen_to_be_safe
         step for one in found.tried for step in one.passes if isinstance(step, NncfQuantization)
     }
     assert bool(others - {first}) == varied
+
+
+def test_one_counter_goes_through_exact_forms_other_forms_and_variants(
+    desk: Desk, spool: Spool, tmp_path: Path
+) -> None:
+    exact = [Single((), OnnxRuntime(threads=threads)) for threads in (1, 2)]
+    found = explored(desk, spool, tmp_path, None, wrong=2, exact=exact)
+    outcomes = [one for one in found.told if one.outcome]
+    assert [one.done for one in outcomes] == list(range(1, len(outcomes) + 1))
+    assert [(one.stage, one.total) for one in outcomes[:3]] == [("exact", 3)] * 2 + [("try", 3)]
+    assert len(outcomes) == outcomes[-1].total > 3

@@ -45,8 +45,14 @@ def trial(candidate: Candidate, *ratios: float) -> Trial:
     )
 
 
-def told(desk: Desk, spool: Spool, folder: Path, *trials: Trial) -> list[Progress | str]:
-    """What a search with these trials tells and makes, in order."""
+def told(
+    desk: Desk, spool: Spool, folder: Path, *trials: Trial, late_after: int | None = None
+) -> list[Progress | str]:
+    """What a search with these trials tells and makes, in order.
+
+    Args:
+        late_after: Number of trials after which the time is up; None for no limit.
+    """
     bench = Workbench(
         folder,
         desk.bench.target.with_threads(2),
@@ -73,6 +79,8 @@ def told(desk: Desk, spool: Spool, folder: Path, *trials: Trial) -> list[Progres
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(screening, "run", run)
         patch.setattr(Exploration, "_transform", transform)
+        if late_after is not None:
+            patch.setattr(Exploration, "_late", lambda self: len(screening.done) >= late_after)
         Exploration(
             screening,
             job,
@@ -127,3 +135,17 @@ def test_where_no_exact_form_is_faster_the_default_engine_is_named(
     assert news(found) == (
         "no exact form is faster than the default engine (original, ONNX Runtime)"
     )
+
+
+def test_where_the_time_limit_came_first_it_is_said_that_forms_were_left(
+    desk: Desk, spool: Spool, tmp_path: Path
+) -> None:
+    slow, rest = trial(SLOWER, *[1.3] * 6), trial(EXACT, *[0.5] * 6)
+    found = told(desk, spool, tmp_path, slow, rest, late_after=1)
+    assert news(found) == (
+        "the time limit left exact forms untried; none so far is faster than the default engine "
+        "(original, ONNX Runtime)"
+    )
+    assert [one.tried.label for one in found if isinstance(one, Progress) and one.tried] == [
+        SLOWER.label
+    ]

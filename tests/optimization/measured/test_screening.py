@@ -14,6 +14,7 @@ from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Guard
 from hasten.core.model import Model
 from hasten.core.target import Target
+from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.null import Null
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import CandidateError, InputError
@@ -27,7 +28,7 @@ from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace
 from hasten.measure.workbench import Workbench
 from hasten.optimization.measured.screening import Screening, ratio
-from hasten.optimization.trials import risk
+from hasten.optimization.trials import lost_in_words, risk
 from hasten.passes.base import Pass, Skipped
 
 ENGINE = OnnxRuntime(threads=1)
@@ -63,7 +64,7 @@ class Marked(Pass):
 @pytest.fixture
 def bench(desk: Desk, spool: Spool, monkeypatch: pytest.MonkeyPatch) -> Workbench:
     # The workers must find this file's pass by its import path.
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
     target = desk.bench.target
     folder = desk.bench.folder
     return Workbench(folder, target, model=desk.model, calibration=spool, calibration_hash="0")
@@ -159,6 +160,16 @@ def test_a_candidate_that_fails_is_recorded_with_its_reason(
     assert Journal(search.path).last("trial") is not None
 
 
+def test_an_engine_that_is_not_made_for_the_model_is_skipped(search: Search) -> None:
+    unfit = Single((), CompiledC(threads=8))
+    why = "there is too little to calculate for 8 threads: it would be the same as on one"
+    trials = search.trials(grid=(unfit, BASELINE))
+    assert trials.baseline == BASELINE
+    for trial in (trials.done[unfit.key], search.trials().run(unfit)):
+        assert (trial.skipped, trial.failure) == (why, None)
+    assert trials.outcome(trials.done[unfit.key]) == f"skipped: {why}"
+
+
 def test_trials_in_the_journal_are_not_run_again(search: Search) -> None:
     first = search.trials()
     for engine in (ENGINE, Faulty(ENGINE, "kill")):
@@ -214,6 +225,18 @@ def test_under_lost_no_gain_makes_up_for_a_loss(search: Search) -> None:
     assert net.drop(trial) == pytest.approx(falls.mean())
     assert lost.drop(trial) == pytest.approx(np.maximum(falls, 0).mean())
     assert lost.drop(trial) > net.drop(trial)
+
+
+@pytest.mark.parametrize(
+    ("points", "words"),
+    [
+        (0.28, "+0.28 points lost"),
+        (-3.51, "3.51 points gained"),
+        (-0.0, "+0.00 points lost"),
+    ],
+)
+def test_what_is_gained_is_not_called_lost(points: float, words: str) -> None:
+    assert lost_in_words(points) == words
 
 
 def test_a_pass_that_failed_is_not_run_a_second_time(bench: Workbench, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from hasten.engines.compiled.scratch import scratch
 from hasten.engines.compiled.source import Source, shared_operations, write
 from hasten.engines.layers import LayerTime
 from hasten.engines.weights import Stretch
-from hasten.errors import CandidateError, InputError, IntegrityError
+from hasten.errors import CandidateError, InputError, IntegrityError, NotCovered
 
 _PLAN, _WEIGHTS = "plan.json", "plan.bin"
 _SMALL_WORK = 30_000_000
@@ -116,14 +116,15 @@ class CompiledC(Engine):
         """Write the model's plan and weights.
 
         Raises:
-            CandidateError: an operator isn't covered (the message names it and its node), or there is too
+            NotCovered: an operator isn't covered (the message names it and its node), or there is too
                 little to calculate for several threads.
+            CandidateError: the model can't be read.
         """
         if model.custom_ops:
-            raise CandidateError("the compiled engine takes no custom operators")
+            raise NotCovered("the compiled engine takes no custom operators")
         plan, weights = self._lowered(model)
         if self.threads > 1 and not any(shared_operations(plan)):
-            raise CandidateError(
+            raise NotCovered(
                 f"there is too little to calculate for {self.threads} threads: it would be the "
                 "same as on one"
             )
@@ -131,7 +132,7 @@ class CompiledC(Engine):
         try:
             plan.check(len(weights))
         except IntegrityError as error:
-            raise CandidateError(f"the compiled engine can't take the model: {error}") from error
+            raise NotCovered(f"the compiled engine can't take the model: {error}") from error
         plan.write(path)
         beside.write_bytes(weights)
         return Artifact(

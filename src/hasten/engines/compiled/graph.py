@@ -23,7 +23,7 @@ from hasten.engines.compiled.plan import (
     product,
 )
 from hasten.engines.failures import failed
-from hasten.errors import CandidateError, visible
+from hasten.errors import CandidateError, NotCovered, visible
 
 if TYPE_CHECKING:
     import onnx
@@ -86,7 +86,7 @@ class Node:
             f"{proto.name!r:.80}" if proto.name else f"that gives {''.join(proto.output[:1])!r:.80}"
         )
         operator = visible(proto.op_type[:80])
-        raise CandidateError(f"the compiled engine doesn't take {operator} (node {named}): {why}")
+        raise NotCovered(f"the compiled engine doesn't take {operator} (node {named}): {why}")
 
     def has(self, place: int) -> bool:
         """Whether an input, which may be left out, is there."""
@@ -213,9 +213,9 @@ class Graph:
     def new(self, dtype: str, shape: tuple[int, ...], batch: int | None) -> Value:
         """Make a tensor that an operation is going to write."""
         if dtype not in C_TYPES:
-            raise CandidateError(f"the compiled engine doesn't take tensors of {dtype}")
+            raise NotCovered(f"the compiled engine doesn't take tensors of {dtype}")
         if product(shape) < 1:
-            raise CandidateError(f"the compiled engine doesn't take empty tensors: {list(shape)}")
+            raise NotCovered(f"the compiled engine doesn't take empty tensors: {list(shape)}")
         name = f"t{len(self.tensors)}"
         self.tensors[name] = Tensor(dtype, product(shape))
         return Value(name, dtype, shape, batch)
@@ -226,7 +226,7 @@ class Graph:
         if known is not None:
             return known[1]
         if str(array.dtype) not in C_TYPES or not array.size:
-            raise CandidateError(
+            raise NotCovered(
                 f"the compiled engine doesn't take constants of {array.dtype}, shape {list(array.shape)}"
             )
         name = f"t{len(self.tensors)}"
@@ -279,7 +279,7 @@ class Graph:
         """Append an operation.
 
         Raises:
-            CandidateError: there is more to calculate than the engine takes.
+            NotCovered: there is more to calculate than the engine takes.
         """
         self.operations.append(operation)
         for name in operation.writes:
@@ -288,7 +288,7 @@ class Graph:
                 self._sources[name] += (self.source,)
         self._work += 0 if operation.narrow else operation.work
         if self._work > self.most_work:
-            raise CandidateError(
+            raise NotCovered(
                 f"the compiled engine takes up to {self.most_work / 1e6:g} million calculations "
                 "with floats "
                 "for an answer: this model has more"
@@ -336,7 +336,7 @@ class Graph:
                 raise CandidateError(f"the output {name!r} isn't computed")
             value = self.plain(name)
             if value.dtype not in C_TYPES:
-                raise CandidateError(
+                raise NotCovered(
                     f"the compiled engine returns only numbers: the output {name!r} is "
                     f"{value.dtype}"
                 )

@@ -29,7 +29,7 @@ from hasten.engines.compiled.nodes.int8.qoperators import spelled
 from hasten.engines.compiled.plan import MOST_BYTES, Plan, Tensor
 from hasten.engines.failures import failed
 from hasten.engines.layers import node_name
-from hasten.errors import CandidateError, visible
+from hasten.errors import NotCovered, visible
 
 if TYPE_CHECKING:
     import onnx
@@ -69,7 +69,7 @@ def lower(
         The plan, and its constants.
 
     Raises:
-        CandidateError: an operator isn't covered (the message names it and its node), or there is more to
+        NotCovered: an operator isn't covered (the message names it and its node), or there is more to
             calculate.
     """
     return lower_graph(_read(path), request, outputs, most_work)
@@ -84,7 +84,7 @@ def lower_graph(
     """Make the plan of an ONNX graph, as `lower` does.
 
     Raises:
-        CandidateError: an operator isn't covered (the message names it and its node), or there is more to
+        NotCovered: an operator isn't covered (the message names it and its node), or there is more to
             calculate.
     """
     graph = Graph(most_work=most_work, lowerings=LOWERINGS, between=_between(proto.graph))
@@ -253,7 +253,7 @@ def _packed(plan: Plan, weights: bytes) -> tuple[Plan, bytes]:
             kept.extend(content)
         tensors[name] = tensor
     if len(kept) > MOST_BYTES:
-        raise CandidateError(
+        raise NotCovered(
             f"the compiled engine takes small models: this one has {len(kept) / 1e6:,.0f} MB of weights"
         )
     return replace(plan, tensors=tensors), bytes(kept)

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 
+from hasten.core.progress import UNKNOWN
 from hasten.engines.fpga.engine import Fpga
 from hasten.engines.fpga.fixed_point import FixedPointProgram, cost, layers
 from hasten.measure.candidate import Single, Trial
@@ -59,12 +60,12 @@ class FixedPointSearch:
     def _judge(self, step: Pass) -> Trial:
         candidate = Single((step,), FixedPointProgram())
         count = len(self.trials.done)
-        self.job.tell("widths", candidate.label, count, count + 1)
+        self.job.tell("widths", candidate.label, count, UNKNOWN)
         trial = self.trials.judge(candidate)
         said = f"{candidate.label}: {self.trials.outcome(trial)}"
         if trial.properties and not trial.failure:
             said += f", some {cost(trial.properties):,.0f} adders"
-        self.job.tell("widths", candidate.label, count + 1, count + 1, said)
+        self.job.tell("widths", candidate.label, count + 1, UNKNOWN, said)
         return trial
 
     def _train(self) -> None:
@@ -171,7 +172,7 @@ class FixedPointSearch:
             f"{label}: no design was made, because routing it would probably take longer than "
             f"{limit} (trial_limit_s=)"
         )
-        self.job.tell("design", label, count, count, said)
+        self.job.tell("design", label, count, UNKNOWN, said)
 
     def _cut_otherwise(self, program: Trial, design: Trial) -> None:
         """Chain more additions until it gets slower twice in a row; if none helps, chain one."""
@@ -188,14 +189,14 @@ class FixedPointSearch:
     def _design(self, program: Trial, engine: Fpga) -> Trial:
         candidate = Single(program.candidate.passes, engine)
         count = len(self.trials.done)
-        self.job.tell("design", candidate.label, count, count + 1)
+        self.job.tell("design", candidate.label, count, UNKNOWN)
         begin = time.monotonic()
         trial = self.trials.estimate(self.trials.made_as(program, candidate))
         self._routed[_cost(program)] = time.monotonic() - begin
         said = f"{candidate.label}: {self.trials.outcome(trial)}"
         if trial.estimate is not None:
             said = f"{candidate.label}: {rank(trial):.1f} ns, place-and-route"
-        self.job.tell("design", candidate.label, count + 1, count + 1, said)
+        self.job.tell("design", candidate.label, count + 1, UNKNOWN, said)
         return trial
 
 

@@ -8,13 +8,14 @@ import shutil
 from collections.abc import Iterator, Sequence
 
 from hasten.core.target import Target
+from hasten.core.words import amount
 from hasten.engines.base import Artifact
 from hasten.engines.estimates import Estimate
 from hasten.errors import CandidateError, InputError
 from hasten.measure.candidate import Single, Trial
 from hasten.measure.exactness import unchanged_in_words
 from hasten.measure.workbench import OpenWorker, Workbench
-from hasten.optimization.trials import Trials
+from hasten.optimization.trials import Trials, lost_in_words
 from hasten.passes.base import Skipped
 
 ROUTED = "device"
@@ -204,7 +205,7 @@ class Estimation(Trials):
             return f"exact: {unchanged_in_words(len(self.samples))}"
         points = 100 * float(self.drops(trial).mean())
         early = ", left early" if len(trial.scores) < len(self.samples) else ""
-        return f"{points:+.2f} points lost on {len(trial.scores)}{early}"
+        return f"{lost_in_words(points)} on {amount(len(trial.scores), 'sample')}{early}"
 
 
 def ranked(trial: Trial) -> tuple[float, str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from hasten.bundle import Part
 from hasten.bundle.batch_mates import share_batch_axis
+from hasten.bundle.manifest import UNFINISHED
 from hasten.certificate.certification import last_certified
 from hasten.certificate.verdict import Judgement
 from hasten.core.records import to_record
@@ -362,7 +363,7 @@ def write_interim(racing: Racing, trial: Trial) -> None:
         InputError: the place holds something that no bundle may replace, or the disk is full.
     """
     exact = racing.trials.baseline.key
-    choice = Choice(trial.candidate.key, exact, "uncertified", delivery.UNFINISHED)
+    choice = Choice(trial.candidate.key, exact, "uncertified", UNFINISHED)
     delivery.write_interim(racing.job, racing.ready, shipment(racing, choice))
 
 

@@ -67,6 +67,7 @@ class Exploration:
         self._frozen = job.journal.last("ladder") is not None
         self._ended = False
         self._met: set[str] = set()
+        self._earlier = 0
 
     def explore(self, grid: Sequence[Single]) -> None:
         """Try the grid; more variants where the fastest aren't accurate; neighbours of the best.
@@ -75,7 +76,7 @@ class Exploration:
         """
         model, target = self.trials.bench.model, self.trials.bench.target
         whole = self._try(sorted(grid, key=lambda one: not one.exact))
-        self._tell_exact()
+        self._tell_exact(whole=whole or self._ended)
         if not whole or self._order.effort.depth != "all":
             return
         if not self._over() and self._fastest_could_be_safer():
@@ -154,7 +155,7 @@ class Exploration:
         made = 0
         for number, candidate in enumerate(candidates):
             if not candidate.exact and not self._told_exact:
-                self._tell_exact(outcome, tried)
+                self._tell_exact(len(candidates), outcome, tried)
                 outcome, tried = None, None
                 self._tell("making the other forms", number, len(candidates), None, None)
             if not self._frozen and number == made:
@@ -166,6 +167,7 @@ class Exploration:
                 self._ended = True
                 return False
             if untried and self._late():
+                self._tell("the time is up", number, len(candidates), outcome, tried)
                 return self._left_out(len(candidates) - number, len(candidates))
             self._tell(candidate.label, number, len(candidates), outcome, tried)
             try:
@@ -176,6 +178,7 @@ class Exploration:
             outcome, tried = f"{candidate.label}: {self.trials.outcome(trial)}", self._tried(trial)
             self._note_better(trial)
         self._tell("all tried", len(candidates), len(candidates), outcome, tried)
+        self._earlier += len(candidates)
         return True
 
     def _coming(self, candidates: Sequence[Single]) -> Sequence[Single]:
@@ -187,15 +190,26 @@ class Exploration:
     def _tell(
         self, doing: str, done: int, total: int, outcome: str | None, tried: Tried | None
     ) -> None:
+        """Report progress; `done` and `total` count the candidates of the list that is being tried."""
         stage = "try" if self._told_exact else "exact"
+        done, total = self._earlier + done, self._earlier + total
         self._job.tell(stage, doing, done, total, outcome, self.best, tried=tried)
 
-    def _tell_exact(self, outcome: str | None = None, tried: Tried | None = None) -> None:
+    def _tell_exact(
+        self,
+        total: int = 0,
+        outcome: str | None = None,
+        tried: Tried | None = None,
+        *,
+        whole: bool = True,
+    ) -> None:
         """Tell the fastest exact candidate, once all of the grid were tried.
 
         Args:
+            total: Number of candidates of the grid, if some are still to be tried.
             outcome: Outcome of the last candidate, in a line.
             tried: The last candidate.
+            whole: Whether all exact candidates were tried.
         """
         if self._told_exact:
             return
@@ -203,15 +217,18 @@ class Exploration:
         exact = [t for t in trials.measured() if t.exact and t.candidate.key in self._met]
         fastest = min(exact, key=lambda t: trials.ratio(t).estimate, default=None)
         answer = f"no exact form is faster than {default}"
-        if fastest is not None:
+        if not whole:
+            answer = (
+                f"the time limit left exact forms untried; none so far is faster than {default}"
+            )
+        if fastest is not None and trials.ratio(fastest).estimate < 1:
             figure = trials.ratio(fastest)
             sure = "" if figure.high < 1 else ", so it isn't surely faster"
             answer = f"{fastest.candidate.label} is exact and {faster(figure, default)}{sure}"
         news = f"first answer after {self._job.deadline.elapsed_s:.0f} s: {answer}"
-        count = len(self._met)
-        self._job.tell(
-            "exact", "all tried", count, count, outcome, self.best, tried=tried, news=news
-        )
+        doing, done = "all exact forms tried", len(self._met)
+        total = max(done, total)
+        self._job.tell("exact", doing, done, total, outcome, self.best, tried=tried, news=news)
         self._told_exact = True
 
     def _tried(self, trial: Trial) -> Tried:

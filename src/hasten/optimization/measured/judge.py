@@ -107,7 +107,11 @@ class Measured(Judge):
         ran = [t for t in trials if t.measurement is not None and not t.failure]
         if any(racing.on_device(c) for c in (racing.trials.baseline, *(t.candidate for t in ran))):
             return
-        failed = {t.candidate.label: t.failure for t in trials if t.failure}
+        failed = {
+            t.candidate.label: t.failure or t.skipped
+            for t in trials
+            if t.failure or (t.skipped and not t.candidate.passes)
+        }
         why = "; ".join(f"{label}: {failure}" for label, failure in list(failed.items())[:_TOLD])
         more = f"; and {len(failed) - _TOLD} more failed" if len(failed) > _TOLD else ""
         raise NothingRuns(

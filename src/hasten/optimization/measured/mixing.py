@@ -190,7 +190,8 @@ class Mixing:
             if engine.has_profiler():
                 moved = floats.moved_ns if floats else {}
                 steps = self._profile(int8)
-                if plain.failure and plain.artifact is None:  # it takes a few layers in float alone
+                unable = plain.failure or plain.skipped
+                if unable and plain.artifact is None:  # it takes a few layers in float alone
                     slower = 1 / self._trials.ratio(int8).estimate
                     return layer_costs(noise, _slowed(steps, slower), steps, moved)
                 return layer_costs(noise, self._profile(plain), steps, moved)

@@ -28,7 +28,7 @@ from hasten.measure.race import (
     race,
 )
 from hasten.measure.workbench import Workbench
-from hasten.optimization.choose import Standing, faster, ladder, undecided
+from hasten.optimization.choose import Standing, entrants, faster
 from hasten.optimization.job import Job
 from hasten.optimization.measured.affording import FEWEST_ROUNDS, Affording
 from hasten.optimization.measured.screening import SCREEN_NOISE, Screening
@@ -124,16 +124,9 @@ class Racing(Affording):
             (s for s in standings[1:] if s.exact and s.ratio.estimate < 1 + SCREEN_NOISE),
             key=lambda s: s.ratio.estimate,
         )[:2]
-        rungs = ladder(
-            standings,
-            baseline.key,
-            spread=0.0,
-            max_drop=self.ready.search_promise.max_drop,
-            rungs=FIELD - len(exact),
-        )
-        close = undecided(standings, self.ready.search_promise.max_drop)
-        chosen = dict.fromkeys([*(s.key for s in exact), *rungs, *close])
-        return [by_key[key] for key in list(chosen)[:FIELD]]
+        max_drop = self.ready.search_promise.max_drop
+        rivals = entrants(standings, baseline.key, max_drop=max_drop, most=FIELD - len(exact))
+        return [by_key[key] for key in (*(s.key for s in exact), *rivals)]
 
     def race(self, candidates: Sequence[Candidate]) -> Standings:
         """Race candidates against the baseline and its twin, on as many threads as possible."""

@@ -11,7 +11,7 @@ import numpy as np
 from hasten.certificate.promise import Promise
 from hasten.core.tensors import Array, Tensors
 from hasten.core.words import amount
-from hasten.errors import CandidateError, InputError, OutOfTime
+from hasten.errors import CandidateError, InputError, NotCovered, OutOfTime
 from hasten.inputs.data.spool import Spool
 from hasten.measure.candidate import Candidate, Measurement, Single, Trial
 from hasten.measure.deadline import Deadline
@@ -26,7 +26,7 @@ from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace, rounds
 from hasten.measure.workbench import OpenWorker, Workbench
 from hasten.optimization.measured.cross_check import cross_check
-from hasten.optimization.trials import Trials
+from hasten.optimization.trials import Trials, lost_in_words
 from hasten.passes.base import Skipped
 
 SCREEN_ROUNDS = 6
@@ -124,7 +124,7 @@ class Screening(Trials):
         self.bench.deadline.saw("answer", took_s / max(1, len(self.samples)))
 
     def _first_that_opens(self, grid: Sequence[Single]) -> tuple[Single, OpenWorker, list[Trial]]:
-        """Open the first default engine that runs the model; also return those that failed."""
+        """Open the first default engine that runs the model; also return those that didn't."""
         unable: list[Trial] = []
         settled = {candidate.engine.settling() for candidate in grid}
         for candidate in grid:
@@ -132,9 +132,11 @@ class Screening(Trials):
                 continue
             try:
                 return candidate, self.bench.open(candidate), unable
+            except NotCovered as error:
+                unable.append(Trial(candidate, skipped=str(error)))
             except CandidateError as error:
                 unable.append(Trial(candidate, failure=str(error)))
-        why = "; ".join(f"{t.candidate.label}: {t.failure}" for t in unable)
+        why = "; ".join(f"{t.candidate.label}: {t.failure or t.skipped}" for t in unable)
         hint = _LIBRARY if _NO_OPERATOR in why else ""
         raise InputError(f"no engine runs this model: {why or 'none is installed'}{hint}")
 
@@ -175,7 +177,7 @@ class Screening(Trials):
         trial = Trial(candidate)
         try:
             opened = self.bench.open(candidate)
-        except Skipped as skipped:
+        except (Skipped, NotCovered) as skipped:
             return self.keep(dataclasses.replace(trial, skipped=str(skipped)))
         except OutOfTime:
             raise
@@ -290,7 +292,7 @@ class Screening(Trials):
         drop = 100 * self.drop(trial)
         early = ", left early" if len(trial.scores) < len(self.samples) else ""
         # Without a label in the search each changed answer counts as lost.
-        lost = f"{drop:+.2f} points lost" if len(self.known_scores) else f"{drop:.2f}% changed"
+        lost = lost_in_words(drop) if len(self.known_scores) else f"{drop:.2f}% changed"
         return f"{speed}, {lost} on {amount(len(trial.scores), 'sample')}{early}"
 
     def ratio(self, trial: Trial) -> Ratio:

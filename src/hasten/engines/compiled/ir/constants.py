@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.errors import CandidateError
+from hasten.errors import NotCovered
 
 _DEEPEST = 12
 """Most operations between a constant and what reads it."""
@@ -67,10 +67,10 @@ class Ranges:
         return same and np.allclose(self.step, other.step, rtol=1e-6, atol=0)
 
 
-def refuse(operation: Any, why: str) -> CandidateError:
+def refuse(operation: Any, why: str) -> NotCovered:
     """Return the error that leaves a model to other engines."""
     kind, name = operation.get_type_name(), operation.get_friendly_name()
-    return CandidateError(f"the compiled engine doesn't take {kind} (operation {name!r}): {why}")
+    return NotCovered(f"the compiled engine doesn't take {kind} (operation {name!r}): {why}")
 
 
 def known(value: Any, depth: int = 0) -> Known | None:
@@ -81,7 +81,7 @@ def known(value: Any, depth: int = 0) -> Known | None:
         depth: Operations between it and what asks.
 
     Raises:
-        CandidateError: a constant's type isn't covered.
+        NotCovered: a constant's type isn't covered.
     """
     operation = value.get_node()
     kind = operation.get_type_name()
@@ -188,7 +188,7 @@ def ranges(operation: Any) -> tuple[Ranges, Ranges]:
     same step where the operation's own has no level at 0.
 
     Raises:
-        CandidateError: its ends aren't constant, or there is no such grid.
+        NotCovered: its ends aren't constant, or there is no such grid.
     """
     levels = int(operation.get_attributes()["levels"])
     if not 2 <= levels <= 256:
