@@ -11,7 +11,7 @@ import numpy as np
 
 from hasten.certificate.draws import drawn
 from hasten.certificate.planning import samples_needed
-from hasten.core.progress import Tried, Verdict
+from hasten.core.progress import StageName, Tried, Verdict
 from hasten.core.tensors import Array
 from hasten.errors import CandidateError, OutOfTime
 from hasten.measure.candidate import Candidate, Single, Trial
@@ -187,7 +187,7 @@ class Exploration:
     def _tell(
         self, doing: str, done: int, total: int, outcome: str | None, tried: Tried | None
     ) -> None:
-        stage = "try" if self._told_exact else "exact"
+        stage: StageName = "try" if self._told_exact else "exact"
         self._job.tell(stage, doing, done, total, outcome, self.best, tried=tried)
 
     def _tell_exact(self, outcome: str | None = None, tried: Tried | None = None) -> None:
