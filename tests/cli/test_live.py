@@ -7,9 +7,17 @@ from rich.console import Console
 
 from hasten.cli.live import LiveScreen
 from hasten.cli.phases import Phases
-from hasten.core.progress import Outline, Progress, Tried
+from hasten.core.progress import Outline, Progress, StageName, Tried
 
-STAGES = ("prepare", "exact", "try", "race", "certify", "figures", "curve")
+STAGES: tuple[StageName, ...] = (
+    "prepare",
+    "exact",
+    "try",
+    "race",
+    "certify",
+    "figures",
+    "curve",
+)
 MANY = [
     Tried("original, ONNX Runtime", "baseline", "the baseline"),
     *(Tried(f"exact form {n}, OpenVINO", "exact", "x", 0.5 + 0.01 * n) for n in range(25)),

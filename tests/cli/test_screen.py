@@ -1,10 +1,13 @@
 """What is shown while a run goes on, line by line."""
 
+from typing import get_args
+
 import pytest
 
 from hasten.cli.live import LiveScreen
-from hasten.cli.screen import PlainScreen, screen, table
-from hasten.core.progress import UNKNOWN, Outline, Progress, Tried
+from hasten.cli.phases import PHASES
+from hasten.cli.screen import STAGES, PlainScreen, screen, table
+from hasten.core.progress import UNKNOWN, Outline, Progress, StageName, Tried
 from hasten.measure.intervals import Quantile, Ratio
 from hasten.reporting.result import Row
 
@@ -38,6 +41,17 @@ def test_names_from_models_send_a_terminal_no_commands(
     shown = capsys.readouterr().err
     assert "\x1b[2J" not in shown
     assert "y\nz" not in shown
+
+
+def test_each_stage_has_words_for_people_and_belongs_to_a_phase() -> None:
+    # Models are made in between, which is no stage of its own to a reader.
+    told = set(get_args(StageName)) - {"transform"}
+    assert set(STAGES) == set(PHASES) == told
+
+
+def test_the_reference_lists_each_stage_of_a_run() -> None:
+    listed = ", ".join(f'"{stage}"' for stage in get_args(StageName))
+    assert f"stage: {listed}." in " ".join((Progress.__doc__ or "").split())
 
 
 def test_plain_lines_name_a_stage_and_a_best_once(capsys: pytest.CaptureFixture[str]) -> None:

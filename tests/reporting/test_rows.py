@@ -3,10 +3,12 @@
 import dataclasses
 
 import pytest
+from tests.support.results import CERTIFIED
 
+from hasten.certificate.drop import Drop
 from hasten.measure.intervals import Quantile, Ratio
-from hasten.reporting.result import Row
-from hasten.reporting.rows import HEAD, cells, size
+from hasten.reporting.result import Method, Row
+from hasten.reporting.rows import HEAD, cells, size, won
 
 ROW = Row(
     role="winner",
@@ -64,3 +66,35 @@ def test_an_interval_is_in_the_unit_of_its_value(
 )
 def test_a_small_models_size_is_not_zero(count: int, words: str) -> None:
     assert size(count) == words
+
+
+@pytest.mark.parametrize(
+    ("student_ns", "also"),
+    [
+        (
+            0.25e6,
+            "; student is within the budget, but doesn't ship: +52.34 points lost in the search, not "
+            "tested on the sealed data, trained 0.5 min",
+        ),
+        (0.5e6, ""),
+    ],
+)
+def test_a_run_over_its_budget_says_why_a_network_within_it_does_not_ship(
+    student_ns: float, also: str
+) -> None:
+    own = Method("as it is", "int8", ROW.ratio, ROW.p50, None, "certified")
+    student = Method(
+        name="student",
+        label="student, int8",
+        ratio=Ratio(0.02, 0.01, 0.03, 40),
+        p50=Quantile(student_ns, student_ns, student_ns, 40),
+        drop=Drop(0.5234, 0.42, 0.61, 128, 68, 1),
+        said="not tested on the sealed data",
+        trained="trained 0.5 min",
+    )
+    result = dataclasses.replace(
+        CERTIFIED, method="as it is", methods=(student, own), budget_ns=0.4e6
+    )
+    assert won(result) == (
+        "the best method: none, your own model ships; 2.1 ms, OVER the budget of 0.4 ms" + also
+    )

@@ -6,10 +6,11 @@ import math
 import time
 from collections.abc import Callable
 
-from hasten.core.progress import UNKNOWN, Outline, Progress
+from hasten.core.progress import UNKNOWN, Outline, Progress, StageName
 
-_PHASES = {
+PHASES: dict[StageName, str] = {
     "prepare": "prepare",
+    "prospects": "train",
     "shortlist": "train",
     "prune": "train",
     "train": "train",
@@ -104,8 +105,8 @@ class Phases:
             return f"about {_about(left_s)} or more left"
         return f"about {_about(left_s)} left"
 
-    def _phase_of(self, stage: str) -> str:
-        return _PHASES.get(stage) or self.current or stage
+    def _phase_of(self, stage: StageName) -> str:
+        return PHASES.get(stage) or self.current or stage
 
 
 def clock_in_words(seconds: float) -> str:

@@ -12,7 +12,7 @@ from hasten.bundle.manifest import one_line
 from hasten.cli.phases import Phases
 from hasten.cli.tables import aligned
 from hasten.core.invocation import began_s
-from hasten.core.progress import Progress
+from hasten.core.progress import Progress, StageName
 from hasten.evaluation.benchmark import Comparison, Stage
 from hasten.reporting.result import Row
 from hasten.reporting.rows import columns, latency
@@ -20,8 +20,9 @@ from hasten.reporting.rows import columns, latency
 if TYPE_CHECKING:
     from hasten.cli.live import LiveScreen
 
-_STAGES = {
+STAGES: dict[StageName, str] = {
     "prepare": "preparing",
+    "prospects": "timing networks",
     "shortlist": "timing architectures",
     "prune": "pruning",
     "train": "training",
@@ -39,6 +40,7 @@ _STAGES = {
     "curve": "measuring the batch curve",
     "load": "measuring under load",
 }
+"""What a run is doing, in words for people."""
 
 
 class PlainScreen:
@@ -69,9 +71,7 @@ class PlainScreen:
         elif progress.stage not in (self._stage, "transform"):
             self._stage = progress.stage
             left = self._phases.left_in_words()
-            lines.append(
-                f"{_STAGES.get(progress.stage, progress.stage)} ...{left and f' ({left})'}"
-            )
+            lines.append(f"{STAGES[progress.stage]} ...{left and f' ({left})'}")
         if progress.outcome:
             of = f"/{progress.total}" if progress.total else ""
             lines.append(f"  [{progress.done}{of}] {progress.outcome}")

@@ -15,6 +15,30 @@ Verdict: TypeAlias = Literal[
 "wrong" if it lost more, "slower" if it was too slow to be judged."""
 
 
+StageName: TypeAlias = Literal[
+    "prepare",
+    "prospects",
+    "shortlist",
+    "prune",
+    "train",
+    "int8",
+    "exact",
+    "transform",
+    "draft",
+    "widths",
+    "try",
+    "design",
+    "race",
+    "certify",
+    "label",
+    "figures",
+    "limit",
+    "curve",
+    "load",
+]
+"""What a run is doing; `hasten.cli` has the words for people."""
+
+
 @dataclass(frozen=True)
 class Tried:
     """Candidate that was tried, and what came of it.
@@ -44,7 +68,7 @@ class Outline:
     """
 
     facts: tuple[tuple[str, str], ...]
-    stages: tuple[str, ...] = ()
+    stages: tuple[StageName, ...] = ()
     limit_s: float | None = None
     open_ended: bool = False
 
@@ -54,8 +78,9 @@ class Progress:
     """Step of a run.
 
     Attributes:
-        stage: "prepare", "shortlist", "prune", "train", "int8", "exact", "transform", "draft",
-            "widths", "try", "design", "race", "certify", "label", "figures", "limit", "curve", "load".
+        stage: "prepare", "prospects", "shortlist", "prune", "train", "int8", "exact", "transform",
+            "draft", "widths", "try", "design", "race", "certify", "label", "figures", "limit", "curve",
+            "load".
         doing: Description of the current work, in a few words.
         done: Number of completed steps in this stage.
         total: Number of all steps in this stage; `UNKNOWN` if the search decides it as it goes on.
@@ -67,7 +92,7 @@ class Progress:
         later_s: Time that the stages after this one will take, in seconds; None where unknown.
     """
 
-    stage: str
+    stage: StageName
     doing: str
     done: int
     total: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from hasten.core.progress import Outline
@@ -32,16 +33,24 @@ def outline_of(
         judged_on: Number of samples to judge on.
     """
     networks = len(methods) + (students - 1 if "students" in methods else 0)
-    most = networks * minutes * _INT8
     return Outline(
         (
-            ("trains", f"{networks} network{'' if networks == 1 else 's'}: {listed(*methods)}"),
+            (
+                "trains",
+                f"{amount(networks, 'network')}, by {amount(len(methods), 'method')}: {listed(*methods)}",
+            ),
             ("data", f"{amount(trained_on, 'sample')} to train on, {judged_on:,} to judge on"),
             ("budget", f"{latency(budget_ns)} for one request on this machine"),
             (
                 "time",
-                f"at most about {most:.0f} min of training, then a search as in hasten optimize",
+                f"a minute or more to time networks, at most about {_about(networks * minutes * _INT8)} "
+                "to train, then a search as in hasten optimize",
             ),
         ),
         ("prepare", "train"),
     )
+
+
+def _about(minutes: float) -> str:
+    """Write a time in seconds below two minutes, and in minutes from there on."""
+    return f"{minutes:.0f} min" if minutes >= 2 else f"{math.ceil(60 * minutes)} s"

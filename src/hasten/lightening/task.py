@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from hasten.core.model import Model
-from hasten.core.progress import Listener, Progress, nobody
+from hasten.core.progress import Listener, Progress, StageName, nobody
 from hasten.core.records import digest, read_json, write_json
 from hasten.core.target import Target
 from hasten.core.tensors import Array
@@ -161,7 +161,7 @@ class Task:
         return int(size) if single and self.objective.kind == "classes" else None
 
     def tell(
-        self, stage: str, doing: str, done: int, total: int, outcome: str | None = None
+        self, stage: StageName, doing: str, done: int, total: int, outcome: str | None = None
     ) -> None:
         """Report a step to the callback."""
         self.listen(Progress(stage, doing, done, total, outcome))

@@ -11,7 +11,7 @@ from pathlib import Path
 from hasten.bundle import replaceable
 from hasten.certificate.ledger import Ledger, user_ledger
 from hasten.core.invocation import Invocation, began_s
-from hasten.core.progress import Listener, Outline, Progress, Tried
+from hasten.core.progress import Listener, Outline, Progress, StageName, Tried
 from hasten.errors import InputError, NothingRuns, full_disk
 from hasten.measure.deadline import Deadline
 from hasten.measure.journal import Journal
@@ -50,7 +50,7 @@ class Job:
 
     def tell(
         self,
-        stage: str,
+        stage: StageName,
         doing: str,
         done: int,
         total: int,

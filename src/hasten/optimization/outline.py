@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hasten.certificate.verdict import goal
-from hasten.core.progress import Outline
+from hasten.core.progress import Outline, StageName
 from hasten.core.records import type_name
 from hasten.inputs.metrics.unlabelled import missing_labels
 from hasten.measure.candidate import Single
@@ -134,7 +134,7 @@ def _time(order: Order, proposed: Sequence[Single]) -> str:
     return _USUALLY.get(usual, "unknown, because the effort is your own")
 
 
-def _stages(ready: Ready, effort: Effort, proposed: Sequence[Single]) -> tuple[str, ...]:
+def _stages(ready: Ready, effort: Effort, proposed: Sequence[Single]) -> tuple[StageName, ...]:
     if ready.target.kind == "compile-only":
         return ("prepare", "try", "certify")
     inexact = "draft" if ready.made_up else "try"

@@ -185,6 +185,10 @@ class Rung:
     failure: str | None = None
 
 
+ORIGINAL = "as it is"
+"""Name of the method that changes no architecture: the original, in any precision."""
+
+
 @dataclass(frozen=True)
 class Method:
     """One method of making a model lighter, by its best candidate, timed in shared rounds.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from hasten.core.words import listed
 from hasten.measure.intervals import Quantile
-from hasten.reporting.result import Method, Result, Row
+from hasten.reporting.result import ORIGINAL, Method, Result, Row
 
 
 def latency(value_ns: float, *bounds_ns: float) -> str:
@@ -87,20 +88,38 @@ def per_step(result: Result) -> str:
 
 
 def won(result: Result) -> str:
-    """Say which method won, at what latency, and which are as good; empty without methods."""
+    """Say which method won, at what latency, which are as good, and what kept others from a budget.
+
+    Without methods, the result is empty.
+    """
     if not result.methods:
         return ""
     own = next((method for method in result.methods if method.name == result.method), None)
-    lines = [f"the best method: {result.method}"]
+    best = "none, your own model ships" if result.method == ORIGINAL else result.method
+    lines = [f"the best method: {best}"]
     if result.budget_ns is not None:
         within = "within" if result.within_budget else "OVER"
         lines.append(
             f"{latency(result.step_ns)}, {within} the budget of {latency(result.budget_ns)}"
         )
+    if result.budget_ns is not None and not result.within_budget:
+        within_ns = result.budget_ns * result.steps
+        lines += map(_fell_short, (m for m in result.methods if m.p50.value_ns <= within_ns))
     ties = [method.name for method in result.methods if own is not None and _ties(method, own)]
     if ties:
         lines.append(f"{' and '.join(ties)} did as well, as far as the search split can tell")
     return "; ".join(lines)
+
+
+def _fell_short(method: Method) -> str:
+    """Say why a method within the budget doesn't ship."""
+    lost = (
+        ""
+        if method.drop is None
+        else f"{100 * method.drop.estimate:+.2f} points lost in the search"
+    )
+    why = listed(lost, method.said, method.trained)
+    return f"{method.name} is within the budget, but doesn't ship: {why}"
 
 
 def _ties(other: Method, own: Method) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 
 from hasten.certificate.draws import drawn
 from hasten.certificate.planning import samples_needed
-from hasten.core.progress import Tried, Verdict
+from hasten.core.progress import StageName, Tried, Verdict
 from hasten.core.tensors import Array
 from hasten.errors import CandidateError, OutOfTime
 from hasten.measure.candidate import Candidate, Single, Trial
@@ -191,7 +191,7 @@ class Exploration:
         self, doing: str, done: int, total: int, outcome: str | None, tried: Tried | None
     ) -> None:
         """Report progress; `done` and `total` count the candidates of the list that is being tried."""
-        stage = "try" if self._told_exact else "exact"
+        stage: StageName = "try" if self._told_exact else "exact"
         done, total = self._earlier + done, self._earlier + total
         self._job.tell(stage, doing, done, total, outcome, self.best, tried=tried)
 

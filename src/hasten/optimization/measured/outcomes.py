@@ -14,10 +14,7 @@ from hasten.optimization.judge import Ladder, Verdicts
 from hasten.optimization.measured.racing import Racing
 from hasten.passes.small_model import small_model_of
 from hasten.reporting.evidence import FIGURES_SCHEMA
-from hasten.reporting.result import Fate, Limit, Method, Outcome, Rung
-
-ORIGINAL = "as it is"
-"""Name of the method that changes no architecture: the original, in any precision."""
+from hasten.reporting.result import ORIGINAL, Fate, Limit, Method, Outcome, Rung
 
 
 def outcomes(racing: Racing, ladder: Ladder, limits: Mapping[str, Limit]) -> tuple[Outcome, ...]:

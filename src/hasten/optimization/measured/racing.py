@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from hasten.core.progress import StageName
 from hasten.engines.base import Artifact
 from hasten.engines.installed import serves
 from hasten.errors import CandidateError, InputError
@@ -247,7 +248,8 @@ class Racing(Affording):
             self.job.deadline.saw("turn", (now - last) / max(1, len(entrants)))
             last = now
             round_ = f"round {standings.counted + standings.refused}"
-            self.job.tell(name.partition("/")[0], round_, standings.counted, total)
+            stage: StageName = "race" if name.startswith("race/") else "figures"
+            self.job.tell(stage, round_, standings.counted, total)
 
         pool, probe = ThreadPoolExecutor(_OPENED_AT_ONCE), probe_of(bench.target)
         try:
