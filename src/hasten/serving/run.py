@@ -55,6 +55,7 @@ def settings_of(
     tls_crl: Path | None = None,
     max_body_bytes: int = Limits.body_bytes,
     max_connections: int = Limits.connections,
+    sample_bytes: int = Limits.sample_bytes,
     fair: bool = True,
     drain_s: float = 30.0,
     max_stall_s: float = 30.0,
@@ -110,6 +111,8 @@ def settings_of(
             clients with a revoked certificate get no connection. Not with `grpc`.
         max_body_bytes: Largest body of one request, in bytes.
         max_connections: Most connections open at once.
+        sample_bytes: Memory that all pictures and sounds may take together, in bytes, beyond what their own
+            bytes pay for.
         fair: Whether clients are told apart by their addresses, so that one doesn't starve the rest.
         drain_s: Longest wait at shutdown for running requests to finish, in seconds.
         max_stall_s: Longest time in seconds for which the serving process may hear nobody, as where an engine
@@ -137,6 +140,7 @@ def settings_of(
         ("sequence_idle_s", sequence_idle_s, 0.001, 86_400),
         ("max_body_bytes", max_body_bytes, 1, 1 << 40),
         ("max_connections", max_connections, 1, 1 << 20),
+        ("sample_bytes", sample_bytes, 0, 1 << 50),
         ("http", 0 if http is None else http, 0, 65535),
         ("grpc", 0 if grpc is None else grpc, 0, 65535),
     ):
@@ -205,6 +209,7 @@ def settings_of(
         body_bytes=max_body_bytes,
         bodies_bytes=max(Limits.bodies_bytes, 2 * max_body_bytes),
         connections=max_connections,
+        sample_bytes=sample_bytes,
         fair=fair,
         drain_ns=round(1e9 * drain_s),
         stall_ns=round(1e9 * max_stall_s),
@@ -315,6 +320,7 @@ class Options(TypedDict, total=False):
     tls_crl: Path | None
     max_body_bytes: int
     max_connections: int
+    sample_bytes: int
     fair: bool
     drain_s: float
     max_stall_s: float
