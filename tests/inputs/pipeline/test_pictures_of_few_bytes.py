@@ -276,7 +276,12 @@ def test_webp_files_take_no_memory_before_it_is_known_to_be_there(
     assert data[12:16].decode() in request.node.name
     told: list[int] = []
     opened = Image.open
-    monkeypatch.setattr(Image, "open", lambda *a, **k: (told.append(0), opened(*a, **k))[1])
+
+    def opening(*given: Any, **settings: Any) -> Image.Image:
+        told.append(0)
+        return opened(*given, **settings)
+
+    monkeypatch.setattr(Image, "open", opening)
     token = making_room.set(told.append)
     try:
         Pipeline((Decode(), Resize(8)))(data)
