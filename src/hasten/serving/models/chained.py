@@ -240,6 +240,7 @@ class _ChainDeciding(Deciding):
     def _prepared(self, ticket: RawTicket, samples: list[bytes], deadline_ns: float) -> Any:
         """Begin the stages of a sample; return what to ask first, or the decision. On a thread."""
         assert isinstance(ticket, _ChainTicket)
+        self._check_sent(ticket.query, samples)
         (sample,) = samples
         ticket.deadline_ns = deadline_ns
         place = ticket.place
