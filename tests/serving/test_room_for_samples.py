@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from fuzz import served
 from fuzz.isolated import peak_kib, reset_peak
@@ -19,7 +20,10 @@ from tests.inputs.pipeline.test_pictures_of_few_bytes import one_color
 from tests.support.servers import ServerProcess, ServerThread
 from tests.support.waiting import PATIENCE_S, until
 
-from hasten.inputs.pipeline.memory import make_room
+from hasten.inputs.pipeline.audio import LogMel
+from hasten.inputs.pipeline.base import Origin
+from hasten.inputs.pipeline.mask import Mask
+from hasten.inputs.pipeline.memory import make_room, making_room
 from hasten.serving.models.room import ROOM, ROOM_BYTES, NoRoomError, Place, Room, paid_bytes
 from hasten.serving.protocol.errors import ProtocolError
 from hasten.serving.run import settings_of
@@ -140,6 +144,20 @@ def test_what_takes_much_belongs_on_the_thread_for_large_samples() -> None:
     assert not prepared(place, 2)
     assert begun == [(True, 2 * MIB)]
     assert prepared(place, 2)
+
+
+def test_a_mask_and_a_spectrogram_say_what_they_take() -> None:
+    told: list[int] = []
+    token = making_room.set(told.append)
+    try:
+        mask = Mask(decided=True)({"y": np.array([[0, 1], [2, 3]])}, Origin(300, 200, (150, 100)))
+        LogMel()(np.zeros(160_000, np.float32))
+    finally:
+        making_room.reset(token)
+    runs = len(mask["runs"])
+    assert runs == 600
+    assert told[:2] == [4 * 300 * 200, 4 * 300 * 200 + 200 * runs]
+    assert told[2:] == [4 * 160_000 + 4 * 80 * 1000 + 32 * 400 * 655]
 
 
 def test_bytes_that_were_sent_pay_for_memory() -> None:

@@ -235,6 +235,7 @@ class Plan:
                 for sample, answer, (_, origin) in zip(batch, answers, prepared, strict=True):
                     outputs = {name: array[0] for name, array in answer.items()}
                     sample.decisions[node.name] = member.pipeline.decided(outputs, origin)
+            del prepared  # else it would stay while the next ones are prepared
             stage.samples += len(batch)
             stage.asks += 1
             stage.prepare_ns += ready_ns - start_ns
