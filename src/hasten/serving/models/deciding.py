@@ -326,26 +326,26 @@ class Deciding:
             then: Function that gets it.
             later: Whether the samples are prepared already, so that the work can't begin again.
         """
-        turn = self._turns.next(ticket.query.client, ticket.rows)
 
         def worked() -> None:
             if not ticket.over and (told := self._worked(ticket, work, later)) is not None:
                 self._loop.call_soon_threadsafe(self._go_on, ticket, *told, then)
 
-        ticket.place.go = partial(self._queue, ticket, turn, worked)
+        ticket.place.go = partial(self._queue, ticket, worked)
         if not self._quick("decide" if later else "prepare", ticket):
             ticket.place.go()
         elif (told := self._worked(ticket, work, later)) is not None:
             self._go_on(ticket, *told, then)
 
-    def _queue(self, ticket: RawTicket, turn: int, work: Callable[[], None]) -> None:
+    def _queue(self, ticket: RawTicket, work: Callable[[], None]) -> None:
         """Let a thread do work when its turn comes; the turns of large samples are those of the room."""
-        if ticket.place.large:
-            LARGE.submit(work)
-            return
-        with self._lock:
-            heapq.heappush(self._waiting, (turn, next(self._orders), work))
         with contextlib.suppress(RuntimeError):  # the model was unloaded, and the request refused
+            if ticket.place.large:
+                LARGE.submit(work)
+                return
+            with self._lock:
+                turn = self._turns.next(ticket.query.client, ticket.rows)
+                heapq.heappush(self._waiting, (turn, next(self._orders), work))
             self._threads.submit(self._work)
 
     def _work(self) -> None:
