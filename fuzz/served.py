@@ -14,10 +14,12 @@ import numpy as np
 from fuzz.isolated import Outcome, peak_kib, reset_peak
 from fuzz.other import MODEL, NUMBERS, Board
 from fuzz.surface import Finding, Surface, checked
+from tests.support import chains
 from tests.support.models import COLOUR, COLOURS
 from tests.support.servers import ServerProcess, bundle_of
 
 from hasten.core.tensors import Array
+from hasten.inputs.pipeline.audio import DecodeAudio, FitLength, LogMel
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.config import image_pipeline
@@ -33,12 +35,12 @@ _TOGETHER = 16
 """Inputs between two looks at the other client and at the memory."""
 _AGAIN = 5
 _PATIENCE_S = 120.0
+_SOUND = """{} (float[batch, 8, 100] mels) => (float[batch, 8, 100] y) {{ y = Relu(mels) }}"""
 _TINY = """tiny (float[batch, 4] x) => (float[batch, 4] y) { y = Relu(x) }"""
 
 
-def bundles(folder: Path) -> list[Path]:
-    """Write the bundles that are served: `tiny`, `two_inputs`, and `colour` with its pipeline."""
-    pipeline = Pipeline(image_pipeline(8).steps, (TopK(1, COLOURS, softmax=False),))
+def bundles(folder: Path) -> list[Path | str]:
+    """Write what is served: `tiny`, `two_inputs`, models of pictures and sounds, and the chain `squares`."""
     two = models.two_inputs(folder)
     request: dict[str, Array] = {
         "features": np.ones((1, 8), np.float32),
@@ -47,8 +49,25 @@ def bundles(folder: Path) -> list[Path]:
     return [
         bundle_of(folder, models.write(folder / f"{MODEL}.onnx", _TINY, {})),
         bundle_of(folder, two, requests=[request]),
-        bundle_of(folder, models.write(folder / "colour.onnx", COLOUR, {}), pipeline=pipeline),
+        classifier(folder, "colour", 8),
+        classifier(folder, "large", 512),
+        sounds(folder, "sound", (FitLength(16_000),)),
+        sounds(folder, "uncut"),
+        f"squares={chains.detector(folder)}+crop+{chains.classifier(folder, 'reader')}",
     ]
+
+
+def classifier(folder: Path, name: str, side: int) -> Path:
+    """Write the bundle of a model of pictures of a side, in pixels."""
+    pipeline = Pipeline(image_pipeline(side).steps, (TopK(1, COLOURS, softmax=False),))
+    text = COLOUR.replace("8, 8", f"{side}, {side}")
+    return bundle_of(folder, models.write(folder / f"{name}.onnx", text, {}), pipeline=pipeline)
+
+
+def sounds(folder: Path, name: str, cut: tuple[FitLength, ...] = ()) -> Path:
+    """Write the bundle of a model of sounds, whose pipeline may cut them."""
+    model = models.write(folder / f"{name}.onnx", _SOUND.format(name), {})
+    return bundle_of(folder, model, pipeline=Pipeline((DecodeAudio(), *cut, LogMel(mels=8))))
 
 
 class Running:

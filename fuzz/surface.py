@@ -27,6 +27,8 @@ SURFACES = {
     "shared_memory": "fuzz.surfaces.shared_memory:SharedRegions",
     "grpc": "fuzz.surfaces.grpc_calls:Calls",
     "streams": "fuzz.surfaces.grpc_calls:Streams",
+    "pictures": "fuzz.surfaces.media:Pictures",
+    "sounds": "fuzz.surfaces.media:Sounds",
 }
 """Name of each surface -> its class; those of the server last, since processes are forked for the others."""
 

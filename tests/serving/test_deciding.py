@@ -34,7 +34,7 @@ from hasten.inputs.pipeline.config import image_pipeline
 from hasten.inputs.pipeline.rows import Row
 from hasten.serving.fairness import Shares
 from hasten.serving.models import deciding
-from hasten.serving.models.deciding import as_json
+from hasten.serving.models.decisions import as_json
 from hasten.serving.models.statistics import Statistics
 from hasten.serving.protocol.errors import ProtocolError
 from hasten.serving.protocol.requests import RAW, Query
@@ -319,10 +319,10 @@ class Waiting:
 
 async def _asked(pipeline: Waiting, first: str, others: list[str]) -> tuple[list[str], Shares]:
     """Ask for samples named after their clients, the others while the first one is prepared."""
-    model = SimpleNamespace(name="m", most_rows=0, cache=None, statistics=Statistics())
+    model = SimpleNamespace(name="m", most_rows=0, cache=None, statistics=Statistics(), inputs=())
     model.refused = lambda query, failure: None
     loop, answers = asyncio.get_running_loop(), []
-    under_way = deciding.Deciding(model, pipeline, loop, 0, time.perf_counter_ns)  # type: ignore[arg-type]
+    under_way = deciding.Deciding(model, pipeline, loop, 0, time.perf_counter_ns, 10**9)  # type: ignore[arg-type]
     under_way._threads = concurrent.futures.ThreadPoolExecutor(1)
 
     def ask(name: str) -> None:

@@ -151,7 +151,12 @@ def test_the_command_line_takes_what_the_container_is_told(tmp_path: Path, bundl
         ),
         access=Access(allow_control=True),
         limits=ServerLimits(
-            max_body_bytes=1 << 20, max_connections=77, fair=False, drain_s=3.5, max_stall_s=12
+            max_body_bytes=1 << 20,
+            max_connections=77,
+            sample_bytes=5 << 20,
+            fair=False,
+            drain_s=3.5,
+            max_stall_s=12,
         ),
         json_logs=True,
         trace=True,

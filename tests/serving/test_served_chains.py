@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import json
 import time
@@ -128,6 +129,18 @@ def test_the_chain_and_each_of_its_models_count_their_requests(server: ServerThr
     config = get(server, "/v2/models/plates/config")
     assert config["parameters"]["status"]["string_value"] == "uncertified"
     assert "don't add up" in config["parameters"]["why"]["string_value"]
+
+
+def test_a_compressed_body_makes_no_picture_large_for_a_chain(server: ServerThread) -> None:
+    picture = png(squares(PLACES))
+    few, many = (gzip.compress(picture + bytes(size)) for size in (1000, 100_000))
+    assert post(server, few, **{"Content-Encoding": "gzip"})[0] == 200
+    status, answer = post(server, many, **{"Content-Encoding": "gzip"})
+    assert (status, answer["error"]) == (
+        400,
+        f"a sample in a compressed body may have 65,536 bytes; got {len(picture) + 100_000:,}: send it without "
+        "Content-Encoding",
+    )
 
 
 def index(server: ServerThread) -> list[dict[str, str]]:

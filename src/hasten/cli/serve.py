@@ -210,6 +210,13 @@ _PLAIN = ("http", "grpc", "host", "trace", "json_logs")
     help="Largest body of one request.",
 )
 @click.option(
+    "--sample-bytes",
+    type=Size(),
+    default="40MiB",
+    show_default=True,
+    help="Memory that all pictures and sounds may take together, beyond what their own bytes pay for.",
+)
+@click.option(
     "--max-connections",
     type=int,
     default=1024,

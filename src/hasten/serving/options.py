@@ -194,6 +194,8 @@ class ServerLimits:
     Attributes:
         max_body_bytes: Largest body of one request, in bytes; below 2 GiB with gRPC.
         max_connections: Most connections open at once.
+        sample_bytes: Memory that all pictures and sounds may take together, beyond what their own bytes pay for,
+            in bytes.
         fair: Whether clients are told apart by their addresses or names, so that one doesn't take all
             places while others wait.
         drain_s: Longest wait at shutdown for running requests to finish, in seconds.
@@ -206,6 +208,7 @@ class ServerLimits:
 
     max_body_bytes: int = 64 << 20
     max_connections: int = 1024
+    sample_bytes: int = 40 << 20
     fair: bool = True
     drain_s: float = 30.0
     max_stall_s: float = 30.0
@@ -213,6 +216,7 @@ class ServerLimits:
     def __post_init__(self) -> None:
         check_range("max_body_bytes", self.max_body_bytes, 1, 1 << 40)
         check_range("max_connections", self.max_connections, 1, 1 << 20)
+        check_range("sample_bytes", self.sample_bytes, 0, 1 << 50)
         check_range("drain_s", self.drain_s, 0, _HOUR_S)
         check_range("max_stall_s", self.max_stall_s, 0, _DAY_S)
 

@@ -230,6 +230,7 @@ def _limits(limits: ServerLimits) -> Limits:
         body_bytes=limits.max_body_bytes,
         bodies_bytes=max(Limits.bodies_bytes, 2 * limits.max_body_bytes),
         connections=limits.max_connections,
+        sample_bytes=limits.sample_bytes,
         fair=limits.fair,
         drain_ns=round(1e9 * limits.drain_s),
         stall_ns=round(1e9 * limits.max_stall_s),

@@ -17,6 +17,7 @@ from hasten.serving.http.connection import Connection
 from hasten.serving.http.requests import Slot
 from hasten.serving.http.routes import Routes
 from hasten.serving.models.repository import Registered, Repository
+from hasten.serving.models.room import ROOM
 from hasten.serving.models.served import Running
 from hasten.serving.settings import ServerSettings
 from hasten.serving.shared_state import SharedState
@@ -88,6 +89,7 @@ class Server:
             may_control=settings.control,
             tracing=settings.trace,
         )
+        ROOM.total_bytes = settings.limits.sample_bytes
         self._trust()
         self.routes = Routes(self.state)
         self._listeners: list[asyncio.Server] = []

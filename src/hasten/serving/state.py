@@ -10,6 +10,7 @@ from typing import Protocol
 
 from hasten.serving.fairness import Shares
 from hasten.serving.models.repository import Repository
+from hasten.serving.models.room import ROOM_BYTES
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.origins import Origins
 from hasten.serving.protocol.rights import Rights
@@ -32,6 +33,7 @@ class Limits:
         connections: Most connections open at once.
         receive_ns: Longest time to receive a whole request, from its first byte.
         send_ns: Longest time in which a client may read nothing of its answer.
+        sample_bytes: Memory of all raw samples together, beyond what their own bytes pay for.
         drain_ns: Longest wait at shutdown for running requests to finish.
         stall_ns: Longest time for which the event loop may stand still before its process is replaced; 0
             for any.
@@ -42,6 +44,7 @@ class Limits:
     body_bytes: int = 64 << 20
     bodies_bytes: int = 1 << 30
     connections: int = 1024
+    sample_bytes: int = ROOM_BYTES
     receive_ns: int = 30_000_000_000
     send_ns: int = 30_000_000_000
     drain_ns: int = 30_000_000_000

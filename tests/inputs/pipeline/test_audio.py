@@ -186,7 +186,7 @@ def test_a_long_sound_is_computed_in_parts(
     step = LogMel(**settings)
     whole = step(sound)
     for frames in (1, 3, 10):
-        monkeypatch.setattr(audio, "_FRAMES", frames)
+        monkeypatch.setattr(audio, "_FRAME_SAMPLES", frames * step.window)
         np.testing.assert_allclose(step(sound), whole, atol=1e-5)
 
 
@@ -196,7 +196,7 @@ def test_a_long_sound_takes_little_more_memory_than_itself_and_its_spectrogram()
     spectrogram = LogMel()(sound)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < spectrogram.nbytes + (36 << 20)
+    assert peak < spectrogram.nbytes + (9 << 20)
 
 
 def test_whispers_values_end_eight_below_the_highest_and_lack_the_last_frame() -> None:

@@ -18,6 +18,7 @@ from hasten.inputs.pipeline import decoded_bytes, strips
 from hasten.inputs.pipeline.base import Origin, Pipeline, Step
 from hasten.inputs.pipeline.image import Decode, Resize
 from hasten.inputs.pipeline.letterbox import Letterbox
+from hasten.inputs.pipeline.memory import making_room
 from hasten.inputs.pipeline.turning import ORIENTATION
 
 RNG = np.random.default_rng(0)
@@ -261,3 +262,34 @@ def test_pictures_of_many_pixels_follow_from_the_random_numbers() -> None:
     assert first == second
     with Image.open(io.BytesIO(first)) as image:
         assert image.width * image.height > 2**15
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"lossless": True}, {"quality": 1}, {"quality": 1, "icc_profile": b"icc"}],
+    ids=["VP8L", "VP8 ", "VP8X"],
+)
+def test_webp_files_take_no_memory_before_it_is_known_to_be_there(
+    settings: dict[str, Any], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = one_color("RGB", (300, 100), "WEBP", **settings)
+    assert data[12:16].decode() in request.node.name
+    told: list[int] = []
+    opened = Image.open
+
+    def opening(*given: Any, **settings: Any) -> Image.Image:
+        told.append(0)
+        return opened(*given, **settings)
+
+    monkeypatch.setattr(Image, "open", opening)
+    token = making_room.set(told.append)
+    try:
+        Pipeline((Decode(), Resize(8)))(data)
+    finally:
+        making_room.reset(token)
+    assert told[:2] == [17 * 300 * 100, 0]
+    monkeypatch.setattr(decoded_bytes, "ALWAYS_BYTES", 1 << 18)
+    told.clear()
+    with pytest.raises(InputError, match="the image has 300 x 100 pixels in"):
+        Decode()(data)
+    assert told == []

@@ -8,6 +8,7 @@ holds one batch of prepared samples at a time, however many boxes there are.
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,11 +35,13 @@ class Member:
         pipeline: Steps before and after the model.
         inputs: Inputs of a request, with a batch axis.
         most_rows: Largest number of samples to ask for at a time.
+        most_bytes: Size of the prepared samples from which on no further ones are asked for at that time.
     """
 
     pipeline: Pipeline
     inputs: tuple[TensorSpec, ...]
     most_rows: int = 1
+    most_bytes: float = math.inf
 
     @property
     def decode(self) -> Decode | None:
@@ -64,6 +67,11 @@ class Ask:
 
     model: str
     requests: tuple[dict[str, Array], ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all arrays."""
+        return sum(array.nbytes for request in self.requests for array in request.values())
 
 
 @dataclass
@@ -210,29 +218,24 @@ class Plan:
         clock_ns: Callable[[], int],
     ) -> Generator[Ask, Sequence[Tensors], None]:
         """Prepare samples, a batch at a time, ask a model about them, and note its decisions."""
-        member = self.members[node.name]
-        pipeline = member.pipeline
+        member, done = self.members[node.name], 0
         whole = member.decode is None and self.chain.stream[node.name] == SOURCE
-        for first in range(0, len(samples), member.most_rows):
-            batch = samples[first : first + member.most_rows]
+        while done < len(samples):
             start_ns = clock_ns()
-            requests, origins = [], []
-            for sample in batch:
-                check()
-                with named(node.name):
-                    prepared, origin = given if whole else sample.value, sample.origin
-                    for step in member.after_decoding:
-                        prepared, origin = step.traced(prepared, origin)
-                    requests.append(as_request(prepared, member.inputs))
-                    origins.append(origin)
+            prepared = list(
+                _prepared(node.name, member, samples[done:], given if whole else None, check)
+            )
             check()
             ready_ns = clock_ns()
-            answers = yield Ask(node.name, tuple(requests))
+            answers = yield Ask(node.name, tuple(request for request, _ in prepared))
             answered_ns = clock_ns()
+            batch = samples[done : done + len(prepared)]
+            done += len(batch)
             with named(node.name):
-                for sample, answer, origin in zip(batch, answers, origins, strict=True):
+                for sample, answer, (_, origin) in zip(batch, answers, prepared, strict=True):
                     outputs = {name: array[0] for name, array in answer.items()}
-                    sample.decisions[node.name] = pipeline.decided(outputs, origin)
+                    sample.decisions[node.name] = member.pipeline.decided(outputs, origin)
+            del prepared  # else it would stay while the next ones are prepared
             stage.samples += len(batch)
             stage.asks += 1
             stage.prepare_ns += ready_ns - start_ns
@@ -290,6 +293,33 @@ class Plan:
                 view = picture[top:bottom, first:stop]
                 cut.append(Sample(view, origin.cut(top, first), box))
         return cut
+
+
+def _prepared(
+    node: str, member: Member, samples: Sequence[Sample], given: Any, check: Callable[[], None]
+) -> Iterator[tuple[dict[str, Array], Origin]]:
+    """Prepare as many samples as a model is asked about at a time.
+
+    Args:
+        node: Name of the model's node.
+        member: The model.
+        samples: The samples, from the first that isn't prepared yet.
+        given: What the chain was given, if the model takes that; else None.
+        check: Function called before each sample.
+    """
+    taken = 0
+    for sample in samples[: member.most_rows]:
+        check()
+        with named(node):
+            prepared, origin = sample.value if given is None else given, sample.origin
+            for step in member.after_decoding:
+                prepared, origin = step.traced(prepared, origin)
+            request = as_request(prepared, member.inputs)
+        yield request, origin
+        size = sum(array.nbytes for array in request.values())
+        taken += size
+        if taken + size > member.most_bytes:
+            return
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Step
 from hasten.inputs.pipeline.decoded_bytes import allowed_bytes
+from hasten.inputs.pipeline.memory import make_room
 
 MAX_SAMPLES = 2**26
 """Largest number of samples, 67 million: an hour at 16 kHz, or 256 MiB as float32."""
@@ -23,8 +24,10 @@ MAX_RATE = 2**20
 """Largest number of samples per second."""
 _ALWAYS_BYTES = 16 << 20
 """Memory that decoding a sound may take, however few bytes it has; its spectrogram takes some more."""
-_FRAMES = 3072
-"""Frames of a spectrogram that are computed at a time: half a minute where they are 10 ms apart."""
+_FRAME_SAMPLES = 2**18
+"""Samples of a spectrogram's frames that are computed at a time."""
+_FRAME_BYTES = 32
+"""Bytes for each of them, as measured."""
 _SAMPLE_BYTES, _RESAMPLED_BYTES = 4, 5
 """Bytes for each sample as float32, and for each that soxr makes, as measured."""
 FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3", "AIFF")
@@ -119,6 +122,7 @@ class DecodeAudio(Step):
                 "are allowed for so few bytes; send a shorter sound, or raise memory_per_byte of the step "
                 "decode_audio"
             )
+        make_room(needed)
 
 
 @dataclass(frozen=True)
@@ -231,9 +235,14 @@ class LogMel(Step):
             )
         added = 2 * (long // 2) if self.center else 0
         count = (len(value) + added - long) // self.hop + 1 - (self.log == "whisper")
+        frames = min(
+            count, max(1, _FRAME_SAMPLES // long)
+        )  # a frame takes far more than its samples
+        whole = value.base if isinstance(value.base, np.ndarray) else value
+        make_room(whole.nbytes + 4 * self.mels * count + _FRAME_BYTES * long * frames)
         energy = np.empty((self.mels, count), np.float32)
-        for begin in range(0, count, _FRAMES):  # a frame takes far more memory than its samples
-            end = min(begin + _FRAMES, count)
+        for begin in range(0, count, max(1, frames)):
+            end = min(begin + frames, count)
             spectrum = np.fft.rfft(self._frames(value, begin, end) * self._weights)
             power = spectrum.real**2
             power += spectrum.imag**2

@@ -6,6 +6,7 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 from hasten.errors import InputError
+from hasten.inputs.pipeline.memory import make_room
 from hasten.inputs.pipeline.strips import STRIP_PIXELS, Scaling
 from hasten.inputs.pipeline.turning import ORIENTATION
 
@@ -19,6 +20,8 @@ FEW_BYTES = 64 << 10
 _ONE_BYTE, _TWO_BYTES = ("1", "L", "P"), ("I;16", "I;16L", "I;16B", "I;16N")
 _WEBP_BYTES = 17
 """Bytes for a pixel: two canvases, the frame as bytes, and the image; measured with Pillow 13."""
+_WEBP_HEAD = 30
+"""Bytes in which a WebP file states its size."""
 _ARRAY_BYTES, _IMAGE_BYTES = 3, 4
 _BITS_PER_SAMPLE, _SAMPLES, _TILE_WIDTH, _TILE_LENGTH = 258, 277, 322, 323
 """Tags of TIFF 6.0."""
@@ -60,6 +63,8 @@ def check_texts(texts: int, sent: int, per_byte: int) -> None:
             f"{allowed / 2**20:,.0f} MiB are allowed for so few bytes; send it without those texts, or raise "
             "memory_per_byte of the step decode"
         )
+    if texts:
+        make_room(texts)
 
 
 def allowed_bytes(sent: int, per_byte: int, always: int | None = None) -> int:
@@ -108,6 +113,40 @@ def check_bytes(
         beyond = max(0, new[0] * new[1] - scale.customary_pixels)
         needed += _IMAGE_BYTES * new[1] * (width if turned else height)
         needed += (_IMAGE_BYTES + _ARRAY_BYTES) * beyond
+    _check(needed, full, sent, per_byte)
+
+
+def check_webp(data: bytes, per_byte: int) -> None:
+    """Refuse a WebP file as `check_bytes` does, before Pillow opens it, which takes memory for the pixels.
+
+    Args:
+        data: The file; any other than WebP passes.
+        per_byte: Bytes of memory that are allowed for each byte of the file beyond `FEW_BYTES`.
+
+    Raises:
+        InputError: it takes more than `ALWAYS_BYTES` and what its further bytes allow.
+    """
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP" and len(data) >= _WEBP_HEAD:
+        full = _webp_size(data[12:16], data[20:_WEBP_HEAD])
+        _check(_WEBP_BYTES * full[0] * full[1], full, len(data), per_byte)
+
+
+def _webp_size(kind: bytes, head: bytes) -> tuple[int, int]:
+    """Return the (height, width) that the first chunk of a WebP file states.
+
+    Source: RFC 9649, WebP Image Format, 2.5 to 2.7 and 3.4.
+    """
+    if kind == b"VP8X":
+        across, down = (int.from_bytes(head[at : at + 3], "little") for at in (4, 7))
+        return down + 1, across + 1
+    if kind == b"VP8L":
+        bits = int.from_bytes(head[1:5], "little")
+        return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
+    across, down = (int.from_bytes(head[at : at + 2], "little") & 0x3FFF for at in (6, 8))
+    return down, across
+
+
+def _check(needed: int, full: tuple[int, int], sent: int, per_byte: int) -> None:
     allowed = allowed_bytes(sent, per_byte)
     if needed > allowed:
         raise InputError(
@@ -115,6 +154,7 @@ def check_bytes(
             f"{needed / 2**20:,.0f} MiB, but only {allowed / 2**20:,.0f} MiB are allowed for so few bytes; send it "
             "with fewer pixels, or raise memory_per_byte of the step decode"
         )
+    make_room(needed)
 
 
 def _decoding(image: Image.Image, full: int, after: int) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Origin, Pipeline, Step
-from hasten.inputs.pipeline.decoded_bytes import check_bytes, check_texts, text_bytes
+from hasten.inputs.pipeline.decoded_bytes import check_bytes, check_texts, check_webp, text_bytes
 from hasten.inputs.pipeline.jpeg import jpeg_pixels
 from hasten.inputs.pipeline.strips import (
     Interpolation,
@@ -186,6 +186,7 @@ class Decode(Step):
         if most and isinstance(value, bytes):
             texts = text_bytes(value)
             check_texts(texts, len(value), most)
+            check_webp(value, most)
         with _open(value, self.max_pixels) as image:
             height, width = image.size[::-1]
             factor = self._factor(image)

@@ -12,6 +12,7 @@ from hasten.core.tensors import Array, TensorSpec
 from hasten.core.words import amount
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Origin, PostStep
+from hasten.inputs.pipeline.memory import make_room
 from hasten.inputs.pipeline.outputs import (
     array_of,
     check_finite,
@@ -21,6 +22,8 @@ from hasten.inputs.pipeline.outputs import (
 )
 
 _OUTSIDE = -1
+_PIXEL_BYTES, _RUN_BYTES = 4, 200
+"""Memory for each pixel of the source, and for each run of the answer."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,12 @@ class Mask(PostStep):
             _places(shape[axis], origin.offset[axis], origin.scale[axis], size[axis], count)
             for axis, count in enumerate(classes.shape)
         )
+        make_room(_PIXEL_BYTES * shape[0] * shape[1])
         # A row and a column more than the places have: what lies outside of the sample.
         framed = np.pad(classes, ((0, 1), (0, 1)), constant_values=_OUTSIDE)
         told = framed[:, columns][rows].reshape(-1)
         ends = np.append(np.flatnonzero(told[1:] != told[:-1]) + 1, told.size)
+        make_room(_PIXEL_BYTES * told.size + _RUN_BYTES * len(ends))
         counts = np.diff(ends, prepend=0).tolist()
         kinds = [None if kind == _OUTSIDE else kind for kind in told[ends - 1].tolist()]
         answer: dict[str, Any] = {"height": int(shape[0]), "width": int(shape[1])}

@@ -10,6 +10,7 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.inputs.pipeline.base import Origin, Step
+from hasten.inputs.pipeline.memory import make_room
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -93,6 +94,9 @@ def resized(picture: Picture, new: tuple[int, int], interpolation: Interpolation
     height, width = sides(picture)
     if (height, width) == new:
         return picture if isinstance(picture, np.ndarray) else pixels(picture)
+    if isinstance(picture, np.ndarray):  # else whoever opened it has counted this
+        whole = picture.base if isinstance(picture.base, np.ndarray) else picture
+        make_room(whole.nbytes + 4 * new[1] * height)
     resample = Image.Resampling[interpolation.upper()]
     if height * width <= STRIP_PIXELS:
         return pixels(_rows(picture, 0, height).resize(new[::-1], resample))

@@ -223,6 +223,7 @@ def arguments(settings: ServerSettings) -> list[str]:
         ("--webhook", model.webhook, plain.webhook, model.webhook),
         ("--monitor-state", model.monitor_state, plain.monitor_state, model.monitor_state),
         ("--max-body", limits.body_bytes, most.body_bytes, str(limits.body_bytes)),
+        ("--sample-bytes", limits.sample_bytes, most.sample_bytes, str(limits.sample_bytes)),
         ("--max-connections", limits.connections, most.connections, str(limits.connections)),
         ("--max-stall", limits.stall_ns, most.stall_ns, _seconds(limits.stall_ns)),
         ("--drain", limits.drain_ns, most.drain_ns, _seconds(limits.drain_ns)),

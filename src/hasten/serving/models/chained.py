@@ -22,15 +22,21 @@ from hasten.bundle.chains.plan import Ask, Member, Plan, Run
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.chains import Chain
+from hasten.inputs.chains.nodes import SOURCE
 from hasten.serving.models.caching import AnswerCache
-from hasten.serving.models.deciding import Cancellable, Deciding, Done, RawTicket, as_json
+from hasten.serving.models.deciding import Cancellable, Deciding, Done, RawTicket
+from hasten.serving.models.decisions import as_json
 from hasten.serving.models.opening import ModelSettings
+from hasten.serving.models.prepared import row_bytes
+from hasten.serving.models.room import COPIES, NoRoomError
 from hasten.serving.models.served import ServedModel, Ticket, Watcher
 from hasten.serving.models.statistics import NOT_RUN, Served, Statistics
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import DECISION, RAW, Answer, Query
 from hasten.serving.wire.plans import Plans
 
+_ASKED_BYTES = 4 << 20
+"""Size of the samples that a model is asked about at a time, unless one alone is larger."""
 Find = Callable[[str, str], ServedModel]
 _WHY = (
     "a chain: its models' certificates don't add up to a certificate of the whole; hasten "
@@ -97,7 +103,10 @@ class ServedChain(ServedModel):
             raise CandidateError(str(error)) from error
         members = {
             node: Member(
-                pipeline_of(node, model.opened.manifest), model.inputs, max(1, model.most_rows)
+                pipeline_of(node, model.opened.manifest),
+                model.inputs,
+                max(1, model.most_rows),
+                _ASKED_BYTES,
             )
             for node, model in models.items()
         }
@@ -175,7 +184,7 @@ class _ChainTicket(RawTicket):
 
     __slots__ = ("answers", "asked", "deadline_ns", "run")
 
-    run: Run
+    run: Run | None
     deadline_ns: float
     asked: list[Cancellable]
     answers: dict[int, Tensors]
@@ -192,6 +201,7 @@ class _ChainTicket(RawTicket):
         for each in self.asked:
             if not each.over:
                 each.cancel()
+        self.asked, self.answers = [], {}
 
 
 class _ChainDeciding(Deciding):
@@ -201,13 +211,25 @@ class _ChainDeciding(Deciding):
 
     def __init__(self, model: ServedChain, plan: Plan, loop: asyncio.AbstractEventLoop) -> None:
         pipeline = next(iter(plan.members.values())).pipeline
-        super().__init__(model, pipeline, loop, model.settings.deadline_ns, model._clock_ns)
+        waits_ns = model.settings.deadline_ns, model._clock_ns, model.settings.most_wait_ns
+        super().__init__(model, pipeline, loop, *waits_ns)
         self._plan = plan
+        self._per_byte = max(
+            (member.decode.memory_per_byte for member in plan.members.values() if member.decode),
+            default=self._per_byte,
+        )
+        self._asked_bytes = max(_asked_bytes(plan, node) for node in plan.members)
 
     def ticket(self, query: Query, done: Done, rows: int) -> RawTicket:
         ticket = _ChainTicket(self, query, done, rows)
-        ticket.asked, ticket.answers = [], {}
+        ticket.asked, ticket.answers, ticket.run = [], {}, None
         return ticket
+
+    def leave(self, ticket: RawTicket) -> None:
+        assert isinstance(ticket, _ChainTicket)
+        if not ticket.place.working:
+            ticket.run = None  # its picture would stay until the client has read the answer
+        super().leave(ticket)
 
     def close(self) -> None:
         for ticket in list(self._under_way):
@@ -218,10 +240,20 @@ class _ChainDeciding(Deciding):
     def _prepared(self, ticket: RawTicket, samples: list[bytes], deadline_ns: float) -> Any:
         """Begin the stages of a sample; return what to ask first, or the decision. On a thread."""
         assert isinstance(ticket, _ChainTicket)
+        self._check_sent(ticket.query, samples)
         (sample,) = samples
         ticket.deadline_ns = deadline_ns
+        place = ticket.place
+        place.hold(COPIES * self._asked_bytes)
         ticket.run = self._plan.run(sample, partial(self._check, ticket))
-        return _next(partial(next, ticket.run), Kind.INVALID)
+        found = _next(partial(next, ticket.run), Kind.INVALID)
+        if isinstance(found, Ask) and found.size_bytes > self._asked_bytes:
+            try:
+                place.hold(COPIES * found.size_bytes)
+            except NoRoomError:
+                ticket.run = None
+                raise
+        return found  # all that is reserved stays so, for the picture and its crops
 
     def _check(self, ticket: _ChainTicket) -> None:
         """Check that there is still someone to answer, and time.
@@ -293,7 +325,9 @@ class _ChainDeciding(Deciding):
         ticket.answers[place] = answer.outputs
         if len(ticket.answers) == parts:
             answers = [row for n in range(parts) for row in _rows(ticket.answers[n])]
-            self._run(ticket, partial(_next, partial(ticket.run.send, answers)), self._ask)
+            assert ticket.run is not None
+            work = partial(_next, partial(ticket.run.send, answers))
+            self._run(ticket, work, self._ask, later=True)
 
     def _fail(self, ticket: _ChainTicket, node: str, failure: ProtocolError) -> None:
         """Answer with a model's error, which names its node, and give up what else was asked."""
@@ -303,6 +337,8 @@ class _ChainDeciding(Deciding):
         ticket.drop()
 
     def _tell(self, ticket: RawTicket, decisions: list[bytes]) -> None:
+        assert isinstance(ticket, _ChainTicket)
+        ticket.drop()
         query, now_ns = ticket.query, self._clock_ns()
         self.model.statistics.answered(
             Served(
@@ -333,6 +369,16 @@ def _next(go_on: Callable[[], Ask], kind: Kind = Kind.INTERNAL) -> Ask | list[by
             raise ProtocolError(Kind.INTERNAL, str(error)) from error
     except InputError as error:
         raise ProtocolError(kind, str(error)) from error
+
+
+def _asked_bytes(plan: Plan, node: str) -> int:
+    """Return the most bytes that a model is asked about at a time, as far as its shapes are fixed."""
+    member = plan.members[node]
+    each = row_bytes(member.inputs)
+    if plan.chain.stream[node] == SOURCE:
+        return each
+    fixed = all(isinstance(size, int) for spec in member.inputs for size in spec.shape[1:])
+    return min(each * member.most_rows, max(each, _ASKED_BYTES)) if fixed else _ASKED_BYTES
 
 
 def _parts(requests: Sequence[dict[str, Array]], most: int) -> list[dict[str, Array]]:

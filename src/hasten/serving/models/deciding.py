@@ -7,6 +7,7 @@ the sample waits and runs in the model's queue like any other request.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import itertools
 import logging
@@ -25,8 +26,12 @@ from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.words import amount
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Origin, Pipeline, as_request
+from hasten.inputs.pipeline.decoded_bytes import allowed_bytes
 from hasten.serving.fairness import Shares
 from hasten.serving.models.caching import AnswerCache, content_key
+from hasten.serving.models.decisions import as_json
+from hasten.serving.models.prepared import row_bytes, together
+from hasten.serving.models.room import COPIES, LARGE, ROOM, NoRoomError, Place
 from hasten.serving.models.statistics import Statistics
 from hasten.serving.models.turns import Turns
 from hasten.serving.protocol.errors import Kind, ProtocolError, own_fault
@@ -89,6 +94,8 @@ class RawTicket:
         origins: Where each prepared sample comes from.
         short: Whether the samples are so few bytes that their pipeline can't take long.
         prepared_bytes: Size of the prepared samples; 0 before they are there.
+        place: Memory that is reserved for the samples.
+        timer: Timer that refuses the request if it waits too long for memory.
     """
 
     __slots__ = (
@@ -99,11 +106,14 @@ class RawTicket:
         "model",
         "origins",
         "over",
+        "place",
         "prepared_bytes",
         "query",
         "rows",
         "short",
+        "timer",
     )
+    place: Place
 
     def __init__(self, deciding: Deciding, query: Query, done: Done, rows: int) -> None:
         self._deciding, self.model, self.query, self._done = deciding, deciding.model, query, done
@@ -112,6 +122,7 @@ class RawTicket:
         self.inner: Cancellable | None = None
         self.origins: list[Origin] = []
         self.short, self.prepared_bytes = False, 0
+        self.timer: asyncio.TimerHandle | None = None
 
     def cancel(self) -> None:
         """Give up the request, whose client went away."""
@@ -127,6 +138,7 @@ class RawTicket:
     def tell(self, answer: Answer | ProtocolError) -> None:
         """Answer the request, unless it is over."""
         if not self.over:
+            self.inner = None  # its tensors would stay until the client has read the answer
             self._deciding.leave(self)
             self._done(answer)
 
@@ -140,6 +152,7 @@ class Deciding:
         loop: Event loop on whose thread all methods are called.
         deadline_ns: Deadline of a request that states none, in nanoseconds; 0 for no deadline.
         clock_ns: Monotonic clock, in nanoseconds.
+        most_wait_ns: Longest wait for memory, in nanoseconds.
     """
 
     def __init__(
@@ -149,9 +162,12 @@ class Deciding:
         loop: asyncio.AbstractEventLoop,
         deadline_ns: int,
         clock_ns: Callable[[], int],
+        most_wait_ns: int,
     ) -> None:
-        self.model, self.pipeline = model, pipeline
-        self._by_bytes = any(getattr(step, "memory_per_byte", 0) for step in pipeline.steps)
+        self.model, self.pipeline, self._most_wait_ns = model, pipeline, most_wait_ns
+        self._per_byte = max(
+            (getattr(step, "memory_per_byte", 0) for step in pipeline.steps), default=0
+        )
         self._loop, self._deadline_ns, self._clock_ns = loop, deadline_ns, clock_ns
         # The processors that an engine leaves idle while it waits are few: one thread for each.
         self._threads = ThreadPoolExecutor(Target.host().threads, "hasten-deciding")
@@ -200,7 +216,10 @@ class Deciding:
             self.model.refused(query, failure)
             raise
         ticket = self.ticket(query, done, len(samples))
-        ticket.short = self._bounded and sum(map(len, samples)) <= _SHORT_BYTES
+        sent = sum(map(len, samples))
+        most = allowed_bytes(max(map(len, samples)), self._per_byte) if self._per_byte else None
+        ticket.place = Place(ROOM, query.client, query.sent_bytes or sent, most)
+        ticket.short = self._bounded and sent <= _SHORT_BYTES
         self._under_way.add(ticket)
         self._none_left.clear()
         if self.model.cache is not None and self._known(ticket):
@@ -222,6 +241,9 @@ class Deciding:
             self._shares.give(ticket.query.client, 1)
         self._prepared_bytes -= ticket.prepared_bytes
         ticket.prepared_bytes = 0
+        if ticket.timer is not None:
+            ticket.timer.cancel()
+        ticket.place.leave()
         if not self._under_way:
             self._none_left.set()
 
@@ -289,23 +311,42 @@ class Deciding:
         return True
 
     def _run(
-        self, ticket: RawTicket, work: Callable[[], Any], then: Callable[[RawTicket, Any], None]
+        self,
+        ticket: RawTicket,
+        work: Callable[[], Any],
+        then: Callable[[RawTicket, Any], None],
+        *,
+        later: bool = False,
     ) -> None:
-        """Run work at once if it is quick, else on a thread; go on with its result on the loop's."""
-        stage = "prepare" if ticket.inner is None else "decide"
-        if self._quick(stage, ticket):
-            self._go_on(ticket, *self._worked(ticket, work), then)
-            return
+        """Run work at once if it is quick, else on a thread; go on with its result on the loop's.
+
+        Args:
+            ticket: The request.
+            work: Function that returns the result.
+            then: Function that gets it.
+            later: Whether the samples are prepared already, so that the work can't begin again.
+        """
 
         def worked() -> None:
-            if not ticket.over:
-                result, span_ns = self._worked(ticket, work)
-                self._loop.call_soon_threadsafe(self._go_on, ticket, result, span_ns, then)
+            if not ticket.over and (told := self._worked(ticket, work, later)) is not None:
+                self._loop.call_soon_threadsafe(self._go_on, ticket, *told, then)
 
-        turn = self._turns.next(ticket.query.client, ticket.rows)
-        with self._lock:
-            heapq.heappush(self._waiting, (turn, next(self._orders), worked))
-        self._threads.submit(self._work)
+        ticket.place.go = partial(self._queue, ticket, worked)
+        if not self._quick("decide" if later else "prepare", ticket):
+            ticket.place.go()
+        elif (told := self._worked(ticket, work, later)) is not None:
+            self._go_on(ticket, *told, then)
+
+    def _queue(self, ticket: RawTicket, work: Callable[[], None]) -> None:
+        """Let a thread do work when its turn comes; the turns of large samples are those of the room."""
+        with contextlib.suppress(RuntimeError):  # the model was unloaded, and the request refused
+            if ticket.place.large:
+                LARGE.submit(work)
+                return
+            with self._lock:
+                turn = self._turns.next(ticket.query.client, ticket.rows)
+                heapq.heappush(self._waiting, (turn, next(self._orders), work))
+            self._threads.submit(self._work)
 
     def _work(self) -> None:
         """Do the work whose turn it is; on a thread."""
@@ -319,11 +360,19 @@ class Deciding:
         spans = self._recent_ns[stage]
         return ticket.short and len(spans) == _RECENT and sorted(spans)[_RECENT // 2] < _QUICK_NS
 
-    def _worked(self, ticket: RawTicket, work: Callable[[], Any]) -> tuple[Any, int]:
-        """Return what work returns, or the error that its request gets, and how long it took."""
+    def _worked(
+        self, ticket: RawTicket, work: Callable[[], Any], later: bool
+    ) -> tuple[Any, int] | None:
+        """Return what work returns, or the error that its request gets, and how long it took.
+
+        None if there is too little memory now: then the work begins again once there is enough.
+        """
         began_ns = self._clock_ns()
         try:
-            result = work()
+            with ticket.place.works(later=later):
+                result = work()
+        except NoRoomError:
+            result = None
         except ProtocolError as failure:
             result = failure
         except MemoryError as error:
@@ -333,7 +382,26 @@ class Deciding:
             result = ProtocolError(
                 Kind.INTERNAL, "the model's pipeline failed; the server's log has the reason"
             )
+        if result is None:
+            ticket.place.again()
+            self._loop.call_soon_threadsafe(self._waits, ticket)
+            return None
         return result, self._clock_ns() - began_ns
+
+    def _waits(self, ticket: RawTicket) -> None:
+        """Note that a request waits for memory, which it may do for a while."""
+        if not ticket.over and ticket.timer is None:
+            wait_s = self._most_wait_ns / 1e9
+            ticket.timer = self._loop.call_later(wait_s, self._give_up, ticket)
+
+    def _give_up(self, ticket: RawTicket) -> None:
+        """Refuse a request that still waits for memory."""
+        ticket.timer = None
+        if ticket.place.wanted_bytes:
+            said = "overloaded: other samples take the memory that this one needs; retry later"
+            failure = ProtocolError(Kind.OVERLOADED, said, retry_s=1.0)
+            self.model.refused(ticket.query, failure)
+            ticket.tell(failure)
 
     def _go_on(
         self,
@@ -358,6 +426,8 @@ class Deciding:
         if self._clock_ns() > deadline_ns:
             raise ProtocolError(Kind.LATE, "the deadline passed before the sample was prepared")
         self._check_sent(ticket.query, samples)
+        ticket.place.hold(COPIES * row_bytes(self.model.inputs) * len(samples))
+        ticket.origins.clear()
         rows: list[dict[str, Array]] = []
         taken = 0
         most = _ALWAYS_BYTES + _PER_BYTE * max(0, sum(map(len, samples)) - _FEW_BYTES)
@@ -378,12 +448,15 @@ class Deciding:
                     f"more than the {most / 2**20:,.0f} MiB that are allowed for a request of so "
                     "few bytes: send several requests",
                 )
-        return rows[0] if len(rows) == 1 else _together(rows)
+        ticket.place.settle(COPIES * taken)
+        tensors = rows[0] if len(rows) == 1 else together(rows)
+        ticket.place.keep(COPIES * taken)
+        return tensors
 
     def _check_sent(self, query: Query, samples: list[bytes]) -> None:
         """Check that a compressed body doesn't make a picture or a sound large, whose bytes allow it memory."""
         size, most = max(map(len, samples)), max(query.sent_bytes, _FEW_BYTES)
-        if query.sent_bytes and size > most and self._by_bytes:
+        if query.sent_bytes and size > most and self._per_byte:
             raise ProtocolError(
                 Kind.INVALID,
                 f"a sample in a compressed body may have {most:,} bytes; got {size:,}: send it without "
@@ -428,7 +501,7 @@ class Deciding:
             ticket.tell(answer)
             return
         outputs = answer.outputs
-        self._run(ticket, partial(self._decided, ticket, outputs), self._tell)
+        self._run(ticket, partial(self._decided, ticket, outputs), self._tell, later=True)
 
     def _decided(self, ticket: RawTicket, outputs: Tensors) -> list[bytes]:
         """Return the decision on each sample as JSON; on a thread."""
@@ -452,54 +525,3 @@ class Deciding:
         array[:] = decisions
         model = self.model
         return Answer(model.name, model.version, ticket.query.id, {DECISION: array})
-
-
-def _together(rows: list[dict[str, Array]]) -> dict[str, Array]:
-    """Return one request with the rows of several.
-
-    Raises:
-        ProtocolError: the rows have different shapes.
-    """
-    tensors = {}
-    for name in rows[0]:
-        arrays = [row[name] for row in rows]
-        if len({array.shape for array in arrays}) > 1:
-            raise ProtocolError(
-                Kind.INVALID,
-                "the samples of one request have different shapes once they are prepared: send "
-                "one request per sample",
-            )
-        tensors[name] = np.concatenate(arrays)
-    return tensors
-
-
-def as_json(decision: Any) -> bytes:
-    """Return a decision as JSON; arrays become nested lists.
-
-    Raises:
-        InputError: the decision has NaN or infinite values, or is no JSON value.
-    """
-    import orjson
-
-    try:
-        data = orjson.dumps(_plain(decision), option=orjson.OPT_SERIALIZE_NUMPY)
-    except TypeError as error:
-        raise InputError(f"the decision can't be written as JSON: {error}") from error
-    return data
-
-
-def _plain(value: Any) -> Any:
-    """Replace arrays that JSON can't represent, and refuse numbers that it can't."""
-    if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(one) for one in value]
-    if isinstance(value, np.ndarray):
-        if value.dtype == np.float16:
-            value = value.astype(np.float32)
-        if value.dtype.kind == "f" and not np.isfinite(value).all():
-            raise InputError("the decision has NaN or infinite values, which JSON can't represent")
-        return np.ascontiguousarray(value)
-    if isinstance(value, (float, np.floating)) and not math.isfinite(value):
-        raise InputError("the decision has NaN or infinite values, which JSON can't represent")
-    return value

@@ -13,7 +13,7 @@ from hasten.bundle.rows import NOWHERE, RowPath
 from hasten.errors import CandidateError, InputError
 from hasten.serving.models.batching import INLINE_NS
 from hasten.serving.models.comparison import is_broken
-from hasten.serving.models.deciding import as_json
+from hasten.serving.models.decisions import as_json
 
 if TYPE_CHECKING:
     from hasten.serving.models.served import ServedModel

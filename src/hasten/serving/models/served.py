@@ -145,9 +145,8 @@ class ServedModel:
         if self.fell_back:
             self._batching.stay_away()
         pipeline = opened.manifest.pipeline
-        self.deciding = (
-            Deciding(self, pipeline, loop, settings.deadline_ns, clock_ns) if pipeline else None
-        )
+        waits_ns = settings.deadline_ns, clock_ns, settings.most_wait_ns
+        self.deciding = Deciding(self, pipeline, loop, *waits_ns) if pipeline else None
         carried = opened.manifest.sequences
         self.sequences = (
             KeptSequences(

@@ -1,0 +1,39 @@
+"""Prepared samples: how large they are, and several of them as one request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from hasten.core.tensors import Array, TensorSpec
+from hasten.serving.protocol.errors import Kind, ProtocolError
+
+
+def row_bytes(inputs: Sequence[TensorSpec]) -> int:
+    """Return the bytes of one row of a model's inputs, as far as their shapes are fixed."""
+    return sum(
+        math.prod(size for size in spec.shape[1:] if isinstance(size, int))
+        * np.dtype(spec.dtype).itemsize
+        for spec in inputs
+    )
+
+
+def together(rows: list[dict[str, Array]]) -> dict[str, Array]:
+    """Return one request with the rows of several.
+
+    Raises:
+        ProtocolError: the rows have different shapes.
+    """
+    tensors = {}
+    for name in rows[0]:
+        arrays = [row[name] for row in rows]
+        if len({array.shape for array in arrays}) > 1:
+            raise ProtocolError(
+                Kind.INVALID,
+                "the samples of one request have different shapes once they are prepared: send "
+                "one request per sample",
+            )
+        tensors[name] = np.concatenate(arrays)
+    return tensors

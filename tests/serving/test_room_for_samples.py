@@ -1,0 +1,263 @@
+"""Memory of samples of few bytes, of which a client may send many at once."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from fuzz import served
+from fuzz.isolated import peak_kib, reset_peak
+from fuzz.surface import surface_of
+from fuzz.surfaces.media import of_clicks, written
+from tests.inputs.pipeline.test_pictures_of_few_bytes import one_color
+from tests.support.servers import ServerProcess, ServerThread
+from tests.support.waiting import PATIENCE_S, until
+
+from hasten.inputs.pipeline.audio import LogMel
+from hasten.inputs.pipeline.base import Origin
+from hasten.inputs.pipeline.mask import Mask
+from hasten.inputs.pipeline.memory import make_room, making_room
+from hasten.serving.models.room import ROOM, ROOM_BYTES, NoRoomError, Place, Room, paid_bytes
+from hasten.serving.protocol.errors import ProtocolError
+from hasten.serving.run import settings_of
+
+MIB = 1 << 20
+
+
+def place_in(room: Room, client: str = "a", sent: int = 0, most_mib: int | None = None) -> Place:
+    place = Place(room, client, sent, None if most_mib is None else most_mib * MIB)
+    place.large = True
+    return place
+
+
+def prepared(place: Place, *steps_mib: int) -> bool:
+    """Take memory for steps, one after another; return whether there was enough."""
+    try:
+        with place.works(later=False):
+            for each in steps_mib:
+                make_room(each * MIB)
+    except NoRoomError:
+        place.again()
+        return False
+    return True
+
+
+def test_requests_wait_in_turn_by_client_and_none_overtakes_a_large_one() -> None:
+    room, begun = Room(10 * MIB), []
+
+    def asked(name: str, *steps_mib: int) -> Place:
+        place = place_in(room, name[0])
+        place.go = lambda: begun.append(name)
+        if prepared(place, *steps_mib):
+            begun.append(name)
+        return place
+
+    first, second = asked("a0", 6), asked("a1", 3, 4)
+    waiting = [asked(name, mib) for name, mib in (("b0", 30), ("b1", 1), ("c0", 2), ("d0", 0))]
+    assert begun == ["a0", "a1", "d0"]  # what takes nothing doesn't wait
+    first.leave()
+    assert begun[3:] == []  # the large one is first, and runs alone
+    second.leave()
+    assert begun[3:] == ["b0"]
+    waiting[0].leave()
+    assert begun[4:] == ["c0", "b1"]
+    for each in waiting:
+        each.leave()
+    assert room.taken_bytes == 0
+
+
+def test_a_request_that_has_to_begin_again_twice_gets_the_whole_room() -> None:
+    room, again = Room(ROOM_BYTES), []
+    other, place = place_in(room), place_in(room)
+    place.go = lambda: again.append(place.size_bytes >> 20)
+    assert prepared(other, 30)
+    assert not prepared(place, 2, 12)
+    other.leave()
+    assert again == [12]
+    other = place_in(room)
+    assert prepared(other, 20)
+    assert not prepared(place, 2, 12, 22)
+    other.leave()
+    assert again == [12, 40]
+    assert prepared(place, 2, 12, 22, 32)
+
+
+def test_who_leaves_gives_back_once_its_work_has_ended() -> None:
+    room, begun = Room(10 * MIB), []
+    one, gone, last = place_in(room), place_in(room), place_in(room)
+    gone.go, last.go = (lambda: begun.append("gone")), (lambda: begun.append("last"))
+    with one.works(later=False):
+        make_room(8 * MIB)
+        assert not prepared(gone, 9)
+        assert not prepared(last, 5)
+        gone.leave()
+        one.leave()
+        assert (begun, room.taken_bytes) == ([], 8 * MIB)
+    assert (begun, room.taken_bytes) == (["last"], 5 * MIB)
+    last.leave()
+    assert room.taken_bytes == 0
+
+
+def test_only_one_at_a_time_takes_more_than_it_has_reserved_in_a_later_stage() -> None:
+    room = Room(10 * MIB)
+    one, other = place_in(room, most_mib=20), place_in(room, most_mib=20)
+    assert prepared(one, 4)
+    with one.works(later=True):
+        make_room(4 * MIB)
+        assert not room.alone.locked()
+        make_room(5 * MIB)
+        make_room(6 * MIB)
+        with ThreadPoolExecutor(1) as thread:
+            waiting = thread.submit(later, other, 5 * MIB)
+            assert room.alone.locked()
+            assert not waiting.done()
+            one.room.alone.release()
+            one._alone = False
+            waiting.result(PATIENCE_S)
+    assert not room.alone.locked()
+    with pytest.raises(ProtocolError) as error, one.works(later=True):
+        make_room(21 * MIB)
+    assert str(error.value) == (
+        "the sample needs 21 MiB of memory, but only 20 MiB are allowed for so few bytes: send a smaller picture or a "
+        "shorter sound"
+    )
+
+
+def later(place: Place, size_bytes: int) -> None:
+    with place.works(later=True):
+        make_room(size_bytes)
+
+
+def test_what_takes_much_belongs_on_the_thread_for_large_samples() -> None:
+    room, begun = Room(10 * MIB), []
+    place = Place(room, "a", 0, None)
+    place.go = lambda: begun.append((place.large, place.size_bytes))
+    assert prepared(place, 1)
+    assert not place.large
+    assert not prepared(place, 2)
+    assert begun == [(True, 2 * MIB)]
+    assert prepared(place, 2)
+
+
+def test_a_mask_and_a_spectrogram_say_what_they_take() -> None:
+    told: list[int] = []
+    token = making_room.set(told.append)
+    try:
+        mask = Mask(decided=True)({"y": np.array([[0, 1], [2, 3]])}, Origin(300, 200, (150, 100)))
+        LogMel()(np.zeros(160_000, np.float32))
+    finally:
+        making_room.reset(token)
+    runs = len(mask["runs"])
+    assert runs == 600
+    assert told[:2] == [4 * 300 * 200, 4 * 300 * 200 + 200 * runs]
+    assert told[2:] == [4 * 160_000 + 4 * 80 * 1000 + 32 * 400 * 655]
+
+
+def test_bytes_that_were_sent_pay_for_memory() -> None:
+    assert [paid_bytes(sent) for sent in (0, 1000, 64 << 10, (64 << 10) + 1000)] == [
+        0,
+        128_000,
+        8 * MIB,
+        8 * MIB + 2_048_000,
+    ]
+    room = Room(MIB)
+    assert prepared(place_in(room, sent=(64 << 10) + (22 * MIB >> 11)), 30)
+    assert room.taken_bytes == 0
+
+
+# -- a server
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What the fuzzers' server serves."""
+    return [str(each) for each in served.bundles(tmp_path_factory.mktemp("served"))]
+
+
+@pytest.fixture(scope="module")
+def process(bundles: list[str]) -> Iterator[ServerProcess]:
+    with ServerProcess(
+        *bundles, "--grpc", "0", "--compiled", "off", "--max-wait", "60s"
+    ) as running:
+        yield running
+
+
+WIDE = one_color("RGB", (1540, 1540), "WEBP", lossless=True)
+"""A picture whose preparation takes 40 MiB."""
+HELD = one_color("L", (3000, 3000), "PNG")
+"""A picture of which a chain keeps 26 MiB."""
+TINY = one_color("RGB", (8, 8), "WEBP", lossless=True)
+"""A picture that a model makes 3 MiB of."""
+
+
+@pytest.mark.parametrize("way", ["stream", "http-together"])
+@pytest.mark.parametrize(
+    ("model", "times", "file"),
+    [
+        ("colour", 8, WIDE),
+        ("squares", 8, one_color("RGB", (1400, 1400), "WEBP", lossless=True)),
+        ("squares", 4, HELD),
+        ("large", 128, TINY),
+        ("uncut", 4, of_clicks("FLAC", "PCM_16", 16_000, 1, 22, False)),
+    ],
+    ids=["wide", "chain", "held", "prepared", "sounds"],
+)
+def test_many_samples_of_few_bytes_take_no_more_than_64_mib(
+    process: ServerProcess, tmp_path: Path, way: str, model: str, times: int, file: bytes
+) -> None:
+    data = written(way, model, times, file)
+    assert len(file) * times < 64 << 10
+    surface: Any = surface_of("sounds" if model == "uncut" else "pictures", tmp_path)
+    surface.running = SimpleNamespace(server=process)
+    pid = process.serving_pid()
+    before_kib = reset_peak(pid)
+    assert set(surface.check(data).split()) <= {"answered", "200", "refused", "400"}
+    assert (peak_kib(pid) - before_kib) >> 10 < 64
+
+
+def post(server: ServerThread, model: str, body: bytes) -> tuple[int, Any, str | None]:
+    connection = http.client.HTTPConnection(server.host, timeout=PATIENCE_S)
+    connection.request("POST", f"/v2/models/{model}/infer", body, {"Content-Type": "image/png"})
+    response = connection.getresponse()
+    answer, retry = json.loads(response.read()), response.headers["Retry-After"]
+    connection.close()
+    return response.status, answer, retry
+
+
+WAITING = one_color("RGB", (1000, 1000), "PNG")
+"""A picture that takes more than 1 MiB."""
+
+
+def test_a_sample_waits_for_memory_and_is_refused_after_the_longest_wait(
+    bundles: list[str],
+) -> None:
+    other, words = (
+        place_in(ROOM),
+        "overloaded: other samples take the memory that this one needs; retry later",
+    )
+    for wait_s, expected in ((0.05, 503), (60.0, 200)):
+        places = settings_of([bundles[2], bundles[-1]], max_wait_s=wait_s).models
+        with ServerThread(*places) as server, ThreadPoolExecutor(2) as threads:
+            assert prepared(other, 39)
+            asked = [
+                threads.submit(post, server, model, WAITING) for model in ("colour", "squares")
+            ]
+            until(lambda asked=asked: len(ROOM._line) == 2 or all(each.done() for each in asked))  # type: ignore[misc]
+            assert post(server, "colour", TINY)[0] == 200  # it takes no more than it pays for
+            if expected == 200:
+                other.keep(0)
+            for each in asked:
+                status, answer, retry = each.result(PATIENCE_S)
+                assert status == expected
+                if status == 503:
+                    assert (answer["error"], retry) == (words, "1")
+            other.keep(0)
+            until(lambda: ROOM.taken_bytes == 0)
+            assert ROOM._line == []
