@@ -26,6 +26,7 @@ from hasten.inputs.pipeline.mask import Mask
 from hasten.inputs.pipeline.memory import make_room, making_room
 from hasten.serving.models.room import ROOM, ROOM_BYTES, NoRoomError, Place, Room, paid_bytes
 from hasten.serving.protocol.errors import ProtocolError
+from hasten.serving.options import ModelOptions
 from hasten.serving.run import settings_of
 
 MIB = 1 << 20
@@ -243,7 +244,9 @@ def test_a_sample_waits_for_memory_and_is_refused_after_the_longest_wait(
         "overloaded: other samples take the memory that this one needs; retry later",
     )
     for wait_s, expected in ((0.05, 503), (60.0, 200)):
-        places = settings_of([bundles[2], bundles[-1]], max_wait_s=wait_s).models
+        places = settings_of(
+            [bundles[2], bundles[-1]], models=ModelOptions(max_wait_s=wait_s)
+        ).models
         with ServerThread(*places) as server, ThreadPoolExecutor(2) as threads:
             assert prepared(other, 39)
             asked = [
