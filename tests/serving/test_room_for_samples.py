@@ -25,8 +25,8 @@ from hasten.inputs.pipeline.base import Origin
 from hasten.inputs.pipeline.mask import Mask
 from hasten.inputs.pipeline.memory import make_room, making_room
 from hasten.serving.models.room import ROOM, ROOM_BYTES, NoRoomError, Place, Room, paid_bytes
-from hasten.serving.protocol.errors import ProtocolError
 from hasten.serving.options import ModelOptions
+from hasten.serving.protocol.errors import ProtocolError
 from hasten.serving.run import settings_of
 
 MIB = 1 << 20
