@@ -120,7 +120,7 @@ test-edge: .venv-edge/.test
 	OMP_NUM_THREADS=1 .venv-edge/bin/python $(DEVICE) tests/devices/edge
 
 # What .ci/run's parts need besides the suite's, installed one after another.
-environments: $(addprefix .venv-,$(addsuffix /.test,gpu edge tpu fpga lowest docs))
+environments: $(addprefix .venv-,$(addsuffix /.test,gpu edge tpu fpga lowest)) .venv-docs/.mermaid
 
 test-keras: .venv-keras/.test
 	.venv-keras/bin/python -m pytest tests/inputs/models/test_keras.py tests/inputs/models/test_tensorflow_models.py

@@ -17,6 +17,7 @@ from tests.support.accessibility import violations
 
 ROOT = Path(__file__).parents[2]
 MKDOCS = ROOT / ".venv-docs/bin/mkdocs"
+MERMAID = ROOT / ".venv-docs/.mermaid"
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.slow,
@@ -24,12 +25,12 @@ pytestmark = [
         CHROMIUM is None or DRIVER is None,
         reason="needs Chromium: on Debian, apt-get install chromium chromium-driver",
     ),
-    pytest.mark.skipif(not MKDOCS.exists(), reason="needs the site's generator: make docs"),
+    pytest.mark.skipif(not MERMAID.exists(), reason="needs the site's generator: make docs"),
 ]
 LOOKS = {"desk, light": (1280, 900, "light"), "phone, dark": (360, 740, "dark")}
 PAGES = (
     *("", "tutorials/first-ten-minutes/", "how-to/install/", "how-to/access/", "examples/"),
-    *("reference/cli/", "reference/python/", "explanation/", "design/front-door/"),
+    *("reference/cli/", "reference/python/", "reference/protocol/", "design/front-door/"),
 )
 """Pages with all kinds of elements: tables, blocks of code, pictures, diagrams, docstrings."""
 # A pointer that can hover, as at a desk: only then does the theme let keys scroll a block of code.
