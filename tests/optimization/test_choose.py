@@ -148,10 +148,14 @@ def test_the_safest_races_although_few_turns_could_not_tell_that_it_is_faster() 
         *(standing(f"int8 {n}", 0.13 + n / 100, 0.02 - n / 1000, half=0.5) for n in range(6)),
     ]
     assert entrants(standings, "baseline", max_drop=0.05, most=4) == (
-        *("bf16", "int8 5", "int8 3", "int8 0"),
+        *("int8 5", "bf16", "int8 3", "int8 0"),
     )
     assert entrants(standings[:2], "baseline", max_drop=0.05, most=4) == ("bf16",)
     assert entrants(standings[:1], "baseline", max_drop=0.05, most=4) == ()
+    slow = standing("no faster", 1.1, 0.0, half=0.5)
+    (*rungs, last) = entrants([BASELINE, slow, *standings[2:]], "baseline", max_drop=0.05, most=4)
+    assert "no faster" not in rungs
+    assert last != "no faster"
 
 
 @given(FIELDS, SHARES)

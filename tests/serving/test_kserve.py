@@ -386,3 +386,12 @@ def test_a_damaged_bundle_is_not_packed(tmp_path: Path, bundle: Path) -> None:
 
 def test_what_is_by_default_isn_t_said(bundle: Path) -> None:
     assert arguments(settings_of([bundle])) == ["--http", "8000"]
+
+
+def test_the_pod_has_the_memory_that_samples_may_take(tmp_path: Path, bundle: Path) -> None:
+    def memory_mib(sample_bytes: int) -> int:
+        settings = settings_of([bundle], limits=ServerLimits(sample_bytes=sample_bytes))
+        (container,) = written(tmp_path / "out", settings)["spec"]["predictor"]["containers"]
+        return int(container["resources"]["limits"]["memory"].removesuffix("Mi"))
+
+    assert memory_mib(4 << 30) - memory_mib(0) == 4 << 10

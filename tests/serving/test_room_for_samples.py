@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import json
 from collections.abc import Iterator
@@ -22,8 +23,10 @@ from tests.support.waiting import PATIENCE_S, until
 
 from hasten.inputs.pipeline.audio import LogMel
 from hasten.inputs.pipeline.base import Origin
+from hasten.inputs.pipeline.image import Decode
 from hasten.inputs.pipeline.mask import Mask
 from hasten.inputs.pipeline.memory import make_room, making_room
+from hasten.serving.models.deciding import RawTicket
 from hasten.serving.models.room import ROOM, ROOM_BYTES, NoRoomError, Place, Room, paid_bytes
 from hasten.serving.options import ModelOptions
 from hasten.serving.protocol.errors import ProtocolError
@@ -50,28 +53,62 @@ def prepared(place: Place, *steps_mib: int) -> bool:
     return True
 
 
-def test_requests_wait_in_turn_by_client_and_none_overtakes_a_large_one() -> None:
-    room, begun = Room(10 * MIB), []
+class Line:
+    """Requests for the memory of one room, by name; a name begins with its client's letter."""
 
-    def asked(name: str, *steps_mib: int) -> Place:
-        place = place_in(room, name[0])
-        place.go = lambda: begun.append(name)
+    def __init__(self) -> None:
+        self.room, self.begun = Room(10 * MIB), list[str]()
+        self.places: dict[str, Place] = {}
+
+    def asks(self, name: str, *steps_mib: int) -> None:
+        place = self.places[name] = place_in(self.room, name[0])
+        place.go = lambda: self.begun.append(name)
         if prepared(place, *steps_mib):
-            begun.append(name)
-        return place
+            self.begun.append(name)
 
-    first, second = asked("a0", 6), asked("a1", 3, 4)
-    waiting = [asked(name, mib) for name, mib in (("b0", 30), ("b1", 1), ("c0", 2), ("d0", 0))]
-    assert begun == ["a0", "a1", "d0"]  # what takes nothing doesn't wait
-    first.leave()
-    assert begun[3:] == []  # the large one is first, and runs alone
-    second.leave()
-    assert begun[3:] == ["b0"]
-    waiting[0].leave()
-    assert begun[4:] == ["c0", "b1"]
-    for each in waiting:
-        each.leave()
-    assert room.taken_bytes == 0
+    def leaves(self, *names: str) -> list[str]:
+        """End requests; return those that began since."""
+        before = len(self.begun)
+        for name in names:
+            self.places.pop(name).leave()
+        return self.begun[before:]
+
+
+def test_requests_wait_in_turn_by_their_clients_memory_and_a_large_one_runs_alone() -> None:
+    line = Line()
+    for name, *steps_mib in (("a0", 6), ("a1", 3, 4), ("b0", 30), ("b1", 1), ("c0", 2), ("d0", 0)):
+        line.asks(name, *steps_mib)
+    assert line.begun == ["a0", "a1", "d0"]  # what takes nothing doesn't wait
+    assert line.leaves("a0") == ["c0"]  # its client asks for less than b's
+    assert line.leaves("a1") == []
+    assert line.leaves("c0") == ["b0"]
+    assert line.leaves("b0") == ["b1"]
+    line.leaves(*line.places)
+    assert line.room.taken_bytes == 0
+
+
+def test_a_client_with_large_samples_gets_as_much_memory_as_one_with_small_ones() -> None:
+    line = Line()
+    line.asks("h0", 10)
+    line.asks("a0", 40)
+    for n in range(30):
+        line.asks(f"b{n}", 2)
+    began, gone = line.leaves("h0"), 0
+    while "a0" not in line.begun:
+        began += line.leaves(f"b{gone}")
+        gone += 1
+    assert began == [*(f"b{n}" for n in range(19)), "a0"]
+
+
+def test_who_gives_up_waiting_does_not_fall_behind() -> None:
+    line = Line()
+    line.asks("h0", 10)
+    for n in range(20):
+        line.asks(f"a{n}", 5)
+    line.leaves(*(f"a{n}" for n in range(20)))
+    line.asks("b0", 6)
+    line.asks("a20", 5)
+    assert line.leaves("h0") == ["a20"]
 
 
 def test_a_request_that_has_to_begin_again_twice_gets_the_whole_room() -> None:
@@ -117,11 +154,11 @@ def test_only_one_at_a_time_takes_more_than_it_has_reserved_in_a_later_stage() -
         make_room(6 * MIB)
         with ThreadPoolExecutor(1) as thread:
             waiting = thread.submit(later, other, 5 * MIB)
-            assert room.alone.locked()
-            assert not waiting.done()
+            until(lambda: other.working)
+            assert not other._alone
             one.room.alone.release()
             one._alone = False
-            waiting.result(PATIENCE_S)
+            assert waiting.result(PATIENCE_S) is None
     assert not room.alone.locked()
     with pytest.raises(ProtocolError) as error, one.works(later=True):
         make_room(21 * MIB)
@@ -236,31 +273,69 @@ WAITING = one_color("RGB", (1000, 1000), "PNG")
 """A picture that takes more than 1 MiB."""
 
 
-def test_a_sample_waits_for_memory_and_is_refused_after_the_longest_wait(
-    bundles: list[str],
+WORDS = {
+    200: "",
+    503: "overloaded: other samples take the memory that this one needs; retry later",
+    504: "the deadline passed before the sample was prepared",
+}
+
+
+@pytest.fixture
+def other() -> Iterator[Place]:
+    """Another request, which takes nearly all of the process's memory for samples."""
+    place = place_in(ROOM)
+    assert prepared(place, 39)
+    yield place
+    place.leave()
+    until(lambda: ROOM.taken_bytes == 0)
+    assert ROOM._line == []
+
+
+@pytest.mark.parametrize(
+    ("wait_s", "deadline_s", "expected"),
+    [(60.0, None, 200), (0.05, None, 503), (60.0, 0.05, 504)],
+    ids=["is answered", "waits too long", "comes too late"],
+)
+def test_a_sample_waits_for_memory_no_longer_than_it_may(
+    bundles: list[str], other: Place, wait_s: float, deadline_s: float | None, expected: int
 ) -> None:
-    other, words = (
-        place_in(ROOM),
-        "overloaded: other samples take the memory that this one needs; retry later",
-    )
-    for wait_s, expected in ((0.05, 503), (60.0, 200)):
-        places = settings_of(
-            [bundles[2], bundles[-1]], models=ModelOptions(max_wait_s=wait_s)
-        ).models
-        with ServerThread(*places) as server, ThreadPoolExecutor(2) as threads:
-            assert prepared(other, 39)
-            asked = [
-                threads.submit(post, server, model, WAITING) for model in ("colour", "squares")
-            ]
-            until(lambda asked=asked: len(ROOM._line) == 2 or all(each.done() for each in asked))  # type: ignore[misc]
+    options = ModelOptions(max_wait_s=wait_s, deadline_s=deadline_s)
+    places = settings_of([bundles[2], bundles[-1]], models=options).models
+    with ServerThread(*places) as server, ThreadPoolExecutor(2) as threads:
+        asked = [threads.submit(post, server, model, WAITING) for model in ("colour", "squares")]
+        until(lambda: len(ROOM._line) == 2 or all(each.done() for each in asked))
+        if expected == 200:
             assert post(server, "colour", TINY)[0] == 200  # it takes no more than it pays for
-            if expected == 200:
-                other.keep(0)
-            for each in asked:
-                status, answer, retry = each.result(PATIENCE_S)
-                assert status == expected
-                if status == 503:
-                    assert (answer["error"], retry) == (words, "1")
             other.keep(0)
-            until(lambda: ROOM.taken_bytes == 0)
-            assert ROOM._line == []
+        for each in asked:
+            status, answer, retry = each.result(PATIENCE_S)
+            assert (status, answer.get("error", "")) == (expected, WORDS[expected])
+            assert (retry == "1") == (expected == 503)
+
+
+def test_an_answered_request_is_gone_without_a_garbage_collection(bundles: list[str]) -> None:
+    """The server's process collects rarely, so what stays would be many pictures."""
+
+    def left() -> list[Any]:
+        return [one for one in gc.get_objects() if isinstance(one, RawTicket)]
+
+    places = settings_of([bundles[2], bundles[-1]]).models
+    gc.collect()
+    gc.disable()
+    try:
+        with ServerThread(*places) as server:
+            for model in ("colour", "squares"):
+                assert post(server, model, WAITING)[0] == 200
+                until(lambda: not left())
+    finally:
+        gc.enable()
+
+
+def test_a_step_without_a_bound_takes_its_memory_from_the_room_too() -> None:
+    told: list[int] = []
+    token = making_room.set(told.append)
+    try:
+        Decode(memory_per_byte=0)(WIDE)
+    finally:
+        making_room.reset(token)
+    assert max(told) >= 17 * 1540 * 1540

@@ -91,6 +91,7 @@ def test_files_may_be_given_as_text_and_values_are_what_a_server_reads(bundle: P
         (Access, {"tls_client_ca": "a"}, ["--tls-client-ca", "a"], "tls_client_ca= needs tls_cert= and tls_key=, and tokens=, which says what the names in clients' certificates may do"),
         (Access, {"tls_crl": "a"}, ["--tls-crl", "a"], "tls_crl= is about clients' certificates: give tls_client_ca=, too"),
         (ServerLimits, {"max_body_bytes": 0}, ["--max-body", "0"], f"max_body_bytes= must be from 1 to {1 << 40}; got 0"),
+        (ServerLimits, {"sample_bytes": -1}, ["--sample-bytes", "-1"], f"sample_bytes= must be from 0 to {1 << 50}; got -1"),
         (ServerLimits, {"max_connections": 0}, ["--max-connections", "0"], f"max_connections= must be from 1 to {1 << 20}; got 0"),
         (ServerLimits, {"drain_s": 7200.0}, ["--drain", "7200s"], "drain_s= must be from 0 to 3600; got 7200.0"),
         (ServerLimits, {"max_stall_s": 90000.0}, ["--max-stall", "90000s"], "max_stall_s= must be from 0 to 86400; got 90000.0"),

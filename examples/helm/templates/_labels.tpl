@@ -1,6 +1,6 @@
 {{- define "hasten.selector" -}}
 app.kubernetes.io/name: hasten
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 {{- define "hasten.labels" -}}
 {{ include "hasten.selector" . }}

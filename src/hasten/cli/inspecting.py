@@ -55,7 +55,7 @@ def inspect(
             raise InputError("--json and --requirements print different things: give one of them")
         if serve and not as_requirements:
             raise InputError("--serve needs --requirements, which it adds to: give both")
-        if bundle.suffix.lower() == ".onnx":
+        if bundle.suffix.lower() == ".onnx" and not bundle.is_dir():
             if as_json or as_requirements or trusted:
                 raise InputError(
                     f"{bundle} is a model: --json, --requirements and --trusted are for bundles"
@@ -105,8 +105,10 @@ def inspect(
 
 
 def _print(facts: Iterable[tuple[str, str]]) -> None:
+    from hasten.bundle.manifest import one_line
+
     for name, value in facts:
-        click.echo(f"{name + ':':14}{value}")
+        click.echo(f"{name + ':':14}{one_line(value)}")
 
 
 def _facts_of_model(path: Path) -> Iterator[tuple[str, str]]:

@@ -74,7 +74,9 @@ class Phases:
     def left_out(self, name: str) -> bool:
         """Whether a later phase is at work, and this one never was."""
         order = self.names
-        return name not in self._met and order.index(name) < order.index(self.current)
+        if name in self._met or self.current not in order:
+            return False
+        return order.index(name) < order.index(self.current)
 
     @property
     def elapsed_s(self) -> float:

@@ -26,6 +26,16 @@ def points(share: str) -> str:
     return f"{share} point{'' if share == '1' else 's'}"
 
 
+def lost_in_words(lost: float) -> str:
+    """Write a loss in points: "+0.28 points lost", or "3.51 points gained" if it is negative.
+
+    Args:
+        lost: Loss in percentage points.
+    """
+    lost = round(lost, 2) + 0.0
+    return f"{-lost:.2f} points gained" if lost < 0 else f"{lost:+.2f} points lost"
+
+
 def counted(count: int, noun: str) -> str:
     """Return a count with its noun: "1 layer", "3 layers"; "" for 0."""
     return amount(count, noun) if count else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hasten.core.records import from_record
+from hasten.core.words import lost_in_words
 from hasten.errors import CandidateError, InputError
 from hasten.lightening.int8 import LOST, QuantizationAware, int8_score
 from hasten.lightening.prospects import Prospect, fastest
@@ -20,7 +21,6 @@ from hasten.lightening.ways import (
     hopeless,
     train_way,
 )
-from hasten.optimization.trials import lost_in_words
 from hasten.reporting.rows import latency
 
 

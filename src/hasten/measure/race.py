@@ -266,7 +266,7 @@ def race(
                 return standings
             if threads > 1 and standings.refused:
                 raise NotEstablished(
-                    f"{standings.refused} of {turn.number + 1} rounds were refused, and the "
+                    f"{standings.refused} of {turn.number + 1} rounds didn't count, and the "
                     f"time limit left no time to wait until the host runs {threads} threads at once"
                 )
         if standings.refused > _REFUSED_PER_COUNTED * count * (1 + (process or 0)):

@@ -95,8 +95,8 @@ def entrants(
 ) -> tuple[str, ...]:
     """Return the inexact candidates to race: the ladder so far, then near ties, fastest first.
 
-    The safest near tie always takes part. On a busy machine its few turns may not show yet that it is
-    faster than the baseline, and the ladder so far doesn't have it.
+    The safest near tie that looks faster than the baseline always takes part, after the safest that
+    surely is. On a busy machine its few turns may not show yet that it is, so the ladder may lack it.
 
     Args:
         standings: Every candidate that was measured.
@@ -105,12 +105,12 @@ def entrants(
         most: Most keys to return, at least 2.
     """
     close = undecided(standings, max_drop)
-    risks = {standing.key: standing.risk for standing in standings}
-    safest = min(close, key=risks.__getitem__, default=None)
+    risks = {standing.key: standing.risk for standing in standings if standing.ratio.estimate < 1}
+    safest = min((key for key in close if key in risks), key=risks.__getitem__, default=None)
     rungs = ladder(standings, baseline, spread=0.0, max_drop=max_drop, rungs=most)
     if safest is not None and safest not in rungs:
         fewer = ladder(standings, baseline, spread=0.0, max_drop=max_drop, rungs=most - 1)
-        rungs = (safest, *fewer)
+        rungs = (*fewer[:1], safest, *fewer[1:])
     return tuple(dict.fromkeys([*rungs, *close]))[:most]
 
 

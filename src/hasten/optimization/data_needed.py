@@ -60,15 +60,17 @@ def warnings(
     if least is None or sealed >= least:
         return []
     noun = f"{metric.draw or ('group' if draws.grouped else 'sample')}s"
+    repeats = ""
     enough = f"so some {_in_all(least, parts, metric, calibration)} in all"
     if sure != promise.confidence:
         fresh = draws_needed(draws, max_drop, promise.confidence)
-        enough = f"after what earlier looks spent, or {fresh:,} samples that no run has read; a run with the same answers as an earlier one is judged as that one was"
+        enough = f"after what earlier looks spent, or {fresh:,} samples that no run has read"
+        repeats = "; a run with the same answers as an earlier one is judged as that one was"
     why, remedy = "", ""
     if promise.mean_over == "samples" and (why := uneven(draws.largest, draws.samples, sealed)):
         remedy = "; or ask for the mean over groups, in which each group counts once"
     return [
-        f"{sealed:,} sealed {noun} can't show {goal(guard, type_name(metric), max_drop)}, even if nothing changes{why}: that takes {least:,}, {enough}{remedy}"
+        f"{sealed:,} sealed {noun} can't show {goal(guard, type_name(metric), max_drop)}, even if nothing changes{why}: that takes {least:,}, {enough}{remedy}{repeats}"
     ]
 
 

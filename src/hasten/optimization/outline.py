@@ -15,12 +15,12 @@ from hasten.optimization.order import Order
 from hasten.optimization.ready import Ready
 from hasten.reporting.sizes import size_in_words
 
-_NORMAL = "about 2 to 7 minutes for a model that takes a few milliseconds"
-_LONGER = "on an idle machine; longer for a larger model, or while other programs run"
+_NORMAL = "about 2 to 7 minutes for a model that takes a few milliseconds, on an idle machine"
+_LONGER = "longer for a larger model, or while other programs run"
 _USUALLY = {
-    "quick": f"about a minute for a small model {_LONGER}",
-    "normal": f"{_NORMAL} {_LONGER}",
-    "thorough": f"more than with normal effort, which takes {_NORMAL} {_LONGER}",
+    "quick": f"about a minute for a small model, on an idle machine; {_LONGER}",
+    "normal": f"{_NORMAL}; {_LONGER}",
+    "thorough": f"more than with normal effort, which takes {_NORMAL}; {_LONGER}",
 }
 """Usual time of a run by its effort: see the measurements in docs/explanation/results.md."""
 _NAMED = 3

@@ -214,8 +214,3 @@ def hopeless(falls: Array, samples: int, max_drop: float) -> bool:
         return False
     error = float(falls.std()) / np.sqrt(n)
     return bool(float(falls.mean()) - 3 * error > max_drop)
-
-
-def lost_in_words(points: float) -> str:
-    """Write a drop in points: "+0.28 points lost", or "3.51 points gained" if it is negative."""
-    return f"{-points:.2f} points gained" if points < 0 else f"{points + 0.0:+.2f} points lost"

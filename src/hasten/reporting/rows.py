@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hasten.core.words import listed
+from hasten.core.words import listed, lost_in_words
 from hasten.measure.intervals import Quantile
 from hasten.reporting.result import ORIGINAL, Method, Result, Row
 
@@ -104,7 +104,8 @@ def won(result: Result) -> str:
         )
     if result.budget_ns is not None and not result.within_budget:
         within_ns = result.budget_ns * result.steps
-        lines += map(_fell_short, (m for m in result.methods if m.p50.value_ns <= within_ns))
+        others = (method for method in result.methods if method.name != result.method)
+        lines += map(_fell_short, (m for m in others if m.p50.value_ns <= within_ns))
     ties = [method.name for method in result.methods if own is not None and _ties(method, own)]
     if ties:
         lines.append(f"{' and '.join(ties)} did as well, as far as the search split can tell")
@@ -114,12 +115,11 @@ def won(result: Result) -> str:
 def _fell_short(method: Method) -> str:
     """Say why a method within the budget doesn't ship."""
     lost = (
-        ""
-        if method.drop is None
-        else f"{100 * method.drop.estimate:+.2f} points lost in the search"
+        "" if method.drop is None else f"{lost_in_words(100 * method.drop.estimate)} in the search"
     )
     why = listed(lost, method.said, method.trained)
-    return f"{method.name} is within the budget, but doesn't ship: {why}"
+    who = "your own model in another form" if method.name == ORIGINAL else method.name
+    return f"{who} is within the budget, but doesn't ship: {why}"
 
 
 def _ties(other: Method, own: Method) -> bool:

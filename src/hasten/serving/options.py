@@ -31,7 +31,7 @@ class ModelOptions:
         compiled: Folder that keeps compiled models for the next start, or "off"; by default the one
             that the environment variable HASTEN_CACHE names, else `~/.cache/hasten`.
         standby: Whether to keep the exact model open as a fallback.
-        custom_ops: Paths of libraries with the user's own operators.
+        custom_ops: Path of a library with the user's own operators, or several.
         trusted: Public key, its file, or several, one of which must have signed each bundle, whenever
             it is opened; None to accept unsigned bundles. Files of keys are read again when they change.
 
@@ -47,7 +47,7 @@ class ModelOptions:
     cache_bytes: int = 0
     compiled: str | Path = ""
     standby: bool = True
-    custom_ops: Sequence[str | Path] = ()
+    custom_ops: str | Path | Sequence[str | Path] = ()
     trusted: Trusted = None
 
     def __post_init__(self) -> None:

@@ -194,7 +194,7 @@ def _model_settings(
         webhook=monitoring.webhook,
         monitor_state=_folder(monitoring.monitor_state),
         standby=models.standby,
-        custom_ops=tuple(Path(path).absolute() for path in models.custom_ops),
+        custom_ops=_paths(models.custom_ops),
         trusted=keys_of(models.trusted),
     )
 
@@ -241,6 +241,11 @@ def _folder(given: str | Path) -> str:
     """Return an absolute path, since a server's processes may have other working folders."""
     text = os.fspath(given)
     return text if text in ("", "off") else str(Path(text).absolute())
+
+
+def _paths(given: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
+    several = [given] if isinstance(given, (str, Path)) else given
+    return tuple(Path(path).absolute() for path in several)
 
 
 def _path(given: str | Path | None) -> Path | None:

@@ -139,19 +139,19 @@ def test_on_a_photograph_each_reading_is_that_of_the_bundle_alone_on_the_cut_pic
             assert one["colour"][0]["score"] == pytest.approx(alone["score"], rel=1e-4)
 
 
-@pytest.mark.parametrize("most", [{"most_rows": 8}, {"most_rows": 32, "most_bytes": 26_000}])
+@pytest.mark.parametrize(("most_rows", "most_bytes"), [(8, math.inf), (32, 26_000)])
 def test_memory_holds_the_prepared_crops_of_one_batch_however_many_boxes_there_are(
-    tmp_path: Path, most: dict[str, int]
+    tmp_path: Path, most_rows: int, most_bytes: float
 ) -> None:
     det, colour = detector(tmp_path, cells=20), classifier(tmp_path)
     picture = squares({(n // 20, n % 20): "red" for n in range(400)}, cells=20)
     with hasten.load(det) as one, hasten.load(colour) as two:
         members = {
-            name: Member(pipeline_of(name, each.manifest), each.inputs, **most)
+            name: Member(pipeline_of(name, each.manifest), each.inputs, most_rows)
             for name, each in (("det", one), ("colour", two))
         }
         plan = Plan(chain_of(f"{det}+crop+{colour}"), members)
-        run = plan.run(picture)
+        run = plan.run(picture, most_bytes=most_bytes)
         asked: list[weakref.ref[Any]] = []
         ask = next(run)
         rows = []

@@ -14,6 +14,7 @@ from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Guard
 from hasten.core.model import Model
 from hasten.core.target import Target
+from hasten.core.words import lost_in_words
 from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.null import Null
 from hasten.engines.onnxruntime.engine import OnnxRuntime
@@ -28,7 +29,7 @@ from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace
 from hasten.measure.workbench import Workbench
 from hasten.optimization.measured.screening import Screening, ratio
-from hasten.optimization.trials import lost_in_words, risk
+from hasten.optimization.trials import risk
 from hasten.passes.base import Pass, Skipped
 
 ENGINE = OnnxRuntime(threads=1)

@@ -35,13 +35,11 @@ class Member:
         pipeline: Steps before and after the model.
         inputs: Inputs of a request, with a batch axis.
         most_rows: Largest number of samples to ask for at a time.
-        most_bytes: Size of the prepared samples from which on no further ones are asked for at that time.
     """
 
     pipeline: Pipeline
     inputs: tuple[TensorSpec, ...]
     most_rows: int = 1
-    most_bytes: float = math.inf
 
     @property
     def decode(self) -> Decode | None:
@@ -168,6 +166,7 @@ class Plan:
         check: Callable[[], None] = lambda: None,
         stages: list[Stage] | None = None,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
+        most_bytes: float = math.inf,
     ) -> Run:
         """Yield what to ask the models, and return the decision.
 
@@ -176,6 +175,8 @@ class Plan:
             check: Function called before each piece of work; what it raises ends the run.
             stages: List that gets the stages' times.
             clock_ns: Monotonic clock.
+            most_bytes: Size of prepared samples from which on a model isn't asked about further ones at the
+                same time.
 
         Raises:
             InputError: the value can't be read, or a decision isn't what the next node needs; the
@@ -192,7 +193,7 @@ class Plan:
             stage = Stage(node.name)
             before = samples[node.comes_from]
             if isinstance(node, Model):
-                yield from self._ask(node, before, value, check, stage, clock_ns)
+                yield from self._ask(node, before, value, check, stage, clock_ns, most_bytes)
                 samples[node.name] = before
             else:
                 start_ns = clock_ns()
@@ -216,15 +217,15 @@ class Plan:
         check: Callable[[], None],
         stage: Stage,
         clock_ns: Callable[[], int],
+        most_bytes: float,
     ) -> Generator[Ask, Sequence[Tensors], None]:
         """Prepare samples, a batch at a time, ask a model about them, and note its decisions."""
         member, done = self.members[node.name], 0
         whole = member.decode is None and self.chain.stream[node.name] == SOURCE
         while done < len(samples):
             start_ns = clock_ns()
-            prepared = list(
-                _prepared(node.name, member, samples[done:], given if whole else None, check)
-            )
+            own = given if whole else None
+            prepared = list(_prepared(node.name, member, samples[done:], own, check, most_bytes))
             check()
             ready_ns = clock_ns()
             answers = yield Ask(node.name, tuple(request for request, _ in prepared))
@@ -296,7 +297,12 @@ class Plan:
 
 
 def _prepared(
-    node: str, member: Member, samples: Sequence[Sample], given: Any, check: Callable[[], None]
+    node: str,
+    member: Member,
+    samples: Sequence[Sample],
+    given: Any,
+    check: Callable[[], None],
+    most_bytes: float,
 ) -> Iterator[tuple[dict[str, Array], Origin]]:
     """Prepare as many samples as a model is asked about at a time.
 
@@ -306,6 +312,7 @@ def _prepared(
         samples: The samples, from the first that isn't prepared yet.
         given: What the chain was given, if the model takes that; else None.
         check: Function called before each sample.
+        most_bytes: Size of the prepared samples from which on no further ones are prepared.
     """
     taken = 0
     for sample in samples[: member.most_rows]:
@@ -318,7 +325,7 @@ def _prepared(
         yield request, origin
         size = sum(array.nbytes for array in request.values())
         taken += size
-        if taken + size > member.most_bytes:
+        if taken + size > most_bytes:
             return
 
 

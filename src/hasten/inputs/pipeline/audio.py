@@ -92,7 +92,7 @@ class DecodeAudio(Step):
                         f"{name} has {file.frames} samples of {file.channels} channels at "
                         f"{file.samplerate} Hz, more than {self.max_samples} in all"
                     )
-                if isinstance(value, bytes) and self.memory_per_byte:
+                if isinstance(value, bytes):
                     self._check_bytes(file, result, len(value))
                 samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
         except (OSError, RuntimeError, TypeError, ValueError) as error:
@@ -115,7 +115,7 @@ class DecodeAudio(Step):
         if file.samplerate != self.rate:
             needed += _RESAMPLED_BYTES * result
         allowed = allowed_bytes(sent, self.memory_per_byte, _ALWAYS_BYTES)
-        if needed > allowed:
+        if self.memory_per_byte and needed > allowed:
             raise InputError(
                 f"the sound has {file.frames:,} samples of {file.channels} channels at {file.samplerate} Hz in "
                 f"{sent:,} bytes: decoding it takes {needed / 2**20:,.0f} MiB, but only {allowed / 2**20:,.0f} MiB "

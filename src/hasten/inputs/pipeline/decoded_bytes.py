@@ -51,13 +51,13 @@ def check_texts(texts: int, sent: int, per_byte: int) -> None:
     Args:
         texts: Bytes that its texts may take.
         sent: Bytes of the file.
-        per_byte: Bytes of memory that are allowed for each byte of the file beyond `FEW_BYTES`.
+        per_byte: Bytes of memory that are allowed for each byte of the file beyond `FEW_BYTES`; 0 for any.
 
     Raises:
         InputError: they may take more than `ALWAYS_BYTES` and what its further bytes allow.
     """
     allowed = allowed_bytes(sent, per_byte)
-    if texts > allowed:
+    if per_byte and texts > allowed:
         raise InputError(
             f"the image has compressed texts that may take {texts / 2**20:,.0f} MiB, in {sent:,} bytes, but only "
             f"{allowed / 2**20:,.0f} MiB are allowed for so few bytes; send it without those texts, or raise "
@@ -95,7 +95,7 @@ def check_bytes(
         full: Its (height, width) in the file, which `image` may no longer have.
         sent: Bytes of the file.
         texts: Bytes that its texts may take.
-        per_byte: Bytes of memory that are allowed for each byte of the file beyond `FEW_BYTES`.
+        per_byte: Bytes of memory that are allowed for each byte of the file beyond `FEW_BYTES`; 0 for any.
         factor: Factor by which the file is decoded smaller.
         scale: Step that resizes the picture in strips; None where its pixels become an array.
         turned: Whether the picture is turned after it is decoded.
@@ -121,7 +121,7 @@ def check_webp(data: bytes, per_byte: int) -> None:
 
     Args:
         data: The file; any other than WebP passes.
-        per_byte: Bytes of memory that are allowed for each byte of the file beyond `FEW_BYTES`.
+        per_byte: Bytes of memory that are allowed for each byte of the file beyond `FEW_BYTES`; 0 for any.
 
     Raises:
         InputError: it takes more than `ALWAYS_BYTES` and what its further bytes allow.
@@ -148,7 +148,7 @@ def _webp_size(kind: bytes, head: bytes) -> tuple[int, int]:
 
 def _check(needed: int, full: tuple[int, int], sent: int, per_byte: int) -> None:
     allowed = allowed_bytes(sent, per_byte)
-    if needed > allowed:
+    if per_byte and needed > allowed:
         raise InputError(
             f"the image has {full[1]} x {full[0]} pixels in {sent:,} bytes: preparing it takes "
             f"{needed / 2**20:,.0f} MiB, but only {allowed / 2**20:,.0f} MiB are allowed for so few bytes; send it "

@@ -183,7 +183,7 @@ class Decode(Step):
                 f"Path({value!r:.80})"
             )
         texts, most = 0, self.memory_per_byte
-        if most and isinstance(value, bytes):
+        if isinstance(value, bytes):
             texts = text_bytes(value)
             check_texts(texts, len(value), most)
             check_webp(value, most)
@@ -192,7 +192,7 @@ class Decode(Step):
             factor = self._factor(image)
 
             def check(turned: bool) -> None:
-                if most and isinstance(value, bytes):
+                if isinstance(value, bytes):
                     full, sent = (height, width), len(value)
                     check_bytes(image, full, sent, texts, most, factor, scale, turned)
 

@@ -8,14 +8,14 @@ import shutil
 from collections.abc import Iterator, Sequence
 
 from hasten.core.target import Target
-from hasten.core.words import amount
+from hasten.core.words import amount, lost_in_words
 from hasten.engines.base import Artifact
 from hasten.engines.estimates import Estimate
 from hasten.errors import CandidateError, InputError
 from hasten.measure.candidate import Single, Trial
 from hasten.measure.exactness import unchanged_in_words
 from hasten.measure.workbench import OpenWorker, Workbench
-from hasten.optimization.trials import Trials, lost_in_words
+from hasten.optimization.trials import Trials
 from hasten.passes.base import Skipped
 
 ROUTED = "device"

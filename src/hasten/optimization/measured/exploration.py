@@ -168,11 +168,13 @@ class Exploration:
                 return False
             if untried and self._late():
                 self._tell("the time is up", number, len(candidates), outcome, tried)
+                self._earlier += number
                 return self._left_out(len(candidates) - number, len(candidates))
             self._tell(candidate.label, number, len(candidates), outcome, tried)
             try:
                 trial = self.trials.run(candidate, beat)
             except OutOfTime:
+                self._earlier += number
                 return self._left_out(len(candidates) - number, len(candidates))
             self._met.add(candidate.key)
             outcome, tried = f"{candidate.label}: {self.trials.outcome(trial)}", self._tried(trial)
@@ -224,9 +226,11 @@ class Exploration:
         if fastest is not None and trials.ratio(fastest).estimate < 1:
             figure = trials.ratio(fastest)
             sure = "" if figure.high < 1 else ", so it isn't surely faster"
-            answer = f"{fastest.candidate.label} is exact and {faster(figure, default)}{sure}"
+            rest = "" if whole else "; the time limit left other exact forms untried"
+            answer = f"{fastest.candidate.label} is exact and {faster(figure, default)}{sure}{rest}"
         news = f"first answer after {self._job.deadline.elapsed_s:.0f} s: {answer}"
-        doing, done = "all exact forms tried", len(self._met)
+        doing = "all exact forms tried" if whole else "the time is up"
+        done = len(self._met)
         total = max(done, total)
         self._job.tell("exact", doing, done, total, outcome, self.best, tried=tried, news=news)
         self._told_exact = True

@@ -107,13 +107,12 @@ class Measured(Judge):
         ran = [t for t in trials if t.measurement is not None and not t.failure]
         if any(racing.on_device(c) for c in (racing.trials.baseline, *(t.candidate for t in ran))):
             return
+        tried = sorted(trials, key=lambda t: len(t.candidate.passes))
         failed = {
-            t.candidate.label: t.failure or t.skipped
-            for t in trials
-            if t.failure or (t.skipped and not t.candidate.passes)
+            t.candidate.label: t.failure or t.skipped for t in tried if t.failure or t.skipped
         }
         why = "; ".join(f"{label}: {failure}" for label, failure in list(failed.items())[:_TOLD])
-        more = f"; and {len(failed) - _TOLD} more failed" if len(failed) > _TOLD else ""
+        more = f"; and {len(failed) - _TOLD} more didn't run" if len(failed) > _TOLD else ""
         raise NothingRuns(
             f"nothing runs on {racing.bench.target.device}, so no model is made for it: "
             f"{why or 'the time limit came before anything was tried there'}{more}; hasten "

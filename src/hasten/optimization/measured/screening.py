@@ -10,7 +10,7 @@ import numpy as np
 
 from hasten.certificate.promise import Promise
 from hasten.core.tensors import Array, Tensors
-from hasten.core.words import amount
+from hasten.core.words import amount, lost_in_words
 from hasten.errors import CandidateError, InputError, NotCovered, OutOfTime
 from hasten.inputs.data.spool import Spool
 from hasten.measure.candidate import Candidate, Measurement, Single, Trial
@@ -26,7 +26,7 @@ from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace, rounds
 from hasten.measure.workbench import OpenWorker, Workbench
 from hasten.optimization.measured.cross_check import cross_check
-from hasten.optimization.trials import Trials, lost_in_words
+from hasten.optimization.trials import Trials
 from hasten.passes.base import Skipped
 
 SCREEN_ROUNDS = 6

@@ -328,7 +328,8 @@ def _resources(
     if memory_bytes is None:
         files = sum(size for each in manifests for _, size in each.files.values())
         kept = sum(model.settings.cache_bytes for model in settings.models)
-        memory_bytes = _BASE_BYTES + _TIMES_OPENED * files + kept + settings.limits.bodies_bytes
+        clients = settings.limits.bodies_bytes + settings.limits.sample_bytes
+        memory_bytes = _BASE_BYTES + _TIMES_OPENED * files + kept + clients
     memory = math.ceil(memory_bytes / _MEMORY_STEP) * (_MEMORY_STEP >> 20)
     threads = max(manifest.target.threads for manifest in manifests)
     return {"cpu": str(threads), "memory": f"{memory}Mi"}

@@ -36,7 +36,8 @@ from hasten.serving.protocol.requests import DECISION, RAW, Answer, Query
 from hasten.serving.wire.plans import Plans
 
 _ASKED_BYTES = 4 << 20
-"""Size of the samples that a model is asked about at a time, unless one alone is larger."""
+"""Size of the samples that a model is asked about at a time, unless one alone is larger, or the request's own
+bytes pay for more."""
 Find = Callable[[str, str], ServedModel]
 _WHY = (
     "a chain: its models' certificates don't add up to a certificate of the whole; hasten "
@@ -106,7 +107,6 @@ class ServedChain(ServedModel):
                 pipeline_of(node, model.opened.manifest),
                 model.inputs,
                 max(1, model.most_rows),
-                _ASKED_BYTES,
             )
             for node, model in models.items()
         }
@@ -182,10 +182,9 @@ class _ChainTicket(RawTicket):
         answers: Their outputs, as far as they came.
     """
 
-    __slots__ = ("answers", "asked", "deadline_ns", "run")
+    __slots__ = ("answers", "asked", "run")
 
     run: Run | None
-    deadline_ns: float
     asked: list[Cancellable]
     answers: dict[int, Tensors]
 
@@ -214,10 +213,11 @@ class _ChainDeciding(Deciding):
         waits_ns = model.settings.deadline_ns, model._clock_ns, model.settings.most_wait_ns
         super().__init__(model, pipeline, loop, *waits_ns)
         self._plan = plan
-        self._per_byte = max(
-            (member.decode.memory_per_byte for member in plan.members.values() if member.decode),
-            default=self._per_byte,
-        )
+        allowed = [
+            member.decode.memory_per_byte for member in plan.members.values() if member.decode
+        ]
+        if allowed:
+            self._per_byte = 0 if 0 in allowed else max(allowed)
         self._asked_bytes = max(_asked_bytes(plan, node) for node in plan.members)
 
     def ticket(self, query: Query, done: Done, rows: int) -> RawTicket:
@@ -237,15 +237,16 @@ class _ChainDeciding(Deciding):
             ticket.drop()
         super().close()
 
-    def _prepared(self, ticket: RawTicket, samples: list[bytes], deadline_ns: float) -> Any:
+    def _prepared(self, ticket: RawTicket, samples: list[bytes]) -> Any:
         """Begin the stages of a sample; return what to ask first, or the decision. On a thread."""
         assert isinstance(ticket, _ChainTicket)
         self._check_sent(ticket.query, samples)
         (sample,) = samples
-        ticket.deadline_ns = deadline_ns
         place = ticket.place
-        place.hold(COPIES * self._asked_bytes)
-        ticket.run = self._plan.run(sample, partial(self._check, ticket))
+        # What the request's own bytes pay for is used by its picture and its crops.
+        most = max(_ASKED_BYTES, place.paid_bytes // (4 * COPIES))
+        place.hold(max(COPIES * self._asked_bytes, place.paid_bytes // 4))
+        ticket.run = self._plan.run(sample, partial(self._check, ticket), most_bytes=most)
         found = _next(partial(next, ticket.run), Kind.INVALID)
         if isinstance(found, Ask) and found.size_bytes > self._asked_bytes:
             try:
@@ -280,11 +281,11 @@ class _ChainDeciding(Deciding):
             for place, part in enumerate(parts):
                 done = partial(self._came, ticket, result.model, place, len(parts))
                 asked = model.submit(self._query(ticket, model, part), done)
-                ticket.inner = asked
-                ticket.asked.append(asked)
                 if ticket.over:  # an answer that came at once was an error
                     ticket.drop()
                     return
+                ticket.inner = asked
+                ticket.asked.append(asked)
         except ProtocolError as failure:
             self._fail(ticket, result.model, failure)
 

@@ -95,12 +95,14 @@ class RawTicket:
         short: Whether the samples are so few bytes that their pipeline can't take long.
         prepared_bytes: Size of the prepared samples; 0 before they are there.
         place: Memory that is reserved for the samples.
+        deadline_ns: Time after which the request's answer comes too late.
         timer: Timer that refuses the request if it waits too long for memory.
     """
 
     __slots__ = (
         "_deciding",
         "_done",
+        "deadline_ns",
         "inner",
         "key",
         "model",
@@ -123,6 +125,7 @@ class RawTicket:
         self.origins: list[Origin] = []
         self.short, self.prepared_bytes = False, 0
         self.timer: asyncio.TimerHandle | None = None
+        self.deadline_ns: float = math.inf
 
     def cancel(self) -> None:
         """Give up the request, whose client went away."""
@@ -225,8 +228,9 @@ class Deciding:
         if self.model.cache is not None and self._known(ticket):
             return ticket
         timeout_ns = query.timeout_ns or self._deadline_ns
-        deadline_ns = query.arrived_ns + timeout_ns if timeout_ns else math.inf
-        self._run(ticket, partial(self._prepared, ticket, samples, deadline_ns), self._ask)
+        if timeout_ns:
+            ticket.deadline_ns = query.arrived_ns + timeout_ns
+        self._run(ticket, partial(self._prepared, ticket, samples), self._ask)
         return ticket
 
     def ticket(self, query: Query, done: Done, rows: int) -> RawTicket:
@@ -391,15 +395,17 @@ class Deciding:
     def _waits(self, ticket: RawTicket) -> None:
         """Note that a request waits for memory, which it may do for a while."""
         if not ticket.over and ticket.timer is None:
-            wait_s = self._most_wait_ns / 1e9
-            ticket.timer = self._loop.call_later(wait_s, self._give_up, ticket)
+            left_ns = ticket.deadline_ns - self._clock_ns()
+            wait_s = max(0.0, min(self._most_wait_ns, left_ns) / 1e9)
+            late = left_ns <= self._most_wait_ns
+            ticket.timer = self._loop.call_later(wait_s, self._give_up, ticket, late)
 
-    def _give_up(self, ticket: RawTicket) -> None:
-        """Refuse a request that still waits for memory."""
+    def _give_up(self, ticket: RawTicket, late: bool) -> None:
+        """Refuse a request that still waits for memory; `late` if it is its deadline that passes."""
         ticket.timer = None
         if ticket.place.wanted_bytes:
             said = "overloaded: other samples take the memory that this one needs; retry later"
-            failure = ProtocolError(Kind.OVERLOADED, said, retry_s=1.0)
+            failure = _late() if late else ProtocolError(Kind.OVERLOADED, said, retry_s=1.0)
             self.model.refused(ticket.query, failure)
             ticket.tell(failure)
 
@@ -421,10 +427,10 @@ class Deciding:
             return
         then(ticket, result)
 
-    def _prepared(self, ticket: RawTicket, samples: list[bytes], deadline_ns: float) -> Tensors:
+    def _prepared(self, ticket: RawTicket, samples: list[bytes]) -> Tensors:
         """Return a request's prepared samples as tensors, one row each; on a thread."""
-        if self._clock_ns() > deadline_ns:
-            raise ProtocolError(Kind.LATE, "the deadline passed before the sample was prepared")
+        if self._clock_ns() > ticket.deadline_ns:
+            raise _late()
         self._check_sent(ticket.query, samples)
         ticket.place.hold(COPIES * row_bytes(self.model.inputs) * len(samples))
         ticket.origins.clear()
@@ -494,7 +500,8 @@ class Deciding:
         except ProtocolError as failure:  # the model has counted it
             ticket.tell(failure)
             return
-        ticket.inner = asked
+        if not ticket.over:  # else the answer came at once
+            ticket.inner = asked
 
     def _answered(self, ticket: RawTicket, answer: Answer | ProtocolError) -> None:
         if isinstance(answer, ProtocolError):
@@ -525,3 +532,7 @@ class Deciding:
         array[:] = decisions
         model = self.model
         return Answer(model.name, model.version, ticket.query.id, {DECISION: array})
+
+
+def _late() -> ProtocolError:
+    return ProtocolError(Kind.LATE, "the deadline passed before the sample was prepared")

@@ -411,7 +411,7 @@ class Repository:
             f"it replaces the model served before: on {inputs_of(opened)}, {disagreed} of {compared} "
             "answers differ"
         )
-        if disagreed:
+        if disagreed or not compared:
             opened.notes.append(said)
         else:
             opened.agreed = said

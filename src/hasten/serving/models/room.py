@@ -27,6 +27,8 @@ _PER_BYTE = 2048
 """Bytes of memory that each further byte pays for; as in `Decode`."""
 COPIES = 2
 """Times that a prepared sample is in memory: a batch copies it."""
+_TURN_BYTES = 64 << 10
+"""Memory that a client gets for one of its turns."""
 _SMALL_BYTES = 1 << 20
 """Memory that a step takes on any thread; samples that take more are prepared on one thread, for all models."""
 
@@ -51,8 +53,10 @@ class Place:
 
     Attributes:
         go: Function that begins the request's work again, once its memory is reserved.
+        paid_bytes: Memory that the request's own bytes pay for.
         size_bytes: Memory that is reserved.
         wanted_bytes: Memory that the request waits for; 0 if it doesn't wait.
+        turns: Turns of its client that this wait takes.
         tries: How often the work found too little memory.
         large: Whether the work belongs on the thread for large samples.
         working: Whether a thread works on the request.
@@ -61,9 +65,9 @@ class Place:
 
     def __init__(self, room: Room, client: str, sent: int, most_bytes: int | None) -> None:
         self.room, self.client, self._most_bytes = room, client, most_bytes
-        self._paid_bytes, self._base_bytes, self._step_bytes = paid_bytes(sent), 0, 0
-        self.go: Callable[[], None] = lambda: None
-        self.size_bytes = self.wanted_bytes = self.tries = 0
+        self.paid_bytes, self._base_bytes, self._step_bytes = paid_bytes(sent), 0, 0
+        self.go: Callable[[], None] = _nothing
+        self.size_bytes = self.wanted_bytes = self.turns = self.tries = 0
         self.large = self.working = self.over = self._alone = False
 
     @contextlib.contextmanager
@@ -92,7 +96,7 @@ class Place:
             NoRoomError: there is too little room now, or the work belongs on the thread for large samples.
         """
         self._base_bytes = base_bytes
-        size = base_bytes + self._step_bytes - self._paid_bytes
+        size = base_bytes + self._step_bytes - self.paid_bytes
         if (self._is_large and not self.large) or (
             size > self.size_bytes and not self.room.took(self, size)
         ):
@@ -110,11 +114,11 @@ class Place:
     def keep(self, base_bytes: int) -> None:
         """Give back what is reserved beyond what the request keeps."""
         self._base_bytes = base_bytes
-        self.room.give(self, max(0, base_bytes - self._paid_bytes))
+        self.room.give(self, max(0, base_bytes - self.paid_bytes))
 
     def again(self) -> None:
         """Wait for the memory that was missing; `go` is called once it is there."""
-        wanted = self._base_bytes + self._step_bytes - self._paid_bytes
+        wanted = self._base_bytes + self._step_bytes - self.paid_bytes
         self.large = self.large or self._is_large
         self._base_bytes = self._step_bytes = 0
         self.tries += 1
@@ -124,11 +128,12 @@ class Place:
     def leave(self) -> None:
         """Give everything back, once no thread works on the request any more."""
         self.room.leave(self)
+        self.go = _nothing  # it refers to the request, whose samples would stay until a garbage collection
 
     @property
     def _is_large(self) -> bool:
         """Whether a step takes much more than the sample's bytes pay for."""
-        return self._step_bytes > self._paid_bytes + _SMALL_BYTES
+        return self._step_bytes > self.paid_bytes + _SMALL_BYTES
 
     def _need(self, size_bytes: int) -> None:
         """Reserve what a step takes, or give up the work."""
@@ -139,7 +144,7 @@ class Place:
     def _grow(self, size_bytes: int) -> None:
         """Let only one request at a time take more than it has reserved, until its stage ends."""
         self._check(size_bytes)
-        left = self._paid_bytes + self.size_bytes - self._base_bytes
+        left = self.paid_bytes + self.size_bytes - self._base_bytes
         if size_bytes > max(left, _SMALL_BYTES) and not self._alone:
             self.room.alone.acquire()
             self._alone = True
@@ -157,7 +162,8 @@ class Room:
     """Memory for the samples of all requests at once, whichever model they are for.
 
     A request that needs more than all of it runs while no other has any. Requests that wait come in turn, by
-    client, so that neither a large one nor a client waits for ever.
+    client and by the memory that they want, so that a client gets its share of the memory whatever the others
+    send, and neither a large request nor a client waits for ever.
 
     Args:
         total_bytes: Size of the memory.
@@ -198,7 +204,8 @@ class Room:
             self._resize(place, 0)
             if not place.over:
                 place.wanted_bytes = size_bytes
-                turn = self._turns.next(place.client, 1)
+                place.turns = max(1, size_bytes // _TURN_BYTES)
+                turn = self._turns.next(place.client, place.turns)
                 heapq.heappush(self._line, (turn, next(self._orders), place))
             ready = self._admitted()
         _begin(ready)
@@ -218,6 +225,7 @@ class Room:
             place.over = True
             if place.wanted_bytes:
                 place.wanted_bytes = 0
+                self._turns.gave_up(place.client, place.turns)
                 self._line = [each for each in self._line if each[2] is not place]
                 heapq.heapify(self._line)
             if not place.working:
@@ -243,6 +251,10 @@ class Room:
             place.wanted_bytes = 0
             ready.append(place)
         return ready
+
+
+def _nothing() -> None:
+    """Begin nothing: the request doesn't wait."""
 
 
 def _begin(places: list[Place]) -> None:

@@ -23,6 +23,11 @@ class Turns:
         turn = self._last[client] = max(self._now, self._last.get(client, 0)) + rows
         return turn
 
+    def gave_up(self, client: str, rows: int) -> None:
+        """Give a client the turns back that one of its requests took, which left before they came."""
+        if client in self._last:
+            self._last[client] -= rows
+
     def begun(self, turn: int) -> None:
         """Note the turn of a request that runs now."""
         self._now = max(self._now, turn)
