@@ -210,8 +210,11 @@ def encoded(**attributes: Any) -> Any:
             node("LinearRegressor", "p", "y", coefficients=[1.0, 2]),
             "2 coefficients, 0 intercepts for 1 scores of 3 columns",
         ),
-        (node("LinearRegressor", "w", "y", coefficients=[1.0, 2]), r"rows of int64, shape [1, 2]"),
-        (node("Normalizer", "p", "y", norm="L3"), "norm 'L3'"),
+        (
+            node("LinearRegressor", "w", "y", coefficients=[1.0, 2]),
+            r"its rows are int64, of shape [1, 2]",
+        ),
+        (node("Normalizer", "p", "y", norm="L3"), "its norm is 'L3'"),
     ],
 )
 def test_what_is_not_covered_is_named_in_one_line(tmp_path: Path, one: Any, why: str) -> None:

@@ -107,7 +107,7 @@ def test_a_normalization_over_other_axes_is_refused(build: Build, tmp_path: Path
     { [norm] y = MeanVarianceNormalization <axes = [1, 2]> (x) }
     """
     model = as_ir(build(text, "other"), tmp_path)
-    with pytest.raises(CandidateError, match=r"axes other than the last"):
+    with pytest.raises(CandidateError, match=r"its axes aren't the last"):
         as_onnx(model.path, model.request, model.outputs)
 
 

@@ -428,10 +428,10 @@ def test_dividing_whole_numbers_by_0_ends_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("op", "attributes", "why"),
     [
-        ("Einsum", {"equation": "bii->bi"}, "the equation 'bii->bi'"),
-        ("MaxPool", {"kernel_shape": [9, 9]}, r"a window of \[9, 9\] over \[4, 4\]"),
-        ("TopK", {"axis": 1}, "along an axis other than the last"),
-        ("Pad", {"mode": "reflect"}, "4 more by reflection of 4"),
+        ("Einsum", {"equation": "bii->bi"}, "its equation is 'bii->bi'"),
+        ("MaxPool", {"kernel_shape": [9, 9]}, r"its window of \[9, 9\] is larger than \[4, 4\]"),
+        ("TopK", {"axis": 1}, "its axis isn't the last"),
+        ("Pad", {"mode": "reflect"}, "it pads 4 by a reflection of 4"),
     ],
 )
 def test_what_is_not_covered_names_the_operator(

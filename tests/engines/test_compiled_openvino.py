@@ -413,7 +413,7 @@ def test_steps_of_channels_stay_behind_a_relu_and_grow_where_zeros_differ(tmp_pa
         ),
         (
             lambda o, x: o.topk(x, o.constant(2), 1, "max", "index").output(0),
-            r"TopK \(operation '.*'\): results in the order of their positions",
+            r"TopK \(operation '.*'\): its results are in the order of their indices",
         ),
         (
             lambda o, x: o.broadcast(
@@ -422,19 +422,19 @@ def test_steps_of_channels_stay_behind_a_relu_and_grow_where_zeros_differ(tmp_pa
                 o.constant(np.array([0])),
                 "EXPLICIT",
             ),
-            r"Broadcast \(operation '.*'\): mode 'explicit'",
+            r"Broadcast \(operation '.*'\): its mode is 'explicit'",
         ),
         (
             lambda o, x: o.fake_quantize(
                 x, *(o.constant(np.float32(e)) for e in (1, 2, 1, 2)), 256
             ),
-            r"FakeQuantize \(operation '.*'\): a range without 0, from 1 to 2",
+            r"FakeQuantize \(operation '.*'\): its range has no 0, from 1 to 2",
         ),
         (
             lambda o, x: o.fake_quantize(
                 x, *(o.constant(np.float32(e)) for e in (0, 2, 0, 2)), 1024
             ),
-            r"FakeQuantize \(operation '.*'\): 1024 levels",
+            r"FakeQuantize \(operation '.*'\): it has 1024 levels",
         ),
     ],
 )

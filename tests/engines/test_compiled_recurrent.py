@@ -305,9 +305,9 @@ def test_layers_of_pytorch_answer_each_row_of_a_batch_by_itself(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"attributes": {"activations": ["HardSigmoid", "Tanh"]}}, "activation 'HardSigmoid'"),
+        ({"attributes": {"activations": ["HardSigmoid", "Tanh"]}}, "activation is 'HardSigmoid'"),
         ({"attributes": {"activations": ["Tanh"]}}, "1 activations"),
-        ({"attributes": {"direction": "inward"}}, "direction 'inward'"),
+        ({"attributes": {"direction": "inward"}}, "direction is 'inward'"),
         ({"attributes": {"hidden_size": 9}}, "its hidden_size differs from that of its weights"),
     ],
 )
@@ -327,7 +327,7 @@ def test_sequences_that_end_early_are_refused(tmp_path: Path) -> None:
     model, _ = layer_model(Layer("GRU", 3, 1, 2, 4, lengths=True))
     lengths = next(one for one in model.graph.initializer if one.data_type == TensorProto.INT32)
     lengths.CopyFrom(numpy_helper.from_array(np.array([2], np.int32), lengths.name))
-    with pytest.raises(CandidateError, match="sequences shorter than 3"):
+    with pytest.raises(CandidateError, match="sequences are shorter than 3"):
         built(model, tmp_path)
 
 

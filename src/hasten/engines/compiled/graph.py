@@ -122,7 +122,7 @@ class Node:
     def axis(self, axis: int, rank: int) -> int:
         """Return an axis that may count from the end, from the start."""
         if not -rank <= axis < rank:
-            self.refuse(f"axis {axis} of {rank}")
+            self.refuse(f"it uses axis {axis} of a tensor with {rank} axes")
         return axis % rank
 
     def give(self, value: Value, place: int = 0) -> None:

@@ -192,25 +192,25 @@ def ranges(operation: Any) -> tuple[Ranges, Ranges]:
     """
     levels = int(operation.get_attributes()["levels"])
     if not 2 <= levels <= 256:
-        raise refuse(operation, f"{levels} levels")
+        raise refuse(operation, f"it has {levels} levels")
     ends = [known(operation.input_value(place)) for place in range(1, 5)]
     if any(one is None for one in ends):
-        raise refuse(operation, "its ends aren't constant")
+        raise refuse(operation, "its range isn't constant")
     arrays = [one.array.astype(np.float64) for one in ends if one is not None]
     shape = np.broadcast_shapes(*(array.shape for array in arrays))
     rank = len(operation.input_value(0).get_partial_shape())
     along = [axis + rank - len(shape) for axis, size in enumerate(shape) if size > 1]
     if along not in ([], [1]):
-        raise refuse(operation, f"ends of shape {list(shape)}")
+        raise refuse(operation, f"its range has shape {list(shape)}")
     low, high, out_low, out_high = (np.broadcast_to(one, shape).reshape(-1) for one in arrays)
     return _grid(operation, low, high, levels), _grid(operation, out_low, out_high, levels)
 
 
 def _grid(operation: Any, low: Array, high: Array, levels: int) -> Ranges:
     if not (np.isfinite([low, high]).all() and (high > low).all()):
-        raise refuse(operation, "a range that is empty or isn't a number")
+        raise refuse(operation, "its range is empty or isn't a number")
     step = ((high - low) / (levels - 1)).astype(np.float32)
     zero = np.rint(-low / ((high - low) / (levels - 1)))
     if not (step > 0).all() or zero.min() < 0 or zero.max() > 255:
-        raise refuse(operation, f"a range without 0, from {low.max():g} to {high.min():g}")
+        raise refuse(operation, f"its range has no 0, from {low.max():g} to {high.min():g}")
     return Ranges(step, zero.astype(np.uint8), ((levels - 1 - zero) * step).astype(np.float32))

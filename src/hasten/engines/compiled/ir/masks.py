@@ -20,7 +20,7 @@ def _not_equal(drawing: Drawing, operation: Any) -> None:
 
 def _broadcast(drawing: Drawing, operation: Any) -> None:
     if attributes(operation).get("mode", "numpy") not in ("numpy", "bidirectional"):
-        raise refuse(operation, "axes of its own")
+        raise refuse(operation, "it has axes of its own")
     sizes = drawing.constant(np.array(shape_of(operation.output(0)), np.int64))
     given = drawing.input(operation, 0)
     drawing.give(operation, drawing.node("Expand", operation, [given, sizes]))
@@ -31,9 +31,9 @@ def _normalized(drawing: Drawing, operation: Any) -> None:
     settings, sizes = attributes(operation), shape_of(operation.input(0))
     axes = [axis % len(sizes) for axis in integers(operation, 1, "axes")]
     if axes != [len(sizes) - 1]:
-        raise refuse(operation, "axes other than the last")
+        raise refuse(operation, "its axes aren't the last")
     if not settings["normalize_variance"] or settings["eps_mode"].lower() != "inside_sqrt":
-        raise refuse(operation, "a normalization other than layer normalization")
+        raise refuse(operation, "it isn't a layer normalization")
     ones = drawing.constant(np.ones(sizes[-1], np.float32))
     inputs = [drawing.input(operation, 0), ones]
     made = drawing.node("LayerNormalization", operation, inputs, axis=-1, epsilon=settings["eps"])

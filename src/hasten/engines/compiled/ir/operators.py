@@ -160,7 +160,7 @@ def _pool(kind: str) -> Draw:
         if kind == "AveragePool":
             shared["count_include_pad"] = int(not found["exclude-pad"])
         elif operation.get_output_size() > 1 and operation.output(1).get_target_inputs():
-            raise refuse(operation, "the positions of the largest values")
+            raise refuse(operation, "its second output, the indices, is used")
         shared["ceil_mode"] = int(rounding != "floor")
         given = drawing.input(operation, 0)
         made = drawing.node(kind, operation, [given], **shared)
@@ -205,7 +205,7 @@ def _strided_slice(drawing: Drawing, operation: Any) -> None:
     if operation.get_input_size() > 3:
         strides = integers(operation, 3, "steps")
     if any(any(found.get(f"{mask}_mask", ())) for mask in ("new_axis", "ellipsis")):
-        raise refuse(operation, "a slice that makes axes")
+        raise refuse(operation, "its slice adds axes")
     shrinks = [*found.get("shrink_axis_mask", ()), *(0 for _ in begins)]
     masks = {end: [*found[f"{end}_mask"], *(0 for _ in begins)] for end in ("begin", "end")}
     cuts, gone = [], []
@@ -233,10 +233,10 @@ def _interpolate(drawing: Drawing, operation: Any) -> None:
     found = attributes(operation)
     mode = {"nearest": "nearest", "linear_onnx": "linear", "linear": "linear"}.get(found["mode"])
     if mode is None or found.get("antialias") or any((*found["pads_begin"], *found["pads_end"])):
-        raise refuse(operation, f"mode {found['mode']!r}, or pads")
+        raise refuse(operation, f"its mode is {found['mode']!r}, or it pads")
     how = found.get("nearest_mode", "round_prefer_floor")
     if how == "simple":
-        raise refuse(operation, f"nearest mode {how!r}")
+        raise refuse(operation, f"its nearest_mode is {how!r}")
     sizes = shape_of(operation.output(0))
     before = shape_of(operation.input(0))
     where = found["coordinate_transformation_mode"]
@@ -267,7 +267,7 @@ def _depth_to_space(drawing: Drawing, operation: Any) -> None:
 def _space_to_depth(drawing: Drawing, operation: Any) -> None:
     found = attributes(operation)
     if found["mode"] != "blocks_first":
-        raise refuse(operation, f"mode {found['mode']!r}")
+        raise refuse(operation, f"its mode is {found['mode']!r}")
     given = drawing.input(operation, 0)
     size = int(found["block_size"])
     drawing.give(operation, drawing.node("SpaceToDepth", operation, [given], blocksize=size))
@@ -300,7 +300,7 @@ def _transpose(drawing: Drawing, operation: Any) -> None:
 def _pad(drawing: Drawing, operation: Any) -> None:
     mode = attributes(operation)["pad_mode"]
     if mode not in ("constant", "reflect", "edge"):
-        raise refuse(operation, f"mode {mode!r}")
+        raise refuse(operation, f"its mode is {mode!r}")
     pads = [*integers(operation, 1, "pads"), *integers(operation, 2, "pads")]
     inputs = [drawing.input(operation, 0), drawing.constant(np.array(pads, np.int64))]
     if operation.get_input_size() > 3:
@@ -326,7 +326,7 @@ def _shape(drawing: Drawing, operation: Any) -> None:
 
 def _gather(drawing: Drawing, operation: Any) -> None:
     if attributes(operation).get("batch_dims", 0):
-        raise refuse(operation, "axes of a batch")
+        raise refuse(operation, "it has batch axes")
     axis = integers(operation, 2, "axis")[0]
     inputs = [drawing.input(operation, 0), drawing.input(operation, 1)]
     drawing.give(operation, drawing.node("Gather", operation, inputs, axis=axis))
@@ -347,7 +347,7 @@ def _unequal(drawing: Drawing, operation: Any) -> None:
 def _broadcast(drawing: Drawing, operation: Any) -> None:
     mode = str(attributes(operation)["mode"]).lower()
     if mode not in ("numpy", "bidirectional"):
-        raise refuse(operation, f"mode {mode!r}")
+        raise refuse(operation, f"its mode is {mode!r}")
     sizes = drawing.constant(np.array(shape_of(operation.output(0)), np.int64))
     given = drawing.input(operation, 0)
     drawing.give(operation, drawing.node("Expand", operation, [given, sizes]))
@@ -357,7 +357,7 @@ def _top_k(drawing: Drawing, operation: Any) -> None:
     found = attributes(operation)
     count = integers(operation, 1, "number")[0]
     if found["sort"] == "index" and count > 1:
-        raise refuse(operation, "results in the order of their positions")
+        raise refuse(operation, "its results are in the order of their indices")
     inputs = [drawing.input(operation, 0), drawing.constant(np.array([count], np.int64))]
     largest = int(found["mode"] == "max")
     values, places = drawing.node(

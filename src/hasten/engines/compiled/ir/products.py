@@ -58,7 +58,7 @@ def _transposed(drawing: Drawing, operation: Any) -> None:
         weights = weights.shaped((groups * ins, *weights.array.shape[2:]))
     found = attributes(operation)
     if operation.get_input_size() > 2 or found.get("auto_pad", "explicit") != "explicit":
-        raise refuse(operation, "an output shape, or pads of another kind")
+        raise refuse(operation, "it states an output shape, or pads of another kind")
     size = shape_of(operation.input(0))[2:]
     shared = window(operation, weights.array.shape[2:], size)
     shared["output_padding"] = [int(one) for one in found["output_padding"]]

@@ -94,7 +94,7 @@ def _draw(drawing: Drawing, operation: Any) -> None:
     if draw is None:
         raise refuse(operation, "it isn't covered")
     if not all(port.get_partial_shape().is_static for port in operation.outputs()):
-        raise refuse(operation, "a shape that isn't fixed")
+        raise refuse(operation, "its shape isn't fixed")
     draw(drawing, operation)
     for port in operation.outputs():
         _round(drawing, port)

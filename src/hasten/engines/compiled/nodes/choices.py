@@ -24,7 +24,7 @@ def picked(node: Node, value: Value, places: Array, axis: int) -> Value:
 def gathered(node: Node, value: Value, places: Value, axis: int) -> Value:
     """Append a choice of elements along an axis, in whose place the places' axes stand."""
     if places.dtype not in ("int64", "int32"):
-        node.refuse(f"places of {places.dtype}")
+        node.refuse(f"its indices are {places.dtype}")
     lead, rank = axis, len(places.shape)
     shape = (*value.shape[:axis], *places.shape, *value.shape[axis + 1 :])
     batches = set()
@@ -48,7 +48,7 @@ def _gather_elements(node: Node) -> None:
     rank = len(value.shape)
     axis = node.axis(node.attributes.get("axis", 0), rank)
     if len(places.shape) != rank or places.dtype not in ("int64", "int32"):
-        node.refuse(f"places of {places.dtype}, shape {list(places.shape)}")
+        node.refuse(f"its indices are {places.dtype}, of shape {list(places.shape)}")
     batches = {one.batch for one in (value, places) if one.batch is not None}
     if len(batches) > 1 or axis in batches:
         node.mixes_rows()
@@ -75,13 +75,13 @@ def _top_k(node: Node) -> None:
     rank = len(value.shape)
     axis = node.axis(node.attributes.get("axis", -1), rank)
     if axis != rank - 1:
-        node.refuse("along an axis other than the last")
+        node.refuse("its axis isn't the last")
     if "k" in node.attributes:
         count = int(node.attributes["k"])
     else:
         count = int(node.constant(1, "number").reshape(-1)[0])
     if not 1 <= count <= value.shape[-1]:
-        node.refuse(f"{count} of {value.shape[-1]}")
+        node.refuse(f"it takes the largest {count} of {value.shape[-1]} values")
     if value.batch == axis:
         node.mixes_rows()
     shape = (*value.shape[:-1], count)
@@ -129,7 +129,7 @@ def _one_hot(node: Node) -> None:
     rank = len(places.shape) + 1
     axis = node.axis(node.attributes.get("axis", -1), rank)
     if depth < 1:
-        node.refuse(f"a depth of {depth}")
+        node.refuse(f"its depth is {depth}")
     shape = (*places.shape[:axis], depth, *places.shape[axis:])
     batch = places.batch
     if batch is not None and batch >= axis:

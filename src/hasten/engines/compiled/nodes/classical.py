@@ -31,7 +31,7 @@ def _row(node: Node, kinds: Sequence[str] = _NUMBERS) -> Value:
     """Return the first input, a matrix of numbers."""
     value = node.input(0)
     if value.dtype not in kinds or len(value.shape) != 2:
-        node.refuse(f"rows of {value.dtype}, shape {list(value.shape)}")
+        node.refuse(f"its rows are {value.dtype}, of shape {list(value.shape)}")
     return value
 
 
@@ -42,7 +42,7 @@ def _floats(node: Node, name: str) -> Array:
 def _each(node: Node, numbers: Array, columns: int, what: str) -> Array:
     """Return numbers that are for each column, or one for all of them."""
     if len(numbers) not in (1, columns):
-        node.refuse(f"{len(numbers)} {what} for {columns} columns")
+        node.refuse(f"it has {len(numbers)} {what} for {columns} columns")
     return numbers
 
 
@@ -82,7 +82,7 @@ def _normalizer(node: Node) -> None:
     row = cast(node, _row(node), "float32")
     norm = node.attributes.get("norm", "MAX")
     if norm not in ("MAX", "L1", "L2"):
-        node.refuse(f"norm {norm!r}")
+        node.refuse(f"its norm is {norm!r}")
     if norm == "MAX":
         whole = reduced(node, row, [1], "maximum")
     else:
@@ -134,7 +134,7 @@ def _linear_classifier(node: Node) -> None:
     transform = a.get("post_transform", "NONE")
     if outer == 1:
         if len(labels) != 2:
-            node.refuse(f"one score for {len(labels)} labels")
+            node.refuse(f"it has one score for {len(labels)} labels")
         steps = Steps(replace(scores, shape=(1,)))
         above = steps.do("greater", 0, steps.number(0), dtype="bool")
         steps.do("cast", above, dtype="int64")
@@ -142,7 +142,7 @@ def _linear_classifier(node: Node) -> None:
         node.give(_both(node, scores, transform), 1)
         return
     if outer != len(labels):
-        node.refuse(f"{outer} scores for {len(labels)} labels")
+        node.refuse(f"it has {outer} scores for {len(labels)} labels")
     labelled(node, replace(reduced(node, scores, [1], "argmax"), shape=(1,)), labels)
     node.give(post_transformed(node, scores, transform), 1)
 
@@ -150,7 +150,7 @@ def _linear_classifier(node: Node) -> None:
 def _both(node: Node, score: Value, transform: str) -> Value:
     """Append the scores of both classes: logistics of a score's two signs, or 1 less it and itself."""
     if transform == "PROBIT":
-        node.refuse("PROBIT of one class")
+        node.refuse("it applies PROBIT to one class")
     logistic = transform == "LOGISTIC"
     signs = constant(np.asarray([[-1, 1]], np.float32))
     starts = constant(np.asarray([[0 if logistic else 1, 0]], np.float32))
@@ -219,7 +219,7 @@ def _array_feature_extractor(node: Node) -> None:
     if places.constant is not None:
         chosen = places.constant.reshape(-1)
         if not 0 <= chosen.min() <= chosen.max() < value.shape[axis]:
-            node.refuse(f"places beyond {value.shape[axis]}")
+            node.refuse(f"its indices go beyond {value.shape[axis]}")
         if value.batch == axis:
             node.mixes_rows()
         made = replace(taken(node, value, chosen, axis), batch=value.batch)
@@ -227,7 +227,7 @@ def _array_feature_extractor(node: Node) -> None:
         batch = None if places.batch is None else 0
         made = gathered(node, value, replace(places, shape=(count,), batch=batch), axis)
     else:
-        node.refuse(f"computed places of shape {list(places.shape)}")
+        node.refuse(f"its indices are computed, of shape {list(places.shape)}")
     if axis == 0:
         batch = None if made.batch is None else made.batch + 1
         made = replace(made, shape=(1, *made.shape), batch=batch)
@@ -239,7 +239,7 @@ def _feature_vectorizer(node: Node) -> None:
     found = []
     for value in node.inputs:
         if len(value.shape) != 2 or value.dtype not in _NUMBERS:
-            node.refuse(f"rows of {value.dtype}, shape {list(value.shape)}")
+            node.refuse(f"its rows are {value.dtype}, of shape {list(value.shape)}")
         found.append(cast(node, value, "float32"))
     if sizes != [value.shape[1] for value in found]:
         node.refuse(f"columns {[value.shape[1] for value in found]} as {sizes}")
@@ -282,7 +282,7 @@ def _kernel(node: Node, row: Value, vectors: Array) -> Value:
     if kind == "LINEAR":
         return products
     if kind not in ("POLY", "SIGMOID"):
-        node.refuse(f"kernel {kind!r}")
+        node.refuse(f"its kernel is {kind!r}")
     steps = Steps(products)
     inner = steps.do("add", steps.do("multiply", 0, steps.number(gamma)), steps.number(shift))
     if kind == "SIGMOID":

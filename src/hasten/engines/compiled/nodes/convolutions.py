@@ -62,9 +62,9 @@ def window_of(node: Node, sizes: Sequence[int], kernel: Sequence[int]) -> _Windo
     elif how == "VALID":
         pads = [0] * (2 * rank)
     elif how != "NOTSET":
-        node.refuse(f"auto_pad {how!r}")
+        node.refuse(f"its auto_pad is {how!r}")
     if min(pads) < 0 or min(*strides, *dilations, *kernel) < 1:
-        node.refuse(f"pads {pads}, strides {list(strides)}, kernel {list(kernel)}")
+        node.refuse(f"its pads are {pads}, its strides {list(strides)}, kernel {list(kernel)}")
     up = attributes.get("ceil_mode", 0)
     output = []
     for at in range(rank):
@@ -73,7 +73,7 @@ def window_of(node: Node, sizes: Sequence[int], kernel: Sequence[int]) -> _Windo
         if up and steps * strides[at] >= sizes[at] + pads[at]:
             steps -= 1
         if room < 0:
-            node.refuse(f"a window of {list(kernel)} over {list(sizes)}")
+            node.refuse(f"its window of {list(kernel)} is larger than {list(sizes)}")
         output.append(steps + 1)
     return _Window(
         tuple(kernel),
@@ -89,7 +89,7 @@ def picture(node: Node, value: Value) -> tuple[int, ...]:
     """Return the sizes of a picture or a sequence behind its batch and channels."""
     sizes = value.shape[2:]
     if len(sizes) not in (1, 2):
-        node.refuse(f"{len(value.shape)} axes")
+        node.refuse(f"its input has {len(value.shape)} axes")
     if value.batch not in (None, 0):
         node.mixes_rows()
     return sizes
@@ -152,7 +152,7 @@ def _conv_transpose(node: Node) -> None:
     sizes, rank = picture(node, value), len(value.shape) - 2
     attributes, groups = node.attributes, node.attributes.get("group", 1)
     if attributes.get("auto_pad", "NOTSET") != "NOTSET" or "output_shape" in attributes:
-        node.refuse("padding by the shape of its output")
+        node.refuse("its pads follow from the shape of its output")
     strides = [int(one) for one in attributes.get("strides", [1] * rank)]
     dilations = tuple(int(one) for one in attributes.get("dilations", [1] * rank))
     pads = [int(one) for one in attributes.get("pads", [0] * 2 * rank)]
@@ -163,7 +163,7 @@ def _conv_transpose(node: Node) -> None:
     before = tuple(reach[at] - pads[at] for at in range(rank))
     after = tuple(reach[at] - pads[at + rank] + more[at] for at in range(rank))
     if min(*before, *after) < 0:
-        node.refuse("pads that are larger than its kernel")
+        node.refuse("its pads are larger than its kernel")
     if spread != sizes:
         wide = node.graph.new(value.dtype, (*value.shape[:2], *spread), value.batch)
         zero = Step("value", (), value.dtype, number(0, value.dtype))
@@ -192,7 +192,7 @@ def _pool(node: Node) -> None:
     """Lower as a padded copy and a reduction over windows; the largest are found axis by axis."""
     value = node.input(0)
     if node.wants(1):
-        node.refuse("the places of its results are used")
+        node.refuse("its second output, the indices, is used")
     sizes = picture(node, value)
     window = window_of(node, sizes, [int(one) for one in node.attributes["kernel_shape"]])
     average = node.proto.op_type == "AveragePool"
@@ -326,9 +326,9 @@ def _resize(node: Node) -> None:
     where = "asymmetric" if old else attributes.get("coordinate_transformation_mode", "half_pixel")
     nearest = "floor" if old else attributes.get("nearest_mode", "round_prefer_floor")
     if mode not in ("nearest", "linear") or attributes.get("antialias", 0):
-        node.refuse(f"mode {mode!r}")
+        node.refuse(f"its mode is {mode!r}")
     if attributes.get("keep_aspect_ratio_policy", "stretch") != "stretch":
-        node.refuse("it keeps the ratio of its sides")
+        node.refuse("it keeps the aspect ratio")
     sizes, scales = _scales(node, value, old)
     if value.batch is not None and sizes[value.batch] != 1:
         node.mixes_rows()
@@ -371,7 +371,7 @@ def _scales(node: Node, value: Value, old: bool) -> tuple[list[int], list[float]
         else:
             sizes[axis], scales[axis] = int(np.floor(value.shape[axis] * one)), float(one)
     if min(sizes) < 1:
-        node.refuse(f"to {sizes}")
+        node.refuse(f"it resizes to {sizes}")
     return sizes, scales
 
 
@@ -385,7 +385,7 @@ def _coordinates(node: Node, where: str, before: int, size: int, scale: float) -
     if where == "half_pixel" or (where == "pytorch_half_pixel" and size > 1):
         return (places + 0.5) / scale - 0.5
     if where != "pytorch_half_pixel":
-        node.refuse(f"coordinates by {where!r}")
+        node.refuse(f"its coordinates are {where!r}")
     return places * 0
 
 
@@ -398,7 +398,7 @@ def _rounded(node: Node, how: str, places: Array, before: int) -> Array:
         "ceil": np.ceil,
     }
     if how not in rounded:
-        node.refuse(f"nearest by {how!r}")
+        node.refuse(f"its nearest_mode is {how!r}")
     return np.clip(rounded[how](places), 0, before - 1).astype(np.int64)
 
 

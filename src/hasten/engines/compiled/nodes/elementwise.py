@@ -323,13 +323,13 @@ def _is_infinite(node: Node) -> None:
 def _along(node: Node, value: Value, one: Value) -> Value:
     """Return a scale or a zero point in a shape that is broadcast to a value."""
     if node.attributes.get("block_size", 0) or len(one.shape) > 1:
-        node.refuse("scales of blocks")
+        node.refuse("it has a scale for each block")
     if product(one.shape) == 1:
         return _shaped(node, one, (1,) * len(value.shape))
     rank = len(value.shape)
     axis = node.axis(node.attributes.get("axis", 1), rank)
     if one.shape[0] != value.shape[axis]:
-        node.refuse(f"{one.shape[0]} scales for {value.shape[axis]}")
+        node.refuse(f"it has {one.shape[0]} scales for {value.shape[axis]} channels")
     return _shaped(node, one, tuple(-1 if at == axis else 1 for at in range(rank)))
 
 
@@ -351,7 +351,7 @@ def _quantize(node: Node) -> None:
         made: Array = np.zeros((), byte_type(node))
         zero = Value("", str(made.dtype), (), None, made)
     if zero.dtype not in ("uint8", "int8"):
-        node.refuse(f"to {zero.dtype}")
+        node.refuse(f"it quantizes to {zero.dtype}")
     bounds = np.iinfo(zero.dtype)
     program = Program(node, [value, _along(node, value, scale), _along(node, value, zero)])
     x, by, shift = program.operands
@@ -384,7 +384,7 @@ def _cast(node: Node) -> None:
     value = node.input(0)
     dtype = str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(node.attributes["to"])))
     if dtype not in C_TYPES:
-        node.refuse(f"to {dtype}")
+        node.refuse(f"it casts to {dtype}")
     if value.dtype == dtype:
         node.give(value)
         return
@@ -406,7 +406,7 @@ def _identity(node: Node) -> None:
 def _batch_normalization(node: Node) -> None:
     """Lower a normalization by constants: one scale and one shift for each channel."""
     if node.attributes.get("training_mode", 0):
-        node.refuse("in training mode")
+        node.refuse("it is in training mode")
     value = node.input(0)
     scale, shift, mean, variance = (
         node.constant(place, "statistics").astype(np.float64) for place in (1, 2, 3, 4)

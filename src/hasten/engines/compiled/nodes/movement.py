@@ -140,7 +140,7 @@ def _transpose(node: Node) -> None:
     rank = len(value.shape)
     order = [int(one) for one in node.attributes.get("perm", range(rank - 1, -1, -1))]
     if sorted(order) != list(range(rank)):
-        node.refuse(f"perm {order}")
+        node.refuse(f"its perm is {order}")
     shape = [value.shape[axis] for axis in order]
     batch = None if value.batch is None else order.index(value.batch)
     wide = [axis for axis in order if value.shape[axis] != 1]
@@ -191,14 +191,14 @@ def _slice(node: Node) -> None:
     for start, end, given, step in zip(starts, ends, axes, steps, strict=True):
         axis = node.axis(given, rank)
         if step == 0:
-            node.refuse("a step of 0")
+            node.refuse("its step is 0")
         picked = range(value.shape[axis])[slice(start, end if end >= -(2**31) + 1 else None, step)]
         if axis == value.batch and len(picked) != 1:
             node.mixes_rows()
         if axis == value.batch and ((start, step) != (0, 1) or end < _OPEN_END):
             node.mixes_rows()
         if not len(picked):
-            node.refuse("nothing is left of it")
+            node.refuse("its result is empty")
         offset += picked.start * strides[axis]
         shape[axis], strides[axis] = len(picked), strides[axis] * step
     node.give(_copied(node, value, shape, strides, offset, value.batch))
@@ -213,7 +213,7 @@ def _split(node: Node) -> None:
         each = -(-value.shape[axis] // count)
         sizes = [min(each, value.shape[axis] - at * each) for at in range(count)]
     if sum(sizes) != value.shape[axis] or min(sizes) < 1 or len(sizes) != count:
-        node.refuse(f"sizes {sizes} of {value.shape[axis]}")
+        node.refuse(f"it splits {value.shape[axis]} into {sizes}")
     if axis == value.batch:
         node.mixes_rows()
     strides, start = contiguous(value.shape), 0
@@ -265,7 +265,7 @@ def _pad(node: Node) -> None:
     for at, axis in enumerate(axes):
         before[axis], after[axis] = given[at], given[at + len(axes)]
     if min(*before, *after, 0) < 0:
-        node.refuse("negative pads")
+        node.refuse("its pads are negative")
     if value.batch is not None and (before[value.batch] or after[value.batch]):
         node.mixes_rows()
     mode = node.attributes.get("mode", "constant")
@@ -283,13 +283,13 @@ def _repeated(
 ) -> Value:
     """Append copies of a value's own elements around it, axis by axis; return the result."""
     if mode not in ("reflect", "edge", "wrap"):
-        node.refuse(f"mode {mode!r}")
+        node.refuse(f"its mode is {mode!r}")
     for axis, (start, end) in enumerate(zip(before, after, strict=True)):
         if not start and not end:
             continue
         size = value.shape[axis]
         if mode == "reflect" and max(start, end) >= size:
-            node.refuse(f"{max(start, end)} more by reflection of {size}")
+            node.refuse(f"it pads {size} by a reflection of {max(start, end)}")
         picked = np.pad(np.arange(size), (start, end), mode)  # type: ignore[call-overload]
         value = replace(taken(node, value, picked, axis), batch=value.batch)
     return value
@@ -332,7 +332,7 @@ def _gather(node: Node) -> None:
         return
     size = value.shape[axis]
     if places.size and not (-size <= places.min() and places.max() < size):
-        node.refuse(f"places beyond {size}")
+        node.refuse(f"its indices go beyond {size}")
     if axis == value.batch:
         node.mixes_rows()
     output = taken(node, value, places.reshape(-1) % size, axis)

@@ -53,7 +53,7 @@ def _matmul(node: Node) -> None:
         node.give(dense(node, left, right.constant, None))
         return
     if not left.shape or not right.shape:
-        node.refuse("a matrix without axes")
+        node.refuse("one of its matrices has no axes")
     line, column = len(left.shape) == 1, len(right.shape) == 1
     if line:
         left = _reshaped(left, (1, *left.shape), 1)
@@ -90,7 +90,7 @@ def multiplied(node: Node, left: Value, right: Value) -> Value:
     if right.shape[-2] != inner or left.dtype != right.dtype:
         node.refuse(f"{left.dtype}{list(left.shape)} by {right.dtype}{list(right.shape)}")
     if left.dtype not in ("float32", "float64"):
-        node.refuse(f"of {left.dtype}")
+        node.refuse(f"it multiplies {left.dtype}")
     rank = len(outer) + 2
     batches = set()
     for value, summed in ((left, -1), (right, -2)):
@@ -186,7 +186,7 @@ def _einsum(node: Node) -> None:
     given, arrow, result = text.partition("->")
     parts = given.split(",")
     if len(parts) != 2 or not arrow or "." in text:
-        node.refuse(f"the equation {text!r:.60}")
+        node.refuse(f"its equation is {text!r:.60}")
     first, second = parts
     both = [one for one in first if one in second]
     outer = [one for one in both if one in result]
@@ -195,7 +195,7 @@ def _einsum(node: Node) -> None:
     columns = [one for one in second if one not in first]
     unique = all(len(set(one)) == len(one) for one in (first, second, result))
     if not unique or sorted(result) != sorted((*outer, *rows, *columns)):
-        node.refuse(f"the equation {text!r:.60}")
+        node.refuse(f"its equation is {text!r:.60}")
     left = _ordered(node, node.input(0), first, outer, rows, inner)
     right = _ordered(node, node.input(1), second, outer, inner, columns)
     made = multiplied(node, left, right)

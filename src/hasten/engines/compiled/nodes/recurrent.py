@@ -44,12 +44,12 @@ class _Layer:
         """Read a node's attributes and the shapes of its inputs."""
         direction = node.attributes.get("direction", "forward")
         if direction not in _DIRECTIONS:
-            node.refuse(f"direction {direction!r}")
+            node.refuse(f"its direction is {direction!r}")
         value, reverse = node.input(0), _DIRECTIONS[direction]
         recurrence = node.constant(2, "recurrence's weights")
         first = bool(node.attributes.get("layout", 0))
         if len(value.shape) != 3 or recurrence.ndim != 3:
-            node.refuse(f"an input of shape {list(value.shape)}")
+            node.refuse(f"its input has shape {list(value.shape)}")
         rows, steps = value.shape[:2] if first else value.shape[1::-1]
         layer = cls(node, first, steps, rows, recurrence.shape[2], reverse)
         if node.attributes.get("hidden_size", layer.hidden) != layer.hidden:
@@ -90,9 +90,9 @@ class _Layer:
         found = [name.lower() for name in names]
         for name in names:
             if name.lower() not in ACTIVATIONS:
-                self.node.refuse(f"the activation {name!r} of a gate")
+                self.node.refuse(f"a gate's activation is {name!r}")
         if len(found) != len(usual) * len(self.reverse):
-            self.node.refuse(f"{len(found)} activations")
+            self.node.refuse(f"it has {len(found)} activations")
         return [tuple(found[at : at + len(usual)]) for at in range(0, len(found), len(usual))]
 
     def given_state(self, place: int) -> Value | None:
@@ -102,7 +102,7 @@ class _Layer:
             return None
         value = node.input(place)
         if value.shape != self.state_shape:
-            node.refuse(f"a first state of shape {list(value.shape)}")
+            node.refuse(f"its first state has shape {list(value.shape)}")
         if value.constant is not None and not value.constant.any():
             return None
         if value.batch not in (None, self.batch) or value.counts_rows:
@@ -204,7 +204,7 @@ def _check_lengths(layer: _Layer) -> None:
     """Refuse sequences that end early."""
     node = layer.node
     if node.has(4) and (node.constant(4, "lengths of sequences") != layer.steps).any():
-        node.refuse(f"sequences shorter than {layer.steps}")
+        node.refuse(f"its sequences are shorter than {layer.steps}")
 
 
 def _products(layer: _Layer, biases: Array, kind: str) -> Value:

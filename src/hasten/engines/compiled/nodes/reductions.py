@@ -99,7 +99,7 @@ def _kept(node: Node, result: Value, axes: Sequence[int]) -> Value:
 def _arg(node: Node) -> None:
     value = node.input(0)
     if node.attributes.get("select_last_index", 0):
-        node.refuse("the last of equal numbers")
+        node.refuse("it takes the last of equal numbers")
     axis = node.axis(node.attributes.get("axis", 0), len(value.shape))
     node.give(_kept(node, reduced(node, value, [axis], node.proto.op_type.lower()), [axis]))
 

@@ -81,7 +81,7 @@ def transformed(node: Node, total: Value, base: Array, transform: str, dtype: st
     """
     targets = total.shape[1]
     if len(base) not in (0, targets):
-        node.refuse(f"{len(base)} base values for {targets} targets")
+        node.refuse(f"it has {len(base)} base values for {targets} targets")
     if base.any():
         total = done(node, "add", total, constant(base.astype(total.dtype).reshape(1, -1)))
     if targets > 1 or transform == "PROBIT":
@@ -98,7 +98,7 @@ def post_transformed(node: Node, total: Value, transform: str) -> Value:
     if transform == "PROBIT":
         return _probit(node, total)
     if transform not in ("SOFTMAX", "SOFTMAX_ZERO"):
-        node.refuse(f"post_transform {transform!r}")
+        node.refuse(f"its post_transform is {transform!r}")
     most = reduced(node, total, [1], "maximum")
     if transform == "SOFTMAX":
         powers = done(node, "exp", done(node, "subtract", total, most))
@@ -181,7 +181,7 @@ def _binary(
 ) -> None:
     """Append the two scores of a classifier whose sums are of one class."""
     if transform == "PROBIT":
-        node.refuse("PROBIT of one class")
+        node.refuse("it applies PROBIT to one class")
     score = _column(node, total, 0)
     if base:
         steps = Steps(score)

@@ -85,7 +85,7 @@ class _Splits:
         """Turn the modes of all nodes into thresholds and sets."""
         modes = np.asarray(nodes.modes)
         if unknown := set(nodes.modes) - {*_MODES, _LEAF}:
-            node.refuse(f"mode {min(unknown)!r}")
+            node.refuse(f"one of its modes is {min(unknown)!r}")
         values = np.asarray(nodes.values).astype(dtype)
         strict = np.isin(modes, ("BRANCH_LT", "BRANCH_GTE"))
         below = np.isin(modes, ("BRANCH_LEQ", "BRANCH_LT"))
@@ -151,7 +151,7 @@ def _ensemble(node: Node, nodes: _Nodes, targets: int, aggregate: str) -> Value:
     """Append the operation of an ensemble; return its sums, of shape `(1, targets)`."""
     row = node.input(0)
     if row.dtype not in ("float32", "float64") or len(row.shape) != 2 or row.shape[0] != 1:
-        node.refuse(f"rows of {row.dtype}, shape {list(row.shape)}")
+        node.refuse(f"its rows are {row.dtype}, of shape {list(row.shape)}")
     splits = _Splits.of(node, nodes, row.dtype)
     known: dict[tuple[_Split, ...], int] = {}
     every: list[_Split] = []
@@ -201,7 +201,7 @@ def _columns(
             counts[target] = counts.get(target, 0) + 1
     for target in made:
         if not 0 <= target < targets:
-            node.refuse(f"target {target} of {targets}")
+            node.refuse(f"it names target {target} of {targets}")
         if counts[target] != len(leaves) and aggregate in ("MIN", "MAX"):
             node.refuse(f"{aggregate} of leaves that don't have each target")
     return made
@@ -256,7 +256,7 @@ def _checked(node: Node, nodes: _Nodes) -> _Nodes:
     width = node.input(0).shape[-1]
     for mode, feature in zip(nodes.modes, nodes.features, strict=True):
         if mode != _LEAF and not 0 <= feature < width:
-            node.refuse(f"column {feature} of rows of {width}")
+            node.refuse(f"it reads column {feature} of rows of {width}")
     return nodes
 
 
@@ -288,7 +288,7 @@ def _classifier(node: Node) -> None:
 def _finished(node: Node, total: Value, aggregate: str, trees: int) -> Value:
     """Append what follows the sums of an aggregate."""
     if aggregate not in _AGGREGATES:
-        node.refuse(f"aggregate {aggregate!r}")
+        node.refuse(f"its aggregate is {aggregate!r}")
     if aggregate != "AVERAGE":
         return total
     return scaled(node, total, trees)
@@ -339,7 +339,7 @@ def _sets(node: Node, modes: Sequence[str]) -> dict[int, Array]:
     if len(parts) < len(places):
         parts.append(np.split(numbers, ends)[-1][1:] if len(ends) else numbers)
     if len(parts) != len(places):
-        node.refuse(f"{len(parts)} sets for {len(places)} nodes")
+        node.refuse(f"it has {len(parts)} sets for {len(places)} nodes")
     return dict(zip(places, parts, strict=True))
 
 
