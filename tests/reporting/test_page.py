@@ -60,7 +60,7 @@ def test_the_summary_has_a_headline_three_numbers_the_certificate_and_a_chart(pa
         *("2.35x", "as fast as today's model"),
         *("2.35 ms", "for a request at the median, instead of 5.54 ms"),
         "0.25 points",
-        "of accuracy lost on 2,000 samples that the search never saw; 1 point may be lost",
+        "lost on 2,000 samples that the search never saw (accuracy); 1 point may be lost",
         "With 95% confidence, top-1 accuracy falls by at most 1 point. It holds for photos from the front "
         "door camera.",
         "A request takes 2.35 ms at the median, instead of 5.54 ms",

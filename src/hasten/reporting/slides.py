@@ -70,7 +70,7 @@ def _accuracy(result: Result) -> Number:
     way = "gained" if found.estimate < 0 else "lost"
     return Number(
         points(abs(found.estimate)),
-        f"of {result.asked.noun} {way} on {draws} that the search never saw; {points(found.max_drop)} may be lost",
+        f"{way} on {draws} that the search never saw ({result.asked.noun}); {points(found.max_drop)} may be lost",
     )
 
 
