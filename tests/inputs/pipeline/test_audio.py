@@ -103,6 +103,16 @@ def test_what_can_not_be_decoded_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     )
 
 
+@pytest.mark.parametrize("strange", [np.nan, np.inf, -np.inf])
+def test_a_sound_with_numbers_that_are_not_finite_is_refused(strange: float) -> None:
+    samples = tone(440)
+    samples[100] = strange
+    data = encoded(samples, subtype="FLOAT")
+    assert refused(lambda: DecodeAudio()(data)) == (
+        "the sound has samples that aren't finite numbers"
+    )
+
+
 @pytest.mark.parametrize(
     ("frames", "channels", "rate", "most"), [(4_000, 1, 1, 305), (20_000, 2, 8, 191)]
 )

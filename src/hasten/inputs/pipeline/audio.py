@@ -69,7 +69,8 @@ class DecodeAudio(Step):
         """Decode a sound.
 
         Raises:
-            InputError: the file can't be read, or it is too long, or takes too much memory for its bytes.
+            InputError: the file can't be read, or it is too long, takes too much memory for its bytes,
+                or has samples that aren't finite.
         """
         try:
             import soundfile
@@ -99,6 +100,8 @@ class DecodeAudio(Step):
             reason = " ".join(str(error).split())
             raise InputError(f"{name} can't be read as a sound: {reason}") from error
         mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+        if not np.isfinite(mono).all():
+            raise InputError(f"{name} has samples that aren't finite numbers")
         if rate != self.rate:
             mono = soxr.resample(mono, rate, self.rate, quality="HQ")
         return np.ascontiguousarray(mono, np.float32)
