@@ -165,7 +165,7 @@ def test_where_rounds_are_refused_until_the_time_is_up_that_is_said(
             probe=lambda _: False,
         )
     assert str(error.value) == (
-        "3 of 3 rounds were refused, and the time limit left no time to wait until the host "
+        "3 of 3 rounds didn't count, and the time limit left no time to wait until the host "
         "runs 2 threads "
         "at once"
     )
