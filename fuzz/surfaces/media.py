@@ -7,6 +7,7 @@ If the way ends in "gzip", the file is compressed already.
 
 from __future__ import annotations
 
+import abc
 import gzip
 import io
 import json
@@ -97,13 +98,13 @@ class Media(Served):
             words = threads.map(self._http.check, [asked] * min(times, _MOST_CONNECTIONS))
             return " ".join(sorted(set(words)))
 
+    @abc.abstractmethod
     def files(self) -> list[bytes]:
         """Return good files, the same ones each time."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def changed(self, rng: random.Random, file: bytes) -> bytes:
         """Return a file that is made of a good one."""
-        raise NotImplementedError
 
 
 class Pictures(Media):

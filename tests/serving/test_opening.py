@@ -187,6 +187,10 @@ def test_a_request_that_a_manifest_says_is_huge_is_not_made_up(
             "request of x: float32[1, 536870912] takes 2,147,483,648 bytes; made-up requests "
             "take at most 67,108,864"
         ) in one.served.opened.notes
+        assert (
+            "it replaces the model served before, but their answers weren't compared: no request of the "
+            "server's own was answered by both"
+        ) in one.served.opened.notes
     assert asked == []
 
 

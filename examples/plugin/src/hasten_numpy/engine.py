@@ -17,7 +17,7 @@ from hasten.core.tensors import Array, Tensors
 from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.failures import failed
-from hasten.errors import CandidateError
+from hasten.errors import NotCovered
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ class NumpyEngine(Engine):
         """Keep the model as it is, and prove that it can be loaded.
 
         Raises:
-            CandidateError: it can't: which operator, which node.
+            NotCovered: an operator isn't made for this engine, so the search skips it.
+            CandidateError: the file is no model.
         """
         artifact = place(model, workdir)
         _load(artifact)
@@ -100,7 +101,8 @@ def _load(artifact: Artifact) -> Callable[[Tensors], Sequence[Array]]:
     """Return what answers a request with the outputs in their order.
 
     Raises:
-        CandidateError: the file is no model, or an operator has no implementation.
+        NotCovered: an operator has no implementation, or none with its attributes.
+        CandidateError: the file is no model.
     """
     import onnx
     from onnx.reference import ReferenceEvaluator
@@ -111,6 +113,8 @@ def _load(artifact: Artifact) -> Callable[[Tensors], Sequence[Array]]:
         if all(node.op_type in _OPERATORS and not node.domain for node in proto.graph.node):
             return _Calls(proto.graph, names)
         evaluator = ReferenceEvaluator(proto)
+    except NotCovered:
+        raise
     except Exception as error:
         raise failed("numpy can't run the model", error, artifact.path) from error
 
@@ -151,7 +155,7 @@ def _gemm(settings: Mapping[str, Any]) -> Callable[..., Array]:
     """Return alpha * A * B + beta * C, as the ONNX operator Gemm."""
     alpha, beta = settings.get("alpha", 1.0), settings.get("beta", 1.0)
     if (alpha, beta) != (1.0, 1.0) or settings.get("transA", 0):
-        raise CandidateError("Gemm with alpha, beta or transA isn't taken")
+        raise NotCovered("Gemm with alpha, beta or transA isn't taken")
     turned = settings.get("transB", 0)
 
     def call(a: Array, b: Array, c: Array | None = None) -> Array:

@@ -407,11 +407,17 @@ class Repository:
                 f"requests may have at most {amount(opened.most_rows, 'row')} from now on, instead of "
                 f"{old.most_rows}"
             )
+        if not compared:
+            opened.notes.append(
+                "it replaces the model served before, but their answers weren't compared: no request of the "
+                "server's own was answered by both"
+            )
+            return
         said = (
             f"it replaces the model served before: on {inputs_of(opened)}, {disagreed} of {compared} "
             "answers differ"
         )
-        if disagreed or not compared:
+        if disagreed:
             opened.notes.append(said)
         else:
             opened.agreed = said
