@@ -155,9 +155,9 @@ def test_answers_in_chunks_and_in_pieces_are_put_together(
             await asyncio.sleep(pause_s)
 
     server = serve(chunked)
-    found = load(server, 100.0, 0.2, arrivals="constant")
+    found = load(server, 100.0, 0.2, arrivals="constant", connections=3)
     assert kinds(found) == {("ok", "200"): 20}
-    assert found.opened == len({one.connection for one in server.inferences})
+    assert found.opened <= 3  # each is used again, after an answer in pieces too
 
 
 def test_refusals_and_deadlines_are_counted_with_the_servers_first_message(
