@@ -1,11 +1,12 @@
-"""The zoo's networks for pictures; their weights are random unless a case says otherwise."""
+"""The zoo's networks for pictures: classifiers are trained for some minutes, others have random weights."""
 
 from __future__ import annotations
 
 from functools import partial
 from typing import Any
 
-from zoo_cases import Case, decided, pictures
+from zoo_cases import Case, pictures
+from zoo_taught import KINDS, kinds, taught
 
 
 def _seeded() -> None:
@@ -18,15 +19,16 @@ def _timm(name: str, side: int, **settings: Any) -> Any:
     import timm
 
     _seeded()
-    network = timm.create_model(name, pretrained=False, num_classes=20, **settings)
-    return decided(network, pictures(side))
+    network = timm.create_model(name, pretrained=False, num_classes=KINDS, **settings)
+    return taught(name, network, side)
 
 
 def _torchvision(name: str, side: int) -> Any:
     import torchvision
 
     _seeded()
-    return decided(getattr(torchvision.models, name)(weights=None, num_classes=20), pictures(side))
+    network = getattr(torchvision.models, name)(weights=None, num_classes=KINDS)
+    return taught(name, network, side)
 
 
 def _digits() -> Any:
@@ -263,30 +265,30 @@ class _Outputs:
 _DENSE = {"metric": "embedding", "max_drop": 0.02}
 CASES = (
     Case("digits", "CNN, trained", _digits, _digit_pictures, samples=800, quick=True),
-    Case("resnet18", "timm", partial(_timm, "resnet18", 160), pictures(160)),
-    Case("mobilenetv3", "timm", partial(_timm, "mobilenetv3_small_100", 224), pictures(224)),
+    Case("resnet18", "timm", partial(_timm, "resnet18", 160), kinds(160)),
+    Case("mobilenetv3", "timm", partial(_timm, "mobilenetv3_small_100", 224), kinds(224)),
     Case(
         "efficientnet-tf",
         "timm, padded in the graph",
         partial(_timm, "tf_efficientnet_lite0", 192),
-        pictures(192),
+        kinds(192),
     ),
-    Case("convnext", "timm", partial(_timm, "convnext_atto", 160), pictures(160)),
-    Case("vit", "timm", partial(_timm, "vit_tiny_patch16_224", 224), pictures(224)),
+    Case("convnext", "timm", partial(_timm, "convnext_atto", 160), kinds(160)),
+    Case("vit", "timm", partial(_timm, "vit_tiny_patch16_224", 224), kinds(224)),
     Case(
         "swin",
         "timm",
         partial(_timm, "swin_tiny_patch4_window7_224", 224),
-        pictures(224),
+        kinds(224),
         samples=400,
     ),
-    Case("mobilevit", "timm", partial(_timm, "mobilevit_xxs", 192), pictures(192)),
-    Case("mixer", "timm", partial(_timm, "mixer_s32_224", 224), pictures(224)),
-    Case("ghostnet", "timm", partial(_timm, "ghostnet_100", 160), pictures(160)),
+    Case("mobilevit", "timm", partial(_timm, "mobilevit_xxs", 192), kinds(192)),
+    Case("mixer", "timm", partial(_timm, "mixer_s32_224", 224), kinds(224)),
+    Case("ghostnet", "timm", partial(_timm, "ghostnet_100", 160), kinds(160)),
     Case(
-        "shufflenet", "torchvision", partial(_torchvision, "shufflenet_v2_x0_5", 128), pictures(128)
+        "shufflenet", "torchvision", partial(_torchvision, "shufflenet_v2_x0_5", 128), kinds(128)
     ),
-    Case("densenet", "torchvision", partial(_torchvision, "densenet121", 128), pictures(128)),
+    Case("densenet", "torchvision", partial(_torchvision, "densenet121", 128), kinds(128)),
     Case(
         "lraspp",
         "segmentation",

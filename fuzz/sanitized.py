@@ -147,7 +147,7 @@ def run_compiled(runs: int, seed: int) -> None:
     if compiler is None:
         raise SystemExit("there is no clang and no gcc here")
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "native.c").write_text(native.source())
+        Path(folder, "native.c").write_text(native.coders.source())
         Path(folder, "driver.c").write_text(_DRIVER)
         Path(folder, "seeds").write_bytes(seeds())
         flags = [

@@ -75,8 +75,7 @@ class Chunks(Surface):
     covers = "hasten.bundle.packing"
 
     def seeds(self) -> list[bytes]:
-        native.for_coding()
-        native._making._looked = native._making._ended = True  # nothing else is compiled
+        native.coders.use(native.for_coding())  # nothing else is compiled
         self._fences = Fence(), Fence()
         found = []
         for data in corpus(self.folder):
@@ -101,12 +100,12 @@ class Chunks(Surface):
             codecs, width, size = json.loads(head)
         except ValueError:
             return "no chunk"
-        in_c = native._making.made
+        in_c = native.coders.made
         ways = (in_c, None) if sum(chunk) % 4 == 0 else (in_c,)
         try:
             return decoded_alone(chunk, Codecs(tuple(codecs)), size, width, self._fences, ways)
         finally:
-            native._making.made = in_c
+            native.coders.use(in_c)
 
 
 def changed_head(parts: Parts, rng: random.Random) -> bytes:
@@ -239,7 +238,7 @@ def decoded_alone(
     source.last(len(chunk))[:] = np.frombuffer(chunk, np.uint8)
     found: list[bytes | None] = []
     for made in ways:
-        native._making.made = made
+        native.coders.use(made)
         goal.bytes[:] = 7
         try:
             codecs.decode(source.last(len(chunk)).data, goal.last(size), width)

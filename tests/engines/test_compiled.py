@@ -18,8 +18,8 @@ from hasten.core.cache_folder import CacheFolder
 from hasten.core.target import Target
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.compile_cache import CompileCache
-from hasten.engines.compiled import compiler
-from hasten.engines.compiled.compiler import Compiler
+from hasten.core import c_compiler
+from hasten.core.c_compiler import Compiler
 from hasten.engines.compiled.engine import CompiledC, CompiledSession
 from hasten.engines.compiled.library import Library
 from hasten.engines.compiled.plan import Plan
@@ -72,7 +72,7 @@ def compiler_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[
             f'#!/bin/sh\nif [ "$1" = --version ]; then echo "some-cc 1.2.3"; exit; fi\n{script}\n'
         )
         program.chmod(0o755)
-        monkeypatch.setenv(compiler.VARIABLE, str(program))
+        monkeypatch.setenv(c_compiler.VARIABLE, str(program))
 
     return put
 
@@ -249,7 +249,7 @@ def test_without_a_compiler_the_engine_is_missing_and_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv(compiler.VARIABLE, raising=False)
+    monkeypatch.delenv(c_compiler.VARIABLE, raising=False)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
         InputError, match=r"no C compiler here: install one .*pip install"
@@ -258,13 +258,13 @@ def test_without_a_compiler_the_engine_is_missing_and_says_what_to_install(
     assert_one_line(caught.value)
     assert CompiledC.tools() == {}
     assert without_program("host") == [f"the engine compiled isn't tried: {caught.value}"]
-    compiler._find.cache_clear()
+    c_compiler._find.cache_clear()
 
 
 def test_a_compiler_that_is_named_and_does_not_work_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv(compiler.VARIABLE, "/nowhere/cc")
+    monkeypatch.setenv(c_compiler.VARIABLE, "/nowhere/cc")
     with pytest.raises(
         InputError, match="HASTEN_CC='/nowhere/cc' doesn't name a working C compiler"
     ):

@@ -14,7 +14,7 @@ from tests.engines.test_compiled_bytes import ENDS, Made
 from tests.support.plans import PROCESSORS, WITH_AMX, planned
 
 from hasten.core.target import Target
-from hasten.engines.compiled.compiler import Compiler
+from hasten.core.c_compiler import Compiler
 from hasten.engines.compiled.source import write
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 from scipy import special
 
-from hasten.engines.compiled.compiler import Compiler
+from hasten.core.c_compiler import Compiler
 
 Array = npt.NDArray[Any]
 

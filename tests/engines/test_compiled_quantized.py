@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from tests.support.quantized import drawn, lowered, quantized, ran, steps_apart
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled import compiler
+from hasten.core import c_compiler
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.plan import Plan
 from hasten.errors import CandidateError
@@ -51,7 +51,7 @@ def assert_close(
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the compiler optimize less; other tests compile the same operations as models do."""
-    monkeypatch.setattr(compiler, "_OPTIMIZED", {"gcc": ("-O1",)})
+    monkeypatch.setattr(c_compiler, "_OPTIMIZED", {"gcc": ("-O1",)})
 
 
 @pytest.mark.parametrize("form", _FORMS)

@@ -24,7 +24,7 @@ from hasten.core.target import Target
 from hasten.core.tensors import Tensors
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.compiled import source
-from hasten.engines.compiled.compiler import Compiler
+from hasten.core.c_compiler import Compiler
 from hasten.engines.compiled.engine import CompiledC, CompiledSession
 from hasten.engines.compiled.library import Team
 from hasten.engines.compiled.plan import Plan

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
-from hasten.engines.compiled.compiler import Built, Compiler
+from hasten.core.c_compiler import Built, Compiler
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from tests.support.guarded import guarded
 
 from hasten.core.target import Target
 from hasten.core.tensors import Array
-from hasten.engines.compiled.compiler import Compiler
+from hasten.core.c_compiler import Compiler
 from hasten.engines.compiled.library import Library, aligned
 from hasten.engines.compiled.plan import Operation, Plan, Tensor, Weights
 from hasten.engines.compiled.source import write

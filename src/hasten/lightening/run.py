@@ -165,6 +165,7 @@ def lighten(
 
     folder, work = training_folders(order.out, resume=resume)
     with claimed_folder(folder, resume=resume) as journal, cleared_up(folder, resume=resume):
+        listen(Progress("prepare", "reading the model and the data", 0, 1))
         given = _given(module, train, data, pipeline, order, folder)
         recipe = Recipe(60 * plan.minutes, plan.epochs, plan.batch, plan.rate, seed=order.seed)
         loss, told_loss = loss_of(plan)

@@ -42,6 +42,8 @@ UNREPORTED = "the time limit left no time for the report: hasten report makes it
 """Note on a bundle without a page where there was no time for it."""
 
 _LONE = Coverage()
+_WRITE_S = 0.5
+"""Seconds that writing a bundle takes, until it was seen."""
 
 
 def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
@@ -63,15 +65,8 @@ def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
         job.notes.append(sealed.look.in_words())
     job.notes += job.ledger.notes
     job.notes += label_notes(ready, verdicts, sealed.unlabelled)
-    ending = judge.conclude(ladder, verdicts)
-    job.deadline.enter("deliver")
     parts = ready.parts
-    comparison = sealed.comparison_of(ending.shipment.winner.label)
-    covered = sealed.covered if ending.shipment.judgement is not None else None
-    said = "" if covered is None else covered.in_words()
-    result = replace(ending.result, comparison=comparison, look=sealed.look, batches=said)
-    records = {
-        "result.json": to_record(result),
+    evidence = {
         "trials.json": [to_record(trial) for trial in judge.trials.done.values()],
         "sealed.json": {
             "judged": [[key, to_record(entry)] for key, entry in verdicts],
@@ -81,8 +76,23 @@ def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
             "look": to_record(sealed.look),
             "held": sealed.held,
         },
-        **ending.records,
     }
+
+    def decided(shipment: Shipment) -> None:
+        """Write what ships as soon as that is certain, since figures for the report take longer."""
+        needed_s = 4 * job.deadline.seen("write", _WRITE_S)
+        if not job.deadline.limited or job.deadline.left_s() > needed_s:
+            certified = sealed.covered if shipment.judgement is not None else Coverage()
+            beside = sealed.comparison_of(shipment.winner.label)
+            write(job, ready, shipment, evidence, beside, certified, sealed.look)
+
+    ending = judge.conclude(ladder, verdicts, decided)
+    job.deadline.enter("deliver")
+    comparison = sealed.comparison_of(ending.shipment.winner.label)
+    covered = sealed.covered if ending.shipment.judgement is not None else None
+    said = "" if covered is None else covered.in_words()
+    result = replace(ending.result, comparison=comparison, look=sealed.look, batches=said)
+    records = {"result.json": to_record(result), **evidence, **ending.records}
     coverage = covered or Coverage()
     missing = write(job, ready, ending.shipment, records, comparison, coverage, sealed.look)
     return replace(result, notes=(*result.notes, *missing))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -168,8 +168,16 @@ class Judge(ABC):
         """
 
     @abstractmethod
-    def conclude(self, ladder: Ladder, verdicts: Verdicts) -> Ending:
-        """Decide what ships, with its figures, from the verdicts of the sealed data."""
+    def conclude(
+        self, ladder: Ladder, verdicts: Verdicts, decided: Callable[[Shipment], None]
+    ) -> Ending:
+        """Decide what ships, with its figures, from the verdicts of the sealed data.
+
+        Args:
+            ladder: Ladder as it was frozen.
+            verdicts: Verdicts of the sealed data.
+            decided: Function to call with what ships, if figures follow that take long.
+        """
 
     @abstractmethod
     def close(self) -> None:

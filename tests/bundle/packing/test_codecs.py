@@ -82,7 +82,7 @@ class TestRansInPython(CodecTests):
 
 
 @pytest.fixture(scope="module")
-def coders() -> native.Native:
+def coders() -> native.Coders:
     found = native.for_coding()
     assert found is not None, "there is no C compiler here"
     return found
@@ -107,7 +107,7 @@ def test_huffman_in_c_and_in_python_make_the_same_bytes() -> None:
         assert one.encode(data, 1, bytes) == other.encode(data, 1, bytes)  # type: ignore[arg-type]
 
 
-def test_rans_in_c_and_in_python_make_the_same_bytes(coders: native.Native) -> None:
+def test_rans_in_c_and_in_python_make_the_same_bytes(coders: native.Coders) -> None:
     for data in SMALL:
         for precision, lanes in ((8, 1), (10, 8), (12, 4), (15, 2)):
             freq = rans.frequencies(counts_of(data), precision)
@@ -137,7 +137,7 @@ def test_decoders_in_c_and_in_python_refuse_the_same(in_c: Codec, in_python: Cod
 @pytest.mark.parametrize("lanes", [1, 2, 4, 8])
 @pytest.mark.parametrize("precision", [8, 12, 15])
 def test_any_precision_and_number_of_states_is_read(
-    precision: int, lanes: int, coders: native.Native
+    precision: int, lanes: int, coders: native.Coders
 ) -> None:
     data = SMALL[8][:5003]
     freq = rans.frequencies(counts_of(data), precision)
@@ -146,7 +146,7 @@ def test_any_precision_and_number_of_states_is_read(
         assert verdict(codec, coded, len(data)) == data.tobytes()
 
 
-def test_positions_and_planes_in_c_are_those_in_python(coders: native.Native) -> None:
+def test_positions_and_planes_in_c_are_those_in_python(coders: native.Coders) -> None:
     rng = np.random.default_rng(3)
     for width in (1, 2, 4, 8):
         places = np.flatnonzero(rng.random(4000) < 0.01)
@@ -258,7 +258,7 @@ def test_without_a_compiler_it_is_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("HASTEN_CC", "no-such-compiler")
-    making = native.Making()
+    making = native.unmade()
     with caplog.at_level(logging.WARNING, "hasten.packing"):
         assert making.get(None) is None
         assert making.get(None) is None
@@ -272,7 +272,7 @@ def test_threads_share_one_compilation_and_later_processes_need_none(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("HASTEN_CACHE", str(tmp_path / "cache"))
-    making, found = native.Making(), list[native.Native | None]()
+    making, found = native.unmade(), list[native.Coders | None]()
     threads = [threading.Thread(target=lambda: found.append(making.get(None))) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -281,11 +281,11 @@ def test_threads_share_one_compilation_and_later_processes_need_none(
     assert found[0] is not None
     assert all(one is found[0] for one in found)
     monkeypatch.setenv("HASTEN_CC", "no-such-compiler")
-    assert native.Making().get(1) is not None
+    assert native.unmade().get(1) is not None
 
 
 def test_a_small_decode_starts_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HASTEN_CC", "no-such-compiler")
-    making = native.Making()
+    making = native.unmade()
     assert making.get(1000) is None
     assert not [one for one in threading.enumerate() if one.name == "hasten-compile"]

@@ -22,7 +22,7 @@ from hasten.core.words import counted, listed
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.checked import private
 from hasten.engines.compile_cache import CompileCache
-from hasten.engines.compiled.compiler import Compiler
+from hasten.core.c_compiler import Compiler
 from hasten.engines.compiled.granted import granted
 from hasten.engines.compiled.kept import code, compiler_facts, library_of, prepared
 from hasten.engines.compiled.library import Library, aligned

@@ -12,7 +12,7 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.engines.compiled.granted import amx_granted
-from hasten.engines.compiled.opening import opened
+from hasten.core.shared_objects import opened
 from hasten.engines.compiled.plan import ALIGNMENT
 from hasten.errors import CandidateError
 

@@ -24,7 +24,7 @@ from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.estimates import Estimate
 from hasten.engines.failures import failed
 from hasten.engines.onnxruntime.engine import OnnxRuntime
-from hasten.errors import CandidateError, InputError
+from hasten.errors import CandidateError, InputError, NotCovered
 
 _CLOSE = 1e-3
 """Largest deviation of the float32 program from the ONNX file, as a share of the largest answer."""
@@ -166,7 +166,7 @@ def _converted(path: Path, precision: Literal["f32", "f16"]) -> Any:
         )
     except UnsupportedOpError as error:
         operator, nodes = next(iter(error.missing.items()))
-        raise CandidateError(
+        raise NotCovered(
             f"Core ML's converter can't take the operator {operator} (node {nodes[0]!r})"
         ) from error
     except ConversionError as error:

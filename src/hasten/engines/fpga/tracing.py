@@ -16,7 +16,7 @@ from hasten.engines.fpga.operators import OPERATORS
 from hasten.engines.fpga.program import Epilogue, FpgaProgram, Port, Ports
 from hasten.engines.fpga.ranges import ElementRange
 from hasten.engines.fpga.values import PRODUCTS, Values, Widths, attributes
-from hasten.errors import CandidateError
+from hasten.errors import CandidateError, NotCovered
 
 TREES = frozenset({"TreeEnsembleClassifier", "TreeEnsembleRegressor"})
 
@@ -88,7 +88,7 @@ class _Tracer:
 
     def _input(self, spec: TensorSpec) -> tuple[Any, Port]:
         if not (spec.dtype.startswith("float") and spec.shape and spec.shape[0] == 1):
-            raise CandidateError(
+            raise NotCovered(
                 f"an FPGA design takes float inputs, one sample at a time: got {spec}"
             )
         seen = self._values.ranges[spec.name].by_channel()
@@ -111,7 +111,7 @@ class _Tracer:
             return
         make = OPERATORS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         if make is None:
-            raise CandidateError(
+            raise NotCovered(
                 f"the operator {node.op_type} (node {node.name!r}) has no fixed-point form; "
                 f"these operators have one: {', '.join(sorted(OPERATORS))}, and a softmax at the "
                 "end"
@@ -144,7 +144,7 @@ class _Tracer:
         if not two and transform != "softmax":
             transform = "none"
             if ensemble.transform == "LOGISTIC":
-                raise CandidateError(
+                raise NotCovered(
                     f"a logistic of each class (node {node.name!r}) isn't supported"
                 )
         meet = 0.5 if ensemble.positive else 0.0
@@ -153,7 +153,7 @@ class _Tracer:
         for name, ending in zip(node.output, (label, scores), strict=True):
             self._values.tensors[name], self._endings[name] = value, ending
             if any(name in reader.input for reader in self._graph.node):
-                raise CandidateError(
+                raise NotCovered(
                     f"the output of trees (node {node.name!r}) has to be the model's output"
                 )
 

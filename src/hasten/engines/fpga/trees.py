@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from hasten.core.tensors import Array
-from hasten.errors import CandidateError
+from hasten.errors import NotCovered
 
 
 @dataclass(frozen=True)
@@ -87,16 +87,16 @@ def read(node: onnx.NodeProto) -> Ensemble:
     transform = given.get("post_transform", b"NONE").decode()
     known = ("NONE", "LOGISTIC", "SOFTMAX") if kind == "class" else ("NONE",)
     if len(modes) > 1 or not modes <= {"BRANCH_LEQ", "BRANCH_LT"} or transform not in known:
-        raise CandidateError(
+        raise NotCovered(
             f"trees that compare by {', '.join(sorted(modes))} and end in {transform} (node "
             f"{node.name!r}) have no fixed-point form"
         )
     if given.get("aggregate_function", b"SUM") != b"SUM":
-        raise CandidateError(
+        raise NotCovered(
             f"trees that aren't summed (node {node.name!r}) have no fixed-point form"
         )
     if given.get("classlabels_strings"):
-        raise CandidateError(f"the labels of trees (node {node.name!r}) must be integers")
+        raise NotCovered(f"the labels of trees (node {node.name!r}) must be integers")
     places = list(zip(given["nodes_treeids"], given["nodes_nodeids"], strict=True))
     branches = {
         place: (feature, float(value), below, above)

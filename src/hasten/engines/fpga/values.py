@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from hasten.core.tensors import Array
 from hasten.engines.fpga.formats import Format, format_for, rounded_weights
 from hasten.engines.fpga.ranges import ElementRange
-from hasten.errors import CandidateError
+from hasten.errors import NotCovered
 
 Overflow: TypeAlias = Literal["saturate", "wrap", "grow"]
 PRODUCTS = frozenset({"Gemm", "MatMul", "Conv"})
@@ -116,7 +116,7 @@ class Values:
             return None
         name = node.input[place]
         if name not in self.constants:
-            raise CandidateError(
+            raise NotCovered(
                 f"the operator {node.op_type} (node {node.name!r}) needs a constant {name!r}"
             )
         return self.constants[name]

@@ -30,7 +30,7 @@ from hasten.engines.failures import LONGEST_REASON
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.tensorrt.kernels import KeptKernels
 from hasten.engines.tensorrt.profile import Violation, alterations
-from hasten.errors import CandidateError, InputError
+from hasten.errors import CandidateError, InputError, NotCovered
 
 _MOST_LINES = 10_000
 """Lines of the library's log that are kept, since it writes while it serves, too."""
@@ -208,7 +208,7 @@ def built(
     artifact = place(model, workdir)
     if found := (*refused(artifact.path), *alterations(artifact.path)):
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-        raise CandidateError(f"TensorRT can't take the model: {found[0]}{more}")
+        raise NotCovered(f"TensorRT can't take the model: {found[0]}{more}")
     inputs = tuple(_settled(spec, model) for spec in model.inputs)
     if largest_batch == 1:
         inputs = tuple(replace(s, shape=(1, *s.shape[1:])) if _open(s) else s for s in inputs)

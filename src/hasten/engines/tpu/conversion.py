@@ -12,7 +12,7 @@ import numpy as np
 from hasten.engines.tpu.attention import attention
 from hasten.engines.tpu.environment import first_line, load_jax, load_torchax, silenced
 from hasten.engines.tpu.products import SeenRange, in_bfloat16, product_of, quantized
-from hasten.errors import CandidateError, HastenError, InputError
+from hasten.errors import CandidateError, HastenError, InputError, NotCovered
 
 Precision: TypeAlias = Literal["f32", "bf16", "int8"]
 Function: TypeAlias = Callable[[Mapping[str, Any]], dict[str, Any]]
@@ -228,7 +228,7 @@ def _states(exported: Any) -> tuple[Any, ...]:
                 values[spec.target] if spec.target in values else exported.constants[spec.target]
             )
             if str(tensor.dtype) in ("torch.float64", "torch.complex64", "torch.complex128"):
-                raise CandidateError(
+                raise NotCovered(
                     f"{spec.target} is {tensor.dtype}, which a TPU doesn't compute in"
                 )
             found.append(t2j(tensor.detach(), use_dlpack=False))
@@ -287,7 +287,7 @@ def _interpreter(
                 return _OWN[_called(target)]
             entry = table.get(target) or table.get(getattr(target, "overloadpacket", None))
             if entry is None or not entry.is_jax_function or entry.needs_env:
-                raise CandidateError(f"torchax has no {_called(target)} (node {self.node.name!r})")
+                raise NotCovered(f"torchax has no {_called(target)} (node {self.node.name!r})")
             return entry.func  # type: ignore[no-any-return]
 
         def _range(self) -> SeenRange | None:
@@ -340,7 +340,7 @@ def _output_dtypes(exported: Any) -> list[str]:
             raise CandidateError(f"the program returns {name!r}, which isn't a tensor")
         dtype = str(value.dtype).removeprefix("torch.")
         if dtype in ("float64", "complex64", "complex128"):
-            raise CandidateError(f"the program returns {dtype}, which a TPU doesn't compute in")
+            raise NotCovered(f"the program returns {dtype}, which a TPU doesn't compute in")
         found.append({"int64": "int32", "bool": "bool_"}.get(dtype, dtype))
     return found
 

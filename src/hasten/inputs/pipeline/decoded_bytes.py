@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hasten.errors import InputError
 from hasten.inputs.pipeline.memory import make_room
+from hasten.inputs.pipeline.resample import pixels_between
 from hasten.inputs.pipeline.strips import STRIP_PIXELS, Scaling
 from hasten.inputs.pipeline.turning import ORIENTATION
 
@@ -109,9 +110,10 @@ def check_bytes(
     if scale is None or turned:
         needed += _ARRAY_BYTES * height * width * (2 if turned else 1)
     if scale is not None:
-        new = scale.size_after((width, height) if turned else (height, width))
+        old = (width, height) if turned else (height, width)
+        new = scale.size_after(old)
         beyond = max(0, new[0] * new[1] - scale.customary_pixels)
-        needed += _IMAGE_BYTES * new[1] * (width if turned else height)
+        needed += _IMAGE_BYTES * pixels_between(old, new)
         needed += (_IMAGE_BYTES + _ARRAY_BYTES) * beyond
     _check(needed, full, sent, per_byte)
 

@@ -258,6 +258,11 @@ class _DecodeAndScale(Step):
     def __call__(self, value: bytes | Path | Array) -> Array:
         return self.traced(value, Origin())[0]
 
+    def joined(self, following: Step) -> Step | None:
+        """Return one step for these and a crop, where the second step can leave out what it cuts off."""
+        both = self.scale.joined(following)
+        return replace(self, scale=both) if isinstance(both, Scaling) else None
+
     def traced(self, value: bytes | Path | Array, origin: Origin) -> tuple[Array, Origin]:
         """Return the resized image and its origin."""
         if isinstance(value, np.ndarray):
@@ -324,6 +329,10 @@ class Resize(Scaling):
         image = self(value)
         return image, origin.resized(sides(value), image.shape)
 
+    def joined(self, following: Step) -> Step | None:
+        """Return one step for this one and a crop, which leaves out what the crop cuts off."""
+        return _ResizeAndCrop(self, following) if isinstance(following, CenterCrop) else None
+
 
 @dataclass(frozen=True)
 class CenterCrop(Step):
@@ -343,13 +352,28 @@ class CenterCrop(Step):
         check_size("center_crop.size", self.size)
 
     def __call__(self, value: Array) -> Array:
-        wanted = (self.size, self.size) if isinstance(self.size, int) else self.size
-        spare = [have - w for have, w in zip(value.shape[:2], wanted, strict=True)]
         # Crop before padding, or a tall thin image in a wide flat crop would become large both
         # ways.
-        top, left = (self._half(max(0, pixels)) for pixels in spare)
-        value = value[top : top + wanted[0], left : left + wanted[1]]
-        borders = [max(0, -pixels) for pixels in spare]
+        top, bottom, left, right = self.window(value.shape[:2])
+        return self.padded(value[top:bottom, left:right])
+
+    @property
+    def _wanted(self) -> tuple[int, int]:
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    def window(self, sides: Sequence[int]) -> tuple[int, int, int, int]:
+        """Return what is kept of an image of some (height, width): its rows' ends, then its columns'."""
+        (top, bottom), (left, right) = (
+            (begin := self._half(max(0, have - wanted)), min(have, begin + wanted))
+            for have, wanted in zip(sides, self._wanted, strict=True)
+        )
+        return top, bottom, left, right
+
+    def padded(self, value: Array) -> Array:
+        """Return an image that was cut already, with black borders where it is too small."""
+        borders = [
+            wanted - have for have, wanted in zip(value.shape[:2], self._wanted, strict=True)
+        ]
         if any(borders):
             sides = [(border // 2, (border + 1) // 2) for border in borders]
             value = np.pad(value, (*sides, (0, 0)))
@@ -357,13 +381,53 @@ class CenterCrop(Step):
 
     def traced(self, value: Array, origin: Origin) -> tuple[Array, Origin]:
         """Return the cut image and its origin."""
-        wanted = (self.size, self.size) if isinstance(self.size, int) else self.size
-        spare = [have - w for have, w in zip(value.shape[:2], wanted, strict=True)]
+        return self(value), self.cut(origin, value.shape[:2])
+
+    def cut(self, origin: Origin, sides: Sequence[int]) -> Origin:
+        """Return the origin of what is cut out of an image of some (height, width)."""
+        spare = [have - w for have, w in zip(sides, self._wanted, strict=True)]
         top, left = (self._half(pixels) if pixels > 0 else -(-pixels // 2) for pixels in spare)
-        return self(value), origin.cut(top, left)
+        return origin.cut(top, left)
 
     def _half(self, pixels: int) -> int:
         return pixels // 2 if self.rounding == "down" else round(pixels / 2)
+
+
+@dataclass(frozen=True)
+class _ResizeAndCrop(Scaling):
+    """Resize and crop, equal bit for bit to one after the other, without the pixels that are cut off.
+
+    Attributes:
+        resize: Step that resizes.
+        crop: Step that cuts out the center.
+    """
+
+    resize: Resize
+    crop: CenterCrop
+
+    @property
+    def name(self) -> str:
+        """Names of the two steps."""
+        return f"{self.resize.name}, {self.crop.name}"
+
+    def __call__(self, value: Picture) -> Array:
+        return self.traced(value, Origin())[0]
+
+    def size_after(self, old: tuple[int, int]) -> tuple[int, int]:
+        """Return the (height, width) before the crop."""
+        return self.resize.size_after(old)
+
+    @property
+    def customary_pixels(self) -> int:
+        """Pixels of an ordinary picture before the crop."""
+        return self.resize.customary_pixels
+
+    def traced(self, value: Picture, origin: Origin) -> tuple[Array, Origin]:
+        """Return the image that is left and its origin."""
+        old = sides(value)
+        new = self.size_after(old)
+        left = resized(value, new, self.resize.interpolation, self.crop.window(new))
+        return self.crop.padded(left), self.crop.cut(origin.resized(old, new), new)
 
 
 def _is_rgb(value: Array) -> bool:

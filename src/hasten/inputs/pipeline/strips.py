@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias, Union
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.inputs.pipeline.base import Origin, Step
 from hasten.inputs.pipeline.memory import make_room
+from hasten.inputs.pipeline.resample import Part, down_first, pixels_between, ready_for
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -80,44 +82,89 @@ def pixels(image: Image.Image) -> Array:
         return np.asarray(rgb(image))
     array = np.empty((height, width, 3), np.uint8)
     for top, bottom in _strips(height, width):
-        array[top:bottom] = np.asarray(_rows(image, top, bottom))
+        array[top:bottom] = np.asarray(_cut(image, (0, top, width, bottom)))
     return array
 
 
-def resized(picture: Picture, new: tuple[int, int], interpolation: Interpolation) -> Array:
-    """Resize a picture to (height, width), equal bit for bit to what Pillow makes of its RGB.
+def resized(
+    picture: Picture,
+    new: tuple[int, int],
+    interpolation: Interpolation,
+    kept: tuple[int, int, int, int] | None = None,
+) -> Array:
+    """Resize a picture, equal bit for bit to what Pillow makes of its RGB.
 
-    Pillow resizes across first, each row for itself, and then down: a strip of rows is resized across alone.
+    Pillow resizes across first, each row for itself, and then down, or the other way around: a strip of rows is
+    resized across alone, and a strip of columns down.
+
+    Args:
+        picture: The picture.
+        new: (height, width) to resize it to.
+        interpolation: Filter.
+        kept: Part of the result to return: its first row and the one behind its last, then columns; None
+            for the whole.
     """
+    old = sides(picture)
+    top, bottom, left, right = kept or (0, new[0], 0, new[1])
+    if old == new:
+        whole = picture if isinstance(picture, np.ndarray) else pixels(picture)
+        return whole[top:bottom, left:right]
+    if isinstance(picture, np.ndarray):  # else whoever opened it has counted this
+        source = picture.base if isinstance(picture.base, np.ndarray) else picture
+        make_room(source.nbytes + 4 * pixels_between(old, new))
+    part = Part(old, new, top, bottom, left, right, interpolation)
+    first_down = interpolation != "nearest" and down_first(old, new)
+    if not (first_down and not isinstance(picture, np.ndarray)) and (made := ready_for(part)):
+        if isinstance(picture, np.ndarray) and first_down:
+            return made.down_first(part, picture)
+        return made.across_first(part, partial(_in_rgb, picture))
+    return _by_pillow(picture, new, interpolation, first_down)[top:bottom, left:right]
+
+
+def _in_rgb(picture: Picture, begin: int, end: int) -> Iterator[Array]:
+    """Yield rows of a picture in RGB, some at a time."""
+    if isinstance(picture, np.ndarray):
+        yield picture[begin:end]
+        return
+    for top, bottom in _strips(end - begin, picture.width):
+        yield np.asarray(_cut(picture, (0, begin + top, picture.width, begin + bottom)))
+
+
+def _by_pillow(
+    picture: Picture, new: tuple[int, int], interpolation: Interpolation, first_down: bool
+) -> Array:
     from PIL import Image
 
     height, width = sides(picture)
-    if (height, width) == new:
-        return picture if isinstance(picture, np.ndarray) else pixels(picture)
-    if isinstance(picture, np.ndarray):  # else whoever opened it has counted this
-        whole = picture.base if isinstance(picture.base, np.ndarray) else picture
-        make_room(whole.nbytes + 4 * new[1] * height)
+    high, wide = new
     resample = Image.Resampling[interpolation.upper()]
     if height * width <= STRIP_PIXELS:
-        return pixels(_rows(picture, 0, height).resize(new[::-1], resample))
-    narrow = Image.new("RGB", (new[1], height))
-    for top, bottom in _strips(height, width):
-        strip = _rows(picture, top, bottom)
-        narrow.paste(strip.resize((new[1], bottom - top), resample), (0, top))
-    return pixels(narrow if height == new[0] else narrow.resize(new[::-1], resample))
+        return pixels(_cut(picture, (0, 0, width, height)).resize((wide, high), resample))
+    if first_down:
+        between = Image.new("RGB", (width, high))
+        for left, right in _strips(width, height):
+            strip = _cut(picture, (left, 0, right, height))
+            between.paste(strip.resize((right - left, high), resample), (left, 0))
+    else:
+        between = Image.new("RGB", (wide, height))
+        for top, bottom in _strips(height, width):
+            strip = _cut(picture, (0, top, width, bottom))
+            between.paste(strip.resize((wide, bottom - top), resample), (0, top))
+    return pixels(between.resize((wide, high), resample))
 
 
-def _strips(height: int, width: int) -> Iterator[tuple[int, int]]:
-    rows = max(1, STRIP_PIXELS // width)
-    for top in range(0, height, rows):
-        yield top, min(top + rows, height)
+def _strips(length: int, other: int) -> Iterator[tuple[int, int]]:
+    """Yield the ends of strips along an axis of some length, where the other has `other` pixels."""
+    step = max(1, STRIP_PIXELS // other)
+    for begin in range(0, length, step):
+        yield begin, min(begin + step, length)
 
 
-def _rows(picture: Picture, top: int, bottom: int) -> Image.Image:
-    """Return some rows of a picture as an image in RGB."""
+def _cut(picture: Picture, box: tuple[int, int, int, int]) -> Image.Image:
+    """Return a part of a picture, from left and top to right and bottom, as an image in RGB."""
     from PIL import Image
 
+    left, top, right, bottom = box
     if isinstance(picture, np.ndarray):
-        return Image.fromarray(picture[top:bottom])
-    whole = (top, bottom) == (0, picture.height)
-    return rgb(picture if whole else picture.crop((0, top, picture.width, bottom)))
+        return Image.fromarray(picture[top:bottom, left:right])
+    return rgb(picture if box == (0, 0, *picture.size) else picture.crop(box))

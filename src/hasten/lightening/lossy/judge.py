@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -140,7 +140,9 @@ class Smallest(Judge):
         with self.trials.opened(self.trials.done[key]) as opened:
             yield opened
 
-    def conclude(self, ladder: Ladder, verdicts: Verdicts) -> Ending:
+    def conclude(
+        self, ladder: Ladder, verdicts: Verdicts, decided: Callable[[Shipment], None]
+    ) -> Ending:
         """Decide what ships: the smallest form that is certified, else the model as it is."""
         return _Finish(self, verdicts).ending()
 

@@ -123,7 +123,7 @@ class Finish:
                 f"there, run on the device: {self._certify()}",
                 trial,
             )
-        why = _why_not(self.verdicts, bool(self.trials.estimated()), self._first_failure())
+        why = _why_not(self.verdicts, bool(self.trials.estimated()), self._first_reason())
         able = [t for t in self.trials.estimated() if self.trials.able(t)]
         if self.job.order.accept_uncertified and able:
             return "uncertified", allowed(why), able[0]
@@ -158,10 +158,14 @@ class Finish:
             return "exact", f"{error}; the bundle holds the original, for this host", None
         return "certified", judgement.in_words(), trial
 
-    def _first_failure(self) -> str:
-        """Describe the first candidate that failed, with the reason; empty where none did."""
-        failed = (trial for trial in self.trials.done.values() if trial.failure)
-        return next((f"{trial.candidate.label}: {trial.failure}" for trial in failed), "")
+    def _first_reason(self) -> str:
+        """Return why the first candidate without a model has none; "" if all have one.
+
+        A failure comes before a candidate that was skipped.
+        """
+        trials = list(self.trials.done.values())
+        reasons = [(t, t.failure) for t in trials] + [(t, t.skipped) for t in trials]
+        return next((f"{trial.candidate.label}: {why}" for trial, why in reasons if why), "")
 
     def _certify(self) -> str:
         """Return the command that certifies the bundle on its device."""
@@ -235,13 +239,13 @@ def _first_judgement(judged: Verdicts) -> Judgement | None:
     return next((entry for _, entry in judged if isinstance(entry, Judgement)), None)
 
 
-def _why_not(judged: Verdicts, estimated: bool, failure: str) -> str:
+def _why_not(judged: Verdicts, estimated: bool, reason: str) -> str:
     """Return the reason why nothing passed.
 
     Args:
         judged: Verdicts of the sealed data.
         estimated: Whether the device's tools estimated any candidate.
-        failure: First candidate that failed, with the reason.
+        reason: First candidate without a model for the device, and why it has none.
     """
     if judged:
         entry = judged[0][1]
@@ -249,4 +253,4 @@ def _why_not(judged: Verdicts, estimated: bool, failure: str) -> str:
     if estimated:
         return "no design for the device keeps the limit and answers as its program does"
     nothing = "no model for the device is accurate enough"
-    return f"{nothing}; {failure}" if failure else nothing
+    return f"{nothing}; {reason}" if reason else nothing

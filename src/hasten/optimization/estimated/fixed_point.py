@@ -45,6 +45,8 @@ class FixedPointSearch:
     trained: Sequence[Pass]
     _routed: dict[float, float] = dataclasses.field(default_factory=dict, init=False)
     """Adders of a design that was placed and routed in this process -> seconds that took."""
+    _told: set[str] = dataclasses.field(default_factory=set, init=False)
+    """Keys of the programs whose outcome was told."""
 
     def explore(self) -> None:
         """Train for few bits, narrow the whole network, then single layers, and make designs."""
@@ -59,9 +61,12 @@ class FixedPointSearch:
 
     def _judge(self, step: Pass) -> Trial:
         candidate = Single((step,), FixedPointProgram())
+        if candidate.key in self._told:
+            return self.trials.done[candidate.key]
         count = len(self.trials.done)
         self.job.tell("widths", candidate.label, count, UNKNOWN)
         trial = self.trials.judge(candidate)
+        self._told.add(candidate.key)
         said = f"{candidate.label}: {self.trials.outcome(trial)}"
         if trial.properties and not trial.failure:
             said += f", some {cost(trial.properties):,.0f} adders"
@@ -75,7 +80,7 @@ class FixedPointSearch:
             if self._late or failures > 1:
                 return
             trial = self._judge(step)
-            if trial.failure:
+            if trial.failure or trial.skipped:
                 return
             failures = 0 if self.trials.able(trial) else failures + 1
 
@@ -105,8 +110,9 @@ class FixedPointSearch:
             for other in _fewer(step, layers(best.properties or {})):
                 if left <= 0 or self._late:
                     break
-                left -= 1
+                known = len(self._told)
                 trial = self._judge(other)
+                left -= len(self._told) - known
                 if self.trials.able(trial) and _cost(trial) < _cost(best):
                     better = trial
                     break

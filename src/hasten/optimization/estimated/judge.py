@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from hasten.errors import CandidateError
 from hasten.measure.candidate import Single
@@ -18,7 +18,7 @@ from hasten.optimization.estimated.training import trainings
 from hasten.optimization.estimated.trials import Estimation, comparable, rank, ranked
 from hasten.optimization.grid import grid, originals
 from hasten.optimization.job import Job
-from hasten.optimization.judge import Ending, Judge, Ladder, Verdicts
+from hasten.optimization.judge import Ending, Judge, Ladder, Shipment, Verdicts
 from hasten.optimization.outline import outline_of
 from hasten.optimization.preparation import engine_names
 from hasten.optimization.ready import Ready
@@ -180,7 +180,9 @@ class Estimated(Judge):
     def close(self) -> None:
         """Do nothing: each process ends with its step."""
 
-    def conclude(self, ladder: Ladder, verdicts: Verdicts) -> Ending:
+    def conclude(
+        self, ladder: Ladder, verdicts: Verdicts, decided: Callable[[Shipment], None]
+    ) -> Ending:
         """Decide what ships, with the figures of the device's tools."""
         return Finish(self.job, self.ready, self.trials, verdicts, exact=ladder.exact).ending()
 

@@ -11,7 +11,7 @@ from hasten.core.target import Target
 from hasten.core.words import amount, lost_in_words
 from hasten.engines.base import Artifact
 from hasten.engines.estimates import Estimate
-from hasten.errors import CandidateError, InputError
+from hasten.errors import CandidateError, InputError, NotCovered
 from hasten.measure.candidate import Single, Trial
 from hasten.measure.exactness import unchanged_in_words
 from hasten.measure.workbench import OpenWorker, Workbench
@@ -69,7 +69,7 @@ class Estimation(Trials):
         trial = Trial(candidate)
         try:
             opened = self.bench.open(candidate)
-        except Skipped as skipped:
+        except (Skipped, NotCovered) as skipped:
             return self.keep(dataclasses.replace(trial, skipped=str(skipped)))
         except CandidateError as error:
             return self.keep(dataclasses.replace(trial, failure=str(error)))
@@ -139,7 +139,9 @@ class Estimation(Trials):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             artifact = self.bench.build(candidate.engine, model, folder)
-        except (CandidateError, Skipped) as error:
+        except (Skipped, NotCovered) as skipped:
+            return self.keep(dataclasses.replace(trial, skipped=str(skipped)))
+        except CandidateError as error:
             return self.keep(dataclasses.replace(trial, failure=str(error)))
         return self.keep(dataclasses.replace(trial, artifact=artifact))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,11 +54,13 @@ class Finish:
         racing: Candidates of the run and their races.
         ladder: Ladder as it was frozen.
         verdicts: Verdicts of the sealed data on the ladder.
+        decided: Function to call with what ships, before the figures that only the report shows.
     """
 
     racing: Racing
     ladder: Ladder
     verdicts: Verdicts
+    decided: Callable[[Shipment], None]
 
     def ending(self) -> Ending:
         """Time the chosen candidates in fresh rounds, and decide what ships."""
@@ -91,6 +93,7 @@ class Finish:
             for _, key, entrant in shown
             if final.stands(entrant) and final.statistic_of(entrant) != final.statistic
         ]
+        self.decided(shipment(racing, choice))
         decided_s = self._decided(final, choice)
         racing.job.notes += self._one_at_a_time(choice)
         racing.job.deadline.enter("further")

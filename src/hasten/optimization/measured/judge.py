@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from hasten.errors import CandidateError, InputError, NothingRuns, OutOfTime
 from hasten.measure.candidate import Candidate
@@ -16,7 +16,7 @@ from hasten.optimization.choose import Standing, fastest_exact, ladder
 from hasten.optimization.data_needed import calibrating, warn_of_scores
 from hasten.optimization.grid import grid, originals
 from hasten.optimization.job import Job
-from hasten.optimization.judge import Ending, Judge, Ladder, Verdicts
+from hasten.optimization.judge import Ending, Judge, Ladder, Shipment, Verdicts
 from hasten.optimization.measured.drafting import draft
 from hasten.optimization.measured.ending import Finish, write_interim
 from hasten.optimization.measured.exploration import Exploration
@@ -252,6 +252,8 @@ class Measured(Judge):
         finally:
             opened.worker.kill()
 
-    def conclude(self, ladder: Ladder, verdicts: Verdicts) -> Ending:
+    def conclude(
+        self, ladder: Ladder, verdicts: Verdicts, decided: Callable[[Shipment], None]
+    ) -> Ending:
         """Time the choice in fresh rounds, and decide what ships."""
-        return Finish(self.racing, ladder, verdicts).ending()
+        return Finish(self.racing, ladder, verdicts, decided).ending()

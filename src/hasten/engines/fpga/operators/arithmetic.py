@@ -9,7 +9,7 @@ import onnx
 
 from hasten.engines.fpga.formats import rounded_weights
 from hasten.engines.fpga.values import Values, attributes
-from hasten.errors import CandidateError
+from hasten.errors import NotCovered
 
 
 def mean(own: Values, node: onnx.NodeProto) -> Any:
@@ -66,7 +66,7 @@ def multiply(own: Values, node: onnx.NodeProto) -> Any:
     """Return a product or quotient with constants, or a product of two tensors."""
     places = [own.is_constant(name) for name in node.input]
     if node.op_type == "Div" and not places[1]:
-        raise CandidateError(
+        raise NotCovered(
             f"a Div by a value that isn't constant (node {node.name!r}) has no fixed-point form"
         )
     if not any(places):

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from hasten.engines.fpga.values import Values, attributes
-from hasten.errors import CandidateError
+from hasten.errors import NotCovered
 
 _FLOATS = frozenset(
     {
@@ -73,7 +73,7 @@ def pad(own: Values, node: onnx.NodeProto) -> Any:
     settings = attributes(node)
     pads, filler = own.constant(node, 1), own.constant(node, 2)
     if settings.get("mode", b"constant") != b"constant" or pads is None or len(node.input) > 3:
-        raise CandidateError(
+        raise NotCovered(
             f"a Pad that isn't constant (node {node.name!r}) has no fixed-point form"
         )
     value = own.wide(node)
@@ -88,7 +88,7 @@ def cast(own: Values, node: onnx.NodeProto) -> Any:
     kind = attributes(node)["to"]
     if kind not in _FLOATS:
         name = onnx.TensorProto.DataType.Name(kind).lower()
-        raise CandidateError(f"a Cast to {name} (node {node.name!r}) has no fixed-point form")
+        raise NotCovered(f"a Cast to {name} (node {node.name!r}) has no fixed-point form")
     return own.wide(node)
 
 

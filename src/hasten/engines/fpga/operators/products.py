@@ -9,14 +9,14 @@ import onnx
 
 from hasten.engines.fpga.operators.windows import unrolled
 from hasten.engines.fpga.values import Values, attributes
-from hasten.errors import CandidateError
+from hasten.errors import NotCovered
 
 
 def gemm(own: Values, node: onnx.NodeProto) -> Any:
     """Return a product with constant weights, plus a bias."""
     settings = attributes(node)
     if settings.get("transA", 0):
-        raise CandidateError(f"a Gemm with transA (node {node.name!r}) has no fixed-point form")
+        raise NotCovered(f"a Gemm with transA (node {node.name!r}) has no fixed-point form")
     weights = own.constant(node, 1)
     assert weights is not None
     weights = weights.T if settings.get("transB", 0) else weights
@@ -32,14 +32,14 @@ def matmul(own: Values, node: onnx.NodeProto) -> Any:
         weights = own.constant(node, 1)
         assert weights is not None
         if weights.ndim != 2:
-            raise CandidateError(
+            raise NotCovered(
                 f"a MatMul with weights of {weights.ndim} axes (node {node.name!r}) has no fixed-point form"
             )
         found = own.narrow(node) @ own.weights(node, weights, 1)
         half = own.half_a_step(node) if _biased_later(own, node) is False else 0.0
         return found + half if half else found
     if own.is_constant(node.input[0]):
-        raise CandidateError(
+        raise NotCovered(
             f"constants times a tensor (MatMul, node {node.name!r}) have no fixed-point form"
         )
     one, other = own.narrow(node, 0), own.narrow(node, 1)

@@ -10,7 +10,7 @@ import onnx
 
 from hasten.core.tensors import Array
 from hasten.engines.fpga.values import Values, attributes
-from hasten.errors import CandidateError
+from hasten.errors import NotCovered
 
 
 def unrolled(
@@ -66,7 +66,7 @@ def max_pool(own: Values, node: onnx.NodeProto) -> Any:
     """Return the largest number in each window; padding never counts."""
     settings = attributes(node)
     if settings.get("ceil_mode", 0) or len(node.output) > 1:
-        raise CandidateError(
+        raise NotCovered(
             f"a MaxPool with ceil_mode or indices (node {node.name!r}) has no fixed-point form"
         )
     given, kernel = own.wide(node), settings["kernel_shape"]
@@ -81,7 +81,7 @@ def average_pool(own: Values, node: onnx.NodeProto) -> Any:
     """Return the mean of each window."""
     settings = attributes(node)
     if settings.get("ceil_mode", 0):
-        raise CandidateError(
+        raise NotCovered(
             f"an AveragePool with ceil_mode (node {node.name!r}) has no fixed-point form"
         )
     given, kernel = own.narrow(node), settings["kernel_shape"]

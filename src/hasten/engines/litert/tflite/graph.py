@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 
 from hasten.core.model import Model
 from hasten.core.tensors import Array
-from hasten.errors import CandidateError
+from hasten.errors import CandidateError, NotCovered
 
 _ROUNDS = 8
 """Limit on rounds of inferring shapes and computing constants; each may need the other."""
@@ -36,10 +36,10 @@ class Node:
     outputs: tuple[str, ...]
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def refused(self, why: str = "") -> CandidateError:
+    def refused(self, why: str = "") -> NotCovered:
         """Return the error that this node can't be converted, with the reason."""
         reason = f": {why}" if why else ""
-        return CandidateError(
+        return NotCovered(
             f"LiteRT can't take the operator {self.op} (node {self.name!r}){reason}"
         )
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.errors import CandidateError
+from hasten.errors import CandidateError, NotCovered
 
 SIGNATURE = "serving_default"
 _TYPES = {
@@ -53,7 +53,7 @@ class Writer:
             CandidateError: the element type isn't supported.
         """
         if dtype.name not in _TYPES:
-            raise CandidateError(f"LiteRT takes no {dtype.name} tensors, but {name!r} is one")
+            raise NotCovered(f"LiteRT takes no {dtype.name} tensors, but {name!r} is one")
         tensor = self.schema.TensorT()
         tensor.name = self._unique(name)
         tensor.type = getattr(self.schema.TensorType, _TYPES[dtype.name])
