@@ -285,9 +285,7 @@ CASES = (
     Case("mobilevit", "timm", partial(_timm, "mobilevit_xxs", 192), kinds(192)),
     Case("mixer", "timm", partial(_timm, "mixer_s32_224", 224), kinds(224)),
     Case("ghostnet", "timm", partial(_timm, "ghostnet_100", 160), kinds(160)),
-    Case(
-        "shufflenet", "torchvision", partial(_torchvision, "shufflenet_v2_x0_5", 128), kinds(128)
-    ),
+    Case("shufflenet", "torchvision", partial(_torchvision, "shufflenet_v2_x0_5", 128), kinds(128)),
     Case("densenet", "torchvision", partial(_torchvision, "densenet121", 128), kinds(128)),
     Case(
         "lraspp",

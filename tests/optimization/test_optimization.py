@@ -14,7 +14,7 @@ from tests.support.quick import quick_runs
 
 import hasten
 from hasten import bundle
-from hasten.bundle import NotCertifiedHere, read
+from hasten.bundle import Manifest, NotCertifiedHere, read
 from hasten.core.progress import Progress
 from hasten.core.target import Target
 from hasten.core.tensors import Array
@@ -78,12 +78,14 @@ class Certified:
     Attributes:
         result: Result of the run.
         data: The data, which noted what was read.
-        interim: Status, reason and certificate of each bundle that lay there before the last.
+        interim: Status, reason and certificate of each bundle that lay there before the decision.
+        decided: Manifest of the bundle that lay there when the decision was told, and its evidence's files.
     """
 
     result: Result
     data: Watched
     interim: set[tuple[Any, str, Any]]
+    decided: list[tuple[Manifest, set[str]]]
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +93,18 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> Certified:
     folder = tmp_path_factory.mktemp("whole")
     data = Watched(samples(), folder / "b.hasten.work" / "journal.jsonl")
     interim: set[tuple[str, str, Any]] = set()
+    decided: list[tuple[Manifest, set[str]]] = []
 
     def look(progress: Progress) -> None:
         if progress.stage in ("race", "certify"):
             manifest = read(folder / "b.hasten")
             interim.add((manifest.status, manifest.why, manifest.certificate))
+        if (progress.news or "").startswith("decided after"):
+            evidence = {file.name for file in (folder / "b.hasten" / "evidence").iterdir()}
+            decided.append((read(folder / "b.hasten"), evidence))
 
     with quick_runs():
-        return Certified(optimize(folder, data=data, listen=look), data, interim)
+        return Certified(optimize(folder, data=data, listen=look), data, interim, decided)
 
 
 def test_a_faster_candidate_with_the_same_answers_is_certified(certified: Certified) -> None:
@@ -138,6 +144,15 @@ def test_an_interim_bundle_says_that_it_is_not_certified(certified: Certified) -
             None,
         )
     }
+
+
+def test_what_ships_is_on_disk_with_its_certificate_as_soon_as_it_is_decided(
+    certified: Certified,
+) -> None:
+    ((early, evidence),) = certified.decided
+    last = read(certified.result.bundle)
+    assert evidence == {"sealed.json", "trials.json"}
+    assert dataclasses.replace(early, created=last.created, files=last.files) == last
 
 
 @pytest.mark.parametrize(

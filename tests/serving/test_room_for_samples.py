@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from fuzz import served
 from fuzz.isolated import peak_kib, reset_peak
 from fuzz.surface import surface_of
@@ -231,6 +232,8 @@ WIDE = one_color("RGB", (1540, 1540), "WEBP", lossless=True)
 """A picture whose preparation takes 40 MiB."""
 HELD = one_color("L", (3000, 3000), "PNG")
 """A picture of which a chain keeps 26 MiB."""
+BROKEN = one_color("L", (3000, 3000), "PNG")[:-30]
+"""A picture that ends before its last pixels, which its decoder finds out."""
 TINY = one_color("RGB", (8, 8), "WEBP", lossless=True)
 """A picture that a model makes 3 MiB of."""
 
@@ -317,7 +320,7 @@ def test_an_answered_request_is_gone_without_a_garbage_collection(bundles: list[
     """The server's process collects rarely, so what stays would be many pictures."""
 
     def left() -> list[Any]:
-        return [one for one in gc.get_objects() if isinstance(one, RawTicket)]
+        return [one for one in gc.get_objects() if isinstance(one, (RawTicket, Image.Image))]
 
     places = settings_of([bundles[2], bundles[-1]]).models
     gc.collect()
@@ -326,6 +329,8 @@ def test_an_answered_request_is_gone_without_a_garbage_collection(bundles: list[
         with ServerThread(*places) as server:
             for model in ("colour", "squares"):
                 assert post(server, model, WAITING)[0] == 200
+                until(lambda: not left())
+                assert post(server, model, BROKEN)[0] == 400
                 until(lambda: not left())
     finally:
         gc.enable()

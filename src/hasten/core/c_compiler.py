@@ -19,7 +19,8 @@ from pathlib import Path
 from hasten.errors import CandidateError, InputError
 
 VARIABLE = "HASTEN_CC"
-"""Environment variable with the compiler to use, by name or path."""
+"""Environment variable with the compiler to use, by name or path, or "off"."""
+OFF = "off"
 LIMIT_S = 120.0
 """Longest time in seconds that a compiler may take for one model."""
 _ASKING_S = 60.0
@@ -66,7 +67,7 @@ class Compiler:
         """Return the compiler to use: what HASTEN_CC names, the system's own, or ziglang's.
 
         Raises:
-            InputError: there is none, or the one that is named doesn't work.
+            InputError: there is none, the one that is named doesn't work, or HASTEN_CC is "off".
         """
         return _find(os.environ.get(VARIABLE, ""), os.environ.get("PATH", ""))
 
@@ -128,6 +129,8 @@ class Built:
 @functools.cache
 def _find(named: str, path: str) -> Compiler:
     """Return the compiler; the arguments are what the answer depends on."""
+    if named == OFF:
+        raise InputError(f"{VARIABLE}={OFF}: nothing is compiled")
     if named:
         if (found := _asked((named,))) is None:
             raise InputError(f"{VARIABLE}={named!r} doesn't name a working C compiler: unset it")

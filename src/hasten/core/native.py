@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import hashlib
 import logging
+import os
 import platform
 import threading
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from hasten.errors import CandidateError, InputError
 _LIMIT_S = 60.0
 _MACHINE = ("vendor_id", "model name", "flags", "Features", "CPU implementer", "CPU part", "isa")
 """Lines of /proc/cpuinfo that tell which instructions a processor has."""
+_UNUSABLE = (InputError, CandidateError, OSError, AttributeError, ImportError, MemoryError)
+"""Exceptions with which nothing can be compiled, loaded or bound."""
 _Functions = TypeVar("_Functions")
 
 
@@ -36,6 +39,7 @@ class Native(Generic[_Functions]):
         much: Amount of work from which the caller waits for the compiler; None to never wait.
         log: Name of the logger that is told if there is no compiler, or if it fails.
         otherwise: What happens then, as the beginning of a sentence that the reason ends.
+        depends: Function that returns what else a kept object depends on, such as a library's version.
     """
 
     def __init__(
@@ -47,15 +51,22 @@ class Native(Generic[_Functions]):
         much: int | None,
         log: str,
         otherwise: str,
+        depends: Callable[[], str] = str,
     ) -> None:
         self.made: _Functions | None = None
         self._path, self._bind = path, bind
         self._little, self._much = little, much
         self._log, self._otherwise = logging.getLogger(log), otherwise
-        self._lock = threading.Lock()
+        self._depends = depends
         self._looked = self._ended = False
-        self._thread: threading.Thread | None = None
         self._asked = 0
+        self._alone()
+        os.register_at_fork(after_in_child=self._alone)
+
+    def _alone(self) -> None:
+        """Begin without another thread, as a process does that was forked off while one held the lock."""
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
 
     def get(self, work: int | None) -> _Functions | None:
         """Return the functions; None where there are none, or while they are compiled.
@@ -65,10 +76,12 @@ class Native(Generic[_Functions]):
         """
         if self.made is not None:
             return self.made
-        if not self._looked:  # without the lock, which a process that is forked off would keep
+        if not self._looked:
+            self._looked = True
             if (kept := self._kept()) is not None:
                 self.made = kept
-            self._looked = True
+        if self._ended:
+            return self.made
         with self._lock:
             self._asked += work or 0
             if self.made is None and (work is None or self._asked > self._little):
@@ -97,8 +110,8 @@ class Native(Generic[_Functions]):
     def _make(self) -> None:
         try:
             self.made = self._compiled()
-        except (InputError, CandidateError, OSError, AttributeError) as error:
-            self._log.warning("%s: %s", self._otherwise, error)
+        except _UNUSABLE as error:
+            self._log.warning("%s: %s", self._otherwise, error or type(error).__name__)
         finally:
             self._ended = True
 
@@ -106,13 +119,16 @@ class Native(Generic[_Functions]):
         """Return the functions that an earlier process kept."""
         from hasten.core.shared_objects import opened
 
-        if (folder := cache_folder()) is not None:
-            with folder.entry(self._key()) as entry:
-                if entry is not None:
-                    try:
-                        return self._bind(opened(entry.content, ctypes.CDLL))
-                    except (OSError, AttributeError):
-                        folder.drop(self._key())
+        with contextlib.suppress(
+            InputError, MemoryError
+        ):  # a setting of the cache that can't be used
+            if (folder := cache_folder()) is not None:
+                with folder.entry(self._key()) as entry:
+                    if entry is not None:
+                        try:
+                            return self._bind(opened(entry.content, ctypes.CDLL))
+                        except _UNUSABLE:
+                            folder.drop(self._key())
         return None
 
     def _compiled(self) -> _Functions:
@@ -128,8 +144,9 @@ class Native(Generic[_Functions]):
 
         content = Compiler.find().compile(self.source(), _LIMIT_S).content
         made = self._bind(opened(content, ctypes.CDLL))
-        if (folder := cache_folder()) is not None:
-            folder.put(self._key(), content)
+        with contextlib.suppress(InputError):
+            if (folder := cache_folder()) is not None:
+                folder.put(self._key(), content)
         return made
 
     def _key(self) -> str:
@@ -138,7 +155,7 @@ class Native(Generic[_Functions]):
         Arithmetic of integers comes out the same by each compiler, and asking for its version takes longer
         than all of the rest.
         """
-        facts = [self.source(), platform.machine()]
+        facts = [self.source(), self._depends(), platform.machine()]
         try:
             with Path("/proc/cpuinfo").open() as file:
                 first = file.read(1 << 14).split("\n\n")[0]

@@ -333,7 +333,7 @@ class Workbench(Bench):
     calibration: Spool = field(kw_only=True)
     calibration_hash: str = field(kw_only=True)
     _count: Iterator[int] = field(default_factory=itertools.count)
-    _failed: dict[str, str] = field(default_factory=dict)
+    _failed: dict[str, CandidateError] = field(default_factory=dict)
     _counted: dict[str, tuple[LayerWork, ...]] = field(default_factory=dict)
     _making: dict[str, threading.Lock] = field(default_factory=dict)
     _transforming: set[Worker] = field(default_factory=set)
@@ -361,7 +361,7 @@ class Workbench(Bench):
     def _made(self, key: str, passes: Sequence[Pass]) -> Model:
         """Run the last pass on the result of the others, unless its own result exists."""
         if key in self._failed:
-            raise CandidateError(self._failed[key])
+            raise type(self._failed[key])(str(self._failed[key]))
         folder = self.folder / "models" / key
         done = folder / "done.json"
         if not done.exists():
@@ -375,7 +375,7 @@ class Workbench(Bench):
                 raise
             except CandidateError as error:
                 shutil.rmtree(folder, ignore_errors=True)
-                self._failed[key] = str(error)  # another try would fail too, and as slowly
+                self._failed[key] = error  # another try would fail too, and as slowly
                 raise
             write_json(done, outcome)
         outcome = read_json(done)

@@ -65,25 +65,13 @@ def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
         job.notes.append(sealed.look.in_words())
     job.notes += job.ledger.notes
     job.notes += label_notes(ready, verdicts, sealed.unlabelled)
-    parts = ready.parts
-    evidence = {
-        "trials.json": [to_record(trial) for trial in judge.trials.done.values()],
-        "sealed.json": {
-            "judged": [[key, to_record(entry)] for key, entry in verdicts],
-            "hashes": parts.sealed_hashes,
-            "seen": parts.seen_hashes,
-            "groups": parts.group_hashes,
-            "look": to_record(sealed.look),
-            "held": sealed.held,
-        },
-    }
 
     def decided(shipment: Shipment) -> None:
         """Write what ships as soon as that is certain, since figures for the report take longer."""
         needed_s = 4 * job.deadline.seen("write", _WRITE_S)
-        if not job.deadline.limited or job.deadline.left_s() > needed_s:
+        if _unfinished(job) and job.deadline.most_s() > needed_s:
             certified = sealed.covered if shipment.judgement is not None else Coverage()
-            beside = sealed.comparison_of(shipment.winner.label)
+            beside, evidence = sealed.comparison_of(shipment.winner.label), _evidence(judge, sealed)
             write(job, ready, shipment, evidence, beside, certified, sealed.look)
 
     ending = judge.conclude(ladder, verdicts, decided)
@@ -92,10 +80,36 @@ def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
     covered = sealed.covered if ending.shipment.judgement is not None else None
     said = "" if covered is None else covered.in_words()
     result = replace(ending.result, comparison=comparison, look=sealed.look, batches=said)
-    records = {"result.json": to_record(result), **evidence, **ending.records}
+    records = {"result.json": to_record(result), **_evidence(judge, sealed), **ending.records}
     coverage = covered or Coverage()
     missing = write(job, ready, ending.shipment, records, comparison, coverage, sealed.look)
     return replace(result, notes=(*result.notes, *missing))
+
+
+def _evidence(judge: Judge, sealed: Sealed) -> dict[str, Any]:
+    """Return the records of the trials, as they are now, and of the sealed data."""
+    parts = judge.ready.parts
+    return {
+        "trials.json": [to_record(trial) for trial in judge.trials.done.values()],
+        "sealed.json": {
+            "judged": [[key, to_record(entry)] for key, entry in sealed.verdicts],
+            "hashes": parts.sealed_hashes,
+            "seen": parts.seen_hashes,
+            "groups": parts.group_hashes,
+            "look": to_record(sealed.look),
+            "held": sealed.held,
+        },
+    }
+
+
+def _unfinished(job: Job) -> bool:
+    """Whether no finished bundle of an earlier run lies in the place of this run's.
+
+    Raises:
+        InputError: the place holds something that no bundle may replace.
+    """
+    older = bundle.replaceable(job.order.out)
+    return older is None or older.get("why") == UNFINISHED
 
 
 def write_interim(job: Job, ready: Ready, shipment: Shipment) -> None:
@@ -104,8 +118,7 @@ def write_interim(job: Job, ready: Ready, shipment: Shipment) -> None:
     Raises:
         InputError: the place holds something that no bundle may replace, or the disk is full.
     """
-    older = bundle.replaceable(job.order.out)
-    if older is None or older.get("why") == UNFINISHED:
+    if _unfinished(job):
         write(job, ready, shipment, {})
 
 

@@ -7,11 +7,13 @@ from typing import Any, cast
 
 import pytest
 
+from hasten.measure.candidate import Single, Trial
 from hasten.optimization.estimated.fixed_point import (
     FixedPointSearch,
     in_place_of,
     worth_designs,
 )
+from hasten.passes.fixed_point import FixedPoint
 
 
 @pytest.mark.parametrize(
@@ -53,3 +55,21 @@ def test_what_would_hardly_be_routed_in_time_is_not_begun(
     search = FixedPointSearch(cast(Any, None), board, ())
     search._routed.update(seconds)
     assert search._too_long(cost) is too_long
+
+
+def test_a_choice_that_the_search_returns_to_is_judged_and_told_once() -> None:
+    told: list[str] = []
+    trials = SimpleNamespace(done={}, outcome=lambda _: "judged")
+
+    def judge(candidate: Single) -> Trial:
+        assert candidate.key not in trials.done
+        trials.done[candidate.key] = Trial(candidate)
+        return trials.done[candidate.key]
+
+    def tell(stage: str, label: str, done: int, total: int, outcome: str | None = None) -> None:
+        told.extend(filter(None, [outcome]))
+
+    trials.judge = judge
+    search = FixedPointSearch(cast(Any, SimpleNamespace(tell=tell)), cast(Any, trials), ())
+    assert search._judge(FixedPoint(6, 6, 6)) is search._judge(FixedPoint(6, 6, 6))
+    assert len(told) == 1

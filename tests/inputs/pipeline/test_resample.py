@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import threading
 from collections.abc import Iterator
 
@@ -50,7 +51,7 @@ def by_pillow(pixels: Array, new: tuple[int, int], interpolation: str) -> Array:
 @given(
     old=st.tuples(SIDES, SIDES),
     new=st.tuples(SIDES, SIDES),
-    interpolation=st.sampled_from([*resample.FILTERS, "nearest"]),
+    interpolation=st.sampled_from([*resample.FILTERS, "nearest", "lanczos"]),
     corners=st.lists(st.floats(0, 1), min_size=4, max_size=4),
     seed=st.integers(0, 9),
 )
@@ -90,15 +91,29 @@ def test_a_large_picture_has_pillows_pixels(
     assert old[0] * old[1] > strips.STRIP_PIXELS
     pixels = picture(*old, 1)
     wanted = by_pillow(pixels, new, "bicubic")
-    for given in (pixels, Image.fromarray(pixels), np.flip(picture(*old, 1), 1)[:, ::-1]):
+    turned = np.ascontiguousarray(pixels[:, ::-1])[:, ::-1]
+    channels = np.ascontiguousarray(pixels[:, :, ::-1])[:, :, ::-1]
+    for given in (pixels, Image.fromarray(pixels), turned, channels, pixels.copy(order="F")):
         assert np.array_equal(strips.resized(given, new, "bicubic"), wanted)
+
+
+@pytest.mark.usefixtures("in_c")
+@pytest.mark.parametrize("given", ["gray", "with an alpha channel"])
+def test_an_array_that_is_no_rgb_is_left_to_pillow(given: str) -> None:
+    pixels = (
+        picture(90, 80)[:, :, 0] if given == "gray" else np.dstack([picture(90, 80)] * 2)[:, :, :4]
+    )
+    wanted = by_pillow(np.ascontiguousarray(pixels), (40, 30), "bicubic")
+    found = strips.resized(np.ascontiguousarray(pixels), (40, 30), "bicubic")
+    assert np.array_equal(found, np.asarray(Image.fromarray(wanted).convert("RGB")))
 
 
 def test_the_order_follows_the_version_of_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     def orders(version: tuple[int, int]) -> list[bool]:
         monkeypatch.setattr(resample, "_pillow", lambda: version)
         sizes = (((720, 1280), (256, 455)), ((900, 300), (300, 224)), ((901, 9), (300, 9)))
-        return [resample.down_first(*one) for one in sizes]
+        assert not any(resample.down_first(*one, "nearest") for one in sizes)
+        return [resample.down_first(*one, "bicubic") for one in sizes]
 
     assert orders((10, 0)) == orders((12, 1)) == [False, False, False]
     assert orders((12, 2)) == [False, False, True]
@@ -150,7 +165,32 @@ def test_code_whose_pixels_are_others_than_pillows_is_not_used(
     assert "box gives other pixels than the installed Pillow" in caplog.text
 
 
+def test_a_cache_that_cannot_be_used_costs_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HASTEN_CACHE_BYTES", "much")
+    monkeypatch.setattr(resample, "resampler", resample.unmade())
+    found = strips.resized(picture(90, 80), (40, 30), "bicubic")
+    assert np.array_equal(found, by_pillow(picture(90, 80), (40, 30), "bicubic"))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_process_forked_off_while_another_thread_compiles_goes_on() -> None:
+    native = resample.unmade()
+    with native._lock:
+        child = os.fork()
+        if not child:
+            native.get(1)
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def test_a_few_pictures_start_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resample, "resampler", resample.unmade())
     strips.resized(picture(90, 80), (40, 30), "bicubic")
     assert not [one for one in threading.enumerate() if one.name == "hasten-compile"]
+
+
+@pytest.mark.slow
+def test_no_picture_is_read_or_written_beyond_its_memory() -> None:
+    from fuzz import sanitized_resizing
+
+    assert sanitized_resizing.run(400, 3) == 400

@@ -88,9 +88,7 @@ class _Tracer:
 
     def _input(self, spec: TensorSpec) -> tuple[Any, Port]:
         if not (spec.dtype.startswith("float") and spec.shape and spec.shape[0] == 1):
-            raise NotCovered(
-                f"an FPGA design takes float inputs, one sample at a time: got {spec}"
-            )
+            raise NotCovered(f"an FPGA design takes float inputs, one sample at a time: got {spec}")
         seen = self._values.ranges[spec.name].by_channel()
         form = format_for(seen.low, seen.high, self._values.widths.inputs, alike=False)
         value = self._values.request(form)
@@ -144,9 +142,7 @@ class _Tracer:
         if not two and transform != "softmax":
             transform = "none"
             if ensemble.transform == "LOGISTIC":
-                raise NotCovered(
-                    f"a logistic of each class (node {node.name!r}) isn't supported"
-                )
+                raise NotCovered(f"a logistic of each class (node {node.name!r}) isn't supported")
         meet = 0.5 if ensemble.positive else 0.0
         label: dict[str, Any] = {"epilogue": "label", "classes": ensemble.classes, "meet": meet}
         scores: dict[str, Any] = {"epilogue": transform}

@@ -92,9 +92,7 @@ def read(node: onnx.NodeProto) -> Ensemble:
             f"{node.name!r}) have no fixed-point form"
         )
     if given.get("aggregate_function", b"SUM") != b"SUM":
-        raise NotCovered(
-            f"trees that aren't summed (node {node.name!r}) have no fixed-point form"
-        )
+        raise NotCovered(f"trees that aren't summed (node {node.name!r}) have no fixed-point form")
     if given.get("classlabels_strings"):
         raise NotCovered(f"the labels of trees (node {node.name!r}) must be integers")
     places = list(zip(given["nodes_treeids"], given["nodes_nodeids"], strict=True))

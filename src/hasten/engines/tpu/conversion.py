@@ -228,9 +228,7 @@ def _states(exported: Any) -> tuple[Any, ...]:
                 values[spec.target] if spec.target in values else exported.constants[spec.target]
             )
             if str(tensor.dtype) in ("torch.float64", "torch.complex64", "torch.complex128"):
-                raise NotCovered(
-                    f"{spec.target} is {tensor.dtype}, which a TPU doesn't compute in"
-                )
+                raise NotCovered(f"{spec.target} is {tensor.dtype}, which a TPU doesn't compute in")
             found.append(t2j(tensor.detach(), use_dlpack=False))
     return tuple(found)
 

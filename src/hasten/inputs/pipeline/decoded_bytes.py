@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hasten.errors import InputError
 from hasten.inputs.pipeline.memory import make_room
-from hasten.inputs.pipeline.resample import pixels_between
+from hasten.inputs.pipeline.resample import down_first, pixels_between
 from hasten.inputs.pipeline.strips import STRIP_PIXELS, Scaling
 from hasten.inputs.pipeline.turning import ORIENTATION
 
@@ -112,8 +112,10 @@ def check_bytes(
     if scale is not None:
         old = (width, height) if turned else (height, width)
         new = scale.size_after(old)
+        if down_first(old, new, scale.interpolation):
+            needed += 12 * max(0, old[0] - STRIP_PIXELS)
         beyond = max(0, new[0] * new[1] - scale.customary_pixels)
-        needed += _IMAGE_BYTES * pixels_between(old, new)
+        needed += _IMAGE_BYTES * pixels_between(old, new, scale.interpolation)
         needed += (_IMAGE_BYTES + _ARRAY_BYTES) * beyond
     _check(needed, full, sent, per_byte)
 

@@ -311,7 +311,7 @@ class Resize(Scaling):
         else:
             new = self.size
         most = min(MAX_PIXELS, max(_GROWN_PIXELS, 4 * self.customary_pixels, height * width))
-        # Pillow resizes across first, so that a high image is as wide as the new one in between.
+        # Pillow resizes most pictures across first, so that a high image is as wide as the new one in between.
         if max(new[0], height) * new[1] > most:
             raise InputError(
                 f"an image of {width} x {height} pixels becomes {new[1]} x {max(new[0], height)}, more than "
@@ -409,6 +409,11 @@ class _ResizeAndCrop(Scaling):
     def name(self) -> str:
         """Names of the two steps."""
         return f"{self.resize.name}, {self.crop.name}"
+
+    @property
+    def interpolation(self) -> Interpolation:  # type: ignore[override]
+        """Filter of the resize."""
+        return self.resize.interpolation
 
     def __call__(self, value: Picture) -> Array:
         return self.traced(value, Origin())[0]

@@ -10,13 +10,11 @@ weights of its own, a part of the outputs equals that part of the whole. Source:
 from __future__ import annotations
 
 import ctypes
-import math
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -31,8 +29,8 @@ _LITTLE_PIXELS = 2**25
 """Pixels that a process resizes by Pillow before it starts a compiler: 36 pictures of 1280 x 720."""
 _LEAST_WIDTH = 6
 """Least width of a result in pixels: 16 bytes of a row are computed at a time."""
-_KEPT_BYTES = 2**18
-"""Size of an axis' weights up to which they are kept for the next picture of that size."""
+_KEPT_BYTES = 2**16
+"""Size of an axis' weights up to which they are kept, fourfold, for the next picture of that size."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +48,22 @@ class Axis:
     counts: Array
     weights: Array
 
-    @property
+    @cached_property
+    def offsets(self) -> Array:
+        """Distances of the first source pixels from `begin`, `(outputs,)` int32."""
+        return self.first - np.int32(self.begin)
+
+    @cached_property
+    def fourfold(self) -> Array:
+        """Weights four times over, one for each byte of a pixel of four."""
+        return np.repeat(self.weights, 4)
+
+    @cached_property
     def begin(self) -> int:
         """Index of the first source pixel that any output takes."""
         return int(self.first.min())
 
-    @property
+    @cached_property
     def end(self) -> int:
         """Index behind the last source pixel that any output takes."""
         return int((self.first + self.counts).max())
@@ -76,44 +84,13 @@ def _box(x: Array) -> Array:
     return np.where((x > -0.5) & (x <= 0.5), 1.0, 0.0)
 
 
-def _hamming(x: Array) -> Array:
-    return np.vectorize(_hamming_at, otypes=[np.float64])(x)
-
-
-def _hamming_at(x: float) -> float:
-    x = abs(x)
-    if x == 0.0:
-        return 1.0
-    if x >= 1.0:
-        return 0.0
-    x *= math.pi
-    return math.sin(x) / x * (_HAMMING[0] + _HAMMING[1] * math.cos(x))
-
-
-_HAMMING = float(np.float32(0.54)), float(np.float32(0.46))
-"""Numbers of the filter, which Pillow has in float32."""
-
-
-def _lanczos(x: Array) -> Array:
-    return np.vectorize(_lanczos_at, otypes=[np.float64])(x)
-
-
-def _lanczos_at(x: float) -> float:
-    return _sinc(x) * _sinc(x / 3) if -3.0 <= x < 3.0 else 0.0
-
-
-def _sinc(x: float) -> float:
-    return 1.0 if x == 0.0 else math.sin(x * math.pi) / (x * math.pi)
-
-
 FILTERS: dict[str, tuple[Callable[[Array], Array], float]] = {
     "bilinear": (_triangle, 1.0),
     "bicubic": (_cubic, 2.0),
-    "lanczos": (_lanczos, 3.0),
     "box": (_box, 0.5),
-    "hamming": (_hamming, 1.0),
 }
-"""Function of each filter, and how far it reaches, in pixels of the smaller picture."""
+"""Function of each filter, and how far it reaches, in pixels of the smaller picture. Pillow does the others: their
+weights take a sine of the C library each, which takes as long in Python as Pillow takes for a picture."""
 
 
 def axis(old: int, new: int, interpolation: str, start: int, stop: int) -> Axis:
@@ -135,19 +112,14 @@ def axis(old: int, new: int, interpolation: str, start: int, stop: int) -> Axis:
     return Axis(first.astype(np.int32), counts.astype(np.int32), weights)
 
 
-def _axis_of(old: int, new: int, interpolation: str, start: int, stop: int) -> tuple[Axis, Array]:
-    """Return an axis, and its weights four times over, one for each byte of a pixel of four."""
+def _axis_of(old: int, new: int, interpolation: str, start: int, stop: int) -> Axis:
+    """Return an axis; those with few weights are kept for the next picture of that size."""
     taps = 2 * FILTERS[interpolation][1] * max(old / new, 1.0) + 4
-    few = 16 * taps * (stop - start) <= _KEPT_BYTES
-    return (_kept_axis if few else _new_axis)(old, new, interpolation, start, stop)
+    few = 4 * taps * (stop - start) <= _KEPT_BYTES
+    return (_kept_axis if few else axis)(old, new, interpolation, start, stop)
 
 
-def _new_axis(*asked: Any) -> tuple[Axis, Array]:
-    found = axis(*asked)
-    return found, np.repeat(found.weights, 4)
-
-
-_kept_axis = lru_cache(maxsize=16)(_new_axis)
+_kept_axis = lru_cache(maxsize=32)(axis)
 
 
 @dataclass(frozen=True)
@@ -186,33 +158,34 @@ class Part:
     def rows(self) -> Axis | None:
         """How the part's rows are made; None where the height stays."""
         old, new = self.old[0], self.new[0]
-        if old == new:
-            return None
-        return _axis_of(old, new, self.interpolation, self.top, self.bottom)[0]
+        return None if old == new else self._axis(old, new, self.top, self.bottom)
 
     @property
-    def columns(self) -> tuple[Axis, Array] | None:
-        """How the part's columns are made, and their weights four times over; None where the width stays."""
+    def columns(self) -> Axis | None:
+        """How the part's columns are made; None where the width stays."""
         old, new = self.old[1], self.new[1]
-        if old == new:
-            return None
-        return _axis_of(old, new, self.interpolation, self.left, self.right)
+        return None if old == new else self._axis(old, new, self.left, self.right)
+
+    def _axis(self, old: int, new: int, start: int, stop: int) -> Axis:
+        return _axis_of(old, new, self.interpolation, start, stop)
 
 
-def down_first(old: tuple[int, int], new: tuple[int, int]) -> bool:
+def down_first(old: tuple[int, int], new: tuple[int, int], interpolation: str) -> bool:
     """Whether the Pillow that is installed resizes from one (height, width) to another down before across.
 
     Both orders round in between, so that a pixel may differ by 1.
     """
+    if interpolation == "nearest":
+        return False
     (height, width), (high, wide) = old, new
     if _pillow() >= (13,):
         return height - high > max(0, 2 * (width - wide))
     return _pillow() >= (12, 2) and height > 100 * width and high < height
 
 
-def pixels_between(old: tuple[int, int], new: tuple[int, int]) -> int:
+def pixels_between(old: tuple[int, int], new: tuple[int, int], interpolation: str) -> int:
     """Return the pixels of a picture that was resized across alone, or down alone, whichever comes first."""
-    return new[0] * old[1] if down_first(old, new) else old[0] * new[1]
+    return new[0] * old[1] if down_first(old, new, interpolation) else old[0] * new[1]
 
 
 @cache
@@ -253,13 +226,17 @@ class Resampler:
         Returns:
             Pixels, `(bottom - top, right - left, 3)` uint8.
         """
-        rows = part.rows
+        rows, columns = part.rows, part.columns
         begin, end = (part.top, part.bottom) if rows is None else (rows.begin, rows.end)
-        if part.columns is None:
-            cut = [strip[:, part.left : part.right] for strip in strips(begin, end)]
-            narrow = np.ascontiguousarray(cut[0] if len(cut) == 1 else np.concatenate(cut))
-        else:
-            narrow = self._narrowed(part, strips(begin, end), end - begin)
+        narrow = np.empty((end - begin, part.right - part.left, 3), np.uint8)
+        done = 0
+        for strip in strips(begin, end):
+            into = narrow[done : done + len(strip)]
+            if columns is None:
+                into[:] = strip[:, part.left : part.right]
+            else:
+                self._narrowed(columns, strip, into)
+            done += len(strip)
         return narrow if rows is None else self._flattened(rows, narrow, begin)
 
     def down_first(self, part: Part, picture: Array) -> Array:
@@ -267,17 +244,17 @@ class Resampler:
 
         Args:
             part: The part.
-            picture: Source, `(height, width, 3)` uint8.
+            picture: Source, `(height, width, 3)` uint8, each row without gaps.
 
         Returns:
             Pixels, `(bottom - top, right - left, 3)` uint8.
         """
-        rows = part.rows
+        rows, columns = part.rows, part.columns
         assert rows is not None
-        flat = self._flattened(rows, _by_rows(picture), 0)
-        if part.columns is None:
+        flat = self._flattened(rows, picture, 0)
+        if columns is None:
             return flat[:, part.left : part.right]
-        return self._narrowed(part, iter([flat]), len(flat))
+        return self._narrowed(columns, flat, np.empty((len(flat), len(columns.first), 3), np.uint8))
 
     def _flattened(self, rows: Axis, source: Array, begin: int) -> Array:
         """Return outputs along the height, of a source whose first row is the picture's row `begin`."""
@@ -290,21 +267,18 @@ class Resampler:
         )
         return out
 
-    def _narrowed(self, part: Part, strips: Iterator[Array], count: int) -> Array:
-        """Return outputs along the width, of `count` rows."""
-        assert part.columns is not None
-        (across, weights), width = part.columns, part.old[1]
-        taps, outputs = across.weights.shape[1], len(across.first)
-        out = np.empty((count, outputs, 3), np.uint8)
+    def _narrowed(self, columns: Axis, strip: Array, out: Array) -> Array:
+        """Compute outputs along the width of a strip of rows into `out`, and return it."""
+        strip = strip[:, columns.begin : columns.end]
+        if not without_gaps(strip):
+            strip = np.ascontiguousarray(strip)
+        width, taps = strip.shape[1], columns.weights.shape[1]
         room = np.empty(4 * (width + taps), np.uint8)
-        done = 0
-        for strip in map(_by_rows, strips):
-            self._across(
-                *(address(strip), strip.strides[0], len(strip), width),
-                *(address(across.first), address(weights), taps, outputs),
-                *(address(out) + done * outputs * 3, address(room)),
-            )
-            done += len(strip)
+        self._across(
+            *(address(strip), strip.strides[0], len(strip), width),
+            *(address(columns.offsets), address(columns.fourfold), taps, len(columns.first)),
+            *(address(out), address(room)),
+        )
         return out
 
     def _check(self) -> None:
@@ -316,7 +290,7 @@ class Resampler:
         for interpolation in FILTERS:
             for high, wide in ((29, 18), (50, 31), (61, 17), (7, 37), (15, 50), (83, 90), (11, 9)):
                 part = Part((61, 37), (high, wide), 0, high, 0, wide, interpolation)
-                if down_first(part.old, part.new):
+                if down_first(part.old, part.new, interpolation):
                     found = self.down_first(part, picture)
                 else:
                     found = self.across_first(part, lambda a, z: iter([picture[a:z]]))
@@ -326,9 +300,9 @@ class Resampler:
                     raise OSError(f"{interpolation} gives other pixels than the installed Pillow")
 
 
-def _by_rows(picture: Array) -> Array:
-    """Return a picture whose rows are each without gaps, copied only if need be."""
-    return picture if picture.strides[1:] == (3, 1) else np.ascontiguousarray(picture)
+def without_gaps(picture: Array) -> bool:
+    """Whether each row of a picture lies in memory without gaps."""
+    return picture.strides[1:] == (3, 1)
 
 
 def unmade() -> Native[Resampler]:
@@ -340,6 +314,7 @@ def unmade() -> Native[Resampler]:
         much=None,
         log="hasten.pictures",
         otherwise="pictures are resized by Pillow, which takes several times as long as compiled C",
+        depends=lambda: str(_pillow()),
     )
 
 

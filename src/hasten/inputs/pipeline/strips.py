@@ -12,7 +12,13 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.inputs.pipeline.base import Origin, Step
 from hasten.inputs.pipeline.memory import make_room
-from hasten.inputs.pipeline.resample import Part, down_first, pixels_between, ready_for
+from hasten.inputs.pipeline.resample import (
+    Part,
+    down_first,
+    pixels_between,
+    ready_for,
+    without_gaps,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,7 +31,13 @@ STRIP_PIXELS = 2**19
 
 
 class Scaling(Step):
-    """Step that first resizes a picture, which it also takes as a loaded image of Pillow."""
+    """Step that first resizes a picture, which it also takes as a loaded image of Pillow.
+
+    Attributes:
+        interpolation: Filter that it resizes by.
+    """
+
+    interpolation: Interpolation
 
     @abstractmethod
     def size_after(self, old: tuple[int, int]) -> tuple[int, int]:
@@ -108,26 +120,38 @@ def resized(
     top, bottom, left, right = kept or (0, new[0], 0, new[1])
     if old == new:
         whole = picture if isinstance(picture, np.ndarray) else pixels(picture)
-        return whole[top:bottom, left:right]
+        return whole if kept is None else whole[top:bottom, left:right]
     if isinstance(picture, np.ndarray):  # else whoever opened it has counted this
         source = picture.base if isinstance(picture.base, np.ndarray) else picture
-        make_room(source.nbytes + 4 * pixels_between(old, new))
+        make_room(source.nbytes + 4 * pixels_between(old, new, interpolation))
     part = Part(old, new, top, bottom, left, right, interpolation)
-    first_down = interpolation != "nearest" and down_first(old, new)
-    if not (first_down and not isinstance(picture, np.ndarray)) and (made := ready_for(part)):
-        if isinstance(picture, np.ndarray) and first_down:
+    first_down = down_first(old, new, interpolation)
+    if _taken(picture, first_down) and (made := ready_for(part)) is not None:
+        if first_down and isinstance(picture, np.ndarray):
             return made.down_first(part, picture)
         return made.across_first(part, partial(_in_rgb, picture))
     return _by_pillow(picture, new, interpolation, first_down)[top:bottom, left:right]
 
 
+def _taken(picture: Picture, first_down: bool) -> bool:
+    """Whether compiled code takes a picture: in RGB, and down first only where its rows are in memory already."""
+    if not isinstance(picture, np.ndarray):
+        return not first_down
+    rgb = picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3
+    return rgb and (without_gaps(picture) or not first_down)
+
+
 def _in_rgb(picture: Picture, begin: int, end: int) -> Iterator[Array]:
     """Yield rows of a picture in RGB, some at a time."""
-    if isinstance(picture, np.ndarray):
+    if isinstance(picture, np.ndarray) and without_gaps(picture):
         yield picture[begin:end]
         return
-    for top, bottom in _strips(end - begin, picture.width):
-        yield np.asarray(_cut(picture, (0, begin + top, picture.width, begin + bottom)))
+    width = sides(picture)[1]
+    for top, bottom in _strips(end - begin, width):
+        if isinstance(picture, np.ndarray):
+            yield picture[begin + top : begin + bottom]
+        else:
+            yield np.asarray(_cut(picture, (0, begin + top, width, begin + bottom)))
 
 
 def _by_pillow(

@@ -159,12 +159,11 @@ class Finish:
         return "certified", judgement.in_words(), trial
 
     def _first_reason(self) -> str:
-        """Return why the first candidate without a model has none; "" if all have one.
-
-        A failure comes before a candidate that was skipped.
-        """
+        """Return why the first candidate that failed did; where none could be judged, why the first was skipped."""
         trials = list(self.trials.done.values())
-        reasons = [(t, t.failure) for t in trials] + [(t, t.skipped) for t in trials]
+        reasons = [(t, t.failure) for t in trials]
+        if not any(t.scores for t in trials):
+            reasons += [(t, t.skipped) for t in trials]
         return next((f"{trial.candidate.label}: {why}" for trial, why in reasons if why), "")
 
     def _certify(self) -> str:
@@ -245,7 +244,7 @@ def _why_not(judged: Verdicts, estimated: bool, reason: str) -> str:
     Args:
         judged: Verdicts of the sealed data.
         estimated: Whether the device's tools estimated any candidate.
-        reason: First candidate without a model for the device, and why it has none.
+        reason: First candidate that failed or was skipped, with the reason; "" if there is none.
     """
     if judged:
         entry = judged[0][1]

@@ -71,14 +71,17 @@ class Mixing:
     def mix(self, ranked: Sequence[Trial]) -> None:
         """Return layers to float where int8 is slower, and as many of the costly ones as it takes.
 
+        What each layer costs in accuracy isn't measured where the fastest surely passes as it is.
+
         Args:
             ranked: Measured trials, fastest first.
         """
         base = self._base(ranked)
         if base is None:
             return
+        safe = self._surely(base, 1.0)
         try:
-            noise = self._noise()
+            noise = self._without_noise() if safe else self._noise()
         except (CandidateError, Skipped) as why:
             self._notes.append(f"the layers that int8 suits could not be found: {why}")
             return
@@ -92,10 +95,9 @@ class Mixing:
         engines = [runs] if target in (0, 1) else _engines_of(base, ranked, self._trials)
         for engine in engines:
             noises = (target, self._own_noise(base, engine), within)
-            shares = [
-                1.0,
-                *(shares_for(*noises, _FALL_BACK) if scale == 1 else shares_for(*noises)),
-            ]
+            shares = [1.0]
+            if not safe:
+                shares += shares_for(*noises, _FALL_BACK) if scale == 1 else shares_for(*noises)
             if scale not in (0, 1) and len(shares) == 1:
                 continue  # this engine's float alone costs more answers than may be lost
             costs = self._layer_costs(base, engine, noise)
@@ -204,6 +206,11 @@ class Mixing:
         except CandidateError as why:
             self._notes.append(f"the layers that int8 suits could not be found: {why}")
             return ()
+
+    def _without_noise(self) -> dict[str, float]:
+        """Return the same noise for each layer, where only those that int8 slows matter."""
+        floor = self._least(None)
+        return self._noise() if floor is None else {layer.name: 1.0 for layer in floor.layers}
 
     def _noise(self) -> dict[str, float]:
         """Return each layer's noise in int8, measured once per run."""

@@ -14,7 +14,7 @@ from hasten.serving.fairness import client_at_peer
 from hasten.serving.models.deciding import RawTicket
 from hasten.serving.models.sequences import StepTicket
 from hasten.serving.models.served import ServedModel, Ticket
-from hasten.serving.protocol.errors import Kind, ProtocolError, own_fault
+from hasten.serving.protocol.errors import Kind, ProtocolError, own_fault, without_frames
 from hasten.serving.protocol.requests import Answer, Query
 from hasten.serving.state import ServerState
 from hasten.serving.wire.grpc_messages import (
@@ -325,7 +325,7 @@ class Stream:
                     self._room.clear()
                     await self._room.wait()
         except ProtocolError as failure:
-            self._why = failure
+            self._why = without_frames(failure)
         except Exception:
             self._why = logged_fault()
         finally:

@@ -29,7 +29,7 @@ from hasten.serving.http.requests import PlainRoutes, Received, Slot, remember
 from hasten.serving.models.deciding import RawTicket
 from hasten.serving.models.sequences import StepTicket
 from hasten.serving.models.served import ServedModel, Ticket
-from hasten.serving.protocol.errors import Kind, ProtocolError, own_fault
+from hasten.serving.protocol.errors import Kind, ProtocolError, own_fault, without_frames
 from hasten.serving.protocol.origins import ONE_HOST
 from hasten.serving.protocol.requests import Query
 from hasten.serving.protocol.rights import Rights, Scope
@@ -743,7 +743,7 @@ class Connection(asyncio.BufferedProtocol):
         self._reserved = 0
         self._body, self._pieces, self._began_ns = None, [], None
         if self._busy or self._backlog:  # earlier requests are answered first
-            self._refusal = failure
+            self._refusal = without_frames(failure)
             self._transport.pause_reading()
             return
         if self._slot is not None:

@@ -22,7 +22,7 @@ from hasten.errors import HastenError
 from hasten.serving.models.clients import Clients
 from hasten.serving.models.scheduling import BatchRun, Pending, Scheduler, Wait
 from hasten.serving.models.statistics import Statistics
-from hasten.serving.protocol.errors import Kind, ProtocolError, own_fault
+from hasten.serving.protocol.errors import Kind, ProtocolError, own_fault, without_frames
 
 INLINE_NS = 100_000
 """Time below which a batch runs on the event loop's own thread: handing it to another thread takes as
@@ -427,7 +427,7 @@ class _Thread:
                 padder.check(answers, number)
             outputs: Tensors | Exception = answers
         except Exception as error:
-            outputs = error
+            outputs = without_frames(error)
         return outputs, Timing(begun_ns, stacked_ns, self._clock_ns(), run.rows)
 
 

@@ -34,7 +34,7 @@ from hasten.serving.models.prepared import row_bytes, together
 from hasten.serving.models.room import COPIES, LARGE, ROOM, NoRoomError, Place
 from hasten.serving.models.statistics import Statistics
 from hasten.serving.models.turns import Turns
-from hasten.serving.protocol.errors import Kind, ProtocolError, own_fault
+from hasten.serving.protocol.errors import Kind, ProtocolError, own_fault, without_frames
 from hasten.serving.protocol.requests import DECISION, RAW, Answer, Query
 
 _MOST_WAITING = 1024
@@ -378,7 +378,7 @@ class Deciding:
         except NoRoomError:
             result = None
         except ProtocolError as failure:
-            result = failure
+            result = without_frames(failure)
         except MemoryError as error:
             result = own_fault(error)
         except Exception:  # otherwise the client would get no answer at all

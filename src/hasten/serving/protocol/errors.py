@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import enum
+from typing import TypeVar
 
 from hasten.errors import HastenError, visible
+
+Failure = TypeVar("Failure", bound=BaseException)
 
 
 class Kind(enum.Enum):
@@ -47,6 +50,17 @@ class ProtocolError(HastenError):
         super().__init__(visible(message))
         self.kind = kind
         self.retry_s = retry_s
+
+
+def without_frames(error: Failure) -> Failure:
+    """Return an error that is kept, without the frames that it came through and the errors behind it.
+
+    If a variable of such a frame keeps the error, the two keep each other, and with them all that the frames'
+    variables hold, such as a client's picture. Only a garbage collection would free it, and a server collects
+    rarely.
+    """
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error
 
 
 def own_fault(error: BaseException | None) -> ProtocolError:

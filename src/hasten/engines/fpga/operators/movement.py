@@ -73,9 +73,7 @@ def pad(own: Values, node: onnx.NodeProto) -> Any:
     settings = attributes(node)
     pads, filler = own.constant(node, 1), own.constant(node, 2)
     if settings.get("mode", b"constant") != b"constant" or pads is None or len(node.input) > 3:
-        raise NotCovered(
-            f"a Pad that isn't constant (node {node.name!r}) has no fixed-point form"
-        )
+        raise NotCovered(f"a Pad that isn't constant (node {node.name!r}) has no fixed-point form")
     value = own.wide(node)
     half = len(pads) // 2
     widths = [(int(b), int(e)) for b, e in zip(pads[:half], pads[half:], strict=True)]

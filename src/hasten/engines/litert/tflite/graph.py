@@ -39,9 +39,7 @@ class Node:
     def refused(self, why: str = "") -> NotCovered:
         """Return the error that this node can't be converted, with the reason."""
         reason = f": {why}" if why else ""
-        return NotCovered(
-            f"LiteRT can't take the operator {self.op} (node {self.name!r}){reason}"
-        )
+        return NotCovered(f"LiteRT can't take the operator {self.op} (node {self.name!r}){reason}")
 
 
 class Graph:
