@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hasten.core import c_compiler
+from hasten.core.c_compiler import Compiler
 from hasten.core.cache_folder import CacheFolder
 from hasten.core.target import Target
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.compile_cache import CompileCache
-from hasten.core import c_compiler
-from hasten.core.c_compiler import Compiler
 from hasten.engines.compiled.engine import CompiledC, CompiledSession
 from hasten.engines.compiled.library import Library
 from hasten.engines.compiled.plan import Plan

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tests.engines.test_compiled_bytes import ENDS, ODD, SHAPES, Made
 from tests.support.plans import WITH_AMX, planned
 
-from hasten.engines.compiled import granted, library, source
 from hasten.core.c_compiler import Compiler
+from hasten.engines.compiled import granted, library, source
 from hasten.engines.compiled.library import Library
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.plan import product

@@ -13,8 +13,8 @@ import pytest
 from tests.engines.test_compiled_bytes import ENDS, Made
 from tests.support.plans import PROCESSORS, WITH_AMX, planned
 
-from hasten.core.target import Target
 from hasten.core.c_compiler import Compiler
+from hasten.core.target import Target
 from hasten.engines.compiled.source import write
 
 

@@ -19,12 +19,12 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from hasten.core.c_compiler import Compiler
 from hasten.core.records import from_record, to_record
 from hasten.core.target import Target
 from hasten.core.tensors import Tensors
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.compiled import source
-from hasten.core.c_compiler import Compiler
 from hasten.engines.compiled.engine import CompiledC, CompiledSession
 from hasten.engines.compiled.library import Team
 from hasten.engines.compiled.plan import Plan

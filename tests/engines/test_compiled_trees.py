@@ -16,10 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from hasten.core.c_compiler import Compiler
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.base import Artifact, Session
-from hasten.core.c_compiler import Compiler
 from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.compiled.nodes.trees import LOWERINGS
 from hasten.engines.compiled.operators.trees import Trees

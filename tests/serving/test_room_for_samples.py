@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from fuzz import served
 from fuzz.isolated import peak_kib, reset_peak
 from fuzz.surface import surface_of
 from fuzz.surfaces.media import of_clicks, written
+from PIL import Image
 from tests.inputs.pipeline.test_pictures_of_few_bytes import one_color
 from tests.support.servers import ServerProcess, ServerThread
 from tests.support.waiting import PATIENCE_S, until

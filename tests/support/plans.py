@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from tests.support.guarded import guarded
 
+from hasten.core.c_compiler import Compiler
 from hasten.core.target import Target
 from hasten.core.tensors import Array
-from hasten.core.c_compiler import Compiler
 from hasten.engines.compiled.library import Library, aligned
 from hasten.engines.compiled.plan import Operation, Plan, Tensor, Weights
 from hasten.engines.compiled.source import write

@@ -62,8 +62,8 @@ def test_any_part_of_a_picture_has_pillows_pixels(
     top, bottom = sorted(round(new[0] * corner) for corner in corners[:2])
     left, right = sorted(round(new[1] * corner) for corner in corners[2:])
     wanted = by_pillow(pixels, new, interpolation)[top:bottom, left:right]
-    for given in (pixels, Image.fromarray(pixels)):
-        found = strips.resized(given, new, interpolation, (top, bottom, left, right))  # type: ignore[arg-type]
+    for source in (pixels, Image.fromarray(pixels)):
+        found = strips.resized(source, new, interpolation, (top, bottom, left, right))  # type: ignore[arg-type]
         assert np.array_equal(found, wanted)
 
 
@@ -93,8 +93,8 @@ def test_a_large_picture_has_pillows_pixels(
     wanted = by_pillow(pixels, new, "bicubic")
     turned = np.ascontiguousarray(pixels[:, ::-1])[:, ::-1]
     channels = np.ascontiguousarray(pixels[:, :, ::-1])[:, :, ::-1]
-    for given in (pixels, Image.fromarray(pixels), turned, channels, pixels.copy(order="F")):
-        assert np.array_equal(strips.resized(given, new, "bicubic"), wanted)
+    for source in (pixels, Image.fromarray(pixels), turned, channels, pixels.copy(order="F")):
+        assert np.array_equal(strips.resized(source, new, "bicubic"), wanted)
 
 
 @pytest.mark.usefixtures("in_c")

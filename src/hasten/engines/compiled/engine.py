@@ -13,6 +13,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 
+from hasten.core.c_compiler import Compiler
 from hasten.core.cache_folder import CacheFolder
 from hasten.core.model import Format, Model
 from hasten.core.records import digest
@@ -22,7 +23,6 @@ from hasten.core.words import counted, listed
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.checked import private
 from hasten.engines.compile_cache import CompileCache
-from hasten.core.c_compiler import Compiler
 from hasten.engines.compiled.granted import granted
 from hasten.engines.compiled.kept import code, compiler_facts, library_of, prepared
 from hasten.engines.compiled.library import Library, aligned

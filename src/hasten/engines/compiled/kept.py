@@ -12,10 +12,10 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import NamedTuple
 
+from hasten.core.c_compiler import Compiler
 from hasten.core.records import digest
 from hasten.core.target import Target
 from hasten.engines.compile_cache import CompileCache
-from hasten.core.c_compiler import Compiler
 from hasten.engines.compiled.library import Library
 from hasten.engines.compiled.plan import MOST_BYTES
 from hasten.engines.compiled.source import Source

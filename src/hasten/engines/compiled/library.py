@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from hasten.core.shared_objects import opened
 from hasten.core.tensors import Array
 from hasten.engines.compiled.granted import amx_granted
-from hasten.core.shared_objects import opened
 from hasten.engines.compiled.plan import ALIGNMENT
 from hasten.errors import CandidateError
 
