@@ -198,6 +198,20 @@ def test_no_layer_stays_in_int8_where_that_makes_it_slower(
     assert set(fastest.candidate.passes[-1].nodes) == slower  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("flips", [0.0, 0.001])
+def test_noise_that_would_decide_nothing_is_not_measured(
+    desk: Desk, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flips: float
+) -> None:
+    network = Network.drawn(3, flips)
+    slower = {n for n in network.noise if network.int8_ns[n] > 1.1 * network.float_ns[n]}
+    search = Search(network, desk, spool, tmp_path)
+    search.floors = True
+    monkeypatch.setattr(search, "surely", lambda trial, scale: bool(flips))
+    monkeypatch.setattr(Mixing, "_noise", lambda _: pytest.fail("the noise is measured"))
+    fastest = search.run()[0]
+    assert set(fastest.candidate.passes[-1].nodes) == slower  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_behind_what_passes_by_a_hair_stands_something_safer(
     desk: Desk, spool: Spool, tmp_path: Path, seed: int
