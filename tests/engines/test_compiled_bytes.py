@@ -349,7 +349,7 @@ def test_halves_of_products_with_a_slope_go_to_the_even_byte(name: str) -> None:
         made.constants[conv.weight] = weight
         made.constants[conv.bias] = np.arange(-12, 12, dtype=np.int32)
         made.constants[conv.scale] = np.full(24, 0.5, np.float32)
-        made.constants[conv.slope] = np.tile(np.float32([0.5, 1, -0.5]), 8)
+        made.constants[conv.slope] = np.tile(np.array([0.5, 1, -0.5], np.float32), 8)
         made.operations.append(conv)
     made.check(isa=target.isa, spelled=spelled)
     sums = np.array([-5, -4, -3, -2, -1, 0, 1, 3])

@@ -112,7 +112,7 @@ _ROUNDED = """
     o = QuantizeLinear (l, sy, zy)
     y = DequantizeLinear (o, sy, zy)"""
 _STEPS = np.full(6, 1e-3, np.float32)
-_ONE = np.float32([[0.1]])
+_ONE = np.full((1, 1), 0.1, np.float32)
 _EACH = np.linspace(-2, 1, 6, dtype=np.float32).reshape(6, 1, 1)
 
 
