@@ -50,7 +50,7 @@ SPELLED = [pytest.param(True, marks=here, id="AMX"), pytest.param(False, id="pla
 @pytest.mark.parametrize("spelled", SPELLED)
 def test_convolutions_equal_those_of_integers(*, spelled: bool) -> None:
     made = Made(3)
-    ends = itertools.cycle(ENDS)  # eight shapes and five ends: each shape has another one
+    ends = itertools.cycle(ENDS)  # more ends than divide the shapes: neighbours differ
     shapes = [*DEEP, *SHAPES[8:], *ODD[:3]] if spelled else DEEP
     made.operations = [made.conv(next(ends), **shape) for shape in shapes]
     made.check(isa=WITH_AMX.isa, spelled=spelled)

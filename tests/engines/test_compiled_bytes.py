@@ -57,7 +57,7 @@ ISAS = {
     "avx2": ("avx2", "fma"),
     "vnni of 32 bytes": ("avx2", "fma", "avx_vnni"),
 }
-ENDS = ("plain", "table", "residual", "float", "all")
+ENDS = ("plain", "table", "sloped", "residual", "float", "all")
 
 
 class Made:
@@ -95,6 +95,11 @@ class Made:
     def table(self) -> str:
         return self.constant(self.rng.integers(0, 256, 256).astype(np.uint8))
 
+    def slopes(self, size: int) -> str:
+        """Return the name of slopes, of which some leave nothing below 0, or turn it round."""
+        found = self.rng.choice([0.0, 0.1, 0.5, 1.0, -0.25, -3.0, *self.rng.uniform(0, 1, 6)], size)
+        return self.constant(found.astype(np.float32))
+
     def conv(self, end: str, **shape: Any) -> Conv8:
         rng = self.rng
         usual: dict[str, Any] = {
@@ -122,6 +127,8 @@ class Made:
         )
         if end != "float":
             found = replace(found, rounding=self.rounding())
+        if end in ("sloped", "all"):
+            found = replace(found, slope=self.slopes(outs))
         if end in ("table", "all"):
             found = replace(found, table=self.table())
         if end in ("residual", "all"):
@@ -183,6 +190,7 @@ def test_each_instruction_set_gives_the_same_bytes(isa: tuple[str, ...]) -> None
     made = Made(len(isa))
     ends = itertools.cycle(ENDS)
     made.operations = [made.conv(next(ends), **shape) for shape in ODD]
+    made.operations += [made.conv("sloped", **shape) for shape in ODD[::2]]
     made.check(isa=isa)
 
 
@@ -327,6 +335,26 @@ def test_a_sum_that_may_overflow_is_refused() -> None:
     made.constants[conv.scale] = np.array([np.inf], np.float32)
     with pytest.raises(IntegrityError, match="a scale isn't a positive number"):
         made.check()
+
+
+@pytest.mark.parametrize("name", ["widest", "sse2", "avx-vnni", "avx512-vnni"])
+def test_halves_of_products_with_a_slope_go_to_the_even_byte(name: str) -> None:
+    made = Made(6)
+    target, spelled = PROCESSORS[name]
+    for groups, kernel in ((1, (1, 1)), (1, (2, 2)), (24, (2, 2)), (24, (9, 9))):
+        shape: dict[str, Any] = {"channels": (24, 24), "groups": groups, "kernel": kernel}
+        conv = replace(made.conv("sloped", size=(9, 10), **shape), zero=1, rounding=Rounding(128))
+        weight = np.zeros((24, conv.taps), np.int8)
+        weight[:, 0] = -1
+        made.constants[conv.weight] = weight
+        made.constants[conv.bias] = np.arange(-12, 12, dtype=np.int32)
+        made.constants[conv.scale] = np.full(24, 0.5, np.float32)
+        made.constants[conv.slope] = np.tile(np.array([0.5, 1, -0.5], np.float32), 8)
+        made.operations.append(conv)
+    made.check(isa=target.isa, spelled=spelled)
+    sums = np.array([-5, -4, -3, -2, -1, 0, 1, 3])
+    found = Rounding(128).of(sums, np.float32(1), np.full(8, 0.5, np.float32))
+    assert found.tolist() == [126, 126, 126, 127, 128, 128, 129, 131]
 
 
 def test_the_largest_sums_are_exact() -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from hasten.engines.compiled import writer
 from hasten.engines.compiled.lowering import lower
 from hasten.engines.compiled.operators.convolutions import Conv
 from hasten.engines.compiled.operators.dense import Dense
+from hasten.engines.compiled.operators.int8.convolutions import Conv8
 from hasten.engines.compiled.operators.int8.elementwise import (
     Add8,
     Dequantize,
@@ -138,6 +140,7 @@ def sound_bytes() -> tuple[Plan, bytes]:
         **sizes,
     )
     conv("float", pool, channels=(8, 5), size=(1, 1))
+    conv("sloped", pool, channels=(8, 5), size=(1, 1))
     numbers = made.constant(np.linspace(-2, 2, 256, dtype=np.float32))
     add(Dequantize, 120, "float32", input=squared, table=numbers, channels=8, pixels=15)
     return planned(made.operations, made.constants, made.given, made.made, by_row=True)
@@ -347,6 +350,46 @@ def test_scales_that_are_no_small_positive_numbers_are_refused(
         np.frombuffer(changed, np.float32, tensor.size, tensor.offset or 0)[-1] = value
         with pytest.raises(IntegrityError, match=r"a scale isn.t a positive|products may overflow"):
             write(plan, bytes(changed), Target.host())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1.0001, -3e38])
+def test_slopes_that_are_no_numbers_up_to_1_are_refused(
+    sound_bytes: tuple[Plan, bytes], value: float
+) -> None:
+    plan, weights = sound_bytes
+    slopes = {str(getattr(one, "slope", "")) for one in plan.operations} - {""}
+    assert slopes
+    for name in slopes:
+        tensor = plan.tensor(name)
+        changed = bytearray(weights)
+        np.frombuffer(changed, np.float32, tensor.size, tensor.offset or 0)[-1] = value
+        with pytest.raises(IntegrityError, match=r"a slope isn.t a number|products may overflow"):
+            write(plan, bytes(changed), Target.host())
+
+
+def test_slopes_are_as_many_as_channels_and_a_result_of_floats_has_none(
+    sound_bytes: tuple[Plan, bytes],
+) -> None:
+    plan, _ = sound_bytes
+    convs = [one for one in plan.operations if isinstance(one, Conv8)]
+    sloped, floats = (
+        next(one for one in convs if wanted(one))
+        for wanted in (lambda one: one.slope and one.table, lambda one: one.rounding is None)
+    )
+    bad = [replace(sloped, slope=name) for name in (sloped.table, sloped.bias, plan.inputs[0])]
+    bad += [replace(floats, slope=floats.scale)]
+    for operation in bad:
+        with pytest.raises(IntegrityError, match=r"must be|has no slope"):
+            operation.check(plan)
+
+
+def test_a_plan_of_before_there_were_slopes_is_read(sound_bytes: tuple[Plan, bytes]) -> None:
+    record = json.loads(json.dumps(to_record(sound_bytes[0])))
+    older, count = re.subn(r'"slope": "[^"]*", ', "", json.dumps(record))
+    assert count > 2
+    plan = from_record(Plan, json.loads(older))
+    assert all(not getattr(one, "slope", "") for one in plan.operations)
+    plan.check(len(sound_bytes[1]))
 
 
 def test_sums_are_exact_up_to_31_bits_and_refused_beyond() -> None:

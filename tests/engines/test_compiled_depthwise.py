@@ -24,7 +24,8 @@ def _shape(rng: np.random.Generator, channels: int) -> dict[str, Any]:
     dilations = [int(rng.choice([1, 1, 1, 2, 3])) for _ in range(2)]
     reach = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True)]
     pads = [int(rng.integers(0, one)) for one in (*reach, *reach)]
-    size = [int(rng.integers(max(1, reach[at] - pads[at] - pads[at + 2]), 16)) for at in (0, 1)]
+    least = [max(1, reach[at] - pads[at] - pads[at + 2]) for at in (0, 1)]
+    size = [int(rng.integers(one, max(16, one + 3))) for one in least]
     return {
         "channels": (channels, channels),
         "groups": channels,

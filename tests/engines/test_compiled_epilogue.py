@@ -70,9 +70,11 @@ class Sums(Operation):
                 count = min(lanes, channels - first)
                 parts.append(Part(name, pixel * channels + first, first, count))
         epilogue = Epilogue.of(writer, self.conv, wide)
-        if self.laned:  # scales lie as the sums do
-            scale = writer.constant(self.conv.scale)[laned_channels(wide)]
-            epilogue = replace(epilogue, scale=writer.table(scale))
+        if self.laned:  # scales and slopes lie as the sums do
+            order, conv = laned_channels(wide), self.conv
+            scale = writer.table(writer.constant(conv.scale)[order])
+            slope = writer.table(writer.constant(conv.slope)[order]) if conv.slope else ""
+            epilogue = replace(epilogue, scale=scale, slope=slope)
         epilogue.emit(writer, parts, self.laned)
 
 
@@ -94,6 +96,7 @@ def test_sums_become_what_numpy_makes_of_them(name: str) -> None:
             given["s" + key] = sums
             given["r" + key] = rng.integers(0, 256, pixels * channels).astype(np.uint8)
             constants["k" + key] = rng.choice([0.05, 0.0625, 0.11], channels).astype(np.float32)
+            constants["p" + key] = rng.uniform(-0.5, 1, channels).astype(np.float32)
             for each in "tl":
                 constants[each + key] = rng.integers(0, 256, 256).astype(np.uint8)
             made["y" + key] = ("uint8" if end < 4 else "float32", pixels * channels)
@@ -105,6 +108,7 @@ def test_sums_become_what_numpy_makes_of_them(name: str) -> None:
                 residual="r" + key if end in (2, 3) else "",
                 sum=Sum8.near((0.7, -1.9), (3, 250), bounds) if end in (2, 3) else None,
                 last="l" + key if end == 3 else "",
+                slope="p" + key if end in (1, 2) else "",
             )
             operations.append(Sums("s" + key, conv, channels == wide))
     plan, weights = planned(operations, constants, given, made)

@@ -47,6 +47,7 @@ TWO(add_words, vh, vh, "vpaddsw")
 TWO(most, vb, vb, "vpmaxub")
 TWO(least, vb, vb, "vpminub")
 TWO(look, vb, vb, "vpshufb")
+TWO(most_floats, vf, vf, "vmaxps")
 TWO(less_bytes, vb, vb, "vpsubsb")
 TWO(dot_words, vi, vh, "vpmaddwd")
 TWO(low_bytes, vb, vb, "vpunpcklbw")
@@ -81,6 +82,10 @@ PLAIN vb pack_bytes(vh a, vh b) {
 PLAIN vh add_words(vh a, vh b) { vh r; EACH(WIDE / 2) r[i] = cut(a[i] + b[i], -32768, 32767); return r; }
 PLAIN vb most(vb a, vb b) { vb r; EACH(WIDE) r[i] = a[i] > b[i] ? a[i] : b[i]; return r; }
 PLAIN vb least(vb a, vb b) { vb r; EACH(WIDE) r[i] = a[i] < b[i] ? a[i] : b[i]; return r; }
+static inline vf most_floats(vf a, vf b) {
+  const vi above = a > b;
+  return (vf)(((vi)a & above) | ((vi)b & ~above));
+}
 PLAIN vi nearest(vf a) { vi r; EACH(LANES) r[i] = (i32)__builtin_lrintf(a[i]); return r; }
 static inline vh words_of(const u8 *at) { return __builtin_convertvector(*(const half_u8 *)at, vh); }
 static inline vh words_of_signed(const u8 *at) { return __builtin_convertvector(*(const half_i8 *)at, vh); }
@@ -139,6 +144,12 @@ static inline vi dot_from(vi sum, vi x, const vi *w) { return dot(sum, x, *w); }
 
 static inline vi scaled(vi sum, const u8 *scale) {
   return nearest(__builtin_convertvector(sum, vf) * *(const vf *)scale);
+}
+
+/* The same with sums below 0 multiplied by a slope, which is at most 1. */
+static inline vi scaled_sloped(vi sum, const u8 *scale, const u8 *slope) {
+  const vf found = __builtin_convertvector(sum, vf) * *(const vf *)scale;
+  return nearest(most_floats(found, found * *(const vf *)slope));
 }
 
 /* Four vectors of a pixel, packed by twos, as bytes. A vector has 4 of each 16 channels. */

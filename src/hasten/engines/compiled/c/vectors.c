@@ -46,6 +46,18 @@ INLINE N(vi) N(rounded)(N(vi) sum, N(vf) scale) {
   return N(rounded_float)(__builtin_convertvector(sum, N(vf)) * scale);
 }
 
+/* The same with sums below 0 multiplied by a slope, which is at most 1. */
+INLINE N(vi) N(sloped)(N(vi) sum, N(vf) scale, N(vf) slope) {
+  N(vf) scaled = __builtin_convertvector(sum, N(vf)) * scale, other = scaled * slope;
+#if X86
+  OF_TWO("maxps", scaled, scaled, other);
+#else
+  N(vi) above = scaled > other;
+  scaled = (N(vf))(((N(vi))scaled & above) | ((N(vi))other & ~above));
+#endif
+  return N(rounded_float)(scaled);
+}
+
 /* x / step, as exact as division is; numbers beyond the bound, and NaN, become the bound, or its negative. */
 INLINE N(vf) N(divided)(N(vf) x, float step, float inverse, float bound) {
   const N(vf) most = (N(vf)){0} + bound, least = -most;

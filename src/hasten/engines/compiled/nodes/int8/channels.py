@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hasten.core.tensors import Array
+from hasten.engines.compiled.nodes.int8.curves import Sloped
 from hasten.engines.compiled.nodes.int8.sums import Products
 from hasten.engines.compiled.nodes.int8.values import Bytes
 from hasten.engines.compiled.operators.int8.numbers import Rounding
@@ -49,7 +50,9 @@ def rounded(value: Value, scale: Array, zero: Array) -> Bytes | None:
         zero: Byte of 0 of each channel.
     """
     sums = value.pending
-    if not isinstance(sums, Products) or not sums.last:
+    if not isinstance(sums, Products | Sloped) or not sums.last:
+        return None
+    if isinstance(sums, Sloped) and sums.known:
         return None
     if sums.low != 0 and np.isfinite([sums.low, sums.high]).any():
         return None

@@ -1,4 +1,7 @@
-"""Functions of sums that nothing has rounded yet: a byte of the sum, then a table."""
+"""Functions of sums that nothing has rounded yet: a byte of the sum, then a table.
+
+A leaky ReLU of products needs neither: its slope is part of the rounding.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,10 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.engines.compiled.graph import Value
-from hasten.engines.compiled.nodes.int8.values import Bytes, Pending, codes_of
+from hasten.engines.compiled.nodes.int8.sums import Products
+from hasten.engines.compiled.nodes.int8.values import Bytes, Pending, Sums, codes_of
+from hasten.engines.compiled.operators.int8.numbers import Rounding
+from hasten.engines.compiled.plan import product
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.graph import Node
@@ -56,6 +62,39 @@ class Curve(Pending):
         return made.rounded(self.node.graph, self.shape, zero, scale)
 
 
+@dataclass(frozen=True)
+class Sloped(Curve, Sums):
+    """Sums of products, of which those below 0 are multiplied by a slope.
+
+    Attributes:
+        slope: float32, each at most 1: one, or one for each channel, and then there is no `function`.
+    """
+
+    slope: Array | None = None
+
+    @property
+    def last(self) -> bool:
+        """Whether the result has the channels last."""
+        assert isinstance(self.root, Products)
+        return self.root.last
+
+    @property
+    def known(self) -> bool:
+        """Whether bytes of the sums exist already, so that a table of those is enough."""
+        return self.function is not None and id(self.root) in self.node.graph.rounded
+
+    def rounded(self, zero: int, scale: float) -> Bytes:
+        """Append operations that round them to bytes of a scale."""
+        if self.known:
+            return Curve.rounded(self, zero, scale)
+        return Sums.rounded(self, zero, scale)
+
+    def stored(self, scale: float | Array, rounding: Rounding) -> tuple[str, bool]:
+        """Append the operation that rounds them; return the tensor, and whether channels are last."""
+        assert isinstance(self.root, Products)
+        return self.root.stored(scale, rounding, self.slope)
+
+
 def grid(function: Callable[[Array], Array], scale: float, zero: int) -> tuple[float, int]:
     """Return the step and the byte of 0 for what a function is taken of.
 
@@ -90,6 +129,54 @@ def _end(function: Callable[[Array], Array], places: Array, scale: float, zero: 
 
 def taken(node: Node) -> bool:
     """Take an operator over values that are functions of the same sums, or those sums themselves."""
+    return _sloped(node) or _curved(node)
+
+
+def _sloped(node: Node) -> bool:
+    """Take a leaky ReLU of sums of products."""
+    value = node.peek(0)
+    sums = value.pending
+    if not isinstance(sums, Products) or sums.uncut is not None:
+        return False
+    slope = _slope(node, sums)
+    if slope is None:
+        return False
+
+    def function(numbers: Array) -> Array:
+        return np.where(numbers < 0, numbers * slope, numbers).astype(np.float32)
+
+    sloped = Sloped(
+        node, value.shape, root=sums, function=function if slope.size == 1 else None, slope=slope
+    )
+    node.give(Value("", "float32", value.shape, value.batch, pending=sloped))
+    return True
+
+
+def _slope(node: Node, sums: Products) -> Array | None:
+    """Return the slope of a leaky ReLU of sums, or one for each channel; None where a sum can't have it."""
+    assert sums.conv is not None
+    if node.proto.op_type == "LeakyRelu":
+        found = np.array([node.attributes.get("alpha", 0.01)], np.float32)
+    elif node.proto.op_type == "PRelu" and node.peek(1).constant is not None:
+        found = np.asarray(node.peek(1).constant)
+    else:
+        return None
+    rank = len(sums.shape)
+    if found.dtype != np.float32 or not found.size or found.ndim > rank:
+        return None
+    if not np.isfinite(found).all() or found.max() > 1:
+        return None
+    if found.size == 1:
+        return found.reshape(-1)
+    along = (1,) * (rank - found.ndim) + found.shape
+    axis = int(np.argmax(along))
+    by_channel = axis == 1 if sums.last else product(sums.shape[axis + 1 :]) == 1
+    whole = along[axis] == found.size == sums.shape[axis] == sums.conv.channels[1]
+    return found.reshape(-1) if by_channel and whole else None
+
+
+def _curved(node: Node) -> bool:
+    """Take any function of one number."""
     named = {name: node.graph.values[name] for name in node.proto.input if name}
     moving = {name: value for name, value in named.items() if value.constant is None}
     parts = {name: _part(value) for name, value in moving.items()}
@@ -133,6 +220,8 @@ def _part(value: Value) -> tuple[Pending, Callable[[Array], Array]] | None:
     if pending is None or value.dtype != "float32":
         return None
     if isinstance(pending, Curve):
+        if pending.function is None:
+            return None
         assert pending.root is not None
         return pending.root, pending.values
     low, high = np.float32(pending.low), np.float32(pending.high)

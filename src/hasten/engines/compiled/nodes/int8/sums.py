@@ -18,6 +18,7 @@ from hasten.engines.compiled.operators.int8.numbers import (
     Rounding,
     Sum8,
     check_scales,
+    check_slopes,
     most_sums,
 )
 from hasten.engines.compiled.operators.int8.pools import Pool8
@@ -58,15 +59,29 @@ class Products(Sums):
     most: Array | None = None
     last: bool = True
 
-    def stored(self, scale: float | Array, rounding: Rounding) -> tuple[str, bool]:
+    def stored(
+        self, scale: float | Array, rounding: Rounding, slope: Array | None = None
+    ) -> tuple[str, bool]:
+        """Append operations that round them; return the tensor, and whether channels are last.
+
+        Args:
+            scale: Real number that one step of the result stands for, or one for each channel.
+            rounding: Zero and bounds of the result.
+            slope: float32, what sums below 0 are multiplied by: one, or one for each channel. None for 1.
+        """
         assert self.conv is not None
         assert self.scale is not None
         assert self.most is not None
         graph = self.node.graph
         ratio = _ratio(self.most, self.scale / np.asarray(scale, np.float32))
+        slopes = ""
+        if slope is not None:
+            each = np.ascontiguousarray(np.broadcast_to(slope, ratio.shape))
+            check_slopes(self.most, ratio, each)
+            slopes = graph.store(each)
         made = graph.new("uint8", self.shape, None)
         made_of = replace(self.conv, scale=graph.store(ratio), output=made.tensor)
-        graph.add(replace(made_of, rounding=rounding))
+        graph.add(replace(made_of, rounding=rounding, slope=slopes))
         return made.tensor, self.last
 
     def floats(self) -> Value:

@@ -10,7 +10,13 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.engines.compiled.operators.int8 import dense, depthwise
 from hasten.engines.compiled.operators.int8.elementwise import Add8, Table8
-from hasten.engines.compiled.operators.int8.numbers import Rounding, Sum8, check_sums, most_sums
+from hasten.engines.compiled.operators.int8.numbers import (
+    Rounding,
+    Sum8,
+    check_slopes,
+    check_sums,
+    most_sums,
+)
 from hasten.engines.compiled.plan import Operation, Plan, product
 from hasten.engines.layers import Kind
 
@@ -46,6 +52,8 @@ class Conv8(Operation):
         pads: Taps outside the picture at the top, left, bottom and right.
         zero: Byte of the input that stands for 0.
         rounding: How sums become bytes; None for float32.
+        slope: Constant of `channels[1]` float32, each at most 1, that results below 0 are multiplied by
+            before they are rounded; "" for none.
         table: Constant of 256 uint8 that replace each byte; "" for none.
         residual: Tensor like the output that is added; "" for none.
         sum: How the residual is added; None without one.
@@ -71,6 +79,7 @@ class Conv8(Operation):
     pads: tuple[int, int, int, int]
     zero: int
     rounding: Rounding | None
+    slope: str = ""
     table: str = ""
     residual: str = ""
     sum: Sum8 | None = None
@@ -79,7 +88,7 @@ class Conv8(Operation):
     @property
     def reads(self) -> tuple[str, ...]:
         names = (self.input, self.weight, self.bias, self.scale)
-        return (*names, *filter(None, (self.table, self.residual, self.last)))
+        return (*names, *filter(None, (self.slope, self.table, self.residual, self.last)))
 
     @property
     def writes(self) -> tuple[str, ...]:
@@ -134,14 +143,15 @@ class Conv8(Operation):
             (self.weight, "int8", outs * self.taps),
             (self.bias, "int32", outs),
             (self.scale, "float32", outs),
+            *((name, "float32", outs) for name in (self.slope,) if name),
             *((name, "uint8", 256) for name in (self.table, self.last) if name),
         ):
             self.constant(plan, name)
             self.check_sizes(plan, dtype, (name, size))
         self.check_sizes(plan, "uint8", (self.input, product(self.size) * self.channels[0]))
         if self.rounding is None:
-            if self.table or self.residual or self.last or self.sum:
-                self.refuse("a result of float32 goes through no table")
+            if self.slope or self.table or self.residual or self.last or self.sum:
+                self.refuse("a result of float32 has no slope and goes through no table")
             self.check_sizes(plan, "float32", (self.output, result))
             return
         self.rounding.check()
@@ -160,7 +170,10 @@ class Conv8(Operation):
         """
         weight = writer.constant(self.weight).reshape(self.channels[1], -1)
         bias = writer.constant(self.bias)
-        check_sums(writer, most_sums(weight, bias, self.zero), self.scale)
+        most = most_sums(weight, bias, self.zero)
+        check_sums(writer, most, self.scale)
+        if self.slope:
+            check_slopes(most, writer.constant(self.scale), writer.constant(self.slope))
 
     def joined(self, second: Operation) -> Operation | None:
         if self.rounding is None or self.last:
@@ -210,7 +223,8 @@ class Conv8(Operation):
         scale = tensors[self.scale]
         if self.rounding is None:
             return (sums.astype(np.float32) * scale).ravel()
-        found = self.rounding.of(sums, scale).ravel()
+        slope = tensors[self.slope] if self.slope else None
+        found = self.rounding.of(sums, scale, slope).ravel()
         if self.table:
             found = tensors[self.table][found]
         if self.sum is not None:
@@ -239,6 +253,7 @@ def _emit_plainly(conv: Conv8, writer: Writer) -> None:
     ins, outs = (channels // conv.groups for channels in conv.channels)
     x, w = writer.read(conv.input), writer.read(conv.weight)
     bias, scale = writer.read(conv.bias), writer.read(conv.scale)
+    slope = writer.read(conv.slope) if conv.slope else ""
     table = writer.read(conv.table) if conv.table else ""
     residual = writer.read(conv.residual) if conv.residual else ""
     last = writer.read(conv.last) if conv.last else ""
@@ -268,7 +283,8 @@ def _emit_plainly(conv: Conv8, writer: Writer) -> None:
         if conv.rounding is None:
             writer.line(f"{y}[{place}] = scaled;")
             return
-        writer.line(f"i32 q = byte_of(scaled, {conv.rounding.arguments});")
+        result = f"sloped(scaled, {slope}[i2])" if slope else "scaled"
+        writer.line(f"i32 q = byte_of({result}, {conv.rounding.arguments});")
         if table:
             writer.line(f"q = {table}[q];")
         if conv.sum is not None:

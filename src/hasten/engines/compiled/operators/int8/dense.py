@@ -157,7 +157,7 @@ def _rows(layout: Layout, writer: Writer, table: Table) -> str:
         f"const long v = {_first(layout, 'k')}, o = g * {sum(b.vectors for b in blocks)} + v;",
         f"u8 *to = y + (row * {pixels * outs} + g * {layout.outs} + v * {layout.lanes}) * {item};",
         f"const u8 *from = z + g * {layout.ins * layout.item};",
-        f"const u8 *b = t + {places[2]} + o * {2 * layout.wide}, *w = t + {at_weights} + o * {size}l;",
+        f"const u8 *b = t + {places[2]} + o * {(3 if conv.slope else 2) * layout.wide}, *w = t + {at_weights} + o * {size}l;",
     ]
     for block in dict.fromkeys(blocks):
         which = " || ".join(f"k == {k}" for k, one in enumerate(blocks) if one == block)
@@ -329,14 +329,15 @@ def _orders(layout: Layout) -> list[Array]:
 
 
 def _scales(layout: Layout, writer: Writer) -> Array:
-    """Return bias and scale of each lane, block by block, as int32; the zero is within the bias."""
+    """Return bias, scale and slope, if any, of each lane, block by block, as int32; the bias includes the zero."""
     conv = layout.conv
     weight = writer.constant(conv.weight).reshape(conv.channels[1], -1)
     bias = writer.constant(conv.bias).astype(np.int64) - conv.zero * weight.sum(1, np.int64)
-    scale = writer.constant(conv.scale)
-    found = np.zeros((layout.groups, layout.outs + 1, 2), np.int32)
-    found[:, :-1, 0] = bias.astype(np.int32).reshape(layout.groups, -1)
-    found[:, :-1, 1] = scale.view(np.int32).reshape(layout.groups, -1)
+    numbers = [bias.astype(np.int32)]
+    numbers += [writer.constant(name).view(np.int32) for name in (conv.scale, conv.slope) if name]
+    found = np.zeros((layout.groups, layout.outs + 1, len(numbers)), np.int32)
+    for place, each in enumerate(numbers):
+        found[:, :-1, place] = each.reshape(layout.groups, -1)
     parts = [
         found[:, order].transpose(0, 3, 1, 2).reshape(layout.groups, -1)
         for order in _orders(layout)

@@ -293,18 +293,17 @@ class Depthwise:
         name = writer.define(
             f"const u8 *restrict x, {kind} *restrict y, const u8 *residual, long top, long rows, long low, "
             "long high, long begin_block, long end_block, u8 *restrict ring, const u8 *weights, const i32 *biases, const float *scales, "
-            "const u8 *table, const u8 *last",
+            "const float *slopes, const u8 *table, const u8 *last",
             self._emit,
         )
-        weights, biases, scales = self._tables()
+        constants = self._tables()
         tables = (writer.read(one) if one else "0" for one in (conv.table, conv.last))
         bounds = (*present, *(blocks or ("0", str(self.blocks))))
-        pointers = (weights, biases, scales, *tables)
-        given = (x, y, residual or "0", top, rows, *bounds, scratch, *pointers)
+        given = (x, y, residual or "0", top, rows, *bounds, scratch, *constants, *tables)
         return f"{name}({', '.join(given)});"
 
-    def _tables(self) -> tuple[str, str, str]:
-        """Keep weights, biases and scales, in the order of blocks and sums; return pointers to them."""
+    def _tables(self) -> list[str]:
+        """Keep weights, biases, scales and slopes in the order of blocks and sums; return pointers to them."""
         conv, writer = self.conv, self.writer
         channels = conv.channels[0]
         weight = writer.constant(conv.weight).reshape(channels, *conv.kernel)
@@ -312,8 +311,10 @@ class Depthwise:
         kind = np.int8 if self.braids.taps == 4 else np.int16
         whole = weight.astype(np.int64).reshape(channels, -1).sum(1)
         bias = (writer.constant(conv.bias) - conv.zero * whole).astype(np.int32)
-        scale = writer.constant(conv.scale)
-        made: tuple[list[Array], list[Array], list[Array]] = ([], [], [])
+        numbers = [bias, writer.constant(conv.scale)]
+        if conv.slope:
+            numbers.append(writer.constant(conv.slope))
+        made: list[list[Array]] = [[] for _ in (taps, *numbers)]
         for run in self.runs:
             for block in range(run.blocks):
                 own = run.start + block * run.channels + np.array(run.order)
@@ -322,10 +323,10 @@ class Depthwise:
                 part = np.where(beyond[:, None], 0, taps[:, :, :, own]).astype(kind)
                 # (period, braids, columns, channels of all parts, taps): a part is a vector
                 made[0].append(part.view(np.uint8).ravel())
-                made[1].append(np.where(beyond, 0, bias[own]).astype(np.int32))
-                made[2].append(np.where(beyond, 0, scale[own]).astype(np.float32))
-        first, second, third = (writer.table(np.concatenate(one)) for one in made)
-        return first, second, third
+                for to, each in zip(made[1:], numbers, strict=True):
+                    to.append(np.where(beyond, 0, each[own]).astype(each.dtype))
+        pointers = [writer.table(np.concatenate(one)) for one in made]
+        return pointers if conv.slope else [*pointers, "0"]
 
     def _emit(self) -> None:
         """Write the function's body."""
@@ -349,6 +350,8 @@ class Depthwise:
                 writer.line(f"const u8 *w = weights + {done} + block0 * {block};")
                 writer.line(f"const i32 *bias = biases + {sums} + block0 * {run.channels};")
                 writer.line(f"const float *scale = scales + {sums} + block0 * {run.channels};")
+                if conv.slope:
+                    writer.line(f"const float *slope = slopes + {sums} + block0 * {run.channels};")
                 writer.line(f"const long channel = {run.start} + block0 * {run.channels};")
                 if self._crossed(run):
                     self._emit_crossed(run)
@@ -526,6 +529,7 @@ class Depthwise:
         conv, writer, lanes = self.conv, self.writer, run.wide // 4
         end = Epilogue(
             *(run.wide, conv.rounding, conv.sum, "to", "scale"),
+            slope="slope" if conv.slope else "",
             residual="more" if conv.residual else "",
             table="table" if conv.table else "",
             last="last" if conv.last else "",
@@ -553,10 +557,12 @@ class Depthwise:
             if not crossed:
                 self._emit_sums(run, part)
             if conv.rounding:
-                writer.line(f"const vf_{run.wide} s{part} = {end.scaled(parts[0][part])};")
+                factors = [f"{name}{part}" for name in ("s", "l")[: 1 + bool(conv.slope)]]
+                for name, found in zip(factors, end.factors(parts[0][part]), strict=True):
+                    writer.line(f"const vf_{run.wide} {name} = {found};")
                 for pixel in range(run.tile):
                     name = f"a{pixel}_{part}"
-                    writer.line(f"{name} = rounded_{run.wide}({name}, s{part});")
+                    writer.line(f"{name} = {end.rounded(name, factors)};")
                     if part % 2:
                         pair = (f"a{pixel}_{part - 1}", name)
                         half = f"h{pixel}_{part // 2}"

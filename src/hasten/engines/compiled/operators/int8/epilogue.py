@@ -51,6 +51,7 @@ class Epilogue:
         sum: How the residual is added; None without one.
         output: Pointer to the results: `u8 *`, or `float *`.
         scale: Pointer to the scales, of which there must be a whole vector from each part's channel on.
+        slope: Pointer to the slopes, likewise, that results below 0 are multiplied by; "" for none.
         residual: Pointer to the bytes that are added; "" for none.
         table: Pointer to 256 bytes that replace each byte; "" for none.
         last: Pointer to 256 bytes that replace each byte at the end; "" for none.
@@ -61,6 +62,7 @@ class Epilogue:
     sum: Sum8 | None
     output: str
     scale: str
+    slope: str = ""
     residual: str = ""
     table: str = ""
     last: str = ""
@@ -73,8 +75,10 @@ class Epilogue:
             for field in ("residual", "table", "last")
             if (name := getattr(conv, field))
         }
-        scale = writer.table(padded(writer.constant(conv.scale), wide // 4))
-        return cls(wide, conv.rounding, conv.sum, writer.write(conv.output), scale, **names)
+        for field in ("scale", "slope"):
+            if name := getattr(conv, field):
+                names[field] = writer.table(padded(writer.constant(name), wide // 4))
+        return cls(wide, conv.rounding, conv.sum, writer.write(conv.output), **names)
 
     @property
     def lanes(self) -> int:
@@ -98,7 +102,10 @@ class Epilogue:
                     four = parts[start : start + _SUMS]
                     names = []
                     for first in range(0, len(four), 2):
-                        pair = [self.rounded(part) for part in four[first : first + 2]]
+                        pair = [
+                            self.rounded(part.sum, self.factors(part))
+                            for part in four[first : first + 2]
+                        ]
                         names.append(f"h{first // 2}")
                         writer.line(f"const vh_{self.wide} {names[-1]} = {self.halved(pair)};")
                     self._emit_bytes(writer, names, four, laned)
@@ -123,9 +130,15 @@ class Epilogue:
         """Return C for the scales of a part."""
         return f"*(const vf_u_{self.wide} *)({self.scale} + {part.channel})"
 
-    def rounded(self, part: Part) -> str:
-        """Return C for the nearest integers of a part's scaled sums, a vector of int32."""
-        return f"rounded_{self.wide}({part.sum}, {self.scaled(part)})"
+    def factors(self, part: Part) -> list[str]:
+        """Return C for the scales of a part, and for its slopes if there are any."""
+        slope = f"*(const vf_u_{self.wide} *)({self.slope} + {part.channel})"
+        return [self.scaled(part), slope] if self.slope else [self.scaled(part)]
+
+    def rounded(self, sums: str, factors: Sequence[str]) -> str:
+        """Return C for the nearest integers of scaled sums, a vector of int32."""
+        name = "sloped" if self.slope else "rounded"
+        return f"{name}_{self.wide}({', '.join((sums, *factors))})"
 
     def halved(self, pair: Sequence[str]) -> str:
         """Return C for one vector of 16 bits of one or two of int32."""

@@ -31,7 +31,9 @@ _BLOCK = 1 << 20
 class Rounding:
     """How a sum becomes a byte: `clamp(rint(float32(sum) * scale) + zero, low, high)`.
 
-    The product is rounded to float32, then to the nearest integer, halves to even.
+    The product is rounded to float32, then to the nearest integer, halves to even. With a slope, a product
+    below 0 is first multiplied by the slope, and rounded to float32 again. That is a leaky ReLU. A slope is
+    at most 1, so the larger of the product and of its multiple is the same number.
 
     Attributes:
         zero: Byte that stands for 0.
@@ -57,15 +59,19 @@ class Rounding:
         """Arguments of C's `byte_of` behind the scaled sum."""
         return f"{self.zero}, {self.low}, {self.high}"
 
-    def of(self, sums: Array, scale: Array | np.float32) -> Array:
+    def of(self, sums: Array, scale: Array | np.float32, slope: Array | None = None) -> Array:
         """Return the bytes of sums, as numpy computes them.
 
         Args:
             sums: int32 or int64 of any shape.
             scale: float32, for all or for each number along the last axis.
+            slope: float32, what products below 0 are multiplied by, likewise; None for 1.
         """
-        scaled = np.rint(sums.astype(np.float32) * scale).astype(np.int64) + self.zero
-        found: Array = np.clip(scaled, self.low, self.high).astype(np.uint8)
+        scaled = sums.astype(np.float32) * scale
+        if slope is not None:
+            scaled = np.where(scaled < 0, scaled * slope, scaled)
+        whole = np.rint(scaled).astype(np.int64) + self.zero
+        found: Array = np.clip(whole, self.low, self.high).astype(np.uint8)
         return found
 
 
@@ -187,4 +193,21 @@ def check_scales(most: Array, scale: Array) -> None:
     if not (np.isfinite(scales).all() and (scales > 0).all()):
         raise IntegrityError("the plan is damaged: a scale isn't a positive number")
     if most.max() > MOST_SUM or (most * scales).max() > MOST_RESULT:
+        raise IntegrityError("the plan is damaged: a sum of products may overflow")
+
+
+def check_slopes(most: Array, scale: Array, slope: Array) -> None:
+    """Check that what becomes of sums below 0 fits the range for rounding.
+
+    Args:
+        most: Largest magnitude of each channel's sum.
+        scale: float32, scale of each channel.
+        slope: float32, slope of each channel.
+
+    Raises:
+        IntegrityError: a slope is above 1 or isn't a number, or a result may overflow.
+    """
+    if not (np.isfinite(slope).all() and (slope <= 1).all()):
+        raise IntegrityError("the plan is damaged: a slope isn't a number up to 1")
+    if (most * scale.astype(np.float64) * np.abs(slope)).max() > MOST_RESULT:
         raise IntegrityError("the plan is damaged: a sum of products may overflow")

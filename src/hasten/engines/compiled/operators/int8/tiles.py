@@ -45,12 +45,14 @@ class End:
     Attributes:
         floats: Whether they become float32, not bytes.
         zero: Whether a zero is added.
+        slope: Whether what is below 0 is multiplied by a slope.
         bounds: Whether bytes are cut further than to 0 and 255.
         table: Whether bytes go through a table.
     """
 
     floats: bool
     zero: bool
+    slope: bool
     bounds: bool
     table: bool
 
@@ -63,9 +65,10 @@ class End:
             permutes: Whether the processor looks bytes up in registers, so that a table costs a tile little.
         """
         if conv.rounding is None:
-            return cls(True, False, False, False)
+            return cls(True, False, False, False, False)
         bounds = (conv.rounding.low, conv.rounding.high) != (0, 255)
-        return cls(False, conv.rounding.zero != 0, bounds, permutes and bool(conv.table))
+        table = permutes and bool(conv.table)
+        return cls(False, conv.rounding.zero != 0, bool(conv.slope), bounds, table)
 
 
 @dataclass(frozen=True)
@@ -187,8 +190,11 @@ class Tile:
         return lines
 
     def _scaled(self, pixel: int, vector: int) -> str:
-        place = (self.vectors + vector) * self.wide
-        return f"scaled(a{min(pixel, self.pixels - 1)}_{vector}, b + {place})"
+        name = f"a{min(pixel, self.pixels - 1)}_{vector}"
+        scale, slope = ((part * self.vectors + vector) * self.wide for part in (1, 2))
+        if self.end.slope:
+            return f"scaled_sloped({name}, b + {scale}, b + {slope})"
+        return f"scaled({name}, b + {scale})"
 
     def _words(self, sums: list[tuple[int, int]]) -> str:
         """Return C of four sums, by pixel and vector, as two vectors of 16 bits with the zero."""
