@@ -133,14 +133,14 @@ def measured(folder: Path) -> dict[str, Any]:
         )
         print(f"\n{what}: hasten is {result.speedup:.2f}x faster")
         print(table([result.against, result.bundle]))
-        print(stages(result.stages_against, result.stages))
+        print(stages(result))
         records[what] = to_record(result)
     return records
 
 
 def main() -> None:
-    os.environ.setdefault("HASTEN_LEDGER", "off")  # each run is timed as a first one
     """Parse the command line, measure and write."""
+    os.environ.setdefault("HASTEN_LEDGER", "off")  # each run is timed as a first one
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, help="file for the records, as JSON")
     parser.add_argument("--folder", type=Path, help="folder to work in, kept for the next time")
