@@ -111,7 +111,12 @@ def main(names: list[str]) -> None:
     import torch
     from zoo_vision import CASES
 
-    for case in (one for one in CASES if one.name in names):
+    taught_ones = [one for one in CASES if one.family.startswith(("timm", "torchvision"))]
+    if strange := sorted({*names} - {one.name for one in taught_ones}):
+        raise SystemExit(
+            f"{strange[0]} isn't trained here: {', '.join(one.name for one in taught_ones)}"
+        )
+    for case in (one for one in taught_ones if one.name in names):
         begin = time.monotonic()
         network = case.network()
         rng = np.random.default_rng(9)

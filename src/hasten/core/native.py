@@ -20,6 +20,12 @@ from hasten.errors import CandidateError, InputError
 _LIMIT_S = 60.0
 _MACHINE = ("vendor_id", "model name", "flags", "Features", "CPU implementer", "CPU part", "isa")
 """Lines of /proc/cpuinfo that tell which instructions a processor has."""
+
+
+class UnfitError(OSError):
+    """A shared object that doesn't do what it should."""
+
+
 _UNUSABLE = (InputError, CandidateError, OSError, AttributeError, ImportError, MemoryError)
 """Exceptions with which nothing can be compiled, loaded or bound."""
 _Functions = TypeVar("_Functions")
@@ -33,8 +39,8 @@ class Native(Generic[_Functions]):
 
     Args:
         path: File with the text in C, which includes nothing and calls nothing.
-        bind: Function from the loaded shared object to what is called; it raises OSError or
-            AttributeError if the object is another one, or doesn't do what it should.
+        bind: Function from the loaded shared object to what is called; it raises AttributeError if the
+            object is another one, and UnfitError if it doesn't do what it should.
         little: Amount of work, in the caller's unit, up to which a process doesn't start the compiler.
         much: Amount of work from which the caller waits for the compiler; None to never wait.
         log: Name of the logger that is told if there is no compiler, or if it fails.
@@ -74,15 +80,12 @@ class Native(Generic[_Functions]):
         Args:
             work: Amount of work that is about to be done; None to wait for the compiler.
         """
-        if self.made is not None:
-            return self.made
-        if not self._looked:
-            self._looked = True
-            if (kept := self._kept()) is not None:
-                self.made = kept
-        if self._ended:
+        if self.made is not None or self._ended:
             return self.made
         with self._lock:
+            if not self._looked:
+                self.made = self._kept()
+                self._looked = True
             self._asked += work or 0
             if self.made is None and (work is None or self._asked > self._little):
                 self._start()
@@ -127,8 +130,13 @@ class Native(Generic[_Functions]):
                     if entry is not None:
                         try:
                             return self._bind(opened(entry.content, ctypes.CDLL))
-                        except _UNUSABLE:
+                        except (
+                            AttributeError,
+                            UnfitError,
+                        ):  # any other error may be this process' own
                             folder.drop(self._key())
+                        except _UNUSABLE:
+                            pass
         return None
 
     def _compiled(self) -> _Functions:

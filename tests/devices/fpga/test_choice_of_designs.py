@@ -63,8 +63,8 @@ def test_a_choice_that_the_search_returns_to_is_judged_and_told_once() -> None:
 
     def judge(candidate: Single) -> Trial:
         assert candidate.key not in trials.done
-        trials.done[candidate.key] = Trial(candidate)
-        return trials.done[candidate.key]
+        trial = trials.done[candidate.key] = Trial(candidate)
+        return trial
 
     def tell(stage: str, label: str, done: int, total: int, outcome: str | None = None) -> None:
         told.extend(filter(None, [outcome]))

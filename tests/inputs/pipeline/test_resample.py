@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,7 +134,8 @@ def test_a_crop_after_resizing_gives_what_both_give_alone(
     steps = (Decode(), Resize(size), CenterCrop(crop, rounding))  # type: ignore[arg-type]
     joined = Pipeline(steps)
     assert [step.name for step in joined.joined] == ["decode, resize, center_crop"]
-    value, origin = file.getvalue(), Origin()
+    value: Any = file.getvalue()
+    origin = Origin()
     for step in steps:
         value, origin = step.traced(value, origin)
     found, place = joined.prepared(file.getvalue())

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hasten.core.native import Native, address
+from hasten.core.native import Native, UnfitError, address
 from hasten.core.tensors import Array
 
 LONGEST = 2**14
@@ -204,7 +204,7 @@ class Resampler:
 
     Raises:
         AttributeError: it is another one.
-        OSError: its pixels aren't those of the Pillow that is installed.
+        UnfitError: its pixels aren't those of the Pillow that is installed.
     """
 
     def __init__(self, shared: ctypes.CDLL) -> None:
@@ -297,7 +297,9 @@ class Resampler:
                 filtered = Image.Resampling[interpolation.upper()]
                 wanted = Image.fromarray(picture).resize((wide, high), filtered)
                 if not np.array_equal(found, np.asarray(wanted)):
-                    raise OSError(f"{interpolation} gives other pixels than the installed Pillow")
+                    raise UnfitError(
+                        f"{interpolation} gives other pixels than the installed Pillow"
+                    )
 
 
 def without_gaps(picture: Array) -> bool:

@@ -72,7 +72,8 @@ class Mixing:
         """Return layers to float where int8 is slower, and as many of the costly ones as it takes.
 
         What each layer costs in accuracy isn't measured where the fastest surely passes as it is, or where it
-        has the scores of the original, so that nothing could be seen to be safer.
+        has the scores of the original, so that nothing could be seen to be safer: if the model's floor is
+        known, which names the layers.
 
         Args:
             ranked: Measured trials, fastest first.

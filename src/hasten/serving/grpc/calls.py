@@ -197,7 +197,10 @@ class Receiving:
         except asyncio.CancelledError:
             if self._why is None:  # the client is gone
                 raise
-            raise self._why from None
+            try:
+                raise self._why from None
+            finally:
+                self._why = None  # it keeps this frame
         self.waiting_ns = None
         if type(data) is not bytes:
             raise ProtocolError(Kind.INVALID, "the call has no message: send one")
@@ -270,11 +273,16 @@ class Stream:
                 raise
         finally:
             self._reading.cancel()
+            self._reading = None  # a cancelled task keeps its frames, and they keep this
             for inference in (*self._under_way, *(each for each, _ in self._answers)):
                 inference.end()
             self._under_way.clear()
+            self._answers.clear()
         if self._why is not None:
-            raise self._why
+            try:
+                raise self._why
+            finally:
+                self._why = None  # it keeps this frame
 
     async def _write(self) -> None:
         """Send the answers that are there."""

@@ -29,7 +29,7 @@ from hasten.serving.grpc.calls import (
 from hasten.serving.grpc.methods import SCOPES, Methods
 from hasten.serving.grpc.trial import check_that_it_answers
 from hasten.serving.protocol import messages
-from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.protocol.errors import Kind, ProtocolError, without_frames
 from hasten.serving.protocol.requests import Answer
 from hasten.serving.protocol.rights import Scope
 from hasten.serving.state import ServerState
@@ -317,7 +317,7 @@ def _settle(
     answered: asyncio.Future[Answer | ProtocolError], answer: Answer | ProtocolError
 ) -> None:
     if not answered.done():  # the client may have gone away a moment ago
-        answered.set_result(answer)
+        answered.set_result(without_frames(answer) if isinstance(answer, ProtocolError) else answer)
 
 
 def _check_place(host: str, port: int) -> None:

@@ -182,6 +182,7 @@ class Connection(asyncio.BufferedProtocol):
             self._ticket = None
         if self._unpacking is not None:
             self._unpacking.cancel()
+            self._unpacking = None  # a cancelled task keeps its frames, and they keep this
         if self._exchange is not None:
             self._reserved += self._exchange.reserved
             self._exchange = None
@@ -377,9 +378,12 @@ class Connection(asyncio.BufferedProtocol):
             raise ProtocolError(Kind.INVALID, ONE_HOST)
         if state.rights is None or state.behind_door or self._names is not None:
             refusal = state.origins.refusal(self._method, headers)
-            if refusal is not None and self._url.partition(b"?")[0] not in _PROBES:
-                raise refusal
             self._host = host if refusal is None else None
+            if refusal is not None and self._url.partition(b"?")[0] not in _PROBES:
+                try:
+                    raise refusal
+                finally:
+                    del refusal  # it keeps this frame
 
     def _check_rights(self, rights: Rights) -> None:
         """Check that the client may send this; anyone may send what has no body to `_OPEN`."""

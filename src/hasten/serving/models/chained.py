@@ -159,8 +159,11 @@ class ServedChain(ServedModel):
             ProtocolError: always; the message names the input that a chain takes.
         """
         failure = self._unfit(query.inputs)
-        self.refused(query, failure)
-        raise failure
+        try:
+            self.refused(query, failure)
+            raise failure
+        finally:
+            del failure  # it keeps this frame
 
     async def drained(self) -> None:
         if self.deciding is not None:

@@ -61,7 +61,7 @@ class Registered:
             is ready.
         served: Open model; None if the version isn't ready.
         chain: Chain that this is; None for a bundle.
-        opening: Bundle that was last begun to be opened; None before.
+        opening: Bundle that is being opened; None if none is.
         given_up: Event that is set when the version is unloaded while it is being opened.
     """
 
@@ -324,7 +324,11 @@ class Repository:
         if one.given_up.is_set():
             opening.add_done_callback(_close_unasked)
             raise GivenUpError(_GIVEN_UP)
-        return await opening
+        try:
+            return await opening
+        finally:
+            one.opening = None
+            del opening  # its error keeps this frame
 
     def _chained(self, one: Registered, chain: ChainPlace, old: ServedModel | None) -> ServedChain:
         """Return a chain of models that are loaded already.
@@ -469,13 +473,15 @@ def _on_a_thread(work: Callable[[], T]) -> asyncio.Future[T]:
     ended: Future[T] = Future()
     ended.set_running_or_notify_cancel()
 
-    def run() -> None:
+    def run(work: Callable[[], T], ended: Future[T]) -> None:
         try:
             ended.set_result(work())
         except BaseException as error:
             ended.set_exception(error)
+        finally:
+            del work, ended  # an error keeps this frame, and all that opening had
 
-    threading.Thread(target=run, name="hasten-loading", daemon=True).start()
+    threading.Thread(target=run, args=(work, ended), name="hasten-loading", daemon=True).start()
     return asyncio.wrap_future(ended)
 
 

@@ -557,7 +557,10 @@ class ServedModel:
         self.submit(query, future.set_result)
         answer = await future
         if isinstance(answer, ProtocolError):
-            raise answer
+            try:
+                raise answer
+            finally:
+                del answer, future  # they keep this frame
         return answer.outputs
 
     def take_over(self) -> None:

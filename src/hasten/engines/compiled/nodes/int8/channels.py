@@ -12,6 +12,7 @@ from hasten.engines.compiled.nodes.int8.curves import Sloped
 from hasten.engines.compiled.nodes.int8.sums import Products
 from hasten.engines.compiled.nodes.int8.values import Bytes
 from hasten.engines.compiled.operators.int8.numbers import Rounding
+from hasten.errors import IntegrityError
 
 if TYPE_CHECKING:
     from hasten.engines.compiled.graph import Node, Value
@@ -67,7 +68,10 @@ def rounded(value: Value, scale: Array, zero: Array) -> Bytes | None:
     if np.isfinite(sums.high):  # the last byte of each channel is the bound, or less
         steps = np.minimum(steps, np.float32(sums.high) / (255 - common)).astype(np.float32)
     lowest = common if sums.low == 0 else 0
-    tensor, last = sums.stored(steps, Rounding(common, lowest))
+    try:
+        tensor, last = sums.stored(steps, Rounding(common, lowest))
+    except IntegrityError:  # a result may overflow
+        return None
     return replace(Bytes.stored(tensor, last, common, 1.0), scales=steps)
 
 
