@@ -201,6 +201,8 @@ class Receiving:
                 raise self._why from None
             finally:
                 self._why = None  # it keeps this frame
+        finally:
+            self._task = None  # it keeps the frames of its error, and they keep this
         self.waiting_ns = None
         if type(data) is not bytes:
             raise ProtocolError(Kind.INVALID, "the call has no message: send one")
@@ -273,7 +275,9 @@ class Stream:
                 raise
         finally:
             self._reading.cancel()
-            self._reading = None  # a cancelled task keeps its frames, and they keep this
+            self._reading = self._task = (
+                None  # a task keeps the frames of its error, and they keep this
+            )
             for inference in (*self._under_way, *(each for each, _ in self._answers)):
                 inference.end()
             self._under_way.clear()

@@ -259,7 +259,7 @@ class Connection(asyncio.BufferedProtocol):
             if not isinstance(cause, ProtocolError):
                 log.exception("the server's own code failed on a request", exc_info=cause)
                 cause = own_fault(cause)
-            self._refuse(cause)
+            self._refuse(without_frames(cause))
         except httptools.HttpParserError as error:
             self._refuse(ProtocolError(Kind.INVALID, f"this is not HTTP/1.1: {error}"))
         else:
