@@ -11,13 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tests.support.servers import ServerThread
+from tests.support.waiting import until
 
 from hasten.serving.grpc.calls import Receiving, Stream
 from hasten.serving.http.connection import Connection
 from hasten.serving.protocol.errors import Kind, ProtocolError, without_frames
 from hasten.serving.run import settings_of
-from tests.support.servers import ServerThread
-from tests.support.waiting import until
 
 WHY = ProtocolError(Kind.SLOW, "the client doesn't read its answers")
 
