@@ -44,7 +44,7 @@ _PLAN = ("minutes", "epochs", "batch", "rate", "loss", "features")
     "budget_s",
     type=Latency(),
     required=True,
-    help="Longest latency of one request on this machine, such as 3ms.",
+    help="Longest median latency of one request on this machine, such as 3ms.",
 )
 @click.option(
     "--method",
