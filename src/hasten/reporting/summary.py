@@ -227,12 +227,14 @@ def faster(ratio: Ratio, than: str) -> str:
 
 def other_rows(result: Result) -> Iterator[str]:
     """Yield the other rows of the table with their roles, a line each."""
-    default = result.rows[0]
+    default, than = result.rows[0], "the default engine"
+    if result.on_all is not None:  # the first line compares with it on all of its threads
+        than += f", with {_threads(result.threads)} each"
     for row in result.rows[1:]:
         if row is not result.winner and row.label != default.label:
             lost = "" if row.role == "fastest exact" else _lost(result, row.label)
             role = f"{row.role[0].upper()}{row.role[1:]}"
-            yield f"{role}: {row.label} is {faster(row.ratio, 'the default engine')}{lost}"
+            yield f"{role}: {row.label} is {faster(row.ratio, than)}{lost}"
 
 
 def close(result: Result) -> Iterator[str]:
@@ -429,5 +431,8 @@ def _lost(result: Result, label: str) -> str:
     found = _outcome(result, label)
     if found is None or found.drop is None or result.asked is None:
         return ""
-    drop = 100 * found.drop.estimate
-    return f"; in the search it lost {drop:.2f} points of {result.asked.noun}, and the limit is {100 * result.asked.max_drop:.6g}"
+    points, noun = 100 * found.drop.estimate, result.asked.noun
+    if round(points, 2) < 0:
+        return f"; in the search it gained {-points:.2f} points of {noun}"
+    limit = f"{100 * result.asked.max_drop:.6g}"
+    return f"; in the search it lost {points:.2f} points of {noun}, and the limit is {limit}"
