@@ -177,7 +177,7 @@ def test_where_nothing_for_the_device_ships_the_command_says_why_and_the_bundle_
     assert "failed:" not in failed
     assert ends == "the bundle holds the original, for this host"
     label, _, reason = failed.partition(": ")
-    assert f"- {label[0].upper()}{label[1:]} failed: {reason.removesuffix('.')}." in lines
+    assert f"- {label[0].upper()}{label[1:]} was skipped: {reason.removesuffix('.')}." in lines
     assert read(out).target == Target.host()
     shown = CliRunner().invoke(main, ["inspect", str(out)])
     assert "made for:" not in shown.output

@@ -233,9 +233,9 @@ def _of_estimates(result: Result) -> Card:
     rows.append((sure[result.status], result.why))
     if estimates.compared:
         rows.append(("compared", estimates.compared))
-    failed = (row for row in estimates.rows if row.said.startswith("failed"))
     notes = [
-        _sentence(f"{row.label} failed: {row.said.removeprefix('failed: ')}") for row in failed
+        _sentence(f"{label} {'failed' if fate == 'failed' else 'was skipped'}: {reason}")
+        for label, fate, reason in estimate_rows.gone(result)
     ]
     bundle = shlex.quote(str(result.bundle))
     ends = list(_ends(result))[:2]

@@ -3,7 +3,7 @@ measured, has a latency."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from hasten.engines.estimates import TIMED
 from hasten.reporting.result import EstimateRow, Estimates, Result
@@ -34,6 +34,19 @@ def figure(name: str, value: float, limits: Mapping[str, float]) -> str:
     shown = f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
     most = limits.get(name)
     return f"{shown} of {most:,.0f} ({100 * value / most:.0f}%)" if most else shown
+
+
+def gone(result: Result) -> Iterator[tuple[str, str, str]]:
+    """Yield the candidates that have no model for the device: name, "failed" or "skipped", and why.
+
+    Those that were skipped, as where a transformation has nothing to do, matter only if nothing ships.
+    """
+    assert result.estimates is not None
+    fates = ("failed",) if result.shipped is not None else ("failed", "skipped")
+    for row in result.estimates.rows:
+        fate, _, reason = row.said.partition(": ")
+        if fate in fates:
+            yield row.label, fate, reason
 
 
 def columns(result: Estimates) -> list[tuple[str, ...]]:

@@ -355,9 +355,8 @@ def _elsewhere(result: Result) -> Iterator[str]:
     yield f"Valid for: {result.population}."
     yield from _compared(result)
     yield from (
-        f"Failed: {row.label}: {row.said.removeprefix('failed: ')}"
-        for row in estimates.rows
-        if row.said.startswith("failed")
+        f"{fate.capitalize()}: {label}: {reason}"
+        for label, fate, reason in estimate_rows.gone(result)
     )
     yield from (f"Note: {note}" for note in result.notes)
     if shipped is not None:
