@@ -79,7 +79,7 @@ def test_a_stream_and_its_answers_are_gone_however_it_ends(by: Callable[..., Any
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         await by(stream, task)
-        left = [weakref.ref(stream), weakref.ref(asked)]
+        left: list[weakref.ref[Any]] = [weakref.ref(stream), weakref.ref(asked)]
         await asyncio.wait({task})
         error = None if task.cancelled() else task.exception()
         assert error in (None, WHY)
