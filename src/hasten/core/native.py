@@ -44,7 +44,7 @@ class Native(Generic[_Functions]):
         little: Amount of work, in the caller's unit, up to which a process doesn't start the compiler.
         much: Amount of work from which the caller waits for the compiler; None to never wait.
         log: Name of the logger that is told if there is no compiler, or if it fails.
-        otherwise: What happens then, as the beginning of a sentence that the reason ends.
+        otherwise: Warning for that case, without the reason, which the log adds after a colon.
         depends: Function that returns what else a kept object depends on, such as a library's version.
     """
 

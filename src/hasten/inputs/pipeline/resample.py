@@ -2,9 +2,9 @@
 
 Pillow's method, which every result must equal: a pixel is a weighted sum over a window of the source. First
 rows become narrower or wider, each rounded to bytes, then columns shorter or longer; newer versions do some
-pictures the other way around. Weights are computed in float64, made to
-add up to 1, and rounded to 22 bits behind the point; sums are of integers of 32 bits. Since each output has
-weights of its own, a part of the outputs equals that part of the whole. Source: Pillow's Resample.c.
+pictures the other way around. Weights are computed in float64, made to add up to 1, and rounded to 22 bits
+behind the point; sums are of integers of 32 bits. Since each output has weights of its own, a part of the
+outputs equals that part of the whole. Source: Pillow's Resample.c.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BITS = 22
 _LITTLE_PIXELS = 2**25
 """Pixels that a process resizes by Pillow before it starts a compiler: 36 pictures of 1280 x 720."""
 _LEAST_WIDTH = 6
-"""Least width of a result in pixels: 16 bytes of a row are computed at a time."""
+"""Least width in pixels of a picture and of what is kept of it: 16 bytes of a row are computed at a time."""
 _KEPT_BYTES = 2**16
 """Size of an axis' weights up to which they are kept, fourfold, for the next picture of that size."""
 
@@ -324,6 +324,12 @@ resampler = unmade()
 """The functions of this process."""
 _ELSEWHERE = platform.machine() not in ("x86_64", "AMD64")
 """Whether Pillow's own weights may be rounded otherwise, as where a compiler joins products and sums."""
+
+
+def compile_now() -> None:
+    """Wait until this process has the functions, if it can have them."""
+    if not _ELSEWHERE:
+        resampler.get(None)
 
 
 def ready_for(part: Part) -> Resampler | None:

@@ -72,8 +72,8 @@ class Mixing:
         """Return layers to float where int8 is slower, and as many of the costly ones as it takes.
 
         What each layer costs in accuracy isn't measured where the fastest surely passes as it is, or where it
-        has the scores of the original, so that nothing could be seen to be safer: if the model's floor is
-        known, which names the layers.
+        has the scores of the original, so that nothing could be seen to be safer. The model's floor then names
+        the layers; if it isn't known, the cost is measured after all.
 
         Args:
             ranked: Measured trials, fastest first.
