@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 
 from hasten.core.target import Target
+from hasten.core.tensors import Array
 from hasten.measure import bandwidth
 from hasten.measure.bandwidth import (
+    Bandwidth,
     CacheLevel,
     Level,
     bytes_per_s,
     caches,
     copy_of,
-    levels,
     read_of,
+    room_of,
     sum_of,
 )
 
@@ -74,7 +76,7 @@ def test_every_level_has_a_rate_and_memory_no_size(
     target: Target, system: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bandwidth, "_BLOCK_NS", 0)
-    found = levels(dataclasses.replace(target, memory_bytes=1 << 28), system)
+    found = Bandwidth(dataclasses.replace(target, memory_bytes=1 << 28), system).turn()
     assert [(one.name, one.size_bytes) for one in found] == [
         ("L1", 64 << 10),
         ("L2", 1 << 20),
@@ -88,31 +90,36 @@ def test_where_caches_are_not_described_one_without_an_end_stands_for_all(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bandwidth, "_BLOCK_NS", 0)
-    found = levels(dataclasses.replace(target, memory_bytes=1 << 28), tmp_path)
+    found = Bandwidth(dataclasses.replace(target, memory_bytes=1 << 28), tmp_path).turn()
     assert [(one.name, one.size_bytes) for one in found] == [("cache", None), ("memory", None)]
+
+
+def ones(set_bytes: int) -> Array:
+    return np.ones(room_of(set_bytes), np.int32)
 
 
 @pytest.mark.parametrize("set_bytes", [1 << 12, 1 << 20, 1 << 27])
 def test_a_copy_counts_what_it_reads_and_what_it_writes(set_bytes: int) -> None:
-    call, moved_bytes = copy_of(set_bytes)
+    call, moved_bytes = copy_of(set_bytes, ones(set_bytes))
     to, source = call.args  # type: ignore[attr-defined]
     source[:] = 7
     call()
     assert np.all(to == 7)
+    assert not np.shares_memory(to, source)
     assert moved_bytes == to.nbytes + source.nbytes
     assert moved_bytes >= bandwidth._CALL_BYTES
 
 
 def test_an_addition_moves_as_much_as_a_copy() -> None:
-    call, moved_bytes = sum_of(1 << 16)
+    call, moved_bytes = sum_of(1 << 16, ones(1 << 16))
     (source, _), to = call.args, call.keywords["out"]  # type: ignore[attr-defined]
     call()
     assert np.all(to == 2)
-    assert moved_bytes == to.nbytes + source.nbytes == copy_of(1 << 16)[1]
+    assert moved_bytes == to.nbytes + source.nbytes == copy_of(1 << 16, ones(1 << 16))[1]
 
 
 def test_a_read_looks_at_every_value() -> None:
-    call, moved_bytes = read_of(1 << 16)
+    call, moved_bytes = read_of(1 << 16, ones(1 << 16))
     (source,) = call.args  # type: ignore[attr-defined]
     source[-1, -1] = 9
     call()

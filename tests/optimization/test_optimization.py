@@ -78,13 +78,15 @@ class Certified:
     Attributes:
         result: Result of the run.
         data: The data, which noted what was read.
-        interim: Status, reason and certificate of each bundle that lay there before the decision.
+        interim: Status, reason and certificate of each bundle that lay there before the certificate.
+        early: Manifest of the bundle that lay there when the certificate was told.
         decided: Manifest of the bundle that lay there when the decision was told, and its evidence's files.
     """
 
     result: Result
     data: Watched
     interim: set[tuple[Any, str, Any]]
+    early: list[Manifest]
     decided: list[tuple[Manifest, set[str]]]
 
 
@@ -93,18 +95,22 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> Certified:
     folder = tmp_path_factory.mktemp("whole")
     data = Watched(samples(), folder / "b.hasten.work" / "journal.jsonl")
     interim: set[tuple[str, str, Any]] = set()
+    early: list[Manifest] = []
     decided: list[tuple[Manifest, set[str]]] = []
 
     def look(progress: Progress) -> None:
-        if progress.stage in ("race", "certify"):
+        news = progress.news or ""
+        if progress.stage in ("race", "certify") and not news:
             manifest = read(folder / "b.hasten")
             interim.add((manifest.status, manifest.why, manifest.certificate))
-        if (progress.news or "").startswith("decided after"):
+        if news.startswith("certified after"):
+            early.append(read(folder / "b.hasten"))
+        if news.startswith("decided after"):
             evidence = {file.name for file in (folder / "b.hasten" / "evidence").iterdir()}
             decided.append((read(folder / "b.hasten"), evidence))
 
     with quick_runs():
-        return Certified(optimize(folder, data=data, listen=look), data, interim, decided)
+        return Certified(optimize(folder, data=data, listen=look), data, interim, early, decided)
 
 
 def test_a_faster_candidate_with_the_same_answers_is_certified(certified: Certified) -> None:
@@ -144,6 +150,20 @@ def test_an_interim_bundle_says_that_it_is_not_certified(certified: Certified) -
             None,
         )
     }
+
+
+def test_what_is_certified_is_on_disk_before_it_is_timed_anew(certified: Certified) -> None:
+    (early,) = certified.early
+    last = read(certified.result.bundle)
+    assert early.why == (
+        "the run has not finished: this is certified, but it hasn't been timed anew, so that another "
+        "model may ship; continue with --resume"
+    )
+    assert (early.status, early.certificate, early.winner.label) == (
+        "certified",
+        last.certificate,
+        last.winner.label,
+    )
 
 
 def test_what_ships_is_on_disk_with_its_certificate_as_soon_as_it_is_decided(

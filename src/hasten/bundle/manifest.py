@@ -23,11 +23,17 @@ SCHEMA = 1
 MANIFEST, SIGNATURE = "manifest.json", "manifest.json.minisig"
 """Names of the manifest's file, and of the signature over it, which the manifest can't list."""
 Status: TypeAlias = Literal["certified", "exact", "uncertified"]
-UNFINISHED = (
-    "the run has not finished: this is the fastest candidate so far, and it isn't certified; "
+_UNFINISHED = "the run has not finished: "
+UNCERTIFIED_YET = (
+    f"{_UNFINISHED}this is the fastest candidate so far, and it isn't certified; "
     "continue with --resume"
 )
-"""Reason why a bundle that is written during the search isn't certified."""
+"""Reason for the status of a bundle that is written during the search."""
+UNTIMED_YET = (
+    f"{_UNFINISHED}this is certified, but it hasn't been timed anew, so that another model may ship; "
+    "continue with --resume"
+)
+"""Reason for the status of a bundle that is written once a candidate is certified."""
 
 _STRANGE = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that control a terminal or reverse the writing direction, and lone surrogates."""
@@ -115,6 +121,11 @@ def part(label: str, passes: Sequence[Any], engine: Engine, artifact: Artifact) 
     hashes = tuple(file_digest(path) for path in artifact.custom_ops)
     records = tuple(to_record(step) for step in passes)
     return Part(label, records, to_record(engine), artifact, hashes)
+
+
+def unfinished(why: object) -> bool:
+    """Whether the reason for a bundle's status says that the run has not finished."""
+    return isinstance(why, str) and why.startswith(_UNFINISHED)
 
 
 def one_line(text: str) -> str:

@@ -20,6 +20,7 @@ PHASES: dict[StageName, str] = {
     "try": "search",
     "widths": "search",
     "design": "search",
+    "ceilings": "search",
     "race": "race",
     "certify": "certify",
     "label": "certify",

@@ -32,11 +32,12 @@ STAGES: dict[StageName, str] = {
     "draft": "timing drafts",
     "widths": "trying bit widths",
     "design": "placing and routing",
+    "ceilings": "measuring what the machine can do",
     "race": "racing the fastest",
     "certify": "certifying",
     "label": "waiting for labels",
     "figures": "measuring final figures",
-    "limit": "measuring what the machine can do",
+    "limit": "comparing it with what the machine can do",
     "curve": "measuring the batch curve",
     "load": "measuring under load",
 }

@@ -28,6 +28,7 @@ StageName: TypeAlias = Literal[
     "widths",
     "try",
     "design",
+    "ceilings",
     "race",
     "certify",
     "label",
@@ -79,8 +80,8 @@ class Progress:
 
     Attributes:
         stage: "prepare", "prospects", "shortlist", "prune", "train", "int8", "exact", "transform",
-            "draft", "widths", "try", "design", "race", "certify", "label", "figures", "limit", "curve",
-            "load".
+            "draft", "widths", "try", "design", "ceilings", "race", "certify", "label", "figures",
+            "limit", "curve", "load".
         doing: Description of the current work, in a few words.
         done: Number of completed steps in this stage.
         total: Number of all steps in this stage; `UNKNOWN` if the search decides it as it goes on.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hasten.bundle import Manifest, Part, artifact_of, engine_of, read, unpacked
-from hasten.bundle.manifest import UNFINISHED
+from hasten.bundle.manifest import unfinished
 from hasten.certificate.betting import BettingPrior
 from hasten.certificate.certification import guarded
 from hasten.certificate.draws import Over
@@ -217,7 +217,7 @@ def _check_device(folder: Path, manifest: Manifest) -> None:
 def _limits(folder: Path, manifest: Manifest, asked: Asked) -> Limits:
     """Return the limits: those given here, else the bundle's own."""
     if manifest.certificate is None:
-        if asked.max_drop is None and manifest.why == UNFINISHED:
+        if asked.max_drop is None and unfinished(manifest.why):
             raise InputError(
                 f"{folder} is from a run that has not finished, so it has no certificate yet: "
                 "continue the run with resume=True, or give max_drop= to test what it found so far"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ from hasten.core.tensors import Array
 
 _SYSTEM = Path("/sys/devices/system/cpu")
 _LINE_BYTES = 64
+_STEP = _LINE_BYTES // 4
+"""Numbers of 4 bytes in a cache line."""
 _UNKNOWN_BYTES = 1 << 18
 """Size that fits the nearest cache of any core that runs an engine."""
 _LEAST_MEMORY_BYTES = 1 << 26
@@ -106,80 +108,143 @@ def caches(target: Target, system: Path = _SYSTEM) -> tuple[CacheLevel, ...]:
     )
 
 
-def levels(target: Target, system: Path = _SYSTEM) -> tuple[Level, ...]:
-    """Take one turn: short blocks of copies, additions and reads at every level, nearest first.
+@dataclass(frozen=True)
+class _WorkingSet:
+    """Working set that one level holds and the nearer ones can't, and who measures it.
+
+    Attributes:
+        name: Name of the level.
+        size_bytes: Capacity of the level; None where it has no end, or none that is known.
+        set_bytes: Size of the working set, for all threads that measure together.
+        threads: Number of threads that measure together.
+        instances: Number of times that their rate counts.
+    """
+
+    name: str
+    size_bytes: int | None
+    set_bytes: int
+    threads: int
+    instances: int = 1
+
+    @property
+    def share_bytes(self) -> int:
+        """Return the part of one thread."""
+        return max(self.set_bytes // self.threads, 4 * _LINE_BYTES)
+
+    def taken(self, memory: Sequence[Array]) -> Level:
+        """Take short blocks of copies, additions and reads, in the memory of each thread."""
+        copied, added, read = (
+            self.instances
+            * bytes_per_s([kind(self.share_bytes, one) for one in memory[: self.threads]])
+            for kind in (copy_of, sum_of, read_of)
+        )
+        return Level(self.name, self.size_bytes, max(copied, added), read)
+
+
+class Bandwidth:
+    """Measures the bandwidth of every cache that a target's threads reach, and of memory.
 
     A level is a working set that the nearer levels can't hold. All caches but the last belong to a
     core, so one thread measures them and the result counts once per instance. All threads at once
-    measure the last cache and memory. One level takes some 50 ms.
+    measure the last cache and memory. Each thread has memory for its largest working set, in which all
+    its measurements lie: to get that memory from the system takes longer than to measure it.
 
     Args:
         target: Device with its threads and the memory that it may use.
         system: Path at which sysfs describes the processors.
     """
-    known = caches(target, system)
-    found = []
-    nearer_bytes = 0
+
+    def __init__(self, target: Target, system: Path = _SYSTEM) -> None:
+        self._sets = _working_sets(target, system)
+        room = max(room_of(one.share_bytes) for one in self._sets)
+        # Ones, not zeros: pages of zeros may all share one physical page.
+        self._memory = [np.ones(room, np.int32) for _ in range(target.threads)]
+
+    def turn(self) -> tuple[Level, ...]:
+        """Take short blocks of copies, additions and reads at every level, nearest first."""
+        return tuple(one.taken(self._memory) for one in self._sets)
+
+
+def _working_sets(target: Target, system: Path) -> list[_WorkingSet]:
+    known, threads = caches(target, system), target.threads
+    sets, nearer_bytes = [], 0
     for cache in known:
         if cache is known[-1]:
             # At most half of it, since others use it too, and more than the nearer ones if it fits.
             half = cache.total_bytes // 2
             set_bytes = min(half, max(half // 2, 2 * nearer_bytes))
-            copied, read = _turn(set_bytes, target.threads)
+            sets.append(_WorkingSet(cache.name, cache.total_bytes, set_bytes, threads))
         else:
-            copied, read = (cache.instances * rate for rate in _turn(cache.size_bytes // 2, 1))
-        found.append(Level(cache.name, cache.total_bytes, copied, read))
+            near = (cache.size_bytes // 2, 1, cache.instances)
+            sets.append(_WorkingSet(cache.name, cache.total_bytes, *near))
         nearer_bytes = cache.total_bytes
     if not known:
-        copied, read = _turn(_UNKNOWN_BYTES, 1)
-        found.append(Level("cache", None, copied * target.threads, read * target.threads))
+        sets.append(_WorkingSet("cache", None, _UNKNOWN_BYTES, 1, threads))
     all_bytes = sum(cache.total_bytes for cache in known)
     far_bytes = min(max(_BEYOND * all_bytes, _LEAST_MEMORY_BYTES), target.memory_bytes // 16)
-    return (*found, Level("memory", None, *_turn(far_bytes, target.threads)))
+    return [*sets, _WorkingSet("memory", None, far_bytes, threads)]
 
 
-def _turn(set_bytes: int, threads: int) -> tuple[float, float]:
-    """Return the bytes per second of copies and of reads, in a set divided among threads."""
-    share = max(set_bytes // threads, 4 * _LINE_BYTES)
-    copied, added, read = (
-        bytes_per_s([kind(share) for _ in range(threads)]) for kind in (copy_of, sum_of, read_of)
-    )
-    return max(copied, added), read
+def room_of(set_bytes: int) -> int:
+    """Return how many numbers of 4 bytes a working set takes, for any of the calls below."""
+    return max(sum(_layout(set_bytes)), 2 * sum(_layout(set_bytes // 2)))
 
 
-def copy_of(set_bytes: int) -> tuple[Call, int]:
+def copy_of(set_bytes: int, memory: Array) -> tuple[Call, int]:
     """Return a call that copies one half of a working set to the other, and the bytes it moves.
 
     The copy is the C library's, which bypasses the caches from some size on.
+
+    Args:
+        set_bytes: Size of the working set.
+        memory: Memory to work in: int32[room_of(set_bytes)] or more, none of them zero.
     """
-    to, source = _rows(set_bytes // 2), _rows(set_bytes // 2)
+    to, source = _halves(set_bytes, memory)
     return functools.partial(np.copyto, to, source), to.nbytes + source.nbytes
 
 
-def sum_of(set_bytes: int) -> tuple[Call, int]:
-    """Return a call that copies and adds a number, by a compiler's code, and the bytes it moves."""
-    to, source = _rows(set_bytes // 2), _rows(set_bytes // 2)
+def sum_of(set_bytes: int, memory: Array) -> tuple[Call, int]:
+    """Return a call that copies and adds a number, by a compiler's code, and the bytes it moves.
+
+    Args:
+        set_bytes: Size of the working set.
+        memory: Memory to work in: int32[room_of(set_bytes)] or more, none of them zero.
+    """
+    to, source = _halves(set_bytes, memory)
     return functools.partial(np.add, source, np.int32(1), out=to), to.nbytes + source.nbytes
 
 
-def read_of(set_bytes: int) -> tuple[Call, int]:
-    """Return a call that finds the largest values of a working set, and the bytes it reads."""
-    source = _rows(set_bytes)
+def read_of(set_bytes: int, memory: Array) -> tuple[Call, int]:
+    """Return a call that finds the largest values of a working set, and the bytes it reads.
+
+    Args:
+        set_bytes: Size of the working set.
+        memory: Memory to work in: int32[room_of(set_bytes)] or more, none of them zero.
+    """
+    source = _rows(set_bytes, memory)
     largest = np.empty(len(source), source.dtype)
     return functools.partial(np.maximum.reduce, source, axis=1, out=largest), source.nbytes
 
 
-def _rows(row_bytes: int) -> Array:
-    """Return overlapping rows, each starting one cache line after the one before.
+def _halves(set_bytes: int, memory: Array) -> tuple[Array, Array]:
+    half = set_bytes // 2
+    return _rows(half, memory), _rows(half, memory[sum(_layout(half)) :])
+
+
+def _rows(row_bytes: int, memory: Array) -> Array:
+    """Return overlapping rows at the beginning of memory, each starting one cache line after the last.
 
     Walking them covers the same memory again and again within one call of numpy.
     """
-    step = _LINE_BYTES // 4
-    length = max(row_bytes // 4, step)
-    count = max(1, _CALL_BYTES // (4 * length))
-    # Ones, not zeros: pages of zeros may all share one physical page.
-    memory = np.ones(length + step * (count - 1), np.int32)
-    return np.lib.stride_tricks.as_strided(memory, (count, length), (_LINE_BYTES, 4))
+    length, more = _layout(row_bytes)
+    shape = (more // _STEP + 1, length)
+    return np.lib.stride_tricks.as_strided(memory[: length + more], shape, (_LINE_BYTES, 4))
+
+
+def _layout(row_bytes: int) -> tuple[int, int]:
+    """Return how many numbers a row has, and how many the rows that follow it need in addition."""
+    length = max(row_bytes // 4, _STEP)
+    return length, _STEP * (max(1, _CALL_BYTES // (4 * length)) - 1)
 
 
 def bytes_per_s(work: list[tuple[Call, int]], block_ns: int = _BLOCK_NS) -> float:

@@ -15,7 +15,7 @@ from hasten.core.target import Target
 from hasten.engines.base import Engine
 from hasten.engines.installed import tried_on
 from hasten.errors import CandidateError, InputError, IntegrityError, OutOfTime
-from hasten.measure.bandwidth import Level, levels
+from hasten.measure.bandwidth import Bandwidth, Level
 from hasten.measure.deadline import Deadline
 from hasten.measure.environment import versions
 from hasten.measure.kernels import EMPTY_CALL, Kernel, kernels
@@ -68,7 +68,7 @@ def measure(
 
 def _measured(target: Target, folder: Path, engines: Sequence[str], deadline: Deadline) -> Ceilings:
     work = kernels(folder, target.threads)
-    reached: tuple[Level, ...] = ()
+    bandwidth, reached = Bandwidth(target), tuple[Level, ...]()
     with ExitStack() as end:
         rigs = [end.enter_context(rig) for rig in _rigs(target, folder, engines, deadline)]
         for rig in rigs:
@@ -76,7 +76,7 @@ def _measured(target: Target, folder: Path, engines: Sequence[str], deadline: De
         for _ in range(TURNS):
             for rig in rigs:
                 rig.turn()
-            taken = levels(target)
+            taken = bandwidth.turn()
             reached = tuple(map(Level.better, reached or taken, taken))
     return _best(rigs, reached, target.threads)
 

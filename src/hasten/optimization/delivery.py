@@ -13,7 +13,7 @@ from typing import Any
 
 from hasten import bundle
 from hasten.bundle import Manifest
-from hasten.bundle.manifest import UNFINISHED
+from hasten.bundle.manifest import unfinished
 from hasten.certificate.batches import Coverage
 from hasten.certificate.looks import Look
 from hasten.core.comparison import Comparison
@@ -66,15 +66,15 @@ def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
     job.notes += job.ledger.notes
     job.notes += label_notes(ready, verdicts, sealed.unlabelled)
 
-    def decided(shipment: Shipment) -> None:
-        """Write what ships as soon as that is certain, since figures for the report take longer."""
+    def keep(shipment: Shipment) -> None:
+        """Write what is certified, and later what ships, since further figures take longer."""
         needed_s = 4 * job.deadline.seen("write", _WRITE_S)
         if _unfinished(job) and job.deadline.most_s() > needed_s:
             certified = sealed.covered if shipment.judgement is not None else Coverage()
             beside, evidence = sealed.comparison_of(shipment.winner.label), _evidence(judge, sealed)
             write(job, ready, shipment, evidence, beside, certified, sealed.look)
 
-    ending = judge.conclude(ladder, verdicts, decided)
+    ending = judge.conclude(ladder, verdicts, keep)
     job.deadline.enter("deliver")
     comparison = sealed.comparison_of(ending.shipment.winner.label)
     covered = sealed.covered if ending.shipment.judgement is not None else None
@@ -109,7 +109,7 @@ def _unfinished(job: Job) -> bool:
         InputError: the place holds something that no bundle may replace.
     """
     older = bundle.replaceable(job.order.out)
-    return older is None or older.get("why") == UNFINISHED
+    return older is None or unfinished(older.get("why"))
 
 
 def write_interim(job: Job, ready: Ready, shipment: Shipment) -> None:

@@ -169,14 +169,14 @@ class Judge(ABC):
 
     @abstractmethod
     def conclude(
-        self, ladder: Ladder, verdicts: Verdicts, decided: Callable[[Shipment], None]
+        self, ladder: Ladder, verdicts: Verdicts, keep: Callable[[Shipment], None]
     ) -> Ending:
         """Decide what ships, with its figures, from the verdicts of the sealed data.
 
         Args:
             ladder: Ladder as it was frozen.
             verdicts: Verdicts of the sealed data.
-            decided: Function to call with what ships, if figures follow that take long.
+            keep: Function that writes a bundle, to call before figures that take long.
         """
 
     @abstractmethod

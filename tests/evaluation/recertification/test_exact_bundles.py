@@ -11,7 +11,7 @@ from tests.support.bundles import forge
 from tests.support.servers import bundle_of
 
 import hasten
-from hasten.bundle.manifest import UNFINISHED
+from hasten.bundle.manifest import UNCERTIFIED_YET
 from hasten.cli import main
 from hasten.core.sequences import Sequences
 from hasten.evaluation.gate import entry_of, summary
@@ -96,7 +96,7 @@ def test_a_limit_that_is_given_is_tested_as_of_any_bundle(tmp_path: Path) -> Non
 
 def test_a_bundle_of_an_unfinished_run_asks_to_continue_the_run(tmp_path: Path) -> None:
     bundle = bundle_of(tmp_path, models.solid(tmp_path))
-    forge(bundle, lambda record: record.update(status="uncertified", why=UNFINISHED))
+    forge(bundle, lambda record: record.update(status="uncertified", why=UNCERTIFIED_YET))
     assert run(bundle, rows(tmp_path)).stderr == (
         f"hasten: {bundle} is from a run that has not finished, so it has no certificate yet: continue "
         "the run with --resume, or give --max-drop to test what it found so far\n"

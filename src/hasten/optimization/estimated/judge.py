@@ -181,7 +181,7 @@ class Estimated(Judge):
         """Do nothing: each process ends with its step."""
 
     def conclude(
-        self, ladder: Ladder, verdicts: Verdicts, decided: Callable[[Shipment], None]
+        self, ladder: Ladder, verdicts: Verdicts, keep: Callable[[Shipment], None]
     ) -> Ending:
         """Decide what ships, with the figures of the device's tools."""
         return Finish(self.job, self.ready, self.trials, verdicts, exact=ladder.exact).ending()

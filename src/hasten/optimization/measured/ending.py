@@ -8,7 +8,7 @@ from typing import Any
 
 from hasten.bundle import Part
 from hasten.bundle.batch_mates import share_batch_axis
-from hasten.bundle.manifest import UNFINISHED
+from hasten.bundle.manifest import UNCERTIFIED_YET, UNTIMED_YET
 from hasten.certificate.certification import last_certified
 from hasten.certificate.verdict import Judgement
 from hasten.core.records import to_record
@@ -54,13 +54,13 @@ class Finish:
         racing: Candidates of the run and their races.
         ladder: Ladder as it was frozen.
         verdicts: Verdicts of the sealed data on the ladder.
-        decided: Function to call with what ships, before the figures that only the report shows.
+        keep: Function that writes a bundle, before figures that take long.
     """
 
     racing: Racing
     ladder: Ladder
     verdicts: Verdicts
-    decided: Callable[[Shipment], None]
+    keep: Callable[[Shipment], None]
 
     def ending(self) -> Ending:
         """Time the chosen candidates in fresh rounds, and decide what ships."""
@@ -70,6 +70,8 @@ class Finish:
         loose = self._fastest_uncertified(winner)
         best = best_of_methods(racing) if racing.ready.trained else {}
         racing.job.deadline.enter("figures")
+        if passed:
+            self._certified(*passed)
         final = self._fresh_figures([self.ladder.exact, winner], [loose, *best.values()])
         choice = decide(
             self.ladder,
@@ -93,7 +95,7 @@ class Finish:
             for _, key, entrant in shown
             if final.stands(entrant) and final.statistic_of(entrant) != final.statistic
         ]
-        self.decided(shipment(racing, choice))
+        self.keep(shipment(racing, choice))
         decided_s = self._decided(final, choice)
         racing.job.notes += self._one_at_a_time(choice)
         racing.job.deadline.enter("further")
@@ -137,6 +139,14 @@ class Finish:
             **self._records(choice, steps, reached, curve, loaded),
         }
         return Ending(shipment(racing, choice), result, records)
+
+    def _certified(self, winner: str, judgement: Judgement) -> None:
+        """Write a bundle of what is certified, marked unfinished, and tell it before it is timed anew."""
+        job, label = self.racing.job, self.racing.candidate(winner).label
+        choice = Choice(winner, self.ladder.exact, "certified", UNTIMED_YET, judgement)
+        self.keep(shipment(self.racing, choice))
+        said = f"certified after {job.deadline.elapsed_s:.0f} s: {label}: {judgement.in_words()}"
+        job.tell("certify", "certified", 1, 1, news=said)
 
     def _of_the_host(self, choice: Choice) -> Choice:
         """Say so where what ships is the original on the host, though the run is for a device."""
@@ -366,7 +376,7 @@ def write_interim(racing: Racing, trial: Trial) -> None:
         InputError: the place holds something that no bundle may replace, or the disk is full.
     """
     exact = racing.trials.baseline.key
-    choice = Choice(trial.candidate.key, exact, "uncertified", UNFINISHED)
+    choice = Choice(trial.candidate.key, exact, "uncertified", UNCERTIFIED_YET)
     delivery.write_interim(racing.job, racing.ready, shipment(racing, choice))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 from hasten.errors import CandidateError, InputError, NothingRuns, OutOfTime
@@ -10,7 +11,7 @@ from hasten.measure.candidate import Candidate
 from hasten.measure.ceilings import measure
 from hasten.measure.effort import EFFORTS
 from hasten.measure.intervals import Ratio
-from hasten.measure.roofline import Floor, floor
+from hasten.measure.roofline import Ceilings, Floor, floor
 from hasten.measure.workbench import OpenWorker
 from hasten.optimization.choose import Standing, fastest_exact, ladder
 from hasten.optimization.data_needed import calibrating, warn_of_scores
@@ -137,13 +138,21 @@ class Measured(Judge):
         try:
             layers = self.racing.bench.work()
             everywhere = precision and {layer.name: precision for layer in layers}
-            deadline = self.job.deadline
-            ceilings = measure(
-                self.racing.bench.target, self.racing.bench.folder, deadline=deadline
-            )
-            return floor(layers, ceilings, everywhere or None)
+            return floor(layers, self._ceilings, everywhere or None)
         except (CandidateError, InputError):
             return None  # the note is made at the end, where latencies are compared with it
+
+    @functools.cached_property
+    def _ceilings(self) -> Ceilings:
+        """What the machine can do, measured where it is first asked for.
+
+        Raises:
+            OutOfTime: the deadline came first.
+            InputError: no engine can show it.
+        """
+        bench = self.racing.bench
+        self.job.tell("ceilings", "what the machine can do", 0, 1)
+        return measure(bench.target, bench.folder, deadline=self.job.deadline)
 
     def _original(self) -> list[str]:
         """Return a note on the original's own score: what agrees with it is as wrong as it is."""
@@ -253,7 +262,7 @@ class Measured(Judge):
             opened.worker.kill()
 
     def conclude(
-        self, ladder: Ladder, verdicts: Verdicts, decided: Callable[[Shipment], None]
+        self, ladder: Ladder, verdicts: Verdicts, keep: Callable[[Shipment], None]
     ) -> Ending:
         """Time the choice in fresh rounds, and decide what ships."""
-        return Finish(self.racing, ladder, verdicts, decided).ending()
+        return Finish(self.racing, ladder, verdicts, keep).ending()
