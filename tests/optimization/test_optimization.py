@@ -156,8 +156,8 @@ def test_what_is_certified_is_on_disk_before_it_is_timed_anew(certified: Certifi
     (early,) = certified.early
     last = read(certified.result.bundle)
     assert early.why == (
-        "the run has not finished: this is certified, but it hasn't been timed anew, so that another "
-        "model may ship; continue with --resume"
+        f"the run has not finished: {last.why}; it hasn't been timed anew yet, so another model may "
+        "still ship; continue with --resume"
     )
     assert (early.status, early.certificate, early.winner.label) == (
         "certified",

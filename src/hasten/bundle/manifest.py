@@ -29,11 +29,6 @@ UNCERTIFIED_YET = (
     "continue with --resume"
 )
 """Reason for the status of a bundle that is written during the search."""
-UNTIMED_YET = (
-    f"{_UNFINISHED}this is certified, but it hasn't been timed anew, so that another model may ship; "
-    "continue with --resume"
-)
-"""Reason for the status of a bundle that is written once a candidate is certified."""
 
 _STRANGE = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """Characters that control a terminal or reverse the writing direction, and lone surrogates."""
@@ -121,6 +116,18 @@ def part(label: str, passes: Sequence[Any], engine: Engine, artifact: Artifact) 
     hashes = tuple(file_digest(path) for path in artifact.custom_ops)
     records = tuple(to_record(step) for step in passes)
     return Part(label, records, to_record(engine), artifact, hashes)
+
+
+def untimed_yet(words: str) -> str:
+    """Return the reason for the status of a bundle that is written once a candidate is certified.
+
+    Args:
+        words: Words of its certificate.
+    """
+    return (
+        f"{_UNFINISHED}{words}; it hasn't been timed anew yet, so another model may still ship; "
+        "continue with --resume"
+    )
 
 
 def unfinished(why: object) -> bool:

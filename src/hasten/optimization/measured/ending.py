@@ -8,7 +8,7 @@ from typing import Any
 
 from hasten.bundle import Part
 from hasten.bundle.batch_mates import share_batch_axis
-from hasten.bundle.manifest import UNCERTIFIED_YET, UNTIMED_YET
+from hasten.bundle.manifest import UNCERTIFIED_YET, untimed_yet
 from hasten.certificate.certification import last_certified
 from hasten.certificate.verdict import Judgement
 from hasten.core.records import to_record
@@ -143,7 +143,8 @@ class Finish:
     def _certified(self, winner: str, judgement: Judgement) -> None:
         """Write a bundle of what is certified, marked unfinished, and tell it before it is timed anew."""
         job, label = self.racing.job, self.racing.candidate(winner).label
-        choice = Choice(winner, self.ladder.exact, "certified", UNTIMED_YET, judgement)
+        why = untimed_yet(judgement.in_words())
+        choice = Choice(winner, self.ladder.exact, "certified", why, judgement)
         self.keep(shipment(self.racing, choice))
         said = f"certified after {job.deadline.elapsed_s:.0f} s: {label}: {judgement.in_words()}"
         job.tell("certify", "certified", 1, 1, news=said)
