@@ -97,6 +97,24 @@ def test_plain_lines_are_an_event_each(capsys: pytest.CaptureFixture[str]) -> No
     ]
 
 
+def test_a_stage_that_takes_long_says_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    now = [0.0]
+    with PlainScreen(lambda: now[0]) as listen:
+        for done in range(5):
+            listen(Progress("figures", f"round {done + 1}", done, 40, later_s=10.0))
+            now[0] += 10
+        listen(Progress("load", "server", 0, 1))
+        now[0] += 30
+        listen(Progress("load", "server", 0, 1))
+    assert capsys.readouterr().err.splitlines() == [
+        "measuring final figures ...",
+        "  round 3 (2 of 40, about 6 min left)",
+        "  round 5 (4 of 40, about 6 min left)",
+        "measuring under load ...",
+        "  server",
+    ]
+
+
 def test_a_pipe_gets_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert isinstance(screen(), PlainScreen)
 

@@ -42,10 +42,12 @@ STAGES: dict[StageName, str] = {
     "load": "measuring under load",
 }
 """What a run is doing, in words for people."""
+_LONGEST_SILENCE_S = 20.0
+"""Time after which a stage that goes on tells how far it is."""
 
 
 class PlainScreen:
-    """Print a line for each outcome and each new stage, for logs and pipes.
+    """Print a line for each outcome and each new stage, and every 20 s how far it is, for logs and pipes.
 
     Args:
         clock: Function that returns the time in seconds.
@@ -53,6 +55,7 @@ class PlainScreen:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._phases = Phases(clock)
+        self._clock, self._said_s = clock, clock()
         self._stage = ""
         self._best: str | None = None
 
@@ -82,8 +85,18 @@ class PlainScreen:
             lines.append(f"  best so far: {progress.best}")
         if progress.news:
             lines.append(progress.news)
+        if not lines and self._clock() - self._said_s >= _LONGEST_SILENCE_S:
+            lines.append(self._how_far(progress))
         if lines:
+            self._said_s = self._clock()
             print("\n".join(map(one_line, lines)), file=sys.stderr, flush=True)
+
+    def _how_far(self, progress: Progress) -> str:
+        """Say what is being done, and how much of its stage is done and left."""
+        known = progress.done <= progress.total > 1
+        count = f"{progress.done} of {progress.total}" if known else ""
+        more = ", ".join(filter(None, (count, self._phases.left_in_words())))
+        return f"  {progress.doing}{more and f' ({more})'}"
 
 
 def screen() -> PlainScreen | LiveScreen:
