@@ -262,7 +262,7 @@ class _Outputs:
         return Reader().eval()
 
 
-_DENSE = {"metric": "embedding", "max_drop": 0.02}
+_DENSE = {"metric": "embedding", "max_drop": 0.02, "samples": 800}
 CASES = (
     Case("digits", "CNN, trained", _digits, _digit_pictures, samples=800, quick=True),
     Case("resnet18", "timm", partial(_timm, "resnet18", 160), kinds(160)),
@@ -308,7 +308,7 @@ CASES = (
         pictures(320),
         metric="zoo_metrics.py:every_output",
         max_drop=0.02,
-        samples=400,
+        samples=800,
         outputs=("boxes", "classes"),
     ),
     Case(
@@ -329,7 +329,7 @@ CASES = (
         outputs=("scores", "boxes"),
         quick=True,
     ),
-    Case("pose", "keypoints", _Outputs.pose, pictures(128), samples=400, **_DENSE),
+    Case("pose", "keypoints", _Outputs.pose, pictures(128), **_DENSE),
     Case("super-resolution", "dense", _Outputs.larger, pictures(48, 1), **_DENSE, quick=True),
     Case("unet", "dense", _Outputs.unet, pictures(64), **_DENSE),
     Case("autoencoder", "dense", _Outputs.autoencoder, pictures(28, 1), **_DENSE),
