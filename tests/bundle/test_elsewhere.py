@@ -15,11 +15,13 @@ from hasten.bundle import (
     MeasuredElsewhere,
     NotCertifiedHere,
     Part,
+    UnfinishedRun,
     differences,
     engine_of,
     load,
     write,
 )
+from hasten.bundle.manifest import untimed_yet
 from hasten.core.target import Target
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.null import Null, NullSession
@@ -49,6 +51,23 @@ def test_what_differs_from_the_certified_machine_is_said(tmp_path: Path, winner:
         assert loaded(X)["logits"].shape == (1, 4)
     assert [str(w.message) for w in caught] == [f"not certified here: {'; '.join(notes)}"]
     assert caught[0].filename == __file__
+
+
+def test_what_is_certified_before_its_run_has_finished_says_so(
+    tmp_path: Path, winner: Part
+) -> None:
+    why = untimed_yet("sure enough")
+    write(tmp_path / "b", stated(winner, None, why=why), {})
+    with pytest.warns(UnfinishedRun) as caught:
+        loaded = load(tmp_path / "b")
+    with loaded:
+        assert loaded.not_certified == ()
+    assert [str(one.message) for one in caught] == [f"{tmp_path / 'b'}: {why}"]
+    assert caught[0].filename == __file__
+    assert why == (
+        "the run has not finished: sure enough; it hasn't been timed again yet, so another model may "
+        "still ship; continue with --resume"
+    )
 
 
 @pytest.mark.parametrize(("status", "which"), [("exact", "winner"), ("uncertified", "exact")])

@@ -13,6 +13,7 @@ from tests.support.bundles import forge, stated
 from tests.support.jobs import job_in
 
 from hasten.bundle import Part, folder, read, replaceable, write
+from hasten.bundle.manifest import untimed_yet
 from hasten.core.invocation import Invocation
 from hasten.core.progress import nobody
 from hasten.errors import InputError
@@ -112,6 +113,18 @@ def test_a_bundle_with_a_link_in_it_is_never_replaced(bundle: Path, winner: Part
         refused(bundle, winner)
         == f"{bundle} holds 'data', which is not part of the bundle; {ADVICE}"
     )
+
+
+def test_what_an_unfinished_run_certified_gives_way_to_nothing_uncertified(
+    tmp_path: Path, winner: Part
+) -> None:
+    path = tmp_path / "b"
+    write(path, stated(winner, None, why=untimed_yet("sure enough")), {})
+    before = content(path)
+    interim(path)
+    assert content(path) == before
+    write_anew(path, winner)  # but its own run's end, or another's certificate, takes its place
+    assert read(path).why == "newer"
 
 
 def test_a_damaged_bundle_is_never_replaced(bundle: Path, winner: Part) -> None:

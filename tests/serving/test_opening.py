@@ -13,6 +13,7 @@ from tests.support.bundles import forge
 from tests.support.servers import ServerThread, bundle_of, place_of, with_curve
 
 from hasten.bundle import Loaded
+from hasten.bundle.manifest import untimed_yet
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import CandidateError, IntegrityError
 from hasten.serving.models.opening import ModelSettings, open_bundle
@@ -159,6 +160,16 @@ def test_a_folder_of_compiled_models_is_named_from_where_the_server_was_started(
     ]
     kept = str(tmp_path / "kept")
     assert [settings.models[0].settings.compiled for settings in asked] == ["", "off", kept, kept]
+
+
+def test_what_is_certified_before_its_run_has_finished_says_so(tmp_path: Path) -> None:
+    why = untimed_yet("sure enough")
+    path = bundle_of(tmp_path, models.solid(tmp_path))
+    forge(path, lambda record: record.update(status="certified", why=why))
+    with ServerThread(place_of(path)) as server:
+        (one,) = server.server.state.repository
+        assert one.served is not None
+        assert why in one.served.opened.notes
 
 
 @pytest.mark.parametrize("exact", [False, True], ids=["alone", "beside its exact model"])

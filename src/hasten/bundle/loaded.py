@@ -16,7 +16,7 @@ import numpy as np
 
 from hasten.bundle.binding import bound_arrays
 from hasten.bundle.covered import certified_sizes, cut, has_batch_axis, joined, not_covered
-from hasten.bundle.manifest import Manifest, Part
+from hasten.bundle.manifest import Manifest, Part, unfinished
 from hasten.bundle.packing.names import is_address, is_packed
 from hasten.bundle.requests import REQUESTS, kept_requests
 from hasten.bundle.requirements import answers_as, distributions, programs
@@ -51,6 +51,10 @@ class NotCertifiedHere(UserWarning):
 
 class MeasuredElsewhere(UserWarning):
     """Warning that an exact model runs on a machine other than the one where it was the fastest."""
+
+
+class UnfinishedRun(UserWarning):
+    """Warning that the run that made a bundle has not finished, so that another model may still ship."""
 
 
 def differences(
@@ -564,6 +568,7 @@ def load(
     Warns:
         NotCertifiedHere: this machine or engine version isn't the certified one, or this machine has
             fewer threads; a later call warns once if its shapes aren't the certified ones.
+        UnfinishedRun: the model is certified, but its run has not finished, so another may still ship.
         MeasuredElsewhere: an exact model, whose answers hold everywhere, was measured on another
             machine or engine version.
     """
@@ -611,6 +616,8 @@ def _open(
     exact = which == "exact" or manifest.status == "exact"
     if manifest.status == "uncertified" and not exact:
         notes.insert(0, manifest.why)
+    elif not exact and unfinished(manifest.why):
+        warnings.warn(f"{stored.name}: {manifest.why}", UnfinishedRun, stacklevel=3)
     if notes:
         kind = MeasuredElsewhere if exact else NotCertifiedHere
         warnings.warn(_warning(notes, exact=exact), kind, stacklevel=3)

@@ -37,7 +37,7 @@ STAGES: dict[StageName, str] = {
     "certify": "certifying",
     "label": "waiting for labels",
     "figures": "measuring final figures",
-    "limit": "comparing it with what the machine can do",
+    "limit": "profiling, and comparing with what the machine can do",
     "curve": "measuring the batch curve",
     "load": "measuring under load",
 }

@@ -7,10 +7,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hasten.bundle.loaded import NotCertifiedHere, load
+from hasten.bundle.loaded import NotCertifiedHere, UnfinishedRun, load
 from hasten.bundle.signatures import Trusted
 from hasten.core.cache_folder import cache_folder
 from hasten.errors import InputError
+
+_SHOWN = (NotCertifiedHere, UnfinishedRun)
 
 
 def opened_once(
@@ -33,7 +35,8 @@ def opened_once(
     if warm and kept is None:
         raise InputError("--warm keeps what is compiled, but HASTEN_CACHE=off: unset it")
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", NotCertifiedHere)
+        for kind in _SHOWN:
+            warnings.simplefilter("always", kind)
         began = time.perf_counter()
         cache = False if kept is None else kept.path
         with load(bundle, custom_ops=custom_ops, cache=cache, trusted=trusted) as model:
@@ -47,5 +50,5 @@ def opened_once(
     if kept is not None:
         yield f"what was compiled is kept in {kept.path}"
     for one in caught:
-        if issubclass(one.category, NotCertifiedHere):
+        if issubclass(one.category, _SHOWN):
             yield str(one.message)

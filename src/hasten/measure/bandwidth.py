@@ -145,9 +145,9 @@ class Bandwidth:
     """Measures the bandwidth of every cache that a target's threads reach, and of memory.
 
     A level is a working set that the nearer levels can't hold. All caches but the last belong to a
-    core, so one thread measures them and the result counts once per instance. All threads at once
-    measure the last cache and memory. Each thread has memory for its largest working set, in which all
-    its measurements lie: to get that memory from the system takes longer than to measure it.
+    core, so the first thread measures them and the result counts once per instance. All threads at once
+    measure the last cache and memory. Each thread has memory for its largest working set, and all its
+    measurements use it: to get that memory from the system takes longer than to measure it.
 
     Args:
         target: Device with its threads and the memory that it may use.
@@ -156,9 +156,11 @@ class Bandwidth:
 
     def __init__(self, target: Target, system: Path = _SYSTEM) -> None:
         self._sets = _working_sets(target, system)
-        room = max(room_of(one.share_bytes) for one in self._sets)
+        first = max(room_of(one.share_bytes) for one in self._sets)
+        other = max(room_of(one.share_bytes) for one in self._sets if one.threads == target.threads)
+        rooms = [first, *[other] * (target.threads - 1)]
         # Ones, not zeros: pages of zeros may all share one physical page.
-        self._memory = [np.ones(room, np.int32) for _ in range(target.threads)]
+        self._memory = [np.ones(room, np.int32) for room in rooms]
 
     def turn(self) -> tuple[Level, ...]:
         """Take short blocks of copies, additions and reads at every level, nearest first."""

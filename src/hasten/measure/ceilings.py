@@ -68,11 +68,12 @@ def measure(
 
 def _measured(target: Target, folder: Path, engines: Sequence[str], deadline: Deadline) -> Ceilings:
     work = kernels(folder, target.threads)
-    bandwidth, reached = Bandwidth(target), tuple[Level, ...]()
+    reached: tuple[Level, ...] = ()
     with ExitStack() as end:
         rigs = [end.enter_context(rig) for rig in _rigs(target, folder, engines, deadline)]
         for rig in rigs:
             rig.build(work)
+        bandwidth = Bandwidth(target)
         for _ in range(TURNS):
             for rig in rigs:
                 rig.turn()

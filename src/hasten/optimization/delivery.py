@@ -13,7 +13,7 @@ from typing import Any
 
 from hasten import bundle
 from hasten.bundle import Manifest
-from hasten.bundle.manifest import unfinished
+from hasten.bundle.manifest import UNCERTIFIED_YET, unfinished
 from hasten.certificate.batches import Coverage
 from hasten.certificate.looks import Look
 from hasten.core.comparison import Comparison
@@ -113,12 +113,15 @@ def _unfinished(job: Job) -> bool:
 
 
 def write_interim(job: Job, ready: Ready, shipment: Shipment) -> None:
-    """Write the best candidate so far, marked unfinished, unless a finished bundle is in its place.
+    """Write the best candidate so far, marked unfinished, in the place of none or of another such one.
+
+    A bundle that is certified stays, though its run hasn't finished, until this run has one, too.
 
     Raises:
         InputError: the place holds something that no bundle may replace, or the disk is full.
     """
-    if _unfinished(job):
+    older = bundle.replaceable(job.order.out)
+    if older is None or older.get("why") == UNCERTIFIED_YET:
         write(job, ready, shipment, {})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from hasten.core.records import to_record
 from hasten.core.target import Target
 from hasten.engines.artifacts import batch_sizes
 from hasten.engines.layers import LayerTime
+from hasten.errors import CandidateError
 from hasten.measure.candidate import Trial
 from hasten.measure.curve import CURVE, CurvePoint, curve_record
 from hasten.measure.exactness import unchanged_in_words
@@ -69,9 +71,9 @@ class Finish:
         winner = passed[0] if passed else self.ladder.exact
         loose = self._fastest_uncertified(winner)
         best = best_of_methods(racing) if racing.ready.trained else {}
-        racing.job.deadline.enter("figures")
         if passed:
             self._certified(*passed)
+        racing.job.deadline.enter("figures")
         final = self._fresh_figures([self.ladder.exact, winner], [loose, *best.values()])
         choice = decide(
             self.ladder,
@@ -141,13 +143,20 @@ class Finish:
         return Ending(shipment(racing, choice), result, records)
 
     def _certified(self, winner: str, judgement: Judgement) -> None:
-        """Write a bundle of what is certified, marked unfinished, and tell it before it is timed anew."""
-        job, label = self.racing.job, self.racing.candidate(winner).label
-        why = untimed_yet(judgement.in_words())
-        choice = Choice(winner, self.ladder.exact, "certified", why, judgement)
-        self.keep(shipment(self.racing, choice))
-        said = f"certified after {job.deadline.elapsed_s:.0f} s: {label}: {judgement.in_words()}"
-        job.tell("certify", "certified", 1, 1, news=said)
+        """Write a bundle of what is certified, marked unfinished, and tell it before it is timed again.
+
+        That is still a part of the stage before, so that it takes no time from the fresh rounds.
+        """
+        job, label, words = (
+            self.racing.job,
+            self.racing.candidate(winner).label,
+            judgement.in_words(),
+        )
+        choice = Choice(winner, self.ladder.exact, "certified", untimed_yet(words), judgement)
+        with contextlib.suppress(CandidateError):  # its files are gone, which the fresh rounds tell
+            self.keep(shipment(self.racing, choice))
+        said = f"certified after {job.deadline.elapsed_s:.0f} s: {label}: {words}"
+        job.tell("certify", "certified", 1, 1, news=f"{said}; it is timed again before it ships")
 
     def _of_the_host(self, choice: Choice) -> Choice:
         """Say so where what ships is the original on the host, though the run is for a device."""
@@ -256,7 +265,7 @@ class Finish:
                 "machine's limit"
             )
             return {}, (), {}
-        self.racing.job.tell("limit", "what the machine can do", 0, 1)
+        self.racing.job.tell("limit", "profiling, and comparing with what the machine can do", 0, 1)
         wanted = {role: key for role, key, _ in shown if role in ("fastest exact", "winner")}
         steps = profiles(self.racing, wanted)
         return steps, *limits(

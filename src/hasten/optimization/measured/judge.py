@@ -151,7 +151,7 @@ class Measured(Judge):
             InputError: no engine can show it.
         """
         bench = self.racing.bench
-        self.job.tell("ceilings", "what the machine can do", 0, 1)
+        self.job.tell("ceilings", "measuring what the machine can do", 0, 1)
         return measure(bench.target, bench.folder, deadline=self.job.deadline)
 
     def _original(self) -> list[str]:
