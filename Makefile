@@ -7,7 +7,7 @@ DEVICE := -m pytest -o timeout=900 -o faulthandler_timeout=960
 
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-digits test test-all suite suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu wheels-gpu test-tpu test-lowest environments check docs docs-serve notebooks chaos fuzz changelog release clean
+.PHONY: demo demo-digits test test-all suite suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu wheels-gpu test-tpu test-lowest environments check docs docs-serve pictures notebooks chaos fuzz changelog release clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hasten demo photos
@@ -46,6 +46,12 @@ docs-serve: .venv-docs/.mermaid
 .venv-docs/.mermaid: .venv-docs/.test
 	cd .venv-docs && PATH=$$PWD/bin:$$PATH npm pack --silent mermaid@11 && tar -xzf mermaid-11*.tgz package/dist/mermaid.min.js
 	touch $@
+
+# The picture of the README and of the home page, from what `make demo` made. Their captions state its figures.
+pictures: $(VENV)/.demo
+	$(BIN)/hasten report photos.hasten --plots .plots
+	mv .plots/speed-against-accuracy*.svg docs/pictures
+	rm -r .plots
 
 # Notebooks of tutorials, written from their pages; a test holds them to that.
 notebooks: $(VENV)/.test

@@ -338,7 +338,8 @@ def curve(report: Report) -> Html:
     """Show speed by batch and by sessions."""
     if not report.curve:
         return NONE
-    caption = "This is only about speed: the certificate is for one sample in a request."
+    covered = report.result.batches
+    caption = "This is only about speed." + (f" The certificate covers {covered}." if covered else "")
     plot = machine_plots.batches(report.curve)
     return section("batches", "Batches and sessions", plot.html(caption))
 
