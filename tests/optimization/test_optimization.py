@@ -28,7 +28,7 @@ from hasten.testing import models
 RIVALS = "tests.support.rivals:"
 NOT_ENOUGH = (
     "140 sealed samples can't show that at most 1% of answers change, even if nothing changes: "
-    "that takes 299, so some 641 samples in all"
+    "that takes 299, so about 641 samples in all"
 )
 
 
@@ -152,11 +152,11 @@ def test_an_interim_bundle_says_that_it_is_not_certified(certified: Certified) -
     }
 
 
-def test_what_is_certified_is_on_disk_before_it_is_timed_anew(certified: Certified) -> None:
+def test_what_is_certified_is_on_disk_before_it_is_timed_again(certified: Certified) -> None:
     (early,) = certified.early
     last = read(certified.result.bundle)
     assert early.why == (
-        f"the run has not finished: {last.why}; it hasn't been timed anew yet, so another model may "
+        f"the run has not finished: {last.why}; it hasn't been timed again yet, so another model may "
         "still ship; continue with --resume"
     )
     assert (early.status, early.certificate, early.winner.label) == (

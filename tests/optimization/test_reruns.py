@@ -78,7 +78,9 @@ def test_a_rerun_after_a_refusal_pays_and_fresh_samples_do_not(tmp_path: Path, s
     certificate = read(more.bundle).certificate
     assert certificate is not None
     assert certificate["judgement"]["confidence"] == 0.95
-    assert certificate["look"]["words"].startswith("first look at these data (by a ledger kept ")
+    assert certificate["look"]["words"].startswith(
+        "first look at these data (according to a ledger kept "
+    )
     third = json.loads((more.bundle / "evidence" / "sealed.json").read_text())
     assert not set(third["hashes"]) & {*once["hashes"], *once["seen"]}
 

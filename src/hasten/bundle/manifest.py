@@ -125,7 +125,7 @@ def untimed_yet(words: str) -> str:
         words: Words of its certificate.
     """
     return (
-        f"{_UNFINISHED}{words}; it hasn't been timed anew yet, so another model may still ship; "
+        f"{_UNFINISHED}{words}; it hasn't been timed again yet, so another model may still ship; "
         "continue with --resume"
     )
 

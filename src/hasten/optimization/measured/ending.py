@@ -141,7 +141,7 @@ class Finish:
         return Ending(shipment(racing, choice), result, records)
 
     def _certified(self, winner: str, judgement: Judgement) -> None:
-        """Write a bundle of what is certified, marked unfinished, and tell it before it is timed anew."""
+        """Write a bundle of what is certified, marked unfinished, and tell it before it is timed again."""
         job, label = self.racing.job, self.racing.candidate(winner).label
         why = untimed_yet(judgement.in_words())
         choice = Choice(winner, self.ladder.exact, "certified", why, judgement)
@@ -264,7 +264,7 @@ class Finish:
         )
 
     def _fresh_figures(self, ships: Sequence[str], shown: Sequence[str | None]) -> Standings:
-        """Time the candidates of the table anew: the fastest of many looks faster than it is.
+        """Time the candidates of the table again: the fastest of many looks faster than it is.
 
         Args:
             ships: Keys of those of which one ships.
