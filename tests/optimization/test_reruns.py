@@ -58,7 +58,7 @@ def test_a_rerun_after_a_refusal_pays_and_fresh_samples_do_not(tmp_path: Path, s
     assert second.look is not None
     assert (second.look.number, second.look.refused) == (2, 1)
     assert second.look.alpha == pytest.approx(0.0005)
-    said = "second look at these data: tested at 0.05% instead of 5%, since 1 before it ended"
+    said = "second look at these data: tested at 0.05% instead of 5%, because 1 earlier look "
     assert any(note.startswith(said) for note in second.notes)
     assert second.notes[0] == (
         "140 sealed samples can't show that at most 1.5% of answers change, even if nothing changes: "

@@ -255,7 +255,7 @@ class _Older:
     def counterparts(self, bundle: _Bundle, cuts: Sequence[Cut]) -> list[Cut | None]:
         """Return the older tensor for each of a newer bundle; None for bytes, and where there is none.
 
-        Where both have as many of a kind, they are paired in their order: runtimes number constants again
+        Where both have as many of a kind, they are paired in their order: runtimes renumber constants
         each time, so that a name may be another's. Else they are paired by name.
         """
         kinds: dict[Kind, list[Cut]] = {}
