@@ -141,7 +141,7 @@ class Finish:
         return Ending(shipment(racing, choice), result, records)
 
     def _certified(self, winner: str, judgement: Judgement) -> None:
-        """Write a bundle of what is certified, marked unfinished, and tell it before it is timed again."""
+        """Write a bundle of what is certified, marked unfinished, and tell it before it is timed anew."""
         job, label = self.racing.job, self.racing.candidate(winner).label
         why = untimed_yet(judgement.in_words())
         choice = Choice(winner, self.ladder.exact, "certified", why, judgement)
