@@ -207,7 +207,7 @@ def _look(out: Path, clock: Clock) -> None:
         if manifest.status == "certified":
             clock.mark(f"certified: {winner.label}")
             if not unfinished(manifest.why):
-                clock.mark("it is timed anew, and ships")
+                clock.mark("it is timed again, and ships")
             return
         steps = [from_record(Pass, step) for step in winner.passes]
         exact = from_record(Engine, winner.engine).exact and all(step.exact for step in steps)

@@ -1,4 +1,4 @@
-"""Architectures whose weights no package ships, trained here for some minutes on real labelled images.
+"""Architectures whose weights no package ships, trained here for a few minutes on real labelled images.
 
     python benchmarks/garments.py [NAME ...] [--cache FOLDER]
 

@@ -55,7 +55,7 @@ class Line:
         p99_ns: 99th percentile of the latencies, in nanoseconds.
         times: How many times as fast as the baseline: estimate and ends of the 95% interval.
         device_ns: Time of a request on the device's stream by its clock, after the race, in nanoseconds;
-            None without a clock.
+            None if there is no clock.
         off: Distance of its answers from the eager ones, as a share of their root mean square.
         said: Facts that its engine states, by name.
     """

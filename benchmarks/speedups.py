@@ -10,7 +10,7 @@ the fastest of all that keeps its accuracy, how long the search took from the mo
 the most memory that it and its workers held at once (PSS).
 
 "latency only" marks models whose weights are random, so that their accuracy says nothing. Some models
-are trained first, on two cores in some minutes; their weights stay in the cache folder.
+are trained first, on two cores in a few minutes; their weights stay in the cache folder.
 """
 
 from __future__ import annotations

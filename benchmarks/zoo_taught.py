@@ -1,8 +1,8 @@
 """Short training for the zoo's classifiers of pictures, whose weights no package ships.
 
 Where weights are random, the two largest scores of a picture hardly differ, and noise decides its class:
-bfloat16 alone changes some 5% of the answers, so no faster form could keep them. Here a network learns 20
-kinds of pictures in some minutes; each kind has a mark of its own, laid over a picture.
+bfloat16 alone changes about 5% of the answers, so no faster form could keep them. Here a network learns 20
+kinds of pictures in a few minutes; each kind has a mark of its own, laid over a picture.
 
     python benchmarks/zoo_taught.py CASE [...]   # trains, and prints how many fresh pictures it gets right
 """

@@ -1,4 +1,4 @@
-"""The zoo's networks for pictures: classifiers are trained for some minutes, others have random weights."""
+"""The zoo's networks for pictures: classifiers are trained for a few minutes, others have random weights."""
 
 from __future__ import annotations
 

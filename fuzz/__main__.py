@@ -65,7 +65,7 @@ class Attacks:
 def batches(
     surface: Surface, seed: int, seconds: float, count: int | None = None
 ) -> Iterator[list[bytes]]:
-    """Make inputs for some seconds, or so many."""
+    """Make inputs for a few seconds, or so many."""
     seeds, end_s, place = surface.seeds(), time.monotonic() + seconds, 0
     while time.monotonic() < end_s and (count is None or place < count):
         stop = place + _BATCH if count is None else min(place + _BATCH, count)

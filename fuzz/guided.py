@@ -12,7 +12,7 @@ from fuzz.surface import MOST_BYTES, Surface
 
 
 def guided(surface: Surface, seconds: float, seed: int, findings: Path) -> None:
-    """Change inputs for some seconds in this process; atheris ends it, with 77 where one does harm."""
+    """Change inputs for a few seconds in this process; atheris ends it, with 77 where one does harm."""
     import atheris
 
     findings.mkdir(parents=True, exist_ok=True)

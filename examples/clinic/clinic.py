@@ -34,11 +34,11 @@ from hasten.measure.intervals import paired_ratio
 
 HERE = str(Path(__file__).resolve())
 THRESHOLD = 0.2
-"""Least probability of a malignant tumour that is reported: to miss one is worse than to report one too many."""
+"""Least probability of a malignant tumor that is reported: to miss one is worse than to report one too many."""
 MARGIN = 0.15
 """Distance from the threshold within which a person decides."""
 MAX_LOST = 0.03
-"""Largest share of the malignant tumours that the faster model may lose."""
+"""Largest share of the malignant tumors that the faster model may lose."""
 ROUNDS = 30
 
 Part = tuple[np.ndarray, np.ndarray]
@@ -49,7 +49,7 @@ Answer = Callable[[bytes], Any]
 def data() -> tuple[tuple[str, ...], Part, Part]:
     """Return the columns, and what trains and what judges: rows, and 1 for malignant.
 
-    Three rows in ten train. Only malignant tumours tell of sensitivity, so most of them judge.
+    Three rows in ten train. Only malignant tumors tell of sensitivity, so most of them judge.
     """
     given = load_breast_cancer()
     x, malignant = given.data.astype(np.float32), (given.target == 0).astype(np.int64)
@@ -64,7 +64,7 @@ def data() -> tuple[tuple[str, ...], Part, Part]:
 
 
 class Network(torch.nn.Module):
-    """30 numbers as they were measured to the probability of a malignant tumour, `(batch, 1)`."""
+    """30 numbers as they were measured to the probability of a malignant tumor, `(batch, 1)`."""
 
     def __init__(self, mean: torch.Tensor, std: torch.Tensor) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ def model() -> Network:
 
 
 def right(outputs: Mapping[str, np.ndarray], labels: np.ndarray) -> np.ndarray:
-    """Score 1 for each right decision; over malignant tumours alone, the mean is the sensitivity."""
+    """Score 1 for each right decision; over malignant tumors alone, the mean is the sensitivity."""
     (probability,) = outputs.values()
     return ((probability[:, 0] >= np.float32(THRESHOLD)) == labels).astype(np.float64)
 
@@ -229,7 +229,7 @@ def run(out: Path, effort: str, rounds: int = ROUNDS) -> dict[str, Any]:
     pipeline = Pipeline((Row(columns),), (Threshold(THRESHOLD, MARGIN, labels=labels),))
     metric = f"{HERE}:right"
     options: Any = {"metric": metric, "guard": "lost", "effort": effort, "out": out}
-    # The search gets rows that trained, so that every other malignant tumour is left for one certificate.
+    # The search gets rows that trained, so that every other malignant tumor is left for one certificate.
     # A network of 1,500 weights gains nothing by rounding them: only engines are tried.
     made = hasten.optimize(
         f"{HERE}:model", train, pipeline=pipeline, passes=(), max_drop=0.05, **options
@@ -281,12 +281,12 @@ def run(out: Path, effort: str, rounds: int = ROUNDS) -> dict[str, Any]:
 def say(found: dict[str, Any]) -> None:
     """Print what was found."""
     print(f"{found['model']} ({found['status']})")
-    print(f"on {found['kind']}, {found['n']} malignant tumours: {found['certificate']}")
+    print(f"on {found['kind']}, {found['n']} malignant tumors: {found['certificate']}")
     needed = {
         share: int(np.ceil(np.log(0.05) / np.log1p(-share))) for share in (0.01, 0.005, 0.001)
     }
     more = ", ".join(f"{share:.1%} takes {n:,}" for share, n in needed.items())
-    print(f"with none lost, a bound of {more} malignant tumours that nobody has seen")
+    print(f"with none lost, a bound of {more} malignant tumors that nobody has seen")
     print(f"sensitivity of the network itself: {found['sensitivity']:.1%}")
     for name, count in found["decisions"].items():
         print(f"  {name}: {count}")

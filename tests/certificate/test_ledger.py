@@ -254,7 +254,7 @@ def test_one_that_can_only_be_read_tells_the_look_and_says_that_nobody_will_know
     said = os.read(reading, 10_000).decode()
     os.close(reading)
     os.close(writing)
-    assert said.startswith("0.0005 by a ledger kept since ")
+    assert said.startswith("0.0005 according to a ledger kept since ")
     assert said.endswith("can't be written: File too large; later runs won't know of this one")
     assert (tmp_path / FILE).read_bytes() == before
 

@@ -25,7 +25,9 @@ def past(number: int, hashes: set[bytes], refused: bool | None, repeats: bool = 
 
 
 def look(hashes: set[bytes], *before: PastLook) -> Look:
-    return look_at(hashes, before, own="f" * 16, asked=0.05, kept="by a ledger kept since today")
+    return look_at(
+        hashes, before, own="f" * 16, asked=0.05, kept="according to a ledger kept since today"
+    )
 
 
 def test_a_first_look_has_all_of_alpha_and_nothing_to_say() -> None:
@@ -39,8 +41,8 @@ def test_a_look_after_certified_ones_has_all_of_alpha_too() -> None:
     third = look({A}, past(1, {A}, False), past(2, {A, B}, False))
     assert (third.number, third.alpha) == (3, 0.05)
     assert third.in_words() == (
-        "third look at these data: tested at 5%, since all that was tested before passed "
-        "(by a ledger kept since today)"
+        "third look at these data: tested at 5%, because every earlier test passed "
+        "(according to a ledger kept since today)"
     )
 
 
@@ -50,8 +52,8 @@ def test_a_look_after_a_refusal_or_one_that_never_ended_pays(outcome: bool | Non
     assert second.alpha == pytest.approx(0.0005)
     assert second.promise(Promise(Top1())).confidence == pytest.approx(0.9995)
     assert second.in_words() == (
-        "second look at these data: tested at 0.05% instead of 5%, since 1 before it ended without "
-        "a certificate for all that was tested (by a ledger kept since today)"
+        "second look at these data: tested at 0.05% instead of 5%, because 1 earlier look didn't "
+        "certify everything that it tested (according to a ledger kept since today)"
     )
 
 
@@ -70,7 +72,7 @@ def test_all_levels_together_are_a_fiftieth_more_than_alpha() -> None:
 
 def test_a_sample_tested_on_is_worth_less_the_more_was_refused() -> None:
     assert worth(0.05, 0) == 1
-    assert 0.34 < worth(0.05, 1) < 0.38  # a second look takes some 2.8 times the samples
+    assert 0.34 < worth(0.05, 1) < 0.38  # a second look takes about 2.8 times the samples
     assert worth(0.05, 5) < worth(0.05, 1)
 
 

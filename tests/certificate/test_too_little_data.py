@@ -36,21 +36,21 @@ def parts(folder: Path, samples: int, each: int | None = None, **settings: Any) 
             0.95,
             None,
             "420 sealed samples can't show a fall of at most 0.5 points, even if nothing changes: "
-            "that takes 598, so some 1,155 samples in all",
+            "that takes 598, so about 1,155 samples in all",
         ),
         (
             Agreement(),
             "net",
             0.95,
             None,
-            "420 sealed samples can't show that at most 0.5% of answers change, even if nothing changes: that takes 598, so some 1,155 samples in all",
+            "420 sealed samples can't show that at most 0.5% of answers change, even if nothing changes: that takes 598, so about 1,155 samples in all",
         ),
         (
             Top1(),
             "lost",
             0.99,
             None,
-            "420 sealed samples can't show losses of at most 0.5 points, even if nothing changes: that takes 919, so some 1,613 samples in all",
+            "420 sealed samples can't show losses of at most 0.5 points, even if nothing changes: that takes 919, so about 1,613 samples in all",
         ),
         (
             Top1(),
@@ -58,7 +58,7 @@ def parts(folder: Path, samples: int, each: int | None = None, **settings: Any) 
             0.99,
             None,
             "420 sealed samples can't show a fall of at most 0.5 points, even if nothing changes: "
-            "that takes 1,027, so some 1,768 samples in all",
+            "that takes 1,027, so about 1,768 samples in all",
         ),
         (
             DetectionF1(),
@@ -66,7 +66,7 @@ def parts(folder: Path, samples: int, each: int | None = None, **settings: Any) 
             0.95,
             None,
             "420 sealed samples can't show a fall of at most 0.5 points, even if nothing changes: "
-            "that takes 670, so some 1,258 samples in all",
+            "that takes 670, so about 1,258 samples in all",
         ),
         (
             Top1(),
@@ -74,7 +74,7 @@ def parts(folder: Path, samples: int, each: int | None = None, **settings: Any) 
             0.95,
             5,
             "84 sealed groups can't show a fall of at most 0.5 points, even if nothing changes: "
-            "that takes 670, so some 1,018 groups in all",
+            "that takes 670, so about 1,018 groups in all",
         ),
     ],
 )
@@ -92,9 +92,9 @@ def test_comparisons_are_counted_by_the_rarer_class_and_told_in_samples(tmp_path
     (words,) = warnings(little, Promise(Auroc()), 300)
     draws = int((little.sealed.labels == 1).sum())  # type: ignore[union-attr]
     assert words.startswith(
-        f"{draws} sealed disjoint comparisons can't show a fall of at most 1 point, even if nothing changes: that takes 336, so some "
+        f"{draws} sealed disjoint comparisons can't show a fall of at most 1 point, even if nothing changes: that takes 336, so about "
     )
-    needed = int(words.split("some ")[1].removesuffix(" samples in all").replace(",", ""))
+    needed = int(words.split("so about ")[1].removesuffix(" samples in all").replace(",", ""))
     assert 3 * 336 * 2 < needed < 4 * 336 * 2
 
 
@@ -107,7 +107,7 @@ def test_as_many_as_it_says_are_enough_and_far_fewer_are_not(
         return warnings(split, Promise(Top1(), max_drop=0.02), calibration)
 
     (words,) = warned(120)
-    said = int(words.split("some ")[1].split()[0].replace(",", ""))
+    said = int(words.split("so about ")[1].split()[0].replace(",", ""))
     assert warned((said + 2) * (each or 1)) == []
     assert warned(int(said * 0.97) * (each or 1)) != []
 
@@ -117,5 +117,5 @@ def test_training_data_leaves_all_of_the_data_to_judge_on(tmp_path: Path) -> Non
     little = parts(tmp_path, 300, training=training)
     assert warnings(little, Promise(Top1()), 0) == [
         "210 sealed samples can't show a fall of at most 1 point, even if nothing changes: "
-        "that takes 299, so some 428 samples in all"
+        "that takes 299, so about 428 samples in all"
     ]

@@ -54,7 +54,7 @@ def test_no_test_is_an_error_and_odd_characters_are_well_formed() -> None:
 
 
 def test_the_summary_says_what_was_asked_and_what_came_out() -> None:
-    look = Look("0", 2, 1, 0.05, 0.0005, "by a ledger kept since today")
+    look = Look("0", 2, 1, 0.05, 0.0005, "according to a ledger kept since today")
     text = summary("b.hasten", outcome(look=look))
     assert text.startswith(
         "## hasten certify: `b.hasten` passed\n\nAsked: a fall of at most 1 point. "

@@ -40,7 +40,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModuleType, dict[str
     return ran("desk", tmp_path_factory.mktemp("desk"))
 
 
-def test_the_clinic_certifies_sensitivity_on_malignant_tumours_that_nothing_has_seen(
+def test_the_clinic_certifies_sensitivity_on_malignant_tumors_that_nothing_has_seen(
     clinic: tuple[ModuleType, dict[str, Any]],
 ) -> None:
     module, found = clinic

@@ -28,7 +28,7 @@ from hasten.testing import models
 RIVALS = "tests.support.rivals:"
 NOT_ENOUGH = (
     "140 sealed samples can't show that at most 1% of answers change, even if nothing changes: "
-    "that takes 299, so some 641 samples in all"
+    "that takes 299, so about 641 samples in all"
 )
 
 

@@ -58,7 +58,7 @@ def test_a_rerun_after_a_refusal_pays_and_fresh_samples_do_not(tmp_path: Path, s
     assert second.look is not None
     assert (second.look.number, second.look.refused) == (2, 1)
     assert second.look.alpha == pytest.approx(0.0005)
-    said = "second look at these data: tested at 0.05% instead of 5%, since 1 before it ended"
+    said = "second look at these data: tested at 0.05% instead of 5%, because 1 earlier look "
     assert any(note.startswith(said) for note in second.notes)
     assert second.notes[0] == (
         "140 sealed samples can't show that at most 1.5% of answers change, even if nothing changes: "
@@ -78,7 +78,9 @@ def test_a_rerun_after_a_refusal_pays_and_fresh_samples_do_not(tmp_path: Path, s
     certificate = read(more.bundle).certificate
     assert certificate is not None
     assert certificate["judgement"]["confidence"] == 0.95
-    assert certificate["look"]["words"].startswith("first look at these data (by a ledger kept ")
+    assert certificate["look"]["words"].startswith(
+        "first look at these data (according to a ledger kept "
+    )
     third = json.loads((more.bundle / "evidence" / "sealed.json").read_text())
     assert not set(third["hashes"]) & {*once["hashes"], *once["seen"]}
 

@@ -114,7 +114,7 @@ def test_the_original_on_fewer_threads_isnt_compared_with_itself() -> None:
     found = card(dataclasses.replace(EXACT_DEFAULT, threads=1, shipped_threads=1))
     rows = dict(found.rows)
     assert (found.title, found.good, found.bars) == ("Nothing faster ships", False, ())
-    assert rows["speed"] == "as fast as the default engine: nothing faster may ship"
+    assert rows["speed"] == "same as the default engine, because nothing faster may ship"
     assert rows["latency"] == "5 ms at the median, with 1 thread"
     assert rows["exact"] == "the original model, so it needs no certificate"
 

@@ -43,7 +43,7 @@ def test_a_bundles_charts_are_written_for_light_and_dark_pages(
     with pytest.raises(InputError) as raised:
         hasten.plots(exact_bundle, exact_bundle / "plots")
     assert str(raised.value) == (
-        f"{exact_bundle}/plots lies in the bundle, and writing there would damage it; give "
+        f"{exact_bundle}/plots is in the bundle, and writing there would damage it; give "
         "another folder"
     )
 

@@ -230,7 +230,7 @@ def test_a_report_never_damages_its_bundle(bundle: Path) -> None:
     with pytest.raises(InputError) as raised:
         hasten.report(bundle, place)
     assert str(raised.value) == (
-        f"{place} lies in the bundle, and writing there would damage it; give another out="
+        f"{place} is in the bundle, and writing there would damage it; give another out="
     )
     hasten.report(bundle)  # it is as it was written
 

@@ -91,7 +91,7 @@ TEXTS: Mapping[str, tuple[Result, tuple[str, ...]]] = {
     "exact, and the default engine itself": (
         EXACT_DEFAULT,
         (
-            "What ships: original, ONNX Runtime: the default engine, unchanged, since nothing faster may ship.",
+            "What ships: original, ONNX Runtime: the default engine, unchanged, because nothing faster may ship.",
             "How fast: it is the default engine: a request takes 5 ms at the median with 2 "
             "threads and one sample in a request.",
             NOISE,
@@ -127,7 +127,7 @@ TEXTS: Mapping[str, tuple[Result, tuple[str, ...]]] = {
     "not accurate enough": (
         NOT_ACCURATE,
         (
-            "What ships: original, ONNX Runtime: the default engine, unchanged, since nothing faster may ship.",
+            "What ships: original, ONNX Runtime: the default engine, unchanged, because nothing faster may ship.",
             "How fast: it is the default engine: a request takes 5 ms at the median with 2 "
             "threads and one sample in a request.",
             NOISE,

@@ -20,7 +20,7 @@ def digits() -> tuple[Array, Array]:
 
 
 def classifier(folder: Path) -> Path:
-    """Write a ridge regression of the classes as an ONNX file, right on some 93% of the images."""
+    """Write a ridge regression of the classes as an ONNX file, right on about 93% of the images."""
     x, y = (part[:FITTED_ON] for part in _all())
     flat = np.hstack([x.reshape(len(x), 64), np.ones((len(x), 1))]).astype(np.float64)
     weights = np.linalg.solve(flat.T @ flat + np.eye(65), flat.T @ np.eye(10)[y])

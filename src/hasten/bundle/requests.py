@@ -21,7 +21,7 @@ REQUESTS = "requests.raw"
 winner's request, in C order and little-endian. The manifest states their number, and their shapes where
 they differ; the winner's request states their types, and else their shapes."""
 MOST_REQUESTS = 4
-"""Most requests in a bundle: few, since they are somebody's data, but more than one, since another
+"""Largest number of requests in a bundle: few, since they are somebody's data, but more than one, since another
 request may take a branch that the first doesn't."""
 MOST_BYTES = 16 << 20
 """Largest size of the file: it is read whole, and travels with every bundle."""

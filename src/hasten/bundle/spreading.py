@@ -26,7 +26,7 @@ class Spread:
 
     Args:
         pool: Sessions that compute a batch's rows apart.
-        ways: Most threads at once, at least 1.
+        ways: Largest number of threads at once, at least 1.
     """
 
     def __init__(self, pool: SessionPool, ways: int) -> None:

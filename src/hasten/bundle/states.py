@@ -32,7 +32,7 @@ class Answering(Protocol):
 
 
 class Carrier:
-    """States of one sequence, for whoever runs its steps.
+    """States of one sequence, for the code that runs its steps.
 
     Attributes:
         states: States that the next step begins with, by the input's name.

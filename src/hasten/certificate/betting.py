@@ -90,7 +90,7 @@ def betting_upper_bound(
         alpha: Largest chance that the bound is below the true mean.
         prior: Prior from data that is disjoint from these differences.
         weights: Rows of each draw, up to a factor, shape (n,); all equal by default.
-        heaviest: Most rows that a draw may have, where that is more than these have.
+        heaviest: Largest number of rows that a draw may have, where that is more than these have.
 
     Raises:
         InputError: there are no differences, some lie outside [-1, 1], alpha is outside (0, 1), or the

@@ -49,7 +49,7 @@ class Draws:
     Attributes:
         differences: Difference of each draw, or mean difference of each group, shape (draws,).
         weights: Rows of each draw that count at its difference, shape (draws,).
-        heaviest: Most rows of a draw, among all data that these were drawn from.
+        heaviest: Largest number of rows of a draw, among all data that these were drawn from.
         beyond: Number of rows to count as lost beside those, for the groups with more rows than the cut.
         grouped: Whether draws are groups; groups of one sample each count as samples.
         losses_only: Whether gains were counted as zero.

@@ -33,9 +33,9 @@ _RESAMPLED, _RESAMPLED_LARGE, _LARGE = 500, 200, 20_000
 _LEAST = 10
 """Fewest samples, or groups, of a class to resample."""
 _AT_ONCE = 4_000_000
-"""Most counts of samples that are in memory at a time."""
+"""Largest number of counts of samples that are in memory at a time."""
 _KEPT_BYTES = 512 << 20
-"""Most bytes of answers that are kept for the figures of a run."""
+"""Largest number of bytes of answers that are kept for the figures of a run."""
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Setting:
     Attributes:
         metrics: Metrics over the set.
         pipeline: Steps around the model; None where there are none.
-        labels: Labels of the rows, `(n, ...)`; None without labels.
+        labels: Labels of the rows, `(n, ...)`; None if there are no labels.
         units: Number of each row's group, `(n,)`; equal numbers were drawn together.
         confidence: Confidence of each interval and each bound.
         models: Number of models among which the sealed data chooses; each has its share of the level.

@@ -137,7 +137,7 @@ class Ledger:
                 line = Looked(own, name, look.alpha, answers, look.repeats, today())
                 file.append(folder, content, [*lines, line])
             self.trouble = file.trouble or self.trouble
-            return replace(look, kept=f"by a ledger {self._since(content)}")
+            return replace(look, kept=f"according to a ledger {self._since(content)}")
         return look_at(mine, known.looks, own=own, asked=asked, kept=self.trouble)
 
     def end(

@@ -27,7 +27,7 @@ from hasten.certificate.looks import PastLook
 from hasten.inputs.data.splits import KNOWN_BYTES
 
 LIMIT_BYTES = 32 << 20
-"""Most bytes of the ledger: about a million and a half samples."""
+"""Largest number of bytes of the ledger: about a million and a half samples."""
 FILE, LOCK = "ledger.jsonl", "ledger.lock"
 _SUM = 16
 _LOCK_TRIES, _LOCK_PAUSE_S = 100, 0.1
@@ -123,7 +123,7 @@ class LedgerFile:
 
     Attributes:
         folder: Folder of the file, made when it is first opened.
-        limit_bytes: Most bytes of the file.
+        limit_bytes: Largest number of bytes of the file.
         trouble: Trouble that the file had and that ended nothing, in words; empty where there was none.
     """
 

@@ -21,6 +21,7 @@ from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Judgement, Verdict
 from hasten.core.records import canonical
 from hasten.core.tensors import Array
+from hasten.core.words import amount
 
 Judged: TypeAlias = list[tuple[str, Judgement | str]]
 """Pairs of a candidate's key and its judgement, or the reason why it failed."""
@@ -71,11 +72,12 @@ class Look:
             line += ", with the same answers as an earlier one: a repeat, tested as that one was"
         elif self.refused:
             line += (
-                f": tested at {_percent(self.alpha)} instead of {_percent(self.asked)}, since "
-                f"{self.refused:,} before it ended without a certificate for all that was tested"
+                f": tested at {_percent(self.alpha)} instead of {_percent(self.asked)}, because "
+                f"{amount(self.refused, 'earlier look')} didn't certify everything that "
+                f"{'it' if self.refused == 1 else 'they'} tested"
             )
         elif self.number > 1:
-            line += f": tested at {_percent(self.asked)}, since all that was tested before passed"
+            line += f": tested at {_percent(self.asked)}, because every earlier test passed"
         return f"{line} ({self.kept})"
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _WIDEST = 100
-"""Most columns of the box: longer lines are hard to read."""
+"""Largest number of columns of the box: longer lines are hard to read."""
 
 
 def show(result: Result, began: float, *, with_details: bool = False) -> None:

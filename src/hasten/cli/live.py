@@ -137,7 +137,7 @@ def bars(tried: Sequence[Tried], width: int, most: int) -> list[Text]:
     Args:
         tried: Candidates that were tried.
         width: Columns of the terminal.
-        most: Most lines.
+        most: Largest number of lines.
     """
     shown = [one for one in tried if one.verdict != "skipped"]
     shown.sort(key=lambda one: (_RANKS[one.verdict], _ratio(one)))

@@ -8,7 +8,7 @@ from typing import IO
 _UNASKED_BYTES = 64 << 20
 """Bytes to which any archive may unpack."""
 _MOST_TIMES = 20
-"""Most bytes to which each byte of a larger archive may unpack."""
+"""Largest number of bytes to which each byte of a larger archive may unpack."""
 _END = b"PK\x05\x06"
 _END_BYTES = 22
 

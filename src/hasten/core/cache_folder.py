@@ -1,6 +1,6 @@
 """Folder of cached bytes that only this user can write, limited in size, for any number of processes.
 
-What it holds may be run as code by whoever reads it (a compiled model), so nothing is read unless the
+What it holds may be run as code by its reader (a compiled model), so nothing is read unless the
 folder and the file belong to this user and nobody else can write to them. A file is written under
 another name and renamed, begins with a hash of its key and its content, and is read whole before
 it is used. Whatever fails here costs time and nothing else: nothing is found, or nothing is kept.
@@ -53,7 +53,7 @@ class Entry:
 
     Attributes:
         content: Bytes, as they were kept.
-        bulk: Path of a file that was kept with them, for whoever reads it in place; None without one.
+        bulk: Path of a file that was kept with them, for readers that read it in place; None if there is none.
             It serves while the entry is held; other processes never change the file, but may drop it.
     """
 
@@ -67,7 +67,8 @@ class CacheFolder:
 
     Attributes:
         path: Folder, which is made when something is first kept.
-        limit_bytes: Most bytes of all entries together; those unused for the longest go first.
+        limit_bytes: Largest number of bytes of all entries together; those unused for the longest
+            go first.
     """
 
     path: Path

@@ -11,7 +11,7 @@ from hasten.errors import IntegrityError
 _ROUNDING = 1e-12
 """Change of a figure below which only the last bits of float64 differ."""
 _MOST = 100
-"""Most figures, or notes, of a comparison that is read."""
+"""Largest number of figures, or notes, of a comparison that is read."""
 _LARGEST = 1e300
 
 

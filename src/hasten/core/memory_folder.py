@@ -120,7 +120,7 @@ class MemoryFolder:
             (self.path / name).unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Free the files; whoever mapped one keeps it."""
+        """Free the files; a process that mapped one keeps it."""
         self._end()
         self._sealed.clear()
 

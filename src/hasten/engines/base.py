@@ -121,7 +121,7 @@ class Session(ABC):
     def device_times(self) -> Mapping[str, str]:
         """Times of a request on a device with a clock of its own, and the device's state meanwhile.
 
-        They are taken now, which keeps the device busy for up to some seconds; empty without such a
+        They are taken now, which keeps the device busy for up to a few seconds; empty without such a
         device.
         """
         return {}

@@ -19,7 +19,7 @@ _FAR = 0.05
 
 
 def agrees(decision: Any, exact: Any) -> bool:
-    """Whether a decision is that of the exact models, for whoever acts on it.
+    """Whether a decision is that of the exact models, for the one who acts on it.
 
     Boxes agree if there are as many and each overlaps one of its label by an IoU of 0.5 or more, and
     what was read in the two agrees too. Classes agree if the most likely one is the same. Scores don't

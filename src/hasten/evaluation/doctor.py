@@ -52,7 +52,7 @@ def examine(*, ceilings: bool = False) -> list[tuple[str, str]]:
     """Return names and findings, in the order to print them.
 
     Args:
-        ceilings: Whether to measure what the machine can do at all, which takes some ten seconds.
+        ceilings: Whether to measure what the machine can do at all, which takes about ten seconds.
 
     Raises:
         InputError: the ceilings can't be measured.

@@ -54,7 +54,7 @@ class Files:
     """Files that a pipeline wants; None for those that it doesn't.
 
     Attributes:
-        junit: JUnit XML, written anew.
+        junit: JUnit XML, rewritten each time.
         summary: Markdown, to which a section is added.
         history: JSON lines, to which one is added.
         commit: Commit that is tested; empty where unknown.

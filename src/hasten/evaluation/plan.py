@@ -20,7 +20,7 @@ SEARCHED = 0.3
 _SHARES = (0.25, 0.5, 1.0, 2.0, 4.0)
 _SIZES = (0.5, 0.75, 1.0, 1.5, 2.0)
 _COUNTED_UP_TO = 120
-"""Most changed answers, on average, for which the paired test's power is counted, which takes seconds."""
+"""Largest number of changed answers, on average, for which the paired test's power is counted, which takes seconds."""
 _TAIL = 1e-4
 _STEPS = 3
 
@@ -176,7 +176,7 @@ def plan_for(
         confidence: Confidence of the certificate.
         power: Chance of a certificate that is wanted.
         groups: Whether data comes in groups, or scores lie between 0 and 1, so that betting judges.
-        calibration: Most samples of this data that calibrate.
+        calibration: Largest number of samples of this data that calibrate.
         training: Whether other data calibrates.
 
     Raises:
@@ -327,4 +327,6 @@ def _labels(plan: Plan, point: Point) -> str:
 
 
 def _chance(point: Point) -> str:
-    return f"{'' if point.exact else 'about '}{100 * point.power:.0f}%"
+    percent = f"{100 * point.power:.0f}%"
+    article = "an" if percent.startswith(("8", "11%", "18%")) else "a"
+    return f"{'' if point.exact else 'about '}{article} {percent} chance"

@@ -43,7 +43,7 @@ __all__ = ["Profile", "profile", "remarks", "summarize"]
 
 Role: TypeAlias = Literal["model", "winner", "exact"]
 _NAMED = 3
-"""Most of the longest steps that a remark names."""
+"""Largest number of steps that a remark names, of the longest ones."""
 
 
 @dataclass(frozen=True)

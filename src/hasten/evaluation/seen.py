@@ -29,7 +29,7 @@ Kind: TypeAlias = Literal["fresh data", "further look", "regression check", "exa
 _Hash: TypeAlias = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 _SEALED = "evidence/sealed.json"
 _SEALED_BYTES = 256 << 20
-"""Most bytes of the sealed record, enough for three million samples."""
+"""Largest number of bytes of the sealed record, enough for three million samples."""
 
 
 @dataclass(frozen=True)

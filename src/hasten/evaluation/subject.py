@@ -237,7 +237,7 @@ def _limits(folder: Path, manifest: Manifest, asked: Asked) -> Limits:
     for name, share in (("max_drop", stated.max_drop), ("confidence", stated.confidence)):
         if not 0 < share < 1:
             raise IntegrityError(
-                f"{folder}: the certificate is damaged: {name} lies between 0 and 1, and it says "
+                f"{folder}: the certificate is damaged: {name} must be between 0 and 1, and it says "
                 f"{share:g}"
             )
     return Limits(

@@ -25,7 +25,7 @@ class ExactAnswers:
         bench: Workbench that runs the model.
         exact: The exact model, open.
         samples: Samples to answer.
-        folder: Folder that keeps the outputs; it is made anew.
+        folder: Folder that keeps the outputs; any older one is replaced.
 
     Raises:
         InputError: the exact model's own answers aren't finite.
@@ -193,7 +193,7 @@ def _scored_parts(
         metric: Metric that is scored.
         own: Answers of the exact model to each part.
         answers: Key -> answers of a candidate to each part.
-        labels: Labels of the chunk; None without.
+        labels: Labels of the chunk; None if there are none.
         failed: Key -> why a candidate failed; added to here.
         watch: Callback that receives the answers of each model to each part, the exact model's first.
 

@@ -34,7 +34,7 @@ def measure(
     """Measure a machine's ceilings, or read those that were measured for this folder.
 
     Each figure is the best of the medians of short blocks, which are timed in turns. Nothing else
-    should run meanwhile. Measuring takes some seconds.
+    should run meanwhile. Measuring takes a few seconds.
 
     Args:
         target: Device with its threads.

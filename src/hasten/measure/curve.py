@@ -66,7 +66,7 @@ def curve_record(points: Sequence[CurvePoint]) -> list[dict[str, Any]]:
 
 
 def points_of(record: Any) -> tuple[CurvePoint, ...]:
-    """Read a curve back; derived figures are derived anew.
+    """Read a curve back; derived figures are computed again.
 
     Args:
         record: Record from `curve_record`, after JSON; it may come from anyone who makes a bundle.

@@ -82,7 +82,7 @@ class Deadline:
         self.stage, self._entered = stage, time.monotonic()
 
     def follow(self, plan: Plan) -> None:
-        """Let a function say what each stage needs; it is asked anew whenever needs matter."""
+        """Let a function say what each stage needs; it is asked again whenever needs matter."""
         self._plan = plan
 
     def needs(self, stage: Stage) -> Need:

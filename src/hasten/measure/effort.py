@@ -21,7 +21,7 @@ class Effort:
     Attributes:
         depth: Extent of the search. "engines": the untouched model on each engine. "first": each
             pass's likeliest settings too. "all": also further settings, mixtures of precisions,
-            cascades and the neighbours of the best.
+            cascades and the neighbors of the best.
         race_rounds: Fewest rounds in which the last candidates race.
         final_rounds: Fewest fresh rounds that the final figures come from.
         p99_rounds: Fewest fresh rounds where the p99 is the objective, which takes far more.

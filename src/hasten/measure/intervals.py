@@ -344,7 +344,7 @@ def quantile(
 ) -> Quantile:
     """Return a quantile with one-sided 95% confidence bounds.
 
-    The upper bound of a p99 takes some 350 rounds or more: 299 that are all fast are seen in 5% of
+    The upper bound of a p99 takes about 350 rounds or more: 299 that are all fast are seen in 5% of
     cases where one in a hundred is slow throughout. Where successive rounds are alike it takes as
     many times more. It holds for slowdowns that begin three times or more within the rounds; no
     measurement shows what is rarer. That of a middle quantile takes 29 rounds.

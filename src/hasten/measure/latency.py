@@ -23,7 +23,7 @@ class Pace:
             settle in 12 ms.
         block_ns: Timed time of each block, in nanoseconds.
         at_least: Fewest timed requests in a block.
-        at_most: Most timed requests in a block.
+        at_most: Largest number of timed requests in a block.
         limit_s: Time without an answer after which a worker is killed, in seconds.
     """
 
@@ -73,7 +73,7 @@ def rounds(
     first: int = 0,
     probe: Callable[[int], bool] = scales,
 ) -> Iterator[Round]:
-    """Yield rounds without end; `entrants` is read anew for each, so that it can shrink.
+    """Yield rounds without end; `entrants` is read again for each, so that it can shrink.
 
     Args:
         entrants: Name -> worker with an open session; all are put to sleep between turns.

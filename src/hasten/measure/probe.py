@@ -31,7 +31,7 @@ def _work() -> None:
 def thread_scaling(threads: int) -> float:
     """Return the work of `threads` threads, as a multiple of one thread's work in the same time.
 
-    The probe takes some 16 ms on any processor. A perfect result is `threads`; a neighbour on one
+    The probe takes about 16 ms on any processor. A perfect result is `threads`; a neighbour on one
     of two cores makes it 1. Where there is a processor for each thread, each is bound to its own:
     some kernels leave young threads together on one processor for a quarter of a second, whatever
     the host provides, while an engine's threads are older. The start of the threads isn't timed,

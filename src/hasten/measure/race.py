@@ -26,7 +26,7 @@ BASELINE, AGAIN = "baseline", "baseline again"
 _BEFORE_DROPPING = 6
 _REFUSED_PER_COUNTED = 3
 _LONGEST = 4
-"""Most rounds of a race that must settle, as a multiple of its rounds."""
+"""Largest number of rounds of a race that must settle, as a multiple of its rounds."""
 
 
 class NotEstablished(HastenError):  # noqa: N818 - an outcome, not an error

@@ -14,7 +14,7 @@ from hasten.measure.bandwidth import Level
 Bound: TypeAlias = Literal["arithmetic", "bytes", "overhead"]
 
 _NAMED = 3
-"""Most layers to name in a message."""
+"""Largest number of layers to name in a message."""
 _WIDTH_BYTES = {"f64": 8, "f32": 4, "f16": 2, "bf16": 2, "i8": 1}
 
 

@@ -24,9 +24,9 @@ def scored_steps(
     user's own function sees all, whatever the labels are.
 
     Args:
-        asked: Steps that were asked for; None without.
-        metric: Metric that was asked for; None without.
-        labels: Labels of the sequences, one row each; None without.
+        asked: Steps that were asked for; None if none were.
+        metric: Metric that was asked for; None if none was.
+        labels: Labels of the sequences, one row each; None if there are none.
         steps: Number of steps of a sequence.
 
     Raises:

@@ -30,7 +30,7 @@ _LARGEST = 32
 _LEAST_ROUNDS = 3
 """Rounds that a batch must leave time for, or it is left out; two of them must count."""
 _BYTES = 64 << 20
-"""Most bytes of one request and its answer."""
+"""Largest number of bytes of one request and its answer."""
 _MOST_REQUESTS = 64
 
 
@@ -82,7 +82,7 @@ def sweep(
         artifact: Artifact to measure.
         samples: Samples that requests are stacked from.
         budget_s: Time for the sweep, in seconds; a slow model may take one request more.
-        rounds: Most turns of each point.
+        rounds: Largest number of turns of each point.
         pace: Lengths and limits of a turn.
         seed: Seed of the orders.
         listen: Callback that receives the number of the round and of all rounds.

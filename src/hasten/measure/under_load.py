@@ -21,7 +21,7 @@ _SLOWEST_PER_S = 5.0
 """Lowest rate to try; lower ones would take minutes each."""
 _TRIES = 6
 _LOWER = (1.0, 0.95, 0.9, 0.8)
-"""Shares of the best rate to try anew until one holds, since the best of a few tries was lucky."""
+"""Shares of the best rate to try again until one holds, since the best of a few tries was lucky."""
 _SLACK = 4.0
 """Factor on the expected time of a run after which its worker counts as hung."""
 

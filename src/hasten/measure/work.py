@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import onnx
 
 _SMALL = 1024
-"""Most elements of a constant that may be a shape from which others follow."""
+"""Largest number of elements of a constant that may be a shape from which others follow."""
 _VALUES = ("raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data")
 _REQUEST_ALONE = ("Constant", "Shape", "Size")
 """Operators whose output depends only on the request's shapes, not on its values."""

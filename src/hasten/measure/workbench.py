@@ -34,9 +34,9 @@ from hasten.measure.roofline import LayerWork
 from hasten.passes.base import Pass, Skipped
 
 CHUNK = 64
-"""Most samples to answer before the parent reads the outputs, to bound the memory of both sides."""
+"""Largest number of samples to answer before the parent reads the outputs, to bound the memory of both sides."""
 CHUNK_BYTES = 64 << 20
-"""Most bytes of outputs before the parent reads them, but at least one sample."""
+"""Largest number of bytes of outputs before the parent reads them, but at least one sample."""
 REQUESTS = 12
 """Number of requests of one profile."""
 
@@ -284,7 +284,7 @@ class Bench:
             opened: Worker that answers.
             samples: Sequences to answer.
             folder: Folder to write the steps to, empty or not yet there.
-            count: Most steps to keep; they are spread evenly over the sequences.
+            count: Largest number of steps to keep; they are spread evenly over the sequences.
 
         Raises:
             CandidateError: the worker failed.

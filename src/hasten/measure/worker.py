@@ -75,7 +75,7 @@ def time_requests(
         warmup_ns: Untimed time at the beginning, in nanoseconds, for at least one request.
         block_ns: Intended length of the timed block, in nanoseconds.
         at_least: Fewest timed requests.
-        at_most: Most timed requests.
+        at_most: Largest number of timed requests.
         whole: Whether each request is warmed up, and timed as often as every other: at least once.
         clock_ns: Monotonic clock, in nanoseconds.
 
@@ -351,7 +351,7 @@ class _Process:
             gc.enable()
 
     def profile(self, command: dict[str, Any]) -> Any:
-        """Time each step of an artifact, loaded anew, rotating through real samples."""
+        """Time each step of a freshly loaded artifact, rotating through real samples."""
         engine = from_record(Engine, command["engine"], trusted=True)
         artifact = from_record(Artifact, command["artifact"])
         self.request = artifact.request

@@ -28,7 +28,7 @@ _PAYS = 0.95
 _MOVES = 0.1
 """Largest drop beside lone samples, as a share of the limit, with which a size has a chance."""
 _SHARE = 0.1
-"""Most further time for reading the sealed data, as a share of the run's time so far."""
+"""Longest further time for reading the sealed data, as a share of the run's time so far."""
 _LEAST_S = 5.0
 
 

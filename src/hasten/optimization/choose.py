@@ -9,7 +9,7 @@ from hasten.errors import InputError
 from hasten.measure.intervals import Ratio
 
 RUNGS = 4
-"""Most rungs of a ladder; each rung is a model that runs on all of the sealed data."""
+"""Largest number of rungs of a ladder; each rung is a model that runs on all of the sealed data."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def entrants(
         standings: Every candidate that was measured.
         baseline: Key of the baseline.
         max_drop: Limit on the drop, as an absolute share.
-        most: Most keys to return, at least 2.
+        most: Largest number of keys to return, at least 2.
     """
     close = undecided(standings, max_drop)
     risks = {standing.key: standing.risk for standing in standings if standing.ratio.estimate < 1}
@@ -133,7 +133,7 @@ def ladder(
         exact: Key of the exact candidate to beat.
         spread: Largest distance from 1 of the baseline's ratio to itself (A/A).
         max_drop: Limit on the drop, as an absolute share.
-        rungs: Most rungs to return; the fastest and the safest always stay.
+        rungs: Largest number of rungs to return; the fastest and the safest always stay.
 
     Returns:
         Keys of the rungs, without the exact candidate; empty where nothing inexact is worth it.

@@ -34,7 +34,7 @@ def warnings(
     Args:
         parts: Parts of the data.
         promise: Promise that the certificate makes.
-        calibration: Most samples of the same data to calibrate from.
+        calibration: Largest number of samples of the same data to calibrate from.
         tested: Promise with the confidence at which the sealed data will be tested, where earlier
             looks at it were refused.
         binary: Whether scores are 0 or 1; None for what the metric says of itself. Where it can't say, they
@@ -61,7 +61,7 @@ def warnings(
         return []
     noun = f"{metric.draw or ('group' if draws.grouped else 'sample')}s"
     repeats = ""
-    enough = f"so some {_in_all(least, parts, metric, calibration)} in all"
+    enough = f"so about {_in_all(least, parts, metric, calibration)} in all"
     if sure != promise.confidence:
         fresh = draws_needed(draws, max_drop, promise.confidence)
         enough = f"after what earlier looks spent, or {fresh:,} samples that no run has read"
@@ -79,7 +79,7 @@ def warn_of_scores(ready: Ready, calibration: int, notes: list[str], *, binary: 
 
     Args:
         ready: Model and data of the run.
-        calibration: Most samples of the same data to calibrate from.
+        calibration: Largest number of samples of the same data to calibrate from.
         notes: Notes of the run.
         binary: Whether the original's scores are all 0 or 1.
     """
@@ -114,7 +114,7 @@ def shortfall(
     Args:
         judged: Verdicts of the sealed data.
         ready: Model and data of the run.
-        calibration: Most samples of the same data to calibrate from.
+        calibration: Largest number of samples of the same data to calibrate from.
         remembered: Whether a ledger is kept, so that the next run tests on fresh samples alone.
     """
     entry = judged[0][1] if judged else None  # if the safest passed, something is certified

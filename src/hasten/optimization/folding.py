@@ -27,7 +27,7 @@ from hasten.passes.base import Skipped
 from hasten.passes.folding import folded
 
 _SAMPLES = 32
-"""Most pictures that both forms answer and are timed on."""
+"""Largest number of pictures that both forms answer and are timed on."""
 _TURNS = 3
 
 

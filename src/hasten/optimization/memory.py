@@ -19,7 +19,7 @@ from hasten.optimization.workspace import Parts
 EARLIER = "earlier.json"
 _SEALED = Path("evidence", "sealed.json")
 _SEALED_BYTES = 256 << 20
-"""Most bytes of an older bundle's record that are read: enough for three million samples."""
+"""Largest number of bytes of an older bundle's record that are read: enough for three million samples."""
 
 
 class _Record(msgspec.Struct):
@@ -96,7 +96,7 @@ def take_look(job: Job, hashes: Sequence[bytes], answers: str) -> Look:
 def begin_look(job: Job, hashes: Sequence[bytes]) -> None:
     """Write down the look before labels are asked for, since the questions tell of what came out.
 
-    A run that is abandoned then, or begun anew elsewhere, has spent its look; one that is resumed hasn't.
+    A run that is abandoned then, or started again elsewhere, has spent its look; one that is resumed hasn't.
 
     Args:
         job: The run at work.

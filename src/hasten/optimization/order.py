@@ -105,7 +105,7 @@ class Order:
             `lighten` it counts from the end of the training, and in a resumed run from its beginning.
         trial_limit_s: Longest time of one step of one candidate, in seconds; by default 300, or 900
             where designs are placed and routed.
-        calibration: Most samples to set the quantizers' ranges by.
+        calibration: Largest number of samples to set the quantizers' ranges by.
         seed: Seed of the split and of all orders.
         out: Folder of the bundle.
         keep_exact: Whether the bundle keeps the exact model, for `certify` and as a fallback.
@@ -113,7 +113,7 @@ class Order:
             and to time if no data is given. Set False if the data must not leave this machine.
         accept_uncertified: Whether the fastest candidate ships, marked as uncertified, where none
             is certified.
-        allow_near_copies: Whether training data may hold near copies of more than 5% of the samples to
+        allow_near_copies: Whether training data may contain near copies of more than 5% of the samples to
             judge on; the certificate then says so.
         end_to_end: Whether the model takes over what of the pipeline its graph can do: pixels go in
             as uint8 and are normalized there. It needs a folder of images whose pipeline ends in

@@ -24,7 +24,7 @@ _USUALLY = {
 }
 """Usual time of a run by its effort: see the measurements in docs/explanation/results.md."""
 _NAMED = 3
-"""Most transformations that are named."""
+"""Largest number of transformations that are named."""
 
 
 def outline_of(
@@ -129,7 +129,7 @@ def _time(order: Order, proposed: Sequence[Single]) -> str:
     if order.time_limit_s is not None:
         return f"at most about {order.time_limit_s:.0f} s, the time limit"
     if not proposed:
-        return "some minutes to half an hour for a small network; the router takes most of it"
+        return "a few minutes to half an hour for a small network; the router takes most of it"
     usual = next((name for name, effort in EFFORTS.items() if effort == order.effort), "")
     return _USUALLY.get(usual, "unknown, because the effort is your own")
 

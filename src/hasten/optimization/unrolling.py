@@ -74,7 +74,7 @@ def load_with_sequences(
         job: The run at work.
         model: Model that `find_model` returned: the path of an ONNX file.
         data: Sequences to judge on, in any form that `open_data` takes.
-        training: Sequences to calibrate from, in such a form; None without.
+        training: Sequences to calibrate from, in such a form; None if there are none.
 
     Raises:
         InputError: the model isn't an ONNX file, or its states or the data don't fit.
@@ -85,7 +85,7 @@ def load_with_sequences(
             f"states= names inputs and outputs of an ONNX file; got a {type(model).__name__}: "
             "export it with torch.onnx.export, name the inputs and outputs, and give the file"
         )
-    for name in ("unpacked", "unpacked-training"):  # a resumed run reads both anew
+    for name in ("unpacked", "unpacked-training"):  # a resumed run reads both again
         shutil.rmtree(job.folder / name, ignore_errors=True)
     source = onnx.load(model, job.order.custom_ops)
     check_states(states, source.inputs, source.outputs)

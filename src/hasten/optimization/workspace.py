@@ -104,8 +104,9 @@ def requests_from(
 
     Args:
         samples: Samples of single requests that certify nothing.
-        count: Most requests to return; they are spread evenly, in case the data is ordered. Of samples
-            that differ in shape, they are the typical one, the smallest, a large and the largest one.
+        count: Largest number of requests to return; they are spread evenly, in case the data is
+            ordered. Of samples that differ in shape, they are the typical one, the smallest, a
+            large and the largest one.
         request: Inputs of one request, with every size settled.
     """
     places = np.linspace(0, len(samples) - 1, min(count, len(samples)), dtype=np.int64)
@@ -271,7 +272,7 @@ def _hashes(dataset: Dataset) -> list[bytes]:
 
 
 def _spooled(dataset: Dataset, folder: Path) -> Spool:
-    """Write samples anew, since a run killed while writing leaves half a spool."""
+    """Write samples again, since a run killed while writing leaves half a spool."""
     shutil.rmtree(folder, ignore_errors=True)
     return write_spool(dataset, folder)
 

@@ -17,7 +17,7 @@ from hasten.reporting.svg import AFTER, BAND, BEFORE, EXACT, INK, LOOSE, QUIET, 
 from hasten.reporting.words import folded, plain, points, times
 
 _LETTERS = {False: 34, True: 20}
-"""Most letters of a line of a label in a wide and a narrow plot."""
+"""Largest number of letters of a line of a label in a wide and a narrow plot."""
 _FATES = {
     "exact": (EXACT, "D", "exact"),
     "judged": (AFTER, "o", "inexact"),

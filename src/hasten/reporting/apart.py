@@ -22,7 +22,7 @@ def rendered_within(report: Report, within_s: float) -> bytes | None:
 
     Args:
         report: Records of the run.
-        within_s: Time for it, in seconds. Drawing takes some seconds, and many on a busy machine.
+        within_s: Time for it, in seconds. Drawing takes a few seconds, and many on a busy machine.
     """
     if within_s <= 0:
         return None

@@ -107,7 +107,7 @@ def _measured(result: Result) -> Iterator[tuple[str, str]]:
     winner, default = result.winner, result.rows[0]
     yield "ships", winner.label
     if nothing_faster(result):
-        yield "speed", "as fast as the default engine: nothing faster may ship"
+        yield "speed", "same as the default engine, because nothing faster may ship"
     else:
         yield "speed", times(first_comparison(result), f"the default engine's{_on(result)}")
     yield "latency", _takes(result) if _original(result) else _before_and_after(result)

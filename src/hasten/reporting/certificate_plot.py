@@ -15,7 +15,7 @@ from hasten.reporting.svg import AFTER, BAND, LOOSE, PAPER, QUIET
 from hasten.reporting.words import folded, plain, points
 
 _LETTERS = {False: 40, True: 18}
-"""Most letters of a line of a model's label beside a wide and a narrow plot."""
+"""Largest number of letters of a line of a model's label beside a wide and a narrow plot."""
 
 
 def certificate(ladder: Sequence[Rung]) -> Plot | None:

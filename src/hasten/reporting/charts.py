@@ -77,7 +77,7 @@ def plots(bundle: str | os.PathLike[str], folder: str | os.PathLike[str]) -> lis
     report = gathered(opened)
     if to.resolve().is_relative_to(opened.resolve()):
         raise InputError(
-            f"{to} lies in the bundle, and writing there would damage it; give another folder"
+            f"{to} is in the bundle, and writing there would damage it; give another folder"
         )
     try:
         to.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,7 @@ from hasten.reporting.svg import INK, LINE, PAPER, QUIET
 
 _WIDTHS_IN = {"wide": 9.4, "narrow": 4.4}
 _FONTS_PT = {"wide": 9.0, "narrow": 11.0}
-"""Font sizes at which letters come out at 12 and 11 CSS pixels, on pages of some 900 and 330."""
+"""Font sizes at which letters come out at 12 and 11 CSS pixels, on pages of about 900 and 330."""
 ALONE_IN = {"wide": 8.3, "narrow": 4.2}
 """Widths of a plot that stands alone: 830 CSS pixels, and 420 for a phone."""
 _TITLE_PT = 12.5

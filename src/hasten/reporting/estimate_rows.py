@@ -9,7 +9,7 @@ from hasten.engines.estimates import TIMED
 from hasten.reporting.result import EstimateRow, Estimates, Result
 
 _SHOWN = 5
-"""Most figures to show beside latency and rank."""
+"""Largest number of figures to show beside latency and rank."""
 HEAD = ("", "candidate", "latency", "by")
 
 

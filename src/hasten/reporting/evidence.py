@@ -22,11 +22,11 @@ T = TypeVar("T")
 
 _RESULT_BYTES = 16 << 20
 _RAW_BYTES = 128 << 20
-"""Most bytes of raw records; a million latencies take some 14 MB."""
+"""Largest number of bytes of raw records; a million latencies take about 14 MB."""
 _MOST = 10_000
-"""Most candidates: more than any run has, and few enough to draw."""
+"""Largest number of candidates: more than any run has, and few enough to draw."""
 _SPELLED = 20
-"""Most items of a list to spell out; longer lists are counted."""
+"""Largest number of items of a list to spell out; longer lists are counted."""
 _LARGEST = 2**53
 _LEAST = 1e-9
 """Least ratio; a smaller one was never measured."""

@@ -39,7 +39,7 @@ def _check_place(file: Path, folder: Path) -> None:
     """Check that writing the page overwrites nothing but an older report."""
     if file.resolve().is_relative_to(folder.resolve()):
         raise InputError(
-            f"{file} lies in the bundle, and writing there would damage it; give another out="
+            f"{file} is in the bundle, and writing there would damage it; give another out="
         )
     if not os.path.lexists(file):
         return

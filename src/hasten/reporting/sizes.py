@@ -23,7 +23,7 @@ class SizeRow:
         label: Label of the form, for people.
         packed_bytes: Size of the form once it is packed.
         left: Share of the elements of its tensors that aren't 0.
-        values: Most distinct values in one of its large tensors.
+        values: Largest number of distinct values in one of its large tensors.
         said: Outcome of the form in the search, in words.
         drop: Drop of the scores on the search split; None where it wasn't judged.
         frontier: Whether no other form is both as small and as accurate.

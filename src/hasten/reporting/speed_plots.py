@@ -26,7 +26,7 @@ _STEPS = 160
 """Number of points of a drawn distribution: finer than its line."""
 _OWN, _OTHER = "winner", "default engine"
 _LETTERS = {False: 44, True: 22}
-"""Most letters of a line of a model's label beside a wide and a narrow plot."""
+"""Largest number of letters of a line of a model's label beside a wide and a narrow plot."""
 
 
 def speeds(rows: Sequence[Row], spread: float) -> Plot | None:

@@ -25,7 +25,7 @@ _AT: dict[Statistic, str] = {
 _CLOSE = 1.1
 """Largest latency of what was close, as a multiple of the latency of what ships."""
 _SHOWN = 2
-"""Most forms that are named as close from the search alone."""
+"""Largest number of forms that are named as close from the search alone."""
 _SURE = {"certified": "certified", "exact": "exact", "uncertified": "not certified"}
 NO_FASTER = "none was both faster than the fastest exact form and accurate enough in the search to be likely to pass"
 """Reason why no inexact form ships where some ran, and none was worth testing on the sealed data."""
@@ -71,7 +71,7 @@ def what_ships(result: Result) -> str:
     """Say what the bundle serves, and whether that is what people have already."""
     label = result.winner.label
     if is_default(result):
-        return f"{label}: the default engine, unchanged, since nothing faster may ship"
+        return f"{label}: the default engine, unchanged, because nothing faster may ship"
     if result.shipped_threads != result.default_threads:
         return f"{label}, on {_threads(result.shipped_threads)}"
     return label

@@ -24,7 +24,7 @@ def page_to_view(bundle: str | os.PathLike[str]) -> Path:
     """Write a bundle's report to a folder that only this user can read, and return the page's path.
 
     The page is made from the bundle's records: the page that the bundle itself holds is never read, since a
-    stranger may have written it. A bundle has one page there, which is written anew each time; pages
+    stranger may have written it. A bundle has one page there, which is rewritten each time; pages
     older than a day are removed.
 
     Args:

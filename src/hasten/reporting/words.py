@@ -58,7 +58,7 @@ def plain(label: str, most: int = 60) -> str:
 
     Args:
         label: Label of a candidate. It may come from a bundle that a stranger wrote.
-        most: Most letters to return; a longer text ends in an ellipsis.
+        most: Largest number of letters to return; a longer text ends in an ellipsis.
     """
     parts = _INSIDE.sub("", one_line(label)).split(", ")
     engine = next((at for at, part in enumerate(parts) if at and _ENGINE.match(part)), None)

@@ -48,8 +48,8 @@ def client_named(name: str) -> str:
 class Shares:
     """How much each client takes of what the server has, so that a greedy one doesn't starve the rest.
 
-    A client that is alone may take all. While others are there, nobody takes more than is left free: one
-    greedy client keeps half, two keep a third each, and whoever comes finds room.
+    A client that is alone may take all. While others are connected, nobody takes more than is still free: one
+    greedy client keeps half, two keep a third each, and a newcomer finds room.
 
     Source: Choudhury and Hahne, Dynamic queue length thresholds for shared-memory packet switches, 1998.
 

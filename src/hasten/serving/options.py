@@ -22,7 +22,7 @@ class ModelOptions:
     """How a server opens its models, and how it batches their requests.
 
     Attributes:
-        max_batch: Most rows in a batch, and in a request; 1 turns batching off.
+        max_batch: Largest number of rows in a batch, and in a request; 1 turns batching off.
         any_batch: Whether batches are formed in sizes that a certificate doesn't cover, too.
         sessions: Number of batches that run in parallel; None for what the batch curve suggests.
         deadline_s: Deadline of requests that state none, in seconds; None for no deadline.
@@ -63,7 +63,7 @@ class SequenceLimits:
     """Limits on the states that a server keeps for one model's sequences.
 
     Attributes:
-        max_sequences: Most sequences whose states are kept at once; 0 to keep none.
+        max_sequences: Largest number of sequences whose states are kept at once; 0 to keep none.
         sequence_bytes: Largest size of all their states together, in bytes.
         sequence_idle_s: Time without a request after which a sequence's states are dropped, in seconds.
 
@@ -193,7 +193,7 @@ class ServerLimits:
 
     Attributes:
         max_body_bytes: Largest body of one request, in bytes; below 2 GiB with gRPC.
-        max_connections: Most connections open at once.
+        max_connections: Largest number of connections open at once.
         sample_bytes: Memory that all pictures and sounds may take together, beyond what their own bytes pay for,
             in bytes.
         fair: Whether clients are told apart by their addresses or names, so that one doesn't take all

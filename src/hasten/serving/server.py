@@ -54,7 +54,7 @@ class Server:
     Args:
         settings: Settings of the server, with the models that it serves.
         shared_state: Memory in which connections and engines record their state for the supervisor;
-            None without a supervisor.
+            None if there is no supervisor.
 
     Attributes:
         state: State of the server: its models, memory regions, connections and limits.

@@ -59,7 +59,7 @@ class ServerSettings:
         key: PEM file of the certificate's private key.
         client_ca: PEM file of the certificates of which one must have signed a client's; None to ask
             clients for none.
-        revoked: PEM file of lists of revoked certificates of clients; None without.
+        revoked: PEM file of lists of revoked certificates of clients; None if there is none.
         shared_memory: Pattern of the POSIX shared memory that clients may register; "" for none.
         control: Whether clients may load and unload registered models, and change the log settings.
         trace: Whether spans are sent, as OpenTelemetry's own environment variables configure it.
@@ -138,7 +138,7 @@ class ServerSettings:
         return [each for each in files if each is not None]
 
     def tls(self) -> Tls | None:
-        """Read what encrypts connections; None without TLS.
+        """Read what encrypts connections; None if TLS is off.
 
         Raises:
             InputError: only one of certificate and key is given, or one can't be read.

@@ -29,7 +29,7 @@ class SharedState:
 
     Args:
         number: File descriptor of the memory.
-        connections: Most connections open at once.
+        connections: Largest number of connections open at once.
     """
 
     def __init__(self, number: int, connections: int) -> None:

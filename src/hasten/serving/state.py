@@ -30,7 +30,7 @@ class Limits:
         body_bytes: Largest size of one body, and of one request's tensors.
         bodies_bytes: Largest total size of all bodies that are being received or processed, and of
             answers that their clients haven't read.
-        connections: Most connections open at once.
+        connections: Largest number of connections open at once.
         receive_ns: Longest time to receive a whole request, from its first byte.
         send_ns: Longest time in which a client may read nothing of its answer.
         sample_bytes: Memory of all raw samples together, beyond what their own bytes pay for.

@@ -39,7 +39,7 @@ def read_tls(
         key: PEM file of its private key.
         client_ca: PEM file of certificates of which one must have signed a client's; None to ask clients
             for none.
-        revoked: PEM file of lists of revoked certificates, one of each authority; None without.
+        revoked: PEM file of lists of revoked certificates, one of each authority; None if there is none.
 
     Raises:
         InputError: a file can't be read, or they don't fit together.

@@ -91,7 +91,7 @@ def test_a_stopped_run_goes_on_where_it_was(network: Any, tmp_path: Path) -> Non
     assert after.count("sealed read") <= 1
     assert not journal.exists()
     (outline,) = (one.outline for one in seen if one.outline)
-    assert dict(outline.facts)["time"].startswith("some minutes to half an hour")
+    assert dict(outline.facts)["time"].startswith("a few minutes to half an hour")
     assert {one.total for one in seen if one.stage in ("widths", "design")} == {UNKNOWN}
 
 

@@ -37,10 +37,10 @@ def judgement(**fields: Any) -> Callable[[dict[str, Any]], object]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (judgement(max_drop=1.5), "max_drop lies between 0 and 1, and it says 1.5"),
-        (judgement(max_drop=-1), "max_drop lies between 0 and 1, and it says -1"),
-        (judgement(confidence=0), "confidence lies between 0 and 1, and it says 0"),
-        (judgement(confidence=1e18), "confidence lies between 0 and 1, and it says 1e+18"),
+        (judgement(max_drop=1.5), "max_drop must be between 0 and 1, and it says 1.5"),
+        (judgement(max_drop=-1), "max_drop must be between 0 and 1, and it says -1"),
+        (judgement(confidence=0), "confidence must be between 0 and 1, and it says 0"),
+        (judgement(confidence=1e18), "confidence must be between 0 and 1, and it says 1e+18"),
         (
             judgement(max_drop="5%"),
             "a Judgement record can't be read: Expected `float`, got `str` - at `$.max_drop`",

@@ -130,12 +130,12 @@ def open_chain(
         which: Models to open: the bundles' "winner", or the "exact" ones.
         custom_ops: Libraries with the user's own operators, by the names of the models that need
             them.
-        threads: Most threads to run one request of a model on; by default as many as its bundle was
-            made for.
-        sessions: Most requests of one model to answer in parallel; see `hasten.load`.
-        max_batch: Most crops in one batch, also where a certificate doesn't cover it. By default
-            certified models are asked in batches that their certificates cover, and others in those
-            that are the fastest here.
+        threads: Largest number of threads to run one request of a model on; by default as many as
+            its bundle was made for.
+        sessions: Largest number of requests of one model to answer in parallel; see `hasten.load`.
+        max_batch: Largest number of crops in one batch, also where a certificate doesn't cover it.
+            By default certified models are asked in batches that their certificates cover, and
+            others in those that are the fastest here.
         cache: Folder that keeps what engines compile; see `hasten.load`.
         trusted: Public key, its file, or several, one of which must have signed each bundle; see
             `hasten.load`. The chain's own file isn't signed.

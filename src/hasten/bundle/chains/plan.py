@@ -1,4 +1,4 @@
-"""What a chain does with one value, stage by stage; whoever drives it runs the models.
+"""What a chain does with one value, stage by stage; the code that drives it runs the models.
 
 `Plan.run` is a generator: it yields the requests of one model, as many as fit into a batch, and is
 sent their answers. So one process's own calls and a server's queues run the same stages, and memory
@@ -104,7 +104,7 @@ class Sample:
 
     Attributes:
         value: Picture `(height, width, 3)` uint8 in RGB, or what the chain was given.
-        origin: Where the picture lies in the source picture.
+        origin: Where the picture is in the source picture.
         decisions: Decisions by model; for a crop the box that was cut, which gets them as keys.
     """
 

@@ -11,7 +11,7 @@ from hasten.core.tensors import Array
 from hasten.errors import InputError, IntegrityError
 
 DEEPEST = 3
-"""Most codecs inside each other: a block of a block of a block."""
+"""Largest number of codecs inside each other: a block of a block of a block."""
 _NEARLY = 1.005
 """Factor up to which one coded size counts as about the same as another."""
 

@@ -57,7 +57,7 @@ def pack_since(
 
     Args:
         new: Bundle that the difference makes, a folder or a packed one.
-        old: Older bundle, a folder or a packed one; whoever unpacks the difference has it.
+        old: Older bundle, a folder or a packed one; the one who unpacks the difference must have it.
         out: File to write; it is there whole, or not at all. An older packed bundle there is replaced.
         codecs: Names of the codecs to choose from for each chunk; by default all that are installed.
 
@@ -255,7 +255,7 @@ class _Older:
     def counterparts(self, bundle: _Bundle, cuts: Sequence[Cut]) -> list[Cut | None]:
         """Return the older tensor for each of a newer bundle; None for bytes, and where there is none.
 
-        Where both have as many of a kind, they are paired in their order: runtimes number constants anew
+        Where both have as many of a kind, they are paired in their order: runtimes renumber constants
         each time, so that a name may be another's. Else they are paired by name.
         """
         kinds: dict[Kind, list[Cut]] = {}

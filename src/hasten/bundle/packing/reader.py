@@ -27,7 +27,7 @@ _ALONE_BYTES = 1 << 20
 """Size up to which one thread decodes everything."""
 _THREADS = 8
 _BATCH_BYTES = 1 << 20
-"""Most bytes that a thread decodes at a time while others are read."""
+"""Largest number of bytes that a thread decodes at a time while others are read."""
 _READ_BYTES = 1 << 20
 Older: TypeAlias = Callable[[Piece], Array]
 """Function that returns the bytes of a piece of the base."""
@@ -88,7 +88,7 @@ class Packed:
         Args:
             files: Bytes to fill, by path in the bundle: uint8 of the file's size each.
             older: Function that returns bytes of the base; None for a bundle that stands alone.
-            threads: Most threads that decode.
+            threads: Largest number of threads that decode.
 
         Raises:
             IntegrityError: a chunk is damaged; the message names its tensor.

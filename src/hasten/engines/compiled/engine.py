@@ -37,7 +37,7 @@ _PLAN, _WEIGHTS = "plan.json", "plan.bin"
 _SMALL_WORK = 30_000_000
 """Multiplications that take some milliseconds."""
 _SCRATCH_BYTES = 256 << 20
-"""Most bytes that the processes of runs keep for each other, among temporary files."""
+"""Largest number of bytes that the processes of runs keep for each other, among temporary files."""
 _UNTIMED = 2
 """Requests that are answered before the ones that are timed."""
 _PRECISIONS = {"float32": "f32", "float64": "f64", "uint8": "u8", "int64": "i64", "int32": "i32"}
@@ -52,9 +52,9 @@ class CompiledC(Engine):
     the cache has it.
 
     Attributes:
-        most_work: Most multiplications with floats for one row of a model that it takes. With more of
-            them a runtime's own kernels are faster than what a compiler makes of plain C. Those with
-            bytes don't count.
+        most_work: Largest number of multiplications with floats for one row of a model that it
+            takes. With more of them a runtime's own kernels are faster than what a compiler makes
+            of plain C. Those with bytes don't count.
         threads: Number of threads that share an answer, where its operations are large enough; at most 32
             do.
     """

@@ -183,7 +183,7 @@ class Graph:
         operations: Operations of the plan.
         weights: Constants of the plan.
         by_row: Whether rows are answered each by itself, as far as is known.
-        most_work: Most calculations with floats for one row that the engine takes.
+        most_work: Largest number of calculations with floats for one row that the engine takes.
         lowerings: Lowering of each operator over any numbers, by its name.
         source: Name of the node that is being lowered.
         turned: Copies of tensors of bytes by the tensor, whether the copy has the channels last, and how

@@ -22,7 +22,7 @@ from hasten.engines.compiled.source import Source
 from hasten.errors import CandidateError, InputError
 
 _MOST_HEAD = 4096
-"""Most bytes of the line before kept tables."""
+"""Largest number of bytes of the line before kept tables."""
 _log = logging.getLogger("hasten.compiled")
 
 

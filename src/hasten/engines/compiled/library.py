@@ -175,7 +175,7 @@ class Team:
         weakref.finalize(self, disband, self.address).atexit = False
 
     def dismiss(self) -> None:
-        """End the threads, unless they are in a call; a later call starts them anew."""
+        """End the threads, unless they are in a call; a later call restarts them."""
         self._dismiss(self.address)
 
 

@@ -48,7 +48,7 @@ LOWERINGS: Mapping[str, Callable[[Node], None]] = {
 """Lowering of each operator of ONNX by its name."""
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 _MOST_FOLDED = 1 << 24
-"""Most elements of a constant that is computed here."""
+"""Largest number of elements of a constant that is computed here."""
 
 
 def lower(
@@ -63,7 +63,7 @@ def lower(
         path: Path of the file.
         request: Inputs of one request, with every size settled.
         outputs: Outputs of the model.
-        most_work: Most calculations for one row.
+        most_work: Largest number of calculations for one row.
 
     Returns:
         The plan, and its constants.

@@ -43,14 +43,14 @@ C_TYPES: Mapping[str, str] = {
 ALIGNMENT = 64
 """Bytes that the start of each tensor is a multiple of: a line of the cache, the widest vector."""
 MOST_BYTES = 1 << 30
-"""Most bytes of all tensors of a plan together: a model beyond that isn't small."""
+"""Largest number of bytes of all tensors of a plan together: a model beyond that isn't small."""
 MOST_OPERATIONS = 20_000
 MOST_GIVEN = 1_000
-"""Most inputs and outputs together: a call keeps something for each of them on its stack."""
+"""Largest number of inputs and outputs together: a call keeps something for each of them on its stack."""
 _MOST_AXES = 64
 _MOST_WORK = 10**12
 _MOST_READ = 4 * MOST_BYTES
-"""Most bytes of constants that all operations look at together before C is written."""
+"""Largest number of bytes of constants that all operations look at together before C is written."""
 _MOST_JSON_BYTES = 64 << 20
 
 
@@ -144,7 +144,7 @@ class Operation(Value, ABC):
     task: ClassVar[Kind] = "elementwise"
     """Kind of work in a profile."""
     narrow: ClassVar[bool] = False
-    """Whether it calculates with bytes, some ten times as many in the time of floats."""
+    """Whether it calculates with bytes, about ten times as many in the time of floats."""
 
     @property
     @abstractmethod

@@ -20,9 +20,9 @@ from hasten.engines.compiled.writer import Writer, byte_widths, spelled_dots, te
 from hasten.errors import IntegrityError
 
 _LONG_WORK = 100_000
-"""Elementary calculations, some tens of microseconds, from which other threads of Python may run."""
+"""Elementary calculations, tens of microseconds, from which other threads of Python may run."""
 _MOST_ROWS = 24
-"""Most rows of a batch that go through each operation at once."""
+"""Largest number of rows of a batch that go through each operation at once."""
 _BEYOND = 256
 """Bytes behind a call's memory that may be read, and count for nothing: a vector's end."""
 LEAST_SHARED = 200_000
@@ -44,7 +44,7 @@ class Source:
         text: The whole text; empty where its shared object was kept.
         tables: Constants as the C reads them: packed and padded, aligned.
         arena_bytes: Memory that a call needs for tensors in between.
-        threads: Most threads that share a call; 1 where no operation is worth more.
+        threads: Largest number of threads that share a call; 1 where no operation is worth more.
     """
 
     text: str
@@ -67,9 +67,9 @@ def write(
         plan: Plan of the model.
         weights: Constants of the plan.
         target: Processor, whose instruction sets decide how wide vectors are.
-        threads: Most threads that are to share a call, where operations are worth it. The text is the
-            same for all numbers, so the answers are, too: a compiler rounds two texts of one sum in two
-            ways.
+        threads: Largest number of threads that are to share a call, where operations are worth it.
+            The text is the same for all numbers, so the answers are, too: a compiler rounds two
+            texts of one sum in two ways.
         timed: Whether the C keeps the time of each operation, on one thread.
 
     Raises:
@@ -132,7 +132,7 @@ def _runner(parted: Sequence[bool], block: int, timed: bool) -> str:
 
     Args:
         parted: Whether threads share it, for each operation.
-        block: Most rows that go through each operation at once.
+        block: Largest number of rows that go through each operation at once.
         timed: Whether the time of each operation is kept, on one thread.
     """
     marks = [f" mark({number});" if timed else "" for number in range(len(parted))]

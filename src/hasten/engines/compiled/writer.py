@@ -15,7 +15,7 @@ from hasten.engines.compiled.plan import ALIGNMENT, C_TYPES, MOST_BYTES, Plan, T
 from hasten.errors import IntegrityError
 
 MOST_TEXT = 16 << 20
-"""Most bytes of C: a compiler takes some hundred times as much memory."""
+"""Largest number of bytes of C: a compiler takes about a hundred times as much memory."""
 _EVEN = 16
 """Iterations of a loop from which shares of it are about even."""
 _STEP = 64

@@ -186,7 +186,7 @@ class OnnxRuntimeCuda(Engine):
         return session
 
     def _batches(self, artifact: Artifact) -> tuple[int, ...] | None:
-        """Return the batch sizes that a session takes without building an engine anew."""
+        """Return the batch sizes that a session takes without building another engine."""
         sizes = batch_sizes(artifact)
         if self.provider == "cuda" or sizes is not None:
             return sizes

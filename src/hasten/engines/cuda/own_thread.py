@@ -16,7 +16,7 @@ from hasten.errors import CandidateError
 
 _T = TypeVar("_T")
 _ONE = (1).to_bytes(8, sys.byteorder)
-"""What is written to an eventfd to wake whoever reads it."""
+"""What is written to an eventfd to wake its reader."""
 
 
 class _Call(Generic[_T]):
@@ -193,7 +193,7 @@ def in_own_thread(opening: AbstractContextManager[Session], name: str) -> Iterat
 
     CUDA graphs that torch.compile and ONNX Runtime capture belong to the thread that captured
     them, as do handles and workspaces of the libraries below them: another thread would capture
-    and allocate all of that anew.
+    and allocate all of that again.
 
     Args:
         opening: Context of the session.

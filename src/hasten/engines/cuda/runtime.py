@@ -139,7 +139,7 @@ class Device(ABC):
         """Return the time from the start of `work` on the stream to its end, in nanoseconds.
 
         It is measured by the device's clock, and includes waits of the stream for the host to launch
-        the next kernel. None without a clock.
+        the next kernel. None if there is no clock.
         """
 
     def apart(self) -> AbstractContextManager[object]:

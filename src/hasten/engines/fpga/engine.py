@@ -31,7 +31,7 @@ _TOOL_LIMIT_S = 3600.0
 """Limit for one tool in seconds; a run's own limit for a step is shorter."""
 
 _HOPELESS = 2.0
-"""Most 1-bit adders per lookup table for which synthesis is tried; an adder takes some 1.5."""
+"""Largest number of 1-bit adders per lookup table for which synthesis is tried; an adder takes about 1.5."""
 _XILINX = "xcup"
 """Name of AMD's UltraScale+ in yosys."""
 

@@ -20,7 +20,7 @@ from hasten.errors import CandidateError
 class Simulation:
     """RTL compiled by Verilator.
 
-    Verilog may run any program, so no file of the artifact is compiled. The RTL is written anew
+    Verilog may run any program, so no file of the artifact is compiled. The RTL is written again
     from the program, which holds only numbers, and compared with the artifact's.
 
     Args:

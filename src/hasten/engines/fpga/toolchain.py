@@ -43,7 +43,7 @@ TOOLS: Mapping[str, Tool] = {
 
 
 def find(name: str) -> str | None:
-    """Return the path of a tool, or else of its build from PyPI; None without either."""
+    """Return the path of a tool, or else of its build from PyPI; None if there is neither."""
     beside = str(Path(sys.executable).parent)
     path = os.pathsep.join((os.environ.get("PATH", os.defpath), beside))
     for known in (name, f"yowasp-{name}"):

@@ -15,7 +15,7 @@ from hasten.errors import CandidateError
 _RUNS = 4
 """Requests per compiled model, of which the first is untimed. For each step, the runtime reports
 only the mean over all runs since compilation, in whole microseconds, so the n-th run is known to
-n - 1 of them; compiling anew resets the mean."""
+n - 1 of them; compiling again resets the mean."""
 _OPERATORS: dict[Kind, str] = {
     "arithmetic": """
         AUGRUCell AUGRUSequence BinaryConvolution CausalMaskPreprocess Convolution Deconvolution

@@ -10,7 +10,7 @@ from hasten.engines.compile_cache import CompileCache
 class KeptKernels:
     """Cache of compiled kernels of one plan on one GPU; it must outlive the plan's contexts.
 
-    The library refuses kernels of another GPU, driver or version by itself, and compiles anew.
+    The library refuses kernels of another GPU, driver or version by itself, and compiles again.
 
     Args:
         compiled: Cache of the bundle; only what this user wrote is ever read from it.

@@ -18,7 +18,7 @@ class AnswerReader:
     Attributes:
         status: Status of the answer.
         body: Body of the answer, complete once `whole`.
-        header_length: Value of Inference-Header-Content-Length; None without that field.
+        header_length: Value of Inference-Header-Content-Length; None if there is none.
         keeps_alive: Whether the connection may be used again.
         whole: Whether the answer is complete.
     """

@@ -95,7 +95,8 @@ def run(
         shapes: Shapes of random inputs, by name; by default open sizes are 1.
         batch: Rows in each request.
         json_tensors: Whether to send tensors as JSON instead of raw bytes.
-        connections: Most connections, each with one request in progress; over gRPC, most calls.
+        connections: Largest number of connections, each with one request in progress; over gRPC,
+            of calls.
         warmup_s: Time during which requests are sent before they count, in seconds.
         grace_s: Time to wait for answers after the last request, in seconds.
         seed: Seed of the arrivals and of random numbers.

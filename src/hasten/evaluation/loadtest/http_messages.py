@@ -23,7 +23,7 @@ from hasten.serving.protocol.datatypes import to_bytes
 _OK = Fate("ok", "200")
 _BROKEN = Fate("broken", "200")
 _MOST_DEPTH = 64
-"""Most levels of nested lists of numbers."""
+"""Largest number of levels of nested lists of numbers."""
 _UNREADABLE = (ValueError, msgspec.DecodeError, RecursionError)
 """Exceptions that decoding arbitrary JSON may raise."""
 
@@ -162,7 +162,7 @@ def judge(
     Args:
         status: Status of the answer.
         body: Complete body of the answer.
-        header_length: Value of the field Inference-Header-Content-Length; None without it.
+        header_length: Value of the field Inference-Header-Content-Length; None if there is none.
         outputs: Names of the model's outputs.
 
     Returns:

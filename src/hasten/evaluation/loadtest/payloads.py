@@ -18,9 +18,9 @@ from hasten.inputs.data.npz import open_npz
 from hasten.inputs.data.requests import random_requests, samples_of
 
 _DISTINCT = 64
-"""Most different requests, sent in turn; repetition flatters the server's caches."""
+"""Largest number of different requests, sent in turn; repetition flatters the server's caches."""
 _MOST_BYTES = 256 << 20
-"""Most bytes of all requests together."""
+"""Largest number of bytes of all requests together."""
 MOST_ROWS = 65_536
 
 

@@ -13,7 +13,7 @@ from hasten.evaluation.loadtest.traffic import Fate, Kind, Traffic
 from hasten.measure.intervals import Quantile, quantile
 
 _SLICES = 500
-"""Fewest groups of many requests: a p99 takes some 350 moments."""
+"""Fewest groups of many requests: a p99 takes about 350 moments."""
 _ORDER: tuple[Kind, ...] = (
     "ok",
     "late",
@@ -43,7 +43,7 @@ class Offered:
         batch: Rows in each request.
         encoding: Encoding of the tensors: "binary", "JSON" or "gRPC".
         payload: Origin of the requests: the data, or made up.
-        connections: Most connections, each with one request in progress.
+        connections: Largest number of connections, each with one request in progress.
         grace_s: Time to wait for answers after the last request, in seconds.
         seed: Seed of the arrivals and of random numbers.
     """
@@ -93,7 +93,7 @@ class LoadTestResult:
         requests: Number of requests that were due.
         answered_per_s: Correct answers per second that came within the window.
         goodput_per_s: Requests answered correctly within the deadline, per second of the window in
-            which they were due; None without a deadline.
+            which they were due; None if there is no deadline.
         outcomes: Requests by outcome; their counts add up to `requests`.
         p50: Median of the latencies; None where no answer was correct.
         p90: 90th percentile of the latencies; None where no answer was correct.

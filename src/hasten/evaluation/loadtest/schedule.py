@@ -14,7 +14,7 @@ from hasten.measure.scenario import Offer
 Arrivals: TypeAlias = Literal["poisson", "constant"]
 LONGEST_S = 86_400.0
 MOST_REQUESTS = 5_000_000
-"""Most requests in one test; each takes some 100 bytes of memory until the end."""
+"""Largest number of requests in one test; each takes about 100 bytes of memory until the end."""
 
 
 @dataclass(frozen=True)

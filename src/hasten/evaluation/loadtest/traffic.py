@@ -16,9 +16,9 @@ Kind: TypeAlias = Literal[
     "ok", "late", "refused", "error", "broken", "connection", "unanswered", "unsent"
 ]
 MOST_UNDER_WAY = 100_000
-"""Most requests that wait or are unanswered at once; further ones aren't sent."""
+"""Largest number of requests that wait or are unanswered at once; further ones aren't sent."""
 _BURST = 64
-"""Most requests to send at once when the generator is behind, before it reads answers again."""
+"""Largest number of requests to send at once when the generator is behind, before it reads answers again."""
 _MOST_MESSAGE = 300
 
 
@@ -78,8 +78,8 @@ class Traffic:
         Args:
             due_ns: Due time of each request on the clock, ascending.
             open_lane: Function that begins to open a lane, and later calls `ready` or `not_opened`.
-            lanes: Most lanes.
-            most_under_way: Most requests that wait or are unanswered at once.
+            lanes: Largest number of lanes.
+            most_under_way: Largest number of requests that wait or are unanswered at once.
             clock_ns: Monotonic clock, in nanoseconds.
         """
         count = len(due_ns)

@@ -28,9 +28,9 @@ class ArrayDataset(Dataset):
 
         Args:
             inputs: Arrays of shape `(n, ...)` by input name.
-            labels: Labels of shape `(n, ...)`; None without. Single ones may be missing: None, NaN, or
+            labels: Labels of shape `(n, ...)`; None if there are none. Single ones may be missing: None, NaN, or
                 -1 for a class.
-            groups: Groups of shape `(n,)`, integers or strings; None without.
+            groups: Groups of shape `(n,)`, integers or strings; None if there are none.
             missing: Whether NaN stands for a value that isn't there.
 
         Raises:

@@ -18,7 +18,7 @@ class Dataset(ABC):
 
     Attributes:
         names: Names of the inputs that each sample has.
-        labels: Labels of the samples, one row each; None without labels.
+        labels: Labels of the samples, one row each; None if there are no labels.
         missing: Whether NaN stands for a value that isn't there.
         groups: Groups of the samples, `(n,)` integers or strings. Samples of one group (frames of a
             video, crops of a photo) are never split. None where every sample stands alone.
@@ -80,12 +80,12 @@ class Subset(Dataset):
 
     @property
     def labels(self) -> Array | None:  # type: ignore[override]
-        """Labels of these samples; None without labels."""
+        """Labels of these samples; None if there are no labels."""
         return None if self.whole.labels is None else self.whole.labels[self.indices]
 
     @property
     def groups(self) -> Array | None:  # type: ignore[override]
-        """Groups of these samples; None without groups."""
+        """Groups of these samples; None if there are no groups."""
         return None if self.whole.groups is None else self.whole.groups[self.indices]
 
     @property

@@ -31,7 +31,7 @@ def call_function(
         source: Import path of a function without arguments, or of a value.
         names: Names of the model's inputs.
         folder: Folder to write samples to that come one at a time; empty or not yet there.
-        reread: Read samples anew each time; see `from_python`.
+        reread: Read samples again each time; see `from_python`.
 
     Raises:
         InputError: there is no such function, or it returns no data.
@@ -77,7 +77,7 @@ def from_python(
             data's own names are used.
         folder: Folder to write samples to; empty or not yet there.
         source: Name of the data in messages.
-        reread: Read the samples of a sequence anew on every access instead of writing them once, so
+        reread: Read the samples of a sequence again on every access instead of writing them once, so
             that training sees random augmentation.
 
     Raises:

@@ -29,7 +29,7 @@ UNLABELLED = frozenset(("unlabelled", "unlabeled"))
 
 
 _SHOWN = 4
-"""Most classes that the sentence on their numbers shows."""
+"""Largest number of classes that the sentence on their numbers shows."""
 
 
 class ImageFolder(Dataset):
@@ -39,7 +39,7 @@ class ImageFolder(Dataset):
         files: Image files in the order of the samples, sorted by class and name.
         classes: Names of the classes: label `i` is `classes[i]`. They are the names that the
             pipeline's steps after the model give the classes, where the folders are called so, and
-            the names of the folders, sorted, where no folder is. None without class folders.
+            the names of the folders, sorted, where no folder is. None if there are no class folders.
         numbering: Sentence on how the folders' order numbers the classes; empty where names that the
             pipeline gives number them, or there are no classes.
     """
@@ -191,7 +191,7 @@ def _numbering(classes: Sequence[str] | None, names: Sequence[str]) -> str:
 def _list(
     folder: Path, names: Sequence[str]
 ) -> tuple[list[Path], list[int] | None, tuple[str, ...] | None]:
-    """Return the files, and their labels and class names (both None without class folders)."""
+    """Return the files, and their labels and class names (both None if there are no class folders)."""
     loose = _images(folder)
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if loose and classes:

@@ -87,7 +87,7 @@ def make_up(
         specs: Specs of the model's inputs.
         plan: Sizes of open axes, and the kind of integers.
         rows: Input name -> rows of the table that its numbers look up, where that is known.
-        count: Most samples.
+        count: Largest number of samples.
         seed: Seed of the random numbers.
 
     Raises:

@@ -15,7 +15,7 @@ COUNT = 10
 _ROWS, _OTHERS = 512, 8192
 """Rows compared at a time, so that distances take 16 MiB."""
 _FEW = 64
-"""Most numbers below a row's bound that are looked at one by one."""
+"""Largest number of numbers below a row's bound that are looked at one by one."""
 
 
 def nearest(
@@ -77,7 +77,7 @@ def _blocks(count: int, step: int) -> list[tuple[int, int]]:
 def _ordered(
     rows: npt.NDArray[np.float32], others: npt.NDArray[np.float32], places: Indices
 ) -> tuple[Floats, Indices]:
-    """Return neighbours in order; differences are taken anew, since small ones were lost in float32."""
+    """Return neighbours in order; differences are taken again, since small ones were lost in float32."""
     distances = np.empty(places.shape)
     for low, high in _blocks(len(rows), _ROWS):
         apart = rows[low:high, np.newaxis].astype(np.float64) - others[places[low:high]]

@@ -138,9 +138,9 @@ class RaggedDataset(Dataset):
 
     Args:
         inputs: By input name, a list of one array for each sample, or an array of shape `(n, ...)`.
-        labels: Labels of shape `(n, ...)`; None without. Single ones may be missing: None, NaN, or
+        labels: Labels of shape `(n, ...)`; None if there are none. Single ones may be missing: None, NaN, or
             -1 for a class.
-        groups: Groups of shape `(n,)`, integers or strings; None without.
+        groups: Groups of shape `(n,)`, integers or strings; None if there are none.
 
     Raises:
         InputError: there are no samples, counts differ, an array holds no numbers, or samples differ
@@ -205,8 +205,8 @@ def save_ragged(
     Args:
         path: Path of the archive to write.
         inputs: By input name, a list of one array for each sample, or an array of shape `(n, ...)`.
-        labels: Labels of shape `(n, ...)`; None without.
-        groups: Groups of shape `(n,)`, integers or strings; None without.
+        labels: Labels of shape `(n, ...)`; None if there are none.
+        groups: Groups of shape `(n,)`, integers or strings; None if there are none.
 
     Raises:
         InputError: counts differ, samples of an input differ in type or number of axes, or the file

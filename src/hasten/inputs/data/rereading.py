@@ -1,4 +1,4 @@
-"""Data set of a Python sequence whose samples are read anew on every access."""
+"""Data set of a Python sequence whose samples are read again on every access."""
 
 from __future__ import annotations
 

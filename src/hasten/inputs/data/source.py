@@ -40,7 +40,7 @@ def open_data(
             images.
         workdir: Folder to unpack data to, empty or not yet there; by default a temporary folder,
             deleted with the data set.
-        reread: Read samples anew each time; see `from_python`.
+        reread: Read samples again each time; see `from_python`.
 
     Raises:
         InputError: there is no such data, or it doesn't fit together.

@@ -96,7 +96,7 @@ def split(
         calibration: Largest number of samples that calibrate.
         search: Share of the remaining units that the search sees, in (0, 1).
         seed: Seed of the order, any integer.
-        training: Data that the model was trained on; None without.
+        training: Data that the model was trained on; None if it isn't given.
         earlier: What earlier runs did with samples; None where nothing is known.
 
     Raises:

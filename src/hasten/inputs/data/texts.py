@@ -23,7 +23,7 @@ _AT_ONCE = 512
 """Texts hashed at a time."""
 _HALF = np.uint64(32)
 _COMPARED = 64
-"""Most texts with a group of hashes in common that a text is compared with."""
+"""Largest number of texts with a group of hashes in common that a text is compared with."""
 
 
 def alike(texts: Iterable[Array], others: Iterable[Array]) -> tuple[Indices, Indices]:

@@ -32,7 +32,7 @@ _SLOW_TOKENIZERS = (
 _CLASSIFIERS = ("ForAudioClassification", "ForImageClassification", "ForSequenceClassification")
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _SHOWN = 5
-"""Most classes of a decision."""
+"""Largest number of classes of a decision."""
 _TRACED_TOKENS, _TRACED_SOUND = 16, 16_000
 
 

@@ -131,7 +131,7 @@ def load_with_data(
         InputError: the model or the data can't be used.
     """
     opened: list[Dataset] = []
-    for name in ("source", "unpacked", "unpacked-training"):  # a resumed run reads both anew
+    for name in ("source", "unpacked", "unpacked-training"):  # a resumed run reads both again
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / "source").mkdir()
 
@@ -214,7 +214,7 @@ def find_model(source: Any, *, trust_code: bool = False) -> Any:
 
 
 def _from_path(path: Path, *, trust_code: bool = False) -> Any:
-    """Return the live model in a file, or the path of an ONNX file; None without a file."""
+    """Return the live model in a file, or the path of an ONNX file; None if there is no file."""
     if not path.exists():
         return None
     if path.is_dir():

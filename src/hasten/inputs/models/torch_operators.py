@@ -16,8 +16,8 @@ _ONE_AT_A_TIME = threading.RLock()
 def operators_read_once() -> Iterator[None]:
     """Let the exports in the block share one table of operators per process.
 
-    torch's exporter parses the source of some 500 functions for each export, which is half of a
-    small network's export. Each export gets a copy of its own. The table is read anew once a
+    torch's exporter parses the source of about 500 functions for each export, which is half of a
+    small network's export. Each export gets a copy of its own. The table is read again once a
     library has registered more operators, and by each export where another version of torch keeps
     its table elsewhere.
     """

@@ -24,7 +24,7 @@ from hasten.inputs.pipeline.outputs import (
 _MOST = 1 + 1e-3
 """Largest probability that a model's own rounding may give."""
 _FEW = 32
-"""Most classes that Python sorts faster than numpy, whose calls cost more than that."""
+"""Largest number of classes that Python sorts faster than numpy, whose calls cost more than that."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from hasten.inputs.pipeline.base import Step
 from hasten.inputs.pipeline.tables import plain_row
 
 MAX_COLUMNS = 100_000
-"""Most columns of a row."""
+"""Largest number of columns of a row."""
 _LARGEST = {"float32": float(np.finfo(np.float32).max), "float64": float(np.finfo(np.float64).max)}
 _LARGEST_SQUARE = _LARGEST["float32"] ** 2
 _UNSEEN = {"missing": math.nan, "other": -1.0}
@@ -28,7 +28,7 @@ _READ = (bytes, bytearray, memoryview, str, Path)
 _PLAIN = frozenset((dict, list, tuple, np.ndarray))
 _BYTES_PER_COLUMN = 100
 _BYTES_PER_LETTER = 12
-"""Most bytes of a letter in JSON: two escapes of six."""
+"""Largest number of bytes of a letter in JSON: two escapes of six."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ class Row(Step):
 
     @cached_property
     def _most_bytes(self) -> int:
-        """Most bytes of a row's JSON: what comes is bounded before it is unpacked."""
+        """Largest number of bytes of a row's JSON: what comes is bounded before it is unpacked."""
         letters = sum(map(len, self.columns))
         letters += sum(max(len(str(word)) for word in words) for _, words in self.words)
         return 1_000 + _BYTES_PER_COLUMN * len(self.columns) + _BYTES_PER_LETTER * letters

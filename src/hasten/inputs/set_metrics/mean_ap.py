@@ -19,7 +19,7 @@ from hasten.inputs.pipeline.base import Pipeline, PostStep
 from hasten.inputs.set_metrics.base import SetMetric
 
 _MOST_FOUND = 100
-"""Most detections of a class in one picture, those with the best scores, as COCO counts them."""
+"""Largest number of detections of a class in one picture, those with the best scores, as COCO counts them."""
 _RECALLS = np.linspace(0.0, 1.0, 101)
 _LIBRARY = "pycocotools"
 

@@ -88,7 +88,7 @@ def classes_of(labels: Array | None, columns: int, count: int, who: str) -> Arra
     """Return labels as class numbers `(n,)`: 0 or 1 for a single score or two columns.
 
     Args:
-        labels: Class numbers `(n,)` or `(n, 1)`, or one-hot rows; None without labels.
+        labels: Class numbers `(n,)` or `(n, 1)`, or one-hot rows; None if there are no labels.
         columns: Number of columns of scores.
         count: Number of samples.
         who: Name of the metric, for messages.

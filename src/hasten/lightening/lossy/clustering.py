@@ -17,7 +17,7 @@ def clustered(values: Array, most: int) -> tuple[Array, Array]:
 
     Args:
         values: Numbers of shape (n,), n at least 1.
-        most: Most values to stand for them, at least 1.
+        most: Largest number of values to stand for them, at least 1.
 
     Returns:
         Values of shape (k,), rising, k at most `most`; and the place of each number's among them, (n,).

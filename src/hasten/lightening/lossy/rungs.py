@@ -24,7 +24,7 @@ _FAR = 2.0
 """Drop from the best form on held-out samples, in limits, after which no smaller form is worth training."""
 _PRUNING_ENDS = 0.6
 _PRUNINGS = 50
-"""Most times that weights are pruned during a training."""
+"""Largest number of times that weights are pruned during a training."""
 
 
 def compressible(given: Trainable) -> Compressible:

@@ -31,7 +31,7 @@ class Packed:
         packed_bytes: Size of the packed tensors and of the packed graph.
         weights_bytes: Size of the tensors as they are.
         left: Share of the elements of the tensors that aren't 0.
-        values: Most distinct values in a tensor with as many elements as weights have.
+        values: Largest number of distinct values in a tensor with as many elements as weights have.
     """
 
     packed_bytes: int

@@ -68,7 +68,7 @@ class SharedWeight(torch.nn.Module):
 
         Args:
             weight: Weight.
-            values: Most values that the weight may have, 0 among them; at least 2.
+            values: Largest number of values that the weight may have, 0 among them; at least 2.
         """
         super().__init__()
         flat = weight.detach().flatten().cpu()

@@ -246,7 +246,7 @@ def measure(
     precision: Precision = "i8",
     snap: int | None = None,
 ) -> Costs:
-    """Time each layer of a network alone, at several widths, which takes some 20 ms per width.
+    """Time each layer of a network alone, at several widths, which takes about 20 ms per width.
 
     Args:
         layers: Layers of the unpruned network.

@@ -48,7 +48,7 @@ class Objective:
         Args:
             batch: Batch, with labels if the data has them.
             outputs: Outputs of the network.
-            wanted: Outputs of the teacher; None without a teacher.
+            wanted: Outputs of the teacher; None if there is no teacher.
 
         Raises:
             InputError: there is neither a teacher nor a label to learn from, or labels don't fit

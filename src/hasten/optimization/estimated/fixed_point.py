@@ -18,7 +18,7 @@ from hasten.passes.fixed_point import FixedPoint, LayerWidth
 WIDTHS = (12, 10, 8, 7, 6, 5, 4, 3)
 _LEAST = 2
 _REFINED = 24
-"""Most programs to try on the way to fewer bits in single layers."""
+"""Largest number of programs to try on the way to fewer bits in single layers."""
 _CUTS = (3.0, 4.0, 6.0, 8.0, 12.0)
 """Numbers of additions to chain within a clock cycle, besides the 2 of every first design."""
 _ROUTING_GROWS = 2.5
@@ -69,7 +69,7 @@ class FixedPointSearch:
         self._told.add(candidate.key)
         said = f"{candidate.label}: {self.trials.outcome(trial)}"
         if trial.properties and not trial.failure:
-            said += f", some {cost(trial.properties):,.0f} adders"
+            said += f", about {cost(trial.properties):,.0f} adders"
         self.job.tell("widths", candidate.label, count + 1, UNKNOWN, said)
         return trial
 

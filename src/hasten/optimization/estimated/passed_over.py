@@ -11,7 +11,7 @@ from hasten.optimization.estimated.trials import Estimation, comparable, rank, r
 from hasten.optimization.judge import Verdicts
 
 _MOST = 3
-"""Most candidates that are named."""
+"""Largest number of candidates that are named."""
 
 
 def passed_over(trials: Estimation, verdicts: Verdicts, winner: Trial) -> list[str]:

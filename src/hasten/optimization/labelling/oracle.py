@@ -16,7 +16,7 @@ from hasten.optimization.labelling.answers import Form
 from hasten.optimization.labelling.samples import Sample
 
 AT_ONCE = 32
-"""Most samples of one call."""
+"""Largest number of samples of one call."""
 
 
 def labels_of(

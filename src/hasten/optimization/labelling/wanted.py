@@ -101,7 +101,7 @@ def with_labels(dataset: Dataset, asked: str | Metric | None, *, asking: bool) -
 
     Args:
         dataset: Data as it was opened.
-        asked: Metric that was asked for; None without.
+        asked: Metric that was asked for; None if none was.
         asking: Whether labels will be asked for.
 
     Raises:

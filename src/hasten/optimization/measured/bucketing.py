@@ -21,7 +21,7 @@ from hasten.optimization.measured.screening import Screening
 from hasten.optimization.shapes import sizes_of
 
 _FEW = 8
-"""Most different shapes that each get a model of their own, so that nothing is padded."""
+"""Largest number of different shapes that each get a model of their own, so that nothing is padded."""
 _COUNTS = (4, 8)
 """Numbers of buckets to try where there are more."""
 _ENGINES = 3
@@ -195,7 +195,7 @@ def chosen(lengths: Array, counts: Array, most: int) -> tuple[int, ...]:
     Args:
         lengths: Different lengths, ascending, `(k,)`.
         counts: Number of samples of each length, `(k,)`.
-        most: Most lengths to return.
+        most: Largest number of lengths to return.
     """
     total = np.concatenate([[0], np.cumsum(counts)])
     # least[j] is the least work of the first j lengths with the buckets so far; the last ends at j - 1.

@@ -40,7 +40,7 @@ def cross_check(
         samples: Samples, of which the first is answered.
         others: Other candidates; those of other engines on the untouched model, of its own precision,
             are asked where the evaluator answers otherwise, one after another until one can tell.
-        limit_s: Most time for the evaluator, and for each step of another engine.
+        limit_s: Longest time for the evaluator, and for each step of another engine.
     """
     bench = dataclasses.replace(bench, limit_s=limit_s)
     gap, until = math.inf, time.monotonic() + limit_s

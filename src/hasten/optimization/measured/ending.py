@@ -273,7 +273,7 @@ class Finish:
         )
 
     def _fresh_figures(self, ships: Sequence[str], shown: Sequence[str | None]) -> Standings:
-        """Time the candidates of the table anew: the fastest of many looks faster than it is.
+        """Time the candidates of the table again: the fastest of many looks faster than it is.
 
         Args:
             ships: Keys of those of which one ships.

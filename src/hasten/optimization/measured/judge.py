@@ -29,7 +29,7 @@ from hasten.optimization.preparation import engine_names
 from hasten.optimization.ready import Ready
 
 _TOLD = 3
-"""Most failures that an error names."""
+"""Largest number of failures that an error names."""
 
 
 class Measured(Judge):

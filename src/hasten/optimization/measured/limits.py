@@ -65,7 +65,7 @@ def limits(
         steps: Role -> its profile.
 
     Returns:
-        Limits of the roles that were timed anew, with the precisions that their profiles show or,
+        Limits of the roles that were timed again, with the precisions that their profiles show or,
         without a profile, that they are set to; and by key, from their few turns, limits of the
         searched candidates that ran on as many threads. Both are empty, with a note, where the
         ceilings or the work are unknown; a latency below its floor is left out.

@@ -143,7 +143,7 @@ class Racing(Affording):
         raise AssertionError("one thread needs no probe")
 
     def fresh(self, candidates: Sequence[Candidate]) -> Standings:
-        """Time candidates anew, each in several processes, on as many threads as possible.
+        """Time candidates again, each in several processes, on as many threads as possible.
 
         The first of a set of processes ends before the next begins, so that the memory of one set
         is enough. A stopped run goes on with new processes.

@@ -147,7 +147,7 @@ class Screening(Trials):
             self._open = None
 
     def opened_baseline(self) -> OpenWorker:
-        """Return the baseline's worker, started anew if it is gone."""
+        """Return the baseline's worker, restarted if it is gone."""
         if self._open is None or not self._open.worker.alive:
             self.close()
             unhurried = dataclasses.replace(self.bench, deadline=Deadline())

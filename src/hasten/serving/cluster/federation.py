@@ -138,7 +138,7 @@ class Federation:
         """Ask every replica for its metrics; one that doesn't answer is left out.
 
         Args:
-            authorization: Authorization header of the client; None without one.
+            authorization: Authorization header of the client; None if there is none.
 
         Returns:
             HTTP status and the joined page.

@@ -42,7 +42,7 @@ _MOST_THREADS = 4
 _START_S = 10.0
 _ANSWER_S = 5.0
 _STARTS = 5
-"""Most starts of HAProxy within a minute; more mean that something is wrong."""
+"""Largest number of starts of HAProxy within a minute; more mean that something is wrong."""
 _ANSWERS = {
     400: (400, "this is not an HTTP/1.1 request, or its headers are too long"),
     408: (408, "the request didn't arrive in full within the time limit"),
@@ -66,7 +66,7 @@ class ReplicaEntry:
     Attributes:
         host: Address that the replica listens on.
         http: Port of HTTP.
-        grpc: Port of gRPC; None without gRPC.
+        grpc: Port of gRPC; None if gRPC is off.
         pid: Process id of the replica's server on its machine.
         leaving: Whether the replica takes no new requests.
     """
@@ -100,13 +100,13 @@ class Ingress:
     Args:
         settings: Settings of the server: addresses, limits and certificate.
         folder: Private folder for HAProxy's files and its socket.
-        slots: Most replicas at once.
+        slots: Largest number of replicas at once.
         metrics_port: Port on this machine that answers /metrics; None if replicas answer it.
         secret: Bearer token that the replicas ask for and clients don't know; None if it is the clients'.
 
     Attributes:
-        http: Port of HTTP; None without HTTP.
-        grpc: Port of gRPC; None without gRPC.
+        http: Port of HTTP; None if HTTP is off.
+        grpc: Port of gRPC; None if gRPC is off.
 
     Raises:
         InputError: a port isn't available, or HAProxy isn't installed.
@@ -289,7 +289,7 @@ def configuration(
         settings: Settings of the server: limits and certificate.
         folder: Folder with HAProxy's files.
         doors: "http" or "grpc" -> file descriptor of the listening socket.
-        slots: Most replicas at once.
+        slots: Largest number of replicas at once.
         metrics_port: Port on this machine that answers /metrics; None if replicas answer it.
         secret: Bearer token that the replicas ask for; None if clients send it.
     """

@@ -70,7 +70,7 @@ def deploy(
         address: Address of the cluster, HOST:PORT; by default the value of RAY_ADDRESS, or else a
             new cluster on this machine alone that ends with this function.
         min_replicas: Fewest replicas.
-        max_replicas: Most replicas, under high load.
+        max_replicas: Largest number of replicas, under high load.
         say: Callback for messages to people: where the server listens, and when it is ready.
 
     Returns:

@@ -42,7 +42,7 @@ class Admission:
     """Calls under way, of which there are at most so many.
 
     Args:
-        most: Most calls at once.
+        most: Largest number of calls at once.
         patience_ns: Time for which a call must have waited for its client to be ended where there is
             no place left.
     """

@@ -31,7 +31,7 @@ log = logging.getLogger("hasten.serving")
 _LITTLE_BYTES = 4 << 10
 """Size of an answer up to which it takes no more than the call itself, and isn't counted."""
 _MOST_IN_STREAM = 128
-"""Most requests of one stream that are processed at once; further ones aren't read yet."""
+"""Largest number of requests of one stream that are processed at once; further ones aren't read yet."""
 
 
 class Named(Protocol):

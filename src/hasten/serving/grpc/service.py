@@ -45,7 +45,7 @@ _FAREWELL_S = 0.25
 """Time for calls to end when the server closes."""
 """Time for which a call must have waited for its client to be ended where there is no place left."""
 _MOST_STREAMS = 128
-"""Most calls at once on one connection."""
+"""Largest number of calls at once on one connection."""
 _HANDSHAKE_MS = 10_000
 _IDLE_MS = 60_000
 """Time after which a connection without calls is closed; its client opens another when it asks."""
@@ -60,7 +60,7 @@ class GrpcServer:
 
     Args:
         state: State of the server.
-        tls: Function that returns what encrypts the next connection; None without TLS.
+        tls: Function that returns what encrypts the next connection; None if TLS is off.
         clock_ns: Monotonic clock, in nanoseconds.
     """
 

@@ -61,7 +61,7 @@ _QUIET_CHECKS = 5
 _HEAD_CHECKS = 2
 """Checks without the whole head of a request, or of the first one, after which a client gives way."""
 _AT_ONCE = 16
-"""Most requests of a client that are answered before others are heard, where it sends many together."""
+"""Largest number of requests of a client that are answered before others are heard, where it sends many together."""
 _LONGEST_NUMBER = 20
 _PROBES = (b"/v2/health/live", b"/v2/health/ready")
 """Paths that tell anyone whether the server is up: load balancers ask for them by names of their own."""
@@ -87,7 +87,7 @@ class Connection(asyncio.BufferedProtocol):
     Args:
         state: State of the server.
         routes: Handler of all requests that aren't inferences.
-        slot: Record of the connection's state; None without a supervisor.
+        slot: Record of the connection's state; None if there is no supervisor.
         clock_ns: Monotonic clock, in nanoseconds.
 
     Attributes:
@@ -153,7 +153,7 @@ class Connection(asyncio.BufferedProtocol):
         """Time when the connection was opened; None once it has received a request."""
         self._upgrading = False
         self._refusal: ProtocolError | None = None
-        """Error to send once the pending answers are sent; None without."""
+        """Error to send once the pending answers are sent; None if there is none."""
 
     # -- the transport
 

@@ -72,7 +72,7 @@ class ServerTask(Pending):
 
     Attributes:
         inputs: Checked arrays by input name.
-        timer: Timer that fails the request at its deadline; None without a deadline.
+        timer: Timer that fails the request at its deadline; None if there is no deadline.
     """
 
     __slots__ = ("inputs", "timer")
@@ -100,7 +100,7 @@ class Batching:
         loop: Event loop of the server.
         clients: Record of which client of the server is active.
         clock_ns: Monotonic clock, in nanoseconds.
-        padder: Padding of requests up to buckets, which may then share a batch; None without.
+        padder: Padding of requests up to buckets, which may then share a batch; None for no padding.
         timed: Input -> its sizes in the requests whose times the scheduler knows, without the batch; larger
             requests take nobody knows how long, so they never run on the loop's thread. Empty if no
             request was timed, None if all requests are of the same sizes.
@@ -385,7 +385,7 @@ class _Thread:
         loop: Event loop of the server.
         landed: Callback on the loop's thread for a batch that was run.
         clock_ns: Monotonic clock, in nanoseconds.
-        padder: Padding of requests up to buckets; None without.
+        padder: Padding of requests up to buckets; None for no padding.
     """
 
     def __init__(

@@ -70,7 +70,7 @@ class ServedChain(ServedModel):
         loop: Event loop on whose thread everything but the steps between the models runs.
         statistics: Statistics of the chain that this one replaces; None to begin new ones.
         clock_ns: Monotonic clock, in nanoseconds.
-        tracing: Observer of finished requests; None without tracing.
+        tracing: Observer of finished requests; None if tracing is off.
 
     Raises:
         CandidateError: one of the models isn't ready.

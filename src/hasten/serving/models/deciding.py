@@ -90,7 +90,7 @@ class RawTicket:
         query: Request as it was parsed.
         over: Whether the request is answered, refused or given up.
         rows: Number of samples.
-        key: Hash of the samples; None without a cache.
+        key: Hash of the samples; None if there is no cache.
         origins: Where each prepared sample comes from.
         short: Whether the samples are so few bytes that their pipeline can't take long.
         prepared_bytes: Size of the prepared samples; 0 before they are there.

@@ -58,7 +58,7 @@ class ModelSettings:
     Attributes:
         deadline_ns: Deadline of a request that states none; 0 for no deadline.
         most_wait_ns: Longest wait in the queue; a request that would wait longer is refused.
-        most_rows: Most rows in one batch.
+        most_rows: Largest number of rows in one batch.
         sessions: Number of batches that run in parallel; None for what the batch curve suggests.
         cache_bytes: Size of the answer cache; 0 for no cache.
         compiled: Folder that keeps compiled models, or "off"; "" for the default one.
@@ -67,7 +67,7 @@ class ModelSettings:
         which: Model to serve: "winner", or "exact" after a crash of the winner.
         custom_ops: Libraries with the user's own operators.
         any_batch: Whether batches are formed in sizes that the certificate doesn't cover, too.
-        most_sequences: Most sequences whose states are kept at once; 0 to keep none.
+        most_sequences: Largest number of sequences whose states are kept at once; 0 to keep none.
         sequence_bytes: Largest size of all their states together.
         sequence_idle_ns: Time without a request after which a sequence's states go.
         shadow_limit: Share of changed answers from which the monitor raises an alarm; 0 for the one
@@ -117,7 +117,7 @@ class OpenBundle:
         standby: Exact model as a fallback; None if it answers itself, is left out or isn't wanted.
         latencies: Expected times of the batches.
         sizes: Batch sizes to use.
-        most_rows: Most rows in a request; those of other sizes are answered in parts.
+        most_rows: Largest number of rows in a request; those of other sizes are answered in parts.
         batched: Whether requests have an open batch axis.
         notes: Notes for the people who serve the bundle.
         requests: Requests that the bundle keeps, to warm up with; cut to one row each if requests

@@ -86,7 +86,7 @@ class Repository:
         registered: Versions of models that may be served.
         loop: Event loop of the server.
         marker: Function that returns the context to enter while a version's engine runs.
-        tracing: Sender of spans; None without tracing.
+        tracing: Sender of spans; None if tracing is off.
 
     Attributes:
         clients: Record of which client of the server is active.

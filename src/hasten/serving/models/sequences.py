@@ -19,7 +19,7 @@ from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import Answer, Query, SequenceId
 
 _MOST_WAITING = 256
-"""Most requests of one sequence that wait for their turn."""
+"""Largest number of requests of one sequence that wait for their turn."""
 _MOST_GONE = 4096
 """Number of ended sequences whose end can still be explained to a client that comes late."""
 
@@ -122,7 +122,7 @@ class KeptSequences:
         model: Model that steps are sent to.
         loaded: Open bundle, which says what states there are.
         sequences: States that the model carries.
-        most: Most sequences at once; 0 where none may be kept.
+        most: Largest number of sequences at once; 0 where none may be kept.
         most_bytes: Largest size of all states together.
         idle_ns: Time without a request after which a sequence's states go.
         loop: Event loop of the server.

@@ -79,14 +79,14 @@ class ServedModel:
         statistics: Statistics of the model that this one replaces; None to begin new ones.
         running: Context to enter while an engine runs, so that a crash can be traced to it.
         clock_ns: Monotonic clock, in nanoseconds.
-        tracing: Observer of finished requests; None without tracing.
+        tracing: Observer of finished requests; None if tracing is off.
         lost: Function that is told, on an engine's thread, that the device answers nothing more in
             this process and that nothing else can answer; it may end the process.
 
     Attributes:
         inputs: Inputs of a request.
         outputs: Outputs of an answer.
-        most_rows: Most rows in a request; 0 if requests have no batch axis.
+        most_rows: Largest number of rows in a request; 0 if requests have no batch axis.
         fell_back: Whether the exact model answers because the fast one failed or answered NaN.
         deciding: Preparation of raw samples, and decision on them; None for a bundle without a pipeline.
         sequences: Sequences whose states are kept; None for a bundle without states.
@@ -256,7 +256,7 @@ class ServedModel:
 
     @functools.cached_property
     def most_rows_bytes(self) -> int:
-        """Most bytes of JSON that is a list of rows; 0 if JSON without `inputs` is no row here."""
+        """Largest number of bytes of JSON that is a list of rows; 0 if JSON without `inputs` is no row here."""
         if self.deciding is None or not self.takes_raw:
             return 0
         return (1 + max(1, self.most_rows)) * most_json_bytes(self.deciding.pipeline)
@@ -631,7 +631,7 @@ class Ticket(ServerTask):
     Attributes:
         model: Model that the request was sent to.
         query: Request as it was parsed.
-        content: Hash of the request's content; None without a cache.
+        content: Hash of the request's content; None if there is no cache.
         follows: Whether the request waits for an equal request's answer.
         over: Whether the request is answered, refused or given up.
         timing: Times of the request's stages; None if it wasn't run.

@@ -21,7 +21,7 @@ log = logging.getLogger("hasten.serving")
 _LOOKS, _PAUSE_S = 100, 0.01
 """Number and length of the waits for a moment without live requests, before a sample is skipped."""
 _MOST_WAITING = 64
-"""Most samples that wait to be compared; further ones are skipped."""
+"""Largest number of samples that wait to be compared; further ones are skipped."""
 _MOST_BYTES = 64 << 20
 """Largest size of all that wait together."""
 

@@ -83,7 +83,7 @@ class Drift:
 
     @property
     def asked_again(self) -> tuple[int, int] | None:
-        """Answers that a cascade's large model had to compute, of all since the start; None without."""
+        """Answers that a cascade's large model had to compute, of all since the start; None if there is no cascade."""
         name = "asked again"
         now = self._shares().get(name)
         if now is None:

@@ -107,7 +107,7 @@ class Record:
         evidence: Limit's key -> evidence.
         alarms: Limit's key -> alarm that nobody has cleared.
         taken_over: Whether the exact model answers until somebody clears it.
-        begun_anew: Times that the evidence was begun anew; each may raise one more false alarm.
+        begun_anew: Times that the evidence was restarted; each may raise one more false alarm.
         lines: Audit record, oldest first.
     """
 
@@ -172,7 +172,7 @@ class Kept:
     Args:
         bundle: SHA-256 of the bundle's manifest.
         folder: Folder of the files; None to keep the evidence in memory alone.
-        say: Callback that is told, in a line, where something can't be kept or is begun anew.
+        say: Callback that is told, in a line, where something can't be kept or is restarted.
     """
 
     def __init__(
@@ -367,7 +367,7 @@ def taken_over(record: Record) -> Record:
 
 
 def cleared(record: Record) -> Record:
-    """Return a record without alarms, whose evidence begins anew."""
+    """Return a record without alarms, whose evidence starts again."""
     at = now()
     fresh = dataclasses.replace(
         record, evidence={}, alarms={}, taken_over=False, begun_anew=record.begun_anew + 1

@@ -1,4 +1,4 @@
-"""Tell an address of alarms: one POST of JSON, tried again for some minutes, on a thread of its own."""
+"""Tell an address of alarms: one POST of JSON, tried again for a few minutes, on a thread of its own."""
 
 from __future__ import annotations
 

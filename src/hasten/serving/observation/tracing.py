@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("hasten.serving")
 
 _MOST_WAITING = 16_384
-"""Most requests that wait for their spans to be made; further ones aren't traced."""
+"""Largest number of requests that wait for their spans to be made; further ones aren't traced."""
 
 
 class Finished(NamedTuple):

@@ -79,17 +79,17 @@ class Watched:
 
     @property
     def p50_ns(self) -> int | None:
-        """Latency that half of the answers have at most; None without answers."""
+        """Latency that half of the answers have at most; None if there are no answers."""
         return _quantile(self.latency_ns, 0.5)
 
     @property
     def p99_ns(self) -> int | None:
-        """Latency that 99% of the answers have at most; None without answers."""
+        """Latency that 99% of the answers have at most; None if there are no answers."""
         return _quantile(self.latency_ns, 0.99)
 
     @property
     def most_ns(self) -> int | None:
-        """Longest latency; None without answers."""
+        """Longest latency; None if there are no answers."""
         return _quantile(self.latency_ns, 1.0)
 
 

@@ -11,7 +11,7 @@ from hasten.serving.protocol.requests import Region, SequenceStep, WantedOutput
 
 MOST_RANK = 32
 MOST_SAID_BYTES = 1 << 20
-"""Most bytes of a request besides its tensors' data: each may become an object, with far more memory."""
+"""Largest number of bytes of a request besides its tensors' data: each may become an object, with far more memory."""
 MOST_ID = 128
 """Longest text that names a sequence."""
 _MOST_ON_AN_AXIS = 2**31 - 1

@@ -17,9 +17,9 @@ from hasten.serving.wire.grpc_fields import BYTES_FIELD, fields_of, number_at
 LONG_CONTENTS = 1 << 10
 """Size above which contents are held against the shape before they are parsed."""
 _LONGEST_ELEMENT = 11
-"""Most bytes of a number in contents, key included."""
+"""Largest number of bytes of a number in contents, key included."""
 _LONGEST_NUMBER = 10
-"""Most bytes of a whole number in packed contents."""
+"""Largest number of bytes of a whole number in packed contents."""
 _PIECE_BYTES = 1 << 16
 """Size of the pieces in which whole numbers are decoded, to bound the memory beside them."""
 _UNREADABLE = "its contents can't be parsed"

@@ -12,7 +12,7 @@ from hasten.serving.protocol.errors import Kind, ProtocolError
 BYTES_FIELD = 2
 """Wire type of text, bytes and messages; a field's key is 8 times its number plus the wire type."""
 _MOST_FIELDS = 4096
-"""Most fields in a large request: inputs, outputs, parameters and tensors, each of which needs memory."""
+"""Largest number of fields in a large request: inputs, outputs, parameters and tensors, each of which needs memory."""
 _FIXED_BYTES = {1: 8, 5: 4}
 """Wire type of numbers of a fixed size -> the size."""
 

@@ -35,14 +35,14 @@ from hasten.serving.wire.shared_memory import SharedMemory
 _LARGE_BYTES = 32 << 10
 """Size above which copying tensors takes longer than locating them in the message's bytes."""
 _UNTOLD_BYTES = 64 << 10
-"""Most bytes of a message that protobuf parses without its fields having been looked at."""
+"""Largest number of bytes of a message that protobuf parses without its fields having been looked at."""
 _INPUT = 5 << 3 | BYTES_FIELD
 _CONTENTS = 5 << 3 | BYTES_FIELD
 _OUTPUT = 6 << 3 | BYTES_FIELD
 _SHAPE = (3 << 3, 3 << 3 | BYTES_FIELD)
 """Keys of the sizes of a shape: one of them, and a packed list."""
 _LONGEST_SIZE = 11
-"""Most bytes of a size in a shape, key included."""
+"""Largest number of bytes of a size in a shape, key included."""
 _RAW_INPUT = 7 << 3 | BYTES_FIELD
 _RAW_OUTPUT = bytes([6 << 3 | BYTES_FIELD])
 _STREAM_ERROR = bytes([1 << 3 | BYTES_FIELD])

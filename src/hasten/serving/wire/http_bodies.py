@@ -47,11 +47,11 @@ _decode_texts = msgspec.json.Decoder(list[str]).decode
 _UNPACKED_BYTES = 4 << 20
 """Size to which any body may be decompressed."""
 _MOST_RATIO = 100
-"""Most bytes to which each byte of a larger body may be decompressed."""
+"""Largest number of bytes to which each byte of a larger body may be decompressed."""
 _SLOW_BYTES = 1 << 20
-"""Most bytes of JSON data of which an object is made for each number and list, to say what is wrong."""
+"""Largest number of bytes of JSON data of which an object is made for each number and list, to say what is wrong."""
 _BLANKS = 4096
-"""Most blanks before a list that is told from an object."""
+"""Largest number of blanks before a list that is told from an object."""
 _DECISIONS = "decisions"
 """Name of the list of decisions, where a list of rows came as a plain body."""
 _WEIGHT = re.compile(r"q=([01](?:\.\d{0,3})?)")
@@ -191,7 +191,7 @@ def rows_query(body: Any, model: str, version: str, most_bytes: int) -> Query | 
         body: Whole body.
         model: Name of the model.
         version: Version of the model; "" for the newest.
-        most_bytes: Most bytes of a list.
+        most_bytes: Largest number of bytes of a list.
 
     Returns:
         The request, which is to be answered by the decision alone, or by a list of decisions; None if

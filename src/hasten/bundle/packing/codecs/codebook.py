@@ -14,7 +14,7 @@ from hasten.errors import IntegrityError
 
 _COUNT = struct.Struct("<I")
 _NARROW, _MOST = 1 << 8, 1 << 16
-"""Most values that indices of one byte tell from each other, and most that a table may have."""
+"""Largest number of values that indices of one byte can tell apart, and that a table may have."""
 _SHARE = 4
 """A table has at most one value for each so many elements."""
 _LOOK = 1024

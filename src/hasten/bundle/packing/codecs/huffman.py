@@ -15,7 +15,7 @@ from hasten.bundle.packing.codecs.tables import counts_of, entropy_bytes, stated
 from hasten.core.tensors import Array
 
 LONGEST = 11
-"""Most bits of a code, so that a decoder's table has 2,048 entries."""
+"""Largest number of bits of a code, so that a decoder's table has 2,048 entries."""
 _ENDS = struct.Struct("<III")
 
 

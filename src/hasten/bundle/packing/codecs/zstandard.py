@@ -37,7 +37,7 @@ def decompressed(frame: bytes | memoryview, most_bytes: int) -> bytes:
 
     Args:
         frame: Frame, all of it and nothing else.
-        most_bytes: Most bytes that it may hold; no more memory is taken for them.
+        most_bytes: Largest number of bytes that it may hold; no more memory is taken for them.
 
     Raises:
         IntegrityError: it is no frame, or holds more.

@@ -11,7 +11,7 @@ from hasten.core.tensors import Array
 from hasten.errors import NotCovered
 
 _DEEPEST = 12
-"""Most operations between a constant and what reads it."""
+"""Largest number of operations between a constant and what reads it."""
 _NARROW = ("i4", "u4", "u1", "nf4", "f8e4m3", "f8e5m2", "bf16")
 
 

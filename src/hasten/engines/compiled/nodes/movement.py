@@ -14,7 +14,7 @@ from hasten.engines.compiled.operators.programs import Step, number
 from hasten.engines.compiled.plan import Access, contiguous, product
 
 _MOST_PARTS = 64
-"""Most copies that one node becomes."""
+"""Largest number of copies that one node becomes."""
 _OPEN_END = 2**31 - 1
 """End of a slice from which it means all that there is, as exporters write it."""
 

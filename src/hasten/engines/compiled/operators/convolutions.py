@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 _PARTS = 4
 """Parts that units of work are to be even for: those of two threads."""
 _MOST_STRIPS = 8
-"""Most strips that a picture is cut into for threads."""
+"""Largest number of strips that a picture is cut into for threads."""
 _MOST_SIZE = 1 << 24
-"""Most elements along an axis."""
+"""Largest number of elements along an axis."""
 _MOST_PADDED = 1 << 36
-"""Most elements of all pictures with their pads: what is copied within minutes."""
+"""Largest number of elements of all pictures with their pads: what is copied within minutes."""
 _MOST_PARTS = 4096
-"""Most parts that a picture is split into, each of which is a statement: a stride of 64 in both ways."""
+"""Largest number of parts that a picture is split into, each of which is a statement: a stride of 64 in both ways."""
 _MOST_UNROLLED = 32
-"""Most taps that are written one after the other; more are a loop."""
+"""Largest number of taps that are written one after the other; more are a loop."""
 _MOST_AT_ONCE = 6
-"""Most channels whose sums are made at once, from the same numbers of the picture."""
+"""Largest number of channels whose sums are made at once, from the same numbers of the picture."""
 _VECTORS = {1: 8, 2: 4, 3: 3, 4: 2, 5: 2, 6: 2}
 """Vectors of sums for a number of channels at once, so that they stay in registers."""
 

@@ -9,7 +9,7 @@ from hasten.engines.compiled.plan import C_TYPES
 from hasten.errors import IntegrityError
 
 MOST_STEPS = 400
-"""Most steps of a program; longer ones become several loops."""
+"""Largest number of steps of a program; longer ones become several loops."""
 _FLOATS = ("float32", "float64")
 
 _ARITHMETIC = {

@@ -26,7 +26,7 @@ _FUNCTIONS = {"rnn": 1, "gru": 2, "gru_after": 2, "lstm": 3}
 _SUMS = 8
 """Independent sums that keep two multiply-add units busy, whose latency is four cycles."""
 _MOST_SUMS = 12
-"""Most sums that leave a register of sixteen for each number that is multiplied: a layer that has no more
+"""Largest number of sums that leave a register of sixteen for each number that is multiplied: a layer that has no more
 is one tile, whose functions don't wait for each other."""
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _STEP = 16
 """Thresholds that are counted at once."""
 _TWO_STEPS = _STEP * (_STEP + 1)
-"""Most thresholds of a column that two counts rank it among."""
+"""Largest number of thresholds of a column that two counts rank it among."""
 
 
 def emit_entries(writer: Writer, kind: str, entries: Entries, store: str) -> None:

@@ -27,7 +27,7 @@ _COMBINE = {
 _UNSAID = 1000
 """Steps through a forest whose plan doesn't say them."""
 MOST_TREES = 100_000
-"""Most trees of a forest: a call keeps a number for each of them."""
+"""Largest number of trees of a forest: a call keeps a number for each of them."""
 
 
 @dataclass(frozen=True)

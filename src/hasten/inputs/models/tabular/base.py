@@ -33,7 +33,7 @@ LIBRARIES = (
 )
 """Import path of each library's class; one file and one line here add a library."""
 _SHOWN = 5
-"""Most classes of a decision."""
+"""Largest number of classes of a decision."""
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ def _unknown(building: Building, known: _Known) -> str:
 
 
 def _infrequent(step: Any, place: int, count: int) -> Array | None:
-    """Return the place that each category has after rare ones were joined; None without any."""
+    """Return the place that each category has after rare ones were joined; None if there is none."""
     if not getattr(step, "_infrequent_enabled", False):
         return None
     mapping = step._default_to_infrequent_mappings[place]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MOST_SIZE = 1 << 16
 """Largest number of channels, height, width, step or pad."""
 MOST_PADDED = 1 << 28
-"""Most bytes of a picture with its pads."""
+"""Largest number of bytes of a picture with its pads."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Conv8(Operation):
             before they are rounded; "" for none.
         table: Constant of 256 uint8 that replace each byte; "" for none.
         residual: Tensor like the output that is added; "" for none.
-        sum: How the residual is added; None without one.
+        sum: How the residual is added; None if there is none.
         last: Constant of 256 uint8 that replace each byte after that; "" for none.
     """
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from hasten.engines.compiled.writer import Writer
 
 _PIXELS = ({1: 6, 2: 6, 3: 4, 4: 3}, {1: 8, 2: 8, 3: 8, 4: 7})
-"""Most pixels of a tile for each number of vectors, with 16 registers and with 32."""
+"""Largest number of pixels of a tile for each number of vectors, with 16 registers and with 32."""
 
 
 class Table:

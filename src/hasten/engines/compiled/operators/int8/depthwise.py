@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from hasten.engines.compiled.writer import Writer
 
 _MOST_TAPS = 64
-"""Most taps that are written one after the other."""
+"""Largest number of taps that are written one after the other."""
 _MOST_PRODUCTS = 640
-"""Most vectors of products in the text of one tile."""
+"""Largest number of vectors of products in the text of one tile."""
 _MANY_ROWS = 28
 """Rows of results from which threads share rows; of fewer, they share channels."""
 _TILE = 8
-"""Most pixels of a row that are computed at once, each in a register; half as many where strides make them
+"""Largest number of pixels of a row that are computed at once, each in a register; half as many where strides make them
 read more columns than they have products."""
 _STRIP_BYTES = 128 << 10
 """Memory of the rows that a call reads, a part of a core's second cache."""
 _RING_BYTES = 24 << 10
 """Memory that braids may take: a part of a core's first cache."""
 _LEAST_CHANNELS = 8
-"""Most channels that are read at once where there are no more: pixels of fewer need room behind the last one."""
+"""Largest number of channels that are read at once if there are no more: pixels of fewer need room after the last."""
 
 
 _CROSSED_TILE = 4
@@ -192,7 +192,7 @@ class Depthwise:
     def _crossed(self, run: Run) -> bool:
         """Whether a tile braids its own columns in registers.
 
-        With a step of 2 few results share a braid, and storing it takes longer than making it anew.
+        With a step of 2 few results share a braid, and storing it takes longer than making it again.
         """
         conv, braids = self.conv, self.braids
         one = (braids.taps, braids.period, len(braids.offsets), run.parts) == (4, 1, 1, 4)

@@ -48,7 +48,7 @@ class Epilogue:
     Attributes:
         wide: Bytes of a vector.
         rounding: How sums become bytes; None for float32.
-        sum: How the residual is added; None without one.
+        sum: How the residual is added; None if there is none.
         output: Pointer to the results: `u8 *`, or `float *`.
         scale: Pointer to the scales, of which there must be a whole vector from each part's channel on.
         slope: Pointer to the slopes, likewise, that results below 0 are multiplied by; "" for none.

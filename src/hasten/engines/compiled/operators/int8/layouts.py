@@ -25,9 +25,9 @@ _FEW_ROWS = 16
 _MOST_ROWS = 24
 """Rows of a batch that are computed at once where a layer is pointwise."""
 _CHUNK_BYTES = 96 << 10
-"""Most bytes of a chunk that is read again for each block of channels."""
+"""Largest number of bytes of a chunk that is read again for each block of channels."""
 _WIDE_WEIGHTS = 24 << 10
-"""Most weights of a layer that are kept in 16 bits; others are widened while they run."""
+"""Largest number of weights of a layer that are kept in 16 bits; others are widened while they run."""
 
 _REGISTER_ROWS = 16
 """Rows of a register of AMX; of the weights', each has four numbers of 16 channels."""
@@ -62,7 +62,7 @@ class Layout:
         quads: Whether four bytes are multiplied at once, by VNNI; else two numbers of 16 bits.
         permutes: Whether a byte's entry of a table of 256 is found in registers, by VBMI.
         amx: Whether the processor multiplies matrices of bytes, by AMX.
-        pixels: Most pixels of the input that come at once, of all rows of a batch.
+        pixels: Largest number of pixels of the input that come at once, of all rows of a batch.
     """
 
     conv: Conv8
@@ -220,7 +220,7 @@ class Layout:
 
     @property
     def _chunk_bytes(self) -> int:
-        """Most bytes of a chunk: more with AMX, which waits for weights from the farthest cache."""
+        """Largest number of bytes of a chunk: more with AMX, which waits for weights from the farthest cache."""
         return 4 * _CHUNK_BYTES if self.rows else _CHUNK_BYTES
 
     @property

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _MOST_SIZE = 1 << 16
 _MOST_UNROLLED = 25
-"""Most pixels of a window for which there is C of its own, with constant bounds."""
+"""Largest number of pixels of a window for which there is C of its own, with constant bounds."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from hasten.engines.compiled.operators.int8.convolutions import Conv8
 
 _MOST_UNROLLED = 36
-"""Most dot products that are written one after the other without a loop."""
+"""Largest number of dot products that are written one after the other without a loop."""
 _UNROLLED = 4
 """Dot products that are written one after the other in a loop."""
 
