@@ -19,6 +19,7 @@ PAGES = sorted(
     key=lambda page: str(page),
 )
 OWN = "hasten."
+CONFLICT = re.compile(r"^(<<<<<<<|\|\|\|\|\|\|\||>>>>>>>) ", re.MULTILINE)
 NAMED = re.compile(r"`([a-z_0-9]+(?:/[a-z_0-9]+)*(?:\.py|/))`")
 
 
@@ -35,6 +36,16 @@ def test_every_file_and_room_that_a_page_names_is_there(page: Path) -> None:
 def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_no_page_holds_an_unfinished_merge() -> None:
+    folders = ("changes", "design", "docs", "examples")
+    pages = [
+        *ROOT.glob("*.md"),
+        *(page for name in folders for page in (ROOT / name).rglob("*.md")),
+    ]
+    conflicts = [str(page.relative_to(ROOT)) for page in pages if CONFLICT.search(page.read_text())]
+    assert conflicts == []
 
 
 @pytest.mark.parametrize(
