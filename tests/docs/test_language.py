@@ -1,18 +1,30 @@
-"""The help of each command, and the docstrings of public names, keep to the language of the pages."""
+"""Pages, docstrings of public names, messages and help texts keep to one language, which `scripts/prose` checks."""
 
-import inspect
+import importlib.util
 import subprocess
 import sys
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 
-import click
+import pytest
 
 import hasten
-from hasten.cli import main
-from hasten.inputs.metrics.choice import forms
-from hasten.inputs.set_metrics.choice import set_forms
+from hasten.bundle.loaded import Loaded
 
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def prose(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The program scripts/prose as a module."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    loader = SourceFileLoader("prose", str(ROOT / "scripts" / "prose"))
+    spec = importlib.util.spec_from_loader("prose", loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
 
 
 def check(*pages: Path) -> str:
@@ -23,33 +35,33 @@ def check(*pages: Path) -> str:
     return run.stdout.partition("language: ")[0]
 
 
-def helps(command: click.Command, name: str) -> dict[str, str]:
-    """Return the texts of a command's help, and of its own commands', by what they describe."""
-    found = {name: inspect.cleandoc(command.help or "")}
-    for option in command.params:
-        if isinstance(option, click.Option) and option.help:
-            found[f"{name} {option.opts[0]}"] = option.help
-            for listed in (forms(), set_forms()):  # lists, which are no sentences
-                found[f"{name} {option.opts[0]}"] = found[f"{name} {option.opts[0]}"].replace(
-                    listed, "a form"
-                )
-    for own, below in getattr(command, "commands", {}).items():
-        found |= helps(below, f"{name} {own}")
-    return found
-
-
-def test_help_and_docstrings_of_public_names_are_plain(tmp_path: Path) -> None:
-    docs = {name: inspect.getdoc(getattr(hasten, name)) or "" for name in hasten.__all__}
-    for name, texts in {"help": helps(main, "hasten"), "docstrings": docs}.items():
-        page = "\n\n".join(f"## {said}\n\n{text}" for said, text in texts.items())
-        (tmp_path / f"{name}.md").write_text(page)
-    assert check(tmp_path / "help.md", tmp_path / "docstrings.md") == ""
+def test_the_linter_reads_pages_docstrings_messages_and_help(prose: ModuleType) -> None:
+    places = {text: place for page in prose.everything() for place, text in page}
+    whole = "Answer one request, as a call does, without blocking the event loop."
+    assert whole in (Loaded.answer.__doc__ or "")
+    file, _, line = places[whole].partition(":")
+    assert whole in (ROOT / file).read_text().splitlines()[int(line) - 1]
+    docs = {name: getattr(hasten, name).__doc__ or "" for name in hasten.__all__}
+    assert [name for name, text in docs.items() if text.splitlines()[0] not in places] == []
+    assert places["Make the fastest certified version of MODEL."] == "hasten optimize --help"
+    said = "`x` was made with keep_exact=False: it contains no exact model"
+    assert places[said].startswith("src/hasten/bundle/loaded.py:")
+    assert "The run begins again." not in places
+    assert prose.problems([[("src/a.py:7", "It begins anew.")]]) == [
+        "src/a.py:7: 'anew': Write: again."
+    ]
+    assert places["# Python API"] == f"{ROOT}/docs/reference/python.md:1"
 
 
 def test_the_linter_reports_what_the_style_guide_says(tmp_path: Path) -> None:
     bad = {
         "The run begins anew.": "'anew': Write: again.",
         "A sentense.": "sentense ==> sentence",
+        "A neighbour.": "neighbour ==> neighbor",
+        "Favours.": "Favours ==> Favors",
+        "The colour.": "colour ==> color",
+        "Behaviour.": "Behaviour ==> Behavior",
+        "Two tumours.": "'tumours': Write: tumor.",
         "The run " + "and the run " * 20 + "ends.": "words long",
         "The the run.": "Did you mean to repeat this word?",
     }

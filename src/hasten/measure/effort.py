@@ -56,7 +56,11 @@ class Effort:
     load_s: float = 1.0
 
     def fresh_rounds(self, objective: Statistic) -> int:
-        """Return the number of fresh rounds for an objective."""
+        """Return the number of fresh rounds for an objective.
+
+        Args:
+            objective: Statistic that latencies are compared by.
+        """
         return max(self.final_rounds, self.p99_rounds if objective == "p99" else 0)
 
     def pace(self, objective: Statistic, limit_s: float = Pace.limit_s) -> Pace:
