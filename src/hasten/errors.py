@@ -45,6 +45,9 @@ class LabelsWanted(HastenError):  # noqa: N818
     Attributes:
         folder: Folder with the samples to label.
         left: Number of samples that are still to be labelled.
+
+    Args:
+        said: Message of the error.
     """
 
     def __init__(self, said: str, folder: Path, left: int) -> None:

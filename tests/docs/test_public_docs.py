@@ -1,62 +1,24 @@
 """Every public name has a docstring with its arguments, attributes, units and errors, and its place on the page."""
 
 import ast
+import builtins
 import re
-from collections.abc import Iterator
-from functools import cache
-from pathlib import Path
-from typing import TypeAlias
 
 import pytest
+from scripts import public
 
 import hasten
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "reference" / "python.md").read_text()
+PAGE = public.PAGE.read_text()
+NAMES = public.names()
+SHORT = {path.rpartition(".")[2] for path in NAMES}
 UNITS = {"_ns": "nanosecond", "_s": "second", "_bytes": "bytes|size"}
-Known: TypeAlias = ast.ClassDef | ast.FunctionDef
-
-
-@cache
-def tree(module: str) -> ast.Module:
-    path = ROOT.joinpath("src", *module.split("."))
-    file = path.with_suffix(".py")
-    return ast.parse((file if file.exists() else path / "__init__.py").read_text())
-
-
-@cache
-def found(module: str, name: str) -> tuple[str, ast.AST] | None:
-    """Return where a name of a module is defined, through imports; None outside of hasten."""
-    if not module.startswith("hasten"):
-        return None
-    for node in tree(module).body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
-            return module, node
-        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name:
-            return module, node
-    for imported in ast.walk(tree(module)):
-        if isinstance(imported, ast.ImportFrom) and imported.module:
-            for one in imported.names:
-                if (one.asname or one.name) == name:
-                    return found(imported.module, one.name)
-    return None
-
-
-def on_the_page() -> dict[str, Known]:
-    names = {}
-    for path in re.findall(r"^::: (\S+)", PAGE, re.MULTILINE):
-        module, _, name = path.rpartition(".")
-        there = found(module, name)
-        if module == "hasten":
-            module, _, attribute = hasten._WHERE[name].partition(":")
-            there = found(module, attribute or name)
-        assert there is not None, path
-        assert isinstance(there[1], ast.ClassDef | ast.FunctionDef), path
-        names[f"{there[0]}.{there[1].name}"] = there[1]
-    return names
-
-
-NAMES = on_the_page()
+PAGES = [
+    page
+    for pattern in ("README.md", "docs/**/*.md", "examples/**/*.md")
+    for page in sorted(public.ROOT.glob(pattern))
+]
+ARRAYS = re.compile(r"\b(Array|Tensors|Tensor|ndarray)\b")
 
 
 def entries(node: ast.AST, *sections: str) -> dict[str, str]:
@@ -74,74 +36,123 @@ def entries(node: ast.AST, *sections: str) -> dict[str, str]:
     return said
 
 
-def arguments(node: ast.FunctionDef) -> list[str]:
-    own = node.args
-    given = [*own.posonlyargs, *own.args, *own.kwonlyargs]
-    return [one.arg for one in given if one.arg not in ("self", "cls")]
-
-
-def fields(node: ast.ClassDef) -> list[str]:
-    declared = [
-        ast.unparse(one.target)
-        for one in node.body
-        if isinstance(one, ast.AnnAssign) and "ClassVar" not in ast.unparse(one.annotation)
-    ]
-    return [name for name in declared if not name.startswith("_")]
-
-
-def methods(node: ast.ClassDef) -> Iterator[ast.FunctionDef]:
-    for one in node.body:
-        if isinstance(one, ast.FunctionDef) and (
-            not one.name.startswith("_") or one.name == "__call__"
-        ):
-            yield one
+def arguments(node: public.Function) -> list[str]:
+    return [one.arg for one in public.parameters(node)]
 
 
 def test_the_page_has_every_public_name() -> None:
     assert sorted(re.findall(r"^::: hasten\.(\w+)$", PAGE, re.MULTILINE)) == sorted(hasten.__all__)
 
 
-def test_the_page_has_every_class_that_a_public_function_returns() -> None:
-    functions = [(path, one) for path, one in NAMES.items() if isinstance(one, ast.FunctionDef)]
-    results = [(path, ast.unparse(one.returns)) for path, one in functions if one.returns]
-    assert len(results) > 10
-    for path, text in results:
-        for name in re.findall(r"\b[A-Z]\w+", text):
-            there = found(path.rpartition(".")[0], name)
+def returned() -> dict[str, str]:
+    """Return the classes that public functions return, by their path, and one such function each."""
+    classes = {}
+    for path, node in NAMES.items():
+        result = node.returns if isinstance(node, public.Function) else None
+        for name in re.findall(r"\b[A-Z]\w+", ast.unparse(result) if result else ""):
+            there = public.found(path.rpartition(".")[0], name)
             if there is not None and isinstance(there[1], ast.ClassDef):
-                assert f"{there[0]}.{name}" in NAMES, f"{path} returns {name}"
+                classes[f"{there[0]}.{name}"] = path
+    return classes
+
+
+def test_the_page_has_every_class_that_a_public_function_returns() -> None:
+    assert len(returned()) > 10
+    assert {name: path for name, path in returned().items() if name not in NAMES} == {}
+
+
+def test_the_page_has_every_kind_of_a_class_that_a_public_function_returns() -> None:
+    kinds, short = set(), {path.rpartition(".")[2] for path in returned()}
+    for file in (public.ROOT / "src" / "hasten").rglob("*.py"):
+        module = ".".join(file.relative_to(public.ROOT / "src").with_suffix("").parts)
+        classes = re.findall(r"^class ([A-Z]\w*)\((\w+)\):", file.read_text(), re.MULTILINE)
+        for name, base in classes:
+            there = public.found(module, base) if base in short else None
+            if there is not None and f"{there[0]}.{base}" in returned():
+                kinds.add(f"{module}.{name}")
+    assert kinds
+    assert sorted(kinds - NAMES.keys()) == []
+
+
+def test_the_page_has_every_error_and_warning_that_a_docstring_names() -> None:
+    named = {
+        name
+        for node in NAMES.values()
+        for one in [node, *(public.methods(node) if isinstance(node, ast.ClassDef) else ())]
+        for name in entries(one, "Raises", "Warns")
+    }
+    assert {"InputError", "TimeoutError"} <= named
+    assert [
+        name for name in sorted(named) if name not in SHORT and not hasattr(builtins, name)
+    ] == []
+
+
+def test_the_page_has_every_name_that_a_program_on_a_page_imports() -> None:
+    """Steps are on pages of their own, with their settings."""
+    lost = []
+    for page in PAGES:
+        for module, listed in re.findall(
+            r"^ *from (hasten[\w.]*) import (.+)$", page.read_text(), re.MULTILINE
+        ):
+            for name in listed.split(", "):
+                there = public.found(module, name)
+                bases = [ast.unparse(base) for base in getattr(there and there[1], "bases", ())]
+                if there is None or not {"Step", "PostStep"} & set(bases):
+                    known = there is not None and f"{there[0]}.{name}" in NAMES
+                    lost += [] if known else [f"{page.name}: {module}.{name}"]
+    assert lost == []
+
+
+def lacks(node: public.Known, *, alone: bool) -> list[str]:
+    """Return what a docstring doesn't say.
+
+    Args:
+        node: Definition of a function or a method, which may be a property.
+        alone: Whether it is a function of a module, which says in sections what it returns and raises.
+    """
+    text, said = ast.get_docstring(node) or "", entries(node, "Args")
+    decorators = " ".join(ast.unparse(one) for one in node.decorator_list)
+    given = public.parameters(node)
+    missing = [one.arg for one in given if one.arg not in said]
+    returned = ast.unparse(node.returns) if node.returns else "None"
+    told = re.search("^(Returns|Yields):", text, re.MULTILINE) or "property" in decorators
+    told = told or (len(said) > 3 if alone else re.match("Return |Whether ", text))
+    if returned != "None" and not told:
+        missing.append("what it returns")
+    raises = alone or any(isinstance(one, ast.Raise) for one in ast.walk(node))
+    if raises and not re.search("^Raises:", text, re.MULTILINE):
+        missing.append("what it raises")
+    kinds = " ".join(ast.unparse(one.annotation) for one in given if one.annotation)
+    if ARRAYS.search(f"{kinds} {returned}") or "arrays" in arguments(node):
+        missing += [word for word in ("shape", "dtype") if word not in text]
+    return missing
 
 
 @pytest.mark.parametrize("path", NAMES)
 def test_a_name_says_what_it_takes_has_and_returns(path: str) -> None:
     node = NAMES[path]
     assert ast.get_docstring(node)
-    if isinstance(node, ast.FunctionDef):
-        said = entries(node, "Args")
-        assert [name for name in arguments(node) if name not in said] == []
-        text = ast.get_docstring(node) or ""
-        assert re.search("^Raises:", text, re.MULTILINE), "what does it raise?"
-        nothing = node.returns is not None and ast.unparse(node.returns) == "None"
-        assert nothing or re.search("^(Returns|Yields):", text, re.MULTILINE) or len(said) > 3
-    else:
-        said = entries(node, "Attributes", "Args")
-        is_enum = any("Enum" in ast.unparse(base) for base in node.bases)
-        assert is_enum or [name for name in fields(node) if name not in said] == []
-        for method in methods(node):
-            text = ast.get_docstring(method) or ""
-            assert text, f"{method.name} has no docstring"
-            own = entries(method, "Args")
-            several = len(arguments(method)) > 1
-            assert not several or [n for n in arguments(method) if n not in own] == []
-            if any(isinstance(one, ast.Raise) for one in ast.walk(method)):
-                assert re.search("^Raises:", text, re.MULTILINE), f"what does {method.name} raise?"
+    if isinstance(node, public.Function):
+        assert lacks(node, alone=True) == []
+        return
+    said = entries(node, "Attributes", "Args")
+    is_enum = any("Enum" in ast.unparse(base) for base in node.bases)
+    assert is_enum or [name for name in public.fields(node) if name not in said] == []
+    begin = [
+        one for one in node.body if isinstance(one, public.Function) and one.name == "__init__"
+    ]
+    assert [name for one in begin for name in arguments(one) if name not in said] == []
+    methods = {one.name: one for one in public.methods(node)}
+    assert [name for name, one in methods.items() if not ast.get_docstring(one)] == []
+    missing = {name: lacks(one, alone=False) for name, one in methods.items()}
+    assert {name: some for name, some in missing.items() if some} == {}
 
 
 @pytest.mark.parametrize("path", NAMES)
 def test_a_function_takes_at_most_a_dozen_arguments(path: str) -> None:
     """What belongs together is a value with a name, such as `hasten.Access`."""
     node = NAMES[path]
-    for one in (node,) if isinstance(node, ast.FunctionDef) else methods(node):
+    for one in (node,) if isinstance(node, public.Function) else public.methods(node):
         assert len(arguments(one)) <= 12, one.name
 
 

@@ -127,6 +127,7 @@ class Loaded:
     Args:
         stored: The bundle where it lies; closed together with the model.
         pool: The model, open on its engine; closed together with the bundle.
+        notes: Reasons for `not_certified`.
         request: The inputs of one request, without open dimensions.
         certified: The inputs of one request that the certificate covers; empty if every shape is
             covered.
@@ -179,11 +180,13 @@ class Loaded:
         """Answer one request.
 
         Args:
-            *arrays: The inputs in the model's order, or one mapping of input name to array.
+            *arrays: The inputs in the model's order, or one mapping of input name to array. Each has the
+                dtype and the shape that `inputs` gives for it. A dimension with a name may have any size,
+                but `batch_sizes` lists the batch sizes of a model that takes only some.
             **named: The inputs by name, instead of or in addition to `arrays`.
 
         Returns:
-            Arrays by output name.
+            Arrays by output name, with the dtypes and shapes that `outputs` gives.
 
         Raises:
             InputError: an input doesn't fit; the message says which, and what the model takes.
@@ -208,6 +211,14 @@ class Loaded:
 
         Requests run on the bundle's own threads, one per session. Any number of tasks may wait, and a
         task that is cancelled while it waits never reaches the engine.
+
+        Args:
+            *arrays: The inputs in the model's order, or one mapping of input name to array. Each has the
+                dtype and the shape that a call takes.
+            **named: The inputs by name, instead of or in addition to `arrays`.
+
+        Returns:
+            Arrays by output name, with the dtypes and shapes that `outputs` gives.
 
         Raises:
             InputError: an input doesn't fit; the message says which, and what the model takes.
@@ -258,6 +269,9 @@ class Loaded:
         Args:
             start: States to begin with, by the input's name; zeros for those that aren't given.
 
+        Returns:
+            The session, a callable that answers one step at a time.
+
         Raises:
             InputError: the bundle was made without states, or a start state doesn't fit.
         """
@@ -277,8 +291,9 @@ class Loaded:
 
         Args:
             *arrays: The inputs in the model's order and then the outputs; or a mapping of input name to
-                array and one of output name to array. All are C-contiguous, and no output overlaps
-                another array.
+                array and one of output name to array. Each has the dtype and the shape that `inputs` or
+                `outputs` gives for it, and a size for each dimension with a name. All are C-contiguous,
+                and no output overlaps another array.
             **named: Inputs and outputs by name, instead of or in addition to `arrays`.
 
         Returns:
@@ -465,6 +480,8 @@ class Loaded:
     def requests(self) -> tuple[dict[str, Array], ...]:
         """Requests from the data that the bundle keeps, maybe none; read on first access.
 
+        Each is a mapping of input name to array, with dtypes and shapes that a call takes.
+
         Raises:
             IntegrityError: the bundle was changed since it was loaded.
         """
@@ -476,6 +493,12 @@ class Loaded:
 
         A certified model answers batches of other than certified sizes in parts of those sizes, unless
         it was loaded with `any_batch`.
+
+        Args:
+            tensors: Arrays by input name, C-contiguous. Their dtypes and shapes aren't checked.
+
+        Returns:
+            Arrays by output name, with the dtypes and shapes that `outputs` gives.
 
         Raises:
             CandidateError: the engine failed, or the bundle is closed.

@@ -118,6 +118,13 @@ class BoundRow:
     def __call__(self, row: Any) -> Any:
         """Answer one row; see `Loaded.decide`.
 
+        Args:
+            row: Row in any form that `Loaded.decide` takes, such as a mapping of column name to value.
+
+        Returns:
+            The decision as plain values that JSON can represent; without steps after the model, its
+            outputs for the row by name, without a batch axis.
+
         Raises:
             InputError: the row can't be read; the message names the column.
             CandidateError: the engine failed, another thread is in this call, or the bundle is closed.

@@ -124,18 +124,24 @@ class StateSession:
 
     @property
     def states(self) -> dict[str, Array]:
-        """Copies of the states that the next step begins with, by the input's name."""
+        """Copies of the states that the next step begins with, by the input's name.
+
+        Each has the dtype and the shape of its input.
+        """
         return {name: array.copy() for name, array in self._carrier.states.items()}
 
     def __call__(self, *arrays: Any, **named: Any) -> dict[str, Array]:
         """Answer one step.
 
         Args:
-            *arrays: Inputs that aren't states, in the model's order, or a mapping by name.
-            **named: Such inputs by name.
+            *arrays: Inputs that aren't states, in the model's order, or a mapping by name. Each has the
+                dtype and the shape that `Loaded.inputs` gives for it; a dimension with a name may have
+                any size that fits the states.
+            **named: Inputs that aren't states, by name, instead of or in addition to `arrays`.
 
         Returns:
-            Outputs by name, without those that are states; all where every output is one.
+            Outputs by name, with the dtypes and shapes that `Loaded.outputs` gives. Outputs that are
+            states are left out, unless every output is one.
 
         Raises:
             InputError: an input doesn't fit, or another thread is in a step of this session.

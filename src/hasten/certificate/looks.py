@@ -55,7 +55,11 @@ class Look:
     repeats: bool = False
 
     def promise(self, promise: Promise) -> Promise:
-        """Return a promise with the confidence at which this look is tested."""
+        """Return a promise with the confidence at which this look is tested.
+
+        Args:
+            promise: Promise with the confidence that was asked for.
+        """
         same = self.alpha == self.asked  # 1 - (1 - 0.95) isn't 0.95
         return promise if same else replace(promise, confidence=1 - self.alpha)
 
@@ -65,7 +69,7 @@ class Look:
         return self.number == 1 and not self.repeats
 
     def in_words(self) -> str:
-        """Say which look it is and at which level it is tested, in one line."""
+        """Return one line that says which look it is and at which level it is tested."""
         place = f"{_ORDINALS[self.number - 1]} look" if self.number < 10 else f"look {self.number}"
         line = f"{place} at these data"
         if self.repeats:

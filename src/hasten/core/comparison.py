@@ -45,7 +45,11 @@ class Figure:
     per_group: bool = False
 
     def change(self, confidence: float) -> str:
-        """Return the change with its approximate interval, in words."""
+        """Return the change with its approximate interval, in words.
+
+        Args:
+            confidence: Confidence of the interval, such as 0.95.
+        """
         if self.before == self.after and self.low == self.high == 0:
             return "unchanged"
         if max(abs(self.after - self.before), abs(self.low), abs(self.high)) < _ROUNDING:
@@ -56,7 +60,11 @@ class Figure:
         )
 
     def bounded(self, confidence: float) -> str:
-        """Return the exact bound in words; empty where there is none."""
+        """Return the exact bound in words; empty where there is none.
+
+        Args:
+            confidence: Confidence of the bound, such as 0.95.
+        """
         if self.bound is None:
             return ""
         worse = "falls" if self.higher_is_better else "rises"
@@ -64,7 +72,11 @@ class Figure:
         return f"{worse} by at most {_up(self.bound)} ({100 * confidence:.6g}%, exact, {self.draws:,} draws{each})"
 
     def in_words(self, confidence: float) -> str:
-        """Return the figure in one line."""
+        """Return the figure in one line.
+
+        Args:
+            confidence: Confidence of the interval and of the bound, such as 0.95.
+        """
         how = f" [{self.reading}]" if self.reading else ""
         sure = self.bounded(confidence)
         return (
@@ -92,7 +104,11 @@ class Moved:
     changed: int = 0
 
     def in_words(self, rows: int) -> str:
-        """Return the differences in one line."""
+        """Return the differences in one line.
+
+        Args:
+            rows: Number of rows that were compared.
+        """
         if self.equal == rows:
             scores = f"every score of {rows:,} is bit-equal"
         else:

@@ -70,7 +70,7 @@ class Target:
         cgroup: Path = Path("/sys/fs/cgroup"),
         affinity: Collection[int] | None = None,
     ) -> Self:
-        """Read the facts of this host, and the limits that this process runs under.
+        """Return the facts of this host, and the limits that this process runs under.
 
         A limit that can't be read counts as no limit.
 
@@ -104,7 +104,11 @@ class Target:
         return replace(self, kind="attached" if present else "compile-only", device=device)
 
     def with_threads(self, threads: int) -> Target:
-        """Return the target with another number of threads for an engine."""
+        """Return the target with another number of threads for an engine.
+
+        Args:
+            threads: Number of threads.
+        """
         return replace(self, threads=threads)
 
 

@@ -50,7 +50,11 @@ class TensorSpec:
         return sizes
 
     def fits(self, array: Array) -> bool:
-        """Whether an array has this dtype, this rank and every settled size."""
+        """Whether an array has this dtype and a shape that fits.
+
+        Args:
+            array: Array to compare. A dimension with a name may have any size.
+        """
         return (
             array.dtype == np.dtype(self.dtype)
             and array.ndim == len(self.shape)

@@ -43,7 +43,7 @@ class ExactCheck(Recheck):
         return "that no answer changes"
 
     def in_words(self) -> str:
-        """Describe the outcome in one line."""
+        """Return the outcome in one line."""
         if not self.passed:
             changed = self.judgement.lost or 0
             return (

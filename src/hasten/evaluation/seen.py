@@ -83,7 +83,7 @@ class Recheck:
         return goal(self.judgement.guard, self.judgement.metric, self.judgement.max_drop)
 
     def in_words(self) -> str:
-        """Describe the outcome in one line, and what was compared in further ones."""
+        """Return the outcome in one line, and what was compared in further ones."""
         who = "the bundle, or what other runs made," if self.elsewhere else "the bundle"
         seen = (
             f"; {self.left_out:,} samples were left out, because {who} was made with them; the "

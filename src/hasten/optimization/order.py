@@ -207,6 +207,9 @@ class Order:
     def changed(self, **options: Unpack[Options]) -> Order:
         """Return a copy of the order with some options changed.
 
+        Args:
+            **options: New values by the name of the option, which is one of the attributes.
+
         Raises:
             InputError: an option, named in the message, is out of its range.
             TypeError: there is no such option.

@@ -37,6 +37,12 @@ class OpenChain:
         batch_sizes: Batch sizes in which each model is asked, by node's name.
         not_certified: Reasons why the bundles' own certificates don't hold here, each after its node's
             name.
+
+    Args:
+        chain: The chain.
+        members: Its open bundles, by their nodes' names.
+        sizes: Batch sizes in which each model is asked, by node's name.
+        notes: Reasons for `not_certified`.
     """
 
     def __init__(

@@ -105,11 +105,15 @@ class Chain:
         return tuple(model for model in self.models if self.stream[model.name] == SOURCE)
 
     def readers(self, crop: Crop) -> tuple[Model, ...]:
-        """Return the models that see what a crop cuts, whether through a condition or not."""
+        """Return the models that see what a crop cuts, whether through a condition or not.
+
+        Args:
+            crop: Crop of this chain.
+        """
         return tuple(model for model in self.models if self.stream[model.name] == crop.name)
 
     def in_words(self) -> str:
-        """Describe the chain in one line."""
+        """Return a description of the chain in one line."""
         return ", ".join(
             f"{node.name} ({kind_of(node)} of {node.comes_from})" for node in self.nodes
         )

@@ -69,6 +69,7 @@ class Model(Node):
 
     @property
     def comes_from(self) -> str:
+        """Name of the crop or condition whose pictures the model takes, or `SOURCE`."""
         return self.source
 
 
@@ -97,6 +98,7 @@ class Crop(Node):
 
     @property
     def comes_from(self) -> str:
+        """Name of the model whose boxes are cut."""
         return self.boxes
 
     def __post_init__(self) -> None:
@@ -111,7 +113,11 @@ class Crop(Node):
             raise InputError(f"{self.name}.most={self.most!r}: give 1 to {MOST_BOXES}")
 
     def wants(self, box: Mapping[str, Any]) -> bool:
-        """Whether a box has one of the labels and at least the score."""
+        """Whether a box has one of the labels and at least the score.
+
+        Args:
+            box: Box of a detector's decision.
+        """
         return _fulfils(box, self.labels, self.least_score, None)
 
     def area(
@@ -143,7 +149,7 @@ class Crop(Node):
 class When(Node):
     """Those samples of a model that got a certain decision from it; only they go on.
 
-    A classifier's decision fulfils the condition if its most likely class does, a detector's if any
+    A classifier's decision meets the condition if its most likely class does, a detector's if any
     of its boxes does, and a yes or no by its own label and score.
 
     Attributes:
@@ -163,6 +169,7 @@ class When(Node):
 
     @property
     def comes_from(self) -> str:
+        """Name of the model that decides."""
         return self.decision
 
     def __post_init__(self) -> None:
@@ -177,7 +184,10 @@ class When(Node):
                 )
 
     def holds(self, decision: Any) -> bool:
-        """Whether a decision fulfils the condition.
+        """Whether a decision meets the condition.
+
+        Args:
+            decision: Decision of the model that decides.
 
         Raises:
             InputError: the decision is neither boxes nor classes.

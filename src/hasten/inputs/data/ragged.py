@@ -204,7 +204,8 @@ def save_ragged(
 
     Args:
         path: Path of the archive to write.
-        inputs: By input name, a list of one array for each sample, or an array of shape `(n, ...)`.
+        inputs: By input name, a list of one array for each sample, or an array of shape `(n, ...)`. All
+            samples of an input have one dtype.
         labels: Labels of shape `(n, ...)`; None if there are none.
         groups: Groups of shape `(n,)`, integers or strings; None if there are none.
 

@@ -188,6 +188,9 @@ class Pipeline:
     def __call__(self, value: Any) -> Any:
         """Return one prepared sample without a batch axis: an array, or arrays by input name.
 
+        Args:
+            value: Sample as the first step takes it: for pictures a file's bytes, or its path.
+
         Raises:
             InputError: the sample can't be read or doesn't fit.
         """
@@ -197,6 +200,9 @@ class Pipeline:
 
     def prepared(self, value: Any) -> tuple[Any, Origin]:
         """Return what a call returns, and where that sample comes from.
+
+        Args:
+            value: Sample as a call takes it.
 
         Raises:
             InputError: the sample can't be read or doesn't fit.
@@ -210,7 +216,8 @@ class Pipeline:
         """Return the decision on one sample; without steps after the model, its outputs.
 
         Args:
-            outputs: The model's outputs for the sample, without a batch axis, by name.
+            outputs: The model's outputs for the sample by name, with the dtypes and shapes that the model
+                gives, but without a batch axis.
             origin: Where the sample comes from.
 
         Raises:

@@ -105,7 +105,15 @@ class Darknet(nn.Module):
             given.append(channels)
 
     def heads(self, x: torch.Tensor) -> list[tuple[Section, torch.Tensor]]:
-        """Return each [yolo] layer and its input `(n, boxes * (5 + classes), height, width)`."""
+        """Return each [yolo] layer and its input.
+
+        Args:
+            x: Images in [0, 1] of dtype float32 and shape `(n, channels, height, width)`.
+
+        Returns:
+            Each layer's section of the file, and its input of dtype float32 and shape
+            `(n, boxes * (5 + classes), height, width)`.
+        """
         found: list[tuple[Section, torch.Tensor]] = []
         given: list[torch.Tensor] = []
         for position, (section, layer) in enumerate(zip(self.sections, self.layers, strict=True)):
@@ -119,7 +127,15 @@ class Darknet(nn.Module):
         return found
 
     def candidates(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return all boxes `(n, k, 4)`, corners in pixels of `x`, and scores `(n, k, classes)`."""
+        """Return all boxes and their scores.
+
+        Args:
+            x: Images in [0, 1] of dtype float32 and shape `(n, channels, height, width)`.
+
+        Returns:
+            Corners of the boxes in pixels of `x`, of shape `(n, k, 4)`, and scores of shape
+            `(n, k, classes)`.
+        """
         size = (x.shape[2], x.shape[3])
         decoded = [decoded_head(section, head, size) for section, head in self.heads(x)]
         boxes, scores = zip(*decoded, strict=True)
@@ -135,6 +151,9 @@ class Darknet(nn.Module):
 
     def load(self, file: Path) -> None:
         """Load the weights of a .weights file.
+
+        Args:
+            file: Path of the file.
 
         Raises:
             InputError: the file can't be read, or its number of weights isn't the network's.
@@ -158,6 +177,9 @@ class Darknet(nn.Module):
         """Write a .weights file of version 0.2, which `load` and Darknet can read.
 
         Variances may differ from the loaded ones in the last digit of a float.
+
+        Args:
+            file: Path of the file.
 
         Raises:
             InputError: the file can't be written.

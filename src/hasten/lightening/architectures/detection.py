@@ -41,7 +41,10 @@ class Detector(nn.Module):
         """Return the detections in images.
 
         Args:
-            x: Letterboxed images in [0, 1], float32 `(n, channels, height, width)`.
+            x: Letterboxed images in [0, 1] of dtype float32 and shape `(n, channels, height, width)`.
+
+        Returns:
+            `boxes`, `scores` and `labels`, as the class describes them.
         """
         boxes, every = self.network.candidates(x)
         scores, labels = every.max(dim=2)
