@@ -103,7 +103,7 @@ def test_the_page_has_every_name_that_a_program_on_a_page_imports() -> None:
     assert lost == []
 
 
-def lacks(node: public.Known, *, alone: bool) -> list[str]:
+def lacks(node: public.Function, *, alone: bool) -> list[str]:
     """Return what a docstring doesn't say.
 
     Args:
@@ -115,8 +115,8 @@ def lacks(node: public.Known, *, alone: bool) -> list[str]:
     given = public.parameters(node)
     missing = [one.arg for one in given if one.arg not in said]
     returned = ast.unparse(node.returns) if node.returns else "None"
-    told = re.search("^(Returns|Yields):", text, re.MULTILINE) or "property" in decorators
-    told = told or (len(said) > 3 if alone else re.match("Return |Whether ", text))
+    told = bool(re.search("^(Returns|Yields):", text, re.MULTILINE)) or "property" in decorators
+    told = told or (len(said) > 3 if alone else bool(re.match("Return |Whether ", text)))
     if returned != "None" and not told:
         missing.append("what it returns")
     raises = alone or any(isinstance(one, ast.Raise) for one in ast.walk(node))

@@ -339,7 +339,9 @@ def curve(report: Report) -> Html:
     if not report.curve:
         return NONE
     covered = report.result.batches
-    caption = "This is only about speed." + (f" The certificate covers {covered}." if covered else "")
+    caption = "This is only about speed." + (
+        f" The certificate covers {covered}." if covered else ""
+    )
     plot = machine_plots.batches(report.curve)
     return section("batches", "Batches and sessions", plot.html(caption))
 
