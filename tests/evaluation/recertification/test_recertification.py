@@ -172,8 +172,7 @@ def test_batches_that_share_a_scale_are_draws_of_their_own(
     """Dynamic quantization takes one scale for a whole batch, so that its rows depend on each other."""
     manifest = read(data[0])
     assert manifest.certificate is not None
-    assert not manifest.certificate["rows_apart"]
-    assert "rows may depend on each other" in manifest.certificate["batches"]
+    assert not manifest.certificate["rows_apart"]  # which sizes the run itself tried is the clock's
     two = hasten.certify(data[0], fresh, batch_sizes=(2,))
     assert two.passed
     assert "\nit holds for batches of 1, 2, tested on the same samples (rows may" in two.in_words()
