@@ -14,6 +14,7 @@ import itertools
 import os
 import pty
 import re
+import select
 import struct
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from rich.text import Text
 
 _NAMES = {"brown": "yellow", "brightbrown": "bright_yellow"}
 """Colors that pyte names otherwise than rich."""
+_PAUSE_S = 0.1
+"""Time without output after which a screen is drawn to its end."""
 
 
 class Terminal:
@@ -105,16 +108,19 @@ def run(command: Sequence[str], terminal: Terminal, when: str, title: str) -> st
     ours, theirs = pty.openpty()
     size = struct.pack("HHHH", terminal.screen.lines, terminal.screen.columns, 0, 0)
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
-    picture = None
+    picture, seen = None, False
     environment = {**os.environ, "TERM": "xterm-256color"}
     with subprocess.Popen(
         command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
     ) as process:
         os.close(theirs)
-        while data := _read(ours):
+        while True:
+            if picture is None and seen and not select.select([ours], [], [], _PAUSE_S)[0]:
+                picture = terminal.svg(title, "running")  # not amid a redrawing
+            if not (data := _read(ours)):
+                break
             terminal.feed(data)
-            if picture is None and when and terminal.shows(when):
-                picture = terminal.svg(title, "running")
+            seen = seen or bool(when and terminal.shows(when))
     os.close(ours)
     if process.returncode:
         sys.exit(f"terminal.py: {' '.join(command)} ended with {process.returncode}")
