@@ -1,6 +1,6 @@
 """Draw the terminal in which a command runs as SVG pictures: at one moment while it runs, and at its end.
 
-    python scripts/terminal.py docs/pictures/optimize --when "● race" -- hasten optimize model.onnx --data eval.npz
+    python scripts/terminal.py docs/pictures/optimize --when "● final timing" -- hasten optimize model.onnx --data eval.npz
 
 writes docs/pictures/optimize-running.svg and docs/pictures/optimize-done.svg. It needs pyte and rich.
 """
@@ -19,7 +19,7 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyte
@@ -28,8 +28,13 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-_NAMES = {"brown": "yellow", "brightbrown": "bright_yellow"}
+_NAMES = {
+    **{"brown": "yellow", "brightbrown": "bright_yellow"},
+    **{"bfightmagenta": "bright_magenta"},  # pyte's slip
+}
 """Colors that pyte names otherwise than rich."""
+_DIM = re.compile(rb"\x1b\[((?:\d+;)*)2(?=[;m])")
+"""Sign for dim text, which pyte doesn't know; gray (90) takes its place."""
 _PAUSE_S = 0.1
 """Time without output after which a screen is drawn to its end."""
 
@@ -48,7 +53,7 @@ class Terminal:
 
     def feed(self, data: bytes) -> None:
         """Take what a program wrote."""
-        self._stream.feed(data)
+        self._stream.feed(_DIM.sub(b"\x1b[\\g<1>90", data))
 
     def shows(self, text: str) -> bool:
         """Whether a text is on one of the lines."""
@@ -93,38 +98,41 @@ def _color(name: str) -> str | None:
     return _NAMES.get(name, re.sub("^bright(?!_)", "bright_", name))
 
 
-def run(command: Sequence[str], terminal: Terminal, when: str, title: str) -> str | None:
+def run(command: Sequence[str], terminal: Terminal, when: str, picture: Callable[[], None]) -> None:
     """Run a command in a terminal until it ends.
 
     Args:
         command: The command and its arguments.
         terminal: Terminal to show it in.
         when: Text at whose first sight a picture is made; empty for none.
-        title: Command, to show above its output.
-
-    Returns:
-        The picture of that moment; None if the text was never seen.
+        picture: Function that makes it.
     """
     ours, theirs = pty.openpty()
     size = struct.pack("HHHH", terminal.screen.lines, terminal.screen.columns, 0, 0)
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, size)
-    picture, seen = None, False
+    waits, seen = bool(when), False
     environment = {**os.environ, "TERM": "xterm-256color"}
     with subprocess.Popen(
         command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
     ) as process:
         os.close(theirs)
-        while True:
-            if picture is None and seen and not select.select([ours], [], [], _PAUSE_S)[0]:
-                picture = terminal.svg(title, "running")  # not amid a redrawing
-            if not (data := _read(ours)):
-                break
-            terminal.feed(data)
-            seen = seen or bool(when and terminal.shows(when))
+        try:
+            while True:
+                if waits and seen and not select.select([ours], [], [], _PAUSE_S)[0]:
+                    waits = False
+                    picture()  # not amid a redrawing
+                if not (data := _read(ours)):
+                    break
+                terminal.feed(data)
+                seen = seen or (waits and terminal.shows(when))
+        except BaseException:
+            process.kill()
+            raise
     os.close(ours)
     if process.returncode:
         sys.exit(f"terminal.py: {' '.join(command)} ended with {process.returncode}")
-    return picture
+    if waits:
+        sys.exit(f"terminal.py: {when!r} was never there long enough for a picture")
 
 
 def _read(file: int) -> bytes:
@@ -146,13 +154,14 @@ def main() -> None:
     given = parser.parse_args()
     terminal = Terminal(given.columns, given.lines)
     title = given.title or " ".join(given.command)
-    running = run(given.command, terminal, given.when, title)
-    pictures = {"done": terminal.svg(title, "done"), "running": running}
-    for name, picture in pictures.items():
-        if picture is not None:
-            file = given.picture.with_name(f"{given.picture.name}-{name}.svg")
-            file.write_text(picture)
-            print(file)
+
+    def draw(name: str) -> None:
+        file = given.picture.with_name(f"{given.picture.name}-{name}.svg")
+        file.write_text(terminal.svg(title, name))
+        print(file, flush=True)
+
+    run(given.command, terminal, given.when, lambda: draw("running"))
+    draw("done")
 
 
 if __name__ == "__main__":

@@ -30,4 +30,7 @@ def test_its_network_is_right_and_an_answer_on_disk_is_marked(
     minutes._look(exact_bundle, clock)
     minutes._look(certified_bundle, clock)
     found = [line.split(" s  ")[1].split(":")[0] for line in capsys.readouterr().out.splitlines()]
-    assert found == ["certified", "it is timed again, and ships"]  # the exact one is the original itself, which is no faster
+    assert found == [
+        "certified",
+        "it is timed again, and ships",
+    ]  # the exact one is the original itself, which is no faster

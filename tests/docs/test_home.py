@@ -43,7 +43,7 @@ def test_every_file_that_names_the_home_names_the_same_owner() -> None:
             text = data.decode("utf-8", errors="ignore") if b"/hasten" in data else ""
             for found in PLACES.finditer(text):
                 named.setdefault(next(filter(None, found.groups())), set()).add(name)
-    assert {"pyproject.toml", "SECURITY.md", "CITATION.cff"} <= named.pop(owner)
+    assert {"pyproject.toml", "mkdocs.yml", "CITATION.cff"} <= named.pop(owner)
     copied = named.pop(PLACEHOLDER, set())
     assert all(".github/" not in name for name in copied)
     assert named == {}, f"these files name another home than {URLS['Homepage']}"

@@ -19,16 +19,25 @@ def drawn(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_command_is_drawn_while_it_runs_and_as_it_ended(tmp_path: Path) -> None:
-    code = r"printf '\033[1;31mworking\033[0m\n'; sleep 0.2; printf '\033[2J\033[Hfound: ü\n'"
+    running, end = (tmp_path / f"a-{name}.svg" for name in ("running", "done"))
+    code = (
+        r"printf '\033[1;31mworking\033[0m \033[2mgray\033[0m\n'; "
+        f"until [ -e {running} ]; do sleep 0.05; done; "
+        r"printf '\033[2J\033[Hfound: ü\n'"
+    )
     done = drawn(tmp_path, "--when", "working", "--title", "hasten x", "--", "bash", "-c", code)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(tmp_path / f"a-{name}.svg") for name in ("done", "running")]
-    running, end = ((tmp_path / f"a-{name}.svg").read_text() for name in ("running", "done"))
-    assert "working" in running
-    assert "hasten" in running
-    assert "working" not in end
-    assert "ü" in end
-    assert "font-face" not in end  # no font is loaded from elsewhere
+    assert done.stdout.split() == [str(running), str(end)]
+    assert all(word in running.read_text() for word in ("working", "gray", "hasten"))
+    assert "working" not in end.read_text()
+    assert "ü" in end.read_text()
+    assert "font-face" not in end.read_text()  # no font is loaded from elsewhere
+
+
+def test_a_moment_that_never_comes_is_an_error(tmp_path: Path) -> None:
+    done = drawn(tmp_path, "--when", "working", "--", "bash", "-c", "echo idle")
+    assert done.returncode == 1
+    assert done.stderr == "terminal.py: 'working' was never there long enough for a picture\n"
 
 
 @pytest.mark.parametrize("code", [0, 3])

@@ -16,7 +16,7 @@ import numpy as np
 
 from hasten.bundle.binding import bound_arrays
 from hasten.bundle.covered import certified_sizes, cut, has_batch_axis, joined, not_covered
-from hasten.bundle.manifest import Manifest, Part, unfinished
+from hasten.bundle.manifest import Manifest, Part
 from hasten.bundle.packing.names import is_address, is_packed
 from hasten.bundle.requests import REQUESTS, kept_requests
 from hasten.bundle.requirements import answers_as, distributions, programs
@@ -120,7 +120,7 @@ class Loaded:
     Attributes:
         manifest: The bundle's manifest.
         from_cache: Whether opening the first session read a cache of compiled models.
-        padder: Padding of requests up to buckets, so that unlike ones can share a batch; None without.
+        padder: Padding of requests up to buckets, so that unlike ones can share a batch; None if there is none.
         not_certified: Reasons why the certificate, or an exact model's measurements, don't hold
             here; empty if they do.
 
@@ -131,7 +131,8 @@ class Loaded:
         request: The inputs of one request, without open dimensions.
         certified: The inputs of one request that the certificate covers; empty if every shape is
             covered.
-        ways: Most threads that share out a large batch, where its rows are computed apart.
+        ways: Largest number of threads that share out a large batch, where its rows are computed
+            apart.
         covered: Batch sizes that the certificate covers; None where it holds in any batch.
         any_batch: Whether batches of other sizes run as they come, instead of in parts.
         padder: Padding of requests up to buckets; None where the model has none.
@@ -565,8 +566,9 @@ def load(
         which: "winner", or "exact" for the exact model that the winner was compared to.
         custom_ops: Libraries with the user's own operators, the same files as when the bundle was
             made.
-        threads: Most threads to run one request on; by default as many as the bundle was made for.
-        sessions: Most requests to answer in parallel, each called from a thread of its own. The model
+        threads: Largest number of threads to run one request on; by default as many as the bundle was
+            made for.
+        sessions: Largest number of requests to answer in parallel, each called from a thread of its own. The model
             is loaded once per session, when that many calls first run at once. By default as many as
             this process has processors for and half of the memory holds, and one on a device.
         cache: Folder that keeps what the engine compiles, for the next time; False for none. By default
@@ -639,7 +641,7 @@ def _open(
     exact = which == "exact" or manifest.status == "exact"
     if manifest.status == "uncertified" and not exact:
         notes.insert(0, manifest.why)
-    elif not exact and unfinished(manifest.why):
+    elif not exact and manifest.certified_early:
         warnings.warn(f"{stored.name}: {manifest.why}", UnfinishedRun, stacklevel=3)
     if notes:
         kind = MeasuredElsewhere if exact else NotCertifiedHere

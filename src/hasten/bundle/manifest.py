@@ -110,6 +110,11 @@ class Manifest:
     files: dict[str, tuple[str, int]] = field(default_factory=dict)
     schema: int = SCHEMA
 
+    @property
+    def certified_early(self) -> bool:
+        """Whether it is certified although its run has not finished, so that another may still ship."""
+        return self.status == "certified" and unfinished(self.why)
+
 
 def part(label: str, passes: Sequence[Any], engine: Engine, artifact: Artifact) -> Part:
     """Describe a built candidate as a part; `write` copies its files into the bundle."""

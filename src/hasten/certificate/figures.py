@@ -33,7 +33,7 @@ _RESAMPLED, _RESAMPLED_LARGE, _LARGE = 500, 200, 20_000
 _LEAST = 10
 """Fewest samples, or groups, of a class to resample."""
 _AT_ONCE = 4_000_000
-"""Largest number of counts of samples that are in memory at a time."""
+"""Largest number of samples whose counts are in memory at a time."""
 _KEPT_BYTES = 512 << 20
 """Largest number of bytes of answers that are kept for the figures of a run."""
 

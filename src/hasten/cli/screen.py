@@ -43,11 +43,13 @@ STAGES: dict[StageName, str] = {
 }
 """What a run is doing, in words for people."""
 _LONGEST_SILENCE_S = 20.0
-"""Time after which a stage that goes on tells how far it is."""
+"""Time without a line after which the next report is one."""
 
 
 class PlainScreen:
-    """Print a line for each outcome and each new stage, and every 20 s how far it is, for logs and pipes.
+    """Print a line for each outcome and each new stage, for logs and pipes.
+
+    The first report after 20 s without a line says how far the stage is.
 
     Args:
         clock: Function that returns the time in seconds.

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import threading
+import warnings
 import weakref
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
@@ -25,9 +26,11 @@ from tests.support.chains import (
 )
 
 import hasten
+from hasten.bundle import UnfinishedRun
 from hasten.bundle.chains import OpenChain, Stage
 from hasten.bundle.chains.opened import pipeline_of
 from hasten.bundle.chains.plan import Member, Plan
+from hasten.bundle.manifest import untimed_yet
 from hasten.cli.demos import package_folder
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.chains import Crop, Model, When, chain_of
@@ -52,6 +55,18 @@ def test_a_chain_is_not_loaded_as_a_bundle(det: Path, colour: Path) -> None:
     with pytest.raises(InputError) as error:
         hasten.load(line)
     assert str(error.value) == f"{line} is a chain, not a bundle's folder: open it by hasten.chain"
+
+
+def test_a_member_that_is_certified_before_its_run_has_finished_says_so(
+    det: Path, colour: Path
+) -> None:
+    why = untimed_yet("sure enough")
+    forge(colour, lambda record: record.update(status="certified", why=why))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        hasten.chain(f"{det}+crop+{colour}").close()
+    said = [str(one.message) for one in caught if one.category is UnfinishedRun]
+    assert said == [f"colour: {why}"]
 
 
 def test_each_box_of_a_picture_gets_the_readers_decision_on_its_crop(

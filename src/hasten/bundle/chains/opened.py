@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 from hasten.bundle.chains.batches import batch_sizes, run_rows
 from hasten.bundle.chains.plan import Member, Plan, Stage, named
 from hasten.bundle.folder import read
-from hasten.bundle.loaded import Loaded, NotCertifiedHere, load
+from hasten.bundle.loaded import Loaded, NotCertifiedHere, UnfinishedRun, load
 from hasten.bundle.manifest import Manifest
 from hasten.bundle.packing.unpacking import unpacked
 from hasten.bundle.signatures import PublicKey, Trusted, keys_of
@@ -157,6 +157,7 @@ def open_chain(
 
     Warns:
         NotCertifiedHere: a bundle's certificate doesn't cover this machine.
+        UnfinishedRun: a bundle's run has not finished, so another model may still ship.
     """
     if max_batch is not None and (type(max_batch) is not int or max_batch < 1):
         raise InputError(f"max_batch must be a whole number of at least 1: got {max_batch!r}")
@@ -198,6 +199,9 @@ def open_chain(
             notes += [f"{model.name}: {note}" for note in (*one.not_certified, found[1]) if note]
         chained = OpenChain(chain, members, sizes, notes)
         undo.pop_all()
+    for name, one in members.items() if which == "winner" else ():
+        if one.manifest.certified_early:
+            warnings.warn(f"{name}: {one.manifest.why}", UnfinishedRun, stacklevel=2)
     if notes and which == "winner":
         warnings.warn(f"not certified here: {'; '.join(notes)}", NotCertifiedHere, stacklevel=2)
     return chained

@@ -15,7 +15,7 @@ COUNT = 10
 _ROWS, _OTHERS = 512, 8192
 """Rows compared at a time, so that distances take 16 MiB."""
 _FEW = 64
-"""Largest number of numbers below a row's bound that are looked at one by one."""
+"""Largest count of numbers below a row's bound that are looked at one by one."""
 
 
 def nearest(

@@ -17,7 +17,7 @@ UNKNOWN = ("...",)
 _LARGE = np.float32(88)
 """Largest whole number whose exponential float32 holds."""
 _FEW = 32
-"""Largest number of numbers that Python looks at in less time than a call of numpy takes."""
+"""Largest count of numbers that Python looks at in less time than a call of numpy takes."""
 
 
 def output_of(outputs: Sequence[TensorSpec], name: str, step: str) -> TensorSpec:

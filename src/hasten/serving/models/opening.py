@@ -24,7 +24,6 @@ from hasten.bundle.batch_mates import (
 )
 from hasten.bundle.covered import listed
 from hasten.bundle.evidence import batch_curve
-from hasten.bundle.manifest import unfinished
 from hasten.bundle.signatures import PublicKey
 from hasten.core.devices import at_hand
 from hasten.core.tensors import Tensors
@@ -236,7 +235,7 @@ def open_bundle(
         opened.instead = _instead(manifest, opened.which, sessions[0].properties())
         if opened.instead:
             opened.notes.insert(0, opened.instead)
-        if manifest.status == "certified" and unfinished(manifest.why):
+        if manifest.certified_early:
             opened.notes.append(manifest.why)
         most_rows = min(settings.most_rows, _largest(sessions[0]))
         _warm_up(opened, shared, most_rows, pace or BackgroundPace())

@@ -172,7 +172,7 @@ class Kept:
     Args:
         bundle: SHA-256 of the bundle's manifest.
         folder: Folder of the files; None to keep the evidence in memory alone.
-        say: Callback that is told, in a line, where something can't be kept or is restarted.
+        say: Callback that is told, in a line, where evidence can't be kept or begins again.
     """
 
     def __init__(

@@ -24,7 +24,7 @@ _MANY_PRODUCTS = 4
 _VECTORS = {1: 8, _ROWS: 2}
 """Vectors of sums for a number of rows at once, so that they stay in registers."""
 _MOST_COPIED = 1 << 24
-"""Largest number of numbers of a matrix that is copied."""
+"""Largest size of a matrix that is copied, in numbers."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ _FLOATS = ("float32", "float64")
 _LINE = 16
 """Neighbouring results that one thread computes: a line of the cache or more."""
 _MOST_UNROLLED = 32
-"""Largest number of numbers of a result that are written one after the other."""
+"""Largest size of a result whose numbers are written one after the other."""
 
 
 @dataclass(frozen=True)
