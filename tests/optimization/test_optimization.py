@@ -80,6 +80,8 @@ class Certified:
         data: The data, which noted what was read.
         interim: Status, reason and certificate of each bundle that lay there before the certificate.
         early: Manifest of the bundle that lay there when the certificate was told.
+        left_s: Time that was still to come, in seconds, when the certificate was told.
+        figures_s: The same when the first fresh round was told.
         decided: Manifest of the bundle that lay there when the decision was told, and its evidence's files.
     """
 
@@ -87,6 +89,8 @@ class Certified:
     data: Watched
     interim: set[tuple[Any, str, Any]]
     early: list[Manifest]
+    left_s: float
+    figures_s: float
     decided: list[tuple[Manifest, set[str]]]
 
 
@@ -96,6 +100,7 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> Certified:
     data = Watched(samples(), folder / "b.hasten.work" / "journal.jsonl")
     interim: set[tuple[str, str, Any]] = set()
     early: list[Manifest] = []
+    later_s: dict[str, float] = {}
     decided: list[tuple[Manifest, set[str]]] = []
 
     def look(progress: Progress) -> None:
@@ -105,12 +110,17 @@ def certified(tmp_path_factory: pytest.TempPathFactory) -> Certified:
             interim.add((manifest.status, manifest.why, manifest.certificate))
         if news.startswith("certified after"):
             early.append(read(folder / "b.hasten"))
+            later_s["certified"] = progress.later_s or 0.0
+        if progress.stage == "figures":
+            later_s.setdefault("figures", progress.later_s or 0.0)
         if news.startswith("decided after"):
             evidence = {file.name for file in (folder / "b.hasten" / "evidence").iterdir()}
             decided.append((read(folder / "b.hasten"), evidence))
 
     with quick_runs():
-        return Certified(optimize(folder, data=data, listen=look), data, interim, early, decided)
+        result = optimize(folder, data=data, listen=look)
+    times_s = later_s["certified"], later_s["figures"]
+    return Certified(result, data, interim, early, *times_s, decided)
 
 
 def test_a_faster_candidate_with_the_same_answers_is_certified(certified: Certified) -> None:
@@ -164,6 +174,13 @@ def test_what_is_certified_is_on_disk_before_it_is_timed_again(certified: Certif
         last.certificate,
         last.winner.label,
     )
+
+
+def test_the_bundle_of_what_is_certified_takes_no_time_from_the_fresh_rounds(
+    certified: Certified,
+) -> None:
+    # It is written in the stage before theirs, whose limit keeps their time free.
+    assert certified.left_s > certified.figures_s
 
 
 def test_what_ships_is_on_disk_with_its_certificate_as_soon_as_it_is_decided(
