@@ -99,6 +99,25 @@ def test_a_client_of_the_protocol_sends_bytes(server: ServerThread) -> None:
     )
 
 
+def test_the_configuration_names_the_models_of_a_chain_as_tritons_of_an_ensemble_does(
+    server: ServerThread,
+) -> None:
+    steps = [
+        ("plates.det", 1, {"raw": "raw"}, {"decision": "det"}),
+        ("plates.colour", 1, {"raw": "crop"}, {"decision": "colour"}),
+    ]
+    config = get(server, "/v2/models/plates/config")
+    assert [tuple(one.values()) for one in config["ensemble_scheduling"]["step"]] == steps
+    assert "ensemble_scheduling" not in get(server, "/v2/models/plates.det/config")
+    client = triton_grpc.InferenceServerClient(server.grpc_url)
+    told = client.get_model_config("plates").config.ensemble_scheduling.step
+    client.close()
+    assert [
+        (one.model_name, one.model_version, dict(one.input_map), dict(one.output_map))
+        for one in told
+    ] == steps
+
+
 def test_crops_of_requests_at_the_same_time_share_batches_and_each_gets_its_own_decision(
     server: ServerThread,
 ) -> None:

@@ -455,8 +455,15 @@ def metrics_of(server: ServerThread) -> str:
 
 def test_the_configuration_names_the_states(server: ServerThread) -> None:
     client = triton.InferenceServerClient(server.host)
-    assert client.get_model_config("gru")["sequence_batching"] == {
+    config = client.get_model_config("gru")
+    client.close()
+    assert config["sequence_batching"] == {
         "max_sequence_idle_microseconds": 60_000_000,
         "state": [{"input_name": "h", "output_name": "h_out"}],
     }
-    client.close()
+    assert "dynamic_batching" not in config  # the protocol has one or the other
+    grpc_client = triton_grpc.InferenceServerClient(server.grpc_url)
+    told = grpc_client.get_model_config("gru").config.sequence_batching
+    grpc_client.close()
+    assert told.max_sequence_idle_microseconds == 60_000_000
+    assert [(one.input_name, one.output_name) for one in told.state] == [("h", "h_out")]

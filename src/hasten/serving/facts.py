@@ -8,11 +8,12 @@ from typing import Any
 from hasten.bundle.covered import listed
 from hasten.core.tensors import TensorSpec
 from hasten.serving.models.repository import Registered, Repository
-from hasten.serving.models.served import ServedModel
+from hasten.serving.models.served import ServedModel, Step
 from hasten.serving.models.statistics import Duration, Statistics
 from hasten.serving.monitoring.watch import Watch
 from hasten.serving.protocol.datatypes import datatype_of
 from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.protocol.requests import DECISION, RAW
 
 SERVER = "hasten"
 EXTENSIONS = (
@@ -21,6 +22,7 @@ EXTENSIONS = (
     "model_repository",
     "model_repository(unload_dependents)",
     "schedule_policy",
+    "sequence",
     "system_shared_memory",
     "binary_tensor_data",
     "parameters",
@@ -138,12 +140,24 @@ def model_config(model: ServedModel) -> dict[str, Any]:
                 {"input_name": one, "output_name": other} for one, other in model.sequences.states
             ],
         }
-    if model.most_rows > 1:
+    elif model.steps:
+        config["ensemble_scheduling"] = {"step": [_step(model, one) for one in model.steps]}
+    elif model.most_rows > 1:
         config["dynamic_batching"] = {
             "preferred_batch_size": sorted({size for size in latencies.first[1:] if size > 1}),
             "max_queue_delay_microseconds": 0,
         }
     return config
+
+
+def _step(model: ServedModel, step: Step) -> dict[str, Any]:
+    """Return a model that a chain asks, as a step of an ensemble."""
+    return {
+        "model_name": step.model,
+        "model_version": int(model.version),
+        "input_map": {RAW: step.source},
+        "output_map": {DECISION: step.node},
+    }
 
 
 def _certified(model: ServedModel) -> dict[str, str]:

@@ -29,7 +29,7 @@ from hasten.serving.models.decisions import as_json
 from hasten.serving.models.opening import ModelSettings
 from hasten.serving.models.prepared import row_bytes
 from hasten.serving.models.room import COPIES, NoRoomError
-from hasten.serving.models.served import ServedModel, Ticket, Watcher
+from hasten.serving.models.served import ServedModel, Step, Ticket, Watcher
 from hasten.serving.models.statistics import NOT_RUN, Served, Statistics
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import DECISION, RAW, Answer, Query
@@ -133,6 +133,14 @@ class ServedChain(ServedModel):
     @property
     def platform(self) -> str:
         return "hasten_chain"
+
+    @property
+    def steps(self) -> Sequence[Step]:
+        names = {SOURCE: RAW}
+        return [
+            Step(self._place.members[one.name], one.name, names.get(one.source, one.source))
+            for one in self._place.chain.models
+        ]
 
     @property
     def idle(self) -> bool:

@@ -10,8 +10,8 @@ import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -64,6 +64,20 @@ class Watcher(Protocol):
             failure: Error that the request got; None if it succeeded.
             ticket: Ticket of the request; None if it was refused before it got one.
         """
+
+
+class Step(NamedTuple):
+    """Model that a chain asks.
+
+    Attributes:
+        model: Name under which the model is served.
+        node: Name of the model in the chain, and of its decision there.
+        source: What the model sees: the chain's input, or a crop or condition.
+    """
+
+    model: str
+    node: str
+    source: str
 
 
 class ServedModel:
@@ -187,6 +201,11 @@ class ServedModel:
     def answers(self) -> str:
         """Model that answers: "winner" or "exact"."""
         return "exact" if self.fell_back else self.opened.which
+
+    @property
+    def steps(self) -> Sequence[Step]:
+        """Models that this one asks, in their order; none unless it is a chain."""
+        return ()
 
     def learn_from(self, old: ServedModel) -> None:
         """Take over what the scheduler of the replaced model has learned."""
