@@ -141,6 +141,7 @@ def model_config(model: ServedModel) -> dict[str, Any]:
             ],
         }
     elif model.steps:
+        config["platform"] = "ensemble"
         config["ensemble_scheduling"] = {"step": [_step(model, one) for one in model.steps]}
     elif model.most_rows > 1:
         config["dynamic_batching"] = {
@@ -183,6 +184,8 @@ def model_statistics(models: list[ServedModel]) -> dict[str, Any]:
 def _statistics(model: ServedModel) -> dict[str, Any]:
     counted: Statistics = model.statistics
     totals = counted.totals
+    # A chain has no queue. Triton's load generator takes a model without this count for one that nobody asked.
+    queue = Duration(totals["success"].count) if model.steps else totals["queue"]
     return {
         "name": model.name,
         "version": model.version,
@@ -194,7 +197,7 @@ def _statistics(model: ServedModel) -> dict[str, Any]:
             for name, duration in {
                 "success": totals["success"],
                 "fail": counted.fail,
-                "queue": totals["queue"],
+                "queue": queue,
                 "compute_input": totals["compute_input"],
                 "compute_infer": totals["compute_infer"],
                 "compute_output": totals["compute_output"],

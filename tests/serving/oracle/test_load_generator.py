@@ -1,0 +1,80 @@
+"""Triton's own load generator asks a model, and a chain of models, as it asks Triton."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.support import chains
+from tests.support.chains import png, squares
+from tests.support.servers import ServerThread, bundle_of, place_of
+
+from hasten.serving.run import settings_of
+from hasten.testing import models
+
+pytest.importorskip("perf_analyzer", reason="needs it: pip install perf-analyzer")
+COMMAND = Path(sys.executable).with_name("perf_analyzer")
+ASKED = 20
+BOXES = {(0, 0): "red", (2, 5): "green", (7, 7): "blue"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerThread]:
+    folder = tmp_path_factory.mktemp("asked")
+    chain = f"{chains.detector(folder)}+crop+{chains.classifier(folder)}"
+    plain = bundle_of(folder, models.linear_classifier(folder), "plain")
+    places = (*settings_of([f"plates={chain}"]).models, place_of(plain))
+    with ServerThread(*places, grpc=True) as running:
+        yield running
+
+
+def asked(server: ServerThread, protocol: str, *arguments: str) -> str:
+    """Return what the load generator prints."""
+    url = server.grpc_url if protocol == "grpc" else server.host
+    done = subprocess.run(
+        [COMMAND, "-u", url, "-i", protocol, "--request-count", str(ASKED), "-v", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0 and "rror" not in done.stdout, done.stdout + done.stderr
+    return done.stdout
+
+
+def counted(printed: str, what: str) -> list[int]:
+    return [int(count) for count in re.findall(rf"{what}: (\d+)", printed)]
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_it_finds_out_what_a_model_takes_and_counts_its_answers(
+    server: ServerThread, protocol: str
+) -> None:
+    printed = asked(server, protocol, "-m", "plain", "-b", "2", "--shape", "x:16")
+    assert counted(printed, "Inference count") == [2 * ASKED]
+    assert counted(printed, "Successful request count") == [ASKED]
+
+
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+def test_it_shows_each_model_of_a_chain(
+    server: ServerThread, protocol: str, tmp_path: Path
+) -> None:
+    picture = png(squares(BOXES))
+    raw = len(picture).to_bytes(4, "little") + picture
+    one = {"raw": {"content": {"b64": base64.b64encode(raw).decode()}, "shape": [1]}}
+    (tmp_path / "pictures.json").write_text(json.dumps({"data": [one]}))
+    printed = asked(server, protocol, "-m", "plates", "--input-data", f"{tmp_path}/pictures.json")
+    chain, _, parts = printed.partition("Composing models:")
+    assert counted(chain, "Successful request count") == [ASKED]
+    names = re.findall(r"^ *(\S+), version: 1$", parts, re.MULTILINE)
+    counts = counted(parts, "Inference count")
+    assert dict(zip(names, counts, strict=True)) == {
+        "plates.det": ASKED,
+        "plates.colour": len(BOXES) * ASKED,
+    }
