@@ -44,7 +44,9 @@ def asked(server: ServerThread, protocol: str, *arguments: str) -> str:
         check=False,
         timeout=240,
     )
-    assert done.returncode == 0 and "rror" not in done.stdout, done.stdout + done.stderr
+    printed = done.stdout + done.stderr
+    assert done.returncode == 0, printed
+    assert "rror" not in printed, printed  # its exit code is 0 if it got no answer
     return done.stdout
 
 
