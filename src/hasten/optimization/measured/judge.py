@@ -138,21 +138,25 @@ class Measured(Judge):
         try:
             layers = self.racing.bench.work()
             everywhere = precision and {layer.name: precision for layer in layers}
-            return floor(layers, self._ceilings, everywhere or None)
+            if (ceilings := self._ceilings) is None:
+                return None
+            return floor(layers, ceilings, everywhere or None)
         except (CandidateError, InputError):
             return None  # the note is made at the end, where latencies are compared with it
 
     @functools.cached_property
-    def _ceilings(self) -> Ceilings:
-        """What the machine can do, measured where it is first asked for.
+    def _ceilings(self) -> Ceilings | None:
+        """What the machine can do, measured where it is first asked for; None if no engine can show it.
 
         Raises:
             OutOfTime: the deadline came first.
-            InputError: no engine can show it.
         """
         bench = self.racing.bench
         self.job.tell("ceilings", "measuring what the machine can do", 0, 1)
-        return measure(bench.target, bench.folder, deadline=self.job.deadline)
+        try:
+            return measure(bench.target, bench.folder, deadline=self.job.deadline)
+        except InputError:
+            return None
 
     def _original(self) -> list[str]:
         """Return a note on the original's own score: what agrees with it is as wrong as it is."""
