@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with pausing_installed(tmp_path / "plug-in"):
         yield
         pausing.RELEASE.set()
+        until(lambda: not any(one.name == "hasten-loading" for one in threading.enumerate()))
     pausing.RELEASE.clear()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,32 @@ LOST = threading.Event()
 RAN: list[list[float]] = []
 """First row of each run of a pausing engine in this process, in the order in which they began."""
 _INNER = OnnxRuntime(threads=1, spinning=False)
+_FOLDER = "HASTEN_TEST_PAUSES"
+"""Variable that names the folder of a `Pauses`."""
+
+
+class Pauses:
+    """Pauses of pausing engines in processes that get the variables: they are noted, and end on demand.
+
+    Args:
+        folder: Folder for the notes, which must be empty.
+
+    Attributes:
+        env: Variables for the processes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.env = {_FOLDER: str(folder)}
+
+    def begun(self, pause_ms: float) -> bool:
+        """Whether a pause of so many milliseconds has begun."""
+        notes = self._folder / "begun"
+        return notes.exists() and str(float(pause_ms)) in notes.read_text().split("\n")[:-1]
+
+    def end(self) -> None:
+        """End all pauses, those that would begin from now on too."""
+        (self._folder / "ended").touch()
 
 
 @dataclass(frozen=True)
@@ -87,12 +114,25 @@ class PausingSession(Session):
         if LOST.is_set():
             raise DeviceLost("CUDA can't finish: the GPU no longer works in this process")
         if pause_ms >= 1:
-            RELEASE.wait(pause_ms / 1000)
+            _pause(pause_ms)
         return self._inner.run(inputs)
 
     def properties(self) -> Mapping[str, str]:
         """The inner session's."""
         return self._inner.properties()
+
+
+def _pause(pause_ms: float) -> None:
+    """Wait until the time is over, or the test ends all pauses."""
+    folder = os.environ.get(_FOLDER)
+    if folder is None:
+        RELEASE.wait(pause_ms / 1000)
+        return
+    with Path(folder, "begun").open("a") as notes:
+        notes.write(f"{pause_ms}\n")
+    end_s = time.monotonic() + pause_ms / 1000
+    while time.monotonic() < end_s and not Path(folder, "ended").exists():
+        time.sleep(0.005)
 
 
 @contextmanager
