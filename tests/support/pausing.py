@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import time
@@ -28,6 +29,7 @@ LOST = threading.Event()
 RAN: list[list[float]] = []
 """First row of each run of a pausing engine in this process, in the order in which they began."""
 _INNER = OnnxRuntime(threads=1, spinning=False)
+_WHOLE_MS = 1e10
 _FOLDER = "HASTEN_TEST_PAUSES"
 """Variable that names the folder of a `Pauses`."""
 
@@ -61,8 +63,9 @@ class Pausing(Engine):
     """ONNX Runtime that waits, before it answers, as many milliseconds as a request's first number.
 
     Requests of a warm-up are around zero, so they take next to nothing. A first number below -1000
-    loses the device: no pausing engine answers anything more in this process. Bundles of it can be
-    opened inside `pausing_installed`.
+    loses the device: no pausing engine answers anything more in this process. One of at least 1e10
+    hangs with the interpreter's lock, as a faulty library may: no thread of Python goes on. Bundles
+    of it can be opened inside `pausing_installed`.
     """
 
     inner: OnnxRuntime = _INNER
@@ -124,6 +127,8 @@ class PausingSession(Session):
 
 def _pause(pause_ms: float) -> None:
     """Wait until the time is over, or the test ends all pauses."""
+    if pause_ms >= _WHOLE_MS:
+        ctypes.PyDLL(None).sleep(600)
     folder = os.environ.get(_FOLDER)
     if folder is None:
         RELEASE.wait(pause_ms / 1000)
