@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.models import identity
 from tests.support.servers import ServerThread, bundle_of, place_of
+from tests.support.waiting import PATIENCE_S
 from tritonclient.utils import InferenceServerException
 
 from hasten.serving.protocol.errors import ProtocolError
@@ -141,7 +142,7 @@ TABLE: list[tuple[str, str, Any, int, Any]] = [
 def test_every_path_answers_as_the_protocol_says(
     server: ServerThread, method: str, path: str, value: Any, status: int, has: Any
 ) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=PATIENCE_S)
     body = value if isinstance(value, str) else None if value is None else json.dumps(value)
     connection.request(method, path, body)
     response = connection.getresponse()

@@ -107,7 +107,7 @@ def test_a_replacement_that_hangs_keeps_no_other_model_from_being_replaced_or_un
         until(lambda: registered(server, "other").served is not before["other"])
         assert registered(server, "stuck").served is before["stuck"]
         assert answer(server, "stuck") == answer(server, "other") == [[0, 1, 2, 3]]
-        client = triton.InferenceServerClient(server.host, network_timeout=60.0)
+        client = triton.InferenceServerClient(server.host, network_timeout=120.0)
         client.load_model("other")
         client.unload_model("other")
         client.close()
