@@ -133,9 +133,7 @@ def test_no_request_is_lost_when_it_ends_under_load(bundles: Path) -> None:
         counts = [0] * 4
 
         def ask_on(number: int) -> None:
-            client = http.client.HTTPConnection(
-                "127.0.0.1", server.http_port, timeout=PATIENCE_S
-            )
+            client = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=PATIENCE_S)
             while True:
                 try:
                     client.connect()
@@ -369,9 +367,7 @@ def test_a_hangup_loads_what_was_replaced_on_disk(tmp_path: Path) -> None:
 def test_health_is_told_before_the_models_are_loaded(tmp_path: Path, pauses: Pauses) -> None:
     """A process that is still loading lives, and isn't ready; it says so to whoever asks."""
     request = {"x": np.array([HELD], np.float32)}  # the warm-up asks for it
-    path = bundle_of(
-        tmp_path, models.solid(tmp_path), "slow", engine=Pausing(), requests=[request]
-    )
+    path = bundle_of(tmp_path, models.solid(tmp_path), "slow", engine=Pausing(), requests=[request])
     server = ServerProcess(path, env=pauses.env)
     try:
         until(lambda: server.http_port != 0)
