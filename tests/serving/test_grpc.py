@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import queue
 import socket
 import sys
@@ -38,6 +39,8 @@ from hasten.testing import models
 
 TOKEN = "0123456789abcdef"
 FOREVER_NS = 3_600_000_000_000
+REGION = f"/hasten_test_grpc_{os.getpid()}"
+"""Name of shared memory, which all processes of this machine have in common."""
 X = np.arange(16, dtype=np.float32).reshape(1, 16)
 TYPES = {
     "bool": "bool",
@@ -385,9 +388,9 @@ def test_no_method_of_the_service_is_missing(server: ServerThread) -> None:
 
 @pytest.fixture
 def region(client: triton.InferenceServerClient) -> Iterator[Any]:
-    handle = shared_memory.create_shared_memory_region("r", "/hasten_test_grpc", 256)
+    handle = shared_memory.create_shared_memory_region("r", REGION, 256)
     try:
-        client.register_system_shared_memory("r", "/hasten_test_grpc", 256)
+        client.register_system_shared_memory("r", REGION, 256)
         yield handle
     finally:
         client.unregister_system_shared_memory("r")
@@ -433,7 +436,7 @@ def test_registered_regions_can_be_asked_for(
     found = client.get_system_shared_memory_status(as_json=True)
 
     assert found == {
-        "regions": {"r": {"name": "r", "key": "/hasten_test_grpc", "byte_size": "256"}}
+        "regions": {"r": {"name": "r", "key": REGION, "byte_size": "256"}}
     }
     assert client.get_cuda_shared_memory_status(as_json=True) == {}
     client.unregister_cuda_shared_memory()
