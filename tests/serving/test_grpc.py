@@ -435,9 +435,7 @@ def test_registered_regions_can_be_asked_for(
 ) -> None:
     found = client.get_system_shared_memory_status(as_json=True)
 
-    assert found == {
-        "regions": {"r": {"name": "r", "key": REGION, "byte_size": "256"}}
-    }
+    assert found == {"regions": {"r": {"name": "r", "key": REGION, "byte_size": "256"}}}
     assert client.get_cuda_shared_memory_status(as_json=True) == {}
     client.unregister_cuda_shared_memory()
 

@@ -570,6 +570,6 @@ def test_a_lone_request_frees_its_memory_at_once(bundles: Path) -> None:
         try:
             for _ in range(50):
                 answer(server, "solid", [1, 2, 3, 4])
-            assert server.call(tickets) == 0
+            until(lambda: server.call(tickets) == 0)  # an engine's thread lets go of its last one
         finally:
             gc.enable()
