@@ -144,9 +144,12 @@ def _pause(pause_ms: float) -> None:
 def pausing_installed(folder: Path) -> Iterator[None]:
     """Let bundles name it, in this process and in those that it starts: it is a plug-in there.
 
+    Pauses last in this process, whatever an earlier test left.
+
     Args:
         folder: Folder to write the plug-in's facts into.
     """
+    RELEASE.clear()
     known = {**Engine.registry, "pausing": import_path(Pausing)}
     facts = folder / "pausing-1.0.dist-info"
     facts.mkdir(parents=True)
