@@ -39,11 +39,7 @@ os.environ["MPLCONFIGDIR"] = (
 )  # else matplotlib lists this machine's fonts in the home folder
 # By default the same examples in every run, so that one that fails is the fault of what was changed;
 # whoever looks for new ones says --hypothesis-profile=explore, and keeps what is found as @example.
-# A busy host may well take long to draw the first of them.
-_SLOW = [hypothesis.HealthCheck.too_slow]
-hypothesis.settings.register_profile(
-    "explore", database=None, deadline=None, max_examples=2000, suppress_health_check=_SLOW
-)
+hypothesis.settings.register_profile("explore", database=None, deadline=None, max_examples=2000)
 _SAME = hypothesis.settings(hypothesis.settings.get_profile("explore"), derandomize=True)
 hypothesis.settings.register_profile("ci", _SAME, max_examples=200)
 hypothesis.settings.register_profile("home", _SAME, max_examples=25)
