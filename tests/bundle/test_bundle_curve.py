@@ -23,7 +23,7 @@ X = np.random.default_rng(0).standard_normal((100, 16), dtype=np.float32)
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("curve")
-    with quick_runs(curve_s=20.0):
+    with quick_runs(curve_s=300.0):
         result = hasten.optimize(
             models.linear_classifier(folder), X, out=folder / "b", engines=("onnxruntime",)
         )
@@ -93,7 +93,7 @@ def test_a_damaged_curve_is_one_line(bundle: Path, tmp_path: Path, data: bytes, 
 
 
 def test_a_curve_is_left_out_once_the_time_limit_is_reached(tmp_path: Path) -> None:
-    with quick_runs(curve_s=20.0):
+    with quick_runs(curve_s=300.0):
         result = hasten.optimize(
             models.linear_classifier(tmp_path),
             X,

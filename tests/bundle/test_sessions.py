@@ -12,6 +12,7 @@ import pytest
 from tests.support import recurrent
 from tests.support.bundles import forge
 from tests.support.servers import bundle_of
+from tests.support.waiting import PATIENCE_S
 
 from hasten.bundle import Loaded, load, read
 from hasten.bundle.states import StateSession
@@ -134,13 +135,13 @@ def test_two_threads_in_one_session_are_told_so(
 
     def slow(tensors: Any) -> Any:
         inside.set()
-        go.wait(30)
+        go.wait(PATIENCE_S)
         return run(tensors)
 
     monkeypatch.setattr(loaded, "run", slow)
     thread = threading.Thread(target=session, args=(STEPS[:1],))
     thread.start()
-    inside.wait(30)
+    assert inside.wait(PATIENCE_S)
     said = refusal(InputError, STEPS[:1], session=session)
     with pytest.raises(InputError) as caught:
         session.reset()

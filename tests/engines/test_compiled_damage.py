@@ -453,7 +453,7 @@ def run_checked(written: Source, folder: Path) -> subprocess.CompletedProcess[st
         return None
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
     return subprocess.run(
-        [folder / "m"], cwd=folder, capture_output=True, text=True, timeout=60, env=environment
+        [folder / "m"], cwd=folder, capture_output=True, text=True, timeout=300, env=environment
     )
 
 

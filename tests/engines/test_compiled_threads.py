@@ -390,7 +390,7 @@ def another_process(task: str | int, artifact: Artifact) -> str:
         input=pickle.dumps((task, artifact, request, wanted)),
         env={**os.environ, "TMPDIR": tempfile.gettempdir(), "OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
-        timeout=60,
+        timeout=300,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_STACK, (8 << 20, 8 << 20)),
     )
     assert not ended.returncode, ended.stderr.decode()

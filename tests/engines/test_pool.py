@@ -28,7 +28,7 @@ from hasten.inputs.models.onnx import load
 from hasten.testing import models
 
 X = {"x": np.zeros((1, 16), np.float32)}
-LIMIT_S = 30
+LIMIT_S = 120
 
 
 @dataclass(frozen=True)

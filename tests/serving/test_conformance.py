@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.models import identity
 from tests.support.servers import ServerThread, bundle_of, place_of
+from tests.support.waiting import PATIENCE_S
 from tritonclient.utils import InferenceServerException
 
 from hasten.serving.protocol.errors import ProtocolError
@@ -67,6 +69,8 @@ def client(server: ServerThread) -> Iterator[triton.InferenceServerClient]:
 
 MODEL = "/v2/models/float32"
 INFER = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 3], "data": [1, 2, 3]}]}
+IN, OUT = (f"/hasten-test-{way}-{os.getpid()}" for way in ("in", "out"))
+"""Names of shared memory, which all processes of this machine have in common."""
 REGION = {"key": "/hasten-test-none", "offset": 0, "byte_size": 16}
 
 TABLE: list[tuple[str, str, Any, int, Any]] = [
@@ -141,7 +145,7 @@ TABLE: list[tuple[str, str, Any, int, Any]] = [
 def test_every_path_answers_as_the_protocol_says(
     server: ServerThread, method: str, path: str, value: Any, status: int, has: Any
 ) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=PATIENCE_S)
     body = value if isinstance(value, str) else None if value is None else json.dumps(value)
     connection.request(method, path, body)
     response = connection.getresponse()
@@ -226,12 +230,12 @@ def test_only_the_outputs_asked_for_come_in_that_order(
 
 def test_tensors_come_and_go_in_shared_memory(client: triton.InferenceServerClient) -> None:
     rows = np.arange(6, dtype=np.float32).reshape(2, 3)
-    into = shm.create_shared_memory_region("in", "/hasten-test-in", rows.nbytes + 8)
-    out = shm.create_shared_memory_region("out", "/hasten-test-out", rows.nbytes)
+    into = shm.create_shared_memory_region("in", IN, rows.nbytes + 8)
+    out = shm.create_shared_memory_region("out", OUT, rows.nbytes)
     try:
         shm.set_shared_memory_region(into, [rows], offset=8)
-        client.register_system_shared_memory("in", "/hasten-test-in", rows.nbytes + 8)
-        client.register_system_shared_memory("out", "/hasten-test-out", rows.nbytes)
+        client.register_system_shared_memory("in", IN, rows.nbytes + 8)
+        client.register_system_shared_memory("out", OUT, rows.nbytes)
         names = {each["name"] for each in client.get_system_shared_memory_status()}
         assert names == {"in", "out"}
         tensor = triton.InferInput("x", [2, 3], "FP32")
@@ -254,9 +258,9 @@ def test_tensors_come_and_go_in_shared_memory(client: triton.InferenceServerClie
         ):
             client.infer("float32", [tensor])
         with pytest.raises(InferenceServerException, match="a region 'in' is already registered"):
-            client.register_system_shared_memory("in", "/hasten-test-in", rows.nbytes)
+            client.register_system_shared_memory("in", IN, rows.nbytes)
         with pytest.raises(InferenceServerException, match="has 32 bytes, but the region needs 33"):
-            client.register_system_shared_memory("more", "/hasten-test-in", 33)
+            client.register_system_shared_memory("more", IN, 33)
     finally:
         client.unregister_system_shared_memory()
         shm.destroy_shared_memory_region(into)

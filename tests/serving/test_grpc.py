@@ -2,11 +2,12 @@
 
 import asyncio
 import contextlib
+import os
 import queue
 import socket
 import sys
-import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +19,9 @@ import pytest
 import tritonclient.grpc as triton
 import tritonclient.grpc.aio as triton_aio
 from tests.support import models as own_models
+from tests.support.pausing import RELEASE, Pausing, pausing_installed
 from tests.support.servers import ServerThread, bundle_of, place_of
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE_S, until
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, shared_memory
 
 from hasten.core.tensors import Array
@@ -36,6 +38,9 @@ from hasten.serving.state import Limits, ServerState
 from hasten.testing import models
 
 TOKEN = "0123456789abcdef"
+FOREVER_NS = 3_600_000_000_000
+REGION = f"/hasten_test_grpc_{os.getpid()}"
+"""Name of shared memory, which all processes of this machine have in common."""
 X = np.arange(16, dtype=np.float32).reshape(1, 16)
 TYPES = {
     "bool": "bool",
@@ -76,8 +81,10 @@ def linear(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def slow(folder: Path) -> Path:
-    return bundle_of(folder, own_models.slow(folder, 5000), "slow")
+def slow(folder: Path) -> Iterator[Path]:
+    """A bundle of `solid` that takes as long as it is asked to."""
+    with pausing_installed(folder / "plug-in"):
+        yield bundle_of(folder, own_models.solid(folder), "slow", engine=Pausing())
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +114,18 @@ def asked(array: Array, name: str = "x") -> triton.InferInput:
     return tensor
 
 
-SLOW = asked(np.ones((1, 4), np.float32))
+SLOW, HELD = (asked(np.array([[ms, 1, 1, 1]], np.float32)) for ms in (1, 600_000))
+"""To the slow model, a millisecond, and ten minutes or until a test ends the pauses."""
+
+
+@pytest.fixture
+def held(server: ServerThread) -> Iterator[Any]:
+    """The slow model, whose pauses all end after the test."""
+    model = slow_model(server)
+    yield model
+    RELEASE.set()
+    until(lambda: server.call(lambda: model.idle))
+    RELEASE.clear()
 
 
 def call(
@@ -118,14 +136,14 @@ def call(
     with grpc.insecure_channel(url) as channel:
         if METHODS[method].streaming:
             ask = channel.stream_stream(f"/{SERVICE}/{method}")
-            answers = ask(iter([data]), timeout=20, metadata=metadata)
+            answers = ask(iter([data]), timeout=PATIENCE_S, metadata=metadata)
             with contextlib.suppress(grpc.RpcError):
                 list(answers)
             ended: Any = answers
         else:
             try:
                 _, ended = channel.unary_unary(f"/{SERVICE}/{method}").with_call(
-                    data, timeout=20, metadata=metadata
+                    data, timeout=PATIENCE_S, metadata=metadata
                 )
             except grpc.RpcError as error:
                 ended = error
@@ -152,7 +170,7 @@ class Stream:
 
     def next(self) -> str:
         """The id of the next answer, or the next error's words."""
-        result, error = self.came.get(timeout=60)
+        result, error = self.came.get(timeout=PATIENCE_S)
         return str(result.get_response().id) if error is None else str(error.message())
 
     def __enter__(self) -> "Stream":
@@ -343,7 +361,7 @@ def test_callbacks_get_their_answers(client: triton.InferenceServerClient) -> No
 
     client.async_infer("linear", [asked(X)], lambda result, error: came.put((result, error)))
 
-    result, error = came.get(timeout=60)
+    result, error = came.get(timeout=PATIENCE_S)
     assert error is None
     assert result.as_numpy("logits").shape == (1, 4)
 
@@ -370,9 +388,9 @@ def test_no_method_of_the_service_is_missing(server: ServerThread) -> None:
 
 @pytest.fixture
 def region(client: triton.InferenceServerClient) -> Iterator[Any]:
-    handle = shared_memory.create_shared_memory_region("r", "/hasten_test_grpc", 256)
+    handle = shared_memory.create_shared_memory_region("r", REGION, 256)
     try:
-        client.register_system_shared_memory("r", "/hasten_test_grpc", 256)
+        client.register_system_shared_memory("r", REGION, 256)
         yield handle
     finally:
         client.unregister_system_shared_memory("r")
@@ -417,9 +435,7 @@ def test_registered_regions_can_be_asked_for(
 ) -> None:
     found = client.get_system_shared_memory_status(as_json=True)
 
-    assert found == {
-        "regions": {"r": {"name": "r", "key": "/hasten_test_grpc", "byte_size": "256"}}
-    }
+    assert found == {"regions": {"r": {"name": "r", "key": REGION, "byte_size": "256"}}}
     assert client.get_cuda_shared_memory_status(as_json=True) == {}
     client.unregister_cuda_shared_memory()
 
@@ -716,13 +732,13 @@ def test_a_deadline_is_the_earlier_of_the_requests_and_the_calls(
 
 
 def test_calls_that_are_cancelled_are_dropped_from_the_queue(
-    server: ServerThread, client: triton.InferenceServerClient
+    server: ServerThread, client: triton.InferenceServerClient, held: Any
 ) -> None:
-    model, state = slow_model(server), server.server.state
+    model, state = held, server.server.state
     executed, cancelled = model.statistics.executions, model.statistics.cancel.count
     came: queue.SimpleQueue[Any] = queue.SimpleQueue()
     calls = [
-        client.async_infer("slow", [SLOW], lambda result, error: came.put(error)) for _ in range(6)
+        client.async_infer("slow", [HELD], lambda result, error: came.put(error)) for _ in range(6)
     ]
     until(lambda: model.queued_rows == 5)
 
@@ -731,9 +747,10 @@ def test_calls_that_are_cancelled_are_dropped_from_the_queue(
 
     until(lambda: model.statistics.cancel.count == cancelled + 6)
     assert model.queued_rows == 0
-    assert [str(came.get(timeout=60)) for _ in calls] == [
+    assert [str(came.get(timeout=PATIENCE_S)) for _ in calls] == [
         "[StatusCode.CANCELLED] Locally cancelled by application!"
     ] * 6
+    RELEASE.set()
     client.infer("slow", [SLOW])
     assert model.statistics.executions == executed + 2
     until(lambda: state.body_bytes == 0)
@@ -748,7 +765,7 @@ def test_calls_that_are_cancelled_harm_no_others(
         client.async_infer("linear", [asked(X)], lambda result, error: came.put(error))
         going.cancel()
 
-    assert [came.get(timeout=60) for _ in range(32)] == [None] * 32
+    assert [came.get(timeout=PATIENCE_S) for _ in range(32)] == [None] * 32
     until(lambda: server.server.state.body_bytes == 0)
 
 
@@ -767,28 +784,30 @@ def test_an_answer_that_comes_as_its_client_leaves_is_nobodys() -> None:
 
 
 def test_a_client_whose_time_is_over_is_gone(
-    server: ServerThread, client: triton.InferenceServerClient
+    client: triton.InferenceServerClient, held: Any
 ) -> None:
-    model = slow_model(server)
     with pytest.raises(InferenceServerException) as caught:
-        client.infer("slow", [SLOW], client_timeout=0.001)
+        client.infer("slow", [HELD], client_timeout=0.001)
 
     assert caught.value.status() in (
         "StatusCode.DEADLINE_EXCEEDED",
         "StatusCode.RESOURCE_EXHAUSTED",
     )
-    until(lambda: model.queued_rows == 0)
+    until(lambda: held.queued_rows == 0)
 
 
 # -- streams
 
 
+@pytest.mark.usefixtures("held")
 def test_a_stream_answers_what_is_ready_first(client: triton.InferenceServerClient) -> None:
     with Stream(client) as stream:
-        stream.ask("slow", SLOW, "slow")
+        stream.ask("slow", HELD, "slow")
         stream.ask("linear", asked(X), "fast")
 
-        assert [stream.next(), stream.next()] == ["fast", "slow"]
+        assert stream.next() == "fast"
+        RELEASE.set()
+        assert stream.next() == "slow"
 
 
 def test_a_stream_goes_on_after_an_error(client: triton.InferenceServerClient) -> None:
@@ -808,9 +827,9 @@ def test_every_answer_in_a_stream_is_marked_as_its_requests_last(
 ) -> None:
     with Stream(client) as stream:
         stream.ask("linear", asked(X), "1", enable_empty_final_response=True)
-        marked = stream.came.get(timeout=60)[0].get_response()
+        marked = stream.came.get(timeout=PATIENCE_S)[0].get_response()
         stream.ask("linear", asked(X), "2")
-        plain = stream.came.get(timeout=60)[0].get_response()
+        plain = stream.came.get(timeout=PATIENCE_S)[0].get_response()
 
     for answer in (marked, plain):
         assert answer.parameters["triton_final_response"].bool_param
@@ -825,7 +844,7 @@ def test_a_streams_error_carries_the_requests_id(server: ServerThread) -> None:
             request_serializer=lambda each: each.SerializeToString(),
             response_deserializer=message("ModelStreamInferResponse").FromString,
         )
-        (answer,) = ask(iter([request]), timeout=10)
+        (answer,) = ask(iter([request]), timeout=PATIENCE_S)
 
     assert answer.error_message == "unknown model 'nobody'; see v2/repository/index"
     assert answer.infer_response.id == "7"
@@ -843,20 +862,20 @@ def test_every_request_of_a_long_stream_is_answered_once(
 
 
 def test_no_more_of_a_stream_is_read_than_may_be_under_way(
-    server: ServerThread, client: triton.InferenceServerClient
+    server: ServerThread, client: triton.InferenceServerClient, held: Any
 ) -> None:
-    model = slow_model(server)
-    cancelled = model.statistics.cancel.count
+    cancelled = held.statistics.cancel.count
     with Stream(client) as stream:
         for number in range(200):
-            stream.ask("slow", SLOW, str(number))
-        until(lambda: model.queued_rows >= 127)
-        stream.next()
-        assert model.queued_rows <= 128
+            stream.ask("slow", HELD, str(number))
+        until(lambda: held.queued_rows >= 127)
+        for _ in range(20):  # while others are answered, no more is read
+            client.infer("linear", [asked(X)])
+        assert held.queued_rows == 127
 
     # The client is gone, and all of its requests with it.
-    until(lambda: model.queued_rows == 0)
-    until(lambda: model.statistics.cancel.count >= cancelled + 120)
+    until(lambda: held.queued_rows == 0)
+    until(lambda: held.statistics.cancel.count == cancelled + 128)
     until(lambda: server.server.state.body_bytes == 0)
 
 
@@ -986,22 +1005,31 @@ def test_a_draining_server_isnt_ready_and_takes_no_inference(
 
 
 def test_what_is_under_way_is_answered_before_the_server_ends(slow: Path) -> None:
-    with ServerThread(place_of(slow, most_rows=1), grpc=True) as server:
+    """Though a stream is still open, which could last as long as the limit."""
+    with (
+        ServerThread(
+            place_of(slow, most_rows=1), grpc=True, limits=Limits(drain_ns=FOREVER_NS)
+        ) as server,
+        ThreadPoolExecutor(1) as threads,
+    ):
         with triton.InferenceServerClient(server.grpc_url) as client:
             model = slow_model(server)
             came: queue.SimpleQueue[Any] = queue.SimpleQueue()
             with Stream(client) as stream:
-                stream.ask("slow", SLOW, "in the stream")
-                client.async_infer("slow", [SLOW], lambda result, error: came.put((result, error)))
+                stream.ask("slow", HELD, "in the stream")
+                until(lambda: server.call(lambda: not model.idle))
+                client.async_infer("slow", [HELD], lambda result, error: came.put((result, error)))
                 until(lambda: model.queued_rows == 1)
-                began_s = time.monotonic()
 
-                server.call(server.server.drain)
+                draining = threads.submit(server.call, server.server.drain)
+                until(lambda: server.server.state.draining)
+                RELEASE.set()
+                draining.result(PATIENCE_S)
+                RELEASE.clear()
 
-                assert time.monotonic() - began_s < 20  # though the stream is still open
-                result, error = came.get(timeout=60)
+                result, error = came.get(timeout=PATIENCE_S)
                 assert error is None
-                assert result.as_numpy("y").shape == (1, 256)
+                assert result.as_numpy("y").shape == (1, 4)
                 assert [stream.next(), stream.next()] == [
                     "in the stream",
                     "the server is draining",

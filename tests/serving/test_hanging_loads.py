@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with pausing_installed(tmp_path / "plug-in"):
         yield
         pausing.RELEASE.set()
+        until(lambda: not any(one.name == "hasten-loading" for one in threading.enumerate()))
     pausing.RELEASE.clear()
 
 
@@ -89,7 +91,8 @@ def test_a_model_that_hangs_as_it_is_loaded_keeps_no_other_from_being_served(
 
 def test_where_no_other_is_ready_a_slow_model_is_waited_for(tmp_path: Path) -> None:
     slow = asks(tmp_path, "slow", 1000)
-    with ServerThread(place_of(slow), place_of(tmp_path / "missing.hasten")) as server:
+    missing = place_of(tmp_path / "missing.hasten")
+    with ServerThread(place_of(slow, most_rows=1), missing) as server:
         assert answer(server, "slow") == [[0, 1, 2, 3]]
 
 
@@ -105,7 +108,7 @@ def test_a_replacement_that_hangs_keeps_no_other_model_from_being_replaced_or_un
         until(lambda: registered(server, "other").served is not before["other"])
         assert registered(server, "stuck").served is before["stuck"]
         assert answer(server, "stuck") == answer(server, "other") == [[0, 1, 2, 3]]
-        client = triton.InferenceServerClient(server.host, network_timeout=60.0)
+        client = triton.InferenceServerClient(server.host, network_timeout=120.0)
         client.load_model("other")
         client.unload_model("other")
         client.close()

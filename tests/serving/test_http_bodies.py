@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tests.support import models
 from tests.support.servers import ServerThread, bundle_of, place_of
+from tests.support.waiting import PATIENCE_S
 
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.messages import message
@@ -140,7 +141,7 @@ def test_an_answer_that_cant_be_written_is_an_error_and_no_silence(
     bundle = bundle_of(tmp_path, models.identity(tmp_path, sizes="3"))
     monkeypatch.setattr("hasten.serving.http.exchange.write_answer", broken)
     with ServerThread(place_of(bundle, "m")) as server:
-        connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=PATIENCE_S)
         for _ in range(2):  # the connection goes on
             connection.request("POST", "/v2/models/m/infer", json.dumps({"inputs": [X]}))
             response = connection.getresponse()

@@ -16,6 +16,7 @@ from schemathesis.core.failures import FailureGroup
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 from tests.support import models
 from tests.support.servers import ServerThread, bundle_of, place_of
+from tests.support.waiting import PATIENCE_S
 
 from hasten.inputs.pipeline.config import image_pipeline
 from hasten.testing.models import write
@@ -53,7 +54,7 @@ def test_whatever_is_asked_the_answer_is_as_described(case: Any, server: ServerT
         case.path_parameters["name"] = "solid" if case.path_parameters["name"] < "F" else "nosy"
         if "version" in case.path_parameters:
             case.path_parameters["version"] = "1"
-    response = case.call(base_url=server.http_url)
+    response = case.call(base_url=server.http_url, timeout=PATIENCE_S)
     checks = [response_schema_conformance, status_code_conformance]
     if response.status_code not in (503, 504):
         checks.append(not_a_server_error)

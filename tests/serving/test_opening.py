@@ -188,7 +188,7 @@ def test_a_request_that_a_manifest_says_is_huge_is_not_made_up(
     asked = noting(monkeypatch)
     place = place_of(path)
     with ServerThread(place, control=True) as server:
-        client = triton.InferenceServerClient(server.host, network_timeout=60.0)
+        client = triton.InferenceServerClient(server.host, network_timeout=120.0)
         client.load_model(place.name)  # compared with what it replaces
         client.close()
         (one,) = server.server.state.repository

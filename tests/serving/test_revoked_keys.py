@@ -20,7 +20,7 @@ from hasten.serving.run import settings_of
 
 def loaded(server: ServerProcess) -> str:
     """Load the model again; return why that was refused, "" if it wasn't."""
-    client = triton.InferenceServerClient(f"127.0.0.1:{server.http_port}", network_timeout=60.0)
+    client = triton.InferenceServerClient(f"127.0.0.1:{server.http_port}", network_timeout=120.0)
     try:
         client.load_model("model")
     except triton.InferenceServerException as error:
@@ -31,7 +31,7 @@ def loaded(server: ServerProcess) -> str:
 
 
 def ready(server: ServerProcess) -> bool:
-    client = triton.InferenceServerClient(f"127.0.0.1:{server.http_port}", network_timeout=60.0)
+    client = triton.InferenceServerClient(f"127.0.0.1:{server.http_port}", network_timeout=120.0)
     try:
         return bool(client.is_model_ready("model"))
     finally:

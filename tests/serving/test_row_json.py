@@ -292,6 +292,7 @@ def test_rows_that_are_answered_at_once_are_audited_each_as_it_was(
             changed += int(fast(values)["logits"].argmax() != slow(values)["logits"].argmax())
     assert 0 < changed < len(ROWS)
     monkeypatch.setattr("hasten.serving.models.shadow._LOOKS", 10_000)
+    monkeypatch.setattr("hasten.serving.models.quick_rows.INLINE_NS", 10**12)  # on any host
     place = place_of(
         path, shadow=1.0, shadow_limit=0.1, monitor_state="off", compiled=str(tmp_path)
     )

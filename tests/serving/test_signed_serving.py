@@ -53,7 +53,7 @@ def newer(tmp_path: Path) -> Path:
 
 
 def answer(server: ServerThread) -> Any:
-    client = triton.InferenceServerClient(server.host, network_timeout=60.0)
+    client = triton.InferenceServerClient(server.host, network_timeout=120.0)
     tensor = triton.InferInput("x", [1, 4], "FP32")
     tensor.set_data_from_numpy(ROW)
     found = client.infer("model", [tensor]).as_numpy("y").tolist()
@@ -62,7 +62,7 @@ def answer(server: ServerThread) -> Any:
 
 
 def load(server: ServerThread) -> None:
-    client = triton.InferenceServerClient(server.host, network_timeout=60.0)
+    client = triton.InferenceServerClient(server.host, network_timeout=120.0)
     try:
         client.load_model("model")
     finally:

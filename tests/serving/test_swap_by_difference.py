@@ -29,7 +29,7 @@ def asking(server: ServerThread, name: str, ended: threading.Event, answers: lis
 
 
 def load(server: ServerThread) -> None:
-    client = triton.InferenceServerClient(server.host, network_timeout=60.0)
+    client = triton.InferenceServerClient(server.host, network_timeout=120.0)
     client.load_model("model")
     client.close()
 

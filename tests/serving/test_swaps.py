@@ -15,7 +15,6 @@ from tests.support.pausing import Pausing, pausing_installed
 from tests.support.servers import ServerThread, bundle_of, place_of, with_curve
 from tests.support.waiting import until
 
-from hasten.serving.models import opening
 from hasten.serving.models.opening import SIZES
 
 
@@ -30,33 +29,29 @@ def infer(
 
 
 def load(server: ServerThread) -> None:
-    client = triton.InferenceServerClient(server.host, network_timeout=60.0)
+    client = triton.InferenceServerClient(server.host, network_timeout=120.0)
     client.load_model("model")
     client.close()
 
 
 @pytest.mark.parametrize("curve", [True, False], ids=["by its curve", "without one"])
 def test_deadlines_go_by_this_machine_after_a_swap_too(tmp_path: Path, curve: bool) -> None:
-    """The machine that the bundle was made on was slower by far: by its curve nothing is in time."""
-    extra = with_curve({size: 500.0 * size for size in (1, 2, 4)}) if curve else {}
+    """The machine that the bundle was made on was slower by far: by its curve nothing is in time.
+
+    The deadline is longer than this machine takes however busy it is.
+    """
+    extra = with_curve({size: 100_000.0 * size for size in (1, 2, 4)}) if curve else {}
     bundle = bundle_of(tmp_path, models.solid(tmp_path), "model", extra=extra)
     with ServerThread(place_of(bundle), control=True) as server:
         client = triton.InferenceServerClient(server.host)
         for _ in range(3):
             for _ in range(5):
-                assert infer(client, timeout=300_000).tolist() == [[0, 1, 2, 3]]
+                assert infer(client, timeout=60_000_000).tolist() == [[0, 1, 2, 3]]
             load(server)
         client.close()
 
 
-def test_a_swap_beside_load_leaves_the_batches_as_they_were(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for limit in (
-        "_BUDGET_NS",
-        "_SLOWEST_NS",
-    ):  # a host that is busy with more than this is no matter
-        monkeypatch.setattr(opening, limit, 60e9)
+def test_a_swap_beside_load_leaves_the_batches_as_they_were(tmp_path: Path) -> None:
     model = models.solid(tmp_path)
     curve = with_curve({size: 1.0 + 0.1 * size for size in (1, 2, 4)})
     with (
@@ -72,23 +67,25 @@ def test_a_swap_beside_load_leaves_the_batches_as_they_were(
         served = server.server.state.repository
         before = served.find("model").opened.sizes
         assert before == tuple(size for size in SIZES if size <= 4)
-        ended = threading.Event()
+        ended, counts = threading.Event(), dict.fromkeys((1, 3, 4), 0)
 
-        def ask(rows: int) -> int:
-            client, count = triton.InferenceServerClient(server.host), 0
+        def ask(rows: int) -> None:
+            client = triton.InferenceServerClient(server.host)
             while not ended.is_set():
                 assert infer(client, rows, pause_ms=10).shape == (rows, 4)
-                count += 1
+                counts[rows] += 1
             client.close()
-            return count
 
-        calls = [threads.submit(ask, rows) for rows in (1, 3, 4)]
+        calls = [threads.submit(ask, rows) for rows in counts]
         old = served.find("model")
-        until(lambda: old.statistics.executions > 20)
-        load(server)
-        until(lambda: served.find("model") is not old)
-        ended.set()
-        assert all(call.result() > 3 for call in calls)
+        try:
+            until(lambda: min(counts.values()) > 3 or any(call.done() for call in calls))
+            load(server)
+            until(lambda: served.find("model") is not old)
+        finally:
+            ended.set()
+        for call in calls:
+            call.result()  # none raised
         assert served.find("model").opened.sizes == before
 
 

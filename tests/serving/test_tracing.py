@@ -17,6 +17,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from tests.support.servers import ServerThread, bundle_of, place_of
+from tests.support.waiting import PATIENCE_S
 
 from hasten.errors import InputError
 from hasten.serving.models.batching import Timing
@@ -225,7 +226,7 @@ def test_requests_to_a_real_server_become_spans(collector: Collector, bundle: Pa
     tensor = {"name": "x", "shape": [2, 16], "datatype": "FP32", "data": [1.0] * 32}
     wrong = {**tensor, "shape": [4, 8]}
     with ServerThread(place_of(bundle, "doors"), trace=True) as server:
-        connection = http.client.HTTPConnection(server.host, timeout=30)
+        connection = http.client.HTTPConnection(server.host, timeout=PATIENCE_S)
         for sent in (tensor, wrong):
             body = json.dumps({"inputs": [sent]})
             connection.request("POST", "/v2/models/doors/infer", body, {"traceparent": PARENT})

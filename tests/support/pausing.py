@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +29,33 @@ LOST = threading.Event()
 RAN: list[list[float]] = []
 """First row of each run of a pausing engine in this process, in the order in which they began."""
 _INNER = OnnxRuntime(threads=1, spinning=False)
+_WHOLE_MS = 1e10
+_FOLDER = "HASTEN_TEST_PAUSES"
+"""Variable that names the folder of a `Pauses`."""
+
+
+class Pauses:
+    """Pauses of pausing engines in processes that get the variables: they are noted, and end on demand.
+
+    Args:
+        folder: Folder for the notes, which must be empty.
+
+    Attributes:
+        env: Variables for the processes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.env = {_FOLDER: str(folder)}
+
+    def begun(self, pause_ms: float) -> bool:
+        """Whether a pause of so many milliseconds has begun."""
+        notes = self._folder / "begun"
+        return notes.exists() and str(float(pause_ms)) in notes.read_text().split("\n")[:-1]
+
+    def end(self) -> None:
+        """End all pauses, those that would begin from now on too."""
+        (self._folder / "ended").touch()
 
 
 @dataclass(frozen=True)
@@ -34,8 +63,9 @@ class Pausing(Engine):
     """ONNX Runtime that waits, before it answers, as many milliseconds as a request's first number.
 
     Requests of a warm-up are around zero, so they take next to nothing. A first number below -1000
-    loses the device: no pausing engine answers anything more in this process. Bundles of it can be
-    opened inside `pausing_installed`.
+    loses the device: no pausing engine answers anything more in this process. One of at least 1e10
+    hangs with the interpreter's lock, as a faulty library may: no thread of Python goes on. Bundles
+    of it can be opened inside `pausing_installed`.
     """
 
     inner: OnnxRuntime = _INNER
@@ -87,7 +117,7 @@ class PausingSession(Session):
         if LOST.is_set():
             raise DeviceLost("CUDA can't finish: the GPU no longer works in this process")
         if pause_ms >= 1:
-            RELEASE.wait(pause_ms / 1000)
+            _pause(pause_ms)
         return self._inner.run(inputs)
 
     def properties(self) -> Mapping[str, str]:
@@ -95,13 +125,31 @@ class PausingSession(Session):
         return self._inner.properties()
 
 
+def _pause(pause_ms: float) -> None:
+    """Wait until the time is over, or the test ends all pauses."""
+    if pause_ms >= _WHOLE_MS:
+        ctypes.PyDLL(None).sleep(600)
+    folder = os.environ.get(_FOLDER)
+    if folder is None:
+        RELEASE.wait(pause_ms / 1000)
+        return
+    with Path(folder, "begun").open("a") as notes:
+        notes.write(f"{pause_ms}\n")
+    end_s = time.monotonic() + pause_ms / 1000
+    while time.monotonic() < end_s and not Path(folder, "ended").exists():
+        time.sleep(0.005)
+
+
 @contextmanager
 def pausing_installed(folder: Path) -> Iterator[None]:
     """Let bundles name it, in this process and in those that it starts: it is a plug-in there.
 
+    Pauses last in this process, whatever an earlier test left.
+
     Args:
         folder: Folder to write the plug-in's facts into.
     """
+    RELEASE.clear()
     known = {**Engine.registry, "pausing": import_path(Pausing)}
     facts = folder / "pausing-1.0.dist-info"
     facts.mkdir(parents=True)

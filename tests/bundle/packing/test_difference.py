@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -334,20 +335,23 @@ def test_a_base_that_changes_meanwhile_is_left_as_it_is(
     assert list(old.parent.iterdir()) == [old]
 
 
-@pytest.fixture
-def full_disk() -> Iterator[Callable[[int], None]]:
+@contextlib.contextmanager
+def full_disk(most_bytes: int) -> Iterator[None]:
     """Let files grow to so many bytes and no further, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, hard))
+    try:
+        yield
+    finally:  # before pytest itself writes of this test into a file
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("most_bytes", [100, 20_000])
 def test_a_full_disk_leaves_the_old_bundle_and_nothing_else(
-    packed: Path, old: Path, full_disk: Callable[[int], None], most_bytes: int
+    packed: Path, old: Path, most_bytes: int
 ) -> None:
-    full_disk(most_bytes)
-    said = refused(packed, old)
+    with full_disk(most_bytes):
+        said = refused(packed, old)
     assert re.fullmatch(f"can't write {old}/[a-z./]+: File too large", said)
     assert list(old.parent.iterdir()) == [old]
 

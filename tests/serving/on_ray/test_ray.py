@@ -32,7 +32,7 @@ with warnings.catch_warnings():
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-PATIENCE_S = 90.0
+PATIENCE_S = 150.0
 SIZES = (1, 1, 1, 1, 32, 32)
 """Rows of clients' requests: of 4 kB, which HAProxy keeps to send again, and of 128 kB."""
 DEPLOY = """
@@ -134,6 +134,12 @@ def replicas() -> dict[str, ReplicaEntry]:
     return {name: entry for name, entry in book.entries.items() if not entry.leaving}
 
 
+def both() -> dict[str, ReplicaEntry]:
+    """Wait until both replicas take requests."""
+    eventually(lambda: len(replicas()) == 2)
+    return replicas()
+
+
 def eventually(what: Callable[[], bool], within_s: float = PATIENCE_S) -> None:
     """Wait until it is so."""
     end_s = time.monotonic() + within_s
@@ -159,7 +165,7 @@ def two(cluster: str, bundle: Path) -> Iterator[Deployed]:
 
 def asked(port: int, path: str, body: bytes | None = None) -> tuple[int, Any]:
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", body)
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
         text = answer.read()
         return answer.status, json.loads(text) if text else None
 
@@ -202,7 +208,7 @@ class Clients:
         head = json.dumps({"inputs": [given], "parameters": {"binary_data_output": True}}).encode()
         headers = {"Inference-Header-Content-Length": str(len(head))}
         body = head + bytes(4 * rows * width)
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
         while not self._over.is_set():
             try:
                 connection.request("POST", f"/v2/models/{model}/infer", body, headers)
@@ -228,7 +234,7 @@ class Clients:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         for thread in self._threads:
-            thread.join(60)
+            thread.join(PATIENCE_S)
 
     def check(self) -> None:
         """Check that every request was answered, or was told to be tried again."""
@@ -278,17 +284,24 @@ class TestTwoReplicas:
                 assert asked(two.http, path, sent) == asked(alone.http_port, path, sent)
 
     def test_the_metrics_are_every_replica_s(self, two: Deployed) -> None:
-        with urllib.request.urlopen(f"http://127.0.0.1:{two.http}/metrics", timeout=20) as answer:
-            text = answer.read().decode()
-        lines = [line for line in text.splitlines() if line.startswith("nv_inference_count{")]
-        assert len(lines) == 2
-        assert all(any(f'replica="{name}"' in line for line in lines) for name in replicas())
+        url = f"http://127.0.0.1:{two.http}/metrics"
+
+        def complete() -> bool:
+            """Whether both replicas have answered; one that takes too long is left out."""
+            with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
+                text = answer.read().decode()
+            lines = [line for line in text.splitlines() if line.startswith("nv_inference_count{")]
+            names = list(replicas())
+            return len(lines) == len(names) == 2 and all(
+                any(f'replica="{name}"' in line for line in lines) for name in names
+            )
+
+        eventually(complete)
 
     def test_a_serving_process_that_is_killed_leaves_nobody_without_an_answer(
         self, two: Deployed
     ) -> None:
-        before = replicas()
-        assert len(before) == 2
+        before = both()
         supervisor = next(iter(before.values())).pid
         with Clients(two.http, SIZES) as clients:
             eventually(lambda: clients.answers[200] > 200)
@@ -298,11 +311,10 @@ class TestTwoReplicas:
             counted = clients.answers[200]
             eventually(lambda: clients.answers[200] > counted + 500)
         clients.check()
-        assert replicas() == before
+        eventually(lambda: replicas() == before)  # one that was busy may be forgotten for a while
 
     def test_a_replica_that_is_killed_leaves_nobody_without_an_answer(self, two: Deployed) -> None:
-        before = replicas()
-        assert len(before) == 2
+        before = both()
         actor = parent(next(iter(before.values())).pid)
         with Clients(two.http, SIZES) as clients:
             eventually(lambda: clients.answers[200] > 200)

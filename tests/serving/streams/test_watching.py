@@ -61,7 +61,8 @@ def test_each_frame_of_a_recording_gets_the_decision_that_its_pixels_get(
 
 def test_a_stream_at_its_own_rate_is_counted_whole(bundle: Path, street: Path) -> None:
     answers: list[Answer] = []
-    seen = hasten.watch(bundle, street, on_decision=answers.append)
+    while not answers:  # a host that stands still for long enough drops all of them
+        seen = hasten.watch(bundle, street, on_decision=answers.append)
     assert seen.captured == 20
     assert seen.answered + seen.dropped == 20
     assert seen.answered == len(answers) == len(seen.latency_ns)
@@ -186,7 +187,7 @@ def test_an_interrupt_ends_with_the_counts_and_whole_files(
     seen = hasten.watch(
         bundle,
         folder,
-        fps=100,
+        fps=5,  # so that a busy host doesn't capture all of them meanwhile
         on_decision=interrupt,
         out=tmp_path / "seen.mp4",
         decisions=tmp_path / "d.jsonl",
@@ -206,11 +207,13 @@ def test_a_watch_ends_after_the_time_that_it_is_given(bundle: Path, tmp_path: Pa
 
 
 def test_a_camera_is_watched_until_it_goes_away(bundle: Path, tmp_path: Path) -> None:
-    stream = video(tmp_path / "s.ts", 30).read_bytes()
-    with camera(stream, pause_s=0.01) as one:
-        seen = hasten.watch(bundle, one.url)
-    assert seen.ended == "lost"
-    assert 0 < seen.answered <= seen.captured <= 30
+    stream, answered = video(tmp_path / "s.ts", 30).read_bytes(), 0
+    while not answered:  # a host that stands still for long enough drops all frames
+        with camera(stream, pause_s=0.01) as one:
+            seen = hasten.watch(bundle, one.url)
+        answered = seen.answered
+        assert seen.ended == "lost"
+        assert answered <= seen.captured <= 30
     assert "secret" not in repr(seen)
 
 

@@ -60,7 +60,7 @@ class Pool:
         }
         self._seen: dict[tuple[str, str, str, str], Batch] = {}
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        self._over = threading.Event()
+        self._over, self._looking = threading.Event(), threading.Lock()
 
     def of_replicas(self, settings: ServerSettings) -> ServerSettings:
         """Return the settings for the replicas: they count, and leave alarms to the door."""
@@ -83,15 +83,18 @@ class Pool:
 
     def look(self) -> None:
         """Ask every replica for what it has counted, and tell it where the exact model answers."""
-        for (name, version), watch in self.watches.items():
-            path = f"/v2/models/{quote(name, safe='')}/versions/{quote(version, safe='')}/monitor"
-            for host, port in self._places().values():
-                facts = self._asked(host, port, path)
-                if facts is None:
-                    continue
-                self._add(watch, name, version, facts)
-                if watch.keeps_exact and not facts.get("taken_over"):
-                    self._asked(host, port, path, {"secret": self._secret})
+        with self._looking:  # two looks at once would count the same answers twice
+            for (name, version), watch in self.watches.items():
+                path = (
+                    f"/v2/models/{quote(name, safe='')}/versions/{quote(version, safe='')}/monitor"
+                )
+                for host, port in self._places().values():
+                    facts = self._asked(host, port, path)
+                    if facts is None:
+                        continue
+                    self._add(watch, name, version, facts)
+                    if watch.keeps_exact and not facts.get("taken_over"):
+                        self._asked(host, port, path, {"secret": self._secret})
 
     def _add(self, watch: Watch, name: str, version: str, facts: Mapping[str, Any]) -> None:
         """Take in what a replica has counted since it was last asked."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from hasten.bundle import read, unpacked
 from hasten.bundle.signatures import PublicKey
+from hasten.core.tensors import Tensors
 from hasten.core.words import amount
 from hasten.errors import CandidateError, DeviceLost, HastenError, InputError
 from hasten.serving.models.chained import ChainPlace, ServedChain
@@ -394,10 +396,8 @@ class Repository:
             answers = answers_of(opened, opened.first, request, pace)
             if answers is None:
                 continue
-            try:
-                asked = asyncio.run_coroutine_threadsafe(old.ask(request), self._loop)
-                before = asked.result(_PATIENCE_S)
-            except (ProtocolError, TimeoutError):  # the old model is overloaded, or being unloaded
+            before = self._answer_of(old, request)
+            if before is None:
                 continue
             if broken or (is_broken(answers) and not is_broken(before)):
                 raise CandidateError(
@@ -425,6 +425,24 @@ class Repository:
             opened.notes.append(said)
         else:
             opened.agreed = said
+
+    def _answer_of(self, served: ServedModel, request: Tensors) -> Tensors | None:
+        """Ask a served model from another thread than the loop's; return None if it gives no answer.
+
+        It gives none while it is overloaded or being unloaded, or once the server has ended.
+        """
+        asking = served.ask(request)
+        try:
+            return asyncio.run_coroutine_threadsafe(asking, self._loop).result(_PATIENCE_S)
+        except (ProtocolError, TimeoutError):
+            return None
+        except RuntimeError:
+            if not self._loop.is_closed():
+                raise
+            return None
+        finally:
+            if inspect.getcoroutinestate(asking) == inspect.CORO_CREATED:
+                asking.close()  # the loop has ended, and will never begin it
 
     async def unload(self, one: Registered) -> None:
         """Unload a version after it has answered the requests that it accepted.

@@ -130,5 +130,5 @@ class Shadow:
         return False
 
     def _count(self, changed: bool) -> None:
-        self._statistics.shadowed += 1
         self._statistics.disagreed += changed
+        self._statistics.shadowed += 1

@@ -124,7 +124,6 @@ class Watch:
 
     def fail(self, name: str, why: str) -> None:
         """Count an answer that the exact model failed on; say, once, when it fails again and again."""
-        self.failed += 1
         self._failures += 1
         self._forget(name)
         if self._failures == _BLIND_AFTER:
@@ -133,6 +132,7 @@ class Watch:
                 f"the monitor is blind: {self.blind}; the server goes on answering, but no "
                 "answers are compared"
             )
+        self.failed += 1  # last: who sees the count sees what it is due to
 
     def _forget(self, name: str) -> None:
         if self.labels is not None and name:
