@@ -153,9 +153,7 @@ def test_the_rest_of_the_batches_is_left_out_where_the_time_is_short(
     bench: Bench, spool: Spool
 ) -> None:
     engine = Faulty(Null(), busy_ns=100_000_000)
-    points, missing = swept(
-        bench, engine, classifier(bench, engine), spool, budget_s=2.0
-    )
+    points, missing = swept(bench, engine, classifier(bench, engine), spool, budget_s=2.0)
     assert shape(points) == [(1, 1, 1)]
     assert missing == ["batch curve: no time for batches from 2 on (1 session of 1 thread)"]
 

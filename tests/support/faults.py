@@ -169,7 +169,7 @@ def _hang() -> NoReturn:
 
 
 def _allocate() -> NoReturn:
-    taken = []
+    taken: list[Array] = []
     while len(taken) * _STEP_BYTES < _MOST_BYTES:
         taken.append(np.ones(_STEP_BYTES, np.uint8))  # Ones, not zeros: each page is touched.
     _hang()

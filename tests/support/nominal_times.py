@@ -25,10 +25,11 @@ def busy_on_purpose(asked: Asked) -> Sequence[int]:
     if "busy_ns" not in engine:
         return ()
     slow_ns = SLOW_NS if engine["fault"] == "slow" else 0
-    own_ns = BASE_NS + (engine["busy_ns"] or slow_ns)
-    if not engine["stall_every"]:
+    own_ns = BASE_NS + (int(engine["busy_ns"]) or slow_ns)
+    stall_every = int(engine["stall_every"])
+    if not stall_every:
         return (own_ns,)
-    return (own_ns,) * (engine["stall_every"] - 1) + (own_ns + STALL_NS,)
+    return (own_ns,) * (stall_every - 1) + (own_ns + STALL_NS,)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,6 @@ from hasten.lightening.training.network import Network
 from hasten.lightening.training.objective import Objective
 from hasten.lightening.training.teacher import Teacher
 
-
 AMPLE_S = 1e6
 """Time of a training that its epochs end: by the clock, a busy machine would change its learning rate."""
 
