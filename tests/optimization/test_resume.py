@@ -80,7 +80,7 @@ def workers(parent: int) -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes().split(b"\0")
-            state = (folder / "stat").read_text().rpartition(") ")[2][0]
+            state = (folder / "stat").read_text(errors="replace").rpartition(") ")[2][0]
         except OSError:
             continue
         programs = {b"hasten.measure.worker", b"hasten.measure.forkserver"}

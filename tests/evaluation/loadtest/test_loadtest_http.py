@@ -436,7 +436,7 @@ def test_a_bug_of_the_generators_own_isnt_taken_for_the_servers(
 
     monkeypatch.setattr("hasten.evaluation.loadtest.http.judge", judge)
     with pytest.raises(ZeroDivisionError):
-        load(serve(http.right()), 50.0, arrivals="constant", grace_s=0.1)
+        load(serve(http.right()), 50.0, arrivals="constant")
 
 
 def test_it_works_where_an_event_loop_runs_already(serve: Serve, http: Http) -> None:
