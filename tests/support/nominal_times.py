@@ -55,15 +55,15 @@ def nominal_times(
         known = latencies_of(opened[self]) if do == "time" and self in opened else ()
         if not known:
             return reply
-        return [_nearly(known[i % len(known)], command["first"] + i) for i in range(len(reply))]
+        return [_nearly(known[i % len(known)], command["first"]) for i in range(len(reply))]
 
     with patch.object(Worker, "ask", told):
         yield
 
 
-def _nearly(latency_ns: int, number: int) -> int:
-    """Return the latency of one request, which differs by 2% at most from that of another."""
-    return latency_ns * (98 + number % 5) // 100
+def _nearly(latency_ns: int, first: int) -> int:
+    """Return a latency in the round that begins at a request; rounds differ by 2%, for all entrants alike."""
+    return latency_ns * (98 + first % 5) // 100
 
 
 @contextlib.contextmanager
