@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from tests.support import stranded
 from tests.support.compiled_once import compiled_once
+from tests.support.nominal_times import only_hanging_engines_are_limited
 from tests.support.once import made_once, shared
 from tests.support.quick import quick_runs
 
@@ -132,7 +133,7 @@ def certified_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_certified_bundle(folder: Path) -> None:
-    with quick_runs(plots=True, fresh=True):
+    with quick_runs(plots=True, fresh=True), only_hanging_engines_are_limited():
         hasten.optimize(
             models.linear_classifier(folder),
             np.random.default_rng(0).standard_normal((300, 16), dtype=np.float32),

@@ -90,7 +90,10 @@ def looks_of_one_process(folder: Path, number: int) -> None:
         look(folder, number, 100 + i)
 
 
-def test_processes_at_once_lose_nothing_of_each_other(tmp_path: Path) -> None:
+def test_processes_at_once_lose_nothing_of_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hasten.certificate.ledger_file._LOCK_TRIES", 6000)  # the machine may stall
     fork = multiprocessing.get_context("fork")
     several = [fork.Process(target=looks_of_one_process, args=(tmp_path, i)) for i in range(4)]
     for one in several:

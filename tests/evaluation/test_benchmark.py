@@ -33,7 +33,9 @@ def test_the_rival_is_the_exact_model_by_default(exact_bundle: Path) -> None:
         "original, ONNX Runtime",
         "original, ONNX Runtime",
     )
-    assert 0.5 < result.speedup < 2
+    ratio = result.bundle.ratio
+    assert ratio.low <= ratio.estimate <= ratio.high
+    assert result.speedup == pytest.approx(1 / ratio.estimate)
     assert result.threads == 1
 
 

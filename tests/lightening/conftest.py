@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -29,6 +30,12 @@ from hasten.lightening.training.loop import Recipe, Trainer
 from hasten.lightening.training.network import Network
 from hasten.lightening.training.objective import Objective
 from hasten.measure.work import work
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Draw the same numbers whatever tests ran before."""
+    torch.manual_seed(0)
 
 
 def corners(count: int, seed: int) -> tuple[Array, Array]:

@@ -3,13 +3,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.support.desk import Desk
+from tests.support.waiting import until
 
 from hasten.core.processes import descendants
 from hasten.core.records import to_record
@@ -91,14 +91,6 @@ def running(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except FileNotFoundError:
         return False
-
-
-def until(happened: Callable[[], bool]) -> bool:
-    for _ in range(1000):
-        if happened():
-            return True
-        time.sleep(0.01)
-    return False
 
 
 FACTS = {
@@ -238,7 +230,7 @@ def test_an_owner_that_ignores_its_childrens_end_hears_of_its_workers(teller: Te
 def test_the_number_of_a_forked_worker_is_its_own_until_it_is_given_back(teller: Teller) -> None:
     worker = teller.start()
     os.kill(worker.pid, signal.SIGKILL)
-    assert until(lambda: not worker.alive)
+    until(lambda: not worker.alive)
     assert Path(f"/proc/{worker.pid}").exists()
     worker.kill()
     assert not Path(f"/proc/{worker.pid}").exists()
@@ -248,6 +240,7 @@ def test_a_lost_server_costs_its_workers_and_no_others(teller: Teller) -> None:
     worker = teller.start()
     server = server_of(worker)
     os.kill(server, signal.SIGKILL)
+    until(lambda: not running(worker.pid))  # else it may answer before its server has ended
     with pytest.raises(CandidateError) as error:
         teller.ask(worker, "1")
     assert str(error.value) == "its process was killed by SIGKILL during 'open'"
@@ -297,7 +290,7 @@ def test_a_server_that_is_replaced_lives_as_long_as_its_workers(
     worker.kill()
     teller.workers.remove(worker)
     del worker
-    assert until(lambda: not running(former))
+    until(lambda: not running(former))
 
 
 OWNER = """
@@ -347,7 +340,7 @@ def test_nothing_is_left_of_an_owner_however_it_ends(tmp_path: Path, how: str) -
         assert len(family) >= 3  # a server, a worker, its program
         owner.wait()
     try:
-        assert until(lambda: not any(map(running, family)))
+        until(lambda: not any(map(running, family)))
     finally:
         os.kill(fork, signal.SIGKILL)
 
@@ -378,5 +371,5 @@ with Desk(folder) as desk:
 
 
 def test_a_fork_of_the_owner_has_a_server_of_its_own(tmp_path: Path) -> None:
-    done = alone("-c", FORKING, str(tmp_path), timeout=60)
+    done = alone("-c", FORKING, str(tmp_path), timeout=500)
     assert (done.returncode, done.stderr) == (0, "")

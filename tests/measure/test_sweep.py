@@ -49,6 +49,7 @@ def classifier(bench: Bench, engine: Engine, batch: int | str = "batch") -> Arti
 def swept(bench: Bench, engine: Engine, artifact: Artifact, spool: Spool, **asked: Any) -> Taken:
     settings = {"rounds": 3, "pace": PACE, "budget_s": 60.0, "probe": lambda threads: True}
     settings["usable"] = lambda threads: threads
+    settings["clock_s"] = lambda: 0.0  # there is always time, except where a test says so
     return sweep(bench, engine, artifact, spool, **{**settings, **asked})
 
 
@@ -152,9 +153,7 @@ def test_the_rest_of_the_batches_is_left_out_where_the_time_is_short(
     bench: Bench, spool: Spool
 ) -> None:
     engine = Faulty(Null(), busy_ns=100_000_000)
-    points, missing = swept(
-        bench, engine, classifier(bench, engine), spool, budget_s=2.0, clock_s=lambda: 0.0
-    )
+    points, missing = swept(bench, engine, classifier(bench, engine), spool, budget_s=2.0)
     assert shape(points) == [(1, 1, 1)]
     assert missing == ["batch curve: no time for batches from 2 on (1 session of 1 thread)"]
 

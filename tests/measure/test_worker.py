@@ -1,3 +1,4 @@
+import gc
 import os
 import re
 import signal
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 from tests.support.desk import Desk
 from tests.support.faults import Faulty
+from tests.support.waiting import until
 
+from hasten.core.processes import name_of, programs
 from hasten.core.raised import REMEDY
 from hasten.core.records import to_record
 from hasten.core.tensors import Array, Tensors, TensorSpec
@@ -45,6 +48,10 @@ def predict(worker: Worker, spool: Spool, folder: Path, **limits: Any) -> Any:
     return worker.ask("predict", out=str(folder / "out"), **{"limit_s": 60.0, **asked, **limits})
 
 
+def test_latencies_hold_all_that_a_request_takes(desk: Desk, spool: Spool) -> None:
+    assert min(timed(desk.worker(Faulty(Null(), busy_ns=2_000_000)), spool)) >= 2_000_000
+
+
 def timed(worker: Worker, spool: Spool, limit_s: float = 60.0) -> Any:
     return worker.ask("time", limit_s=limit_s, samples=str(spool.folder), first=0, **BRIEF)
 
@@ -55,14 +62,6 @@ def state(pid: int) -> str:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except FileNotFoundError:
         return "gone"
-
-
-def until(happened: Callable[[], bool]) -> bool:
-    for _ in range(1000):
-        if happened():
-            return True
-        time.sleep(0.01)
-    return False
 
 
 class TestTimeRequests:
@@ -177,7 +176,7 @@ def test_a_worker_that_died_between_two_commands_is_a_failed_candidate(
     if asleep:
         worker.sleep()
     os.kill(worker.pid, signal.SIGKILL)
-    assert until(lambda: state(worker.pid) in ("Z", "gone"))
+    until(lambda: state(worker.pid) in ("Z", "gone"))
     worker.sleep()
     worker.wake()
     with pytest.raises(CandidateError) as error:
@@ -210,11 +209,12 @@ def test_ending_a_worker_twice_signals_nobody_else(
 
 def test_an_ended_worker_leaves_no_process_and_no_descriptor(either: Desk) -> None:
     either.worker(Null()).kill()  # a server that forks stays
+    gc.collect()  # else what earlier tests left open may be closed meanwhile
     before = set(os.listdir("/proc/self/fd"))  # noqa: PTH208
     worker = either.worker(Null())
     worker.kill()
     assert state(worker.pid) == "gone"
-    assert set(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+    assert set(os.listdir("/proc/self/fd")) <= before  # noqa: PTH208
 
 
 LITTERING = """
@@ -289,9 +289,17 @@ def test_a_worker_that_hangs_is_killed_at_its_limit(
 
 
 def test_a_program_that_hangs_a_worker_is_named_and_killed_with_it(
-    either: Desk, spool: Spool, tmp_path: Path
+    either: Desk, spool: Spool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = either.worker(Faulty(Null(), "wait"))
+
+    class Clock:
+        """A clock whose time is up once the program runs."""
+
+        def monotonic(self) -> float:
+            return 1e9 if "sleep" in map(name_of, programs(worker.pid)) else 0.0
+
+    monkeypatch.setattr("hasten.measure.process.time", Clock())
     with pytest.raises(CandidateError) as error:
         predict(worker, spool, tmp_path, limit_s=2.0)
     assert str(error.value) == "hung: no answer within 2 s while sleep ran, killed"
@@ -360,7 +368,7 @@ def test_a_sleeping_worker_does_not_run(either: Desk, spool: Spool) -> None:
         return {task.read_text().rpartition(")")[2].split()[0] for task in tasks} == {"T"}
 
     worker.sleep()
-    assert until(stopped)  # a thread on another core stops a moment later
+    until(stopped)  # a thread on another core stops a moment later
     before = ticks()
     time.sleep(0.1)
     assert ticks() == before
@@ -370,18 +378,15 @@ def test_a_sleeping_worker_does_not_run(either: Desk, spool: Spool) -> None:
 
 def test_only_one_entrant_is_awake_at_a_time(desk: Desk, spool: Spool) -> None:
     workers = {name: desk.worker(Null()) for name in "abc"}
-    awake: list[str] = []
 
     class Watched(dict[str, Worker]):
         def __getitem__(self, name: str) -> Worker:
             others = [w.pid for who, w in workers.items() if who != name]
-            if not until(lambda: all(state(pid) == "T" for pid in others)):
-                awake.append(name)
+            until(lambda: all(state(pid) == "T" for pid in others))
             return super().__getitem__(name)
 
     turns = rounds(Watched(workers), spool.folder, threads=1, pace=PACE, seed=0)
     assert [set(next(turns).latency_ns) for _ in range(2)] == [{*"abc"}] * 2
-    assert awake == []
 
 
 PARENT = """
@@ -407,10 +412,10 @@ def test_a_worker_dies_with_its_parent(tmp_path: Path, how: str) -> None:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
         if how == "asleep":
-            assert until(lambda: state(pid) == "T")
+            until(lambda: state(pid) == "T")
         parent.kill()
     # Whoever adopts orphans here may be slow to reap them: a zombie has ended too.
-    assert until(lambda: state(pid) in ("gone", "Z", "X"))
+    until(lambda: state(pid) in ("gone", "Z", "X"))
 
 
 def test_a_large_sample_is_answered_too(desk: Desk, tmp_path: Path) -> None:

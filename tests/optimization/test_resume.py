@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from tests.support.quick import ROUNDS, quick_runs
+from tests.support.waiting import until
 
 import hasten
 import hasten.optimization.preparation
@@ -55,22 +55,22 @@ def events(place: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
 
-def started(
-    place: Path, until: str, count: int = 1, *more: str, rounds: int = ROUNDS
-) -> subprocess.Popen[str]:
-    """Start a run, and wait until its journal has so many events of a kind."""
+def paused(place: Path, kind: str, count: int = 1, *more: str) -> subprocess.Popen[str]:
+    """Start a run that stops, as SIGSTOP does, once its journal has so many events of a kind."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.support.quick", *words(place), *more],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "HASTEN_RACE_ROUNDS": str(rounds)},
+        env={**os.environ, "HASTEN_TEST_PAUSE": f"{kind} {count}"},
     )
-    deadline = time.monotonic() + 60
-    while sum(e["kind"] == until for e in events(place)) < count:
+
+    def stopped() -> bool:
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+        return Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2][0] == "T"
+
+    until(stopped)
+    assert sum(e["kind"] == kind for e in events(place)) == count
     return process
 
 
@@ -80,20 +80,13 @@ def workers(parent: int) -> list[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes().split(b"\0")
-            state = (folder / "stat").read_text().rpartition(") ")[2][0]
+            state = (folder / "stat").read_text(errors="replace").rpartition(") ")[2][0]
         except OSError:
             continue
         programs = {b"hasten.measure.worker", b"hasten.measure.forkserver"}
         if programs & {*words} and str(parent).encode() in words and state != "Z":
             found.append(int(folder.name))
     return found
-
-
-def gone(parent: int) -> bool:
-    deadline = time.monotonic() + 30
-    while workers(parent) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return not workers(parent)
 
 
 @pytest.mark.parametrize(
@@ -109,10 +102,10 @@ def gone(parent: int) -> bool:
 def test_a_killed_run_resumes_and_ends_with_the_same_answer(
     place: Path, quick: None, stage: str, count: int
 ) -> None:
-    process = started(place, stage, count)
+    process = paused(place, stage, count)
     process.kill()
     process.communicate()
-    assert gone(process.pid)
+    until(lambda: not workers(process.pid))
     before = events(place)
     if any(e["kind"] == "round" and e["race"].startswith("figures/") for e in before):
         left = read(place / "b.hasten")
@@ -138,7 +131,7 @@ def test_a_killed_run_resumes_and_ends_with_the_same_answer(
 
 
 def test_trials_that_are_done_are_not_run_again(place: Path, quick: None) -> None:
-    process = started(place, "trial", 2)
+    process = paused(place, "trial", 2)
     process.kill()
     process.communicate()
     before = [e for e in events(place) if e["kind"] == "trial"]
@@ -165,17 +158,18 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_the_best_so_far_marked_uncertified(
     # A suite that a shell started in the background ignores the signal, and so would the run.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        process = started(place, "round", 1, rounds=60)  # it goes on for long enough
+        process = paused(place, "round")
     finally:
         signal.signal(signal.SIGINT, before)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    process.send_signal(signal.SIGCONT)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert errors.splitlines()[-1] == (
         "hasten: stopped; finished work is kept: continue with --resume"
     )
     assert "Traceback" not in errors
-    assert gone(process.pid)
+    until(lambda: not workers(process.pid))
     assert read(place / "b.hasten").status == "uncertified"
 
 
@@ -191,7 +185,7 @@ def refused(place: Path, **changed: Any) -> str:
 def test_a_resumed_run_is_about_the_same_and_an_unfinished_one_is_never_overwritten(
     place: Path, quick: None
 ) -> None:
-    process = started(place, "trial", 2)
+    process = paused(place, "trial", 2)
     process.kill()
     process.communicate()
     work = place / "b.hasten.work"
@@ -218,7 +212,7 @@ def test_a_resumed_run_is_about_the_same_and_an_unfinished_one_is_never_overwrit
 def test_a_run_is_not_resumed_under_another_set_of_versions(
     place: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = started(place, "trial", 2)
+    process = paused(place, "trial", 2)
     process.kill()
     process.communicate()
     newer = {**versions(), "onnxruntime": "99.0"}
@@ -233,7 +227,7 @@ def test_a_run_is_not_resumed_under_a_metric_that_was_rewritten(place: Path, qui
     code = "def score(outputs, labels, exact):\n    return outputs['logits'][:, 0] == exact['logits'][:, 0]\n"
     (place / "mine.py").write_text(code)
     metric = f"{place / 'mine.py'}:score"
-    process = started(place, "trial", 1, "--metric", metric)
+    process = paused(place, "trial", 1, "--metric", metric)
     process.kill()
     process.communicate()
     (place / "mine.py").write_text(code.replace("==", ">="))

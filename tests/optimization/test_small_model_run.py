@@ -1,12 +1,14 @@
 """A whole run with a smaller model beside the original."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from tests.support.quick import ROUNDS, quick_runs
+from tests.support.nominal_times import Asked, nominal_times
+from tests.support.quick import quick_runs
 
 import hasten
 from hasten.bundle import read
@@ -63,6 +65,14 @@ def big(folder: Path) -> Path:
     return _saved(graph, folder / "big.onnx")
 
 
+def latencies_of(asked: Asked) -> Sequence[int]:
+    """Return what a small model takes, a cascade that asks again about every third request, and a big one."""
+    if asked["engine"]["type"] == "cascade":
+        return (100_000, 100_000, 900_000)
+    made_of = Path(asked["artifact"]["path"]).stem
+    return (100_000,) if made_of in ("small", "wrong") else (800_000,)
+
+
 def _saved(graph: onnx.GraphProto, path: Path) -> Path:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
@@ -74,8 +84,7 @@ def _saved(graph: onnx.GraphProto, path: Path) -> Path:
 def test_it_answers_alone_where_that_is_enough_and_is_backed_by_the_original_elsewhere(
     tmp_path: Path, max_drop: float, asks_again: bool
 ) -> None:
-    # A request that is asked again takes ten times as long as others, so that a mean takes more rounds.
-    with quick_runs(passes=True, rounds=60 if asks_again else ROUNDS):
+    with quick_runs(passes=True), nominal_times(latencies_of):
         result = hasten.optimize(
             big(tmp_path),
             X,
@@ -91,14 +100,14 @@ def test_it_answers_alone_where_that_is_enough_and_is_backed_by_the_original_els
     assert ("first, then the original" in result.winner.label) == asks_again
     assert result.winner.statistic == ("mean" if asks_again else "p50")
     assert ("by its mean" in " ".join(result.notes)) == asks_again
-    assert result.speedup > 1.5
+    assert result.speedup == pytest.approx(2.2 if asks_again else 8.0, rel=0.15)
     winner = read(tmp_path / "b.hasten").winner
     assert winner.label == result.winner.label
     assert winner.passes[0]["path"] == "small.onnx"  # not where it lay
     with hasten.load(tmp_path / "b.hasten") as fast:
         found = np.concatenate([fast(X[i : i + 1])["logits"] for i in range(100)])
         share = fast.properties().get("asked again", "none")
-    with quick_runs():
+    with quick_runs(), nominal_times(latencies_of):
         timed = hasten.bench(tmp_path / "b.hasten", data=X, rounds=12)
     assert timed.bundle.statistic == result.winner.statistic
     assert ("by its mean" in " ".join(timed.notes)) == asks_again
@@ -125,7 +134,7 @@ def wrong(folder: Path) -> Path:
 
 
 def test_of_several_the_ways_stand_side_by_side_and_one_is_said_to_have_won(tmp_path: Path) -> None:
-    with quick_runs(passes=True):
+    with quick_runs(passes=True), nominal_times(latencies_of):
         result = hasten.optimize(
             big(tmp_path),
             X,

@@ -13,6 +13,7 @@ from tests.support.pages import Reading
 import hasten
 from hasten.core.records import from_record, to_record
 from hasten.errors import InputError, IntegrityError
+from hasten.optimization.measured.screening import SCREEN_ROUNDS
 from hasten.reporting import evidence
 from hasten.reporting.evidence import Report, gathered
 from hasten.reporting.page import render
@@ -53,7 +54,8 @@ def test_a_runs_page_tells_what_became_of_every_candidate(certified_bundle: Path
     assert sorted(fates) == ["baseline", *["failed"] * 4, "judged"]
     (judged,) = [o for o in report.result.outcomes if o.fate == "judged"]
     assert judged.ratio is not None
-    assert judged.ratio.high < 1
+    assert judged.ratio.low <= judged.ratio.estimate <= judged.ratio.high < 1
+    assert judged.ratio.rounds == SCREEN_ROUNDS
     assert judged.drop is not None
     assert (judged.drop.lost, judged.drop.gained, judged.drop.draws) == (0, 0, 60)
     assert judged.rung == 0

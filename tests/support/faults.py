@@ -28,6 +28,8 @@ Fault: TypeAlias = Literal[
 SLOW_NS = 10_000_000
 STALL_NS = 4_000_000
 _STEP_BYTES = 64 * 2**20
+_MOST_BYTES = 2 * 2**30
+"""Far more than a test lets a worker hold, and less than the machine has: a parent on a busy machine may look late."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Faulty(Engine):
     Attributes:
         inner: Engine that answers where the fault doesn't strike.
         fault: "kill" ends the process by SIGKILL, "hang" sleeps for ever, "wait" waits for a
-            program that doesn't end, "allocate" takes memory without end, "nan" puts a NaN into
+            program that doesn't end, "allocate" takes 2 GiB of memory and hangs, "nan" puts a NaN into
             every float output, "wrong" gives the first answer's negative to every request, at
             once, "tie" swaps the two highest scores where they are nearly equal, "slow" spins for `busy_ns`, or 10 ms where that is 0, "build" can't build.
         busy_ns: Time to spin in each run, whatever the fault.
@@ -167,9 +169,10 @@ def _hang() -> NoReturn:
 
 
 def _allocate() -> NoReturn:
-    taken = []
-    while True:
+    taken: list[Array] = []
+    while len(taken) * _STEP_BYTES < _MOST_BYTES:
         taken.append(np.ones(_STEP_BYTES, np.uint8))  # Ones, not zeros: each page is touched.
+    _hang()
 
 
 def without_ties(scores: Array) -> Array:

@@ -1,23 +1,30 @@
 """Whole runs made short for tests: few short rounds, one core, and no pass or plot unless asked for.
 
-`python -m tests.support.quick optimize ...` is the command line with such runs. HASTEN_TEST_PLOTS=1 draws plots, too.
+`python -m tests.support.quick optimize ...` is the command line with such runs. HASTEN_TEST_PLOTS=1 draws plots, too,
+and HASTEN_TEST_PAUSE="round 3" stops the process, as SIGSTOP does, once the third round is in its journal.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
+import signal
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
+
+from tests.support.nominal_times import nominal_times
 
 from hasten.cli import main
 from hasten.lightening import prospects
 from hasten.measure import ceilings
 from hasten.measure.effort import EFFORTS, Effort
+from hasten.measure.journal import Journal
 from hasten.measure.workbench import Bench
 from hasten.optimization.estimated import fixed_point
 
@@ -40,7 +47,8 @@ def quick_runs(
 ) -> Iterator[None]:
     """Make the runs inside short: what they call the normal effort is a small one.
 
-    The quick effort is as small, but searches as far as it does elsewhere.
+    The quick effort is as small, but searches as far as it does elsewhere. Engines that are busy on
+    purpose take as long as they say, whatever else the machine does.
 
     Args:
         passes: Whether models are transformed at all; else engines are tried alone.
@@ -55,7 +63,7 @@ def quick_runs(
     """
     effort = Effort(
         depth="all" if passes else "engines",
-        race_rounds=int(os.environ.get("HASTEN_RACE_ROUNDS", rounds)),
+        race_rounds=rounds,
         final_rounds=rounds,
         p99_rounds=0,
         processes=3,
@@ -73,6 +81,7 @@ def quick_runs(
         brief = replace(effort, depth=EFFORTS["quick"].depth)
         quick.enter_context(patch.dict(EFFORTS, normal=effort, quick=brief))
         quick.enter_context(patch.dict(Bench.open_built.__kwdefaults__, fresh=fresh))
+        quick.enter_context(nominal_times())
         pace = effort.pace("p50")
         quick.enter_context(patch.multiple(ceilings, TURNS=1, PACE=pace))
         quick.enter_context(patch.multiple(prospects, PACE=pace, _FIRST_LOOK=pace))
@@ -109,6 +118,24 @@ def _claimed(cpu: int) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def _paused_at(kind: str, count: int) -> Iterator[None]:
+    """Stop this process once so many events of a kind are in a run's journal."""
+    append, left = Journal.append, itertools.count(count - 1, -1)
+
+    def appended(self: Journal, event: str, **fields: Any) -> None:
+        append(self, event, **fields)
+        if event == kind and next(left) == 0:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    with patch.object(Journal, "append", appended):
+        yield
+
+
 if __name__ == "__main__":
-    with quick_runs(plots=bool(os.environ.get("HASTEN_TEST_PLOTS"))):
+    with contextlib.ExitStack() as _stack:
+        if _moment := os.environ.get("HASTEN_TEST_PAUSE"):
+            _kind, _, _count = _moment.rpartition(" ")
+            _stack.enter_context(_paused_at(_kind, int(_count)))
+        _stack.enter_context(quick_runs(plots=bool(os.environ.get("HASTEN_TEST_PLOTS"))))
         main()

@@ -123,7 +123,7 @@ class Stalling(Rival):
 
 @dataclass(frozen=True)
 class Greedy(Rival):
-    """One rival takes memory without end."""
+    """One rival takes far too much memory."""
 
     @classmethod
     def rivals(cls) -> Iterator[Self]:

@@ -28,7 +28,9 @@ def running() -> frozenset[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         pid = int(folder.name)
         with contextlib.suppress(OSError):
-            state, parent = (folder / "stat").read_text().rpartition(") ")[2].split()[:2]
+            state, parent = (
+                (folder / "stat").read_text(errors="replace").rpartition(") ")[2].split()[:2]
+            )
             if state in "ZX":
                 continue
             parents[pid] = int(parent)

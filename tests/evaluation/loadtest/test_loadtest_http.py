@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import operator
 import socket
 import ssl
 import struct
@@ -62,9 +63,9 @@ def test_a_server_that_stalls_shows_it_in_every_request_that_was_due_meanwhile(
     # and one that counts from the sending would call those that waited for a connection quick.
     slow = [latency for latency in found.latency_ns if latency > 0.1e9]
     assert len(slow) >= 35
-    # The 40th stalled, and what was due meanwhile ended no sooner than it did; one may overtake another.
-    ends_ns = [found.due_ns[i] + found.latency_ns[i] for i in range(39, 69)]
-    assert min(ends_ns) >= found.due_ns[39] + (stall_s - 0.02) * 1e9
+    # 39 were answered before, whichever these are; the 40th that came was due with the 40th at the earliest.
+    ends_ns = sorted(map(operator.add, found.due_ns, found.latency_ns))
+    assert ends_ns[39] >= found.due_ns[39] + (stall_s - 0.02) * 1e9
 
 
 def test_the_same_holds_where_the_stalled_requests_wait_for_the_only_connection(
@@ -90,9 +91,9 @@ def test_the_same_holds_where_the_stalled_requests_wait_for_the_only_connection(
 
 def test_connections_are_kept_and_used_again(serve: Serve, http: Http) -> None:
     server = serve(http.right())
-    found = load(server, 100.0, 0.5, arrivals="constant")
+    found = load(server, 100.0, 0.5, arrivals="constant", connections=4)
     asked = Counter(one.connection for one in server.inferences)
-    assert len(asked) <= found.opened < 25  # one that was opened may not have been needed
+    assert len(asked) <= found.opened <= 4  # one that was opened may not have been needed
     assert sum(asked.values()) == 50
 
 
@@ -171,7 +172,7 @@ def test_refusals_and_deadlines_are_counted_with_the_servers_first_message(
         writer.write(answers[count % 3])
         count += 1
 
-    found = load(serve(mixed), 150.0, 0.2, arrivals="constant", deadline_s=5.0)
+    found = load(serve(mixed), 150.0, 0.2, arrivals="constant", deadline_s=600.0)
     assert kinds(found) == {("ok", "200"): 10, ("late", "504"): 10, ("refused", "503"): 10}
     assert [one.message for one in found.outcomes] == ["", "too late", "the queue is full"]
     assert found.goodput_per_s == 50.0
@@ -281,14 +282,13 @@ def test_what_is_never_answered_is_unanswered_and_the_test_ends(serve: Serve, ht
 
 def test_requests_that_come_when_the_server_is_gone_are_lost(serve: Serve, http: Http) -> None:
     async def leaving(asked: Any, writer: Writer) -> None:
-        writer.write(http.right())
-        writer.close()
         server.leave()
+        writer.write(http.right().replace(b"\r\n", b"\r\nConnection: close\r\n", 1))
+        writer.close()
 
     server = serve(leaving)
-    found = load(server, 50.0, 0.4, arrivals="constant")
-    assert found.count("ok") >= 1
-    assert found.count("connection") >= 15
+    found = load(server, 50.0, 0.4, arrivals="constant", connections=1)
+    assert kinds(found) == {("ok", "200"): 1, ("connection", ""): 19}
     assert found.outcomes[-1].message == "no connection: Connection refused"
 
 
@@ -436,7 +436,7 @@ def test_a_bug_of_the_generators_own_isnt_taken_for_the_servers(
 
     monkeypatch.setattr("hasten.evaluation.loadtest.http.judge", judge)
     with pytest.raises(ZeroDivisionError):
-        load(serve(http.right()), 50.0, arrivals="constant", grace_s=0.1)
+        load(serve(http.right()), 50.0, arrivals="constant")
 
 
 def test_it_works_where_an_event_loop_runs_already(serve: Serve, http: Http) -> None:

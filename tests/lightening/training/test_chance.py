@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from tests.lightening.training.conftest import cnn, trainer
+from tests.lightening.training.conftest import AMPLE_S, cnn, trainer
 
 from hasten.core.progress import Progress
 from hasten.lightening.training.chance import Chance, same_answer
@@ -17,7 +17,7 @@ def test_a_network_near_chance_is_told_of_early_once_and_at_the_end(tmp_path: Pa
     teacher = cnn(16, seed=1)
     trainer(tmp_path / "teacher", teacher).train()
     heard: list[Progress] = []
-    lazy = Recipe(seconds=30, epochs=8, batch=32, rate=1e-12)
+    lazy = Recipe(seconds=AMPLE_S, epochs=8, batch=32, rate=1e-12)
     came = trainer(tmp_path, cnn(), teacher, recipe=lazy, listen=heard.append, name="small").train()
     (warned,) = [one for one in heard if one.news]
     assert warned.news is not None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from tests.lightening.training.conftest import cnn, corners, trainer
+from tests.lightening.training.conftest import AMPLE_S, cnn, corners, trainer
 from torch import nn
 
 from hasten.core.progress import Progress
@@ -141,10 +143,18 @@ def test_what_can_not_get_there_is_left_early(tmp_path: Path) -> None:
     assert [share for share, _ in asked] == [0.125, 0.25, 0.375, 0.5]
 
 
-def test_the_time_that_there_is_settles_how_many_steps(tmp_path: Path) -> None:
-    recipe = Recipe(seconds=1.0, epochs=1e6, batch=32)
-    came = trainer(tmp_path, cnn(), recipe=recipe).train()
-    assert 17 <= came.steps < 10_000
+def test_the_time_that_there_is_settles_how_many_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: 0.01 * next(looks))  # two looks at it in each step
+    monkeypatch.setattr("hasten.lightening.training.loop.time", clock)
+    steps = [
+        trainer(tmp_path / f"{s}", cnn(), recipe=Recipe(s, epochs=1e6, batch=32)).train().steps
+        for s in (1.0, 2.0)
+    ]
+    assert 40 <= steps[0] <= 50
+    assert steps[1] - steps[0] == 50
 
 
 def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -178,7 +188,7 @@ def test_layers_inside_are_learnt_where_outputs_take_no_gradient(tmp_path: Path)
         teacher,
         objective=Objective(feature_weight=1.0),
         metric=Agreement(),
-        recipe=Recipe(seconds=30, epochs=16, batch=32, rate=1e-2),
+        recipe=Recipe(seconds=AMPLE_S, epochs=16, batch=32, rate=1e-2),
     ).train()
     assert came.score > 0.75
     with pytest.raises(InputError) as error:

@@ -213,7 +213,7 @@ def test_a_run_that_waits_goes_on_as_labels_come(place: Place, known: Judgement)
             return
         told.append(progress.done)
         address = progress.doing.removeprefix("label on http://").removesuffix("/")
-        connection = http.client.HTTPConnection(address, timeout=30)
+        connection = http.client.HTTPConnection(address, timeout=120)
         connection.request("GET", "/")
         page = connection.getresponse().read().decode()
         items = json.loads(page.split('id="data">')[1].split("</script>")[0])["items"]

@@ -37,7 +37,7 @@ def address(folder: Path) -> Iterator[str]:
 
 
 def ask(address: str, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection(address, timeout=30)
+    connection = http.client.HTTPConnection(address, timeout=120)
     data = None if body is None else json.dumps(body)
     given = {"Content-Type": "application/json"} if data is not None else {}
     given |= {name.replace("_", "-"): value for name, value in headers.items()}

@@ -19,7 +19,7 @@ SAMPLES = [Sample(f"s{i}", i, {"x": np.full(2, i)}) for i in range(3)]
 
 
 def asked(function: Callable[[Sequence[Sample]], Any], form: Form = NAMED) -> Any:
-    return labels_of(function, "my.py:oracle", SAMPLES, form, 5.0)
+    return labels_of(function, "my.py:oracle", SAMPLES, form, 300.0)
 
 
 def test_labels_are_classes_by_number_or_name_or_none() -> None:

@@ -52,7 +52,7 @@ def noted(folder: Path, operator: str, baseline: Engine, others: Sequence[Engine
     own = bench.predict_one(opened, samples)
     opened.worker.kill()
     asked = [Single((), other) for other in others]
-    return cross_check(bench, single, own, samples, asked, limit_s=60.0)
+    return cross_check(bench, single, own, samples, asked, limit_s=300.0)
 
 
 ANOTHER = Faulty(ORT)

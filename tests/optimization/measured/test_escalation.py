@@ -11,6 +11,7 @@ import onnx
 import pytest
 from tests.support.desk import Desk
 from tests.support.faults import Faulty
+from tests.support.nominal_times import nominal_times
 
 from hasten.certificate.promise import Promise
 from hasten.core.model import Model
@@ -122,7 +123,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Search]:
     folder = tmp_path_factory.mktemp("searched")
     x = np.random.default_rng(1).standard_normal((SAMPLES, 16), dtype=np.float32)
     samples = write_spool(ArrayDataset({"x": x}), folder / "search")
-    with Desk(folder) as desk, pytest.MonkeyPatch.context() as patch:
+    with Desk(folder) as desk, nominal_times(), pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         search = Search(desk, folder, Agreement(), samples)
         try:

@@ -10,6 +10,7 @@ import pytest
 from tests.support.desk import Desk
 from tests.support.faults import Faulty
 from tests.support.jobs import job_in
+from tests.support.nominal_times import nominal_times
 
 from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Guard
@@ -130,7 +131,8 @@ def rivalry(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     # The workers must find this file's engine by its import path.
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     rivalry = Rivalry(desk, tmp_path)
-    yield rivalry
+    with nominal_times():
+        yield rivalry
     for run in rivalry.runs:
         run.close()
 

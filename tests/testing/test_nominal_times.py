@@ -1,0 +1,77 @@
+"""Latencies that settings say: everything is as ever but the clock."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.support.desk import Desk
+from tests.support.faults import STALL_NS, Faulty
+from tests.support.nominal_times import (
+    BASE_NS,
+    Asked,
+    nominal_times,
+    only_hanging_engines_are_limited,
+)
+
+from hasten.engines.base import Engine
+from hasten.engines.null import Null
+from hasten.errors import CandidateError
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.spool import Spool, write_spool
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Iterator[Desk]:
+    with Desk(tmp_path) as desk:
+        yield desk
+
+
+@pytest.fixture
+def spool(tmp_path: Path) -> Spool:
+    return write_spool(ArrayDataset({"x": np.zeros((4, 16), np.float32)}), tmp_path / "spool")
+
+
+def timed(desk: Desk, spool: Spool, engine: Engine, limit_s: float = 60.0) -> list[int]:
+    lengths: dict[str, Any] = {"warmup_ns": 0, "block_ns": 0, "at_least": 8, "at_most": 8}
+    taken: list[int] = desk.worker(engine).ask(
+        "time", limit_s=limit_s, samples=str(spool.folder), first=0, **lengths
+    )
+    return taken
+
+
+def test_an_engine_that_is_busy_on_purpose_takes_that_long_and_another_as_long_as_it_took(
+    desk: Desk, spool: Spool
+) -> None:
+    with nominal_times():
+        busy, stalling = Faulty(Null(), busy_ns=500_000), Faulty(Null(), stall_every=4)
+        assert timed(desk, spool, busy) == pytest.approx([BASE_NS + 500_000] * 8, rel=0.02)
+        each = [BASE_NS] * 3 + [BASE_NS + STALL_NS]
+        assert timed(desk, spool, stalling) == pytest.approx(each * 2, rel=0.02)
+        assert min(timed(desk, spool, Null())) < BASE_NS / 2
+
+
+def test_latencies_may_be_those_of_what_was_opened(desk: Desk, spool: Spool) -> None:
+    asked: list[Asked] = []
+
+    def latencies_of(one: Asked) -> tuple[int, ...]:
+        asked.append(one)
+        return (1000, 9000)
+
+    with nominal_times(latencies_of):
+        assert timed(desk, spool, Null()) == pytest.approx([1000, 9000] * 4, rel=0.02)
+    assert asked[0]["engine"] == {"type": "null"}
+    assert "path" in asked[0]["artifact"]
+
+
+def test_what_dies_dies_as_ever(desk: Desk, spool: Spool) -> None:
+    with nominal_times(), pytest.raises(CandidateError, match="killed by SIGKILL during 'time'"):
+        timed(desk, spool, Faulty(Null(), "kill"))
+
+
+def test_a_limit_ends_what_hangs_and_not_what_is_slow(desk: Desk, spool: Spool) -> None:
+    with only_hanging_engines_are_limited():
+        assert len(timed(desk, spool, Faulty(Null(), busy_ns=50_000_000), limit_s=0.1)) == 8
+        with pytest.raises(CandidateError, match="hung: no answer within 0 s, killed"):
+            timed(desk, spool, Faulty(Null(), "hang"), limit_s=0.1)
