@@ -20,7 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 TUTORIALS = ROOT / "docs" / "tutorials"
-LIMIT_S = 600
+LIMIT_S = 1500
+"""Below the limit of a slow test: a busy machine takes several times as long as an idle one."""
 _HASTEN = """#!/bin/sh
 export PATH="{programs}"
 [ "$1" = optimize ] || exec hasten "$@"
