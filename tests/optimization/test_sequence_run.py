@@ -168,7 +168,9 @@ def test_limits_loads_and_the_batch_curve_are_of_single_steps(model: Path, tmp_p
             engines=["onnxruntime"],
         )
     rows = {row.role: row for row in result.rows}
-    for limit in result.limits:  # nearer to a step's time than to a sequence's, though by other rounds
+    for (
+        limit
+    ) in result.limits:  # nearer to a step's time than to a sequence's, though by other rounds
         step_ns = rows[limit.role].p50.value_ns / STEPS
         assert STEPS**-0.5 < limit.ratio * limit.floor_ns / step_ns < STEPS**0.5
     curve = json.loads((result.bundle / "evidence" / "curve.json").read_text())
