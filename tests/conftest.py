@@ -95,8 +95,9 @@ def _log_as_at_first() -> None:
 
 def _seed_torch() -> None:
     """Let networks draw the same weights whatever tests ran before, which a bound may hang on."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(0)
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="module", autouse=True)
