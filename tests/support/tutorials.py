@@ -87,12 +87,12 @@ def path_of_a_reader(home: Path) -> str:
     return f"{script.parent}:{programs}"
 
 
-def follow(page: Path, home: Path, limit_s: float = LIMIT_S) -> None:
+def follow(page: Path, home: Path) -> None:
     """Run a page's blocks in an empty folder in `home`, with the programs of this environment.
 
     Raises:
         AssertionError: a block failed; the message is the end of what was printed.
-        subprocess.TimeoutExpired: the page takes longer than `limit_s` seconds.
+        subprocess.TimeoutExpired: the page takes longer than `LIMIT_S` seconds.
     """
     folder = home / "empty"
     folder.mkdir()
@@ -111,7 +111,7 @@ def follow(page: Path, home: Path, limit_s: float = LIMIT_S) -> None:
             start_new_session=True,  # what it leaves running ends with it
         )
         try:
-            code = shell.wait(limit_s)
+            code = shell.wait(LIMIT_S)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(shell.pid, signal.SIGKILL)
