@@ -22,8 +22,8 @@ def busy() -> Iterator[int]:
 
 
 def test_a_process_that_ends_while_it_is_looked_at_is_no_error(busy: int) -> None:
-    for _ in range(3000):
-        assert busy in descendants(os.getpid())
+    seen = [descendants(busy) for _ in range(3000)]
+    assert any(seen)
 
 
 def test_other_programs_are_told_from_forks() -> None:
