@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := PYTHON=$(PYTHON) scripts/install
-DEVICE := -m pytest -o timeout=900 -o faulthandler_timeout=960
+DEVICE := -m pytest -o timeout=1800 -o faulthandler_timeout=1860
 
 unexport PYTHONDONTWRITEBYTECODE
 

@@ -66,8 +66,10 @@ class Soak:
         return found
 
 
-def soak(bundle: Path, seconds: float, rate_per_s: float, swap_every_s: float) -> Soak:
-    """Serve a bundle, and put it under load."""
+def soak(
+    bundle: Path, seconds: float, rate_per_s: float, swap_every_s: float, swaps: int = 0
+) -> Soak:
+    """Serve a bundle, and put it under load for some seconds, and until it was swapped so often."""
     result = Soak()
     with ServerProcess(f"soaked={bundle}", "--allow-control") as server:
         ended = threading.Event()
@@ -79,8 +81,10 @@ def soak(bundle: Path, seconds: float, rate_per_s: float, swap_every_s: float) -
             watcher.start()
         end_s = time.monotonic() + seconds
         try:
-            while (left_s := end_s - time.monotonic()) > 0:
-                _test(server, result, rate_per_s, min(60.0, left_s))
+            while (left_s := end_s - time.monotonic()) > 0 or (
+                len(result.swaps) < swaps and not result.failed
+            ):
+                _test(server, result, rate_per_s, min(60.0, max(left_s, 1.0)))
         finally:
             ended.set()
             for watcher in watchers:
@@ -90,7 +94,12 @@ def soak(bundle: Path, seconds: float, rate_per_s: float, swap_every_s: float) -
 
 def _test(server: ServerProcess, result: Soak, rate_per_s: float, seconds: float) -> None:
     test = loadtest.run(
-        f"http://{server.host}", "soaked", rate_per_s, max(seconds, 0.5), warmup_s=0.2
+        f"http://{server.host}",
+        "soaked",
+        rate_per_s,
+        max(seconds, 0.5),
+        warmup_s=0.2,
+        grace_s=_PATIENCE_S,
     )
     for outcome in test.outcomes:
         name = f"{outcome.kind} {outcome.status or ''} {outcome.message}".strip()

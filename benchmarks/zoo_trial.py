@@ -34,6 +34,7 @@ from zoo_checks import (
 from zoo_export import TOLERANCE, Exported, Original, export, said
 
 from hasten.bundle import artifact_of, engine_of, read
+from hasten.certificate.verdict import Verdict
 from hasten.core.target import Target
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.python_function import PythonFunction
@@ -185,8 +186,9 @@ class Trial:
             "code": done.returncode,
             "said": lines[-1 if done.returncode == 2 else 0],
         }
-        if done.returncode == 1:
-            self.found["wrong"].append(f"what was certified isn't on new data: {lines[0]}")
+        # Too few new data to show it again prove nothing: a certificate needs luck each time.
+        if done.returncode == 1 and Verdict.NOT_ACCURATE_ENOUGH in lines[0]:
+            self.found["wrong"].append(f"what was certified isn't so on new data: {lines[0]}")
 
     def _counted(self, exported: Exported, requests: list[Arrays], *, timed: bool) -> None:
         over, latency_ns = self._raced(exported, requests) if timed else (None, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -92,7 +93,9 @@ class Running:
     def start(self) -> None:
         """Start the server, and the other client; both anew where they run."""
         self.stop()
-        self._shared.write_bytes(bytes(range(256)) * 16)
+        part = self._shared.with_name(f"{self._shared.name}.{os.getpid()}")
+        part.write_bytes(bytes(range(256)) * 16)
+        part.replace(self._shared)  # never cut short: another fuzzer's server may have it mapped
         words = ("--grpc", "0", "--shared-memory", f"{REGIONS}.*", "--compiled", "off")
         self.server = ServerProcess(*self._bundles, *words).__enter__()
         self._pid = self.server.serving_pid()

@@ -94,6 +94,25 @@ def _log_as_at_first() -> None:
     logging.disable(logging.NOTSET)
 
 
+def _seed_torch() -> None:
+    """Let networks draw the same weights whatever tests ran before, which a bound may hang on."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _seeded_file() -> None:
+    """Seed what a file's fixtures draw."""
+    _seed_torch()
+
+
+@pytest.fixture(autouse=True)
+def _seeded_test() -> None:
+    """Seed what a test draws."""
+    _seed_torch()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Let tests that run the same model share what the C compiler made of it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import resource
@@ -233,7 +234,7 @@ def faults(scene: Scene) -> dict[str, Fault]:
 
 
 class Storm:
-    """Faults that are done one after another and overlap, until the time is up.
+    """Faults that are done one after another and overlap, each at least once, until the time is up.
 
     Args:
         done: Faults by their names.
@@ -264,12 +265,12 @@ class Storm:
 
     def _run(self) -> None:
         end_s = time.monotonic() + self._seconds
-        while True:
+        for number in itertools.count():
             order = list(self._faults)
             self._rng.shuffle(order)
             for name in order:
                 gap_s, seed = self._rng.expovariate(1 / self._gap_s), self._rng.random()
-                if time.monotonic() + gap_s > end_s:
+                if number and time.monotonic() + gap_s > end_s:
                     return
                 time.sleep(gap_s)
                 self._begin(name, seed)

@@ -43,7 +43,8 @@ class Job:
         tolerance: Error that an answer may have, as a share of the largest expected number.
         clients: Connections of a closed loop, each with one request at a time.
         warmup_s: Seconds of untimed requests before the timed ones.
-        duration_s: Seconds of timed requests.
+        duration_s: Seconds of timed requests; a closed loop goes on until an answer if none comes
+            in that time.
         rate_per_s: Requests per second of an open loop, a Poisson process; 0 for a closed loop.
         grace_s: Seconds that an open loop waits at its end for outstanding answers.
         most_connections: Most connections of an open loop; a request that is due while all are
@@ -146,12 +147,19 @@ class ClosedLoop:
         self._tally.count_within(begin_ns, end_ns)
         while (left_ns := end_ns - time.perf_counter_ns()) > 0:
             await asyncio.sleep(left_ns / 1e9)
+        elapsed_s = job.duration_s
+        if not self._tally.statuses:  # the machine stood still: the next answer ends the time
+            self._tally.count_within(begin_ns, float("inf"))
+            await _until(self._tally.counted, job.grace_s)
+            end_ns = time.perf_counter_ns()
+            self._tally.count_within(begin_ns, end_ns)
+            elapsed_s = (end_ns - begin_ns) / 1e9
         cpu_s = time.process_time() - cpu_s
         self._over = True
         await _until(self._done, job.grace_s)
         for connection in self._connections:
             connection.close()
-        return self._tally.record(job.duration_s, cpu_s, unanswered=self._left)
+        return self._tally.record(elapsed_s, cpu_s, unanswered=self._left)
 
     async def _begin(self, turn: int) -> None:
         connection = await _connected(self._job.port, self._answered)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from pathlib import Path
@@ -60,7 +61,11 @@ class Answers:
 
 
 class Tally:
-    """What came of a job."""
+    """What came of a job.
+
+    Attributes:
+        counted: Set once an answer counts.
+    """
 
     def __init__(self, answers: Answers) -> None:
         self._answers = answers
@@ -68,6 +73,7 @@ class Tally:
         self.statuses: Counter[int] = Counter()
         self.wrong = self.reconnected = 0
         self.sample = ""
+        self.counted = asyncio.Event()
         self._begin_ns: float = float("inf")
         self._end_ns: float = float("inf")
 
@@ -82,6 +88,7 @@ class Tally:
         if not self._begin_ns <= now_ns <= self._end_ns:
             return
         self.statuses[status] += 1
+        self.counted.set()
         if right:
             self.latency_ns.append(now_ns - begin_ns)
         elif status == 200:

@@ -1,5 +1,6 @@
 """The comparison of servers runs once, untimed, with the floor alone; and its client is held to its word."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -73,6 +74,7 @@ def job(subject: Any, floor: Any, folder: Path, **settings: Any) -> dict[str, An
         "folder": str(requests),
         "warmup_s": 0.01,
         "duration_s": 0.1,
+        "grace_s": 60.0,
         **settings,
     }
 
@@ -110,7 +112,7 @@ def test_the_floor_fills_the_table_and_who_has_no_environment_is_left_out_aloud(
 def test_a_wrong_answer_is_told_from_a_right_one(
     load: Load, subject: Any, floor: Any, client: Any, tmp_path: Path
 ) -> None:
-    asked = job(subject, floor, tmp_path / "requests")
+    asked = job(subject, floor, tmp_path / "requests", rate_per_s=1000.0)  # all 100 are asked
     file = tmp_path / "requests" / "expected.npy"
     expected = np.load(file)
     expected[3, 7] += 1
@@ -118,6 +120,7 @@ def test_a_wrong_answer_is_told_from_a_right_one(
     found = client.run(**asked)
     assert found["wrong"] > 0
     assert found["right"] > found["wrong"]
+    assert found["right"] + found["wrong"] == found["asked"] == 100
     assert "wrong answers" in load("turns").Block.of(found).failed
 
 
@@ -127,11 +130,9 @@ def unread_bytes(port: int) -> int:
     return sum(int(row[4].split(":")[1], 16) for row in rows if row[1].endswith(f":{port:04X}"))
 
 
-def test_at_a_fixed_rate_what_is_due_while_a_server_stands_still_counts_as_late(
-    subject: Any, floor: Any, client: Any, tmp_path: Path
-) -> None:
-    client.run(**job(subject, floor, tmp_path / "before"))  # it has its imports behind it then
-    settings = {"rate_per_s": 200.0, "duration_s": 0.5, "clients": 2, "most_connections": 2}
+@contextlib.contextmanager
+def standing_still(floor: Any) -> Iterator[None]:
+    """Stop the floor until it was asked, and 0.3 s more."""
     (pid,) = floor.processes()
 
     def go_on() -> None:
@@ -144,8 +145,28 @@ def test_at_a_fixed_rate_what_is_due_while_a_server_stands_still_counts_as_late(
     os.kill(pid, signal.SIGSTOP)
     went_on = threading.Thread(target=go_on)
     went_on.start()
-    found = client.run(**job(subject, floor, tmp_path / "requests", **settings))
+    yield
     went_on.join()
+
+
+def test_a_block_of_a_closed_loop_has_an_answer_though_the_server_stands_still(
+    subject: Any, floor: Any, client: Any, tmp_path: Path
+) -> None:
+    client.run(**job(subject, floor, tmp_path / "before"))  # it has its imports behind it then
+    with standing_still(floor):
+        found = client.run(**job(subject, floor, tmp_path / "requests"))
+    assert found["right"] > 0
+    assert found["elapsed_s"] > 0.1
+    assert found["unanswered"] == found["wrong"] == 0
+
+
+def test_at_a_fixed_rate_what_is_due_while_a_server_stands_still_counts_as_late(
+    subject: Any, floor: Any, client: Any, tmp_path: Path
+) -> None:
+    client.run(**job(subject, floor, tmp_path / "before"))  # it has its imports behind it then
+    settings = {"rate_per_s": 200.0, "duration_s": 0.5, "clients": 2, "most_connections": 2}
+    with standing_still(floor):
+        found = client.run(**job(subject, floor, tmp_path / "requests", **settings))
     assert found["asked"] == found["right"] == len(found["latency_ns"]) == 100
     assert found["unanswered"] == found["wrong"] == 0
     assert sum(ns > 100_000_000 for ns in found["latency_ns"]) > 10  # 2 are under way

@@ -3,12 +3,14 @@
 import importlib
 import json
 import os
+import subprocess
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.waiting import until
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -86,6 +88,20 @@ def test_every_case_draws_other_samples_from_another_seed(zoo: ModuleType) -> No
 def test_a_case_that_crashes_or_hangs_loses_itself_alone(
     zoo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    hung = tmp_path / "hung"
+
+    class Hurried(subprocess.Popen[bytes]):
+        """Its time is over once it hangs, and not before."""
+
+        def wait(self, timeout: float | None = None) -> int:
+            if timeout is not None:
+                until(lambda: self.poll() is not None or hung.exists())
+                if self.returncode is None:
+                    hung.unlink()
+                    timeout = 0.0
+            return super().wait(timeout)
+
+    monkeypatch.setattr(zoo.subprocess, "Popen", Hurried)
     _played(
         zoo,
         monkeypatch,
@@ -96,7 +112,8 @@ def test_a_case_that_crashes_or_hangs_loses_itself_alone(
         "pathlib.Path(folder, 'found.json').write_text(json.dumps(found))\n"
         "print('the last line')\n"
         "sys.stdout.flush()\n"
-        "{'gru': lambda: os.abort(), 'tcn': lambda: time.sleep(60)}.get(case, lambda: 0)()\n",
+        f"hang = lambda: (pathlib.Path({str(hung)!r}).touch(), time.sleep(600))\n"
+        "{'gru': lambda: os.abort(), 'tcn': hang}.get(case, lambda: 0)()\n",
     )
     results = tmp_path / "zoo.jsonl"
     asked = ["--only", "gru,tcn,lstm", "--ways", "script", "--results", str(results)]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -94,15 +95,17 @@ def test_optimize_prints_a_plan_a_card_and_on_request_the_details(
 
 
 def test_optimize_as_json_has_the_figures(tmp_path: Path, quick: None) -> None:
+    began_s = time.monotonic()
     result = run(
         *("optimize", models.linear_classifier(tmp_path), "--data", fresh(tmp_path, 300)),
         *("--max-drop", "5%", "--engine", "onnxruntime", "--out", tmp_path / "b", "--json"),
     )
+    took_s = time.monotonic() - began_s
     record = json.loads(result.stdout)
     assert record["status"] == "exact"
     assert record["rows"][0]["role"] == "default engine"
     assert record["rows"][0]["p50"]["value_ns"] > 0
-    assert 0 < record["seconds"] < 100
+    assert 0 < record["seconds"] <= took_s
 
 
 def test_bench_prints_both_and_says_what_was_asked(

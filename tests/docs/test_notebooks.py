@@ -11,7 +11,7 @@ nbformat = pytest.importorskip("nbformat")
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "docs" / "tutorials").glob("*.ipynb"))
 IDS = [notebook.stem for notebook in NOTEBOOKS]
-LIMIT_S = 600
+LIMIT_S = 1500
 
 
 def script() -> Any:
@@ -79,5 +79,8 @@ def test_a_notebook_runs(notebook: Path, tmp_path: Path, monkeypatch: pytest.Mon
     folder.mkdir()
     cells = nbformat.read(notebook, as_version=4)
     nbclient.NotebookClient(
-        cells, timeout=LIMIT_S, resources={"metadata": {"path": str(folder)}}
+        cells,
+        timeout=LIMIT_S,
+        startup_timeout=LIMIT_S,
+        resources={"metadata": {"path": str(folder)}},
     ).execute()

@@ -96,29 +96,28 @@ def taught(examples: tuple[Array, Array], folder: Path) -> nn.Module:
 
 
 @contextlib.contextmanager
-def by_counts() -> Iterator[None]:
-    """Let a network take 10 ps per multiply-add in the block, however busy the machine is."""
+def by_counts(each_ns: float = 0.01) -> Iterator[None]:
+    """Let a network take a time per multiply-add in the block, however busy the machine is."""
 
     def timed(shapes: Iterable[LayerShape], *_: Any) -> dict[LayerShape, float]:
-        return {shape: 0.01 * shape.macs for shape in shapes}
+        return {shape: each_ns * shape.macs for shape in shapes}
+
+    def counted(_: Any, subjects: Mapping[str, Subject], seed: int) -> dict[str, Prospect]:
+        """Return prospects as if each network had been timed."""
+        found = {}
+        for name, subject in subjects.items():
+            request = random_requests(subject.model.request, seed).inputs([0])
+            operations = sum(layer.operations for layer in work(subject.model, request))
+            way = min(subject.built, key=lambda way: way.label)
+            found[name] = _prospect(subject, way, [each_ns * operations / 2], True)
+        return found
 
     with (
-        patch.object(prospects, "_in_turns", _counted),
+        patch.object(prospects, "_in_turns", counted),
         patch.object(costs, "timed", timed),
         patch.object(pruned, "_inside", lambda *_: ({}, 0.0)),
     ):
         yield
-
-
-def _counted(_: Any, subjects: Mapping[str, Subject], seed: int) -> dict[str, Prospect]:
-    """Return prospects as if each network had been timed."""
-    found = {}
-    for name, subject in subjects.items():
-        request = random_requests(subject.model.request, seed).inputs([0])
-        operations = sum(layer.operations for layer in work(subject.model, request))
-        way = min(subject.built, key=lambda way: way.label)
-        found[name] = _prospect(subject, way, [0.005 * operations], True)
-    return found
 
 
 def task_for(

@@ -158,7 +158,7 @@ def test_a_state_that_grows_past_all_numbers_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_limits_loads_and_the_batch_curve_are_of_single_steps(model: Path, tmp_path: Path) -> None:
-    with quick_runs(curve_s=2.0, limits=True, load_s=0.2):
+    with quick_runs(curve_s=20.0, limits=True, load_s=0.2):
         result = hasten.optimize(
             model,
             arrays(),
@@ -168,9 +168,11 @@ def test_limits_loads_and_the_batch_curve_are_of_single_steps(model: Path, tmp_p
             engines=["onnxruntime"],
         )
     rows = {row.role: row for row in result.rows}
-    for limit in result.limits:
+    for (
+        limit
+    ) in result.limits:  # nearer to a step's time than to a sequence's, though by other rounds
         step_ns = rows[limit.role].p50.value_ns / STEPS
-        assert limit.ratio * limit.floor_ns == pytest.approx(step_ns, rel=0.5)
+        assert STEPS**-0.5 < limit.ratio * limit.floor_ns / step_ns < STEPS**0.5
     curve = json.loads((result.bundle / "evidence" / "curve.json").read_text())
     assert {point["batch"] for point in curve} >= {1, 2}
     assert len(result.loads) == 2

@@ -20,7 +20,7 @@ from tests.support.waiting import until
 from hasten.serving.grpc import trial
 
 PATIENCE_S = 120.0
-STUCK_S = 10.0
+STUCK_S = 60.0
 """Time after which a start is given up: the library may also wait for its thread, and a supervisor ends that."""
 STARTING = """
 import asyncio, os, resource, sys

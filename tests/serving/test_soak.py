@@ -17,7 +17,7 @@ def test_a_server_under_load_and_swaps_loses_nothing_and_keeps_its_memory(
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     soak = importlib.import_module("soak").soak
     bundle = bundle_of(tmp_path, models.solid(tmp_path))
-    result = soak(bundle, 6.0, 200.0, 1.0)
+    result = soak(bundle, 6.0, 200.0, 1.0, swaps=3)
     assert len(result.swaps) >= 3
     assert result.beside_swaps.any()
     assert not result.failed

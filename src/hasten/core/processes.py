@@ -37,6 +37,7 @@ def _command(pid: int) -> str:
 
 
 def _children(pid: int) -> Iterator[int]:
-    for file in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            yield from map(int, file.read_text().split())
+    with contextlib.suppress(OSError):  # it may end while its threads are listed
+        for file in Path(f"/proc/{pid}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                yield from map(int, file.read_text().split())

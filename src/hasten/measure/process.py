@@ -104,6 +104,8 @@ class Worker:
         try:
             self._channel.sendall(json.dumps({"do": do, **command}).encode() + b"\n")
             reply = json.loads(self._line(limit_s, timed=do in _TIMED))
+            if do not in _TIMED:
+                self._check_memory(alone=False)  # it may have answered between two looks
         except (OSError, EOFError):
             raise self._epitaph(do) from None
         if "input_error" in reply:
@@ -127,14 +129,19 @@ class Worker:
                 if not data:
                     raise EOFError
                 self._received += data
-            elif (held := self._memory_held(alone=timed)) > self.memory_bytes:
-                self.kill()
-                raise CandidateError(
-                    f"ran out of memory: it held {held >> 20} MiB of the {self.memory_bytes >> 20} "
-                    "MiB that a trial may take, killed"
-                )
+            else:
+                self._check_memory(alone=timed)
         line, _, self._received = self._received.partition(b"\n")
         return line
+
+    def _check_memory(self, *, alone: bool) -> None:
+        """Kill the worker if it holds more memory than it may."""
+        if (held := self._memory_held(alone=alone)) > self.memory_bytes:
+            self.kill()
+            raise CandidateError(
+                f"ran out of memory: it held {held >> 20} MiB of the {self.memory_bytes >> 20} "
+                "MiB that a trial may take, killed"
+            )
 
     def _memory_held(self, *, alone: bool) -> int:
         """Return the process's anonymous memory in bytes, with its programs' unless `alone`."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import time
+import itertools
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from tests.support.waiting import until
 
 from hasten.engines.fpga import toolchain
 from hasten.errors import CandidateError, InputError
@@ -60,20 +62,26 @@ def test_what_a_failing_tool_says_is_quoted(
 
 
 def test_a_tool_that_hangs_is_killed_with_its_children(
-    tool: Callable[[str, str], None], tmp_path: Path
+    tool: Callable[[str, str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tool("yosys", f"sh -c 'echo $$ > {tmp_path}/child; exec sleep 600' & wait")
+    noted, looks = tmp_path / "child", itertools.count()
+
+    def now_s() -> float:
+        """Stand still until the child is there, then go on by 2 s with each look."""
+        there = noted.exists() and noted.read_text().endswith("\n")
+        return 2.0 * next(looks) if there else 0.0
+
+    monkeypatch.setattr(toolchain, "time", SimpleNamespace(monotonic=now_s))
+    tool("yosys", f"sh -c 'echo $$ > {noted}; exec sleep 600' & wait")
     with pytest.raises(CandidateError) as error:
         toolchain.run("yosys", [], tmp_path, tmp_path / "log", limit_s=1.5)
     assert str(error.value) == "yosys hung: killed with its children after 2 s"
-    child = int((tmp_path / "child").read_text())
-    deadline = time.monotonic() + 10
-    while Path(f"/proc/{child}").exists() and "Z" not in _state(child):
-        assert time.monotonic() < deadline, "the child of a killed tool lives on"
-        time.sleep(0.05)
+    child = int(noted.read_text())
+    until(lambda: _state(child) == "Z")
 
 
 def _state(pid: int) -> str:
+    """Return the state of a process; that of one that has ended where it is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
