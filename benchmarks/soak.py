@@ -121,10 +121,15 @@ def _swap(server: ServerProcess, result: Soak, every_s: float, ended: threading.
     while not ended.wait(every_s):
         begin_ns = time.monotonic_ns()
         client = http.client.HTTPConnection(server.host, timeout=_PATIENCE_S)
-        client.request("POST", "/v2/repository/models/soaked/load")
-        response = client.getresponse()
-        said = response.read()
-        client.close()
+        try:
+            client.request("POST", "/v2/repository/models/soaked/load")
+            response = client.getresponse()
+            said = response.read()
+        except (OSError, http.client.HTTPException) as error:
+            result.failed = repr(error)
+            return
+        finally:
+            client.close()
         if response.status != 200:
             result.failed = said.decode(errors="replace")
             return

@@ -139,8 +139,8 @@ def test_threads_that_share_a_core_show_as_one(monkeypatch: pytest.MonkeyPatch) 
     cpus = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(cpus)})
     try:
-        # A stall of the host in the work alone can let a probe pass, but not one probe after another.
-        assert not all(probe.scales(2) for _ in range(20))
+        # A stall of the host in the work alone can let a probe pass, but not half of them.
+        assert sum(probe.scales(2) for _ in range(20)) <= 10
     finally:
         os.sched_setaffinity(0, cpus)
 

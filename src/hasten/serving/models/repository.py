@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import inspect
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
@@ -434,15 +433,15 @@ class Repository:
         asking = served.ask(request)
         try:
             return asyncio.run_coroutine_threadsafe(asking, self._loop).result(_PATIENCE_S)
-        except (ProtocolError, TimeoutError):
+        except (ProtocolError, TimeoutError, CancelledError):
             return None
         except RuntimeError:
             if not self._loop.is_closed():
                 raise
             return None
         finally:
-            if inspect.getcoroutinestate(asking) == inspect.CORO_CREATED:
-                asking.close()  # the loop has ended, and will never begin it
+            if self._loop.is_closed():
+                asking.close()  # else it warns that nobody ever began it
 
     async def unload(self, one: Registered) -> None:
         """Unload a version after it has answered the requests that it accepted.
