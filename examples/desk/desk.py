@@ -29,6 +29,14 @@ from hasten.measure.intervals import paired_ratio
 HERE = str(Path(__file__).resolve())
 THRESHOLD = 1 / 6
 """Least probability of default that is refused: the data's own costs are 5 for a bad credit, 1 for a good one refused."""
+HEAD = (
+    "from a row's JSON to the decision",
+    "p50",
+    "p99",
+    "times torch's p50",
+    "deadline",
+    "missed",
+)
 MOVED = 0.01
 """Largest move of a probability that doesn't count as a change."""
 MAX_CHANGED = 0.01
@@ -280,21 +288,17 @@ def run(out: Path, effort: str, rounds: int = ROUNDS) -> dict[str, Any]:
 
 def say(found: dict[str, Any]) -> None:
     """Print what was found."""
-    print(f"{found['model']} ({found['status']})")
+    print(f"ships: {found['model']} ({found['status']})")
     print(f"on {found['kind']}, decisions the same and probabilities within {MOVED}:")
     print(f"  {found['certificate']}")
     for name, error in found["calibration error"].items():
-        print(
-            f"calibration error of the {name}: {error:.4f}; cost of its decisions: {found['cost'][name]}"
-        )
+        print(f"{name}: calibration error {error:.4f}, cost of the decisions {found['cost'][name]}")
     print(
-        f"decisions that changed: {found['changed']} of {len(data()[2])}, {found['refused']} refused"
+        f"decisions that changed: {found['changed']} of {len(data()[2])} ({found['refused']} refused)"
     )
     print(f"largest move of a probability: {found['largest move']:.1e}")
-    print(f"served as in Python: {found['served as in Python']}")
-    print(
-        "\n| from a row's JSON to the decision | p50 | p99 | times torch's p50 | deadline | missed |\n|---|---|---|---|---|---|"
-    )
+    print(f"the server answers as Python does: {'yes' if found['served as in Python'] else 'NO'}\n")
+    table = [HEAD]
     for place, ways in found["taken"].items():
         for way, rounds in ways.items():
             each = np.concatenate(list(rounds.values())) / 1_000
@@ -302,9 +306,12 @@ def say(found: dict[str, Any]) -> None:
             p50, p99 = np.quantile(each, [0.5, 0.99])
             times = f"{ratio.estimate:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
             missed = (each > DEADLINE_US[place]).mean()
-            print(
-                f"| {way}, {place} | {p50:.0f} µs | {p99:.0f} µs | {times} | {DEADLINE_US[place]} µs | {missed:.1%} |"
-            )
+            deadline = f"{DEADLINE_US[place]:,} µs"
+            row = (f"{way}, {place}", f"{p50:,.0f} µs", f"{p99:,.0f} µs", times, deadline)
+            table.append((*row, f"{missed:.1%}"))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for cells in table:
+        print("  ".join(map(str.ljust, cells, widths)).rstrip())
 
 
 if __name__ == "__main__":

@@ -294,10 +294,15 @@ def test_a_program_that_hangs_a_worker_is_named_and_killed_with_it(
     worker = either.worker(Faulty(Null(), "wait"))
 
     class Clock:
-        """A clock whose time is up once the program runs."""
+        """A clock whose time is up once the program runs, which may be before the limit begins."""
+
+        began = False
 
         def monotonic(self) -> float:
-            return 1e9 if "sleep" in map(name_of, programs(worker.pid)) else 0.0
+            if self.began and "sleep" in map(name_of, programs(worker.pid)):
+                return 1e9
+            self.began = True
+            return 0.0
 
     monkeypatch.setattr("hasten.measure.process.time", Clock())
     with pytest.raises(CandidateError) as error:
