@@ -150,7 +150,7 @@ class ClosedLoop:
         elapsed_s = job.duration_s
         if not self._tally.statuses:  # the machine stood still: the next answer ends the time
             self._tally.count_within(begin_ns, float("inf"))
-            await _until(self._tally.counted, job.grace_s)
+            await _until(self._tally.counted, max(job.grace_s, 60.0))
             end_ns = time.perf_counter_ns()
             self._tally.count_within(begin_ns, end_ns)
             elapsed_s = (end_ns - begin_ns) / 1e9

@@ -125,9 +125,13 @@ def test_a_wrong_answer_is_told_from_a_right_one(
 
 
 def unread_bytes(port: int) -> int:
-    """Bytes that came to a port here and that its owner hasn't read. Source: proc(5), /proc/net/tcp."""
+    """Bytes of requests that came to a port here and that its owner hasn't read. Source: proc(5), /proc/net/tcp."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return sum(int(row[4].split(":")[1], 16) for row in rows if row[1].endswith(f":{port:04X}"))
+    return sum(
+        int(row[4].split(":")[1], 16)
+        for row in rows
+        if row[1].endswith(f":{port:04X}") and row[3] == "01"  # established: no FIN, no listener
+    )
 
 
 @contextlib.contextmanager

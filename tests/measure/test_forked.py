@@ -89,7 +89,7 @@ def server_of(worker: Worker) -> int:
 def running(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
@@ -309,8 +309,8 @@ assert is_forked(worker)
 worker.sleep()
 fork = os.fork()  # holds all that its parent had open, and outlives it
 if fork == 0:
-    signal.alarm(100)
-    time.sleep(100)
+    signal.alarm(500)  # longer than anyone waits for the family
+    time.sleep(500)
     os._exit(0)
 print(fork, flush=True)
 time.sleep(600)

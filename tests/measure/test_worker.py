@@ -60,7 +60,7 @@ def state(pid: int) -> str:
     """The process's state letter in /proc; "gone" where there is none."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return "gone"
 
 

@@ -150,6 +150,7 @@ def pausing_installed(folder: Path) -> Iterator[None]:
         folder: Folder to write the plug-in's facts into.
     """
     RELEASE.clear()
+    LOST.clear()
     known = {**Engine.registry, "pausing": import_path(Pausing)}
     facts = folder / "pausing-1.0.dist-info"
     facts.mkdir(parents=True)

@@ -81,11 +81,13 @@ def test_it_takes_memory_until_there_is_none(tmp_path: Path) -> None:
 def test_it_hangs_for_ever(tmp_path: Path) -> None:
     command = words(tmp_path, "hang", 2)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert [process.stdout.readline() for _ in range(2)] == ["open\n", "once\n"]
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(1.0)
-        process.kill()
+        try:
+            assert process.stdout is not None
+            assert [process.stdout.readline() for _ in range(2)] == ["open\n", "once\n"]
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(1.0)
+        finally:
+            process.kill()
 
 
 def test_its_wrong_answers_are_the_first_ones_negative(tmp_path: Path, stack: ExitStack) -> None:

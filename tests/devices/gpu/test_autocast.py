@@ -165,9 +165,13 @@ def test_a_request_casts_no_weight_and_is_answered_as_autocast_does(
 def test_an_operator_that_casts_inside_itself_answers_as_autocast_does(
     networks: Any, tmp_path: Path
 ) -> None:
+    try:
+        expected = autocasts(networks["recurrent"], "bf16")
+    except RuntimeError as error:  # oneDNN's LSTM in bf16 needs AVX-512
+        pytest.skip(f"torch runs no LSTM in bf16 on this processor: {error}")
     with session_of(networks["recurrent"], "bf16", tmp_path) as session:
         answers = session.run({"x": X})
-    for got, right in zip(answers.values(), autocasts(networks["recurrent"], "bf16"), strict=True):
+    for got, right in zip(answers.values(), expected, strict=True):
         np.testing.assert_array_equal(got, right)
 
 

@@ -160,7 +160,7 @@ def test_a_grpc_server_that_goes_away_loses_requests(serve: Any) -> None:
         return right()
 
     server = serve(leaving)
-    found = load(server, grace_s=1.0, connections=1)  # so that the third comes alone
+    found = load(server, connections=1)  # so that the third comes alone
     assert found.count("connection") >= 5
     assert found.count("refused") == 0
 

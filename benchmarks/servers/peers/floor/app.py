@@ -38,4 +38,5 @@ if __name__ == "__main__":
         lifespan="off",
         access_log=False,
         log_level="warning",
+        timeout_keep_alive=600,  # a client that stands still keeps its connections
     )
