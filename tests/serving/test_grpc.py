@@ -746,7 +746,7 @@ def test_calls_that_are_cancelled_are_dropped_from_the_queue(
         one.cancel()
 
     until(lambda: model.statistics.cancel.count == cancelled + 6)
-    assert model.queued_rows == 0
+    assert server.call(lambda: model.queued_rows) == 0
     assert [str(came.get(timeout=PATIENCE_S)) for _ in calls] == [
         "[StatusCode.CANCELLED] Locally cancelled by application!"
     ] * 6

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import gzip
 import json
+import select
 import socket
 import threading
 import time
@@ -89,9 +90,7 @@ class Client:
 
     def is_answered(self) -> bool:
         """Whether an answer has begun to come, which is not read."""
-        with contextlib.suppress(BlockingIOError):
-            return bool(self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
-        return False
+        return bool(select.select([self.socket], [], [], 0)[0])
 
     def at_end(self) -> bool:
         """Whether the server has hung up, and nothing is left to read."""

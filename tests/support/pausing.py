@@ -127,14 +127,15 @@ class PausingSession(Session):
 
 def _pause(pause_ms: float) -> None:
     """Wait until the time is over, or the test ends all pauses."""
+    folder = os.environ.get(_FOLDER)
+    if folder is not None:
+        with Path(folder, "begun").open("a") as notes:
+            notes.write(f"{pause_ms}\n")
     if pause_ms >= _WHOLE_MS:
         ctypes.PyDLL(None).sleep(600)
-    folder = os.environ.get(_FOLDER)
     if folder is None:
         RELEASE.wait(pause_ms / 1000)
         return
-    with Path(folder, "begun").open("a") as notes:
-        notes.write(f"{pause_ms}\n")
     end_s = time.monotonic() + pause_ms / 1000
     while time.monotonic() < end_s and not Path(folder, "ended").exists():
         time.sleep(0.005)

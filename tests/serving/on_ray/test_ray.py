@@ -136,8 +136,15 @@ def replicas() -> dict[str, ReplicaEntry]:
 
 def both() -> dict[str, ReplicaEntry]:
     """Wait until both replicas take requests."""
-    eventually(lambda: len(replicas()) == 2)
-    return replicas()
+    found: dict[str, ReplicaEntry] = {}
+
+    def there() -> bool:
+        found.clear()
+        found.update(replicas())
+        return len(found) == 2
+
+    eventually(there)
+    return found
 
 
 def eventually(what: Callable[[], bool], within_s: float = PATIENCE_S) -> None:

@@ -187,7 +187,7 @@ def test_an_interrupt_ends_with_the_counts_and_whole_files(
     seen = hasten.watch(
         bundle,
         folder,
-        fps=5,  # so that a busy host doesn't capture all of them meanwhile
+        fps=2,  # so that a busy host doesn't capture all of them meanwhile
         on_decision=interrupt,
         out=tmp_path / "seen.mp4",
         decisions=tmp_path / "d.jsonl",
