@@ -70,9 +70,9 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bundle_of(folder, solid)
     bundle_of(folder, own_models.fragile(folder), "guarded", exact=solid)
     bundle_of(folder, own_models.fragile(folder), "unguarded")
-    bundle_of(folder, solid, "slow", engine=Pausing())
+    bundle_of(folder, solid, "slow", engine=Pausing(), extra=with_curve({1: 1000.0}))
     bundle_of(folder, solid, "known", engine=Pausing(), extra=with_curve({1: 60_000.0}))
-    bundle_of(folder, solid, "even", engine=Pausing(), extra=with_curve({1: 1.0, 8: 1.0}))
+    bundle_of(folder, solid, "even", engine=Pausing(), extra=with_curve({1: 1000.0, 8: 1000.0}))
     return folder
 
 
