@@ -72,7 +72,7 @@ class Step(NamedTuple):
     Attributes:
         model: Name under which the model is served.
         node: Name of the model in the chain, and of its decision there.
-        source: What the model sees: the chain's input, or a crop or condition.
+        source: Name of the input, crop or condition that gives the model its samples.
     """
 
     model: str

@@ -1,10 +1,7 @@
 """Latencies that settings say: everything is as ever but the clock."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from tests.support.desk import Desk
 from tests.support.faults import STALL_NS, Faulty
@@ -18,19 +15,7 @@ from tests.support.nominal_times import (
 from hasten.engines.base import Engine
 from hasten.engines.null import Null
 from hasten.errors import CandidateError
-from hasten.inputs.data.arrays import ArrayDataset
-from hasten.inputs.data.spool import Spool, write_spool
-
-
-@pytest.fixture
-def desk(tmp_path: Path) -> Iterator[Desk]:
-    with Desk(tmp_path) as desk:
-        yield desk
-
-
-@pytest.fixture
-def spool(tmp_path: Path) -> Spool:
-    return write_spool(ArrayDataset({"x": np.zeros((4, 16), np.float32)}), tmp_path / "spool")
+from hasten.inputs.data.spool import Spool
 
 
 def timed(desk: Desk, spool: Spool, engine: Engine, limit_s: float = 60.0) -> list[int]:
