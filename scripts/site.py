@@ -32,8 +32,9 @@ MENDED = (
     (re.compile('<nav class="md-nav" aria-label="[^"]*">'), '<nav class="md-nav" role="none">'),
     (re.compile(' data-md-component="source"'), ""),
 )
-# What is for readers in the repository alone.
+# What is for readers in the repository alone, and what is for those of the site.
 NOT_HERE = re.compile(r"<!-- not on the site -->.*?<!-- end -->\n+", re.DOTALL)
+HERE = re.compile(r"<!-- on the site\n(.*?)-->", re.DOTALL)
 LINK = re.compile(r"(?<=\]\()([^)\s#:]+)(?=[)#])")
 
 
@@ -60,8 +61,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Fill in the commands, and turn links, which are paths in the repository, into links of the site."""
-    markdown = NOT_HERE.sub("", markdown)
+    """Fill in the commands, choose what is for the site, and turn links to paths in the repository into links of the site."""
+    markdown = HERE.sub(r"\1", NOT_HERE.sub("", markdown))
     markdown = markdown.replace("<!-- commands -->", "\n".join(_commands()))
     source = Path(page.file.abs_src_path or "")
     if not source.is_relative_to(ROOT):
