@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import platform
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -85,9 +86,10 @@ def test_the_parts_that_a_target_can_name_are_those_that_are_known() -> None:
             "aarch64",
             f"{BUILDS}; this GPU, sm110, needs TensorRT: NVIDIA's JetPack contains it",
         ),
+        (12, 1, "aarch64", ""),
         (
-            *(12, 1, "aarch64"),
-            "TensorRT for RTX has no library for aarch64; this GPU, sm121, needs TensorRT: "
+            *(12, 1, "riscv64"),
+            "TensorRT for RTX has no library for riscv64; this GPU, sm121, needs TensorRT: "
             "pip install tensorrt-cu13",
         ),
         (
@@ -107,6 +109,29 @@ def test_the_device_says_which_tensorrt_it_takes(
     assert unsuited(ATTACHED) == ([said] if said else [])
     tried = list(TensorrtRtx.variants(ATTACHED))
     assert tried == ([] if said else [TensorrtRtx(), TensorrtRtx(tf32=True)])
+
+
+@pytest.mark.parametrize(
+    ("machine", "said"),
+    [
+        ("x86_64", "pip install 'hasten[gpu]'"),
+        ("aarch64", "pip install tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs"),
+        (
+            "riscv64",
+            "it has no library for this processor; TensorRT has: pip install tensorrt-cu13",
+        ),
+    ],
+)
+def test_a_missing_tensorrt_for_rtx_is_said_with_what_installs_it_here(
+    machine: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InputError) as caught:
+        TensorrtRtx.version()
+    assert str(caught.value).startswith("TensorRT for RTX isn't installed (")
+    assert str(caught.value).endswith(f"): {said}")
 
 
 def test_where_the_other_tensorrt_is_here_there_is_nothing_to_say(
