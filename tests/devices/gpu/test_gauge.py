@@ -211,7 +211,7 @@ def test_the_real_bindings_over_an_older_drivers_library_leave_out_what_it_lacks
     if (compiler := shutil.which("cc")) is None:
         pytest.skip("there is no C compiler")
     (tmp_path / "nvml.c").write_text(OLD_LIBRARY)
-    library = ["-shared", "-fPIC", "-o", tmp_path / "libnvidia-ml.so.1", tmp_path / "nvml.c"]
+    library = ["-shared", "-fPIC", "-o", f"{tmp_path}/libnvidia-ml.so.1", f"{tmp_path}/nvml.c"]
     subprocess.run([compiler, *library], check=True)
     said = subprocess.run(
         [sys.executable, "-c", ASKING],
