@@ -11,8 +11,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from hasten.cli import main
 from hasten.core.devices import FAMILIES, find_target
 from hasten.core.target import Target
 from hasten.engines.base import Engine
@@ -25,6 +28,7 @@ from hasten.engines.tensorrt.parts import PARTS
 from hasten.engines.tensorrt.rtx import TensorrtRtx
 from hasten.errors import InputError
 from hasten.evaluation.doctor import target_in_words
+from hasten.testing import models
 
 ATTACHED = Target.host().with_device("cuda", present=True)
 BUILDS = "TensorRT for RTX builds for sm75, sm80, sm86, sm89, sm120, sm121"
@@ -157,6 +161,18 @@ def test_what_cant_be_built_without_its_gpu_is_said_in_one_line(part: str, tmp_p
         f"no engine to try: nothing builds for {part} without that GPU: {BUILDS}, and TensorRT builds only on the "
         f'GPU itself: on a host that has one, use target="cuda" ({brings})'
     )
+
+
+def test_the_page_quotes_what_the_command_line_says(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=np.zeros((50, 16), np.float32))
+    order = [str(models.linear_classifier(tmp_path)), "--data", str(tmp_path / "data.npz")]
+    said = CliRunner().invoke(
+        main, ["optimize", *order, "--max-drop", "5%", "--target", "cuda:sm90"]
+    )
+    assert said.exit_code == 2
+    page = Path(__file__).parents[3] / "docs/targets/gpu.md"
+    assert said.stderr.startswith("hasten: no engine to try: nothing builds for sm90 ")
+    assert said.stderr in page.read_text()
 
 
 def test_a_gpu_that_cuda_cant_use_is_said_with_cudas_reason(
