@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from pathlib import Path
 
 import onnxruntime
 import pytest
 from click.testing import CliRunner
+from packaging.requirements import Requirement
 
 from hasten.cli import main
 from hasten.engines.cuda.onnxruntime import OnnxRuntimeCuda
@@ -119,8 +121,53 @@ def test_doctor_finds_the_conflict(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_where_there_is_no_wheel_for_gpus_another_engine_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    monkeypatch.setattr("platform.machine", lambda: "ppc64le")
     assert installation.without_cuda() == (
         f"this ONNX Runtime, {onnxruntime.__version__}, has no CUDA, and onnxruntime-gpu has no "
-        "wheel for aarch64: use TensorRT or torch"
+        "wheel for ppc64le: use TensorRT or torch"
     )
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="this ONNX Runtime has CUDA")
+@pytest.mark.parametrize("machine", installation.GPU_MACHINES)
+def test_where_there_is_a_wheel_for_gpus_it_is_named(
+    machine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert installation.without_cuda() == (
+        f"this ONNX Runtime, {onnxruntime.__version__}, has no CUDA: "
+        "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+    )
+
+
+EXTRAS = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"][
+    "optional-dependencies"
+]
+
+
+def packages(extra: str, machine: str) -> set[str]:
+    """Return the packages that an extra brings on a processor, with those of the extras in it."""
+    found = set()
+    for requirement in map(Requirement, EXTRAS[extra]):
+        marker = requirement.marker
+        if marker is None or marker.evaluate({"platform_machine": machine}):
+            found |= {requirement.name}
+            for other in requirement.extras if requirement.name == "hasten" else ():
+                found |= packages(other, machine)
+    return found
+
+
+@pytest.mark.parametrize("machine", [*installation.GPU_MACHINES, "arm64", "ppc64le"])
+def test_the_extra_for_gpus_brings_one_onnx_runtime(machine: str) -> None:
+    kept = "onnxruntime-gpu" if machine in installation.GPU_MACHINES else "onnxruntime"
+    held = {*installation._BUILDS}
+    for extra in ("gpu", "onnxruntime-gpu"):
+        assert packages(extra, machine) & held == {kept}
+    assert packages("optimize", machine) & held == {"onnxruntime"}
+
+
+@pytest.mark.parametrize("extra", ["serve", "sign", "otel", "images", "text", "audio", "compiler"])
+def test_extras_that_can_be_added_to_the_one_for_gpus_bring_no_onnx_runtime(extra: str) -> None:
+    """They are those that docs/targets/gpu.md names."""
+    for machine in installation.GPU_MACHINES:
+        assert not packages(extra, machine) & {*installation._BUILDS}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from hasten.core.model import Model
-from hasten.core.tensors import TensorSpec
+from hasten.core.tensors import Tensors, TensorSpec
 from hasten.engines.base import Artifact, Session
 from hasten.engines.failures import failed
 from hasten.errors import CandidateError
@@ -62,7 +62,12 @@ def answer_once(session: Session, artifact: Artifact) -> None:
     Zeros may take a branch that can't answer; then the first real request compiles.
     """
     with contextlib.suppress(CandidateError):
-        session.run({spec.name: np.zeros(spec.sizes, spec.dtype) for spec in artifact.request})
+        session.run(zeros_for(artifact))
+
+
+def zeros_for(artifact: Artifact) -> Tensors:
+    """Return the request of zeros in the sizes that an artifact is certified for."""
+    return {spec.name: np.zeros(spec.sizes, spec.dtype) for spec in artifact.request}
 
 
 def settled_request(model: Model, taker: str) -> tuple[TensorSpec, ...]:

@@ -15,6 +15,7 @@ from hasten.core.sequences import Sequences
 from hasten.core.shapes import Extent
 from hasten.core.target import Target
 from hasten.engines.base import Engine
+from hasten.engines.cuda.capability import check_shared
 from hasten.engines.installed import (
     check_takes,
     engine_kinds,
@@ -181,13 +182,15 @@ def _device(order: Order, data: Any, training: Any, small_model: Any) -> Target:
     """Return the device to run on, after checking that what is asked for can be done for it.
 
     Raises:
-        InputError: there is no such device, a tool for it is missing, or an option doesn't suit it.
+        InputError: there is no such device, a tool for it is missing, it lets in a single process, or
+            an option doesn't suit it.
     """
     target = find_target(order.target)
     if target.kind == "compile-only":
         check_measures_nothing(order, target, small_model)
     for kind in _kinds(order, target):
         kind.check_tools(target)
+    check_shared(target)
     check_passes(order.passes)
     if data is None:
         check_order(order, target, training=training, small_model=small_model)

@@ -6,12 +6,16 @@ from __future__ import annotations
 
 import platform
 import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+from click.testing import CliRunner
 
+from hasten.cli import main
 from hasten.core.devices import FAMILIES, find_target
 from hasten.core.target import Target
 from hasten.engines.base import Engine
@@ -24,6 +28,7 @@ from hasten.engines.tensorrt.parts import PARTS
 from hasten.engines.tensorrt.rtx import TensorrtRtx
 from hasten.errors import InputError
 from hasten.evaluation.doctor import target_in_words
+from hasten.testing import models
 
 ATTACHED = Target.host().with_device("cuda", present=True)
 BUILDS = "TensorRT for RTX builds for sm75, sm80, sm86, sm89, sm120, sm121"
@@ -85,9 +90,10 @@ def test_the_parts_that_a_target_can_name_are_those_that_are_known() -> None:
             "aarch64",
             f"{BUILDS}; this GPU, sm110, needs TensorRT: NVIDIA's JetPack contains it",
         ),
+        (12, 1, "aarch64", ""),
         (
-            *(12, 1, "aarch64"),
-            "TensorRT for RTX has no library for aarch64; this GPU, sm121, needs TensorRT: "
+            *(12, 1, "riscv64"),
+            "TensorRT for RTX has no library for riscv64; this GPU, sm121, needs TensorRT: "
             "pip install tensorrt-cu13",
         ),
         (
@@ -107,6 +113,29 @@ def test_the_device_says_which_tensorrt_it_takes(
     assert unsuited(ATTACHED) == ([said] if said else [])
     tried = list(TensorrtRtx.variants(ATTACHED))
     assert tried == ([] if said else [TensorrtRtx(), TensorrtRtx(tf32=True)])
+
+
+@pytest.mark.parametrize(
+    ("machine", "said"),
+    [
+        ("x86_64", "pip install 'hasten[gpu]'"),
+        ("aarch64", "pip install tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs"),
+        (
+            "riscv64",
+            "it has no library for this processor; TensorRT has: pip install tensorrt-cu13",
+        ),
+    ],
+)
+def test_a_missing_tensorrt_for_rtx_is_said_with_what_installs_it_here(
+    machine: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    for name in ("tensorrt_rtx", "tensorrt_rtx_bindings"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(InputError) as caught:
+        TensorrtRtx.version()
+    assert str(caught.value).startswith("TensorRT for RTX isn't installed (")
+    assert str(caught.value).endswith(f"): {said}")
 
 
 def test_where_the_other_tensorrt_is_here_there_is_nothing_to_say(
@@ -132,6 +161,18 @@ def test_what_cant_be_built_without_its_gpu_is_said_in_one_line(part: str, tmp_p
         f"no engine to try: nothing builds for {part} without that GPU: {BUILDS}, and TensorRT builds only on the "
         f'GPU itself: on a host that has one, use target="cuda" ({brings})'
     )
+
+
+def test_the_page_quotes_what_the_command_line_says(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=np.zeros((50, 16), np.float32))
+    order = [str(models.linear_classifier(tmp_path)), "--data", str(tmp_path / "data.npz")]
+    said = CliRunner().invoke(
+        main, ["optimize", *order, "--max-drop", "5%", "--target", "cuda:sm90"]
+    )
+    assert said.exit_code == 2
+    page = Path(__file__).parents[3] / "docs/targets/gpu.md"
+    assert said.stderr.startswith("hasten: no engine to try: nothing builds for sm90 ")
+    assert said.stderr in page.read_text()
 
 
 def test_a_gpu_that_cuda_cant_use_is_said_with_cudas_reason(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -36,8 +37,8 @@ def advice(module: Any) -> Callable[[], None]:
     return advise
 
 
-def said(folder: Path, warn: Callable[[], None]) -> str:
-    """Answer a request by a program whose compilation warns; return the warning, "" for none."""
+def compiling(folder: Path, warn: Callable[[], None]) -> Any:
+    """Return a program whose compilation warns."""
     network = torch.nn.Linear(4, 4).eval()
     torch.export.save(torch.export.export(network, (torch.from_numpy(X),)), folder / "network.pt2")
     x, y = (TensorSpec(name, "float32", (2, 4)) for name in "xy")
@@ -47,13 +48,18 @@ def said(folder: Path, warn: Callable[[], None]) -> str:
     program: Any = torch_cuda._DeviceProgram(artifact, Host(), "eager", "f32")
     plain = program.answer
 
-    def compiling(*given: Any) -> Any:
+    def answer(*given: Any) -> Any:
         warn()
         return plain(*given)
 
-    program.answer = compiling
+    program.answer = answer
+    return program
+
+
+def said(folder: Path, warn: Callable[[], None]) -> str:
+    """Answer a request by a program whose compilation warns; return the warning, "" for none."""
     try:
-        program.first_answer([torch.from_numpy(X)])
+        compiling(folder, warn).first_answer([torch.from_numpy(X)])
     except UserWarning as error:
         return str(error)
     return ""
@@ -83,3 +89,29 @@ def test_another_warning_of_the_compiler_is_still_one(tmp_path: Path) -> None:
         warnings.warn("something else", stacklevel=1)
 
     assert said(tmp_path, warn) == "something else"
+
+
+def test_two_programs_that_compile_at_once_leave_the_process_its_own_filters(
+    tmp_path: Path,
+) -> None:
+    second_is_inside, first_has_left = threading.Event(), threading.Event()
+
+    def first() -> None:
+        other.start()
+        second_is_inside.wait(0.2)  # in vain where one is let in at a time
+
+    def second() -> None:
+        second_is_inside.set()
+        first_has_left.wait(60)
+
+    programs = []
+    for name, warn in (("first", first), ("second", second)):
+        (tmp_path / name).mkdir()
+        programs.append(compiling(tmp_path / name, warn))
+    request = [torch.from_numpy(X)]
+    other = threading.Thread(target=programs[1].first_answer, args=(request,))
+    before = [*warnings.filters]
+    programs[0].first_answer(request)
+    first_has_left.set()
+    other.join()
+    assert warnings.filters == before

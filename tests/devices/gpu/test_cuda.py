@@ -1,7 +1,7 @@
 """The calls to CUDA's runtime: which, in what order, with what arguments; the runtime is a stand-in.
 
 It keeps what is enqueued until it is waited for, so that a wrong order gives wrong answers, and it counts what is
-taken and freed. Nothing here shows that a GPU does the same: tests/gpu/test_on_a_gpu.py is for that.
+taken and freed. Nothing here shows that a GPU does the same: test_on_a_gpu.py is for that.
 """
 
 # ruff: noqa: N802, N815 (the names are CUDA's)

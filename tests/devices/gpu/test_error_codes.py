@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 from tests.devices.gpu.test_cuda import ARTIFACT, Doubling, Runtime, opened, request
 
+from hasten.core.target import Target
+from hasten.engines.cuda import capability
+from hasten.engines.cuda.capability import check_shared
 from hasten.engines.cuda.error_codes import LOST, explained
 from hasten.engines.cuda.runtime import Cuda
 from hasten.engines.cuda.session import DeviceSession
-from hasten.errors import CandidateError, DeviceLost
+from hasten.errors import CandidateError, DeviceLost, InputError
 
 TEXTS = {
     2: b"out of memory",
@@ -102,6 +106,45 @@ def test_a_gpu_that_lets_in_one_process_is_said_to_have_another() -> None:
     assert str(caught.value).endswith("busy or unavailable")
 
 
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        (2, "PROHIBITED, which allows no process"),
+        (3, "EXCLUSIVE_PROCESS, which allows one process at a time"),
+    ],
+)
+def test_a_run_is_refused_at_its_start_on_a_gpu_that_several_processes_cant_share(
+    mode: int, said: str, sm80: Target
+) -> None:
+    attached = replace(sm80, kind="attached", device="cuda")
+    with pytest.raises(InputError) as caught:
+        check_shared(attached, Host(mode=mode))
+    assert str(caught.value) == (
+        f"this host's GPU is in compute mode {said}, and a run opens models in several: allow them "
+        "with nvidia-smi --compute-mode=DEFAULT"
+    )
+    check_shared(attached, Host(mode=0))
+    check_shared(sm80, Host(mode=mode))
+    check_shared(Target.host(), Host(mode=mode))
+
+
+def test_where_cuda_cant_tell_the_compute_mode_its_own_reason_is_left_to_be_said(
+    sm80: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Old(Host):
+        def cudaDeviceGetAttribute(self, attribute: str, number: int) -> Any:  # noqa: N802
+            return 35, None
+
+    attached = replace(sm80, kind="attached", device="cuda")
+    check_shared(attached, Old())
+
+    def missing() -> None:
+        raise InputError("CUDA's bindings aren't installed")
+
+    monkeypatch.setattr(capability, "cuda_runtime", missing)
+    check_shared(attached)
+
+
 def test_a_lost_device_is_told_from_another_failure_and_stays_lost() -> None:
     runtime = Host()
     session = opened(runtime, capture=False)
@@ -166,6 +209,7 @@ def test_the_codes_of_a_lost_device_are_those_of_which_cuda_says_so() -> None:
     }
     assert said == LOST
     assert int(runtime.cudaComputeMode.cudaComputeModeExclusiveProcess) == 3
+    assert int(runtime.cudaComputeMode.cudaComputeModeProhibited) == 2
     assert int(runtime.cudaError_t.cudaErrorInsufficientDriver) == 35
     assert int(runtime.cudaError_t.cudaErrorDevicesUnavailable) == 46
 

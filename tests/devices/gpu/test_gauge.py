@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,8 @@ from hasten.core.target import Target
 from hasten.engines.cuda import gauge as gauge_file
 from hasten.engines.cuda.gauge import Gauge, Reading, gauge_of
 from hasten.engines.cuda.settling import Settling
+from hasten.errors import InputError
+from hasten.measure import probe as probe_file
 from hasten.measure.probe import DeviceProbe, disturbance, probe_of, scales
 
 NEEDS = "needs the extra gpu: pip install 'hasten[gpu]'"
@@ -36,9 +40,12 @@ class Nvml:
         reasons: Bits of what holds the clock back.
         samples: What processes did on it, and when: number, utilization, time.
         unsupported: Names of functions that it doesn't support.
+        unknown: Names of functions that the driver's library lacks.
     """
 
     class NvmlError(Exception): ...
+
+    class FunctionNotFoundError(RuntimeError): ...
 
     class ClocksEventReasons(enum.IntEnum):
         EVENT_REASON_NONE = 0
@@ -50,6 +57,7 @@ class Nvml:
         self.clock_mhz, self.reasons = clock_mhz, 0
         self.samples: list[tuple[int, int, int]] = []
         self.unsupported: set[str] = set()
+        self.unknown: set[str] = set()
 
     def __getattr__(self, name: str) -> Any:
         if not name.startswith("device_get"):
@@ -66,6 +74,8 @@ class Nvml:
             assert handle == 7
             if name in self.unsupported:
                 raise self.NvmlError("Not Supported")
+            if name in self.unknown:
+                raise self.FunctionNotFoundError(f"function {name} is not found")
             return answers[name]()
 
         return ask
@@ -161,6 +171,58 @@ def test_what_a_gpu_doesnt_support_is_left_out() -> None:
         "gpu_highest_mhz": "1980",
         "gpu_temperature_c": "41",
     }
+
+
+def test_what_an_older_drivers_library_lacks_is_left_out() -> None:
+    nvml = Nvml(1980)
+    nvml.unknown = {"device_get_temperature_v", "device_get_current_clocks_event_reasons"}
+    gauge, clock = Gauge(nvml, "", 7), Clock()
+    reading = gauge.reading()
+    assert reading is not None
+    assert reading.text() == {
+        "gpu_clock_mhz": "1980",
+        "gpu_highest_mhz": "1980",
+        "gpu_power_w": "123.456",
+    }
+    assert Settling(gauge, clock)(clock.request)
+    assert DeviceProbe(gauge, host=lambda threads: True)(1)
+
+
+OLD_LIBRARY = """
+int nvmlInit_v2(void) { return 0; }
+int nvmlDeviceGetHandleByPciBusId_v2(const char *place, void **device) { *device = (void *)7; return 0; }
+int nvmlDeviceGetClockInfo(void *device, int kind, unsigned *mhz) { *mhz = 345; return 0; }
+int nvmlDeviceGetMaxClockInfo(void *device, int kind, unsigned *mhz) { *mhz = 1980; return 0; }
+int nvmlDeviceGetPowerUsage(void *device, unsigned *mw) { *mw = 123456; return 0; }
+"""
+ASKING = """
+from types import SimpleNamespace
+from hasten.engines.cuda.gauge import gauge_of
+found = SimpleNamespace(cudaDeviceGetPCIBusId=lambda length, device: (0, b"0000:01:00.0"))
+gauge = gauge_of(found)
+print(gauge.why, gauge.reading().text(), gauge.busy())
+"""
+
+
+def test_the_real_bindings_over_an_older_drivers_library_leave_out_what_it_lacks(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("cuda.bindings.nvml", reason=NEEDS)
+    if (compiler := shutil.which("cc")) is None:
+        pytest.skip("there is no C compiler")
+    (tmp_path / "nvml.c").write_text(OLD_LIBRARY)
+    library = ["-shared", "-fPIC", "-o", f"{tmp_path}/libnvidia-ml.so.1", f"{tmp_path}/nvml.c"]
+    subprocess.run([compiler, *library], check=True)
+    said = subprocess.run(
+        [sys.executable, "-c", ASKING],
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert said.stdout == (
+        " {'gpu_clock_mhz': '345', 'gpu_highest_mhz': '1980', 'gpu_power_w': '123.456'} set()\n"
+    )
 
 
 def test_whoever_computed_since_the_last_look_is_found(tmp_path: Path) -> None:
@@ -264,4 +326,26 @@ def test_a_gpu_that_stays_slow_refuses_only_as_many_rounds_as_a_race_repeats() -
 
 def test_other_devices_are_left_to_the_probe_of_the_host() -> None:
     assert probe_of(Target.host()) is scales
+    assert probe_of(Target.host().with_device("cuda:sm80", present=False)) is scales
     assert disturbance(scales) == ""
+
+
+def test_rounds_on_this_hosts_gpu_are_looked_at_by_its_gauge(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nvml, runtime = Nvml(1980), Found()
+    monkeypatch.setattr(probe_file, "cuda_runtime", lambda: runtime)
+    gauges = {runtime: Gauge(nvml, "", 7)}
+    monkeypatch.setattr(probe_file, "gauge_of", gauges.__getitem__)
+    attached = Target.host().with_device("cuda", present=True)
+    probe = probe_of(attached)
+    assert isinstance(probe, DeviceProbe)
+    assert probe(1)
+    nvml.reasons = 64
+    assert not probe(1)
+
+    def missing() -> None:
+        raise InputError("CUDA's bindings aren't installed")
+
+    monkeypatch.setattr(probe_file, "cuda_runtime", missing)
+    assert probe_of(attached) is scales

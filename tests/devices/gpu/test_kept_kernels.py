@@ -6,25 +6,42 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.devices.gpu.test_plan_memory import ARTIFACT as PLANNED
+from tests.devices.gpu.test_plan_memory import (
+    ICudaEngine,
+    IExecutionContext,
+    IRuntimeConfig,
+    Library,
+)
 
 from hasten.core import torch_programs
 from hasten.core.cache_folder import CacheFolder
+from hasten.core.target import Target
 from hasten.core.tensors import TensorSpec
 from hasten.engines.base import Artifact
 from hasten.engines.compile_cache import CompileCache
-from hasten.engines.cuda.kept import KeptPrograms, check_own_folder, torch_folder
+from hasten.engines.cuda import torch as torch_cuda
+from hasten.engines.cuda.facts import DeviceFacts
+from hasten.engines.cuda.kept import check_own_folder, torch_folder
+from hasten.engines.cuda.pins import Pins, check_pins, pin
 from hasten.engines.cuda.runtime import Host
-from hasten.engines.cuda.torch import opened
+from hasten.engines.cuda.torch import TorchCuda
+from hasten.engines.tensorrt import plans, rtx
 from hasten.engines.tensorrt.kernels import KeptKernels
+from hasten.engines.tensorrt.rtx import TensorrtRtx
 from hasten.errors import CandidateError
 from hasten.evaluation.deep import network, runtimes
 
 KEY = "0" * 64
+HERE = DeviceFacts("sm90", "13.0")
+ATTACHED = Target.host().with_device("cuda", present=True)
 
 
 class Kernels:
@@ -100,6 +117,68 @@ def test_the_real_library_has_such_a_cache() -> None:
     assert {"serialize", "deserialize"} <= set(dir(trt.IRuntimeCache))
 
 
+class CachingConfig(IRuntimeConfig, Config):
+    """Configuration of contexts whose kernels can come from a cache."""
+
+    def __init__(self) -> None:
+        Config.__init__(self)
+
+
+class CompilingEngine(ICudaEngine):
+    """An engine whose contexts need a kernel, which is compiled where the cache lacks it.
+
+    Attributes:
+        compilations: Number of kernels that were compiled.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.compilations = 0
+
+    def create_runtime_config(self) -> IRuntimeConfig:
+        return CachingConfig()
+
+    def create_execution_context(self, how: Any) -> IExecutionContext:
+        assert how.taken is not None, "the context was given no cache"
+        if b"kernel" not in how.taken.content.removeprefix(b"kernels:"):
+            self.compilations += 1
+            how.taken.content += b"kernel"
+        return super().create_execution_context(how)
+
+
+class Caching(Library):
+    """TensorRT for RTX with the cache of kernels that its contexts can have."""
+
+    __version__ = "1.7"
+
+    def __init__(self) -> None:
+        self.engine: CompilingEngine = CompilingEngine()
+
+
+def test_tensorrt_for_rtx_compiles_at_the_first_start_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's session from opening to end, with this host in the GPU's place."""
+    monkeypatch.setattr(plans, "_log", lambda trt: plans._Log())
+    monkeypatch.setattr(plans, "Cuda", Host)
+    monkeypatch.setattr(rtx, "check_pins", partial(check_pins, read=lambda: HERE))
+    for name in ("model.onnx", "model.plan"):
+        (tmp_path / name).write_text(name)
+    files = (tmp_path / "model.plan",)
+    artifact = replace(PLANNED, path=tmp_path / "model.onnx", files=files)
+    artifact = pinned(artifact, "TensorRT for RTX", Caching.__version__)
+    found = []
+    for _ in range(2):
+        library, compiled = Caching(), CompileCache(CacheFolder(tmp_path / "cache"))
+        toolkit: Any = staticmethod(lambda trt=library: trt)
+        monkeypatch.setattr(TensorrtRtx, "toolkit", toolkit)
+        with TensorrtRtx().open_cached(artifact, ATTACHED, compiled) as session:
+            answer = session.run({"x": np.full((2, 3), 4, np.float32)})["y"]
+        assert np.array_equal(answer, np.full((2, 3), 8))
+        found.append((compiled.found, compiled.kept, library.engine.compilations))
+    assert found == [(0, 1, 1), (1, 0, 0)]
+
+
 @pytest.fixture
 def program(tmp_path: Path) -> Artifact:
     """The small network's program."""
@@ -126,6 +205,12 @@ def scaling(folder: Path) -> Artifact:
     return Artifact(folder / "kept.pt2", (x,), (y,), (x,))
 
 
+def pinned(artifact: Artifact, runtime: str, version: str) -> Artifact:
+    """Return an artifact that states the GPU here."""
+    beside = pin(artifact.path, Pins(runtime, version, HERE.part, HERE.driver))
+    return replace(artifact, files=(*artifact.files, beside))
+
+
 @contextmanager
 def fresh(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """As a new process finds torch: nothing compiled, and nothing in its own folder."""
@@ -145,19 +230,19 @@ def fresh(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 def test_torch_compiles_at_the_first_start_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch = pytest.importorskip("torch")
+    """A GPU's session from opening to end, with this host in the GPU's place."""
+    pytest.importorskip("torch")
+    monkeypatch.setattr(torch_cuda, "Cuda", Host)
+    monkeypatch.setattr(torch_cuda, "device_facts", lambda: HERE)
+    monkeypatch.setattr(torch_cuda, "check_pins", partial(check_pins, read=lambda: HERE))
     request = network.requests(1)[0]
-    artifact = scaling(tmp_path)
+    artifact = pinned(scaling(tmp_path), "PyTorch", TorchCuda.version())
     found = []
     for start in range(2):
         compiled = CompileCache(CacheFolder(tmp_path / "cache"))
-        kept = KeptPrograms(torch, compiled, KEY)
         with fresh(tmp_path / f"torch{start}", monkeypatch) as counted:
-            check_own_folder()
-            kept.recall()
-            with opened(artifact, Host(), "reduce-overhead", "f32") as session:
+            with TorchCuda().open_cached(artifact, ATTACHED, compiled) as session:
                 answer = session.run(request)["y"]
-            kept.keep()
             misses = counted["inductor"]["fxgraph_cache_miss"]
         found.append((compiled.found, compiled.kept, misses > 0))
         assert np.array_equal(answer, request["x"] * 2 + 1)

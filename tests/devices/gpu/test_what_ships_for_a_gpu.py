@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from tests.devices.gpu.test_error_codes import Host
 from tests.support.engines_for_a_gpu import Slow, Unable
 from tests.support.quick import quick_runs
 
@@ -16,6 +17,7 @@ from hasten.bundle import read
 from hasten.core.devices import find_target
 from hasten.core.objects import import_path
 from hasten.core.target import Target
+from hasten.engines.cuda import capability
 from hasten.engines.cuda.torch import TorchCuda
 from hasten.engines.installed import check_takes
 from hasten.engines.onnxruntime.installation import CUDA
@@ -92,6 +94,15 @@ def test_an_engine_of_the_host_is_refused_for_a_gpu(
         "the engine onnxruntime doesn't run on cuda; these do: onnxruntime_cuda, tensorrt, tensorrt_rtx, "
         "torch_cuda"
     )
+    assert nothing_left(tmp_path)
+
+
+def test_a_gpu_that_lets_in_a_single_process_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capability, "cuda_runtime", lambda: Host(mode=3))
+    with pytest.raises(InputError, match="is in compute mode EXCLUSIVE_PROCESS, which allows one"):
+        run(tmp_path, monkeypatch, import_path(Slow))
     assert nothing_left(tmp_path)
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from tests.devices.gpu.test_cuda import Runtime
 
 from hasten.core.target import Target
 from hasten.core.tensors import Array
@@ -32,6 +35,56 @@ QUICK = Pace(warmups_s=(0.0, 0.001, 0.002), idle_s=0.0, rounds=3, block_s=0.001)
 )
 def test_what_concerns_memory_holds_on_this_host(check: Any) -> None:
     assert check("host").said
+
+
+class Jetson(Runtime):
+    """CUDA's runtime on a module whose GPU computes in the host's memory, or on another GPU."""
+
+    cudaDeviceAttr = SimpleNamespace(  # noqa: N815
+        cudaDevAttrComputeCapabilityMajor="major",
+        cudaDevAttrComputeCapabilityMinor="minor",
+        cudaDevAttrComputeMode="mode",
+        cudaDevAttrIntegrated="integrated",
+    )
+
+    def __init__(self, *, integrated: bool) -> None:
+        super().__init__()
+        self._facts = {"major": 8, "minor": 7, "mode": 0, "integrated": int(integrated)}
+
+    def cudaDeviceGetAttribute(self, attribute: str, device: int) -> tuple[int, int]:  # noqa: N802
+        return 0, self._facts[attribute]
+
+    def cudaRuntimeGetVersion(self) -> tuple[int, int]:  # noqa: N802
+        return 0, 12090
+
+    def cudaDriverGetVersion(self) -> tuple[int, int]:  # noqa: N802
+        return 0, 12060
+
+    def cudaMemGetInfo(self) -> tuple[int, int, int]:  # noqa: N802
+        return 0, 3 << 30, 8 << 30
+
+
+@pytest.mark.parametrize("integrated", [True, False])
+def test_a_gpu_is_said_to_share_the_hosts_memory_where_it_does(
+    integrated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bindings: Any = ModuleType("cuda.bindings")
+    bindings.runtime = Jetson(integrated=integrated)
+    monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
+    monkeypatch.setitem(sys.modules, "cuda.bindings", bindings)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", bindings.runtime)
+    found = memory.identity("cuda")
+    assert found.said == "A stand-in, sm87, driver for CUDA 12.6, bindings for CUDA 12.9"
+    shared = ", shared with the host" if integrated else ""
+    assert found.details == (f"memory: 3.0 of 8.0 GiB free{shared}", "compute mode: shared")
+
+
+def test_the_real_bindings_have_what_a_gpu_is_asked() -> None:
+    real = pytest.importorskip(
+        "cuda.bindings.runtime", reason="needs the extra gpu: pip install 'hasten[gpu]'"
+    )
+    assert set(vars(Jetson.cudaDeviceAttr)) <= set(real.cudaDeviceAttr.__members__)
+    assert callable(real.cudaMemGetInfo)
 
 
 def test_this_host_has_no_clocks_to_read() -> None:

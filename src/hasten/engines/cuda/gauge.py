@@ -97,8 +97,12 @@ class Gauge:
         return found
 
     def _told(self, name: str, *arguments: Any) -> Any:
-        """Return what a function of NVML says of the GPU; None where the GPU doesn't support it."""
-        with suppress(self._nvml.NvmlError):
+        """Return what a function of NVML says of the GPU; None where the GPU doesn't support it.
+
+        None also where the driver's library is older than the function. The bindings say that by a
+        RuntimeError that isn't an NvmlError, and have no names for the older functions.
+        """
+        with suppress(self._nvml.NvmlError, RuntimeError):
             return getattr(self._nvml, name)(self._handle, *arguments)
         return None
 

@@ -6,9 +6,17 @@ import contextlib
 import io
 import itertools
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    closing,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -17,9 +25,12 @@ from hasten.core.model import Format, Model, libraries
 from hasten.core.target import Target
 from hasten.core.tensors import Tensors
 from hasten.core.words import listed
-from hasten.engines.artifacts import batch_sizes, place
+from hasten.engines.artifacts import answer_once, batch_sizes, place, zeros_for
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.compile_cache import CompileCache
 from hasten.engines.cuda.capability import check_gpu
+from hasten.engines.cuda.facts import device_facts
+from hasten.engines.cuda.kept_engines import KeptEngines
 from hasten.engines.cuda.own_thread import in_own_thread
 from hasten.engines.cuda.replays import RUNS
 from hasten.engines.cuda.runtime import Cuda, Device, Host, capturing
@@ -122,6 +133,64 @@ class OnnxRuntimeCuda(Engine):
             CandidateError: the model can't be loaded, the provider isn't used, or it can't capture
                 a graph for each shape.
         """
+        return self._session(artifact, target, None)
+
+    @property
+    def keeps_compiled(self) -> bool:
+        """Whether the provider builds engines, which are kept."""
+        return self.provider == "tensorrt"
+
+    @contextmanager
+    def open_cached(
+        self, artifact: Artifact, target: Target, compiled: CompileCache
+    ) -> Iterator[Session]:
+        """Load the model as `open` does, with the engines that an earlier start built for this GPU.
+
+        Raises:
+            CandidateError: as `open` raises it.
+        """
+        if not self.keeps_compiled or target.kind != "attached" or artifact.custom_ops:
+            with self.open(artifact, target) as session:
+                yield session
+            return
+        here = device_facts()
+        what = f"engines for {here.part} and CUDA {here.driver}"
+        key = compiled.key(self, artifact, target, what)
+        with TemporaryDirectory(prefix="hasten-") as folder, ExitStack() as held:
+            kept = KeptEngines(Path(folder), compiled, key)
+            session = self._recalled(artifact, target, kept, held)
+            try:
+                yield session
+            finally:
+                kept.keep()  # those for other sizes, too
+
+    def _recalled(
+        self, artifact: Artifact, target: Target, kept: KeptEngines, held: ExitStack
+    ) -> Session:
+        """Return a session with what was kept, or without it where the provider can't use it."""
+        if kept.recall():
+            with suppress(CandidateError), ExitStack() as trying:
+                session = trying.enter_context(self._session(artifact, target, kept.folder))
+                session.run(zeros_for(artifact))  # engines for open sizes are read by now
+                held.enter_context(trying.pop_all())
+                return session
+            kept.drop()
+        session = held.enter_context(self._session(artifact, target, kept.folder))
+        answer_once(session, artifact)
+        kept.keep()
+        return session
+
+    def _session(
+        self, artifact: Artifact, target: Target, engines: Path | None
+    ) -> AbstractContextManager[Session]:
+        """Load the model, and run it in a thread of its own.
+
+        Args:
+            artifact: Artifact that `build` made.
+            target: Target for the device.
+            engines: Folder from which TensorRT's provider reads its engines, and to which it writes
+                them; None for none.
+        """
         if self.cuda_graph and self.provider == "tensorrt":
             # It keeps one for the whole session, and replays it whatever the run's `gpu_graph_id`:
             # https://github.com/microsoft/onnxruntime/issues/20050
@@ -130,15 +199,17 @@ class OnnxRuntimeCuda(Engine):
                 "requests of all shapes: leave cuda_graph out, or use the engine tensorrt, which "
                 "has a graph for each shape"
             )
-        return in_own_thread(self._opened(artifact, target), "hasten: ONNX Runtime")
+        return in_own_thread(self._opened(artifact, target, engines), "hasten: ONNX Runtime")
 
     @contextmanager
-    def _opened(self, artifact: Artifact, target: Target) -> Iterator[Session]:
+    def _opened(
+        self, artifact: Artifact, target: Target, engines: Path | None
+    ) -> Iterator[Session]:
         device: Device = Cuda() if target.kind == "attached" else Host()
         with device.apart():
             with ExitStack() as failing:
                 failing.callback(device.close)
-                session = self._load(artifact, target, device)
+                session = self._load(artifact, target, device, engines)
                 network = _Network(session, artifact, device, _GRAPHS if self.cuda_graph else 0)
                 # The provider captures its own graph: its runs allocate and wait, which our capture
                 # can't include.
@@ -148,7 +219,9 @@ class OnnxRuntimeCuda(Engine):
             with closing(opened):
                 yield opened
 
-    def _load(self, artifact: Artifact, target: Target, device: Device) -> Any:
+    def _load(
+        self, artifact: Artifact, target: Target, device: Device, engines: Path | None = None
+    ) -> Any:
         ort = _runtime()
         options = ort.SessionOptions()
         options.log_severity_level = _LOG_ERRORS_ONLY
@@ -158,7 +231,7 @@ class OnnxRuntimeCuda(Engine):
                 options.register_custom_ops_library(str(library))
             except Exception as error:
                 raise failed(f"ONNX Runtime can't load {library.name}", error) from error
-        providers = self._providers(device, artifact)
+        providers = self._providers(device, artifact, engines)
         if device.kind == "cuda":
             if CUDA not in _providers():
                 raise CandidateError(without_cuda())
@@ -192,7 +265,9 @@ class OnnxRuntimeCuda(Engine):
             return sizes
         return tuple(range(1, _LARGEST_BATCH + 1)) if profile(artifact) else (1,)
 
-    def _providers(self, device: Device, artifact: Artifact) -> list[tuple[str, dict[str, str]]]:
+    def _providers(
+        self, device: Device, artifact: Artifact, engines: Path | None
+    ) -> list[tuple[str, dict[str, str]]]:
         """Return the providers with their options, in order of preference."""
         host = (_CPU, dict[str, str]())
         if device.kind != "cuda":
@@ -204,7 +279,8 @@ class OnnxRuntimeCuda(Engine):
         }
         asked = [(_NAMES["cuda"], cuda), host]
         if self.provider == "tensorrt":
-            return [(_NAMES["tensorrt"], stream | profile(artifact)), *asked]
+            settings = stream | profile(artifact) | engine_cache(engines)
+            return [(_NAMES["tensorrt"], settings), *asked]
         return asked
 
     def words(self) -> str:
@@ -237,6 +313,18 @@ def profile(artifact: Artifact) -> dict[str, str]:
             shapes.append(f"{spec.name}:{sizes}")
         found[f"trt_profile_{which}_shapes"] = ",".join(shapes)
     return found
+
+
+def engine_cache(folder: Path | None) -> dict[str, str]:
+    """Return the settings by which TensorRT's provider reads its engines from a folder, or writes them to it.
+
+    Without them it builds all engines at each start.
+
+    Source: ONNX Runtime, TensorRT execution provider, "TensorRT EP Caches".
+    """
+    if folder is None:
+        return {}
+    return {"trt_engine_cache_enable": "1", "trt_engine_cache_path": str(folder)}
 
 
 class _Network:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
@@ -36,6 +37,10 @@ _THREAD = "hasten: torch"
 
 _TF32_ADVICE = "TensorFloat32 tensor cores for float32 matrix multiplication available"
 """Beginning of inductor's warnings that TF32 could be used, as a pattern."""
+_HIDING = threading.Lock()
+"""Lock that is held while that advice is hidden: filters of warnings are the process's, and of two sessions
+that hide it at once the second one would leave the filter of the first one there for good. torch
+compiles one program at a time anyway."""
 
 Mode = Literal["reduce-overhead", "max-autotune", "graph", "eager"]
 
@@ -278,7 +283,7 @@ class _DeviceProgram:
                 "weights_cast_once": str(made.once),
                 "weights_cast_each_request": str(made.each_request),
             }
-        with warnings.catch_warnings():
+        with _HIDING, warnings.catch_warnings():
             # Inductor advises TF32 where a product of float32 is to be exact; it says so in
             # compile_fx.py and in fuse_attention.py.
             warnings.filterwarnings("ignore", _TF32_ADVICE, UserWarning, r"torch\._inductor\.")

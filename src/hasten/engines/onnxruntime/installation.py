@@ -16,6 +16,8 @@ from hasten.errors import InputError
 
 GPU = "onnxruntime-gpu"
 CUDA = "CUDAExecutionProvider"
+GPU_MACHINES = ("x86_64", "AMD64", "aarch64")
+"""Processors for which there are wheels of `onnxruntime-gpu`, by the names that Python has for them."""
 _MODULE = "onnxruntime"
 _BUILDS = (
     *("onnxruntime", GPU, "onnxruntime-cann", "onnxruntime-directml", "onnxruntime-migraphx"),
@@ -92,7 +94,7 @@ def without_cuda() -> str:
     if known := fault():
         return known
     version = load().__version__
-    if platform.machine() not in ("x86_64", "AMD64"):
+    if platform.machine() not in GPU_MACHINES:
         return (
             f"this ONNX Runtime, {version}, has no CUDA, and {GPU} has no wheel for "
             f"{platform.machine()}: use TensorRT or torch"

@@ -17,8 +17,9 @@ from hasten.errors import CandidateError, InputError
 
 NAMES = ("tensorrt", "tensorrt_bindings")
 """Names of the library's module."""
-_OLDEST = 10
-"""Oldest major version with strongly typed networks, explicit QDQ and `execute_async_v3`."""
+_OLDEST = (10, 1)
+"""Oldest version with strongly typed networks, explicit QDQ, `execute_async_v3` and, since 10.1,
+`device_memory_size_v2`."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,11 @@ class Tensorrt(PlanEngine):
             InputError: it isn't installed, or is too old.
         """
         remedy = (
-            f"use version {_OLDEST} or newer: {installing('')}, which downloads it from NVIDIA's "
+            f"use version {'.'.join(map(str, _OLDEST))} or newer: {installing('')}, which downloads it from NVIDIA's "
             "own index; on a Jetson, JetPack contains it"
         )
         trt = bindings(NAMES, "TensorRT", remedy)
-        if int(trt.__version__.split(".")[0]) < _OLDEST:
+        if tuple(map(int, trt.__version__.split(".")[:2])) < _OLDEST:
             raise InputError(f"TensorRT {trt.__version__} is too old: {remedy}")
         return trt
 

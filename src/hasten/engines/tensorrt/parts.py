@@ -53,8 +53,20 @@ RTX_PARTS = tuple(name for name, part in PARTS.items() if part.rtx)
 
 
 def rtx_runs_here() -> bool:
-    """Whether TensorRT for RTX has a library for this host's processor; on Linux, x86-64 alone."""
-    return platform.machine() in ("x86_64", "AMD64")
+    """Whether TensorRT for RTX has a library for this host's processor; for aarch64 since 1.6."""
+    return platform.machine() in ("x86_64", "AMD64", "aarch64")
+
+
+def installing_rtx() -> str:
+    """Return what installs TensorRT for RTX on this host.
+
+    The extra leaves it out on aarch64, where its wheels need glibc 2.35, newer than all others do.
+    """
+    if not rtx_runs_here():
+        return f"it has no library for this processor; TensorRT has: {installing('')}"
+    if platform.machine() == "aarch64":
+        return "pip install tensorrt-rtx-cu13-bindings tensorrt-rtx-cu13-libs"
+    return "pip install 'hasten[gpu]'"
 
 
 def installing(part: str) -> str:

@@ -18,7 +18,7 @@ from hasten.engines.cuda.capability import known_part
 from hasten.engines.cuda.pins import check_pins, pins_for
 from hasten.engines.tensorrt.engine import NAMES
 from hasten.engines.tensorrt.kernels import KeptKernels
-from hasten.engines.tensorrt.parts import installing, no_rtx, rtx_runs_here
+from hasten.engines.tensorrt.parts import installing_rtx, no_rtx
 from hasten.engines.tensorrt.plans import PlanEngine, answering, bindings, built
 from hasten.engines.tensorrt.profile import violations
 from hasten.errors import CandidateError
@@ -65,10 +65,8 @@ class TensorrtRtx(PlanEngine):
         Raises:
             InputError: it isn't installed.
         """
-        remedy = "pip install 'hasten[gpu]'"
-        if not rtx_runs_here():
-            remedy = f"it has no library for this processor; TensorRT has: {installing('')}"
-        return bindings(("tensorrt_rtx", "tensorrt_rtx_bindings"), cls.library, remedy)
+        names = ("tensorrt_rtx", "tensorrt_rtx_bindings")
+        return bindings(names, cls.library, installing_rtx())
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
         """Write a plan for the target's GPU, or for this host's, and keep the model beside it.
