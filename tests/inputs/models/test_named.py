@@ -2,6 +2,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.bombs import padded, with_little_unasked
 
 from hasten.errors import InputError
 from hasten.inputs.models import named
@@ -87,6 +88,16 @@ def empty(path: Path) -> None:
 def test_files_that_hold_no_weights_of_the_model(tmp_path: Path, write: Any, said: str) -> None:
     write(tmp_path / "w.pth")
     assert said in refused(f"timm:{SMALL}@{tmp_path / 'w.pth'}")
+
+
+def test_a_checkpoint_that_unpacks_to_far_more_than_its_size_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_little_unasked(monkeypatch)
+    path = tmp_path / "w.pth"
+    other(path)
+    said = padded(path, "w/data/9")
+    assert refused(f"timm:{SMALL}@{path}") == f"{path} can't be unpacked safely: {said}"
 
 
 def test_names_that_arent_there(tmp_path: Path) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from hasten.core.archives import excess
 from hasten.core.extras import missing_extra
 from hasten.errors import InputError, told
 
 LIBRARIES = ("timm", "torchvision")
 RANDOM = "random"
 _SIDE = 224
+_ARCHIVE = b"PK\3\4"
+"""Begin of a checkpoint that torch 1.6 or newer wrote: a ZIP archive."""
 
 
 def is_named(source: str) -> bool:
@@ -126,7 +129,13 @@ def _read(path: Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return load_file(path)
+        with path.open("rb") as file:
+            said = excess(file) if file.read(4) == _ARCHIVE else ""
+        if said:
+            raise InputError(f"{path} can't be unpacked safely: {said}")
         found = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as error:  # torch and safetensors pass on any exception
         raise InputError(
             f"{path} can't be read as weights without running code that it contains: {told(error)}"

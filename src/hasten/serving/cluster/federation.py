@@ -87,6 +87,7 @@ class Federation:
 
         class Page(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            timeout = _PATIENCE_S
 
             def do_GET(self) -> None:
                 status, page = federation.answer(self.headers)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hasten.core.archives import excess
 from hasten.errors import InputError, told
 from hasten.inputs.models.tabular.base import Library, Tabular, described, library_of, named_columns
 from hasten.inputs.models.tabular.building import Building, Part
@@ -42,6 +43,9 @@ class ScikitLearn(Library):
         from skops.io import get_untrusted_types, load
 
         try:
+            with path.open("rb") as file:
+                if said := excess(file):
+                    raise InputError(f"{path} can't be unpacked safely: {said}")
             found = get_untrusted_types(file=path)
             unknown = [name for name in found if name not in _TRUSTED]
             if unknown:
