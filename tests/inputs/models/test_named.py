@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,22 @@ def test_a_checkpoint_that_unpacks_to_far_more_than_its_size_is_refused(
     other(path)
     said = padded(path, "w/data/9")
     assert refused(f"timm:{SMALL}@{path}") == f"{path} can't be unpacked safely: {said}"
+
+
+class Long:
+    """A type whose name is as long as a stranger likes."""
+
+
+Long.__qualname__ = Long.__name__ = "L" * 1001
+
+
+def test_a_checkpoint_with_a_long_name_of_a_type_is_refused_before_torch_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], Long.__name__, Long, raising=False)
+    path = tmp_path / "w.pth"
+    torch.save({"weight": Long()}, path)
+    assert refused(f"timm:{SMALL}@{path}") == f"{path} names a type by more than 1000 characters"
 
 
 def test_names_that_arent_there(tmp_path: Path) -> None:

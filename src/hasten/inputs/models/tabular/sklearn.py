@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.core.archives import excess
-from hasten.errors import InputError, told
+from hasten.errors import InputError, told, visible
 from hasten.inputs.models.tabular.base import Library, Tabular, described, library_of, named_columns
 from hasten.inputs.models.tabular.building import Building, Part
 from hasten.inputs.models.tabular.graph import INPUT, Graph
@@ -51,7 +51,7 @@ class ScikitLearn(Library):
             if unknown:
                 raise InputError(
                     f"{path} contains types that aren't known to be safe: "
-                    f"{', '.join(unknown)[:300]}; if you "
+                    f"{visible(', '.join(unknown))[:300]}; if you "
                     "trust them, load it in a my.py (model = skops.io.load(..., trusted=[...])) and give "
                     "my.py:model"
                 )
