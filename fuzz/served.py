@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import onnx
 from fuzz.isolated import Outcome, peak_kib, reset_peak
 from fuzz.other import MODEL, NUMBERS, Board
 from fuzz.surface import Finding, Surface, checked
@@ -37,11 +38,16 @@ _TOGETHER = 16
 _AGAIN = 5
 _PATIENCE_S = 120.0
 _SOUND = """{} (float[batch, 8, 100] mels) => (float[batch, 8, 100] y) {{ y = Relu(mels) }}"""
+_WIDE = """<ir_version: 8, opset_import: ["" : 17]>
+    wide (float[1, 4] x) => (float[1, 524288] y) <int64[2] times = {1, 131072}> { y = Tile(x, times) }"""
 _TINY = """tiny (float[batch, 4] x) => (float[batch, 4] y) { y = Relu(x) }"""
 
 
 def bundles(folder: Path) -> list[Path | str]:
-    """Write what is served: `tiny`, `two_inputs`, models of pictures and sounds, and the chain `squares`."""
+    """Write what is served: `tiny`, `two_inputs`, models of pictures and sounds, and the chain `squares`.
+
+    `wide` answers four numbers with half a million.
+    """
     two = models.two_inputs(folder)
     request: dict[str, Array] = {
         "features": np.ones((1, 8), np.float32),
@@ -50,12 +56,19 @@ def bundles(folder: Path) -> list[Path | str]:
     return [
         bundle_of(folder, models.write(folder / f"{MODEL}.onnx", _TINY, {})),
         bundle_of(folder, two, requests=[request]),
+        bundle_of(folder, wide(folder)),
         classifier(folder, "colour", 8),
         classifier(folder, "large", 512),
         sounds(folder, "sound", (FitLength(16_000),)),
         sounds(folder, "uncut"),
         f"squares={chains.detector(folder)}+crop+{chains.classifier(folder, 'reader')}",
     ]
+
+
+def wide(folder: Path) -> Path:
+    """Write the model whose answers are large."""
+    onnx.save(onnx.parser.parse_model(_WIDE), folder / "wide.onnx")
+    return folder / "wide.onnx"
 
 
 def classifier(folder: Path, name: str, side: int) -> Path:

@@ -22,6 +22,8 @@ SURFACES = {
     "onnx": "fuzz.surfaces.onnx_files:OnnxFiles",
     "pt2": "fuzz.surfaces.archives:Programs",
     "npz": "fuzz.surfaces.archives:Npz",
+    "weights": "fuzz.surfaces.archives:Weights",
+    "skops": "fuzz.surfaces.archives:Skops",
     "images": "fuzz.surfaces.images:Images",
     "http": "fuzz.surfaces.http:Http",
     "shared_memory": "fuzz.surfaces.shared_memory:SharedRegions",

@@ -1,4 +1,4 @@
-"""Archives of arrays (.npz) and torch's exported programs (.pt2): their members are changed and packed anew."""
+"""Archives of arrays, of torch's programs and weights, and of scikit-learn's models: their members are changed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import random
 import sys
 import warnings
 import zipfile
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -133,6 +135,8 @@ _HARMS = (
     "pty.spawn",
 )
 """Events that Python tells of where a program begins another one, or reaches out."""
+_OWN = (("lscpu",),)
+"""Programs that a library runs whatever the file: joblib counts processors."""
 _TARGETS = (
     *(
         "torch.os.system",
@@ -211,6 +215,130 @@ class Programs(Surface):
         load_program(path)
 
 
+class Weights(Surface):
+    """Checkpoints of torch; what is loaded may begin no other program."""
+
+    name = "weights"
+    most_s = 5.0
+    most_mib = 128
+
+    def seeds(self) -> list[bytes]:
+        import torch
+
+        torch.manual_seed(0)
+        plain, within = io.BytesIO(), io.BytesIO()
+        stored = torch.nn.Linear(4, 3).state_dict()
+        torch.save(stored, plain)
+        torch.save({"epoch": 3, "state_dict": {**stored, "count": torch.arange(5)}}, within)
+        return [plain.getvalue(), within.getvalue()]
+
+    def mutate(self, rng: random.Random, seed: bytes) -> bytes:
+        if rng.random() < 0.15:
+            return changed_bytes(seed, rng)
+        members = list(members_of(seed).items())
+        pickles = [at for at, (name, _) in enumerate(members) if name.endswith(".pkl")]
+        at = rng.choice(pickles if rng.random() < 0.8 else range(len(members)))
+        name, data = members[at]
+        if rng.random() < 0.2:
+            data = data.replace(*rng.choice(_CALLS))
+        else:
+            data = rng.choice((changed_bytes, grown))(data, rng)
+        members[at] = (name, data)
+        return archive_of(members, rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)))
+
+    def check(self, data: bytes) -> str:
+        from hasten.inputs.models.named import read_weights
+
+        path = self.folder / "input.pth"
+        path.write_bytes(data)
+        return _quietly(lambda: read_weights(path), "read")
+
+
+class Skops(Surface):
+    """scikit-learn's models as .skops files; what is loaded may begin no other program."""
+
+    name = "skops"
+    most_s = 10.0
+    most_mib = 160
+
+    def seeds(self) -> list[bytes]:
+        from sklearn.datasets import load_iris
+        from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+        from skops.io import dumps
+
+        x, y = load_iris(return_X_y=True)
+        fitted = (
+            RandomForestClassifier(2, max_depth=3, random_state=0),
+            make_pipeline(StandardScaler(), LogisticRegression()),
+            HistGradientBoostingClassifier(max_iter=2, max_depth=2, random_state=0),
+        )
+        return [dumps(each.fit(x, y)) for each in fitted]
+
+    def mutate(self, rng: random.Random, seed: bytes) -> bytes:
+        if rng.random() < 0.1:
+            return changed_bytes(seed, rng)
+        members = list(members_of(seed).items())
+        schema = [at for at, (name, _) in enumerate(members) if name.endswith(".json")]
+        at = rng.choice(schema if rng.random() < 0.6 else range(len(members)))
+        name, data = members[at]
+        if name.endswith(".json"):
+            change = changed_leaves if rng.random() < 0.7 else changed_record
+            data = json.dumps(change(json.loads(data), rng, _CLASSES)).encode()
+        elif rng.random() < 0.3:
+            data = _header(rng) + data[128:]
+        else:
+            data = changed_bytes(data, rng)
+        members[at] = (name, data)
+        return archive_of(members, zipfile.ZIP_STORED)
+
+    def check(self, data: bytes) -> str:
+        path = self.folder / "input.skops"
+        path.write_bytes(data)
+        return _quietly(lambda: self._written(path), "written")
+
+    def _written(self, path: Path) -> None:
+        from hasten.inputs.models.source import find_model
+
+        find_model(path).export(self.folder)
+
+
+def _quietly(read: Callable[[], object], word: str) -> str:
+    """Read a file, and hear whether it makes anything happen."""
+    _watch()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            read()
+    except HastenError as error:
+        return refused(error)
+    finally:
+        if _heard:
+            raise Fault(f"the file made this happen: {_heard.pop()}")
+    return word
+
+
+_CALLS = (
+    (b"torch._utils\n_rebuild_tensor_v2", b"os\nsystem"),
+    (b"collections\nOrderedDict", b"builtins\neval"),
+    (b"FloatStorage", b"os.system"),
+    (b"torch\n", b"subprocess\n"),
+)
+"""What a pickle names, and what it might name instead."""
+_CLASSES = (
+    "sklearn.tree._tree.Tree",
+    "sklearn.tree._classes.DecisionTreeClassifier",
+    "numpy.ndarray",
+    "os.system",
+    "builtins.eval",
+    "subprocess.Popen",
+    "collections.OrderedDict",
+    "ObjectNode",
+    "FunctionNode",
+    "NdArrayNode",
+)
 _heard: list[str] = []
 
 
@@ -222,5 +350,5 @@ def _watch() -> None:
 
 
 def _hear(event: str, arguments: Any) -> None:
-    if event in _HARMS:
+    if event in _HARMS and arguments[:1] not in _OWN:
         _heard.append(f"{event}{arguments!r:.200}")

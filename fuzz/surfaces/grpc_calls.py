@@ -56,6 +56,8 @@ def inferences() -> list[bytes]:
     shared = request(model_name="tiny", inputs=[x])
     shared.inputs[0].parameters["shared_memory_region"].string_param = "r"
     shared.inputs[0].parameters["shared_memory_byte_size"].int64_param = 16
+    large = request(model_name="wide", inputs=[filled], outputs=[wanted(name="y")])
+    large.outputs[0].parameters["classification"].int64_param = 5000
     raw = [np.ones((2, 8), np.float32).tobytes(), np.ones((2, 3), np.int64).tobytes()]
     made = [
         request(model_name="tiny", inputs=[x], raw_input_contents=[np.ones(4, "f4").tobytes()]),
@@ -63,6 +65,7 @@ def inferences() -> list[bytes]:
         request(model_name="colour", inputs=[text]),
         asked,
         shared,
+        large,
     ]
     return [each.SerializeToString() for each in made]
 

@@ -169,6 +169,10 @@ class Http(Served):
         bodies = [
             request(f"v2/models/{name}/infer", json.dumps(each).encode()) for name, each in posted
         ]
+        many = {"outputs": [{"name": "y", "parameters": {"classification": 5000}}]}
+        for asked in (asking(x), asking(x, **classes), asking(x, **many)):
+            body = json.dumps(asked).encode()
+            bodies.append(request("v2/models/wide/infer", body, [("Accept-Encoding", "gzip")]))
         open_ = {"inputs": [tensor("features", "FP32", [2, 8]), tensor("ids", "INT64", [2, 3])]}
         arrays = (np.ones((2, 8), np.float32), np.ones((2, 3), np.int64))
         image = request("v2/models/colour/infer", picture(), [("Content-Type", "image/jpeg")])

@@ -65,7 +65,9 @@ def visible(text: str) -> str:
 def told(error: BaseException) -> str:
     """Return what another's code raised, in one line: its type, what it says, and where."""
     lines = str(error).strip().splitlines()
-    said = f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
+    said = type(error).__name__
+    if lines:
+        said += f": {visible(lines[0].strip())}"
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError) or not frames:
         return said  # that names its line itself

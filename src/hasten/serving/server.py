@@ -266,5 +266,5 @@ class Server:
         self.state.repository.close()
         if self._tracing is not None:
             await self._loop.run_in_executor(None, self._tracing.close)
-        self.state.unpacking.shutdown(wait=False, cancel_futures=True)
+        self.state.coding.shutdown(wait=False, cancel_futures=True)
         self.state.memory.unregister()

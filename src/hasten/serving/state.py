@@ -120,7 +120,7 @@ class ServerState:
             that it hasn't read.
         draining: Whether the server is shutting down.
         began_ns: Time of the start, on the monotonic clock.
-        unpacking: Threads that decompress bodies: few, to bound the memory in use at once.
+        coding: Threads that decompress bodies and encode long answers: few, to bound the memory in use at once.
         received: Buffer that all connections receive into; its content is parsed before the next
             receive.
     """
@@ -138,8 +138,8 @@ class ServerState:
     bodies: Shares = field(init=False)
     draining: bool = False
     began_ns: int = field(default_factory=time.perf_counter_ns)
-    unpacking: ThreadPoolExecutor = field(
-        default_factory=lambda: ThreadPoolExecutor(2, "hasten-unpacking")
+    coding: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(2, "hasten-coding")
     )
     received: memoryview = field(default_factory=lambda: memoryview(bytearray(_RECEIVE_BYTES)))
 

@@ -1,7 +1,9 @@
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.bombs import padded, with_little_unasked
 
 from hasten.errors import InputError
 from hasten.inputs.models import named
@@ -87,6 +89,32 @@ def empty(path: Path) -> None:
 def test_files_that_hold_no_weights_of_the_model(tmp_path: Path, write: Any, said: str) -> None:
     write(tmp_path / "w.pth")
     assert said in refused(f"timm:{SMALL}@{tmp_path / 'w.pth'}")
+
+
+def test_a_checkpoint_that_unpacks_to_far_more_than_its_size_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_little_unasked(monkeypatch)
+    path = tmp_path / "w.pth"
+    other(path)
+    said = padded(path, "w/data/9")
+    assert refused(f"timm:{SMALL}@{path}") == f"{path} can't be unpacked safely: {said}"
+
+
+class Long:
+    """A type whose name is as long as a stranger likes."""
+
+
+Long.__qualname__ = Long.__name__ = "L" * 1001
+
+
+def test_a_checkpoint_with_a_long_name_of_a_type_is_refused_before_torch_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], Long.__name__, Long, raising=False)
+    path = tmp_path / "w.pth"
+    torch.save({"weight": Long()}, path)
+    assert refused(f"timm:{SMALL}@{path}") == f"{path} names a type by more than 1000 characters"
 
 
 def test_names_that_arent_there(tmp_path: Path) -> None:

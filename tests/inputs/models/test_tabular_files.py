@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from tests.support.bombs import padded, with_little_unasked
 from tests.support.tabular import training
 
 from hasten.errors import InputError
@@ -81,6 +82,22 @@ def test_a_skops_file_is_read_if_its_types_are_known(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"can't be read by skops: it is cut short") as refused:
         find_model(path)
     assert "\n" not in str(refused.value)
+
+
+def test_a_skops_file_that_unpacks_to_far_more_than_its_size_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sklearn")
+    skops = pytest.importorskip("skops.io")
+    from sklearn.tree import DecisionTreeClassifier
+
+    with_little_unasked(monkeypatch)
+    path = tmp_path / "model.skops"
+    skops.dump(DecisionTreeClassifier(random_state=0).fit(ROWS, TWO), path)
+    said = padded(path, "zeros.npy")
+    with pytest.raises(InputError) as refused:
+        find_model(path)
+    assert str(refused.value) == f"{path} can't be unpacked safely: {said}"
 
 
 def test_a_library_that_is_not_installed_is_named_with_its_extra(

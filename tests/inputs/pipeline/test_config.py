@@ -145,10 +145,16 @@ def test_yaml_that_can_not_be_used_is_named(tmp_path: Path, text: str, message: 
 
 def test_what_is_no_yaml_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "pipeline.yaml"
-    path.write_text("size: [1\nmean: }")
+    for text in ("size: [1\nmean: }", "size: " + "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(InputError) as error:
+            from_yaml(path)
+        assert str(error.value).startswith(f"{path} can't be read as YAML: ")
+        assert "\n" not in str(error.value)
+    path.write_text("#" * (1 << 20) + "\nsize: 1")
     with pytest.raises(InputError) as error:
         from_yaml(path)
-    assert str(error.value).startswith(f"{path} can't be read as YAML: ")
+    assert str(error.value) == f"{path} has more than 1,048,576 bytes, too many for a pipeline"
     assert "\n" not in str(error.value)
     with pytest.raises(InputError) as error:
         from_yaml(tmp_path / "no.yaml")

@@ -33,11 +33,14 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def address(folder: Path) -> Iterator[str]:
     with served(folder) as url:
-        yield urlsplit(url).netloc
+        yield url
 
 
 def ask(address: str, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, str]:
-    connection = http.client.HTTPConnection(address, timeout=120)
+    """Ask for a path below the page's address; for the path itself, if it begins with a slash."""
+    place = urlsplit(address)
+    path = path if path.startswith("/") else place.path + path
+    connection = http.client.HTTPConnection(place.netloc, timeout=120)
     data = None if body is None else json.dumps(body)
     given = {"Content-Type": "application/json"} if data is not None else {}
     given |= {name.replace("_", "-"): value for name, value in headers.items()}
@@ -51,12 +54,12 @@ def labels(folder: Path) -> dict[str, str]:
 
 
 def test_the_page_is_served_and_labels_are_kept_as_they_come(folder: Path, address: str) -> None:
-    assert ask(address, "GET", "/") == (200, (folder / "index.html").read_text())
-    assert ask(address, "POST", "/labels", {"s2": "dog"}) == (200, '{"labelled": 1}')
-    assert ask(address, "POST", "/labels", {"s1": "2", "s3": "?"})[0] == 200
+    assert ask(address, "GET", "") == (200, (folder / "index.html").read_text())
+    assert ask(address, "POST", "labels", {"s2": "dog"}) == (200, '{"labelled": 1}')
+    assert ask(address, "POST", "labels", {"s1": "2", "s3": "?"})[0] == 200
     assert labels(folder) == {"s1": "2", "s2": "dog", "s3": "?"}
-    assert ask(address, "POST", "/labels", {"s2": ""}) == (200, '{"labelled": 2}')
-    assert json.loads(ask(address, "GET", "/labels")[1]) == {"s1": "2", "s3": "?"}
+    assert ask(address, "POST", "labels", {"s2": ""}) == (200, '{"labelled": 2}')
+    assert json.loads(ask(address, "GET", "labels")[1]) == {"s1": "2", "s3": "?"}
     head = (folder / LABELS).read_text().splitlines()[0]
     assert head == "id,label,text"  # other columns stay
 
@@ -73,24 +76,39 @@ def test_the_page_is_served_and_labels_are_kept_as_they_come(folder: Path, addre
 def test_a_label_that_is_none_changes_nothing(
     folder: Path, address: str, body: Any, said: str
 ) -> None:
-    assert ask(address, "POST", "/labels", body) == (400, said)
+    assert ask(address, "POST", "labels", body) == (400, said)
     assert labels(folder) == {}
 
 
 def test_another_site_can_neither_read_nor_write(folder: Path, address: str) -> None:
-    assert ask(address, "GET", "/labels", Host="evil.example:80")[0] == 403
-    assert ask(address, "POST", "/labels", {"s1": "cat"}, Host="evil.example")[0] == 403
-    assert ask(address, "POST", "/labels", {"s1": "cat"}, Origin="http://evil.example")[0] == 403
-    assert ask(address, "POST", "/labels", {"s1": "cat"}, Content_Type="text/plain")[0] == 403
-    assert ask(address, "GET", "/../asked.json")[0] == 404
+    assert ask(address, "GET", "labels", Host="evil.example:80")[0] == 403
+    assert ask(address, "POST", "labels", {"s1": "cat"}, Host="evil.example")[0] == 403
+    assert ask(address, "POST", "labels", {"s1": "cat"}, Origin="http://evil.example")[0] == 403
+    assert ask(address, "POST", "labels", {"s1": "cat"}, Content_Type="text/plain")[0] == 403
+    assert ask(address, "GET", "../asked.json")[0] == 404
     assert labels(folder) == {}
-    assert ask(address, "POST", "/labels", {"s1": "cat"}, Origin=f"http://{address}")[0] == 200
+    assert (
+        ask(address, "POST", "labels", {"s1": "cat"}, Origin=f"http://{urlsplit(address).netloc}")[
+            0
+        ]
+        == 200
+    )
+
+
+def test_another_user_who_finds_the_port_can_neither_read_nor_write(
+    folder: Path, address: str
+) -> None:
+    said = "open the address that hasten printed"
+    for path in ("/", "/index.html", "/labels", f"{urlsplit(address).path[:-2]}x/labels"):
+        assert ask(address, "GET", path) == (404, said)
+        assert ask(address, "POST", path, {"s1": "cat"})[0] == 400
+    assert labels(folder) == {}
 
 
 def test_labels_of_many_requests_at_once_are_all_kept(folder: Path, address: str) -> None:
     given = {"s1": "cat", "s2": "dog", "s3": "cow"}
     threads = [
-        threading.Thread(target=ask, args=(address, "POST", "/labels", {key: label}))
+        threading.Thread(target=ask, args=(address, "POST", "labels", {key: label}))
         for key, label in given.items()
     ]
     for thread in threads:
@@ -105,7 +123,7 @@ def test_a_table_that_a_person_spoiled_is_said_and_never_overwritten(
 ) -> None:
     spoiled = "id,label\ns1,horse\n"
     (folder / LABELS).write_text(spoiled)
-    status, said = ask(address, "POST", "/labels", {"s2": "dog"})
+    status, said = ask(address, "POST", "labels", {"s2": "dog"})
     assert (status, said) == (
         400,
         f"{folder / LABELS}, line 2: sample s1: 'horse' isn't a class: cat, dog, cow",

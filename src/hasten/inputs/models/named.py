@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import pickletools
+import zipfile
 from pathlib import Path
 from typing import Any
 
+from hasten.core.archives import excess
 from hasten.core.extras import missing_extra
 from hasten.errors import InputError, told
 
 LIBRARIES = ("timm", "torchvision")
 RANDOM = "random"
 _SIDE = 224
+_LONGEST_NAME = 1000
+_ARCHIVE = b"PK\3\4"
+"""Begin of a checkpoint that torch 1.6 or newer wrote: a ZIP archive."""
 
 
 def is_named(source: str) -> bool:
@@ -43,7 +50,7 @@ def load(source: str) -> Any:
                 "weights, which show the speed but give meaningless answers; load the library's "
                 "pretrained weights in a my.py of yours"
             )
-        stored = None if weights == RANDOM else _read(Path(weights))
+        stored = None if weights == RANDOM else read_weights(Path(weights))
         module = module_of(name, stored, check=False)
     except ImportError as error:
         raise missing_extra(f"a model of {library}", "torch") from error
@@ -115,7 +122,7 @@ def _near(names: str) -> str:
     return f": did you mean {names}?" if names else ""
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_weights(path: Path) -> dict[str, Any]:
     """Read weights by name from a file of safetensors, or from a checkpoint without running code."""
     import torch
 
@@ -126,7 +133,15 @@ def _read(path: Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return load_file(path)
+        with path.open("rb") as file:
+            is_archive = file.read(4) == _ARCHIVE
+            if is_archive and (said := excess(file)):
+                raise InputError(f"{path} can't be unpacked safely: {said}")
+        if is_archive:
+            _check_names(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
     except Exception as error:  # torch and safetensors pass on any exception
         raise InputError(
             f"{path} can't be read as weights without running code that it contains: {told(error)}"
@@ -138,6 +153,21 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or not all(torch.is_tensor(one) for one in found.values()):
         raise InputError(f"{path} contains no named weights: save the module's state_dict()")
     return {str(name).removeprefix("module."): one for name, one in found.items()}
+
+
+def _check_names(path: Path) -> None:
+    """Check the names of types in a checkpoint: torch's own error on a long one takes minutes to be written.
+
+    Raises:
+        InputError: a name is too long.
+    """
+    with zipfile.ZipFile(path) as archive:
+        pickles = [archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl")]
+    for each in pickles:
+        with contextlib.suppress(ValueError):  # torch says what is wrong with a damaged one
+            for code, name, _ in pickletools.genops(each):
+                if code.name in ("GLOBAL", "INST") and len(str(name)) > _LONGEST_NAME:
+                    raise InputError(f"{path} names a type by more than {_LONGEST_NAME} characters")
 
 
 def _put(module: Any, stored: dict[str, Any], source: str) -> None:

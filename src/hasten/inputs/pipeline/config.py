@@ -18,6 +18,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 LAYOUTS = ("CHW", "HWC")
 DTYPES = ("float32", "float16", "uint8")
 SETTINGS = ("size", "resize", "interpolation", "mean", "std", "scale", "layout", "dtype")
+_MOST_BYTES = 1 << 20
 TIMM_CROP_PCT = 0.875
 """Default of timm, its DEFAULT_CROP_PCT."""
 
@@ -115,10 +116,14 @@ def from_yaml(path: Path) -> Pipeline:
             "a pipeline file needs the extra: pip install 'hasten[optimize]'"
         ) from error
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            text = file.read(_MOST_BYTES + 1)
+        if len(text) > _MOST_BYTES:
+            raise InputError(f"{path} has more than {_MOST_BYTES:,} bytes, too many for a pipeline")
+        given = yaml.safe_load(text)
     except FileNotFoundError as error:
         raise InputError(f"no such file: {path}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} can't be read as YAML: {reason}") from error
     if not isinstance(given, dict) or ("size" not in given and "before" not in given):

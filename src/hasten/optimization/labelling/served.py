@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hmac
 import json
+import secrets
 import threading
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -18,6 +20,8 @@ from hasten.optimization.labelling.folder import LABELS, PAGE, form_of, read_ask
 
 HOST = "127.0.0.1"
 _MOST_BYTES = 8 << 20
+_PATIENCE_S = 60.0
+"""Time after which a connection on which nothing comes is closed."""
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -95,20 +99,24 @@ def _rows(table: Path) -> list[dict[str, str]]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers the page alone: other sites can't read it or write to it."""
+    """Answers the page alone, to who knows its address: no other site or user reads it or writes to it."""
 
     desk: Desk
     ended: threading.Event
+    secret: str
+    timeout = _PATIENCE_S
 
     def do_GET(self) -> None:
         if not self._from_here():
             return
-        if self.path in ("/", f"/{PAGE}"):
+        if self._asked() in ("", PAGE):
             self._answer(HTTPStatus.OK, "text/html; charset=utf-8", self.desk.page)
-        elif self.path == "/labels":
+        elif self._asked() == "labels":
             self._told(self.desk.labels)
         else:
-            self._answer(HTTPStatus.NOT_FOUND, "text/plain", b"there is only the page")
+            self._answer(
+                HTTPStatus.NOT_FOUND, "text/plain", b"open the address that hasten printed"
+            )
 
     def do_POST(self) -> None:
         if not self._from_here():
@@ -118,11 +126,17 @@ class _Handler(BaseHTTPRequestHandler):
         own = {None, f"http://{self.headers['Host']}"}
         if self.headers.get("Origin") not in own or kind != "application/json":
             self._answer(HTTPStatus.FORBIDDEN, "text/plain", b"labels come from the page alone")
-        elif self.path != "/labels" or not size.isdecimal() or int(size) > _MOST_BYTES:
-            self._answer(HTTPStatus.BAD_REQUEST, "text/plain", b"send labels as JSON to /labels")
+        elif self._asked() != "labels" or not size.isdecimal() or int(size) > _MOST_BYTES:
+            self._answer(HTTPStatus.BAD_REQUEST, "text/plain", b"send labels as JSON to labels")
         else:
             data = self.rfile.read(int(size))
             self._told(lambda: {"labelled": self.desk.take(json.loads(data))})
+
+    def _asked(self) -> str | None:
+        """Return what is asked for under the page's address; None for anything else."""
+        own = f"/{self.secret}/"
+        known = hmac.compare_digest(self.path[: len(own)].encode(), own.encode())
+        return self.path[len(own) :] if known else None
 
     def _from_here(self) -> bool:
         """Whether the request names this server; else a foreign name may lead here (DNS rebinding).
@@ -168,13 +182,15 @@ def served(folder: Path, port: int = 0) -> Iterator[str]:
         port: Port to listen on; 0 for a free one.
 
     Yields:
-        Address of the page.
+        Address of the page, with a secret: other users of the machine can reach the port, too.
 
     Raises:
         InputError: it is no such folder, or the port can't be had.
     """
     ended = threading.Event()
-    handler = type("Handler", (_Handler,), {"desk": Desk(folder), "ended": ended})
+    secret = secrets.token_urlsafe(16)
+    facts = {"desk": Desk(folder), "ended": ended, "secret": secret}
+    handler = type("Handler", (_Handler,), facts)
     try:
         server = ThreadingHTTPServer((HOST, port), handler)
     except OSError as error:
@@ -183,7 +199,7 @@ def served(folder: Path, port: int = 0) -> Iterator[str]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://{HOST}:{server.server_port}/"
+        yield f"http://{HOST}:{server.server_port}/{secret}/"
     finally:
         ended.set()
         server.shutdown()

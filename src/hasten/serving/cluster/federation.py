@@ -87,6 +87,7 @@ class Federation:
 
         class Page(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            timeout = _PATIENCE_S
 
             def do_GET(self) -> None:
                 status, page = federation.answer(self.headers)
@@ -100,9 +101,13 @@ class Federation:
             def log_message(self, *arguments: object) -> None:
                 pass
 
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, *_: object) -> None:
+                """Print nothing: a client that goes away is no fault."""
+
         self._places = places
         self._asking = ThreadPoolExecutor(16, "hasten-federation")
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Page)
+        self._server = Server(("127.0.0.1", 0), Page)
         self._server.daemon_threads = True
         self.port = int(self._server.server_address[1])
         threading.Thread(target=self._server.serve_forever, daemon=True).start()

@@ -36,6 +36,10 @@ log = logging.getLogger("hasten.serving")
 
 _KEPT_BYTES = 64 << 10
 """Size up to which HAProxy holds a request until it is answered, to send it to another replica."""
+_HEAD_MS = 5000
+"""Longest time for the head of a request."""
+_MOST_OF_ONE = 0.75
+"""Share of the connections that one address may have."""
 _SERVER_S = 60
 """Longest wait for a replica whose machine vanished."""
 _MOST_THREADS = 4
@@ -307,7 +311,7 @@ def configuration(
         kept_bytes=_KEPT_BYTES,
         drain_ms=max(1, limits.drain_ns // 1_000_000),
         send_ms=max(1, limits.send_ns // 1_000_000),
-        receive_ms=max(1, limits.receive_ns // 1_000_000),
+        head_ms=max(1, min(_HEAD_MS, limits.receive_ns // 1_000_000)),
         server_s=_SERVER_S,
         errors="\n".join(
             f"    errorfile {status} {_quoted(folder / f'{status}.http')}" for status in _ANSWERS
@@ -318,7 +322,20 @@ def configuration(
         if secret is None
         else f'http-request set-header Authorization "Bearer {secret.decode()}"'
     )
-    common = {"connections": limits.connections, "slots": slots, "sent": sent}
+    most = max(1, int(_MOST_OF_ONE * limits.connections))
+    shares = (
+        "stick-table type ipv6 size 100k expire 10m store conn_cur\n"
+        "    tcp-request connection track-sc0 src\n"
+        f"    tcp-request connection reject if {{ sc0_conn_cur gt {most} }}"
+        if limits.fair
+        else ""
+    )
+    common = {
+        "connections": limits.connections,
+        "slots": slots,
+        "sent": sent,
+        "shares": shares,
+    }
     if "http" in doors:
         bind = f"fd@{doors['http']}{tls}{' alpn http/1.1' if tls else ''}"
         metrics = "http" if metrics_port is None else "metrics"

@@ -19,6 +19,7 @@ from hasten.serving.protocol.requests import Answer, Query
 from hasten.serving.state import ServerState
 from hasten.serving.wire.grpc_messages import (
     GrpcRequest,
+    names_many,
     query_of,
     read_request,
     streamed,
@@ -138,19 +139,50 @@ class Inference:
             query.timeout_ns = min(query.timeout_ns or left_ns, left_ns)
         return query
 
+    def reserve_answer(self, answer: Answer) -> None:
+        """Count the answer's memory until the request ends.
+
+        Raises:
+            ProtocolError: there is no room for the answer.
+        """
+        size = answer.size_bytes
+        if size > _LITTLE_BYTES:
+            self._reserve(size)
+
+    def is_slow(self, answer: Answer) -> bool:
+        """Whether encoding the answer takes so long that `written_apart` should do it."""
+        query = self._query
+        return bool(query.outputs) and names_many(answer, query, self._model.most_rows > 0)
+
     def written(self, answer: Answer, *, in_stream: bool = False) -> bytes:
         """Encode the answer.
 
         Raises:
-            ProtocolError: an output can't be written to the place that the request states, or there
-                is no room for the answer.
+            ProtocolError: an output can't be written to the place that the request states.
         """
         model = self._model
-        size = answer.size_bytes
-        if size > _LITTLE_BYTES:
-            self._reserve(size)
         began_ns = self._clock_ns()
         data = write_answer(answer, self._query, self._state.memory, model.most_rows > 0, in_stream)
+        model.statistics.encoded(self._clock_ns() - began_ns)
+        return data
+
+    async def written_apart(self, answer: Answer, *, in_stream: bool = False) -> bytes:
+        """Encode the answer on a thread, while other clients are answered.
+
+        Raises:
+            ProtocolError: an output can't be written to the place that the request states.
+        """
+        model = self._model
+        began_ns = self._clock_ns()
+        data = await asyncio.get_running_loop().run_in_executor(
+            self._state.coding,
+            write_answer,
+            answer,
+            self._query,
+            self._state.memory,
+            model.most_rows > 0,
+            in_stream,
+        )
         model.statistics.encoded(self._clock_ns() - began_ns)
         return data
 
@@ -249,6 +281,8 @@ class Stream:
         self.client, self.name = client_of(state, context), ""
         self._state, self._context, self._clock_ns = state, context, clock_ns
         self._under_way: set[Inference] = set()
+        self._writers: set[asyncio.Task[None]] = set()
+        """Tasks that wait for threads to encode answers."""
         self._answers: deque[tuple[Inference, bytes]] = deque()
         self._open = 0
         """Number of requests that were read but whose answers aren't sent yet."""
@@ -360,9 +394,15 @@ class Stream:
         """Queue the answer or error of a request."""
         if inference not in self._under_way:
             return
-        self._under_way.discard(inference)
         try:
             if isinstance(answer, Answer):
+                inference.reserve_answer(answer)
+                if inference.is_slow(answer):
+                    work = self._answer_apart(inference, answer)
+                    task = asyncio.get_running_loop().create_task(work)
+                    self._writers.add(task)
+                    task.add_done_callback(self._writers.discard)
+                    return
                 data = streamed(inference.written(answer, in_stream=True))
             else:
                 data = streamed_failure(str(answer), inference.id, inference.final)
@@ -370,6 +410,21 @@ class Stream:
             data = streamed_failure(str(failure), inference.id, inference.final)
         except Exception:
             data = streamed_failure(str(logged_fault()), inference.id, inference.final)
+        self._send_soon(inference, data)
+
+    async def _answer_apart(self, inference: Inference, answer: Answer) -> None:
+        try:
+            data = streamed(await inference.written_apart(answer, in_stream=True))
+        except ProtocolError as failure:
+            data = streamed_failure(str(failure), inference.id, inference.final)
+        except Exception:
+            data = streamed_failure(str(logged_fault()), inference.id, inference.final)
+        self._send_soon(inference, data)
+
+    def _send_soon(self, inference: Inference, data: bytes) -> None:
+        if inference not in self._under_way:  # the stream ended meanwhile
+            return
+        self._under_way.discard(inference)
         self._answers.append((inference, data))
         self._changed.set()
 

@@ -38,12 +38,13 @@ from hasten.serving.wire.grpc_messages import read_message
 
 _MOST_SENT_BYTES = 2**31 - 1
 _OPEN = ("ServerLive", "ServerReady")
-"""Names of the methods that need no token, and for which places are reserved."""
-_RESERVED_CALLS = 64
+"""Names of the methods that need no token, and that are answered whatever number of calls is under way."""
+_RESERVED = 64
+"""Number of calls that the library takes beyond those that may be under way or unread."""
 _PATIENCE_NS = 1_000_000_000
+"""Time for which a call must have waited for its client to be ended where there is no place left."""
 _FAREWELL_S = 0.25
 """Time for calls to end when the server closes."""
-"""Time for which a call must have waited for its client to be ended where there is no place left."""
 _MOST_STREAMS = 128
 """Largest number of calls at once on one connection."""
 _HANDSHAKE_MS = 10_000
@@ -78,7 +79,6 @@ class GrpcServer:
         self._statuses: dict[Kind, Any] = {}
         self._server: Any = None
         self._calls = Admission(state.limits.connections, _PATIENCE_NS)
-        self._open_calls = Admission(_RESERVED_CALLS, 0)
         self._sweeping: asyncio.TimerHandle | None = None
 
     # -- begin and end
@@ -102,11 +102,13 @@ class GrpcServer:
         await check_that_it_answers()
         self._statuses = {kind: getattr(grpc.StatusCode, kind.grpc) for kind in Kind}
         # The library's own bound comes later than ours: a call counts there until its answer is read.
-        most = 2 * self._state.limits.connections + _RESERVED_CALLS
+        most = 2 * self._state.limits.connections + _RESERVED
         server = grpc.aio.server(options=self._options(), maximum_concurrent_rpcs=most)
         # Handlers of streams, since those of single requests are called once a message was received.
         handlers: dict[str, Any] = {
-            name: grpc.stream_unary_rpc_method_handler(self._unary(name))
+            name: grpc.stream_unary_rpc_method_handler(
+                self._health(name) if name in _OPEN else self._unary(name)
+            )
             for name in messages.METHODS
             if name not in ("ModelInfer", "ModelStreamInfer")
         }
@@ -228,9 +230,8 @@ class GrpcServer:
 
     def _sweep(self) -> None:
         self._sweeping, now_ns = None, self._clock_ns()
-        for calls in (self._calls, self._open_calls):
-            calls.sweep(now_ns)
-        if self._calls or self._open_calls:
+        self._calls.sweep(now_ns)
+        if self._calls:
             self._sweeping = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
 
     def _refuse(self, context: Any, failure: ProtocolError) -> bytes:
@@ -246,16 +247,15 @@ class GrpcServer:
     def _unary(self, name: str) -> Callable[[bytes, Any], Awaitable[bytes]]:
         """Return the handler of a method that isn't inference."""
         request_name = messages.METHODS[name].request
-        calls, scope = self._open_calls if name in _OPEN else self._calls, SCOPES[name]
+        scope = SCOPES[name]
 
         async def call(requests: Any, context: Any) -> bytes:
             now_ns = self._clock_ns()
             self._state.repository.clients.heard(0, now_ns)
             receiving = Receiving(self._state, context, now_ns)
             try:
-                if name not in _OPEN:
-                    self._let_in(context, scope, receiving)
-                self._enter(calls, receiving, now_ns)
+                self._let_in(context, scope, receiving)
+                self._enter(self._calls, receiving, now_ns)
                 data = await receiving.message()
                 answer = await self._methods.answer(name, read_message(request_name, data))
                 return answer.SerializeToString()  # type: ignore[no-any-return]
@@ -264,7 +264,24 @@ class GrpcServer:
             except Exception:
                 return self._refuse(context, logged_fault())
             finally:
-                calls.leave(receiving)
+                self._calls.leave(receiving)
+
+        return call
+
+    def _health(self, name: str) -> Callable[[Any, Any], Awaitable[bytes]]:
+        """Return the handler of a method that anyone may call.
+
+        Its message says nothing, so it isn't received: it may have any length, and come slowly.
+        """
+        nothing = read_message(messages.METHODS[name].request, b"")
+
+        async def call(requests: Any, context: Any) -> bytes:
+            self._state.repository.clients.heard(0, self._clock_ns())
+            try:
+                answer = await self._methods.answer(name, nothing)
+                return answer.SerializeToString()  # type: ignore[no-any-return]
+            except Exception:
+                return self._refuse(context, logged_fault())
 
         return call
 
@@ -285,6 +302,9 @@ class GrpcServer:
             answer = await answered
             if isinstance(answer, ProtocolError):
                 return self._refuse(context, answer)
+            inference.reserve_answer(answer)
+            if inference.is_slow(answer):
+                return await inference.written_apart(answer)
             return inference.written(answer)
         except ProtocolError as failure:
             return self._refuse(context, failure)

@@ -668,7 +668,7 @@ class Connection(asyncio.BufferedProtocol):
         state = self.state
         loop = asyncio.get_running_loop()
         data = await loop.run_in_executor(
-            state.unpacking, decompressed, body, encoding, state.limits.body_bytes
+            state.coding, decompressed, body, encoding, state.limits.body_bytes
         )
         state.check_room(self.client, len(data))
         exchange.reserved += len(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -11,7 +12,12 @@ from hasten.serving.models.served import ServedModel
 from hasten.serving.protocol.errors import ProtocolError, own_fault
 from hasten.serving.protocol.requests import Answer, Query
 from hasten.serving.state import ServerState
-from hasten.serving.wire.http_bodies import chosen_encoding, compressed, write_answer
+from hasten.serving.wire.http_bodies import (
+    chosen_encoding,
+    compressed,
+    slow_bytes,
+    write_answer,
+)
 from hasten.serving.wire.plans import RequestPlan, pieces_of
 
 log = logging.getLogger("hasten.serving")
@@ -66,6 +72,7 @@ class Exchange:
 
     __slots__ = (
         "_connection",
+        "_encoding",
         "_head_only",
         "_headers",
         "_keep_alive",
@@ -86,6 +93,7 @@ class Exchange:
         self._keep_alive, self.reserved, self._head_only = keep_alive, reserved, head_only
         self.model: ServedModel | None = None
         self.query: Query | None = None
+        self._encoding: asyncio.Task[None] | None = None
 
     def deliver(self, answer: Answer | ProtocolError) -> None:
         """Send the model's answer."""
@@ -110,26 +118,73 @@ class Exchange:
                 model.statistics.encoded(connection.clock_ns() - began_ns)
                 return
         size = answer.size_bytes
-        if size > _LITTLE_BYTES and not self._is_room(size):
-            return
+        accepted = self._headers.get(b"accept-encoding")
+        encoding = None
+        if accepted is not None and accepted != b"identity":
+            encoding = chosen_encoding(accepted.decode("latin-1"))
+        if size > _LITTLE_BYTES:
+            slow = slow_bytes(answer, query, model.most_rows > 0, encoding is not None)
+            if not self._is_room(size + slow):
+                return
+            if slow:
+                work = self._encode_apart(answer, encoding, slow, began_ns)
+                self._encoding = asyncio.get_running_loop().create_task(work)
+                return
         try:
-            pieces, header_bytes = write_answer(
-                answer, query, connection.state.memory, model.most_rows > 0
-            )
+            pieces, header_bytes = self._encoded(answer, encoding)
         except ProtocolError as failure:
             self.respond(failure_response(failure))
-            return
         except Exception as error:  # otherwise the client would get no answer at all
             log.exception("the server's own code failed on a request")
             self.respond(failure_response(own_fault(error)))
-            return
-        extra = b""
-        accepted = self._headers.get(b"accept-encoding")
-        if accepted is not None and accepted != b"identity":
-            encoding = chosen_encoding(accepted.decode("latin-1"))
-            if encoding is not None:
-                pieces = [compressed(pieces, encoding)]
-                extra = b"Content-Encoding: %s\r\n" % encoding.encode()
+        else:
+            self._send(answer, pieces, header_bytes, encoding, began_ns)
+
+    def _encoded(self, answer: Answer, encoding: str | None) -> tuple[list[Any], int | None]:
+        """Return the pieces of the body, and the length of its JSON, as `write_answer` does."""
+        assert self.model is not None
+        assert self.query is not None
+        memory = self._connection.state.memory
+        pieces, header_bytes = write_answer(answer, self.query, memory, self.model.most_rows > 0)
+        if encoding is not None:
+            pieces = [compressed(pieces, encoding)]
+        return pieces, header_bytes
+
+    async def _encode_apart(
+        self, answer: Answer, encoding: str | None, size: int, began_ns: int
+    ) -> None:
+        """Encode a long answer on a thread, while other clients are answered, and send it."""
+        connection = self._connection
+        state, client = connection.state, connection.client
+        state.bodies.take(client, size)
+        try:
+            pieces, header_bytes = await asyncio.get_running_loop().run_in_executor(
+                state.coding, self._encoded, answer, encoding
+            )
+        except ProtocolError as failure:
+            self.respond(failure_response(failure))
+        except Exception as error:
+            log.exception("the server's own code failed on a request")
+            self.respond(failure_response(own_fault(error)))
+        else:
+            self._send(answer, pieces, header_bytes, encoding, began_ns)
+        finally:
+            state.bodies.give(client, size)
+            self._encoding = None
+
+    def _send(
+        self,
+        answer: Answer,
+        pieces: list[Any],
+        header_bytes: int | None,
+        encoding: str | None,
+        began_ns: int,
+    ) -> None:
+        """Send an answer whose body is written."""
+        connection, model, query = self._connection, self.model, self.query
+        assert model is not None
+        assert query is not None
+        extra = b"" if encoding is None else b"Content-Encoding: %s\r\n" % encoding.encode()
         size = 0
         for piece in pieces:
             size += len(piece)
@@ -143,10 +198,10 @@ class Exchange:
             size,
             extra,
         )
-        if same and header_bytes is not None and not extra.startswith(b"Content-Encoding"):
-            assert plan is not None
-            if len(pieces) == 1 + len(answer.outputs):  # every output as bytes
-                plan.note(answer.outputs, query.id, head + bytes(pieces[0]))
+        plan: RequestPlan | None = query.plan
+        in_bytes = header_bytes is not None and len(pieces) == 1 + len(answer.outputs)
+        if plan is not None and keep_alive and encoding is None and in_bytes:
+            plan.note(answer.outputs, query.id, head + bytes(pieces[0]))
         connection.send(head, pieces, size, self.reserved, keep_alive)
         model.statistics.encoded(connection.clock_ns() - began_ns)
 

@@ -27,7 +27,7 @@ from hasten.serving.wire.checks import (
     wanted_once,
     whole_number,
 )
-from hasten.serving.wire.classes import classes_of
+from hasten.serving.wire.classes import classes_of, takes_long
 from hasten.serving.wire.grpc_contents import LONG_CONTENTS, read_contents
 from hasten.serving.wire.grpc_fields import BYTES_FIELD, fields_of
 from hasten.serving.wire.shared_memory import SharedMemory
@@ -324,6 +324,14 @@ def write_answer(
         pieces += [_RAW_OUTPUT, _varying(len(data)), data]
     pieces[0] = head.SerializeToString()
     return b"".join(pieces)
+
+
+def names_many(answer: Answer, query: Query, batched: bool) -> bool:
+    """Whether an answer has so many scores to rank or name that a thread should encode it."""
+    return any(
+        each.classes and takes_long(answer.outputs[each.name], each.classes, batched)
+        for each in query.outputs
+    )
 
 
 def _set_parameter(parameter: Any, value: Any) -> None:

@@ -32,7 +32,7 @@ from hasten.serving.wire.checks import (
     wanted_once,
     whole_number,
 )
-from hasten.serving.wire.classes import classes_of
+from hasten.serving.wire.classes import classes_of, takes_long
 from hasten.serving.wire.json_numbers import IS_QUICK, all_finite, lists_of, numbers, switches
 from hasten.serving.wire.json_request import (
     Tensor,
@@ -52,6 +52,12 @@ _SLOW_BYTES = 1 << 20
 """Largest number of bytes of JSON data of which an object is made for each number and list, to say what is wrong."""
 _BLANKS = 4096
 """Largest number of blanks before a list that is told from an object."""
+_PACKED_AT_ONCE_BYTES = 256 << 10
+"""Largest size of a body that is compressed at once, and not by a thread."""
+_JSON_OF_NUMBER = 12
+"""Bytes that a number and its comma take in JSON, about."""
+_SLICE = 1 << 16
+"""Numbers that are written as JSON at once: a thread that writes holds the interpreter meanwhile."""
 _DECISIONS = "decisions"
 """Name of the list of decisions, where a list of rows came as a plain body."""
 _WEIGHT = re.compile(r"q=([01](?:\.\d{0,3})?)")
@@ -494,9 +500,8 @@ def write_answer(
         if query.several:
             return [before, b"[", b",".join(decisions), b"]}"], None
         return [before, decisions[0], b"}"], None
-    wanted = query.outputs or [WantedOutput(name, query.binary) for name in answer.outputs]
     outputs, tail = [], []
-    for each in wanted:
+    for each in _wanted_outputs(answer, query):
         array = answer.outputs[each.name]
         if each.classes:
             array = classes_of(array, each.classes, batched)
@@ -523,6 +528,33 @@ def write_answer(
     head["outputs"] = outputs
     data = orjson.dumps(head, option=orjson.OPT_SERIALIZE_NUMPY)
     return ([data, *tail], len(data)) if tail else ([data], None)
+
+
+def slow_bytes(answer: Answer, query: Query, batched: bool, packs: bool) -> int:
+    """Return about how many bytes a thread takes to encode an answer; 0 where it is done at once.
+
+    Args:
+        answer: Answer to encode.
+        query: Request that the answer belongs to.
+        batched: Whether the first axis counts the samples, for classification.
+        packs: Whether the body is compressed.
+    """
+    if query.plain:
+        return 0
+    size, slow = 0, False
+    for each in _wanted_outputs(answer, query):
+        array = answer.outputs[each.name]
+        if each.classes:
+            size += array.nbytes
+            slow = slow or takes_long(array, each.classes, batched)
+        elif each.region is None:
+            size += array.nbytes if each.binary else _JSON_OF_NUMBER * array.size
+            slow = slow or (not each.binary and array.size > _SLICE)
+    return size if slow or (packs and size > _PACKED_AT_ONCE_BYTES) else 0
+
+
+def _wanted_outputs(answer: Answer, query: Query) -> Sequence[WantedOutput]:
+    return query.outputs or [WantedOutput(name, query.binary) for name in answer.outputs]
 
 
 def _to_json(array: Array, name: str) -> Any:
@@ -552,7 +584,12 @@ def _to_json(array: Array, name: str) -> Any:
             f"output {name!r} has infinite or NaN values, which JSON can't represent: ask for it with "
             "binary_data",
         )
-    return np.ascontiguousarray(flat)
+    flat = np.ascontiguousarray(flat)
+    if len(flat) <= _SLICE:
+        return flat
+    parts = (flat[begin : begin + _SLICE] for begin in range(0, len(flat), _SLICE))
+    written = (orjson.dumps(part, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1] for part in parts)
+    return orjson.Fragment(b"[%b]" % b",".join(written))
 
 
 def decompressed(body: Any, encoding: str, most_bytes: int) -> bytes:

@@ -142,7 +142,12 @@ class SharedMemory:
                 f"an output of {len(data):,} bytes doesn't fit in the {region.size_bytes:,} bytes "
                 f"given for it in the region {region.name!r:.100}",
             )
-        found.memory[begin : begin + len(data)] = data
+        try:
+            found.memory[begin : begin + len(data)] = data
+        except ValueError as error:  # an answer is written on a thread, and may come too late
+            raise ProtocolError(
+                Kind.INVALID, f"the region {region.name!r:.100} was unregistered meanwhile"
+            ) from error
 
 
 def _mapped(key: str, size_bytes: int) -> mmap.mmap:

@@ -72,10 +72,18 @@ class Tabular:
         """Write the model as an ONNX file into a folder.
 
         Raises:
-            InputError: a part of the model isn't supported; the message names it.
+            InputError: a part of the model isn't supported, and the message names it; or its parts don't fit
+                each other, as in a damaged file.
         """
         graph = Graph(len(self.row.columns), self.row.dtype)
-        output = self.write(graph, INPUT)
+        try:
+            output = self.write(graph, INPUT)
+        except HastenError:
+            raise
+        except Exception as error:  # whatever numpy says of arrays from a stranger's file
+            raise InputError(
+                f"the model of {self.library} can't be written as ONNX: {told(error)}"
+            ) from error
         stated = {PIPELINE_KEY: json.dumps(to_record(self.pipeline))}
         name = "probabilities" if self.labels else "values"
         path = workdir / "model.onnx"

@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hasten.errors import InputError, told
+from hasten.core.archives import excess
+from hasten.errors import InputError, told, visible
 from hasten.inputs.models.tabular.base import Library, Tabular, described, library_of, named_columns
 from hasten.inputs.models.tabular.building import Building, Part
 from hasten.inputs.models.tabular.graph import INPUT, Graph
@@ -42,12 +43,15 @@ class ScikitLearn(Library):
         from skops.io import get_untrusted_types, load
 
         try:
+            with path.open("rb") as file:
+                if said := excess(file):
+                    raise InputError(f"{path} can't be unpacked safely: {said}")
             found = get_untrusted_types(file=path)
             unknown = [name for name in found if name not in _TRUSTED]
             if unknown:
                 raise InputError(
                     f"{path} contains types that aren't known to be safe: "
-                    f"{', '.join(unknown)[:300]}; if you "
+                    f"{visible(', '.join(unknown))[:300]}; if you "
                     "trust them, load it in a my.py (model = skops.io.load(..., trusted=[...])) and give "
                     "my.py:model"
                 )

@@ -1,4 +1,4 @@
-"""What a web page can make a browser send to the door of replicas: a real HAProxy before real servers."""
+"""What reaches replicas through their door, and what holds it: a real HAProxy before real servers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grpc
 import pytest
@@ -20,6 +20,7 @@ from hasten.serving.cluster.ingress import Ingress, ReplicaEntry, binary
 from hasten.serving.cluster.replica import behind_door
 from hasten.serving.protocol.messages import SERVICE
 from hasten.serving.settings import ServerSettings
+from hasten.serving.state import Limits
 
 
 class Door(NamedTuple):
@@ -30,14 +31,14 @@ class Door(NamedTuple):
     replica: ServerThread
 
 
-@pytest.fixture
-def whole(tmp_path: Path) -> Iterator[Door]:
+@contextlib.contextmanager
+def opened(tmp_path: Path, **limits: Any) -> Iterator[Door]:
     """A door, before a replica that asks for a secret, that goes by the name door.example."""
     try:
         binary()
     except InputError:
         pytest.skip("needs HAProxy, which comes with Ray Serve")
-    settings = ServerSettings((), http=0, grpc=0, hosts=("door.example",))
+    settings = ServerSettings((), http=0, grpc=0, hosts=("door.example",), limits=Limits(**limits))
     inner = behind_door(settings, tmp_path)
     replica = place_of(bundle_of(tmp_path, identity(tmp_path)))
     folder = tmp_path / "door"
@@ -67,6 +68,12 @@ def whole(tmp_path: Path) -> Iterator[Door]:
             yield Door(port, ingress.grpc, one)
         finally:
             ingress.close()
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Iterator[Door]:
+    with opened(tmp_path) as door:
+        yield door
 
 
 @pytest.fixture
@@ -128,3 +135,60 @@ def test_clients_need_no_token_at_the_door_and_the_replica_asks_for_its_secret(w
             except grpc.RpcError as error:
                 found = error.code().name
         assert found == status
+
+
+HOST = "Host: door.example"
+
+
+@contextlib.contextmanager
+def connected(door: Door, address: str) -> Iterator[socket.socket | None]:
+    """A connection from an address of this machine; None where the door closes it at once."""
+    try:
+        one = socket.create_connection(("127.0.0.1", door.http), 60, (address, 0))
+    except ConnectionError:
+        yield None
+        return
+    with one:
+        yield one
+
+
+def told(connection: socket.socket | None) -> bytes:
+    """Ask on a connection that stays open; b"" where it is closed instead."""
+    if connection is None:
+        return b""
+    try:
+        connection.sendall(f"GET /v2 HTTP/1.1\r\n{HOST}\r\n\r\n".encode())
+        return connection.recv(1 << 16)[:12]
+    except ConnectionError:
+        return b""
+
+
+def fresh(door: Door, address: str) -> bytes:
+    with connected(door, address) as one:
+        return told(one)
+
+
+def test_one_address_leaves_places_at_the_door_to_others(tmp_path: Path) -> None:
+    with opened(tmp_path, connections=16) as door:
+        with contextlib.ExitStack() as stack:
+            crowd = [stack.enter_context(connected(door, "127.0.0.2")) for _ in range(40)]
+            answers = [told(one) for one in crowd]
+            assert answers.count(b"HTTP/1.1 200") == 12  # three quarters of 16
+            assert set(answers) == {b"HTTP/1.1 200", b""}
+            assert fresh(door, "127.0.0.3") == b"HTTP/1.1 200"
+        until(lambda: fresh(door, "127.0.0.2") == b"HTTP/1.1 200")
+
+
+def test_where_clients_share_no_places_one_may_take_all(tmp_path: Path) -> None:
+    with opened(tmp_path, connections=16, fair=False) as door, contextlib.ExitStack() as stack:
+        crowd = [stack.enter_context(connected(door, "127.0.0.2")) for _ in range(15)]
+        assert {told(one) for one in crowd} == {b"HTTP/1.1 200"}
+
+
+def test_half_a_head_holds_no_place_at_the_door_for_long(tmp_path: Path) -> None:
+    with (
+        opened(tmp_path, receive_ns=300_000_000) as door,
+        socket.create_connection(("127.0.0.1", door.http), 60) as one,
+    ):
+        one.sendall(b"GET /v2 HTTP/1.1\r\nHost: ")
+        assert one.recv(1 << 16)[:12] == b"HTTP/1.1 408"

@@ -1,0 +1,199 @@
+"""Answers that take long to rank, to write as JSON or to compress: other clients are answered meanwhile."""
+
+from __future__ import annotations
+
+import gzip
+import http.client
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from onnx import parser, save
+from tests.support.servers import ServerThread, bundle_of, place_of
+from tests.support.waiting import PATIENCE_S, until
+
+from hasten.core.tensors import Array
+from hasten.serving.protocol.messages import SERVICE, message
+from hasten.serving.protocol.requests import Answer, Query
+from hasten.serving.wire import classes
+from hasten.serving.wire.classes import classes_of
+from hasten.serving.wire.http_bodies import write_answer
+from hasten.serving.wire.shared_memory import SharedMemory
+
+ROW = np.array([[0.25, -1, 3, 2]], np.float32)
+TIMES = 50_000
+LONG = np.tile(ROW[0], TIMES)
+CLASSES = {"outputs": [{"name": "y", "parameters": {"classification": 3}}]}
+X = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": ROW[0].tolist()}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerThread]:
+    """A server of `long`, which repeats x: [batch, 4] to y: [batch, 200000]."""
+    folder = tmp_path_factory.mktemp("long")
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+        long (float[batch, 4] x) => (float[batch, {4 * TIMES}] y) <int64[2] times = {{1, {TIMES}}}>
+        {{ y = Tile(x, times) }}"""
+    save(parser.parse_model(text), folder / "long.onnx")
+    with ServerThread(place_of(bundle_of(folder, folder / "long.onnx")), grpc=True) as one:
+        yield one
+
+
+def post(server: ServerThread, body: dict[str, Any], **headers: str) -> tuple[int, bytes]:
+    client = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=PATIENCE_S)
+    try:
+        client.request("POST", "/v2/models/long/infer", json.dumps(body), headers)
+        answer = client.getresponse()
+        return answer.status, answer.read()
+    finally:
+        client.close()
+
+
+def numbers(server: ServerThread) -> Any:
+    status, body = post(server, {"inputs": [X]})
+    return status, json.loads(body)["outputs"][0]["data"]
+
+
+def packed(server: ServerThread) -> Any:
+    body = {"inputs": [X], "parameters": {"binary_data_output": True}}
+    status, body_ = post(server, body, **{"Accept-Encoding": "gzip"})
+    whole = gzip.decompress(body_)
+    return status, np.frombuffer(whole[-LONG.nbytes :], np.float32).tolist()
+
+
+def ranked(server: ServerThread) -> Any:
+    status, body = post(server, {"inputs": [X], **CLASSES})
+    return status, json.loads(body)["outputs"][0]["data"]
+
+
+def asking() -> bytes:
+    request = message("ModelInferRequest")(model_name="long")
+    request.inputs.add(name="x", datatype="FP32", shape=[1, 4])
+    request.outputs.add(name="y").parameters["classification"].int64_param = 3
+    request.raw_input_contents.append(ROW.tobytes())
+    return request.SerializeToString()  # type: ignore[no-any-return]
+
+
+def texts(answer: Any) -> list[str]:
+    """Texts of an output of datatype BYTES, each behind its length."""
+    found, data = [], answer.raw_output_contents[0]
+    while data:
+        end = 4 + int.from_bytes(data[:4], "little")
+        found.append(data[4:end].decode())
+        data = data[end:]
+    return found
+
+
+def ranked_over_grpc(server: ServerThread) -> Any:
+    with grpc.insecure_channel(server.grpc_url) as channel:
+        call = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+        answer, ended = call.with_call(asking(), timeout=PATIENCE_S)
+    assert ended.code().name == "OK"
+    return 200, texts(message("ModelInferResponse").FromString(answer))
+
+
+def ranked_in_a_stream(server: ServerThread) -> Any:
+    with grpc.insecure_channel(server.grpc_url) as channel:
+        call = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
+        (answer,) = call(iter([asking()]), timeout=PATIENCE_S)
+    found = message("ModelStreamInferResponse").FromString(answer)
+    assert not found.error_message
+    return 200, texts(found.infer_response)
+
+
+HIGHEST = ["3.000000:2", "3.000000:6", "3.000000:10"]
+WAYS: list[tuple[Callable[[ServerThread], Any], str, Any]] = [
+    (numbers, "http.exchange", LONG.tolist()),
+    (packed, "http.exchange", LONG.tolist()),
+    (ranked, "http.exchange", HIGHEST),
+    (ranked_over_grpc, "grpc.calls", HIGHEST),
+    (ranked_in_a_stream, "grpc.calls", HIGHEST),
+]
+
+
+@pytest.mark.parametrize(
+    ("way", "module", "expected"), WAYS, ids=[way.__name__ for way, *_ in WAYS]
+)
+def test_others_are_answered_while_a_long_answer_is_written(
+    server: ServerThread,
+    monkeypatch: pytest.MonkeyPatch,
+    way: Callable[[ServerThread], Any],
+    module: str,
+    expected: Any,
+) -> None:
+    place = f"hasten.serving.{module}.write_answer"
+    real = pytest.importorskip(f"hasten.serving.{module}").write_answer
+    writing, answered = threading.Event(), threading.Event()
+
+    def held_up(*given: Any) -> Any:
+        writing.set()
+        assert answered.wait(PATIENCE_S)
+        return real(*given)
+
+    monkeypatch.setattr(place, held_up)
+    with ThreadPoolExecutor(1) as pool:
+        slow = pool.submit(way, server)
+        assert writing.wait(PATIENCE_S)
+        client = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=PATIENCE_S)
+        client.request("GET", "/v2/models/long")
+        assert client.getresponse().status == 200
+        client.close()
+        assert server.call(lambda: server.server.state.body_bytes) > LONG.nbytes // 2
+        answered.set()
+        assert slow.result(PATIENCE_S) == (200, expected)
+    until(lambda: server.call(lambda: server.server.state.body_bytes) == 0)
+
+
+def test_who_leaves_while_an_answer_is_written_leaves_nothing(server: ServerThread) -> None:
+    for _ in range(8):
+        client = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=PATIENCE_S)
+        client.request("POST", "/v2/models/long/infer", json.dumps({"inputs": [X]}))
+        client.close()
+    until(lambda: server.call(lambda: server.server.state.body_bytes) == 0)
+    assert numbers(server) == (200, LONG.tolist())
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i1", "u8", "?"])
+def test_long_lists_of_numbers_are_written_whole(dtype: str) -> None:
+    y = (np.arange(3 * 65_536 + 5) % 250).astype(dtype)
+    answer = Answer("m", "1", "", {"y": y})
+    pieces, _ = write_answer(answer, Query("m", "", "", {}), SharedMemory(), batched=False)
+    assert json.loads(b"".join(pieces))["outputs"][0]["data"] == y.tolist()
+
+
+SCORES = st.one_of(
+    arrays.arrays(np.float32, st.integers(1, 40), elements=st.sampled_from([0, -0.0, 1, 2.5, -1])),
+    arrays.arrays(np.float64, st.integers(1, 40), elements=st.floats(width=64)),
+    arrays.arrays(np.int64, st.integers(1, 40)),
+    arrays.arrays(np.uint8, st.integers(1, 40)),
+)
+
+
+@given(scores=SCORES, count=st.integers(1, 45))
+def test_the_highest_scores_are_the_first_of_all_in_order(scores: Array, count: int) -> None:
+    whole = scores.dtype.kind in "iu"
+    order = np.argsort(~scores if whole else -scores, kind="stable")[:count]
+    found = [int(each.rpartition(b":")[2]) for each in classes_of(scores, count, batched=False)]
+    assert found == order.tolist()
+
+
+def test_few_of_many_scores_take_no_sort_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    sorted_: list[int] = []
+    real = np.argsort
+
+    def counted(keys: Array, *args: Any, **more: Any) -> Array:
+        sorted_.append(len(keys))
+        return real(keys, *args, **more)
+
+    monkeypatch.setattr(classes.np, "argsort", counted)
+    classes_of(np.arange(100_000, dtype=np.float32), 5, batched=False)
+    classes_of(np.zeros(100_000, np.float32), 5, batched=False)
+    assert max(sorted_) <= 5
