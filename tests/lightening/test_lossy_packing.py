@@ -229,6 +229,10 @@ def test_the_command_packs_the_model_as_it_is_where_no_form_is_certified(
             ["--lossy", "--train=a.npz"],
             "packing with loss needs the largest drop in accuracy that is",
         ),
+        (
+            ["--lossy", "--train=a.npz", "--max-drop=1%"],
+            "packing with loss is judged on data that training never sees: give it with --data",
+        ),
         (["--train=a.npz"], "--train is an option for packing with loss: add --lossy"),
         (
             ["--lossy", "--no-exact"],

@@ -13,8 +13,6 @@ from hasten.cli.lossy import lossy_options, pack_with_loss
 from hasten.cli.options import one_line_errors, trusted_option
 from hasten.errors import InputError
 
-CODING_HELPS = "Packing shortens the download and the cold start. The answers are the same bits and take as long as before."
-
 
 @click.command(cls=Configurable)
 @click.argument("bundle", type=click.Path(path_type=Path), shell_complete=completing.bundles)
@@ -58,6 +56,7 @@ def pack(
     """
     kept = "finished work is kept: continue with --resume"
     with one_line_errors(f"stopped; {kept}" if lossy else "stopped; nothing was written"):
+        from hasten.bundle.packing.writer import CODING_HELPS
         from hasten.bundle.packing.writer import pack as write
         from hasten.cli.commands import as_text
         from hasten.core.records import to_record
@@ -84,7 +83,6 @@ def pack(
             return
         for line in made.in_words():
             click.echo(line)
-        click.echo(CODING_HELPS)
 
 
 @click.command()

@@ -98,7 +98,7 @@ def pack_lossy(
         InputError: an option is missing or out of range, the bundle's model can't be trained, or the data
             can't be used; then nothing is written.
     """
-    order = _order(train, kept, bits, options)
+    order = _order(train, data, kept, bits, options)
     asked = invocation(
         "pack",
         {
@@ -196,7 +196,7 @@ class _Opened:
         return metric
 
 
-def _order(train: Any, kept: Sequence[float], bits: int, options: Options) -> Order:
+def _order(train: Any, data: Any, kept: Sequence[float], bits: int, options: Options) -> Order:
     """Return what was asked for, after checking it.
 
     Raises:
@@ -210,6 +210,10 @@ def _order(train: Any, kept: Sequence[float], bits: int, options: Options) -> Or
         raise InputError(
             "packing with loss needs the largest drop in accuracy that is allowed: give max_drop=0.01 for "
             "one point"
+        )
+    if data is None:
+        raise InputError(
+            "packing with loss is judged on data that training never sees: give it with data="
         )
     if strange := [name for name in _OTHERS if name in options]:
         raise InputError(f"packing with loss doesn't take {strange[0]}=: leave it out")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import functools
 import gc
 import http.server
+import itertools
 import os
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,14 +22,21 @@ import pytest
 from click.testing import CliRunner
 from tests.support import models
 from tests.support.bundles import built, stated
+from tests.support.packed_files import START, Parts
+from tests.support.waiting import PATIENCE_S
 
 import hasten
 from hasten.bundle import read, unpacked, write
+from hasten.bundle.packing import reader
+from hasten.bundle.packing.blocks import all_codecs
+from hasten.bundle.packing.codecs.zstandard import compressed
+from hasten.bundle.packing.layout import Head, Item, Piece
 from hasten.bundle.packing.reader import Packed
 from hasten.bundle.packing.source import FileSource, MemorySource
-from hasten.bundle.packing.writer import pack
+from hasten.bundle.packing.writer import Cut, pack, write_packed
 from hasten.cli import main
 from hasten.core.target import Target
+from hasten.core.tensors import Array
 from hasten.engines.base import Engine
 from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.compiled.integers import Integers
@@ -175,6 +185,126 @@ def test_a_packed_bundle_is_read_from_memory(two_models: Path) -> None:
         found = np.empty(size, np.uint8)
         packed.unpack({name: found})
     assert found.tobytes() == (two_models / name).read_bytes()
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Names of the threads that decode: several, however little there is."""
+    found: set[str] = set()
+    real = reader.Packed._decode
+
+    def noted(*given: Any) -> None:
+        found.add(threading.current_thread().name)
+        real(*given)
+
+    monkeypatch.setattr(reader.Packed, "_decode", noted)
+    monkeypatch.setattr(reader, "_ALONE_BYTES", 0)
+    monkeypatch.setattr(reader, "_BATCH_BYTES", 256)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    return found
+
+
+def test_threads_decode_beside_each_other(data: bytes, threads: set[str]) -> None:
+    with MemorySource(data) as source:
+        packed = Packed.open(source)
+        alone = {name: np.empty(size, np.uint8) for name, size in packed.head.files}
+        beside = {name: np.empty(size, np.uint8) for name, size in packed.head.files}
+        packed.unpack(alone, threads=1)
+        assert threads == {threading.current_thread().name}
+        threads.clear()
+        packed.unpack(beside)
+        assert len(threads) > 1
+        assert all(name.startswith("hasten-unpacking") for name in threads)
+    for name, found in beside.items():
+        np.testing.assert_array_equal(found, alone[name])
+
+
+def test_what_a_thread_finds_damaged_is_told_and_ends_the_others(
+    data: bytes, threads: set[str]
+) -> None:
+    parts = Parts.of(data)
+    for name, chunks in zip(parts.record["items"]["name"], parts.chunks, strict=True):
+        for number, chunk in enumerate(chunks):
+            later = [*chunks[number:], *itertools.chain(*parts.chunks[parts.number(name) + 1 :])]
+            place = len(data) - 32 - sum(map(len, later)) + len(chunk) // 2
+            damaged = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+            with MemorySource(damaged) as source:
+                packed = Packed.open(source)
+                files = {file: np.empty(size, np.uint8) for file, size in packed.head.files}
+                with pytest.raises(IntegrityError) as error:
+                    packed.unpack(files)
+            assert f"the tensor {name!r} is damaged: its chunk {number + 1} isn't" in str(
+                error.value
+            )
+    assert not [one for one in threading.enumerate() if one.name.startswith("hasten-unpacking")]
+
+
+def test_a_bundle_answers_before_the_rest_of_it_has_come(two_models: Path) -> None:
+    """The server keeps what the exact model alone needs until the winner has answered."""
+    path = pack(two_models).path
+    data = path.read_bytes()
+    with FileSource(path) as source:
+        packed = Packed.open(source)
+        exact = {n for n, (name, _) in enumerate(packed.head.files) if name.startswith("exact")}
+        own = [{piece.file for piece in item.pieces} <= exact for item in packed.head.items]
+        place = packed._starts[own.index(True)]
+    assert START < place < len(data) - 1000
+    answered, asked = threading.Event(), []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers.get("Range", ""))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[:place])
+            assert answered.wait(PATIENCE_S)
+            with contextlib.suppress(OSError):
+                self.wfile.write(data[place:])
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/model.hastenz"
+        with hasten.load(address) as one, hasten.load(two_models) as other:
+            found = one(X)["logits"]
+            answered.set()
+            np.testing.assert_array_equal(found, other(X)["logits"])
+        server.shutdown()
+    assert asked == [""]
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.5, 0.2, 0.05])
+@pytest.mark.parametrize("dtype", ["int8", "float32"])
+def test_no_tensor_is_larger_than_zstandard_or_far_above_its_entropy(
+    tmp_path: Path, kept: float, dtype: str
+) -> None:
+    rng = np.random.default_rng(4)
+    drawn = rng.normal(0, 25, 3 << 18).clip(-127, 127) * (rng.random(3 << 18) < kept)
+    tensor = drawn.round().astype(np.int8) if dtype == "int8" else drawn.astype(np.float32)
+    data = tensor.view(np.uint8)
+    (item,) = list(_cut_whole(data, tensor.itemsize))
+    made = write_packed(
+        tmp_path / "p.hastenz", Head((("a", len(data)),), (), ()), iter([item]), all_codecs()
+    )
+    (size,) = [one.packed_bytes for one in made.tensors]
+    assert size <= len(compressed(data.tobytes())) + 3  # the number of each chunk's codec
+    if dtype == "int8":
+        share = np.bincount(data, minlength=256) / len(data)
+        bits = -(share * np.log2(share, where=share > 0, out=np.zeros(256))).sum()
+        assert size <= 1.01 * bits / 8 * len(data)
+    with FileSource(made.path) as source:
+        found = np.empty(len(data), np.uint8)
+        Packed.open(source).unpack({"a": found})
+    np.testing.assert_array_equal(found, data)
+
+
+def _cut_whole(data: Array, width: int) -> Iterator[Cut]:
+    pieces = (Piece(0, 0, len(data)),)
+    chunk = (1 << 18) * width
+    yield Cut(Item("a", "x", (len(data) // width,), width, pieces, chunk), data)
 
 
 @pytest.mark.parametrize("engine", [CompiledC(), Integers()], ids=["compiled", "integers"])

@@ -94,6 +94,9 @@ class Coder:
     def _coded(self, data: Array, width: int, deep: int) -> _Coded:
         tried = tuple(self._tried(data, width, deep))
         most = _NEARLY * min(len(coded.block) for coded in tried)
+        for coded in tried:
+            if isinstance(self.choice[coded.block[0]], Zstandard):
+                most = min(most, len(coded.block))  # nothing is larger than Zstandard makes it
         near = (coded for coded in tried if len(coded.block) <= most)
         return min(near, key=lambda coded: (coded.cost, len(coded.block)))
 

@@ -71,6 +71,7 @@ def unpack_since(
                     difference.check_end()
                 if as_file:
                     pack(new, goal)
+                    _to_disk(goal.parent, deep=False)
                     return Path(out)
                 _to_disk(new)
                 if _is_same(goal, old):

@@ -33,6 +33,7 @@ from hasten.errors import CandidateError, InputError
 _SMALL_BYTES = 8192
 """Size below which tensors of one type are packed together: each alone would take more room to state."""
 _CHUNK_ELEMENTS = 1 << 18
+CODING_HELPS = "Packing shortens the download and the cold start. The answers are the same bits and take as long as before."
 _UNSIGNED = "{path} isn't signed, because leaving out files made another bundle of it: sign it with hasten sign {path}"
 _MOST_WHOLE_BYTES = 64 << 20
 """Largest tensor that is tried as a single chunk."""
@@ -72,12 +73,13 @@ class PackedAs:
     lost_signature: bool = False
 
     def in_words(self) -> tuple[str, ...]:
-        """Return the sizes as lines for people."""
+        """Return the sizes as lines for people, and what they are good for."""
         share = 1 - self.packed_bytes / max(1, self.folder_bytes)
         return (
             f"{self.path}: {_said(self.packed_bytes)}, {100 * share:.{1 if share > 0.99 else 0}f}% less "
             f"than the {_said(self.folder_bytes)} of its unpacked files",
             *([_UNSIGNED.format(path=self.path)] if self.lost_signature else []),
+            CODING_HELPS,
         )
 
 
