@@ -23,7 +23,6 @@ from tests.support.waiting import PATIENCE_S, until
 from hasten.core.tensors import Array
 from hasten.serving.protocol.messages import SERVICE, message
 from hasten.serving.protocol.requests import Answer, Query
-from hasten.serving.wire import classes
 from hasten.serving.wire.classes import classes_of
 from hasten.serving.wire.http_bodies import write_answer
 from hasten.serving.wire.shared_memory import SharedMemory
@@ -193,7 +192,7 @@ def test_few_of_many_scores_take_no_sort_of_all(monkeypatch: pytest.MonkeyPatch)
         sorted_.append(len(keys))
         return real(keys, *args, **more)
 
-    monkeypatch.setattr(classes.np, "argsort", counted)
+    monkeypatch.setattr(np, "argsort", counted)
     classes_of(np.arange(100_000, dtype=np.float32), 5, batched=False)
     classes_of(np.zeros(100_000, np.float32), 5, batched=False)
     assert max(sorted_) <= 5
