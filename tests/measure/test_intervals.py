@@ -294,6 +294,23 @@ def test_slow_rounds_that_come_together_are_few_moments() -> None:
     assert quantile(in_rounds(together.ravel(), 600), 0.99).high_ns is None
 
 
+@pytest.mark.parametrize(("begun", "stated"), [(0, True), (1, False), (2, False), (3, True)])
+def test_a_p99_is_stated_after_no_lasting_slowdown_or_three(begun: int, stated: bool) -> None:
+    values = 1e6 + np.random.default_rng(5).exponential(1e5, (1200, 10))
+    for number in range(begun):
+        first = 200 + 300 * number
+        values[first : first + 2] *= 1.6
+    found = quantile(in_rounds(values.ravel(), 1200), 0.99)
+    assert (found.high_ns is not None) is stated
+
+
+def test_short_slowdowns_are_no_lasting_ones() -> None:
+    values = 1e6 + np.random.default_rng(5).exponential(1e5, (1200, 10))
+    values[[200, 700]] *= 1.6  # a round each, the host's moment
+    values[400:402, :4] *= 3  # some requests of two rounds
+    assert quantile(in_rounds(values.ravel(), 1200), 0.99).high_ns is not None
+
+
 def test_equal_latencies_are_each_worth_one() -> None:
     even = in_rounds(np.full(400, 5.0))
     assert effective_samples(even, 0.99) == 400
