@@ -163,12 +163,16 @@ def needed(
 
 
 def _crossing(sizes: NDArray[np.int64], passed: NDArray[np.int64], runs: int) -> float:
-    """Return the number of draws at which a probit line through powers reaches 80%."""
+    """Return the number of draws at which a probit line through powers reaches 80%.
+
+    A line that few runs leave nearly flat is followed no further than to twice the draws.
+    """
     power = np.clip((passed + 0.5) / (runs + 1), 1e-6, 1 - 1e-6)
     probits, x = stats.norm.ppf(power), np.sqrt(sizes)
     weights = stats.norm.pdf(probits) / np.sqrt(power * (1 - power))  # of the probits' errors
     slope, start = np.polyfit(x, probits, 1, w=weights)
-    return float(((stats.norm.ppf(POWER) - start) / slope) ** 2)
+    root = max((stats.norm.ppf(POWER) - start) / max(slope, 1e-9), 0.0)
+    return float(np.clip(root**2, sizes[0] / 2, 2 * sizes[-1]))
 
 
 def false_rate(
@@ -196,7 +200,7 @@ def aim(runs: int, rng: np.random.Generator) -> None:
         cells = [*map(str, counts), counts[1].of(counts[0]), counts[2].of(counts[0])]
         cells.append(counts[1].of(counts[2]))
         cells += [
-            false_rate(drawn, n.draws, 2 * runs, rng, judge)
+            false_rate(drawn, n.draws, 10 * runs, rng, judge)
             for n, judge in zip(counts[1:], judges[1:], strict=True)
         ]
         print(f"| {drawn.name}, {drawn.limit:.0%} | {' | '.join(cells)} |", flush=True)
@@ -215,7 +219,7 @@ def prior(runs: int, rng: np.random.Generator) -> None:
         without, with_it = (needed(drawn, runs, rng, judge) for judge in (alone, searched))
         cells = [str(without), str(with_it), with_it.of(without)]
         cells += [
-            false_rate(drawn, with_it.draws, 2 * runs, rng, judge)
+            false_rate(drawn, with_it.draws, 10 * runs, rng, judge)
             for judge in (partial(searched, drop=drawn.limit), partial(alone, prior=promised))
         ]
         print(f"| {drawn.name}, {drawn.limit:.0%} | {' | '.join(cells)} |", flush=True)

@@ -1,6 +1,6 @@
 """How often the bound of the chosen rung lies under its true drop, and how often the limit's sentence is false.
 
-    python benchmarks/certificate_bounds.py [--runs 10000] [--ladders 40] [--scan 1000] [--seed 0]
+    python benchmarks/certificate_bounds.py [--runs 10000] [--ladders 25] [--scan 500] [--seed 0]
 
 A ladder of 2 to 4 rungs is judged on sealed samples by `judge_ladder`, and the last certified rung ships.
 Its own bound is compared with its true drop, and the limit with it too. For each number of rungs, some
@@ -148,8 +148,8 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--runs", type=int, default=10_000)
-    parser.add_argument("--ladders", type=int, default=40)
-    parser.add_argument("--scan", type=int, default=1000, help="runs of each ladder that is tried")
+    parser.add_argument("--ladders", type=int, default=25)
+    parser.add_argument("--scan", type=int, default=500, help="runs of each ladder that is tried")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     rng = np.random.default_rng(args.seed)

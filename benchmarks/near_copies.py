@@ -32,6 +32,7 @@ import numpy as np
 from certificate_reruns import interval
 from sklearn import datasets
 
+from hasten.certificate.exact import clopper_pearson_upper
 from hasten.cli.demos import package_folder
 from hasten.core.tensors import Array
 from hasten.inputs.data.arrays import ArrayDataset
@@ -173,18 +174,39 @@ def own_rng(samples: Samples, seed: int) -> np.random.Generator:
 
 def alarms(data: Sequence[Samples], divisions: int, seed: int) -> None:
     """Print how many samples are taken for near copies where nothing was copied."""
-    print("| data | training x judged | divisions | found |\n|---|---|---|---|")
+    print(
+        "| data | training x judged | divisions | found | median difference of these pairs of images, "
+        "and of random ones |\n|---|---|---|---|---|"
+    )
     for samples in data:
         rng = own_rng(samples, seed)
         found = judged_in_all = 0
+        apart: list[float] = []
+        by_chance: list[float] = []
         times = 1 if samples.first else divisions
         for _ in range(times):
             training, judged = samples.divided(rng)
-            found += len(near_copies(dataset(training), dataset(judged)).judged)
+            copies = near_copies(dataset(training), dataset(judged))
+            found += len(copies.judged)
             judged_in_all += len(judged)
+            if samples.kind == "images":
+                apart += differences(judged[copies.judged], training[copies.training])
+                others = rng.integers(0, len(training), len(copies.judged))
+                by_chance += differences(judged[copies.judged], training[others])
         sizes = f"{len(training):,} x {len(judged):,}"
-        share = interval(found, judged_in_all)
-        print(f"| {samples.name} | {sizes} | {times} | {found:,}: {share} |", flush=True)
+        low = 1 - clopper_pearson_upper(judged_in_all - found, judged_in_all, 0.025)
+        high = clopper_pearson_upper(found, judged_in_all, 0.025)
+        share = f"{found / judged_in_all:.2%} ({100 * low:.2f} to {100 * high:.2f})"
+        pairs = f"{np.median(apart):.0f}, {np.median(by_chance):.0f}" if apart else ""
+        cells = (samples.name, sizes, times, f"{found:,}: {share}", pairs)
+        print(f"| {' | '.join(map(str, cells))} |", flush=True)
+
+
+def differences(some: Array, others: Array) -> list[float]:
+    """Return the mean absolute difference of the pixels of each pair of images."""
+    gaps = np.abs(some.astype(np.float64) - others)
+    means: list[float] = gaps.reshape(len(gaps), -1).mean(axis=1).tolist()
+    return means
 
 
 # Copies.
