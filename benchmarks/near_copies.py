@@ -205,7 +205,7 @@ def alarms(data: Sequence[Samples], divisions: int, seed: int) -> None:
 def differences(some: Array, others: Array) -> list[float]:
     """Return the mean absolute difference of the pixels of each pair of images."""
     gaps = np.abs(some.astype(np.float64) - others)
-    means: list[float] = gaps.reshape(len(gaps), -1).mean(axis=1).tolist()
+    means: list[float] = gaps.mean(axis=tuple(range(1, gaps.ndim))).tolist()
     return means
 
 

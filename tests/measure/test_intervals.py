@@ -221,6 +221,21 @@ def test_bounds_of_p99_miss_it_no_more_often_than_they_say(kind: str) -> None:
         assert np.median(highs) < 1.4 * true
 
 
+def test_a_bound_of_p99_holds_for_rare_slowdowns_once_one_was_met() -> None:
+    # 1.5 begin in 600 rounds, so a fifth of all measurements meet none, and look as on a quiet host.
+    rng = np.random.default_rng(7)
+    true = float(np.quantile(long_bursts(rng, 60_000, 0.05, 20), 0.99))
+    highs, unmet = [], []
+    for _ in range(80):
+        latencies = long_bursts(rng, 600, 0.05, 20)
+        met = (np.median(latencies.reshape(600, 10), axis=1) > 1.25e6).any()
+        (highs if met else unmet).append(quantile(in_rounds(latencies, 600), 0.99).high_ns)
+    false = sum(high is not None and high < true for high in highs)
+    assert false <= 0.05 * len(highs)
+    assert len(unmet) > 5
+    assert sum(high is not None and high < true for high in unmet) > 0.9 * len(unmet)
+
+
 @pytest.mark.parametrize("rounds", [6, 40])
 def test_bounds_of_p50_hold_where_rounds_differ(rounds: int) -> None:
     rng = np.random.default_rng(rounds)
@@ -292,23 +307,6 @@ def test_slow_rounds_that_come_together_are_few_moments() -> None:
     together[300:306] *= 3
     assert quantile(in_rounds(apart.ravel(), 600), 0.99).high_ns == 3e6
     assert quantile(in_rounds(together.ravel(), 600), 0.99).high_ns is None
-
-
-@pytest.mark.parametrize(("begun", "stated"), [(0, True), (1, False), (2, False), (3, True)])
-def test_a_p99_is_stated_after_no_lasting_slowdown_or_three(begun: int, stated: bool) -> None:
-    values = 1e6 + np.random.default_rng(5).exponential(1e5, (1200, 10))
-    for number in range(begun):
-        first = 200 + 300 * number
-        values[first : first + 2] *= 1.6
-    found = quantile(in_rounds(values.ravel(), 1200), 0.99)
-    assert (found.high_ns is not None) is stated
-
-
-def test_short_slowdowns_are_no_lasting_ones() -> None:
-    values = 1e6 + np.random.default_rng(5).exponential(1e5, (1200, 10))
-    values[[200, 700]] *= 1.6  # a round each, the host's moment
-    values[400:402, :4] *= 3  # some requests of two rounds
-    assert quantile(in_rounds(values.ravel(), 1200), 0.99).high_ns is not None
 
 
 def test_equal_latencies_are_each_worth_one() -> None:

@@ -346,9 +346,8 @@ def quantile(
 
     The upper bound of a p99 takes about 350 rounds or more: 299 that are all fast are seen in 5% of
     cases where one in a hundred is slow throughout. Where successive rounds are alike it takes as
-    many times more. It holds for slowdowns that begin three times or more within the rounds: after one
-    or two that last there is no bound, and no measurement shows those of which none was met. That of a
-    middle quantile takes 29 rounds.
+    many times more. It holds for slowdowns that begin three times or more within the rounds; no
+    measurement shows what is rarer. That of a middle quantile takes 29 rounds.
 
     Args:
         rounds: Round -> latencies in nanoseconds, at least one.

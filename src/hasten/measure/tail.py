@@ -19,10 +19,6 @@ _STAKES = ((1.0, 0.7), (0.6, 0.2), (0.3, 0.1))
 """Stakes, as parts of the largest that is allowed, and the part of the capital behind each."""
 _THRESHOLDS = (1.0, 0.5, 0.25)
 """Parts of the share beyond the quantile at which dependence is looked for."""
-_SLOWEST = 0.1
-"""Share of all latencies that count as slow, where slowdowns are counted."""
-_FEWEST_SLOWDOWNS = 3
-"""Fewest slowdowns that say how often they begin: by a Poisson law, with 3 expected, none is met in 5%."""
 
 
 def worth_in_time(values: Floats) -> float:
@@ -91,24 +87,12 @@ class Moments:
         shares = (part * (1 - q) for part in _THRESHOLDS)
         return max(lasting(self._parts * self.beyond(self.at(share))) for share in shares)
 
-    def slowdowns(self) -> int:
-        """Return the number of slowdowns that were met, 0 if each lasted for one round.
-
-        A round is slow if most of its requests are among the slowest tenth of all. A single one is a moment
-        like any other.
-        """
-        slow = self.beyond(self.at(_SLOWEST)) > 0.5
-        begun = int(slow[0]) + int(np.sum(slow[1:] & ~slow[:-1]))
-        return begun if slow.sum() > begun else 0
-
     def upper(self, q: float, alpha: float) -> float | None:
         """Return an upper confidence bound of a quantile; None where too few moments establish one.
 
         Rounds bet against the claim that more than `1 - q` lies beyond a threshold. The bound is the
         least threshold at which the capital shows the claim wrong. Nothing is assumed of the
-        latencies within a round. Where `k` rounds are alike, `k` of them count as one. One or two
-        lasting slowdowns don't say how often such ones begin, so with them there is no bound. Slowdowns so
-        rare that none was met can't be told from a host that has none: the bound leaves them out.
+        latencies within a round. Where `k` rounds are alike, `k` of them count as one.
 
         Args:
             q: Quantile in (0, 1).
@@ -117,8 +101,6 @@ class Moments:
         Source: betting on the mean of bounded values (Waudby-Smith and Ramdas, J. R. Stat. Soc. B
         86:1, 2024), with fixed stakes, so that the mean over time is bounded where it drifts.
         """
-        if 0 < self.slowdowns() < _FEWEST_SLOWDOWNS:
-            return None
         alike, least = self.alike(q), math.log(1 / alpha)
 
         def shown(threshold: float) -> bool:
