@@ -61,9 +61,13 @@ def test_rungs_have_the_drops_that_they_state(load: Load, monkeypatch: pytest.Mo
         assert bool(both > 0.015) is nested
 
 
-def test_each_table_of_bets_has_its_rows(load: Load, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_table_of_bets_has_its_rows(
+    load: Load, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     bets = load("certificate_bets")
-    kinds = {"aim": 1 + len(bets.FLIPS), "prior": len(bets.GROUPS), "ways": 3}
+    monkeypatch.setattr(bets, "FLIPS", bets.FLIPS[2:3])
+    monkeypatch.setattr(bets, "GROUPS", bets.GROUPS[2:4])
+    kinds = {"aim": 1 + 1, "prior": 2, "ways": 3}
     for name, rows in kinds.items():
         bets.TABLES[name](2, np.random.default_rng(0))
         assert len(table(capsys.readouterr().out)) == rows

@@ -225,7 +225,8 @@ def test_a_bound_of_p99_holds_for_rare_slowdowns_once_one_was_met() -> None:
     # 1.5 begin in 600 rounds, so a fifth of all measurements meet none, and look as on a quiet host.
     rng = np.random.default_rng(7)
     true = float(np.quantile(long_bursts(rng, 60_000, 0.05, 20), 0.99))
-    highs, unmet = [], []
+    highs: list[float | None] = []
+    unmet: list[float | None] = []
     for _ in range(80):
         latencies = long_bursts(rng, 600, 0.05, 20)
         met = (np.median(latencies.reshape(600, 10), axis=1) > 1.25e6).any()
