@@ -52,6 +52,7 @@ class Recheck:
         batches: Batch sizes above 1 at which the limit must hold too.
         coverage: Batch sizes at which it holds; None where none was tested.
         unlabelled: Number of samples without a label on which answers differ: each counts as lost.
+        remembered: Whether a ledger is kept, so that earlier looks are known.
     """
 
     kind: Kind
@@ -65,6 +66,7 @@ class Recheck:
     batches: tuple[int, ...] = ()
     coverage: Coverage | None = None
     unlabelled: int = 0
+    remembered: bool = True
 
     @property
     def passed(self) -> bool:
@@ -107,8 +109,9 @@ class Recheck:
         more = () if self.comparison is None else self.comparison.in_words()
         worst = f"{self.unlabelled:,} of these have no label and count as lost, the worst that they can be"
         unlabelled = (worst,) if self.unlabelled else ()
-        told = self.look is not None and not self.look.plain
-        look = (self.look.in_words(),) if told and self.look is not None else ()
+        look: tuple[str, ...] = ()
+        if self.look is not None and not (self.look.plain and self.remembered):
+            look = (self.look.in_words(),)
         notes = (f"note: {note}" for note in self.notes)
         return "\n".join((first, *unlabelled, *look, *more, *notes))
 
@@ -208,6 +211,8 @@ class Chosen:
 def fresh(dataset: Dataset, seen: Seen, earlier: Earlier) -> Chosen:
     """Choose samples that the making of the bundle hasn't seen, or all where there are none.
 
+    A sample also counts as seen where one that shares its group or its content does.
+
     Args:
         dataset: Data to test on.
         seen: Hashes of the samples that the bundle was made with.
@@ -216,20 +221,23 @@ def fresh(dataset: Dataset, seen: Seen, earlier: Earlier) -> Chosen:
     """
     groups = () if dataset.groups is None else hashed_groups(dataset.groups)
     hashes = [dataset.content_hash(i) for i in range(len(dataset))]
-    unseen = [
-        i
+    units = units_of(dataset, hashes)
+    known = {
+        units[i]
         for i, content in enumerate(hashes)
-        if content.hex() not in seen.hashes
-        and content.hex() not in seen.seen
-        and not (groups and groups[i] in seen.groups)
-    ]
-    left = _untouched(unseen, hashes, dataset.groups, earlier)
+        if content.hex() in seen.hashes
+        or content.hex() in seen.seen
+        or (groups and groups[i] in seen.groups)
+    }
+    unseen = [i for i, unit in enumerate(units) if unit not in known]
+    left = _untouched(unseen, hashes, units, earlier)
     elsewhere = len(unseen) - len(left)
     kind: Kind = "fresh data" if left else "regression check"
     left = left or list(range(len(dataset)))
     samples = Subset(dataset, np.array(left))
     found = tuple(hashes[i] for i in left)
-    return Chosen(kind, samples, units_of(samples), found, elsewhere if kind == "fresh data" else 0)
+    elsewhere = elsewhere if kind == "fresh data" else 0
+    return Chosen(kind, samples, units_of(samples, found), found, elsewhere)
 
 
 def looked(
@@ -263,20 +271,16 @@ def looked(
     return verdicts, chosen.kind if look.number == 1 else "further look", look
 
 
-def _untouched(
-    unseen: list[int], hashes: list[bytes], groups: Array | None, earlier: Earlier
-) -> list[int]:
+def _untouched(unseen: list[int], hashes: list[bytes], units: Array, earlier: Earlier) -> list[int]:
     """Leave out samples that another run searched on, and those tested on where the rest tells more.
 
-    A group with one such sample is left out whole.
+    A unit with one such sample is left out whole.
     """
     short = [one[:KNOWN_BYTES] for one in hashes]
 
     def without(some: list[int], touched: Container[bytes]) -> list[int]:
-        if groups is None:
-            return [i for i in some if short[i] not in touched]
-        spoilt = {groups[i] for i in some if short[i] in touched}
-        return [i for i in some if groups[i] not in spoilt]
+        spoilt = {units[i] for i in some if short[i] in touched}
+        return [i for i in some if units[i] not in spoilt]
 
     left = without(unseen, earlier.seen)
     untested = without(left, earlier.tested)

@@ -1,10 +1,13 @@
 """`certify` again and again: what is a certificate, what a regression check, and what it pays."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from tests.support.bundles import forge
 
 import hasten
 from hasten.certificate.ledger import Ledger
@@ -37,6 +40,37 @@ def test_the_second_time_is_a_regression_check_and_another_limit_a_further_look(
     assert laxer.judgement.confidence == 0.95  # no more is claimed than was asked for
     assert laxer.judgement.bound > first.judgement.bound
     assert "third look at these data: tested at 0.05% instead of 5%" in laxer.in_words()
+
+
+def test_a_look_without_a_ledger_says_that_earlier_ones_are_not_known(
+    data: tuple[Path, Path], fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = (
+        "first look at these data (no ledger is kept, because HASTEN_LEDGER is off: earlier looks "
+        "aren't known)"
+    )
+    assert "first look" not in hasten.certify(data[0], fresh).in_words()
+    monkeypatch.setenv("HASTEN_LEDGER", "off")
+    assert line in hasten.certify(data[0], fresh).in_words().splitlines()
+    assert "look at these data" not in hasten.certify(*data).in_words()  # a check is no look
+
+
+def test_the_same_answers_judged_by_other_bets_are_a_further_look(
+    data: tuple[Path, Path], fresh: Path, tmp_path: Path
+) -> None:
+    def certified(bundle: Path, **asked: Any) -> str:
+        return hasten.certify(bundle, tmp_path / "pairs.npz", **asked).kind
+
+    np.savez(tmp_path / "pairs.npz", **np.load(fresh), groups=np.arange(400) // 2)
+    other = Path(shutil.copytree(data[0], tmp_path / "other.hasten"))
+    prior = {"mean": 0.02, "variance": 0.05, "n": 200}
+    forge(other, lambda record: record["certificate"]["judgement"].update(prior=prior))
+    assert certified(data[0]) == "fresh data"
+    assert certified(data[0]) == "regression check"
+    assert certified(other) == "further look"
+    # Nothing bets on answers that are counted, so what is known beforehand doesn't matter.
+    assert hasten.certify(data[0], fresh, max_drop=0.2).kind == "further look"
+    assert hasten.certify(other, fresh, max_drop=0.2).kind == "regression check"
 
 
 def test_samples_that_another_run_searched_on_are_left_out(

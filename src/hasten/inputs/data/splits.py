@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -176,9 +176,16 @@ def held_out(dataset: Dataset, count: int, seed: int = 0) -> tuple[Subset, Subse
     return Subset(dataset, np.sort(rest)), Subset(dataset, np.sort(chosen))
 
 
-def units_of(dataset: Dataset) -> Indices:
-    """Return the number of each sample's unit, `(n,)`: those that share a group or their content have one."""
-    return _units(_hashes(dataset), dataset)
+def units_of(dataset: Dataset, hashes: Sequence[bytes] | None = None) -> Indices:
+    """Return the number of each sample's unit, `(n,)`: those that share a group or their content have one.
+
+    Args:
+        dataset: Samples to number.
+        hashes: Content hash of each sample; by default they are read.
+    """
+    if hashes is None:
+        return _units(_hashes(dataset), dataset)
+    return _units(np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32), dataset)
 
 
 def _hashes(dataset: Dataset) -> npt.NDArray[np.uint8]:
