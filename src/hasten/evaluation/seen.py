@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
@@ -20,7 +20,7 @@ from hasten.core.comparison import Comparison
 from hasten.core.tensors import Array
 from hasten.errors import InputError, IntegrityError
 from hasten.inputs.data.dataset import Dataset, Subset
-from hasten.inputs.data.splits import KNOWN_BYTES, Earlier, units_of
+from hasten.inputs.data.splits import KNOWN_BYTES, Earlier, former_hashes, units_of
 from hasten.optimization.workspace import hashed_groups
 from hasten.reporting.card import Card
 from hasten.reporting.notebook import as_html
@@ -199,6 +199,7 @@ class Chosen:
         units: Number of each one's group, `(n,)`: samples that share a group or their content have the same.
         hashes: SHA-256 of each one's content.
         elsewhere: Number of samples left out that only other runs searched or tested on.
+        earlier: What other runs did with samples of this data.
     """
 
     kind: Kind
@@ -206,6 +207,7 @@ class Chosen:
     units: Array
     hashes: tuple[bytes, ...]
     elsewhere: int = 0
+    earlier: Earlier = field(default_factory=Earlier)
 
 
 def fresh(dataset: Dataset, seen: Seen, earlier: Earlier) -> Chosen:
@@ -221,14 +223,13 @@ def fresh(dataset: Dataset, seen: Seen, earlier: Earlier) -> Chosen:
     """
     groups = () if dataset.groups is None else hashed_groups(dataset.groups)
     hashes = [dataset.content_hash(i) for i in range(len(dataset))]
+    former = former_hashes(dataset)
+    earlier = earlier.among(hashes, former)
     units = units_of(dataset, hashes)
-    known = {
-        units[i]
-        for i, content in enumerate(hashes)
-        if content.hex() in seen.hashes
-        or content.hex() in seen.seen
-        or (groups and groups[i] in seen.groups)
-    }
+    used = {bytes.fromhex(one) for one in (*seen.hashes, *seen.seen)}
+    known = {unit for unit, content in zip(units, hashes, strict=True) if content in used}
+    known.update(u for u, old in zip(units, former, strict=False) if old in used)
+    known.update(u for u, group in zip(units, groups, strict=False) if group in seen.groups)
     unseen = [i for i, unit in enumerate(units) if unit not in known]
     left = _untouched(unseen, hashes, units, earlier)
     elsewhere = len(unseen) - len(left)
@@ -237,7 +238,7 @@ def fresh(dataset: Dataset, seen: Seen, earlier: Earlier) -> Chosen:
     samples = Subset(dataset, np.array(left))
     found = tuple(hashes[i] for i in left)
     elsewhere = elsewhere if kind == "fresh data" else 0
-    return Chosen(kind, samples, units_of(samples, found), found, elsewhere)
+    return Chosen(kind, samples, units_of(samples, found), found, elsewhere, earlier)
 
 
 def looked(
@@ -263,7 +264,8 @@ def looked(
     """
     if chosen.kind == "regression check":
         return judged(promise), chosen.kind, None
-    look = ledger.look(chosen.hashes, test, asked=1 - promise.confidence)
+    hashes = chosen.earlier.with_former(chosen.hashes)
+    look = ledger.look(hashes, test, asked=1 - promise.confidence)
     verdicts = judged_at(look, promise, judged)
     ledger.end(look, verdicts, held=held())
     if look.repeats:

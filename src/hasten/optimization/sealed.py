@@ -55,7 +55,7 @@ def said(judge: Judge, ladder: Ladder) -> Sealed:
     if judge.ready.asking:
         unlabelled_yet = Reading.kept(job) or _read_without_labels(judge, ladder)
         if _tested(judge, ladder, unlabelled_yet):
-            begin_look(job, _sealed_hashes(judge))
+            begin_look(job, judge.ready.parts.earlier.with_former(_sealed_hashes(judge)))
         with job.deadline.paused():
             reading, notes = collected(
                 job,
@@ -239,7 +239,7 @@ def _judged(judge: Judge, ladder: Ladder, reading: Reading) -> Sealed:
         ready.promise,
         None if _exactly(judge) else _priors(judge, tested),
     )
-    look = take_look(job, hashes, test)
+    look = take_look(job, ready.parts.earlier.with_former(hashes), test)
     coverage: dict[str, Coverage] = {}
 
     def judged(promise: Promise) -> Judged:

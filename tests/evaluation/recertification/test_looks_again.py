@@ -11,7 +11,11 @@ from tests.support.bundles import forge
 
 import hasten
 from hasten.certificate.ledger import Ledger
+from hasten.certificate.promise import Promise
 from hasten.cli import main
+from hasten.evaluation import seen
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.metrics.top_k import Top1
 
 
 @pytest.fixture(autouse=True)
@@ -73,13 +77,29 @@ def test_the_same_answers_judged_by_other_bets_are_a_further_look(
     assert hasten.certify(other, fresh, max_drop=0.2).kind == "regression check"
 
 
+def test_what_older_versions_wrote_down_by_their_hashes_is_still_known(state: Path) -> None:
+    data = ArrayDataset({"x": np.arange(120).reshape(60, 2)})
+    old = [one for one in map(data.former_hash, range(60)) if one is not None]
+    assert not set(old) & {data.content_hash(i) for i in range(60)}
+    ledger = Ledger.at(state)
+    ledger.saw(old[:10])
+    ledger.end(ledger.look(old[20:], "answers", asked=0.05), [], held=False)
+    made_with = seen.Seen(frozenset({old[10].hex()}), frozenset({old[11].hex()}), frozenset())
+    chosen = seen.fresh(data, made_with, ledger.past().earlier(0.05))
+    # Eight fresh samples tell less than these with those that were tested on.
+    assert (list(chosen.samples.indices), chosen.elsewhere) == ([*range(12, 60)], 10)
+    promise = Promise(Top1(), confidence=0.95)
+    _, kind, look = seen.looked(ledger, chosen, "others", promise, lambda promise: [])
+    assert look is not None
+    assert (kind, look.number, look.refused) == ("further look", 2, 1)
+    assert chosen.hashes[0][:16] in ledger.past().looks[-1].hashes
+
+
 def test_samples_that_another_run_searched_on_are_left_out(
     data: tuple[Path, Path], fresh: Path, state: Path
 ) -> None:
     first = hasten.certify(data[0], fresh)
     with np.load(fresh) as arrays:
-        from hasten.inputs.data.arrays import ArrayDataset
-
         loaded = ArrayDataset({"input": arrays["input"]})
         Ledger.at(state).saw(loaded.content_hash(i) for i in range(100))
     second = hasten.certify(data[0], fresh)
