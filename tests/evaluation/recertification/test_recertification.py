@@ -109,7 +109,7 @@ def test_a_sample_whose_group_was_seen_under_another_name_is_left_out(
         arrays = {name: np.concatenate([old[name][[known]], new[name]]) for name in old}
     groups = np.arange(401)
     groups[:3], groups[5] = 1000, 4
-    np.savez(tmp_path / "grouped.npz", **arrays, groups=groups)
+    np.savez(tmp_path / "grouped.npz", **arrays, groups=groups)  # type: ignore[arg-type]
     result = hasten.certify(data[0], tmp_path / "grouped.npz")
     assert (result.kind, result.used, result.left_out) == ("fresh data", 398, 3)
 
