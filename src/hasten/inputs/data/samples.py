@@ -197,7 +197,7 @@ def _digest(sample: Mapping[str, Array]) -> bytes:
 
 @functools.cache
 def _name(dtype: np.dtype[Any]) -> str:
-    return dtype.name  # computed anew at each call, which takes as long as hashing a small sample
+    return dtype.name  # computed at each call, which takes as long as hashing a small sample
 
 
 def _canonical(array: Array) -> Array:
