@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper, parser
 from tests.support.jobs import job_in
 from tests.support.quick import quick_runs
 
@@ -83,6 +85,42 @@ def test_a_rerun_after_a_refusal_pays_and_fresh_samples_do_not(tmp_path: Path, s
     )
     third = json.loads((more.bundle / "evidence" / "sealed.json").read_text())
     assert not set(third["hashes"]) & {*once["hashes"], *once["seen"]}
+
+
+def test_a_run_pays_for_a_look_that_an_older_version_wrote_down_by_its_hashes(
+    tmp_path: Path, state: Path
+) -> None:
+    """Older versions hashed the type too, so that float64 was other content than float32."""
+    rows = np.random.default_rng(5).standard_normal((900, 16), np.float32).astype(np.float64)
+    data = ArrayDataset({"x": rows})
+    old = list(filter(None, map(data.former_hash, range(900))))
+    ledger = Ledger.at(state)
+    ledger.saw(old[:400])
+    ledger.end(ledger.look(old[400:], "answers", asked=0.05), [], held=False)
+    text = """<ir_version: 10, opset_import: ["": 17]>
+        classifier (double[batch, 16] x) => (float[batch, 4] logits) {
+            single = Cast <to = 1> (x)
+            logits = MatMul(single, w)
+        }"""
+    model = parser.parse_model(text)
+    w = np.random.default_rng(1).standard_normal((16, 4), np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(w, "w"))
+    onnx.save(model, tmp_path / "double.onnx")
+    with quick_runs():
+        result = hasten.optimize(
+            tmp_path / "double.onnx",
+            {"x": rows},
+            max_drop=0.3,
+            engines=(ENGINE,),
+            out=tmp_path / "b.hasten",
+        )
+    assert result.look is not None
+    assert (result.look.number, result.look.refused) == (2, 1)
+    record = json.loads((result.bundle / "evidence" / "sealed.json").read_text())
+    assert not set(record["hashes"]) & {data.content_hash(i).hex() for i in range(400)}
+    before, now = (look.hashes for look in ledger.past().looks)
+    assert {bytes.fromhex(one)[:16] for one in record["hashes"]} == now - before
+    assert len(now & before) == len(record["hashes"])  # by both hashes, for the next run
 
 
 # -- the steps, without a run

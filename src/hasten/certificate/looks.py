@@ -17,6 +17,7 @@ from typing import TypeAlias
 
 from scipy import special
 
+from hasten.certificate.betting import BettingPrior
 from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Judgement, Verdict
 from hasten.core.records import canonical
@@ -177,8 +178,9 @@ def answers_digest(
     scores: Mapping[str, Array | str],
     units: Array,
     promise: Promise,
+    priors: Mapping[str, BettingPrior] | None = None,
 ) -> str:
-    """Return a digest of a whole test: its samples, limits, and every rung's scores bit for bit.
+    """Return a digest of a whole test: its samples, limits, priors, and every rung's scores bit for bit.
 
     Two looks with the same digest are the same test, so the second one spends nothing.
 
@@ -189,11 +191,14 @@ def answers_digest(
         scores: Key -> scores of the rung, or the reason why it failed.
         units: Number of each sample's group, `(n,)`.
         promise: Promise as it was asked for, whatever the level of the look.
+        priors: Key -> prior by which a rung's bets are set; None where no prior decides anything, as in
+            exact tests.
     """
     order = sorted(range(len(hashes)), key=hashes.__getitem__)
     firsts: dict[int, int] = {}
     drawn = [firsts.setdefault(int(units[i]), len(firsts)) for i in order]
-    whole = hashlib.sha256(canonical([promise, drawn]))
+    bets = [dict(priors)] if priors else []
+    whole = hashlib.sha256(canonical([promise, drawn, *bets]))
     whole.update(b"".join(hashes[i] for i in order))
     for part in (original, *(scores[key] for key in rungs)):
         whole.update(b"\0")

@@ -108,6 +108,7 @@ def certify_chain(
         look=look,
         elsewhere=chosen.elsewhere,
         notes=ledger.notes,
+        remembered=ledger.file is not None,
     )
 
 

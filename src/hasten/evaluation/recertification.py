@@ -133,7 +133,7 @@ def _compared(subject: Subject, material: Material, listen: Callable[[int], None
     """
     comparing = Comparing(over_steps(material.metric, material.sequences), ["winner"])
     dataset = material.dataset
-    own, scores, _ = _scores(subject, material, dataset, units_of(dataset), listen, comparing)
+    own, scores, *_ = _scores(subject, material, dataset, units_of(dataset), listen, comparing)
     score = scores["winner"]
     if isinstance(score, str):
         raise CandidateError(score)
@@ -164,14 +164,19 @@ def _tested(
     check_labelled(metric, samples.labels, type_name(metric))
     sizes = _sizes_to_test(manifest, material, batch_sizes)
     answers, draws = Answers(), metric.draws(samples.labels, units)
-    own, scores, chunk = _scores(subject, material, samples, units, listen, answers, sizes)
+    stated = (manifest.certificate or {}).get("rows_apart") is True
+    own, scores, chunk, moved = _scores(
+        subject, material, samples, units, listen, answers, sizes, probed=stated
+    )
     score = scores["winner"]
     if isinstance(score, str):
         raise CandidateError(score)
     promise = Promise(metric, limits.guard, limits.max_drop, limits.confidence, limits.mean_over)
-    apart = (manifest.certificate or {}).get("rows_apart") is True
-    judge = _Judge(own, scores, draws, limits.prior, Batches(sizes, apart, chunk))
-    test = answers_digest(data.hashes, own, tuple(scores), scores, draws, promise)
+    batches = Batches(sizes, stated and not moved, chunk)
+    judge = _Judge(own, scores, draws, limits.prior, batches, limits.counts(metric))
+    exactly = judge.binary and len(np.unique(draws)) == len(draws)
+    priors = None if exactly else {"winner": limits.prior}
+    test = answers_digest(data.hashes, own, tuple(scores), scores, draws, promise, priors)
     (entry,), kind, look = looked(ledger, data, test, promise, judge.judged, judge.covers_all)
     judgement = entry[1]
     if isinstance(judgement, str):
@@ -189,6 +194,7 @@ def _tested(
         look=look,
         elsewhere=data.elsewhere,
         notes=(*material.notes, *ledger.notes, *_elsewhere(manifest)),
+        remembered=ledger.file is not None,
         batches=sizes,
         coverage=judge.coverage,
         unlabelled=0 if missing is None else int((missing & (own > score)).sum()),
@@ -217,6 +223,7 @@ class _Judge:
         draws: Number of each sample's draw, `(n,)`.
         prior: Prior of the bets.
         batches: Batch sizes to judge.
+        binary: Whether scores may be counted as 0/1.
         coverage: Batch sizes at which the limit holds; None before, and where none is to be judged.
     """
 
@@ -225,13 +232,16 @@ class _Judge:
     draws: Array
     prior: BettingPrior
     batches: Batches
+    binary: bool
     coverage: Coverage | None = None
 
     def judged(self, promise: Promise) -> Judged:
         """Judge the winner alone and, if it passes, in batches."""
         alone = {"winner": self.scores["winner"]}
         priors = {"winner": self.prior}
-        verdicts = judge_ladder(self.own, ("winner",), alone, self.draws, priors, promise)
+        verdicts = judge_ladder(
+            self.own, ("winner",), alone, self.draws, priors, promise, binary=self.binary
+        )
         ((_, judgement),) = verdicts
         passed = isinstance(judgement, Judgement) and judgement.verdict is Verdict.CERTIFIED
         if self.batches.sizes and passed:
@@ -245,7 +255,7 @@ class _Judge:
                 self.draws,
                 self.prior,
                 promise,
-                binary=True,
+                binary=self.binary,
             )
         return verdicts
 
@@ -324,7 +334,9 @@ def _scores(
     listen: Callable[[int], None],
     watch: Callable[[str, Tensors], None],
     sizes: Sequence[int] = (),
-) -> tuple[Array, dict[str, Array | str], int]:
+    *,
+    probed: bool = False,
+) -> tuple[Array, dict[str, Array | str], int, bool]:
     """Score the exact model and the winner; a string in place of scores says why the winner failed.
 
     Args:
@@ -335,10 +347,11 @@ def _scores(
         listen: Callback that receives the number of samples scored so far.
         watch: Callback that receives the outputs of each model on each chunk.
         sizes: Batch sizes in which the winner answers all samples once more.
+        probed: Whether the winner is tested for answers that depend on their batch.
 
     Returns:
-        Scores of the exact model; scores by key of the winner, alone and in batches; and the number of
-        samples that batches are formed from.
+        Scores of the exact model; scores by key of the winner, alone and in batches; the number of
+        samples that batches are formed from; and whether an answer was seen to depend on its batch.
     """
     made_for = subject.manifest.target
     host = at_hand(made_for)
@@ -363,7 +376,25 @@ def _scores(
                 units=units,
                 watch=lambda key, outputs: None if key in several else watch(key, outputs),
             )
+            moved = probed and _moved(desk, opened[1], samples, sizes)
         finally:
             for one in opened:
                 one.worker.kill()
-    return own, scores, desk.chunk
+    return own, scores, desk.chunk, moved
+
+
+def _moved(desk: Bench, winner: OpenWorker, samples: Dataset, sizes: Sequence[int]) -> bool:
+    """Whether an answer depends on its batch: whether it changes where the others are eight times as loud.
+
+    A winner that can't answer such batches has shown nothing.
+    """
+    if not sizes:
+        return False
+    few = Subset(samples, np.arange(min(len(samples), desk.chunk)))
+    loud = str(write_spool(few, desk.folder / "loud").folder)
+    try:
+        return any(
+            desk.ask(winner.worker, "moved_by_mates", samples=loud, batch=size) for size in sizes
+        )
+    except CandidateError:
+        return True

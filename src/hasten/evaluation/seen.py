@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
 
@@ -20,7 +20,7 @@ from hasten.core.comparison import Comparison
 from hasten.core.tensors import Array
 from hasten.errors import InputError, IntegrityError
 from hasten.inputs.data.dataset import Dataset, Subset
-from hasten.inputs.data.splits import KNOWN_BYTES, Earlier, units_of
+from hasten.inputs.data.splits import KNOWN_BYTES, Earlier, former_hashes, units_of
 from hasten.optimization.workspace import hashed_groups
 from hasten.reporting.card import Card
 from hasten.reporting.notebook import as_html
@@ -52,6 +52,7 @@ class Recheck:
         batches: Batch sizes above 1 at which the limit must hold too.
         coverage: Batch sizes at which it holds; None where none was tested.
         unlabelled: Number of samples without a label on which answers differ: each counts as lost.
+        remembered: Whether a ledger is kept, so that earlier looks are known.
     """
 
     kind: Kind
@@ -65,6 +66,7 @@ class Recheck:
     batches: tuple[int, ...] = ()
     coverage: Coverage | None = None
     unlabelled: int = 0
+    remembered: bool = True
 
     @property
     def passed(self) -> bool:
@@ -107,8 +109,9 @@ class Recheck:
         more = () if self.comparison is None else self.comparison.in_words()
         worst = f"{self.unlabelled:,} of these have no label and count as lost, the worst that they can be"
         unlabelled = (worst,) if self.unlabelled else ()
-        told = self.look is not None and not self.look.plain
-        look = (self.look.in_words(),) if told and self.look is not None else ()
+        look: tuple[str, ...] = ()
+        if self.look is not None and not (self.look.plain and self.remembered):
+            look = (self.look.in_words(),)
         notes = (f"note: {note}" for note in self.notes)
         return "\n".join((first, *unlabelled, *look, *more, *notes))
 
@@ -196,6 +199,7 @@ class Chosen:
         units: Number of each one's group, `(n,)`: samples that share a group or their content have the same.
         hashes: SHA-256 of each one's content.
         elsewhere: Number of samples left out that only other runs searched or tested on.
+        earlier: What other runs did with samples of this data.
     """
 
     kind: Kind
@@ -203,10 +207,13 @@ class Chosen:
     units: Array
     hashes: tuple[bytes, ...]
     elsewhere: int = 0
+    earlier: Earlier = field(default_factory=Earlier)
 
 
 def fresh(dataset: Dataset, seen: Seen, earlier: Earlier) -> Chosen:
     """Choose samples that the making of the bundle hasn't seen, or all where there are none.
+
+    A sample also counts as seen where one that shares its group or its content does.
 
     Args:
         dataset: Data to test on.
@@ -216,20 +223,22 @@ def fresh(dataset: Dataset, seen: Seen, earlier: Earlier) -> Chosen:
     """
     groups = () if dataset.groups is None else hashed_groups(dataset.groups)
     hashes = [dataset.content_hash(i) for i in range(len(dataset))]
-    unseen = [
-        i
-        for i, content in enumerate(hashes)
-        if content.hex() not in seen.hashes
-        and content.hex() not in seen.seen
-        and not (groups and groups[i] in seen.groups)
-    ]
-    left = _untouched(unseen, hashes, dataset.groups, earlier)
+    former = former_hashes(dataset)
+    earlier = earlier.among(hashes, former)
+    units = units_of(dataset, hashes)
+    used = {bytes.fromhex(one) for one in (*seen.hashes, *seen.seen)}
+    known = {unit for unit, content in zip(units, hashes, strict=True) if content in used}
+    known.update(u for u, old in zip(units, former, strict=False) if old in used)
+    known.update(u for u, group in zip(units, groups, strict=False) if group in seen.groups)
+    unseen = [i for i, unit in enumerate(units) if unit not in known]
+    left = _untouched(unseen, hashes, units, earlier)
     elsewhere = len(unseen) - len(left)
     kind: Kind = "fresh data" if left else "regression check"
     left = left or list(range(len(dataset)))
     samples = Subset(dataset, np.array(left))
     found = tuple(hashes[i] for i in left)
-    return Chosen(kind, samples, units_of(samples), found, elsewhere if kind == "fresh data" else 0)
+    elsewhere = elsewhere if kind == "fresh data" else 0
+    return Chosen(kind, samples, units_of(samples, found), found, elsewhere, earlier)
 
 
 def looked(
@@ -255,7 +264,8 @@ def looked(
     """
     if chosen.kind == "regression check":
         return judged(promise), chosen.kind, None
-    look = ledger.look(chosen.hashes, test, asked=1 - promise.confidence)
+    hashes = chosen.earlier.with_former(chosen.hashes)
+    look = ledger.look(hashes, test, asked=1 - promise.confidence)
     verdicts = judged_at(look, promise, judged)
     ledger.end(look, verdicts, held=held())
     if look.repeats:
@@ -263,20 +273,16 @@ def looked(
     return verdicts, chosen.kind if look.number == 1 else "further look", look
 
 
-def _untouched(
-    unseen: list[int], hashes: list[bytes], groups: Array | None, earlier: Earlier
-) -> list[int]:
+def _untouched(unseen: list[int], hashes: list[bytes], units: Array, earlier: Earlier) -> list[int]:
     """Leave out samples that another run searched on, and those tested on where the rest tells more.
 
-    A group with one such sample is left out whole.
+    A unit with one such sample is left out whole.
     """
     short = [one[:KNOWN_BYTES] for one in hashes]
 
     def without(some: list[int], touched: Container[bytes]) -> list[int]:
-        if groups is None:
-            return [i for i in some if short[i] not in touched]
-        spoilt = {groups[i] for i in some if short[i] in touched}
-        return [i for i in some if groups[i] not in spoilt]
+        spoilt = {units[i] for i in some if short[i] in touched}
+        return [i for i in some if units[i] not in spoilt]
 
     left = without(unseen, earlier.seen)
     untested = without(left, earlier.tested)

@@ -64,13 +64,33 @@ class Asked:
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits that the winner must keep."""
+    """Limits that the winner must keep.
+
+    Attributes:
+        max_drop: Limit on the drop.
+        confidence: Confidence of the verdict.
+        guard: Quantity that is bounded.
+        mean_over: What the mean is over.
+        prior: Prior of the bets.
+        counted: Name of the metric whose scores the certificate counts as 0/1; empty where it counts
+            none.
+    """
 
     max_drop: float
     confidence: float
     guard: Guard
     mean_over: Over
     prior: BettingPrior = field(default_factory=BettingPrior)
+    counted: str = ""
+
+    def counts(self, metric: Metric) -> bool:
+        """Whether scores of a metric may be counted as 0/1, which isn't for the tested data to say.
+
+        Args:
+            metric: Metric that is scored. Of one that can't tell, as of a user's own function, scores
+                are counted where the certificate counted them.
+        """
+        return type_name(metric) == self.counted if metric.binary is None else metric.binary
 
 
 @dataclass(frozen=True)
@@ -246,6 +266,7 @@ def _limits(folder: Path, manifest: Manifest, asked: Asked) -> Limits:
         asked.guard or stated.guard,
         asked.mean_over or stated.over,
         stated.prior if asked.guard in (None, stated.guard) else BettingPrior(),
+        "" if stated.lost is None else stated.metric,
     )
 
 

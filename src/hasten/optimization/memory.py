@@ -53,6 +53,7 @@ def keep_earlier(job: Job, parts: Parts) -> None:
             {
                 "seen": sorted(one.hex() for one in known.seen),
                 "tested": {one.hex(): worth for one, worth in known.tested.items()},
+                "former": {one.hex(): before.hex() for one, before in known.former.items()},
             },
         )
 
@@ -67,7 +68,7 @@ def expected_look(job: Job, parts: Parts) -> Look:
     past = past_of(job.order.out, job) + job.ledger.past()
     begun = job.journal.last("look") or {}
     return look_at(
-        short(bytes.fromhex(one) for one in parts.sealed_hashes),
+        short(parts.earlier.with_former(bytes.fromhex(one) for one in parts.sealed_hashes)),
         past.looks,
         own=begun.get("look", {}).get("id", ""),
         asked=1 - job.order.confidence,
@@ -141,4 +142,5 @@ def _stored(path: Path) -> Earlier:
     return Earlier(
         frozenset(bytes.fromhex(one) for one in record["seen"]),
         {bytes.fromhex(one): worth for one, worth in record["tested"].items()},
+        {bytes.fromhex(one): bytes.fromhex(old) for one, old in record.get("former", {}).items()},
     )

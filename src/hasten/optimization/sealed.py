@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from hasten.certificate.batches import Batches, Coverage, batch_key, covered
+from hasten.certificate.betting import BettingPrior
 from hasten.certificate.certification import (
     judge_with_fallen,
     last_certified,
@@ -54,7 +55,7 @@ def said(judge: Judge, ladder: Ladder) -> Sealed:
     if judge.ready.asking:
         unlabelled_yet = Reading.kept(job) or _read_without_labels(judge, ladder)
         if _tested(judge, ladder, unlabelled_yet):
-            begin_look(job, _sealed_hashes(judge))
+            begin_look(job, judge.ready.parts.earlier.with_former(_sealed_hashes(judge)))
         with job.deadline.paused():
             reading, notes = collected(
                 job,
@@ -236,8 +237,9 @@ def _judged(judge: Judge, ladder: Ladder, reading: Reading) -> Sealed:
         reading.scores,
         ready.sealed_units,
         ready.promise,
+        None if _exactly(judge) else _priors(judge, tested),
     )
-    look = take_look(job, hashes, test)
+    look = take_look(job, ready.parts.earlier.with_former(hashes), test)
     coverage: dict[str, Coverage] = {}
 
     def judged(promise: Promise) -> Judged:
@@ -267,6 +269,15 @@ def _first(judge: Judge, ladder: Ladder, reading: Reading) -> list[str]:
     return [key for key in exact if key in reading.fallen and key not in ladder.rungs]
 
 
+def _priors(judge: Judge, keys: Sequence[str]) -> dict[str, BettingPrior]:
+    """Return what the search split tells of each candidate, by which its bets are set."""
+    ready, trials = judge.ready, judge.trials
+    return {
+        key: prior_of(trials.drops(trials.done[key]), ready.search_units, ready.promise.mean_over)
+        for key in keys
+    }
+
+
 def _verdicts(
     judge: Judge,
     ladder: Ladder,
@@ -278,10 +289,7 @@ def _verdicts(
     ready, trials = judge.ready, judge.trials
     units, sizes = ready.sealed_units, ready.parts.unit_sizes
     first = _first(judge, ladder, reading)
-    priors = {
-        key: prior_of(trials.drops(trials.done[key]), ready.search_units, promise.mean_over)
-        for key in (*first, *ladder.rungs)
-    }
+    priors = _priors(judge, (*first, *ladder.rungs))
 
     def holds(key: str, judgement: Judgement) -> bool:
         """Whether a certified rung holds at all its batch sizes too."""
@@ -321,12 +329,17 @@ def surely_holds(judge: Judge, ladder: Ladder, reading: Reading) -> bool:
     looking at labels while they come certifies nothing that all labels together wouldn't.
     """
     ready = judge.ready
-    if not judge.trials.binary or int(ready.parts.unit_sizes.max()) > 1:
+    if not _exactly(judge):
         return False
     verdicts = _verdicts(judge, ladder, reading, ready.tested or ready.promise, {})
     return all(
         isinstance(entry, str) or entry.verdict is Verdict.CERTIFIED for _, entry in verdicts
     )
+
+
+def _exactly(judge: Judge) -> bool:
+    """Whether all tests of lone samples are exact, so that none bets."""
+    return judge.trials.binary and int(judge.ready.parts.unit_sizes.max()) == 1
 
 
 def _across(sealed: Remembered) -> list[str]:

@@ -1,14 +1,21 @@
 """`certify` again and again: what is a certificate, what a regression check, and what it pays."""
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from tests.support.bundles import forge
 
 import hasten
 from hasten.certificate.ledger import Ledger
+from hasten.certificate.promise import Promise
 from hasten.cli import main
+from hasten.evaluation import seen
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.metrics.top_k import Top1
 
 
 @pytest.fixture(autouse=True)
@@ -39,13 +46,60 @@ def test_the_second_time_is_a_regression_check_and_another_limit_a_further_look(
     assert "third look at these data: tested at 0.05% instead of 5%" in laxer.in_words()
 
 
+def test_a_look_without_a_ledger_says_that_earlier_ones_are_not_known(
+    data: tuple[Path, Path], fresh: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = (
+        "first look at these data (no ledger is kept, because HASTEN_LEDGER is off: earlier looks "
+        "aren't known)"
+    )
+    assert "first look" not in hasten.certify(data[0], fresh).in_words()
+    monkeypatch.setenv("HASTEN_LEDGER", "off")
+    assert line in hasten.certify(data[0], fresh).in_words().splitlines()
+    assert "look at these data" not in hasten.certify(*data).in_words()  # a check is no look
+
+
+def test_the_same_answers_judged_by_other_bets_are_a_further_look(
+    data: tuple[Path, Path], fresh: Path, tmp_path: Path
+) -> None:
+    def certified(bundle: Path, **asked: Any) -> str:
+        return hasten.certify(bundle, tmp_path / "pairs.npz", **asked).kind
+
+    np.savez(tmp_path / "pairs.npz", **np.load(fresh), groups=np.arange(400) // 2)
+    other = Path(shutil.copytree(data[0], tmp_path / "other.hasten"))
+    prior = {"mean": 0.02, "variance": 0.05, "n": 200}
+    forge(other, lambda record: record["certificate"]["judgement"].update(prior=prior))
+    assert certified(data[0]) == "fresh data"
+    assert certified(data[0]) == "regression check"
+    assert certified(other) == "further look"
+    # Nothing bets on answers that are counted, so what is known beforehand doesn't matter.
+    assert hasten.certify(data[0], fresh, max_drop=0.2).kind == "further look"
+    assert hasten.certify(other, fresh, max_drop=0.2).kind == "regression check"
+
+
+def test_what_older_versions_wrote_down_by_their_hashes_is_still_known(state: Path) -> None:
+    data = ArrayDataset({"x": np.arange(120).reshape(60, 2)})
+    old = [one for one in map(data.former_hash, range(60)) if one is not None]
+    assert not set(old) & {data.content_hash(i) for i in range(60)}
+    ledger = Ledger.at(state)
+    ledger.saw(old[:10])
+    ledger.end(ledger.look(old[20:], "answers", asked=0.05), [], held=False)
+    made_with = seen.Seen(frozenset({old[10].hex()}), frozenset({old[11].hex()}), frozenset())
+    chosen = seen.fresh(data, made_with, ledger.past().earlier(0.05))
+    # Eight fresh samples tell less than these with those that were tested on.
+    assert (list(chosen.samples.indices), chosen.elsewhere) == ([*range(12, 60)], 10)
+    promise = Promise(Top1(), confidence=0.95)
+    _, kind, look = seen.looked(ledger, chosen, "others", promise, lambda promise: [])
+    assert look is not None
+    assert (kind, look.number, look.refused) == ("further look", 2, 1)
+    assert chosen.hashes[0][:16] in ledger.past().looks[-1].hashes
+
+
 def test_samples_that_another_run_searched_on_are_left_out(
     data: tuple[Path, Path], fresh: Path, state: Path
 ) -> None:
     first = hasten.certify(data[0], fresh)
     with np.load(fresh) as arrays:
-        from hasten.inputs.data.arrays import ArrayDataset
-
         loaded = ArrayDataset({"input": arrays["input"]})
         Ledger.at(state).saw(loaded.content_hash(i) for i in range(100))
     second = hasten.certify(data[0], fresh)

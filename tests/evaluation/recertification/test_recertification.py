@@ -22,7 +22,11 @@ from hasten.core.records import to_record
 from hasten.core.shapes import extents
 from hasten.core.target import Target
 from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.evaluation.subject import Limits
+from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.metrics.agreement import Agreement
+from hasten.inputs.metrics.iou import Iou
+from hasten.inputs.metrics.top_k import Top1
 from hasten.inputs.models.onnx import load
 from hasten.optimization.workspace import hashed_groups
 from hasten.testing import models
@@ -95,6 +99,21 @@ def test_a_bundle_made_with_groups_is_not_judged_on_samples_that_may_belong_toge
     assert hasten.certify(bundle, tmp_path / "grouped.npz").judgement.groups == 200
 
 
+def test_a_sample_whose_group_was_seen_under_another_name_is_left_out(
+    data: tuple[Path, Path], fresh: Path, tmp_path: Path
+) -> None:
+    seen = set(json.loads((data[0] / SEALED).read_text())["seen"])
+    with np.load(data[1]) as old, np.load(fresh) as new:
+        made_with = ArrayDataset({"input": old["input"]})
+        known = next(i for i in range(1200) if made_with.content_hash(i).hex() in seen)
+        arrays = {name: np.concatenate([old[name][[known]], new[name]]) for name in old}
+    groups = np.arange(401)
+    groups[:3], groups[5] = 1000, 4
+    np.savez(tmp_path / "grouped.npz", **arrays, groups=groups)  # type: ignore[arg-type]
+    result = hasten.certify(data[0], tmp_path / "grouped.npz")
+    assert (result.kind, result.used, result.left_out) == ("fresh data", 398, 3)
+
+
 def moved(bundle: Path, folder: Path, device: str, engine: dict[str, Any] | None = None) -> Path:
     """A copy of a bundle that says that it is for a device that isn't here."""
 
@@ -164,6 +183,55 @@ def test_a_bundle_judged_by_a_function_runs_it_only_where_it_is_named_again(
         "never runs code that only a bundle names"
     )
     assert hasten.certify(bundle, tmp_path / "eval.npz", max_drop=0.05, metric=score).passed
+
+
+PARITY = """
+def score(outputs, labels):
+    return (outputs["logits"].argmax(1) % 2 == labels % 2).astype(float)
+"""
+
+
+@pytest.mark.parametrize(
+    ("stated", "method"),
+    [
+        ({}, "betting"),  # counts of top-1 say nothing of the function
+        ({"metric": "custom"}, "exact"),
+        ({"metric": "custom", "method": "betting", "lost": None, "gained": None}, "betting"),
+    ],
+)
+def test_scores_of_a_function_are_counted_only_where_the_certificate_counted_them(
+    data: tuple[Path, Path], fresh: Path, tmp_path: Path, stated: dict[str, Any], method: str
+) -> None:
+    bundle = Path(shutil.copytree(data[0], tmp_path / "custom.hasten"))
+    forge(bundle, lambda record: record["certificate"]["judgement"].update(stated))
+    (tmp_path / "mine.py").write_text(PARITY)
+    found = hasten.certify(bundle, fresh, metric=f"{tmp_path}/mine.py:score").judgement
+    assert found.method.startswith(method)
+    assert (found.lost is None) == (method == "betting")
+
+
+def test_scores_between_0_and_1_are_never_counted_though_all_of_them_are_0_or_1() -> None:
+    limits = Limits(0.01, 0.95, "net", "samples", counted="iou")
+    assert (limits.counts(Iou()), limits.counts(Top1())) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("part", "said"), [("winner", "rows may depend"), ("exact", "answers each row of a batch by")]
+)
+def test_a_bundle_that_says_that_its_rows_are_apart_is_not_believed_where_loud_ones_move_others(
+    data: tuple[Path, Path], fresh: Path, tmp_path: Path, part: str, said: str
+) -> None:
+    def change(record: dict[str, Any]) -> None:
+        record["certificate"]["rows_apart"] = True
+        record["winner"] = record[part]
+
+    bundle = Path(shutil.copytree(data[0], tmp_path / "apart.hasten"))
+    forge(bundle, change)
+    result = hasten.certify(bundle, fresh, batch_sizes=(2, 16))
+    assert result.coverage is not None
+    assert result.coverage.rows_apart == (part == "exact")
+    assert said in result.in_words()
+    assert result.passed == (part == "exact")  # 25 batches of 16 are too few draws
 
 
 def test_batches_that_share_a_scale_are_draws_of_their_own(

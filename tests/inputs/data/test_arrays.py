@@ -1,5 +1,9 @@
+import hashlib
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
@@ -24,6 +28,63 @@ def test_the_hash_tells_dtype_and_shape_apart() -> None:
     as_floats = ArrayDataset({"x": np.zeros((1, 4), np.float32)})
     square = ArrayDataset({"x": np.zeros((1, 2, 2), np.int32)})
     assert len({d.content_hash(0) for d in (as_ints, as_floats, square)}) == 3
+
+
+def hash_of(array: Array) -> bytes:
+    return ArrayDataset({"x": array[np.newaxis]}, missing=True).content_hash(0)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "types"),
+    [
+        ([0.5, -0.0, 1.25, np.nan], ["f2", "f4", "f8", ">f4", ">f8", ">f2", "g"]),
+        ([0.1, 7.0], ["f8", ">f8"]),  # float32 doesn't hold 0.1 as float64 has it
+        (0.5, ["f2", "f4", "f8"]),
+        ([0, 200], ["u1", "u2", "u4", "u8", "i2", "i4", "i8", ">i8"]),
+        ([-1, 127], ["i1", "i2", "i4", "i8"]),
+        ([0, 2**63], ["u8", ">u8"]),
+        (7, ["i1", "i8", "u4"]),
+    ],
+)
+def test_the_same_numbers_have_one_hash_in_all_types_of_a_kind(
+    numbers: object, types: list[str]
+) -> None:
+    assert len({hash_of(np.array(numbers, one)) for one in types}) == 1
+
+
+@given(st.lists(st.integers(-(2**63), 2**64 - 1), max_size=4))
+def test_integers_have_one_hash_in_all_types_that_hold_them(numbers: list[int]) -> None:
+    limits = [np.iinfo(f"{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8)]
+    holding = [i.dtype for i in limits if all(i.min <= one <= i.max for one in numbers)]
+    hashes = {hash_of(np.array(numbers, dtype)) for dtype in holding}
+    assert len(hashes) == bool(holding)
+    if numbers:
+        changed = np.array([*numbers[:-1], numbers[-1] ^ 1], holding[-1] if holding else object)
+        assert not holding or hash_of(changed) not in hashes
+
+
+def test_other_numbers_of_the_same_bits_or_nearly_the_same_have_other_hashes() -> None:
+    x = np.random.default_rng(0).standard_normal(64)
+    x[:32] = x[:32].astype(np.float32)
+    arrays: list[Array] = [x, x.astype(np.float32), x.astype(np.float16)]
+    for number, dtype in ((0, "f4"), (-0.0, "f4"), (1e300, "f8"), (1, "u2"), (1, "?")):
+        arrays.append(np.array([number], dtype))
+    arrays += [np.array([-1], np.int8), np.array([255], np.uint8)]
+    assert len(set(map(hash_of, arrays))) == len(arrays)
+
+
+def test_a_hash_of_older_versions_is_told_where_it_was_another() -> None:
+    old = hashlib.sha256(b"x\0int64\0[2]\0" + np.array([1, 2]).tobytes()).digest()
+    assert ArrayDataset({"x": np.array([[1, 2]])}).former_hash(0) == old
+    for number, dtype in ((0.1, "f4"), (1, "u1"), (0.1, "f8"), (True, "?")):
+        assert ArrayDataset({"x": np.array([[number]], dtype)}).former_hash(0) is None
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_half_that_is_not_finite_is_refused(bad: float) -> None:
+    with pytest.raises(InputError, match="sample 1 has NaN or Inf"):
+        ArrayDataset({"x": np.array([[65504], [bad]], np.float16)}).inputs([0, 1])
+    assert ArrayDataset({"x": np.array([[65504], [-6e-8]], np.float16)}).inputs([0, 1])
 
 
 X = np.zeros((100, 2), np.float32)

@@ -77,6 +77,36 @@ def test_a_group_with_one_sample_that_was_searched_on_is_not_sealed() -> None:
         )
 
 
+@pytest.mark.parametrize("dtype", ["int64", "float16", "float64"])
+def test_samples_are_known_by_the_hashes_of_older_versions(dtype: str) -> None:
+    numbers = np.arange(300, dtype=dtype)
+    first = split(ArrayDataset({"x": numbers}))
+
+    def old(data: Dataset) -> frozenset[bytes]:
+        former = [data.former_hash(i) for i in range(len(data))]
+        return frozenset(one[:16] for one in former if one is not None)
+
+    known = Earlier(
+        old(first.calibration) | old(first.search), dict.fromkeys(old(first.sealed), 0.36)
+    )
+    assert len(known.seen) + len(known.tested) == 300
+    for seed in range(3):
+        again = split(ArrayDataset({"x": numbers}), seed=seed, earlier=known)
+        assert short(again.sealed) == short(first.sealed)
+        assert set(again.earlier.with_former([])) == set()
+        looked_up = again.earlier.with_former(map(bytes.fromhex, again.sealed_hashes))
+        assert frozenset(looked_up[len(again.sealed) :]) == known.tested.keys()
+        resumed = split(ArrayDataset({"x": numbers}), seed=seed, earlier=again.earlier)
+        assert resumed.earlier == again.earlier
+
+
+def test_training_data_in_another_type_is_found_in_the_data_to_judge_on() -> None:
+    judged = ArrayDataset({"x": np.arange(40, dtype=np.float32).reshape(20, 2)})
+    training = ArrayDataset({"x": np.arange(38, 78, dtype=np.float64).reshape(20, 2)})
+    with pytest.raises(InputError, match="1 of 20 training samples are also in the data"):
+        split(judged, training=training)
+
+
 def test_the_samples_that_are_for_the_search_because_of_earlier_runs_are_counted() -> None:
     first = split(data_of(range(300)))
     second = split(data_of(range(300)), seed=1, calibration=10, earlier=after(first))

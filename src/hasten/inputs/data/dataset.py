@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hasten.core.tensors import Array
+from hasten.inputs.data.samples import former_hash
 
 
 class Dataset(ABC):
@@ -65,6 +66,14 @@ class Dataset(ABC):
             InputError: the sample can't be read, or isn't finite.
         """
 
+    def former_hash(self, index: int) -> bytes | None:
+        """Return the hash by which records of older versions know a sample; None where it is the same.
+
+        Raises:
+            InputError: the sample can't be read.
+        """
+        return former_hash({name: rows[0] for name, rows in self.inputs([index]).items()})
+
 
 @dataclass(frozen=True)
 class Subset(Dataset):
@@ -109,6 +118,9 @@ class Subset(Dataset):
 
     def content_hash(self, index: int) -> bytes:
         return self.whole.content_hash(int(self.indices[index]))
+
+    def former_hash(self, index: int) -> bytes | None:
+        return self.whole.former_hash(int(self.indices[index]))
 
 
 class ShapesOf(Sequence[dict[str, tuple[int, ...]]]):

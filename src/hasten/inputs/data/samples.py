@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from hasten.errors import InputError
 from hasten.inputs.data.missing import unlabelled
 
 RESERVED = ("labels", "groups")
+_UNSIGNED = {bits: np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)}
+_SIGNED = {bits: np.dtype(f"int{bits}") for bits in _UNSIGNED}
 
 
 def check_counts(
@@ -97,9 +100,15 @@ def holds_numbers(dtype: np.dtype[Any]) -> bool:
 
 def _first_not_finite(rows: Array) -> int | None:
     """Return the position of the first row with NaN or Inf; None where all are finite."""
-    if rows.dtype.kind not in "fcV" or not holds_numbers(rows.dtype) or np.isfinite(rows).all():
+    if rows.dtype.kind not in "fcV" or not holds_numbers(rows.dtype) or _all_finite(rows):
         return None
     return next(i for i, row in enumerate(rows) if not np.isfinite(row).all())
+
+
+def _all_finite(rows: Array) -> bool:
+    if rows.dtype == np.float16:  # by its exponent, ten times as fast as `isfinite`
+        return int((rows.view(np.uint16) & 0x7C00).max(initial=0)) < 0x7C00
+    return bool(np.isfinite(rows).all())
 
 
 def _first_unusable(labels: Array) -> int | None:
@@ -158,10 +167,76 @@ def stack(name: str, samples: Sequence[Array], indices: Sequence[int]) -> Array:
 
 
 def tensors_hash(sample: Mapping[str, Array]) -> bytes:
-    """Return the SHA-256 of a sample's names, dtypes, shapes and bytes, sorted by name."""
+    """Return the SHA-256 of a sample's names, shapes and numbers, sorted by name.
+
+    Equal numbers have equal hashes in every type of one kind: floats count as float32 where that holds
+    all of them exactly, integers as the narrowest type that does, unsigned where none is negative.
+    """
+    return _digest({name: _canonical(array) for name, array in sample.items()})
+
+
+def former_hash(sample: Mapping[str, Array]) -> bytes | None:
+    """Return the hash that a sample had while types counted, by which old records know it.
+
+    Returns:
+        The hash; None where it is that of `tensors_hash`.
+    """
+    if all(_canonical(array).dtype == array.dtype for array in sample.values()):
+        return None
+    return _digest(sample)
+
+
+def _digest(sample: Mapping[str, Array]) -> bytes:
     whole = hashlib.sha256()
     for name in sorted(sample):
         array = np.ascontiguousarray(sample[name])
-        whole.update(f"{name}\0{array.dtype.name}\0{list(sample[name].shape)}\0".encode())
+        whole.update(f"{name}\0{_name(array.dtype)}\0{list(sample[name].shape)}\0".encode())
         whole.update(array.reshape(-1).view(np.uint8).data)
     return whole.digest()
+
+
+@functools.cache
+def _name(dtype: np.dtype[Any]) -> str:
+    return dtype.name  # computed at each call, which takes as long as hashing a small sample
+
+
+def _canonical(array: Array) -> Array:
+    """Return the same numbers in the type in which they are hashed."""
+    if array.dtype.kind == "f":
+        return _canonical_floats(array)
+    if array.dtype.kind not in "iu" or array.dtype == np.uint8:
+        return array
+    return _canonical_integers(array)
+
+
+def _canonical_integers(array: Array) -> Array:
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    bits = 8 * array.dtype.itemsize
+    high = int(array.view(_UNSIGNED[bits]).max()) if array.size else 0
+    types = _UNSIGNED
+    if array.dtype.kind == "i" and high >> (bits - 1):  # the sign of one that is below 0
+        types, high = _SIGNED, max(int(array.max()), -1 - int(array.min())) << 1
+    return array.astype(next(types[n] for n in types if high >> n == 0), copy=False)
+
+
+def _canonical_floats(array: Array) -> Array:
+    if array.dtype == np.float32:
+        return array
+    if array.dtype == np.float16:
+        return _halves().take(array.view(np.uint16))
+    # Most numbers that float32 doesn't hold are found among the first few.
+    few = array.ravel()[:16] if array.flags.c_contiguous else array
+    for part in (few, array):
+        with np.errstate(all="ignore"):
+            narrow = part.astype(np.float32)
+        same = narrow == part
+        if not same.all() and not (same | np.isnan(part)).all():
+            return array.astype(array.dtype.newbyteorder("="), copy=False)
+    return narrow
+
+
+@functools.cache
+def _halves() -> Array:
+    """Return all numbers of float16 as float32, by their bits: twice as fast as `astype`."""
+    return np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)

@@ -100,6 +100,9 @@ class SequenceData(Dataset):
             self._checked(self.whole.inputs([index])[LENGTHS], [index])
         return self.whole.content_hash(index)
 
+    def former_hash(self, index: int) -> bytes | None:
+        return self.whole.former_hash(index)
+
     def step(self, index: int) -> dict[str, Array]:
         """Return the first step of a sequence, without an axis for samples and without states."""
         read = self.inputs([index])

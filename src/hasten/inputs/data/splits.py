@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,8 @@ from hasten.inputs.data.samples import check_counts
 Indices = npt.NDArray[np.int64]
 KNOWN_BYTES = 16
 """Bytes of a content hash by which samples of earlier runs are known."""
+_SAME = frozenset(map(np.dtype, ("bool", "float32", "uint8")))
+"""Types in which a sample's hash is what it was while types counted."""
 
 
 @dataclass(frozen=True)
@@ -27,16 +29,39 @@ class Earlier:
         seen: Samples that a run searched or calibrated on. They are never sealed again.
         tested: Sample that was sealed, and on which a run then tested candidates -> its worth in
             fresh samples: 1 where it can be tested on again as if it were fresh, else less.
+        former: Tested sample -> the same for the hash that it had while types counted, where a look
+            knows it by that.
     """
 
     seen: frozenset[bytes] = frozenset()
     tested: Mapping[bytes, float] = field(default_factory=dict)
+    former: Mapping[bytes, bytes] = field(default_factory=dict)
 
-    def among(self, hashes: Iterable[bytes]) -> Earlier:
-        """Return what was done with some samples, given by their whole hashes."""
-        short = {one[:KNOWN_BYTES] for one in hashes}
-        tested = {one: self.tested[one] for one in short & self.tested.keys()}
-        return Earlier(self.seen & short, tested)
+    def among(self, hashes: Iterable[bytes], former_hashes: Sequence[bytes | None] = ()) -> Earlier:
+        """Return what was done with some samples, given by their whole hashes.
+
+        Args:
+            hashes: Content hash of each sample.
+            former_hashes: Result of `former_hashes`, by which samples are looked up too.
+        """
+        now = [one[:KNOWN_BYTES] for one in hashes]
+        seen = {one for one in now if one in self.seen}
+        tested = {one: self.tested[one] for one in now if one in self.tested}
+        former = {one: self.former[one] for one in now if one in self.former}
+        for one, other in zip(now, former_hashes, strict=False):
+            before = b"" if other is None else other[:KNOWN_BYTES]
+            if before in self.seen:
+                seen.add(one)
+            if before in self.tested:
+                tested[one] = min(self.tested[before], tested.get(one, 1.0))
+                former[one] = before
+        return Earlier(frozenset(seen), tested, former)
+
+    def with_former(self, hashes: Iterable[bytes]) -> list[bytes]:
+        """Return the hashes of samples, and the first bytes of those by which an older look knows them."""
+        known = list(hashes)
+        short = (one[:KNOWN_BYTES] for one in known)
+        return [*known, *(self.former[one] for one in short if one in self.former)]
 
 
 @dataclass(frozen=True)
@@ -112,7 +137,9 @@ def split(
     hashes = _hashes(dataset)
     units = _units(hashes, dataset)
     order = _order(units, hashes, seed)
-    found = (earlier or Earlier()).among(row.tobytes() for row in hashes)
+    known = earlier or Earlier()
+    former = former_hashes(dataset) if known.seen or known.tested else []
+    found = known.among((row.tobytes() for row in hashes), former)
     order, seen, tested = _earlier_first(order, hashes, found)
     least = 3 if training is None else 2
     if len(order) < least:
@@ -176,9 +203,28 @@ def held_out(dataset: Dataset, count: int, seed: int = 0) -> tuple[Subset, Subse
     return Subset(dataset, np.sort(rest)), Subset(dataset, np.sort(chosen))
 
 
-def units_of(dataset: Dataset) -> Indices:
-    """Return the number of each sample's unit, `(n,)`: those that share a group or their content have one."""
-    return _units(_hashes(dataset), dataset)
+def units_of(dataset: Dataset, hashes: Sequence[bytes] | None = None) -> Indices:
+    """Return the number of each sample's unit, `(n,)`: those that share a group or their content have one.
+
+    Args:
+        dataset: Samples to number.
+        hashes: Content hash of each sample; by default they are read.
+    """
+    if hashes is None:
+        return _units(_hashes(dataset), dataset)
+    return _units(np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32), dataset)
+
+
+def former_hashes(dataset: Dataset) -> list[bytes | None]:
+    """Return the hash by which records of older versions know each sample, None where it is the same.
+
+    Returns:
+        One for each sample; none at all where the types of the first show that nothing is different.
+    """
+    first = dataset.inputs([0]).values()
+    if all(array.dtype in _SAME for array in first):
+        return []
+    return [dataset.former_hash(i) for i in range(len(dataset))]
 
 
 def _hashes(dataset: Dataset) -> npt.NDArray[np.uint8]:
