@@ -185,7 +185,7 @@ def test_on_a_damaged_one_nothing_is_judged_and_it_stays(tmp_path: Path, place: 
     said = (
         f"the ledger {tmp_path / FILE} can't be used: it is damaged; nothing is certified without it: "
         "run `hasten ledger --forget` to set it aside, or set HASTEN_LEDGER to a folder that only you can "
-        'written, or to "off" to go on without a memory, as the certificate then says'
+        'write, or to "off" to go on without a memory, as the certificate then says'
     )
     ledger = Ledger.at(tmp_path)
     for attempt in (
