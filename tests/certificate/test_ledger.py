@@ -178,6 +178,21 @@ def damage(folder: Path, place: int | None) -> bytes:
     return bytes(whole)
 
 
+def test_one_that_was_cut_off_between_two_lines_is_damaged_and_a_shortened_one_is_not(
+    tmp_path: Path,
+) -> None:
+    look(tmp_path, 1, passes=False)
+    whole = (tmp_path / FILE).read_bytes()
+    for count in range(whole.count(b"\n")):
+        (tmp_path / FILE).write_bytes(b"".join(whole.splitlines(keepends=True)[:count]))
+        with pytest.raises(InputError, match="it is damaged"):
+            Ledger.at(tmp_path).past()
+    (tmp_path / FILE).write_bytes(whole)
+    assert look(tmp_path, 1).refused == 1
+    Ledger.at(tmp_path).forget()
+    assert look(tmp_path, 1).number == 1
+
+
 @pytest.mark.parametrize("place", [5, 30, -5, None])
 def test_on_a_damaged_one_nothing_is_judged_and_it_stays(tmp_path: Path, place: int | None) -> None:
     look(tmp_path, 1, passes=False)

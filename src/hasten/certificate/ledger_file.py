@@ -183,7 +183,8 @@ class LedgerFile:
             _check(facts, FILE)
             whole = opened.read(self.limit_bytes + 1)
         content = _content_of(whole) if len(whole) <= self.limit_bytes else None
-        if content is None and (b"\n" in whole or _size(folder, LOCK) > 0):
+        begun = b"\n" in whole or _size(folder, LOCK) > 0
+        if (content is None and begun) or len(whole) < _least(folder):
             raise DamagedError("it is damaged")
         return content
 
@@ -203,10 +204,6 @@ class LedgerFile:
         if why:
             self.trouble = f"the ledger {self.path} was started again: {why}, so the looks of earlier runs aren't known"
         self.append(folder, content, [content.begun])
-        with contextlib.suppress(OSError):  # a sign that a ledger was begun here
-            lock = os.open(LOCK, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-            with os.fdopen(lock, "wb") as opened:
-                opened.write(b"begun\n")
         return content
 
     def check_writable(self, folder: int) -> None:
@@ -237,6 +234,7 @@ class LedgerFile:
             self.replace(folder, newest)
         else:
             _write_behind(folder, size, b"".join(raw))
+            _keep_least(folder, size + sum(map(len, raw)))
         for line, one in zip(lines, raw, strict=True):
             content.add(line, one)
 
@@ -282,9 +280,12 @@ class LedgerFile:
     def replace(self, folder: int, lines: Sequence[Line]) -> None:
         """Write a new file beside the old one, and put it in its place."""
         beside = f".{FILE}.{secrets.token_hex(8)}"
+        whole = b"".join(map(_encoded, lines))
         try:
-            _write_behind(folder, 0, b"".join(map(_encoded, lines)), beside)
+            _write_behind(folder, 0, whole, beside)
+            _keep_least(folder, 0)  # before the file gets shorter
             os.rename(beside, FILE, src_dir_fd=folder, dst_dir_fd=folder)
+            _keep_least(folder, len(whole))
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(beside, dir_fd=folder)
@@ -346,6 +347,32 @@ def _write_behind(folder: int, size: int, data: bytes, name: str = FILE) -> None
             with contextlib.suppress(OSError):
                 opened.truncate(size)
             raise
+
+
+def _keep_least(folder: int, size: int) -> None:
+    """Keep in the lock how long the file is: a sign that one was begun, and that none of it is cut off.
+
+    It is written once the file is on disk, in one piece of always the same length.
+
+    Raises:
+        OSError: the lock can't be written.
+    """
+    lock = os.open(LOCK, os.O_WRONLY | _LOCK, dir_fd=folder)
+    try:
+        os.pwrite(lock, b"%15d\n" % size, 0)
+    finally:
+        os.close(lock)
+
+
+def _least(folder: int) -> int:
+    """Return the least length of the file by its lock; 0 where there is none, or it doesn't say."""
+    try:
+        lock = os.open(LOCK, _READ, dir_fd=folder)
+    except OSError:
+        return 0
+    with os.fdopen(lock, "rb") as opened:
+        said = opened.read(16)
+    return int(said) if said.strip().isdigit() else 0
 
 
 def _opened_lock(folder: int, *, reading: bool) -> int | None:
