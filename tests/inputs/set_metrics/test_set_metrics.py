@@ -148,6 +148,8 @@ def test_f1_is_decided_by_the_pipelines_threshold_and_what_it_leaves_open_is_nei
     assert from_record(SetMetric, to_record(metric)) == metric
     unsure = parse_set_metric("f1:positive").around(Pipeline((), (replace(step, margin=0.07),)))
     assert unsure.value(outputs, labels) == pytest.approx(2 * 1 / (2 + 3))
+    both = replace(unsure, average="macro").value(outputs, labels)
+    assert both == pytest.approx((2 * 1 / (2 + 3) + 2 * 1 / (2 + 2)) / 2)
     elsewhere = parse_set_metric("f1:positive@other")
     assert elsewhere.around(Pipeline((), (step,))) == elsewhere
 
