@@ -30,7 +30,7 @@ from hasten.inputs.set_metrics import parse_set_metric
 Floats = NDArray[np.float64]
 
 ALPHA, MAX_DROP, APART = 0.05, 0.02, 1.5
-NAMES = ("auroc", "ks", "brier", "log_loss", "calibration_error", "average_precision")
+NAMES = ("auroc", "ks", "brier", "log_loss", "calibration_error", "average_precision", "f1")
 LARGE = 400_000
 """Rows of the set whose figures stand for the truth."""
 

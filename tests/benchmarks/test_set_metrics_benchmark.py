@@ -26,4 +26,5 @@ def test_both_tables_have_a_row_for_each_kind_of_data_and_each_figure(
         "log loss",
         "calibration error",
         "average precision",
+        "macro F1",
     ]

@@ -14,6 +14,7 @@ from tests.support.jobs import job_in
 
 from hasten.bundle import Part, folder, read, replaceable, write
 from hasten.bundle.manifest import untimed_yet
+from hasten.certificate.ledger import Ledger
 from hasten.core.invocation import Invocation
 from hasten.core.progress import nobody
 from hasten.errors import InputError
@@ -43,7 +44,8 @@ def interim(path: Path) -> None:
 
 
 def claim(path: Path) -> None:
-    with claimed(order_of(out=path), Invocation(), resume=False, listen=nobody, notes=()):
+    order = order_of(out=path)
+    with claimed(order, Invocation(), resume=False, listen=nobody, notes=(), ledger=Ledger(None)):
         pass
 
 

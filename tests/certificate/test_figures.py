@@ -68,7 +68,7 @@ def test_a_worse_model_has_an_interval_below_zero_and_a_bound_above_the_fall() -
 
 
 def test_only_figures_with_independent_draws_are_bounded() -> None:
-    names = ("auroc", "ks", "brier", "log_loss", "calibration_error", "average_precision")
+    names = ("auroc", "ks", "brier", "log_loss", "calibration_error", "average_precision", "f1")
     found = setting(*names).compare("m", outputs(SCORES), outputs(noisy(0.01))).figures
     assert [one.noun for one in found if one.bound is not None] == ["AUROC", "Brier score"]
 

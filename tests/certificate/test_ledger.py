@@ -2,6 +2,10 @@
 
 import multiprocessing
 import os
+import resource
+import signal
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -144,8 +148,7 @@ def test_a_run_larger_than_the_ledger_goes_on_and_says_that_nobody_will_know(
     found = ledger.look(hashes(*range(1000)), "", asked=0.05)
     assert found.alpha == 0.05
     assert found.kept.endswith(
-        f"the ledger {tmp_path / FILE} can't be written: one run has more samples than the "
-        "ledger may hold; later runs won't know of this one"
+        f"this run has more samples than the ledger {tmp_path / FILE} may hold; later runs won't know of it"
     )
 
 
@@ -157,24 +160,74 @@ def test_a_last_line_that_a_kill_cut_short_is_dropped(tmp_path: Path) -> None:
     assert Ledger.at(tmp_path).past().looks[1].refused is False
 
 
-@pytest.mark.parametrize("place", [5, 30, -5])
-def test_a_damaged_one_is_set_aside_and_said(tmp_path: Path, place: int) -> None:
+def test_a_first_line_that_a_kill_cut_short_is_begun_again(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(b'0123456789abcdef {"type":"be')
+    (tmp_path / FILE).chmod(0o600)
+    assert "kept since" in look(tmp_path, 1).kept
+    assert look(tmp_path, 1).number == 2
+
+
+def damage(folder: Path, place: int | None) -> bytes:
+    """Change a byte of a ledger, or cut it short to nothing; return what it is then."""
+    whole = bytearray((folder / FILE).read_bytes())
+    if place is None:
+        whole.clear()
+    else:
+        whole[place] ^= 1
+    (folder / FILE).write_bytes(whole)
+    return bytes(whole)
+
+
+def test_one_that_was_cut_off_between_two_lines_is_damaged_and_a_shortened_one_is_not(
+    tmp_path: Path,
+) -> None:
     look(tmp_path, 1, passes=False)
-    whole = bytearray((tmp_path / FILE).read_bytes())
-    whole[place] ^= 1
+    whole = (tmp_path / FILE).read_bytes()
+    for count in range(whole.count(b"\n")):
+        (tmp_path / FILE).write_bytes(b"".join(whole.splitlines(keepends=True)[:count]))
+        with pytest.raises(InputError, match="it is damaged"):
+            Ledger.at(tmp_path).past()
     (tmp_path / FILE).write_bytes(whole)
+    assert look(tmp_path, 1).refused == 1
+    Ledger.at(tmp_path).forget()
+    assert look(tmp_path, 1).number == 1
+
+
+@pytest.mark.parametrize("place", [5, 30, -5, None])
+def test_on_a_damaged_one_nothing_is_judged_and_it_stays(tmp_path: Path, place: int | None) -> None:
+    look(tmp_path, 1, passes=False)
+    whole = damage(tmp_path, place)
+    said = (
+        f"the ledger {tmp_path / FILE} can't be used: it is damaged; nothing is certified without it: "
+        "run `hasten ledger --forget` to set it aside, or set HASTEN_LEDGER to a folder that only you can "
+        'write, or to "off" to go on without a memory, as the certificate then says'
+    )
     ledger = Ledger.at(tmp_path)
-    found = ledger.look(hashes(1), "x", asked=0.05)
+    for attempt in (
+        ledger.check,
+        ledger.past,
+        ledger.summary,
+        lambda: ledger.saw(hashes(2)),
+        lambda: ledger.look(hashes(1), "x", asked=0.05),
+    ):
+        with pytest.raises(InputError) as error:
+            attempt()
+        assert str(error.value) == said
+    assert sorted(one.name for one in tmp_path.iterdir()) == [FILE, LOCK]
+    assert (tmp_path / FILE).read_bytes() == whole
+
+
+def test_a_damaged_one_that_its_user_empties_is_set_aside_and_said(tmp_path: Path) -> None:
+    look(tmp_path, 1, passes=False)
+    whole = damage(tmp_path, 30)
+    Ledger.at(tmp_path).forget()
     (aside,) = tmp_path.glob("*.damaged-*")
     assert aside.read_bytes() == whole
-    assert found.number == 1
-    said = (
-        f"the ledger {tmp_path / FILE} was started again: an older one was damaged, and is kept as "
-        f"{aside.name}, so the looks of earlier runs aren't known"
+    again = look(tmp_path, 1)
+    assert again.number == 1
+    assert again.kept.endswith(
+        f"; the user emptied it on that day; the old one, which couldn't be used, is kept as {aside.name}"
     )
-    assert ledger.notes == (said,)
-    assert said in found.kept
-    assert "an older one was damaged" in look(tmp_path, 2).kept  # and so do later certificates
 
 
 def test_one_that_was_lost_is_missed(tmp_path: Path) -> None:
@@ -204,9 +257,7 @@ def test_one_that_its_user_emptied_says_since_when_it_is_kept(tmp_path: Path) ->
         ("a file in its place", "Not a directory"),
     ],
 )
-def test_what_can_not_be_trusted_is_not_read_and_is_said(
-    tmp_path: Path, how: str, why: str
-) -> None:
+def test_on_what_can_not_be_trusted_nothing_is_judged(tmp_path: Path, how: str, why: str) -> None:
     folder = tmp_path / "state"
     look(folder, 1, passes=False)
     file = folder / FILE
@@ -227,39 +278,90 @@ def test_what_can_not_be_trusted_is_not_read_and_is_said(
     else:
         folder.rename(tmp_path / "moved")
         folder.write_text("mine")
-    ledger = Ledger.at(folder)
-    found = ledger.look(hashes(1), "x", asked=0.05)
-    said = (
-        f"the ledger {file} can't be used: {why.format(folder=folder)}; earlier looks aren't "
-        "known, and later runs won't know of this one"
-    )
-    assert (found.number, found.kept, ledger.notes) == (1, said, (said,))
-    ledger.end(found, judged(passes=True))
-    assert Ledger.at(folder).past().looks == ()
+    for attempt in (Ledger.at(folder).check, Ledger.at(folder).summary, lambda: look(folder, 1)):
+        with pytest.raises(InputError) as error:
+            attempt()
+        assert str(error.value).startswith(
+            f"the ledger {file} can't be used: {why.format(folder=folder)}; nothing is certified without it: "
+        )
 
 
-def test_one_that_can_only_be_read_tells_the_look_and_says_that_nobody_will_know(
-    tmp_path: Path,
-) -> None:
-    look(tmp_path, 1, passes=False)
-    before = (tmp_path / FILE).read_bytes()
+def in_a_child(act: Callable[[], object], *, before: Callable[[], object]) -> str:
+    """Return what an act gives or says in a process of its own, which has limits."""
     reading, writing = os.pipe()
-    if (child := os.fork()) == 0:  # root may write anything, so the limit is on the size of files
-        import resource
-        import signal
-
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, len(before) + 20))
-        found = Ledger.at(tmp_path).look(hashes(1), "x", asked=0.05)
-        os.write(writing, f"{found.alpha:.4f} {found.kept}".encode())
-        os._exit(0)
+    if (child := os.fork()) == 0:
+        try:
+            before()
+            said = str(act())
+        except BaseException as error:
+            said = f"{type(error).__name__}: {error}"
+        finally:
+            os.write(writing, said.encode())
+            os._exit(0)
     os.waitpid(child, 0)
     said = os.read(reading, 10_000).decode()
     os.close(reading)
     os.close(writing)
-    assert said.startswith("0.0005 according to a ledger kept since ")
-    assert said.endswith("can't be written: File too large; later runs won't know of this one")
+    return said
+
+
+def test_where_it_can_not_be_written_nothing_is_judged_and_it_stays(tmp_path: Path) -> None:
+    found = look(tmp_path, 1, passes=None)
+    before = (tmp_path / FILE).read_bytes()
+
+    def limited() -> None:  # root may write anything, so the limit is on the size of files
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, len(before) + 20))
+
+    said = in_a_child(lambda: look(tmp_path, 1), before=limited)
+    assert said.startswith(
+        f"InputError: the ledger {tmp_path / FILE} can't be used: File too large; nothing is certified "
+        "without it: set HASTEN_LEDGER to "
+    )
+    ledger = Ledger.at(tmp_path)
+
+    def ended() -> tuple[str, ...]:
+        ledger.end(found, judged(passes=True))
+        return ledger.notes
+
+    assert in_a_child(ended, before=limited) == str(
+        (
+            f"how this look ended can't be written to the ledger {tmp_path / FILE}: File too large; for "
+            "later runs it counts as one that certified nothing",
+        )
+    )
     assert (tmp_path / FILE).read_bytes() == before
+    assert look(tmp_path, 1).refused == 1
+
+
+def test_where_its_folder_or_its_file_is_read_only_a_run_ends_before_it_begins() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        look(folder, 1)
+
+        def somebody() -> None:  # root may write anything
+            if os.geteuid() == 0:
+                os.setuid(12345)
+
+        for one in (folder, folder / FILE, folder / LOCK):
+            if os.geteuid() == 0:
+                os.chown(one, 12345, -1)
+        (folder / FILE).chmod(0o400)
+        file = folder / FILE
+        told = (
+            f"InputError: the ledger {file} can't be used: Permission denied; nothing is certified"
+        )
+        assert in_a_child(Ledger.at(folder).check, before=somebody).startswith(told)
+        shown = in_a_child(Ledger.at(folder).summary, before=somebody)
+        assert f"{file}, kept since " in shown
+        file.unlink()
+        (folder / LOCK).unlink()
+        folder.chmod(0o500)
+        assert in_a_child(Ledger.at(folder).check, before=somebody).startswith(told)
+        inside = Ledger.at(folder / "state" / "hasten")
+        assert "can't be used: Permission denied;" in in_a_child(inside.check, before=somebody)
+        assert list(folder.iterdir()) == []
+        folder.chmod(0o700)
 
 
 # -- whose it is
@@ -271,14 +373,29 @@ def test_it_lies_where_the_environment_says(
     for name in ("HASTEN_LEDGER", "XDG_STATE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
-    home = user_ledger().file
-    assert home is not None
-    assert home.folder == tmp_path / ".local" / "state" / "hasten"
+    home = Ledger.of_user()
+    assert home.file is not None
+    assert home.file.folder == tmp_path / ".local" / "state" / "hasten"
+    assert home.summary() == [("ledger", f"{home.file.path}, not started yet")]
     assert list(tmp_path.iterdir()) == []  # asking for it makes nothing
+    assert user_ledger() == home
+    assert home.file.path.exists()
     monkeypatch.setenv("XDG_STATE_HOME", "/var/state")
-    assert user_ledger() == Ledger.at(Path("/var/state/hasten"))
+    assert Ledger.of_user() == Ledger.at(Path("/var/state/hasten"))
     monkeypatch.setenv("HASTEN_LEDGER", str(tmp_path / "mine"))
     assert user_ledger() == Ledger.at(tmp_path / "mine")
+
+
+def test_without_a_home_folder_a_run_ends_before_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HASTEN_LEDGER", "XDG_STATE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    if os.geteuid() != 0:
+        pytest.skip("only root can be a user whom the host doesn't know")
+    assert in_a_child(user_ledger, before=lambda: os.setuid(12345)) == (
+        "InputError: there is no home folder for the ledger, and nothing is certified without one: set "
+        'HASTEN_LEDGER to a folder that only you can write, or to "off" to go on without a memory, as the '
+        "certificate then says"
+    )
 
 
 def test_switched_off_it_knows_nothing_and_the_certificate_says_so(
@@ -302,6 +419,7 @@ def test_a_folder_that_was_named_and_can_not_be_used_is_refused(
     with pytest.raises(InputError) as caught:
         user_ledger()
     assert str(caught.value) == (
-        f"the ledger {tmp_path}/mine/{FILE} can't be used: Not a directory; earlier looks aren't known, "
-        'and later runs won\'t know of this one: set HASTEN_LEDGER to another folder, or to "off"'
+        f"the ledger {tmp_path}/mine/{FILE} can't be used: Not a directory; nothing is certified without it: "
+        'set HASTEN_LEDGER to a folder that only you can write, or to "off" to go on without a memory, as the '
+        "certificate then says"
     )

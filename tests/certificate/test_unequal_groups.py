@@ -1,11 +1,13 @@
 """Claims about samples where groups differ in size, or samples repeat one another."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from hasten.certificate.betting import BettingPrior
-from hasten.certificate.draws import best_cut, drawn
+from hasten.certificate.draws import Over, best_cut, drawn
 from hasten.certificate.verdict import Judgement, Verdict, judge
 
 Floats = NDArray[np.float64]
@@ -37,7 +39,7 @@ def test_one_input_with_much_of_the_rows_is_too_little_data_whether_it_is_right_
     if right:
         assert verdict.in_words().startswith(
             "not enough data: 1,000 samples in 701 groups can't show a fall of at most 1 point, "
-            "because up to 300 samples are equal or belong to one group, and count as one; about "
+            "as a mean over samples, because up to 300 samples are equal or belong to one group, and count as one; about "
         )
     assert verdict.estimate == pytest.approx(0.0 if right else 0.3)
 
@@ -47,15 +49,23 @@ def test_few_repeats_count_as_lost_and_cost_little() -> None:
     verdict = judged(np.ones(800), groups)
     assert verdict.verdict is Verdict.CERTIFIED
     assert verdict.in_words() == (
-        "95% confident that top-1 accuracy falls by at most 1 point (n=800: 0 lost, 0 gained, 2 repeats "
-        "counted as lost)"
+        "95% confident that top-1 accuracy, as a mean over samples, falls by at most 1 point (n=800: 0 lost, "
+        "0 gained, 2 repeats counted as lost)"
     )
     two_lost = np.ones(800)
     two_lost[100:102] = 0
     alone = judged(two_lost, np.arange(800))
     assert alone.bound == verdict.bound
     changed = judged(np.ones(800), groups, guard="changed")
-    assert changed.in_words().endswith("(n=800: 0 changed, 2 repeats counted as changed)")
+    assert changed.in_words() == (
+        "95% confident that at most 1% of answers change, as a mean over samples (n=800: 0 changed, 2 "
+        "repeats counted as changed)"
+    )
+    lost = judged(np.ones(800), groups, guard="lost")
+    assert lost.in_words() == (
+        "95% confident that at most 1% of inputs go from right to wrong, as a mean over samples (n=800: 0 "
+        "lost, 0 gained, 2 repeats counted as lost)"
+    )
 
 
 def test_the_mean_over_samples_and_the_mean_over_groups_are_two_claims() -> None:
@@ -74,6 +84,25 @@ def test_the_mean_over_samples_and_the_mean_over_groups_are_two_claims() -> None
     )
     assert over_samples.verdict is not Verdict.CERTIFIED
     assert over_samples.samples == over_groups.samples == len(groups)
+    assert judged(candidate, groups, 0.06).in_words() == (
+        "95% confident that top-1 accuracy, as a mean over samples, falls by at most 6 points (6,180 samples "
+        "in 600 groups: observed 2.6 points, 180 repeats counted as lost)"
+    )
+    assert (
+        judged(candidate, groups, 0.001, over="groups")
+        .in_words()
+        .startswith(
+            "not enough data: top-1 accuracy, as a mean over groups, fell by 0.67 points, and less than 0.1 was "
+            "allowed, but 600 groups can't tell"
+        )
+    )
+    lost = {
+        over: judged(candidate, groups, 0.06, over=over, guard="lost") for over in get_args(Over)
+    }
+    for over, judgement in lost.items():
+        assert judgement.in_words().startswith(
+            f"95% confident that the average loss in top-1 accuracy over {over} is at most 6 points"
+        )
     changed = judged(candidate, groups, 0.03, over="groups", guard="changed")
     assert changed.in_words() == (
         "95% confident that at most 3% of answers change, as a mean over groups (600 groups: 0.67% changed)"

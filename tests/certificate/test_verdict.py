@@ -67,7 +67,7 @@ def judged(n: int, lost: int, gained: int, guard: Guard = "net", **settings: Any
         ),
         (
             judged(1204, 4, 3, groups=np.arange(1204) // 2),
-            "95% confident that accuracy falls by at most 1 point (1,204 samples in 602 groups: observed 0.083 points)",
+            "95% confident that accuracy, as a mean over samples, falls by at most 1 point (1,204 samples in 602 groups: observed 0.083 points)",
         ),
         (
             judged(300, 0, 0, max_drop=0.001),
@@ -79,7 +79,7 @@ def judged(n: int, lost: int, gained: int, guard: Guard = "net", **settings: Any
         ),
         (
             judged(500, 0, 0, "changed", groups=np.arange(500) // 2),
-            "not enough data: 500 samples in 250 groups can't show that at most 1% of answers change; about 340 groups would",
+            "not enough data: 500 samples in 250 groups can't show that at most 1% of answers change, as a mean over samples; about 340 groups would",
         ),
         (
             judged(10, 1, 0),
@@ -87,7 +87,7 @@ def judged(n: int, lost: int, gained: int, guard: Guard = "net", **settings: Any
         ),
         (
             judged(10, 1, 0, "changed", groups=np.arange(10) // 5),
-            "not enough data: 10% of answers changed, and less than 1% was allowed, but 10 samples in 2 groups can't tell (10 samples in 2 groups: 10% changed); more would settle it, either way",
+            "not enough data: 10% of answers changed, as a mean over samples, and less than 1% was allowed, but 10 samples in 2 groups can't tell (10 samples in 2 groups: 10% changed); more would settle it, either way",
         ),
         (
             judged(300, 12, 2),

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from onnx import numpy_helper, parser
 from tests.support.jobs import job_in
 from tests.support.quick import quick_runs
@@ -13,6 +14,9 @@ from tests.support.quick import quick_runs
 import hasten
 from hasten.bundle import read
 from hasten.certificate.ledger import Ledger
+from hasten.cli import main
+from hasten.core.progress import Listener, Progress, nobody
+from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.optimization.memory import (
     earlier_of,
@@ -35,7 +39,14 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(
-    folder: Path, samples: int, out: str = "b.hasten", max_drop: float = 0.02, seed: int = 0
+    folder: Path,
+    samples: int,
+    out: str = "b.hasten",
+    max_drop: float = 0.02,
+    seed: int = 0,
+    *,
+    resume: bool = False,
+    listen: Listener = nobody,
 ) -> Result:
     x = np.random.default_rng(5).standard_normal((samples, 16), dtype=np.float32)
     with quick_runs():
@@ -46,6 +57,8 @@ def run(
             engines=(ENGINE,),
             out=folder / out,
             seed=seed,
+            resume=resume,
+            listen=listen,
         )
 
 
@@ -121,6 +134,90 @@ def test_a_run_pays_for_a_look_that_an_older_version_wrote_down_by_its_hashes(
     before, now = (look.hashes for look in ledger.past().looks)
     assert {bytes.fromhex(one)[:16] for one in record["hashes"]} == now - before
     assert len(now & before) == len(record["hashes"])  # by both hashes, for the next run
+
+
+# -- a ledger that can't be used
+
+
+def damaged(state: Path) -> Path:
+    """Write a ledger of which nothing can be read."""
+    state.mkdir(mode=0o700, exist_ok=True)
+    file = state / "ledger.jsonl"
+    file.write_bytes(b"\xff" * 100 + b"\n")
+    file.chmod(0o600)
+    return file
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("optimize", "none.onnx", "--data", "none.npz", "--max-drop", "5%"),
+        ("optimize", "none.onnx", "--data", "none.npz", "--max-drop", "5%", "--resume"),
+        ("certify", "none.hasten", "--data", "none.npz"),
+        ("certify", "a.hasten+crop+b.hasten", "--data", "none", "--max-drop", "5%"),
+        (
+            *("lighten", "none.py:net", "--train", "none", "--data", "none"),
+            *("--budget", "1ms", "--max-drop", "5%"),
+        ),
+        ("pack", "none.hasten", "--lossy", "--train", "none", "--data", "none", "--max-drop", "5%"),
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_every_command_that_certifies_ends_on_it_before_it_reads_anything(
+    tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = damaged(state)
+    before = file.read_bytes()
+    ended = CliRunner().invoke(main, words)
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(f"hasten: the ledger {file} can't be used: it is damaged; ")
+    assert ended.stderr.count("\n") == 1
+    assert file.read_bytes() == before
+    assert [one.name for one in tmp_path.iterdir()] == [state.name]
+    monkeypatch.setenv("HASTEN_LEDGER", "off")
+    assert "ledger" not in CliRunner().invoke(main, words).stderr
+
+
+def test_a_run_without_data_certifies_nothing_and_needs_none(tmp_path: Path, state: Path) -> None:
+    file = damaged(state)
+    with quick_runs():
+        model = models.linear_classifier(tmp_path)
+        result = hasten.optimize(model, None, engines=(ENGINE,), out=tmp_path / "b.hasten")
+    assert result.status == "exact"
+    assert "ledger" not in " ".join(result.notes)
+    assert file.read_bytes() == b"\xff" * 100 + b"\n"
+
+
+def test_a_run_that_can_not_write_its_look_tells_nothing_and_is_resumed_without_loss(
+    tmp_path: Path, state: Path
+) -> None:
+    kept: list[bytes] = []
+
+    def breaking(progress: Progress) -> None:
+        if progress.stage == "certify" and not kept:
+            kept.append((state / "ledger.jsonl").read_bytes())
+            damaged(state)
+
+    with pytest.raises(InputError) as error:
+        run(tmp_path, 600, listen=breaking)
+    assert str(error.value) == (
+        f"the ledger {state}/ledger.jsonl can't be used: it is damaged; nothing is certified without it: run "
+        "`hasten ledger --forget` to set it aside, or set HASTEN_LEDGER to a folder that only you can write, or "
+        'to "off" to go on without a memory, as the certificate then says; then continue with resume=True, '
+        "and nothing is lost"
+    )
+    assert read(tmp_path / "b.hasten").certificate is None  # what no test is needed for
+    journal = tmp_path / "b.hasten.work" / "journal.jsonl"
+    stopped = journal.read_text()
+    (state / "ledger.jsonl").write_bytes(kept[0])
+    grown: list[str] = []
+    result = run(tmp_path, 600, resume=True, listen=lambda told: grown.append(journal.read_text()))
+    assert result.status == "certified", result.why
+    assert result.look is not None
+    assert result.look.plain
+    assert grown[-1].startswith(stopped)
+    assert grown[-1].count('"trial"') == stopped.count('"trial"') > 1  # none is tried again
 
 
 # -- the steps, without a run

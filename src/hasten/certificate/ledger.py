@@ -1,8 +1,10 @@
 """The ledger: a memory between runs of which samples were searched on, and which were tested on.
 
 It lies in the user's state folder. Samples are known by the first 16 bytes of their content hash,
-unsalted, so that equal content is found again in any file. Where it can't be used a run goes on,
-and every certificate says so: `Ledger.trouble` has it in words.
+unsalted, so that equal content is found again in any file. Where it can't be read or written nothing
+is certified: a run ends before its search, or stops before its test so that it can be resumed. Only a
+user who switches it off goes on without one, and every certificate says so: `Ledger.trouble` has it in
+words.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from pathlib import Path
 
 from hasten.certificate.ledger_file import (
     LIMIT_BYTES,
-    Begun,
     Content,
+    DamagedError,
     Ended,
     LedgerFile,
     Looked,
@@ -36,6 +38,10 @@ from hasten.inputs.data.splits import KNOWN_BYTES, Earlier
 VARIABLE = "HASTEN_LEDGER"
 """Environment variable with the ledger's folder, or "off"."""
 _OFF = frozenset({"off", "0"})
+_WAYS = (
+    f'set {VARIABLE} to a folder that only you can write, or to "off" to go on without a memory, as the '
+    "certificate then says"
+)
 
 
 @dataclass(frozen=True)
@@ -73,12 +79,10 @@ class Ledger:
     Attributes:
         file: File of the ledger; None where none is kept.
         trouble: Trouble with the ledger that a certificate must state, in words; empty where there is none.
-        unusable: Whether it was found that it can't be used at all.
     """
 
     file: LedgerFile | None
     trouble: str = ""
-    unusable: bool = False
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -90,19 +94,69 @@ class Ledger:
         """Return the ledger in a folder, which is made when something is first kept."""
         return cls(LedgerFile(folder, limit_bytes))
 
+    @classmethod
+    def of_user(cls) -> Ledger:
+        """Return the ledger of this user, unread: one that holds nothing where it is switched off.
+
+        It lies in the folder that the environment variable HASTEN_LEDGER names ("off" for none), else in
+        `$XDG_STATE_HOME/hasten`, else in `~/.local/state/hasten`.
+
+        Raises:
+            InputError: there is no home folder.
+
+        Source: XDG Base Directory Specification 0.8, "Environment variables".
+        """
+        named = os.environ.get(VARIABLE, "")
+        if named in _OFF:
+            return cls(
+                None,
+                f"no ledger is kept, because {VARIABLE} is off: earlier looks aren't known",
+            )
+        if named:
+            return cls.at(Path(named).absolute())
+        base = os.environ.get("XDG_STATE_HOME", "")
+        if Path(base).is_absolute():
+            return cls.at(Path(base, "hasten"))
+        try:
+            return cls.at(Path.home() / ".local" / "state" / "hasten")
+        except RuntimeError as error:
+            raise InputError(
+                f"there is no home folder for the ledger, and nothing is certified without one: {_WAYS}"
+            ) from error
+
+    def check(self) -> None:
+        """Check that it can be read and written, and begin it where there is none yet.
+
+        Raises:
+            InputError: it can't.
+        """
+        if self.file is not None:
+            with self._opened() as (file, folder, _):
+                file.check_writable(folder)
+
     def past(self) -> Past:
-        """Return what is known of earlier runs: nothing where there is trouble."""
-        with self._troubled(), self._opened() as (_, _, content):
+        """Return what is known of earlier runs.
+
+        Raises:
+            InputError: it can't be read or written.
+        """
+        if self.file is None:
+            return Past()
+        with self._opened() as (_, _, content):
             return Past(frozenset(content.seen), tuple(content.looks.values()))
-        return Past()
 
     def saw(self, hashes: Iterable[bytes]) -> None:
         """Keep that samples are searched or calibrated on; what is known already isn't kept twice.
 
         Args:
             hashes: Content hashes, of which the first 16 bytes count.
+
+        Raises:
+            InputError: it can't be read or written.
         """
-        with self._troubled(), self._opened() as (file, folder, content):
+        if self.file is None:
+            return
+        with self._opened() as (file, folder, content):
             new = short(hashes) - content.seen
             if new:
                 name, lines = set_lines(content, new)
@@ -121,10 +175,15 @@ class Ledger:
             answers: Digest of the whole test, by `answers_digest`.
             asked: Alpha that is asked for.
             also: Past that is known from elsewhere, as from an older bundle.
+
+        Raises:
+            InputError: it can't be read or written, so nothing may be judged.
         """
         mine, known = short(hashes), also or Past()
         own = secrets.token_hex(8)
-        with self._troubled(), self._opened() as (file, folder, content):
+        if self.file is None:
+            return look_at(mine, known.looks, own=own, asked=asked, kept=self.trouble)
+        with self._opened() as (file, folder, content):
             past = (known + Past(looks=tuple(content.looks.values()))).looks
             same = next((one for one in past if one.answers == answers and not one.repeats), None)
             if same is not None and same.refused is None:
@@ -138,33 +197,44 @@ class Ledger:
                 file.append(folder, content, [*lines, line])
             self.trouble = file.trouble or self.trouble
             return replace(look, kept=f"according to a ledger {self._since(content)}")
-        return look_at(mine, known.looks, own=own, asked=asked, kept=self.trouble)
 
     def end(
         self, look: Look, judged: Iterable[tuple[str, Judgement | str]], *, held: bool = True
     ) -> None:
         """Keep how a look ended: whether something that was tested wasn't certified.
 
+        Where that can't be written any more, the look stays one that never ended, which counts as refused.
+
         Args:
             look: Look that ended.
             judged: Verdicts on its candidates.
             held: Whether each that was certified held in all the batch sizes that were tested, too.
         """
-        with self._troubled(), self._opened() as (file, folder, content):
-            if look.id in content.looks:
-                file.append(folder, content, [Ended(look.id, refused(judged) or not held)])
+        if self.file is None:
+            return
+        try:
+            with self._locked() as (file, folder, content):
+                if look.id in content.looks:
+                    file.append(folder, content, [Ended(look.id, refused(judged) or not held)])
+        except (UnusableError, OSError) as error:
+            self.trouble = (
+                f"how this look ended can't be written to the ledger {self.file.path}: "
+                f"{reason(error)}; for later runs it counts as one that certified nothing"
+            )
 
     def forget(self) -> None:
         """Empty the ledger; a new one begins, whose certificates say since when it is kept.
 
+        One that is damaged is set aside.
+
         Raises:
             InputError: it can't be emptied.
         """
-        if self.file is None or not self.file.path.exists():
+        if self.file is None or not os.path.lexists(self.file.path):
             return
         try:
             with self.file.locked() as folder:
-                self.file.replace(folder, [Begun(today(), "the user emptied it on that day")])
+                self.file.begin_anew(folder, "the user emptied it on that day")
         except (UnusableError, OSError) as error:
             raise InputError(f"can't empty {self.file.path}: {reason(error)}") from error
 
@@ -177,13 +247,12 @@ class Ledger:
         if self.file is None:
             return [("ledger", self.trouble)]
         path = self.file.path
-        if not path.exists():
+        content = None
+        if os.path.lexists(self.file.folder):
+            with self._refusing(), self.file.locked(reading=True) as folder:
+                content = self.file.known(folder)
+        if content is None:
             return [("ledger", f"{path}, not started yet")]
-        try:
-            with self._opened() as (_, _, content):
-                pass
-        except (UnusableError, OSError) as error:
-            raise InputError(f"can't read {path}: {reason(error)}") from error
         looks = [one for one in content.looks.values() if not one.repeats]
         tested = frozenset[bytes]().union(*(one.hashes for one in looks))
         passed = sum(one.refused is False for one in looks)
@@ -206,11 +275,20 @@ class Ledger:
         """Yield the file, a descriptor of its folder, and what it says, locked.
 
         Raises:
-            UnusableError: none is kept, or it can't be trusted.
-            OSError: it can't be opened.
+            InputError: it can't be read or written.
         """
-        if self.file is None:
-            raise UnusableError("none is kept")
+        with self._refusing(), self._locked() as opened:
+            yield opened
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[tuple[LedgerFile, int, Content]]:
+        """Yield what `_opened` yields.
+
+        Raises:
+            UnusableError: it can't be trusted.
+            OSError: it can't be opened, read or written.
+        """
+        assert self.file is not None
         with self.file.locked() as folder:
             try:
                 yield self.file, folder, self.file.read(folder)
@@ -218,53 +296,32 @@ class Ledger:
                 self.trouble = self.file.trouble or self.trouble
 
     @contextlib.contextmanager
-    def _troubled(self) -> Iterator[None]:
-        """Go on behind the block where the ledger can't be used, and say why as trouble."""
+    def _refusing(self) -> Iterator[None]:
+        """Say in one line, where the ledger can't be used in the block, why nothing is certified.
+
+        Raises:
+            InputError: it can't be used.
+        """
+        assert self.file is not None
         try:
             yield
         except (UnusableError, OSError) as error:
-            if self.file is not None:
-                self.unusable = True
-                self.trouble = (
-                    f"the ledger {self.file.path} can't be used: {reason(error)}; earlier looks "
-                    "aren't known, and later runs won't know of this one"
-                )
+            aside = "run `hasten ledger --forget` to set it aside, or "
+            raise InputError(
+                f"the ledger {self.file.path} can't be used: {reason(error)}; nothing is certified without "
+                f"it: {aside if isinstance(error, DamagedError) else ''}{_WAYS}"
+            ) from error
 
 
 def user_ledger() -> Ledger:
-    """Return the ledger of this user, which holds nothing where it is switched off.
-
-    It lies in the folder that the environment variable HASTEN_LEDGER names ("off" for none), else in
-    `$XDG_STATE_HOME/hasten`, else in `~/.local/state/hasten`.
+    """Return the ledger of this user, for a run that certifies.
 
     Raises:
-        InputError: the folder that the variable names can't be used.
-
-    Source: XDG Base Directory Specification 0.8, "Environment variables".
+        InputError: it can't be read or written, and isn't switched off.
     """
-    named = os.environ.get(VARIABLE, "")
-    if named in _OFF:
-        return Ledger(
-            None,
-            trouble=f"no ledger is kept, because {VARIABLE} is off: earlier looks aren't known",
-        )
-    if named:
-        ledger = Ledger.at(Path(named).absolute())
-        ledger.past()
-        if ledger.unusable:
-            raise InputError(f'{ledger.trouble}: set {VARIABLE} to another folder, or to "off"')
-        return ledger
-    base = os.environ.get("XDG_STATE_HOME", "")
-    if Path(base).is_absolute():
-        return Ledger.at(Path(base, "hasten"))
-    try:
-        return Ledger.at(Path.home() / ".local" / "state" / "hasten")
-    except RuntimeError:
-        return Ledger(
-            None,
-            trouble="no ledger is kept, because there is no home folder: earlier looks "
-            "aren't known",
-        )
+    ledger = Ledger.of_user()
+    ledger.check()
+    return ledger
 
 
 def short(hashes: Iterable[bytes]) -> frozenset[bytes]:

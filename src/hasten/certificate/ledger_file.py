@@ -34,6 +34,7 @@ _LOCK_TRIES, _LOCK_PAUSE_S = 100, 0.1
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+_LOCK = os.O_NOFOLLOW | os.O_CLOEXEC
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -82,6 +83,10 @@ _decode = msgspec.json.Decoder(Line).decode
 
 class UnusableError(Exception):
     """The ledger can't be used; the text says why."""
+
+
+class DamagedError(UnusableError):
+    """The ledger's lines aren't what was written."""
 
 
 @dataclass
@@ -137,33 +142,40 @@ class LedgerFile:
         return self.folder / FILE
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[int]:
+    def locked(self, *, reading: bool = False) -> Iterator[int]:
         """Yield a descriptor of the folder, checked, which this process alone works in.
 
+        Args:
+            reading: Whether the block only reads, so that a folder that can't be written serves too.
+
         Raises:
-            UnusableError: there is no folder, it isn't this user's alone, or another process holds it.
-            OSError: it can't be opened.
+            UnusableError: it isn't this user's alone, or another process holds it.
+            OSError: there is no folder, or it can't be opened or written.
         """
-        with contextlib.suppress(OSError):  # what can only be read serves too
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not reading:
+            with contextlib.suppress(FileExistsError):  # opening says what lies there
+                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.ExitStack() as held:
             folder = os.open(self.folder, _FOLDER)
             held.callback(os.close, folder)
             _check(os.fstat(folder), str(self.folder))
-            lock = _opened_lock(folder)
+            lock = _opened_lock(folder, reading=reading)
             if lock is not None:
                 held.callback(os.close, lock)
                 _wait_for(lock)
             yield folder
 
-    def read(self, folder: int) -> Content:
-        """Read the file; where there is none, or it is damaged, begin a new one."""
+    def known(self, folder: int) -> Content | None:
+        """Read the file; None where there is none, or a kill cut its very first line short.
+
+        Raises:
+            UnusableError: it isn't this user's alone, or it is damaged.
+            OSError: it can't be read.
+        """
         try:
             file = os.open(FILE, _READ, dir_fd=folder)
         except FileNotFoundError:
-            # The first thing under a new lock is to begin the file: a lock alone is what was left.
-            lost = _size(folder, LOCK) > 0
-            return self._begin(folder, "an older one was lost" if lost else "")
+            return None
         with os.fdopen(file, "rb") as opened:
             facts = os.fstat(opened.fileno())
             if not stat.S_ISREG(facts.st_mode):
@@ -171,47 +183,83 @@ class LedgerFile:
             _check(facts, FILE)
             whole = opened.read(self.limit_bytes + 1)
         content = _content_of(whole) if len(whole) <= self.limit_bytes else None
+        begun = b"\n" in whole or _size(folder, LOCK) > 0
+        if (content is None and begun) or len(whole) < _least(folder):
+            raise DamagedError("it is damaged")
+        return content
+
+    def read(self, folder: int) -> Content:
+        """Read the file; where there is none, begin a new one.
+
+        Raises:
+            UnusableError: it isn't this user's alone, or it is damaged.
+            OSError: it can't be read, or begun.
+        """
+        content = self.known(folder)
         if content is not None:
             return content
-        aside = f"{FILE}.damaged-{secrets.token_hex(4)}"
-        os.rename(FILE, aside, src_dir_fd=folder, dst_dir_fd=folder)
-        return self._begin(folder, f"an older one was damaged, and is kept as {aside}")
-
-    def _begin(self, folder: int, why: str) -> Content:
-        """Begin a file, and say what became of an older one."""
+        # The first thing under a new lock is to begin the file: a lock alone is what was left.
+        why = "an older one was lost" if _size(folder, LOCK) > 0 else ""
         content = Content(Begun(today(), why))
         if why:
             self.trouble = f"the ledger {self.path} was started again: {why}, so the looks of earlier runs aren't known"
         self.append(folder, content, [content.begun])
-        with contextlib.suppress(OSError):  # a sign that a ledger was begun here
-            lock = os.open(LOCK, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
-            with os.fdopen(lock, "wb") as opened:
-                opened.write(b"begun\n")
         return content
 
+    def check_writable(self, folder: int) -> None:
+        """Check that lines can be added to the file.
+
+        Raises:
+            OSError: they can't.
+        """
+        os.close(os.open(FILE, _WRITE & ~os.O_CREAT, dir_fd=folder))
+
     def append(self, folder: int, content: Content, lines: Sequence[Line]) -> None:
-        """Write lines and wait until they are on disk; what can't be written is said as trouble."""
+        """Write lines and wait until they are on disk; more than the file may hold is said as trouble.
+
+        Raises:
+            UnusableError: the file isn't this user's alone.
+            OSError: it can't be written.
+        """
         raw = [_encoded(line) for line in lines]
         size = sum(len(one) for _, one in content.lines)
-        try:
-            if size + sum(map(len, raw)) > self.limit_bytes:
-                self.replace(folder, self._newest(content, list(zip(lines, raw, strict=True))))
-            else:
-                _write_behind(folder, size, b"".join(raw))
-        except (OSError, UnusableError) as error:
-            self.trouble = (
-                f"the ledger {self.path} can't be written: {reason(error)}; later runs won't "
-                "know of this one"
-            )
-            return
+        if size + sum(map(len, raw)) > self.limit_bytes:
+            newest = self._newest(content, list(zip(lines, raw, strict=True)))
+            if newest is None:
+                self.trouble = (
+                    f"this run has more samples than the ledger {self.path} may hold; later runs "
+                    "won't know of it"
+                )
+                return
+            self.replace(folder, newest)
+        else:
+            _write_behind(folder, size, b"".join(raw))
+            _keep_least(folder, size + sum(map(len, raw)))
         for line, one in zip(lines, raw, strict=True):
             content.add(line, one)
 
-    def _newest(self, content: Content, new: list[tuple[Line, bytes]]) -> list[Line]:
-        """Return the newest lines that fill half of the limit, with what they are about.
+    def begin_anew(self, folder: int, why: str) -> None:
+        """Begin a new file in the old one's place; one that can't be used is kept beside it.
+
+        Args:
+            folder: Descriptor of the locked folder.
+            why: What became of the old one, in words.
 
         Raises:
-            UnusableError: the new lines alone are too large.
+            OSError: the folder can't be written.
+        """
+        try:
+            self.known(folder)
+        except UnusableError:
+            aside = f"{FILE}.damaged-{secrets.token_hex(4)}"
+            os.rename(FILE, aside, src_dir_fd=folder, dst_dir_fd=folder)
+            why += f"; the old one, which couldn't be used, is kept as {aside}"
+        self.replace(folder, [Begun(today(), why)])
+
+    def _newest(self, content: Content, new: list[tuple[Line, bytes]]) -> list[Line] | None:
+        """Return the newest lines that fill half of the limit, with what they are about.
+
+        None where the new lines alone are too large.
         """
         lines = [*content.lines, *new]
         places = {_name_of(line): place for place, (line, _) in enumerate(lines)}
@@ -224,7 +272,7 @@ class LedgerFile:
                 break
             kept |= wanted
         if not kept >= set(range(len(content.lines), len(lines))):
-            raise UnusableError("one run has more samples than the ledger may hold")
+            return None
         begun = Begun(content.begun.on, f"its oldest entries were dropped on {today()}")
         rest = [lines[i][0] for i in sorted(kept)]
         return [begun, *(line for line in rest if not isinstance(line, Begun))]
@@ -232,9 +280,12 @@ class LedgerFile:
     def replace(self, folder: int, lines: Sequence[Line]) -> None:
         """Write a new file beside the old one, and put it in its place."""
         beside = f".{FILE}.{secrets.token_hex(8)}"
+        whole = b"".join(map(_encoded, lines))
         try:
-            _write_behind(folder, 0, b"".join(map(_encoded, lines)), beside)
+            _write_behind(folder, 0, whole, beside)
+            _keep_least(folder, 0)  # before the file gets shorter
             os.rename(beside, FILE, src_dir_fd=folder, dst_dir_fd=folder)
+            _keep_least(folder, len(whole))
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(beside, dir_fd=folder)
@@ -298,15 +349,45 @@ def _write_behind(folder: int, size: int, data: bytes, name: str = FILE) -> None
             raise
 
 
-def _opened_lock(folder: int) -> int | None:
-    """Open the lock; None where there is none and none can be made."""
-    for how in (os.O_RDWR | os.O_CREAT, os.O_RDONLY):
-        with contextlib.suppress(PermissionError, FileNotFoundError):
-            try:
-                return os.open(LOCK, how | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder)
-            except OSError as error:
-                if error.errno not in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
-                    raise
+def _keep_least(folder: int, size: int) -> None:
+    """Keep in the lock how long the file is: a sign that one was begun, and that none of it is cut off.
+
+    It is written once the file is on disk, in one piece of always the same length.
+
+    Raises:
+        OSError: the lock can't be written.
+    """
+    lock = os.open(LOCK, os.O_WRONLY | _LOCK, dir_fd=folder)
+    try:
+        os.pwrite(lock, b"%15d\n" % size, 0)
+    finally:
+        os.close(lock)
+
+
+def _least(folder: int) -> int:
+    """Return the least length of the file by its lock; 0 where there is none, or it doesn't say."""
+    try:
+        lock = os.open(LOCK, _READ, dir_fd=folder)
+    except OSError:
+        return 0
+    with os.fdopen(lock, "rb") as opened:
+        said = opened.read(16)
+    return int(said) if said.strip().isdigit() else 0
+
+
+def _opened_lock(folder: int, *, reading: bool) -> int | None:
+    """Open the lock; None where there is none, none can be made, and nobody writes.
+
+    Raises:
+        OSError: it can't be opened.
+    """
+    try:
+        return os.open(LOCK, os.O_RDWR | os.O_CREAT | _LOCK, 0o600, dir_fd=folder)
+    except OSError:
+        if not reading:
+            raise
+    with contextlib.suppress(PermissionError, FileNotFoundError):
+        return os.open(LOCK, os.O_RDONLY | _LOCK, dir_fd=folder)
     return None
 
 

@@ -92,8 +92,8 @@ class Judgement:
         if self.samples_needed is not None:
             shown = goal(self.guard, self.metric, self.max_drop)
             return (
-                f"not enough data: {self._draws()} can't show {shown}{self._uneven()}; about "
-                f"{_about(self.samples_needed):,}{f' {self._draw}s' if self._draw else ''} would"
+                f"not enough data: {self._draws()} can't show {shown}{self._over}{self._uneven()}; "
+                f"about {_about(self.samples_needed):,}{f' {self._draw}s' if self._draw else ''} would"
             )
         allowed = f"{100 * self.max_drop:.6g}{'%' if self._about_change else ''}"
         fact = f"{self._fact(_two_digits(self.estimate))}, and less than {allowed} was allowed"
@@ -116,27 +116,33 @@ class Judgement:
 
     def _claim(self, share: str) -> str:
         if self._about_change:
-            return f"at most {share}% of answers change{self._over.rstrip(',')}"
+            return f"at most {share}% of answers change{self._over}"
         if self.guard == "lost":
             if self.lost is None:
-                return (
-                    f"the average loss in {self._noun} over {self._unit} is at most {points(share)}"
-                )
-            return f"at most {share}% of inputs go from right to wrong"
-        return f"{self._noun}{self._over} falls by at most {points(share)}"
-
-    @property
-    def _by_groups(self) -> bool:
-        return self.groups is not None and self.over == "groups" and not self._own_draw
+                unit = self._unit or "inputs"
+                return f"the average loss in {self._noun} over {unit} is at most {points(share)}"
+            return f"at most {share}% of inputs go from right to wrong{self._over}"
+        return f"{self._mean} falls by at most {points(share)}"
 
     @property
     def _unit(self) -> str:
-        return "groups" if self._by_groups else "inputs"
+        """Noun for what the mean is over, where samples and draws differ; empty where they don't."""
+        if self.groups is None or self._own_draw:
+            return ""
+        if self.over == "groups":
+            return "groups"
+        # Records of older versions don't say how many samples their groups hold.
+        return "samples" if self.samples is not None and self.samples > self.n else ""
 
     @property
     def _over(self) -> str:
-        """Words for what the mean is over, where groups count once each."""
-        return ", as a mean over groups," if self._by_groups else ""
+        """Words for what the mean is over, where samples and draws differ."""
+        return f", as a mean over {self._unit}" if self._unit else ""
+
+    @property
+    def _mean(self) -> str:
+        """Words for the score that falls, and what its mean is over, before a verb."""
+        return f"{self._noun}{self._over}{',' if self._over else ''}"
 
     def _uneven(self) -> str:
         """Words for a group that holds so much that the others say little."""
@@ -146,10 +152,10 @@ class Judgement:
 
     def _fact(self, share: str) -> str:
         if self._about_change:
-            return f"{share}% of answers changed"
+            return f"{share}% of answers changed{self._over}"
         if self.guard == "lost":
-            return f"losses alone came to {points(share)} of {self._noun}"
-        return f"{self._noun} fell by {points(share)}"
+            return f"losses alone came to {points(share)} of {self._noun}{self._over}"
+        return f"{self._mean} fell by {points(share)}"
 
     def _draws(self) -> str:
         plural = "" if self.n == 1 else "s"

@@ -351,7 +351,7 @@ def certify(as_json: bool, bundle: str, data: str, **options: Any) -> None:
 @click.option(
     "--forget",
     is_flag=True,
-    help="Delete the whole ledger, so that earlier runs are no longer known.",
+    help="Delete the whole ledger, so that earlier runs are no longer known. One that is damaged is set aside.",
 )
 def ledger(forget: bool) -> None:
     """Show, or forget, which samples earlier runs of yours used.
@@ -360,10 +360,10 @@ def ledger(forget: bool) -> None:
     after a refusal, so that no certificate is won by running again. The environment variable
     HASTEN_LEDGER names another folder for it, or is "off" for none.
     """
-    from hasten.certificate.ledger import user_ledger
+    from hasten.certificate.ledger import Ledger
 
     with one_line_errors():
-        known = user_ledger()
+        known = Ledger.of_user()
         if forget:
             known.forget()
         for name, value in known.summary():

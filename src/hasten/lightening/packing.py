@@ -11,6 +11,7 @@ from typing import Any, Unpack
 
 from hasten.bundle import Manifest, artifact_of, read, replaceable
 from hasten.bundle.packing.unpacking import unpacked
+from hasten.certificate.ledger import user_ledger
 from hasten.core.extras import missing_extra
 from hasten.core.invocation import Invocation, invocation
 from hasten.core.progress import Listener, nobody
@@ -110,6 +111,7 @@ def pack_lossy(
         },
     )
     replaceable(order.out)
+    user_ledger()  # one that can't be used ends it before the training
     folder, work = training_folders(order.out, resume=resume)
     source = None if network is None else find_model(network)
     opened = _Opened.read(Path(bundle), source if isinstance(source, Path) else None)
@@ -339,7 +341,9 @@ def _compared(
     from hasten.lightening.lossy.judge import Smallest
 
     order = order.changed(metric=made.metric)
-    with claimed(order, asked, resume=resume, listen=listen, notes=made.notes) as job:
+    with claimed(
+        order, asked, resume=resume, listen=listen, notes=made.notes, ledger=user_ledger()
+    ) as job:
         ready = prepare(
             job,
             opened.model,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 from hasten.bundle import MANIFEST, replaceable
+from hasten.certificate.ledger import user_ledger
 from hasten.core.extras import missing_extra
 from hasten.core.invocation import asking, invocation
 from hasten.core.objects import load_object
@@ -157,6 +158,7 @@ def lighten(
     engines = order.engines or tried_on("host")
     engine_kinds(engines)
     replaceable(order.out)
+    user_ledger()  # one that can't be used ends it before the training
     module = _network(model)
     # Imported here, since these modules need torch.
     from hasten.lightening.candidates import trained

@@ -70,7 +70,13 @@ class Job:
 
 @contextlib.contextmanager
 def claimed(
-    order: Order, invocation: Invocation, *, resume: bool, listen: Listener, notes: Sequence[str]
+    order: Order,
+    invocation: Invocation,
+    *,
+    resume: bool,
+    listen: Listener,
+    notes: Sequence[str],
+    ledger: Ledger,
 ) -> Iterator[Job]:
     """Claim a run's work folder, and remove it once the run has finished.
 
@@ -87,7 +93,7 @@ def claimed(
     folder = order.out.with_name(order.out.name + ".work")
     with claimed_folder(folder, resume=resume) as journal:
         try:
-            yield Job(order, invocation, folder, journal, listen, list(notes), deadline)
+            yield Job(order, invocation, folder, journal, listen, list(notes), deadline, ledger)
         except (InputError, OSError) as error:
             full = None if isinstance(error, InputError) else full_disk(error)
             if not isinstance(error, InputError) and full is None:

@@ -12,6 +12,7 @@ import msgspec
 from hasten.certificate.ledger import Past, short
 from hasten.certificate.looks import Look, PastLook, look_at
 from hasten.core.records import from_record, read_json, write_json
+from hasten.errors import InputError
 from hasten.inputs.data.splits import Earlier
 from hasten.optimization.job import Job
 from hasten.optimization.workspace import Parts
@@ -83,13 +84,19 @@ def take_look(job: Job, hashes: Sequence[bytes], answers: str) -> Look:
         job: The run at work.
         hashes: Content hashes of the sealed samples.
         answers: Digest of the whole test.
+
+    Raises:
+        InputError: the ledger can't be read or written any more, so nothing may be judged.
     """
     begun = job.journal.last("look")
     if begun is not None:
         return from_record(Look, begun["look"])
-    look = job.ledger.look(
-        hashes, answers, asked=1 - job.order.confidence, also=past_of(job.order.out, job)
-    )
+    try:
+        look = job.ledger.look(
+            hashes, answers, asked=1 - job.order.confidence, also=past_of(job.order.out, job)
+        )
+    except InputError as error:
+        raise InputError(f"{error}; then continue with resume=True, and nothing is lost") from error
     job.journal.append("look", look=look)
     return look
 

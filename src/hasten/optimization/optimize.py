@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import Any, Unpack
 
+from hasten.certificate.ledger import Ledger, user_ledger
 from hasten.core.invocation import invocation
 from hasten.core.progress import Listener, nobody
 from hasten.inputs.pipeline.base import Pipeline
@@ -70,7 +71,9 @@ def optimize(
     order = order_of(**options)
     given = {"model": model, "data": data, "training": training, "small_model": small_model}
     asked = invocation("optimize", {**given, "pipeline": pipeline, **options})
-    with claimed(order, asked, resume=resume, listen=listen, notes=notes) as job:
+    # Of made-up samples nothing is remembered. A ledger that can't be used ends it before it begins.
+    ledger = Ledger(None) if data is None else user_ledger()
+    with claimed(order, asked, resume=resume, listen=listen, notes=notes, ledger=ledger) as job:
         ready = prepare(
             job, model, data, training=training, small_model=small_model, pipeline=pipeline
         )

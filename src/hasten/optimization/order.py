@@ -84,7 +84,7 @@ class Order:
             a list scores all of its metrics at once. By default top-1 where there are labels, else
             agreement. `docs/reference/metrics.md` lists them.
         report: Metrics over the sealed set that are stated before and after, beside the promise:
-            "auroc", "ks", "brier", "log_loss", "calibration_error", "average_precision",
+            "auroc", "ks", "brier", "log_loss", "calibration_error", "average_precision", "f1",
             "map50", "map50_95", "my.py:gini", or a `SetMetric`; () for none. By default those of a
             binary classification where labels are 0 and 1, and both mAPs where they are boxes.
         population: Population that the data was drawn from, in words, for the certificate.

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from hasten.certificate.draws import EXACT, ONE_SHARE, Method
-from hasten.certificate.ledger import Ledger
 from hasten.certificate.planning import samples_needed
 from hasten.core.model import Model
 from hasten.core.target import Target
@@ -62,7 +61,7 @@ def load_without_data(job: Job, found: Any) -> tuple[Model, Dataset]:
     """Load a model, and make up inputs that it can run.
 
     Args:
-        job: The run at work; a note on the inputs is added, and no ledger is kept of them.
+        job: The run at work; a note on the inputs is added.
         found: Model that `find_model` returned.
 
     Raises:
@@ -72,7 +71,6 @@ def load_without_data(job: Job, found: Any) -> tuple[Model, Dataset]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     model = load_model(found, None, folder, job.order.custom_ops)
-    job.ledger = Ledger(None)
     proto = read_onnx(model, weights=False)
     rows = {
         spec.name: known

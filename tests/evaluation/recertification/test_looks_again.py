@@ -122,9 +122,10 @@ def test_the_command_shows_what_is_remembered_and_forgets_it(
     data: tuple[Path, Path], fresh: Path, state: Path
 ) -> None:
     shown = CliRunner().invoke(main, ["ledger"])
-    assert shown.output.startswith(f"ledger:       {state}/ledger.jsonl, kept since ")
+    assert shown.output == f"ledger:       {state}/ledger.jsonl, not started yet\n"
     hasten.certify(data[0], fresh)
     lines = CliRunner().invoke(main, ["ledger"]).output.splitlines()
+    assert lines[0].startswith(f"ledger:       {state}/ledger.jsonl, kept since ")
     assert lines[1:5] == [
         "searched on:  0 samples",
         "tested on:    400 samples",
@@ -137,20 +138,28 @@ def test_the_command_shows_what_is_remembered_and_forgets_it(
     assert hasten.certify(data[0], fresh).kind == "fresh data"
 
 
-def test_a_damaged_ledger_is_one_line_and_the_test_goes_on(
+def test_a_damaged_ledger_ends_it_before_it_begins_and_forgetting_it_goes_on(
     data: tuple[Path, Path], fresh: Path, state: Path
 ) -> None:
     hasten.certify(data[0], fresh, max_drop=0.001)
-    (state / "ledger.jsonl").write_bytes(b"\xff" * 1000 + b"\n")
+    file = state / "ledger.jsonl"
+    file.write_bytes(b"\xff" * 1000 + b"\n")
+    for command in (["ledger"], ["certify", str(data[0]), "--data", "nowhere.npz"]):
+        ended = CliRunner().invoke(main, command)
+        assert (ended.exit_code, ended.stdout) == (2, "")
+        assert ended.stderr == (
+            f"hasten: the ledger {file} can't be used: it is damaged; nothing is certified without it: run "
+            "`hasten ledger --forget` to set it aside, or set HASTEN_LEDGER to a folder that only you can write, "
+            'or to "off" to go on without a memory, as the certificate then says\n'
+        )
+    assert file.read_bytes() == b"\xff" * 1000 + b"\n"
+    emptied = CliRunner().invoke(main, ["ledger", "--forget"])
+    (aside,) = state.glob("*.damaged-*")
+    assert f"; the old one, which couldn't be used, is kept as {aside.name}\n" in emptied.output
     checked = hasten.certify(data[0], fresh)
     assert (checked.kind, checked.passed) == ("fresh data", True)
     assert checked.look is not None
-    last = checked.in_words().splitlines()[-1]
-    assert last.startswith(
-        f"note: the ledger {state}/ledger.jsonl was started again: an older one was"
-    )
-    assert last.endswith("so the looks of earlier runs aren't known")
-    assert "an older one was damaged" in checked.look.kept
+    assert checked.look.kept.endswith(f"couldn't be used, is kept as {aside.name}")
 
 
 def test_a_ledger_that_was_named_and_can_not_be_used_ends_it_before_it_begins(

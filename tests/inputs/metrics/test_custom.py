@@ -18,6 +18,15 @@ def short(outputs, labels): return [1, 1]
 def high(outputs, labels): return [0.5, 1.5, 0]
 def nan(outputs, labels): return [0, 0, float("nan")]
 def text(outputs, labels): return "good"
+def of_all(outputs, labels): return np.full(len(labels), np.mean(outputs["y"] == labels))
+def ranked(outputs, labels): return np.argsort(np.argsort(outputs["y"])) / len(labels)
+def centered(outputs, labels, exact): return np.clip(outputs["y"] - exact["y"].mean(), 0, 1)
+def products(outputs, labels):
+    return np.clip(0.5 + (outputs["x"] @ np.ones((512, 8), np.float32))[:, 0] / 999, 0, 1)
+calls = []
+def counted(outputs, labels):
+    calls.append(len(labels))
+    return outputs["y"] == labels
 value = 3
 """
 Y = {"y": np.array([1.0, 2.0, 3.0])}
@@ -86,3 +95,45 @@ def test_the_users_own_failure_is_told_with_its_line_and_what_came(file: Path) -
 def test_a_custom_metric_is_written_and_read_back() -> None:
     metric = Custom("my.py:score")
     assert from_record(Metric, to_record(metric)) == metric
+
+
+@pytest.mark.parametrize("name", ["of_all", "ranked", "centered"])
+def test_a_score_that_depends_on_the_other_samples_of_a_call_is_refused(
+    file: Path, name: str
+) -> None:
+    y = np.random.default_rng(0).random(64).round(1)
+    labels = np.where(np.arange(64) % 3 > 0, y, 2)
+    with pytest.raises(InputError) as error:
+        Custom(f"{file}:{name}").score({"y": y}, {"y": y}, labels)
+    said = str(error.value)
+    assert said.startswith(f"{file}:{name} gave sample ")
+    assert " among 64 samples and " in said
+    assert said.endswith(
+        " of them; a certificate needs scores that don't depend on the other samples in the call: "
+        f"if it is a figure of the whole set, use report='{file}:{name}' together with another metric"
+    )
+
+
+def test_a_figure_of_the_call_that_begins_perfect_is_refused_once_it_is_not(file: Path) -> None:
+    y, metric = np.arange(64), Custom(f"{file}:of_all")
+    for _ in range(5):
+        assert metric.score({"y": y}, {}, y).tolist() == [1.0] * 64
+    with pytest.raises(
+        InputError, match="a certificate needs scores that don't depend on the other"
+    ):
+        metric.score({"y": y}, {}, np.where(y < 3, 99, y))
+
+
+def test_scores_of_single_samples_pass_with_their_rounding_and_cost_few_more_calls(
+    file: Path,
+) -> None:
+    x = np.random.default_rng(1).standard_normal((64, 512), dtype=np.float32)
+    assert Custom(f"{file}:products").score({"x": x}, {}, None).shape == (64,)
+    metric, y = Custom(f"{file}:counted"), np.arange(64)
+    for _ in range(10):
+        metric.score({"y": y}, {}, np.where(y % 5 > 0, y, 0))
+    calls = metric._function.__globals__["calls"]
+    assert len(calls) == 10 + 2 * 3
+    metric.score({"y": y[:3]}, {}, y[:3])
+    Custom(f"{file}:counted").score({"y": y[:3]}, {}, y[:3])  # too few to be divided
+    assert calls[-2:] == [3, 3]

@@ -1,5 +1,6 @@
 """Figures over a set, beside scikit-learn's and scipy's, with scores that tie."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 from sklearn import metrics as theirs
 
+from hasten.core.records import from_record, to_record
 from hasten.core.tensors import Array, TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Pipeline
@@ -18,6 +20,7 @@ from hasten.inputs.set_metrics.auroc import SetAuroc
 from hasten.inputs.set_metrics.base import SetMetric
 from hasten.inputs.set_metrics.choice import set_forms
 from hasten.inputs.set_metrics.custom import SetCustom
+from hasten.inputs.set_metrics.f1 import F1
 from hasten.inputs.set_metrics.log_loss import LogLoss
 
 SCORE = (TensorSpec("label", "int64", ("n",)), TensorSpec("p", "float32", ("n", 2)))
@@ -97,7 +100,88 @@ def test_the_calibration_error_of_more_classes_is_of_the_likeliest() -> None:
     assert found == pytest.approx(abs(0.8 - 0.5))
 
 
-@pytest.mark.parametrize("name", [*NAMES, "calibration_error"])
+AVERAGES = {"f1": "macro", "f1:macro": "macro", "f1:micro": "micro", "f1:positive": "binary"}
+
+
+@pytest.mark.parametrize(("name", "average"), AVERAGES.items())
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), rows=st.integers(4, 60))
+def test_f1_is_that_of_scikit_learn(name: str, average: str, seed: int, rows: int) -> None:
+    p, labels = drawn(seed, rows, 2)
+    p[:2] = 0.9  # some are decided for each class, so that neither library lacks one
+    metric, wanted = parse_set_metric(name), theirs.f1_score(labels, p >= 0.5, average=average)
+    logits = 8 * (p - 0.5)
+    for outputs in ({"p": p}, {"p": p[:, None]}, {"z": logits}):
+        settled = metric.settled(outputs)
+        assert settled.value(outputs, labels) == pytest.approx(wanted)
+        assert settled.reading == ("read as logits" if "z" in outputs else "")
+
+
+@pytest.mark.parametrize("average", ["macro", "micro"])
+def test_f1_of_more_classes_and_of_several_to_a_sample_is_that_of_scikit_learn(
+    average: str,
+) -> None:
+    rng = np.random.default_rng(2)
+    metric = parse_set_metric(f"f1:{average}@z")
+    labels = rng.integers(0, 3, 200)  # of four classes one is neither labelled nor decided for
+    logits = rng.normal(0, 1, (200, 4)) + 2 * np.eye(4)[labels] - [0, 0, 0, 99]
+    wanted = theirs.f1_score(labels, logits.argmax(1), average=average)
+    assert metric.settled({"z": logits}).value({"z": logits}, labels) == pytest.approx(wanted)
+    assert metric.value({"z": logits}, np.eye(4, dtype=int)[labels]) == pytest.approx(wanted)
+
+    several = (rng.random((200, 4)) < 0.4).astype(np.int64)
+    logits = rng.normal(0, 1, (200, 4)) + 2 * several - 1
+    wanted = theirs.f1_score(several, logits >= 0, average=average)
+    p = 1 / (1 + np.exp(-logits))
+    for z in (logits, p):
+        settled = metric.settled({"z": z})
+        assert settled.value({"z": z}, several) == pytest.approx(wanted)
+
+
+def test_f1_is_decided_by_the_pipelines_threshold_and_what_it_leaves_open_is_neither() -> None:
+    labels = np.array([1, 1, 1, 0, 0])
+    p = np.array([0.35, 0.5, 0.2, 0.1, 0.4])
+    outputs = {"other": p, "p": np.stack([1 - p, p], axis=1)}
+    step = Threshold(0.3, position=1, output="p", labels=("no", "yes"))
+    metric = parse_set_metric("f1:positive").around(Pipeline((), (step,)))
+    assert metric.value(outputs, labels) == pytest.approx(2 * 2 / (3 + 3))
+    assert metric.reading == "decided by threshold"
+    assert from_record(SetMetric, to_record(metric)) == metric
+    unsure = parse_set_metric("f1:positive").around(Pipeline((), (replace(step, margin=0.07),)))
+    assert unsure.value(outputs, labels) == pytest.approx(2 * 1 / (2 + 3))
+    both = F1(average="macro").around(Pipeline((), (replace(step, margin=0.07),)))
+    assert both.value(outputs, labels) == pytest.approx((2 * 1 / (2 + 3) + 2 * 1 / (2 + 2)) / 2)
+    elsewhere = parse_set_metric("f1:positive@other")
+    assert elsewhere.around(Pipeline((), (step,))) == elsewhere
+
+
+@pytest.mark.parametrize(
+    ("name", "columns", "labels", "message"),
+    [
+        (
+            "f1:positive",
+            3,
+            [0, 1, 2, 0],
+            "f1:positive is for two classes, but the model gives scores of 3: ask for f1:macro or f1:micro",
+        ),
+        (
+            "f1:positive",
+            1,
+            [0, 0, 0, 0],
+            "f1 needs decisions or labels of class 1, but none of the 4 samples has one",
+        ),
+        ("f1", 1, [0, 1, 2, 0], "f1 reads labels that are 0 or 1; sample 2 of 4 has 2"),
+    ],
+)
+def test_f1_says_what_it_can_not_read(
+    name: str, columns: int, labels: list[int], message: str
+) -> None:
+    with pytest.raises(InputError) as error:
+        parse_set_metric(name).value({"p": np.zeros((4, columns))}, np.array(labels))
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize("name", [*NAMES, "calibration_error", *AVERAGES])
 def test_counts_weigh_rows_as_repeating_them_does(name: str) -> None:
     p, labels = drawn(3, 60)
     outputs = {"p": p}

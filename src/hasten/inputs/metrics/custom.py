@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+import math
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
+
+import numpy as np
 
 from hasten.core.objects import load_object
 from hasten.core.records import source_digest
@@ -18,6 +21,10 @@ from hasten.inputs.metrics.base import Metric
 
 _FIRST = 3
 """Number of an array's values that a message shows."""
+_COMPARED = 3
+"""Number of calls, with scores other than all 0 or all 1, that are compared with calls for their parts."""
+_ROUNDING = 1e-5
+"""Largest difference of a score that is taken as rounding: products of matrices round by their height."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +34,9 @@ class Custom(Metric):
     `outputs` and `exact` are arrays by output name, each `(n, ...)`; `labels` is `(n, ...)` or
     None. The function returns `(n,)` numbers in [0, 1]. It is called with a few samples at a time:
     one that needs them all is a figure instead, see `hasten.inputs.set_metrics.custom`, and is
-    refused here where it says so by an attribute, `over_set = True`. Where it raises, or returns
-    anything else, the error says what it was given: dtypes, shapes and first values.
+    refused here where it says so by an attribute, `over_set = True`, or where its scores of some samples
+    change when it is called with a part of them. Where it raises, or returns anything else, the error
+    says what it was given: dtypes, shapes and first values.
 
     Attributes:
         path: Import path of the function, "file.py:function" or "module:function".
@@ -82,6 +90,51 @@ class Custom(Metric):
         return count == 3
 
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
+        scores = self._scored(outputs, exact, labels)
+        if len(self._compared) < _COMPARED and len(scores) >= 4:
+            self._check_alone(scores, outputs, exact, labels)
+            if 0 < scores.mean() < 1:  # a figure of the call may be 0 or 1 in its parts, too
+                self._compared.append(len(scores))
+        return scores
+
+    @cached_property
+    def _compared(self) -> list[int]:
+        """Number of samples of each call that was compared with calls for its two parts."""
+        return []
+
+    def _check_alone(
+        self, scores: Array, outputs: Tensors, exact: Tensors, labels: Array | None
+    ) -> None:
+        """Check that the function gives samples the same scores in a smaller call.
+
+        Raises:
+            InputError: it doesn't, so its scores aren't those of single samples.
+        """
+        # A share of right answers in the whole can't be one in a part whose size has no common divisor with it.
+        count = len(scores)
+        cut = next(size for size in range(count // 2, 0, -1) if math.gcd(size, count) == 1)
+        for part in (slice(None, cut), slice(cut, None)):
+            fewer, fewer_exact = (
+                {name: array[part] for name, array in given.items()} for given in (outputs, exact)
+            )
+            alone = self._scored(fewer, fewer_exact, None if labels is None else labels[part])
+            apart = np.abs(alone - scores[part])
+            if (apart > _ROUNDING).any():
+                place = int(apart.argmax())
+                raise InputError(
+                    f"{self.path} gave sample {part.indices(count)[0] + place} of a call the score "
+                    f"{scores[part][place]:.6g} among {count} samples and {alone[place]:.6g} among "
+                    f"{len(alone)} of them; a certificate needs scores that don't depend on the other "
+                    f"samples in the call: if it is a figure of the whole set, use report={self.path!r} "
+                    "together with another metric"
+                )
+
+    def _scored(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
+        """Call the function, and check what it returns.
+
+        Raises:
+            InputError: it fails, or returns no scores.
+        """
         given = (outputs, labels, exact) if self._takes_exact else (outputs, labels)
         count = len(next(iter(outputs.values())))
         function = self._function

@@ -37,6 +37,7 @@ class SetMetric(Value, ABC):
             "log_loss": "hasten.inputs.set_metrics.log_loss:LogLoss",
             "calibration_error": "hasten.inputs.set_metrics.calibration_error:CalibrationError",
             "average_precision": "hasten.inputs.set_metrics.average_precision:AveragePrecision",
+            "f1": "hasten.inputs.set_metrics.f1:F1",
             "map50": "hasten.inputs.set_metrics.mean_ap:MeanAp50",
             "map50_95": "hasten.inputs.set_metrics.mean_ap:MeanAp",
             "retrieval": "hasten.inputs.set_metrics.retrieval:Retrieval",
