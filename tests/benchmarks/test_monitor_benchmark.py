@@ -66,7 +66,7 @@ def test_each_part_runs(
     monitor.main()
     found = json.loads((tmp_path / "found.json").read_bytes())
     assert {kind: len(rows) for kind, rows in found.items()} == {
-        "false_alarms": 6 + 6 + 1,
+        "false_alarms": 6 + 6 + 2,
         "ordinary": len(monitor.ORDINARY),
         "delays": 10,
     }
