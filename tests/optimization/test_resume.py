@@ -120,6 +120,9 @@ def test_a_killed_run_resumes_and_ends_with_the_same_answer(
     assert result["judgement"]["lost"] == 0
     manifest = read(place / "b.hasten")
     assert manifest.winner.engine["lossy"] is True
+    assert manifest.certificate is not None
+    changed = manifest.certificate["changed"]  # kept with the verdict, where that came before
+    assert (changed["n"], changed["share"]) == (140, 0)
     evidence = place / "b.hasten" / "evidence"
     trials = json.loads((evidence / "trials.json").read_text())
     assert [t["candidate"] for t in trials][: len(tried)] == tried

@@ -6,8 +6,9 @@ import concurrent.futures
 import http.client
 import http.server
 import json
+import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,12 +37,25 @@ ENOUGH = 12
 """Changed answers in a row that break the limit, whatever was before within a test."""
 
 
-def certified(folder: Path, name: str = "watched", **judged: Any) -> Path:
+CHANGED = {
+    "share": 0.05,
+    "bound": LIMIT,
+    "confidence": 0.9875,
+    "n": 1000,
+    "method": "Clopper-Pearson",
+}
+"""What a certificate's record says of the answers that changed on the sealed data."""
+
+
+def certified(
+    folder: Path, name: str = "watched", changed: Mapping[str, Any] | None = CHANGED, **judged: Any
+) -> Path:
     """A bundle whose winner mirrors each row before it answers, which is exactly `solid`."""
     folder.mkdir(exist_ok=True)
     path = bundle_of(folder, models.mirrored(folder), name, exact=models.solid(folder))
     judgement = {"guard": "changed", "max_drop": LIMIT, "n": 1000, "lost": 1, "gained": 0, **judged}
-    forge(path, lambda record: record.update(certificate={"judgement": judgement}))
+    certificate = {"judgement": judgement, **({} if changed is None else {"changed": changed})}
+    forge(path, lambda record: record.update(certificate=certificate))
     return path
 
 
@@ -263,6 +277,37 @@ def test_damaged_evidence_lies_beside_and_begins_anew(
     assert len(list(state.glob("*.damaged-*"))) == 3
 
 
+def test_evidence_that_begins_or_was_lost_is_told(
+    tmp_path: Path, state: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = certified(tmp_path)
+    caplog.set_level(logging.INFO, "hasten.serving")
+    with serving(path, state) as server:
+        file = facts(server)["kept"]
+        assert begun(caplog) == [f"the monitor's evidence begins in {file}"]
+        server.call(server.server.state.repository.reload_changed)
+        ask(server, SAME, 2)
+        Path(file).unlink()  # while the server runs, it still knows
+        ask(server, SAME)
+        assert (facts(server)["begun_anew"], facts(server)["limits"][0]["n"]) == (0, 3)
+    Path(file).unlink()
+    lost = (
+        f"the monitor's evidence in {file} is lost: it starts again, with another 5% risk of a "
+        "false alarm"
+    )
+    for _ in range(2):  # told once
+        with serving(path, state) as server:
+            assert facts(server)["begun_anew"] == 1
+            assert begun(caplog) == [f"the monitor's evidence begins in {file}", lost]
+    told = CliRunner().invoke(main, ["monitor", str(path), "--monitor-state", str(state)])
+    assert told.exit_code == 0
+    assert told.output.endswith(" the evidence was started again: its file was lost\n")
+
+
+def begun(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [text for text in caplog.messages if text.startswith("the monitor's evidence ")]
+
+
 def test_a_folder_that_cannot_be_used_costs_the_memory_of_a_restart_alone(
     tmp_path: Path, state: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -447,6 +492,53 @@ def test_a_bundle_without_a_limit_is_compared_and_says_so(tmp_path: Path, state:
         assert len(facts(server)["alarms"]) == 1
 
 
+def test_a_drop_without_a_record_of_changes_is_watched_by_labels_alone(
+    tmp_path: Path, state: Path
+) -> None:
+    """As in a bundle of an earlier version, whose traffic may change as many answers as it always did."""
+    path = certified(tmp_path, guard="net", changed=None)
+    note = (
+        "answers are compared, but only labels can raise an alarm: the bundle's certificate is about "
+        "a drop, and its record states no limit on changed answers: give --shadow-limit to have them "
+        "watched"
+    )
+    with serving(path, state) as server:
+        assert note in served(server).opened.notes
+        for number in range(2 * ENOUGH):
+            ask(server, OTHER, name=str(number))
+        found = facts(server)
+        assert (found["audited"], found["alarms"]) == (2 * ENOUGH, [])
+        assert [limit["what"] for limit in found["limits"]] == ["net"]
+        labelled(server, *((str(number), 3) for number in range(2 * ENOUGH)))
+        (alarm,) = facts(server)["alarms"]
+    assert alarm.startswith("more than 10% is the net loss: 100% of ")
+    with serving(path, state, shadow_limit=0.3) as server:
+        assert [limit["what"] for limit in facts(server)["limits"]] == ["changed", "net"]
+
+
+@pytest.mark.parametrize(
+    ("judged", "settings", "meaning"),
+    [
+        ({"guard": "changed"}, {}, "the certificate doesn't hold for this traffic"),
+        ({"guard": "net"}, {}, "this traffic isn't the traffic that was certified"),
+        ({"guard": "net"}, {"shadow_limit": 0.01}, "no certificate states this limit"),
+    ],
+)
+def test_an_alarm_says_of_the_certificate_what_it_shows(
+    tmp_path: Path,
+    state: Path,
+    caplog: pytest.LogCaptureFixture,
+    judged: dict[str, Any],
+    settings: dict[str, Any],
+    meaning: str,
+) -> None:
+    with serving(certified(tmp_path, **judged), state, **settings) as server:
+        ask(server, OTHER, ENOUGH)
+        (alarm,) = facts(server)["alarms"]
+    (said,) = [text for text in caplog.messages if text.startswith("alarm: ")]
+    assert said == f"alarm: {alarm}; {meaning}; the fast model continues to answer"
+
+
 def test_inputs_past_the_bundles_own_range_are_a_signal(tmp_path: Path, state: Path) -> None:
     request = {"x": np.array([SAME], np.float32)}
     path = bundle_of(
@@ -523,6 +615,37 @@ def test_the_door_adds_up_replicas_that_share_no_folder(
     assert status == 200
     line = 'hasten_monitor_alarm{replica="all",model="watched",version="1",what="changed"} 1.0'
     assert line in page.splitlines()
+
+
+def test_a_door_that_starts_again_counts_no_answer_twice(
+    tmp_path: Path, state: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hasten.serving.cluster.pooling._PATIENCE_S", 60.0)
+    place = place_of(certified(tmp_path), "watched", shadow=1.0, monitor_state=str(state))
+    settings, ports = ServerSettings((place,)), dict[str, tuple[str, int]]()
+    with Pool(settings, lambda: dict(ports)) as pool:
+        (own,) = pool.of_replicas(settings).models
+    with ServerThread(own) as older:
+        ports["older"] = ("127.0.0.1", older.http_port)
+        ask(older, OTHER, 3)
+        pool.look()
+        assert pooled(pool) == 3
+        later = Pool(settings, lambda: dict(ports))
+        (own,) = later.of_replicas(settings).models
+        with ServerThread(own) as newer:  # the first one outlived its door
+            ports["newer"] = ("127.0.0.1", newer.http_port)
+            ask(older, OTHER)
+            ask(newer, SAME, 2)
+            later.look()
+            later.look()
+            assert pooled(later) == 3 + 2
+    said = "a replica was started by an earlier process in front of the servers: "
+    assert len([text for text in caplog.messages if text.startswith(said)]) == 1
+
+
+def pooled(pool: Pool) -> int:
+    (watch,) = pool.watches.values()
+    return int(watch.facts()["limits"][0]["n"])
 
 
 def test_nobody_orders_a_server_that_stands_alone(tmp_path: Path, state: Path) -> None:

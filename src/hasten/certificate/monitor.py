@@ -33,6 +33,8 @@ Refuted: TypeAlias = Callable[[float], bool]
 
 ALPHA = 0.05
 """Largest chance that an alarm is ever raised though the limit is kept."""
+BOUND_ALPHA = ALPHA / 4
+"""Part of it for a limit that is itself a bound from the sealed data: the chance that it is too low."""
 _FIRST = 0.5
 """Share of the capital that begins to bet at the first answer; the rest begins later."""
 _PATIENCE = 500

@@ -15,6 +15,7 @@ from hasten import bundle
 from hasten.bundle import Manifest
 from hasten.bundle.manifest import UNCERTIFIED_YET, unfinished
 from hasten.certificate.batches import Coverage
+from hasten.certificate.changed import ChangedShare
 from hasten.certificate.looks import Look
 from hasten.core.comparison import Comparison
 from hasten.core.records import digest, to_record, type_name
@@ -72,7 +73,7 @@ def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
         if _unfinished(job) and job.deadline.most_s() > needed_s:
             certified = sealed.covered if shipment.judgement is not None else Coverage()
             beside, evidence = sealed.comparison_of(shipment.winner.label), _evidence(judge, sealed)
-            write(job, ready, shipment, evidence, beside, certified, sealed.look)
+            write(job, ready, shipment, evidence, beside, certified, sealed.look, sealed.changed)
 
     ending = judge.conclude(ladder, verdicts, keep)
     job.deadline.enter("deliver")
@@ -82,7 +83,8 @@ def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
     result = replace(ending.result, comparison=comparison, look=sealed.look, batches=said)
     records = {"result.json": to_record(result), **_evidence(judge, sealed), **ending.records}
     coverage = covered or Coverage()
-    missing = write(job, ready, ending.shipment, records, comparison, coverage, sealed.look)
+    look, changed = sealed.look, sealed.changed
+    missing = write(job, ready, ending.shipment, records, comparison, coverage, look, changed)
     return replace(result, notes=(*result.notes, *missing))
 
 
@@ -133,6 +135,7 @@ def write(
     comparison: Comparison | None = None,
     covered: Coverage = _LONE,
     look: Look | None = None,
+    changed: ChangedShare | None = None,
 ) -> tuple[str, ...]:
     """Write a bundle, with a report where there is a result, what draws it, and time to do so.
 
@@ -146,7 +149,7 @@ def write(
     out, request = job.order.out, shipment.winner.artifact.request
     count = bundle.room_for(request) if job.order.keep_requests else 0
     requests = bundle.fitting(requests_from(ready.single, count, request))
-    manifest = manifest_of(job, ready, shipment, len(requests), comparison, covered, look)
+    manifest = manifest_of(job, ready, shipment, len(requests), comparison, covered, look, changed)
     extra, records, deadline = {}, dict(records), job.deadline
     missing: tuple[str, ...] = ()
     if "result.json" in records:
@@ -187,6 +190,7 @@ def manifest_of(
     comparison: Comparison | None,
     covered: Coverage = _LONE,
     look: Look | None = None,
+    changed: ChangedShare | None = None,
 ) -> Manifest:
     """Return a bundle's manifest, which states the number of requests to warm up with."""
     parts, judgement = ready.parts, shipment.judgement
@@ -205,6 +209,7 @@ def manifest_of(
             "batch_sizes": list(covered.sizes),
             "rows_apart": covered.rows_apart,
             "batches": covered.in_words(),
+            "changed": to_record(changed),
             "threads": shipment.threads,
             "look": None if look is None else {**to_record(look), "words": look.in_words()},
         },

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from hasten.bundle import Part, Status
 from hasten.certificate.batches import Batches, Coverage
 from hasten.certificate.certification import last_certified
+from hasten.certificate.changed import ChangedShare
 from hasten.certificate.looks import Look
 from hasten.certificate.verdict import Judgement
 from hasten.core.comparison import Comparison
@@ -56,6 +57,7 @@ class Sealed:
         unlabelled: Candidate's key -> number of samples without a label on which its answer differs
             from the original's: each counts as lost. Candidates without any are left out.
         held: Whether every certified candidate held in all the batch sizes that were tested, too.
+        changed: Share of answers that the fastest certified candidate changed; None if it isn't known.
         cut: Whether the time limit came before all sealed samples were answered: then nobody has seen a
             verdict, and the original ships.
     """
@@ -67,6 +69,7 @@ class Sealed:
     coverage: Mapping[str, Coverage] = field(default_factory=dict)
     unlabelled: Mapping[str, int] = field(default_factory=dict)
     held: bool = True
+    changed: ChangedShare | None = None
     cut: bool = False
 
     @property

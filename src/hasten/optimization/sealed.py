@@ -16,6 +16,7 @@ from hasten.certificate.certification import (
     prior_of,
     sealed_scores,
 )
+from hasten.certificate.changed import ChangedAnswers, ChangedShare, changed_share
 from hasten.certificate.figures import Answers, Setting, compared
 from hasten.certificate.looks import Judged, Look, answers_digest, judged_at
 from hasten.certificate.promise import Promise
@@ -86,6 +87,7 @@ def said(judge: Judge, ladder: Ladder) -> Sealed:
         coverage=to_record(sealed.coverage),
         unlabelled=unlabelled,
         held=sealed.held,
+        changed=to_record(sealed.changed),
         notes=notes,
     )
     job.notes += notes
@@ -106,7 +108,7 @@ def _kept(judge: Judge) -> Sealed | None:
         (key, entry if isinstance(entry, str) else from_record(Judgement, entry))
         for key, entry in known["judged"]
     ]
-    look = known.get("look")
+    look, changed = known.get("look"), known.get("changed")
     judge.job.notes += known.get("notes", ())
     return Sealed(
         verdicts=verdicts,
@@ -116,6 +118,7 @@ def _kept(judge: Judge) -> Sealed | None:
         coverage=from_record(dict[str, Coverage], known.get("coverage", {})),
         unlabelled=known.get("unlabelled", {}),
         held=known.get("held", True),
+        changed=None if changed is None else from_record(ChangedShare, changed),
     )
 
 
@@ -147,6 +150,9 @@ def _read(judge: Judge, ladder: Ladder) -> tuple[Reading, Answers | None]:
     missing = missing_labels(ready.promise.metric, ready.parts.sealed.labels)
     if missing is None:
         missing = np.zeros(len(ready.parts.sealed), bool)
+    # One answer at a time is watched, and a sample that is a whole sequence has many.
+    watched = () if trials.bench.sequences is not None else alone
+    changed = ChangedAnswers(ready.promise.metric, watched)
     differences = Differences(ready.promise.metric, missing, (*alone, *batched))
 
     def watch(key: str, outputs: Tensors) -> None:
@@ -154,6 +160,7 @@ def _read(judge: Judge, ladder: Ladder) -> tuple[Reading, Answers | None]:
             differences(key, outputs)
         if key == "" or key in alone:  # answers in batches are compared with none
             comparing(key, outputs)
+            changed(key, outputs)
             if answers is not None:
                 answers(key, outputs)
 
@@ -162,7 +169,8 @@ def _read(judge: Judge, ladder: Ladder) -> tuple[Reading, Answers | None]:
     told = differences.answers()
     rows = np.array(differences.rows, np.int64)
     fallen = _fallen(comparing, original, scores)
-    return Reading(original, scores, rows, told, fallen=fallen), answers
+    parts = changed.of(len(original))
+    return Reading(original, scores, rows, told, fallen=fallen, changed=parts), answers
 
 
 def _scored(
@@ -251,7 +259,33 @@ def _judged(judge: Judge, ladder: Ladder, reading: Reading) -> Sealed:
         for key, found in coverage.items()
     )
     job.ledger.end(look, verdicts, held=held)
-    return Sealed(verdicts=verdicts, fallen=reading.fallen, look=look, coverage=coverage, held=held)
+    return Sealed(
+        verdicts=verdicts,
+        fallen=reading.fallen,
+        look=look,
+        coverage=coverage,
+        held=held,
+        changed=_changed(judge, reading, verdicts, look, len(tested)),
+    )
+
+
+def _changed(
+    judge: Judge, reading: Reading, verdicts: Judged, look: Look, models: int
+) -> ChangedShare | None:
+    """Return the share of answers that the fastest certified candidate changed; None if it isn't known."""
+    passed = last_certified(verdicts)
+    if passed is None or passed[0] not in reading.changed:
+        return None
+    ready = judge.ready
+    return changed_share(
+        ready.promise.metric,
+        reading.changed[passed[0]],
+        ready.sealed_units,
+        ready.parts.unit_sizes,
+        max_drop=ready.promise.max_drop,
+        models=models,
+        spent=look.alpha / look.asked,
+    )
 
 
 def _tested(judge: Judge, ladder: Ladder, reading: Reading) -> tuple[str, ...]:

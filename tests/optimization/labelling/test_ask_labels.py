@@ -18,6 +18,7 @@ from tests.support.digits import COARSE, classifier, digits
 from tests.support.quick import quick_runs
 
 import hasten
+from hasten.bundle import read
 from hasten.certificate.betting import BettingPrior
 from hasten.certificate.verdict import Judgement
 from hasten.cli import main
@@ -120,6 +121,11 @@ def test_labels_where_answers_differ_alone_give_the_judgement_of_all(
     assert known.gained is not None
     assert known.lost + known.gained <= len(ids) < 0.05 * known.n
     assert known.lost > known.gained > 0
+    changed, of_all = (read(place.folder / name).certificate for name in ("few", "known"))
+    assert changed is not None
+    assert of_all is not None
+    for part in ("share", "n", "method"):  # no label says which answers change
+        assert changed["changed"][part] == of_all["changed"][part]
     assert any(note.startswith(f"{len(ids)} labels for 936 sealed") for note in result.notes)
     assert not (place.folder / "few.work").exists()
     assert (place.folder / "few.labels" / "labels.csv").exists()  # a person's work is never removed

@@ -90,6 +90,7 @@ class Reading:
         comparisons: Comparisons with the original of all that may ship.
         told: Places in `rows` of the samples that were labelled since, and so have true scores.
         fallen: Key of a candidate that was exact in the search -> how its answers differ, in words.
+        changed: Key -> how much of each answer is changed, as the monitor counts it, `(n,)`.
     """
 
     original: Array
@@ -99,6 +100,7 @@ class Reading:
     comparisons: tuple[Comparison, ...] = ()
     told: Array = field(default_factory=lambda: np.zeros(0, np.int64))
     fallen: Mapping[str, str] = field(default_factory=dict)
+    changed: Mapping[str, Array] = field(default_factory=dict)
 
     def keep(self, job: Job) -> None:
         """Write the answers to the work folder, and the scores to the journal.
@@ -124,6 +126,7 @@ class Reading:
             answers_sha256=hashlib.sha256(data.getvalue()).hexdigest(),
             comparisons=to_record(self.comparisons),
             fallen=self.fallen,
+            changed={key: parts.tolist() for key, parts in self.changed.items()},
         )
 
     @classmethod
@@ -162,6 +165,9 @@ class Reading:
             answers=answers,
             comparisons=tuple(from_record(Comparison, one) for one in event["comparisons"]),
             fallen=event.get("fallen", {}),
+            changed={
+                key: np.array(parts, np.float64) for key, parts in event.get("changed", {}).items()
+            },
         )
 
     def worst(self, ready: Ready) -> dict[str, int]:

@@ -24,10 +24,9 @@ from hasten.bundle import read, unpacked
 from hasten.certificate.monitor import Batch
 from hasten.core.records import from_record
 from hasten.errors import IntegrityError
-from hasten.serving.models.comparison import disagreeing_rows
 from hasten.serving.monitoring.drift import Drift
 from hasten.serving.monitoring.judging import Judging
-from hasten.serving.monitoring.watch import Watch
+from hasten.serving.monitoring.watch import Watch, door_of
 from hasten.serving.observation.metrics import monitors
 from hasten.serving.settings import ModelPlace, ServerSettings
 
@@ -59,6 +58,7 @@ class Pool:
             if model.settings.shadow
         }
         self._seen: dict[tuple[str, str, str, str], Batch] = {}
+        self._strange: set[str] = set()
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         self._over, self._looking = threading.Event(), threading.Lock()
 
@@ -90,11 +90,24 @@ class Pool:
                 )
                 for host, port in self._places().values():
                     facts = self._asked(host, port, path)
-                    if facts is None:
+                    if facts is None or not self._is_own(facts):
                         continue
                     self._add(watch, name, version, facts)
                     if watch.keeps_exact and not facts.get("taken_over"):
                         self._asked(host, port, path, {"secret": self._secret})
+
+    def _is_own(self, facts: Mapping[str, Any]) -> bool:
+        """Whether a replica counts for this door; one that outlived another door counted for that one."""
+        if facts.get("door") == door_of(self._secret):
+            return True
+        began = str(facts.get("began"))
+        if began not in self._strange:
+            self._strange.add(began)
+            log.warning(
+                "a replica was started by an earlier process in front of the servers: what it audits "
+                "isn't counted until it is replaced"
+            )
+        return False
 
     def _add(self, watch: Watch, name: str, version: str, facts: Mapping[str, Any]) -> None:
         """Take in what a replica has counted since it was last asked."""
@@ -173,7 +186,7 @@ class _Families:
 def _watch(model: ModelPlace) -> Watch:
     settings, trusted = model.settings, model.settings.trusted
     place = unpacked(model.path, trusted)
-    judging = Judging(read(place, trusted), settings.shadow_limit, disagreeing_rows)
+    judging = Judging(read(place, trusted), settings.shadow_limit)
     return Watch(
         model.name,
         model.version,

@@ -1,4 +1,4 @@
-"""Compare answers: of batches with lone requests, of two models, of a bundle and its replacement."""
+"""Find answers that are broken."""
 
 from __future__ import annotations
 
@@ -6,35 +6,10 @@ import math
 
 import numpy as np
 
-from hasten.core.tensors import Array, Tensors, rows_of, unlike_rows
+from hasten.core.tensors import Array, Tensors, rows_of
 
 _FLOATS = "fV"
 """numpy's kinds of dtypes whose numbers may be NaN: bfloat16 is "V"."""
-_FAR = 0.05
-"""Difference that makes another answer if there are no classes, relative to the row's largest number."""
-
-
-def disagreeing_rows(answers: Tensors, exact: Tensors) -> Array:
-    """Find the rows with another decision: another class, or numbers that differ by more than 5%.
-
-    Args:
-        answers: Arrays by output name; the first axis counts the rows.
-        exact: The exact model's arrays by output name, for the same request.
-
-    Returns:
-        bool of shape `(rows,)`: True if the decisions differ.
-    """
-    rows = rows_of(exact)
-    unlike = np.zeros(rows, bool)
-    for name, other in exact.items():
-        mine = answers[name]
-        scores = other.shape[:1] == (rows,) and other.ndim == 2 and other.shape[1] > 1
-        scores = scores and other.dtype.kind == "f"
-        if scores and mine.shape == other.shape:
-            unlike |= mine.argmax(axis=1) != other.argmax(axis=1)
-        else:
-            unlike |= unlike_rows({name: mine}, {name: other}, _FAR)
-    return unlike
 
 
 def broken_rows(tensors: Tensors) -> Array:

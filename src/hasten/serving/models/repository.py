@@ -18,9 +18,10 @@ from hasten.bundle.signatures import PublicKey
 from hasten.core.tensors import Tensors
 from hasten.core.words import amount
 from hasten.errors import CandidateError, DeviceLost, HastenError, InputError
+from hasten.inputs.metrics.changes import disagreeing_rows
 from hasten.serving.models.chained import ChainPlace, ServedChain
 from hasten.serving.models.clients import Clients
-from hasten.serving.models.comparison import disagreeing_rows, is_broken
+from hasten.serving.models.comparison import is_broken
 from hasten.serving.models.opening import ModelSettings, OpenBundle, open_bundle
 from hasten.serving.models.pace import BackgroundPace
 from hasten.serving.models.served import ServedModel, Watcher

@@ -7,7 +7,8 @@ from dataclasses import replace
 from hasten.bundle import Loaded
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import CandidateError
-from hasten.serving.models.comparison import disagreeing_rows, is_broken
+from hasten.inputs.metrics.changes import disagreeing_rows
+from hasten.serving.models.comparison import is_broken
 from hasten.serving.models.opening import OpenBundle
 from hasten.serving.models.pace import BackgroundPace
 from hasten.serving.models.served import ServedModel

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from hasten.bundle import MANIFEST
 from hasten.core.records import file_digest
-from hasten.serving.models.comparison import disagreeing_rows
 from hasten.serving.models.opening import ModelSettings, OpenBundle
 from hasten.serving.monitoring.drift import Drift
 from hasten.serving.monitoring.judging import Judging
@@ -62,9 +61,10 @@ def watch_of(name: str, version: str, opened: OpenBundle, settings: ModelSetting
             return None
         if settings.which == "exact":
             return None
-    judging = Judging(opened.manifest, settings.shadow_limit, disagreeing_rows)
+    judging = Judging(opened.manifest, settings.shadow_limit)
     if judging.why:
-        opened.notes.append(f"answers are compared, but no alarm is raised: {judging.why}")
+        alone = "only labels can raise an alarm" if judging.labelled else "no alarm is raised"
+        opened.notes.append(f"answers are compared, but {alone}: {judging.why}")
     watch = Watch(
         name,
         version,

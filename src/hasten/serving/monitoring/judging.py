@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from hasten.bundle import Manifest
-from hasten.certificate.monitor import ALPHA, Null
+from hasten.certificate.monitor import ALPHA, BOUND_ALPHA, Null
 from hasten.core.records import from_record
-from hasten.core.tensors import Array, Tensors, rows_of
+from hasten.core.tensors import Array, Tensors
 from hasten.errors import HastenError
 from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.changes import changed_parts, tells_changes
 from hasten.serving.monitoring.kept import Watched
 
-_NOTHING = 1e-18
-"""Share of a sum below which a further part of it doesn't count."""
+_UNSTATED = "the bundle's certificate states no limit: give --shadow-limit to have it watched"
+_ABOUT_A_DROP = (
+    "the bundle's certificate is about a drop, and its record states no limit on changed answers: "
+    "give --shadow-limit to have them watched"
+)
+_ROUNDING = 1e-9
 
 
 class Judging:
@@ -26,45 +30,58 @@ class Judging:
     Args:
         manifest: Manifest of the bundle.
         limit: Limit on the share of changed answers; 0 for the one that follows from the certificate.
-        otherwise: Function that finds the rows with another decision, where the metric can't tell.
 
     Attributes:
         answers: Limit on audited answers, without labels; None where nothing states one.
         labelled: Limit on audited answers whose labels came; None where labels say nothing.
-        why: Line that says why there is no limit; "" where there is one.
+        why: Line that says why there is no limit without labels; "" where there is one.
     """
 
-    def __init__(
-        self, manifest: Manifest, limit: float, otherwise: Callable[[Tensors, Tensors], Array]
-    ) -> None:
-        self._otherwise = otherwise
-        self.metric = _metric(manifest)
-        judged = (manifest.certificate or {}).get("judgement")
+    def __init__(self, manifest: Manifest, limit: float) -> None:
+        self.metric, readable = _metric(manifest)
+        certificate = manifest.certificate or {}
+        judged = certificate.get("judgement")
         judged = judged if isinstance(judged, Mapping) else {}
         guard, most = judged.get("guard"), judged.get("max_drop")
         certified = isinstance(most, float) and 0 < most < 1
+        promised = most if isinstance(most, float) and certified and _by_answer(judged) else 0.0
+        self._promised = promised if guard == "changed" or _of_changes(self.metric) else 0.0
+        self._seen = _seen(certificate.get("changed")) if certified and readable else 0.0
+        # Where the metric itself tells changed answers, one that isn't changed loses nothing.
+        least = promised if tells_changes(self.metric) else 0.0
+        follows = self._promised or (max(least, self._seen) if self._seen else 0.0)
+        limit, estimated = (
+            (limit, False) if limit else (follows, not self._promised and follows > least)
+        )
+        stated = 0 < limit < 1
+        by_labels = promised > 0 and guard in ("net", "lost") and _by_labels(self.metric)
+        share = ALPHA / 2 if by_labels and stated else ALPHA
         self.answers: Watched | None = None
         self.labelled: Watched | None = None
-        self.why = ""
-        needs = self.metric is not None and self.metric.needs_labels and not self.metric.over_set
-        if certified and guard in ("net", "lost") and needs and self.metric is not None:
-            assert isinstance(most, float)
-            self.labelled = Watched(guard, Null(most, net=guard == "net"), ALPHA / 2)
-        if not limit and certified:
-            assert isinstance(most, float)
-            limit = most if self.labelled is None else max(most, _certified_flips(judged))
-        if 0 < limit < 1:
-            alpha = ALPHA if self.labelled is None else ALPHA / 2
+        if stated:
+            alpha = share - BOUND_ALPHA if estimated else share
             self.answers = Watched("changed", Null(limit), alpha)
-        else:
-            self.why = (
-                "the bundle's certificate states no limit: give --shadow-limit to have it watched"
-            )
+        if by_labels:
+            self.labelled = Watched(str(guard), Null(promised, net=guard == "net"), share)
+        self.why = "" if stated else _ABOUT_A_DROP if certified else _UNSTATED
 
     @property
     def limits(self) -> tuple[Watched, ...]:
         """All limits that there are."""
         return tuple(each for each in (self.answers, self.labelled) if each is not None)
+
+    def meaning(self, what: str, limit: float) -> str:
+        """Return what it means that a limit is broken, in words.
+
+        Args:
+            what: What broke its limit: "changed", "lost" or "net".
+            limit: Limit.
+        """
+        if what != "changed" or 0 < self._promised <= limit:
+            return "the certificate doesn't hold for this traffic"
+        if 0 < self._seen <= limit:
+            return "this traffic isn't the traffic that was certified"
+        return "no certificate states this limit"
 
     def changed(self, outputs: Tensors, exact: Tensors) -> float:
         """Return how much of an answer is changed, in [0, 1]: by the metric, where it can tell.
@@ -72,15 +89,7 @@ class Judging:
         Raises:
             InputError: the outputs aren't of the form that the metric reads.
         """
-        metric = self.metric
-        if metric is None or metric.over_set or (metric.needs_labels and not metric.binary):
-            return float(self._otherwise(outputs, exact).mean())
-        rows = rows_of(exact)
-        if metric.needs_labels:
-            return float(1 - np.asarray(metric.unchanged(outputs, exact), np.float64).mean())
-        own = metric.checked(metric.score(exact, exact, None), rows)
-        other = metric.checked(metric.score(outputs, exact, None), rows)
-        return float(np.maximum(own - other, 0).mean())
+        return float(changed_parts(self.metric, _sample(outputs), _sample(exact)).mean())
 
     def loss(self, outputs: Tensors, exact: Tensors, label: Array) -> float:
         """Return how much score is lost on an answer whose label is known, in [-1, 1].
@@ -90,51 +99,57 @@ class Judging:
         """
         assert self.metric is not None
         assert self.labelled is not None
+        outputs, exact = _sample(outputs), _sample(exact)
         own = self.metric.checked(self.metric.score(exact, exact, label), 1)
         other = self.metric.checked(self.metric.score(outputs, exact, label), 1)
         lost = float(own[0] - other[0])
         return lost if self.labelled.null.net else max(lost, 0.0)
 
 
-def _metric(manifest: Manifest) -> Metric | None:
-    """Return the bundle's metric; None where it is a user's own code, which a server doesn't run."""
+def _sample(outputs: Tensors) -> Tensors:
+    """Return an answer as that of one sample, in the form in which the certificate's data was answered."""
+    return {
+        name: array if array.shape[:1] == (1,) else array[np.newaxis]
+        for name, array in outputs.items()
+    }
+
+
+def _metric(manifest: Manifest) -> tuple[Metric | None, bool]:
+    """Return the bundle's metric, None where it isn't to be run here, and whether it is known here.
+
+    A server doesn't run a user's own code.
+    """
     try:
         metric: Metric = from_record(Metric, manifest.metric)
     except HastenError:
-        return None
-    return None if metric.function is not None else metric
+        return None, False
+    return (None if metric.function is not None else metric), True
 
 
-def _certified_flips(judged: Mapping[str, Any]) -> float:
-    """Return a 95% upper bound (Clopper-Pearson) on the answers that flipped on the sealed data."""
-    n, lost, gained = (judged.get(name) for name in ("n", "lost", "gained"))
-    if not (isinstance(n, int) and isinstance(lost, int) and isinstance(gained, int)):
-        return 0.0
-    flips = lost + gained
-    if not 0 <= flips < n:
-        return 0.0
-    low, high = flips / n, 1.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _at_most(flips, n, middle) > 0.05 else (low, middle)
-    return high
+def _of_changes(metric: Metric | None) -> bool:
+    """Whether a fall of the score is the share of changed answers."""
+    return metric is not None and metric.of_changes
 
 
-def _at_most(count: int, n: int, share: float) -> float:
-    """Return the chance of at most `count` of n at a share above count / n; a server has no scipy for it.
+def _by_labels(metric: Metric | None) -> bool:
+    """Whether the score of one answer can be computed from its label."""
+    return metric is not None and metric.needs_labels and not metric.over_set
 
-    Chances fall from `count` down, so those that no longer matter aren't added: a manifest may state any n.
+
+def _by_answer(judged: Mapping[str, Any]) -> bool:
+    """Whether a promise is about the mean over answers, and not over groups, which no server knows.
+
+    Older records don't say; there groups counted once each.
     """
-    whole = 0.0
-    for k in range(count, -1, -1):
-        chance = math.exp(
-            math.lgamma(n + 1)
-            - math.lgamma(k + 1)
-            - math.lgamma(n - k + 1)
-            + k * math.log(share)
-            + (n - k) * math.log1p(-share)
-        )
-        whole += chance
-        if chance <= _NOTHING * whole:
-            break
-    return whole
+    return judged.get("groups") is None or judged.get("over") == "samples"
+
+
+def _seen(record: object) -> float:
+    """Return the bound on the share of changed answers on the sealed data; 0 where it isn't stated."""
+    if not isinstance(record, Mapping):
+        return 0.0
+    bound, confidence = record.get("bound"), record.get("confidence")
+    if not (isinstance(bound, float) and isinstance(confidence, float)):
+        return 0.0
+    sure = 1 - BOUND_ALPHA - _ROUNDING <= confidence < 1
+    return bound if sure and 0 < bound < 1 else 0.0

@@ -31,6 +31,8 @@ _MOST_LINES = 50
 """Lines of the audit record that are kept; the oldest go first."""
 _MOST_UNSAVED = 1000
 """Changes that wait for the file; past them, the record in memory takes the file's place."""
+_BEGUN = b"evidence was written\n"
+"""Content of the lock of a file that was written once."""
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _VARIABLE = "XDG_STATE_HOME"
 
@@ -173,16 +175,22 @@ class Kept:
         bundle: SHA-256 of the bundle's manifest.
         folder: Folder of the files; None to keep the evidence in memory alone.
         say: Callback that is told, in a line, where evidence can't be kept or begins again.
+        news: Callback that is told, in a line, where evidence begins.
     """
 
     def __init__(
-        self, bundle: str, folder: Path | None, say: Callable[[str], None] = lambda text: None
+        self,
+        bundle: str,
+        folder: Path | None,
+        say: Callable[[str], None] = lambda text: None,
+        news: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._bundle, self._folder, self._say = bundle, folder, say
         self._lock = threading.Lock()
         self._failed = False
         self._kept = Record(bundle)
         self._unsaved: list[Callable[[Record], Record]] = []
+        self._news, self._told_begin = news, False
         self.changed(lambda record: record)
         if self._failed:
             self._look()
@@ -206,8 +214,10 @@ class Kept:
         """
         with self._lock:
             try:
-                with self._locked() as path:
+                with self._locked() as (path, lock):
                     found, aside = self._read(path)
+                    if found is None and not aside and self._kept == Record(self._bundle):
+                        aside = self._begun(path, lock)
                     record = self._kept if found is None else found
                     for one in (*(self._unsaved if found is not None else ()), change):
                         record = one(record)
@@ -216,6 +226,8 @@ class Kept:
                         record = record.noted(now(), aside)
                     if record != found and record != Record(self._bundle):
                         self._write(path, record)
+                        if not os.fstat(lock).st_size:
+                            os.write(lock, _BEGUN)
             except OSError as error:
                 self._tell(error)
                 self._kept = change(self._kept)
@@ -230,6 +242,21 @@ class Kept:
                 self._say(f"the monitor's evidence is kept in {self._folder} again")
             self._kept = record
             return record
+
+    def _begun(self, path: Path, lock: int) -> str:
+        """Say that evidence begins; return what to note where there was some that is lost.
+
+        Once evidence was written, its lock isn't empty. Where both are gone, nobody can know.
+        """
+        lost, told, self._told_begin = os.fstat(lock).st_size > 0, self._told_begin, True
+        if lost and not told:
+            self._say(
+                f"the monitor's evidence in {path} is lost: it starts again, with another 5% risk of "
+                "a false alarm"
+            )
+        elif not told:
+            self._news(f"the monitor's evidence begins in {path}")
+        return "the evidence was started again: its file was lost" if lost else ""
 
     def _look(self) -> None:
         """Read the file where it can't be locked, as in a folder that is read-only."""
@@ -247,8 +274,8 @@ class Kept:
             )
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[Path]:
-        """Hold the lock of the bundle's file, and yield the file's path.
+    def _locked(self) -> Iterator[tuple[Path, int]]:
+        """Hold the lock of the bundle's file; yield the file's path, and the open lock.
 
         Raises:
             OSError: the folder can't be used, or others can write to it.
@@ -262,7 +289,7 @@ class Kept:
         try:
             fcntl.flock(number, fcntl.LOCK_EX)
             assert self.path is not None
-            yield self.path
+            yield self.path, number
         finally:
             os.close(number)
 

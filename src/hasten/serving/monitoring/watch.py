@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import hmac
 import logging
 import secrets
@@ -34,6 +35,15 @@ log = logging.getLogger("hasten.serving")
 
 _BLIND_AFTER = 3
 """Failures of the exact model in a row after which the monitor says that it is blind."""
+
+
+def door_of(secret: str) -> str:
+    """Return the name of the door that adds up a server's evidence, which doesn't tell its secret.
+
+    Args:
+        secret: Secret of the door; "" for a server alone, which has none.
+    """
+    return hashlib.sha256(secret.encode()).hexdigest()[:16] if secret else ""
 
 
 class Watch:
@@ -86,7 +96,7 @@ class Watch:
         self._totals: dict[str, Batch] = {}
         self._telling: set[tuple[str, Alarm]] = set()
         self.bundle = file_digest(path / MANIFEST)
-        self._kept = Kept(self.bundle, state_folder(state), self._warn)
+        self._kept = Kept(self.bundle, state_folder(state), self._warn, self._note)
         self._shown: dict[str, tuple[float, float]] = {}
         self.labels = Labels(judging.loss, self._labelled) if judging.labelled else None
         self._told(self._kept.changed(taken_over) if self.keeps_exact else self._kept.record)
@@ -189,7 +199,8 @@ class Watch:
             if record.taken_over
             else "the fast model continues to answer"
         )
-        return f"{alarm.in_words()}; the certificate doesn't hold for this traffic; {then}"
+        meaning = self.judging.meaning(alarm.what, alarm.limit)
+        return f"{alarm.in_words()}; {meaning}; {then}"
 
     def _body(self, alarm: Alarm, record: Record) -> dict[str, Any]:
         return {
@@ -246,6 +257,7 @@ class Watch:
             ],
             "totals": {key: dataclasses.asdict(batch) for key, batch in self._totals.items()},
             "began": self._began,
+            "door": door_of(self._secret),
             "why": self.judging.why,
             "alarms": [alarm.in_words() for alarm in record.alarms.values()],
             "taken_over": record.taken_over,
@@ -295,6 +307,9 @@ class Watch:
 
     def _warn(self, text: str) -> None:
         log.warning("%s", text, extra=self._extra)
+
+    def _note(self, text: str) -> None:
+        log.info("%s", text, extra=self._extra)
 
     def close(self) -> None:
         """End the tries to reach the webhook."""

@@ -1,0 +1,78 @@
+"""How much of an answer another model changed: the monitor and the certificate count it alike."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hasten.core.tensors import Array, Tensors, rows_of, unlike_rows
+from hasten.inputs.metrics.base import Metric
+
+_FAR = 0.05
+"""Difference that makes another answer if there are no classes, relative to the row's largest number."""
+
+
+def tells_changes(metric: Metric | None) -> bool:
+    """Whether a metric itself tells changed answers, without labels and without running a user's code.
+
+    Args:
+        metric: Metric of a bundle; None where it isn't known.
+    """
+    if metric is None or metric.function is not None or metric.over_set:
+        return False
+    return bool(metric.binary) or not metric.needs_labels
+
+
+def changes_wholly(metric: Metric | None) -> bool:
+    """Whether an answer is either changed or not, and never in part."""
+    return metric is None or bool(metric.binary) or not tells_changes(metric)
+
+
+def changed_parts(metric: Metric | None, outputs: Tensors, exact: Tensors) -> Array:
+    """Return how much of each answer is changed.
+
+    Where the metric needs labels, an answer is changed if a label may give it another score. Where it
+    needs none, an answer is changed as far as its score against the exact model's answer falls. Where the
+    metric can't tell, an answer is changed if its decision is another one.
+
+    Args:
+        metric: Metric of the bundle; None where it isn't known.
+        outputs: Outputs of the model by name, each of shape `(n, ...)`.
+        exact: Outputs of the exact model for these samples.
+
+    Returns:
+        float64 of shape `(n,)`, each in [0, 1].
+
+    Raises:
+        InputError: the outputs aren't of the form that the metric reads.
+    """
+    if metric is None or not tells_changes(metric):
+        return disagreeing_rows(outputs, exact).astype(np.float64)
+    if metric.needs_labels:
+        return (~np.asarray(metric.unchanged(outputs, exact), bool)).astype(np.float64)
+    rows = rows_of(exact)
+    own = metric.checked(metric.score(exact, exact, None), rows)
+    other = metric.checked(metric.score(outputs, exact, None), rows)
+    return np.asarray(np.maximum(own - other, 0), np.float64)
+
+
+def disagreeing_rows(answers: Tensors, exact: Tensors) -> Array:
+    """Find the rows with another decision: another class, or numbers that differ by more than 5%.
+
+    Args:
+        answers: Arrays by output name; the first axis counts the rows.
+        exact: The exact model's arrays by output name, for the same request.
+
+    Returns:
+        bool of shape `(rows,)`: True if the decisions differ.
+    """
+    rows = rows_of(exact)
+    unlike = np.zeros(rows, bool)
+    for name, other in exact.items():
+        mine = answers[name]
+        scores = other.shape[:1] == (rows,) and other.ndim == 2 and other.shape[1] > 1
+        scores = scores and other.dtype.kind == "f"
+        if scores and mine.shape == other.shape:
+            unlike |= mine.argmax(axis=1) != other.argmax(axis=1)
+        else:
+            unlike |= unlike_rows({name: mine}, {name: other}, _FAR)
+    return unlike
