@@ -18,19 +18,17 @@ from hasten.certificate.exact import clopper_pearson_upper
 from hasten.certificate.planning import samples_needed
 
 POWER = 0.8
-SCANNED = 2000
+SCANNED = 1000
 """Runs by which a number of samples, or a worst case, is looked for; it is then drawn anew."""
 CASES = (
     (0.01, 0.0025, 0.0025),
     (0.01, 0.01, 0.01),
     (0.02, 0.005, 0.005),
     (0.02, 0.025, 0.025),
-    (0.03, 0.05, 0.05),
     (0.01, 0.002, 0.0),
-    (0.02, 0.03, 0.02),
 )
 """Limit, and the shares lost and gained by the candidate that is to be certified."""
-GAINS = (0.0, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
+GAINS = (0.0, 0.0005, 0.002, 0.005, 0.01, 0.02, 0.05, 0.2)
 """Shares gained by candidates whose drop is the limit, among which each test's worst is looked for."""
 MOST = 20_000
 """Number of samples beyond which nobody looks."""
@@ -98,7 +96,7 @@ def _drawn(name: str, test: Sequences, searched: float = 0.0) -> Rival:
         rng, count = np.random.default_rng(seed), 0
         whole = n + round(searched * n)
         for some in _chunks(runs, whole):
-            numbers = rng.random((some, whole))
+            numbers = rng.random((whole, some)).T  # a step of all runs lies together in memory
             drops = (numbers < lose) - 1.0 * ((numbers >= lose) & (numbers < lose + gain))
             count += int(test(drops, limit).sum())
         return Share.of(count, runs)
