@@ -98,6 +98,10 @@ def lost(rng: np.random.Generator) -> bool:
     return certified(*flips(rng, 480, 0.01, 0.05), 0.01, losses_only=True)
 
 
+def changed(rng: np.random.Generator) -> bool:
+    return certified(*flips(rng, 480, 0.01, 0.0), 0.01, losses_only=True)
+
+
 def scores(rng: np.random.Generator) -> bool:
     """Scores with rare disasters and small gains, whose mean drop is the limit."""
     n, rare, gain = 600, 0.03, 0.01
@@ -238,6 +242,7 @@ PATHS = (
     Path("net, 506 samples", net),
     Path("net, few flips", net_rare),
     Path("lost", lost),
+    Path("changed", changed),
     Path("fractional scores, rare disasters", scores),
     Path("groups of equal size", equal_groups),
     Path("groups of unequal size", unequal_groups, unequal_groups_before),

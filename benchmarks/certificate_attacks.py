@@ -2,7 +2,7 @@
 
 A path has settings that a test doesn't know: how many answers are gained, how large groups are and which
 of them fail, what a search knew. Each setting's true drop is the limit, so every certificate is false. All
-settings are tried on few runs, the worst six on four times as many, and the worst of these is drawn anew,
+settings are tried on few runs, the worst six on four times as many, and the worst of these is drawn again,
 with ten times as many again.
 
     python benchmarks/certificate.py attack --runs 20000
@@ -50,7 +50,7 @@ class Found:
     Attributes:
         worst: Setting with most false certificates.
         scanned: Number of runs by which the worst few were told apart.
-        runs: Number of runs that were then drawn anew with the worst.
+        runs: Number of runs that were then drawn again with the worst.
         share: Share of those that ended in a false certificate.
     """
 
@@ -61,7 +61,7 @@ class Found:
 
 
 def attacked(attack: Attack, runs: int) -> Found:
-    """Try every setting of an attack, and draw anew with the worst."""
+    """Try every setting of an attack, and draw again with the worst."""
     seed = zlib.crc32(attack.name.encode())
     final = max(1, runs // attack.slowness)
     scanned = max(1, final // 10)
@@ -70,14 +70,14 @@ def attacked(attack: Attack, runs: int) -> Found:
         rng = np.random.default_rng([seed, number, phase])
         return sum(attack.false(rng, **setting) for _ in range(times))
 
-    settings, tries = attack.settings, max(1, scanned // 4)
+    tried, few = attack.settings, max(1, scanned // 4)
     with deciding_alone():
-        first = [count(i, one, tries, 0) for i, one in enumerate(settings)]
-        close = sorted(range(len(settings)), key=lambda i: -first[i])[:CLOSE]
-        again = {i: count(i, settings[i], scanned, 1) for i in close}
+        first = [count(i, one, few, 0) for i, one in enumerate(tried)]
+        close = sorted(range(len(tried)), key=lambda i: -first[i])[:CLOSE]
+        again = {i: count(i, tried[i], scanned, 1) for i in close}
         worst = max(again, key=again.__getitem__)
-        false = count(worst, settings[worst], final, 2)
-    return Found(settings[worst], scanned, final, Share.of(false, final))
+        false = count(worst, tried[worst], final, 2)
+    return Found(tried[worst], scanned, final, Share.of(false, final))
 
 
 def net(rng: np.random.Generator, n: int, limit: float, gained: float) -> bool:

@@ -19,7 +19,7 @@ from hasten.certificate.planning import samples_needed
 
 POWER = 0.8
 SCANNED = 1000
-"""Runs by which a number of samples, or a worst case, is looked for; it is then drawn anew."""
+"""Runs by which a number of samples, or a worst case, is looked for; it is then drawn again."""
 CASES = (
     (0.01, 0.0025, 0.0025),
     (0.01, 0.01, 0.01),
