@@ -1,11 +1,13 @@
 """How often certificates are false, by simulation, on each path, against generators that try to break them.
 
-Each path draws data whose true drop is at the limit or beyond, and calls what a run calls: `judge`, or
-`judge_ladder` and what it ships. A false certificate is one whose sentence is untrue of the population.
-Beside each stands what the same data gave before its fault was mended, where it had one.
+Three tables: some paths at one setting each, beside what the same data gave before a fault was mended
+(`false`); the worst setting that a search finds on each path (`attack`); and the samples that each test,
+of `hasten` and of others, needs for a power of 80% (`power`). A false certificate is one whose sentence is
+untrue of the population: the true drop is the limit or more.
 
     python benchmarks/certificate.py --runs 20000
-    python benchmarks/certificate.py power
+    python benchmarks/certificate.py attack --runs 20000
+    python benchmarks/certificate.py power --runs 20000
 """
 
 from __future__ import annotations
@@ -14,25 +16,24 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
+from certificate_attacks import attack
+from certificate_judging import deciding_alone
+from certificate_power import power
+from certificate_rivals import ALPHA
 from numpy.typing import NDArray
 from scipy import stats
 
 from hasten.certificate import draws as drawing
-from hasten.certificate.betting import BettingPrior, betting_certifies
+from hasten.certificate.betting import BettingPrior
 from hasten.certificate.certification import judge_ladder, last_certified
 from hasten.certificate.draws import bounded, drawn
-from hasten.certificate.exact import clopper_pearson_upper, paired_certifies
-from hasten.certificate.planning import samples_needed
 from hasten.certificate.promise import Promise
 from hasten.inputs.metrics.top_k import Top1
 
 Floats = NDArray[np.float64]
-ALPHA = 0.05
 NO_PRIOR = BettingPrior()
-quick_certifies = cache(paired_certifies)
 
 
 @dataclass(frozen=True)
@@ -237,33 +238,6 @@ def four_rungs(rng: np.random.Generator) -> bool:
     return shipped is not None and shipped > 0
 
 
-def cascade(rng: np.random.Generator) -> bool:
-    """A cascade asks the exact model where the small one is unsure, by a threshold from other data."""
-    n = 480
-    sure = rng.random(n)
-    hard = rng.random(n) < 0.4 * (1 - sure)
-    threshold = np.quantile(rng.random(2000), 0.3)
-    asked = sure < threshold
-    wrong = hard & ~asked
-    truth = 0.4 * (1 - threshold) ** 2 / 2
-    return certified(np.ones(n), 1.0 - wrong, float(truth))
-
-
-def resumed(rng: np.random.Generator) -> bool:
-    """A killed run goes on with the same frozen ladder on the same sealed scores: one test, asked twice."""
-    original, candidate = flips(rng, 506, 0.03, 0.01)
-    return certified(original, candidate, 0.02) or certified(original, candidate, 0.02)
-
-
-def recertified(rng: np.random.Generator) -> bool:
-    """Fresh groups with the prior that the search left, which promised too much."""
-    count = 300
-    fall = np.where(rng.random(count) < 0.03, 1.0, 0.0)
-    return certified(
-        np.ones(count), 1 - fall, 0.03, binary=False, prior=BettingPrior(0.0, 0.001, 150)
-    )
-
-
 PATHS = (
     Path("net, 506 samples", net),
     Path("net, few flips", net_rare),
@@ -279,9 +253,6 @@ PATHS = (
         "the largest group may be in the search", largest_group_in_the_search, largest_group_before
     ),
     Path("a ladder of four rungs", four_rungs),
-    Path("a cascade", cascade),
-    Path("a resumed run", resumed),
-    Path("certify with the search's prior", recertified),
 )
 
 
@@ -295,19 +266,12 @@ def rate(false: int, runs: int) -> str:
 def count(path: Callable[[np.random.Generator], bool], runs: int, seed: int) -> int:
     """Return in how many runs a path ends in a false certificate."""
     rng = np.random.default_rng(seed)
-    return sum(path(rng) for _ in range(runs))
-
-
-def without_bounds() -> None:
-    """Leave out the bounds, which are shown beside a verdict and decide nothing, and keep what was computed."""
-    drawing.paired_certifies = quick_certifies
-    drawing.paired_upper_bound = lambda *_: 1.0
-    drawing.betting_upper_bound = lambda *_: 1.0
+    with deciding_alone():
+        return sum(path(rng) for _ in range(runs))
 
 
 def false_rates(runs: int, only: str) -> None:
-    """Print how often each path ends in a false certificate."""
-    without_bounds()
+    """Print how often each path ends in a false certificate at one setting, and by earlier rules."""
     print(f"limit at the true drop, level {100 * ALPHA:g}%, {runs:,} runs a cell, 95% intervals\n")
     print("| path | false certificates | before |\n|---|---|---|")
     for seed, path in enumerate(PATHS):
@@ -319,76 +283,18 @@ def false_rates(runs: int, only: str) -> None:
         )
 
 
-def bootstrap(falls: Floats, limit: float, rng: np.random.Generator) -> bool:
-    """Percentile bootstrap of the mean difference, as most papers do it."""
-    resampled = rng.choice(falls, (1000, len(falls))).mean(axis=1)
-    return bool(np.quantile(resampled, 1 - ALPHA) < limit)
-
-
-def wald(falls: Floats, limit: float) -> bool:
-    """Normal approximation of the mean difference."""
-    return bool(falls.mean() + 1.645 * falls.std(ddof=1) / np.sqrt(len(falls)) < limit)
-
-
-def mcnemar(falls: Floats, limit: float) -> bool:
-    """McNemar's test used wrongly: that no difference was found is taken for there being none."""
-    worse, better = int(np.sum(falls > 0)), int(np.sum(falls < 0))
-    return worse + better == 0 or stats.binomtest(worse, worse + better, 0.5).pvalue > ALPHA
-
-
-def lost_alone(falls: Floats, limit: float) -> bool:
-    """Exact binomial bound on the share lost, by which gains count for nothing."""
-    return clopper_pearson_upper(int(np.sum(falls > 0)), len(falls), ALPHA) <= limit
-
-
-def exact(falls: Floats, limit: float) -> bool:
-    worse, better = int(np.sum(falls > 0)), int(np.sum(falls < 0))
-    return quick_certifies(worse, better, len(falls), limit, ALPHA)
-
-
-def betting(falls: Floats, limit: float) -> bool:
-    return betting_certifies(falls, limit, ALPHA, NO_PRIOR)
-
-
-def power(runs: int) -> None:
-    """Print the power and the size of each test at the sample size that `hasten` plans for 80%."""
-    rng = np.random.default_rng(0)
-    tests: dict[str, Callable[[Floats, float], bool]] = {
-        "exact, Tango order": exact,
-        "betting": betting,
-        "binomial, lost alone": lost_alone,
-        "Wald": wald,
-        "bootstrap": lambda falls, limit: bootstrap(falls, limit, rng),
-        "McNemar used wrongly": mcnemar,
-    }
-    print(
-        "| limit, flips | samples | " + " | ".join(f"{name}: power, size" for name in tests) + " |"
-    )
-    print("|---|---|" + "---|" * len(tests))
-    for limit, flipped in ((0.01, 0.005), (0.01, 0.02), (0.02, 0.01), (0.02, 0.05), (0.03, 0.1)):
-        n = samples_needed(flipped, 0.0, limit, 1 - ALPHA)
-        cells = []
-        for test in tests.values():
-            passed = []
-            for lose in (flipped / 2, limit + max(flipped - limit, 0) / 2):
-                gain = flipped / 2 if lose == flipped / 2 else lose - limit
-                chances = [lose, gain, 1 - lose - gain]
-                falls = rng.choice([1.0, -1.0, 0.0], (runs, n), p=chances)
-                passed.append(sum(test(one, limit) for one in falls))
-            cells.append(f"{100 * passed[0] / runs:.0f}%, {rate(passed[1], runs)}")
-        print(f"| {limit:.0%}, {flipped:.1%} | {n:,} | " + " | ".join(cells) + " |", flush=True)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("table", nargs="?", choices=["false", "power"], default="false")
+    parser.add_argument("table", nargs="?", choices=["false", "attack", "power"], default="false")
     parser.add_argument("--runs", type=int, default=2000)
     parser.add_argument("--only", default="", help="Part of the name of the paths to run.")
     args = parser.parse_args()
     if args.table == "power":
         power(args.runs)
+    elif args.table == "attack":
+        attack(args.runs, args.only)
     else:
         false_rates(args.runs, args.only)
     return 0
