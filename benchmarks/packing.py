@@ -4,7 +4,8 @@
 
 For each network a bundle in fp32 and one in int8 (NNCF, for OpenVINO, or for the compiled engine with
 `--engine compiled`) is written and packed. Sizes are of the tensors alone: as they are, by their order-0
-entropy (of each byte of an element apart), by zstd -19, by ZipNN where it is installed (fp32), and packed.
+entropy (of each byte of an element apart), by zstd -19, by ZipNN where it is installed
+(pip install --no-deps zipnn), and packed.
 Then, in turns: opening the int8 bundle from its folder and from the packed file, both in the page cache,
 in processes of their own and in one that runs already; and over a web server of this machine that sends so many bytes per microsecond, from the
 first byte to the first answer: the fp32 ONNX file in ONNX Runtime, the int8 bundle's own files, and the

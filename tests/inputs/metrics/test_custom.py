@@ -109,7 +109,7 @@ def test_a_score_that_depends_on_the_other_samples_of_a_call_is_refused(
     assert said.startswith(f"{file}:{name} gave sample ")
     assert " among 64 samples and " in said
     assert said.endswith(
-        " of them; a certificate needs scores that don't depend on the other samples in the call: "
+        " of them. A certificate needs scores that don't depend on the other samples in the call: "
         f"if it is a figure of the whole set, use report='{file}:{name}' together with another metric"
     )
 
@@ -119,7 +119,7 @@ def test_a_figure_of_the_call_that_begins_perfect_is_refused_once_it_is_not(file
     for _ in range(5):
         assert metric.score({"y": y}, {}, y).tolist() == [1.0] * 64
     with pytest.raises(
-        InputError, match="a certificate needs scores that don't depend on the other"
+        InputError, match="A certificate needs scores that don't depend on the other"
     ):
         metric.score({"y": y}, {}, np.where(y < 3, 99, y))
 

@@ -124,7 +124,7 @@ class Custom(Metric):
                 raise InputError(
                     f"{self.path} gave sample {part.indices(count)[0] + place} of a call the score "
                     f"{scores[part][place]:.6g} among {count} samples and {alone[place]:.6g} among "
-                    f"{len(alone)} of them; a certificate needs scores that don't depend on the other "
+                    f"{len(alone)} of them. A certificate needs scores that don't depend on the other "
                     f"samples in the call: if it is a figure of the whole set, use report={self.path!r} "
                     "together with another metric"
                 )
