@@ -31,14 +31,15 @@ def nearest(
         Distances and positions of the neighbours, `(n, k)` each, where k is 10, or m if that is less.
     """
     count = min(COUNT, len(others))
-    lengths = np.square(others).sum(axis=1)
+    # One product gives each distance squared, but for the row's own length, which changes no order.
+    whole = np.concatenate([others, np.square(others).sum(axis=1, keepdims=True)], axis=1).T
     places = np.empty((len(rows), count), np.int64)
     for low, high in _blocks(len(rows), _ROWS):
-        own = rows[low:high]
+        own = np.concatenate([-2 * rows[low:high], np.ones((high - low, 1), np.float32)], axis=1)
         best = np.full((len(own), count), np.inf, np.float32)
         found = np.zeros((len(own), count), np.int64)
         for start, stop in _blocks(len(others), _OTHERS):
-            apart = lengths[start:stop] - 2 * (own @ others[start:stop].T)
+            apart = own @ whole[:, start:stop]
             values, near = _below(apart, best.max(axis=1))
             merged = np.hstack([best, values])
             kept = np.argpartition(merged, count - 1, axis=1)[:, :count]
@@ -57,7 +58,7 @@ def _below(
     time that it takes to find the least, and after some blocks hardly any number is below.
     """
     below = apart < bound[:, np.newaxis]
-    counts = below.sum(axis=1)
+    counts = np.count_nonzero(below, axis=1)
     width = int(counts.max())
     if width > _FEW and apart.shape[1] > COUNT:
         near = np.argpartition(apart, COUNT - 1, axis=1)[:, :COUNT]
