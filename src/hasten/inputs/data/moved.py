@@ -12,10 +12,12 @@ Flags = npt.NDArray[np.bool_]
 
 _WAVES = 5
 """Highest frequency of the spectra by which pictures are looked up, in waves over a side."""
-_NEARER = 0.8
+_NEARER = 0.75
 """Largest distance of the nearest spectrum, as a share of the tenth's, at which pictures are compared."""
-_PROMISING = 0.8
+_PROMISING = 0.75
 """Largest distance of pictures laid over each other, as a share of the tenth neighbor's, that is refined."""
+_CANDIDATES = 3
+"""Others with the nearest spectra that are laid over a picture."""
 _PER_PIXEL = 2
 """Places per pixel at which pictures are laid over each other."""
 _SHIFT, _STRETCH = 0.3, 0.25
@@ -57,8 +59,12 @@ def nearest_moved(
     looked_at = np.flatnonzero(apart[:, 0] < _NEARER * apart[:, -1])
     for low in range(0, len(looked_at), _AT_ONCE):
         rows = looked_at[low : low + _AT_ONCE]
-        rough, other, mirrored, shift = _laid_over(small[rows], small_others, places[rows])
+        rough, other, mirrored, shift = _laid_over(
+            small[rows], small_others, places[rows, :_CANDIDATES]
+        )
         kept = rough < _PROMISING * tenth[rows]
+        if not kept.any():
+            continue
         rows, other, mirrored, shift = rows[kept], other[kept], mirrored[kept], shift[kept]
         own, onto = (np.asarray(p, np.float32) for p in (fine[rows], fine_others[other]))
         own[mirrored] = own[mirrored, :, ::-1]
@@ -90,7 +96,7 @@ def _laid_over(
     Args:
         pictures: Pictures, `(n, rows, columns)`.
         others: Pictures among which the candidates are, `(m, rows, columns)`.
-        places: Positions of the candidates of each picture, `(n, 10)`.
+        places: Positions of the candidates of each picture, `(n, k)`.
 
     Returns:
         Least distance of each picture, `(n,)`; its candidate's position; whether the picture has to be

@@ -33,7 +33,7 @@ SURE = 1e-5
 """Chance below which a sample that isn't a copy would lie so close to a training sample."""
 COMMON, COMMON_SHARE = 1e-3, 0.03
 """A weaker chance, which counts for images where so large a share has it: thirty times as many as by chance."""
-MOVED = 1e-7
+MOVED = 1e-6
 """Chance below which so well a fit counts, after a picture was laid over others in a hundred ways."""
 _SIDE, _FINE = 16, 32
 """Largest sides of the picture that stands for an image, and of the one that shows how it was moved."""
