@@ -127,7 +127,8 @@ def check_near_copies(
 def near_copies(training: Dataset, judged: Dataset) -> NearCopies:
     """Find the judged samples that are near copies of training samples.
 
-    Of images, other types, scales, brightness, contrast and some noise make no difference; of rows, other
+    Of images, other types, scales, brightness, contrast and some noise make no difference, nor a mirror, and
+    mostly a shift by a few pixels or, where they are large enough, a slight cut; of rows, other
     types, units and a little noise; of texts, as token ids, some words that were changed. Samples of
     another size aren't compared, but images of more than 16 pixels.
 
