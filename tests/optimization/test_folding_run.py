@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnxruntime
@@ -17,15 +18,19 @@ from tests.support.quick import quick_runs
 import hasten
 from hasten.bundle.folder import read
 from hasten.core.model import Model
-from hasten.core.target import Target
+from hasten.core.objects import import_path
+from hasten.core.progress import Progress
+from hasten.core.registry import Registry
 from hasten.core.tensors import Array
-from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import InputError
 from hasten.inputs.data.images import ImageFolder
+from hasten.inputs.data.splits import Splits, split
 from hasten.inputs.pipeline.base import Pipeline, Step
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.image import CenterCrop, Decode, Normalize, Resize, ToLayout
-from hasten.optimization.folding import Prepared, fold, same_decision
+from hasten.measure.deadline import Deadline
+from hasten.optimization.folding import same_decision
+from hasten.reporting.result import Result
 
 NORMALIZE = Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 STEPS = (Decode(), Resize(18, "bilinear"), CenterCrop(16), NORMALIZE, ToLayout())
@@ -113,7 +118,8 @@ def test_the_bundle_takes_pixels_and_decides_as_the_original_does(
 def test_the_result_says_what_was_folded_and_what_preparing_took(bundle: Path) -> None:
     notes = (bundle / "evidence" / "result.json").read_text()
     assert (
-        "the model takes pixels as uint8 and normalizes them itself; preparing a picture" in notes
+        "the model takes pixels as uint8 and normalizes them itself; no answer changed on 21 samples of the "
+        "search split; preparing a picture" in notes
     )
 
 
@@ -206,10 +212,197 @@ def test_a_model_whose_answers_would_change_is_not_folded(
     model: Model, photos: Path, tmp_path: Path
 ) -> None:
     pipeline = Pipeline((*STEPS[:3], Inverted(NORMALIZE.mean, NORMALIZE.std), ToLayout()))
-    given = Prepared(model, pipeline, ImageFolder(photos, pipeline, "x"))
-    made, note = fold(given, [OnnxRuntime], Target.host().with_threads(1), tmp_path)
-    assert made is given
-    assert note.startswith("pixels are normalized outside the model: answers differ by ")
+    with quick_runs():
+        result = hasten.optimize(
+            model.path, photos, pipeline=pipeline, end_to_end=True, out=tmp_path / "b", **OPTIONS
+        )
+    assert (
+        "pixels are normalized outside the model: with pixels normalized inside, 21 answers changed of "
+        "21 in the search" in result.notes
+    )
+    with hasten.load(tmp_path / "b") as loaded:
+        assert loaded.inputs[0].dtype == "float32"
+
+
+@pytest.fixture(autouse=True)
+def plug_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of a plug-in that look to a run like `Normalize`."""
+    own = {"inverted": import_path(Inverted), "shifted": import_path(Shifted)}
+    known = Registry("step", "hasten.steps", {**Step.registry, **own})
+    monkeypatch.setattr(Step, "registry", known)
+
+
+SHIFT = 2e-5
+COUNT = 1000
+
+
+@dataclass(frozen=True)
+class Shifted(Normalize):
+    """A user's own step whose numbers differ from those of the graph by far less than rounding may explain."""
+
+    def __call__(self, value: Array) -> Array:
+        return super().__call__(value) + np.float32(SHIFT)
+
+    def joined(self, following: Step) -> Step | None:
+        return None
+
+
+CLOSE = Pipeline((Decode(), Shifted((0.5, 0.5, 0.5), (0.25, 0.25, 0.25)), ToLayout()))
+MEANS = """
+<ir_version: 10, opset_import: ["": 20]>
+means (float[batch, 3, 8, 8] picture) => (float[batch, 2] scores)
+<float[3, 2] weight = {1, 0, 0, 0, 0, 0}, float[2] bias = {0, CLASS}>
+{
+    p = GlobalAveragePool (picture)
+    f = Flatten (p)
+    scores = Gemm (f, weight, bias)
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def reds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A thousand pictures whose means of red differ, from dark to bright."""
+    folder = tmp_path_factory.mktemp("thousand") / "photos"
+    folder.mkdir()
+    for number in range(COUNT):
+        pixels = np.full((8, 8, 3), 60, np.uint8)
+        pixels.reshape(-1, 3)[: number % 64, 0] += 1
+        pixels[:, :, 0] += number // 64
+        pixels[:, :, 1] = np.random.default_rng(number).integers(0, 256, (8, 8))
+        Image.fromarray(pixels).save(folder / f"{number:04}.png")
+    return folder
+
+
+def with_one_close_call(folder: Path, file: Path) -> Path:
+    """Write a model that decides of one picture otherwise where 2e-5 is missing from its numbers."""
+    mean = float(CLOSE(file)[0].astype(np.float64).mean())
+    folder.mkdir()
+    return built(folder, MEANS.replace("CLASS", repr(mean - SHIFT / 2))).path
+
+
+def run(model: Path, photos: Path, out: Path, **more: Any) -> Result:
+    with quick_runs():
+        return hasten.optimize(
+            model,
+            photos,
+            pipeline=CLOSE,
+            end_to_end=True,
+            out=out,
+            engines=("onnxruntime",),
+            **{**OPTIONS, **more},
+        )
+
+
+@pytest.fixture(scope="module")
+def drawn(reds: Path) -> Splits:
+    """The division of the pictures that every run makes."""
+    return split(ImageFolder(reds, CLOSE, "picture"), calibration=20, seed=0)
+
+
+def test_one_answer_in_a_thousand_that_changes_in_the_search_leaves_the_model_as_it_is(
+    reds: Path, drawn: Splits, tmp_path: Path
+) -> None:
+    file = sorted(reds.iterdir())[drawn.search.indices[100]]
+    result = run(with_one_close_call(tmp_path / "m", file), reds, tmp_path / "b")
+    searched = len(drawn.search)
+    assert (
+        "pixels are normalized outside the model: with pixels normalized inside, 1 answer changed of "
+        f"{searched} in the search" in result.notes
+    )
+    assert not any("takes pixels as uint8" in note for note in result.notes)
+    manifest = read(tmp_path / "b")
+    assert manifest.pipeline == CLOSE
+
+
+def test_one_that_changes_on_the_sealed_data_alone_ships_the_model_as_it_was_given(
+    reds: Path, drawn: Splits, tmp_path: Path
+) -> None:
+    file = sorted(reds.iterdir())[drawn.sealed.indices[100]]
+    model = with_one_close_call(tmp_path / "m", file)
+    result = run(model, reds, tmp_path / "b")
+    searched, sealed = len(drawn.search), len(drawn.sealed)
+    assert any(f"no answer changed on {searched} samples of the search" in n for n in result.notes)
+    assert any(
+        f"kept every answer in the search, but 1 answer changed of {sealed} sealed ones: the bundle "
+        "holds the model as it was given, and times are those of the other form" in note
+        for note in result.notes
+    )
+    assert result.status == "exact"
+    manifest = read(tmp_path / "b")
+    assert manifest.pipeline == CLOSE
+    assert manifest.exact == manifest.winner
+    with hasten.load(tmp_path / "b") as loaded:
+        assert loaded.inputs[0].dtype == "float32"
+        (scores,) = loaded(CLOSE(file)[None]).values()
+        assert scores.argmax() == 0
+        assert [request["picture"].dtype for request in loaded.requests] == [np.float32] * len(
+            loaded.requests
+        )
+
+
+def test_without_time_for_the_sealed_data_the_model_ships_as_it_was_given(
+    model: Model, photos: Path, tmp_path: Path
+) -> None:
+    real = Deadline.most_s
+
+    def most_s(self: Deadline) -> float:
+        return 0.0 if self.stage == "certify" else real(self)
+
+    with quick_runs(), patch.object(Deadline, "most_s", most_s):
+        result = hasten.optimize(
+            model.path,
+            photos,
+            pipeline=PIPELINE,
+            end_to_end=True,
+            out=tmp_path / "b",
+            engines=("onnxruntime",),
+            **OPTIONS,
+        )
+    assert any("before the sealed data was answered" in note for note in result.notes)
+    assert result.status == "exact"
+    assert read(tmp_path / "b").pipeline == PIPELINE
+
+
+def test_where_no_answer_changes_the_sealed_ones_are_compared_silently(
+    reds: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "m").mkdir()
+    model = built(tmp_path / "m", MEANS.replace("CLASS", "-9.0")).path
+    result = run(model, reds, tmp_path / "b")
+    assert not any("sealed ones" in note for note in result.notes)
+    manifest = read(tmp_path / "b")
+    assert manifest.pipeline is not None
+    assert manifest.pipeline.folded == CLOSE.steps[1:]
+
+
+@pytest.mark.parametrize("part", ["search", "sealed"])
+def test_a_resumed_run_keeps_what_it_found_out_about_folding(
+    part: str, reds: Path, drawn: Splits, tmp_path: Path
+) -> None:
+    file = sorted(reds.iterdir())[getattr(drawn, part).indices[100]]
+    model = with_one_close_call(tmp_path / "m", file)
+
+    class StopError(Exception):
+        pass
+
+    said: list[str] = []
+
+    def stop(progress: Progress) -> None:
+        said.append(progress.doing)
+        if progress.stage == "figures":
+            raise StopError
+
+    with pytest.raises(StopError):
+        run(model, reds, tmp_path / "b", listen=stop)
+    assert "comparing answers with pixels normalized inside" in said
+    said.clear()
+    result = run(model, reds, tmp_path / "b", resume=True, listen=lambda p: said.append(p.doing))
+    assert "comparing answers with pixels normalized inside" not in said
+    assert "reading the sealed data, once" not in said
+    assert read(tmp_path / "b").pipeline == CLOSE
+    found = "1 answer changed of"
+    assert any(found in note for note in result.notes)
 
 
 @pytest.mark.parametrize(

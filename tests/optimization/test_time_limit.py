@@ -51,7 +51,12 @@ def optimize(folder: Path, **options: Any) -> Result:
 
 
 def spending(
-    racing: Mapping[str, Any], *, sealed: int, answer_s: float, left_s: float
+    racing: Mapping[str, Any],
+    *,
+    sealed: int,
+    answer_s: float,
+    left_s: float,
+    given: object = None,
 ) -> tuple[Spending, list[str]]:
     """Spending of a run with so many sealed samples, each answered in so long, with so much time left."""
     deadline = Deadline(left_s)
@@ -60,7 +65,7 @@ def spending(
     notes: list[str] = []
     fake: Any = SimpleNamespace(
         job=SimpleNamespace(deadline=deadline, notes=notes),
-        ready=SimpleNamespace(parts=SimpleNamespace(read_s=0.0, sealed=range(sealed))),
+        ready=SimpleNamespace(parts=SimpleNamespace(read_s=0.0, sealed=range(sealed)), given=given),
         trials=SimpleNamespace(baseline=SimpleNamespace(key="original")),
         open_forked_s=0.0,
         **racing,
@@ -88,6 +93,17 @@ def test_without_time_for_the_sealed_data_the_original_ships() -> None:
         "the sealed data was not read, because that would take about 26 s and the time limit "
         "left 20 s; the original ships, and nothing is certified"
     ]
+
+
+def test_a_form_of_the_original_that_cant_be_compared_in_time_is_no_original() -> None:
+    alone = Ladder("original", ())
+    in_time, said = spending({}, sealed=1000, answer_s=0.01, left_s=27, given="as given")
+    assert in_time.affordable(alone) == alone
+    assert said == []
+    late, said = spending({}, sealed=1000, answer_s=0.01, left_s=25, given="as given")
+    assert late.affordable(alone) == Ladder("", ())
+    assert late.affordable(Ladder("exact", ("int8",))) == Ladder("", ())
+    assert said[0].startswith("the sealed data was not read, because that would take about 26 s")
 
 
 def test_an_original_that_answers_too_slowly_ships_by_itself(tmp_path: Path) -> None:
@@ -227,7 +243,7 @@ def test_needs_grow_with_what_was_measured(tmp_path: Path) -> None:
         job=SimpleNamespace(
             deadline=(deadline := Deadline(60.0)), order=SimpleNamespace(objective="p50")
         ),
-        ready=SimpleNamespace(parts=SimpleNamespace(read_s=0.0, sealed=range(100))),
+        ready=SimpleNamespace(parts=SimpleNamespace(read_s=0.0, sealed=range(100)), given=None),
         effort=hasten.Effort(),
         limited=True,
         open_s=2.0,

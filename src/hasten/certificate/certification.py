@@ -46,6 +46,7 @@ def sealed_scores(
     *,
     units: Array | None = None,
     watch: Callable[[str, Tensors], None] = lambda key, outputs: None,
+    exact_takes: Callable[[Dataset], Dataset] | None = None,
 ) -> tuple[Array, dict[str, Array | str]]:
     """Score the exact model and every rung on the sealed data, in one pass over it.
 
@@ -59,6 +60,8 @@ def sealed_scores(
         units: Number of each sample's group, `(n,)`; by default every sample stands alone.
         watch: Callback that receives the outputs of each model on each chunk; the exact model's key
             is "".
+        exact_takes: Function of a chunk that returns it as the exact model takes it; by default all
+            models take the same.
 
     Returns:
         Scores of the exact model, `(n,)`; and of each rung, or the reason why it failed.
@@ -66,7 +69,7 @@ def sealed_scores(
     own: list[Array] = []
     theirs: dict[str, list[Array]] = {key: [] for key in rungs}
     failed: dict[str, str] = {}
-    for part, scores in score_once(bench, exact, rungs, sealed, metric, watch):
+    for part, scores in score_once(bench, exact, rungs, sealed, metric, watch, exact_takes):
         own.append(part)
         for key, score in scores.items():
             if isinstance(score, str):

@@ -128,6 +128,7 @@ def score_once(
     samples: Dataset,
     metric: Metric,
     watch: Callable[[str, Tensors], None] = lambda key, outputs: None,
+    exact_takes: Callable[[Dataset], Dataset] | None = None,
 ) -> Iterator[tuple[Array, dict[str, Array | str]]]:
     """Read samples once, chunk by chunk, and score every model on each chunk.
 
@@ -139,6 +140,8 @@ def score_once(
         metric: Metric that is scored.
         watch: Callback that receives the outputs of each model on each chunk; the exact model's key
             is "".
+        exact_takes: Function of a chunk that returns it as the exact model takes it; by default all
+            models take the same.
 
     Yields:
         Scores of the exact model on a chunk, `(k,)`; and of each candidate, or why it failed.
@@ -154,9 +157,12 @@ def score_once(
         folder = bench.folder / "sealed-chunk"
         shutil.rmtree(folder, ignore_errors=True)
         try:
-            chunk = write_spool(Subset(samples, rows), folder)
+            chunk = write_spool(Subset(samples, rows), folder / "samples")
+            taken = chunk
+            if exact_takes is not None:
+                taken = write_spool(exact_takes(chunk), folder / "exact")
             try:
-                own = _answers(bench, exact, chunk, start)
+                own = _answers(bench, exact, taken, start)
             except OutOfTime:
                 raise
             except CandidateError as error:

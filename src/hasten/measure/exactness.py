@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeAlias
 
 import numpy as np
 
 from hasten.core.tensors import Array, Tensors
 from hasten.inputs.metrics.base import Metric
+
+Redecided: TypeAlias = Callable[[Tensors, Tensors], Array]
 
 EXACT_TOLERANCE = 1e-3
 """Largest difference of an exact answer, relative to the largest output, that rounding explains."""
@@ -55,16 +58,20 @@ class Changes:
 
     Args:
         metric: Metric that scores the answers.
+        redecided: Function of both models' outputs on a chunk that returns where something else is
+            decided from them, bool `(k,)`; by default the metric alone says so.
     """
 
-    def __init__(self, metric: Metric) -> None:
-        self._metric = metric
+    def __init__(self, metric: Metric, redecided: Redecided | None = None) -> None:
+        self._metric, self._redecided = metric, redecided
         self._found: list[Array] = []
 
     def add(self, outputs: Tensors, own: Tensors) -> None:
         """Compare a model's outputs on a chunk with the original's, each of shape `(k, ...)`."""
         changed = differences(outputs, own) > EXACT_TOLERANCE
         changed |= self._metric.redecided(outputs, own)
+        if self._redecided is not None:
+            changed |= self._redecided(outputs, own)
         self._found.append(changed)
 
     def count(self, scores: Array, own: Array) -> int:
@@ -91,6 +98,7 @@ class Comparing:
         metric: Metric that scores the answers.
         keys: Models to compare.
         then: Callback that receives all outputs too.
+        redecided: Key of a model -> `Changes.redecided` for it.
     """
 
     def __init__(
@@ -98,8 +106,10 @@ class Comparing:
         metric: Metric,
         keys: Iterable[str],
         then: Callable[[str, Tensors], None] | None = None,
+        redecided: Mapping[str, Redecided] | None = None,
     ) -> None:
-        self.changes = {key: Changes(metric) for key in keys}
+        more = redecided or {}
+        self.changes = {key: Changes(metric, more.get(key)) for key in keys}
         self._then = then
         self._own: Tensors = {}
 

@@ -20,6 +20,7 @@ from hasten.certificate.looks import Look
 from hasten.core.comparison import Comparison
 from hasten.core.records import digest, to_record, type_name
 from hasten.engines.base import Artifact
+from hasten.errors import CandidateError, InputError
 from hasten.measure.candidate import Candidate
 from hasten.measure.environment import environment, versions
 from hasten.optimization.data_needed import calibrating, shortfall
@@ -32,6 +33,7 @@ from hasten.passes.small_model import SmallModel
 from hasten.reporting.apart import rendered_within
 from hasten.reporting.evidence import assembled
 from hasten.reporting.result import Asked, Result
+from hasten.reporting.summary import exact_why
 
 UNDRAWN = (
     "there is no report, because matplotlib isn't installed: pip install 'hasten[optimize]', "
@@ -42,6 +44,8 @@ UNDRAWN = (
 UNREPORTED = "the time limit left no time for the report: hasten report makes it from the bundle"
 """Note on a bundle without a page where there was no time for it."""
 
+_FELL = "with pixels normalized inside, the original itself changed an answer to the sealed data"
+"""Reason why no inexact form ships where the original as it was given does, after the sealed data."""
 _LONE = Coverage()
 _WRITE_S = 0.5
 """Seconds that writing a bundle takes, until it was seen."""
@@ -73,19 +77,46 @@ def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
         if _unfinished(job) and job.deadline.most_s() > needed_s:
             certified = sealed.covered if shipment.judgement is not None else Coverage()
             beside, evidence = sealed.comparison_of(shipment.winner.label), _evidence(judge, sealed)
-            write(job, ready, shipment, evidence, beside, certified, sealed.look, sealed.changed)
+            ships, shipment = _original_as_given(judge, sealed, shipment)
+            look, changed = sealed.look, sealed.changed
+            write(job, ships, shipment, evidence, beside, certified, look, changed)
 
     ending = judge.conclude(ladder, verdicts, keep)
     job.deadline.enter("deliver")
+    ships, shipment = _original_as_given(judge, sealed, ending.shipment)
     comparison = sealed.comparison_of(ending.shipment.winner.label)
     covered = sealed.covered if ending.shipment.judgement is not None else None
     said = "" if covered is None else covered.in_words()
     result = replace(ending.result, comparison=comparison, look=sealed.look, batches=said)
+    if judge.original in sealed.fallen and shipment.status == "exact":
+        result = replace(result, why=shipment.why, inexact=_FELL)
     records = {"result.json": to_record(result), **_evidence(judge, sealed), **ending.records}
     coverage = covered or Coverage()
     look, changed = sealed.look, sealed.changed
-    missing = write(job, ready, ending.shipment, records, comparison, coverage, look, changed)
+    missing = write(job, ships, shipment, records, comparison, coverage, look, changed)
     return replace(result, notes=(*result.notes, *missing))
+
+
+def _original_as_given(judge: Judge, sealed: Sealed, shipment: Shipment) -> tuple[Ready, Shipment]:
+    """Return what goes into the bundle, with the original as it was given wherever that counts.
+
+    A form of it that normalizes pixels itself counts as the original only where the sealed data, too,
+    showed no changed answer.
+
+    Raises:
+        InputError: the original can't be built.
+    """
+    ready, given = judge.ready, judge.ready.given
+    if given is None or not (sealed.cut or judge.original in sealed.fallen):
+        return ready, shipment
+    if shipment.status != "exact":  # it ships without a certificate, as was allowed
+        return ready, replace(shipment, exact=None)
+    try:
+        part = judge.part_as_given(given)
+    except CandidateError as error:
+        raise InputError(f"the model as it was given can't be built: {error}") from error
+    why = shipment.why if sealed.cut else exact_why(_FELL, 0, default=True)
+    return ready.as_given(given), replace(shipment, why=why, winner=part, exact=part)
 
 
 def _evidence(judge: Judge, sealed: Sealed) -> dict[str, Any]:
@@ -148,7 +179,7 @@ def write(
     began = time.monotonic()
     out, request = job.order.out, shipment.winner.artifact.request
     count = bundle.room_for(request) if job.order.keep_requests else 0
-    requests = bundle.fitting(requests_from(ready.single, count, request))
+    requests = bundle.fitting(requests_from(ready.kept or ready.single, count, request))
     manifest = manifest_of(job, ready, shipment, len(requests), comparison, covered, look, changed)
     extra, records, deadline = {}, dict(records), job.deadline
     missing: tuple[str, ...] = ()

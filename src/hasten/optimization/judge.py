@@ -17,6 +17,7 @@ from hasten.certificate.verdict import Judgement
 from hasten.core.comparison import Comparison
 from hasten.core.target import Target
 from hasten.measure.workbench import OpenWorker
+from hasten.optimization.folding import Given
 from hasten.optimization.job import Job
 from hasten.optimization.ready import Ready
 from hasten.optimization.trials import Trials
@@ -31,7 +32,8 @@ class Ladder:
     """The candidates worth certifying, frozen before the sealed data is read.
 
     Attributes:
-        exact: Key of the exact candidate to fall back on.
+        exact: Key of the exact candidate to fall back on; empty where the original is none, or, of a
+            form of it that normalizes pixels itself, where there is no time to compare it.
         rungs: Keys of the candidates to certify, safest first.
         threads: Number of threads that engines use from here on.
         batches: Rung -> batch sizes that it is tested at beside lone samples.
@@ -59,7 +61,7 @@ class Sealed:
         held: Whether every certified candidate held in all the batch sizes that were tested, too.
         changed: Share of answers that the fastest certified candidate changed; None if it isn't known.
         cut: Whether the time limit came before all sealed samples were answered: then nobody has seen a
-            verdict, and the original ships.
+            verdict, and the original ships as it was given.
     """
 
     verdicts: Verdicts = ()
@@ -91,7 +93,7 @@ class Shipment:
         status: "certified", "exact" or "uncertified".
         why: Reason for the status, in words.
         winner: Model that the bundle serves.
-        exact: Exact model that the bundle falls back on.
+        exact: Exact model that the bundle falls back on; None where it is left out.
         target: Device that the winner runs on.
         threads: Number of threads that the winner had when it was certified.
         judgement: Judgement of the sealed data on the winner; None where it isn't certified.
@@ -100,7 +102,7 @@ class Shipment:
     status: Status
     why: str
     winner: Part
-    exact: Part
+    exact: Part | None
     target: Target
     threads: int = 1
     judgement: Judgement | None = None
@@ -156,11 +158,19 @@ class Judge(ABC):
 
     @abstractmethod
     def open_exact(self) -> OpenWorker:
-        """Open the original, with which every candidate is compared.
+        """Open the original as it was given, with which every candidate is compared.
 
         Raises:
             InputError: it fails.
         """
+
+    def part_as_given(self, given: Given) -> Part:
+        """Return a bundle's record of the model as it was given, on the default engine.
+
+        Raises:
+            CandidateError: it can't be built.
+        """
+        raise NotImplementedError("only a judge that measures folds anything into a model")
 
     @abstractmethod
     def opened(self, key: str) -> AbstractContextManager[OpenWorker]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hasten.certificate.certification import guarded
@@ -23,7 +23,7 @@ from hasten.engines.installed import (
     unsuited,
     without_program,
 )
-from hasten.errors import InputError
+from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.sequences import SequenceData
@@ -45,7 +45,14 @@ from hasten.inputs.set_metrics import chosen
 from hasten.measure.candidate import label
 from hasten.measure.environment import versions
 from hasten.optimization.data_needed import calibrating, warnings
-from hasten.optimization.folding import Prepared, fold
+from hasten.optimization.folding import (
+    Given,
+    Prepared,
+    check_answers,
+    fold,
+    folded_words,
+    unfolded_words,
+)
 from hasten.optimization.hints import hint_of_inputs, note_of_states
 from hasten.optimization.job import Job
 from hasten.optimization.labelling.wanted import (
@@ -87,9 +94,12 @@ from hasten.optimization.workspace import (
     lay_out,
 )
 from hasten.passes import already_quantized
-from hasten.passes.base import Pass
+from hasten.passes.base import Pass, Skipped
 from hasten.passes.installed import without_modules
 from hasten.passes.onnx_files import check_nodes, read_onnx
+
+_FOLDED = "folded"
+"""Kind of the journal's event that says whether the model normalizes pixels itself."""
 
 
 def prepare(
@@ -118,30 +128,14 @@ def prepare(
     target = _device(order, data, training, small_model)
     found = find_model(model, trust_code=order.trust_code)
     given = _read(job, target, found, data, training, pipeline, small_model)
-    made = given
+    note, as_given = "", None
     if order.end_to_end:
-        made, note = fold(given, _kinds(order, target), target, job.folder)
-        job.notes.append(note)
-    if target.kind != "host":
-        check_takes(engine_names(order, target), target, program=made.model.program is not None)
+        laid, as_given, note = _folded(job, target, given)
+    else:
+        laid = _laid_out(job, target, given)
+    made, parts, source, metric = laid.made, laid.parts, laid.source, laid.metric
+    dataset, preparation, sequences = made.dataset, made.pipeline, laid.sequences
     asking = asks(order, job.journal)
-    parts, unlike = _split(job, target, made, asking=asking)
-    dataset, preparation = made.dataset, made.pipeline
-    source = made.model.settled_by(
-        first_step(made.model, dataset, order.states)
-        if isinstance(dataset, SequenceData)
-        else typical_sample(parts.search)
-    )
-    _check_graph(job, target, source, preparation)
-    sequences = sequences_of(order, dataset) if isinstance(dataset, SequenceData) else None
-    metric = guarded(
-        metric_for(order.metric, parts, source, sequences).around(preparation), order.guard
-    )
-    if asking:
-        check_asked(metric)
-        check_asking(source, unlike)
-    for part in (parts.search, parts.sealed):
-        check_labelled(metric, part.labels, type_name(metric))
     # Tensors have been prepared by their maker; rows are the same numbers before and after.
     images = isinstance(dataset, ImageFolder)
     if isinstance(dataset, ImageFolder) and dataset.numbering and metric.reads_classes:
@@ -164,10 +158,13 @@ def prepare(
         else chosen(order.report, parts.search.labels, source.outputs, kept_pipeline),
         asking=asking,
         made_up=data is None,
-        extents=unlike,
+        extents=laid.unlike,
+        given=as_given,
     )
     keep_earlier(job, parts)
     check_same_run(job.journal, facts(order, ready))
+    if order.end_to_end and job.journal.last(_FOLDED) is None:
+        job.journal.append(_FOLDED, kept=as_given is not None, note=note)
     if asking and job.journal.last(ASKING) is None:
         job.journal.append(ASKING)
     if sequences is not None and isinstance(dataset, SequenceData):
@@ -235,6 +232,92 @@ def _read(
         )
         job.notes += note_of_states(source, dataset)
     return Prepared(source, preparation, dataset, known)
+
+
+@dataclass(frozen=True)
+class _Laid:
+    """A model with its data split and laid out, and its metric.
+
+    Attributes:
+        made: The model, its pipeline and its data.
+        parts: Parts of the data, laid out in the run's folder.
+        unlike: Dimensions in which samples differ.
+        source: The model with the shapes that the data settles.
+        sequences: States to carry, where samples are whole sequences; None elsewhere.
+        metric: Metric that the certificate is about.
+    """
+
+    made: Prepared
+    parts: Parts
+    unlike: tuple[Extent, ...]
+    source: Model
+    sequences: Sequences | None
+    metric: Metric
+
+
+def _laid_out(job: Job, target: Target, made: Prepared) -> _Laid:
+    """Split the data and lay it out, and check the model and the metric against it.
+
+    Raises:
+        InputError: the data, the model or the metric can't be used.
+    """
+    order = job.order
+    if target.kind != "host":
+        check_takes(engine_names(order, target), target, program=made.model.program is not None)
+    asking = asks(order, job.journal)
+    parts, unlike = _split(job, target, made, asking=asking)
+    dataset, preparation = made.dataset, made.pipeline
+    source = made.model.settled_by(
+        first_step(made.model, dataset, order.states)
+        if isinstance(dataset, SequenceData)
+        else typical_sample(parts.search)
+    )
+    _check_graph(job, target, source, preparation)
+    sequences = sequences_of(order, dataset) if isinstance(dataset, SequenceData) else None
+    metric = guarded(
+        metric_for(order.metric, parts, source, sequences).around(preparation), order.guard
+    )
+    if asking:
+        check_asked(metric)
+        check_asking(source, unlike)
+    for part in (parts.search, parts.sealed):
+        check_labelled(metric, part.labels, type_name(metric))
+    return _Laid(made, parts, unlike, source, sequences, metric)
+
+
+def _folded(job: Job, target: Target, given: Prepared) -> tuple[_Laid, Given | None, str]:
+    """Lay the data out for a form of the model that normalizes pixels itself, if it changes no answer.
+
+    A resumed run does what it did before.
+
+    Returns:
+        What was laid out: for that form, or else for the model as it was given; the latter, where the
+        form takes its place; and a note for people.
+
+    Raises:
+        InputError: the data, the model or the metric can't be used.
+    """
+    known, asked, place = job.journal.last(_FOLDED), job.order, len(job.notes)
+    as_given: Given | None = None
+    try:
+        if known is not None and not known["kept"]:
+            raise Skipped("as before the run was stopped")
+        made = fold(given, job.folder)
+        laid = _laid_out(job, target, made)
+        as_given = Given.of(given, made, laid.parts.search, laid.unlike)
+        if known is None:
+            kinds, draws = _kinds(asked, target), laid.parts.search_draws(laid.metric)
+            check_answers(
+                job, laid.source, as_given, laid.parts.search, draws, laid.metric, kinds, target
+            )
+        note = folded_words(given, made, len(laid.parts.search))
+    except (Skipped, CandidateError) as why:
+        job.order, as_given, note = asked, None, unfolded_words(why)
+        del job.notes[place:]
+        laid = _laid_out(job, target, given)
+    note = known["note"] if known is not None else note
+    job.notes.insert(place, note)
+    return laid, as_given, note
 
 
 def _split(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from hasten.inputs.metrics.unlabelled import missing_labels
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.set_metrics.base import SetMetric
 from hasten.measure.workbench import Workbench
+from hasten.optimization.folding import Given
 from hasten.optimization.unrolling import Unrolled
 from hasten.optimization.workspace import Parts
 from hasten.passes.small_model import SmallModel
@@ -49,6 +51,9 @@ class Ready:
         asking: Whether labels are asked for, of sealed samples on which answers differ.
         made_up: Whether no data was given, so that inputs were made up and nothing inexact may ship.
         extents: Dimensions in which samples differ; empty where all have one shape.
+        given: The model as it was given, where `model` is a form of it that normalizes pixels itself;
+            None where nothing was folded into it.
+        kept: Samples to keep as requests, where they aren't those of the search split.
     """
 
     model: Model
@@ -66,11 +71,24 @@ class Ready:
     asking: bool = False
     made_up: bool = False
     extents: tuple[Extent, ...] = ()
+    given: Given | None = None
+    kept: Dataset | None = None
 
     @property
     def single(self) -> Spool:
         """Return samples of single requests: of the search split, or the calibration's steps."""
         return self.parts.search if self.unrolled is None else self.unrolled.calibration
+
+    def as_given(self, given: Given) -> Self:
+        """Return the model as it was given, in place of the form that normalizes pixels itself."""
+        return replace(
+            self,
+            model=given.model,
+            pipeline=given.pipeline,
+            extents=given.extents,
+            given=None,
+            kept=given.takes(self.single),
+        )
 
     @property
     def steps_each(self) -> float:

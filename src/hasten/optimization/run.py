@@ -46,6 +46,8 @@ def certify(judge: Judge, ladder: Ladder) -> Sealed:
     nothing.
     """
     judge.job.deadline.enter("certify")
+    if judge.ready.given is not None and not ladder.exact:
+        return Sealed(cut=True)
     try:
         sealed = said(judge, ladder)
     except OutOfTime:
@@ -54,6 +56,13 @@ def certify(judge: Judge, ladder: Ladder) -> Sealed:
             "and the original ships"
         )
         return Sealed(cut=True)
+    if judge.original in sealed.fallen:
+        judge.job.notes.append(
+            "the form of the original that takes pixels as uint8 kept every answer in the search, but "
+            f"{sealed.fallen[judge.original]}: the bundle holds the model as it was given, and times "
+            "are those of the other form"
+        )
+        return sealed
     for key, change in sealed.fallen.items():
         trial = judge.trials.done[key]
         judge.trials.done[key] = replace(trial, changed=max(1, trial.changed or 0))
@@ -66,6 +75,6 @@ def certify(judge: Judge, ladder: Ladder) -> Sealed:
 
 def settled(judge: Judge, ladder: Ladder, sealed: Sealed) -> Ladder:
     """Return the ladder with the original to fall back on, where the exact candidate fell."""
-    if sealed.cut:
+    if sealed.cut or judge.original in sealed.fallen:
         return replace(ladder, exact=judge.original, rungs=(), batches={})
     return replace(ladder, exact=judge.original) if ladder.exact in sealed.fallen else ladder

@@ -46,7 +46,7 @@ def said(judge: Judge, ladder: Ladder) -> Sealed:
         LabelsWanted: samples are still to be labelled.
     """
     job = judge.job
-    if not ladder.rungs and not exact_of(judge, ladder):
+    if not _to_answer(judge, ladder):
         return Sealed()
     kept = _kept(judge)
     if kept is not None:
@@ -55,6 +55,8 @@ def said(judge: Judge, ladder: Ladder) -> Sealed:
     answers: Answers | None = None
     if judge.ready.asking:
         unlabelled_yet = Reading.kept(job) or _read_without_labels(judge, ladder)
+        if judge.original in unlabelled_yet.fallen:
+            return _fallen_original(judge, ladder, unlabelled_yet)
         if _tested(judge, ladder, unlabelled_yet):
             begin_look(job, judge.ready.parts.earlier.with_former(_sealed_hashes(judge)))
         with job.deadline.paused():
@@ -66,6 +68,8 @@ def said(judge: Judge, ladder: Ladder) -> Sealed:
             )
     else:
         reading, answers = _read(judge, ladder)
+        if judge.original in reading.fallen:
+            return _fallen_original(judge, ladder, reading)
     sealed = _judged(judge, ladder, reading)
     unlabelled = {
         key: count
@@ -97,6 +101,29 @@ def said(judge: Judge, ladder: Ladder) -> Sealed:
 def exact_of(judge: Judge, ladder: Ladder) -> tuple[str, ...]:
     """Return the key of the exact candidate that may ship, where it isn't the original itself."""
     return () if ladder.exact in ("", judge.original) else (ladder.exact,)
+
+
+def _to_answer(judge: Judge, ladder: Ladder) -> tuple[str, ...]:
+    """Return the keys of all that answer the sealed data beside the original as it was given.
+
+    The original itself is among them where something was folded into it: then it is compared with the
+    given one like every other exact candidate.
+    """
+    folded = () if judge.ready.given is None else (judge.original,)
+    return tuple(dict.fromkeys((*exact_of(judge, ladder), *ladder.rungs, *folded)))
+
+
+def _fallen_original(judge: Judge, ladder: Ladder, reading: Reading) -> Sealed:
+    """Return that the folded original changed an answer: nothing that was made from it is tested.
+
+    Yet this was a look at the sealed data, so that another run, without the folding, has a later one.
+    """
+    job = judge.job
+    if _tested(judge, ladder, reading):
+        begin_look(job, judge.ready.parts.earlier.with_former(_sealed_hashes(judge)))
+    fallen = {judge.original: reading.fallen[judge.original]}
+    job.journal.append("judged", judged=[], fallen=fallen)
+    return Sealed(fallen=fallen)
 
 
 def _kept(judge: Judge) -> Sealed | None:
@@ -142,10 +169,14 @@ def _read(judge: Judge, ladder: Ladder) -> tuple[Reading, Answers | None]:
         InputError: the original can't answer a sample.
     """
     job, ready, trials = judge.job, judge.ready, judge.trials
-    alone = dict.fromkeys((*exact_of(judge, ladder), *ladder.rungs))
+    alone, given = _to_answer(judge, ladder), ready.given
     answers = Answers() if _setting(judge, ladder).models else None
     metric = over_steps(ready.promise.metric, trials.bench.sequences)
-    comparing = Comparing(metric, (key for key in alone if trials.done[key].exact))
+    comparing = Comparing(
+        metric,
+        (key for key in alone if key == judge.original or trials.done[key].exact),
+        redecided={} if given is None else {judge.original: given.redecided},
+    )
     batched = [batch_key(key, size) for key, one in ladder.batches.items() for size in one.sizes]
     missing = missing_labels(ready.promise.metric, ready.parts.sealed.labels)
     if missing is None:
@@ -161,7 +192,7 @@ def _read(judge: Judge, ladder: Ladder) -> tuple[Reading, Answers | None]:
         if key == "" or key in alone:  # answers in batches are compared with none
             comparing(key, outputs)
             changed(key, outputs)
-            if answers is not None:
+            if answers is not None and key != judge.original:
                 answers(key, outputs)
 
     job.journal.append("sealed read", samples=len(ready.parts.sealed))
@@ -219,6 +250,7 @@ def _scored(
             told,
             units=ready.parts.sealed_units,
             watch=watch,
+            exact_takes=None if ready.given is None else ready.given.takes,
         )
     job.notes += _across(sealed)
     return original, {**scores, **failed}

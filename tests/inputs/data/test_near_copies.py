@@ -68,6 +68,71 @@ def test_images_are_found_in_any_type_and_scale_and_with_some_noise(change) -> N
     assert {i: 100 + i for i in range(60)} == found
 
 
+# Digits as scanned: three times as large, on a canvas of 28 x 28 pixels.
+SCANS = np.pad(np.kron(DIGITS, np.ones((3, 3))), ((0, 0), (2, 2), (2, 2))).astype(np.uint8)
+
+
+def shifted(pictures: Array, down: int, across: int) -> Array:
+    """Pictures on a canvas that is moved; what leaves on one side doesn't come back on the other."""
+    most = max(abs(down), abs(across))
+    wide = np.pad(pictures, ((0, 0), (most, most), (most, most)))
+    high, broad = pictures.shape[1:]
+    return wide[:, most - down : most - down + high, most - across : most - across + broad]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x[:, :, ::-1],
+        lambda x: shifted(x, 0, 1),
+        lambda x: shifted(x, -2, 1),
+        lambda x: shifted(x, 3, 3),
+        lambda x: (
+            0.8 * shifted(x[:, :, ::-1], 1, -1) + np.random.default_rng(2).normal(0, 0.1, x.shape)
+        ),
+    ],
+    ids=["mirrored", "by 1", "by 2 and 1", "by 3 and 3", "mirrored, shifted, with noise"],
+)
+def test_moved_pictures_are_found_and_no_others(change) -> None:  # type: ignore[no-untyped-def]
+    judged = np.concatenate([change(SCANS[100:160]), SCANS[1200:1500]])
+    found = partners(SCANS[:1200], judged)
+    assert found.items() <= {i: 100 + i for i in range(60)}.items()
+    assert len(found) >= 57
+
+
+def test_no_scan_is_taken_for_another_that_is_moved() -> None:
+    assert partners(SCANS[:1200], SCANS[1200:]) == {}
+
+
+def test_mirrored_pictures_of_few_pixels_are_found() -> None:
+    judged = np.concatenate([DIGITS[100:160, :, ::-1], DIGITS[1200:1500]])
+    assert {i: 100 + i for i in range(60)}.items() <= partners(DIGITS[:1200], judged).items()
+
+
+def test_photos_that_are_cut_again_are_found() -> None:
+    photos = datasets.load_sample_images().images
+    places = [(y, x) for y in range(8, 340, 80) for x in range(8, 550, 80)]
+
+    def windows(size: int, off: int) -> Array:
+        """Pictures of 96 x 96 pixels, of windows of another size and place."""
+        cut = [
+            p[y + off : y + off + size, x + off : x + off + size] for p in photos for y, x in places
+        ]
+        return np.stack([np.asarray(Image.fromarray(one).resize((96, 96))) for one in cut])
+
+    whole = windows(80, 0)
+    assert partners(whole[::2], whole[1::2]) == {}
+    for again in (windows(80, 1), windows(78, 1), windows(78, 1)[:, :, ::-1]):
+        found = partners(whole[::2], np.concatenate([again[::2], whole[1::2]]))
+        assert found.items() <= {i: i for i in range(35)}.items()
+        assert len(found) >= 18
+
+
+def test_pictures_that_resemble_none_are_let_be() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (900, 28, 28), np.uint8)
+    assert partners(noise[:600], noise[600:]) == {}
+
+
 def test_samples_of_another_size_are_not_compared() -> None:
     assert partners(DIGITS[:100], np.repeat(DIGITS[:50], 2, axis=1)) == {}
     assert partners(CELLS[:100], CELLS[:50, :20]) == {}
@@ -176,6 +241,14 @@ def test_sealed_samples_are_remembered_as_they_are_read() -> None:
         sealed.inputs(range(start, min(start + 100, len(sealed))))
     found = sealed.near_known()
     assert found.examples == ("sealed sample 1197 and search sample 5",)
+
+
+def test_sealed_pictures_that_are_mirrored_are_remembered_too() -> None:
+    sealed = of(np.concatenate([SCANS[100:120, :, ::-1], SCANS[1200:1400]]))
+    remembered = Remembered(sealed, of(SCANS[:1200]))
+    for start in range(0, len(sealed), 50):
+        remembered.inputs(range(start, min(start + 50, len(sealed))))
+    assert sorted(remembered.near_known().judged) == list(range(20))
 
 
 def test_chances_are_those_of_samples_that_are_no_copies() -> None:

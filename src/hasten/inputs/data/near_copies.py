@@ -7,7 +7,8 @@ its runs of three tokens with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset, Subset, like_shaped
+from hasten.inputs.data.moved import nearest_moved
 from hasten.inputs.data.neighbours import chance, nearest
 from hasten.inputs.data.texts import alike
 
@@ -31,8 +33,10 @@ SURE = 1e-5
 """Chance below which a sample that isn't a copy would lie so close to a training sample."""
 COMMON, COMMON_SHARE = 1e-3, 0.03
 """A weaker chance, which counts for images where so large a share has it: thirty times as many as by chance."""
-_SIDE = 16
-"""Largest side of the picture that stands for an image, in pixels."""
+MOVED = 1e-6
+"""Chance below which so well a fit counts, after a picture was laid over others in a hundred ways."""
+_SIDE, _FINE = 16, 32
+"""Largest sides of the picture that stands for an image, and of the one that shows how it was moved."""
 _WIDTH, _PROJECTED = 256, 128
 """Longest row that is compared as it is, and the length to which longer ones are projected."""
 _LEAST = 8
@@ -123,7 +127,8 @@ def check_near_copies(
 def near_copies(training: Dataset, judged: Dataset) -> NearCopies:
     """Find the judged samples that are near copies of training samples.
 
-    Of images, other types, scales, brightness, contrast and some noise make no difference; of rows, other
+    Of images, other types, scales, brightness, contrast and some noise make no difference, nor a mirror, and
+    mostly a shift by a few pixels or, where they are large enough, a slight cut; of rows, other
     types, units and a little noise; of texts, as token ids, some words that were changed. Samples of
     another size aren't compared, but images of more than 16 pixels.
 
@@ -134,7 +139,10 @@ def near_copies(training: Dataset, judged: Dataset) -> NearCopies:
     if kind == "texts":
         found = alike(*(_tokens(data, names) for data in (judged, training)))
     elif names and len(training) >= _LEAST:
-        found = _close(kind, *(_signatures(data, kind, names) for data in (judged, training)))
+        ragged = training.ragged or judged.ragged
+        found = _close(
+            kind, *(_signatures(data, kind, names, ragged=ragged) for data in (judged, training))
+        )
     else:
         found = _NONE, _NONE
     return NearCopies(
@@ -156,7 +164,8 @@ class Remembered(Dataset):
         self.labels, self.groups = whole.labels, whole.groups
         self.ragged = whole.ragged
         self._kind, self._names = _kind(known, known)
-        self._kept: list[Array] = []
+        self._kept: list[_Signatures] = []
+        self._tokens: list[Array] = []
         self._places: list[int] = []
 
     def __len__(self) -> int:
@@ -171,19 +180,24 @@ class Remembered(Dataset):
     def inputs(self, indices: Sequence[int]) -> dict[str, Array]:
         read = self.whole.inputs(indices)
         if self._names and len(self._places) < _REMEMBERED:
-            reduce = _joined if self._kind == "texts" else _REDUCED[self._kind]
-            self._kept.append(reduce([read[name] for name in self._names]))
+            arrays = [read[name] for name in self._names]
+            if self._kind == "texts":
+                self._tokens.append(_joined(arrays))
+            else:
+                ragged = self._known.ragged or self.ragged
+                self._kept.append(_reduced(self._kind, arrays, ragged=ragged))
             self._places.extend(indices)
         return read
 
     def near_known(self) -> NearCopies:
         """Return which of the samples that were read are near copies of known ones."""
         found = _NONE, _NONE
-        if self._kept and self._kind == "texts":
-            found = alike(iter(self._kept), _tokens(self._known, self._names))
+        if self._tokens:
+            found = alike(iter(self._tokens), _tokens(self._known, self._names))
         elif self._kept and len(self._known) >= _LEAST:
-            theirs = _signatures(self._known, self._kind, self._names)
-            found = _close(self._kind, np.concatenate(self._kept), theirs)
+            ragged = self._known.ragged or self.ragged
+            theirs = _signatures(self._known, self._kind, self._names, ragged=ragged)
+            found = _close(self._kind, _together(self._kept), theirs)
         places = np.array(self._places, np.int64)[found[0]]
         shown = _examples(self.whole, self._known, "sealed", "search", places, found[1])
         return NearCopies(places, found[1], max(1, len(self._places)), shown)
@@ -197,21 +211,89 @@ def _examples(
     return tuple(f"{_named(one, i, mine)} and {_named(other, j, theirs)}" for i, j in pairs)
 
 
-def _close(kind: Kind, judged: Floats, training: Floats) -> tuple[Indices, Indices]:
+@dataclass(frozen=True)
+class _Signatures:
+    """What stands for samples when they are compared.
+
+    Attributes:
+        rows: Short row of numbers for each sample, `(n, width)`.
+        sides: Sides of the small picture that a row is; None where it isn't one picture.
+        fine: Pictures in more detail, `(n, height, width)`, by which moved ones are seen; None where the
+            small ones are all there is.
+    """
+
+    rows: Floats
+    sides: tuple[int, int] | None = None
+    fine: npt.NDArray[np.float16] | None = None
+
+    def small(self, rows: Indices) -> Floats:
+        """Return some of the small pictures."""
+        assert self.sides is not None
+        return self.rows[rows].reshape(-1, *self.sides)
+
+
+def _together(parts: Sequence[_Signatures]) -> _Signatures:
+    fine = [part.fine for part in parts if part.fine is not None]
+    return _Signatures(
+        np.concatenate([part.rows for part in parts]),
+        parts[0].sides,
+        np.concatenate(fine) if fine else None,
+    )
+
+
+def _close(kind: Kind, judged: _Signatures, training: _Signatures) -> tuple[Indices, Indices]:
     """Return judged samples that lie unexpectedly close to training samples, and these."""
-    if judged.shape[1] != training.shape[1]:
+    rows, others = judged.rows, training.rows
+    if rows.shape[1] != others.shape[1]:
         return _NONE, _NONE
     if kind == "rows":
-        judged, training = _standardized(judged, training)
-    distances, places = nearest(judged, training)
-    odds = chance(distances)
+        rows, others = _standardized(rows, others)
+    distances, places = nearest(rows, others)
+    odds, partners = chance(distances), places[:, 0]
     bar = SURE
     if kind == "images":
-        odds[~judged.any(axis=1)] = 1.0  # pictures of one colour are all alike
+        odds[~rows.any(axis=1)] = 1.0  # pictures of one color are all alike
         bar = COMMON if (odds < COMMON).mean() > COMMON_SHARE else SURE
-    found = np.flatnonzero(odds < bar)
+    near = odds < bar
+    if judged.sides is not None and judged.sides == training.sides:
+        rest = np.flatnonzero(~near & rows.any(axis=1))
+        moved, others_of = _moved(judged, training, distances, rest)
+        again = rest[moved < MOVED]
+        near[again] = True
+        odds[again], partners[again] = moved[moved < MOVED], others_of[moved < MOVED]
+    found = np.flatnonzero(near)
     found = found[np.argsort(odds[found], kind="stable")]
-    return found, places[found, 0]
+    return found, partners[found]
+
+
+def _moved(
+    judged: _Signatures, training: _Signatures, distances: npt.NDArray[np.float64], rows: Indices
+) -> tuple[npt.NDArray[np.float64], Indices]:
+    """Return how surely some pictures are moved copies of training pictures, and of which.
+
+    Args:
+        judged: Signatures of the judged pictures.
+        training: Signatures of the training pictures.
+        distances: Distances of the judged pictures' neighbors, `(n, k)`.
+        rows: Judged pictures to look at.
+
+    Returns:
+        Chance that a picture that is no copy fits so well, and the training picture that fits, one each per row.
+    """
+    small, others = judged.small(rows), training.small(np.arange(len(training.rows)))
+    fine, fine_others = judged.fine, training.fine
+    alike = fine is not None and fine_others is not None and fine.shape[1:] == fine_others.shape[1:]
+    fits, partners = nearest_moved(
+        small,
+        others,
+        fine[rows] if alike and fine is not None else small,
+        fine_others if alike and fine_others is not None else others,
+        distances[rows, -1],
+    )
+    laid_over = distances.copy()
+    laid_over[rows, 0] = np.minimum(fits, distances[rows, -1])
+    odds = chance(laid_over)[rows]
+    return np.where(np.isfinite(fits), odds, 1.0), partners
 
 
 def _kind(training: Dataset, judged: Dataset) -> tuple[Kind, list[str]]:
@@ -273,9 +355,23 @@ def _chunks(dataset: Dataset, names: list[str]) -> Iterator[list[Array]]:
             yield [read[name] for name in names]
 
 
-def _signatures(dataset: Dataset, kind: Kind, names: list[str]) -> Floats:
-    """Return a short row of numbers for each sample, `(n, width)`."""
-    return np.concatenate([_REDUCED[kind](chunk) for chunk in _chunks(dataset, names)])
+def _signatures(dataset: Dataset, kind: Kind, names: list[str], *, ragged: bool) -> _Signatures:
+    """Return what stands for each sample."""
+    return _together([_reduced(kind, chunk, ragged=ragged) for chunk in _chunks(dataset, names)])
+
+
+def _reduced(kind: Kind, inputs: Sequence[Array], *, ragged: bool) -> _Signatures:
+    """Return what stands for some samples; pictures of unlike sizes are small alone."""
+    if kind == "rows":
+        return _Signatures(np.concatenate([_row(array) for array in inputs], axis=1))
+    shrunk = [_shrunk(_gray(array), _FINE) for array in inputs]
+    small = [_normal(_shrunk(pictures, _SIDE)) for pictures in shrunk]
+    rows = np.concatenate([pictures.reshape(len(pictures), -1) for pictures in small], axis=1)
+    if len(small) > 1:
+        return _Signatures(rows)
+    sides = small[0].shape[1:]
+    whole = ragged or shrunk[0].shape[1:] == sides
+    return _Signatures(rows, sides, None if whole else _normal(shrunk[0]).astype(np.float16))
 
 
 def _tokens(dataset: Dataset, names: list[str]) -> Iterator[Array]:
@@ -287,39 +383,39 @@ def _joined(inputs: Sequence[Array]) -> Array:
     return np.concatenate([array.astype(np.int64) for array in inputs], axis=1)
 
 
-def _pictures(inputs: Sequence[Array]) -> Floats:
-    return np.concatenate([_picture(array) for array in inputs], axis=1)
-
-
-def _rows(inputs: Sequence[Array]) -> Floats:
-    return np.concatenate([_row(array) for array in inputs], axis=1)
-
-
-_REDUCED: dict[str, Callable[[Sequence[Array]], Floats]] = {"images": _pictures, "rows": _rows}
-
-
-def _picture(samples: Array) -> Floats:
-    """Return grey pictures of at most 16 x 16 pixels with the mean 0 and the length 1, `(n, pixels)`."""
+def _gray(samples: Array) -> Floats:
+    """Return pictures without colors, `(n, height, width)`."""
     axis = _channels(samples[0])
-    grey = samples.astype(np.float32)
-    if axis is not None and axis >= 0:
-        grey = grey.mean(axis=axis + 1)
-    small = _shrunk(_shrunk(grey, 1), 2).reshape(len(samples), -1)
-    small -= small.mean(axis=1, keepdims=True)
-    length = np.linalg.norm(small, axis=1, keepdims=True)
-    flat = length <= 1e-4 * (1 + np.abs(grey).max(axis=(1, 2), keepdims=True)[:, 0])
-    return np.asarray(np.where(flat, 0, small / np.where(flat, 1, length)), np.float32)
+    gray = samples.astype(np.float32)
+    return np.asarray(gray if axis in (None, -1) else gray.mean(axis=axis + 1))
 
 
-def _shrunk(pictures: Array, axis: int) -> Array:
-    """Return pictures whose side is at most 16 pixels, each the mean of those that it covers."""
-    size = pictures.shape[axis]
-    if size <= _SIDE:
-        return pictures
-    edges = np.linspace(0, size, _SIDE + 1).astype(np.int64)
-    shape = [-1 if place == axis else 1 for place in range(pictures.ndim)]
-    sums = np.add.reduceat(pictures, edges[:-1], axis=axis)
-    return np.asarray(sums / np.diff(edges).reshape(shape))
+def _shrunk(pictures: Floats, most: int) -> Floats:
+    """Return pictures whose sides are at most `most`, each pixel the mean of those that it covers."""
+    down, across = (_covering(side, most) for side in pictures.shape[1:])
+    return np.asarray(np.matmul(down.T, pictures @ across), np.float32)
+
+
+def _normal(pictures: Floats) -> Floats:
+    """Return pictures with the mean 0 and the length 1; those of one color are 0."""
+    mean = pictures.mean(axis=(1, 2), keepdims=True)
+    length = np.linalg.norm(pictures - mean, axis=(1, 2), keepdims=True)
+    flat = length <= 1e-4 * (1 + np.abs(pictures).max(axis=(1, 2), keepdims=True))
+    return np.asarray(np.where(flat, 0, (pictures - mean) / np.where(flat, 1, length)), np.float32)
+
+
+@functools.lru_cache(maxsize=64)
+def _covering(side: int, most: int) -> Floats:
+    """Return the share of each pixel of a side in each of at most `most` new ones, `(side, new)`.
+
+    A pixel on an edge counts in part for both sides, so that a mirror image becomes the mirror image.
+    """
+    if side <= most:
+        return np.eye(side, dtype=np.float32)
+    pixels, edges = np.arange(side), np.linspace(0, side, most + 1)
+    highs = np.minimum(pixels[:, np.newaxis] + 1, edges[1:])
+    lows = np.maximum(pixels[:, np.newaxis], edges[:-1])
+    return np.asarray(np.maximum(highs - lows, 0) * (most / side), np.float32)
 
 
 def _row(samples: Array) -> Floats:

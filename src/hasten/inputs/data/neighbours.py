@@ -14,7 +14,9 @@ COUNT = 10
 """Neighbours of each row; so up to nine copies of it leave one that shows how far others lie."""
 _ROWS, _OTHERS = 512, 8192
 """Rows compared at a time, so that distances take 16 MiB."""
-_FEW = 64
+_FIRST = 2048
+"""Others compared first, to find a row's first bound; the least of many are slow to find."""
+_FEW = 256
 """Largest count of numbers below a row's bound that are looked at one by one."""
 
 
@@ -31,14 +33,19 @@ def nearest(
         Distances and positions of the neighbours, `(n, k)` each, where k is 10, or m if that is less.
     """
     count = min(COUNT, len(others))
-    lengths = np.square(others).sum(axis=1)
+    # One product gives each distance squared, but for the row's own length, which changes no order.
+    whole = np.concatenate([others, np.square(others).sum(axis=1, keepdims=True)], axis=1).T
     places = np.empty((len(rows), count), np.int64)
     for low, high in _blocks(len(rows), _ROWS):
-        own = rows[low:high]
+        own = np.concatenate([-2 * rows[low:high], np.ones((high - low, 1), np.float32)], axis=1)
         best = np.full((len(own), count), np.inf, np.float32)
         found = np.zeros((len(own), count), np.int64)
-        for start, stop in _blocks(len(others), _OTHERS):
-            apart = lengths[start:stop] - 2 * (own @ others[start:stop].T)
+        first = min(_FIRST, len(others))
+        rest = [
+            (first + start, first + stop) for start, stop in _blocks(len(others) - first, _OTHERS)
+        ]
+        for start, stop in [(0, first), *rest]:
+            apart = own @ whole[:, start:stop]
             values, near = _below(apart, best.max(axis=1))
             merged = np.hstack([best, values])
             kept = np.argpartition(merged, count - 1, axis=1)[:, :count]
@@ -56,13 +63,15 @@ def _below(
     Rows with fewer than others are filled up with infinity. To compare with a bound takes a fifth of the
     time that it takes to find the least, and after some blocks hardly any number is below.
     """
-    below = apart < bound[:, np.newaxis]
-    counts = below.sum(axis=1)
-    width = int(counts.max())
-    if width > _FEW and apart.shape[1] > COUNT:
+    count, width = apart.shape
+    known = bool(np.isfinite(bound).all())
+    if known or width <= COUNT:
+        row, column = np.divmod(np.flatnonzero(apart < bound[:, np.newaxis]), width)
+        counts = np.bincount(row, minlength=count)
+    if width > COUNT and (not known or counts.max() > _FEW):
         near = np.argpartition(apart, COUNT - 1, axis=1)[:, :COUNT]
         return np.take_along_axis(apart, near, 1), np.asarray(near)
-    row, column = np.nonzero(below)
+    width = int(counts.max())
     place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
     values = np.full((len(apart), width), np.inf, np.float32)
     near = np.zeros((len(apart), width), np.int64)

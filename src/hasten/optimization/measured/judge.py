@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 
+from hasten.bundle import Part
 from hasten.errors import CandidateError, InputError, NothingRuns, OutOfTime
 from hasten.measure.candidate import Candidate
 from hasten.measure.ceilings import measure
+from hasten.measure.deadline import Deadline
 from hasten.measure.effort import EFFORTS
 from hasten.measure.intervals import Ratio
 from hasten.measure.roofline import Ceilings, Floor, floor
 from hasten.measure.workbench import OpenWorker
 from hasten.optimization.choose import Standing, fastest_exact, ladder
 from hasten.optimization.data_needed import calibrating, warn_of_scores
+from hasten.optimization.delivery import part_of
+from hasten.optimization.folding import Given
 from hasten.optimization.grid import grid, originals
 from hasten.optimization.job import Job
 from hasten.optimization.judge import Ending, Judge, Ladder, Shipment, Verdicts
@@ -235,20 +240,33 @@ class Measured(Judge):
         self.racing.use_threads(ladder.threads)
 
     def open_exact(self) -> OpenWorker:
-        """Open the baseline.
+        """Open the baseline, or on its engine the model as it was given, where that isn't the same.
 
         Raises:
             InputError: it fails.
         """
         self.racing.trials.close()
-        baseline = self.racing.trials.baseline
+        baseline, given = self.racing.trials.baseline, self.ready.given
         try:
-            artifact = self.racing.artifact(baseline)
+            if given is not None:
+                artifact = given.build(self.racing.bench, baseline.engine)
+            else:
+                artifact = self.racing.artifact(baseline)
             return self.racing.bench.open_built(baseline.engine, artifact, fresh=False)
         except OutOfTime:
             raise
         except CandidateError as error:
             raise InputError(f"the baseline failed: {error}") from error
+
+    def part_as_given(self, given: Given) -> Part:
+        """Return a bundle's record of the model as it was given, on the baseline's engine.
+
+        Raises:
+            CandidateError: it can't be built.
+        """
+        baseline = self.racing.trials.baseline
+        unhurried = dataclasses.replace(self.racing.bench, deadline=Deadline())
+        return part_of(baseline, given.build(unhurried, baseline.engine))
 
     @contextlib.contextmanager
     def opened(self, key: str) -> Iterator[OpenWorker]:

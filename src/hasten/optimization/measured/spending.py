@@ -54,9 +54,11 @@ class Spending:
         """Return the time to read the sealed data, to answer them and to compare the answers.
 
         Args:
-            rungs: Number of models beside the original.
+            rungs: Number of models beside the original. The original's form that normalizes pixels
+                itself, where there is one, comes on top.
         """
-        parts = self._racing.ready.parts
+        ready = self._racing.ready
+        parts, rungs = ready.parts, rungs + (ready.given is not None)
         each_s = parts.read_s + (1 + rungs) * self._deadline.seen("answer", 0.0)
         return _MARGIN * len(parts.sealed) * each_s + (1 + rungs) * self._racing.open_forked_s
 
@@ -65,7 +67,8 @@ class Spending:
 
         Two rungs or more are tested in the time that the stage may spend, one as long as any is left.
         The safest rung stays, and the fastest after it. Where there is no time even for one, the
-        original ships, since neither a certificate nor "exact" can be said without the sealed data.
+        original ships, since neither a certificate nor "exact" can be said without the sealed data. A
+        form of it that normalizes pixels itself isn't the original then: the ladder names no exact one.
 
         Args:
             ladder: Ladder by speed and safety alone.
@@ -73,20 +76,22 @@ class Spending:
         deadline, notes = self._deadline, self._racing.job.notes
         baseline = self._racing.trials.baseline.key
         asked = list(ladder.rungs)
-        if not deadline.limited or not (asked or ladder.exact != baseline):
+        folded = self._racing.ready.given is not None
+        if not deadline.limited or not (asked or folded or ladder.exact != baseline):
             return ladder
         compared = ladder.exact != baseline
         rungs = list(asked)
         while len(rungs) > 1 and self.sealed_s(len(rungs) + compared) > deadline.left_s():
             rungs.pop(len(rungs) // 2 if len(rungs) > 2 else 1)
-        needed_s, left_s = self.sealed_s(max(1, len(rungs))), deadline.most_s()
+        alone = folded and not asked and not compared
+        needed_s, left_s = self.sealed_s(0 if alone else max(1, len(rungs))), deadline.most_s()
         if needed_s > left_s:
             notes.append(
                 f"the sealed data was not read, because that would take about {needed_s:.0f} s "
                 f"and the time limit left {max(0.0, left_s):.0f} s; the original ships, and "
                 "nothing is certified"
             )
-            return dataclasses.replace(ladder, exact=baseline, rungs=())
+            return dataclasses.replace(ladder, exact="" if folded else baseline, rungs=())
         if len(rungs) < len(asked):
             notes.append(
                 f"the time limit left out {len(asked) - len(rungs)} of {len(asked)} candidates "
