@@ -49,7 +49,7 @@ SUBJECTS = (
     "yolov3_tiny",
 )
 BATCHES = (1, 8, 32)
-TELLING = 64
+TELLING = 32
 """Number of samples that set the last layer of a random network."""
 ROUNDS = 30
 TIMED = Pace(warmup_ns=200_000_000, block_ns=100_000_000, limit_s=180)
