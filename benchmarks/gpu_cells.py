@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gpu_engines import MODULE, BareOnnxRuntime, BareTorch
 
 from hasten.core.model import Model
 from hasten.core.records import write_json
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors
 from hasten.engines.artifacts import settle
-from hasten.engines.base import Engine
 from hasten.engines.cuda.onnxruntime import OnnxRuntimeCuda
-from hasten.engines.cuda.torch import TorchCuda
+from hasten.engines.cuda.torch import Mode, TorchCuda
 from hasten.engines.tensorrt.engine import Tensorrt
+from hasten.engines.tensorrt.plans import PlanEngine
 from hasten.engines.tensorrt.rtx import TensorrtRtx
 from hasten.errors import CandidateError, HastenError
 from hasten.inputs.data.arrays import ArrayDataset
@@ -39,7 +42,17 @@ from hasten.passes.half_precision import HalfPrecision
 
 HASTEN = "hasten"
 COMPILED = "torch.compile"
-NATIVE: tuple[Engine, ...] = (Tensorrt(), TensorrtRtx())
+TORCH: dict[str, Mode] = {
+    "torch eager": "eager",
+    COMPILED: "reduce-overhead",
+    f"{COMPILED} by timing": "max-autotune",
+}
+OTHERS: dict[str, OnnxRuntimeCuda | PlanEngine] = {
+    "ONNX Runtime CUDA": OnnxRuntimeCuda(),
+    "ONNX Runtime CUDA graph": OnnxRuntimeCuda(cuda_graph=True),
+    "TensorRT": Tensorrt(),
+    "TensorRT for RTX": TensorrtRtx(),
+}
 REQUESTS = 8
 """Number of different requests in a cell, which take turns."""
 
@@ -56,6 +69,8 @@ class Line:
         times: How many times as fast as the baseline: estimate and ends of the 95% interval.
         device_ns: Time of a request on the device's stream by its clock, after the race, in nanoseconds;
             None if there is no clock.
+        host_ns: Time from the launch of a request to the end of the host's wait, by the host's clock, after
+            the race, in nanoseconds; None if there is no device.
         off: Distance of its answers from the eager ones, as a share of their root mean square.
         said: Facts that its engine states, by name.
     """
@@ -66,34 +81,48 @@ class Line:
     p99_ns: float | None = None
     times: tuple[float, float, float] | None = None
     device_ns: float | None = None
+    host_ns: float | None = None
     off: float | None = None
     said: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def added_ns(self) -> float | None:
+        """Time of a request that isn't between its launch and the end of the wait; None if unknown."""
+        if self.p50_ns is None or self.host_ns is None:
+            return None
+        return self.p50_ns - self.host_ns
 
 
 def entrants(chosen: Single | None) -> dict[str, Single]:
     """Return what runs in a cell, by name; torch.compile runs twice, to show the noise.
 
+    Each runtime runs in f32, with TF32 and in f16, and in the ways to launch that hasten's search
+    tries: TF32 is on by default in ONNX Runtime, in TensorRT and in torch's convolutions.
+
     Args:
-        chosen: Engine and passes that hasten chose for the model; None where it chose none.
+        chosen: What hasten chose for the model; None where it chose nothing.
     """
-    half = (HalfPrecision(),)
-    found = {
-        BASELINE: Single((), TorchCuda()),
-        AGAIN: Single((), TorchCuda()),
-        "torch eager": Single((), TorchCuda("eager")),
-        "torch eager, f16": Single((), TorchCuda("eager", "f16")),
-        "torch.compile, f16": Single((), TorchCuda(precision="f16")),
-        "ONNX Runtime CUDA": Single((), OnnxRuntimeCuda()),
-        "ONNX Runtime CUDA, f16": Single(half, OnnxRuntimeCuda()),
-    }
-    for engine in NATIVE:
-        found[engine.words()] = Single((), engine)
-        found[f"{engine.words()}, f16"] = Single(half, engine)
-    return found if chosen is None else {**found, HASTEN: chosen}
+    found = {BASELINE: Single((), TorchCuda()), AGAIN: Single((), TorchCuda())}
+    if chosen is not None:
+        found[HASTEN] = chosen  # before a small GPU's memory is full
+    for name, mode in TORCH.items():
+        found[name] = Single((), TorchCuda(mode))
+        found[f"{name}, TF32"] = Single((), TorchCuda(mode, "tf32"))
+        found[f"{name}, f16"] = Single((), TorchCuda(mode, "f16"))
+    del found[COMPILED]  # the baseline
+    for name, engine in OTHERS.items():
+        found[name] = Single((), engine)
+        found[f"{name}, TF32"] = Single((), replace(engine, tf32=True))
+        found[f"{name}, f16"] = Single((HalfPrecision(),), engine)
+    for bare in (BareTorch(), BareTorch(compiled=True), BareOnnxRuntime()):
+        found[bare.words()] = Single((), bare)
+    return found
 
 
 def batched(module: Any, data: Dataset, batch: int, folder: Path) -> tuple[Model, Dataset]:
     """Export a module for requests of one size of batch, as ONNX and as torch's program.
+
+    The module itself is kept beside them, if it can be pickled.
 
     Returns:
         The model, and requests for it as samples.
@@ -110,6 +139,10 @@ def batched(module: Any, data: Dataset, batch: int, folder: Path) -> tuple[Model
     settle(model.path, request, "the exported model can't be settled")
     example = tuple(torch.from_numpy(stacked[name][0]) for name in names)
     torch.export.save(torch.export.export(module, example), folder / "module.pt2")
+    try:
+        torch.save(module, folder / MODULE)
+    except (AttributeError, TypeError, pickle.PicklingError):  # such as a class within a function
+        (folder / MODULE).unlink(missing_ok=True)
     outputs = tuple(
         replace(spec, shape=(batch, *spec.shape[1:]))
         if spec.shape and isinstance(spec.shape[0], str)
@@ -155,7 +188,7 @@ def cell(
         calibration=samples,
         calibration_hash=f"benchmark of {model.request}",
     )
-    with ExitStack() as closing:
+    with _engines_found(), ExitStack() as closing:
         entered = _Entered(bench, samples, closing)
         for name, candidate in entrants(chosen).items():
             entered.enter(name, candidate)
@@ -176,6 +209,21 @@ def cell(
             seed=0,
         )
         return list(entered.lines(standings))
+
+
+@contextmanager
+def _engines_found() -> Iterator[None]:
+    """Have processes that start meanwhile find the modules of this folder, whose engines they open."""
+    before = os.environ.get("PYTHONPATH")
+    here = str(Path(__file__).parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (here, before)))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
 
 
 class _Entered:
@@ -221,19 +269,23 @@ class _Entered:
                 quantile(rounds, 0.5).value_ns,
                 quantile(rounds, 0.99).value_ns,
                 (1 / ratio.estimate, 1 / ratio.high, 1 / ratio.low),
-                _device_ns(opened.worker),
+                *_device_times_ns(opened.worker),
                 _off(self._answers[name], right),
                 opened.properties,
             )
         yield from (Line(names.get(name, name), why) for name, why in failed.items())
 
 
-def _device_ns(worker: Worker) -> float | None:
-    """Return how long a request is on the device's stream, in nanoseconds; None where it has no clock."""
+def _device_times_ns(worker: Worker) -> tuple[float | None, float | None]:
+    """Return how long a request is on the device's stream, and how long the host launches and waits.
+
+    Both in nanoseconds; None where there is no device, or it isn't asked.
+    """
     with suppress(HastenError):
         told = worker.ask("device_times", limit_s=120)
-        return float(told["stream_ns"]) if "stream_ns" in told else None
-    return None
+        stream, host = (told.get(name) for name in ("stream_ns", "host_ns"))
+        return stream and float(stream), host and float(host)
+    return None, None
 
 
 def _off(got: Tensors, right: Tensors) -> float:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,6 +46,27 @@ _SAME = hypothesis.settings(hypothesis.settings.get_profile("explore"), derandom
 hypothesis.settings.register_profile("ci", _SAME, max_examples=200)
 hypothesis.settings.register_profile("home", _SAME, max_examples=25)
 hypothesis.settings.load_profile("home")  # --hypothesis-profile=ci for more
+
+_BEGAN_S = time.monotonic()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--begin-within",
+        type=float,
+        metavar="SECONDS",
+        help="skip each test that would begin later than that, unless it needs a device",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test for which no time is left; pytest-timeout would fail the whole session instead."""
+    limit_s = item.config.getoption("--begin-within")
+    if limit_s is None or item.get_closest_marker("device") is not None:
+        return
+    if time.monotonic() - _BEGAN_S >= limit_s:
+        pytest.skip(f"not begun within {limit_s:g} s")
 
 
 def pytest_collection_finish() -> None:
