@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -284,15 +284,28 @@ def certified_again(
     with _ledger() as ledger:
         for _ in range(commits):
             original, scores = _bundle(rng, n, limit, kind)
+            priors = {"w": BettingPrior(*prior)}
+            binary = "fractions" not in kind  # by the certificate, and not by these scores
             test = answers_digest(
-                chosen.hashes, original, ("w",), {"w": scores}, chosen.units, promise
+                chosen.hashes,
+                original,
+                ("w",),
+                {"w": scores},
+                chosen.units,
+                promise,
+                priors={} if binary and kind != "groups" else priors,
             )
 
             def judged(
-                promise: Promise, original: Floats = original, scores: Floats = scores
+                promise: Promise,
+                original: Floats = original,
+                scores: Floats = scores,
+                priors: Mapping[str, BettingPrior] = priors,
+                binary: bool = binary,
             ) -> Judged:
-                priors = {"w": BettingPrior(*prior)}
-                return judge_ladder(original, ("w",), {"w": scores}, chosen.units, priors, promise)
+                return judge_ladder(
+                    original, ("w",), {"w": scores}, chosen.units, priors, promise, binary=binary
+                )
 
             verdicts, _, _ = looked(ledger, chosen, test, promise, judged)
             if last_certified(verdicts):

@@ -66,7 +66,7 @@ def parts(folder: Path, samples: int, each: int | None = None, **settings: Any) 
             0.95,
             None,
             "420 sealed samples can't show a fall of at most 0.5 points, even if nothing changes: "
-            "that takes 670, so about 1,258 samples in all",
+            "that takes 665, so about 1,250 samples in all",
         ),
         (
             Top1(),
@@ -74,7 +74,7 @@ def parts(folder: Path, samples: int, each: int | None = None, **settings: Any) 
             0.95,
             5,
             "84 sealed groups can't show a fall of at most 0.5 points, even if nothing changes: "
-            "that takes 670, so about 1,018 groups in all",
+            "that takes 665, so about 1,010 groups in all",
         ),
     ],
 )
@@ -92,10 +92,10 @@ def test_comparisons_are_counted_by_the_rarer_class_and_told_in_samples(tmp_path
     (words,) = warnings(little, Promise(Auroc()), 300)
     draws = int((little.sealed.labels == 1).sum())  # type: ignore[union-attr]
     assert words.startswith(
-        f"{draws} sealed disjoint comparisons can't show a fall of at most 1 point, even if nothing changes: that takes 336, so about "
+        f"{draws} sealed disjoint comparisons can't show a fall of at most 1 point, even if nothing changes: that takes 333, so about "
     )
     needed = int(words.split("so about ")[1].removesuffix(" samples in all").replace(",", ""))
-    assert 3 * 336 * 2 < needed < 4 * 336 * 2
+    assert 3 * 333 * 2 < needed < 4 * 333 * 2
 
 
 @pytest.mark.parametrize(("samples", "each", "calibration"), [(300, None, 300), (900, 3, 60)])

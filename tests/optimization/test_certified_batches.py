@@ -151,7 +151,7 @@ def bout(desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         (
             "mates",
             (),
-            "2 and larger: rows may depend on each other, so each batch is one draw, and 336 batches "
+            "2 and larger: rows may depend on each other, so each batch is one draw, and 333 batches "
             "would be needed",
         ),
     ],

@@ -14,8 +14,9 @@ Differences are used in the order given, which must not depend on their values: 
 them with a fixed seed. A file sorted by outcome would break the bound.
 
 Each bet aims at the capital that is still missing, with the draws that are left: a bettor who is behind
-stakes more (Voracek and Orabona, "STaR-Bets", arXiv 2505.22422, 2025). So bets depend on m, and the
-hypotheses that aren't rejected need not be an interval: the bound is the largest of them.
+stakes more. Early bets are cautious, since few draws tell how large the changes are (both: Voracek and
+Orabona, "STaR-Bets", arXiv 2505.22422, 2025). So bets depend on m, and the hypotheses that aren't
+rejected need not be an interval: the bound is the largest of them.
 """
 
 import bisect
@@ -30,8 +31,8 @@ from hasten.errors import InputError
 
 Floats: TypeAlias = NDArray[np.float64]
 
-_CAUTION = 0.8  # share of the stake that would just suffice: lost draws cost more than others win
-_LARGEST_BET = 0.9  # in units of 1 / max(weight)
+_FURTHER = 5.0  # changes, as large as those before, that count in the variance from the start
+_LARGEST_BET = 0.99  # in units of 1 / max(weight)
 _PSEUDO_SQUARE = 0.05  # an invented squared difference, so that no variance is taken to be zero
 _GRID = 65
 _BOUND_WIDTH = 1e-6
@@ -291,14 +292,27 @@ def _rejects(
 
 
 def _spread(differences: Floats, weights: Floats, prior: BettingPrior) -> Floats:
-    """Return the stakes before each draw, but for the root of what is missing, by draws before it alone."""
+    """Return the stakes before each draw, but for the root of what is missing, by draws before it alone.
+
+    To the variance some further changes are added, most of them at first. Without them a bettor stakes too
+    much before a first rare, large change; they are as large as those before, so small changes of all draws
+    add little.
+    """
     n = differences.shape[-1]
     squares = (weights * (differences - prior.mean)) ** 2
-    before = np.zeros_like(squares)
-    np.cumsum(squares[..., :-1], axis=-1, out=before[..., 1:])
-    known = _PSEUDO_SQUARE + prior.n * prior.variance + before
-    variance = known / (1 + prior.n + np.arange(n))
-    return np.asarray(_CAUTION * np.sqrt(2 / (variance * np.arange(n, 0, -1))))
+    before, fourth = _sums_before(squares), _sums_before(squares**2)
+    draws = np.arange(n)
+    variance = (_PSEUDO_SQUARE + prior.n * prior.variance + before) / (1 + prior.n + draws)
+    usual = (_PSEUDO_SQUARE + fourth) / (_PSEUDO_SQUARE + before)
+    variance += _FURTHER * usual * n / (draws + n / 2) ** 2
+    return np.asarray(np.sqrt(2 / (variance * (n - draws))))
+
+
+def _sums_before(values: Floats) -> Floats:
+    """Return, for each draw, the sum over the draws before it."""
+    sums = np.zeros_like(values)
+    np.cumsum(values[..., :-1], axis=-1, out=sums[..., 1:])
+    return sums
 
 
 def _reaches(gains: list[float], spread: list[float], goal: float, most: float) -> bool:

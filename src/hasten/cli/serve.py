@@ -129,7 +129,8 @@ _PLAIN = ("http", "grpc", "host", "trace", "json_logs")
     "--shadow-limit",
     type=Share(),
     default=0.0,
-    help="Share of changed answers above which an alarm is raised.  [default: the certificate's]",
+    help="Share of changed answers above which an alarm is raised.  [default: the one "
+    "that follows from the certificate, if any]",
 )
 @click.option(
     "--on-alarm",

@@ -125,8 +125,8 @@ def shortfall(
         fresh = _fresh(entry.samples_needed, ready)
         return [
             f"{short}add about {fresh:,} samples that no run has read, which are then tested "
-            "alone at the full confidence, or allow a larger drop in a further look at the "
-            "present samples"
+            "alone at the full confidence (each test on new samples may be wrong anew), or allow a larger "
+            "drop in a further look at the present samples"
         ]
     total = _in_all(entry.samples_needed, ready.parts, ready.promise.metric, calibration)
     return [f"{short}give about {total} in all, or allow a larger drop"]
