@@ -16,7 +16,7 @@ them with a fixed seed. A file sorted by outcome would break the bound.
 Each bet aims at the capital that is still missing, with the draws that are left: a bettor who is behind
 stakes more. Early bets are cautious, since few draws tell how large the changes are (both: Voracek and
 Orabona, "STaR-Bets", arXiv 2505.22422, 2025). So bets depend on m, and the hypotheses that aren't
-rejected need not be an interval: the bound is the largest of them.
+rejected don't have to be an interval: the bound is the largest of them.
 """
 
 import bisect
@@ -31,9 +31,12 @@ from hasten.errors import InputError
 
 Floats: TypeAlias = NDArray[np.float64]
 
-_FURTHER = 5.0  # changes, as large as those before, that count in the variance from the start
-_LARGEST_BET = 0.99  # in units of 1 / max(weight)
-_PSEUDO_SQUARE = 0.05  # an invented squared difference, so that no variance is taken to be zero
+_FURTHER = 5.0
+"""Changes, as large as those before, that count in the variance from the start."""
+_LARGEST_BET = 0.99
+"""Largest bet, in units of 1 / max(weight)."""
+_PSEUDO_SQUARE = 0.05
+"""An invented squared difference, so that no variance is taken to be zero."""
 _GRID = 65
 _BOUND_WIDTH = 1e-6
 _SMALLEST_BOUND = 1e-6
