@@ -97,7 +97,7 @@ def looks_of_one_process(folder: Path, number: int) -> None:
 def test_processes_at_once_lose_nothing_of_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hasten.certificate.ledger_file._LOCK_TRIES", 6000)  # the machine may stall
+    monkeypatch.setattr("hasten.certificate.ledger_file.PATIENCE_S", 600.0)  # the machine may stall
     fork = multiprocessing.get_context("fork")
     several = [fork.Process(target=looks_of_one_process, args=(tmp_path, i)) for i in range(4)]
     for one in several:
@@ -335,7 +335,7 @@ def test_where_it_can_not_be_written_nothing_is_judged_and_it_stays(tmp_path: Pa
 
 
 def test_where_its_folder_or_its_file_is_read_only_a_run_ends_before_it_begins() -> None:
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # which anybody may pass through
         folder = Path(name)
         look(folder, 1)
 

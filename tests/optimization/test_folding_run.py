@@ -48,6 +48,9 @@ PIPELINE = Pipeline(STEPS, (TopK(2),))
 OPTIONS: dict[str, Any] = {"metric": "agreement", "max_drop": 0.2, "calibration": 20}
 
 
+AS_GIVEN = "the bundle holds the model as it was given, and times are those of the form that takes pixels as uint8"
+
+
 def pictures(folder: Path, count: int = 90) -> Path:
     """Write smooth pictures of many sizes, as photos are."""
     random = np.random.default_rng(0)
@@ -324,10 +327,11 @@ def test_one_that_changes_on_the_sealed_data_alone_ships_the_model_as_it_was_giv
     searched, sealed = len(drawn.search), len(drawn.sealed)
     assert any(f"no answer changed on {searched} samples of the search" in n for n in result.notes)
     assert any(
-        f"kept every answer in the search, but 1 answer changed of {sealed} sealed ones: the bundle "
-        "holds the model as it was given, and times are those of the other form" in note
+        f"kept every answer in the search, but 1 answer changed of {sealed} sealed ones, so nothing "
+        "that was made from it is certified" in note
         for note in result.notes
     )
+    assert AS_GIVEN in result.notes
     assert result.status == "exact"
     manifest = read(tmp_path / "b")
     assert manifest.pipeline == CLOSE
@@ -360,6 +364,7 @@ def test_without_time_for_the_sealed_data_the_model_ships_as_it_was_given(
             **OPTIONS,
         )
     assert any("before the sealed data was answered" in note for note in result.notes)
+    assert AS_GIVEN in result.notes
     assert result.status == "exact"
     assert read(tmp_path / "b").pipeline == PIPELINE
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import http.client
+import importlib
 import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from unittest.mock import patch
 
 import grpc
 import numpy as np
@@ -23,6 +25,7 @@ from tests.support.waiting import PATIENCE_S, until
 from hasten.core.tensors import Array
 from hasten.serving.protocol.messages import SERVICE, message
 from hasten.serving.protocol.requests import Answer, Query
+from hasten.serving.wire import classes
 from hasten.serving.wire.classes import classes_of
 from hasten.serving.wire.http_bodies import write_answer
 from hasten.serving.wire.shared_memory import SharedMemory
@@ -129,7 +132,7 @@ def test_others_are_answered_while_a_long_answer_is_written(
     expected: Any,
 ) -> None:
     place = f"hasten.serving.{module}.write_answer"
-    real = pytest.importorskip(f"hasten.serving.{module}").write_answer
+    real = importlib.import_module(f"hasten.serving.{module}").write_answer
     writing, answered = threading.Event(), threading.Event()
 
     def held_up(*given: Any) -> Any:
@@ -151,13 +154,45 @@ def test_others_are_answered_while_a_long_answer_is_written(
     until(lambda: server.call(lambda: server.server.state.body_bytes) == 0)
 
 
-def test_who_leaves_while_an_answer_is_written_leaves_nothing(server: ServerThread) -> None:
-    for _ in range(8):
+def test_nothing_is_written_for_those_who_left(
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads write; what waits for them is given up, and counts no more, when its client leaves."""
+    state = server.server.state
+    go_on, begun = threading.Event(), threading.Semaphore(0)
+    written: list[str] = []
+
+    def held_up(real: Any, name: str) -> Any:
+        def write(*given: Any) -> Any:
+            written.append(name)
+            begun.release()
+            assert go_on.wait(PATIENCE_S)
+            return real(*given)
+
+        return write
+
+    for module in ("http.exchange", "grpc.calls"):
+        place = importlib.import_module(f"hasten.serving.{module}")
+        monkeypatch.setattr(place, "write_answer", held_up(place.write_answer, module))
+    body = json.dumps({"inputs": [X]})
+    clients = []
+    for number in range(6):
         client = http.client.HTTPConnection("127.0.0.1", server.http_port, timeout=PATIENCE_S)
-        client.request("POST", "/v2/models/long/infer", json.dumps({"inputs": [X]}))
+        client.request("POST", "/v2/models/long/infer", body)
+        clients.append(client)
+        if number < 2:
+            assert begun.acquire(timeout=PATIENCE_S)
+    assert server.call(lambda: state.body_bytes) > 6 * LONG.nbytes
+    with grpc.insecure_channel(server.grpc_url) as channel:
+        call = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")(iter([asking()] * 8))
+        until(lambda: server.call(lambda: state.coding._work_queue.qsize()) == 4 + 8)
+        call.cancel()
+    for client in clients:
         client.close()
-    until(lambda: server.call(lambda: server.server.state.body_bytes) == 0)
+    until(lambda: server.call(lambda: state.body_bytes) == 0)
+    go_on.set()
     assert numbers(server) == (200, LONG.tolist())
+    assert written == ["http.exchange"] * 3
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "i1", "u8", "?"])
@@ -176,12 +211,16 @@ SCORES = st.one_of(
 )
 
 
+@pytest.mark.parametrize("short", [0, 256])
 @given(scores=SCORES, count=st.integers(1, 45))
-def test_the_highest_scores_are_the_first_of_all_in_order(scores: Array, count: int) -> None:
+def test_the_highest_scores_are_the_first_of_all_in_order(
+    scores: Array, count: int, short: int
+) -> None:
     whole = scores.dtype.kind in "iu"
     order = np.argsort(~scores if whole else -scores, kind="stable")[:count]
-    found = [int(each.rpartition(b":")[2]) for each in classes_of(scores, count, batched=False)]
-    assert found == order.tolist()
+    with patch.object(classes, "_SHORT", short):
+        named = classes_of(scores, count, batched=False)
+    assert [int(each.rpartition(b":")[2]) for each in named] == order.tolist()
 
 
 def test_few_of_many_scores_take_no_sort_of_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,8 @@ from hasten.inputs.data.splits import KNOWN_BYTES, Earlier
 
 VARIABLE = "HASTEN_LEDGER"
 """Environment variable with the ledger's folder, or "off"."""
+_LONG_PATIENCE_S = 1800.0
+"""Longest wait for other processes where answers that took long would be lost."""
 _OFF = frozenset({"off", "0"})
 _WAYS = (
     f'set {VARIABLE} to a folder that only you can write, or to "off" to go on without a memory, as the '
@@ -183,7 +185,8 @@ class Ledger:
         own = secrets.token_hex(8)
         if self.file is None:
             return look_at(mine, known.looks, own=own, asked=asked, kept=self.trouble)
-        with self._opened() as (file, folder, content):
+        # Answers that took hours are lost if it can't be written now.
+        with self._opened(_LONG_PATIENCE_S) as (file, folder, content):
             past = (known + Past(looks=tuple(content.looks.values()))).looks
             same = next((one for one in past if one.answers == answers and not one.repeats), None)
             if same is not None and same.refused is None:
@@ -271,17 +274,17 @@ class Ledger:
         return f"kept since {content.begun.on}{f'; {more}' if more else ''}"
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[tuple[LedgerFile, int, Content]]:
+    def _opened(self, patience_s: float | None = None) -> Iterator[tuple[LedgerFile, int, Content]]:
         """Yield the file, a descriptor of its folder, and what it says, locked.
 
         Raises:
             InputError: it can't be read or written.
         """
-        with self._refusing(), self._locked() as opened:
+        with self._refusing(), self._locked(patience_s) as opened:
             yield opened
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[tuple[LedgerFile, int, Content]]:
+    def _locked(self, patience_s: float | None = None) -> Iterator[tuple[LedgerFile, int, Content]]:
         """Yield what `_opened` yields.
 
         Raises:
@@ -289,7 +292,7 @@ class Ledger:
             OSError: it can't be opened, read or written.
         """
         assert self.file is not None
-        with self.file.locked() as folder:
+        with self.file.locked(patience_s=patience_s) as folder:
             try:
                 yield self.file, folder, self.file.read(folder)
             finally:

@@ -30,7 +30,9 @@ LIMIT_BYTES = 32 << 20
 """Largest number of bytes of the ledger: about a million and a half samples."""
 FILE, LOCK = "ledger.jsonl", "ledger.lock"
 _SUM = 16
-_LOCK_TRIES, _LOCK_PAUSE_S = 100, 0.1
+PATIENCE_S = 10.0
+"""Longest wait for other processes that work in the ledger, where nothing is lost by giving up."""
+_LOCK_PAUSE_S = 0.1
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _WRITE = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -142,11 +144,12 @@ class LedgerFile:
         return self.folder / FILE
 
     @contextlib.contextmanager
-    def locked(self, *, reading: bool = False) -> Iterator[int]:
+    def locked(self, *, reading: bool = False, patience_s: float | None = None) -> Iterator[int]:
         """Yield a descriptor of the folder, checked, which this process alone works in.
 
         Args:
             reading: Whether the block only reads, so that a folder that can't be written serves too.
+            patience_s: Longest wait for other processes that work in it; None for the usual one.
 
         Raises:
             UnusableError: it isn't this user's alone, or another process holds it.
@@ -162,7 +165,7 @@ class LedgerFile:
             lock = _opened_lock(folder, reading=reading)
             if lock is not None:
                 held.callback(os.close, lock)
-                _wait_for(lock)
+                _wait_for(lock, PATIENCE_S if patience_s is None else patience_s)
             yield folder
 
     def known(self, folder: int) -> Content | None:
@@ -391,9 +394,9 @@ def _opened_lock(folder: int, *, reading: bool) -> int | None:
     return None
 
 
-def _wait_for(lock: int) -> None:
-    """Wait for the other processes that work in the ledger, ten seconds at most."""
-    for _ in range(_LOCK_TRIES):
+def _wait_for(lock: int, patience_s: float) -> None:
+    """Wait for the other processes that work in the ledger."""
+    for _ in range(round(patience_s / _LOCK_PAUSE_S)):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

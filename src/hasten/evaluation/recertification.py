@@ -116,13 +116,26 @@ def certify(
             os.fspath(bundle), data, max_drop=max_drop, confidence=confidence, listen=listen
         )
     scored = None if metric is None else named_metric(metric)
-    ledger = user_ledger()  # so that one that can't be used ends it before it begins
     asked = Asked(max_drop, confidence, guard, mean_over, scored, batch_sizes)
-    subject = open_subject(bundle, asked, pipeline, custom_ops)
+    ledger, unusable = _ledger()  # so that one that can't be used ends it before it begins
+    try:
+        subject = open_subject(bundle, asked, pipeline, custom_ops)
+    except InputError as error:
+        raise unusable or error from None
+    if unusable is not None and not subject.unlimited:
+        raise unusable
     material = open_material(subject, data, scored)
     if subject.unlimited:
         return _compared(subject, material, listen)
     return _tested(subject, material, ledger, report, batch_sizes, listen)
+
+
+def _ledger() -> tuple[Ledger, InputError | None]:
+    """Return the ledger, and why it can't be used; None where it can."""
+    try:
+        return user_ledger(), None
+    except InputError as error:
+        return Ledger(None), error
 
 
 def _compared(subject: Subject, material: Material, listen: Callable[[int], None]) -> ExactCheck:

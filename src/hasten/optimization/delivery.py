@@ -33,7 +33,7 @@ from hasten.passes.small_model import SmallModel
 from hasten.reporting.apart import rendered_within
 from hasten.reporting.evidence import assembled
 from hasten.reporting.result import Asked, Result
-from hasten.reporting.summary import exact_why
+from hasten.reporting.summary import allowed, exact_why
 
 UNDRAWN = (
     "there is no report, because matplotlib isn't installed: pip install 'hasten[optimize]', "
@@ -44,6 +44,7 @@ UNDRAWN = (
 UNREPORTED = "the time limit left no time for the report: hasten report makes it from the bundle"
 """Note on a bundle without a page where there was no time for it."""
 
+_AS_GIVEN = "the bundle holds the model as it was given, and times are those of the form that takes pixels as uint8"
 _FELL = "with pixels normalized inside, the original itself changed an answer to the sealed data"
 """Reason why no inexact form ships where the original as it was given does, after the sealed data."""
 _LONE = Coverage()
@@ -88,8 +89,12 @@ def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
     covered = sealed.covered if ending.shipment.judgement is not None else None
     said = "" if covered is None else covered.in_words()
     result = replace(ending.result, comparison=comparison, look=sealed.look, batches=said)
-    if judge.original in sealed.fallen and shipment.status == "exact":
-        result = replace(result, why=shipment.why, inexact=_FELL)
+    if judge.original in sealed.fallen:
+        result = replace(result, why=shipment.why)
+        if shipment.status == "exact":
+            result = replace(result, inexact=_FELL)
+    if ships is not ready:
+        result = replace(result, notes=(*result.notes, _AS_GIVEN))
     records = {"result.json": to_record(result), **_evidence(judge, sealed), **ending.records}
     coverage = covered or Coverage()
     look, changed = sealed.look, sealed.changed
@@ -110,7 +115,8 @@ def _original_as_given(judge: Judge, sealed: Sealed, shipment: Shipment) -> tupl
     if given is None or not (sealed.cut or judge.original in sealed.fallen):
         return ready, shipment
     if shipment.status != "exact":  # it ships without a certificate, as was allowed
-        return ready, replace(shipment, exact=None)
+        why = shipment.why if sealed.cut else allowed(_FELL)
+        return ready, replace(shipment, exact=None, why=why)
     try:
         part = judge.part_as_given(given)
     except CandidateError as error:

@@ -110,7 +110,12 @@ def begin_look(job: Job, hashes: Sequence[bytes]) -> None:
         job: The run at work.
         hashes: Content hashes of the sealed samples.
     """
-    take_look(job, hashes, secrets.token_hex(32))  # of no other test: labels aren't known yet
+    known = job.journal.last("look begins")
+    # Of no other test, since labels aren't known yet, but the same one if the run is killed right after.
+    test = secrets.token_hex(32) if known is None else known["test"]
+    if known is None:
+        job.journal.append("look begins", test=test)
+    take_look(job, hashes, test)
 
 
 def past_of(bundle: Path, job: Job) -> Past:

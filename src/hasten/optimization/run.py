@@ -59,8 +59,7 @@ def certify(judge: Judge, ladder: Ladder) -> Sealed:
     if judge.original in sealed.fallen:
         judge.job.notes.append(
             "the form of the original that takes pixels as uint8 kept every answer in the search, but "
-            f"{sealed.fallen[judge.original]}: the bundle holds the model as it was given, and times "
-            "are those of the other form"
+            f"{sealed.fallen[judge.original]}, so nothing that was made from it is certified"
         )
         return sealed
     for key, change in sealed.fallen.items():

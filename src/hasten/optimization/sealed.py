@@ -192,7 +192,7 @@ def _read(judge: Judge, ladder: Ladder) -> tuple[Reading, Answers | None]:
         if key == "" or key in alone:  # answers in batches are compared with none
             comparing(key, outputs)
             changed(key, outputs)
-            if answers is not None and key != judge.original:
+            if answers is not None and (key == "" or key != judge.original):
                 answers(key, outputs)
 
     job.journal.append("sealed read", samples=len(ready.parts.sealed))

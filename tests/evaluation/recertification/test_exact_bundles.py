@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from click.testing import CliRunner, Result
 from tests.support import models, recurrent
 from tests.support.bundles import forge
@@ -52,6 +53,14 @@ def test_one_that_answers_as_its_exact_model_ends_with_0(tmp_path: Path) -> None
         "exact, so it needs no certificate: what the bundle serves answered all 40 samples as its exact "
         "model does\n",
     )
+
+
+def test_one_needs_no_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ledger").write_text("a file where the folder should be")
+    monkeypatch.setenv("HASTEN_LEDGER", str(tmp_path / "ledger"))
+    ended = run(bundle_of(tmp_path, models.solid(tmp_path)), rows(tmp_path))
+    assert ended.exit_code == 0
+    assert ended.output.startswith("exact, so it needs no certificate: ")
 
 
 def test_one_whose_answers_differ_here_ends_with_1_and_says_what_to_do(tmp_path: Path) -> None:

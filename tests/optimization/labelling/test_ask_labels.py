@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -218,14 +219,14 @@ def test_a_run_that_waits_goes_on_as_labels_come(place: Place, known: Judgement)
         if progress.stage != "label":
             return
         told.append(progress.done)
-        address = progress.doing.removeprefix("label on http://").removesuffix("/")
-        connection = http.client.HTTPConnection(address, timeout=120)
-        connection.request("GET", "/")
+        address = urlsplit(progress.doing.removeprefix("label on "))
+        connection = http.client.HTTPConnection(address.netloc, timeout=120)
+        connection.request("GET", address.path)
         page = connection.getresponse().read().decode()
         items = json.loads(page.split('id="data">')[1].split("</script>")[0])["items"]
         answers = {item["id"]: str(place.class_of[item["id"]]) for item in items}
         kind = {"Content-Type": "application/json"}
-        connection.request("POST", "/labels", json.dumps(answers), kind)
+        connection.request("POST", f"{address.path}labels", json.dumps(answers), kind)
         assert connection.getresponse().status == 200
 
     result = place.run(None, "waited", ask_labels="wait", resume=True, listen=listen)

@@ -22,6 +22,7 @@ from hasten.inputs.metrics.base import Metric
 _FIRST = 3
 """Number of an array's values that a message shows."""
 _COMPARED = 3
+_TRIED = 30
 """Number of calls, with scores other than all 0 or all 1, that are compared with calls for their parts."""
 _ROUNDING = 1e-5
 """Largest difference of a score that is taken as rounding: products of matrices round by their height."""
@@ -91,15 +92,16 @@ class Custom(Metric):
 
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
         scores = self._scored(outputs, exact, labels)
-        if len(self._compared) < _COMPARED and len(scores) >= 4:
+        telling = sum(self._compared)
+        if telling < _COMPARED and len(self._compared) < _TRIED and len(scores) >= 4:
             self._check_alone(scores, outputs, exact, labels)
-            if 0 < scores.mean() < 1:  # a figure of the call may be 0 or 1 in its parts, too
-                self._compared.append(len(scores))
+            # A figure of the call may be 0 or 1 in its parts, too.
+            self._compared.append(bool(0 < scores.mean() < 1))
         return scores
 
     @cached_property
-    def _compared(self) -> list[int]:
-        """Number of samples of each call that was compared with calls for its two parts."""
+    def _compared(self) -> list[bool]:
+        """Whether each call that was compared with calls for its two parts could tell anything."""
         return []
 
     def _check_alone(

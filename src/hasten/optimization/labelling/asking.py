@@ -162,7 +162,9 @@ class _Asking:
                 found = _from_file(folder / LABELS, self.questions)
                 done = len(self.questions) - found.left
                 if done != before:
-                    self.job.tell("label", f"label on {url}", done, len(self.questions))
+                    place = f"label on {url}"
+                    news = place if before < 0 else None  # which a screen of plain lines prints
+                    self.job.tell("label", place, done, len(self.questions), news=news)
                     settled = self._settled(found)
                     if not found.left or self.enough(settled):
                         return found, settled

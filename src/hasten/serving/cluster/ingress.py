@@ -325,7 +325,7 @@ def configuration(
     most = max(1, int(_MOST_OF_ONE * limits.connections))
     shares = (
         "stick-table type ipv6 size 100k expire 10m store conn_cur\n"
-        "    tcp-request connection track-sc0 src\n"
+        "    tcp-request connection track-sc0 src,ipmask(32,64)\n"
         f"    tcp-request connection reject if {{ sc0_conn_cur gt {most} }}"
         if limits.fair
         else ""

@@ -19,7 +19,7 @@ from hasten.serving.protocol.requests import Answer, Query
 from hasten.serving.state import ServerState
 from hasten.serving.wire.grpc_messages import (
     GrpcRequest,
-    names_many,
+    is_slow,
     query_of,
     read_request,
     streamed,
@@ -151,8 +151,7 @@ class Inference:
 
     def is_slow(self, answer: Answer) -> bool:
         """Whether encoding the answer takes so long that `written_apart` should do it."""
-        query = self._query
-        return bool(query.outputs) and names_many(answer, query, self._model.most_rows > 0)
+        return is_slow(answer, self._query, self._model.most_rows > 0)
 
     def written(self, answer: Answer, *, in_stream: bool = False) -> bytes:
         """Encode the answer.
@@ -172,18 +171,17 @@ class Inference:
         Raises:
             ProtocolError: an output can't be written to the place that the request states.
         """
-        model = self._model
-        began_ns = self._clock_ns()
-        data = await asyncio.get_running_loop().run_in_executor(
-            self._state.coding,
-            write_answer,
-            answer,
-            self._query,
-            self._state.memory,
-            model.most_rows > 0,
-            in_stream,
-        )
-        model.statistics.encoded(self._clock_ns() - began_ns)
+        model, clock_ns = self._model, self._clock_ns
+
+        def write() -> tuple[bytes, int]:
+            began_ns = clock_ns()
+            memory, batched = self._state.memory, model.most_rows > 0
+            data = write_answer(answer, self._query, memory, batched, in_stream)
+            return data, clock_ns() - began_ns
+
+        loop = asyncio.get_running_loop()
+        data, taken_ns = await loop.run_in_executor(self._state.coding, write)
+        model.statistics.encoded(taken_ns)
         return data
 
     def end(self) -> None:
@@ -312,6 +310,8 @@ class Stream:
             self._reading = self._task = (
                 None  # a task keeps the frames of its error, and they keep this
             )
+            for writer in self._writers:
+                writer.cancel()
             for inference in (*self._under_way, *(each for each, _ in self._answers)):
                 inference.end()
             self._under_way.clear()

@@ -184,6 +184,7 @@ class Connection(asyncio.BufferedProtocol):
             self._unpacking.cancel()
             self._unpacking = None  # a cancelled task keeps its frames, and they keep this
         if self._exchange is not None:
+            self._exchange.give_up()
             self._reserved += self._exchange.reserved
             self._exchange = None
         backlog = sum(each.reserved for each in self._backlog)

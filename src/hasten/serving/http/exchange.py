@@ -127,8 +127,7 @@ class Exchange:
             if not self._is_room(size + slow):
                 return
             if slow:
-                work = self._encode_apart(answer, encoding, slow, began_ns)
-                self._encoding = asyncio.get_running_loop().create_task(work)
+                self._begin_encoding(answer, encoding, slow)
                 return
         try:
             pieces, header_bytes = self._encoded(answer, encoding)
@@ -138,7 +137,22 @@ class Exchange:
             log.exception("the server's own code failed on a request")
             self.respond(failure_response(own_fault(error)))
         else:
-            self._send(answer, pieces, header_bytes, encoding, began_ns)
+            self._send(answer, pieces, header_bytes, encoding)
+            model.statistics.encoded(connection.clock_ns() - began_ns)
+
+    def _begin_encoding(self, answer: Answer, encoding: str | None, size: int) -> None:
+        """Encode a long answer on a thread; its bytes count from now on until that has ended."""
+        state, client = self._connection.state, self._connection.client
+        task = asyncio.get_running_loop().create_task(self._encode_apart(answer, encoding))
+        state.bodies.take(client, size)
+        task.add_done_callback(lambda _: state.bodies.give(client, size))
+        self._encoding = task
+
+    def give_up(self) -> None:
+        """Encode no answer: nobody waits for it."""
+        if self._encoding is not None:
+            self._encoding.cancel()
+            self._encoding = None
 
     def _encoded(self, answer: Answer, encoding: str | None) -> tuple[list[Any], int | None]:
         """Return the pieces of the body, and the length of its JSON, as `write_answer` does."""
@@ -150,16 +164,18 @@ class Exchange:
             pieces = [compressed(pieces, encoding)]
         return pieces, header_bytes
 
-    async def _encode_apart(
-        self, answer: Answer, encoding: str | None, size: int, began_ns: int
-    ) -> None:
+    async def _encode_apart(self, answer: Answer, encoding: str | None) -> None:
         """Encode a long answer on a thread, while other clients are answered, and send it."""
-        connection = self._connection
-        state, client = connection.state, connection.client
-        state.bodies.take(client, size)
+        clock_ns = self._connection.clock_ns
+
+        def encode() -> tuple[list[Any], int | None, int]:
+            began_ns = clock_ns()
+            pieces, header_bytes = self._encoded(answer, encoding)
+            return pieces, header_bytes, clock_ns() - began_ns
+
         try:
-            pieces, header_bytes = await asyncio.get_running_loop().run_in_executor(
-                state.coding, self._encoded, answer, encoding
+            pieces, header_bytes, taken_ns = await asyncio.get_running_loop().run_in_executor(
+                self._connection.state.coding, encode
             )
         except ProtocolError as failure:
             self.respond(failure_response(failure))
@@ -167,9 +183,10 @@ class Exchange:
             log.exception("the server's own code failed on a request")
             self.respond(failure_response(own_fault(error)))
         else:
-            self._send(answer, pieces, header_bytes, encoding, began_ns)
+            self._send(answer, pieces, header_bytes, encoding)
+            if self.model is not None:
+                self.model.statistics.encoded(taken_ns)
         finally:
-            state.bodies.give(client, size)
             self._encoding = None
 
     def _send(
@@ -178,11 +195,9 @@ class Exchange:
         pieces: list[Any],
         header_bytes: int | None,
         encoding: str | None,
-        began_ns: int,
     ) -> None:
         """Send an answer whose body is written."""
-        connection, model, query = self._connection, self.model, self.query
-        assert model is not None
+        connection, query = self._connection, self.query
         assert query is not None
         extra = b"" if encoding is None else b"Content-Encoding: %s\r\n" % encoding.encode()
         size = 0
@@ -203,7 +218,6 @@ class Exchange:
         if plan is not None and keep_alive and encoding is None and in_bytes:
             plan.note(answer.outputs, query.id, head + bytes(pieces[0]))
         connection.send(head, pieces, size, self.reserved, keep_alive)
-        model.statistics.encoded(connection.clock_ns() - began_ns)
 
     def _is_room(self, size: int) -> bool:
         """Whether an answer may take memory until its client reads it; if not, the client is told."""

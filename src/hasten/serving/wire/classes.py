@@ -13,12 +13,20 @@ _LONG = 1 << 16
 """Scores of an output above which the highest aren't found at once."""
 _MANY = 1 << 11
 """Scores above which they aren't named at once."""
+_MANY_ROWS = 256
+_SHORT = 256
+"""Scores of a row up to which a whole sort takes less time than a search for the highest."""
 
 
 def takes_long(array: Array, count: int, batched: bool) -> bool:
     """Whether `classes_of` takes more than some milliseconds, so that a thread should call it."""
     rows = len(array) if batched and array.ndim > 1 else 1
-    return array.size > _LONG or min(count * rows, array.size) > _MANY
+    return array.size > _LONG or min(count * rows, array.size) > _MANY or rows > _MANY_ROWS
+
+
+def many_texts(array: Array) -> bool:
+    """Whether an output of datatype BYTES has so many elements that a thread should write it."""
+    return array.dtype == object and array.size > _MANY
 
 
 def classes_of(array: Array, count: int, batched: bool) -> Array:
@@ -40,9 +48,15 @@ def classes_of(array: Array, count: int, batched: bool) -> Array:
             f"classification names at most {_MOST_CLASSES:,} scores of an output; got {len(rows):,} rows of "
             f"{count:,}: ask for fewer, or for the output itself",
         )
-    found = np.empty((len(rows), count), object)
-    for number, row in enumerate(rows):
-        for rank, place in enumerate(_highest(row, count, whole)):
+    # The complement of whole numbers reverses their order and, unlike negation, never overflows.
+    keys = ~rows if whole else -rows
+    if rows.shape[1] <= _SHORT or not len(rows):
+        highest = np.argsort(keys, axis=1, kind="stable")[:, :count]
+    else:
+        highest = np.stack([_lowest(key, count) for key in keys])
+    found = np.empty(highest.shape, object)
+    for number, (row, places) in enumerate(zip(rows, highest, strict=True)):
+        for rank, place in enumerate(places):
             score = row[place]
             found[number, rank] = (
                 f"{score}:{place}".encode() if whole else b"%f:%d" % (score, place)
@@ -50,13 +64,11 @@ def classes_of(array: Array, count: int, batched: bool) -> Array:
     return found if batched and array.ndim > 1 else found[0]
 
 
-def _highest(row: Array, count: int, whole: bool) -> Array:
-    """Return the places of the highest scores, highest first; of equal scores the first, NaN last.
+def _lowest(key: Array, count: int) -> Array:
+    """Return the places of the lowest keys, lowest first; of equal keys the first, NaN last.
 
-    A whole sort would take 20 times as long where few of many scores are asked for.
+    A whole sort would take 20 times as long where few of many are asked for.
     """
-    # The complement of whole numbers reverses their order and, unlike negation, never overflows.
-    key = ~row if whole else -row
     if count < len(key):
         last = np.partition(key, count - 1)[count - 1]
         if last == last:  # not NaN

@@ -27,7 +27,7 @@ from hasten.serving.wire.checks import (
     wanted_once,
     whole_number,
 )
-from hasten.serving.wire.classes import classes_of, takes_long
+from hasten.serving.wire.classes import classes_of, many_texts, takes_long
 from hasten.serving.wire.grpc_contents import LONG_CONTENTS, read_contents
 from hasten.serving.wire.grpc_fields import BYTES_FIELD, fields_of
 from hasten.serving.wire.shared_memory import SharedMemory
@@ -326,10 +326,14 @@ def write_answer(
     return b"".join(pieces)
 
 
-def names_many(answer: Answer, query: Query, batched: bool) -> bool:
-    """Whether an answer has so many scores to rank or name that a thread should encode it."""
+def is_slow(answer: Answer, query: Query, batched: bool) -> bool:
+    """Whether an answer has so many scores to rank, or texts to write, that a thread should encode it."""
+    if not query.outputs:
+        return any(map(many_texts, answer.outputs.values()))
     return any(
-        each.classes and takes_long(answer.outputs[each.name], each.classes, batched)
+        takes_long(answer.outputs[each.name], each.classes, batched)
+        if each.classes
+        else many_texts(answer.outputs[each.name])
         for each in query.outputs
     )
 

@@ -102,12 +102,13 @@ class SharedMemory:
         return [self._find(name)]
 
     def _find(self, name: str) -> Registration:
-        if name not in self._regions:
+        found = self._regions.get(name)  # at once: answers are written on threads, too
+        if found is None:
             raise ProtocolError(
                 Kind.INVALID,
                 f"no shared memory region {name!r:.100} is registered: register it first",
             )
-        return self._regions[name]
+        return found
 
     def _part(self, region: Region) -> tuple[Registration, int]:
         found = self._find(region.name)
