@@ -56,11 +56,11 @@ def bundles(folder: Path) -> list[Path | str]:
     return [
         bundle_of(folder, models.write(folder / f"{MODEL}.onnx", _TINY, {})),
         bundle_of(folder, two, requests=[request]),
-        bundle_of(folder, wide(folder)),
         classifier(folder, "colour", 8),
         classifier(folder, "large", 512),
         sounds(folder, "sound", (FitLength(16_000),)),
         sounds(folder, "uncut"),
+        bundle_of(folder, wide(folder)),
         f"squares={chains.detector(folder)}+crop+{chains.classifier(folder, 'reader')}",
     ]
 
