@@ -348,7 +348,10 @@ def test_a_cell_without_a_choice_stands_for_none_that_has_one(
     (without, with_one) = raced  # each once
     assert (without[0], with_one[0]) == (False, True)
     assert without[1] != with_one[1]  # so that no race goes on with the other's rounds
-    assert [row[0] for row in cells_of(told)] == ["bare torch eager", "hasten"]
+    assert [(row[0], row[-1]) for row in cells_of(told)] == [
+        ("bare torch eager", "it was raced"),
+        ("hasten", "it was raced"),
+    ]
 
 
 def test_a_cell_that_fails_is_a_line_and_the_next_ones_go_on(

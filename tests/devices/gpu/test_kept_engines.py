@@ -275,6 +275,7 @@ def test_a_lost_device_costs_no_engine(
     built = runtime.built
     assert start(artifact, tmp_path / "cache") == (1, 0)
     assert runtime.built == built
+    assert start(artifact, tmp_path / "another cache") == (0, 1)  # nothing was learned there
 
 
 def test_tensorrts_version_is_that_of_the_library_that_the_provider_needs(
