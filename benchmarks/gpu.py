@@ -218,6 +218,9 @@ def measure(
     told = []
     for batch in batches:
         place, title = folder / f"batch-{batch}", f"{name}, batches of {batch}"
+        if chosen is None and kept(place) is None:
+            # Apart, so that the cell and its journal don't stand for one that has hasten's choice.
+            place = folder / f"batch-{batch}-without-choice"
         lines = kept(place)
         if lines is None:
             place.mkdir(exist_ok=True)

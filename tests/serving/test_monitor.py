@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
+import errno
 import http.client
 import http.server
 import json
 import logging
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -302,6 +304,91 @@ def test_evidence_that_begins_or_was_lost_is_told(
     told = CliRunner().invoke(main, ["monitor", str(path), "--monitor-state", str(state)])
     assert told.exit_code == 0
     assert told.output.endswith(" the evidence was started again: its file was lost\n")
+
+
+def noted(path: Path, state: Path) -> Path:
+    """Keep a line in the record of a bundle; return the record's file."""
+    kept.Kept(file_digest(path / MANIFEST), state).changed(
+        lambda found: found.noted("then", "noted")
+    )
+    (file,) = state.glob("*.json")
+    return file
+
+
+def monitored(path: Path, state: Path, *words: str) -> Any:
+    """Run `hasten monitor`."""
+    return CliRunner().invoke(main, ["monitor", str(path), "--monitor-state", str(state), *words])
+
+
+def test_the_command_tells_of_lost_evidence_and_only_clearing_changes_the_record(
+    tmp_path: Path, state: Path
+) -> None:
+    path = certified(tmp_path)
+    file = noted(path, state)
+    file.unlink()
+    lost = (
+        f"the monitor's evidence in {file} is lost: it starts again, with another 5% risk of a "
+        "false alarm\n"
+    )
+    for _ in range(2):
+        shown = monitored(path, state)
+        assert (shown.exit_code, shown.output) == (0, lost)
+        shown = monitored(path, state, "--json")
+        assert (shown.exit_code, shown.stderr) == (0, lost)
+        assert json.loads(shown.stdout)["begun_anew"] == 0
+        assert not file.exists()
+    cleared = monitored(path, state, "--clear")
+    assert cleared.exit_code == 0
+    assert cleared.output.startswith(lost)
+    assert cleared.output.endswith(" cleared by a person: the evidence starts again\n")
+    assert "is lost" not in monitored(path, state).output
+
+
+def test_the_command_leaves_damaged_evidence_to_whoever_clears_it(
+    tmp_path: Path, state: Path
+) -> None:
+    path = certified(tmp_path)
+    file = noted(path, state)
+    file.write_text("[]")
+    shown = monitored(path, state)
+    assert shown.exit_code == 2
+    assert f"the monitor's evidence in {state} is damaged (" in shown.output
+    assert "): give --clear, or start the server, to set it aside and start again" in shown.output
+    assert file.read_text() == "[]"
+    cleared = monitored(path, state, "--clear")
+    assert cleared.exit_code == 0
+    assert f"the monitor's evidence in {file} is damaged (" in cleared.output
+    assert len(list(state.glob("*.damaged-*"))) == 1
+
+
+def test_the_command_fails_where_no_evidence_can_be_kept(tmp_path: Path, state: Path) -> None:
+    path = certified(tmp_path)
+    state.write_text("a file is in the way")
+    shown, cleared = monitored(path, state), monitored(path, state, "--clear")
+    assert (shown.exit_code, cleared.exit_code) == (2, 2)
+    assert f"the monitor's evidence can't be read in {state}: Not a directory" in shown.output
+    assert f"the monitor's evidence can't be kept in {state}: File exists" in cleared.output
+
+
+@pytest.mark.parametrize("call", ["write", "close"])
+def test_a_lock_that_takes_no_mark_counts_no_evidence_twice(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    evidence = kept.Kept("0" * 64, tmp_path / "state", said.append)
+    real = getattr(os, call)
+
+    def full(number: int, *content: bytes) -> Any:
+        if call == "close":
+            real(number)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(os, call, full)
+        evidence.changed(lambda found: found.noted("then", "first"))
+    found = evidence.changed(lambda found: found.noted("then", "second"))
+    assert found.lines == ("then first", "then second")
+    assert said == []
 
 
 def begun(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -15,6 +15,7 @@ from hasten.errors import InputError
 
 if TYPE_CHECKING:
     from hasten.certificate.monitor import Evidence
+    from hasten.serving.monitoring.kept import Record
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -35,7 +36,7 @@ def monitor(bundle: Path, clear: bool, monitor_state: str, as_json: bool) -> Non
     """
     from hasten.bundle import MANIFEST, read, unpacked
     from hasten.core.records import file_digest
-    from hasten.serving.monitoring.kept import Kept, cleared, state_folder
+    from hasten.serving.monitoring.kept import state_folder
 
     with one_line_errors():
         bundle = unpacked(bundle)
@@ -43,11 +44,9 @@ def monitor(bundle: Path, clear: bool, monitor_state: str, as_json: bool) -> Non
         folder = state_folder(monitor_state)
         if folder is None:
             raise InputError("--monitor-state off keeps no evidence: name the server's folder")
-        said: list[str] = []
-        kept = Kept(file_digest(bundle / MANIFEST), folder, said.append)
-        record = kept.changed(cleared) if clear else kept.record
-        if said:
-            raise InputError(said[0])
+        record, lost = (_cleared if clear else _shown)(file_digest(bundle / MANIFEST), folder)
+    for line in lost:
+        click.echo(line, err=as_json)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(record), indent=2))
     else:
@@ -57,12 +56,50 @@ def monitor(bundle: Path, clear: bool, monitor_state: str, as_json: bool) -> Non
             click.echo(f"{key.split()[0]}: {_in_words(evidence)}")
         if record.evidence and not record.alarms:
             click.echo("no alarm")
-        if not (record.lines or record.evidence):
+        if not (record.lines or record.evidence or lost):
             click.echo(
                 "there is no evidence: no server has watched this bundle, or the server "
                 "kept nothing"
             )
     raise SystemExit(1 if record.alarms else 0)
+
+
+def _shown(digest: str, folder: Path) -> tuple[Record, list[str]]:
+    """Return what is kept of a bundle, which stays as it is, and lines on what is lost.
+
+    Raises:
+        InputError: what is kept can't be read, or is damaged.
+    """
+    from hasten.serving.monitoring.kept import Record, loss, peek
+
+    try:
+        return peek(digest, folder), []
+    except FileNotFoundError:
+        return Record(digest), [line for line in (loss(digest, folder),) if line]
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise InputError(f"the monitor's evidence can't be read in {folder}: {why}") from error
+    except ValueError as error:
+        raise InputError(
+            f"the monitor's evidence in {folder} is damaged ({error!s:.200}): give --clear, or start "
+            "the server, to set it aside and start again"
+        ) from error
+
+
+def _cleared(digest: str, folder: Path) -> tuple[Record, list[str]]:
+    """Clear what is kept of a bundle; return what is kept then, and lines on what was lost.
+
+    Raises:
+        InputError: nothing can be kept in the folder.
+    """
+    from hasten.serving.monitoring.kept import Kept, cleared
+
+    said: list[str] = []
+    lost: list[str] = []
+    record = Kept(digest, folder, said.append, anew=lost.append).changed(cleared)
+    if said:
+        raise InputError(said[0])
+    return record, lost
 
 
 def _in_words(evidence: Evidence) -> str:

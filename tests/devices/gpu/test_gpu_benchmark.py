@@ -324,6 +324,36 @@ def test_without_a_choice_and_without_torch_compile_the_rest_is_compared(
     assert rows[-1][8] == "hasten chose nothing: no engine to try"
 
 
+def test_a_cell_without_a_choice_stands_for_none_that_has_one(
+    gpu: Any, cells: Any, monkeypatch: pytest.MonkeyPatch, sm80: Target, tmp_path: Path
+) -> None:
+    raced: list[tuple[bool, str]] = []
+
+    def race(
+        module: Any, data: Any, batch: int, chosen: Any, target: Any, place: Path, *_: Any
+    ) -> Any:
+        raced.append((chosen is not None, place.name))
+        names = ("bare torch eager", *(("hasten",) if chosen else ()))
+        return [cells.Line(name, "it was raced") for name in names]
+
+    def nothing(folder: Path) -> Any:
+        raise CandidateError("the GPU's memory is full")
+
+    def chosen(folder: Path) -> Any:
+        return gpu.Chosen(tmp_path / "b", "ONNX Runtime", "certified")
+
+    monkeypatch.setattr(gpu, "_cell", race)
+    for choice in (nothing, nothing, chosen, chosen, nothing):
+        told = measured(gpu, sm80, tmp_path / "out", choice)
+    (without, with_one) = raced  # each once
+    assert (without[0], with_one[0]) == (False, True)
+    assert without[1] != with_one[1]  # so that no race goes on with the other's rounds
+    assert [(row[0], row[-1]) for row in cells_of(told)] == [
+        ("bare torch eager", "it was raced"),
+        ("hasten", "it was raced"),
+    ]
+
+
 def test_a_cell_that_fails_is_a_line_and_the_next_ones_go_on(
     gpu: Any, monkeypatch: pytest.MonkeyPatch, sm80: Target, tmp_path: Path
 ) -> None:

@@ -6,7 +6,9 @@ does, and ONNX Runtime answers on this host.
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,10 @@ from hasten.engines.base import Artifact
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.cuda import onnxruntime as onnxruntime_cuda
 from hasten.engines.cuda.facts import DeviceFacts
+from hasten.engines.cuda.kept_engines import tensorrt_version
 from hasten.engines.cuda.onnxruntime import OnnxRuntimeCuda
 from hasten.engines.cuda.runtime import Host
+from hasten.errors import DeviceLost
 from hasten.inputs.models.onnx import load
 from hasten.testing import models
 from hasten.testing.engine_tests import request_for
@@ -71,6 +75,9 @@ class Session:
         if self.engine == "an engine that fails":
             raise RuntimeError("TensorRT EP failed to create context from engine cache")
         return self.real.run(names, inputs, options)
+
+    def failing(self, names: Any, inputs: Any, options: Any) -> Any:
+        raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
 
     def run_with_iobinding(self, binding: Binding, options: Any) -> None:
         self.real.run_with_iobinding(binding.real, options)
@@ -170,8 +177,15 @@ def test_a_session_without_a_cache_keeps_nothing(runtime: Runtime, artifact: Art
     assert runtime.folders == [None]
 
 
-@pytest.mark.parametrize("change", ["weights", "gpu", "driver"])
-def test_an_engine_serves_no_other_model_gpu_or_driver(
+OTHER_FACTS = {
+    "capability": DeviceFacts("sm89", "13.0"),
+    "driver": DeviceFacts("sm90", "13.1"),
+    "gpu of one capability": DeviceFacts("sm90", "13.0", "NVIDIA GH200"),
+}
+
+
+@pytest.mark.parametrize("change", ["weights", "tensorrt", *OTHER_FACTS])
+def test_an_engine_serves_no_other_model_gpu_driver_or_library(
     change: str,
     runtime: Runtime,
     artifact: Artifact,
@@ -184,9 +198,10 @@ def test_an_engine_serves_no_other_model_gpu_or_driver(
         at = data.index(_weight(artifact.path))
         data[at] ^= 1
         artifact.path.write_bytes(data)
+    elif change == "tensorrt":
+        monkeypatch.setattr(onnxruntime_cuda, "tensorrt_version", lambda runtime: "101400")
     else:
-        facts = DeviceFacts(*(("sm89", "13.0") if change == "gpu" else ("sm90", "13.1")))
-        monkeypatch.setattr(onnxruntime_cuda, "device_facts", lambda: facts)
+        monkeypatch.setattr(onnxruntime_cuda, "device_facts", lambda: OTHER_FACTS[change])
     assert start(artifact, tmp_path / "cache") == (0, 1)
     assert runtime.built == 2
 
@@ -222,6 +237,68 @@ def test_an_engine_that_fails_at_its_first_request_is_built_anew(
 def _failing_later(runtime: Runtime, folder: Path) -> str:
     (folder / "TRTKernel_graph_main_1_0_sm90.engine").write_text("an engine that fails")
     return "an engine"
+
+
+def test_engines_of_a_model_that_answers_no_zeros_are_kept_all_the_same(
+    runtime: Runtime, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = Session.run
+
+    def refusing(session: Session, names: Any, inputs: Any, options: Any) -> Any:
+        if not any(array.any() for array in inputs.values()):
+            raise RuntimeError("division by zero")
+        return answer(session, names, inputs, options)
+
+    monkeypatch.setattr(Session, "run", refusing)
+    found = [start(artifact, tmp_path / "cache") for _ in range(3)]
+    assert (found, runtime.built) == ([(0, 1), (1, 0), (1, 0)], 1)
+    runtime.tensorrt = "10.14"  # which refuses them when the model is loaded
+    found = [start(artifact, tmp_path / "cache") for _ in range(2)]
+    assert (found, runtime.built) == ([(0, 1), (1, 0)], 2)
+
+
+def test_a_lost_device_costs_no_engine(
+    runtime: Runtime, artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(artifact, tmp_path / "cache")
+
+    def lost(*_: Any) -> None:
+        raise DeviceLost("the GPU no longer works in this process")
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(Session, "run", Session.failing)
+        meanwhile.setattr(Gpu, "check", lost)
+        with pytest.raises(DeviceLost, match=r"^the GPU no longer works in this process$"):
+            start(artifact, tmp_path / "cache")
+        with pytest.raises(DeviceLost, match=r"^the GPU no longer works in this process$"):
+            start(artifact, tmp_path / "another cache")
+    built = runtime.built
+    assert start(artifact, tmp_path / "cache") == (1, 0)
+    assert runtime.built == built
+    assert start(artifact, tmp_path / "another cache") == (0, 1)  # nothing was learned there
+
+
+def test_tensorrts_version_is_that_of_the_library_that_the_provider_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime, loaded = SimpleNamespace(__file__=str(tmp_path / "__init__.py")), []
+
+    def library(name: str) -> Any:
+        loaded.append(name)
+        return SimpleNamespace(getInferLibVersion=lambda: 101400)
+
+    monkeypatch.setattr(ctypes, "CDLL", library)
+    assert tensorrt_version(runtime) == "unknown"
+    (tmp_path / "capi").mkdir()
+    provider = tmp_path / "capi" / "libonnxruntime_providers_tensorrt.so"
+    provider.write_bytes(b"libcudart.so.12\0")
+    assert tensorrt_version(runtime) == "unknown"
+    provider.write_bytes(b"libcudart.so.12\0libnvinfer.so.10\0libnvinfer_plugin.so.10\0")
+    assert tensorrt_version(runtime) == "101400"
+    assert loaded == ["libnvinfer.so.10"]
+    monkeypatch.undo()
+    provider.write_bytes(b"libnvinfer.so.999\0")
+    assert tensorrt_version(runtime) == "unknown"
 
 
 def test_only_tensorrts_provider_builds_engines(artifact: Artifact) -> None:

@@ -36,6 +36,9 @@ class Runtime(ModuleType):
     def cudaDriverGetVersion(self) -> tuple[int, int]:  # noqa: N802
         return 0, 13000
 
+    def cudaGetDeviceProperties(self, device: int) -> tuple[int, Any]:  # noqa: N802
+        return 0, SimpleNamespace(name=b"NVIDIA H100\0\0")
+
     def cudaGetErrorString(self, code: int) -> tuple[int, bytes]:  # noqa: N802
         return 0, b"no device"
 
@@ -129,10 +132,10 @@ def test_pins_are_of_the_device_that_is_here_or_of_the_part_that_is_named(
     assert pins_for(attached, "TensorRT", "11.1", lambda: HERE) == MADE
 
 
-def test_a_device_tells_its_capability_and_its_drivers_cuda(
+def test_a_device_tells_its_name_its_capability_and_its_drivers_cuda(
     bindings: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert device_facts() == HERE
+    assert device_facts() == replace(HERE, name="NVIDIA H100")
     assert [cuda_version(number) for number in (0, 12090, 13000)] == ["none", "12.9", "13.0"]
     monkeypatch.setattr(bindings, "cudaDriverGetVersion", lambda: (100, 0))
     with pytest.raises(CandidateError, match=r"^CUDA can't look at the device: no device$"):
@@ -142,7 +145,8 @@ def test_a_device_tells_its_capability_and_its_drivers_cuda(
 def test_the_real_bindings_have_what_is_asked_of_them() -> None:
     rt = pytest.importorskip("cuda.bindings.runtime", reason="needs the extra gpu")
     driver = pytest.importorskip("cuda.bindings.driver")
-    assert all(hasattr(rt, name) for name in ("cudaDeviceGetAttribute", "cudaDriverGetVersion"))
+    asked = ("cudaDeviceGetAttribute", "cudaDriverGetVersion", "cudaGetDeviceProperties")
+    assert all(hasattr(rt, name) for name in asked)
     for name in vars(Runtime.cudaDeviceAttr):
         assert int(getattr(rt.cudaDeviceAttr, name)) == getattr(Runtime.cudaDeviceAttr, name)
     for name in ("ModuleLoadData", "ModuleGetFunction", "ModuleUnload", "LaunchKernel"):

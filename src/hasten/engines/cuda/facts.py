@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hasten.engines.cuda.error_codes import explained
-from hasten.engines.cuda.runtime import cuda_runtime
+from hasten.engines.cuda.runtime import cuda_runtime, named
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,12 @@ class DeviceFacts:
     Attributes:
         part: Compute capability, as in "sm90".
         driver: Version of CUDA that the driver supports, as in "13.0".
+        name: Name by the runtime, as in "NVIDIA A10"; devices of one capability may differ by it.
     """
 
     part: str
     driver: str
+    name: str = ""
 
 
 def device_facts(runtime: Any = None) -> DeviceFacts:
@@ -36,7 +38,9 @@ def device_facts(runtime: Any = None) -> DeviceFacts:
     attributes = rt.cudaDeviceAttr
     major = _told(rt, rt.cudaDeviceGetAttribute(attributes.cudaDevAttrComputeCapabilityMajor, 0))
     minor = _told(rt, rt.cudaDeviceGetAttribute(attributes.cudaDevAttrComputeCapabilityMinor, 0))
-    return DeviceFacts(f"sm{major}{minor}", cuda_version(_told(rt, rt.cudaDriverGetVersion())))
+    driver = cuda_version(int(_told(rt, rt.cudaDriverGetVersion())))
+    name = named(_told(rt, rt.cudaGetDeviceProperties(0)))
+    return DeviceFacts(f"sm{int(major)}{int(minor)}", driver, name)
 
 
 def cuda_version(number: int) -> str:
@@ -44,8 +48,8 @@ def cuda_version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}" if number else "none"
 
 
-def _told(rt: Any, result: tuple[Any, ...]) -> int:
+def _told(rt: Any, result: tuple[Any, ...]) -> Any:
     code, *values = result
     if int(code) != 0:
         raise explained(rt, "look at the device", code)
-    return int(values[0])
+    return values[0]

@@ -7,11 +7,17 @@ the user's cache and removed at the session's end.
 
 from __future__ import annotations
 
+import ctypes
 import io
+import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from hasten.engines.compile_cache import CompileCache
+
+_NO_ZEROS = "answers-no-zeros"
+"""Empty file beside the engines of a model that can't answer zeros, so that they can't be tried by them."""
 
 
 class KeptEngines:
@@ -20,13 +26,22 @@ class KeptEngines:
     Args:
         folder: Empty folder that only this user can read and write.
         compiled: Cache of the bundle; only what this user wrote is ever read from it.
-        key: Key of the model, the GPU, its driver and ONNX Runtime's version.
+        key: Key of the model, the GPU, its driver, and the versions of ONNX Runtime and TensorRT.
     """
 
     def __init__(self, folder: Path, compiled: CompileCache, key: str) -> None:
         self.folder = folder
         self._compiled, self._key = compiled, key
         self._known: dict[str, tuple[int, int]] = {}
+
+    @property
+    def answers_zeros(self) -> bool:
+        """Whether the model answers zeros, as far as is known."""
+        return not (self.folder / _NO_ZEROS).exists()
+
+    def mark_without_zeros(self) -> None:
+        """Note beside the engines that the model doesn't answer zeros, though they were just built."""
+        (self.folder / _NO_ZEROS).touch()
 
     def recall(self) -> bool:
         """Put what an earlier start kept into the folder, and return whether there was anything."""
@@ -61,3 +76,25 @@ class KeptEngines:
         """Return the folder's files with their sizes and the times when they were written."""
         facts = {path.name: path.stat() for path in sorted(self.folder.iterdir())}
         return {name: (one.st_size, one.st_mtime_ns) for name, one in facts.items()}
+
+
+def tensorrt_version(runtime: Any) -> str:
+    """Return the version of the TensorRT library that the provider loads, as the library numbers it.
+
+    Args:
+        runtime: Module `onnxruntime`.
+
+    Returns:
+        Number such as "101400" for 10.14.0; "unknown" where the provider or its library isn't found.
+    """
+    provider = Path(runtime.__file__).parent / "capi" / "libonnxruntime_providers_tensorrt.so"
+    try:
+        needed = re.search(rb"libnvinfer\.so\.\d+", provider.read_bytes())
+        return "unknown" if needed is None else _number(needed[0].decode())
+    except (OSError, AttributeError):
+        return "unknown"
+
+
+def _number(library: str) -> str:
+    """Return the number of the version of TensorRT's library, which the provider loads by the same name."""
+    return str(ctypes.CDLL(library).getInferLibVersion())

@@ -12,7 +12,6 @@ from contextlib import (
     closing,
     contextmanager,
     nullcontext,
-    suppress,
 )
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,12 +24,12 @@ from hasten.core.model import Format, Model, libraries
 from hasten.core.target import Target
 from hasten.core.tensors import Tensors
 from hasten.core.words import listed
-from hasten.engines.artifacts import answer_once, batch_sizes, place, zeros_for
+from hasten.engines.artifacts import batch_sizes, place, zeros_for
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.cuda.capability import check_gpu
 from hasten.engines.cuda.facts import device_facts
-from hasten.engines.cuda.kept_engines import KeptEngines
+from hasten.engines.cuda.kept_engines import KeptEngines, tensorrt_version
 from hasten.engines.cuda.own_thread import in_own_thread
 from hasten.engines.cuda.replays import RUNS
 from hasten.engines.cuda.runtime import Cuda, Device, Host, capturing
@@ -38,7 +37,7 @@ from hasten.engines.cuda.session import DeviceSession
 from hasten.engines.failures import failed
 from hasten.engines.onnxruntime.files import own_files
 from hasten.engines.onnxruntime.installation import CUDA, load, without_cuda
-from hasten.errors import CandidateError, InputError
+from hasten.errors import CandidateError, DeviceLost, InputError
 
 _LOG_ERRORS_ONLY = 3
 _NAMES = {"cuda": CUDA, "tensorrt": "TensorrtExecutionProvider"}
@@ -154,7 +153,8 @@ class OnnxRuntimeCuda(Engine):
                 yield session
             return
         here = device_facts()
-        what = f"engines for {here.part} and CUDA {here.driver}"
+        built_by = f"TensorRT {tensorrt_version(_runtime())}"
+        what = f"engines of {built_by} for {here.name}, {here.part} and CUDA {here.driver}"
         key = compiled.key(self, artifact, target, what)
         with TemporaryDirectory(prefix="hasten-") as folder, ExitStack() as held:
             kept = KeptEngines(Path(folder), compiled, key)
@@ -167,16 +167,32 @@ class OnnxRuntimeCuda(Engine):
     def _recalled(
         self, artifact: Artifact, target: Target, kept: KeptEngines, held: ExitStack
     ) -> Session:
-        """Return a session with what was kept, or without it where the provider can't use it."""
+        """Return a session with what was kept, or without it where the provider can't use it.
+
+        Raises:
+            DeviceLost: the device answers nothing more, which says nothing about what was kept.
+            CandidateError: the model can't be loaded without it either.
+        """
+        zeros = zeros_for(artifact)
         if kept.recall():
-            with suppress(CandidateError), ExitStack() as trying:
-                session = trying.enter_context(self._session(artifact, target, kept.folder))
-                session.run(zeros_for(artifact))  # engines for open sizes are read by now
-                held.enter_context(trying.pop_all())
-                return session
-            kept.drop()
+            try:
+                with ExitStack() as trying:
+                    session = trying.enter_context(self._session(artifact, target, kept.folder))
+                    if kept.answers_zeros:
+                        session.run(zeros)  # engines for open sizes are read by now
+                    held.enter_context(trying.pop_all())
+                    return session
+            except DeviceLost:
+                raise
+            except CandidateError:
+                kept.drop()
         session = held.enter_context(self._session(artifact, target, kept.folder))
-        answer_once(session, artifact)
+        try:
+            session.run(zeros)
+        except DeviceLost:
+            raise
+        except CandidateError:  # zeros may take a branch that can't answer
+            kept.mark_without_zeros()
         kept.keep()
         return session
 

@@ -188,6 +188,12 @@ class Host(Device):
         pass
 
 
+def named(properties: Any) -> str:
+    """Return the name in a device's properties, which the bindings give as text or as bytes."""
+    text = properties.name
+    return (text.decode() if isinstance(text, bytes) else str(text)).strip("\0")
+
+
 class Cuda(Device):
     """First CUDA device, with a stream that waits for no other.
 
@@ -205,9 +211,7 @@ class Cuda(Device):
         self._runtime = runtime or cuda_runtime()
         rt = self._runtime
         self._call("find a device", rt.cudaSetDevice(0))
-        properties = self._call("look at the device", rt.cudaGetDeviceProperties(0))
-        text = properties.name
-        self.name = (text.decode() if isinstance(text, bytes) else str(text)).strip("\0")
+        self.name = named(self._call("look at the device", rt.cudaGetDeviceProperties(0)))
         self._stream = self._call(
             "make a stream", rt.cudaStreamCreateWithFlags(rt.cudaStreamNonBlocking)
         )

@@ -174,8 +174,10 @@ class Kept:
     Args:
         bundle: SHA-256 of the bundle's manifest.
         folder: Folder of the files; None to keep the evidence in memory alone.
-        say: Callback that is told, in a line, where evidence can't be kept or begins again.
+        say: Callback that is told, in a line, where evidence can't be kept, and where it can again.
         news: Callback that is told, in a line, where evidence begins.
+        anew: Callback that is told, in a line, where evidence begins again, as what was kept is lost
+            or damaged.
     """
 
     def __init__(
@@ -184,8 +186,9 @@ class Kept:
         folder: Path | None,
         say: Callable[[str], None] = lambda text: None,
         news: Callable[[str], None] = lambda text: None,
+        anew: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._bundle, self._folder, self._say = bundle, folder, say
+        self._bundle, self._folder, self._say, self._anew = bundle, folder, say, anew
         self._lock = threading.Lock()
         self._failed = False
         self._kept = Record(bundle)
@@ -198,7 +201,7 @@ class Kept:
     @property
     def path(self) -> Path | None:
         """File of the evidence; None where it is kept in memory alone."""
-        return None if self._folder is None else self._folder / f"{self._bundle[:32]}.json"
+        return None if self._folder is None else _file(self._bundle, self._folder)
 
     @property
     def record(self) -> Record:
@@ -226,8 +229,10 @@ class Kept:
                         record = record.noted(now(), aside)
                     if record != found and record != Record(self._bundle):
                         self._write(path, record)
-                        if not os.fstat(lock).st_size:
-                            os.write(lock, _BEGUN)
+                        # The change is kept by now, and must not wait to be added again.
+                        with contextlib.suppress(OSError):
+                            if not os.fstat(lock).st_size:
+                                os.write(lock, _BEGUN)
             except OSError as error:
                 self._tell(error)
                 self._kept = change(self._kept)
@@ -250,10 +255,7 @@ class Kept:
         """
         lost, told, self._told_begin = os.fstat(lock).st_size > 0, self._told_begin, True
         if lost and not told:
-            self._say(
-                f"the monitor's evidence in {path} is lost: it starts again, with another 5% risk of "
-                "a false alarm"
-            )
+            self._anew(_lost(path))
         elif not told:
             self._news(f"the monitor's evidence begins in {path}")
         return "the evidence was started again: its file was lost" if lost else ""
@@ -285,13 +287,14 @@ class Kept:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         _check_own(os.lstat(self._folder))
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        number = os.open(self._folder / f"{self._bundle[:32]}.lock", flags, 0o600)
+        number = os.open(_file(self._bundle, self._folder, "lock"), flags, 0o600)
         try:
             fcntl.flock(number, fcntl.LOCK_EX)
             assert self.path is not None
             yield self.path, number
         finally:
-            os.close(number)
+            with contextlib.suppress(OSError):  # a folder on a network tells of a full disk here
+                os.close(number)
 
     def _read(self, path: Path) -> tuple[Record | None, str]:
         """Read the file.
@@ -309,7 +312,7 @@ class Kept:
         except ValueError as error:
             beside = path.with_suffix(f".damaged-{secrets.token_hex(4)}")
             path.rename(beside)
-            self._say(
+            self._anew(
                 f"the monitor's evidence in {path} is damaged ({error!s:.200}): it was set aside as "
                 f"{beside.name}, and the evidence starts again, with another 5% risk of a false "
                 "alarm"
@@ -332,6 +335,19 @@ class Kept:
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
+
+
+def _file(bundle: str, folder: Path, suffix: str = "json") -> Path:
+    """Return the file of a bundle's evidence, or its lock."""
+    return folder / f"{bundle[:32]}.{suffix}"
+
+
+def _lost(path: Path) -> str:
+    """Say that evidence was lost."""
+    return (
+        f"the monitor's evidence in {path} is lost: it starts again, with another 5% risk of a false "
+        "alarm"
+    )
 
 
 def _fixed(record: Record) -> Callable[[Record], Record]:
@@ -358,7 +374,16 @@ def peek(bundle: str, folder: Path) -> Record:
         ValueError: it is damaged.
     """
     _check_own(os.lstat(folder))
-    return _peeked(folder / f"{bundle[:32]}.json", bundle)
+    return _peeked(_file(bundle, folder), bundle)
+
+
+def loss(bundle: str, folder: Path) -> str:
+    """Say that a folder's evidence of a bundle is lost; "" where it is kept, or none was known of."""
+    path = _file(bundle, folder)
+    with contextlib.suppress(OSError):
+        if not os.path.lexists(path) and os.lstat(_file(bundle, folder, "lock")).st_size:
+            return _lost(path)
+    return ""
 
 
 def _peeked(path: Path, bundle: str) -> Record:

@@ -96,7 +96,7 @@ class Watch:
         self._totals: dict[str, Batch] = {}
         self._telling: set[tuple[str, Alarm]] = set()
         self.bundle = file_digest(path / MANIFEST)
-        self._kept = Kept(self.bundle, state_folder(state), self._warn, self._note)
+        self._kept = Kept(self.bundle, state_folder(state), self._warn, self._note, self._warn)
         self._shown: dict[str, tuple[float, float]] = {}
         self.labels = Labels(judging.loss, self._labelled) if judging.labelled else None
         self._told(self._kept.changed(taken_over) if self.keeps_exact else self._kept.record)
