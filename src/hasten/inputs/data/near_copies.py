@@ -177,6 +177,12 @@ class Remembered(Dataset):
     def content_hash(self, index: int) -> bytes:
         return self.whole.content_hash(index)
 
+    def has_former_hashes(self) -> bool:
+        return self.whole.has_former_hashes()
+
+    def former_hash(self, index: int) -> bytes | None:
+        return self.whole.former_hash(index)
+
     def inputs(self, indices: Sequence[int]) -> dict[str, Array]:
         read = self.whole.inputs(indices)
         if self._names and len(self._places) < _REMEMBERED:
