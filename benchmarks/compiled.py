@@ -81,6 +81,12 @@ class Renamed(Dataset):
     def content_hash(self, index: int) -> bytes:
         return self._data.content_hash(index)
 
+    def has_former_hashes(self) -> bool:
+        return self._data.has_former_hashes()
+
+    def former_hash(self, index: int) -> bytes | None:
+        return self._data.former_hash(index)
+
 
 def _subject(name: str) -> Network:
     subject = models.MODELS[name]

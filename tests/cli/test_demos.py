@@ -1,10 +1,12 @@
 """The demos' pieces."""
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("timm")
@@ -16,6 +18,8 @@ from hasten.bundle import read  # noqa: E402
 from hasten.cli.demos import digits, find, package_folder  # noqa: E402
 from hasten.cli.demos.photos import RandomCrops, photo_files, pretrained  # noqa: E402
 from hasten.core.progress import nobody  # noqa: E402
+from hasten.core.tensors import Array  # noqa: E402
+from hasten.inputs.data.splits import former_hashes  # noqa: E402
 from hasten.inputs.pipeline.image import Decode  # noqa: E402
 from hasten.optimization.workspace import check_same_run, claimed_folder  # noqa: E402
 
@@ -93,6 +97,20 @@ def test_random_crops_are_the_same_every_time_and_each_is_named_by_what_was_draw
     assert x.shape == (2, 3, 224, 224)
     assert x.dtype == np.float32
     np.testing.assert_array_equal(x, y)
+
+
+class Halved(RandomCrops):
+    """Crops in a type in which samples had other hashes while types counted."""
+
+    def inputs(self, indices: Sequence[int]) -> dict[str, Array]:
+        return {name: crops.astype(np.float16) for name, crops in super().inputs(indices).items()}
+
+
+def test_random_crops_have_no_hashes_of_older_versions_in_any_type(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30), (9, 99, 199)).save(tmp_path / "photo.png")
+    crops = Halved([tmp_path / "photo.png"], 3)
+    assert former_hashes(crops) == []
+    assert crops.former_hash(2) is None
 
 
 def test_the_pretrained_model_knows_labelled_photographs() -> None:

@@ -1,14 +1,22 @@
 """A split of data that earlier runs have used: what was searched on is never sealed again."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hasten.core.tensors import Array, TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
-from hasten.inputs.data.dataset import Dataset
-from hasten.inputs.data.splits import Earlier, Splits, split
+from hasten.inputs.data.dataset import Dataset, Subset
+from hasten.inputs.data.near_copies import Remembered
+from hasten.inputs.data.sequences import SequenceData
+from hasten.inputs.data.splits import Earlier, Splits, former_hashes, split
+from hasten.inputs.data.stepped import Stepped
+from hasten.inputs.pipeline.base import Step
+from hasten.optimization.labelling.wanted import Relabelled
 
 
 def data_of(contents: range, groups: bool = False) -> ArrayDataset:
@@ -98,6 +106,52 @@ def test_samples_are_known_by_the_hashes_of_older_versions(dtype: str) -> None:
         assert frozenset(looked_up[len(again.sealed) :]) == known.tested.keys()
         resumed = split(ArrayDataset({"x": numbers}), seed=seed, earlier=again.earlier)
         assert resumed.earlier == again.earlier
+
+
+STEPS = (TensorSpec("x", "float64", ("batch", 2)), TensorSpec("h", "float32", ("batch", 2)))
+NUMBERS = np.arange(480, dtype=np.float64).reshape(60, 4, 2)
+ARRAYS = ArrayDataset({"frames": NUMBERS})
+
+
+@dataclass(frozen=True)
+class Single(Step):
+    """Numbers as float32, whose hash was always what it is."""
+
+    def __call__(self, value: Array) -> Array:
+        return value.astype(np.float32)
+
+
+SEQUENCES = SequenceData(ARRAYS, STEPS, (("h", "hn"),))
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        SEQUENCES,
+        Subset(SEQUENCES, np.arange(60)),
+        Relabelled(SEQUENCES, np.arange(60)),
+        Remembered(SEQUENCES, ARRAYS),
+        Stepped(ARRAYS, (Single(),)),
+    ],
+    ids=lambda data: type(data).__name__,
+)
+def test_a_data_set_made_of_another_is_known_by_its_former_hashes(wrapped: Dataset) -> None:
+    """These give the inputs another name or type; what was hashed is what lies in the other."""
+    old = [ARRAYS.former_hash(i) for i in range(60)]
+    assert None not in old
+    assert [wrapped.content_hash(i) for i in range(60)] == [
+        ARRAYS.content_hash(i) for i in range(60)
+    ]
+    assert former_hashes(wrapped) == [wrapped.former_hash(i) for i in range(60)] == old
+
+
+def test_sequences_whose_own_types_have_no_former_hashes_have_none() -> None:
+    """Their lengths are read as int64, but it was the archive's uint8 that was hashed."""
+    arrays: dict[str, Array] = {
+        "frames": NUMBERS.astype(np.float32),
+        "lengths": np.full(60, 3, np.uint8),
+    }
+    assert former_hashes(SequenceData(ArrayDataset(arrays), STEPS, (("h", "hn"),))) == []
 
 
 def test_training_data_in_another_type_is_found_in_the_data_to_judge_on() -> None:

@@ -1,18 +1,35 @@
 import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from hasten.core.tensors import Array
 from hasten.errors import InputError
+from hasten.inputs.data.dataset import Subset
 from hasten.inputs.data.images import SUFFIXES, ImageFolder
-from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.data.splits import Earlier, former_hashes, split
+from hasten.inputs.pipeline.base import Pipeline, Step
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.config import image_pipeline
 from hasten.inputs.pipeline.image import Decode, ToLayout
+from hasten.optimization.labelling.wanted import Relabelled
 
 PIPELINE = image_pipeline(8)
+
+
+@dataclass(frozen=True)
+class Halves(Step):
+    """Pixels as float16, in which samples had other hashes while types counted; it notes each file's."""
+
+    made: ClassVar[list[Array]] = []
+
+    def __call__(self, value: Array) -> Array:
+        self.made.append(value)
+        return value.astype(np.float16)
 
 
 def photo(path: Path, shade: int = 128, size: tuple[int, int] = (12, 10)) -> Path:
@@ -234,3 +251,18 @@ def test_images_of_two_sizes_without_a_resize_are_refused(tmp_path: Path) -> Non
         "input 'x': sample 1 is [3, 11, 12], but the first is [3, 10, 12], so dimension 1 of a "
         "sample isn't fixed by the data; pad, crop or resize all to one shape"
     )
+
+
+def test_files_are_not_decoded_again_for_hashes_of_older_versions(tmp_path: Path) -> None:
+    """A file's hash never depended on the type that its pixels are prepared in."""
+    for shade in range(30):
+        photo(tmp_path / f"{shade:02}.png", shade)
+    data = ImageFolder(tmp_path, Pipeline((Decode(), ToLayout(), Halves())), "x")
+    hashes = [data.content_hash(i) for i in range(30)]
+    Halves.made.clear()
+    part, relabelled = Subset(data, np.arange(20)), Relabelled(data, np.arange(30))
+    assert former_hashes(data) == former_hashes(part) == former_hashes(relabelled) == []
+    assert data.former_hash(3) is None
+    again = split(data, earlier=Earlier(seen=frozenset(one[:16] for one in hashes[:10])))
+    assert not set(again.sealed_hashes) & {one.hex() for one in hashes[:10]}
+    assert Halves.made == []

@@ -1,6 +1,7 @@
 """Near copies of training samples in data to judge on: found whatever their types, and real ones let be."""
 
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +14,16 @@ from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.dataset import Subset
 from hasten.inputs.data.images import ImageFolder
+from hasten.inputs.data.moved import nearest_moved
 from hasten.inputs.data.near_copies import (
     SURE,
+    NearCopies,
     Remembered,
     check_near_copies,
     near_copies,
 )
 from hasten.inputs.data.neighbours import chance, nearest
+from hasten.inputs.data.ragged import RaggedDataset
 from hasten.inputs.data.texts import alike
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.image import Decode, Resize, ToLayout
@@ -251,6 +255,55 @@ def test_sealed_pictures_that_are_mirrored_are_remembered_too() -> None:
     assert sorted(remembered.near_known().judged) == list(range(20))
 
 
+def pictures(*sizes: tuple[int, ...]) -> list[Array]:
+    """One picture of each size, each of coarse patches of its own."""
+    found = []
+    for number, size in enumerate(sizes):
+        coarse = np.random.default_rng(number).integers(0, 256, (6, 6), np.uint8)
+        image = Image.fromarray(coarse).resize((size[-1], size[-2]), Image.Resampling.BILINEAR)
+        found.append(np.asarray(image).reshape(size))
+    return found
+
+
+SEARCHED = pictures(*((1, 20 + number % 3, 24) for number in range(30)))
+
+
+@pytest.mark.parametrize("small", [(1, 12, 24), (1, 24, 6)])
+@pytest.mark.parametrize("ragged", [True, False], ids=["unlike", "alike"])
+def test_sealed_pictures_too_small_to_compare_are_let_be(
+    small: tuple[int, ...], ragged: bool
+) -> None:
+    """The search samples tell what is compared; a sealed one may be smaller than all of them."""
+    searched = SEARCHED if ragged else SEARCHED[::3]
+    sealed = [*pictures(small, small), *searched[:4], *pictures(small)]
+    known = RaggedDataset({"x": searched}) if ragged else of(np.stack(searched))
+    remembered = Remembered(RaggedDataset({"x": sealed}), known)
+    for index in range(len(sealed)):
+        read = remembered.inputs([index])["x"]
+        assert read.shape == (1, *sealed[index].shape)
+    found = remembered.near_known()
+    assert found.samples == 4
+    assert sorted(found.judged) == [2, 3, 4, 5]
+    assert sorted(found.training) == [0, 1, 2, 3]
+
+
+def test_sealed_rows_of_unlike_lengths_are_let_be() -> None:
+    """None of the search samples may have another length."""
+    rows = [CELLS[200, :20], *CELLS[:5]]
+    remembered = Remembered(RaggedDataset({"x": rows}), of(CELLS[:100]))
+    for index in range(len(rows)):
+        remembered.inputs([index])
+    assert len(remembered.near_known().judged) == 0
+
+
+def test_pictures_a_few_pixels_wide_are_not_compared() -> None:
+    """A side of 1, 3 or 4 pixels isn't taken for channels where these stand on another axis."""
+    training = RaggedDataset({"x": pictures(*((1, 20, 24),) * 20)})
+    judged = RaggedDataset({"x": pictures((1, 20, 24), (1, 4, 24))})
+    assert len(near_copies(training, judged).judged) == 0
+    assert len(near_copies(judged, training).judged) == 0
+
+
 def test_chances_are_those_of_samples_that_are_no_copies() -> None:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(6000, 6)).astype(np.float32)
@@ -272,3 +325,48 @@ def test_neighbours_are_those_of_all_distances_in_blocks_and_little_memory() -> 
     every = np.linalg.norm(rows[:50, np.newaxis].astype(np.float64) - others, axis=2)
     assert np.array_equal(places[:50], np.argsort(every, axis=1)[:, :10])
     assert np.allclose(distances[:50], np.sort(every, axis=1)[:, :10])
+
+
+def test_signatures_of_much_training_data_are_held_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of these takes 1 KiB, and 2 KiB more for the picture in detail."""
+    monkeypatch.setattr("hasten.inputs.data.near_copies._CHUNK_BYTES", 2**20)
+    count, side = 30_000, 32
+    training = np.random.default_rng(0).integers(0, 256, (count, side, side), np.uint8)
+    judged = np.concatenate([training[100:110], training[200:210, :, ::-1]])
+    found: list[NearCopies] = []
+    peak = peak_bytes(lambda: found.append(near_copies(of(training), of(judged))))
+    assert sorted(found[0].training) == [*range(100, 110), *range(200, 210)]
+    assert peak < 1.4 * count * 3 * 2**10
+
+
+def peak_bytes(work: Callable[[], object]) -> int:
+    """Largest memory that some work takes."""
+    tracemalloc.start()
+    work()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak
+
+
+def test_neighbours_are_looked_up_without_a_copy_of_all_others() -> None:
+    others = np.random.default_rng(0).normal(size=(40_000, 256)).astype(np.float32)
+    assert peak_bytes(lambda: nearest(others[:50], others)) < 0.8 * others.nbytes
+
+
+def test_moved_pictures_are_looked_up_by_one_array_of_waves() -> None:
+    """A picture of 8 x 8 pixels is laid on 90 waves, which make 25 amplitudes."""
+    others = np.random.default_rng(0).normal(size=(40_000, 8, 8)).astype(np.float32)
+    far = np.ones(5)
+    peak = peak_bytes(lambda: nearest_moved(others[:5], others, others[:5], others, far))
+    assert peak < 1.7 * len(others) * 90 * 4
+
+
+def test_moved_pictures_are_found_wherever_the_parts_end_in_which_all_are_read() -> None:
+    rng = np.random.default_rng(0)
+    whole = rng.normal(size=(9000, 8, 8)).astype(np.float32)
+    whole /= np.linalg.norm(whole, axis=(1, 2), keepdims=True)
+    own = whole[[0, 2047, 2048, 4095, 4096, 8191, 8192, 8999], :, ::-1]
+    far = np.ones(len(own))
+    fits, places = nearest_moved(own, whole, own, whole, far)
+    assert places.tolist() == [0, 2047, 2048, 4095, 4096, 8191, 8192, 8999]
+    assert (fits < 1e-3).all()

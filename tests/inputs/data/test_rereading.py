@@ -9,8 +9,10 @@ import pytest
 
 from hasten.core.tensors import Array, TensorSpec
 from hasten.errors import InputError
+from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.rereading import Rereading
 from hasten.inputs.data.source import open_data
+from hasten.inputs.data.splits import former_hashes
 
 X = TensorSpec("x", "float32", ("batch", 3))
 
@@ -30,6 +32,20 @@ class Images:
         self.reads += 1
         shift = self.reads / 1000 if self.augmented else 0
         return np.full(3, index + shift, np.float32), index % 2
+
+
+class Doubles:
+    """Samples of others as float64."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Array, int]:
+        x, label = self.images[index]
+        return x.astype(np.float64), label
 
 
 @pytest.mark.parametrize("augmented", [True, False])
@@ -73,3 +89,18 @@ def test_samples_unlike_each_other_are_refused(tmp_path: Path) -> None:
         with pytest.raises(InputError) as error:
             open_data(given, [X], None, tmp_path / "d", reread=True)
         assert str(error.value) == said
+
+
+@pytest.mark.parametrize("augmented", [True, False])
+def test_only_samples_that_stay_the_same_have_former_hashes(
+    tmp_path: Path, augmented: bool
+) -> None:
+    """The hash of others covers no input, so it never depended on a type."""
+    images = Images(augmented=augmented)
+    data = open_data(Doubles(images), [X], None, tmp_path / "d", reread=True)
+    assert isinstance(data, Rereading)
+    plain = ArrayDataset({"x": np.repeat(np.arange(10.0)[:, np.newaxis], 3, axis=1)})
+    expected = [plain.former_hash(i) for i in range(10)]
+    assert None not in expected
+    assert former_hashes(data) == ([] if augmented else expected)
+    assert data.former_hash(4) == (None if augmented else expected[4])

@@ -110,6 +110,13 @@ class RandomCrops(Dataset):
         photo, box, mirrored = self._draw(index)
         return hashlib.sha256(f"{self._files[photo].name} {box} {mirrored}".encode()).digest()
 
+    def has_former_hashes(self) -> bool:
+        """Whether samples have former hashes: none has, as a crop's hash never depended on a type."""
+        return False
+
+    def former_hash(self, index: int) -> bytes | None:
+        return None
+
 
 def pretrained() -> Any:
     """Return timm's `tf_efficientnet_lite0` with the weights that ship in a package.

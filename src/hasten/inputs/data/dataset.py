@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hasten.core.tensors import Array
-from hasten.inputs.data.samples import former_hash
+from hasten.inputs.data.samples import SAME_HASH, former_hash
 
 
 class Dataset(ABC):
@@ -66,6 +66,16 @@ class Dataset(ABC):
             InputError: the sample can't be read, or isn't finite.
         """
 
+    def has_former_hashes(self) -> bool:
+        """Whether records of older versions may know samples by other hashes, by the types of the first.
+
+        A data set whose hashes aren't of its inputs says so here, and in `former_hash`.
+
+        Raises:
+            InputError: the sample can't be read.
+        """
+        return any(array.dtype not in SAME_HASH for array in self.inputs([0]).values())
+
     def former_hash(self, index: int) -> bytes | None:
         """Return the hash by which records of older versions know a sample; None where it is the same.
 
@@ -118,6 +128,9 @@ class Subset(Dataset):
 
     def content_hash(self, index: int) -> bytes:
         return self.whole.content_hash(int(self.indices[index]))
+
+    def has_former_hashes(self) -> bool:
+        return self.whole.has_former_hashes()
 
     def former_hash(self, index: int) -> bytes | None:
         return self.whole.former_hash(int(self.indices[index]))

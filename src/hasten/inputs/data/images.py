@@ -128,6 +128,13 @@ class ImageFolder(Dataset):
             self._hashes[index] = content
         return self._hashes[index]
 
+    def has_former_hashes(self) -> bool:
+        """Whether samples have former hashes: none has, as a file's hash never depended on a type."""
+        return False
+
+    def former_hash(self, index: int) -> bytes | None:
+        return None
+
 
 def _images(folder: Path) -> list[Path]:
     """Return the images of a folder, by name; hidden files are skipped, as they aren't data."""

@@ -28,6 +28,8 @@ _SEEN = 0.5
 _APART = 2.0
 """Largest distance of pictures of length 1."""
 _AT_ONCE = 256
+_SPECTRA_AT_ONCE = 4096
+"""Pictures whose waves are turned into amplitudes at a time."""
 
 
 def nearest_moved(
@@ -83,9 +85,14 @@ def _spectra(pictures: Pictures) -> Pictures:
         for j in range(-across, across + 1)
     ]
     waves = np.stack([turn(angle) for angle in angles for turn in (np.cos, np.sin)], axis=1)
+    # One product for all: BLAS rounds the last bits by how many rows it is given, and by their places.
     parts = pictures.reshape(count, -1) @ waves.astype(np.float32)
-    power = np.sqrt(np.square(parts.reshape(count, down + 1, -1, 2)).sum(axis=3))
-    return np.asarray((power + power[:, :, ::-1])[:, :, across:].reshape(count, -1), np.float32)
+    spectra = np.empty((count, down + 1, across + 1), np.float32)
+    for start in range(0, count, _SPECTRA_AT_ONCE):
+        some = parts[start : start + _SPECTRA_AT_ONCE].reshape(-1, down + 1, 2 * across + 1, 2)
+        power = np.sqrt(np.square(some).sum(axis=3))
+        spectra[start : start + len(some)] = (power + power[:, :, ::-1])[:, :, across:]
+    return spectra.reshape(count, -1)
 
 
 def _laid_over(

@@ -8,7 +8,7 @@ its runs of three tokens with it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -177,17 +177,28 @@ class Remembered(Dataset):
     def content_hash(self, index: int) -> bytes:
         return self.whole.content_hash(index)
 
+    def has_former_hashes(self) -> bool:
+        return self.whole.has_former_hashes()
+
+    def former_hash(self, index: int) -> bytes | None:
+        return self.whole.former_hash(index)
+
     def inputs(self, indices: Sequence[int]) -> dict[str, Array]:
         read = self.whole.inputs(indices)
         if self._names and len(self._places) < _REMEMBERED:
-            arrays = [read[name] for name in self._names]
-            if self._kind == "texts":
-                self._tokens.append(_joined(arrays))
-            else:
-                ragged = self._known.ragged or self.ragged
-                self._kept.append(_reduced(self._kind, arrays, ragged=ragged))
-            self._places.extend(indices)
+            self._keep([read[name] for name in self._names], indices)
         return read
+
+    def _keep(self, arrays: Sequence[Array], indices: Sequence[int]) -> None:
+        """Keep what stands for some samples, unless they are unlike those that `_kind` has seen."""
+        ragged = self._known.ragged or self.ragged
+        if self._kind == "texts":
+            self._tokens.append(_joined(arrays))
+        elif _comparable(self._kind, arrays, ragged=ragged):
+            self._kept.append(_reduced(self._kind, arrays, ragged=ragged))
+        else:
+            return
+        self._places.extend(indices)
 
     def near_known(self) -> NearCopies:
         """Return which of the samples that were read are near copies of known ones."""
@@ -197,7 +208,8 @@ class Remembered(Dataset):
         elif self._kept and len(self._known) >= _LEAST:
             ragged = self._known.ragged or self.ragged
             theirs = _signatures(self._known, self._kind, self._names, ragged=ragged)
-            found = _close(self._kind, _together(self._kept), theirs)
+            ours = _together(self._kept, len(self._places))
+            found = _close(self._kind, ours, theirs)
         places = np.array(self._places, np.int64)[found[0]]
         shown = _examples(self.whole, self._known, "sealed", "search", places, found[1])
         return NearCopies(places, found[1], max(1, len(self._places)), shown)
@@ -226,19 +238,33 @@ class _Signatures:
     sides: tuple[int, int] | None = None
     fine: npt.NDArray[np.float16] | None = None
 
-    def small(self, rows: Indices) -> Floats:
-        """Return some of the small pictures."""
+    @property
+    def small(self) -> Floats:
+        """Small pictures, a view of the rows, `(n, height, width)`."""
         assert self.sides is not None
-        return self.rows[rows].reshape(-1, *self.sides)
+        return self.rows.reshape(-1, *self.sides)
 
 
-def _together(parts: Sequence[_Signatures]) -> _Signatures:
-    fine = [part.fine for part in parts if part.fine is not None]
-    return _Signatures(
-        np.concatenate([part.rows for part in parts]),
-        parts[0].sides,
-        np.concatenate(fine) if fine else None,
-    )
+def _together(parts: Iterable[_Signatures], count: int) -> _Signatures:
+    """Return the signatures of `count` samples, each part copied before the next one is made."""
+    whole: _Signatures | None = None
+    start = 0
+    for part in parts:
+        if whole is None:
+            fine = None if part.fine is None else _room(part.fine, count)
+            whole = _Signatures(_room(part.rows, count), part.sides, fine)
+        stop = start + len(part.rows)
+        whole.rows[start:stop] = part.rows
+        if whole.fine is not None and part.fine is not None:
+            whole.fine[start:stop] = part.fine
+        start = stop
+    assert whole is not None
+    assert start == count
+    return whole
+
+
+def _room(first: npt.NDArray[Any], count: int) -> npt.NDArray[Any]:
+    return np.empty((count, *first.shape[1:]), first.dtype)
 
 
 def _close(kind: Kind, judged: _Signatures, training: _Signatures) -> tuple[Indices, Indices]:
@@ -280,7 +306,7 @@ def _moved(
     Returns:
         Chance that a picture that is no copy fits so well, and the training picture that fits, one each per row.
     """
-    small, others = judged.small(rows), training.small(np.arange(len(training.rows)))
+    small, others = judged.small[rows], training.small
     fine, fine_others = judged.fine, training.fine
     alike = fine is not None and fine_others is not None and fine.shape[1:] == fine_others.shape[1:]
     fits, partners = nearest_moved(
@@ -323,7 +349,7 @@ def _varied(dataset: Dataset, name: str) -> bool:
 def _least_side(training: Dataset, judged: Dataset, names: list[str]) -> int:
     """Return the least side of any image; with fewer than 16 pixels, pictures aren't of one size."""
     return min(
-        min((size for size in data.shapes(i)[name] if size not in (1, 3, 4)), default=0)
+        _side(data.shapes(i)[name])
         for data in (training, judged)
         for i in range(len(data))
         for name in names
@@ -332,16 +358,36 @@ def _least_side(training: Dataset, judged: Dataset, names: list[str]) -> int:
 
 def _channels(sample: Array) -> int | None:
     """Return the axis of an image's channels, -1 where it has none; None for what is no image."""
-    if sample.dtype.kind not in "uif" or sample.ndim not in (2, 3):
+    if sample.dtype.kind not in "uif" or _side(sample.shape) < 8:
         return None
-    axis = -1
-    if sample.ndim == 3:
-        axes = [axis for axis in (0, 2) if sample.shape[axis] in (1, 3, 4)]
-        if not axes:
-            return None
-        axis = axes[0]
-    sides = [size for place, size in enumerate(sample.shape) if place != axis]
-    return axis if min(sides) >= 8 else None
+    return _channel_axis(sample.shape)
+
+
+def _channel_axis(shape: tuple[int, ...]) -> int | None:
+    """Return the axis of channels in the shape of an image, -1 where it has none; None for no image's shape."""
+    if len(shape) == 3:
+        return next((axis for axis in (0, 2) if shape[axis] in (1, 3, 4)), None)
+    return -1 if len(shape) == 2 else None
+
+
+def _side(shape: tuple[int, ...]) -> int:
+    """Return the least side of an image of a shape; 0 where no image has that shape."""
+    channels = _channel_axis(shape)
+    if channels is None:
+        return 0
+    return min(size for place, size in enumerate(shape) if place != channels)
+
+
+def _comparable(kind: Kind, inputs: Sequence[Array], *, ragged: bool) -> bool:
+    """Whether samples have signatures that can be compared with those of samples of other shapes.
+
+    Where shapes differ, rows have none, nor have images with a side of fewer than 16 pixels.
+    """
+    if kind == "images" and any(_channels(array[0]) is None for array in inputs):
+        return False
+    if not ragged:
+        return True
+    return kind == "images" and all(_side(array.shape[1:]) >= _SIDE for array in inputs)
 
 
 def _chunks(dataset: Dataset, names: list[str]) -> Iterator[list[Array]]:
@@ -357,7 +403,8 @@ def _chunks(dataset: Dataset, names: list[str]) -> Iterator[list[Array]]:
 
 def _signatures(dataset: Dataset, kind: Kind, names: list[str], *, ragged: bool) -> _Signatures:
     """Return what stands for each sample."""
-    return _together([_reduced(kind, chunk, ragged=ragged) for chunk in _chunks(dataset, names)])
+    parts = (_reduced(kind, chunk, ragged=ragged) for chunk in _chunks(dataset, names))
+    return _together(parts, len(dataset))
 
 
 def _reduced(kind: Kind, inputs: Sequence[Array], *, ragged: bool) -> _Signatures:

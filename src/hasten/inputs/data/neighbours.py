@@ -33,25 +33,23 @@ def nearest(
         Distances and positions of the neighbours, `(n, k)` each, where k is 10, or m if that is less.
     """
     count = min(COUNT, len(others))
-    # One product gives each distance squared, but for the row's own length, which changes no order.
-    whole = np.concatenate([others, np.square(others).sum(axis=1, keepdims=True)], axis=1).T
-    places = np.empty((len(rows), count), np.int64)
-    for low, high in _blocks(len(rows), _ROWS):
-        own = np.concatenate([-2 * rows[low:high], np.ones((high - low, 1), np.float32)], axis=1)
-        best = np.full((len(own), count), np.inf, np.float32)
-        found = np.zeros((len(own), count), np.int64)
-        first = min(_FIRST, len(others))
-        rest = [
-            (first + start, first + stop) for start, stop in _blocks(len(others) - first, _OTHERS)
-        ]
-        for start, stop in [(0, first), *rest]:
-            apart = own @ whole[:, start:stop]
-            values, near = _below(apart, best.max(axis=1))
-            merged = np.hstack([best, values])
+    best = np.full((len(rows), count), np.inf, np.float32)
+    places = np.zeros((len(rows), count), np.int64)
+    first = min(_FIRST, len(others))
+    rest = [(first + start, first + stop) for start, stop in _blocks(len(others) - first, _OTHERS)]
+    for start, stop in [(0, first), *rest]:
+        # One product gives each distance squared, but for the row's own length, which changes no order.
+        some = others[start:stop]
+        some = np.concatenate([some, np.square(some).sum(axis=1, keepdims=True)], axis=1)
+        for low, high in _blocks(len(rows), _ROWS):
+            ones = np.ones((high - low, 1), np.float32)
+            apart = np.concatenate([-2 * rows[low:high], ones], axis=1) @ some.T
+            values, near = _below(apart, best[low:high].max(axis=1))
+            merged = np.hstack([best[low:high], values])
             kept = np.argpartition(merged, count - 1, axis=1)[:, :count]
-            found = np.take_along_axis(np.hstack([found, near + start]), kept, 1)
-            best = np.take_along_axis(merged, kept, 1)
-        places[low:high] = found
+            both = np.hstack([places[low:high], near + start])
+            places[low:high] = np.take_along_axis(both, kept, 1)
+            best[low:high] = np.take_along_axis(merged, kept, 1)
     return _ordered(rows, others, places)
 
 

@@ -101,3 +101,10 @@ class Rereading(Dataset):
 
     def content_hash(self, index: int) -> bytes:
         return self._hashes[index]
+
+    def has_former_hashes(self) -> bool:
+        """Whether a sample may have a former hash: none has whose hash covers no input."""
+        return self.repeats and super().has_former_hashes()
+
+    def former_hash(self, index: int) -> bytes | None:
+        return super().former_hash(index) if self.repeats else None

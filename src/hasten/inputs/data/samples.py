@@ -15,6 +15,8 @@ from hasten.errors import InputError
 from hasten.inputs.data.missing import unlabelled
 
 RESERVED = ("labels", "groups")
+SAME_HASH = frozenset(map(np.dtype, ("bool", "float32", "uint8")))
+"""Types in which a sample's hash is what it was while types counted."""
 _UNSIGNED = {bits: np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)}
 _SIGNED = {bits: np.dtype(f"int{bits}") for bits in _UNSIGNED}
 

@@ -100,6 +100,9 @@ class SequenceData(Dataset):
             self._checked(self.whole.inputs([index])[LENGTHS], [index])
         return self.whole.content_hash(index)
 
+    def has_former_hashes(self) -> bool:
+        return self.whole.has_former_hashes()
+
     def former_hash(self, index: int) -> bytes | None:
         return self.whole.former_hash(index)
 

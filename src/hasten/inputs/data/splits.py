@@ -17,8 +17,6 @@ from hasten.inputs.data.samples import check_counts
 Indices = npt.NDArray[np.int64]
 KNOWN_BYTES = 16
 """Bytes of a content hash by which samples of earlier runs are known."""
-_SAME = frozenset(map(np.dtype, ("bool", "float32", "uint8")))
-"""Types in which a sample's hash is what it was while types counted."""
 
 
 @dataclass(frozen=True)
@@ -219,10 +217,9 @@ def former_hashes(dataset: Dataset) -> list[bytes | None]:
     """Return the hash by which records of older versions know each sample, None where it is the same.
 
     Returns:
-        One for each sample; none at all where the types of the first show that nothing is different.
+        One for each sample; none at all where the data set says that nothing is different.
     """
-    first = dataset.inputs([0]).values()
-    if all(array.dtype in _SAME for array in first):
+    if not dataset.has_former_hashes():
         return []
     return [dataset.former_hash(i) for i in range(len(dataset))]
 

@@ -33,3 +33,9 @@ class Stepped(Dataset):
     def content_hash(self, index: int) -> bytes:
         """Return the hash of the sample before these steps."""
         return self.whole.content_hash(index)
+
+    def has_former_hashes(self) -> bool:
+        return self.whole.has_former_hashes()
+
+    def former_hash(self, index: int) -> bytes | None:
+        return self.whole.former_hash(index)

@@ -69,6 +69,12 @@ class Relabelled(Dataset):
     def content_hash(self, index: int) -> bytes:
         return self.whole.content_hash(index)
 
+    def has_former_hashes(self) -> bool:
+        return self.whole.has_former_hashes()
+
+    def former_hash(self, index: int) -> bytes | None:
+        return self.whole.former_hash(index)
+
 
 def asks(order: Order, journal: Journal) -> bool:
     """Whether labels are asked for in a run, or were before it was stopped.
