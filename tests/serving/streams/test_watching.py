@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -165,38 +165,43 @@ def test_outputs_without_steps_after_the_model_are_written_as_numbers(tmp_path: 
     assert json.loads(line)["decision"] == {"logits": logits.tolist()}
 
 
-@pytest.fixture
-def interruptible() -> Iterator[None]:
-    """Heed the signal, which a suite that a shell started in the background ignores."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+INTERRUPTED = """
+import json, signal, sys
+import hasten
+
+bundle, folder, out, decisions = sys.argv[1:]
+once = []  # a second one would interrupt the ending
 
 
-def test_an_interrupt_ends_with_the_counts_and_whole_files(
-    bundle: Path, tmp_path: Path, interruptible: None
-) -> None:
+def interrupt(answer):
+    if answer.frame >= 3 and not once:
+        once.append(answer.frame)
+        signal.raise_signal(signal.SIGINT)
+
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+# Slowly, so that a busy host doesn't capture all of them meanwhile.
+seen = hasten.watch(bundle, folder, fps=2, on_decision=interrupt, out=out, decisions=decisions)
+print(json.dumps([seen.ended, seen.captured, seen.answered, seen.dropped, seen.overlay_dropped]))
+"""
+
+
+def test_an_interrupt_ends_with_the_counts_and_whole_files(bundle: Path, tmp_path: Path) -> None:
     folder = pictures(tmp_path / "p", 50)
-    once: list[int] = []  # a second one would interrupt the ending, and then the suite
-
-    def interrupt(answer: Answer) -> None:
-        if answer.frame >= 3 and not once:
-            once.append(answer.frame)
-            signal.raise_signal(signal.SIGINT)
-
-    seen = hasten.watch(
-        bundle,
-        folder,
-        fps=2,  # so that a busy host doesn't capture all of them meanwhile
-        on_decision=interrupt,
-        out=tmp_path / "seen.mp4",
-        decisions=tmp_path / "d.jsonl",
+    places = [bundle, folder, tmp_path / "seen.mp4", tmp_path / "d.jsonl"]
+    ended = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, *map(str, places)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert seen.ended == "stopped"
-    assert seen.captured < 50
-    assert seen.answered + seen.dropped == seen.captured
-    assert len((tmp_path / "d.jsonl").read_text().splitlines()) == seen.answered
-    assert len(frames_of(tmp_path / "seen.mp4")) == seen.captured - seen.overlay_dropped
+    assert ended.returncode == 0, ended.stderr
+    why, captured, answered, dropped, overlay_dropped = json.loads(ended.stdout)
+    assert why == "stopped"
+    assert captured < 50
+    assert answered + dropped == captured
+    assert len((tmp_path / "d.jsonl").read_text().splitlines()) == answered
+    assert len(frames_of(tmp_path / "seen.mp4")) == captured - overlay_dropped
     assert sorted(file.name for file in tmp_path.iterdir()) == ["d.jsonl", "p", "seen.mp4"]
 
 
