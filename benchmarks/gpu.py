@@ -148,7 +148,7 @@ def table(title: str, lines: Sequence[Line], chosen: str, *, timed: bool) -> lis
     Args:
         title: Title of the cell.
         lines: Figures of each runtime, or the reason why it has none.
-        chosen: What hasten chose, or the reason why it chose nothing.
+        chosen: Label of the model that hasten chose, or the reason why it chose none.
         timed: Whether times are shown.
     """
     cells: list[Sequence[str]] = [HEADER, ["---"] * len(HEADER)]

@@ -100,7 +100,7 @@ def entrants(chosen: Single | None) -> dict[str, Single]:
     tries: TF32 is on by default in ONNX Runtime, in TensorRT and in torch's convolutions.
 
     Args:
-        chosen: What hasten chose for the model; None where it chose nothing.
+        chosen: Bundle that hasten made of the model; None where it made none.
     """
     found = {BASELINE: Single((), TorchCuda()), AGAIN: Single((), TorchCuda())}
     if chosen is not None:

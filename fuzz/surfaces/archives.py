@@ -197,15 +197,7 @@ class Programs(Surface):
         return archive_of(members, zipfile.ZIP_STORED)
 
     def check(self, data: bytes) -> str:
-        _watch()
-        try:
-            self._read(data)
-        except HastenError as error:
-            return refused(error)
-        finally:
-            if _heard:
-                raise Fault(f"the file made this happen: {_heard.pop()}")
-        return "loaded"
+        return _quietly(lambda: self._read(data), "loaded")
 
     def _read(self, data: bytes) -> None:
         from hasten.inputs.models.torch import load_program
