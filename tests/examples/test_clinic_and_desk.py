@@ -51,8 +51,7 @@ def test_the_clinic_certifies_sensitivity_on_malignant_tumors_that_nothing_has_s
     assert found["n"] == (malignant == 1).sum() == 149
     assert found["passed"]
     assert found["certificate"] == (
-        "95% confident that the average loss in the score of your own metric over inputs is at most "
-        "3 points (n=149: observed 0 points)"
+        "95% confident that at most 3% of inputs go from right to wrong (n=149: 0 lost, 0 gained)"
     )
     assert found["sensitivity"] > 0.9
     assert found["decided otherwise by torch"] == 0
@@ -111,8 +110,7 @@ def test_the_desk_keeps_its_decisions_and_its_calibration(
     assert found["kind"] == "fresh data"
     assert found["passed"]
     assert found["certificate"] == (
-        "95% confident that the average loss in the score of your own metric over inputs is at most "
-        "1 point (n=500: observed 0 points)"
+        "95% confident that at most 1% of inputs go from right to wrong (n=500: 0 lost, 0 gained)"
     )
     assert found["changed"] == 0
     assert found["largest move"] < 1e-5

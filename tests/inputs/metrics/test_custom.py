@@ -28,6 +28,14 @@ def counted(outputs, labels):
     calls.append(len(labels))
     return outputs["y"] == labels
 value = 3
+def yes(outputs, labels): return outputs["y"] > 1
+yes.binary = True
+def part(outputs, labels): return [0, 0.25, 1]
+part.binary = True
+def fractions(outputs, labels): return [0, 0.25, 1]
+fractions.binary = False
+def vague(outputs, labels): return [0, 1, 1]
+vague.binary = "often"
 """
 Y = {"y": np.array([1.0, 2.0, 3.0])}
 CAME = "it was given the outputs y float64 [3] (1, 2, 3), and no labels"
@@ -137,3 +145,20 @@ def test_scores_of_single_samples_pass_with_their_rounding_and_cost_few_more_cal
     metric.score({"y": y[:3]}, {}, y[:3])
     Custom(f"{file}:counted").score({"y": y[:3]}, {}, y[:3])  # too few to be divided
     assert calls[-2:] == [3, 3]
+
+
+def test_a_function_states_whether_its_scores_are_0_or_1(file: Path) -> None:
+    assert Custom(f"{file}:right").binary is None
+    assert Custom(f"{file}:yes").binary is True
+    assert Custom(f"{file}:fractions").binary is False
+    assert Custom(f"{file}:yes").score(Y, {}, None).tolist() == [0, 1, 1]
+
+
+def test_a_score_between_0_and_1_of_a_function_that_states_none_is_refused(file: Path) -> None:
+    message = "part returned 0.25 for sample 1 of 3, but its binary = True states that each score is 0 or 1"
+    with pytest.raises(InputError, match=message):
+        Custom(f"{file}:part").score(Y, {}, None)
+    with pytest.raises(
+        InputError, match=r"vague has binary = 'often'; it is True where all scores"
+    ):
+        _ = Custom(f"{file}:vague").binary

@@ -24,7 +24,7 @@ def tells_changes(metric: Metric | None) -> bool:
 
 def changes_wholly(metric: Metric | None) -> bool:
     """Whether an answer is either changed or not, and never in part."""
-    return metric is None or bool(metric.binary) or not tells_changes(metric)
+    return metric is None or not tells_changes(metric) or bool(metric.binary)
 
 
 def changed_parts(metric: Metric | None, outputs: Tensors, exact: Tensors) -> Array:

@@ -36,8 +36,10 @@ class Custom(Metric):
     None. The function returns `(n,)` numbers in [0, 1]. It is called with a few samples at a time:
     one that needs them all is a figure instead, see `hasten.inputs.set_metrics.custom`, and is
     refused here where it says so by an attribute, `over_set = True`, or where its scores of some samples
-    change when it is called with a part of them. Where it raises, or returns anything else, the error
-    says what it was given: dtypes, shapes and first values.
+    change when it is called with a part of them. A function with the attribute `binary = True` states that
+    its scores are 0 or 1, so that the exact test judges them even where no search saw them; `binary = False`
+    states that they aren't. Where it raises, or returns anything else, the error says what it was given:
+    dtypes, shapes and first values.
 
     Attributes:
         path: Import path of the function, "file.py:function" or "module:function".
@@ -45,7 +47,6 @@ class Custom(Metric):
 
     path: str
     needs_labels: ClassVar[bool] = False
-    binary: ClassVar[bool | None] = None
     noun: ClassVar[str] = "score"
     title: ClassVar[str] = "the score of your own metric"
     spellings: ClassVar[tuple[str, ...]] = ("my.py:function",)
@@ -59,6 +60,20 @@ class Custom(Metric):
     def function(self) -> str:
         """Import path of the function."""
         return self.path
+
+    @cached_property
+    def binary(self) -> bool | None:  # type: ignore[override]
+        """Whether scores are 0 or 1, as the function's own `binary` states; None where it doesn't.
+
+        Raises:
+            InputError: the statement is neither true nor false.
+        """
+        stated = getattr(self._function, "binary", None)
+        if stated is not None and not isinstance(stated, bool):
+            raise InputError(
+                f"{self.path} has binary = {stated!r}; it is True where all scores are 0 or 1, else False"
+            )
+        return stated
 
     @cached_property
     def _function(self) -> Callable[..., Any]:
@@ -149,7 +164,13 @@ class Custom(Metric):
                 f"{self.path} failed: {raised(error)}; {came(outputs, labels)}"
             ) from error
         try:
-            return self.checked(returned, count)
+            scores = self.checked(returned, count)
+            if self.binary and (between := np.flatnonzero((scores > 0) & (scores < 1))).size:
+                raise InputError(
+                    f"{self.path} returned {scores[between[0]]:g} for sample {between[0]} of {count}, but "
+                    "its binary = True states that each score is 0 or 1"
+                )
+            return scores
         except InputError as error:
             raise InputError(f"{error}; {came(outputs, labels)}") from error
 
