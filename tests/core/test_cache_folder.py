@@ -38,6 +38,18 @@ def content(cache: CacheFolder, key: str = KEY) -> bytes | None:
         return None if entry is None else entry.content
 
 
+def content_in_own_memory(cache: CacheFolder, key: str = KEY) -> bytes | None:
+    rooms = []
+
+    def room(size: int) -> memoryview:
+        rooms.append(bytearray(size))
+        return memoryview(rooms[0])
+
+    with cache.entry(key, room) as entry:
+        assert entry is None or entry.content == b""
+        return None if entry is None else bytes(rooms[0])
+
+
 def with_bulk(cache: CacheFolder, folder: Path, data: bytes, key: str = KEY) -> bool:
     file = folder / bulk_name(key)
     file.write_bytes(data)
@@ -68,6 +80,8 @@ def test_what_was_kept_comes_back(cache: CacheFolder) -> None:
     assert cache.put(KEY, b"compiled")
     assert cache.put(OTHER, b"")
     assert (content(cache), content(cache, OTHER)) == (b"compiled", b"")
+    assert content_in_own_memory(cache) == b"compiled"
+    assert content_in_own_memory(cache, OTHER) == b""
     assert cache.put(KEY, b"again")
     assert content(cache) == b"again"
     cache.drop(KEY)
@@ -133,16 +147,20 @@ def test_files_that_are_not_the_caches_stay(tmp_path: Path) -> None:
 # -- what is never read
 
 
+@pytest.mark.parametrize("read", [content, content_in_own_memory])
 @pytest.mark.parametrize(
     "damage", [lambda b: b[:-1], lambda b: b"", lambda b: b[:40], lambda b: b + b"x"]
 )
 def test_a_damaged_entry_is_dropped_and_can_be_kept_again(
-    damage: Callable[[bytes], bytes], cache: CacheFolder, caplog: pytest.LogCaptureFixture
+    damage: Callable[[bytes], bytes],
+    read: Callable[[CacheFolder], bytes | None],
+    cache: CacheFolder,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     cache.put(KEY, b"compiled")
     file = cache.path / KEY
     file.write_bytes(damage(file.read_bytes()))
-    assert content(cache) is None
+    assert read(cache) is None
     assert not file.exists()
     assert [record.getMessage() for record in caplog.records] == [
         f"the cache {cache.path} is not used: an entry was damaged, and is dropped; models open without it"
@@ -156,6 +174,8 @@ def test_no_bit_of_an_entry_can_change(place: int, cache: CacheFolder) -> None:
     cache.put(KEY, b"compiled")
     data = bytearray((cache.path / KEY).read_bytes())
     data[place] ^= 1
+    (cache.path / KEY).write_bytes(data)
+    assert content_in_own_memory(cache) is None  # which drops it
     (cache.path / KEY).write_bytes(data)
     assert content(cache) is None
 

@@ -17,9 +17,10 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from hasten.errors import InputError
 
@@ -42,6 +43,7 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _ENTRY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+Room: TypeAlias = Callable[[int], memoryview]
 _log = logging.getLogger("hasten.cache")
 _told: set[Path] = set()
 """Folders of which this process has said why they aren't used."""
@@ -52,7 +54,7 @@ class Entry:
     """What was kept under a key.
 
     Attributes:
-        content: Bytes, as they were kept.
+        content: Bytes, as they were kept; none where the reader gave the memory for them.
         bulk: Path of a file that was kept with them, for readers that read it in place; None if there is none.
             It serves while the entry is held; other processes never change the file, but may drop it.
     """
@@ -75,13 +77,19 @@ class CacheFolder:
     limit_bytes: int = LIMIT_BYTES
 
     @contextlib.contextmanager
-    def entry(self, key: str) -> Iterator[Entry | None]:
-        """Hold what was kept under a key; None if there is nothing that can be trusted."""
+    def entry(self, key: str, into: Room | None = None) -> Iterator[Entry | None]:
+        """Hold what was kept under a key; None if there is nothing that can be trusted.
+
+        Args:
+            key: Key under which it was kept.
+            into: Function from a number of bytes to writable memory of that size, which takes the content
+                in place of the entry. Where None is yielded, that memory holds nothing of use.
+        """
         with contextlib.ExitStack() as held:
             found = None
             try:
                 folder = held.enter_context(self._opened())
-                found = self._read(folder, key)
+                found = self._read(folder, key, into)
             except FileNotFoundError:
                 pass
             except (OSError, _RefusedError) as error:
@@ -136,11 +144,18 @@ class CacheFolder:
         finally:
             os.close(folder)
 
-    def _read(self, folder: int, key: str) -> Entry:
+    def _read(self, folder: int, key: str, into: Room | None) -> Entry:
         with self._file(folder, key) as file:
-            head, content = file.read(_HEAD_BYTES), file.readall()
+            head = file.read(_HEAD_BYTES)
             stated, rest = head[:_HASH_BYTES], head[_HASH_BYTES:]
-            if stated != _hash(key, rest, content):
+            content = b""
+            if into is None:
+                content = file.readall()
+                whole = _hash(key, rest, content)
+            else:
+                room = into(max(os.fstat(file.fileno()).st_size - _HEAD_BYTES, 0))
+                whole = _hash(key, rest, room[: _filled(file, room)])
+            if stated != whole:
                 raise self._damaged(folder, key)
         bulk_hash, token = rest[:_HASH_BYTES], rest[_HASH_BYTES:].decode()
         if not any(bulk_hash):
@@ -277,7 +292,15 @@ def _check(facts: os.stat_result, what: str) -> None:
         raise _RefusedError(f"{what} can be written by others")
 
 
-def _hash(key: str, *parts: bytes) -> bytes:
+def _filled(file: io.FileIO, room: memoryview) -> int:
+    """Read a file into memory; return the number of bytes that it had for it."""
+    size = 0
+    while size < len(room) and (read := file.readinto(room[size:])):
+        size += read
+    return size
+
+
+def _hash(key: str, *parts: bytes | memoryview) -> bytes:
     """Return the hash that an entry begins with; an entry under another key's name doesn't fit."""
     whole = hashlib.sha256(key.encode())
     for part in parts:

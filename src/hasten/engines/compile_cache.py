@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hasten.core.cache_folder import CacheFolder, Entry
+from hasten.core.cache_folder import CacheFolder, Entry, Room
 from hasten.core.records import digest, file_digest
 from hasten.core.target import Target
 from hasten.engines.base import Artifact, Engine
@@ -34,9 +34,14 @@ class CompileCache:
     kept: int = 0
 
     @contextlib.contextmanager
-    def entry(self, key: str) -> Iterator[Entry | None]:
-        """Hold what was kept under a key; None if there is nothing."""
-        with self.folder.entry(key) as found:
+    def entry(self, key: str, into: Room | None = None) -> Iterator[Entry | None]:
+        """Hold what was kept under a key; None if there is nothing.
+
+        Args:
+            key: Key under which it was kept.
+            into: Function that makes memory for the content; see `CacheFolder.entry`.
+        """
+        with self.folder.entry(key, into) as found:
             self.found += found is not None
             yield found
 

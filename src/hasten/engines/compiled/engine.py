@@ -26,7 +26,7 @@ from hasten.engines.compile_cache import CompileCache
 from hasten.engines.compiled.granted import granted
 from hasten.engines.compiled.kept import code, compiler_facts, library_of, prepared
 from hasten.engines.compiled.library import Library, aligned
-from hasten.engines.compiled.plan import Operation, Plan
+from hasten.engines.compiled.plan import ALIGNMENT, Operation, Plan
 from hasten.engines.compiled.scratch import scratch
 from hasten.engines.compiled.source import Source, shared_operations, write
 from hasten.engines.layers import LayerTime
@@ -245,8 +245,7 @@ class CompiledSession(Session):
         self.rows_apart = self.batch_sizes is None
         self._library = library
         self._closed = np.zeros(1, np.int32)
-        self._tables = aligned(len(source.tables))
-        self._tables[:] = np.frombuffer(source.tables, np.uint8)
+        self._tables = _aligned(source.tables)
         self._threads = source.threads
         self._team = library.team(source.threads) if source.threads > 1 else None
         self._arena_bytes = source.arena_bytes
@@ -307,6 +306,16 @@ class CompiledSession(Session):
     def properties(self) -> Mapping[str, str]:
         """Return the compiler, and the number of threads that share a call."""
         return {"compiler": Compiler.find().version, "threads": str(self._threads)}
+
+
+def _aligned(tables: bytearray | memoryview) -> Array:
+    """Return tables as uint8 where vectors can be read from; a copy, unless they lie there already."""
+    found = np.frombuffer(tables, np.uint8)
+    if found.ctypes.data % ALIGNMENT == 0:
+        return found
+    copied = aligned(len(found))
+    copied[:] = found
+    return copied
 
 
 @contextmanager

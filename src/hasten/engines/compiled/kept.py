@@ -15,9 +15,10 @@ from typing import NamedTuple
 from hasten.core.c_compiler import Compiler
 from hasten.core.records import digest
 from hasten.core.target import Target
+from hasten.core.tensors import Array
 from hasten.engines.compile_cache import CompileCache
-from hasten.engines.compiled.library import Library
-from hasten.engines.compiled.plan import MOST_BYTES
+from hasten.engines.compiled.library import Library, aligned
+from hasten.engines.compiled.plan import ALIGNMENT, MOST_BYTES
 from hasten.engines.compiled.source import Source
 from hasten.errors import CandidateError, InputError
 
@@ -60,10 +61,16 @@ def prepared(
     Raises:
         CandidateError: `write` failed, there is no compiler, or it failed.
     """
-    with compiled.entry(key) as entry:
+    rooms: list[Array] = []
+
+    def room(size: int) -> memoryview:
+        rooms.append(aligned(size))
+        return rooms[0].data
+
+    with compiled.entry(key, room) as entry:
         if entry is not None:
             with suppress(ValueError):
-                source, below = _unpacked(entry.content)
+                source, below = _unpacked(rooms[0])
                 with compiled.entry(below) as second, suppress(CandidateError):
                     if second is not None:
                         return source, Library.load(second.content)
@@ -130,22 +137,27 @@ def _library_key(source: Source, target: Target) -> str:
 def _packed(source: Source, library: str) -> bytes:
     """Return tables behind one line that says how a call uses them, and under which key the shared object is."""
     head = {"arena": source.arena_bytes, "threads": source.threads, "library": library}
-    return b"".join((json.dumps(head).encode(), b"\n", source.tables))
+    line = json.dumps(head).encode()
+    spaces = b" " * (-(len(line) + 1) % ALIGNMENT)  # so that the tables are aligned, too
+    return b"".join((line, spaces, b"\n", source.tables))
 
 
-def _unpacked(content: bytes) -> tuple[Source, str]:
+def _unpacked(content: Array) -> tuple[Source, str]:
     """Return a source without its text, and the key of its shared object.
+
+    Args:
+        content: Bytes that were kept, as uint8, aligned; the source's tables are a part of them.
 
     Raises:
         ValueError: it is something else.
     """
-    end = content.index(b"\n", 0, _MOST_HEAD)
-    head = json.loads(content[:end])
-    if not isinstance(head, dict):
+    line, ended, _ = content[:_MOST_HEAD].tobytes().partition(b"\n")
+    head = json.loads(line)
+    if not (ended and isinstance(head, dict)):
         raise ValueError("no head")
     arena, threads, library = (head.get(one) for one in ("arena", "threads", "library"))
     if not (type(arena) is type(threads) is int and type(library) is str):
         raise ValueError("no numbers of a call")
     if not (0 <= arena <= 2 * MOST_BYTES and threads >= 1):
         raise ValueError("numbers out of bounds")
-    return Source("", memoryview(content)[end + 1 :], arena, threads), library
+    return Source("", content[len(line) + 1 :].data, arena, threads), library
