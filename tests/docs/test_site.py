@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from tests.support.accessibility import violations
+from tests.support.once import made_once
 
 ROOT = Path(__file__).parents[2]
 MKDOCS = ROOT / ".venv-docs/bin/mkdocs"
@@ -45,13 +46,14 @@ class _Quiet(SimpleHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Build the site and serve it; return its address."""
-    folder = tmp_path_factory.mktemp("site")
-    subprocess.run(
-        [MKDOCS, "build", "--quiet", "--site-dir", folder],
-        cwd=ROOT,
-        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
-        check=True,
-    )
+    with made_once(tmp_path_factory, "site") as (folder, missing):
+        if missing:
+            subprocess.run(
+                [MKDOCS, "build", "--quiet", "--site-dir", folder],
+                cwd=ROOT,
+                env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+                check=True,
+            )
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
