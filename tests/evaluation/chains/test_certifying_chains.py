@@ -118,6 +118,7 @@ def painted(*changes: tuple[int, int, int]) -> dict[str, Any]:
     return {"y": picture}
 
 
+FIVE = [(0, x, 0) for x in range(5)]
 READ = Ctc(("A", "B"), activation="none")
 A, B, UNSURE = [[0.1, 0.9, 0.0]], [[0.2, 0.1, 0.7]], [[0.3, 0.4, 0.3]]
 CASES: dict[str, list[tuple[PostStep, dict[str, Any], dict[str, Any], bool]]] = {
@@ -160,10 +161,11 @@ CASES: dict[str, list[tuple[PostStep, dict[str, Any], dict[str, Any], bool]]] = 
     ],
     "mask": [
         (Mask(decided=True), painted(), painted((0, 0, 0), (9, 9, 1)), True),
-        (Mask(decided=True), painted(), painted(*((0, x, 0) for x in range(5))), True),
-        # Six of 100 pixels are more than 5%; five of class 1's ten are half of it, six are more.
+        (Mask(decided=True), painted(), painted(*FIVE), True),
+        # Six of 100 pixels are more than 5%. Five of ten pixels are half of class 1, four of nine aren't.
         (Mask(decided=True), painted(), painted(*((9, x, 1) for x in range(6))), False),
-        (Mask(decided=True), painted((0, 0, 0)), painted(*((0, x, 0) for x in range(5))), True),
+        (Mask(decided=True), painted((0, 0, 0)), painted(*FIVE), True),
+        (Mask(decided=True), painted((1, 4, 0)), painted((1, 4, 0), *FIVE), False),
         (Mask(decided=True), painted((5, 5, 20)), painted((5, 5, 21)), False),
         (Mask(decided=True), painted((5, 5, 20)), painted(), False),
         (Mask(decided=True), painted((5, 5, 20)), painted((5, 5, 20), (0, 0, 0)), True),

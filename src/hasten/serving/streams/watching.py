@@ -7,6 +7,7 @@ import functools
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from hasten.bundle.chains.opened import OpenChain
 
 TOLD_EVERY_S = 0.25
+RECENT = 8
+"""Number of the newest decisions whose fastest one says whether another can still be in time."""
 LATELY = 1000
 """Number of the newest latencies that are told while a watch goes on."""
 
@@ -43,6 +46,7 @@ def watch(
     fps: float | None = None,
     deadline_ns: int | None = None,
     as_fast_as_possible: bool = False,
+    drop_late: bool = False,
     on_decision: Callable[[Answer], None] | None = None,
     out: str | os.PathLike[str] | None = None,
     decisions: str | os.PathLike[str] | None = None,
@@ -67,6 +71,9 @@ def watch(
         deadline_ns: Longest time from capture to a decision, in nanoseconds; one period by default.
         as_fast_as_possible: Answer every frame of a recording, each once the one before is answered.
             No frame is dropped, and latency is from the decoded frame to the decision.
+        drop_late: Whether to drop a decision that comes after the deadline: nobody gets it, and it is
+            counted as late. A frame isn't started where the fastest of the newest decisions took longer
+            than is left until its deadline.
         on_decision: Function that gets each answer, in the calling thread.
         out: Video file to write with the decisions drawn in; it ends in .mp4, .mkv or .mov.
         decisions: File to write with a line of JSON for each answer.
@@ -83,7 +90,7 @@ def watch(
             pictures; the message says why.
         CandidateError: the model failed.
     """
-    _check(deadline_ns, as_fast_as_possible, reconnect_s, duration_s)
+    _check(deadline_ns, as_fast_as_possible, drop_late, reconnect_s, duration_s)
     with contextlib.ExitStack() as stack:
         opened = open_source(os.fspath(source), fps, reconnect_s=reconnect_s)
         stack.callback(opened.close)
@@ -99,6 +106,7 @@ def watch(
             period_ns = round(1e9 / opened.rate_per_s)
             run = _Run(opened, clock_ns, None if as_fast_as_possible else period_ns, deadline_ns)
             run.overlay, run.tell = overlay, _tellers(lines, on_decision)
+            run.drop_late = drop_late
             with run.telling(listen), run.capturing(duration_s):
                 run.answer(decide)
             done = True
@@ -111,8 +119,17 @@ def watch(
 
 
 def _check(
-    deadline_ns: int | None, unpaced: bool, reconnect_s: float, duration_s: float | None
+    deadline_ns: int | None,
+    unpaced: bool,
+    drop_late: bool,
+    reconnect_s: float,
+    duration_s: float | None,
 ) -> None:
+    if unpaced and drop_late:
+        raise InputError(
+            "as_fast_as_possible=True has no deadline, so no decision can be late: leave out "
+            "drop_late=True"
+        )
     if deadline_ns is not None and unpaced:
         raise InputError(
             "as_fast_as_possible=True has no deadline, because frames don't come at their "
@@ -171,7 +188,10 @@ class _Run:
         self._stop = threading.Event()
         self._failed: BaseException | None = None
         self._stopped = False
-        self.tally = Tally(period_ns if deadline_ns is None else deadline_ns, self._begin_ns)
+        self._deadline_ns = period_ns if deadline_ns is None else deadline_ns
+        self._recent_ns: deque[int] = deque(maxlen=RECENT)
+        self.tally = Tally(self._deadline_ns, self._begin_ns)
+        self.drop_late = False
         self.overlay: Overlay | None = None
         self.tell: tuple[Callable[[Answer], None], ...] = ()
 
@@ -190,15 +210,35 @@ class _Run:
         if self._period_ns is not None and began_ns - frame.captured_ns > self._period_ns:
             self.tally.drop()
             return
+        if self.drop_late and self._hopeless(began_ns - frame.captured_ns):
+            self.tally.drop()
+            return
         decision = decide(frame.image)
-        since_ns = began_ns if self._period_ns is None else frame.captured_ns
-        latency_ns = self._clock_ns() - since_ns
+        ended_ns = self._clock_ns()
+        self._recent_ns.append(ended_ns - began_ns)
+        latency_ns = ended_ns - (began_ns if self._period_ns is None else frame.captured_ns)
+        if self.drop_late and self._deadline_ns is not None and latency_ns > self._deadline_ns:
+            self.tally.drop(late=True)
+            return
         answer = self.tally.answer(frame.number, frame.captured_ns, latency_ns, decision)
         for tell in self.tell:
             tell(answer)
         if self.overlay is not None and self._period_ns is None:
             time_ns = round(1e9 * frame.number / self._source.rate_per_s)
             self.overlay.offer(frame, time_ns, answer)
+
+    def _hopeless(self, age_ns: int) -> bool:
+        """Whether a frame of this age can't be decided in time, although a fresh one could.
+
+        Each frame that isn't started takes away one decision of those that say so, so that a model
+        that became faster, or a processor that became free, is noticed.
+        """
+        assert self._deadline_ns is not None
+        fastest_ns = min(self._recent_ns, default=0)
+        hopeless = age_ns + fastest_ns > self._deadline_ns >= fastest_ns
+        if hopeless and self._recent_ns:
+            self._recent_ns.popleft()
+        return hopeless
 
     @contextlib.contextmanager
     def capturing(self, duration_s: float | None) -> Iterator[None]:
