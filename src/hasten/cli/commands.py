@@ -298,6 +298,11 @@ def bench(as_json: bool, bundle: str, **options: Any) -> None:
 @image_options
 @custom_ops_option
 @click.option(
+    "--keep",
+    is_flag=True,
+    help="Keep a chain's certificate in a file beside it, if the limit holds; hasten serve shows it.",
+)
+@click.option(
     "--junit",
     type=click.Path(path_type=Path),
     help="File to write the outcome to as JUnit XML, for a CI server.",

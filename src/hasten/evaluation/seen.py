@@ -53,6 +53,7 @@ class Recheck:
         coverage: Batch sizes at which it holds; None where none was tested.
         unlabelled: Number of samples without a label on which answers differ: each counts as lost.
         remembered: Whether a ledger is kept, so that earlier looks are known.
+        kept: File that a chain's certificate was written to; None where none was.
     """
 
     kind: Kind
@@ -67,6 +68,7 @@ class Recheck:
     coverage: Coverage | None = None
     unlabelled: int = 0
     remembered: bool = True
+    kept: Path | None = None
 
     @property
     def passed(self) -> bool:
@@ -113,7 +115,8 @@ class Recheck:
         if self.look is not None and not (self.look.plain and self.remembered):
             look = (self.look.in_words(),)
         notes = (f"note: {note}" for note in self.notes)
-        return "\n".join((first, *unlabelled, *look, *more, *notes))
+        kept = () if self.kept is None else (f"certificate: {self.kept}",)
+        return "\n".join((first, *unlabelled, *look, *more, *kept, *notes))
 
     def _repr_html_(self) -> str:
         """Return the outcome as a card, for notebooks."""
