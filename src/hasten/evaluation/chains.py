@@ -25,7 +25,7 @@ from hasten.certificate.looks import Judged, answers_digest
 from hasten.certificate.planning import check_limits
 from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Judgement, judge
-from hasten.core.records import to_record, write_json
+from hasten.core.records import to_record
 from hasten.errors import CandidateError, InputError
 from hasten.evaluation.decisions import Comparison
 from hasten.evaluation.seen import Recheck, Seen, fresh, looked, seen_by
@@ -43,7 +43,6 @@ def certify_chain(
     *,
     max_drop: float | None,
     confidence: float | None = None,
-    keep: bool = False,
     listen: Callable[[int], None] = lambda done: None,
 ) -> Recheck:
     """Bound the share of pictures on which a chain decides otherwise than its exact models do.
@@ -59,23 +58,13 @@ def certify_chain(
             made with are left out, unless there are no others.
         max_drop: Largest share of changed decisions.
         confidence: Confidence of the verdict; by default 0.95.
-        keep: Whether to keep the certificate beside the chain, if the limit holds; see
-            `hasten.bundle.chains.certificate`.
         listen: Callback that receives the number of pictures that were compared so far.
 
     Raises:
-        InputError: the chain or the data can't be used, a bundle holds no exact model, or the
-            certificate can't be kept.
+        InputError: the chain or the data can't be used, or a bundle holds no exact model.
         IntegrityError: a bundle is damaged, or doesn't say what it was made with.
     """
-    file = certificate_file(chain) if keep else None
-    if keep and file is None:
-        raise InputError(
-            "only a chain that is given as a file or as a line of bundles has a place where its "
-            "certificate can be kept: leave out keep=True, or give one of these"
-        )
-    if file is not None and not os.access(file.parent, os.W_OK):
-        raise InputError(f"can't write {file}: its folder isn't there, or isn't yours to write to")
+    place = certificate_file(chain)
     chain = chain_of(chain)
     if max_drop is None:
         raise InputError("a chain has no certificate and therefore no limit: give max_drop=")
@@ -131,29 +120,21 @@ def certify_chain(
         elsewhere=chosen.elsewhere,
         notes=ledger.notes,
         remembered=ledger.file is not None,
+        place=place,
     )
-    if file is None or not checked.passed:
+    if not checked.passed or kind == "regression check":
         return checked
-    if kind == "regression check":
-        note = (
-            "the certificate isn't kept, because these pictures gave the same answers in an earlier "
-            "test: test with new ones"
-        )
-        return replace(checked, notes=(*checked.notes, note))
-    write_json(
-        file,
-        ChainCertificate(
-            checked.judgement.in_words(),
-            kind,
-            to_record(checked.judgement),
-            checked.used,
-            checked.left_out,
-            node_digests(chain, manifests),
-            {name: machine_of(manifest) for name, manifest in manifests.items()},
-            datetime.now(UTC).isoformat(timespec="seconds"),
-        ),
+    certificate = ChainCertificate(
+        checked.judgement.in_words(),
+        kind,
+        to_record(checked.judgement),
+        checked.used,
+        checked.left_out,
+        node_digests(chain, manifests),
+        {name: machine_of(manifest) for name, manifest in manifests.items()},
+        datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    return replace(checked, kept=file)
+    return replace(checked, certificate=certificate)
 
 
 def _agree(comparison: Comparison, winner: OpenChain, exact: OpenChain, picture: Path) -> bool:

@@ -58,7 +58,6 @@ def certify(
     pipeline: Pipeline | None = None,
     custom_ops: Sequence[Path] = (),
     batch_sizes: Sequence[int] | None = None,
-    keep: bool = False,
     listen: Callable[[int], None] = lambda done: None,
 ) -> Recheck:
     """Test a bundle's winner against its exact model on data.
@@ -93,8 +92,6 @@ def certify(
         batch_sizes: Batch sizes at which the limit must hold, beside lone samples; by default those
             that the certificate covers. Where the bundle doesn't state that its rows are answered each
             by itself, a batch is one draw.
-        keep: Whether to keep a chain's certificate in a file beside it, which `hasten.chain` and
-            `hasten serve` read.
         listen: Callback that receives the number of samples scored so far.
 
     Returns:
@@ -116,16 +113,7 @@ def certify(
         from hasten.evaluation.chains import certify_chain
 
         return certify_chain(
-            os.fspath(bundle),
-            data,
-            max_drop=max_drop,
-            confidence=confidence,
-            keep=keep,
-            listen=listen,
-        )
-    if keep:
-        raise InputError(
-            "keep=True is for a chain: a bundle contains its certificate, and no test changes it"
+            os.fspath(bundle), data, max_drop=max_drop, confidence=confidence, listen=listen
         )
     scored = None if metric is None else named_metric(metric)
     asked = Asked(max_drop, confidence, guard, mean_over, scored, batch_sizes)

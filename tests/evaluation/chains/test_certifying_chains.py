@@ -24,7 +24,6 @@ from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import InputError
 from hasten.evaluation.chains import certify_chain
 from hasten.inputs.chains import chain_of as read_chain
-from hasten.inputs.chains.nodes import Crop, Model
 from hasten.inputs.pipeline.multi_label import MultiLabel
 
 
@@ -172,9 +171,9 @@ def test_a_certificate_is_kept_beside_the_chain_and_holds_while_nothing_changes(
     chain_of(tmp_path, SAME)
     file = as_file(tmp_path)
     assert certified(file) == ""
-    checked = certify_chain(file, pictures, max_drop=0.05, keep=True)
-    assert checked.kept == tmp_path / "chain.certificate.json"
-    assert f"certificate: {checked.kept}" in checked.in_words()
+    checked = certify_chain(file, pictures, max_drop=0.05)
+    assert certified(file) == ""
+    assert checked.keep() == tmp_path / "chain.certificate.json"
     assert (certified(file), why_not(file)) == (SAID, "")
     shutil.copytree(tmp_path, tmp_path.parent / "moved")
     assert certified(tmp_path.parent / "moved" / "chain.yaml") == SAID
@@ -196,8 +195,7 @@ def test_a_kept_certificate_is_of_one_machine_and_a_damaged_one_is_none(
 ) -> None:
     chain_of(tmp_path, SAME)
     file = as_file(tmp_path)
-    kept = certify_chain(file, pictures, max_drop=0.05, keep=True).kept
-    assert kept is not None
+    kept = certify_chain(file, pictures, max_drop=0.05).keep()
     record = json.loads(kept.read_text())
     here = record["machines"]["det"]["target"]["processor"]
     record["machines"]["det"]["target"]["processor"] = "Another"
@@ -242,28 +240,41 @@ def test_nothing_is_kept_of_a_test_that_proves_nothing(
     monkeypatch.setenv("HASTEN_LEDGER", str(tmp_path / "state"))
     line = chain_of(tmp_path, SAME)
     assert certify_chain(line, pictures, max_drop=0.05).passed
-    again = certify_chain(line, pictures, max_drop=0.05, keep=True)
-    assert (again.kind, again.kept) == ("regression check", None)
-    assert again.notes[-1] == (
-        "the certificate isn't kept, because these pictures gave the same answers in an earlier test: "
+    again = certify_chain(line, pictures, max_drop=0.05)
+    assert again.kind == "regression check"
+    with pytest.raises(InputError) as error:
+        again.keep()
+    assert str(error.value) == (
+        "there is no certificate to keep, because these pictures gave the same answers in an earlier "
+        "test: test with new ones"
+    )
+    options = ["--data", str(pictures), "--max-drop", "5%", "--keep"]
+    run = CliRunner().invoke(main, ["certify", line, *options])
+    assert run.exit_code == 0
+    assert run.output.splitlines()[-1] == (
+        "note: no certificate is kept, because these pictures gave the same answers in an earlier test: "
         "test with new ones"
     )
     (tmp_path / "worse").mkdir()
     worse = chain_of(tmp_path / "worse", np.roll(SAME, 1, axis=1))
-    assert certify_chain(worse, pictures, max_drop=0.05, keep=True).kept is None
+    with pytest.raises(InputError) as error:
+        certify_chain(worse, pictures, max_drop=0.05).keep()
+    assert str(error.value) == "there is no certificate to keep, because the limit doesn't hold"
     assert not list(tmp_path.rglob("*.certificate.json"))
 
 
 def test_a_chain_without_a_place_keeps_no_certificate(tmp_path: Path, pictures: Path) -> None:
-    nodes = [Model("det", "det"), Crop("crop", "det"), Model("colour", "colour", "crop")]
+    nodes = read_chain(chain_of(tmp_path, SAME))
     with pytest.raises(InputError) as error:
-        certify_chain(nodes, pictures, max_drop=0.05, keep=True)  # type: ignore[arg-type]
+        certify_chain(nodes, pictures, max_drop=0.05).keep()
     assert str(error.value) == (
-        "only a chain that is given as a file or as a line of bundles has a place where its certificate "
-        "can be kept: leave out keep=True, or give one of these"
+        "only the certificate of a chain that is given as a file or a line is kept beside it: a bundle "
+        "contains its own, and no test changes it"
     )
-    with pytest.raises(InputError) as error:
-        certify_chain("none/chain.yaml", pictures, max_drop=0.05, keep=True)
-    assert str(error.value) == (
-        "can't write none/chain.certificate.json: its folder isn't there, or isn't yours to write to"
+    options = ["--data", str(pictures), "--max-drop", "5%", "--keep"]
+    run = CliRunner().invoke(main, ["certify", "none/chain.yaml", *options])
+    assert (run.exit_code, run.output) == (
+        2,
+        "hasten: can't write none/chain.certificate.json: its folder isn't there, or isn't yours to "
+        "write to\n",
     )

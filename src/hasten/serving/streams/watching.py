@@ -53,7 +53,6 @@ def watch(
     reconnect_s: float = 0.0,
     duration_s: float | None = None,
     listen: Callable[[Watched], None] | None = None,
-    clock_ns: Callable[[], int] = time.perf_counter_ns,
 ) -> Watched:
     """Answer a stream's frames as they come, the newest first.
 
@@ -80,7 +79,6 @@ def watch(
         reconnect_s: How long to try to reach a camera or an address again after its last frame, in seconds.
         duration_s: Time after which the watch ends, in seconds; by default the source's end.
         listen: Function that gets the counts every quarter of a second, in a thread of its own.
-        clock_ns: Monotonic clock, in nanoseconds.
 
     Returns:
         Numbers of frames that were answered and dropped, and their latencies.
@@ -104,7 +102,8 @@ def watch(
             lines = None if decisions is None else Lines(Path(decisions))
             decide(np.zeros((*opened.size, 3), np.uint8))  # first calls are slow: not on the stream
             period_ns = round(1e9 / opened.rate_per_s)
-            run = _Run(opened, clock_ns, None if as_fast_as_possible else period_ns, deadline_ns)
+            paced_ns = None if as_fast_as_possible else period_ns
+            run = _Run(opened, time.perf_counter_ns, paced_ns, deadline_ns)
             run.overlay, run.tell = overlay, _tellers(lines, on_decision)
             run.drop_late = drop_late
             with run.telling(listen), run.capturing(duration_s):
