@@ -32,6 +32,7 @@ from hasten.inputs.data.table import reads_rows
 from hasten.inputs.metrics import check_outputs, default_metric, for_labels, named_metric
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.unlabelled import check_labelled
+from hasten.inputs.models import frozen
 from hasten.inputs.models.embedding import check_vocabulary
 from hasten.inputs.models.hugging_face import Folder
 from hasten.inputs.models.source import (
@@ -361,6 +362,7 @@ def _check_graph(job: Job, target: Target, source: Model, preparation: Pipeline 
     proto = read_onnx(source, weights=False)
     check_nodes(proto, job.order.keep_float)
     job.notes += filter(None, [already_quantized.words(proto)])
+    job.notes += frozen.words(proto, source.inputs)
     if preparation is not None:
         check_vocabulary(preparation, proto)
 

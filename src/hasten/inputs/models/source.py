@@ -74,7 +74,11 @@ def load_model(
         if source.file is not None:
             return onnx.load(source.file, custom_ops)
         return hugging_face.load(
-            source, partial(_for_folder, source, sample), workdir, keep_program=keep_program
+            source,
+            partial(_for_folder, source, sample),
+            workdir,
+            keep_program=keep_program,
+            further=further,
         )
     if isinstance(source, tensorflow.TensorFlowModel):
         known = partial(_sampled, sample, kind=source.kind) if sample is not None else None

@@ -16,9 +16,8 @@ from hasten.core.model import Model
 from hasten.core.silence import silenced
 from hasten.core.tensors import Array
 from hasten.errors import InputError, told
-from hasten.inputs.models import onnx
+from hasten.inputs.models import frozen, onnx
 from hasten.inputs.models.torch import (
-    BATCH_NOTE,
     CHECKED_BATCHES,
     IR_VERSION,
     RELATIVE_TOLERANCE,
@@ -143,8 +142,7 @@ def export(module: Any, sample: Mapping[str, Array], workdir: Path) -> Model:
         _check(module, given, path, (1,))
     proto = onnx.read(path)
     proto.ir_version = IR_VERSION
-    entry = proto.metadata_props.add()
-    entry.key, entry.value = BATCH_NOTE, note
+    frozen.note(proto, frozen.BATCH, note)
     path.write_bytes(proto.SerializeToString())
     return onnx.load(path)
 
