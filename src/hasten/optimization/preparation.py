@@ -54,7 +54,7 @@ from hasten.optimization.folding import (
     folded_words,
     unfolded_words,
 )
-from hasten.optimization.hints import hint_of_inputs, note_of_states
+from hasten.optimization.hints import hint_of_inputs, hint_of_missing, note_of_states
 from hasten.optimization.job import Job
 from hasten.optimization.labelling.wanted import (
     ASKING,
@@ -330,15 +330,20 @@ def _split(
         InputError: the data is too little, or differs in shape where it may not.
     """
     order = job.order
-    parts = lay_out(
-        with_labels(made.dataset, order.metric, asking=asking),
-        job.folder,
-        calibration=order.calibration,
-        seed=order.seed,
-        training=made.training,
-        earlier=earlier_of(job),
-        allow_near_copies=order.allow_near_copies,
-    )
+    try:
+        parts = lay_out(
+            with_labels(made.dataset, order.metric, asking=asking),
+            job.folder,
+            calibration=order.calibration,
+            seed=order.seed,
+            training=made.training,
+            earlier=earlier_of(job),
+            allow_near_copies=order.allow_near_copies,
+        )
+    except InputError as error:
+        if not (hint := hint_of_missing(made.model, str(error))):
+            raise
+        raise InputError(f"{error}{hint}") from error
     unlike = extents_of(made.model, made.dataset)
     check_takes_open(target, unlike)
     check_pads(order.pad, made.model)
