@@ -63,6 +63,7 @@ from hasten.optimization.labelling.wanted import (
     with_labels,
     with_whole_labels,
 )
+from hasten.optimization.masks import mask_notes
 from hasten.optimization.memory import earlier_of, expected_look, keep_earlier, leave_seen
 from hasten.optimization.order import Order
 from hasten.optimization.ready import Ready
@@ -391,6 +392,7 @@ def _note(job: Job, ready: Ready, images_by: Pipeline | None) -> None:
     if ready.made_up:
         job.notes.append(data_for_a_certificate(order))
     else:
+        job.notes += mask_notes(ready.model.inputs, ready.parts.search)
         job.notes += warnings(ready.parts, ready.promise, calibrating(order, ready), ready.tested)
 
 
