@@ -321,7 +321,8 @@ def _export(
             from hasten.inputs.models import torchscript
 
             names = torchscript.input_names(source)
-            return torchscript.export(source, _sampled(sample, names, kind), workdir)
+            given = _sampled(sample, names, kind)
+            return torchscript.export(source, given, workdir, further(tuple(given)))
         if sample is None and (shape := getattr(source, "hasten_sample", None)) is not None:
             sample = {"x": np.ones(shape, np.float32)}
         names = torch_inputs.input_names(source)
