@@ -52,7 +52,8 @@ def hint_of_missing(model: Model, said: str) -> str:
         said: Message on the data.
     """
     rows = len(model.inputs) == 1 and len(model.inputs[0].shape) == 2
-    if not rows or model.format != "onnx" or "has NaN or Inf" not in said:
+    about_inputs = said.startswith("input ") and "has NaN or Inf" in said
+    if not rows or model.format != "onnx" or not about_inputs:
         return ""
     counts = op_counts(read_onnx(model, weights=False))
     if not any(op.startswith("TreeEnsemble") for op in counts):
