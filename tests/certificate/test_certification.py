@@ -28,6 +28,7 @@ from hasten.inputs.metrics import named_metric, parse_metric
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.metrics.combined import for_labels
 from hasten.inputs.metrics.custom import Custom
+from hasten.inputs.metrics.embedding import Embedding
 from hasten.inputs.metrics.regression import Regression
 from hasten.inputs.metrics.top_k import Top1
 from hasten.inputs.metrics.unlabelled import scored_where_known
@@ -162,9 +163,9 @@ def test_an_answer_that_is_not_finite_is_named_by_the_samples_own_number(
             return inputs
 
     with pytest.raises(InputError) as error:
-        sealed_scores(desk.bench, desk.open(ENGINE), {}, Overflowing(sealed.inner), Agreement())
-    assert str(error.value) == (
-        "the original model can't answer the data: output 'logits' has NaN or Inf for sample 70"
+        sealed_scores(desk.bench, desk.open(ENGINE), {}, Overflowing(sealed.inner), Embedding())
+    assert str(error.value).startswith(
+        "the original model's output 'logits' has Inf for sample 70, which this metric can't read: "
     )
     assert not (desk.bench.folder / "sealed-chunk").exists()
 

@@ -12,7 +12,7 @@ from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.brier import Brier
 from hasten.inputs.metrics.regression import Regression
 from hasten.inputs.metrics.top_k import Top1
-from hasten.measure.exactness import EXACT_TOLERANCE, Changes, Comparing, difference
+from hasten.measure.exactness import EXACT_TOLERANCE, Changes, Comparing, difference, differences
 
 ROWS, CHUNK = 2000, 64
 
@@ -85,3 +85,30 @@ def test_sealed_answers_are_compared_model_by_model_as_they_come() -> None:
     assert seen == ["", "b", "a"] * 2
     assert list(comparing.changes) == ["a"]
     assert comparing.changes["a"].count(np.ones(2), np.ones(2)) == 1
+
+
+def test_an_infinity_in_both_answers_hides_no_other_change() -> None:
+    own = np.array([[1.0, -np.inf, 2.0], [3.0, -np.inf, 4.0], [-np.inf, 1.0, 2.0]])
+    one = own.copy()
+    assert differences({"y": one}, {"y": own}).tolist() == [0, 0, 0]
+    one[1, 0] = 9.0
+    assert differences({"y": one}, {"y": own}).tolist() == [0, 1.5, 0]
+    assert changed(Regression(100.0), one, own) == 1
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, 1.0])
+def test_an_answer_that_isnt_infinite_where_the_originals_is_counts_as_changed(
+    number: float,
+) -> None:
+    own = np.array([[1.0, -np.inf], [1.0, -np.inf]])
+    one = own.copy()
+    one[1, 1] = number
+    assert differences({"y": one}, {"y": own}).tolist() == [0, np.inf]
+    assert changed(Regression(100.0), one, own) == 1
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_nan_never_counts_as_unchanged(both: bool) -> None:
+    own = np.array([[1.0, np.nan if both else 2.0], [1.0, 2.0]])
+    one = np.array([[1.0, np.nan], [1.0, 2.0]])
+    assert differences({"y": one}, {"y": own}).tolist() == [np.inf, 0]

@@ -60,6 +60,8 @@ def test_an_effort_says_what_a_normal_run_does_besides() -> None:
         "load scenarios",
     )
     assert EFFORTS["quick"].omissions[0].startswith("further settings")
+    assert EFFORTS["quick"].omissions_for(ragged=True)[1] == "further buckets"
+    assert EFFORTS["normal"].omissions_for(ragged=True) == ()
 
 
 def test_the_values_are_hastens() -> None:

@@ -1,5 +1,6 @@
 """Whole runs on samples that differ in shape, and what is made of them: bundles, checks, servers."""
 
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,32 @@ def test_an_encoder_of_sentences_of_every_length(tmp_path: Path) -> None:
         got = loaded(**{name: rows[0][None] for name, rows in longer.items()})
         wanted = own_answers(model, longer, 0)
         np.testing.assert_allclose(got["states"], wanted["states"], rtol=1e-4, atol=1e-5)
+
+
+def test_a_quick_run_tries_one_set_of_buckets_and_says_what_it_leaves_out_and_what_is_odd(
+    tmp_path: Path,
+) -> None:
+    samples = ragged.sentences(300)
+    for mask in samples["mask"]:
+        mask[1] = 0
+    result = hasten.optimize(
+        ragged.encoder(tmp_path),
+        samples,
+        out=tmp_path / "b.hasten",
+        passes=["dynamic_quantization"],
+        engines=["onnxruntime"],
+        effort="quick",
+    )
+    trials = json.loads((tmp_path / "b.hasten" / "evidence" / "trials.json").read_text())
+    candidates = [str(trial["candidate"]) for trial in trials]
+    (bucket,) = [place for place, one in enumerate(candidates) if "buckets" in one]
+    inexact = [place for place, one in enumerate(candidates) if "dynamic_quantization" in one]
+    assert inexact
+    assert bucket < min(inexact)
+    (said,) = [note for note in result.notes if note.startswith("left out at this effort: ")]
+    assert "; further buckets; " in said
+    (odd,) = [note for note in result.notes if "doesn't seem to fit" in note]
+    assert odd.startswith("mask doesn't seem to fit ids: of the ")
 
 
 def test_pictures_of_three_sizes_are_answered_at_their_own(tmp_path: Path) -> None:

@@ -117,3 +117,22 @@ def test_an_unknown_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
         "tokenizer.json): load it with transformers' AutoTokenizer and save it with "
         "save_pretrained, which writes that file\n"
     )
+
+
+def test_a_batch_that_the_export_fixed_is_said_with_its_reason(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs the extra torch")
+
+    class OneBatch(torch.nn.Module):  # type: ignore[misc,name-defined]
+        hasten_sample = (4,)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
+            return x.reshape(1, 2, 2) + 1
+
+    with quick_runs():
+        result = hasten.optimize(
+            OneBatch(), out=tmp_path / "b.hasten", engines=["onnxruntime"], metric="regression:0.1"
+        )
+    assert (
+        "the exported batch is 1, so a server can't batch requests: the model can't run "
+        "x float32[2, 4]: shape '[1, 2, 2]' is invalid for input of size 8"
+    ) in result.notes

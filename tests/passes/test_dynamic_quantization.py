@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from tests.support.models import Build
 
 from hasten.core.model import Model
 from hasten.errors import CandidateError, InputError
@@ -10,6 +11,21 @@ from hasten.passes.base import Skipped
 from hasten.passes.dynamic_quantization import DynamicQuantization
 from hasten.passes.onnx_files import op_counts, read_onnx
 from hasten.testing.pass_tests import NARROW, PassTests, host, run
+
+PATCHES = """
+<ir_version: 10, opset_import: ["": 20]>
+patches (float[batch, 3, 16, 16] x) => (float[batch, 4, 32] y)
+<float[32, 3, 8, 8] kernel, float[32, 128] w1, float[128, 32] w2>
+{
+    cut = Conv <kernel_shape = [8, 8], strides = [8, 8]> (x, kernel)
+    shape = Constant <value_ints = [0, 32, 4]> ()
+    rows = Reshape (cut, shape)
+    tokens = Transpose <perm = [0, 2, 1]> (rows)
+    up = MatMul (tokens, w1)
+    active = Relu (up)
+    y = MatMul (active, w2)
+}
+"""
 
 
 class TestDynamicQuantization(PassTests):
@@ -66,6 +82,15 @@ def test_per_channel_weights_have_a_scale_per_column(attention: Model, tmp_path:
 def test_convolutional_networks_are_not_worth_trying(convnet: Model, attention: Model) -> None:
     assert list(DynamicQuantization.variants(convnet, host())) == []
     assert list(DynamicQuantization.variants(attention, host())) != []
+
+
+def test_a_transformer_that_begins_with_a_convolution_is_tried_and_keeps_that_in_float(
+    build: Build, tmp_path: Path
+) -> None:
+    model = build(PATCHES, "patches")
+    assert list(DynamicQuantization.variants(model, host())) != []
+    counts = op_counts(read_onnx(run(DynamicQuantization(reduce_range=NARROW), model, tmp_path)))
+    assert (counts["MatMulInteger"], counts["Conv"], counts["ConvInteger"]) == (2, 1, 0)
 
 
 def test_a_quantizer_that_changes_nothing_is_refused(

@@ -232,7 +232,9 @@ class Setting:
         if bits[0].dtype == bits[1].dtype and bits[0].shape == bits[1].shape:
             equal = (bits[0].view(np.uint8) == bits[1].view(np.uint8)).all(axis=1)
         if step is None:
-            apart = np.abs(bits[1].astype(np.float64) - bits[0].astype(np.float64)).max(axis=1)
+            pair = [one.astype(np.float64) for one in bits]
+            with np.errstate(invalid="ignore"):
+                apart = np.where(pair[0] == pair[1], 0, np.abs(pair[1] - pair[0])).max(axis=1)
             return Moved(int(equal.sum()), float(apart.max()), float(apart.mean()))
         told = [decisions(step, one) for one in (before, after)]
         apart = np.abs(told[1][0] - told[0][0])

@@ -250,8 +250,9 @@ def margins(scores: Array, rank: int = 1) -> Array:
         rank: Rank from 1, below the number of classes.
 
     Returns:
-        Margins of shape `(n,)`, at least 0; NaN where a score is NaN.
+        Margins of shape `(n,)`, at least 0; NaN where a score is NaN, or both are the same infinity.
     """
     places = scores.shape[1] - rank
     highest = np.partition(scores, (places - 1, places), axis=1)
-    return np.asarray(highest[:, places] - highest[:, places - 1])
+    with np.errstate(invalid="ignore"):  # of two infinities
+        return np.asarray(highest[:, places] - highest[:, places - 1])

@@ -70,7 +70,7 @@ def _forms(task: Task, model: Model) -> list[Single]:
 def _score(task: Task, bench: Workbench, candidate: Single) -> float:
     opened = bench.open(candidate)
     try:
-        return task.score(bench.predict(opened, task.held_out))
+        return task.score(bench.predict(opened, task.held_out, infinite=False))
     finally:
         opened.worker.kill()
 

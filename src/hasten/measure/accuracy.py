@@ -68,7 +68,10 @@ class ExactAnswers:
     def scores(self, metric: Metric) -> Array:
         """Return the exact model's own scores, shape `(n,)`."""
         judged_by = over_steps(metric, self._sequences)
-        return np.concatenate([_checked(judged_by, own, own, labels) for own, labels in self])
+        ends = np.cumsum([0, *self._counts]).tolist()
+        return np.concatenate(
+            [_own_scores(judged_by, *one, first) for one, first in zip(self, ends, strict=False)]
+        )
 
 
 def scored(
@@ -98,6 +101,7 @@ def answered(
 
 def _score(metric: Metric, outputs: Tensors, own: Tensors, labels: Array | None) -> Array:
     """Score a candidate's answers; the original's were scored, so a failure is the candidate's."""
+    check_infinite(outputs, own)
     try:
         return _checked(metric, outputs, own, labels)
     except InputError as error:
@@ -107,6 +111,40 @@ def _score(metric: Metric, outputs: Tensors, own: Tensors, labels: Array | None)
         raise CandidateError(
             f"its answers can't be scored: {type(error).__name__}: {said}"
         ) from error
+
+
+def check_infinite(outputs: Tensors, own: Tensors) -> None:
+    """Check that a candidate's answers are infinite only where the original's are too.
+
+    Raises:
+        CandidateError: they aren't.
+    """
+    for name, array in outputs.items():
+        if array.dtype.kind != "f" or not (found := np.isinf(array)).any():
+            continue
+        theirs = own.get(name)
+        same = theirs is not None and theirs.shape == array.shape
+        if not same or (found & (array != theirs)).any():
+            raise CandidateError(f"output {name!r} has Inf where the original has another number")
+
+
+def _own_scores(metric: Metric, own: Tensors, labels: Array | None, first: int) -> Array:
+    """Score the original's own answers, of which the first one is to the sample `first`.
+
+    Raises:
+        InputError: they can't be scored, or hold infinite numbers that the metric doesn't read.
+    """
+    for name, array in own.items():
+        if array.dtype.kind not in "fc" or metric.takes_infinite(name):
+            continue
+        found = np.flatnonzero(np.isinf(array).reshape(len(array), -1).any(axis=1))
+        if len(found):
+            raise InputError(
+                f"the original model's output {name!r} has Inf for sample {first + found[0]}, which "
+                "this metric can't read: choose a metric of classes, regression, a metric that reads "
+                "another output, or your own function, as in my.py:score"
+            )
+    return _checked(metric, own, own, labels)
 
 
 def _checked(metric: Metric, outputs: Tensors, own: Tensors, labels: Array | None) -> Array:
@@ -176,7 +214,9 @@ def score_once(
                         raise
                     except CandidateError as error:
                         failed[key] = str(error)
-            original, parts = _scored_parts(metric, own, answers, chunk.labels, failed, watch)
+            original, parts = _scored_parts(
+                metric, own, answers, chunk.labels, failed, watch, start
+            )
             scores: dict[str, Array | str] = {
                 key: failed[key] if key in failed else np.concatenate(parts[key]) for key in others
             }
@@ -192,6 +232,7 @@ def _scored_parts(
     labels: Array | None,
     failed: dict[str, str],
     watch: Callable[[str, Tensors], None],
+    first: int,
 ) -> tuple[Array, dict[str, list[Array]]]:
     """Score the answers to a chunk part by part; the parts are of like shapes.
 
@@ -202,6 +243,7 @@ def _scored_parts(
         labels: Labels of the chunk; None if there are none.
         failed: Key -> why a candidate failed; added to here.
         watch: Callback that receives the answers of each model to each part, the exact model's first.
+        first: Number of the chunk's first sample in error messages.
 
     Returns:
         Scores of the exact model on the chunk, `(k,)`, and of each candidate on each part.
@@ -212,7 +254,7 @@ def _scored_parts(
     for number, exact in enumerate(own):
         begin, end = end, end + len(next(iter(exact.values())))
         told = None if labels is None else labels[begin:end]
-        original.append(_checked(metric, exact, exact, told))
+        original.append(_own_scores(metric, exact, told, first + begin))
         watch("", exact)
         for key, parts in answers.items():
             if key not in failed:

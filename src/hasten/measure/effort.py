@@ -20,7 +20,8 @@ class Effort:
 
     Attributes:
         depth: Extent of the search. "engines": the untouched model on each engine. "first": each
-            pass's likeliest settings too. "all": also further settings, mixtures of precisions,
+            pass's likeliest settings too, and for samples that differ in shape one set of buckets on
+            the fastest engine. "all": also further settings and buckets, mixtures of precisions,
             cascades and the neighbors of the best.
         race_rounds: Fewest rounds in which the last candidates race.
         final_rounds: Fewest fresh rounds that the final figures come from.
@@ -89,11 +90,30 @@ class Effort:
     @property
     def omissions(self) -> tuple[str, ...]:
         """Return, in words, what a normal run does and this one leaves out."""
+        return self.omissions_for(ragged=False)
+
+    def omissions_for(self, *, ragged: bool) -> tuple[str, ...]:
+        """Return the omissions of a run on samples that may differ in shape.
+
+        Args:
+            ragged: Whether they do, so that buckets are worth trying.
+        """
+        said = {"engines": "buckets", "first": "further buckets", "all": ""}[self.depth]
+        buckets = (said,) if ragged and said else ()
+        return (*self._omitted_candidates, *buckets, *self._omitted_figures)
+
+    @property
+    def _omitted_candidates(self) -> tuple[str, ...]:
         left = []
         if self.depth == "engines":
             left.append("every pass")
         if self.depth != "all":
             left.append("further settings, mixtures of precisions and cascades")
+        return tuple(left)
+
+    @property
+    def _omitted_figures(self) -> tuple[str, ...]:
+        left = []
         if not self.ceilings:
             left.append("profiles and the distance from the machine's limit")
         if not self.curve_s:

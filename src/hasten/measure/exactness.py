@@ -22,13 +22,16 @@ SCORE_TOLERANCE = 1e-4
 def difference(outputs: Tensors, exact: Tensors) -> float:
     """Return the largest absolute difference of any output, relative to its largest value.
 
-    It is infinite where an output is missing or has another shape.
+    It is infinite where an output is missing or has another shape, or where `differences` says so.
     """
     return float(differences(outputs, exact).max(initial=0.0))
 
 
 def differences(outputs: Tensors, exact: Tensors) -> Array:
-    """Return each sample's largest difference, relative to the largest value of all samples, `(n,)`.
+    """Return each sample's largest difference, relative to the largest finite value of all samples, `(n,)`.
+
+    Equal infinities don't differ. The difference is infinite where only one of two numbers is, and where
+    either is NaN, so that an answer with NaN is never an unchanged one.
 
     Args:
         outputs: Outputs of a model by name, each of shape `(n, ...)`.
@@ -42,8 +45,13 @@ def differences(outputs: Tensors, exact: Tensors) -> Array:
         if own.dtype.kind != "f":
             gap = (outputs[name] != own).reshape(count, -1).any(axis=1).astype(np.float64)
         else:
-            apart = np.abs(outputs[name].astype(np.float64) - own).reshape(count, -1)
-            largest = max(float(np.abs(own).max(initial=0)), 1e-12)
+            pair = [array.astype(np.float64).reshape(count, -1) for array in (outputs[name], own)]
+            with np.errstate(invalid="ignore"):
+                apart = np.abs(pair[0] - pair[1])
+            apart[pair[0] == pair[1]] = 0
+            apart[np.isnan(apart)] = math.inf
+            finite = np.isfinite(pair[1])
+            largest = max(float(np.abs(pair[1]).max(initial=0, where=finite)), 1e-12)
             gap = apart.max(axis=1, initial=0) / largest
         worst = np.maximum(worst, gap)
     return worst
@@ -87,7 +95,7 @@ class Changes:
         """
         changed = np.concatenate(self._found)
         if not self._metric.decides:
-            changed |= np.abs(scores - own) > SCORE_TOLERANCE
+            changed |= ~(np.abs(scores - own) <= SCORE_TOLERANCE)
         return changed
 
 

@@ -89,6 +89,9 @@ class OverSteps(Metric):
         """Whether the inner metric's labels are classes."""
         return self.metric.reads_classes
 
+    def takes_infinite(self, name: str) -> bool:
+        return self.metric.takes_infinite(name)
+
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
         mine, theirs = dict(outputs), dict(exact)
         lengths = mine.pop(LENGTHS) if self.lengths else None

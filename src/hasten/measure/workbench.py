@@ -231,7 +231,12 @@ class Bench:
         return tuple(from_record(LayerTime, record) for record in records)
 
     def predict(
-        self, opened: OpenWorker, samples: Spool, *, number_from: int = 0
+        self,
+        opened: OpenWorker,
+        samples: Spool,
+        *,
+        number_from: int = 0,
+        infinite: bool = True,
     ) -> Iterator[Tensors]:
         """Answer samples in chunks.
 
@@ -239,19 +244,20 @@ class Bench:
             opened: Worker that answers.
             samples: Samples to answer.
             number_from: Number of the first sample in error messages.
+            infinite: Whether answers may be infinite; they are never NaN.
 
         Yields:
             Outputs by name, each of shape `(k, ...)`, k at most `chunk`. Where samples differ in shape,
             each of these is cut wherever a sample's shape isn't that of the one before.
 
         Raises:
-            CandidateError: the worker failed, or an answer isn't finite.
+            CandidateError: the worker failed, or an answer has NaN, or isn't finite though it must be.
         """
         out = self.folder / f"outputs-{opened.worker.pid}"
         try:
             for first in range(0, len(samples), self.chunk):
                 stop = min(first + self.chunk, len(samples))
-                yield from self._chunk(opened, samples, first, stop, number_from, out)
+                yield from self._chunk(opened, samples, first, stop, number_from, out, infinite)
         finally:
             shutil.rmtree(out, ignore_errors=True)
 
@@ -299,7 +305,14 @@ class Bench:
         return Spool.open(folder)
 
     def _chunk(
-        self, opened: OpenWorker, samples: Spool, start: int, stop: int, number_from: int, out: Path
+        self,
+        opened: OpenWorker,
+        samples: Spool,
+        start: int,
+        stop: int,
+        number_from: int,
+        out: Path,
+        infinite: bool = True,
     ) -> list[Tensors]:
         done = self.ask(
             opened.worker,
@@ -310,6 +323,7 @@ class Bench:
             first=number_from,
             out=str(out),
             batch=opened.batch,
+            infinite=infinite,
         )
         return [
             {name: np.load(out / f"{part}-{i}.npy") for i, name in enumerate(done["names"])}

@@ -250,9 +250,11 @@ class _Process:
                 else self._in_batch(spool, index, command["start"], command["stop"], batch)
             )
             for name, array in answer.items():
-                if array.dtype.kind in "fc" and not np.isfinite(array).all():
+                usable = _no_nan if command.get("infinite") else _finite
+                if array.dtype.kind in "fc" and not usable(array):
+                    said = "NaN" if command.get("infinite") else "NaN or Inf"
                     raise CandidateError(
-                        f"output {name!r} has NaN or Inf for sample {command['first'] + index}"
+                        f"output {name!r} has {said} for sample {command['first'] + index}"
                         f"{f', in a batch of {batch}' if batch > 1 else ''}"
                     )
                 collected[name].append(array)
@@ -456,6 +458,14 @@ class _Process:
             if left <= 0:
                 break
         return requests
+
+
+def _finite(array: Array) -> bool:
+    return bool(np.isfinite(array).all())
+
+
+def _no_nan(array: Array) -> bool:
+    return not np.isnan(array).any()
 
 
 def _rows(name: str, arrays: Sequence[Array], batch: int) -> Array:

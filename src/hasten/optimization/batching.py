@@ -15,6 +15,7 @@ from hasten.core.tensors import Array
 from hasten.engines.artifacts import batch_sizes
 from hasten.engines.cascade import Cascade
 from hasten.errors import CandidateError, InputError
+from hasten.measure.accuracy import check_infinite
 from hasten.measure.steps import over_steps
 from hasten.measure.workbench import OpenWorker
 from hasten.optimization.judge import Judge, Ladder
@@ -144,6 +145,7 @@ class _Asking:
             outputs = next(answers)
             took_s += time.perf_counter() - began_s
             rows += len(next(iter(outputs.values())))
+            check_infinite(outputs, own)
             try:
                 parts.append(np.asarray(metric.score(outputs, own, labels), np.float64))
             except InputError as error:

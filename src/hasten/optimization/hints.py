@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from hasten.core.model import Model
 from hasten.core.sequences import likely_states
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.models import onnx
 from hasten.optimization.unrolling import hint_of_states
+from hasten.passes.onnx_files import op_counts, read_onnx
 
 
 def hint_of_inputs(model: Any, said: str) -> str:
@@ -39,6 +41,26 @@ def _hint_of_scalars(model: Any, said: str) -> str:
     takes = "takes a single number" if len(lacking) == 1 else "take a single number each"
     return (
         f'; {names} {takes}: add one for each sample to the data, as np.full(n, 1, "{one.dtype}")'
+    )
+
+
+def hint_of_missing(model: Model, said: str) -> str:
+    """Return a sentence on NaN in the data of a model of trees; "" for anything else.
+
+    Args:
+        model: Model, loaded.
+        said: Message on the data.
+    """
+    rows = len(model.inputs) == 1 and len(model.inputs[0].shape) == 2
+    about_inputs = said.startswith("input ") and "has NaN or Inf" in said
+    if not rows or model.format != "onnx" or not about_inputs:
+        return ""
+    counts = op_counts(read_onnx(model, weights=False))
+    if not any(op.startswith("TreeEnsemble") for op in counts):
+        return ""
+    return (
+        "; if NaN stands for a missing value, which a model of trees may take, give a pipeline of "
+        'the step row, which names the columns, with missing="nan"'
     )
 
 

@@ -51,7 +51,7 @@ def outline_of(
         facts,
         _stages(ready, order.effort, proposed),
         order.time_limit_s,
-        open_ended=order.effort.depth == "all",
+        open_ended=order.effort.depth == "all" or bool(ready.extents),
     )
 
 

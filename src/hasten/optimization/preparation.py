@@ -32,6 +32,7 @@ from hasten.inputs.data.table import reads_rows
 from hasten.inputs.metrics import check_outputs, default_metric, for_labels, named_metric
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.unlabelled import check_labelled
+from hasten.inputs.models import frozen
 from hasten.inputs.models.embedding import check_vocabulary
 from hasten.inputs.models.hugging_face import Folder
 from hasten.inputs.models.source import (
@@ -53,7 +54,7 @@ from hasten.optimization.folding import (
     folded_words,
     unfolded_words,
 )
-from hasten.optimization.hints import hint_of_inputs, note_of_states
+from hasten.optimization.hints import hint_of_inputs, hint_of_missing, note_of_states
 from hasten.optimization.job import Job
 from hasten.optimization.labelling.wanted import (
     ASKING,
@@ -62,6 +63,7 @@ from hasten.optimization.labelling.wanted import (
     with_labels,
     with_whole_labels,
 )
+from hasten.optimization.masks import mask_notes
 from hasten.optimization.memory import earlier_of, expected_look, keep_earlier, leave_seen
 from hasten.optimization.order import Order
 from hasten.optimization.ready import Ready
@@ -329,15 +331,20 @@ def _split(
         InputError: the data is too little, or differs in shape where it may not.
     """
     order = job.order
-    parts = lay_out(
-        with_labels(made.dataset, order.metric, asking=asking),
-        job.folder,
-        calibration=order.calibration,
-        seed=order.seed,
-        training=made.training,
-        earlier=earlier_of(job),
-        allow_near_copies=order.allow_near_copies,
-    )
+    try:
+        parts = lay_out(
+            with_labels(made.dataset, order.metric, asking=asking),
+            job.folder,
+            calibration=order.calibration,
+            seed=order.seed,
+            training=made.training,
+            earlier=earlier_of(job),
+            allow_near_copies=order.allow_near_copies,
+        )
+    except InputError as error:
+        if not (hint := hint_of_missing(made.model, str(error))):
+            raise
+        raise InputError(f"{error}{hint}") from error
     unlike = extents_of(made.model, made.dataset)
     check_takes_open(target, unlike)
     check_pads(order.pad, made.model)
@@ -361,6 +368,7 @@ def _check_graph(job: Job, target: Target, source: Model, preparation: Pipeline 
     proto = read_onnx(source, weights=False)
     check_nodes(proto, job.order.keep_float)
     job.notes += filter(None, [already_quantized.words(proto)])
+    job.notes += frozen.words(proto, source.inputs)
     if preparation is not None:
         job.notes += filter(None, [check_vocabulary(preparation, proto)])
 
@@ -384,6 +392,7 @@ def _note(job: Job, ready: Ready, images_by: Pipeline | None) -> None:
     if ready.made_up:
         job.notes.append(data_for_a_certificate(order))
     else:
+        job.notes += mask_notes(ready.model.inputs, ready.parts.search)
         job.notes += warnings(ready.parts, ready.promise, calibrating(order, ready), ready.tested)
 
 

@@ -21,6 +21,7 @@ from hasten.passes.onnx_files import (
     op_counts,
     read_onnx,
     saturates,
+    weights_of,
     write_onnx,
 )
 from hasten.passes.silence import first_line, silenced
@@ -56,8 +57,9 @@ class DynamicQuantization(Selective):
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:
         if target.family == "cuda":  # TensorRT lacks the operators of dynamic quantization
             return
-        counts = op_counts(read_onnx(model, weights=False))
-        if not counts["Conv"]:
+        """Yield both kinds of scales, unless convolutions, which stay in float, have more weights than products."""
+        proto = read_onnx(model, weights=False)
+        if weights_of(proto, DYNAMIC_OPS) >= weights_of(proto, ("Conv", "ConvTranspose")):
             for per_channel in (True, False):
                 yield cls(per_channel=per_channel, reduce_range=saturates(target))
 

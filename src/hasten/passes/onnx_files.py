@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -152,3 +153,27 @@ def saturates(target: Target) -> bool:
     return target.family == "host" and not any(
         "vnni" in name or name == "amx_int8" for name in target.isa
     )
+
+
+def constant_sizes(proto: onnx.ModelProto) -> dict[str, int]:
+    """Return the number of elements of each constant of a graph by its name."""
+    sizes = {tensor.name: math.prod(tensor.dims) for tensor in proto.graph.initializer}
+    sizes |= {
+        node.output[0]: math.prod(attribute.t.dims)
+        for node in proto.graph.node
+        for attribute in node.attribute
+        if node.op_type == "Constant" and attribute.name == "value"
+    }
+    return sizes
+
+
+def weights_of(proto: onnx.ModelProto, operators: Iterable[str]) -> int:
+    """Return how many constant weights operators of these types read as their second input, each once."""
+    kinds = frozenset(operators)
+    sizes = constant_sizes(proto)
+    read = {
+        node.input[1]
+        for node in proto.graph.node
+        if node.op_type in kinds and len(node.input) > 1 and node.input[1] in sizes
+    }
+    return sum(sizes[name] for name in read)

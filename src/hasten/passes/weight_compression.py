@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from hasten.errors import CandidateError, HastenError
 from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Selective, Skipped, Stage
 from hasten.passes.calibration import CalibrationRequests
-from hasten.passes.onnx_files import check_nodes, read_onnx
+from hasten.passes.onnx_files import check_nodes, constant_sizes, read_onnx
 from hasten.passes.openvino_graphs import converted, operations_of
 from hasten.passes.silence import first_line, silenced
 
@@ -123,13 +122,7 @@ class WeightCompression(Selective):
 
 def _weights(proto: onnx.ModelProto) -> tuple[int, int]:
     """Return how many weights matrix products have, and how many all other operators have."""
-    sizes = {tensor.name: math.prod(tensor.dims) for tensor in proto.graph.initializer}
-    sizes |= {
-        node.output[0]: math.prod(attribute.t.dims)
-        for node in proto.graph.node
-        for attribute in node.attribute
-        if node.op_type == "Constant" and attribute.name == "value"
-    }
+    sizes = constant_sizes(proto)
     read = {
         node.input[1]
         for node in proto.graph.node

@@ -21,6 +21,17 @@ def test_numbers_stay_below_the_rows_of_their_table_and_masks_are_ones() -> None
     assert set(np.unique(made["attention_mask"])) == {1}
 
 
+@pytest.mark.parametrize(
+    ("name", "ones"),
+    [("attention_mask", True), ("Lengths_1", True), ("masked_image", False), ("x", False)],
+)
+def test_a_mask_of_floats_is_ones_and_no_other_float_is(name: str, ones: bool) -> None:
+    spec = TensorSpec(name, "float16", ("batch", 3))
+    made = make_up((spec,), Plan({}), {}, 8, 0)[name]
+    assert made.dtype == np.float16
+    assert bool((made == 1).all()) == ones
+
+
 def test_integers_without_a_known_table_are_0_and_1() -> None:
     made = make_up((IDS,), Plan({"sequence": 400}), {}, 8, 0)
     assert set(np.unique(made["input_ids"])) == {0, 1}

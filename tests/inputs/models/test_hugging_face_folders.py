@@ -13,7 +13,8 @@ import pytest
 
 from hasten.core.model import Model
 from hasten.errors import InputError
-from hasten.inputs.models.hugging_face import Folder
+from hasten.inputs.models import frozen
+from hasten.inputs.models.hugging_face import Folder, export
 from hasten.inputs.models.source import find_model, load_model, stated_pipeline
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.text import Tokenize
@@ -293,6 +294,68 @@ def test_models_of_pictures_and_sounds_answer_as_their_module(
             wanted = module(torch.from_numpy(x)).logits.numpy()
         (answer,) = outputs(model, {model.inputs[0].name: x})
         np.testing.assert_allclose(wanted, answer, atol=1e-4)
+
+
+def encoder(torch: Any, *, length: int | None) -> Any:
+    """Return a module of texts; one of a fixed length puts that into the graph."""
+
+    class Encoder(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(20, 4)
+
+        def forward(self, input_ids: Any) -> Any:
+            found = self.table(input_ids)
+            return found.reshape(-1, length, 4) if length else found
+
+    return Encoder().eval()
+
+
+def test_a_length_that_cant_be_open_is_the_samples_and_the_file_says_why(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    folder, given = Folder(tmp_path, {}, None), {"input_ids": np.arange(16)}
+    model = export(folder, encoder(torch, length=16), given, tmp_path)
+    assert [str(spec) for spec in model.inputs] == ["input_ids: int64[batch, 16]"]
+    (line,) = frozen.words(onnx.load(model.path), model.inputs)
+    begin = "the exported model takes samples of length 16 alone: "
+    assert line.startswith(
+        f"{begin}the model can't run the length 8: RuntimeError: shape '[-1, 16, 4]'"
+    )
+    open_one = export(folder, encoder(torch, length=None), given, tmp_path)
+    assert frozen.words(onnx.load(open_one.path), open_one.inputs) == []
+
+
+def test_texts_of_several_lengths_are_refused_if_the_module_takes_one_alone(
+    tmp_path: Path,
+) -> None:
+    torch = pytest.importorskip("torch")
+    given, *further = ({"input_ids": np.arange(length)} for length in (16, 12))
+    with pytest.raises(InputError) as error:
+        export(Folder(tmp_path, {}, None), encoder(torch, length=16), given, tmp_path, further)
+    assert str(error.value) == (
+        "the model can't run input_ids int64[1, 12]: shape '[-1, 16, 4]' is invalid for input of size 48"
+    )
+
+
+def test_pictures_that_differ_in_size_keep_height_and_width_open(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+
+    class Segmenter(torch.nn.Module):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 2, 3, padding=1)
+
+        def forward(self, pixel_values: Any) -> Any:
+            return self.conv(pixel_values)
+
+    module = Segmenter().eval()
+    x = np.random.default_rng(0).standard_normal((3, 24, 20), np.float32)
+    given, *further = ({"pixel_values": x[:, :h, :w]} for h, w in ((16, 12), (24, 20), (8, 16)))
+    model = export(Folder(tmp_path, {}, None), module, given, tmp_path, further)
+    (spec,) = model.inputs
+    assert [isinstance(size, str) for size in spec.shape] == [True, False, True, True]
+    (answer,) = outputs(model, {"pixel_values": x[None, :, :10, :14]})
+    assert answer.shape == (1, 2, 10, 14)
 
 
 def test_data_decide_the_inputs_and_an_encoder_may_lack_its_poolers_weights(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import onnxruntime
 import pytest
 
 from hasten.errors import InputError
-from hasten.inputs.models.source import find_model, load_model
+from hasten.inputs.models.source import find_model, load_model, load_with_data
 
 torch = pytest.importorskip("torch", reason="needs the extra torch")
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated; its files aren't gone
@@ -68,6 +68,55 @@ def test_a_batch_that_cant_be_open_is_1_and_the_file_says_why(tmp_path: Path) ->
     assert model.inputs[0].shape == (1, 3, 8, 8)
     (note,) = (p.value for p in onnx.load(model.path).metadata_props if p.key == "hasten.batch")
     assert note.startswith("1: the model can't run x float32[2, 3, 8, 8]: ")
+
+
+class Segmenter(torch.nn.Module):  # type: ignore[misc,name-defined]
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 2, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
+        return torch.max_pool2d(self.conv(x), 2)
+
+
+class OneSize(torch.nn.Module):  # type: ignore[misc,name-defined]
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
+        return x + torch.ones(int(x.size(2)), 8)
+
+
+PICTURES = [
+    np.random.default_rng(0).standard_normal((3, *size), np.float32)
+    for size in ((8, 8), (16, 8), (8, 12))
+]
+
+
+@pytest.mark.parametrize("traced", [True, False])
+def test_samples_that_differ_in_shape_keep_these_dimensions_open(
+    tmp_path: Path, traced: bool
+) -> None:
+    net = Segmenter()
+    path = saved(net, tmp_path / "net.pt", traced=traced)
+    model, data = load_with_data(find_model(path), {"x": PICTURES}, None, (), tmp_path)
+    assert data.ragged
+    assert [str(spec) for spec in model.inputs] == ["x: float32[batch, 3, x_2, x_3]"]
+    assert [str(spec) for spec in model.outputs] == [
+        "output: float32[batch, 2, output_2, output_3]"
+    ]
+    x = np.random.default_rng(1).standard_normal((2, 3, 20, 6), np.float32)
+    (answer,) = onnxruntime.InferenceSession(str(model.path)).run(None, {"x": x})
+    np.testing.assert_allclose(answer, net(torch.from_numpy(x)).detach().numpy(), atol=1e-5)
+
+
+def test_a_module_that_tracing_bound_to_one_size_is_refused_with_the_sample_that_shows_it(
+    tmp_path: Path,
+) -> None:
+    path = saved(OneSize(), tmp_path / "net.pt", traced=True)
+    with pytest.raises(InputError) as error:
+        load_with_data(find_model(path), {"x": PICTURES[:2]}, None, (), tmp_path)
+    assert str(error.value) == (
+        "the model can't run x float32[1, 3, 16, 8]: The size of tensor a (16) must match the size of "
+        "tensor b (8) at non-singleton dimension 2"
+    )
 
 
 def test_a_sample_that_doesnt_fit_is_refused(tmp_path: Path) -> None:

@@ -77,6 +77,9 @@ def test_all_proposals_state_the_least_sizes_of_the_data(tmp_path: Path) -> None
             done[one.key] = SimpleNamespace(candidate=one, measurement=1, failure="", exact=True)
             proposed.append(one.engine)
 
-    Bucketing(trials, attempt, lambda trial, share: True, []).propose([])
-    assert [len(one.buckets) for one in proposed] == [4, 8]
+    bucketing = Bucketing(trials, attempt, lambda trial, share: True, [])
+    bucketing.propose_exact(few=True)
+    assert [len(one.buckets) for one in proposed] == [4]
+    bucketing.propose_exact()
+    assert [len(one.buckets) for one in proposed] == [4, 4, 8]
     assert {one.least for one in proposed} == {(2,)}

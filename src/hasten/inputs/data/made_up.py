@@ -16,6 +16,8 @@ _CHANNELS = (1, 3, 4)
 _LARGEST_BYTES = 256 << 20
 _ONES = ("mask", "length", "lens")
 """Parts of the names of integer inputs for which 1 is safer than 0."""
+_ENDS = ("mask", "masks", "length", "lengths", "lens")
+"""Ends of the names of float inputs that are 1 where nothing is masked; not of "masked_image"."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ def make_up(
 ) -> dict[str, Array]:
     """Return made-up samples by input name, each of shape `(n, ...)`, n at most `count`.
 
-    Floats are normally distributed. Integers are below the rows of the table that they look up, and
-    else 0 or 1; masks and lengths are 1.
+    Masks and lengths are 1, of any type. Other floats are normally distributed. Integers are below the
+    rows of the table that they look up, and else 0 or 1.
 
     Args:
         specs: Specs of the model's inputs.
@@ -128,11 +130,14 @@ def _values(
     rng: np.random.Generator,
 ) -> Array:
     dtype = np.dtype(spec.dtype)
+    name = spec.name.lower()
     if dtype.kind not in "iub":
+        if name.rstrip("_.:0123456789").endswith(_ENDS):
+            return np.ones(shape, dtype)
         return rng.standard_normal(shape, np.float32).astype(dtype, copy=False)
     if dtype == np.uint8 and len(spec.shape) == 4:
         return rng.integers(0, 256, shape, np.uint8)
-    if plan.integers == "ones" or any(part in spec.name.lower() for part in _ONES):
+    if plan.integers == "ones" or any(part in name for part in _ONES):
         return np.ones(shape, dtype)
     below = rows if rows is not None and dtype.kind != "b" else 2
     return rng.integers(0, min(below, np.iinfo(np.int8).max + 1), shape).astype(dtype)

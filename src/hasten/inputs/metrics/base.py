@@ -36,6 +36,7 @@ class Metric(Value, ABC):
         margin_rank: Rank of the class score whose distance to the next one measures how sure an
             answer is: 1 for the highest. None where no margin does, so that no cascade is possible.
         of_changes: Whether the score falls by the share of answers that change.
+        infinite: Whether it reads outputs with infinite numbers, such as -inf for a class that is masked.
         over_set: Whether samples are scored against each other. Then `score` gives a reading of
             each, any finite number or a row of them, `draws` says which samples are compared, and
             `over` gives the scores.
@@ -76,6 +77,7 @@ class Metric(Value, ABC):
     answers: ClassVar[Literal["classes", "values"] | None] = None
     margin_rank: ClassVar[int | None] = None
     of_changes: ClassVar[bool] = False
+    infinite: ClassVar[bool] = False
     over_set: ClassVar[bool] = False
     draw: ClassVar[str] = ""
 
@@ -128,6 +130,14 @@ class Metric(Value, ABC):
     def source_sha256(self) -> str | None:
         """SHA-256 of the file with the user's own code; None where there is none."""
         return None
+
+    def takes_infinite(self, name: str) -> bool:
+        """Whether an output may hold infinite numbers: the metric reads them, or another output alone.
+
+        Args:
+            name: Name of the output.
+        """
+        return self.infinite or self.output not in (None, name)
 
     def around(self, pipeline: Pipeline | None) -> Metric:
         """Return the metric as it reads a model with these steps around it."""

@@ -19,6 +19,7 @@ class ClassMetric(Metric):
 
     output: str | None = None
     binary: ClassVar[bool] = True
+    infinite: ClassVar[bool] = True
     answers: ClassVar[Literal["classes", "values"] | None] = "classes"
     margin_rank: ClassVar[int | None] = 1
 

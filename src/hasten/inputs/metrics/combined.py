@@ -119,6 +119,9 @@ class AllOf(Combined):
         """Whether all of the metrics score decisions."""
         return all(metric.decides for metric in self.metrics)
 
+    def takes_infinite(self, name: str) -> bool:
+        return all(metric.takes_infinite(name) for metric in self.metrics)
+
     @property
     def reads_classes(self) -> bool:
         """Whether the metrics that need labels read classes."""
@@ -189,6 +192,9 @@ class EachOutput(Combined):
     def decides(self) -> bool:
         """Whether the metric scores decisions."""
         return self.metric.decides
+
+    def takes_infinite(self, name: str) -> bool:
+        return self.metric.infinite
 
     @property
     def reads_classes(self) -> bool:

@@ -47,6 +47,7 @@ class Custom(Metric):
 
     path: str
     needs_labels: ClassVar[bool] = False
+    infinite: ClassVar[bool] = True
     noun: ClassVar[str] = "score"
     title: ClassVar[str] = "the score of your own metric"
     spellings: ClassVar[tuple[str, ...]] = ("my.py:function",)

@@ -18,7 +18,7 @@ class Regression(Metric):
     """Share of a sample's numbers with |output - truth| <= tolerance + relative * |truth|.
 
     The truth is the label or, for data without labels, the exact model's output. A sample with a
-    single number scores 0 or 1.
+    single number scores 0 or 1. An infinite number is within the tolerance of the same one alone.
 
     Attributes:
         tolerance: Absolute tolerance, in the output's unit.
@@ -34,6 +34,7 @@ class Regression(Metric):
     output: str | None = None
     needs_labels: ClassVar[bool] = False
     binary: ClassVar[bool] = True
+    infinite: ClassVar[bool] = True
     noun: ClassVar[str] = "share within the tolerance"
     title: ClassVar[str] = "the share of numbers within the tolerance"
     spellings: ClassVar[tuple[str, ...]] = ("regression:TOLERANCE", "regression:PERCENT%")
@@ -69,7 +70,9 @@ class Regression(Metric):
                 f"regression: the output is {list(mine.shape)}, the truth {list(truth.shape)}"
             )
         mine, truth = mine.reshape(count, -1), truth.reshape(count, -1)
-        within = np.abs(mine - truth) <= self.tolerance + self.relative * np.abs(truth)
+        with np.errstate(invalid="ignore"):
+            within = np.abs(mine - truth) <= self.tolerance + self.relative * np.abs(truth)
+        within = np.where(np.isinf(mine) | np.isinf(truth), mine == truth, within)
         return np.asarray(within.all(axis=1) if self.whole else within.mean(axis=1), np.float64)
 
     def unchanged(self, outputs: Tensors, others: Tensors) -> Array:

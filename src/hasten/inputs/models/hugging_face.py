@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ from hasten.core.model import Model
 from hasten.core.silence import silenced
 from hasten.core.tensors import Array
 from hasten.errors import InputError, told
+from hasten.inputs.models import frozen, onnx
 from hasten.inputs.pipeline.base import Pipeline, PostStep
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.hugging_face import IMAGES, TOKENIZER, from_hugging_face
@@ -250,14 +250,24 @@ def text_inputs(module: Any) -> tuple[str, ...]:
     )
 
 
-def export(folder: Folder, module: Any, given: Mapping[str, Array], workdir: Path) -> Model:
+def export(
+    folder: Folder,
+    module: Any,
+    given: Mapping[str, Array],
+    workdir: Path,
+    further: Sequence[Mapping[str, Array]] = (),
+) -> Model:
     """Export a module of transformers with an open batch and, of texts and sounds, an open length.
+
+    If the length can't be open, it is the sample's, and the file's metadata says why under
+    `hasten.length`.
 
     Args:
         folder: Folder that the module was loaded from.
         module: The module.
         given: One sample by input name, without an axis for the batch.
         workdir: Folder to write the ONNX file to.
+        further: Samples of other shapes; dimensions in which these differ stay open.
 
     Raises:
         InputError: torch can't export it, or the file gives other answers.
@@ -267,13 +277,23 @@ def export(folder: Folder, module: Any, given: Mapping[str, Array], workdir: Pat
     axes = {name: {1: "sequence"} for name in given if name in (*_TEXT_INPUTS, "input_values")}
     if "num_mel_bins" in folder.config:
         axes = {}
+    why = ""
     if axes:
-        with contextlib.suppress(InputError):  # then its length is that of the data
-            model = frontend.export(module, given, workdir, axes=axes)
+        try:
+            model = frontend.export(module, given, workdir, axes=axes, further=further)
             if any("sequence" in spec.shape for spec in model.inputs):
                 _check_lengths(model, module, given)
                 return model
-    return frontend.export(module, given, workdir)
+            why = frozen.reason(onnx.read(model.path), frozen.BATCH)
+        except InputError as error:
+            why = str(error)
+    model = frontend.export(module, given, workdir, further=further)
+    length = next((spec.shape[1] for spec in model.inputs if spec.name in axes), None)
+    if isinstance(length, int):
+        proto = onnx.read(model.path)
+        frozen.note(proto, frozen.LENGTH, f"{length}: {why}")
+        model.path.write_bytes(proto.SerializeToString())
+    return model
 
 
 def _check_lengths(model: Model, module: Any, given: Mapping[str, Array]) -> None:
@@ -291,9 +311,12 @@ def _check_lengths(model: Model, module: Any, given: Mapping[str, Array]) -> Non
     longest = max(array.shape[0] for array in given.values())
     for length in sorted({max(1, longest // 2), max(1, longest - 1)}):
         short = {name: np.ascontiguousarray(array[None, :length]) for name, array in given.items()}
-        with torch.no_grad():
-            tensors = {name: torch.from_numpy(array) for name, array in short.items()}
-            wanted = [one.numpy() for one in flat_outputs(module(**tensors)).values()]
+        try:
+            with torch.no_grad():
+                tensors = {name: torch.from_numpy(array) for name, array in short.items()}
+                wanted = [one.numpy() for one in flat_outputs(module(**tensors)).values()]
+        except Exception as error:  # a module may take one length alone
+            raise InputError(f"the model can't run the length {length}: {told(error)}") from error
         try:
             answers = session.run(None, short)
         except Exception as error:  # the runtime raises exceptions of its own
@@ -310,6 +333,7 @@ def load(
     workdir: Path,
     *,
     keep_program: bool = False,
+    further: Callable[[Sequence[str]], Sequence[Mapping[str, Array]]] = lambda names: (),
 ) -> Model:
     """Load a folder without an ONNX file, and export it.
 
@@ -318,6 +342,7 @@ def load(
         sample: Function from the module to one sample of its inputs.
         workdir: Folder to write to.
         keep_program: Whether to keep torch's exported program too.
+        further: Function from the sample's input names to samples of other shapes.
 
     Raises:
         InputError: it can't be loaded or exported.
@@ -327,7 +352,7 @@ def load(
     module = folder.module()
     given = sample(module)
     with silenced():
-        model = export(folder, module, given, workdir)
+        model = export(folder, module, given, workdir, further(tuple(given)))
     if keep_program:
         kept = frontend.keep_program(module, given, workdir / "program.pt2")
         model = replace(model, program=kept)

@@ -74,7 +74,11 @@ def load_model(
         if source.file is not None:
             return onnx.load(source.file, custom_ops)
         return hugging_face.load(
-            source, partial(_for_folder, source, sample), workdir, keep_program=keep_program
+            source,
+            partial(_for_folder, source, sample),
+            workdir,
+            keep_program=keep_program,
+            further=further,
         )
     if isinstance(source, tensorflow.TensorFlowModel):
         known = partial(_sampled, sample, kind=source.kind) if sample is not None else None
@@ -317,7 +321,8 @@ def _export(
             from hasten.inputs.models import torchscript
 
             names = torchscript.input_names(source)
-            return torchscript.export(source, _sampled(sample, names, kind), workdir)
+            given = _sampled(sample, names, kind)
+            return torchscript.export(source, given, workdir, further(tuple(given)))
         if sample is None and (shape := getattr(source, "hasten_sample", None)) is not None:
             sample = {"x": np.ones(shape, np.float32)}
         names = torch_inputs.input_names(source)

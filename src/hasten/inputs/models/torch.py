@@ -22,7 +22,7 @@ from hasten.core.extras import missing_extra
 from hasten.core.model import Model
 from hasten.core.tensors import Array
 from hasten.errors import InputError, visible
-from hasten.inputs.models import onnx
+from hasten.inputs.models import frozen, onnx
 from hasten.inputs.models.torch_inputs import (
     Sample,
     batch_of,
@@ -51,8 +51,6 @@ EXPORT_BATCH = 2  # torch.export treats a size of 1 as a constant.
 CHECKED_BATCHES = (1, 3)
 RELATIVE_TOLERANCE = 1e-3
 """Tolerance relative to an output's largest magnitude, for float32 sums in another order."""
-BATCH_NOTE = "hasten.batch"
-"""Key in the file's metadata: "open", or "1: " and the reason why the batch isn't open."""
 
 
 @dataclass(frozen=True)
@@ -196,11 +194,14 @@ def export(
     with evaluating(module), _quiet(), torch.no_grad():
         outputs = _output_names(source, 1)
         try:
+            _answers(
+                source, *source.arguments(EXPORT_BATCH)
+            )  # its error says more than an export's
             program = source.to_onnx(outputs, EXPORT_BATCH, open_batch=True)
             _check(program, source, outputs, CHECKED_BATCHES)
             note = "open"
         except Exception as error:  # a fixed batch may still work; the reason is kept
-            note = f"1: {_reason(error)}"
+            note = f"1: {error if isinstance(error, InputError) else _reason(error)}"
             program = _fixed(source, outputs, 1)
     return _save(program, workdir, note)
 
@@ -367,18 +368,27 @@ def flat_outputs(outputs: Any) -> dict[str, Any]:
 
 def _output_names(source: _Module | _Program, batch: int) -> list[str]:
     """Run the source once, and return names for its outputs."""
-    args, kwargs = source.arguments(batch)
-    try:
-        outputs = flat_outputs(source(args, kwargs))
-    except Exception as error:  # forward is the user's own code
-        shown = ", ".join(
-            f"{name} {array.dtype}{[batch, *array.shape]}" for name, array in source.sample.items()
-        )
-        raise InputError(f"the model can't run {shown}: {_reason(error)}") from error
+    outputs = _answers(source, *source.arguments(batch))
     if not outputs:
         raise InputError("the model returns no tensor: there is nothing to compare")
     taken = set(source.sample)
     return [f"{name}_out" if name in taken else name for name in outputs]
+
+
+def _answers(
+    source: _Module | _Program, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Run the source, and return its output tensors by name."""
+    try:
+        return flat_outputs(source(args, kwargs))
+    except Exception as error:  # forward is the user's own code
+        from torch.utils import _pytree as pytree
+
+        shown = ", ".join(
+            f"{name} {str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+            for name, tensor in zip(source.sample, pytree.tree_leaves((args, kwargs)), strict=True)
+        )
+        raise InputError(f"the model can't run {shown}: {_reason(error)}") from error
 
 
 def _to_onnx(
@@ -450,6 +460,7 @@ def _check(
         for batch in batches:
             _check_batch(program, source, outputs, batch)
         for one in source.further:
+            _answers(source, *source.arguments(batches[0], one))
             try:
                 _check_batch(program, source, outputs, batches[0], one)
             except InputError as error:
@@ -473,7 +484,7 @@ def _check_batch(
     sample: Mapping[str, Array] | None = None,
 ) -> None:
     args, kwargs = source.arguments(batch, sample)
-    wanted = [tensor.detach().cpu() for tensor in flat_outputs(source(args, kwargs)).values()]
+    wanted = [tensor.detach().cpu() for tensor in _answers(source, args, kwargs).values()]
     try:
         answers = [tensor.detach().cpu() for tensor in program(*args, **kwargs)]
     except Exception as error:  # the runtime may raise any exception
@@ -502,7 +513,7 @@ def _save(program: Any, workdir: Path, note: str) -> Model:
     """Write the file, and load it like any other ONNX file."""
     path = workdir / "model.onnx"
     program.model.ir_version = IR_VERSION
-    program.model.metadata_props[BATCH_NOTE] = note
+    program.model.metadata_props[frozen.BATCH] = note
     try:
         with _quiet():
             program.save(path)
@@ -512,7 +523,7 @@ def _save(program: Any, workdir: Path, note: str) -> Model:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the first line of an error's root cause."""
+    """Return the first line of an error's root cause, and the second where the first announces it."""
     while error.__cause__ is not None:
         error = error.__cause__
     branch = _BRANCH.search(str(error))
@@ -523,4 +534,6 @@ def _reason(error: BaseException) -> str:
             f"({code.strip()}); torch.where chooses between two values without a branch"
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return visible(lines[0]) if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    return visible(" ".join(lines[:2] if lines[0].endswith(":") else lines[:1]))

@@ -16,15 +16,14 @@ from hasten.core.model import Model
 from hasten.core.silence import silenced
 from hasten.core.tensors import Array
 from hasten.errors import InputError, told
-from hasten.inputs.models import onnx
+from hasten.inputs.models import frozen, onnx
 from hasten.inputs.models.torch import (
-    BATCH_NOTE,
     CHECKED_BATCHES,
     IR_VERSION,
     RELATIVE_TOLERANCE,
     flat_outputs,
 )
-from hasten.inputs.models.torch_inputs import batch_of, check_dtypes, ordered
+from hasten.inputs.models.torch_inputs import batch_of, check_dtypes, open_axes, ordered
 
 SUFFIXES = (".pt", ".pth", ".ts", ".torchscript")
 OPSET = 17
@@ -113,38 +112,45 @@ def input_names(module: Any) -> tuple[str, ...]:
     return tuple(one.name for one in arguments if not one.has_default_value())
 
 
-def export(module: Any, sample: Mapping[str, Array], workdir: Path) -> Model:
+def export(
+    module: Any,
+    sample: Mapping[str, Array],
+    workdir: Path,
+    further: Sequence[Mapping[str, Array]] = (),
+) -> Model:
     """Export a script module to ONNX, opset 17, and check that the answers stay the same.
 
     The batch is open where the answers are right at other batch sizes; else it is 1, and the file's
-    metadata says why under `hasten.batch`. The sample settles all other dimensions.
+    metadata says why under `hasten.batch`. The sample settles all other dimensions, but for those in
+    which further samples differ from it: these stay open.
 
     Args:
         module: Module of `torch.jit`.
         sample: One sample by the names of forward's parameters, without an axis for samples.
         workdir: Folder to write the ONNX file to.
+        further: Samples of other shapes, on which the answers are checked too.
 
     Raises:
         InputError: the sample doesn't fit, the module can't run it or be exported, or the exported file
             gives other answers.
     """
     every = [one.name for one in module.forward.schema.arguments[1:]]
-    given = ordered(sample, every, list(input_names(module)))
-    check_dtypes(given, module)
+    samples = [ordered(one, every, list(input_names(module))) for one in (sample, *further)]
+    samples.sort(key=lambda one: -sum(array.size for array in one.values()))
+    check_dtypes(samples[0], module)
     module.eval()
     path = workdir / "model.onnx"
     note = "open"
     try:
-        _write(module, given, path, batch=2, open_batch=True)
-        _check(module, given, path, CHECKED_BATCHES)
+        _write(module, samples, path, batch=2, open_batch=True)
+        _check(module, samples, path, CHECKED_BATCHES)
     except InputError as why:
         note = f"1: {why}"
-        _write(module, given, path, batch=1, open_batch=False)
-        _check(module, given, path, (1,))
+        _write(module, samples, path, batch=1, open_batch=False)
+        _check(module, samples, path, (1,))
     proto = onnx.read(path)
     proto.ir_version = IR_VERSION
-    entry = proto.metadata_props.add()
-    entry.key, entry.value = BATCH_NOTE, note
+    frozen.note(proto, frozen.BATCH, note)
     path.write_bytes(proto.SerializeToString())
     return onnx.load(path)
 
@@ -170,14 +176,50 @@ def _answers(module: Any, given: Mapping[str, Array], batch: int) -> dict[str, A
     return {name: tensor.numpy() for name, tensor in outputs.items()}
 
 
+def _axes(
+    samples: Sequence[Mapping[str, Array]], answers: Sequence[Mapping[str, Array]], *, batch: bool
+) -> dict[str, dict[int, str]]:
+    """Return the axes that are open, with the names of their dimensions, by input and output.
+
+    Args:
+        samples: Samples by input name, without an axis for samples.
+        answers: Answers to batches of each sample, by output name.
+        batch: Whether the axis of the batch is open.
+    """
+    axes = dict(zip(samples[0], open_axes(samples, batch=batch), strict=True))
+    named = {
+        tuple(one[name].shape[axis - 1] for one in samples): said
+        for name, own in axes.items()
+        for axis, said in own.items()
+        if axis
+    }
+    for name, first in answers[0].items():
+        axes[name] = {0: "batch"} if batch else {}
+        for axis in range(1, first.ndim):
+            sizes = tuple(one[name].shape[axis] for one in answers)
+            if len(set(sizes)) > 1:
+                axes[name][axis] = named.get(sizes, f"{name}_{axis}")
+    return {name: own for name, own in axes.items() if own}
+
+
 def _write(
-    module: Any, given: Mapping[str, Array], path: Path, *, batch: int, open_batch: bool
+    module: Any,
+    samples: Sequence[Mapping[str, Array]],
+    path: Path,
+    *,
+    batch: int,
+    open_batch: bool,
 ) -> None:
-    """Call torch's exporter for TorchScript."""
+    """Call torch's exporter for TorchScript, which traces the first sample."""
     import torch
 
-    outputs = [f"{name}_out" if name in given else name for name in _answers(module, given, batch)]
-    axes = {name: {0: "batch"} for name in (*given, *outputs)} if open_batch else None
+    given = samples[0]
+    answers = [
+        {f"{name}_out" if name in given else name: array for name, array in own.items()}
+        for own in (_answers(module, one, batch) for one in samples)
+    ]
+    outputs = list(answers[0])
+    axes = _axes(samples, answers, batch=open_batch) or None
     try:
         with silenced():
             torch.onnx.export(
@@ -197,19 +239,27 @@ def _write(
         ) from error
 
 
-def _check(module: Any, given: Mapping[str, Array], path: Path, batches: Sequence[int]) -> None:
-    """Check an exported file's answers by ONNX Runtime.
+def _check(
+    module: Any, samples: Sequence[Mapping[str, Array]], path: Path, batches: Sequence[int]
+) -> None:
+    """Check an exported file's answers by ONNX Runtime, on the traced sample in batches and on the others.
 
     Raises:
         InputError: they differ from the module's, or the file can't be run.
     """
     import onnxruntime
 
-    for batch in batches:
+    session = onnxruntime.InferenceSession(str(path))
+    traced, *others = samples
+    for given, batch in (
+        *((traced, batch) for batch in batches),
+        *((one, batches[0]) for one in others),
+    ):
         wanted = _answers(module, given, batch)
         feed = {name: batch_of(array, batch) for name, array in given.items()}
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in feed.items())
         try:
-            answers = onnxruntime.InferenceSession(str(path)).run(None, feed)
+            answers = session.run(None, feed)
         except Exception as error:  # the runtime raises exceptions of its own
             raise InputError(f"the exported model can't be run: {_last_line(error)}") from error
         for (name, own), other in zip(wanted.items(), answers, strict=True):
@@ -217,8 +267,8 @@ def _check(module: Any, given: Mapping[str, Array], path: Path, batches: Sequenc
             off = np.abs(own.astype(np.float64) - other).max(initial=0) if same else np.inf
             if not off <= RELATIVE_TOLERANCE * np.abs(own).max(initial=0):
                 raise InputError(
-                    f"the exported model's output {name!r} is off by {off:.3g} from the module's with a "
-                    f"batch of {batch}"
+                    f"the exported model's output {name!r} is off by {off:.3g} from the module's for "
+                    f"{shapes}"
                 )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,6 +32,25 @@ _LOOKED_AT = 64
 Sizes = npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class _Shapes:
+    """Buckets for the search samples.
+
+    Attributes:
+        dimensions: Open dimensions in which samples differ.
+        sets: Sets of buckets, that with the fewest first; empty where none is worth trying.
+        pads: Values to pad inputs with that aren't 0.
+        padding: Whether requests are padded.
+        least: Least size of each dimension, where requests are padded.
+    """
+
+    dimensions: tuple[Dimension, ...]
+    sets: list[tuple[Bucket, ...]]
+    pads: tuple[Pad, ...]
+    padding: bool
+    least: tuple[int, ...]
+
+
 class Bucketing:
     """Proposes buckets for the engines and for the fastest models that are likely to be certified.
 
@@ -52,12 +73,68 @@ class Bucketing:
         self._named = {name: Pad(name, value) for name, value in pads}
         self._trials, self._attempt, self._likely, self._notes = trials, attempt, likely, notes
 
-    def propose(self, ranked: Sequence[Trial]) -> None:
-        """Try few buckets on each engine, then more of them where buckets are fastest.
+    def propose_exact(self, *, few: bool = False) -> None:
+        """Try few buckets of the original on each engine, then more of them where buckets are fastest.
+
+        Args:
+            few: Whether to try one set of buckets alone, on the fastest engine.
+        """
+        engines = self._engines()
+        if few:
+            engines = sorted(engines, key=self._ratio_of)[:1]
+        self._try([(engine, ()) for engine in engines], more=not few)
+
+    def propose_inexact(self, ranked: Sequence[Trial]) -> None:
+        """Try few buckets of the fastest inexact model that is likely to be certified, then more of them.
 
         Args:
             ranked: Measured trials, fastest first.
         """
+        for trial in ranked:
+            own = trial.candidate
+            if not trial.exact and own.engine.reshapes and self._likely(trial, 1.0):
+                self._try([(own.engine, own.passes)])
+                break
+
+    def _try(self, bases: Sequence[tuple[Engine, tuple[Any, ...]]], *, more: bool = True) -> None:
+        """Try the first set of buckets on each engine, with the passes before it, and the others on the best.
+
+        Args:
+            bases: Engines, each with the passes before it.
+            more: Whether to try the other sets.
+        """
+        shapes = self._shapes
+        if not shapes.sets:
+            return
+        tried: list[Single] = []
+        for engine, passes in bases:
+            beyond = engine if engine.reshapes else self._trials.baseline.engine
+            tried.append(
+                Single(
+                    passes,
+                    Buckets(
+                        engine,
+                        beyond,
+                        shapes.dimensions,
+                        shapes.sets[0],
+                        shapes.pads,
+                        shapes.padding,
+                        shapes.least,
+                    ),
+                )
+            )
+        self._attempt(tried)
+        done = [t for one in tried if (t := self._trials.done.get(one.key)) and t.measurement]
+        done = [t for t in done if not t.failure and (t.exact or self._likely(t, 1.0))]
+        if done and more and len(shapes.sets) > 1:
+            best = min(done, key=lambda t: self._trials.ratio(t).estimate).candidate
+            assert isinstance(best.engine, Buckets)
+            own = best.engine
+            self._attempt([Single(best.passes, replace(own, buckets=s)) for s in shapes.sets[1:]])
+
+    @cached_property
+    def _shapes(self) -> _Shapes:
+        """What buckets need to know of the search samples; a note says so where there are no sets."""
         axes, sizes = self._dimensions()
         outputs, matched = self._outputs(sizes)
         dimensions = tuple(
@@ -74,24 +151,9 @@ class Bucketing:
                     else ", and some outputs have sizes that don't follow from an input's size"
                 )
             )
-            return
         padding = len(np.unique(sizes, axis=0)) > _FEW
-        pads = self._pads() if padding else ()
         least = tuple(map(int, sizes.min(axis=0))) if padding else ()
-        tried: list[Single] = []
-        for engine, passes in self._bases(ranked):
-            beyond = engine if engine.reshapes else self._trials.baseline.engine
-            tried.append(
-                Single(passes, Buckets(engine, beyond, dimensions, sets[0], pads, padding, least))
-            )
-        self._attempt(tried)
-        done = [t for one in tried if (t := self._trials.done.get(one.key)) and t.measurement]
-        done = [t for t in done if not t.failure and (t.exact or self._likely(t, 1.0))]
-        if done and len(sets) > 1:
-            best = min(done, key=lambda t: self._trials.ratio(t).estimate).candidate
-            assert isinstance(best.engine, Buckets)
-            own = best.engine
-            self._attempt([Single(best.passes, replace(own, buckets=more)) for more in sets[1:]])
+        return _Shapes(dimensions, sets, self._pads() if padding else (), padding, least)
 
     def _dimensions(self) -> tuple[list[tuple[Axis, ...]], Sizes]:
         """Return the axes of each open dimension, and its size for each search sample, `(n, dimensions)`."""
@@ -152,8 +214,8 @@ class Bucketing:
                 pads.append(Pad(name, 1))
         return tuple(pads)
 
-    def _bases(self, ranked: Sequence[Trial]) -> list[tuple[Engine, tuple[Any, ...]]]:
-        """Return engines with the passes before them: exact ones, and the fastest likely inexact one."""
+    def _engines(self) -> list[Engine]:
+        """Return engines for the original, those first that take any shape."""
         plain = [
             t.candidate.engine
             for t in self._trials.done.values()
@@ -161,13 +223,15 @@ class Bucketing:
         ]
         able = [e for e in plain if not isinstance(e, Buckets) and type(e).__name__ != "Reference"]
         able.sort(key=lambda engine: not engine.reshapes)
-        bases: list[tuple[Engine, tuple[Any, ...]]] = [(e, ()) for e in able[: _ENGINES + 1]]
-        for trial in ranked:
-            own = trial.candidate
-            if not trial.exact and own.engine.reshapes and self._likely(trial, 1.0):
-                bases.append((own.engine, own.passes))
-                break
-        return bases
+        return able[: _ENGINES + 1]
+
+    def _ratio_of(self, engine: Engine) -> float:
+        """Return the latency of the original on an engine over the baseline's; infinite where it has none."""
+        if engine == self._trials.baseline.engine:
+            return 1.0
+        trial = self._trials.done[Single((), engine).key]
+        timed = trial.measurement is not None and not trial.failure
+        return self._trials.ratio(trial).estimate if timed else math.inf
 
 
 def bucket_sets(sizes: Sizes, *, padding: bool) -> list[tuple[Bucket, ...]]:

@@ -73,21 +73,27 @@ class Exploration:
         """Try the grid; more variants where the fastest aren't accurate; neighbours of the best.
 
         Exact candidates come first: they are soon made, and a person has an answer that needs no test.
+        Where samples differ in shape, buckets of exact models are among them, since they gain most there.
         """
         model, target = self.trials.bench.model, self.trials.bench.target
-        whole = self._try(sorted(grid, key=lambda one: not one.exact))
+        ordered = sorted(grid, key=lambda one: not one.exact)
+        depth, bucketing = self._order.effort.depth, self._bucketing()
+        if bucketing is None:
+            whole = self._try(ordered)
+        else:
+            whole = self._try([one for one in ordered if one.exact])
+            if whole:
+                bucketing.propose_exact(few=depth == "first")
+            whole = self._try([one for one in ordered if not one.exact]) and whole
         self._tell_exact(whole=whole or self._ended)
-        if not whole or self._order.effort.depth != "all":
+        if not whole or depth != "all":
             return
         if not self._over() and self._fastest_could_be_safer():
             ranked = [t.candidate for t in self._worth_varying()]
             self._try(variations(ranked, model, target, self._order.keep_float, self._order.passes))
         common = (self.trials, self._try, self._likely_passes, self._surely_passes)
-        if self.trials.samples.ragged and not self._over():
-            bucketing = Bucketing(
-                self.trials, self._try, self._likely_passes, self._notes, self._order.pad
-            )
-            bucketing.propose(self._ranked())
+        if bucketing is not None and not self._over():
+            bucketing.propose_inexact(self._ranked())
         if not self._over():
             Mixing(*common, self._left_s, self._least, self._notes).mix(self._ranked())
         if self._order.objective == "p99":
@@ -104,6 +110,12 @@ class Exploration:
             ratios = [self.trials.ratio(t).estimate for t in passing]
             around = neighbours(best, self._helpful(), target, settled=self._settling_helps())
             self._try(around, min(ratios, default=1.0))
+
+    def _bucketing(self) -> Bucketing | None:
+        """Return what proposes buckets; None where samples have one shape, or engines alone are tried."""
+        if not self.trials.samples.ragged or self._order.effort.depth == "engines":
+            return None
+        return Bucketing(self.trials, self._try, self._likely_passes, self._notes, self._order.pad)
 
     def _worth_varying(self) -> list[Trial]:
         """Return measured trials, fastest first, without small models that fail in every form."""

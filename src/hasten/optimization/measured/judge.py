@@ -89,7 +89,8 @@ class Measured(Judge):
             return
         calibration = calibrating(order, ready)
         warn_of_scores(ready, calibration, self.job.notes, binary=self.trials.binary)
-        if order.effort != EFFORTS["normal"] and (omissions := order.effort.omissions):
+        omissions = order.effort.omissions_for(ragged=bool(ready.extents))
+        if order.effort != EFFORTS["normal"] and omissions:
             self.job.notes.append(f"left out at this effort: {'; '.join(omissions)}")
         Exploration(
             self.racing.trials,

@@ -1,0 +1,77 @@
+"""Notes on masks that contradict their tokens."""
+
+import numpy as np
+import pytest
+
+from hasten.core.tensors import Array, TensorSpec
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.optimization.masks import mask_notes
+
+COUNT, LENGTH, WORDS = 20, 12, 100
+SIZES = np.random.default_rng(1).integers(4, LENGTH - 1, COUNT)
+
+
+def tokens(padding: int = 0) -> Array:
+    ids = np.random.default_rng(0).integers(2, WORDS, (COUNT, LENGTH))
+    ids[np.arange(LENGTH) >= SIZES[:, None]] = padding
+    return ids
+
+
+def right_mask() -> Array:
+    return (np.arange(LENGTH) < SIZES[:, None]).astype(np.int64)
+
+
+def said(ids: Array, mask: Array, name: str = "attention_mask") -> list[str]:
+    specs = [
+        TensorSpec("input_ids", "int64", ("batch", "length")),
+        TensorSpec(name, str(mask.dtype), ("batch", "length")),
+    ]
+    return mask_notes(specs, ArrayDataset({"input_ids": ids, name: mask}))
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.float32, np.bool_])
+def test_a_mask_that_fits_gets_no_note(kind: type) -> None:
+    assert said(tokens(), right_mask().astype(kind)) == []
+    assert said(tokens()[:, ::-1], right_mask()[:, ::-1].astype(kind)) == []
+    assert (
+        said(np.arange(COUNT * LENGTH).reshape(COUNT, LENGTH), np.ones((COUNT, LENGTH), kind)) == []
+    )
+
+
+def test_what_contradicts_is_counted_in_one_line() -> None:
+    mask = right_mask()
+    mask[3] = 0
+    mask[5, 1] = mask[6, 2] = 0
+    mask[8, :] = 1
+    assert said(tokens(), mask) == [
+        "attention_mask doesn't seem to fit input_ids: of the 20 samples that were looked at, it "
+        "hides 1 sample wholly, has zeros between ones in 2 samples; if that isn't meant, repair the data"
+    ]
+
+
+def test_ones_over_padding_are_told_from_what_other_masks_hide() -> None:
+    mask = right_mask()
+    mask[8, :] = 1
+    assert said(tokens(), mask) == [
+        "attention_mask doesn't seem to fit input_ids: of the 20 samples that were looked at, it is "
+        "1 over padding (token 0) in 1 sample; if that isn't meant, repair the data"
+    ]
+
+
+def test_a_mask_that_hides_no_padding_at_all_is_told_from_the_ends_of_the_samples() -> None:
+    (line,) = said(tokens(7), np.ones((COUNT, LENGTH), np.int64))
+    assert "is 1 over padding (token 7) in 20 samples" in line
+
+
+def test_a_last_token_that_ends_each_sentence_isnt_padding() -> None:
+    ids, mask = tokens(), right_mask()
+    ids[np.arange(COUNT), SIZES - 1] = 0
+    assert said(ids, mask) == []
+
+
+def test_a_mask_whose_ones_may_leave_tokens_out_gets_no_note() -> None:
+    nothing = np.zeros((COUNT, LENGTH), np.int64)
+    assert said(tokens(), nothing, "mask") == []
+    assert said(tokens(), 1 - right_mask(), "key_padding_mask") == []
+    (line,) = said(tokens(), nothing, "attention_mask")
+    assert "hides 20 samples wholly" in line
