@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,20 @@ import numpy as np
 import pytest
 from tests.support import recurrent
 from tests.support.bundles import forge
-from tests.support.servers import bundle_of
+from tests.support.servers import ONE_THREAD, bundle_of
 from tests.support.waiting import PATIENCE_S
 
 from hasten.bundle import Loaded, load, read
 from hasten.bundle.states import StateSession
 from hasten.core.sequences import Sequences
 from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.engines.base import Engine
+from hasten.engines.compiled.engine import CompiledC
 from hasten.errors import CandidateError, InputError, IntegrityError
 
 STEPS = recurrent.sequences(1, 8)[0]
+ENGINES = {"onnxruntime": ONE_THREAD, "compiled": CompiledC()}
+Unrolled = Callable[..., tuple[Array, Array]]
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +33,20 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return recurrent.gru(tmp_path_factory.mktemp("model"))
 
 
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    return ENGINES[request.param]
+
+
 @pytest.fixture(scope="module")
-def bundle(model: Path) -> Path:
-    return bundle_of(model.parent, model, sequences=Sequences((("h", "h_out"),)))
+def bundle(model: Path, engine: Engine) -> Path:
+    return bundle_of(model.parent, model, engine=engine, sequences=Sequences((("h", "h_out"),)))
+
+
+@pytest.fixture
+def unrolled(model: Path, engine: Engine) -> Unrolled:
+    """The engine's own loop over steps."""
+    return partial(recurrent.unrolled, model, engine=engine)
 
 
 @pytest.fixture
@@ -39,8 +55,8 @@ def loaded(bundle: Path) -> Iterator[Loaded]:
         yield opened
 
 
-def test_a_session_answers_as_a_loop_does_bit_for_bit(loaded: Loaded, model: Path) -> None:
-    want, state = recurrent.unrolled(model, STEPS)
+def test_a_session_answers_as_a_loop_does_bit_for_bit(loaded: Loaded, unrolled: Unrolled) -> None:
+    want, state = unrolled(STEPS)
     session = loaded.session()
     got = [session(x[np.newaxis]) for x in STEPS]
     assert [list(answer) for answer in got] == [["scores"]] * 8
@@ -49,20 +65,28 @@ def test_a_session_answers_as_a_loop_does_bit_for_bit(loaded: Loaded, model: Pat
     assert session.steps == 8
 
 
-def test_a_reset_in_the_middle_begins_anew(loaded: Loaded, model: Path) -> None:
+def test_engines_carry_a_state_alike(loaded: Loaded, model: Path) -> None:
+    session = loaded.session()
+    got = [session(x[np.newaxis])["scores"][0] for x in STEPS]
+    want, state = recurrent.unrolled(model, STEPS)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(session.states["h"], state, rtol=1e-5, atol=1e-6)
+
+
+def test_a_reset_in_the_middle_begins_anew(loaded: Loaded, unrolled: Unrolled) -> None:
     start = np.full((1, recurrent.HIDDEN), 0.25, np.float32)
     session = loaded.session({"h": start})
     for x in STEPS[:3]:
         session(x=x[np.newaxis])
     session.reset()
     got = [session({"x": x[np.newaxis]})["scores"][0] for x in STEPS]
-    np.testing.assert_array_equal(got, recurrent.unrolled(model, STEPS, start)[0])
+    np.testing.assert_array_equal(got, unrolled(STEPS, start)[0])
     session.reset({"h": np.zeros_like(start)})
     got = [session(x[np.newaxis])["scores"][0] for x in STEPS]
-    np.testing.assert_array_equal(got, recurrent.unrolled(model, STEPS)[0])
+    np.testing.assert_array_equal(got, unrolled(STEPS)[0])
 
 
-def test_sessions_side_by_side_do_not_mix(loaded: Loaded, model: Path) -> None:
+def test_sessions_side_by_side_do_not_mix(loaded: Loaded, unrolled: Unrolled) -> None:
     others = recurrent.sequences(3, 8, seed=2)
     sessions = [loaded.session() for _ in others]
     got: list[list[Any]] = [[], [], []]
@@ -70,7 +94,7 @@ def test_sessions_side_by_side_do_not_mix(loaded: Loaded, model: Path) -> None:
         for number, session in enumerate(sessions):
             got[number].append(session(others[number, t][np.newaxis])["scores"][0])
     for number in range(3):
-        np.testing.assert_array_equal(got[number], recurrent.unrolled(model, others[number])[0])
+        np.testing.assert_array_equal(got[number], unrolled(others[number])[0])
 
 
 def refusal(error: type[Exception], *arrays: Any, session: Any, **named: Any) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hasten.certificate.figures import Answers, Setting, compared
-from hasten.core.comparison import Comparison, Figure, Moved
+from hasten.core.comparison import Comparison, Figure, Moved, OutputMoved
 from hasten.core.records import from_record, to_record
 from hasten.core.tensors import Array
 from hasten.errors import IntegrityError
@@ -156,6 +156,65 @@ def test_answers_too_large_for_memory_are_not_kept(monkeypatch: pytest.MonkeyPat
     assert compared(setting("auroc"), answers, {"": "x"}) == {}
 
 
+def moved(before: dict[str, Array], after: dict[str, Array], **fields: Any) -> Comparison:
+    """Compare what a model answered in chunks of 150 rows."""
+    answers = Answers(keeps=fields.pop("keeps", False))
+    for start in range(0, ROWS, 150):
+        for key, given in (("", before), ("m", after)):
+            answers(key, {name: array[start : start + 150] for name, array in given.items()})
+    return compared(setting(**fields), answers, {"m": "a model"})["m"]
+
+
+def test_the_largest_difference_of_each_output_of_floats_is_told() -> None:
+    before: dict[str, Array] = {
+        "values": np.zeros((ROWS, 2, 3)),
+        "boxes": np.zeros((ROWS, 0), np.float32),
+        "label": np.zeros(ROWS, np.int64),
+        "half": np.full((ROWS, 1), np.nan, np.float32),
+    }
+    after = {name: array.copy() for name, array in before.items()}
+    after["values"][[0, 200], 1] = [[0.5, 0, -2], [0, 1, 0]]
+    after["label"][:] = 1
+    found = moved(before, after)
+    assert found.outputs == (
+        OutputMoved("values", ROWS - 2, 2.0, 3 / ROWS),
+        OutputMoved("boxes", ROWS, 0.0, 0.0),
+        OutputMoved("half", ROWS, 0.0, 0.0),
+    )
+    assert found.in_words() == (
+        "of 400 rows: values differs by at most 2, 0.0075 on average, and is bit-equal in 398; "
+        "boxes is bit-equal; half is bit-equal",
+    )
+    assert found.how == ""
+    found.check()
+
+
+def test_outputs_that_can_not_be_compared_are_left_out() -> None:
+    before = {name: np.zeros((ROWS, 2)) for name in ("inf", "shape", "gone", "same")}
+    after = {"inf": before["inf"] + np.inf, "shape": np.zeros((ROWS, 3)), "same": before["same"]}
+    found = moved(before, after)
+    assert [one.output for one in found.outputs] == ["same"]
+    assert found.in_words() == ("every number of 400 rows is bit-equal",)
+
+
+def test_only_the_first_of_many_outputs_are_told() -> None:
+    before = {f"y{number}": np.zeros((ROWS, 1)) for number in range(7)}
+    found = moved(before, before | {"y6": np.ones((ROWS, 1))})
+    assert len(found.outputs) == 7
+    assert found.in_words()[0].endswith("; y4 is bit-equal; 2 more outputs")
+
+
+def test_the_output_whose_scores_are_compared_is_told_once() -> None:
+    before = outputs(SCORES) | {"more": np.zeros((ROWS, 1))}
+    step = Threshold(threshold=0.5, position=1, output="p")
+    found = moved(before, before, keeps=True, pipeline=Pipeline((), (step,)))
+    assert [one.output for one in found.outputs] == ["more"]
+    assert found.in_words() == (
+        "every score of 400 is bit-equal; 0 of 400 decisions change at the threshold 0.5",
+        "every number of the other outputs of 400 rows is bit-equal",
+    )
+
+
 GOOD = Comparison(
     "m",
     10,
@@ -163,6 +222,7 @@ GOOD = Comparison(
     0.95,
     (Figure("AUROC", 0.9, 0.8, -0.2, 0.0, bound=0.3, draws=4),),
     Moved(3, 0.2, 0.1),
+    outputs=(OutputMoved("more", 10, 0.0, 0.0),),
 )
 
 
@@ -179,6 +239,14 @@ def test_a_comparison_is_read_as_it_was_written() -> None:
         ({"groups": 11}, "a comparison of 10 rows can't have 11 groups"),
         ({"moved": Moved(11, 0.2, 0.1)}, "a comparison's number of equal scores is out of range"),
         ({"moved": Moved(1, 0.1, 0.2)}, "a comparison's difference of scores is out of range"),
+        (
+            {"outputs": (OutputMoved("y", 11, 0.2, 0.1),)},
+            "a comparison's number of equal rows of y is out of range",
+        ),
+        (
+            {"outputs": (OutputMoved("y", 1, math.inf, 0.1),)},
+            "a comparison's difference of y is out of range",
+        ),
         ({"figures": {"low": 0.1}}, "a comparison's interval of AUROC is out of range"),
         ({"figures": {"after": math.nan}}, "a comparison's AUROC is out of range"),
         ({"figures": {"bound": 1.5}}, "a comparison's bound of AUROC is out of range"),

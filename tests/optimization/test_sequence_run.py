@@ -17,6 +17,7 @@ import hasten
 from hasten.bundle import read
 from hasten.cli import main
 from hasten.core.sequences import Sequences
+from hasten.engines.compiled.engine import CompiledC
 from hasten.errors import InputError
 from hasten.evaluation.recertification import certify
 
@@ -80,6 +81,30 @@ def test_the_bundle_carries_the_states_and_answers_steps(
             "h": (1, recurrent.HIDDEN),
         }
     np.testing.assert_allclose(got, recurrent.unrolled(model, steps)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_compiled_c_is_optimized_on_sequences_and_carries_the_states(
+    model: Path, tmp_path: Path
+) -> None:
+    with quick_runs():
+        hasten.optimize(
+            model,
+            arrays(),
+            out=tmp_path / "gru.hasten",
+            states=CARRIED,
+            max_drop=0.4,
+            engines=["compiled"],
+        )
+    steps = recurrent.sequences(1, 5, seed=9)[0]
+    with hasten.load(tmp_path / "gru.hasten") as fast:
+        assert fast.manifest.winner.engine["type"] == "compiled"
+        session = fast.session()
+        got = [session(x[np.newaxis])["scores"][0] for x in steps]
+    own = recurrent.unrolled(model, steps, engine=CompiledC())[0]
+    np.testing.assert_array_equal(got, own)
+    np.testing.assert_allclose(own, recurrent.unrolled(model, steps)[0], rtol=1e-5, atol=1e-6)
+    recheck = certify(tmp_path / "gru.hasten", arrays(seed=5), max_drop=0.4)
+    assert (recheck.kind, recheck.judgement.n) == ("fresh data", COUNT)
 
 
 def test_certify_judges_new_sequences(result: hasten.Result) -> None:

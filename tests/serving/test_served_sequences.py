@@ -17,12 +17,14 @@ import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 from tests.support import models, recurrent
-from tests.support.servers import ServerThread, bundle_of, place_of
+from tests.support.servers import ONE_THREAD, ServerThread, bundle_of, place_of
 from tests.support.waiting import until
 from tritonclient.utils import InferenceServerException
 
 from hasten.core.sequences import Sequences
 from hasten.core.tensors import Array
+from hasten.engines.base import Engine
+from hasten.engines.compiled.engine import CompiledC
 from hasten.errors import CandidateError
 from hasten.serving.models import batching
 from hasten.serving.protocol.errors import ProtocolError
@@ -30,7 +32,9 @@ from hasten.serving.protocol.requests import Answer, Query, SequenceStep
 from hasten.serving.state import Limits
 
 CARRIED = Sequences((("h", "h_out"),))
+ENGINES = {"onnxruntime": ONE_THREAD, "compiled": CompiledC()}
 Ask = Callable[..., Any]
+Unrolled = Callable[..., tuple[Array, Array]]
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +47,20 @@ def model(folder: Path) -> Path:
     return recurrent.gru(folder)
 
 
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    return ENGINES[request.param]
+
+
 @pytest.fixture(scope="module")
-def bundle(folder: Path, model: Path) -> Path:
-    return bundle_of(folder, model, sequences=CARRIED)
+def bundle(folder: Path, model: Path, engine: Engine) -> Path:
+    return bundle_of(folder, model, engine=engine, sequences=CARRIED)
+
+
+@pytest.fixture
+def unrolled(model: Path, engine: Engine) -> Unrolled:
+    """The engine's own loop over steps."""
+    return partial(recurrent.unrolled, model, engine=engine)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +98,7 @@ def refusal(ask: Callable[[], Any]) -> str:
     return str(caught.value.message())
 
 
-def test_two_sequences_at_once_answer_as_a_loop_does(ask: Ask, model: Path) -> None:
+def test_two_sequences_at_once_answer_as_a_loop_does(ask: Ask, unrolled: Unrolled) -> None:
     steps = recurrent.sequences(2, 6, seed=1)
     got: dict[Any, list[Array]] = {11: [], "eleven": []}
     for t in range(6):
@@ -94,10 +109,10 @@ def test_two_sequences_at_once_answer_as_a_loop_does(ask: Ask, model: Path) -> N
             assert answer.as_numpy("h_out") is None
             got[id_].append(answer.as_numpy("scores")[0])
     for number, id_ in enumerate(got):
-        np.testing.assert_array_equal(got[id_], recurrent.unrolled(model, steps[number])[0])
+        np.testing.assert_array_equal(got[id_], unrolled(steps[number])[0])
 
 
-def test_a_start_begins_the_sequence_anew(ask: Ask, model: Path) -> None:
+def test_a_start_begins_the_sequence_anew(ask: Ask, unrolled: Unrolled) -> None:
     steps = recurrent.sequences(1, 4, seed=2)[0]
     for t in range(2):
         ask(steps[t], sequence_id=21, sequence_start=t == 0)
@@ -105,7 +120,7 @@ def test_a_start_begins_the_sequence_anew(ask: Ask, model: Path) -> None:
         ask(x, sequence_id=21, sequence_start=t == 0, sequence_end=t == 3).as_numpy("scores")[0]
         for t, x in enumerate(steps)
     ]
-    np.testing.assert_array_equal(again, recurrent.unrolled(model, steps)[0])
+    np.testing.assert_array_equal(again, unrolled(steps)[0])
 
 
 @pytest.mark.parametrize("module", [triton, triton_grpc])
@@ -200,10 +215,9 @@ def sent(server: ServerThread, *names: str, **place: Any) -> Any:
 
 
 def test_without_a_sequence_the_states_are_inputs_and_outputs(
-    server: ServerThread, model: Path
+    server: ServerThread, unrolled: Unrolled
 ) -> None:
-    want, state = recurrent.unrolled(
-        model,
+    want, state = unrolled(
         recurrent.sequences(1, 1, seed=3)[0],
         np.full((1, recurrent.HIDDEN), 0.5, np.float32),
     )
@@ -267,7 +281,7 @@ def test_ids_of_64_bits_are_whole(server: ServerThread) -> None:
 
 
 def test_many_threads_with_sequences_of_their_own_never_mix(
-    server: ServerThread, model: Path
+    server: ServerThread, unrolled: Unrolled
 ) -> None:
     steps = recurrent.sequences(8, 12, seed=4)
 
@@ -291,7 +305,7 @@ def test_many_threads_with_sequences_of_their_own_never_mix(
     with ThreadPoolExecutor(8) as threads:
         got = list(threads.map(one, range(8)))
     for number in range(8):
-        want = recurrent.unrolled(model, steps[number])[0]
+        want = unrolled(steps[number])[0]
         np.testing.assert_allclose(got[number], want, rtol=1e-5, atol=1e-6)
     assert server.call(lambda: served(server)._batching.scheduler.idle)
 
@@ -353,21 +367,23 @@ def test_steps_behind_a_first_one_that_fails_are_refused(
 
 
 @pytest.mark.usefixtures("waiting")
-def test_requests_that_wait_run_in_the_order_of_arrival(server: ServerThread, model: Path) -> None:
+def test_requests_that_wait_run_in_the_order_of_arrival(
+    server: ServerThread, unrolled: Unrolled
+) -> None:
     steps = recurrent.sequences(1, 200, seed=5)[0]
     answers = queued(server, steps, 71, end=True)
     got = [answer.outputs["scores"][0] for answer in answers if isinstance(answer, Answer)]
-    np.testing.assert_array_equal(got, recurrent.unrolled(model, steps)[0])
+    np.testing.assert_array_equal(got, unrolled(steps)[0])
     assert server.call(lambda: ("", 71) not in served(server).sequences._records)
     assert server.call(lambda: served(server).idle)
 
 
-def test_a_step_that_fails_changes_no_state(server: ServerThread, model: Path) -> None:
+def test_a_step_that_fails_changes_no_state(server: ServerThread, unrolled: Unrolled) -> None:
     steps = recurrent.sequences(1, 5, seed=6)[0]
     answers = queued(server, steps, 72, bad=2, end=True)
     assert [isinstance(answer, Answer) for answer in answers] == [True, True, False, True, True]
     got = [answer.outputs["scores"][0] for answer in answers if isinstance(answer, Answer)]
-    want = recurrent.unrolled(model, np.delete(steps, 2, axis=0))[0]
+    want = unrolled(np.delete(steps, 2, axis=0))[0]
     np.testing.assert_array_equal(got, want)
 
 
@@ -382,7 +398,7 @@ def test_after_a_first_request_that_fails_there_is_no_sequence(server: ServerThr
 
 
 def test_a_step_with_nan_is_refused_and_the_sequence_goes_on(
-    server: ServerThread, model: Path
+    server: ServerThread, unrolled: Unrolled
 ) -> None:
     steps = recurrent.sequences(1, 4, seed=8)[0]
     broken = steps.copy()
@@ -393,12 +409,12 @@ def test_a_step_with_nan_is_refused_and_the_sequence_goes_on(
         "step's input"
     )
     got = [answer.outputs["scores"][0] for answer in answers if isinstance(answer, Answer)]
-    want = recurrent.unrolled(model, np.delete(steps, 1, axis=0))[0]
+    want = unrolled(np.delete(steps, 1, axis=0))[0]
     np.testing.assert_array_equal(got, want)
 
 
 def test_a_client_that_goes_away_leaves_the_sequence_as_it_was(
-    server: ServerThread, model: Path
+    server: ServerThread, unrolled: Unrolled
 ) -> None:
     steps = recurrent.sequences(1, 3, seed=9)[0]
 
@@ -418,7 +434,7 @@ def test_a_client_that_goes_away_leaves_the_sequence_as_it_was(
         return [await futures[0], await futures[2]]
 
     answers = server.call(run)
-    want = recurrent.unrolled(model, steps[[0, 2]])[0]
+    want = unrolled(steps[[0, 2]])[0]
     np.testing.assert_array_equal([a.outputs["scores"][0] for a in answers], want)
 
 

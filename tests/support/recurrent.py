@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.inputs.models.onnx import load
 
 WIDE, HIDDEN, CLASSES = 12, 16, 4
 
@@ -66,15 +68,43 @@ def sequences(count: int = 60, steps: int = 7, seed: int = 0) -> Array:
     return rng.standard_normal((count, steps, WIDE)).astype(np.float32)
 
 
-def unrolled(path: Path, steps: Array, start: Array | None = None) -> tuple[Array, Array]:
-    """Run a GRU's steps (steps, 12) in a loop of ONNX Runtime: scores (steps, 4), and the state."""
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+def unrolled(
+    path: Path, steps: Array, start: Array | None = None, engine: Engine | None = None
+) -> tuple[Array, Array]:
+    """Run a GRU's steps (steps, 12) in a loop: scores (steps, 4), and the state.
+
+    Args:
+        path: The model, whose only open dimension is the batch.
+        steps: Input of each step.
+        start: State to begin with; zeros by default.
+        engine: Engine that answers the steps; ONNX Runtime by itself by default.
+    """
     state = np.zeros((1, HIDDEN), np.float32) if start is None else start
     found = []
-    for x in steps:
-        scores, state = session.run(["scores", "h_out"], {"x": x[np.newaxis], "h": state})
-        found.append(scores[0])
+    with _step_of(path, engine) as step:
+        for x in steps:
+            answer = step({"x": x[np.newaxis], "h": state})
+            state = answer["h_out"]
+            found.append(answer["scores"][0])
     return np.stack(found), state
+
+
+@contextmanager
+def _step_of(path: Path, engine: Engine | None) -> Iterator[Callable[[Tensors], Tensors]]:
+    """Open a model by an engine's own session, or by ONNX Runtime itself."""
+    if engine is None:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        names = [output.name for output in session.get_outputs()]
+        yield lambda given: dict(zip(names, session.run(names, given), strict=True))
+        return
+    model, target = load(path), Target.host()
+    sample = {
+        one.name: np.zeros([int(n) for n in one.shape[1:]], one.dtype) for one in model.inputs
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = engine.build(model.settled_by(sample), target, Path(folder))
+        with engine.open(artifact, target) as opened:
+            yield opened.run
 
 
 @dataclass(frozen=True)

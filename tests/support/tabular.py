@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
 
+from hasten.core.target import Target
 from hasten.core.tensors import Array
+from hasten.engines.base import Session
+from hasten.engines.compiled.engine import CompiledC
 from hasten.inputs.models.tabular.base import Tabular, described
 
 COLUMNS = ("a", "b", "c", "k")
@@ -50,12 +56,13 @@ def training(missing: float = 0.1) -> tuple[Array, Array, Array, Array]:
 
 
 class Exported:
-    """A model as ONNX, opened in ONNX Runtime."""
+    """A model as ONNX, opened in ONNX Runtime and as compiled C."""
 
     def __init__(self, model: Any, folder: Path) -> None:
         """Export a live model into a folder."""
         self.tabular: Tabular = described(model)
-        self.path = self.tabular.export(folder).path
+        self.model = self.tabular.export(folder)
+        self.path = self.model.path
         self.session = onnxruntime.InferenceSession(
             str(self.path), providers=["CPUExecutionProvider"]
         )
@@ -66,6 +73,27 @@ class Exported:
         (answers,) = self.session.run(None, {"rows": given})
         assert isinstance(answers, np.ndarray)
         return answers
+
+    @cached_property
+    def _compiled(self) -> Session:
+        """The model's own C; an operator that it doesn't cover is an error."""
+        target, engine = Target.host().with_threads(1), CompiledC()
+        opened = ExitStack()
+        weakref.finalize(self, opened.close)
+        artifact = engine.build(self.model, target, self.path.parent)
+        return opened.enter_context(engine.open(artifact, target))
+
+    def compiled(self, rows: Any) -> Array:
+        """Return the answers to rows of numbers, as the model's own C gives them."""
+        given = np.asarray(rows, np.float64).astype(self.tabular.row.dtype)
+        assert self._compiled.batch_sizes is None, "rows aren't answered each by itself"
+        (answers,) = self._compiled.run({"rows": given}).values()
+        return answers
+
+    def each(self, rows: Any) -> Iterator[Array]:
+        """Yield the answers to rows of numbers of whatever ships: ONNX Runtime's, and compiled C's."""
+        yield self(rows)
+        yield self.compiled(rows)
 
     def by_the_standard(self, rows: Any) -> Array:
         """Return the answers to rows of numbers, as onnx's own evaluator gives them."""

@@ -7,19 +7,20 @@ that a bound on the model that ships must hold for each of them: each is tested 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hasten.certificate.betting import BettingPrior
 from hasten.certificate.draws import bounded, drawn
-from hasten.core.comparison import Comparison, Figure, Moved
+from hasten.core.comparison import Comparison, Figure, Moved, OutputMoved
 from hasten.core.records import type_name
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
 from hasten.inputs.data.labels_by_output import of_output
 from hasten.inputs.data.missing import unlabelled
+from hasten.inputs.metrics.outputs import equal_bits
 from hasten.inputs.pipeline.base import Origin, Pipeline
 from hasten.inputs.pipeline.threshold import Threshold
 from hasten.inputs.set_metrics.base import SetMetric
@@ -34,8 +35,52 @@ _LEAST = 10
 """Fewest samples, or groups, of a class to resample."""
 _AT_ONCE = 4_000_000
 """Largest number of samples whose counts are in memory at a time."""
+_MOST_OUTPUTS = 100
+"""Largest number of outputs whose differences are kept."""
 _KEPT_BYTES = 512 << 20
 """Largest number of bytes of answers that are kept for the figures of a run."""
+
+
+@dataclass
+class Moves:
+    """How far the outputs of several models are from the original's, gathered chunk by chunk.
+
+    Answers themselves aren't kept.
+    """
+
+    _own: Tensors = field(default_factory=dict)
+    _gaps: dict[str, dict[str, list[tuple[Array, Array]]]] = field(default_factory=dict)
+
+    def __call__(self, key: str, outputs: Tensors) -> None:
+        """Take a model's outputs on a chunk; those of the original, under "", come first."""
+        if key == "":
+            self._own = outputs
+            return
+        gaps = self._gaps.setdefault(key, {})
+        for name, own in self._own.items():
+            other = outputs.get(name)
+            if own.dtype.kind == "f" and other is not None and other.shape == own.shape:
+                gaps.setdefault(name, []).append(_gap(own, other))
+
+    def of(self, key: str, rows: int) -> tuple[OutputMoved, ...]:
+        """Return the differences of a model's outputs of floats, without those that can't be compared."""
+        found = []
+        for name, chunks in list(self._gaps.get(key, {}).items())[:_MOST_OUTPUTS]:
+            apart, equal = (np.concatenate(parts) for parts in zip(*chunks, strict=True))
+            if len(apart) == rows and np.isfinite(apart).all():
+                largest = float(apart.max())
+                mean = min(float(apart.mean()), largest)  # which rounding can put above
+                found.append(OutputMoved(name, int(equal.sum()), largest, mean))
+        return tuple(found)
+
+
+def _gap(own: Array, other: Array) -> tuple[Array, Array]:
+    """Return the largest difference of each row, and whether the row is equal bit for bit, `(n,)`."""
+    equal = equal_bits({"": own}, {"": other})
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = np.abs(other.astype(np.float64) - own.astype(np.float64))
+    largest = apart.max(axis=tuple(range(1, own.ndim)), initial=0.0)
+    return np.where(equal, 0.0, largest), equal
 
 
 @dataclass
@@ -43,19 +88,24 @@ class Answers:
     """Answers of several models on the same rows, gathered chunk by chunk as they are scored.
 
     Attributes:
+        keeps: Whether answers are kept for figures; if not, only their differences are.
+        moves: Differences of the models' outputs.
         chunks: Model -> chunks of its outputs, in order; "" is the original.
         too_large: Whether the answers took more memory than is spent on figures; then none are kept.
         unlike: Whether answers differ in shape, so that there is no figure over all rows.
     """
 
+    keeps: bool = True
+    moves: Moves = field(default_factory=Moves)
     chunks: dict[str, list[Tensors]] = field(default_factory=dict)
     too_large: bool = False
     unlike: bool = False
     _size_bytes: int = 0
 
     def __call__(self, key: str, outputs: Tensors) -> None:
-        """Keep a model's answers to a chunk."""
-        if self.too_large:
+        """Take a model's answers to a chunk; those of the original, under "", come first."""
+        self.moves(key, outputs)
+        if self.too_large or not self.keeps:
             return
         self._size_bytes += sum(array.nbytes for array in outputs.values())
         if self._size_bytes > _KEPT_BYTES:
@@ -114,7 +164,6 @@ class Setting:
             before: Outputs of the original by name, each of shape `(n, ...)`.
             after: Outputs of the model, in the form of `before`.
         """
-        rows, distinct = len(self.units), len(np.unique(self.units))
         figures: list[Figure] = []
         missing: list[str] = []
         for metric in self.metrics:
@@ -133,15 +182,32 @@ class Setting:
         except InputError as error:
             moved = None
             missing.append(f"decisions: not compared: {error}")
-        return Comparison(
-            label=label,
-            rows=rows,
-            groups=distinct if distinct < rows else None,
-            confidence=self.confidence,
-            figures=tuple(figures),
-            moved=moved,
-            missing=tuple(missing),
+        return replace(
+            self.bare(label), figures=tuple(figures), moved=moved, missing=tuple(missing)
         )
+
+    def bare(self, label: str) -> Comparison:
+        """Return a comparison without any figure.
+
+        Args:
+            label: Description of the model, for people.
+        """
+        rows, distinct = len(self.units), len(np.unique(self.units))
+        groups = distinct if distinct < rows else None
+        return Comparison(label, rows, groups, self.confidence)
+
+    def score_of(self, outputs: Tensors) -> str | None:
+        """Return the name of the output whose scores are compared row by row; None for none.
+
+        Raises:
+            InputError: there are several outputs, and none is named.
+        """
+        step = threshold_of(self.pipeline)
+        read = [metric.output for metric in self.metrics if isinstance(metric, ScoreMetric)]
+        if step is None and not read:
+            return None
+        name = step.output if step is not None and step.output else next(iter(read), None)
+        return named_output(outputs, name, "the comparison of scores")
 
     def _figure(self, given: SetMetric, before: Tensors, after: Tensors) -> Figure:
         if self.labels is None:
@@ -219,12 +285,9 @@ class Setting:
 
     def _moved(self, before: Tensors, after: Tensors) -> Moved | None:
         """Compare scores row by row, and the decisions where a step decides by a threshold."""
-        step = threshold_of(self.pipeline)
-        named = (metric.output for metric in self.metrics if isinstance(metric, ScoreMetric))
-        name = step.output if step is not None and step.output else next(named, None)
-        if step is None and not any(isinstance(metric, ScoreMetric) for metric in self.metrics):
+        step, name = threshold_of(self.pipeline), self.score_of(before)
+        if name is None:
             return None
-        name = named_output(before, name, "the comparison of scores")
         bits = [
             np.ascontiguousarray(one[name]).reshape(len(self.units), -1) for one in (before, after)
         ]
@@ -274,13 +337,19 @@ def compared(
     """
     rows = len(setting.units)
     before = answers.of("", rows)
-    if before is None:
-        return {}
     found = {}
     for key, label in labels_of.items():
         after = answers.of(key, rows)
-        if after is not None:
-            found[key] = setting.compare(label, before, after)
+        moves = answers.moves.of(key, rows)
+        if before is not None and after is not None:
+            one = setting.compare(label, before, after)
+            told = setting.score_of(before) if one.moved is not None else None
+            moves = tuple(each for each in moves if each.output != told)
+        elif moves:
+            one = setting.bare(label)
+        else:
+            continue
+        found[key] = replace(one, outputs=moves)
     return found
 
 

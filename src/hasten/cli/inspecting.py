@@ -98,7 +98,7 @@ def inspect(
         facts.append(("this machine", "; ".join(unlike) or "matches the one it was made on"))
         _print(facts)
         if manifest.comparison is not None:
-            lines = (*manifest.comparison.in_words(), manifest.comparison.how)
+            lines = filter(None, (*manifest.comparison.in_words(), manifest.comparison.how))
             click.echo("\n" + "\n".join(("on the sealed samples, before and after:", *lines)))
         if curve:
             click.echo(f"\n{curve_table(curve)}")

@@ -107,8 +107,8 @@ _IMAGE_OPTIONS = (
         "pipeline_file",
         shell_complete=completing.pipelines,
         type=click.Path(path_type=Path),
-        help="YAML file with size, resize, mean, std, ... of the images, or with each step; a "
-        "folder of Hugging Face; or an ONNX file of Ultralytics.",
+        help="YAML file with size, resize, mean, std, ... of the images, or with each step, or only "
+        "with steps after the model; a folder of Hugging Face; or an ONNX file of Ultralytics.",
     ),
     click.option(
         "--image-size", type=int, help="Side in pixels of the square image that the model takes."

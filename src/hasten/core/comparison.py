@@ -13,6 +13,8 @@ _ROUNDING = 1e-12
 _MOST = 100
 """Largest number of figures, or notes, of a comparison that is read."""
 _LARGEST = 1e300
+_SHOWN = 5
+"""Largest number of outputs whose differences are told."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,36 @@ class Moved:
 
 
 @dataclass(frozen=True)
+class OutputMoved:
+    """How far the numbers of one output moved.
+
+    Attributes:
+        output: Name of the output.
+        equal: Number of rows whose numbers are all equal bit for bit.
+        largest: Largest difference of a number.
+        mean: Mean over the rows of their largest difference.
+    """
+
+    output: str
+    equal: int
+    largest: float
+    mean: float
+
+    def in_words(self, rows: int) -> str:
+        """Return the differences in a few words.
+
+        Args:
+            rows: Number of rows that were compared.
+        """
+        if self.equal == rows:
+            return f"{self.output} is bit-equal"
+        return (
+            f"{self.output} differs by at most {self.largest:.3g}, {self.mean:.3g} on average, and is "
+            f"bit-equal in {self.equal:,}"
+        )
+
+
+@dataclass(frozen=True)
 class Comparison:
     """The original model and another on the same rows, which no choice was made by.
 
@@ -137,6 +169,7 @@ class Comparison:
         figures: Figures over the rows.
         moved: Differences of the scores; None where the model has no such scores.
         missing: Reasons why a figure is missing, one line each.
+        outputs: Differences of the outputs of floats, without the one that `moved` is about.
     """
 
     label: str
@@ -146,10 +179,13 @@ class Comparison:
     figures: tuple[Figure, ...] = ()
     moved: Moved | None = None
     missing: tuple[str, ...] = ()
+    outputs: tuple[OutputMoved, ...] = ()
 
     @property
     def how(self) -> str:
-        """How the intervals came about, in words."""
+        """How the intervals came about, in words; empty without figures."""
+        if not self.figures:
+            return ""
         unit = "rows" if self.groups is None else f"{self.groups:,} groups"
         return (
             f"The intervals of a change come from a paired bootstrap over {unit}: they are "
@@ -162,7 +198,19 @@ class Comparison:
         lines = [figure.in_words(self.confidence) for figure in self.figures]
         if self.moved is not None:
             lines.append(self.moved.in_words(self.rows))
+        if self.outputs:
+            lines.append(self.outputs_in_words())
         return (*lines, *self.missing)
+
+    def outputs_in_words(self) -> str:
+        """Return how far the outputs moved, in one line."""
+        if all(one.equal == self.rows for one in self.outputs):
+            named = "of" if self.moved is None else "of the other outputs of"
+            return f"every number {named} {self.rows:,} rows is bit-equal"
+        told = [one.in_words(self.rows) for one in self.outputs[:_SHOWN]]
+        more = len(self.outputs) - len(told)
+        others = [f"{more:,} more output{'s'[: more > 1]}"] if more else []
+        return f"of {self.rows:,} rows: {'; '.join((*told, *others))}"
 
     def check(self) -> None:
         """Check a comparison that was read from a file.
@@ -178,7 +226,7 @@ class Comparison:
             raise IntegrityError(
                 f"a comparison of {self.rows} rows can't have {self.groups} groups"
             )
-        if max(len(self.figures), len(self.missing)) > _MOST:
+        if max(len(self.figures), len(self.missing), len(self.outputs)) > _MOST:
             raise IntegrityError(f"a comparison has more than {_MOST} figures")
         for what, bounds in self._ascending():
             if not all(low <= high for low, high in pairwise(bounds)):
@@ -192,6 +240,9 @@ class Comparison:
             yield f"interval of {one.noun:.100}", (-_LARGEST, one.low, one.high, _LARGEST)
             yield f"bound of {one.noun:.100}", (0, one.bound or 0, 1)
             yield f"number of draws of {one.noun:.100}", (0, one.draws, self.rows)
+        for output in self.outputs:
+            yield f"difference of {output.output:.100}", (0, output.mean, output.largest, _LARGEST)
+            yield f"number of equal rows of {output.output:.100}", (0, output.equal, self.rows)
         if self.moved is not None:
             yield "difference of scores", (0, self.moved.mean, self.moved.largest, _LARGEST)
             yield "number of equal scores", (0, self.moved.equal, self.rows)

@@ -207,7 +207,7 @@ def bench(
         if manifest.pipeline is not None and end_to_end:
             winner = _whole(winner, manifest.pipeline, files)
             own = manifest.pipeline if other.samples is None else manifest.pipeline.whole
-            other = _whole(other, pipeline or own, files)
+            other = _whole(other, own if pipeline is None else pipeline.behind(own), files)
             numbers = ArrayDataset({"file": np.arange(len(files))})
             samples, said = (
                 write_spool(numbers, place / "numbers"),

@@ -33,7 +33,7 @@ from hasten.inputs.models.source import (
     find_model,
     load_model,
     load_with_data,
-    stated_pipeline,
+    pipeline_around,
 )
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.measure.latency import Pace
@@ -208,7 +208,7 @@ def _read(
         source = _settled(load_model(found, None, place, custom_ops))
         return source, (random_requests(source.request, seed), MADE_UP)
     source, dataset = load_with_data(
-        found, data, pipeline or stated_pipeline(found), custom_ops, place
+        found, data, pipeline_around(found, pipeline), custom_ops, place
     )
     sample = {name: array[0] for name, array in dataset.inputs([0]).items()}
     return source.settled_by(sample), (first_samples(dataset), SAMPLES)

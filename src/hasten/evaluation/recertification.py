@@ -176,7 +176,7 @@ def _tested(
     setting = _setting(subject, material, data, report)
     check_labelled(metric, samples.labels, type_name(metric))
     sizes = _sizes_to_test(manifest, material, batch_sizes)
-    answers, draws = Answers(), metric.draws(samples.labels, units)
+    answers, draws = Answers(setting.wanted), metric.draws(samples.labels, units)
     stated = (manifest.certificate or {}).get("rows_apart") is True
     own, scores, chunk, moved = _scores(
         subject, material, samples, units, listen, answers, sizes, probed=stated
@@ -195,7 +195,7 @@ def _tested(
     if isinstance(judgement, str):
         raise CandidateError(judgement)
     comparison = None
-    if setting.wanted and manifest.winner != manifest.exact:
+    if material.sequences is None and manifest.winner != manifest.exact:
         comparison = compared(setting, answers, {"winner": manifest.winner.label}).get("winner")
     missing = missing_labels(metric, samples.labels)
     return Recheck(

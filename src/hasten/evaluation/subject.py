@@ -180,7 +180,10 @@ def open_subject(
     winner = artifact_of(folder, manifest.winner, manifest, custom_ops)
     prepared_by = manifest.pipeline
     if pipeline is not None:
-        prepared_by = in_pixels(pipeline, () if prepared_by is None else prepared_by.folded)
+        given, own = pipeline.behind(prepared_by), prepared_by
+        if given is pipeline:  # all of its steps before the model are the caller's
+            given = in_pixels(pipeline, () if own is None else own.folded)
+        prepared_by = given
     return Subject(folder, manifest, exact, winner, metric, limits, unlimited, prepared_by)
 
 

@@ -303,7 +303,8 @@ def _given(
     """
     from hasten.lightening.given import Given
 
-    preparation = pipeline or from_module(module)
+    own = None if pipeline is not None and pipeline.steps else from_module(module)
+    preparation = own if pipeline is None else pipeline.behind(own)
     given = Given.read(module, train, data, preparation, order.metric, folder)
     split(given.judged, calibration=order.calibration, seed=order.seed, training=given.training)
     check_near_copies(given.training, given.judged, order.allow_near_copies)

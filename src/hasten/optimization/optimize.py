@@ -54,7 +54,8 @@ def optimize(
             or several by name. Each is tried in the model's place, as it is, in int8, and in a
             cascade, where the model is asked again if the smaller one's answer was close.
         pipeline: Steps from an image file or a row to the model's input, for a folder of images or
-            a table; by default what the model states itself.
+            a table, and from its outputs to a decision; by default what the model states itself. With
+            only steps after the model, the model's own stay before it.
         notes: Further notes to include in the result.
         resume: Whether to continue the run that was stopped.
         listen: Callback that receives the progress.

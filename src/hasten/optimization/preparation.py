@@ -39,9 +39,10 @@ from hasten.inputs.models.source import (
     check_has_program,
     find_model,
     load_with_data,
-    stated_pipeline,
+    pipeline_around,
 )
 from hasten.inputs.pipeline.base import Pipeline, check_steps
+from hasten.inputs.pipeline.vectors import Quantity
 from hasten.inputs.set_metrics import chosen
 from hasten.measure.candidate import label
 from hasten.measure.environment import versions
@@ -121,7 +122,8 @@ def prepare(
         data: The data, in any form that `hasten.optimize` takes; None for made-up inputs.
         training: Training data, in any form that `hasten.optimize` takes.
         small_model: Smaller model or models, in any form that `hasten.optimize` takes.
-        pipeline: Steps from an image file to the model's input; by default the model's own.
+        pipeline: Steps from an image file to the model's input, and after the model; by default the model's
+            own.
 
     Raises:
         InputError: the model, the data or an option can't be used.
@@ -216,8 +218,9 @@ def _read(
         InputError: one of them can't be used.
     """
     order, program = job.order, _program(target)
-    preparation = pipeline or stated_pipeline(found)
-    job.notes += getattr(found, "hasten_notes", ()) if pipeline is None else ()
+    preparation = pipeline_around(found, pipeline)
+    if pipeline is None or preparation is not pipeline:
+        job.notes += getattr(found, "hasten_notes", ())
     check_steps(preparation)
     if program == "needed":
         check_has_program(found)
@@ -277,7 +280,8 @@ def _laid_out(job: Job, target: Target, made: Prepared) -> _Laid:
     _check_graph(job, target, source, preparation)
     sequences = sequences_of(order, dataset) if isinstance(dataset, SequenceData) else None
     metric = guarded(
-        metric_for(order.metric, parts, source, sequences).around(preparation), order.guard
+        metric_for(order.metric, parts, source, sequences, preparation).around(preparation),
+        order.guard,
     )
     if asking:
         check_asked(metric)
@@ -501,9 +505,23 @@ def check_measures_nothing(order: Order, target: Target, small_model: Any) -> No
 
 
 def metric_for(
-    metric: str | Metric | None, parts: Parts, model: Model, sequences: Sequences | None = None
+    metric: str | Metric | None,
+    parts: Parts,
+    model: Model,
+    sequences: Sequences | None = None,
+    pipeline: Pipeline | None = None,
 ) -> Metric:
-    """Return the metric that was asked for, or the one that labels and outputs suggest."""
+    """Return the metric that was asked for, or the one that labels and outputs suggest.
+
+    Raises:
+        InputError: none was asked for and none is suggested, or the one that was asked for doesn't suit.
+    """
+    after = () if pipeline is None else pipeline.after
+    if metric is None and after and isinstance(after[0], Quantity):
+        raise InputError(
+            "the model gives quantities, and only you know how far they may be off: give a tolerance "
+            'in their unit, as in metric="regression:0.01", or metric="regression:1%"'
+        )
     labels, outputs = parts.search.labels, model.outputs
     if sequences is not None:
         outputs = sequences.answers(outputs)

@@ -170,7 +170,9 @@ def _read(judge: Judge, ladder: Ladder) -> tuple[Reading, Answers | None]:
     """
     job, ready, trials = judge.job, judge.ready, judge.trials
     alone, given = _to_answer(judge, ladder), ready.given
-    answers = Answers() if _setting(judge, ladder).models else None
+    # What is answered after a sequence's end says nothing.
+    sequences = trials.bench.sequences is not None
+    answers = None if sequences else Answers(keeps=_setting(judge, ladder).wanted)
     metric = over_steps(ready.promise.metric, trials.bench.sequences)
     comparing = Comparing(
         metric,
@@ -436,9 +438,9 @@ def _fallen(
 
 
 def _setting(judge: Judge, ladder: Ladder) -> Setting:
-    """Return what models are compared by: no models where there is nothing to compare by."""
+    """Return what models are compared by."""
     ready = judge.ready
-    setting = Setting(
+    return Setting(
         metrics=ready.figures,
         pipeline=ready.pipeline,
         labels=ready.parts.sealed.labels,
@@ -446,7 +448,6 @@ def _setting(judge: Judge, ladder: Ladder) -> Setting:
         confidence=ready.promise.confidence,
         models=len(ladder.rungs) + len(exact_of(judge, ladder)),
     )
-    return setting if setting.wanted else replace(setting, models=0)
 
 
 def _comparisons(
@@ -460,7 +461,8 @@ def _comparisons(
             "the answers to the sealed data are too large to keep in memory: no figures before and after"
         )
     if _late(judge):
-        judge.job.notes.append("the time limit left no time for the figures before and after")
+        if answers.keeps:
+            judge.job.notes.append("the time limit left no time for the figures before and after")
         return ()
     if answers.unlike:
         judge.job.notes.append(

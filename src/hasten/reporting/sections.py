@@ -275,13 +275,15 @@ def comparison(report: Report) -> Html:
     ]
     head = ("figure", "before", "after", "change, approximately", "certain")
     moved = "" if found.moved is None else found.moved.in_words(found.rows)
+    outputs = found.outputs_in_words() if found.outputs else ""
     return section(
         "comparison",
         "Before and after",
         table(f"On the {found.rows:,} sealed rows", head, rows) if rows else NONE,
         paragraph(f"{moved[:1].upper()}{moved[1:]}.") if moved else NONE,
+        paragraph(f"{outputs[:1].upper()}{outputs[1:]}.") if outputs else NONE,
         items(found.missing) if found.missing else NONE,
-        paragraph(f"{found.how} None of this chose what ships.", class_="quiet"),
+        paragraph(f"{found.how} None of this chose what ships.".lstrip(), class_="quiet"),
     )
 
 

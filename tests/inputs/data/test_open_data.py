@@ -14,6 +14,8 @@ from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.npz import NpzDataset
 from hasten.inputs.data.source import open_data
 from hasten.inputs.data.spool import Spool
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.config import image_pipeline
 
 SPECS = (TensorSpec("x", "float32", ("n", 3)),)
@@ -91,10 +93,13 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_images_needs_a_pipeline_and_one_input(tmp_path: Path) -> None:
-    assert refused(tmp_path) == (
-        f"{tmp_path} is a folder of images, but nothing states how to prepare them: give a size, "
-        "mean and std, or a pipeline file"
-    )
+    for pipeline in (None, Pipeline((), (TopK(),))):
+        with pytest.raises(InputError) as error:
+            open_data(tmp_path, SPECS, pipeline)
+        assert str(error.value) == (
+            f"{tmp_path} is a folder of images, but nothing states how to prepare them: give a size, "
+            "mean and std, or a pipeline file"
+        )
     assert refused(tmp_path, ()) == (
         f"{tmp_path} is a folder of images, but the model doesn't name its input: give an .npz "
         "archive or module:function"

@@ -15,6 +15,7 @@ from hasten.inputs.data.spool import write_spool
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.rows import Row
+from hasten.inputs.pipeline.threshold import Threshold
 from hasten.inputs.pipeline.vectors import Quantity
 
 ROW = Row(("age", "housing"), "nan", (("housing", ("rent", "own", "NA")),), whole=True)
@@ -97,6 +98,28 @@ def test_labels_of_a_regression_are_numbers() -> None:
 def test_classes_with_numbers_are_found_in_any_spelling(labels: list[Any]) -> None:
     pipeline = Pipeline((ROW,), (TopK(labels=("1", "0"), softmax=False),))
     assert opened(TABLE | {"paid": labels}, pipeline).labels.tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("step", "labels", "wanted"),
+    [
+        (Threshold(position=1, labels=("bad", "good")), ["good", "bad", None], [1, 0, -1]),
+        (Threshold(position=0, labels=("good", "bad")), ["good", "bad", None], [1, 0, -1]),
+        (Threshold(position=2, labels=("no", "yes")), [2, "0", None], [2, 0, -1]),
+        (Threshold(position=1), [1, 0, None], [1, 0, -1]),
+    ],
+)
+def test_labels_are_numbers_of_classes_where_a_threshold_reads_one_of_them(
+    step: Threshold, labels: list[Any], wanted: list[int]
+) -> None:
+    got = opened(TABLE | {"paid": labels}, Pipeline((ROW,), (step,))).labels
+    assert (got.dtype, got.tolist()) == (np.int64, wanted)
+
+
+def test_labels_that_are_no_numbers_of_classes_stay_as_they_are() -> None:
+    for step in (Threshold(), Threshold(position=1)):
+        pipeline = Pipeline((ROW,), (step,))
+        assert opened(TABLE | {"paid": [0.5, 0, 1]}, pipeline).labels.tolist() == [0.5, 0, 1]
 
 
 def test_a_long_list_of_columns_is_cut_between_two_of_them() -> None:

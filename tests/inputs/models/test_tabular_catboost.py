@@ -1,4 +1,4 @@
-"""CatBoost's models as ONNX, held against CatBoost's own answers."""
+"""CatBoost's models as ONNX and as compiled C, held against CatBoost's own answers."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ WAYS: dict[str, tuple[Array, dict[str, Any]]] = {
     "missing is most": (NUMBERS, {"loss_function": "RMSE", "nan_mode": "Max"}),
     "poisson": (NUMBERS, {"loss_function": "Poisson"}),
 }
+SUMS = ("squares", "missing is most")
+"""Ways whose answers are sums of leaves."""
 
 
 def trained(labels: Array, rows: Array = ROWS, **settings: Any) -> Any:
@@ -57,7 +59,16 @@ def test_a_row_at_a_border_goes_where_catboost_sends_it(pair: Any, data: st.Data
     rows = data.draw(exported.rows((*ODD, np.inf, -np.inf)))
     classes = hasattr(model, "predict_proba")
     own = model.predict_proba(rows) if classes else model.predict(rows)[:, None]
-    np.testing.assert_allclose(exported(rows), own, rtol=1e-12, atol=1e-15)
+    for got in exported.each(rows):
+        np.testing.assert_allclose(got, own, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_compiled_c_adds_as_catboost_does_to_the_last_bit(name: str, tmp_path: Path) -> None:
+    labels, settings = WAYS[name]
+    model = trained(labels, **settings)
+    got = Exported(model, tmp_path).compiled(ROWS)
+    np.testing.assert_array_equal(got[:, 0], model.predict(ROWS))
 
 
 def test_a_file_has_the_same_answers_and_the_names_of_columns(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""scikit-learn's models and pipelines as ONNX, held against scikit-learn's own answers."""
+"""scikit-learn's models and pipelines as ONNX and as compiled C, held against its own answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.support.tabular import CATEGORIES, FEW, ODD, Exported, training
 
 from hasten.core.tensors import Array
-from hasten.errors import InputError
+from hasten.errors import InputError, NotCovered
 from hasten.inputs.models.source import find_model
 from hasten.inputs.models.tabular.base import described
 
@@ -53,6 +53,16 @@ TREES: dict[str, tuple[Any, Array, bool]] = {
     "poisson": (ensemble.HistGradientBoostingRegressor(loss="poisson", max_iter=5), NUMBERS, True),
     "isolation": (ensemble.IsolationForest(n_estimators=6, max_samples=64), TWO, False),
 }
+SUMS = (
+    "a tree",
+    "a tree of numbers",
+    "a forest",
+    "a forest of shares",
+    "extra trees",
+    "two numbers",
+    "boosting of numbers",
+)
+"""Models whose answers are sums or means of leaves."""
 
 
 def own_of(model: Any, rows: Any) -> Array:
@@ -82,7 +92,17 @@ def test_a_row_at_a_threshold_goes_where_scikit_learn_sends_it(
 ) -> None:
     model, exported, missing = pair
     rows = data.draw(exported.rows(ODD if missing else KNOWN))
-    np.testing.assert_allclose(exported(rows), own_of(model, rows), rtol=1e-12, atol=1e-15)
+    own = own_of(model, rows)
+    for got in exported.each(rows):
+        np.testing.assert_allclose(got, own, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_compiled_c_adds_as_scikit_learn_does_to_the_last_bit(name: str, tmp_path: Path) -> None:
+    model, labels, _ = TREES[name]
+    model.set_params(random_state=0).fit(WHOLE, labels)
+    got = Exported(model, tmp_path).compiled(WHOLE)
+    np.testing.assert_array_equal(got, own_of(model, WHOLE))
 
 
 def test_votes_that_are_equal_stay_equal(tmp_path: Path) -> None:
@@ -93,7 +113,8 @@ def test_votes_that_are_equal_stay_equal(tmp_path: Path) -> None:
     own = forest.predict_proba(rows)
     tied = (own == own.max(axis=1, keepdims=True)).sum(axis=1) > 1
     assert tied.sum() > 50
-    assert (exported(rows).argmax(axis=1) == own.argmax(axis=1)).all()
+    for got in exported.each(rows):
+        assert (got.argmax(axis=1) == own.argmax(axis=1)).all()
 
 
 def test_categories_of_histograms_go_where_scikit_learn_sends_them(tmp_path: Path) -> None:
@@ -103,7 +124,8 @@ def test_categories_of_histograms_go_where_scikit_learn_sends_them(tmp_path: Pat
     exported = Exported(model, tmp_path)
     rows = np.repeat(ROWS[:60], len(CATEGORIES) + 1, axis=0)
     rows[:, 3] = np.tile([*CATEGORIES, np.nan], 60)
-    np.testing.assert_allclose(exported(rows), own_of(model, rows), rtol=1e-12)
+    for got in exported.each(rows):
+        np.testing.assert_allclose(got, own_of(model, rows), rtol=1e-12)
     np.testing.assert_allclose(exported.by_the_standard(rows[:50]), exported(rows[:50]), rtol=1e-12)
 
 
@@ -140,7 +162,8 @@ def test_a_smooth_model_agrees_to_the_precision_of_its_type(name: str, tmp_path:
         warnings.simplefilter("ignore")  # few iterations are enough here
         model.fit(WHOLE, labels)
     exported = Exported(model, tmp_path)
-    np.testing.assert_allclose(exported(WHOLE), own_of(model, WHOLE), rtol=2e-5, atol=1e-6)
+    for got in exported.each(WHOLE):
+        np.testing.assert_allclose(got, own_of(model, WHOLE), rtol=2e-5, atol=1e-6)
 
 
 def test_what_goes_through_skl2onnx_agrees(tmp_path: Path) -> None:
@@ -148,7 +171,21 @@ def test_what_goes_through_skl2onnx_agrees(tmp_path: Path) -> None:
     from sklearn.svm import SVR
 
     model = SVR().fit(WHOLE, NUMBERS)
-    np.testing.assert_allclose(Exported(model, tmp_path)(WHOLE), own_of(model, WHOLE), atol=2e-5)
+    for got in Exported(model, tmp_path).each(WHOLE):
+        np.testing.assert_allclose(got, own_of(model, WHOLE), atol=2e-5)
+
+
+def test_svc_agrees_in_onnx_runtime_alone(tmp_path: Path) -> None:
+    pytest.importorskip("skl2onnx")
+    from sklearn.svm import SVC
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn 1.8 advises against its probabilities
+        model = SVC(probability=True, random_state=0).fit(WHOLE, TWO)
+    exported = Exported(model, tmp_path)
+    np.testing.assert_allclose(exported(WHOLE), own_of(model, WHOLE), atol=2e-6)
+    with pytest.raises(NotCovered, match="the compiled engine doesn't take SVMClassifier"):
+        exported.compiled(WHOLE)
 
 
 STEPS = {
@@ -175,7 +212,8 @@ def test_a_tree_after_a_step_sees_the_steps_own_float64(name: str, tmp_path: Pat
     model.fit(rows, TWO)
     exported = Exported(model, tmp_path)
     assert exported.tabular.row.dtype == "float64"
-    np.testing.assert_array_equal(exported(rows), own_of(model, rows))
+    for got in exported.each(rows):
+        np.testing.assert_array_equal(got, own_of(model, rows))
 
 
 def frame_of(pandas: Any) -> Any:
@@ -237,8 +275,8 @@ def test_words_known_unknown_and_missing_are_encoded_as_by_the_original(
             for job in ("a", "c", None, "z")
         ]
     ).astype({"income": float, "job": frame.job.dtype})
-    got = exported(np.stack([row(one) for one in new.to_dict("records")]))
-    np.testing.assert_allclose(got, own_of(model, new), rtol=1e-5, atol=1e-6)
+    for got in exported.each(np.stack([row(one) for one in new.to_dict("records")])):
+        np.testing.assert_allclose(got, own_of(model, new), rtol=1e-5, atol=1e-6)
 
 
 def test_what_the_original_refuses_is_refused_by_the_row() -> None:
@@ -279,14 +317,16 @@ def test_another_librarys_model_may_end_a_pipeline(tmp_path: Path) -> None:
         warnings.simplefilter("ignore")  # LightGBM's wrapper names columns that it wasn't given
         model.fit(ROWS, TWO)
     exported = Exported(model, tmp_path)
-    np.testing.assert_allclose(exported(ROWS), own_of(model, ROWS), rtol=1e-12)
+    for got in exported.each(ROWS):
+        np.testing.assert_allclose(got, own_of(model, ROWS), rtol=1e-12)
 
 
 def test_a_mean_far_from_zero_keeps_float64(tmp_path: Path) -> None:
     rows = WHOLE + 1e8
     model = make_pipeline(preprocessing.StandardScaler(), linear_model.LogisticRegression())
     model.fit(rows, TWO)
-    np.testing.assert_allclose(Exported(model, tmp_path)(rows), own_of(model, rows), rtol=1e-6)
+    for got in Exported(model, tmp_path).each(rows):
+        np.testing.assert_allclose(got, own_of(model, rows), rtol=1e-6)
 
 
 def test_what_is_not_covered_is_refused_by_name() -> None:

@@ -1,4 +1,4 @@
-"""XGBoost's models as ONNX, held against XGBoost's own answers."""
+"""XGBoost's models as ONNX and as compiled C, held against XGBoost's own answers."""
 
 from __future__ import annotations
 
@@ -50,6 +50,8 @@ WAYS: dict[str, tuple[Array, dict[str, Any]]] = {
     "gamma": (NUMBERS, {"objective": "reg:gamma"}),
     "margins": (TWO, {"objective": "binary:logitraw"}),
 }
+SUMS = ("dart", "squares", "absolute errors", "margins")
+"""Ways whose answers are sums of leaves."""
 
 
 @pytest.fixture(scope="module", params=WAYS)
@@ -73,7 +75,17 @@ def same(own: Array, got: Array) -> None:
 def test_a_row_at_a_threshold_goes_where_xgboost_sends_it(pair: Any, data: st.DataObject) -> None:
     booster, exported = pair
     rows = data.draw(exported.rows(ODD, CATEGORIES))
-    same(booster.predict(matrix(rows)), exported(rows))
+    own = booster.predict(matrix(rows))
+    for got in exported.each(rows):
+        same(own, got)
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_compiled_c_adds_as_xgboost_does_to_the_last_bit(name: str, tmp_path: Path) -> None:
+    labels, settings = WAYS[name]
+    booster = trained(labels, **settings)
+    got = Exported(booster, tmp_path).compiled(ROWS)
+    np.testing.assert_array_equal(got[:, 0], booster.predict(matrix(ROWS)))
 
 
 def test_the_file_says_the_same_to_onnx_itself(pair: Any) -> None:
@@ -87,10 +99,11 @@ def test_categories_that_are_none_go_where_xgboost_sends_them(tmp_path: Path) ->
     exported = Exported(booster, tmp_path)
     rows = np.repeat(ROWS[:40], 2, axis=0)
     rows[::2, 3], rows[1::2, 3] = 0.0, 5.0
-    known = exported(rows)
-    assert (known[::2] != known[1::2]).any()
+    for known in exported.each(rows):
+        assert (known[::2] != known[1::2]).any()
     rows[::2, 3], rows[1::2, 3] = -0.5, -1.0
-    assert (exported(rows)[::2] == exported(rows)[1::2]).all()  # XGBoost takes no negative ones
+    for unknown in exported.each(rows):  # XGBoost takes no negative ones
+        assert (unknown[::2] == unknown[1::2]).all()
 
 
 @pytest.mark.parametrize("suffix", ["json", "ubj"])
@@ -108,10 +121,9 @@ def test_a_file_has_the_words_of_its_columns(tmp_path: Path, suffix: str) -> Non
         pytest.skip("this XGBoost doesn't keep the categories' words")
     assert found.row.words == (("k", colours),)
     exported = Exported(booster, tmp_path)
-    got = exported(
-        np.stack([found.row(row) for row in frame.astype({"k": str}).to_dict("records")])
-    )
-    same(booster.predict(data), got)
+    rows = np.stack([found.row(row) for row in frame.astype({"k": str}).to_dict("records")])
+    for got in exported.each(rows):
+        same(booster.predict(data), got)
     with pytest.raises(
         InputError, match="needs one of its words, 'blau', 'gruen', 'rot': got 'pink'"
     ):
@@ -138,7 +150,8 @@ def test_an_estimators_own_missing_value_and_best_iteration_count(tmp_path: Path
     rows = np.nan_to_num(ROWS, nan=-1.0)
     model.fit(rows, TWO, eval_set=[(rows[::-1], TWO)], verbose=False)
     assert model.best_iteration < 7
-    same(model.predict_proba(rows), Exported(model, tmp_path)(rows))
+    for got in Exported(model, tmp_path).each(rows):
+        same(model.predict_proba(rows), got)
 
 
 def test_what_is_not_covered_is_refused_by_name() -> None:

@@ -12,6 +12,7 @@ from hasten.inputs.pipeline.base import Origin, Pipeline, PostStep, Step, as_req
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.image import CenterCrop, Decode, Normalize, Resize, ToLayout
 from hasten.inputs.pipeline.nms import Nms
+from hasten.inputs.pipeline.threshold import Threshold
 from hasten.inputs.pipeline.yolo import YoloBoxes
 
 
@@ -32,6 +33,38 @@ def test_a_step_of_the_users_own_is_refused_before_any_work() -> None:
         f"a bundle can't store the step {__name__}:Mine, only {', '.join(Step.registry)}: "
         "preprocess the data in your own code, and give arrays"
     )
+
+
+def test_steps_after_the_model_leave_its_own_steps_before_it() -> None:
+    own = Pipeline((Decode(),), (TopK(labels=("bad", "good")),), (Resize(8, "bilinear"),))
+    cutoff = Pipeline((), (Threshold(0.2, position=1),))
+    assert cutoff.behind(None) == cutoff
+    assert Pipeline(()).behind(own) == Pipeline(())
+    whole = Pipeline((Decode(), Resize(9, "bilinear")), cutoff.after)
+    assert whole.behind(own) == whole
+    named = Threshold(0.2, position=1, labels=("bad", "good"))
+    assert cutoff.behind(own) == Pipeline(own.steps, (named,), own.folded)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        (Threshold(), ()),
+        (Threshold(position=0), ("good", "bad")),
+        (Threshold(position=1), ("bad", "good")),
+        (Threshold(position=2), ()),
+        (Threshold(position=1, labels=("no", "yes")), ("no", "yes")),
+        (TopK(), ("bad", "good")),
+        (TopK(labels=("no", "yes")), ("no", "yes")),
+    ],
+)
+def test_a_step_gets_the_names_of_the_models_classes_where_it_has_none(
+    given: Threshold | TopK, wanted: tuple[str, ...]
+) -> None:
+    assert given.naming(("bad", "good")).labels == wanted  # of no, and of yes
+    assert given.naming(()) == given
+    three = given.naming(("a", "b", "c")).labels
+    assert three == (given.labels or (("a", "b", "c") if isinstance(given, TopK) else ()))
 
 
 def picture(height: int, width: int) -> np.ndarray:

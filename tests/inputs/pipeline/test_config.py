@@ -15,6 +15,7 @@ from hasten.inputs.pipeline.config import (
     image_pipeline,
 )
 from hasten.inputs.pipeline.image import CenterCrop, Decode, Normalize, Resize, ToLayout
+from hasten.inputs.pipeline.threshold import Threshold
 
 CFG = {
     "input_size": (3, 224, 224),
@@ -23,7 +24,10 @@ CFG = {
     "crop_pct": 0.875,
     "interpolation": "bicubic",
 }
-NOTHING = "give at least the size of the model's input, as in `size: 224`, or the steps `before` the model"
+NOTHING = (
+    "give at least the size of the model's input, as in `size: 224`, or the steps `before` the model; "
+    "or only the steps `after` it, if the model brings its own steps before"
+)
 BOUNDS = "give sides of at least 1 pixel, and at most 67108864 pixels in all"
 LARGEST_DIFFERENCE = 1e-6  # Of values within 3: float32 rounding in another order.
 
@@ -132,6 +136,9 @@ def test_settings_that_can_not_be_used_are_named(settings: dict[str, Any], messa
             "layout, dtype, after",
         ),
         ("mean: 1", NOTHING),
+        ("mean: 1\nafter:\n  - top_k", NOTHING),
+        ("after: []", NOTHING),
+        ("after:", "None isn't a list of steps: write each one after a dash"),
         ("", NOTHING),
     ],
 )
@@ -141,6 +148,12 @@ def test_yaml_that_can_not_be_used_is_named(tmp_path: Path, text: str, message: 
     with pytest.raises(InputError) as error:
         from_yaml(path)
     assert str(error.value) == f"{path}: {message}"
+
+
+def test_a_file_may_have_only_the_steps_after_the_model(tmp_path: Path) -> None:
+    path = tmp_path / "cutoff.yaml"
+    path.write_text("after:\n  - threshold: {threshold: 0.2, position: 1}")
+    assert from_yaml(path) == Pipeline((), (Threshold(0.2, position=1),))
 
 
 def test_what_is_no_yaml_is_one_line(tmp_path: Path) -> None:

@@ -137,6 +137,33 @@ def test_the_comparison_is_in_the_bundle_the_report_and_on_the_screen(made: Resu
     assert "None of this chose what ships" in page
 
 
+def test_without_labels_the_numbers_of_each_output_are_compared(tmp_path: Path) -> None:
+    with quick_runs(passes=True), pytest.MonkeyPatch.context() as patch:
+        for place in ("hasten.optimization.measured.screening", "hasten.measure.race"):
+            patch.setattr(f"{place}.rounds", steady)
+        found = hasten.optimize(
+            scorer(tmp_path),
+            rows(ROWS, seed=0)[0],
+            out=tmp_path / "b.hasten",
+            max_drop=0.2,
+            engines=("onnxruntime",),
+            passes=("dynamic_quantization",),
+        ).comparison
+    assert found is not None
+    assert (found.figures, found.moved) == ((), None)
+    (output,) = found.outputs
+    assert output.output == "p"
+    assert 0 < output.mean < output.largest < 0.2
+    assert read(tmp_path / "b.hasten").comparison == found
+    said = CliRunner().invoke(main, ["inspect", str(tmp_path / "b.hasten")]).output
+    assert found.in_words()[0] in said
+    page = (tmp_path / "b.hasten" / "report.html").read_text()
+    assert f"Of {found.rows:,} rows: p differs by at most" in page
+    recheck = hasten.certify(tmp_path / "b.hasten", rows(300, seed=1)[0], max_drop=0.2)
+    assert recheck.comparison is not None
+    assert [one.output for one in recheck.comparison.outputs] == ["p"]
+
+
 def test_a_comparison_that_was_changed_is_found(made: Result, tmp_path: Path) -> None:
     bundle = tmp_path / "b.hasten"
     shutil.copytree(made.bundle, bundle)

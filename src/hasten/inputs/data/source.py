@@ -105,7 +105,7 @@ def _images(folder: Path, names: Sequence[str], pipeline: Pipeline | None) -> Im
             f"{folder} is a folder of images, but the model takes the inputs {', '.join(names)}: "
             "give an .npz archive or module:function"
         )
-    if pipeline is None:
+    if pipeline is None or not pipeline.steps:
         raise InputError(
             f"{folder} is a folder of images, but nothing states how to prepare them: give a size, "
             "mean and std, or a pipeline file"

@@ -256,13 +256,15 @@ def _label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
 
     Where a label is missing stands -1 for a class, and NaN for another number.
     """
-    names: tuple[str, ...] = getattr(pipeline.after[0], "labels", ()) if pipeline.after else ()
+    step = pipeline.after[0] if pipeline.after else None
+    names = () if step is None else step.class_names
     values = [_plain(value) for value in _listed(labels)]
     if not names:
         try:
-            return np.array([np.nan if _missing(v) else float(v) for v in values])
+            numbers = np.array([np.nan if _missing(v) else float(v) for v in values])
         except (TypeError, ValueError) as error:
             raise InputError(f"{said}: this model needs numbers as labels: {error}") from error
+        return _as_classes(numbers) if getattr(step, "position", None) is not None else numbers
     absent = _ABSENT.isdisjoint(map(str, names))
     places: dict[Any, int] = {}
     if all(_number(name) is None for name in names):  # then a number can only be a class's place
@@ -285,6 +287,14 @@ def _label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
             )
         found.append(place_)
     return np.array(found, np.int64)
+
+
+def _as_classes(numbers: Array) -> Array:
+    """Return labels as numbers of classes, if all are whole numbers."""
+    known = ~np.isnan(numbers)
+    if not (np.isfinite(numbers[known]) & (numbers[known] % 1 == 0)).all():
+        return numbers
+    return np.where(known, numbers, NO_CLASS).astype(np.int64)
 
 
 def _missing(value: Any) -> bool:

@@ -112,6 +112,24 @@ def stated_pipeline(found: Any) -> Pipeline | None:
     return own if isinstance(own, Pipeline) else from_module(found)
 
 
+def pipeline_around(found: Any, given: Pipeline | None) -> Pipeline | None:
+    """Return the steps around a model: the caller's, or by default the model's own.
+
+    A caller's pipeline with only steps after the model keeps the model's own steps before it.
+
+    Args:
+        found: Model that `find_model` returned.
+        given: Pipeline that the caller gave; None for none.
+
+    Raises:
+        InputError: what the model states can't be used, and is needed.
+    """
+    if given is not None and (given.steps or not given.after):
+        return given
+    own = stated_pipeline(found)
+    return own if given is None else given.behind(own)
+
+
 def load_with_data(
     source: Any,
     data: Any,

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -162,6 +162,17 @@ class PostStep(Value, ABC):
             InputError: the value doesn't fit; the message says what was needed.
         """
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the model's classes, in order; empty where the step doesn't know them."""
+        return getattr(self, "labels", ())
+
+    def naming(self, classes: tuple[str, ...]) -> Self:
+        """Return the step with the names of the model's classes, if it has none itself and they fit."""
+        if not classes or getattr(self, "labels", None) != ():
+            return self
+        return replace(self, labels=classes)  # type: ignore[type-var]
+
     def check(self, outputs: Sequence[TensorSpec]) -> None:
         """Check that a model's outputs, which have a batch axis, are what the first step needs.
 
@@ -287,6 +298,19 @@ class Pipeline:
     def whole(self) -> Pipeline:
         """The pipeline for the model as it was given, before steps were folded into its graph."""
         return Pipeline((*self.steps, *self.folded), self.after)
+
+    def behind(self, own: Pipeline | None) -> Pipeline:
+        """Return the pipeline with a model's own steps before it, if it has only steps after the model.
+
+        Its first step gets the model's own names of classes, if it has none.
+
+        Args:
+            own: Pipeline that the model states; None for a model that states none.
+        """
+        if own is None or self.steps or not self.after:
+            return self
+        names = own.after[0].class_names if own.after else ()
+        return Pipeline(own.steps, (self.after[0].naming(names), *self.after[1:]), own.folded)
 
     @cached_property
     def joined(self) -> tuple[Step, ...]:

@@ -101,9 +101,9 @@ def from_yaml(path: Path) -> Pipeline:
         after:                                - to_layout
           - top_k: {count: 5, labels: names.txt}
 
-    Each entry of `before` and `after` is a step's name, `name: settings`, or `name: value` for its
-    first setting. A path, such as that of a file with one label per line, is relative to the YAML
-    file.
+    A file with only `after` is for a model that brings its own steps before. Each entry of `before`
+    and `after` is a step's name, `name: settings`, or `name: value` for its first setting. A path,
+    such as that of a file with one label per line, is relative to the YAML file.
 
     Raises:
         InputError: there is no such file, it isn't YAML, or a step or a setting is unknown or can't
@@ -126,10 +126,12 @@ def from_yaml(path: Path) -> Pipeline:
     except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} can't be read as YAML: {reason}") from error
-    if not isinstance(given, dict) or ("size" not in given and "before" not in given):
+    alone = isinstance(given, dict) and given.keys() == {"after"} and given["after"] != []
+    if not isinstance(given, dict) or not (alone or "size" in given or "before" in given):
         raise InputError(
             f"{path}: give at least the size of the model's input, as in `size: 224`, or the "
-            "steps `before` the model"
+            "steps `before` the model; or only the steps `after` it, if the model brings its own "
+            "steps before"
         )
     known = ("before", "after") if "before" in given else (*SETTINGS, "after")
     unknown = [str(key) for key in given if key not in known]
@@ -139,8 +141,8 @@ def from_yaml(path: Path) -> Pipeline:
         )
     try:
         after = steps_of(PostStep, given.pop("after", []), path.parent)
-        if "before" in given:
-            return Pipeline(steps_of(Step, given["before"], path.parent), after)
+        if alone or "before" in given:
+            return Pipeline(steps_of(Step, given.get("before", []), path.parent), after)
         return Pipeline(image_pipeline(**given).steps, after)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error

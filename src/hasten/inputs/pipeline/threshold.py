@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -84,6 +84,19 @@ class Threshold(PostStep):
         if self.position is None:
             return "threshold needs one number for each sample, or `position` to say which class counts"
         return f"threshold needs scores of more than {amount(self.position, 'class', 'classes')}"
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of two classes, in order; empty where there may be more."""
+        if self.position is not None and self.position > 1:
+            return ()
+        return self.labels[::-1] if self.position == 0 else self.labels
+
+    def naming(self, classes: tuple[str, ...]) -> Self:
+        """Return the step with the names of the model's two classes, if it has none itself."""
+        if self.labels or len(classes) != 2 or self.position not in (0, 1):
+            return self
+        return replace(self, labels=classes if self.position else classes[::-1])
 
     def check(self, outputs: Sequence[TensorSpec]) -> None:
         """Check that there is an output with the score.
