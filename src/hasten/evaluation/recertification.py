@@ -206,7 +206,7 @@ def _tested(
         comparison=comparison,
         look=look,
         elsewhere=data.elsewhere,
-        notes=(*material.notes, *ledger.notes, *_elsewhere(manifest)),
+        notes=(*material.notes, *ledger.notes, *_elsewhere(subject)),
         remembered=ledger.file is not None,
         batches=sizes,
         coverage=judge.coverage,
@@ -214,10 +214,10 @@ def _tested(
     )
 
 
-def _elsewhere(manifest: Manifest) -> tuple[str, ...]:
+def _elsewhere(subject: Subject) -> tuple[str, ...]:
     """Say how this machine, which the test is about, differs from the one that the bundle was made on."""
-    here = at_hand(manifest.target)
-    unlike = differences(manifest, here, environment(here))
+    here = at_hand(subject.manifest.target)
+    unlike = differences(subject.manifest, here, environment(here), artifact=subject.winner)
     if not unlike:
         return ()
     return (

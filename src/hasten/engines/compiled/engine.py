@@ -155,6 +155,14 @@ class CompiledC(Engine):
         proto = as_onnx(model.path, request, model.outputs)
         return lower_graph(proto, request, model.outputs, self.most_work)
 
+    def same_everywhere(self, artifact: Artifact) -> bool:
+        """Whether every step of the plan gives the same bits everywhere; False if it can't be read."""
+        try:
+            with private(artifact) as copy:
+                return _plan(copy).same_bits
+        except (CandidateError, IntegrityError, InputError):
+            return False
+
     def stretches(self, artifact: Artifact) -> Iterator[Stretch]:
         """Yield where the constants of the plan lie in the file of weights."""
         return tensors_of(artifact)

@@ -21,9 +21,10 @@ from hasten.errors import CandidateError
 
 @dataclass(frozen=True)
 class Integers(CompiledC):
-    """What `compiled` answers for a model in which every step calculates with bytes, bit for bit.
+    """What `compiled` answers for a model of bytes, by numpy: bit for bit where each step calculates with bytes.
 
-    It needs no compiler, and never takes part in a search.
+    Steps of floats in between or at the end, such as a softmax, are near the compiled ones: their last
+    bits differ. It needs no compiler, and never takes part in a search.
     """
 
     families: ClassVar[frozenset[str]] = frozenset()
@@ -63,7 +64,7 @@ class Integers(CompiledC):
         """Write the model's plan and weights.
 
         Raises:
-            CandidateError: an operator isn't covered, or a step calculates with floats.
+            CandidateError: an operator isn't covered, or numpy has no form of a step of floats.
         """
         artifact = super().build(model, target, workdir)
         plan, weights = read(artifact)
@@ -108,7 +109,7 @@ class IntegerSession(Session):
         """Answer one request.
 
         Raises:
-            CandidateError: an array is missing, or a step calculates with floats.
+            CandidateError: an array is missing, or numpy has no form of a step of floats.
         """
         plan = self._plan
         try:

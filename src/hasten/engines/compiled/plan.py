@@ -186,19 +186,26 @@ class Operation(Value, ABC):
         return None
 
     def calculate(self, tensors: dict[str, Array]) -> None:
-        """Write the results for one row by numpy's integers: what the C must equal bit for bit.
+        """Write the results for one row by numpy: what the C must equal, bit for bit where `same_bits`.
 
         Args:
             tensors: Flat arrays by name: all that it reads, and what it writes where others write parts
                 of that too.
 
         Raises:
-            CandidateError: the operation is of floats, whose last bits depend on the processor.
+            CandidateError: the operation is of floats, and numpy has no form of it here.
         """
         raise CandidateError(
-            f"a step calculates with floats ({type(self).__name__.lower()}), "
-            "whose last bits depend on the processor"
+            f"a step calculates with floats ({type(self).__name__.lower()}), and this engine is the reference "
+            "for steps of bytes: run the model on another engine"
         )
+
+    def same_bits(self, plan: Plan) -> bool:
+        """Whether its results are the same bits on every processor and by every compiler.
+
+        Then `calculate` gives these bits too.
+        """
+        return self.narrow
 
     def refuse(self, why: str) -> NoReturn:
         """Refuse the plan."""
@@ -277,6 +284,11 @@ class Plan:
     def work(self) -> int:
         """Elementary calculations for one row, roughly."""
         return sum(operation.work for operation in self.operations)
+
+    @property
+    def same_bits(self) -> bool:
+        """Whether its answers are the same bits on every processor and by every compiler."""
+        return all(operation.same_bits(self) for operation in self.operations)
 
     def check(self, weights_bytes: int) -> None:
         """Check that all that C would be written of stays within its memory, and ends.
