@@ -141,6 +141,26 @@ def engine_of(item: Part, threads: int) -> Engine:
     return from_record(Engine, item.engine).within(threads)
 
 
+def reference_of(item: Part, said: str) -> Engine:
+    """Return the reference engine of a part: see `Engine.reference`.
+
+    Args:
+        item: Part of a bundle.
+        said: Name of the bundle for messages.
+
+    Raises:
+        InputError: there is none.
+        IntegrityError: the part names no engine or setting.
+    """
+    engine = engine_of(item, 1)
+    found = engine.reference()
+    if found is None:
+        raise InputError(
+            f"{said} runs on {engine.words()}, which has no reference engine: leave out reference=True"
+        )
+    return found
+
+
 class Loaded:
     """An open bundle: a thread-safe callable with the model's own inputs and outputs.
 
@@ -586,6 +606,7 @@ def load(
     cache: str | os.PathLike[str] | bool | None = None,
     any_batch: bool = False,
     trusted: Trusted = None,
+    reference: bool = False,
 ) -> Loaded:
     """Check a bundle and open its model on the engine that it names, for any number of threads.
 
@@ -609,6 +630,9 @@ def load(
             one whose engine computes rows apart, each bit for bit as it is alone, takes any.
         trusted: Public key of minisign, its file, or several, one of which must have signed the bundle;
             None where an unsigned one will do.
+        reference: Whether to calculate the model in numpy, which needs no compiler and is slow. Only for a
+            quantized network of the engine "compiled": the answers are the same bits where each step
+            calculates with bytes, and near where it ends in floats.
 
     Returns:
         The open bundle, a callable; close it, or use it in a `with` block.
@@ -637,7 +661,16 @@ def load(
     with contextlib.ExitStack() as undo:
         stored = stored_at(path, keys)
         undo.callback(stored.close)
-        opened = _open(stored, which, custom_ops, threads, sessions, cache, any_batch=any_batch)
+        opened = _open(
+            stored,
+            which,
+            custom_ops,
+            threads,
+            sessions,
+            cache,
+            any_batch=any_batch,
+            reference=reference,
+        )
         undo.pop_all()
         return opened
 
@@ -651,6 +684,7 @@ def _open(
     cache: str | os.PathLike[str] | bool | None,
     *,
     any_batch: bool,
+    reference: bool,
 ) -> Loaded:
     """Open a model of a bundle; see `load`."""
     from hasten.measure.environment import environment
@@ -663,7 +697,7 @@ def _open(
         )
     here = at_hand(manifest.target)
     threads = max(1, min(threads or manifest.target.threads, manifest.target.threads, here.threads))
-    engine = engine_of(item, threads)
+    engine = reference_of(item, stored.name) if reference else engine_of(item, threads)
     for runtime in engine.runtimes:
         runtime.version()
     facts = environment(here, of=distributions(item.engine)) | programs(item.engine)
@@ -676,6 +710,8 @@ def _open(
             notes.insert(0, manifest.why)
         elif not exact and manifest.certified_early:
             warnings.warn(f"{stored.name}: {manifest.why}", UnfinishedRun, stacklevel=3)
+        if reference and not exact and not engine.same_everywhere(artifact):
+            notes.append("the reference engine calculates floats, whose last bits differ")
         if notes:
             kind = MeasuredElsewhere if exact else NotCertifiedHere
             warnings.warn(_warning(notes, exact=exact), kind, stacklevel=3)

@@ -155,6 +155,12 @@ class CompiledC(Engine):
         proto = as_onnx(model.path, request, model.outputs)
         return lower_graph(proto, request, model.outputs, self.most_work)
 
+    def reference(self) -> Engine | None:
+        """Return the engine that calculates the same plan in numpy."""
+        from hasten.engines.compiled.integers import Integers
+
+        return Integers(self.most_work)
+
     def same_everywhere(self, artifact: Artifact) -> bool:
         """Whether every step of the plan gives the same bits everywhere; False if it can't be read."""
         try:
