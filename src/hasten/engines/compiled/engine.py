@@ -54,7 +54,8 @@ class CompiledC(Engine):
     Attributes:
         most_work: Largest number of multiplications with floats for one row of a model that it
             takes. With more of them a runtime's own kernels are faster than what a compiler makes
-            of plain C. Those with bytes don't count.
+            of plain C. A quantized network may have as many with floats as with bytes even so, such as
+            layers that stay in float for their accuracy: whether it is faster is found by timing.
         threads: Number of threads that share an answer, where its operations are large enough; at most 32
             do.
     """
