@@ -24,7 +24,13 @@ from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.checked import private
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.compiled.granted import granted
-from hasten.engines.compiled.kept import code, compiler_facts, library_of, prepared
+from hasten.engines.compiled.kept import (
+    code,
+    compiler_facts,
+    library_of,
+    prepared,
+    shared_tables,
+)
 from hasten.engines.compiled.library import Library, aligned
 from hasten.engines.compiled.plan import ALIGNMENT, Operation, Plan
 from hasten.engines.compiled.scratch import scratch
@@ -207,7 +213,9 @@ class CompiledC(Engine):
             def written() -> Source:
                 return _source(*read(copy), target, threads)
 
-            session = CompiledSession(artifact, plan, *prepared(key, written, target, compiled))
+            session = CompiledSession(
+                artifact, plan, *prepared(key, written, target, compiled), key
+            )
         with _open(session) as made:
             yield made
 
@@ -250,17 +258,21 @@ class CompiledSession(Session):
         plan: Its plan.
         source: C text that was compiled, with its tables.
         library: The shared object.
+        key: Key of the tables, which sessions of one process share; "" for tables of its own.
     """
 
     lends_calls = True
 
-    def __init__(self, artifact: Artifact, plan: Plan, source: Source, library: Library) -> None:
+    def __init__(
+        self, artifact: Artifact, plan: Plan, source: Source, library: Library, key: str = ""
+    ) -> None:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
         self.batch_sizes = row_counts(artifact, plan)
         self.rows_apart = self.batch_sizes is None
         self._library = library
         self._closed = np.zeros(1, np.int32)
-        self._tables = _aligned(source.tables)
+        tables = _aligned(source.tables)
+        self._tables = shared_tables(key, tables) if key else tables
         self._threads = source.threads
         self._team = library.team(source.threads) if source.threads > 1 else None
         self._arena_bytes = source.arena_bytes
