@@ -1,4 +1,4 @@
-"""Bundles of models of bytes: open batches, numbers that are none, and plans that were tampered with."""
+"""Bundles of models of bytes: open batches, NaN, shared weights, and plans that were tampered with."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from hasten.core.target import Target
 from hasten.engines.base import Session
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.compiled.engine import CompiledC, CompiledSession
+from hasten.engines.compiled.integers import Integers
 from hasten.engines.compiled.kept import shared_tables
 from hasten.errors import HastenError
 
@@ -73,13 +74,56 @@ def test_a_bundle_of_bytes_answers_any_batch_with_the_answers_of_single_rows(
     assert np.abs(answers - wanted).max() < 0.03 * np.ptp(wanted)
 
 
-def test_no_row_gives_no_answer_and_what_is_no_number_gives_numbers(
-    model: Path, tmp_path: Path
-) -> None:
+def test_no_row_gives_no_answer(model: Path, tmp_path: Path) -> None:
     part = built(tmp_path, model, CompiledC())
     with CompiledC().open(part.artifact, Target.host()) as session:
         assert session.run({"x": np.zeros((0, 6, 9, 7), np.float32)})["y"].shape == (0, 4, 9, 7)
-        assert np.isfinite(session.run({"x": np.full((2, 6, 9, 7), np.nan, np.float32)})["y"]).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_row_with_nan_gets_nan_and_no_other_row_does(
+    threads: int, model: Path, tmp_path: Path
+) -> None:
+    engine = CompiledC(threads=threads)
+    part = built(tmp_path, model, CompiledC())
+    x = np.random.default_rng(2).standard_normal((5, 6, 9, 7)).astype(np.float32)
+    unknown = x.copy()
+    unknown[1, 5, 8, 6], unknown[3] = np.nan, -np.nan
+    out = np.zeros((5, 4, 9, 7), np.float32)
+    with engine.open(part.artifact, Target.host()) as session:
+        wanted = session.run({"x": x})["y"]
+        found = session.run({"x": unknown})["y"]
+        session.bind({"x": unknown}, {"y": out})()
+    with Integers().open(part.artifact, Target.host()) as session:
+        slow = session.run({"x": unknown})["y"]
+    wanted[[1, 3]] = np.nan
+    for answers in (found, out, slow):
+        np.testing.assert_array_equal(answers, wanted)
+
+
+def test_nan_behind_steps_before_the_rounding_is_seen_and_whole_numbers_stay(
+    tmp_path: Path,
+) -> None:
+    text = """
+        <ir_version: 8, opset_import: ["": 17]>
+        behind (float[1, 5, 4, 6] x) => (int64[1, 1] place, float[1, 3] y)
+        <float two = {2}, float zero = {0}> {
+            m = Sub (x, two)
+            t = Transpose <perm = [0, 3, 1, 2]> (m)
+            p = GlobalAveragePool (t)
+            f = Flatten (p)
+            y = Gemm <transB = 1> (f, w)
+            place = ArgMax <axis = 1> (y)
+        }"""
+    onnx.save(quantized(text, {"w": (3, 6)}, floats=["x"]), tmp_path / "behind.onnx")
+    part = built(tmp_path, tmp_path / "behind.onnx", CompiledC())
+    x = np.zeros((1, 5, 4, 6), np.float32)
+    x[0, 4, 3, 5] = np.nan
+    for engine in (CompiledC(), Integers()):
+        with engine.open(part.artifact, Target.host()) as session:
+            found = session.run({"x": x})
+        assert np.isnan(found["y"]).all()
+        assert 0 <= found["place"].item() < 3
 
 
 def test_sessions_read_one_table_of_weights_each_with_memory_of_its_own(

@@ -145,6 +145,13 @@ class Operation(Value, ABC):
     """Kind of work in a profile."""
     narrow: ClassVar[bool] = False
     """Whether it calculates with bytes, about ten times as many in the time of floats."""
+    rounds: ClassVar[bool] = False
+    """Whether it makes bytes of floats, after which NaN can't be told from other numbers."""
+
+    @property
+    def hands_on(self) -> bool:
+        """Whether NaN that it reads is NaN in what it writes."""
+        return False
 
     @property
     @abstractmethod
@@ -289,6 +296,21 @@ class Plan:
     def same_bits(self) -> bool:
         """Whether its answers are the same bits on every processor and by every compiler."""
         return all(operation.same_bits(self) for operation in self.operations)
+
+    @cached_property
+    def rounded_inputs(self) -> tuple[str, ...]:
+        """Names of inputs that become bytes: where one has NaN, the answer's floats are NaN."""
+        origins: dict[str, set[str]] = {name: {name} for name in self.inputs}
+        found: set[str] = set()
+        for operation in self.operations:
+            read = set[str]().union(*(origins.get(name, ()) for name in operation.reads))
+            if operation.rounds:
+                found |= read
+            elif operation.hands_on:
+                for name in operation.writes:
+                    origins[name] = origins.get(name, set()) | read
+        floats = [name for name in self.inputs if self.tensor(name).dtype == "float32"]
+        return tuple(name for name in floats if name in found)
 
     def check(self, weights_bytes: int) -> None:
         """Check that all that C would be written of stays within its memory, and ends.

@@ -37,6 +37,10 @@ class Map(Operation):
     splits: ClassVar[bool] = True
 
     @property
+    def hands_on(self) -> bool:
+        return all(step.op not in ("is_nan", "cast") for step in self.steps)
+
+    @property
     def task(self) -> Kind:  # type: ignore[override]
         """Copies move, all else calculates."""
         return "movement" if all(step.op == "copy" for step in self.steps) else "elementwise"
