@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from hasten.engines.compiled.writer import Writer
 
 MOST_SIZE = 1 << 16
-"""Largest number of channels, height, width, step or pad."""
+"""Largest number of channels, step or pad, and largest side of a kernel."""
+MOST_LENGTH = 1 << 22
+"""Largest height or width of a picture, or length of a signal: an average of so many bytes fits in 32 bits."""
 MOST_PADDED = 1 << 28
 """Largest number of bytes of a picture with its pads."""
 
@@ -121,18 +123,22 @@ class Conv8(Operation):
         return product(self.output_size) * self.channels[1] * self.taps
 
     @property
+    def within_bounds(self) -> bool:
+        """Whether no size is too large."""
+        ones = (*self.channels, self.groups, *self.kernel, *self.strides, *self.dilations)
+        padded = product(self.padded_size) * self.channels[0]
+        small = max(*ones, *self.pads) <= MOST_SIZE
+        return small and max(self.size) <= MOST_LENGTH and padded <= MOST_PADDED
+
+    @property
     def depthwise(self) -> bool:
         """Whether each channel sees itself alone."""
         return self.groups == self.channels[0] == self.channels[1]
 
     def check(self, plan: Plan) -> None:
-        ones = (*self.channels, self.groups, *self.size, *self.kernel, *self.strides)
-        if min(*ones, *self.dilations) < 1 or min(self.pads) < 0:
+        ones = (*self.channels, self.groups, *self.kernel, *self.strides, *self.dilations)
+        if min(*ones, *self.size) < 1 or min(self.pads) < 0 or not self.within_bounds:
             self.refuse("a size is out of bounds")
-        if max(*ones, *self.dilations, *self.pads) > MOST_SIZE:
-            self.refuse("a size is out of bounds")
-        if product(self.padded_size) * self.channels[0] > MOST_PADDED:
-            self.refuse("the picture is too large")
         if min(self.output_size) < 1 or any(one % self.groups for one in self.channels):
             self.refuse(f"{self.channels} channels in {self.groups} groups, or a large kernel")
         if not 0 <= self.zero <= 255:
