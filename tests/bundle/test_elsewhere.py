@@ -2,14 +2,17 @@
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 import pytest
+from click.testing import CliRunner
 from tests.support.bundles import built, forge, stated
+from tests.support.quantized import quantized
 
 from hasten.bundle import (
     MeasuredElsewhere,
@@ -22,8 +25,14 @@ from hasten.bundle import (
     write,
 )
 from hasten.bundle.manifest import untimed_yet
+from hasten.bundle.packing.writer import pack
+from hasten.cli import main
 from hasten.core.target import Target
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.compiled.engine import CompiledC
+from hasten.engines.compiled.operators.maps import Map
+from hasten.engines.compiled.operators.programs import Step
+from hasten.engines.compiled.plan import Access, Plan, Tensor
 from hasten.engines.null import Null, NullSession
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.measure.environment import environment, packages
@@ -162,6 +171,84 @@ def test_of_a_design_that_answers_alike_anywhere_only_the_packages_count(winner:
     tpu = other.with_device("tpu:v5e", present=False)
     stand_in = stated(replace(winner, engine={"type": "tpu"}), None, target=tpu, environment={})
     assert differences(stand_in, here, {})[0].startswith("processor: Another CPU there")
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Writer of a bundle of compiled C as another machine, with another compiler, would have made it."""
+
+    def made(nodes: str, output: str, floats: Collection[str] = (), **fields: Any) -> Path:
+        text = f"""
+            <ir_version: 8, opset_import: ["": 17]>
+            small (float[1, 4, 6, 6] x) => (float[1, 3] {output}) {{
+                p = GlobalAveragePool (x)
+                f = Flatten (p)
+                {nodes}
+            }}"""
+        onnx.save(quantized(text, {"w": (3, 4), "b": (3,)}, floats=floats), tmp_path / "s.onnx")
+        part = built(tmp_path, tmp_path / "s.onnx", CompiledC())
+        host = Target.host()
+        there = replace(host, processor="Another CPU", isa=("avx2",), threads=host.threads + 1)
+        versions = {**environment(host), "C compiler": "gcc-1.0"}
+        facts = {"target": there, "environment": versions, **fields}
+        write(tmp_path / "there.hasten", stated(part, part, **facts), {})
+        return tmp_path / "there.hasten"
+
+    return made
+
+
+_LAST = "y = Gemm <transB = 1> (f, w, b)"
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_certificate_of_bytes_alone_holds_on_every_machine(
+    elsewhere: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = elsewhere(_LAST, "y")
+    for one in (path, pack(path).path):
+        with load(one, cache=tmp_path / "cache") as loaded:
+            assert loaded.not_certified == ()
+    shown = CliRunner().invoke(main, ["inspect", str(path)])
+    (line,) = [line for line in shown.output.splitlines() if line.startswith("this machine")]
+    assert "processor: Another CPU there" in line
+    assert line.endswith(
+        "; the certificate holds here, since the answers are the same bits everywhere"
+    )
+
+
+def test_a_certificate_of_a_plan_with_floats_holds_on_its_own_machine_only(
+    elsewhere: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = elsewhere("s = Gemm <transB = 1> (f, w, b) y = Softmax (s)", "y", ["y"])
+    with pytest.warns(NotCertifiedHere), load(path, cache=tmp_path / "cache") as loaded:
+        names = [note.partition(":")[0] for note in loaded.not_certified]
+    assert names == ["processor", "instruction sets", "C compiler", "threads"]
+
+
+def test_the_plan_that_is_opened_tells_whether_a_certificate_holds_everywhere(
+    elsewhere: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = elsewhere(_LAST, "y")
+    for file in path.rglob("plan.json"):
+        plan = Plan.read(file)
+        (last,) = plan.outputs
+        twice = Map(
+            (Step("add", (0, 0), "float32"),), (Access(last, (1,)),), Access("z", (1,)), (3,)
+        )
+        tensors = {**plan.tensors, "z": Tensor("float32", 3)}
+        steps = (*plan.operations, twice)
+        replace(plan, tensors=tensors, operations=steps, outputs=("z",)).write(file)
+        forge(path, files={str(file.relative_to(path)): file.read_bytes()})
+    with pytest.warns(NotCertifiedHere, match="processor: Another CPU there"):
+        load(path, cache=tmp_path / "cache").close()
+
+
+def test_an_exact_model_of_bytes_may_be_slower_elsewhere_though_its_answers_are_the_same(
+    elsewhere: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = elsewhere(_LAST, "y", status="exact", why="nothing was faster")
+    with pytest.warns(MeasuredElsewhere, match="processor: Another CPU there"):
+        load(path, cache=tmp_path / "cache").close()
 
 
 def nvidia(proc: Path, models: tuple[str, ...], release: str) -> Path:

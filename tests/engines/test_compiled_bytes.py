@@ -13,7 +13,7 @@ from tests.support.plans import PROCESSORS, answers, planned
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.compiled import source
-from hasten.engines.compiled.operators.int8.convolutions import Conv8
+from hasten.engines.compiled.operators.int8.convolutions import MOST_LENGTH, Conv8
 from hasten.engines.compiled.operators.int8.elementwise import (
     Add8,
     Dequantize,
@@ -365,3 +365,16 @@ def test_the_largest_sums_are_exact() -> None:
     made.constants[conv.weight] = np.repeat(np.array([[127], [-128]], np.int8), 2048, 1)
     made.operations = [conv]
     made.check()
+
+
+@pytest.mark.parametrize(("zero", "byte"), [(255, 0), (0, 255)])
+def test_the_average_of_the_longest_signal_overflows_nowhere(zero: int, byte: int) -> None:
+    length, channels = MOST_LENGTH, 16
+    scale = np.array([100 / (255 * length)], np.float32)
+    pads = (0, 0, 0, 0)
+    pool = Pool8(
+        "x", "s", "y", channels, (length, 1), (length, 1), (1, 1), pads, zero, Rounding(110)
+    )
+    x = np.full(length * channels, byte, np.uint8)
+    plan, weights = planned([pool], {"s": scale}, {"x": x}, {"y": ("uint8", channels)})
+    assert set(answers(plan, weights, {"x": x})["y"]) == {110 + (100 if byte else -100)}

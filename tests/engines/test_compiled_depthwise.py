@@ -85,6 +85,28 @@ def test_large_pictures_are_computed_strip_by_strip(name: str) -> None:
     made.check(isa=target.isa, spelled=spelled)
 
 
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_large_kernels_equal_those_of_integers(name: str) -> None:
+    made = Made(11)
+    for at, (channels, kernel) in enumerate(
+        [(16, (9, 9)), (40, (13, 13)), (7, (17, 1)), (24, (1, 65)), (33, (31, 31)), (1, (9, 11))]
+    ):
+        made.operations.append(
+            made.conv(
+                ENDS[at],
+                channels=(channels, channels),
+                groups=channels,
+                size=(10, 7) if kernel[0] > 1 else (1, 90),
+                kernel=kernel,
+                strides=(1 + at % 2, 1),
+                dilations=(1, 1 + (at == 5)),
+                pads=(kernel[0] // 2, kernel[1], kernel[0] // 2, kernel[1] // 2),
+            )
+        )
+    target, spelled = PROCESSORS[name]
+    made.check(isa=target.isa, spelled=spelled)
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="instructions of x86-64")
 @pytest.mark.parametrize(
     ("march", "isa"),

@@ -1,9 +1,13 @@
-"""Bundles of models of bytes: open batches, numbers that are none, and plans that were tampered with."""
+"""Bundles of models of bytes: open batches, NaN, shared weights, and plans that were tampered with."""
 
 from __future__ import annotations
 
+import gc
 import json
+import threading
+import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +18,13 @@ from tests.support.bundles import built, forge, stated
 from tests.support.quantized import quantized, ran
 
 from hasten.bundle import load, write
+from hasten.core.cache_folder import CacheFolder
 from hasten.core.target import Target
-from hasten.engines.compiled.engine import CompiledC
+from hasten.engines.base import Session
+from hasten.engines.compile_cache import CompileCache
+from hasten.engines.compiled.engine import CompiledC, CompiledSession
+from hasten.engines.compiled.integers import Integers
+from hasten.engines.compiled.kept import shared_tables
 from hasten.errors import HastenError
 
 _TEXT = """
@@ -65,13 +74,102 @@ def test_a_bundle_of_bytes_answers_any_batch_with_the_answers_of_single_rows(
     assert np.abs(answers - wanted).max() < 0.03 * np.ptp(wanted)
 
 
-def test_no_row_gives_no_answer_and_what_is_no_number_gives_numbers(
-    model: Path, tmp_path: Path
-) -> None:
+def test_no_row_gives_no_answer(model: Path, tmp_path: Path) -> None:
     part = built(tmp_path, model, CompiledC())
     with CompiledC().open(part.artifact, Target.host()) as session:
         assert session.run({"x": np.zeros((0, 6, 9, 7), np.float32)})["y"].shape == (0, 4, 9, 7)
-        assert np.isfinite(session.run({"x": np.full((2, 6, 9, 7), np.nan, np.float32)})["y"]).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_row_with_nan_gets_nan_and_no_other_row_does(
+    threads: int, model: Path, tmp_path: Path
+) -> None:
+    engine = CompiledC(threads=threads)
+    part = built(tmp_path, model, CompiledC())
+    x = np.random.default_rng(2).standard_normal((5, 6, 9, 7)).astype(np.float32)
+    unknown = x.copy()
+    unknown[1, 5, 8, 6], unknown[3] = np.nan, -np.nan
+    out = np.zeros((5, 4, 9, 7), np.float32)
+    with engine.open(part.artifact, Target.host()) as session:
+        wanted = session.run({"x": x})["y"]
+        found = session.run({"x": unknown})["y"]
+        session.bind({"x": unknown}, {"y": out})()
+    with Integers().open(part.artifact, Target.host()) as session:
+        slow = session.run({"x": unknown})["y"]
+    wanted[[1, 3]] = np.nan
+    for answers in (found, out, slow):
+        np.testing.assert_array_equal(answers, wanted)
+
+
+def test_nan_behind_steps_before_the_rounding_is_seen_and_whole_numbers_stay(
+    tmp_path: Path,
+) -> None:
+    text = """
+        <ir_version: 8, opset_import: ["": 17]>
+        behind (float[1, 5, 4, 6] x) => (int64[1, 1] place, float[1, 3] y)
+        <float two = {2}, float zero = {0}> {
+            m = Sub (x, two)
+            t = Transpose <perm = [0, 3, 1, 2]> (m)
+            p = GlobalAveragePool (t)
+            f = Flatten (p)
+            y = Gemm <transB = 1> (f, w)
+            place = ArgMax <axis = 1> (y)
+        }"""
+    onnx.save(quantized(text, {"w": (3, 6)}, floats=["x"]), tmp_path / "behind.onnx")
+    part = built(tmp_path, tmp_path / "behind.onnx", CompiledC())
+    x = np.zeros((1, 5, 4, 6), np.float32)
+    x[0, 4, 3, 5] = np.nan
+    for engine in (CompiledC(), Integers()):
+        with engine.open(part.artifact, Target.host()) as session:
+            found = session.run({"x": x})
+        assert np.isnan(found["y"]).all()
+        assert 0 <= found["place"].item() < 3
+
+
+def test_sessions_read_one_table_of_weights_each_with_memory_of_its_own(
+    model: Path, tmp_path: Path
+) -> None:
+    part, host = built(tmp_path, model, CompiledC()), Target.host()
+    cache = CompileCache(CacheFolder(tmp_path / "cache"))
+    engine, rng = CompiledC(), np.random.default_rng(4)
+    xs = [rng.standard_normal((1, 6, 9, 7)).astype(np.float32) for _ in range(2)]
+    with ExitStack() as opened:
+        one, two, other = (
+            opened.enter_context(engine.open_cached(part.artifact, host, cache)) for _ in range(3)
+        )
+        tables = {_address(session) for session in (one, two, other)}
+        assert len(tables) == 1
+        wanted = [one.run({"x": x})["y"].tobytes() for x in xs]
+        answers: list[set[bytes]] = [set(), set()]
+
+        def asking(session: Session, at: int) -> None:
+            answers[at].update(session.run({"x": xs[at]})["y"].tobytes() for _ in range(300))
+
+        threads = [threading.Thread(target=asking, args=each) for each in ((two, 0), (other, 1))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert answers == [{wanted[0]}, {wanted[1]}]
+
+
+def _address(session: Session) -> int:
+    assert isinstance(session, CompiledSession)
+    return session._tables.ctypes.data
+
+
+def test_tables_are_shared_only_while_they_are_equal_and_read() -> None:
+    first, same, other = (np.full(256, number, np.uint8) for number in (1, 1, 2))
+    assert shared_tables("a model", first) is first
+    assert shared_tables("a model", same) is first
+    assert shared_tables("another", same) is same
+    assert shared_tables("a model", other) is other
+    with pytest.raises(ValueError, match="read-only"):
+        first[0] = 3
+    gone = weakref.ref(other)
+    del other
+    gc.collect()
+    assert gone() is None
 
 
 def _first(record: Any, kind: str) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -149,16 +148,15 @@ def calculated(plan: Plan, weights: bytes, given: Array) -> dict[str, Array]:
     }
     known[plan.inputs[0]] = given.ravel()
     for operation in plan.operations:
-        if any(name not in known for name in operation.reads):
+        if any(name not in known for name in operation.reads) or not operation.same_bits(plan):
             continue
         made = {
             name: np.zeros(plan.tensor(name).size, plan.tensor(name).dtype)
             for name in operation.writes
             if name not in known
         }
-        with suppress(CandidateError):
-            operation.calculate(tensors := known | made)
-            known = tensors
+        known |= made
+        operation.calculate(known)
     return {name: known[name] for name in plan.outputs if name in known}
 
 

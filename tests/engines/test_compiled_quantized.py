@@ -14,7 +14,7 @@ from tests.support.quantized import drawn, lowered, quantized, ran, steps_apart
 
 from hasten.core import c_compiler
 from hasten.core.tensors import Array
-from hasten.engines.compiled.operators.int8.convolutions import Conv8
+from hasten.engines.compiled.operators.int8.convolutions import MOST_LENGTH, Conv8
 from hasten.engines.compiled.plan import Plan
 from hasten.errors import CandidateError
 
@@ -386,20 +386,41 @@ def test_constants_that_were_rounded_are_numbers(tmp_path: Path) -> None:
     assert_close(model, tmp_path)
 
 
-def test_a_picture_beyond_what_bytes_take_is_of_floats(tmp_path: Path) -> None:
-    body = """
-        c = Conv <strides = [40]> (x, w)
-        f = Flatten (x)
-        g = Gemm (f, v)
-        p = GlobalAveragePool (x)
-        m = MaxPool <kernel_shape = [3], strides = [9]> (x)"""
-    shapes = {"w": (2, 1, 3), "v": (70_000, 2)}
-    head = text("float[1, 1, 70000] x", "c g p m", body)
-    for name, rank in (("c", 3), ("g", 2), ("p", 3), ("m", 3)):
+def _flat(head: str, ranks: dict[str, int]) -> str:
+    """Return a text whose outputs have other ranks than 4."""
+    for name, rank in ranks.items():
         old = f"float[{', '.join(f'{name}{n}' for n in range(4))}] {name}"
         head = head.replace(old, f"float[{', '.join(f'{name}{n}' for n in range(rank))}] {name}")
+    return head
+
+
+def test_a_signal_of_seconds_is_of_bytes(tmp_path: Path) -> None:
+    body = """
+        a = Conv <pads = [1, 1]> (x, w, b)
+        r = Relu (a)
+        d = Conv <pads = [32, 32], group = 16> (r, k)
+        m = MaxPool <kernel_shape = [4], strides = [4]> (d)
+        c = Conv <strides = [40]> (m, v)
+        p = GlobalAveragePool (r)"""
+    shapes = {"w": (16, 1, 3), "b": (16,), "k": (16, 1, 65), "v": (8, 16, 80)}
+    head = _flat(text("float[1, 1, 70000] x", "c p", body), {"c": 3, "p": 3})
     plan = assert_close(quantized(head, shapes), tmp_path)
-    assert not kinds(plan) & {"Conv8", "Pool8"}
+    assert kinds(plan) <= _KINDS
+    assert plan.same_bits
+
+
+def test_rows_of_more_numbers_than_bytes_take_are_of_floats(tmp_path: Path) -> None:
+    head = text("float[1, 1, 70000] x", "g", "f = Flatten (x) g = Gemm (f, v)")
+    plan = assert_close(quantized(_flat(head, {"g": 2}), {"v": (70_000, 2)}), tmp_path)
+    assert "Conv8" not in kinds(plan)
+
+
+@pytest.mark.parametrize("length", [MOST_LENGTH, MOST_LENGTH + 1])
+def test_a_signal_of_more_than_some_minutes_is_of_floats(length: int, tmp_path: Path) -> None:
+    body = "p = GlobalAveragePool (x) m = MaxPool <kernel_shape = [2], strides = [4096]> (x)"
+    head = _flat(text(f"float[1, 1, {length}] x", "p m", body), {"p": 3, "m": 3})
+    plan = assert_close(quantized(head, {}), tmp_path)
+    assert ("Pool8" in kinds(plan)) is (length == MOST_LENGTH)
 
 
 def test_sizes_of_a_value_leave_it_bytes_and_one_rounding_is_done_once(tmp_path: Path) -> None:

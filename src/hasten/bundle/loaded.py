@@ -37,7 +37,7 @@ from hasten.engines.buckets import Buckets
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.padding import Padder
 from hasten.engines.pool import SessionPool, sessions_for
-from hasten.errors import InputError
+from hasten.errors import InputError, IntegrityError
 from hasten.inputs.chains.reading import is_chain
 from hasten.inputs.pipeline.base import Pipeline, as_request
 
@@ -58,31 +58,32 @@ class UnfinishedRun(UserWarning):
 
 
 def differences(
-    manifest: Manifest, here: Target, facts: Mapping[str, str], item: Part | None = None
+    manifest: Manifest,
+    here: Target,
+    facts: Mapping[str, str],
+    item: Part | None = None,
+    artifact: Artifact | None = None,
 ) -> list[str]:
     """List how this machine differs from the one that a bundle was made on; empty if it doesn't.
 
-    Only package versions count for an engine whose answers equal an absent device's bit for bit:
-    its answers are the same on every host.
+    Only package versions count where answers are the same on every host: of an engine whose answers
+    equal an absent device's bit for bit, and of a model that is the same bits everywhere.
 
     Args:
         manifest: The bundle's manifest.
         here: This machine.
         facts: Environment of this machine: fact -> value.
         item: Part whose engine is compared; by default the winner.
+        artifact: The part's files, from which the engine may find that its answers are the same bits
+            everywhere; None where that doesn't count.
     """
     from hasten.measure.environment import DEVICE_FACTS
 
     record, there = (item or manifest.winner).engine, manifest.target
     on_device = there.kind != "host" and answers_as(there, record)
-    known = [
-        *(name for name in DEVICE_FACTS if on_device and name in manifest.environment),
-        *distributions(record),
-        *(programs(record) if there.kind == "host" else ()),
-    ]
-    pairs: list[tuple[str, object, object]] = [
-        (name, manifest.environment.get(name, "none"), facts.get(name, "none")) for name in known
-    ]
+    device = [name for name in DEVICE_FACTS if on_device and name in manifest.environment]
+    used = programs(record) if there.kind == "host" else ()
+    pairs = _pairs(manifest, facts, (*device, *distributions(record), *used))
     if not _anywhere(there, record):
         pairs = [
             ("processor", there.processor, here.processor),
@@ -91,6 +92,35 @@ def differences(
         ]
         if here.threads < there.threads:  # more make no difference: `load` uses as many as there
             pairs.append(("threads", there.threads, here.threads))
+    found = _told(pairs)
+    if not found or there.kind != "host" or artifact is None:
+        return found
+    if _same_everywhere(item or manifest.winner, artifact):
+        return _told(_pairs(manifest, facts, distributions(record)))
+    return found
+
+
+def _same_everywhere(item: Part, artifact: Artifact) -> bool:
+    """Whether a part's engine finds in its files that its answers are the same bits everywhere."""
+    try:
+        return engine_of(item, 1).same_everywhere(artifact)
+    except (
+        InputError,
+        IntegrityError,
+    ):  # a plug-in that isn't installed, or a setting that isn't one
+        return False
+
+
+def _pairs(
+    manifest: Manifest, facts: Mapping[str, str], names: Sequence[str]
+) -> list[tuple[str, object, object]]:
+    """Return facts of the environment with their values there and here."""
+    return [
+        (name, manifest.environment.get(name, "none"), facts.get(name, "none")) for name in names
+    ]
+
+
+def _told(pairs: Sequence[tuple[str, object, object]]) -> list[str]:
     return [f"{name}: {one} there, {other} here" for name, one, other in pairs if one != other]
 
 
@@ -109,6 +139,26 @@ def engine_of(item: Part, threads: int) -> Engine:
         IntegrityError: there is no such engine or setting.
     """
     return from_record(Engine, item.engine).within(threads)
+
+
+def reference_of(item: Part, said: str) -> Engine:
+    """Return the reference engine of a part: see `Engine.reference`.
+
+    Args:
+        item: Part of a bundle.
+        said: Name of the bundle for messages.
+
+    Raises:
+        InputError: there is none.
+        IntegrityError: the part names no engine or setting.
+    """
+    engine = engine_of(item, 1)
+    found = engine.reference()
+    if found is None:
+        raise InputError(
+            f"{said} runs on {engine.words()}, which has no reference engine: leave out reference=True"
+        )
+    return found
 
 
 class Loaded:
@@ -556,6 +606,7 @@ def load(
     cache: str | os.PathLike[str] | bool | None = None,
     any_batch: bool = False,
     trusted: Trusted = None,
+    reference: bool = False,
 ) -> Loaded:
     """Check a bundle and open its model on the engine that it names, for any number of threads.
 
@@ -579,6 +630,9 @@ def load(
             one whose engine computes rows apart, each bit for bit as it is alone, takes any.
         trusted: Public key of minisign, its file, or several, one of which must have signed the bundle;
             None where an unsigned one will do.
+        reference: Whether to calculate the model in numpy, which needs no compiler and is slow. Only for a
+            quantized network of the engine "compiled": the answers are the same bits where each step
+            calculates with bytes, and near where it ends in floats.
 
     Returns:
         The open bundle, a callable; close it, or use it in a `with` block.
@@ -607,7 +661,16 @@ def load(
     with contextlib.ExitStack() as undo:
         stored = stored_at(path, keys)
         undo.callback(stored.close)
-        opened = _open(stored, which, custom_ops, threads, sessions, cache, any_batch=any_batch)
+        opened = _open(
+            stored,
+            which,
+            custom_ops,
+            threads,
+            sessions,
+            cache,
+            any_batch=any_batch,
+            reference=reference,
+        )
         undo.pop_all()
         return opened
 
@@ -621,6 +684,7 @@ def _open(
     cache: str | os.PathLike[str] | bool | None,
     *,
     any_batch: bool,
+    reference: bool,
 ) -> Loaded:
     """Open a model of a bundle; see `load`."""
     from hasten.measure.environment import environment
@@ -633,21 +697,24 @@ def _open(
         )
     here = at_hand(manifest.target)
     threads = max(1, min(threads or manifest.target.threads, manifest.target.threads, here.threads))
-    engine = engine_of(item, threads)
+    engine = reference_of(item, stored.name) if reference else engine_of(item, threads)
     for runtime in engine.runtimes:
         runtime.version()
     facts = environment(here, of=distributions(item.engine)) | programs(item.engine)
-    notes = differences(manifest, here, facts, item)
     exact = which == "exact" or manifest.status == "exact"
-    if manifest.status == "uncertified" and not exact:
-        notes.insert(0, manifest.why)
-    elif not exact and manifest.certified_early:
-        warnings.warn(f"{stored.name}: {manifest.why}", UnfinishedRun, stacklevel=3)
-    if notes:
-        kind = MeasuredElsewhere if exact else NotCertifiedHere
-        warnings.warn(_warning(notes, exact=exact), kind, stacklevel=3)
     target = here.with_threads(threads)
     with stored.opening(item, custom_ops) as artifact:
+        # An exact model's differences are about its speed, which isn't the same everywhere.
+        notes = differences(manifest, here, facts, item, None if exact else artifact)
+        if manifest.status == "uncertified" and not exact:
+            notes.insert(0, manifest.why)
+        elif not exact and manifest.certified_early:
+            warnings.warn(f"{stored.name}: {manifest.why}", UnfinishedRun, stacklevel=3)
+        if reference and not exact and not engine.same_everywhere(artifact):
+            notes.append("the reference engine calculates floats, whose last bits differ")
+        if notes:
+            kind = MeasuredElsewhere if exact else NotCertifiedHere
+            warnings.warn(_warning(notes, exact=exact), kind, stacklevel=3)
         limit = sessions or sessions_for(engine, artifact, target, here.threads)
         compiled = _compiled(cache, artifact, item, manifest)
         pool = SessionPool(engine, artifact, target, limit, compiled)

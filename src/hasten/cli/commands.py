@@ -299,6 +299,11 @@ def bench(as_json: bool, bundle: str, **options: Any) -> None:
     type=BatchSizes(),
     help="Batch sizes at which the limit must hold too, such as 1,4,8.  [default: the certificate's]",
 )
+@click.option(
+    "--reference",
+    is_flag=True,
+    help="Calculate the answers of a quantized network of compiled C in NumPy: slowly, without a compiler.",
+)
 @image_options
 @custom_ops_option
 @click.option(

@@ -39,7 +39,7 @@ def inspect(
 
     BUNDLE may also be an ONNX file, MODEL.onnx: its inputs and outputs are listed.
     """
-    from hasten.bundle import differences, read, requirements, unpacked
+    from hasten.bundle import artifact_of, differences, read, requirements, unpacked
     from hasten.bundle.covered import batches_in_words
     from hasten.bundle.evidence import batch_curve
     from hasten.bundle.requests import in_words
@@ -95,7 +95,14 @@ def inspect(
         ]
         here = at_hand(manifest.target)
         unlike = differences(manifest, here, environment(here))
-        facts.append(("this machine", "; ".join(unlike) or "matches the one it was made on"))
+        machine = "; ".join(unlike) or "matches the one it was made on"
+        if unlike and not manifest.winner.custom_ops and manifest.status == "certified":
+            winner = artifact_of(bundle, manifest.winner, manifest, ())
+            if not differences(manifest, here, environment(here), artifact=winner):
+                machine += (
+                    "; the certificate holds here, since the answers are the same bits everywhere"
+                )
+        facts.append(("this machine", machine))
         _print(facts)
         if manifest.comparison is not None:
             lines = filter(None, (*manifest.comparison.in_words(), manifest.comparison.how))

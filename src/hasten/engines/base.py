@@ -385,6 +385,24 @@ class Engine(Value, ABC):
         """Return the size in bytes of the models that one session of an artifact loads at most."""
         return artifact.size_bytes
 
+    def reference(self) -> Engine | None:
+        """Return the engine that opens the same artifacts and defines their answers; None if there is none.
+
+        It is slow, and needs no program.
+        """
+        return None
+
+    def same_everywhere(self, artifact: Artifact) -> bool:
+        """Whether answers are the same bits on every processor, on any number of threads, by any program.
+
+        It is found in the artifact's own files, since nothing else that a bundle states can be believed.
+        Versions of packages count all the same.
+
+        Args:
+            artifact: Artifact that `build` made, or that a bundle brought.
+        """
+        return False
+
     def estimate(self, artifact: Artifact, target: Target, workdir: Path) -> Estimate:
         """Estimate an artifact's figures on a device that isn't here, by the device's own tools.
 

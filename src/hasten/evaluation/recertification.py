@@ -28,7 +28,14 @@ from hasten.core.tensors import Array, Tensors
 from hasten.errors import CandidateError, InputError
 from hasten.evaluation.agreement import ExactCheck, exactness
 from hasten.evaluation.seen import Chosen, Recheck, fresh, looked, seen_by
-from hasten.evaluation.subject import Asked, Material, Subject, open_material, open_subject
+from hasten.evaluation.subject import (
+    Asked,
+    Material,
+    Subject,
+    open_material,
+    open_subject,
+    threads_of,
+)
 from hasten.inputs.chains import is_chain
 from hasten.inputs.data.dataset import Dataset, Subset
 from hasten.inputs.data.splits import units_of
@@ -58,6 +65,7 @@ def certify(
     pipeline: Pipeline | None = None,
     custom_ops: Sequence[Path] = (),
     batch_sizes: Sequence[int] | None = None,
+    reference: bool = False,
     listen: Callable[[int], None] = lambda done: None,
 ) -> Recheck:
     """Test a bundle's winner against its exact model on data.
@@ -92,6 +100,8 @@ def certify(
         batch_sizes: Batch sizes at which the limit must hold, beside lone samples; by default those
             that the certificate covers. Where the bundle doesn't state that its rows are answered each
             by itself, a batch is one draw.
+        reference: Whether the winner's answers are calculated in numpy, as `load` does with `reference`. The
+            exact model runs on its own engine.
         listen: Callback that receives the number of samples scored so far.
 
     Returns:
@@ -103,12 +113,12 @@ def certify(
         CandidateError: the winner failed.
     """
     if is_chain(bundle):
-        for_bundles = (metric, report, pipeline, custom_ops or None, batch_sizes)
+        for_bundles = (metric, report, pipeline, custom_ops or None, batch_sizes, reference or None)
         if any(one is not None for one in for_bundles) or guard not in (None, "changed"):
             raise InputError(
                 "a chain is compared with the chain of its exact models, under the guard 'changed' and "
                 "with its bundles' own pipelines: leave out the metric, the figures, the pipeline, other "
-                "guards, batch sizes and operator libraries"
+                "guards, batch sizes, operator libraries and the reference engine"
             )
         from hasten.evaluation.chains import certify_chain
 
@@ -116,7 +126,7 @@ def certify(
             os.fspath(bundle), data, max_drop=max_drop, confidence=confidence, listen=listen
         )
     scored = None if metric is None else named_metric(metric)
-    asked = Asked(max_drop, confidence, guard, mean_over, scored, batch_sizes)
+    asked = Asked(max_drop, confidence, guard, mean_over, scored, batch_sizes, reference)
     ledger, unusable = _ledger()  # so that one that can't be used ends it before it begins
     try:
         subject = open_subject(bundle, asked, pipeline, custom_ops)
@@ -206,7 +216,7 @@ def _tested(
         comparison=comparison,
         look=look,
         elsewhere=data.elsewhere,
-        notes=(*material.notes, *ledger.notes, *_elsewhere(manifest)),
+        notes=(*material.notes, *ledger.notes, *_elsewhere(subject), *_by_reference(subject)),
         remembered=ledger.file is not None,
         batches=sizes,
         coverage=judge.coverage,
@@ -214,15 +224,29 @@ def _tested(
     )
 
 
-def _elsewhere(manifest: Manifest) -> tuple[str, ...]:
+def _elsewhere(subject: Subject) -> tuple[str, ...]:
     """Say how this machine, which the test is about, differs from the one that the bundle was made on."""
-    here = at_hand(manifest.target)
-    unlike = differences(manifest, here, environment(here))
+    here = at_hand(subject.manifest.target)
+    unlike = differences(subject.manifest, here, environment(here), artifact=subject.winner)
     if not unlike:
         return ()
     return (
         "the test is about this machine, which differs from the one that the bundle was made on: "
         f"{'; '.join(unlike)}",
+    )
+
+
+def _by_reference(subject: Subject) -> tuple[str, ...]:
+    """Say how the winner's answers were calculated, if not by its own engine."""
+    own, used = engine_of(subject.manifest.winner, 1), subject.engines[1]
+    if type(own) is type(used):
+        return ()
+    alike = (
+        "the same bits" if used.same_everywhere(subject.winner) else "near, but not the same bits"
+    )
+    return (
+        f"the winner's answers were calculated by its reference engine ({used.words()}): {alike} as "
+        f"those of {own.words()}",
     )
 
 
@@ -353,7 +377,7 @@ def _scores(
     """Score the exact model and the winner; a string in place of scores says why the winner failed.
 
     Args:
-        subject: The bundle. Its number of threads is used, or all that this host has.
+        subject: The bundle.
         material: All data, with the metric.
         samples: Samples to answer.
         units: Number of each sample's group, `(n,)`.
@@ -366,15 +390,13 @@ def _scores(
         Scores of the exact model; scores by key of the winner, alone and in batches; the number of
         samples that batches are formed from; and whether an answer was seen to depend on its batch.
     """
-    made_for = subject.manifest.target
-    host = at_hand(made_for)
-    target = host.with_threads(max(1, min(made_for.threads, host.threads)))
+    manifest = subject.manifest
+    target = at_hand(manifest.target).with_threads(threads_of(manifest))
     opened: list[OpenWorker] = []
     with tempfile.TemporaryDirectory(prefix="hasten-certify-") as work:
         desk = Bench(Path(work), target, sequences=material.sequences)
         try:
-            for part, artifact in subject.parts:
-                engine = engine_of(part, target.threads)
+            for engine, artifact in subject.parts:
                 opened.append(desk.open_built(engine, artifact, fresh=False))
             first = write_spool(Subset(samples, np.arange(1)), desk.folder / "first")
             desk.fit_chunk(opened[0], first)

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from hasten.bundle import Manifest, Part, artifact_of, engine_of, read, unpacked
+from hasten.bundle import Manifest, artifact_of, engine_of, read, unpacked
+from hasten.bundle.loaded import reference_of
 from hasten.bundle.manifest import unfinished
 from hasten.certificate.betting import BettingPrior
 from hasten.certificate.certification import guarded
@@ -22,7 +23,7 @@ from hasten.core.records import from_record, type_name
 from hasten.core.sequences import Sequences
 from hasten.core.shapes import extents
 from hasten.core.tensors import TensorSpec, check_tensors
-from hasten.engines.base import Artifact
+from hasten.engines.base import Artifact, Engine
 from hasten.errors import InputError, IntegrityError
 from hasten.evaluation.agreement import comparing, needs_no_limit
 from hasten.inputs.data.dataset import Dataset, ShapesOf
@@ -52,6 +53,7 @@ class Asked:
         mean_over: What the mean is over.
         metric: Metric that is scored.
         batch_sizes: Batch sizes at which the limit must hold, beside lone samples.
+        reference: Whether the winner is answered by the reference engine of its own.
     """
 
     max_drop: float | None = None
@@ -60,6 +62,7 @@ class Asked:
     mean_over: Over | None = None
     metric: Metric | None = None
     batch_sizes: Sequence[int] | None = None
+    reference: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ class Subject:
         limits: Limits that the winner must keep.
         unlimited: Whether answers are only compared, under no limit.
         pipeline: Steps from a file to the model's input; None where there are none.
+        engines: Engines of the exact model and of the winner.
     """
 
     folder: Path
@@ -116,13 +120,12 @@ class Subject:
     limits: Limits
     unlimited: bool
     pipeline: Pipeline | None
+    engines: tuple[Engine, Engine]
 
     @property
-    def parts(self) -> tuple[tuple[Part, Artifact], ...]:
-        """Return the exact model, then the winner."""
-        exact = self.manifest.exact
-        assert exact is not None
-        return (exact, self.exact), (self.manifest.winner, self.winner)
+    def parts(self) -> tuple[tuple[Engine, Artifact], ...]:
+        """Return the exact model with its engine, then the winner with its own."""
+        return (self.engines[0], self.exact), (self.engines[1], self.winner)
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,29 @@ def open_subject(
         if given is pipeline:  # all of its steps before the model are the caller's
             given = in_pixels(pipeline, () if own is None else own.folded)
         prepared_by = given
-    return Subject(folder, manifest, exact, winner, metric, limits, unlimited, prepared_by)
+    engines = _engines(bundle, manifest, reference=asked.reference)
+    return Subject(folder, manifest, exact, winner, metric, limits, unlimited, prepared_by, engines)
+
+
+def threads_of(manifest: Manifest) -> int:
+    """Return the number of threads on which a bundle is tested: its own, or all that this host has."""
+    return max(1, min(manifest.target.threads, at_hand(manifest.target).threads))
+
+
+def _engines(
+    bundle: str | os.PathLike[str], manifest: Manifest, *, reference: bool
+) -> tuple[Engine, Engine]:
+    """Return the engines of the exact model and of the winner.
+
+    Raises:
+        InputError: the winner has no reference engine.
+    """
+    assert manifest.exact is not None
+    threads = threads_of(manifest)
+    winner = engine_of(manifest.winner, threads)
+    if reference:
+        winner = reference_of(manifest.winner, os.fspath(bundle))
+    return engine_of(manifest.exact, threads), winner
 
 
 def open_material(subject: Subject, data: Any, scored: Metric | None) -> Material:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from tests.support.desk import Desk
 
 from hasten.certificate.promise import Promise
 from hasten.core.records import to_record
+from hasten.engines.base import Engine
+from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.layers import LayerTime
 from hasten.engines.openvino.engine import OpenVino
 from hasten.errors import CandidateError
@@ -356,6 +359,82 @@ def test_an_engine_that_refuses_the_original_still_mixes(
     assert passing
     assert not search.notes
     assert search.trials.ratio(passing[0]).estimate < 0.5
+
+
+def _beside_compiled(
+    search: Search, profiled: tuple[Engine, ...] = (ENGINE, CompiledC(), CompiledC(threads=2))
+) -> tuple[Single, Single]:
+    """Have the network tried as compiled C on one thread and all, a bit faster than OpenVINO's 7-bit weights."""
+    narrow = NncfQuantization(reduce_range=True)
+    fast = Single((narrow.suited(CompiledC()),), CompiledC(threads=2))
+    slow = Single((narrow,), ENGINE)
+    trial = search.trials.done.pop(INT8.key)
+    one_thread = Single(fast.passes, CompiledC())
+    for candidate, factor in ((fast, 0.97), (one_thread, 0.98), (slow, 1.0)):
+        assert trial.measurement is not None
+        rounds = {
+            n: tuple(int(factor * each) for each in times)
+            for n, times in trial.measurement.rounds.items()
+        }
+        faster = replace(trial.measurement, rounds=rounds)
+        search.trials.done[candidate.key] = replace(trial, candidate=candidate, measurement=faster)
+        plain = Single((), candidate.engine)
+        search.trials.done[plain.key] = replace(
+            search.trials.done[PLAIN.key], candidate=plain, scores=None
+        )
+        for key, times in (
+            (candidate.key, search.network.int8_ns),
+            (plain.key, search.network.float_ns),
+        ):
+            steps = to_record(search.network.steps(times))
+            if candidate.engine in profiled:
+                search.trials.journal.append("profile", key=key, steps=steps)
+    return fast, slow
+
+
+def test_an_engine_with_weights_of_other_bits_is_an_alternative_and_keeps_its_own(
+    desk: Desk, spool: Spool, tmp_path: Path
+) -> None:
+    search = Search(Network.drawn(6, flips=0.06), desk, spool, tmp_path)
+    fast, slow = _beside_compiled(search, profiled=(ENGINE,))
+    assert slow.passes != fast.passes
+    search.run()  # the fastest can't be profiled, so that the alternative is mixed
+    search.trials.close()
+    assert search.network.tried
+    for candidate in search.network.tried:
+        assert candidate.engine == ENGINE
+        assert candidate.passes[:1] == slow.passes
+
+
+@pytest.mark.parametrize(("faster", "bits"), [("compiled", 8), ("OpenVINO", 7)])
+def test_noise_is_measured_with_the_bits_of_the_weights_that_are_mixed(
+    desk: Desk,
+    spool: Spool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    faster: str,
+    bits: int,
+) -> None:
+    network = Network.drawn(6, flips=0.06)
+    search = Search(network, desk, spool, tmp_path)
+    monkeypatch.setattr(search.trials.bench, "target", replace(desk.bench.target, isa=("avx2",)))
+    if faster == "compiled":
+        _beside_compiled(search)
+    asked = []
+
+    def sensitivities(weight_bits: int, within_s: float) -> dict[str, float]:
+        asked.append(weight_bits)
+        return network.noise
+
+    monkeypatch.setattr(search.trials.bench, "sensitivities", sensitivities)
+    awake = SimpleNamespace(worker=SimpleNamespace(sleep=lambda: None))
+    monkeypatch.setattr(search.trials, "opened_baseline", lambda: awake)
+    search.trials.journal.append("sensitivities", noise={}, bits=15 - bits)
+    search.run()
+    search.run()
+    search.trials.close()
+    assert asked == [bits]
+    assert search.network.tried
 
 
 def test_a_profile_that_fails_is_said_and_nothing_is_made_up_instead(

@@ -24,7 +24,13 @@ from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.checked import private
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.compiled.granted import granted
-from hasten.engines.compiled.kept import code, compiler_facts, library_of, prepared
+from hasten.engines.compiled.kept import (
+    code,
+    compiler_facts,
+    library_of,
+    prepared,
+    shared_tables,
+)
 from hasten.engines.compiled.library import Library, aligned
 from hasten.engines.compiled.plan import ALIGNMENT, Operation, Plan
 from hasten.engines.compiled.scratch import scratch
@@ -54,7 +60,8 @@ class CompiledC(Engine):
     Attributes:
         most_work: Largest number of multiplications with floats for one row of a model that it
             takes. With more of them a runtime's own kernels are faster than what a compiler makes
-            of plain C. Those with bytes don't count.
+            of plain C. A quantized network may have as many with floats as with bytes even so, such as
+            layers that stay in float for their accuracy: whether it is faster is found by timing.
         threads: Number of threads that share an answer, where its operations are large enough; at most 32
             do.
     """
@@ -155,6 +162,20 @@ class CompiledC(Engine):
         proto = as_onnx(model.path, request, model.outputs)
         return lower_graph(proto, request, model.outputs, self.most_work)
 
+    def reference(self) -> Engine | None:
+        """Return the engine that calculates the same plan in numpy."""
+        from hasten.engines.compiled.integers import Integers
+
+        return Integers(self.most_work)
+
+    def same_everywhere(self, artifact: Artifact) -> bool:
+        """Whether every step of the plan gives the same bits everywhere; False if it can't be read."""
+        try:
+            with private(artifact) as copy:
+                return _plan(copy).same_bits
+        except (CandidateError, IntegrityError, InputError):
+            return False
+
     def stretches(self, artifact: Artifact) -> Iterator[Stretch]:
         """Yield where the constants of the plan lie in the file of weights."""
         return tensors_of(artifact)
@@ -192,7 +213,9 @@ class CompiledC(Engine):
             def written() -> Source:
                 return _source(*read(copy), target, threads)
 
-            session = CompiledSession(artifact, plan, *prepared(key, written, target, compiled))
+            session = CompiledSession(
+                artifact, plan, *prepared(key, written, target, compiled), key
+            )
         with _open(session) as made:
             yield made
 
@@ -235,17 +258,21 @@ class CompiledSession(Session):
         plan: Its plan.
         source: C text that was compiled, with its tables.
         library: The shared object.
+        key: Key of the tables, which sessions of one process share; "" for tables of its own.
     """
 
     lends_calls = True
 
-    def __init__(self, artifact: Artifact, plan: Plan, source: Source, library: Library) -> None:
+    def __init__(
+        self, artifact: Artifact, plan: Plan, source: Source, library: Library, key: str = ""
+    ) -> None:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
         self.batch_sizes = row_counts(artifact, plan)
         self.rows_apart = self.batch_sizes is None
         self._library = library
         self._closed = np.zeros(1, np.int32)
-        self._tables = _aligned(source.tables)
+        tables = _aligned(source.tables)
+        self._tables = shared_tables(key, tables) if key else tables
         self._threads = source.threads
         self._team = library.team(source.threads) if source.threads > 1 else None
         self._arena_bytes = source.arena_bytes

@@ -184,6 +184,8 @@ class Graph:
         weights: Constants of the plan.
         by_row: Whether rows are answered each by itself, as far as is known.
         most_work: Largest number of calculations with floats for one row that the engine takes.
+        quantized: Whether nodes quantize something, so that there may be as many calculations with floats
+            as with bytes, even if these are more.
         lowerings: Lowering of each operator over any numbers, by its name.
         source: Name of the node that is being lowered.
         turned: Copies of tensors of bytes by the tensor, whether the copy has the channels last, and how
@@ -200,6 +202,7 @@ class Graph:
     weights: Weights = field(default_factory=lambda: Weights(bytearray()))
     by_row: bool = True
     most_work: int = 1 << 62
+    quantized: bool = False
     lowerings: Mapping[str, Callable[[Node], None]] = field(default_factory=dict)
     turned: dict[tuple[str, bool, int], str] = field(default_factory=dict)
     known: dict[tuple[str, int, float], Bytes] = field(default_factory=dict)
@@ -287,12 +290,22 @@ class Graph:
             if self.source and self.source not in self._sources[name]:
                 self._sources[name] += (self.source,)
         self._work += 0 if operation.narrow else operation.work
-        if self._work > self.most_work:
-            raise NotCovered(
-                f"the compiled engine takes up to {self.most_work / 1e6:g} million calculations "
-                "with floats "
-                "for an answer: this model has more"
-            )
+        if not self.quantized and self._work > self.most_work:
+            self._refuse_work("")
+
+    def _check_work(self, operations: Sequence[Operation]) -> None:
+        """Check that a quantized model calculates with bytes for the most part, where it has much to do."""
+        narrow = sum(one.work for one in operations if one.narrow)
+        floats = sum(one.work for one in operations if not one.narrow)
+        if floats > max(self.most_work, narrow):
+            said = f" ({floats / 1e6:,.0f} million; with bytes {narrow / 1e6:,.0f} million)"
+            self._refuse_work(said)
+
+    def _refuse_work(self, said: str) -> NoReturn:
+        raise NotCovered(
+            f"the compiled engine takes up to {self.most_work / 1e6:g} million calculations with floats "
+            f"for an answer, or as many as with bytes in a quantized model: this model has more{said}"
+        )
 
     def map(
         self,
@@ -347,6 +360,7 @@ class Graph:
             shapes.append(value.shape)
             self.by_row = self.by_row and value.batch == 0 and value.shape[:1] == (1,)
         needed = _needed(self.operations, set(taken))
+        self._check_work(needed)
         operations = fused(needed, frozenset(taken), self._sources)
         used = {*given, *taken}
         used.update(name for one in operations for name in (*one.reads, *one.writes))

@@ -21,9 +21,10 @@ from hasten.errors import CandidateError
 
 @dataclass(frozen=True)
 class Integers(CompiledC):
-    """What `compiled` answers for a model in which every step calculates with bytes, bit for bit.
+    """What `compiled` answers for a model of bytes, by numpy: bit for bit where each step calculates with bytes.
 
-    It needs no compiler, and never takes part in a search.
+    Steps of floats in between or at the end, such as a softmax, are near the compiled ones: their last
+    bits differ. It needs no compiler, and never takes part in a search.
     """
 
     families: ClassVar[frozenset[str]] = frozenset()
@@ -63,7 +64,7 @@ class Integers(CompiledC):
         """Write the model's plan and weights.
 
         Raises:
-            CandidateError: an operator isn't covered, or a step calculates with floats.
+            CandidateError: an operator isn't covered, or numpy has no form of a step of floats.
         """
         artifact = super().build(model, target, workdir)
         plan, weights = read(artifact)
@@ -108,7 +109,7 @@ class IntegerSession(Session):
         """Answer one request.
 
         Raises:
-            CandidateError: an array is missing, or a step calculates with floats.
+            CandidateError: an array is missing, or numpy has no form of a step of floats.
         """
         plan = self._plan
         try:
@@ -126,6 +127,10 @@ class IntegerSession(Session):
                     if name not in tensors:
                         tensors[name] = np.zeros(plan.tensor(name).size, plan.tensor(name).dtype)
                 operation.calculate(tensors)
+            unknown = any(np.isnan(tensors[name]).any() for name in plan.rounded_inputs)
             for spec, name, shape in zip(self.outputs, plan.outputs, plan.shapes, strict=True):
-                found[spec.name].append(tensors[name].reshape(shape))
+                made = tensors[name].reshape(shape)
+                if unknown and made.dtype.kind == "f":
+                    made = np.full(shape, np.nan, made.dtype)
+                found[spec.name].append(made)
         return {name: np.concatenate(arrays) for name, arrays in found.items()}

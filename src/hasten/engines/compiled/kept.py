@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import NamedTuple
+
+import numpy as np
 
 from hasten.core.c_compiler import Compiler
 from hasten.core.records import digest
@@ -24,6 +28,9 @@ from hasten.errors import CandidateError, InputError
 
 _MOST_HEAD = 4096
 """Largest number of bytes of the line before kept tables."""
+_SHARING = threading.Lock()
+_tables: weakref.WeakValueDictionary[str, Array] = weakref.WeakValueDictionary()
+"""Tables that sessions of this process read, by the key of their model."""
 _log = logging.getLogger("hasten.compiled")
 
 
@@ -81,6 +88,25 @@ def prepared(
     library = library_of(source, target, compiled)
     compiled.put(key, _packed(source, below))
     return source, library
+
+
+def shared_tables(key: str, tables: Array) -> Array:
+    """Return the tables that another session reads under this key, if they are equal; else these, from now on.
+
+    So the weights are in memory once, and once in the caches that processors have in common, however
+    many sessions there are.
+
+    Args:
+        key: Key of the model with all that its C depends on.
+        tables: Tables as uint8, aligned, which nobody writes to any more.
+    """
+    with _SHARING:
+        known = _tables.get(key)
+        if known is not None and np.array_equal(known, tables):
+            return known
+        tables.flags.writeable = False
+        _tables[key] = tables
+        return tables
 
 
 def library_of(source: Source, target: Target, compiled: CompileCache) -> Library:

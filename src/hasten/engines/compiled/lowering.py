@@ -46,6 +46,8 @@ LOWERINGS: Mapping[str, Callable[[Node], None]] = {
     **trees.LOWERINGS,
 }
 """Lowering of each operator of ONNX by its name."""
+_QUANTIZING = frozenset({"QuantizeLinear"})
+"""Operators after which bytes are calculated with; those of other forms are spelled by them here."""
 _DOMAINS = ("", "ai.onnx", "ai.onnx.ml")
 _MOST_FOLDED = 1 << 24
 """Largest number of elements of a constant that is computed here."""
@@ -63,7 +65,8 @@ def lower(
         path: Path of the file.
         request: Inputs of one request, with every size settled.
         outputs: Outputs of the model.
-        most_work: Largest number of calculations for one row.
+        most_work: Largest number of calculations with floats for one row, unless there are as many with
+            bytes.
 
     Returns:
         The plan, and its constants.
@@ -87,7 +90,12 @@ def lower_graph(
         NotCovered: an operator isn't covered (the message names it and its node), or there is more to
             calculate.
     """
-    graph = Graph(most_work=most_work, lowerings=LOWERINGS, between=_between(proto.graph))
+    graph = Graph(
+        most_work=most_work,
+        quantized=any(node.op_type in _QUANTIZING for node in proto.graph.node),
+        lowerings=LOWERINGS,
+        between=_between(proto.graph),
+    )
     for spec in request:
         batch = 0 if spec.shape and spec.shape[0] == 1 else None
         graph.by_row = graph.by_row and batch == 0

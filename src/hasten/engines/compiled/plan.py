@@ -145,6 +145,13 @@ class Operation(Value, ABC):
     """Kind of work in a profile."""
     narrow: ClassVar[bool] = False
     """Whether it calculates with bytes, about ten times as many in the time of floats."""
+    rounds: ClassVar[bool] = False
+    """Whether it makes bytes of floats, after which NaN can't be told from other numbers."""
+
+    @property
+    def hands_on(self) -> bool:
+        """Whether NaN that it reads is NaN in what it writes."""
+        return False
 
     @property
     @abstractmethod
@@ -186,19 +193,26 @@ class Operation(Value, ABC):
         return None
 
     def calculate(self, tensors: dict[str, Array]) -> None:
-        """Write the results for one row by numpy's integers: what the C must equal bit for bit.
+        """Write the results for one row by numpy: what the C must equal, bit for bit where `same_bits`.
 
         Args:
             tensors: Flat arrays by name: all that it reads, and what it writes where others write parts
                 of that too.
 
         Raises:
-            CandidateError: the operation is of floats, whose last bits depend on the processor.
+            CandidateError: the operation is of floats, and numpy has no form of it here.
         """
         raise CandidateError(
-            f"a step calculates with floats ({type(self).__name__.lower()}), "
-            "whose last bits depend on the processor"
+            f"a step calculates with floats ({type(self).__name__.lower()}), and this engine is the reference "
+            "for steps of bytes: run the model on another engine"
         )
+
+    def same_bits(self, plan: Plan) -> bool:
+        """Whether its results are the same bits on every processor and by every compiler.
+
+        Then `calculate` gives these bits too.
+        """
+        return self.narrow
 
     def refuse(self, why: str) -> NoReturn:
         """Refuse the plan."""
@@ -277,6 +291,26 @@ class Plan:
     def work(self) -> int:
         """Elementary calculations for one row, roughly."""
         return sum(operation.work for operation in self.operations)
+
+    @property
+    def same_bits(self) -> bool:
+        """Whether its answers are the same bits on every processor and by every compiler."""
+        return all(operation.same_bits(self) for operation in self.operations)
+
+    @cached_property
+    def rounded_inputs(self) -> tuple[str, ...]:
+        """Names of inputs that become bytes: where one has NaN, the answer's floats are NaN."""
+        origins: dict[str, set[str]] = {name: {name} for name in self.inputs}
+        found: set[str] = set()
+        for operation in self.operations:
+            read = set[str]().union(*(origins.get(name, ()) for name in operation.reads))
+            if operation.rounds:
+                found |= read
+            elif operation.hands_on:
+                for name in operation.writes:
+                    origins[name] = origins.get(name, set()) | read
+        floats = [name for name in self.inputs if self.tensor(name).dtype == "float32"]
+        return tuple(name for name in floats if name in found)
 
     def check(self, weights_bytes: int) -> None:
         """Check that all that C would be written of stays within its memory, and ends.

@@ -109,15 +109,31 @@ struct call {{
   const void *in[INPUTS]; void *out[OUTPUTS]; long rows; u8 *arena; const u8 *weights; struct team *team;
 }};
 """
+    if plan.rounded_inputs:
+        head += _nan_facts(plan)
     if any(parted):
         head += f"""static const long APART = {apart}, APART_BYTES = {writer.apart_bytes};
 {text_of("threads.c")}"""
     if timed:
         head += f"enum {{ OPERATIONS = {len(functions)} }};\n{text_of('clock.c')}"
-    text = "\n".join(
-        (head, writer.statics, *functions, _runner(parted, block, timed), text_of("python.c"))
-    )
+    runner = _runner(parted, block, timed)
+    checks = text_of("unknown.c") if plan.rounded_inputs else ""
+    text = "\n".join((head, writer.statics, *functions, runner, checks, text_of("python.c")))
     return Source(text, writer.tables, arena_bytes, threads)
+
+
+def _nan_facts(plan: Plan) -> str:
+    """Return which inputs can't have NaN, by their floats in a row, and the floats of outputs, in C."""
+    looked = [plan.tensor(one).size * (one in plan.rounded_inputs) for one in plan.inputs]
+    made = [plan.tensor(name) for name in plan.outputs]
+    floats = [tensor.size * (tensor.dtype == "float32") for tensor in made]
+    doubles = [tensor.size * (tensor.dtype == "float64") for tensor in made]
+    numbers = {"LOOKED": looked, "FLOATS": floats, "DOUBLES": doubles}
+    lines = [
+        f"static const long {name}[] = {{{', '.join(map(str, sizes))}}};"
+        for name, sizes in numbers.items()
+    ]
+    return "\n".join(("#define UNKNOWN 1", *lines, ""))
 
 
 def shared_operations(plan: Plan) -> list[bool]:

@@ -83,7 +83,7 @@ class Mixing:
             return
         safe = self._surely(base, 1.0) or not self._trials.flips(base)
         try:
-            noise = self._without_noise() if safe else self._noise()
+            noise = self._without_noise(base) if safe else self._noise(base)
         except (CandidateError, Skipped) as why:
             self._notes.append(f"the layers that int8 suits could not be found: {why}")
             return
@@ -94,20 +94,21 @@ class Mixing:
         runs = base.candidate.engine
         within = self._own_noise(base, runs)
         # Where no layer must go back for its noise, only those that its own int8 slows do.
-        engines = [runs] if target in (0, 1) else _engines_of(base, ranked, self._trials)
-        for engine in engines:
-            noises = (target, self._own_noise(base, engine), within)
+        alone = target in (0, 1)
+        candidates = [base.candidate] if alone else _alternatives(base, ranked, self._trials)
+        for candidate in candidates:
+            noises = (target, self._own_noise(base, candidate.engine), within)
             shares = [1.0]
             if not safe:
                 shares += shares_for(*noises, _FALL_BACK) if scale == 1 else shares_for(*noises)
             if scale not in (0, 1) and len(shares) == 1:
                 continue  # this engine's float alone costs more answers than may be lost
-            costs = self._layer_costs(base, engine, noise)
+            costs = self._layer_costs(candidate, noise)
             if not costs:
                 continue
             tried: dict[float, Trial] = {}
             for share in shares:
-                tried |= self._try(base, engine, costs, [share])
+                tried |= self._try(candidate, costs, [share])
                 if self._left_s() <= 0 or (share in tried and enough(tried[share], 1.0)):
                     break  # with less noise it would pass too, but take longer
             if scale == 1 and target < 1 and not any(enough(t, 1.0) for t in tried.values()):
@@ -119,7 +120,7 @@ class Mixing:
                 between = between_shares({**passes, 1.0: passes.get(1.0, False)})
                 if between is None or self._left_s() <= 0:
                     break
-                tried |= self._try(base, engine, costs, [between])
+                tried |= self._try(candidate, costs, [between])
             near = (1 + 2 * SCREEN_NOISE) * self._trials.ratio(base).estimate
             if any(
                 self._likely(trial, 1.0) and self._trials.ratio(trial).estimate < near
@@ -154,14 +155,14 @@ class Mixing:
         return min(near, key=self._trials.risk)
 
     def _try(
-        self, base: Trial, engine: Engine, costs: Sequence[LayerCost], shares: Sequence[float]
+        self, candidate: Single, costs: Sequence[LayerCost], shares: Sequence[float]
     ) -> dict[float, Trial]:
         """Try a mix for each share of the noise that may remain; return those that were tried."""
         proposals = {}
         for share in shares:
             kept = kept_for(costs, share)
             if kept and len(kept) < len(costs):
-                proposals[share] = mixed(base.candidate, kept, engine)
+                proposals[share] = mixed(candidate, kept, candidate.engine)
         new = [c for c in dict.fromkeys(proposals.values()) if c.key not in self._attempted]
         self._attempted.update(c.key for c in new)
         self._attempt(new)
@@ -178,15 +179,12 @@ class Mixing:
             return 0.0
         return (self._trials.flips(own) / max(self._trials.flips(base), 1e-9)) ** 2
 
-    def _layer_costs(
-        self, base: Trial, engine: Engine, noise: Mapping[str, float]
-    ) -> tuple[LayerCost, ...]:
-        """Return what each layer in int8 costs in accuracy and saves in time, on one engine."""
-        step = base.candidate.passes[-1]
-        kept = step.keep_float
+    def _layer_costs(self, candidate: Single, noise: Mapping[str, float]) -> tuple[LayerCost, ...]:
+        """Return what each layer in int8 costs in accuracy and saves in time, on a candidate's engine."""
+        engine, kept = candidate.engine, candidate.passes[-1].keep_float
         noise = {node: own for node, own in noise.items() if node not in kept}
         plain = self._trials.done.get(Single((), engine).key)
-        int8 = self._trials.done.get(Single(base.candidate.passes, engine).key)
+        int8 = self._trials.done.get(candidate.key)
         if plain is None or int8 is None:
             return ()
         floats = self._least(engine.precision or "f32")
@@ -209,21 +207,22 @@ class Mixing:
             self._notes.append(f"the layers that int8 suits could not be found: {why}")
             return ()
 
-    def _without_noise(self) -> dict[str, float]:
+    def _without_noise(self, base: Trial) -> dict[str, float]:
         """Return the same noise for each layer, where only those that int8 slows matter."""
         floor = self._least(None)
-        return self._noise() if floor is None else {layer.name: 1.0 for layer in floor.layers}
+        return self._noise(base) if floor is None else {layer.name: 1.0 for layer in floor.layers}
 
-    def _noise(self) -> dict[str, float]:
-        """Return each layer's noise in int8, measured once per run."""
+    def _noise(self, base: Trial) -> dict[str, float]:
+        """Return each layer's noise in int8, measured once per run with as many bits as the base has."""
+        exactly = base.candidate.engine.sums_exactly
+        bits = 7 if saturates(self._trials.bench.target) and not exactly else 8
         known = self._trials.journal.last("sensitivities")
-        if known is None:
-            bits = 7 if saturates(self._trials.bench.target) else 8
+        if known is None or known.get("bits", bits) != bits:
             self._trials.opened_baseline().worker.sleep()
             noise = self._trials.bench.sensitivities(
                 bits, within_s=min(_LOOK_S, self._left_s() / 4)
             )
-            self._trials.journal.append("sensitivities", noise=noise)
+            self._trials.journal.append("sensitivities", noise=noise, bits=bits)
             return noise
         return dict(known["noise"])
 
@@ -274,21 +273,33 @@ def _quantizes(step: Pass) -> bool:
     return isinstance(step, Selective)
 
 
-def _engines_of(base: Trial, ranked: Sequence[Trial], trials: Screening) -> list[Engine]:
-    """Return a quantized model's best engine and one about as fast, lowest float first.
+def _alternatives(base: Trial, ranked: Sequence[Trial], trials: Screening) -> list[Single]:
+    """Return a quantized model's best candidate and one about as fast on another engine, lowest float first.
 
     Layers in float run faster on an engine whose float is bf16, and quantized layers no slower.
     """
-    same = [t for t in ranked if t.candidate.passes == base.candidate.passes]
     limit = trials.ratio(base).estimate * (1 + _NEAR * SCREEN_NOISE)
-    near = [t.candidate.engine for t in same if trials.ratio(t).low < limit]
-    own = base.candidate.engine
-    others = sorted(
-        (e for e in near if e != own), key=lambda e: (e.exact, type(e) is not type(own))
+    near = [t.candidate for t in ranked if trials.ratio(t).low < limit]
+    own = base.candidate
+    others = [one for one in near if one.engine != own.engine and _quantized_alike(own, one)]
+
+    def rank(one: Single) -> tuple[bool, bool, bool]:
+        other_kind = type(one.engine) is not type(own.engine)
+        same_float = not other_kind and one.engine.precision == own.engine.precision
+        return one.engine.exact == own.engine.exact, same_float, other_kind
+
+    return sorted([own, *sorted(others, key=rank)[:1]], key=lambda one: one.engine.exact)
+
+
+def _quantized_alike(one: Single, other: Single) -> bool:
+    """Whether two candidates' passes are the same but for what suits only one of their engines."""
+    if len(one.passes) != len(other.passes):
+        return False
+    pairs = list(zip(one.passes, other.passes, strict=True))
+    return any(
+        all(mine.suited(engine) == its.suited(engine) for mine, its in pairs)
+        for engine in (one.engine, other.engine)
     )
-    if not own.exact:  # then the alternative is an engine whose float is exact
-        others.sort(key=lambda e: (not e.exact, type(e) is not type(own)))
-    return sorted([own, *others[:1]], key=lambda engine: engine.exact)
 
 
 def _scale_that_passes(base: Trial, passes: Likely) -> float:

@@ -28,12 +28,6 @@ static inline i32 byte_of(float scaled, i32 zero, i32 low, i32 high) {
   return clamp_byte((i32)__builtin_lrintf(scaled) + zero, low, high);
 }
 
-/* A scaled sum, below 0 multiplied by the slope, which is at most 1. */
-static inline float sloped(float scaled, float slope) {
-  const float other = scaled * slope;
-  return scaled > other ? scaled : other;
-}
-
 /* Hides where a pointer comes from: a compiler would keep each sum of it and a number in a register of its own. */
 #define HERE(pointer) asm volatile("" : "+r"(pointer))
 

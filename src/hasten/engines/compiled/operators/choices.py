@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from hasten.engines.compiled.operators.maps import place
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.engines.compiled.operators.maps import place, seen
 from hasten.engines.compiled.plan import C_TYPES, Access, Operation, Plan, product
 
 if TYPE_CHECKING:
@@ -53,6 +56,18 @@ class Pick(Operation):
         if self.check_access(plan, self.places, self.shape).dtype not in ("int64", "int32"):
             self.refuse("its places aren't whole numbers")
         self.check_sizes(plan, dtype, (self.output, product(self.shape)))
+
+    def same_bits(self, plan: Plan) -> bool:
+        """True: it only moves elements."""
+        return True
+
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        places = seen(tensors, self.places, self.shape).astype(np.int64)
+        places = np.clip(np.where(places < 0, places + self.size, places), 0, self.size - 1)
+        along = Access(self.input.tensor, (*self.input.strides, self.stride), self.input.offset)
+        read = seen(tensors, along, (*self.shape, self.size))
+        found = np.take_along_axis(read, places[..., np.newaxis], -1)
+        tensors[self.output] = found.ravel()
 
     def emit(self, writer: Writer) -> None:
         source, places = writer.read(self.input.tensor), writer.read(self.places.tensor)
@@ -119,6 +134,36 @@ class Largest(Operation):
         made = self.lines * self.count
         self.check_sizes(plan, dtype, (self.input, self.lines * self.size), (self.values, made))
         self.check_sizes(plan, "int64", (self.places, made))
+
+    def same_bits(self, plan: Plan) -> bool:
+        """True: it only compares and moves."""
+        return True
+
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        lines = tensors[self.input].reshape(self.lines, self.size)
+        places = np.stack([self._places(line) for line in lines])
+        tensors[self.values] = np.take_along_axis(lines, places, 1).ravel()
+        tensors[self.places] = places.ravel()
+
+    def _places(self, line: Array) -> Array:
+        """Return the places of a line's largest numbers; of equal ones, the first comes first."""
+        if line.dtype.kind == "f" and np.isnan(line).any():
+            return self._inserted(line.tolist())
+        if self.smallest:
+            return np.argsort(line, kind="stable")[: self.count]
+        return self.size - 1 - np.argsort(line[::-1], kind="stable")[::-1][: self.count]
+
+    def _inserted(self, line: list[float]) -> Array:
+        """Return the places as the C inserts one number after the other: NaN stays where it is."""
+        held: list[int] = []
+        for at, one in enumerate(line):
+            to = len(held)
+            while to and (one < line[held[to - 1]] if self.smallest else one > line[held[to - 1]]):
+                to -= 1
+            if to < self.count:
+                held.insert(to, at)
+                del held[self.count :]
+        return np.array(held, np.int64)
 
     def emit(self, writer: Writer) -> None:
         kind = C_TYPES[writer.plan.tensor(self.input).dtype]

@@ -37,6 +37,10 @@ class Map(Operation):
     splits: ClassVar[bool] = True
 
     @property
+    def hands_on(self) -> bool:
+        return all(step.op not in ("is_nan", "cast") for step in self.steps)
+
+    @property
     def task(self) -> Kind:  # type: ignore[override]
         """Copies move, all else calculates."""
         return "movement" if all(step.op == "copy" for step in self.steps) else "elementwise"
@@ -59,19 +63,12 @@ class Map(Operation):
         if self.check_access(plan, self.output, self.shape).dtype != result:
             self.refuse(f"{self.output.tensor!r} takes another type than {result}")
 
+    def same_bits(self, plan: Plan) -> bool:
+        return programs.same_bits(self.steps, tuple(plan.tensor(one).dtype for one in self.reads))
+
     def calculate(self, tensors: dict[str, Array]) -> None:
-        """Copy elements; a program that calculates is refused."""
-        if len(self.inputs) != 1 or any(step.op != "copy" for step in self.steps):
-            super().calculate(tensors)
-        read, written = (
-            as_strided(
-                tensors[access.tensor][access.offset :],
-                self.shape,
-                [stride * tensors[access.tensor].itemsize for stride in access.strides],
-            )
-            for access in (self.inputs[0], self.output)
-        )
-        written[...] = read
+        read = [seen(tensors, access, self.shape) for access in self.inputs]
+        seen(tensors, self.output, self.shape)[...] = programs.calculated(self.steps, read)
 
     def emit(self, writer: Writer) -> None:
         shape, accesses = merged(self.shape, [*self.inputs, self.output])
@@ -84,6 +81,13 @@ class Map(Operation):
                 writer.line(f"const {kind} v{number} = {source}[{place(access)}];")
             result = emit_program(writer, self.steps, types)
             writer.line(f"{target}[{place(accesses[-1])}] = {result};")
+
+
+def seen(tensors: dict[str, Array], access: Access, shape: tuple[int, ...]) -> Array:
+    """Return an array of the elements that an access reads or writes over loops of a shape."""
+    flat = tensors[access.tensor]
+    strides = [stride * flat.itemsize for stride in access.strides]
+    return as_strided(flat[access.offset :], shape, strides)
 
 
 def emit_program(writer: Writer, steps: Sequence[Step], types: Sequence[str]) -> str:

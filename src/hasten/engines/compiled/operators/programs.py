@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
+import numpy as np
+
+from hasten.core.tensors import Array
 from hasten.engines.compiled.plan import C_TYPES
 from hasten.errors import IntegrityError
 
@@ -143,6 +148,85 @@ def _is_number(text: str, dtype: str) -> bool:
     return dtype in _FLOATS or -(2**63) < number < 2**63
 
 
+_KEPT_FLOATS = frozenset({"copy", "where", "maximum", "minimum"})
+"""Steps on floats that give one of their operands."""
+_Range = tuple[int, int]
+_MOST_EXACT = 1 << 24
+"""Largest whole number up to which a float32 has all of them."""
+
+
+def same_bits(steps: tuple[Step, ...], inputs: tuple[str, ...]) -> bool:
+    """Whether a program that `check` accepted gives the same bits on every processor.
+
+    Then it only moves and compares floats, and no whole number leaves the range of its type, from which
+    on C says nothing of the result.
+
+    Args:
+        steps: The program.
+        inputs: Element types of the inputs.
+    """
+    types = list(inputs)
+    ranges: list[_Range | None] = [_range(dtype) for dtype in inputs]
+    for step in steps:
+        given = [ranges[arg] for arg in step.args]
+        found = _range_of(step, [types[arg] for arg in step.args], given)
+        if found is False:
+            return False
+        types.append(step.dtype)
+        ranges.append(found)
+    return True
+
+
+def _range(dtype: str) -> _Range | None:
+    """Return the least and the largest number of a type; None for floats."""
+    if dtype in _FLOATS:
+        return None
+    if dtype == "bool":
+        return (0, 1)
+    found = np.iinfo(dtype)
+    return int(found.min), int(found.max)
+
+
+def _range_of(
+    step: Step, types: list[str], given: list[_Range | None]
+) -> _Range | Literal[False] | None:
+    """Return the range of a step's result, None for a float; False where its bits may differ."""
+    own = _range(step.dtype)
+    if step.op in _COMPARISONS or step.op in _LOGIC:
+        return (0, 1)
+    if step.op == "value":
+        return None if own is None else (int(step.value), int(step.value))
+    if step.op == "cast" and own is None:
+        known = given[0]
+        wider = types[0] == step.dtype or (types[0], step.dtype) == _FLOATS
+        small = known is not None and max(abs(known[0]), abs(known[1])) <= _MOST_EXACT
+        return None if wider or small else False
+    whole = [one for one in given[step.op == "where" :] if one is not None]
+    if own is None or len(whole) < len(given) - (step.op == "where"):
+        return None if own is None and step.op in _KEPT_FLOATS else False
+    lows, highs = zip(*whole, strict=True)
+    if step.op in ("copy", "cast"):
+        found = whole[0]
+    elif step.op == "where":
+        found = (min(lows), max(highs))
+    elif step.op == "maximum":
+        found = (max(lows), max(highs))
+    elif step.op == "minimum":
+        found = (min(lows), min(highs))
+    elif step.op == "add":
+        found = (sum(lows), sum(highs))
+    elif step.op == "subtract":
+        found = (lows[0] - highs[1], highs[0] - lows[1])
+    elif step.op == "multiply":
+        ends = [one * other for one in whole[0] for other in whole[1]]
+        found = (min(ends), max(ends))
+    else:
+        return False
+    if step.op == "cast" and step.dtype == "bool":
+        return (0, 1)
+    return found if own[0] <= found[0] and found[1] <= own[1] else False
+
+
 def literal(text: str, dtype: str) -> str:
     """Return a number in C."""
     if dtype not in _FLOATS:
@@ -191,3 +275,108 @@ def expression(step: Step, operands: list[str], given: list[str]) -> str:
             text = table[step.op]
             return text.format(*operands, t="d" if double else "f", f="" if double else "f")
     raise AssertionError(step.op)
+
+
+def calculated(steps: tuple[Step, ...], inputs: Sequence[Array]) -> Array:
+    """Return what a program gives for arrays of one shape, by numpy.
+
+    Floats are near what C gives: the last bits of functions, and of a product that is added to
+    something, differ. Where `same_bits` says so, all bits are equal.
+
+    Args:
+        steps: Program that `check` accepted.
+        inputs: Array of each input.
+    """
+    known = list(inputs)
+    with np.errstate(all="ignore"):
+        for step in steps:
+            if step.op == "value":
+                floats = step.dtype in _FLOATS
+                value = float.fromhex(step.value) if floats else int(step.value)
+                known.append(np.asarray(value).astype(step.dtype))
+                continue
+            given = [known[arg] for arg in step.args]
+            if step.op == "cast":
+                found = given[0] != 0 if step.dtype == "bool" else given[0]
+            elif step.op in _WHOLE and step.dtype not in _FLOATS:
+                found = _IN_WHOLE[step.op](*given)
+            else:
+                found = _IN_NUMPY[step.op](*given)
+            known.append(np.asarray(found).astype(step.dtype))
+    return known[-1]
+
+
+def _larger(one: Array, other: Array) -> Array:
+    return np.where((one > other) | (one != one), one, other)
+
+
+def _smaller(one: Array, other: Array) -> Array:
+    return np.where((one < other) | (one != one), one, other)
+
+
+def _sign(x: Array) -> Array:
+    return np.where(x > 0, 1, np.where(x < 0, -1, x))
+
+
+def _quotient(one: Array, other: Array) -> Array:
+    """Return whole quotients towards 0; 0 where the divisor is."""
+    safe = np.where(other == 0, 1, other)
+    down = one // safe
+    found = down + ((down < 0) & (down * safe != one))
+    return np.where(other == 0, 0, found)
+
+
+def _remainder(one: Array, other: Array) -> Array:
+    return np.where(other == 0, 0, np.fmod(one, np.where(other == 0, 1, other)))
+
+
+def _modulo(one: Array, other: Array) -> Array:
+    return np.where(other == 0, 0, np.mod(one, np.where(other == 0, 1, other)))
+
+
+_IN_WHOLE: Mapping[str, Callable[..., Any]] = {
+    "divide": _quotient,
+    "remainder": _remainder,
+    "modulo": _modulo,
+}
+_IN_NUMPY: Mapping[str, Callable[..., Any]] = {
+    "add": np.add,
+    "subtract": np.subtract,
+    "multiply": np.multiply,
+    "divide": np.divide,
+    "maximum": _larger,
+    "minimum": _smaller,
+    "negative": lambda x: 0 - x if x.dtype.kind in "ui" else -x,
+    "absolute": np.abs,
+    "remainder": np.fmod,
+    "copy": lambda x: x,
+    "sign": _sign,
+    "exp": np.exp,
+    "log": np.log,
+    "sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    "tanh": np.tanh,
+    "erf": np.vectorize(math.erf, otypes=[np.float64]),
+    "sin": np.sin,
+    "cos": np.cos,
+    "power": np.power,
+    "sqrt": np.sqrt,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "round": np.rint,
+    "fraction": lambda x: np.copysign(x - np.trunc(x), x),
+    "reciprocal": np.reciprocal,
+    "softplus": lambda x: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))),
+    "less": np.less,
+    "less_equal": np.less_equal,
+    "greater": np.greater,
+    "greater_equal": np.greater_equal,
+    "equal": np.equal,
+    "not_equal": np.not_equal,
+    "is_nan": np.isnan,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+    "not": lambda x: ~x,
+    "where": np.where,
+}
+"""Steps by numpy, of arrays of the operands' types."""

@@ -7,7 +7,10 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from hasten.engines.compiled.operators.maps import merged, place
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.engines.compiled.operators.maps import merged, place, seen
 from hasten.engines.compiled.plan import C_TYPES, Access, Operation, Plan, contiguous, product
 
 if TYPE_CHECKING:
@@ -21,6 +24,12 @@ _COMBINE = {
     "minimum": "{all} = MIN({all}, {0});",
 }
 _REDUCTION = {"sum": "+", "mean": "+", "product": "*"}
+_IN_NUMPY = {
+    "sum": np.add,
+    "product": np.multiply,
+    "maximum": np.maximum,
+    "minimum": np.minimum,
+}
 _FLOATS = ("float32", "float64")
 _LINE = 16
 """Neighbouring results that one thread computes: a line of the cache or more."""
@@ -67,6 +76,34 @@ class Reduce(Operation):
             self.refuse(f"no {self.kind} of {dtype}")
         result = "int64" if self.kind.startswith("arg") else dtype
         self.check_sizes(plan, result, (self.output, product(self.outer)))
+
+    def same_bits(self, plan: Plan) -> bool:
+        """Whether it only compares; an extreme of floats may be either of two zeros."""
+        whole = plan.tensor(self.input.tensor).dtype not in _FLOATS
+        return self.kind.startswith("arg") or (self.kind in ("maximum", "minimum") and whole)
+
+    def calculate(self, tensors: dict[str, Array]) -> None:
+        read = seen(tensors, self.input, (*self.outer, *self.inner))
+        read = read.reshape(product(self.outer), product(self.inner))
+        with np.errstate(all="ignore"):
+            if self.kind.startswith("arg"):
+                found = self._places(read)
+            elif self.kind == "mean":
+                found = read.sum(1, dtype=read.dtype) / read.dtype.type(read.shape[1])
+            else:
+                found = np.asarray(_IN_NUMPY[self.kind].reduce(read, 1, dtype=read.dtype))
+        tensors[self.output] = found
+
+    def _places(self, read: Array) -> Array:
+        """Return the first place of each line's extreme, as the C finds it: NaN counts only if it is first."""
+        if read.dtype.kind == "f":
+            worst = -np.inf if self.kind == "argmax" else np.inf
+            first = np.isnan(read[:, 0])
+            read = np.where(np.isnan(read), worst, read)
+            found = read.argmax(1) if self.kind == "argmax" else read.argmin(1)
+            return np.where(first, 0, found).astype(np.int64, copy=False)
+        found = read.argmax(1) if self.kind == "argmax" else read.argmin(1)
+        return np.asarray(found, np.int64)
 
     def emit(self, writer: Writer) -> None:
         kind = C_TYPES[writer.plan.tensor(self.input.tensor).dtype]

@@ -12,7 +12,7 @@ from hasten.core.tensors import Array
 from hasten.engines.compiled.graph import Node, Value
 from hasten.engines.compiled.nodes.convolutions import picture, two, window_of
 from hasten.engines.compiled.nodes.int8.values import Bytes, Levels, Sums, ordered
-from hasten.engines.compiled.operators.int8.convolutions import MOST_PADDED, MOST_SIZE, Conv8
+from hasten.engines.compiled.operators.int8.convolutions import MOST_LENGTH, MOST_SIZE, Conv8
 from hasten.engines.compiled.operators.int8.elementwise import Add8, Multiply8, Table8
 from hasten.engines.compiled.operators.int8.numbers import (
     Rounding,
@@ -250,7 +250,9 @@ def stored(value: Value, *, by_channel: bool = False) -> Bytes | None:
 
 def _picture(value: Value) -> Bytes | None:
     """Return the bytes of a picture or a sequence, channels as axis 1, where it isn't too large."""
-    fits = len(value.shape) in (3, 4) and value.shape[0] == 1 and max(value.shape) <= MOST_SIZE
+    if len(value.shape) not in (3, 4) or value.shape[0] != 1:
+        return None
+    fits = value.shape[1] <= MOST_SIZE and max(value.shape[2:]) <= MOST_LENGTH
     return stored(value) if fits else None
 
 
@@ -303,8 +305,7 @@ def _products(
         return False
     weight, unit = _coarser(weight, unit, bias)
     numbers = np.rint(bias / unit).astype(np.int32)
-    ones = (*bare.channels, *bare.size, *bare.kernel, *bare.strides, *bare.dilations, *bare.pads)
-    if max(ones) > MOST_SIZE or product(bare.padded_size) * bare.channels[0] > MOST_PADDED:
+    if not bare.within_bounds:
         return False
     most = most_sums(weight, numbers, value.zero)
     try:

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from hasten.engines.compiled.writer import Writer
 
 MOST_SIZE = 1 << 16
-"""Largest number of channels, height, width, step or pad."""
+"""Largest number of channels, step or pad, and largest side of a kernel."""
+MOST_LENGTH = 1 << 22
+"""Largest height or width of a picture, or length of a signal: an average of so many bytes fits in 32 bits."""
 MOST_PADDED = 1 << 28
 """Largest number of bytes of a picture with its pads."""
 
@@ -121,18 +123,22 @@ class Conv8(Operation):
         return product(self.output_size) * self.channels[1] * self.taps
 
     @property
+    def within_bounds(self) -> bool:
+        """Whether no size is too large."""
+        ones = (*self.channels, self.groups, *self.kernel, *self.strides, *self.dilations)
+        padded = product(self.padded_size) * self.channels[0]
+        small = max(*ones, *self.pads) <= MOST_SIZE
+        return small and max(self.size) <= MOST_LENGTH and padded <= MOST_PADDED
+
+    @property
     def depthwise(self) -> bool:
         """Whether each channel sees itself alone."""
         return self.groups == self.channels[0] == self.channels[1]
 
     def check(self, plan: Plan) -> None:
-        ones = (*self.channels, self.groups, *self.size, *self.kernel, *self.strides)
-        if min(*ones, *self.dilations) < 1 or min(self.pads) < 0:
+        ones = (*self.channels, self.groups, *self.kernel, *self.strides, *self.dilations)
+        if min(*ones, *self.size) < 1 or min(self.pads) < 0 or not self.within_bounds:
             self.refuse("a size is out of bounds")
-        if max(*ones, *self.dilations, *self.pads) > MOST_SIZE:
-            self.refuse("a size is out of bounds")
-        if product(self.padded_size) * self.channels[0] > MOST_PADDED:
-            self.refuse("the picture is too large")
         if min(self.output_size) < 1 or any(one % self.groups for one in self.channels):
             self.refuse(f"{self.channels} channels in {self.groups} groups, or a large kernel")
         if not 0 <= self.zero <= 255:
@@ -241,54 +247,5 @@ class Conv8(Operation):
     def emit(self, writer: Writer) -> None:
         if depthwise.supported(self):
             depthwise.emit(self, writer)
-        elif self.depthwise:
-            with writer.share(1):
-                _emit_plainly(self, writer)
         else:
             dense.emit(self, writer)
-
-
-def _emit_plainly(conv: Conv8, writer: Writer) -> None:
-    """Write loops over pixels, channels and taps, which any shape goes through."""
-    ins, outs = (channels // conv.groups for channels in conv.channels)
-    x, w = writer.read(conv.input), writer.read(conv.weight)
-    bias, scale = writer.read(conv.bias), writer.read(conv.scale)
-    slope = writer.read(conv.slope) if conv.slope else ""
-    table = writer.read(conv.table) if conv.table else ""
-    residual = writer.read(conv.residual) if conv.residual else ""
-    last = writer.read(conv.last) if conv.last else ""
-    y = writer.write(conv.output)
-    high, wide = conv.output_size
-    with writer.loops((high, wide, conv.channels[1]), split=True):
-        writer.line(f"i32 sum = {bias}[i2];")
-        writer.line(f"const i8 *taps = {w} + i2 * {conv.taps};")
-        with writer.loops(conv.kernel, name="k"):
-            writer.line(
-                f"const long v = i0 * {conv.strides[0]} + k0 * {conv.dilations[0]} - {conv.pads[0]};"
-            )
-            writer.line(
-                f"const long h = i1 * {conv.strides[1]} + k1 * {conv.dilations[1]} - {conv.pads[1]};"
-            )
-            writer.line(
-                f"if (v < 0 || v >= {conv.size[0]} || h < 0 || h >= {conv.size[1]}) continue;"
-            )
-            writer.line(
-                f"const u8 *at = {x} + (v * {conv.size[1]} + h) * {conv.channels[0]} + i2 / {outs} * {ins};"
-            )
-            writer.line(f"const i8 *tap = taps + (k0 * {conv.kernel[1]} + k1) * {ins};")
-            with writer.loops((ins,), name="c"):
-                writer.line(f"sum += ((i32)at[c0] - {conv.zero}) * tap[c0];")
-        place = f"(i0 * {wide} + i1) * {conv.channels[1]} + i2"
-        writer.line(f"const float scaled = (float)sum * {scale}[i2];")
-        if conv.rounding is None:
-            writer.line(f"{y}[{place}] = scaled;")
-            return
-        result = f"sloped(scaled, {slope}[i2])" if slope else "scaled"
-        writer.line(f"i32 q = byte_of({result}, {conv.rounding.arguments});")
-        if table:
-            writer.line(f"q = {table}[q];")
-        if conv.sum is not None:
-            writer.line(f"q = {conv.sum.expression('q', f'{residual}[{place}]')};")
-        if last:
-            writer.line(f"q = {last}[q];")
-        writer.line(f"{y}[{place}] = q;")

@@ -68,7 +68,7 @@ def _float(value: np.float32) -> str:
 class Quantize(Operation):
     """Bytes of floats: `clamp(rint(x / step) + zero, low, high)`, channels first to channels last.
 
-    The quotient is rounded to float32, then to the nearest integer, halves to even. NaN gives `low`.
+    The quotient is rounded to float32, then to the nearest integer, halves to even. NaN gives `low`; see `Plan.rounded_inputs`.
 
     Attributes:
         input: Tensor of `channels x pixels` float32.
@@ -82,6 +82,7 @@ class Quantize(Operation):
     task: ClassVar[Kind] = "conversion"
     narrow: ClassVar[bool] = True
     splits: ClassVar[bool] = True
+    rounds: ClassVar[bool] = True
 
     input: str
     output: str

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from hasten.core.tensors import Array
+from hasten.engines.compiled.operators.int8.convolutions import MOST_LENGTH, MOST_SIZE
 from hasten.engines.compiled.operators.int8.elementwise import shared_bytes
 from hasten.engines.compiled.operators.int8.numbers import Rounding, check_sums
 from hasten.engines.compiled.plan import Operation, Plan, product
@@ -15,7 +16,6 @@ from hasten.engines.compiled.plan import Operation, Plan, product
 if TYPE_CHECKING:
     from hasten.engines.compiled.writer import Writer
 
-_MOST_SIZE = 1 << 16
 _MOST_UNROLLED = 25
 """Largest number of pixels of a window for which there is C of its own, with constant bounds."""
 
@@ -77,15 +77,17 @@ class Pool8(Operation):
         return product(self.output_size) * self.channels * product(self.kernel)
 
     def check(self, plan: Plan) -> None:
-        ones = (self.channels, *self.size, *self.kernel, *self.strides)
-        if min(ones) < 1 or max(ones) > _MOST_SIZE or min(self.output_size) < 1:
+        sizes = (*self.size, *self.kernel, *self.strides)
+        if min(self.channels, *sizes) < 1 or self.channels > MOST_SIZE or max(sizes) > MOST_LENGTH:
+            self.refuse("a size is out of bounds")
+        if min(self.output_size) < 1:
             self.refuse("a size is out of bounds")
         # Each window has a tap in the picture: at the end too, where the last one may begin in the pads.
         for at in (0, 1):
             start = (self.output_size[at] - 1) * self.strides[at] - self.pads[at]
             if not 0 <= self.pads[at] < self.kernel[at] or start >= self.size[at]:
                 self.refuse("a window lies outside the picture")
-            if not 0 <= self.pads[at + 2] <= _MOST_SIZE:
+            if not 0 <= self.pads[at + 2] <= MOST_SIZE:
                 self.refuse("a size is out of bounds")
         if bool(self.scale) != (self.rounding is not None) or not 0 <= self.zero <= 255:
             self.refuse("a rounding without a scale, or a zero that is no byte")
