@@ -126,7 +126,7 @@ def _row(dump: dict[str, Any]) -> Row:
             "belong to which column: train without columns that have only one value"
         )
     words = tuple(
-        (column, tuple(one if isinstance(one, (str, int, float)) else str(one) for one in values))
+        (column, tuple(map(_word, values)))
         for column, values in zip(categorical, sets, strict=bool(sets))
         if values
     )
@@ -134,6 +134,13 @@ def _row(dump: dict[str, Any]) -> Row:
         (column, "missing") for column, _ in words
     )
     return Row(columns, "nan", words, "float64", unseen=unseen, whole=True)
+
+
+def _word(category: Any) -> str | float:
+    """Return a category as a word; true and false are the numbers 1 and 0."""
+    if isinstance(category, bool):
+        return int(category)
+    return category if isinstance(category, (str, int, float)) else str(category)
 
 
 def _write(
