@@ -53,8 +53,8 @@ class Exported:
     """A model as ONNX, opened in ONNX Runtime."""
 
     def __init__(self, model: Any, folder: Path) -> None:
-        """Export a live model into a folder."""
-        self.tabular: Tabular = described(model)
+        """Export a live model, or one that was found in a file, into a folder."""
+        self.tabular: Tabular = model if isinstance(model, Tabular) else described(model)
         self.path = self.tabular.export(folder).path
         self.session = onnxruntime.InferenceSession(
             str(self.path), providers=["CPUExecutionProvider"]

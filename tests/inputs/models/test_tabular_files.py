@@ -113,6 +113,41 @@ def test_a_library_that_is_not_installed_is_named_with_its_extra(
         find_model(tmp_path / "model.cbm")
 
 
+@pytest.mark.parametrize("name", ["model.bin", "model.model", "model", "model.onnx"])
+@pytest.mark.parametrize("library", ["LightGBM", "XGBoost", "XGBoost in JSON", "CatBoost"])
+def test_a_file_is_known_by_its_first_bytes_whatever_it_is_called(
+    library: str, name: str, tmp_path: Path
+) -> None:
+    module = pytest.importorskip(library.split()[0].lower())
+    path = tmp_path / name
+    if library == "LightGBM":
+        data = module.Dataset(ROWS, TWO)
+        module.train({"verbose": -1, "num_threads": 1}, data, 2).save_model(path)
+    elif library == "CatBoost":
+        model = module.CatBoostClassifier(
+            iterations=2, thread_count=1, verbose=False, allow_writing_files=False
+        )
+        model.fit(ROWS, TWO).save_model(str(path))
+    else:
+        booster = module.train({"nthread": 1}, module.DMatrix(ROWS, TWO), 2)
+        path.write_bytes(booster.save_raw("json" if "JSON" in library else "ubj"))
+    assert find_model(path).library == library.split()[0]
+
+
+def test_a_file_whose_suffix_names_another_library_is_known_by_its_first_bytes(
+    tmp_path: Path,
+) -> None:
+    lightgbm, xgboost = pytest.importorskip("lightgbm"), pytest.importorskip("xgboost")
+    booster = lightgbm.train({"verbose": -1, "num_threads": 1}, lightgbm.Dataset(ROWS, TWO), 2)
+    booster.save_model(tmp_path / "model.json")
+    assert find_model(tmp_path / "model.json").library == "LightGBM"
+    other = xgboost.train({"nthread": 1}, xgboost.DMatrix(ROWS, TWO), 2)
+    for kind, suffix in (("json", "ubj"), ("ubj", "json"), ("json", "txt"), ("ubj", "cbm")):
+        path = tmp_path / f"model.{suffix}"
+        path.write_bytes(other.save_raw(kind))
+        assert find_model(path).library == "XGBoost"
+
+
 def test_an_onnx_file_states_its_own_pipeline(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     from sklearn.linear_model import LogisticRegression

@@ -44,14 +44,15 @@ _LOG1P_EXP = ("cross_entropy_lambda", "xentlambda")
 
 
 class LightGBM(Library):
-    """LightGBM: a `Booster`, an estimator of its scikit-learn interface, or a .txt file."""
+    """LightGBM: a `Booster`, an estimator of its scikit-learn interface, or a text file."""
 
     name = "LightGBM"
     module = "lightgbm"
     suffixes = (".txt",)
+    begins = rb"tree\n"
 
     def read(self, path: Path) -> Any:
-        """Read a .txt file that `save_model` wrote."""
+        """Read a text file that `save_model` wrote."""
         import lightgbm
 
         if not path.read_bytes()[:5] == b"tree\n":
