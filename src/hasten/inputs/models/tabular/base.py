@@ -194,7 +194,7 @@ def read_file(path: Path) -> Tabular | None:
         raise missing_extra(f"{path}, a model of {library.name},", library.extra) from error
     except OSError as error:
         raise InputError(f"can't read {path}: {error.strerror or error}") from error
-    return _described(library, model)
+    return _described(library_of(model) or library, model)
 
 
 def _head(path: Path) -> bytes:
