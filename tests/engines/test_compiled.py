@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +31,8 @@ from hasten.errors import CandidateError, InputError
 from hasten.inputs.models.onnx import load
 from hasten.testing import models
 from hasten.testing.engine_tests import EngineTests, assert_one_line, request_for
+
+PROGRAMS = os.environ["PATH"]
 
 
 class TestCompiled(EngineTests):
@@ -64,12 +68,13 @@ def opened(artifact: Artifact, target: Target) -> Iterator[CompiledSession]:
 
 @pytest.fixture
 def compiler_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Put a program in the compiler's place, which knows its version and then runs a script."""
+    """Put a program in the compiler's place, which works when it is tried and then runs a script."""
 
     def put(script: str) -> None:
         program = tmp_path / "some-cc"
         program.write_text(
-            f'#!/bin/sh\nif [ "$1" = --version ]; then echo "some-cc 1.2.3"; exit; fi\n{script}\n'
+            f'#!/bin/sh\nif [ "$1" = --version ]; then echo "some-cc 1.2.3"; exit; fi\n'
+            f'if grep -q "int works;" model.c; then exec cc "$@"; fi\n{script}\n'
         )
         program.chmod(0o755)
         monkeypatch.setenv(c_compiler.VARIABLE, str(program))
@@ -269,6 +274,98 @@ def test_a_compiler_that_is_named_and_does_not_work_is_an_error(
         InputError, match="HASTEN_CC='/nowhere/cc' doesn't name a working C compiler"
     ):
         CompiledC.version()
+
+
+@pytest.fixture
+def broken_cc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder alone in the path, with a `cc` that knows its version, but has no assembler."""
+    program = tmp_path / "bin" / "cc"
+    program.parent.mkdir()
+    program.write_text(
+        '#!/bin/sh\nif [ "$1" = --version ]; then echo "cc (Debian) 12.2.0"; exit; fi\n'
+        "echo \"cc: fatal error: cannot execute 'as': No such file or directory\"; exit 1\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    monkeypatch.delenv(c_compiler.VARIABLE, raising=False)
+    return program.parent
+
+
+def test_a_compiler_that_only_knows_its_version_is_passed_over(broken_cc: Path) -> None:
+    (broken_cc / "gcc").write_text(f"#!/bin/sh\nPATH='{PROGRAMS}' exec cc \"$@\"\n")
+    (broken_cc / "gcc").chmod(0o755)
+    compiler = Compiler.find()
+    assert compiler.command == ("gcc",)
+    assert compiler.compile("int x;").content[:4] == b"\x7fELF"
+
+
+def test_where_no_compiler_works_the_first_says_why(
+    broken_cc: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError) as caught:
+        CompiledC.version()
+    assert str(caught.value) == (
+        "there is no C compiler here that works (the C compiler (cc-12.2.0) failed: cc: fatal error: cannot execute "
+        "'as': No such file or directory): install one (apt-get install gcc), or pip install 'hasten[compiler]', "
+        "which installs one"
+    )
+    monkeypatch.setenv(c_compiler.VARIABLE, "cc")
+    with pytest.raises(InputError, match=r"HASTEN_CC='cc' doesn't .*: unset it \(.*'as': No such"):
+        CompiledC.version()
+
+
+def test_a_compiler_leaves_nothing_behind_and_needs_no_home(
+    tmp_path: Path, compiler_that: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """zig's needs a folder for what it keeps: it fails without a home, or in one that can't be written to."""
+    compiler_that(
+        'for folder in "$TMPDIR" "$ZIG_GLOBAL_CACHE_DIR" "$ZIG_LOCAL_CACHE_DIR"; do\n'
+        f'  echo here > "$folder/left" && echo "$folder" >> {tmp_path}/folders\ndone; exec cc "$@"'
+    )
+    monkeypatch.delenv("HOME")
+    Compiler.find().compile("int x;")
+    folders = (tmp_path / "folders").read_text().splitlines()
+    assert len(folders) == 3
+    assert not any(Path(one).exists() for one in folders)
+
+
+def test_the_compiler_from_pypi_answers_as_the_systems_without_a_home(
+    artifact: Artifact, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ziglang", reason="needs the extra compiler")
+    given = request_for(artifact.inputs, batch=3)
+    with opened(artifact, target) as session:
+        expected = session.run(given)
+    for variable in ("HOME", "XDG_CACHE_HOME", c_compiler.VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("PATH", "")
+    assert Compiler.find().command == (sys.executable, "-m", "ziglang", "cc")
+    with opened(artifact, target) as session:
+        for name, array in session.run(given).items():
+            np.testing.assert_allclose(array, expected[name], rtol=1e-6, atol=1e-7)
+
+
+def test_that_a_compiler_works_is_tried_once_for_all_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HASTEN_CACHE", str(tmp_path / "cache"))
+    program = tmp_path / "some-cc"
+    program.write_text(
+        '#!/bin/sh\nif [ "$1" = --version ]; then echo "some-cc 1.2.3"; exit; fi\n'
+        f'echo >> {tmp_path}/tried; exec cc "$@"\n'
+    )
+    program.chmod(0o755)
+    for tries in (1, 2):
+        (tmp_path / f"scratch {tries}").mkdir()
+    monkeypatch.setenv(c_compiler.VARIABLE, str(program))
+    for changes, tries in ((False, 1), (False, 1), (True, 2)):
+        if changes:
+            os.utime(program, ns=(0, 0))
+        c_compiler._find.cache_clear()  # as a new process begins
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path / f"scratch {tries}"))
+        assert Compiler.find().version == "some-cc-1.2.3"
+        assert len((tmp_path / "tried").read_text().splitlines()) == tries
 
 
 def test_a_compiler_that_fails_fails_the_candidate_with_its_first_line(

@@ -59,8 +59,8 @@ class Exported:
     """A model as ONNX, opened in ONNX Runtime and as compiled C."""
 
     def __init__(self, model: Any, folder: Path) -> None:
-        """Export a live model into a folder."""
-        self.tabular: Tabular = described(model)
+        """Export a live model, or one that was found in a file, into a folder."""
+        self.tabular: Tabular = model if isinstance(model, Tabular) else described(model)
         self.model = self.tabular.export(folder)
         self.path = self.model.path
         self.session = onnxruntime.InferenceSession(

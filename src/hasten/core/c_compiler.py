@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import importlib.util
 import os
 import re
@@ -16,6 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from hasten.core.cache_folder import cache_folder
 from hasten.errors import CandidateError, InputError
 
 VARIABLE = "HASTEN_CC"
@@ -24,7 +26,7 @@ OFF = "off"
 LIMIT_S = 120.0
 """Longest time in seconds that a compiler may take for one model."""
 _ASKING_S = 60.0
-"""Longest time in seconds for a compiler's version; the one from PyPI unpacks itself at first."""
+"""Longest time in seconds for a compiler's version, and for `_LEAST`; the one from PyPI unpacks itself at first."""
 _KNOWN = ("cc", "gcc", "clang")
 FLAGS = (
     "-std=gnu11",
@@ -48,6 +50,10 @@ _OPTIMIZED = {"gcc": ("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-
 """How a kind of compiler optimizes, unless by `-O3`: of that, gcc needs these flags for code as fast, and
 half the time or less where there are many small loops."""
 _TOLD_LETTERS = 300
+_FOLDERS = ("TMPDIR", "ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR")
+"""Environment variables with the folder for what a compiler leaves: zig's keeps objects, and fails without a home."""
+_LEAST = "int works;\n"
+"""Text that each compiler is tried with: one without its assembler or linker knows its version too."""
 
 
 @dataclass(frozen=True)
@@ -132,31 +138,61 @@ def _find(named: str, path: str) -> Compiler:
     if named == OFF:
         raise InputError(f"{VARIABLE}={OFF}: nothing is compiled")
     if named:
-        if (found := _asked((named,))) is None:
-            raise InputError(f"{VARIABLE}={named!r} doesn't name a working C compiler: unset it")
-        return found
-    for name in _KNOWN:
-        if shutil.which(name) and (found := _asked((name,))):
-            return found
-    if importlib.util.find_spec("ziglang") and (
-        found := _asked((sys.executable, "-m", "ziglang", "cc"))
-    ):
-        return found
+        try:
+            return _tried((named,))
+        except CandidateError as error:
+            raise InputError(
+                f"{VARIABLE}={named!r} doesn't name a working C compiler: unset it ({error})"
+            ) from error
+    commands: list[tuple[str, ...]] = [(name,) for name in _KNOWN if shutil.which(name)]
+    if importlib.util.find_spec("ziglang"):
+        commands.append((sys.executable, "-m", "ziglang", "cc"))
+    broken = ""
+    for command in commands:
+        try:
+            return _tried(command)
+        except CandidateError as error:
+            broken = broken or f" that works ({error})"
     raise InputError(
-        "there is no C compiler here: install one (apt-get install gcc), or pip install "
+        f"there is no C compiler here{broken}: install one (apt-get install gcc), or pip install "
         "'hasten[compiler]', which installs one"
     )
 
 
-def _asked(command: tuple[str, ...]) -> Compiler | None:
-    """Return a compiler with its version; None where it doesn't work."""
+def _tried(command: tuple[str, ...]) -> Compiler:
+    """Return a compiler that has compiled something: now, or before, as the user's cache says.
+
+    Raises:
+        CandidateError: it can't be run, or doesn't compile.
+    """
+    compiler = _asked(command)
+    program = Path(shutil.which(command[0]) or command[0])
+    changed = program.stat().st_mtime_ns if program.exists() else 0
+    facts = (str(program), changed, compiler, compiler.flags, _LEAST)
+    key = hashlib.sha256(repr(facts).encode()).hexdigest()
+    if (folder := cache_folder()) is not None:
+        with folder.entry(key) as entry:
+            if entry is not None:
+                return compiler
+    compiler.compile(_LEAST, _ASKING_S)
+    if folder is not None:
+        folder.put(key, b"")
+    return compiler
+
+
+def _asked(command: tuple[str, ...]) -> Compiler:
+    """Return a compiler with the version that it states.
+
+    Raises:
+        CandidateError: it can't be run, or states none.
+    """
     try:
         with tempfile.TemporaryDirectory(prefix="hasten-c-") as folder:
             code, said = _run([*command, "--version"], folder, _ASKING_S)
-    except OSError:
-        return None
+    except OSError as error:
+        raise CandidateError(f"{command[0]} can't be run: {error.strerror or error}") from error
     if code or not said.strip():
-        return None
+        raise CandidateError(f"{' '.join(command)} --version fails")
     first = said.strip().splitlines()[0]
     number = re.search(r"\d+(\.\d+)+", first)
     kind = "clang" if "clang" in first else "gcc" if "Free Software" in said else command[0]
@@ -172,7 +208,7 @@ def _run(command: list[str], folder: str, limit_s: float) -> tuple[int | None, s
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        env={**os.environ, "LC_ALL": "C", "TMPDIR": folder},
+        env={**os.environ, "LC_ALL": "C", **dict.fromkeys(_FOLDERS, folder)},
     )
     try:
         said, _ = process.communicate(timeout=limit_s)

@@ -75,6 +75,45 @@ def test_every_form_of_a_table_gives_its_numbers_and_labels(tmp_path: Path) -> N
         assert dataset.labels.tolist() == [1, 0, 1], name
 
 
+def test_true_and_false_are_numbers_in_every_form_of_a_table(tmp_path: Path) -> None:
+    pandas, pyarrow = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
+    row = Row(("owner", "flag", "said"), "nan", (("flag", (0, 1)), ("said", ("True", "no"))))
+    specs = [TensorSpec("rows", "float32", ("batch", 3))]
+    table = {
+        "owner": [True, False, None],
+        "flag": [False, True, True],
+        "said": ["True", "no", "no"],
+    }
+    paid = ["False", "True", "True"]
+    frame = pandas.DataFrame(table)
+    written = frame.assign(paid=paid).to_csv(index=False)
+    assert "True,False,True,False\n" in written
+    sources = [
+        (table, paid),
+        (frame, paid),
+        (frame.astype({"owner": "boolean"}), paid),
+        (pyarrow.table(table), paid),
+        (frame.to_numpy(), paid),
+        csv_of(tmp_path, written),
+    ]
+    pipeline = Pipeline((row,), (TopK(labels=("False", "True"), softmax=False),))
+    for source in sources:
+        dataset: Any = open_data(source, specs, pipeline)
+        got = dataset.inputs(range(3))["rows"]
+        np.testing.assert_array_equal(got, [[1, 0, 0], [0, 1, 1], [np.nan, 1, 1]])
+        assert dataset.labels.tolist() == [0, 1, 1]
+    for texts in ("owner,flag,said\ntrue,false,no", "owner,flag,said\nTRUE,FALSE,no"):
+        found: Any = open_data(csv_of(tmp_path, texts), specs, pipeline)
+        assert found.inputs([0])["rows"].tolist() == [[1, 0, 1]]
+
+
+def test_a_label_of_a_csv_file_that_is_true_or_false_stays_a_class(tmp_path: Path) -> None:
+    pipeline = Pipeline((Row(("age",)),), (TopK(labels=("true", "false"), softmax=False),))
+    path = csv_of(tmp_path, "age,late\n3,false\n4,true\n")
+    found: Any = open_data(path, [TensorSpec("rows", "float32", ("batch", 1))], pipeline)
+    assert found.labels.tolist() == [1, 0]
+
+
 def test_missing_values_survive_the_way_to_the_workers(tmp_path: Path) -> None:
     spool = write_spool(opened(TABLE), tmp_path / "spool")
     assert np.isnan(type(spool).open(spool.folder).inputs([1])["rows"][0, 0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,75 @@ def test_a_file_has_the_same_answers_and_the_names_of_columns(tmp_path: Path) ->
     assert found.labels == ("0", "1")
     with pytest.raises(InputError, match="the column 'a' has no value: give one"):
         found.row({"a": None, "b": 1, "c": 1, "k": 1})  # none was missing in training
+
+
+JSONS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "words": (np.array(["bad", "good"])[TWO], {}),
+    "truth values": (TWO == 1, {}),
+    "broken numbers": (TWO * 1.5, {}),
+    "whole numbers": (np.array([3, 4, 9])[THREE], {"loss_function": "MultiClassOneVsAll"}),
+    "trees of another form": (THREE, {"grow_policy": "Lossguide"}),
+}
+
+
+@pytest.mark.parametrize("labels", JSONS)
+def test_a_file_in_json_has_the_answers_and_classes_of_the_model(
+    tmp_path: Path, labels: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(ROWS, columns=list("abck"))
+    answers, settings = JSONS[labels]
+    model = catboost.CatBoostClassifier(**(SMALL | settings)).fit(frame, answers)
+    model.save_model(str(tmp_path / "model.json"), format="json")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "catboost", None)  # whose parser no stranger's file reaches
+        found = find_model(tmp_path / "model.json")
+    assert (found.library, found.row) == ("CatBoost", described(model).row)
+    assert found.labels == tuple(map(str, model.classes_))
+    own = model.predict_proba(ROWS)
+    np.testing.assert_allclose(Exported(found, tmp_path)(ROWS), own, rtol=1e-12, atol=1e-15)
+
+
+def test_a_regression_in_json_has_the_answers_and_columns_of_the_model(tmp_path: Path) -> None:
+    model = catboost.CatBoostRegressor(**SMALL).fit(ROWS, NUMBERS)
+    model.save_model(str(tmp_path / "model.json"), format="json")
+    found = find_model(tmp_path / "model.json")
+    assert (found.labels, found.row) == ((), described(model).row)
+    own = model.predict(ROWS)[:, None]
+    np.testing.assert_allclose(Exported(found, tmp_path)(ROWS), own, rtol=1e-12, atol=1e-15)
+
+
+def test_a_file_in_json_that_is_damaged_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "model.json"
+    trained(TWO, loss_function="Logloss").save_model(str(path), format="json")
+    whole = path.read_text()
+
+    def refused(**changed: Any) -> str:
+        path.write_text(json.dumps(json.loads(whole) | changed))
+        with pytest.raises(InputError) as error:
+            find_model(path).export(tmp_path)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    record = json.loads(whole)
+    trees = record["oblivious_trees"]
+    deep = [trees[0] | {"splits": trees[0]["splits"][:1] * 40}]
+    assert refused(oblivious_trees=deep) == (
+        "a tree of CatBoost has 40 levels, but 8 leaves: the file is damaged"
+    )
+    features = record["features_info"]
+    far = [one | {"flat_feature_index": 10**6} for one in features["float_features"]]
+    assert refused(features_info=features | {"float_features": far}) == (
+        "the columns of this CatBoost model aren't numbered from 0: the file is damaged"
+    )
+    far = [trees[0] | {"splits": [one | {"float_feature_index": 9} for one in trees[0]["splits"]]}]
+    assert refused(oblivious_trees=far).startswith("the model of CatBoost can't be written as ONNX")
+    assert refused(model_info=3).startswith("this CatBoost model has an unsupported form")
+    for text in (whole[:1000], '{"features_info":' + "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(InputError, match=r"model\.json isn't a whole model of CatBoost") as cut:
+            find_model(path)
+        assert "\n" not in str(cut.value)
 
 
 def test_what_is_not_covered_is_refused_by_name(tmp_path: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from tests.support.bombs import padded, with_little_unasked
-from tests.support.tabular import training
+from tests.support.tabular import Exported, training
 
 from hasten.errors import InputError
 from hasten.inputs.models.source import find_model, load_model, stated_pipeline
@@ -17,6 +19,17 @@ from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.rows import Row
 
 ROWS, TWO, _, _ = training(missing=0)
+SETTINGS: dict[str, dict[str, Any]] = {
+    "catboost": {"iterations": 4, "thread_count": 1, "verbose": 0, "allow_writing_files": False},
+    "lightgbm": {"n_estimators": 4, "n_jobs": 1, "verbose": -1},
+    "xgboost": {"n_estimators": 4, "n_jobs": 1},
+}
+ESTIMATORS = [
+    *(f"catboost CatBoost{kind}" for kind in ("Classifier", "Regressor", "Ranker")),
+    *(f"lightgbm LGBM{kind}" for kind in ("Classifier", "Regressor", "Ranker")),
+    *(f"xgboost XGB{kind}" for kind in ("Classifier", "Regressor", "Ranker")),
+    *(f"xgboost XGBRF{kind}" for kind in ("Classifier", "Regressor")),
+]
 LOADED = "model = joblib.load({!r})"
 WRITTEN = "onnx.save(skl2onnx.to_onnx(model, x[:1], options={'zipmap': False}), 'model.onnx')"
 
@@ -84,6 +97,61 @@ def test_a_skops_file_is_read_if_its_types_are_known(tmp_path: Path) -> None:
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("kind", ESTIMATORS)
+def test_a_skops_file_of_another_librarys_estimator_has_its_answers(
+    kind: str, scaled: bool, tmp_path: Path
+) -> None:
+    pytest.importorskip("sklearn")
+    skops = pytest.importorskip("skops.io")
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    module = pytest.importorskip(kind.split()[0])
+    name = kind.split()[1]
+    model = getattr(module, name)(**SETTINGS[module.__name__])
+    given: dict[str, Any] = {}
+    if name.endswith("Ranker"):
+        by_row = {"group_id": np.repeat(np.arange(30), 10)}
+        given = by_row if module.__name__ == "catboost" else {"group": [10] * 30}
+    rows = StandardScaler().fit_transform(ROWS) if scaled else ROWS
+    model.fit(rows, TWO, **given)
+    answer = model.predict_proba if name.endswith("Classifier") else model.predict
+    own = answer(rows)
+    whole = make_pipeline(StandardScaler().fit(ROWS), model) if scaled else model
+    skops.dump(whole, tmp_path / "model.skops")
+    found = find_model(tmp_path / "model.skops")
+    assert len(found.row.columns) == 4
+    got = Exported(found, tmp_path)(ROWS)
+    np.testing.assert_allclose(got, own if own.ndim == 2 else own[:, None], rtol=1e-5, atol=1e-6)
+
+
+def test_a_skops_file_keeps_the_categories_of_another_librarys_estimator(tmp_path: Path) -> None:
+    lightgbm, pandas = pytest.importorskip("lightgbm"), pytest.importorskip("pandas")
+    skops = pytest.importorskip("skops.io")
+    frame = pandas.DataFrame({"a": ROWS[:, 0], "k": np.array(["own", "rent"])[TWO]})
+    model = lightgbm.LGBMClassifier(**SETTINGS["lightgbm"])
+    model.fit(frame.astype({"k": "category"}), TWO)
+    skops.dump(model, tmp_path / "model.skops")
+    assert find_model(tmp_path / "model.skops").row.words == (("k", ("own", "rent")),)
+
+
+def test_a_skops_file_with_a_model_of_catboost_that_is_damaged_is_refused_in_one_line(
+    tmp_path: Path,
+) -> None:
+    catboost, skops = pytest.importorskip("catboost"), pytest.importorskip("skops.io")
+    path = tmp_path / "model.skops"
+    skops.dump(catboost.CatBoostClassifier(**SETTINGS["catboost"]).fit(ROWS, TWO), path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content[:100] if content[:4] == b"CBM1" else content)
+    with pytest.raises(InputError, match=r"model\.skops can't be read by skops") as refused:
+        find_model(path)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_skops_file_that_unpacks_to_far_more_than_its_size_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +179,41 @@ def test_a_library_that_is_not_installed_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, "catboost", None)
     with pytest.raises(InputError, match=r"a model of CatBoost, needs .*'hasten\[tabular\]'"):
         find_model(tmp_path / "model.cbm")
+
+
+@pytest.mark.parametrize("name", ["model.bin", "model.model", "model", "model.onnx"])
+@pytest.mark.parametrize("library", ["LightGBM", "XGBoost", "XGBoost in JSON", "CatBoost"])
+def test_a_file_is_known_by_its_first_bytes_whatever_it_is_called(
+    library: str, name: str, tmp_path: Path
+) -> None:
+    module = pytest.importorskip(library.split()[0].lower())
+    path = tmp_path / name
+    if library == "LightGBM":
+        data = module.Dataset(ROWS, TWO)
+        module.train({"verbose": -1, "num_threads": 1}, data, 2).save_model(path)
+    elif library == "CatBoost":
+        model = module.CatBoostClassifier(
+            iterations=2, thread_count=1, verbose=False, allow_writing_files=False
+        )
+        model.fit(ROWS, TWO).save_model(str(path))
+    else:
+        booster = module.train({"nthread": 1}, module.DMatrix(ROWS, TWO), 2)
+        path.write_bytes(booster.save_raw("json" if "JSON" in library else "ubj"))
+    assert find_model(path).library == library.split()[0]
+
+
+def test_a_file_whose_suffix_names_another_library_is_known_by_its_first_bytes(
+    tmp_path: Path,
+) -> None:
+    lightgbm, xgboost = pytest.importorskip("lightgbm"), pytest.importorskip("xgboost")
+    booster = lightgbm.train({"verbose": -1, "num_threads": 1}, lightgbm.Dataset(ROWS, TWO), 2)
+    booster.save_model(tmp_path / "model.json")
+    assert find_model(tmp_path / "model.json").library == "LightGBM"
+    other = xgboost.train({"nthread": 1}, xgboost.DMatrix(ROWS, TWO), 2)
+    for kind, suffix in (("json", "ubj"), ("ubj", "json"), ("json", "txt"), ("ubj", "cbm")):
+        path = tmp_path / f"model.{suffix}"
+        path.write_bytes(other.save_raw(kind))
+        assert find_model(path).library == "XGBoost"
 
 
 def test_an_onnx_file_states_its_own_pipeline(tmp_path: Path) -> None:

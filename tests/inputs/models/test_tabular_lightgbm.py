@@ -13,8 +13,9 @@ from tests.support.tabular import CATEGORIES, COLUMNS, FEW, ODD, Exported, train
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
-from hasten.inputs.models.source import find_model
+from hasten.inputs.models.source import find_model, stated_pipeline
 from hasten.inputs.models.tabular.base import described
+from hasten.inputs.pipeline.row_reader import RowReader
 
 lightgbm = pytest.importorskip("lightgbm")
 ROWS, TWO, THREE, NUMBERS = training()
@@ -119,6 +120,26 @@ def test_columns_of_categories_take_their_words_and_know_no_others(tmp_path: Pat
         own["k"] = pandas.Categorical([colour], categories=[*colours, "pink"])
         for got in exported.each(found.row(row)[None]):
             assert got[0, 1] == pytest.approx(booster.predict(own)[0], rel=1e-13)
+
+
+def test_columns_and_categories_of_truth_values_are_answered_as_by_lightgbm(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    rng = np.random.default_rng(0)
+    frame = pandas.DataFrame({"a": ROWS[:, 0], "owner": rng.random(300) < 0.5})
+    frame["late"] = pandas.Categorical(rng.random(300) < 0.5)
+    labels = (frame.a > 0) ^ frame.owner ^ frame.late.astype(bool)
+    model = lightgbm.LGBMClassifier(n_estimators=8, n_jobs=1, **(SMALL | SETS)).fit(frame, labels)
+    exported = Exported(model, tmp_path)
+    pipeline = stated_pipeline(exported.path)  # as a bundle has it
+    assert pipeline is not None
+    (row,) = pipeline.steps
+    own = model.predict_proba(frame)[:, 1]
+    assert len(np.unique(own)) > 4
+    given = [np.stack([row(frame.iloc[place]) for place in range(300)])]
+    given.append(np.stack([row(one) for one in frame.to_dict("records")]))
+    given.append(RowReader(row).read_all(frame))  # type: ignore[arg-type]
+    for rows in given:
+        np.testing.assert_allclose(exported(rows)[:, 1], own, rtol=1e-13)
 
 
 def test_an_estimator_says_its_classes_and_stops_at_its_best_iteration(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ STEPS += [
     Row(NAMES, choices=(("years", (3, 0.0, 2.5)),)),
     Row(NAMES, "nan", choices=(("years", (3.0, -1)), ("age", (1, 1.5, 2**64))), whole=True),
     Row(NAMES, "nan", (("housing", ("own", "rent")),), choices=(("housing", (1,)),)),
+    Row(NAMES, words=(("housing", (0, 1, 3)),)),
+    Row(NAMES, "nan", (("housing", (2.5, "own", 1)),), unseen=(("housing", "other"),)),
 ]
 READERS = [RowReader(step) for step in STEPS]
 PLAIN, WORDED = READERS[0], READERS[1]
@@ -42,6 +44,7 @@ VALUES: st.SearchStrategy[Any] = (
             *(-0.0, 1.8e19, 3.4028235e38, 3.4028235677973366e38, 1e39, -1e300, 2**63, 2**64),
             *(10**400, True, None, "own", "rent", "let", [], {}),
             *(np.float32(1.5), np.float64(2.5), np.int64(3), np.bool_(True), np.str_("own")),
+            *(np.float32("nan"), np.uint8(1), np.int64(2**62), False),
         ]
     )
 )
@@ -50,6 +53,7 @@ TOKENS = st.sampled_from(
         *('"age":1', '"age":0.1e1', '"\\u0061ge":4', '"age":NaN', '"housing":-0', '"housing":2.5'),
         *('"housing":"own"', '"housing":"let"', '"years":1e999', '"years":3', '"years":null'),
         *('"years":-0.0', '"years":12345678901234567890123', '"years":true', '"other":1'),
+        *('"housing":true', '"housing":false'),
     ]
 )
 
@@ -134,6 +138,20 @@ def test_plain_rows_of_columns_with_choices_are_read_quickly() -> None:
         assert reader.read_quickly(plain, into)
         assert into.tolist() == [[1, 2, 2.5]]
     assert not reader.read_quickly({**row, "years": 4}, into)
+
+
+def test_plain_rows_with_true_and_false_are_read_quickly() -> None:
+    into = np.zeros((1, 3), np.float32)
+    row = {"age": True, "housing": 0, "years": False}
+    for plain in (
+        row,
+        json.dumps(row).encode(),
+        list(row.values()),
+        np.array([True, False, False]),
+    ):
+        into[:] = 7
+        assert PLAIN.read_quickly(plain, into)
+        assert into.tolist() == [[1, 0, 0]]
 
 
 def test_rows_of_the_models_of_other_libraries_are_read_quickly() -> None:
@@ -225,6 +243,9 @@ def tables_of(columns: dict[str, list[Any]]) -> list[Any]:
         {"years": [3, 4], "housing": ["rent", "let"], "age": [1.5, 2.5]},
         {"years": [3, 4], "housing": [0, 1], "age": [1.5, 1e39]},
         {"years": [True, False], "housing": [0, 1], "age": [1.5, 2.5]},
+        {"years": [True, False], "housing": [True, True], "age": [False, True]},
+        {"years": [True, None], "housing": [False, True], "age": [1.5, 2.5]},
+        {"years": [True, None], "housing": [None, "own"], "age": [1.5, None]},
         {"years": [3, 4], "age": [1.5, 2.5]},
         {"years": [3, 4], "housing": [0, 1], "age": [1.5, 2.5], "other": [1, 2]},
     ],
@@ -256,7 +277,8 @@ def check_table(table: Any, columns: dict[str, list[Any]]) -> None:
 
 
 def test_a_matrix_is_read_as_its_rows_are() -> None:
-    for matrix in (np.arange(6).reshape(2, 3), np.arange(6, dtype=np.float32).reshape(3, 2).T):
+    numbers = np.arange(6, dtype=np.float32)
+    for matrix in (np.arange(6).reshape(2, 3), numbers.reshape(3, 2).T, np.eye(2, 3) > 0):
         assert PLAIN.read_all(matrix).tolist() == matrix.tolist()
         assert PLAIN.read_all(matrix).flags.c_contiguous
     for reader in READERS:

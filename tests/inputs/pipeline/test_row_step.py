@@ -104,7 +104,6 @@ def test_a_row_is_read_from_a_file(tmp_path: Path) -> None:
         ("[1, 2]", "a row has 3 values, from 'age' to 'years': got 2"),
         (np.zeros((1, 3)), "a row has 3 values, from 'age' to 'years': got 1 x 3"),
         ('[1, "2", 3]', "the column 'income' needs a number: got a text"),
-        ("[1, true, 3]", "the column 'income' needs a number: got true or false"),
         ("[1, [2], 3]", "the column 'income' needs a number: got a list"),
         ("[1, null, 3]", "the column 'income' has no value: give one"),
         ([1, math.nan, 3], "the column 'income' has no value: give one"),
@@ -153,10 +152,50 @@ def test_values_that_may_be_missing_become_nan_and_infinite_ones_are_refused() -
         step({"aeg": 1, "years": 2})
 
 
+def test_true_and_false_are_numbers_in_every_form_of_a_row() -> None:
+    """As `pandas.get_dummies` makes columns, and as the libraries of such models take them."""
+    pandas, arrow = pytest.importorskip("pandas"), pytest.importorskip("pyarrow")
+    row = {"age": 41, "income": 3200.5, "years": True}
+    frame = pandas.DataFrame([row])
+    forms: list[Any] = [row, tuple(row.values()), json.dumps(row), json.dumps(list(row.values()))]
+    forms += [
+        frame,
+        frame.convert_dtypes(),
+        frame.iloc[0],
+        frame.astype({"years": "boolean"}).iloc[0],
+    ]
+    forms += [row | {"years": np.True_}, frame.to_records(index=False)[0], frame.to_numpy()[0]]
+    forms += [arrow.table(frame), arrow.array([row])[0]]
+    for form in forms:
+        assert ROW(form).tolist() == [41, 3200.5, 1], form
+    assert ROW(np.array([True, False, True])).tolist() == [1, 0, 1]
+
+
+def test_numbers_of_numpy_are_words_and_what_pandas_has_for_no_value_is_missing() -> None:
+    pandas = pytest.importorskip("pandas")
+    branches = (("branch", (7, 9, 1.5)), ("owner", (0, 1)))
+    step = Row(("branch", "owner", "age"), "nan", branches, unseen=(("branch", "other"),))
+    for branch in (9, 9.0, np.int64(9), np.int8(9), np.float32(9)):
+        for owner in (1, True, np.True_, np.uint8(1)):
+            assert step({"branch": branch, "owner": owner, "age": 41}).tolist() == [1, 1, 41]
+    assert step({"branch": np.int64(8), "owner": False, "age": 41}).tolist() == [-1, 0, 41]
+    for nothing in (pandas.NA, pandas.NaT, np.float32("nan"), None):
+        row = step({"branch": nothing, "owner": nothing, "age": nothing})
+        assert np.isnan(row).all()
+        with pytest.raises(InputError, match=r"^the column 'age' has no value: give one$"):
+            ROW({"age": nothing, "income": 1, "years": 2})
+    with pytest.raises(InputError, match=r"one of its words, 0, 1: got a number$"):
+        Row(("owner",), words=branches[1:])({"owner": np.int64(2)})
+
+
 def test_words_become_their_places_and_others_are_refused() -> None:
     assert HOUSED('{"housing": "own", "age": 41}').tolist() == [41, 1]
     assert HOUSED([41, "rent"]).tolist() == [41, 0]
-    for value, got in (('[41, "owns"]', "'owns'"), ("[41, 1]", "a number")):
+    for value, got in (
+        ('[41, "owns"]', "'owns'"),
+        ("[41, 1]", "a number"),
+        ("[41, true]", "true or false"),
+    ):
         with pytest.raises(InputError) as error:
             HOUSED(value)
         assert str(error.value) == (

@@ -18,9 +18,15 @@ from hasten.inputs.data.missing import NO_CLASS
 from hasten.inputs.data.samples import RESERVED
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.rows import Row
+from hasten.inputs.pipeline.tables import is_absent
 
 _ABSENT = frozenset(("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>"))
 """Texts that stand for a value that isn't there, in a column that doesn't have them among its words."""
+_BITS = {
+    **dict.fromkeys(("True", "true", "TRUE"), 1.0),
+    **dict.fromkeys(("False", "false", "FALSE"), 0.0),
+}
+"""Texts that stand for true and false, as pandas, polars and R write them, in a column that the model takes."""
 
 
 def reads_rows(pipeline: Pipeline | None) -> Row | None:
@@ -116,21 +122,29 @@ def _read_csv(path: Path, row: Row) -> dict[str, list[Any]]:
                     column.append(value)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} can't be read as CSV in UTF-8: {error}") from error
-    words = dict(row.words)
+    words, known = dict(row.words), set(row.columns)
     return {
-        name: [_value(text, words.get(name)) for text in column]
+        name: [_value(text, words.get(name), bits=name in known) for text in column]
         for name, column in zip(names, columns, strict=True)
     }
 
 
-def _value(text: str, words: tuple[str | float, ...] | None) -> Any:
-    """Return a CSV value as a word of its column, a number, None, or the text that it is."""
+def _value(text: str, words: tuple[str | float, ...] | None, *, bits: bool) -> Any:
+    """Return a CSV value as a word of its column, a number, None, or the text that it is.
+
+    Args:
+        text: The value.
+        words: Words of its column; None for a column without words.
+        bits: Whether true and false are the numbers 1 and 0, unless all words are texts.
+    """
     if words is not None and text in words:
         return text
     if text.strip() in _ABSENT:
         return None
     if words is not None and all(isinstance(word, str) for word in words):
         return text
+    if bits and text.strip() in _BITS:
+        return _BITS[text.strip()]
     try:
         return float(text)
     except ValueError:
@@ -246,7 +260,7 @@ def _plain(value: Any) -> Any:
     """Return a value of a data frame as a row has it: truth values are numbers."""
     if isinstance(value, (bool, np.bool_)):
         return int(value)
-    if type(value).__name__ in ("NAType", "NaTType"):
+    if is_absent(value):
         return None
     return value.item() if isinstance(value, np.generic) else value
 

@@ -34,7 +34,7 @@ Sampler = Callable[[Sequence[str]], Mapping[str, Array]]
 KINDS = (
     "an .onnx file, a Hugging Face folder, a .pt2 exported program, a .pt file of torch.jit.save, timm:NAME@FILE, "
     "torchvision:NAME@FILE, a .keras file, a SavedModel folder, a .tflite file, a model of rows (XGBoost's .json or .ubj, "
-    "LightGBM's .txt, CatBoost's .cbm, scikit-learn's .skops), my.py:name, or a live model of torch, "
+    "LightGBM's .txt, CatBoost's .cbm or .json, scikit-learn's .skops), my.py:name, or a live model of torch, "
     "Keras or one of these libraries"
 )
 _PICKLES = (".joblib", ".pkl", ".pickle")
@@ -250,6 +250,8 @@ def _from_path(path: Path, *, trust_code: bool = False) -> Any:
         from hasten.inputs.models import keras
 
         return keras.load_file(path, trust_code=trust_code)
+    if (rows := read_file(path)) is not None:
+        return rows
     if path.suffix in (".pt", ".pth", ".ts", ".torchscript"):
         from hasten.inputs.models import torchscript
 
@@ -272,9 +274,6 @@ def _from_path(path: Path, *, trust_code: bool = False) -> Any:
             f"own: model = joblib.load({path.name!r}); onnx.save(skl2onnx.to_onnx(model, x[:1], "
             "options={'zipmap': False}), 'model.onnx'), with options only for a classifier"
         )
-    rows = read_file(path)
-    if rows is not None:
-        return rows
     if path.suffix == ".py":
         raise InputError(f"{path}: name the model in it, as in {path}:model")
     return path

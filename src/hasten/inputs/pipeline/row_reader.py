@@ -23,8 +23,8 @@ _KNOWN = frozenset(
 _MOST_COLUMNS = 2_000
 _BOUNDS = {"float32": 1e38, "float64": 1e150}
 """Root of the sum of squares below which no number of a row is too large for a type."""
-_NUMBERS = frozenset((int, float))
-_WORDS = frozenset((str, int, float))
+_NUMBERS = frozenset((int, float, bool))
+_WORDS = frozenset((str, int, float, bool))
 _DOUBTS = (
     KeyError,
     TypeError,
@@ -77,14 +77,16 @@ class RowReader:
         if self.able:
             self._fields = self._struct()
             self._decode = msgspec.json.Decoder(self._fields).decode
-            self._decode_list = msgspec.json.Decoder(list[float | int | str | None]).decode
+            self._decode_list = msgspec.json.Decoder(list[float | int | bool | str | None]).decode
 
     def _struct(self) -> Any:
         """Return a type with a field for each column, so that rows become values in their order."""
         worded = {place for place, _ in self._worded}
         fields: list[Any] = []
         for place in range(self.columns):
-            kind: Any = float | int | str if place in worded else float | int
+            kind: Any = float | int | bool
+            if place in worded:
+                kind |= str
             if self._nan:
                 kind |= None
             default = (None,) if self._nan and not self.step.whole else ()
@@ -200,7 +202,7 @@ class RowReader:
         if values.shape != (self.columns,) or self._worded:
             raise _UnusualError
         if values.dtype.char not in "fd":
-            if values.dtype.kind not in "iu":
+            if values.dtype.kind not in "biu":
                 raise _UnusualError
             values = values.astype(np.float64)
         self._check_numbers(values.tolist())
@@ -212,7 +214,7 @@ class RowReader:
             if tuple(index.tolist()) != self._names:
                 raise _UnusualError
             self._index = index
-        if isinstance(value.dtype, np.dtype) and value.dtype.kind in "iuf":
+        if isinstance(value.dtype, np.dtype) and value.dtype.kind in "biuf":
             self._put_array(value.to_numpy(), into, row)
         else:
             self._put(value.tolist(), into, row)
@@ -288,7 +290,7 @@ class RowReader:
         """Return a matrix's rows; None where a number may be none that `Row` takes."""
         if not self.able or not len(rows) or rows.shape[1] != self.columns:
             return None
-        if rows.dtype.kind not in "iuf" or rows.dtype.itemsize not in (4, 8):
+        if rows.dtype.kind != "b" and rows.dtype.char not in "fdilqILQ":
             return None
         if (self._worded and not worded) or self._chosen:
             return None

@@ -15,7 +15,7 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Step
-from hasten.inputs.pipeline.tables import plain_row
+from hasten.inputs.pipeline.tables import is_absent, plain_row
 
 MAX_COLUMNS = 100_000
 """Largest number of columns of a row."""
@@ -23,7 +23,7 @@ _LARGEST = {"float32": float(np.finfo(np.float32).max), "float64": float(np.finf
 _LARGEST_SQUARE = _LARGEST["float32"] ** 2
 _UNSEEN = {"missing": math.nan, "other": -1.0}
 """Number of a word that isn't known, by what is done about it."""
-_NUMBERS = frozenset((int, float))
+_NUMBERS = frozenset((int, float, bool))
 _READ = (bytes, bytearray, memoryview, str, Path)
 _PLAIN = frozenset((dict, list, tuple, np.ndarray))
 _BYTES_PER_COLUMN = 100
@@ -41,8 +41,8 @@ class Row(Step):
     come that isn't known. Of a column that JSON names twice the last value counts, as JSON's readers
     have it.
 
-    Values are numbers. A column that has words takes one of them instead, and the array has the
-    word's place, from 0.
+    Values are numbers; true and false are 1 and 0. A column that has words takes one of them instead,
+    and the array has the word's place, from 0.
 
     Attributes:
         columns: Names of the columns, in the order of the model's input.
@@ -51,7 +51,7 @@ class Row(Step):
             unless `whole`.
             Infinite values are refused in either case.
         words: Columns that take words, each with all of its words. Where the words of a table are
-            numbers, as codes of branches are, they may be numbers here.
+            numbers, as codes of branches are, they may be numbers here; true and false are 1 and 0.
         dtype: Type of the numbers, "float32" or "float64".
         required: Columns that need a value even under "nan".
         unseen: Columns that take words that aren't known, each with what is done about them:
@@ -128,8 +128,9 @@ class Row(Step):
             )
         for place, places, _ in self._places:
             word = found[place]
-            known = isinstance(word, (str, int, float)) and type(word) is not bool
-            number = places.get(word) if known else None
+            if isinstance(word, np.generic):
+                word = word.item()
+            number = places.get(word) if isinstance(word, (str, int, float)) else None
             found[place] = self._unworded(place, word) if number is None else number
         if not _NUMBERS.issuperset(map(type, found)):
             found = [self._number(place, one) for place, one in enumerate(found)]
@@ -229,7 +230,7 @@ class Row(Step):
             if column in self._needed:
                 raise InputError(f"the column {column!r} has no value: give one")
             return math.nan
-        if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
+        if isinstance(value, (int, float, np.integer, np.floating, np.bool_)):
             return value  # type: ignore[return-value]
         raise InputError(f"the column {column!r} needs a number: got {_kind(value)}")
 
@@ -269,7 +270,9 @@ def _begin(file: Path, size: int) -> bytes:
 
 
 def _absent(value: Any) -> bool:
-    return value is None or (isinstance(value, (float, np.floating)) and bool(np.isnan(value)))
+    if isinstance(value, (float, np.floating)):
+        return bool(np.isnan(value))
+    return is_absent(value)
 
 
 def _clipped(value: Any) -> float:

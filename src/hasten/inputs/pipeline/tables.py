@@ -38,6 +38,11 @@ def plain_row(value: Any) -> Any:
     return value
 
 
+def is_absent(value: Any) -> bool:
+    """Whether a value is None, or what pandas has where there is no value."""
+    return value is None or type(value).__name__ in _ABSENT
+
+
 def is_table(value: Any) -> bool:
     """Whether a value is a data frame of pandas, or a table or a record batch of Arrow."""
     return _kind(value) in ("pandas DataFrame", "pyarrow Table", "pyarrow RecordBatch")
@@ -74,11 +79,11 @@ def columns_of(table: Any) -> dict[Any, Any]:
 
 
 def _frame_column(column: Any) -> Any:
-    """Return a column of pandas as numbers, or as a list where it has none or bits."""
+    """Return a column of pandas as numbers, or as a list where it has none."""
     kind = getattr(column.dtype, "kind", "O")
-    if kind in "iuf" and isinstance(column.dtype, np.dtype):
+    if kind in "biuf" and isinstance(column.dtype, np.dtype):
         return column.to_numpy()
-    if kind in "iuf":  # a type of pandas' own, which may lack values
+    if kind in "biuf":  # a type of pandas' own, which may lack values
         return column.to_numpy(dtype=np.float64, na_value=np.nan)
     return [_value(one) for one in column.tolist()]
 
@@ -93,7 +98,12 @@ def _arrow_column(column: Any) -> Any:
 
 
 _ARROW_NUMBERS = frozenset(
-    ("float", "double", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
+    (
+        "float",
+        "double",
+        "bool",
+        *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    )
 )
 
 
@@ -129,4 +139,4 @@ def _kind(value: Any) -> str:
 
 def _value(value: Any) -> Any:
     """Return None for what pandas has where there is no value."""
-    return None if type(value).__name__ in _ABSENT else value
+    return None if is_absent(value) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ LIBRARIES = (
     "hasten.inputs.models.tabular.sklearn:ScikitLearn",
 )
 """Import path of each library's class; one file and one line here add a library."""
+_HEAD_BYTES = 256
+"""Number of bytes that tell what a file is."""
 _SHOWN = 5
 """Largest number of classes of a decision."""
 
@@ -98,12 +101,15 @@ class Library(ABC):
         name: Name for people.
         module: Name of its package, from which its models' classes come.
         suffixes: Suffixes of the files that it reads without running code of theirs.
+        begins: Regular expression that the first bytes of such a file match, whatever it is called; empty
+            where they don't tell it.
         extra: hasten's extra that brings it.
     """
 
     name: ClassVar[str]
     module: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]] = ()
+    begins: ClassVar[bytes] = b""
     extra: ClassVar[str] = "tabular"
 
     @abstractmethod
@@ -152,6 +158,11 @@ def described(model: Any) -> Tabular:
         raise InputError(
             f"got a {type(model).__name__}, which no supported library of models for rows makes"
         )
+    return _described(library, model)
+
+
+def _described(library: Library, model: Any) -> Tabular:
+    """Return what is known of a model that a library made or read."""
     try:
         return library.describe(model)
     except HastenError:
@@ -165,23 +176,34 @@ def described(model: Any) -> Tabular:
 
 
 def read_file(path: Path) -> Tabular | None:
-    """Read the file of a model of rows; None for a file of another kind.
+    """Read the file of a model of rows, known by its first bytes or else its suffix; None for any other file.
 
     Raises:
         InputError: its library isn't installed, the file can't be read, or a part of the model isn't
             supported.
     """
-    found = [library for library in libraries() if path.suffix in library.suffixes]
+    every, head = libraries(), _head(path)
+    found = [one for one in every if one.begins and re.match(one.begins, head, re.DOTALL)]
+    found = found or [one for one in every if path.suffix in one.suffixes]
     if not found:
         return None
-    (library,) = found
+    library = found[0]
     try:
         model = library.read(path)
     except ImportError as error:
         raise missing_extra(f"{path}, a model of {library.name},", library.extra) from error
     except OSError as error:
         raise InputError(f"can't read {path}: {error.strerror or error}") from error
-    return described(model)
+    return _described(library_of(model) or library, model)
+
+
+def _head(path: Path) -> bytes:
+    """Return a file's first bytes; none where it can't be read."""
+    try:
+        with path.open("rb") as file:
+            return file.read(_HEAD_BYTES)
+    except OSError:
+        return b""
 
 
 def named_columns(names: Sequence[Any] | None, count: int, stem: str) -> tuple[str, ...]:

@@ -34,18 +34,24 @@ _RAW = (
         "QuerySoftMax",
     ),
 )
+_MOST_LEVELS = 16
+"""Largest number of levels of a tree with one split a level, as in CatBoost itself."""
 _OTHERS = ("categorical_features", "text_features", "embedding_features")
 
 
 class CatBoost(Library):
-    """CatBoost: a `CatBoost` or an estimator of its scikit-learn interface, or a .cbm file."""
+    """CatBoost: a `CatBoost`, an estimator of its scikit-learn interface, or a file in its own format or JSON."""
 
     name = "CatBoost"
     module = "catboost"
     suffixes = (".cbm",)
+    begins = rb'CBM1|\{\s*"(ctr_data|features_info|model_info|oblivious_trees|scale_and_bias)"'
 
     def read(self, path: Path) -> Any:
-        """Read a .cbm file that `save_model` wrote."""
+        """Read a file that `save_model` wrote: one in JSON as the record that it is."""
+        with path.open("rb") as file:
+            if file.read(1) == b"{":
+                return _read_json(path)
         import catboost
 
         try:
@@ -56,16 +62,8 @@ class CatBoost(Library):
             ) from error
 
     def describe(self, model: Any) -> Tabular:
-        """Describe a `CatBoost` or an estimator."""
-        if not model.is_fitted():
-            raise InputError(f"this {type(model).__name__} isn't fitted: fit it first")
-        with tempfile.TemporaryDirectory(prefix="hasten-catboost-") as folder:
-            path = Path(folder) / "model.json"
-            try:
-                model.save_model(str(path), format="json")
-            except Exception as error:  # CatBoostError, which isn't imported for a live model
-                raise InputError(f"CatBoost can't export this model: {told(error)}") from error
-            record = json.loads(path.read_bytes())
+        """Describe a `CatBoost`, an estimator, or the record of a file in JSON."""
+        record = model if isinstance(model, dict) else _record_of(model)
         features = record["features_info"]
         for kind in _OTHERS:
             if features.get(kind):
@@ -77,15 +75,27 @@ class CatBoost(Library):
         loss = str(_loss(record))
         if loss not in (*_CLASSES, *_EXP, *_RAW):
             raise InputError(f"CatBoost's loss function {loss!r} isn't supported")
-        columns = named_columns(model.feature_names_, len(model.feature_names_), "f")
+        floats = features["float_features"]
+        if isinstance(model, dict):
+            places = [one["flat_feature_index"] for one in floats]
+            if places != list(range(len(floats))):
+                raise InputError(
+                    "the columns of this CatBoost model aren't numbered from 0: the file is damaged"
+                )
+            names, classes = (
+                [one["feature_id"] or str(place) for place, one in enumerate(floats)],
+                _classes(record),
+            )
+        else:
+            names, classes = model.feature_names_, getattr(model, "classes_", [])
+        columns = named_columns(names, len(names), "f")
         required = tuple(
             columns[one["flat_feature_index"]]
-            for one in features["float_features"]
+            for one in floats
             if one["nan_value_treatment"] == "AsIs" and one["borders"]
         )
         biases = record.get("scale_and_bias", [1, [0]])[1]
         count = len(biases) if isinstance(biases, list) else 1
-        classes = getattr(model, "classes_", ())
         labels: tuple[str, ...] = ()
         if loss in _CLASSES:
             known = classes if len(classes) else range(max(2, count))
@@ -93,6 +103,38 @@ class CatBoost(Library):
         row = Row(columns, "nan", required=required, whole=True)
         width = max(count, len(labels))
         return Tabular(self.name, row, labels, width, "float64", partial(_write, record, loss))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the record of a model's file in JSON."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} isn't a whole model of CatBoost in JSON: {told(error)}"
+        ) from error
+    assert isinstance(record, dict)  # it begins with a brace
+    return record
+
+
+def _record_of(model: Any) -> dict[str, Any]:
+    """Return the record of a live model, as its file in JSON has it."""
+    if not model.is_fitted():
+        raise InputError(f"this {type(model).__name__} isn't fitted: fit it first")
+    with tempfile.TemporaryDirectory(prefix="hasten-catboost-") as folder:
+        path = Path(folder) / "model.json"
+        try:
+            model.save_model(str(path), format="json")
+        except Exception as error:  # CatBoostError, which isn't imported for a live model
+            raise InputError(f"CatBoost can't export this model: {told(error)}") from error
+        return _read_json(path)
+
+
+def _classes(record: dict[str, Any]) -> list[Any]:
+    """Return the classes that a record states, as a live model has them."""
+    stated = record["model_info"].get("class_params", {})
+    classes = stated.get("class_names", [])
+    return list(map(float, classes)) if stated.get("class_label_type") == "Float" else list(classes)
 
 
 def _loss(record: dict[str, Any]) -> str:
@@ -134,7 +176,9 @@ def _split(
     if split["split_type"] != "FloatFeature":
         raise InputError(f"CatBoost's split {split['split_type']!r} isn't supported")
     feature = split["float_feature_index"]
-    return tree.node(columns[feature], GT, float(np.float32(split["border"])), missing[feature])
+    with np.errstate(over="ignore"):  # of a damaged file's numbers
+        border = float(np.float32(split["border"]))
+    return tree.node(columns[feature], GT, border, missing[feature])
 
 
 def _oblivious(
@@ -143,6 +187,10 @@ def _oblivious(
     """Read a tree whose levels have one split each: split i sets bit i of the leaf's place."""
     splits = record["splits"] or []
     values = np.array(record["leaf_values"], np.float64).reshape(-1, targets)
+    if len(splits) > _MOST_LEVELS or len(values) != 1 << len(splits):
+        raise InputError(
+            f"a tree of CatBoost has {len(splits)} levels, but {len(values)} leaves: the file is damaged"
+        )
     tree = Tree(values, tuple(range(targets)))
 
     def grow(level: int, leaf: int) -> int:

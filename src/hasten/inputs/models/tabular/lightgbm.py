@@ -44,14 +44,15 @@ _LOG1P_EXP = ("cross_entropy_lambda", "xentlambda")
 
 
 class LightGBM(Library):
-    """LightGBM: a `Booster`, an estimator of its scikit-learn interface, or a .txt file."""
+    """LightGBM: a `Booster`, an estimator of its scikit-learn interface, or a text file."""
 
     name = "LightGBM"
     module = "lightgbm"
     suffixes = (".txt",)
+    begins = rb"tree\n"
 
     def read(self, path: Path) -> Any:
-        """Read a .txt file that `save_model` wrote."""
+        """Read a text file that `save_model` wrote."""
         import lightgbm
 
         if not path.read_bytes()[:5] == b"tree\n":
@@ -126,7 +127,7 @@ def _row(dump: dict[str, Any]) -> Row:
             "belong to which column: train without columns that have only one value"
         )
     words = tuple(
-        (column, tuple(one if isinstance(one, (str, int, float)) else str(one) for one in values))
+        (column, tuple(map(_word, values)))
         for column, values in zip(categorical, sets, strict=bool(sets))
         if values
     )
@@ -134,6 +135,13 @@ def _row(dump: dict[str, Any]) -> Row:
         (column, "missing") for column, _ in words
     )
     return Row(columns, "nan", words, "float64", unseen=unseen, whole=True)
+
+
+def _word(category: Any) -> str | float:
+    """Return a category as a word; true and false are the numbers 1 and 0."""
+    if isinstance(category, bool):
+        return int(category)
+    return category if isinstance(category, (str, int, float)) else str(category)
 
 
 def _write(

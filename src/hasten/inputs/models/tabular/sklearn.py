@@ -14,9 +14,14 @@ from hasten.inputs.models.tabular.building import Building, Part
 from hasten.inputs.models.tabular.graph import INPUT, Graph
 
 _TRUSTED = (
+    "catboost.core.CatBoost",
+    "catboost.core.CatBoostClassifier",
+    "catboost.core.CatBoostRanker",
+    "catboost.core.CatBoostRegressor",
     "collections.OrderedDict",
     "lightgbm.basic.Booster",
     "lightgbm.sklearn.LGBMClassifier",
+    "lightgbm.sklearn.LGBMRanker",
     "lightgbm.sklearn.LGBMRegressor",
     "numpy.dtype",
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
@@ -26,9 +31,13 @@ _TRUSTED = (
     "sklearn.utils._bunch.Bunch",
     "xgboost.core.Booster",
     "xgboost.sklearn.XGBClassifier",
+    "xgboost.sklearn.XGBRFClassifier",
+    "xgboost.sklearn.XGBRFRegressor",
+    "xgboost.sklearn.XGBRanker",
     "xgboost.sklearn.XGBRegressor",
 )
-"""Types that hold data alone, and that skops doesn't trust by itself; nothing here calls their methods."""
+"""Types that hold data alone, and that skops doesn't trust by itself. CatBoost's read their model from the bytes of
+a .cbm file, the others' from those that their libraries pickle."""
 
 
 class ScikitLearn(Library):
@@ -110,7 +119,7 @@ def _columns(model: Any, steps: list[Any], final: Any) -> tuple[str, ...]:
             count = getattr(one, "n_features_in_", None)
         except AttributeError:
             count = None
-        if count is not None:
+        if count:  # CatBoost's says 0 once it was read from a file
             return named_columns(names, int(count), "x")
         break
     library = library_of(final)

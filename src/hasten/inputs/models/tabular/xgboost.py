@@ -44,14 +44,21 @@ class XGBoost(Library):
     name = "XGBoost"
     module = "xgboost"
     suffixes = (".json", ".ubj")
+    begins = (
+        rb'\{\s*("version"\s*:\s*\[[\d,\s]*\]\s*,\s*)?"learner"'
+        rb"|\{([iU].|I.{2}|l.{4}|L.{8})(learner|version)"
+    )
     extra = "xgboost"
 
     def read(self, path: Path) -> Any:
-        """Read a .json or .ubj file that `save_model` wrote."""
+        """Read a file in JSON or UBJSON that `save_model` wrote."""
         import xgboost
 
+        content = path.read_bytes()
+        binary = content[1:2].isalpha()
+        fits = path.suffix == (".ubj" if binary else ".json")  # else XGBoost would guess, and warn
         try:
-            return xgboost.Booster(model_file=path)
+            return xgboost.Booster(model_file=path if fits else bytearray(content))
         except xgboost.core.XGBoostError as error:
             first = next((line for line in str(error).splitlines() if "Error" in line), told(error))
             raise InputError(
