@@ -239,3 +239,24 @@ def test_an_onnx_file_states_its_own_pipeline(tmp_path: Path) -> None:
     del proto.metadata_props[:]
     onnx.save(proto, model.path)
     assert stated_pipeline(model.path) is None
+
+
+@pytest.mark.parametrize(("place", "value"), [(1577, 215), (1793, 253), (2295, 90), (259, 246)])
+def test_bytes_that_crash_xgboosts_parser_are_one_line(
+    place: int, value: int, tmp_path: Path
+) -> None:
+    xgboost = pytest.importorskip("xgboost")
+    x = np.random.default_rng(0).standard_normal((60, 4))
+    rows = xgboost.DMatrix(x, (x[:, 0] > 0).astype(int))
+    whole = xgboost.train({"objective": "binary:logistic", "max_depth": 2}, rows, 2)
+    path = tmp_path / "m.ubj"
+    whole.save_model(path)
+    damaged = bytearray(path.read_bytes())
+    damaged[place] = value
+    path.write_bytes(damaged)
+    try:
+        find_model(path)
+    except InputError as error:  # XGBoost 3.2 dies of these bytes; another version may refuse them
+        assert f"{path} is damaged: XGBoost crashed (SIGSEGV) while it" in str(
+            error
+        ) or f"{path} can't be read by XGBoost" in str(error)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
+import subprocess
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -261,3 +264,24 @@ def marked(columns: set[int], count: int) -> Array:
     mask = np.zeros((1, count), bool)
     mask[0, sorted(columns)] = True
     return mask
+
+
+def check_survives(path: Path, library: str, program: str, *arguments: str) -> None:
+    """Let a library read a file in a process of its own first, so that a crash of its parser ends that alone.
+
+    Args:
+        path: File of a model.
+        library: Name of the library, for the message.
+        program: Text of a Python program whose first argument is the file. Only a crash of it counts:
+            what it raises is raised again where the file is really read.
+        arguments: Further arguments of the program.
+
+    Raises:
+        InputError: the process crashed.
+    """
+    command = [sys.executable, "-c", program, str(path.absolute()), *arguments]
+    code = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True).returncode
+    if code < 0:
+        raise InputError(
+            f"{path} is damaged: {library} crashed ({signal.Signals(-code).name}) while it read the file"
+        )

@@ -9,7 +9,14 @@ from typing import Any
 
 from hasten.core.archives import excess
 from hasten.errors import InputError, told, visible
-from hasten.inputs.models.tabular.base import Library, Tabular, described, library_of, named_columns
+from hasten.inputs.models.tabular.base import (
+    Library,
+    Tabular,
+    check_survives,
+    described,
+    library_of,
+    named_columns,
+)
 from hasten.inputs.models.tabular.building import Building, Part
 from hasten.inputs.models.tabular.graph import INPUT, Graph
 
@@ -39,6 +46,9 @@ _TRUSTED = (
 """Types that hold data alone, and that skops doesn't trust by itself. CatBoost's read their model from the bytes of
 a .cbm file, the others' from those that their libraries pickle."""
 
+_READ = "import sys; from skops.io import load; load(sys.argv[1], trusted=sys.argv[2:])"
+"""Program that reads a file, given the types to trust."""
+
 
 class ScikitLearn(Library):
     """scikit-learn: a fitted estimator or pipeline, or a .skops file of one."""
@@ -64,7 +74,10 @@ class ScikitLearn(Library):
                     "trust them, load it in a my.py (model = skops.io.load(..., trusted=[...])) and give "
                     "my.py:model"
                 )
-            return load(path, trusted=[name for name in found if name in _TRUSTED])
+            trusted = [name for name in found if name in _TRUSTED]
+            if any(name.startswith("xgboost.") for name in found):  # its parser may crash
+                check_survives(path, "XGBoost", _READ, *trusted)
+            return load(path, trusted=trusted)
         except InputError:
             raise
         except Exception as error:  # zipfile's, json's, and whatever a type's own state raises

@@ -20,6 +20,7 @@ from hasten.inputs.models.tabular.base import (
     Library,
     Tabular,
     both_classes,
+    check_survives,
     looked_up,
     named_columns,
 )
@@ -36,6 +37,10 @@ _RAW = (
     *("rank:pairwise", "rank:ndcg", "rank:map"),
 )
 _ONE = np.float32(1)
+
+
+_READ = "import sys, xgboost; xgboost.Booster(model_file=bytearray(open(sys.argv[1], 'rb').read()))"
+"""Program that reads a file."""
 
 
 class XGBoost(Library):
@@ -57,6 +62,8 @@ class XGBoost(Library):
         content = path.read_bytes()
         binary = content[1:2].isalpha()
         fits = path.suffix == (".ubj" if binary else ".json")  # else XGBoost would guess, and warn
+        if binary:  # its parser of UBJSON may crash on a damaged file
+            check_survives(path, self.name, _READ)
         try:
             return xgboost.Booster(model_file=path if fits else bytearray(content))
         except xgboost.core.XGBoostError as error:
