@@ -24,7 +24,7 @@ from hasten.errors import CandidateError, InputError
 from hasten.inputs.chains.graph import Chain
 from hasten.inputs.chains.nodes import SOURCE, Crop, Model, When, entries
 from hasten.inputs.pipeline.base import Origin, Pipeline, Step, as_request
-from hasten.inputs.pipeline.image import Decode
+from hasten.inputs.pipeline.image import Decode, Recolor
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,11 @@ class Member:
 
     @cached_property
     def after_decoding(self) -> tuple[Step, ...]:
-        """Steps of preprocessing without the decoding, as they run."""
-        steps = self.pipeline.steps if self.decode is None else self.pipeline.steps[1:]
-        return Pipeline(steps).joined
+        """Steps of preprocessing after the picture was decoded in RGB, as they run."""
+        if self.decode is None:
+            return Pipeline(self.pipeline.steps).joined
+        recolor = () if self.decode.colors == "RGB" else (Recolor(self.decode.colors),)
+        return Pipeline((*recolor, *self.pipeline.steps[1:])).joined
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,10 @@ class Plan:
         for node in chain.nodes:
             if isinstance(node, (Crop, When)):
                 self._check_decision(node)
-        decodes = [members[root.name].decode for root in chain.roots]
+        decodes = [
+            None if (step := members[root.name].decode) is None else replace(step, colors="RGB")
+            for root in chain.roots
+        ]  # each model changes colors itself, crops too
         self._decode = next((step for step in decodes if step is not None), None)
         one = len(set(decodes)) == 1 and not any(isinstance(node, Crop) for node in chain.nodes)
         if self._decode is not None and not one:
