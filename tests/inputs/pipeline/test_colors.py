@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_image
-from tests.inputs.pipeline.test_pictures_of_few_bytes import PIXELS, SCALES, one_color, picture
+from tests.inputs.pipeline.test_pictures_of_few_bytes import (
+    PIXELS,
+    SCALES,
+    one_color,
+    opened_in_rgb,
+    picture,
+)
 
 from hasten.core.records import from_record, to_record
 from hasten.core.tensors import Array
@@ -29,14 +34,6 @@ FORMS = [
 ]
 
 
-def opened(data: bytes) -> Image.Image:
-    """Return a file's picture in RGB, as Pillow gives it."""
-    image: Image.Image = Image.open(io.BytesIO(data))
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")
-
-
 def gray_by_pillow(image: Image.Image) -> Array:
     return np.asarray(image.convert("L"))[..., np.newaxis]
 
@@ -46,7 +43,7 @@ def test_gray_is_what_pillow_makes_of_the_pictures_rgb(
     mode: str, form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = picture(mode, form)
-    wanted = gray_by_pillow(opened(data))
+    wanted = gray_by_pillow(opened_in_rgb(data))
     for strip_pixels in (2**19, 700):
         monkeypatch.setattr(strips, "STRIP_PIXELS", strip_pixels)
         for value in (data, Decode()(data)):
@@ -61,7 +58,7 @@ def test_a_gray_picture_is_resized_as_pillow_resizes_gray(
     scale: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = picture("RGB", "PNG")
-    small = opened(data).convert("L")
+    small = opened_in_rgb(data).convert("L")
     filter_ = Image.Resampling[scale.interpolation.upper()]
     wanted = np.asarray(small.resize(scale.size_after((61, 83))[::-1], filter_))
     for strip_pixels in (2**19, 700):

@@ -143,7 +143,8 @@ def settings_refused(**settings: Any) -> str:
         ({"dtype": "int8"}, "dtype='int8': give one of float32, float16, uint8"),
         (
             {"interpolation": "random"},
-            "interpolation='random': give one of nearest, bilinear, bicubic, lanczos, box, hamming",
+            "interpolation='random': give one of nearest, bilinear, bicubic, lanczos, box, hamming, "
+            "opencv_linear",
         ),
         (
             {"dtype": "uint8", "mean": 0},

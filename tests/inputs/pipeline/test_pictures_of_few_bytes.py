@@ -42,6 +42,14 @@ def picture(mode: str, form: str, **settings: Any) -> bytes:
     return encoded(Image.fromarray(PIXELS).convert(mode), form, **settings)
 
 
+def opened_in_rgb(data: bytes) -> Image.Image:
+    """Return a file's picture in RGB, as Pillow gives it."""
+    image: Image.Image = Image.open(io.BytesIO(data))
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
 def one_color(mode: str, size: tuple[int, int], form: str, **settings: Any) -> bytes:
     color = Image.new("RGB", (1, 1), (200, 30, 30)).convert(mode).getpixel((0, 0))
     return encoded(Image.new(mode, size, color), form, **settings)

@@ -157,7 +157,9 @@ def test_grayscale_gives_the_same_values(namespace: Any) -> None:
             "torchvision's Resize has max_size=9: leave it out",
         ),
         (
-            lambda: v2.Compose([v2.ToImage(), v2.Resize(8, antialias=False)]),
+            lambda: v2.Compose(
+                [v2.ToImage(), v2.Resize(8, v2.InterpolationMode.BICUBIC, antialias=False)]
+            ),
             "torchvision's Resize of a tensor has antialias=False",
         ),
         (

@@ -14,7 +14,7 @@ from hasten.inputs.pipeline.image import CenterCrop, Decode, Normalize, Resize, 
 from hasten.inputs.pipeline.ultralytics import from_ultralytics
 from hasten.inputs.pipeline.written import steps_of
 
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", "opencv_linear")
 LAYOUTS = ("CHW", "HWC")
 DTYPES = ("float32", "float16", "uint8")
 COLORS = ("RGB", "BGR", "gray")
@@ -44,7 +44,7 @@ def image_pipeline(
         size: Size of the model's input: one side of a square, or (height, width).
         resize: Length of the shorter side before the crop, or (height, width); by default `size`,
             so that only what exceeds a square is cropped.
-        interpolation: Filter of Pillow: "bicubic", "bilinear", ...
+        interpolation: Filter of Pillow, "bicubic", "bilinear", ..., or "opencv_linear".
         mean: Mean of the scaled values, per channel or one for all; 0 where only `std` is given.
             Without mean and std, float values are only scaled.
         std: Standard deviation of the scaled values, per channel or one for all; 1 where only

@@ -340,12 +340,12 @@ class _DecodeAndScale(Step):
 
 @dataclass(frozen=True)
 class Resize(Scaling):
-    """Resize a picture as Pillow does, with its antialiasing.
+    """Resize a picture as Pillow does, with its antialiasing, or as OpenCV does, without.
 
     Attributes:
         size: Length of the shorter side, with the longer one in proportion (rounded down); or
             (height, width).
-        interpolation: Filter of Pillow.
+        interpolation: Filter of Pillow, or "opencv_linear".
     """
 
     size: int | tuple[int, int]

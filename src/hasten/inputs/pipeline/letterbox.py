@@ -18,13 +18,13 @@ from hasten.inputs.pipeline.strips import Interpolation, Picture, Scaling, resiz
 class Letterbox(Scaling):
     """Fit a picture into a frame in proportion, and fill the borders.
 
-    The lengths and the borders are rounded as in Ultralytics' `LetterBox`; the filter is Pillow's,
-    which smooths what it makes smaller, and OpenCV's in Ultralytics doesn't.
+    The lengths and the borders are rounded as in Ultralytics' `LetterBox`, and with the filter "opencv_linear" so are
+    its pixels.
 
     Attributes:
         size: Length of one side of a square frame, or (height, width).
         fill: Value of the borders, from 0 to 255, in each channel.
-        interpolation: Filter of Pillow.
+        interpolation: Filter of Pillow, which smooths what it makes smaller, or "opencv_linear", which doesn't.
         enlarge: Whether a picture smaller than the frame grows; otherwise it gets wider borders.
         center: Whether the picture is in the frame's center; otherwise in its upper left corner.
     """

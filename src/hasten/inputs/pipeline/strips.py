@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, Union
 import numpy as np
 
 from hasten.core.tensors import Array
+from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Origin, Step
 from hasten.inputs.pipeline.memory import make_room
+from hasten.inputs.pipeline.opencv import linear, pairs
 from hasten.inputs.pipeline.resample import (
+    OPENCV,
     Part,
     down_first,
+    linear_ready_for,
     pixels_between,
     ready_for,
     without_gaps,
@@ -23,7 +27,9 @@ from hasten.inputs.pipeline.resample import (
 if TYPE_CHECKING:
     from PIL import Image
 
-Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+Interpolation: TypeAlias = Literal[
+    "nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", "opencv_linear"
+]
 Picture: TypeAlias = Union[Array, "Image.Image"]
 """Array `(height, width, 3)` uint8 in RGB or `(height, width, 1)` in gray, or a loaded image of Pillow in a mode
 of its own, which stands for its RGB."""
@@ -147,7 +153,7 @@ def resized(
     Args:
         picture: The picture.
         new: (height, width) to resize it to.
-        interpolation: Filter.
+        interpolation: Filter of Pillow, or that of OpenCV.
         kept: Part of the result to return: its first row and the one behind its last, then columns; None
             for the whole.
     """
@@ -159,6 +165,8 @@ def resized(
     if isinstance(picture, np.ndarray):  # else whoever opened it has counted this
         each = 1 if is_gray(picture) else 4
         make_room(_source_bytes(picture) + each * pixels_between(old, new, interpolation))
+    if interpolation == OPENCV:
+        return _by_opencv(picture, new, (top, bottom, left, right))
     part = Part(old, new, top, bottom, left, right, interpolation)
     first_down = down_first(old, new, interpolation)
     if _taken(picture, first_down) and (made := ready_for(part)) is not None:
@@ -187,6 +195,42 @@ def _in_rgb(picture: Picture, begin: int, end: int) -> Iterator[Array]:
             yield picture[begin + top : begin + bottom]
         else:
             yield np.asarray(_cut(picture, (0, begin + top, width, begin + bottom)))
+
+
+def _by_opencv(picture: Picture, new: tuple[int, int], kept: tuple[int, int, int, int]) -> Array:
+    """Return a part of a picture that is resized as by OpenCV, some of its rows at a time.
+
+    Raises:
+        InputError: the picture isn't one of bytes in RGB or gray.
+    """
+    if isinstance(picture, np.ndarray) and (
+        picture.dtype != np.uint8 or picture.shape[2:] not in ((3,), (1,))
+    ):
+        raise InputError(
+            f"{OPENCV} resizes (height, width, 3 or 1) of uint8: got {list(picture.shape)} of {picture.dtype}"
+        )
+    top, bottom, left, right = kept
+    (height, width), channels = sides(picture), 1 if is_gray(picture) else 3
+    rows = pairs(height, new[0], columns=False).part(top, bottom)
+    columns = pairs(width, new[1], columns=True).part(left, right)
+    made = linear_ready_for(height * width)
+    out = np.empty((bottom - top, right - left, channels), np.uint8)
+    if made is not None and isinstance(picture, np.ndarray):
+        made.linear(picture[rows.begin : rows.end], rows, columns, out)
+        return out
+    # Python holds rows as integers of 32 bits, several times over.
+    longest = max(width, right - left) * -(-height // new[0]) * (16 if made is None else 1)
+    for begin, end in _strips(bottom - top, longest):
+        part = rows.part(begin, end)
+        if isinstance(picture, np.ndarray):
+            source = picture[part.begin : part.end]
+        else:
+            source = np.asarray(_cut(picture, (0, part.begin, width, part.end)))
+        if made is None:
+            out[begin:end] = linear(source, part, columns)
+        else:
+            made.linear(source, part, columns, out[begin:end])
+    return out
 
 
 def _by_pillow(

@@ -14,6 +14,7 @@ from hasten.inputs.pipeline.image import (
     Resize,
     ToLayout,
 )
+from hasten.inputs.pipeline.resample import OPENCV
 from hasten.inputs.pipeline.strips import Colors, Interpolation
 
 _FILTERS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
@@ -133,10 +134,12 @@ class _Reader:
         if transform.size is None:
             raise InputError(f"torchvision's Resize has no size: {_OURSELVES}")
         if self.tensor and not transform.antialias:
-            raise InputError(
-                "torchvision's Resize of a tensor has antialias=False, but hasten's step always "
-                "smooths: set antialias=True, or resize before the tensor is made"
-            )
+            if _filter(transform.interpolation) != "bilinear":
+                raise InputError(
+                    "torchvision's Resize of a tensor has antialias=False, but hasten's step doesn't smooth only "
+                    "if it is bilinear: set antialias=True, or resize before the tensor is made"
+                )
+            return Resize(_size(transform.size), OPENCV)
         return Resize(_size(transform.size), _filter(transform.interpolation))
 
     def _to_dtype(self, transform: Any, name: str) -> None:
