@@ -200,6 +200,6 @@ def test_a_tensor_that_torchvision_does_not_smooth_differs_by_at_most_a_level() 
     for size in (50, (90, 170), (20, 20)):
         transform = v2.Compose([v2.ToImage(), v2.Resize(size, antialias=False)])
         pipeline = from_torchvision(transform)
-        assert pipeline.steps[1] == Resize(size, "opencv_linear")  # type: ignore[arg-type]
+        assert pipeline.steps[1] == Resize(size, OPENCV)
         wanted = transform(PIXELS).numpy().astype(int)
         assert np.abs(pipeline(PIXELS) - wanted).max() <= 1

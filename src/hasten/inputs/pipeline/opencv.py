@@ -92,4 +92,5 @@ def linear(source: Array, rows: Pairs, columns: Pairs) -> Array:
     narrow >>= 4
     above, below = rows.weights[:, :, np.newaxis, np.newaxis]
     sums = (narrow[upper] * above >> 16) + (narrow[lower] * below >> 16)
-    return ((sums + 2) >> 2).astype(np.uint8)
+    found: Array = ((sums + 2) >> 2).astype(np.uint8)
+    return found

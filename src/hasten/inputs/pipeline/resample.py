@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
@@ -171,7 +172,7 @@ class Part:
         return _axis_of(old, new, self.interpolation, start, stop)
 
 
-OPENCV = "opencv_linear"
+OPENCV: Final = "opencv_linear"
 """Filter of OpenCV among those of Pillow."""
 
 
