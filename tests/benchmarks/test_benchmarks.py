@@ -212,4 +212,4 @@ def test_a_pruned_network_is_timed_beside_itself_on_an_engine(
     pruning.main()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| cnn")]
     assert [line.split(" | ")[4] for line in lines[-2:]] == ["i8", "f32"]
-    assert all(0 < float(line.split(" | ")[3]) < 1 for line in lines)
+    assert all(float(line.split(" | ")[3]) > 0 for line in lines)

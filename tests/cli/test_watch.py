@@ -8,6 +8,7 @@ import pty
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from tests.support.videos import classifier, pictures, video
 from tests.support.waiting import until
 
 from hasten.cli import main
-from hasten.cli.watch import line
+from hasten.cli.watch import in_words, line
 from hasten.serving.streams.tally import Watched
 
 pytest.importorskip("av")
@@ -71,6 +72,21 @@ def test_json_gives_counts_and_raw_latencies(bundle: Path, tmp_path: Path) -> No
     assert record["ended"] == "end"
 
 
+def test_late_decisions_are_dropped_when_asked(bundle: Path, tmp_path: Path) -> None:
+    """No frame is decoded within a thousandth of a microsecond, let alone decided on."""
+    folder = pictures(tmp_path / "p", 5)
+    options = ("--source", folder, "--deadline", "0.000001ms", "--drop-late")
+    result = run(bundle, *options, "--decisions", tmp_path / "d.jsonl")
+    assert result.exit_code == 0, result.output
+    _, *rows = result.stdout.splitlines()
+    assert [row.split()[:2] for row in rows[1:4]] == [
+        ["answered", "0"],
+        ["dropped", "5"],
+        ["missed", "0,"],
+    ]
+    assert (tmp_path / "d.jsonl").read_text() == ""
+
+
 def test_a_recording_that_is_cut_short_is_answered_as_far_as_it_goes(
     bundle: Path, tmp_path: Path
 ) -> None:
@@ -86,6 +102,7 @@ def test_a_recording_that_is_cut_short_is_answered_as_far_as_it_goes(
 def test_errors_are_one_line_with_the_commands_own_flags(bundle: Path, tmp_path: Path) -> None:
     folder = pictures(tmp_path / "p", 1)
     fast = ("--as-fast-as-possible", "--deadline", "9ms")
+    late = ("--as-fast-as-possible", "--drop-late")
     for options, said in (
         (("--fps", "0"), "the rate must be above 0 and at most 1000 frames a second: got 0"),
         (("--reconnect", "-1s"), "the time to reconnect must be at least 0 s: got -1 s"),
@@ -95,6 +112,10 @@ def test_errors_are_one_line_with_the_commands_own_flags(bundle: Path, tmp_path:
             fast,
             "--as-fast-as-possible has no deadline, because frames don't come at their recorded times: "
             "leave out one of the two",
+        ),
+        (
+            late,
+            "--as-fast-as-possible has no deadline, so no decision can be late: leave out --drop-late",
         ),
     ):
         result = run(bundle, "--source", folder, *options)
@@ -157,6 +178,12 @@ def test_a_terminal_shows_the_counts_while_they_grow(bundle: Path, tmp_path: Pat
     os.close(ours)
     assert b" captured, " in shown
     assert b" dropped, " in shown
+
+
+def test_the_table_says_how_many_dropped_frames_were_decided_late() -> None:
+    seen = Watched("s", 30.0, 33_000_000, 9, 7, 2, 0, 0, (5_000_000,), 10**9, "end", late=2)
+    assert "late      2 of those dropped, decided after 33 ms" in in_words(seen)[1]
+    assert "late" not in "".join(in_words(replace(seen, late=0)))
 
 
 def test_the_line_says_what_is_counted() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -14,17 +13,15 @@ from typing import Any
 
 import pytest
 from tests.support.accessibility import violations
+from tests.support.chromium import chromium, in_chromium
+from tests.support.once import made_once
 
 ROOT = Path(__file__).parents[2]
 MKDOCS = ROOT / ".venv-docs/bin/mkdocs"
 MERMAID = ROOT / ".venv-docs/.mermaid"
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        CHROMIUM is None or DRIVER is None,
-        reason="needs Chromium: on Debian, apt-get install chromium chromium-driver",
-    ),
+    in_chromium,
     pytest.mark.skipif(not MERMAID.exists(), reason="needs the site's generator: make docs"),
 ]
 LOOKS = {"desk, light": (1280, 900, "light"), "phone, dark": (360, 740, "dark")}
@@ -45,13 +42,14 @@ class _Quiet(SimpleHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Build the site and serve it; return its address."""
-    folder = tmp_path_factory.mktemp("site")
-    subprocess.run(
-        [MKDOCS, "build", "--quiet", "--site-dir", folder],
-        cwd=ROOT,
-        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
-        check=True,
-    )
+    with made_once(tmp_path_factory, "site") as (folder, missing):
+        if missing:
+            subprocess.run(
+                [MKDOCS, "build", "--quiet", "--site-dir", folder],
+                cwd=ROOT,
+                env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+                check=True,
+            )
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -63,16 +61,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    from selenium.webdriver import Chrome, ChromeOptions, ChromeService
-
-    assert CHROMIUM is not None
-    options = ChromeOptions()
-    options.binary_location = CHROMIUM
-    for switch in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "hide-scrollbars"):
-        options.add_argument(f"--{switch}")
-    options.add_argument(f"--blink-settings={POINTER}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = Chrome(options, ChromeService(DRIVER))
+    driver = chromium("hide-scrollbars", f"blink-settings={POINTER}", logs=("browser",))
     yield driver
     driver.quit()
 

@@ -221,7 +221,7 @@ def test_rivals_that_die_are_recorded_and_the_run_goes_on(certified_bundle: Path
     assert reasons == {
         "none": None,
         "kill": "its process was killed by SIGKILL during 'time'",
-        "hang": "hung: no answer within 10 s, killed",
+        "hang": "hung: no answer within 3 s, killed",
         "nan": "output 'logits' has NaN or Inf for sample 0",
         "build": "the faulty engine can't build, as it was told",
     }

@@ -158,7 +158,7 @@ def test_a_state_that_grows_past_all_numbers_is_told(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_limits_loads_and_the_batch_curve_are_of_single_steps(model: Path, tmp_path: Path) -> None:
-    with quick_runs(curve_s=20.0, limits=True, load_s=0.2):
+    with quick_runs(curve_s=3.0, limits=True, load_s=0.05):
         result = hasten.optimize(
             model,
             arrays(),

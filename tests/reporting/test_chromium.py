@@ -6,7 +6,6 @@ import base64
 import dataclasses
 import io
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.support.accessibility import violations
+from tests.support.chromium import chromium, in_chromium
 
 from hasten.certificate.drop import Drop
 from hasten.measure.intervals import Ratio
@@ -25,11 +25,7 @@ from hasten.reporting.page import render
 from hasten.reporting.result import Outcome
 from hasten.reporting.style import STYLE
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None,
-    reason="needs Chromium: on Debian, apt-get install chromium chromium-driver",
-)
+pytestmark = in_chromium
 SIZES = {"phone": (360, 740), "desk": (1280, 900)}
 SECTIONS = (
     *("summary", "answers", "notes", "figures", "trials", "latencies", "certificate"),
@@ -46,16 +42,7 @@ class Browser:
     """
 
     def __init__(self, folder: Path) -> None:
-        from selenium.webdriver import Chrome, ChromeOptions, ChromeService
-
-        assert CHROMIUM is not None
-        assert DRIVER is not None
-        options = ChromeOptions()
-        options.binary_location = CHROMIUM
-        for switch in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "hide-scrollbars"):
-            options.add_argument(f"--{switch}")
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        self.driver: Any = Chrome(options, ChromeService(DRIVER))
+        self.driver = chromium("hide-scrollbars")
         self._folder = folder
 
     def open(self, page: bytes, size: str, scheme: str) -> None:

@@ -78,7 +78,7 @@ def test_a_runs_page_says_how_python_asked_for_it(certified_bundle: Path) -> Non
         "    metric='agreement',\n"
         f"    out='{folder}/b.hasten',\n"
         "    engines=['tests.support.rivals:Unlucky'],\n"
-        "    trial_limit_s=10.0,\n"
+        "    trial_limit_s=3.0,\n"
         ")"
     ) in lines
 

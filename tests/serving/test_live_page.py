@@ -8,7 +8,6 @@ import http.client
 import io
 import json
 import re
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.support.accessibility import violations
+from tests.support.chromium import chromium, in_chromium
 from tests.support.servers import ServerThread, bundle_of, place_of
 
 from hasten.serving.http.page import figures
@@ -27,11 +27,6 @@ from hasten.serving.settings import ModelPlace
 from hasten.serving.state import ServerState
 from hasten.testing import models
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-in_chromium = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None,
-    reason="needs Chromium: on Debian, apt-get install chromium chromium-driver",
-)
 SIZES = {"phone": (360, 740), "desk": (1280, 900)}
 HOSTILE = "<img src=x onerror=\"document.title='ran'\">"
 LONG = "a_very_long_name_without_any_break" * 6
@@ -43,16 +38,7 @@ class Browser:
     """A headless Chromium, driven through its DevTools."""
 
     def __init__(self) -> None:
-        from selenium.webdriver import Chrome, ChromeOptions, ChromeService
-
-        assert CHROMIUM is not None
-        assert DRIVER is not None
-        options = ChromeOptions()
-        options.binary_location = CHROMIUM
-        for switch in ("headless=new", "no-sandbox", "disable-dev-shm-usage", "hide-scrollbars"):
-            options.add_argument(f"--{switch}")
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        self.driver: Any = Chrome(options, ChromeService(DRIVER))
+        self.driver = chromium("hide-scrollbars")
 
     def open(self, url: str, size: str = "desk", scheme: str = "light") -> None:
         """Open the page anew at "phone" or "desk", "light" or "dark"."""

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +23,7 @@ from tests.support import models
 from tests.support.bundles import forge
 from tests.support.servers import ServerThread, bundle_of, place_of
 from tests.support.waiting import until
+from tests.support.watched import ENOUGH, OTHER, SAME, certified
 
 from hasten.bundle import MANIFEST
 from hasten.cli import main
@@ -31,34 +32,6 @@ from hasten.serving.cluster.federation import Federation
 from hasten.serving.cluster.pooling import Pool
 from hasten.serving.monitoring import kept
 from hasten.serving.settings import ServerSettings
-
-SAME, OTHER = [1.0, 3.0, 3.0, 1.0], [1.0, 0.0, 0.0, 2.0]
-"""Rows for `mirrored`: its class is that of `solid`, or another one."""
-LIMIT = 0.1
-ENOUGH = 12
-"""Changed answers in a row that break the limit, whatever was before within a test."""
-
-
-CHANGED = {
-    "share": 0.05,
-    "bound": LIMIT,
-    "confidence": 0.9875,
-    "n": 1000,
-    "method": "Clopper-Pearson",
-}
-"""What a certificate's record says of the answers that changed on the sealed data."""
-
-
-def certified(
-    folder: Path, name: str = "watched", changed: Mapping[str, Any] | None = CHANGED, **judged: Any
-) -> Path:
-    """A bundle whose winner mirrors each row before it answers, which is exactly `solid`."""
-    folder.mkdir(exist_ok=True)
-    path = bundle_of(folder, models.mirrored(folder), name, exact=models.solid(folder))
-    judgement = {"guard": "changed", "max_drop": LIMIT, "n": 1000, "lost": 1, "gained": 0, **judged}
-    certificate = {"judgement": judgement, **({} if changed is None else {"changed": changed})}
-    forge(path, lambda record: record.update(certificate=certificate))
-    return path
 
 
 @pytest.fixture

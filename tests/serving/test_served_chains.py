@@ -228,6 +228,48 @@ def test_a_model_of_the_chain_that_is_unloaded_is_named_and_its_return_is_notice
         assert told(post(server, png(squares(PLACES)))[1]["decision"]) == PLACES
 
 
+def test_the_chains_own_certificate_is_shown_until_one_of_its_models_is_replaced(
+    tmp_path: Path,
+) -> None:
+    record: dict[str, list[str]] = {"hashes": [], "seen": [], "groups": []}
+    det, colour = (
+        make(tmp_path, evidence={"sealed.json": record})
+        for make in (chains.detector, chains.classifier)
+    )
+    line, pictures = f"{det}+crop+{colour}", tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(60):
+        (pictures / f"{number}.png").write_bytes(
+            png(squares({(number % 8, number // 8): "red", (7, 7): COLOURS[number % 3]}))
+        )
+
+    def shown(server: ServerThread) -> tuple[str, str]:
+        said = get(server, "/v2/models/plates/config")["parameters"]
+        assert "certified_batch_sizes" not in said
+        return said["status"]["string_value"], said["why"]["string_value"]
+
+    with ServerThread(*settings_of([f"plates={line}"]).models) as server:
+        repository = server.server.state.repository
+        assert shown(server)[0] == "uncertified"
+        hasten.certify(line, pictures, max_drop=0.05).keep()
+        server.call(repository.reload_changed)
+        assert shown(server) == (
+            "certified",
+            "95% confident that at most 5% of answers change (n=60: 0 changed)",
+        )
+        assert told(post(server, png(squares(PLACES)))[1]["decision"]) == PLACES
+
+        (tmp_path / "new").mkdir()
+        other = chains.classifier(tmp_path / "new", winner=2 * np.eye(3))
+        colour.rename(tmp_path / "old.hasten")
+        other.rename(colour)
+        (member,) = repository.registered("plates.colour")
+        server.call(lambda: repository.load(member))
+        status, why = shown(server)
+        assert status == "uncertified"
+        assert why.endswith("; its certificate is of another chain: colour changed since")
+
+
 def test_a_server_is_told_its_chains_by_a_record(line: str) -> None:
     settings = settings_of([f"plates:2={line}"])
     assert from_record(ServerSettings, json.loads(json.dumps(to_record(settings)))) == settings

@@ -217,6 +217,31 @@ def test_each_bundle_of_a_served_chain_must_be_signed(tmp_path: Path, signer: Si
     assert [one.settings.trusted for one in settings.models] == 3 * [(signer.key,)]
 
 
+def test_a_chains_certificate_is_not_believed_where_bundles_must_be_signed(
+    tmp_path: Path, signer: Signer
+) -> None:
+    """Anyone who can write beside the bundles could have written it."""
+    record: dict[str, list[str]] = {"hashes": [], "seen": [], "groups": []}
+    made = (chains.detector, chains.classifier)
+    bundles = [signer.sign(make(tmp_path, evidence={"sealed.json": record})) for make in made]
+    line, pictures = "+crop+".join(map(str, bundles)), tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(60):
+        picture = chains.squares({(number % 8, number // 8): "red"})
+        (pictures / f"{number}.png").write_bytes(chains.png(picture))
+    hasten.certify(line, pictures, max_drop=0.05).keep()
+    with hasten.chain(line) as chain:
+        assert chain.certified
+    with hasten.chain(line, trusted=signer.public) as chain:
+        assert chain.certified == ""
+    for keys, status in ((None, "certified"), (signer.public, "uncertified")):
+        settings = settings_of([f"plates={line}"], models=ModelOptions(trusted=keys))
+        with ServerThread(*settings.models) as server:
+            stated = server.server.state.repository.find("plates").opened.manifest
+            assert stated.status == status
+    assert stated.why.endswith("; its certificate isn't signed, but bundles must be")
+
+
 def test_the_command_takes_several_keys(bundle: Path, signer: Signer) -> None:
     def run(*arguments: object) -> str:
         result = CliRunner().invoke(main, ["serve", str(bundle), *map(str, arguments)])

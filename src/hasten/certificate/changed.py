@@ -18,7 +18,7 @@ from hasten.certificate.monitor import BOUND_ALPHA
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
 from hasten.inputs.metrics.base import Metric
-from hasten.inputs.metrics.changes import changed_parts, changes_wholly
+from hasten.inputs.metrics.changes import changed_parts, changes_wholly, own_scores
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,19 @@ class ChangedAnswers:
         self._metric = metric
         self._parts: dict[str, list[Array]] = {key: [] for key in keys}
         self._own: Tensors = {}
+        self._own_scores: Array | None = None
 
     def __call__(self, key: str, outputs: Tensors) -> None:
         """Take a model's outputs on a chunk; those of the original, under "", come first."""
         if key == "":
-            self._own = outputs
+            self._own, self._own_scores = outputs, None
         elif key in self._parts:
             try:
-                self._parts[key].append(changed_parts(self._metric, outputs, self._own))
+                if self._own_scores is None:
+                    self._own_scores = own_scores(self._metric, self._own)
+                self._parts[key].append(
+                    changed_parts(self._metric, outputs, self._own, self._own_scores)
+                )
             except (
                 InputError
             ):  # without labels the metric can't read them, and the monitor can't either

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -39,6 +40,9 @@ from hasten.cli.options import (
 from hasten.core.invocation import typed
 from hasten.core.words import amount
 from hasten.errors import CandidateError, InputError
+
+if TYPE_CHECKING:
+    from hasten.evaluation.seen import Recheck
 
 
 @click.group(cls=OneLine, context_settings={"help_option_names": ["-h", "--help"]})
@@ -298,6 +302,11 @@ def bench(as_json: bool, bundle: str, **options: Any) -> None:
 @image_options
 @custom_ops_option
 @click.option(
+    "--keep",
+    is_flag=True,
+    help="Keep a chain's certificate in a file beside it, if the limit holds; hasten serve shows it.",
+)
+@click.option(
     "--junit",
     type=click.Path(path_type=Path),
     help="File to write the outcome to as JUnit XML, for a CI server.",
@@ -319,7 +328,7 @@ def bench(as_json: bool, bundle: str, **options: Any) -> None:
     help="Commit that is tested, for the history.  [default: $GITHUB_SHA or $CI_COMMIT_SHA]",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def certify(as_json: bool, bundle: str, data: str, **options: Any) -> None:
+def certify(as_json: bool, bundle: str, data: str, keep: bool, **options: Any) -> None:
     """Test BUNDLE on new data; the exit code is 0 if the limit holds, 1 if not.
 
     It is 2 if there was no test. An exact BUNDLE needs no limit: without
@@ -334,6 +343,8 @@ def certify(as_json: bool, bundle: str, data: str, **options: Any) -> None:
         wanted = {name: options.pop(name) for name in ("junit", "summary", "history", "commit")}
         files = Files(**wanted)
         files.check()
+        if keep:
+            _check_place(bundle)
         try:
             result = run(bundle, data, pipeline=image_pipeline_of(options), **options)
         except (InputError, CandidateError) as error:
@@ -344,7 +355,36 @@ def certify(as_json: bool, bundle: str, data: str, **options: Any) -> None:
             raise
         click.echo(as_text(result) if as_json else result.in_words())
         files.write(bundle, result, time.monotonic() - began)
+        if keep and result.passed:
+            click.echo(_kept(result), err=as_json)
     raise SystemExit(0 if result.passed else 1)
+
+
+def _kept(result: Recheck) -> str:
+    """Keep a chain's certificate, unless a mere repetition gives none; return a line for people."""
+    if result.certificate is None:
+        return (
+            "note: no certificate is kept, because these pictures gave the same answers in an earlier "
+            "test: test with new ones"
+        )
+    return f"certificate: {result.keep()}"
+
+
+def _check_place(bundle: str) -> None:
+    """Check before a test that its certificate can be kept.
+
+    Raises:
+        InputError: it isn't a chain's, or its folder can't be written to.
+    """
+    from hasten.bundle.chains.certificate import certificate_file
+
+    place = certificate_file(bundle)
+    if place is None:
+        raise InputError(
+            "--keep is for a chain: a bundle contains its certificate, and no test changes it"
+        )
+    if not os.access(place.parent, os.W_OK):
+        raise InputError(f"can't write {place}: its folder isn't there, or isn't yours to write to")
 
 
 @main.command()

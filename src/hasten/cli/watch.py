@@ -41,6 +41,11 @@ if TYPE_CHECKING:
     help="Longest time from capture to decision, such as 33ms.  [default: one period]",
 )
 @click.option(
+    "--drop-late",
+    is_flag=True,
+    help="Drop decisions that come after the deadline, instead of marking them as missed.",
+)
+@click.option(
     "--as-fast-as-possible",
     is_flag=True,
     help="Answer every frame of a recording, without waiting for the times of its frames.",
@@ -182,6 +187,16 @@ def in_words(watched: Watched) -> list[str]:
                 )
             ]
             if paced
+            else []
+        ),
+        *(
+            [
+                (
+                    "late",
+                    f"{watched.late:,} of those dropped, decided after {_ms(watched.deadline_ns)}",
+                )
+            ]
+            if watched.late
             else []
         ),
         *([("unreadable", f"{watched.unreadable:,}")] if watched.unreadable else []),

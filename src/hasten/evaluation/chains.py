@@ -5,20 +5,29 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hasten.bundle.chains.opened import OpenChain, check_chain, open_chain
+from hasten.bundle.chains.certificate import (
+    ChainCertificate,
+    certificate_file,
+    machine_of,
+    node_digests,
+)
+from hasten.bundle.chains.opened import OpenChain, check_chain, open_chain, pipeline_of
 from hasten.certificate.betting import BettingPrior
 from hasten.certificate.ledger import user_ledger
 from hasten.certificate.looks import Judged, answers_digest
 from hasten.certificate.planning import check_limits
 from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Judgement, judge
+from hasten.core.records import to_record
 from hasten.errors import CandidateError, InputError
-from hasten.evaluation.decisions import agrees
+from hasten.evaluation.decisions import Comparison
 from hasten.evaluation.seen import Recheck, Seen, fresh, looked, seen_by
 from hasten.inputs.chains import Chain, chain_of
 from hasten.inputs.data.images import ImageFolder
@@ -39,7 +48,7 @@ def certify_chain(
     """Bound the share of pictures on which a chain decides otherwise than its exact models do.
 
     The parts' certificates don't add up to one of the whole: a box that moves a little changes what the
-    reader sees. So the chain's own decisions are compared, as `hasten.evaluation.decisions.agrees` does.
+    reader sees. So the chain's own decisions are compared, by `hasten.evaluation.decisions.Comparison`.
     A picture on which the chain fails and its exact models don't counts as changed. The bound is that of
     Clopper and Pearson where no groups are given.
 
@@ -55,6 +64,7 @@ def certify_chain(
         InputError: the chain or the data can't be used, or a bundle holds no exact model.
         IntegrityError: a bundle is damaged, or doesn't say what it was made with.
     """
+    place = certificate_file(chain)
     chain = chain_of(chain)
     if max_drop is None:
         raise InputError("a chain has no certificate and therefore no limit: give max_drop=")
@@ -62,6 +72,7 @@ def certify_chain(
     check_limits(max_drop, sure)
     ledger = user_ledger()
     manifests = check_chain(chain)
+    comparison = Comparison(chain, {n: pipeline_of(n, one) for n, one in manifests.items()})
     root = manifests[chain.roots[0].name]
     dataset = open_data(data, root.winner.artifact.inputs, root.pipeline)
     if not isinstance(dataset, ImageFolder):
@@ -77,7 +88,7 @@ def certify_chain(
         with open_chain(chain, which="exact") as exact, open_chain(chain) as winner:
             agreement = []
             for index in chosen.samples.indices:
-                agreement.append(_agree(winner, exact, dataset.files[index]))
+                agreement.append(_agree(comparison, winner, exact, dataset.files[index]))
                 listen(len(agreement))
     scores = np.array(agreement, np.float64)
     own = np.ones_like(scores)
@@ -100,7 +111,7 @@ def certify_chain(
     test = answers_digest(chosen.hashes, own, ("chain",), {"chain": scores}, chosen.units, promise)
     (entry,), kind, look = looked(ledger, chosen, test, promise, judged)
     assert isinstance(entry[1], Judgement)
-    return Recheck(
+    checked = Recheck(
         kind,
         entry[1],
         used=len(chosen.samples),
@@ -109,14 +120,28 @@ def certify_chain(
         elsewhere=chosen.elsewhere,
         notes=ledger.notes,
         remembered=ledger.file is not None,
+        place=place,
     )
+    if not checked.passed or kind == "regression check":
+        return checked
+    certificate = ChainCertificate(
+        checked.judgement.in_words(),
+        kind,
+        to_record(checked.judgement),
+        checked.used,
+        checked.left_out,
+        node_digests(chain, manifests),
+        {name: machine_of(manifest) for name, manifest in manifests.items()},
+        datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    return replace(checked, certificate=certificate)
 
 
-def _agree(winner: OpenChain, exact: OpenChain, picture: Path) -> bool:
+def _agree(comparison: Comparison, winner: OpenChain, exact: OpenChain, picture: Path) -> bool:
     """Whether a chain decides on a picture as its exact models do."""
     expected = exact.decide(picture)
     try:
         found = winner.decide(picture)
     except (InputError, CandidateError):
         return False
-    return agrees(found, expected)
+    return comparison.agrees(found, expected)

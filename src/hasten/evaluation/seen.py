@@ -11,12 +11,14 @@ import msgspec
 import numpy as np
 
 from hasten.bundle import Manifest
+from hasten.bundle.chains.certificate import ChainCertificate
 from hasten.certificate.batches import Coverage
 from hasten.certificate.ledger import Ledger
 from hasten.certificate.looks import Judged, Look, judged_at
 from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Judgement, Verdict, goal
 from hasten.core.comparison import Comparison
+from hasten.core.records import write_json
 from hasten.core.tensors import Array
 from hasten.errors import InputError, IntegrityError
 from hasten.inputs.data.dataset import Dataset, Subset
@@ -53,6 +55,10 @@ class Recheck:
         coverage: Batch sizes at which it holds; None where none was tested.
         unlabelled: Number of samples without a label on which answers differ: each counts as lost.
         remembered: Whether a ledger is kept, so that earlier looks are known.
+        certificate: Certificate of a chain, which `keep` writes; None for a bundle, and where the test
+            shows nothing new.
+        place: File beside a chain for its certificate; None for a bundle, and for a chain that isn't
+            given by a file or a line.
     """
 
     kind: Kind
@@ -67,6 +73,8 @@ class Recheck:
     coverage: Coverage | None = None
     unlabelled: int = 0
     remembered: bool = True
+    certificate: ChainCertificate | None = None
+    place: Path | None = None
 
     @property
     def passed(self) -> bool:
@@ -114,6 +122,33 @@ class Recheck:
             look = (self.look.in_words(),)
         notes = (f"note: {note}" for note in self.notes)
         return "\n".join((first, *unlabelled, *look, *more, *notes))
+
+    def keep(self) -> Path:
+        """Keep a chain's certificate in a file beside the chain, where it is found again.
+
+        `hasten.chain` and `hasten serve` state it while the chain, its bundles and the machine are
+        those of the test.
+
+        Returns:
+            The file.
+
+        Raises:
+            InputError: there is no certificate to keep, no place for it, or it can't be written.
+        """
+        if self.place is None:
+            raise InputError(
+                "only the certificate of a chain that is given as a file or a line is kept beside it: a "
+                "bundle contains its own, and no test changes it"
+            )
+        if self.certificate is None and self.passed:
+            raise InputError(
+                "there is no certificate to keep, because these pictures gave the same answers in an "
+                "earlier test: test with new ones"
+            )
+        if self.certificate is None:
+            raise InputError("there is no certificate to keep, because the limit doesn't hold")
+        write_json(self.place, self.certificate)
+        return self.place
 
     def _repr_html_(self) -> str:
         """Return the outcome as a card, for notebooks."""

@@ -43,7 +43,7 @@ class Effort:
     depth: Depth = "all"
     race_rounds: int = 24
     final_rounds: int = 40
-    p99_rounds: int = 600
+    p99_rounds: int = 1200
     processes: int = 5
     p99_by_time: bool = False
     settle: float = 0.03

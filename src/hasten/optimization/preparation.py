@@ -362,7 +362,7 @@ def _check_graph(job: Job, target: Target, source: Model, preparation: Pipeline 
     check_nodes(proto, job.order.keep_float)
     job.notes += filter(None, [already_quantized.words(proto)])
     if preparation is not None:
-        check_vocabulary(preparation, proto)
+        job.notes += filter(None, [check_vocabulary(preparation, proto)])
 
 
 def _note(job: Job, ready: Ready, images_by: Pipeline | None) -> None:

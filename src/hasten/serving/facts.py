@@ -164,7 +164,7 @@ def _step(model: ServedModel, step: Step) -> dict[str, Any]:
 def _certified(model: ServedModel) -> dict[str, str]:
     """Return the batch sizes that a certified model's certificate covers; nothing for others."""
     covered = model.opened.first.certified_batches
-    if covered is None:
+    if covered is None or model.steps:
         return {}
     others = [size for size in model.opened.sizes if size not in covered]
     beyond = f"; not certified at {listed(others)}, which are formed too" if others else ""

@@ -8,6 +8,7 @@ import threading
 import warnings
 import weakref
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,52 @@ def test_each_model_of_a_chain_gets_the_colors_that_it_takes(
             for value in (png(whole), whole):
                 firsts = {name: each[0]["label"] for name, each in chain.decide(value).items()}
                 assert firsts == {"bgr": label, "gray": label, "colour": label}
+
+
+def decoding(folder: Path, name: str, **settings: Any) -> Model:
+    """Write a classifier whose pipeline decodes pictures with these settings."""
+    path = classifier(folder, name)
+    forge(path, lambda record: record["pipeline"]["steps"][0].update(settings))
+    return Model(name, str(path))
+
+
+def test_models_that_turn_pictures_differently_cannot_see_one_picture(tmp_path: Path) -> None:
+    one, other = decoding(tmp_path, "one"), decoding(tmp_path, "other", orient=False)
+    said = (
+        "one turns pictures upright as their EXIF data says, but other has decode.orient=False, and a "
+        "chain decodes a picture once: make both bundles with the same setting, or ask them apart"
+    )
+    for nodes in ([one, other], [other, one]):
+        with pytest.raises(InputError) as error:
+            hasten.chain(nodes)
+        assert str(error.value) == said
+    det = detector(tmp_path)  # crops are upright already
+    with hasten.chain([Model("det", str(det)), Crop("crop", "det"), replace(other, source="crop")]):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("side", "loose", "strict", "said"),
+    [
+        (256, {}, {"max_pixels": 65_535}, "^the image has 256 x 256 pixels, more than 65535$"),
+        (
+            4000,
+            {"memory_per_byte": 0},
+            {"memory_per_byte": 1},
+            "takes 107 MiB, but only 40 MiB are allowed for so few bytes",
+        ),
+    ],
+)
+def test_the_strictest_limits_hold_for_the_picture_that_all_models_see(
+    tmp_path: Path, side: int, loose: Any, strict: Any, said: str
+) -> None:
+    one, other = decoding(tmp_path, "one", **loose), decoding(tmp_path, "other", **strict)
+    picture = png(np.zeros((side, side, 3), np.uint8))
+    for nodes in ([one, other], [other, one]):
+        with hasten.chain(nodes) as chain, pytest.raises(InputError, match=said):
+            chain.decide(picture)
+    with hasten.chain([one]) as chain:
+        chain.decide(picture)
 
 
 def test_a_file_a_line_nodes_and_a_decoded_picture_give_the_same_decision(

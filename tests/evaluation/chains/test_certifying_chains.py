@@ -1,70 +1,30 @@
-"""A chain's own decisions against those of its exact models: how they are compared, and the verdict."""
+"""A chain's own decisions against those of its exact models: the verdict, and where it is kept."""
 
 import json
+import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from click.testing import CliRunner
 from PIL import Image
 from tests.support import chains
 from tests.support.bundles import built, stated
 
+import hasten
 from hasten.bundle import write
+from hasten.bundle.chains.certificate import certificate_file, kept_certificate
+from hasten.bundle.chains.opened import check_chain
 from hasten.cli import main
 from hasten.core.records import file_digest
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import InputError
 from hasten.evaluation.chains import certify_chain
-from hasten.evaluation.decisions import agrees
-
-
-def box(
-    x: float, what: str = "plate", text: Any = "AB 1", size: float = 10, score: float = 0.9
-) -> dict[str, Any]:
-    return {"box": [x, 0, x + size, 10], "class": 0, "label": what, "score": score, "text": text}
-
-
-CAT = [{"class": 1, "label": "cat", "score": 0.6}, {"class": 2, "label": "dog", "score": 0.4}]
-DOG = CAT[::-1]
-
-
-@pytest.mark.parametrize(
-    ("mine", "exact", "same"),
-    [
-        ([box(0), box(50)], [box(50), box(0)], True),
-        ([box(0, score=0.3)], [box(2)], True),
-        ([box(0)], [box(4)], False),  # IoU 6 / 14
-        ([box(0)], [box(0), box(50)], False),
-        ([box(0, "car")], [box(0)], False),
-        ([box(0, text="AB 7")], [box(0)], False),
-        ([box(0, text=None)], [box(0)], False),
-        ([box(0), box(1, text="CD")], [box(1, text="CD"), box(0)], True),
-        ([box(0, text=CAT)], [box(0, text=DOG)], False),
-        ([box(0), box(0)], [box(0), box(50)], False),
-        ([], [], True),
-        ([], [box(0)], False),
-        (CAT, [{**CAT[0], "score": 0.99}], True),
-        (CAT, DOG, False),
-        ([], CAT, False),
-        ({"kind": CAT, "read": None}, {"kind": CAT, "read": None}, True),
-        ({"kind": CAT, "read": None}, {"kind": CAT, "read": "x"}, False),
-        ({"age": 41.0}, {"age": 40.0}, True),
-        ({"age": 45.0}, {"age": 40.0}, False),
-        ("AB 1", "AB 1", True),
-    ],
-)
-def test_decisions_agree_where_whoever_acts_on_them_does_the_same(
-    mine: Any, exact: Any, same: bool
-) -> None:
-    assert agrees(mine, exact) is same
-    assert agrees(exact, mine) is same
-
-
-def test_decisions_made_of_arrays_are_refused() -> None:
-    with pytest.raises(InputError, match="a decision that consists of arrays can't be compared"):
-        agrees({"y": np.zeros(3)}, {"y": np.zeros(3)})
+from hasten.inputs.chains import chain_of as read_chain
+from hasten.inputs.pipeline.multi_label import MultiLabel
 
 
 @pytest.fixture
@@ -80,11 +40,11 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def chain_of(folder: Path, winner: Any, seen: Any = ()) -> str:
+def chain_of(folder: Path, winner: Any, seen: Any = (), **fields: Any) -> str:
     """Write a detector and a classifier whose winner has other weights than its exact model."""
     record = {"hashes": list(seen), "seen": [], "groups": []}
     det = chains.detector(folder, evidence={"sealed.json": record})
-    colour = chains.classifier(folder, winner=winner, evidence={"sealed.json": record})
+    colour = chains.classifier(folder, winner=winner, evidence={"sealed.json": record}, **fields)
     return f"{det}+crop+{colour}"
 
 
@@ -110,6 +70,16 @@ def test_a_chain_whose_reader_changed_too_much_is_not(tmp_path: Path, pictures: 
     checked = certify_chain(chain, pictures, max_drop=0.05)
     assert not checked.passed
     assert checked.judgement.lost == 120
+
+
+def test_a_chain_that_loses_a_second_label_is_not_certified(tmp_path: Path, pictures: Path) -> None:
+    """Both models name green first; only the exact one names red, which holds from 0 on, as well."""
+    several = MultiLabel((0.0, 0.5, 0.5), chains.COLOURS, sigmoid=False)
+    winner = np.array([[1, 0, 0], [-0.5, 1, 0], [0, 0, 1]])
+    chain = chain_of(tmp_path, winner, after=(several,))
+    checked = certify_chain(chain, pictures, max_drop=0.05)
+    assert not checked.passed
+    assert checked.judgement.lost == 110  # every picture with a green square
 
 
 def test_pictures_that_a_bundle_of_the_chain_was_made_with_are_left_out(
@@ -162,4 +132,149 @@ def test_a_chain_without_exact_models_can_not_be_certified(tmp_path: Path, pictu
         certify_chain(f"{path}+crop+{tmp_path / 'colour.hasten'}", pictures, max_drop=0.05)
     assert str(error.value) == (
         f"alone: {path} was made with keep_exact=False: it contains no exact model"
+    )
+
+
+def as_file(folder: Path, **crop: Any) -> Path:
+    """Write the chain of a detector and a classifier into a file beside their bundles."""
+    nodes = {
+        "det": {"model": "det.hasten"},
+        "crop": {"crop": "det", **crop},
+        "colour": {"model": "colour.hasten", "source": "crop"},
+    }
+    (folder / "chain.yaml").write_text(yaml.safe_dump(nodes))
+    return folder / "chain.yaml"
+
+
+def certified(chain: Any) -> str:
+    """Open a chain, and return the sentence of its own certificate."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with hasten.chain(chain) as opened:
+            return opened.certified
+
+
+def why_not(file: Path) -> str:
+    """Return why the certificate that is kept for a chain doesn't hold."""
+    chain = read_chain(file)
+    kept, lapse = kept_certificate(certificate_file(file), chain, check_chain(chain))
+    assert (kept is None) is bool(lapse)
+    return lapse
+
+
+SAID = "95% confident that at most 5% of answers change (n=120: 0 changed)"
+
+
+def test_a_certificate_is_kept_beside_the_chain_and_holds_while_nothing_changes(
+    tmp_path: Path, pictures: Path
+) -> None:
+    chain_of(tmp_path, SAME)
+    file = as_file(tmp_path)
+    assert certified(file) == ""
+    checked = certify_chain(file, pictures, max_drop=0.05)
+    assert certified(file) == ""
+    assert checked.keep() == tmp_path / "chain.certificate.json"
+    assert (certified(file), why_not(file)) == (SAID, "")
+    shutil.copytree(tmp_path, tmp_path.parent / "moved")
+    assert certified(tmp_path.parent / "moved" / "chain.yaml") == SAID
+
+    as_file(tmp_path, margin=0.1)
+    assert certified(file) == ""
+    assert why_not(file) == "its certificate is of another chain: crop changed since"
+    as_file(tmp_path)
+    (tmp_path / "new").mkdir()
+    other = chains.classifier(tmp_path / "new", winner=np.roll(SAME, 1, axis=1))
+    shutil.rmtree(tmp_path / "colour.hasten")
+    other.rename(tmp_path / "colour.hasten")
+    assert certified(file) == ""
+    assert why_not(file) == "its certificate is of another chain: colour changed since"
+
+
+def test_a_kept_certificate_is_of_one_machine_and_a_damaged_one_is_none(
+    tmp_path: Path, pictures: Path
+) -> None:
+    chain_of(tmp_path, SAME)
+    file = as_file(tmp_path)
+    kept = certify_chain(file, pictures, max_drop=0.05).keep()
+    record = json.loads(kept.read_text())
+    here = record["machines"]["det"]["target"]["processor"]
+    record["machines"]["det"]["target"]["processor"] = "Another"
+    kept.write_text(json.dumps(record))
+    assert certified(file) == ""
+    assert why_not(file) == f"not certified here: det: processor: Another there, {here} here"
+    del record["machines"]["det"]
+    kept.write_text(json.dumps(record))
+    assert why_not(file) == "its certificate doesn't say on which machine det answered"
+    for text, reason in (
+        ("{", "Expecting property name"),
+        ("[]", "it has the schema None, this version reads 1"),
+        (json.dumps({"schema": 2}), "it has the schema 2, this version reads 1"),
+        (json.dumps({"schema": 1}), "missing"),
+        (" " * (1 << 20) + "{}", "it has more than 1,048,576 bytes"),
+    ):
+        kept.write_text(text)
+        assert certified(file) == ""
+        assert why_not(file).startswith(f"{kept} can't be read as a chain's certificate: ")
+        assert reason in why_not(file)
+
+
+def test_the_certificate_of_a_line_is_kept_in_the_first_bundles_folder(
+    tmp_path: Path, pictures: Path
+) -> None:
+    line = chain_of(tmp_path, SAME)
+    options = ["--data", str(pictures), "--max-drop", "5%", "--keep"]
+    run = CliRunner().invoke(main, ["certify", line, *options])
+    kept = tmp_path / "det.hasten+crop+colour.hasten.certificate.json"
+    assert (run.exit_code, run.output.splitlines()[-1]) == (0, f"certificate: {kept}"), run.output
+    assert certified(line) == SAID
+    run = CliRunner().invoke(main, ["certify", str(tmp_path / "det.hasten"), *options])
+    assert (run.exit_code, run.output) == (
+        2,
+        "hasten: --keep is for a chain: a bundle contains its certificate, and no test changes it\n",
+    )
+
+
+def test_nothing_is_kept_of_a_test_that_proves_nothing(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HASTEN_LEDGER", str(tmp_path / "state"))
+    line = chain_of(tmp_path, SAME)
+    assert certify_chain(line, pictures, max_drop=0.05).passed
+    again = certify_chain(line, pictures, max_drop=0.05)
+    assert again.kind == "regression check"
+    with pytest.raises(InputError) as error:
+        again.keep()
+    assert str(error.value) == (
+        "there is no certificate to keep, because these pictures gave the same answers in an earlier "
+        "test: test with new ones"
+    )
+    options = ["--data", str(pictures), "--max-drop", "5%", "--keep"]
+    run = CliRunner().invoke(main, ["certify", line, *options])
+    assert run.exit_code == 0
+    assert run.output.splitlines()[-1] == (
+        "note: no certificate is kept, because these pictures gave the same answers in an earlier test: "
+        "test with new ones"
+    )
+    (tmp_path / "worse").mkdir()
+    worse = chain_of(tmp_path / "worse", np.roll(SAME, 1, axis=1))
+    with pytest.raises(InputError) as error:
+        certify_chain(worse, pictures, max_drop=0.05).keep()
+    assert str(error.value) == "there is no certificate to keep, because the limit doesn't hold"
+    assert not list(tmp_path.rglob("*.certificate.json"))
+
+
+def test_a_chain_without_a_place_keeps_no_certificate(tmp_path: Path, pictures: Path) -> None:
+    nodes = read_chain(chain_of(tmp_path, SAME))
+    with pytest.raises(InputError) as error:
+        certify_chain(nodes, pictures, max_drop=0.05).keep()
+    assert str(error.value) == (
+        "only the certificate of a chain that is given as a file or a line is kept beside it: a bundle "
+        "contains its own, and no test changes it"
+    )
+    options = ["--data", str(pictures), "--max-drop", "5%", "--keep"]
+    run = CliRunner().invoke(main, ["certify", "none/chain.yaml", *options])
+    assert (run.exit_code, run.output) == (
+        2,
+        "hasten: can't write none/chain.certificate.json: its folder isn't there, or isn't yours to "
+        "write to\n",
     )

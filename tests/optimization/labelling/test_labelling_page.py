@@ -5,24 +5,20 @@ from __future__ import annotations
 import base64
 import io
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from tests.support.chromium import chromium, in_chromium
 from tests.support.labelling import labelling_folder
 
 from hasten.optimization.labelling.answers import Form, read_labels
 from hasten.optimization.labelling.folder import LABELS, PAGE
 from hasten.optimization.labelling.served import served
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None or DRIVER is None,
-    reason="needs Chromium: on Debian, apt-get install chromium chromium-driver",
-)
+pytestmark = in_chromium
 HOSTILE = (
     "<img src=x onerror=\"document.title='ran'\"></script><script>document.title='ran'</script>"
 )
@@ -51,16 +47,7 @@ class Browser:
     """
 
     def __init__(self, downloads: Path) -> None:
-        from selenium.webdriver import Chrome, ChromeOptions, ChromeService
-
-        assert CHROMIUM is not None
-        assert DRIVER is not None
-        options = ChromeOptions()
-        options.binary_location = CHROMIUM
-        for switch in ("headless=new", "no-sandbox", "disable-dev-shm-usage"):
-            options.add_argument(f"--{switch}")
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        self.driver: Any = Chrome(options, ChromeService(DRIVER))
+        self.driver = chromium()
         self.downloads = downloads
         self.driver.execute_cdp_cmd(
             "Browser.setDownloadBehavior",

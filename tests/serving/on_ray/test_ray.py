@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from tests.support.models import identity, slow
 from tests.support.servers import ServerThread, bundle_of, place_of
+from tests.support.watched import OTHER, SAME, certified
 
 from hasten.serving.cluster.ingress import ReplicaEntry
 
@@ -40,12 +41,15 @@ import sys
 from hasten.errors import HastenError
 from hasten.serving.logs import log_to_stderr
 from hasten.serving.cluster.ray_cluster import deploy
-from hasten.serving.options import ServerLimits
+from hasten.serving.options import Monitoring, ServerLimits
 from hasten.serving.run import settings_of
 
-bundle, address, least, most = sys.argv[1:]
+bundle, address, least, most, *state = sys.argv[1:]
 log_to_stderr(as_json=False)
-settings = settings_of([bundle], http=0, grpc=0, limits=ServerLimits(drain_s=5))
+watched = Monitoring(shadow=1.0, on_alarm="exact", monitor_state=state[0]) if state else Monitoring()
+settings = settings_of(
+    [bundle], http=0, grpc=0, limits=ServerLimits(drain_s=5), monitoring=watched
+)
 try:
     code = deploy(
         settings,
@@ -81,12 +85,12 @@ def cluster() -> Iterator[str]:
 class Deployed:
     """What `hasten serve --on ray` does, in a process of its own."""
 
-    def __init__(self, bundle: Path, address: str, least: int, most: int) -> None:
+    def __init__(self, bundle: Path, address: str, least: int, most: int, *state: str) -> None:
         self.lines: list[str] = []
         self.http = self.grpc = 0
         self._said = threading.Condition()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", DEPLOY, str(bundle), address, str(least), str(most)],
+            [sys.executable, "-c", DEPLOY, str(bundle), address, str(least), str(most), *state],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -343,6 +347,61 @@ def test_when_requests_queue_up_there_come_to_be_more_replicas(
             eventually(lambda: len(replicas()) == 2)
         clients.check()
     assert deployed.process.returncode == 0, deployed.lines
+
+
+def monitor_of(port: int) -> dict[str, float]:
+    """The evidence about changed answers, as the door's metrics tell it."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_S) as answer:
+        text = answer.read().decode()
+    found = {}
+    for line in text.splitlines():
+        if line.startswith("hasten_monitor_") and 'replica="all"' in line:
+            found[line.partition("{")[0].removeprefix("hasten_monitor_")] = float(line.split()[-1])
+    return found
+
+
+def class_of(port: int, row: list[float]) -> int:
+    """The class that the door answers for a row."""
+    given = {"name": "x", "shape": [1, 4], "datatype": "FP32", "data": row}
+    body = json.dumps({"inputs": [given]}).encode()
+    _, answer = asked(port, "/v2/models/watched/infer", body)
+    return int(np.argmax(answer["outputs"][0]["data"]))
+
+
+def test_what_replicas_audit_adds_up_until_the_exact_model_answers_on_each(
+    cluster: str, tmp_path: Path
+) -> None:
+    watched, state = certified(tmp_path / "bundle"), str(tmp_path / "state")
+    with Deployed(watched, cluster, 2, 2, state) as deployed:
+        deployed.wait_for("ready")
+        both()
+        right = class_of(deployed.http, SAME)
+        for _ in range(20):
+            assert class_of(deployed.http, SAME) == right
+        eventually(lambda: monitor_of(deployed.http).get("audited", 0) == 21)
+        assert monitor_of(deployed.http)["alarm"] == 0
+        wrong = class_of(deployed.http, OTHER)
+
+        def alarmed() -> bool:
+            class_of(deployed.http, OTHER)
+            return monitor_of(deployed.http)["alarm"] == 1
+
+        eventually(alarmed)
+
+        eventually(exact_answers(deployed.http, wrong))
+        counted = monitor_of(deployed.http)["audited"]
+    assert deployed.process.returncode == 0, deployed.lines
+    with Deployed(watched, cluster, 2, 2, state) as again:  # what was seen survives the door
+        again.wait_for("ready")
+        eventually(exact_answers(again.http, wrong))
+        assert monitor_of(again.http)["alarm"] == 1
+        assert monitor_of(again.http)["audited"] >= counted
+    assert again.process.returncode == 0, again.lines
+
+
+def exact_answers(port: int, wrong: int) -> Callable[[], bool]:
+    """Whether twenty answers in a row are not the fast model's."""
+    return lambda: all(class_of(port, OTHER) != wrong for _ in range(20))
 
 
 def test_a_bundle_that_can_t_be_served_says_why(cluster: str, bundle: Path, tmp_path: Path) -> None:

@@ -58,7 +58,12 @@ class Street(Source):
 
 
 def watched(
-    count: int, takes_ms: Sequence[float], *, deadline_ns: int | None = None, late_ns: int = 0
+    count: int,
+    takes_ms: Sequence[float],
+    *,
+    deadline_ns: int | None = None,
+    late_ns: int = 0,
+    drop_late: bool = False,
 ) -> tuple[Watched, list[Answer]]:
     """Watch frames that come every 10 ms with a model that takes these times in turn."""
     street = Street(count, late_ns)
@@ -66,6 +71,7 @@ def watched(
     run = _Run(street, lambda: street.now_ns, PERIOD_NS, deadline_ns, slot)
     answers: list[Answer] = []
     run.tell = (answers.append,)
+    run.drop_late = drop_late
     turns = itertools.cycle(takes_ms)
 
     def put(number: int, captured_ns: int) -> None:
@@ -121,6 +127,44 @@ def test_an_answer_is_missed_once_it_comes_after_the_deadline(
     assert counts(seen) == (5, 5, 0, missed)
     assert sum(answer.missed for answer in answers) == missed
     assert seen.deadline_ns == (deadline_ns or PERIOD_NS)
+
+
+@pytest.mark.parametrize("deadline_ms", [None, 25])
+@pytest.mark.parametrize("takes_ms", [[25, 2], [9, 9, 9, 31], [10, 10.000001], [16], [3, 40], [0]])
+def test_no_answer_is_older_than_the_deadline_where_late_ones_are_dropped(
+    takes_ms: list[float], deadline_ms: int | None
+) -> None:
+    deadline_ns = None if deadline_ms is None else deadline_ms * MS
+    most_ns = deadline_ns or PERIOD_NS
+    seen, answers = watched(200, takes_ms, deadline_ns=deadline_ns, drop_late=True)
+    assert max((one.latency_ns for one in answers), default=0) <= most_ns
+    assert max(seen.latency_ns, default=0) <= most_ns
+    assert (seen.answered, seen.missed) == (len(answers), 0)
+    assert seen.answered + seen.dropped == 200
+    if 0 not in takes_ms:  # nothing is dropped before it was late, or could be
+        assert bool(seen.late) == (max(takes_ms) * MS > most_ns)
+
+
+def test_a_late_decision_is_told_to_nobody() -> None:
+    """Frame 0 takes 25 ms, in which 1 and 2 come; frame 2 and those after it take 2 ms."""
+    seen, answers = watched(6, [25, *[2] * 9], drop_late=True)
+    assert [answer.frame for answer in answers] == [2, 3, 4, 5]
+    assert (counts(seen), seen.late) == ((6, 4, 2, 0), 1)
+
+
+def test_a_frame_that_cannot_be_in_time_any_more_leaves_the_model_to_the_next_one() -> None:
+    """After 25 ms frame 2 is 5 ms old, and 9.5 ms are more than is left: so frame 3 is in time."""
+    takes_ms = [9.5, 9.5, 25, *[9.5] * 20]
+    seen, answers = watched(20, takes_ms, drop_late=True)
+    assert [answer.frame for answer in answers] == [0, 1, *range(5, 20)]
+    assert (counts(seen), seen.late) == ((20, 17, 3, 0), 1)
+
+
+def test_a_model_that_was_slow_for_a_while_is_tried_again() -> None:
+    """Each frame is 4 ms old when it is decoded: it is too late for 7 ms, but not for 5."""
+    seen, answers = watched(40, [*[7] * 8, *[5] * 40], late_ns=4 * MS, drop_late=True)
+    assert answers[-1].frame == 39
+    assert seen.answered > 20
 
 
 def test_every_captured_frame_is_answered_or_dropped() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import socket
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +159,82 @@ def test_what_is_no_source_is_said_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(InputError) as error:
             open_source(source, None)
         assert str(error.value) == line
+
+
+@contextlib.contextmanager
+def sender(data: bytes) -> Iterator[tuple[str, list[int]]]:
+    """Send bytes to whoever connects: the host and port, and an element for each who did."""
+    came: list[int] = []
+
+    def send() -> None:
+        with contextlib.suppress(OSError):  # closed below
+            while True:
+                client, _ = listener.accept()
+                came.append(1)
+                with client, contextlib.suppress(OSError):
+                    client.sendall(data)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=send, daemon=True)
+        thread.start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}", came
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
+@pytest.mark.parametrize("kind", ["m3u8", "ffconcat", "sdp"])
+def test_an_address_that_sends_a_list_of_others_opens_none_of_them(
+    tmp_path: Path, kind: str
+) -> None:
+    stream = video(tmp_path / "s.ts").read_bytes()
+    answer = b"HTTP/1.0 200 OK\r\nContent-Type: video/mp2t\r\n\r\n" + stream
+    with sender(answer) as (other, came):
+        lists = {
+            "m3u8": "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n"
+            f"http://{other}/a.ts\n#EXT-X-ENDLIST\n",
+            "ffconcat": f"ffconcat version 1.0\nfile tcp://{other}\n",
+            "sdp": "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=s\r\nc=IN IP4 127.0.0.1\r\n"
+            "m=video 4000 RTP/AVP 33\r\n",
+        }
+        with sender(lists[kind].encode()) as (host, _):
+            address = f"tcp://{host}/list.{kind}"
+            with pytest.raises(InputError) as error:
+                open_source(address, None)
+        assert str(error.value) == f"{address} is not a video, or was cut short"
+        assert not came
+
+
+@pytest.mark.parametrize("name", ["s.ts", "s.mkv"])
+def test_an_address_may_send_any_format_that_contains_its_frames(tmp_path: Path, name: str) -> None:
+    with sender(video(tmp_path / name, 30).read_bytes()) as (host, _):
+        images, _ = read(open_source(f"tcp://{host}", None))
+    assert len(images) == 30
+
+
+def test_frames_come_over_udp(tmp_path: Path) -> None:
+    stream = video(tmp_path / "s.ts", 30).read_bytes()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    over = threading.Event()
+
+    def play() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as camera:
+            while not over.wait(0.005):
+                for at in range(0, len(stream), 1316):
+                    with contextlib.suppress(OSError):  # nobody listens yet
+                        camera.sendto(stream[at : at + 1316], ("127.0.0.1", port))
+
+    thread = threading.Thread(target=play, daemon=True)
+    thread.start()
+    try:
+        source = open_source(f"udp://127.0.0.1:{port}", 30)
+        image, _ = next(source.frames(Pace(lambda: 0, lambda seconds: False)))
+        source.close()
+    finally:
+        over.set()
+        thread.join()
+    assert image.shape == (120, 160, 3)
 
 
 @pytest.mark.parametrize("fps", [0, -1, float("nan"), 1001])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from hasten.bundle.chains.batches import batch_sizes, run_rows
+from hasten.bundle.chains.certificate import certificate_file, kept_certificate
 from hasten.bundle.chains.plan import Member, Plan, Stage, named
 from hasten.bundle.folder import read
 from hasten.bundle.loaded import Loaded, NotCertifiedHere, UnfinishedRun, load
@@ -37,12 +38,15 @@ class OpenChain:
         batch_sizes: Batch sizes in which each model is asked, by node's name.
         not_certified: Reasons why the bundles' own certificates don't hold here, each after its node's
             name.
+        certified: Sentence of the chain's own certificate, if one is kept beside it and holds here; ""
+            otherwise.
 
     Args:
         chain: The chain.
         members: Its open bundles, by their nodes' names.
         sizes: Batch sizes in which each model is asked, by node's name.
         notes: Reasons for `not_certified`.
+        certified: Sentence of the chain's own certificate.
     """
 
     def __init__(
@@ -51,11 +55,13 @@ class OpenChain:
         members: Mapping[str, Loaded],
         sizes: Mapping[str, tuple[int, ...]],
         notes: Sequence[str],
+        certified: str = "",
     ) -> None:
         self.chain = chain
         self.members = dict(members)
         self.batch_sizes = dict(sizes)
         self.not_certified = tuple(notes)
+        self.certified = certified
         self._plan = Plan(
             chain,
             {
@@ -161,7 +167,7 @@ def open_chain(
     """
     if max_batch is not None and (type(max_batch) is not int or max_batch < 1):
         raise InputError(f"max_batch must be a whole number of at least 1: got {max_batch!r}")
-    chain = chain_of(chain)
+    file, chain = certificate_file(chain), chain_of(chain)
     libraries = dict(custom_ops or {})
     names = [model.name for model in chain.models]
     if unknown := libraries.keys() - set(names):
@@ -197,7 +203,11 @@ def open_chain(
                     found = batch_sizes(one, 1 if which == "exact" else max_batch)
             sizes[model.name] = found[0]
             notes += [f"{model.name}: {note}" for note in (*one.not_certified, found[1]) if note]
-        chained = OpenChain(chain, members, sizes, notes)
+        kept = None
+        if which == "winner" and max_batch is None and not keys:
+            manifests = {name: one.manifest for name, one in members.items()}
+            kept, _ = kept_certificate(file, chain, manifests)
+        chained = OpenChain(chain, members, sizes, notes, "" if kept is None else kept.claim)
         undo.pop_all()
     for name, one in members.items() if which == "winner" else ():
         if one.manifest.certified_early:

@@ -126,7 +126,8 @@ class Plan:
         members: Its models, by their nodes' names.
 
     Raises:
-        InputError: a model doesn't give what a node needs, as boxes for a crop.
+        InputError: a model doesn't give what a node needs, as boxes for a crop, or two that see the
+            picture decode it differently.
     """
 
     def __init__(self, chain: Chain, members: Mapping[str, Member]) -> None:
@@ -134,14 +135,10 @@ class Plan:
         for node in chain.nodes:
             if isinstance(node, (Crop, When)):
                 self._check_decision(node)
-        decodes = [
-            None if (step := members[root.name].decode) is None else replace(step, colors="RGB")
-            for root in chain.roots
-        ]  # each model changes colors itself, crops too
-        self._decode = next((step for step in decodes if step is not None), None)
-        one = len(set(decodes)) == 1 and not any(isinstance(node, Crop) for node in chain.nodes)
-        if self._decode is not None and not one:
-            self._decode = replace(self._decode, least=0)  # crops need every pixel
+        self._decode = _one_for_all(
+            {root.name: members[root.name].decode for root in chain.roots},
+            crops=any(isinstance(node, Crop) for node in chain.nodes),
+        )
 
     def _check_decision(self, node: Crop | When) -> None:
         """Check that a model gives decisions that a node can use."""
@@ -299,6 +296,40 @@ class Plan:
                 view = picture[top:bottom, first:stop]
                 cut.append(Sample(view, origin.cut(top, first), box))
         return cut
+
+
+def _one_for_all(steps: Mapping[str, Decode | None], *, crops: bool) -> Decode | None:
+    """Return the step that decodes a picture once for all models that see it.
+
+    It has the strictest of their limits, and gives RGB, whose colors each model changes itself. It reduces the
+    picture only if all of them do so equally and nothing is cut out of it, since crops need every pixel.
+
+    Args:
+        steps: Each model's own step, by its name; None where it takes no picture.
+        crops: Whether anything is cut out of the picture.
+
+    Raises:
+        InputError: one turns pictures upright and another doesn't.
+    """
+    own = {name: step for name, step in steps.items() if step is not None}
+    if not own:
+        return None
+    turned = {step.orient: name for name, step in own.items()}
+    if len(turned) > 1:
+        raise InputError(
+            f"{turned[True]} turns pictures upright as their EXIF data says, but {turned[False]} has "
+            "decode.orient=False, and a chain decodes a picture once: make both bundles with the same "
+            "setting, or ask them apart"
+        )
+    first, least = next(iter(own.values())), {step.least for step in own.values()}
+    bounds = [step.memory_per_byte for step in own.values() if step.memory_per_byte]
+    return replace(
+        first,
+        max_pixels=min(step.max_pixels for step in own.values()),
+        memory_per_byte=min(bounds, default=0),
+        least=first.least if len(least) == 1 and not crops else 0,
+        colors="RGB",
+    )
 
 
 def _prepared(

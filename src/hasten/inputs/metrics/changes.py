@@ -27,7 +27,9 @@ def changes_wholly(metric: Metric | None) -> bool:
     return metric is None or not tells_changes(metric) or bool(metric.binary)
 
 
-def changed_parts(metric: Metric | None, outputs: Tensors, exact: Tensors) -> Array:
+def changed_parts(
+    metric: Metric | None, outputs: Tensors, exact: Tensors, own: Array | None = None
+) -> Array:
     """Return how much of each answer is changed.
 
     Where the metric needs labels, an answer is changed if a label may give it another score. Where it
@@ -38,6 +40,7 @@ def changed_parts(metric: Metric | None, outputs: Tensors, exact: Tensors) -> Ar
         metric: Metric of the bundle; None where it isn't known.
         outputs: Outputs of the model by name, each of shape `(n, ...)`.
         exact: Outputs of the exact model for these samples.
+        own: What `own_scores` returned for them, where several models are compared with it.
 
     Returns:
         float64 of shape `(n,)`, each in [0, 1].
@@ -49,10 +52,21 @@ def changed_parts(metric: Metric | None, outputs: Tensors, exact: Tensors) -> Ar
         return disagreeing_rows(outputs, exact).astype(np.float64)
     if metric.needs_labels:
         return (~np.asarray(metric.unchanged(outputs, exact), bool)).astype(np.float64)
-    rows = rows_of(exact)
-    own = metric.checked(metric.score(exact, exact, None), rows)
-    other = metric.checked(metric.score(outputs, exact, None), rows)
+    if own is None:
+        own = own_scores(metric, exact)
+    other = metric.checked(metric.score(outputs, exact, None), rows_of(exact))
     return np.asarray(np.maximum(own - other, 0), np.float64)
+
+
+def own_scores(metric: Metric | None, exact: Tensors) -> Array | None:
+    """Return the exact model's scores against its own answers, `(n,)`; None where changes don't depend on them.
+
+    Raises:
+        InputError: the outputs aren't of the form that the metric reads.
+    """
+    if metric is None or not tells_changes(metric) or metric.needs_labels:
+        return None
+    return metric.checked(metric.score(exact, exact, None), rows_of(exact))
 
 
 def disagreeing_rows(answers: Tensors, exact: Tensors) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from hasten.errors import InputError
@@ -13,12 +14,18 @@ if TYPE_CHECKING:
 
 _SAME_VALUES = frozenset(("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"))
 """Operators that hand numbers on as they are."""
+_ROUNDED = 128
+"""Largest multiple to which models usually round the rows of their embedding up."""
 
 
-def check_vocabulary(pipeline: Pipeline, proto: onnx.ModelProto) -> None:
+def check_vocabulary(pipeline: Pipeline, proto: onnx.ModelProto) -> str:
     """Check that a model's embedding has a row for every token of its pipeline's tokenizer.
 
     A model whose embedding can't be found, as in one that was split or fused, passes.
+
+    Returns:
+        Note for people where the embedding has more rows than its rounding up explains, as where
+        the tokenizer is that of another model; "" otherwise.
 
     Raises:
         InputError: the tokenizer has more tokens than the embedding has rows.
@@ -32,6 +39,13 @@ def check_vocabulary(pipeline: Pipeline, proto: onnx.ModelProto) -> None:
                 f"the tokenizer's numbers go up to {step.vocabulary - 1}, but the model's "
                 f"embedding has {rows} rows: give the tokenizer that the model was trained with"
             )
+        if rows is not None and rows > math.ceil(step.vocabulary / _ROUNDED) * _ROUNDED:
+            return (
+                f"the model's embedding has {rows} rows, but the tokenizer's numbers go up to "
+                f"{step.vocabulary - 1} only: check that the model was trained with this tokenizer, "
+                "because another one gives wrong answers and no error"
+            )
+    return ""
 
 
 def embedding_rows(graph: onnx.GraphProto, name: str) -> int | None:

@@ -169,6 +169,35 @@ class PostStep(Value, ABC):
             InputError: they aren't; the message says what the step needs and what there is.
         """
 
+    def agrees(self, decision: Any, exact: Any) -> bool:
+        """Whether a decision is that of the exact model, for the one who acts on it.
+
+        By default everything except scores must be equal. A last step whose decisions may differ
+        a little without a consequence overrides this. Boxes aren't compared by this method, but by
+        `hasten.evaluation.decisions`, because a chain's other models put their decisions into them.
+
+        Args:
+            decision: What this step gave as the last one of its pipeline.
+            exact: What it gave for the exact model's outputs.
+        """
+        return equal_except_scores(decision, exact)
+
+
+def equal_except_scores(one: Any, other: Any) -> bool:
+    """Whether two decisions are equal in all that they contain, except numbers named "score".
+
+    Args:
+        one: Plain values that JSON can represent.
+        other: Plain values that JSON can represent.
+    """
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(
+            key == "score" or equal_except_scores(one[key], other[key]) for key in one
+        )
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(equal_except_scores, one, other))
+    return bool(one == other)
+
 
 @dataclass(frozen=True)
 class Pipeline:

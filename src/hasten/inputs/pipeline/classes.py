@@ -96,6 +96,15 @@ class TopK(PostStep):
             return {"abstained": True, "least": self.least, "likeliest": found}
         return {"abstained": False, "classes": found}
 
+    def agrees(self, decision: Any, exact: Any) -> bool:
+        """Whether both name the same most likely class, and both abstain or neither does."""
+        if not self.least:
+            return bool(decision[0]["class"] == exact[0]["class"])
+        if decision["abstained"] != exact["abstained"]:
+            return False
+        named = "likeliest" if exact["abstained"] else "classes"
+        return bool(decision[named][0]["class"] == exact[named][0]["class"])
+
 
 def _highest(scores: Array, count: int) -> list[int]:
     """Return the places of the highest scores, highest first; of equal ones, the first comes first."""

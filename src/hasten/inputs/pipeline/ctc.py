@@ -106,3 +106,10 @@ class Ctc(PostStep):
         if certain.min() < self.least:
             return {"abstained": True, "least": self.least, "likeliest": told}
         return {"abstained": False, **told}
+
+    def agrees(self, decision: Any, exact: Any) -> bool:
+        """Whether both read the same text, and both abstain or neither does."""
+        if decision.get("abstained") != exact.get("abstained"):
+            return False
+        mine, read = (one.get("likeliest", one) for one in (decision, exact))
+        return bool(mine["text"] == read["text"])

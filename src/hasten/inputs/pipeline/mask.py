@@ -25,6 +25,9 @@ _OUTSIDE = -1
 _PIXEL_BYTES, _RUN_BYTES = 4, 200
 """Memory for each pixel of the source, and for each run of the answer."""
 
+_MOST_CHANGED, _LEAST_IOU = 0.05, 0.5
+"""Share of pixels, and overlap of a class's pixels, at which two masks still are one decision."""
+
 
 @dataclass(frozen=True)
 class Mask(PostStep):
@@ -92,6 +95,28 @@ class Mask(PostStep):
             answer["labels"] = list(self.labels)
         return {**answer, "runs": [list(run) for run in zip(kinds, counts, strict=True)]}
 
+    def agrees(self, decision: Any, exact: Any) -> bool:
+        """Whether few pixels differ, and each class that either mask has is in the same place in both.
+
+        At most 5% of the pixels may have another class, and each class's pixels in the two masks
+        overlap by an IoU of 0.5 or more.
+        """
+        sides = ("height", "width")
+        if any(decision[side] != exact[side] for side in sides):
+            return False
+        (mine, ends), (theirs, other) = _runs(decision), _runs(exact)
+        both = np.union1d(ends, other)  # between two of these, each mask has one class
+        mine, theirs = mine[np.searchsorted(ends, both)], theirs[np.searchsorted(other, both)]
+        pixels = np.diff(both, prepend=0)
+        same = mine == theirs
+        if pixels[~same].sum() > _MOST_CHANGED * pixels.sum():
+            return False
+        kinds = np.unique(np.concatenate([mine, theirs]))
+        sums = (pixels, pixels * same)
+        first, shared = (np.bincount(np.searchsorted(kinds, mine), one, len(kinds)) for one in sums)
+        second = np.bincount(np.searchsorted(kinds, theirs), pixels, len(kinds))
+        return bool((shared >= _LEAST_IOU * (first + second - shared)).all())
+
     def _classes(self, array: Array) -> Array:
         """Return the class of each place, int16 `(height, width)`."""
         if array.ndim != (2 if self.decided else 3) or not array.size:
@@ -111,6 +136,12 @@ class Mask(PostStep):
                 f"mask needs classes from 0 to {most - 1}; the model gives {array.min()} to {array.max()}"
             )
         return array.astype(np.int16)
+
+
+def _runs(decision: Any) -> tuple[Array, Array]:
+    """Return a decision's runs: the class of each, and the number of pixels up to its end."""
+    kinds = [_OUTSIDE if kind is None else kind for kind, _ in decision["runs"]]
+    return np.array(kinds), np.cumsum([count for _, count in decision["runs"]])
 
 
 def _likeliest(scores: Array) -> tuple[Array, Array]:

@@ -88,3 +88,7 @@ class MultiLabel(PostStep):
             {"class": i, **({"label": self.labels[i]} if self.labels else {}), "score": score}
             for i, score in zip(found.tolist(), scores[found].tolist(), strict=True)
         ]
+
+    def agrees(self, decision: Any, exact: Any) -> bool:
+        """Whether both name the same classes, in any order."""
+        return {one["class"] for one in decision} == {one["class"] for one in exact}

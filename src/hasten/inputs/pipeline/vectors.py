@@ -20,6 +20,9 @@ from hasten.inputs.pipeline.outputs import (
     output_of,
 )
 
+_FAR = 0.05
+"""Difference that makes another decision: relative to the larger quantity, or to an embedding's length."""
+
 
 @dataclass(frozen=True)
 class L2Normalize(PostStep):
@@ -52,6 +55,10 @@ class L2Normalize(PostStep):
                 "l2_normalize needs a direction; the model gives zeros for this sample"
             )
         return (vector / length).tolist()  # type: ignore[no-any-return]
+
+    def agrees(self, decision: Any, exact: Any) -> bool:
+        """Whether the two embeddings are as long and at most 0.05 apart: a cosine of at least 0.99875."""
+        return len(decision) == len(exact) and math.dist(decision, exact) <= _FAR
 
 
 @dataclass(frozen=True)
@@ -109,3 +116,11 @@ class Quantity(PostStep):
         if not self.names:
             return told[0]
         return [{"name": name, **one} for name, one in zip(self.names, told, strict=True)]
+
+    def agrees(self, decision: Any, exact: Any) -> bool:
+        """Whether each value is within 5% of the exact model's, of the larger of the two."""
+        mine, values = ([one] if isinstance(one, dict) else one for one in (decision, exact))
+        return len(mine) == len(values) and all(
+            math.isclose(one["value"], other["value"], rel_tol=_FAR)
+            for one, other in zip(mine, values, strict=True)
+        )

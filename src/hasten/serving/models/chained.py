@@ -13,12 +13,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hasten.bundle.chains.certificate import kept_certificate
 from hasten.bundle.chains.opened import pipeline_of
 from hasten.bundle.chains.plan import Ask, Member, Plan, Run
+from hasten.bundle.manifest import Status
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.chains import Chain
@@ -26,7 +29,7 @@ from hasten.inputs.chains.nodes import SOURCE
 from hasten.serving.models.caching import AnswerCache
 from hasten.serving.models.deciding import Cancellable, Deciding, Done, RawTicket
 from hasten.serving.models.decisions import as_json
-from hasten.serving.models.opening import ModelSettings
+from hasten.serving.models.opening import ModelSettings, OpenBundle
 from hasten.serving.models.prepared import row_bytes
 from hasten.serving.models.room import COPIES, NoRoomError
 from hasten.serving.models.served import ServedModel, Step, Ticket, Watcher
@@ -52,10 +55,12 @@ class ChainPlace:
     Attributes:
         chain: The chain.
         members: Names under which its models are served, by their nodes' names.
+        certificate: File in which the chain's certificate is kept, if it was tested; None for no place.
     """
 
     chain: Chain
     members: dict[str, str]
+    certificate: Path | None = None
 
 
 class ServedChain(ServedModel):
@@ -110,15 +115,7 @@ class ServedChain(ServedModel):
             )
             for node, model in models.items()
         }
-        root = models[place.chain.roots[0].name].opened
-        label = f"chain: {place.chain.in_words()}"
-        stated = replace(
-            root.manifest,
-            status="uncertified",
-            why=_WHY,
-            winner=replace(root.manifest.winner, label=label),
-        )
-        self.opened = replace(root, manifest=stated, notes=[], standby=None, instead="", watch=None)
+        self._state(models[place.chain.roots[0].name].opened, "uncertified", _WHY)
         self.deciding = _ChainDeciding(self, Plan(place.chain, members), loop)
         self._shadow = self.quick_rows = self.sequences = self.watch = None
 
@@ -129,6 +126,51 @@ class ServedChain(ServedModel):
             ProtocolError: it isn't ready.
         """
         return self._find(self._place.members[node], self.version)
+
+    def _state(self, root: OpenBundle, status: Status, why: str) -> None:
+        """State for clients and operators what is known of the chain's decisions."""
+        manifest = replace(
+            root.manifest,
+            status=status,
+            why=why,
+            certificate=None,
+            winner=replace(root.manifest.winner, label=f"chain: {self._place.chain.in_words()}"),
+        )
+        self.opened = replace(
+            root, manifest=manifest, notes=[], standby=None, instead="", watch=None
+        )
+
+    def asks(self, name: str, version: str) -> bool:
+        """Whether a served model is one of the chain's."""
+        return version == self.version and name in self._place.members.values()
+
+    def find_certificate(self) -> Callable[[], str]:
+        """Return what reads the chain's certificate, for a thread, and states it if it holds.
+
+        It returns why a certificate that is there doesn't hold; "" otherwise.
+
+        Raises:
+            ProtocolError: one of the models isn't ready.
+        """
+        place = self._place
+        models = {node: self.member(node).opened for node in place.members}
+        root = models[place.chain.roots[0].name]
+        manifests = {node: one.manifest for node, one in models.items()}
+        instead = [f"{node}: {one.instead}" for node, one in models.items() if one.instead]
+
+        def find() -> str:
+            kept, lapse = kept_certificate(place.certificate, place.chain, manifests)
+            if kept is not None and self.settings.trusted:
+                kept, lapse = None, "its certificate isn't signed, but bundles must be"
+            if kept is not None and instead:
+                kept, lapse = None, f"not certified here: {'; '.join(instead)}"
+            if kept is not None:
+                self._state(root, "certified", kept.claim)
+            else:
+                self._state(root, "uncertified", f"{_WHY}; {lapse}" if lapse else _WHY)
+            return lapse
+
+        return find
 
     @property
     def platform(self) -> str:

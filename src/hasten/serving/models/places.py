@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hasten.bundle import MANIFEST
+from hasten.bundle.chains.certificate import certificate_file
 from hasten.bundle.chains.opened import check_chain
 from hasten.bundle.packing.names import SUFFIX, is_address, is_packed
 from hasten.bundle.signatures import PublicKey
@@ -60,7 +61,9 @@ def chain_places(
                 plain.append(f"{served[folder]}:{version}={folder}")
             members[model.name] = served[folder]
         first = Path(chain.roots[0].bundle)
-        chains.append((name, version, first, ChainPlace(chain, members)))
+        kept = certificate_file(right if named else text)
+        kept = None if kept is None else kept.absolute()
+        chains.append((name, version, first, ChainPlace(chain, members, kept)))
     return plain, chains
 
 

@@ -252,7 +252,7 @@ class Repository:
             one.tried, one.overdue = True, False
             try:
                 if one.chain is not None:
-                    one.served = self._chained(one, one.chain, old)
+                    one.served = await self._chained(one, one.chain, old)
                     one.state, one.reason = "READY", ""
                     if old is not None:
                         await self._retire(old)
@@ -292,6 +292,9 @@ class Repository:
                 log.info("%s", opened.agreed, extra={"model": one.name, "version": one.version})
             what = "ready" if old is None else "ready, in place of the model served before"
             log.info("%s", what, extra={"model": one.name, "version": one.version})
+            for chain in self.served():  # its certificate may be of the old model
+                if isinstance(chain, ServedChain) and chain.asks(one.name, one.version):
+                    await self._find_certificate(chain)
             if old is not None:
                 await self._retire(old)
 
@@ -332,7 +335,9 @@ class Repository:
             one.opening = None
             del opening  # its error keeps this frame
 
-    def _chained(self, one: Registered, chain: ChainPlace, old: ServedModel | None) -> ServedChain:
+    async def _chained(
+        self, one: Registered, chain: ChainPlace, old: ServedModel | None
+    ) -> ServedChain:
         """Return a chain of models that are loaded already.
 
         Raises:
@@ -348,9 +353,17 @@ class Repository:
             old.statistics if old is not None else None,
             tracing=self._tracing,
         )
+        await self._find_certificate(served)
         extra = {"model": one.name, "version": one.version}
         log.info("ready: a chain of %s", ", ".join(chain.members.values()), extra=extra)
         return served
+
+    async def _find_certificate(self, chain: ServedChain) -> None:
+        """Let a chain state its certificate, unless one of its models isn't ready."""
+        with contextlib.suppress(ProtocolError):
+            lapse = await _on_a_thread(chain.find_certificate())
+            if lapse:
+                log.warning("%s", lapse, extra={"model": chain.name, "version": chain.version})
 
     def _opened(self, one: Registered, old: ServedModel | None) -> OpenBundle:
         """Open and compare a version's bundle, on a loading thread."""

@@ -46,9 +46,11 @@ class Watched:
             didn't come at their own times.
         captured: Number of frames that came and could be decoded: those answered and those dropped.
         answered: Number of frames with a decision.
-        dropped: Number of frames without one: replaced by a newer frame, older than one period, or
-            left when the watch was stopped.
-        missed: Number of decisions that came after the deadline.
+        dropped: Number of frames without one: replaced by a newer frame, older than one period, late,
+            or left when the watch was stopped.
+        missed: Number of answers that came after the deadline.
+        late: Number of dropped frames whose decision came after the deadline, where those are
+            dropped.
         unreadable: Number of frames that came and couldn't be decoded.
         latency_ns: Time from capture to the decision of each answer in order, in nanoseconds; of the
             newest 1,048,576 where there are more.
@@ -76,6 +78,7 @@ class Watched:
     overlay_dropped: int = 0
     decisions: Path | None = None
     notes: tuple[str, ...] = ()
+    late: int = 0
 
     @property
     def p50_ns(self) -> int | None:
@@ -112,7 +115,7 @@ class Tally:
         self._begin_ns = begin_ns
         self._lock = threading.Lock()
         self._latency_ns: deque[int] = deque(maxlen=MOST_LATENCIES)
-        self._captured = self._answered = self._dropped = self._missed = 0
+        self._captured = self._answered = self._dropped = self._missed = self._late = 0
         self.newest: Answer | None = None
 
     def capture(self) -> int:
@@ -121,10 +124,15 @@ class Tally:
             self._captured += 1
             return self._captured - 1
 
-    def drop(self) -> None:
-        """Count a frame that is never answered."""
+    def drop(self, *, late: bool = False) -> None:
+        """Count a frame that is never answered.
+
+        Args:
+            late: Whether there was a decision, after the deadline.
+        """
         with self._lock:
             self._dropped += 1
+            self._late += late
 
     def settle(self) -> None:
         """Count each frame that was left without an answer as dropped."""
@@ -155,6 +163,7 @@ class Tally:
                 "answered": self._answered,
                 "dropped": self._dropped,
                 "missed": self._missed,
+                "late": self._late,
             }
             latency_ns = tuple(self._latency_ns)
         kept = latency_ns if last is None else latency_ns[-last:]

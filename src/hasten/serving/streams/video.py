@@ -28,6 +28,15 @@ FILE_FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,ogg,flv,asf,mjpeg,h264,hevc,ivf"
 )
 """Formats of files that are read: containers that hold their frames, and refer to no other file."""
+LIVE_FORMATS = f"{FILE_FORMATS},mpjpeg,nut,rtsp"
+"""Formats that an address may send. A playlist isn't one: its sender would choose what else is opened."""
+LIVE_PROTOCOLS = {
+    "rtsp": "rtsp,rtp,tcp",
+    "rtsps": "rtsp,rtp,tcp,tls",
+    "udp": "udp",
+    "tcp": "tcp",
+}
+"""Protocols that an address may use: its own, and those that carry it."""
 
 
 def av() -> Any:
@@ -85,7 +94,11 @@ class Video(Source):
             form = "v4l2"
             options |= {} if self._fps is None else {"framerate": f"{self._fps:g}"}
         elif self._live:
-            options |= {"rtsp_transport": "tcp"}
+            options |= {
+                "rtsp_transport": "tcp",
+                "protocol_whitelist": LIVE_PROTOCOLS[self._address.partition("://")[0].lower()],
+                "format_whitelist": LIVE_FORMATS,
+            }
         else:
             options |= {"protocol_whitelist": "file", "format_whitelist": FILE_FORMATS}
             os.stat(self._address)  # noqa: PTH116  (its error says what is wrong with the path)

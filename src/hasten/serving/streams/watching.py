@@ -7,6 +7,7 @@ import functools
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from hasten.bundle.chains.opened import OpenChain
 
 TOLD_EVERY_S = 0.25
+RECENT = 8
+"""Number of the newest decisions whose fastest one says whether another can still be in time."""
 LATELY = 1000
 """Number of the newest latencies that are told while a watch goes on."""
 
@@ -43,13 +46,13 @@ def watch(
     fps: float | None = None,
     deadline_ns: int | None = None,
     as_fast_as_possible: bool = False,
+    drop_late: bool = False,
     on_decision: Callable[[Answer], None] | None = None,
     out: str | os.PathLike[str] | None = None,
     decisions: str | os.PathLike[str] | None = None,
     reconnect_s: float = 0.0,
     duration_s: float | None = None,
     listen: Callable[[Watched], None] | None = None,
-    clock_ns: Callable[[], int] = time.perf_counter_ns,
 ) -> Watched:
     """Answer a stream's frames as they come, the newest first.
 
@@ -67,13 +70,15 @@ def watch(
         deadline_ns: Longest time from capture to a decision, in nanoseconds; one period by default.
         as_fast_as_possible: Answer every frame of a recording, each once the one before is answered.
             No frame is dropped, and latency is from the decoded frame to the decision.
+        drop_late: Whether to drop a decision that comes after the deadline: nobody gets it, and it is
+            counted as late. A frame isn't started where the fastest of the newest decisions took longer
+            than is left until its deadline.
         on_decision: Function that gets each answer, in the calling thread.
         out: Video file to write with the decisions drawn in; it ends in .mp4, .mkv or .mov.
         decisions: File to write with a line of JSON for each answer.
         reconnect_s: How long to try to reach a camera or an address again after its last frame, in seconds.
         duration_s: Time after which the watch ends, in seconds; by default the source's end.
         listen: Function that gets the counts every quarter of a second, in a thread of its own.
-        clock_ns: Monotonic clock, in nanoseconds.
 
     Returns:
         Numbers of frames that were answered and dropped, and their latencies.
@@ -83,7 +88,7 @@ def watch(
             pictures; the message says why.
         CandidateError: the model failed.
     """
-    _check(deadline_ns, as_fast_as_possible, reconnect_s, duration_s)
+    _check(deadline_ns, as_fast_as_possible, drop_late, reconnect_s, duration_s)
     with contextlib.ExitStack() as stack:
         opened = open_source(os.fspath(source), fps, reconnect_s=reconnect_s)
         stack.callback(opened.close)
@@ -97,8 +102,10 @@ def watch(
             lines = None if decisions is None else Lines(Path(decisions))
             decide(np.zeros((*opened.size, 3), np.uint8))  # first calls are slow: not on the stream
             period_ns = round(1e9 / opened.rate_per_s)
-            run = _Run(opened, clock_ns, None if as_fast_as_possible else period_ns, deadline_ns)
+            paced_ns = None if as_fast_as_possible else period_ns
+            run = _Run(opened, time.perf_counter_ns, paced_ns, deadline_ns)
             run.overlay, run.tell = overlay, _tellers(lines, on_decision)
+            run.drop_late = drop_late
             with run.telling(listen), run.capturing(duration_s):
                 run.answer(decide)
             done = True
@@ -111,8 +118,17 @@ def watch(
 
 
 def _check(
-    deadline_ns: int | None, unpaced: bool, reconnect_s: float, duration_s: float | None
+    deadline_ns: int | None,
+    unpaced: bool,
+    drop_late: bool,
+    reconnect_s: float,
+    duration_s: float | None,
 ) -> None:
+    if unpaced and drop_late:
+        raise InputError(
+            "as_fast_as_possible=True has no deadline, so no decision can be late: leave out "
+            "drop_late=True"
+        )
     if deadline_ns is not None and unpaced:
         raise InputError(
             "as_fast_as_possible=True has no deadline, because frames don't come at their "
@@ -171,7 +187,10 @@ class _Run:
         self._stop = threading.Event()
         self._failed: BaseException | None = None
         self._stopped = False
-        self.tally = Tally(period_ns if deadline_ns is None else deadline_ns, self._begin_ns)
+        self._deadline_ns = period_ns if deadline_ns is None else deadline_ns
+        self._recent_ns: deque[int] = deque(maxlen=RECENT)
+        self.tally = Tally(self._deadline_ns, self._begin_ns)
+        self.drop_late = False
         self.overlay: Overlay | None = None
         self.tell: tuple[Callable[[Answer], None], ...] = ()
 
@@ -190,15 +209,35 @@ class _Run:
         if self._period_ns is not None and began_ns - frame.captured_ns > self._period_ns:
             self.tally.drop()
             return
+        if self.drop_late and self._hopeless(began_ns - frame.captured_ns):
+            self.tally.drop()
+            return
         decision = decide(frame.image)
-        since_ns = began_ns if self._period_ns is None else frame.captured_ns
-        latency_ns = self._clock_ns() - since_ns
+        ended_ns = self._clock_ns()
+        self._recent_ns.append(ended_ns - began_ns)
+        latency_ns = ended_ns - (began_ns if self._period_ns is None else frame.captured_ns)
+        if self.drop_late and self._deadline_ns is not None and latency_ns > self._deadline_ns:
+            self.tally.drop(late=True)
+            return
         answer = self.tally.answer(frame.number, frame.captured_ns, latency_ns, decision)
         for tell in self.tell:
             tell(answer)
         if self.overlay is not None and self._period_ns is None:
             time_ns = round(1e9 * frame.number / self._source.rate_per_s)
             self.overlay.offer(frame, time_ns, answer)
+
+    def _hopeless(self, age_ns: int) -> bool:
+        """Whether a frame of this age can't be decided in time, although a fresh one could.
+
+        Each frame that isn't started takes away one decision of those that say so, so that a model
+        that became faster, or a processor that became free, is noticed.
+        """
+        assert self._deadline_ns is not None
+        fastest_ns = min(self._recent_ns, default=0)
+        hopeless = age_ns + fastest_ns > self._deadline_ns >= fastest_ns
+        if hopeless and self._recent_ns:
+            self._recent_ns.popleft()
+        return hopeless
 
     @contextlib.contextmanager
     def capturing(self, duration_s: float | None) -> Iterator[None]:
