@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from hasten.inputs.pipeline.opencv import pairs
 from hasten.inputs.pipeline.resample import FILTERS, Axis, axis, resampler
 
 _LONGEST = 200
@@ -53,6 +54,21 @@ static u8 *noise(long size) {
   return found;
 }
 
+/* As OpenCV: the picture ends behind the last pixel that any output takes. */
+static void linear(FILE *file) {
+  int sizes[4];
+  if (fread(sizes, 4, 4, file) != 4) exit(2);
+  long high = sizes[0], wide = sizes[1], channels = sizes[2], stride = channels * sizes[3];
+  i32 *down = numbers(file, 4 * high), *columns = numbers(file, 4 * wide);
+  long rows = 0, row = 0;
+  for (long k = 0; k < high; k++) for (int n = 0; n < 2; n++) if (down[4 * k + n] >= rows) rows = down[4 * k + n] + 1;
+  for (long k = 0; k < wide; k++) for (int n = 0; n < 2; n++) if (columns[4 * k + n] + channels > row) row = columns[4 * k + n] + channels;
+  u8 *picture = noise((rows - 1) * stride + row), *out = malloc(high * wide * channels);
+  i32 *room = malloc(8 * wide * channels);
+  hasten_linear(picture, stride, down, high, columns, wide, channels, out, room);
+  free(picture), free(out), free(room), free(down), free(columns);
+}
+
 int main(int count, char **words) {
   FILE *file = fopen(words[1], "rb");
   int sides[2], done = 0;
@@ -77,6 +93,7 @@ int main(int count, char **words) {
     free(picture), free(part), free(lower), free(room), free(down.offsets), free(across.offsets), free(narrow), free(flat), free(out), free(fourfold);
     free(down.first), free(down.counts), free(down.weights);
     free(across.first), free(across.counts), free(across.weights);
+    linear(file);
     done++;
   }
   printf("%d\n", done);
@@ -97,7 +114,20 @@ def cases(runs: int, seed: int) -> bytes:
             found += _packed(
                 axis(old, new, rng.choice([*FILTERS]), start, rng.randrange(start + least, new + 1))
             )
+        found += _linear(rng, height, width)
     return found
+
+
+def _linear(rng: random.Random, height: int, width: int) -> bytes:
+    """Return what OpenCV's rule takes for a picture of a size, or a part of the result."""
+    channels, tables, sizes = rng.choice((1, 3)), b"", []
+    for old, size, columns in ((height, 1, False), (width, channels, True)):
+        new = rng.randrange(1, _LONGEST)
+        start = rng.randrange(new)
+        part = pairs(old, new, columns=columns).part(start, rng.randrange(start + 1, new + 1))
+        tables += part.table(0 if columns else part.begin, size).tobytes()
+        sizes.append(len(part.first))
+    return struct.pack("<4i", *sizes, channels, width) + tables
 
 
 def _packed(one: Axis) -> bytes:

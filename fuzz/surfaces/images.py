@@ -76,7 +76,7 @@ class Images(Surface):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self._pipeline = image_pipeline(16)
+        self._pipelines = {3: image_pipeline(16), 1: image_pipeline(16, colors="gray")}
 
     def seeds(self) -> list[bytes]:
         from sklearn.datasets import load_sample_image
@@ -106,12 +106,19 @@ class Images(Surface):
         return changed_bytes(seed, rng)
 
     def check(self, data: bytes) -> str:
-        try:
-            array = self._pipeline(data)
-        except InputError as error:
-            return refused(error)
-        assert array.shape == (3, 16, 16), f"the picture became {array.shape}"
-        return "read"
+        read = []
+        for channels, pipeline in self._pipelines.items():
+            try:
+                array = pipeline(data)
+            except InputError as error:
+                said = refused(error)
+                continue
+            assert array.shape == (channels, 16, 16), f"the picture became {array.shape}"
+            read.append(channels)
+        assert read != [1], (
+            "the picture was read in gray, which takes more memory, but not in colors"
+        )
+        return "read" if len(read) == 2 else "in colors" if read else said
 
 
 def changed_png(data: bytes, rng: random.Random) -> bytes:

@@ -100,6 +100,41 @@ def answers(model: Model, prepared: Array) -> Array:
     return np.asarray(scores)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_model_of_gray_pictures_takes_one_channel_of_pixels(
+    channels: int, place: Path, model: Model, photos: Path
+) -> None:
+    """With three means, one channel of gray becomes the three that the model takes."""
+    if channels == 1:
+        text = CONVNET.replace("float[batch, 3", "float[batch, 1").replace(
+            "16, 3, 3, 3", "16, 1, 3, 3"
+        )
+        (place / "gray").mkdir()  # the model of three channels stays
+        model = built(place / "gray", text)
+    normalize = NORMALIZE if channels == 3 else Normalize((0.1307,), (0.3081,))
+    steps = (Decode(colors="gray"), *STEPS[1:3], normalize, ToLayout())
+    out = place / f"gray-{channels}"
+    with quick_runs():
+        hasten.optimize(
+            model.path,
+            photos,
+            pipeline=Pipeline(steps, (TopK(2),)),
+            end_to_end=True,
+            out=out,
+            engines=("onnxruntime",),
+            **OPTIONS,
+        )
+    manifest = read(out)
+    assert manifest.pipeline is not None
+    assert manifest.pipeline.folded == steps[3:]
+    assert manifest.winner.artifact.inputs[0].shape[1:] == (16, 16, 1)
+    with hasten.load(out, which="exact") as exact:
+        for file in sorted(photos.iterdir())[:5]:
+            scores = answers(model, Pipeline(steps)(file))[0]
+            found = exact.decide(file.read_bytes())
+            assert [one["class"] for one in found] == np.argsort(-scores)[:2].tolist()
+
+
 def test_the_bundle_takes_pixels_and_decides_as_the_original_does(
     bundle: Path, model: Model, photos: Path
 ) -> None:

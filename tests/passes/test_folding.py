@@ -20,7 +20,7 @@ from hasten.engines.base import Engine
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.models.onnx import load
 from hasten.inputs.pipeline.base import Pipeline
-from hasten.inputs.pipeline.image import CenterCrop, Normalize, ToLayout
+from hasten.inputs.pipeline.image import CenterCrop, Decode, Normalize, ToLayout
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.folding import folded
 
@@ -98,6 +98,39 @@ def test_a_model_with_channels_last_is_taken(tmp_path: Path) -> None:
     pipeline = Pipeline((CenterCrop(16), IMAGENET, ToLayout("HWC")))
     made = check_same(_loaded(tmp_path, text), pipeline, tmp_path, pixels(17, 30))
     assert "Transpose" not in [node.op_type for node in onnx.load(str(made.path)).graph.node]
+
+
+@pytest.mark.parametrize("layout", ["CHW", "HWC"])
+def test_a_model_of_gray_pictures_is_taken(tmp_path: Path, layout: Any) -> None:
+    shape = "n, 1, 16, 16" if layout == "CHW" else "n, 16, 16, 1"
+    text = f"""
+        <ir_version: 8, opset_import: ["": 17]>
+        gray (float[{shape}] x) => (float[{shape}] y) {{
+            y = Abs (x)
+        }}"""
+    steps = (CenterCrop(16), Normalize((0.1307,), (0.3081,)), ToLayout(layout))
+    pipeline = Pipeline((Decode(colors="gray"), *steps))
+    made = check_same(_loaded(tmp_path, text), pipeline, tmp_path, pixels(17, 30))
+    assert made.inputs == (TensorSpec("x", "uint8", ("n", 16, 16, 1)),)
+    with pytest.raises(Skipped, match="3 channels, not 1"):
+        folded(built(tmp_path, CONVNET), Pipeline((*steps[:2], ToLayout())), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("decode", "normalize", "channels"),
+    [
+        (Decode(colors="gray"), IMAGENET, 1),  # one channel becomes three
+        (Decode(), Normalize((0.5,), (0.25,)), 3),
+        (Decode(colors="BGR"), IMAGENET, 3),
+    ],
+)
+def test_a_model_of_three_channels_may_take_pixels_of_one_and_one_mean_for_all(
+    tmp_path: Path, decode: Decode, normalize: Normalize, channels: int
+) -> None:
+    model = built(tmp_path, CONVNET)
+    pipeline = Pipeline((decode, CenterCrop(16), normalize, ToLayout()))
+    made = check_same(model, pipeline, tmp_path, pixels(20, 31), pixels(16, 16, 1))
+    assert made.inputs == (TensorSpec("x", "uint8", ("batch", 16, 16, channels)),)
 
 
 def test_a_model_in_half_precision_is_taken(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper, parser
 from PIL import Image
-from tests.support.bundles import built, stated
+from tests.support.bundles import built, forge, stated
 
 from hasten.bundle import write
 from hasten.engines.onnxruntime.engine import OnnxRuntime
@@ -81,6 +81,29 @@ def classifier(
     weights = {"weight": np.eye(3)}
     other = None if winner is None else {"weight": winner}
     return bundle(folder, name, text, weights, 16, after, winner=other, **fields)
+
+
+def gray_reader(folder: Path) -> Path:
+    """Write a bundle that tells colors by how bright they are in gray: 76, 150 and 29 of 255."""
+    text = """
+        gray (float[batch, 1, 16, 16] x) => (float[batch, 3] logits)
+            <float[3] bright = {0.298, 0.588, 0.114}> {
+            pooled = GlobalAveragePool(x)
+            flat = Flatten <axis = 1> (pooled)
+            spread = MatMul(flat, weight)
+            off = Sub(spread, bright)
+            away = Abs(off)
+            logits = Neg(away)
+        }"""
+    path = bundle(folder, "gray", text, {"weight": np.ones((1, 3))}, 16, [TopK(labels=COLOURS)])
+
+    def change(record: Any) -> None:
+        steps = record["pipeline"]["steps"]
+        steps[0].update(colors="gray")
+        steps[2].update(mean=[0.0], std=[1.0])
+
+    forge(path, change)
+    return path
 
 
 def bundle(

@@ -14,20 +14,19 @@ from onnx import helper, numpy_helper
 from hasten.core.model import Model
 from hasten.core.tensors import TensorSpec
 from hasten.inputs.pipeline.base import Pipeline
-from hasten.inputs.pipeline.image import Normalize, ToLayout, in_pixels
+from hasten.inputs.pipeline.image import Decode, Normalize, ToLayout, in_pixels
 from hasten.passes.base import Skipped
 from hasten.passes.onnx_files import PIXEL_NODES, graphs, read_onnx, write_onnx
 
 OLDEST_OPSET = 9
 """Oldest operator set that is taken. Since 7, operators broadcast as numpy does; since 9, Cast is
 what engines run today."""
-_CHANNELS = 3
 
 
 def folded(model: Model, pipeline: Pipeline, workdir: Path) -> tuple[Model, Pipeline]:
     """Write a model that normalizes pixels and orders their axes itself, as a pipeline's end does.
 
-    The new model's only input is uint8 of shape (batch, height, width, 3) and keeps its name. Four
+    The new model's only input is uint8 of shape (batch, height, width, channels) and keeps its name. Four
     times fewer bytes cross into the engine. The graph first puts channels in front, while each is
     one byte, and then computes in float32 what the steps compute, in the same order of operations.
 
@@ -46,7 +45,8 @@ def folded(model: Model, pipeline: Pipeline, workdir: Path) -> tuple[Model, Pipe
         InputError: the file can't be written.
     """
     normalize, layout = _end(pipeline)
-    spec = _images(model, layout)
+    channels = _pixel_channels(pipeline, normalize)
+    spec = _images(model, layout, max(channels, len(normalize.mean)))
     proto = read_onnx(model)
     opset = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
     if opset < OLDEST_OPSET:
@@ -58,13 +58,13 @@ def folded(model: Model, pipeline: Pipeline, workdir: Path) -> tuple[Model, Pipe
         given = [value for value in proto.graph.input if value.name not in weights]
         del proto.graph.input[:]
         proto.graph.input.extend(given)
-    _put_in_front(proto, spec.name, normalize, layout)
+    _put_in_front(proto, spec.name, normalize, layout, channels)
     written = write_onnx(proto, model, workdir / "pixels.onnx")
     sizes = _pixel_axes(spec.shape, layout)
     return (
         replace(
             written,
-            inputs=(TensorSpec(spec.name, "uint8", (*sizes[:3], _CHANNELS)),),
+            inputs=(TensorSpec(spec.name, "uint8", (*sizes[:3], channels)),),
             request=(),
             program=None,
         ),
@@ -82,8 +82,16 @@ def _end(pipeline: Pipeline) -> tuple[Normalize, ToLayout]:
     raise Skipped("the pipeline doesn't end in normalize and to_layout")
 
 
-def _images(model: Model, layout: ToLayout) -> TensorSpec:
-    """Return the model's input, if it is one image in three channels."""
+def _pixel_channels(pipeline: Pipeline, normalize: Normalize) -> int:
+    """Return the number of channels of what a pipeline normalizes."""
+    first = pipeline.steps[0]
+    if isinstance(first, Decode):
+        return 1 if first.colors == "gray" else 3
+    return len(normalize.mean)
+
+
+def _images(model: Model, layout: ToLayout, channels: int) -> TensorSpec:
+    """Return the model's input, if it is one image with so many channels."""
     if model.format != "onnx":
         raise Skipped(f"the model is {model.format}, not ONNX")
     if len(model.inputs) != 1:
@@ -92,8 +100,8 @@ def _images(model: Model, layout: ToLayout) -> TensorSpec:
     axis = 1 if layout.layout == "CHW" else 3
     if len(spec.shape) != 4 or spec.dtype != layout.dtype:
         raise Skipped(f"the model takes {spec}, not images in {layout.dtype}")
-    if isinstance(spec.shape[axis], int) and spec.shape[axis] != _CHANNELS:
-        raise Skipped(f"the model takes {spec}: {spec.shape[axis]} channels, not {_CHANNELS}")
+    if isinstance(spec.shape[axis], int) and spec.shape[axis] != channels:
+        raise Skipped(f"the model takes {spec}: {spec.shape[axis]} channels, not {channels}")
     return spec
 
 
@@ -103,7 +111,7 @@ def _pixel_axes(shape: tuple[int | str, ...], layout: ToLayout) -> tuple[int | s
 
 
 def _put_in_front(
-    proto: onnx.ModelProto, name: str, normalize: Normalize, layout: ToLayout
+    proto: onnx.ModelProto, name: str, normalize: Normalize, layout: ToLayout, channels: int
 ) -> None:
     """Put the steps in front of a graph, and let all that read its input read their result."""
     taken = set(_names(proto.graph))
@@ -116,7 +124,7 @@ def _put_in_front(
         return own
 
     first = layout.layout == "CHW"
-    per_channel = (_CHANNELS, 1, 1) if first else (_CHANNELS,)
+    per_channel = (-1, 1, 1) if first else (-1,)
     half = layout.dtype == "float16"
     result = fresh("normalized")
     _read_instead(proto.graph, name, result)
@@ -145,17 +153,17 @@ def _put_in_front(
     given = [*proto.graph.node]
     del proto.graph.node[:]
     proto.graph.node.extend([*nodes, *given])
-    _take_pixels(next(v for v in proto.graph.input if v.name == name), first=first)
+    _take_pixels(next(v for v in proto.graph.input if v.name == name), channels, first=first)
 
 
-def _take_pixels(value: onnx.ValueInfoProto, *, first: bool) -> None:
+def _take_pixels(value: onnx.ValueInfoProto, channels: int, *, first: bool) -> None:
     """Change an input's type to uint8, and its axes to batch, height, width, channels."""
     tensor = value.type.tensor_type
     tensor.elem_type = onnx.TensorProto.UINT8
     dims = [onnx.TensorShapeProto.Dimension() for _ in range(4)]
     for dim, axis in zip(dims, (0, 2, 3, 1) if first else (0, 1, 2, 3), strict=True):
         dim.CopyFrom(tensor.shape.dim[axis])
-    dims[3].dim_value = _CHANNELS
+    dims[3].dim_value = channels
     del tensor.shape.dim[:]
     tensor.shape.dim.extend(dims)
 

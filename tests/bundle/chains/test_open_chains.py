@@ -22,6 +22,7 @@ from tests.support.chains import (
     COLOURS,
     classifier,
     detector,
+    gray_reader,
     png,
     squares,
 )
@@ -35,6 +36,7 @@ from hasten.bundle.manifest import untimed_yet
 from hasten.cli.demos import package_folder
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.chains import Crop, Model, When, chain_of
+from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.image import Decode
 from hasten.inputs.pipeline.threshold import Threshold
 
@@ -110,6 +112,27 @@ def test_crops_come_from_every_pixel_of_a_photo_that_the_detector_decodes_smalle
     with hasten.chain(nodes) as chain, hasten.load(det) as alone:
         expected = alone.decide(photo.getvalue())
         assert chain.decide(photo.getvalue()) == {"det": expected, "again": expected}
+
+
+def test_each_model_of_a_chain_gets_the_colors_that_it_takes(
+    det: Path, colour: Path, tmp_path: Path
+) -> None:
+    gray = gray_reader(tmp_path)
+    bgr = classifier(tmp_path, "bgr", after=[TopK(labels=COLOURS[::-1])])
+    forge(bgr, lambda record: record["pipeline"]["steps"][0].update(colors="BGR"))
+    for reader in (gray, bgr):
+        with hasten.chain(f"{det}+crop+{reader}") as chain:
+            assert told(chain.decide(png(squares(PLACES))), reader.stem) == PLACES
+            assert told(chain.decide(squares(PLACES)), reader.stem) == PLACES
+    # Models of the source too, one of which is the first.
+    roots = [Model(one.stem, str(one)) for one in (bgr, gray, colour)]
+    with hasten.chain(roots) as chain:
+        for place, label in enumerate(COLOURS):
+            whole = np.zeros((40, 50, 3), np.uint8)
+            whole[..., place] = 255
+            for value in (png(whole), whole):
+                firsts = {name: each[0]["label"] for name, each in chain.decide(value).items()}
+                assert firsts == {"bgr": label, "gray": label, "colour": label}
 
 
 def decoding(folder: Path, name: str, **settings: Any) -> Model:

@@ -57,6 +57,39 @@ def test_a_pretrained_cfg_gives_what_timms_own_transform_gives(
         assert np.abs(given - wanted).max() <= LARGEST_DIFFERENCE
 
 
+def test_a_pretrained_cfg_of_one_channel_is_timms_transform_of_gray(tmp_path: Path) -> None:
+    create_transform = pytest.importorskip(
+        "timm.data", reason="needs timm: pip install 'hasten[demo]'"
+    ).create_transform
+    own = {"input_size": (1, 28, 28), "mean": (0.1307,), "std": (0.3081,)}
+    transform = create_transform(is_training=False, crop_pct=0.875, interpolation="bicubic", **own)
+    path = tmp_path / "photo.png"
+    for width, height in ((500, 333), (28, 28)):
+        random = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(random).save(path)
+        with Image.open(path) as image:
+            wanted = transform(image.convert("L")).numpy()  # timm's reader opens them so
+        given = from_pretrained_cfg({**CFG, **own})(path)
+        assert given.shape == wanted.shape == (1, 28, 28)
+        assert np.abs(given - wanted).max() <= LARGEST_DIFFERENCE
+
+
+def test_a_timm_model_made_for_gray_pictures_states_a_pipeline_if_its_means_can_be_told() -> None:
+    timm = pytest.importorskip("timm", reason="needs timm: pip install 'hasten[demo]'")
+    one = {"input_size": (1, 28, 28), "mean": (0.1307,), "std": (0.3081,)}
+    stated = timm.create_model("resnet18", in_chans=1, pretrained_cfg_overlay=one)
+    pipeline = from_module(stated)
+    assert pipeline is not None
+    assert pipeline.steps[0] == Decode(colors="gray")
+    assert pipeline.steps[-2:] == (Normalize((0.1307,), (0.3081,)), ToLayout())
+    # The weights' own means are three unlike numbers: which one belongs to gray isn't known.
+    assert from_module(timm.create_model("resnet18", in_chans=1)) is None
+    halves = from_module(timm.create_model("vit_tiny_patch16_224", in_chans=1))
+    assert halves is not None
+    assert halves.steps[-2] == Normalize((0.5,), (0.5,))
+    assert from_module(timm.create_model("vit_tiny_patch16_224", in_chans=4)) is None
+
+
 def test_a_timm_model_says_what_it_wants() -> None:
     timm = pytest.importorskip("timm", reason="needs timm: pip install 'hasten[demo]'")
     pipeline = from_module(timm.create_model("tf_efficientnet_lite0", pretrained=False))
@@ -114,7 +147,8 @@ def settings_refused(**settings: Any) -> str:
         ({"dtype": "int8"}, "dtype='int8': give one of float32, float16, uint8"),
         (
             {"interpolation": "random"},
-            "interpolation='random': give one of nearest, bilinear, bicubic, lanczos, box, hamming",
+            "interpolation='random': give one of nearest, bilinear, bicubic, lanczos, box, hamming, "
+            "opencv_linear",
         ),
         (
             {"dtype": "uint8", "mean": 0},
@@ -133,7 +167,7 @@ def test_settings_that_can_not_be_used_are_named(settings: dict[str, Any], messa
         (
             "size: 8\ncolour: red",
             "there is no setting colour; there are size, resize, interpolation, mean, std, scale, "
-            "layout, dtype, after",
+            "layout, dtype, colors, after",
         ),
         ("mean: 1", NOTHING),
         ("mean: 1\nafter:\n  - top_k", NOTHING),
@@ -180,7 +214,8 @@ def test_what_is_no_yaml_is_one_line(tmp_path: Path) -> None:
         ({"mean": None}, "pretrained_cfg has no mean: state the pipeline yourself"),
         (
             {"input_size": (1, 28, 28)},
-            "pretrained_cfg has 1 channels; image pipelines give 3",
+            "pretrained_cfg has 1 channel, but mean=(0.485, 0.456, 0.406) and std=(0.229, 0.224, 0.225): "
+            "state the pipeline yourself",
         ),
         (
             {"crop_mode": "border"},

@@ -83,23 +83,116 @@ def test_an_older_extractor_that_crops_gives_what_its_own_steps_give(tmp_path: P
     ],
 )
 def test_values_are_those_of_transformers(tmp_path: Path, config: dict[str, Any]) -> None:
-    transformers: Any = pytest.importorskip("transformers", reason="needs transformers")
-    pipeline = described(tmp_path, config)
     name = config.get("image_processor_type", "CLIPImageProcessor")
     own = {k: v for k, v in config.items() if not k.endswith("_type")}
-    processor = getattr(transformers, f"{name}Pil", None) or getattr(transformers, name)
-    photo = Image.fromarray(load_sample_image("china.jpg")).resize((303, 250))
-    file = io.BytesIO()
-    photo.save(file, "PNG")
-    wanted = processor(**own)(photo, return_tensors="np")["pixel_values"][0]
-    np.testing.assert_allclose(pipeline(file.getvalue()), wanted, atol=2e-6)
+    assert differs_by(tmp_path, f"{name}Pil", own, config) <= LARGEST_DIFFERENCE
 
 
-def test_a_fast_processor_rounds_as_torchvision_does(tmp_path: Path) -> None:
-    pipeline = described(
-        tmp_path, {**CLIP, "image_processor_type": "CLIPImageProcessorFast", "resample": 0}
-    )
-    assert pipeline.steps[1:3] == (Resize(64, "nearest"), CenterCrop((51, 51), "even"))
+def differs_by(
+    folder: Path, processor: str, own: dict[str, Any], config: dict[str, Any], side: int = 250
+) -> float:
+    """Return by how much values differ at most from those of a processor of transformers."""
+    transformers: Any = pytest.importorskip("transformers", reason="needs transformers")
+    pipeline = described(folder, config)
+    made = getattr(transformers, processor)(**own)
+    worst = 0.0
+    for size in ((side + 53, side), (side, side + 152)):
+        photo = Image.fromarray(load_sample_image("china.jpg")).resize(size)
+        file = io.BytesIO()
+        photo.save(file, "PNG")
+        wanted = np.asarray(made(photo, return_tensors="np")["pixel_values"][0])
+        given = pipeline(file.getvalue())
+        assert given.shape == wanted.shape
+        worst = max(worst, float(np.abs(given - wanted).max()))
+    return worst
+
+
+LARGEST_DIFFERENCE = 4e-6  # Of values within 13: float32 rounding in another order.
+STATED = {
+    "do_resize": True,
+    "do_normalize": True,
+    "image_mean": [0.48, 0.46, 0.41],
+    "image_std": [0.27, 0.26, 0.28],
+    "resample": 3,
+}
+BOTH = {"size": {"height": 64, "width": 70}}
+SHORTER = {"size": {"shortest_edge": 64}, "crop_size": {"height": 51, "width": 50}}
+SQUARE = {"size": {"height": 50, "width": 50}, "crop_size": {"height": 50, "width": 50}}
+LEFT = {"size": {"shortest_edge": 50}, "crop_size": {"height": 50, "width": 50}}
+OFFSET = {"rescale_offset": True, "rescale_factor": 1 / 127.5}
+PROCESSORS: list[tuple[str, dict[str, Any]]] = [
+    ("Beit", BOTH),
+    ("Beit", {**BOTH, "do_center_crop": True, "crop_size": {"height": 51, "width": 50}}),
+    ("Bit", SHORTER),
+    ("ChineseCLIP", SHORTER),
+    ("CLIP", SHORTER),
+    ("ConvNext", {"size": {"shortest_edge": 112}, "crop_pct": 0.875}),
+    ("ConvNext", {"size": {"shortest_edge": 101}, "crop_pct": 0.95}),
+    ("ConvNext", {"size": {"shortest_edge": 110}}),
+    ("ConvNext", {"size": {"shortest_edge": 384}}),
+    ("DPT", BOTH),
+    ("DPT", {"size": {"height": 100, "width": 70}, "ensure_multiple_of": 32}),
+    ("DeiT", {"size": {"height": 70, "width": 70}, "crop_size": {"height": 51, "width": 50}}),
+    ("EfficientNet", BOTH),
+    ("EfficientNet", {**BOTH, **OFFSET}),
+    ("EfficientNet", {**BOTH, **OFFSET, "include_top": False}),
+    ("EfficientNet", {**BOTH, "do_normalize": False, "resample": 0}),
+    ("Levit", LEFT),
+    ("Levit", {**BOTH, "crop_size": {"height": 50, "width": 50}}),
+    ("MobileNetV1", {**SHORTER, "resample": 2}),
+    ("MobileNetV2", {**SHORTER, "resample": 2, "do_reduce_labels": True}),
+    ("MobileViT", {**SHORTER, "do_normalize": None}),
+    ("MobileViT", {**SHORTER, "do_normalize": None, "do_flip_channel_order": False}),
+    ("PoolFormer", LEFT),
+    ("PoolFormer", {**SQUARE, "crop_pct": 0.95}),
+    ("PoolFormer", {"size": {"height": 50, "width": 60}, "crop_size": SQUARE["crop_size"]}),
+    ("Pvt", BOTH),
+    ("Segformer", {**BOTH, "do_reduce_labels": True}),
+    ("Siglip", BOTH),
+    ("ViT", BOTH),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), PROCESSORS)
+def test_every_processor_by_pillow_gives_these_values(
+    tmp_path: Path, name: str, change: dict[str, Any]
+) -> None:
+    own = {**STATED, **change}
+    config = {**own, "image_processor_type": f"{name}ImageProcessor"}
+    assert differs_by(tmp_path, f"{name}ImageProcessorPil", own, config) <= LARGEST_DIFFERENCE
+
+
+@pytest.mark.parametrize(
+    ("name", "change"), [each for each in PROCESSORS if each[1].get("resample") != 0]
+)
+def test_every_processor_by_torch_differs_by_a_level_where_pictures_become_much_smaller(
+    tmp_path: Path, name: str, change: dict[str, Any]
+) -> None:
+    pytest.importorskip("torchvision", reason="needs torchvision: pip install 'hasten[torch]'")
+    own = {**STATED, **change}
+    config = {**own, "image_processor_type": f"{name}ImageProcessorFast"}
+    pipeline = described(tmp_path, config)
+    assert described(tmp_path, {**own, "image_processor_type": f"{name}ImageProcessor"}) == pipeline
+    high, low = (pipeline(np.full((9, 9, 3), value, np.uint8)) for value in (101, 100))
+    level = float(np.abs(high - low).max())
+    most = 6 if change["size"] == {"shortest_edge": 384} else 1  # bicubic, and larger
+    assert differs_by(tmp_path, f"{name}ImageProcessor", own, config) <= 1.01 * most * level
+
+
+def test_a_crop_is_cut_from_the_corner_that_transformers_rounds_down_to(tmp_path: Path) -> None:
+    for kind in ("CLIPImageProcessor", "CLIPImageProcessorFast"):
+        config = {**CLIP, "image_processor_type": kind, "resample": 0}
+        pipeline = described(tmp_path, config)
+        assert pipeline.steps[1:3] == (Resize(64, "nearest"), CenterCrop((51, 51), "down"))
+
+
+def test_a_processor_that_flips_channels_makes_bgr(tmp_path: Path) -> None:
+    stated = {**STATED, **SHORTER, "image_processor_type": "MobileViTImageProcessor"}
+    del stated["do_normalize"]
+    steps = described(tmp_path, stated).steps
+    assert steps[0] == Decode(colors="BGR")
+    assert steps[-2] == Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    assert described(tmp_path, {**VIT, "do_flip_channel_order": True}).steps[0] == steps[0]
 
 
 def test_a_tokenizer_keeps_the_lengths_that_its_model_allows(tmp_path: Path) -> None:
@@ -126,6 +219,18 @@ def test_a_tokenizer_keeps_the_lengths_that_its_model_allows(tmp_path: Path) -> 
         ({"do_rescale": False}, "do_rescale=false isn't supported"),
         ({"resample": 9}, "resample=9 isn't supported: give 0 to 5"),
         ({"size": {"longest_edge": 8}}, "size={'longest_edge': 8} isn't supported"),
+        (
+            {"image_processor_type": "DPTImageProcessor", "keep_aspect_ratio": True},
+            "keep_aspect_ratio isn't supported",
+        ),
+        (
+            {"image_processor_type": "ConvNextImageProcessor"},
+            "size=[224, 224] isn't supported: give shortest_edge",
+        ),
+        (
+            {"image_processor_type": "PoolFormerImageProcessor", "crop_pct": 2},
+            "crop_pct=2: give a number above 0, and at most 1",
+        ),
         ({"image_mean": [0.5]}, "image_mean=[0.5]: give one number for each of 3 channels"),
         ({"rescale_factor": -1}, "rescale_factor=-1: give a number above 0"),
         (

@@ -1,4 +1,5 @@
 import io
+import itertools
 import random
 import struct
 import tracemalloc
@@ -39,6 +40,14 @@ def picture(mode: str, form: str, **settings: Any) -> bytes:
     if mode == "I;16":
         return encoded(Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 257), form, **settings)
     return encoded(Image.fromarray(PIXELS).convert(mode), form, **settings)
+
+
+def opened_in_rgb(data: bytes) -> Image.Image:
+    """Return a file's picture in RGB, as Pillow gives it."""
+    image: Image.Image = Image.open(io.BytesIO(data))
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def one_color(mode: str, size: tuple[int, int], form: str, **settings: Any) -> bytes:
@@ -229,18 +238,25 @@ def test_what_is_accepted_takes_less_than_64_mib_as_measured(
     surface = surface_of("images", tmp_path)
     # Files that state the largest accepted size, whole or cut.
     inputs = [one_color(*case) for case in (("L", (8, 8), "GIF"), ("RGB", (8, 8), "WEBP"))]
-    whole = 2
-    for mode, form, _, settings in LARGE[3:4] + LARGE[8:10] + LARGE[11:14]:
-        each = _bytes_for_a_pixel(mode, form, settings)
+    in_colors, in_both = 0, 2
+    for further, (mode, form, _, settings) in itertools.product(
+        (0, 1), LARGE[3:4] + LARGE[8:10] + LARGE[11:14]
+    ):
+        each = _bytes_for_a_pixel(mode, form, settings) + further
         side = int((decoded_bytes.ALWAYS_BYTES / each) ** 0.5) - 50
         data = one_color(mode, (side, side), form, **settings)
         inputs.append(data[: 64 << 10])
-        whole += len(data) <= 64 << 10
-        if form in ("WEBP", "JPEG"):  # and a larger one, which is refused
+        whole = len(data) <= 64 << 10
+        both = (
+            further or form == "WEBP"
+        )  # of 17 bytes for a pixel, one more is less than the margin
+        in_both, in_colors = in_both + (whole and both), in_colors + (whole and not both)
+        if further == 0 and form in ("WEBP", "JPEG"):  # and a larger one, which is refused
             inputs.append(one_color(mode, (side + 100, side + 100), form, **settings)[: 64 << 10])
     outcome = isolated.attack(surface, inputs)
     assert [(each.why, each.data[:4], inputs.index(each.data)) for each in outcome.findings] == []
-    assert outcome.counts["read"] == whole
+    assert outcome.counts["read"] == in_both  # gray takes one byte more for a pixel
+    assert outcome.counts["in colors"] == in_colors
     assert outcome.most_kib > 36 << 10
 
 

@@ -96,10 +96,54 @@ def test_a_compose_without_floats_ends_in_whole_numbers() -> None:
     assert Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)) in from_torchvision(scaled).steps
 
 
+@pytest.mark.parametrize("namespace", [transforms, v2])
+def test_grayscale_gives_the_same_values(namespace: Any) -> None:
+    for first, numbers in (([], (0.5,)), ([namespace.CenterCrop(140)], (0.1307,))):
+        one = transforms.Compose(
+            [
+                *first,
+                namespace.Grayscale(),
+                transforms.Resize(28, transforms.InterpolationMode.BICUBIC),
+                transforms.ToTensor(),
+                transforms.Normalize(numbers, numbers),
+            ]
+        )
+        assert differs_by(one, 203, 150) <= LARGEST_DIFFERENCE
+    whole = transforms.Compose([namespace.Grayscale(), transforms.PILToTensor()])
+    assert differs_by(whole, 203, 150) == 0
+    for end in ([], [transforms.Normalize(MEAN, STD)]):
+        three = [namespace.Grayscale(3), transforms.Resize((30, 20)), transforms.ToTensor(), *end]
+        assert differs_by(transforms.Compose(three), 203, 150) <= LARGEST_DIFFERENCE
+    scaled = transforms.Compose([namespace.Grayscale(), transforms.ToTensor()])
+    assert differs_by(scaled, 203, 150) <= LARGEST_DIFFERENCE
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: transforms.Grayscale(), "torchvision's transform Grayscale isn't supported"),
+        (
+            lambda: transforms.Compose([transforms.Grayscale(3), transforms.PILToTensor()]),
+            "torchvision's Grayscale gives 3 channels of whole numbers; hasten's steps give 1",
+        ),
+        (
+            lambda: transforms.Compose([transforms.Resize(8), transforms.Grayscale()]),
+            "torchvision's Grayscale comes after the picture is resized or made a tensor",
+        ),
+        (
+            lambda: v2.Compose([v2.ToImage(), v2.Grayscale()]),
+            "torchvision's Grayscale comes after the picture is resized or made a tensor",
+        ),
+        (
+            lambda: transforms.Compose(
+                [
+                    transforms.Grayscale(),
+                    transforms.ToTensor(),
+                    transforms.Normalize(MEAN, STD),
+                ]
+            ),
+            "torchvision's Normalize is for 3 channels; these pictures have 1",
+        ),
         (
             lambda: transforms.Compose([transforms.ColorJitter()]),
             "torchvision's transform ColorJitter isn't supported",
@@ -113,7 +157,9 @@ def test_a_compose_without_floats_ends_in_whole_numbers() -> None:
             "torchvision's Resize has max_size=9: leave it out",
         ),
         (
-            lambda: v2.Compose([v2.ToImage(), v2.Resize(8, antialias=False)]),
+            lambda: v2.Compose(
+                [v2.ToImage(), v2.Resize(8, v2.InterpolationMode.BICUBIC, antialias=False)]
+            ),
             "torchvision's Resize of a tensor has antialias=False",
         ),
         (

@@ -22,6 +22,7 @@ DETECTOR = {
     "imgsz": "[480, 640]",
     "names": "{0: 'person', 1: 'bicycle'}",
 }
+FRAMED = Letterbox((480, 640), interpolation="opencv_linear")
 SCALING = (Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), ToLayout())
 
 
@@ -40,7 +41,7 @@ def test_a_detector_gets_a_letterbox(tmp_path: Path) -> None:
     onnx.helper.set_model_props(model, DETECTOR)
     onnx.save(model, tmp_path / "m.onnx")
     pipeline = from_path(tmp_path / "m.onnx")
-    assert pipeline.steps == (Decode(), Letterbox((480, 640)), *SCALING)
+    assert pipeline.steps == (Decode(), FRAMED, *SCALING)
     assert pipeline.after == (YoloBoxes(labels=("person", "bicycle")), Nms())
 
 
@@ -65,7 +66,7 @@ def test_a_classifier_is_cropped_and_gets_its_names() -> None:
 @pytest.mark.parametrize("task", ["segment", "pose", "obb"])
 def test_other_tasks_are_prepared_and_their_outputs_left(task: str) -> None:
     pipeline = from_metadata({**DETECTOR, "task": task})
-    assert pipeline.steps[1] == Letterbox((480, 640))
+    assert pipeline.steps[1] == FRAMED
     assert pipeline.after == ()
 
 

@@ -94,6 +94,20 @@ def test_an_open_bundle_and_any_object_that_decides_can_watch(bundle: Path, stre
     assert np.allclose(found, [view.mean() for view in views(20)], atol=2)
 
 
+def test_frames_reach_a_model_of_gray_pictures_in_gray(tmp_path: Path) -> None:
+    reader, folder = chains.gray_reader(tmp_path), pictures(tmp_path / "p", 3)
+    for name in chains.COLOURS:
+        one = np.zeros((30, 40, 3), np.uint8)
+        one[..., chains.COLOURS.index(name)] = 255
+        (folder / f"{name}.png").write_bytes(chains.png(one))
+    answers: list[Answer] = []
+    hasten.watch(reader, folder, as_fast_as_possible=True, on_decision=answers.append)
+    files = sorted(folder.iterdir())
+    with hasten.load(reader) as loaded:
+        assert [one.decision for one in answers] == [loaded.decide(f.read_bytes()) for f in files]
+    assert [one.decision[0]["label"] for one in answers[3:]] == ["blue", "green", "red"]
+
+
 def test_a_chain_watches_as_a_bundle_does(tmp_path: Path) -> None:
     line = f"{chains.detector(tmp_path)}+crop+{chains.classifier(tmp_path)}"
     folder = tmp_path / "squares"

@@ -24,7 +24,7 @@ from hasten.errors import CandidateError, InputError
 from hasten.inputs.chains.graph import Chain
 from hasten.inputs.chains.nodes import SOURCE, Crop, Model, When, entries
 from hasten.inputs.pipeline.base import Origin, Pipeline, Step, as_request
-from hasten.inputs.pipeline.image import Decode
+from hasten.inputs.pipeline.image import Decode, Recolor
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,11 @@ class Member:
 
     @cached_property
     def after_decoding(self) -> tuple[Step, ...]:
-        """Steps of preprocessing without the decoding, as they run."""
-        steps = self.pipeline.steps if self.decode is None else self.pipeline.steps[1:]
-        return Pipeline(steps).joined
+        """Steps of preprocessing after the picture was decoded in RGB, as they run."""
+        if self.decode is None:
+            return Pipeline(self.pipeline.steps).joined
+        recolor = () if self.decode.colors == "RGB" else (Recolor(self.decode.colors),)
+        return Pipeline((*recolor, *self.pipeline.steps[1:])).joined
 
 
 @dataclass(frozen=True)
@@ -299,8 +301,8 @@ class Plan:
 def _one_for_all(steps: Mapping[str, Decode | None], *, crops: bool) -> Decode | None:
     """Return the step that decodes a picture once for all models that see it.
 
-    It has the strictest of their limits. It reduces the picture only if all of them do so equally and
-    nothing is cut out of it, since crops need every pixel.
+    It has the strictest of their limits, and gives RGB, whose colors each model changes itself. It reduces the
+    picture only if all of them do so equally and nothing is cut out of it, since crops need every pixel.
 
     Args:
         steps: Each model's own step, by its name; None where it takes no picture.
@@ -326,6 +328,7 @@ def _one_for_all(steps: Mapping[str, Decode | None], *, crops: bool) -> Decode |
         max_pixels=min(step.max_pixels for step in own.values()),
         memory_per_byte=min(bounds, default=0),
         least=first.least if len(least) == 1 and not crops else 0,
+        colors="RGB",
     )
 
 

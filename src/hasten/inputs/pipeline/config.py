@@ -14,10 +14,14 @@ from hasten.inputs.pipeline.image import CenterCrop, Decode, Normalize, Resize, 
 from hasten.inputs.pipeline.ultralytics import from_ultralytics
 from hasten.inputs.pipeline.written import steps_of
 
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", "opencv_linear")
 LAYOUTS = ("CHW", "HWC")
 DTYPES = ("float32", "float16", "uint8")
-SETTINGS = ("size", "resize", "interpolation", "mean", "std", "scale", "layout", "dtype")
+COLORS = ("RGB", "BGR", "gray")
+SETTINGS = (
+    *("size", "resize", "interpolation", "mean", "std", "scale", "layout", "dtype"),
+    "colors",
+)
 _MOST_BYTES = 1 << 20
 TIMM_CROP_PCT = 0.875
 """Default of timm, its DEFAULT_CROP_PCT."""
@@ -32,6 +36,7 @@ def image_pipeline(
     scale: float = 1 / 255,
     layout: str = "CHW",
     dtype: str = "float32",
+    colors: str = "RGB",
 ) -> Pipeline:
     """Build the customary pipeline: decode, resize, crop the center, normalize, order the axes.
 
@@ -39,7 +44,7 @@ def image_pipeline(
         size: Size of the model's input: one side of a square, or (height, width).
         resize: Length of the shorter side before the crop, or (height, width); by default `size`,
             so that only what exceeds a square is cropped.
-        interpolation: Filter of Pillow: "bicubic", "bilinear", ...
+        interpolation: Filter of Pillow, "bicubic", "bilinear", ..., or "opencv_linear".
         mean: Mean of the scaled values, per channel or one for all; 0 where only `std` is given.
             Without mean and std, float values are only scaled.
         std: Standard deviation of the scaled values, per channel or one for all; 1 where only
@@ -49,13 +54,15 @@ def image_pipeline(
         layout: Order of the axes, "CHW" or "HWC".
         dtype: Element type: "float32", "float16", or "uint8", which leaves pixel values as they
             are.
+        colors: Colors that the model takes: "RGB", "BGR", or "gray", which is one channel unless there are
+            three means or deviations.
 
     Raises:
         InputError: a setting can't be used; the message names it.
     """
     crop = _size("size", size)
     steps: list[Step] = [
-        Decode(),
+        Decode(colors=_one_of("colors", colors, COLORS)),
         Resize(
             _size("resize", crop if resize is None else resize),
             _one_of("interpolation", interpolation, INTERPOLATIONS),
@@ -64,8 +71,10 @@ def image_pipeline(
     ]
     _one_of("dtype", dtype, DTYPES)
     if dtype != "uint8":
-        means = _channels("mean", 0.0 if mean is None else mean)
-        deviations = _channels("std", 1.0 if std is None else std)
+        three = any(isinstance(given, Sequence) and len(given) == 3 for given in (mean, std))
+        count = 1 if colors == "gray" and not three else 3
+        means = _channels("mean", 0.0 if mean is None else mean, count)
+        deviations = _channels("std", 1.0 if std is None else std, count)
         if any(value <= 0 for value in deviations):
             raise InputError(f"std={std!r}: give deviations above 0")
         if not _number(scale) or scale <= 0:
@@ -154,8 +163,8 @@ def from_pretrained_cfg(cfg: Mapping[str, Any]) -> Pipeline:
     It differs from timm's in one point: images are turned upright as their EXIF data says.
 
     Args:
-        cfg: Settings with input_size (3, height, width), mean and std; crop_pct, crop_mode and
-            interpolation are optional.
+        cfg: Settings with input_size (channels, height, width), mean and std; crop_pct, crop_mode and
+            interpolation are optional. One channel is gray.
 
     Raises:
         InputError: a setting is missing or isn't supported.
@@ -164,8 +173,13 @@ def from_pretrained_cfg(cfg: Mapping[str, Any]) -> Pipeline:
     if missing:
         raise InputError(f"pretrained_cfg has no {', '.join(missing)}: state the pipeline yourself")
     channels, height, width = cfg["input_size"]
-    if channels != 3:
-        raise InputError(f"pretrained_cfg has {channels} channels; image pipelines give 3")
+    if channels not in (1, 3):
+        raise InputError(f"pretrained_cfg has {channels} channels; image pipelines give 1 or 3")
+    if any(len(cfg[key]) != channels for key in ("mean", "std")):
+        raise InputError(
+            f"pretrained_cfg has {channels} channel{'s'[: channels > 1]}, but mean={cfg['mean']} and "
+            f"std={cfg['std']}: state the pipeline yourself"
+        )
     mode = cfg.get("crop_mode") or "center"
     if mode not in ("center", "squash"):
         raise InputError(
@@ -184,15 +198,38 @@ def from_pretrained_cfg(cfg: Mapping[str, Any]) -> Pipeline:
         interpolation=str(cfg.get("interpolation") or "bilinear"),
         mean=cfg["mean"],
         std=cfg["std"],
+        colors="gray" if channels == 1 else "RGB",
     )
 
 
 def from_module(module: Any) -> Pipeline | None:
-    """Build the pipeline that a timm model states; None for a model that states none."""
-    cfg = getattr(module, "pretrained_cfg", None)
-    if cfg is None:
+    """Build the pipeline that a timm model states; None for a model that states none.
+
+    A model that was made with another number of channels, as by `in_chans=1`, still states its weights' three
+    means. They say nothing about its own channels, unless they are equal and it has one.
+    """
+    found = getattr(module, "pretrained_cfg", None)
+    if found is None:
         return None
-    return from_pretrained_cfg(cfg if isinstance(cfg, Mapping) else vars(cfg))
+    cfg = dict(found if isinstance(found, Mapping) else vars(found))
+    taken = _channels_taken(module, cfg.get("first_conv"))
+    stated = cfg.get("input_size")
+    if stated is None or taken in (None, stated[0]):
+        return from_pretrained_cfg(cfg)
+    if taken != 1 or any(len(set(cfg.get(key) or ())) != 1 for key in ("mean", "std")):
+        return None
+    own = {"input_size": (1, *stated[1:]), "mean": cfg["mean"][:1], "std": cfg["std"][:1]}
+    return from_pretrained_cfg({**cfg, **own})
+
+
+def _channels_taken(module: Any, name: Any) -> int | None:
+    """Return the number of channels that a module's first convolution takes; None where it isn't known."""
+    if not isinstance(name, str):
+        return None
+    for part in name.split("."):
+        module = getattr(module, part, None)
+    channels = getattr(module, "in_channels", None)
+    return channels if isinstance(channels, int) else None
 
 
 def _number(value: Any) -> bool:
@@ -213,11 +250,11 @@ def _listed(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-def _channels(name: str, value: Any) -> tuple[float, float, float]:
-    values = [value] * 3 if _number(value) else list(value) if _listed(value) else []
-    if len(values) != 3 or not all(_number(v) for v in values):
+def _channels(name: str, value: Any, count: int) -> tuple[float, ...]:
+    values = [value] * count if _number(value) else list(value) if _listed(value) else []
+    if len(values) != count or not all(_number(v) for v in values):
         raise InputError(f"{name}={value!r}: give one number, or one for each of 3 channels")
-    return (float(values[0]), float(values[1]), float(values[2]))
+    return tuple(map(float, values))
 
 
 def _one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:

@@ -88,6 +88,7 @@ def check_bytes(
     factor: int,
     scale: Scaling | None,
     turned: bool,
+    gray: bool,
 ) -> None:
     """Refuse a picture whose preparation takes much memory for the bytes that it was sent in.
 
@@ -100,6 +101,7 @@ def check_bytes(
         factor: Factor by which the file is decoded smaller.
         scale: Step that resizes the picture in strips; None where its pixels become an array.
         turned: Whether the picture is turned after it is decoded.
+        gray: Whether its pixels become an array in gray, beside the decoded ones.
 
     Raises:
         InputError: it takes more than `ALWAYS_BYTES` and what its further bytes allow.
@@ -107,16 +109,17 @@ def check_bytes(
     height, width = -(-full[0] // factor), -(-full[1] // factor)
     needed = texts + _decoding(image, full[0] * full[1], height * width)
     needed += 12 * max(0, width - STRIP_PIXELS)
-    if scale is None or turned:
-        needed += _ARRAY_BYTES * height * width * (2 if turned else 1)
+    in_array, in_image = (1, 1) if gray else (_ARRAY_BYTES, _IMAGE_BYTES)
+    if scale is None or turned or gray:
+        needed += in_array * height * width * (2 if turned else 1)
     if scale is not None:
         old = (width, height) if turned else (height, width)
         new = scale.size_after(old)
         if down_first(old, new, scale.interpolation):
             needed += 12 * max(0, old[0] - STRIP_PIXELS)
         beyond = max(0, new[0] * new[1] - scale.customary_pixels)
-        needed += _IMAGE_BYTES * pixels_between(old, new, scale.interpolation)
-        needed += (_IMAGE_BYTES + _ARRAY_BYTES) * beyond
+        needed += in_image * pixels_between(old, new, scale.interpolation)
+        needed += (in_image + in_array) * beyond
     _check(needed, full, sent, per_byte)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,21 +26,53 @@ from hasten.inputs.pipeline.written import read_text
 IMAGES, TOKENIZER = "preprocessor_config.json", "tokenizer.json"
 _FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Filters in the order of Pillow's numbers, which `resample` holds."""
-_CROPS = {
-    "BeitImageProcessor": False,
-    "BitImageProcessor": True,
-    "CLIPImageProcessor": True,
-    "ChineseCLIPImageProcessor": True,
-    "DeiTImageProcessor": True,
-    "MobileNetV1ImageProcessor": True,
-    "MobileNetV2ImageProcessor": True,
-    "SiglipImageProcessor": False,
-    "ViTImageProcessor": False,
+
+
+@dataclass(frozen=True)
+class _Processor:
+    """What a processor does where its file doesn't say it.
+
+    Attributes:
+        crops: Whether it crops the center.
+        shorter: Whether a size of one number is that of the shorter side; otherwise that of a square.
+        smaller_crop: Share of the resized picture's shorter side that is left after the crop, if `size` is what is
+            left; None where `size` is what is resized to.
+    """
+
+    crops: bool = False
+    shorter: bool = False
+    smaller_crop: float | None = None
+
+
+_SQUARE, _CROPPED = _Processor(), _Processor(crops=True, shorter=True)
+_PROCESSORS = {
+    "BeitImageProcessor": _SQUARE,
+    "BitImageProcessor": _CROPPED,
+    "CLIPImageProcessor": _CROPPED,
+    "ChineseCLIPImageProcessor": _CROPPED,
+    "ConvNextImageProcessor": _Processor(shorter=True, smaller_crop=224 / 256),
+    "DPTImageProcessor": _SQUARE,
+    "DeiTImageProcessor": _Processor(crops=True),
+    "EfficientNetImageProcessor": _SQUARE,
+    "LevitImageProcessor": _Processor(crops=True, shorter=True, smaller_crop=224 / 256),
+    "MobileNetV1ImageProcessor": _CROPPED,
+    "MobileNetV2ImageProcessor": _CROPPED,
+    "MobileViTImageProcessor": _CROPPED,
+    "PoolFormerImageProcessor": _Processor(crops=True, shorter=True, smaller_crop=0.9),
+    "PvtImageProcessor": _SQUARE,
+    "SegformerImageProcessor": _SQUARE,
+    "SiglipImageProcessor": _SQUARE,
+    "ViTImageProcessor": _SQUARE,
 }
-"""Processors known here, and whether each crops the center where the file doesn't say it."""
 _HARMLESS = frozenset(
-    ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+    (
+        *("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"),
+        *("do_flip_channel_order", "do_reduce_labels"),
+    )
 )
+"""Switches that are followed, or that change no picture: the last is about the masks of training data."""
+_WARPED_FROM = 384
+"""Side from which on ConvNeXt's processor makes a square of the whole picture and crops nothing."""
 
 
 def from_hugging_face(folder: Path) -> Pipeline:
@@ -99,41 +132,100 @@ def _whole(config: Mapping[str, Any], key: str, default: int) -> int:
 
 def _pictures(config: Mapping[str, Any]) -> Pipeline:
     name = config.get("image_processor_type") or config.get("feature_extractor_type") or ""
-    # The older extractors and the processors by torch do the same; the latter round otherwise.
-    fast = str(name).endswith("Fast")
+    # The older extractors and the processors by torch do the same.
     plain = str(name).removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
-    if plain not in _CROPS:
+    if plain not in _PROCESSORS:
         raise InputError(
             f"the processor {name or 'without a type'} isn't supported; the supported ones are "
-            f"{', '.join(_CROPS)}: state the pipeline yourself"
+            f"{', '.join(_PROCESSORS)}: state the pipeline yourself"
         )
     for key, value in config.items():
         if key.startswith("do_") and key not in _HARMLESS and value:
             raise InputError(f"{key} isn't supported: state the pipeline yourself")
-    steps: list[Step] = [Decode()]
+    steps: list[Step] = [Decode(colors="BGR" if _flipped(config, plain) else "RGB")]
     size = None
     if config.get("do_resize", True):
-        size = _size(config, "size", plain)
+        size, crop = _resizing(config, plain)
         steps.append(Resize(size, _filter(config.get("resample"))))
-    if config.get("do_center_crop", _CROPS[plain]):
-        crop = _size(config, "crop_size", plain)
-        crop = (crop, crop) if isinstance(crop, int) else crop
-        least = (size, size) if isinstance(size, int) else size
+        if crop is not None:
+            steps.append(CenterCrop(crop, "down"))
+            size = crop
+    if config.get("do_center_crop", _PROCESSORS[plain].crops):
+        crop = _pair(_size(config, "crop_size", plain))
+        least = None if size is None else _pair(size)
         if least is not None and (least[0] < crop[0] or least[1] < crop[1]):
             raise InputError(
                 f"crop_size {crop[0]} x {crop[1]} is larger than size, which isn't supported"
             )
-        steps.append(CenterCrop(crop, "even" if fast else "down"))
+        steps.append(CenterCrop(crop, "down"))
+    return Pipeline((*steps, _normalization(config, plain), ToLayout()))
+
+
+def _flipped(config: Mapping[str, Any], processor: str) -> bool:
+    """Whether a processor gives BGR."""
+    return bool(config.get("do_flip_channel_order", processor == "MobileViTImageProcessor"))
+
+
+def _resizing(
+    config: Mapping[str, Any], processor: str
+) -> tuple[int | tuple[int, int], tuple[int, int] | None]:
+    """Return what a processor resizes to, and what it crops at once to the size that the file states."""
+    size, share = _size(config, "size", processor), _PROCESSORS[processor].smaller_crop
+    if processor == "DPTImageProcessor":
+        if config.get("keep_aspect_ratio"):
+            raise InputError("keep_aspect_ratio isn't supported: state the pipeline yourself")
+        multiple = _whole(config, "ensure_multiple_of", 1)
+        height, width = (round(side / multiple) * multiple for side in _pair(size))
+        return (height, width), None
+    if share is None:
+        return size, None
+    if processor == "ConvNextImageProcessor" and not isinstance(size, int):
+        raise InputError(f"size={list(size)} isn't supported: give shortest_edge")
+    if processor != "LevitImageProcessor":
+        share = _share(config, share)
+    if isinstance(size, int):
+        if processor != "ConvNextImageProcessor":
+            # Levit multiplies by 256/224, and that isn't always what dividing by 224/256 gives.
+            return int(256 / 224 * size if "Levit" in processor else size / share), None
+        square = (size, size)
+        return (square, None) if size >= _WARPED_FROM else (int(size / share), square)
+    if processor == "LevitImageProcessor":
+        return size, None
+    scaled = int(size[0] / share), int(size[1] / share)
+    return scaled[0] if size[0] == size[1] else scaled, None
+
+
+def _share(config: Mapping[str, Any], default: float) -> float:
+    """Return `crop_pct`."""
+    found = config.get("crop_pct")
+    found = default if found is None else found
+    if type(found) not in (int, float) or not 0 < found <= 1:
+        raise InputError(f"crop_pct={found!r}: give a number above 0, and at most 1")
+    return float(found)
+
+
+def _normalization(config: Mapping[str, Any], processor: str) -> Normalize:
+    """Return the step that scales and normalizes."""
     if not config.get("do_rescale", True):
         raise InputError("do_rescale=false isn't supported: state the pipeline yourself")
     scale = config.get("rescale_factor", 1 / 255)
     if not isinstance(scale, (int, float)) or scale <= 0:
         raise InputError(f"rescale_factor={scale!r}: give a number above 0")
-    if config.get("do_normalize", True):
+    if config.get("do_normalize", processor != "MobileViTImageProcessor"):
         mean, std = _channels(config, "image_mean"), _channels(config, "image_std")
     else:
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return Pipeline((*steps, Normalize(mean, std, float(scale)), ToLayout()))
+    if processor == "EfficientNetImageProcessor":
+        if config.get("rescale_offset", False):
+            mean = (mean[0] + 1.0, mean[1] + 1.0, mean[2] + 1.0)
+        if config.get("include_top", True):  # divides by the deviations once more
+            further = _channels(config, "image_std")
+            std = (std[0] * further[0], std[1] * further[1], std[2] * further[2])
+    return Normalize(mean, std, float(scale))
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
 
 
 def _size(config: Mapping[str, Any], key: str, processor: str) -> int | tuple[int, int]:
@@ -145,7 +237,7 @@ def _size(config: Mapping[str, Any], key: str, processor: str) -> int | tuple[in
         if set(found) == {"height", "width"} and {type(n) for n in found.values()} == {int}:
             return found["height"], found["width"]
     if type(found) is int:
-        by_shorter = key == "size" and _CROPS[processor] and processor != "DeiTImageProcessor"
+        by_shorter = key == "size" and _PROCESSORS[processor].shorter
         return found if by_shorter else (found, found)
     raise InputError(
         f"{key}={found!r} isn't supported: give a number, shortest_edge, or height and width"

@@ -21,9 +21,11 @@ from hasten.inputs.pipeline.base import Origin, Pipeline, Step
 from hasten.inputs.pipeline.decoded_bytes import check_bytes, check_texts, check_webp, text_bytes
 from hasten.inputs.pipeline.jpeg import jpeg_pixels
 from hasten.inputs.pipeline.strips import (
+    Colors,
     Interpolation,
     Picture,
     Scaling,
+    gray,
     pixels,
     resized,
     rgb,
@@ -108,11 +110,11 @@ def check_header(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Decode(Step):
-    """Decode a file or its bytes to `(height, width, 3)` uint8, in RGB.
+    """Decode a file or its bytes to `(height, width, 3)` uint8, or to `(height, width, 1)` in gray.
 
     Gray and palette images become RGB, 16-bit gray keeps its upper 8 bits, transparency is
     dropped, and of an animated image the first frame counts. A picture that is decoded already, as a
-    video's frame is, passes through unchanged. The pixels are those of Pillow; simplejpeg, where it
+    video's frame is, must be in RGB, and only its colors change. The pixels are those of Pillow; simplejpeg, where it
     is installed, gives the same pixels of a JPEG file in less time.
 
     Attributes:
@@ -122,12 +124,15 @@ class Decode(Step):
             of its size, whichever is the smallest that keeps them; 0 to decode it as it is.
         memory_per_byte: Bytes of memory that a picture that comes as bytes may take while it is decoded
             and resized, for each of its bytes beyond 64 KiB, besides 40 MiB; 0 for any.
+        colors: Colors that the model takes: "RGB"; "BGR", as OpenCV gives them; or "gray", which is what
+            Pillow's `convert("L")` makes of RGB.
     """
 
     orient: bool = True
     max_pixels: int = MAX_PIXELS
     least: int = 0
     memory_per_byte: int = 2048
+    colors: Colors = "RGB"
     packages: ClassVar[tuple[str, ...]] = ("pillow", "simplejpeg")
     extra: ClassVar[str] = "images"
 
@@ -154,11 +159,12 @@ class Decode(Step):
 
     def traced(self, value: bytes | Path | Array, origin: Origin) -> tuple[Array, Origin]:
         """Return the decoded image, and its place in the upright source of full size."""
+        recolor = Recolor(self.colors)
         if isinstance(value, np.ndarray):
-            return self._checked(value), Origin(*value.shape[:2])
+            return recolor(self.checked(value)), Origin(*value.shape[:2])
         with self.opened(value, None) as (picture, origin):
             assert isinstance(picture, np.ndarray)
-            return picture, origin
+            return recolor(picture), origin
 
     def joined(self, following: Step) -> Step | None:
         """Return one step for this one and a resize, which then never needs all pixels in RGB."""
@@ -168,7 +174,7 @@ class Decode(Step):
     def opened(
         self, value: bytes | Path, scale: Scaling | None
     ) -> Iterator[tuple[Picture, Origin]]:
-        """Decode an image, and keep it in the mode of its file if a step resizes it.
+        """Decode an image in RGB, or in gray if that is wanted, and keep it in its file's mode if a step resizes it.
 
         Args:
             value: The file's bytes, or its path.
@@ -190,17 +196,18 @@ class Decode(Step):
         with _open(value, self.max_pixels) as image:
             height, width = image.size[::-1]
             factor = self._factor(image)
+            in_gray = self.colors == "gray"
 
             def check(turned: bool) -> None:
                 if isinstance(value, bytes):
                     full, sent = (height, width), len(value)
-                    check_bytes(image, full, sent, texts, most, factor, scale, turned)
+                    check_bytes(image, full, sent, texts, most, factor, scale, turned, in_gray)
 
             try:
                 check(turned=False)
                 if factor > 1:
                     image.draft(None, (width // factor, height // factor))
-                found: Picture | None = jpeg_pixels(image, value, (height, width))
+                found: Picture | None = jpeg_pixels(image, value, (height, width), gray=in_gray)
                 if found is None:
                     image.load()
                     if factor == 1:
@@ -209,7 +216,9 @@ class Decode(Step):
                 turn = turn_of(image) if self.orient else None
                 if turn is not None:
                     check(turned=True)
-                if found is None:
+                if in_gray:
+                    found = gray(image if found is None else found)
+                elif found is None:
                     found = pixels(image) if turn is not None or scale is None else image
             except _UNREADABLE as error:
                 raise _unreadable(value, error) from error
@@ -223,8 +232,12 @@ class Decode(Step):
             return 1
         return next(f for f in (8, 4, 2, 1) if f == 1 or -(-shorter // f) >= self.least)
 
-    def _checked(self, image: Array) -> Array:
-        """Check a picture that is decoded already."""
+    def checked(self, image: Array) -> Array:
+        """Check a picture that is decoded already, and return it.
+
+        Raises:
+            InputError: it isn't in RGB, or too large.
+        """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise InputError(
                 "a decoded picture is (height, width, 3) of uint8, in RGB: got "
@@ -236,6 +249,59 @@ class Decode(Step):
                 f"the image has {width} x {height} pixels, more than {self.max_pixels}"
             )
         return image
+
+
+@dataclass(frozen=True)
+class Recolor(Step):
+    """Turn `(height, width, 3)` uint8 in RGB into other colors; a picture in gray already stays as it is.
+
+    Attributes:
+        colors: Colors that the model takes.
+    """
+
+    colors: Colors
+
+    def __call__(self, value: Array) -> Array:
+        if self.colors == "gray":
+            return gray(value)
+        return np.ascontiguousarray(value[..., ::-1]) if self.colors == "BGR" else value
+
+    def joined(self, following: Step) -> Step | None:
+        """Return one step for this one and a resize, which reorders the channels of the fewer pixels."""
+        return RecolorAndScale(self, following) if isinstance(following, Scaling) else None
+
+
+@dataclass(frozen=True)
+class RecolorAndScale(Step):
+    """Change colors and resize, equal bit for bit to one after the other.
+
+    Attributes:
+        recolor: Step that changes colors.
+        scale: Step that resizes.
+    """
+
+    recolor: Recolor
+    scale: Scaling
+
+    @property
+    def name(self) -> str:
+        """Names of the two steps."""
+        return f"{self.recolor.name}, {self.scale.name}"
+
+    def __call__(self, value: Array) -> Array:
+        return self.traced(value, Origin())[0]
+
+    def joined(self, following: Step) -> Step | None:
+        """Return one step for these and a crop."""
+        both = self.scale.joined(following)
+        return replace(self, scale=both) if isinstance(both, Scaling) else None
+
+    def traced(self, value: Picture, origin: Origin) -> tuple[Array, Origin]:
+        """Return the resized image and its origin."""
+        if self.recolor.colors == "gray":
+            return self.scale.traced(gray(value), origin)
+        image, origin = self.scale.traced(value, origin)
+        return self.recolor(image), origin
 
 
 @dataclass(frozen=True)
@@ -265,20 +331,21 @@ class _DecodeAndScale(Step):
 
     def traced(self, value: bytes | Path | Array, origin: Origin) -> tuple[Array, Origin]:
         """Return the resized image and its origin."""
+        recolored = RecolorAndScale(Recolor(self.decode.colors), self.scale)
         if isinstance(value, np.ndarray):
-            return self.scale.traced(*self.decode.traced(value, origin))
+            return recolored.traced(self.decode.checked(value), Origin(*value.shape[:2]))
         with self.decode.opened(value, self.scale) as (picture, place):
-            return self.scale.traced(picture, place)
+            return recolored.traced(picture, place)
 
 
 @dataclass(frozen=True)
 class Resize(Scaling):
-    """Resize `(height, width, 3)` uint8 as Pillow does, with its antialiasing.
+    """Resize a picture as Pillow does, with its antialiasing, or as OpenCV does, without.
 
     Attributes:
         size: Length of the shorter side, with the longer one in proportion (rounded down); or
             (height, width).
-        interpolation: Filter of Pillow.
+        interpolation: Filter of Pillow, or "opencv_linear".
     """
 
     size: int | tuple[int, int]
@@ -435,27 +502,29 @@ class _ResizeAndCrop(Scaling):
         return self.crop.padded(left), self.crop.cut(origin.resized(old, new), new)
 
 
-def _is_rgb(value: Array) -> bool:
-    return value.dtype == np.uint8 and value.shape[2:] == (3,)
-
-
 @dataclass(frozen=True)
 class Normalize(Step):
-    """Compute (value * scale - mean) / std per channel, from `(height, width, 3)` uint8 to float32.
+    """Compute (value * scale - mean) / std per channel, from `(height, width, channels)` uint8 to float32.
 
     Attributes:
-        mean: Mean of the scaled values, per channel.
-        std: Standard deviation of the scaled values, per channel.
+        mean: Mean of the scaled values: one number per channel, or one for all. A picture in gray becomes three
+            channels where there are three.
+        std: Standard deviation of the scaled values, as many numbers.
         scale: Factor of the pixel values: 1/255 for a mean and std in [0, 1], 1 for those in [0,
             255].
     """
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     scale: float = 1 / 255
 
     def __post_init__(self) -> None:
-        """Check that every number is finite, and that none divides by 0."""
+        """Check that there are as many means as deviations, all finite, and that none divides by 0."""
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3):
+            raise InputError(
+                f"normalize.mean={self.mean!r}, std={self.std!r}: give one number for each of 3 channels, or "
+                "one for all"
+            )
         numbers = (*self.mean, *self.std, self.scale)
         if not all(math.isfinite(number) for number in numbers) or min(self.std) <= 0:
             raise InputError(
@@ -465,10 +534,10 @@ class Normalize(Step):
 
     def __call__(self, value: Array) -> Array:
         factor, shift = self.factors
-        if not _is_rgb(value):
+        if value.dtype != np.uint8 or value.shape[2:] != factor.shape:
             return value * factor - shift
-        height, width, _ = value.shape
-        rows = value.astype(np.float32, order="C").reshape(height, width * 3)
+        height, width, channels = value.shape
+        rows = value.astype(np.float32, order="C").reshape(height, width * channels)
         rows *= np.tile(factor, width)  # numpy is ten times slower where the last axis has 3
         rows -= np.tile(shift, width)
         return rows.reshape(value.shape)
@@ -500,12 +569,13 @@ class _NormalizedPlanes(Step):
         return "normalize, to_layout"
 
     def __call__(self, value: Array) -> Array:
-        if not _is_rgb(value):
+        channels = len(self.normalize.mean)
+        if value.dtype != np.uint8 or value.shape[2:] not in ((channels,), (1,)):
             return ToLayout()(self.normalize(value))
-        planes = np.empty((3, *value.shape[:2]), np.float32)
+        planes = np.empty((channels, *value.shape[:2]), np.float32)
         for channel, (factor, shift) in enumerate(zip(*self.normalize.factors, strict=True)):
             plane = planes[channel]
-            plane[...] = value[:, :, channel]
+            plane[...] = value[:, :, channel % value.shape[2]]
             plane *= factor
             plane -= shift
         return planes
@@ -548,7 +618,7 @@ def in_pixels(pipeline: Pipeline, folded: Sequence[Step]) -> Pipeline:
         folded: Steps that the model's own graph does; none where it does none.
 
     Returns:
-        Pipeline whose samples are uint8 of shape (height, width, 3) if there are such steps.
+        Pipeline whose samples are uint8 of shape (height, width, channels) if there are such steps.
 
     Raises:
         InputError: the pipeline ends in other steps.

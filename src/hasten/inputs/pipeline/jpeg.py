@@ -14,7 +14,9 @@ MAX_BYTES = 2**26
 """Size in bytes, 64 MiB, up to which a file is read as a whole; Pillow reads others in parts."""
 
 
-def jpeg_pixels(image: Image.Image, value: bytes | Path, full: tuple[int, int]) -> Array | None:
+def jpeg_pixels(
+    image: Image.Image, value: bytes | Path, full: tuple[int, int], *, gray: bool = False
+) -> Array | None:
     """Return the RGB pixels of a JPEG file as (height, width, 3) uint8, not turned.
 
     The accurate transform and the smooth upsampling are used, as Pillow uses them, so that the
@@ -24,6 +26,7 @@ def jpeg_pixels(image: Image.Image, value: bytes | Path, full: tuple[int, int]) 
         image: The file, opened by Pillow and not loaded; its size is the one to decode at.
         value: The file's bytes, or its path.
         full: Height and width that the header states, which the caller has bounded.
+        gray: Whether the pixels of a file in gray are wanted as it holds them, (height, width, 1).
 
     Returns:
         The pixels; None where Pillow must decode the file: simplejpeg isn't installed or can't read
@@ -39,12 +42,13 @@ def jpeg_pixels(image: Image.Image, value: bytes | Path, full: tuple[int, int]) 
         if value.stat().st_size > MAX_BYTES:
             return None
         value = value.read_bytes()
+    space = "GRAY" if gray and image.mode == "L" else "RGB"
     wanted = {"min_height": image.height, "min_width": image.width}
     try:
         # The size is bounded by the header that Pillow read: what both read must be the same.
         if simplejpeg.decode_jpeg_header(value)[:2] != full:
             return None
-        pixels: Array = simplejpeg.decode_jpeg(value, "RGB", **wanted)
+        pixels: Array = simplejpeg.decode_jpeg(value, space, **wanted)
     except ValueError:
         return None
     return pixels if pixels.shape[:2] == (image.height, image.width) else None

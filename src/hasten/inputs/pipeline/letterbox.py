@@ -16,15 +16,15 @@ from hasten.inputs.pipeline.strips import Interpolation, Picture, Scaling, resiz
 
 @dataclass(frozen=True)
 class Letterbox(Scaling):
-    """Fit `(height, width, 3)` uint8 into a frame in proportion, and fill the borders.
+    """Fit a picture into a frame in proportion, and fill the borders.
 
-    The lengths and the borders are rounded as in Ultralytics' `LetterBox`; the filter is Pillow's,
-    which smooths what it makes smaller, and OpenCV's in Ultralytics doesn't.
+    The lengths and the borders are rounded as in Ultralytics' `LetterBox`, and with the filter "opencv_linear" so are
+    its pixels.
 
     Attributes:
         size: Length of one side of a square frame, or (height, width).
         fill: Value of the borders, from 0 to 255, in each channel.
-        interpolation: Filter of Pillow.
+        interpolation: Filter of Pillow, which smooths what it makes smaller, or "opencv_linear", which doesn't.
         enlarge: Whether a picture smaller than the frame grows; otherwise it gets wider borders.
         center: Whether the picture is in the frame's center; otherwise in its upper left corner.
     """
@@ -74,6 +74,7 @@ class Letterbox(Scaling):
             if self.center
             else (0, 0)
         )
-        frame = np.full((height, width, 3), self.fill, np.uint8)
-        frame[top : top + new[0], left : left + new[1]] = resized(value, new, self.interpolation)
+        inside = resized(value, new, self.interpolation)
+        frame = np.full((height, width, inside.shape[2]), self.fill, np.uint8)
+        frame[top : top + new[0], left : left + new[1]] = inside
         return frame, origin.resized(old, new).cut(-top, -left)

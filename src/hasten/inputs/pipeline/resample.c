@@ -116,3 +116,44 @@ PUBLIC void hasten_down(
             column(from + size - LANES, stride, weights, counts[y], out + size - LANES);
     }
 }
+
+/* One row made narrower or wider by OpenCV's rule, with four bits of each sum dropped. */
+INLINE void paired(const u8 *from, const i32 *columns, long wide, int channels, i32 *out) {
+    for (long x = 0; x < wide; x++, columns += 4, out += channels) {
+        const u8 *first = from + columns[0], *second = from + columns[1];
+        for (int k = 0; k < channels; k++)
+            out[k] = (first[k] * columns[2] + second[k] * columns[3]) >> 4;
+    }
+}
+
+/* Resize as OpenCV's bilinear filter does: see opencv.py. `down` and `columns` have four numbers for each row and column
+   of the result: the places of two source rows, or of two pixels in bytes, and their weights. `channels` is 1 or 3.
+   `room` holds two rows of the result. */
+PUBLIC void hasten_linear(
+    const u8 *rows, long stride, const i32 *down, long high, const i32 *columns, long wide, long channels, u8 *out,
+    i32 *room)
+{
+    long size = wide * channels, held[2] = {-1, -1};
+    i32 *lines[2] = {room, room + size};
+    for (long y = 0; y < high; y++, down += 4, out += size) {
+        int at[2];
+        for (int k = 0; k < 2; k++) {
+            if (held[0] == down[k] || held[1] == down[k]) {
+                at[k] = held[1] == down[k];
+                continue;
+            }
+            /* The other one of this pair stays. */
+            int free = k == 1 ? !at[0] : held[0] == down[1];
+            if (channels == 3)
+                paired(rows + down[k] * stride, columns, wide, 3, lines[free]);
+            else
+                paired(rows + down[k] * stride, columns, wide, 1, lines[free]);
+            held[free] = down[k];
+            at[k] = free;
+        }
+        const i32 *above = lines[at[0]], *below = lines[at[1]];
+        i32 one = down[2], other = down[3];
+        for (long x = 0; x < size; x++)
+            out[x] = (u8)(((above[x] * one >> 16) + (below[x] * other >> 16) + 2) >> 2);
+    }
+}

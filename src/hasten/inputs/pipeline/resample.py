@@ -15,11 +15,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 
 from hasten.core.native import Native, UnfitError, address
 from hasten.core.tensors import Array
+from hasten.inputs.pipeline.opencv import Pairs, linear, pairs
 
 LONGEST = 2**14
 """Longest side in pixels of a picture, before and after, that is resized here."""
@@ -170,12 +172,16 @@ class Part:
         return _axis_of(old, new, self.interpolation, start, stop)
 
 
+OPENCV: Final = "opencv_linear"
+"""Filter of OpenCV among those of Pillow."""
+
+
 def down_first(old: tuple[int, int], new: tuple[int, int], interpolation: str) -> bool:
     """Whether the Pillow that is installed resizes from one (height, width) to another down before across.
 
     Both orders round in between, so that a pixel may differ by 1.
     """
-    if interpolation == "nearest":
+    if interpolation in ("nearest", OPENCV):
         return False
     (height, width), (high, wide) = old, new
     if _pillow() >= (13,):
@@ -212,7 +218,9 @@ class Resampler:
         self._across, self._down = shared.hasten_across, shared.hasten_down
         self._across.argtypes = [at, size, size, size, at, at, size, size, at, at]
         self._down.argtypes = [at, size, size, at, at, at, size, size, at]
-        self._across.restype = self._down.restype = None
+        self._linear = shared.hasten_linear
+        self._linear.argtypes = [at, size, at, size, at, size, size, at, at]
+        self._across.restype = self._down.restype = self._linear.restype = None
         self._check()
 
     def across_first(self, part: Part, strips: Callable[[int, int], Iterator[Array]]) -> Array:
@@ -256,6 +264,18 @@ class Resampler:
             return flat[:, part.left : part.right]
         return self._narrowed(columns, flat, np.empty((len(flat), len(columns.first), 3), np.uint8))
 
+    def linear(self, source: Array, rows: Pairs, columns: Pairs, out: Array) -> None:
+        """Compute what `opencv.linear` returns into `out`, whose rows follow each other without gaps."""
+        channels = source.shape[2]
+        if source.strides[1:] != (channels, 1):
+            source = np.ascontiguousarray(source)
+        places, down = columns.table(0, channels), rows.table(rows.begin, 1)
+        room = np.empty(2 * len(places) * channels, np.int32)
+        self._linear(
+            *(address(source), source.strides[0], address(down), len(down)),
+            *(address(places), len(places), channels, address(out), address(room)),
+        )
+
     def _flattened(self, rows: Axis, source: Array, begin: int) -> Array:
         """Return outputs along the height, of a source whose first row is the picture's row `begin`."""
         first, width = rows.first - np.int32(begin), source.shape[1]
@@ -282,7 +302,7 @@ class Resampler:
         return out
 
     def _check(self) -> None:
-        """Compare the pixels with Pillow's on small pictures."""
+        """Compare the pixels with Pillow's on small pictures, and with those of `opencv.linear`."""
         from PIL import Image
 
         picture = np.random.default_rng(0).integers(0, 256, (61, 37, 3), np.uint8)
@@ -300,6 +320,13 @@ class Resampler:
                     raise UnfitError(
                         f"{interpolation} gives other pixels than the installed Pillow"
                     )
+        for channels, (high, wide) in ((3, (29, 18)), (1, (83, 90)), (3, (61, 90))):
+            source = picture[..., :channels]
+            down, across = pairs(61, high, columns=False), pairs(37, wide, columns=True)
+            same = np.empty((high, wide, channels), np.uint8)
+            self.linear(source, down, across, same)
+            if not np.array_equal(same, linear(source, down, across)):
+                raise UnfitError(f"{OPENCV} gives other pixels than Python")
 
 
 def without_gaps(picture: Array) -> bool:
@@ -337,3 +364,8 @@ def ready_for(part: Part) -> Resampler | None:
     if _ELSEWHERE or not part.supported:
         return None
     return resampler.get(part.old[0] * part.old[1])
+
+
+def linear_ready_for(pixels: int) -> Resampler | None:
+    """Return what resizes a picture of so many pixels as OpenCV does; None where Python has to."""
+    return None if _ELSEWHERE else resampler.get(pixels)

@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, Union
 import numpy as np
 
 from hasten.core.tensors import Array
+from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Origin, Step
 from hasten.inputs.pipeline.memory import make_room
+from hasten.inputs.pipeline.opencv import linear, pairs
 from hasten.inputs.pipeline.resample import (
+    OPENCV,
     Part,
     down_first,
+    linear_ready_for,
     pixels_between,
     ready_for,
     without_gaps,
@@ -23,9 +27,14 @@ from hasten.inputs.pipeline.resample import (
 if TYPE_CHECKING:
     from PIL import Image
 
-Interpolation: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+Interpolation: TypeAlias = Literal[
+    "nearest", "bilinear", "bicubic", "lanczos", "box", "hamming", "opencv_linear"
+]
 Picture: TypeAlias = Union[Array, "Image.Image"]
-"""Array `(height, width, 3)` uint8 in RGB, or a loaded image of Pillow in a mode of its own."""
+"""Array `(height, width, 3)` uint8 in RGB or `(height, width, 1)` in gray, or a loaded image of Pillow in a mode
+of its own, which stands for its RGB."""
+Colors: TypeAlias = Literal["RGB", "BGR", "gray"]
+"""Colors of the pixels that a model takes: three channels in this order, or one."""
 STRIP_PIXELS = 2**19
 """Pixels that are converted at a time, and up to which a picture is handled as a whole."""
 
@@ -98,13 +107,45 @@ def pixels(image: Image.Image) -> Array:
     return array
 
 
+def gray(picture: Picture) -> Array:
+    """Return a picture in gray as `(height, width, 1)` uint8: what Pillow's `convert("L")` makes of its RGB.
+
+    A picture that is such an array already is returned itself.
+
+    Raises:
+        ValueError: the mode is 32-bit gray, which has no stated range.
+    """
+    if isinstance(picture, np.ndarray):
+        if is_gray(picture):
+            return picture
+        make_room(_source_bytes(picture) + picture.shape[0] * picture.shape[1])
+    elif picture.mode == "L":
+        return np.asarray(picture)[..., np.newaxis]
+    height, width = sides(picture)
+    array = np.empty((height, width, 1), np.uint8)
+    for top, bottom in _strips(height, width):
+        strip = _cut(picture, (0, top, width, bottom))
+        array[top:bottom, :, 0] = np.asarray(strip.convert("L"))
+    return array
+
+
+def is_gray(picture: Picture) -> bool:
+    """Whether a picture is an array with one channel."""
+    return isinstance(picture, np.ndarray) and picture.shape[2:] == (1,)
+
+
+def _source_bytes(picture: Array) -> int:
+    """Return the bytes of the array that a picture is a part of, which stays in memory with it."""
+    return picture.base.nbytes if isinstance(picture.base, np.ndarray) else picture.nbytes
+
+
 def resized(
     picture: Picture,
     new: tuple[int, int],
     interpolation: Interpolation,
     kept: tuple[int, int, int, int] | None = None,
 ) -> Array:
-    """Resize a picture, equal bit for bit to what Pillow makes of its RGB.
+    """Resize a picture, equal bit for bit to what Pillow makes of its RGB, or of its gray if it is such an array.
 
     Pillow resizes across first, each row for itself, and then down, or the other way around: a strip of rows is
     resized across alone, and a strip of columns down.
@@ -112,7 +153,7 @@ def resized(
     Args:
         picture: The picture.
         new: (height, width) to resize it to.
-        interpolation: Filter.
+        interpolation: Filter of Pillow, or that of OpenCV.
         kept: Part of the result to return: its first row and the one behind its last, then columns; None
             for the whole.
     """
@@ -122,8 +163,10 @@ def resized(
         whole = picture if isinstance(picture, np.ndarray) else pixels(picture)
         return whole if kept is None else whole[top:bottom, left:right]
     if isinstance(picture, np.ndarray):  # else whoever opened it has counted this
-        source = picture.base if isinstance(picture.base, np.ndarray) else picture
-        make_room(source.nbytes + 4 * pixels_between(old, new, interpolation))
+        each = 1 if is_gray(picture) else 4
+        make_room(_source_bytes(picture) + each * pixels_between(old, new, interpolation))
+    if interpolation == OPENCV:
+        return _by_opencv(picture, new, (top, bottom, left, right))
     part = Part(old, new, top, bottom, left, right, interpolation)
     first_down = down_first(old, new, interpolation)
     if _taken(picture, first_down) and (made := ready_for(part)) is not None:
@@ -154,6 +197,42 @@ def _in_rgb(picture: Picture, begin: int, end: int) -> Iterator[Array]:
             yield np.asarray(_cut(picture, (0, begin + top, width, begin + bottom)))
 
 
+def _by_opencv(picture: Picture, new: tuple[int, int], kept: tuple[int, int, int, int]) -> Array:
+    """Return a part of a picture that is resized as by OpenCV, some of its rows at a time.
+
+    Raises:
+        InputError: the picture isn't one of bytes in RGB or gray.
+    """
+    if isinstance(picture, np.ndarray) and (
+        picture.dtype != np.uint8 or picture.shape[2:] not in ((3,), (1,))
+    ):
+        raise InputError(
+            f"{OPENCV} resizes (height, width, 3 or 1) of uint8: got {list(picture.shape)} of {picture.dtype}"
+        )
+    top, bottom, left, right = kept
+    (height, width), channels = sides(picture), 1 if is_gray(picture) else 3
+    rows = pairs(height, new[0], columns=False).part(top, bottom)
+    columns = pairs(width, new[1], columns=True).part(left, right)
+    made = linear_ready_for(height * width)
+    out = np.empty((bottom - top, right - left, channels), np.uint8)
+    if made is not None and isinstance(picture, np.ndarray):
+        made.linear(picture[rows.begin : rows.end], rows, columns, out)
+        return out
+    # Python holds rows as integers of 32 bits, several times over.
+    longest = max(width, right - left) * -(-height // new[0]) * (16 if made is None else 1)
+    for begin, end in _strips(bottom - top, longest):
+        part = rows.part(begin, end)
+        if isinstance(picture, np.ndarray):
+            source = picture[part.begin : part.end]
+        else:
+            source = np.asarray(_cut(picture, (0, part.begin, width, part.end)))
+        if made is None:
+            out[begin:end] = linear(source, part, columns)
+        else:
+            made.linear(source, part, columns, out[begin:end])
+    return out
+
+
 def _by_pillow(
     picture: Picture, new: tuple[int, int], interpolation: Interpolation, first_down: bool
 ) -> Array:
@@ -162,19 +241,20 @@ def _by_pillow(
     height, width = sides(picture)
     high, wide = new
     resample = Image.Resampling[interpolation.upper()]
+    mode, array = ("L", gray) if is_gray(picture) else ("RGB", pixels)
     if height * width <= STRIP_PIXELS:
-        return pixels(_cut(picture, (0, 0, width, height)).resize((wide, high), resample))
+        return array(_cut(picture, (0, 0, width, height)).resize((wide, high), resample))
     if first_down:
-        between = Image.new("RGB", (width, high))
+        between = Image.new(mode, (width, high))
         for left, right in _strips(width, height):
             strip = _cut(picture, (left, 0, right, height))
             between.paste(strip.resize((right - left, high), resample), (left, 0))
     else:
-        between = Image.new("RGB", (wide, height))
+        between = Image.new(mode, (wide, height))
         for top, bottom in _strips(height, width):
             strip = _cut(picture, (0, top, width, bottom))
             between.paste(strip.resize((wide, bottom - top), resample), (0, top))
-    return pixels(between.resize((wide, high), resample))
+    return array(between.resize((wide, high), resample))
 
 
 def _strips(length: int, other: int) -> Iterator[tuple[int, int]]:
@@ -185,10 +265,13 @@ def _strips(length: int, other: int) -> Iterator[tuple[int, int]]:
 
 
 def _cut(picture: Picture, box: tuple[int, int, int, int]) -> Image.Image:
-    """Return a part of a picture, from left and top to right and bottom, as an image in RGB."""
+    """Return a part of a picture, from left and top to right and bottom, as an image in RGB, or in gray if it
+    is an array in gray.
+    """
     from PIL import Image
 
     left, top, right, bottom = box
     if isinstance(picture, np.ndarray):
-        return Image.fromarray(picture[top:bottom, left:right])
+        part = picture[top:bottom, left:right]
+        return Image.fromarray(part[..., 0] if is_gray(part) else part)
     return rgb(picture if box == (0, 0, *picture.size) else picture.crop(box))

@@ -14,7 +14,8 @@ from hasten.inputs.pipeline.image import (
     Resize,
     ToLayout,
 )
-from hasten.inputs.pipeline.strips import Interpolation
+from hasten.inputs.pipeline.resample import OPENCV
+from hasten.inputs.pipeline.strips import Colors, Interpolation
 
 _FILTERS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
 _OURSELVES = "state the pipeline yourself"
@@ -25,7 +26,7 @@ def from_torchvision(transform: Any) -> Pipeline:
 
     Known are the presets of the weights for classification, detection and segmentation, and
     `Compose` (of `transforms` and of `transforms.v2`) of Resize, CenterCrop, ToTensor, PILToTensor,
-    ToImage, ConvertImageDtype, ToDtype and Normalize. Pictures are turned upright as their EXIF
+    ToImage, ConvertImageDtype, ToDtype, Normalize and Grayscale. Pictures are turned upright as their EXIF
     data says, which torchvision leaves to the caller.
 
     Args:
@@ -40,14 +41,14 @@ def from_torchvision(transform: Any) -> Pipeline:
         steps: list[Step] = [
             Resize(_size(transform.resize_size), _filter(transform.interpolation)),
             CenterCrop(_size(transform.crop_size)),
-            Normalize(_channels(transform.mean), _channels(transform.std)),
+            Normalize(_channels(transform.mean, 3), _channels(transform.std, 3)),
         ]
     elif name == "SemanticSegmentation":
         if transform.resize_size != [None]:
             steps = [Resize(_size(transform.resize_size), _filter(transform.interpolation))]
         else:
             steps = []
-        steps.append(Normalize(_channels(transform.mean), _channels(transform.std)))
+        steps.append(Normalize(_channels(transform.mean, 3), _channels(transform.std, 3)))
     elif name == "ObjectDetection":
         steps = [Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))]
     elif name == "Compose":
@@ -64,14 +65,18 @@ class _Reader:
     """Steps of a `Compose`, and what its values are like so far.
 
     Attributes:
-        steps: Steps so far.
+        steps: Steps so far, after the decoding.
+        colors: Colors to decode to.
+        channels: Number of channels of the values.
         tensor: Whether the value is a tensor by now.
         unit: Whether its values are floats in [0, 1] by now.
         normalized: Whether they were normalized.
     """
 
     def __init__(self) -> None:
-        self.steps: list[Step] = [Decode()]
+        self.steps: list[Step] = []
+        self.colors: Colors = "RGB"
+        self.channels = 3
         self.tensor = self.unit = self.normalized = False
 
     def read(self, transform: Any) -> None:
@@ -86,6 +91,8 @@ class _Reader:
             self.steps.append(
                 self._resize(transform) if name == "Resize" else CenterCrop(_size(transform.size))
             )
+        elif name == "Grayscale":
+            self._to_gray(transform)
         elif name in ("ToTensor", "PILToTensor", "ToImage"):
             self.tensor, self.unit = True, self.unit or name == "ToTensor"
         elif name in ("ConvertImageDtype", "ToDtype"):
@@ -96,7 +103,10 @@ class _Reader:
                     "torchvision's Normalize must come once, after the values are scaled to "
                     f"[0, 1]: {_OURSELVES}"
                 )
-            self.steps.append(Normalize(_channels(transform.mean), _channels(transform.std)))
+            mean, std = (
+                _channels(given, self.channels) for given in (transform.mean, transform.std)
+            )
+            self.steps.append(Normalize(mean, std))
             self.normalized = True
         elif name == "Compose":
             for inner in transform.transforms:
@@ -104,10 +114,17 @@ class _Reader:
         elif name not in ("Identity", "ToPureTensor"):
             raise InputError(
                 f"torchvision's transform {name} isn't supported; the supported ones are Resize, "
-                "CenterCrop, "
-                f"ToTensor, PILToTensor, ToImage, ConvertImageDtype, ToDtype and Normalize: "
-                f"{_OURSELVES}"
+                "CenterCrop, Grayscale, ToTensor, PILToTensor, ToImage, ConvertImageDtype, ToDtype and "
+                f"Normalize: {_OURSELVES}"
             )
+
+    def _to_gray(self, transform: Any) -> None:
+        if self.tensor or any(isinstance(step, Resize) for step in self.steps):
+            raise InputError(
+                "torchvision's Grayscale comes after the picture is resized or made a tensor, but hasten's step "
+                "decode makes it gray first, which rounds otherwise: put Grayscale first"
+            )
+        self.colors, self.channels = "gray", transform.num_output_channels
 
     def _resize(self, transform: Any) -> Step:
         if transform.max_size is not None:
@@ -117,10 +134,12 @@ class _Reader:
         if transform.size is None:
             raise InputError(f"torchvision's Resize has no size: {_OURSELVES}")
         if self.tensor and not transform.antialias:
-            raise InputError(
-                "torchvision's Resize of a tensor has antialias=False, but hasten's step always "
-                "smooths: set antialias=True, or resize before the tensor is made"
-            )
+            if _filter(transform.interpolation) != "bilinear":
+                raise InputError(
+                    "torchvision's Resize of a tensor has antialias=False, but hasten's step doesn't smooth only "
+                    "if it is bilinear: set antialias=True, or resize before the tensor is made"
+                )
+            return Resize(_size(transform.size), OPENCV)
         return Resize(_size(transform.size), _filter(transform.interpolation))
 
     def _to_dtype(self, transform: Any, name: str) -> None:
@@ -143,11 +162,17 @@ def _composed(transforms: Iterable[Any]) -> Pipeline:
         reader.read(transform)
     if not reader.tensor:
         raise InputError(f"torchvision's Compose makes no tensor: add ToTensor, or {_OURSELVES}")
+    steps = (Decode(colors=reader.colors), *reader.steps)
     if not reader.unit:
-        return Pipeline((*reader.steps, ToLayout(dtype="uint8")))
+        if reader.colors == "gray" and reader.channels > 1:
+            raise InputError(
+                f"torchvision's Grayscale gives {reader.channels} channels of whole numbers; hasten's steps give 1: "
+                f"scale the values to [0, 1], or {_OURSELVES}"
+            )
+        return Pipeline((*steps, ToLayout(dtype="uint8")))
     if not reader.normalized:
-        reader.steps.append(Normalize((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)))
-    return Pipeline((*reader.steps, ToLayout()))
+        steps = (*steps, Normalize((0.0,) * reader.channels, (1.0,) * reader.channels))
+    return Pipeline((*steps, ToLayout()))
 
 
 def _size(value: Any) -> int | tuple[int, int]:
@@ -155,13 +180,15 @@ def _size(value: Any) -> int | tuple[int, int]:
     return int(sides[0]) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
 
 
-def _channels(value: Any) -> tuple[float, float, float]:
+def _channels(value: Any, count: int) -> tuple[float, ...]:
     values = [float(number) for number in value]
     if len(values) == 1:
-        values *= 3
-    if len(values) != 3:
-        raise InputError(f"torchvision's Normalize is for {len(values)} channels; pictures have 3")
-    return values[0], values[1], values[2]
+        values *= count
+    if len(values) != count:
+        raise InputError(
+            f"torchvision's Normalize is for {len(values)} channels; these pictures have {count}"
+        )
+    return tuple(values)
 
 
 def _filter(mode: Any) -> Interpolation:

@@ -14,6 +14,7 @@ from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.image import CenterCrop, Decode, Normalize, Resize, ToLayout
 from hasten.inputs.pipeline.letterbox import Letterbox
 from hasten.inputs.pipeline.nms import Nms
+from hasten.inputs.pipeline.resample import OPENCV
 from hasten.inputs.pipeline.yolo import YoloBoxes
 
 _FRAMED = ("detect", "segment", "pose", "obb")
@@ -24,7 +25,8 @@ def from_ultralytics(path: Path) -> Pipeline:
     """Build the pipeline of an ONNX file that Ultralytics exported, from its metadata.
 
     Pictures for detection, segmentation, poses and turned boxes are framed by a letterbox; those for
-    classification are resized by the shorter side and cropped; all are scaled to [0, 1]. A
+    classification are resized by the shorter side and cropped; all are scaled to [0, 1]. The letterbox
+    resizes as OpenCV does, which Ultralytics uses. A
     classifier gets `top_k` with its names, a detector `yolo_boxes` and `nms`.
 
     Args:
@@ -75,7 +77,7 @@ def from_metadata(metadata: Mapping[str, str]) -> Pipeline:
             f"the task {task!r:.100} isn't supported; the supported ones are classify, {', '.join(_FRAMED)}"
         )
     after = (YoloBoxes(labels=names), Nms()) if task == "detect" else ()
-    return Pipeline((Decode(), Letterbox(size), *scaling), after)
+    return Pipeline((Decode(), Letterbox(size, interpolation=OPENCV), *scaling), after)
 
 
 def _literal(metadata: Mapping[str, str], key: str) -> Any:
