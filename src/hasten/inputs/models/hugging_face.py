@@ -1,4 +1,4 @@
-"""Folders of Hugging Face: an ONNX file is read as it is, safetensors by transformers (`hugging-face`)."""
+"""Folders of Hugging Face: an ONNX file is read as it is, safetensors by transformers (`hugging-face`) or timm."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from hasten.core.model import Model
 from hasten.core.silence import silenced
 from hasten.core.tensors import Array
 from hasten.errors import InputError, told
+from hasten.inputs.models import timm_folders
 from hasten.inputs.pipeline.base import Pipeline, PostStep
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.hugging_face import IMAGES, TOKENIZER, from_hugging_face
@@ -61,6 +62,11 @@ class Folder:
     @cached_property
     def _stated(self) -> tuple[Pipeline | None, str]:
         """The pipeline that the folder states, and a note on one that can't be used."""
+        if timm_folders.is_one(self.config):
+            try:
+                return timm_folders.pipeline(self.config), ""
+            except InputError as error:
+                return None, f"the bundle takes prepared arrays: {error}"
         text = self.path / TOKENIZER
         if not (self.path / IMAGES).is_file() and not text.is_file():
             slow = [file.name for name in _SLOW_TOKENIZERS for file in self.path.glob(name)]
@@ -112,11 +118,13 @@ class Folder:
         return tuple(filter(None, (self._stated[1],)))
 
     def module(self) -> Any:
-        """Load the weights into a module of transformers.
+        """Load the weights into a module of transformers, or of timm for a folder of timm's.
 
         Raises:
-            InputError: transformers isn't installed, or the folder's model isn't one it can load.
+            InputError: the library isn't installed, or the folder's model isn't one it can load.
         """
+        if timm_folders.is_one(self.config):
+            return timm_folders.load(self.path, self.config)
         self._check()
         try:
             import torch  # noqa: F401 - transformers needs it and says so late
@@ -191,6 +199,8 @@ class Folder:
             InputError: nothing says what the model takes.
         """
         main, known = str(module.main_input_name), self.config
+        if (shape := getattr(module, "hasten_sample", None)) is not None:
+            return {main: np.ones(shape, np.float32)}
         tokens = min(_TRACED_TOKENS, int(known.get("max_position_embeddings") or _TRACED_TOKENS))
         if main == "input_ids":
             return {name: np.ones(tokens, np.int64) for name in text_inputs(module)}
@@ -222,9 +232,10 @@ def read(path: Path, *, trust_code: bool = False) -> Folder | None:
         config = json.loads(read_text(path / CONFIG))
     except ValueError as error:
         raise InputError(f"{path / CONFIG} can't be read as JSON: {error}") from error
-    if not isinstance(config, dict) or not {"architectures", "auto_map", "model_type"} & set(
-        config
-    ):
+    if not isinstance(config, dict):
+        return None
+    stated = {"architectures", "auto_map", "model_type"} & set(config)
+    if not stated and not timm_folders.is_one(config):
         return None
     return Folder(path, config, _onnx_file(path), trust_code)
 

@@ -55,7 +55,7 @@ def load(source: str) -> Any:
     except ImportError as error:
         raise missing_extra(f"a model of {library}", "torch") from error
     if stored is not None:
-        _put(module, stored, source)
+        put(module, stored, source)
     said = (
         f"the weights of {library}:{name} are random: its speed is right, but its answers mean "
         "nothing"
@@ -64,13 +64,25 @@ def load(source: str) -> Any:
     return module.eval()
 
 
-def _timm(name: str, stored: dict[str, Any] | None, *, check: bool) -> Any:
-    """Return timm's module, with as many classes as the weights have."""
+def check_timm(name: str) -> None:
+    """Check that timm has a model of a name.
+
+    Raises:
+        InputError: it has none.
+        ImportError: timm isn't installed.
+    """
     import timm
 
     if name not in timm.list_models() and name.split(".")[0] not in timm.list_models():
         near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:3])
         raise InputError(f"timm {timm.__version__} has no model {name!r}{_near(near)}")
+
+
+def _timm(name: str, stored: dict[str, Any] | None, *, check: bool) -> Any:
+    """Return timm's module, with as many classes as the weights have."""
+    import timm
+
+    check_timm(name)
     if check:
         return None
     module: Any = timm.create_model(name, pretrained=False)
@@ -170,7 +182,7 @@ def _check_names(path: Path) -> None:
                     raise InputError(f"{path} names a type by more than {_LONGEST_NAME} characters")
 
 
-def _put(module: Any, stored: dict[str, Any], source: str) -> None:
+def put(module: Any, stored: dict[str, Any], source: str) -> None:
     """Put weights into a module.
 
     Raises:
