@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +17,12 @@ from hasten.core.model import Model
 from hasten.core.silence import silenced
 from hasten.core.tensors import Array
 from hasten.errors import InputError, told
-from hasten.inputs.models import timm_folders
+from hasten.inputs.models import onnx, sentence_transformers, timm_folders
+from hasten.inputs.models.sentence_transformers import SentenceModel
 from hasten.inputs.pipeline.base import Pipeline, PostStep
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.hugging_face import IMAGES, TOKENIZER, from_hugging_face
-from hasten.inputs.pipeline.text import MAX_TOKENIZER_BYTES
+from hasten.inputs.pipeline.text import MAX_TOKENIZER_BYTES, Tokenize
 from hasten.inputs.pipeline.written import read_text
 
 CONFIG = "config.json"
@@ -46,12 +47,14 @@ class Folder:
         config: Content of its `config.json`.
         file: ONNX file in it; None where its weights are safetensors.
         trust_code: Whether Python code in the folder may run.
+        sentence: What sentence-transformers puts after the encoder; None for other folders.
     """
 
     path: Path
     config: Mapping[str, Any]
     file: Path | None
     trust_code: bool = False
+    sentence: SentenceModel | None = None
 
     @property
     def architecture(self) -> str:
@@ -88,7 +91,11 @@ class Folder:
             if text.is_file():
                 raise
             return None, f"the bundle takes prepared arrays: {error}"
-        return Pipeline(found.steps, self._after()), ""
+        steps = found.steps
+        if self.sentence is not None:
+            limited = self.sentence.limited
+            steps = tuple(limited(s) if isinstance(s, Tokenize) else s for s in steps)
+        return Pipeline(steps, self._after()), ""
 
     def _after(self) -> tuple[PostStep, ...]:
         """Return the step that names the classes of a classifier whose folder has names for them."""
@@ -115,7 +122,8 @@ class Folder:
     @property
     def hasten_notes(self) -> tuple[str, ...]:
         """What a person should know of the folder, one line each."""
-        return tuple(filter(None, (self._stated[1],)))
+        own = self.sentence.note if self.sentence is not None else ""
+        return tuple(filter(None, (self._stated[1], own)))
 
     def module(self) -> Any:
         """Load the weights into a module of transformers, or of timm for a folder of timm's.
@@ -184,6 +192,8 @@ class Folder:
             exact = [n for n in loaders if str(own[n]).endswith(f".{self.architecture}")]
             if loaders:
                 return getattr(transformers, (exact or loaders)[0])
+        if self.sentence is not None:
+            return transformers.AutoModel  # the folder may name what the encoder was trained as
         kind = getattr(transformers, self.architecture, None)
         if kind is None:
             raise InputError(
@@ -226,6 +236,8 @@ def read(path: Path, *, trust_code: bool = False) -> Folder | None:
     Raises:
         InputError: the configuration can't be read, or several ONNX files could be meant.
     """
+    sentence = sentence_transformers.read(path)
+    path = path if sentence is None else sentence.encoder
     if not (path / CONFIG).is_file():
         return None
     try:
@@ -237,7 +249,7 @@ def read(path: Path, *, trust_code: bool = False) -> Folder | None:
     stated = {"architectures", "auto_map", "model_type"} & set(config)
     if not stated and not timm_folders.is_one(config):
         return None
-    return Folder(path, config, _onnx_file(path), trust_code)
+    return Folder(path, config, _onnx_file(path), trust_code, sentence)
 
 
 def _onnx_file(path: Path) -> Path | None:
@@ -315,6 +327,22 @@ def _check_lengths(model: Model, module: Any, given: Mapping[str, Array]) -> Non
                 raise InputError(f"the exported model is off by {off:.3g} at the length {length}")
 
 
+def load_file(folder: Folder, workdir: Path, custom_ops: Sequence[Path]) -> Model:
+    """Load the ONNX file of a folder.
+
+    Args:
+        folder: The folder, which has one.
+        workdir: Folder to write to.
+        custom_ops: Libraries with the user's own operators.
+
+    Raises:
+        InputError: it can't be read, or lacks what comes after it in sentence-transformers.
+    """
+    assert folder.file is not None
+    model = onnx.load(folder.file, custom_ops)
+    return model if folder.sentence is None else folder.sentence.completed(model, workdir)
+
+
 def load(
     folder: Folder,
     sample: Callable[[Any], Mapping[str, Array]],
@@ -339,6 +367,8 @@ def load(
     given = sample(module)
     with silenced():
         model = export(folder, module, given, workdir)
+    if folder.sentence is not None:
+        return folder.sentence.completed(model, workdir)  # the program would lack the pooling
     if keep_program:
         kept = frontend.keep_program(module, given, workdir / "program.pt2")
         model = replace(model, program=kept)

@@ -72,7 +72,7 @@ def load_model(
         return onnx.load(source, custom_ops)
     if isinstance(source, hugging_face.Folder):
         if source.file is not None:
-            return onnx.load(source.file, custom_ops)
+            return hugging_face.load_file(source, workdir, custom_ops)
         return hugging_face.load(
             source, partial(_for_folder, source, sample), workdir, keep_program=keep_program
         )
@@ -179,6 +179,11 @@ def check_has_program(source: Any) -> None:
         InputError: it is an ONNX file or a Keras model.
     """
     if isinstance(source, hugging_face.Folder):
+        if source.file is None and source.sentence is not None:
+            raise InputError(
+                "this target starts from the torch program, which lacks the pooling of "
+                f"{source.sentence.folder}: build the whole model in a my.py and give my.py:model"
+            )
         source = source.file or source
     other = isinstance(source, (Path, Tabular, tensorflow.TensorFlowModel))
     if other or _kind(source) == "keras":
