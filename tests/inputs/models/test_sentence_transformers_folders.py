@@ -118,12 +118,14 @@ def test_several_poolings_a_dense_layer_and_the_scaling_follow_one_another(tmp_p
     model = load_model(find_model(folder), None, tmp_path)
     scaled = both / np.linalg.norm(both, axis=1, keepdims=True)
     np.testing.assert_allclose(answer(model), scaled, rtol=1e-5)
+    assert model.outputs[0].shape == ("batch", 2 * WIDTH)
 
     pooling(modules(folder, "Pooling", "Dense"), "mean_tokens")
     weight, bias = dense(folder, "2_Dense")
     model = load_model(find_model(folder), None, tmp_path)
     wanted = np.tanh(by_hand("mean_tokens") @ weight.T + bias)
     np.testing.assert_allclose(answer(model), wanted, rtol=1e-5)
+    assert model.outputs[0].shape == ("batch", 3)
 
 
 def test_the_newer_forms_of_the_files_are_read(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ class Pooling:
     def __call__(self, graph: _Graph, value: str) -> str:
         """Add the nodes, and return the name of what they make."""
         found = [getattr(self, f"_{mode}")(graph, value) for mode in self.modes]
+        graph.width *= len(found)
         return found[0] if len(found) == 1 else graph.node("Concat", *found, axis=1)
 
     def _cls(self, graph: _Graph, value: str) -> str:
@@ -99,6 +100,7 @@ class Dense:
         weights = self._weights()
         if "linear.weight" not in weights:
             raise InputError(f"{self.folder} has no weights linear.weight")
+        graph.width = len(weights["linear.weight"])
         given = [weights[name] for name in ("linear.weight", "linear.bias") if name in weights]
         names = [graph.constant(one.astype(np.float32)) for one in given]
         product = graph.node("Gemm", value, *names, transB=1)
@@ -186,7 +188,9 @@ class SentenceModel:
             raise InputError(
                 f"{self.folder / MODULES} pools the output {_STATES[0]}, but the encoder gives {shown}"
             )
-        graph = _Graph(proto, f"{self.folder / MODULES} pools by {_MASK}")
+        dims = states.type.tensor_type.shape.dim
+        width = dims[-1].dim_value if dims else 0
+        graph = _Graph(proto, width, f"{self.folder / MODULES} pools by {_MASK}")
         value = graph.node("Cast", states.name, to=1)
         for step in self.steps:
             value = step(graph, value)
@@ -195,14 +199,18 @@ class SentenceModel:
 
 
 class _Graph:
-    """Graph of an encoder, to which nodes are added."""
+    """Graph of an encoder, to which nodes are added.
 
-    def __init__(self, proto: ModelProto, reads_mask: str) -> None:
+    Attributes:
+        width: Numbers of a vector; 0 where the file doesn't say it.
+    """
+
+    def __init__(self, proto: ModelProto, width: int, reads_mask: str) -> None:
         import onnx
 
         self._onnx, self._graph, self._reads_mask = onnx, proto.graph, reads_mask
         self._opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
-        self._mask, self._number = "", 0
+        self._mask, self._number, self.width = "", 0, width
 
     def node(self, operator: str, *inputs: str, **attributes: Any) -> str:
         """Add a node, and return its output."""
@@ -248,7 +256,7 @@ class _Graph:
         )
         dims = states.type.tensor_type.shape.dim
         batch = (dims[0].dim_value or dims[0].dim_param or "batch") if dims else "batch"
-        made = self._onnx.helper.make_tensor_value_info(OUTPUT, 1, [batch, None])
+        made = self._onnx.helper.make_tensor_value_info(OUTPUT, 1, [batch, self.width or None])
         del self._graph.output[:]
         self._graph.output.append(made)
         needed, kept = {OUTPUT}, []
