@@ -25,6 +25,7 @@ from zoo_cases import Arrays, Case, Way
 from zoo_checks import (
     FRESH,
     HASTEN,
+    JUDGED,
     counted,
     environment,
     requests_of,
@@ -98,7 +99,8 @@ class Trial:
         self.step("optimize")
         if not self._optimized(exported):
             return
-        requests = requests_of(self.case.drawn(FRESH, 1))
+        fresh = FRESH if self.found["verdict"] == "exact" else JUDGED
+        requests = requests_of(self.case.drawn(fresh, 1))
         original = Original(exported.path)
         truth = [original(request) for request in requests]
         metric: Metric = parse_metric(self.metric)
@@ -109,7 +111,9 @@ class Trial:
             self.step("serve")
             with self._guarded("serve"):
                 log = self.folder / "serve.log"
-                self.found["wrong"] += served_wrong(self.bundle, log, requests, alone)
+                self.found["wrong"] += served_wrong(
+                    self.bundle, log, requests[:FRESH], alone[:FRESH]
+                )
                 self.found["served"] = True
         self.step("certify")
         self._certified()

@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.bundles import built, stated
 from tests.support.waiting import until
+
+import hasten
+from hasten.bundle import write
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.inputs.metrics.choice import parse_metric
+from hasten.testing import models
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -175,8 +182,6 @@ def test_a_bundle_with_wrong_answers_is_told_from_a_right_one(
 ) -> None:
     checks = importlib.import_module("zoo_checks")
     metric = importlib.import_module("hasten.inputs.metrics.embedding").Embedding()
-    import hasten
-
     with hasten.load(exact_bundle) as loaded:
         (spec,) = loaded.request
         rng = np.random.default_rng(0)
@@ -190,3 +195,28 @@ def test_a_bundle_with_wrong_answers_is_told_from_a_right_one(
     wrong, _ = checks.wrong_in_words(*asked, truth)
     assert wrong == ["exact, but 1 of 4 answers differ from the original's"]
     assert len(alone) == 4
+
+
+def test_a_certified_bundle_that_loses_a_fifth_is_told_from_one_that_keeps_its_promise(
+    zoo: ModuleType, tmp_path: Path
+) -> None:
+    checks = importlib.import_module("zoo_checks")
+    metric = parse_metric("agreement")
+    winner = built(tmp_path, models.linear_classifier(tmp_path), OnnxRuntime(threads=1))
+    bundle = tmp_path / "m.hasten"
+    write(bundle, stated(winner, winner), {})
+    rows = np.random.default_rng(0).standard_normal((checks.JUDGED, 16), np.float32)
+    requests = checks.requests_of({"x": rows})
+    with hasten.load(bundle) as loaded:
+        right = [loaded(**request) for request in requests]
+    for lost, wrong in (
+        (10, []),
+        (40, ["certified, but 40.0 of 200 scores are lost, more than 23"]),
+    ):
+        # Another order of the classes gives another class.
+        truth = [
+            {name: np.roll(array, 1, axis=1) for name, array in one.items()} if i < lost else one
+            for i, one in enumerate(right)
+        ]
+        found, _ = checks.wrong_in_words(bundle, metric, 0.05, requests, truth)
+        assert found == wrong
