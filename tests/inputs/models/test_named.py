@@ -97,12 +97,21 @@ DETECTORS = [
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_a_detectors_weights_for_ones_own_classes_are_taken(tmp_path: Path, name: str) -> None:
+def test_a_detectors_own_weights_are_taken_and_what_to_do_is_said_before_an_export(
+    tmp_path: Path, name: str
+) -> None:
     own = without_weights(name, weights_backbone=None, num_classes=4)
     torch.save(own.state_dict(), tmp_path / "w.pth")
     module = find_model(f"torchvision:{name}@{tmp_path / 'w.pth'}")
     stored = module.state_dict()
     assert all(torch.equal(stored[key], value) for key, value in own.state_dict().items())
+    with pytest.raises(InputError) as error:
+        load_model(module, None, tmp_path)
+    assert str(error.value) == (
+        f"torchvision:{name} is a detector, and torch's exporter can't follow how it chooses "
+        "boxes: export it in your own code by the older exporter, torch.onnx.export(module, (x,), "
+        "'model.onnx', dynamo=False), and give that file"
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ RANDOM = "random"
 _SIDE = 224
 _LONGEST_NAME = 1000
 _COMPARED = (5, 6)
+_DETECTORS = ("fasterrcnn", "fcos", "keypointrcnn", "maskrcnn", "retinanet", "ssd")
 _TRAINING = ("aux_classifier.", "aux1.", "aux2.", "AuxLogits.")
 """Begins of the names of weights that torchvision's networks use in training alone."""
 _ARCHIVE = b"PK\3\4"
@@ -33,7 +34,8 @@ def load(source: str) -> Any:
     """Return a module of a library, in eval mode.
 
     The module states its preparation where the library knows it, in the attribute `hasten_pipeline`; the
-    shape of a sample, in `hasten_sample`; and what to say of it, in `hasten_notes`.
+    shape of a sample, in `hasten_sample`; what to say of it, in `hasten_notes`; and in
+    `hasten_unexportable` why it can't be exported, where that is known.
 
     Args:
         source: Library, name and weights: "timm:NAME@FILE", or "timm:NAME@random" for random weights.
@@ -130,6 +132,12 @@ def _torchvision(name: str, stored: dict[str, Any] | None, *, check: bool) -> An
     module = models.get_model(name, **plain)
     if stored is not None:
         _leave_out_training(stored, module.state_dict())
+    if name.startswith(_DETECTORS):
+        module.hasten_unexportable = (
+            f"torchvision:{name} is a detector, and torch's exporter can't follow how it chooses boxes: "
+            "export it in your own code by the older exporter, torch.onnx.export(module, (x,), "
+            "'model.onnx', dynamo=False), and give that file"
+        )
     known = models.get_model_weights(name)
     module.hasten_sample = (3, _SIDE, _SIDE)
     if len(known):

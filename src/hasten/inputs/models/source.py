@@ -318,6 +318,9 @@ def _export(
     if kind == "torch":
         from hasten.inputs.models import torch, torch_inputs
 
+        if why := getattr(source, "hasten_unexportable", ""):
+            raise InputError(why)
+
         if is_script(source):
             from hasten.inputs.models import torchscript
 
