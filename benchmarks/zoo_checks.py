@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,10 +40,18 @@ _PATIENCE_S = 120.0
 HASTEN = (sys.executable, "-c", "from hasten.cli import main; main()")
 
 
-def requests_of(samples: Arrays) -> list[Arrays]:
-    """Return each sample as a request of its own, with a batch of 1."""
+def requests_of(samples: Arrays, scalars: Collection[str] = ()) -> list[Arrays]:
+    """Return each sample as a request of its own, with a batch of 1; scalars have no axis for it."""
     count = len(next(iter(samples.values())))
-    return [{name: array[i : i + 1] for name, array in samples.items()} for i in range(count)]
+    return [
+        {n: np.asarray(a[i]) if n in scalars else a[i : i + 1] for n, a in samples.items()}
+        for i in range(count)
+    ]
+
+
+def sample_of(request: Arrays) -> Arrays:
+    """Return a request's sample, without the axis for the batch."""
+    return {name: array[0] if array.ndim else array for name, array in request.items()}
 
 
 def same(mine: Arrays, theirs: Arrays, tolerance: float) -> bool:
@@ -158,7 +166,7 @@ def served_wrong(
         given = []
         for name, array in request.items():
             given.append(InferInput(name, array.shape, np_to_triton_dtype(array.dtype)))
-            given[-1].set_data_from_numpy(np.ascontiguousarray(array))
+            given[-1].set_data_from_numpy(np.array(array, order="C"))
         found = client.infer("m", given)
         return {name: found.as_numpy(name) for name in truth[0]}
 
@@ -211,7 +219,7 @@ def counted(
         latency_ns: Median latency of what ships, on all threads; None where it wasn't measured.
         folder: Folder that keeps the machine's ceilings; None to leave the floor's time out.
     """
-    model = onnx_frontend.load(file).settled_by({name: array[0] for name, array in request.items()})
+    model = onnx_frontend.load(file).settled_by(sample_of(request))
     layers = work(model, request)
     found = sum(layer.operations for layer in layers) // 2
     unknown = sum(not layer.counted for layer in layers)

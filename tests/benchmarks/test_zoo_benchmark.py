@@ -34,6 +34,11 @@ QUICK = {
     "mlp-rows": "opset11",
 }
 """The quickest cases, each one way out of torch; rows have ONNX's newest opset for "dynamo"."""
+BROUGHT = (
+    *("voice", "int8-cnn", "torchscript", "program"),
+    *("timm-name", "timm-folder", "sentence-folder"),
+)
+"""Cases that are files already, or that hasten's own frontends read."""
 QUICKLY = f"""import runpy
 import sys
 
@@ -61,7 +66,7 @@ def _played(zoo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, co
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", QUICK)
+@pytest.mark.parametrize("case", [*QUICK, *BROUGHT])
 def test_an_unknown_network_is_answered_served_and_certified_as_its_original(
     zoo: ModuleType, monkeypatch: pytest.MonkeyPatch, case: str, tmp_path: Path
 ) -> None:
@@ -69,7 +74,8 @@ def test_an_unknown_network_is_answered_served_and_certified_as_its_original(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     _played(zoo, monkeypatch, tmp_path, QUICKLY)
     results = tmp_path / "zoo.jsonl"
-    asked = ["--only", case, "--ways", QUICK[case], "--quick", "--effort", "quick"]
+    way = QUICK.get(case, "script")
+    asked = ["--only", case, "--ways", way, "--effort", "quick"]
     code = zoo.main([*asked, "--time-limit", "30s", "--results", str(results)])
     (found,) = zoo.read(results).values()
     assert found["wrong"] == []
@@ -220,3 +226,18 @@ def test_a_certified_bundle_that_loses_a_fifth_is_told_from_one_that_keeps_its_p
         ]
         found, _ = checks.wrong_in_words(bundle, metric, 0.05, requests, truth)
         assert found == wrong
+
+
+def test_models_in_forms_that_hasten_reads_run_one_way_and_are_told_from_scalars(
+    zoo: ModuleType,
+) -> None:
+    one_way = {name for name, case in zoo.CASES.items() if case.ways == ("script",)}
+    assert one_way == {*BROUGHT}
+    given = zoo._parsed(["--only", ",".join(BROUGHT), "--again"])
+    assert list(zoo._asked(given)) == [(name, "script") for name in BROUGHT]
+    checks = importlib.import_module("zoo_checks")
+    voice = zoo.CASES["voice"]
+    (request,) = checks.requests_of(voice.drawn(1, 0), voice.scalars)
+    shapes = {name: array.shape for name, array in request.items()}
+    assert shapes == {"audio": (1, 512), "state": (1, 32), "rate": ()}
+    assert checks.sample_of(request)["audio"].shape == (512,)
