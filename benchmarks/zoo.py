@@ -91,7 +91,8 @@ def _asked(given: argparse.Namespace) -> Iterator[tuple[str, str]]:
     there = {} if given.again else read(given.results)
     for name in given.only:
         for way in given.ways.split(","):
-            if (not given.quick or CASES[name].quick) and (name, way) not in there:
+            suits = way in CASES[name].ways and (not given.quick or CASES[name].quick)
+            if suits and (name, way) not in there:
                 yield name, way
 
 

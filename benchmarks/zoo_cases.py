@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -24,8 +25,8 @@ class Case:
     Attributes:
         name: Name on the command line.
         family: Kind of network, in words.
-        network: Function that returns an `nn.Module` with its weights, or a fitted model of
-            scikit-learn.
+        network: Function that returns an `nn.Module` with its weights, a fitted model of
+            scikit-learn, or a graph of ONNX.
         data: Function from a generator and a count to that many samples by input name.
         metric: Metric, as the command line spells it.
         max_drop: Most that the score may fall.
@@ -33,6 +34,11 @@ class Case:
         outputs: Names of the outputs.
         multiplications: Hand count of one request; None where torch counts them itself.
         quick: Whether the case is one of those that `make test-all` runs.
+        ways: Ways out of torch that suit the case; one for what is a file already.
+        scalars: Inputs that are a single number, without an axis for the batch.
+        brought: Function that writes the network into a folder in a form that hasten reads by itself, and
+            returns its name for `hasten optimize`. The exported file is then only what answers are
+            compared with.
     """
 
     name: str
@@ -45,6 +51,9 @@ class Case:
     outputs: tuple[str, ...] = ("y",)
     multiplications: int | None = None
     quick: bool = False
+    ways: tuple[Way, ...] = WAYS
+    scalars: tuple[str, ...] = ()
+    brought: Callable[[Any, Path], str] | None = None
 
     def drawn(self, count: int, seed: int) -> Arrays:
         """Return so many samples; every seed gives others."""

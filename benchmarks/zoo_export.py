@@ -6,13 +6,14 @@ import inspect
 import logging
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from zoo_cases import OLD, RECENT, Arrays, Case, Way
+from zoo_checks import requests_of
 
 from hasten.passes.silence import silenced
 
@@ -30,6 +31,7 @@ class Exported:
         frozen: Reason why the batch is frozen; "" where it is open.
         multiplications: Count of one request by hand or by torch; 0 where nobody counts.
         differs: How far ONNX Runtime's answer is from the network's own; None where unknown.
+        given: Name of the network in another form, which `hasten optimize` gets instead of the file.
     """
 
     path: Path
@@ -38,6 +40,7 @@ class Exported:
     frozen: str
     multiplications: int
     differs: float | None
+    given: str = ""
 
 
 def export(case: Case, way: Way, folder: Path) -> Exported:
@@ -49,6 +52,10 @@ def export(case: Case, way: Way, folder: Path) -> Exported:
     network, file = case.network(), folder / "model.onnx"
     if hasattr(network, "predict"):
         return _of_rows(case, network, way, file)
+    if isinstance(network, onnx.ModelProto):
+        onnx.save(network, file)
+        alone = requests_of(case.drawn(1, 1), case.scalars)[0]
+        return _found(file, "", case.multiplications or 0, alone, [])
     import torch
 
     samples = case.drawn(2, 1)
@@ -69,13 +76,16 @@ def export(case: Case, way: Way, folder: Path) -> Exported:
         own = network(*one.values())
     truth = own if isinstance(own, tuple) else (own,)
     counted = case.multiplications
-    return _found(
+    found = _found(
         file,
         frozen,
         _counted(network, one) if counted is None else counted,
         {name: array[:1] for name, array in samples.items()},
         [value.numpy() for value in truth],
     )
+    if case.brought is None:
+        return found
+    return replace(found, given=case.brought(network, folder))
 
 
 def _written(

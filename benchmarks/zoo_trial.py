@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import rivals
+import zoo_brought
 import zoo_rows
 import zoo_sequences
 import zoo_vision
@@ -25,9 +26,11 @@ from zoo_cases import Arrays, Case, Way
 from zoo_checks import (
     FRESH,
     HASTEN,
+    JUDGED,
     counted,
     environment,
     requests_of,
+    sample_of,
     served_wrong,
     wrong_in_words,
 )
@@ -51,7 +54,8 @@ from hasten.measure.race import AGAIN, BASELINE, race
 from hasten.measure.workbench import Bench
 
 CASES: dict[str, Case] = {
-    case.name: case for case in (*zoo_vision.CASES, *zoo_sequences.CASES, *zoo_rows.CASES)
+    case.name: case
+    for case in (*zoo_vision.CASES, *zoo_sequences.CASES, *zoo_rows.CASES, *zoo_brought.CASES)
 }
 _METRICS = Path(__file__).with_name("zoo_metrics.py")
 
@@ -98,7 +102,8 @@ class Trial:
         self.step("optimize")
         if not self._optimized(exported):
             return
-        requests = requests_of(self.case.drawn(FRESH, 1))
+        fresh = FRESH if self.found["verdict"] == "exact" else JUDGED
+        requests = requests_of(self.case.drawn(fresh, 1), self.case.scalars)
         original = Original(exported.path)
         truth = [original(request) for request in requests]
         metric: Metric = parse_metric(self.metric)
@@ -109,7 +114,9 @@ class Trial:
             self.step("serve")
             with self._guarded("serve"):
                 log = self.folder / "serve.log"
-                self.found["wrong"] += served_wrong(self.bundle, log, requests, alone)
+                self.found["wrong"] += served_wrong(
+                    self.bundle, log, requests[:FRESH], alone[:FRESH]
+                )
                 self.found["served"] = True
         self.step("certify")
         self._certified()
@@ -149,7 +156,7 @@ class Trial:
         np.savez(data, **self.case.drawn(self.case.samples, 2))
         begin = time.time()
         done = self._command(
-            "optimize", exported.path, "--data", data, "--metric", self.metric, "--max-drop",
+            "optimize", exported.given or exported.path, "--data", data, "--metric", self.metric, "--max-drop",
             str(self.case.max_drop), "--out", self.bundle, "--json", *self.options,
         )  # fmt: skip
         self.found["seconds"] = time.time() - begin
@@ -211,9 +218,7 @@ class Trial:
         place.mkdir()
         os.environ[rivals.FOLDER] = str(self.folder)
         bench = Bench(place, target, memory_bytes=target.memory_bytes // 2)
-        model = onnx_frontend.load(exported.path).settled_by(
-            {n: a[0] for n, a in requests[0].items()}
-        )
+        model = onnx_frontend.load(exported.path).settled_by(sample_of(requests[0]))
         plain = OnnxRuntime().build(model, target, place)
         call = PythonFunction(f"{rivals.__file__}:onnxruntime")
         manifest = read(self.bundle)

@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.bundles import built, stated
 from tests.support.waiting import until
+
+import hasten
+from hasten.bundle import write
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.inputs.metrics.choice import parse_metric
+from hasten.testing import models
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -27,6 +34,11 @@ QUICK = {
     "mlp-rows": "opset11",
 }
 """The quickest cases, each one way out of torch; rows have ONNX's newest opset for "dynamo"."""
+BROUGHT = (
+    *("voice", "int8-cnn", "torchscript", "program"),
+    *("timm-name", "timm-folder", "sentence-folder"),
+)
+"""Cases that are files already, or that hasten's own frontends read."""
 QUICKLY = f"""import runpy
 import sys
 
@@ -54,7 +66,7 @@ def _played(zoo: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, co
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", QUICK)
+@pytest.mark.parametrize("case", [*QUICK, *BROUGHT])
 def test_an_unknown_network_is_answered_served_and_certified_as_its_original(
     zoo: ModuleType, monkeypatch: pytest.MonkeyPatch, case: str, tmp_path: Path
 ) -> None:
@@ -62,7 +74,8 @@ def test_an_unknown_network_is_answered_served_and_certified_as_its_original(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     _played(zoo, monkeypatch, tmp_path, QUICKLY)
     results = tmp_path / "zoo.jsonl"
-    asked = ["--only", case, "--ways", QUICK[case], "--quick", "--effort", "quick"]
+    way = QUICK.get(case, "script")
+    asked = ["--only", case, "--ways", way, "--effort", "quick"]
     code = zoo.main([*asked, "--time-limit", "30s", "--results", str(results)])
     (found,) = zoo.read(results).values()
     assert found["wrong"] == []
@@ -175,8 +188,6 @@ def test_a_bundle_with_wrong_answers_is_told_from_a_right_one(
 ) -> None:
     checks = importlib.import_module("zoo_checks")
     metric = importlib.import_module("hasten.inputs.metrics.embedding").Embedding()
-    import hasten
-
     with hasten.load(exact_bundle) as loaded:
         (spec,) = loaded.request
         rng = np.random.default_rng(0)
@@ -190,3 +201,43 @@ def test_a_bundle_with_wrong_answers_is_told_from_a_right_one(
     wrong, _ = checks.wrong_in_words(*asked, truth)
     assert wrong == ["exact, but 1 of 4 answers differ from the original's"]
     assert len(alone) == 4
+
+
+def test_a_certified_bundle_that_loses_a_fifth_is_told_from_one_that_keeps_its_promise(
+    zoo: ModuleType, tmp_path: Path
+) -> None:
+    checks = importlib.import_module("zoo_checks")
+    metric = parse_metric("agreement")
+    winner = built(tmp_path, models.linear_classifier(tmp_path), OnnxRuntime(threads=1))
+    bundle = tmp_path / "m.hasten"
+    write(bundle, stated(winner, winner), {})
+    rows = np.random.default_rng(0).standard_normal((checks.JUDGED, 16), np.float32)
+    requests = checks.requests_of({"x": rows})
+    with hasten.load(bundle) as loaded:
+        right = [loaded(**request) for request in requests]
+    for lost, wrong in (
+        (10, []),
+        (40, ["certified, but 40.0 of 200 scores are lost, more than 23"]),
+    ):
+        # Another order of the classes gives another class.
+        truth = [
+            {name: np.roll(array, 1, axis=1) for name, array in one.items()} if i < lost else one
+            for i, one in enumerate(right)
+        ]
+        found, _ = checks.wrong_in_words(bundle, metric, 0.05, requests, truth)
+        assert found == wrong
+
+
+def test_models_in_forms_that_hasten_reads_run_one_way_and_are_told_from_scalars(
+    zoo: ModuleType,
+) -> None:
+    one_way = {name for name, case in zoo.CASES.items() if case.ways == ("script",)}
+    assert one_way == {*BROUGHT}
+    given = zoo._parsed(["--only", ",".join(BROUGHT), "--again"])
+    assert list(zoo._asked(given)) == [(name, "script") for name in BROUGHT]
+    checks = importlib.import_module("zoo_checks")
+    voice = zoo.CASES["voice"]
+    (request,) = checks.requests_of(voice.drawn(1, 0), voice.scalars)
+    shapes = {name: array.shape for name, array in request.items()}
+    assert shapes == {"audio": (1, 512), "state": (1, 32), "rate": ()}
+    assert checks.sample_of(request)["audio"].shape == (512,)

@@ -1,15 +1,21 @@
 """Models compiled for a few shapes: answers of padded requests are those at their own shapes."""
 
+import asyncio
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.support import ragged
+from tests.support.bundles import stated
 
+from hasten.bundle import load as load_bundle
+from hasten.bundle import part, write
 from hasten.core.model import Model
 from hasten.core.records import from_record, to_record
+from hasten.core.shapes import extents
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines import buckets
@@ -70,6 +76,33 @@ def test_padded_requests_get_the_answers_at_their_own_length(
             for name, array in own.items():
                 np.testing.assert_allclose(got[name], array, rtol=1e-4, atol=1e-5)
         assert session.properties() == {"padded": "3 of 6", "beyond all buckets": "1 of 6"}
+
+
+@pytest.mark.parametrize("inner", [ORT, OpenVino(), CompiledC()], ids=lambda engine: engine.words())
+@pytest.mark.parametrize("limit", [1, 3])
+def test_eight_threads_and_many_tasks_of_mixed_lengths_get_the_answers_that_one_gets(
+    inner: Engine, limit: int, model: Model, host: Target, tmp_path: Path
+) -> None:
+    engine = Buckets(inner, inner if inner.reshapes else ORT, (LENGTH,), SIZES)
+    artifact = build(engine, model, host, tmp_path / "built")
+    given = [request(1 + seed * 7 % 20, seed) for seed in range(120)]
+    whole = part("buckets", (), engine, artifact)
+    shapes = [{name: a[0].shape for name, a in one.items()} for one in given]
+    manifest = stated(whole, whole, status="exact", shapes=extents(model.inputs, shapes))
+    write(tmp_path / "b", manifest, {})
+
+    async def all_at_once() -> list[dict[str, Array]]:
+        return await asyncio.gather(*(loaded.answer(one) for one in given))
+
+    with load_bundle(tmp_path / "b", sessions=limit, cache=False) as loaded:
+        alone = [loaded(one) for one in given]
+        with ThreadPoolExecutor(8) as threads:
+            together = list(threads.map(loaded, given))
+        tasks = asyncio.run(all_at_once())
+    for got, task, own in zip(together, tasks, alone, strict=True):
+        for name, array in own.items():
+            np.testing.assert_array_equal(got[name], array)
+            np.testing.assert_array_equal(task[name], array)
 
 
 def test_what_no_mask_hides_changes_answers(model: Model, host: Target, tmp_path: Path) -> None:

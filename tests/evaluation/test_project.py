@@ -94,23 +94,85 @@ def test_open_axes_are_named_in_the_data_script(tmp_path: Path) -> None:
     )
 
 
-def test_inputs_that_arent_read_are_said_to_be_filled_in(tmp_path: Path) -> None:
+def lines_of(model: str, place: Path) -> list[str]:
+    """Return the lines of a new project's data script that give its inputs."""
+    init(model, place)
+    lines = (place / "data.py").read_text().splitlines()
+    return [line.strip() for line in lines if "np.zeros" in line or "# A placeholder" in line]
+
+
+def test_inputs_that_a_model_doesnt_state_are_said_to_be_filled_in(tmp_path: Path) -> None:
     pytest.importorskip("torch", reason="a live model needs the extra torch")
     (tmp_path / "mine.py").write_text("import torch\n\nnet = torch.nn.Linear(4, 2)\n")
     place = tmp_path / "project"
     made = CliRunner().invoke(main, ["init", f"{tmp_path / 'mine.py'}:net", "--out", str(place)])
     assert made.exit_code == 0, made.output
     assert made.output.splitlines()[-1] == (
-        f"{place}/data.py has a placeholder for the inputs, since hasten init reads only those of ONNX files: "
-        "fill in their names, shapes and types"
+        f"{place}/data.py has a placeholder for the inputs, since the model doesn't state their shapes and types: "
+        "fill them in"
     )
     script = (place / "data.py").read_text()
     compile(script, "data.py", "exec")
-    assert "# A placeholder: name each of the model's inputs here" in script
+    assert lines_of(f"{tmp_path / 'mine.py'}:net", tmp_path / "another") == [
+        "# A placeholder: give each of the model's inputs the shape and type of one sample.",
+        "'input': np.zeros((3, 224, 224), 'float32'),",
+    ]
     known = CliRunner().invoke(
         main, ["init", str(models.linear_classifier(tmp_path)), "--out", str(tmp_path / "other")]
     )
     assert "placeholder" not in known.output
+
+
+def test_a_named_network_states_the_shape_of_its_pictures(tmp_path: Path) -> None:
+    pytest.importorskip("timm", reason="needs the extra torch")
+    found = lines_of("timm:test_resnet@random", tmp_path / "project")
+    assert found == ["'x': np.zeros((3, 160, 160), 'float32'),"]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_an_exported_program_and_torchscript_state_what_they_know(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs the extra torch")
+    net = torch.nn.Conv1d(2, 3, 1).eval()
+    axes = {"input": {0: torch.export.Dim("batch"), 2: torch.export.Dim("length")}}
+    program = torch.export.export(net, (torch.ones(2, 2, 9),), dynamic_shapes=axes)
+    torch.export.save(program, tmp_path / "net.pt2")
+    (line,) = lines_of(str(tmp_path / "net.pt2"), tmp_path / "one")
+    assert line.startswith("'input': np.zeros((2, ")
+    assert "'float32'),  # axis 1 is open (" in line
+    torch.jit.save(torch.jit.script(net), tmp_path / "net.pt")
+    assert lines_of(str(tmp_path / "net.pt"), tmp_path / "two") == [
+        "# A placeholder: give each of the model's inputs the shape and type of one sample.",
+        "'input': np.zeros((3, 224, 224), 'float32'),",
+    ]
+
+
+def test_a_folder_of_an_encoder_states_tokens_of_any_number(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra hugging-face")
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 20}
+    own = transformers.BertConfig(**small, intermediate_size=16, max_position_embeddings=64)
+    transformers.BertModel(own).save_pretrained(tmp_path / "m")
+    assert lines_of(str(tmp_path / "m"), tmp_path / "project") == [
+        f"'{name}': np.zeros((64,), 'int64'),  # axis 0 is open (sequence)"
+        for name in ("input_ids", "attention_mask", "token_type_ids")
+    ]
+
+
+def test_a_tflite_file_states_its_inputs(tmp_path: Path) -> None:
+    pytest.importorskip("ai_edge_litert", reason="needs LiteRT")
+    from hasten.core.target import Target
+    from hasten.engines.litert.engine import LiteRt
+    from hasten.inputs.models.onnx import load
+
+    (tmp_path / "built").mkdir()
+    sample = {"x": np.zeros(16, np.float32)}
+    model = load(models.linear_classifier(tmp_path)).settled_by(sample)
+    built = LiteRt().build(model, Target.host(), tmp_path / "built").path
+    assert built.suffix == ".tflite"
+    (line,) = lines_of(str(built), tmp_path / "project")
+    assert line.endswith(": np.zeros((16,), 'float32'),")
+    (tmp_path / "no.tflite").write_bytes(b"no model")
+    with pytest.raises(InputError, match=r"no\.tflite can't be read: "):
+        init(str(tmp_path / "no.tflite"), tmp_path / "none")
 
 
 def test_nothing_is_overwritten(tmp_path: Path) -> None:

@@ -30,6 +30,6 @@ def init(model: str, out: Path | None) -> None:
         )
         if has_placeholder(place):
             click.echo(
-                f"{place / 'data.py'} has a placeholder for the inputs, since hasten init reads only those of "
-                "ONNX files: fill in their names, shapes and types"
+                f"{place / 'data.py'} has a placeholder for the inputs, since the model doesn't state their shapes "
+                "and types: fill them in"
             )

@@ -9,6 +9,7 @@ import secrets
 import shlex
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,20 @@ from hasten.bundle.manifest import one_line
 from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.made_up import PICTURE, SEQUENCE, axes_of
-from hasten.inputs.models import onnx
-from hasten.inputs.models.hugging_face import Folder
+from hasten.inputs.models.onnx import UNKNOWN_RANK
 from hasten.inputs.models.source import find_model
+from hasten.inputs.models.stated_inputs import stated_inputs
 from hasten.inputs.models.tabular.base import Tabular
 
 TEMPLATES = Path(__file__).parent / "templates"
-_PLACEHOLDER = """\
-            # A placeholder: name each of the model's inputs here, with the shape and type of one sample.
+_PLACEHOLDER = "            # A placeholder: "
+_NAMED = f"""\
+{_PLACEHOLDER}give each of the model's inputs the shape and type of one sample.
+"""
+_UNNAMED = f"""\
+{_PLACEHOLDER}name each of the model's inputs here, with the shape and type of one sample.
             "input": np.zeros((3, 224, 224), "float32"),"""
+_IMAGE = (3, PICTURE, PICTURE)
 _INPUT = "            {name!r}: np.zeros({shape}, {dtype!r}),{comment}"
 
 
@@ -94,8 +100,7 @@ def _files(found: Any, name: str) -> dict[str, str]:
         ".github/workflows/hasten.yml": _filled("workflow.yml", fresh=fresh),
     }
     if not rows:
-        file = found.file if isinstance(found, Folder) else found
-        specs = onnx.load(file).inputs if isinstance(file, Path) else ()
+        specs = stated_inputs(found)
         said = name.replace("\\", "\\\\").replace('"', '\\"')  # it stands in a docstring
         files["data.py"] = _filled("data.py.txt", model=said, inputs=_inputs(specs))
     return files
@@ -115,8 +120,11 @@ def _filled(template: str, **words: str) -> str:
 def _inputs(specs: Sequence[TensorSpec]) -> str:
     """Return lines of Python with one sample of the inputs."""
     if not specs:
-        return _PLACEHOLDER
-    return "\n".join(_input(spec) for spec in specs)
+        return _UNNAMED
+    unknown = [spec for spec in specs if spec.shape == (UNKNOWN_RANK,)]
+    if unknown:
+        specs = [replace(spec, shape=("batch", *_IMAGE)) for spec in specs]
+    return (_NAMED if unknown else "") + "\n".join(_input(spec) for spec in specs)
 
 
 def _input(spec: TensorSpec) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import weakref
@@ -15,6 +16,8 @@ from threading import Barrier
 import numpy as np
 import pytest
 
+from hasten import bundle
+from hasten.bundle import Manifest, Part, part
 from hasten.core.cache_folder import CacheFolder
 from hasten.core.model import Model
 from hasten.core.records import from_record, to_record
@@ -27,7 +30,9 @@ from hasten.engines.origins import traced
 from hasten.engines.pool import SessionPool
 from hasten.engines.reference import Reference
 from hasten.errors import CandidateError
+from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.models.onnx import load, read
+from hasten.measure.environment import environment
 from hasten.testing import models
 from hasten.testing.words import assert_for_people
 
@@ -65,6 +70,24 @@ def _mixed_sample(seed: int) -> dict[str, Array]:
         "scale": np.array(rng.uniform(1, 2), np.float32),
         "rate": np.array(seed % 2),
     }
+
+
+def _exact(written: Part, target: Target) -> Manifest:
+    """Return the manifest of a bundle that states no certificate."""
+    return Manifest(
+        status="exact",
+        why="nothing was compared",
+        winner=written,
+        exact=written,
+        metric=to_record(Agreement()),
+        certificate=None,
+        source_sha256="0" * 64,
+        sealed={"samples": 0},
+        target=target,
+        environment=environment(target),
+        pipeline=None,
+        created="2026-01-01T00:00:00+00:00",
+    )
 
 
 class EngineTests:
@@ -168,7 +191,7 @@ class EngineTests:
             session.run(request_for(model.inputs, seed=1))
             assert_same(session.run(request), first)
 
-    def many(self, session: Session | SessionPool) -> list[dict[str, Array]]:
+    def many(self, session: Session | SessionPool | bundle.Loaded) -> list[dict[str, Array]]:
         """Draw 300 different requests, of three batch sizes if the session accepts any."""
         sizes = (1, 2, 3) if session.batch_sizes is None else (1,)
         return [
@@ -190,6 +213,28 @@ class EngineTests:
                 together = list(threads.map(pool.run, requests))
         finally:
             pool.close()
+        for got, expected in zip(together, alone, strict=True):
+            assert_same(got, expected)
+
+    def test_tasks_that_ask_a_bundle_get_the_answers_that_one_thread_gets(
+        self, target: Target, tmp_path: Path
+    ) -> None:
+        known = to_record(self.engine)["type"] in Engine.registry
+        if target.kind != "host" or "host" not in self.engine.families or not known:
+            pytest.skip(f"no bundle of {self.engine} is opened on this host")
+        model = load(models.linear_classifier(tmp_path))
+        (row,) = request_for(model.inputs).values()
+        artifact = self.built(model.settled_by({"x": row[0]}), target, tmp_path)
+        written = part("tasks", (), self.engine, artifact)
+        bundle.write(tmp_path / "tasks.hasten", _exact(written, target), {})
+
+        async def all_at_once() -> list[dict[str, Array]]:
+            return await asyncio.gather(*(loaded.answer(request) for request in requests))
+
+        with bundle.load(tmp_path / "tasks.hasten", sessions=2, cache=False) as loaded:
+            requests = self.many(loaded)
+            alone = [loaded(request) for request in requests]
+            together = asyncio.run(all_at_once())
         for got, expected in zip(together, alone, strict=True):
             assert_same(got, expected)
 

@@ -13,6 +13,7 @@ from hasten.core.tensors import Array  # noqa: E402
 from hasten.errors import InputError  # noqa: E402
 from hasten.inputs.models.keras import export, input_names, load_file  # noqa: E402
 from hasten.inputs.models.source import load_model  # noqa: E402
+from hasten.inputs.models.stated_inputs import stated_inputs  # noqa: E402
 
 RNG = np.random.default_rng(0)
 IMAGE = RNG.random((8, 8, 3), np.float32)
@@ -178,3 +179,8 @@ def test_plain_models_pass_the_check_of_the_archive(tmp_path: Path) -> None:
 
 def test_input_names_are_the_models_own() -> None:
     assert input_names(attention()) == ("tokens", "scale")
+
+
+def test_a_model_states_its_inputs_with_an_open_batch() -> None:
+    (spec,) = stated_inputs(convolutional())
+    assert (spec.name, spec.dtype, spec.shape) == ("image", "float32", ("batch", 8, 8, 3))

@@ -61,6 +61,94 @@ def test_weights_of_a_file_are_the_models_with_their_number_of_classes(
     assert module.hasten_notes == ()
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "levit_128s",  # distilled: it has two classifiers
+        pytest.param("deit_tiny_distilled_patch16_224", marks=pytest.mark.slow),
+    ],
+)
+def test_two_classifiers_have_the_number_of_classes_of_the_weights(
+    tmp_path: Path, name: str
+) -> None:
+    own = timm.create_model(name, num_classes=7).eval()
+    torch.save(own.state_dict(), tmp_path / "w.pth")
+    module = find_model(f"timm:{name}@{tmp_path / 'w.pth'}")
+    x = torch.ones(1, 3, 224, 224)
+    assert torch.equal(module(x), own(x))
+
+
+def without_weights(name: str, **more: Any) -> Any:
+    """Return a module of torchvision with weights at random."""
+    models = pytest.importorskip("torchvision.models")
+    torch.manual_seed(0)
+    return models.get_model(name, weights=None, **more).eval()
+
+
+DETECTORS = [
+    "ssdlite320_mobilenet_v3_large",
+    pytest.param("fasterrcnn_mobilenet_v3_large_320_fpn", marks=pytest.mark.slow),
+    pytest.param("maskrcnn_resnet50_fpn", marks=pytest.mark.slow),
+    pytest.param("keypointrcnn_resnet50_fpn", marks=pytest.mark.slow),
+    pytest.param("retinanet_resnet50_fpn", marks=pytest.mark.slow),
+    pytest.param("ssd300_vgg16", marks=pytest.mark.slow),
+    pytest.param("fcos_resnet50_fpn", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_detectors_own_weights_are_taken_and_what_to_do_is_said_before_an_export(
+    tmp_path: Path, name: str
+) -> None:
+    own = without_weights(name, weights_backbone=None, num_classes=4)
+    torch.save(own.state_dict(), tmp_path / "w.pth")
+    module = find_model(f"torchvision:{name}@{tmp_path / 'w.pth'}")
+    stored = module.state_dict()
+    assert all(torch.equal(stored[key], value) for key, value in own.state_dict().items())
+    with pytest.raises(InputError) as error:
+        load_model(module, None, tmp_path)
+    assert str(error.value) == (
+        f"torchvision:{name} is a detector, and torch's exporter can't follow how it chooses "
+        "boxes: export it in your own code by the older exporter, torch.onnx.export(module, (x,), "
+        "'model.onnx', dynamo=False), and give that file"
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "fcn_resnet50"]
+)
+def test_a_segmenters_weights_are_taken_with_and_without_the_head_for_training(
+    tmp_path: Path, name: str
+) -> None:
+    heads = {} if name.startswith("lraspp") else {"aux_loss": True}
+    own = without_weights(name, weights_backbone=None, num_classes=4, **heads)
+    torch.save(own.state_dict(), tmp_path / "w.pth")
+    module = find_model(f"torchvision:{name}@{tmp_path / 'w.pth'}")
+    x = torch.ones(1, 3, 64, 64)
+    assert torch.equal(module(x)["out"], own(x)["out"])
+    assert "aux" not in module(x)
+
+
+@pytest.mark.parametrize("heads", [True, False])
+def test_a_checkpoint_may_lack_the_heads_of_training(tmp_path: Path, heads: bool) -> None:
+    own = without_weights("googlenet", aux_logits=heads, init_weights=False, num_classes=4)
+    torch.save(own.state_dict(), tmp_path / "w.pth")
+    module = find_model(f"torchvision:googlenet@{tmp_path / 'w.pth'}")
+    x = torch.ones(1, 3, 64, 64)
+    assert torch.equal(module(x), own(x))
+    assert module.hasten_notes == (
+        "torchvision:googlenet is built with transform_input=False: with torchvision's own "
+        "weights, which were trained with it, load it in a my.py",
+    )
+
+
+def test_a_network_without_classes_takes_its_weights(tmp_path: Path) -> None:
+    own = without_weights("raft_small")
+    torch.save(own.state_dict(), tmp_path / "w.pth")
+    module = find_model(f"torchvision:raft_small@{tmp_path / 'w.pth'}")
+    assert torch.equal(next(iter(module.state_dict().values())), next(iter(own.parameters())))
+
+
 def test_a_named_model_needs_no_data_to_be_exported(tmp_path: Path) -> None:
     model = load_model(find_model(f"timm:{SMALL}@random"), None, tmp_path)
     assert model.inputs[0].shape == ("batch", 3, 160, 160)

@@ -1,4 +1,4 @@
-"""Folders of Hugging Face: an ONNX file is read as it is, safetensors by transformers (`hugging-face`)."""
+"""Folders of Hugging Face: an ONNX file is read as it is, safetensors by transformers (`hugging-face`) or timm."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from hasten.core.model import Model
 from hasten.core.silence import silenced
 from hasten.core.tensors import Array
 from hasten.errors import InputError, told
-from hasten.inputs.models import frozen, onnx
+from hasten.inputs.models import frozen, onnx, sentence_transformers, timm_folders
+from hasten.inputs.models.sentence_transformers import SentenceModel
 from hasten.inputs.pipeline.base import Pipeline, PostStep
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.hugging_face import IMAGES, TOKENIZER, from_hugging_face
-from hasten.inputs.pipeline.text import MAX_TOKENIZER_BYTES
+from hasten.inputs.pipeline.text import MAX_TOKENIZER_BYTES, Tokenize
 from hasten.inputs.pipeline.written import read_text
 
 CONFIG = "config.json"
@@ -45,12 +46,14 @@ class Folder:
         config: Content of its `config.json`.
         file: ONNX file in it; None where its weights are safetensors.
         trust_code: Whether Python code in the folder may run.
+        sentence: What sentence-transformers puts after the encoder; None for other folders.
     """
 
     path: Path
     config: Mapping[str, Any]
     file: Path | None
     trust_code: bool = False
+    sentence: SentenceModel | None = None
 
     @property
     def architecture(self) -> str:
@@ -61,6 +64,11 @@ class Folder:
     @cached_property
     def _stated(self) -> tuple[Pipeline | None, str]:
         """The pipeline that the folder states, and a note on one that can't be used."""
+        if timm_folders.is_one(self.config):
+            try:
+                return timm_folders.pipeline(self.config), ""
+            except InputError as error:
+                return None, f"the bundle takes prepared arrays: {error}"
         text = self.path / TOKENIZER
         if not (self.path / IMAGES).is_file() and not text.is_file():
             slow = [file.name for name in _SLOW_TOKENIZERS for file in self.path.glob(name)]
@@ -82,7 +90,11 @@ class Folder:
             if text.is_file():
                 raise
             return None, f"the bundle takes prepared arrays: {error}"
-        return Pipeline(found.steps, self._after()), ""
+        steps = found.steps
+        if self.sentence is not None:
+            limited = self.sentence.limited
+            steps = tuple(limited(s) if isinstance(s, Tokenize) else s for s in steps)
+        return Pipeline(steps, self._after()), ""
 
     def _after(self) -> tuple[PostStep, ...]:
         """Return the step that names the classes of a classifier whose folder has names for them."""
@@ -109,14 +121,17 @@ class Folder:
     @property
     def hasten_notes(self) -> tuple[str, ...]:
         """What a person should know of the folder, one line each."""
-        return tuple(filter(None, (self._stated[1],)))
+        own = self.sentence.note if self.sentence is not None else ""
+        return tuple(filter(None, (self._stated[1], own)))
 
     def module(self) -> Any:
-        """Load the weights into a module of transformers.
+        """Load the weights into a module of transformers, or of timm for a folder of timm's.
 
         Raises:
-            InputError: transformers isn't installed, or the folder's model isn't one it can load.
+            InputError: the library isn't installed, or the folder's model isn't one it can load.
         """
+        if timm_folders.is_one(self.config):
+            return timm_folders.load(self.path, self.config)
         self._check()
         try:
             import torch  # noqa: F401 - transformers needs it and says so late
@@ -176,6 +191,8 @@ class Folder:
             exact = [n for n in loaders if str(own[n]).endswith(f".{self.architecture}")]
             if loaders:
                 return getattr(transformers, (exact or loaders)[0])
+        if self.sentence is not None:
+            return transformers.AutoModel  # the folder may name what the encoder was trained as
         kind = getattr(transformers, self.architecture, None)
         if kind is None:
             raise InputError(
@@ -191,6 +208,8 @@ class Folder:
             InputError: nothing says what the model takes.
         """
         main, known = str(module.main_input_name), self.config
+        if (shape := getattr(module, "hasten_sample", None)) is not None:
+            return {main: np.ones(shape, np.float32)}
         tokens = min(_TRACED_TOKENS, int(known.get("max_position_embeddings") or _TRACED_TOKENS))
         if main == "input_ids":
             return {name: np.ones(tokens, np.int64) for name in text_inputs(module)}
@@ -216,17 +235,20 @@ def read(path: Path, *, trust_code: bool = False) -> Folder | None:
     Raises:
         InputError: the configuration can't be read, or several ONNX files could be meant.
     """
+    sentence = sentence_transformers.read(path)
+    path = path if sentence is None else sentence.encoder
     if not (path / CONFIG).is_file():
         return None
     try:
         config = json.loads(read_text(path / CONFIG))
     except ValueError as error:
         raise InputError(f"{path / CONFIG} can't be read as JSON: {error}") from error
-    if not isinstance(config, dict) or not {"architectures", "auto_map", "model_type"} & set(
-        config
-    ):
+    if not isinstance(config, dict):
         return None
-    return Folder(path, config, _onnx_file(path), trust_code)
+    stated = {"architectures", "auto_map", "model_type"} & set(config)
+    if not stated and not timm_folders.is_one(config):
+        return None
+    return Folder(path, config, _onnx_file(path), trust_code, sentence)
 
 
 def _onnx_file(path: Path) -> Path | None:
@@ -327,6 +349,22 @@ def _check_lengths(model: Model, module: Any, given: Mapping[str, Array]) -> Non
                 raise InputError(f"the exported model is off by {off:.3g} at the length {length}")
 
 
+def load_file(folder: Folder, workdir: Path, custom_ops: Sequence[Path]) -> Model:
+    """Load the ONNX file of a folder.
+
+    Args:
+        folder: The folder, which has one.
+        workdir: Folder to write to.
+        custom_ops: Libraries with the user's own operators.
+
+    Raises:
+        InputError: it can't be read, or lacks what comes after it in sentence-transformers.
+    """
+    assert folder.file is not None
+    model = onnx.load(folder.file, custom_ops)
+    return model if folder.sentence is None else folder.sentence.completed(model, workdir)
+
+
 def load(
     folder: Folder,
     sample: Callable[[Any], Mapping[str, Array]],
@@ -353,6 +391,8 @@ def load(
     given = sample(module)
     with silenced():
         model = export(folder, module, given, workdir, further(tuple(given)))
+    if folder.sentence is not None:
+        return folder.sentence.completed(model, workdir)  # the program would lack the pooling
     if keep_program:
         kept = frontend.keep_program(module, given, workdir / "program.pt2")
         model = replace(model, program=kept)

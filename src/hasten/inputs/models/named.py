@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickletools
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ LIBRARIES = ("timm", "torchvision")
 RANDOM = "random"
 _SIDE = 224
 _LONGEST_NAME = 1000
+_COMPARED = (5, 6)
+_DETECTORS = ("fasterrcnn", "fcos", "keypointrcnn", "maskrcnn", "retinanet", "ssd")
+_TRAINING = ("aux_classifier.", "aux1.", "aux2.", "AuxLogits.")
+"""Begins of the names of weights that torchvision's networks use in training alone."""
 _ARCHIVE = b"PK\3\4"
 """Begin of a checkpoint that torch 1.6 or newer wrote: a ZIP archive."""
 
@@ -29,7 +34,8 @@ def load(source: str) -> Any:
     """Return a module of a library, in eval mode.
 
     The module states its preparation where the library knows it, in the attribute `hasten_pipeline`; the
-    shape of a sample, in `hasten_sample`; and what to say of it, in `hasten_notes`.
+    shape of a sample, in `hasten_sample`; what to say of it, in `hasten_notes`; and in
+    `hasten_unexportable` why it can't be exported, where that is known.
 
     Args:
         source: Library, name and weights: "timm:NAME@FILE", or "timm:NAME@random" for random weights.
@@ -55,28 +61,52 @@ def load(source: str) -> Any:
     except ImportError as error:
         raise missing_extra(f"a model of {library}", "torch") from error
     if stored is not None:
-        _put(module, stored, source)
+        put(module, stored, source)
     said = (
         f"the weights of {library}:{name} are random: its speed is right, but its answers mean "
         "nothing"
     )
-    module.hasten_notes = (said,) if stored is None else ()
+    notes = [said] if stored is None else []
+    if library == "torchvision" and hasattr(module, "transform_input") and stored is not None:
+        notes.append(
+            f"{library}:{name} is built with transform_input=False: with torchvision's own weights, "
+            "which were trained with it, load it in a my.py"
+        )
+    module.hasten_notes = tuple(notes)
     return module.eval()
+
+
+def check_timm(name: str) -> None:
+    """Check that timm has a model of a name.
+
+    Raises:
+        InputError: it has none.
+        ImportError: timm isn't installed.
+    """
+    import timm
+
+    if name not in timm.list_models() and name.split(".")[0] not in timm.list_models():
+        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:3])
+        raise InputError(f"timm {timm.__version__} has no model {name!r}{_near(near)}")
 
 
 def _timm(name: str, stored: dict[str, Any] | None, *, check: bool) -> Any:
     """Return timm's module, with as many classes as the weights have."""
     import timm
 
-    if name not in timm.list_models() and name.split(".")[0] not in timm.list_models():
-        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:3])
-        raise InputError(f"timm {timm.__version__} has no model {name!r}{_near(near)}")
+    check_timm(name)
     if check:
         return None
     module: Any = timm.create_model(name, pretrained=False)
-    last = f"{module.pretrained_cfg.get('classifier')}.weight"
-    if stored is not None and last in stored and len(stored[last]) != module.num_classes:
-        module = timm.create_model(name, pretrained=False, num_classes=len(stored[last]))
+    heads = module.pretrained_cfg.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else heads  # distilled models have two
+    rows = [
+        len((stored or {})[f"{head}.weight"])
+        for head in heads
+        if f"{head}.weight" in (stored or {})
+    ]
+    if rows and rows[0] != module.num_classes:
+        module = timm.create_model(name, pretrained=False, num_classes=rows[0])
     module.hasten_sample = tuple(module.pretrained_cfg["input_size"])
     return module
 
@@ -90,22 +120,67 @@ def _torchvision(name: str, stored: dict[str, Any] | None, *, check: bool) -> An
         raise InputError(f"torchvision has no model {name!r}{_near(near)}")
     if check:
         return None
-    plain = {"weights": None}
+    plain: dict[str, Any] = {"weights": None}
     if any(
         part in name for part in ("rcnn", "retinanet", "ssd", "fcos", "deeplab", "fcn", "lraspp")
     ):
         plain["weights_backbone"] = None
+    if name in ("googlenet", "inception_v3"):
+        plain["init_weights"] = False  # torchvision warns that the default changes
+    if stored is not None and (classes := _classes(name, plain, stored)) is not None:
+        plain["num_classes"] = classes
     module = models.get_model(name, **plain)
     if stored is not None:
-        own = module.state_dict()
-        last = list(own)[-1].rpartition(".")[0] + ".weight"
-        if last in stored and len(stored[last]) != len(own[last]):
-            module = models.get_model(name, **plain, num_classes=len(stored[last]))
+        _leave_out_training(stored, module.state_dict())
+    if name.startswith(_DETECTORS):
+        module.hasten_unexportable = (
+            f"torchvision:{name} is a detector, and torch's exporter can't follow how it chooses boxes: "
+            "export it in your own code by the older exporter, torch.onnx.export(module, (x,), "
+            "'model.onnx', dynamo=False), and give that file"
+        )
     known = models.get_model_weights(name)
     module.hasten_sample = (3, _SIDE, _SIDE)
     if len(known):
         module.hasten_pipeline = _preparation(next(iter(known)).transforms())
     return module
+
+
+def _classes(name: str, plain: Mapping[str, Any], stored: Mapping[str, Any]) -> int | None:
+    """Return the number of classes of stored weights; None where nothing tells it.
+
+    Which weights depend on it, and how, differs from family to family: a detector has several rows for
+    each class. So the weights of a network for 5 classes are compared with those of one for 6.
+    """
+    import torch
+    from torchvision import models
+
+    try:
+        with torch.device("meta"):  # no memory and no time for the weights
+            few, more = (
+                models.get_model(name, **plain, num_classes=classes).state_dict()
+                for classes in _COMPARED
+            )
+    except (TypeError, RuntimeError):
+        return None  # a network without classes, such as one of optical flow
+    for key, own in few.items():
+        step = len(more[key]) - len(own) if own.dim() else 0
+        if step and key in stored:
+            return _COMPARED[0] + (len(stored[key]) - len(own)) // step
+    return None
+
+
+def _leave_out_training(stored: dict[str, Any], own: Mapping[str, Any]) -> None:
+    """Make stored weights of heads that only training uses those of the module.
+
+    torchvision's checkpoints of FCN and DeepLab contain such a head, and a module without it answers
+    the same. A module of Inception or GoogLeNet has such heads, and a checkpoint may lack them.
+    """
+    for key in [*stored]:
+        if key.startswith(_TRAINING) and key not in own:
+            del stored[key]
+    for key, value in own.items():
+        if key.startswith(_TRAINING) and key not in stored:
+            stored[key] = value
 
 
 def _preparation(preset: Any) -> Any:
@@ -170,7 +245,7 @@ def _check_names(path: Path) -> None:
                     raise InputError(f"{path} names a type by more than {_LONGEST_NAME} characters")
 
 
-def _put(module: Any, stored: dict[str, Any], source: str) -> None:
+def put(module: Any, stored: dict[str, Any], source: str) -> None:
     """Put weights into a module.
 
     Raises:

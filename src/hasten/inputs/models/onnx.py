@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -98,6 +99,37 @@ def read(path: Path) -> onnx.ModelProto:
         if not isinstance(name, str):
             raise InputError(f"{path} is damaged: the name {name!r:.100} in it isn't text")
     return proto
+
+
+def write_changed(proto: onnx.ModelProto, source: Model, written: Path) -> Model:
+    """Write a changed graph, with the weights outside of the file where they are.
+
+    Args:
+        proto: Changed graph, read without its external data.
+        source: Model that it was read from.
+        written: Path of the new file, in a folder to which files with weights can be linked.
+
+    Raises:
+        InputError: the file can't be written.
+    """
+    try:
+        written.write_bytes(proto.SerializeToString())
+        for file in source.files:
+            beside = written.parent / file.relative_to(source.path.parent)
+            if beside != file:
+                beside.parent.mkdir(parents=True, exist_ok=True)
+                _link(file, beside)
+    except OSError as error:
+        raise InputError(f"can't write {written}: {error.strerror or error}") from error
+    return load(written, source.custom_ops)
+
+
+def _link(file: Path, beside: Path) -> None:
+    """Give a file a second name, or copy it where the file system can't."""
+    try:
+        os.link(file, beside)
+    except OSError:
+        shutil.copyfile(file, beside)
 
 
 def _names(graph: onnx.GraphProto) -> Iterator[str | bytes]:

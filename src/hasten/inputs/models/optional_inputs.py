@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
@@ -40,18 +38,6 @@ def taking(
     kept = [tensor for tensor in proto.graph.initializer if tensor.name not in names]
     del proto.graph.initializer[:]
     proto.graph.initializer.extend(kept)
-    written = workdir / "with_optional_inputs.onnx"
-    written.write_bytes(proto.SerializeToString())
-    for file in onnx.load(path, custom_ops).files:
-        beside = workdir / file.relative_to(path.absolute().parent)
-        beside.parent.mkdir(parents=True, exist_ok=True)
-        _linked(file, beside)
-    return onnx.load(written, custom_ops)
-
-
-def _linked(file: Path, beside: Path) -> None:
-    """Give a file a second name, or copy it where the file system can't."""
-    try:
-        os.link(file, beside)
-    except OSError:
-        shutil.copyfile(file, beside)
+    return onnx.write_changed(
+        proto, onnx.load(path, custom_ops), workdir / "with_optional_inputs.onnx"
+    )

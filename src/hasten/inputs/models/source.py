@@ -72,7 +72,7 @@ def load_model(
         return onnx.load(source, custom_ops)
     if isinstance(source, hugging_face.Folder):
         if source.file is not None:
-            return onnx.load(source.file, custom_ops)
+            return hugging_face.load_file(source, workdir, custom_ops)
         return hugging_face.load(
             source,
             partial(_for_folder, source, sample),
@@ -201,6 +201,11 @@ def check_has_program(source: Any) -> None:
         InputError: it is an ONNX file or a Keras model.
     """
     if isinstance(source, hugging_face.Folder):
+        if source.file is None and source.sentence is not None:
+            raise InputError(
+                "this target starts from the torch program, which lacks the pooling of "
+                f"{source.sentence.folder}: build the whole model in a my.py and give my.py:model"
+            )
         source = source.file or source
     other = isinstance(source, (Path, Tabular, tensorflow.TensorFlowModel))
     if other or _kind(source) == "keras":
@@ -333,6 +338,9 @@ def _export(
         )
     if kind == "torch":
         from hasten.inputs.models import torch, torch_inputs
+
+        if why := getattr(source, "hasten_unexportable", ""):
+            raise InputError(why)
 
         if is_script(source):
             from hasten.inputs.models import torchscript

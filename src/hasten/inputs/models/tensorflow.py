@@ -14,7 +14,7 @@ import numpy as np
 
 from hasten.core.extras import missing_extra
 from hasten.core.model import Model
-from hasten.core.tensors import Array
+from hasten.core.tensors import Array, TensorSpec
 from hasten.errors import InputError, told
 from hasten.inputs.data.made_up import make_up, plans
 from hasten.inputs.models import onnx
@@ -73,6 +73,35 @@ class TensorFlowModel:
             given = {name: array[0] for name, array in made.items()}
         self._check(model, own, given)
         return model
+
+    def stated_inputs(self) -> tuple[TensorSpec, ...]:
+        """Return the inputs that a TFLite file states; empty for a SavedModel, which would have to run.
+
+        Raises:
+            InputError: the file can't be read.
+        """
+        if self.kind == "SavedModel":
+            return ()
+        try:
+            interpreter = _interpreter()
+        except ImportError:
+            return ()
+        try:
+            details = interpreter(str(self.path)).get_input_details()
+        except Exception as error:  # the runtime raises exceptions of any kind
+            raise InputError(f"{self.path} can't be read: {told(error)}") from error
+        names = _plain([entry["name"] for entry in details])
+        return tuple(
+            TensorSpec(
+                name,
+                np.dtype(entry["dtype"]).name,
+                tuple(
+                    int(size) if size >= 0 else "batch" if axis == 0 else f"axis_{axis}"
+                    for axis, size in enumerate(entry["shape_signature"])
+                ),
+            )
+            for name, entry in zip(names, details, strict=True)
+        )
 
     def _convert(self, path: Path) -> None:
         if importlib.util.find_spec("tf2onnx") is None:

@@ -1,0 +1,123 @@
+"""Folders of timm models as the Hub has them: `config.json` names timm's architecture (extra `torch`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hasten.core.extras import missing_extra
+from hasten.errors import InputError, told
+from hasten.inputs.models import named
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.classes import TopK
+from hasten.inputs.pipeline.config import from_pretrained_cfg
+
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_WRAPPED = "TimmWrapperForImageClassification"
+_SHOWN = 5
+"""Largest number of classes of a decision."""
+_NO_ARGUMENTS = frozenset(
+    (
+        *("cache_dir", "checkpoint_path", "model_name", "pretrained", "pretrained_cfg"),
+        *("pretrained_cfg_overlay", "pretrained_model_args"),
+    )
+)
+"""Arguments of timm.create_model that a folder may not set: they name files and addresses."""
+
+_PLACES = frozenset(
+    ("custom_load", "file", "hf_hub_filename", "hf_hub_id", "source", "state_dict", "url")
+)
+
+
+def is_one(config: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is that of a timm model, also of one that transformers saved."""
+    if not isinstance(config.get("architecture"), str):
+        return False
+    if config.get("model_type") == "timm_wrapper":
+        return config.get("architectures") == [_WRAPPED]
+    return "model_type" not in config and "architectures" not in config
+
+
+def pipeline(config: Mapping[str, Any]) -> Pipeline:
+    """Return timm's preparation of pictures, and the names of the classes where the folder has them.
+
+    Raises:
+        InputError: it isn't known here.
+    """
+    preparation = from_pretrained_cfg(_preparation(config))
+    names = _class_names(config)
+    return Pipeline(preparation.steps, (TopK(min(_SHOWN, len(names)), names),) if names else ())
+
+
+def load(path: Path, config: Mapping[str, Any]) -> Any:
+    """Return the module with the folder's weights, in eval mode; `hasten_sample` is a picture's shape.
+
+    Raises:
+        InputError: timm isn't installed or can't build the module, or the weights are missing, can't
+            be read without running code, or don't fit.
+    """
+    from hasten.inputs.models.torch_inputs import input_names
+
+    name, asked = config["architecture"], config.get("model_args") or {}
+    weights = next((path / file for file in _WEIGHTS if (path / file).is_file()), None)
+    if weights is None:
+        raise InputError(
+            f"{path} has neither an ONNX file nor weights: the weights of a timm model are in "
+            f"{' or '.join(_WEIGHTS)}"
+        )
+    try:
+        import timm
+
+        named.check_timm(name)
+    except ImportError as error:
+        raise missing_extra(f"{path}, a folder of a timm model,", "torch") from error
+    if not isinstance(asked, Mapping) or (refused := sorted(_NO_ARGUMENTS & {*asked})):
+        said = f"sets {', '.join(refused)}" if isinstance(asked, Mapping) else "isn't a JSON object"
+        raise InputError(f"model_args in {path / 'config.json'} {said}, which isn't allowed")
+    try:
+        module: Any = timm.create_model(
+            name,
+            pretrained=False,
+            pretrained_cfg=_for_timm(config),
+            **{**asked, "num_classes": config.get("num_classes", asked.get("num_classes"))},
+        )
+    except Exception as error:  # timm's constructors raise exceptions of any kind
+        raise InputError(
+            f"timm {timm.__version__} can't build the {name} of {path}: {told(error)}"
+        ) from error
+    named.put(module, named.read_weights(weights), str(weights))
+    module.hasten_sample = tuple(_preparation(config).get("input_size") or (3, 224, 224))
+    module.main_input_name = input_names(module)[0]
+    return module.eval()
+
+
+def _preparation(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the preparation, which stood beside the architecture in old folders."""
+    stated = config.get("pretrained_cfg")
+    return dict(stated if isinstance(stated, Mapping) else config)
+
+
+def _for_timm(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what timm reads of the settings, but for where weights lie: these are the folder's."""
+    from timm.models import PretrainedCfg
+
+    fields = {field.name for field in dataclasses.fields(PretrainedCfg)} - _PLACES
+    known = {name: value for name, value in _preparation(config).items() if name in fields}
+    return known | {"architecture": config["architecture"]}
+
+
+def _class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the name of each class; nothing where the folder doesn't name them all."""
+    stated = _preparation(config)
+    names = config.get("label_names") or stated.get("label_names") or ()
+    told_of = config.get("label_descriptions") or stated.get("label_descriptions") or {}
+    if isinstance(names, Mapping):
+        names = [names.get(str(number)) for number in range(len(names))]
+    classes = config.get("num_classes", stated.get("num_classes"))
+    if len(names) < 2 or len(names) != classes or not isinstance(told_of, Mapping):
+        return ()
+    if not all(isinstance(name, str) for name in names):
+        return ()
+    return tuple(str(told_of.get(name, name)) for name in names)
