@@ -1,6 +1,7 @@
 """Convolutional networks in int8: the compiled engine against the runtimes' own int8, in turns within one run.
 
-    python benchmarks/compiled.py [NETWORK ...] [--threads 1 2] [--rounds 9] [--crops 300] [--keep FOLDER]
+    python benchmarks/compiled.py [NETWORK ...] [--threads 1 2] [--rounds 9] [--crops 300] [--busy 2]
+    python benchmarks/compiled.py --coverage [NETWORK ...]
 
 Each runtime gets the int8 that suits it best: OpenVINO NNCF's, ONNX Runtime and LiteRT their own
 quantizers', with 7-bit weights where the processor would saturate. The compiled engine gets the same files.
@@ -22,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import byte_coverage
 import models
 import numpy as np
 import torch
@@ -294,14 +296,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("networks", nargs="*", default=list(NETWORKS))
+    parser.add_argument("networks", nargs="*")
     parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--crops", type=int, default=300, help="Crops whose class is compared.")
+    parser.add_argument(
+        "--coverage",
+        action="store_true",
+        help="Time nothing: print which steps of many networks would calculate with bytes.",
+    )
     arguments = parser.parse_args()
+    known = list(byte_coverage.NETWORKS if arguments.coverage else NETWORKS)
+    if unknown := set(arguments.networks) - set(known):
+        parser.error(
+            f"no such networks: {', '.join(sorted(unknown))}; there are {', '.join(known)}"
+        )
     torch.set_num_threads(1)
+    if arguments.coverage:
+        with tempfile.TemporaryDirectory() as folder:
+            byte_coverage.print_coverage(arguments.networks or known, Path(folder))
+        return
     print(f"{Target.host().processor}, {' '.join(Target.host().isa)}")
-    for name in arguments.networks:
+    for name in arguments.networks or known:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 compare(name, arguments, Path(folder) / "work")

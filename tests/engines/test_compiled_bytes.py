@@ -310,6 +310,9 @@ def test_threads_that_share_an_operation_give_the_same_bytes(
             result = made.output(product(bare.output_size) * channels)
             pool = replace(bare, input=made.bytes(total), output=result, rounding=made.rounding())
             made.operations.append(pool)
+            result = made.output(product(bare.output_size) * channels)
+            most = replace(bare, scale="", input=made.bytes(total), output=result)
+            made.operations.append(most)
         made.operations.append(
             Dequantize(
                 *(made.bytes(total), made.constant(floats), made.output(total, "float32")),
