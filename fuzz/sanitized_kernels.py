@@ -266,7 +266,7 @@ def _noise(size: int, rng: random.Random) -> Array:
 
 
 @contextlib.contextmanager
-def _everything_shared() -> Iterator[None]:
+def everything_shared() -> Iterator[None]:
     """Share operations among threads however small they are."""
     before = source.LEAST_SHARED, source.LEAST_TOGETHER
     source.LEAST_SHARED = source.LEAST_TOGETHER = 0
@@ -285,29 +285,45 @@ def plain(text: str) -> str:
 
 def run_checked(one: Drawn, rng: random.Random, compiler: str, folder: Path) -> str:
     """Run a plan in both ways; return what went wrong, or nothing."""
-    with _everything_shared():
+    with everything_shared():
         layout = write(one.plan, one.weights, rng.choice(_LAYOUTS), one.threads)
         shipped = write(one.plan, one.weights, rng.choice(_HERE), one.threads)
-    names = (one.given[name] for name in one.plan.inputs)
-    (folder / "given").write_bytes(b"".join(array.tobytes() for array in names))
     ways: list[tuple[str, Source, str, tuple[str, ...]]] = [
         ("plain C, sanitized", layout, plain(layout.text), _SANITIZED),
         ("as it ships, before a page", shipped, shipped.text, ("-O2", "-DGUARD=1")),
         ("as it ships, behind a page", shipped, shipped.text, ("-O2", "-DGUARD=0")),
     ]
     for name, written, text, flags in ways:
-        if told := _ran(one, written, text, (compiler, *_COMMON, *flags), folder):
+        if told := compiled_and_run(one, written, text, (compiler, *_COMMON, *flags), folder):
             return f"{name}: {told}"
     return ""
 
 
-def _ran(one: Drawn, written: Source, text: str, command: tuple[str, ...], folder: Path) -> str:
-    """Compile C and run it; return what went wrong, or nothing."""
+def compiled_and_run(
+    one: Drawn,
+    written: Source,
+    text: str,
+    command: tuple[str, ...],
+    folder: Path,
+    under: tuple[str, ...] = (),
+) -> str:
+    """Compile C and run it; return what went wrong, or nothing.
+
+    Args:
+        one: Plan with its inputs, and with its outputs unless it is damaged.
+        written: Its C, with its tables.
+        text: The C to compile.
+        command: Compiler and its flags.
+        folder: Folder for files.
+        under: Words before the program: an emulator.
+    """
     sizes = f"enum {{ TABLES = {len(written.tables)}, ARENA = {written.arena_bytes}, ROWS = {one.rows} }};\n"
     team = f"c.team = hasten_team({written.threads})" if written.threads > 1 else "c.team = 0"
     text = text[: text.index("/* Calls from Python")]
     (folder / "m.c").write_text(text + sizes + f"#define TEAM {team}\n" + _DRIVER)
     (folder / "tables").write_bytes(written.tables)
+    names = (one.given[name] for name in one.plan.inputs)
+    (folder / "given").write_bytes(b"".join(array.tobytes() for array in names))
     words = [*command, "-o", "m", "m.c", "-lm", "-lpthread"]
     done = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -315,7 +331,7 @@ def _ran(one: Drawn, written: Source, text: str, command: tuple[str, ...], folde
     environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
     try:
         done = subprocess.run(
-            [folder / "m"],
+            [*under, folder / "m"],
             cwd=folder,
             capture_output=True,
             text=True,
