@@ -135,11 +135,13 @@ def drawn(seed: int) -> Drawn:
     rng = made.rng
     for _ in range(rng.integers(1, 5)):
         made.operations.append(made.conv(str(rng.choice(ENDS)), **_shape(rng)))
-    for add in rng.choice([_elementwise, _multiplied, _pooled, _converted], 2, replace=False):
-        add(made)
+    others = (_elementwise, _multiplied, _pooled, _converted)
+    for at in rng.choice(len(others), 2, replace=False):
+        others[at](made)
     rows = int(rng.choice([1, 1, 3]))
     plan, weights = planned(made.operations, made.constants, made.given, made.made, by_row=rows > 1)
-    given, wanted = _rolled(made.given, rows), {}
+    given = _rolled(made.given, rows)
+    wanted: dict[str, list[Array]] = {}
     for row in range(rows):
         known = made.constants | {name: np.roll(array, row) for name, array in made.given.items()}
         for operation in made.operations:
@@ -214,7 +216,8 @@ def _pooled(made: Made) -> None:
     rng = made.rng
     channels = int(rng.integers(1, 110))
     kernel = (int(rng.integers(1, 5)), int(rng.integers(1, 5)))
-    pads = tuple(int(rng.integers(0, one)) for one in (*kernel, *kernel))
+    top, left, bottom, right = (int(rng.integers(0, one)) for one in (*kernel, *kernel))
+    pads = (top, left, bottom, right)
     size = (int(rng.integers(kernel[0], 16)), int(rng.integers(kernel[1], 16)))
     if rng.integers(2):
         kernel, pads = size, (0, 0, 0, 0)
