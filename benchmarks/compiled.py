@@ -1,18 +1,26 @@
 """Convolutional networks in int8: the compiled engine against the runtimes' own int8, in turns within one run.
 
-    python benchmarks/compiled.py [NETWORK ...] [--threads 1 2] [--rounds 9] [--crops 300] [--keep FOLDER]
+    python benchmarks/compiled.py [NETWORK ...] [--threads 1 2] [--rounds 9] [--crops 300] [--busy 2]
+    python benchmarks/compiled.py --coverage [NETWORK ...]
 
 Each runtime gets the int8 that suits it best: OpenVINO NNCF's, ONNX Runtime and LiteRT their own
 quantizers', with 7-bit weights where the processor would saturate. The compiled engine gets the same files.
 ONNX Runtime's fp32 runs with its defaults. Each line: p50, ratio to the fastest of our own rows of the
 same number of threads (median of the rounds, with their range), share of crops that get the float
 network's class, time to build and to open the first and the second time, and the memory that opening took.
+Of our own rows it also says the most memory that the first and the second opening with a call took, each in a
+process of its own and without the C compiler, as a multiple of the plan's weights and its two largest tensors.
+With --busy, so many other processes compute all the time while the calls are timed.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import heapq
+import multiprocessing
+import subprocess
+import sys
 import tempfile
 import time
 import traceback
@@ -22,17 +30,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import byte_coverage
 import models
 import numpy as np
 import torch
 import yolov3_tiny
+from memory import grown_bytes
 
 from hasten.core.cache_folder import CacheFolder
 from hasten.core.target import Target
 from hasten.core.tensors import Array
-from hasten.engines.base import Engine, Session
+from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.compile_cache import CompileCache
-from hasten.engines.compiled.engine import CompiledC
+from hasten.engines.compiled.engine import CompiledC, read
 from hasten.engines.litert.engine import LiteRt
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.openvino.engine import OpenVino
@@ -155,6 +165,43 @@ def _memory() -> int:
 
 
 @contextlib.contextmanager
+def busy(count: int) -> Iterator[None]:
+    """Keep so many processes busy while the block runs."""
+    running = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for one in running:
+            one.kill()
+            one.wait()
+
+
+def _open_and_call(
+    engine: Engine, artifact: Artifact, target: Target, cache: Path, request: dict[str, Array]
+) -> None:
+    with engine.open_cached(artifact, target, CompileCache(CacheFolder(cache, 1 << 30))) as session:
+        session.run(request)
+
+
+def _peak(*given: Any) -> int:
+    return grown_bytes(partial(_open_and_call, *given))
+
+
+def peaks(
+    engine: Engine, artifact: Artifact, target: Target, cache: Path, request: dict[str, Array]
+) -> str:
+    """Say how much memory a first and a second opening with a call take, each in a process of its own."""
+    plan, weights = read(artifact)
+    maps = (one.bytes for one in plan.tensors.values() if one.offset is None)
+    least = len(weights) + sum(heapq.nlargest(2, maps))
+    given = (engine, artifact, target, cache, request)
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        found = [pool.apply(_peak, given) for _ in range(2)]
+    ratios = " and ".join(f"{one / least:.1f}" for one in found)
+    return f"peak {ratios} times {least / 1e6:.1f} MB"
+
+
+@contextlib.contextmanager
 def opened(
     name: str, kind: type[Engine], model: Any, threads: int, request: dict[str, Array], folder: Path
 ) -> Iterator[Contender]:
@@ -182,6 +229,9 @@ def opened(
         facts = (
             f"build {built:.1f} s, open {first:.2f} s, again {1e3 * second:.0f} ms, {taken:.0f} MB"
         )
+        if kind is CompiledC:
+            (folder / "cold").mkdir()
+            facts += ", " + peaks(engine, artifact, target, folder / "cold", request)
         yield Contender(name, threads, kind is CompiledC, call, session, request, facts)
 
 
@@ -246,9 +296,10 @@ def compare(name: str, arguments: argparse.Namespace, folder: Path) -> None:
                     )
                 except CandidateError as error:
                     print(f"{name}: {title}: {error}", flush=True)
-        for _ in range(arguments.rounds):
-            for one in contenders:
-                turn(one)
+        with busy(arguments.busy):
+            for _ in range(arguments.rounds):
+                for one in contenders:
+                    turn(one)
         if network.real and arguments.crops:
             float_one = next(one for one in contenders if "fp32" in one.name)
             key = float_one.session.inputs[0].name
@@ -294,14 +345,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("networks", nargs="*", default=list(NETWORKS))
+    parser.add_argument("networks", nargs="*")
     parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--crops", type=int, default=300, help="Crops whose class is compared.")
+    parser.add_argument(
+        "--busy", type=int, default=0, help="Other processes that compute while calls are timed."
+    )
+    parser.add_argument(
+        "--coverage",
+        action="store_true",
+        help="Time nothing: print which steps of many networks would calculate with bytes.",
+    )
     arguments = parser.parse_args()
+    known = list(byte_coverage.NETWORKS if arguments.coverage else NETWORKS)
+    if unknown := set(arguments.networks) - set(known):
+        parser.error(
+            f"no such networks: {', '.join(sorted(unknown))}; there are {', '.join(known)}"
+        )
     torch.set_num_threads(1)
+    if arguments.coverage:
+        with tempfile.TemporaryDirectory() as folder:
+            byte_coverage.print_coverage(arguments.networks or known, Path(folder))
+        return
     print(f"{Target.host().processor}, {' '.join(Target.host().isa)}")
-    for name in arguments.networks:
+    for name in arguments.networks or known:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 compare(name, arguments, Path(folder) / "work")

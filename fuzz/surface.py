@@ -20,6 +20,7 @@ SURFACES = {
     "packed": "fuzz.surfaces.packed:PackedFiles",
     "chunks": "fuzz.surfaces.packed:Chunks",
     "onnx": "fuzz.surfaces.onnx_files:OnnxFiles",
+    "ir": "fuzz.surfaces.onnx_files:IrFiles",
     "pt2": "fuzz.surfaces.archives:Programs",
     "npz": "fuzz.surfaces.archives:Npz",
     "weights": "fuzz.surfaces.archives:Weights",

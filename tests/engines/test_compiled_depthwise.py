@@ -48,7 +48,7 @@ def test_any_depthwise_convolution_equals_that_of_integers(name: str) -> None:
     made.check(isa=target.isa, spelled=spelled)
 
 
-@pytest.mark.parametrize("name", ["widest", "avx512-vnni"])
+@pytest.mark.parametrize("name", ["widest", "avx512-vnni", "avx512-without-vnni"])
 def test_steps_of_two_equal_integers_at_every_edge(name: str) -> None:
     made = Made(4)
     for at, wide in enumerate([3, 4, 7, 8, 9, 15, 16, 17]):
@@ -113,6 +113,7 @@ def test_large_kernels_equal_those_of_integers(name: str) -> None:
     [
         ("sapphirerapids", " ".join(WITH_AMX.isa)),
         ("icelake-server", "avx2 fma avx512f avx512bw avx512vbmi avx512_vnni"),
+        ("cascadelake", "avx2 fma avx512f avx512bw avx512_vnni"),
         ("skylake-avx512", "avx2 fma avx512f avx512bw"),
         ("alderlake", "avx2 fma avx_vnni"),
     ],

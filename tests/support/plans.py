@@ -16,15 +16,18 @@ from hasten.engines.compiled.library import Library, aligned
 from hasten.engines.compiled.plan import Operation, Plan, Tensor, Weights
 from hasten.engines.compiled.source import write
 
-_AVX512 = ("avx2", "fma", "avx512f", "avx512bw", "avx512vbmi", "avx512_vnni")
-WITH_AMX = replace(Target.host(), isa=(*_AVX512, "amx_tile", "amx_int8"))
+_AVX512 = ("avx2", "fma", "avx512f", "avx512bw")
+_ICE_LAKE = (*_AVX512, "avx512vbmi", "avx512_vnni")
+WITH_AMX = replace(Target.host(), isa=(*_ICE_LAKE, "amx_tile", "amx_int8"))
 """A processor that multiplies matrices of bytes."""
 PROCESSORS: dict[str, tuple[Target, bool]] = {
     "widest": (Target.host(), True),
     "sse2": (replace(Target.host(), isa=()), True),
     "portable": (replace(Target.host(), isa=()), False),
     "avx-vnni": (replace(Target.host(), isa=("avx2", "fma", "avx_vnni")), False),
-    "avx512-vnni": (replace(Target.host(), isa=_AVX512), False),
+    "avx512-vnni": (replace(Target.host(), isa=_ICE_LAKE), False),
+    "avx512-vnni-without-vbmi": (replace(Target.host(), isa=(*_AVX512, "avx512_vnni")), False),
+    "avx512-without-vnni": (replace(Target.host(), isa=_AVX512), False),
 }
 """Processors, and whether their instructions can be run here; else C without them lays all out as for them."""
 

@@ -9,16 +9,19 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fuzz.__main__ as command
 import pytest
-from fuzz import isolated, served
+from fuzz import isolated, sanitized_kernels, served
 from fuzz.messages import fields, written
 from fuzz.served import Running, Served
 from fuzz.surface import SURFACES, Fault, Surface, checked, input_of, surface_of
 from fuzz.surfaces import http
 
+from hasten.engines.compiled.source import Source, write
 from hasten.errors import InputError
 
 FEW = 25
@@ -183,3 +186,26 @@ def test_a_few_inputs_do_no_harm(name: str, tmp_path: Path, request: pytest.Fixt
         )
         == []
     )
+
+
+@pytest.mark.slow
+def test_kernels_of_bytes_stay_within_their_memory_and_equal_integers() -> None:
+    assert sum(sanitized_kernels.run(6, 1)) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["plain C", "as it ships, before a page"])
+def test_kernels_that_leave_their_memory_are_found(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = 0
+
+    def short(*given: Any) -> Source:
+        nonlocal written
+        written += 1
+        source = write(*given)
+        return replace(source, arena_bytes=0) if written == 1 + (way != "plain C") else source
+
+    monkeypatch.setattr(sanitized_kernels, "write", short)
+    with pytest.raises(SystemExit, match=f"{way}.*ended with"):
+        sanitized_kernels.run(1, 2)

@@ -211,7 +211,7 @@ static void pad_rows(u8 *restrict to, const u8 *restrict from, long top, long ro
 /* Each byte's entry of a table of 256, of which the first and the third quarter are in registers. */
 static inline vb found_in(vb x, vb first, vb third, const u8 *table) {
   vb low = x;
-#if NATIVE
+#if NATIVE && defined(__AVX512VBMI__)
   vb high = x;
   u64 upper;
   __asm__("vpermi2b %2, %1, %0" : "+v"(low) : "v"(first), OR_MEMORY(*(const vb *)(table + 64)));

@@ -168,7 +168,7 @@ class Pool8(Operation):
             f"{x} + v0 * {line} + h0 * {self.channels}, {rows}, {columns}, {line}, {self.channels}"
         )
         if self.rounding is None:
-            writer.line(f"largest_{wide}({to}, {window}, {self.channels});")
+            writer.line(f"largest_{wide}({to}, {window}, {channels});")
             return
         end = f"{writer.read(self.scale)}[0], {self.rounding.arguments}"
         less = f"{rows} * {columns} * {self.zero}"
