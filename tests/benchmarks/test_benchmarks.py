@@ -13,7 +13,9 @@ import onnx
 import openvino
 import pytest
 import torch
+from tests.support.models import COLOUR, COLOURS
 from tests.support.quick import quick_runs
+from tests.support.servers import bundle_of
 from torch import nn
 
 from hasten.core.telemetry import telemetry_off
@@ -24,6 +26,9 @@ from hasten.inputs.data.spool import write_spool
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.metrics.embedding import Embedding
 from hasten.inputs.models.source import load_model
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.classes import TopK
+from hasten.inputs.pipeline.config import image_pipeline
 from hasten.measure.candidate import Single
 from hasten.measure.race import BASELINE, Standings
 from hasten.passes.calibration import CalibrationRequests
@@ -49,6 +54,33 @@ def test_the_overhead_of_a_loaded_bundle_is_printed(
     monkeypatch.setattr(sys, "argv", ["overhead.py", str(exact_bundle)])
     runpy.run_path(str(BENCHMARKS / "overhead.py"), run_name="__main__")
     assert capsys.readouterr().out.startswith(f"{exact_bundle.name}: load(...)(x) adds ")
+
+
+def test_what_surrounds_the_network_is_printed_over_the_fastest_full_decode(
+    load: Load, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("simplejpeg")
+    benchmark = load("request_path")
+    pipeline = Pipeline(image_pipeline(8).steps, (TopK(1, COLOURS, softmax=False),))
+    model = models.write(tmp_path / "colour.onnx", COLOUR, {})
+    photos = tmp_path / "photos"
+    benchmark.pictures(photos, 3)
+
+    found = benchmark.surrounding(
+        bundle_of(tmp_path, model, pipeline=pipeline), photos, count=2, turns=2
+    )
+
+    said = capsys.readouterr().out
+    table = {
+        line.split("  ")[0]: line.split() for line in said.strip().split("\n\n")[0].splitlines()
+    }
+    # libjpeg-turbo, set as hasten sets it, gives Pillow's pixels; its fast form doesn't.
+    assert table["simplejpeg, as hasten calls it"][-1] == "0"
+    assert int(table["simplejpeg, fast transform and upsampling"][-1]) > 0
+    assert said.count("what surrounds the network over the fastest full decode") == 2
+    ratio = found["what surrounds the network over the fastest full decode"]["of all"]
+    assert ratio["low"] <= ratio["estimate"] <= ratio["high"]
+    assert found["p50_ms"]["what surrounds the network"] > 0
 
 
 @pytest.mark.slow
