@@ -4,6 +4,7 @@ import importlib
 import json
 import runpy
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,29 @@ def test_what_surrounds_the_network_is_printed_over_the_fastest_full_decode(
     ratio = found["what surrounds the network over the fastest full decode"]["of all"]
     assert ratio["low"] <= ratio["estimate"] <= ratio["high"]
     assert found["p50_ms"]["what surrounds the network"] > 0
+
+
+def test_a_chain_is_told_over_the_sum_of_its_models_at_the_same_clients(load: Load) -> None:
+    benchmark = load("chains")
+    rng = np.random.default_rng(0)
+    noise = rng.uniform(0.5, 2.0, (20, 1))  # what slows a round slows all that ran in it
+
+    def of(call_ms: float, slow_ms: float) -> Any:
+        calls = np.full((20, 50), call_ms)
+        calls[:, 0] = slow_ms
+        return benchmark.Times(noise[:, 0] * call_ms, noise * calls)
+
+    times = {"chain": of(8.0, 90.0), "detector": of(4.0, 20.0), "reader": of(6.0, 40.0)}
+    both = [times["detector"], times["reader"]]
+    for name, ratio in (("per picture", 0.8), ("p50", 0.8), ("p99", 1.5)):
+        found = benchmark.interval(benchmark.STATISTICS[name], times["chain"], both)
+        assert found == pytest.approx([ratio] * 3), name
+    said = benchmark.told(times, {"chain": ["detector", "reader"]})
+    assert said.endswith("chain: 125% (125 to 125%) of what its models' times allow")
+    # Each of 3 clients calls as often as it is told to, and at the same time as the others.
+    meeting = threading.Barrier(3, timeout=60)
+    _, latencies = benchmark.timed(lambda n: meeting.wait(), pictures=2, clients=3, calls=2)
+    assert len(latencies) == 6
 
 
 @pytest.mark.slow
