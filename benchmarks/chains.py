@@ -1,16 +1,24 @@
-"""What a chain of a detector and a classifier takes from a picture's bytes to its decision, in turns.
+"""What a chain of a detector and a classifier takes from a picture's bytes to its decision, and its models alone.
 
-    python benchmarks/chains.py [ROUNDS]
+    python benchmarks/chains.py [ROUNDS] [--calls 4] [--clients 1 16]
 
-Compared are `hasten.chain`, the same bundles called one after another by hand, the chain behind
-`hasten serve`, and a client that asks the served detector, cuts the boxes itself and asks the served
-classifier about as many of them in one request as it takes. The classifier is EfficientNet-Lite0 with its trained
-weights; the detector has random weights, the work of a small one, and nine boxes in every picture.
-Both run in float32 on ONNX Runtime.
+In turns, in this process and over HTTP: the chain, each of its models alone, and the models one after another,
+called by hand or by a client. Alone, the detector gets the picture's bytes, and the classifier the
+crops that the detector's boxes cut out, in the batches in which it is asked in the chain, or in as large requests as the
+server takes. A client keeps its connections, cuts the boxes itself, and sends them as uncompressed files, so that it
+loses neither time nor pixels to an encoder.
+
+Printed are the time per picture, the p50 and the p99 of the calls, and the chain's over the sum of
+its models'. The aims: at least 90% of what the sum of the models' times allows, and a p99 that isn't above the
+sum of the models' p99s. What Triton's Python back end takes isn't measured.
+
+The classifier is EfficientNet-Lite0 with its trained weights; the detector has random weights, the work of a small
+one, and nine boxes in every picture. Both run in float32 on ONNX Runtime.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import http.client
@@ -19,12 +27,15 @@ import itertools
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +48,16 @@ from PIL import Image
 
 import hasten
 from hasten.bundle import Loaded, Manifest, part, write
+from hasten.bundle.chains.batches import run_rows
 from hasten.cli.demos.photos import photo_files, pretrained
+from hasten.cli.screen import aligned
 from hasten.core.records import to_record
 from hasten.core.target import Target
 from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.inputs.chains.nodes import Crop
 from hasten.inputs.metrics.top_k import Top1
 from hasten.inputs.models.onnx import load as load_onnx
-from hasten.inputs.pipeline.base import Pipeline, PostStep
+from hasten.inputs.pipeline.base import Pipeline, PostStep, as_request
 from hasten.inputs.pipeline.boxes import GivenBoxes
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.config import image_pipeline
@@ -52,7 +66,9 @@ from hasten.testing.models import HEADER
 
 ROUNDS, CALLS, CLIENTS = 30, 4, (1, 16)
 SIDE, GRID = 320, 3
-Way = Callable[[bytes], Any]
+_CROP = Crop("crop", "detector")
+Way = Callable[[int], Any]
+"""Function of a picture's number."""
 
 
 def detector(folder: Path) -> Path:
@@ -134,41 +150,80 @@ def by_hand(detect: Loaded, classify: Loaded, data: bytes) -> list[Any]:
     found = detect.decide(data)
     picture = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     for box in found:
-        x1, y1, x2, y2 = (round(corner) for corner in box["box"])
-        box["classifier"] = classify.decide(np.ascontiguousarray(picture[y1:y2, x1:x2]))
+        box["classifier"] = classify.decide(cut(picture, box))
     return found  # type: ignore[no-any-return]
 
 
-def posted(address: str, model: str, data: bytes) -> Any:
-    """Send a picture as a plain body, and return the decision."""
-    connection = http.client.HTTPConnection(address, timeout=60)
-    connection.request("POST", f"/v2/models/{model}/infer", data, {"Content-Type": "image/jpeg"})
-    answer = json.loads(connection.getresponse().read())
-    connection.close()
-    return answer["decision"]
+def cut(picture: np.ndarray, box: dict[str, Any]) -> np.ndarray:
+    """Return the part of a picture that a box cuts out, as a chain cuts it."""
+    area = _CROP.area(box["box"], *picture.shape[:2])
+    assert area is not None
+    top, bottom, left, right = area
+    return np.ascontiguousarray(picture[top:bottom, left:right])
 
 
-def by_client(address: str, data: bytes) -> list[Any]:
-    """Ask the served detector, cut and encode the boxes, and ask the served classifier once."""
-    found = posted(address, "chain.detector", data)
-    picture = Image.open(io.BytesIO(data)).convert("RGB")
-    crops = []
-    for box in found:
-        file = io.BytesIO()
-        picture.crop([round(corner) for corner in box["box"]]).save(file, "JPEG", quality=95)
-        crops.append(file.getvalue())
-    client = triton.InferenceServerClient(address)
-    most = client.get_model_config("chain.classifier")["max_batch_size"]
-    answers: list[bytes] = []
-    while len(answers) < len(crops):
-        part = crops[len(answers) : len(answers) + most]
-        tensor = triton.InferInput("raw", [len(part)], "BYTES")
-        tensor.set_data_from_numpy(np.array(part, object))
-        answers += client.infer("chain.classifier", [tensor]).as_numpy("decision").tolist()
-    client.close()
-    for box, answer in zip(found, answers, strict=True):
-        box["classifier"] = json.loads(answer)
-    return found  # type: ignore[no-any-return]
+def as_file(crop: np.ndarray) -> bytes:
+    """Return a crop as an uncompressed file."""
+    file = io.BytesIO()
+    Image.fromarray(crop).save(file, "BMP")
+    return file.getvalue()
+
+
+def classified(classify: Loaded, sizes: Sequence[int], crops: Sequence[np.ndarray]) -> list[Any]:
+    """Decide on crops with the classifier alone, in the batches in which a chain asks it."""
+    pipeline = classify.manifest.pipeline
+    assert pipeline is not None
+    prepared = [pipeline.prepared(crop) for crop in crops]
+    requests = [as_request(one, classify.inputs) for one, _ in prepared]
+    return [
+        pipeline.decided({name: array[0] for name, array in outputs.items()}, origin)
+        for outputs, (_, origin) in zip(run_rows(classify, requests, sizes), prepared, strict=True)
+    ]
+
+
+class Client:
+    """A client of a server; each of its threads keeps its connections.
+
+    Args:
+        address: The server's host and port.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address, self._own = address, threading.local()
+        with triton.InferenceServerClient(address) as client:
+            self._most = client.get_model_config("chain.classifier")["max_batch_size"]
+
+    def posted(self, model: str, data: bytes) -> Any:
+        """Send a picture as a plain body, and return the decision."""
+        if not hasattr(self._own, "plain"):
+            self._own.plain = http.client.HTTPConnection(self._address, timeout=60)
+            self._own.plain.connect()
+            self._own.plain.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        plain = self._own.plain
+        plain.request("POST", f"/v2/models/{model}/infer", data, {"Content-Type": "image/jpeg"})
+        return json.loads(plain.getresponse().read())["decision"]
+
+    def classified(self, files: Sequence[bytes]) -> list[Any]:
+        """Ask the served classifier about crops, in as few requests as it takes."""
+        if not hasattr(self._own, "tensors"):
+            self._own.tensors = triton.InferenceServerClient(self._address)
+        answers: list[bytes] = []
+        while len(answers) < len(files):
+            part = files[len(answers) : len(answers) + self._most]
+            tensor = triton.InferInput("raw", [len(part)], "BYTES")
+            tensor.set_data_from_numpy(np.array(part, object))
+            found = self._own.tensors.infer("chain.classifier", [tensor])
+            answers += found.as_numpy("decision").tolist()
+        return [json.loads(answer) for answer in answers]
+
+    def model_by_model(self, data: bytes) -> list[Any]:
+        """Ask the served detector, cut the boxes, and ask the served classifier."""
+        found: list[Any] = self.posted("chain.detector", data)
+        picture = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        answers = self.classified([as_file(cut(picture, box)) for box in found])
+        for box, answer in zip(found, answers, strict=True):
+            box["classifier"] = answer
+        return found
 
 
 @contextlib.contextmanager
@@ -193,24 +248,130 @@ def served(line: str) -> Iterator[str]:
         process.communicate()
 
 
-def timed_ms(way: Way, photos: Sequence[bytes], clients: int) -> float:
-    """Return the time per picture, in milliseconds, of several clients that ask at once."""
-    asked = [photos[n % len(photos)] for n in range(max(CALLS, clients))]
+@dataclass(frozen=True)
+class Times:
+    """Times of one way, by round.
+
+    Attributes:
+        picture_ms: Time per picture, in milliseconds; shape `(rounds,)`.
+        calls_ms: Latencies of the calls, in milliseconds; shape `(rounds, calls)`.
+    """
+
+    picture_ms: np.ndarray
+    calls_ms: np.ndarray
+
+
+def timed(way: Way, pictures: int, clients: int, calls: int) -> tuple[float, list[float]]:
+    """Let several clients call a way at once, each several times.
+
+    Args:
+        way: Function of a picture's number.
+        pictures: Number of pictures.
+        clients: Number of clients.
+        calls: Number of calls of each.
+
+    Returns:
+        Time per picture and latency of each call, in milliseconds.
+    """
+
+    def called(number: int) -> float:
+        begin = time.perf_counter()
+        way(number % pictures)
+        return 1e3 * (time.perf_counter() - begin)
+
+    count = calls * clients
     begin = time.perf_counter()
     if clients == 1:
-        for photo in asked:
-            way(photo)
+        latencies = [called(number) for number in range(count)]
     else:
-        with ThreadPoolExecutor(clients) as threads:
-            list(threads.map(way, asked))
-    return 1e3 * (time.perf_counter() - begin) / len(asked)
+        latencies = list(threads_of(clients).map(called, range(count)))
+    return 1e3 * (time.perf_counter() - begin) / count, latencies
 
 
-def interval(values: np.ndarray) -> str:
-    """Return the median with the 95% interval that a bootstrap over the rounds gives."""
-    draws = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))
-    low, high = np.quantile(np.median(values[draws], axis=1), [0.025, 0.975])
-    return f"{np.median(values):.2f} ({low:.2f} to {high:.2f})"
+@functools.cache
+def threads_of(clients: int) -> ThreadPoolExecutor:
+    """Return the threads of so many clients, the same ones each time: they keep their connections."""
+    return ThreadPoolExecutor(clients)
+
+
+def in_turns(
+    ways: Mapping[str, Way], pictures: int, clients: int, calls: int, rounds: int
+) -> dict[str, Times]:
+    """Time ways in random order, round by round; the first round warms up."""
+    taken: dict[str, list[tuple[float, list[float]]]] = {name: [] for name in ways}
+    rng = np.random.default_rng(clients)
+    for turn in range(rounds + 1):
+        for name in rng.permutation(list(ways)).tolist():
+            found = timed(ways[name], pictures, clients, calls)
+            if turn:
+                taken[name].append(found)
+    return {
+        name: Times(np.array([one for one, _ in each]), np.array([calls for _, calls in each]))
+        for name, each in taken.items()
+    }
+
+
+Statistic = Callable[[Times, np.ndarray], float]
+"""Function of a way's times and of the rounds that count, which may come several times."""
+STATISTICS: dict[str, Statistic] = {
+    "per picture": lambda times, rounds: float(np.median(times.picture_ms[rounds])),
+    "p50": lambda times, rounds: float(np.median(times.calls_ms[rounds])),
+    "p99": lambda times, rounds: float(np.quantile(times.calls_ms[rounds], 0.99)),
+}
+
+
+def interval(
+    statistic: Statistic, of: Times, over: Sequence[Times] = ()
+) -> tuple[float, float, float]:
+    """Return a statistic of a way, over the sum of others', with a bootstrap's 95% interval.
+
+    All are drawn by the same rounds, since what slows a whole round slows all of them.
+
+    Args:
+        statistic: The statistic.
+        of: The way's times.
+        over: Times of the ways whose statistics are added up; none for the statistic itself.
+    """
+
+    def value(rounds: np.ndarray) -> float:
+        below = sum(statistic(times, rounds) for times in over) if over else 1.0
+        return statistic(of, rounds) / below
+
+    count = len(of.picture_ms)
+    draws = np.random.default_rng(0).integers(count, size=(2000, count))
+    low, high = np.quantile([value(rounds) for rounds in draws], [0.025, 0.975])
+    return value(np.arange(count)), float(low), float(high)
+
+
+def in_words(found: tuple[float, float, float]) -> str:
+    """Return a figure with its interval."""
+    return "{:.2f} ({:.2f} to {:.2f})".format(*found)
+
+
+def told(times: Mapping[str, Times], sums: Mapping[str, Sequence[str]]) -> str:
+    """Return the table of all ways, and each chain's figures over the sum of its models'.
+
+    Args:
+        times: Times by the ways' names.
+        sums: Name of a chain, or of calls one after another -> names of its models alone.
+    """
+    lines = [("ms", *STATISTICS)]
+    for name, one in times.items():
+        lines.append((name, *(in_words(interval(how, one)) for how in STATISTICS.values())))
+    lines.append(("", *("" for _ in STATISTICS)))
+    lines.append(("over the sum of its models alone", *STATISTICS))
+    for name, members in sums.items():
+        over = [times[member] for member in members]
+        cells = (interval(how, times[name], over) for how in STATISTICS.values())
+        lines.append((name, *map(in_words, cells)))
+    found = [aligned(lines)]
+    for name, members in sums.items():
+        over = [times[member] for member in members]
+        ratio, low, high = interval(STATISTICS["per picture"], times[name], over)
+        found.append(
+            f"{name}: {100 / ratio:.0f}% ({100 / high:.0f} to {100 / low:.0f}%) of what its models' times allow"
+        )
+    return "\n".join(found)
 
 
 def photos() -> list[bytes]:
@@ -224,7 +385,14 @@ def photos() -> list[bytes]:
 
 
 def main() -> None:
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
+    """Parse the command line, time and print."""
+    arguments = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    arguments.add_argument("rounds", type=int, nargs="?", default=ROUNDS)
+    arguments.add_argument(
+        "--calls", type=int, default=CALLS, help="calls of each client in a round"
+    )
+    arguments.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
+    options = arguments.parse_args()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         detect = bundle(folder, detector(folder), SIDE, [GivenBoxes(labels=("thing",))])
@@ -233,35 +401,50 @@ def main() -> None:
         line = f"{detect}+crop+{classify}"
         chain = stack.enter_context(hasten.chain(line))
         one, two = (stack.enter_context(hasten.load(path)) for path in (detect, classify))
-        address = stack.enter_context(served(line))
-        ways: dict[str, Way] = {
-            "hasten.chain": chain.decide,
-            "the bundles by hand": functools.partial(by_hand, one, two),
-            "the chain over HTTP": functools.partial(posted, address, "chain"),
-            "a client over HTTP, model by model": functools.partial(by_client, address),
-        }
-        pictures = photos()
-        labels = [
-            [box["classifier"][0]["class"] for box in way(pictures[0])] for way in ways.values()
+        client = Client(stack.enter_context(served(line)))
+        pictures, sizes = photos(), chain.batch_sizes["classifier"]
+        decided = [chain.decide(data) for data in pictures]
+        decoded = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in pictures]
+        crops = [
+            [cut(picture, box) for box in boxes]
+            for picture, boxes in zip(decoded, decided, strict=True)
         ]
-        print(f"{os.cpu_count()} processors; {len(labels[0])} boxes; batches {chain.batch_sizes}")
-        agreeing = [sum(a == b for a, b in zip(labels[0], other, strict=True)) for other in labels]
-        print("classes that agree with the chain's:", dict(zip(ways, agreeing, strict=True)))
-        for clients in CLIENTS:
-            times: dict[str, list[float]] = {name: [] for name in ways}
-            rng = np.random.default_rng(clients)
-            for turn in range(rounds + 1):
-                for name in rng.permutation(list(ways)):
-                    took_ms = timed_ms(ways[name], pictures, clients)
-                    if turn:  # the first warms up
-                        times[name].append(took_ms)
-            base = np.array(times["hasten.chain"])
+        files = [[as_file(crop) for crop in each] for each in crops]
+        ways: dict[str, Way] = {
+            "hasten.chain": lambda n: chain.decide(pictures[n]),
+            "the detector alone": lambda n: one.decide(pictures[n]),
+            "the classifier alone": lambda n: classified(two, sizes, crops[n]),
+            "the bundles by hand": lambda n: by_hand(one, two, pictures[n]),
+            "the chain over HTTP": lambda n: client.posted("chain", pictures[n]),
+            "the detector over HTTP": lambda n: client.posted("chain.detector", pictures[n]),
+            "the classifier over HTTP": lambda n: client.classified(files[n]),
+            "a client, model by model": lambda n: client.model_by_model(pictures[n]),
+        }
+        here, there = list(ways)[1:3], list(ways)[5:7]
+        sums = {
+            "hasten.chain": here,
+            "the bundles by hand": here,
+            "the chain over HTTP": there,
+            "a client, model by model": there,
+        }
+        print(f"{os.cpu_count()} processors; {len(crops[0])} boxes; batches {chain.batch_sizes}")
+        labels = {
+            name: [
+                box["classifier"][0]["class"] for n in range(len(pictures)) for box in ways[name](n)
+            ]
+            for name in sums
+        }
+        agreeing = {
+            name: sum(a == b for a, b in zip(labels["hasten.chain"], each, strict=True))
+            for name, each in labels.items()
+        }
+        print(f"classes that agree with the chain's, of {len(labels['hasten.chain'])}: {agreeing}")
+        for clients in options.clients:
+            times = in_turns(ways, len(pictures), clients, options.calls, options.rounds)
             print(
-                f"\n{clients} client(s), {rounds} rounds: ms per picture, and as a multiple of the chain"
+                f"\n{clients} client(s), {options.rounds} rounds of {options.calls} calls by each"
             )
-            for name, taken in times.items():
-                values = np.array(taken)
-                print(f"  {name:36}{interval(values):28}{interval(values / base)}")
+            print(told(times, sums))
 
 
 if __name__ == "__main__":

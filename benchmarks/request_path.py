@@ -9,7 +9,8 @@ network from bytes to decision, and times three ways in turns, each against hast
 - the same preparation before hasten's own int8 model, so that only what surrounds the network differs;
 - the bundle's own pipeline before the exact model.
 
-Then it prints each stage's latency, and what surrounds the network over the fastest full decode.
+Then it prints each stage's latency, a table of decoders (`jpeg_decoders.py`), and what surrounds the network over the
+fastest full decode: the pipeline before and after the model, without the model, in turns with the decoders.
 """
 
 from __future__ import annotations
@@ -22,19 +23,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from jpeg_decoders import (
+    compared,
+    decoders,
+    equal,
+    fastest,
+    in_words,
+    median_ms,
+    pictures,
+    taken,
+)
 
 import hasten
-from hasten.cli.demos.photos import RandomCrops, photo_files, pretrained
+from hasten.cli.demos.photos import pretrained
 from hasten.cli.screen import stages, table
 from hasten.core.records import to_record
 from hasten.inputs.models.source import load_model
-from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.base import Pipeline, as_request
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.config import image_pipeline
+from hasten.measure.intervals import paired_ratio
 
 PICTURES = 1400
-WIDTH, HEIGHT = 1280, 720
 USUAL = """
 import io
 
@@ -85,16 +95,63 @@ def answer(x):
 """
 
 
-def pictures(folder: Path, count: int) -> None:
-    """Write JPEG files of random crops of the packages' photographs."""
-    crops = RandomCrops(photo_files(), count)
-    folder.mkdir()
-    for index in range(count):
-        photo, box, mirrored = crops._draw(index)
-        image = crops._photos[photo].resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC, box)
-        if mirrored:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        image.save(folder / f"{index:05}.jpg", quality=90)
+AROUND, WHOLE = "what surrounds the network", "from the file to the decision"
+DECODED, TURNS = 100, 10
+
+
+def surrounding(bundle: Path, photos: Path, count: int, turns: int) -> dict[str, Any]:
+    """Time what surrounds a bundle's network beside full decodes; print, and return the records.
+
+    Args:
+        bundle: The bundle.
+        photos: Folder of JPEG files.
+        count: Number of files that are timed.
+        turns: Number of times that each is.
+    """
+    files = [path.read_bytes() for path in sorted(photos.glob("*.jpg"))[:count]]
+    known, missing = decoders()
+    with hasten.load(bundle) as loaded:
+        pipeline = loaded.manifest.pipeline
+        assert pipeline is not None
+        outputs = [
+            {
+                name: array[0]
+                for name, array in loaded(
+                    **as_request(pipeline.prepared(data)[0], loaded.inputs)
+                ).items()
+            }
+            for data in files
+        ]
+
+        def around(picture: int) -> Any:
+            prepared, origin = pipeline.prepared(files[picture])
+            as_request(prepared, loaded.inputs)
+            return pipeline.decided(outputs[picture], origin)
+
+        spans = taken(
+            {
+                **{name: lambda n, way=way: way(files[n]) for name, way in known.items()},
+                AROUND: around,
+                WHOLE: lambda n: loaded.decide(files[n]),
+            },
+            len(files),
+            turns,
+        )
+    same = [name for name in known if equal(known[name], files[:20])]
+    best, best_same = fastest(spans, known), fastest(spans, same)
+    print(f"\n{compared(spans, known, files[:20])}")
+    for line in missing:
+        print(line)
+    for name in (WHOLE, AROUND):
+        print(f"{name}: {median_ms(spans[name]):.2f} ms")
+    ratios = {}
+    for what, name in (("of all", best), ("with Pillow's pixels", best_same)):
+        ratios[what] = paired_ratio(spans[AROUND], spans[name])
+        print(f"{AROUND} over the fastest full decode {what} ({name}): {in_words(ratios[what])}")
+    return {
+        "p50_ms": {name: median_ms(each) for name, each in spans.items()},
+        f"{AROUND} over the fastest full decode": to_record(ratios),
+    }
 
 
 def measured(folder: Path) -> dict[str, Any]:
@@ -135,6 +192,7 @@ def measured(folder: Path) -> dict[str, Any]:
         print(table([result.against, result.bundle]))
         print(stages(result))
         records[what] = to_record(result)
+    records["decoders"] = surrounding(folder / "whole.hasten", photos, DECODED, TURNS)
     return records
 
 

@@ -25,6 +25,8 @@ from hasten.inputs.pipeline.audio import DecodeAudio, FitLength, LogMel
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.config import image_pipeline
+from hasten.inputs.pipeline.rows import Row
+from hasten.inputs.pipeline.text import Tokenize
 from hasten.testing import models
 
 MOST_WAIT_S = 0.05
@@ -40,6 +42,16 @@ _PATIENCE_S = 120.0
 _SOUND = """{} (float[batch, 8, 100] mels) => (float[batch, 8, 100] y) {{ y = Relu(mels) }}"""
 _WIDE = """<ir_version: 8, opset_import: ["" : 17]>
     wide (float[1, 4] x) => (float[1, 524288] y) <int64[2] times = {1, 131072}> { y = Tile(x, times) }"""
+_TEXT = """text (int64[batch, 8] input_ids, int64[batch, 8] attention_mask) => (float[batch, 8] y) {
+    seen = Mul(input_ids, attention_mask)
+    y = Cast <to = 1> (seen) }"""
+_ROW = """row (float[batch, 4] x) => (float[batch, 4] y) <float zero = {0.0}> {
+    missing = IsNaN(x)
+    y = Where(missing, zero, x) }"""
+COLUMNS = ("age", "income", "years", "color")
+"""Columns of the model of rows; the last takes words."""
+WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "cat", "sat", "##s", "mat")
+"""Vocabulary of the model of texts."""
 _TINY = """tiny (float[batch, 4] x) => (float[batch, 4] y) { y = Relu(x) }"""
 
 
@@ -61,6 +73,8 @@ def bundles(folder: Path) -> list[Path | str]:
         sounds(folder, "sound", (FitLength(16_000),)),
         sounds(folder, "uncut"),
         bundle_of(folder, wide(folder)),
+        texts(folder),
+        rows(folder),
         f"squares={chains.detector(folder)}+crop+{chains.classifier(folder, 'reader')}",
     ]
 
@@ -82,6 +96,33 @@ def sounds(folder: Path, name: str, cut: tuple[FitLength, ...] = ()) -> Path:
     """Write the bundle of a model of sounds, whose pipeline may cut them."""
     model = models.write(folder / f"{name}.onnx", _SOUND.format(name), {})
     return bundle_of(folder, model, pipeline=Pipeline((DecodeAudio(), *cut, LogMel(mels=8))))
+
+
+def texts(folder: Path) -> Path:
+    """Write the bundle of a model of texts, which pads them to eight tokens."""
+    model = models.write(folder / "text.onnx", _TEXT, {})
+    pipeline = Pipeline((Tokenize(tokenizer(), 8),), (TopK(1, softmax=False),))
+    return bundle_of(folder, model, pipeline=pipeline)
+
+
+def tokenizer() -> str:
+    """Return the tokenizer.json of a WordPiece tokenizer that brackets texts as BERT does."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    numbers = {word: number for number, word in enumerate(WORDS)}
+    built = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
+    built.normalizer = normalizers.BertNormalizer()
+    built.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    built.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    made: str = built.to_str()
+    return made
+
+
+def rows(folder: Path) -> Path:
+    """Write the bundle of a model of table rows, whose last column takes words."""
+    model = models.write(folder / "row.onnx", _ROW, {})
+    row = Row(COLUMNS, missing="nan", words=((COLUMNS[-1], ("red", "green")),))
+    return bundle_of(folder, model, pipeline=Pipeline((row,), (TopK(1, softmax=False),)))
 
 
 class Running:

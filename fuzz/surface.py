@@ -32,6 +32,8 @@ SURFACES = {
     "streams": "fuzz.surfaces.grpc_calls:Streams",
     "pictures": "fuzz.surfaces.media:Pictures",
     "sounds": "fuzz.surfaces.media:Sounds",
+    "texts": "fuzz.surfaces.samples:Texts",
+    "rows": "fuzz.surfaces.samples:Rows",
 }
 """Name of each surface -> its class; those of the server last, since processes are forked for the others."""
 

@@ -4,6 +4,7 @@ import importlib
 import json
 import runpy
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import onnx
 import openvino
 import pytest
 import torch
+from tests.support.models import COLOUR, COLOURS
 from tests.support.quick import quick_runs
+from tests.support.servers import bundle_of
 from torch import nn
 
 from hasten.core.telemetry import telemetry_off
@@ -24,6 +27,9 @@ from hasten.inputs.data.spool import write_spool
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.metrics.embedding import Embedding
 from hasten.inputs.models.source import load_model
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.classes import TopK
+from hasten.inputs.pipeline.config import image_pipeline
 from hasten.measure.candidate import Single
 from hasten.measure.race import BASELINE, Standings
 from hasten.passes.calibration import CalibrationRequests
@@ -49,6 +55,56 @@ def test_the_overhead_of_a_loaded_bundle_is_printed(
     monkeypatch.setattr(sys, "argv", ["overhead.py", str(exact_bundle)])
     runpy.run_path(str(BENCHMARKS / "overhead.py"), run_name="__main__")
     assert capsys.readouterr().out.startswith(f"{exact_bundle.name}: load(...)(x) adds ")
+
+
+def test_what_surrounds_the_network_is_printed_over_the_fastest_full_decode(
+    load: Load, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    pytest.importorskip("simplejpeg")
+    benchmark = load("request_path")
+    pipeline = Pipeline(image_pipeline(8).steps, (TopK(1, COLOURS, softmax=False),))
+    model = models.write(tmp_path / "colour.onnx", COLOUR, {})
+    photos = tmp_path / "photos"
+    benchmark.pictures(photos, 3)
+
+    found = benchmark.surrounding(
+        bundle_of(tmp_path, model, pipeline=pipeline), photos, count=2, turns=2
+    )
+
+    said = capsys.readouterr().out
+    table = {
+        line.split("  ")[0]: line.split() for line in said.strip().split("\n\n")[0].splitlines()
+    }
+    # libjpeg-turbo, set as hasten sets it, gives Pillow's pixels; its fast form doesn't.
+    assert table["simplejpeg, as hasten calls it"][-1] == "0"
+    assert int(table["simplejpeg, fast transform and upsampling"][-1]) > 0
+    assert said.count("what surrounds the network over the fastest full decode") == 2
+    ratio = found["what surrounds the network over the fastest full decode"]["of all"]
+    assert ratio["low"] <= ratio["estimate"] <= ratio["high"]
+    assert found["p50_ms"]["what surrounds the network"] > 0
+
+
+def test_a_chain_is_told_over_the_sum_of_its_models_at_the_same_clients(load: Load) -> None:
+    benchmark = load("chains")
+    rng = np.random.default_rng(0)
+    noise = rng.uniform(0.5, 2.0, (20, 1))  # what slows a round slows all that ran in it
+
+    def of(call_ms: float, slow_ms: float) -> Any:
+        calls = np.full((20, 50), call_ms)
+        calls[:, 0] = slow_ms
+        return benchmark.Times(noise[:, 0] * call_ms, noise * calls)
+
+    times = {"chain": of(8.0, 90.0), "detector": of(4.0, 20.0), "reader": of(6.0, 40.0)}
+    both = [times["detector"], times["reader"]]
+    for name, ratio in (("per picture", 0.8), ("p50", 0.8), ("p99", 1.5)):
+        found = benchmark.interval(benchmark.STATISTICS[name], times["chain"], both)
+        assert found == pytest.approx([ratio] * 3), name
+    said = benchmark.told(times, {"chain": ["detector", "reader"]})
+    assert said.endswith("chain: 125% (125 to 125%) of what its models' times allow")
+    # Each of 3 clients calls as often as it is told to, and at the same time as the others.
+    meeting = threading.Barrier(3, timeout=60)
+    _, latencies = benchmark.timed(lambda n: meeting.wait(), pictures=2, clients=3, calls=2)
+    assert len(latencies) == 6
 
 
 @pytest.mark.slow

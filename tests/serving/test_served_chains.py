@@ -14,8 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+from prometheus_client.parser import text_string_to_metric_families
 from tests.support import chains
 from tests.support.chains import CELL, COLOURS, png, squares
+from tests.support.collector import CALLER, PARENT, TRACE, Collector, values
 from tests.support.servers import ServerThread
 from tests.support.waiting import until
 
@@ -42,6 +45,15 @@ def server(line: str) -> Iterator[ServerThread]:
     places = settings_of([f"plates={line}"]).models
     with ServerThread(*places, grpc=True) as running:
         yield running
+
+
+@pytest.fixture
+def collector(monkeypatch: pytest.MonkeyPatch) -> Iterator[Collector]:
+    receiving = Collector()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiving.url)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    yield receiving
+    receiving.close()
 
 
 def post(
@@ -148,6 +160,93 @@ def test_the_chain_and_each_of_its_models_count_their_requests(server: ServerThr
     config = get(server, "/v2/models/plates/config")
     assert config["parameters"]["status"]["string_value"] == "uncertified"
     assert "don't add up" in config["parameters"]["why"]["string_value"]
+
+
+PARTS = [
+    *(("source", "wait"), ("source", "decode")),
+    *(("det", "prepare"), ("det", "run"), ("det", "decide")),
+    ("crop", "cut"),
+    *(("colour", "prepare"), ("colour", "run"), ("colour", "decide")),
+]
+
+
+def test_the_time_of_a_chains_requests_is_told_by_node_and_part(line: str) -> None:
+    with ServerThread(*settings_of([f"plates={line}"]).models) as server:
+        for places in (PLACES, PLACES, {}):
+            assert post(server, png(squares(places)))[0] == 200
+        connection = http.client.HTTPConnection(server.host, timeout=PATIENCE_S)
+        connection.request("GET", "/metrics")
+        scraped = connection.getresponse().read().decode()
+        connection.close()
+        figures = get(server, "/live.json")["models"]
+    samples = [
+        (one.name.removeprefix("hasten_"), one.labels, one.value)
+        for family in text_string_to_metric_families(scraped)
+        for one in family.samples
+        if one.labels.get("model") == "plates"
+    ]
+
+    def of_parts(what: str) -> dict[tuple[str, str], float]:
+        return {
+            (labels["node"], labels["part"]): value
+            for name, labels, value in samples
+            if name == f"chain_stage_seconds_{what}"
+        }
+
+    def of_stages(what: str) -> dict[str, float]:
+        return {
+            labels["stage"]: value
+            for name, labels, value in samples
+            if name == f"stage_seconds_{what}"
+        }
+
+    counts, sums, whole = of_parts("count"), of_parts("sum"), of_stages("sum")
+    assert list(counts) == PARTS
+    # No square, no reader: the third picture's reader took no time.
+    assert [counts[part] for part in PARTS] == [3] * 6 + [2] * 3
+    assert all(took > 0 for took in sums.values())
+    # Every nanosecond of a request is some part's.
+    assert sum(sums.values()) + whole["parse"] == pytest.approx(whole["request"], abs=1e-8)
+    for stage in ("prepare", "decide"):
+        assert of_stages("count")[stage] == 3
+    assert whole["decide"] == pytest.approx(
+        sums["det", "decide"] + sums["colour", "decide"], abs=1e-8
+    )
+    (stages,) = (one["served"]["stages"] for one in figures if one["name"] == "plates")
+    told = [(one["node"], one["stage"]) for one in stages]
+    assert told == [("", "parse"), *PARTS, ("", "encode")]
+    assert sum(one["share"] for one in stages) == pytest.approx(1)
+
+
+def test_the_priority_and_the_trace_of_a_request_go_through_its_chain(
+    line: str, collector: Collector
+) -> None:
+    picture = triton_http.InferInput("raw", [1], "BYTES")
+    picture.set_data_from_numpy(np.array([png(squares(PLACES))], object))
+    with ServerThread(*settings_of([f"plates={line}"]).models, trace=True) as server:
+        client = triton_http.InferenceServerClient(server.host)
+        client.infer("plates", [picture], priority=1, headers={"traceparent": PARENT})
+        client.close()
+    assert {span.trace_id.hex() for span in collector.spans} == {TRACE}
+    asked = [collector.named(f"infer {n}") for n in ("plates", "plates.det", "plates.colour")]
+    assert [values(span)["hasten.priority"] for span in asked] == [1, 1, 1]
+    assert {span.parent_span_id.hex() for span in asked} == {CALLER}
+    whole, times = asked[0], {span.name: span for span in asked}
+    before_ns = whole.start_time_unix_nano
+    for name, rows, asks in (("decode", 1, 0), ("det", 1, 1), ("crop", 3, 0), ("colour", 3, 1)):
+        span = collector.named(name)
+        assert span.parent_span_id == whole.span_id
+        assert before_ns <= span.start_time_unix_nano <= span.end_time_unix_nano
+        before_ns = span.end_time_unix_nano
+        told = values(span)
+        assert (told["hasten.rows"], told.get("hasten.asks", 0)) == (rows, asks)
+        if asks:
+            run = times[f"infer plates.{name}"]
+            assert (
+                told["hasten.run_s"] < (span.end_time_unix_nano - span.start_time_unix_nano) / 1e9
+            )
+            assert run.end_time_unix_nano - run.start_time_unix_nano < 1e9 * told["hasten.run_s"]
+    assert before_ns <= whole.end_time_unix_nano
 
 
 def test_a_compressed_body_makes_no_picture_large_for_a_chain(server: ServerThread) -> None:

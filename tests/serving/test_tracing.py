@@ -6,16 +6,13 @@ import http.client
 import json
 import math
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from tests.support.collector import CALLER, PARENT, TRACE, Collector, values
 from tests.support.servers import ServerThread, bundle_of, place_of
 from tests.support.waiting import PATIENCE_S
 
@@ -27,62 +24,8 @@ from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import Query
 from hasten.testing import models
 
-TRACE, CALLER = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-PARENT = f"00-{TRACE}-{CALLER}-01"
 MS = 1_000_000
 WALL_NS = 1_700_000_000_000_000_000
-
-
-class Collector:
-    """Receives OTLP over HTTP.
-
-    Attributes:
-        resources: Attributes of each service that sent something.
-        spans: Spans that were sent.
-        paths: Paths that they were sent to.
-    """
-
-    def __init__(self) -> None:
-        collector = self
-        self.resources: list[dict[str, Any]] = []
-        self.spans: list[Any] = []
-        self.paths: set[str] = set()
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                collector.paths.add(self.path)
-                for one in ExportTraceServiceRequest.FromString(body).resource_spans:
-                    collector.resources.append(values(one.resource))
-                    for scope in one.scope_spans:
-                        collector.spans += scope.spans
-                self.send_response(200)
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-        self._thread.start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-    def named(self, name: str) -> Any:
-        """The only span of a name."""
-        (span,) = [each for each in self.spans if each.name == name]
-        return span
-
-
-def values(owner: Any) -> dict[str, Any]:
-    return {
-        each.key: getattr(each.value, each.value.WhichOneof("value")) for each in owner.attributes
-    }
 
 
 @pytest.fixture

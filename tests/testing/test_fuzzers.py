@@ -20,6 +20,7 @@ from fuzz.messages import fields, written
 from fuzz.served import Running, Served
 from fuzz.surface import SURFACES, Fault, Surface, checked, input_of, surface_of
 from fuzz.surfaces import http
+from fuzz.surfaces.media import Media
 
 from hasten.engines.compiled.source import Source, write
 from hasten.errors import InputError
@@ -170,6 +171,21 @@ def found_by(surface: Surface, inputs: list[bytes]) -> list[str]:
         return [f"{why}: {data!r:.300}" for why, data in told if why]
     ended = isolated.attack(surface, inputs).findings
     return [f"{each.why}: {each.data!r:.300}" for each in ended if each.kind in ("fault", "crash")]
+
+
+@pytest.mark.parametrize("name", ["pictures", "sounds", "texts", "rows"])
+def test_a_good_file_is_answered_in_each_way_in_which_a_client_may_send_it(
+    name: str, tmp_path: Path, running: Running
+) -> None:
+    surface = surface_of(name, tmp_path)
+    assert isinstance(surface, Media)
+    surface.running = running
+    first = {data.split()[0].decode(): data for data in reversed(surface.seeds())}
+    words = {way: set(surface.check(data).split()) for way, data in first.items()}
+    assert words.pop("grpc-gzip") == {"refused"}  # the server takes no message that gRPC compressed
+    assert len(words) == 8
+    for way, said in words.items():
+        assert said == ({"200"} if way.startswith("http") else {"answered"}), way
 
 
 @pytest.mark.parametrize("name", SURFACES)

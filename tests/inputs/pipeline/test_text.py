@@ -1,5 +1,6 @@
 import json
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,31 @@ def small_tokenizer(**options: Any) -> str:
 
 
 CONTENT = small_tokenizer()
+
+
+def test_a_long_text_is_tokenized_as_a_short_one_is_while_other_threads_run() -> None:
+    step, text = Tokenize(CONTENT, pad=False), "the cat sat on mats " * 50_000
+    for value in (text, [text, "the mat"]):
+        found: list[Any] = []
+        started, turns = threading.Event(), 0
+
+        def work(value: Any = value, found: list[Any] = found, on: Any = started) -> None:
+            on.set()
+            found.append(step(value))
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        started.wait()
+        while thread.is_alive():
+            turns += 1
+            thread.join(0.001)
+        # Where the library keeps Python's lock, no other thread runs before the text is done.
+        assert turns > 20
+        texts = [value] if isinstance(value, str) else value
+        encoded = step._opened.encode(*texts)
+        assert found[0]["input_ids"].tolist() == encoded.ids
+        assert found[0]["token_type_ids"].tolist() == encoded.type_ids
+        assert found[0]["attention_mask"].tolist() == encoded.attention_mask
 
 
 def refused(make: Any) -> str:

@@ -85,6 +85,8 @@ class Stage:
         prepare_ns: Time before the model: decoding, cutting, preparing.
         run_ns: Time until the model's answers came, with the wait in line.
         decide_ns: Time after the model, from its outputs to decisions.
+        begun_ns: Time of the clock when the stage began.
+        ended_ns: Time of the clock when it ended.
     """
 
     name: str
@@ -93,6 +95,8 @@ class Stage:
     prepare_ns: int = 0
     run_ns: int = 0
     decide_ns: int = 0
+    begun_ns: int = 0
+    ended_ns: int = 0
 
     @property
     def total_ns(self) -> int:
@@ -189,16 +193,19 @@ class Plan:
         start_ns = clock_ns()
         picture, origin = self._decoded(value)
         root = Sample(picture if picture is not None else value, origin)
-        stages.append(Stage("decode", 1, prepare_ns=clock_ns() - start_ns))
+        now_ns = clock_ns()
+        decode = Stage("decode", 1, begun_ns=start_ns, ended_ns=now_ns)
+        decode.prepare_ns = now_ns - start_ns
+        stages.append(decode)
         samples = {SOURCE: [root]}
         for node in self.chain.in_order:
-            stage = Stage(node.name)
+            start_ns = clock_ns()
+            stage = Stage(node.name, begun_ns=start_ns)
             before = samples[node.comes_from]
             if isinstance(node, Model):
                 yield from self._ask(node, before, value, check, stage, clock_ns, most_bytes)
                 samples[node.name] = before
             else:
-                start_ns = clock_ns()
                 with named(node.name):
                     if isinstance(node, Crop):
                         after = self._cut(node, before, picture, origin)
@@ -207,6 +214,7 @@ class Plan:
                         after = [s for s in before if node.holds(s.decisions[node.decision])]
                 samples[node.name] = after
                 stage.samples, stage.prepare_ns = len(after), clock_ns() - start_ns
+            stage.ended_ns = clock_ns()
             stages.append(stage)
         decided = {model.name: root.decisions.get(model.name) for model in self.chain.roots}
         return next(iter(decided.values())) if len(decided) == 1 else decided

@@ -123,21 +123,27 @@ def _served(model: ServedModel, now_ns: int) -> dict[str, Any]:
 
 
 def _stages(counted: Statistics) -> list[dict[str, Any]]:
-    """Return where the time of all requests went: each stage that there was, but for the whole."""
-    known = {
-        name: histogram
-        for name, histogram in counted.stages.items()
-        if name != "request" and histogram.count
-    }
+    """Return where the time of all requests went: each stage that there was, but for the whole.
+
+    A chain's nodes have stages of their own, in place of its preparations and decisions together.
+    """
+    told = {("", name): histogram for name, histogram in counted.stages.items()}
+    del told["", "request"]
+    if counted.chain:
+        del told["", "prepare"], told["", "decide"]
+        last = told.pop(("", "encode"))
+        told |= {**counted.chain, ("", "encode"): last}
+    known = {stage: histogram for stage, histogram in told.items() if histogram.count}
     whole_ns = sum(histogram.sum_ns for histogram in known.values())
     return [
         {
+            "node": node,
             "stage": name,
             "share": histogram.sum_ns / max(1, whole_ns),
             "p50_ns": histogram.bound_ns(0.5),
             "p99_ns": histogram.bound_ns(0.99),
         }
-        for name, histogram in known.items()
+        for (node, name), histogram in known.items()
     ]
 
 

@@ -20,12 +20,12 @@ import numpy as np
 
 from hasten.bundle.chains.certificate import kept_certificate
 from hasten.bundle.chains.opened import pipeline_of
-from hasten.bundle.chains.plan import Ask, Member, Plan, Run
+from hasten.bundle.chains.plan import Ask, Member, Plan, Run, Stage
 from hasten.bundle.manifest import Status
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.chains import Chain
-from hasten.inputs.chains.nodes import SOURCE
+from hasten.inputs.chains.nodes import SOURCE, Crop, Model
 from hasten.serving.models.caching import AnswerCache
 from hasten.serving.models.deciding import Cancellable, Deciding, Done, RawTicket
 from hasten.serving.models.decisions import as_json
@@ -116,6 +116,7 @@ class ServedChain(ServedModel):
             for node, model in models.items()
         }
         self._state(models[place.chain.roots[0].name].opened, "uncertified", _WHY)
+        self.statistics.follow(_parts_of(place.chain))
         self.deciding = _ChainDeciding(self, Plan(place.chain, members), loop)
         self._shadow = self.quick_rows = self.sequences = self.watch = None
 
@@ -233,11 +234,13 @@ class _ChainTicket(RawTicket):
         deadline_ns: Time after which nothing more is begun.
         asked: Requests to the model whose turn it is.
         answers: Their outputs, as far as they came.
+        stages: Times of the stages that are done.
     """
 
-    __slots__ = ("answers", "asked", "run")
+    __slots__ = ("answers", "asked", "run", "stages")
 
     run: Run | None
+    stages: list[Stage]
     asked: list[Cancellable]
     answers: dict[int, Tensors]
 
@@ -275,7 +278,7 @@ class _ChainDeciding(Deciding):
 
     def ticket(self, query: Query, done: Done, rows: int) -> RawTicket:
         ticket = _ChainTicket(self, query, done, rows)
-        ticket.asked, ticket.answers, ticket.run = [], {}, None
+        ticket.asked, ticket.answers, ticket.run, ticket.stages = [], {}, None, []
         return ticket
 
     def leave(self, ticket: RawTicket) -> None:
@@ -299,7 +302,10 @@ class _ChainDeciding(Deciding):
         # What the request's own bytes pay for is used by its picture and its crops.
         most = max(_ASKED_BYTES, place.paid_bytes // (4 * COPIES))
         place.hold(max(COPIES * self._asked_bytes, place.paid_bytes // 4))
-        ticket.run = self._plan.run(sample, partial(self._check, ticket), most_bytes=most)
+        ticket.stages = []
+        ticket.run = self._plan.run(
+            sample, partial(self._check, ticket), ticket.stages, self._clock_ns, most
+        )
         found = _next(partial(next, ticket.run), Kind.INVALID)
         if isinstance(found, Ask) and found.size_bytes > self._asked_bytes:
             try:
@@ -308,6 +314,9 @@ class _ChainDeciding(Deciding):
                 ticket.run = None
                 raise
         return found  # all that is reserved stays so, for the picture and its crops
+
+    def _note(self, stage: str, span_ns: int) -> None:
+        """Nothing yet: what comes between two models is both; `_tell` records what the stages took."""
 
     def _check(self, ticket: _ChainTicket) -> None:
         """Check that there is still someone to answer, and time.
@@ -394,14 +403,46 @@ class _ChainDeciding(Deciding):
         assert isinstance(ticket, _ChainTicket)
         ticket.drop()
         query, now_ns = ticket.query, self._clock_ns()
-        self.model.statistics.answered(
-            Served(
-                now_ns, now_ns - query.arrived_ns, query.parsed_ns - query.arrived_ns, 1, *NOT_RUN
-            )
-        )
+        statistics, parse_ns = self.model.statistics, query.parsed_ns - query.arrived_ns
+        statistics.answered(Served(now_ns, now_ns - query.arrived_ns, parse_ns, 1, *NOT_RUN))
+        statistics.staged("prepare", sum(stage.prepare_ns for stage in ticket.stages))
+        statistics.staged("decide", sum(stage.decide_ns for stage in ticket.stages))
+        statistics.passed(_passed(self._plan.chain, ticket.stages, now_ns - query.parsed_ns))
         if self.model.tracing is not None:
-            self.model.tracing.finished(self.model, query, now_ns)
+            self.model.tracing.finished(self.model, query, now_ns, stages=ticket.stages)
         super()._tell(ticket, decisions)
+
+
+def _parts_of(chain: Chain) -> list[tuple[str, str]]:
+    """Return where the time of a chain's requests can go: nodes, and parts of them."""
+    parts = [(SOURCE, "wait"), (SOURCE, "decode")]
+    for node in chain.in_order:
+        if isinstance(node, Model):
+            parts += [(node.name, part) for part in ("prepare", "run", "decide")]
+        else:
+            parts.append((node.name, "cut" if isinstance(node, Crop) else "choose"))
+    return parts
+
+
+def _passed(chain: Chain, stages: Sequence[Stage], whole_ns: int) -> dict[tuple[str, str], int]:
+    """Return what each part of a chain took of a request; without those that had nothing to do.
+
+    Args:
+        chain: The chain.
+        stages: The stages' times.
+        whole_ns: Time from the parsed request to the decision. What no stage took is the source's wait:
+            for a thread, and for memory.
+    """
+    found = {(SOURCE, "wait"): max(0, whole_ns - sum(stage.total_ns for stage in stages))}
+    found[SOURCE, "decode"] = stages[0].total_ns
+    for node, stage in zip(chain.in_order, stages[1:], strict=True):
+        if not isinstance(node, Model):
+            found[node.name, "cut" if isinstance(node, Crop) else "choose"] = stage.total_ns
+        elif stage.asks:
+            found[node.name, "prepare"] = stage.prepare_ns
+            found[node.name, "run"] = stage.run_ns
+            found[node.name, "decide"] = stage.decide_ns
+    return found
 
 
 def _next(go_on: Callable[[], Ask], kind: Kind = Kind.INTERNAL) -> Ask | list[bytes]:

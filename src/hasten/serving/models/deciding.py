@@ -420,12 +420,16 @@ class Deciding:
             return
         stage = "prepare" if ticket.inner is None else "decide"
         self._recent_ns[stage].append(span_ns)
-        self.model.statistics.staged(stage, span_ns)
+        self._note(stage, span_ns)
         if isinstance(result, ProtocolError):
             self.model.refused(ticket.query, result)
             ticket.tell(result)
             return
         then(ticket, result)
+
+    def _note(self, stage: str, span_ns: int) -> None:
+        """Record how long it took to "prepare" a request's samples, or to "decide" on them."""
+        self.model.statistics.staged(stage, span_ns)
 
     def _prepared(self, ticket: RawTicket, samples: list[bytes]) -> Tensors:
         """Return a request's prepared samples as tensors, one row each; on a thread."""

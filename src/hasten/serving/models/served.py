@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import numpy as np
 
 from hasten.bundle import Loaded
+from hasten.bundle.chains.plan import Stage
 from hasten.bundle.rows import most_json_bytes
 from hasten.core.shapes import check_alike
 from hasten.core.tensors import Array, Tensors, TensorSpec
@@ -54,6 +55,7 @@ class Watcher(Protocol):
         now_ns: int,
         failure: ProtocolError | None = None,
         ticket: Ticket | None = None,
+        stages: Sequence[Stage] = (),
     ) -> None:
         """Record a request that was answered, failed or was refused.
 
@@ -63,6 +65,7 @@ class Watcher(Protocol):
             now_ns: Time when the request was answered, on the monotonic clock.
             failure: Error that the request got; None if it succeeded.
             ticket: Ticket of the request; None if it was refused before it got one.
+            stages: Stages that an answered request passed in a chain.
         """
 
 

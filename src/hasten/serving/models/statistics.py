@@ -5,7 +5,9 @@ Only the event loop's thread writes. A reader on the same thread sees whole requ
 
 from __future__ import annotations
 
+import bisect
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -41,6 +43,11 @@ class Histogram:
         counts = np.bincount(places, minlength=len(self.counts))
         self.counts = [old + new for old, new in zip(self.counts, counts.tolist(), strict=True)]
         self.sum_ns += int(spans_ns.sum())
+
+    def add(self, span_ns: int) -> None:
+        """Count a span in nanoseconds."""
+        self.counts[bisect.bisect_left(BOUNDS_NS, span_ns)] += 1
+        self.sum_ns += span_ns
 
     @property
     def count(self) -> int:
@@ -144,6 +151,7 @@ class Statistics:
         disagreed: Number of shadowed samples whose two answers disagree.
         replaced: Number of requests that the exact model answered since the fast one failed.
         last_ns: Wall-clock time of the last counted request, in nanoseconds since 1970.
+        chain: Node and part of it -> histogram of its spans, in their order; empty unless it is a chain.
     """
 
     def __init__(self) -> None:
@@ -159,6 +167,7 @@ class Statistics:
         self._spans: dict[str, list[int]] = {"prepare": [], "decide": [], "encode": []}
         self._rows_at_once: list[tuple[int, int, int, int, int]] = []
         self._window = Window()
+        self.chain: dict[tuple[str, str], Histogram] = {}
 
     def answered(self, served: Served) -> None:
         """Record a request that was answered."""
@@ -192,6 +201,15 @@ class Statistics:
         spans.append(span_ns)
         if len(spans) >= _AT_ONCE:
             self._count()
+
+    def follow(self, parts: Iterable[tuple[str, str]]) -> None:
+        """Keep histograms of a chain's parts, in this order; those that there were go on."""
+        self.chain = {part: self.chain.get(part) or Histogram() for part in parts}
+
+    def passed(self, spans_ns: Mapping[tuple[str, str], int]) -> None:
+        """Count what each part of a chain took of an answered request, in nanoseconds."""
+        for part, span_ns in spans_ns.items():
+            self.chain[part].add(span_ns)
 
     def refused(self, kind: str, arrived_ns: int, now_ns: int) -> None:
         """Count a request that got an error."""

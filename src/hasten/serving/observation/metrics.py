@@ -150,6 +150,7 @@ def collected(state: ServerState) -> list[Any]:
         *_counters(models),
         *_gauges(models),
         _stages(models),
+        _chain_stages(models),
         _batches(models),
         *_monitors(models),
         *_models(state),
@@ -384,6 +385,22 @@ def _stages(models: list[ServedModel]) -> Any:
             histogram = stages[stage]
             buckets = _cumulated(bounds, histogram.counts)
             family.add_metric((*_labels(model), stage), buckets, histogram.sum_ns / 1e9)
+    return family
+
+
+def _chain_stages(models: list[ServedModel]) -> Any:
+    from prometheus_client.core import HistogramMetricFamily
+
+    family = HistogramMetricFamily(
+        "hasten_chain_stage_seconds",
+        "Time of a chain's answered requests, by node and part",
+        labels=(*_MODEL, "node", "part"),
+    )
+    bounds = [repr(bound / 1e9) for bound in BOUNDS_NS]
+    for model in models:
+        for (node, part), histogram in model.statistics.chain.items():
+            buckets = _cumulated(bounds, histogram.counts)
+            family.add_metric((*_labels(model), node, part), buckets, histogram.sum_ns / 1e9)
     return family
 
 

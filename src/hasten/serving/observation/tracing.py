@@ -9,7 +9,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,12 +19,29 @@ from hasten.serving.protocol.errors import ProtocolError
 from hasten.serving.protocol.requests import Query
 
 if TYPE_CHECKING:
+    from hasten.bundle.chains.plan import Stage
     from hasten.serving.models.served import ServedModel, Ticket
 
 log = logging.getLogger("hasten.serving")
 
 _MOST_WAITING = 16_384
 """Largest number of requests that wait for their spans to be made; further ones aren't traced."""
+
+
+class Passed(NamedTuple):
+    """Record of a stage of a chain; times are on the wall clock, in nanoseconds since 1970.
+
+    Attributes:
+        name: Name of the chain's node, or "decode".
+        begun_ns: Time when the stage began.
+        ended_ns: Time when it ended.
+        attributes: What else is known of it, as a span's attributes.
+    """
+
+    name: str
+    begun_ns: int
+    ended_ns: int
+    attributes: dict[str, Any]
 
 
 class Finished(NamedTuple):
@@ -45,6 +62,7 @@ class Finished(NamedTuple):
         stacked_ns: Time when the batch's inputs were stacked; 0 if the request wasn't run.
         computed_ns: Time when the engine was done; 0 if the request wasn't run.
         batch_rows: Samples in the request's batch; 0 if it wasn't run.
+        stages: Stages that an answered request passed in a chain.
     """
 
     parent: str
@@ -61,6 +79,7 @@ class Finished(NamedTuple):
     stacked_ns: int
     computed_ns: int
     batch_rows: int
+    stages: tuple[Passed, ...] = ()
 
 
 class Tracing:
@@ -102,6 +121,7 @@ class Tracing:
         now_ns: int,
         failure: ProtocolError | None = None,
         ticket: Ticket | None = None,
+        stages: Sequence[Stage] = (),
     ) -> None:
         """Record a request that was answered, failed or was refused.
 
@@ -111,6 +131,7 @@ class Tracing:
             now_ns: Time when the request was answered, on the monotonic clock.
             failure: Error that the request got; None if it succeeded.
             ticket: Ticket of the request; None if it was refused before it got one.
+            stages: Stages that an answered request passed in a chain.
         """
         shift_ns = self._wall_ns() - now_ns
         timing = None if ticket is None else ticket.timing
@@ -135,6 +156,7 @@ class Tracing:
                     timing.rows,
                 )
             ),
+            tuple(_passed(stage, shift_ns) for stage in stages),
         )
         try:
             self._waiting.put_nowait(noted)
@@ -175,8 +197,13 @@ class Tracing:
         )
         if not span.is_recording():
             return
+        inside = trace.set_span_in_context(span)
+        for stage in noted.stages:
+            part = self._tracer.start_span(
+                stage.name, inside, attributes=stage.attributes, start_time=stage.begun_ns
+            )
+            part.end(stage.ended_ns)
         if noted.batch_rows:
-            inside = trace.set_span_in_context(span)
             for name, begin_ns, end_ns in (
                 ("queue", noted.queued_ns, noted.begun_ns),
                 ("batch", noted.begun_ns, noted.stacked_ns),
@@ -187,6 +214,21 @@ class Tracing:
         if noted.error:
             span.set_status(Status(StatusCode.ERROR, noted.message))
         span.end(noted.ended_ns)
+
+
+def _passed(stage: Stage, shift_ns: int) -> Passed:
+    """Return the record of a chain's stage.
+
+    Args:
+        stage: The stage, with times on the monotonic clock.
+        shift_ns: Difference from that clock to the wall clock.
+    """
+    attributes: dict[str, Any] = {"hasten.rows": stage.samples}
+    if stage.asks:
+        attributes["hasten.asks"] = stage.asks
+        for part in ("prepare", "run", "decide"):
+            attributes[f"hasten.{part}_s"] = getattr(stage, f"{part}_ns") / 1e9
+    return Passed(stage.name, stage.begun_ns + shift_ns, stage.ended_ns + shift_ns, attributes)
 
 
 def _attributes(noted: Finished) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class View {
     fill(this.seconds, requests.map((count, place) => [`${SECONDS - place} s ago`, number(count),
       time(p50_ns[place]), time(p99_ns[place])]).reverse());
     fill(this.stages, stages.map(each =>
-      [STAGES[each.stage] || each.stage, percent(each.share), bound(each.p50_ns), bound(each.p99_ns)]));
+      [stageName(each), percent(each.share), bound(each.p50_ns), bound(each.p99_ns)]));
   }
 }
 function answering(served) {

@@ -36,8 +36,15 @@ const STATES = {
 const TONES = {READY: "good", UNAVAILABLE: "bad"};
 const STAGES = {
   parse: "reading the request", queue: "waiting in the queue", batch: "putting the batch together",
-  compute: "computing", encode: "writing the answer",
+  compute: "computing", encode: "writing the answer", wait: "waiting for a thread",
+  decode: "decoding",
 };
+const PARTS = {
+  prepare: "preparing", run: "waiting and computing", decide: "deciding", cut: "cutting",
+  choose: "choosing",
+};
+const stageName = ({node, stage}) =>
+  PARTS[stage] && node ? `${node}: ${PARTS[stage]}` : STAGES[stage] || stage;
 const KINDS = {
   INVALID: "invalid", INTERNAL: "failed in the engine", OVERLOADED: "refused under overload",
   LATE: "too late", UNAVAILABLE: "while unavailable", GONE: "with the client gone",
