@@ -256,7 +256,7 @@ def _label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
 
     Where a label is missing stands -1 for a class, and NaN for another number.
     """
-    names: tuple[str, ...] = getattr(pipeline.after[0], "labels", ()) if pipeline.after else ()
+    names: tuple[str, ...] = pipeline.after[0].labels if pipeline.after else ()
     values = [_plain(value) for value in _listed(labels)]
     if not names:
         try:

@@ -96,6 +96,15 @@ class Step(Value, ABC):
         """Name of the step for people, as in a table of latencies."""
         return type_name(self)
 
+    @property
+    def memory_per_byte(self) -> int:
+        """Bytes of memory that a sample may take for each byte in which it was sent; 0 for any number.
+
+        A step that decodes what strangers send has a field of this name, and refuses a sample that would
+        take more. A server gives a sample no more than the largest of its pipeline's steps allows.
+        """
+        return 0
+
     def joined(self, following: Step) -> Step | None:
         """Return one step that does this one's and the following one's work, equal bit for bit.
 
@@ -161,6 +170,11 @@ class PostStep(Value, ABC):
         Raises:
             InputError: the value doesn't fit; the message says what was needed.
         """
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Name of each class, in order, for the people who label samples; empty where classes have none."""
+        return ()
 
     def check(self, outputs: Sequence[TensorSpec]) -> None:
         """Check that a model's outputs, which have a batch axis, are what the first step needs.
