@@ -36,7 +36,7 @@ from hasten.measure.candidate import Single, Trial
 from hasten.measure.ceilings import measure
 from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace
-from hasten.measure.race import AGAIN, BASELINE, race
+from hasten.measure.race import AGAIN, BASELINE, Rules, race
 from hasten.measure.roofline import Floor, floor
 from hasten.measure.workbench import Workbench
 from hasten.optimization.measured.mixing import Mixing
@@ -272,11 +272,7 @@ def report(name: str, trials: Screening, ours: Found | None, theirs: Found) -> N
         opened,
         trials.samples,
         Journal(trials.bench.folder / "figures.jsonl"),
-        threads=trials.bench.target.threads,
-        count=40,
-        pace=Pace(),
-        seed=0,
-        settle=0.03,
+        Rules(threads=trials.bench.target.threads, count=40, pace=Pace(), seed=0, settle=0.03),
         probe=lambda _: True,
     )
     for worker in opened.values():

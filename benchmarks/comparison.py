@@ -32,7 +32,7 @@ from hasten.measure.effort import EFFORTS
 from hasten.measure.intervals import Ratio, paired_ratio, quantile
 from hasten.measure.journal import Journal
 from hasten.measure.probe import usable_threads
-from hasten.measure.race import AGAIN, BASELINE, NotEstablished, Standings, race
+from hasten.measure.race import AGAIN, BASELINE, NotEstablished, Rules, Standings, race
 from hasten.measure.roofline import Floor, floor
 from hasten.measure.work import work
 from hasten.measure.workbench import Bench, OpenWorker
@@ -237,12 +237,14 @@ def _raced(
                     {name: one.worker for name, one in opened.items()},
                     samples,
                     Journal(bench.folder / "journal.jsonl"),
-                    threads=threads,
-                    count=effort.final_rounds,
-                    pace=effort.pace("p50"),
-                    seed=SEED,
-                    settle=effort.settle,
-                    uneven={name for name, one in versions.items() if one.engine.uneven},
+                    Rules(
+                        threads=threads,
+                        count=effort.final_rounds,
+                        pace=effort.pace("p50"),
+                        seed=SEED,
+                        settle=effort.settle,
+                        uneven={name for name, one in versions.items() if one.engine.uneven},
+                    ),
                 )
             except NotEstablished as why:
                 notes.append(f"{threads} threads: not established, one thread is quoted: {why}")

@@ -35,7 +35,7 @@ from hasten.measure.intervals import quantile
 from hasten.measure.journal import Journal
 from hasten.measure.latency import Pace
 from hasten.measure.process import Worker
-from hasten.measure.race import AGAIN, BASELINE, Standings, race
+from hasten.measure.race import AGAIN, BASELINE, Rules, Standings, race
 from hasten.measure.workbench import OpenWorker, Workbench
 from hasten.passes.base import Skipped
 from hasten.passes.half_precision import HalfPrecision
@@ -203,10 +203,7 @@ def cell(
             {name: one.worker for name, one in entered.opened.items()},
             samples,
             Journal(folder / "journal.jsonl"),
-            threads=1,
-            count=count,
-            pace=pace,
-            seed=0,
+            Rules(threads=1, count=count, pace=pace, seed=0),
         )
         return list(entered.lines(standings))
 

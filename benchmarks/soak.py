@@ -99,7 +99,7 @@ def _test(server: ServerProcess, result: Soak, rate_per_s: float, seconds: float
         rate_per_s,
         max(seconds, 0.5),
         warmup_s=0.2,
-        grace_s=_PATIENCE_S,
+        bounds=loadtest.Bounds(grace_s=_PATIENCE_S),
     )
     for outcome in test.outcomes:
         name = f"{outcome.kind} {outcome.status or ''} {outcome.message}".strip()

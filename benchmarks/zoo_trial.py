@@ -50,7 +50,7 @@ from hasten.inputs.models import onnx as onnx_frontend
 from hasten.measure.effort import EFFORTS
 from hasten.measure.intervals import quantile
 from hasten.measure.journal import Journal
-from hasten.measure.race import AGAIN, BASELINE, race
+from hasten.measure.race import AGAIN, BASELINE, Rules, race
 from hasten.measure.workbench import Bench
 
 CASES: dict[str, Case] = {
@@ -235,9 +235,11 @@ class Trial:
                 opened[name] = bench.open_built(engine, artifact).worker
             samples = write_spool(ArrayDataset(self.case.drawn(FRESH, 1)), place / "requests")
             standings = race(
-                "zoo", dict(opened), samples, Journal(place / "journal.jsonl"), threads=1,
-                count=effort.final_rounds, pace=effort.pace("p50"), seed=0, settle=effort.settle,
-                uneven={"hasten"} if own.uneven else (),
+                "zoo", dict(opened), samples, Journal(place / "journal.jsonl"),
+                Rules(
+                    threads=1, count=effort.final_rounds, pace=effort.pace("p50"), seed=0,
+                    settle=effort.settle, uneven={"hasten"} if own.uneven else (),
+                ),
             )  # fmt: skip
         finally:
             for worker in opened.values():

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
 JOB = WORKFLOW["jobs"]["part"]
 PARTS = JOB["strategy"]["matrix"]["part"]
+CACHES = [step["with"] for step in JOB["steps"] if step.get("uses", "").startswith("actions/cache")]
 
 
 def test_the_jobs_are_the_parts_of_the_run_here() -> None:
@@ -43,6 +44,19 @@ def test_what_the_jobs_run_is_there_and_may_be_run() -> None:
         "env",
         "jobs",
     }  # True: "on"
+
+
+def test_packages_are_kept_until_a_file_that_names_them_changes() -> None:
+    (key,) = [cache["key"] for cache in CACHES if cache["path"] == "~/.cache/uv"]
+    hashed = re.findall(r"'([^']+)'", key.partition("hashFiles")[2])
+    makefile = (ROOT / "Makefile").read_text()
+    named = {"pyproject.toml", "Makefile", *re.findall(r"--requirement (\S+)", makefile)}
+    assert named == set(hashed)
+
+
+def test_the_next_commit_begins_with_the_types_of_the_last_one() -> None:
+    (cache,) = [cache for cache in CACHES if cache["path"] == ".mypy_cache"]
+    assert cache["key"] == cache["restore-keys"] + "${{ github.sha }}"
 
 
 def test_both_try_as_many_examples() -> None:

@@ -13,6 +13,7 @@ PAGE = public.PAGE.read_text()
 NAMES = public.names()
 SHORT = {path.rpartition(".")[2] for path in NAMES}
 UNITS = {"_ns": "nanosecond", "_s": "second", "_bytes": "bytes|size"}
+SOURCES = public.ROOT / "src" / "hasten"
 PAGES = [
     page
     for pattern in ("README.md", "docs/**/*.md", "examples/**/*.md")
@@ -154,6 +155,16 @@ def test_a_function_takes_at_most_a_dozen_arguments(path: str) -> None:
     node = NAMES[path]
     for one in (node,) if isinstance(node, public.Function) else public.methods(node):
         assert len(arguments(one)) <= 12, one.name
+
+
+def test_no_function_inside_takes_more() -> None:
+    many = [
+        f"{path.relative_to(SOURCES)}: {node.name}"
+        for path in SOURCES.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, public.Function) and len(arguments(node)) > 12
+    ]
+    assert many == []
 
 
 @pytest.mark.parametrize("path", NAMES)

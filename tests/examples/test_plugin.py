@@ -24,12 +24,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 from tests.support.quick import quick_runs
-from tests.support.servers import ServerThread, place_of
+from tests.support.servers import ServerThread, bundle_of, place_of
 
 import hasten
 from hasten.bundle import read, requirements
+from hasten.engines.base import Engine
 from hasten.engines.installed import tried_on
 from hasten.evaluation.doctor import examine
+from hasten.inputs.pipeline.config import from_yaml
 from hasten.passes.base import Pass
 from hasten.reporting.publication import report as publish
 
@@ -74,6 +76,27 @@ with ServerThread(place_of(out)) as server:
     )
     with urllib.request.urlopen(asked, timeout=120) as answer:
         served = json.load(answer)["outputs"][0]["data"]
+(folder / "steps.yaml").write_text(
+    "before: [features]\\nafter:\\n- grade: {labels: [poor, fair, good, best]}"
+)
+graded = bundle_of(
+    folder,
+    folder / "grades.onnx",
+    "graded",
+    engine=Engine.member("numpy")(),
+    pipeline=from_yaml(folder / "steps.yaml"),
+)
+with hasten.load(graded) as model:
+    decided = model.decide(x[0].tobytes())
+with ServerThread(place_of(graded)) as server:
+    asked = urllib.request.Request(
+        f"http://{server.host}/v2/models/graded/infer",
+        x[0].tobytes(),
+        {"Content-Type": "application/octet-stream"},
+        method="POST",
+    )
+    with urllib.request.urlopen(asked, timeout=120) as answer:
+        decision = json.load(answer)["decision"]
 manifest = read(out)
 print(json.dumps({
     "tried": tried_on("host"),
@@ -88,6 +111,8 @@ print(json.dumps({
     "served": served,
     "exact": exact[0].tolist(),
     "runs": properties["runs"],
+    "decided": decided,
+    "decision": decision,
 }))
 '''
 
@@ -154,6 +179,16 @@ def test_its_bundle_is_loaded_served_and_reported(seen: tuple[Path, dict[str, An
     assert found["origin"] == "hasten-numpy"
     assert found["requirements"][0].startswith("hasten[serve]==")
     assert "hasten-numpy==0.1.0" in found["requirements"]
+
+
+def test_its_steps_decide_where_the_bundle_is_loaded_and_served(
+    seen: tuple[Path, dict[str, Any]],
+) -> None:
+    _, found = seen
+    best = max(found["exact"])
+    grade = ("poor", "fair", "good", "best")[found["exact"].index(best)]
+    assert found["decided"] == {"grade": grade, "score": pytest.approx(best, rel=1e-4)}
+    assert found["decision"] == {"grade": grade, "score": pytest.approx(best, rel=1e-4)}
 
 
 def test_where_it_is_not_installed_its_bundle_says_what_is_missing_and_names_nothing_to_install(

@@ -214,7 +214,7 @@ class Setting:
             raise InputError("it needs labels; the data has none")
         labels = self.labels
         if not isinstance(given, SetCustom):
-            labels = of_output(labels, getattr(given, "output", None), type_name(given))
+            labels = of_output(labels, given.output, type_name(given))
         if (missing := unlabelled(labels, classes=labels.ndim < 3)).any():
             raise InputError(
                 f"{int(missing.sum()):,} of {len(missing):,} sealed samples have no label"

@@ -135,9 +135,20 @@ def loadtest(as_json: bool, url: str, shapes: Any, **options: Any) -> None:
     """
     with one_line_errors():
         from hasten.core.records import to_record
-        from hasten.evaluation.loadtest import in_words, run
+        from hasten.evaluation.loadtest import Bounds, Credentials, Payload, in_words, run
 
-        result = run(url, shapes=dict(shapes), **options)
+        def taken(*names: str) -> dict[str, Any]:
+            return {name: options.pop(name) for name in names}
+
+        result = run(
+            url,
+            payload=Payload(shapes=dict(shapes), **taken("data", "batch", "json_tensors")),
+            bounds=Bounds(**taken("deadline_s", "connections", "grace_s")),
+            credentials=Credentials(
+                **taken("token_file", "ca", "insecure", "client_cert", "client_key")
+            ),
+            **options,
+        )
         click.echo(
             json.dumps(to_record(result), indent=1) if as_json else "\n".join(in_words(result))
         )

@@ -38,7 +38,7 @@ def sessions_for(engine: Engine, artifact: Artifact, target: Target, cpus: int) 
     """
     if target.kind == "attached":
         return 1
-    threads = max(getattr(each, "threads", None) or target.threads for each in engine.runtimes)
+    threads = max(each.threads or target.threads for each in engine.runtimes)
     fit = target.memory_bytes // 2 // (_TIMES * max(1, engine.loaded_bytes(artifact)))
     return max(1, min(cpus // threads, fit))
 

@@ -32,7 +32,7 @@ from hasten.measure.effort import Effort, effort_of
 from hasten.measure.journal import Journal
 from hasten.measure.probe import disturbance, on_one_thread, probe_of, usable_threads
 from hasten.measure.process import Worker
-from hasten.measure.race import AGAIN, BASELINE, NotEstablished, Standings, race
+from hasten.measure.race import AGAIN, BASELINE, NotEstablished, Rules, Standings, race
 from hasten.measure.workbench import Bench
 from hasten.reporting.card import Card, latency_bars, times
 from hasten.reporting.notebook import as_html
@@ -370,20 +370,22 @@ def _race(
             entrants,
             samples,
             Journal(desk.folder / "journal.jsonl"),
+            Rules(
+                threads=desk.target.threads,
+                count=effort.final_rounds,
+                pace=effort.pace("p50"),
+                seed=seed,
+                settle=effort.settle,
+                uneven={
+                    name
+                    for name, rival in ((AGAIN, other), (_CANDIDATE, winner))
+                    if rival.uneven or samples.ragged
+                },
+            ),
             own_samples={}
             if other.samples is None
             else dict.fromkeys((BASELINE, AGAIN), other.samples),
-            threads=desk.target.threads,
-            count=effort.final_rounds,
-            pace=effort.pace("p50"),
-            seed=seed,
-            settle=effort.settle,
             probe=probe,
-            uneven={
-                name
-                for name, rival in ((AGAIN, other), (_CANDIDATE, winner))
-                if rival.uneven or samples.ragged
-            },
         )
         return standings, {name: _stages(worker) for name, worker in entrants.items()}
     finally:

@@ -29,6 +29,38 @@ _LONGEST = 4
 """Largest number of rounds of a race that must settle, as a multiple of its rounds."""
 
 
+@dataclass(frozen=True)
+class Rules:
+    """Rules of a race: how entrants run, and how many rounds show their order.
+
+    Attributes:
+        threads: Number of threads of each engine.
+        count: Fewest rounds.
+        pace: Lengths of the turns.
+        seed: Seed of the orders.
+        settle: Largest A/A spread to stop at, unless the rounds are four times as many.
+        objective: Statistic to compare; a p99 that isn't established is waited for as long.
+        uneven: Entrants to compare by their mean.
+        process: Number of the workers among several that each entrant has, one after another. Then
+            `count` rounds count of these, with no regard to `settle`.
+    """
+
+    threads: int
+    count: int
+    pace: Pace
+    seed: int
+    settle: float = float("inf")
+    objective: Statistic = "p50"
+    uneven: Collection[str] = ()
+    process: int | None = None
+
+    def over(self, standings: Standings) -> bool:
+        """Whether enough rounds of these workers, or of the whole race, count."""
+        if self.process is not None:
+            return standings.counted_of(self.process) >= self.count
+        return finished(standings, self.count, self.settle)
+
+
 class NotEstablished(HastenError):  # noqa: N818 - an outcome, not an error
     """The host did not give several threads their cores often enough."""
 
@@ -184,22 +216,15 @@ def race(
     entrants: dict[str, Worker],
     samples: Spool,
     journal: Journal,
+    rules: Rules,
     *,
     own_samples: Mapping[str, Spool] = MappingProxyType({}),
-    threads: int,
-    count: int,
-    pace: Pace,
-    seed: int,
-    settle: float = float("inf"),
-    objective: Statistic = "p50",
-    uneven: Collection[str] = (),
     risks: Mapping[str, float] | None = None,
-    process: int | None = None,
     listen: Callable[[Standings], None] = lambda standings: None,
     probe: Callable[[int], bool] = scales,
     stop: Callable[[Standings], bool] = lambda standings: False,
 ) -> Standings:
-    """Run rounds until `count` of them count, or more on a noisy host.
+    """Run rounds until as many count as the rules say, or more on a noisy host.
 
     Args:
         name: Name in the journal; rounds already there under this name are read first.
@@ -207,17 +232,9 @@ def race(
             one that failed before the race was stopped doesn't run in the resumed race.
         samples: Samples that requests rotate through.
         journal: Journal, which has each round on disk before the next begins.
+        rules: Rules of the race.
         own_samples: Entrant -> the same samples in the form that it takes, where that is another.
-        threads: Number of threads of each engine.
-        count: Fewest rounds.
-        pace: Lengths of the turns.
-        seed: Seed of the orders.
-        settle: Largest A/A spread to stop at, unless the rounds are four times as many.
-        objective: Statistic to compare; a p99 that isn't established is waited for as long.
-        uneven: Entrants to compare by their mean.
         risks: Entrant -> risk, less is safer; with None, no entrant is dropped for being slower.
-        process: Number of the workers among several that each entrant has, one after another. Then
-            `count` rounds count of these, with no regard to `settle`.
         listen: Callback after each round.
         probe: Predicate: can the host run this many threads now?
         stop: Predicate: is there no time for another round? Two rounds count in any case.
@@ -226,15 +243,10 @@ def race(
         NotEstablished: too many rounds were refused, or there was no time for two that count.
         InputError: the baseline failed.
     """
-    standings, first = journaled(name, threads, objective, journal)
-    standings.uneven = uneven
-
-    def over() -> bool:
-        if process is not None:
-            return standings.counted_of(process) >= count
-        return finished(standings, count, settle)
-
-    if over():
+    threads, process = rules.threads, rules.process or 0
+    standings, first = journaled(name, threads, rules.objective, journal)
+    standings.uneven = rules.uneven
+    if rules.over(standings):
         return standings
     _leave(entrants, entrants.keys() & standings.failed)
     turns = rounds(
@@ -242,8 +254,8 @@ def race(
         samples.folder,
         own_samples={who: spool.folder for who, spool in own_samples.items()},
         threads=threads,
-        pace=pace,
-        seed=seed,
+        pace=rules.pace,
+        seed=rules.seed,
         first=first,
         probe=probe,
     )
@@ -252,13 +264,13 @@ def race(
             if who in (BASELINE, AGAIN):
                 raise InputError(f"the baseline failed: {why}")
         _leave(entrants, turn.failed)
-        entry = {**to_record(turn), "process": process or 0}
+        entry = {**to_record(turn), "process": process}
         journal.append("round", race=name, **entry)
         standings.add(**entry)
         if risks is not None and turn.counts and standings.counted >= _BEFORE_DROPPING:
             _leave(entrants, dominated(standings, entrants, risks))
         listen(standings)
-        if over():
+        if rules.over(standings):
             return standings
         if stop(standings):
             standings.cut = True
@@ -269,7 +281,7 @@ def race(
                     f"{standings.refused} of {turn.number + 1} rounds didn't count, and the "
                     f"time limit left no time to wait until the host runs {threads} threads at once"
                 )
-        if standings.refused > _REFUSED_PER_COUNTED * count * (1 + (process or 0)):
+        if standings.refused > _REFUSED_PER_COUNTED * rules.count * (1 + process):
             why = disturbance(probe) or f"the host did not run {threads} threads at once"
             raise NotEstablished(
                 f"{standings.refused} of {turn.number + 1} rounds didn't count, since {why}"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from hasten.errors import InputError
-from hasten.evaluation.loadtest.address import Access, Address, access, parse_address
+from hasten.evaluation.loadtest.address import Access, Address, Credentials, access, parse_address
 
 FORMS = (
     "the server's address is http://HOST:PORT, https://HOST:PORT, grpc://HOST:PORT or "
@@ -58,7 +58,7 @@ def test_a_grpc_address_has_no_path() -> None:
 def test_a_token_is_one_word_of_a_file_and_is_never_shown(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("s3cret\n")
-    found = access(parse_address("http://host"), file)
+    found = access(parse_address("http://host"), Credentials(file))
     assert found == Access("s3cret")
     assert "s3cret" not in repr(found)
 
@@ -68,7 +68,7 @@ def test_a_file_without_a_token_is_named_but_not_shown(tmp_path: Path, content: 
     file = tmp_path / "token"
     file.write_bytes(content)
     with pytest.raises(InputError) as raised:
-        access(parse_address("http://host"), file)
+        access(parse_address("http://host"), Credentials(file))
     assert str(raised.value) == (
         f"{file} has no token, which is one word of 1 to 16,384 ASCII characters"
     )
@@ -77,7 +77,7 @@ def test_a_file_without_a_token_is_named_but_not_shown(tmp_path: Path, content: 
 def test_settings_that_are_of_no_use_are_refused(tmp_path: Path) -> None:
     def said(url: str, ca: Path | None, insecure: bool) -> str:
         with pytest.raises(InputError) as raised:
-            access(parse_address(url), None, ca, insecure).tls()
+            access(parse_address(url), Credentials(None, ca, insecure)).tls()
         return str(raised.value)
 
     assert said("http://host", None, True) == (
@@ -98,7 +98,7 @@ def test_settings_that_are_of_no_use_are_refused(tmp_path: Path) -> None:
 
 def test_a_token_that_cant_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError) as raised:
-        access(parse_address("http://host"), tmp_path / "none")
+        access(parse_address("http://host"), Credentials(tmp_path / "none"))
     assert (
         str(raised.value)
         == f"can't read the token in {tmp_path / 'none'}: No such file or directory"

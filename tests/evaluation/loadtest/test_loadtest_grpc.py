@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from tests.support.load_options import grouped
 
 from hasten.errors import InputError
 from hasten.evaluation.loadtest import LoadTestResult, run
@@ -83,7 +84,7 @@ def serve() -> Iterator[Callable[[Infer], SmallServer]]:
 
 def load(server: SmallServer, rate_per_s: float = 50.0, **options: Any) -> LoadTestResult:
     given: dict[str, Any] = {"warmup_s": 0.0, "grace_s": 30.0, "arrivals": "constant", **options}
-    return run(server.url, "m", rate_per_s, 0.2, **given)
+    return run(server.url, "m", rate_per_s, 0.2, **grouped(given))
 
 
 def kinds(found: LoadTestResult) -> dict[tuple[str, str], int]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.load_options import grouped
 
 from hasten.errors import InputError
 from hasten.evaluation.loadtest import LoadTestResult, in_words, run
@@ -27,7 +28,7 @@ def load(
     server: Any, rate_per_s: float = 200.0, duration_s: float = 0.2, **options: Any
 ) -> LoadTestResult:
     given: dict[str, Any] = {"warmup_s": 0.0, "grace_s": 30.0, **options}
-    return run(given.pop("url", server.url), "m", rate_per_s, duration_s, **given)
+    return run(given.pop("url", server.url), "m", rate_per_s, duration_s, **grouped(given))
 
 
 def kinds(found: LoadTestResult) -> dict[tuple[str, str], int]:
@@ -414,7 +415,7 @@ def test_options_out_of_range_are_named_before_anything_is_sent(
     options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError) as raised:
-        run(**{"url": "http://127.0.0.1:1", "model": "m", "rate_per_s": 1.0, **options})
+        run(**{"url": "http://127.0.0.1:1", "model": "m", "rate_per_s": 1.0, **grouped(options)})
     assert str(raised.value) == message
 
 

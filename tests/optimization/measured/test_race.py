@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hasten.measure.race import (
     AGAIN,
     BASELINE,
     NotEstablished,
+    Rules,
     Standings,
     journaled,
     race,
@@ -43,8 +45,10 @@ def run(
     risks: dict[str, float] | None = None,
     **settings: object,
 ) -> Standings:
-    asked = {"threads": 1, "count": count, "pace": PACE, "seed": 0, "risks": risks, **settings}
-    return race("race/1", field, spool, journal, **asked)  # type: ignore[arg-type]
+    stated = {one.name for one in fields(Rules)}
+    own = {name: settings.pop(name) for name in stated & settings.keys()}
+    rules = replace(Rules(threads=1, count=count, pace=PACE, seed=0), **own)  # type: ignore[arg-type]
+    return race("race/1", field, spool, journal, rules, risks=risks, **settings)  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)

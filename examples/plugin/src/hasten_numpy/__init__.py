@@ -1,1 +1,1 @@
-"""A plug-in for hasten: an engine, a pass and a metric, one file each."""
+"""A plug-in for hasten: an engine, a pass, a metric and the steps of a pipeline, one file each."""

@@ -4,8 +4,18 @@ Requests are sent when they are due, whatever is still unanswered, and latency c
 request was due: a server that stalls can't hide it by getting fewer requests.
 """
 
-from hasten.evaluation.loadtest.generator import run
+from hasten.evaluation.loadtest.address import Credentials
+from hasten.evaluation.loadtest.generator import Bounds, Payload, run
 from hasten.evaluation.loadtest.result import LoadTestResult, Offered, RequestOutcome
 from hasten.evaluation.loadtest.words import in_words
 
-__all__ = ["LoadTestResult", "Offered", "RequestOutcome", "in_words", "run"]
+__all__ = [
+    "Bounds",
+    "Credentials",
+    "LoadTestResult",
+    "Offered",
+    "Payload",
+    "RequestOutcome",
+    "in_words",
+    "run",
+]

@@ -122,22 +122,35 @@ class Access:
         return context
 
 
-def access(
-    address: Address,
-    token_file: Path | None = None,
-    ca: Path | None = None,
-    insecure: bool = False,
-    *,
-    client_cert: Path | None = None,
-    client_key: Path | None = None,
-) -> Access:
-    """Return the credentials for a server.
+@dataclass(frozen=True)
+class Credentials:
+    """Files with the credentials for a server.
+
+    Attributes:
+        token_file: File whose content is sent as a bearer token.
+        ca: File of certificates to trust, in PEM; by default the system's.
+        insecure: Whether to trust any certificate.
+        client_cert: File of the client's own certificate, in PEM, for a server that asks for one.
+        client_key: File of that certificate's private key, in PEM.
+    """
+
+    token_file: Path | None = None
+    ca: Path | None = None
+    insecure: bool = False
+    client_cert: Path | None = None
+    client_key: Path | None = None
+
+
+def access(address: Address, given: Credentials) -> Access:
+    """Read the credentials for a server from their files.
 
     Raises:
         InputError: the token can't be read or is no token, or a TLS setting has no use here.
     """
-    given = [one for one in (ca, client_cert, client_key) if one is not None]
-    if (given or insecure) and not address.encrypted:
+    ca, insecure = given.ca, given.insecure
+    client_cert, client_key = given.client_cert, given.client_key
+    used = insecure or any(one is not None for one in (ca, client_cert, client_key))
+    if used and not address.encrypted:
         raise InputError(
             f"only encrypted connections use certificates, and {address} isn't encrypted: write "
             f"{address.scheme}s://"
@@ -154,5 +167,5 @@ def access(
             "a client's certificate needs its private key: give both --client-cert and --client-key"
         )
     client = None if client_cert is None or client_key is None else (client_cert, client_key)
-    token = "" if token_file is None else read_token(token_file)
+    token = "" if given.token_file is None else read_token(given.token_file)
     return Access(token, ca, insecure, client)

@@ -9,12 +9,12 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from hasten.errors import InputError
-from hasten.evaluation.loadtest.address import Access, Address, access, parse_address
+from hasten.evaluation.loadtest.address import Access, Address, Credentials, access, parse_address
 from hasten.evaluation.loadtest.alarm import Alarm
 from hasten.evaluation.loadtest.metadata import Metadata
 from hasten.evaluation.loadtest.payloads import payloads
@@ -42,6 +42,61 @@ class Client(Protocol):
 
 
 @dataclass(frozen=True)
+class Payload:
+    """Content of the requests of a load test.
+
+    Attributes:
+        data: An .npz archive with an array of shape `(n, ...)` per input, or the folder of a
+            bundle, for the requests that it keeps; by default random numbers.
+        shapes: Shapes of random inputs, by name; by default open sizes are 1.
+        batch: Rows in each request.
+        json_tensors: Whether to send tensors as JSON instead of raw bytes.
+    """
+
+    data: Path | str | None = None
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    batch: int = 1
+    json_tensors: bool = False
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Bounds of a load test.
+
+    Attributes:
+        deadline_s: Deadline in seconds, sent with each request as its `timeout`; later answers
+            don't count towards the goodput.
+        connections: Largest number of connections, each with one request in progress; over gRPC,
+            of calls.
+        grace_s: Time to wait for answers after the last request, in seconds.
+    """
+
+    deadline_s: float | None = None
+    connections: int = 256
+    grace_s: float = 10.0
+
+    def check(self) -> None:
+        """Check the bounds.
+
+        Raises:
+            InputError: one is out of range; the message says which.
+        """
+        if self.deadline_s is not None and not 1e-6 <= self.deadline_s <= LONGEST_DEADLINE_S:
+            raise InputError(
+                f"the deadline is in seconds, from 1 µs to {LONGEST_DEADLINE_S:.0f} s: got "
+                f"{self.deadline_s:g}"
+            )
+        if not 1 <= self.connections <= MOST_CONNECTIONS:
+            raise InputError(
+                f"the number of connections is from 1 to {MOST_CONNECTIONS}: got {self.connections}"
+            )
+        if not (math.isfinite(self.grace_s) and 0 <= self.grace_s <= LONGEST_S):
+            raise InputError(
+                f"the grace is in seconds, from 0 to {LONGEST_S:.0f}: got {self.grace_s:g}"
+            )
+
+
+@dataclass(frozen=True)
 class _Order:
     """Order of a load test, checked."""
 
@@ -61,20 +116,11 @@ def run(
     *,
     version: str = "",
     arrivals: Arrivals = "poisson",
-    deadline_s: float | None = None,
-    data: Path | str | None = None,
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    batch: int = 1,
-    json_tensors: bool = False,
-    connections: int = 256,
     warmup_s: float = 1.0,
-    grace_s: float = 10.0,
     seed: int = 0,
-    token_file: Path | None = None,
-    ca: Path | None = None,
-    insecure: bool = False,
-    client_cert: Path | None = None,
-    client_key: Path | None = None,
+    payload: Payload = Payload(),
+    bounds: Bounds = Bounds(),
+    credentials: Credentials = Credentials(),  # noqa: B008 - a value
 ) -> LoadTestResult:
     """Put a server under load: requests are sent when they are due, whatever is unanswered.
 
@@ -88,39 +134,26 @@ def run(
         duration_s: Time during which requests count, in seconds.
         version: Version of the model; by default the server chooses.
         arrivals: "poisson", as from many independent clients, or "constant".
-        deadline_s: Deadline in seconds, sent with each request as its `timeout`; later answers
-            don't count towards the goodput.
-        data: An .npz archive with an array of shape `(n, ...)` per input, or the folder of a
-            bundle, for the requests that it keeps; by default random numbers.
-        shapes: Shapes of random inputs, by name; by default open sizes are 1.
-        batch: Rows in each request.
-        json_tensors: Whether to send tensors as JSON instead of raw bytes.
-        connections: Largest number of connections, each with one request in progress; over gRPC,
-            of calls.
         warmup_s: Time during which requests are sent before they count, in seconds.
-        grace_s: Time to wait for answers after the last request, in seconds.
         seed: Seed of the arrivals and of random numbers.
-        token_file: File whose content is sent as a bearer token.
-        ca: File of certificates to trust, in PEM; by default the system's.
-        insecure: Whether to trust any certificate.
-        client_cert: File of the client's own certificate, in PEM, for a server that asks for one.
-        client_key: File of that certificate's private key, in PEM.
+        payload: Content of the requests.
+        bounds: Deadline of a request, number of connections, and wait for the last answers.
+        credentials: Files with the credentials for the server.
 
     Raises:
         InputError: an option is out of range, the server can't be reached, it doesn't have the
             model, the data doesn't fit the model, or an extra is missing.
     """
     address = parse_address(url)
-    _check(model, version, deadline_s, connections, grace_s)
-    if json_tensors and address.grpc:
+    _check_names(model, version)
+    bounds.check()
+    if payload.json_tensors and address.grpc:
         raise InputError(
             "only HTTP sends tensors as JSON: leave that option out, or give an http:// address"
         )
     order = _Order(
         address=address,
-        access=access(
-            address, token_file, ca, insecure, client_cert=client_cert, client_key=client_key
-        ),
+        access=access(address, credentials),
         offered=Offered(
             url=str(address),
             model=model,
@@ -129,17 +162,17 @@ def run(
             duration_s=duration_s,
             warmup_s=warmup_s,
             arrivals=arrivals,
-            deadline_ns=None if deadline_s is None else round(1e9 * deadline_s),
-            batch=batch,
-            encoding="gRPC" if address.grpc else "JSON" if json_tensors else "binary",
-            payload=MADE_UP if data is None else SAMPLES,
-            connections=connections,
-            grace_s=grace_s,
+            deadline_ns=None if bounds.deadline_s is None else round(1e9 * bounds.deadline_s),
+            batch=payload.batch,
+            encoding="gRPC" if address.grpc else "JSON" if payload.json_tensors else "binary",
+            payload=MADE_UP if payload.data is None else SAMPLES,
+            connections=bounds.connections,
+            grace_s=bounds.grace_s,
             seed=seed,
         ),
         plan=schedule(rate_per_s, duration_s, warmup_s=warmup_s, arrivals=arrivals, seed=seed),
-        data=None if data is None else Path(data),
-        shapes=shapes or {},
+        data=None if payload.data is None else Path(payload.data),
+        shapes=payload.shapes,
     )
     try:
         asyncio.get_running_loop()
@@ -155,24 +188,12 @@ def _run_alone(order: _Order) -> LoadTestResult:
         return runner.run(_run(order))
 
 
-def _check(
-    model: str, version: str, deadline_s: float | None, connections: int, grace_s: float
-) -> None:
+def _check_names(model: str, version: str) -> None:
     for what, name in (("model's name", model), ("version", version)):
         if not name.isprintable():  # nor is anything that UTF-8 can't encode
             raise InputError(f"the {what} can't be sent: {name!a}")
     if not model:
         raise InputError("the model's name is missing")
-    if deadline_s is not None and not 1e-6 <= deadline_s <= LONGEST_DEADLINE_S:
-        raise InputError(
-            f"the deadline is in seconds, from 1 µs to {LONGEST_DEADLINE_S:.0f} s: got {deadline_s:g}"
-        )
-    if not 1 <= connections <= MOST_CONNECTIONS:
-        raise InputError(
-            f"the number of connections is from 1 to {MOST_CONNECTIONS}: got {connections}"
-        )
-    if not (math.isfinite(grace_s) and 0 <= grace_s <= LONGEST_S):
-        raise InputError(f"the grace is in seconds, from 0 to {LONGEST_S:.0f}: got {grace_s:g}")
 
 
 def _loop_factory() -> Any:

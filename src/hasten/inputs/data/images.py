@@ -147,7 +147,7 @@ def _images(folder: Path) -> list[Path]:
 
 def _named(pipeline: Pipeline) -> tuple[str, ...]:
     """Return the names that a pipeline gives the model's classes; none where it gives none."""
-    every = (tuple(getattr(step, "labels", ())) for step in pipeline.after)
+    every = (tuple(step.labels) for step in pipeline.after)
     return next((names for names in every if names), ())
 
 

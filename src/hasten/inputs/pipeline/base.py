@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, ClassVar, Self
 
@@ -96,6 +96,15 @@ class Step(Value, ABC):
         """Name of the step for people, as in a table of latencies."""
         return type_name(self)
 
+    @property
+    def memory_per_byte(self) -> int:
+        """Bytes of memory that a sample may take for each byte in which it was sent; 0 for any number.
+
+        A step that decodes what strangers send has a field of this name, and refuses a sample that would
+        take more. A server gives a sample no more than the largest of its pipeline's steps allows.
+        """
+        return 0
+
     def joined(self, following: Step) -> Step | None:
         """Return one step that does this one's and the following one's work, equal bit for bit.
 
@@ -163,13 +172,19 @@ class PostStep(Value, ABC):
         """
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """Name of each class, in order, for the people who label samples; empty where classes have none."""
+        return ()
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Names of the model's classes, in order; empty where the step doesn't know them."""
-        return getattr(self, "labels", ())
+        return self.labels
 
     def naming(self, classes: tuple[str, ...]) -> Self:
-        """Return the step with the names of the model's classes, if it has none itself and they fit."""
-        if not classes or getattr(self, "labels", None) != ():
+        """Return the step with the names of the model's classes, if it takes names, has none, and they fit."""
+        takes = any(one.name == "labels" for one in fields(self))  # type: ignore[arg-type]
+        if not takes or not classes or self.labels:
             return self
         return replace(self, labels=classes)  # type: ignore[type-var]
 

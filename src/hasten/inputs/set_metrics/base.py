@@ -76,6 +76,14 @@ class SetMetric(Value, ABC):
         """
         return None
 
+    @property
+    def output(self) -> str | None:
+        """Name of the output that the metric reads; None where it names none.
+
+        A metric with a field of this name can be written as NAME@OUTPUT.
+        """
+        return None
+
     def around(self, pipeline: Pipeline | None) -> Self:
         """Return the metric as it reads a model with these steps around it."""
         return self

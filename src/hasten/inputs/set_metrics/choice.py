@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 
@@ -56,13 +56,13 @@ def _reading(metric: SetMetric, output: str, text: str) -> SetMetric:
     Raises:
         InputError: the metric reads no single output, or names another one already.
     """
-    named = getattr(metric, "output", "")
-    if not output or named == "":
+    named = "output" in {field.name for field in fields(metric)}  # type: ignore[arg-type]
+    if not output or not named:
         why = "no output is named after the @" if not output else "it reads no output by name"
         raise InputError(f"metric over a set {text!r}: {why}")
-    if named is not None:
+    if metric.output is not None:
         raise InputError(
-            f"metric over a set {text!r} names two outputs, {named} and {output}: name one"
+            f"metric over a set {text!r} names two outputs, {metric.output} and {output}: name one"
         )
     return replace(metric, output=output)  # type: ignore[type-var]
 
@@ -140,7 +140,8 @@ def chosen(
         )
     names = [spec.name for spec in outputs]
     for one in found:
-        output = getattr(one, "output", None)
-        if output is not None and output not in names:
-            raise InputError(f"{type_name(one)} reads {output!r}; the model has {', '.join(names)}")
+        if one.output is not None and one.output not in names:
+            raise InputError(
+                f"{type_name(one)} reads {one.output!r}; the model has {', '.join(names)}"
+            )
     return tuple(one.around(pipeline) for one in found)

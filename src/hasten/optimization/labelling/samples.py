@@ -169,7 +169,7 @@ def _form(ready: Ready, reading: Reading, dataset: Dataset) -> Form:
     if isinstance(dataset, ImageFolder) and dataset.classes:
         names = dataset.classes
     elif ready.pipeline is not None:
-        every = (getattr(step, "labels", ()) for step in ready.pipeline.after)
+        every = (step.labels for step in ready.pipeline.after)
         names = next((tuple(map(str, own)) for own in every if own), ())
     return Form(count, names if len(names) == count else ())
 

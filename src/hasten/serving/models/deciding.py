@@ -168,9 +168,7 @@ class Deciding:
         most_wait_ns: int,
     ) -> None:
         self.model, self.pipeline, self._most_wait_ns = model, pipeline, most_wait_ns
-        self._per_byte = max(
-            (getattr(step, "memory_per_byte", 0) for step in pipeline.steps), default=0
-        )
+        self._per_byte = max((step.memory_per_byte for step in pipeline.steps), default=0)
         self._loop, self._deadline_ns, self._clock_ns = loop, deadline_ns, clock_ns
         # The processors that an engine leaves idle while it waits are few: one thread for each.
         self._threads = ThreadPoolExecutor(Target.host().threads, "hasten-deciding")
