@@ -229,7 +229,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "unet_copies": (partial(UNetLike, False), 128),
     "unet_transposed": (partial(UNetLike, True), 128),
 }
-"""Networks of issue 21 that have convolutions, and the sides of their pictures."""
+"""Networks that the engine is meant for that have convolutions, and the sides of their pictures."""
 
 
 def quantized(module: nn.Module, side: int, folder: Path) -> Model:

@@ -126,6 +126,42 @@ def test_nan_behind_steps_before_the_rounding_is_seen_and_whole_numbers_stay(
         assert 0 <= found["place"].item() < 3
 
 
+@pytest.mark.parametrize(
+    "masked",
+    [
+        "m = Equal (x, x)  k = Where (m, x, zero)",
+        "m = IsNaN (x)  k = Where (m, zero, x)",
+        "m = IsNaN (x)  n = Not (m)  k = Where (n, x, zero)",
+    ],
+)
+def test_nan_that_the_model_itself_replaces_is_no_nan(masked: str, tmp_path: Path) -> None:
+    text = f"""
+        <ir_version: 8, opset_import: ["": 17]>
+        masks (float[1, 4] x, float[1, 4] b) => (bool[1, 4] m, float[1, 4] y, float[1, 4] yb)
+        <float zero = {{0}}, float step = {{0.25}}, uint8 point = {{10}}> {{
+            {masked}
+            q = QuantizeLinear (k, step, point)
+            y = DequantizeLinear (q, step, point)
+            qb = QuantizeLinear (b, step, point)
+            yb = DequantizeLinear (qb, step, point)
+        }}"""
+    path = tmp_path / "masks.onnx"
+    onnx.save(onnx.parser.parse_model(text), str(path))
+    given = {
+        "x": np.array([[1, 2, np.nan, 4]], np.float32),
+        "b": np.array([[1, 2, 3, 4]], np.float32),
+    }
+    part = built(tmp_path, path, CompiledC())
+    for engine in (CompiledC(), Integers()):
+        with engine.open(part.artifact, Target.host()) as session:
+            found = session.run(given)
+            spoiled = session.run({"x": given["b"], "b": given["x"]})
+        assert found["y"].tolist() == [[1, 2, 0, 4]]
+        assert found["yb"].tolist() == [[1, 2, 3, 4]]
+        assert spoiled["y"].tolist() == [[1, 2, 3, 4]]
+        assert np.isnan(spoiled["yb"]).all()
+
+
 def test_sessions_read_one_table_of_weights_each_with_memory_of_its_own(
     model: Path, tmp_path: Path
 ) -> None:

@@ -79,6 +79,7 @@ def _gap(own: Array, other: Array) -> tuple[Array, Array]:
     equal = equal_bits({"": own}, {"": other})
     with np.errstate(invalid="ignore", over="ignore"):
         apart = np.abs(other.astype(np.float64) - own.astype(np.float64))
+    apart = np.where(other == own, 0.0, apart)  # equal infinities too
     largest = apart.max(axis=tuple(range(1, own.ndim)), initial=0.0)
     return np.where(equal, 0.0, largest), equal
 

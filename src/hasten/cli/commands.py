@@ -360,13 +360,20 @@ def certify(as_json: bool, bundle: str, data: str, keep: bool, **options: Any) -
             raise
         click.echo(as_text(result) if as_json else result.in_words())
         files.write(bundle, result, time.monotonic() - began)
-        if keep and result.passed:
-            click.echo(_kept(result), err=as_json)
+        if keep and (said := _kept(result)):
+            click.echo(said, err=as_json)
     raise SystemExit(0 if result.passed else 1)
 
 
 def _kept(result: Recheck) -> str:
-    """Keep a chain's certificate, unless a mere repetition gives none; return a line for people."""
+    """Keep a chain's certificate, unless there is none; return a line for people, "" for none."""
+    if not result.passed:
+        if result.place is None or not result.place.exists():
+            return ""
+        return (
+            f"note: {result.place} still has the certificate of an earlier test: remove it if this test "
+            "speaks against it"
+        )
     if result.certificate is None:
         return (
             "note: no certificate is kept, because these pictures gave the same answers in an earlier "

@@ -42,6 +42,7 @@ def inspect(
     from hasten.bundle import artifact_of, differences, read, requirements, unpacked
     from hasten.bundle.covered import batches_in_words
     from hasten.bundle.evidence import batch_curve
+    from hasten.bundle.manifest import one_line
     from hasten.bundle.requests import in_words
     from hasten.bundle.signatures import keys_of
     from hasten.bundle.signing import signer_in_words
@@ -106,7 +107,8 @@ def inspect(
         _print(facts)
         if manifest.comparison is not None:
             lines = filter(None, (*manifest.comparison.in_words(), manifest.comparison.how))
-            click.echo("\n" + "\n".join(("on the sealed samples, before and after:", *lines)))
+            click.echo("\non the sealed samples, before and after:")
+            click.echo("\n".join(map(one_line, lines)))
         if curve:
             click.echo(f"\n{curve_table(curve)}")
 

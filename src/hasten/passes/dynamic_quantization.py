@@ -55,9 +55,9 @@ class DynamicQuantization(Selective):
 
     @classmethod
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:
+        """Yield both kinds of scales, unless convolutions, which stay in float, have more weights than products."""
         if target.family == "cuda":  # TensorRT lacks the operators of dynamic quantization
             return
-        """Yield both kinds of scales, unless convolutions, which stay in float, have more weights than products."""
         proto = read_onnx(model, weights=False)
         if weights_of(proto, DYNAMIC_OPS) >= weights_of(proto, ("Conv", "ConvTranspose")):
             for per_channel in (True, False):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.bundle.loaded import differences
-from hasten.bundle.manifest import Manifest
+from hasten.bundle.manifest import Manifest, one_line
 from hasten.bundle.requirements import distributions, programs
 from hasten.core.devices import at_hand
 from hasten.core.records import bounded_bytes, digest, from_record, to_record
@@ -23,8 +23,8 @@ SUFFIX = ".certificate.json"
 SCHEMA = 1
 _MOST_BYTES = 1 << 20
 """Largest size of a certificate's file."""
-_LONGEST_NAME = 255
-"""Longest name of a file, in bytes."""
+_LONGEST_NAME = 240
+"""Longest name of a file, in bytes: one that is being written has a few more."""
 
 
 @dataclass(frozen=True)
@@ -171,5 +171,5 @@ def kept_certificate(
     except (IntegrityError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
         return None, f"{file} can't be read as a chain's certificate: {reason:.200}"
-    lapse = found.lapse(chain, manifests)
-    return (None, lapse) if lapse else (found, "")
+    lapse = one_line(found.lapse(chain, manifests))
+    return (None, lapse) if lapse else (replace(found, claim=one_line(found.claim)), "")

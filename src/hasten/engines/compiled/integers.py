@@ -127,10 +127,10 @@ class IntegerSession(Session):
                     if name not in tensors:
                         tensors[name] = np.zeros(plan.tensor(name).size, plan.tensor(name).dtype)
                 operation.calculate(tensors)
-            unknown = any(np.isnan(tensors[name]).any() for name in plan.rounded_inputs)
             for spec, name, shape in zip(self.outputs, plan.outputs, plan.shapes, strict=True):
                 made = tensors[name].reshape(shape)
-                if unknown and made.dtype.kind == "f":
+                spoiling = plan.rounded_inputs.get(name, ())
+                if any(np.isnan(tensors[one]).any() for one in spoiling):
                     made = np.full(shape, np.nan, made.dtype)
                 found[spec.name].append(made)
         return {name: np.concatenate(arrays) for name, arrays in found.items()}

@@ -298,19 +298,33 @@ class Plan:
         return all(operation.same_bits(self) for operation in self.operations)
 
     @cached_property
-    def rounded_inputs(self) -> tuple[str, ...]:
-        """Names of inputs that become bytes: where one has NaN, the answer's floats are NaN."""
-        origins: dict[str, set[str]] = {name: {name} for name in self.inputs}
-        found: set[str] = set()
+    def rounded_inputs(self) -> Mapping[str, tuple[str, ...]]:
+        """Output of floats -> inputs that become bytes on the way to it: where one has NaN, the output is NaN.
+
+        Outputs that no such input reaches are left out.
+        """
+        unknown: dict[str, set[str]] = {
+            name: {name} for name in self.inputs if self.tensor(name).dtype == "float32"
+        }
+        """Tensor -> inputs whose NaN is NaN in it."""
+        lost: dict[str, set[str]] = {}
+        """Tensor -> inputs whose NaN became a number on the way to it."""
         for operation in self.operations:
-            read = set[str]().union(*(origins.get(name, ()) for name in operation.reads))
-            if operation.rounds:
-                found |= read
-            elif operation.hands_on:
-                for name in operation.writes:
-                    origins[name] = origins.get(name, set()) | read
-        floats = [name for name in self.inputs if self.tensor(name).dtype == "float32"]
-        return tuple(name for name in floats if name in found)
+            read = set[str]().union(*(unknown.get(name, ()) for name in operation.reads))
+            gone = set[str]().union(*(lost.get(name, ()) for name in operation.reads))
+            for name in operation.writes:
+                if operation.rounds:
+                    lost[name] = lost.get(name, set()) | gone | read
+                    continue
+                lost[name] = lost.get(name, set()) | gone
+                if operation.hands_on:
+                    unknown[name] = unknown.get(name, set()) | read
+        floats = [name for name in self.outputs if self.tensor(name).dtype.startswith("float")]
+        return {
+            name: tuple(one for one in self.inputs if one in lost[name])
+            for name in floats
+            if lost.get(name)
+        }
 
     def check(self, weights_bytes: int) -> None:
         """Check that all that C would be written of stays within its memory, and ends.

@@ -123,8 +123,10 @@ struct call {{
 
 
 def _nan_facts(plan: Plan) -> str:
-    """Return which inputs can't have NaN, by their floats in a row, and the floats of outputs, in C."""
-    looked = [plan.tensor(one).size * (one in plan.rounded_inputs) for one in plan.inputs]
+    """Return which inputs can't have NaN, by their floats in a row, the floats of outputs, and which spoils which, in C."""
+    spoils = plan.rounded_inputs
+    rounded = set[str]().union(*spoils.values())
+    looked = [plan.tensor(one).size * (one in rounded) for one in plan.inputs]
     made = [plan.tensor(name) for name in plan.outputs]
     floats = [tensor.size * (tensor.dtype == "float32") for tensor in made]
     doubles = [tensor.size * (tensor.dtype == "float64") for tensor in made]
@@ -133,6 +135,13 @@ def _nan_facts(plan: Plan) -> str:
         f"static const long {name}[] = {{{', '.join(map(str, sizes))}}};"
         for name, sizes in numbers.items()
     ]
+    pairs = (
+        ", ".join(str(int(one in spoils.get(name, ()))) for one in plan.inputs)
+        for name in plan.outputs
+    )
+    lines.append(
+        f"static const char SPOILS[][INPUTS] = {{{', '.join(f'{{{row}}}' for row in pairs)}}};"
+    )
     return "\n".join(("#define UNKNOWN 1", *lines, ""))
 
 

@@ -16,6 +16,8 @@ _SAME_VALUES = frozenset(("Cast", "Flatten", "Identity", "Reshape", "Squeeze", "
 """Operators that hand numbers on as they are."""
 _ROUNDED = 128
 """Largest multiple to which models usually round the rows of their embedding up."""
+_SPARE = 1.01
+"""Rows that some models have in reserve, by what their tokenizer and rounding explain."""
 
 
 def check_vocabulary(pipeline: Pipeline, proto: onnx.ModelProto) -> str:
@@ -39,7 +41,7 @@ def check_vocabulary(pipeline: Pipeline, proto: onnx.ModelProto) -> str:
                 f"the tokenizer's numbers go up to {step.vocabulary - 1}, but the model's "
                 f"embedding has {rows} rows: give the tokenizer that the model was trained with"
             )
-        if rows is not None and rows > math.ceil(step.vocabulary / _ROUNDED) * _ROUNDED:
+        if rows is not None and rows > math.ceil(step.vocabulary / _ROUNDED) * _ROUNDED * _SPARE:
             return (
                 f"the model's embedding has {rows} rows, but the tokenizer's numbers go up to "
                 f"{step.vocabulary - 1} only: check that the model was trained with this tokenizer, "

@@ -18,7 +18,7 @@ BATCH = "hasten.batch"
 LENGTH = "hasten.length"
 """Key of the number of tokens or sound samples, in dimension 1, which is there only if that isn't open."""
 
-_SIZE = re.compile(r"(\d+): (.+)", re.DOTALL)
+_SIZE = re.compile(r"([0-9]{1,18}): (.+)", re.DOTALL)
 _AXES = {
     BATCH: (0, "the exported batch is {size}, so a server can't batch requests: {why}"),
     LENGTH: (1, "the exported model takes samples of length {size} alone: {why}"),

@@ -127,7 +127,7 @@ def write_changed(proto: onnx.ModelProto, source: Model, written: Path) -> Model
 def _link(file: Path, beside: Path) -> None:
     """Give a file a second name, or copy it where the file system can't."""
     try:
-        os.link(file, beside)
+        os.link(os.path.realpath(file), beside)
     except OSError:
         shutil.copyfile(file, beside)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from hasten.core.extras import missing_extra
 from hasten.core.model import Model
 from hasten.core.tensors import Array
-from hasten.errors import InputError
+from hasten.errors import InputError, told
 from hasten.inputs.models import onnx
 from hasten.inputs.pipeline.text import Tokenize
 from hasten.inputs.pipeline.written import read_text
@@ -24,6 +26,7 @@ MODULES = "modules.json"
 OUTPUT = "sentence_embedding"
 """Name of the model's output, as sentence-transformers calls it."""
 _SETTINGS, _LIMITS = "config.json", "sentence_bert_config.json"
+_PROMPTS = "config_sentence_transformers.json"
 _STATES = ("last_hidden_state", "token_embeddings")
 _MASK = "attention_mask"
 _MODES = ("cls", "max", "mean", "mean_sqrt_len")
@@ -100,6 +103,11 @@ class Dense:
         weights = self._weights()
         if "linear.weight" not in weights:
             raise InputError(f"{self.folder} has no weights linear.weight")
+        shape = weights["linear.weight"].shape
+        if len(shape) != 2 or shape[1] != (graph.width or shape[1]):
+            raise InputError(
+                f"{self.folder} has weights of shape {list(shape)} for vectors of {graph.width} numbers"
+            )
         graph.width = len(weights["linear.weight"])
         given = [weights[name] for name in ("linear.weight", "linear.bias") if name in weights]
         names = [graph.constant(one.astype(np.float32)) for one in given]
@@ -109,9 +117,14 @@ class Dense:
     def _weights(self) -> dict[str, Array]:
         safe, pickled = self.folder / "model.safetensors", self.folder / "pytorch_model.bin"
         if safe.is_file():
-            from safetensors.numpy import load_file
+            try:
+                from safetensors.numpy import load_file
 
-            return dict(load_file(safe))
+                return dict(load_file(safe))
+            except ImportError as error:
+                raise missing_extra(f"{safe}, a file of weights,", "torch") from error
+            except Exception as error:  # safetensors' own, of a damaged file
+                raise InputError(f"{safe} can't be read: {told(error)}") from error
         from hasten.inputs.models.named import read_weights
 
         return {name: one.float().numpy() for name, one in read_weights(pickled).items()}
@@ -152,6 +165,19 @@ class SentenceModel:
     @property
     def note(self) -> str:
         """What a person should know of the folder; empty for nothing."""
+        return "; ".join(filter(None, (self._said_of_prompts(), self._said_of_letters())))
+
+    def _said_of_prompts(self) -> str:
+        path = self.folder / _PROMPTS
+        name = _object(path).get("default_prompt_name") if path.is_file() else None
+        if name is None:
+            return ""
+        return (
+            f"{path} puts the prompt {name!r:.100} before each text, which the bundle doesn't do: give texts "
+            "with their prompt"
+        )
+
+    def _said_of_letters(self) -> str:
         text = self.encoder / "tokenizer.json"
         if not self._limits.get("do_lower_case") or not text.is_file():
             return ""
@@ -302,7 +328,7 @@ def read(folder: Path) -> SentenceModel | None:
     if not isinstance(stated, list) or not stated or not all(isinstance(m, dict) for m in stated):
         raise InputError(f"{path} isn't a list of modules")
     kinds = [str(module.get("type", "")) for module in stated]
-    if kinds[0].rpartition(".")[2] != "Transformer":
+    if not re.fullmatch(r"sentence_transformers[.](.*[.])?Transformer", kinds[0]):
         raise _unknown(path, kinds[0])
     steps = [_step(path, module) for module in stated[1:]]
     if not steps or not isinstance(steps[0], Pooling):

@@ -46,8 +46,11 @@ def pipeline(config: Mapping[str, Any]) -> Pipeline:
     Raises:
         InputError: it isn't known here.
     """
-    preparation = from_pretrained_cfg(_preparation(config))
-    names = _class_names(config)
+    try:
+        preparation = from_pretrained_cfg(_preparation(config))
+        names = _class_names(config)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"the preparation in config.json can't be read: {told(error)}") from error
     return Pipeline(preparation.steps, (TopK(min(_SHOWN, len(names)), names),) if names else ())
 
 
@@ -88,7 +91,10 @@ def load(path: Path, config: Mapping[str, Any]) -> Any:
             f"timm {timm.__version__} can't build the {name} of {path}: {told(error)}"
         ) from error
     named.put(module, named.read_weights(weights), str(weights))
-    module.hasten_sample = tuple(_preparation(config).get("input_size") or (3, 224, 224))
+    size = _preparation(config).get("input_size") or (3, 224, 224)
+    if not isinstance(size, list | tuple) or not all(type(one) is int and one > 0 for one in size):
+        raise InputError(f"{path / 'config.json'} has input_size {size!r:.60}: give [3, 224, 224]")
+    module.hasten_sample = tuple(size)
     module.main_input_name = input_names(module)[0]
     return module.eval()
 

@@ -186,6 +186,12 @@ def _axes(
         answers: Answers to batches of each sample, by output name.
         batch: Whether the axis of the batch is open.
     """
+    for name in answers[0]:
+        if len(ranks := {one[name].ndim for one in answers}) > 1:
+            raise InputError(
+                f"output {name!r} has {' or '.join(map(str, sorted(ranks)))} dimensions, depending on the "
+                "sample: give samples of one shape"
+            )
     axes = dict(zip(samples[0], open_axes(samples, batch=batch), strict=True))
     named = {
         tuple(one[name].shape[axis - 1] for one in samples): said

@@ -74,6 +74,10 @@ class Step(Value, ABC):
     packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = ""
     bounded: ClassVar[bool] = False
+    memory_per_byte: int = 0
+    """Bytes of memory that a sample may take for each byte in which it was sent; 0 for any number. A step that
+    decodes what strangers send has a field of this name, and refuses a sample that would take more. A server
+    gives a sample no more than the largest of its pipeline's steps allows."""
 
     @abstractmethod
     def __call__(self, value: Any) -> Any:
@@ -95,15 +99,6 @@ class Step(Value, ABC):
     def name(self) -> str:
         """Name of the step for people, as in a table of latencies."""
         return type_name(self)
-
-    @property
-    def memory_per_byte(self) -> int:
-        """Bytes of memory that a sample may take for each byte in which it was sent; 0 for any number.
-
-        A step that decodes what strangers send has a field of this name, and refuses a sample that would
-        take more. A server gives a sample no more than the largest of its pipeline's steps allows.
-        """
-        return 0
 
     def joined(self, following: Step) -> Step | None:
         """Return one step that does this one's and the following one's work, equal bit for bit.
@@ -156,6 +151,8 @@ class PostStep(Value, ABC):
     packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = ""
     decides: ClassVar[str] = ""
+    labels: tuple[str, ...] = ()
+    """Name of each class, in order, for the people who label samples; empty where classes have none."""
 
     @abstractmethod
     def __call__(self, value: Any, origin: Origin) -> Any:
@@ -170,11 +167,6 @@ class PostStep(Value, ABC):
         Raises:
             InputError: the value doesn't fit; the message says what was needed.
         """
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Name of each class, in order, for the people who label samples; empty where classes have none."""
-        return ()
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -213,8 +205,8 @@ def equal_except_scores(one: Any, other: Any) -> bool:
     """Whether two decisions are equal in all that they contain, except numbers named "score".
 
     Args:
-        one: Plain values that JSON can represent.
-        other: Plain values that JSON can represent.
+        one: Values that JSON can represent, or arrays of them.
+        other: Values that JSON can represent, or arrays of them.
     """
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(
@@ -222,6 +214,8 @@ def equal_except_scores(one: Any, other: Any) -> bool:
         )
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(equal_except_scores, one, other))
+    if isinstance(one, np.ndarray) or isinstance(other, np.ndarray):
+        return bool(np.array_equal(one, other))
     return bool(one == other)
 
 

@@ -74,7 +74,11 @@ class TopK(PostStep):
                 f"top_k needs one score for each of {len(self.labels) or 'some'} classes; "
                 f"got {list(scores.shape)}"
             )
-        check_finite(scores, "top_k", self.output)
+        masked = np.isneginf(scores)
+        if self.softmax and not masked.all():  # a class that a model masks has the probability 0
+            check_finite(np.where(masked, 0, scores), "top_k", self.output)
+        else:
+            check_finite(scores, "top_k", self.output)
         if self.softmax:
             scores = probabilities(scores)
         elif scores.dtype != np.float64:

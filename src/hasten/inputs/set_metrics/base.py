@@ -46,6 +46,9 @@ class SetMetric(Value, ABC):
     )
     noun: ClassVar[str] = "figure"
     spellings: ClassVar[tuple[str, ...]] = ()
+    output: str | None = None
+    """Name of the output that the metric reads; None where it names none. A metric with a field of this name can
+    be written as NAME@OUTPUT."""
     higher_is_better: ClassVar[bool] = True
 
     @classmethod
@@ -73,14 +76,6 @@ class SetMetric(Value, ABC):
             labels: Labels of the data; None where it has none.
             outputs: Outputs of the model, which have a batch axis.
             pipeline: Steps around the model.
-        """
-        return None
-
-    @property
-    def output(self) -> str | None:
-        """Name of the output that the metric reads; None where it names none.
-
-        A metric with a field of this name can be written as NAME@OUTPUT.
         """
         return None
 

@@ -7,6 +7,7 @@ comes next. Crops of several requests share batches, since each is a request lik
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import math
 import time
@@ -137,9 +138,22 @@ class ServedChain(ServedModel):
             certificate=None,
             winner=replace(root.manifest.winner, label=f"chain: {self._place.chain.in_words()}"),
         )
-        self.opened = replace(
+        self._stated = replace(
             root, manifest=manifest, notes=[], standby=None, instead="", watch=None
         )
+
+    @property
+    def opened(self) -> OpenBundle:  # type: ignore[override]
+        """The bundle of the chain's root, which states what is known of the whole chain's decisions."""
+        if self._stated.manifest.status != "certified":
+            return self._stated
+        with contextlib.suppress(ProtocolError):
+            others = [one for one in self._place.members if self.member(one).answers != "winner"]
+            if others:
+                why = f"{_WHY}; not certified now: the exact model of {', '.join(others)} answers"
+                stated = replace(self._stated.manifest, status="uncertified", why=why)
+                return replace(self._stated, manifest=stated)
+        return self._stated
 
     def asks(self, name: str, version: str) -> bool:
         """Whether a served model is one of the chain's."""
@@ -163,6 +177,8 @@ class ServedChain(ServedModel):
             kept, lapse = kept_certificate(place.certificate, place.chain, manifests)
             if kept is not None and self.settings.trusted:
                 kept, lapse = None, "its certificate isn't signed, but bundles must be"
+            if kept is not None and self.settings.any_batch:
+                kept, lapse = None, "not certified for batches of any size (any_batch)"
             if kept is not None and instead:
                 kept, lapse = None, f"not certified here: {'; '.join(instead)}"
             if kept is not None:

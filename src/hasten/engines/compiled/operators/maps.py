@@ -38,7 +38,7 @@ class Map(Operation):
 
     @property
     def hands_on(self) -> bool:
-        return all(step.op not in ("is_nan", "cast") for step in self.steps)
+        return all(programs.keeps_nan(step) for step in self.steps)
 
     @property
     def task(self) -> Kind:  # type: ignore[override]

@@ -78,6 +78,28 @@ SUPPORTED = frozenset(
 """Names of all steps."""
 _NO_DOUBLE = frozenset({"erf", "remainder"})
 
+_KEEPS_NAN = frozenset(
+    [
+        *("add", "subtract", "multiply", "divide", "maximum", "minimum", "negative", "absolute"),
+        *(
+            "remainder",
+            "copy",
+            "sign",
+            "exp",
+            "log",
+            "sigmoid",
+            "tanh",
+            "erf",
+            "sin",
+            "cos",
+            "sqrt",
+        ),
+        *("floor", "ceil", "round", "fraction", "reciprocal", "softplus"),
+        "value",  # which reads none
+    ]
+)
+"""Operators whose result is NaN in ONNX wherever a number that they read is."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -94,6 +116,13 @@ class Step:
     args: tuple[int, ...]
     dtype: str
     value: str = ""
+
+
+def keeps_nan(step: Step) -> bool:
+    """Whether a step's result is NaN wherever one of the numbers that it reads is."""
+    if step.op == "cast":
+        return step.dtype.startswith("float")
+    return step.op in _KEEPS_NAN
 
 
 def check(steps: tuple[Step, ...], inputs: tuple[str, ...]) -> str:

@@ -279,8 +279,10 @@ def check_survives(path: Path, library: str, program: str, *arguments: str) -> N
     Raises:
         InputError: the process crashed.
     """
-    command = [sys.executable, "-c", program, str(path.absolute()), *arguments]
+    command = [sys.executable, "-P", "-c", program, str(path.absolute()), *arguments]
     code = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True).returncode
+    if code == -signal.SIGKILL:
+        raise InputError(f"{path} can't be read: {library} was killed, probably for lack of memory")
     if code < 0:
         raise InputError(
             f"{path} is damaged: {library} crashed ({signal.Signals(-code).name}) while it read the file"

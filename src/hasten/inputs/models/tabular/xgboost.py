@@ -39,6 +39,8 @@ _RAW = (
 _ONE = np.float32(1)
 
 
+_MOST_NESTED = 10_000
+"""Number of brackets in a file of JSON that can't exhaust a stack, however they are nested."""
 _READ = "import sys, xgboost; xgboost.Booster(model_file=bytearray(open(sys.argv[1], 'rb').read()))"
 """Program that reads a file."""
 
@@ -60,9 +62,12 @@ class XGBoost(Library):
         import xgboost
 
         content = path.read_bytes()
+        if len(content) < 2:
+            raise InputError(f"{path} is empty")
         binary = content[1:2].isalpha()
         fits = path.suffix == (".ubj" if binary else ".json")  # else XGBoost would guess, and warn
-        if binary:  # its parser of UBJSON may crash on a damaged file
+        # Its parser may crash on a damaged file, of UBJSON or of JSON that is nested deeply.
+        if binary or content.count(b"[") + content.count(b"{") > _MOST_NESTED:
             check_survives(path, self.name, _READ)
         try:
             return xgboost.Booster(model_file=path if fits else bytearray(content))
