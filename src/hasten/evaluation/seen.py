@@ -269,7 +269,8 @@ def fresh(dataset: Dataset, seen: Seen, earlier: Earlier) -> Chosen:
     left = _untouched(unseen, hashes, units, earlier)
     elsewhere = len(unseen) - len(left)
     kind: Kind = "fresh data" if left else "regression check"
-    left = left or list(range(len(dataset)))
+    # As in a run, the order depends on the samples alone: another one would be another bet.
+    left = sorted(left or range(len(dataset)), key=hashes.__getitem__)
     samples = Subset(dataset, np.array(left))
     found = tuple(hashes[i] for i in left)
     elsewhere = elsewhere if kind == "fresh data" else 0

@@ -114,6 +114,9 @@ def split(
     first in the order, then those that were tested on, then fresh ones, each by the hash. Where the
     fresh units alone tell more than all that can be sealed, those tested on are for the search.
 
+    Sealed units come in the order of their content hashes, whatever the seed: the same samples are judged
+    in the same order by each run.
+
     Args:
         dataset: Data to judge on. Its samples are hashed, and so checked, one at a time.
         calibration: Largest number of samples that calibrate.
@@ -159,7 +162,9 @@ def split(
         middle = without
     if middle >= len(rest):
         raise InputError(_all_seen(len(dataset)))
-    searched, sealed = np.concatenate(rest[:middle]), np.concatenate(rest[middle:])
+    # Bets depend on the order of the draws, so that must depend on the samples alone, and not on the seed.
+    kept = sorted(rest[middle:], key=lambda unit: hashes[unit[0]].tobytes())
+    searched, sealed = np.concatenate(rest[:middle]), np.concatenate(kept)
     return Splits(
         calibration=calibrating,
         search=Subset(dataset, searched),
