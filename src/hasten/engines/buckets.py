@@ -108,9 +108,9 @@ class Buckets(Engine):
                 request = self._request(bucket, model.request)
                 place, sources = workdir / str(number), workdir / f"{number}-source"
                 place.mkdir()
-                parts[str(number)] = self.inner.build(
-                    settled(model, request, sources), target, place
-                )
+                # A bucket takes what the open model takes, so it relies on no input's numbers.
+                own = replace(settled(model, request, sources), constant_inputs=())
+                parts[str(number)] = self.inner.build(own, target, place)
                 shutil.rmtree(sources)
         files = {name: (part.path, *part.files) for name, part in parts.items()}
         index = {
