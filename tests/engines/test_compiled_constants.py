@@ -21,6 +21,7 @@ from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import CandidateError, InputError, NotCovered
 from hasten.inputs.models.onnx import load
+from hasten.testing.models import write
 
 ENGINE = CompiledC()
 REFUSED = (
@@ -58,7 +59,7 @@ def request(rate: int = 16_000, seed: int = 0) -> dict[str, Array]:
 
 
 def choosing(folder: Path, *constant: str) -> Model:
-    made = load(models.write(folder / "choosing.onnx", CHOOSING, {})).settled_by(
+    made = load(write(folder / "choosing.onnx", CHOOSING, {})).settled_by(
         {
             "x": np.zeros(4, np.float32),
             "turned": np.array(True),
@@ -148,7 +149,7 @@ def test_only_inputs_that_the_model_needs_constant_are_held_to_their_numbers(
 
 
 def test_a_model_that_is_covered_anyway_takes_every_number(tmp_path: Path) -> None:
-    made = load(models.write(tmp_path / "scaled.onnx", _SCALED, {})).settled_by(
+    made = load(write(tmp_path / "scaled.onnx", _SCALED, {})).settled_by(
         {"x": np.zeros(4, np.float32), "rate": np.array(2)}
     )
     held = replace(made, constant_inputs=(("rate", (2,)),))
@@ -205,7 +206,7 @@ def test_damaged_constants_are_refused_before_anything_is_compiled(
 
 
 def test_an_input_that_a_step_reads_cannot_be_constant(tmp_path: Path) -> None:
-    made = load(models.write(tmp_path / "scaled.onnx", _SCALED, {})).settled_by(
+    made = load(write(tmp_path / "scaled.onnx", _SCALED, {})).settled_by(
         {"x": np.zeros(4, np.float32), "rate": np.array(2)}
     )
     built = ENGINE.build(made, Target.host(), tmp_path)
