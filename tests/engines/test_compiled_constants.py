@@ -17,8 +17,11 @@ from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.base import Artifact, Session
+from hasten.engines.buckets import Buckets
+from hasten.engines.cascade import Cascade
 from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.engines.padding import Axis, Bucket, Dimension
 from hasten.errors import CandidateError, InputError, NotCovered
 from hasten.inputs.models.onnx import load
 from hasten.testing.models import write
@@ -224,3 +227,60 @@ def test_an_input_that_a_step_reads_cannot_be_constant(tmp_path: Path) -> None:
 
 def test_a_plan_with_constants_is_one_that_earlier_versions_refuse(built: Artifact) -> None:
     assert json.loads(built.path.read_text())["format"] == 2
+
+
+def test_the_reference_in_numpy_refuses_the_same(tmp_path: Path) -> None:
+    text = """
+        bytes_of (float[1, 4] x, bool turned) => (uint8[1, 4] y)
+            <float half = {0.5}, float two = {2.0}, uint8 zero = {128}> {
+            y = If (turned) <
+                then_branch = yes () => (uint8[1, 4] fine) {
+                    fine = QuantizeLinear(x, half, zero)
+                },
+                else_branch = no () => (uint8[1, 4] coarse) {
+                    coarse = QuantizeLinear(x, two, zero)
+                }>
+        }"""
+    made = load(write(tmp_path / "bytes.onnx", text, {})).settled_by(
+        {"x": np.zeros(4, np.float32), "turned": np.array(True)}
+    )
+    reference = ENGINE.reference()
+    assert reference is not None
+    held = replace(made, constant_inputs=(("turned", (1,)),))
+    built = reference.build(held, Target.host(), tmp_path)
+    x = np.array([[0, 1, -2, 3]], np.float32)
+    with reference.open(built, Target.host()) as slow, opened(built) as fast:
+        for session in (slow, fast):
+            answer = session.run({"x": x, "turned": np.array(True)})
+            np.testing.assert_array_equal(answer["y"], [[128, 130, 124, 134]])
+            with pytest.raises(InputError, match=r"^input 'turned' must be 1, .*: got 0; "):
+                session.run({"x": x, "turned": np.array(False)})
+
+
+def test_a_cascade_says_what_one_of_its_models_takes(tmp_path: Path) -> None:
+    made = voice(tmp_path)
+    cascade = Cascade(ENGINE, OnnxRuntime(threads=1), 0.1, "speech")
+    built = cascade.build(replace(made, origin=made), Target.host(), tmp_path)
+    assert cascade.constant_inputs(built) == {"rate": (16_000,)}
+    with cascade.open(built, Target.host()) as session, pytest.raises(InputError) as caught:
+        session.run(request(8_000))
+    assert str(caught.value) == REFUSED
+
+
+def test_models_of_buckets_rely_on_no_number(tmp_path: Path) -> None:
+    text = """
+        turning (float[1, length] x, bool turned) => (float[1, length] y) {
+            y = If (turned) <
+                then_branch = yes () => (float[1, n] minus) { minus = Neg(x) },
+                else_branch = no () => (float[1, n] plus) { plus = Abs(x) }>
+        }"""
+    made = load(write(tmp_path / "turning.onnx", text, {})).settled_by(
+        {"x": np.zeros(4, np.float32), "turned": np.array(True)}
+    )
+    held = replace(made, constant_inputs=(("turned", (1,)),))
+    assert ENGINE.constant_inputs(ENGINE.build(held, Target.host(), tmp_path)) == {"turned": (1,)}
+    length = Dimension((Axis("x", 1),), (Axis("y", 1),))
+    buckets = Buckets(ENGINE, OnnxRuntime(threads=1), (length,), (Bucket((4,)), Bucket((8,))))
+    (tmp_path / "buckets").mkdir()
+    with pytest.raises(NotCovered, match=r"doesn't take If "):
+        buckets.build(held, Target.host(), tmp_path / "buckets")

@@ -94,6 +94,7 @@ class Buckets(Engine):
         Raises:
             CandidateError: a model can't be built, or the buckets would take too much room.
         """
+        model = replace(model, constant_inputs=())  # all of its models must take the same requests
         (workdir / _OPEN).mkdir()
         whole = self.beyond.build(model, target, workdir / _OPEN)
         parts = {_OPEN: whole}
@@ -108,9 +109,9 @@ class Buckets(Engine):
                 request = self._request(bucket, model.request)
                 place, sources = workdir / str(number), workdir / f"{number}-source"
                 place.mkdir()
-                # A bucket takes what the open model takes, so it relies on no input's numbers.
-                own = replace(settled(model, request, sources), constant_inputs=())
-                parts[str(number)] = self.inner.build(own, target, place)
+                parts[str(number)] = self.inner.build(
+                    settled(model, request, sources), target, place
+                )
                 shutil.rmtree(sources)
         files = {name: (part.path, *part.files) for name, part in parts.items()}
         index = {
