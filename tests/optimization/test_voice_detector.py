@@ -53,7 +53,7 @@ def optimized(folder: Path, engine: str, **options: Any) -> Path:
     return out
 
 
-@pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
+@pytest.fixture(scope="module", params=["onnxruntime", "openvino", "compiled"])
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return optimized(tmp_path_factory.mktemp(request.param), request.param)
 

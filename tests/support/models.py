@@ -226,3 +226,29 @@ def voice_detector(folder: Path) -> Path:
         }"""
     weights = {"w1": (16, 8), "w2": (8, 2), "b2": (2,)}
     return write(folder / "voice_detector.onnx", text, weights)
+
+
+def recurrent_detector(folder: Path) -> Path:
+    """Write audio: float32[1, 256], rate: int64, h, c: float32[1, 1, 8] -> speech: float32[1, 2], hn, cn: an LSTM
+    behind a branch on the rate. At 16,000 its step is 4 frames of 64, at any other rate 8 frames of 32, padded."""
+    text = """
+        recurrent_detector (float[1, 256] audio, int64 rate, float[1, 1, 8] h, float[1, 1, 8] c)
+            => (float[1, 2] speech, float[1, 1, 8] hn, float[1, 1, 8] cn)
+            <int64 wide = {16000}, int64[3] by_64 = {4, 1, 64}, int64[3] by_32 = {8, 1, 32},
+             int64[6] padding = {0, 0, 0, 0, 0, 32}, int64[2] row = {1, -1}> {
+            is_wide = Equal(rate, wide)
+            frames = If (is_wide) <
+                then_branch = at_16000 () => (float[n, 1, 64] wide_frames) {
+                    wide_frames = Reshape(audio, by_64)
+                },
+                else_branch = at_others () => (float[n, 1, 64] other_frames) {
+                    narrow = Reshape(audio, by_32)
+                    other_frames = Pad(narrow, padding)
+                }>
+            ys, hn, cn = LSTM <hidden_size = 8> (frames, w, r, b, , h, c)
+            features = Reshape(hn, row)
+            logits = Gemm(features, w2, b2)
+            speech = Softmax(logits)
+        }"""
+    weights = {"w": (1, 32, 64), "r": (1, 32, 8), "b": (1, 64), "w2": (8, 2), "b2": (2,)}
+    return write(folder / "recurrent_detector.onnx", text, weights)

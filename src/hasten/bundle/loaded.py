@@ -16,6 +16,7 @@ import numpy as np
 
 from hasten.bundle.binding import bound_arrays
 from hasten.bundle.covered import certified_sizes, cut, has_batch_axis, joined, not_covered
+from hasten.bundle.folder import artifact_of
 from hasten.bundle.manifest import Manifest, Part
 from hasten.bundle.packing.names import is_address, is_packed
 from hasten.bundle.requests import REQUESTS, kept_requests
@@ -109,6 +110,22 @@ def _same_everywhere(item: Part, artifact: Artifact) -> bool:
         IntegrityError,
     ):  # a plug-in that isn't installed, or a setting that isn't one
         return False
+
+
+def constant_inputs(path: Path, manifest: Manifest) -> Mapping[str, tuple[int, ...]]:
+    """Return the inputs of the winner that take only some numbers, with these; see `Engine.constant_inputs`.
+
+    Args:
+        path: The bundle's folder, whose files were checked.
+        manifest: Its manifest.
+    """
+    item = manifest.winner
+    if item.custom_ops:  # no engine that takes these has such inputs
+        return {}
+    try:
+        return engine_of(item, 1).constant_inputs(artifact_of(path, item, manifest, ()))
+    except (InputError, IntegrityError):  # a plug-in that isn't installed
+        return {}
 
 
 def _pairs(

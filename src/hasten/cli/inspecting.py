@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +39,14 @@ def inspect(
 
     BUNDLE may also be an ONNX file, MODEL.onnx: its inputs and outputs are listed.
     """
-    from hasten.bundle import artifact_of, differences, read, requirements, unpacked
+    from hasten.bundle import (
+        artifact_of,
+        constant_inputs,
+        differences,
+        read,
+        requirements,
+        unpacked,
+    )
     from hasten.bundle.covered import batches_in_words
     from hasten.bundle.evidence import batch_curve
     from hasten.bundle.manifest import one_line
@@ -79,6 +86,7 @@ def inspect(
             ("model", manifest.winner.label),
             ("inputs", "; ".join(map(str, manifest.winner.artifact.inputs))),
             ("outputs", "; ".join(map(str, manifest.winner.artifact.outputs))),
+            *_always(constant_inputs(bundle, manifest)),
             *([("states", _carried(manifest.sequences))] if manifest.sequences else []),
             ("exact model", manifest.exact.label if manifest.exact else "left out"),
             ("samples", in_words(manifest.requests)),
@@ -133,6 +141,15 @@ def _facts_of_model(path: Path) -> Iterator[tuple[str, str]]:
     yield "model", f"an ONNX file that isn't optimized yet, {size_in_words(model.size_bytes)}"
     yield "inputs", "; ".join(map(str, model.inputs))
     yield "outputs", "; ".join(map(str, model.outputs))
+
+
+def _always(found: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, str]]:
+    """Yield the line on inputs that take only some numbers, if there are any."""
+    if found:
+        from hasten.core.words import numbers_in_words
+
+        each = ", ".join(f"{name} is {numbers_in_words(only)}" for name, only in found.items())
+        yield "constant", f"{each}: the model refuses other values"
 
 
 def _carried(sequences: Sequences) -> str:

@@ -32,6 +32,9 @@ class Model:
         custom_ops: Libraries with the user's own operators, for the engines to load.
         origin: Model that the run began with; None unless passes made this one from it.
         program: The .pt2 exported program behind the model, for targets that compile from it.
+        constant_inputs: Inputs of whole numbers that are the same in all samples of the data, each with
+            its numbers in C order; an engine that can't take the model otherwise may rely on them, if
+            its sessions refuse other numbers.
     """
 
     path: Path
@@ -43,6 +46,7 @@ class Model:
     custom_ops: tuple[Path, ...] = ()
     origin: Model | None = None
     program: Path | None = None
+    constant_inputs: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @cached_property
     def sha256(self) -> str:

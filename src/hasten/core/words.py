@@ -21,6 +21,12 @@ def amount(count: int, noun: str, several: str = "") -> str:
     return f"{count:,} {noun if count == 1 else several or f'{noun}s'}"
 
 
+def numbers_in_words(numbers: Sequence[int]) -> str:
+    """Return whole numbers: "16000" for one, "[1, 0]" for several, of which the first eight are shown."""
+    text = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
+    return text if len(numbers) == 1 else f"[{text}]"
+
+
 def points(share: str) -> str:
     """Return a share that is written in percent as points: "1 point", "0.5 points"."""
     return f"{share} point{'' if share == '1' else 's'}"

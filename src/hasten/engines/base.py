@@ -85,6 +85,7 @@ class Session(ABC):
 
         Raises:
             CandidateError: the runtime failed.
+            InputError: an input has other numbers than those that `Engine.constant_inputs` gives.
         """
 
     def bind(self, inputs: Tensors, outputs: Tensors) -> Callable[[], None]:
@@ -402,6 +403,16 @@ class Engine(Value, ABC):
             artifact: Artifact that `build` made, or that a bundle brought.
         """
         return False
+
+    def constant_inputs(self, artifact: Artifact) -> Mapping[str, tuple[int, ...]]:
+        """Return the inputs for whose only numbers an artifact was built, with these in C order, by name.
+
+        Its sessions refuse other numbers with InputError. It is found in the artifact's own files.
+
+        Args:
+            artifact: Artifact that `build` made, or that a bundle brought.
+        """
+        return {}
 
     def estimate(self, artifact: Artifact, target: Target, workdir: Path) -> Estimate:
         """Estimate an artifact's figures on a device that isn't here, by the device's own tools.

@@ -94,6 +94,7 @@ class Buckets(Engine):
         Raises:
             CandidateError: a model can't be built, or the buckets would take too much room.
         """
+        model = replace(model, constant_inputs=())  # all of its models must take the same requests
         (workdir / _OPEN).mkdir()
         whole = self.beyond.build(model, target, workdir / _OPEN)
         parts = {_OPEN: whole}

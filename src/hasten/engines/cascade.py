@@ -145,6 +145,14 @@ class Cascade(Engine):
         """Profile only the fast model, which every request runs on. See `Engine.profile`."""
         return self.fast.profile(_parts(artifact)[0], target, requests)
 
+    def constant_inputs(self, artifact: Artifact) -> Mapping[str, tuple[int, ...]]:
+        """Return the inputs that one of both models takes with only some numbers."""
+        try:
+            fast, careful = _parts(artifact)
+        except CandidateError:
+            return {}
+        return {**self.careful.constant_inputs(careful), **self.fast.constant_inputs(fast)}
+
     def words(self) -> str:
         return f"{self.fast.words()}, then {self.careful.words()} below a margin of {self.threshold:.6g}"
 

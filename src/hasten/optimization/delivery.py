@@ -6,20 +6,21 @@ import datetime
 import importlib.util
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hasten import bundle
-from hasten.bundle import Manifest
+from hasten.bundle import Manifest, Part
 from hasten.bundle.manifest import UNCERTIFIED_YET, unfinished
 from hasten.certificate.batches import Coverage
 from hasten.certificate.changed import ChangedShare
 from hasten.certificate.looks import Look
 from hasten.core.comparison import Comparison
-from hasten.core.records import digest, to_record, type_name
-from hasten.engines.base import Artifact
+from hasten.core.records import digest, from_record, to_record, type_name
+from hasten.core.words import numbers_in_words
+from hasten.engines.base import Artifact, Engine
 from hasten.errors import CandidateError, InputError
 from hasten.measure.candidate import Candidate
 from hasten.measure.environment import environment, versions
@@ -95,11 +96,22 @@ def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
             result = replace(result, inexact=_FELL)
     if ships is not ready:
         result = replace(result, notes=(*result.notes, _AS_GIVEN))
+    result = replace(result, notes=(*result.notes, *_of_constants(shipment.winner)))
     records = {"result.json": to_record(result), **_evidence(judge, sealed), **ending.records}
     coverage = covered or Coverage()
     look, changed = sealed.look, sealed.changed
     missing = write(job, ships, shipment, records, comparison, coverage, look, changed)
     return replace(result, notes=(*result.notes, *missing))
+
+
+def _of_constants(winner: Part) -> Iterator[str]:
+    """Yield a note for each input that the model that ships takes with only some numbers."""
+    engine = from_record(Engine, winner.engine, trusted=True)
+    for name, numbers in engine.constant_inputs(winner.artifact).items():
+        yield (
+            f"the model that ships takes the input {name} as a constant, {numbers_in_words(numbers)} as in all of "
+            "the data: it refuses other values"
+        )
 
 
 def _original_as_given(judge: Judge, sealed: Sealed, shipment: Shipment) -> tuple[Ready, Shipment]:

@@ -46,6 +46,7 @@ from hasten.inputs.pipeline.vectors import Quantity
 from hasten.inputs.set_metrics import chosen
 from hasten.measure.candidate import label
 from hasten.measure.environment import versions
+from hasten.optimization.constants import constant_inputs
 from hasten.optimization.data_needed import calibrating, warnings
 from hasten.optimization.folding import (
     Given,
@@ -139,6 +140,8 @@ def prepare(
         laid = _laid_out(job, target, given)
     made, parts, source, metric = laid.made, laid.parts, laid.source, laid.metric
     dataset, preparation, sequences = made.dataset, made.pipeline, laid.sequences
+    if data is not None and target.kind == "host":
+        source = replace(source, constant_inputs=constant_inputs(source, parts, sequences))
     asking = asks(order, job.journal)
     # Tensors have been prepared by their maker; rows are the same numbers before and after.
     images = isinstance(dataset, ImageFolder)

@@ -19,10 +19,11 @@ from hasten.core.model import Format, Model
 from hasten.core.records import digest
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
-from hasten.core.words import counted, listed
+from hasten.core.words import counted, listed, numbers_in_words
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.checked import private
 from hasten.engines.compile_cache import CompileCache
+from hasten.engines.compiled.constants import Constants
 from hasten.engines.compiled.granted import granted
 from hasten.engines.compiled.kept import (
     code,
@@ -155,12 +156,13 @@ class CompiledC(Engine):
         from hasten.engines.compiled.lowering import lower, lower_graph
 
         request = _request(model)
+        constants = model.constant_inputs
         if model.format == "onnx":
-            return lower(model.path, request, model.outputs, self.most_work)
+            return lower(model.path, request, model.outputs, self.most_work, constants)
         from hasten.engines.compiled.ir.reader import as_onnx
 
         proto = as_onnx(model.path, request, model.outputs)
-        return lower_graph(proto, request, model.outputs, self.most_work)
+        return lower_graph(proto, request, model.outputs, self.most_work, constants)
 
     def reference(self) -> Engine | None:
         """Return the engine that calculates the same plan in numpy."""
@@ -175,6 +177,14 @@ class CompiledC(Engine):
                 return _plan(copy).same_bits
         except (CandidateError, IntegrityError, InputError):
             return False
+
+    def constant_inputs(self, artifact: Artifact) -> Mapping[str, tuple[int, ...]]:
+        """Return the only numbers that inputs take, by name; nothing if the plan can't be read."""
+        try:
+            with private(artifact) as copy:
+                return Constants(copy, _plan(copy)).numbers
+        except (CandidateError, IntegrityError, InputError):
+            return {}
 
     def stretches(self, artifact: Artifact) -> Iterator[Stretch]:
         """Yield where the constants of the plan lie in the file of weights."""
@@ -269,6 +279,7 @@ class CompiledSession(Session):
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
         self.batch_sizes = row_counts(artifact, plan)
         self.rows_apart = self.batch_sizes is None
+        self._constants = Constants(artifact, plan)
         self._library = library
         self._closed = np.zeros(1, np.int32)
         tables = _aligned(source.tables)
@@ -291,9 +302,12 @@ class CompiledSession(Session):
 
         Raises:
             CandidateError: an array is missing, or of another size.
+            InputError: a constant input has other numbers.
         """
         try:
             given = [inputs[name] for name in self._names]
+            if self._constants:
+                self._constants.check(given)
             outputs = self._outputs(given)
             self._answer(*given, *outputs.values())
         except (KeyError, ValueError, BufferError, TypeError) as error:
@@ -314,9 +328,18 @@ class CompiledSession(Session):
         for array, size in zip((*given, *taken), self._row_bytes, strict=True):
             if array.nbytes != rows * size:  # C reads and writes as many, whatever a bundle says
                 raise CandidateError("the compiled model's inputs or outputs have another size")
-        return self._library.bound(
+        call = self._library.bound(
             self._tables, self._arena_bytes, given, taken, rows, self._closed, self._team
         )
+        if not self._constants:
+            return call
+        check = self._constants.check
+
+        def checked() -> None:
+            check(given)
+            call()
+
+        return checked
 
     def close(self) -> None:
         """Refuse the calls of `bind` from now on, and end the threads."""
@@ -331,8 +354,11 @@ class CompiledSession(Session):
         return {name: np.empty(shape, dtype) for name, shape, dtype in self._made}
 
     def properties(self) -> Mapping[str, str]:
-        """Return the compiler, and the number of threads that share a call."""
-        return {"compiler": Compiler.find().version, "threads": str(self._threads)}
+        """Return the compiler, the number of threads that share a call, and constant inputs."""
+        found = {"compiler": Compiler.find().version, "threads": str(self._threads)}
+        for name, numbers in self._constants.numbers.items():
+            found[f"input {name}"] = f"always {numbers_in_words(numbers)}"
+        return found
 
 
 def _aligned(tables: bytearray | memoryview) -> Array:

@@ -340,8 +340,13 @@ class Graph:
         return made
 
     def plan(self, inputs: Sequence[str], outputs: Sequence[str]) -> Plan:
-        """Return the plan, without what nothing reads."""
-        given = tuple(self.values[name].tensor for name in inputs)
+        """Return the plan, without what nothing reads.
+
+        Args:
+            inputs: Tensors of the inputs.
+            outputs: Names of the outputs in ONNX.
+        """
+        given = tuple(inputs)
         taken: list[str] = []
         shapes = []
         for name in outputs:

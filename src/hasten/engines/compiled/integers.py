@@ -14,6 +14,7 @@ from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors
 from hasten.engines.base import Artifact, Session
+from hasten.engines.compiled.constants import Constants
 from hasten.engines.compiled.engine import CompiledC, read, row_counts
 from hasten.engines.compiled.plan import Plan
 from hasten.errors import CandidateError
@@ -68,9 +69,10 @@ class Integers(CompiledC):
         """
         artifact = super().build(model, target, workdir)
         plan, weights = read(artifact)
-        IntegerSession(artifact, plan, weights).run(
-            {spec.name: np.zeros(spec.sizes, spec.dtype) for spec in artifact.request}
-        )
+        request = {spec.name: np.zeros(spec.sizes, spec.dtype) for spec in artifact.request}
+        for name, numbers in Constants(artifact, plan).numbers.items():
+            request[name].flat[:] = numbers
+        IntegerSession(artifact, plan, weights).run(request)
         return artifact
 
     @contextmanager
@@ -98,6 +100,7 @@ class IntegerSession(Session):
     def __init__(self, artifact: Artifact, plan: Plan, weights: bytes) -> None:
         self.inputs, self.outputs = artifact.inputs, artifact.outputs
         self.batch_sizes = row_counts(artifact, plan)
+        self._only = Constants(artifact, plan)
         self._plan = plan
         self._constants = {
             name: plan.constant(name, weights)
@@ -110,12 +113,14 @@ class IntegerSession(Session):
 
         Raises:
             CandidateError: an array is missing, or numpy has no form of a step of floats.
+            InputError: a constant input has other numbers.
         """
         plan = self._plan
         try:
             given = [np.ascontiguousarray(inputs[spec.name]) for spec in self.inputs]
         except KeyError as error:
             raise CandidateError(f"the input {error} is missing") from error
+        self._only.check(given)
         rows = len(given[0]) if plan.by_row else 1
         found: dict[str, list[Array]] = {spec.name: [] for spec in self.outputs}
         for row in range(rows):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -34,6 +34,8 @@ from hasten.errors import NotCovered, visible
 if TYPE_CHECKING:
     import onnx
 
+ConstantInputs: TypeAlias = tuple[tuple[str, tuple[int, ...]], ...]
+"""Inputs with their only numbers, in C order."""
 LOWERINGS: Mapping[str, Callable[[Node], None]] = {
     **choices.LOWERINGS,
     **classical.LOWERINGS,
@@ -58,6 +60,7 @@ def lower(
     request: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
     most_work: int = 10**12,
+    constant_inputs: ConstantInputs = (),
 ) -> tuple[Plan, bytes]:
     """Make the plan of an ONNX file for requests of settled shapes.
 
@@ -67,6 +70,8 @@ def lower(
         outputs: Outputs of the model.
         most_work: Largest number of calculations with floats for one row, unless there are as many with
             bytes.
+        constant_inputs: Inputs that the plan may take for constants, with their numbers in C order. It
+            does so only with those without which an operator isn't covered.
 
     Returns:
         The plan, and its constants.
@@ -75,7 +80,7 @@ def lower(
         NotCovered: an operator isn't covered (the message names it and its node), or there is more to
             calculate.
     """
-    return lower_graph(_read(path), request, outputs, most_work)
+    return lower_graph(_read(path), request, outputs, most_work, constant_inputs)
 
 
 def lower_graph(
@@ -83,6 +88,7 @@ def lower_graph(
     request: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
     most_work: int = 10**12,
+    constant_inputs: ConstantInputs = (),
 ) -> tuple[Plan, bytes]:
     """Make the plan of an ONNX graph, as `lower` does.
 
@@ -90,18 +96,50 @@ def lower_graph(
         NotCovered: an operator isn't covered (the message names it and its node), or there is more to
             calculate.
     """
+    given = {spec.name for spec in request}
+    left = {name: numbers for name, numbers in constant_inputs if name in given}
+    try:
+        return _lowered(proto, request, outputs, most_work, {})
+    except NotCovered:
+        if not left:
+            raise
+    made = _lowered(proto, request, outputs, most_work, left)
+    for name in list(left) if len(left) > 1 else ():
+        fewer = {other: numbers for other, numbers in left.items() if other != name}
+        with suppress(NotCovered):
+            made, left = _lowered(proto, request, outputs, most_work, fewer), fewer
+    return made
+
+
+def _lowered(
+    proto: onnx.ModelProto,
+    request: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    most_work: int,
+    constant_inputs: Mapping[str, tuple[int, ...]],
+) -> tuple[Plan, bytes]:
+    """Make the plan of an ONNX graph with some inputs as constants."""
     graph = Graph(
         most_work=most_work,
         quantized=any(node.op_type in _QUANTIZING for node in proto.graph.node),
         lowerings=LOWERINGS,
         between=_between(proto.graph),
     )
+    given, known = [], {}
     for spec in request:
         batch = 0 if spec.shape and spec.shape[0] == 1 else None
         graph.by_row = graph.by_row and batch == 0
-        graph.values[spec.name] = graph.new(spec.dtype, spec.sizes, batch)
+        value = graph.new(spec.dtype, spec.sizes, batch)
+        given.append(value.tensor)
+        if spec.name in constant_inputs:
+            numbers = known[value.tensor] = constant_inputs[spec.name]
+            array = np.array(numbers, spec.dtype).reshape(spec.sizes)
+            value = Value("", spec.dtype, spec.sizes, None, array)
+            graph.by_row = False
+        graph.values[spec.name] = value
     _lower_all(graph, proto.graph, {one.domain: one.version for one in proto.opset_import})
-    plan = graph.plan([spec.name for spec in request], [spec.name for spec in outputs])
+    plan = graph.plan(given, [spec.name for spec in outputs])
+    plan = replace(plan, constant_inputs=known)
     return _packed(plan, bytes(graph.weights.content))
 
 

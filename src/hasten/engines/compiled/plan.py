@@ -27,8 +27,10 @@ from hasten.errors import CandidateError, IntegrityError
 if TYPE_CHECKING:
     from hasten.engines.compiled.writer import Writer
 
-FORMAT = 1
+FORMAT = 2
 """Number to raise when a plan means something else than before."""
+_WITHOUT_CONSTANTS = 1
+"""Number of plans without constant inputs, which earlier versions read too."""
 C_TYPES: Mapping[str, str] = {
     "float32": "float",
     "float64": "double",
@@ -266,6 +268,8 @@ class Plan:
         shapes: Shape of each output, for one row.
         by_row: Whether rows of a batch are answered each by itself, so that any number may come.
         sources: Names of the nodes behind what an operation writes, by that tensor's name; for people.
+        constant_inputs: The only numbers for which the plan was made, by the name of the input's tensor,
+            which no step reads; sessions refuse other numbers.
     """
 
     tensors: dict[str, Tensor]
@@ -275,6 +279,7 @@ class Plan:
     shapes: tuple[tuple[int, ...], ...]
     by_row: bool
     sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    constant_inputs: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor.
@@ -342,6 +347,7 @@ class Plan:
                 "the plan is damaged: its inputs and outputs aren't different tensors, or there "
                 "are too many"
             )
+        self._check_constant_inputs()
         if len(self.operations) > MOST_OPERATIONS:
             raise IntegrityError(f"the plan has more than {MOST_OPERATIONS:,} steps")
         constants = {name for name, tensor in self.tensors.items() if tensor.offset is not None}
@@ -379,6 +385,17 @@ class Plan:
                 "the plan is damaged: it has no input or no output, or it never ends"
             )
 
+    def _check_constant_inputs(self) -> None:
+        read = {name for operation in self.operations for name in operation.reads}
+        for name, numbers in self.constant_inputs.items():
+            tensor = self.tensor(name)
+            least, most = whole_numbers(tensor.dtype)
+            fits = len(numbers) == tensor.size and all(least <= one <= most for one in numbers)
+            if name not in self.inputs or name in read or self.by_row or not fits:
+                raise IntegrityError(
+                    f"the plan is damaged: {name!r:.100} can't be an input that is constant"
+                )
+
     def _check_tensors(self, weights_bytes: int) -> None:
         whole = 0
         for name, tensor in self.tensors.items():
@@ -406,7 +423,11 @@ class Plan:
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""
-        path.write_text(json.dumps({"format": FORMAT, "plan": to_record(self)}))
+        number, record = FORMAT, to_record(self)
+        if not self.constant_inputs:
+            number = _WITHOUT_CONSTANTS
+            del record["constant_inputs"]
+        path.write_text(json.dumps({"format": number, "plan": record}))
 
     @classmethod
     def read(cls, path: Path) -> Plan:
@@ -421,7 +442,8 @@ class Plan:
             record: Any = json.loads(path.read_bytes())
         except (OSError, ValueError, RecursionError) as error:
             raise IntegrityError(f"{path} isn't a plan of a compiled model: {error}") from error
-        if not isinstance(record, dict) or record.get("format") != FORMAT:
+        known = (_WITHOUT_CONSTANTS, FORMAT)
+        if not isinstance(record, dict) or record.get("format") not in known:
             raise IntegrityError(f"{path} isn't a plan that this version of hasten can read")
         return from_record(cls, record.get("plan"))
 
@@ -443,6 +465,16 @@ class Weights:
         offset = len(self.content)
         self.content.extend(data)
         return Tensor(str(array.dtype), int(array.size), offset)
+
+
+def whole_numbers(dtype: str) -> tuple[int, int]:
+    """Return the least and the largest number of an element type; (1, 0), so none, for floats."""
+    if dtype == "bool":
+        return 0, 1
+    if np.dtype(dtype).kind not in "iu":
+        return 1, 0
+    limits = np.iinfo(dtype)
+    return int(limits.min), int(limits.max)
 
 
 def product(shape: Iterable[int]) -> int:

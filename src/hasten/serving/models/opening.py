@@ -336,6 +336,7 @@ def _warm_up(
 
     Raises:
         CandidateError: a request that the bundle keeps fails, so clients' requests will fail too.
+        InputError: the model refuses such a request.
     """
     known = {point.batch: point.p50_ns for point in curve}
     try:
@@ -345,7 +346,7 @@ def _warm_up(
                 pace.run(session, request)
         alone = pace.run(opened.first, lone)
         times = {1: _timed_ns(opened.sessions, lone, _RUNS, pace)}
-    except CandidateError as error:
+    except (CandidateError, InputError) as error:
         if opened.requests:
             raise
         opened.notes.append(

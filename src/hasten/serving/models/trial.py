@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from hasten.bundle import Loaded
 from hasten.core.tensors import Array, Tensors, TensorSpec
-from hasten.errors import CandidateError
+from hasten.errors import CandidateError, InputError
 from hasten.inputs.metrics.changes import disagreeing_rows
 from hasten.serving.models.comparison import is_broken
 from hasten.serving.models.opening import OpenBundle
@@ -68,10 +68,11 @@ def answers_of(
 
     Raises:
         CandidateError: a request that the bundle keeps fails.
+        InputError: it refuses such a request.
     """
     try:
         return pace.run(session, request)
-    except CandidateError:
+    except (CandidateError, InputError):
         if opened.requests:
             raise
         return None
