@@ -56,8 +56,8 @@ def test_samples_needed_serve_for_one_share_too(max_drop: float, share: float) -
     assert stats.binom.cdf(most, n, share) == pytest.approx(0.8, abs=0.1)
 
 
-@pytest.mark.parametrize(("flip_rate", "times"), [(0.0, 1.12), (0.05, 1.3), (0.2, 1.3)])
-def test_betting_needs_a_third_more_or_an_eighth_where_nothing_changes(
+@pytest.mark.parametrize(("flip_rate", "times"), [(0.0, 1.12), (0.05, 1.18), (0.2, 1.18)])
+def test_betting_needs_a_sixth_more_or_an_eighth_where_nothing_changes(
     flip_rate: float, times: float
 ) -> None:
     needed = samples_needed(flip_rate, 0.0, 0.01, 0.95, method=BETTING)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,7 +42,6 @@ def certify_chain(
     *,
     max_drop: float | None,
     confidence: float | None = None,
-    listen: Callable[[int], None] = lambda done: None,
 ) -> Recheck:
     """Bound the share of pictures on which a chain decides otherwise than its exact models do.
 
@@ -58,7 +56,6 @@ def certify_chain(
             made with are left out, unless there are no others.
         max_drop: Largest share of changed decisions.
         confidence: Confidence of the verdict; by default 0.95.
-        listen: Callback that receives the number of pictures that were compared so far.
 
     Raises:
         InputError: the chain or the data can't be used, or a bundle holds no exact model.
@@ -89,7 +86,6 @@ def certify_chain(
             agreement = []
             for index in chosen.samples.indices:
                 agreement.append(_agree(comparison, winner, exact, dataset.files[index]))
-                listen(len(agreement))
     scores = np.array(agreement, np.float64)
     own = np.ones_like(scores)
 

@@ -66,7 +66,6 @@ def certify(
     custom_ops: Sequence[Path] = (),
     batch_sizes: Sequence[int] | None = None,
     reference: bool = False,
-    listen: Callable[[int], None] = lambda done: None,
 ) -> Recheck:
     """Test a bundle's winner against its exact model on data.
 
@@ -102,7 +101,6 @@ def certify(
             by itself, a batch is one draw.
         reference: Whether the winner's answers are calculated in numpy, as `load` does with `reference`. The
             exact model runs on its own engine.
-        listen: Callback that receives the number of samples scored so far.
 
     Returns:
         The outcome, with the verdict on these samples.
@@ -122,9 +120,7 @@ def certify(
             )
         from hasten.evaluation.chains import certify_chain
 
-        return certify_chain(
-            os.fspath(bundle), data, max_drop=max_drop, confidence=confidence, listen=listen
-        )
+        return certify_chain(os.fspath(bundle), data, max_drop=max_drop, confidence=confidence)
     scored = None if metric is None else named_metric(metric)
     asked = Asked(max_drop, confidence, guard, mean_over, scored, batch_sizes, reference)
     ledger, unusable = _ledger()  # so that one that can't be used ends it before it begins
@@ -136,8 +132,8 @@ def certify(
         raise unusable
     material = open_material(subject, data, scored)
     if subject.unlimited:
-        return _compared(subject, material, listen)
-    return _tested(subject, material, ledger, report, batch_sizes, listen)
+        return _compared(subject, material)
+    return _tested(subject, material, ledger, report, batch_sizes)
 
 
 def _ledger() -> tuple[Ledger, InputError | None]:
@@ -148,7 +144,7 @@ def _ledger() -> tuple[Ledger, InputError | None]:
         return Ledger(None), error
 
 
-def _compared(subject: Subject, material: Material, listen: Callable[[int], None]) -> ExactCheck:
+def _compared(subject: Subject, material: Material) -> ExactCheck:
     """Compare every answer of the winner with the exact model's.
 
     Raises:
@@ -156,7 +152,7 @@ def _compared(subject: Subject, material: Material, listen: Callable[[int], None
     """
     comparing = Comparing(over_steps(material.metric, material.sequences), ["winner"])
     dataset = material.dataset
-    own, scores, *_ = _scores(subject, material, dataset, units_of(dataset), listen, comparing)
+    own, scores, *_ = _scores(subject, material, dataset, units_of(dataset), comparing)
     score = scores["winner"]
     if isinstance(score, str):
         raise CandidateError(score)
@@ -170,7 +166,6 @@ def _tested(
     ledger: Ledger,
     report: Sequence[str | SetMetric] | None,
     batch_sizes: Sequence[int] | None,
-    listen: Callable[[int], None],
 ) -> Recheck:
     """Test whether the winner keeps its limits, and note the look in the ledger.
 
@@ -189,7 +184,7 @@ def _tested(
     answers, draws = Answers(setting.wanted), metric.draws(samples.labels, units)
     stated = (manifest.certificate or {}).get("rows_apart") is True
     own, scores, chunk, moved = _scores(
-        subject, material, samples, units, listen, answers, sizes, probed=stated
+        subject, material, samples, units, answers, sizes, probed=stated
     )
     score = scores["winner"]
     if isinstance(score, str):
@@ -368,7 +363,6 @@ def _scores(
     material: Material,
     samples: Dataset,
     units: Array,
-    listen: Callable[[int], None],
     watch: Callable[[str, Tensors], None],
     sizes: Sequence[int] = (),
     *,
@@ -381,7 +375,6 @@ def _scores(
         material: All data, with the metric.
         samples: Samples to answer.
         units: Number of each sample's group, `(n,)`.
-        listen: Callback that receives the number of samples scored so far.
         watch: Callback that receives the outputs of each model on each chunk.
         sizes: Batch sizes in which the winner answers all samples once more.
         probed: Whether the winner is tested for answers that depend on their batch.
@@ -407,7 +400,7 @@ def _scores(
                 {"winner": opened[1], **several},
                 samples,
                 material.metric,
-                listen,
+                lambda done: None,
                 units=units,
                 watch=lambda key, outputs: None if key in several else watch(key, outputs),
             )

@@ -31,9 +31,9 @@ JOURNAL = "journal.jsonl"
 _LOCK_TRIES, _LOCK_PAUSE_S = 10, 0.1
 _BEGIN = b'{"kind": "begin"'
 """First bytes of every run's journal: see `check_same_run`."""
-SEARCH_VERSION = 6
-"""Version of the search, raised where an older candidate would have another key or speed though
-nothing in its description shows it: then an older journal no longer counts."""
+SEARCH_VERSION = 7
+"""Version of the search, raised where an older candidate would have another key or speed, or the sealed samples
+another order, though nothing in its description shows it: then an older journal no longer counts."""
 
 
 @dataclass(frozen=True)
