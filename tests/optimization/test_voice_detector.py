@@ -16,6 +16,7 @@ from tests.support.quick import quick_runs
 from tests.support.servers import ServerThread, place_of
 
 import hasten
+from hasten.bundle import read
 from hasten.cli import main
 from hasten.core.tensors import Array
 from hasten.errors import HastenError
@@ -93,6 +94,22 @@ def test_its_requests_are_samples_that_the_search_saw(bundle: Path) -> None:
     hashes = {tensors_hash(one) for one in kept}
     assert len(hashes) == 4
     assert hashes <= seen
+
+
+def test_its_ranges_are_of_what_calibrated_and_what_the_search_saw(
+    bundle: Path, private: Path
+) -> None:
+    data = ArrayDataset(speech())
+    parts = split(data, calibration=300, seed=0)
+    seen = np.concatenate(
+        [one.inputs(range(len(one)))["audio"] for one in (parts.calibration, parts.search)]
+    )
+    found = {one.input: one for one in read(bundle).ranges}
+    assert found.keys() == {"audio", "state", "rate"}
+    lows, highs = np.array(found["audio"].low), np.array(found["audio"].high)
+    assert (lows.min(), highs.max()) == (seen.min(), seen.max())
+    assert not found["audio"].leaves(seen)
+    assert read(private).ranges == ()
 
 
 def test_it_is_served_warm(bundle: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -599,17 +599,25 @@ def test_an_alarm_says_of_the_certificate_what_it_shows(
     assert said == f"alarm: {alarm}; {meaning}; the fast model continues to answer"
 
 
-def test_inputs_past_the_bundles_own_range_are_a_signal(tmp_path: Path, state: Path) -> None:
-    request = {"x": np.array([SAME], np.float32)}
-    path = bundle_of(
-        tmp_path, models.mirrored(tmp_path), exact=models.solid(tmp_path), requests=[request]
-    )
+def test_a_column_past_its_own_range_is_a_signal(tmp_path: Path, state: Path) -> None:
+    path = bundle_of(tmp_path, models.mirrored(tmp_path), exact=models.solid(tmp_path))
+    kept = {"input": "x", "low": [0.0, 0.0, 0.0, 0.0], "high": [2.0, 100.0, 100.0, 2.0]}
+    forge(path, lambda record: record.update(ranges=[kept]))
     with serving(path, state) as server:
         ask(server, SAME)
-        ask(server, [1.0, 100.0, 100.0, 1.0])
+        ask(server, [1.0, 90.0, 90.0, 1.0])
+        ask(server, [50.0, 1.0, 1.0, 50.0])  # within the range of other columns alone
         drift = facts(server)["drift"]
-    assert (drift["outside"]["n"], drift["outside"]["mean"]) == (2, 0.5)
-    assert drift["margin"]["n"] == 2
+    assert drift["outside"]["n"] == 3
+    assert drift["outside"]["mean"] == pytest.approx(1 / 3)
+    assert drift["margin"]["n"] == 3
+
+
+def test_a_bundle_without_ranges_shows_no_such_signal(tmp_path: Path, state: Path) -> None:
+    path = bundle_of(tmp_path, models.mirrored(tmp_path), exact=models.solid(tmp_path))
+    with serving(path, state) as server:
+        ask(server, [1.0, 100.0, 100.0, 1.0])
+        assert facts(server)["drift"]["outside"]["n"] == 0
 
 
 def test_who_does_not_watch_is_told_how(tmp_path: Path, state: Path) -> None:

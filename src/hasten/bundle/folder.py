@@ -28,6 +28,7 @@ from hasten.bundle.manifest import (
 )
 from hasten.bundle.requests import REQUESTS, check_requests, packed, shapes_of
 from hasten.bundle.signatures import PublicKey, check_signed
+from hasten.core.ranges import check_ranges
 from hasten.core.records import bounded_bytes, digest, file_digest, from_record, to_record
 from hasten.core.tensors import Tensors
 from hasten.core.words import amount
@@ -340,6 +341,7 @@ def parsed(data: bytes, path: Path, said: str = "") -> Manifest:
         check_pipeline(manifest)
         check_sequences(manifest)
         check_requests(manifest)
+        check_ranges(manifest.ranges, manifest.winner.artifact.inputs)
         if manifest.comparison is not None:
             manifest.comparison.check()
     except InputError as error:

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from hasten.core.comparison import Comparison
+from hasten.core.ranges import ValueRange
 from hasten.core.records import file_digest, to_record
 from hasten.core.sequences import Sequences, check_states
 from hasten.core.shapes import Extent
@@ -86,6 +87,8 @@ class Manifest:
         shapes: Dimensions in which the samples that it was made with differ, and their sizes.
         comparison: Figures, scores and decisions of the winner beside the exact model's, on the sealed
             samples; None where nothing was compared.
+        ranges: Ranges of the inputs' numbers in the samples that calibrated and that the search saw; none
+            where samples aren't to be in the bundle.
         files: Relative path -> [SHA-256, size in bytes].
         schema: Version of this record.
     """
@@ -107,6 +110,7 @@ class Manifest:
     request_shapes: tuple[tuple[tuple[int, ...], ...], ...] = ()
     shapes: tuple[Extent, ...] = ()
     comparison: Comparison | None = None
+    ranges: tuple[ValueRange, ...] = ()
     files: dict[str, tuple[str, int]] = field(default_factory=dict)
     schema: int = SCHEMA
 

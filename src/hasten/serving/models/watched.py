@@ -70,7 +70,7 @@ def watch_of(name: str, version: str, opened: OpenBundle, settings: ModelSetting
         version,
         opened.folder,
         judging,
-        Drift(opened.requests, lambda: _shares(opened)),
+        Drift(opened.manifest.ranges, lambda: _shares(opened)),
         state=settings.monitor_state,
         webhook=settings.webhook,
         take_over=settings.on_alarm == "exact",

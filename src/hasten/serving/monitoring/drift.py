@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hasten.core.tensors import Array, Tensors
+from hasten.core.ranges import ValueRange
+from hasten.core.tensors import Tensors
 
 _RECENT = 200
 """Number of audited answers over which a recent mean is taken: each newer one weighs 1/200."""
@@ -41,34 +42,29 @@ class Drift:
     """Signals of one served model.
 
     Args:
-        requests: Requests of the data that the bundle keeps, whose ranges inputs are held against.
+        ranges: Ranges that inputs are held against; none where the bundle has none.
         shares: Function that returns what the engine counts: name -> (answers of the kind, all).
 
     Attributes:
         margin: Distance of the highest class score to the next one; no number without class scores.
-        outside: Share of answers with an input value outside the range of the bundle's own requests.
+        outside: Share of answers with an input value outside the range of the samples that the bundle was
+            made with.
     """
 
     def __init__(
         self,
-        requests: Sequence[Tensors],
+        ranges: Sequence[ValueRange],
         shares: Callable[[], Mapping[str, tuple[int, int]]],
     ) -> None:
         self._shares = shares
         self._first = dict(shares())
-        self._ranges: dict[str, tuple[float, float]] = {}
-        for name in requests[0] if requests else ():
-            arrays = [request[name] for request in requests]
-            if arrays[0].dtype.kind in "fiu":
-                lows = [float(np.min(array, initial=np.inf)) for array in arrays]
-                highs = [float(np.max(array, initial=-np.inf)) for array in arrays]
-                self._ranges[name] = min(lows), max(highs)
+        self._ranges = tuple(ranges)
         self.margin, self.outside = Recent(), Recent()
 
     def look(self, inputs: Tensors, outputs: Tensors) -> None:
         """Take in one audited answer."""
         if self._ranges:
-            self.outside.add(float(any(self._is_outside(inputs[n], n) for n in self._ranges)))
+            self.outside.add(float(any(one.leaves(inputs[one.input]) for one in self._ranges)))
         for array in outputs.values():
             if array.ndim == 2 and array.shape[1] > 1 and array.dtype.kind == "f":
                 scores = np.partition(array.astype(np.float64), (-2, -1), axis=1)
@@ -76,10 +72,6 @@ class Drift:
                 if np.isfinite(margin):
                     self.margin.add(margin)
                 break
-
-    def _is_outside(self, array: Array, name: str) -> bool:
-        low, high = self._ranges[name]
-        return not (array.size == 0 or (array.min() >= low and array.max() <= high))
 
     @property
     def asked_again(self) -> tuple[int, int] | None:
