@@ -26,6 +26,7 @@ import hasten
 from hasten.core.records import from_record, to_record
 from hasten.errors import InputError
 from hasten.serving.cluster.kserve import write_kserve
+from hasten.serving.options import ModelOptions
 from hasten.serving.protocol.requests import RAW, Query
 from hasten.serving.run import settings_of
 from hasten.serving.settings import ServerSettings
@@ -358,6 +359,13 @@ def test_the_chains_own_certificate_is_shown_until_one_of_its_models_is_replaced
         )
         assert told(post(server, png(squares(PLACES)))[1]["decision"]) == PLACES
 
+        repository.find("plates.colour").fell_back = True  # as after NaN in an answer
+        status, why = shown(server)
+        assert status == "uncertified"
+        assert why.endswith("; not certified now: the exact model of colour answers")
+        repository.find("plates.colour").fell_back = False
+        assert shown(server)[0] == "certified"
+
         (tmp_path / "new").mkdir()
         other = chains.classifier(tmp_path / "new", winner=2 * np.eye(3))
         colour.rename(tmp_path / "old.hasten")
@@ -367,6 +375,12 @@ def test_the_chains_own_certificate_is_shown_until_one_of_its_models_is_replaced
         status, why = shown(server)
         assert status == "uncertified"
         assert why.endswith("; its certificate is of another chain: colour changed since")
+    colour.rename(tmp_path / "replaced.hasten")
+    (tmp_path / "old.hasten").rename(colour)
+    for any_batch, expected in ((False, "certified"), (True, "uncertified")):
+        models = settings_of([f"plates={line}"], models=ModelOptions(any_batch=any_batch)).models
+        with ServerThread(*models) as server:
+            assert shown(server)[0] == expected
 
 
 def test_a_server_is_told_its_chains_by_a_record(line: str) -> None:

@@ -175,6 +175,9 @@ class ServedChain(ServedModel):
 
         def find() -> str:
             kept, lapse = kept_certificate(place.certificate, place.chain, manifests)
+            with contextlib.suppress(ProtocolError):
+                if any(self.member(n).opened.manifest is not manifests[n] for n in manifests):
+                    return ""  # a model was replaced meanwhile, after which the chain is looked at again
             if kept is not None and self.settings.trusted:
                 kept, lapse = None, "its certificate isn't signed, but bundles must be"
             if kept is not None and self.settings.any_batch:

@@ -252,8 +252,11 @@ class Repository:
             one.tried, one.overdue = True, False
             try:
                 if one.chain is not None:
-                    one.served = await self._chained(one, one.chain, old)
+                    made = one.served = self._chained(one, one.chain, old)
                     one.state, one.reason = "READY", ""
+                    await self._find_certificate(
+                        made
+                    )  # now that a replaced model finds the chain too
                     if old is not None:
                         await self._retire(old)
                     return
@@ -335,9 +338,7 @@ class Repository:
             one.opening = None
             del opening  # its error keeps this frame
 
-    async def _chained(
-        self, one: Registered, chain: ChainPlace, old: ServedModel | None
-    ) -> ServedChain:
+    def _chained(self, one: Registered, chain: ChainPlace, old: ServedModel | None) -> ServedChain:
         """Return a chain of models that are loaded already.
 
         Raises:
@@ -353,7 +354,6 @@ class Repository:
             old.statistics if old is not None else None,
             tracing=self._tracing,
         )
-        await self._find_certificate(served)
         extra = {"model": one.name, "version": one.version}
         log.info("ready: a chain of %s", ", ".join(chain.members.values()), extra=extra)
         return served
