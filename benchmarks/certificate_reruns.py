@@ -134,10 +134,16 @@ def _contents(samples: int) -> list[bytes]:
 
 @cache
 def _split(
-    samples: int, seed: int, seen: frozenset[bytes], tested: tuple[tuple[bytes, float], ...]
+    samples: int,
+    seed: int,
+    seen: frozenset[bytes],
+    tested: tuple[tuple[bytes, float], ...],
+    *,
+    training: bool = False,
 ) -> Splits:
     """Split the data: what lies where doesn't depend on any answer, so users share it."""
-    return split(_data(samples), seed=seed, earlier=Earlier(seen, dict(tested)))
+    other = ArrayDataset({"x": np.arange(-100, 0)}) if training else None
+    return split(_data(samples), seed=seed, training=other, earlier=Earlier(seen, dict(tested)))
 
 
 # -- what users do; each yields whether a run of theirs certified a bad candidate
@@ -203,6 +209,32 @@ def commits(user: User, runs: int) -> Iterator[bool]:
         yield bad and last_certified(judged) is not None
 
 
+def seeds_of_fractions(user: User, runs: int) -> Iterator[bool]:
+    """One candidate with scores between 0 and 1, split anew each time; training data calibrates."""
+    ruined = user.rng.random(len(user.right)) < 0.03
+    own = np.where(ruined, 1.0, 0.5)
+    noise = 0.45 * (user.rng.random(len(own)) - 0.5)
+    score = own - np.where(ruined, 1.0, noise - (LIMIT - 0.03) / -0.97)
+    for seed in range(runs):
+        earlier = user.past().earlier(ALPHA)
+        known = earlier.seen, tuple(sorted(earlier.tested.items()))
+        parts = _split(SAMPLES, seed, *known, training=True)
+        searched, sealed = parts.search.indices, parts.sealed.indices
+        hashes, units = [_contents(SAMPLES)[i] for i in sealed], np.arange(len(sealed))
+        scores = {"w": score[sealed]}
+        priors = {"w": prior_of((own - score)[searched], np.arange(len(searched)))}
+        promise, look = Promise(Top1(), max_drop=LIMIT, confidence=1 - ALPHA), None
+        if user.ledger is not None:
+            user.ledger.saw(_contents(SAMPLES)[i] for i in searched)
+            test = answers_digest(hashes, own[sealed], ("w",), scores, units, promise, priors)
+            look = user.ledger.look(hashes, test, asked=ALPHA)
+            promise, user.paid = look.promise(promise), look.refused > 0
+        judged = judge_ladder(own[sealed], ("w",), scores, units, priors, promise, binary=False)
+        if user.ledger is not None and look is not None:
+            user.ledger.end(look, judged)
+        yield last_certified(judged) is not None
+
+
 HABITS: dict[str, Callable[[User, int], Iterator[bool]]] = {
     "other seeds": other_seeds,
     "other candidates": other_candidates,
@@ -211,6 +243,7 @@ HABITS: dict[str, Callable[[User, int], Iterator[bool]]] = {
     "a few more data": a_few_more,
     "as many data again": more_data,
     "commits of a pipeline": commits,
+    "other seeds, fractional scores": seeds_of_fractions,
 }
 
 
