@@ -42,6 +42,7 @@ def test_a_number_outside_its_own_column_leaves_the_range_and_a_missing_one_does
     assert known.leaves(np.ones((1, 3)))
     assert not known.leaves(np.zeros((0, 2)))
     assert ValueRange("x", (0.0,), (1.0,)).leaves(np.array([[0.5, -1.0]]))
+    assert not known.leaves(np.array([0.5, 150.0]))  # a request of an input without a batch
 
 
 @pytest.mark.parametrize(
@@ -50,6 +51,7 @@ def test_a_number_outside_its_own_column_leaves_the_range_and_a_missing_one_does
         ((0.0,), (1.0, 2.0), "1 ranges of the input 'x'"),
         ((), (), "0 ranges of the input 'x'"),
         ((float("nan"),), (1.0,), "a range of the input 'x' without an end"),
+        ((2.0,), (1.0,), "a range of the input 'x' that is empty"),
     ],
 )
 def test_a_range_that_cannot_be_is_refused(

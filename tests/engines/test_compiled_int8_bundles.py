@@ -162,6 +162,32 @@ def test_nan_that_the_model_itself_replaces_is_no_nan(masked: str, tmp_path: Pat
         assert np.isnan(spoiled["yb"]).all()
 
 
+def test_nan_in_columns_that_are_replaced_or_left_out_spoils_no_others(tmp_path: Path) -> None:
+    text = """
+        <ir_version: 8, opset_import: ["": 17]>
+        parts (float[1, 4] x) => (float[1, 4] y, float[1, 2] first)
+        <float zero = {0}, float step = {0.25}, uint8 point = {10},
+         int64[2] halves = {2, 2}, int64[1] axis = {1}> {
+            k, rest = Split <axis = 1> (x, halves)
+            missing = IsNaN (rest)
+            filled = Where (missing, zero, rest)
+            whole = Concat <axis = 1> (k, filled)
+            q = QuantizeLinear (whole, step, point)
+            y = DequantizeLinear (q, step, point)
+            qf = QuantizeLinear (k, step, point)
+            first = DequantizeLinear (qf, step, point)
+        }"""
+    path = tmp_path / "parts.onnx"
+    onnx.save(onnx.parser.parse_model(text), str(path))
+    part = built(tmp_path, path, CompiledC())
+    x = np.array([[1, 2, np.nan, 3]], np.float32)
+    for engine in (CompiledC(), Integers()):
+        with engine.open(part.artifact, Target.host()) as session:
+            found = session.run({"x": x})
+        assert found["y"].tolist() == [[1, 2, 0, 3]]
+        assert found["first"].tolist() == [[1, 2]]
+
+
 def test_sessions_read_one_table_of_weights_each_with_memory_of_its_own(
     model: Path, tmp_path: Path
 ) -> None:

@@ -32,13 +32,13 @@ class ValueRange:
         """Whether a number of some samples lies outside; NaN, for a missing value, doesn't.
 
         Args:
-            array: The input of these samples, `(n, ...)`.
+            array: The input of these samples, `(n, ...)`, or of one without an axis for samples.
         """
         if array.dtype.kind not in "fiub" or array.size == 0:
             return False
-        numbers = array.reshape(len(array), -1) if len(self.low) > 1 else array.reshape(-1, 1)
-        if numbers.shape[1] != len(self.low):
+        if array.size % len(self.low):
             return True
+        numbers = array.reshape(-1, len(self.low))
         low, high = np.array(self.low), np.array(self.high)
         return bool(((numbers < low) | (numbers > high)).any())
 
@@ -59,10 +59,12 @@ def ranges_of(parts: Iterable[Tensors]) -> tuple[ValueRange, ...]:
             if array.dtype.kind not in "fiu" or array.size == 0:
                 continue
             by_column = array.ndim == 2 and 1 < array.shape[1] <= MOST_COLUMNS
-            numbers = (array if by_column else array.reshape(-1, 1)).astype(np.float64)
-            finite = np.isfinite(numbers)
-            low = np.where(finite, numbers, np.inf).min(axis=0)
-            high = np.where(finite, numbers, -np.inf).max(axis=0)
+            numbers = array if by_column else array.reshape(-1, 1)
+            low, high = (each.astype(np.float64) for each in (numbers.min(0), numbers.max(0)))
+            if not (np.isfinite(low).all() and np.isfinite(high).all()):
+                finite = np.isfinite(numbers)
+                low = np.where(finite, numbers, np.inf).min(axis=0).astype(np.float64)
+                high = np.where(finite, numbers, -np.inf).max(axis=0).astype(np.float64)
             if name in lows and lows[name].shape != low.shape:  # rows that differ in length
                 low, high = low.min(keepdims=True), high.max(keepdims=True)
                 lows[name], highs[name] = (
@@ -94,3 +96,5 @@ def check_ranges(ranges: Sequence[ValueRange], inputs: Sequence[TensorSpec]) -> 
             raise InputError(f"it states {len(one.low)} ranges of the input {one.input!r:.100}")
         if not all(np.isfinite(one.low)) or not all(np.isfinite(one.high)):
             raise InputError(f"it states a range of the input {one.input!r:.100} without an end")
+        if any(low > high for low, high in zip(one.low, one.high, strict=True)):
+            raise InputError(f"it states a range of the input {one.input!r:.100} that is empty")

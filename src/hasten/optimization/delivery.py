@@ -18,9 +18,8 @@ from hasten.certificate.batches import Coverage
 from hasten.certificate.changed import ChangedShare
 from hasten.certificate.looks import Look
 from hasten.core.comparison import Comparison
-from hasten.core.ranges import ranges_of
+from hasten.core.ranges import ValueRange
 from hasten.core.records import digest, from_record, to_record, type_name
-from hasten.core.tensors import Tensors
 from hasten.core.words import numbers_in_words
 from hasten.engines.base import Artifact, Engine
 from hasten.errors import CandidateError, InputError
@@ -51,8 +50,6 @@ _AS_GIVEN = "the bundle holds the model as it was given, and times are those of 
 _FELL = "with pixels normalized inside, the original itself changed an answer to the sealed data"
 """Reason why no inexact form ships where the original as it was given does, after the sealed data."""
 _LONE = Coverage()
-_MOST_RANGED_BYTES, _CHUNK = 256 << 20, 64
-"""Size of the samples whose range is kept, and the number that are read at a time."""
 _WRITE_S = 0.5
 """Seconds that writing a bundle takes, until it was seen."""
 
@@ -279,24 +276,15 @@ def manifest_of(
         shapes=ready.extents,
         sequences=None if ready.unrolled is None else ready.unrolled.sequences,
         comparison=comparison,
-        ranges=ranges_of(_ranged(ready)) if job.order.keep_requests else (),
+        ranges=_ranges(ready, shipment.winner) if job.order.keep_requests else (),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )
 
 
-def _ranged(ready: Ready) -> Iterator[Tensors]:
-    """Yield samples that calibrated and that the search saw, up to a bound of bytes."""
-    left = _MOST_RANGED_BYTES
-    for spool in (ready.parts.calibration, ready.parts.search):
-        for start in range(0, len(spool), _CHUNK):
-            try:
-                part = spool.inputs(range(start, min(start + _CHUNK, len(spool))))
-            except InputError:  # samples of several shapes aren't one array
-                return
-            yield part
-            left -= sum(array.nbytes for array in part.values())
-            if left < 0:
-                return
+def _ranges(ready: Ready, winner: Part) -> tuple[ValueRange, ...]:
+    """Return the ranges of the winner's inputs."""
+    names = {spec.name for spec in winner.artifact.inputs}
+    return tuple(one for one in ready.ranges if one.input in names)
 
 
 def part_of(candidate: Candidate, artifact: Artifact) -> bundle.Part:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +12,10 @@ import numpy as np
 
 from hasten.certificate.promise import Promise
 from hasten.core.model import Model
+from hasten.core.ranges import ValueRange, ranges_of
 from hasten.core.shapes import Extent
 from hasten.core.target import Target
-from hasten.core.tensors import Array
+from hasten.core.tensors import Array, Tensors
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.spool import Spool
 from hasten.inputs.metrics.unlabelled import missing_labels
@@ -28,6 +29,8 @@ from hasten.passes.small_model import SmallModel
 
 _CHANGES = 2
 """Answers that may change for each that may be lost, as far as the search without labels goes."""
+_MOST_RANGED_BYTES, _PART_BYTES, _MOST_AT_ONCE = 256 << 20, 16 << 20, 64
+"""Sizes of the samples whose ranges are looked for, of those that are read at once, and their largest number."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,18 @@ class Ready:
             kept=given.takes(self.single),
         )
 
+    @cached_property
+    def ranges(self) -> tuple[ValueRange, ...]:
+        """Ranges of the numbers in single requests: of the samples that calibrate and those of the search.
+
+        Of much data only the first samples are read, up to 256 MiB.
+        """
+        if self.kept is not None:
+            return ranges_of(_parts(self.kept))
+        if self.unrolled is not None:
+            return ranges_of(_parts(self.unrolled.calibration))
+        return ranges_of(_parts(self.parts.calibration, self.parts.search))
+
     @property
     def steps_each(self) -> float:
         """Return the mean number of steps of a sequence; 1 where a sample is one request."""
@@ -137,3 +152,20 @@ class Ready:
             else self.unrolled.calibration,
             calibration_hash=self.parts.calibration_hash,
         )
+
+
+def _parts(*data: Dataset) -> Iterator[Tensors]:
+    """Yield samples of data sets, some at a time, up to a bound of bytes."""
+    left = _MOST_RANGED_BYTES
+    for one in data:
+        count, start = 1, 0
+        while start < len(one):
+            part = one.inputs(range(start, min(start + count, len(one))))
+            yield part
+            size = sum(array.nbytes for array in part.values())
+            left -= size
+            if left < 0:
+                return
+            start += count
+            if not one.ragged:  # samples that differ in shape can't be in one array
+                count = max(1, min(_MOST_AT_ONCE, _PART_BYTES * count // max(1, size)))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.dataset import Dataset, Subset
-from hasten.inputs.data.splits import KNOWN_BYTES, Earlier, Splits, split
+from hasten.inputs.data.splits import KNOWN_BYTES, Earlier, Splits, split, units_of
 
 
 def data_of(contents: list[int], groups: list[int] | None = None) -> ArrayDataset:
@@ -183,3 +183,13 @@ def test_the_same_sealed_samples_come_in_the_same_order_whatever_the_seed() -> N
     for seed in (1, 2, 3):
         again = split(data_of(list(range(100))), training=training, seed=seed, earlier=earlier)
         assert again.sealed_hashes == first.sealed_hashes
+
+
+def test_names_of_groups_decide_on_no_order() -> None:
+    values, groups = list(range(90)), [value // 3 for value in range(90)]
+    one = split(data_of(values, groups))
+    other = split(data_of(values, [-group for group in groups]))
+    assert one.sealed_hashes == other.sealed_hashes
+    assert one.sealed_units.tolist() == other.sealed_units.tolist()
+    assert one.search_units.tolist() == other.search_units.tolist()
+    assert units_of(data_of(values, groups)).tolist() == groups

@@ -150,10 +150,9 @@ class Operation(Value, ABC):
     rounds: ClassVar[bool] = False
     """Whether it makes bytes of floats, after which NaN can't be told from other numbers."""
 
-    @property
-    def hands_on(self) -> bool:
-        """Whether NaN that it reads is NaN in what it writes."""
-        return False
+    def hands_on(self, plan: Plan) -> tuple[str, ...]:
+        """Return the names of tensors whose NaN, wherever it is, is NaN in what it writes."""
+        return ()
 
     @property
     @abstractmethod
@@ -315,15 +314,15 @@ class Plan:
         lost: dict[str, set[str]] = {}
         """Tensor -> inputs whose NaN became a number on the way to it."""
         for operation in self.operations:
-            read = set[str]().union(*(unknown.get(name, ()) for name in operation.reads))
+            origins = operation.reads if operation.rounds else operation.hands_on(self)
+            read = set[str]().union(*(unknown.get(name, ()) for name in origins))
             gone = set[str]().union(*(lost.get(name, ()) for name in operation.reads))
             for name in operation.writes:
                 if operation.rounds:
                     lost[name] = lost.get(name, set()) | gone | read
                     continue
                 lost[name] = lost.get(name, set()) | gone
-                if operation.hands_on:
-                    unknown[name] = unknown.get(name, set()) | read
+                unknown[name] = unknown.get(name, set()) | read
         floats = [name for name in self.outputs if self.tensor(name).dtype.startswith("float")]
         return {
             name: tuple(one for one in self.inputs if one in lost[name])

@@ -170,8 +170,8 @@ def split(
         search=Subset(dataset, searched),
         sealed=Subset(dataset, sealed),
         sealed_hashes=tuple(hashes[i].tobytes().hex() for i in sealed),
-        sealed_units=units[sealed],
-        search_units=units[searched],
+        sealed_units=_as_they_appear(units[sealed]),
+        search_units=_as_they_appear(units[searched]),
         sizes=np.unique(units, return_counts=True)[1],
         withheld=sum(len(unit) for unit in rest[share:middle]),
         earlier=found,
@@ -212,10 +212,14 @@ def units_of(dataset: Dataset, hashes: Sequence[bytes] | None = None) -> Indices
     Args:
         dataset: Samples to number.
         hashes: Content hash of each sample; by default they are read.
+
+    Returns:
+        Numbers in the order in which the units appear.
     """
     if hashes is None:
-        return _units(_hashes(dataset), dataset)
-    return _units(np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32), dataset)
+        return _as_they_appear(_units(_hashes(dataset), dataset))
+    known = np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 32)
+    return _as_they_appear(_units(known, dataset))
 
 
 def former_hashes(dataset: Dataset) -> list[bytes | None]:
@@ -227,6 +231,13 @@ def former_hashes(dataset: Dataset) -> list[bytes | None]:
     if not dataset.has_former_hashes():
         return []
     return [dataset.former_hash(i) for i in range(len(dataset))]
+
+
+def _as_they_appear(units: Indices) -> Indices:
+    """Number units in the order in which each appears first, so that no name of a group decides on it."""
+    _, first, places = np.unique(units, return_index=True, return_inverse=True)
+    numbers: Indices = np.argsort(np.argsort(first))[places]
+    return numbers
 
 
 def _hashes(dataset: Dataset) -> npt.NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -169,7 +170,9 @@ class SentenceModel:
 
     def _said_of_prompts(self) -> str:
         path = self.folder / _PROMPTS
-        name = _object(path).get("default_prompt_name") if path.is_file() else None
+        name = None
+        with contextlib.suppress(InputError):  # what can't be read names no prompt
+            name = _object(path).get("default_prompt_name") if path.is_file() else None
         if name is None:
             return ""
         return (

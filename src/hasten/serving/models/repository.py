@@ -252,15 +252,9 @@ class Repository:
             one.tried, one.overdue = True, False
             try:
                 if one.chain is not None:
-                    made = one.served = self._chained(one, one.chain, old)
-                    one.state, one.reason = "READY", ""
-                    await self._find_certificate(
-                        made
-                    )  # now that a replaced model finds the chain too
-                    if old is not None:
-                        await self._retire(old)
-                    return
-                opened = await self._opened_in_turn(one, old)
+                    chain = self._chained(one, one.chain, old)
+                else:
+                    opened = await self._opened_in_turn(one, old)
             except GivenUpError:
                 log.info(_GIVEN_UP, extra={"model": one.name, "version": one.version})
                 raise
@@ -271,6 +265,15 @@ class Repository:
                 if isinstance(error, HastenError):
                     raise
                 raise CandidateError(f"{one.path}: {type(error).__name__}: {error}") from error
+            if one.chain is not None:
+                one.served = chain
+                one.state, one.reason = "READY", ""
+                await self._find_certificate(
+                    chain
+                )  # a model that is replaced finds the chain by now
+                if old is not None:
+                    await self._retire(old)
+                return
             if one.settings.which == "exact" and opened.which == "winner":
                 one.settings = replace(one.settings, which="winner")
                 self.forgiven(one)
@@ -295,9 +298,9 @@ class Repository:
                 log.info("%s", opened.agreed, extra={"model": one.name, "version": one.version})
             what = "ready" if old is None else "ready, in place of the model served before"
             log.info("%s", what, extra={"model": one.name, "version": one.version})
-            for chain in self.served():  # its certificate may be of the old model
-                if isinstance(chain, ServedChain) and chain.asks(one.name, one.version):
-                    await self._find_certificate(chain)
+            for other in self.served():  # its certificate may be of the old model
+                if isinstance(other, ServedChain) and other.asks(one.name, one.version):
+                    await self._find_certificate(other)
             if old is not None:
                 await self._retire(old)
 

@@ -36,9 +36,15 @@ class Map(Operation):
 
     splits: ClassVar[bool] = True
 
-    @property
-    def hands_on(self) -> bool:
-        return all(programs.keeps_nan(step) for step in self.steps)
+    def hands_on(self, plan: Plan) -> tuple[str, ...]:
+        if not all(programs.keeps_nan(step) for step in self.steps):
+            return ()
+        whole = []
+        for access in self.inputs:
+            read = (size for size, stride in zip(self.shape, access.strides, strict=True) if stride)
+            if product(read) == plan.tensor(access.tensor).size:
+                whole.append(access.tensor)
+        return tuple(whole)
 
     @property
     def task(self) -> Kind:  # type: ignore[override]
