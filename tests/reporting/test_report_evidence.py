@@ -62,7 +62,7 @@ def test_a_runs_page_tells_what_became_of_every_candidate(certified_bundle: Path
     reading = Reading.of(render(report))
     assert [key for key in reading.lines if key] == [
         *("summary", "answers", "notes", "figures", "trials", "latencies", "certificate"),
-        *("failures", "environment", "again"),
+        *("comparison", "failures", "environment", "again"),
     ]
     assert "failed: the faulty engine can't build, as it was told" in reading.rows("failures")
 
@@ -200,7 +200,8 @@ def test_records_of_an_older_version_make_a_page_with_less(bundle: Path) -> None
     change_result(bundle, older)
     reading = Reading.of(render(gathered(bundle)))
     assert [key for key in reading.lines if key] == [
-        *("summary", "answers", "notes", "figures", "trials", "latencies", "environment", "again"),
+        *("summary", "answers", "notes", "figures", "trials", "latencies", "comparison"),
+        *("environment", "again"),
     ]
 
 

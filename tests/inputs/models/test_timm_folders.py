@@ -116,7 +116,8 @@ def test_other_than_three_channels_leave_arrays(tmp_path: Path) -> None:
     found = find_model(folder)
     assert stated_pipeline(found) is None
     assert found.hasten_notes == (
-        "the bundle takes prepared arrays: pretrained_cfg has 1 channels; image pipelines give 3",
+        "the bundle takes prepared arrays: pretrained_cfg has 1 channel, but mean=[0.5, 0.5, 0.5] and "
+        "std=[0.5, 0.5, 0.5]: state the pipeline yourself",
     )
 
 

@@ -79,8 +79,8 @@ def test_any_part_of_a_picture_has_opencvs_pixels(
 ) -> None:
     cv2: Any = pytest.importorskip("cv2", reason="needs opencv-python-headless")
     source = noise(*old, channels)
-    top, bottom = sorted(int(place * new[0]) for place in corners[:2])
-    left, right = sorted(int(place * new[1]) for place in corners[2:])
+    top, bottom = sorted(min(int(place * new[0]), new[0] - 1) for place in corners[:2])
+    left, right = sorted(min(int(place * new[1]), new[1] - 1) for place in corners[2:])
     kept = (top, bottom + 1, left, right + 1)
     wanted = by_opencv(cv2, source, new)
     np.testing.assert_array_equal(strips.resized(source, new, "opencv_linear"), wanted)
