@@ -1,13 +1,16 @@
-"""Forests of LightGBM, as hasten compiles them, beside what else answers from them, in one run.
+"""Models for rows as hasten compiles them, beside what else answers from them, in one run.
 
-    pip install lightgbm onnxmltools treelite tl2cgen 'llvmlite<0.45' lleaves timber-compiler
-    python benchmarks/tabular.py [--seconds 20] [--only 200x31]
+    pip install lightgbm xgboost catboost onnxmltools treelite tl2cgen 'llvmlite<0.45' lleaves timber-compiler
+    python benchmarks/tabular.py [--seconds 20] [--only NAME ...]
 
-Every row differs from the one before: a row that is repeated flatters trees 1.7 to 3 times, since the
-processor learns its branches. All versions answer the same block of rows by turns, with one thread. Single rows
-are timed one call at a time; the best of a row's rounds counts, which is robust on a busy machine; p50 and p99
-are over rows. "raw" is a library's C function called through ctypes with cached pointers, which no documentation
-offers. What isn't installed is said so.
+Every version gives the probability of the second class, from float64 rows, in one thread, and is first compared with
+the library's own answers. hasten's is a bundle without a search: the library's model as its frontend exports it,
+compiled, asked by `bind` and by the loaded bundle's call. Every row differs from the one before: a row that is
+repeated flatters trees 1.7 to 3 times, since the processor learns its branches. A round asks each version for a block
+of rows, in an order drawn anew; p50 and p99 are over all calls, ratios are of a round's medians, with the range of
+95% of the rounds. What a caller can prepare once is not timed: rows as float32 for ONNX Runtime and timber. A matrix
+that a library wants for each request is. "raw" is a library's C function called through ctypes with cached pointers,
+which no documentation offers. What isn't installed is said so.
 """
 
 from __future__ import annotations
@@ -15,146 +18,246 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
+import functools
+import importlib.util
 import json
 import random
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
+import numpy.typing as npt
 
+import hasten
+from hasten.bundle import part, write
+from hasten.bundle.manifest import Manifest
 from hasten.core.target import Target
 from hasten.engines.compiled.engine import CompiledC
-from hasten.inputs.models import onnx as onnx_frontend
+from hasten.inputs.models.tabular.base import Tabular, described
+from hasten.measure.environment import environment
 
-COLUMNS, ROWS = 30, 4096
-BATCHES = (1, 16, 256, 4096)
-FORESTS = {
-    "50 of depth 4": {"n": 50, "num_leaves": 16, "max_depth": 4},
-    "200x31": {"n": 200, "num_leaves": 31},
-    "1000x63": {"n": 1000, "num_leaves": 63},
-    "500 of depth 10": {"n": 500, "num_leaves": 1024, "max_depth": 10, "min_data_in_leaf": 5},
-}
+Rows = npt.NDArray[np.float64]
+Prepared = tuple[Callable[[], Any], Callable[[Any], Any]]
+"""The call that is timed, and the function that reads the second class's probabilities from what it returned."""
+COLUMNS, TRAINED, ROWS, BLOCK = 30, 20_000, 8192, 256
+CATEGORIES = list(range(COLUMNS - 3, COLUMNS))
+"""Columns that hold categories in a case that has them."""
+BATCHES = (16, 256, 4096)
+LEAST_ROUNDS = 15
 
 
-@dataclass
+@dataclass(frozen=True)
+class Case:
+    """A model.
+
+    Attributes:
+        library: Name of its library.
+        package: Name of the package that is imported.
+        train: Trains it on rows and classes.
+        predict: Returns, for a model, the documented call for rows.
+        odd: Whether a tenth of the values is missing, and the last three columns hold categories.
+    """
+
+    library: str
+    package: str
+    train: Callable[[Rows, Any], Any]
+    predict: Callable[[Any], Callable[[Rows], Any]]
+    odd: bool = False
+
+
+@dataclass(frozen=True)
 class Version:
     """One way to answer.
 
     Attributes:
         name: Name of the library, and of the way in which it is called.
-        single: Makes the call for one row, which is timed.
-        batch: Makes the call for rows; None where there is none.
+        prepare: Makes the call for some rows.
+        batch: Whether it takes more than one row.
+        rounded: Whether it computes in float32.
     """
 
     name: str
-    single: Callable[[Any], Callable[[], Any]] | None
-    batch: Callable[[Any], Callable[[], Any]] | None = None
+    prepare: Callable[[Rows], Prepared]
+    batch: bool = True
+    rounded: bool = False
 
 
-def trained(size: dict[str, int]) -> tuple[Any, Any]:
-    """Train on noise with a pattern; return the model and rows."""
+def lightgbm(
+    rows: Rows, classes: Any, *, trees: int, categories: Sequence[int] = (), **sizes: Any
+) -> Any:
+    """Train a model of LightGBM."""
     import lightgbm
 
-    rng = np.random.default_rng(0)
-    rows = rng.standard_normal((20_000, COLUMNS)).astype(np.float32)
-    score = rows @ rng.standard_normal(COLUMNS) + 2 * np.sin(2 * rows[:, 0] * rows[:, 1])
-    score += rows[:, 2] ** 2 - 2 * rows[:, 3] * rows[:, 4] + 0.5 * rng.standard_normal(len(rows))
-    rest = {key: value for key, value in size.items() if key != "n"}
-    settings = {"objective": "binary", "verbose": -1, "num_threads": 2, **rest}
-    data = lightgbm.Dataset(rows, score > np.median(score))
-    return lightgbm.train(settings, data, size["n"]), rows[:ROWS].astype(np.float64)
+    settings = {"objective": "binary", "verbose": -1, "num_threads": 2, "seed": 0, **sizes}
+    data = lightgbm.Dataset(rows, classes, categorical_feature=list(categories))
+    return lightgbm.train(settings, data, trees)
 
 
-def as_onnx(booster: Any) -> onnx.ModelProto:
-    """Write the raw scores of a model without categories or missing values, in float64."""
-    lists: dict[str, list[Any]] = {key: [] for key in ("feature", "split", "t", "tl", "f", "fl")}
-    leaves: list[float] = []
+def xgboost(rows: Rows, classes: Any) -> Any:
+    """Train a model of XGBoost."""
+    import xgboost
 
-    def add(node: dict[str, Any]) -> tuple[int, int]:
-        if "split_feature" not in node:
-            leaves.append(node["leaf_value"])
-            return len(leaves) - 1, 1
-        here = len(lists["feature"])
-        for key, one in (("feature", node["split_feature"]), ("split", node["threshold"])):
-            lists[key].append(one)
-        for key in ("t", "tl", "f", "fl"):
-            lists[key].append(0)
-        for key, child in (("t", node["left_child"]), ("f", node["right_child"])):
-            lists[key][here], lists[key + "l"][here] = add(child)
-        return here, 0
+    trees = xgboost.XGBClassifier(n_estimators=200, max_depth=6, n_jobs=1, random_state=0)
+    return trees.fit(rows, classes)
 
-    roots = [add(tree["tree_structure"])[0] for tree in booster.dump_model()["tree_info"]]
-    count = len(lists["feature"])
-    node = helper.make_node(
-        "TreeEnsemble",
-        ["x"],
-        ["y"],
-        domain="ai.onnx.ml",
-        tree_roots=roots,
-        nodes_featureids=lists["feature"],
-        nodes_modes=numpy_helper.from_array(np.zeros(count, np.uint8)),
-        nodes_splits=numpy_helper.from_array(np.asarray(lists["split"])),
-        nodes_truenodeids=lists["t"],
-        nodes_trueleafs=lists["tl"],
-        nodes_falsenodeids=lists["f"],
-        nodes_falseleafs=lists["fl"],
-        leaf_targetids=[0] * len(leaves),
-        leaf_weights=numpy_helper.from_array(np.asarray(leaves)),
-        n_targets=1,
+
+def catboost(rows: Rows, classes: Any) -> Any:
+    """Train a model of CatBoost."""
+    import catboost
+
+    trees = catboost.CatBoostClassifier(
+        iterations=200, depth=6, verbose=0, random_seed=0, allow_writing_files=False
     )
-    shapes = [
-        helper.make_tensor_value_info(name, TensorProto.DOUBLE, ["rows", width])
-        for name, width in (("x", COLUMNS), ("y", 1))
-    ]
-    graph = helper.make_graph([node], "forest", shapes[:1], shapes[1:])
-    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("ai.onnx.ml", 5)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    return trees.fit(rows, classes)
 
 
-def hasten_versions(booster: Any, folder: Path, stack: contextlib.ExitStack) -> list[Version]:
-    """Compile the model by hasten."""
-    path = folder / "forest.onnx"
-    onnx.save(as_onnx(booster), path)
-    target = Target.host().with_threads(1)
-    artifact = CompiledC().build(onnx_frontend.load(path), target, folder)
+def forest(rows: Rows, classes: Any) -> Any:
+    """Train a pipeline of scikit-learn: a scaler and a forest."""
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    trees = RandomForestClassifier(100, max_depth=8, n_jobs=1, random_state=0)
+    return make_pipeline(StandardScaler(), trees).fit(rows, classes)
+
+
+def of_lightgbm(model: Any) -> Callable[[Rows], Any]:
+    """LightGBM's own call."""
+    return functools.partial(model.predict, num_threads=1)
+
+
+def of_xgboost(model: Any) -> Callable[[Rows], Any]:
+    """XGBoost's call without a matrix."""
+    booster = model.get_booster()
+    booster.set_param({"nthread": 1})
+    return lambda rows: booster.inplace_predict(rows)
+
+
+def of_catboost(model: Any) -> Callable[[Rows], Any]:
+    """CatBoost's own call."""
+    return lambda rows: model.predict_proba(rows, thread_count=1)[:, 1]
+
+
+def of_sklearn(model: Any) -> Callable[[Rows], Any]:
+    """scikit-learn's own call."""
+    return lambda rows: model.predict_proba(rows)[:, 1]
+
+
+def _of_lightgbm(odd: bool = False, **sizes: int) -> Case:
+    if odd:
+        train = functools.partial(lightgbm, categories=CATEGORIES, **sizes)
+    else:
+        train = functools.partial(lightgbm, **sizes)
+    return Case("LightGBM", "lightgbm", train, of_lightgbm, odd)
+
+
+CASES = {
+    "50 of depth 4": _of_lightgbm(trees=50, num_leaves=16, max_depth=4),
+    "200x31": _of_lightgbm(trees=200, num_leaves=31),
+    "1000x63": _of_lightgbm(trees=1000, num_leaves=63),
+    "500 of depth 10": _of_lightgbm(trees=500, num_leaves=1024, max_depth=10, min_data_in_leaf=5),
+    "200x31, missing values and categories": _of_lightgbm(odd=True, trees=200, num_leaves=31),
+    "XGBoost": Case("XGBoost", "xgboost", xgboost, of_xgboost),
+    "CatBoost": Case("CatBoost", "catboost", catboost, of_catboost),
+    "scikit-learn": Case("scikit-learn", "sklearn", forest, of_sklearn),
+}
+
+
+def table(odd: bool) -> tuple[Rows, Any]:
+    """Return rows that float32 can hold, and their classes: noise with a pattern."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((TRAINED, COLUMNS)).astype(np.float32)
+    score = rows @ rng.standard_normal(COLUMNS) + 2 * np.sin(2 * rows[:, 0] * rows[:, 1])
+    score += rows[:, 2] ** 2 - 2 * rows[:, 3] * rows[:, 4] + 0.5 * rng.standard_normal(TRAINED)
+    if odd:
+        words = rng.integers(0, 12, (TRAINED, len(CATEGORIES)))
+        score += 3 * np.sin(words).sum(axis=1)
+        rows[:, CATEGORIES] = words
+        rows[rng.random(rows.shape) < 0.1] = np.nan
+    return rows.astype(np.float64), (score > np.median(score)).astype(int)
+
+
+# -- versions: each maker yields its ways to answer from a model
+
+
+def bundle(found: Tabular, folder: Path) -> Path:
+    """Write a bundle of a model on the engine `compiled`, without a search."""
+    target, engine = Target.host().with_threads(1), CompiledC()
+    (folder / "built").mkdir()
+    winner = part("", (), engine, engine.build(found.export(folder), target, folder / "built"))
+    manifest = Manifest(
+        winner=winner,
+        exact=winner,
+        status="exact",
+        why="",
+        metric={},
+        certificate=None,
+        source_sha256="0" * 64,
+        sealed={"samples": 0},
+        target=target,
+        environment=environment(target),
+        pipeline=found.pipeline,
+        created="2026-01-01T00:00:00+00:00",
+    )
+    write(folder / "model.hasten", manifest, {})
+    return folder / "model.hasten"
+
+
+def of_hasten(
+    case: Case, model: Any, folder: Path, stack: contextlib.ExitStack
+) -> Iterator[Version]:
+    """Yield the calls of a loaded bundle."""
+    found = described(model)
+    path = bundle(found, folder)
     began = time.perf_counter()
-    session = stack.enter_context(CompiledC().open(artifact, target))
-    print(f"hasten opened it in {time.perf_counter() - began:.1f} s")
-    row, out = np.zeros((1, COLUMNS)), np.zeros((1, 1))
-    call = session.bind({"x": row}, {"y": out})
+    fast = stack.enter_context(hasten.load(path, cache=folder / "cache", sessions=1))
+    print(f"hasten compiled and opened it in {time.perf_counter() - began:.1f} s")
 
-    def bound(rows: Any) -> Callable[[], Any]:
-        row[...] = rows
-        return call
+    @functools.cache
+    def bound(size: int) -> tuple[Any, Any, Any]:
+        given = np.zeros((size, COLUMNS), found.row.dtype)
+        out = np.zeros((size, found.width), found.dtype)
+        return given, out, fast.bind(given, out)
 
-    def batch(rows: Any) -> Callable[[], Any]:
-        return session.bind({"x": rows}, {"y": np.zeros((len(rows), 1))})
+    def bind(rows: Rows) -> Prepared:
+        given, out, call = bound(len(rows))
+        given[...] = rows
+        return call, lambda _: out[:, 1]
 
-    def plain(rows: Any) -> Callable[[], Any]:
-        return lambda: session.run({"x": rows})
+    def plain(rows: Rows) -> Prepared:
+        given = rows.astype(found.row.dtype)
+        return lambda: fast(given), lambda answer: answer["probabilities"][:, 1]
 
-    return [Version("hasten, bind", bound, batch), Version("hasten, run", plain, plain)]
+    yield Version("hasten, bind", bind)
+    yield Version("hasten, load(...)(rows)", plain)
 
 
-def lightgbm_versions(booster: Any, folder: Path, stack: contextlib.ExitStack) -> list[Version]:
-    """LightGBM's own calls."""
+def of_library(
+    case: Case, model: Any, folder: Path, stack: contextlib.ExitStack
+) -> Iterator[Version]:
+    """Yield the library's own documented call."""
+    predict = case.predict(model)
+    yield Version(f"{case.library}, predict", lambda rows: (lambda: predict(rows), lambda p: p))
+
+
+def of_lightgbm_raw(
+    case: Case, model: Any, folder: Path, stack: contextlib.ExitStack
+) -> Iterator[Version]:
+    """Yield LightGBM's call for single rows in C."""
+    if case.library != "LightGBM":
+        return
     import lightgbm.basic as basic
-
-    def plain(rows: Any) -> Callable[[], Any]:
-        return lambda: booster.predict(rows, raw_score=True, num_threads=1)
 
     fast = ctypes.c_void_p()
     basic._safe_call(
         basic._LIB.LGBM_BoosterPredictForMatSingleRowFastInit(
-            booster._handle,
-            1,
+            model._handle,
+            0,
             0,
             0,
             1,
@@ -168,203 +271,277 @@ def lightgbm_versions(booster: Any, folder: Path, stack: contextlib.ExitStack) -
     taken = ctypes.c_void_p(out.ctypes.data)
     function = basic._LIB.LGBM_BoosterPredictForMatSingleRowFast
 
-    def single(rows: Any) -> Callable[[], Any]:
+    def single(rows: Rows) -> Prepared:
         row[...] = rows[0]
-        return lambda: function(*given, taken)
+        return lambda: function(*given, taken), lambda _: out
 
-    return [Version("Booster.predict", plain, plain), Version("LightGBM, raw", single)]
+    yield Version("LightGBM, raw", single, batch=False)
 
 
-def onnxruntime_versions(booster: Any, folder: Path, stack: contextlib.ExitStack) -> list[Version]:
-    """ONNX Runtime on what onnxmltools writes, which is float32."""
-    import onnxmltools
+def _in_onnxruntime(name: str, path: Path, kind: Any, rounded: bool) -> Iterator[Version]:
+    """Yield ONNX Runtime's two calls of a model's file, whose last output are probabilities."""
     import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    (given,) = (one.name for one in session.get_inputs())
+    names = [one.name for one in session.get_outputs()]
+
+    def plain(rows: Rows) -> Prepared:
+        request = {given: rows.astype(kind)}
+        return lambda: session.run(names[-1:], request), lambda got: got[0][:, 1]
+
+    def binding(rows: Rows) -> Prepared:
+        made, held = session.io_binding(), rows.astype(kind)
+        made.bind_cpu_input(given, held)
+        for one in names:
+            made.bind_output(one)
+        return (
+            lambda: (session.run_with_iobinding(made), held),
+            lambda _: made.copy_outputs_to_cpu()[-1][:, 1],
+        )
+
+    yield Version(f"ONNX Runtime, run{name}", plain, rounded=rounded)
+    yield Version(f"ONNX Runtime, IO binding{name}", binding, rounded=rounded)
+
+
+def of_onnxruntime(
+    case: Case, model: Any, folder: Path, stack: contextlib.ExitStack
+) -> Iterator[Version]:
+    """Yield ONNX Runtime on hasten's own export."""
+    found = described(model)
+    yield from _in_onnxruntime("", found.export(folder).path, found.row.dtype, False)
+
+
+def of_onnxmltools(
+    case: Case, model: Any, folder: Path, stack: contextlib.ExitStack
+) -> Iterator[Version]:
+    """Yield ONNX Runtime on what onnxmltools writes of a model of LightGBM, which is float32."""
+    if case.library != "LightGBM" or case.odd:
+        return
+    import onnx
+    import onnxmltools
     from onnxmltools.convert.common.data_types import FloatTensorType
 
     shape = [("x", FloatTensorType([None, COLUMNS]))]
-    model = onnxmltools.convert_lightgbm(booster, initial_types=shape, zipmap=False)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    for output in model.graph.output:  # it says that there is one row
+    made = onnxmltools.convert_lightgbm(model, initial_types=shape, zipmap=False)
+    for output in made.graph.output:  # it says that there is one row
         output.type.tensor_type.ClearField("shape")
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
-    names = [one.name for one in session.get_outputs()]
-
-    def plain(rows: Any) -> Callable[[], Any]:
-        given = {"x": rows.astype(np.float32)}
-        return lambda: session.run(names[1:], given)
-
-    def binding(rows: Any) -> Callable[[], Any]:
-        made = session.io_binding()
-        given = rows.astype(np.float32)
-        made.bind_cpu_input("x", given)
-        for name in names:
-            made.bind_output(name)
-        return lambda: (session.run_with_iobinding(made), given)
-
-    return [
-        Version("ONNX Runtime, run", plain, plain),
-        Version("ONNX Runtime, IO binding", binding, binding),
-    ]
+    onnx.save(made, folder / "model.onnx")
+    yield from _in_onnxruntime(" of onnxmltools", folder / "model.onnx", np.float32, True)
 
 
-def tl2cgen_versions(booster: Any, folder: Path, stack: contextlib.ExitStack) -> list[Version]:
-    """Treelite's C, compiled by gcc."""
+def of_tl2cgen(
+    case: Case, model: Any, folder: Path, stack: contextlib.ExitStack
+) -> Iterator[Version]:
+    """Yield treelite's C, compiled by gcc."""
+    if case.library not in ("LightGBM", "XGBoost"):
+        return
     import tl2cgen
     import treelite
 
-    booster.save_model(folder / "forest.txt")
-    model = treelite.frontend.load_lightgbm_model(folder / "forest.txt")
+    if case.library == "LightGBM":
+        trees = treelite.frontend.from_lightgbm(model)
+    else:
+        trees = treelite.frontend.from_xgboost(model.get_booster())
+    kind = np.float32 if case.library == "XGBoost" else np.float64
     library = folder / "tl2cgen.so"
-    tl2cgen.export_lib(model, toolchain="gcc", libpath=library, params={"parallel_comp": 8})
+    tl2cgen.export_lib(trees, toolchain="gcc", libpath=library, params={"parallel_comp": 8})
     predictor = tl2cgen.Predictor(library, nthread=1)
 
-    def plain(rows: Any) -> Callable[[], Any]:
-        return lambda: predictor.predict(tl2cgen.DMatrix(rows), pred_margin=True)
+    def plain(rows: Rows) -> Prepared:
+        given = rows.astype(kind)
+        return (
+            lambda: predictor.predict(tl2cgen.DMatrix(given)),
+            lambda got: np.reshape(got, (len(rows), -1))[:, -1],
+        )
 
+    yield Version("tl2cgen", plain)
+    if case.odd or case.library == "XGBoost":  # whose raw call wants a union of an int and a number
+        return
     raw = ctypes.CDLL(str(library)).predict
     row, out = np.zeros(COLUMNS), np.zeros(1)
-    given = (ctypes.c_void_p(row.ctypes.data), ctypes.c_int(1), ctypes.c_void_p(out.ctypes.data))
+    pointers = (ctypes.c_void_p(row.ctypes.data), ctypes.c_int(0), ctypes.c_void_p(out.ctypes.data))
 
-    def single(rows: Any) -> Callable[[], Any]:
-        row[...] = rows[0]
-        return lambda: raw(*given)
+    def single(rows: Rows) -> Prepared:
+        row[...], out[...] = rows[0], 0  # it adds to what is there
+        return lambda: raw(*pointers), lambda _: out
 
-    return [Version("tl2cgen", plain, plain), Version("tl2cgen, raw", single)]
+    yield Version("tl2cgen, raw", single, batch=False)
 
 
-def lleaves_versions(booster: Any, folder: Path, stack: contextlib.ExitStack) -> list[Version]:
-    """Code of LLVM by lleaves."""
+def of_lleaves(
+    case: Case, model: Any, folder: Path, stack: contextlib.ExitStack
+) -> Iterator[Version]:
+    """Yield code of LLVM by lleaves."""
+    if case.library != "LightGBM":
+        return
     import lleaves
 
-    booster.save_model(folder / "forest.txt")
-    model = lleaves.Model(model_file=folder / "forest.txt")
-    model.compile(raw_score=True)
-
-    def plain(rows: Any) -> Callable[[], Any]:
-        return lambda: model.predict(rows, n_jobs=1)
-
-    raw = model._c_entry_func
+    model.save_model(folder / "forest.txt")
+    made = lleaves.Model(model_file=folder / "forest.txt")
+    made.compile()
+    yield Version(
+        "lleaves", lambda rows: (lambda: made.predict(rows, n_jobs=1), lambda answer: answer)
+    )
+    raw = made._c_entry_func
     row, out = np.zeros(COLUMNS), np.zeros(1)
     double = ctypes.POINTER(ctypes.c_double)
-    given = (row.ctypes.data_as(double), out.ctypes.data_as(double), 0, 1)
+    pointers = (row.ctypes.data_as(double), out.ctypes.data_as(double), 0, 1)
 
-    def single(rows: Any) -> Callable[[], Any]:
+    def single(rows: Rows) -> Prepared:
         row[...] = rows[0]
-        return lambda: raw(*given)
+        return lambda: raw(*pointers), lambda _: out
 
-    return [Version("lleaves", plain, plain), Version("lleaves, raw", single)]
+    yield Version("lleaves, raw", single, batch=False)
 
 
-def timber_versions(booster: Any, folder: Path, stack: contextlib.ExitStack) -> list[Version]:
-    """C99 by timber-compiler."""
+def of_timber(
+    case: Case, model: Any, folder: Path, stack: contextlib.ExitStack
+) -> Iterator[Version]:
+    """Yield C99 by timber-compiler."""
+    if case.library != "LightGBM":
+        return
     from timber.runtime.predictor import TimberPredictor
 
-    booster.save_model(folder / "forest.txt")
+    model.save_model(folder / "forest.txt")
     made = folder / "timber"
-    subprocess.run(
-        ["timber", "compile", "--model", folder / "forest.txt", "--out", made],
-        check=True,
-        capture_output=True,
-    )
-    subprocess.run(["make", "-C", made], check=True, capture_output=True)
-    library = next(made.glob("*.so"))
-    trees = json.loads((made / "audit_report.json").read_text()).get("n_trees", booster.num_trees())
-    predictor = TimberPredictor(library, COLUMNS, 1, trees)
+    compiling = ["timber", "compile", "--model", folder / "forest.txt", "--out", made]
+    for command in (compiling, ["make", "-C", made]):
+        subprocess.run(command, check=True, capture_output=True)
+    trees = json.loads((made / "audit_report.json").read_text()).get("n_trees", model.num_trees())
+    predictor = TimberPredictor(next(made.glob("*.so")), COLUMNS, 1, trees)
 
-    def single(rows: Any) -> Callable[[], Any]:
-        given = rows[0].astype(np.float32)
-        return lambda: predictor.predict_single(given)
-
-    def batch(rows: Any) -> Callable[[], Any]:
+    def plain(rows: Rows) -> Prepared:
         given = rows.astype(np.float32)
-        return lambda: predictor.predict(given)
+        if len(given) == 1:
+            only = given[0]
+            return lambda: predictor.predict_single(only), np.ravel
+        return lambda: predictor.predict(given), np.ravel
 
-    return [Version("timber", single, batch)]
+    yield Version("timber", plain, rounded=True)
 
 
 MAKERS = (
-    hasten_versions,
-    lightgbm_versions,
-    onnxruntime_versions,
-    tl2cgen_versions,
-    lleaves_versions,
-    timber_versions,
+    of_hasten,
+    of_library,
+    of_lightgbm_raw,
+    of_onnxruntime,
+    of_onnxmltools,
+    of_tl2cgen,
+    of_lleaves,
+    of_timber,
 )
 
 
-def versions(booster: Any, folder: Path, stack: contextlib.ExitStack) -> Iterator[Version]:
-    """Yield what is installed and works; say what doesn't."""
+def answers(version: Version, rows: Rows) -> Rows:
+    """Return a version's answers to rows, asked as they will be timed."""
+    if version.batch:
+        call, read = version.prepare(rows)
+        return np.array(read(call()), np.float64)
+    found = []
+    for place in range(len(rows)):
+        call, read = version.prepare(rows[place : place + 1])
+        found.append(float(np.ravel(read(call()))[0]))
+    return np.array(found)
+
+
+def working(
+    case: Case, model: Any, rows: Rows, folder: Path, stack: contextlib.ExitStack
+) -> Iterator[Version]:
+    """Yield the versions that are installed and work; say which don't, and which answer otherwise than the library."""
+    wanted = np.asarray(case.predict(model)(rows), np.float64)
     for make in MAKERS:
         place = folder / make.__name__
         place.mkdir()
         try:
-            yield from make(booster, place, stack)
+            for version in make(case, model, place, stack):
+                got = answers(version, rows)
+                close = np.isclose(got, wanted, rtol=1e-4 if version.rounded else 1e-6, atol=1e-6)
+                missed = float(np.mean(~close))
+                if missed and make is of_hasten:
+                    raise AssertionError(f"{version.name} answers {missed:.2%} of rows otherwise")
+                if missed:
+                    print(
+                        f"{version.name}: answers {missed:.2%} of rows otherwise; it's timed all the same"
+                    )
+                yield version
         except Exception as error:  # a rival that can't be installed or compiled here
             print(f"{make.__name__}: left out, {type(error).__name__}: {str(error)[:150]}")
+            if make is of_hasten:
+                raise
 
 
-def measure(every: list[Version], rows: Any, seconds: float) -> None:
-    """Time all versions by turns, and print them."""
-    singles = [one for one in every if one.single]
-    best = {one.name: np.full(len(rows), np.inf) for one in singles}
-    done = {one.name: np.zeros(len(rows), int) for one in singles}
+# -- measuring
+
+
+def block_us(version: Version, rows: Rows, size: int) -> npt.NDArray[np.float64]:
+    """Return the microseconds of each call for the next `size` rows."""
+    taken = []
+    for start in range(0, len(rows) - size + 1, size):
+        call, _ = version.prepare(rows[start : start + size])
+        began = time.perf_counter_ns()
+        call()
+        taken.append(time.perf_counter_ns() - began)
+    return np.array(taken) / 1e3
+
+
+def in_turns(
+    versions: Sequence[Version], rows: Rows, size: int, seconds: float
+) -> dict[str, list[npt.NDArray[np.float64]]]:
+    """Return each version's times in microseconds a call, one array for each round."""
+    times: dict[str, list[npt.NDArray[np.float64]]] = {one.name: [] for one in versions}
+    block = max(size, BLOCK)
     end = time.perf_counter() + seconds
-    start = 0
-    while time.perf_counter() < end or min(count.min() for count in done.values()) < 2:
-        block = range(start, start + 256)
-        for version in random.sample(singles, len(singles)):
-            assert version.single
-            for place in block:
-                call = version.single(rows[place : place + 1])
-                began = time.perf_counter_ns()
-                call()
-                took = time.perf_counter_ns() - began
-                best[version.name][place] = min(best[version.name][place], took)
-                done[version.name][place] += 1
-        start = (start + 256) % len(rows)
-    print(f"{'one row, us':28}{'p50':>9}{'p99':>9}{'over hasten, bind':>20}")
-    own = np.median(best[every[0].name])
-    for name, took in best.items():
-        p50, p99 = np.median(took), np.quantile(took, 0.99)
-        print(f"{name:28}{p50 / 1e3:9.2f}{p99 / 1e3:9.2f}{p50 / own:20.1f}")
-    print(f"{'batch, us a row':28}" + "".join(f"{size:>9}" for size in BATCHES))
-    for version in every:
-        if version.batch:
-            found = [batch_us(version, rows, size, seconds / 60) for size in BATCHES]
-            print(f"{version.name:28}" + "".join(f"{one:9.3f}" for one in found), flush=True)
-
-
-def batch_us(version: Version, rows: Any, size: int, seconds: float) -> float:
-    """Return the microseconds that a row of a batch takes, in the best round over all rows."""
-    assert version.batch
-    calls = [version.batch(rows[start : start + size]) for start in range(0, ROWS, size)]
-    best = [float("inf")] * len(calls)
-    end = time.perf_counter() + seconds
-    rounds = 0
-    while rounds < 3 or time.perf_counter() < end:
-        for place, call in enumerate(calls):
-            began = time.perf_counter_ns()
-            call()
-            best[place] = min(best[place], time.perf_counter_ns() - began)
+    start, rounds = 0, 0
+    while rounds <= LEAST_ROUNDS or time.perf_counter() < end:
+        for version in random.sample(versions, len(versions)):
+            found = block_us(version, rows[start : start + block], size)
+            if rounds:  # the first one warms up
+                times[version.name].append(found)
+        start = (start + block) % (len(rows) - block + 1)
         rounds += 1
-    return float(np.median(best)) / size / 1e3
+    return times
+
+
+def told(size: int, times: dict[str, list[npt.NDArray[np.float64]]]) -> Iterator[str]:
+    """Yield the lines of a table; the first version is what the others are compared with."""
+    clock = float(np.median(np.diff([time.perf_counter_ns() for _ in range(4001)]))) / 1e3
+    medians = {name: np.median(found, axis=1) - clock for name, found in times.items()}
+    own = medians[next(iter(times))]
+    yield f"{f'{size} row' + 's' * (size > 1) + ', us a call':38}{'p50':>10}{'p99':>10}   times hasten's"
+    for name, found in times.items():
+        middle, late = np.quantile(np.concatenate(found), [0.5, 0.99]) - clock
+        low, ratio, high = np.quantile(medians[name] / own, [0.025, 0.5, 0.975])
+        yield f"{name:38}{middle:10.2f}{late:10.2f}{ratio:9.2f} ({low:.2f} to {high:.2f})"
+
+
+def compare(name: str, case: Case, seconds: float) -> None:
+    """Print the tables of one model."""
+    print(f"\n== {name}")
+    if importlib.util.find_spec(case.package) is None:
+        print(f"left out: {case.package} isn't installed")
+        return
+    rows, classes = table(case.odd)
+    model = case.train(rows, classes)
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        versions = list(working(case, model, rows[:ROWS], Path(folder), stack))
+        for size in (1, *BATCHES):
+            asked = [one for one in versions if one.batch or size == 1]
+            share = seconds if size == 1 else seconds / len(BATCHES)
+            print("\n".join(told(size, in_turns(asked, rows[:ROWS], size, share))), flush=True)
 
 
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seconds", type=float, default=20.0, help="time for each forest's rows")
-    parser.add_argument("--only", choices=FORESTS, help="one forest")
+    parser.add_argument("--seconds", type=float, default=20.0, help="time for each model's rows")
+    parser.add_argument("--only", choices=CASES, nargs="+", default=list(CASES), help="models")
     asked = parser.parse_args()
-    for name, size in FORESTS.items():
-        if asked.only not in (None, name):
-            continue
-        booster, rows = trained(size)
-        print(f"\n{name}: {size}")
-        with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-            measure(list(versions(booster, Path(folder), stack)), rows, asked.seconds)
+    for name in asked.only:
+        compare(name, CASES[name], asked.seconds)
 
 
 if __name__ == "__main__":

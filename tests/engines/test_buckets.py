@@ -38,6 +38,12 @@ def request(length: int, seed: int = 0) -> dict[str, Array]:
     return {"ids": ids, "mask": np.ones((1, length), np.int64)}
 
 
+def test_beside_others_both_of_its_engines_are() -> None:
+    quiet = Buckets(ORT, ORT, dimensions=(LENGTH,), buckets=SIZES).beside()
+    assert (quiet.inner, quiet.beyond) == (ORT.beside(), ORT.beside())
+    assert ORT.beside() != ORT
+
+
 @pytest.fixture
 def host() -> Target:
     return Target.host().with_threads(1)

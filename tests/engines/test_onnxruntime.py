@@ -4,18 +4,21 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import external_data_helper
 
+from hasten.core.cache_folder import CacheFolder
 from hasten.core.target import Target
 from hasten.core.telemetry import OFF
 from hasten.engines.base import Artifact
+from hasten.engines.compile_cache import CompileCache
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.models.onnx import load
 from hasten.testing import models
-from hasten.testing.engine_tests import EngineTests, request_for
+from hasten.testing.engine_tests import EngineTests, assert_same, request_for
 
 
 class TestOnnxRuntime(EngineTests):
@@ -89,6 +92,7 @@ def test_its_settings_take_effect(host: Target, tmp_path: Path) -> None:
             "providers": "CPUExecutionProvider",
             "threads": "2",
             "spinning": "True",
+            "lingering": "True",
             "graph_optimization": "ORT_ENABLE_ALL",
         }
     engine = OnnxRuntime(threads=1, spinning=False, graph_optimization="disabled")
@@ -97,8 +101,23 @@ def test_its_settings_take_effect(host: Target, tmp_path: Path) -> None:
             "providers": "CPUExecutionProvider",
             "threads": "1",
             "spinning": "False",
+            "lingering": "True",
             "graph_optimization": "ORT_DISABLE_ALL",
         }
+
+
+def test_beside_others_its_threads_sleep_between_requests(host: Target, tmp_path: Path) -> None:
+    artifact = build(models.small_cnn(tmp_path), host)
+    request = {"x": np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)}
+    cache = CacheFolder(tmp_path / "cache")
+    answers, found = [], []
+    for engine in (OnnxRuntime(), OnnxRuntime().beside()):
+        compiled = CompileCache(cache)
+        with engine.open_cached(artifact, host.with_threads(2), compiled) as session:
+            found.append((session.properties()["lingering"], compiled.found))
+            answers.append(session.run(request))
+    assert found == [("True", 0), ("False", 1)]  # both read the same optimized graph
+    assert_same(*answers)
 
 
 def test_the_users_files_keep_one_name(host: Target, tmp_path: Path) -> None:

@@ -27,6 +27,14 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return bundle_of(folder, models.solid(folder))
 
 
+def test_a_models_threads_leave_the_processors_to_the_server_between_requests(bundle: Path) -> None:
+    opened = open_bundle(bundle, ModelSettings(standby=True))
+    try:
+        assert {one.properties()["lingering"] for one in opened.everything} == {"False"}
+    finally:
+        opened.close()
+
+
 @pytest.mark.parametrize(
     ("takes", "most_rows", "batched", "sizes"),
     [

@@ -78,6 +78,10 @@ class Buckets(Engine):
         inner, beyond = self.inner.within(threads), self.beyond.within(threads)
         return replace(self, inner=inner, beyond=beyond)
 
+    def beside(self) -> Self:
+        """Return the engine with both its engines for use next to another."""
+        return replace(self, inner=self.inner.beside(), beyond=self.beyond.beside())
+
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
         """Yield nothing: which shapes are worth a bucket depends on the data."""

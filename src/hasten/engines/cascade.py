@@ -73,6 +73,10 @@ class Cascade(Engine):
         fast, careful = self.fast.within(threads), self.careful.within(threads)
         return replace(self, fast=fast, careful=careful)
 
+    def beside(self) -> Self:
+        """Return the cascade with both its engines for use next to another."""
+        return replace(self, fast=self.fast.beside(), careful=self.careful.beside())
+
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
         """Yield nothing: the threshold depends on the answers of a particular fast model."""

@@ -60,6 +60,12 @@ def test_a_chain_is_not_loaded_as_a_bundle(det: Path, colour: Path) -> None:
     assert str(error.value) == f"{line} is a chain, not a bundle's folder: open it by hasten.chain"
 
 
+def test_no_member_spins_while_another_answers(det: Path, colour: Path) -> None:
+    with hasten.chain(f"{det}+crop+{colour}") as chain:
+        found = [one.properties()["lingering"] for one in chain.members.values()]
+    assert found == ["False", "False"]
+
+
 def test_a_member_that_is_certified_before_its_run_has_finished_says_so(
     det: Path, colour: Path
 ) -> None:

@@ -195,6 +195,7 @@ def open_chain(
                             cache=cache,
                             any_batch=max_batch is not None,
                             trusted=keys or None,
+                            beside_others=True,
                         )
                     )
                 members[model.name] = one = opened[key]

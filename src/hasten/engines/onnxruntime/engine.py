@@ -34,6 +34,7 @@ _LARGEST_KEPT_BYTES = 1 << 30
 _SAVED_WEIGHTS = "session.optimized_model_external_initializers_file_name"
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _SPINNING = "session.intra_op.allow_spinning"
+_STOPS_SPINNING = "session.force_spinning_stop"
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class OnnxRuntime(Engine):
         threads: Number of threads that share an operator; None for all that the target has.
         spinning: Whether idle threads wait by spinning, which is faster but takes time from other
             threads and from a cgroup's quota.
+        lingering: Whether threads that spin go on for milliseconds after a request, to be there for the next.
         graph_optimization: Optimization of the graph at load: "all", or "disabled" to see the file
             as it is.
     """
@@ -56,6 +58,7 @@ class OnnxRuntime(Engine):
 
     threads: int | None = None
     spinning: bool = True
+    lingering: bool = True
     graph_optimization: Literal["all", "disabled"] = "all"
 
     @property
@@ -74,8 +77,8 @@ class OnnxRuntime(Engine):
         yield cls()
 
     def beside(self) -> Self:
-        """Return the engine with idle threads that sleep."""
-        return replace(self, spinning=False)
+        """Return the engine with threads that sleep between requests."""
+        return replace(self, lingering=False)
 
     def on_threads(self, threads: int, *, alone: bool = True) -> Self:
         """Return the engine set to a number of threads."""
@@ -93,7 +96,9 @@ class OnnxRuntime(Engine):
         """Return the engine that has a second session, for one sample alone."""
         from hasten.engines.onnxruntime.settled import OnnxRuntimeSettled
 
-        return OnnxRuntimeSettled(self.threads, self.spinning, self.graph_optimization)
+        return OnnxRuntimeSettled(
+            self.threads, self.spinning, self.lingering, self.graph_optimization
+        )
 
     @classmethod
     def version(cls) -> str:
@@ -191,7 +196,7 @@ class OnnxRuntime(Engine):
 
     def _recall(self, artifact: Artifact, target: Target, compiled: CompileCache) -> Any:
         """Load the optimized graph from the cache, or optimize it as `_load` does and keep it."""
-        key = compiled.key(self, artifact, target, "optimized")
+        key = compiled.key(replace(self, lingering=True), artifact, target, "optimized")
         with compiled.entry(key) as entry:
             if entry is not None:
                 with contextlib.suppress(CandidateError):
@@ -228,6 +233,7 @@ class OnnxRuntime(Engine):
         options.log_severity_level = _LOG_ERRORS_ONLY
         options.intra_op_num_threads = self.threads or target.threads
         options.add_session_config_entry(_SPINNING, str(int(self.spinning)))
+        options.add_session_config_entry(_STOPS_SPINNING, str(int(not self.lingering)))
         if kept is not None and kept.bulk is not None:
             options.add_session_config_entry(_WEIGHTS_FOLDER, str(kept.bulk.parent))
         if self.graph_optimization == "disabled" or kept is not None:
@@ -257,6 +263,7 @@ class OnnxRuntime(Engine):
             "ONNX Runtime",
             counted(self.threads or 0, "thread"),
             "" if self.spinning else "idle threads asleep",
+            "" if self.lingering else "threads asleep between requests",
             "unoptimized graph" if self.graph_optimization == "disabled" else "",
         )
 
@@ -306,6 +313,7 @@ class OnnxRuntimeSession(Session):
             "providers": ", ".join(self._session.get_providers()),
             "threads": str(options.intra_op_num_threads),
             "spinning": str(options.get_session_config_entry(_SPINNING) == "1"),
+            "lingering": str(options.get_session_config_entry(_STOPS_SPINNING) == "0"),
             "graph_optimization": self._optimization,
         }
 

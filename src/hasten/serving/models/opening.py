@@ -272,6 +272,7 @@ def _quiet_load(path: Path, settings: ModelSettings, threads: int | None = None)
             cache=settings.compiled or None,
             any_batch=settings.any_batch,
             trusted=settings.trusted or None,
+            beside_others=True,
         )
 
 
@@ -292,6 +293,7 @@ def _standby(
                 sessions=1,
                 cache=settings.compiled or None,
                 trusted=settings.trusted or None,
+                beside_others=True,
             )
         )
 
