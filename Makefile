@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := PYTHON=$(PYTHON) scripts/install
-DEVICE := -m pytest -o timeout=1800 -o faulthandler_timeout=1860
+DEVICE := -m pytest -o timeout=1800 -o faulthandler_timeout=1860 --durations=20 --durations-min=5
 
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -150,8 +150,9 @@ test-triton: $(VENV)/.test
 	$(INSTALL) .venv-lowest --no-deps --requirement demo-packages.txt --requirement tests/packages.txt
 	touch $@
 
+# What it asks is whether the versions will do, so few random examples are enough, in CI too.
 test-lowest: .venv-lowest/.test
-	HASTEN_BIN=.venv-lowest/bin scripts/test -m 'not slow' -W default $(LOWEST)
+	PYTEST_ADDOPTS= HASTEN_BIN=.venv-lowest/bin scripts/test -m 'not slow' -W default $(LOWEST)
 
 # What is known to pass on the lowest versions.
 LOWEST := tests/bundle tests/core tests/inputs/data tests/serving/protocol $(addprefix tests/serving/test_, \

@@ -4,8 +4,9 @@
 
 The network is a 30-64-32-1 of random weights on the engine `compiled`, behind the step `row` and before
 `threshold`. Rows rotate, ways take turns in blocks, and ratios are of the same round, with the range of
-half of the rounds. Over HTTP one client asks three routes of one process in turn, request by request: a row's
-JSON, hasten's own smallest route, and an echo of the same body on bare httptools on the same event loop.
+half of the rounds. Over HTTP one client asks one process in turn, request by request: a row's JSON, hasten's own
+smallest route, and two echoes of the same body on the same event loop: by hasten's own server, which receives and
+checks it as it does every request but asks no model, and by bare httptools, which checks nothing.
 pandas is measured where it is installed.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import importlib.util
 import itertools
 import json
@@ -41,6 +43,7 @@ from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.rows import Row
 from hasten.inputs.pipeline.threshold import Threshold
 from hasten.measure.environment import environment
+from hasten.serving.http.connection import Connection as HttpConnection
 from hasten.serving.models.opening import ModelSettings
 from hasten.serving.server import Server
 from hasten.serving.settings import ModelPlace, ServerSettings
@@ -49,7 +52,8 @@ SIZES = (30, 64, 32, 1)
 COLUMNS = tuple(f"column_{place}" for place in range(SIZES[0]))
 ROWS, BLOCK, WARM, ASKED = 100, 100, 3000, 40
 BATCHES = (64, 256, 1024, 4096, 16384)
-ROW, SMALLEST, ECHO = "a row's JSON", "hasten's smallest route", "bare echo"
+ROW, SMALLEST = "a row's JSON", "hasten's smallest route"
+OWN_ECHO, ECHO = "hasten's server without a model, an echo", "bare echo"
 
 
 def network(path: Path) -> Path:
@@ -223,16 +227,33 @@ class Echo(asyncio.Protocol):
         )
 
 
+class OwnEcho(HttpConnection):
+    """hasten's own server, where the answer to a row is its body."""
+
+    def _answered_row(self, body: bytes) -> bool:
+        self.state.bodies.give(self.client, self._reserved)
+        self._reserved = 0
+        self._transport.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+            % (len(body), body)
+        )
+        return True
+
+
 def serve(path: Path, cache: Path, ports: Connection) -> None:
-    """Serve a bundle and the echo on one loop, until this process is ended."""
+    """Serve a bundle and the echoes on one loop, until this process is ended."""
 
     async def work() -> None:
         place = ModelPlace("rows", "1", path, ModelSettings(compiled=str(cache)))
         server = Server(ServerSettings((place,), http=0, grpc=None))
         port = await server.listen("127.0.0.1", 0)
         await server.load()
-        echo = await asyncio.get_running_loop().create_server(Echo, "127.0.0.1", 0)
-        ports.send((port, echo.sockets[0].getsockname()[1]))
+        loop = asyncio.get_running_loop()
+        echoes = [
+            await loop.create_server(lambda: OwnEcho(server.state, server.routes), "127.0.0.1", 0),
+            await loop.create_server(Echo, "127.0.0.1", 0),
+        ]
+        ports.send((port, *(one.sockets[0].getsockname()[1] for one in echoes)))
         await asyncio.Event().wait()
 
     uvloop.run(work())
@@ -245,7 +266,7 @@ def over_http(path: Path, rounds: int, cache: Path) -> dict[str, list[float]]:
         target=serve, args=(path, cache, theirs), daemon=True
     )
     process.start()
-    port, echo_port = ours.recv()
+    port, own_port, echo_port = ours.recv()
     rows = np.random.default_rng(0).standard_normal((ROWS, SIZES[0]), np.float32)
     bodies = [json.dumps(dict(zip(COLUMNS, map(float, row), strict=True))).encode() for row in rows]
     head = (
@@ -255,23 +276,28 @@ def over_http(path: Path, rounds: int, cache: Path) -> dict[str, list[float]]:
     asked = {
         ROW: [head % (b"/v2/models/rows/infer", len(body), body) for body in bodies],
         SMALLEST: [b"GET /v2/health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"] * ROWS,
+        OWN_ECHO: [head % (b"/v2/models/rows/infer", len(body), body) for body in bodies],
         ECHO: [head % (b"/", len(body), body) for body in bodies],
     }
+    there_is = {ROW: port, SMALLEST: port, OWN_ECHO: own_port, ECHO: echo_port}
     times: dict[str, list[float]] = {name: [] for name in asked}
-    with socket.create_connection(("127.0.0.1", port)) as served:
-        with socket.create_connection(("127.0.0.1", echo_port)) as echoed:
-            for one in (served, echoed):
-                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            for turn in range(WARM + rounds * ASKED):
-                for name, requests in asked.items():
-                    there = echoed if name == ECHO else served
-                    began_ns = time.perf_counter_ns()
-                    there.sendall(requests[turn % ROWS])
-                    answer = there.recv(1 << 16)
-                    spent = (time.perf_counter_ns() - began_ns) / 1e3
-                    assert answer.startswith(b"HTTP/1.1 200"), answer
-                    if turn >= WARM:
-                        times[name].append(spent)
+    with contextlib.ExitStack() as stack:
+        connected = {
+            to: stack.enter_context(socket.create_connection(("127.0.0.1", to)))
+            for to in set(there_is.values())
+        }
+        for one in connected.values():
+            one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for turn in range(WARM + rounds * ASKED):
+            for name, requests in asked.items():
+                there = connected[there_is[name]]
+                began_ns = time.perf_counter_ns()
+                there.sendall(requests[turn % ROWS])
+                answer = there.recv(1 << 16)
+                spent = (time.perf_counter_ns() - began_ns) / 1e3
+                assert answer.startswith(b"HTTP/1.1 200"), answer
+                if turn >= WARM:
+                    times[name].append(spent)
     process.terminate()
     process.join()
     return times
@@ -313,8 +339,9 @@ def main() -> None:
         print(f"\n{'batches, us':42} {'p50':>9} {'p99':>9}")
         table(shared)
         asked = over_http(path, options.rounds, folder)
-        print(f"\n{'over HTTP, us':42} {'p50':>9} {'p99':>9}   to the bare echo")
-        table(asked, ECHO)
+        for to in (OWN_ECHO, ECHO):
+            print(f"\n{'over HTTP, us':42} {'p50':>9} {'p99':>9}   to: {to}")
+            table(asked, to)
     if options.json is not None:
         record = {"in process": inside, "batches": shared, "over HTTP": asked}
         options.json.write_text(json.dumps(record) + "\n")

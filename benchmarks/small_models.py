@@ -213,13 +213,12 @@ def generated(path: Path, rows: Array, folder: Path) -> Iterator[Contender]:
     import onnx
 
     model = onnx.version_converter.convert_version(onnx.load(path), 17)
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = len(rows)
     (made,) = model.graph.output
-    shape = [one.dim_value for one in made.type.tensor_type.shape.dim]
+    shape = [len(rows), *(one.dim_value for one in made.type.tensor_type.shape.dim[1:])]
     onnx.save(model, folder / "emx.onnx")
     program = Path(sys.executable).with_name("emx-onnx-cgen")
-    command = [program, "compile", folder / "emx.onnx", folder / "emx.c"]
+    fixed = ["--input-dim", f"batch={len(rows)}", "--large-weight-threshold", "0"]
+    command = [program, "compile", folder / "emx.onnx", folder / "emx.c", *fixed]
     subprocess.run(command, check=True, capture_output=True)
     flags = [
         "-O3",

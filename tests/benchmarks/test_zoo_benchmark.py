@@ -76,7 +76,7 @@ def test_an_unknown_network_is_answered_served_and_certified_as_its_original(
     results = tmp_path / "zoo.jsonl"
     way = QUICK.get(case, "script")
     asked = ["--only", case, "--ways", way, "--effort", "quick"]
-    code = zoo.main([*asked, "--time-limit", "30s", "--results", str(results)])
+    code = zoo.main([*asked, "--time-limit", "15s", "--results", str(results)])
     (found,) = zoo.read(results).values()
     assert found["wrong"] == []
     assert (found["failed"], found["step"], code) == ("", "", 0)

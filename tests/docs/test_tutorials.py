@@ -7,7 +7,8 @@ from tests.support.tutorials import TUTORIALS, follow, script_of
 
 pytest.importorskip("markdown_it")
 
-ELSEWHERE = ("index", "fpga")  # the FPGA's tools are in another environment: make test-fpga
+ELSEWHERE = ("index", "fpga", "first-ten-minutes")
+"""The FPGA's tools are in another environment: make test-fpga. The last is run as its notebook, which has the same blocks."""
 PAGES = sorted(page for page in TUTORIALS.glob("*.md") if page.stem not in ELSEWHERE)
 
 

@@ -107,7 +107,14 @@ def watch(
         opened: Any = (
             chain(bundle, which=which, sessions=1, trusted=trusted)
             if is_chain(bundle)
-            else load(bundle, which=which, custom_ops=custom_ops, sessions=1, trusted=trusted)
+            else load(
+                bundle,
+                which=which,
+                custom_ops=custom_ops,
+                sessions=1,
+                trusted=trusted,
+                beside_others=True,  # frames are read and drawn meanwhile
+            )
         )
         with opened, _live_line() as listen:
             watched = run(opened, deadline_ns=deadline_ns, listen=listen, **options)
