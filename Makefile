@@ -131,7 +131,7 @@ wheels-gpu:
 test-edge: .venv-edge/.test
 	OMP_NUM_THREADS=1 .venv-edge/bin/python $(DEVICE) tests/devices/edge
 
-# The compiler from the package index, of which nothing else is needed: 438 MB, so in an environment of its own.
+# The compiler from the package index, of which nothing else is needed: over 400 MB, so in an environment of its own.
 test-compiler: .venv-compiler/.test
 	.venv-compiler/bin/python $(DEVICE) tests/engines/test_compiled_ziglang.py tests/engines/test_compiled_arm.py
 
