@@ -7,7 +7,7 @@ DEVICE := -m pytest -o timeout=1800 -o faulthandler_timeout=1860 --durations=20 
 
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-digits test test-all suite suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu wheels-gpu test-tpu test-lowest environments check docs docs-serve pictures notebooks chaos fuzz changelog release clean
+.PHONY: demo demo-digits test test-all suite suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu wheels-gpu test-tpu test-compiler test-lowest environments check docs docs-serve pictures notebooks chaos fuzz changelog release clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hasten demo photos
@@ -88,6 +88,7 @@ release: .venv-release/.test
 .venv-gpu/.test: FILES = $(GPU_FILES)
 GPU_FILES := --requirement demo-packages.txt --requirement benchmarks/packages.txt
 .venv-edge/.test: FILES = --requirement demo-packages.txt
+.venv-compiler/.test: EXTRAS = compiler,quick
 .venv-ray/.test: EXTRAS = ray,optimize
 .venv-ray/.test: PACKAGES = 'tritonclient[grpc,http]>=2.60'
 
@@ -130,8 +131,12 @@ wheels-gpu:
 test-edge: .venv-edge/.test
 	OMP_NUM_THREADS=1 .venv-edge/bin/python $(DEVICE) tests/devices/edge
 
+# The compiler from the package index, of which nothing else is needed: over 400 MB, so in an environment of its own.
+test-compiler: .venv-compiler/.test
+	.venv-compiler/bin/python $(DEVICE) tests/engines/test_compiled_ziglang.py tests/engines/test_compiled_arm.py
+
 # What .ci/run's parts need besides the suite's, installed one after another.
-environments: $(addprefix .venv-,$(addsuffix /.test,gpu edge tpu fpga lowest)) .venv-docs/.mermaid
+environments: $(addprefix .venv-,$(addsuffix /.test,gpu edge tpu fpga compiler lowest)) .venv-docs/.mermaid
 
 test-keras: .venv-keras/.test
 	.venv-keras/bin/python -m pytest tests/inputs/models/test_keras.py tests/inputs/models/test_tensorflow_models.py
@@ -177,4 +182,4 @@ $(VENV)/.test: pyproject.toml demo-packages.txt tests/packages.txt | $(VENV)/bin
 	touch $(VENV)/.demo $@
 
 clean:
-	rm -rf $(VENV) site .venv-docs .venv-fpga .venv-keras .venv-lowest .venv-ray .venv-triton .venv-edge .venv-gpu .venv-release .venv-tpu wheels build dist findings *.hasten *.hasten.work *.hasten.training
+	rm -rf $(VENV) site .venv-compiler .venv-docs .venv-fpga .venv-keras .venv-lowest .venv-ray .venv-triton .venv-edge .venv-gpu .venv-release .venv-tpu wheels build dist findings *.hasten *.hasten.work *.hasten.training

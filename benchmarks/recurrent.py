@@ -4,7 +4,8 @@
 
 Every way answers the same rotating requests in turns within one process: a turn is some calls, and
 a round gives each way one turn. Ratios are of a round's medians, with what holds 95% of the rounds.
-ONNX Runtime and OpenVINO are called as their documentation says, on one thread.
+ONNX Runtime and OpenVINO are called as their documentation says, on one thread. A step is also asked of
+a session (`hasten.Loaded.session`), which carries the state itself; the other ways get one with each request.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,16 @@ import onnxruntime
 import openvino
 from onnx import helper, numpy_helper
 
+import hasten
+from hasten.bundle import part, write
+from hasten.bundle.manifest import Manifest
+from hasten.core.sequences import Sequences
 from hasten.core.target import Target
 from hasten.core.tensors import Array
+from hasten.engines.base import Artifact
 from hasten.engines.compiled.engine import CompiledC
 from hasten.inputs.models.onnx import load
+from hasten.measure.environment import environment
 
 ROUNDS, REQUESTS = 40, 64
 GATES = {"GRU": 3, "LSTM": 4}
@@ -74,10 +81,41 @@ MODELS = {
 
 
 @contextmanager
+def sessions(artifact: Artifact, target: Target) -> Iterator[dict[str, Call]]:
+    """Yield what a user calls who has a bundle of a step: one session gets arrays, another one mappings."""
+    winner = part("", (), CompiledC(), artifact)
+    manifest = Manifest(
+        winner=winner,
+        exact=winner,
+        status="exact",
+        why="",
+        metric={},
+        certificate=None,
+        source_sha256="0" * 64,
+        sealed={"samples": 0},
+        target=target,
+        environment=environment(target),
+        pipeline=None,
+        created="2026-01-01T00:00:00+00:00",
+        sequences=Sequences((("h", "last"),)),
+    )
+    path = artifact.path.parent / "step.hasten"
+    write(path, manifest, {})
+    with hasten.load(path) as fast:
+        session, other = fast.session(), fast.session()
+        yield {
+            "C, session of a bundle": lambda request: session(request["x"]),
+            "C, session, by name": lambda request: other({"x": request["x"]}),
+        }
+
+
+@contextmanager
 def ways(path: Path, request: dict[str, Array]) -> Iterator[dict[str, Call]]:
     """Yield the calls that are compared, by name."""
     target = Target.host().with_threads(1)
-    artifact = CompiledC().build(load(path), target, path.parent)
+    built = path.parent / "built"
+    built.mkdir()
+    artifact = CompiledC().build(load(path), target, built)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     runtime = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -99,7 +137,10 @@ def ways(path: Path, request: dict[str, Array]) -> Iterator[dict[str, Call]]:
         path, "CPU", {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"}
     )
     infer = compiled.create_infer_request()
-    with CompiledC().open(artifact, target) as session:
+    with ExitStack() as opened:
+        session = opened.enter_context(CompiledC().open(artifact, target))
+        stateful = "h" in request
+        asked = opened.enter_context(sessions(artifact, target)) if stateful else {}
         outputs = session.run(request)
         again = session.bind(held, outputs)
 
@@ -112,12 +153,25 @@ def ways(path: Path, request: dict[str, Array]) -> Iterator[dict[str, Call]]:
         yield {
             "C, bound": copied,
             "C, run": session.run,
+            **asked,
             "ONNX Runtime, IO binding": bound,
             "ONNX Runtime, run": lambda request: runtime.run(None, request),
             "OpenVINO, infer request": lambda request: infer.infer(
                 request, share_inputs=True, share_outputs=True
             ),
         }
+
+
+def check(path: Path, calls: dict[str, Call], request: dict[str, Array]) -> None:
+    """Check answers against ONNX Runtime's: those of sessions, which begin with zeros, too."""
+    runtime = onnxruntime.InferenceSession(path)
+    zeros = request | {name: np.zeros_like(array) for name, array in request.items() if name == "h"}
+    for way, call in calls.items():
+        if way == "C, run" or "session" in way:
+            right = runtime.run(None, zeros if "session" in way else request)
+            got = list(call(request).values())  # type: ignore[attr-defined]
+            for one, other in zip(got, right, strict=True):
+                np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def measured(name: str, calls: dict[str, Call], requests: list[dict[str, Array]]) -> None:
@@ -133,7 +187,8 @@ def measured(name: str, calls: dict[str, Call], requests: list[dict[str, Array]]
             if round_:  # the first one warms up
                 times[way].append(taken)
     medians = {way: np.median(found, axis=1) for way, found in times.items()}
-    best = min(list(calls)[2:], key=lambda way: float(np.median(medians[way])))
+    others = [way for way in calls if not way.startswith("C, ")]
+    best = min(others, key=lambda way: float(np.median(medians[way])))
     print(f"\n{name}; the best of the others: {best}")
     print(f"{'':26} {'p50 us':>8} {'p99 us':>8}   {'best of the others / it':>24}")
     for way, found in times.items():
@@ -161,10 +216,7 @@ def main() -> None:
                 for _ in range(REQUESTS)
             ]
             with ways(path, requests[0]) as calls:
-                right = onnxruntime.InferenceSession(path).run(None, requests[0])
-                got = list(calls["C, run"](requests[0]).values())  # type: ignore[attr-defined]
-                for one, other in zip(got, right, strict=True):
-                    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+                check(path, calls, requests[0])
                 measured(name, calls, requests)
 
 

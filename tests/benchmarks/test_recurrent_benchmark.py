@@ -22,6 +22,8 @@ def test_every_way_of_a_recurrent_step_is_in_the_table(
     assert [line.split("  ")[0] for line in lines[3:]] == [
         "C, bound",
         "C, run",
+        "C, session of a bundle",
+        "C, session, by name",
         "ONNX Runtime, IO binding",
         "ONNX Runtime, run",
         "OpenVINO, infer request",

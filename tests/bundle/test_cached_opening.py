@@ -1,7 +1,9 @@
 """Bundles that are opened from what a cache kept: the same answers, and never worse than without."""
 
 import logging
+import math
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -20,6 +22,7 @@ from hasten.core.tensors import Array
 from hasten.engines.base import Engine
 from hasten.engines.cascade import Cascade
 from hasten.engines.compile_cache import CompileCache
+from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.litert.engine import LiteRt
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.openvino.engine import OpenVino
@@ -74,6 +77,48 @@ def test_the_second_load_reads_the_cache_and_answers_the_same(
         assert hit == want
         assert_equal(got, expected)
     assert cache.stat().st_mode & 0o77 == 0
+
+
+def test_a_long_compilation_is_in_the_log_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, cache = bundle_of(tmp_path, CompiledC()), tmp_path / "cache"
+    monkeypatch.setattr("hasten.bundle.loaded._LONG_S", 0.0)
+    monkeypatch.setattr("hasten.engines.compiled.engine.scratch", lambda: tmp_path / "scratch")
+    for place in (False, cache, cache):
+        with load(bundle, cache=place) as loaded:
+            assert loaded.opened_s > 0
+    said = [re.sub(r"\d+\.\d s", "N s", record.getMessage()) for record in caplog.records]
+    took = f"{bundle} was opened in N s, of which compiling took N s"
+    assert said == [
+        f"{took}; no cache keeps what was compiled",
+        f"{took}; the next opening finds what was compiled in {cache}",
+    ]
+    assert {(one.name, one.levelno) for one in caplog.records} == {("hasten.load", logging.WARNING)}
+
+
+def test_a_short_compilation_is_not_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hasten.bundle.loaded._LONG_S", math.inf)
+    with load(bundle_of(tmp_path, CompiledC()), cache=tmp_path / "cache"):
+        assert not caplog.records
+
+
+def test_a_cascade_took_as_long_to_compile_as_both_of_its_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load_onnx(models.small_cnn(tmp_path))
+    original = model.settled_by({"x": X[0, :, :8, :8].repeat(4, 1).repeat(4, 2)})
+    (tmp_path / "made").mkdir()
+    engine = Cascade(CompiledC(), OnnxRuntime(threads=1), 0.5, "logits")
+    host = Target.host()
+    artifact = engine.build(replace(original, origin=original), host, tmp_path / "made")
+    compiled = CompileCache(CacheFolder(tmp_path / "cache"))
+    with engine.open_cached(artifact, host, compiled) as session:
+        assert session.compiling_s == compiled.compiling_s > 0
+    with engine.open_cached(artifact, host, compiled) as session:
+        assert session.compiling_s == 0
 
 
 def test_an_engine_that_compiles_nothing_keeps_nothing(tmp_path: Path) -> None:

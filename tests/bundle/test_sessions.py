@@ -121,16 +121,85 @@ def test_what_is_no_step_is_refused(loaded: Loaded) -> None:
     assert session.steps == 0
 
 
-def test_a_step_that_would_ruin_the_state_is_refused_and_the_state_stays(loaded: Loaded) -> None:
+@pytest.mark.parametrize("before", [1, 2, 3])
+def test_a_step_that_would_ruin_the_state_is_refused_and_the_state_stays(
+    loaded: Loaded, before: int
+) -> None:
     session, twin = loaded.session(), loaded.session()
-    session(STEPS[:1])
-    twin(STEPS[:1])
+    for x in STEPS[:before]:
+        session(x[np.newaxis])
+        twin(x[np.newaxis])
+    kept = session.states["h"]
     bad = np.full((1, recurrent.WIDE), np.nan, np.float32)
     assert refusal(CandidateError, bad, session=session) == (
-        "the state 'h' would have NaN or Inf after step 1: the state before it is kept; check that "
-        "step's input"
+        f"the state 'h' would have NaN or Inf after step {before}: the state before it is kept; "
+        "check that step's input"
     )
-    np.testing.assert_array_equal(session(STEPS[1:2])["scores"], twin(STEPS[1:2])["scores"])
+    np.testing.assert_array_equal(session.states["h"], kept)
+    assert session.steps == before
+    for x in STEPS[before : before + 2]:
+        np.testing.assert_array_equal(
+            session(x[np.newaxis])["scores"], twin(x[np.newaxis])["scores"]
+        )
+
+
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_a_step_that_fails_keeps_the_state(loaded: Loaded, before: int) -> None:
+    session, twin = loaded.session(), loaded.session()
+    for x in STEPS[:before]:
+        session(x[np.newaxis])
+        twin(x[np.newaxis])
+    with pytest.raises((CandidateError, InputError)):
+        session(STEPS[:2])  # two rows don't fit the state of one
+    assert session.steps == before
+    for x in STEPS[before:]:
+        np.testing.assert_array_equal(
+            session(x[np.newaxis])["scores"], twin(x[np.newaxis])["scores"]
+        )
+
+
+def test_steps_in_each_form_continue_one_sequence(loaded: Loaded, unrolled: Unrolled) -> None:
+    session = loaded.session()
+    wide = np.repeat(STEPS, 2, axis=1)[:, ::2]  # not contiguous
+    forms: list[Callable[[int], dict[str, Array]]] = [
+        lambda t: session(STEPS[t : t + 1]),
+        lambda t: session({"x": STEPS[t : t + 1]}),
+        lambda t: session(x=STEPS[t : t + 1]),
+        lambda t: session(wide[t : t + 1]),
+        lambda t: session(list(STEPS[t : t + 1])),
+    ]
+    got = [forms[t % 5](t)["scores"][0] for t in range(8)]
+    np.testing.assert_array_equal(got, unrolled(STEPS)[0])
+
+
+def test_states_go_from_step_to_step_without_a_request_of_their_own(
+    loaded: Loaded, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, run = [], loaded.run
+
+    def noted(tensors: Tensors) -> dict[str, Array]:
+        asked.append(1)
+        return run(tensors)
+
+    monkeypatch.setattr(loaded, "run", noted)
+    session = loaded.session()
+    for x in STEPS:
+        session(x[np.newaxis])
+    session.reset()
+    session(STEPS[:1])
+    assert len(asked) == (1 if isinstance(engine, CompiledC) else 9)
+
+
+def test_a_session_of_a_closed_bundle_is_refused(bundle: Path) -> None:
+    with load(bundle) as loaded:
+        fresh, used = loaded.session(), loaded.session()
+        for x in STEPS[:3]:
+            used(x[np.newaxis])
+    for session in (fresh, used):
+        assert refusal(CandidateError, STEPS[:1], session=session) == (
+            "the bundle is closed: load it again"
+        )
+    assert used.steps == 3
 
 
 def test_what_a_caller_does_to_an_answer_changes_no_state() -> None:
@@ -151,25 +220,30 @@ def test_what_a_caller_does_to_an_answer_changes_no_state() -> None:
     assert session.states["h"] == 2
 
 
-def test_two_threads_in_one_session_are_told_so(
-    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    session, inside, go = loaded.session(), threading.Event(), threading.Event()
-    run = loaded.run
+class Slow:
+    """Input that keeps the thread that reads it within its step."""
 
-    def slow(tensors: Any) -> Any:
-        inside.set()
-        go.wait(PATIENCE_S)
-        return run(tensors)
+    def __init__(self) -> None:
+        self.inside, self.go = threading.Event(), threading.Event()
 
-    monkeypatch.setattr(loaded, "run", slow)
-    thread = threading.Thread(target=session, args=(STEPS[:1],))
+    def __array__(self, *_: Any, **__: Any) -> Array:
+        self.inside.set()
+        self.go.wait(PATIENCE_S)
+        return np.array(STEPS[:1])
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_two_threads_in_one_session_are_told_so(loaded: Loaded, before: int) -> None:
+    session, slow = loaded.session(), Slow()
+    for x in STEPS[:before]:
+        session(x[np.newaxis])
+    thread = threading.Thread(target=session, args=(slow,))
     thread.start()
-    assert inside.wait(PATIENCE_S)
+    assert slow.inside.wait(PATIENCE_S)
     said = refusal(InputError, STEPS[:1], session=session)
     with pytest.raises(InputError) as caught:
         session.reset()
-    go.set()
+    slow.go.set()
     thread.join()
     assert said == (
         "another thread is running a step of this session: the steps of a sequence run one after "
@@ -179,7 +253,45 @@ def test_two_threads_in_one_session_are_told_so(
         str(caught.value)
         == "another thread is running a step of this session: reset the session when that step has ended"
     )
-    assert session.steps == 1
+    assert session.steps == before + 1
+
+
+def test_states_that_are_read_during_steps_are_those_of_one_step() -> None:
+    class Counts:
+        """Model that adds x to two states; a step by a bound call writes one, then the other."""
+
+        inputs = tuple(TensorSpec(name, "int64", (1_000_000,)) for name in ("x", "a", "b"))
+        outputs = tuple(TensorSpec(name, "int64", (1_000_000,)) for name in ("a_out", "b_out"))
+        request = inputs
+
+        def run(self, tensors: Tensors) -> dict[str, Array]:
+            return {f"{name}_out": tensors["x"] + tensors[name] for name in "ab"}
+
+    def bind(inputs: Tensors, outputs: Tensors) -> Callable[[], None]:
+        def call() -> None:
+            for name in "ab":
+                outputs[f"{name}_out"][...] = inputs["x"] + inputs[name]
+
+        return call
+
+    states = Sequences((("a", "a_out"), ("b", "b_out")))
+    session = StateSession(Counts(), states, {}, bind)
+    done, one = threading.Event(), np.ones(1_000_000, np.int64)
+
+    def steps() -> None:
+        while not done.is_set():
+            session(one)
+
+    thread = threading.Thread(target=steps)
+    thread.start()
+    try:
+        for _ in range(60):
+            read = session.states.values()
+            assert len({number for array in read for number in (array.min(), array.max())}) == 1
+    finally:
+        done.set()
+        thread.join()
+    assert (session.states["a"] == session.steps).all()
 
 
 def test_a_bundle_without_states_has_no_sessions(model: Path) -> None:

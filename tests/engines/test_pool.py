@@ -204,6 +204,51 @@ def test_closing_waits_for_who_is_inside_and_refuses_the_others(
     assert [ref() for ref in alive] == [None, None]
 
 
+def test_bound_calls_take_turns_with_requests_and_closing_waits_for_them(
+    artifact: Artifact, threads: ThreadPoolExecutor
+) -> None:
+    pool, order = pool_of(Gated(), artifact, 1), []
+    inside, gate = threading.Semaphore(0), threading.Semaphore(0)
+
+    def call(place: int) -> None:
+        inside.release()
+        assert gate.acquire(timeout=LIMIT_S)
+        order.append(place)
+
+    first = threads.submit(pool.turn, lambda: call(0))
+    assert inside.acquire(timeout=LIMIT_S)
+    second = threads.submit(pool.turn, lambda: call(1))
+    wait_in_line(pool, 1)
+    assert not inside.acquire(blocking=False)
+    gate.release()
+    first.result(LIMIT_S)
+    assert inside.acquire(timeout=LIMIT_S)
+    third = threads.submit(pool.turn, lambda: call(2))
+    wait_in_line(pool, 1)
+    closing = threads.submit(pool.close)
+    assert str(third.exception(LIMIT_S)) == "the bundle is closed: load it again"
+    assert not closing.done()
+    gate.release()
+    for each in (second, closing):
+        each.result(LIMIT_S)
+    assert order == [0, 1]
+    with pytest.raises(CandidateError, match=r"^the bundle is closed: load it again$"):
+        pool.turn(lambda: call(3))
+
+
+def test_a_bound_call_that_fails_gives_its_turn_back(artifact: Artifact) -> None:
+    pool, done = pool_of(Gated(), artifact, 1), []
+
+    def fails() -> None:
+        raise CandidateError("it failed")
+
+    with pytest.raises(CandidateError, match=r"^it failed$"):
+        pool.turn(fails)
+    pool.turn(lambda: done.append(True))
+    assert done == [True]
+    pool.close()
+
+
 def test_one_that_nobody_closes_goes_with_its_last_user(artifact: Artifact) -> None:
     engine = Gated()
     pool = pool_of(engine, artifact, 1)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import math
 import os
 import threading
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +30,7 @@ from hasten.bundle.states import StateSession
 from hasten.bundle.stored import Stored, stored_at
 from hasten.core.cache_folder import cache_folder
 from hasten.core.devices import at_hand
+from hasten.core.forks import after_forks
 from hasten.core.records import from_record
 from hasten.core.shapes import Extent, check_alike
 from hasten.core.target import Target
@@ -44,6 +47,12 @@ from hasten.inputs.pipeline.base import Pipeline, as_request
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
+
+
+_LONG_S = 1.0
+"""Seconds of a compiler in an opening from which on the log says so."""
+LOG = logging.getLogger("hasten.load")
+"""Log of openings that took long."""
 
 
 class NotCertifiedHere(UserWarning):
@@ -187,6 +196,7 @@ class Loaded:
     Attributes:
         manifest: The bundle's manifest.
         from_cache: Whether opening the first session read a cache of compiled models.
+        opened_s: Seconds that `load` took, of which compiling may be the largest part.
         padder: Padding of requests up to buckets, so that unlike ones can share a batch; None if there is none.
         not_certified: Reasons why the certificate, or an exact model's measurements, don't hold
             here; empty if they do.
@@ -224,6 +234,7 @@ class Loaded:
         self.padder = padder
         self.manifest = stored.manifest
         self.from_cache = from_cache
+        self.opened_s = 0.0
         self._stored = stored
         self.not_certified = tuple(notes)
         self._pool = pool
@@ -243,6 +254,7 @@ class Loaded:
         self._extents = tuple(extents)
         self._dtype = None if self._only is None else np.dtype(self._only.dtype)
         self._seen: tuple[int, ...] | None = None
+        after_forks(self, Loaded._anew)
 
     def __call__(self, *arrays: Any, **named: Any) -> dict[str, Array]:
         """Answer one request.
@@ -348,7 +360,14 @@ class Loaded:
             raise InputError(
                 f"{self._stored.name} was made without states=: it answers each request by itself"
             )
-        return StateSession(self, sequences, start or {})
+        bind = self._bound_step if self._pool.lends_calls else None
+        return StateSession(self, sequences, start or {}, bind)
+
+    def _bound_step(self, inputs: Tensors, outputs: Tensors) -> Callable[[], None] | None:
+        """Return a call from and to these arrays, in line with all others; None where `run` divides the request."""
+        if self._divided(inputs):
+            return None
+        return functools.partial(self._pool.turn, self._pool.bind(inputs, outputs))
 
     def bind(self, *arrays: Any, **named: Any) -> Callable[[], None]:
         """Return a call without arguments that answers from and to the same arrays each time.
@@ -571,15 +590,19 @@ class Loaded:
         Raises:
             CandidateError: the engine failed, or the bundle is closed.
         """
-        if self._most_alone < math.inf:
-            rows = {len(array) if array.ndim else 1 for array in tensors.values()}
-            if len(rows) == 1 and (count := rows.pop()) > self._most_alone:
-                if self._keeps is None:
-                    return self._spread.run(tensors, count)
-                if count not in self._keeps:
-                    parts = cut(tensors, count, self._keeps)
-                    return joined([self._pool.run(part) for part in parts])
+        if self._most_alone < math.inf and (count := self._divided(tensors)):
+            if self._keeps is None:
+                return self._spread.run(tensors, count)
+            parts = cut(tensors, count, self._keeps)
+            return joined([self._pool.run(part) for part in parts])
         return self._pool.run(tensors)
+
+    def _divided(self, tensors: Tensors) -> int:
+        """Return the number of rows of a request that isn't answered as it comes; 0 for one that is."""
+        rows = {len(array) if array.ndim else 1 for array in tensors.values()}
+        if len(rows) != 1 or (count := rows.pop()) <= self._most_alone:
+            return 0
+        return 0 if self._keeps is not None and count in self._keeps else count
 
     def properties(self) -> Mapping[str, str]:
         """Return what the engine reports about itself, by property name.
@@ -595,6 +618,10 @@ class Loaded:
     def shares(self) -> Mapping[str, tuple[int, int]]:
         """Return what the engine counts, over all sessions: name -> answers of the kind, and all."""
         return self._pool.shares()
+
+    def _anew(self) -> None:
+        """Forget the threads, which aren't in this process."""
+        self._lock, self._threads = threading.Lock(), None
 
     def close(self) -> None:
         """Wait for the calls that are running, refuse those in line, and free the engine."""
@@ -680,6 +707,7 @@ def load(
     if which not in ("winner", "exact"):
         raise InputError(f"which, the model to open, must be 'winner' or 'exact': got {which!r}")
     keys = keys_of(trusted)
+    began_s = time.perf_counter()
     with contextlib.ExitStack() as undo:
         stored = stored_at(path, keys)
         undo.callback(stored.close)
@@ -693,6 +721,7 @@ def load(
             any_batch=any_batch,
             reference=reference,
             beside_others=beside_others,
+            began_s=began_s,
         )
         undo.pop_all()
         return opened
@@ -709,8 +738,9 @@ def _open(
     any_batch: bool,
     reference: bool,
     beside_others: bool,
+    began_s: float,
 ) -> Loaded:
-    """Open a model of a bundle; see `load`."""
+    """Open a model of a bundle; see `load`, which was called at `began_s`."""
     from hasten.measure.environment import environment
 
     manifest = stored.manifest
@@ -744,7 +774,7 @@ def _open(
         compiled = _compiled(cache, artifact, item, manifest)
         pool = SessionPool(engine, artifact, target, limit, compiled)
     judged = which == "winner" and manifest.status == "certified"
-    return Loaded(
+    opened = Loaded(
         stored,
         pool,
         notes,
@@ -757,6 +787,19 @@ def _open(
         extents=manifest.shapes,
         padder=engine.padder(artifact) if isinstance(engine, Buckets) and engine.padding else None,
     )
+    opened.opened_s = time.perf_counter() - began_s
+    if pool.compiling_s > _LONG_S:
+        told = "no cache keeps what was compiled"
+        if compiled is not None and compiled.kept:
+            told = f"the next opening finds what was compiled in {compiled.folder.path}"
+        LOG.warning(
+            "%s was opened in %.1f s, of which compiling took %.1f s; %s",
+            stored.name,
+            opened.opened_s,
+            pool.compiling_s,
+            told,
+        )
+    return opened
 
 
 def _compiled(

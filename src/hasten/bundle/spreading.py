@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from hasten.core.forks import after_forks
 from hasten.core.tensors import Array, Tensors
 from hasten.engines.pool import SessionPool
 
@@ -37,6 +38,7 @@ class Spread:
         self._asked = 0
         self._lock = threading.Lock()
         self._threads: ThreadPoolExecutor | None = None
+        after_forks(self, Spread._anew)
 
     def run(self, tensors: Tensors, rows: int) -> dict[str, Array]:
         """Answer a batch.
@@ -91,6 +93,10 @@ class Spread:
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(self.ways - 1, "hasten-rows")
             return self._threads
+
+    def _anew(self) -> None:
+        """Forget the threads, which aren't in this process."""
+        self._lock, self._threads = threading.Lock(), None
 
     def close(self) -> None:
         """End the threads."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -14,6 +15,11 @@ from hasten.core.tensors import Array, Tensors, TensorSpec, check_tensors
 from hasten.core.words import amount
 from hasten.engines.sequences import misfit
 from hasten.errors import CandidateError, InputError
+
+Bind: TypeAlias = Callable[[Tensors, Tensors], Callable[[], None] | None]
+"""Function that binds a call to arrays by input and by output name; None if such a request isn't one call."""
+
+_FLOAT32 = np.dtype(np.float32)
 
 
 class Answering(Protocol):
@@ -79,17 +85,126 @@ class Carrier:
             state = answer.get(output)
             if state is None or state.shape != shape or state.dtype != dtype:
                 raise misfit(self.specs[name], state, output)
-            if not _finite(state):
-                raise CandidateError(
-                    f"the state {name!r} would have NaN or Inf after step {self.steps}: the state "
-                    "before it is kept; check that step's input"
-                )
+            self.check_finite(name, state)
             # What the caller gets may be changed by the caller.
             own = output not in self._given_out and state.flags.c_contiguous
             states[name] = state if own else np.array(state, order="C")
         self.states = states
         self.steps += 1
         return {name: answer[name] for name in self._answers}
+
+    def check_finite(self, name: str, state: Array) -> None:
+        """Check that a next state has no NaN or Inf.
+
+        Raises:
+            CandidateError: it has.
+        """
+        if not _finite(state):
+            raise CandidateError(
+                f"the state {name!r} would have NaN or Inf after step {self.steps}: the state "
+                "before it is kept; check that step's input"
+            )
+
+
+class BoundSteps:
+    """Steps of one sequence by two calls that are bound to arrays: each reads the states that the other writes.
+
+    So a step copies no state. One that fails has written only to the arrays that the states aren't in.
+
+    Args:
+        carrier: States of the sequence.
+        calls: The two calls.
+        given: Arrays that both calls read, by the name of the input.
+        states: Arrays of the states by the name of the input: what the first call reads, and the second one.
+        answers: What the first call and the second one write that the caller gets, by the name of the output.
+    """
+
+    def __init__(
+        self,
+        carrier: Carrier,
+        calls: Sequence[Callable[[], None]],
+        given: Tensors,
+        states: Sequence[dict[str, Array]],
+        answers: Sequence[Tensors],
+    ) -> None:
+        self._carrier = carrier
+        self._given = tuple(
+            (name, array, array.shape, array.dtype) for name, array in given.items()
+        )
+        self._states = tuple(states)
+        flat = [[(name, array.reshape(-1)) for name, array in one.items()] for one in states]
+        made = [tuple(one.items()) for one in answers]
+        self._first = (calls[0], made[0], states[1], flat[1])
+        self._second = (calls[1], made[1], states[0], flat[0])
+
+    @classmethod
+    def of(
+        cls, carrier: Carrier, bind: Bind, request: Tensors, answer: Tensors
+    ) -> BoundSteps | None:
+        """Return the steps of a sequence; None if they can't be bound.
+
+        Args:
+            carrier: States of the sequence.
+            bind: Binds a call.
+            request: Request of a step, states included.
+            answer: The model's answer, states included.
+        """
+        pairs = carrier.sequences.states
+        given = {spec.name: _like(request[spec.name]) for spec in carrier.inputs}
+        states = [{name: _like(request[name]) for name, _ in pairs} for _ in range(2)]
+        carried = {output for _, output in pairs}
+        rest = {name: _like(array) for name, array in answer.items() if name not in carried}
+        calls, answers = [], []
+        for before, after in (states, states[::-1]):
+            written = rest | {output: after[name] for name, output in pairs}
+            with contextlib.suppress(CandidateError):
+                if (call := bind(given | before, written)) is not None:
+                    calls.append(call)
+            answers.append({spec.name: written[spec.name] for spec in carrier.outputs})
+        return cls(carrier, calls, given, states, answers) if len(calls) == 2 else None
+
+    def takes(self, arrays: Sequence[Any], named: Mapping[str, Any]) -> bool:
+        """Take a step's inputs, if they are arrays of the bound ones' dtypes and shapes.
+
+        Args:
+            arrays: Inputs in the model's order, or a mapping by name.
+            named: Inputs by name.
+        """
+        if not named and len(arrays) == 1 and type(arrays[0]) is dict:
+            named, arrays = arrays[0], ()
+        if len(arrays or named) != len(self._given) or (arrays and named):
+            return False
+        for place, (name, held, shape, dtype) in enumerate(self._given):
+            array = arrays[place] if arrays else named.get(name)
+            if type(array) is not np.ndarray or array.shape != shape or array.dtype != dtype:
+                return False
+            held[...] = array
+        return True
+
+    def answer(self) -> dict[str, Array]:
+        """Answer a step whose inputs were taken, and keep its states for the next one.
+
+        Raises:
+            CandidateError: the engine failed, or a state isn't finite; then the older states stay.
+            InputError: an input has other numbers than those that the model takes.
+        """
+        carrier = self._carrier
+        if carrier.states is self._states[1]:
+            call, made, after, flat = self._second
+        else:
+            if carrier.states is not self._states[0]:  # as at the start, and after a reset
+                for name, array in self._states[0].items():
+                    array[...] = carrier.states[name]
+                carrier.states = self._states[0]
+            call, made, after, flat = self._first
+        call()
+        for name, array in flat:
+            # At once where there is no other way: a state of integers, NaN, or a square beyond all floats.
+            if not (array.dtype is _FLOAT32 and math.isfinite(array.dot(array))):
+                carrier.check_finite(name, array)
+        carrier.states = after
+        carrier.steps += 1
+        return {name: array.copy() for name, array in made}
 
 
 class StateSession:
@@ -101,13 +216,20 @@ class StateSession:
         model: Loaded bundle.
         sequences: States that it carries.
         start: States to begin with, by the input's name; zeros for those that aren't given.
+        bind: Binds a call of the model to arrays; None where that would take a session of its own.
 
     Raises:
         InputError: a start state doesn't fit.
     """
 
-    def __init__(self, model: Answering, sequences: Sequences, start: Mapping[str, Any]) -> None:
-        self._model = model
+    def __init__(
+        self,
+        model: Answering,
+        sequences: Sequences,
+        start: Mapping[str, Any],
+        bind: Bind | None = None,
+    ) -> None:
+        self._model, self._bind = model, bind
         self._carrier = Carrier(model, sequences)
         self._start = start_of(self._carrier.specs.values(), _arrays(start))
         self._carrier.reset(self._start)
@@ -116,6 +238,9 @@ class StateSession:
         self._names = tuple(spec.name for spec in takes)
         self._only = takes[0] if len(takes) == 1 else None
         self._seen: tuple[Any, ...] | None = None
+        self._bound: BoundSteps | None = None
+        self._stepping = False
+        """Whether who has `_busy` is in a step, or in a reset; else it reads the states, which is soon done."""
 
     @property
     def steps(self) -> int:
@@ -128,7 +253,8 @@ class StateSession:
 
         Each has the dtype and the shape of its input.
         """
-        return {name: array.copy() for name, array in self._carrier.states.items()}
+        with self._busy:  # another thread's steps overwrite older states
+            return {name: array.copy() for name, array in self._carrier.states.items()}
 
     def __call__(self, *arrays: Any, **named: Any) -> dict[str, Array]:
         """Answer one step.
@@ -147,16 +273,27 @@ class StateSession:
             InputError: an input doesn't fit, or another thread is in a step of this session.
             CandidateError: the engine failed, or the next state isn't finite.
         """
-        if not self._busy.acquire(blocking=False):
-            raise InputError(
-                "another thread is running a step of this session: the steps of a sequence run "
-                "one after another; give each thread its own session"
-            )
+        if not self._busy.acquire(False):
+            if self._stepping:
+                raise InputError(
+                    "another thread is running a step of this session: the steps of a sequence run "
+                    "one after another; give each thread its own session"
+                )
+            self._busy.acquire()
+        self._stepping = True
         try:
+            if self._bound is not None and self._bound.takes(arrays, named):
+                return self._bound.answer()
             request = self._request(arrays, named)
             request.update(self._carrier.states)
-            return self._carrier.take(self._model.run(request))
+            answer = self._model.run(request)
+            taken = self._carrier.take(answer)
+            if self._bind is not None:  # the shapes are known now
+                self._bound = BoundSteps.of(self._carrier, self._bind, request, answer)
+                self._bind = None
+            return taken
         finally:
+            self._stepping = False
             self._busy.release()
 
     def reset(self, start: Mapping[str, Any] | None = None) -> None:
@@ -168,14 +305,18 @@ class StateSession:
         Raises:
             InputError: a start state doesn't fit, or another thread is in a step.
         """
-        if not self._busy.acquire(blocking=False):
-            raise InputError(
-                "another thread is running a step of this session: reset the "
-                "session when that step has ended"
-            )
+        if not self._busy.acquire(False):
+            if self._stepping:
+                raise InputError(
+                    "another thread is running a step of this session: reset the "
+                    "session when that step has ended"
+                )
+            self._busy.acquire()
+        self._stepping = True
         try:
             self._carrier.reset(self._start if start is None else _arrays(start))
         finally:
+            self._stepping = False
             self._busy.release()
 
     def _request(self, arrays: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Array]:
@@ -203,6 +344,11 @@ class StateSession:
         if only is not None:
             self._seen = (tensors[only.name].shape, tensors[only.name].dtype)
         return tensors
+
+
+def _like(array: Array) -> Array:
+    """Return an array of the same dtype and shape, C-contiguous."""
+    return np.empty(array.shape, array.dtype)
 
 
 def _arrays(given: Mapping[str, Any]) -> dict[str, Array]:

@@ -64,6 +64,8 @@ class Session(ABC):
         lends_calls: Whether a call that `bind` returned needs nothing of the session, so that any
             number of them may run beside it; and raises CandidateError by itself if two threads call it
             at once, or the session was closed.
+        compiling_s: Seconds that a compiler took when it was opened; 0 where what it makes was kept, and for
+            engines that start none.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -71,6 +73,7 @@ class Session(ABC):
     batch_sizes: tuple[int, ...] | None
     rows_apart: bool = False
     lends_calls: bool = False
+    compiling_s: float = 0.0
 
     @abstractmethod
     def run(self, inputs: Tensors) -> dict[str, Array]:

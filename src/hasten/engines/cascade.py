@@ -198,6 +198,7 @@ class CascadeSession(Session):
     ) -> None:
         self.inputs, self.outputs = fast.inputs, fast.outputs
         self.batch_sizes = fast.batch_sizes
+        self.compiling_s = fast.compiling_s + careful.compiling_s
         self.answered = self.escalated = 0
         self._fast, self._careful = fast, careful
         self._threshold, self._output, self._rank = threshold, output, rank

@@ -26,12 +26,14 @@ class CompileCache:
         digests: SHA-256 of files by path, as far as they are known; others are read.
         found: Number of entries that were read from the folder.
         kept: Number of entries that were written to it.
+        compiling_s: Seconds that a compiler took for what wasn't found.
     """
 
     folder: CacheFolder
     digests: Mapping[Path, str] = field(default_factory=dict)
     found: int = 0
     kept: int = 0
+    compiling_s: float = 0.0
 
     @contextlib.contextmanager
     def entry(self, key: str, into: Room | None = None) -> Iterator[Entry | None]:

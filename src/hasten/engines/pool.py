@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from queue import Empty, SimpleQueue
 
+from hasten.core.forks import ForkedLock, after_forks
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors
 from hasten.engines.base import Artifact, Engine, Session, share
 from hasten.engines.compile_cache import CompileCache
 from hasten.errors import CandidateError, HastenError, told
 
-_OPENING = threading.Lock()
+_OPENING = ForkedLock()
 """Lock that is held while a session is opened anywhere in the process: engines meanwhile redirect
 the process's output and replace functions of their runtimes."""
 _AGAIN_S = 1.0
@@ -56,6 +57,7 @@ class SessionPool:
         batch_sizes: Batch sizes that `run` takes; None for any.
         rows_apart: Whether a batch's rows are computed apart; see `Session`.
         lends_calls: Whether bound calls take no session of their own; see `Session`.
+        compiling_s: Seconds that a compiler took for the first session; see `Session`.
         limit: Largest number of sessions.
 
     Args:
@@ -91,10 +93,12 @@ class SessionPool:
         self._closed = False
         self._retired: list[_Seat] = []
         self._returned: SimpleQueue[None] = SimpleQueue()
+        after_forks(self, SessionPool._anew)
         self._open()
         first = self._sessions[0]
         self.inputs, self.outputs, self.batch_sizes = first.inputs, first.outputs, first.batch_sizes
         self.rows_apart, self.lends_calls = first.rows_apart, first.lends_calls
+        self.compiling_s = first.compiling_s
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
         """Answer one request; see `Session.run`.
@@ -112,6 +116,28 @@ class SessionPool:
             seat = self._seat()
         try:
             return seat.session.run(inputs)
+        finally:
+            self._free.append(seat)
+            if self._watched:
+                self._hand_out()
+
+    def turn(self, call: Callable[[], None]) -> None:
+        """Run a call that `bind` returned, in line with all others, where bound calls take no session.
+
+        So no more than `limit` run at once, and closing waits for those that run.
+
+        Raises:
+            CandidateError: the runtime failed, or the pool is closed.
+            InputError: an input has other numbers than those that the model takes.
+        """
+        try:  # as in `run`
+            seat = self._free.pop()
+        except IndexError:
+            seat = None
+        if seat is None:
+            seat = self._seat()
+        try:
+            call()
         finally:
             self._free.append(seat)
             if self._watched:
@@ -210,6 +236,14 @@ class SessionPool:
             self._sessions.clear()
             self._retired.clear()
         closing.close()
+
+    def _anew(self) -> None:
+        """Take back the sessions of threads that aren't in this process, and forget who was in line."""
+        self._lock = threading.RLock()
+        self._line.clear()
+        self._growing, self._watched = False, self._closed
+        here = {id(seat.session) for seat in (*self._free, *self._retired)}
+        self._free += [_Seat(one, self) for one in self._sessions if id(one) not in here]
 
     def _seat(self) -> _Seat:
         """Wait in line for a session, after opening another one if the limit allows it."""

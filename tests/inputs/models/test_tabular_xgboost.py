@@ -88,6 +88,55 @@ def test_compiled_c_adds_as_xgboost_does_to_the_last_bit(name: str, tmp_path: Pa
     np.testing.assert_array_equal(got[:, 0], booster.predict(matrix(ROWS)))
 
 
+LINEAR: dict[str, tuple[Array, dict[str, Any]]] = {
+    "two classes": (TWO, {"objective": "binary:logistic"}),
+    "hinge": (TWO, {"objective": "binary:hinge"}),
+    "three classes": (THREE, {"objective": "multi:softprob", "num_class": 3}),
+    "squares": (NUMBERS, {"objective": "reg:squarederror", "base_score": 0.7}),
+    "poisson": (NUMBERS, {"objective": "count:poisson"}),
+    "two numbers": (np.stack([NUMBERS, -NUMBERS], axis=1), {}),
+}
+
+
+@pytest.fixture(scope="module", params=LINEAR)
+def linear(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    labels, settings = LINEAR[request.param]
+    settings = {"booster": "gblinear", "nthread": 1, "lambda": 0.01} | settings
+    booster = xgboost.train(settings, xgboost.DMatrix(ROWS, labels), 8)
+    return booster, Exported(booster, tmp_path_factory.mktemp("model"))
+
+
+@FEW
+@given(rows=st.lists(st.tuples(*[st.sampled_from((*ODD, -3.0, 2.5, 40.0))] * 4), min_size=1))
+def test_products_are_summed_as_in_xgboost(linear: Any, rows: list[tuple[float, ...]]) -> None:
+    booster, exported = linear
+    given_rows = np.concatenate([ROWS[:50], np.array(rows)])
+    own = booster.predict(xgboost.DMatrix(given_rows))
+    for got in exported.each(given_rows):
+        own = own if own.ndim == 2 else own[:, None]
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got[:, -own.shape[1] :], own, rtol=1e-5, atol=1e-5)
+
+
+def test_products_of_an_estimator_skip_its_own_missing_value(tmp_path: Path) -> None:
+    model = xgboost.XGBClassifier(n_estimators=8, booster="gblinear", missing=-1.0, n_jobs=1)
+    rows = np.nan_to_num(ROWS, nan=-1.0)
+    model.fit(rows, TWO)
+    for got in Exported(model, tmp_path).each(rows):
+        np.testing.assert_allclose(got, model.predict_proba(rows), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", ["json", "ubj"])
+def test_a_file_of_products_is_read(tmp_path: Path, suffix: str) -> None:
+    data = xgboost.DMatrix(ROWS, TWO, feature_names=list(COLUMNS))
+    booster = xgboost.train({"booster": "gblinear", "objective": "binary:logistic"}, data, 3)
+    booster.save_model(tmp_path / f"model.{suffix}")
+    found = find_model(tmp_path / f"model.{suffix}")
+    assert found.row.columns == COLUMNS
+    for got in Exported(found, tmp_path).each(ROWS):
+        np.testing.assert_allclose(got[:, 1], booster.predict(data), rtol=1e-5, atol=1e-6)
+
+
 def test_the_file_says_the_same_to_onnx_itself(pair: Any) -> None:
     _, exported = pair
     rows = ROWS[:40]
@@ -155,11 +204,6 @@ def test_an_estimators_own_missing_value_and_best_iteration_count(tmp_path: Path
 
 
 def test_what_is_not_covered_is_refused_by_name() -> None:
-    linear = xgboost.train(
-        {"booster": "gblinear", "nthread": 1}, xgboost.DMatrix(np.nan_to_num(ROWS), NUMBERS), 1
-    )
-    with pytest.raises(InputError, match="XGBoost's booster 'gblinear' isn't supported"):
-        described(linear)
     several = xgboost.XGBRegressor(multi_strategy="multi_output_tree", n_estimators=1, n_jobs=1)
     several.fit(ROWS, np.stack([NUMBERS, -NUMBERS], axis=1))
     with pytest.raises(InputError, match="multi_output_tree isn't supported"):

@@ -216,6 +216,7 @@ class CompiledC(Engine):
         target = granted(target, facts.version)
         threads = min(self.threads, target.threads)
         what = digest({"code": code(), "compiler": facts})
+        before_s = compiled.compiling_s
         key = compiled.key(replace(self, threads=threads), artifact, target, what)
         with private(artifact) as copy:
             plan = _plan(copy)
@@ -226,6 +227,7 @@ class CompiledC(Engine):
             session = CompiledSession(
                 artifact, plan, *prepared(key, written, target, compiled), key
             )
+        session.compiling_s = compiled.compiling_s - before_s
         with _open(session) as made:
             yield made
 

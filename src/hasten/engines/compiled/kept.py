@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import threading
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hasten.core.c_compiler import Compiler
+from hasten.core.forks import ForkedLock
 from hasten.core.records import digest
 from hasten.core.target import Target
 from hasten.core.tensors import Array
@@ -28,7 +28,7 @@ from hasten.errors import CandidateError, InputError
 
 _MOST_HEAD = 4096
 """Largest number of bytes of the line before kept tables."""
-_SHARING = threading.Lock()
+_SHARING = ForkedLock()
 _tables: weakref.WeakValueDictionary[str, Array] = weakref.WeakValueDictionary()
 """Tables that sessions of this process read, by the key of their model."""
 _log = logging.getLogger("hasten.compiled")
@@ -125,6 +125,7 @@ def library_of(source: Source, target: Target, compiled: CompileCache) -> Librar
     compiler = _compiler()
     built = compiler.compile(source.text)
     _log.info("the model was compiled by %s in %.2f s", compiler.version, built.seconds)
+    compiled.compiling_s += built.seconds
     library = Library.load(built.content)
     compiled.put(key, built.content)
     return library

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-import threading
 import weakref
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from hasten.core.forks import ForkedLock
 from hasten.core.shared_objects import opened
 from hasten.core.tensors import Array
 from hasten.engines.compiled.granted import amx_granted
 from hasten.engines.compiled.plan import ALIGNMENT
 from hasten.errors import CandidateError
 
-_LOCK = threading.Lock()
+_LOCK = ForkedLock()
 _loaded: dict[str, Library] = {}
 """Libraries of this process by the hash of their content; none is ever unloaded, since its functions
 may be anywhere."""

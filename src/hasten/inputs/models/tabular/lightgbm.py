@@ -7,6 +7,7 @@ include/LightGBM/tree.h, and of `ConvertOutput` in its src/objective/.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -82,8 +83,9 @@ class LightGBM(Library):
             known = range(max(2, count)) if classes is None else classes
             labels = tuple(str(one) for one in known)
         kinds: dict[int, set[str]] = {}
+        sums = _Sums(count, len(row.columns))
         trees = [
-            _tree(one["tree_structure"], number % count, kinds)
+            _tree(one["tree_structure"], number % count, sums, kinds)
             for number, one in enumerate(dump["tree_info"])
         ]
         if not trees:
@@ -95,10 +97,53 @@ class LightGBM(Library):
                     "trees only, which isn't supported: train all trees with the same "
                     "zero_as_missing"
                 )
+        if sums.factors and any("Zero" in several for several in kinds.values()):
+            raise InputError(
+                "LightGBM's linear_tree with zero_as_missing isn't supported: train without one of them"
+            )
         divisor = len(trees) // count if dump.get("average_output") else 1
         answers = partial(_answers, name=name, settings=settings)
-        write = partial(_write, trees, kinds, len(row.columns), count, divisor, answers)
+        write = partial(_write, trees, kinds, sums, divisor, answers)
         return Tabular(self.name, row, labels, max(count, len(labels)), "float64", write)
+
+
+@dataclass
+class _Sums:
+    """Sums over trees: of leaves, and for `linear_tree` of the factors of columns, which are multiplied then.
+
+    Attributes:
+        count: Number of sums of leaves.
+        columns: Number of columns.
+        factors: Sum of leaves and column of each further sum.
+    """
+
+    count: int
+    columns: int
+    factors: dict[tuple[int, int], int] = field(default_factory=dict)
+
+    def of(self, target: int, column: int) -> int:
+        """Return the number of the sum of a column's factors."""
+        return self.factors.setdefault((target, column), self.count + len(self.factors))
+
+    def added(self, graph: Graph, rows: str, trees: list[Tree]) -> str:
+        """Add the sums of trees, and of what their factors make of the rows."""
+        all_sums = sum_trees(graph, rows, trees, self.count + len(self.factors), "float64")
+        if not self.factors:
+            return all_sums
+        present = graph.add("Where", graph.add("IsNaN", rows), np.float64(0), rows)
+        made = []
+        for target in range(self.count):
+            value = graph.add("Gather", all_sums, np.array([target]), axis=1)
+            own = [
+                (column, place) for (one, column), place in self.factors.items() if one == target
+            ]
+            if own:
+                columns, places = (np.array(each) for each in zip(*own, strict=True))
+                factors = graph.add("Gather", all_sums, places, axis=1)
+                products = graph.add("Mul", factors, graph.add("Gather", present, columns, axis=1))
+                value = graph.add("Add", value, graph.add("ReduceSum", products, np.array([1])))
+            made.append(value)
+        return graph.add("Concat", *made, axis=1)
 
 
 def _objective(dump: dict[str, Any]) -> tuple[str, dict[str, str]]:
@@ -147,8 +192,7 @@ def _word(category: Any) -> str | float:
 def _write(
     trees: list[Tree],
     kinds: dict[int, set[str]],
-    size: int,
-    count: int,
+    sums_of: _Sums,
     divisor: int,
     answers: Callable[[Graph, str], str],
     graph: Graph,
@@ -159,8 +203,7 @@ def _write(
     Args:
         trees: The trees.
         kinds: What each column's splits are: "set", or what they do about missing values.
-        size: Number of columns.
-        count: Number of sums.
+        sums_of: The sums.
         divisor: Number of iterations that a random forest averages; 1 elsewhere.
         answers: Function that turns sums into answers.
         graph: Graph to add to.
@@ -168,12 +211,13 @@ def _write(
     """
     sets = {column for column, several in kinds.items() if "set" in several}
     zeros = {column for column, several in kinds.items() if "Zero" in several}
+    size = sums_of.columns
     rows = looked_up(graph, rows, sets, size, "float64", "truncated")
     if zeros:
         near = graph.add("LessOrEqual", graph.add("Abs", rows), np.float64(_ZERO))
         gone = graph.add("And", near, marked(zeros, size))
         rows = graph.add("Where", gone, np.float64(np.nan), rows)
-    sums = sum_trees(graph, rows, trees, count, "float64")
+    sums = sums_of.added(graph, rows, trees)
     if divisor > 1:
         sums = graph.add("Div", sums, np.float64(divisor))
     return answers(graph, sums)
@@ -198,16 +242,28 @@ def _answers(graph: Graph, sums: str, name: str, settings: dict[str, str]) -> st
     return sums
 
 
-def _tree(root: dict[str, Any], target: int, kinds: dict[int, set[str]]) -> Tree:
-    """Read a tree of `dump_model`, and note what each column's splits do about missing values."""
-    tree, leaves = Tree(np.empty(0), (target,)), []
+def _tree(root: dict[str, Any], target: int, sums: _Sums, kinds: dict[int, set[str]]) -> Tree:
+    """Read a tree of `dump_model`, and note what each column's splits do about missing values.
+
+    A leaf of `linear_tree` is a number and factors of columns, or another number for rows that miss one of
+    these columns, which nodes before it find out.
+    """
+    tree = Tree(np.empty(0))
+    leaves: list[tuple[float, dict[int, float]]] = []
     pending: list[tuple[dict[str, Any], list[int], int]] = [(root, [0], 0)]
     while pending:
         node, parent, place = pending.pop()
         if "split_feature" not in node:
-            if "leaf_const" in node:
-                raise InputError("LightGBM's linear_tree isn't supported: train without it")
-            leaves.append(float(node["leaf_value"]))
+            leaves.append((float(node["leaf_value"]), {}))
+            if columns := node.get("leaf_features"):
+                for column in columns:
+                    made = tree.node(int(column), LEQ, np.inf, False)
+                    parent[place], tree.false[made] = made, ~(len(leaves) - 1)
+                    parent, place = tree.true, made
+                factors = map(float, node["leaf_coeff"])
+                leaves.append((float(node["leaf_const"]), dict(zip(columns, factors, strict=True))))
+            elif "leaf_const" in node:
+                leaves[-1] = float(node["leaf_const"]), {}
             parent[place] = ~(len(leaves) - 1)
             continue
         column = int(node["split_feature"])
@@ -223,7 +279,11 @@ def _tree(root: dict[str, Any], target: int, kinds: dict[int, set[str]]) -> Tree
             kinds.setdefault(column, set()).add(missing)
         parent[place] = made
         pending += [(node["right_child"], tree.false, made), (node["left_child"], tree.true, made)]
-    tree.values = np.array(leaves, np.float64)[:, None]
+    used = sorted({column for _, factors in leaves for column in factors})
+    tree.targets = (target, *(sums.of(target, column) for column in used))
+    tree.values = np.array(
+        [[value, *(factors.get(column, 0.0) for column in used)] for value, factors in leaves]
+    )
     return tree
 
 

@@ -1,7 +1,7 @@
-"""XGBoost's models: trees that are compared and summed in float32.
+"""XGBoost's models: trees that are compared and summed in float32, and sums of products in float32.
 
-The semantics are those of XGBoost's src/predictor/ and src/common/categorical.h, and of `PredTransform`
-and `ProbToMargin` in its src/objective/. The JSON is that of its document "Introduction to Model IO".
+The semantics are those of XGBoost's src/predictor/, src/common/categorical.h and src/gbm/gblinear.cc, and of
+`PredTransform` and `ProbToMargin` in its src/objective/. The JSON is that of its document "Introduction to Model IO".
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ def _row(learner: dict[str, Any]) -> Row:
     """Return the step that reads a row: columns whose categories are known take them."""
     count = int(learner["learner_model_param"]["num_feature"])
     columns = named_columns(learner.get("feature_names") or None, count, "f")
-    cats = _booster(learner)["model"].get("cats", {}).get("enc", [])
+    linear = learner["gradient_booster"]["name"] == "gblinear"
+    cats = [] if linear else _booster(learner)["model"].get("cats", {}).get("enc", [])
     words = []
     for column, encoded in zip(columns, cats, strict=False):
         values = encoded.get("values", [])
@@ -129,7 +130,7 @@ def _booster(learner: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = learner["gradient_booster"]
     if found["name"] not in ("gbtree", "dart"):
         raise InputError(
-            f"XGBoost's booster {found['name']!r} isn't supported; the supported ones are gbtree and dart"
+            f"XGBoost's booster {found['name']!r} isn't supported; the supported ones are gbtree, dart and gblinear"
         )
     return found["gbtree"] if found["name"] == "dart" else found
 
@@ -142,29 +143,16 @@ def _write(
     graph: Graph,
     rows: str,
 ) -> str:
-    """Add the trees and what turns their sums into answers."""
-    model = _booster(learner)["model"]
+    """Add the trees or the products, and what turns their sums into answers."""
     name = learner["objective"]["name"]
-    kept = len(model["trees"])
-    if iterations is not None:
-        each = groups * int(model["gbtree_model_param"].get("num_parallel_tree", 1))
-        kept = min(kept, iterations * max(1, each))
-    scales = learner["gradient_booster"].get("weight_drop") or [1.0] * kept
     begin = _margins(str(learner["learner_model_param"]["base_score"]), groups, name)
-    trees = [constant(float(value), group) for group, value in enumerate(begin) if value]
-    trees += [
-        _tree(tree, int(group), scale)
-        for tree, group, scale in zip(
-            model["trees"][:kept], model["tree_info"][:kept], scales[:kept], strict=True
-        )
-    ]
-    size = int(learner["learner_model_param"]["num_feature"])
     if missing is not None and not np.isnan(missing):
         gone = graph.add("Equal", rows, np.float32(missing))
         rows = graph.add("Where", gone, np.float32(np.nan), rows)
-    sets = {tree.columns[place] for tree in trees for place in tree.sets}
-    rows = looked_up(graph, rows, sets, size, "float32", "floor")
-    sums = sum_trees(graph, rows, trees or [constant(0.0)], groups, "float32")
+    if learner["gradient_booster"]["name"] == "gblinear":
+        sums = _products(learner, begin, graph, rows)
+    else:
+        sums = _trees(learner, begin, iterations, graph, rows)
     if name in _SIGMOID:
         scores = graph.add("Sigmoid", sums)
         return both_classes(graph, scores, "float32") if name in _CLASSES else scores
@@ -176,6 +164,41 @@ def _write(
         above = graph.add("Greater", sums, np.float32(0))
         return both_classes(graph, graph.cast(above, "float32", "bool"), "float32")
     return sums
+
+
+def _products(learner: dict[str, Any], begin: Array, graph: Graph, rows: str) -> str:
+    """Add the sums of gblinear: of products with the values that aren't missing.
+
+    XGBoost 3.2 begins each sum with the first of its start values.
+    """
+    weights = np.array(learner["gradient_booster"]["model"]["weights"], np.float32)
+    count = int(learner["learner_model_param"]["num_feature"])
+    weights = weights.reshape(count + 1, len(begin))  # the last row is added to each sum
+    present = graph.add("Where", graph.add("IsNaN", rows), np.float32(0), rows)
+    return graph.add("Add", graph.add("MatMul", present, weights[:-1]), weights[-1] + begin[0])
+
+
+def _trees(
+    learner: dict[str, Any], begin: Array, iterations: int | None, graph: Graph, rows: str
+) -> str:
+    """Add the sums of trees."""
+    model, groups = _booster(learner)["model"], len(begin)
+    kept = len(model["trees"])
+    if iterations is not None:
+        each = groups * int(model["gbtree_model_param"].get("num_parallel_tree", 1))
+        kept = min(kept, iterations * max(1, each))
+    scales = learner["gradient_booster"].get("weight_drop") or [1.0] * kept
+    trees = [constant(float(value), group) for group, value in enumerate(begin) if value]
+    trees += [
+        _tree(tree, int(group), scale)
+        for tree, group, scale in zip(
+            model["trees"][:kept], model["tree_info"][:kept], scales[:kept], strict=True
+        )
+    ]
+    size = int(learner["learner_model_param"]["num_feature"])
+    sets = {tree.columns[place] for tree in trees for place in tree.sets}
+    rows = looked_up(graph, rows, sets, size, "float32", "floor")
+    return sum_trees(graph, rows, trees or [constant(0.0)], groups, "float32")
 
 
 def _margins(base: str, groups: int, name: str) -> Array:
