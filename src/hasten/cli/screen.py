@@ -13,7 +13,8 @@ from hasten.cli.phases import Phases
 from hasten.cli.tables import aligned
 from hasten.core.invocation import began_s
 from hasten.core.progress import Progress, StageName
-from hasten.evaluation.benchmark import Comparison, Stage
+from hasten.evaluation.benchmark import Comparison
+from hasten.measure.stages import Stage
 from hasten.reporting.result import Row
 from hasten.reporting.rows import columns, latency
 
