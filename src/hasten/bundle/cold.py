@@ -42,6 +42,8 @@ _SCRIPT = (
     "from hasten.bundle.first_answer import main; main()"
 )
 _LIMIT_S = 600.0
+COLD = "cold.json"
+"""Name of the file of cold starts among a bundle's evidence."""
 _MOST_STARTS = 1000
 
 
@@ -94,7 +96,9 @@ class _Kind:
     cache: str
 
 
-def cold_start(bundle: str | os.PathLike[str], *, starts: int = 7, seed: int = 0) -> ColdStart:
+def cold_start(
+    bundle: str | os.PathLike[str], *, starts: int = 7, seed: int = 0, brief: bool = False
+) -> ColdStart:
     """Time a bundle's starts in fresh processes, in turns and in random order.
 
     Files and bytecode are in the page cache, as an untimed start of each kind leaves them: "cold" is
@@ -104,6 +108,8 @@ def cold_start(bundle: str | os.PathLike[str], *, starts: int = 7, seed: int = 0
         bundle: Folder of the bundle.
         starts: Number of counted starts of each kind, at least 1.
         seed: Seed of the orders, and of the request if the bundle keeps none.
+        brief: Whether to leave out starts with an empty cache, and those with a filled one where the engine
+            keeps nothing in it.
 
     Raises:
         InputError: the bundle can't be used, or needs operator libraries.
@@ -115,7 +121,7 @@ def cold_start(bundle: str | os.PathLike[str], *, starts: int = 7, seed: int = 0
     with tempfile.TemporaryDirectory(prefix="hasten-cold-") as place:
         tensors: dict[str, Any] = _request(folder, manifest, seed)
         np.savez(Path(place) / "request.npz", **tensors)
-        return _timed(str(folder), {"": manifest}, starts, seed, Path(place))
+        return _timed(str(folder), {"": manifest}, starts, seed, Path(place), brief=brief)
 
 
 def cold_start_of_chain(
@@ -154,7 +160,13 @@ def _check_starts(starts: int) -> None:
 
 
 def _timed(
-    what: str, manifests: Mapping[str, Manifest], starts: int, seed: int, work: Path
+    what: str,
+    manifests: Mapping[str, Manifest],
+    starts: int,
+    seed: int,
+    work: Path,
+    *,
+    brief: bool = False,
 ) -> ColdStart:
     """Time the starts of a bundle, whose only manifest has no name, or of a chain.
 
@@ -164,6 +176,7 @@ def _timed(
         starts: Number of counted starts of each kind.
         seed: Seed of the orders.
         work: Folder with what is answered.
+        brief: Whether to leave out starts that say least.
     """
     for name, manifest in manifests.items():
         check_measurable(at_hand(manifest.target))
@@ -174,6 +187,7 @@ def _timed(
     winner = {name: manifest.winner for name, manifest in manifests.items()}
     exact = {name: one.exact for name, one in manifests.items() if one.exact is not None}
     empty, filled = str(work / "empty"), str(work / "filled")
+    filled_counts = not brief or any(engine_of(part, 1).keeps_compiled for part in winner.values())
     kinds = [
         _Kind(f"{_label(winner)}, empty cache", "winner", _engines(winner), empty),
         _Kind(f"{_label(winner)}, filled cache", "winner", _engines(winner), filled),
@@ -181,6 +195,12 @@ def _timed(
     ]
     if len(exact) == len(winner) and exact != winner:
         kinds.append(_Kind(f"{_label(exact)}, no cache", "exact", _engines(exact), "off"))
+    if brief:
+        kinds = [
+            kind
+            for kind in kinds
+            if kind.cache == "off" or (kind.cache == filled and filled_counts)
+        ]
     order, found = random.Random(seed), [list[dict[str, Any]]() for _ in kinds]
     hits, answers = [False] * len(kinds), [set[str]() for _ in kinds]
     for round_ in range(starts + 1):
@@ -191,7 +211,12 @@ def _timed(
             answers[turn].add(record["answers"])
             if round_:
                 found[turn].append(record)
-    if answers[1] != answers[2] and len(answers[2]) == 1:
+    own = {
+        kind.cache: told
+        for kind, told in zip(kinds, answers, strict=True)
+        if kind.which == "winner"
+    }
+    if own.get(filled, own["off"]) != own["off"] and len(own["off"]) == 1:
         raise CandidateError("the answers differ between starts with the cache and without it")
     kept = Path(filled)
     return ColdStart(

@@ -41,6 +41,7 @@ STAGES: dict[StageName, str] = {
     "limit": "profiling, and comparing with what the machine can do",
     "curve": "measuring the batch curve",
     "load": "measuring under load",
+    "ways": "timing stages and starts",
 }
 """What a run is doing, in words for people."""
 _LONGEST_SILENCE_S = 20.0

@@ -49,3 +49,24 @@ def stages_in(spans_ns: Mapping[str, Sequence[int]]) -> tuple[Stage, ...]:
 def reported(properties: Mapping[str, str]) -> tuple[Stage, ...]:
     """Return the stages that a session reports among its properties, in order; none where it has none."""
     return stages_in(json.loads(properties.get(STAGES, "{}")))
+
+
+WAYS = "stages.json"
+"""Name of the file of ways among a bundle's evidence."""
+
+
+@dataclass(frozen=True)
+class Ways:
+    """Where the time goes from a file's bytes to the decision, before and after a run.
+
+    Attributes:
+        before: Stages of the model as it was given, on the default engine.
+        after: Stages of what ships.
+        files: Number of files.
+        threads: Number of threads of each.
+    """
+
+    before: tuple[Stage, ...]
+    after: tuple[Stage, ...]
+    files: int
+    threads: int

@@ -92,7 +92,7 @@ def test_a_chains_starts_are_timed_by_stage(line: str, photos: Path) -> None:
     done = run("bench", line, "--cold", "--data", photos, "--starts", 1, "--json")
     assert done.exit_code == 0, done.output
     record = json.loads(done.stdout)
-    named = "det: original, ONNX Runtime; colour: original, ONNX Runtime"
+    named = "det: a label; colour: a label"
     kinds = ("empty cache", "filled cache", "no cache", "no cache")
     assert [row["label"] for row in record["rows"]] == [f"{named}, {kind}" for kind in kinds]
     assert all(np.min(row["stages_ns"]) > 0 for row in record["rows"])
