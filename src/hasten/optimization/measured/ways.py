@@ -62,7 +62,7 @@ def ways(racing: Racing, key: str) -> Ways | None:
     if not needed_s or ready.pipeline is None:
         return None
     if job.deadline.left_s() < needed_s:
-        job.notes.append("time of each stage: left out, because the time limit was reached")
+        job.notes.append("the time limit left no time for the times of the stages")
         return None
     job.tell("ways", "timing each stage from a file's bytes to the decision", 0, 1)
     place, files = job.folder / _FOLDER, spread(ready.files, _FILES)
@@ -104,7 +104,7 @@ def ways(racing: Racing, key: str) -> Ways | None:
             )
             return Ways(before_, after, len(set(files)), bench.target.threads)
     except CandidateError as why:
-        job.notes.append(f"time of each stage: {why}")
+        job.notes.append(f"times of the stages: {why}")
         return None
 
 
@@ -123,11 +123,11 @@ def starts(racing: Racing, shipment: Shipment) -> ColdStart | None:
         return None
     needed_s = starts_s(racing)
     if needed_s > job.deadline.left_s():
-        job.notes.append("cold start: left out, because the time limit was reached")
+        job.notes.append("the time limit left no time for cold starts")
         return None
     if needed_s > _LONGEST_S:
         job.notes.append(
-            f"cold start: left out, because it would take {needed_s:.0f} s; to measure it, run hasten bench "
+            f"cold starts: left out, because they would take {needed_s:.0f} s; to measure them, run hasten bench "
             "--cold"
         )
         return None
@@ -141,7 +141,7 @@ def starts(racing: Racing, shipment: Shipment) -> ColdStart | None:
         bundle.write(place, manifest, {}, requests=requests)
         return cold_start(place, starts=count, seed=job.order.seed, brief=True)
     except (CandidateError, InputError) as why:
-        job.notes.append(f"cold start: {why}")
+        job.notes.append(f"cold starts: {why}")
         return None
     finally:
         shutil.rmtree(place, ignore_errors=True)
