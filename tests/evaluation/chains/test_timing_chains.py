@@ -16,7 +16,7 @@ from tests.support.quick import quick_runs
 
 import hasten
 from hasten.cli import main
-from hasten.errors import InputError
+from hasten.errors import CandidateError, InputError
 
 WAY = [
     "decode",
@@ -96,6 +96,19 @@ def test_a_chains_starts_are_timed_by_stage(line: str, photos: Path) -> None:
     kinds = ("empty cache", "filled cache", "no cache", "no cache")
     assert [row["label"] for row in record["rows"]] == [f"{named}, {kind}" for kind in kinds]
     assert all(np.min(row["stages_ns"]) > 0 for row in record["rows"])
+
+
+@pytest.mark.parametrize("part", ["winner", "exact"])
+def test_the_chain_asks_the_winners_and_the_exact_chain_the_exact_models(
+    photos: Path, tmp_path: Path, part: str
+) -> None:
+    detector = chains.detector(tmp_path)
+    classifier = chains.classifier(tmp_path, winner=2 * np.eye(3))
+    folder = "model" if part == "winner" else "exact"
+    (model,) = (classifier / folder).iterdir()
+    forge(classifier, files={f"{folder}/{model.name}": b"no model"})
+    with pytest.raises((CandidateError, InputError), match=r"^[^\n]*colour[^\n]*$"):
+        hasten.bench(f"{detector}+crop+{classifier}", data=photos, end_to_end=True, rounds=3)
 
 
 def test_a_chain_whose_bundle_has_no_exact_model_is_named(photos: Path, tmp_path: Path) -> None:
