@@ -42,12 +42,6 @@ def stages_s(racing: Racing) -> float:
     return racing.effort.stages_s + 2 * racing.open_s
 
 
-def starts_s(racing: Racing) -> float:
-    """Return the time that cold starts take, about, in seconds; 0 where none are timed."""
-    count = racing.effort.starts
-    return (count + 1) * _KINDS * (racing.open_s + _BESIDE_OPEN_S) if count > 0 else 0.0
-
-
 def ways(racing: Racing, key: str) -> Ways | None:
     """Time the stages of the original and of the chosen candidate, in turns.
 
@@ -121,7 +115,7 @@ def starts(racing: Racing, shipment: Shipment) -> ColdStart | None:
     job, ready, count = racing.job, racing.ready, racing.effort.starts
     if count <= 0:
         return None
-    needed_s = starts_s(racing)
+    needed_s = (count + 1) * _KINDS * (racing.open_s + _BESIDE_OPEN_S)
     if needed_s > job.deadline.left_s():
         job.notes.append("the time limit left no time for cold starts")
         return None
