@@ -223,10 +223,12 @@ def bench(as_json: bool, bundle: str, **options: Any) -> None:
         if options.pop("cold"):
             from hasten.inputs.chains import is_chain
 
-            data = options.pop("data") if is_chain(bundle) else None
+            chained = is_chain(bundle)
+            data = options.pop("data") if chained else None
             if any(options.values()):
+                kind, kept = ("chain", "--data and --starts") if chained else ("bundle", "--starts")
                 raise InputError(
-                    "--cold starts only the bundle: leave out everything except --starts"
+                    f"--cold starts only the {kind}: leave out everything except {kept}"
                 )
             _cold(as_json, bundle, data, 7 if starts is None else starts)
             return

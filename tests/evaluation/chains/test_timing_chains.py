@@ -139,6 +139,10 @@ def test_a_chain_whose_bundle_has_no_exact_model_is_named(photos: Path, tmp_path
             "a chain's first answer is about a file: give a folder of files in --data",
         ),
         (
+            ("bench", "{line}", "--cold", "--data", "{photos}", "--end-to-end"),
+            "--cold starts only the chain: leave out everything except --data and --starts",
+        ),
+        (
             ("bench", "{line}", "--scenario", "offline"),
             "{line} is a chain, which runs under load in a server: start hasten serve CHAIN, and ask it by "
             "hasten loadtest URL --model NAME --data FOLDER",
