@@ -133,7 +133,7 @@ def test_a_bundle_asks_for_no_more_threads_than_there_are(
         seen.append(winner.engine)
         raise hasten.CandidateError("seen enough")
 
-    monkeypatch.setattr("hasten.evaluation.benchmark._race", race)
+    monkeypatch.setattr("hasten.evaluation.rivals._race", race)
     with pytest.raises(hasten.CandidateError):
         hasten.bench(crafted)
     assert seen == [OnnxRuntime(threads=1)]  # one core is what these runs have

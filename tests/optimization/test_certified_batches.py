@@ -94,7 +94,7 @@ class Bout:
     def run(self, *whims: Whim, max_drop: float = 0.02) -> tuple[Measured, Ladder]:
         """Judge rivals with these whims on the search split; return them as a ladder."""
         name = f"{len(self.runs)}"
-        effort = Effort(warmup_ns=0, block_ns=0, ceilings=False)
+        effort = Effort(warmup_ns=0, block_ns=0, ceilings=False, starts=0)
         journal = Journal(self.folder / f"journal-{name}")
         job = job_in(self.folder, journal, max_drop=max_drop, effort=effort)
         parts = Parts(

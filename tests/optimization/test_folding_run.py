@@ -45,6 +45,7 @@ smaller (float[batch, 3, 16, 16] picture) => (float[batch, 5] scores)
 }
 """
 PIPELINE = Pipeline(STEPS, (TopK(2),))
+BEFORE = ["decode, resize, center_crop", "normalize, to_layout"]
 OPTIONS: dict[str, Any] = {"metric": "agreement", "max_drop": 0.2, "calibration": 20}
 
 
@@ -454,3 +455,60 @@ def test_a_resumed_run_keeps_what_it_found_out_about_folding(
 )
 def test_decisions_are_the_same_but_for_rounding(one: Any, other: Any, same: bool) -> None:
     assert same_decision(one, other) is same
+
+
+def test_the_stages_and_cold_starts_are_in_the_bundle_and_its_report(
+    tmp_path: Path, model: Model, photos: Path
+) -> None:
+    out = tmp_path / "bundle"
+    with quick_runs(stages_s=0.1, starts=1):
+        result = hasten.optimize(
+            model.path,
+            photos,
+            pipeline=PIPELINE,
+            end_to_end=True,
+            out=out,
+            engines=("onnxruntime",),
+            **OPTIONS,
+        )
+    assert any(note.startswith("the model takes pixels as uint8") for note in result.notes)
+    ways = json.loads((out / "evidence" / "stages.json").read_text())
+    ends = ["model", "top_k"]
+    assert [stage["name"] for stage in ways["before"]] == [*BEFORE, *ends]
+    assert [stage["name"] for stage in ways["after"]] == [BEFORE[0], "to_layout", *ends]
+    for side in ("before", "after"):
+        assert sum(stage["share"] for stage in ways[side]) == pytest.approx(1)
+    assert ways["files"] == 90 - read(out).sealed["samples"]
+    rows = json.loads((out / "evidence" / "cold.json").read_text())["rows"]
+    assert [row["label"].rpartition(", ")[2] for row in rows] == ["filled cache", "no cache"]
+    assert all(len(row["stages_ns"]) == 1 for row in rows)
+    page = (out / "report.html").read_text()
+    for head in ("Where the time goes", "Cold start"):
+        assert f"{head}</h2>" in page
+    with quick_runs():
+        hasten.report(out, tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_text() == page
+
+
+def test_a_time_limit_leaves_stages_and_cold_starts_out_and_says_so(
+    tmp_path: Path, model: Model, photos: Path
+) -> None:
+    out = tmp_path / "bundle"
+    with quick_runs(stages_s=1e6, starts=1000):
+        result = hasten.optimize(
+            model.path,
+            photos,
+            pipeline=PIPELINE,
+            end_to_end=True,
+            time_limit_s=300.0,
+            out=out,
+            engines=("onnxruntime",),
+            **OPTIONS,
+        )
+    assert {
+        "the time limit left no time for the times of the stages",
+        "the time limit left no time for cold starts",
+    } <= set(result.notes)
+    assert not (out / "evidence" / "stages.json").exists()
+    assert not (out / "evidence" / "cold.json").exists()
+    assert "Cold start</h2>" not in (out / "report.html").read_text()

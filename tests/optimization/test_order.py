@@ -52,12 +52,13 @@ def test_an_option_that_there_is_none_of_is_pythons_own_error() -> None:
 
 def test_an_effort_says_what_a_normal_run_does_besides() -> None:
     assert EFFORTS["normal"].omissions == EFFORTS["thorough"].omissions == ()
-    assert Effort(depth="engines", ceilings=False, curve_s=0, load_s=0).omissions == (
+    assert Effort(depth="engines", ceilings=False, curve_s=0, load_s=0, starts=0).omissions == (
         "every pass",
         "further settings, mixtures of precisions and cascades",
         "profiles and the distance from the machine's limit",
         "the batch curve",
         "load scenarios",
+        "cold starts",
     )
     assert EFFORTS["quick"].omissions[0].startswith("further settings")
     assert EFFORTS["quick"].omissions_for(ragged=True)[1] == "further buckets"

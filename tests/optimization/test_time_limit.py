@@ -243,7 +243,9 @@ def test_needs_grow_with_what_was_measured(tmp_path: Path) -> None:
         job=SimpleNamespace(
             deadline=(deadline := Deadline(60.0)), order=SimpleNamespace(objective="p50")
         ),
-        ready=SimpleNamespace(parts=SimpleNamespace(read_s=0.0, sealed=range(100)), given=None),
+        ready=SimpleNamespace(
+            parts=SimpleNamespace(read_s=0.0, sealed=range(100)), given=None, files=()
+        ),
         effort=hasten.Effort(),
         limited=True,
         open_s=2.0,

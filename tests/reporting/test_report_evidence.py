@@ -97,7 +97,9 @@ def test_a_run_that_has_not_finished_has_no_report(bundle: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["result", "figures", "profile", "limit", "curve"])
+@pytest.mark.parametrize(
+    "name", ["result", "figures", "profile", "limit", "curve", "stages", "cold"]
+)
 def test_evidence_that_is_no_record_is_damaged(bundle: Path, name: str) -> None:
     forge(bundle, files={f"evidence/{name}.json": b'{"rounds": [[]], "p50_ns"'})
     assert refused(bundle).startswith(f"evidence/{name}.json is damaged: ")
@@ -114,6 +116,18 @@ def test_evidence_that_is_no_record_is_damaged(bundle: Path, name: str) -> None:
         ("curve", [{"batch": 0, "threads": 1, "sessions": 1, "p50_ns": 1, "throughput_per_s": 1}]),
         ("profile", {"exact": [], "winner": [{"name": "a", "operator": "b"}]}),
         ("profile", {"exact": "a", "winner": []}),
+        (
+            "stages",
+            {
+                "before": [{"name": "model", "p50_ns": 1, "p99_ns": 2, "share": 1.5}],
+                "after": [],
+                "files": 1,
+                "threads": 1,
+            },
+        ),
+        ("cold", {"rows": []}),
+        ("cold", {"rows": [{"label": "a", "stages_ns": []}]}),
+        ("cold", {"rows": [{"label": "a", "stages_ns": [[1, 2, 3]]}]}),
     ],
 )
 def test_evidence_that_no_run_writes_is_damaged(bundle: Path, name: str, record: Any) -> None:

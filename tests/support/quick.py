@@ -41,6 +41,8 @@ def quick_runs(
     curve_s: float = 0.0,
     limits: bool = False,
     load_s: float = 0.0,
+    stages_s: float = 0.0,
+    starts: int = 0,
     rounds: int = ROUNDS,
     plots: bool = False,
     fresh: bool = False,
@@ -55,6 +57,8 @@ def quick_runs(
         curve_s: Most seconds for the batch curve; 0 for none.
         limits: Whether what ships is profiled and set against what the machine can do.
         load_s: Most seconds for each scenario of a load; 0 for none.
+        stages_s: Most seconds for the stages of a run with `end_to_end`; 0 for none.
+        starts: Number of cold starts of each model; 0 for none.
         rounds: Number of rounds of the race and of the fresh figures.
         plots: Whether the plots of a report are drawn, which takes a second; else their places are
             empty.
@@ -75,6 +79,8 @@ def quick_runs(
         ceilings=limits,
         curve_s=curve_s,
         load_s=load_s,
+        stages_s=stages_s,
+        starts=starts,
     )
     cpus = os.sched_getaffinity(0)
     with contextlib.ExitStack() as quick:

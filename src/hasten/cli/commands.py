@@ -213,15 +213,24 @@ def optimize(as_json: bool, details: bool, model: str, data: str | None, **optio
 @custom_ops_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def bench(as_json: bool, bundle: str, **options: Any) -> None:
-    """Compare BUNDLE's latency with your current deployment's, or run it under load."""
+    """Compare BUNDLE's latency with your current deployment's, or run it under load.
+
+    BUNDLE may also be a chain, DET.hasten+crop+OCR.hasten or CHAIN.yaml, with --end-to-end or --cold and
+    --data.
+    """
     with one_line_errors():
         starts = options.pop("starts")
         if options.pop("cold"):
+            from hasten.inputs.chains import is_chain
+
+            chained = is_chain(bundle)
+            data = options.pop("data") if chained else None
             if any(options.values()):
+                kind, kept = ("chain", "--data and --starts") if chained else ("bundle", "--starts")
                 raise InputError(
-                    "--cold starts only the bundle: leave out everything except --starts"
+                    f"--cold starts only the {kind}: leave out everything except {kept}"
                 )
-            _cold(as_json, bundle, 7 if starts is None else starts)
+            _cold(as_json, bundle, data, 7 if starts is None else starts)
             return
         if starts is not None:
             raise InputError("--starts needs --cold: add it")
@@ -575,12 +584,22 @@ def report(as_json: bool, bundle: Path, out: Path | None, plots: Path | None) ->
         click.echo(f"report: {run(bundle, out)}")
 
 
-def _cold(as_json: bool, bundle: str, starts: int) -> None:
+def _cold(as_json: bool, bundle: str, data: str | None, starts: int) -> None:
     """Time starts of fresh processes, and print a row for each kind."""
+    from hasten.bundle.cold import cold_start, cold_start_of_chain
     from hasten.cli.tables import starts_table
-    from hasten.evaluation.cold import cold_start
+    from hasten.inputs.chains import is_chain
 
-    result = cold_start(bundle, starts=starts)
+    if is_chain(bundle):
+        from hasten.inputs.data.files import sample_files
+
+        if data is None:
+            raise InputError(
+                "a chain's first answer is about a file: give a folder of files in --data"
+            )
+        result = cold_start_of_chain(bundle, sample_files(Path(data))[0], starts=starts)
+    else:
+        result = cold_start(bundle, starts=starts)
     if as_json:
         click.echo(as_text(result))
         return

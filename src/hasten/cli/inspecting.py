@@ -56,6 +56,7 @@ def inspect(
     from hasten.cli.commands import as_text
     from hasten.cli.tables import curve_table
     from hasten.core.devices import at_hand
+    from hasten.inputs.chains import is_chain, models_in_words
     from hasten.measure.environment import environment
 
     with one_line_errors():
@@ -70,6 +71,11 @@ def inspect(
                 )
             _print(_facts_of_model(bundle))
             return
+        if is_chain(bundle):
+            raise InputError(
+                f"{bundle} is a chain: inspect its bundles one by one ({models_in_words(bundle)}); "
+                f"hasten bench {bundle} --end-to-end --data FOLDER shows where a chain's time goes"
+            )
         keys = keys_of(trusted)
         bundle = unpacked(bundle, keys)
         manifest = read(bundle, keys)

@@ -73,7 +73,8 @@ class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
     "--data",
     shell_complete=completing.data,
     type=click.Path(path_type=Path),
-    help="Requests to send: an .npz file, or a bundle that keeps some.  [default: random ones]",
+    help="Requests to send: an .npz file, a bundle that keeps some, or a folder of files such as pictures or "
+    "texts, for a chain or a bundle with a pipeline.  [default: random ones]",
 )
 @click.option(
     "--shape",
@@ -82,7 +83,9 @@ class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
     multiple=True,
     help="Shape of a random input, such as image:1,3,224,224; may be repeated.",
 )
-@click.option("--batch", type=int, default=1, show_default=True, help="Rows in each request.")
+@click.option(
+    "--batch", type=int, default=1, show_default=True, help="Rows, or files, in each request."
+)
 @click.option("--json-tensors", is_flag=True, help="Send tensors as JSON, not as raw bytes.")
 @click.option(
     "--connections",

@@ -28,6 +28,7 @@ PHASES: dict[StageName, str] = {
     "limit": "extras",
     "curve": "extras",
     "load": "extras",
+    "ways": "extras",
 }
 """Phase of each stage; a stage that isn't here, as "transform", belongs to the phase at work."""
 _SEARCHING = ("exact forms", "search")

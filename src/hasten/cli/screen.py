@@ -13,7 +13,8 @@ from hasten.cli.phases import Phases
 from hasten.cli.tables import aligned
 from hasten.core.invocation import began_s
 from hasten.core.progress import Progress, StageName
-from hasten.evaluation.benchmark import Comparison, Stage
+from hasten.evaluation.benchmark import Comparison
+from hasten.measure.stages import Stage
 from hasten.reporting.result import Row
 from hasten.reporting.rows import columns, latency
 
@@ -40,6 +41,7 @@ STAGES: dict[StageName, str] = {
     "limit": "profiling, and comparing with what the machine can do",
     "curve": "measuring the batch curve",
     "load": "measuring under load",
+    "ways": "timing stages and starts",
 }
 """What a run is doing, in words for people."""
 _LONGEST_SILENCE_S = 20.0

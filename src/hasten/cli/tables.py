@@ -7,7 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hasten.evaluation.cold import Starts
+    from hasten.bundle.cold import Starts
     from hasten.measure.curve import CurvePoint
 
 
@@ -33,7 +33,7 @@ def curve_table(points: Sequence[CurvePoint]) -> str:
 
 def starts_table(rows: Sequence[Starts]) -> str:
     """Write the medians of starts by stage, and their ratio to the first row."""
-    from hasten.evaluation.cold import STAGES
+    from hasten.bundle.cold import STAGES
 
     lines: list[tuple[str, ...]] = [("", *STAGES, "total", "of the first", "processors")]
     for row in rows:

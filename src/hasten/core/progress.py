@@ -36,6 +36,7 @@ StageName: TypeAlias = Literal[
     "limit",
     "curve",
     "load",
+    "ways",
 ]
 """What a run is doing; `hasten.cli` has the words for people."""
 
@@ -81,7 +82,7 @@ class Progress:
     Attributes:
         stage: "prepare", "prospects", "shortlist", "prune", "train", "int8", "exact", "transform",
             "draft", "widths", "try", "design", "ceilings", "race", "certify", "label", "figures",
-            "limit", "curve", "load".
+            "limit", "curve", "load", "ways".
         doing: Description of the current work, in a few words.
         done: Number of completed steps in this stage.
         total: Number of all steps in this stage; `UNKNOWN` if the search decides it as it goes on.

@@ -19,6 +19,7 @@ from hasten.engines.base import Artifact, Engine
 from hasten.engines.installed import engine_kinds
 from hasten.engines.layers import LayerTime, summarize
 from hasten.errors import CandidateError, InputError
+from hasten.inputs.chains import is_chain, models_in_words
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.requests import (
     MADE_UP,
@@ -114,6 +115,11 @@ def profile(
         InputError: the model, the data or an option can't be used.
         CandidateError: every engine failed.
     """
+    if isinstance(model, (str, os.PathLike)) and is_chain(model):
+        raise InputError(
+            f"{os.fspath(model)} is a chain: profile its bundles one by one ({models_in_words(model)}); "
+            f"hasten bench {os.fspath(model)} --end-to-end --data FOLDER shows where a chain's time goes"
+        )
     target = _target(threads)
     if requests < 1:
         raise InputError(f"a profile takes at least one request; got requests={requests}")

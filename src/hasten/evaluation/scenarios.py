@@ -11,6 +11,7 @@ from typing import Any, get_args
 from hasten.bundle import artifact_of, engine_of, kept_requests, read, unpacked
 from hasten.core.devices import at_hand, check_measurable
 from hasten.errors import InputError
+from hasten.inputs.chains import is_chain
 from hasten.inputs.data.requests import first_requests, telling
 from hasten.inputs.data.spool import write_spool
 from hasten.measure.probe import usable_threads
@@ -58,6 +59,11 @@ def load_test(
         CandidateError: the model failed.
     """
     _check(scenario, latency_bound_s, duration_s, sessions)
+    if is_chain(bundle):
+        raise InputError(
+            f"{os.fspath(bundle)} is a chain, which runs under load in a server: start hasten serve "
+            "CHAIN, and ask it by hasten loadtest URL --model NAME --data FOLDER"
+        )
     folder = unpacked(bundle)
     manifest = read(folder)
     target = at_hand(manifest.target)

@@ -39,6 +39,9 @@ class Effort:
         ceilings: Whether latencies are compared with the least that the machine could take.
         curve_s: Longest time for the batch curve, in seconds; 0 for none.
         load_s: Shortest time of each load scenario, in seconds; 0 for none.
+        stages_s: Longest time for the stages from a file's bytes to the decision, in a run with
+            `end_to_end`, in seconds; 0 for none.
+        starts: Number of cold starts that are timed of each model; 0 for none.
     """
 
     depth: Depth = "all"
@@ -55,6 +58,8 @@ class Effort:
     ceilings: bool = True
     curve_s: float = 15.0
     load_s: float = 1.0
+    stages_s: float = 4.0
+    starts: int = 3
 
     def fresh_rounds(self, objective: Statistic) -> int:
         """Return the number of fresh rounds for an objective.
@@ -120,6 +125,8 @@ class Effort:
             left.append("the batch curve")
         if not self.load_s:
             left.append("load scenarios")
+        if not self.starts:
+            left.append("cold starts")
         return tuple(left)
 
 
@@ -137,6 +144,8 @@ EFFORTS = {
         ceilings=False,
         curve_s=0.0,
         load_s=0.0,
+        stages_s=0.0,
+        starts=0,
     ),
     "normal": Effort(),
     "thorough": Effort(race_rounds=48, final_rounds=120, settle=0.015, curve_s=60.0, load_s=10.0),

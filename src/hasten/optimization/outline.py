@@ -139,5 +139,6 @@ def _stages(ready: Ready, effort: Effort, proposed: Sequence[Single]) -> tuple[S
         return ("prepare", "try", "certify")
     inexact = "draft" if ready.made_up else "try"
     search = ("exact", inexact) if len(proposed) > 1 else ("exact",)
-    further = ("curve",) if effort.ceilings or effort.curve_s or effort.load_s else ()
+    measured = effort.ceilings or effort.curve_s or effort.load_s or effort.starts
+    further = ("curve",) if measured else ()
     return ("prepare", *search, "race", "certify", "figures", *further)

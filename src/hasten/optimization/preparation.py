@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from hasten.certificate.certification import guarded
@@ -167,6 +168,7 @@ def prepare(
         made_up=data is None,
         extents=laid.unlike,
         given=as_given,
+        files=_unsealed(dataset, parts) if order.end_to_end and images else (),
     )
     keep_earlier(job, parts)
     check_same_run(job.journal, facts(order, ready))
@@ -180,6 +182,13 @@ def prepare(
     _note(job, ready, preparation if images else None)
     leave_seen(job, parts)
     return ready
+
+
+def _unsealed(dataset: Dataset, parts: Parts) -> tuple[Path, ...]:
+    """Return the image files that aren't sealed."""
+    assert isinstance(dataset, ImageFolder)
+    sealed = set(parts.sealed.indices.tolist())
+    return tuple(file for place, file in enumerate(dataset.files) if place not in sealed)
 
 
 def _device(order: Order, data: Any, training: Any, small_model: Any) -> Target:

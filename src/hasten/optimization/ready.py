@@ -57,6 +57,7 @@ class Ready:
         given: The model as it was given, where `model` is a form of it that normalizes pixels itself;
             None where nothing was folded into it.
         kept: Samples to keep as requests, where they aren't those of the search split.
+        files: Image files outside the sealed data, for a run with `end_to_end`; empty elsewhere.
     """
 
     model: Model
@@ -76,6 +77,7 @@ class Ready:
     extents: tuple[Extent, ...] = ()
     given: Given | None = None
     kept: Dataset | None = None
+    files: tuple[Path, ...] = ()
 
     @property
     def single(self) -> Spool:

@@ -12,10 +12,12 @@ import msgspec
 
 from hasten import bundle
 from hasten.bundle import Manifest
+from hasten.bundle.cold import COLD
 from hasten.core.records import to_record
 from hasten.core.target import Target
 from hasten.errors import InputError, IntegrityError
 from hasten.measure.intervals import Ratio, Rounds
+from hasten.measure.stages import WAYS
 from hasten.reporting.result import Result
 
 T = TypeVar("T")
@@ -44,6 +46,7 @@ Time: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
 """Time in nanoseconds, at most eleven days."""
 Taken: TypeAlias = Annotated[int, msgspec.Meta(gt=0, le=10**15)]
 """Latency as it was measured, in nanoseconds."""
+Share: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Positive: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=1e15)]
 Word: TypeAlias = Annotated[str, msgspec.Meta(max_length=10_000)]
 
@@ -142,6 +145,48 @@ class Loaded:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A stage of the way from a file's bytes to the decision: see `hasten.measure.stages.Stage`."""
+
+    name: Word
+    p50_ns: Time
+    p99_ns: Time
+    share: Share
+
+
+@dataclass(frozen=True)
+class Ways:
+    """The stages of the model as it was given and of what ships: see `hasten.measure.stages.Ways`."""
+
+    before: tuple[Part, ...]
+    after: tuple[Part, ...]
+    files: Count
+    threads: Count
+
+
+@dataclass(frozen=True)
+class Started:
+    """Cold starts of one model: see `hasten.bundle.cold.Starts`.
+
+    Attributes:
+        label: Description of what was started, for people.
+        stages_ns: Length of each stage of each start, in nanoseconds.
+    """
+
+    label: Word
+    stages_ns: Annotated[
+        tuple[tuple[Time, Time, Time, Time], ...], msgspec.Meta(min_length=1, max_length=1000)
+    ]
+
+
+@dataclass(frozen=True)
+class Cold:
+    """Cold starts of what ships and of the exact model."""
+
+    rows: Annotated[tuple[Started, ...], msgspec.Meta(min_length=1, max_length=10)]
+
+
+@dataclass(frozen=True)
 class Tried:
     """The records of a candidate's passes, in order, and of its engine."""
 
@@ -189,6 +234,8 @@ class Report:
         limit: Floors, where they were computed.
         curve: Speed by batch and by sessions, where it was measured.
         load: Results under load, where it was measured.
+        ways: Stages from a file's bytes to the decision, where they were timed.
+        cold: Cold starts, where they were timed.
         requests: Number of samples of the data that the bundle keeps.
         cascade: Whether what ships is a cascade.
         settings: Every setting of the candidates, in the order of the result's outcomes.
@@ -205,6 +252,8 @@ class Report:
     limit: tuple[Floor, ...] = ()
     curve: tuple[Point, ...] = ()
     load: tuple[Loaded, ...] = ()
+    ways: Ways | None = None
+    cold: Cold | None = None
     requests: int = 0
     cascade: bool = False
     settings: tuple[Tried, ...] = ()
@@ -280,6 +329,8 @@ def assembled(folder: Path, manifest: Manifest, kept: Callable[[str, int], bytes
         limit=read("limit.json", tuple[Floor, ...]) or (),
         curve=read("curve.json", tuple[Point, ...]) or (),
         load=read("load.json", tuple[Loaded, ...], _RESULT_BYTES) or (),
+        ways=read(WAYS, Ways, _RESULT_BYTES),
+        cold=read(COLD, Cold, _RESULT_BYTES),
         requests=manifest.requests,
         cascade=manifest.winner.engine.get("type") == "cascade",
         settings=tuple(one.candidate for one in read("trials.json", tuple[_Trial, ...]) or ()),

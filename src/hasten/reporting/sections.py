@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import median
 
+from hasten.bundle.cold import STAGES
 from hasten.bundle.requests import in_words
 from hasten.certificate.verdict import Judgement
 from hasten.core.words import amount, points
 from hasten.reporting import accuracy_plots, certificate_plot, machine_plots, speed_plots
 from hasten.reporting.commands import commands
-from hasten.reporting.evidence import Floor, Loaded, Report
+from hasten.reporting.evidence import Floor, Loaded, Part, Report, Started
 from hasten.reporting.markup import (
     NONE,
     Html,
@@ -369,6 +371,59 @@ def _about(loads: Sequence[Loaded]) -> Iterator[str]:
         yield from (f"{line[:1].upper()}{line[1:]}." for line in one.said[1:])
 
 
+def ways(report: Report) -> Html:
+    """Show where the time goes from a file's bytes to the decision, before and after."""
+    found = report.ways
+    if found is None:
+        return NONE
+    sides = [{part.name: part for part in side} for side in (found.before, found.after)]
+    lines = [
+        (stage, *(cell for side in sides for cell in _part_cells(side.get(stage))))
+        for stage in dict.fromkeys(name for side in sides for name in side)
+    ]
+    head = ("stage", *(f"{what} {when}" for when in ("before", "after") for what in _PARTS))
+    about = paragraph(
+        f"From a file's bytes to the decision, with {amount(found.files, 'file')} outside the sealed data, in "
+        f"turns, on {amount(found.threads, 'thread')}. Before is the model as it was given on the "
+        "default engine, and after is what ships.",
+        class_="quiet",
+    )
+    return section("ways", "Where the time goes", table("Time of each stage", head, lines), about)
+
+
+_PARTS = ("p50", "p99", "share")
+
+
+def _part_cells(part: Part | None) -> tuple[str, str, str]:
+    if part is None:
+        return "-", "-", "-"
+    return latency(part.p50_ns), latency(part.p99_ns), f"{100 * part.share:.0f}%"
+
+
+def cold(report: Report) -> Html:
+    """Show how long fresh processes take until their first answer."""
+    if report.cold is None:
+        return NONE
+    lines = [
+        (name(row.label), *(latency(median(row_ns)) for row_ns in _lengths(row)))
+        for row in report.cold.rows
+    ]
+    head = ("what", *STAGES, "to the first answer")
+    counts = {len(row.stages_ns) for row in report.cold.rows}
+    about = paragraph(
+        f"Medians of {amount(max(counts), 'start')} of fresh processes each, in turns, with the files in "
+        "memory.",
+        class_="quiet",
+    )
+    return section("cold", "Cold start", table("Time of a start", head, lines), about)
+
+
+def _lengths(row: Started) -> Iterator[list[float]]:
+    """Yield the lengths of each stage, and of the whole, over the starts."""
+    yield from (list(lengths) for lengths in zip(*row.stages_ns, strict=True))
+    yield [sum(stages) for stages in row.stages_ns]
+
+
 def failures(report: Report) -> Html:
     """Show what failed or had nothing to do, with the reasons."""
     gone = [o for o in report.result.outcomes if o.fate in ("failed", "skipped")]
@@ -414,6 +469,6 @@ def again(report: Report) -> Html:
 SECTIONS: tuple[Callable[[Report], Html], ...] = (
     *(answers, notes, figures, methods, trials, distributions, certificate),
     comparison,
-    *(profile, limit, curve, load, failures, environment, again),
+    *(profile, limit, ways, cold, curve, load, failures, environment, again),
 )
 """Functions that make the sections, in the order of the page."""

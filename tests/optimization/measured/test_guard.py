@@ -97,7 +97,7 @@ class Rivalry:
             Journal(self.folder / f"journal-{guard}"),
             guard=guard,
             max_drop=0.02,
-            effort=Effort(warmup_ns=0, block_ns=0, ceilings=False),
+            effort=Effort(warmup_ns=0, block_ns=0, ceilings=False, starts=0),
         )
         ready = Ready(
             model=self.bench.model,

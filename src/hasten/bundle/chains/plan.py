@@ -22,7 +22,7 @@ from hasten.core.records import type_name
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.chains.graph import Chain
-from hasten.inputs.chains.nodes import SOURCE, Crop, Model, When, entries
+from hasten.inputs.chains.nodes import SOURCE, Crop, Model, Node, When, entries
 from hasten.inputs.pipeline.base import Origin, Pipeline, Step, as_request
 from hasten.inputs.pipeline.image import Decode, Recolor
 
@@ -117,6 +117,18 @@ class Sample:
     value: Any
     origin: Origin
     decisions: dict[str, Any] = field(default_factory=dict)
+
+
+def parts_of(node: Node, stage: Stage) -> dict[str, int]:
+    """Return the time of each part of a node, in nanoseconds.
+
+    Args:
+        node: The node.
+        stage: The times of its stage.
+    """
+    if isinstance(node, Model):
+        return {"prepare": stage.prepare_ns, "run": stage.run_ns, "decide": stage.decide_ns}
+    return {"cut" if isinstance(node, Crop) else "choose": stage.total_ns}
 
 
 Run: TypeAlias = Generator[Ask, Sequence[Tensors], Any]

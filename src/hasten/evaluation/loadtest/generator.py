@@ -9,24 +9,35 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+from hasten.core.tensors import Tensors
 from hasten.errors import InputError
 from hasten.evaluation.loadtest.address import Access, Address, Credentials, access, parse_address
 from hasten.evaluation.loadtest.alarm import Alarm
 from hasten.evaluation.loadtest.metadata import Metadata
 from hasten.evaluation.loadtest.payloads import payloads
+from hasten.evaluation.loadtest.raw_samples import (
+    RAW_SAMPLES,
+    RawRequest,
+    is_folder_of_files,
+    raw_requests,
+)
 from hasten.evaluation.loadtest.result import LoadTestResult, Offered, result_of
 from hasten.evaluation.loadtest.schedule import LONGEST_S, Arrivals, Schedule, schedule
-from hasten.evaluation.loadtest.traffic import Traffic
+from hasten.evaluation.loadtest.traffic import Fate, Traffic, legible
 from hasten.inputs.data.requests import MADE_UP, SAMPLES
 
 MOST_CONNECTIONS = 10_000
 LONGEST_DEADLINE_S = 3600.0
 _LEAD_NS = 20_000_000
 """Lead before the schedule begins, to be ready for its first request."""
+_TRIALS_S = 10.0
+"""Longest time for which files are tried before the test, in seconds."""
+PLAIN = "plain body"
+"""Encoding of requests whose body is one raw sample."""
 _LOOK_S = 0.005
 """Interval of checks for the last answers, in seconds."""
 
@@ -37,6 +48,9 @@ class Client(Protocol):
     def open_lane(self, traffic: Traffic) -> None:
         """Begin to open a lane."""
 
+    async def ask(self, turn: int) -> tuple[Fate, str]:
+        """Send one request, by its number, apart from the lanes, and judge its answer."""
+
     async def close(self) -> None:
         """Close every lane."""
 
@@ -46,10 +60,11 @@ class Payload:
     """Content of the requests of a load test.
 
     Attributes:
-        data: An .npz archive with an array of shape `(n, ...)` per input, or the folder of a
-            bundle, for the requests that it keeps; by default random numbers.
+        data: An .npz archive with an array of shape `(n, ...)` per input; or the folder of a
+            bundle, for the requests that it keeps; or a folder of files, for a model that takes raw
+            samples; by default random numbers.
         shapes: Shapes of random inputs, by name; by default open sizes are 1.
-        batch: Rows in each request.
+        batch: Rows, or files, in each request.
         json_tensors: Whether to send tensors as JSON instead of raw bytes.
     """
 
@@ -105,6 +120,7 @@ class _Order:
     offered: Offered
     plan: Schedule
     data: Path | None
+    raw: bool
     shapes: Mapping[str, Sequence[int]]
 
 
@@ -151,6 +167,10 @@ def run(
         raise InputError(
             "only HTTP sends tensors as JSON: leave that option out, or give an http:// address"
         )
+    data = None if payload.data is None else Path(payload.data)
+    raw = is_folder_of_files(data)
+    if raw and (payload.json_tensors or payload.shapes):
+        raise InputError("files are sent as they are: leave out json_tensors=True and shapes=")
     order = _Order(
         address=address,
         access=access(address, credentials),
@@ -164,14 +184,15 @@ def run(
             arrivals=arrivals,
             deadline_ns=None if bounds.deadline_s is None else round(1e9 * bounds.deadline_s),
             batch=payload.batch,
-            encoding="gRPC" if address.grpc else "JSON" if payload.json_tensors else "binary",
-            payload=MADE_UP if payload.data is None else SAMPLES,
+            encoding=_encoding(address, payload, bounds, raw=raw),
+            payload=MADE_UP if data is None else f"files of {data}" if raw else SAMPLES,
             connections=bounds.connections,
             grace_s=bounds.grace_s,
             seed=seed,
         ),
         plan=schedule(rate_per_s, duration_s, warmup_s=warmup_s, arrivals=arrivals, seed=seed),
-        data=None if payload.data is None else Path(payload.data),
+        data=data,
+        raw=raw,
         shapes=payload.shapes,
     )
     try:
@@ -181,6 +202,19 @@ def run(
     # A notebook has a loop of its own in this thread, which can't have two.
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(_run_alone, order).result()
+
+
+def _encoding(address: Address, payload: Payload, bounds: Bounds, *, raw: bool) -> str:
+    """Return how requests are sent.
+
+    A plain body is one sample without parameters, so several samples, and a deadline, take the protocol's
+    own form.
+    """
+    if address.grpc:
+        return "gRPC"
+    if raw:
+        return PLAIN if payload.batch == 1 and bounds.deadline_s is None else "BYTES"
+    return "JSON" if payload.json_tensors else "binary"
 
 
 def _run_alone(order: _Order) -> LoadTestResult:
@@ -268,24 +302,41 @@ async def drive(traffic: Traffic, alarm: Alarm, grace_s: float) -> None:
 async def _http_client(order: _Order) -> Client:
     """Ask the server over HTTP what the model's inputs are, and make the requests."""
     from hasten.evaluation.loadtest.http import HttpClient, reach
-    from hasten.evaluation.loadtest.http_messages import infer, model_path
+    from hasten.evaluation.loadtest.http_messages import infer, infer_sample, model_path
 
     address, offered = order.address, order.offered
     server = await reach(address, order.access, offered.model, offered.version)
-    requests = [
-        infer(
+    path = model_path(address, offered.model, offered.version)
+
+    def request(tensors: Tensors) -> bytes:
+        return infer(
             address,
             order.access,
-            model_path(address, offered.model, offered.version),
+            path,
             server.metadata.inputs,
             server.metadata.outputs,
             tensors,
-            binary=offered.encoding == "binary",
+            binary=offered.encoding != "JSON",
             timeout_us=_timeout_us(offered),
         )
-        for tensors in _payloads(order, server.metadata)
-    ]
-    return HttpClient(address, order.access, server, requests)
+
+    if not order.raw:
+        made = [request(tensors) for tensors in _payloads(order, server.metadata)]
+        return HttpClient(address, order.access, server, made)
+    described = server.metadata
+    server = replace(server, metadata=RAW_SAMPLES)
+    plain = offered.encoding == PLAIN
+    requests, names = [], []
+    for one in _raw_requests(order):
+        if plain:
+            (content,) = one.contents
+            requests.append(infer_sample(address, order.access, path, content, one.kind))
+        else:
+            requests.append(request(one.tensors))
+        names.append(f"{one} as {one.kind}" if plain else str(one))
+    client = HttpClient(address, order.access, server, requests, plain=plain)
+    await _check_accepted(client, offered, names, described)
+    return client
 
 
 async def _grpc_client(order: _Order) -> Client:
@@ -294,19 +345,58 @@ async def _grpc_client(order: _Order) -> Client:
     from hasten.evaluation.loadtest.grpc_messages import infer
 
     offered = order.offered
-    metadata = await reach(order.address, order.access, offered.model, offered.version)
-    requests = [
-        infer(
-            offered.model,
-            offered.version,
-            metadata.inputs,
-            metadata.outputs,
-            tensors,
-            timeout_us=_timeout_us(offered),
+    described = await reach(order.address, order.access, offered.model, offered.version)
+    metadata = RAW_SAMPLES if order.raw else described
+    requests, names = [], []
+    for one in _raw_requests(order) if order.raw else _payloads(order, metadata):
+        tensors = one.tensors if isinstance(one, RawRequest) else one
+        requests.append(
+            infer(
+                offered.model,
+                offered.version,
+                metadata.inputs,
+                metadata.outputs,
+                tensors,
+                timeout_us=_timeout_us(offered),
+            )
         )
-        for tensors in _payloads(order, metadata)
-    ]
-    return GrpcClient(order.address, order.access, metadata, requests)
+        names.append(str(one) if order.raw else "")
+    client = GrpcClient(order.address, order.access, metadata, requests)
+    if order.raw:
+        await _check_accepted(client, offered, names, described)
+    return client
+
+
+def _raw_requests(order: _Order) -> Iterator[RawRequest]:
+    assert order.data is not None
+    return raw_requests(order.data, order.offered.batch)
+
+
+async def _check_accepted(
+    client: Client, offered: Offered, names: Sequence[str], described: Metadata
+) -> None:
+    """Ask the server about each file once, for a few seconds, before it is put under load.
+
+    Args:
+        client: Client with the requests.
+        offered: Load that will be offered.
+        names: Names of the requests' files, for people.
+        described: Server's description of the model, which names `raw` only if it is the only input.
+
+    Raises:
+        InputError: the server refuses a file; the message names it.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_TRIALS_S):
+            for turn, name in enumerate(names):
+                fate, said = await client.ask(turn)
+                if fate.kind not in ("error", "broken"):
+                    continue
+                line = f"{offered.url} answers {fate.status} to {name}: {legible(said) or 'no message'}"
+                unsure = turn == 0 and described.inputs != RAW_SAMPLES.inputs
+                if unsure and fate.status in ("400", "INVALID_ARGUMENT"):
+                    line += f"; does {offered.model!r} take files, as a chain or a bundle with a pipeline does?"
+                raise InputError(line)
 
 
 def _payloads(order: _Order, metadata: Metadata) -> Any:

@@ -108,26 +108,27 @@ class Call:
         try:
             answer = await self._infer(request, metadata=client.fields)
         except grpc.aio.AioRpcError as error:
-            fate = self._fate(error.code().name, error.details() or "")
-            self._traffic.ended(turn, fate, error.details() or "")
+            self._traffic.ended(turn, _fate(self._channel, error), error.details() or "")
         else:
             ended_ns = self._traffic.clock_ns()
             fate, message = client.judge(turn, answer)
             self._traffic.ended(turn, fate, message, ended_ns)
         self._traffic.ready(self)
 
-    def _fate(self, status: str, details: str) -> Fate:
-        """Return the fate of a failed call; gRPC reports UNAVAILABLE for lost connections too.
 
-        Nor does gRPC know at once: a server that goes away announces it by GOAWAY.
-        """
-        if status == "DEADLINE_EXCEEDED":
-            return Fate("late", status)
-        if status not in _REFUSED:
-            return Fate("error", status)
-        ready = self._channel.get_state() == grpc.ChannelConnectivity.READY
-        ready &= "GOAWAY" not in details
-        return Fate("refused", status) if ready or status != "UNAVAILABLE" else CONNECTION
+def _fate(channel: Any, error: Any) -> Fate:
+    """Return the fate of a failed call; gRPC reports UNAVAILABLE for lost connections too.
+
+    Nor does gRPC know at once: a server that goes away announces it by GOAWAY.
+    """
+    status = error.code().name
+    if status == "DEADLINE_EXCEEDED":
+        return Fate("late", status)
+    if status not in _REFUSED:
+        return Fate("error", status)
+    ready = channel.get_state() == grpc.ChannelConnectivity.READY
+    ready &= "GOAWAY" not in (error.details() or "")
+    return Fate("refused", status) if ready or status != "UNAVAILABLE" else CONNECTION
 
 
 class GrpcClient:
@@ -167,6 +168,15 @@ class GrpcClient:
     def judge(self, turn: int, answer: bytes) -> tuple[Fate, str]:
         """Return the fate of a request, by its number, that was answered; and what is wrong."""
         return judge(answer, self._outputs)
+
+    async def ask(self, turn: int) -> tuple[Fate, str]:
+        """Make one call, by its number, on a connection of its own, and judge its answer."""
+        async with _channel(self._address, self._access) as channel:
+            infer = channel.unary_unary(f"{_SERVICE}/ModelInfer")
+            try:
+                return self.judge(turn, await infer(self.requests[turn], metadata=self.fields))
+            except grpc.aio.AioRpcError as error:
+                return _fate(channel, error), error.details() or ""
 
     def start(self, call: Any) -> None:
         """Run a call."""

@@ -206,6 +206,8 @@ class HttpClient:
         access: Access,
         server: ReachedServer,
         requests: Sequence[bytes],
+        *,
+        plain: bool = False,
     ) -> None:
         """Open no connection yet.
 
@@ -214,11 +216,13 @@ class HttpClient:
             access: Credentials for the server.
             server: Server that was reached.
             requests: Complete requests, sent in turn.
+            plain: Whether each is a raw sample, which is answered by its decision alone.
         """
         self._address, self._host = address, server.host
         self._tls = access.tls() if address.encrypted else None
         self.requests = requests
-        self._outputs = tuple(one.name for one in server.metadata.outputs)
+        outputs = tuple(one.name for one in server.metadata.outputs)
+        self._outputs = None if plain else outputs
         self._connections: set[ClientConnection] = set()
         self._opening: set[asyncio.Task[None]] = set()
 
@@ -245,6 +249,23 @@ class HttpClient:
     ) -> tuple[Fate, str]:
         """Return the fate of a request, by its number, and what the server said or what is wrong."""
         return judge(status, body, header_length, self._outputs)
+
+    async def ask(self, turn: int) -> tuple[Fate, str]:
+        """Send one request, by its number, on a connection of its own, and judge its answer."""
+        try:
+            reader, writer = await asyncio.open_connection(
+                self._host,
+                self._address.port,
+                ssl=self._tls,
+                server_hostname=self._address.host if self._tls else None,
+            )
+            try:
+                answer = await _ask(reader, writer, self.requests[turn])
+            finally:
+                writer.transport.abort()
+        except (OSError, ValueError) as error:
+            return CONNECTION, str(error)
+        return self.judge(turn, answer.status, answer.body, answer.header_length)
 
     async def close(self) -> None:
         """Close every connection."""

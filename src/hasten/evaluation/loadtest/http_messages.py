@@ -55,7 +55,13 @@ class _Refusal(msgspec.Struct):
     error: str
 
 
+class _Decided(msgspec.Struct):
+    decision: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    decisions: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
 _answer = msgspec.json.Decoder(_Answer)
+_decided = msgspec.json.Decoder(_Decided)
 _metadata = msgspec.json.Decoder(_Metadata)
 _refusal = msgspec.json.Decoder(_Refusal)
 
@@ -123,6 +129,20 @@ def infer(
     return _head(f"POST {path}/infer", address, access, fields).encode("ascii") + body
 
 
+def infer_sample(address: Address, access: Access, path: str, sample: bytes, kind: str) -> bytes:
+    """Return a complete request whose body is one raw sample.
+
+    Args:
+        address: Address of the server.
+        access: Credentials for the server.
+        path: Path of the model.
+        sample: Content of the sample's file.
+        kind: Content type of the sample.
+    """
+    fields = [f"Content-Type: {kind}", f"Content-Length: {len(sample)}"]
+    return _head(f"POST {path}/infer", address, access, fields).encode("ascii") + sample
+
+
 def _head(first: str, address: Address, access: Access, fields: list[str]) -> str:
     secret = [f"Authorization: Bearer {access.token}"] if access.token else []
     lines = [f"{first} HTTP/1.1", f"Host: {address.authority}", *secret, *fields]
@@ -155,7 +175,7 @@ def error_message(body: bytes) -> str:
 
 
 def judge(
-    status: int, body: bytes, header_length: bytes | None, outputs: Sequence[str]
+    status: int, body: bytes, header_length: bytes | None, outputs: Sequence[str] | None
 ) -> tuple[Fate, str]:
     """Return the fate of a request that was answered.
 
@@ -163,14 +183,17 @@ def judge(
         status: Status of the answer.
         body: Complete body of the answer.
         header_length: Value of the field Inference-Header-Content-Length; None if there is none.
-        outputs: Names of the model's outputs.
+        outputs: Names of the model's outputs; None if the answer is a decision alone.
 
     Returns:
         The fate, and the server's message or what is wrong with the answer.
     """
     if status == 200:
         try:
-            _check(body, header_length, outputs)
+            if outputs is None:
+                _check_decision(body)
+            else:
+                _check(body, header_length, outputs)
         except _UNREADABLE as error:
             return _BROKEN, str(error)
         return _OK, ""
@@ -205,6 +228,17 @@ def _check(body: bytes, header_length: bytes | None, outputs: Sequence[str]) -> 
     if at != len(view):
         raise ValueError(f"{len(view) - at} bytes came after the last output")
     check_names(outputs, [output.name for output in answer.outputs])
+
+
+def _check_decision(body: bytes) -> None:
+    """Check that an answer holds a decision.
+
+    Raises:
+        ValueError: it has none.
+    """
+    answer = _decided.decode(body)
+    if answer.decision is answer.decisions is msgspec.UNSET:
+        raise ValueError("the answer has no decision")
 
 
 def _length(field: bytes, most: int) -> int:

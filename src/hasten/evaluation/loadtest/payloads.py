@@ -16,10 +16,11 @@ from hasten.evaluation.loadtest.metadata import Described
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.npz import open_npz
 from hasten.inputs.data.requests import random_requests, samples_of
+from hasten.serving.protocol.requests import RAW
 
-_DISTINCT = 64
+DISTINCT = 64
 """Largest number of different requests, sent in turn; repetition flatters the server's caches."""
-_MOST_BYTES = 256 << 20
+MOST_BYTES = 256 << 20
 """Largest number of bytes of all requests together."""
 MOST_ROWS = 65_536
 
@@ -48,8 +49,11 @@ def payloads(
     shapes = shapes or {}
     if not inputs:
         raise InputError("the model says that it takes no inputs: there is nothing to send")
-    if not 1 <= batch <= MOST_ROWS:
-        raise InputError(f"a batch has from 1 to {MOST_ROWS} rows: got {batch}")
+    check_batch(batch)
+    if any((one.name, one.datatype) == (RAW, "BYTES") for one in inputs):
+        raise InputError(
+            "the model takes raw samples, such as pictures or texts: give a folder of their files in data="
+        )
     if data is None:
         return _random(inputs, shapes, batch, seed)
     if shapes:
@@ -57,6 +61,16 @@ def payloads(
     names = [one.name for one in inputs]
     dataset = _of_bundle(data, names) if data.is_dir() or is_packed(data) else open_npz(data, names)
     return _from_data(inputs, dataset, batch)
+
+
+def check_batch(batch: int) -> None:
+    """Check the number of rows in a request.
+
+    Raises:
+        InputError: it is out of range.
+    """
+    if not 1 <= batch <= MOST_ROWS:
+        raise InputError(f"a batch has from 1 to {MOST_ROWS} rows: got {batch}")
 
 
 def _of_bundle(folder: Path, names: Sequence[str]) -> Dataset:
@@ -129,12 +143,12 @@ def _from_data(inputs: Sequence[Described], dataset: Dataset, batch: int) -> lis
     row_bytes = sum(
         math.prod(sample[one.name].shape) * np.dtype(one.dtype).itemsize for one in inputs
     )
-    if batch * row_bytes > _MOST_BYTES:
+    if batch * row_bytes > MOST_BYTES:
         raise InputError(
             f"a request of {batch} rows takes {batch * row_bytes / 2**20:,.4g} MiB, and the limit "
-            f"is {_MOST_BYTES >> 20} MiB: lower the batch"
+            f"is {MOST_BYTES >> 20} MiB: lower the batch"
         )
-    distinct = min(_DISTINCT, -(-len(dataset) // batch), _MOST_BYTES // max(1, batch * row_bytes))
+    distinct = min(DISTINCT, -(-len(dataset) // batch), MOST_BYTES // max(1, batch * row_bytes))
     made: list[Tensors] = []
     for first in range(0, distinct * batch, batch):
         wanted = [row % len(dataset) for row in range(first, first + batch)]

@@ -40,8 +40,9 @@ class Offered:
         arrivals: "poisson" or "constant".
         deadline_ns: Deadline in nanoseconds, sent with each request and used for the goodput; None
             without one.
-        batch: Rows in each request.
-        encoding: Encoding of the tensors: "binary", "JSON" or "gRPC".
+        batch: Rows, or files, in each request.
+        encoding: Form of the requests: tensors as "binary" or "JSON", a raw sample as "plain body",
+            raw samples as "BYTES", or "gRPC".
         payload: Origin of the requests: the data, or made up.
         connections: Largest number of connections, each with one request in progress.
         grace_s: Time to wait for answers after the last request, in seconds.

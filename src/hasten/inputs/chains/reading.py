@@ -22,9 +22,19 @@ _MAIN = {"model": "bundle", "crop": "boxes", "when": "decision"}
 
 
 def is_chain(path: str | os.PathLike[str]) -> bool:
-    """Whether a text names a chain, by a line or a file, and not one bundle's folder."""
+    """Whether a text names a chain, by a line or a file, and not one bundle's folder or packed file."""
     text = os.fspath(path)
-    return not Path(text).is_dir() and (text.endswith(SUFFIXES) or "+" in text)
+    if Path(text).is_dir():
+        return False
+    return text.endswith(SUFFIXES) or ("+" in text and not Path(text).is_file())
+
+
+def models_in_words(path: str | os.PathLike[str]) -> str:
+    """Name the bundles of a chain, or "its bundles" where it can't be read."""
+    try:
+        return ", ".join(dict.fromkeys(model.bundle for model in chain_of(path).models))
+    except InputError:
+        return "its bundles"
 
 
 def chain_of(given: Chain | Sequence[Node] | str | os.PathLike[str]) -> Chain:

@@ -9,6 +9,7 @@ from typing import Any
 
 from hasten.bundle import Part
 from hasten.bundle.batch_mates import share_batch_axis
+from hasten.bundle.cold import COLD
 from hasten.bundle.manifest import UNCERTIFIED_YET, untimed_yet
 from hasten.certificate.certification import last_certified
 from hasten.certificate.verdict import Judgement
@@ -23,6 +24,7 @@ from hasten.measure.exactness import unchanged_in_words
 from hasten.measure.intervals import Ratio
 from hasten.measure.race import AGAIN, BASELINE, Standings
 from hasten.measure.scenario import LoadTest, in_words, load_record
+from hasten.measure.stages import WAYS
 from hasten.measure.sweep import sweep
 from hasten.optimization import delivery
 from hasten.optimization.judge import Ending, Ladder, Shipment, Verdicts
@@ -39,6 +41,7 @@ from hasten.optimization.measured.outcomes import (
 )
 from hasten.optimization.measured.racing import Racing
 from hasten.optimization.measured.spending import LIMITS_S
+from hasten.optimization.measured.ways import starts, ways
 from hasten.reporting.result import UNEVEN, Limit, Result, Row, row
 from hasten.reporting.summary import UNJUDGED, untested
 
@@ -104,6 +107,8 @@ class Finish:
         steps, reached, by_candidate = self._limits(final, shown)
         curve = self._curve(choice.winner)
         loaded = loads(racing, choice.winner)
+        whole = ways(racing, choice.winner)
+        started = starts(racing, shipment(racing, choice))
         racing.job.notes += _over_limit(racing)
         result = Result(
             bundle=order.out,
@@ -139,6 +144,8 @@ class Finish:
         records = {
             **figures_record(racing, final, roles),
             **self._records(choice, steps, reached, curve, loaded),
+            **({} if whole is None else {WAYS: to_record(whole)}),
+            **({} if started is None else {COLD: to_record(started)}),
         }
         return Ending(shipment(racing, choice), result, records)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from hasten.measure.deadline import Deadline, Need, Stage
 from hasten.optimization.judge import Ladder
 from hasten.optimization.measured.racing import FIELD, Racing
+from hasten.optimization.measured.ways import stages_s
 
 LIMITS_S = 15.0
 """Time for the ceilings and the profiles of small models, on a quiet machine."""
@@ -40,6 +41,7 @@ class Spending:
         deliver_s = slow * _END_S + 2 * self._deadline.seen("write", _WRITE_S)
         curve_s = min(effort.curve_s, 60.0)
         further_s = slow * LIMITS_S * racing.limited + curve_s + 3 * effort.load_s
+        further_s += stages_s(racing)  # cold starts take no time from the search
         return {
             "race": Need(0.0, raced * (racing.open_forked_s + effort.race_rounds * turn_s)),
             "certify": Need(self.sealed_s(1), self.sealed_s(2)),

@@ -21,7 +21,7 @@ import numpy as np
 
 from hasten.bundle.chains.certificate import kept_certificate
 from hasten.bundle.chains.opened import pipeline_of
-from hasten.bundle.chains.plan import Ask, Member, Plan, Run, Stage
+from hasten.bundle.chains.plan import Ask, Member, Plan, Run, Stage, parts_of
 from hasten.bundle.manifest import Status
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import CandidateError, InputError
@@ -455,12 +455,8 @@ def _passed(chain: Chain, stages: Sequence[Stage], whole_ns: int) -> dict[tuple[
     found = {(SOURCE, "wait"): max(0, whole_ns - sum(stage.total_ns for stage in stages))}
     found[SOURCE, "decode"] = stages[0].total_ns
     for node, stage in zip(chain.in_order, stages[1:], strict=True):
-        if not isinstance(node, Model):
-            found[node.name, "cut" if isinstance(node, Crop) else "choose"] = stage.total_ns
-        elif stage.asks:
-            found[node.name, "prepare"] = stage.prepare_ns
-            found[node.name, "run"] = stage.run_ns
-            found[node.name, "decide"] = stage.decide_ns
+        if stage.asks or not isinstance(node, Model):
+            found |= {(node.name, part): ns for part, ns in parts_of(node, stage).items()}
     return found
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from hasten.bundle.cold import STAGES, Starts, cold_start
 from hasten.cli.commands import main
 from hasten.cli.tables import starts_table
 from hasten.errors import InputError
-from hasten.evaluation.cold import STAGES, Starts, cold_start
 
 
 def run(*words: object) -> Result:
