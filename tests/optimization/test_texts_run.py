@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ from tests.support.quick import quick_runs
 import hasten
 from hasten.bundle import read
 from hasten.errors import InputError
+from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.text import Tokenize
 
 pytest.importorskip("tokenizers", reason="needs the extra text")
@@ -76,6 +78,40 @@ def test_texts_with_labels_by_name_are_data_and_the_bundle_takes_texts(tmp_path:
     fresh = tmp_path / "fresh.txt"
     fresh.write_text("\n".join(texts(120, seed=1)))
     assert hasten.certify(out, str(fresh)).passed
+
+
+def test_a_module_that_states_its_tokenizer_gets_its_optional_mask_and_keeps_the_tokenizer(
+    tmp_path: Path,
+) -> None:
+    torch = pytest.importorskip("torch")
+
+    class Scores(torch.nn.Module):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(20, 4)
+            self.hasten_pipeline = Pipeline((Tokenize(json.dumps(TOKENIZER), 8),))
+
+        def forward(self, input_ids: Any, attention_mask: Any = None) -> Any:
+            found = self.table(input_ids)
+            if attention_mask is not None:
+                found = found * attention_mask[:, :, None]
+            return found.sum(1)
+
+    words = ("good", "bad", "film")
+    data = [
+        f"{one} {two} {three} {n}"
+        for n in range(12)
+        for one in words
+        for two in words
+        for three in words
+    ]
+    out = tmp_path / "b"
+    hasten.optimize(Scores().eval(), data, out=out, passes=(), engines=["onnxruntime"])
+    manifest = read(out)
+    assert manifest.pipeline is not None
+    assert [one.name for one in manifest.winner.artifact.inputs] == ["input_ids", "attention_mask"]
+    with hasten.load(out) as loaded:
+        assert loaded.decide("good bad")
 
 
 def test_tokens_of_another_vocabulary_are_refused_with_texts_too(tmp_path: Path) -> None:
