@@ -125,6 +125,7 @@ def test_texts_of_python_are_taken_in_each_form_that_arrays_are(tmp_path: Path) 
     forms = [
         list(zip(TEXTS, (1, 0, 1), strict=True)),
         (TEXTS, np.array([1, 0, 1])),
+        (np.array(TEXTS), [1, 0, 1]),
         f"{written}:texts",
         f"{written}:yielded",
         [{"text": text, "label": label} for text, label in zip(TEXTS, (1, 0, 1), strict=True)],

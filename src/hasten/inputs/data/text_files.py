@@ -229,8 +229,10 @@ class _Samples(Sequence[Any]):
 
 def _listed(value: Any) -> bool:
     """Whether a value is a list, or anything else with samples by position, that isn't empty."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "OU" and value.ndim == 1 and len(value) > 0
     known = hasattr(value, "__len__") and hasattr(value, "__getitem__")
-    return known and not isinstance(value, (str, bytes, Mapping, np.ndarray)) and len(value) > 0
+    return known and not isinstance(value, (str, bytes, Mapping)) and len(value) > 0
 
 
 def _is_text(value: Any) -> bool:
