@@ -14,7 +14,7 @@ QUOTED = re.findall(r"\"([^\"\n]*)\"", PAGE.partition("## Why nothing faster shi
 PLACES = (
     *("optimization", "reporting", "certificate", "lightening", "measure/probe.py"),
     *("measure/exactness.py", "passes/already_quantized.py", "engines/installed.py"),
-    *("inputs/models/named.py", "inputs/models/frozen.py", "inputs/data/images.py"),
+    *("inputs/models/named.py", "inputs/models/frozen.py", "inputs/data/class_folders.py"),
 )
 LEAST = 12
 

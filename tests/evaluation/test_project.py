@@ -6,12 +6,15 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 import yaml
 from click.testing import CliRunner
+from tests.inputs.models.test_hugging_face_folders import config, with_tokenizer
+from tests.support import ragged
 from tests.support.quick import quick_runs
 
 from hasten.cli import main
@@ -27,7 +30,7 @@ def filled_in(folder: Path) -> None:
     script.write_text("\n".join(lines).replace("yield inputs, label ", "yield inputs "))
 
 
-def samples_of(folder: Path) -> list[dict[str, np.ndarray]]:
+def samples_of(folder: Path) -> list[Any]:
     spec = importlib.util.spec_from_file_location("project_data", folder / "data.py")
     assert spec is not None
     assert spec.loader is not None
@@ -155,6 +158,30 @@ def test_a_folder_of_an_encoder_states_tokens_of_any_number(tmp_path: Path) -> N
         f"'{name}': np.zeros((64,), 'int64'),  # axis 0 is open (sequence)"
         for name in ("input_ids", "attention_mask", "token_type_ids")
     ]
+
+
+def test_a_folder_with_a_tokenizer_gets_a_script_of_texts(tmp_path: Path) -> None:
+    folder = with_tokenizer(config(tmp_path / "m"))
+    models.two_inputs(folder)
+    place = init(str(folder), tmp_path / "project")
+    filled_in(place)
+    assert samples_of(place) == ["a text"] * 1000
+    assert (
+        '"""Yield samples that choose and certify: a text, and a label."""'
+        in (place / "data.py").read_text()
+    )
+
+
+def test_the_script_says_what_a_label_is(tmp_path: Path) -> None:
+    for make, said in (
+        (models.linear_classifier, "a label is the number of a class, 0 to 3"),
+        (
+            ragged.convolutional,
+            "a label is what the metric reads; the model gives y: float32[batch, 2, height, width]",
+        ),
+    ):
+        place = init(str(make(tmp_path)), tmp_path / f"{make.__name__}-project")
+        assert f"    for label in range(1000):  # {said}\n" in (place / "data.py").read_text()
 
 
 def test_a_tflite_file_states_its_inputs(tmp_path: Path) -> None:

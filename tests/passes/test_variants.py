@@ -47,6 +47,17 @@ def test_transformers_start_with_smoothing_and_quantized_products_alone(attentio
     )
 
 
+def test_smoothing_has_a_scale_of_four_strengths_for_transformers_alone(attention: Model) -> None:
+    own, less = list(NncfQuantization.variants(attention, host()))[:2]
+    scale: list[NncfQuantization] = [own, less]
+    while (weaker := scale[-1].further()) is not None:
+        scale.append(weaker)
+    assert [value.smoothing for value in scale] == [None, 0.8, 0.65, 0.5]
+    assert {replace(value, smoothing=None) for value in scale} == {own}
+    assert own.further() is None
+    assert replace(less, transformer=False).further() is None
+
+
 def test_convolutional_networks_are_also_tried_with_weights_rounded_by_layer(chain: Model) -> None:
     wide = replace(Target.host(), isa=("avx2", "avx512_vnni"))
     nncf = list(NncfQuantization.variants(chain, wide))

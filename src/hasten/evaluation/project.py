@@ -17,9 +17,12 @@ from hasten.bundle.manifest import one_line
 from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.made_up import PICTURE, SEQUENCE, axes_of
+from hasten.inputs.data.text_files import reads_texts
+from hasten.inputs.metrics.outputs import class_output
+from hasten.inputs.models.hugging_face import Folder
 from hasten.inputs.models.onnx import UNKNOWN_RANK
 from hasten.inputs.models.source import find_model
-from hasten.inputs.models.stated_inputs import stated_inputs
+from hasten.inputs.models.stated_inputs import stated_inputs, stated_outputs
 from hasten.inputs.models.tabular.base import Tabular
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -30,6 +33,8 @@ _NAMED = f"""\
 _UNNAMED = f"""\
 {_PLACEHOLDER}name each of the model's inputs here, with the shape and type of one sample.
             "input": np.zeros((3, 224, 224), "float32"),"""
+_TEXT = """\
+        inputs = "a text"  # or ["a text", "its partner"] for a model of pairs"""
 _IMAGE = (3, PICTURE, PICTURE)
 _INPUT = "            {name!r}: np.zeros({shape}, {dtype!r}),{comment}"
 
@@ -102,7 +107,14 @@ def _files(found: Any, name: str) -> dict[str, str]:
     if not rows:
         specs = stated_inputs(found)
         said = name.replace("\\", "\\\\").replace('"', '\\"')  # it stands in a docstring
-        files["data.py"] = _filled("data.py.txt", model=said, inputs=_inputs(specs))
+        texts = isinstance(found, Folder) and reads_texts(found.pipeline) is not None
+        files["data.py"] = _filled(
+            "data.py.txt",
+            model=said,
+            each="a text" if texts else "inputs without an axis for the batch",
+            inputs=_TEXT if texts else f"        inputs = {{\n{_inputs(specs)}\n        }}",
+            label=_label(stated_outputs(found)),
+        )
     return files
 
 
@@ -115,6 +127,17 @@ def _filled(template: str, **words: str) -> str:
     """Return a template with each <<name>> replaced by its word."""
     text = (TEMPLATES / template).read_text(encoding="utf-8")
     return re.sub(r"<<(\w+)>>", lambda found: words[found[1]], text)
+
+
+def _label(outputs: Sequence[TensorSpec]) -> str:
+    """Return a line on what a label is, by what the model gives."""
+    spec = class_output(outputs)
+    if spec is not None and isinstance(spec.shape[1], int):
+        return f"a label is the number of a class, 0 to {spec.shape[1] - 1}"
+    if not outputs:
+        return "a label is the number of a class, or what the metric reads"
+    shown = one_line(", ".join(map(str, outputs)))
+    return f"a label is what the metric reads; the model gives {shown}"
 
 
 def _inputs(specs: Sequence[TensorSpec]) -> str:

@@ -30,6 +30,7 @@ from hasten.inputs.data.dataset import Dataset, ShapesOf
 from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.sequences import SequenceData, open_sequences
 from hasten.inputs.data.source import open_data
+from hasten.inputs.data.text_files import TextData
 from hasten.inputs.metrics import check_outputs, for_labels
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.pipeline.base import Pipeline
@@ -227,8 +228,9 @@ def open_material(subject: Subject, data: Any, scored: Metric | None) -> Materia
     notes: tuple[str, ...] = ()
     if sequences is None:
         opened = open_data(data, subject.exact.inputs, subject.pipeline)
-        if isinstance(opened, ImageFolder) and opened.numbering and metric.reads_classes:
-            notes = (opened.numbering,)
+        numbering = opened.numbering if isinstance(opened, (ImageFolder, TextData)) else ""
+        if numbering and metric.reads_classes:
+            notes = (numbering,)
         given = with_labels(opened, metric, asking=False)
         metric = comparing(metric, given) if subject.unlimited else metric
         dataset = _labelled(given, metric)

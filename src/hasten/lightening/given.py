@@ -16,6 +16,7 @@ from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.source import open_data
+from hasten.inputs.data.text_files import TextData
 from hasten.inputs.metrics import check_outputs, default_metric, parse_metric
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.outputs import class_labels
@@ -91,8 +92,8 @@ class Given:
         check_samples(training, source)
         check_names(training, judged)
         check_labels(training, judged, metric, source)
-        folder_of_images = isinstance(judged, ImageFolder)
-        return cls(source, judged, training, metric, preparation if folder_of_images else None)
+        prepared = isinstance(judged, (ImageFolder, TextData))
+        return cls(source, judged, training, metric, preparation if prepared else None)
 
     @property
     def repeats(self) -> bool:

@@ -46,7 +46,8 @@ def optimize(
             model of scikit-learn, XGBoost, LightGBM or CatBoost.
         data: Path of an .npz file, of a folder of images or of a CSV file ("rows.csv:label" names
             its label), "module:function", `(inputs, labels)`, a mapping of arrays, a data frame, or
-            a `Dataset`. None makes up inputs: then exact candidates alone may ship, and the result says what
+            a `Dataset`. For a pipeline that tokenizes also a folder of .txt files, a .txt, .jsonl or .csv
+            file of texts, or a list of texts. None makes up inputs: then exact candidates alone may ship, and the result says what
             others could reach and what data a certificate takes.
         training: Training data to calibrate from, and to train for few bits where the device gains
             from that; with it, all of `data` judges.

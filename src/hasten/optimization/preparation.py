@@ -30,6 +30,7 @@ from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.sequences import SequenceData
 from hasten.inputs.data.source import open_data
 from hasten.inputs.data.table import reads_rows
+from hasten.inputs.data.text_files import TextData
 from hasten.inputs.metrics import check_outputs, default_metric, for_labels, named_metric
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.unlabelled import check_labelled
@@ -146,9 +147,10 @@ def prepare(
     asking = asks(order, job.journal)
     # Tensors have been prepared by their maker; rows are the same numbers before and after.
     images = isinstance(dataset, ImageFolder)
-    if isinstance(dataset, ImageFolder) and dataset.numbering and metric.reads_classes:
+    texts = isinstance(dataset, TextData)
+    if isinstance(dataset, (ImageFolder, TextData)) and dataset.numbering and metric.reads_classes:
         job.notes.append(dataset.numbering)
-    prepared = images or reads_rows(preparation) is not None or isinstance(found, Folder)
+    prepared = images or texts or reads_rows(preparation) is not None or isinstance(found, Folder)
     kept_pipeline = preparation if prepared else pipeline
     students = named_students(small_model)
     ready = Ready(

@@ -109,6 +109,13 @@ class Pass(Value, ABC):
         """Return the pass with the settings that suit an engine; without such settings, itself."""
         return self
 
+    def further(self) -> Self | None:
+        """Return the next setting on a scale; None at its end, or if no setting is on one.
+
+        The search tries it if this is the pass's safest form so far and still may not be certified.
+        """
+        return None
+
     @property
     def quantized(self) -> bool:
         """Whether the written model is quantized, so that engines for floats alone can't run it."""

@@ -14,7 +14,7 @@ from hasten.core.target import Target
 from hasten.core.words import in_float, listed
 from hasten.errors import CandidateError
 from hasten.inputs.data.dataset import Dataset
-from hasten.passes.already_quantized import check_in_float
+from hasten.passes.already_quantized import check_mostly_float
 from hasten.passes.base import Selective, Skipped, Stage
 from hasten.passes.onnx_files import (
     check_nodes,
@@ -66,7 +66,7 @@ class DynamicQuantization(Selective):
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         proto = read_onnx(model)
         check_nodes(proto, self.keep_float)
-        check_in_float(proto)
+        check_mostly_float(proto)
         weights = {tensor.name for tensor in proto.graph.initializer}
         names = [
             node.name

@@ -15,7 +15,7 @@ from hasten.core.telemetry import telemetry_off
 from hasten.core.words import in_float, listed
 from hasten.errors import CandidateError, HastenError
 from hasten.inputs.data.dataset import Dataset
-from hasten.passes.already_quantized import check_in_float
+from hasten.passes.already_quantized import check_mostly_float
 from hasten.passes.base import Selective, Skipped, Stage
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.fake_quantize import round_everywhere
@@ -23,6 +23,7 @@ from hasten.passes.onnx_files import (
     check_nodes,
     compute_nodes,
     is_transformer,
+    quantized_nodes,
     read_onnx,
     saturates,
 )
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from hasten.engines.base import Engine
 
 _DRAFT_SAMPLES = 2
+_LESS_SMOOTHING = {0.8: 0.65, 0.65: 0.5}
+"""Strengths of smoothing that follow those that `variants` yields."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,11 @@ class NncfQuantization(Selective):
         """Return the pass with 8-bit weights for an engine whose sums never saturate."""
         return replace(self, reduce_range=self.reduce_range and not engine.sums_exactly)
 
+    def further(self) -> Self | None:
+        """Return the pass with activations of a transformer smoothed less."""
+        weaker = _LESS_SMOOTHING.get(self.smoothing or 0.0)
+        return None if weaker is None or not self.transformer else replace(self, smoothing=weaker)
+
     def draft(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         """Insert roundings where NNCF does, in a tenth of its time; if that isn't known, call NNCF.
 
@@ -124,6 +132,7 @@ class NncfQuantization(Selective):
             except Exception as error:
                 raise CandidateError(f"OpenVINO failed: {first_line(error)}") from error
             kept = [*operations_of(graph, proto, self.keep_float), *behind_products(graph)]
+            kept += _brought(graph, proto)
             try:
                 done = round_everywhere(graph, kept=kept, symmetric=self.preset == "performance")
             except Exception:  # an unusual graph: NNCF may succeed where this failed
@@ -159,7 +168,7 @@ class NncfQuantization(Selective):
     def _to_quantize(self, proto: onnx.ModelProto) -> list[str]:
         """Return the names of the nodes to quantize; raise Skipped if there are none."""
         check_nodes(proto, self.keep_float)
-        check_in_float(proto)
+        check_mostly_float(proto)
         names = compute_nodes(proto, self.keep_float)
         if not names:
             raise Skipped(
@@ -175,7 +184,8 @@ class NncfQuantization(Selective):
 
         graph = converted(model)
         kept = operations_of(graph, proto, self.keep_float)
-        alone = list(dict.fromkeys([*kept, *behind_products(graph)]))
+        brought = _brought(graph, proto)
+        alone = list(dict.fromkeys([*kept, *brought, *behind_products(graph)]))
         requests = CalibrationRequests(model, calibration, self.samples)
         advanced = nncf.AdvancedQuantizationParameters(
             overflow_fix=nncf.OverflowFix.ENABLE if self.reduce_range else nncf.OverflowFix.DISABLE
@@ -193,7 +203,7 @@ class NncfQuantization(Selective):
             ignored_scope=nncf.IgnoredScope(names=alone) if alone else None,
             advanced_parameters=advanced,
         )
-        _prove(quantized, kept, len(compute_nodes(proto, self.keep_float)))
+        _prove(quantized, kept, brought, len(compute_nodes(proto, self.keep_float)))
         openvino.save_model(quantized, path, compress_to_fp16=False)
 
     def words(self) -> str:
@@ -210,7 +220,12 @@ class NncfQuantization(Selective):
         return f"int8 ({settings})"
 
 
-def _prove(quantized: Any, kept: list[str], wanted: int) -> None:
+def _brought(graph: Any, proto: onnx.ModelProto) -> list[str]:
+    """Return OpenVINO's names for the products that were quantized before."""
+    return operations_of(graph, proto, [node.name for node in quantized_nodes(proto.graph)])
+
+
+def _prove(quantized: Any, kept: list[str], brought: list[str], wanted: int) -> None:
     """Check that products were quantized, and kept ones weren't.
 
     Whether biases changed says nothing: NNCF keeps each whose shift is large beside it, in an encoder all.
@@ -223,7 +238,7 @@ def _prove(quantized: Any, kept: list[str], wanted: int) -> None:
         for operation in quantized.get_ordered_ops()
         if operation.get_type_name() in PRODUCTS
         and operation.input_value(0).get_node().get_type_name() == "FakeQuantize"
-    }
+    } - {*brought}
     if not fed:
         raise CandidateError(f"NNCF left all {wanted} convolutions and matrix products in float")
     if disobeyed := fed.intersection(kept):

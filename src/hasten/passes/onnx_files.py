@@ -87,12 +87,38 @@ def pixel_nodes(proto: onnx.ModelProto) -> list[str]:
 
 
 def compute_nodes(proto: onnx.ModelProto, keep_float: Iterable[str]) -> list[str]:
-    """Return the names of convolutions and matrix products that may be quantized."""
+    """Return the names of convolutions and matrix products that may be quantized: none that are already."""
     kept = set(keep_float)
+    done = {node.output[0] for node in quantized_nodes(proto.graph)}
     return [
         node.name
         for node in proto.graph.node
-        if node.op_type in COMPUTE_OPS and not (node.name and node.name in kept)
+        if node.op_type in COMPUTE_OPS
+        and not (node.name and node.name in kept)
+        and node.output[0] not in done
+    ]
+
+
+def quantized_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Return the convolutions and matrix products of a graph whose weights, or both inputs, are quantized.
+
+    An input that is rounded for the sake of another product doesn't make a product a quantized one.
+    """
+    stored = {tensor.name for tensor in graph.initializer}
+    stored |= {name for node in graph.node if node.op_type == "Constant" for name in node.output}
+    opened = {
+        node.output[0]: node.input[0] in stored
+        for node in graph.node
+        if node.op_type == "DequantizeLinear"
+    }
+    return [
+        node
+        for node in graph.node
+        if node.op_type in COMPUTE_OPS
+        and (
+            any(opened.get(name) for name in node.input[:2])
+            or all(name in opened for name in node.input[:2])
+        )
     ]
 
 

@@ -18,7 +18,7 @@ from hasten.errors import CandidateError, HastenError
 from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Skipped
 from hasten.passes.calibration import CalibrationRequests
-from hasten.passes.onnx_files import COMPUTE_OPS, PROTOBUF_LIMIT_BYTES, read_onnx
+from hasten.passes.onnx_files import COMPUTE_OPS, PROTOBUF_LIMIT_BYTES, quantized_nodes, read_onnx
 from hasten.passes.silence import first_line, silenced
 from hasten.passes.upgrading import upgraded_graph
 
@@ -129,14 +129,15 @@ class ProductLayer:
 
 
 def layers(proto: onnx.ModelProto) -> list[ProductLayer]:
-    """Return the convolutions and matrix products of a graph, in order."""
+    """Return the convolutions and matrix products of a graph that are in float, in order."""
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     for node in proto.graph.node:
         if node.op_type == "Constant" and node.attribute and node.attribute[0].name == "value":
             constants[node.output[0]] = node.attribute[0].t
     found = []
+    done = {node.output[0] for node in quantized_nodes(proto.graph)}
     for node in proto.graph.node:
-        if node.op_type in COMPUTE_OPS:
+        if node.op_type in COMPUTE_OPS and node.output[0] not in done:
             known = {i: name for i, name in enumerate(node.input[:2]) if name in constants}
             weights = {i: numpy_helper.to_array(constants[name]) for i, name in known.items()}
             found.append(ProductLayer(node, weights))

@@ -16,7 +16,7 @@ from hasten.core.tensors import Array
 from hasten.core.words import in_float, listed
 from hasten.errors import CandidateError, HastenError
 from hasten.inputs.data.dataset import Dataset
-from hasten.passes.already_quantized import check_in_float
+from hasten.passes.already_quantized import check_mostly_float
 from hasten.passes.base import Selective, Skipped, Stage
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.onnx_files import (
@@ -26,6 +26,7 @@ from hasten.passes.onnx_files import (
     is_transformer,
     name_nodes,
     pixel_nodes,
+    quantized_nodes,
     read_onnx,
     saturates,
     write_onnx,
@@ -154,7 +155,11 @@ class StaticQuantization(Selective):
             reduce_range=self.reduce_range,
             activation_type=ort.QuantType.QInt8 if symmetric else ort.QuantType.QUInt8,
             weight_type=ort.QuantType.QInt8,
-            nodes_to_exclude=[*self.keep_float, *pixel_nodes(prepared)],
+            nodes_to_exclude=[
+                *self.keep_float,
+                *pixel_nodes(prepared),
+                *(node.name for node in quantized_nodes(prepared.graph)),
+            ],
             use_external_data_format=external,
             calibrate_method=methods[self.calibration],
             extra_options=self._options(),
@@ -215,8 +220,9 @@ def quantized(
     """
     proto = read_onnx(model)
     check_nodes(proto, keep_float)
-    check_in_float(proto)
+    check_mostly_float(proto)
     names = compute_nodes(proto, keep_float)
+    brought = [node.name for node in quantized_nodes(proto.graph)]
     if not names:
         raise Skipped("nothing to quantize: there is no convolution or matrix product to quantize")
     source = upgraded(model, calibration, workdir)
@@ -233,14 +239,22 @@ def quantized(
     except Exception as error:
         raise CandidateError(f"ONNX Runtime's quantizer failed: {first_line(error)}") from error
     result = onnx.load(str(raw))
-    prove_quantized(result, len(names), keep_float)
+    prove_quantized(result, len(names), keep_float, brought)
     for file in workdir.iterdir():
         file.unlink()
     return write_onnx(result, model, workdir / "quantized.onnx")
 
 
-def prove_quantized(result: onnx.ModelProto, wanted: int, keep_float: Sequence[str]) -> None:
+def prove_quantized(
+    result: onnx.ModelProto, wanted: int, keep_float: Sequence[str], brought: Sequence[str] = ()
+) -> None:
     """Check that some products read int8 and kept ones don't.
+
+    Args:
+        result: Graph that the quantizer wrote.
+        wanted: Number of products that were in float and might be quantized.
+        keep_float: Names of the nodes to leave in float.
+        brought: Names of the nodes that were quantized before.
 
     Raises:
         CandidateError: one of these doesn't hold.
@@ -255,7 +269,7 @@ def prove_quantized(result: onnx.ModelProto, wanted: int, keep_float: Sequence[s
         node.name
         for node in result.graph.node
         if node.op_type in COMPUTE_OPS and dequantized.issuperset(node.input[:2])
-    }
+    } - {*brought}
     if not done:
         raise CandidateError(
             f"ONNX Runtime's quantizer left all {wanted} convolutions and matrix products in float"

@@ -85,9 +85,9 @@ def test_data_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "d.txt").touch()
-    assert refused(tmp_path / "d.txt") == (
-        f"hasten can't read {tmp_path / 'd.txt'} as data: give an .npz archive, "
+    (tmp_path / "d.bin").touch()
+    assert refused(tmp_path / "d.bin") == (
+        f"hasten can't read {tmp_path / 'd.bin'} as data: give an .npz archive, "
         "a folder of images, or module:function"
     )
 

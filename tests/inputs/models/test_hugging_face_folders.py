@@ -15,7 +15,7 @@ from hasten.core.model import Model
 from hasten.errors import InputError
 from hasten.inputs.models import frozen
 from hasten.inputs.models.hugging_face import Folder, export
-from hasten.inputs.models.source import find_model, load_model, stated_pipeline
+from hasten.inputs.models.source import find_model, load_model, load_with_data, stated_pipeline
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.text import Tokenize
 from hasten.testing import models
@@ -368,6 +368,19 @@ def test_data_decide_the_inputs_and_an_encoder_may_lack_its_poolers_weights(tmp_
     model = load_model(find_model(tmp_path / "model"), sample, tmp_path)
     assert [spec.name for spec in model.inputs] == ["input_ids", "attention_mask"]
     assert [spec.name for spec in model.outputs] == ["last_hidden_state"]
+
+
+def test_texts_decide_no_inputs_but_get_all_that_the_module_takes(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers", reason="needs the extra text")
+    saved(bert, tmp_path / "model")
+    found = find_model(with_tokenizer(tmp_path / "model"))
+    texts = tmp_path / "texts.txt"
+    texts.write_text("good bad\nbad good film bad\ngood film bad\n")
+    model, data = load_with_data(found, str(texts), stated_pipeline(found), (), tmp_path)
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    assert [spec.name for spec in model.inputs] == list(data.names) == names
+    assert all(spec.shape == ("batch", "sequence") for spec in model.inputs)
+    assert [data.inputs([n])["input_ids"].shape for n in range(3)] == [(1, 2), (1, 4), (1, 3)]
 
 
 def test_weights_that_are_missing_are_said(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """When the search ends: what is left to gain is set against the least that the machine can take."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from hasten.passes.nncf_quantization import NncfQuantization
 
 SAMPLES = 1000
 EACH_NS = 1_000_000
+FIRST = NncfQuantization("performance")
 
 
 @dataclass
@@ -46,6 +47,8 @@ def explored(
     frozen: bool = False,
     sealed_draws: int = 2000,
     exact: Sequence[Single] = (),
+    first: NncfQuantization = FIRST,
+    known: Mapping[NncfQuantization, int] | None = None,
 ) -> Searched:
     """Explore where one candidate takes half of the baseline's time, and answers so many otherwise.
 
@@ -53,6 +56,8 @@ def explored(
         frozen: Whether the run was stopped after it had frozen what it certifies.
         sealed_draws: Number of draws that will decide.
         exact: Exact candidates of the grid.
+        first: Pass of the candidate.
+        known: Passes of further candidates on the same engine, as fast, and how many answers each changes.
     """
     bench = Workbench(
         folder,
@@ -68,23 +73,29 @@ def explored(
     trials = Screening(bench, job.journal, spool, promise, pace=Pace(), seed=0)
     trials.exact_scores = np.ones(SAMPLES)
     trials.baseline = Single((), OpenVino())
-    candidate = Single((NncfQuantization("performance"),), OpenVino())
+    candidate = Single((first,), OpenVino())
 
     def taking(each_ns: int) -> Measurement:
         return Measurement("measured", 2, dict.fromkeys(range(6), (each_ns,) * 9))
 
-    trials.done[candidate.key] = Trial(
-        candidate,
-        measurement=taking(EACH_NS),
-        baseline=taking(2 * EACH_NS),
-        scores=(0.0,) * wrong + (1.0,) * (SAMPLES - wrong),
-    )
+    def changing(one: Candidate, changed: int) -> Trial:
+        return Trial(
+            one,
+            measurement=taking(EACH_NS),
+            baseline=taking(2 * EACH_NS),
+            scores=(0.0,) * changed + (1.0,) * (SAMPLES - changed),
+        )
+
+    trials.done[candidate.key] = changing(candidate, wrong)
+    others = {Single((step,), OpenVino()).key: n for step, n in (known or {}).items()}
     found = Searched([], job.notes, [])
     job = replace(job, listen=found.told.append)
 
     def run(candidate: Candidate, beat: float = 1.0) -> Trial:
         if candidate.key not in trials.done:
             found.tried.append(candidate)
+        if candidate.key in others:
+            trials.done[candidate.key] = changing(candidate, others[candidate.key])
         return trials.done.setdefault(candidate.key, Trial(candidate, failure="not run here"))
 
     with pytest.MonkeyPatch.context() as patch:
@@ -157,6 +168,30 @@ def test_a_variant_of_the_fastest_is_made_only_where_it_could_be_seen_to_be_safe
         step for one in found.tried for step in one.passes if isinstance(step, NncfQuantization)
     }
     assert bool(others - {first}) == varied
+
+
+@pytest.mark.parametrize(
+    ("wrong", "changed", "strengths"),
+    [
+        (80, {0.65: 60, 0.5: 50}, [0.65, 0.5]),  # each is safer than the one before
+        (80, {0.65: 90, 0.5: 50}, [0.65]),  # the second is no safer
+        (2, {0.65: 1, 0.5: 0}, []),  # the first would surely be certified
+    ],
+)
+def test_transformers_that_lose_answers_are_smoothed_less_as_long_as_that_helps(
+    desk: Desk,
+    spool: Spool,
+    tmp_path: Path,
+    wrong: int,
+    changed: dict[float, int],
+    strengths: list[float],
+) -> None:
+    first = NncfQuantization("mixed", transformer=True, smoothing=0.8)
+    known = {replace(first, smoothing=strength): count for strength, count in changed.items()}
+    found = explored(desk, spool, tmp_path, None, wrong, first=first, known=known)
+    steps = [one.passes[-1] for one in found.tried if one.passes]
+    smoothed = [step.smoothing or 1 for step in steps if isinstance(step, NncfQuantization)]
+    assert [one for one in dict.fromkeys(smoothed) if one < 0.8] == strengths
 
 
 def test_one_counter_goes_through_exact_forms_other_forms_and_variants(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +11,9 @@ import numpy as np
 
 from hasten.core.records import file_digest
 from hasten.core.tensors import Array
-from hasten.core.words import counted
 from hasten.errors import InputError
+from hasten.inputs.data.class_folders import groups_of, listed, named_by, numbering
 from hasten.inputs.data.dataset import Dataset
-from hasten.inputs.data.missing import NO_CLASS
 from hasten.inputs.data.samples import check_counts, check_rank, stack
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.image import check_header
@@ -23,13 +21,6 @@ from hasten.inputs.pipeline.image import check_header
 SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
-GROUPS = "groups.csv"
-UNLABELLED = frozenset(("unlabelled", "unlabeled"))
-"""Names of a folder, beside those of classes, of images whose class isn't known."""
-
-
-_SHOWN = 4
-"""Largest number of classes that the sentence on their numbers shows."""
 
 
 class ImageFolder(Dataset):
@@ -65,10 +56,10 @@ class ImageFolder(Dataset):
             raise InputError(f"no such folder: {folder}")
         self._pipeline = pipeline
         self.names = (name,)
-        self.files, labels, self.classes = _list(folder, _named(pipeline))
-        self.numbering = _numbering(self.classes, _named(pipeline))
+        self.files, labels, self.classes = listed(folder, named_by(pipeline), SUFFIXES, "images")
+        self.numbering = numbering(self.classes, named_by(pipeline))
         self.labels = None if labels is None else np.array(labels, np.int64)
-        self.groups = _groups(folder, self.files)
+        self.groups = groups_of(folder, self.files)
         check_counts({name: len(self.files)}, self.labels, self.groups, str(folder))
         for file in self.files:
             check_header(file)
@@ -134,112 +125,3 @@ class ImageFolder(Dataset):
 
     def former_hash(self, index: int) -> bytes | None:
         return None
-
-
-def _images(folder: Path) -> list[Path]:
-    """Return the images of a folder, by name; hidden files are skipped, as they aren't data."""
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-    )
-
-
-def _named(pipeline: Pipeline) -> tuple[str, ...]:
-    """Return the names that a pipeline gives the model's classes; none where it gives none."""
-    every = (tuple(step.labels) for step in pipeline.after)
-    return next((names for names in every if names), ())
-
-
-def _numbered(folders: Sequence[Path], names: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
-    """Return each class folder's label, and the classes' names.
-
-    Args:
-        folders: Class folders, sorted.
-        names: Names that the pipeline gives the model's classes, in order.
-    """
-    unknown = [folder for folder in folders if folder.name not in names]
-    if len(unknown) == len(folders):
-        if folders and names and len(names) != len(folders):
-            raise InputError(
-                f"no folder in {folders[0].parent} has the name of a class, and nothing else says which "
-                f"class it is: there are {counted(len(folders), 'class folder')}, such as "
-                f"{folders[0].name!r}, and the pipeline's labels are {counted(len(names), 'name')}, such as "
-                f"{names[0]!r}. Name each folder as its class's label, or give one folder for each label, "
-                "whose names sort in the order of the labels"
-            )
-        return list(range(len(folders))), tuple(folder.name for folder in folders)
-    if unknown:
-        raise InputError(
-            f"the folder {unknown[0]} has a name that is none of the {len(names)} classes in the "
-            "pipeline, although other folders are named after classes: rename it, or remove it"
-        )
-    twice = next((folder for folder in folders if names.count(folder.name) > 1), None)
-    if twice is not None:
-        raise InputError(
-            f"the pipeline gives several classes the name of the folder {twice}: "
-            "give each class a name of its own"
-        )
-    return [names.index(folder.name) for folder in folders], tuple(names)
-
-
-def _numbering(classes: Sequence[str] | None, names: Sequence[str]) -> str:
-    """Return the sentence on how classes were numbered; empty where the pipeline's names did it."""
-    if not classes or tuple(classes) == tuple(names):
-        return ""
-    pairs = [f"{number} is {name!r}" for number, name in enumerate(classes)]
-    if names:
-        pairs = [f"{pair} ({label!r})" for pair, label in zip(pairs, names, strict=True)]
-    shown = pairs if len(pairs) <= _SHOWN else [*pairs[: _SHOWN - 1], "...", pairs[-1]]
-    why = "; the pipeline's labels name none of them" if names else ""
-    return f"classes were numbered by the order of the folders' names{why}: {', '.join(shown)}"
-
-
-def _list(
-    folder: Path, names: Sequence[str]
-) -> tuple[list[Path], list[int] | None, tuple[str, ...] | None]:
-    """Return the files, and their labels and class names (both None if there are no class folders)."""
-    loose = _images(folder)
-    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if loose and classes:
-        raise InputError(
-            f"{folder} has images next to the class folder {classes[0].name}: "
-            "put every image into a class folder, or put none into one; images without a class "
-            "go into the folder unlabelled"
-        )
-    if not loose and not classes:
-        raise InputError(f"{folder} has no images ({', '.join(sorted(SUFFIXES))})")
-    if loose:
-        return loose, None, None
-    files: list[Path] = []
-    labels: list[int] = []
-    known = [inner for inner in classes if inner.name.lower() not in UNLABELLED]
-    own, called = _numbered(known, names)
-    numbers = dict(zip(known, own, strict=True))
-    for inner in classes:
-        found = _images(inner)
-        if not found:
-            raise InputError(f"the class folder {inner} has no images; fill it or remove it")
-        files += found
-        labels += [numbers.get(inner, NO_CLASS)] * len(found)
-    return files, labels if known else None, called if known else None
-
-
-def _groups(folder: Path, files: Sequence[Path]) -> Array | None:
-    """Read `groups.csv`, if it exists."""
-    table = folder / GROUPS
-    if not table.exists():
-        return None
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as lines:
-            rows = [row for row in csv.reader(lines) if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{table} must contain lines of `path,group` in UTF-8: {error}") from error
-    wrong = next((row for row in rows if len(row) != 2), None)
-    if wrong is not None:
-        raise InputError(f"{table}: the line {','.join(wrong)!r} isn't `path,group`")
-    groups = dict(rows)
-    for file in files:
-        if str(file.relative_to(folder)) not in groups:
-            raise InputError(f"{table} has no line for {file.relative_to(folder)}")
-    return np.array([groups[str(file.relative_to(folder))] for file in files])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from hasten.inputs.data.function import call_function, called, from_python
 from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.npz import open_npz
 from hasten.inputs.data.table import is_csv, reads_rows, rows_of
+from hasten.inputs.data.text_files import holds_texts, names_texts, reads_texts, texts_of, tokenized
 from hasten.inputs.pipeline.base import Pipeline
 
 
@@ -33,7 +35,8 @@ def open_data(
         source: Path of an .npz archive or of a folder of images, "module:function",
             "file.py:function", or any value that such a function may return: see `from_python`. For a
             model of rows also a table: a CSV file, "rows.csv:label" with the label's column, or
-            any other form that `rows_of` takes.
+            any other form that `rows_of` takes. For a pipeline that tokenizes also texts, in any form
+            that `texts_of` takes.
         model_inputs: Specs of the model's inputs; empty where the model doesn't name them, so that
             the data's own names are used.
         pipeline: Preprocessing from an image file to the model's input; needed for a folder of
@@ -55,6 +58,14 @@ def open_data(
         table = rows_of(source, pipeline, names)
         if table is not None:
             return table
+    elif (tokenize := reads_texts(pipeline)) is not None:
+        assert pipeline is not None
+        source = resolved(source, pipeline)
+        if holds_texts(source):
+            found = texts_of(source, pipeline)
+            return _in_folder(
+                workdir, lambda folder: tokenized(found, tokenize, names, folder, reread=reread)
+            )
     elif isinstance(source, (str, Path)) and is_csv(source):
         raise InputError(
             f"{source} is a table, but nothing states which columns the model takes, and in "
@@ -63,6 +74,11 @@ def open_data(
         )
     if isinstance(source, (str, Path)):
         path = Path(source)
+        if names_texts(source):
+            raise InputError(
+                f"{source} holds texts, but nothing states how they become tokens: give a pipeline with the "
+                "step tokenize, or a model's folder with a tokenizer.json that fits in a bundle"
+            )
         if path.is_dir():
             return _images(path, names, pipeline)
         if path.is_file():
@@ -75,16 +91,49 @@ def open_data(
             )
         if isinstance(source, Path) or ":" not in source:
             raise InputError(f"no such file: {path}")
+
+    def read(folder: Path) -> Dataset:
+        if isinstance(source, str):
+            return call_function(source, names, folder, reread=reread)
+        return from_python(source, names, folder, reread=reread)
+
+    return _in_folder(workdir, read)
+
+
+def resolved(source: Any, pipeline: Pipeline | None) -> Any:
+    """Return what a function returns that a user named as texts; anything else as it is.
+
+    Args:
+        source: Data in any form that `open_data` takes.
+        pipeline: Pipeline around the model; only where it tokenizes a function is called.
+
+    Raises:
+        InputError: there is no such function.
+    """
+    if reads_texts(pipeline) is None or not isinstance(source, str) or ":" not in source:
+        return source
+    if names_texts(source) or Path(source).exists():
+        return source
+    given = called(source)
+    if not isinstance(given, Iterator):
+        return given
+    first = list(itertools.islice(given, 1))
+    return [*first, *given] if holds_texts(first) else itertools.chain(first, given)
+
+
+def _in_folder(workdir: Path | None, read: Callable[[Path], Dataset]) -> Dataset:
+    """Open data that is unpacked to a folder: the caller's, or one of its own that is deleted with the data.
+
+    Raises:
+        InputError: the folder isn't empty, or the data can't be read.
+    """
     owned = Path(tempfile.mkdtemp(prefix="hasten-data-")) if workdir is None else None
     folder = workdir or owned
     assert folder is not None
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} isn't empty: give a new folder to unpack data to")
     try:
-        if isinstance(source, str):
-            dataset = call_function(source, names, folder, reread=reread)
-        else:
-            dataset = from_python(source, names, folder, reread=reread)
+        dataset = read(folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)  # a partly written data set is of no use
         raise

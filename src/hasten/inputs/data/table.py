@@ -84,7 +84,7 @@ def rows_of(source: Any, pipeline: Pipeline, names: Sequence[str]) -> Dataset | 
     else:
         labels = _labels_in(table, label, row, said)
         rows = _prepared(table, row, said)
-    given = None if labels is None else _label_numbers(labels, pipeline, said)
+    given = None if labels is None else label_numbers(labels, pipeline, said)
     return ArrayDataset(
         {names[0]: rows}, given, None if groups is None else np.asarray(groups), missing=True
     )
@@ -265,7 +265,7 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
+def label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
     """Return labels as numbers: those of classes are their places among the classes' names.
 
     Where a label is missing stands -1 for a class, and NaN for another number.

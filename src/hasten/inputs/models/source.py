@@ -19,12 +19,14 @@ from hasten.errors import HastenError, InputError, told
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.ragged import extremes
-from hasten.inputs.data.source import open_data
+from hasten.inputs.data.source import open_data, resolved
+from hasten.inputs.data.text_files import holds_texts, reads_texts
 from hasten.inputs.models import hugging_face, named, onnx, tensorflow
 from hasten.inputs.models.tabular.base import Tabular, described, library_of, read_file
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.config import from_module
 from hasten.inputs.pipeline.stored import stated_in
+from hasten.inputs.pipeline.text import Tokenize
 
 FurtherSampler = Callable[[Sequence[str]], Sequence[Mapping[str, Array]]]
 """Function from the input names that a sample was given by to samples of other shapes."""
@@ -48,6 +50,7 @@ def load_model(
     *,
     keep_program: bool = False,
     further: FurtherSampler = lambda names: (),
+    texts: Tokenize | None = None,
 ) -> Model:
     """Load a model of any kind; facts that the model itself states are never asked for.
 
@@ -63,6 +66,8 @@ def load_model(
         keep_program: Whether to keep torch's exported program too, where there is one.
         further: Function from the same names to samples of other shapes; dimensions in which these
             differ stay open.
+        texts: Step that turns the data's texts into as many inputs as a live model takes; None where
+            the data states its inputs.
 
     Raises:
         InputError: there is no such model, it can't be exported, or an extra is missing.
@@ -75,7 +80,7 @@ def load_model(
             return hugging_face.load_file(source, workdir, custom_ops)
         return hugging_face.load(
             source,
-            partial(_for_folder, source, sample),
+            partial(_for_folder, source, sample, texts),
             workdir,
             keep_program=keep_program,
             further=further,
@@ -90,7 +95,7 @@ def load_model(
                 "them for"
             )
         return source.export(workdir)
-    return _export(source, sample, workdir, custom_ops, keep_program, further)
+    return _export(source, sample, workdir, custom_ops, keep_program, further, texts)
 
 
 def stated_pipeline(found: Any) -> Pipeline | None:
@@ -153,6 +158,8 @@ def load_with_data(
         InputError: the model or the data can't be used.
     """
     opened: list[Dataset] = []
+    data = resolved(data, pipeline)
+    texts = reads_texts(pipeline) if holds_texts(data) else None
     for name in ("source", "unpacked", "unpacked-training"):  # a resumed run reads both again
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / "source").mkdir()
@@ -171,7 +178,13 @@ def load_with_data(
         return [{name: array[0] for name, array in whole.inputs([n]).items()} for n in places]
 
     model = load_model(
-        source, sample, folder / "source", custom_ops, keep_program=keep_program, further=further
+        source,
+        sample,
+        folder / "source",
+        custom_ops,
+        keep_program=keep_program,
+        further=further,
+        texts=texts,
     )
     if not opened:
         try:
@@ -327,6 +340,7 @@ def _export(
     custom_ops: Sequence[Path],
     keep_program: bool,
     further: FurtherSampler,
+    texts: Tokenize | None,
 ) -> Model:
     """Export a live model to ONNX."""
     kind = _kind(source)
@@ -351,6 +365,8 @@ def _export(
         if sample is None and (shape := getattr(source, "hasten_sample", None)) is not None:
             sample = {"x": np.ones(shape, np.float32)}
         names = torch_inputs.input_names(source)
+        if texts is not None:
+            names = torch_inputs.token_names(source, texts.gives_inputs)
         more = torch_inputs.has_optional_inputs(source)
         given = _sampled(sample, names, kind, more=more)
         model = torch.export(source, given, workdir, further=further(tuple(given)))
@@ -371,11 +387,16 @@ def is_script(source: Any) -> bool:
 
 
 def _for_folder(
-    folder: hugging_face.Folder, sample: Mapping[str, Array] | Sampler | None, module: Any
+    folder: hugging_face.Folder,
+    sample: Mapping[str, Array] | Sampler | None,
+    texts: Tokenize | None,
+    module: Any,
 ) -> Mapping[str, Array]:
     """Return a sample for a folder's module: of the data, or made up where there are none."""
     if sample is None:
         return folder.made_up(module)
+    if texts is not None:
+        return _sampled(sample, hugging_face.text_inputs(module), "torch")
     return _sampled(sample, (str(module.main_input_name),), "torch", more=True)
 
 

@@ -1,4 +1,4 @@
-"""Inputs that a model states by itself, as far as they can be told without data."""
+"""Inputs and outputs that a model states by itself, as far as they can be told without data."""
 
 from __future__ import annotations
 
@@ -41,6 +41,19 @@ def stated_inputs(found: Any) -> tuple[TensorSpec, ...]:
     if torch is not None and isinstance(found, torch.nn.Module):
         return _of_module(found)
     return ()
+
+
+def stated_outputs(found: Any) -> tuple[TensorSpec, ...]:
+    """Return the outputs of an ONNX file, also one in a folder; empty for other models.
+
+    Args:
+        found: Model that `find_model` returned.
+
+    Raises:
+        InputError: the model's file can't be read.
+    """
+    path = found.file if isinstance(found, Folder) and found.sentence is None else found
+    return onnx.load(path).outputs if isinstance(path, Path) else ()
 
 
 def _of_folder(folder: Folder) -> tuple[TensorSpec, ...]:

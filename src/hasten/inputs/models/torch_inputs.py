@@ -36,6 +36,20 @@ def input_names(module: Any) -> tuple[str, ...]:
     return required
 
 
+def token_names(module: Any, given: Sequence[str]) -> tuple[str, ...]:
+    """Return the inputs of a module that a text is turned into: the required ones, and optional ones as given.
+
+    Args:
+        module: Module or exported program.
+        given: Names of the inputs that a tokenizer gives.
+    """
+    required = input_names(module)
+    if hasattr(module, "graph_signature"):
+        return required
+    parameters = inspect.signature(module.forward).parameters.values()
+    return tuple(p.name for p in parameters if p.name in required or p.name in given)
+
+
 def has_optional_inputs(module: Any) -> bool:
     """Whether forward may take inputs beyond those of `input_names`."""
     if hasattr(module, "graph_signature"):

@@ -72,7 +72,7 @@ class Tokenize(Step):
             )
         if not 0 <= self.length <= MAX_LENGTH:
             raise InputError(f"tokenize.length={self.length!r}: give 0 to {MAX_LENGTH} tokens")
-        names = (self.ids, self.mask, self.types)
+        names = self.gives_inputs
         if len(set(names)) != len(names):
             raise InputError(f"tokenize gives three inputs; their names are {', '.join(names)}")
 
@@ -112,6 +112,11 @@ class Tokenize(Step):
                 direction=padding.get("direction", "right"),
             )
         return found
+
+    @property
+    def gives_inputs(self) -> tuple[str, ...]:
+        """Names of the three inputs that this step gives."""
+        return (self.ids, self.mask, self.types)
 
     @property
     def vocabulary(self) -> int:

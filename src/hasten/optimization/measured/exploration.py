@@ -91,6 +91,8 @@ class Exploration:
         if not self._over() and self._fastest_could_be_safer():
             ranked = [t.candidate for t in self._worth_varying()]
             self._try(variations(ranked, model, target, self._order.keep_float, self._order.passes))
+        while not self._over() and self._fastest_could_be_safer() and (along := self._further()):
+            self._try(along)
         common = (self.trials, self._try, self._likely_passes, self._surely_passes)
         if bucketing is not None and not self._over():
             bucketing.propose_inexact(self._ranked())
@@ -116,6 +118,20 @@ class Exploration:
         if not self.trials.samples.ragged or self._order.effort.depth == "engines":
             return None
         return Bucketing(self.trials, self._try, self._likely_passes, self._notes, self._order.pad)
+
+    def _further(self) -> list[Single]:
+        """Return what follows the safest form of each pass on a scale of its settings, if that may fail the test."""
+        safest: dict[type[Pass], Trial] = {}
+        for trial in sorted(self._ranked(), key=self.trials.risk):
+            if isinstance(trial.candidate, Single) and trial.candidate.passes and trial.scores:
+                safest.setdefault(type(trial.candidate.passes[-1]), trial)
+        found = []
+        for trial in safest.values():
+            *before, last = trial.candidate.passes
+            step = None if self._surely_passes(trial) else last.further()
+            if step is not None:
+                found.append(Single((*before, step), trial.candidate.engine))
+        return [one for one in found if one.key not in self._met]
 
     def _worth_varying(self) -> list[Trial]:
         """Return measured trials, fastest first, without small models that fail in every form."""

@@ -1,0 +1,142 @@
+"""Folders that hold one folder of files for each class, or files without a class, and their `groups.csv`."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.core.words import counted
+from hasten.errors import InputError
+from hasten.inputs.data.missing import NO_CLASS
+from hasten.inputs.pipeline.base import Pipeline
+
+GROUPS = "groups.csv"
+UNLABELLED = frozenset(("unlabelled", "unlabeled"))
+"""Names of a folder, beside those of classes, of files whose class isn't known."""
+
+_SHOWN = 4
+"""Largest number of classes that the sentence on their numbers shows."""
+
+
+def files_in(folder: Path, suffixes: frozenset[str]) -> list[Path]:
+    """Return the files of a folder with some suffixes, by name; hidden ones are skipped, as they aren't data."""
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
+    )
+
+
+def named_by(pipeline: Pipeline) -> tuple[str, ...]:
+    """Return the names that a pipeline gives the model's classes; none where it gives none."""
+    every = (tuple(step.labels) for step in pipeline.after)
+    return next((names for names in every if names), ())
+
+
+def _numbered(folders: Sequence[Path], names: Sequence[str]) -> tuple[list[int], tuple[str, ...]]:
+    """Return each class folder's label, and the classes' names.
+
+    Args:
+        folders: Class folders, sorted.
+        names: Names that the pipeline gives the model's classes, in order.
+    """
+    unknown = [folder for folder in folders if folder.name not in names]
+    if len(unknown) == len(folders):
+        if folders and names and len(names) != len(folders):
+            raise InputError(
+                f"no folder in {folders[0].parent} has the name of a class, and nothing else says which "
+                f"class it is: there are {counted(len(folders), 'class folder')}, such as "
+                f"{folders[0].name!r}, and the pipeline's labels are {counted(len(names), 'name')}, such as "
+                f"{names[0]!r}. Name each folder as its class's label, or give one folder for each label, "
+                "whose names sort in the order of the labels"
+            )
+        return list(range(len(folders))), tuple(folder.name for folder in folders)
+    if unknown:
+        raise InputError(
+            f"the folder {unknown[0]} has a name that is none of the {len(names)} classes in the "
+            "pipeline, although other folders are named after classes: rename it, or remove it"
+        )
+    twice = next((folder for folder in folders if names.count(folder.name) > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"the pipeline gives several classes the name of the folder {twice}: "
+            "give each class a name of its own"
+        )
+    return [names.index(folder.name) for folder in folders], tuple(names)
+
+
+def numbering(classes: Sequence[str] | None, names: Sequence[str]) -> str:
+    """Return the sentence on how classes were numbered; empty where the pipeline's names did it."""
+    if not classes or tuple(classes) == tuple(names):
+        return ""
+    pairs = [f"{number} is {name!r}" for number, name in enumerate(classes)]
+    if names:
+        pairs = [f"{pair} ({label!r})" for pair, label in zip(pairs, names, strict=True)]
+    shown = pairs if len(pairs) <= _SHOWN else [*pairs[: _SHOWN - 1], "...", pairs[-1]]
+    why = "; the pipeline's labels name none of them" if names else ""
+    return f"classes were numbered by the order of the folders' names{why}: {', '.join(shown)}"
+
+
+def listed(
+    folder: Path, names: Sequence[str], suffixes: frozenset[str], noun: str
+) -> tuple[list[Path], list[int] | None, tuple[str, ...] | None]:
+    """Return the files, and their labels and class names (both None if there are no class folders).
+
+    Args:
+        folder: Folder that holds one folder per class, or files.
+        names: Names that the pipeline gives the model's classes, in order.
+        suffixes: Suffixes of the files that are samples, in lower case.
+        noun: Name of the samples for people, in the plural: "images".
+
+    Raises:
+        InputError: there are no files, files both beside and in class folders, an empty class folder, or
+            the classes aren't those that the pipeline names.
+    """
+    loose = files_in(folder, suffixes)
+    classes = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if loose and classes:
+        raise InputError(
+            f"{folder} has {noun} next to the class folder {classes[0].name}: "
+            f"put every {noun.removesuffix('s')} into a class folder, or put none into one; {noun} without a class "
+            "go into the folder unlabelled"
+        )
+    if not loose and not classes:
+        raise InputError(f"{folder} has no {noun} ({', '.join(sorted(suffixes))})")
+    if loose:
+        return loose, None, None
+    files: list[Path] = []
+    labels: list[int] = []
+    known = [inner for inner in classes if inner.name.lower() not in UNLABELLED]
+    own, called = _numbered(known, names)
+    numbers = dict(zip(known, own, strict=True))
+    for inner in classes:
+        found = files_in(inner, suffixes)
+        if not found:
+            raise InputError(f"the class folder {inner} has no {noun}; fill it or remove it")
+        files += found
+        labels += [numbers.get(inner, NO_CLASS)] * len(found)
+    return files, labels if known else None, called if known else None
+
+
+def groups_of(folder: Path, files: Sequence[Path]) -> Array | None:
+    """Read `groups.csv`, if it exists."""
+    table = folder / GROUPS
+    if not table.exists():
+        return None
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as lines:
+            rows = [row for row in csv.reader(lines) if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{table} must contain lines of `path,group` in UTF-8: {error}") from error
+    wrong = next((row for row in rows if len(row) != 2), None)
+    if wrong is not None:
+        raise InputError(f"{table}: the line {','.join(wrong)!r} isn't `path,group`")
+    groups = dict(rows)
+    for file in files:
+        if str(file.relative_to(folder)) not in groups:
+            raise InputError(f"{table} has no line for {file.relative_to(folder)}")
+    return np.array([groups[str(file.relative_to(folder))] for file in files])

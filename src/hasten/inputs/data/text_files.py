@@ -1,0 +1,384 @@
+"""Data set of texts: a folder of text files, a file with a text in each line, a table, or Python's own texts."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.errors import InputError
+from hasten.inputs.data.class_folders import files_in, groups_of, listed, named_by, numbering
+from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.function import from_python
+from hasten.inputs.data.missing import filled
+from hasten.inputs.data.table import label_numbers
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.tables import columns_of, is_absent, is_table, records
+from hasten.inputs.pipeline.text import Tokenize
+
+TEXT, PAIR = "text", "text_pair"
+"""Columns of a file that hold a text, and the second text of a pair."""
+_LABEL, _GROUP = ("label", "labels"), ("group", "groups")
+_FOLDER = frozenset((".txt",))
+_TABLES = (".csv", ".jsonl")
+_FILES = (".txt", *_TABLES)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts with their labels and groups, as they were read.
+
+    Attributes:
+        said: Name of the data in messages.
+        texts: Each sample: a text, a file of text, or two texts.
+        labels: Label of each sample; None if there are none.
+        groups: Group of each sample; None if there are none.
+        numbering: Sentence on how the folders' order numbers the classes; empty elsewhere.
+    """
+
+    said: str
+    texts: Sequence[Any]
+    labels: Sequence[Any] | None = None
+    groups: Sequence[Any] | None = None
+    numbering: str = ""
+
+
+class TextData(Dataset):
+    """Texts as samples, which are tokens by the names of the model's inputs.
+
+    Attributes:
+        numbering: Sentence on how the folders' order numbers the classes; empty elsewhere.
+    """
+
+    def __init__(self, tokens: Dataset, numbering: str = "") -> None:
+        self.tokens, self.numbering = tokens, numbering
+        self.names, self.labels, self.groups = tokens.names, tokens.labels, tokens.groups
+        self.ragged = tokens.ragged
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def inputs(self, indices: Sequence[int]) -> dict[str, Array]:
+        return self.tokens.inputs(indices)
+
+    def shapes(self, index: int) -> dict[str, tuple[int, ...]]:
+        return self.tokens.shapes(index)
+
+    def content_hash(self, index: int) -> bytes:
+        """Return the hash of the tokens, so that texts and their tokens are the same samples."""
+        return self.tokens.content_hash(index)
+
+    def has_former_hashes(self) -> bool:
+        return self.tokens.has_former_hashes()
+
+    def former_hash(self, index: int) -> bytes | None:
+        return self.tokens.former_hash(index)
+
+
+def reads_texts(pipeline: Pipeline | None) -> Tokenize | None:
+    """Return the step that tokenizes, where a pipeline's steps before the model are that one; else None."""
+    steps = () if pipeline is None else pipeline.steps
+    return steps[0] if len(steps) == 1 and isinstance(steps[0], Tokenize) else None
+
+
+def names_texts(source: Any) -> bool:
+    """Whether a path is that of texts: a folder of text files, .txt, .jsonl or .csv, maybe with a label's column."""
+    if not isinstance(source, (str, Path)):
+        return False
+    path = Path(source)
+    if path.is_dir():
+        inner = [path, *(each for each in path.iterdir() if each.is_dir())]
+        return any(files_in(each, _FOLDER) for each in inner)
+    return (path.suffix in _FILES and path.is_file()) or _file_and_label(source)[1] is not None
+
+
+def holds_texts(source: Any) -> bool:
+    """Whether data is texts: `names_texts`, or Python's own texts in a form that `texts_of` takes."""
+    if isinstance(source, (str, Path)):
+        return names_texts(source)
+    if is_table(source):
+        return TEXT in columns_of(source)
+    if isinstance(source, tuple):
+        return len(source) in (2, 3) and _listed(source[0]) and _is_text(source[0][0])
+    if not _listed(source):
+        return False
+    first = source[0]
+    return _is_text(first[0] if isinstance(first, tuple) and first else first)
+
+
+def texts_of(source: Any, pipeline: Pipeline) -> Texts:
+    """Read texts.
+
+    Args:
+        source: One of these:
+            - a folder with one folder of .txt files per class, or .txt files without a class; a file is
+              one text;
+            - the path of a .txt file with a text in each line;
+            - the path of a .csv file with the column "text", or of a .jsonl file with an object that has
+              this key in each line. There may be a second text of each ("text_pair"), "label" and
+              "group"; "texts.csv:stars" names the column of labels;
+            - a list of texts, of `(text, label)`, of `(text, label, group)`, or of mappings with such keys;
+              also a data frame of pandas or a table of Arrow with such columns;
+            - `(texts, labels)` or `(texts, labels, groups)`, where the first is a list of texts.
+        pipeline: Pipeline that begins with the step `tokenize`; its steps after the model may name
+            classes.
+
+    Raises:
+        InputError: a file can't be read, or a text or a label is missing or of another kind.
+    """
+    if isinstance(source, (str, Path)):
+        if Path(source).is_dir():
+            return _folder(Path(source), pipeline)
+        path, label = _file_and_label(source)
+        if path.suffix == ".txt":
+            lines = [line for line in _lines(path) if line.strip()]
+            return Texts(str(path), lines)
+        rows = _csv(path) if path.suffix == ".csv" else _json_lines(path)
+        return _columns(str(path), rows, label, pipeline)
+    said = "the data"
+    if is_table(source):
+        return _columns(said, records(source), None, pipeline)
+    if isinstance(source, tuple):
+        texts, labels, groups = (*source, None)[:3]
+        named = _numbers(labels, pipeline, said) if labels is not None else None
+        return Texts(said, texts, named, groups)
+    samples = [source[i] for i in range(len(source))]
+    if isinstance(samples[0], Mapping):
+        return _columns(said, samples, None, pipeline)
+    parts = [one if isinstance(one, tuple) else (one,) for one in samples]
+    width = len(parts[0])
+    odd = next((i for i, one in enumerate(parts) if len(one) != width), None)
+    if odd is not None or width > 3:
+        raise InputError(
+            f"{said}: sample {odd or 0} has {len(parts[odd or 0])} parts; give a text, (text, label) or "
+            "(text, label, group), and the same for each sample"
+        )
+    labels = [one[1] for one in parts] if width > 1 else None
+    return Texts(
+        said,
+        [one[0] for one in parts],
+        _numbers(labels, pipeline, said) if labels is not None else None,
+        [one[2] for one in parts] if width > 2 else None,
+    )
+
+
+def tokenized(
+    found: Texts, step: Tokenize, names: Sequence[str], folder: Path, *, reread: bool = False
+) -> TextData:
+    """Turn texts into samples.
+
+    Args:
+        found: The texts.
+        step: Step that tokenizes.
+        names: Names of the model's inputs; empty to keep everything that the step gives.
+        folder: Folder to write samples to; empty or not yet there.
+        reread: Whether to tokenize a text each time that it is read.
+
+    Raises:
+        InputError: a text can't be tokenized, or the model takes an input that the step doesn't give.
+    """
+    unknown = [name for name in names if name not in step.gives_inputs]
+    if unknown:
+        raise InputError(
+            f"the model takes the inputs {', '.join(names)}, but the step tokenize gives "
+            f"{', '.join(step.gives_inputs)}: give their names as its settings ids, mask and "
+            "types, or tokenize in your own code and give arrays"
+        )
+    if not len(found.texts):
+        raise InputError(f"{found.said} has no texts")
+    samples = _Samples(found, step, names)
+    given = samples if reread else iter(samples)
+    return TextData(
+        from_python(given, list(names), folder, found.said, reread=reread), found.numbering
+    )
+
+
+class _Samples(Sequence[Any]):
+    """Samples of texts, each tokenized when it is asked for."""
+
+    def __init__(self, found: Texts, step: Tokenize, names: Sequence[str]) -> None:
+        self._found, self._step, self._names = found, step, names
+
+    def __len__(self) -> int:
+        return len(self._found.texts)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[place] for place in range(len(self)))
+
+    def __getitem__(self, place: Any) -> Any:
+        found, text = self._found, self._found.texts[place]
+        where = str(text) if isinstance(text, Path) else f"{found.said}: text {place + 1}"
+        try:
+            tokens = self._step(text)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+        if not len(tokens[self._step.ids]):
+            raise InputError(f"{where} has no tokens: leave it out")
+        inputs = {name: tokens[name] for name in self._names or tokens}
+        if found.groups is not None:
+            label = None if found.labels is None else found.labels[place]
+            return inputs, label, found.groups[place]
+        return inputs if found.labels is None else (inputs, found.labels[place])
+
+
+def _listed(value: Any) -> bool:
+    """Whether a value is a list, or anything else with samples by position, that isn't empty."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "OU" and value.ndim == 1 and len(value) > 0
+    known = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    return known and not isinstance(value, (str, bytes, Mapping)) and len(value) > 0
+
+
+def _is_text(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return isinstance(value.get(TEXT), str)
+    if isinstance(value, list) and len(value) == 2:
+        return all(isinstance(one, str) for one in value)
+    return isinstance(value, str)
+
+
+def _file_and_label(source: str | Path) -> tuple[Path, str | None]:
+    """Return a file, and the column of labels that a user named after it; None where there is none."""
+    head, _, label = str(source).rpartition(":")
+    if not Path(source).is_file() and head.endswith(_TABLES) and label and Path(head).is_file():
+        return Path(head), label
+    return Path(source), None
+
+
+def _folder(folder: Path, pipeline: Pipeline) -> Texts:
+    names = named_by(pipeline)
+    files, labels, classes = listed(folder, names, _FOLDER, "texts")
+    own = None if labels is None else [np.int64(label) for label in labels]
+    groups = groups_of(folder, files)
+    return Texts(
+        str(folder), files, own, None if groups is None else list(groups), numbering(classes, names)
+    )
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a file; only line feeds end one, since a text may have other separators."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="\n") as file:
+            return [line.rstrip("\r\n") for line in file]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} can't be read as text in UTF-8: {error}") from error
+
+
+def _csv(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a CSV file whose first line names the columns; an empty cell is None."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            names = next(reader, [])
+            rows = []
+            for line in filter(None, reader):
+                if len(line) != len(names):
+                    raise InputError(
+                        f"{path}: line {reader.line_num} has {len(line)} values, but the first line names "
+                        f"{len(names)} columns"
+                    )
+                rows.append({name: cell or None for name, cell in zip(names, line, strict=True)})
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} can't be read as CSV in UTF-8: {error}") from error
+    return rows
+
+
+def _json_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a file of JSON lines; a line that is only a text is one with the key "text"."""
+    rows = []
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: line {number} can't be read as JSON: {error}") from error
+        if isinstance(found, str):
+            found = {TEXT: found}
+        if not isinstance(found, dict):
+            raise InputError(
+                f'{path}: line {number} must be an object with the key "{TEXT}": got {line:.80}'
+            )
+        rows.append(found)
+    return rows
+
+
+def _columns(
+    said: str, rows: Sequence[Mapping[str, Any]], label: str | None, pipeline: Pipeline
+) -> Texts:
+    """Return the texts, labels and groups of rows, by the names of their columns."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    shown = ", ".join(map(repr, names[:12]))
+    if rows and TEXT not in names:
+        raise InputError(
+            f"{said} has no column {TEXT!r} with the texts: it has {shown}; rename the one that holds them"
+        )
+    texts: list[Any] = []
+    for number, row in enumerate(rows, 1):
+        pair = [row.get(TEXT), *([] if row.get(PAIR) is None else [row[PAIR]])]
+        if not all(isinstance(one, str) for one in pair):
+            raise InputError(f"{said}: row {number} has no text: leave it out")
+        texts.append(pair if len(pair) > 1 else pair[0])
+    group = next((name for name in _GROUP if name in names), None)
+    chosen = label or _label_among(said, names, group)
+    if chosen is not None and chosen not in names:
+        raise InputError(f"{said} has no column {chosen!r} for the labels: it has {shown}")
+    labels = None
+    if chosen is not None:
+        labels = _numbers([row.get(chosen) for row in rows], pipeline, said)
+    return Texts(said, texts, labels, None if group is None else [row.get(group) for row in rows])
+
+
+def _label_among(said: str, names: Sequence[str], group: str | None) -> str | None:
+    """Return the column of labels: "label" or "labels", or the only one with no other meaning."""
+    for name in _LABEL:
+        if name in names:
+            return name
+    others = [name for name in names if name not in (TEXT, PAIR, group)]
+    if len(others) > 1:
+        raise InputError(
+            f"{said} has the columns {', '.join(map(repr, others[:12]))} in addition to the text: name the "
+            f'label, as in texts.csv:{others[0]}, or call its column "label"'
+        )
+    return others[0] if others else None
+
+
+def _numbers(labels: Any, pipeline: Pipeline, said: str) -> Sequence[Any] | None:
+    """Return labels as numbers: those of classes by the names that the pipeline gives them.
+
+    Where a label is missing stands -1 for a class, and NaN for another number. None where all are.
+    """
+    values = [None if is_absent(one) else one for one in labels]
+    if all(one is None for one in values):
+        return None
+    if named_by(pipeline):
+        return list(label_numbers(values, pipeline, said))
+    if any(isinstance(one, (list, np.ndarray)) for one in values):
+        return [None if one is None else np.asarray(one) for one in values]
+    try:
+        read = [_number(one) if isinstance(one, str) else one for one in values]
+    except ValueError:
+        wrong = next(one for one in values if isinstance(one, str))
+        raise InputError(
+            f"{said}: the labels are words, such as {wrong!r:.60}, and nothing says which class each is: "
+            "give the classes' numbers, or a pipeline whose step after the model has labels"
+        ) from None
+    return list(filled(np.array(read, object)))
+
+
+def _number(text: str) -> int | float:
+    """Return a number that stands in a table.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)

@@ -1,0 +1,219 @@
+"""Texts as data: folders, files and Python's own, as tokens by the names of a model's inputs."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.inputs.models.test_hugging_face_folders import TOKENIZER
+
+from hasten.core.tensors import TensorSpec
+from hasten.errors import InputError
+from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.source import open_data
+from hasten.inputs.data.text_files import TextData
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.classes import TopK
+from hasten.inputs.pipeline.text import Tokenize
+
+pytest.importorskip("tokenizers", reason="needs the extra text")
+IDS = (TensorSpec("input_ids", "int64", ("batch", "length")),)
+BOTH = (*IDS, TensorSpec("attention_mask", "int64", ("batch", "length")))
+PLAIN = Pipeline((Tokenize(json.dumps(TOKENIZER)),))
+NAMED = Pipeline(PLAIN.steps, (TopK(1, ("poor", "fine")),))
+NUMBERS = [[2], [3, 3], [2, 3, 1]]
+TEXTS = ["good", "bad bad", "good bad film"]
+
+
+def opened(source: Any, pipeline: Pipeline = PLAIN, specs: tuple[TensorSpec, ...] = IDS) -> Dataset:
+    return open_data(source, specs, pipeline)
+
+
+def tokens(data: Dataset) -> list[list[int]]:
+    return [data.inputs([place])["input_ids"][0].tolist() for place in range(len(data))]
+
+
+def labels(data: Dataset) -> list[Any]:
+    assert data.labels is not None
+    found: list[Any] = data.labels.tolist()
+    return found
+
+
+def refused(source: Any, pipeline: Pipeline | None = PLAIN) -> str:
+    with pytest.raises(InputError) as error:
+        open_data(source, IDS, pipeline)
+    return str(error.value)
+
+
+def lines(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def folders(place: Path, *names: str) -> Path:
+    for number, name in enumerate(names):
+        (place / name).mkdir(parents=True)
+        (place / name / "a.txt").write_text(TEXTS[number])
+    return place
+
+
+def test_a_folder_for_each_class_is_numbered_as_the_pipeline_names_the_classes(
+    tmp_path: Path,
+) -> None:
+    data = opened(folders(tmp_path / "t", "fine", "poor", "unlabelled"), NAMED)
+    assert isinstance(data, TextData)
+    assert (tokens(data), labels(data), data.numbering) == (NUMBERS, [1, 0, -1], "")
+    assert data.ragged
+    assert data.shapes(2) == {"input_ids": (3,)}
+    other = opened(str(tmp_path / "t"))
+    assert isinstance(other, TextData)
+    assert labels(other) == [0, 1, -1]
+    assert other.numbering == (
+        "classes were numbered by the order of the folders' names: 0 is 'fine', 1 is 'poor'"
+    )
+
+
+def test_files_of_text_without_a_class_keep_their_groups(tmp_path: Path) -> None:
+    for name, text in zip("ab", TEXTS, strict=False):
+        (tmp_path / f"{name}.txt").write_text(text)
+    (tmp_path / "groups.csv").write_text("a.txt,one\nb.txt,two\n")
+    data = opened(tmp_path)
+    assert (tokens(data), data.labels) == (NUMBERS[:2], None)
+    assert data.groups is not None
+    assert data.groups.tolist() == ["one", "two"]
+
+
+def test_each_line_of_a_file_is_a_text(tmp_path: Path) -> None:
+    path = tmp_path / "t.txt"
+    path.write_bytes(b"\xef\xbb\xbfgood\r\n\n  \nbad\xe2\x80\xa8bad\ngood bad film")
+    data = opened(path)
+    assert (tokens(data), data.labels) == (NUMBERS, None)
+
+
+def test_the_columns_of_a_table_are_texts_labels_and_groups(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('label,group,text\n1,x,good\n,x,"bad\nbad"\n0,y,good bad film\n')
+    data = opened(path)
+    assert (tokens(data), labels(data)) == (NUMBERS, [1, -1, 0])
+    assert data.groups is not None
+    assert data.groups.tolist() == ["x", "x", "y"]
+
+    path.write_text("text,stars,id\ngood,4.5,7\nbad bad,,8\n")
+    assert labels(opened(f"{path}:stars"))[0] == 4.5
+    assert np.isnan(labels(opened(f"{path}:stars"))[1])
+    path.write_text("text,stars\ngood,poor\nbad bad,fine\n")
+    assert labels(opened(path, NAMED)) == [0, 1]
+
+
+def test_lines_of_json_hold_texts_or_pairs_of_them(tmp_path: Path) -> None:
+    rows = [{"text": "good", "label": "fine"}, {"text": "bad", "text_pair": "bad", "label": None}]
+    data = opened(lines(tmp_path / "t.jsonl", rows), NAMED)
+    assert (tokens(data), labels(data)) == (NUMBERS[:2], [1, -1])
+    data = opened(lines(tmp_path / "t.jsonl", ["good", "bad bad"]))
+    assert (tokens(data), data.labels) == (NUMBERS[:2], None)
+
+
+def test_texts_of_python_are_taken_in_each_form_that_arrays_are(tmp_path: Path) -> None:
+    written = tmp_path / "mine.py"
+    written.write_text(
+        "import numpy as np\n"
+        f"def texts(): return {TEXTS!r}, [1, 0, 1]\n"
+        f"def yielded(): yield from zip({TEXTS!r}, [1, 0, 1])\n"
+        "def arrays(): yield from (np.array([2, 3]), np.array([3]))\n"
+    )
+    forms = [
+        list(zip(TEXTS, (1, 0, 1), strict=True)),
+        (TEXTS, np.array([1, 0, 1])),
+        (np.array(TEXTS), [1, 0, 1]),
+        f"{written}:texts",
+        f"{written}:yielded",
+        [{"text": text, "label": label} for text, label in zip(TEXTS, (1, 0, 1), strict=True)],
+    ]
+    for form in forms:
+        data = opened(form)
+        assert (tokens(data), labels(data)) == (NUMBERS, [1, 0, 1])
+    assert tokens(opened(f"{written}:arrays")) == [[2, 3], [3]]
+    grouped = opened([("good", 1, "x"), ("bad bad", 0, "y")])
+    assert grouped.groups is not None
+    assert grouped.groups.tolist() == ["x", "y"]
+    assert tokens(opened([["good", "bad"]])) == [[2, 3]]
+
+
+def test_a_frame_with_a_column_of_texts_is_taken() -> None:
+    pandas = pytest.importorskip("pandas")
+    data = opened(pandas.DataFrame({"text": TEXTS, "label": [1, 0, 1]}))
+    assert (tokens(data), labels(data)) == (NUMBERS, [1, 0, 1])
+
+
+def test_a_model_gets_the_inputs_that_it_takes_and_arrays_stay_data() -> None:
+    data = opened(TEXTS, specs=BOTH)
+    assert data.inputs([1])["attention_mask"].tolist() == [[1, 1]]
+    assert opened(TEXTS, specs=()).names == ("input_ids", "attention_mask", "token_type_ids")
+    padded = Pipeline((Tokenize(json.dumps(TOKENIZER), 4),))
+    assert not opened(TEXTS, padded).ragged
+    arrays = opened({"input_ids": np.array([[2, 3]])})
+    assert not isinstance(arrays, TextData)
+    assert tokens(arrays) == [[2, 3]]
+
+
+def test_texts_and_their_tokens_are_the_same_samples() -> None:
+    given = {"input_ids": [np.array(row) for row in NUMBERS]}
+    text, array = opened(TEXTS), opened(given)
+    assert [text.content_hash(i) for i in range(3)] == [array.content_hash(i) for i in range(3)]
+
+
+def test_texts_that_are_read_again_are_the_same() -> None:
+    data = open_data(TEXTS, IDS, PLAIN, reread=True)
+    assert tokens(data) == tokens(data) == NUMBERS
+
+
+def test_texts_need_a_tokenizer(tmp_path: Path) -> None:
+    places = [folders(tmp_path / "t", "fine"), lines(tmp_path / "t.jsonl", TEXTS)]
+    for place in places:
+        assert refused(place, None) == (
+            f"{place} holds texts, but nothing states how they become tokens: give a pipeline with the step "
+            "tokenize, or a model's folder with a tokenizer.json that fits in a bundle"
+        )
+
+
+def test_what_cant_be_read_as_texts_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    assert refused(lines(path, [{"review": "good", "stars": 4}])) == (
+        f"{path} has no column 'text' with the texts: it has 'review', 'stars'; rename the one that holds them"
+    )
+    assert refused(lines(path, [{"text": "good", "stars": 4, "id": 7}])) == (
+        f"{path} has the columns 'stars', 'id' in addition to the text: name the label, as in "
+        'texts.csv:stars, or call its column "label"'
+    )
+    assert refused(lines(path, [{"text": "good", "label": "fine"}])) == (
+        f"{path}: the labels are words, such as 'fine', and nothing says which class each is: give the "
+        "classes' numbers, or a pipeline whose step after the model has labels"
+    )
+    assert refused(lines(path, [{"text": "good", "label": "odd"}]), NAMED) == (
+        f"{path}: row 1: the label must be one of 'poor', 'fine': got 'odd'"
+    )
+    assert refused(lines(path, [{"text": "good"}, {"text": None}])) == (
+        f"{path}: row 2 has no text: leave it out"
+    )
+    assert refused(lines(path, [["good", 1]])) == (
+        f'{path}: line 1 must be an object with the key "text": got ["good", 1]'
+    )
+    assert refused(lines(path, ["good", " "])) == f"{path}: text 2 has no tokens: leave it out"
+    assert refused(lines(path, [])) == f"{path} has no texts"
+    assert refused([("good", 1), ("bad", 0, "x")]) == (
+        "the data: sample 1 has 3 parts; give a text, (text, label) or (text, label, group), and the "
+        "same for each sample"
+    )
+    path.write_text('{"text": \n')
+    assert refused(path).startswith(f"{path}: line 1 can't be read as JSON: ")
+
+
+def test_a_model_with_another_input_says_what_the_tokenizer_gives() -> None:
+    with pytest.raises(InputError) as error:
+        open_data(TEXTS, (*IDS, TensorSpec("position_ids", "int64", ("n", 3))), PLAIN)
+    assert str(error.value) == (
+        "the model takes the inputs input_ids, position_ids, but the step tokenize gives input_ids, "
+        "attention_mask, token_type_ids: give their names as its settings ids, mask and types, or "
+        "tokenize in your own code and give arrays"
+    )

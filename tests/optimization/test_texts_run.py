@@ -1,0 +1,123 @@
+"""A whole run on texts, from a folder with a tokenizer to a bundle that takes texts."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from tests.inputs.models.test_hugging_face_folders import TOKENIZER, config
+from tests.support import ragged
+from tests.support.quick import quick_runs
+
+import hasten
+from hasten.bundle import read
+from hasten.errors import InputError
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.text import Tokenize
+
+pytest.importorskip("tokenizers", reason="needs the extra text")
+CLASSES = ("calm", "glad", "odd", "sad")
+
+
+@pytest.fixture(autouse=True)
+def quick() -> Iterator[None]:
+    with quick_runs():
+        yield
+
+
+def folder_of_a_classifier(place: Path) -> Path:
+    """Write a classifier of texts as the Hub has it: an ONNX file, a tokenizer, and the classes' names."""
+    folder = config(
+        place,
+        architectures=["BertForSequenceClassification"],
+        id2label={str(number): name for number, name in enumerate(CLASSES)},
+    )
+    names = {"ids": "input_ids", "mask": "attention_mask"}
+    path = ragged.encoder(folder)
+    proto = onnx.load(path)
+    del proto.graph.output[1]
+    for value in proto.graph.input:
+        value.name = names[value.name]
+    for node in proto.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+    onnx.save(proto, path)
+    words = {"[PAD]": 0, "[UNK]": 1} | {f"w{n}": n for n in range(2, ragged.WORDS)}
+    tokenizer = TOKENIZER | {
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "[UNK]"},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+def texts(count: int, seed: int = 0) -> list[str]:
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(3, 20, count)
+    return [" ".join(f"w{n}" for n in rng.integers(2, ragged.WORDS, size)) for size in sizes]
+
+
+def test_texts_with_labels_by_name_are_data_and_the_bundle_takes_texts(tmp_path: Path) -> None:
+    folder, data, out = folder_of_a_classifier(tmp_path / "m"), tmp_path / "t.jsonl", tmp_path / "b"
+    rows = [{"text": text, "label": CLASSES[n % 4], "id": n} for n, text in enumerate(texts(300))]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = hasten.optimize(folder, data, out=out, passes=(), engines=["onnxruntime"])
+    assert result.status == "exact"
+    manifest = read(out)
+    assert manifest.pipeline is not None
+    assert isinstance(manifest.pipeline.steps[0], Tokenize)
+    with hasten.load(out) as loaded:
+        decided = loaded.decide(rows[0]["text"])
+        ids = [int(word[1:]) for word in str(rows[0]["text"]).split()]
+        (logits,) = loaded(
+            input_ids=np.array([ids]), attention_mask=np.ones((1, len(ids)), int)
+        ).values()
+    assert decided[0]["label"] == CLASSES[int(logits.argmax())]
+
+    fresh = tmp_path / "fresh.txt"
+    fresh.write_text("\n".join(texts(120, seed=1)))
+    assert hasten.certify(out, str(fresh)).passed
+
+
+def test_a_module_that_states_its_tokenizer_gets_its_optional_mask_and_keeps_the_tokenizer(
+    tmp_path: Path,
+) -> None:
+    torch = pytest.importorskip("torch")
+
+    class Scores(torch.nn.Module):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(20, 4)
+            self.hasten_pipeline = Pipeline((Tokenize(json.dumps(TOKENIZER), 8),))
+
+        def forward(self, input_ids: Any, attention_mask: Any = None) -> Any:
+            found = self.table(input_ids)
+            if attention_mask is not None:
+                found = found * attention_mask[:, :, None]
+            return found.sum(1)
+
+    words = ("good", "bad", "film")
+    data = [
+        f"{one} {two} {three} {n}"
+        for n in range(12)
+        for one in words
+        for two in words
+        for three in words
+    ]
+    out = tmp_path / "b"
+    hasten.optimize(Scores().eval(), data, out=out, passes=(), engines=["onnxruntime"])
+    manifest = read(out)
+    assert manifest.pipeline is not None
+    assert [one.name for one in manifest.winner.artifact.inputs] == ["input_ids", "attention_mask"]
+    with hasten.load(out) as loaded:
+        assert loaded.decide("good bad")
+
+
+def test_tokens_of_another_vocabulary_are_refused_with_texts_too(tmp_path: Path) -> None:
+    folder = folder_of_a_classifier(tmp_path / "m")
+    words = {f"w{n}": n for n in range(ragged.WORDS + 1)}
+    tokenizer = TOKENIZER | {"model": {"type": "WordLevel", "vocab": words, "unk_token": "w1"}}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(InputError, match=r"^the tokenizer's numbers go up to 50, but the model's"):
+        hasten.optimize(folder, texts(300), out=tmp_path / "b", engines=["onnxruntime"])
