@@ -416,7 +416,7 @@ def test_nothing_is_asked_while_nobody_looks(browser: Browser, server: ServerThr
     )
     browser.ask(f"(void poll(), {see.format('hidden')}, {turned})")
     before = browser.ask(count)
-    time.sleep(2.2)
+    time.sleep(1.2)  # for longer than the page waits before it asks again
     assert browser.ask(count) == before
     browser.ask(f"({see.format('visible')}, {turned})")
     browser.wait_for(lambda: browser.ask(count) > before)
