@@ -103,7 +103,10 @@ class Browser:
         shot = self.tell("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
         whole = Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
         scale = whole.width / width
-        return [whole.crop([round(scale * edge) for edge in box]) for box in boxes]
+        return [
+            whole.crop((scale * left, scale * top, scale * right, scale * bottom))
+            for left, top, right, bottom in boxes
+        ]
 
 
 @pytest.fixture(scope="module")
