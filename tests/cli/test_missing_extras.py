@@ -21,6 +21,8 @@ QUICK_LACKS = (
         "nncf",
         "onnxslim",
         "openvino",
+        "ai_edge_litert",
+        "ai_edge_quantizer",
         "PIL",
         "simplejpeg",
         "sympy",
@@ -28,7 +30,7 @@ QUICK_LACKS = (
         "yaml",
     ),
 )
-"""What `hasten[optimize]` brings and `hasten[quick]` doesn't."""
+"""What `hasten[quick]` doesn't bring."""
 OPTIMIZE = ("matplotlib", "nncf", "onnx", "onnxslim", "PIL", "rich", "scipy", "yaml")
 ALL = (*OPTIMIZE, "onnxruntime", "openvino", "torch", "grpc", "orjson", "httptools", "nacl", "av")
 
@@ -127,11 +129,11 @@ def test_the_quick_extra_makes_a_bundle_and_says_what_it_does_without(tmp_path: 
     x = np.random.default_rng(0).standard_normal((300, 16), dtype=np.float32)
     np.savez(tmp_path / "eval.npz", x=x)
     words = ["optimize", str(models.linear_classifier(tmp_path)), "--data", f"{tmp_path}/eval.npz"]
-    words += ["--max-drop", "5%", "--out", f"{tmp_path}/b.hasten"]
+    words += ["--max-drop", "5%", "--effort", "quick", "--out", f"{tmp_path}/b.hasten"]
     then = (
         "from tests.support.quick import quick_runs\n"
         "from hasten.cli import main\n"
-        f"with quick_runs(passes=True, plots=True): main({words})\n"
+        f"with quick_runs(passes=True, plots=True, rounds=6): main({words})\n"
     )
     code, lines = said(QUICK_LACKS, then)
     assert code == 0, lines

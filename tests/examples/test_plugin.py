@@ -56,7 +56,7 @@ x = rng.standard_normal((800, 1024), dtype=np.float32)
 exact = np.maximum(x @ w, 0) @ v
 np.savez(folder / "eval.npz", x=x, labels=exact.argmax(axis=1))
 out = folder / "grades.hasten"
-with quick_runs(passes=Pass.member("low_rank")):
+with quick_runs(passes=Pass.member("low_rank"), rounds=6):
     hasten.optimize(
         folder / "grades.onnx",
         folder / "eval.npz",
@@ -65,7 +65,7 @@ with quick_runs(passes=Pass.member("low_rank")):
         engines=("numpy",),
         out=out,
     )
-publish(out, folder / "page.html")
+    publish(out, folder / "page.html")
 with hasten.load(out) as model:
     loaded = model(x[:1])["grade"]
     properties = dict(model.properties())

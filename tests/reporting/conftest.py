@@ -15,6 +15,7 @@ from hasten.core.invocation import Invocation
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.measure.intervals import paired_ratio
+from hasten.reporting.drawing import Plot
 from hasten.reporting.evidence import Figures, Floor, Loaded, Point, Profile, Report, Step
 from hasten.reporting.page import render
 from hasten.reporting.result import Asked, Fate, Outcome, Result, Row, Rung, row
@@ -224,6 +225,12 @@ def with_result(report: Report) -> Change:
         return dataclasses.replace(slim, result=result)
 
     return changed
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the plots out of pages whose words matter: they take nearly all of the time."""
+    monkeypatch.setattr(Plot, "_svg", lambda *_: "")
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,10 @@ from collections.abc import Callable
 
 from hasten.reporting.apart import rendered_within
 from hasten.reporting.evidence import Report
-from hasten.reporting.page import render
 
 
-def test_a_page_from_another_process_is_the_same(with_result: Callable[..., Report]) -> None:
-    report = with_result()
-    assert rendered_within(report, 600.0) == render(report)
+def test_a_page_from_another_process_is_the_same(report: Report, page: bytes) -> None:
+    assert rendered_within(report, 600.0) == page
 
 
 def test_a_page_that_takes_too_long_is_none(with_result: Callable[..., Report]) -> None:

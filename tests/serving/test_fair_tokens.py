@@ -13,8 +13,8 @@ from typing import Any
 
 import grpc
 import pytest
-from tests.support.models import slow, solid
-from tests.support.servers import ServerThread, bundle_of, place_of
+from tests.support.models import solid
+from tests.support.servers import ServerThread, bundle_of, place_of, with_curve
 from tests.support.waiting import PATIENCE_S, until
 
 from hasten.serving.protocol.messages import SERVICE
@@ -112,7 +112,8 @@ def test_a_connection_may_carry_requests_of_many_clients(bundle: Path, tmp_path:
 
 
 def test_requests_of_two_clients_are_not_under_way_on_one_connection(tmp_path: Path) -> None:
-    bundle = bundle_of(tmp_path, slow(tmp_path, 10_000))  # so slow that a thread runs it
+    # So slow by its curve that a thread runs it.
+    bundle = bundle_of(tmp_path, solid(tmp_path), extra=with_curve({1: 1000.0}))
     path, sent = f"/v2/models/{bundle.name.removesuffix('.hasten')}/infer", b""
     for name in TOKENS:
         lines = [f"POST {path} HTTP/1.1", *(f"{k}: {v}" for k, v in headers(name).items())]

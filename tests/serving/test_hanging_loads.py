@@ -89,8 +89,11 @@ def test_a_model_that_hangs_as_it_is_loaded_keeps_no_other_from_being_served(
         assert answer(server, "stuck") == [[0, 1, 2, 3]]
 
 
-def test_where_no_other_is_ready_a_slow_model_is_waited_for(tmp_path: Path) -> None:
-    slow = asks(tmp_path, "slow", 1000)
+def test_where_no_other_is_ready_a_slow_model_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repository, "_TURN_S", 0.05)
+    slow = asks(tmp_path, "slow", 200)
     missing = place_of(tmp_path / "missing.hasten")
     with ServerThread(place_of(slow, most_rows=1), missing) as server:
         assert answer(server, "slow") == [[0, 1, 2, 3]]

@@ -59,9 +59,15 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerThread]:
 
 
 @pytest.fixture
-def hurried(tmp_path: Path) -> Iterator[ServerThread]:
-    """A server to which a request must come whole in 0.7 s."""
-    limits = dataclasses.replace(LIMITS, receive_ns=700_000_000)
+def sweeping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers look for slow and quiet clients twenty times as often."""
+    monkeypatch.setattr(server_module, "_SWEEP_S", 0.05)
+
+
+@pytest.fixture
+def hurried(tmp_path: Path, sweeping: None) -> Iterator[ServerThread]:
+    """A server to which a request must come whole in 0.2 s."""
+    limits = dataclasses.replace(LIMITS, receive_ns=200_000_000)
     with ServerThread(place_of(bundle_of(tmp_path, solid(tmp_path))), limits=limits) as one:
         yield one
 
@@ -711,7 +717,7 @@ def test_a_slow_client_is_told_and_hung_up_on(hurried: ServerThread) -> None:
     ],
 )
 def test_requests_that_never_come_whole_make_room_where_nearly_all_places_are_taken(
-    tmp_path: Path, begun: bytes
+    tmp_path: Path, sweeping: None, begun: bytes
 ) -> None:
     limits = dataclasses.replace(LIMITS, connections=10, receive_ns=3_600_000_000_000)
     with (
@@ -726,11 +732,39 @@ def test_requests_that_never_come_whole_make_room_where_nearly_all_places_are_ta
         until(lambda: server.call(lambda: held(server))[0] <= 9)
 
 
+def test_connections_that_rest_make_room_where_nearly_all_are_taken(
+    tmp_path: Path, sweeping: None
+) -> None:
+    limits = dataclasses.replace(LIMITS, connections=4)
+    with (
+        ServerThread(place_of(bundle_of(tmp_path, solid(tmp_path))), limits=limits) as server,
+        contextlib.ExitStack() as stack,
+    ):
+        clients = [stack.enter_context(Client(server)) for _ in range(4)]
+
+        def work(clients: list[Client]) -> None:
+            for client in clients:
+                client.send(request("/v2", method="GET"))
+                assert client.answer()[0] == 200
+
+        def there_is_room() -> bool:
+            work(clients[2:])
+            return server.call(lambda: held(server))[0] == 3
+
+        work(clients)
+        until(there_is_room)
+        closed, _, _ = select.select([client.socket for client in clients[:2]], [], [], 120)
+        assert closed
+        assert closed[0].recv(100) == b""
+        work(clients[2:])
+
+
 def test_handshakes_that_never_end_make_room_where_nearly_all_places_are_taken(
-    tmp_path: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, certificate: Path, sweeping: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the supervisor hands on connections on which nothing is sent."""
     monkeypatch.setattr(server_module, "_HANDSHAKE_S", 3600.0)
+    monkeypatch.setattr(server_module, "_CROWDED_HANDSHAKE_S", 0.2)
     place, key = place_of(bundle_of(tmp_path, solid(tmp_path))), certificate.with_name("key.pem")
     limits = dataclasses.replace(LIMITS, connections=10)
     with (
@@ -751,10 +785,12 @@ def test_handshakes_that_never_end_make_room_where_nearly_all_places_are_taken(
 
 
 def test_an_idle_connection_is_left_alone(hurried: ServerThread) -> None:
+    connections = hurried.server.state.connections
     with Client(hurried) as client:
         client.send(request("/v2", method="GET"))
         assert client.answer()[0] == 200
-        time.sleep(2.2)  # three times what a request may take
+        # For twice as long as a request may take.
+        until(lambda: hurried.call(lambda: min(one.quiet for one in connections)) >= 8)
         client.send(request("/v2", method="GET"))
         assert client.answer()[0] == 200
 

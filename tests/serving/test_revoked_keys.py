@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 
 import pytest
 import tritonclient.http as triton
 from tests.support.models import mirrored, solid
-from tests.support.servers import ServerProcess, ServerThread, bundle_of
+from tests.support.servers import ServerThread, bundle_of
 from tests.support.signing import Signer
 from tests.support.waiting import until
 
 from hasten.bundle.signatures import keys_of
 from hasten.errors import InputError
-from hasten.serving.options import ModelOptions
+from hasten.serving import server as server_module
+from hasten.serving.options import Access, ModelOptions
 from hasten.serving.run import settings_of
 
 
-def loaded(server: ServerProcess) -> str:
+def loaded(server: ServerThread) -> str:
     """Load the model again; return why that was refused, "" if it wasn't."""
     client = triton.InferenceServerClient(f"127.0.0.1:{server.http_port}", network_timeout=120.0)
     try:
@@ -30,7 +32,7 @@ def loaded(server: ServerProcess) -> str:
     return ""
 
 
-def ready(server: ServerProcess) -> bool:
+def ready(server: ServerThread) -> bool:
     client = triton.InferenceServerClient(f"127.0.0.1:{server.http_port}", network_timeout=120.0)
     try:
         return bool(client.is_model_ready("model"))
@@ -38,7 +40,11 @@ def ready(server: ServerProcess) -> bool:
         client.close()
 
 
-def test_a_key_that_is_removed_from_its_file_opens_nothing_more(tmp_path: Path) -> None:
+def test_a_key_that_is_removed_from_its_file_opens_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server_module, "_LOOK_S", 0.01)
+    caplog.set_level(logging.INFO, "hasten")
     old, new = Signer.new(tmp_path, "old"), Signer.new(tmp_path, "new")
     keys, place = tmp_path / "keys.pub", tmp_path / "served" / "model.hasten"
     keys.write_text(old.public.read_text() + new.public.read_text())
@@ -46,11 +52,14 @@ def test_a_key_that_is_removed_from_its_file_opens_nothing_more(tmp_path: Path) 
     place.parent.mkdir()
     shutil.copytree(old.sign(bundle_of(tmp_path, solid(tmp_path), "a")), place)
     other = bundle_of(tmp_path, mirrored(tmp_path), "b")
-    with ServerProcess(place, "--trusted", keys, "--allow-control") as server:
+    settings = settings_of(
+        place, models=ModelOptions(trusted=keys), access=Access(allow_control=True)
+    )
+    with ServerThread.of(settings) as server:
         assert loaded(server) == ""
         (tmp_path / "next").write_text(new.public.read_text())
         (tmp_path / "next").rename(keys)
-        until(lambda: "the trusted keys changed: read again" in server.errors)
+        until(lambda: "the trusted keys changed: read again" in caplog.text)
         assert f"is signed by the key {old.key.name}, and {new.only}" in loaded(server)
         assert ready(server)  # what was opened before goes on
         shutil.rmtree(place)
@@ -58,7 +67,7 @@ def test_a_key_that_is_removed_from_its_file_opens_nothing_more(tmp_path: Path) 
         assert loaded(server) == ""
 
         keys.write_text("no key")
-        until(lambda: "the previous trusted keys stay in use" in server.errors)
+        until(lambda: "the previous trusted keys stay in use" in caplog.text)
         assert loaded(server) == ""
 
 

@@ -121,6 +121,14 @@ class ServerThread:
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="test-server", daemon=True)
 
+    @classmethod
+    def of(cls, settings: ServerSettings) -> Self:
+        """Return a server with settings as `settings_of` makes them, but for its ports."""
+        made = cls()
+        grpc = None if settings.grpc is None else 0
+        made._settings = dataclasses.replace(settings, http=0, grpc=grpc)
+        return made
+
     @property
     def host(self) -> str:
         """Host and port of HTTP."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -29,18 +30,20 @@ def report(bundle: str | os.PathLike[str], out: str | os.PathLike[str] | None = 
     """
     folder, named = unpacked(bundle), Path(bundle)
     file = named.with_name(f"{named.name}.html") if out is None else Path(out)
-    page = render(gathered(folder))
-    _check_place(file, folder)
-    write_whole(file, page)
+    evidence = gathered(folder)
+    _check_place(file, folder)  # before the drawing, which takes seconds
+    write_whole(file, render(evidence))
     return file
 
 
 def _check_place(file: Path, folder: Path) -> None:
-    """Check that writing the page overwrites nothing but an older report."""
+    """Check that the page can be written, and overwrites nothing but an older report."""
     if file.resolve().is_relative_to(folder.resolve()):
         raise InputError(
             f"{file} is in the bundle, and writing there would damage it; give another out="
         )
+    if not os.path.lexists(file.parent):
+        raise InputError(f"can't write {file}: {os.strerror(errno.ENOENT)}")
     if not os.path.lexists(file):
         return
     beginning = BEGINNING.encode()
