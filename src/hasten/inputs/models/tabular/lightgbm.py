@@ -97,8 +97,16 @@ class LightGBM(Library):
                 )
         divisor = len(trees) // count if dump.get("average_output") else 1
         answers = partial(_answers, name=name, settings=settings)
-        write = partial(_write, trees, kinds, len(row.columns), count, divisor, answers)
-        return Tabular(self.name, row, labels, max(count, len(labels)), "float64", write)
+        write = partial(_write, trees, kinds, len(row.columns), count, divisor)
+        return Tabular(
+            self.name,
+            row,
+            labels,
+            max(count, len(labels)),
+            "float64",
+            partial(write, answers),
+            scores=partial(write, _sums),
+        )
 
 
 def _objective(dump: dict[str, Any]) -> tuple[str, dict[str, str]]:
@@ -134,7 +142,7 @@ def _row(dump: dict[str, Any]) -> Row:
     unseen: tuple[tuple[str, Literal["missing", "other"]], ...] = tuple(
         (column, "missing") for column, _ in words
     )
-    return Row(columns, "nan", words, "float64", unseen=unseen, whole=True)
+    return Row(columns, "nan", words, "float64", unseen=unseen, whole=True, infinite="allow")
 
 
 def _word(category: Any) -> str | float:
@@ -177,6 +185,11 @@ def _write(
     if divisor > 1:
         sums = graph.add("Div", sums, np.float64(divisor))
     return answers(graph, sums)
+
+
+def _sums(graph: Graph, sums: str) -> str:
+    """Leave sums as they are."""
+    return sums
 
 
 def _answers(graph: Graph, sums: str, name: str, settings: dict[str, str]) -> str:
