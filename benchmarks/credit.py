@@ -113,8 +113,11 @@ def row_of(data: Credits, trees: int, out: Path, **options: Any) -> list[str]:
     )
     own = np.asarray(model.predict_proba(judged))[:, 1]
     with hasten.load(out) as fast:
+        prepared = fast.manifest.pipeline
+        assert prepared is not None
+        rows = np.stack([prepared(row) for row in judged.to_dict("records")])
+        scores = fast(rows)["probabilities"][:, 1]
         decisions = fast.decide_rows(judged)
-    scores = np.array([one["score"] for one in decisions])
     otherwise = sum(one["positive"] != (s >= cutoff) for one, s in zip(decisions, own, strict=True))
     compared = result.comparison
     return [

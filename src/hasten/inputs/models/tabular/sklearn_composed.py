@@ -196,11 +196,7 @@ def _curve(graph: Graph, calibrator: Any, scores: str) -> str:
     if hasattr(calibrator, "a_"):
         sums = graph.add("Mul", scores, np.float64(-calibrator.a_))
         return graph.add("Sigmoid", graph.add("Sub", sums, np.float64(calibrator.b_)))
-    knots, heights = calibrator.X_thresholds_, calibrator.y_thresholds_
-    found = interpolated(graph, scores, knots, heights)
-    if knots.dtype == np.float32:  # scikit-learn returns what it got
-        found = graph.cast(graph.cast(found, "float32", "float64"), "float64", "float32")
-    return found
+    return interpolated(graph, scores, calibrator.X_thresholds_, calibrator.y_thresholds_)
 
 
 def _one_vs_rest(model: Any) -> Head:
