@@ -146,14 +146,13 @@ def _before_and_after(compared: Comparison | None) -> list[str]:
     ]
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as a Markdown table."""
-    lines = [HEAD, ["---"] * len(HEAD), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def line(cells: Sequence[str]) -> str:
+    """Return a line of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
-    """Run each data set, and print the table."""
+    """Run each data set, and print its line of the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -163,13 +162,12 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         place = given.keep or Path(folder)
-        rows = []
+        print(line(HEAD), line(["---"] * len(HEAD)), sep="\n")
         for data in (german(), *others()):
             if given.data and data.name not in given.data:
                 continue
             out = place / f"{data.name.replace(' ', '-')}.hasten"
-            rows.append(row_of(data, given.trees, out, effort="quick"))
-    print(table(rows))
+            print(line(row_of(data, given.trees, out, effort="quick")), flush=True)
 
 
 if __name__ == "__main__":
