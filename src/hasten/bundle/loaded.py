@@ -267,10 +267,12 @@ class Loaded:
             array = arrays[0]
             if array.flags.c_contiguous:
                 if array.shape == self._seen and array.dtype == self._dtype:
-                    self._check_rows(array)
+                    if self._row_arrays is not None:
+                        self._row_arrays.check(only.name, array)
                     return self.run({only.name: array})  # this shape was checked before
                 if only.fits(array):
-                    self._check_rows(array)
+                    if self._row_arrays is not None:
+                        self._row_arrays.check(only.name, array)
                     self._warn_of({only.name: array})
                     self._seen = array.shape
                     return self.run({only.name: array})
@@ -468,22 +470,11 @@ class Loaded:
             except ValueError as error:
                 raise InputError(f"input {name!r} is not an array: {error}") from error
         check_tensors(tensors, self._pool.inputs)
-        if self._only is not None:
-            self._check_rows(tensors[self._only.name])
+        if self._row_arrays is not None and self._only is not None:
+            self._row_arrays.check(self._only.name, tensors[self._only.name])
         if self._extents:
             check_alike({name: array.shape for name, array in tensors.items()}, self._pool.inputs)
         return tensors
-
-    def _check_rows(self, array: Array) -> None:
-        """Check the numbers of rows that come as the model takes them.
-
-        Raises:
-            InputError: the step `row` refuses one.
-        """
-        if self._row_arrays is not None and self._only is not None:
-            said = self._row_arrays.said(self._only.name, array)
-            if said is not None:
-                raise InputError(said)
 
     def _warn_of(self, tensors: Mapping[str, Array], *, whole: bool = False) -> None:
         """Warn once when a request's shape, such as its batch size, isn't a certified one.

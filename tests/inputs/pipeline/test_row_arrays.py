@@ -52,14 +52,28 @@ def test_an_array_is_refused_where_a_row_of_it_is(rows: list[Any], many: bool) -
         assert (None if found is None else (found[0], found[1].split("'")[1])) == want
 
 
+def said(check: RowArrays, rows: Array) -> str:
+    """Return the line that refuses rows; empty for rows that are let through."""
+    try:
+        check.check("x", rows)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
 def test_the_line_names_the_row_and_the_column() -> None:
     check = RowArrays(Row(NAMES))
     nan, large = np.array([[1, math.nan, 2]]), np.array([[1, 2, 3], [4, 5, -math.inf]])
-    assert check.said("x", nan) == "input 'x': the column 'income' has no value"
-    assert check.said("x", large) == (
+    assert said(check, nan) == "input 'x': the column 'income' has no value"
+    assert said(check, large) == (
         "input 'x': row 1: the column 'years' isn't a number that float32 holds"
     )
-    assert check.said("x", large[:1]) is None
+    assert said(check, large[:1]) == ""
+    for row in ([3e38, 3e38, 3e38], [-3e38, 3e38, 1]):
+        assert said(check, np.array([row], np.float32)) == ""
+    assert said(check, np.array([[math.inf, -math.inf, 1]], np.float32)) == (
+        "input 'x': the column 'age' isn't a number that float32 holds"
+    )
 
 
 def test_only_a_pipeline_of_rows_that_refuse_something_is_checked() -> None:
@@ -72,8 +86,8 @@ def test_only_a_pipeline_of_rows_that_refuse_something_is_checked() -> None:
     worded = Row(NAMES, "nan", (("years", ("few", "many")),), infinite="allow")
     check = RowArrays.of(Pipeline((worded,)), specs)
     assert check is not None
-    assert check.said("x", np.array([[math.inf, math.nan, 1]], np.float32)) is None
-    assert check.said("x", np.array([[1, 1, math.inf]], np.float32)) is not None
+    assert said(check, np.array([[math.inf, math.nan, 1]], np.float32)) == ""
+    assert said(check, np.array([[1, 1, math.inf]], np.float32)) != ""
 
 
 def test_infinite_numbers_are_let_through_if_the_model_takes_them() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hasten.core.tensors import Array, TensorSpec
+from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.rows import Row
 
@@ -45,6 +46,24 @@ class RowArrays:
         fits = spec.shape[1:] == (len(steps[0].columns),) and spec.dtype == steps[0].dtype
         return check if fits and not check._any else None
 
+    def check(self, name: str, rows: Array) -> None:
+        """Check the numbers of an input, at the cost of one product for a row that has nothing unusual.
+
+        Args:
+            name: Name of the input.
+            rows: Floats of shape `(rows, columns)`.
+
+        Raises:
+            InputError: a number is refused; the message names the row, from 0, and the column.
+        """
+        # dot() would be quicker, but warns of overflows.
+        if rows.size <= _FEW and math.isfinite(np.vdot(rows, rows)):
+            return
+        found = self.refused(rows)
+        if found is not None:
+            where = f"row {found[0]}: " if len(rows) > 1 else ""
+            raise InputError(f"input {name!r}: {where}{found[1]}")
+
     def refused(self, rows: Array) -> tuple[int, str] | None:
         """Find the first row with a number that is refused.
 
@@ -61,25 +80,12 @@ class RowArrays:
             bad &= self._finite
         if self._some_needed:
             bad |= np.isnan(rows) & self._needed
-        if not bad.any():
+        if not np.count_nonzero(bad):  # a tenth of the time of any()
             return None
         row, column = divmod(int(bad.argmax()), len(self._columns))
         lacks = math.isnan(rows[row, column])
         why = "has no value" if lacks else f"isn't a number that {self._dtype} holds"
         return row, f"the column {self._columns[column]!r} {why}"
-
-    def said(self, name: str, rows: Array) -> str | None:
-        """Say in one line which number of an input is refused; None if none is.
-
-        Args:
-            name: Name of the input.
-            rows: Floats of shape `(rows, columns)`.
-        """
-        found = self.refused(rows)
-        if found is None:
-            return None
-        where = f"row {found[0]}: " if len(rows) > 1 else ""
-        return f"input {name!r}: {where}{found[1]}"
 
 
 def _plain(rows: Array) -> bool:

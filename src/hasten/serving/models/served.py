@@ -329,11 +329,12 @@ class ServedModel:
             ProtocolError: the step `row` refuses one.
         """
         ((name, array),) = query.inputs.items()
-        said = check.said(name, array)
-        if said is not None:
-            failure = ProtocolError(Kind.INVALID, said)
+        try:
+            check.check(name, array)
+        except InputError as error:
+            failure = ProtocolError(Kind.INVALID, str(error))
             self.refused(query, failure)
-            raise failure
+            raise failure from error
 
     def planned(self, body: Any, header_bytes: int | None) -> Query | None:
         """Decode a body whose JSON was seen before; None if it wasn't."""
