@@ -288,6 +288,45 @@ def test_a_bundle_without_steps_after_the_model_gives_its_outputs(tmp_path: Path
         np.testing.assert_array_equal(again["logits"], first["logits"])
 
 
+def test_an_array_is_refused_where_its_rows_would_be(loaded: Loaded) -> None:
+    for value, why in (
+        (np.nan, "has no value"),
+        (-np.inf, "isn't a number that float32 holds"),
+    ):
+        rows = ROWS[:3].copy()
+        rows[2, 5] = value
+        calls: list[Callable[[Any], Any]] = [
+            loaded,
+            lambda x: loaded(x=x),
+            lambda x: loaded({"x": np.asfortranarray(x)}),
+        ]
+        for call in calls:
+            for _ in range(2):  # a shape that was seen before takes a shorter way
+                with pytest.raises(InputError) as error:
+                    call(rows)
+                assert str(error.value) == f"input 'x': row 2: the column 'c5' {why}"
+            call(ROWS[:3])
+        with pytest.raises(InputError) as error:
+            loaded(rows[2:])
+        assert str(error.value) == f"input 'x': the column 'c5' {why}"
+    row, out = arrays()
+    row[0, 5] = np.nan
+    loaded.bind(row, out)()  # bound arrays are the caller's own to check
+    assert np.isnan(out).all()
+
+
+def test_a_pipeline_that_lets_nan_through_leaves_arrays_alone(tmp_path: Path) -> None:
+    pipeline = Pipeline((Row(COLUMNS, "nan", required=COLUMNS[:1], infinite="allow"),), ())
+    path = bundle_of(tmp_path, models.linear_classifier(tmp_path), pipeline=pipeline)
+    rows = ROWS[:2].copy()
+    rows[1, 5] = np.nan
+    with load(path) as opened:
+        assert np.isnan(opened(rows)["logits"][1]).all()
+        rows[0, 0] = np.nan
+        with pytest.raises(InputError, match=r"^input 'x': row 0: the column 'c0' has no value$"):
+            opened(rows)
+
+
 def test_many_rows_are_decided_on_as_each_alone(loaded: Loaded) -> None:
     expected = [loaded.decide(row) for row in ROWS]
     named = [dict(zip(COLUMNS, map(float, row), strict=True)) for row in ROWS]

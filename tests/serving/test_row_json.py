@@ -10,9 +10,11 @@ from typing import Any
 import httpx2 as httpx
 import numpy as np
 import pytest
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
 from tests.support.servers import ONE_THREAD, ServerThread, bundle_of, place_of
 from tests.support.waiting import until
+from tritonclient.utils import InferenceServerException
 
 import hasten
 from hasten.engines.base import Engine
@@ -55,7 +57,7 @@ def server(bundles: dict[str, Path]) -> Iterator[ServerThread]:
     """A server of all of them."""
     places = [place_of(path, compiled=str(path.parent)) for path in bundles.values()]
     late = place_of(bundles["quick"], "late", deadline_ns=1, compiled=str(bundles["quick"].parent))
-    with ServerThread(*places, late) as running:
+    with ServerThread(*places, late, grpc=True) as running:
         assert running.call(lambda: served(running, "quick").quick_rows is not None)
         assert running.call(lambda: served(running, "usual").quick_rows is None)
         yield running
@@ -135,6 +137,38 @@ def test_tensors_of_the_protocol_are_taken_beside_rows(
         samples.set_data_from_numpy(np.array([json.dumps(ROWS[0]).encode()], object), binary)
         (decision,) = client.infer(model, [samples]).as_numpy("decision")
         assert json.loads(decision) == pytest.approx(decided[0])
+    client.close()
+
+
+@pytest.mark.parametrize("protocol", ["HTTP", "gRPC"])
+@pytest.mark.parametrize("model", list(ENGINES))
+def test_tensors_are_refused_where_their_rows_would_be(
+    server: ServerThread, model: str, protocol: str
+) -> None:
+    module: Any = triton if protocol == "HTTP" else triton_grpc
+    client = module.InferenceServerClient(server.host if protocol == "HTTP" else server.grpc_url)
+    good = np.zeros((2, 16), np.float32)
+    for value, why in (
+        (None, ""),
+        (None, ""),  # repeated requests take a shorter way
+        (np.nan, "has no value"),
+        (np.inf, "isn't a number that float32 holds"),
+        (None, ""),
+    ):
+        rows = good.copy()
+        rows[1, 4] = 1 if value is None else value
+        tensor = module.InferInput("x", [2, 16], "FP32")
+        tensor.set_data_from_numpy(rows)
+        if value is None:
+            assert client.infer(model, [tensor]).as_numpy("logits").shape == (2, 4)
+            continue
+        with pytest.raises(InferenceServerException) as error:
+            client.infer(model, [tensor])
+        assert error.value.message() == f"input 'x': row 1: the column 'c4' {why}"
+        assert error.value.status() in ("400", "StatusCode.INVALID_ARGUMENT")
+    bare = module.InferInput("x", [1, 16], "FP32")
+    bare.set_data_from_numpy(np.full((1, 16), np.nan, np.float32))
+    assert np.isnan(client.infer("bare", [bare]).as_numpy("logits")).all()
     client.close()
 
 

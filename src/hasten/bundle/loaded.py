@@ -44,6 +44,7 @@ from hasten.engines.pool import SessionPool, sessions_for
 from hasten.errors import InputError, IntegrityError
 from hasten.inputs.chains.reading import is_chain
 from hasten.inputs.pipeline.base import Pipeline, as_request
+from hasten.inputs.pipeline.row_arrays import RowArrays
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -254,6 +255,7 @@ class Loaded:
         self._extents = tuple(extents)
         self._dtype = None if self._only is None else np.dtype(self._only.dtype)
         self._seen: tuple[int, ...] | None = None
+        self._row_arrays = RowArrays.of(stored.manifest.pipeline, pool.inputs)
         after_forks(self, Loaded._anew)
 
     def __call__(self, *arrays: Any, **named: Any) -> dict[str, Array]:
@@ -277,8 +279,12 @@ class Loaded:
             array = arrays[0]
             if array.flags.c_contiguous:
                 if array.shape == self._seen and array.dtype == self._dtype:
+                    if self._row_arrays is not None:
+                        self._row_arrays.check(only.name, array)
                     return self.run({only.name: array})  # this shape was checked before
                 if only.fits(array):
+                    if self._row_arrays is not None:
+                        self._row_arrays.check(only.name, array)
                     self._warn_of({only.name: array})
                     self._seen = array.shape
                     return self.run({only.name: array})
@@ -372,9 +378,10 @@ class Loaded:
     def bind(self, *arrays: Any, **named: Any) -> Callable[[], None]:
         """Return a call without arguments that answers from and to the same arrays each time.
 
-        Fill the inputs, call, and read the outputs. The arrays are checked here, once. The call keeps a
-        session of its own, which is freed with the bundle, and the arrays; it is for one thread: while
-        one is in it, another gets an error. Bind one for each thread.
+        Fill the inputs, call, and read the outputs. The arrays are checked here, once; their numbers, which
+        change with each call, aren't. The call keeps a session of its own, which is freed with the bundle,
+        and the arrays; it is for one thread: while one is in it, another gets an error. Bind one for each
+        thread.
 
         Args:
             *arrays: The inputs in the model's order and then the outputs; or a mapping of input name to
@@ -482,6 +489,8 @@ class Loaded:
             except ValueError as error:
                 raise InputError(f"input {name!r} is not an array: {error}") from error
         check_tensors(tensors, self._pool.inputs)
+        if self._row_arrays is not None and self._only is not None:
+            self._row_arrays.check(self._only.name, tensors[self._only.name])
         if self._extents:
             check_alike({name: array.shape for name, array in tensors.items()}, self._pool.inputs)
         return tensors

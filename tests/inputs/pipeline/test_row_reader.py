@@ -31,6 +31,8 @@ STEPS += [
     Row(NAMES, "nan", (("housing", ("own", "rent")),), choices=(("housing", (1,)),)),
     Row(NAMES, words=(("housing", (0, 1, 3)),)),
     Row(NAMES, "nan", (("housing", (2.5, "own", 1)),), unseen=(("housing", "other"),)),
+    Row(NAMES, "nan", STEPS[1].words, required=("age",), infinite="allow"),
+    Row(NAMES, infinite="allow"),
 ]
 READERS = [RowReader(step) for step in STEPS]
 PLAIN, WORDED = READERS[0], READERS[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.missing import NO_CLASS
 from hasten.inputs.data.samples import RESERVED
 from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.row_arrays import RowArrays
 from hasten.inputs.pipeline.rows import Row
 from hasten.inputs.pipeline.tables import is_absent
 
@@ -64,6 +66,7 @@ def rows_of(source: Any, pipeline: Pipeline, names: Sequence[str]) -> Dataset | 
     row = reads_rows(pipeline)
     if row is None or len(names) != 1:
         return None
+    row = replace(row, infinite="refuse")  # else a candidate's calibration would have to take them
     label: Any = None
     groups: Any = None
     said = "the table"
@@ -182,16 +185,8 @@ def _columns_of(source: Any, row: Row, *, read: bool) -> dict[str, Sequence[Any]
 def _checked(table: Array, row: Row) -> Array:
     """Return an array of numbers as the model takes it, checked as the step `row` checks a row."""
     numbers = table.astype(row.dtype)
-    needed = set(row.columns) if row.missing == "refuse" else set(row.required)
-    for place, name in enumerate(row.columns):
-        column = numbers[:, place]
-        bad = np.isinf(column) | (np.isnan(column) if name in needed else False)
-        if bad.any():
-            at = int(np.flatnonzero(bad)[0])
-            why = (
-                "has no value" if np.isnan(column[at]) else f"isn't a number that {row.dtype} holds"
-            )
-            raise InputError(f"the table: row {at + 1}: the column {name!r} {why}")
+    if found := RowArrays(row).refused(numbers):
+        raise InputError(f"the table: row {found[0] + 1}: {found[1]}")
     return numbers
 
 

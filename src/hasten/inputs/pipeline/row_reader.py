@@ -17,7 +17,10 @@ from hasten.inputs.pipeline.rows import Row
 from hasten.inputs.pipeline.tables import columns_of, is_table, records
 
 _KNOWN = frozenset(
-    ("columns", "missing", "words", "dtype", "required", "unseen", "choices", "whole")
+    (
+        *("columns", "missing", "words", "dtype", "required", "unseen", "choices", "whole"),
+        "infinite",
+    )
 )
 """Settings of `Row` that the quick way keeps; under any other one it leaves every row to `Row`."""
 _MOST_COLUMNS = 2_000

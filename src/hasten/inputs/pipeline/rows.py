@@ -49,7 +49,6 @@ class Row(Step):
         missing: What is done about a value that isn't there, which is null in JSON, NaN, or None:
             "refuse", or "nan" for a model that takes NaN. Under "nan" a mapping may lack columns,
             unless `whole`.
-            Infinite values are refused in either case.
         words: Columns that take words, each with all of its words. Where the words of a table are
             numbers, as codes of branches are, they may be numbers here; true and false are 1 and 0.
         dtype: Type of the numbers, "float32" or "float64".
@@ -58,6 +57,8 @@ class Row(Step):
             "missing" for NaN, or "other" for the number -1. Elsewhere such words are refused.
         choices: Columns of numbers that take some only, each with all that it takes.
         whole: Whether a mapping must have every column, with null for a value that isn't there.
+        infinite: What is done about infinite numbers: "refuse", or "allow" for a model that takes them.
+            Columns with words or choices take none in either case.
     """
 
     columns: tuple[str, ...]
@@ -68,6 +69,7 @@ class Row(Step):
     unseen: tuple[tuple[str, Literal["missing", "other"]], ...] = ()
     choices: tuple[tuple[str, tuple[float, ...]], ...] = ()
     whole: bool = False
+    infinite: Literal["refuse", "allow"] = "refuse"
     bounded: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -78,6 +80,8 @@ class Row(Step):
             raise InputError(f"row.columns has {twice!r} twice: give each column once")
         if self.missing not in ("refuse", "nan"):
             raise InputError(f"row.missing={self.missing!r}: give 'refuse' or 'nan'")
+        if self.infinite not in ("refuse", "allow"):
+            raise InputError(f"row.infinite={self.infinite!r}: give 'refuse' or 'allow'")
         if self.dtype not in _LARGEST:
             raise InputError(f"row.dtype={self.dtype!r}: give 'float32' or 'float64'")
         self._check_named("words", [column for column, _ in self.words])
@@ -141,7 +145,7 @@ class Row(Step):
         with np.errstate(over="ignore"):
             square = row.dot(row)  # a tenth of the time of asking each number
         if not square <= _LARGEST_SQUARE:
-            self._check_finite(row)
+            self._check_finite(row, found)
         for place, choices in self._chosen:
             if (number := row[place]) not in choices and number == number:
                 named = ", ".join(f"{one:g}" for one in sorted(choices))
@@ -170,7 +174,7 @@ class Row(Step):
         return tuple((at[column], frozenset(choices)) for column, choices in self.choices)
 
     @cached_property
-    def _needed(self) -> frozenset[str]:
+    def needed(self) -> frozenset[str]:
         """Columns that need a value."""
         return self._known if self.missing == "refuse" else frozenset(self.required)
 
@@ -227,7 +231,7 @@ class Row(Step):
         """Return one value as a number, or say what it is instead."""
         column = self.columns[place]
         if _absent(value):
-            if column in self._needed:
+            if column in self.needed:
                 raise InputError(f"the column {column!r} has no value: give one")
             return math.nan
         if isinstance(value, (int, float, np.integer, np.floating, np.bool_)):
@@ -250,13 +254,20 @@ class Row(Step):
             f"the column {self.columns[place]!r} needs one of its words, {named:.400}: got {got}"
         )
 
-    def _check_finite(self, row: Array) -> None:
-        """Check that values are there, unless they may be missing, and that they fit float32."""
-        for column, number in zip(self.columns, row.tolist(), strict=True):
+    def _check_finite(self, row: Array, found: Sequence[Any]) -> None:
+        """Check that values are there, unless they may be missing, and that they fit the type.
+
+        Args:
+            row: The row's numbers.
+            found: The values that they come from.
+        """
+        for column, number, value in zip(self.columns, row.tolist(), found, strict=True):
             if math.isnan(number):
-                if column in self._needed:
+                if column in self.needed:
                     raise InputError(f"the column {column!r} has no value: give one")
             elif abs(number) > _LARGEST[self.dtype]:
+                if self.infinite == "allow" and _infinite(value):
+                    continue
                 raise InputError(f"the column {column!r} needs a number that {self.dtype} holds")
 
 
@@ -273,6 +284,11 @@ def _absent(value: Any) -> bool:
     if isinstance(value, (float, np.floating)):
         return bool(np.isnan(value))
     return is_absent(value)
+
+
+def _infinite(value: Any) -> bool:
+    """Whether a value is infinite itself, rather than a number that is too large for a type."""
+    return isinstance(value, (float, np.floating)) and bool(np.isinf(value))
 
 
 def _clipped(value: Any) -> float:

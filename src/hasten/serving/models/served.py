@@ -22,6 +22,7 @@ from hasten.core.shapes import check_alike
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.words import amount
 from hasten.errors import CandidateError, DeviceLost, InputError
+from hasten.inputs.pipeline.row_arrays import RowArrays
 from hasten.serving.models.batching import Batching, ServerTask, Timing
 from hasten.serving.models.caching import AnswerCache, content_key
 from hasten.serving.models.clients import Clients
@@ -162,6 +163,7 @@ class ServedModel:
         if self.fell_back:
             self._batching.stay_away()
         pipeline = opened.manifest.pipeline
+        self._row_arrays = RowArrays.of(pipeline, self.inputs)
         waits_ns = settings.deadline_ns, clock_ns, settings.most_wait_ns
         self.deciding = Deciding(self, pipeline, loop, *waits_ns) if pipeline else None
         carried = opened.manifest.sequences
@@ -299,6 +301,8 @@ class ServedModel:
             rows, key = plan.rows, plan.key
         else:
             rows, key = self._looked_at(query)
+        if self._row_arrays is not None:
+            self._check_numbers(self._row_arrays, query)
         if self.cache is not None:  # copied: clients may change shared memory after it was hashed
             query.inputs = {name: np.array(array) for name, array in query.inputs.items()}
         timeout_ns = query.timeout_ns or self.settings.deadline_ns
@@ -317,6 +321,20 @@ class ServedModel:
         except ProtocolError as failure:
             self.refused(query, failure)
             raise
+
+    def _check_numbers(self, check: RowArrays, query: Query) -> None:
+        """Check the numbers of rows that come as the model takes them.
+
+        Raises:
+            ProtocolError: the step `row` refuses one.
+        """
+        ((name, array),) = query.inputs.items()
+        try:
+            check.check(name, array)
+        except InputError as error:
+            failure = ProtocolError(Kind.INVALID, str(error))
+            self.refused(query, failure)
+            raise failure from error
 
     def planned(self, body: Any, header_bytes: int | None) -> Query | None:
         """Decode a body whose JSON was seen before; None if it wasn't."""

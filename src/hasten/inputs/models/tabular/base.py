@@ -38,6 +38,10 @@ LIBRARIES = (
 """Import path of each library's class; one file and one line here add a library."""
 _HEAD_BYTES = 256
 """Number of bytes that tell what a file is."""
+CONVERT = (
+    "convert the whole model to an ONNX file yourself, as skl2onnx.to_onnx does, and give that file"
+)
+"""What to do about a model that has a part which isn't supported."""
 _SHOWN = 5
 """Largest number of classes of a decision."""
 
@@ -54,6 +58,9 @@ class Tabular:
         dtype: Element type of the outputs, by numpy's name.
         write: Function that adds the model to a graph, given the name of its rows; it returns the
             name of the output, of shape `[batch, width]`.
+        scored: Whether the outputs of classes are scores that aren't probabilities.
+        scores: Function as `write` that adds the scores behind probabilities instead, with one column for two
+            classes; None where there is none.
     """
 
     library: str
@@ -62,6 +69,8 @@ class Tabular:
     width: int
     dtype: str
     write: Callable[[Graph, str], str]
+    scored: bool = False
+    scores: Callable[[Graph, str], str] | None = None
 
     @property
     def pipeline(self) -> Pipeline:
@@ -91,7 +100,8 @@ class Tabular:
                 f"the model of {self.library} can't be written as ONNX: {told(error)}"
             ) from error
         stated = {PIPELINE_KEY: json.dumps(to_record(self.pipeline))}
-        name = "probabilities" if self.labels else "values"
+        of_classes = "scores" if self.scored else "probabilities"
+        name = of_classes if self.labels else "values"
         path = workdir / "model.onnx"
         graph.save(graph.finish(output, name, self.width, self.dtype, stated), path)
         return onnx_files.load(path)

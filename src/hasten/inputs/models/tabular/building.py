@@ -67,18 +67,20 @@ class Building:
         choices: Numbers that an encoder takes, by the column's place.
         smooth: Whether small changes of a row make small changes of the answer so far.
         moved: Whether the steps so far only move and replace numbers, as rounding them before would.
+        infinite: Whether the model takes infinite numbers.
     """
 
     graph: Graph
     dtype: str
     names: tuple[str, ...]
-    words: dict[int, dict[str, int]] = field(default_factory=dict)
+    words: dict[int, dict[str | float, int]] = field(default_factory=dict)
     refusing: set[int] = field(default_factory=set)
     required: set[int] = field(default_factory=set)
     numeric: set[int] = field(default_factory=set)
     choices: dict[int, set[float]] = field(default_factory=dict)
     smooth: bool = True
     moved: bool = True
+    infinite: bool = False
 
     def begin(self, rows: str) -> Part:
         """Return the model's own columns."""
@@ -163,7 +165,7 @@ class Building:
             math.nan if one is ABSENT else known.setdefault(one, len(known)) for one in categories
         ]
 
-    def known_words(self, column: Column, step: str) -> dict[str, int]:
+    def known_words(self, column: Column, step: str) -> dict[str | float, int]:
         """Return the words of a column, to which more may be added."""
         if not column.raw:
             raise InputError(
@@ -171,6 +173,32 @@ class Building:
             )
         (source,) = column.sources
         return self.words.setdefault(source, {})
+
+    def read_words(
+        self, column: Column, words: Sequence[str | float], step: str, *, refuses: bool
+    ) -> None:
+        """Note that a step takes a column's words by the numbers that it gave them in training.
+
+        Args:
+            column: Column that has the words.
+            words: The words, in the order of their numbers.
+            step: Name of the step for messages.
+            refuses: Whether it refuses what it doesn't know.
+
+        Raises:
+            InputError: another step computed the column, or numbered its words otherwise.
+        """
+        known = self.known_words(column, step)
+        if not known:
+            known.update({word: place for place, word in enumerate(words)})
+        if list(known) != list(words):
+            (source,) = column.sources
+            raise InputError(
+                f"the words of the column {self.names[source]!r} have other numbers in {step} than in "
+                "another step, which isn't supported: encode them once"
+            )
+        if refuses:
+            self.refusing |= column.sources
 
     def row(self) -> Row:
         """Return the step that reads a row for this model."""
@@ -198,6 +226,7 @@ class Building:
                 if place in self.refusing
             ),
             whole=True,
+            infinite="allow" if self.infinite else "refuse",
         )
 
 

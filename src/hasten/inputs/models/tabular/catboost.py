@@ -100,7 +100,7 @@ class CatBoost(Library):
         if loss in _CLASSES:
             known = classes if len(classes) else range(max(2, count))
             labels = tuple(str(one) for one in known)
-        row = Row(columns, "nan", required=required, whole=True)
+        row = Row(columns, "nan", required=required, whole=True, infinite="allow")
         width = max(count, len(labels))
         return Tabular(self.name, row, labels, width, "float64", partial(_write, record, loss))
 

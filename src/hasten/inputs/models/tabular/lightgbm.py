@@ -7,7 +7,7 @@ include/LightGBM/tree.h, and of `ConvertOutput` in its src/objective/.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -103,8 +103,18 @@ class LightGBM(Library):
             )
         divisor = len(trees) // count if dump.get("average_output") else 1
         answers = partial(_answers, name=name, settings=settings)
-        write = partial(_write, trees, kinds, sums, divisor, answers)
-        return Tabular(self.name, row, labels, max(count, len(labels)), "float64", write)
+        if sums.factors:  # a product of an infinite number with no factor isn't a number
+            row = replace(row, infinite="refuse")
+        write = partial(_write, trees, kinds, sums, divisor)
+        return Tabular(
+            self.name,
+            row,
+            labels,
+            max(count, len(labels)),
+            "float64",
+            partial(write, answers),
+            scores=partial(write, _sums),
+        )
 
 
 @dataclass
@@ -179,7 +189,7 @@ def _row(dump: dict[str, Any]) -> Row:
     unseen: tuple[tuple[str, Literal["missing", "other"]], ...] = tuple(
         (column, "missing") for column, _ in words
     )
-    return Row(columns, "nan", words, "float64", unseen=unseen, whole=True)
+    return Row(columns, "nan", words, "float64", unseen=unseen, whole=True, infinite="allow")
 
 
 def _word(category: Any) -> str | float:
@@ -221,6 +231,11 @@ def _write(
     if divisor > 1:
         sums = graph.add("Div", sums, np.float64(divisor))
     return answers(graph, sums)
+
+
+def _sums(graph: Graph, sums: str) -> str:
+    """Leave sums as they are."""
+    return sums
 
 
 def _answers(graph: Graph, sums: str, name: str, settings: dict[str, str]) -> str:

@@ -31,6 +31,9 @@ _TRUSTED = (
     "lightgbm.sklearn.LGBMRanker",
     "lightgbm.sklearn.LGBMRegressor",
     "numpy.dtype",
+    "scipy.interpolate._interpolate.interp1d",
+    "sklearn.calibration._CalibratedClassifier",
+    "sklearn.calibration._SigmoidCalibration",
     "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
     "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
     "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
@@ -88,11 +91,12 @@ class ScikitLearn(Library):
 
     def describe(self, model: Any) -> Tabular:
         """Describe a fitted estimator or pipeline."""
-        from hasten.inputs.models.tabular import sklearn_models
+        from hasten.inputs.models.tabular.sklearn_composed import split
+        from hasten.inputs.models.tabular.sklearn_models import head_of
 
         model = getattr(model, "best_estimator_", model)
-        steps, final = _split(model)
-        head = sklearn_models.head_of(final)
+        steps, final = split(model)
+        head = head_of(final)
         names = _columns(model, steps, final)
         # The first pass learns which words there are, and whether float32 would change an answer.
         first = _survey(steps, head, names, "float64")
@@ -106,22 +110,8 @@ class ScikitLearn(Library):
             head.width,
             head.dtype or dtype,
             partial(_write, steps, head.write, names, dtype),
+            head.scored,
         )
-
-
-def _split(model: Any) -> tuple[list[Any], Any]:
-    """Return a pipeline's steps before the last, and the last; nested pipelines are flattened."""
-    if not hasattr(model, "steps"):
-        return [], model
-    steps = [step for _, step in model.steps if step is not None and not _passes(step)]
-    if not steps:
-        raise InputError("the scikit-learn pipeline has no steps that do anything")
-    inner, final = _split(steps[-1])
-    return [*steps[:-1], *inner], final
-
-
-def _passes(step: Any) -> bool:
-    return isinstance(step, str) and step == "passthrough"
 
 
 def _columns(model: Any, steps: list[Any], final: Any) -> tuple[str, ...]:
@@ -143,25 +133,13 @@ def _columns(model: Any, steps: list[Any], final: Any) -> tuple[str, ...]:
 
 def _survey(steps: list[Any], head: Any, names: tuple[str, ...], dtype: str) -> Building:
     """Write the steps before the model to learn what they say of the columns."""
+    from hasten.inputs.models.tabular.sklearn_composed import stepped
+    from hasten.inputs.models.tabular.sklearn_models import survey
+
     building = Building(Graph(len(names), dtype), dtype, names)
-    part = _before(building, steps, INPUT)
-    if not head.takes_missing:
-        building.need(part)
-    elif head.needs:
-        building.need(building.take(part, head.needs))
-    building.counted(part)
-    if head.prepare is not None:
-        head.prepare(building, part)
+    survey(building, stepped(building, steps, building.begin(INPUT)), head)
+    building.infinite = head.takes_infinite and not steps
     return building
-
-
-def _before(building: Building, steps: list[Any], rows: str) -> Part:
-    from hasten.inputs.models.tabular.sklearn_steps import transform
-
-    part = building.begin(rows)
-    for step in steps:
-        part = transform(building, step, part)
-    return part
 
 
 def _write(
@@ -173,5 +151,7 @@ def _write(
     rows: str,
 ) -> str:
     """Add the steps and the model to a graph."""
+    from hasten.inputs.models.tabular.sklearn_composed import stepped
+
     building = Building(graph, dtype, names)
-    return write(building, _before(building, steps, rows))
+    return write(building, stepped(building, steps, building.begin(rows)))

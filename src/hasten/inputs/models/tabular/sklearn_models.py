@@ -5,15 +5,22 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from hasten.core.extras import missing_extra
 from hasten.errors import InputError, told
-from hasten.inputs.models.tabular.base import Tabular, both_classes, described, library_of
+from hasten.inputs.models.tabular.base import (
+    CONVERT,
+    Tabular,
+    both_classes,
+    described,
+    library_of,
+)
 from hasten.inputs.models.tabular.building import Building, Part
-from hasten.inputs.models.tabular.graph import OPSETS
+from hasten.inputs.models.tabular.graph import OPSETS, Graph
 
 _LINEAR = frozenset(
     (
@@ -22,11 +29,9 @@ _LINEAR = frozenset(
         *("TheilSenRegressor", "QuantileRegressor", "LinearSVR", "OrthogonalMatchingPursuit"),
     )
 )
-_EXPONENTIAL = frozenset(("PoissonRegressor", "GammaRegressor"))
+_GENERALIZED = frozenset(("GammaRegressor", "PoissonRegressor", "TweedieRegressor"))
 _SECOND = np.array([1], np.int64)
 _ACTIVATIONS = {"relu": "Relu", "tanh": "Tanh", "logistic": "Sigmoid", "identity": ""}
-_CONVERTED = frozenset(("SVC", "SVR"))
-"""Estimators that skl2onnx converts, and that the tests hold against scikit-learn's own answers."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,13 @@ class Head:
         narrow: Whether it rounds its rows to float32 itself.
         takes_missing: Whether it takes missing values.
         needs: Columns that need a value even so.
+        takes_infinite: Whether it takes infinite numbers.
         prepare: Function that notes what the model says of its columns; None where it says nothing.
+        note: Function that notes what its members say of the columns, instead of all else here; None for a
+            model without members.
+        scores: Function that adds its `decision_function`, of the outputs' type, with one column for two
+            classes; None where it has none.
+        scored: Whether the outputs of classes are such scores, since it has no probabilities.
     """
 
     library: str
@@ -55,7 +66,27 @@ class Head:
     narrow: bool = False
     takes_missing: bool = False
     needs: tuple[int, ...] = ()
+    takes_infinite: bool = False
     prepare: Callable[[Building, Part], Any] | None = None
+    note: Callable[[Building, Part], Any] | None = None
+    scores: Callable[[Building, Part], str] | None = None
+    scored: bool = False
+
+
+def survey(building: Building, part: Part, head: Head) -> None:
+    """Note what a model says of its columns."""
+    if head.note is not None:
+        head.note(building, part)
+        return
+    if not head.takes_missing:
+        building.need(part)
+    elif head.needs:
+        building.need(building.take(part, head.needs))
+    if head.prepare is not None:
+        head.prepare(building, part)
+        worded = frozenset(building.words)  # those that the model itself reads as words
+        part = Part(part.name, tuple(c for c in part.columns if not c.sources & worded))
+    building.counted(part)
 
 
 def head_of(model: Any) -> Head:
@@ -64,8 +95,9 @@ def head_of(model: Any) -> Head:
     Raises:
         InputError: it isn't fitted, or it isn't supported.
     """
-    from hasten.inputs.models.tabular import sklearn_trees
+    from hasten.inputs.models.tabular import sklearn_composed, sklearn_trees
 
+    model = getattr(model, "best_estimator_", model)
     library = library_of(model)
     if library is not None and library.module != "sklearn":
         return _foreign(described(model))
@@ -73,16 +105,11 @@ def head_of(model: Any) -> Head:
     if library is None or not type(model).__module__.startswith("sklearn."):
         raise InputError(f"the model {kind} isn't supported: it isn't one of scikit-learn's own")
     _check_fitted(model)
-    if kind in sklearn_trees.HEADS:
-        return sklearn_trees.HEADS[kind](model)
-    if kind in _LINEAR | _EXPONENTIAL:
-        return _linear(model, exponential=kind in _EXPONENTIAL)
-    if kind in _HEADS:
-        return _HEADS[kind](model)
-    if kind in _CONVERTED:
-        return _converted(model)
-    known = sorted(_LINEAR | _EXPONENTIAL | _CONVERTED | set(_HEADS) | set(sklearn_trees.HEADS))
-    raise InputError(f"the model {kind} isn't supported; the supported ones are {', '.join(known)}")
+    heads = {**_HEADS, **sklearn_trees.HEADS, **sklearn_composed.HEADS}
+    if kind in heads:
+        return heads[kind](model)
+    known = ", ".join(sorted({*heads} - {"FrozenEstimator", "Pipeline"}))
+    raise InputError(f"the model {kind} isn't supported: {CONVERT}; the supported ones are {known}")
 
 
 def _check_fitted(model: Any) -> None:
@@ -109,26 +136,31 @@ def labels_of(model: Any) -> tuple[str, ...]:
 
 def _foreign(found: Tabular) -> Head:
     """Describe a model of another library that ends a pipeline of scikit-learn."""
-    if found.row.words:
-        raise InputError(
-            f"{found.library}'s columns of categories aren't supported in a scikit-learn pipeline: "
-            "encode them in the pipeline"
-        )
-
-    def write(building: Building, part: Part) -> str:
-        rows = building.graph.cast(part.name, found.row.dtype, building.dtype)
-        return found.write(building.graph, rows)
-
     places = {column: place for place, column in enumerate(found.row.columns)}
+
+    def given(write: Callable[[Graph, str], str], building: Building, part: Part) -> str:
+        rows = building.graph.cast(part.name, found.row.dtype, building.dtype)
+        return write(building.graph, rows)
+
+    def prepare(building: Building, part: Part) -> None:
+        unseen = dict(found.row.unseen)
+        for column, words in found.row.words:
+            own = part.columns[places[column]]
+            refuses = column not in unseen
+            building.read_words(own, words, f"{found.library}'s model", refuses=refuses)
+
     return Head(
         found.library,
         found.labels,
         found.width,
-        write,
+        partial(given, found.write),
         found.dtype,
         narrow=found.row.dtype == "float32",
         takes_missing=True,
         needs=tuple(places[column] for column in found.row.required),
+        takes_infinite=found.row.infinite == "allow",
+        prepare=prepare if found.row.words else None,
+        scores=None if found.scores is None else partial(given, found.scores),
     )
 
 
@@ -145,8 +177,9 @@ def probabilities(building: Building, sums: str, classes: int, dtype: str) -> st
     return building.graph.add("Softmax", sums, axis=1)
 
 
-def _linear(model: Any, *, exponential: bool) -> Head:
+def _linear(model: Any) -> Head:
     weights = np.atleast_2d(model.coef_).T
+    exponential = type(model).__name__ in _GENERALIZED and _logarithmic(model)
     bias = np.broadcast_to(np.asarray(model.intercept_, np.float64), weights.shape[1:])
 
     def write(building: Building, part: Part) -> str:
@@ -156,6 +189,31 @@ def _linear(model: Any, *, exponential: bool) -> Head:
     return Head("scikit-learn", (), weights.shape[1], write, smooth=True)
 
 
+def _logarithmic(model: Any) -> bool:
+    """Whether a generalized linear model's answer is the exponential of its sum."""
+    link = type(model._base_loss.link).__name__
+    if link not in ("IdentityLink", "LogLink"):
+        raise InputError(f"{type(model).__name__} with the link {link} isn't supported")
+    return link == "LogLink"
+
+
+def _decided(model: Any) -> Head:
+    """Describe a linear classifier without probabilities: a score for each class."""
+    from hasten.inputs.models.tabular.sklearn_composed import both_scores
+
+    labels = labels_of(model)
+    weights = np.atleast_2d(model.coef_).T
+    bias = np.broadcast_to(np.asarray(model.intercept_, np.float64), weights.shape[1:])
+
+    def scores(building: Building, part: Part) -> str:
+        return _affine(building, part.name, weights, bias)
+
+    def write(building: Building, part: Part) -> str:
+        return both_scores(building.graph, scores(building, part), len(labels), building.dtype)
+
+    return Head("scikit-learn", labels, len(labels), write, smooth=True, scores=scores, scored=True)
+
+
 def _logistic(model: Any) -> Head:
     labels = labels_of(model)
     weights, bias = model.coef_.T, np.asarray(model.intercept_, np.float64)
@@ -163,14 +221,22 @@ def _logistic(model: Any) -> Head:
         getattr(model, "solver", "") == "liblinear" or type(model).__name__ == "SGDClassifier"
     )
     if type(model).__name__ == "SGDClassifier" and model.loss != "log_loss":
-        raise InputError(
-            "SGDClassifier gives probabilities only with loss='log_loss': this one has "
-            f"{model.loss!r}"
-        )
+        if model.loss == "modified_huber":
+            raise InputError(
+                "SGDClassifier with loss='modified_huber' isn't supported: give it loss='log_loss'"
+            )
+        return _decided(model)
+    dtype = "float64" if apart and len(labels) > 2 else ""
+
+    def summed(building: Building, part: Part) -> str:
+        return _affine(building, part.name, weights, np.broadcast_to(bias, weights.shape[1:]))
+
+    def scores(building: Building, part: Part) -> str:
+        sums = summed(building, part)
+        return building.graph.cast(sums, dtype or building.dtype, building.dtype)
 
     def write(building: Building, part: Part) -> str:
-        bias_ = np.broadcast_to(bias, weights.shape[1:])
-        sums = _affine(building, part.name, weights, bias_)
+        sums = summed(building, part)
         if not apart or len(labels) == 2:
             return probabilities(building, sums, len(labels), building.dtype)
         wide = building.graph.cast(sums, "float64", building.dtype)  # all may be next to 0
@@ -178,8 +244,7 @@ def _logistic(model: Any) -> Head:
         whole = building.graph.add("ReduceSum", each, np.array([1], np.int64))
         return building.graph.add("Div", each, whole)
 
-    dtype = "float64" if apart and len(labels) > 2 else ""
-    return Head("scikit-learn", labels, len(labels), write, dtype, smooth=True)
+    return Head("scikit-learn", labels, len(labels), write, dtype, smooth=True, scores=scores)
 
 
 def _mlp(model: Any) -> Head:
@@ -220,40 +285,8 @@ def _naive_bayes(model: Any) -> Head:
     return Head("scikit-learn", labels, len(labels), write, "float64")
 
 
-def _voting(model: Any) -> Head:
-    """Describe a vote: the mean of the members' probabilities or numbers, weighted."""
-    labels: tuple[str, ...] = ()
-    if hasattr(model, "classes_"):
-        labels = labels_of(model)
-        if model.voting != "soft":
-            raise InputError("VotingClassifier gives probabilities only with voting='soft'")
-    heads = [head_of(member) for member in model.estimators_]
-    weights = model._weights_not_none or [1.0] * len(heads)
-    whole = float(np.sum(weights))
-
-    def write(building: Building, part: Part) -> str:
-        graph, total = building.graph, ""
-        for head, weight in zip(heads, weights, strict=True):
-            one = graph.cast(head.write(building, part), "float64", head.dtype or building.dtype)
-            one = one if weight == 1 else graph.add("Mul", one, np.float64(weight))
-            total = one if not total else graph.add("Add", total, one)
-        return graph.add("Div", total, np.float64(whole))
-
-    width = heads[0].width
-    return Head(
-        "scikit-learn",
-        labels,
-        width,
-        write,
-        "float64",
-        smooth=all(head.smooth for head in heads),
-        narrow=all(head.narrow for head in heads),
-        takes_missing=all(head.takes_missing for head in heads),
-    )
-
-
 def _converted(model: Any) -> Head:
-    """Describe an estimator that skl2onnx converts."""
+    """Describe an estimator that skl2onnx converts; the tests compare it with scikit-learn's own answers."""
     kind = type(model).__name__
     labels: tuple[str, ...] = ()
     if hasattr(model, "classes_"):
@@ -292,6 +325,9 @@ def _by_skl2onnx(model: Any, size: int, dtype: str, *, outputs: bool) -> Any:
 
 
 _HEADS: dict[str, Callable[[Any], Head]] = {
+    **dict.fromkeys(sorted(_LINEAR | _GENERALIZED), _linear),
+    "SVC": _converted,
+    "SVR": _converted,
     "LogisticRegression": _logistic,
     "LogisticRegressionCV": _logistic,
     "SGDClassifier": _logistic,
@@ -299,6 +335,8 @@ _HEADS: dict[str, Callable[[Any], Head]] = {
     "GaussianNB": _naive_bayes,
     "MLPClassifier": _mlp,
     "MLPRegressor": _mlp,
-    "VotingClassifier": _voting,
-    "VotingRegressor": _voting,
+    "LinearSVC": _decided,
+    "Perceptron": _decided,
+    "RidgeClassifier": _decided,
+    "RidgeClassifierCV": _decided,
 }

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from hasten.errors import InputError
+from hasten.inputs.models.tabular.base import CONVERT
 from hasten.inputs.models.tabular.building import Building, Column, Part, fill
+from hasten.inputs.models.tabular.sklearn_distributions import power, quantiles
 from hasten.inputs.models.tabular.sklearn_encoders import one_hot, ordinal, target
 
 Transform = Callable[[Building, Any, Part], Part]
@@ -26,7 +28,8 @@ def transform(building: Building, step: Any, part: Part) -> Part:
     kind = type(step).__name__
     if not type(step).__module__.startswith("sklearn.") or kind not in _STEPS:
         raise InputError(
-            f"the transformer {kind} isn't supported; the supported ones are {', '.join(sorted(_STEPS))}"
+            f"the transformer {kind} isn't supported: {CONVERT}; the supported ones are "
+            f"{', '.join(sorted(_STEPS))}"
         )
     if getattr(step, "n_features_in_", part.size) != part.size:
         raise InputError(
@@ -95,8 +98,16 @@ def _robust_scaler(building: Building, step: Any, part: Part) -> Part:
 
 
 def _max_abs_scaler(building: Building, step: Any, part: Part) -> Part:
-    _no_clip(step)
-    return _shifted(building, part, None, step.scale_)
+    scaled = _shifted(building, part, None, step.scale_)
+    if not getattr(step, "clip", False):
+        return scaled
+    one = building.array(1)
+    return replace(scaled, name=building.graph.add("Clip", scaled.name, -one, one))
+
+
+def _power(building: Building, step: Any, part: Part) -> Part:
+    part = power(building, step, part)
+    return _standard_scaler(building, step._scaler, part) if step.standardize else part
 
 
 def _min_max_scaler(building: Building, step: Any, part: Part) -> Part:
@@ -109,11 +120,6 @@ def _min_max_scaler(building: Building, step: Any, part: Part) -> Part:
         low, high = step.feature_range
         name = graph.add("Clip", name, building.array(low), building.array(high))
     return building.computed(part, name)
-
-
-def _no_clip(step: Any) -> None:
-    if getattr(step, "clip", False):
-        raise InputError(f"{type(step).__name__}'s clip=True isn't supported")
 
 
 def _normalizer(building: Building, step: Any, part: Part) -> Part:
@@ -156,10 +162,27 @@ def _imputer(building: Building, step: Any, part: Part) -> Part:
     columns = tuple(replace(c, missing=p not in filled) for p, c in enumerate(part.columns))
     made = [building.take(Part(name, columns), kept)]
     if step.add_indicator:
-        shown = building.take(part, step.indicator_.features_)
-        name = graph.cast(graph.add("IsNaN", shown.name), building.dtype, "bool")
-        made.append(Part(name, tuple(Column(c.sources, missing=False) for c in shown.columns)))
+        made.append(_shown(building, building.take(part, step.indicator_.features_)))
     return building.join(made)
+
+
+def _shown(building: Building, part: Part) -> Part:
+    """Return 1 where a value is missing, else 0."""
+    graph = building.graph
+    name = graph.cast(graph.add("IsNaN", part.name), building.dtype, "bool")
+    return Part(name, tuple(Column(c.sources, missing=False) for c in part.columns))
+
+
+def _indicator(building: Building, step: Any, part: Part) -> Part:
+    if not _absent(step.missing_values):
+        raise InputError(
+            f"MissingIndicator with missing_values={step.missing_values!r} isn't supported: mark missing "
+            "values by NaN"
+        )
+    features = [int(place) for place in step.features_]
+    if step.features == "missing-only" and step.error_on_new:
+        building.need(building.take(part, [p for p in range(part.size) if p not in features]))
+    return _shown(building, building.take(part, features))
 
 
 def _filled(building: Building, column: Column, value: Any) -> float | None:
@@ -268,7 +291,10 @@ _STEPS: dict[str, Transform] = {
     "RobustScaler": _robust_scaler,
     "MaxAbsScaler": _max_abs_scaler,
     "MinMaxScaler": _min_max_scaler,
+    "MissingIndicator": _indicator,
     "Normalizer": _normalizer,
+    "PowerTransformer": _power,
+    "QuantileTransformer": quantiles,
     "Binarizer": _binarizer,
     "SimpleImputer": _imputer,
     "FunctionTransformer": _function,

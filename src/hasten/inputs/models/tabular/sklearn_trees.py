@@ -65,6 +65,25 @@ def _narrow(building: Building, part: Part) -> str:
     return building.graph.cast(rows, "float64", "float32")
 
 
+def forest_sums(
+    building: Building, part: Part, members: Sequence[Any], numbers: Sequence[Array]
+) -> str:
+    """Return the sums of classic trees' leaves.
+
+    Args:
+        building: Where to add to.
+        part: Rows of the trees.
+        members: Estimators of the trees.
+        numbers: Numbers of each tree's nodes, of shape `(nodes, targets)`; those of leaves count.
+    """
+    width = numbers[0].shape[1]
+    trees = [
+        _tree(member.tree_, one, tuple(range(width)))
+        for member, one in zip(members, numbers, strict=True)
+    ]
+    return sum_trees(building.graph, _narrow(building, part), trees, width, "float64")
+
+
 def _takes_missing(model: Any) -> bool:
     from sklearn.utils import get_tags
 
@@ -119,21 +138,25 @@ def _boosting(model: Any) -> Head:
     count = model.estimators_.shape[1]
     start = model._raw_predict_init(np.zeros((1, model.n_features_in_), np.float32))[0]
 
-    def write(building: Building, part: Part) -> str:
+    def scores(building: Building, part: Part) -> str:
         graph, rows = building.graph, _narrow(building, part)
         trees = [constant(float(value), target) for target, value in enumerate(start) if value]
         for stage in model.estimators_:
             for target, member in enumerate(stage):
                 values = model.learning_rate * member.tree_.value[:, :, 0]
                 trees.append(_tree(member.tree_, values, (target,)))
-        sums = sum_trees(graph, rows, trees, count, "float64")
+        return sum_trees(graph, rows, trees, count, "float64")
+
+    def write(building: Building, part: Part) -> str:
+        sums = scores(building, part)
         if not labels:
             return sums
         if model.loss == "exponential":
-            sums = graph.add("Mul", sums, np.float64(2))
+            sums = building.graph.add("Mul", sums, np.float64(2))
         return probabilities(building, sums, len(labels), "float64")
 
-    return Head(_NAME, labels, len(labels) or count, write, "float64", narrow=True)
+    width = len(labels) or count
+    return Head(_NAME, labels, width, write, "float64", narrow=True, scores=scores)
 
 
 def _isolation(model: Any) -> Head:
@@ -176,7 +199,7 @@ def _histogram(model: Any) -> Head:
     def prepare(building: Building, part: Part) -> Part:
         return part if encoder is None else transform(building, encoder, part)
 
-    def write(building: Building, part: Part) -> str:
+    def scores(building: Building, part: Part) -> str:
         graph = building.graph
         trees = [constant(float(value), target) for target, value in enumerate(start) if value]
         for stage in model._predictors:
@@ -185,13 +208,25 @@ def _histogram(model: Any) -> Head:
         rows = graph.cast(made.name, "float64", building.dtype)
         sets = {tree.columns[place] for tree in trees for place in tree.sets}
         rows = looked_up(graph, rows, sets, made.size, "float64", "given")
-        sums = sum_trees(graph, rows, trees, len(start), "float64")
+        return sum_trees(graph, rows, trees, len(start), "float64")
+
+    def write(building: Building, part: Part) -> str:
+        sums = scores(building, part)
         if labels:
             return probabilities(building, sums, len(labels), "float64")
-        return graph.add("Exp", sums) if model.loss in ("poisson", "gamma") else sums
+        return building.graph.add("Exp", sums) if model.loss in ("poisson", "gamma") else sums
 
-    width = len(labels) or 1
-    return Head(_NAME, labels, width, write, "float64", takes_missing=True, prepare=prepare)
+    return Head(
+        _NAME,
+        labels,
+        len(labels) or 1,
+        write,
+        "float64",
+        takes_missing=True,
+        takes_infinite=encoder is None,
+        prepare=prepare,
+        scores=scores,
+    )
 
 
 def _histogram_tree(predictor: Any, target: int) -> Tree:

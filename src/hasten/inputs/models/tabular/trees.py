@@ -59,6 +59,46 @@ def constant(value: float, target: int = 0) -> Tree:
     return Tree(np.array([[value]], np.float64), (target,))
 
 
+def interpolated(graph: Graph, value: str, knots: Array, heights: Array) -> str:
+    """Return what `numpy.interp` gives: straight lines between knots, and level before and behind them.
+
+    A tree finds the line on which a value lies.
+
+    Args:
+        graph: Graph to add to.
+        value: Name of the values, float64 of shape `[batch, 1]`.
+        knots: Values in ascending order, `(n,)`; some may be equal.
+        heights: Result at each knot, `(n,)`.
+    """
+    knots, heights = np.asarray(knots, np.float64), np.asarray(heights, np.float64)
+    begins = np.flatnonzero(np.append(np.diff(knots) > 0, True))  # of equal ones, the last
+    slopes = np.diff(heights, append=heights[-1])[begins] / np.diff(knots, append=np.inf)[begins]
+    lines = np.stack([knots[begins], heights[begins], slopes], axis=1)
+    within = graph.add("Clip", value, knots[0], knots[-1])
+    line = sum_trees(graph, within, [_steps(lines)], 3, "float64")
+    start, height, slope = (
+        graph.add("Gather", line, np.array([place], np.int64), axis=1) for place in range(3)
+    )
+    return graph.add("Add", graph.add("Mul", graph.add("Sub", within, start), slope), height)
+
+
+def _steps(lines: Array) -> Tree:
+    """Return a tree that finds the last of some rows whose first number isn't above the value."""
+    tree = Tree(lines, tuple(range(lines.shape[1])))
+
+    def grow(low: int, high: int) -> int:
+        if high - low == 1:
+            return ~low
+        middle = (low + high) // 2
+        node = tree.node(0, LT, float(lines[middle, 0]), False)
+        tree.true[node] = grow(low, middle)
+        tree.false[node] = grow(middle, high)
+        return node
+
+    grow(0, len(lines))
+    return tree
+
+
 def sum_trees(graph: Graph, rows: str, trees: Sequence[Tree], targets: int, dtype: str) -> str:
     """Add the node that sums trees, and return its output of shape `[batch, targets]`.
 
