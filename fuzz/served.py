@@ -130,13 +130,14 @@ class Running:
 
     Args:
         folder: Folder for the bundles and the other client's numbers.
+        watched: Whether there is another client, which keeps a core busy.
 
     Attributes:
         server: The server's processes.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, watched: bool = True) -> None:
+        self._folder, self._watched = folder, watched
         self._bundles = bundles(folder)
         self._other: subprocess.Popen[bytes] | None = None
         self._board: Board
@@ -153,6 +154,8 @@ class Running:
         words = ("--grpc", "0", "--shared-memory", f"{REGIONS}.*", "--compiled", "off")
         self.server = ServerProcess(*self._bundles, *words).__enter__()
         self._pid = self.server.serving_pid()
+        if not self._watched:
+            return
         file = self._folder / "waits"
         file.write_bytes(bytes(NUMBERS.size))
         self._board = Board(file)
@@ -166,6 +169,8 @@ class Running:
             self._other.kill()
             self._other.wait()
             self._other = None
+        if self._pid:
+            self._pid = 0
             self.server.__exit__()
             self._shared.unlink(missing_ok=True)
 

@@ -136,9 +136,13 @@ def _seeded_test() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let tests that run the same model share what the C compiler made of it."""
-    with compiled_once(shared(tmp_path_factory) / "compiled"):
+def _compiled_once(
+    tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Iterator[None]:
+    """Let tests that run the same model share what the C compiler made of it, now or in an earlier suite."""
+    cache: pytest.Cache | None = getattr(pytestconfig, "cache", None)  # `-p no:cacheprovider`: none
+    lasting = None if cache is None else cache.mkdir("compiled")
+    with compiled_once(shared(tmp_path_factory) / "compiled", lasting):
         yield
 
 

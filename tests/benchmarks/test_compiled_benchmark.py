@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,31 +15,31 @@ from hasten.inputs.models.onnx import load
 from hasten.testing import models
 
 
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    for name in ("torch", "nncf", "openvino"):
-        pytest.importorskip(name)
-    return importlib.import_module("compiled")
 
 
-def test_the_memory_of_a_call_is_the_most_that_it_held(benchmark: Any) -> None:
-    found = benchmark.grown_bytes(lambda: len(b"x" * (80 << 20)))
+def test_the_memory_of_a_call_is_the_most_that_it_held() -> None:
+    found = importlib.import_module("memory").grown_bytes(lambda: len(b"x" * (80 << 20)))
     assert 76 << 20 < found < 100 << 20  # the system counts in steps
 
 
-def test_a_first_and_a_second_opening_are_measured_apart(benchmark: Any, tmp_path: Path) -> None:
+def test_a_first_and_a_second_opening_are_measured_apart(tmp_path: Path) -> None:
     request = {"x": np.zeros((1, 3, 32, 32), np.float32)}
     model = load(models.small_cnn(tmp_path)).settled_by(request)
     engine, target = CompiledC(), Target.host()
     (tmp_path / "built").mkdir()
     artifact = engine.build(model, target, tmp_path / "built")
-    told = benchmark.peaks(engine, artifact, target, tmp_path / "cache", request)
+    peaks = importlib.import_module("openings").peaks
+    told = peaks(engine, artifact, target, tmp_path / "cache", request)
     assert re.fullmatch(r"peak \d+\.\d and \d+\.\d times 0\.\d MB", told)
     assert [*(tmp_path / "cache").rglob("*")]  # the second opening had what the first one kept
 
 
-def test_processes_are_busy_while_a_block_runs_and_end_with_it(benchmark: Any) -> None:
+def test_processes_are_busy_while_a_block_runs_and_end_with_it() -> None:
+    pytest.importorskip("torch")
+    benchmark = importlib.import_module("compiled")
     children = Path("/proc/self/task")
 
     def own() -> set[str]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import onnx
 import pytest
+from tests.support.models import CONVNET, built
 
 from hasten.core.model import Model
 from hasten.engines.openvino.engine import OpenVino
@@ -19,6 +20,20 @@ F32 = OpenVino(precision="f32")
 def quantized(model: Model, folder: Path, **settings: Any) -> Model:
     made = run(NncfQuantization(reduce_range=NARROW, **settings), model, folder, "quantized")
     return replace(made, origin=model)
+
+
+@pytest.fixture(scope="module")
+def in_int8(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """The network with two convolutions and a classifier, quantized; read its files, don't change them."""
+    folder = tmp_path_factory.mktemp("in_int8")
+    return quantized(built(folder / "source", CONVNET), folder)
+
+
+@pytest.fixture
+def convnet(in_int8: Model) -> Model:
+    """The network before that."""
+    assert in_int8.origin is not None
+    return in_int8.origin
 
 
 def rounded_inputs(model: Model) -> set[str]:
@@ -37,10 +52,9 @@ def rounded_inputs(model: Model) -> set[str]:
     return found
 
 
-def test_only_the_named_layers_leave_int8(convnet: Model, tmp_path: Path) -> None:
-    before = quantized(convnet, tmp_path)
-    assert rounded_inputs(before) == {"conv1", "conv2", "head"}
-    after = run(FloatLayers(("conv2",)), before, tmp_path)
+def test_only_the_named_layers_leave_int8(in_int8: Model, tmp_path: Path) -> None:
+    assert rounded_inputs(in_int8) == {"conv1", "conv2", "head"}
+    after = run(FloatLayers(("conv2",)), in_int8, tmp_path)
     assert rounded_inputs(after) == {"conv1", "head"}
     assert after.format == "openvino"
     assert {after.path, *after.files} == set((tmp_path / "result").iterdir())
@@ -48,13 +62,12 @@ def test_only_the_named_layers_leave_int8(convnet: Model, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["conv1", "head"])
 def test_each_layer_that_is_given_back_brings_the_answers_nearer(
-    convnet: Model, tmp_path: Path, name: str
+    convnet: Model, in_int8: Model, tmp_path: Path, name: str
 ) -> None:
     data = samples_of(convnet)
     exact = answers(convnet, data, tmp_path / "a")
-    before = quantized(convnet, tmp_path)
-    after = run(FloatLayers((name,)), before, tmp_path)
-    far = error_between(exact, answers(before, data, tmp_path / "b", F32))
+    after = run(FloatLayers((name,)), in_int8, tmp_path)
+    far = error_between(exact, answers(in_int8, data, tmp_path / "b", F32))
     near = error_between(exact, answers(after, data, tmp_path / "c", F32))
     assert 0 < near < far
 
@@ -122,27 +135,26 @@ def test_layers_that_were_never_in_int8_are_refused(convnet: Model, tmp_path: Pa
         run(FloatLayers(("conv1",)), before, tmp_path)
 
 
-def test_no_layers_is_nothing_to_do(convnet: Model, tmp_path: Path) -> None:
+def test_no_layers_is_nothing_to_do(in_int8: Model, tmp_path: Path) -> None:
     with pytest.raises(Skipped, match=r"^nothing to return to float: no layer is named$"):
-        run(FloatLayers(()), quantized(convnet, tmp_path), tmp_path)
+        run(FloatLayers(()), in_int8, tmp_path)
 
 
-def test_an_unknown_layer_gets_the_nearest_names(convnet: Model, tmp_path: Path) -> None:
+def test_an_unknown_layer_gets_the_nearest_names(in_int8: Model, tmp_path: Path) -> None:
     message = r"^keep_float: the model has no node 'conv3'; did you mean conv2, conv1\?$"
     with pytest.raises(InputError, match=message):
-        run(FloatLayers(("conv3",)), quantized(convnet, tmp_path), tmp_path)
+        run(FloatLayers(("conv3",)), in_int8, tmp_path)
 
 
-def test_a_model_whose_origin_is_unknown_is_refused(convnet: Model, tmp_path: Path) -> None:
-    stray = replace(quantized(convnet, tmp_path), origin=None)
+def test_a_model_whose_origin_is_unknown_is_refused(in_int8: Model, tmp_path: Path) -> None:
+    stray = replace(in_int8, origin=None)
     message = r"^can't return layers to float: the original model is missing$"
     with pytest.raises(CandidateError, match=message):
         run(FloatLayers(("conv1",)), stray, tmp_path)
 
 
-def test_layers_without_names_are_given_back_by_their_outputs(
-    convnet: Model, tmp_path: Path
-) -> None:
+def test_layers_without_names_are_given_back_by_their_outputs(build: Any, tmp_path: Path) -> None:
+    convnet = build(CONVNET)
     proto = onnx.load(str(convnet.path))
     for node in proto.graph.node:
         node.name = ""

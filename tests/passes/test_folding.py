@@ -269,7 +269,8 @@ Forms = tuple[tuple[Model, Pipeline], tuple[Model, Pipeline]]
         ("tf_efficientnet_lite0", 97, {}),  # pads by itself, unevenly
         ("resnet18", 64, {"layers": (1, 1, 1, 1)}),  # pads in the convolution
         ("vit_tiny_patch16_224", 64, {"img_size": 64, "depth": 2}),  # pads nothing
-        ("convnext_atto", 65, {"depths": (1, 1, 1, 1)}),
+        # Its first convolution is like that of vit_tiny, with smaller patches.
+        pytest.param(("convnext_atto", 65, {"depths": (1, 1, 1, 1)}), marks=pytest.mark.slow),
     ],
     ids=lambda architecture: architecture[0],
 )

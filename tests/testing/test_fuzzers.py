@@ -160,7 +160,7 @@ def test_who_makes_others_wait_takes_memory_or_ends_the_server_is_found_alone(
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with Running(tmp_path_factory.mktemp("served")) as server:
+    with Running(tmp_path_factory.mktemp("served"), watched=False) as server:
         yield server
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,9 +45,11 @@ def test_a_file_that_leaves_one_fails(tmp_path: Path) -> None:
         "stranded.left.__defaults__ = (0.1,)  # the patience\n"
         f"def test_it(): subprocess.Popen([sys.executable, '-c', {SLEEP!r}])\n"
     )
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")  # else plug-ins' settings, and so plug-ins
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
         cwd=root,
+        env=os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         capture_output=True,
         text=True,
         check=False,

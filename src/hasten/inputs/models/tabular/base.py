@@ -276,7 +276,7 @@ def marked(columns: set[int], count: int) -> Array:
     return mask
 
 
-def check_survives(path: Path, library: str, program: str, *arguments: str) -> None:
+def check_survives(path: Path, library: str, program: str, *arguments: str) -> str:
     """Let a library read a file in a process of its own first, so that a crash of its parser ends that alone.
 
     Args:
@@ -286,14 +286,19 @@ def check_survives(path: Path, library: str, program: str, *arguments: str) -> N
             what it raises is raised again where the file is really read.
         arguments: Further arguments of the program.
 
+    Returns:
+        What the program printed.
+
     Raises:
         InputError: the process crashed.
     """
     command = [sys.executable, "-P", "-c", program, str(path.absolute()), *arguments]
-    code = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True).returncode
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
+    code = ended.returncode
     if code == -signal.SIGKILL:
         raise InputError(f"{path} can't be read: {library} was killed, probably for lack of memory")
     if code < 0:
         raise InputError(
             f"{path} is damaged: {library} crashed ({signal.Signals(-code).name}) while it read the file"
         )
+    return ended.stdout.decode(errors="replace")

@@ -49,8 +49,19 @@ _TRUSTED = (
 """Types that hold data alone, and that skops doesn't trust by itself. CatBoost's read their model from the bytes of
 a .cbm file, the others' from those that their libraries pickle."""
 
-_READ = "import sys; from skops.io import load; load(sys.argv[1], trusted=sys.argv[2:])"
-"""Program that reads a file, given the types to trust."""
+_READ = """
+import sys
+
+class NoTorch:
+    def find_spec(name, path=None, target=None):
+        if name == "torch":
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, NoTorch)
+from skops.io import load
+load(sys.argv[1], trusted=sys.argv[2:])
+"""
+"""Program that reads a file, given the types to trust. None is of torch, which skops would import for seconds."""
 
 
 class ScikitLearn(Library):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.errors import InputError, told
+from hasten.errors import InputError, visible
 from hasten.inputs.models.tabular.base import (
     Library,
     Tabular,
@@ -41,8 +41,25 @@ _ONE = np.float32(1)
 
 _MOST_NESTED = 10_000
 """Number of brackets in a file of JSON that can't exhaust a stack, however they are nested."""
-_READ = "import sys, xgboost; xgboost.Booster(model_file=bytearray(open(sys.argv[1], 'rb').read()))"
-"""Program that reads a file."""
+_MOST_MEMORY = 1 << 30, 64
+"""Memory of the process that tries a file, in bytes: so many, and so many for each byte of the file."""
+_READ = """
+import ctypes, os, resource, sys
+os.environ["OMP_THREAD_LIMIT"] = "1"
+library, most = ctypes.CDLL(sys.argv[2]), int(sys.argv[3])
+content, booster = open(sys.argv[1], "rb").read(), ctypes.c_void_p()
+_, hard = resource.getrlimit(resource.RLIMIT_AS)
+most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+library.XGBoosterCreate(None, ctypes.c_uint64(0), ctypes.byref(booster))
+if library.XGBoosterLoadModelFromBuffer(booster, content, ctypes.c_uint64(len(content))):
+    library.XGBGetLastError.restype = ctypes.c_char_p
+    sys.stdout.buffer.write(library.XGBGetLastError())
+"""
+"""Program that reads a file by XGBoost's C interface alone: its Python package takes seconds to import.
+
+Prints why XGBoost refuses the file. Each thread would count as some 100 MB of memory.
+"""
 
 
 class XGBoost(Library):
@@ -68,15 +85,14 @@ class XGBoost(Library):
         fits = path.suffix == (".ubj" if binary else ".json")  # else XGBoost would guess, and warn
         # Its parser may crash on a damaged file, of UBJSON or of JSON that is nested deeply.
         if binary or content.count(b"[") + content.count(b"{") > _MOST_NESTED:
-            check_survives(path, self.name, _READ)
+            most = _MOST_MEMORY[0] + _MOST_MEMORY[1] * len(content)
+            (library, *_) = xgboost.libpath.find_lib_path()
+            if said := check_survives(path, self.name, _READ, library, str(most)):
+                raise _refused(path, said)
         try:
             return xgboost.Booster(model_file=path if fits else bytearray(content))
         except xgboost.core.XGBoostError as error:
-            first = next((line for line in str(error).splitlines() if "Error" in line), told(error))
-            raise InputError(
-                f"{path} can't be read by XGBoost {xgboost.__version__}: it is cut short, its "
-                f"version is too new, or it isn't an XGBoost model ({first.strip():.200})"
-            ) from error
+            raise _refused(path, str(error)) from error
 
     def describe(self, model: Any) -> Tabular:
         """Describe a `Booster` or an estimator."""
@@ -100,6 +116,18 @@ class XGBoost(Library):
         iterations = None if best is None else int(best) + 1
         write = partial(_write, learner, groups, iterations, missing)
         return Tabular(self.name, _row(learner), labels, max(groups, len(labels)), "float32", write)
+
+
+def _refused(path: Path, said: str) -> InputError:
+    """Return the error for a file that XGBoost refuses with a message, often with a trace of calls."""
+    import xgboost
+
+    lines = said.strip().splitlines() or ["no reason given"]
+    first = next((line for line in lines if "Error" in line), lines[0])
+    return InputError(
+        f"{path} can't be read by XGBoost {xgboost.__version__}: it is cut short, its "
+        f"version is too new, or it isn't an XGBoost model ({visible(first.strip()):.200})"
+    )
 
 
 def _row(learner: dict[str, Any]) -> Row:
