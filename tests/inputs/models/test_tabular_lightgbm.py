@@ -15,7 +15,7 @@ from tests.support.tabular import CATEGORIES, COLUMNS, FEW, ODD, Exported, train
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.models.source import find_model, stated_pipeline
-from hasten.inputs.models.tabular.base import described
+from hasten.inputs.models.tabular.base import Tabular, described
 from hasten.inputs.pipeline.row_reader import RowReader
 
 lightgbm = pytest.importorskip("lightgbm")
@@ -125,6 +125,8 @@ def test_a_file_of_linear_leaves_is_read(tmp_path: Path) -> None:
     booster = trained(NUMBERS, objective="regression", linear_tree=True)
     booster.save_model(tmp_path / "model.txt")
     found = find_model(tmp_path / "model.txt")
+    assert isinstance(found, Tabular)
+    assert found.row.infinite == "refuse"  # times no factor at all it isn't a number
     for got in Exported(found, tmp_path).each(ROWS):
         np.testing.assert_allclose(got[:, 0], booster.predict(ROWS), rtol=1e-11)
 
