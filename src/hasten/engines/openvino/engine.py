@@ -66,6 +66,7 @@ class OpenVino(Engine):
     extra: ClassVar[str] = "openvino"
     settles: ClassVar[bool] = True
     reshapes: ClassVar[bool] = True
+    copied_into: ClassVar[tuple[str, ...] | None] = ("OpenVINO's input buffers",)
 
     precision: Literal["f32", "f16", "bf16"] = "f32"
     threads: int | None = None
