@@ -68,7 +68,7 @@ class ImageFolder(Dataset):
         self.files, labels, self.classes = _list(folder, _named(pipeline))
         self.numbering = _numbering(self.classes, _named(pipeline))
         self.labels = None if labels is None else np.array(labels, np.int64)
-        self.groups = _groups(folder, self.files)
+        self.groups = groups_of(folder, self.files)
         check_counts({name: len(self.files)}, self.labels, self.groups, str(folder))
         for file in self.files:
             check_header(file)
@@ -225,8 +225,12 @@ def _list(
     return files, labels if known else None, called if known else None
 
 
-def _groups(folder: Path, files: Sequence[Path]) -> Array | None:
-    """Read `groups.csv`, if it exists."""
+def groups_of(folder: Path, files: Sequence[Path]) -> Array | None:
+    """Read `groups.csv` of a folder, if it exists, and return each file's group.
+
+    Raises:
+        InputError: it can't be read, or has no line for a file.
+    """
     table = folder / GROUPS
     if not table.exists():
         return None
