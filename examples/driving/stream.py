@@ -91,13 +91,18 @@ def write(path: Path, count: int) -> None:
         container.mux(stream.encode(None))
 
 
-def draw(folder: Path, count: int) -> None:
+def draw(folder: Path, count: int, seed: int = 0) -> None:
     """Write views of photographs, zooms and places drawn at random, as JPEG files.
+
+    Args:
+        folder: Folder, which is made if it isn't there.
+        count: Number of views.
+        seed: Seed of the random numbers.
 
     Raises:
         InputError: a package with photographs isn't installed.
     """
-    photos, numbers = photographs(), np.random.default_rng(0)
+    photos, numbers = photographs(), np.random.default_rng(seed)
     folder.mkdir(exist_ok=True)
     for number in range(count):
         photo = photos[numbers.integers(len(photos))]

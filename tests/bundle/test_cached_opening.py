@@ -199,6 +199,27 @@ def test_an_entry_that_the_runtime_refuses_is_made_again(engine: Engine, tmp_pat
         assert_equal(got, expected)
 
 
+def test_a_graph_that_the_runtime_refuses_twice_is_compiled_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of YOLOv3-tiny is refused by OpenVINO, which alone can't read what it exported itself."""
+    bundle, cache = bundle_of(tmp_path, OpenVino(threads=1)), tmp_path / "cache"
+    tried: list[bytes] = []
+
+    def refused(engine: OpenVino, artifact: object, target: object, graph: bytes) -> None:
+        tried.append(graph)
+
+    monkeypatch.setattr(OpenVino, "_imported", refused)
+    hit, expected = opened(bundle, cache)
+    assert (hit, tried) == (False, [])
+    assert opened(bundle, cache)[0] is False
+    assert len(tried) == 2  # what was kept, and what is exported once more
+    for _ in range(2):
+        hit, got = opened(bundle, cache)
+        assert (hit, len(tried)) == (False, 2)
+        assert_equal(got, expected)
+
+
 @pytest.mark.parametrize("engine", KEEPING)
 def test_a_cache_that_cannot_be_used_costs_a_line_in_the_log(
     engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture

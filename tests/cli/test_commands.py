@@ -178,6 +178,8 @@ def test_inspect_says_what_is_inside(exact_bundle: Path) -> None:
     lines = dict(line.split(":", 1) for line in result.output.splitlines())
     assert lines["model"].strip() == "original, ONNX Runtime"
     assert lines["inputs"].strip() == "x: float32[batch, 16]"
+    copies = "a request's 64 bytes are read where they are, without a copy"
+    assert lines["copies"].strip() == copies
     assert lines["status"].strip().startswith("exact: ")
     assert json.loads(run("inspect", exact_bundle, "--json").stdout)["status"] == "exact"
 

@@ -9,7 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import openvino
 import pytest
+from tests.support.bundles import built, stated
 
+from hasten.bundle import write
 from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.core.telemetry import OFF
@@ -316,3 +318,54 @@ print(json.dumps(os.environ.get("CI")))
     )
     assert json.loads(run.stdout) is None
     assert list(home.iterdir()) == []
+
+
+def imported(program: str) -> list[str]:
+    """Run a program that has a list `said`, and return what is in it."""
+    run = subprocess.run(
+        [sys.executable, "-c", f"import sys\nsaid = []\n{program}\nprint(*said, sep='\\n')"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return run.stdout.splitlines()
+
+
+def test_the_converter_is_imported_only_once_somebody_asks_for_it() -> None:
+    """It is almost half of OpenVINO's import, and what opens a bundle never converts."""
+    program = """
+from hasten.engines.openvino.engine import OpenVino
+OpenVino.version()
+said.append('openvino.tools.ovc' in sys.modules)
+import openvino
+said.append(hasattr(openvino, 'nothing'))
+said.append(callable(openvino.convert_model))
+said.append('openvino.tools.ovc' in sys.modules)
+from openvino import convert_model
+from openvino.tools.ovc import convert_model as own
+said.append(convert_model is own)
+"""
+    assert imported(program) == ["False", "False", "True", "True", "True"]
+    theirs_first = """
+import openvino
+before = openvino.convert_model
+from hasten.engines.openvino.engine import OpenVino
+OpenVino.version()
+said.append(openvino.convert_model is before)
+"""
+    assert imported(theirs_first) == ["True"]
+
+
+def test_opening_a_folder_imports_neither_web_nor_xml_nor_compression(tmp_path: Path) -> None:
+    part = built(tmp_path, models.linear_classifier(tmp_path), OpenVino(threads=1))
+    write(tmp_path / "m.hasten", stated(part, part, status="exact"), {})
+    program = f"""
+import hasten, numpy
+with hasten.load({str(tmp_path / "m.hasten")!r}, cache=False) as loaded:
+    loaded(numpy.zeros((1, 16), 'float32'))
+said += sorted({{'http.client', 'ssl', 'xml.etree.ElementTree', 'backports.zstd',
+    'openvino.tools.ovc'}} & sys.modules.keys())
+from hasten.bundle import unpacked
+said.append(unpacked.__name__)
+"""
+    assert imported(program) == ["unpacked"]

@@ -6,6 +6,8 @@ import collections
 import hashlib
 import importlib.util
 import json
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from tests.support.bundles import built, stated
+from tests.support.quick import quick_runs
 
 import hasten
 import hasten.bundle
@@ -39,11 +42,15 @@ def script(name: str) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
 
 metric, network, stream = script("metric"), script("network"), script("stream")
+with pytest.MonkeyPatch.context() as path:
+    path.setitem(sys.modules, "stream", stream)
+    classes = script("classes")
 PIPELINE = from_yaml(EXAMPLE / "driving.yaml")
 
 
@@ -152,3 +159,73 @@ def test_views_are_frames_of_the_same_size_and_the_same_each_time(tmp_path: Path
         assert first == second
     frame = next(stream.frames(stream.photographs(), 1))
     assert frame.shape == metric.FRAME
+
+
+def box(label: str, left: int, score: float = 0.9) -> dict[str, Any]:
+    """A box of 100 x 100 pixels at the top."""
+    return {"label": label, "score": score, "box": [left, 0, left + 100, 100]}
+
+
+def test_boxes_that_one_of_two_models_does_not_find_are_counted_by_class() -> None:
+    exact = [box("dog", 0), box("dog", 300, 0.6), box("car", 500), box("car", 700, 0.55)]
+    found = [
+        box("dog", 20),  # overlaps the first by 80 of 120
+        box("dog", 30, 0.8),  # the first is taken
+        box("cat", 300, 0.7),  # the second under another name
+        box("car", 460),  # overlaps by 60 of 140
+        box("car", 700),
+    ]
+    counts: dict[str, Any] = collections.defaultdict(classes.Count)
+    classes.compare(found, exact, counts)
+    assert counts == {
+        "dog": classes.Count(1, [0.6], [0.8]),
+        "car": classes.Count(1, [0.9], [0.9]),
+        "cat": classes.Count(0, [], [0.7]),
+    }
+    classes.compare([], [box("dog", 0, 0.8)], counts)
+    assert classes.table(counts).splitlines() == [
+        "class  exact boxes  lost       gained  score of the lost  of the gained",
+        "dog    3            2 (66.7%)  1       0.70               0.80",
+        "car    2            1 (50.0%)  1       0.90               0.90",
+        "cat    0            0          1       -                  0.70",
+    ]
+
+
+@pytest.mark.slow
+def test_what_the_page_says_optimizes_the_network_and_watches_the_bundle(tmp_path: Path) -> None:
+    """The page's own command, with fewer views, the quick effort and a limit that int8 keeps."""
+    stream.write(tmp_path / "street.mp4", stream.SCENE)
+    stream.draw(tmp_path / "views", 150)
+    bundle = tmp_path / "yolo.hasten"
+    given = [
+        *("optimize", f"{EXAMPLE / 'network.py'}:grids", "--data", str(tmp_path / "views")),
+        *(
+            "--pipeline",
+            str(EXAMPLE / "driving.yaml"),
+            "--metric",
+            f"{EXAMPLE / 'metric.py'}:score",
+        ),
+        *("--max-drop", "25%", "--calibration", "15", "--engine", "openvino"),
+        *("--pass", "nncf_quantization", "--effort", "quick", "--population", "views of a camera"),
+        *("--out", str(bundle)),
+    ]
+    with quick_runs():
+        done = CliRunner().invoke(main, given)
+    assert done.exit_code == 0, done.output
+    manifest = hasten.bundle.read(bundle)
+    assert manifest.status in ("certified", "exact"), manifest.why
+    assert manifest.pipeline == PIPELINE
+    answers: list[Answer] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exact model may have been made on another processor
+        seen = hasten.watch(
+            bundle, tmp_path / "street.mp4", as_fast_as_possible=True, on_decision=answers.append
+        )
+        views = [path.read_bytes() for path in sorted((tmp_path / "views").iterdir())[:60]]
+        counts = classes.counted(bundle, views)
+    assert (seen.captured, seen.answered) == (stream.SCENE,) * 2
+    dogs = ["dog" in {one["label"] for one in answer.decision} for answer in answers]
+    assert sum(dogs) > 0.8 * stream.SCENE
+    total = counts.pop(classes.EVERY)
+    assert total.kept == sum(count.kept for count in counts.values()) > 60
+    assert len(total.lost) + len(total.gained) < 0.25 * 2 * total.kept

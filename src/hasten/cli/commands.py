@@ -385,7 +385,7 @@ def _kept(result: Recheck) -> str:
         )
     if result.certificate is None:
         return (
-            "note: no certificate is kept, because these pictures gave the same answers in an earlier "
+            "note: no certificate is kept, because these samples gave the same answers in an earlier "
             "test: test with new ones"
         )
     return f"certificate: {result.keep()}"

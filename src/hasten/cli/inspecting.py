@@ -47,6 +47,7 @@ def inspect(
         requirements,
         unpacked,
     )
+    from hasten.bundle.copies import copies_in_words
     from hasten.bundle.covered import batches_in_words
     from hasten.bundle.evidence import batch_curve
     from hasten.bundle.manifest import one_line
@@ -93,6 +94,7 @@ def inspect(
             ("inputs", "; ".join(map(str, manifest.winner.artifact.inputs))),
             ("outputs", "; ".join(map(str, manifest.winner.artifact.outputs))),
             *_always(constant_inputs(bundle, manifest)),
+            *([("copies", copies)] if (copies := copies_in_words(manifest.winner)) else []),
             *([("states", _carried(manifest.sequences))] if manifest.sequences else []),
             ("exact model", manifest.exact.label if manifest.exact else "left out"),
             ("samples", in_words(manifest.requests)),

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 OFF = {"CI": "true", "ORT_DISABLE_TELEMETRY": "1"}
 """Environment variables that turn telemetry off, in this process or in a child."""
+_CONVERTER = "openvino.tools.ovc"
 
 
 @contextmanager
@@ -36,8 +38,36 @@ def telemetry_off() -> Iterator[None]:
 def import_quietly(name: str) -> Any:
     """Import a library that would send telemetry on import: "onnxruntime", "openvino", "nncf".
 
+    OpenVINO's converter, almost half of its import, is imported once somebody asks for it.
+
     Raises:
         ImportError: it isn't installed.
     """
     with telemetry_off():
-        return importlib.import_module(name)
+        if name != "openvino" or name in sys.modules or _CONVERTER in sys.modules:
+            return importlib.import_module(name)
+        sys.modules[_CONVERTER] = None  # type: ignore[assignment] # which openvino takes for a missing package
+        try:
+            module = importlib.import_module(name)
+        finally:
+            del sys.modules[_CONVERTER]
+        if hasattr(module, "__getattr__"):  # a later version's own
+            module.convert_model = _converter()  # type: ignore[attr-defined]
+        elif not hasattr(module, "convert_model"):
+            module.__getattr__ = _later  # type: ignore[method-assign]
+        return module
+
+
+def _later(name: str) -> Any:
+    """Return what the module openvino has only once its converter is imported."""
+    if name != "convert_model":
+        raise AttributeError(f"module 'openvino' has no attribute {name!r}")
+    try:
+        with telemetry_off():
+            return _converter()
+    except ImportError as error:
+        raise AttributeError(f"module 'openvino' has no attribute {name!r}: {error}") from error
+
+
+def _converter() -> Any:
+    return importlib.import_module(_CONVERTER).convert_model

@@ -166,6 +166,8 @@ class Engine(Value, ABC):
         needs_program: Whether it runs the framework's program alone, which an ONNX file hasn't.
         faithful: Whether a session on this host answers bit for bit as the device does. Only then
             can it give a certificate for a device that isn't here.
+        copied_into: Places into which `run` copies a request's inputs before the model reads them, for
+            people and in order; empty if they are read where they are, None if it isn't known.
     """
 
     families: ClassVar[frozenset[str]] = frozenset()
@@ -179,6 +181,7 @@ class Engine(Value, ABC):
     sums_exactly: ClassVar[bool] = False
     needs_program: ClassVar[bool] = False
     faithful: ClassVar[bool] = True
+    copied_into: ClassVar[tuple[str, ...] | None] = None
     registry: ClassVar[Registry] = Registry(
         "engine",
         "hasten.engines",

@@ -51,6 +51,10 @@ class CompileCache:
         """Keep what an engine made, with a file that it reads in place, if the folder takes it."""
         self.kept += self.folder.put(key, content, bulk)
 
+    def passed_over(self) -> None:
+        """Note that an entry which was found has nothing to use."""
+        self.found -= 1
+
     def drop(self, key: str) -> None:
         """Drop what an engine couldn't use after all."""
         self.found -= 1

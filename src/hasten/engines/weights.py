@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from xml.etree import ElementTree
 
 from hasten.errors import IntegrityError
 
@@ -85,7 +84,7 @@ def stretches_in(files: Sequence[Path]) -> Iterator[Stretch]:
                 found = list(_in_ir(file))
             else:
                 continue
-        except (IntegrityError, OSError, ValueError, ElementTree.ParseError):
+        except (IntegrityError, OSError, ValueError, SyntaxError):  # the last is of XML, too
             continue
         yield from (one for one in found if one.length == _elements(one) * one.width)
 
@@ -99,6 +98,8 @@ def _elements(stretch: Stretch) -> int:
 
 def _in_ir(file: Path) -> Iterator[Stretch]:
     """Yield the constants of an IR, which lie in the file of weights."""
+    from xml.etree import ElementTree  # a runtime alone doesn't need it
+
     weights = file.with_suffix(".bin")
     size = weights.stat().st_size
     for layer in ElementTree.parse(file).getroot().iter("layer"):

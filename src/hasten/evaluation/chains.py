@@ -1,4 +1,4 @@
-"""Test of a whole chain on new pictures: its own decisions against those of its exact models."""
+"""Test of a whole chain on new samples: its own decisions against those of its exact models."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import warnings
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,11 +25,10 @@ from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Judgement, judge
 from hasten.core.records import to_record
 from hasten.errors import CandidateError, InputError
+from hasten.evaluation.chain_samples import chain_samples
 from hasten.evaluation.decisions import Comparison
-from hasten.evaluation.seen import Recheck, Seen, fresh, looked, seen_by
+from hasten.evaluation.seen import Recheck, fresh, looked
 from hasten.inputs.chains import Chain, chain_of
-from hasten.inputs.data.images import ImageFolder
-from hasten.inputs.data.source import open_data
 from hasten.inputs.metrics.agreement import Agreement
 
 METRIC = "agreement"
@@ -43,17 +41,18 @@ def certify_chain(
     max_drop: float | None,
     confidence: float | None = None,
 ) -> Recheck:
-    """Bound the share of pictures on which a chain decides otherwise than its exact models do.
+    """Bound the share of samples on which a chain decides otherwise than its exact models do.
 
     The parts' certificates don't add up to one of the whole: a box that moves a little changes what the
     reader sees. So the chain's own decisions are compared, by `hasten.evaluation.decisions.Comparison`.
-    A picture on which the chain fails and its exact models don't counts as changed. The bound is that of
+    A sample on which the chain fails and its exact models don't counts as changed. The bound is that of
     Clopper and Pearson where no groups are given.
 
     Args:
         chain: The chain, in any form that `hasten.chain` takes.
-        data: Folder of pictures, maybe with a `groups.csv`. Pictures that a bundle of the chain was
-            made with are left out, unless there are no others.
+        data: Folder of pictures, texts or other files as the chain's first model takes them, maybe with a
+            `groups.csv`; for a model of rows also a table, as for `hasten.optimize`. Samples that a bundle
+            of the chain was made with are left out, unless there are no others.
         max_drop: Largest share of changed decisions.
         confidence: Confidence of the verdict; by default 0.95.
 
@@ -70,22 +69,15 @@ def certify_chain(
     ledger = user_ledger()
     manifests = check_chain(chain)
     comparison = Comparison(chain, {n: pipeline_of(n, one) for n, one in manifests.items()})
-    root = manifests[chain.roots[0].name]
-    dataset = open_data(data, root.winner.artifact.inputs, root.pipeline)
-    if not isinstance(dataset, ImageFolder):
-        raise InputError(f"a chain is certified on a folder of pictures: got {data!r:.100}")
-    folders = {model.name: Path(model.bundle) for model in chain.models}
-    known = {name: seen_by(folders[name], manifests[name]) for name in folders}
-    for name, seen in known.items():
-        seen.check_groups(folders[name], dataset)
+    samples = chain_samples(chain, manifests, data)
     earlier = ledger.past().earlier(1 - sure)
-    chosen = fresh(dataset, Seen.together(known.values()), earlier)
+    chosen = fresh(samples.dataset, samples.seen, earlier)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with open_chain(chain, which="exact") as exact, open_chain(chain) as winner:
             agreement = []
             for index in chosen.samples.indices:
-                agreement.append(_agree(comparison, winner, exact, dataset.files[index]))
+                agreement.append(_agree(comparison, winner, exact, samples.values[index]))
     scores = np.array(agreement, np.float64)
     own = np.ones_like(scores)
 
@@ -111,7 +103,7 @@ def certify_chain(
         kind,
         entry[1],
         used=len(chosen.samples),
-        left_out=len(dataset) - len(chosen.samples),
+        left_out=len(samples.dataset) - len(chosen.samples),
         look=look,
         elsewhere=chosen.elsewhere,
         notes=ledger.notes,
@@ -133,11 +125,11 @@ def certify_chain(
     return replace(checked, certificate=certificate)
 
 
-def _agree(comparison: Comparison, winner: OpenChain, exact: OpenChain, picture: Path) -> bool:
-    """Whether a chain decides on a picture as its exact models do."""
-    expected = exact.decide(picture)
+def _agree(comparison: Comparison, winner: OpenChain, exact: OpenChain, value: Any) -> bool:
+    """Whether a chain decides on a sample as its exact models do."""
+    expected = exact.decide(value)
     try:
-        found = winner.decide(picture)
+        found = winner.decide(value)
     except (InputError, CandidateError):
         return False
     return comparison.agrees(found, expected)

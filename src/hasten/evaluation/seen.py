@@ -142,7 +142,7 @@ class Recheck:
             )
         if self.certificate is None and self.passed:
             raise InputError(
-                "there is no certificate to keep, because these pictures gave the same answers in an "
+                "there is no certificate to keep, because these samples gave the same answers in an "
                 "earlier test: test with new ones"
             )
         if self.certificate is None:

@@ -88,7 +88,7 @@ def environment(
         **versions(of),
         **({SOURCE: _source()} if of is None else {}),
         **(_programs() if of is None and target.kind == "host" else {}),
-        **{f"{one.group}:{one.name}": one.distribution for one in plugins() if of is None},
+        **(_plugins() if of is None else {}),
     }
 
 
@@ -109,6 +109,11 @@ def _programs() -> dict[str, str]:
     """Return the versions of programs that make models for this host, such as its C compiler."""
     kinds = [Engine.member(name) for name in tried_on("host")]
     return {name: version for kind in kinds for name, version in kind.tools().items()}
+
+
+def _plugins() -> dict[str, str]:
+    """Return the packages that add members to hasten, by group and name."""
+    return {f"{one.group}:{one.name}": one.distribution for one in plugins()}
 
 
 def _nvidia(proc: Path) -> dict[str, str]:

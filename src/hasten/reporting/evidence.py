@@ -13,6 +13,7 @@ import msgspec
 from hasten import bundle
 from hasten.bundle import Manifest
 from hasten.bundle.cold import COLD
+from hasten.bundle.copies import copies_in_words
 from hasten.core.records import to_record
 from hasten.core.target import Target
 from hasten.errors import InputError, IntegrityError
@@ -239,6 +240,7 @@ class Report:
         requests: Number of samples of the data that the bundle keeps.
         cascade: Whether what ships is a cascade.
         settings: Every setting of the candidates, in the order of the result's outcomes.
+        copies: How often the engine of what ships copies a request's inputs; empty if it isn't known.
     """
 
     result: Result
@@ -257,6 +259,7 @@ class Report:
     requests: int = 0
     cascade: bool = False
     settings: tuple[Tried, ...] = ()
+    copies: str = ""
 
 
 def gathered(folder: Path) -> Report:
@@ -334,6 +337,7 @@ def assembled(folder: Path, manifest: Manifest, kept: Callable[[str, int], bytes
         requests=manifest.requests,
         cascade=manifest.winner.engine.get("type") == "cascade",
         settings=tuple(one.candidate for one in read("trials.json", tuple[_Trial, ...]) or ()),
+        copies=copies_in_words(manifest.winner),
     )
 
 

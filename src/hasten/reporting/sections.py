@@ -121,6 +121,7 @@ def figures(report: Report) -> Html:
         table("The final figures", head, shown),
         paragraph(sentence(also)) if (also := every_request(result)) else NONE,
         paragraph(f"{per_step(result)}.") if result.steps != 1 else NONE,
+        paragraph(sentence(report.copies)) if report.copies else NONE,
         plot.html(
             "These figures come from rounds timed after the choice. Each ratio is paired round "
             "by round, with its 95% interval. The band shows how far the same model differed "

@@ -245,14 +245,14 @@ def test_nothing_is_kept_of_a_test_that_proves_nothing(
     with pytest.raises(InputError) as error:
         again.keep()
     assert str(error.value) == (
-        "there is no certificate to keep, because these pictures gave the same answers in an earlier "
+        "there is no certificate to keep, because these samples gave the same answers in an earlier "
         "test: test with new ones"
     )
     options = ["--data", str(pictures), "--max-drop", "5%", "--keep"]
     run = CliRunner().invoke(main, ["certify", line, *options])
     assert run.exit_code == 0
     assert run.output.splitlines()[-1] == (
-        "note: no certificate is kept, because these pictures gave the same answers in an earlier test: "
+        "note: no certificate is kept, because these samples gave the same answers in an earlier test: "
         "test with new ones"
     )
     (tmp_path / "worse").mkdir()

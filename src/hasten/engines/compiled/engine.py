@@ -73,6 +73,7 @@ class CompiledC(Engine):
     program: ClassVar[str] = "a C compiler"
     settles: ClassVar[bool] = True
     sums_exactly: ClassVar[bool] = True
+    copied_into: ClassVar[tuple[str, ...] | None] = ()
 
     most_work: int = _SMALL_WORK
     threads: int = 1

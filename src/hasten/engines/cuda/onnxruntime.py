@@ -33,7 +33,7 @@ from hasten.engines.cuda.kept_engines import KeptEngines, tensorrt_version
 from hasten.engines.cuda.own_thread import in_own_thread
 from hasten.engines.cuda.replays import RUNS
 from hasten.engines.cuda.runtime import Cuda, Device, Host, capturing
-from hasten.engines.cuda.session import DeviceSession
+from hasten.engines.cuda.session import COPIED_INTO, DeviceSession
 from hasten.engines.failures import failed
 from hasten.engines.onnxruntime.files import own_files
 from hasten.engines.onnxruntime.installation import CUDA, load, without_cuda
@@ -70,6 +70,7 @@ class OnnxRuntimeCuda(Engine):
     families: ClassVar[frozenset[str]] = frozenset({"cuda"})
     distributions: ClassVar[tuple[str, ...]] = ("onnxruntime-gpu",)
     faithful: ClassVar[bool] = False
+    copied_into: ClassVar[tuple[str, ...] | None] = COPIED_INTO
 
     provider: Literal["cuda", "tensorrt"] = "cuda"
     tf32: bool = False

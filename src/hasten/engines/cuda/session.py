@@ -25,6 +25,8 @@ _KEPT = 16
 """Number of request shapes whose buffers and graphs are kept: a server makes batches of at most 12
 sizes (`SIZES` in serving/models/opening.py), and clients may send other numbers of rows."""
 _TIMED = 20
+COPIED_INTO = ("pinned memory", "the device's memory")
+"""Places into which a session copies a request's inputs, for people."""
 
 
 class Execution(Protocol):

@@ -26,7 +26,7 @@ from hasten.engines.cuda.kept import KeptPrograms, check_own_folder
 from hasten.engines.cuda.own_thread import in_own_thread
 from hasten.engines.cuda.pins import check_pins, pin, pins_for
 from hasten.engines.cuda.runtime import Cuda, Device, Host, array_at, capturing
-from hasten.engines.cuda.session import DeviceSession, Execution
+from hasten.engines.cuda.session import COPIED_INTO, DeviceSession, Execution
 from hasten.engines.cuda.tf32 import precise
 from hasten.engines.failures import failed
 from hasten.errors import CandidateError, InputError
@@ -68,6 +68,7 @@ class TorchCuda(Engine):
     float_only: ClassVar[bool] = True
     needs_program: ClassVar[bool] = True
     faithful: ClassVar[bool] = False
+    copied_into: ClassVar[tuple[str, ...] | None] = COPIED_INTO
 
     mode: Mode = "reduce-overhead"
     precision: Literal["f32", "tf32", "f16", "bf16"] = "f32"

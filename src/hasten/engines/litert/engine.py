@@ -44,6 +44,7 @@ class LiteRt(Engine):
     extra: ClassVar[str] = "litert"
     settles: ClassVar[bool] = True
     float_only: ClassVar[bool] = True
+    copied_into: ClassVar[tuple[str, ...] | None] = ("LiteRT's input buffers",)
     kernels: ClassVar[str] = "AUTO"
     """Name in LiteRT of the set of kernels."""
 

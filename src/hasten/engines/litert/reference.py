@@ -28,6 +28,7 @@ class LiteRtReference(LiteRt):
     families: ClassVar[frozenset[str]] = frozenset({"litert"})
     kernels: ClassVar[str] = "BUILTIN_REF"
     faithful: ClassVar[bool] = False
+    copied_into: ClassVar[tuple[str, ...] | None] = None
 
     def tunings(self, target: Target) -> Iterator[Self]:
         """Yield nothing: these kernels don't use threads."""

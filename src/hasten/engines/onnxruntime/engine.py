@@ -55,6 +55,7 @@ class OnnxRuntime(Engine):
     distributions: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnxruntime-gpu")
     extra: ClassVar[str] = "onnxruntime"
     reshapes: ClassVar[bool] = True
+    copied_into: ClassVar[tuple[str, ...] | None] = ()
 
     threads: int | None = None
     spinning: bool = True

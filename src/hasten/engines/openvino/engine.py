@@ -40,6 +40,8 @@ _PROPERTIES = {
 """Names of properties in sessions and in OpenVINO; a plugin may know only some."""
 _WITHOUT_WEIGHTS = {"CACHE_MODE": "OPTIMIZE_SIZE"}
 """Setting with which an exported graph refers to the weights of the artifact instead of copying them."""
+_REFUSED = b"OpenVINO refuses what it exports of this model"
+"""Content of an entry that is kept so that nothing is exported and imported in vain."""
 _FAST_WITH = {"f16": {"amx_fp16"}, "bf16": {"avx512_bf16", "amx_bf16"}}
 """Instruction sets with which a precision is faster than f32. avx512_fp16 alone isn't among them,
 since oneDNN computes in f32 there."""
@@ -66,6 +68,7 @@ class OpenVino(Engine):
     extra: ClassVar[str] = "openvino"
     settles: ClassVar[bool] = True
     reshapes: ClassVar[bool] = True
+    copied_into: ClassVar[tuple[str, ...] | None] = ("OpenVINO's input buffers",)
 
     precision: Literal["f32", "f16", "bf16"] = "f32"
     threads: int | None = None
@@ -218,16 +221,29 @@ class OpenVino(Engine):
         compiled: CompileCache,
         request: Sequence[TensorSpec],
     ) -> Any:
-        """Return a compiled graph from the cache, or compile it as `_compile` does and keep it."""
+        """Return a compiled graph from the cache, or compile it as `_compile` does and keep it.
+
+        Of some models, such as YOLOv3-tiny, OpenVINO refuses what it exported itself. Where it has done so twice, that
+        is kept instead, and the model is compiled each time.
+        """
         key = compiled.key(self, artifact, target, "settled" if request else "open")
         with compiled.entry(key) as entry:
-            if entry is not None and (made := self._imported(artifact, target, entry.content)):
-                return made
+            in_vain = entry is not None and entry.content == _REFUSED
+            if entry is not None and not in_vain:
+                made = self._imported(artifact, target, entry.content)
+                if made is not None:
+                    return made
+        if in_vain:
+            compiled.passed_over()
+            return self._compile(artifact, target, request)
         if entry is not None:
             compiled.drop(key)
         made = self._compile(artifact, target, request, more=_WITHOUT_WEIGHTS)
         with contextlib.suppress(Exception):  # a graph that can't be written is compiled each time
-            compiled.put(key, made.export_model().getvalue())
+            graph = made.export_model().getvalue()
+            if entry is not None and self._imported(artifact, target, graph) is None:
+                graph = _REFUSED
+            compiled.put(key, graph)
         return made
 
     def _imported(self, artifact: Artifact, target: Target, graph: bytes) -> Any:

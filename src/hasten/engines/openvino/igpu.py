@@ -23,6 +23,7 @@ class OpenVinoIgpu(OpenVino):
 
     families: ClassVar[frozenset[str]] = frozenset({"igpu"})
     faithful: ClassVar[bool] = False
+    copied_into: ClassVar[tuple[str, ...] | None] = None
 
     device: str = ""
 

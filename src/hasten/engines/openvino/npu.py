@@ -26,6 +26,7 @@ class OpenVinoNpu(OpenVino):
 
     families: ClassVar[frozenset[str]] = frozenset({"npu"})
     faithful: ClassVar[bool] = False
+    copied_into: ClassVar[tuple[str, ...] | None] = None
 
     precision: Literal["f32", "f16", "bf16"] = "f16"
     device: str = "NPU"

@@ -24,7 +24,7 @@ from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.cuda.capability import check_gpu
 from hasten.engines.cuda.pins import Pins, check_pins, pin
 from hasten.engines.cuda.runtime import Cuda, Device
-from hasten.engines.cuda.session import DeviceSession
+from hasten.engines.cuda.session import COPIED_INTO, DeviceSession
 from hasten.engines.estimates import Estimate
 from hasten.engines.failures import LONGEST_REASON
 from hasten.engines.onnxruntime.engine import OnnxRuntime
@@ -75,6 +75,7 @@ class PlanEngine(Engine):
     families: ClassVar[frozenset[str]] = frozenset({"cuda"})
     settles: ClassVar[bool] = True
     faithful: ClassVar[bool] = False
+    copied_into: ClassVar[tuple[str, ...] | None] = COPIED_INTO
     library: ClassVar[str]
 
     tf32: bool = False

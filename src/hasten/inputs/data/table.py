@@ -67,16 +67,7 @@ def rows_of(source: Any, pipeline: Pipeline, names: Sequence[str]) -> Dataset | 
     if row is None or len(names) != 1:
         return None
     row = replace(row, infinite="refuse")  # else a candidate's calibration would have to take them
-    label: Any = None
-    groups: Any = None
-    said = "the table"
-    file = _csv_and_label(source) if isinstance(source, (str, Path)) else None
-    if file is not None:
-        label = file[1]
-        said, source = str(file[0]), _read_csv(file[0], row)
-    elif isinstance(source, tuple) and len(source) in (2, 3):
-        source, label, groups = (*source, None)[:3]
-    table = _columns_of(source, row, read=file is not None)
+    table, label, groups, said = _opened(source, row)
     if table is None:
         return None
     if isinstance(table, np.ndarray):
@@ -91,6 +82,39 @@ def rows_of(source: Any, pipeline: Pipeline, names: Sequence[str]) -> Dataset | 
     return ArrayDataset(
         {names[0]: rows}, given, None if groups is None else np.asarray(groups), missing=True
     )
+
+
+def given_rows(source: Any, row: Row) -> list[Any] | None:
+    """Return the rows of a table as `decide` of a bundle takes them; None where the source is none.
+
+    Args:
+        source: Table in any form that `rows_of` takes.
+        row: Step that reads a row.
+
+    Raises:
+        InputError: the file can't be read, or a column is missing.
+    """
+    table, label, _, said = _opened(source, row)
+    if table is None:
+        return None
+    if isinstance(table, np.ndarray):
+        return list(table)
+    _labels_in(table, label, row, said)
+    return [dict(zip(row.columns, values, strict=True)) for values in _each(table, row)]
+
+
+def _opened(source: Any, row: Row) -> tuple[dict[str, Sequence[Any]] | Array | None, Any, Any, str]:
+    """Return a table's columns or numbers, None where it is none; its label and groups; and its name."""
+    label: Any = None
+    groups: Any = None
+    said = "the table"
+    file = _csv_and_label(source) if isinstance(source, (str, Path)) else None
+    if file is not None:
+        label = file[1]
+        said, source = str(file[0]), _read_csv(file[0], row)
+    elif isinstance(source, tuple) and len(source) in (2, 3):
+        source, label, groups = (*source, None)[:3]
+    return _columns_of(source, row, read=file is not None), label, groups, said
 
 
 def _csv_and_label(source: str | Path) -> tuple[Path, str | None] | None:

@@ -457,7 +457,7 @@ class Deciding:
                     "few bytes: send several requests",
                 )
         ticket.place.settle(COPIES * taken)
-        tensors = rows[0] if len(rows) == 1 else together(rows)
+        tensors = together(rows)
         ticket.place.keep(COPIES * taken)
         return tensors
 
