@@ -25,7 +25,7 @@ from tests.support.scripted_races import scripted_races
 
 from hasten.cli import main
 from hasten.lightening import prospects
-from hasten.measure import ceilings
+from hasten.measure import ceilings, under_load
 from hasten.measure.effort import EFFORTS, Effort
 from hasten.measure.journal import Journal
 from hasten.optimization.estimated import fixed_point
@@ -92,6 +92,7 @@ def quick_runs(
         quick.enter_context(patch.multiple(ceilings, TURNS=1, PACE=pace))
         quick.enter_context(patch.multiple(prospects, PACE=pace, _FIRST_LOOK=pace))
         quick.enter_context(patch.multiple(fixed_point, WIDTHS=(6, 5, 4), _REFINED=2, _CUTS=(4.0,)))
+        quick.enter_context(patch.object(under_load, "_CAPACITY_NS", 50_000_000))
         # Tests end processes, never the machine, so nothing need be on the disk itself.
         quick.enter_context(patch("os.fsync", lambda _: None))
         if not races:
