@@ -198,7 +198,7 @@ def risk(falls: Array, draws: int) -> float:
         draws: Number of draws to certify by.
     """
     # Not by mean(), most of whose time for so few numbers isn't spent on adding them.
-    mean, energy = float(falls.sum()) / len(falls), float((falls**2).sum()) / len(falls)
+    mean, energy = float(falls.sum() / len(falls)), float((falls**2).sum() / len(falls))
     return max(mean, 0.0) + _ONE_SIDED_95 * math.sqrt(energy / draws)
 
 
