@@ -79,8 +79,10 @@ def searched(rng: np.random.Generator, draw: Draw, better: int, *, peek: bool) -
     original, scores = draw(rng, SEALED if peek else SEARCH, chances)
     falls = original - scores
     standings = [BASELINE] + [
-        Standing(str(i), False, ratio, float(own.mean()), risk(own, SEALED))
-        for i, (ratio, own) in enumerate(zip(RATIOS, falls, strict=True))
+        Standing(str(i), False, ratio, fall, risk(own, SEALED))
+        for i, (ratio, fall, own) in enumerate(
+            zip(RATIOS, falls.mean(axis=1).tolist(), falls, strict=True)
+        )
     ]
     rungs = ladder(standings, "baseline", spread=0.01, max_drop=MAX_DROP)
     chosen = [int(key) for key in rungs]

@@ -1,11 +1,13 @@
 """Profiles of models and of bundles."""
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tests.support.bundles import built, stated
+from tests.support.forked_workers import forked_workers
 from tests.support.models import depthwise_cnn
 
 import hasten
@@ -19,6 +21,12 @@ from hasten.inputs.data.requests import MADE_UP
 from hasten.testing import models
 
 PRODUCTS = ["stem", "depthwise", "pointwise", "classifier"]
+
+
+@pytest.fixture(autouse=True)
+def forked() -> Iterator[None]:
+    with forked_workers():
+        yield
 
 
 def covered(profile: Profile) -> list[str]:

@@ -81,7 +81,7 @@ def test_make_runs_a_first_try_without_data(tmp_path: Path) -> None:
     asked = done.stdout.split("tests.support.quick ")[1].split("\n")[0].split()
     assert asked[:4] == ["--config", "off", "optimize", "../linear_classifier.onnx"]
     asked = [word for word in asked if word not in ("--effort", "quick")]  # quicker still
-    with quick_runs(), pytest.MonkeyPatch.context() as patch:
+    with quick_runs(races=False), pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         result = CliRunner().invoke(main, [*asked, "--engine", "onnxruntime"])
     assert result.exit_code == 0, result.output
@@ -289,7 +289,7 @@ def test_a_projects_commands_take_their_options_from_its_file(tmp_path: Path) ->
         "    yield from ({'x': rng.standard_normal(16, np.float32)} for _ in range(300))\n"
         "new_samples = samples\n"
     )
-    with quick_runs(), contextlib.chdir(place):
+    with quick_runs(races=False), contextlib.chdir(place):
         made = CliRunner().invoke(main, ["optimize", "--engine", "onnxruntime"])
         tested = CliRunner().invoke(main, ["certify"])
     assert made.exit_code == 0, made.output

@@ -25,7 +25,7 @@ from hasten.measure.under_load import Generator
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr("hasten.measure.under_load._TRIES", 2)
-    with quick_runs():
+    with quick_runs(races=False):
         yield
 
 

@@ -1,11 +1,13 @@
 """Ceilings by the real engines, on kernels made small."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from tests.support.forked_workers import forked_workers
 
 from hasten.cli import main
 from hasten.core.records import read_json, write_json
@@ -26,7 +28,7 @@ ONE = Target.host().with_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for module, name, value in (
         (kernels, "_SIDE", 64),
         (kernels, "_CHANNELS", 16),
@@ -37,6 +39,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         (ceilings, "PACE", Pace(warmup_ns=0, block_ns=0)),
     ):
         monkeypatch.setattr(module, name, value)
+    with forked_workers():
+        yield
 
 
 @pytest.fixture

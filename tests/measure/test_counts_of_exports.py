@@ -55,10 +55,8 @@ def exported(
 def test_padding_that_the_graph_computes_hides_no_convolution(tmp_path: Path, dynamo: bool) -> None:
     timm = pytest.importorskip("timm")
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    expected = 0.385e9
-    if dynamo:  # takes half a minute for all of it
-        network = torch.nn.Sequential(network.conv_stem, network.bn1, *network.blocks[:2])
-        expected = 75_815_936
+    # All of it takes half a minute.
+    network = torch.nn.Sequential(network.conv_stem, network.bn1, *network.blocks[:2])
     by_hand = 0
 
     def add(layer: Any, _: Any, output: Any) -> None:
@@ -71,7 +69,7 @@ def test_padding_that_the_graph_computes_hides_no_convolution(tmp_path: Path, dy
     network.eval()(torch.from_numpy(x[:1]))
     for hook in hooks:
         hook.remove()
-    assert by_hand == pytest.approx(expected, rel=0.005)
+    assert by_hand == 75_815_936
     path = exported(tmp_path, network, {"x": x}, dynamo, axes=("batch",))
     counted = multiplications(path, {"x": x[:1]})
     assert 0.98 * by_hand < counted <= by_hand  # but for products with padding

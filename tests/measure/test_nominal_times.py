@@ -11,7 +11,9 @@ from tests.support.nominal_times import (
     nominal_times,
     only_hanging_engines_are_limited,
 )
+from tests.support.scripted_races import Entrant
 
+from hasten.core.records import to_record
 from hasten.engines.base import Engine
 from hasten.engines.null import Null
 from hasten.errors import CandidateError
@@ -48,6 +50,15 @@ def test_latencies_may_be_those_of_what_was_opened(desk: Desk, spool: Spool) -> 
         assert timed(desk, spool, Null()) == pytest.approx([1000, 9000] * 4, rel=0.02)
     assert asked[0]["engine"] == {"type": "null"}
     assert "path" in asked[0]["artifact"]
+
+
+def test_an_entrant_without_a_process_takes_as_long_as_one_with_it(
+    desk: Desk, spool: Spool
+) -> None:
+    engine = Faulty(Null(), stall_every=4)
+    with nominal_times():
+        scripted = Entrant({"engine": to_record(engine)}).ask("time", first=0, at_least=8)
+        assert scripted == timed(desk, spool, engine)
 
 
 def test_what_dies_dies_as_ever(desk: Desk, spool: Spool) -> None:

@@ -1,11 +1,12 @@
 """How fast untrained networks are: the best way for each, in turns, and why others can't run it."""
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.support.forked_workers import forked_workers
 from tests.support.models import slow
 from tests.support.rivals import BUSY_NS
 
@@ -25,6 +26,12 @@ from hasten.testing import models
 
 RIVAL = "tests.support.rivals:Rival"
 ORT = ("onnxruntime",)
+
+
+@pytest.fixture(autouse=True)
+def forked() -> Iterator[None]:
+    with forked_workers():
+        yield
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.support.faults import Faulty
+from tests.support.forked_workers import forked_workers
 
 from hasten.core.target import Target
 from hasten.core.tensors import Array
@@ -50,7 +51,8 @@ def swept(bench: Bench, engine: Engine, artifact: Artifact, spool: Spool, **aske
     settings = {"rounds": 3, "pace": PACE, "budget_s": 60.0, "probe": lambda threads: True}
     settings["usable"] = lambda threads: threads
     settings["clock_s"] = lambda: 0.0  # there is always time, except where a test says so
-    return sweep(bench, engine, artifact, spool, **{**settings, **asked})
+    with forked_workers():
+        return sweep(bench, engine, artifact, spool, **{**settings, **asked})
 
 
 def shape(points: list[CurvePoint]) -> list[tuple[int, int, int]]:

@@ -42,7 +42,7 @@ def test_a_server_counts_on_the_sealed_data_what_the_record_states(
     data: dict[str, Any] = {"image": images, "labels": labels}
     if groups:
         data["groups"] = np.arange(len(images)) // 2
-    with quick_runs():
+    with quick_runs(races=False):
         result = hasten.optimize(
             classifier(tmp_path),
             data,

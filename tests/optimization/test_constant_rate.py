@@ -48,7 +48,7 @@ def speech(rate: int = 16_000) -> dict[str, Array]:
 
 
 def result_of(model: Path, data: dict[str, Array], **options: Any) -> hasten.Result:
-    with quick_runs():
+    with quick_runs(races=False):
         return hasten.optimize(
             model,
             data,
@@ -198,6 +198,6 @@ def test_a_served_sequence_refuses_another_rate_and_goes_on(
 
 
 def test_new_data_with_another_rate_is_refused_by_name(result: hasten.Result) -> None:
-    with pytest.raises(InputError) as caught, quick_runs():
+    with pytest.raises(InputError) as caught, quick_runs(races=False):
         hasten.bench(result.bundle, data=speech(8_000), rounds=4)
     assert REFUSED in str(caught.value)

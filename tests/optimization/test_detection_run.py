@@ -72,7 +72,7 @@ def test_a_detector_is_judged_by_what_it_finds(tmp_path: Path, rival: str, statu
     corner, size, score = (rng.random((200, 6, n), np.float32) for n in (2, 2, 1))
     x = np.concatenate([corner, corner + size, 4 * score - 2], axis=2)
     true = np.concatenate([x[:, :, :4], np.where(score > 0.5, 0, -1)], axis=2)
-    with quick_runs():
+    with quick_runs(races=False):
         result = hasten.optimize(
             few_boxes(tmp_path),
             {"x": x, "labels": true},

@@ -26,7 +26,7 @@ COUNT = 400
 
 @pytest.fixture(autouse=True)
 def quick() -> Iterator[None]:
-    with quick_runs():
+    with quick_runs(races=False):
         yield
 
 

@@ -40,7 +40,7 @@ def optimize(folder: Path, monkeypatch: pytest.MonkeyPatch, dies_in: int, surviv
             yield Round(number, block, failed, True)
 
     monkeypatch.setattr("hasten.measure.race.rounds", rounds)
-    with quick_runs():
+    with quick_runs(races=False):
         return hasten.optimize(
             models.linear_classifier(folder),
             np.random.default_rng(0).standard_normal((300, 16), dtype=np.float32),

@@ -28,7 +28,7 @@ def test_litert_is_searched_certified_bundled_and_loaded(
     for place in ("hasten.optimization.measured.screening", "hasten.measure.race"):
         monkeypatch.setattr(f"{place}.rounds", steady)
     data = np.random.default_rng(0).standard_normal((300, 16, 16, 16), dtype=np.float32)
-    with quick_runs(passes=True):
+    with quick_runs(passes=True, races=False):
         result = hasten.optimize(
             models.depthwise_cnn(tmp_path),
             data,

@@ -47,7 +47,8 @@ def ceilings_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
     folder = tmp_path_factory.mktemp("loads")
-    with quick_runs(load_s=0.05, limits=True):
+    with quick_runs(load_s=0.05, limits=True), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hasten.measure.under_load._TRIES", 2)
         return hasten.optimize(
             models.small_cnn(folder),
             np.random.default_rng(0).standard_normal((100, 3, 32, 32), dtype=np.float32),
@@ -146,7 +147,7 @@ def test_one_that_would_take_long_is_left_out_aloud_and_the_servers_where_there_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(loads._LONGEST_S, "offline", 0.0)
-    with quick_runs(load_s=0.01):
+    with quick_runs(load_s=0.01, races=False):
         result = hasten.optimize(
             models.linear_classifier(tmp_path), X, out=tmp_path / "b", engines=("onnxruntime",)
         )
@@ -167,7 +168,7 @@ def test_a_scenario_that_fails_costs_no_bundle(
 
     monkeypatch.setattr(Generator, "once", fails)
     monkeypatch.setitem(loads._LONGEST_S, "single-stream", left_out_above_s)
-    with quick_runs(load_s=0.01):
+    with quick_runs(load_s=0.01, races=False):
         result = hasten.optimize(
             models.linear_classifier(tmp_path), X, out=tmp_path / "b", engines=("onnxruntime",)
         )

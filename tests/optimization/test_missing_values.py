@@ -89,7 +89,7 @@ def test_a_pipeline_of_rows_lets_missing_values_through_from_the_run_to_the_bund
     stated = tree.with_name("rows.yaml")
     stated.write_text("before:\n  - row: {columns: [a, b, c], missing: nan}\n")
     bundle = data.with_name("b.hasten")
-    with quick_runs():
+    with quick_runs(races=False):
         hasten.optimize(
             tree,
             data,

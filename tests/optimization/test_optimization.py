@@ -39,7 +39,7 @@ NOT_ENOUGH = (
 
 @pytest.fixture(autouse=True)
 def quick() -> Iterator[None]:
-    with quick_runs():
+    with quick_runs(races=False):
         yield
 
 

@@ -22,7 +22,7 @@ SHAPES = "dimension 1 of ids and mask from 3 to 24 (median 8, nine in ten up to 
 
 @pytest.fixture(autouse=True)
 def quick() -> Iterator[None]:
-    with quick_runs(passes=True):
+    with quick_runs(passes=True, races=False):
         yield
 
 

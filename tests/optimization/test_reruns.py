@@ -49,7 +49,7 @@ def run(
     listen: Listener = nobody,
 ) -> Result:
     x = np.random.default_rng(5).standard_normal((samples, 16), dtype=np.float32)
-    with quick_runs():
+    with quick_runs(races=False):
         return hasten.optimize(
             models.linear_classifier(folder),
             {"x": x},
@@ -119,7 +119,7 @@ def test_a_run_pays_for_a_look_that_an_older_version_wrote_down_by_its_hashes(
     w = np.random.default_rng(1).standard_normal((16, 4), np.float32)
     model.graph.initializer.append(numpy_helper.from_array(w, "w"))
     onnx.save(model, tmp_path / "double.onnx")
-    with quick_runs():
+    with quick_runs(races=False):
         result = hasten.optimize(
             tmp_path / "double.onnx",
             {"x": rows},
@@ -181,7 +181,7 @@ def test_every_command_that_certifies_ends_on_it_before_it_reads_anything(
 
 def test_a_run_without_data_certifies_nothing_and_needs_none(tmp_path: Path, state: Path) -> None:
     file = damaged(state)
-    with quick_runs():
+    with quick_runs(races=False):
         model = models.linear_classifier(tmp_path)
         result = hasten.optimize(model, None, engines=(ENGINE,), out=tmp_path / "b.hasten")
     assert result.status == "exact"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from tests.support.once import made_once
 from tests.support.quick import ROUNDS, quick_runs
 from tests.support.waiting import until
 
@@ -28,18 +29,59 @@ from hasten.testing import models
 ENGINE = "tests.support.rivals:Rival"
 
 
+class StopError(Exception):
+    """What ends a run from within."""
+
+
+def given(folder: Path) -> Path:
+    """Write a model and data."""
+    models.linear_classifier(folder)
+    x = np.random.default_rng(0).standard_normal((300, 16), dtype=np.float32)
+    np.savez(folder / "eval.npz", x=x)
+    return folder
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    models.linear_classifier(tmp_path)
-    x = np.random.default_rng(0).standard_normal((300, 16), dtype=np.float32)
-    np.savez(tmp_path / "eval.npz", x=x)
-    return tmp_path
+    return given(tmp_path)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def quick() -> Iterator[None]:
-    with quick_runs():
+    """What is run in this process; those that are killed have races in processes of their own."""
+    with quick_runs(races=False):
         yield
+
+
+def stop(place: Path, trials: int, **options: Any) -> None:
+    """Run until so many trials are in the journal."""
+
+    def listen(_: Progress) -> None:
+        if sum(e["kind"] == "trial" for e in events(place)) == trials:
+            raise StopError
+
+    with pytest.raises(StopError):
+        optimize(place, listen=listen, **options)
+
+
+def optimize(place: Path, **options: Any) -> None:
+    hasten.optimize(
+        str(place / "linear_classifier.onnx"),
+        str(place / "eval.npz"),
+        max_drop=0.05,
+        engines=(ENGINE,),
+        out=place / "b.hasten",
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A place with a run that was stopped after two trials; don't go on with it."""
+    place = given(tmp_path_factory.mktemp("unfinished"))
+    with quick_runs(races=False):
+        stop(place, trials=2)
+    return place
 
 
 def words(place: Path) -> list[str]:
@@ -55,23 +97,28 @@ def events(place: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith(b"\n")]
 
 
-def paused(place: Path, kind: str, count: int = 1, *more: str) -> subprocess.Popen[str]:
-    """Start a run that stops, as SIGSTOP does, once its journal has so many events of a kind."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.support.quick", *words(place), *more],
+def started(place: Path, *moments: str) -> subprocess.Popen[str]:
+    """Start a run that stops, as SIGSTOP does, whenever its journal has so many events of a kind."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.support.quick", *words(place)],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "HASTEN_TEST_PAUSE": f"{kind} {count}"},
+        env={**os.environ, "HASTEN_TEST_PAUSE": ",".join(moments)},
     )
+
+
+def wait_for(process: subprocess.Popen[str], place: Path, moment: str) -> None:
+    """Wait until a run has stopped at a moment."""
+    kind, _, count = moment.rpartition(" ")
 
     def stopped() -> bool:
         assert process.poll() is None, process.communicate()
-        return Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2][0] == "T"
+        there = sum(e["kind"] == kind for e in events(place)) == int(count)
+        state = Path(f"/proc/{process.pid}/stat").read_text().rpartition(") ")[2][0]
+        return there and state == "T"
 
     until(stopped)
-    assert sum(e["kind"] == kind for e in events(place)) == count
-    return process
 
 
 def workers(parent: int) -> list[int]:
@@ -89,23 +136,43 @@ def workers(parent: int) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("stage", "count"),
-    [
-        pytest.param("trial", 1, marks=pytest.mark.slow),
-        ("trial", 2),
-        ("round", 2),
-        ("round", ROUNDS + 5),  # of the fresh ones, in the second process of each
-        ("sealed read", 1),
-    ],
+MOMENTS = (
+    "trial 1",
+    "trial 2",
+    "round 2",
+    "sealed read 1",
+    f"round {ROUNDS + 5}",  # of the fresh ones, in the second process of each
 )
+"""Moments in a run, in their order."""
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run leaves that is killed at each of the moments, in a folder of that name; copy it."""
+    with made_once(tmp_path_factory, "killed") as (folder, missing):
+        if missing:
+            place = given(folder)
+            process = started(place, *MOMENTS)
+            for moment in MOMENTS:
+                wait_for(process, place, moment)
+                for path in list(place.glob("*.*")):
+                    copy = shutil.copytree if path.is_dir() else shutil.copy
+                    (place / moment).mkdir(exist_ok=True)
+                    copy(path, place / moment / path.name)
+                if moment != MOMENTS[-1]:
+                    process.send_signal(signal.SIGCONT)
+            assert workers(process.pid)
+            process.kill()
+            process.communicate()
+            until(lambda: not workers(process.pid))
+    return folder
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_run_resumes_and_ends_with_the_same_answer(
-    place: Path, quick: None, stage: str, count: int
+    killed: Path, tmp_path: Path, moment: str
 ) -> None:
-    process = paused(place, stage, count)
-    process.kill()
-    process.communicate()
-    until(lambda: not workers(process.pid))
+    place = Path(shutil.copytree(killed / moment, tmp_path / "place"))
     before = events(place)
     if any(e["kind"] == "round" and e["race"].startswith("figures/") for e in before):
         left = read(place / "b.hasten")
@@ -133,26 +200,17 @@ def test_a_killed_run_resumes_and_ends_with_the_same_answer(
     assert not (place / "b.hasten.work").exists()
 
 
-def test_trials_that_are_done_are_not_run_again(place: Path, quick: None) -> None:
-    process = paused(place, "trial", 2)
-    process.kill()
-    process.communicate()
+def test_trials_that_are_done_are_not_run_again(place: Path) -> None:
+    stop(place, trials=2)
     before = [e for e in events(place) if e["kind"] == "trial"]
-    seen: list[dict[str, Any]] = []
 
-    def look(_: object) -> None:
-        seen[:] = events(place) or seen
+    def listen(progress: Progress) -> None:
+        if progress.stage == "race":
+            raise StopError
 
-    hasten.optimize(
-        str(place / "linear_classifier.onnx"),
-        str(place / "eval.npz"),
-        max_drop=0.05,
-        engines=(ENGINE,),
-        out=place / "b.hasten",
-        resume=True,
-        listen=look,
-    )
-    assert [e for e in seen if e["kind"] == "trial"] == before
+    with pytest.raises(StopError):
+        optimize(place, resume=True, listen=listen)
+    assert [e for e in events(place) if e["kind"] == "trial"] == before
 
 
 def test_ctrl_c_says_how_to_go_on_and_leaves_the_best_so_far_marked_uncertified(
@@ -161,9 +219,10 @@ def test_ctrl_c_says_how_to_go_on_and_leaves_the_best_so_far_marked_uncertified(
     # A suite that a shell started in the background ignores the signal, and so would the run.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        process = paused(place, "round")
+        process = started(place, "round 1")
     finally:
         signal.signal(signal.SIGINT, before)
+    wait_for(process, place, "round 1")
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGCONT)
     _, errors = process.communicate(timeout=300)
@@ -186,14 +245,10 @@ def refused(place: Path, **changed: Any) -> str:
 
 
 def test_a_resumed_run_is_about_the_same_and_an_unfinished_one_is_never_overwritten(
-    place: Path, quick: None
+    unfinished: Path, tmp_path: Path
 ) -> None:
-    process = paused(place, "trial", 2)
-    process.kill()
-    process.communicate()
-    work = place / "b.hasten.work"
-    (place / "other").mkdir()
-    other = models.linear_classifier(place / "other", batch=1)
+    work = unfinished / "b.hasten.work"
+    other = models.linear_classifier(tmp_path, batch=1)
     fresh = np.random.default_rng(9).standard_normal((300, 16), dtype=np.float32)
     for fact, changed in (
         ("model", {"model": str(other)}),
@@ -202,37 +257,32 @@ def test_a_resumed_run_is_about_the_same_and_an_unfinished_one_is_never_overwrit
         ("options", {"guard": "lost"}),
         ("pipeline", {"pipeline": Pipeline(())}),
     ):
-        assert refused(place, **changed) == (
+        assert refused(unfinished, **changed) == (
             f"can't resume: the stopped run had another {fact}; give the same value, or remove "
             f"{work}"
         )
-    assert refused(place, resume=False) == (
+    assert refused(unfinished, resume=False) == (
         f"{work} contains an unfinished run: continue it with resume=True, or remove that folder"
     )
-    assert len([e for e in events(place) if e["kind"] == "trial"]) == 2
+    assert len([e for e in events(unfinished) if e["kind"] == "trial"]) == 2
 
 
 def test_a_run_is_not_resumed_under_another_set_of_versions(
-    place: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+    unfinished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    process = paused(place, "trial", 2)
-    process.kill()
-    process.communicate()
     newer = {**versions(), "onnxruntime": "99.0"}
     monkeypatch.setattr(hasten.optimization.preparation, "versions", lambda: newer)
-    assert refused(place) == (
+    assert refused(unfinished) == (
         "can't resume: the stopped run had another set of versions; give the same value, or remove "
-        f"{place / 'b.hasten.work'}"
+        f"{unfinished / 'b.hasten.work'}"
     )
 
 
-def test_a_run_is_not_resumed_under_a_metric_that_was_rewritten(place: Path, quick: None) -> None:
+def test_a_run_is_not_resumed_under_a_metric_that_was_rewritten(place: Path) -> None:
     code = "def score(outputs, labels, exact):\n    return outputs['logits'][:, 0] == exact['logits'][:, 0]\n"
     (place / "mine.py").write_text(code)
     metric = f"{place / 'mine.py'}:score"
-    process = paused(place, "trial", 1, "--metric", metric)
-    process.kill()
-    process.communicate()
+    stop(place, trials=1, metric=metric)
     (place / "mine.py").write_text(code.replace("==", ">="))
     assert refused(place, metric=metric) == (
         "can't resume: the stopped run had another file of the metric's function; give the same "
@@ -241,7 +291,7 @@ def test_a_run_is_not_resumed_under_a_metric_that_was_rewritten(place: Path, qui
 
 
 def test_a_finished_bundle_stays_until_a_new_run_has_another(
-    place: Path, quick: None, exact_bundle: Path
+    place: Path, exact_bundle: Path
 ) -> None:
     bundle = place / "b.hasten"
     shutil.copytree(exact_bundle, bundle)
@@ -251,20 +301,13 @@ def test_a_finished_bundle_stays_until_a_new_run_has_another(
     def look(progress: Progress) -> None:
         found.append((progress.best, read(bundle) == finished))
 
-    hasten.optimize(
-        str(place / "linear_classifier.onnx"),
-        str(place / "eval.npz"),
-        max_drop=0.05,
-        engines=(ENGINE,),
-        out=bundle,
-        listen=look,
-    )
+    optimize(place, listen=look)
     assert any(best is not None for best, _ in found)  # so there was one to write meanwhile
     assert all(kept for _, kept in found)
     assert read(bundle).status == "certified"
 
 
-def test_with_nothing_to_resume_there_is_one_line(place: Path, quick: None) -> None:
+def test_with_nothing_to_resume_there_is_one_line(place: Path) -> None:
     assert refused(place) == (
         f"nothing to resume: there is no {place}/b.hasten.work/journal.jsonl; run without resume=True"
     )

@@ -37,7 +37,7 @@ def arrays(seed: int = 0, **more: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def result(model: Path) -> hasten.Result:
     lengths = np.arange(COUNT) % STEPS + 1
-    with quick_runs(passes=True):
+    with quick_runs(passes=True, races=False):
         return hasten.optimize(
             model,
             arrays(lengths=lengths),
@@ -86,7 +86,7 @@ def test_the_bundle_carries_the_states_and_answers_steps(
 def test_compiled_c_is_optimized_on_sequences_and_carries_the_states(
     model: Path, tmp_path: Path
 ) -> None:
-    with quick_runs():
+    with quick_runs(races=False):
         hasten.optimize(
             model,
             arrays(),

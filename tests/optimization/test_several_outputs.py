@@ -46,7 +46,7 @@ def data(count: int = COUNT, seed: int = 0) -> dict[str, Array]:
 
 
 def refused(model: Path, data: Any, **options: Any) -> str:
-    with pytest.raises(InputError) as error, quick_runs():
+    with pytest.raises(InputError) as error, quick_runs(races=False):
         hasten.optimize(model, data, out=model.parent / "no.hasten", engines=ENGINES, **options)
     return str(error.value)
 
@@ -73,7 +73,7 @@ def bundle(mixed: Path) -> Path:
         "--engine",
         *ENGINES,
     ]
-    with quick_runs():
+    with quick_runs(races=False):
         ran = CliRunner().invoke(main, command, catch_exceptions=False)
     assert ran.exit_code == 0, ran.output
     return out
@@ -88,7 +88,7 @@ def test_a_run_keeps_all_metrics_that_were_named(bundle: Path) -> None:
 
 
 def test_the_bundle_is_certified_again_by_its_own_metrics(bundle: Path) -> None:
-    with quick_runs():
+    with quick_runs(races=False):
         recheck = hasten.certify(bundle, data(400, seed=3), max_drop=0.05)
     assert (recheck.judgement.verdict.value, recheck.judgement.metric) == ("certified", "all_of")
     with pytest.raises(InputError) as error:
@@ -103,7 +103,7 @@ def test_labels_of_several_outputs_come_by_name(mixed: Path) -> None:
     given["labels@scores"] = np.arange(COUNT) % 4
     given["labels@best"] = np.arange(COUNT) % 4
     out = mixed.parent / "labelled.hasten"
-    with quick_runs():
+    with quick_runs(races=False):
         hasten.optimize(
             mixed,
             given,
@@ -113,7 +113,7 @@ def test_labels_of_several_outputs_come_by_name(mixed: Path) -> None:
             engines=ENGINES,
         )
     assert [part["type"] for part in read(out).metric["metrics"]] == ["top1", "regression"]
-    with quick_runs():
+    with quick_runs(races=False):
         recheck = hasten.certify(
             out,
             data(60, seed=4) | {"labels@scores": np.arange(60) % 4},
@@ -184,7 +184,7 @@ def test_an_input_with_a_default_may_be_left_out_or_given(tmp_path: Path) -> Non
     scale = np.repeat(np.array([[3.0]], np.float32), COUNT, axis=0).reshape(COUNT, 1)
     for given, factor in (({"x": x}, 2), ({"x": x, "scale": scale}, 3)):
         out = tmp_path / f"{factor}.hasten"
-        with quick_runs():
+        with quick_runs(races=False):
             hasten.optimize(
                 model, given, metric="regression:1%", out=out, max_drop=0.3, engines=ENGINES
             )
@@ -198,7 +198,7 @@ def test_an_input_with_a_default_may_be_left_out_or_given(tmp_path: Path) -> Non
 def test_an_input_that_looks_like_a_state_is_pointed_out(tmp_path: Path) -> None:
     model = models.write(tmp_path / "model.onnx", WITH_STATE, {})
     x = np.random.default_rng(0).standard_normal((COUNT, 4)).astype(np.float32)
-    with quick_runs():
+    with quick_runs(races=False):
         result = hasten.optimize(
             model,
             {"x": x, "h": x},
@@ -224,13 +224,13 @@ def test_an_encoders_queries_are_certified_as_groups(tmp_path: Path) -> None:
     }
     given["labels"][::each] = -1
     out = tmp_path / "encoder.hasten"
-    with quick_runs():
+    with quick_runs(races=False):
         result = hasten.optimize(
             model, given, metric="group_ndcg:3", max_drop=0.2, out=out, engines=ENGINES
         )
     assert read(out).metric == {"type": "group_ndcg", "k": 3, "output": None}
     assert not [note for note in result.notes if "sealed" in note], result.notes
-    with quick_runs():
+    with quick_runs(races=False):
         recheck = hasten.certify(out, {**given, "x": -given["x"]}, max_drop=0.2)
     assert recheck.judgement.n == count
     assert json.dumps(recheck.judgement.metric) == '"group_ndcg"'

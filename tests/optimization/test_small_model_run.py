@@ -84,7 +84,7 @@ def _saved(graph: onnx.GraphProto, path: Path) -> Path:
 def test_it_answers_alone_where_that_is_enough_and_is_backed_by_the_original_elsewhere(
     tmp_path: Path, max_drop: float, asks_again: bool
 ) -> None:
-    with quick_runs(passes=True), nominal_times(latencies_of):
+    with quick_runs(passes=True, races=False), nominal_times(latencies_of):
         result = hasten.optimize(
             big(tmp_path),
             X,
@@ -107,7 +107,7 @@ def test_it_answers_alone_where_that_is_enough_and_is_backed_by_the_original_els
     with hasten.load(tmp_path / "b.hasten") as fast:
         found = np.concatenate([fast(X[i : i + 1])["logits"] for i in range(100)])
         share = fast.properties().get("asked again", "none")
-    with quick_runs(), nominal_times(latencies_of):
+    with quick_runs(races=False), nominal_times(latencies_of):
         timed = hasten.bench(tmp_path / "b.hasten", data=X, rounds=12)
     assert timed.bundle.statistic == result.winner.statistic
     assert ("by its mean" in " ".join(timed.notes)) == asks_again
@@ -134,7 +134,7 @@ def wrong(folder: Path) -> Path:
 
 
 def test_of_several_the_ways_stand_side_by_side_and_one_is_said_to_have_won(tmp_path: Path) -> None:
-    with quick_runs(passes=True), nominal_times(latencies_of):
+    with quick_runs(passes=True, races=False), nominal_times(latencies_of):
         result = hasten.optimize(
             big(tmp_path),
             X,
@@ -178,7 +178,7 @@ def test_a_small_model_in_int8_is_not_quantized_again(tmp_path: Path) -> None:
 
 
 def test_a_model_of_another_task_is_refused_before_anything_is_tried(tmp_path: Path) -> None:
-    with quick_runs(), pytest.raises(hasten.InputError) as error:
+    with quick_runs(races=False), pytest.raises(hasten.InputError) as error:
         hasten.optimize(
             big(tmp_path), X, small_model=tmp_path / "none.onnx", out=tmp_path / "b.hasten"
         )

@@ -163,7 +163,7 @@ def test_a_model_of_rows_is_optimized_and_served_with_the_answers_of_its_library
     scorer = made(tmp_path)
     searched, fresh = slice(TRAINED, -FRESH), slice(-FRESH, None)
     out = tmp_path / "desk.hasten"
-    with quick_runs(), nominal_times(latencies_of):
+    with quick_runs(races=False), nominal_times(latencies_of):
         result = hasten.optimize(
             scorer.model,
             (scorer.rows[searched], scorer.labels[searched]),

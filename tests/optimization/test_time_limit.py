@@ -34,7 +34,7 @@ BEFORE_THE_END = "the time limit came before the sealed data was answered"
 
 @pytest.fixture(autouse=True)
 def quick() -> Iterator[None]:
-    with quick_runs():
+    with quick_runs(races=False):
         yield
 
 

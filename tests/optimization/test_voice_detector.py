@@ -41,7 +41,7 @@ def speech() -> dict[str, Array]:
 
 def optimized(folder: Path, engine: str, **options: Any) -> Path:
     out = folder / "vad.hasten"
-    with quick_runs():
+    with quick_runs(races=False):
         hasten.optimize(
             models.voice_detector(folder),
             speech(),
@@ -66,7 +66,7 @@ def private(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def quick() -> Iterator[None]:
-    with quick_runs():
+    with quick_runs(races=False):
         yield
 
 

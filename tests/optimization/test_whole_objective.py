@@ -16,7 +16,7 @@ from hasten.testing import models
 
 @pytest.fixture(autouse=True)
 def quick() -> Iterator[None]:
-    with quick_runs():
+    with quick_runs(races=False):
         yield
 
 
@@ -48,7 +48,7 @@ def test_what_stalls_does_not_ship_whatever_its_median(tmp_path: Path, objective
 def test_a_p99_that_a_few_rounds_do_not_show_leaves_the_choice_to_the_mean(
     tmp_path: Path,
 ) -> None:
-    with quick_runs(rounds=4):
+    with quick_runs(rounds=4, races=False):
         result = optimize(tmp_path, objective="p99")
     assert not stalls(result.bundle)
     assert result.objective == "mean"

@@ -18,7 +18,7 @@ from hasten.testing import models
 
 def test_exact_candidates_alone_ship_and_others_are_drafted(tmp_path: Path) -> None:
     model = models.small_cnn(tmp_path)
-    with quick_runs(passes=True):
+    with quick_runs(passes=True, races=False):
         result = hasten.optimize(
             model,
             out=tmp_path / "b.hasten",
@@ -39,7 +39,7 @@ def test_exact_candidates_alone_ship_and_others_are_drafted(tmp_path: Path) -> N
 
 
 def test_a_model_of_token_numbers_is_tried_within_its_table(tmp_path: Path) -> None:
-    with quick_runs():
+    with quick_runs(races=False):
         result = hasten.optimize(
             models.two_inputs(tmp_path), out=tmp_path / "b.hasten", engines=["onnxruntime"]
         )
@@ -128,7 +128,7 @@ def test_a_batch_that_the_export_fixed_is_said_with_its_reason(tmp_path: Path) -
         def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
             return x.reshape(1, 2, 2) + 1
 
-    with quick_runs():
+    with quick_runs(races=False):
         result = hasten.optimize(
             OneBatch(), out=tmp_path / "b.hasten", engines=["onnxruntime"], metric="regression:0.1"
         )

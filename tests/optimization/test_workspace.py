@@ -12,6 +12,7 @@ import pytest
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
+from hasten.optimization import workspace
 from hasten.optimization.workspace import (
     JOURNAL,
     check_same_run,
@@ -20,6 +21,12 @@ from hasten.optimization.workspace import (
     discard,
     lay_out,
 )
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask for a folder as often as ever, without the pauses between."""
+    monkeypatch.setattr(workspace, "_LOCK_PAUSE_S", 0.0)
 
 
 def refused(folder: Path, *, resume: bool = False) -> str:

@@ -1,31 +1,33 @@
 """Whole runs made short for tests: few short rounds, one core, and no pass or plot unless asked for.
 
 `python -m tests.support.quick optimize ...` is the command line with such runs. HASTEN_TEST_PLOTS=1 draws plots, too,
-and HASTEN_TEST_PAUSE="round 3" stops the process, as SIGSTOP does, once the third round is in its journal.
+and HASTEN_TEST_PAUSE="trial 1,round 3" stops the process, as SIGSTOP does, once the first trial is in its journal,
+and again once the third round is.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import itertools
 import os
 import signal
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from tests.support.forked_workers import forked_workers
 from tests.support.nominal_times import nominal_times
+from tests.support.scripted_races import scripted_races
 
 from hasten.cli import main
 from hasten.lightening import prospects
-from hasten.measure import ceilings
+from hasten.measure import ceilings, under_load
 from hasten.measure.effort import EFFORTS, Effort
 from hasten.measure.journal import Journal
-from hasten.measure.workbench import Bench
 from hasten.optimization.estimated import fixed_point
 
 ROUNDS = 12
@@ -46,6 +48,7 @@ def quick_runs(
     rounds: int = ROUNDS,
     plots: bool = False,
     fresh: bool = False,
+    races: bool = True,
 ) -> Iterator[None]:
     """Make the runs inside short: what they call the normal effort is a small one.
 
@@ -64,6 +67,8 @@ def quick_runs(
             empty.
         fresh: Whether each process of a race is a fresh interpreter, as published figures need; else
             it is forked, which takes a third of the time.
+        races: Whether candidates race in processes, which are most of a run; else their times are scripted. A
+            test that isn't about times, processes or their failures needs none.
     """
     effort = Effort(
         depth="all" if passes else "engines",
@@ -86,12 +91,18 @@ def quick_runs(
     with contextlib.ExitStack() as quick:
         brief = replace(effort, depth=EFFORTS["quick"].depth)
         quick.enter_context(patch.dict(EFFORTS, normal=effort, quick=brief))
-        quick.enter_context(patch.dict(Bench.open_built.__kwdefaults__, fresh=fresh))
+        if not fresh:
+            quick.enter_context(forked_workers())
         quick.enter_context(nominal_times())
         pace = effort.pace("p50")
         quick.enter_context(patch.multiple(ceilings, TURNS=1, PACE=pace))
         quick.enter_context(patch.multiple(prospects, PACE=pace, _FIRST_LOOK=pace))
         quick.enter_context(patch.multiple(fixed_point, WIDTHS=(6, 5, 4), _REFINED=2, _CUTS=(4.0,)))
+        quick.enter_context(patch.object(under_load, "_CAPACITY_NS", 50_000_000))
+        # Tests end processes, never the machine, so nothing need be on the disk itself.
+        quick.enter_context(patch("os.fsync", lambda _: None))
+        if not races:
+            quick.enter_context(scripted_races())
         if not plots:
             quick.enter_context(patch("hasten.reporting.drawing.Plot._svg", lambda *_: ""))
         quick.callback(os.sched_setaffinity, 0, cpus)
@@ -125,13 +136,14 @@ def _claimed(cpu: int) -> bool:
 
 
 @contextlib.contextmanager
-def _paused_at(kind: str, count: int) -> Iterator[None]:
-    """Stop this process once so many events of a kind are in a run's journal."""
-    append, left = Journal.append, itertools.count(count - 1, -1)
+def _paused_at(moments: Collection[str]) -> Iterator[None]:
+    """Stop this process whenever so many events of a kind are in a run's journal."""
+    append, counts = Journal.append, Counter[str]()
 
     def appended(self: Journal, event: str, **fields: Any) -> None:
         append(self, event, **fields)
-        if event == kind and next(left) == 0:
+        counts[event] += 1
+        if f"{event} {counts[event]}" in moments:
             os.kill(os.getpid(), signal.SIGSTOP)
 
     with patch.object(Journal, "append", appended):
@@ -140,8 +152,7 @@ def _paused_at(kind: str, count: int) -> Iterator[None]:
 
 if __name__ == "__main__":
     with contextlib.ExitStack() as _stack:
-        if _moment := os.environ.get("HASTEN_TEST_PAUSE"):
-            _kind, _, _count = _moment.rpartition(" ")
-            _stack.enter_context(_paused_at(_kind, int(_count)))
+        if _moments := os.environ.get("HASTEN_TEST_PAUSE"):
+            _stack.enter_context(_paused_at(_moments.split(",")))
         _stack.enter_context(quick_runs(plots=bool(os.environ.get("HASTEN_TEST_PLOTS"))))
         main()

@@ -197,7 +197,8 @@ def risk(falls: Array, draws: int) -> float:
         falls: Drop of each sample's score, `(n,)`.
         draws: Number of draws to certify by.
     """
-    mean, energy = float(falls.mean()), float((falls**2).mean())
+    # Not by mean(), most of whose time for so few numbers isn't spent on adding them.
+    mean, energy = float(falls.sum() / len(falls)), float((falls**2).sum() / len(falls))
     return max(mean, 0.0) + _ONE_SIDED_95 * math.sqrt(energy / draws)
 
 

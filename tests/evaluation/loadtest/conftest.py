@@ -1,6 +1,7 @@
 """Real servers, each in a thread with an event loop of its own."""
 
 import asyncio
+import gc
 import json
 import ssl
 import threading
@@ -120,6 +121,13 @@ class Http:
     def outputs(rows: int, more: dict[str, Any]) -> bytes:
         tensor = {"name": "y", "datatype": "FP32", "shape": [rows, 3], **more}
         return json.dumps({"model_name": "m", "outputs": [tensor]}).encode()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def little_to_collect() -> None:
+    """Let the collection of garbage before each load look only at what these tests make."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 def make_int8(folder: Path) -> None:
     file = points(folder / "eval.npz", 1200, seed=2)
-    with quick_runs(passes=True), pytest.MonkeyPatch.context() as patch:
+    with quick_runs(passes=True, races=False), pytest.MonkeyPatch.context() as patch:
         for place in ("hasten.optimization.measured.screening", "hasten.measure.race"):
             patch.setattr(f"{place}.rounds", steady)
         result = hasten.optimize(

@@ -167,7 +167,7 @@ def test_a_bundle_judged_by_a_function_runs_it_only_where_it_is_named_again(
     x = np.random.default_rng(0).standard_normal((300, 16), dtype=np.float32)
     y = np.random.default_rng(1).integers(0, 4, 300)
     np.savez(tmp_path / "eval.npz", x=x, labels=y)
-    with quick_runs():
+    with quick_runs(races=False):
         bundle = hasten.optimize(
             models.linear_classifier(tmp_path),
             tmp_path / "eval.npz",

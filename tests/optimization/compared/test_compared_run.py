@@ -70,7 +70,7 @@ def steady(entrants: dict[str, Any], *_: Any, first: int = 0, **__: Any) -> Iter
 
 
 def optimize(folder: Path, **options: Any) -> Result:
-    with quick_runs(passes=True), pytest.MonkeyPatch.context() as patch:
+    with quick_runs(passes=True, races=False), pytest.MonkeyPatch.context() as patch:
         for place in ("hasten.optimization.measured.screening", "hasten.measure.race"):
             patch.setattr(f"{place}.rounds", steady)
         return hasten.optimize(
@@ -138,7 +138,7 @@ def test_the_comparison_is_in_the_bundle_the_report_and_on_the_screen(made: Resu
 
 
 def test_without_labels_the_numbers_of_each_output_are_compared(tmp_path: Path) -> None:
-    with quick_runs(passes=True), pytest.MonkeyPatch.context() as patch:
+    with quick_runs(passes=True, races=False), pytest.MonkeyPatch.context() as patch:
         for place in ("hasten.optimization.measured.screening", "hasten.measure.race"):
             patch.setattr(f"{place}.rounds", steady)
         found = hasten.optimize(

@@ -45,7 +45,7 @@ class Place:
 
     def run(self, labels: Array | None, name: str, **options: Any) -> Result:
         given = self.images if labels is None else (self.images, labels)
-        with quick_runs():
+        with quick_runs(races=False):
             return hasten.optimize(
                 self.model,
                 given,
@@ -300,7 +300,7 @@ def test_the_command_ends_with_its_own_code_and_says_how_many(
         *("--max-drop", "2.5%", "--calibration", "60", "--engine", COARSE, "--resume"),
         *("--out", str(place.folder / "told-by-command"), "--ask-labels"),
     ]
-    with quick_runs():
+    with quick_runs(races=False):
         done = CliRunner().invoke(main, words)
     assert done.exit_code == 3, done.output
     last = done.stderr.splitlines()[-1]

@@ -31,7 +31,7 @@ from hasten.optimization.ready import Ready
 from hasten.optimization.workspace import Parts
 
 ENGINE = OnnxRuntime(threads=1)
-BASELINE = Single((), Faulty(ENGINE, busy_ns=3_000_000))
+BASELINE = Single((), Faulty(ENGINE, busy_ns=300_000))
 
 
 @dataclass(frozen=True)
