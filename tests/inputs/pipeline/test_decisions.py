@@ -58,6 +58,21 @@ def test_a_score_at_the_threshold_is_positive() -> None:
     assert (below["positive"], below["label"]) == (False, "pays")
 
 
+@pytest.mark.parametrize("labels", [(), ("pays", "defaults")])
+def test_one_number_is_decided_on_as_a_named_one_is(labels: tuple[str, ...]) -> None:
+    least = float(np.nextafter(np.float32(0.7), np.float32(0)))
+    for shape in ((), (1,), (1, 1)):
+        for score in (-3.0, 0.0, least, float(np.float32(0.7)), 0.7001, 1e30):
+            given = {"y": np.full(shape, score, np.float32)}
+            plain, named = Threshold(0.7, labels=labels), Threshold(0.7, labels=labels, output="y")
+            assert plain(given, HERE) == named(given, HERE)
+            wide = {"y": given["y"].astype(np.float64)}
+            assert plain(wide, HERE) == named(wide, HERE)
+    for bad in (np.nan, np.inf):
+        with pytest.raises(InputError, match=r"^threshold "):
+            Threshold(0.7)({"y": np.full(1, bad, np.float32)}, HERE)
+
+
 def test_the_score_is_one_number_its_sigmoid_or_one_class_of_a_softmax() -> None:
     scores = torch.tensor([0.3, -1.2, 2.0])
     expected = scores.softmax(0)[2].item()

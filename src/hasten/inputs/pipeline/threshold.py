@@ -23,6 +23,8 @@ from hasten.inputs.pipeline.outputs import (
     sigmoid,
 )
 
+_FLOAT32 = np.dtype(np.float32)
+
 
 @dataclass(frozen=True)
 class Threshold(PostStep):
@@ -79,6 +81,12 @@ class Threshold(PostStep):
         """Threshold as float32 has it."""
         return float(np.float32(self.threshold))
 
+    @cached_property
+    def _plain(self) -> bool:
+        """Whether the model's only number is the score itself, and is always decided on."""
+        odd = self.output or self.margin or self.position is not None
+        return not odd and self.activation == "none"
+
     @property
     def _needs(self) -> str:
         if self.position is None:
@@ -116,6 +124,15 @@ class Threshold(PostStep):
             raise InputError(f"{self._needs}; the model gives {spec}")
 
     def __call__(self, value: Any, origin: Origin) -> dict[str, Any]:
+        if (
+            self._plain and len(value) == 1
+        ):  # a third of the time of what follows, which gives the same
+            (array,) = value.values()
+            if array.size == 1 and array.dtype is _FLOAT32 and math.isfinite(score := array.item()):
+                positive = score >= self._least
+                told = {"score": score, "threshold": self.threshold}
+                label = {"label": self.labels[positive]} if self.labels else {}
+                return {"positive": positive, **label, **told}
         scores = array_of(value, self.output, "threshold")
         if self.position is None:
             fits = scores.size == 1
