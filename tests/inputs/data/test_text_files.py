@@ -13,9 +13,12 @@ from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.source import open_data
 from hasten.inputs.data.text_files import TextData
+from hasten.inputs.models.source import load_with_data
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK
+from hasten.inputs.pipeline.multi_label import MultiLabel
 from hasten.inputs.pipeline.text import Tokenize
+from hasten.inputs.pipeline.threshold import Threshold
 
 pytest.importorskip("tokenizers", reason="needs the extra text")
 IDS = (TensorSpec("input_ids", "int64", ("batch", "length")),)
@@ -144,6 +147,72 @@ def test_a_frame_with_a_column_of_texts_is_taken() -> None:
     pandas = pytest.importorskip("pandas")
     data = opened(pandas.DataFrame({"text": TEXTS, "label": [1, 0, 1]}))
     assert (tokens(data), labels(data)) == (NUMBERS, [1, 0, 1])
+
+
+def test_texts_and_labels_of_pandas_are_paired_by_position() -> None:
+    pandas = pytest.importorskip("pandas")
+    whole = pandas.DataFrame({"text": TEXTS, "label": [0, 1, 2], "group": ["x", "y", "z"]})
+    mixed = whole.iloc[[2, 0, 1]]
+    data = opened((mixed.text, mixed.label, mixed.group))
+    assert (tokens(data), labels(data)) == ([NUMBERS[2], NUMBERS[0], NUMBERS[1]], [2, 0, 1])
+    assert data.groups is not None
+    assert data.groups.tolist() == ["z", "x", "y"]
+    assert tokens(opened(mixed.text[1:])) == NUMBERS[:2]
+    assert labels(opened((mixed.text[1:], [5, 6]))) == [5, 6]
+
+
+def test_as_many_labels_and_groups_as_texts_are_needed() -> None:
+    assert refused((TEXTS, [0, 1])) == (
+        "the data: there are 3 texts, but 2 labels: give labels in the order of the texts, one for each"
+    )
+    assert refused((TEXTS, [0, 1, 0], ["x"] * 4)) == (
+        "the data: there are 3 texts, but 4 groups: give groups in the order of the texts, one for each"
+    )
+
+
+@pytest.mark.parametrize("position", [None, 0, 1])
+def test_folders_and_files_give_the_classes_of_a_threshold_the_same_numbers(
+    tmp_path: Path, position: int | None
+) -> None:
+    named = Pipeline(PLAIN.steps, (Threshold(labels=("no", "yes"), position=position),))
+    rows = [{"text": "good", "label": "no"}, {"text": "bad bad", "label": "yes"}]
+    file = opened(lines(tmp_path / "t.jsonl", rows), named)
+    folder = opened(folders(tmp_path / "t", "no", "yes"), named)
+    assert tokens(file) == tokens(folder) == NUMBERS[:2]
+    assert labels(file) == labels(folder) == ([1, 0] if position == 0 else [0, 1])
+
+
+def test_lists_are_labels_where_the_classes_have_names(tmp_path: Path) -> None:
+    named = Pipeline(PLAIN.steps, (MultiLabel(labels=("poor", "fine", "odd")),))
+    given = [[1, 0, 1], [0, 1, 0]]
+    rows = [{"text": text, "label": label} for text, label in zip(TEXTS, given, strict=False)]
+    assert labels(opened(lines(tmp_path / "t.jsonl", rows), named)) == given
+    assert labels(opened((TEXTS[:2], np.array(given)), named)) == given
+    path = lines(tmp_path / "t.jsonl", [{"text": "good", "label": {"fine": 1}}])
+    for pipeline in (named, PLAIN):
+        assert refused(path, pipeline) == (
+            f"{path}: row 1: the label is an object: give a number, the name of a class, or a list of numbers"
+        )
+
+
+def test_a_function_that_yields_tokens_gives_each_of_them(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs the extra torch")
+
+    class Scores(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, input_ids: Any, attention_mask: Any = None) -> Any:
+            ids = input_ids if attention_mask is None else input_ids * attention_mask
+            return ids.float()
+
+    written = tmp_path / "mine.py"
+    written.write_text(
+        "import numpy as np\n"
+        "def yielded():\n"
+        "    for label in range(4):\n"
+        "        ids = np.array([label, 1])\n"
+        "        yield {'input_ids': ids, 'attention_mask': np.ones_like(ids)}, label\n"
+    )
+    _, data = load_with_data(Scores(), f"{written}:yielded", PLAIN, (), tmp_path)
+    assert labels(data) == [0, 1, 2, 3]
 
 
 def test_a_model_gets_the_inputs_that_it_takes_and_arrays_stay_data() -> None:

@@ -14,7 +14,7 @@ from tests.support.tabular import CATEGORIES, COLUMNS, FEW, ODD, Exported, train
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
-from hasten.inputs.models.source import find_model, stated_pipeline
+from hasten.inputs.models.source import find_model, load_with_data, stated_pipeline
 from hasten.inputs.models.tabular.base import Tabular, described
 from hasten.inputs.pipeline.row_reader import RowReader
 
@@ -225,3 +225,14 @@ def test_a_model_that_is_cut_short_or_another_text_is_refused_in_one_line(tmp_pa
         find_model(path)
     with pytest.raises(InputError, match="isn't fitted"):
         find_model(lightgbm.LGBMClassifier())
+
+
+def test_a_frame_and_the_name_or_the_values_of_its_labels_are_data(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    found = find_model(trained(TWO, objective="binary"))
+    frame = pandas.DataFrame(ROWS[:9], columns=list(COLUMNS))
+    named = frame.assign(sold=TWO[:9])
+    for given in ((named, "sold"), (frame, named["sold"])):
+        _, data = load_with_data(found, given, stated_pipeline(found), (), tmp_path)
+        assert data.labels is not None
+        assert data.labels.tolist() == TWO[:9].tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from hasten.core.tensors import Array
+from hasten.core.words import amount
 from hasten.errors import InputError
-from hasten.inputs.data.class_folders import files_in, groups_of, listed, named_by, numbering
+from hasten.inputs.data.class_folders import groups_of, has_files, listed, named_by, numbering
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.function import from_python
 from hasten.inputs.data.missing import filled
@@ -93,8 +95,7 @@ def names_texts(source: Any) -> bool:
         return False
     path = Path(source)
     if path.is_dir():
-        inner = [path, *(each for each in path.iterdir() if each.is_dir())]
-        return any(files_in(each, _FOLDER) for each in inner)
+        return has_files(path, _FOLDER)
     return (path.suffix in _FILES and path.is_file()) or _file_and_label(source)[1] is not None
 
 
@@ -105,10 +106,10 @@ def holds_texts(source: Any) -> bool:
     if is_table(source):
         return TEXT in columns_of(source)
     if isinstance(source, tuple):
-        return len(source) in (2, 3) and _listed(source[0]) and _is_text(source[0][0])
+        return len(source) in (2, 3) and _listed(source[0]) and _is_text(next(iter(source[0])))
     if not _listed(source):
         return False
-    first = source[0]
+    first = next(iter(source))
     return _is_text(first[0] if isinstance(first, tuple) and first else first)
 
 
@@ -145,10 +146,19 @@ def texts_of(source: Any, pipeline: Pipeline) -> Texts:
     if is_table(source):
         return _columns(said, records(source), None, pipeline)
     if isinstance(source, tuple):
-        texts, labels, groups = (*source, None)[:3]
+        texts = _in_order(source[0])
+        labels, groups = (
+            None if one is None else _in_order(one) for one in (*source[1:], None)[:2]
+        )
+        for noun, several in (("labels", labels), ("groups", groups)):
+            if several is not None and len(several) != len(texts):
+                raise InputError(
+                    f"{said}: there are {amount(len(texts), 'text')}, but {amount(len(several), noun[:-1])}: "
+                    f"give {noun} in the order of the texts, one for each"
+                )
         named = _numbers(labels, pipeline, said) if labels is not None else None
         return Texts(said, texts, named, groups)
-    samples = [source[i] for i in range(len(source))]
+    samples = _in_order(source)
     if isinstance(samples[0], Mapping):
         return _columns(said, samples, None, pipeline)
     parts = [one if isinstance(one, tuple) else (one,) for one in samples]
@@ -229,10 +239,17 @@ class _Samples(Sequence[Any]):
 
 def _listed(value: Any) -> bool:
     """Whether a value is a list, or anything else with samples by position, that isn't empty."""
+    if is_table(value):
+        return False
     if isinstance(value, np.ndarray):
         return value.dtype.kind in "OU" and value.ndim == 1 and len(value) > 0
     known = hasattr(value, "__len__") and hasattr(value, "__getitem__")
     return known and not isinstance(value, (str, bytes, Mapping)) and len(value) > 0
+
+
+def _in_order(value: Any) -> list[Any]:
+    """Return values by position, which the index of a `Series` of pandas isn't."""
+    return list(itertools.islice(value, len(value)))
 
 
 def _is_text(value: Any) -> bool:
@@ -357,10 +374,16 @@ def _numbers(labels: Any, pipeline: Pipeline, said: str) -> Sequence[Any] | None
     values = [None if is_absent(one) else one for one in labels]
     if all(one is None for one in values):
         return None
-    if named_by(pipeline):
-        return list(label_numbers(values, pipeline, said))
+    for number, one in enumerate(values, 1):
+        if isinstance(one, Mapping):
+            raise InputError(
+                f"{said}: row {number}: the label is an object: give a number, the name of a class, or a "
+                "list of numbers"
+            )
     if any(isinstance(one, (list, np.ndarray)) for one in values):
         return [None if one is None else np.asarray(one) for one in values]
+    if named_by(pipeline):
+        return list(label_numbers(values, pipeline, said))
     try:
         read = [_number(one) if isinstance(one, str) else one for one in values]
     except ValueError:
