@@ -286,3 +286,65 @@ def test_a_model_with_another_input_says_what_the_tokenizer_gives() -> None:
         "attention_mask, token_type_ids: give their names as its settings ids, mask and types, or "
         "tokenize in your own code and give arrays"
     )
+
+
+def test_labels_and_groups_that_cant_be_used_are_said_with_their_row(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    for group in ({"a": 1}, [1]):
+        rows = [{"text": "good", "group": "x"}, {"text": "bad", "group": group}]
+        assert refused(lines(path, rows)) == (
+            f"{path}: row 2: the group must be a text or a number: got {group!r}"
+        )
+    assert refused(
+        lines(path, [{"text": "good", "label": "5"}, {"text": "bad", "label": 1 << 70}])
+    ) == (f"{path}: row 2: the label {1 << 70} has more than 64 bits: give smaller numbers")
+    assert refused(lines(path, [{"text": "good", "label": [[1], [1, 2]]}])) == (
+        f"{path}: row 1: the label has lists of different lengths: give them one length"
+    )
+
+
+def test_a_sample_without_a_group_is_said_where_others_have_one(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("text,group\ngood,x\nbad bad,\n")
+    assert refused(table) == f"{table}: row 2 has no group: name one, or leave the row out"
+    for group in (None, float("nan"), ""):
+        for source in ((TEXTS[:2], None, ["x", group]), [("good", 1, "x"), ("bad", 0, group)]):
+            assert refused(source) == (
+                "the data: row 2 has no group: name one, or leave the row out"
+            )
+
+
+def test_decimal_labels_with_gaps_are_classes_where_a_step_chooses_among_them() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"text": TEXTS, "label": [0, None, 1]})
+    for step in (TopK(1), Threshold(position=1)):
+        assert labels(opened(frame, Pipeline(PLAIN.steps, (step,)))) == [0, -1, 1]
+    np.testing.assert_array_equal(labels(opened(frame)), [0, np.nan, 1])
+    assert labels(opened(frame.astype({"label": "Int64"}))) == [0, -1, 1]
+
+
+def test_a_list_of_a_text_and_the_name_of_a_class_isnt_taken_for_a_pair() -> None:
+    assert refused([["good", "fine"], ["bad bad", "poor"]], NAMED) == (
+        "the data: each sample is a list of two texts, which are a pair, but each second text is the name of "
+        "a class: give a label as (text, label), in a tuple"
+    )
+    assert tokens(opened([["good", "bad"], ["bad", "fine"]], NAMED))[0] == [2, 3]
+
+
+def test_a_table_with_a_column_twice_or_a_text_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("text,text,label\ngood,bad,0\n")
+    assert refused(path) == f"{path} has the column 'text' twice: name each column once"
+    path.write_text(f"text,label\n{'good ' * 30_000},0\n")
+    assert refused(path) == (
+        f"{path} can't be read as CSV in UTF-8: field larger than field limit (131072); give texts of this "
+        "length as .jsonl"
+    )
+
+
+def test_a_folder_without_texts_is_refused_as_one_of_texts(tmp_path: Path) -> None:
+    (tmp_path / "fine").mkdir()
+    (tmp_path / "fine" / "a.md").write_text("good")
+    assert refused(tmp_path) == (
+        f"{tmp_path} has no texts: give a folder of .txt files, or the path of a .txt, .csv or .jsonl file"
+    )

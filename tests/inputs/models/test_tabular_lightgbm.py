@@ -232,7 +232,7 @@ def test_a_frame_and_the_name_or_the_values_of_its_labels_are_data(tmp_path: Pat
     found = find_model(trained(TWO, objective="binary"))
     frame = pandas.DataFrame(ROWS[:9], columns=list(COLUMNS))
     named = frame.assign(sold=TWO[:9])
-    for given in ((named, "sold"), (frame, named["sold"])):
-        _, data = load_with_data(found, given, stated_pipeline(found), (), tmp_path)
+    for table in ((named, "sold"), (frame, named["sold"])):
+        _, data = load_with_data(found, table, stated_pipeline(found), (), tmp_path)
         assert data.labels is not None
         assert data.labels.tolist() == TWO[:9].tolist()

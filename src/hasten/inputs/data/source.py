@@ -67,6 +67,10 @@ def open_data(
             return _in_folder(
                 workdir, lambda folder: tokenized(found, tokenize, names, folder, reread=reread)
             )
+        if isinstance(source, (str, Path)) and Path(source).is_dir():
+            raise InputError(
+                f"{source} has no texts: give a folder of .txt files, or the path of a .txt, .csv or .jsonl file"
+            )
     elif isinstance(source, (str, Path)) and is_csv(source):
         raise InputError(
             f"{source} is a table, but nothing states which columns the model takes, and in "
