@@ -15,7 +15,9 @@ from tests.support.tabular import CATEGORIES, COLUMNS, FEW, ODD, Exported, train
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.models.source import find_model, load_with_data, stated_pipeline
+from hasten.inputs.models.tabular import lightgbm as reader
 from hasten.inputs.models.tabular.base import Tabular, described
+from hasten.inputs.models.tabular.trees import LEQ, Tree, apart
 from hasten.inputs.pipeline.row_reader import RowReader
 
 lightgbm = pytest.importorskip("lightgbm")
@@ -212,6 +214,33 @@ def test_what_is_not_covered_is_refused_by_name() -> None:
         InputError, match=r"^LightGBM's linear_tree with zero_as_missing isn't supp"
     ):
         described(lightgbm.Booster(model_str=text))
+
+
+def test_a_columns_factors_stand_only_in_the_parts_of_a_tree_that_have_some() -> None:
+    tree = Tree(np.array([[1.0, 0, 0], [2, 0, 0], [3, 5, 0]]), (0, 1, 2))
+    for split in (0.0, -1.0):
+        tree.node(0, LEQ, split, False)
+    tree.true, tree.false = [1, ~0], [~2, ~1]
+    leaves, factors, nothing = apart(tree)
+    assert (leaves.targets, leaves.true, leaves.false) == ((0,), [1, ~1], [~0, ~2])
+    assert leaves.values[:, 0].tolist() == [3, 1, 2]
+    assert (factors.targets, factors.splits) == ((1,), [0.0])
+    assert [factors.values[~end[0], 0] for end in (factors.true, factors.false)] == [0, 5]
+    assert (nothing.columns, nothing.values.tolist()) == ([], [[0]])
+
+
+def test_linear_leaves_that_make_too_many_nodes_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    booster = trained(NUMBERS, objective="regression", linear_tree=True)
+    monkeypatch.setattr(reader, "_MOST_LINEAR", 100)
+    with pytest.raises(InputError) as error:
+        described(booster)
+    assert str(error.value) == (
+        "this model with LightGBM's linear_tree has more than 100 nodes in ONNX, since a tree is repeated for "
+        "each column that its leaves multiply: train fewer or smaller trees, or without linear_tree"
+    )
+    described(trained(NUMBERS, objective="regression"))
 
 
 def test_a_model_that_is_cut_short_or_another_text_is_refused_in_one_line(tmp_path: Path) -> None:
