@@ -108,3 +108,17 @@ def test_a_folder_of_images_needs_a_pipeline_and_one_input(tmp_path: Path) -> No
         f"{tmp_path} is a folder of images, but the model takes the inputs x, y: "
         "give an .npz archive or module:function"
     )
+
+
+def test_images_may_have_files_of_text_beside_them(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / "photos" / name / "a.png")
+        (tmp_path / "photos" / name / "a.txt").write_text("0 0.5 0.5 1 1")
+    (tmp_path / "photos" / "README.txt").write_text("Photos of animals")
+    data = open_data(tmp_path / "photos", SPECS, image_pipeline(8))
+    assert data.labels is not None
+    assert (len(data), data.labels.tolist()) == (2, [0, 1])
+    for pipeline in (None, Pipeline((), (TopK(),))):
+        with pytest.raises(InputError, match="is a folder of images, but nothing states how to"):
+            open_data(tmp_path / "photos", SPECS, pipeline)

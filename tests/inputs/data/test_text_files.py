@@ -13,9 +13,12 @@ from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.source import open_data
 from hasten.inputs.data.text_files import TextData
+from hasten.inputs.models.source import load_with_data
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK
+from hasten.inputs.pipeline.multi_label import MultiLabel
 from hasten.inputs.pipeline.text import Tokenize
+from hasten.inputs.pipeline.threshold import Threshold
 
 pytest.importorskip("tokenizers", reason="needs the extra text")
 IDS = (TensorSpec("input_ids", "int64", ("batch", "length")),)
@@ -146,6 +149,72 @@ def test_a_frame_with_a_column_of_texts_is_taken() -> None:
     assert (tokens(data), labels(data)) == (NUMBERS, [1, 0, 1])
 
 
+def test_texts_and_labels_of_pandas_are_paired_by_position() -> None:
+    pandas = pytest.importorskip("pandas")
+    whole = pandas.DataFrame({"text": TEXTS, "label": [0, 1, 2], "group": ["x", "y", "z"]})
+    mixed = whole.iloc[[2, 0, 1]]
+    data = opened((mixed.text, mixed.label, mixed.group))
+    assert (tokens(data), labels(data)) == ([NUMBERS[2], NUMBERS[0], NUMBERS[1]], [2, 0, 1])
+    assert data.groups is not None
+    assert data.groups.tolist() == ["z", "x", "y"]
+    assert tokens(opened(mixed.text[1:])) == NUMBERS[:2]
+    assert labels(opened((mixed.text[1:], [5, 6]))) == [5, 6]
+
+
+def test_as_many_labels_and_groups_as_texts_are_needed() -> None:
+    assert refused((TEXTS, [0, 1])) == (
+        "the data: there are 3 texts, but 2 labels: give labels in the order of the texts, one for each"
+    )
+    assert refused((TEXTS, [0, 1, 0], ["x"] * 4)) == (
+        "the data: there are 3 texts, but 4 groups: give groups in the order of the texts, one for each"
+    )
+
+
+@pytest.mark.parametrize("position", [None, 0, 1])
+def test_folders_and_files_give_the_classes_of_a_threshold_the_same_numbers(
+    tmp_path: Path, position: int | None
+) -> None:
+    named = Pipeline(PLAIN.steps, (Threshold(labels=("no", "yes"), position=position),))
+    rows = [{"text": "good", "label": "no"}, {"text": "bad bad", "label": "yes"}]
+    file = opened(lines(tmp_path / "t.jsonl", rows), named)
+    folder = opened(folders(tmp_path / "t", "no", "yes"), named)
+    assert tokens(file) == tokens(folder) == NUMBERS[:2]
+    assert labels(file) == labels(folder) == ([1, 0] if position == 0 else [0, 1])
+
+
+def test_lists_are_labels_where_the_classes_have_names(tmp_path: Path) -> None:
+    named = Pipeline(PLAIN.steps, (MultiLabel(labels=("poor", "fine", "odd")),))
+    given = [[1, 0, 1], [0, 1, 0]]
+    rows = [{"text": text, "label": label} for text, label in zip(TEXTS, given, strict=False)]
+    assert labels(opened(lines(tmp_path / "t.jsonl", rows), named)) == given
+    assert labels(opened((TEXTS[:2], np.array(given)), named)) == given
+    path = lines(tmp_path / "t.jsonl", [{"text": "good", "label": {"fine": 1}}])
+    for pipeline in (named, PLAIN):
+        assert refused(path, pipeline) == (
+            f"{path}: row 1: the label is an object: give a number, the name of a class, or a list of numbers"
+        )
+
+
+def test_a_function_that_yields_tokens_gives_each_of_them(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs the extra torch")
+
+    class Scores(torch.nn.Module):  # type: ignore[misc, name-defined]
+        def forward(self, input_ids: Any, attention_mask: Any = None) -> Any:
+            ids = input_ids if attention_mask is None else input_ids * attention_mask
+            return ids.float()
+
+    written = tmp_path / "mine.py"
+    written.write_text(
+        "import numpy as np\n"
+        "def yielded():\n"
+        "    for label in range(4):\n"
+        "        ids = np.array([label, 1])\n"
+        "        yield {'input_ids': ids, 'attention_mask': np.ones_like(ids)}, label\n"
+    )
+    _, data = load_with_data(Scores(), f"{written}:yielded", PLAIN, (), tmp_path)
+    assert labels(data) == [0, 1, 2, 3]
+
+
 def test_a_model_gets_the_inputs_that_it_takes_and_arrays_stay_data() -> None:
     data = opened(TEXTS, specs=BOTH)
     assert data.inputs([1])["attention_mask"].tolist() == [[1, 1]]
@@ -216,4 +285,66 @@ def test_a_model_with_another_input_says_what_the_tokenizer_gives() -> None:
         "the model takes the inputs input_ids, position_ids, but the step tokenize gives input_ids, "
         "attention_mask, token_type_ids: give their names as its settings ids, mask and types, or "
         "tokenize in your own code and give arrays"
+    )
+
+
+def test_labels_and_groups_that_cant_be_used_are_said_with_their_row(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    for group in ({"a": 1}, [1]):
+        rows = [{"text": "good", "group": "x"}, {"text": "bad", "group": group}]
+        assert refused(lines(path, rows)) == (
+            f"{path}: row 2: the group must be a text or a number: got {group!r}"
+        )
+    assert refused(
+        lines(path, [{"text": "good", "label": "5"}, {"text": "bad", "label": 1 << 70}])
+    ) == (f"{path}: row 2: the label {1 << 70} has more than 64 bits: give smaller numbers")
+    assert refused(lines(path, [{"text": "good", "label": [[1], [1, 2]]}])) == (
+        f"{path}: row 1: the label has lists of different lengths: give them one length"
+    )
+
+
+def test_a_sample_without_a_group_is_said_where_others_have_one(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("text,group\ngood,x\nbad bad,\n")
+    assert refused(table) == f"{table}: row 2 has no group: name one, or leave the row out"
+    for group in (None, float("nan"), ""):
+        for source in ((TEXTS[:2], None, ["x", group]), [("good", 1, "x"), ("bad", 0, group)]):
+            assert refused(source) == (
+                "the data: row 2 has no group: name one, or leave the row out"
+            )
+
+
+def test_decimal_labels_with_gaps_are_classes_where_a_step_chooses_among_them() -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"text": TEXTS, "label": [0, None, 1]})
+    for step in (TopK(1), Threshold(position=1)):
+        assert labels(opened(frame, Pipeline(PLAIN.steps, (step,)))) == [0, -1, 1]
+    np.testing.assert_array_equal(labels(opened(frame)), [0, np.nan, 1])
+    assert labels(opened(frame.astype({"label": "Int64"}))) == [0, -1, 1]
+
+
+def test_a_list_of_a_text_and_the_name_of_a_class_isnt_taken_for_a_pair() -> None:
+    assert refused([["good", "fine"], ["bad bad", "poor"]], NAMED) == (
+        "the data: each sample is a list of two texts, which are a pair, but each second text is the name of "
+        "a class: give a label as (text, label), in a tuple"
+    )
+    assert tokens(opened([["good", "bad"], ["bad", "fine"]], NAMED))[0] == [2, 3]
+
+
+def test_a_table_with_a_column_twice_or_a_text_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("text,text,label\ngood,bad,0\n")
+    assert refused(path) == f"{path} has the column 'text' twice: name each column once"
+    path.write_text(f"text,label\n{'good ' * 30_000},0\n")
+    assert refused(path) == (
+        f"{path} can't be read as CSV in UTF-8: field larger than field limit (131072); give texts of this "
+        "length as .jsonl"
+    )
+
+
+def test_a_folder_without_texts_is_refused_as_one_of_texts(tmp_path: Path) -> None:
+    (tmp_path / "fine").mkdir()
+    (tmp_path / "fine" / "a.md").write_text("good")
+    assert refused(tmp_path) == (
+        f"{tmp_path} has no texts: give a folder of .txt files, or the path of a .txt, .csv or .jsonl file"
     )

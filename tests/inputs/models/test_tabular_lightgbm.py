@@ -14,8 +14,10 @@ from tests.support.tabular import CATEGORIES, COLUMNS, FEW, ODD, Exported, train
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
-from hasten.inputs.models.source import find_model, stated_pipeline
+from hasten.inputs.models.source import find_model, load_with_data, stated_pipeline
+from hasten.inputs.models.tabular import lightgbm as reader
 from hasten.inputs.models.tabular.base import Tabular, described
+from hasten.inputs.models.tabular.trees import LEQ, Tree, apart
 from hasten.inputs.pipeline.row_reader import RowReader
 
 lightgbm = pytest.importorskip("lightgbm")
@@ -214,6 +216,33 @@ def test_what_is_not_covered_is_refused_by_name() -> None:
         described(lightgbm.Booster(model_str=text))
 
 
+def test_a_columns_factors_stand_only_in_the_parts_of_a_tree_that_have_some() -> None:
+    tree = Tree(np.array([[1.0, 0, 0], [2, 0, 0], [3, 5, 0]]), (0, 1, 2))
+    for split in (0.0, -1.0):
+        tree.node(0, LEQ, split, False)
+    tree.true, tree.false = [1, ~0], [~2, ~1]
+    leaves, factors, nothing = apart(tree)
+    assert (leaves.targets, leaves.true, leaves.false) == ((0,), [1, ~1], [~0, ~2])
+    assert leaves.values[:, 0].tolist() == [3, 1, 2]
+    assert (factors.targets, factors.splits) == ((1,), [0.0])
+    assert [factors.values[~end[0], 0] for end in (factors.true, factors.false)] == [0, 5]
+    assert (nothing.columns, nothing.values.tolist()) == ([], [[0]])
+
+
+def test_linear_leaves_that_make_too_many_nodes_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    booster = trained(NUMBERS, objective="regression", linear_tree=True)
+    monkeypatch.setattr(reader, "_MOST_LINEAR", 100)
+    with pytest.raises(InputError) as error:
+        described(booster)
+    assert str(error.value) == (
+        "this model with LightGBM's linear_tree has more than 100 nodes in ONNX, since a tree is repeated for "
+        "each column that its leaves multiply: train fewer or smaller trees, or without linear_tree"
+    )
+    described(trained(NUMBERS, objective="regression"))
+
+
 def test_a_model_that_is_cut_short_or_another_text_is_refused_in_one_line(tmp_path: Path) -> None:
     whole = trained(TWO, objective="binary").model_to_string()
     path = tmp_path / "model.txt"
@@ -225,3 +254,14 @@ def test_a_model_that_is_cut_short_or_another_text_is_refused_in_one_line(tmp_pa
         find_model(path)
     with pytest.raises(InputError, match="isn't fitted"):
         find_model(lightgbm.LGBMClassifier())
+
+
+def test_a_frame_and_the_name_or_the_values_of_its_labels_are_data(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    found = find_model(trained(TWO, objective="binary"))
+    frame = pandas.DataFrame(ROWS[:9], columns=list(COLUMNS))
+    named = frame.assign(sold=TWO[:9])
+    for table in ((named, "sold"), (frame, named["sold"])):
+        _, data = load_with_data(found, table, stated_pipeline(found), (), tmp_path)
+        assert data.labels is not None
+        assert data.labels.tolist() == TWO[:9].tolist()

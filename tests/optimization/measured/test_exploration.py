@@ -13,6 +13,7 @@ from hasten.certificate.promise import Promise
 from hasten.core.progress import Progress
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.openvino.engine import OpenVino
+from hasten.errors import OutOfTime
 from hasten.inputs.data.spool import Spool
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.measure.candidate import Candidate, Measurement, Single, Trial
@@ -49,6 +50,7 @@ def explored(
     exact: Sequence[Single] = (),
     first: NncfQuantization = FIRST,
     known: Mapping[NncfQuantization, int] | None = None,
+    late: NncfQuantization | None = None,
 ) -> Searched:
     """Explore where one candidate takes half of the baseline's time, and answers so many otherwise.
 
@@ -58,6 +60,7 @@ def explored(
         exact: Exact candidates of the grid.
         first: Pass of the candidate.
         known: Passes of further candidates on the same engine, as fast, and how many answers each changes.
+        late: Pass of the candidate for which too little time is left when it is first tried.
     """
     bench = Workbench(
         folder,
@@ -94,6 +97,11 @@ def explored(
     def run(candidate: Candidate, beat: float = 1.0) -> Trial:
         if candidate.key not in trials.done:
             found.tried.append(candidate)
+            own = (
+                candidate.passes[-1] if isinstance(candidate, Single) and candidate.passes else None
+            )
+            if late is not None and own == late and found.tried.count(candidate) == 1:
+                raise OutOfTime("the time limit came before it was timed")
         if candidate.key in others:
             trials.done[candidate.key] = changing(candidate, others[candidate.key])
         return trials.done.setdefault(candidate.key, Trial(candidate, failure="not run here"))
@@ -192,6 +200,16 @@ def test_transformers_that_lose_answers_are_smoothed_less_as_long_as_that_helps(
     steps = [one.passes[-1] for one in found.tried if one.passes]
     smoothed = [step.smoothing or 1 for step in steps if isinstance(step, NncfQuantization)]
     assert [one for one in dict.fromkeys(smoothed) if one < 0.8] == strengths
+
+
+def test_what_the_time_doesnt_suffice_for_is_proposed_once(
+    desk: Desk, spool: Spool, tmp_path: Path
+) -> None:
+    first = NncfQuantization("mixed", transformer=True, smoothing=0.8)
+    after = replace(first, smoothing=0.65)
+    known = {after: 90}
+    found = explored(desk, spool, tmp_path, None, 80, first=first, known=known, late=after)
+    assert found.tried.count(Single((after,), OpenVino())) == 1
 
 
 def test_one_counter_goes_through_exact_forms_other_forms_and_variants(

@@ -31,9 +31,15 @@ def files_in(folder: Path, suffixes: frozenset[str]) -> list[Path]:
     )
 
 
+def has_files(folder: Path, suffixes: frozenset[str]) -> bool:
+    """Whether a folder, or a folder in it, has a file with one of some suffixes."""
+    inner = [folder, *(each for each in folder.iterdir() if each.is_dir())]
+    return any(files_in(each, suffixes) for each in inner)
+
+
 def named_by(pipeline: Pipeline) -> tuple[str, ...]:
-    """Return the names that a pipeline gives the model's classes; none where it gives none."""
-    every = (tuple(step.labels) for step in pipeline.after)
+    """Return the names that a pipeline gives the model's classes, in order; none where it gives none."""
+    every = (step.class_names for step in pipeline.after)
     return next((names for names in every if names), ())
 
 

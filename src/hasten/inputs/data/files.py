@@ -17,16 +17,14 @@ from hasten.inputs.pipeline.base import Pipeline, as_request
 
 
 def sample_files(folder: Path) -> list[Path]:
-    """Return the files of a folder and of those in it, sorted; only its images, if it has some.
+    """Return the files that are samples of a folder and of those in it, sorted; only its images, if it has some.
 
     Raises:
         InputError: there is no such folder, or it has no files.
     """
     if not folder.is_dir():
         raise InputError(f"no such folder: {folder}")
-    listed = sorted(
-        file for file in folder.rglob("*") if file.is_file() and not file.name.startswith(".")
-    )
+    listed = [file for file in sorted(folder.rglob("*")) if _is_sample(file, folder)]
     files = [file for file in listed if file.suffix.lower() in SUFFIXES] or listed
     if not files:
         raise InputError(f"{folder} has no files")

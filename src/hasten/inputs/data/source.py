@@ -12,9 +12,10 @@ from typing import Any
 
 from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
+from hasten.inputs.data.class_folders import has_files
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.function import call_function, called, from_python
-from hasten.inputs.data.images import ImageFolder
+from hasten.inputs.data.images import SUFFIXES, ImageFolder
 from hasten.inputs.data.npz import open_npz
 from hasten.inputs.data.table import is_csv, reads_rows, rows_of
 from hasten.inputs.data.text_files import holds_texts, names_texts, reads_texts, texts_of, tokenized
@@ -66,6 +67,10 @@ def open_data(
             return _in_folder(
                 workdir, lambda folder: tokenized(found, tokenize, names, folder, reread=reread)
             )
+        if isinstance(source, (str, Path)) and Path(source).is_dir():
+            raise InputError(
+                f"{source} has no texts: give a folder of .txt files, or the path of a .txt, .csv or .jsonl file"
+            )
     elif isinstance(source, (str, Path)) and is_csv(source):
         raise InputError(
             f"{source} is a table, but nothing states which columns the model takes, and in "
@@ -74,7 +79,8 @@ def open_data(
         )
     if isinstance(source, (str, Path)):
         path = Path(source)
-        if names_texts(source):
+        prepared = pipeline is not None and bool(pipeline.steps)
+        if not (path.is_dir() and (prepared or has_files(path, SUFFIXES))) and names_texts(source):
             raise InputError(
                 f"{source} holds texts, but nothing states how they become tokens: give a pipeline with the "
                 "step tokenize, or a model's folder with a tokenizer.json that fits in a bundle"
@@ -118,7 +124,7 @@ def resolved(source: Any, pipeline: Pipeline | None) -> Any:
     if not isinstance(given, Iterator):
         return given
     first = list(itertools.islice(given, 1))
-    return [*first, *given] if holds_texts(first) else itertools.chain(first, given)
+    return [*first, *given] if holds_texts(first) else source  # data may be opened more than once
 
 
 def _in_folder(workdir: Path | None, read: Callable[[Path], Dataset]) -> Dataset:

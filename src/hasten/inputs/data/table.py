@@ -127,15 +127,24 @@ def _csv_and_label(source: str | Path) -> tuple[Path, str | None] | None:
     return None
 
 
+def check_names(path: Path, names: Sequence[str]) -> None:
+    """Check that a file names each column once.
+
+    Raises:
+        InputError: a column comes twice.
+    """
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{path} has the column {twice!r} twice: name each column once")
+
+
 def _read_csv(path: Path, row: Row) -> dict[str, list[Any]]:
     """Return the columns of a CSV file: numbers, words as texts, and None for what isn't there."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file)
             names = next(lines, [])
-            if len(set(names)) < len(names):
-                twice = next(name for name in names if names.count(name) > 1)
-                raise InputError(f"{path} has the column {twice!r} twice: name each column once")
+            check_names(path, names)
             columns: list[list[str]] = [[] for _ in names]
             for number, line in enumerate(lines, 1):
                 if not line:
@@ -297,7 +306,7 @@ def label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
             numbers = np.array([np.nan if _missing(v) else float(v) for v in values])
         except (TypeError, ValueError) as error:
             raise InputError(f"{said}: this model needs numbers as labels: {error}") from error
-        return _as_classes(numbers) if getattr(step, "position", None) is not None else numbers
+        return as_classes(numbers) if getattr(step, "position", None) is not None else numbers
     absent = _ABSENT.isdisjoint(map(str, names))
     places: dict[Any, int] = {}
     if all(_number(name) is None for name in names):  # then a number can only be a class's place
@@ -322,7 +331,7 @@ def label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
     return np.array(found, np.int64)
 
 
-def _as_classes(numbers: Array) -> Array:
+def as_classes(numbers: Array) -> Array:
     """Return labels as numbers of classes, if all are whole numbers."""
     known = ~np.isnan(numbers)
     if not (np.isfinite(numbers[known]) & (numbers[known] % 1 == 0)).all():

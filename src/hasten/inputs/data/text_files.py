@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,15 +13,18 @@ from typing import Any
 import numpy as np
 
 from hasten.core.tensors import Array
+from hasten.core.words import amount
 from hasten.errors import InputError
-from hasten.inputs.data.class_folders import files_in, groups_of, listed, named_by, numbering
+from hasten.inputs.data.class_folders import groups_of, has_files, listed, named_by, numbering
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.function import from_python
 from hasten.inputs.data.missing import filled
-from hasten.inputs.data.table import label_numbers
+from hasten.inputs.data.table import as_classes, check_names, label_numbers
 from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.tables import columns_of, is_absent, is_table, records
 from hasten.inputs.pipeline.text import Tokenize
+from hasten.inputs.pipeline.threshold import Threshold
 
 TEXT, PAIR = "text", "text_pair"
 """Columns of a file that hold a text, and the second text of a pair."""
@@ -93,8 +97,7 @@ def names_texts(source: Any) -> bool:
         return False
     path = Path(source)
     if path.is_dir():
-        inner = [path, *(each for each in path.iterdir() if each.is_dir())]
-        return any(files_in(each, _FOLDER) for each in inner)
+        return has_files(path, _FOLDER)
     return (path.suffix in _FILES and path.is_file()) or _file_and_label(source)[1] is not None
 
 
@@ -105,10 +108,10 @@ def holds_texts(source: Any) -> bool:
     if is_table(source):
         return TEXT in columns_of(source)
     if isinstance(source, tuple):
-        return len(source) in (2, 3) and _listed(source[0]) and _is_text(source[0][0])
+        return len(source) in (2, 3) and _listed(source[0]) and _is_text(next(iter(source[0])))
     if not _listed(source):
         return False
-    first = source[0]
+    first = next(iter(source))
     return _is_text(first[0] if isinstance(first, tuple) and first else first)
 
 
@@ -124,7 +127,8 @@ def texts_of(source: Any, pipeline: Pipeline) -> Texts:
               this key in each line. There may be a second text of each ("text_pair"), "label" and
               "group"; "texts.csv:stars" names the column of labels;
             - a list of texts, of `(text, label)`, of `(text, label, group)`, or of mappings with such keys;
-              also a data frame of pandas or a table of Arrow with such columns;
+              also a data frame of pandas or a table of Arrow with such columns; a text may be a
+              list of two, which are a pair;
             - `(texts, labels)` or `(texts, labels, groups)`, where the first is a list of texts.
         pipeline: Pipeline that begins with the step `tokenize`; its steps after the model may name
             classes.
@@ -145,12 +149,27 @@ def texts_of(source: Any, pipeline: Pipeline) -> Texts:
     if is_table(source):
         return _columns(said, records(source), None, pipeline)
     if isinstance(source, tuple):
-        texts, labels, groups = (*source, None)[:3]
+        texts = _in_order(source[0])
+        labels, groups = (
+            None if one is None else _in_order(one) for one in (*source[1:], None)[:2]
+        )
+        for noun, several in (("labels", labels), ("groups", groups)):
+            if several is not None and len(several) != len(texts):
+                raise InputError(
+                    f"{said}: there are {amount(len(texts), 'text')}, but {amount(len(several), noun[:-1])}: "
+                    f"give {noun} in the order of the texts, one for each"
+                )
         named = _numbers(labels, pipeline, said) if labels is not None else None
-        return Texts(said, texts, named, groups)
-    samples = [source[i] for i in range(len(source))]
+        return Texts(said, texts, named, _groups(groups, said))
+    samples = _in_order(source)
     if isinstance(samples[0], Mapping):
         return _columns(said, samples, None, pipeline)
+    classes = named_by(pipeline)
+    if all(isinstance(one, list) and len(one) == 2 and one[1] in classes for one in samples):
+        raise InputError(
+            f"{said}: each sample is a list of two texts, which are a pair, but each second text is the "
+            "name of a class: give a label as (text, label), in a tuple"
+        )
     parts = [one if isinstance(one, tuple) else (one,) for one in samples]
     width = len(parts[0])
     odd = next((i for i, one in enumerate(parts) if len(one) != width), None)
@@ -164,7 +183,7 @@ def texts_of(source: Any, pipeline: Pipeline) -> Texts:
         said,
         [one[0] for one in parts],
         _numbers(labels, pipeline, said) if labels is not None else None,
-        [one[2] for one in parts] if width > 2 else None,
+        _groups([one[2] for one in parts] if width > 2 else None, said),
     )
 
 
@@ -229,10 +248,17 @@ class _Samples(Sequence[Any]):
 
 def _listed(value: Any) -> bool:
     """Whether a value is a list, or anything else with samples by position, that isn't empty."""
+    if is_table(value):
+        return False
     if isinstance(value, np.ndarray):
         return value.dtype.kind in "OU" and value.ndim == 1 and len(value) > 0
     known = hasattr(value, "__len__") and hasattr(value, "__getitem__")
     return known and not isinstance(value, (str, bytes, Mapping)) and len(value) > 0
+
+
+def _in_order(value: Any) -> list[Any]:
+    """Return values by position, which the index of a `Series` of pandas isn't."""
+    return list(itertools.islice(value, len(value)))
 
 
 def _is_text(value: Any) -> bool:
@@ -276,6 +302,7 @@ def _csv(path: Path) -> list[dict[str, Any]]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file)
             names = next(reader, [])
+            check_names(path, names)
             rows = []
             for line in filter(None, reader):
                 if len(line) != len(names):
@@ -285,7 +312,8 @@ def _csv(path: Path) -> list[dict[str, Any]]:
                     )
                 rows.append({name: cell or None for name, cell in zip(names, line, strict=True)})
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} can't be read as CSV in UTF-8: {error}") from error
+        more = "; give texts of this length as .jsonl" if "field limit" in str(error) else ""
+        raise InputError(f"{path} can't be read as CSV in UTF-8: {error}{more}") from error
     return rows
 
 
@@ -332,7 +360,21 @@ def _columns(
     labels = None
     if chosen is not None:
         labels = _numbers([row.get(chosen) for row in rows], pipeline, said)
-    return Texts(said, texts, labels, None if group is None else [row.get(group) for row in rows])
+    groups = None if group is None else [row.get(group) for row in rows]
+    return Texts(said, texts, labels, _groups(groups, said))
+
+
+def _groups(groups: Sequence[Any] | None, said: str) -> Sequence[Any] | None:
+    """Return groups, checked to be a text or a number for each sample."""
+    for number, one in enumerate(groups or (), 1):
+        unknown = isinstance(one, (float, np.floating)) and one != one
+        if unknown or is_absent(one) or (isinstance(one, str) and not one):
+            raise InputError(f"{said}: row {number} has no group: name one, or leave the row out")
+        if not isinstance(one, (str, int, float, np.generic)):
+            raise InputError(
+                f"{said}: row {number}: the group must be a text or a number: got {one!r:.80}"
+            )
+    return groups
 
 
 def _label_among(said: str, names: Sequence[str], group: str | None) -> str | None:
@@ -357,10 +399,16 @@ def _numbers(labels: Any, pipeline: Pipeline, said: str) -> Sequence[Any] | None
     values = [None if is_absent(one) else one for one in labels]
     if all(one is None for one in values):
         return None
+    for number, one in enumerate(values, 1):
+        if isinstance(one, Mapping):
+            raise InputError(
+                f"{said}: row {number}: the label is an object: give a number, the name of a class, or a "
+                "list of numbers"
+            )
+    if any(isinstance(one, (list, np.ndarray)) for one in values):
+        return [None if one is None else _several(one, said, n) for n, one in enumerate(values, 1)]
     if named_by(pipeline):
         return list(label_numbers(values, pipeline, said))
-    if any(isinstance(one, (list, np.ndarray)) for one in values):
-        return [None if one is None else np.asarray(one) for one in values]
     try:
         read = [_number(one) if isinstance(one, str) else one for one in values]
     except ValueError:
@@ -369,7 +417,35 @@ def _numbers(labels: Any, pipeline: Pipeline, said: str) -> Sequence[Any] | None
             f"{said}: the labels are words, such as {wrong!r:.60}, and nothing says which class each is: "
             "give the classes' numbers, or a pipeline whose step after the model has labels"
         ) from None
-    return list(filled(np.array(read, object)))
+    huge = next(
+        (n for n, one in enumerate(read, 1) if isinstance(one, int) and not _fits(one)), None
+    )
+    if huge is not None:
+        raise InputError(
+            f"{said}: row {huge}: the label {read[huge - 1]} has more than 64 bits: give smaller numbers"
+        )
+    found = filled(np.array(read, object))
+    return list(as_classes(found) if _picks_class(pipeline) and found.dtype.kind == "f" else found)
+
+
+def _picks_class(pipeline: Pipeline) -> bool:
+    """Whether the step after the model chooses among classes, so that labels are their numbers."""
+    step = pipeline.after[0] if pipeline.after else None
+    return isinstance(step, TopK) or (isinstance(step, Threshold) and step.position is not None)
+
+
+def _several(label: Any, said: str, row: int) -> Array:
+    """Return a label that is a list as an array."""
+    try:
+        return np.asarray(label)
+    except ValueError:
+        raise InputError(
+            f"{said}: row {row}: the label has lists of different lengths: give them one length"
+        ) from None
+
+
+def _fits(number: int) -> bool:
+    return -(1 << 63) <= number < 1 << 63
 
 
 def _number(text: str) -> int | float:

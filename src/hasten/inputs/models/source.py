@@ -159,7 +159,8 @@ def load_with_data(
     """
     opened: list[Dataset] = []
     data = resolved(data, pipeline)
-    texts = reads_texts(pipeline) if holds_texts(data) else None
+    step = reads_texts(pipeline)
+    texts = step if step is not None and holds_texts(data) else None
     for name in ("source", "unpacked", "unpacked-training"):  # a resumed run reads both again
         shutil.rmtree(folder / name, ignore_errors=True)
     (folder / "source").mkdir()

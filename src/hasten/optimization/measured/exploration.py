@@ -92,7 +92,8 @@ class Exploration:
             ranked = [t.candidate for t in self._worth_varying()]
             self._try(variations(ranked, model, target, self._order.keep_float, self._order.passes))
         while not self._over() and self._fastest_could_be_safer() and (along := self._further()):
-            self._try(along)
+            if not self._try(along):  # else it would be proposed again
+                break
         common = (self.trials, self._try, self._likely_passes, self._surely_passes)
         if bucketing is not None and not self._over():
             bucketing.propose_inexact(self._ranked())

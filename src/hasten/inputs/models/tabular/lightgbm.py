@@ -24,7 +24,7 @@ from hasten.inputs.models.tabular.base import (
     named_columns,
 )
 from hasten.inputs.models.tabular.graph import Graph
-from hasten.inputs.models.tabular.trees import LEQ, MEMBER, Tree, sum_trees
+from hasten.inputs.models.tabular.trees import LEQ, MEMBER, Tree, apart, sum_trees
 from hasten.inputs.pipeline.rows import Row
 
 _ZERO = float(np.float32(1e-35))
@@ -42,6 +42,8 @@ _RAW = (
     "rank_xendcg",
 )
 _LOG1P_EXP = ("cross_entropy_lambda", "xentlambda")
+_MOST_LINEAR = 2_000_000
+"""Largest number of nodes of trees with linear leaves; ONNX Runtime 1.32 takes some 20 s to open as many."""
 
 
 class LightGBM(Library):
@@ -103,7 +105,9 @@ class LightGBM(Library):
             )
         divisor = len(trees) // count if dump.get("average_output") else 1
         answers = partial(_answers, name=name, settings=settings)
-        if sums.factors:  # a product of an infinite number with no factor isn't a number
+        if sums.factors:
+            trees = _with_one_number(trees)
+            # The product of an infinite number with no factor isn't a number.
             row = replace(row, infinite="refuse")
         write = partial(_write, trees, kinds, sums, divisor)
         return Tabular(
@@ -300,6 +304,26 @@ def _tree(root: dict[str, Any], target: int, sums: _Sums, kinds: dict[int, set[s
         [[value, *(factors.get(column, 0.0) for column in used)] for value, factors in leaves]
     )
     return tree
+
+
+def _with_one_number(trees: list[Tree]) -> list[Tree]:
+    """Return trees whose leaves hold one number each: a tree for each column that has a factor in some leaf.
+
+    Raises:
+        InputError: they have more nodes than a runtime opens in reasonable time.
+    """
+    found: list[Tree] = []
+    nodes = 0
+    for tree in trees:
+        found += (parts := apart(tree))
+        nodes += sum(len(part.columns) for part in parts)
+        if nodes > _MOST_LINEAR:
+            raise InputError(
+                f"this model with LightGBM's linear_tree has more than {_MOST_LINEAR:,} nodes in ONNX, since a "
+                "tree is repeated for each column that its leaves multiply: train fewer or smaller trees, or "
+                "without linear_tree"
+            )
+    return found
 
 
 def _threshold(given: float) -> float:

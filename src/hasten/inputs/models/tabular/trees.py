@@ -99,6 +99,56 @@ def _steps(lines: Array) -> Tree:
     return tree
 
 
+def apart(tree: Tree) -> list[Tree]:
+    """Return a tree for each number that the leaves hold, in order.
+
+    A part of a tree in which all leaves have a zero is one leaf.
+    """
+    if len(tree.targets) == 1:
+        return [tree]
+    return [_without_zeros(tree, number) for number in range(len(tree.targets))]
+
+
+def _without_zeros(tree: Tree, number: int) -> Tree:
+    """Return a tree with one of the leaves' numbers, and one leaf for each part that only has zeros there."""
+    values = tree.values[:, number]
+    nothing = [False] * len(tree.columns)
+
+    def is_zero(child: int) -> bool:
+        return nothing[child] if child >= 0 else bool(values[~child] == 0)
+
+    walk: list[int] = []
+    pending = [0] if tree.columns else []
+    while pending:
+        place = pending.pop()
+        walk.append(place)
+        pending += [child for child in (tree.true[place], tree.false[place]) if child >= 0]
+    for place in reversed(walk):  # children before their parents
+        nothing[place] = is_zero(tree.true[place]) and is_zero(tree.false[place])
+    kept = [place for place in walk if not nothing[place]]
+    at = {place: number for number, place in enumerate(kept)}
+    weights: list[float] = []
+
+    def moved(child: int) -> int:
+        if child in at:
+            return at[child]
+        weights.append(0.0 if child >= 0 else float(values[~child]))
+        return ~(len(weights) - 1)
+
+    found = Tree(np.empty(0), (tree.targets[number],))
+    for place in kept:
+        made = found.node(
+            tree.columns[place], tree.modes[place], tree.splits[place], tree.missing_true[place]
+        )
+        found.true[made], found.false[made] = moved(tree.true[place]), moved(tree.false[place])
+        if place in tree.sets:
+            found.sets[made] = tree.sets[place]
+    if not kept:
+        weights = [0.0 if tree.columns else float(values[0])]
+    found.values = np.array(weights, tree.values.dtype)[:, None]
+    return found
+
+
 def sum_trees(graph: Graph, rows: str, trees: Sequence[Tree], targets: int, dtype: str) -> str:
     """Add the node that sums trees, and return its output of shape `[batch, targets]`.
 
@@ -109,8 +159,7 @@ def sum_trees(graph: Graph, rows: str, trees: Sequence[Tree], targets: int, dtyp
         targets: Number of sums.
         dtype: "float32" or "float64": type of comparisons, leaves and sums.
 
-    A leaf of TreeEnsemble has one target, so a tree whose leaves hold several numbers is repeated, once
-    for each number, one after the other.
+    A leaf of TreeEnsemble has one target, so a tree whose leaves hold several numbers is taken `apart`.
     """
     node: dict[str, list[int]] = {
         f"nodes_{name}": []
@@ -126,9 +175,9 @@ def sum_trees(graph: Graph, rows: str, trees: Sequence[Tree], targets: int, dtyp
     leaf_targets: list[int] = []
     roots: list[int] = []
     for tree in trees:
-        for number, target in enumerate(tree.targets):
+        for one in apart(tree):
             first, leaf = len(modes), len(leaf_targets)
-            whole = _ordered(tree) if tree.columns else _split_leaf(tree)
+            whole = _ordered(one) if one.columns else _split_leaf(one)
             roots.append(first)
             node["nodes_featureids"] += whole.columns
             node["nodes_missing_value_tracks_true"] += map(int, whole.missing_true)
@@ -142,8 +191,8 @@ def sum_trees(graph: Graph, rows: str, trees: Sequence[Tree], targets: int, dtyp
             for place in range(len(whole.modes)):
                 if whole.modes[place] == MEMBER:
                     members += [*(float(one + 1) for one in whole.sets[place]), np.nan]
-            leaves.append(whole.values[:, number])
-            leaf_targets += [target] * len(whole.values)
+            leaves.append(whole.values[:, 0])
+            leaf_targets += [*whole.targets] * len(whole.values)
     sets = {"membership_values": np.array(members, dtype)} if members else {}
     return graph.add(
         "TreeEnsemble",
