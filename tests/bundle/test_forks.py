@@ -6,9 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 from tests.support import recurrent
 from tests.support.servers import bundle_of
 
+from hasten.bundle.packing.writer import pack
 from hasten.core.sequences import Sequences
 from hasten.engines.compiled.engine import CompiledC
 from hasten.testing import models
@@ -17,6 +19,7 @@ FORKED = """
 import asyncio, os, signal, sys, threading, time
 import numpy as np
 import hasten
+from hasten.core.memory_folder import SealedFile
 from hasten.engines import pool as pools
 
 x = np.ones((1, 16), np.float32)
@@ -28,10 +31,10 @@ def held():
     go.wait()
 
 def held_up():
-    with pools._OPENING:
+    with pools._OPENING, SealedFile._lock, packed._stored._lock:
         fast._pool.turn(held)
 
-with hasten.load(sys.argv[1], sessions=1) as fast:
+with hasten.load(sys.argv[1], sessions=1) as fast, hasten.load(sys.argv[2]) as packed:
     expected = fast(x)["logits"]
     asyncio.run(fast.answer(x))
     threads = [threading.Thread(target=held_up), threading.Thread(target=fast, args=(large,))]
@@ -46,6 +49,7 @@ with hasten.load(sys.argv[1], sessions=1) as fast:
         answers = [fast(x), asyncio.run(fast.answer(x))]
         with hasten.load(sys.argv[1]) as again:
             answers.append(again(x))
+        answers.append(packed(packed.requests[0]))
         fast.close()
         equal = all(np.array_equal(answer["logits"], expected) for answer in answers)
         os._exit(0 if equal else 1)
@@ -58,8 +62,11 @@ print(os.waitstatus_to_exitcode(status))
 
 
 def test_a_forked_process_answers_though_another_thread_was_in_a_call(tmp_path: Path) -> None:
-    bundle = bundle_of(tmp_path, models.linear_classifier(tmp_path), engine=CompiledC())
-    command = [sys.executable, "-W", "ignore", "-c", FORKED, str(bundle)]
+    request = {"x": np.ones((1, 16), np.float32)}
+    model = models.linear_classifier(tmp_path)
+    bundle = bundle_of(tmp_path, model, engine=CompiledC(), requests=[request])
+    packed = pack(bundle, tmp_path / "packed.hastenz").path
+    command = [sys.executable, "-W", "ignore", "-c", FORKED, str(bundle), str(packed)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "0\n"), done.stderr
 
