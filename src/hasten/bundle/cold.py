@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import random
 import shutil
@@ -31,6 +32,7 @@ from hasten.core.cache_folder import VARIABLE
 from hasten.core.devices import at_hand, check_measurable
 from hasten.core.records import type_name
 from hasten.core.telemetry import OFF
+from hasten.engines.compiled.scratch import SCRATCH
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.chains import chain_of
 
@@ -97,7 +99,12 @@ class _Kind:
 
 
 def cold_start(
-    bundle: str | os.PathLike[str], *, starts: int = 7, seed: int = 0, brief: bool = False
+    bundle: str | os.PathLike[str],
+    *,
+    starts: int = 7,
+    seed: int = 0,
+    brief: bool = False,
+    within_s: float = math.inf,
 ) -> ColdStart:
     """Time a bundle's starts in fresh processes, in turns and in random order.
 
@@ -110,10 +117,11 @@ def cold_start(
         seed: Seed of the orders, and of the request if the bundle keeps none.
         brief: Whether to leave out starts with an empty cache, and those with a filled one where the engine
             keeps nothing in it.
+        within_s: Longest time for all starts, in seconds; the untimed ones show whether it suffices.
 
     Raises:
         InputError: the bundle can't be used, or needs operator libraries.
-        CandidateError: a start failed, or answers differ with the cache.
+        CandidateError: a start failed, answers differ with the cache, or the starts would take too long.
     """
     _check_starts(starts)
     folder = unpacked(bundle).absolute()
@@ -121,7 +129,15 @@ def cold_start(
     with tempfile.TemporaryDirectory(prefix="hasten-cold-") as place:
         tensors: dict[str, Any] = _request(folder, manifest, seed)
         np.savez(Path(place) / "request.npz", **tensors)
-        return _timed(str(folder), {"": manifest}, starts, seed, Path(place), brief=brief)
+        return _timed(
+            str(folder),
+            {"": manifest},
+            starts,
+            seed,
+            Path(place),
+            brief=brief,
+            within_s=within_s,
+        )
 
 
 def cold_start_of_chain(
@@ -167,6 +183,7 @@ def _timed(
     work: Path,
     *,
     brief: bool = False,
+    within_s: float = math.inf,
 ) -> ColdStart:
     """Time the starts of a bundle, whose only manifest has no name, or of a chain.
 
@@ -177,6 +194,7 @@ def _timed(
         seed: Seed of the orders.
         work: Folder with what is answered.
         brief: Whether to leave out starts that say least.
+        within_s: Longest time for all starts, in seconds.
     """
     for name, manifest in manifests.items():
         check_measurable(at_hand(manifest.target))
@@ -203,10 +221,14 @@ def _timed(
         ]
     order, found = random.Random(seed), [list[dict[str, Any]]() for _ in kinds]
     hits, answers = [False] * len(kinds), [set[str]() for _ in kinds]
+    began_s = time.monotonic()
     for round_ in range(starts + 1):
         for turn in order.sample(range(len(kinds)), len(kinds)):
             shutil.rmtree(empty, ignore_errors=True)
-            record = _started(what, kinds[turn], work)
+            record = _started(what, kinds[turn], work, within_s)
+            needed_s = (starts + 1) * (time.monotonic() - began_s)
+            if not round_ and needed_s > within_s:
+                raise CandidateError(_too_long(needed_s))
             hits[turn] = record["from_cache"]
             answers[turn].add(record["answers"])
             if round_:
@@ -253,12 +275,20 @@ def _engines(parts: Mapping[str, Part]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _started(what: str, kind: _Kind, work: Path) -> dict[str, Any]:
+def _too_long(needed_s: float) -> str:
+    return f"left out, because they would take {needed_s:.0f} s or more; to measure them, run hasten bench --cold"
+
+
+def _started(what: str, kind: _Kind, work: Path, within_s: float = math.inf) -> dict[str, Any]:
     """Start one process, and return what it wrote, with the lengths of its stages."""
-    said = work / "start.json"
+    said, scratch = work / "start.json", work / "scratch"
     said.unlink(missing_ok=True)
     words = [what, kind.which, kind.cache, ",".join(kind.engines), str(work)]
     environment = {name: text for name, text in os.environ.items() if name != VARIABLE}
+    # Without a cache the compiled engine finds what it compiled in another process of the same run.
+    shutil.rmtree(scratch, ignore_errors=True)
+    environment[SCRATCH] = str(scratch)
+    limit_s = min(_LIMIT_S, within_s)
     began_ns = time.monotonic_ns()
     try:
         done = subprocess.run(
@@ -266,10 +296,10 @@ def _started(what: str, kind: _Kind, work: Path) -> dict[str, Any]:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             env={**environment, **OFF},
-            timeout=_LIMIT_S,
+            timeout=limit_s,
         )
     except subprocess.TimeoutExpired as error:
-        raise CandidateError(f"{kind.label}: no answer within {_LIMIT_S:.0f} s") from error
+        raise CandidateError(f"{kind.label}: no answer within {limit_s:.0f} s") from error
     if done.returncode or not said.exists():
         lines = done.stderr.decode(errors="replace").strip().splitlines() or ["it said nothing"]
         raise CandidateError(f"{kind.label}: the process ended with {done.returncode}: {lines[-1]}")
