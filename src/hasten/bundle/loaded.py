@@ -798,11 +798,13 @@ def _open(
     )
     opened.opened_s = time.perf_counter() - began_s
     if pool.compiling_s > _LONG_S:
-        told = "no cache keeps what was compiled"
+        told = ""  # without a cache, a scratch folder may keep it for a while
         if compiled is not None and compiled.kept:
-            told = f"the next opening finds what was compiled in {compiled.folder.path}"
+            told = f"; the next opening finds what was compiled in {compiled.folder.path}"
+        elif compiled is not None:
+            told = "; no cache keeps what was compiled"
         LOG.warning(
-            "%s was opened in %.1f s, of which compiling took %.1f s; %s",
+            "%s was opened in %.1f s, of which compiling took %.1f s%s",
             stored.name,
             opened.opened_s,
             pool.compiling_s,
