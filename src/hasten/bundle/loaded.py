@@ -20,7 +20,6 @@ from hasten.bundle.binding import bound_arrays
 from hasten.bundle.covered import certified_sizes, cut, has_batch_axis, joined, not_covered
 from hasten.bundle.folder import artifact_of
 from hasten.bundle.manifest import Manifest, Part
-from hasten.bundle.packing.names import is_address
 from hasten.bundle.requests import REQUESTS, kept_requests
 from hasten.bundle.requirements import answers_as, distributions, programs
 from hasten.bundle.rows import BoundRow, RowPath
@@ -709,7 +708,7 @@ def load(
         MeasuredElsewhere: an exact model, whose answers hold everywhere, was measured on another
             machine or engine version.
     """
-    if not is_address(path) and is_chain(path):
+    if is_chain(path):
         raise InputError(f"{path} is a chain, not a bundle's folder: open it by hasten.chain")
     _check_count("threads, the number of threads for one request,", threads)
     _check_count("sessions, the number of requests answered in parallel,", sessions)
