@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 from tests.support.servers import bundle_of
 
-from hasten.bundle.cold import STAGES, Starts, cold_start
+from hasten.bundle.cold import STAGES, Starts, cold_start, differ
 from hasten.cli.commands import main
 from hasten.cli.tables import starts_table
 from hasten.engines.compiled.engine import CompiledC
@@ -67,6 +67,15 @@ def test_starts_that_would_take_too_long_end_before_they_are_timed(compiled: Pat
         CandidateError, match=r"left out, because they would take \d+ s or more; to"
     ):
         cold_start(compiled, starts=1000, within_s=60.0)
+
+
+def test_only_starts_of_the_same_batch_sizes_must_answer_alike() -> None:
+    without = {("1, 2", "a"), ("1, 4", "b")}
+    assert not differ(without, {("1, 2", "a")})
+    assert not differ(without, {("1, 8", "c"), ("1, 4", "b")})
+    assert differ(without, {("1, 2", "b")})
+    assert differ(without, {("1, 2", "a"), ("1, 2", "b")})
+    assert not differ({*without, ("1, 2", "b")}, {("1, 2", "c")})  # each start answers otherwise
 
 
 def test_the_table_has_medians_by_stage_and_the_ratio_to_the_first_row() -> None:
