@@ -111,6 +111,17 @@ def test_the_chain_asks_the_winners_and_the_exact_chain_the_exact_models(
         hasten.bench(f"{detector}+crop+{classifier}", data=photos, end_to_end=True, rounds=3)
 
 
+def test_a_file_that_can_not_be_answered_is_named(line: str, photos: Path, tmp_path: Path) -> None:
+    for photo in photos.iterdir():
+        (tmp_path / photo.name).write_bytes(photo.read_bytes())
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(InputError) as error:
+        hasten.bench(line, data=tmp_path, end_to_end=True, rounds=3)
+    assert str(error.value) == (
+        f"the baseline failed: {tmp_path}/broken.png can't be answered: the image can't be read as an image"
+    )
+
+
 def test_a_chain_whose_bundle_has_no_exact_model_is_named(photos: Path, tmp_path: Path) -> None:
     detector, classifier = chains.detector(tmp_path), chains.classifier(tmp_path)
     forge(classifier, lambda record: record.update(exact=None))
