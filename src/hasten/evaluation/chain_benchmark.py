@@ -173,7 +173,7 @@ def bench_chain(
         against=row_of(EXACT_CHAIN if against is None else GIVEN, other, standings, AGAIN),
         bundle=row_of(CHAIN, winner, standings, CANDIDATE),
         threads=standings.threads,
-        requests=f"{amount(len(files), 'file')} of {data}",
+        requests=f"{amount(len(set(files)), 'file')} of {data}",
         notes=(*notes, MEAN, *_batches(*sizes)),
         stages=reported(facts[CANDIDATE]),
         stages_against=reported(facts[BASELINE]),
