@@ -6,11 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from tests.support.servers import bundle_of
 
-from hasten.bundle.cold import STAGES, Starts, cold_start
+from hasten.bundle.cold import STAGES, Starts, cold_start, differ
 from hasten.cli.commands import main
 from hasten.cli.tables import starts_table
-from hasten.errors import InputError
+from hasten.engines.compiled.engine import CompiledC
+from hasten.engines.compiled.scratch import SCRATCH
+from hasten.errors import CandidateError, InputError
+from hasten.testing import models
 
 
 def run(*words: object) -> Result:
@@ -35,6 +39,43 @@ def test_each_kind_of_start_is_timed_by_stage(
         assert row["processor_ns"][0] > 0
     assert record["kept_bytes"] > 0
     assert not (tmp_path / "users").exists()  # the user's own cache has no part in it
+
+
+@pytest.fixture
+def compiled(tmp_path: Path) -> Path:
+    return bundle_of(tmp_path, models.linear_classifier(tmp_path), engine=CompiledC())
+
+
+def test_a_start_without_a_cache_compiles_each_time(
+    compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, script = tmp_path / "log", tmp_path / "cc"
+    script.write_text(
+        f'#!/bin/sh\n[ ! -e model.c ] || grep -q "int works" model.c || echo >> {log}\nexec cc "$@"\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("HASTEN_CC", str(script))
+    monkeypatch.setenv(SCRATCH, str(tmp_path / "users"))
+    found = cold_start(compiled, starts=2, brief=True)
+    assert [row.label for row in found.rows] == ["a label, filled cache", "a label, no cache"]
+    assert len(log.read_text()) == 1 + 3  # once for the cache, and in each start without it
+    assert not (tmp_path / "users").exists()
+
+
+def test_starts_that_would_take_too_long_end_before_they_are_timed(compiled: Path) -> None:
+    with pytest.raises(
+        CandidateError, match=r"left out, because they would take \d+ s or more; to"
+    ):
+        cold_start(compiled, starts=1000, within_s=60.0)
+
+
+def test_only_starts_of_the_same_batch_sizes_must_answer_alike() -> None:
+    without = {("1, 2", "a"), ("1, 4", "b")}
+    assert not differ(without, {("1, 2", "a")})
+    assert not differ(without, {("1, 8", "c"), ("1, 4", "b")})
+    assert differ(without, {("1, 2", "b")})
+    assert differ(without, {("1, 2", "a"), ("1, 2", "b")})
+    assert not differ({*without, ("1, 2", "b")}, {("1, 2", "c")})  # each start answers otherwise
 
 
 def test_the_table_has_medians_by_stage_and_the_ratio_to_the_first_row() -> None:

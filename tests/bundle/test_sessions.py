@@ -256,6 +256,27 @@ def test_two_threads_in_one_session_are_told_so(loaded: Loaded, before: int) -> 
     assert session.steps == before + 1
 
 
+def test_what_interrupts_a_step_reads_the_states_and_is_refused_a_step(loaded: Loaded) -> None:
+    """As a signal handler does, which runs in the thread that it interrupts."""
+    session, read, said = loaded.session(), list[dict[str, Array]](), list[str]()
+
+    class Interrupts:
+        def __array__(self, *_: Any, **__: Any) -> Array:
+            read.append(session.states)
+            said.append(refusal(InputError, STEPS[:1], session=session))
+            with pytest.raises(InputError):
+                session.reset()
+            return np.array(STEPS[:1])
+
+    thread = threading.Thread(target=session, args=(Interrupts(),), daemon=True)
+    thread.start()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive()
+    assert not read[0]["h"].any()
+    assert said[0].startswith("another thread is running a step of this session: ")
+    assert session.steps == 1
+
+
 def test_states_that_are_read_during_steps_are_those_of_one_step() -> None:
     class Counts:
         """Model that adds x to two states; a step by a bound call writes one, then the other."""

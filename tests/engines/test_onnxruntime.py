@@ -10,6 +10,7 @@ import pytest
 from onnx import external_data_helper
 
 from hasten.core.cache_folder import CacheFolder
+from hasten.core.records import to_record
 from hasten.core.target import Target
 from hasten.core.telemetry import OFF
 from hasten.engines.base import Artifact
@@ -118,6 +119,13 @@ def test_beside_others_its_threads_sleep_between_requests(host: Target, tmp_path
             answers.append(session.run(request))
     assert found == [("True", 0), ("False", 1)]  # both read the same optimized graph
     assert_same(*answers)
+
+
+def test_its_record_holds_what_older_versions_read() -> None:
+    settings = {"threads": None, "spinning": True, "graph_optimization": "all"}
+    for engine in (OnnxRuntime(), OnnxRuntime().beside()):
+        assert to_record(engine) == {"type": "onnxruntime", **settings}
+        assert to_record(engine.settling()) == {"type": "onnxruntime_settled", **settings}
 
 
 def test_the_users_files_keep_one_name(host: Target, tmp_path: Path) -> None:

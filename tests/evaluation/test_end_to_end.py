@@ -58,11 +58,20 @@ def test_each_stage_of_both_ways_is_told_and_the_shares_are_of_the_whole(
     bundle: Path, photos: Path
 ) -> None:
     result = hasten.bench(bundle, data=photos, end_to_end=True, rounds=3)
-    assert result.requests == f"64 files of {photos}"
+    assert result.requests == f"4 files of {photos}"
     for stages in (result.stages, result.stages_against):
         assert [stage.name for stage in stages] == WAY
         assert sum(stage.share for stage in stages) == pytest.approx(1)
         assert all(0 < stage.p50_ns <= stage.p99_ns for stage in stages)
+
+
+def test_a_file_that_can_not_be_answered_is_named(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(InputError) as error:
+        hasten.bench(bundle, data=tmp_path, end_to_end=True, rounds=3)
+    assert str(error.value).startswith(
+        f"the baseline failed: {tmp_path}/broken.png can't be answered: "
+    )
 
 
 def test_the_other_model_may_have_steps_of_its_own(bundle: Path, photos: Path) -> None:

@@ -16,7 +16,7 @@ SAMPLE = "sample"
 
 
 def answer(began_ns: int, what: str, which: str, cache: str, engines: str, work: str) -> None:
-    """Open a bundle or a chain, answer one request, and write the stages' ends and the answers' hash.
+    """Open a bundle or a chain, answer one request, and write the stages' ends, a chain's batch sizes and the answers' hash.
 
     Args:
         began_ns: Reading of the monotonic clock before this module was imported.
@@ -68,6 +68,7 @@ def answer(began_ns: int, what: str, which: str, cache: str, engines: str, work:
         "first_ns": first_ns,
         "processor_ns": processor_ns,
         "from_cache": any(one.from_cache for one in members),
+        "batch_sizes": json.dumps(opened.batch_sizes if chained else {}),
         "answers": whole.hexdigest(),
     }
     with open(f"{work}/start.json", "w") as file:  # noqa: PTH123 - pathlib would be loaded for it

@@ -20,7 +20,6 @@ from hasten.bundle.binding import bound_arrays
 from hasten.bundle.covered import certified_sizes, cut, has_batch_axis, joined, not_covered
 from hasten.bundle.folder import artifact_of
 from hasten.bundle.manifest import Manifest, Part
-from hasten.bundle.packing.names import is_address
 from hasten.bundle.requests import REQUESTS, kept_requests
 from hasten.bundle.requirements import answers_as, distributions, programs
 from hasten.bundle.rows import BoundRow, RowPath
@@ -709,7 +708,7 @@ def load(
         MeasuredElsewhere: an exact model, whose answers hold everywhere, was measured on another
             machine or engine version.
     """
-    if not is_address(path) and is_chain(path):
+    if is_chain(path):
         raise InputError(f"{path} is a chain, not a bundle's folder: open it by hasten.chain")
     _check_count("threads, the number of threads for one request,", threads)
     _check_count("sessions, the number of requests answered in parallel,", sessions)
@@ -798,11 +797,13 @@ def _open(
     )
     opened.opened_s = time.perf_counter() - began_s
     if pool.compiling_s > _LONG_S:
-        told = "no cache keeps what was compiled"
+        told = ""  # without a cache, a scratch folder may keep it for a while
         if compiled is not None and compiled.kept:
-            told = f"the next opening finds what was compiled in {compiled.folder.path}"
+            told = f"; the next opening finds what was compiled in {compiled.folder.path}"
+        elif compiled is not None:
+            told = "; no cache keeps what was compiled"
         LOG.warning(
-            "%s was opened in %.1f s, of which compiling took %.1f s; %s",
+            "%s was opened in %.1f s, of which compiling took %.1f s%s",
             stored.name,
             opened.opened_s,
             pool.compiling_s,

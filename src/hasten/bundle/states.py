@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
+from hasten.core.forks import after_forks
 from hasten.core.sequences import Sequences, start_of
 from hasten.core.tensors import Array, Tensors, TensorSpec, check_tensors
 from hasten.core.words import amount
@@ -229,18 +230,20 @@ class StateSession:
         start: Mapping[str, Any],
         bind: Bind | None = None,
     ) -> None:
-        self._model, self._bind = model, bind
+        self._model, self._binding, self._bind = model, bind, bind
         self._carrier = Carrier(model, sequences)
         self._start = start_of(self._carrier.specs.values(), _arrays(start))
         self._carrier.reset(self._start)
-        self._busy = threading.Lock()
+        self._busy = threading.RLock()
+        """Lock that a signal handler may take in a step of its thread, to read the states."""
         takes = self._carrier.inputs
         self._names = tuple(spec.name for spec in takes)
         self._only = takes[0] if len(takes) == 1 else None
         self._seen: tuple[Any, ...] | None = None
         self._bound: BoundSteps | None = None
-        self._stepping = False
-        """Whether who has `_busy` is in a step, or in a reset; else it reads the states, which is soon done."""
+        self._stepping: int | None = None
+        """Thread that has `_busy` for a step or a reset; one that reads the states has it only briefly."""
+        after_forks(self, StateSession._anew)
 
     @property
     def steps(self) -> int:
@@ -273,15 +276,11 @@ class StateSession:
             InputError: an input doesn't fit, or another thread is in a step of this session.
             CandidateError: the engine failed, or the next state isn't finite.
         """
-        if not self._busy.acquire(False):
-            if self._stepping:
-                raise InputError(
-                    "another thread is running a step of this session: the steps of a sequence run "
-                    "one after another; give each thread its own session"
-                )
-            self._busy.acquire()
-        self._stepping = True
+        busy = self._taken(
+            "the steps of a sequence run one after another; give each thread its own session"
+        )
         try:
+            self._stepping = threading.get_ident()
             if self._bound is not None and self._bound.takes(arrays, named):
                 return self._bound.answer()
             request = self._request(arrays, named)
@@ -293,8 +292,8 @@ class StateSession:
                 self._bind = None
             return taken
         finally:
-            self._stepping = False
-            self._busy.release()
+            self._stepping = None
+            busy.release()
 
     def reset(self, start: Mapping[str, Any] | None = None) -> None:
         """Begin a new sequence.
@@ -305,19 +304,39 @@ class StateSession:
         Raises:
             InputError: a start state doesn't fit, or another thread is in a step.
         """
-        if not self._busy.acquire(False):
-            if self._stepping:
-                raise InputError(
-                    "another thread is running a step of this session: reset the "
-                    "session when that step has ended"
-                )
-            self._busy.acquire()
-        self._stepping = True
+        busy = self._taken("reset the session when that step has ended")
         try:
+            self._stepping = threading.get_ident()
             self._carrier.reset(self._start if start is None else _arrays(start))
         finally:
-            self._stepping = False
-            self._busy.release()
+            self._stepping = None
+            busy.release()
+
+    def _taken(self, advice: str) -> threading.RLock:
+        """Take `_busy` for a step or a reset, and return it: in a child of a fork it is another one.
+
+        Args:
+            advice: End of the error's message.
+
+        Raises:
+            InputError: another thread is in a step, or this one is, whose signal handler calls.
+        """
+        busy = self._busy
+        if took := busy.acquire(False):
+            if self._stepping is None:
+                return busy
+            busy.release()
+        if took or self._stepping is not None:
+            raise InputError(f"another thread is running a step of this session: {advice}")
+        busy.acquire()
+        return busy
+
+    def _anew(self) -> None:
+        """End the step of a thread that isn't in this process: the older states are whole."""
+        if self._stepping != threading.get_ident():
+            self._busy, self._stepping = threading.RLock(), None
+            # A call in which that thread was stays busy, so the next step binds new ones.
+            self._bound, self._bind = None, self._binding
 
     def _request(self, arrays: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Array]:
         only = self._only

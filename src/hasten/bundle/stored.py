@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -21,6 +20,7 @@ from hasten.bundle.folder import (
 from hasten.bundle.manifest import MANIFEST, SIGNATURE, Manifest, Part
 from hasten.bundle.packing.names import is_address, is_packed
 from hasten.bundle.signatures import MOST_BYTES, PublicKey
+from hasten.core.forks import ForkedLock
 from hasten.core.tensors import Array
 from hasten.engines.base import Artifact
 from hasten.engines.checked import CheckedArtifact, private
@@ -150,7 +150,7 @@ class StoredPacked(Stored):
         except BaseException:
             source.close()
             raise
-        self._lock = threading.Lock()
+        self._lock = ForkedLock()
         self._there: set[str] = set()
         try:
             self._unpack_checked_first(signature=bool(trusted))

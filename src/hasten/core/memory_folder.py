@@ -10,7 +10,6 @@ import mmap
 import os
 import shutil
 import tempfile
-import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from hasten.core.forks import ForkedLock
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.errors import InputError, IntegrityError
@@ -133,7 +133,7 @@ class SealedFile:
     """
 
     _all: ClassVar[weakref.WeakValueDictionary[str, SealedFile]] = weakref.WeakValueDictionary()
-    _lock = threading.Lock()
+    _lock = ForkedLock()
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor

@@ -76,11 +76,18 @@ def type_name(value: Value) -> str:
 
 
 def to_record(value: Any) -> Any:
-    """Turn frozen dataclasses into values that `json.dumps` takes, fields in order."""
+    """Turn frozen dataclasses into values that `json.dumps` takes, fields in order.
+
+    A field whose metadata has `"in records": False` is left out, so that versions without it read the record.
+    """
     if type(value) in _PLAIN:
         return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        record = {f.name: to_record(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        record = {
+            field.name: to_record(getattr(value, field.name))
+            for field in dataclasses.fields(value)
+            if field.metadata.get("in records", True)
+        }
         return {"type": type_name(value), **record} if isinstance(value, Value) else record
     if isinstance(value, enum.Enum):
         return value.value

@@ -118,20 +118,21 @@ class Cascade(Engine):
 
     @contextmanager
     def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:
-        """Open both models.
+        """Open both models, the careful one for use beside the fast one.
 
         Raises:
             CandidateError: a model can't be opened, or the list of files is damaged.
         """
         fast, careful = _parts(artifact)
-        with self.fast.open(fast, target) as quick, self.careful.open(careful, target) as slow:
+        beside = self.careful.beside()
+        with self.fast.open(fast, target) as quick, beside.open(careful, target) as slow:
             yield CascadeSession(quick, slow, self.threshold, self.output, self.rank)
 
     @contextmanager
     def open_cached(
         self, artifact: Artifact, target: Target, compiled: CompileCache
     ) -> Iterator[Session]:
-        """Open both models, each through the cache.
+        """Open both models as `open` does, each through the cache.
 
         Raises:
             CandidateError: a model can't be opened, or the list of files is damaged.
@@ -139,7 +140,7 @@ class Cascade(Engine):
         fast, careful = _parts(artifact)
         with (
             self.fast.open_cached(fast, target, compiled) as quick,
-            self.careful.open_cached(careful, target, compiled) as slow,
+            self.careful.beside().open_cached(careful, target, compiled) as slow,
         ):
             yield CascadeSession(quick, slow, self.threshold, self.output, self.rank)
 

@@ -75,7 +75,7 @@ class EndToEnd(Engine):
         if any(isinstance(step, Scaling) for step in steps):
             compile_now()  # not while requests are timed
         with self.inner.open(own, target) as session:
-            yield _WholeSession(session, self.pipeline, contents)
+            yield _WholeSession(session, self.pipeline, self.files, contents)
 
     def words(self) -> str:
         return f"{self.inner.words()}, from bytes to decision"
@@ -89,8 +89,15 @@ def asked_by_file(artifact: Artifact) -> Artifact:
 class _WholeSession(Session):
     batch_sizes = (1,)
 
-    def __init__(self, session: Session, pipeline: Pipeline | None, contents: list[bytes]) -> None:
-        self._session, self._contents, self._pipeline = session, contents, pipeline
+    def __init__(
+        self,
+        session: Session,
+        pipeline: Pipeline | None,
+        files: tuple[Path, ...],
+        contents: list[bytes],
+    ) -> None:
+        self._session, self._pipeline = session, pipeline
+        self._files, self._contents = files, contents
         self._model_inputs = session.inputs
         self.inputs, self.outputs = REQUEST, session.outputs
         self._latencies_ns: dict[str, deque[int]] = {}
@@ -99,14 +106,15 @@ class _WholeSession(Session):
         self._names = _names([*before, *after])
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
-        content = self._contents[int(inputs["file"][0])]
+        number = int(inputs["file"][0])
+        content = self._contents[number]
         if self._pipeline is None:
             self._session.run({"raw": content})  # type: ignore[dict-item]
             return {}
         try:
             self._answer(content, self._pipeline)
         except InputError as error:
-            raise failed("a file can't be answered", error) from error
+            raise failed(f"{self._files[number]} can't be answered", error) from error
         return {}
 
     def _answer(self, content: bytes, pipeline: Pipeline) -> Any:

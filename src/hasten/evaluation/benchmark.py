@@ -181,7 +181,7 @@ def bench(
             numbers = ArrayDataset({"file": np.arange(len(files))})
             samples, said = (
                 write_spool(numbers, place / "numbers"),
-                f"{amount(len(files), 'file')} of {data}",
+                f"{amount(len(set(files)), 'file')} of {data}",
             )
         with telling(said):
             standings, notes, facts = raced(other, winner, samples, place, tries, seed, target)

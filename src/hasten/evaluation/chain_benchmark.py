@@ -92,7 +92,7 @@ class TimedChain(Engine):
                 sessions=1,
             )
         with opened:
-            yield _ChainSession(opened, contents)
+            yield _ChainSession(opened, self.files, contents)
 
     def words(self) -> str:
         return "a chain, from bytes to decision"
@@ -101,17 +101,18 @@ class TimedChain(Engine):
 class _ChainSession(Session):
     batch_sizes = (1,)
 
-    def __init__(self, opened: OpenChain, contents: list[bytes]) -> None:
-        self._opened, self._contents = opened, contents
+    def __init__(self, opened: OpenChain, files: tuple[Path, ...], contents: list[bytes]) -> None:
+        self._opened, self._files, self._contents = opened, files, contents
         self.inputs, self.outputs = REQUEST, ()
         self._spans_ns: dict[str, deque[int]] = {}
 
     def run(self, inputs: Tensors) -> dict[str, Array]:
         stages: list[Stage] = []
+        number = int(inputs["file"][0])
         try:
-            self._opened.decide(self._contents[int(inputs["file"][0])], stages=stages)
+            self._opened.decide(self._contents[number], stages=stages)
         except InputError as error:
-            raise failed("a file can't be answered", error) from error
+            raise failed(f"{self._files[number]} can't be answered", error) from error
         decode, *others = stages
         self._note(decode.name, decode.total_ns)
         for node, stage in zip(self._opened.chain.in_order, others, strict=True):
@@ -172,7 +173,7 @@ def bench_chain(
         against=row_of(EXACT_CHAIN if against is None else GIVEN, other, standings, AGAIN),
         bundle=row_of(CHAIN, winner, standings, CANDIDATE),
         threads=standings.threads,
-        requests=f"{amount(len(files), 'file')} of {data}",
+        requests=f"{amount(len(set(files)), 'file')} of {data}",
         notes=(*notes, MEAN, *_batches(*sizes)),
         stages=reported(facts[CANDIDATE]),
         stages_against=reported(facts[BASELINE]),

@@ -58,7 +58,7 @@ def test_each_part_of_both_chains_is_told_and_the_shares_are_of_the_whole(
     result = hasten.bench(line, data=photos, end_to_end=True, rounds=3)
     assert (result.against.role, result.bundle.role) == ("exact chain", "chain")
     assert (result.against.statistic, result.bundle.statistic) == ("mean", "mean")
-    assert result.requests == f"64 files of {photos}"
+    assert result.requests == f"4 files of {photos}"
     for stages in (result.stages, result.stages_against):
         assert [stage.name for stage in stages] == WAY
         assert sum(stage.share for stage in stages) == pytest.approx(1)
@@ -109,6 +109,17 @@ def test_the_chain_asks_the_winners_and_the_exact_chain_the_exact_models(
     forge(classifier, files={f"{folder}/{model.name}": b"no model"})
     with pytest.raises((CandidateError, InputError), match=r"^[^\n]*colour[^\n]*$"):
         hasten.bench(f"{detector}+crop+{classifier}", data=photos, end_to_end=True, rounds=3)
+
+
+def test_a_file_that_can_not_be_answered_is_named(line: str, photos: Path, tmp_path: Path) -> None:
+    for photo in photos.iterdir():
+        (tmp_path / photo.name).write_bytes(photo.read_bytes())
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(InputError) as error:
+        hasten.bench(line, data=tmp_path, end_to_end=True, rounds=3)
+    assert str(error.value) == (
+        f"the baseline failed: {tmp_path}/broken.png can't be answered: the image can't be read as an image"
+    )
 
 
 def test_a_chain_whose_bundle_has_no_exact_model_is_named(photos: Path, tmp_path: Path) -> None:

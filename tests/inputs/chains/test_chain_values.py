@@ -35,12 +35,15 @@ def test_a_line_without_a_crop_between_two_bundles_is_refused(line: str) -> None
     )
 
 
-def test_a_folder_with_a_plus_in_its_name_is_a_bundle(tmp_path: Path) -> None:
+def test_a_folder_or_an_address_with_a_plus_is_a_bundle(tmp_path: Path) -> None:
     (tmp_path / "c++.hasten").mkdir()
     assert not is_chain(tmp_path / "c++.hasten")
     (tmp_path / "a+b.hastenz").touch()  # one that is packed
     assert not is_chain(tmp_path / "a+b.hastenz")
     assert not is_chain("det.hasten")
+    for address in ("https://h.example/a+b.hastenz", "http://h.example/a+b.yaml"):
+        assert not is_chain(address)
+        assert not is_chain(Path(address))
     assert is_chain("det.hasten+crop+ocr.hasten")
     assert is_chain(Path("chain.yaml"))
 

@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -45,9 +45,10 @@ class OnnxRuntime(Engine):
         threads: Number of threads that share an operator; None for all that the target has.
         spinning: Whether idle threads wait by spinning, which is faster but takes time from other
             threads and from a cgroup's quota.
-        lingering: Whether threads that spin go on for milliseconds after a request, to be there for the next.
         graph_optimization: Optimization of the graph at load: "all", or "disabled" to see the file
             as it is.
+        lingering: Whether threads that spin go on for milliseconds after a request, to be there for the next.
+            It depends on what a model is opened next to, so no record has it.
     """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
@@ -59,8 +60,8 @@ class OnnxRuntime(Engine):
 
     threads: int | None = None
     spinning: bool = True
-    lingering: bool = True
     graph_optimization: Literal["all", "disabled"] = "all"
+    lingering: bool = field(default=True, metadata={"in records": False})
 
     @property
     def exact(self) -> bool:
@@ -98,7 +99,7 @@ class OnnxRuntime(Engine):
         from hasten.engines.onnxruntime.settled import OnnxRuntimeSettled
 
         return OnnxRuntimeSettled(
-            self.threads, self.spinning, self.lingering, self.graph_optimization
+            self.threads, self.spinning, self.graph_optimization, self.lingering
         )
 
     @classmethod
@@ -197,7 +198,7 @@ class OnnxRuntime(Engine):
 
     def _recall(self, artifact: Artifact, target: Target, compiled: CompileCache) -> Any:
         """Load the optimized graph from the cache, or optimize it as `_load` does and keep it."""
-        key = compiled.key(replace(self, lingering=True), artifact, target, "optimized")
+        key = compiled.key(self, artifact, target, "optimized")
         with compiled.entry(key) as entry:
             if entry is not None:
                 with contextlib.suppress(CandidateError):

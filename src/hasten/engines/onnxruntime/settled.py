@@ -54,7 +54,7 @@ class OnnxRuntimeSettled(OnnxRuntime):
     @property
     def plain(self) -> OnnxRuntime:
         """The engine with the same settings and open shapes."""
-        return OnnxRuntime(self.threads, self.spinning, self.lingering, self.graph_optimization)
+        return OnnxRuntime(self.threads, self.spinning, self.graph_optimization, self.lingering)
 
     @contextmanager
     def open(self, artifact: Artifact, target: Target) -> Iterator[Session]:

@@ -17,14 +17,16 @@ from hasten.inputs.chains.nodes import SOURCE, Crop, Model, Node
 SUFFIXES = (".yaml", ".yml")
 MOST_BYTES = 64 << 10
 """Largest size of a chain's file."""
+_ADDRESSES = ("http:/", "https:/")
+"""Beginnings of addresses, of which a `Path` keeps one slash."""
 _MAIN = {"model": "bundle", "crop": "boxes", "when": "decision"}
 """Setting that stands after a node's kind in a file, as in `model: det.hasten`."""
 
 
 def is_chain(path: str | os.PathLike[str]) -> bool:
-    """Whether a text names a chain, by a line or a file, and not one bundle's folder or packed file."""
+    """Whether a text names a chain, by a line or a file, and not one bundle's folder, packed file or address."""
     text = os.fspath(path)
-    if Path(text).is_dir():
+    if text.startswith(_ADDRESSES) or Path(text).is_dir():
         return False
     return text.endswith(SUFFIXES) or ("+" in text and not Path(text).is_file())
 

@@ -101,8 +101,8 @@ class Escalation:
             if trial.exact and not trial.candidate.passes:
                 ratio = self._trials.ratio(trial).estimate
                 if ratio < 1:
-                    return trial.candidate.engine.beside(), ratio
-        return self._trials.baseline.engine.beside(), 1.0
+                    return trial.candidate.engine, ratio
+        return self._trials.baseline.engine, 1.0
 
     def _margins(self, base: Trial, rank: int) -> tuple[str, Array, Array]:
         """Return the output that holds class scores, and each search sample's margin and score."""

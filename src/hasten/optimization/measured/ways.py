@@ -116,7 +116,8 @@ def starts(racing: Racing, shipment: Shipment) -> ColdStart | None:
     if count <= 0:
         return None
     needed_s = (count + 1) * _KINDS * (racing.open_s + _BESIDE_OPEN_S)
-    if needed_s > job.deadline.left_s():
+    left_s = job.deadline.left_s()
+    if needed_s > left_s:
         job.notes.append("the time limit left no time for cold starts")
         return None
     if needed_s > _LONGEST_S:
@@ -133,7 +134,13 @@ def starts(racing: Racing, shipment: Shipment) -> ColdStart | None:
     manifest = delivery.manifest_of(job, ready, shipment, len(requests), None)
     try:
         bundle.write(place, manifest, {}, requests=requests)
-        return cold_start(place, starts=count, seed=job.order.seed, brief=True)
+        return cold_start(
+            place,
+            starts=count,
+            seed=job.order.seed,
+            brief=True,
+            within_s=min(left_s, _LONGEST_S),
+        )
     except (CandidateError, InputError) as why:
         job.notes.append(f"cold starts: {why}")
         return None
