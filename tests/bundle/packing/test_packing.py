@@ -204,7 +204,21 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return found
 
 
-def test_threads_decode_beside_each_other(data: bytes, threads: set[str]) -> None:
+def test_threads_decode_beside_each_other(
+    data: bytes, threads: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted, several = reader.Packed._decode, threading.Event()
+
+    def held(*given: Any) -> None:
+        """Decode; who comes first waits for another, else it might have done all before that one runs."""
+        noted(*given)
+        if len(threads) > 1:
+            several.set()
+        elif beside_each_other:
+            several.wait(PATIENCE_S)
+
+    monkeypatch.setattr(reader.Packed, "_decode", held)
+    beside_each_other = False
     with MemorySource(data) as source:
         packed = Packed.open(source)
         alone = {name: np.empty(size, np.uint8) for name, size in packed.head.files}
@@ -212,6 +226,7 @@ def test_threads_decode_beside_each_other(data: bytes, threads: set[str]) -> Non
         packed.unpack(alone, threads=1)
         assert threads == {threading.current_thread().name}
         threads.clear()
+        beside_each_other = True
         packed.unpack(beside)
         assert len(threads) > 1
         assert all(name.startswith("hasten-unpacking") for name in threads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import zipfile
@@ -280,25 +279,31 @@ def test_bytes_that_crash_xgboosts_parser_are_one_line(
     )
 
 
+WATCHED = """
+import os, subprocess, sys
+
+child = subprocess.Popen(sys.argv[2:])
+_, status, used = os.wait4(child.pid, 0)
+open(sys.argv[1], "w").write(str(used.ru_maxrss))
+code = os.waitstatus_to_exitcode(status)
+sys.exit(code) if code >= 0 else os.kill(os.getpid(), -code)
+"""
+"""Small program that starts another and notes its peak of KiB, in which its parent's memory at the start counts."""
+
+
 def test_a_damaged_file_that_asks_xgboost_for_gigabytes_is_tried_with_little_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "m.ubj"
     damaged_ubj(path, 259, 246)  # the type of an array, whose length is then some billions
-    peaks_kib = []
+    peak = tmp_path / "peak"
+    real = subprocess.run
 
-    def ended(command: list[str], **given: Any) -> subprocess.CompletedProcess[bytes]:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
-            assert child.stdout is not None
-            printed = child.stdout.read()
-            _, status, used = os.wait4(child.pid, 0)
-            child.returncode = os.waitstatus_to_exitcode(status)
-            peaks_kib.append(used.ru_maxrss)
-        return subprocess.CompletedProcess(command, child.returncode, printed)
+    def watched(command: list[str], **given: Any) -> subprocess.CompletedProcess[bytes]:
+        return real([sys.executable, "-S", "-c", WATCHED, str(peak), *command], **given)
 
-    monkeypatch.setattr(subprocess, "run", ended)
+    monkeypatch.setattr(subprocess, "run", watched)
     with pytest.raises(InputError) as refused:
         find_model(path)
     assert "\n" not in str(refused.value)
-    (peak_kib,) = peaks_kib
-    assert peak_kib < 1.1 * (1 << 20)
+    assert int(peak.read_text()) < 1.1 * (1 << 20)
