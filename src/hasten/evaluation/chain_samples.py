@@ -13,7 +13,7 @@ from hasten.evaluation.seen import Seen, seen_by
 from hasten.inputs.chains import Chain
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.files import FileFolder
-from hasten.inputs.data.images import ImageFolder
+from hasten.inputs.data.images import SUFFIXES, ImageFolder
 from hasten.inputs.data.source import open_data
 from hasten.inputs.data.table import given_rows, reads_rows
 from hasten.inputs.pipeline.base import Pipeline
@@ -42,7 +42,7 @@ def chain_samples(chain: Chain, manifests: Mapping[str, Manifest], data: Any) ->
         chain: The chain.
         manifests: Manifests of its bundles, by their nodes' names.
         data: Folder of files as the first model takes them, maybe with a `groups.csv`; for a model of rows
-            also a table, in any form that `hasten.optimize` takes.
+            also a table: a CSV file, a data frame of pandas, a table of Arrow, or a list of rows.
 
     Raises:
         InputError: the data can't be used, or has no groups where a bundle was made with some.
@@ -73,8 +73,15 @@ def _opened(data: Any, manifest: Manifest) -> tuple[Sequence[Any], Dataset]:
     """Return what a chain is given, and the same samples as a model takes them."""
     pipeline, inputs = manifest.pipeline, manifest.winner.artifact.inputs
     assert pipeline is not None
+    if not pipeline.steps:
+        raise InputError(
+            "the chain's first model has no steps before it that read a file or a row, so nothing says "
+            "what the chain is given: optimize it with a pipeline that begins with such a step"
+        )
     if isinstance(data, (str, Path)) and Path(data).is_dir():
-        if not isinstance(pipeline.steps[0], Decode):
+        # A run knows pictures by their files, whatever step reads them, and all else by what is prepared.
+        pictures = any(file.suffix.lower() in SUFFIXES for file in Path(data).rglob("[!.]*"))
+        if not (pictures or isinstance(pipeline.steps[0], Decode)):
             files = FileFolder(Path(data), pipeline, inputs)
             return files.files, files
         images = open_data(data, inputs, pipeline)

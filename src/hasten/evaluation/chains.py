@@ -51,7 +51,7 @@ def certify_chain(
     Args:
         chain: The chain, in any form that `hasten.chain` takes.
         data: Folder of pictures, texts or other files as the chain's first model takes them, maybe with a
-            `groups.csv`; for a model of rows also a table, as for `hasten.optimize`. Samples that a bundle
+            `groups.csv`; for a model of rows also a table, such as a CSV file. Samples that a bundle
             of the chain was made with are left out, unless there are no others.
         max_drop: Largest share of changed decisions.
         confidence: Confidence of the verdict; by default 0.95.

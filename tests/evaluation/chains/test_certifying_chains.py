@@ -3,6 +3,7 @@
 import json
 import shutil
 import warnings
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.support import chains
 from tests.support.bundles import built, stated
 
 import hasten
+from hasten import bundle
 from hasten.bundle import write
 from hasten.bundle.chains.certificate import certificate_file, kept_certificate
 from hasten.bundle.chains.opened import check_chain
@@ -22,8 +24,12 @@ from hasten.cli import main
 from hasten.core.records import file_digest
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import InputError
+from hasten.evaluation.chain_samples import _opened
 from hasten.evaluation.chains import certify_chain
 from hasten.inputs.chains import chain_of as read_chain
+from hasten.inputs.data.source import open_data
+from hasten.inputs.pipeline.base import Step
+from hasten.inputs.pipeline.image import Decode
 from hasten.inputs.pipeline.multi_label import MultiLabel
 
 
@@ -62,6 +68,34 @@ def test_a_chain_that_decides_as_its_exact_models_is_certified(
     assert "95% confident that at most 5% of answers change (n=120: 0 changed)" in (
         checked.in_words()
     )
+
+
+@dataclass(frozen=True)
+class OwnReader(Step):
+    """A user's own step in place of `decode`."""
+
+    def __call__(self, value: Any) -> Any:
+        return Decode()(value)
+
+
+def test_pictures_that_an_own_step_reads_are_known_by_their_files(
+    tmp_path: Path, pictures: Path
+) -> None:
+    manifest = bundle.read(chains.detector(tmp_path))
+    assert manifest.pipeline is not None
+    own = replace(manifest.pipeline, steps=(OwnReader(), *manifest.pipeline.steps[1:]))
+    values, samples = _opened(pictures, replace(manifest, pipeline=own))
+    as_in_a_run = open_data(pictures, manifest.winner.artifact.inputs, own)
+    assert len(values) == len(samples) == 120
+    assert samples.content_hash(7) == as_in_a_run.content_hash(7)
+
+
+def test_a_model_that_no_step_reads_for_begins_no_chain(tmp_path: Path, pictures: Path) -> None:
+    manifest = bundle.read(chains.detector(tmp_path))
+    assert manifest.pipeline is not None
+    bare = replace(manifest, pipeline=replace(manifest.pipeline, steps=()))
+    with pytest.raises(InputError, match=r"^the chain's first model has no steps before it"):
+        _opened(pictures, bare)
 
 
 def test_a_chain_whose_reader_changed_too_much_is_not(tmp_path: Path, pictures: Path) -> None:

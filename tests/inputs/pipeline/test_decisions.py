@@ -68,6 +68,7 @@ def test_one_number_is_decided_on_as_a_named_one_is(labels: tuple[str, ...]) -> 
             assert plain(given, HERE) == named(given, HERE)
             wide = {"y": given["y"].astype(np.float64)}
             assert plain(wide, HERE) == named(wide, HERE)
+    assert Threshold(0.7)({"y": [0.9]}, HERE) == decided(Threshold(0.7), 0.9)
     for bad in (np.nan, np.inf):
         with pytest.raises(InputError, match=r"^threshold "):
             Threshold(0.7)({"y": np.full(1, bad, np.float32)}, HERE)

@@ -124,11 +124,10 @@ class Threshold(PostStep):
             raise InputError(f"{self._needs}; the model gives {spec}")
 
     def __call__(self, value: Any, origin: Origin) -> dict[str, Any]:
-        if (
-            self._plain and len(value) == 1
-        ):  # a third of the time of what follows, which gives the same
+        if self._plain and len(value) == 1:  # a third of what follows takes, with the same answer
             (array,) = value.values()
-            if array.size == 1 and array.dtype is _FLOAT32 and math.isfinite(score := array.item()):
+            plain = type(array) is np.ndarray and array.size == 1 and array.dtype is _FLOAT32
+            if plain and math.isfinite(score := array.item()):
                 positive = score >= self._least
                 told = {"score": score, "threshold": self.threshold}
                 label = {"label": self.labels[positive]} if self.labels else {}
