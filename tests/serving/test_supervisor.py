@@ -24,6 +24,7 @@ from tests.support import models
 from tests.support.bundles import forge
 from tests.support.pausing import Pauses, Pausing, pausing_installed
 from tests.support.servers import ServerProcess, bundle_of, with_curve
+from tests.support.signing import Signer
 from tests.support.waiting import until
 
 from hasten.cli import main
@@ -368,17 +369,27 @@ def begun(server: ServerProcess, sent: bytes) -> socket.socket:
 def test_one_damaged_bundle_doesnt_hold_up_the_others_and_a_hangup_loads_what_was_replaced(
     tmp_path: Path,
 ) -> None:
+    """Nor does an unsigned one; and the trusted keys are read again when their file changes."""
     solid, mirrored = models.solid(tmp_path), models.mirrored(tmp_path)
-    good, bad = bundle_of(tmp_path, solid, "good"), bundle_of(tmp_path, mirrored, "bad")
-    (bad / "model" / "mirrored.onnx").write_bytes(b"no model")
-    with ServerProcess(good, bad) as server:
+    old, new = Signer.new(tmp_path, "old"), Signer.new(tmp_path, "new")
+    good, bad = (old.sign(bundle_of(tmp_path, solid, name)) for name in ("good", "bad"))
+    unsigned = bundle_of(tmp_path, solid, "unsigned")
+    (bad / "model" / "solid.onnx").write_bytes(b"no model")
+    trusted = old.public.rename(tmp_path / "keys.pub")
+    with ServerProcess(good, bad, unsigned, "--trusted", trusted) as server:
         assert ready(server)
         assert ask(server.http_port, "good")[1]["outputs"][0]["data"] == ROW
         status, answer = ask(server.http_port, "bad")
         assert status == 503
         assert answer["error"].startswith("the model 'bad' isn't ready: ")
         assert "has 8 bytes, " in answer["error"]
-        bundle_of(tmp_path, mirrored, "good")
+        status, answer = ask(server.http_port, "unsigned")
+        assert status == 503
+        assert answer["error"].startswith("the model 'unsigned' isn't ready: ")
+        assert "isn't signed" in answer["error"]
+        new.public.rename(trusted)
+        until(lambda: "the trusted keys changed: read again" in server.errors)
+        new.sign(bundle_of(tmp_path, mirrored, "good"))
         server.process.send_signal(signal.SIGHUP)
         until(lambda: ask(server.http_port, "good")[1]["outputs"][0]["data"] == ROW[::-1])
 
