@@ -307,8 +307,8 @@ def test_where_a_device_is_lost_a_standby_on_the_host_answers_or_else_another_pr
         until(lambda: server.errors.count(lost) == 1)
         another_answers(server, "kept", ROW[::-1])
         another_answers(server, "bare", ROW)
-        assert server.errors.count(lost) == 3
-        assert server.errors.count("died of signal SIGABRT; it starts again") == 2
+        until(lambda: server.errors.count(lost) == 3)
+        until(lambda: server.errors.count("died of signal SIGABRT; it starts again") == 2)
 
 
 def another_answers(server: ServerProcess, model: str, row: list[float]) -> None:
@@ -436,10 +436,14 @@ def test_more_connections_than_are_allowed_are_turned_away_and_those_that_rest_m
         held = [
             socket.create_connection(("127.0.0.1", server.http_port), PATIENCE_S) for _ in range(4)
         ]
-        for one in held[1:]:
+        for one in held:
             asked_on(one)
         assert get(server.http_port, "/v2")[0] == 503
         assert get(server.http_port, "/v2/health/live")[0] == 200  # health has places of its own
+        held[0].close()
+        until(lambda: get(server.http_port, "/v2")[0] == 200)
+        # As nothing is asked on this one, it makes room soon: whatever else is to be seen is seen before.
+        held[0] = socket.create_connection(("127.0.0.1", server.http_port), PATIENCE_S)
 
         def there_is_room() -> bool:
             for one in held[1:]:
@@ -448,13 +452,7 @@ def test_more_connections_than_are_allowed_are_turned_away_and_those_that_rest_m
             return get(server.http_port, "/v2")[0] == 200
 
         until(there_is_room)
-        assert held[0].recv(100) == b""  # nothing was ever asked on it
-        held[0].close()
-        held[0] = socket.create_connection(("127.0.0.1", server.http_port), PATIENCE_S)
-        asked_on(held[0])
-        assert get(server.http_port, "/v2")[0] == 503
-        held[1].close()
-        until(lambda: get(server.http_port, "/v2")[0] == 200)
+        assert held[0].recv(100) == b""
         for one in held:
             one.close()
 
