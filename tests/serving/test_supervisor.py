@@ -442,7 +442,7 @@ def test_more_connections_than_are_allowed_are_turned_away_and_those_that_rest_m
         assert get(server.http_port, "/v2/health/live")[0] == 200  # health has places of its own
         held[0].close()
         until(lambda: get(server.http_port, "/v2")[0] == 200)
-        # As nothing is asked on this one, it makes room soon: whatever else is to be seen is seen before.
+        # Nothing is asked on this one, so it makes room within seconds, too soon to look at much before.
         held[0] = socket.create_connection(("127.0.0.1", server.http_port), PATIENCE_S)
 
         def there_is_room() -> bool:
