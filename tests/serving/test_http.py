@@ -733,8 +733,10 @@ def test_requests_that_never_come_whole_make_room_where_nearly_all_places_are_ta
 
 
 def test_connections_that_rest_make_room_where_nearly_all_are_taken(
-    tmp_path: Path, sweeping: None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The test says when the server looks, so that those that are used never rest for long."""
+    monkeypatch.setattr(server_module, "_SWEEP_S", 3600.0)
     limits = dataclasses.replace(LIMITS, connections=4)
     with (
         ServerThread(place_of(bundle_of(tmp_path, solid(tmp_path))), limits=limits) as server,
@@ -749,6 +751,7 @@ def test_connections_that_rest_make_room_where_nearly_all_are_taken(
 
         def there_is_room() -> bool:
             work(clients[2:])
+            server.call(server.server._sweep)
             return server.call(lambda: held(server))[0] == 3
 
         work(clients)
