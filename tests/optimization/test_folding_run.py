@@ -89,7 +89,7 @@ def int8_is_faster(asked: Asked) -> Sequence[int]:
 @pytest.fixture(scope="module", params=["scripted", pytest.param("raced", marks=pytest.mark.slow)])
 def bundle(request: pytest.FixtureRequest, place: Path, model: Model, photos: Path) -> Path:
     """A bundle made end to end: in int8, or with whichever of two engines and two passes is the fastest."""
-    out = place / request.param
+    out: Path = place / request.param
     options: dict[str, Any] = {**OPTIONS, "pipeline": PIPELINE, "end_to_end": True, "out": out}
     if request.param == "raced":
         engines, passes = ("onnxruntime", "openvino"), ("nncf_quantization", "static_quantization")
