@@ -1,5 +1,6 @@
 """What holds for every test: nothing is sent, written outside a temporary folder, or left running."""
 
+import contextlib
 import gc
 import logging
 import os
@@ -139,9 +140,15 @@ def _seeded_test() -> None:
 def _compiled_once(
     tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 ) -> Iterator[None]:
-    """Let tests that run the same model share what the C compiler made of it, now or in an earlier suite."""
+    """Let tests that run the same model share what the C compiler made of it, now or in an earlier suite.
+
+    Where pytest's cache can't be written, as in a checkout that is read-only, this suite alone does.
+    """
     cache: pytest.Cache | None = getattr(pytestconfig, "cache", None)  # `-p no:cacheprovider`: none
-    lasting = None if cache is None else cache.mkdir("compiled")
+    lasting = None
+    with contextlib.suppress(OSError):
+        if cache is not None and os.access(folder := cache.mkdir("compiled"), os.W_OK):
+            lasting = folder
     with compiled_once(shared(tmp_path_factory) / "compiled", lasting):
         yield
 

@@ -129,7 +129,7 @@ def test_the_quick_extra_makes_a_bundle_and_says_what_it_does_without(tmp_path: 
     x = np.random.default_rng(0).standard_normal((300, 16), dtype=np.float32)
     np.savez(tmp_path / "eval.npz", x=x)
     words = ["optimize", str(models.linear_classifier(tmp_path)), "--data", f"{tmp_path}/eval.npz"]
-    words += ["--max-drop", "5%", "--effort", "quick", "--out", f"{tmp_path}/b.hasten"]
+    words += ["--max-drop", "5%", "--out", f"{tmp_path}/b.hasten"]
     then = (
         "from tests.support.quick import quick_runs\n"
         "from hasten.cli import main\n"

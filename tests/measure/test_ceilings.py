@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from tests.support.forked_workers import forked_workers
+from tests.support.forked_workers import forked_workers, workers_as_asked
 
 from hasten.cli import main
 from hasten.core.records import read_json, write_json
@@ -60,6 +60,13 @@ def test_ceilings_are_those_of_installed_engines_on_so_many_threads(tmp_path: Pa
     assert kernel in ("matrix products", "convolutions")
     assert found.levels[-1].name == "memory"
     assert 0 < found.empty_call_ns < 1e9
+
+
+def test_each_engine_shows_them_in_a_fresh_interpreter(tmp_path: Path) -> None:
+    with workers_as_asked() as fresh:
+        found = measure(ONE, tmp_path, ("onnxruntime",))
+    assert set(fresh) == {True}
+    assert found.operations_per_s["f32"] > 0
 
 
 def test_they_are_measured_once_for_a_folder_a_machine_and_a_number_of_threads(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support.forked_workers import forked_workers
+from tests.support.forked_workers import forked_workers, workers_as_asked
 from tests.support.models import slow
 from tests.support.rivals import BUSY_NS
 
@@ -64,6 +64,14 @@ def test_every_network_gets_its_best_way_with_an_interval(tmp_path: Path, target
         f"{name}: {one.latency_ns / 1e6:.3g} ms, original, ONNX Runtime"
         for name, one in found.items()
     ]
+
+
+def test_a_network_is_timed_in_a_fresh_interpreter(tmp_path: Path, target: Target) -> None:
+    subject = {"linear": settled(models.linear_classifier, tmp_path, 16)}
+    with workers_as_asked() as fresh:
+        found = fastest(subject, target, tmp_path / "work", engines=ORT, int8=False)
+    assert fresh == [False, True]  # the first only builds it
+    assert found["linear"].latency_ns > 0
 
 
 def test_processes_and_models_may_come_one_after_another(

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from tests.support.once import made_once
 from tests.support.quick import ROUNDS, quick_runs
 from tests.support.waiting import until
@@ -148,40 +148,50 @@ MOMENTS = (
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run leaves that is killed at each of the moments, in a folder of that name; copy it."""
+    """What a run leaves that is killed at the last moment and resumed there, and copies from each moment.
+
+    The copies are in folders named after the moments; copy them again. What the resumed run said is in
+    `resumed.json`, and what it left is beside it: its work folder, which the copies' journals name, is gone.
+    """
     with made_once(tmp_path_factory, "killed") as (folder, missing):
         if missing:
             place = given(folder)
             process = started(place, *MOMENTS)
-            for moment in MOMENTS:
-                wait_for(process, place, moment)
-                for path in list(place.glob("*.*")):
-                    copy = shutil.copytree if path.is_dir() else shutil.copy
-                    (place / moment).mkdir(exist_ok=True)
-                    copy(path, place / moment / path.name)
-                if moment != MOMENTS[-1]:
-                    process.send_signal(signal.SIGCONT)
-            assert workers(process.pid)
-            process.kill()
+            try:
+                for moment in MOMENTS:
+                    wait_for(process, place, moment)
+                    for path in list(place.glob("*.*")):
+                        copy = shutil.copytree if path.is_dir() else shutil.copy
+                        (place / moment).mkdir(exist_ok=True)
+                        copy(path, place / moment / path.name)
+                    if moment != MOMENTS[-1]:
+                        process.send_signal(signal.SIGCONT)
+                assert workers(process.pid)
+            finally:
+                process.kill()
+                process.wait()
+            # At once, as a person may: its workers may still be there.
+            with quick_runs():
+                done = resume(place)
+            (place / "resumed.json").write_text(
+                json.dumps([done.exit_code, done.stdout, done.stderr])
+            )
             process.communicate()
             until(lambda: not workers(process.pid))
     return folder
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_a_killed_run_resumes_and_ends_with_the_same_answer(
-    killed: Path, tmp_path: Path, moment: str
-) -> None:
-    place = Path(shutil.copytree(killed / moment, tmp_path / "place"))
-    before = events(place)
-    if any(e["kind"] == "round" and e["race"].startswith("figures/") for e in before):
-        left = read(place / "b.hasten")
-        assert left.status == "certified"
+def resume(place: Path) -> Result:
+    """Resume a run on the processors that it began on, which may be those of another process of the suite."""
+    os.sched_setaffinity(0, events(place)[0]["facts"]["machine"]["cpus"])  # until `quick_runs` ends
+    return CliRunner().invoke(main, [*words(place), "--resume", "--json"])
+
+
+def check_ended(place: Path, before: list[dict[str, Any]], said: str) -> None:
+    """Check that a resumed run ended as one does that was never stopped, and did no trial again."""
     tried = [e["trial"]["candidate"] for e in before if e["kind"] == "trial"]
     frozen = [e for e in before if e["kind"] == "ladder"]
-    done = CliRunner().invoke(main, [*words(place), "--resume", "--json"])
-    assert done.exit_code == 0, done.stderr
-    result = json.loads(done.stdout)
+    result = json.loads(said)
     assert result["status"] == "certified"
     assert result["judgement"]["n"] == 140
     assert result["judgement"]["lost"] == 0
@@ -198,6 +208,30 @@ def test_a_killed_run_resumes_and_ends_with_the_same_answer(
         judged = json.loads((evidence / "sealed.json").read_text())["judged"]
         assert [key for key, _ in judged] == frozen[0]["choice"]["rungs"]
     assert not (place / "b.hasten.work").exists()
+
+
+def test_a_killed_run_resumes_where_it_died_and_ends_with_the_same_answer(killed: Path) -> None:
+    """It goes on with the files that it made, and with processes of its own in the rounds that are left."""
+    last = killed / MOMENTS[-1]
+    before = events(last)
+    assert any(e["kind"] == "round" and e["race"].startswith("figures/") for e in before)
+    assert read(last / "b.hasten").status == "certified"
+    code, said, errors = json.loads((killed / "resumed.json").read_text())
+    assert code == 0, errors
+    check_ended(killed, before, said)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_stopped_run_is_resumed_in_another_place_where_what_it_built_is_gone(
+    killed: Path, tmp_path: Path, moment: str
+) -> None:
+    place = Path(shutil.copytree(killed / moment, tmp_path / "place"))
+    shutil.rmtree(place / "b.hasten.work" / "artifacts")
+    before = events(place)
+    assert not (killed / "b.hasten.work").exists()
+    done = resume(place)
+    assert done.exit_code == 0, done.stderr
+    check_ended(place, before, done.stdout)
 
 
 def test_trials_that_are_done_are_not_run_again(place: Path) -> None:

@@ -1,4 +1,7 @@
-"""Each text of C is compiled once, for this suite and later ones: the same compiler makes the same object again."""
+"""Each text of C is compiled once, for this suite and later ones: the same compiler makes the same object again.
+
+Where hasten's own code around the compiler is another, all is compiled anew.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,19 @@ import os
 import pickle
 import platform
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
+from hasten.core import c_compiler
 from hasten.core.c_compiler import Built, Compiler
 
 MOST_BYTES = 256 << 20
 """Size of all that is kept between suites."""
+_HANGS_ON = ("HOME", "PATH")
+"""Environment variables without which a compiler may fail."""
 
 
 @contextlib.contextmanager
@@ -25,22 +32,25 @@ def compiled_once(folder: Path, lasting: Path | None) -> Iterator[None]:
     """Keep what is compiled inside, in folders which several processes may share.
 
     Args:
-        folder: Folder of this suite, below its temporary one: for compilers that tests make there.
+        folder: Folder of this suite, below its temporary one: for compilers that tests make there, and for the one
+            from PyPI, whose home and linker no version tells of.
         lasting: Folder for what other compilers make, which later suites read, too.
     """
     compiled = Compiler._compiled
+    own = hashlib.sha256(Path(c_compiler.__file__).read_bytes()).hexdigest()
     folder.mkdir(exist_ok=True)
     if lasting is not None:
         forget_the_oldest(lasting, MOST_BYTES)
 
+    @functools.wraps(compiled)
     def kept(self: Compiler, source: str, limit_s: float) -> Built:
         if not os.access(tempfile.gettempdir(), os.W_OK):  # as a test may have it
             return compiled(self, source, limit_s)
-        words = "\0".join((*self.command, self.version, *self.flags, _processor(), source))
+        around = (own, _processor(), *(str(bool(os.environ.get(name))) for name in _HANGS_ON))
+        words = "\0".join((*self.command, self.version, *self.flags, *around, source))
         program = shutil.which(self.command[0]) or self.command[0]
-        place = (
-            folder if lasting is None or Path(program).is_relative_to(folder.parent) else lasting
-        )
+        passing = program == sys.executable or Path(program).is_relative_to(folder.parent)
+        place = folder if lasting is None or passing else lasting
         file = place / hashlib.sha256(words.encode()).hexdigest()
         with contextlib.suppress(FileNotFoundError, EOFError, pickle.UnpicklingError):
             built = Built(*pickle.loads(file.read_bytes()))

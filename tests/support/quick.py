@@ -68,7 +68,8 @@ def quick_runs(
         fresh: Whether each process of a race is a fresh interpreter, as published figures need; else
             it is forked, which takes a third of the time.
         races: Whether candidates race in processes, which are most of a run; else their times are scripted. A
-            test that isn't about times, processes or their failures needs none.
+            test that isn't about times, processes or their failures needs none. All engines are then
+            equally fast but those with nominal times, so without these only the original model ships.
     """
     effort = Effort(
         depth="all" if passes else "engines",

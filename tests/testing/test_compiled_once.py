@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import sys
 from pathlib import Path
 
 import pytest
 from tests.support.compiled_once import compiled_once, forget_the_oldest
 
+from hasten.core import c_compiler
 from hasten.core.c_compiler import Compiler
-from hasten.errors import InputError
+from hasten.errors import CandidateError, InputError
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile without what the suite itself keeps."""
+    monkeypatch.setattr(Compiler, "_compiled", inspect.unwrap(Compiler._compiled))
 
 
 @pytest.fixture
@@ -49,6 +58,47 @@ def test_a_compiler_that_a_test_made_leaves_nothing_to_later_suites(
     with compiled_once(tmp_path / "compiled", lasting):
         Compiler((str(program),), compiler.version).compile("int of_a_test;")
     assert len(list((tmp_path / "compiled").iterdir())) == 1
+    assert not list(lasting.iterdir())
+
+
+def test_where_the_code_around_the_compiler_is_another_all_is_compiled_anew(
+    compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lasting, changed = tmp_path / "lasting", tmp_path / "c_compiler.py"
+    lasting.mkdir()
+    with compiled_once(tmp_path / "compiled", lasting):
+        compiler.compile("int of_the_first;")
+    changed.write_bytes(Path(c_compiler.__file__).read_bytes() + b"# changed\n")
+    monkeypatch.setattr(c_compiler, "__file__", str(changed))
+    monkeypatch.setattr(c_compiler, "_run", lambda *_: (1, "an error"))  # what the change broke
+    with (
+        compiled_once(tmp_path / "compiled", lasting),
+        pytest.raises(CandidateError, match="an error"),
+    ):
+        compiler.compile("int of_the_first;")
+
+
+def test_the_compiler_from_pypi_compiles_in_every_suite_and_without_a_home_too(
+    compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lasting, calls = tmp_path / "lasting", tmp_path / "calls"
+    lasting.mkdir()
+    run = c_compiler._run
+
+    def counted(words: list[str], folder: str, limit_s: float) -> tuple[int | None, str]:
+        with calls.open("a") as file:
+            file.write("x")
+        return run([*compiler.command, *words[len(zig.command) :]], folder, limit_s)  # is faster
+
+    monkeypatch.setattr(c_compiler, "_run", counted)
+    zig = Compiler((sys.executable, "-m", "ziglang", "cc"), "zig-0.1")
+    home = str(tmp_path)
+    for suite, where, compiled in (("1", home, 1), ("1", home, 1), ("1", "", 2), ("2", "", 3)):
+        monkeypatch.setenv("HOME", where)
+        (tmp_path / suite).mkdir(exist_ok=True)
+        with compiled_once(tmp_path / suite / "compiled", lasting):
+            zig.compile("int of_zig;")
+        assert calls.read_text() == "x" * compiled
     assert not list(lasting.iterdir())
 
 
