@@ -210,6 +210,37 @@ def test_a_smooth_model_agrees_to_the_precision_of_its_type(name: str, tmp_path:
         assert (model.classes_[exported(WHOLE).argmax(axis=1)] == model.predict(WHOLE)).all()
 
 
+Odds = linear_model.SGDClassifier(loss="log_loss", random_state=0)
+FAR: dict[str, Any] = {
+    "a sum of sigmoids": Odds,
+    "one against the rest": OneVsRestClassifier(Odds),
+    "a pipeline against the rest": OneVsRestClassifier(make_pipeline(Scaler(), Odds)),
+    "a vote": ensemble.VotingClassifier(
+        [("a", OneVsRestClassifier(Odds)), ("b", Forest(3, random_state=0))], voting="soft"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_classes_that_are_all_unlikely_keep_their_shares(name: str, tmp_path: Path) -> None:
+    model, rows = fitted(FAR[name], 30 * WHOLE, THREE), 30 * WHOLE
+    own = own_of(model, rows)
+    for got in Exported(model, tmp_path).each(rows):
+        np.testing.assert_allclose(got, own, rtol=1e-6, atol=1e-12)
+
+
+def test_a_row_that_is_too_far_from_all_classes_is_answered_as_by_the_original(
+    tmp_path: Path,
+) -> None:
+    model = linear_model.SGDClassifier(loss="log_loss", random_state=0).fit(WHOLE, THREE)
+    model.coef_, model.intercept_ = np.full((3, 4), [[1.0], [2.0], [3.0]]), np.zeros(3)
+    rows = -np.geomspace(1, 1e6, 60)[:, None] * np.ones(4)
+    own = own_of(model, rows)
+    assert (own[-1] == 1 / 3).all()
+    for got in Exported(model, tmp_path).each(rows):
+        np.testing.assert_allclose(got, own, rtol=1e-9)
+
+
 STEPS: dict[str, Any] = {
     "powers": preprocessing.PowerTransformer(),
     "powers alone": preprocessing.PowerTransformer(standardize=False),
