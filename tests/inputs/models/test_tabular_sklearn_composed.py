@@ -22,6 +22,7 @@ pytest.importorskip("sklearn")
 from sklearn import ensemble, linear_model, preprocessing, svm, tree
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import TransformedTargetRegressor, make_column_transformer
+from sklearn.decomposition import PCA
 from sklearn.frozen import FrozenEstimator
 from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.model_selection import GridSearchCV
@@ -265,6 +266,38 @@ def test_a_step_agrees_with_the_original(name: str, tmp_path: Path) -> None:
     more = np.concatenate([rows, 3 * rows, -rows])
     for got in exported.each(more):
         np.testing.assert_allclose(got, own_of(model, more), rtol=1e-9, atol=1e-12)
+
+
+BENT: dict[str, Any] = {
+    "powers": preprocessing.PowerTransformer(),
+    "powers alone": preprocessing.PowerTransformer(standardize=False),
+    "normal ranks": preprocessing.QuantileTransformer(output_distribution="normal"),
+    "logarithms": preprocessing.FunctionTransformer(np.log),
+    "logarithms of one more": preprocessing.FunctionTransformer(np.log1p),
+    "exponentials": preprocessing.FunctionTransformer(np.exp),
+    "tangents": preprocessing.FunctionTransformer(np.tanh),
+    "logarithms, scaled": make_pipeline(preprocessing.FunctionTransformer(np.log), Scaler()),
+    "logarithms between bounds": make_pipeline(
+        preprocessing.FunctionTransformer(np.log), preprocessing.MinMaxScaler()
+    ),
+    "components": PCA(2),
+    "products": preprocessing.PolynomialFeatures(3),
+}
+
+
+@pytest.mark.parametrize("name", BENT)
+def test_histograms_send_a_value_that_is_a_threshold_left_behind_powers_and_logarithms(
+    name: str, tmp_path: Path
+) -> None:
+    # More values than a histogram has bins, so that thresholds are values themselves.
+    rng = np.random.default_rng(0)
+    rows, more = (np.round(np.abs(rng.normal(size=(2000, 3))), 2) + 0.01 for _ in range(2))
+    numbers = rows[:, 0] ** 2 + rows[:, 1] + rng.normal(size=2000) * 0.1
+    last = ensemble.HistGradientBoostingRegressor(max_iter=30, random_state=0)
+    model = fitted(make_pipeline(BENT[name], last), rows, numbers)
+    every = np.concatenate([more, rows])
+    for got in Exported(model, tmp_path).each(every):
+        np.testing.assert_allclose(got, own_of(model, every), rtol=1e-9)
 
 
 def test_powers_next_to_logarithms_agree(tmp_path: Path) -> None:
