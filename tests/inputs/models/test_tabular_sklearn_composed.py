@@ -268,6 +268,19 @@ def test_a_step_agrees_with_the_original(name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(got, own_of(model, more), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("distribution", ["uniform", "normal"])
+def test_ranks_agree_beyond_ends_that_many_rows_share(distribution: str, tmp_path: Path) -> None:
+    rows = np.clip(WHOLE, 0, 1)
+    rows[:, 2], rows[:, 3] = 7.0, 1e300 * rows[:, 0]
+    step = preprocessing.QuantileTransformer(n_quantiles=50, output_distribution=distribution)
+    model = fitted(make_pipeline(step, linear_model.Ridge()), rows, NUMBERS)
+    model[-1].coef_ = np.array([1.0, 10.0, 100.0, 1000.0])
+    ends = np.array([-1e308, -1.0, -1e-300, 0.0, 5e-324, 0.5, 1.0, 1.2, 7.0, 8.0, 1e300, 1e308])
+    more = np.stack([ends, ends[::-1], np.roll(ends, 3), np.roll(ends, 7)], axis=1)
+    for got in Exported(model, tmp_path).each(more):
+        np.testing.assert_allclose(got, own_of(model, more), rtol=1e-9)
+
+
 BENT: dict[str, Any] = {
     "powers": preprocessing.PowerTransformer(),
     "powers alone": preprocessing.PowerTransformer(standardize=False),
