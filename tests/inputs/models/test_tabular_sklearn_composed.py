@@ -22,6 +22,7 @@ pytest.importorskip("sklearn")
 from sklearn import ensemble, linear_model, preprocessing, svm, tree
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import TransformedTargetRegressor, make_column_transformer
+from sklearn.decomposition import PCA
 from sklearn.frozen import FrozenEstimator
 from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.model_selection import GridSearchCV
@@ -210,6 +211,37 @@ def test_a_smooth_model_agrees_to_the_precision_of_its_type(name: str, tmp_path:
         assert (model.classes_[exported(WHOLE).argmax(axis=1)] == model.predict(WHOLE)).all()
 
 
+Odds = linear_model.SGDClassifier(loss="log_loss", random_state=0)
+FAR: dict[str, Any] = {
+    "a sum of sigmoids": Odds,
+    "one against the rest": OneVsRestClassifier(Odds),
+    "a pipeline against the rest": OneVsRestClassifier(make_pipeline(Scaler(), Odds)),
+    "a vote": ensemble.VotingClassifier(
+        [("a", OneVsRestClassifier(Odds)), ("b", Forest(3, random_state=0))], voting="soft"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_classes_that_are_all_unlikely_keep_their_shares(name: str, tmp_path: Path) -> None:
+    model, rows = fitted(FAR[name], 30 * WHOLE, THREE), 30 * WHOLE
+    own = own_of(model, rows)
+    for got in Exported(model, tmp_path).each(rows):
+        np.testing.assert_allclose(got, own, rtol=1e-6, atol=1e-12)
+
+
+def test_a_row_that_is_too_far_from_all_classes_is_answered_as_by_the_original(
+    tmp_path: Path,
+) -> None:
+    model = linear_model.SGDClassifier(loss="log_loss", random_state=0).fit(WHOLE, THREE)
+    model.coef_, model.intercept_ = np.full((3, 4), [[1.0], [2.0], [3.0]]), np.zeros(3)
+    rows = -np.geomspace(1, 1e6, 60)[:, None] * np.ones(4)
+    own = own_of(model, rows)
+    assert (own[-1] == 1 / 3).all()
+    for got in Exported(model, tmp_path).each(rows):
+        np.testing.assert_allclose(got, own, rtol=1e-9)
+
+
 STEPS: dict[str, Any] = {
     "powers": preprocessing.PowerTransformer(),
     "powers alone": preprocessing.PowerTransformer(standardize=False),
@@ -234,6 +266,51 @@ def test_a_step_agrees_with_the_original(name: str, tmp_path: Path) -> None:
     more = np.concatenate([rows, 3 * rows, -rows])
     for got in exported.each(more):
         np.testing.assert_allclose(got, own_of(model, more), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "normal"])
+def test_ranks_agree_beyond_ends_that_many_rows_share(distribution: str, tmp_path: Path) -> None:
+    rows = np.clip(WHOLE, 0, 1)
+    rows[:, 2], rows[:, 3] = 7.0, 1e300 * rows[:, 0]
+    step = preprocessing.QuantileTransformer(n_quantiles=50, output_distribution=distribution)
+    model = fitted(make_pipeline(step, linear_model.Ridge()), rows, NUMBERS)
+    model[-1].coef_ = np.array([1.0, 10.0, 100.0, 1000.0])
+    ends = np.array([-1e308, -1.0, -1e-300, 0.0, 5e-324, 0.5, 1.0, 1.2, 7.0, 8.0, 1e300, 1e308])
+    more = np.stack([ends, ends[::-1], np.roll(ends, 3), np.roll(ends, 7)], axis=1)
+    for got in Exported(model, tmp_path).each(more):
+        np.testing.assert_allclose(got, own_of(model, more), rtol=1e-9)
+
+
+BENT: dict[str, Any] = {
+    "powers": preprocessing.PowerTransformer(),
+    "powers alone": preprocessing.PowerTransformer(standardize=False),
+    "normal ranks": preprocessing.QuantileTransformer(output_distribution="normal"),
+    "logarithms": preprocessing.FunctionTransformer(np.log),
+    "logarithms of one more": preprocessing.FunctionTransformer(np.log1p),
+    "exponentials": preprocessing.FunctionTransformer(np.exp),
+    "tangents": preprocessing.FunctionTransformer(np.tanh),
+    "logarithms, scaled": make_pipeline(preprocessing.FunctionTransformer(np.log), Scaler()),
+    "logarithms between bounds": make_pipeline(
+        preprocessing.FunctionTransformer(np.log), preprocessing.MinMaxScaler()
+    ),
+    "components": PCA(2),
+    "products": preprocessing.PolynomialFeatures(3),
+}
+
+
+@pytest.mark.parametrize("name", BENT)
+def test_histograms_send_a_value_that_is_a_threshold_left_behind_powers_and_logarithms(
+    name: str, tmp_path: Path
+) -> None:
+    # More values than a histogram has bins, so that thresholds are values themselves.
+    rng = np.random.default_rng(0)
+    rows, more = (np.round(np.abs(rng.normal(size=(2000, 3))), 2) + 0.01 for _ in range(2))
+    numbers = rows[:, 0] ** 2 + rows[:, 1] + rng.normal(size=2000) * 0.1
+    last = ensemble.HistGradientBoostingRegressor(max_iter=30, random_state=0)
+    model = fitted(make_pipeline(BENT[name], last), rows, numbers)
+    every = np.concatenate([more, rows])
+    for got in Exported(model, tmp_path).each(every):
+        np.testing.assert_allclose(got, own_of(model, every), rtol=1e-9)
 
 
 def test_powers_next_to_logarithms_agree(tmp_path: Path) -> None:

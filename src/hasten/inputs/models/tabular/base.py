@@ -238,6 +238,26 @@ def both_classes(graph: Graph, positive: str, dtype: str) -> str:
     return graph.add("Concat", negative, positive, axis=1)
 
 
+def sigmoid(graph: Graph, sums: str, dtype: str) -> str:
+    """Return the sigmoid of sums of the type `dtype`; in float64, small ones keep their digits.
+
+    ONNX Runtime's Sigmoid is 0 below about -18 in float32 and -36 in float64.
+    """
+    if dtype != "float64":
+        return graph.add("Sigmoid", sums)
+    one = np.float64(1)
+    return graph.add("Div", one, graph.add("Add", graph.add("Exp", graph.add("Neg", sums)), one))
+
+
+def normalized(graph: Graph, shares: str, otherwise: float) -> str:
+    """Return float64 shares divided by their sum; where that is 0, something else."""
+    whole = graph.add("ReduceSum", shares, np.array([1], np.int64))
+    none = graph.add("Equal", whole, np.float64(0))
+    divisor = graph.add("Where", none, np.float64(1), whole)
+    found = graph.add("Div", shares, divisor)
+    return found if otherwise == 0 else graph.add("Where", none, np.float64(otherwise), found)
+
+
 def looked_up(
     graph: Graph,
     rows: str,

@@ -17,6 +17,8 @@ from hasten.inputs.pipeline.rows import Row
 
 ABSENT = object()
 """Category that stands for a value that isn't there."""
+_LAST_BITS = 1e-12
+"""Relative error of numbers whose last bits differ: far above what exp and log leave, far below data's digits."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,24 @@ class Column:
         sources: Places of the model's own columns that it is made of.
         raw: Whether it is one of these columns itself, at most with missing values filled in.
         missing: Whether NaN comes through where the source has no value.
+        level: None where its numbers are the library's to the last bit. Else their last bits may differ, of
+            numbers as large as they are, plus this.
     """
 
     sources: frozenset[int]
     raw: bool = False
     missing: bool = True
+    level: float | None = None
+
+    def tolerance(self, value: float) -> float:
+        """Return the distance from a number within which the library's number may be the same."""
+        return 0.0 if self.level is None else _LAST_BITS * (abs(value) + self.level)
+
+    def shifted(self, shift: float, factor: float) -> Column:
+        """Return the column for `(x + shift) * factor`."""
+        if self.level is None:
+            return self
+        return replace(self, level=(self.level + abs(shift)) * abs(factor))
 
 
 @dataclass(frozen=True)
@@ -121,13 +136,34 @@ class Building:
         self.moved &= exact
         return Part(name, tuple(replace(column, raw=False) for column in part.columns))
 
-    def mixed(self, part: Part, name: str, size: int) -> Part:
-        """Return a value of `size` columns that are made of all columns of another."""
+    def mixed(self, part: Part, name: str, size: int, level: float | None = None) -> Part:
+        """Return a value of `size` columns that are made of all columns of another.
+
+        Args:
+            part: The value that it is made from.
+            name: Name of the new value.
+            size: Number of its columns.
+            level: Size of the numbers of which it is the sum, if a runtime may add them in another order.
+        """
         self.counted(part)
         self.moved = False
         sources = frozenset().union(*(column.sources for column in part.columns))
         missing = any(column.missing for column in part.columns)
-        return Part(name, (Column(sources, missing=missing),) * size)
+        levels = [one for one in (level, *(c.level for c in part.columns)) if one is not None]
+        level = max(levels, default=None)
+        return Part(name, (Column(sources, missing=missing, level=level),) * size)
+
+    def approximate(self, part: Part, name: str, level: float = 0.0) -> Part:
+        """Return a value like `computed`, by an operator whose last bits differ from the library's.
+
+        Args:
+            part: The value that it is made from.
+            name: Name of the new value.
+            level: Size of the numbers from which it was computed by a sum.
+        """
+        made = self.computed(part, name)
+        columns = (replace(c, level=max(level, c.level or 0.0)) for c in made.columns)
+        return Part(name, tuple(columns))
 
     def counted(self, part: Part) -> None:
         """Note that a step computes with the columns of a value, so that they can't be words."""

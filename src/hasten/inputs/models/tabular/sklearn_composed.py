@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hasten.errors import InputError
-from hasten.inputs.models.tabular.base import CONVERT, both_classes
+from hasten.inputs.models.tabular.base import CONVERT, both_classes, normalized, sigmoid
 from hasten.inputs.models.tabular.building import Building, Part
 from hasten.inputs.models.tabular.graph import Graph
 from hasten.inputs.models.tabular.sklearn_models import (
@@ -113,15 +113,6 @@ def _mean(graph: Graph, values: Sequence[str], whole: float) -> str:
     return graph.add("Div", total, np.float64(whole))
 
 
-def _normalized(graph: Graph, shares: str, otherwise: Any) -> str:
-    """Return shares divided by their sum; where that is 0, something else."""
-    whole = graph.add("ReduceSum", shares, _ROW)
-    none = graph.add("Equal", whole, np.float64(0))
-    divisor = graph.add("Where", none, np.float64(1), whole)
-    found = graph.add("Div", shares, divisor)
-    return found if otherwise == 0 else graph.add("Where", none, np.float64(otherwise), found)
-
-
 def _voting(model: Any) -> Head:
     """Describe a vote: the mean of the members' probabilities or numbers, weighted."""
     labels: tuple[str, ...] = ()
@@ -178,7 +169,7 @@ def _calibrated(model: Any) -> Head:
             each.append(_curve(graph, calibrator, one))
         if len(labels) == 2:
             return both_classes(graph, each[0], "float64")
-        return _normalized(graph, graph.add("Concat", *each, axis=1), 1 / len(labels))
+        return normalized(graph, graph.add("Concat", *each, axis=1), 1 / len(labels))
 
     def write(building: Building, part: Part) -> str:
         members = [
@@ -195,7 +186,7 @@ def _curve(graph: Graph, calibrator: Any, scores: str) -> str:
     """Return the probabilities that a calibrator gives scores of shape `[batch, 1]`."""
     if hasattr(calibrator, "a_"):
         sums = graph.add("Mul", scores, np.float64(-calibrator.a_))
-        return graph.add("Sigmoid", graph.add("Sub", sums, np.float64(calibrator.b_)))
+        return sigmoid(graph, graph.add("Sub", sums, np.float64(calibrator.b_)), "float64")
     return interpolated(graph, scores, calibrator.X_thresholds_, calibrator.y_thresholds_)
 
 
@@ -213,9 +204,11 @@ def _one_vs_rest(model: Any) -> Head:
         each = [graph.add("Gather", _wide(building, h, part), _ROW, axis=1) for h in heads]
         if len(each) == 1:
             return both_classes(graph, each[0], "float64")
-        return _normalized(graph, graph.add("Concat", *each, axis=1), 0)
+        return normalized(graph, graph.add("Concat", *each, axis=1), 0)
 
-    return _made_of(heads, Head("scikit-learn", labels, len(labels), write, smooth=True))
+    # Where all of several members' probabilities are next to 0, small changes of them decide.
+    smooth = len(heads) == 1
+    return _made_of(heads, Head("scikit-learn", labels, len(labels), write, smooth=smooth))
 
 
 def _scored(model: Any, labels: tuple[str, ...], heads: Sequence[Head]) -> Head:

@@ -62,7 +62,7 @@ def power(building: Building, step: Any, part: Part) -> Part:
     upper = _powered(building, size, powers)
     lower = building.graph.add("Mul", _powered(building, size, 2 - powers), building.array(-1))
     name = building.graph.add("Where", above, upper, lower)
-    return building.computed(part, building.graph.add("Where", gone, part.name, name))
+    return building.approximate(part, building.graph.add("Where", gone, part.name, name))
 
 
 def _powered(building: Building, size: str, powers: Array) -> str:
@@ -91,7 +91,10 @@ def quantiles(building: Building, step: Any, part: Part) -> Part:
         if column.columns[0].missing:
             name = graph.add("Where", graph.add("IsNaN", wide), wide, name)
         name = graph.cast(name, building.dtype, "float64")
-        made.append(building.computed(column, name))
+        if normal:
+            made.append(building.approximate(column, name, 1.0))
+        else:
+            made.append(building.computed(column, name))
     return building.join(made)
 
 

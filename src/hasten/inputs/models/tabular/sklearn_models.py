@@ -18,6 +18,8 @@ from hasten.inputs.models.tabular.base import (
     both_classes,
     described,
     library_of,
+    normalized,
+    sigmoid,
 )
 from hasten.inputs.models.tabular.building import Building, Part
 from hasten.inputs.models.tabular.graph import OPSETS, Graph
@@ -173,7 +175,7 @@ def _affine(building: Building, name: str, weights: Any, bias: Any) -> str:
 def probabilities(building: Building, sums: str, classes: int, dtype: str) -> str:
     """Return the probabilities of sums: a sigmoid for two classes, else a softmax."""
     if classes == 2:
-        return both_classes(building.graph, building.graph.add("Sigmoid", sums), dtype)
+        return both_classes(building.graph, sigmoid(building.graph, sums, dtype), dtype)
     return building.graph.add("Softmax", sums, axis=1)
 
 
@@ -239,12 +241,13 @@ def _logistic(model: Any) -> Head:
         sums = summed(building, part)
         if not apart or len(labels) == 2:
             return probabilities(building, sums, len(labels), building.dtype)
-        wide = building.graph.cast(sums, "float64", building.dtype)  # all may be next to 0
-        each = building.graph.add("Sigmoid", wide)
-        whole = building.graph.add("ReduceSum", each, np.array([1], np.int64))
-        return building.graph.add("Div", each, whole)
+        wide = building.graph.cast(sums, "float64", building.dtype)
+        each = sigmoid(building.graph, wide, "float64")
+        return normalized(building.graph, each, 1 / len(labels))
 
-    return Head("scikit-learn", labels, len(labels), write, dtype, smooth=True, scores=scores)
+    # Where all of several sigmoids are next to 0, small changes of the sums decide.
+    smooth = not dtype
+    return Head("scikit-learn", labels, len(labels), write, dtype, smooth=smooth, scores=scores)
 
 
 def _mlp(model: Any) -> Head:

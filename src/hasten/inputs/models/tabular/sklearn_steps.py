@@ -15,6 +15,8 @@ from hasten.inputs.models.tabular.sklearn_distributions import power, quantiles
 from hasten.inputs.models.tabular.sklearn_encoders import one_hot, ordinal, target
 
 Transform = Callable[[Building, Any, Part], Part]
+_APPROXIMATE = (np.exp, np.log, np.tanh)
+"""Functions whose last bits differ from numpy's in a runtime."""
 _FAR = 1000.0
 """Distance of a column's mean from 0, in its own units of scale, from which float32 loses digits."""
 
@@ -84,7 +86,19 @@ def _shifted(building: Building, part: Part, shift: Any, scale: Any) -> Part:
         name = building.graph.add("Sub", name, building.array(shift)[None])
     if scale is not None:
         name = building.graph.add("Div", name, building.array(scale)[None])
-    return building.computed(part, name)
+    made = building.computed(part, name)
+    shifts = np.broadcast_to(0.0 if shift is None else shift, part.size)
+    factors = 1 / np.broadcast_to(1.0 if scale is None else scale, part.size)
+    return _moved(made, shifts, factors)
+
+
+def _moved(part: Part, shifts: Any, factors: Any) -> Part:
+    """Return a value whose columns know that they are `(x + shift) * factor` of what they were."""
+    columns = (
+        column.shifted(float(shift), float(factor))
+        for column, shift, factor in zip(part.columns, shifts, factors, strict=True)
+    )
+    return replace(part, columns=tuple(columns))
 
 
 def _standard_scaler(building: Building, step: Any, part: Part) -> Part:
@@ -119,7 +133,7 @@ def _min_max_scaler(building: Building, step: Any, part: Part) -> Part:
     if step.clip:
         low, high = step.feature_range
         name = graph.add("Clip", name, building.array(low), building.array(high))
-    return building.computed(part, name)
+    return _moved(building.computed(part, name), step.min_ / step.scale_, step.scale_)
 
 
 def _normalizer(building: Building, step: Any, part: Part) -> Part:
@@ -207,7 +221,7 @@ def _function(building: Building, step: Any, part: Part) -> Part:
     if step.kw_args:
         raise InputError("FunctionTransformer's kw_args aren't supported")
     if function is np.log1p:
-        return building.computed(
+        return building.approximate(
             part, graph.add("Log", graph.add("Add", part.name, building.array(1)))
         )
     simple = {np.log: "Log", np.exp: "Exp", np.sqrt: "Sqrt", np.abs: "Abs", np.tanh: "Tanh"}
@@ -218,20 +232,24 @@ def _function(building: Building, step: Any, part: Part) -> Part:
             "log, log1p, "
             "exp, sqrt, abs and tanh"
         )
-    return building.computed(part, graph.add(simple[function], part.name))
+    made = building.approximate if function in _APPROXIMATE else building.computed
+    return made(part, graph.add(simple[function], part.name))
 
 
 def _pca(building: Building, step: Any, part: Part) -> Part:
     building.need(part)
     graph = building.graph
     name = part.name
+    spread = np.sqrt(np.max(step.explained_variance_, initial=0))
+    level = float(np.abs(getattr(step, "mean_", 0)).max() + spread)
     if getattr(step, "mean_", None) is not None:
         name = graph.add("Sub", name, building.array(step.mean_)[None])
     name = graph.add("MatMul", name, building.array(step.components_.T))
     if getattr(step, "whiten", False):
         deviation = np.maximum(np.sqrt(step.explained_variance_), np.finfo(float).eps)
         name = graph.add("Div", name, building.array(deviation)[None])
-    return building.mixed(part, name, len(step.components_))
+        level /= float(deviation.min())
+    return building.mixed(part, name, len(step.components_), level)
 
 
 def _polynomial(building: Building, step: Any, part: Part) -> Part:
@@ -251,8 +269,8 @@ def _polynomial(building: Building, step: Any, part: Part) -> Part:
         if not len(rows):
             continue
         factors = np.array([np.repeat(np.arange(part.size), row) for row in rows])
-        product = building.take(part, factors[:, 0]).name
-        for factor in range(1, degree):
+        product = building.take(part, factors[:, -1]).name  # the last ones first, as scikit-learn
+        for factor in reversed(range(degree - 1)):
             product = graph.add("Mul", product, building.take(part, factors[:, factor]).name)
         found.append(building.mixed(part, product, len(rows)))
     return building.join(found)
@@ -270,7 +288,9 @@ def _bins(building: Building, step: Any, part: Part) -> Part:
     made = []
     for place, edges in enumerate(step.bin_edges_):
         column = building.take(part, [place])
-        above = graph.add("GreaterOrEqual", column.name, building.array(edges[1:-1])[None])
+        # An edge may be a value of the training data: see `_histogram_tree`.
+        inner = np.array([edge - column.columns[0].tolerance(edge) for edge in edges[1:-1]])
+        above = graph.add("GreaterOrEqual", column.name, building.array(inner)[None])
         hot = graph.cast(above, building.dtype, "bool")
         code = graph.add("ReduceSum", hot, np.array([1], np.int64))
         if step.encode != "ordinal":

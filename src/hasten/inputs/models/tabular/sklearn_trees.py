@@ -201,10 +201,10 @@ def _histogram(model: Any) -> Head:
 
     def scores(building: Building, part: Part) -> str:
         graph = building.graph
+        made = prepare(building, part)
         trees = [constant(float(value), target) for target, value in enumerate(start) if value]
         for stage in model._predictors:
-            trees += [_histogram_tree(one, target) for target, one in enumerate(stage)]
-        made = prepare(building, part)
+            trees += [_histogram_tree(one, target, made) for target, one in enumerate(stage)]
         rows = graph.cast(made.name, "float64", building.dtype)
         sets = {tree.columns[place] for tree in trees for place in tree.sets}
         rows = looked_up(graph, rows, sets, made.size, "float64", "given")
@@ -229,7 +229,12 @@ def _histogram(model: Any) -> Head:
     )
 
 
-def _histogram_tree(predictor: Any, target: int) -> Tree:
+def _histogram_tree(predictor: Any, target: int, rows: Part) -> Tree:
+    """Read a tree of histograms.
+
+    Its splits may be values of the training data. Where the last bits of a column differ from the library's, a
+    split is raised a little, so that such a value goes left here too.
+    """
     nodes = predictor.nodes
     inner, leaves = np.flatnonzero(nodes["is_leaf"] == 0), np.flatnonzero(nodes["is_leaf"])
     at = np.empty(len(nodes), np.int64)
@@ -244,7 +249,12 @@ def _histogram_tree(predictor: Any, target: int) -> Tree:
         (target,),
         split["feature_idx"].tolist(),
         [MEMBER if categorical else LEQ for categorical in split["is_categorical"]],
-        np.where(split["is_categorical"], 0, split["num_threshold"]).tolist(),
+        [
+            0.0 if categorical else float(number) + rows.columns[place].tolerance(float(number))
+            for categorical, number, place in zip(
+                split["is_categorical"], split["num_threshold"], split["feature_idx"], strict=True
+            )
+        ],
         sets,
         at[split["left"]].tolist(),
         at[split["right"]].tolist(),

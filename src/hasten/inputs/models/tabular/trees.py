@@ -73,8 +73,11 @@ def interpolated(graph: Graph, value: str, knots: Array, heights: Array) -> str:
     knots, heights = np.asarray(knots, np.float64), np.asarray(heights, np.float64)
     begins = np.flatnonzero(np.append(np.diff(knots) > 0, True))  # of equal ones, the last
     slopes = np.diff(heights, append=heights[-1])[begins] / np.diff(knots, append=np.inf)[begins]
+    # The first of equal knots counts for what lies before them.
+    before = np.nextafter(knots[0] - 1, -np.inf)
     lines = np.stack([knots[begins], heights[begins], slopes], axis=1)
-    within = graph.add("Clip", value, knots[0], knots[-1])
+    lines = np.concatenate([[[before, heights[0], 0.0]], lines])
+    within = graph.add("Clip", value, before, knots[-1])
     line = sum_trees(graph, within, [_steps(lines)], 3, "float64")
     start, height, slope = (
         graph.add("Gather", line, np.array([place], np.int64), axis=1) for place in range(3)
