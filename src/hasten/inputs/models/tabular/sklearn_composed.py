@@ -13,6 +13,7 @@ from hasten.errors import InputError
 from hasten.inputs.models.tabular.base import CONVERT, both_classes, normalized, sigmoid
 from hasten.inputs.models.tabular.building import Building, Part
 from hasten.inputs.models.tabular.graph import Graph
+from hasten.inputs.models.tabular.sklearn_distributions import expm1, log1p
 from hasten.inputs.models.tabular.sklearn_models import (
     Head,
     head_of,
@@ -349,9 +350,9 @@ def _function_back(function: Any, graph: Graph, value: str) -> str:
     if function is None:
         return value
     if function is np.expm1:
-        return graph.add("Sub", graph.add("Exp", value), np.float64(1))
+        return expm1(graph, value)
     if function is np.log1p:
-        return graph.add("Log", graph.add("Add", value, np.float64(1)))
+        return log1p(graph, value)
     if function is np.square:
         return graph.add("Mul", value, value)
     if not isinstance(function, np.ufunc) or function not in _BACK:
