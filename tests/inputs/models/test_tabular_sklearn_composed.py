@@ -511,6 +511,14 @@ def test_a_skops_file_may_hold_a_calibrated_model(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
+    "a vote of scores": (
+        ensemble.VotingClassifier(
+            [("a", Logistic()), ("b", make_pipeline(Scaler(), linear_model.RidgeClassifier()))],
+            voting="soft",
+        ),
+        "VotingClassifier with RidgeClassifier isn't supported: it gives scores, not probabilities, so "
+        "scikit-learn can't vote either; give it members that have predict_proba",
+    ),
     "temperature": (
         Calibrated(Logistic(), method="temperature", cv=2),
         "CalibratedClassifierCV with method='temperature' isn't supported",

@@ -122,6 +122,12 @@ def _voting(model: Any) -> Head:
         if model.voting != "soft":
             raise InputError("VotingClassifier gives probabilities only with voting='soft'")
     heads = [head_of(member) for member in model.estimators_]
+    for head, member in zip(heads, model.estimators_, strict=True):
+        if labels and head.scored:
+            raise InputError(
+                f"VotingClassifier with {type(split(member)[1]).__name__} isn't supported: it gives scores, not "
+                "probabilities, so scikit-learn can't vote either; give it members that have predict_proba"
+            )
     weights = model._weights_not_none or [1.0] * len(heads)
 
     def write(building: Building, part: Part) -> str:
