@@ -268,6 +268,37 @@ def test_a_step_agrees_with_the_original(name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(got, own_of(model, more), rtol=1e-9, atol=1e-12)
 
 
+SMALL: dict[str, Any] = {
+    "powers": preprocessing.PowerTransformer(),
+    "logarithms of one more": make_pipeline(preprocessing.FunctionTransformer(np.log1p), Scaler()),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_small_numbers_keep_their_digits(name: str, tmp_path: Path) -> None:
+    sizes = np.array([1e-14, 1e-10, 1e-6, 1.0])
+    rows = sizes * np.abs(WHOLE)
+    step = fitted(SMALL[name], rows, None)
+    last = fitted(linear_model.Ridge(), step.transform(rows), NUMBERS)
+    for got in Exported(make_pipeline(step, last), tmp_path).each(rows):
+        np.testing.assert_allclose(got, last.predict(step.transform(rows))[:, None], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("func", "inverse_func"), [(np.log1p, np.expm1), (np.expm1, np.log1p)], ids=["expm1", "log1p"]
+)
+def test_a_target_of_small_numbers_keeps_its_digits(
+    func: Any, inverse_func: Any, tmp_path: Path
+) -> None:
+    numbers = np.geomspace(1e-18, 3, 300)
+    numbers[::2] *= -0.3  # logarithms of one less, too
+    inner = tree.DecisionTreeRegressor(random_state=0)
+    model = TransformedTargetRegressor(inner, func=func, inverse_func=inverse_func)
+    fitted(model, WHOLE, numbers)
+    for got in Exported(model, tmp_path).each(WHOLE):
+        np.testing.assert_allclose(got, own_of(model, WHOLE), rtol=1e-13)
+
+
 @pytest.mark.parametrize("distribution", ["uniform", "normal"])
 def test_ranks_agree_beyond_ends_that_many_rows_share(distribution: str, tmp_path: Path) -> None:
     rows = np.clip(WHOLE, 0, 1)
@@ -480,6 +511,14 @@ def test_a_skops_file_may_hold_a_calibrated_model(tmp_path: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
+    "a vote of scores": (
+        ensemble.VotingClassifier(
+            [("a", Logistic()), ("b", make_pipeline(Scaler(), linear_model.RidgeClassifier()))],
+            voting="soft",
+        ),
+        "VotingClassifier with RidgeClassifier isn't supported: it gives scores, not probabilities, so "
+        "scikit-learn can't vote either; give it members that have predict_proba",
+    ),
     "temperature": (
         Calibrated(Logistic(), method="temperature", cv=2),
         "CalibratedClassifierCV with method='temperature' isn't supported",

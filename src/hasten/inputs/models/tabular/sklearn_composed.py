@@ -13,6 +13,7 @@ from hasten.errors import InputError
 from hasten.inputs.models.tabular.base import CONVERT, both_classes, normalized, sigmoid
 from hasten.inputs.models.tabular.building import Building, Part
 from hasten.inputs.models.tabular.graph import Graph
+from hasten.inputs.models.tabular.sklearn_distributions import expm1, log1p
 from hasten.inputs.models.tabular.sklearn_models import (
     Head,
     head_of,
@@ -121,6 +122,12 @@ def _voting(model: Any) -> Head:
         if model.voting != "soft":
             raise InputError("VotingClassifier gives probabilities only with voting='soft'")
     heads = [head_of(member) for member in model.estimators_]
+    for head, member in zip(heads, model.estimators_, strict=True):
+        if labels and head.scored:
+            raise InputError(
+                f"VotingClassifier with {type(split(member)[1]).__name__} isn't supported: it gives scores, not "
+                "probabilities, so scikit-learn can't vote either; give it members that have predict_proba"
+            )
     weights = model._weights_not_none or [1.0] * len(heads)
 
     def write(building: Building, part: Part) -> str:
@@ -349,9 +356,9 @@ def _function_back(function: Any, graph: Graph, value: str) -> str:
     if function is None:
         return value
     if function is np.expm1:
-        return graph.add("Sub", graph.add("Exp", value), np.float64(1))
+        return expm1(graph, value)
     if function is np.log1p:
-        return graph.add("Log", graph.add("Add", value, np.float64(1)))
+        return log1p(graph, value)
     if function is np.square:
         return graph.add("Mul", value, value)
     if not isinstance(function, np.ufunc) or function not in _BACK:

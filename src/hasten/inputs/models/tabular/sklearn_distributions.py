@@ -43,6 +43,33 @@ _TAIL = (
 `ndtri` in S. L. Moshier's Cephes library, which scipy computes by."""
 
 
+def log1p(graph: Graph, value: str) -> str:
+    """Return `log(1 + x)` of float64, which keeps the digits of a small x.
+
+    Source: W. Kahan's `log(u) * x / (u - 1)` with `u = 1 + x`, whose errors in u cancel.
+    """
+    one = np.float64(1)
+    more = graph.add("Add", value, one)
+    back = graph.add("Sub", more, one)
+    whole = graph.add("Equal", back, value)  # also where both are infinite
+    ratio = graph.add("Where", whole, one, graph.add("Div", value, back))
+    found = graph.add("Mul", graph.add("Log", more), ratio)
+    return graph.add("Where", graph.add("Equal", more, one), value, found)
+
+
+def expm1(graph: Graph, value: str) -> str:
+    """Return `exp(x) - 1` of float64, which keeps the digits of a small x.
+
+    Source: W. Kahan's `(u - 1) * x / log(u)` with `u = exp(x)`, whose errors in u cancel.
+    """
+    raised = graph.add("Exp", value)
+    less = graph.add("Sub", raised, np.float64(1))
+    near = graph.add("Div", graph.add("Mul", less, value), graph.add("Log", raised))
+    near = graph.add("Where", graph.add("Equal", less, np.float64(0)), value, near)
+    small = graph.add("Less", graph.add("Abs", value), np.float64(0.5))
+    return graph.add("Where", small, near, less)
+
+
 def power(building: Building, step: Any, part: Part) -> Part:
     """Add a PowerTransformer of Yeo and Johnson, without its scaling.
 
@@ -68,12 +95,11 @@ def power(building: Building, step: Any, part: Part) -> Part:
 def _powered(building: Building, size: str, powers: Array) -> str:
     """Return `((1 + size)**power - 1) / power`, or the logarithm of `1 + size` where the power is 0."""
     graph, level = building.graph, np.abs(powers) < _TINY
-    logs = graph.add("Log", graph.add("Add", size, building.array(1)))
+    logs = log1p(graph, size)
     if level.all():
         return logs
     divisors = building.array(np.where(level, 1, powers))[None]
-    raised = graph.add("Exp", graph.add("Mul", logs, divisors))
-    found = graph.add("Div", graph.add("Sub", raised, building.array(1)), divisors)
+    found = graph.add("Div", expm1(graph, graph.add("Mul", logs, divisors)), divisors)
     return graph.add("Where", level[None], logs, found) if level.any() else found
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from hasten.errors import InputError
 from hasten.inputs.models.tabular.base import CONVERT
 from hasten.inputs.models.tabular.building import Building, Column, Part, fill
-from hasten.inputs.models.tabular.sklearn_distributions import power, quantiles
+from hasten.inputs.models.tabular.sklearn_distributions import log1p, power, quantiles
 from hasten.inputs.models.tabular.sklearn_encoders import one_hot, ordinal, target
 
 Transform = Callable[[Building, Any, Part], Part]
@@ -221,9 +221,8 @@ def _function(building: Building, step: Any, part: Part) -> Part:
     if step.kw_args:
         raise InputError("FunctionTransformer's kw_args aren't supported")
     if function is np.log1p:
-        return building.approximate(
-            part, graph.add("Log", graph.add("Add", part.name, building.array(1)))
-        )
+        building.smooth = False  # small numbers may be scaled next
+        return building.approximate(part, log1p(graph, part.name))
     simple = {np.log: "Log", np.exp: "Exp", np.sqrt: "Sqrt", np.abs: "Abs", np.tanh: "Tanh"}
     if not isinstance(function, np.ufunc) or function not in simple:
         named = getattr(function, "__name__", type(function).__name__)
