@@ -22,17 +22,15 @@ import onnx
 import onnxruntime
 import openvino
 from onnx import helper, numpy_helper
+from unsearched import unsearched
 
 import hasten
-from hasten.bundle import part, write
-from hasten.bundle.manifest import Manifest
 from hasten.core.sequences import Sequences
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.base import Artifact
 from hasten.engines.compiled.engine import CompiledC
 from hasten.inputs.models.onnx import load
-from hasten.measure.environment import environment
 
 ROUNDS, REQUESTS = 40, 64
 GATES = {"GRU": 3, "LSTM": 4}
@@ -83,24 +81,9 @@ MODELS = {
 @contextmanager
 def sessions(artifact: Artifact, target: Target) -> Iterator[dict[str, Call]]:
     """Yield what a user calls who has a bundle of a step: one session gets arrays, another one mappings."""
-    winner = part("", (), CompiledC(), artifact)
-    manifest = Manifest(
-        winner=winner,
-        exact=winner,
-        status="exact",
-        why="",
-        metric={},
-        certificate=None,
-        source_sha256="0" * 64,
-        sealed={"samples": 0},
-        target=target,
-        environment=environment(target),
-        pipeline=None,
-        created="2026-01-01T00:00:00+00:00",
-        sequences=Sequences((("h", "last"),)),
-    )
+    states = Sequences((("h", "last"),))
     path = artifact.path.parent / "step.hasten"
-    write(path, manifest, {})
+    unsearched(path, CompiledC(), artifact, target, sequences=states)
     with hasten.load(path) as fast:
         session, other = fast.session(), fast.session()
         yield {

@@ -32,17 +32,15 @@ import numpy as np
 import onnx
 import uvloop
 from onnx import helper, numpy_helper
+from unsearched import unsearched
 
 import hasten
-from hasten.bundle import part, write
-from hasten.bundle.manifest import Manifest
 from hasten.core.target import Target
 from hasten.engines.compiled.engine import CompiledC
 from hasten.inputs.models.onnx import load as load_onnx
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.rows import Row
 from hasten.inputs.pipeline.threshold import Threshold
-from hasten.measure.environment import environment
 from hasten.serving.http.connection import Connection as HttpConnection
 from hasten.serving.models.opening import ModelSettings
 from hasten.serving.server import Server
@@ -86,23 +84,9 @@ def bundle(folder: Path) -> Path:
     model = load_onnx(network(folder / "network.onnx"))
     (folder / "built").mkdir()
     settled = model.settled_by({"x": np.zeros(SIZES[0], np.float32)})
-    winner = part("", (), CompiledC(), CompiledC().build(settled, target, folder / "built"))
-    manifest = Manifest(
-        winner=winner,
-        exact=winner,
-        status="exact",
-        why="",
-        metric={},
-        certificate=None,
-        source_sha256="0" * 64,
-        sealed={"samples": 0},
-        target=target,
-        environment=environment(target),
-        pipeline=Pipeline((Row(COLUMNS),), (Threshold(labels=("good", "bad")),)),
-        created="2026-01-01T00:00:00+00:00",
-    )
-    write(folder / "rows.hasten", manifest, {})
-    return folder / "rows.hasten"
+    artifact = CompiledC().build(settled, target, folder / "built")
+    pipeline = Pipeline((Row(COLUMNS),), (Threshold(labels=("good", "bad")),))
+    return unsearched(folder / "rows.hasten", CompiledC(), artifact, target, pipeline=pipeline)
 
 
 # -- in this process

@@ -32,14 +32,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from unsearched import unsearched
 
 import hasten
-from hasten.bundle import part, write
-from hasten.bundle.manifest import Manifest
 from hasten.core.target import Target
 from hasten.engines.compiled.engine import CompiledC
 from hasten.inputs.models.tabular.base import Tabular, described
-from hasten.measure.environment import environment
 
 Rows = npt.NDArray[np.float64]
 Prepared = tuple[Callable[[], Any], Callable[[Any], Any]]
@@ -189,23 +187,8 @@ def bundle(found: Tabular, folder: Path) -> Path:
     """Write a bundle of a model on the engine `compiled`, without a search."""
     target, engine = Target.host().with_threads(1), CompiledC()
     (folder / "built").mkdir()
-    winner = part("", (), engine, engine.build(found.export(folder), target, folder / "built"))
-    manifest = Manifest(
-        winner=winner,
-        exact=winner,
-        status="exact",
-        why="",
-        metric={},
-        certificate=None,
-        source_sha256="0" * 64,
-        sealed={"samples": 0},
-        target=target,
-        environment=environment(target),
-        pipeline=found.pipeline,
-        created="2026-01-01T00:00:00+00:00",
-    )
-    write(folder / "model.hasten", manifest, {})
-    return folder / "model.hasten"
+    artifact = engine.build(found.export(folder), target, folder / "built")
+    return unsearched(folder / "model.hasten", engine, artifact, target, pipeline=found.pipeline)
 
 
 def of_hasten(

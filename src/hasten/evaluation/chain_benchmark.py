@@ -82,9 +82,7 @@ class TimedChain(Engine):
         contents = [file.read_bytes() for file in self.files]
         compile_now()  # not while requests are timed
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of speed alone, so what isn't certified here counts too
+            warnings.simplefilter("ignore")  # what isn't certified here is timed, too
             opened = open_chain(
                 self.chain,
                 which="exact" if self.which == "exact" else "winner",
