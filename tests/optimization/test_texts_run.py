@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from tests.inputs.models.test_hugging_face_folders import TOKENIZER, config
 from tests.support import ragged
@@ -16,10 +17,12 @@ import hasten
 from hasten.bundle import read
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.tags import entities
 from hasten.inputs.pipeline.text import Tokenize
 
 pytest.importorskip("tokenizers", reason="needs the extra text")
 CLASSES = ("calm", "glad", "odd", "sad")
+TAGS = ("O", "B-CITY", "I-CITY", "B-NAME")
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +52,23 @@ def folder_of_a_classifier(place: Path) -> Path:
         "model": {"type": "WordLevel", "vocab": words, "unk_token": "[UNK]"},
     }
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder
+
+
+def folder_of_a_tagger(place: Path) -> Path:
+    """Write a network that tags each token, and the tags' names, beside its tokenizer."""
+    folder = folder_of_a_classifier(place)
+    path = folder / "encoder.onnx"
+    proto = onnx.load(path)
+    (last,) = [node for node in proto.graph.node if "logits" in node.output]
+    last.input[0] = "states"
+    shape = proto.graph.output[0].type.tensor_type.shape
+    shape.dim.insert(1, onnx.TensorShapeProto.Dimension(dim_param="length"))
+    onnx.save(proto, path)
+    stated = json.loads((folder / "config.json").read_text())
+    stated["architectures"] = ["BertForTokenClassification"]
+    stated["id2label"] = dict(enumerate(TAGS))
+    (folder / "config.json").write_text(json.dumps(stated))
     return folder
 
 
@@ -121,3 +141,28 @@ def test_tokens_of_another_vocabulary_are_refused_with_texts_too(tmp_path: Path)
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(InputError, match=r"^the tokenizer's numbers go up to 50, but the model's"):
         hasten.optimize(folder, texts(300), out=tmp_path / "b", engines=["onnxruntime"])
+
+
+def test_words_with_tags_are_data_and_the_bundle_tells_entities(tmp_path: Path) -> None:
+    folder, data, out = folder_of_a_tagger(tmp_path / "m"), tmp_path / "t.jsonl", tmp_path / "b"
+    session = onnxruntime.InferenceSession(str(folder / "encoder.onnx"))
+    rows, wanted = [], []
+    for text in texts(300):
+        words = text.split()
+        ids = np.array([[int(word[1:]) for word in words]])
+        (logits,) = session.run(["logits"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})
+        wanted.append([TAGS[k] for k in np.asarray(logits)[0].argmax(axis=1)])
+        rows.append({"tokens": words, "ner_tags": wanted[-1]})
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options: Any = {"passes": (), "engines": ["onnxruntime"], "metric": "entity_f1"}
+    result = hasten.optimize(folder, data, out=out, **options)
+    assert result.status == "exact"
+    assert read(out).metric == {"type": "entity_f1", "tags": list(TAGS), "output": None}
+    assert any("the original's own entity F1 is 100.0%" in note for note in result.notes)
+    with hasten.load(out) as loaded:
+        for row, tags in zip(rows[:20], wanted, strict=False):
+            words = list(row["tokens"])
+            found = loaded.decide(" ".join(words))
+            assert [(one["entity"], one["text"]) for one in found] == [
+                (kind, " ".join(words[start:end])) for kind, start, end in entities(tags)
+            ]

@@ -6,7 +6,7 @@ import csv
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.function import from_python
 from hasten.inputs.data.missing import filled
 from hasten.inputs.data.table import as_classes, check_names, label_numbers
+from hasten.inputs.data.tagged_words import Tags, joined, token_labels, words_column
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.tables import columns_of, is_absent, is_table, records
@@ -44,6 +45,7 @@ class Texts:
         labels: Label of each sample; None if there are none.
         groups: Group of each sample; None if there are none.
         numbering: Sentence on how the folders' order numbers the classes; empty elsewhere.
+        tags: Tags of each sample's words, from which its tokens get labels; None if there are none.
     """
 
     said: str
@@ -51,6 +53,7 @@ class Texts:
     labels: Sequence[Any] | None = None
     groups: Sequence[Any] | None = None
     numbering: str = ""
+    tags: Sequence[Tags] | None = None
 
 
 class TextData(Dataset):
@@ -125,7 +128,8 @@ def texts_of(source: Any, pipeline: Pipeline) -> Texts:
             - the path of a .txt file with a text in each line;
             - the path of a .csv file with the column "text", or of a .jsonl file with an object that has
               this key in each line. There may be a second text of each ("text_pair"), "label" and
-              "group"; "texts.csv:stars" names the column of labels;
+              "group"; "texts.csv:stars" names the column of labels; instead of a text, a .jsonl file
+              may have a list of words ("tokens" or "words") and a list with a tag for each;
             - a list of texts, of `(text, label)`, of `(text, label, group)`, or of mappings with such keys;
               also a data frame of pandas or a table of Arrow with such columns; a text may be a
               list of two, which are a pair;
@@ -211,6 +215,8 @@ def tokenized(
         )
     if not len(found.texts):
         raise InputError(f"{found.said} has no texts")
+    if found.tags is not None:
+        found = replace(found, labels=token_labels(found.texts, found.tags, step, found.said))
     samples = _Samples(found, step, names)
     given = samples if reread else iter(samples)
     return TextData(
@@ -263,10 +269,15 @@ def _in_order(value: Any) -> list[Any]:
 
 def _is_text(value: Any) -> bool:
     if isinstance(value, Mapping):
-        return isinstance(value.get(TEXT), str)
+        column = words_column(list(value))
+        return isinstance(value.get(TEXT), str) or (column is not None and _words(value[column]))
     if isinstance(value, list) and len(value) == 2:
         return all(isinstance(one, str) for one in value)
     return isinstance(value, str)
+
+
+def _words(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def _file_and_label(source: str | Path) -> tuple[Path, str | None]:
@@ -343,25 +354,29 @@ def _columns(
     """Return the texts, labels and groups of rows, by the names of their columns."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     shown = ", ".join(map(repr, names[:12]))
-    if rows and TEXT not in names:
+    words = None if TEXT in names else words_column(names)
+    if rows and TEXT not in names and words is None:
         raise InputError(
             f"{said} has no column {TEXT!r} with the texts: it has {shown}; rename the one that holds them"
         )
+    group = next((name for name in _GROUP if name in names), None)
+    chosen = label or _label_among(said, [name for name in names if name != words], group)
+    if chosen is not None and chosen not in names:
+        raise InputError(f"{said} has no column {chosen!r} for the labels: it has {shown}")
+    groups = None if group is None else _groups([row.get(group) for row in rows], said)
+    if words is not None:
+        whole, tags = joined(rows, words, chosen, pipeline, said)
+        return Texts(said, whole, None, groups, tags=tags)
     texts: list[Any] = []
     for number, row in enumerate(rows, 1):
         pair = [row.get(TEXT), *([] if row.get(PAIR) is None else [row[PAIR]])]
         if not all(isinstance(one, str) for one in pair):
             raise InputError(f"{said}: row {number} has no text: leave it out")
         texts.append(pair if len(pair) > 1 else pair[0])
-    group = next((name for name in _GROUP if name in names), None)
-    chosen = label or _label_among(said, names, group)
-    if chosen is not None and chosen not in names:
-        raise InputError(f"{said} has no column {chosen!r} for the labels: it has {shown}")
     labels = None
     if chosen is not None:
         labels = _numbers([row.get(chosen) for row in rows], pipeline, said)
-    groups = None if group is None else [row.get(group) for row in rows]
-    return Texts(said, texts, labels, _groups(groups, said))
+    return Texts(said, texts, labels, groups)
 
 
 def _groups(groups: Sequence[Any] | None, said: str) -> Sequence[Any] | None:

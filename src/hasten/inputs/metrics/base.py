@@ -57,6 +57,8 @@ class Metric(Value, ABC):
             "brier": "hasten.inputs.metrics.brier:Brier",
             "cer": "hasten.inputs.metrics.transcripts:Cer",
             "wer": "hasten.inputs.metrics.transcripts:Wer",
+            "token_accuracy": "hasten.inputs.metrics.tokens:TokenAccuracy",
+            "entity_f1": "hasten.inputs.metrics.tokens:EntityF1",
             "iou": "hasten.inputs.metrics.iou:Iou",
             "pck": "hasten.inputs.metrics.keypoints:Pck",
             "oks": "hasten.inputs.metrics.keypoints:Oks",

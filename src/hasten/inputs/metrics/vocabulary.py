@@ -32,24 +32,41 @@ def read_vocabulary(path: str, text: str) -> tuple[str, ...]:
     Raises:
         InputError: there is no such file, or it holds no vocabulary.
     """
-    file = Path(path)
-    try:
-        written = file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = "no such file" if isinstance(error, FileNotFoundError) else "it can't be read as text"
-        raise InputError(f"metric {text!r}: the vocabulary {path}: {why}") from error
-    if file.suffix == ".json":
-        pieces = [" " if piece == "|" else piece for piece in _of_json(written, path, text)]
-    else:
-        pieces = written.removesuffix("\n").split("\n") if written else []
-    if not 0 < len(pieces) <= _MOST:
-        raise InputError(f"metric {text!r}: the vocabulary {path} has {len(pieces):,} pieces")
+    pieces = read_lines(path, text, "vocabulary")
+    if path.endswith(".json"):
+        pieces = tuple(" " if piece == "|" else piece for piece in pieces)
     return tuple(
         "" if _SPECIAL.fullmatch(piece) else piece.replace(_WORD_START, " ") for piece in pieces
     )
 
 
-def _of_json(written: str, path: str, text: str) -> list[str]:
+def read_lines(path: str, text: str, what: str) -> tuple[str, ...]:
+    """Read a text for each class, in order: one on each line, or a JSON list or mapping of texts to classes.
+
+    Args:
+        path: Path of the file.
+        text: Whole text of the metric, for messages.
+        what: What the texts are, for messages: "vocabulary".
+
+    Raises:
+        InputError: there is no such file, or it holds something else.
+    """
+    file = Path(path)
+    try:
+        written = file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = "no such file" if isinstance(error, FileNotFoundError) else "it can't be read as text"
+        raise InputError(f"metric {text!r}: the {what} {path}: {why}") from error
+    if file.suffix == ".json":
+        pieces = _of_json(written, path, text, what)
+    else:
+        pieces = written.removesuffix("\n").split("\n") if written else []
+    if not 0 < len(pieces) <= _MOST:
+        raise InputError(f"metric {text!r}: the {what} {path} has {len(pieces):,} pieces")
+    return tuple(pieces)
+
+
+def _of_json(written: str, path: str, text: str, what: str) -> list[str]:
     """Return the pieces of a JSON list, or of a mapping of pieces to classes from 0 on."""
     try:
         found = json.loads(written)
@@ -61,7 +78,7 @@ def _of_json(written: str, path: str, text: str) -> list[str]:
             found = sorted(found, key=found.__getitem__)
     if not isinstance(found, list) or not all(isinstance(piece, str) for piece in found):
         raise InputError(
-            f"metric {text!r}: the vocabulary {path} is neither a list of texts nor a mapping of "
+            f"metric {text!r}: the {what} {path} is neither a list of texts nor a mapping of "
             "texts to the classes 0, 1, 2, ..."
         )
     return found

@@ -20,6 +20,7 @@ from hasten.inputs.models import frozen, onnx, sentence_transformers, timm_folde
 from hasten.inputs.models.sentence_transformers import SentenceModel
 from hasten.inputs.pipeline.base import Pipeline, PostStep
 from hasten.inputs.pipeline.classes import TopK
+from hasten.inputs.pipeline.entities import Entities
 from hasten.inputs.pipeline.hugging_face import IMAGES, TOKENIZER, from_hugging_face
 from hasten.inputs.pipeline.text import MAX_TOKENIZER_BYTES, Tokenize
 from hasten.inputs.pipeline.written import read_text
@@ -31,6 +32,7 @@ _SLOW_TOKENIZERS = (
     *("tokenizer_config.json", "special_tokens_map.json"),
 )
 _CLASSIFIERS = ("ForAudioClassification", "ForImageClassification", "ForSequenceClassification")
+_TAGGERS = "ForTokenClassification"
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _SHOWN = 5
 """Largest number of classes of a decision."""
@@ -97,16 +99,19 @@ class Folder:
         return Pipeline(steps, self._after()), ""
 
     def _after(self) -> tuple[PostStep, ...]:
-        """Return the step that names the classes of a classifier whose folder has names for them."""
+        """Return the step that names what a classifier, of samples or of tokens, finds by its folder's names."""
         labels = self.config.get("id2label")
         if not isinstance(labels, Mapping) or len(labels) < 2:
             return ()
         names = tuple(str(labels.get(str(number))) for number in range(len(labels)))
         one_of_them = self.config.get("problem_type") in (None, "single_label_classification")
-        if not one_of_them or not self.architecture.endswith(_CLASSIFIERS):
-            return ()
         numbered = [f"LABEL_{number}" for number in range(len(names))]  # where nobody named them
         given = () if list(names) == numbered or "None" in names else names
+        if self.architecture.endswith(_TAGGERS):
+            read_as_texts = given and (self.path / TOKENIZER).is_file()
+            return (Entities(given),) if read_as_texts else ()
+        if not one_of_them or not self.architecture.endswith(_CLASSIFIERS):
+            return ()
         return (TopK(min(_SHOWN, len(names)), given),)
 
     @property

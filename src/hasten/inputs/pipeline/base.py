@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 
@@ -14,6 +14,25 @@ from hasten.core.records import Value, type_name
 from hasten.core.registry import Registry
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import InputError
+
+
+class Tokenized(Protocol):
+    """Text of which a sample's tokens come."""
+
+    @property
+    def text(self) -> str:
+        """The text itself."""
+        ...
+
+    @property
+    def words(self) -> Sequence[int | None]:
+        """Number of the word that each token belongs to; None for special tokens and padding."""
+        ...
+
+    @property
+    def spans(self) -> Sequence[tuple[int, int]]:
+        """First character of each token, and the character after its last one."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -25,12 +44,14 @@ class Origin:
         width: Width of the source picture, in pixels; 0 where the source isn't a picture.
         scale: Pixels of the source per pixel of the sample, down and across.
         offset: Position of the sample's upper left corner in the source, down and across.
+        text: Text that the sample's tokens come from; None where the source isn't one text.
     """
 
     height: int = 0
     width: int = 0
     scale: tuple[float, float] = (1.0, 1.0)
     offset: tuple[float, float] = (0.0, 0.0)
+    text: Tokenized | None = None
 
     def resized(self, old: Sequence[int], new: Sequence[int]) -> Origin:
         """Return the origin after a picture of one (height, width) was resized to another."""
@@ -91,7 +112,7 @@ class Step(Value, ABC):
         """Return what a call returns, and the sample's origin after it.
 
         A step that moves or scales a picture overrides this, so that boxes can be told in the
-        source's own pixels.
+        source's own pixels, and a step that makes tokens, so that entities can be told in the text.
         """
         return self(value), origin
 
@@ -141,6 +162,7 @@ class PostStep(Value, ABC):
             "ssd_boxes": "hasten.inputs.pipeline.ssd:SsdBoxes",
             "nms": "hasten.inputs.pipeline.nms:Nms",
             "ctc": "hasten.inputs.pipeline.ctc:Ctc",
+            "entities": "hasten.inputs.pipeline.entities:Entities",
             "l2_normalize": "hasten.inputs.pipeline.vectors:L2Normalize",
             "quantity": "hasten.inputs.pipeline.vectors:Quantity",
             "mask": "hasten.inputs.pipeline.mask:Mask",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,7 +14,7 @@ import numpy as np
 from hasten.core.extras import missing_extra
 from hasten.core.tensors import Array
 from hasten.errors import InputError
-from hasten.inputs.pipeline.base import Step
+from hasten.inputs.pipeline.base import Origin, Step
 from hasten.inputs.pipeline.written import FILE, read_text
 
 MAX_TOKENIZER_BYTES = 3 << 20
@@ -25,6 +25,26 @@ _PADDING = ("[PAD]", "<pad>")
 _LONG = 4096
 """Characters above which a text is tokenized as a batch of one: only so does the library let Python's other
 threads run meanwhile. A text of 64 kB stopped them for 50 ms."""
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """One text and what the tokenizer made of it, from which words and spans are read when asked for."""
+
+    text: str
+    encoding: Any = field(repr=False, compare=False)
+
+    @property
+    def words(self) -> Sequence[int | None]:
+        """Number of the word that each token belongs to; None for special tokens and padding."""
+        found: Sequence[int | None] = self.encoding.word_ids
+        return found
+
+    @property
+    def spans(self) -> Sequence[tuple[int, int]]:
+        """First character of each token, and the character after its last one."""
+        found: Sequence[tuple[int, int]] = self.encoding.offsets
+        return found
 
 
 @dataclass(frozen=True)
@@ -142,12 +162,23 @@ class Tokenize(Step):
         Raises:
             InputError: the value is no text, or the tokenizer can't be read or can't handle it.
         """
-        texts = [_text(each) for each in _texts(value)]
+        return self._given(self._encoded(_read(value)))
+
+    def traced(self, value: Any, origin: Origin) -> tuple[dict[str, Array], Origin]:
+        texts = _read(value)
+        encoded = self._encoded(texts)
+        text = _Encoded(texts[0], encoded) if len(texts) == 1 else None
+        return self._given(encoded), replace(origin, text=text)
+
+    def _encoded(self, texts: list[str]) -> Any:
+        """Return the tokenizer library's encoding of a text or of two texts."""
         if sum(map(len, texts)) > _LONG:
             together = tuple(texts) if len(texts) > 1 else texts[0]
-            (encoded,) = _shielded("the text", self._opened.encode_batch, [together])
-        else:
-            encoded = _shielded("the text", self._opened.encode, *texts)
+            return _shielded("the text", self._opened.encode_batch, [together])[0]
+        return _shielded("the text", self._opened.encode, *texts)
+
+    def _given(self, encoded: Any) -> dict[str, Array]:
+        """Return an encoding's numbers by input name."""
         return {
             name: np.array(numbers, self.dtype)
             for name, numbers in (
@@ -197,6 +228,11 @@ def _texts(value: Any) -> Sequence[Any]:
     if isinstance(value, Sequence) and len(value) == 2:
         return value
     raise InputError(f"tokenize needs a text, or two texts; got {type(value).__name__}")
+
+
+def _read(value: Any) -> list[str]:
+    """Return the one or two texts of a sample."""
+    return [_text(each) for each in _texts(value)]
 
 
 def _text(value: Any) -> str:
