@@ -23,6 +23,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     assert OWN is not None
     (tmp_path / "my.py").write_text(OWN[1])
     (tmp_path / "vocab.txt").write_text("a\nb\n \n")
+    (tmp_path / "tags.txt").write_text("O\nB-PER\nI-PER\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -17,7 +17,7 @@ from hasten.inputs.pipeline.text import Tokenize
 
 TAGS = ("O", "B-ANIMAL", "I-ANIMAL")
 PIPELINE = Pipeline((Tokenize(CONTENT, pad=False),), (Entities(TAGS),))
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"tokens": ["The", "cats", "sat"], "ner_tags": ["O", "B-ANIMAL", "O"]},
     {"tokens": ["mat", "cats"], "ner_tags": [2, 1]},
 ]
