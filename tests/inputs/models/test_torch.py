@@ -282,6 +282,19 @@ class Nothing(nn.Module):
         return None
 
 
+class Bessel(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.special.bessel_j0(x)
+
+
+def test_an_operator_without_an_onnx_form_is_named_with_ways_on(tmp_path: Path) -> None:
+    assert refused(Bessel(), [X], tmp_path) == (
+        "torch can't export the model to ONNX: torch has no ONNX form of its operator prims.bessel_j0: calculate "
+        "it with other operators in forward, or in your own code before or after the model; or call "
+        "torch.onnx.export with a custom_translation_table for it, and give the ONNX file"
+    )
+
+
 def test_a_module_that_gives_nothing_is_refused(tmp_path: Path) -> None:
     assert refused(Nothing(), [X], tmp_path) == (
         "the model returns no tensor: there is nothing to compare"

@@ -40,6 +40,8 @@ _BRANCH = re.compile(
     re.DOTALL,
 )
 """Pattern of the file, line and code in torch.export's error about a data-dependent branch."""
+_UNKNOWN = re.compile(r"No ONNX function found for <OpOverload\(op='(\w+)[.:]+(\w+)'")
+"""Pattern of an operator's library and name in the exporter's error about one that it doesn't know."""
 
 if TYPE_CHECKING:
     import torch
@@ -532,6 +534,13 @@ def _reason(error: BaseException) -> str:
         return (
             f"{Path(file).name}:{line} has a branch that depends on a computed number "
             f"({code.strip()}); torch.where chooses between two values without a branch"
+        )
+    unknown = _UNKNOWN.search(str(error))
+    if unknown:
+        return (
+            f"torch has no ONNX form of its operator {'.'.join(unknown.groups())}: calculate it with other "
+            "operators in forward, or in your own code before or after the model; or call torch.onnx.export with a "
+            "custom_translation_table for it, and give the ONNX file"
         )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
