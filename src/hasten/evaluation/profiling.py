@@ -263,7 +263,7 @@ def _whole(
             worker.ask(
                 "time",
                 limit_s=pace.limit_s,
-                samples=str(samples.folder),
+                samples=samples.folder,
                 first=0,
                 warmup_ns=pace.warmup_ns,
                 block_ns=pace.block_ns,

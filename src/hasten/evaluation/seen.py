@@ -22,8 +22,8 @@ from hasten.core.records import write_json
 from hasten.core.tensors import Array
 from hasten.errors import InputError, IntegrityError
 from hasten.inputs.data.dataset import Dataset, Subset
+from hasten.inputs.data.parts import hashed_groups
 from hasten.inputs.data.splits import KNOWN_BYTES, Earlier, former_hashes, units_of
-from hasten.optimization.workspace import hashed_groups
 from hasten.reporting.card import Card
 from hasten.reporting.notebook import as_html
 

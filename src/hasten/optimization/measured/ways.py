@@ -21,7 +21,7 @@ from hasten.measure.stages import Ways, reported
 from hasten.optimization import delivery
 from hasten.optimization.judge import Shipment
 from hasten.optimization.measured.racing import Racing
-from hasten.optimization.workspace import requests_from
+from hasten.optimization.shapes import requests_from
 
 _FILES = 64
 """Number of files that are timed, in turns."""
