@@ -19,7 +19,7 @@ import numpy as np
 from hasten.bundle.binding import bound_arrays
 from hasten.bundle.covered import certified_sizes, cut, has_batch_axis, joined, not_covered
 from hasten.bundle.folder import artifact_of
-from hasten.bundle.manifest import Manifest, Part
+from hasten.bundle.manifest import Manifest, Part, naming_packages
 from hasten.bundle.requests import REQUESTS, kept_requests
 from hasten.bundle.requirements import answers_as, distributions, programs
 from hasten.bundle.rows import BoundRow, RowPath
@@ -158,27 +158,34 @@ def _anywhere(there: Target, record: Mapping[str, Any]) -> bool:
     return there.family in kind.families and kind.faithful
 
 
-def engine_of(item: Part, threads: int) -> Engine:
+def engine_of(item: Part, threads: int, environment: Mapping[str, str] | None = None) -> Engine:
     """Return the engine that a part names, limited to `threads` even if its record asks for more.
+
+    Args:
+        item: Part of a bundle.
+        threads: Largest number of threads of one request.
+        environment: Environment of the bundle's manifest, which may say what package the engine comes from.
 
     Raises:
         IntegrityError: there is no such engine or setting.
     """
-    return from_record(Engine, item.engine).within(threads)
+    with naming_packages(environment):
+        return from_record(Engine, item.engine).within(threads)
 
 
-def reference_of(item: Part, said: str) -> Engine:
+def reference_of(item: Part, said: str, environment: Mapping[str, str] | None = None) -> Engine:
     """Return the reference engine of a part: see `Engine.reference`.
 
     Args:
         item: Part of a bundle.
         said: Name of the bundle for messages.
+        environment: Environment of the bundle's manifest; see `engine_of`.
 
     Raises:
         InputError: there is none.
         IntegrityError: the part names no engine or setting.
     """
-    engine = engine_of(item, 1)
+    engine = engine_of(item, 1, environment)
     found = engine.reference()
     if found is None:
         raise InputError(
@@ -759,7 +766,11 @@ def _open(
         )
     here = at_hand(manifest.target)
     threads = max(1, min(threads or manifest.target.threads, manifest.target.threads, here.threads))
-    engine = reference_of(item, stored.name) if reference else engine_of(item, threads)
+    engine = (
+        reference_of(item, stored.name, manifest.environment)
+        if reference
+        else engine_of(item, threads, manifest.environment)
+    )
     engine = engine.beside() if beside_others else engine
     for runtime in engine.runtimes:
         runtime.version()

@@ -191,7 +191,9 @@ def _rival(
                 f"{model.name}: its bundle has no exact model, so there is no exact chain: say what to "
                 "compare with in against="
             )
-        engine_of(part, 1)  # a damaged record is refused here, not as a failure of the race
+        engine_of(
+            part, 1, manifest.environment
+        )  # a damaged record is refused here, not as a failure of the race
         artifact = artifact_of(unpacked(model.bundle), part, manifest, ())
         labels.append(f"{model.name}: {part.label}")
         paths += [artifact.path, *artifact.files]

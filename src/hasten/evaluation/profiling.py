@@ -188,7 +188,7 @@ def _of_bundle(
         _Subject(
             role,
             part.label,
-            engine_of(part, target.threads),
+            engine_of(part, target.threads, manifest.environment),
             artifact_of(folder, part, manifest, custom_ops),
         )
         for role, part in held.items()

@@ -12,7 +12,7 @@ import numpy as np
 
 from hasten.bundle import Manifest, artifact_of, engine_of, read, unpacked
 from hasten.bundle.loaded import reference_of
-from hasten.bundle.manifest import unfinished
+from hasten.bundle.manifest import naming_packages, unfinished
 from hasten.certificate.betting import BettingPrior
 from hasten.certificate.certification import guarded
 from hasten.certificate.draws import Over
@@ -24,7 +24,7 @@ from hasten.core.sequences import Sequences
 from hasten.core.shapes import extents
 from hasten.core.tensors import TensorSpec, check_tensors
 from hasten.engines.base import Artifact, Engine
-from hasten.errors import InputError, IntegrityError
+from hasten.errors import InputError, IntegrityError, UnknownMember
 from hasten.evaluation.agreement import comparing, needs_no_limit
 from hasten.inputs.data.dataset import Dataset, ShapesOf
 from hasten.inputs.data.images import ImageFolder
@@ -178,7 +178,7 @@ def open_subject(
     )
     limits = _limits(folder, manifest, replace(asked, max_drop=_NO_LIMIT) if unlimited else asked)
     check_limits(limits.max_drop, limits.confidence)
-    metric = guarded(_metric(folder, manifest.metric, asked.metric), limits.guard)
+    metric = guarded(_metric(folder, manifest, asked.metric), limits.guard)
     exact = artifact_of(folder, manifest.exact, manifest, custom_ops)
     check_outputs(metric, exact.outputs)
     winner = artifact_of(folder, manifest.winner, manifest, custom_ops)
@@ -207,10 +207,10 @@ def _engines(
     """
     assert manifest.exact is not None
     threads = threads_of(manifest)
-    winner = engine_of(manifest.winner, threads)
+    winner = engine_of(manifest.winner, threads, manifest.environment)
     if reference:
-        winner = reference_of(manifest.winner, os.fspath(bundle))
-    return engine_of(manifest.exact, threads), winner
+        winner = reference_of(manifest.winner, os.fspath(bundle), manifest.environment)
+    return engine_of(manifest.exact, threads, manifest.environment), winner
 
 
 def open_material(subject: Subject, data: Any, scored: Metric | None) -> Material:
@@ -255,7 +255,7 @@ def _check_device(folder: Path, manifest: Manifest) -> None:
     here = at_hand(manifest.target)
     if here.kind != "compile-only":
         return
-    for engine in engine_of(manifest.winner, here.threads).runtimes:
+    for engine in engine_of(manifest.winner, here.threads, manifest.environment).runtimes:
         try:
             engine.check_faithful()
         except InputError as error:
@@ -300,12 +300,15 @@ def _limits(folder: Path, manifest: Manifest, asked: Asked) -> Limits:
     )
 
 
-def _metric(folder: Path, stated: dict[str, Any], given: Metric | None) -> Metric:
+def _metric(folder: Path, manifest: Manifest, given: Metric | None) -> Metric:
     """Return the metric to score by: the one given here, else the bundle's own."""
     if given is not None:
         return given
     try:
-        metric = from_record(Metric, stated)
+        with naming_packages(manifest.environment):
+            metric = from_record(Metric, manifest.metric)
+    except UnknownMember as error:
+        raise IntegrityError(f"{folder}: {error}; or give another metric=") from error
     except InputError as error:
         raise IntegrityError(f"{folder}: the metric is damaged: {error}") from error
     if metric.function is not None:
