@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hasten.bundle import Manifest, artifact_of, engine_of, read, unpacked
-from hasten.bundle.loaded import reference_of
+from hasten.bundle.engines import reference_of
 from hasten.bundle.manifest import naming_packages, unfinished
 from hasten.certificate.betting import BettingPrior
 from hasten.certificate.certification import guarded

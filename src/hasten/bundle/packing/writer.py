@@ -15,8 +15,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from hasten.bundle.engines import engine_of
 from hasten.bundle.folder import lean_copy, read
-from hasten.bundle.loaded import engine_of
 from hasten.bundle.manifest import MANIFEST, SIGNATURE, Manifest, Part
 from hasten.bundle.packing import layout
 from hasten.bundle.packing.blocks import Coder, all_codecs
