@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class HastenError(Exception):
-    """What went wrong, in one line: what was asked, what came, and what to do."""
+    """Base of hasten's errors: one line says what was asked, what came, and what to do."""
 
 
 class InputError(HastenError):
@@ -47,7 +47,7 @@ class UnknownMember(IntegrityError):  # noqa: N818
         entry_point: Group and name of the entry point by which a package adds it, "hasten.steps:features".
 
     Args:
-        hint: What is known of where it comes from, for the message.
+        hint: Words for its origin, as far as that is known, for the message.
     """
 
     def __init__(self, member: str, entry_point: str, hint: str) -> None:

@@ -83,7 +83,7 @@ class Starts:
 
 @dataclass(frozen=True)
 class ColdStart:
-    """How long a bundle, or a chain, takes from the start of a process to its first answer.
+    """Time of a bundle, or of a chain, from the start of a process to its first answer.
 
     Attributes:
         rows: Kinds of start: with an empty cache, with a filled one, without; the exact models without.

@@ -88,7 +88,7 @@ def certify(
         max_drop: Limit on the drop; by default the certificate's.
         confidence: Confidence of the verdict; by default the certificate's.
         guard: Quantity that is bounded; by default the certificate's.
-        mean_over: What the mean is over, where samples have groups or repeat one another; by default the
+        mean_over: Units of the mean, where samples have groups or repeat one another; by default the
             certificate's.
         metric: Metric that is scored; by default the bundle's, unless that is a function. A
             bundle's word alone runs no code, so a function must be named again.

@@ -45,13 +45,13 @@ _NO_LIMIT = 0.5
 
 @dataclass(frozen=True)
 class Asked:
-    """What a caller asks for in place of what the bundle states; None stands for the bundle's own.
+    """Values that a caller gives in place of the bundle's own; None stands for the bundle's own.
 
     Attributes:
         max_drop: Limit on the drop.
         confidence: Confidence of the verdict.
         guard: Quantity that is bounded.
-        mean_over: What the mean is over.
+        mean_over: Units of the mean.
         metric: Metric that is scored.
         batch_sizes: Batch sizes at which the limit must hold, beside lone samples.
         reference: Whether the winner is answered by the reference engine of its own.
@@ -74,7 +74,7 @@ class Limits:
         max_drop: Limit on the drop.
         confidence: Confidence of the verdict.
         guard: Quantity that is bounded.
-        mean_over: What the mean is over.
+        mean_over: Units of the mean.
         prior: Prior of the bets.
         counted: Name of the metric whose scores the certificate counts as 0/1; empty where it counts
             none.
@@ -137,7 +137,7 @@ class Material:
         dataset: The samples.
         metric: Metric that is scored on them.
         sequences: States to carry, where samples are whole sequences; None elsewhere.
-        notes: What a person should know about the data.
+        notes: Notes on the data for people.
     """
 
     dataset: Dataset
@@ -156,7 +156,7 @@ def open_subject(
 
     Args:
         bundle: Folder of the bundle, or its packed file.
-        asked: What the caller asks for in place of what the bundle states.
+        asked: Values that the caller gives in place of the bundle's own.
         pipeline: Steps from an image file to the input of the model as it was given; by default the
             bundle's.
         custom_ops: Paths of libraries with the model's own operators.

@@ -60,7 +60,7 @@ def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
     Args:
         judge: Judge of the run.
         ladder: Ladder as it was frozen; what fell on the sealed data is no fallback.
-        sealed: What the sealed data said.
+        sealed: Result on the sealed data.
     """
     job, ready, verdicts = judge.job, judge.ready, sealed.verdicts
     job.notes += shortfall(

@@ -35,7 +35,7 @@ from hasten.optimization.order import Order
 
 @dataclass(frozen=True)
 class Unrolled:
-    """What a run on sequences knows beside the sequences.
+    """Single steps of a run's sequences, and a session's states.
 
     Attributes:
         sequences: States that the model carries, and which steps are scored.

@@ -42,7 +42,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class ChainCertificate:
-    """What a test of a chain's own decisions has shown.
+    """Result of a test of a chain's own decisions.
 
     Attributes:
         claim: Verdict in a sentence.

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 
 from hasten.bundle.chains.batches import batch_sizes, run_rows
 from hasten.bundle.chains.certificate import certificate_file, kept_certificate
-from hasten.bundle.chains.plan import Member, Plan, Stage, named
+from hasten.bundle.chains.plan import ChainPlan, Member, Stage, named
 from hasten.bundle.folder import read
 from hasten.bundle.loaded import Loaded, NotCertifiedHere, UnfinishedRun
 from hasten.bundle.loading import load
@@ -64,7 +64,7 @@ class OpenChain:
         self.batch_sizes = dict(sizes)
         self.not_certified = tuple(notes)
         self.certified = certified
-        self._plan = Plan(
+        self._plan = ChainPlan(
             chain,
             {
                 name: Member(pipeline_of(name, one.manifest), one.inputs, max(sizes[name]))
@@ -270,7 +270,7 @@ def check_chain(chain: Chain, trusted: Sequence[PublicKey] = ()) -> dict[str, Ma
             manifest = manifests[model.name] = read(unpacked(model.bundle, trusted), trusted)
         pipeline = pipeline_of(model.name, manifest)
         members[model.name] = Member(pipeline, manifest.winner.artifact.inputs)
-    Plan(chain, members)
+    ChainPlan(chain, members)
     return manifests
 
 

@@ -34,7 +34,7 @@ class Failing(CandidateError):  # noqa: N818 - an outcome, not an error
 
 @dataclass(frozen=True)
 class Found:
-    """What a check that holds found.
+    """Finding of a check that holds.
 
     Attributes:
         said: Statement that holds, in one line.
@@ -61,7 +61,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of one check.
+    """Outcome of one check.
 
     Attributes:
         check: Name of the check.

@@ -33,8 +33,8 @@ class Parts:
         sealed_hashes: Content hashes of the sealed samples, in hex.
         unit_sizes: Number of samples in each group of all the data to judge on, equal ones together.
         notes: Notes on samples that were left out, with the reasons, and on near copies.
-        earlier: What earlier runs did with samples of this data.
-        reservation: What a certificate on this data must say of it; empty where there is nothing.
+        earlier: Record of what earlier runs did with samples of this data.
+        reservation: Reservation that a certificate on this data must state; empty where there is none.
         read_s: Time to read a sample, at most, in seconds.
     """
 

@@ -107,7 +107,7 @@ def starts(racing: Racing, shipment: Shipment) -> ColdStart | None:
 
     Args:
         racing: Candidates of the run and their races.
-        shipment: What ships.
+        shipment: Model that ships.
 
     Returns:
         The starts; None where the effort leaves them out, or a note says why.

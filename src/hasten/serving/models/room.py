@@ -43,7 +43,7 @@ def paid_bytes(sent: int) -> int:
 
 
 class Place:
-    """What one request takes of the room.
+    """Share of the room that one request takes.
 
     Args:
         room: The room.

@@ -86,7 +86,7 @@ class Slot:
             self._signal.notify_all()
 
 
-class Pace:
+class FrameClock:
     """When the frames of a recording arrive, as a camera would deliver them.
 
     Args:

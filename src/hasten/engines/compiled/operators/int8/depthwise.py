@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.operators.int8.epilogue import Epilogue, Part, laned_channels
+from hasten.engines.compiled.operators.int8.epilogue import ChannelSums, Epilogue, laned_channels
 from hasten.engines.compiled.plan import product
 
 if TYPE_CHECKING:
@@ -536,7 +536,7 @@ class Depthwise:
         )
         parts = [
             [
-                Part(
+                ChannelSums(
                     f"a{pixel}_{part}",
                     pixel * conv.channels[0] + part * lanes,
                     part * lanes,
