@@ -27,7 +27,7 @@ class ChainSamples:
     Attributes:
         values: Values that the chain is given: paths of files, or rows of a table.
         dataset: The samples as the first model that sees them takes them.
-        seen: What the chain's bundles were made with, as hashes of that data set.
+        seen: Samples that the chain's bundles were made with, as hashes of that data set.
     """
 
     values: Sequence[Any]

@@ -1,4 +1,4 @@
-"""What a bundle was made with, which data is fresh for it, and the outcome of a test on such data."""
+"""Data that a bundle was made with, data that is fresh for it, and the outcome of a test on such data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run takes from earlier runs, and what it leaves to later ones: the ledger's part in a run."""
+"""Memory of samples that a run takes from earlier runs and leaves to later ones: the ledger's part in a run."""
 
 from __future__ import annotations
 

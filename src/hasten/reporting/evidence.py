@@ -81,7 +81,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Step:
-    """What is read of a step that a runtime executed: see `hasten.engines.layers.LayerTime`."""
+    """Step that a runtime executed, as far as it is read: see `hasten.engines.layers.LayerTime`."""
 
     name: Word
     operator: Word

@@ -99,7 +99,7 @@ class Cut:
 
     @property
     def key(self) -> tuple[bytes, int]:
-        """What two items share that have the same chunks."""
+        """Key that two items share which have the same chunks."""
         return hashlib.sha256(self.data.data).digest(), self.item.width
 
 

@@ -37,7 +37,7 @@ _KEPT_BYTES = 2**16
 
 @dataclass(frozen=True)
 class Axis:
-    """How the outputs along one axis are made.
+    """Sums that make the outputs along one axis.
 
     Attributes:
         first: Index of the first source pixel of each output, `(outputs,)` int32.
@@ -158,13 +158,13 @@ class ResizedRegion:
 
     @property
     def rows(self) -> Axis | None:
-        """How the part's rows are made; None where the height stays."""
+        """Sums that make the part's rows; None where the height stays."""
         old, new = self.old[0], self.new[0]
         return None if old == new else self._axis(old, new, self.top, self.bottom)
 
     @property
     def columns(self) -> Axis | None:
-        """How the part's columns are made; None where the width stays."""
+        """Sums that make the part's columns; None where the width stays."""
         old, new = self.old[1], self.new[1]
         return None if old == new else self._axis(old, new, self.left, self.right)
 

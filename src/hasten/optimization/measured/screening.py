@@ -37,7 +37,7 @@ _HOPELESS_SLOW = 1.5
 _REFERENCE_LIMIT_S = 30.0
 _REFERENCE_SHARE = 0.1
 _NO_OPERATOR = "is not a registered function/op"
-"""What ONNX Runtime says of an operator of a domain that it doesn't have."""
+"""Words of ONNX Runtime about an operator of a domain that it doesn't have."""
 _LIBRARY = "; if you have a library with the operator, give it with custom_ops=LIBRARY"
 
 

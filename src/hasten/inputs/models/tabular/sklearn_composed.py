@@ -389,4 +389,4 @@ HEADS: dict[str, Callable[[Any], Head]] = {
     "VotingClassifier": _voting,
     "VotingRegressor": _voting,
 }
-"""What describes each model, by the name of its class."""
+"""Function that describes each model, by the name of its class."""

@@ -284,4 +284,4 @@ HEADS: dict[str, Callable[[Any], Head]] = {
     "HistGradientBoostingRegressor": _histogram,
     "IsolationForest": _isolation,
 }
-"""What describes each model, by the name of its class."""
+"""Function that describes each model, by the name of its class."""

@@ -169,7 +169,7 @@ class Depthwise:
 
     @cached_property
     def braids(self) -> Braids:
-        """How rows are laid side by side."""
+        """Layout of rows side by side."""
         return Braids.of(self.conv, self.writer.byte_taps)
 
     @cached_property

@@ -30,7 +30,7 @@ class ChannelSums:
         sum: C expression of a vector of int32, `vi_32` where vectors have 32 bytes.
         at: Place of the first sum's result, in elements from the pointers to the output and the residual.
         channel: Channel of the first sum, from the pointer to the scales.
-        valid: How many of the sums count; the others are dropped.
+        valid: Number of the sums that count; the others are dropped.
     """
 
     sum: str
@@ -41,14 +41,14 @@ class ChannelSums:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """What becomes of sums: C statements that write results from vectors of int32.
+    """Writer of results: C statements that make them from vectors of int32 sums.
 
     The pointers are C expressions, in which the place of a pixel may be added.
 
     Attributes:
         wide: Bytes of a vector.
-        rounding: How sums become bytes; None for float32.
-        sum: How the residual is added; None if there is none.
+        rounding: Rule by which sums become bytes; None for float32.
+        sum: Rule by which the residual is added; None if there is none.
         output: Pointer to the results: `u8 *`, or `float *`.
         scale: Pointer to the scales, of which there must be a whole vector from each part's channel on.
         slope: Pointer to the slopes, likewise, that results below 0 are multiplied by; "" for none.
