@@ -30,6 +30,7 @@ from hasten.core.telemetry import telemetry_off
 from hasten.engines.base import Artifact
 from hasten.engines.openvino.engine import OpenVino
 from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.parts import Parts, lay_out
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.models.source import load_model
 from hasten.measure.candidate import Single, Trial
@@ -41,7 +42,6 @@ from hasten.measure.roofline import Floor, floor
 from hasten.measure.workbench import Workbench
 from hasten.optimization.measured.mixing import Mixing
 from hasten.optimization.measured.screening import Screening
-from hasten.optimization.workspace import Parts, lay_out
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.nncf_quantization import NncfQuantization
 from hasten.passes.onnx_files import saturates

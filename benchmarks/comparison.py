@@ -13,7 +13,6 @@ import rivals
 from models import Subject
 
 from hasten.bundle import artifact_of, engine_of, read
-from hasten.certificate.certification import sealed_scores
 from hasten.core.model import Model
 from hasten.core.target import Target
 from hasten.core.telemetry import telemetry_off
@@ -28,6 +27,7 @@ from hasten.inputs.data.spool import write_spool
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.models import onnx as onnx_frontend
 from hasten.measure import ceilings
+from hasten.measure.accuracy import sealed_scores
 from hasten.measure.effort import EFFORTS
 from hasten.measure.intervals import Ratio, paired_ratio, quantile
 from hasten.measure.journal import Journal

@@ -16,10 +16,11 @@ from hasten.bundle.loaded import Loaded
 from hasten.core.model import Format, Model
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors
-from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.base import Artifact, Session
 from hasten.engines.cuda.gauge import gauge_of
 from hasten.engines.cuda.runtime import cuda_runtime
 from hasten.engines.cuda.settling import Settling
+from hasten.engines.only_timed import OnlyTimed
 from hasten.errors import CandidateError
 
 MODULE = "module.pt"
@@ -28,15 +29,13 @@ REQUESTS = "requests"
 """Property that says how a bundle answers a batch in parts: "8 of 1"."""
 
 
-class _Bare(Engine):
-    """Runtime as it comes, with no setting of hasten's and nothing of hasten around its call."""
+class _Bare(OnlyTimed):
+    """Runtime as it comes, with no setting of hasten's and nothing of hasten around its call.
+
+    It isn't exact: the defaults of these runtimes may round products of float32 to TF32.
+    """
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
-
-    @property
-    def exact(self) -> bool:
-        """False, since the defaults of these runtimes may round products of float32 to TF32."""
-        return False
 
     @classmethod
     def variants(cls, target: Target) -> Iterator[Self]:
@@ -152,7 +151,7 @@ class _BareSession(Session):
 
 
 @dataclass(frozen=True)
-class Bundled(Engine):
+class Bundled(OnlyTimed):
     """A bundle as `hasten.load` opens it, whatever engine its model is on.
 
     Requests of more rows than it takes, or than its certificate covers, are answered in parts.
@@ -164,15 +163,6 @@ class Bundled(Engine):
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx"})
 
     folder: str
-
-    @property
-    def exact(self) -> bool:
-        """False: the bundle's own status says what it is."""
-        return False
-
-    @classmethod
-    def variants(cls, target: Target) -> Iterator[Self]:
-        yield from ()
 
     @classmethod
     def version(cls) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class HastenError(Exception):
-    """What went wrong, in one line: what was asked, what came, and what to do."""
+    """Base of hasten's errors: one line says what was asked, what came, and what to do."""
 
 
 class InputError(HastenError):
@@ -37,6 +37,22 @@ class DeviceLost(CandidateError):  # noqa: N818
 
 class IntegrityError(InputError):
     """A bundle or a record is damaged, truncated, tampered with, or from a newer version."""
+
+
+class UnknownMember(IntegrityError):  # noqa: N818
+    """A record names an engine, a step or a member of another open family that isn't installed.
+
+    Attributes:
+        member: Family and name of the member, as in "the step 'features'".
+        entry_point: Group and name of the entry point by which a package adds it, "hasten.steps:features".
+
+    Args:
+        hint: Words for its origin, as far as that is known, for the message.
+    """
+
+    def __init__(self, member: str, entry_point: str, hint: str) -> None:
+        super().__init__(f"{member} isn't installed: {hint}")
+        self.member, self.entry_point = member, entry_point
 
 
 class LabelsWanted(HastenError):  # noqa: N818

@@ -83,7 +83,7 @@ def test_a_long_compilation_is_in_the_log_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle, cache = bundle_of(tmp_path, CompiledC()), tmp_path / "cache"
-    monkeypatch.setattr("hasten.bundle.loaded._LONG_S", 0.0)
+    monkeypatch.setattr("hasten.bundle.loading._LONG_S", 0.0)
     monkeypatch.setattr("hasten.engines.compiled.engine.scratch", lambda: tmp_path / "scratch")
     for place in (False, cache, cache):
         with load(bundle, cache=place) as loaded:
@@ -100,7 +100,7 @@ def test_a_long_compilation_is_in_the_log_once(
 def test_a_short_compilation_is_not_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hasten.bundle.loaded._LONG_S", math.inf)
+    monkeypatch.setattr("hasten.bundle.loading._LONG_S", math.inf)
     with load(bundle_of(tmp_path, CompiledC()), cache=tmp_path / "cache"):
         assert not caplog.records
 

@@ -19,7 +19,7 @@ from tests.support.bundles import built
 from tests.support.chains import bundle, squares
 
 import hasten
-from hasten.bundle.chains.plan import Member, Plan
+from hasten.bundle.chains.plan import ChainPlan, Member
 from hasten.bundle.copies import copies_in_words
 from hasten.core.target import Target
 from hasten.core.tensors import Array, TensorSpec
@@ -125,7 +125,7 @@ def test_a_chains_crops_are_parts_of_the_one_decoded_picture() -> None:
     noted = Noted()
     rows = TensorSpec("x", "float32", (1, 3))
     boxes: tuple[PostStep, ...] = (GivenBoxes(labels=("square",)),)
-    plan = Plan(
+    plan = ChainPlan(
         Chain((Model("det", "det"), Crop("crop", "det"), Model("read", "read", "crop"))),
         {
             "det": Member(Pipeline((Decode(), Noted()), boxes), (rows,)),

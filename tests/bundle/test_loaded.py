@@ -62,7 +62,8 @@ def test_an_engine_by_import_path_is_not_imported_from_a_bundle(bundle: Path) ->
     with pytest.raises(IntegrityError) as error:
         load(bundle)
     assert str(error.value) == (
-        f"unknown Engine 'os:system'; this version has: {', '.join(Engine.registry)}"
+        "the engine 'os:system' isn't installed: it's no engine of hasten's own; there are: "
+        f"{', '.join(Engine.registry)}"
     )
 
 

@@ -134,7 +134,7 @@ def test_a_number_that_counts_nothing_is_refused(bundle: Path, number: float) ->
         ),
         (
             lambda record: record.update(pipeline={"steps": [{"type": "os:system"}]}),
-            "the manifest is damaged: unknown Step 'os:system'; this version has: "
+            "the step 'os:system' isn't installed: it's no step of hasten's own; there are: "
             f"{', '.join(Step.registry)}",
         ),
         (

@@ -9,13 +9,13 @@ import pytest
 from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Guard
 from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.parts import Parts, lay_out
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.metrics.auroc import Auroc
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.detection_f1 import DetectionF1
 from hasten.inputs.metrics.top_k import Top1
 from hasten.optimization.data_needed import warnings
-from hasten.optimization.workspace import Parts, lay_out
 
 
 def parts(folder: Path, samples: int, each: int | None = None, **settings: Any) -> Parts:

@@ -31,6 +31,7 @@ from hasten.errors import InputError, IntegrityError
 from hasten.measure.candidate import Single
 
 KNOWN = ", ".join(Engine.registry)
+NO_ENGINE = "the engine {!r} isn't installed: it's no engine of hasten's own; there are: " + KNOWN
 FAULTY = "tests.support.faults:Faulty"
 
 
@@ -91,19 +92,19 @@ def test_an_import_path_is_followed_only_by_a_trusted_reader() -> None:
     assert from_record(Engine, record, trusted=True) == Faulty(Null(), "nan", busy_ns=5)
     with pytest.raises(IntegrityError) as caught:
         from_record(Engine, record)
-    assert str(caught.value) == (f"unknown Engine {FAULTY!r}; this version has: {KNOWN}")
+    assert str(caught.value) == NO_ENGINE.format(FAULTY)
 
 
 def test_an_import_path_deep_inside_is_not_followed_either() -> None:
     with pytest.raises(IntegrityError) as caught:
         from_record(Single, through_json(Single((), Faulty(Null()))))
-    assert str(caught.value) == (f"unknown Engine {FAULTY!r}; this version has: {KNOWN}")
+    assert str(caught.value) == NO_ENGINE.format(FAULTY)
 
 
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"type": "abacus"}, f"unknown Engine 'abacus'; this version has: {KNOWN}"),
+        ({"type": "abacus"}, NO_ENGINE.format("abacus")),
         ({}, "a Engine record has no type: {}"),
         ([1], "a Engine record has no type: [1]"),
         ({"type": 3}, "a Engine record has no type: {'type': 3}"),

@@ -45,7 +45,7 @@ def test_the_linter_reads_pages_docstrings_messages_and_help(prose: ModuleType) 
     assert [name for name, text in docs.items() if text.splitlines()[0] not in places] == []
     assert places["Make the fastest certified version of MODEL."] == "hasten optimize --help"
     said = "`x` was made with keep_exact=False: it contains no exact model"
-    assert places[said].startswith("src/hasten/bundle/loaded.py:")
+    assert places[said].startswith("src/hasten/bundle/loading.py:")
     assert "The run begins again." not in places
     assert prose.problems([[("src/a.py:7", "It begins anew.")]]) == [
         "src/a.py:7: 'anew': Write: again."

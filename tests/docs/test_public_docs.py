@@ -173,3 +173,27 @@ def test_a_quantity_has_its_unit(path: str) -> None:
         for end, unit in UNITS.items():
             if name.endswith(end):
                 assert re.search(unit, words, re.IGNORECASE), f"{name}:{words}"
+
+
+QUESTION = re.compile(r"(?:\*{0,2}\w+: )?(?:What|Who|Whom|Whose|How)\b")
+"""Words with which a line doesn't say by itself what a thing is; see design/style.md."""
+
+
+def test_no_docstring_and_no_line_on_an_attribute_begins_like_a_question() -> None:
+    found = [
+        f"{path.relative_to(SOURCES)}: {line}"
+        for path in SOURCES.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        for line in stated(node.value.value)
+        if QUESTION.match(line)
+    ]
+    assert found == []
+
+
+def stated(text: object) -> list[str]:
+    """Return the first line of a docstring, and the lines that begin with the name of an attribute."""
+    if not isinstance(text, str):
+        return []
+    first, *others = text.splitlines()
+    return [first, *(line.strip() for line in others if re.match(r" +\*{0,2}\w+: ", line))]

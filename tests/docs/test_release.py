@@ -2,7 +2,6 @@
 
 import importlib.util
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -11,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from tests.support.wheel import built_wheel, tracked
 
 import hasten
 
@@ -22,17 +22,6 @@ TYPES = {each["directory"] for each in PROJECT["tool"]["towncrier"]["type"]}
 FRAGMENTS = sorted(path for path in (ROOT / "changes").iterdir() if path.name != "template.md")
 WORKFLOW = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())
 STEPS = [step for job in WORKFLOW["jobs"].values() for step in job.get("steps", ())]
-BUILD = "import sys; from setuptools.build_meta import build_wheel; build_wheel(sys.argv[1])"
-
-
-def tracked(folder: str) -> list[str]:
-    """Return the files below a folder that git has; skip where this is no clone."""
-    told = subprocess.run(
-        ["git", "ls-files", "-z", folder], cwd=ROOT, check=False, capture_output=True, text=True
-    )
-    if told.returncode:
-        pytest.skip(f"this isn't a clone of the repository: {told.stderr.strip()}")
-    return [name for name in told.stdout.split("\0") if name and (ROOT / name).exists()]
 
 
 @pytest.fixture
@@ -48,16 +37,7 @@ def release() -> ModuleType:
 
 def test_the_wheel_holds_each_file_of_the_package_and_no_other(tmp_path: Path) -> None:
     sources = tracked("src")
-    for name in (*sources, "pyproject.toml", "setup.py", "README.md", "LICENSE"):
-        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, tmp_path / "source" / name)
-    subprocess.run(
-        [sys.executable, "-c", BUILD, tmp_path],
-        cwd=tmp_path / "source",
-        check=True,
-        capture_output=True,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
+    wheel = built_wheel(tmp_path)
     assert wheel.name == f"hasten-{hasten.__version__}-py3-none-any.whl"
     with zipfile.ZipFile(wheel) as archive:
         (metadata,) = (name for name in archive.namelist() if name.endswith("/METADATA"))

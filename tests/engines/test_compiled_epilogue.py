@@ -10,7 +10,7 @@ from tests.support.plans import PROCESSORS, answers, planned
 
 from hasten.core.tensors import Array
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
-from hasten.engines.compiled.operators.int8.epilogue import Epilogue, Part, laned_channels
+from hasten.engines.compiled.operators.int8.epilogue import ChannelSums, Epilogue, laned_channels
 from hasten.engines.compiled.operators.int8.numbers import Rounding, Sum8
 from hasten.engines.compiled.plan import Operation, Plan
 from hasten.engines.compiled.writer import Writer
@@ -57,7 +57,7 @@ class Sums(Operation):
         lanes, channels = wide // 4, self.conv.channels[1]
         given = writer.read(self.given)
         pixels = self.conv.size[1]
-        parts: list[Part] = []
+        parts: list[ChannelSums] = []
         for pixel in range(pixels):
             for first in range(0, channels, lanes):
                 name = f"s{len(parts)}"
@@ -68,7 +68,7 @@ class Sums(Operation):
                         channel = laned_channels(wide)[channel]
                     writer.line(f"{name}[{lane}] = {given}[{pixel * channels + channel}];")
                 count = min(lanes, channels - first)
-                parts.append(Part(name, pixel * channels + first, first, count))
+                parts.append(ChannelSums(name, pixel * channels + first, first, count))
         epilogue = Epilogue.of(writer, self.conv, wide)
         if self.laned:  # scales and slopes lie as the sums do
             order, conv = laned_channels(wide), self.conv

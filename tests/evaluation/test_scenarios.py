@@ -13,7 +13,7 @@ from tests.support.quick import quick_runs
 
 import hasten
 from hasten.cli import main
-from hasten.core.records import from_record, to_record
+from hasten.core.records import to_record
 from hasten.evaluation.scenarios import LoadTest, in_words, try_in_words
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.spool import Spool, write_spool
@@ -76,7 +76,7 @@ class Scripted:
     def ask(self, do: str, **command: Any) -> Any:
         if do == "drive":
             return to_record(Block((10**7,) * 100, 10**9))
-        offer = from_record(Offer, command["offer"])
+        offer: Offer = command["offer"]
         held = self.holds.pop(0)
         return to_record(Load(offer, 1000, 1.0, 1.0, 1.0, 1.0, 1.0, 0, held))
 

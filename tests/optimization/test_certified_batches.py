@@ -24,6 +24,7 @@ from hasten.engines.base import Artifact, Session
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.dataset import Subset
+from hasten.inputs.data.parts import Parts
 from hasten.inputs.data.spool import write_spool
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.measure.candidate import Single, Trial
@@ -35,7 +36,6 @@ from hasten.optimization.judge import Ladder
 from hasten.optimization.measured.judge import Measured
 from hasten.optimization.ready import Ready
 from hasten.optimization.run import certify
-from hasten.optimization.workspace import Parts
 
 Whim: TypeAlias = Literal["none", "eights", "mates", "few"]
 ENGINE = OnnxRuntime(threads=1)

@@ -13,10 +13,10 @@ from hasten.core.sequences import Sequences
 from hasten.core.tensors import Array, TensorSpec
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.dataset import Subset
+from hasten.inputs.data.parts import Parts, lay_out
 from hasten.inputs.data.spool import write_spool
 from hasten.inputs.models.onnx import load
 from hasten.optimization.constants import constant_inputs
-from hasten.optimization.workspace import Parts, lay_out
 
 COUNT = 40
 AT_16000 = (("rate", (16_000,)),)

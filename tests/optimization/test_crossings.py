@@ -23,5 +23,7 @@ def test_a_run_hands_the_model_and_the_data_to_no_room_above(tmp_path: Path) -> 
     with quick_runs(passes=True):
         found = follow(run, (model, data))
     called = {one.called.partition("/")[0] for one in found.crossings}
-    assert called >= {"inputs", "passes", "measure", "certificate"}
+    assert called == {"inputs", "passes", "measure"}
     assert found.up == []
+    # There are 12, and one more where a busy host makes a further race worthwhile.
+    assert len(found.crossings) <= 13, found.crossings

@@ -18,6 +18,7 @@ from hasten.cli import main
 from hasten.core.progress import Listener, Progress, nobody
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.parts import Parts, lay_out
 from hasten.optimization.memory import (
     earlier_of,
     keep_earlier,
@@ -25,7 +26,7 @@ from hasten.optimization.memory import (
     past_of,
     take_look,
 )
-from hasten.optimization.workspace import Parts, check_same_run, lay_out
+from hasten.optimization.workspace import check_same_run
 from hasten.reporting.result import Result
 from hasten.testing import models
 

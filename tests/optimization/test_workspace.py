@@ -12,15 +12,9 @@ import pytest
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.parts import data_digest, lay_out
 from hasten.optimization import workspace
-from hasten.optimization.workspace import (
-    JOURNAL,
-    check_same_run,
-    claimed_folder,
-    data_digest,
-    discard,
-    lay_out,
-)
+from hasten.optimization.workspace import JOURNAL, check_same_run, claimed_folder, discard
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from tests.support.faults import SLOW_NS, STALL_NS
 
+from hasten.core.records import to_record
 from hasten.measure.process import Worker
 
 Asked: TypeAlias = Mapping[str, Any]
@@ -52,7 +53,7 @@ def nominal_times(
 
     def told(self: Worker, do: str, *, limit_s: float, **command: Any) -> Any:
         if do == "open":
-            opened[self] = command
+            opened[self] = to_record(command)
         reply = ask(self, do, limit_s=limit_s, **command)
         known = latencies_of(opened[self]) if do == "time" and self in opened else ()
         if not known:
@@ -89,7 +90,7 @@ def only_hanging_engines_are_limited() -> Iterator[None]:
     def patient(self: Worker, do: str, *, limit_s: float, **command: Any) -> Any:
         limited = do == "time" and self in hanging
         reply = ask(self, do, limit_s=limit_s if limited else _PATIENCE_S, **command)
-        if do == "open" and command["engine"].get("fault") == "hang":
+        if do == "open" and to_record(command["engine"]).get("fault") == "hang":
             hanging[self] = True
         return reply
 

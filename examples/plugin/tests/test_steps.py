@@ -5,8 +5,18 @@ from hasten_numpy.steps import Features, Grade
 from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Pipeline
+from hasten.testing.step_tests import PostStepTests, StepTests
 
 GRADES = Pipeline((Features(),), (Grade(("poor", "fair", "good")),))
+
+
+class TestFeatures(StepTests):
+    step = Features()
+    sample = bytes(8)
+
+
+class TestGrade(PostStepTests):
+    step = Grade(("poor", "fair", "good"))
 
 
 def test_bytes_become_numbers_and_scores_become_a_grade() -> None:

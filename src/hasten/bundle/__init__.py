@@ -2,17 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+from hasten.bundle.engines import engine_of
 from hasten.bundle.folder import artifact_of, read, replaceable, write
-from hasten.bundle.loaded import (
-    Loaded,
-    MeasuredElsewhere,
-    NotCertifiedHere,
-    UnfinishedRun,
-    constant_inputs,
-    differences,
-    engine_of,
-    load,
-)
+from hasten.bundle.loaded import Loaded, MeasuredElsewhere, NotCertifiedHere, UnfinishedRun
+from hasten.bundle.loading import load
+from hasten.bundle.machines import constant_inputs, differences
 from hasten.bundle.manifest import MANIFEST, SIGNATURE, Manifest, Part, Status, part
 from hasten.bundle.requests import fitting, kept_requests, room_for
 from hasten.bundle.requirements import answers_as, requirements, step_packages

@@ -22,9 +22,9 @@ import numpy as np
 
 from hasten.bundle.batch_mates import made_up
 from hasten.bundle.chains.opened import check_chain
+from hasten.bundle.engines import engine_of
 from hasten.bundle.first_answer import SAMPLE
 from hasten.bundle.folder import artifact_of, read
-from hasten.bundle.loaded import engine_of
 from hasten.bundle.manifest import Manifest, Part
 from hasten.bundle.packing.unpacking import unpacked
 from hasten.bundle.requests import kept_requests
@@ -83,7 +83,7 @@ class Starts:
 
 @dataclass(frozen=True)
 class ColdStart:
-    """How long a bundle, or a chain, takes from the start of a process to its first answer.
+    """Time of a bundle, or of a chain, from the start of a process to its first answer.
 
     Attributes:
         rows: Kinds of start: with an empty cache, with a filled one, without; the exact models without.

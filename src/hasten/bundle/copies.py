@@ -1,4 +1,4 @@
-"""How often an engine copies a request's inputs before the model reads them, in words."""
+"""Words for the copies that an engine makes of a request's inputs before the model reads them."""
 
 from __future__ import annotations
 

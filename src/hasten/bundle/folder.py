@@ -24,6 +24,7 @@ from hasten.bundle.manifest import (
     check_pipeline,
     check_sequences,
     check_values,
+    naming_packages,
     one_line,
 )
 from hasten.bundle.requests import REQUESTS, check_requests, packed, shapes_of
@@ -34,7 +35,7 @@ from hasten.core.tensors import Tensors
 from hasten.core.words import amount
 from hasten.engines.base import Artifact
 from hasten.engines.checked import check_external
-from hasten.errors import InputError, IntegrityError
+from hasten.errors import InputError, IntegrityError, UnknownMember
 
 EVIDENCE, REPORT = "evidence/", "report.html"
 """Begin of the paths of a run's records in a bundle, and the path of its report."""
@@ -331,12 +332,14 @@ def parsed(data: bytes, path: Path, said: str = "") -> Manifest:
         said: Name of the bundle for messages; by default the folder's.
 
     Raises:
-        IntegrityError: the manifest is damaged, tampered with, or written by a newer version.
+        IntegrityError: the manifest is damaged, tampered with, written by a newer version, or names a
+            step that isn't installed.
     """
     said = said or str(path)
     record, _ = _record(data, path, said)
     try:
-        manifest = from_record(Manifest, record)
+        with naming_packages(record.get("environment")):
+            manifest = from_record(Manifest, record)
         check_engines(manifest)
         check_pipeline(manifest)
         check_sequences(manifest)
@@ -344,6 +347,8 @@ def parsed(data: bytes, path: Path, said: str = "") -> Manifest:
         check_ranges(manifest.ranges, manifest.winner.artifact.inputs)
         if manifest.comparison is not None:
             manifest.comparison.check()
+    except UnknownMember as error:
+        raise IntegrityError(f"{said}: {error}") from error
     except InputError as error:
         raise IntegrityError(f"{said}: the manifest is damaged: {error}") from error
     return manifest

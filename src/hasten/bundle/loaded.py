@@ -1,58 +1,35 @@
-"""Load a bundle: open its model and warn where its certificate doesn't cover this machine."""
+"""The open model of a bundle, which answers requests."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import logging
 import math
-import os
 import threading
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from hasten.bundle.binding import bound_arrays
-from hasten.bundle.covered import certified_sizes, cut, has_batch_axis, joined, not_covered
-from hasten.bundle.folder import artifact_of
-from hasten.bundle.manifest import Manifest, Part
+from hasten.bundle.covered import cut, has_batch_axis, joined, not_covered
 from hasten.bundle.requests import REQUESTS, kept_requests
-from hasten.bundle.requirements import answers_as, distributions, programs
 from hasten.bundle.rows import BoundRow, RowPath
-from hasten.bundle.signatures import Trusted, keys_of
 from hasten.bundle.spreading import FEW_ROWS, Spread
 from hasten.bundle.states import StateSession
-from hasten.bundle.stored import Stored, stored_at
-from hasten.core.cache_folder import cache_folder
-from hasten.core.devices import at_hand
+from hasten.bundle.stored import Stored
 from hasten.core.forks import after_forks
-from hasten.core.records import from_record
 from hasten.core.shapes import Extent, check_alike
-from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec, check_tensors
 from hasten.core.words import amount
-from hasten.engines.base import Artifact, Engine
-from hasten.engines.buckets import Buckets
-from hasten.engines.compile_cache import CompileCache
 from hasten.engines.padding import Padder
-from hasten.engines.pool import SessionPool, sessions_for
-from hasten.errors import InputError, IntegrityError
-from hasten.inputs.chains.reading import is_chain
+from hasten.engines.pool import SessionPool
+from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Pipeline, as_request
 from hasten.inputs.pipeline.row_arrays import RowArrays
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
-
-
-_LONG_S = 1.0
-"""Seconds of a compiler in an opening from which on the log says so."""
-LOG = logging.getLogger("hasten.load")
-"""Log of openings that took long."""
 
 
 class NotCertifiedHere(UserWarning):
@@ -65,126 +42,6 @@ class MeasuredElsewhere(UserWarning):
 
 class UnfinishedRun(UserWarning):
     """Warning that the run that made a bundle has not finished, so that another model may still ship."""
-
-
-def differences(
-    manifest: Manifest,
-    here: Target,
-    facts: Mapping[str, str],
-    item: Part | None = None,
-    artifact: Artifact | None = None,
-) -> list[str]:
-    """List how this machine differs from the one that a bundle was made on; empty if it doesn't.
-
-    Only package versions count where answers are the same on every host: of an engine whose answers
-    equal an absent device's bit for bit, and of a model that is the same bits everywhere.
-
-    Args:
-        manifest: The bundle's manifest.
-        here: This machine.
-        facts: Environment of this machine: fact -> value.
-        item: Part whose engine is compared; by default the winner.
-        artifact: The part's files, from which the engine may find that its answers are the same bits
-            everywhere; None where that doesn't count.
-    """
-    from hasten.measure.environment import DEVICE_FACTS
-
-    record, there = (item or manifest.winner).engine, manifest.target
-    on_device = there.kind != "host" and answers_as(there, record)
-    device = [name for name in DEVICE_FACTS if on_device and name in manifest.environment]
-    used = programs(record) if there.kind == "host" else ()
-    pairs = _pairs(manifest, facts, (*device, *distributions(record), *used))
-    if not _anywhere(there, record):
-        pairs = [
-            ("processor", there.processor, here.processor),
-            ("instruction sets", " ".join(there.isa), " ".join(here.isa)),
-            *pairs,
-        ]
-        if here.threads < there.threads:  # more make no difference: `load` uses as many as there
-            pairs.append(("threads", there.threads, here.threads))
-    found = _told(pairs)
-    if not found or there.kind != "host" or artifact is None:
-        return found
-    if _same_everywhere(item or manifest.winner, artifact):
-        return _told(_pairs(manifest, facts, distributions(record)))
-    return found
-
-
-def _same_everywhere(item: Part, artifact: Artifact) -> bool:
-    """Whether a part's engine finds in its files that its answers are the same bits everywhere."""
-    try:
-        return engine_of(item, 1).same_everywhere(artifact)
-    except (
-        InputError,
-        IntegrityError,
-    ):  # a plug-in that isn't installed, or a setting that isn't one
-        return False
-
-
-def constant_inputs(path: Path, manifest: Manifest) -> Mapping[str, tuple[int, ...]]:
-    """Return the inputs of the winner that take only some numbers, with these; see `Engine.constant_inputs`.
-
-    Args:
-        path: The bundle's folder, whose files were checked.
-        manifest: Its manifest.
-    """
-    item = manifest.winner
-    if item.custom_ops:  # no engine that takes these has such inputs
-        return {}
-    try:
-        return engine_of(item, 1).constant_inputs(artifact_of(path, item, manifest, ()))
-    except (InputError, IntegrityError):  # a plug-in that isn't installed
-        return {}
-
-
-def _pairs(
-    manifest: Manifest, facts: Mapping[str, str], names: Sequence[str]
-) -> list[tuple[str, object, object]]:
-    """Return facts of the environment with their values there and here."""
-    return [
-        (name, manifest.environment.get(name, "none"), facts.get(name, "none")) for name in names
-    ]
-
-
-def _told(pairs: Sequence[tuple[str, object, object]]) -> list[str]:
-    return [f"{name}: {one} there, {other} here" for name, one, other in pairs if one != other]
-
-
-def _anywhere(there: Target, record: Mapping[str, Any]) -> bool:
-    """Whether an engine's answers on any host equal those of an absent device bit for bit."""
-    if there.kind != "compile-only" or record["type"] not in Engine.registry:
-        return False
-    kind = Engine.member(record["type"])
-    return there.family in kind.families and kind.faithful
-
-
-def engine_of(item: Part, threads: int) -> Engine:
-    """Return the engine that a part names, limited to `threads` even if its record asks for more.
-
-    Raises:
-        IntegrityError: there is no such engine or setting.
-    """
-    return from_record(Engine, item.engine).within(threads)
-
-
-def reference_of(item: Part, said: str) -> Engine:
-    """Return the reference engine of a part: see `Engine.reference`.
-
-    Args:
-        item: Part of a bundle.
-        said: Name of the bundle for messages.
-
-    Raises:
-        InputError: there is none.
-        IntegrityError: the part names no engine or setting.
-    """
-    engine = engine_of(item, 1)
-    found = engine.reference()
-    if found is None:
-        raise InputError(
-            f"{said} runs on {engine.words()}, which has no reference engine: leave out reference=True"
-        )
-    return found
 
 
 class Loaded:
@@ -646,198 +503,3 @@ class Loaded:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def load(
-    path: str | os.PathLike[str],
-    *,
-    which: Literal["winner", "exact"] = "winner",
-    custom_ops: Sequence[Path] = (),
-    threads: int | None = None,
-    sessions: int | None = None,
-    cache: str | os.PathLike[str] | bool | None = None,
-    any_batch: bool = False,
-    trusted: Trusted = None,
-    reference: bool = False,
-    beside_others: bool = False,
-) -> Loaded:
-    """Check a bundle and open its model on the engine that it names, for any number of threads.
-
-    Args:
-        path: The bundle's folder; a packed bundle, as a file or as an address that begins with "http://" or
-            "https://", of which only the model that is opened is unpacked, into memory. A chain is opened
-            by `hasten.chain`.
-        which: "winner", or "exact" for the exact model that the winner was compared to.
-        custom_ops: Libraries with the user's own operators, the same files as when the bundle was
-            made.
-        threads: Largest number of threads to run one request on; by default as many as the bundle was
-            made for.
-        sessions: Largest number of requests to answer in parallel, each called from a thread of its own. The model
-            is loaded once per session, when that many calls first run at once. By default as many as
-            this process has processors for and half of the memory holds, and one on a device.
-        cache: Folder that keeps what the engine compiles, for the next time; False for none. By default
-            the one that the environment variable HASTEN_CACHE names, else `~/.cache/hasten`. A folder
-            that can't be used, or that others can write to, costs the time of compiling only.
-        any_batch: Whether a certified model answers batches of any size as they come. By default it
-            answers in batches of the sizes that its certificate covers, and larger ones in such parts;
-            one whose engine computes rows apart, each bit for bit as it is alone, takes any.
-        trusted: Public key of minisign, its file, or several, one of which must have signed the bundle;
-            None where an unsigned one will do.
-        reference: Whether to calculate the model in numpy, which needs no compiler and is slow. Only for a
-            quantized network of the engine "compiled": the answers are the same bits where each step
-            calculates with bytes, and near where it ends in floats.
-        beside_others: Whether other models answer in this process too, or other work needs its processors: the
-            engine's idle threads then sleep. By default those of some engines wait for the next request by
-            spinning, which is a little faster for requests one right after the other, and takes the processors
-            from all else. The answers are the same.
-
-    Returns:
-        The open bundle, a callable; close it, or use it in a `with` block.
-
-    Raises:
-        InputError: there is no bundle, it contains no exact model, the engine isn't installed, or
-            an argument can't be read.
-        CandidateError: the engine can't open the model here.
-        IntegrityError: the bundle is damaged, truncated, tampered with, from a newer version, or not
-            signed by such a key.
-
-    Warns:
-        NotCertifiedHere: this machine or engine version isn't the certified one, or this machine has
-            fewer threads; a later call warns once if its shapes aren't the certified ones.
-        UnfinishedRun: the model is certified, but its run has not finished, so another may still ship.
-        MeasuredElsewhere: an exact model, whose answers hold everywhere, was measured on another
-            machine or engine version.
-    """
-    if is_chain(path):
-        raise InputError(f"{path} is a chain, not a bundle's folder: open it by hasten.chain")
-    _check_count("threads, the number of threads for one request,", threads)
-    _check_count("sessions, the number of requests answered in parallel,", sessions)
-    if which not in ("winner", "exact"):
-        raise InputError(f"which, the model to open, must be 'winner' or 'exact': got {which!r}")
-    keys = keys_of(trusted)
-    began_s = time.perf_counter()
-    with contextlib.ExitStack() as undo:
-        stored = stored_at(path, keys)
-        undo.callback(stored.close)
-        opened = _open(
-            stored,
-            which,
-            custom_ops,
-            threads,
-            sessions,
-            cache,
-            any_batch=any_batch,
-            reference=reference,
-            beside_others=beside_others,
-            began_s=began_s,
-        )
-        undo.pop_all()
-        return opened
-
-
-def _open(
-    stored: Stored,
-    which: Literal["winner", "exact"],
-    custom_ops: Sequence[Path],
-    threads: int | None,
-    sessions: int | None,
-    cache: str | os.PathLike[str] | bool | None,
-    *,
-    any_batch: bool,
-    reference: bool,
-    beside_others: bool,
-    began_s: float,
-) -> Loaded:
-    """Open a model of a bundle; see `load`, which was called at `began_s`."""
-    from hasten.measure.environment import environment
-
-    manifest = stored.manifest
-    item = manifest.winner if which == "winner" else manifest.exact
-    if item is None:
-        raise InputError(
-            f"{stored.name} was made with keep_exact=False: it contains no exact model"
-        )
-    here = at_hand(manifest.target)
-    threads = max(1, min(threads or manifest.target.threads, manifest.target.threads, here.threads))
-    engine = reference_of(item, stored.name) if reference else engine_of(item, threads)
-    engine = engine.beside() if beside_others else engine
-    for runtime in engine.runtimes:
-        runtime.version()
-    facts = environment(here, of=distributions(item.engine)) | programs(item.engine)
-    exact = which == "exact" or manifest.status == "exact"
-    target = here.with_threads(threads)
-    with stored.opening(item, custom_ops) as artifact:
-        # An exact model's differences are about its speed, which isn't the same everywhere.
-        notes = differences(manifest, here, facts, item, None if exact else artifact)
-        if manifest.status == "uncertified" and not exact:
-            notes.insert(0, manifest.why)
-        elif not exact and manifest.certified_early:
-            warnings.warn(f"{stored.name}: {manifest.why}", UnfinishedRun, stacklevel=3)
-        if reference and not exact and not engine.same_everywhere(artifact):
-            notes.append("the reference engine calculates floats, whose last bits differ")
-        if notes:
-            kind = MeasuredElsewhere if exact else NotCertifiedHere
-            warnings.warn(_warning(notes, exact=exact), kind, stacklevel=3)
-        limit = sessions or sessions_for(engine, artifact, target, here.threads)
-        compiled = _compiled(cache, artifact, item, manifest)
-        pool = SessionPool(engine, artifact, target, limit, compiled)
-    judged = which == "winner" and manifest.status == "certified"
-    opened = Loaded(
-        stored,
-        pool,
-        notes,
-        artifact.request,
-        artifact.request if judged else (),
-        from_cache=compiled is not None and compiled.found > 0,
-        ways=min(limit, max(1, threads // (engine.threads or threads))),
-        covered=certified_sizes(manifest) if judged and not pool.rows_apart else None,
-        any_batch=any_batch,
-        extents=manifest.shapes,
-        padder=engine.padder(artifact) if isinstance(engine, Buckets) and engine.padding else None,
-    )
-    opened.opened_s = time.perf_counter() - began_s
-    if pool.compiling_s > _LONG_S:
-        told = ""  # without a cache, a scratch folder may keep it for a while
-        if compiled is not None and compiled.kept:
-            told = f"; the next opening finds what was compiled in {compiled.folder.path}"
-        elif compiled is not None:
-            told = "; no cache keeps what was compiled"
-        LOG.warning(
-            "%s was opened in %.1f s, of which compiling took %.1f s%s",
-            stored.name,
-            opened.opened_s,
-            pool.compiling_s,
-            told,
-        )
-    return opened
-
-
-def _compiled(
-    cache: str | os.PathLike[str] | bool | None, artifact: Artifact, item: Part, manifest: Manifest
-) -> CompileCache | None:
-    """Return the cache for a part's model, with the hashes that its files were checked against."""
-    kept = cache_folder(cache)
-    if kept is None:
-        return None
-    there = (artifact.path, *artifact.files)
-    names = (item.artifact.path, *item.artifact.files)
-    hashes = {
-        file: manifest.files[name.as_posix()][0] for file, name in zip(there, names, strict=True)
-    }
-    return CompileCache(kept, hashes)
-
-
-def _check_count(what: str, count: object) -> None:
-    if count is not None and (type(count) is not int or count < 1):
-        raise InputError(f"{what} must be a whole number of at least 1: got {count!r}")
-
-
-def _warning(notes: Sequence[str], *, exact: bool) -> str:
-    """Return the text of a warning that this machine differs from the bundle's."""
-    if not exact:
-        return f"not certified here: {'; '.join(notes)}"
-    return (
-        f"measured elsewhere: {'; '.join(notes)}; the answers are exact here too, within the "
-        "tolerance, but another candidate may be faster here: run hasten optimize on this "
-        "machine to find out"
-    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -17,7 +18,7 @@ from hasten.core.shapes import Extent
 from hasten.core.target import Target
 from hasten.core.tensors import TensorSpec
 from hasten.engines.base import Artifact, Engine
-from hasten.errors import InputError, IntegrityError
+from hasten.errors import InputError, IntegrityError, UnknownMember
 from hasten.inputs.pipeline.base import Pipeline
 
 SCHEMA = 1
@@ -174,6 +175,26 @@ def _values(record: Any) -> Iterator[str | int | float]:
             left += value
         elif value is not None:
             yield value
+
+
+@contextlib.contextmanager
+def naming_packages(environment: object) -> Iterator[None]:
+    """Let the error for a member that isn't installed name the package that a bundle says it comes from.
+
+    Args:
+        environment: Environment of the bundle's manifest, which may be damaged.
+    """
+    try:
+        yield
+    except UnknownMember as error:
+        stated = environment.get(error.entry_point) if isinstance(environment, Mapping) else None
+        if stated is None:
+            raise
+        raise UnknownMember(
+            error.member,
+            error.entry_point,
+            f"it comes from {stated!r:.100}, as the bundle says; install that package if you trust it",
+        ) from error
 
 
 def check_engines(manifest: Manifest) -> None:

@@ -117,7 +117,7 @@ class BoundSteps:
         calls: The two calls.
         given: Arrays that both calls read, by the name of the input.
         states: Arrays of the states by the name of the input: what the first call reads, and the second one.
-        answers: What the first call and the second one write that the caller gets, by the name of the output.
+        answers: Arrays that the first call and the second one write and the caller gets, by the name of the output.
     """
 
     def __init__(

@@ -11,12 +11,9 @@ from hasten.certificate.draws import Over
 from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Guard, Judgement, Verdict, judge
 from hasten.core.records import type_name
-from hasten.core.tensors import Array, Tensors
-from hasten.inputs.data.dataset import Dataset
+from hasten.core.tensors import Array
 from hasten.inputs.metrics.agreeing import agreeing
 from hasten.inputs.metrics.base import Metric
-from hasten.measure.accuracy import score_once
-from hasten.measure.workbench import Bench, OpenWorker
 
 
 def guarded(metric: Metric, guard: Guard) -> Metric:
@@ -34,58 +31,6 @@ def prior_of(differences: Array, units: Array, over: Over = "samples") -> Bettin
     sizes = np.unique(labels, return_counts=True)[1].astype(np.float64)
     means = group_means(differences, labels)
     return BettingPrior.from_differences(means, sizes if over == "samples" else None)
-
-
-def sealed_scores(
-    bench: Bench,
-    exact: OpenWorker,
-    rungs: Mapping[str, OpenWorker],
-    sealed: Dataset,
-    metric: Metric,
-    listen: Callable[[int], None] = lambda done: None,
-    *,
-    units: Array | None = None,
-    watch: Callable[[str, Tensors], None] = lambda key, outputs: None,
-    exact_takes: Callable[[Dataset], Dataset] | None = None,
-) -> tuple[Array, dict[str, Array | str]]:
-    """Score the exact model and every rung on the sealed data, in one pass over it.
-
-    Args:
-        bench: Workbench that runs the models.
-        exact: The exact model, open.
-        rungs: Key -> open candidate.
-        sealed: Sealed data, read once, in chunks.
-        metric: Metric that is scored.
-        listen: Callback that receives the number of samples scored so far.
-        units: Number of each sample's group, `(n,)`; by default every sample stands alone.
-        watch: Callback that receives the outputs of each model on each chunk; the exact model's key
-            is "".
-        exact_takes: Function of a chunk that returns it as the exact model takes it; by default all
-            models take the same.
-
-    Returns:
-        Scores of the exact model, `(n,)`; and of each rung, or the reason why it failed.
-    """
-    own: list[Array] = []
-    theirs: dict[str, list[Array]] = {key: [] for key in rungs}
-    failed: dict[str, str] = {}
-    for part, scores in score_once(bench, exact, rungs, sealed, metric, watch, exact_takes):
-        own.append(part)
-        for key, score in scores.items():
-            if isinstance(score, str):
-                failed[key] = score
-            else:
-                theirs[key].append(score)
-        listen(sum(map(len, own)))
-    groups = np.arange(len(sealed)) if units is None else units
-
-    def over(parts: Sequence[Array]) -> Array:
-        return metric.over(np.concatenate(parts), sealed.labels, groups)
-
-    whole: dict[str, Array | str] = {
-        key: failed[key] if key in failed else over(parts) for key, parts in theirs.items()
-    }
-    return over(own), whole
 
 
 def judge_ladder(

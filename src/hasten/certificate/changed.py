@@ -54,7 +54,7 @@ def changed_share(
 
     Args:
         metric: Metric of the bundle, which decides on the method: the answers don't choose it.
-        changed: How much of each sample's answer is changed, each in [0, 1], `(n,)`.
+        changed: Changed share of each sample's answer, each in [0, 1], `(n,)`.
         units: Number of each sample's group, `(n,)`; equal numbers were drawn together.
         sizes: Number of samples in each group of all data that these were drawn from, `(groups,)`; by
             default of these alone.

@@ -116,7 +116,7 @@ def drawn(
         binary: Whether the scores may be counted as 0/1.
         groups: Label of each sample's group, shape (n,); None where there are no groups.
         max_drop: Limit that will be tested; it decides how groups are cut.
-        over: What the mean is over: all samples, or all groups, each counting once.
+        over: Units of the mean: all samples, or all groups, each counting once.
         sizes: Number of samples in each group of all data that these were drawn from, shape (groups,); by
             default of these alone.
 

@@ -54,7 +54,7 @@ def observed_drop(
         groups: Label of each sample's group, shape (n,); a group is one draw.
         binary: Whether scores are 0 or 1.
         only_falls: Whether gains are impossible or not counted.
-        over: What the mean is over: all samples, or all groups, each counting once.
+        over: Units of the mean: all samples, or all groups, each counting once.
 
     Source: Wald's interval with one half added to the numbers lost and gained, Agresti and Min,
     Stat. Med. 24:729, 2005; squared differences stand for the counts where scores are fractions.

@@ -43,7 +43,7 @@ _KEPT_BYTES = 512 << 20
 
 @dataclass
 class Moves:
-    """How far the outputs of several models are from the original's, gathered chunk by chunk.
+    """Distances of several models' outputs from the original's, gathered chunk by chunk.
 
     Answers themselves aren't kept.
     """
@@ -134,7 +134,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Setting:
-    """What models are compared by.
+    """Setting in which models are compared.
 
     Attributes:
         metrics: Metrics over the set.

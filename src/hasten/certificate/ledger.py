@@ -48,7 +48,7 @@ _WAYS = (
 
 @dataclass(frozen=True)
 class Past:
-    """What earlier runs did with samples.
+    """Record of what earlier runs did with samples.
 
     Attributes:
         seen: First 16 bytes of the content hashes of samples that were searched or calibrated on.

@@ -93,7 +93,7 @@ class DamagedError(UnusableError):
 
 @dataclass
 class Content:
-    """What the lines of a ledger say."""
+    """Content of a ledger's lines."""
 
     begun: Begun
     lines: list[tuple[Line, bytes]] = field(default_factory=list)
@@ -246,7 +246,7 @@ class LedgerFile:
 
         Args:
             folder: Descriptor of the locked folder.
-            why: What became of the old one, in words.
+            why: Words for what became of the old one.
 
         Raises:
             OSError: the folder can't be written.

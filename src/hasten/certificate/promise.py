@@ -29,5 +29,5 @@ class Promise:
 
     @property
     def mean_over(self) -> Over:
-        """What a mean is over; a metric that draws by itself counts each of its draws once."""
+        """Units of a mean; a metric that draws by itself counts each of its draws once."""
         return "groups" if self.metric.draw else self.over

@@ -233,7 +233,7 @@ def judge(
             A group is one draw with all its samples.
         binary: Whether scores are 0/1; None finds out. Set False where fractional scores merely
             happen to be 0/1.
-        over: What the claim is about, where there are groups: the mean over all samples, in which a group
+        over: Mean that the claim is about, where there are groups: the mean over all samples, in which a group
             counts by its size, or the mean over groups, in which each counts once. Either is about
             data whose groups are of sizes such as these.
         sizes: Number of samples in each group of all data that these were drawn from, shape (groups,). By

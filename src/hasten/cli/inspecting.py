@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,8 @@ from hasten.core.words import amount
 from hasten.errors import InputError
 
 if TYPE_CHECKING:
+    from hasten.bundle.manifest import Manifest
+    from hasten.bundle.signatures import PublicKey
     from hasten.core.sequences import Sequences
 
 
@@ -39,26 +41,10 @@ def inspect(
 
     BUNDLE may also be an ONNX file, MODEL.onnx: its inputs and outputs are listed.
     """
-    from hasten.bundle import (
-        artifact_of,
-        constant_inputs,
-        differences,
-        read,
-        requirements,
-        unpacked,
-    )
-    from hasten.bundle.copies import copies_in_words
-    from hasten.bundle.covered import batches_in_words
-    from hasten.bundle.evidence import batch_curve
-    from hasten.bundle.manifest import one_line
-    from hasten.bundle.requests import in_words
+    from hasten.bundle import read, requirements, unpacked
     from hasten.bundle.signatures import keys_of
-    from hasten.bundle.signing import signer_in_words
     from hasten.cli.commands import as_text
-    from hasten.cli.tables import curve_table
-    from hasten.core.devices import at_hand
     from hasten.inputs.chains import is_chain, models_in_words
-    from hasten.measure.environment import environment
 
     with one_line_errors():
         if as_json and as_requirements:
@@ -82,51 +68,78 @@ def inspect(
         manifest = read(bundle, keys)
         if as_json:
             click.echo(as_text(manifest))
-            return
-        if as_requirements:
+        elif as_requirements:
             click.echo("\n".join(requirements(manifest, ["serve"] if serve else [])))
-            return
-        curve = batch_curve(bundle, manifest)
-        size = sum(size_bytes for _, size_bytes in manifest.files.values())
-        facts = [
-            ("status", f"{manifest.status}: {manifest.why}"),
-            ("model", manifest.winner.label),
-            ("inputs", "; ".join(map(str, manifest.winner.artifact.inputs))),
-            ("outputs", "; ".join(map(str, manifest.winner.artifact.outputs))),
-            *_always(constant_inputs(bundle, manifest)),
-            *([("copies", copies)] if (copies := copies_in_words(manifest.winner)) else []),
-            *([("states", _carried(manifest.sequences))] if manifest.sequences else []),
-            ("exact model", manifest.exact.label if manifest.exact else "left out"),
-            ("samples", in_words(manifest.requests)),
-            ("population", (manifest.certificate or {}).get("population", "none")),
-            *([("batches", batches_in_words(manifest))] if manifest.status == "certified" else []),
-            *([("look", manifest.sealed["look"])] if "look" in manifest.sealed else []),
-            (
-                "made on",
-                f"{manifest.target.processor}, {amount(manifest.target.threads, 'thread')}",
-            ),
-            *([("made for", manifest.target.device)] if manifest.target.kind != "host" else []),
-            ("made at", manifest.created),
-            ("signature", signer_in_words(bundle, keys)),
-            ("size", f"{size / 1e6:.1f} MB in {amount(len(manifest.files), 'file')}, all intact"),
-        ]
-        here = at_hand(manifest.target)
-        unlike = differences(manifest, here, environment(here))
-        machine = "; ".join(unlike) or "matches the one it was made on"
-        if unlike and not manifest.winner.custom_ops and manifest.status == "certified":
-            winner = artifact_of(bundle, manifest.winner, manifest, ())
-            if not differences(manifest, here, environment(here), artifact=winner):
-                machine += (
-                    "; the certificate holds here, since the answers are the same bits everywhere"
-                )
-        facts.append(("this machine", machine))
-        _print(facts)
-        if manifest.comparison is not None:
-            lines = filter(None, (*manifest.comparison.in_words(), manifest.comparison.how))
-            click.echo("\non the sealed samples, before and after:")
-            click.echo("\n".join(map(one_line, lines)))
-        if curve:
-            click.echo(f"\n{curve_table(curve)}")
+        else:
+            _print_whole(bundle, manifest, keys)
+
+
+def _print_whole(folder: Path, manifest: Manifest, keys: Sequence[PublicKey]) -> None:
+    """Print the facts of a bundle, its figures before and after, and its times in batches."""
+    from hasten.bundle.evidence import batch_curve
+    from hasten.bundle.manifest import one_line
+    from hasten.cli.tables import curve_table
+
+    curve = batch_curve(folder, manifest)
+    _print([*_facts(folder, manifest, keys), ("this machine", _this_machine(folder, manifest))])
+    if manifest.comparison is not None:
+        lines = filter(None, (*manifest.comparison.in_words(), manifest.comparison.how))
+        click.echo("\non the sealed samples, before and after:")
+        click.echo("\n".join(map(one_line, lines)))
+    if curve:
+        click.echo(f"\n{curve_table(curve)}")
+
+
+def _facts(
+    folder: Path, manifest: Manifest, keys: Sequence[PublicKey]
+) -> Iterator[tuple[str, str]]:
+    """Yield the facts of a bundle: name and value."""
+    from hasten.bundle import constant_inputs
+    from hasten.bundle.copies import copies_in_words
+    from hasten.bundle.covered import batches_in_words
+    from hasten.bundle.requests import in_words
+    from hasten.bundle.signing import signer_in_words
+
+    winner, made_for = manifest.winner, manifest.target
+    yield "status", f"{manifest.status}: {manifest.why}"
+    yield "model", winner.label
+    yield "inputs", "; ".join(map(str, winner.artifact.inputs))
+    yield "outputs", "; ".join(map(str, winner.artifact.outputs))
+    yield from _always(constant_inputs(folder, manifest))
+    if copies := copies_in_words(winner):
+        yield "copies", copies
+    if manifest.sequences:
+        yield "states", _carried(manifest.sequences)
+    yield "exact model", manifest.exact.label if manifest.exact else "left out"
+    yield "samples", in_words(manifest.requests)
+    yield "population", (manifest.certificate or {}).get("population", "none")
+    if manifest.status == "certified":
+        yield "batches", batches_in_words(manifest)
+    if "look" in manifest.sealed:
+        yield "look", manifest.sealed["look"]
+    yield "made on", f"{made_for.processor}, {amount(made_for.threads, 'thread')}"
+    if made_for.kind != "host":
+        yield "made for", made_for.device
+    yield "made at", manifest.created
+    yield "signature", signer_in_words(folder, keys)
+    size = sum(size_bytes for _, size_bytes in manifest.files.values())
+    yield "size", f"{size / 1e6:.1f} MB in {amount(len(manifest.files), 'file')}, all intact"
+
+
+def _this_machine(folder: Path, manifest: Manifest) -> str:
+    """Say how this machine differs from the one that a bundle was made on, and whether that matters."""
+    from hasten.bundle import artifact_of, differences
+    from hasten.core.devices import at_hand
+    from hasten.measure.environment import environment
+
+    here = at_hand(manifest.target)
+    unlike = differences(manifest, here, environment(here))
+    told = "; ".join(unlike) or "matches the one it was made on"
+    if unlike and not manifest.winner.custom_ops and manifest.status == "certified":
+        winner = artifact_of(folder, manifest.winner, manifest, ())
+        if not differences(manifest, here, environment(here), artifact=winner):
+            told += "; the certificate holds here, since the answers are the same bits everywhere"
+    return told
 
 
 def _print(facts: Iterable[tuple[str, str]]) -> None:

@@ -43,7 +43,7 @@ STAGES: dict[StageName, str] = {
     "load": "measuring under load",
     "ways": "timing stages and starts",
 }
-"""What a run is doing, in words for people."""
+"""Words for the stages of a run, for people."""
 _LONGEST_SILENCE_S = 20.0
 """Time without a line after which the next report is one."""
 

@@ -47,7 +47,7 @@ FLAGS = (
 """Flags that keep the arithmetic's meaning: NaN and infinities stay as written, and so does the order of sums,
 but for the loops whose pragma says that it doesn't matter."""
 _OPTIMIZED = {"gcc": ("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-fpeel-loops")}
-"""How a kind of compiler optimizes, unless by `-O3`: of that, gcc needs these flags for code as fast, and
+"""Flags by which a kind of compiler optimizes; others take `-O3`. Of that, gcc needs these flags for code as fast, and
 half the time or less where there are many small loops."""
 _TOLD_LETTERS = 300
 _FOLDERS = ("TMPDIR", "ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR")

@@ -51,7 +51,7 @@ _told: set[Path] = set()
 
 @dataclass(frozen=True)
 class Entry:
-    """What was kept under a key.
+    """Entry of a cache, kept under a key.
 
     Attributes:
         content: Bytes, as they were kept; none where the reader gave the memory for them.
@@ -278,7 +278,7 @@ def _by_default() -> Path | None:
 
 
 class _RefusedError(Exception):
-    """What is there isn't to be trusted."""
+    """Error for content of a cache that isn't to be trusted."""
 
 
 def _check(facts: os.stat_result, what: str) -> None:

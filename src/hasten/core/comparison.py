@@ -28,7 +28,7 @@ class Figure:
         low: Lower end of an approximate interval of after - before, by a paired bootstrap.
         high: Upper end of that interval.
         higher_is_better: Whether a model with a higher figure is the better one.
-        reading: How outputs became scores, in words; empty where they were read as they are.
+        reading: Words for the way in which outputs became scores; empty where they were read as they are.
         bound: Upper bound on how much worse the figure is, exact in finite samples; None where no
             exact bound is known for the figure.
         draws: Number of independent draws behind the bound; 0 without one.
@@ -89,7 +89,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Moved:
-    """How far scores moved, and how many decisions with them.
+    """Distances by which scores moved, and the number of decisions that changed with them.
 
     Attributes:
         equal: Number of rows whose score is equal bit for bit.
@@ -129,7 +129,7 @@ class Moved:
 
 @dataclass(frozen=True)
 class OutputMoved:
-    """How far the numbers of one output moved.
+    """Distances by which the numbers of one output moved.
 
     Attributes:
         output: Name of the output.
@@ -183,7 +183,7 @@ class Comparison:
 
     @property
     def how(self) -> str:
-        """How the intervals came about, in words; empty without figures."""
+        """Words for the method of the intervals; empty without figures."""
         if not self.figures:
             return ""
         unit = "rows" if self.groups is None else f"{self.groups:,} groups"

@@ -1,4 +1,4 @@
-"""What begins anew in a process that was forked, in which only the thread that forked goes on."""
+"""Objects that begin anew in a process that was forked, in which only the thread that forked goes on."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ UNKNOWN = 0
 Verdict: TypeAlias = Literal[
     "baseline", "exact", "accurate", "slower", "wrong", "skipped", "failed"
 ]
-"""What a trial found: "accurate" if the candidate lost no more than is allowed on the search split,
+"""Finding of a trial: "accurate" if the candidate lost no more than is allowed on the search split,
 "wrong" if it lost more, "slower" if it was too slow to be judged."""
 
 
@@ -38,7 +38,7 @@ StageName: TypeAlias = Literal[
     "load",
     "ways",
 ]
-"""What a run is doing; `hasten.cli` has the words for people."""
+"""Stage of a run; `hasten.cli` has the words for people."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class Outline:
-    """What a run is about to do, as far as it is known.
+    """Outline of a run's work, as far as it is known.
 
     Attributes:
         facts: Facts for people, each with a name of one word: ("data", "1,500 samples, with labels").

@@ -1,4 +1,4 @@
-"""What protobuf raises for bytes that are no message."""
+"""Error that protobuf raises for bytes that are no message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a library raised on a model, told in one line: at which operator, for what reason, and what to try."""
+"""One line on a library's error with a model: at which operator, for what reason, and what to try."""
 
 from __future__ import annotations
 

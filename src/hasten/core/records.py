@@ -25,7 +25,7 @@ import msgspec
 
 from hasten.core.objects import import_path, load_object
 from hasten.core.registry import Registry
-from hasten.errors import InputError, IntegrityError, visible
+from hasten.errors import InputError, IntegrityError, UnknownMember, visible
 
 T = TypeVar("T")
 _PLAIN = frozenset((int, float, str, bool, type(None)))
@@ -139,9 +139,11 @@ def _decode_value(kind: type[Value], obj: Any, *, trusted: bool) -> Any:
     try:
         cls = kind.member(name, trusted=trusted)
     except KeyError:
-        known = ", ".join(kind.registry)
-        raise IntegrityError(
-            f"unknown {kind.__name__} {name!r}; this version has: {known}"
+        noun, known = kind.registry.noun, ", ".join(kind.registry)
+        raise UnknownMember(
+            f"the {noun} {name!r:.100}",
+            f"{kind.registry.group}:{name}",
+            f"it's no {noun} of hasten's own; there are: {known}",
         ) from None
     if not dataclasses.is_dataclass(cls):
         raise IntegrityError(f"{name} is not a dataclass")

@@ -380,7 +380,7 @@ class BucketsSession(Session):
         return self._padder.cut(answers, sizes)
 
     def properties(self) -> Mapping[str, str]:
-        """How often requests are padded, and how often none of the buckets covers one."""
+        """Counts of requests that are padded, and of those that none of the buckets covers."""
         return {name: share(*counts) for name, counts in self.shares().items()}
 
     def settle(self, again: Callable[[], object]) -> None:

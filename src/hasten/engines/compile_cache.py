@@ -1,4 +1,4 @@
-"""What engines make of an artifact when they open it, kept for the next time."""
+"""Cache of what engines make of an artifact when they open it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FORMAT = 1
 
 @dataclass
 class CompileCache:
-    """What engines keep of the models of one bundle.
+    """Cache of what engines make of the models of one bundle.
 
     Attributes:
         folder: Folder that keeps it.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from hasten.core.model import Format, Model
 from hasten.core.records import type_name
@@ -17,6 +17,7 @@ from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.failures import failed
+from hasten.engines.only_timed import OnlyTimed
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Origin, Pipeline, as_request
 from hasten.inputs.pipeline.resample import compile_now
@@ -32,7 +33,7 @@ _MOST_KEPT = 20_000
 
 
 @dataclass(frozen=True)
-class EndToEnd(Engine):
+class EndToEnd(OnlyTimed):
     """Prepare a file's bytes, run another engine on them, and decide.
 
     Attributes:
@@ -50,18 +51,6 @@ class EndToEnd(Engine):
     request: tuple[TensorSpec, ...]
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx", "openvino", "tflite"})
-
-    @property
-    def exact(self) -> bool:
-        return False
-
-    @classmethod
-    def variants(cls, target: Target) -> Iterator[Self]:
-        yield from ()
-
-    @classmethod
-    def version(cls) -> str:
-        return "none"
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
         return asked_by_file(self.inner.build(model, target, workdir))

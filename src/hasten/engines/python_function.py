@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,12 +17,13 @@ from hasten.core.model import Format, Model
 from hasten.core.objects import load_object
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
-from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.base import Artifact, Session
 from hasten.engines.failures import failed
+from hasten.engines.only_timed import OnlyTimed
 
 
 @dataclass(frozen=True)
-class PythonFunction(Engine):
+class PythonFunction(OnlyTimed):
     """Call `function(*inputs)`, with the inputs as arrays in the model's order.
 
     Attributes:
@@ -32,14 +33,6 @@ class PythonFunction(Engine):
     function: str
 
     formats: ClassVar[frozenset[Format]] = frozenset({"onnx", "openvino", "tflite"})
-
-    @property
-    def exact(self) -> bool:
-        return False
-
-    @classmethod
-    def variants(cls, target: Target) -> Iterator[Self]:
-        yield from ()
 
     @classmethod
     def version(cls) -> str:

@@ -39,7 +39,7 @@ class ExactCheck(Recheck):
 
     @property
     def asked(self) -> str:
-        """What was tested, in words."""
+        """Words for the claim that was tested."""
         return "that no answer changes"
 
     def in_words(self) -> str:

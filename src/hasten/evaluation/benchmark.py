@@ -205,7 +205,7 @@ def bench(
 def _held(folder: Path, part: Part, manifest: Manifest, custom_ops: Sequence[Path]) -> Rival:
     """Return one of the models that the bundle holds."""
     artifact = artifact_of(folder, part, manifest, custom_ops)
-    engine = engine_of(part, Target.host().threads)
+    engine = engine_of(part, Target.host().threads, manifest.environment)
     return Rival(part.label, engine, artifact, engine.uneven)
 
 

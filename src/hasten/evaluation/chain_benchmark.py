@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,9 +23,10 @@ from hasten.core.model import Format, Model
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.words import amount
-from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.base import Artifact, Session
 from hasten.engines.end_to_end import REQUEST, STAGES, EndToEnd
 from hasten.engines.failures import failed
+from hasten.engines.only_timed import OnlyTimed
 from hasten.engines.python_function import PythonFunction
 from hasten.errors import CandidateError, InputError
 from hasten.evaluation.benchmark import CHAIN, EXACT_CHAIN, GIVEN, Comparison, files_of
@@ -46,7 +47,7 @@ MEAN = "chains are compared by their mean, since pictures with more boxes cost m
 
 
 @dataclass(frozen=True)
-class TimedChain(Engine):
+class TimedChain(OnlyTimed):
     """Decide on a file's bytes by a chain.
 
     Attributes:
@@ -60,18 +61,6 @@ class TimedChain(Engine):
     files: tuple[Path, ...]
 
     formats: ClassVar[frozenset[Format]] = frozenset()
-
-    @property
-    def exact(self) -> bool:
-        return False
-
-    @classmethod
-    def variants(cls, target: Target) -> Iterator[Self]:
-        yield from ()
-
-    @classmethod
-    def version(cls) -> str:
-        return "none"
 
     def build(self, model: Model, target: Target, workdir: Path) -> Artifact:
         raise NotImplementedError("a chain's models are built already")
@@ -191,7 +180,9 @@ def _rival(
                 f"{model.name}: its bundle has no exact model, so there is no exact chain: say what to "
                 "compare with in against="
             )
-        engine_of(part, 1)  # a damaged record is refused here, not as a failure of the race
+        engine_of(
+            part, 1, manifest.environment
+        )  # a damaged record is refused here, not as a failure of the race
         artifact = artifact_of(unpacked(model.bundle), part, manifest, ())
         labels.append(f"{model.name}: {part.label}")
         paths += [artifact.path, *artifact.files]

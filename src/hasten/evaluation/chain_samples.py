@@ -25,9 +25,9 @@ class ChainSamples:
     """Samples of a chain.
 
     Attributes:
-        values: What the chain is given: paths of files, or rows of a table.
+        values: Values that the chain is given: paths of files, or rows of a table.
         dataset: The samples as the first model that sees them takes them.
-        seen: What the chain's bundles were made with, as hashes of that data set.
+        seen: Samples that the chain's bundles were made with, as hashes of that data set.
     """
 
     values: Sequence[Any]

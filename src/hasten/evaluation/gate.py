@@ -1,4 +1,4 @@
-"""What `hasten certify` leaves for a pipeline: a JUnit file, a Markdown summary, and a history of commits."""
+"""Files that `hasten certify` leaves for a pipeline: a JUnit file, a Markdown summary, and a history of commits."""
 
 from __future__ import annotations
 

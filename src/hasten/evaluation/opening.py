@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from hasten.bundle.loaded import LOG, NotCertifiedHere, UnfinishedRun, load
+from hasten.bundle.loaded import NotCertifiedHere, UnfinishedRun
+from hasten.bundle.loading import LOG, load
 from hasten.bundle.signatures import Trusted
 from hasten.core.cache_folder import cache_folder
 from hasten.errors import InputError

@@ -1,4 +1,4 @@
-"""How many samples and labels a promise takes, before anyone collects them."""
+"""Numbers of samples and labels that a promise takes, before anyone collects them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _STEPS = 3
 
 @dataclass(frozen=True)
 class Point:
-    """What one assumption, or one size of the data, comes to.
+    """Result of one assumption, or of one size of the data.
 
     Attributes:
         flips: Share of answers expected to change.
@@ -48,7 +48,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Plan:
+class SamplePlan:
     """Samples and labels that a promise takes.
 
     Attributes:
@@ -75,7 +75,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Asked:
-    """What was asked, with the shares that follow from it."""
+    """Question to `plan`, with the shares that follow from it."""
 
     guard: Guard
     max_drop: float
@@ -165,7 +165,7 @@ def plan_for(
     groups: bool = False,
     calibration: int = 300,
     training: bool = False,
-) -> Plan:
+) -> SamplePlan:
     """Return how many samples and labels a promise takes.
 
     Args:
@@ -199,7 +199,7 @@ def plan_for(
         for n in sizes
         if needed.exact and (found := _known_power(asked, needed, n)) is not None
     )
-    return Plan(
+    return SamplePlan(
         guard=guard,
         max_drop=max_drop,
         confidence=confidence,
@@ -280,7 +280,7 @@ def _most_lost(samples: int, limit: float, alpha: float) -> int:
     return low
 
 
-def in_words(plan: Plan) -> list[str]:
+def in_words(plan: SamplePlan) -> list[str]:
     """Return a plan in lines for people, with its tables."""
     noun = "group" if plan.method == BETTING else "sample"
     what = {
@@ -320,7 +320,7 @@ def in_words(plan: Plan) -> list[str]:
     return lines
 
 
-def _labels(plan: Plan, point: Point) -> str:
+def _labels(plan: SamplePlan, point: Point) -> str:
     if plan.guard == "changed":
         return "no labels"
     return f"about {amount(point.labels, 'label')}"

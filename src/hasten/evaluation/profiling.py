@@ -188,7 +188,7 @@ def _of_bundle(
         _Subject(
             role,
             part.label,
-            engine_of(part, target.threads),
+            engine_of(part, target.threads, manifest.environment),
             artifact_of(folder, part, manifest, custom_ops),
         )
         for role, part in held.items()
@@ -263,7 +263,7 @@ def _whole(
             worker.ask(
                 "time",
                 limit_s=pace.limit_s,
-                samples=str(samples.folder),
+                samples=samples.folder,
                 first=0,
                 warmup_ns=pace.warmup_ns,
                 block_ns=pace.block_ns,

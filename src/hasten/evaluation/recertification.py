@@ -15,7 +15,7 @@ from hasten.bundle import Manifest, differences, engine_of
 from hasten.bundle.covered import certified_sizes, has_batch_axis
 from hasten.certificate.batches import Batches, Coverage, batch_key, covered
 from hasten.certificate.betting import BettingPrior
-from hasten.certificate.certification import judge_ladder, sealed_scores
+from hasten.certificate.certification import judge_ladder
 from hasten.certificate.draws import Over
 from hasten.certificate.figures import Answers, Setting, compared
 from hasten.certificate.ledger import Ledger, user_ledger
@@ -46,6 +46,7 @@ from hasten.inputs.metrics.unlabelled import check_labelled, missing_labels
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.set_metrics import chosen
 from hasten.inputs.set_metrics.base import SetMetric
+from hasten.measure.accuracy import sealed_scores
 from hasten.measure.environment import environment
 from hasten.measure.exactness import Comparing
 from hasten.measure.steps import over_steps
@@ -87,7 +88,7 @@ def certify(
         max_drop: Limit on the drop; by default the certificate's.
         confidence: Confidence of the verdict; by default the certificate's.
         guard: Quantity that is bounded; by default the certificate's.
-        mean_over: What the mean is over, where samples have groups or repeat one another; by default the
+        mean_over: Units of the mean, where samples have groups or repeat one another; by default the
             certificate's.
         metric: Metric that is scored; by default the bundle's, unless that is a function. A
             bundle's word alone runs no code, so a function must be named again.

@@ -74,7 +74,7 @@ def load_test(
             f"the sessions share {threads} threads, and each needs at least one: got {sessions}"
         )
     share = Sharing(threads // sessions, sessions)
-    engine = engine_of(manifest.winner, threads)
+    engine = engine_of(manifest.winner, threads, manifest.environment)
     if sessions > 1:
         engine = on_share(engine, share, threads)
     artifact = artifact_of(folder, manifest.winner, manifest, custom_ops)

@@ -1,4 +1,4 @@
-"""What a bundle was made with, which data is fresh for it, and the outcome of a test on such data."""
+"""Data that a bundle was made with, data that is fresh for it, and the outcome of a test on such data."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from hasten.core.records import write_json
 from hasten.core.tensors import Array
 from hasten.errors import InputError, IntegrityError
 from hasten.inputs.data.dataset import Dataset, Subset
+from hasten.inputs.data.parts import hashed_groups
 from hasten.inputs.data.splits import KNOWN_BYTES, Earlier, former_hashes, units_of
-from hasten.optimization.workspace import hashed_groups
 from hasten.reporting.card import Card
 from hasten.reporting.notebook import as_html
 
@@ -89,7 +89,7 @@ class Recheck:
 
     @property
     def asked(self) -> str:
-        """What was tested, in words."""
+        """Words for the claim that was tested."""
         return goal(self.judgement.guard, self.judgement.metric, self.judgement.max_drop)
 
     def in_words(self) -> str:
@@ -234,7 +234,7 @@ class Chosen:
         units: Number of each one's group, `(n,)`: samples that share a group or their content have the same.
         hashes: SHA-256 of each one's content.
         elsewhere: Number of samples left out that only other runs searched or tested on.
-        earlier: What other runs did with samples of this data.
+        earlier: Record of what other runs did with samples of this data.
     """
 
     kind: Kind
@@ -253,7 +253,7 @@ def fresh(dataset: Dataset, seen: Seen, earlier: Earlier) -> Chosen:
     Args:
         dataset: Data to test on.
         seen: Hashes of the samples that the bundle was made with.
-        earlier: What other runs did with samples: what they searched on is left out too, and so is
+        earlier: Record of what other runs did with samples: what they searched on is left out too, and so is
             what was tested on where the others alone tell more.
     """
     groups = () if dataset.groups is None else hashed_groups(dataset.groups)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from hasten.bundle import Manifest, artifact_of, engine_of, read, unpacked
-from hasten.bundle.loaded import reference_of
-from hasten.bundle.manifest import unfinished
+from hasten.bundle.engines import reference_of
+from hasten.bundle.manifest import naming_packages, unfinished
 from hasten.certificate.betting import BettingPrior
 from hasten.certificate.certification import guarded
 from hasten.certificate.draws import Over
@@ -24,7 +24,7 @@ from hasten.core.sequences import Sequences
 from hasten.core.shapes import extents
 from hasten.core.tensors import TensorSpec, check_tensors
 from hasten.engines.base import Artifact, Engine
-from hasten.errors import InputError, IntegrityError
+from hasten.errors import InputError, IntegrityError, UnknownMember
 from hasten.evaluation.agreement import comparing, needs_no_limit
 from hasten.inputs.data.dataset import Dataset, ShapesOf
 from hasten.inputs.data.images import ImageFolder
@@ -45,13 +45,13 @@ _NO_LIMIT = 0.5
 
 @dataclass(frozen=True)
 class Asked:
-    """What a caller asks for in place of what the bundle states; None stands for the bundle's own.
+    """Values that a caller gives in place of the bundle's own; None stands for the bundle's own.
 
     Attributes:
         max_drop: Limit on the drop.
         confidence: Confidence of the verdict.
         guard: Quantity that is bounded.
-        mean_over: What the mean is over.
+        mean_over: Units of the mean.
         metric: Metric that is scored.
         batch_sizes: Batch sizes at which the limit must hold, beside lone samples.
         reference: Whether the winner is answered by the reference engine of its own.
@@ -74,7 +74,7 @@ class Limits:
         max_drop: Limit on the drop.
         confidence: Confidence of the verdict.
         guard: Quantity that is bounded.
-        mean_over: What the mean is over.
+        mean_over: Units of the mean.
         prior: Prior of the bets.
         counted: Name of the metric whose scores the certificate counts as 0/1; empty where it counts
             none.
@@ -137,7 +137,7 @@ class Material:
         dataset: The samples.
         metric: Metric that is scored on them.
         sequences: States to carry, where samples are whole sequences; None elsewhere.
-        notes: What a person should know about the data.
+        notes: Notes on the data for people.
     """
 
     dataset: Dataset
@@ -156,7 +156,7 @@ def open_subject(
 
     Args:
         bundle: Folder of the bundle, or its packed file.
-        asked: What the caller asks for in place of what the bundle states.
+        asked: Values that the caller gives in place of the bundle's own.
         pipeline: Steps from an image file to the input of the model as it was given; by default the
             bundle's.
         custom_ops: Paths of libraries with the model's own operators.
@@ -178,7 +178,7 @@ def open_subject(
     )
     limits = _limits(folder, manifest, replace(asked, max_drop=_NO_LIMIT) if unlimited else asked)
     check_limits(limits.max_drop, limits.confidence)
-    metric = guarded(_metric(folder, manifest.metric, asked.metric), limits.guard)
+    metric = guarded(_metric(folder, manifest, asked.metric), limits.guard)
     exact = artifact_of(folder, manifest.exact, manifest, custom_ops)
     check_outputs(metric, exact.outputs)
     winner = artifact_of(folder, manifest.winner, manifest, custom_ops)
@@ -207,10 +207,10 @@ def _engines(
     """
     assert manifest.exact is not None
     threads = threads_of(manifest)
-    winner = engine_of(manifest.winner, threads)
+    winner = engine_of(manifest.winner, threads, manifest.environment)
     if reference:
-        winner = reference_of(manifest.winner, os.fspath(bundle))
-    return engine_of(manifest.exact, threads), winner
+        winner = reference_of(manifest.winner, os.fspath(bundle), manifest.environment)
+    return engine_of(manifest.exact, threads, manifest.environment), winner
 
 
 def open_material(subject: Subject, data: Any, scored: Metric | None) -> Material:
@@ -255,7 +255,7 @@ def _check_device(folder: Path, manifest: Manifest) -> None:
     here = at_hand(manifest.target)
     if here.kind != "compile-only":
         return
-    for engine in engine_of(manifest.winner, here.threads).runtimes:
+    for engine in engine_of(manifest.winner, here.threads, manifest.environment).runtimes:
         try:
             engine.check_faithful()
         except InputError as error:
@@ -300,12 +300,15 @@ def _limits(folder: Path, manifest: Manifest, asked: Asked) -> Limits:
     )
 
 
-def _metric(folder: Path, stated: dict[str, Any], given: Metric | None) -> Metric:
+def _metric(folder: Path, manifest: Manifest, given: Metric | None) -> Metric:
     """Return the metric to score by: the one given here, else the bundle's own."""
     if given is not None:
         return given
     try:
-        metric = from_record(Metric, stated)
+        with naming_packages(manifest.environment):
+            metric = from_record(Metric, manifest.metric)
+    except UnknownMember as error:
+        raise IntegrityError(f"{folder}: {error}; or give another metric=") from error
     except InputError as error:
         raise IntegrityError(f"{folder}: the metric is damaged: {error}") from error
     if metric.function is not None:

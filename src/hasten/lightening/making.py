@@ -134,10 +134,10 @@ class Makers:
                     Artifact,
                     self._ask(
                         "build",
-                        engine=to_record(way.engine),
-                        model=to_record(model),
-                        target=to_record(self.bench.target),
-                        workdir=str(subject.folder / f"artifact-{number}"),
+                        engine=way.engine,
+                        model=model,
+                        target=self.bench.target,
+                        workdir=subject.folder / f"artifact-{number}",
                     ),
                 )
             except CandidateError as error:
@@ -152,12 +152,12 @@ class Makers:
             try:
                 outcome = self._ask(
                     "transform",
-                    model=to_record(model),
+                    model=model,
                     original=False,
-                    step=to_record(step),
+                    step=step,
                     draft=True,
-                    calibration=str(subject.samples),
-                    workdir=str(workdir),
+                    calibration=subject.samples,
+                    workdir=workdir,
                 )
             except CandidateError as error:
                 return str(error)

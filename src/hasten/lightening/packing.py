@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from hasten.bundle import Manifest, artifact_of, read, replaceable
+from hasten.bundle.manifest import naming_packages
 from hasten.bundle.packing.unpacking import unpacked
 from hasten.certificate.ledger import user_ledger
 from hasten.core.extras import missing_extra
@@ -189,7 +190,8 @@ class _Opened:
         """
         if given is not None:
             return parse_metric(given) if isinstance(given, str) else given
-        metric = from_record(Metric, self.manifest.metric)
+        with naming_packages(self.manifest.environment):
+            metric = from_record(Metric, self.manifest.metric)
         if metric.function is not None:
             raise InputError(
                 f"{self.folder} was judged by the function {metric.function}: name it again in "

@@ -14,7 +14,6 @@ import numpy as np
 
 from hasten.core.model import Model
 from hasten.core.progress import Listener, Progress, nobody
-from hasten.core.records import to_record
 from hasten.core.target import Target
 from hasten.engines.base import Artifact, Engine
 from hasten.engines.installed import engine_kinds
@@ -204,9 +203,9 @@ def _open(worker: Worker, bench: Bench, way: Single, artifact: Artifact) -> None
     worker.ask(
         "open",
         limit_s=bench.limit_s,
-        engine=to_record(way.engine),
-        artifact=to_record(artifact),
-        target=to_record(bench.target),
+        engine=way.engine,
+        artifact=artifact,
+        target=bench.target,
     )
 
 
@@ -214,7 +213,7 @@ def _time(worker: Worker, samples: Path) -> list[int]:
     latencies: list[int] = worker.ask(
         "time",
         limit_s=_FIRST_LOOK.limit_s,
-        samples=str(samples),
+        samples=samples,
         first=0,
         warmup_ns=_FIRST_LOOK.warmup_ns,
         block_ns=_FIRST_LOOK.block_ns,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -94,9 +95,21 @@ def answered(
         CandidateError: the candidate failed, or the metric can't read its outputs.
     """
     metric = over_steps(metric, bench.sequences)
-    answers = bench.predict(opened, exact.samples)
-    for outputs, (own, labels) in zip(answers, exact, strict=True):
+    for outputs, own, labels in beside(bench, opened, exact):
         yield _score(metric, outputs, own, labels), outputs, own
+
+
+def beside(
+    bench: Bench, opened: OpenWorker, exact: ExactAnswers
+) -> Iterator[tuple[Tensors, Tensors, Array | None]]:
+    """Yield a candidate's outputs, the exact model's and the labels, chunk by chunk.
+
+    Raises:
+        CandidateError: the candidate failed.
+    """
+    with contextlib.closing(bench.predict(opened, exact.samples)) as answers:
+        for outputs, (own, labels) in zip(answers, exact, strict=True):
+            yield outputs, own, labels
 
 
 def _score(metric: Metric, outputs: Tensors, own: Tensors, labels: Array | None) -> Array:
@@ -157,6 +170,58 @@ def _checked(metric: Metric, outputs: Tensors, own: Tensors, labels: Array | Non
     """
     count = len(next(iter(outputs.values())))
     return metric.checked(scored_where_known(metric, outputs, own, labels), count)
+
+
+def sealed_scores(
+    bench: Bench,
+    exact: OpenWorker,
+    rungs: Mapping[str, OpenWorker],
+    sealed: Dataset,
+    metric: Metric,
+    listen: Callable[[int], None] = lambda done: None,
+    *,
+    units: Array | None = None,
+    watch: Callable[[str, Tensors], None] = lambda key, outputs: None,
+    exact_takes: Callable[[Dataset], Dataset] | None = None,
+) -> tuple[Array, dict[str, Array | str]]:
+    """Score the exact model and every rung on the sealed data, in one pass over it.
+
+    Args:
+        bench: Workbench that runs the models.
+        exact: The exact model, open.
+        rungs: Key -> open candidate.
+        sealed: Sealed data, read once, in chunks.
+        metric: Metric that is scored.
+        listen: Callback that receives the number of samples scored so far.
+        units: Number of each sample's group, `(n,)`; by default every sample stands alone.
+        watch: Callback that receives the outputs of each model on each chunk; the exact model's key
+            is "".
+        exact_takes: Function of a chunk that returns it as the exact model takes it; by default all
+            models take the same.
+
+    Returns:
+        Scores of the exact model, `(n,)`; and of each rung, or the reason why it failed.
+    """
+    own: list[Array] = []
+    theirs: dict[str, list[Array]] = {key: [] for key in rungs}
+    failed: dict[str, str] = {}
+    for part, scores in score_once(bench, exact, rungs, sealed, metric, watch, exact_takes):
+        own.append(part)
+        for key, score in scores.items():
+            if isinstance(score, str):
+                failed[key] = score
+            else:
+                theirs[key].append(score)
+        listen(sum(map(len, own)))
+    groups = np.arange(len(sealed)) if units is None else units
+
+    def over(parts: Sequence[Array]) -> Array:
+        return metric.over(np.concatenate(parts), sealed.labels, groups)
+
+    whole: dict[str, Array | str] = {
+        key: failed[key] if key in failed else over(parts) for key, parts in theirs.items()
+    }
+    return over(own), whole
 
 
 def score_once(

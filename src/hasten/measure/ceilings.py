@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from hasten.core.records import digest, from_record, read_json, to_record, write_json
+from hasten.core.records import digest, from_record, read_json, write_json
 from hasten.core.target import Target
 from hasten.engines.base import Engine
 from hasten.engines.installed import tried_on
@@ -151,7 +151,7 @@ class _Rig:
         self.best_ns: dict[Kernel, float] = {}
         self.failure = ""
         self._folder = folder
-        self._settings = {"engine": to_record(engine), "target": to_record(target)}
+        self._settings = {"engine": engine, "target": target}
         self._built: dict[Kernel, Any] = {}
         self._worker = Worker(folder / "workers.log", target.memory_bytes // 2, fresh=True)
 
@@ -176,7 +176,7 @@ class _Rig:
             _check(self._deadline)
             with self._losing():
                 self._built[kernel] = self._ask(
-                    "build", model=to_record(kernel.model), workdir=str(workdir), **self._settings
+                    "build", model=kernel.model, workdir=workdir, **self._settings
                 )
         self._worker.sleep()
 
@@ -188,7 +188,7 @@ class _Rig:
                 self._ask("open", artifact=artifact, **self._settings)
                 latency_ns = self._ask(
                     "time",
-                    samples=str(kernel.samples),
+                    samples=kernel.samples,
                     first=0,
                     warmup_ns=PACE.warmup_ns,
                     block_ns=PACE.block_ns,

@@ -22,7 +22,7 @@ Plan: TypeAlias = Callable[[], Mapping[Stage, "Need"]]
 
 @dataclass(frozen=True)
 class Need:
-    """What a stage needs, in seconds.
+    """Need of a stage, in seconds.
 
     Attributes:
         least_s: Time without which the stage can do nothing of use.

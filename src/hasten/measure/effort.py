@@ -16,7 +16,7 @@ _P99_WIDER = 3.0
 
 @dataclass(frozen=True)
 class Effort:
-    """How hard a run tries.
+    """Effort of a run: the rounds and processes of its timings, and the depth of its search.
 
     Attributes:
         depth: Extent of the search. "engines": the untouched model on each engine. "first": each

@@ -110,7 +110,7 @@ def _block(worker: Worker, samples: Path, number: int, pace: Pace) -> tuple[int,
             worker.ask(
                 "time",
                 limit_s=pace.limit_s,
-                samples=str(samples),
+                samples=samples,
                 first=number * 61,  # other samples in each round, but the same for all entrants
                 warmup_ns=pace.warmup_ns,
                 block_ns=pace.block_ns,

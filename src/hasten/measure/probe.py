@@ -86,7 +86,7 @@ class DeviceProbe:
     it will be better.
 
     Attributes:
-        disturbed: What disturbed the GPU when it was last found disturbed; "" for nothing so far.
+        disturbed: Cause of the GPU's last disturbance; "" for nothing so far.
 
     Args:
         gauge: Gauge of the GPU.

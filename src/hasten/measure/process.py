@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from hasten.core.processes import name_of, programs
+from hasten.core.records import to_record
 from hasten.core.telemetry import OFF
 from hasten.engines.compiled.scratch import SCRATCH, scratch
 from hasten.engines.cuda.kept import TORCH_FOLDER, torch_folder
@@ -95,6 +96,11 @@ class Worker:
     def ask(self, do: str, *, limit_s: float, **command: Any) -> Any:
         """Send one command and wait for its reply.
 
+        Args:
+            do: Name of the command.
+            limit_s: Longest time to wait, in seconds.
+            **command: Values that `to_record` takes.
+
         Raises:
             CandidateError: the candidate failed, its process died, or it exceeded a limit and was
                 killed; the message has one line.
@@ -102,7 +108,7 @@ class Worker:
         """
         self.wake()
         try:
-            self._channel.sendall(json.dumps({"do": do, **command}).encode() + b"\n")
+            self._channel.sendall(json.dumps(to_record({"do": do, **command})).encode() + b"\n")
             reply = json.loads(self._line(limit_s, timed=do in _TIMED))
             if do not in _TIMED:
                 self._check_memory(alone=False)  # it may have answered between two looks

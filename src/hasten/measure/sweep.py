@@ -268,7 +268,7 @@ class _Sweep:
         worker = self._worker(way)
         try:
             limit_s = self.bench.deadline.step_s(self.pace.limit_s)
-            return worker.ask(do, limit_s=limit_s, samples=str(self.samples.folder), **command)
+            return worker.ask(do, limit_s=limit_s, samples=self.samples.folder, **command)
         finally:
             worker.sleep()
 

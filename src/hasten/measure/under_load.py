@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from hasten.core.records import from_record, to_record
+from hasten.core.records import from_record
 from hasten.inputs.data.spool import Spool
 from hasten.measure.closed_loop import Block
 from hasten.measure.process import Worker
@@ -103,8 +103,8 @@ class Generator:
         record = self.worker.ask(
             "load",
             limit_s=LONGEST_RUN_S + _SLACK * longest_s,
-            offer=to_record(offer),
-            samples=str(self.samples.folder),
+            offer=offer,
+            samples=self.samples.folder,
         )
         load = from_record(Load, record)
         self.listen(load)
@@ -119,7 +119,7 @@ class Generator:
         record = self.worker.ask(
             "drive",
             limit_s=LONGEST_RUN_S,
-            samples=str(self.samples.folder),
+            samples=self.samples.folder,
             batch=1,
             first=0,
             requests=len(self.samples),

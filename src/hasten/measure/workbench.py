@@ -7,7 +7,7 @@ import itertools
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -133,11 +133,11 @@ class Bench:
             properties = self.ask(
                 worker,
                 "open",
-                engine=to_record(engine),
-                artifact=to_record(artifact),
-                target=to_record(self.target),
+                engine=engine,
+                artifact=artifact,
+                target=self.target,
                 sessions=sessions,
-                sequences=to_record(self.sequences),
+                sequences=self.sequences,
             )
         except BaseException:
             worker.kill()
@@ -155,10 +155,10 @@ class Bench:
             built = self.ask(
                 worker,
                 "build",
-                engine=to_record(engine),
-                model=to_record(model),
-                target=to_record(self.target),
-                workdir=str(folder),
+                engine=engine,
+                model=model,
+                target=self.target,
+                workdir=folder,
             )
         return from_record(Artifact, built)
 
@@ -185,10 +185,10 @@ class Bench:
             return self.ask(
                 worker,
                 what,
-                engine=to_record(engine),
-                artifact=to_record(artifact),
-                target=to_record(self.target),
-                workdir=str(folder),
+                engine=engine,
+                artifact=artifact,
+                target=self.target,
+                workdir=folder,
             )
 
     def profile(
@@ -221,12 +221,12 @@ class Bench:
             records = self.ask(
                 worker,
                 "profile",
-                engine=to_record(engine),
-                artifact=to_record(artifact),
-                target=to_record(self.target),
-                samples=str(samples.folder),
+                engine=engine,
+                artifact=artifact,
+                target=self.target,
+                samples=samples.folder,
                 requests=requests,
-                original=None if original is None else str(original),
+                original=original,
             )
         return tuple(from_record(LayerTime, record) for record in records)
 
@@ -237,7 +237,7 @@ class Bench:
         *,
         number_from: int = 0,
         infinite: bool = True,
-    ) -> Iterator[Tensors]:
+    ) -> Generator[Tensors, None, None]:
         """Answer samples in chunks.
 
         Args:
@@ -298,8 +298,8 @@ class Bench:
         self.ask(
             opened.worker,
             "unroll",
-            samples=str(samples.folder),
-            out=str(folder),
+            samples=samples.folder,
+            out=folder,
             count=count,
         )
         return Spool.open(folder)
@@ -317,11 +317,11 @@ class Bench:
         done = self.ask(
             opened.worker,
             "predict",
-            samples=str(samples.folder),
+            samples=samples.folder,
             start=start,
             stop=stop,
             first=number_from,
-            out=str(out),
+            out=out,
             batch=opened.batch,
             infinite=infinite,
         )
@@ -402,11 +402,11 @@ class Workbench(Bench):
             return self.ask(
                 worker,
                 "transform",
-                model=to_record(model),
+                model=model,
                 original=model is self.model,
-                step=to_record(step),
-                calibration=str(self.calibration.folder),
-                workdir=str(folder),
+                step=step,
+                calibration=self.calibration.folder,
+                workdir=folder,
             )
 
     def sensitivities(self, weight_bits: int, within_s: float = 30.0) -> dict[str, float]:
@@ -424,8 +424,8 @@ class Workbench(Bench):
             found = self.ask(
                 worker,
                 "sensitivities",
-                model=to_record(self.model),
-                calibration=str(self.calibration.folder),
+                model=self.model,
+                calibration=self.calibration.folder,
                 # It may take up to four times as long.
                 within_s=min(within_s, self.deadline.step_s(self.limit_s) / 5),
                 weight_bits=weight_bits,
@@ -456,8 +456,8 @@ class Workbench(Bench):
                 layers = self.ask(
                     worker,
                     "work",
-                    model=to_record(model),
-                    samples=str(self.calibration.folder),
+                    model=model,
+                    samples=self.calibration.folder,
                 )
             self._counted[key] = tuple(from_record(LayerWork, layer) for layer in layers)
         return self._counted[key]
@@ -479,8 +479,8 @@ class Workbench(Bench):
                     self.ask(
                         worker,
                         "rows_apart",
-                        model=to_record(model),
-                        request=to_record(tuple(request)),
+                        model=model,
+                        request=tuple(request),
                     )
                 )
         except (CandidateError, Skipped):
@@ -517,19 +517,19 @@ class Workbench(Bench):
         folder.mkdir(parents=True)
         worker = Worker(self.log, self.memory_bytes)
         try:
-            settings = {"engine": to_record(candidate.engine), "target": to_record(self.target)}
+            settings = {"engine": candidate.engine, "target": self.target}
             built = self.ask(
                 worker,
                 "build",
-                model=to_record(model),
-                workdir=str(folder),
+                model=model,
+                workdir=folder,
                 **settings,
             )
             properties = self.ask(
                 worker,
                 "open",
                 artifact=built,
-                sequences=to_record(self.sequences),
+                sequences=self.sequences,
                 **settings,
             )
             return OpenWorker(worker, from_record(Artifact, built), properties)

@@ -169,7 +169,7 @@ class _Asking:
             trials.bench.ask(
                 self._opened.worker,
                 "moved_by_mates",
-                samples=str(trials.samples.folder),
+                samples=trials.samples.folder,
                 batch=size,
             )
         )

@@ -14,7 +14,7 @@ RUNGS = 4
 
 @dataclass(frozen=True)
 class Standing:
-    """How one candidate did on the search split.
+    """Result of one candidate on the search split.
 
     Attributes:
         key: Key of the candidate.

@@ -12,8 +12,8 @@ from hasten.core.model import Model
 from hasten.core.sequences import LENGTHS, Sequences
 from hasten.core.tensors import Array, TensorSpec
 from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.parts import Parts
 from hasten.inputs.data.spool import CHUNK_BYTES
-from hasten.optimization.workspace import Parts
 
 _WHOLE = re.compile("bool|u?int(8|16|32|64)")
 _MOST_NUMBERS = 64

@@ -11,10 +11,10 @@ from hasten.certificate.draws import drawn
 from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Judgement, draws_needed, goal, uneven
 from hasten.core.records import type_name
+from hasten.inputs.data.parts import Parts
 from hasten.inputs.metrics.base import Metric
 from hasten.optimization.order import Order
 from hasten.optimization.ready import Ready
-from hasten.optimization.workspace import Parts
 
 
 def calibrating(order: Order, ready: Ready) -> int:

@@ -30,7 +30,7 @@ from hasten.optimization.job import Job
 from hasten.optimization.judge import Judge, Ladder, Sealed, Shipment
 from hasten.optimization.labelling.notes import label_notes
 from hasten.optimization.ready import Ready
-from hasten.optimization.workspace import requests_from
+from hasten.optimization.shapes import requests_from
 from hasten.passes.small_model import SmallModel
 from hasten.reporting.apart import rendered_within
 from hasten.reporting.evidence import assembled
@@ -60,7 +60,7 @@ def deliver(judge: Judge, ladder: Ladder, sealed: Sealed) -> Result:
     Args:
         judge: Judge of the run.
         ladder: Ladder as it was frozen; what fell on the sealed data is no fallback.
-        sealed: What the sealed data said.
+        sealed: Result on the sealed data.
     """
     job, ready, verdicts = judge.job, judge.ready, sealed.verdicts
     job.notes += shortfall(

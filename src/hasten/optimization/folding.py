@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from hasten.certificate.certification import sealed_scores
 from hasten.core.model import Model
 from hasten.core.shapes import Extent
 from hasten.core.target import Target
@@ -27,6 +26,7 @@ from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.outputs import class_output
 from hasten.inputs.pipeline.base import Origin, Pipeline, Step
 from hasten.inputs.pipeline.image import ToLayout
+from hasten.measure.accuracy import sealed_scores
 from hasten.measure.exactness import (
     EXACT_TOLERANCE,
     Comparing,

@@ -47,7 +47,7 @@ class Ladder:
 
 @dataclass(frozen=True)
 class Sealed:
-    """What the sealed data said.
+    """Result on the sealed data.
 
     Attributes:
         verdicts: Verdicts on the ladder, from which it is decided what ships.
@@ -87,7 +87,7 @@ class Sealed:
 
 @dataclass(frozen=True)
 class Shipment:
-    """What goes into a bundle.
+    """Model and figures that go into a bundle.
 
     Attributes:
         status: "certified", "exact" or "uncertified".

@@ -1,4 +1,4 @@
-"""What a run takes from earlier runs, and what it leaves to later ones: the ledger's part in a run."""
+"""Memory of samples that a run takes from earlier runs and leaves to later ones: the ledger's part in a run."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hasten.certificate.ledger import Past, short
 from hasten.certificate.looks import Look, PastLook, look_at
 from hasten.core.records import from_record, read_json, write_json
 from hasten.errors import InputError
+from hasten.inputs.data.parts import Parts
 from hasten.inputs.data.splits import Earlier
 from hasten.optimization.job import Job
-from hasten.optimization.workspace import Parts
 
 EARLIER = "earlier.json"
 _SEALED = Path("evidence", "sealed.json")

@@ -76,7 +76,7 @@ class Order:
         max_drop: Largest drop in accuracy that is allowed, as an absolute share: 0.01 is one point.
         guard: Quantity that is bounded: "net", the drop; "lost", the share of right answers that
             become wrong; or "changed", the share of answers that differ from the original's.
-        mean_over: What the certificate's mean is over, where samples have groups or repeat one another: all
+        mean_over: Units of the certificate's mean, where samples have groups or repeat one another: all
             "samples", or "groups", each of which counts once whatever its size.
         confidence: Probability with which the certificate holds.
         metric: "top1", "top5", "agreement", "embedding", "regression:0.01", "detection_f1",
@@ -123,7 +123,7 @@ class Order:
             sample of the data is a whole sequence, with an axis of steps.
         scored: Steps of a sequence that its score is about: "all" for the mean over them, or
             "last". By default the last one where each sequence has one label, else all.
-        ask_labels: How to ask for labels of those sealed samples on which answers differ. "page" makes a
+        ask_labels: Form in which to ask for labels of those sealed samples on which answers differ. "page" makes a
             folder with a page to label them on, next to the bundle. "csv" makes a table to fill in.
             "wait" serves the page here until all are labelled. The path of a CSV file reads labels from
             it, and "my.py:oracle" calls a function with the samples. None uses only the data's own

@@ -27,6 +27,7 @@ from hasten.engines.installed import (
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.images import ImageFolder
+from hasten.inputs.data.parts import Parts, data_digest, lay_out
 from hasten.inputs.data.sequences import SequenceData
 from hasten.inputs.data.source import open_data
 from hasten.inputs.data.table import reads_rows
@@ -92,13 +93,7 @@ from hasten.optimization.without_data import (
     data_for_a_certificate,
     load_without_data,
 )
-from hasten.optimization.workspace import (
-    SEARCH_VERSION,
-    Parts,
-    check_same_run,
-    data_digest,
-    lay_out,
-)
+from hasten.optimization.workspace import SEARCH_VERSION, check_same_run
 from hasten.passes import already_quantized
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.installed import without_modules

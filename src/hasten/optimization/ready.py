@@ -17,6 +17,7 @@ from hasten.core.shapes import Extent
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors
 from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.parts import Parts
 from hasten.inputs.data.spool import Spool
 from hasten.inputs.metrics.unlabelled import missing_labels
 from hasten.inputs.pipeline.base import Pipeline
@@ -24,7 +25,6 @@ from hasten.inputs.set_metrics.base import SetMetric
 from hasten.measure.workbench import Workbench
 from hasten.optimization.folding import Given
 from hasten.optimization.unrolling import Unrolled
-from hasten.optimization.workspace import Parts
 from hasten.passes.small_model import SmallModel
 
 _CHANGES = 2

@@ -14,7 +14,6 @@ from hasten.certificate.certification import (
     judge_with_fallen,
     last_certified,
     prior_of,
-    sealed_scores,
 )
 from hasten.certificate.changed import ChangedAnswers, ChangedShare, changed_share
 from hasten.certificate.figures import Answers, Setting, compared
@@ -27,6 +26,7 @@ from hasten.core.tensors import Array, Tensors
 from hasten.errors import CandidateError, OutOfTime
 from hasten.inputs.data.near_copies import Remembered
 from hasten.inputs.metrics.unlabelled import missing_labels
+from hasten.measure.accuracy import sealed_scores
 from hasten.measure.exactness import Comparing, changed_in_words
 from hasten.measure.steps import over_steps
 from hasten.measure.workbench import OpenWorker
@@ -218,7 +218,7 @@ def _scored(
         Scores of the original, and scores of each of the others, or the reason why it failed.
     """
     job, ready, trials = judge.job, judge.ready, judge.trials
-    sealed = Remembered(ready.parts.sealed, ready.parts.search)
+    sealed = ready.parts.sealed_to_read()
     failed: dict[str, str] = {}
     opened: dict[str, OpenWorker] = {}
 

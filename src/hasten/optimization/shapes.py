@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from hasten.core.model import Model
 from hasten.core.shapes import Extent, Pads, Sizes, extents, in_words, representative, typical
 from hasten.core.target import Target
-from hasten.core.tensors import Array
+from hasten.core.tensors import Array, TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset, ShapesOf
+from hasten.measure.worker import request_of
 
 if TYPE_CHECKING:
     from hasten.optimization.job import Job
@@ -98,3 +101,21 @@ def check_pads(pads: Pads, model: Model) -> None:
             raise InputError(
                 f"pad= names the input {name!r}, but the model's inputs are {', '.join(names)}"
             )
+
+
+def requests_from(
+    samples: Dataset, count: int, request: Sequence[TensorSpec]
+) -> list[dict[str, Array]]:
+    """Return samples as requests to a model, for a bundle to keep.
+
+    Args:
+        samples: Samples of single requests that certify nothing.
+        count: Largest number of requests to return; they are spread evenly, in case the data is
+            ordered. Of samples that differ in shape, they are the typical one, the smallest, a
+            large and the largest one.
+        request: Inputs of one request, with every size settled.
+    """
+    places = np.linspace(0, len(samples) - 1, min(count, len(samples)), dtype=np.int64)
+    if samples.ragged:
+        places = np.array(kept_places(samples, count), np.int64)
+    return [request_of(samples.inputs([int(place)]), request) for place in places]

@@ -22,6 +22,7 @@ from hasten.core.tensors import Array
 from hasten.engines.installed import engine_kinds
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.dataset import Dataset
+from hasten.inputs.data.parts import Parts
 from hasten.inputs.data.sequences import SequenceData, open_sequences
 from hasten.inputs.data.spool import Spool
 from hasten.inputs.models import onnx
@@ -30,12 +31,11 @@ from hasten.measure.steps import scored_steps
 from hasten.measure.workbench import Bench
 from hasten.optimization.job import Job
 from hasten.optimization.order import Order
-from hasten.optimization.workspace import Parts
 
 
 @dataclass(frozen=True)
 class Unrolled:
-    """What a run on sequences knows beside the sequences.
+    """Single steps of a run's sequences, and a session's states.
 
     Attributes:
         sequences: States that the model carries, and which steps are scored.

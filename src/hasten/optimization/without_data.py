@@ -16,7 +16,7 @@ from hasten.core.tensors import Array
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.dataset import Dataset
-from hasten.inputs.data.made_up import Plan, axes_of, make_up, plans
+from hasten.inputs.data.made_up import MadeUpInputs, axes_of, make_up, plans
 from hasten.inputs.models.embedding import embedding_rows
 from hasten.inputs.models.source import load_model
 from hasten.optimization.job import Job
@@ -82,7 +82,9 @@ def load_without_data(job: Job, found: Any) -> tuple[Model, Dataset]:
     return model, ArrayDataset(arrays)
 
 
-def _that_run(model: Model, rows: dict[str, int], seed: int) -> tuple[dict[str, Array], Plan]:
+def _that_run(
+    model: Model, rows: dict[str, int], seed: int
+) -> tuple[dict[str, Array], MadeUpInputs]:
     """Return made-up samples that ONNX Runtime can answer, where it is installed."""
     why = ""
     for plan in plans(model.inputs):
@@ -121,7 +123,7 @@ def _failure(model: Model, arrays: dict[str, Array]) -> str:
     return ""
 
 
-def _said(model: Model, plan: Plan) -> str:
+def _said(model: Model, plan: MadeUpInputs) -> str:
     """Return a note that says how the inputs were made up."""
     taken = {name: plan.sizes[name] for spec in model.inputs for name in axes_of(spec)}
     sizes = ", ".join(f"{name} {size}" for name, size in taken.items())

@@ -1,4 +1,4 @@
-"""What passes need of third-party converters and quantizers: silence, and errors in one line."""
+"""Silence of third-party converters and quantizers, and their errors in one line."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ _QUIET = (
     "the search ended early: ",
     "no cascade was tried: ",
 )
-"""How notes begin that say nothing against a result; they stand with the details."""
+"""Beginnings of notes that say nothing against a result; they stand with the details."""
 
 
 @dataclass(frozen=True)

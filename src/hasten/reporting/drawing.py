@@ -80,7 +80,7 @@ class Plot:
 
     Attributes:
         key: Identifier of the plot, unique on the page; with -light.svg and so on, its file's name.
-        title: What the plot shows, as a sentence with its numbers.
+        title: Sentence on what the plot shows, with its numbers.
         description: Description for readers who can't see the plot.
         draw: Function that draws on empty axes; its second argument says whether they are narrow.
         head: Column heads of the table with the numbers.

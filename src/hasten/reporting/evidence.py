@@ -81,7 +81,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Step:
-    """What is read of a step that a runtime executed: see `hasten.engines.layers.LayerTime`."""
+    """Step that a runtime executed, as far as it is read: see `hasten.engines.layers.LayerTime`."""
 
     name: Word
     operator: Word
@@ -240,7 +240,7 @@ class Report:
         requests: Number of samples of the data that the bundle keeps.
         cascade: Whether what ships is a cascade.
         settings: Every setting of the candidates, in the order of the result's outcomes.
-        copies: How often the engine of what ships copies a request's inputs; empty if it isn't known.
+        copies: Words for the copies that the shipped model's engine makes of a request's inputs; empty if unknown.
     """
 
     result: Result

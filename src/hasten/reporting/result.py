@@ -214,7 +214,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a run was asked for.
+    """Request that a run carried out.
 
     Attributes:
         invocation: Command or call that started the run.
@@ -226,7 +226,7 @@ class Asked:
         seed: Seed of the split and of all orders.
         searched: Number of samples that the search saw.
         sealed: Number of samples that the search never saw.
-        mean_over: What the certificate's mean is over, samples or groups.
+        mean_over: Units of the certificate's mean: samples or groups.
     """
 
     invocation: Invocation

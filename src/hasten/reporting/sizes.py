@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from hasten.reporting.result import Result
 
 STEADY = "a smaller file shortens the download and the cold start, but no request after that"
-"""What a packed size is about, to be said wherever one is shown."""
+"""Note on what a packed size is about, to be said wherever one is shown."""
 HEAD = ("", "form", "packed", "of the weights", "not 0", "values", "accuracy in the search")
 
 

@@ -38,7 +38,7 @@ class Bar:
     """A bar of the small chart.
 
     Attributes:
-        label: What the bar is about.
+        label: Noun for what the bar is about.
         value: Its length.
         said: The value in words.
         tone: Its colour.
@@ -52,7 +52,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Slide:
-    """What fits on one slide.
+    """Content of one slide.
 
     Attributes:
         bundle: Name of the bundle.

@@ -46,7 +46,7 @@ def client_named(name: str) -> str:
 
 
 class Shares:
-    """How much each client takes of what the server has, so that a greedy one doesn't starve the rest.
+    """Share of the server that each client takes, so that a greedy one doesn't starve the rest.
 
     A client that is alone may take all. While others are connected, nobody takes more than is still free: one
     greedy client keeps half, two keep a third each, and a newcomer finds room.
@@ -54,13 +54,13 @@ class Shares:
     Source: Choudhury and Hahne, Dynamic queue length thresholds for shared-memory packet switches, 1998.
 
     Args:
-        total: How much there is.
-        least: How much a client may take as long as that is free, whatever others have.
+        total: Amount in all.
+        least: Amount that a client may take as long as that is free, whatever others have.
         clock_ns: Monotonic clock, in nanoseconds.
 
     Attributes:
-        total: How much there is.
-        taken: How much all clients have taken together.
+        total: Amount in all.
+        taken: Amount that all clients have taken together.
     """
 
     def __init__(

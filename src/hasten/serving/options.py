@@ -19,7 +19,7 @@ _HOUR_S, _DAY_S = 3600, 86_400
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """How a server opens its models, and how it batches their requests.
+    """Options for the opening of a server's models and for the batching of their requests.
 
     Attributes:
         max_batch: Largest number of rows in a batch, and in a request; 1 turns batching off.
@@ -83,13 +83,13 @@ class SequenceLimits:
 
 @dataclass(frozen=True)
 class Monitoring:
-    """How a server watches whether the certificate still holds, and what an alarm does.
+    """Options for the watch over the certificate, and for the effect of an alarm.
 
     Attributes:
         shadow: Share of answered samples that the exact model answers too; 0 for no monitor.
         shadow_limit: Share of changed answers from which the monitor raises an alarm; 0 for the one
             that follows from the certificate.
-        on_alarm: What an alarm does: "tell" reports it in the log, on the page and in the metrics;
+        on_alarm: Effect of an alarm: "tell" reports it in the log, on the page and in the metrics;
             "exact" also lets the exact model answer, until a person clears the alarm.
         webhook: Address that gets alarms, as a POST of JSON; "" for none.
         monitor_state: Folder that keeps the monitor's evidence, or "off"; by default
@@ -123,7 +123,7 @@ class Monitoring:
 
 @dataclass(frozen=True)
 class Access:
-    """Who may ask a server, under which names, and for what.
+    """Rights of clients: their names, and what each may ask for.
 
     Attributes:
         token_file: Path of a file with the bearer token that clients must send.

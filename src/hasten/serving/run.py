@@ -48,10 +48,10 @@ def serve(
         grpc: Port of gRPC; 0 for any free port, None for no gRPC.
         host: Address to listen on. One that other machines can reach needs a token, or
             `Access(no_token=True)`.
-        models: How each model is opened, and how its requests are batched.
+        models: Options for the opening of models and for the batching of requests.
         sequences: Limits on the states of each model's sequences.
-        monitoring: How the certificate is watched, and what an alarm does.
-        access: Who may ask the server, under which names, and for what.
+        monitoring: Options for the watch over the certificate, and for the effect of an alarm.
+        access: Rights of clients: their names, and what each may ask for.
         limits: Limits on sizes, counts and times.
         trace: Whether to send OpenTelemetry spans.
         json_logs: Whether to write logs as one JSON object per line.

@@ -28,10 +28,10 @@ class Coded:
     """A chunk, and what a codec made of it.
 
     Attributes:
-        name: What kind of chunk it is.
+        name: Kind of chunk.
         data: Its bytes.
         width: Size of an element in bytes.
-        block: What the codec made.
+        block: Bytes that the codec made.
     """
 
     name: str

@@ -31,7 +31,7 @@ import hasten
 from hasten.bundle import UnfinishedRun
 from hasten.bundle.chains import OpenChain, Stage
 from hasten.bundle.chains.opened import pipeline_of
-from hasten.bundle.chains.plan import Member, Plan
+from hasten.bundle.chains.plan import ChainPlan, Member
 from hasten.bundle.manifest import untimed_yet
 from hasten.cli.demos import package_folder
 from hasten.errors import CandidateError, InputError
@@ -241,7 +241,7 @@ def test_memory_holds_the_prepared_crops_of_one_batch_however_many_boxes_there_a
             name: Member(pipeline_of(name, each.manifest), each.inputs, most_rows)
             for name, each in (("det", one), ("colour", two))
         }
-        plan = Plan(chain_of(f"{det}+crop+{colour}"), members)
+        plan = ChainPlan(chain_of(f"{det}+crop+{colour}"), members)
         run = plan.run(picture, most_bytes=most_bytes)
         asked: list[weakref.ref[Any]] = []
         ask = next(run)

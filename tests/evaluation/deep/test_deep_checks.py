@@ -25,9 +25,9 @@ from hasten.engines.tensorrt.rtx import TensorrtRtx
 from hasten.errors import CandidateError, InputError
 from hasten.evaluation.deep import checks, memory, network, runtimes
 from hasten.evaluation.deep.finding import Failing, NotDone
-from hasten.evaluation.deep.same import Pace, against_itself, state
+from hasten.evaluation.deep.same import RaceLengths, against_itself, state
 
-QUICK = Pace(warmups_s=(0.0, 0.001, 0.002), idle_s=0.0, rounds=3, block_s=0.001)
+QUICK = RaceLengths(warmups_s=(0.0, 0.001, 0.002), idle_s=0.0, rounds=3, block_s=0.001)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_a_race_against_itself_tells_each_warm_up_with_the_clocks() -> None:
     clock, slept = Clock(1000), list[float]()
     warm = Reading(1980, 1980, 100.0, 40, held_back=())
     states = iter([Reading(345, 1980, held_back=("gpu idle",)), warm, None] * 3)
-    pace = Pace(warmups_s=(0.0, 1e-5, 1e-4), idle_s=2.0, rounds=3, block_s=1e-5)
+    pace = RaceLengths(warmups_s=(0.0, 1e-5, 1e-4), idle_s=2.0, rounds=3, block_s=1e-5)
     found = against_itself(
         clock.run,
         network.requests(2),

@@ -24,11 +24,11 @@ from hasten.core.target import Target
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.evaluation.subject import Limits
 from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.parts import hashed_groups
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.metrics.iou import Iou
 from hasten.inputs.metrics.top_k import Top1
 from hasten.inputs.models.onnx import load
-from hasten.optimization.workspace import hashed_groups
 from hasten.testing import models
 
 SEALED = "evidence/sealed.json"

@@ -3,7 +3,7 @@ import pytest
 
 from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
-from hasten.inputs.data.made_up import Plan, make_up, plans
+from hasten.inputs.data.made_up import MadeUpInputs, make_up, plans
 
 IDS = TensorSpec("input_ids", "int64", ("batch", "sequence"))
 MASK = TensorSpec("attention_mask", "int64", ("batch", "sequence"))
@@ -15,7 +15,7 @@ def test_open_axes_of_one_name_get_one_size() -> None:
 
 
 def test_numbers_stay_below_the_rows_of_their_table_and_masks_are_ones() -> None:
-    made = make_up((IDS, MASK), Plan({"sequence": 400}), {"input_ids": 5}, 64, 0)
+    made = make_up((IDS, MASK), MadeUpInputs({"sequence": 400}), {"input_ids": 5}, 64, 0)
     assert made["input_ids"].dtype == np.int64
     assert set(np.unique(made["input_ids"])) == {0, 1, 2, 3, 4}
     assert set(np.unique(made["attention_mask"])) == {1}
@@ -27,13 +27,13 @@ def test_numbers_stay_below_the_rows_of_their_table_and_masks_are_ones() -> None
 )
 def test_a_mask_of_floats_is_ones_and_no_other_float_is(name: str, ones: bool) -> None:
     spec = TensorSpec(name, "float16", ("batch", 3))
-    made = make_up((spec,), Plan({}), {}, 8, 0)[name]
+    made = make_up((spec,), MadeUpInputs({}), {}, 8, 0)[name]
     assert made.dtype == np.float16
     assert bool((made == 1).all()) == ones
 
 
 def test_integers_without_a_known_table_are_0_and_1() -> None:
-    made = make_up((IDS,), Plan({"sequence": 400}), {}, 8, 0)
+    made = make_up((IDS,), MadeUpInputs({"sequence": 400}), {}, 8, 0)
     assert set(np.unique(made["input_ids"])) == {0, 1}
 
 
@@ -47,7 +47,7 @@ def test_open_pictures_are_as_large_as_most(shape: tuple[int | str, ...], made: 
 
 def test_a_model_of_one_batch_size_gets_whole_batches() -> None:
     spec = TensorSpec("x", "float32", (8, 3))
-    assert make_up((spec,), Plan({}), {}, 5, 0)["x"].shape == (5, 8, 3)
+    assert make_up((spec,), MadeUpInputs({}), {}, 5, 0)["x"].shape == (5, 8, 3)
 
 
 def test_a_single_number_cant_be_made_up() -> None:
@@ -64,4 +64,4 @@ def test_a_sample_too_large_to_make_up() -> None:
         InputError,
         match=r"^a made-up sample of this model would take 4,000 MiB: give data=$",
     ):
-        make_up((TensorSpec("x", "float32", (1, 1000, 1 << 20)),), Plan({}), {}, 4, 0)
+        make_up((TensorSpec("x", "float32", (1, 1000, 1 << 20)),), MadeUpInputs({}), {}, 4, 0)

@@ -20,6 +20,7 @@ from hasten.engines.base import Artifact, Session
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.dataset import Subset
+from hasten.inputs.data.parts import Parts
 from hasten.inputs.data.spool import write_spool
 from hasten.inputs.metrics.top_k import Top1
 from hasten.measure.candidate import Single, Trial
@@ -28,7 +29,6 @@ from hasten.measure.journal import Journal
 from hasten.measure.workbench import Workbench
 from hasten.optimization.measured.judge import Measured
 from hasten.optimization.ready import Ready
-from hasten.optimization.workspace import Parts
 
 ENGINE = OnnxRuntime(threads=1)
 BASELINE = Single((), Faulty(ENGINE, busy_ns=300_000))

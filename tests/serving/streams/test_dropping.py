@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from hasten.core.tensors import Array
-from hasten.serving.streams.frames import Frame, Pace, Slot
+from hasten.serving.streams.frames import Frame, FrameClock, Slot
 from hasten.serving.streams.sources import Source
 from hasten.serving.streams.tally import Answer, Watched
 from hasten.serving.streams.watching import _Run
@@ -51,7 +51,7 @@ class Street(Source):
     def wait(self, timeout: float | None = None) -> None:
         self.move(max(0, self.left[0] * PERIOD_NS + self.late_ns - self.now_ns) if self.left else 0)
 
-    def frames(self, pace: Pace) -> Iterator[tuple[Array, int]]:
+    def frames(self, pace: FrameClock) -> Iterator[tuple[Array, int]]:
         raise NotImplementedError
 
     def close(self) -> None: ...
@@ -187,7 +187,7 @@ def test_a_recordings_frames_come_at_its_own_times() -> None:
         now[0] += round(seconds * 1e9)
         return False
 
-    pace = Pace(lambda: now[0], sleep_s)
+    pace = FrameClock(lambda: now[0], sleep_s)
     assert pace.arrival_ns(0) == 1_000
     now[0] += 4 * MS  # the frame was decoded and handed over
     assert pace.arrival_ns(10 * MS) == 1_000 + 10 * MS
@@ -198,6 +198,6 @@ def test_a_recordings_frames_come_at_its_own_times() -> None:
 
 
 def test_a_stopped_watch_waits_for_no_frame() -> None:
-    pace = Pace(lambda: 0, lambda seconds: True)
+    pace = FrameClock(lambda: 0, lambda seconds: True)
     assert pace.arrival_ns(0) == 0
     assert pace.arrival_ns(3_600_000 * MS) == 3_600_000 * MS

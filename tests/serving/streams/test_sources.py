@@ -17,7 +17,7 @@ from tests.support.videos import pictures, video, views
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
-from hasten.serving.streams.frames import Pace
+from hasten.serving.streams.frames import FrameClock
 from hasten.serving.streams.sources import Source, open_source
 
 pytest.importorskip("av")
@@ -33,7 +33,7 @@ def read(source: Source) -> tuple[list[Array], list[int]]:
         return False
 
     images, times = [], []
-    for image, arrived_ns in source.frames(Pace(lambda: now[0], sleep_s)):
+    for image, arrived_ns in source.frames(FrameClock(lambda: now[0], sleep_s)):
         images.append(image)
         times.append(arrived_ns)
     source.close()
@@ -229,7 +229,7 @@ def test_frames_come_over_udp(tmp_path: Path) -> None:
     thread.start()
     try:
         source = open_source(f"udp://127.0.0.1:{port}", 30)
-        image, _ = next(source.frames(Pace(lambda: 0, lambda seconds: False)))
+        image, _ = next(source.frames(FrameClock(lambda: 0, lambda seconds: False)))
         source.close()
     finally:
         over.set()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from hasten.inputs.pipeline.outputs import array_of, check_finite, check_shape, 
 @dataclass(frozen=True)
 class Features(Step):
     """Read float32 numbers, `(numbers,)`, from their bytes, the lowest byte of a number first."""
+
+    bounded: ClassVar[bool] = True
 
     def __call__(self, value: bytes) -> Array:
         if len(value) % 4:

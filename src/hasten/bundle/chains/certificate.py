@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hasten.bundle.loaded import differences
+from hasten.bundle.machines import differences
 from hasten.bundle.manifest import Manifest, one_line
 from hasten.bundle.requirements import distributions, programs
 from hasten.core.devices import at_hand
@@ -42,7 +42,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class ChainCertificate:
-    """What a test of a chain's own decisions has shown.
+    """Result of a test of a chain's own decisions.
 
     Attributes:
         claim: Verdict in a sentence.

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from hasten.bundle.chains.batches import batch_sizes, run_rows
 from hasten.bundle.chains.certificate import certificate_file, kept_certificate
-from hasten.bundle.chains.plan import Member, Plan, Stage, named
+from hasten.bundle.chains.plan import ChainPlan, Member, Stage, named
 from hasten.bundle.folder import read
-from hasten.bundle.loaded import Loaded, NotCertifiedHere, UnfinishedRun, load
+from hasten.bundle.loaded import Loaded, NotCertifiedHere, UnfinishedRun
+from hasten.bundle.loading import load
 from hasten.bundle.manifest import Manifest
 from hasten.bundle.packing.unpacking import unpacked
 from hasten.bundle.signatures import PublicKey, Trusted, keys_of
@@ -62,7 +64,7 @@ class OpenChain:
         self.batch_sizes = dict(sizes)
         self.not_certified = tuple(notes)
         self.certified = certified
-        self._plan = Plan(
+        self._plan = ChainPlan(
             chain,
             {
                 name: Member(pipeline_of(name, one.manifest), one.inputs, max(sizes[name]))
@@ -168,42 +170,29 @@ def open_chain(
     if max_batch is not None and (type(max_batch) is not int or max_batch < 1):
         raise InputError(f"max_batch must be a whole number of at least 1: got {max_batch!r}")
     file, chain = certificate_file(chain), chain_of(chain)
-    libraries = dict(custom_ops or {})
-    names = [model.name for model in chain.models]
-    if unknown := libraries.keys() - set(names):
-        raise InputError(
-            f"custom_ops names {min(unknown)!r}, but the chain's models are {', '.join(names)}"
-        )
+    libraries = _libraries(chain, custom_ops or {})
     keys = keys_of(trusted)
     check_chain(chain, keys)
+    opening = functools.partial(
+        load,
+        which=which,
+        threads=threads,
+        sessions=sessions,
+        cache=cache,
+        any_batch=max_batch is not None,
+        trusted=keys or None,
+        beside_others=True,
+    )
     with contextlib.ExitStack() as undo:
-        opened: dict[tuple[Path, tuple[Path, ...]], Loaded] = {}
         members, sizes, notes = {}, {}, []
-        for model in chain.models:
-            operators = tuple(libraries.get(model.name, ()))
-            key = (Path(model.bundle).resolve(), operators)
-            with warnings.catch_warnings(), named(model.name):
-                warnings.simplefilter("ignore")
-                if key not in opened:
-                    opened[key] = undo.enter_context(
-                        load(
-                            model.bundle,
-                            which=which,
-                            custom_ops=operators,
-                            threads=threads,
-                            sessions=sessions,
-                            cache=cache,
-                            any_batch=max_batch is not None,
-                            trusted=keys or None,
-                            beside_others=True,
-                        )
-                    )
-                members[model.name] = one = opened[key]
-                found: tuple[tuple[int, ...], str] = (1,), ""
-                if chain.stream[model.name] != SOURCE:
-                    found = batch_sizes(one, 1 if which == "exact" else max_batch)
-            sizes[model.name] = found[0]
-            notes += [f"{model.name}: {note}" for note in (*one.not_certified, found[1]) if note]
+        for name, one in _opened(chain, opening, libraries, undo):
+            size: tuple[int, ...] = (1,)
+            note = ""
+            if chain.stream[name] != SOURCE:
+                with _unwarned(name):
+                    size, note = batch_sizes(one, 1 if which == "exact" else max_batch)
+            members[name], sizes[name] = one, size
+            notes += [f"{name}: {each}" for each in (*one.not_certified, note) if each]
         kept = None
         if which == "winner" and max_batch is None and not keys:
             manifests = {name: one.manifest for name, one in members.items()}
@@ -216,6 +205,52 @@ def open_chain(
     if notes and which == "winner":
         warnings.warn(f"not certified here: {'; '.join(notes)}", NotCertifiedHere, stacklevel=2)
     return chained
+
+
+def _libraries(chain: Chain, given: Mapping[str, Sequence[Path]]) -> dict[str, tuple[Path, ...]]:
+    """Return the operator libraries of each model of a chain.
+
+    Raises:
+        InputError: some are for a model that the chain doesn't have.
+    """
+    names = [model.name for model in chain.models]
+    if unknown := given.keys() - set(names):
+        raise InputError(
+            f"custom_ops names {min(unknown)!r}, but the chain's models are {', '.join(names)}"
+        )
+    return {name: tuple(given.get(name, ())) for name in names}
+
+
+def _opened(
+    chain: Chain,
+    opening: Callable[..., Loaded],
+    libraries: Mapping[str, tuple[Path, ...]],
+    undo: contextlib.ExitStack,
+) -> Iterator[tuple[str, Loaded]]:
+    """Yield each model of a chain, open; a bundle that several nodes use is opened once.
+
+    Args:
+        chain: The chain.
+        opening: Function of a bundle's path and `custom_ops` that opens it.
+        libraries: Operator libraries of each model.
+        undo: Stack that closes the bundles.
+    """
+    opened: dict[tuple[Path, tuple[Path, ...]], Loaded] = {}
+    for model in chain.models:
+        operators = libraries[model.name]
+        key = (Path(model.bundle).resolve(), operators)
+        if key not in opened:
+            with _unwarned(model.name):
+                opened[key] = undo.enter_context(opening(model.bundle, custom_ops=operators))
+        yield model.name, opened[key]
+
+
+@contextlib.contextmanager
+def _unwarned(name: str) -> Iterator[None]:
+    """Suppress warnings about a model of a chain, of which `open_chain` warns, and let errors name it."""
+    with warnings.catch_warnings(), named(name):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def check_chain(chain: Chain, trusted: Sequence[PublicKey] = ()) -> dict[str, Manifest]:
@@ -235,7 +270,7 @@ def check_chain(chain: Chain, trusted: Sequence[PublicKey] = ()) -> dict[str, Ma
             manifest = manifests[model.name] = read(unpacked(model.bundle, trusted), trusted)
         pipeline = pipeline_of(model.name, manifest)
         members[model.name] = Member(pipeline, manifest.winner.artifact.inputs)
-    Plan(chain, members)
+    ChainPlan(chain, members)
     return manifests
 
 

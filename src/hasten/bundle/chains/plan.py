@@ -1,6 +1,6 @@
-"""What a chain does with one value, stage by stage; the code that drives it runs the models.
+"""Plan of a chain's work on one value, stage by stage; the code that drives it runs the models.
 
-`Plan.run` is a generator: it yields the requests of one model, as many as fit into a batch, and is
+`ChainPlan.run` is a generator: it yields the requests of one model, as many as fit into a batch, and is
 sent their answers. So one process's own calls and a server's queues run the same stages, and memory
 holds one batch of prepared samples at a time, however many boxes there are.
 """
@@ -29,7 +29,7 @@ from hasten.inputs.pipeline.image import Decode, Recolor
 
 @dataclass(frozen=True)
 class Member:
-    """What a plan needs to know of a model of the chain.
+    """Model of a chain, as far as a plan needs to know it.
 
     Attributes:
         pipeline: Steps before and after the model.
@@ -134,7 +134,7 @@ def parts_of(node: Node, stage: Stage) -> dict[str, int]:
 Run: TypeAlias = Generator[Ask, Sequence[Tensors], Any]
 
 
-class Plan:
+class ChainPlan:
     """Stages of a chain whose models are known.
 
     Args:
@@ -366,7 +366,7 @@ def _prepared(
         node: Name of the model's node.
         member: The model.
         samples: The samples, from the first that isn't prepared yet.
-        given: What the chain was given, if the model takes that; else None.
+        given: Value that the chain was given, if the model takes that; else None.
         check: Function called before each sample.
         most_bytes: Size of the prepared samples from which on no further ones are prepared.
     """

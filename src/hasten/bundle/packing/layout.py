@@ -73,7 +73,7 @@ class Item:
         chunk: Number of bytes in each chunk, but for the last, which holds the rest.
         coded: Length of each coded chunk in bytes.
         sums: CRC-32 of each coded chunk.
-        relation: How the older bytes make the new ones of what the chunks hold. "" without older bytes;
+        relation: Rule by which the older bytes make the new ones of what the chunks hold. "" without older bytes;
             "same" if they are the new ones, and there are no chunks; "xor"; "minus", if they were
             subtracted from the new ones, element by element and modulo 2 to the power of the element's
             bits; "zigzag", if that difference d, read as a signed number, was stated as 2 d where it is

@@ -15,8 +15,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from hasten.bundle.engines import engine_of
 from hasten.bundle.folder import lean_copy, read
-from hasten.bundle.loaded import engine_of
 from hasten.bundle.manifest import MANIFEST, SIGNATURE, Manifest, Part
 from hasten.bundle.packing import layout
 from hasten.bundle.packing.blocks import Coder, all_codecs
@@ -99,7 +99,7 @@ class Cut:
 
     @property
     def key(self) -> tuple[bytes, int]:
-        """What two items share that have the same chunks."""
+        """Key that two items share which have the same chunks."""
         return hashlib.sha256(self.data.data).digest(), self.item.width
 
 

@@ -22,7 +22,7 @@ from hasten.errors import CandidateError
 
 @dataclass(frozen=True)
 class Integers(CompiledC):
-    """What `compiled` answers for a model of bytes, by numpy: bit for bit where each step calculates with bytes.
+    """Answers of `compiled` for a model of bytes, by numpy: bit for bit where each step calculates with bytes.
 
     Steps of floats in between or at the end, such as a softmax, are near the compiled ones: their last
     bits differ. It needs no compiler, and never takes part in a search.

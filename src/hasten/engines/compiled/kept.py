@@ -1,4 +1,4 @@
-"""What is kept of a model that was compiled, so that the next opening neither writes C nor compiles."""
+"""Files that are kept of a compiled model, so that the next opening neither writes C nor compiles."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def library_of(source: Source, target: Target, compiled: CompileCache) -> Librar
 
 
 class Facts(NamedTuple):
-    """What of a compiler its results depend on."""
+    """Facts of a compiler that its results depend on."""
 
     command: tuple[str, ...]
     version: str

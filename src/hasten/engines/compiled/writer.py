@@ -1,4 +1,4 @@
-"""What the operations of a plan write their C with."""
+"""Writer of C for the operations of a plan."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STEP = 64
 
 @dataclass
 class Writer:
-    """What an operation writes its C with: statements, pointers to tensors, tables of constants.
+    """Writer of C for an operation: statements, pointers to tensors, tables of constants.
 
     Each operation becomes one function of `n` rows, whose tensors lie behind each other. Statements
     answer all of them, or within `each_row` one.

@@ -1,4 +1,4 @@
-"""What CUDA says of this host's GPU: its compute capability, and how many processes it lets in."""
+"""Facts about this host's GPU by CUDA: its compute capability, and how many processes it lets in."""
 
 from __future__ import annotations
 

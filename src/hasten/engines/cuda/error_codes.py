@@ -1,4 +1,4 @@
-"""What CUDA's error codes mean for a process, and what to do about them."""
+"""Meanings of CUDA's error codes for a process, and what to do about them."""
 
 from __future__ import annotations
 

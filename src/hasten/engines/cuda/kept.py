@@ -1,4 +1,4 @@
-"""What torch.compile makes of a program, kept for the next start.
+"""Results of torch.compile, kept for the next start.
 
 What torch keeps are pickles and compiled libraries, which run as code. So they come only from the
 user's own cache folder (`core/cache_folder.py` checks its owner), never from a bundle; and torch's
@@ -23,7 +23,7 @@ TORCH_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 
 
 class KeptPrograms:
-    """What torch.compile made of one program on one device.
+    """Results of torch.compile for one program on one device.
 
     Args:
         torch: The module.

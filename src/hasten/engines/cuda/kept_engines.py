@@ -21,7 +21,7 @@ _NO_ZEROS = "answers-no-zeros"
 
 
 class KeptEngines:
-    """What the provider built of one model on one GPU.
+    """Engines that the provider built of one model on one GPU.
 
     Args:
         folder: Empty folder that only this user can read and write.

@@ -16,7 +16,7 @@ from hasten.errors import CandidateError
 
 _T = TypeVar("_T")
 _ONE = (1).to_bytes(8, sys.byteorder)
-"""What is written to an eventfd to wake its reader."""
+"""Bytes that are written to an eventfd to wake its reader."""
 
 
 class _Call(Generic[_T]):

@@ -1,4 +1,4 @@
-"""What an artifact for a GPU was made for, kept beside it, and the refusal of one made for another."""
+"""Record of what an artifact for a GPU was made for, kept beside it, and the refusal of one made for another."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_BYTES = 4096
 
 @dataclass(frozen=True)
 class Pins:
-    """What an artifact was made for.
+    """Record of what an artifact was made for.
 
     Attributes:
         runtime: Name of the runtime, for people.

@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class _Flags:
-    """What torch had set for products of float32.
+    """Settings that torch had for products of float32.
 
     torch before 2.9 has flags (`allow_tf32`). Since then it has a precision for each kind of
     operator as well (`fp32_precision`). Setting a flag sets the precision too, but not the other

@@ -13,7 +13,7 @@ OLDEST = "sm75"
 
 
 @dataclass(frozen=True)
-class Part:
+class Capability:
     """GPUs of one compute capability.
 
     Attributes:
@@ -29,18 +29,18 @@ class Part:
     jetson: bool = False
 
 
-PARTS: Mapping[str, Part] = {
-    "sm75": Part("T4, RTX 20", rtx=True),
-    "sm80": Part("A100, A30", rtx=True),
-    "sm86": Part("A10, RTX 30", rtx=True),
-    "sm87": Part("Jetson Orin", jetson=True),
-    "sm89": Part("L4, L40, RTX 40", rtx=True, float8=True),
-    "sm90": Part("H100, H200, GH200", float8=True),
-    "sm100": Part("B200, GB200", float8=True),
-    "sm103": Part("B300, GB300", float8=True),
-    "sm110": Part("Jetson Thor", float8=True, jetson=True),
-    "sm120": Part("RTX 50, RTX PRO Blackwell", rtx=True, float8=True),
-    "sm121": Part("GB10 of the DGX Spark", rtx=True, float8=True),
+PARTS: Mapping[str, Capability] = {
+    "sm75": Capability("T4, RTX 20", rtx=True),
+    "sm80": Capability("A100, A30", rtx=True),
+    "sm86": Capability("A10, RTX 30", rtx=True),
+    "sm87": Capability("Jetson Orin", jetson=True),
+    "sm89": Capability("L4, L40, RTX 40", rtx=True, float8=True),
+    "sm90": Capability("H100, H200, GH200", float8=True),
+    "sm100": Capability("B200, GB200", float8=True),
+    "sm103": Capability("B300, GB300", float8=True),
+    "sm110": Capability("Jetson Thor", float8=True, jetson=True),
+    "sm120": Capability("RTX 50, RTX PRO Blackwell", rtx=True, float8=True),
+    "sm121": Capability("GB10 of the DGX Spark", rtx=True, float8=True),
 }
 """Every part that a target can name.
 

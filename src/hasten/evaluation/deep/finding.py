@@ -1,4 +1,4 @@
-"""What a check of a device is, and what came of it."""
+"""Checks of a device, and their outcomes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from hasten.errors import CandidateError, HastenError
 
 State: TypeAlias = Literal["holds", "fails", "lost", "not done"]
-"""What came of a check: "lost" where its process crashed or hung, "not done" where something that it
+"""Outcome of a check: "lost" where its process crashed or hung, "not done" where something that it
 needs isn't here."""
 Place: TypeAlias = Literal["cuda", "host"]
 """Device that checks run on: the first CUDA device, or this host in its place."""
@@ -34,7 +34,7 @@ class Failing(CandidateError):  # noqa: N818 - an outcome, not an error
 
 @dataclass(frozen=True)
 class Found:
-    """What a check that holds found.
+    """Finding of a check that holds.
 
     Attributes:
         said: Statement that holds, in one line.
@@ -61,7 +61,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Finding:
-    """What came of one check.
+    """Outcome of one check.
 
     Attributes:
         check: Name of the check.

@@ -1,4 +1,4 @@
-"""What checks of a device found, as one page of text or one record."""
+"""Findings of a device's checks, as one page of text or one record."""
 
 from __future__ import annotations
 

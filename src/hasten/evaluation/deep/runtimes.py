@@ -28,7 +28,7 @@ from hasten.errors import CandidateError, InputError
 from hasten.evaluation.deep.finding import Failing, Found, NotDone, Place
 from hasten.evaluation.deep.memory import aborting, opened
 from hasten.evaluation.deep.network import answer, as_model, requests
-from hasten.evaluation.deep.same import Pace, Warmed, against_itself
+from hasten.evaluation.deep.same import RaceLengths, Warmed, against_itself
 from hasten.measure.closed_loop import all_of
 
 ENGINES: tuple[Engine, ...] = (
@@ -108,7 +108,7 @@ def threads(engine: Engine, place: Place) -> Found:
     )
 
 
-def race(place: Place, pace: Pace = Pace()) -> Found:  # noqa: B008 - a value
+def race(place: Place, pace: RaceLengths = RaceLengths()) -> Found:  # noqa: B008 - a value
     """Race a session against itself after three warm-ups of different lengths."""
     whys = []
     with opened(place):

@@ -18,7 +18,7 @@ Request = dict[str, Array]
 
 
 @dataclass(frozen=True)
-class Pace:
+class RaceLengths:
     """Lengths of the race.
 
     Attributes:
@@ -84,7 +84,7 @@ def against_itself(
     run: Callable[[Request], Any],
     requests: Sequence[Request],
     read: Callable[[], Reading | None],
-    pace: Pace,
+    pace: RaceLengths,
     *,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
     sleep: Callable[[float], None] = time.sleep,

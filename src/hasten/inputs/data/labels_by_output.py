@@ -11,7 +11,7 @@ from hasten.core.tensors import Array
 from hasten.errors import InputError
 
 PREFIX = "labels@"
-"""What the name of an array begins with that holds the labels of one output: "labels@logits"."""
+"""Beginning of the name of an array that holds the labels of one output: "labels@logits"."""
 
 
 def joined(labels: Mapping[str, Any]) -> Array:

@@ -21,8 +21,8 @@ _ENDS = ("mask", "masks", "length", "lengths", "lens")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How inputs are made up.
+class MadeUpInputs:
+    """Rule by which inputs are made up.
 
     Attributes:
         sizes: Name of an open axis, as `axes_of` names it -> size.
@@ -33,7 +33,7 @@ class Plan:
     integers: str = "mixed"
 
 
-def plans(specs: Sequence[TensorSpec]) -> list[Plan]:
+def plans(specs: Sequence[TensorSpec]) -> list[MadeUpInputs]:
     """Return ways to make up inputs, likeliest first; a model may be able to run only some.
 
     Raises:
@@ -47,7 +47,7 @@ def plans(specs: Sequence[TensorSpec]) -> list[Plan]:
             )
     axes = {name for spec in specs for name in axes_of(spec)}
     if not axes:
-        return [Plan({}), Plan({}, "ones")]
+        return [MadeUpInputs({}), MadeUpInputs({}, "ones")]
     likely = {
         name: PICTURE if picture else SEQUENCE
         for spec in specs
@@ -55,7 +55,7 @@ def plans(specs: Sequence[TensorSpec]) -> list[Plan]:
     }
     ways = [likely, *(dict.fromkeys(axes, size) for size in (SEQUENCE, 32, 128, 16, 1))]
     distinct = [way for number, way in enumerate(ways) if way not in ways[:number]]
-    return [Plan(way, kind) for way in distinct for kind in ("mixed", "ones")]
+    return [MadeUpInputs(way, kind) for way in distinct for kind in ("mixed", "ones")]
 
 
 def axes_of(spec: TensorSpec) -> dict[str, bool]:
@@ -78,7 +78,7 @@ def _name(spec: TensorSpec, axis: int) -> str:
 
 
 def make_up(
-    specs: Sequence[TensorSpec], plan: Plan, rows: Mapping[str, int], count: int, seed: int
+    specs: Sequence[TensorSpec], plan: MadeUpInputs, rows: Mapping[str, int], count: int, seed: int
 ) -> dict[str, Array]:
     """Return made-up samples by input name, each of shape `(n, ...)`, n at most `count`.
 
@@ -112,7 +112,7 @@ def make_up(
     }
 
 
-def _sample_shape(spec: TensorSpec, plan: Plan) -> tuple[int, ...]:
+def _sample_shape(spec: TensorSpec, plan: MadeUpInputs) -> tuple[int, ...]:
     """Return the shape of a sample: without the batch, unless the model takes one batch size alone."""
     sizes = tuple(
         plan.sizes[_name(spec, axis)] if isinstance(size, str) and axis else size
@@ -125,7 +125,7 @@ def _sample_shape(spec: TensorSpec, plan: Plan) -> tuple[int, ...]:
 def _values(
     spec: TensorSpec,
     shape: tuple[int, ...],
-    plan: Plan,
+    plan: MadeUpInputs,
     rows: int | None,
     rng: np.random.Generator,
 ) -> Array:

@@ -225,7 +225,7 @@ def _examples(
 
 @dataclass(frozen=True)
 class _Signatures:
-    """What stands for samples when they are compared.
+    """Signatures that stand for samples when they are compared.
 
     Attributes:
         rows: Short row of numbers for each sample, `(n, width)`.

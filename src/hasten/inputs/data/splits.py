@@ -21,7 +21,7 @@ KNOWN_BYTES = 16
 
 @dataclass(frozen=True)
 class Earlier:
-    """What earlier runs did with samples, by the first bytes of their content hashes.
+    """Record of what earlier runs did with samples, by the first bytes of their content hashes.
 
     Attributes:
         seen: Samples that a run searched or calibrated on. They are never sealed again.
@@ -77,7 +77,7 @@ class Splits:
         search_units: Unit numbers of the search samples, integers of shape `(len(search),)`.
         sizes: Number of samples in each unit of all the data to judge on, shape `(units,)`.
         withheld: Number of samples for the search that would have been sealed but for earlier runs.
-        earlier: What earlier runs did with samples of this data.
+        earlier: Record of what earlier runs did with samples of this data.
     """
 
     calibration: Dataset
@@ -123,7 +123,7 @@ def split(
         search: Share of the remaining units that the search sees, in (0, 1).
         seed: Seed of the order, any integer.
         training: Data that the model was trained on; None if it isn't given.
-        earlier: What earlier runs did with samples; None where nothing is known.
+        earlier: Record of what earlier runs did with samples; None where nothing is known.
 
     Raises:
         InputError: there are too few samples, a sample can't be used, a setting is out of range,

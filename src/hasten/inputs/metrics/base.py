@@ -190,7 +190,7 @@ class Metric(Value, ABC):
         """Return scores of a whole set from what `score` gave for each sample.
 
         Args:
-            readings: What `score` gave for all samples, in order, `(n,)`.
+            readings: Numbers that `score` gave for all samples, in order, `(n,)`.
             labels: Labels of the samples, `(n, ...)`, or None.
             units: Number of each sample's group, `(n,)`; equal numbers were drawn together.
 

@@ -22,7 +22,7 @@ class Brier(Metric):
     Of more than two classes d is half the sum over classes, so that it lies in [0, 1] too.
 
     Attributes:
-        activation: What turns outputs into probabilities: "none", "sigmoid" or "softmax". A chunk of
+        activation: Function that turns outputs into probabilities: "none", "sigmoid" or "softmax". A chunk of
             the data can't tell, so it is never guessed.
         output: Name of the output with scores `(n,)`, `(n, 1)` or `(n, classes)`; None for the only one
             that fits.

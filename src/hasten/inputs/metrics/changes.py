@@ -1,4 +1,4 @@
-"""How much of an answer another model changed: the monitor and the certificate count it alike."""
+"""Share of an answer that another model changed: the monitor and the certificate count it alike."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def changed_parts(
         metric: Metric of the bundle; None where it isn't known.
         outputs: Outputs of the model by name, each of shape `(n, ...)`.
         exact: Outputs of the exact model for these samples.
-        own: What `own_scores` returned for them, where several models are compared with it.
+        own: Result of `own_scores` for them, where several models are compared with it.
 
     Returns:
         float64 of shape `(n,)`, each in [0, 1].

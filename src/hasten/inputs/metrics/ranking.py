@@ -33,7 +33,7 @@ def ranked(scores: Array, grades: Array, k: int) -> Array:
 
     Args:
         scores: Scores of a query's candidates, `(candidates,)`.
-        grades: How relevant each is, `(candidates,)`.
+        grades: Relevance of each, `(candidates,)`.
         k: Number of places.
     """
     return np.asarray(grades[np.argsort(-scores, kind="stable")[:k]])
@@ -47,7 +47,7 @@ def ndcg(scores: Array, grades: Array, k: int) -> float:
 
     Args:
         scores: Scores of the candidates, `(candidates,)`.
-        grades: How relevant each is, at least 0, `(candidates,)`.
+        grades: Relevance of each, at least 0, `(candidates,)`.
         k: Number of places that count.
     """
     best = np.sort(grades)[::-1][:k]
@@ -63,7 +63,7 @@ def recall(scores: Array, grades: Array, k: int) -> float:
 
     Args:
         scores: Scores of the candidates, `(candidates,)`.
-        grades: How relevant each is, `(candidates,)`; above 0 is relevant.
+        grades: Relevance of each, `(candidates,)`; above 0 is relevant.
         k: Number of places that count.
     """
     relevant = int((grades > 0).sum())

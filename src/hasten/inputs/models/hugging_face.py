@@ -48,7 +48,7 @@ class Folder:
         config: Content of its `config.json`.
         file: ONNX file in it; None where its weights are safetensors.
         trust_code: Whether Python code in the folder may run.
-        sentence: What sentence-transformers puts after the encoder; None for other folders.
+        sentence: Steps that sentence-transformers puts after the encoder; None for other folders.
     """
 
     path: Path
@@ -125,7 +125,7 @@ class Folder:
 
     @property
     def hasten_notes(self) -> tuple[str, ...]:
-        """What a person should know of the folder, one line each."""
+        """Notes on the folder for people, one line each."""
         own = self.sentence.note if self.sentence is not None else ""
         return tuple(filter(None, (self._stated[1], own)))
 

@@ -144,12 +144,12 @@ class Normalize:
 
 @dataclass(frozen=True)
 class SentenceModel:
-    """What `modules.json` says.
+    """Content of `modules.json`.
 
     Attributes:
         folder: Folder with `modules.json`.
         encoder: Folder of the encoder, often the same one.
-        steps: What follows the encoder.
+        steps: Steps after the encoder.
     """
 
     folder: Path
@@ -165,7 +165,7 @@ class SentenceModel:
 
     @property
     def note(self) -> str:
-        """What a person should know of the folder; empty for nothing."""
+        """Note on the folder for people; empty for nothing."""
         return "; ".join(filter(None, (self._said_of_prompts(), self._said_of_letters())))
 
     def _said_of_prompts(self) -> str:

@@ -31,7 +31,7 @@ class TensorFlowModel:
 
     Attributes:
         path: Folder of a SavedModel, or a .tflite file.
-        kind: What it is, for people.
+        kind: Noun for it, for people.
         trust_code: Whether a SavedModel may run, which can read and write files.
     """
 

@@ -217,8 +217,8 @@ class PostStep(Value, ABC):
         `hasten.evaluation.decisions`, because a chain's other models put their decisions into them.
 
         Args:
-            decision: What this step gave as the last one of its pipeline.
-            exact: What it gave for the exact model's outputs.
+            decision: Decision of this step as the last one of its pipeline.
+            exact: Decision of this step for the exact model's outputs.
         """
         return equal_except_scores(decision, exact)
 

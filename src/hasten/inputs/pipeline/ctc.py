@@ -37,7 +37,7 @@ class Ctc(PostStep):
     Attributes:
         alphabet: Text of each class in order, without the blank's: characters, or longer pieces.
         blank: Class of the blank; -1 where it is the last.
-        activation: What turns the model's numbers into probabilities: "softmax", "exp" where they are
+        activation: Function that turns the model's numbers into probabilities: "softmax", "exp" where they are
             logarithms of probabilities, or "none".
         least: Lowest probability of a text's weakest character, in [0, 1], below which the step
             abstains; 0 for a step that never does.

@@ -30,7 +30,7 @@ _FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
 @dataclass(frozen=True)
 class _Processor:
-    """What a processor does where its file doesn't say it.
+    """Settings of a processor where its file doesn't state them.
 
     Attributes:
         crops: Whether it crops the center.

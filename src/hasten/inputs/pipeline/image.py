@@ -407,7 +407,7 @@ class CenterCrop(Step):
 
     Attributes:
         size: Length of one side of a square, or (height, width).
-        rounding: How half of an odd margin is rounded: "even" to the even number, as torchvision
+        rounding: Direction in which half of an odd margin is rounded: "even" to the even number, as torchvision
             does, or "down", as the processors of Hugging Face's transformers do.
     """
 

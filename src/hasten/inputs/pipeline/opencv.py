@@ -19,7 +19,7 @@ _ONE = np.float32(2**11)
 
 @dataclass(frozen=True)
 class Pairs:
-    """How the outputs along one axis are made, each of two neighbors.
+    """Sums that make the outputs along one axis, each of two neighbors.
 
     Attributes:
         first: Index of each output's first source pixel, `(outputs,)` int32.
@@ -80,8 +80,8 @@ def linear(source: Array, rows: Pairs, columns: Pairs) -> Array:
 
     Args:
         source: Pixels, `(height, width, channels)` uint8, from the row `rows.begin` on.
-        rows: How its rows are made.
-        columns: How its columns are made.
+        rows: Sums that make its rows.
+        columns: Sums that make its columns.
     """
     needed, where = np.unique(np.stack([rows.first, rows.second]), return_inverse=True)
     upper, lower = where.reshape(2, -1)

@@ -61,7 +61,7 @@ def check_shape(spec: TensorSpec, wanted: Sequence[int | None], words: str) -> N
     Args:
         spec: The output; open dimensions fit any size, and an unknown number of axes fits too.
         wanted: Size of each axis after the batch axis; None where any size will do.
-        words: What is needed, for the message: "top_k needs scores of shape [batch, classes]".
+        words: Words for what is needed, for the message: "top_k needs scores of shape [batch, classes]".
 
     Raises:
         InputError: it hasn't; the message gives `words` and the output.

@@ -37,7 +37,7 @@ _KEPT_BYTES = 2**16
 
 @dataclass(frozen=True)
 class Axis:
-    """How the outputs along one axis are made.
+    """Sums that make the outputs along one axis.
 
     Attributes:
         first: Index of the first source pixel of each output, `(outputs,)` int32.
@@ -125,7 +125,7 @@ _kept_axis = lru_cache(maxsize=32)(axis)
 
 
 @dataclass(frozen=True)
-class Part:
+class ResizedRegion:
     """Part of a resized picture.
 
     Attributes:
@@ -158,13 +158,13 @@ class Part:
 
     @property
     def rows(self) -> Axis | None:
-        """How the part's rows are made; None where the height stays."""
+        """Sums that make the part's rows; None where the height stays."""
         old, new = self.old[0], self.new[0]
         return None if old == new else self._axis(old, new, self.top, self.bottom)
 
     @property
     def columns(self) -> Axis | None:
-        """How the part's columns are made; None where the width stays."""
+        """Sums that make the part's columns; None where the width stays."""
         old, new = self.old[1], self.new[1]
         return None if old == new else self._axis(old, new, self.left, self.right)
 
@@ -223,7 +223,9 @@ class Resampler:
         self._across.restype = self._down.restype = self._linear.restype = None
         self._check()
 
-    def across_first(self, part: Part, strips: Callable[[int, int], Iterator[Array]]) -> Array:
+    def across_first(
+        self, part: ResizedRegion, strips: Callable[[int, int], Iterator[Array]]
+    ) -> Array:
         """Return a part of a picture that is resized across, then down.
 
         Args:
@@ -247,7 +249,7 @@ class Resampler:
             done += len(strip)
         return narrow if rows is None else self._flattened(rows, narrow, begin)
 
-    def down_first(self, part: Part, picture: Array) -> Array:
+    def down_first(self, part: ResizedRegion, picture: Array) -> Array:
         """Return a part of a picture that is resized down, then across: its height changes.
 
         Args:
@@ -309,7 +311,7 @@ class Resampler:
         picture[:9, :9] = 255
         for interpolation in FILTERS:
             for high, wide in ((29, 18), (50, 31), (61, 17), (7, 37), (15, 50), (83, 90), (11, 9)):
-                part = Part((61, 37), (high, wide), 0, high, 0, wide, interpolation)
+                part = ResizedRegion((61, 37), (high, wide), 0, high, 0, wide, interpolation)
                 if down_first(part.old, part.new, interpolation):
                     found = self.down_first(part, picture)
                 else:
@@ -359,7 +361,7 @@ def compile_now() -> None:
         resampler.get(None)
 
 
-def ready_for(part: Part) -> Resampler | None:
+def ready_for(part: ResizedRegion) -> Resampler | None:
     """Return what makes a part of a resized picture; None where Pillow has to."""
     if _ELSEWHERE or not part.supported:
         return None

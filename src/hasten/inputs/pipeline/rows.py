@@ -46,7 +46,7 @@ class Row(Step):
 
     Attributes:
         columns: Names of the columns, in the order of the model's input.
-        missing: What is done about a value that isn't there, which is null in JSON, NaN, or None:
+        missing: Treatment of a value that isn't there, which is null in JSON, NaN, or None:
             "refuse", or "nan" for a model that takes NaN. Under "nan" a mapping may lack columns,
             unless `whole`.
         words: Columns that take words, each with all of its words. Where the words of a table are
@@ -57,7 +57,7 @@ class Row(Step):
             "missing" for NaN, or "other" for the number -1. Elsewhere such words are refused.
         choices: Columns of numbers that take some only, each with all that it takes.
         whole: Whether a mapping must have every column, with null for a value that isn't there.
-        infinite: What is done about infinite numbers: "refuse", or "allow" for a model that takes them.
+        infinite: Treatment of infinite numbers: "refuse", or "allow" for a model that takes them.
             Columns with words or choices take none in either case.
     """
 

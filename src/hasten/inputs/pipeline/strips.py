@@ -16,7 +16,7 @@ from hasten.inputs.pipeline.memory import make_room
 from hasten.inputs.pipeline.opencv import linear, pairs
 from hasten.inputs.pipeline.resample import (
     OPENCV,
-    Part,
+    ResizedRegion,
     down_first,
     linear_ready_for,
     pixels_between,
@@ -167,7 +167,7 @@ def resized(
         make_room(_source_bytes(picture) + each * pixels_between(old, new, interpolation))
     if interpolation == OPENCV:
         return _by_opencv(picture, new, (top, bottom, left, right))
-    part = Part(old, new, top, bottom, left, right, interpolation)
+    part = ResizedRegion(old, new, top, bottom, left, right, interpolation)
     first_down = down_first(old, new, interpolation)
     if _taken(picture, first_down) and (made := ready_for(part)) is not None:
         if first_down and isinstance(picture, np.ndarray):

@@ -40,7 +40,7 @@ class Threshold(PostStep):
         threshold: Least score of a positive answer, such as one with the sensitivity that is asked.
         margin: Distance from the threshold within which the step abstains; 0 for a step that never
             does.
-        activation: What turns the model's numbers into scores: "none", "sigmoid" or "softmax".
+        activation: Function that turns the model's numbers into scores: "none", "sigmoid" or "softmax".
         position: Class whose score counts, from 0; None where the model gives one number only.
         labels: Names of the negative and the positive answer; without names there is no `label`.
         output: Name of the model's output; by default its only one.

@@ -15,7 +15,7 @@ from hasten.inputs.metrics.outputs import class_labels
 from hasten.inputs.set_metrics.base import SetMetric
 
 Activation: TypeAlias = Literal["auto", "none", "sigmoid", "softmax"]
-"""What turns outputs into probabilities; "auto" until the exact model's outputs decide."""
+"""Function that turns outputs into probabilities; "auto" until the exact model's outputs decide."""
 
 _NAMED: dict[str, Activation] = {"sigmoid": "sigmoid", "softmax": "softmax"}
 _SLACK = 1e-3
@@ -163,7 +163,7 @@ class Cases:
     Attributes:
         scores: Scores as the model gives them, float64 `(n, columns)`.
         classes: Class of each sample, integers `(n,)`.
-        activation: What turns scores into probabilities.
+        activation: Function that turns scores into probabilities.
         eps: Distance between 1 and the next number of the outputs' own type.
     """
 
@@ -230,7 +230,7 @@ class ScoreMetric(SetMetric):
     Attributes:
         output: Name of the output with scores `(n,)`, `(n, 1)` or `(n, classes)`; None for the only one
             that fits.
-        activation: What turns outputs into probabilities: "none", "sigmoid" or "softmax"; "auto" where
+        activation: Function that turns outputs into probabilities: "none", "sigmoid" or "softmax"; "auto" where
             the exact model's outputs decide. Those within [0, 1], each row with the sum 1, are
             probabilities already.
     """

@@ -1,4 +1,4 @@
-"""How small a model file gets once it is packed."""
+"""Sizes of model files once they are packed."""
 
 from __future__ import annotations
 

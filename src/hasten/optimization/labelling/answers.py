@@ -21,7 +21,7 @@ _MOST_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Form:
-    """What a label may be: a class, by its name or its number, or a number.
+    """Form of a label: a class, by its name or its number, or a number.
 
     Attributes:
         classes: Number of classes; 0 where labels are numbers.

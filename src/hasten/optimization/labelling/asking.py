@@ -83,7 +83,7 @@ def collected(
     Args:
         job: The run at work.
         ready: Model and data of the run.
-        reading: What the sealed data said without labels.
+        reading: Result on the sealed data without labels.
         enough: Whether the limit holds by such a reading, whatever the labels are that it lacks.
 
     Raises:

@@ -142,7 +142,7 @@ def page_of(items: list[dict[str, Any]], form: Form, labels: Mapping[str, str], 
     """Return the page, which asks for nothing outside itself but the server that it came from.
 
     Args:
-        items: What is shown of each sample.
+        items: Items to show of each sample.
         form: Form of a label.
         labels: Identifier -> label that is known already.
         key: Name under which the browser keeps what was labelled.

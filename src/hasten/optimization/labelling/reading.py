@@ -1,4 +1,4 @@
-"""What the sealed data said before its labels: scores, and the answers that labels will score."""
+"""Result on the sealed data before its labels: scores, and the answers that labels will score."""
 
 from __future__ import annotations
 

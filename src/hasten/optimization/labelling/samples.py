@@ -80,7 +80,7 @@ class Questions:
 
         Args:
             ready: Model and data of the run.
-            reading: What the sealed data said.
+            reading: Result on the sealed data.
             seed: Seed of the order, which is that of no model's answers.
         """
         parts = ready.parts

@@ -1,4 +1,4 @@
-"""What a run has time for, of races and fresh rounds, by how long their parts took so far."""
+"""Races and fresh rounds that a run has time for, by how long their parts took so far."""
 
 from __future__ import annotations
 

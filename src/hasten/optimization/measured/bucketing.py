@@ -134,7 +134,7 @@ class Bucketing:
 
     @cached_property
     def _shapes(self) -> _Shapes:
-        """What buckets need to know of the search samples; a note says so where there are no sets."""
+        """Facts about the search samples that buckets need; a note says so where there are no sets."""
         axes, sizes = self._dimensions()
         outputs, matched = self._outputs(sizes)
         dimensions = tuple(

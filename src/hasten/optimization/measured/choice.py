@@ -17,7 +17,7 @@ from hasten.reporting.summary import NO_FASTER, allowed, exact_why, refused
 
 @dataclass(frozen=True)
 class Choice:
-    """What ships, by the candidates' keys.
+    """Choice of what ships, by the candidates' keys.
 
     Attributes:
         winner: Key of the candidate that the bundle serves.
@@ -126,7 +126,7 @@ def _why_no_inexact(
 
     Args:
         verdicts: Verdicts of the sealed data on the ladder.
-        short: What kept the certified candidate from shipping; None where none was certified.
+        short: Reason that kept the certified candidate from shipping; None where none was certified.
         label: Label of a candidate for people, by its key.
         untested: Reason why there are no verdicts, where there are none.
     """

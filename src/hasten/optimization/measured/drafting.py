@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hasten.core.model import Model
-from hasten.core.records import from_record, to_record
+from hasten.core.records import from_record
 from hasten.errors import CandidateError
 from hasten.measure.candidate import Single
 from hasten.measure.process import Worker
@@ -62,12 +62,12 @@ def _drafted(racing: Racing, candidate: Single, folder: Path) -> Model | None:
                 outcome = worker.ask(
                     "transform",
                     limit_s=bench.limit_s,
-                    model=to_record(model),
+                    model=model,
                     original=False,
-                    step=to_record(step),
+                    step=step,
                     draft=True,
-                    calibration=str(bench.calibration.folder),
-                    workdir=str(workdir),
+                    calibration=bench.calibration.folder,
+                    workdir=workdir,
                 )
         except CandidateError:
             return None

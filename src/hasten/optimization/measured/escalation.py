@@ -13,6 +13,7 @@ from hasten.engines.base import Engine
 from hasten.engines.cascade import Cascade, margins
 from hasten.errors import CandidateError
 from hasten.inputs.metrics.outputs import class_scores
+from hasten.measure.accuracy import beside
 from hasten.measure.candidate import Single, Trial
 from hasten.optimization.measured.mixing import Likely
 from hasten.optimization.measured.screening import SCREEN_NOISE, Screening
@@ -112,8 +113,7 @@ class Escalation:
             raise CandidateError(f"{base.candidate.label} was not built")
         opened = bench.open_built(base.candidate.engine, base.artifact)
         try:
-            answers = bench.predict(opened, self._trials.samples)
-            for outputs, (own, labels) in zip(answers, self._trials.exact_answers, strict=True):
+            for outputs, own, labels in beside(bench, opened, self._trials.exact_answers):
                 chosen = class_scores(outputs, metric.output, metric.noun)
                 output = next(name for name, array in outputs.items() if array is chosen)
                 if chosen.shape[1] <= rank:

@@ -152,7 +152,7 @@ class Measured(Judge):
 
     @functools.cached_property
     def _ceilings(self) -> Ceilings | None:
-        """What the machine can do, measured where it is first asked for; None if no engine can show it.
+        """Ceilings of the machine, measured where they are first asked for; None if no engine can show them.
 
         Raises:
             OutOfTime: the deadline came first.

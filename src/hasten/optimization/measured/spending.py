@@ -1,4 +1,4 @@
-"""What each stage of a run that measures needs of the time, by what was measured of the model so far."""
+"""Times that the stages of a measuring run need, by what was measured of the model so far."""
 
 from __future__ import annotations
 

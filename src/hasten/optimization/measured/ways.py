@@ -21,7 +21,7 @@ from hasten.measure.stages import Ways, reported
 from hasten.optimization import delivery
 from hasten.optimization.judge import Shipment
 from hasten.optimization.measured.racing import Racing
-from hasten.optimization.workspace import requests_from
+from hasten.optimization.shapes import requests_from
 
 _FILES = 64
 """Number of files that are timed, in turns."""
@@ -107,7 +107,7 @@ def starts(racing: Racing, shipment: Shipment) -> ColdStart | None:
 
     Args:
         racing: Candidates of the run and their races.
-        shipment: What ships.
+        shipment: Model that ships.
 
     Returns:
         The starts; None where the effort leaves them out, or a note says why.

@@ -74,7 +74,7 @@ class GrpcServer:
         self._state, self._clock_ns = state, clock_ns
         self._tls = tls
         self._handed: Tls | None = None
-        """What the library encrypts connections with."""
+        """Credentials by which the library encrypts connections."""
         self._methods = Methods(state)
         self._statuses: dict[Kind, Any] = {}
         self._server: Any = None

@@ -1,4 +1,4 @@
-"""What a connection receives, and what it hands requests and its state to."""
+"""Requests that a connection receives, and the state that it shares with them."""
 
 from __future__ import annotations
 

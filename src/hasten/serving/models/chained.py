@@ -1,6 +1,6 @@
 """Serve a chain as one model: each of its models answers in its own queue, beside other requests.
 
-What lies between the models (decoding, cutting, preparing, deciding) runs on threads; `Plan` says what
+What lies between the models (decoding, cutting, preparing, deciding) runs on threads; `ChainPlan` says what
 comes next. Crops of several requests share batches, since each is a request like any other.
 """
 
@@ -21,7 +21,7 @@ import numpy as np
 
 from hasten.bundle.chains.certificate import kept_certificate
 from hasten.bundle.chains.opened import pipeline_of
-from hasten.bundle.chains.plan import Ask, Member, Plan, Run, Stage, parts_of
+from hasten.bundle.chains.plan import Ask, ChainPlan, Member, Run, Stage, parts_of
 from hasten.bundle.manifest import Status
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import CandidateError, InputError
@@ -118,7 +118,7 @@ class ServedChain(ServedModel):
         }
         self._state(models[place.chain.roots[0].name].opened, "uncertified", _WHY)
         self.statistics.follow(_parts_of(place.chain))
-        self.deciding = _ChainDeciding(self, Plan(place.chain, members), loop)
+        self.deciding = _ChainDeciding(self, ChainPlan(place.chain, members), loop)
         self._shadow = self.quick_rows = self.sequences = self.watch = None
 
     def member(self, node: str) -> ServedModel:
@@ -283,7 +283,9 @@ class _ChainDeciding(Deciding):
 
     model: ServedChain
 
-    def __init__(self, model: ServedChain, plan: Plan, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, model: ServedChain, plan: ChainPlan, loop: asyncio.AbstractEventLoop
+    ) -> None:
         pipeline = next(iter(plan.members.values())).pipeline
         waits_ns = model.settings.deadline_ns, model._clock_ns, model.settings.most_wait_ns
         super().__init__(model, pipeline, loop, *waits_ns)
@@ -481,7 +483,7 @@ def _next(go_on: Callable[[], Ask], kind: Kind = Kind.INTERNAL) -> Ask | list[by
         raise ProtocolError(kind, str(error)) from error
 
 
-def _asked_bytes(plan: Plan, node: str) -> int:
+def _asked_bytes(plan: ChainPlan, node: str) -> int:
     """Return the most bytes that a model is asked about at a time, as far as its shapes are fixed."""
     member = plan.members[node]
     each = row_bytes(member.inputs)

@@ -71,7 +71,7 @@ class ModelSettings:
         sequence_idle_ns: Time without a request after which a sequence's states go.
         shadow_limit: Share of changed answers from which the monitor raises an alarm; 0 for the one
             that follows from the certificate.
-        on_alarm: What an alarm does: "tell", or "exact" to let the exact model take over, too.
+        on_alarm: Effect of an alarm: "tell", or "exact" to let the exact model take over, too.
         webhook: Address that is told of alarms; "" for none.
         monitor_state: Folder that keeps the monitor's evidence, "off", or "" for the user's own.
         blind: Line that says why the monitor that was asked for sees nothing; "" where it does.

@@ -30,7 +30,7 @@ class QuickRows:
         path: Way from a row to the model's input, and from its outputs to the decision.
 
     Attributes:
-        before: What comes before the decision in the answer.
+        before: Bytes before the decision in the answer.
         ambiguous: Whether a column is named as the protocol's `inputs` are, so that JSON alone doesn't
             tell a row from tensors.
     """

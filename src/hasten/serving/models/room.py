@@ -43,7 +43,7 @@ def paid_bytes(sent: int) -> int:
 
 
 class Place:
-    """What one request takes of the room.
+    """Share of the room that one request takes.
 
     Args:
         room: The room.
@@ -57,7 +57,7 @@ class Place:
         size_bytes: Memory that is reserved.
         wanted_bytes: Memory that the request waits for; 0 if it doesn't wait.
         turns: Turns of its client that this wait takes.
-        tries: How often the work found too little memory.
+        tries: Number of times that the work found too little memory.
         large: Whether the work belongs on the thread for large samples.
         working: Whether a thread works on the request.
         over: Whether the request is answered or given up.

@@ -108,7 +108,7 @@ class ServedModel:
         fell_back: Whether the exact model answers because the fast one failed or answered NaN.
         deciding: Preparation of raw samples, and decision on them; None for a bundle without a pipeline.
         sequences: Sequences whose states are kept; None for a bundle without states.
-        quick_rows: What answers single rows at once; None where they wait in line.
+        quick_rows: Path that answers single rows at once; None where they wait in line.
         watch: Monitor of the answers; None where the bundle isn't watched.
     """
 

@@ -25,7 +25,7 @@ _ROUNDING = 1e-9
 
 
 class Judging:
-    """What the answers of one bundle are held to.
+    """Limits that the answers of one bundle are held to.
 
     Args:
         manifest: Manifest of the bundle.
@@ -74,7 +74,7 @@ class Judging:
         """Return what it means that a limit is broken, in words.
 
         Args:
-            what: What broke its limit: "changed", "lost" or "net".
+            what: Quantity that broke its limit: "changed", "lost" or "net".
             limit: Limit.
         """
         if what != "changed" or 0 < self._promised <= limit:

@@ -42,7 +42,7 @@ class Watched:
     """One limit that a bundle's answers are held to.
 
     Attributes:
-        what: What the numbers are: "changed", "lost" or "net".
+        what: Quantity of the numbers: "changed", "lost" or "net".
         null: Limit on their mean.
         alpha: Largest chance of an alarm though the limit is kept.
     """
@@ -63,14 +63,14 @@ class Alarm:
 
     Attributes:
         at: Time by this machine's clock, ISO 8601, UTC.
-        what: What broke its limit: "changed", "lost" or "net".
+        what: Quantity that broke its limit: "changed", "lost" or "net".
         limit: Limit.
         n: Number of audited answers.
         losses: Changed answers, or lost score.
         gains: Gained score.
         low: Lower end of the interval of the mean.
         high: Upper end of the interval of the mean.
-        capital: What a stake of 1 against the limit has become.
+        capital: Capital that a stake of 1 against the limit has become.
         told: Whether the webhook, if there is one, has been told.
     """
 
@@ -102,7 +102,7 @@ class Alarm:
 
 @dataclass(frozen=True)
 class Record:
-    """What is kept of one bundle.
+    """Record that is kept of one bundle.
 
     Attributes:
         bundle: SHA-256 of the bundle's manifest.
@@ -205,7 +205,7 @@ class Kept:
 
     @property
     def record(self) -> Record:
-        """What is kept, as it was when this process last looked."""
+        """Record that is kept, as it was when this process last looked."""
         return self._kept
 
     def changed(self, change: Callable[[Record], Record]) -> Record:

@@ -42,7 +42,7 @@ class _Open:
 
 @dataclass
 class LabelCounts:
-    """What became of the labels.
+    """Counts of labels by what became of them.
 
     Attributes:
         counted: Answers that were counted with their label.
@@ -68,7 +68,7 @@ class Labels:
     Attributes:
         loss: Function that returns the score lost on an answer, given its label.
         found: Callback that receives the losses of answers, in the answers' order.
-        counts: What became of the labels.
+        counts: Counts of labels by what became of them.
         last: Line about the last label that couldn't be used; "" if there was none.
     """
 

@@ -53,7 +53,7 @@ class Watch:
         model: Name of the model for clients.
         version: Version of the model.
         path: Folder of the bundle.
-        judging: What its answers are held to.
+        judging: Limits that its answers are held to.
         drift: Signals that are shown beside it.
         state: Folder that keeps the evidence, "off", or "" for the user's own.
         webhook: Address that is told of alarms; "" for none.
@@ -62,7 +62,7 @@ class Watch:
             only the door raises alarms. "" for a server alone.
 
     Attributes:
-        judging: What the answers are held to.
+        judging: Limits that the answers are held to.
         drift: Signals that are shown beside the evidence.
         labels: Answers that wait for their labels; None where labels say nothing.
         audited: Answers that were compared since this process began to serve the bundle.
@@ -233,7 +233,7 @@ class Watch:
 
     @property
     def record(self) -> Record:
-        """What is kept of the bundle."""
+        """Record that is kept of the bundle."""
         return self._kept.record
 
     @property

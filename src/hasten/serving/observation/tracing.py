@@ -35,7 +35,7 @@ class Passed(NamedTuple):
         name: Name of the chain's node, or "decode".
         begun_ns: Time when the stage began.
         ended_ns: Time when it ended.
-        attributes: What else is known of it, as a span's attributes.
+        attributes: Further facts about it, as a span's attributes.
     """
 
     name: str

@@ -19,7 +19,7 @@ class Scope(enum.Enum):
     READ = "read"
     """Readiness, metadata, statistics, metrics, settings and the live page."""
     CONTROL = "control"
-    """What changes the server for others: models, shared memory and settings."""
+    """Scope of requests that change the server for others: models, shared memory and settings."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Rights:
             scope: Scope of the request; None for one that gets an error from whoever it comes.
             authorization: Value of the request's Authorization header; b"" without.
             names: Names in the client's certificate; None if it has none.
-            header: How the header is written.
+            header: Spelling of the header.
 
         Returns:
             Name of the client, by which it can be told from the others; "" where the server knows only one.

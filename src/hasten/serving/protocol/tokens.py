@@ -23,7 +23,7 @@ _FORMS = {
     "sha256": "the SHA-256 of a token, in 64 hexadecimal digits",
     "certificate": "a name in the client's certificate, as text",
 }
-"""How a file says by what a client is known, and what must stand there."""
+"""Keys in a file by which a client is known, and what must stand there."""
 _DIGEST = re.compile(r"[0-9a-fA-F]{64}")
 
 

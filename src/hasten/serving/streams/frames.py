@@ -27,7 +27,7 @@ class Frame:
 
 
 class Signal(Protocol):
-    """What a slot needs of a `threading.Condition`; tests hand in one that moves their clock."""
+    """Methods that a slot needs of a `threading.Condition`; tests hand in one that moves their clock."""
 
     def __enter__(self) -> object: ...
     def __exit__(
@@ -86,7 +86,7 @@ class Slot:
             self._signal.notify_all()
 
 
-class Pace:
+class FrameClock:
     """When the frames of a recording arrive, as a camera would deliver them.
 
     Args:

@@ -8,7 +8,7 @@ from pathlib import Path
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.pipeline.image import Decode
-from hasten.serving.streams.frames import Pace
+from hasten.serving.streams.frames import FrameClock
 from hasten.serving.streams.sources import Source
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff", ".gif")
@@ -40,7 +40,7 @@ class Pictures(Source):
         height, width = self._decode(self._files[0]).shape[:2]
         self.size = (height, width)
 
-    def frames(self, pace: Pace) -> Iterator[tuple[Array, int]]:
+    def frames(self, pace: FrameClock) -> Iterator[tuple[Array, int]]:
         for number, file in enumerate(self._files):
             arrived_ns = pace.arrival_ns(round(1e9 * number / self.rate_per_s))
             try:

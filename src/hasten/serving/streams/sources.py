@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
-from hasten.serving.streams.frames import Pace
+from hasten.serving.streams.frames import FrameClock
 from hasten.serving.streams.tally import Ended
 
 LIVE_SCHEMES = ("rtsp", "rtsps", "udp", "tcp")
@@ -28,7 +28,7 @@ class Source(ABC):
         rate_per_s: Frames per second.
         size: Height and width of the first frame, in pixels.
         unreadable: Number of frames that came and couldn't be decoded.
-        ended: How it ended: "end"; "cut short", where frames are missing at the end of a recording;
+        ended: End of the stream: "end"; "cut short", where frames are missing at the end of a recording;
             "lost", where a camera went away.
         notes: Sentences for people on what went wrong.
     """
@@ -48,7 +48,7 @@ class Source(ABC):
         del self.notes[:-MOST_NOTES]
 
     @abstractmethod
-    def frames(self, pace: Pace) -> Iterator[tuple[Array, int]]:
+    def frames(self, pace: FrameClock) -> Iterator[tuple[Array, int]]:
         """Yield each frame, `(height, width, 3)` uint8 in RGB, once it arrives, and when it arrived.
 
         The time is that at which the frame's bytes had arrived, before they were decoded.
@@ -66,7 +66,7 @@ def open_source(source: str | Path, fps: float | None, *, reconnect_s: float = 0
         source: A video file, a folder of pictures, a camera such as /dev/video0, or an address that
             begins with rtsp://, rtsps://, udp:// or tcp://.
         fps: Frames per second; by default the source's own, and 30 for a folder of pictures.
-        reconnect_s: How long to try to reach a camera or an address again after its last frame.
+        reconnect_s: Longest time to try to reach a camera or an address again after its last frame.
 
     Raises:
         InputError: there is no such source, or it has no pictures.

@@ -1,4 +1,4 @@
-"""What is counted while a stream is watched, and the record that a watch ends with."""
+"""Counts that are taken while a stream is watched, and the record that a watch ends with."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Answer:
         time_ns: Time of capture, in nanoseconds from the beginning of the watch.
         latency_ns: Time from capture to the decision, in nanoseconds.
         missed: Whether the decision came after the deadline.
-        decision: What the bundle decided.
+        decision: Decision of the bundle.
     """
 
     frame: int
@@ -37,7 +37,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Watched:
-    """What happened to the frames of a stream.
+    """Counts of a stream's frames by what happened to them.
 
     Attributes:
         source: Name of the source, without a password.

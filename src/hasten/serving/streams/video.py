@@ -14,7 +14,7 @@ from hasten.core.tensors import Array
 from hasten.core.words import amount
 from hasten.errors import InputError
 from hasten.inputs.pipeline.image import MAX_PIXELS
-from hasten.serving.streams.frames import Pace
+from hasten.serving.streams.frames import FrameClock
 from hasten.serving.streams.sources import CAMERA, Source
 
 OPEN_S, READ_S = 10.0, 5.0
@@ -61,7 +61,7 @@ class Video(Source):
         address: Path or address.
         fps: Frames per second; by default the source's own.
         live: Whether frames come at the sender's pace and may stop coming.
-        reconnect_s: How long to try to reach a live source again after its last frame.
+        reconnect_s: Longest time to try to reach a live source again after its last frame.
 
     Raises:
         InputError: it isn't there, is no video, or states no rate where none is given.
@@ -126,7 +126,7 @@ class Video(Source):
                 f"{self.name} has frames of {width} x {height} pixels, more than {MAX_PIXELS}"
             )
 
-    def frames(self, pace: Pace) -> Iterator[tuple[Array, int]]:
+    def frames(self, pace: FrameClock) -> Iterator[tuple[Array, int]]:
         last_ns = pace.clock_ns()
         while True:
             cut = ""
@@ -146,7 +146,7 @@ class Video(Source):
                 self.ended = "lost"
                 return
 
-    def _frames(self, pace: Pace) -> Iterator[tuple[Array, int]]:
+    def _frames(self, pace: FrameClock) -> Iterator[tuple[Array, int]]:
         """Decode packet by packet: a frame has arrived once the packet that completes it has."""
         period_ns = 1e9 / self.rate_per_s
         first: float | None = None
@@ -206,7 +206,7 @@ class Video(Source):
                 f"{self.name} is cut short or damaged: {self._seen:,}{of} frames could be read{damaged}"
             )
 
-    def _reopened(self, pace: Pace, until_ns: int) -> bool:
+    def _reopened(self, pace: FrameClock, until_ns: int) -> bool:
         self._container.close()
         while pace.clock_ns() < until_ns:
             try:

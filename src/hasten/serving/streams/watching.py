@@ -16,7 +16,7 @@ import numpy as np
 
 from hasten.errors import InputError
 from hasten.serving.streams.files import Lines
-from hasten.serving.streams.frames import Frame, Pace, Slot
+from hasten.serving.streams.frames import Frame, FrameClock, Slot
 from hasten.serving.streams.overlay import Overlay
 from hasten.serving.streams.sources import Source, open_source
 from hasten.serving.streams.tally import Answer, Ended, Tally, Watched
@@ -33,7 +33,7 @@ LATELY = 1000
 
 
 class Decider(Protocol):
-    """What answers a frame, as a loaded bundle does."""
+    """Function that answers a frame, as a loaded bundle does."""
 
     def decide(self, value: Any) -> Any:
         """Return the decision on a picture, `(height, width, 3)` uint8 in RGB."""
@@ -76,7 +76,7 @@ def watch(
         on_decision: Function that gets each answer, in the calling thread.
         out: Video file to write with the decisions drawn in; it ends in .mp4, .mkv or .mov.
         decisions: File to write with a line of JSON for each answer.
-        reconnect_s: How long to try to reach a camera or an address again after its last frame, in seconds.
+        reconnect_s: Longest time to try to reach a camera or an address again after its last frame, in seconds.
         duration_s: Time after which the watch ends, in seconds; by default the source's end.
         listen: Function that gets the counts every quarter of a second, in a thread of its own.
 
@@ -263,7 +263,7 @@ class _Run:
         self._slot.close()
 
     def _capture(self) -> None:
-        pace = Pace(self._clock_ns, self._stop.wait, follow=self._period_ns is not None)
+        pace = FrameClock(self._clock_ns, self._stop.wait, follow=self._period_ns is not None)
         begin_ns: int | None = None
         try:
             for image, captured_ns in self._source.frames(pace):

@@ -13,14 +13,14 @@ from hasten.serving.shared_state import SharedState
 BEAT_S = 1.0
 """Time between two beats of the loop, and at most between two looks of the supervisor."""
 LOADING_TIMES = 10
-"""How many times as long a loop may stand still while a bundle is opened, which may hold up the interpreter."""
+"""Factor on the time that a loop may stand still while a bundle is opened, which may hold up the interpreter."""
 _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _STOPPED, _COMPUTING, _NO_FAULT = ("T", "t"), "R", "D"
 """States of a thread in proc(5): stopped by somebody, at work or ready for it, waiting for a disk."""
 
 
 class Thread(NamedTuple):
-    """What the system says of a thread.
+    """Facts about a thread by the system.
 
     Attributes:
         state: Letter of its state, as proc(5) has it; "" if it is gone.

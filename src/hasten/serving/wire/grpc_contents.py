@@ -187,7 +187,7 @@ def _numbers(data: Array, count: int, field: str) -> Array:
 
     Args:
         data: Bytes of the numbers, of which the last ends.
-        count: How many numbers there are.
+        count: Number of numbers.
         field: Name of the field that lists them.
 
     Raises:

@@ -68,7 +68,7 @@ def code_lengths(counts: Array) -> Array:
     Coins of each size, cheapest first, are paired into coins of the next size (package-merge).
 
     Args:
-        counts: How often each byte occurs: integers of shape (256,), at least two of them positive.
+        counts: Number of times that each byte occurs: integers of shape (256,), at least two of them positive.
 
     Returns:
         Bits: uint8 of shape (256,), 0 for a byte that doesn't occur.

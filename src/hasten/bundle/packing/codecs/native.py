@@ -22,7 +22,7 @@ MESSAGES = (
     "its states don't fit its table",
     "its positions don't fit the elements",
 )
-"""What a decoder finds, by the number that the one in C returns."""
+"""Findings of a decoder, by the number that the one in C returns."""
 FINE, SHORT, TABLE, STREAMS, ENDED, LEFT, STATE, RANGE = range(len(MESSAGES))
 _LITTLE_BYTES, _MUCH_BYTES = 1 << 16, 1 << 20
 """Bytes up to which decoding in Python takes less than starting a compiler does, and bytes up to which it

@@ -75,7 +75,7 @@ def frequencies(counts: Array, precision: int) -> Array:
     Rounding leaves a few too many or too few; each of them goes where a byte's code changes least.
 
     Args:
-        counts: How often each byte occurs: integers of shape (256,), not all 0.
+        counts: Number of times that each byte occurs: integers of shape (256,), not all 0.
         precision: Exponent of 2, at least 8.
     """
     whole, scale = 1 << precision, int(counts.sum())

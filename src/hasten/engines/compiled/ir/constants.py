@@ -45,7 +45,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Ranges:
-    """How a FakeQuantize rounds.
+    """Rounding of a FakeQuantize.
 
     Attributes:
         step: float32, real number that one step stands for, one or one for each channel.

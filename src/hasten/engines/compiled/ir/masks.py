@@ -58,4 +58,4 @@ MASKS: Mapping[str, Draw] = {
     "Sign": simply("Sign"),
     "Sin": simply("Sin"),
 }
-"""How each operation is drawn, by its name."""
+"""Function that draws each operation, by its name."""

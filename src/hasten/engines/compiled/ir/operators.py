@@ -442,4 +442,4 @@ OPERATORS: Mapping[str, Draw] = {
     "Unsqueeze": _axes("Unsqueeze"),
     "VariadicSplit": _split,
 }
-"""How each operation is drawn, by its name, but for products and roundings."""
+"""Function that draws each operation, by its name, but for products and roundings."""

@@ -120,4 +120,4 @@ PRODUCTS: Mapping[str, Draw] = {
     "GroupConvolutionBackpropData": _transposed,
     "MatMul": _matmul,
 }
-"""How each product is drawn, by its name."""
+"""Function that draws each product, by its name."""

@@ -21,7 +21,7 @@ _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False,
 
 @dataclass(frozen=True)
 class _Layer:
-    """What a node says.
+    """Settings of a node.
 
     Attributes:
         node: The node.

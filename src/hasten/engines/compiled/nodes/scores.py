@@ -1,4 +1,4 @@
-"""What the operators of `ai.onnx.ml` make of their sums: start values, post-transforms, labels."""
+"""Results that the operators of `ai.onnx.ml` make of their sums: start values, post-transforms, labels."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ _HEAD_BYTES = 256
 CONVERT = (
     "convert the whole model to an ONNX file yourself, as skl2onnx.to_onnx does, and give that file"
 )
-"""What to do about a model that has a part which isn't supported."""
+"""Advice about a model that has a part which isn't supported."""
 _SHOWN = 5
 """Largest number of classes of a decision."""
 
@@ -276,7 +276,7 @@ def looked_up(
         columns: Places of the columns whose values are looked up in sets.
         count: Number of all columns.
         dtype: Type of the rows.
-        whole: How numbers are made whole: towards zero, downwards, or not at all, as they are.
+        whole: Rounding of numbers: towards zero, downwards, or not at all, as they are.
     """
     if not columns:
         return rows

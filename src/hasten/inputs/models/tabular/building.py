@@ -50,12 +50,12 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Part:
+class ColumnBlock:
     """A value of shape `[batch, columns]`.
 
     Attributes:
         name: Name of the value in the graph.
-        columns: What each column is.
+        columns: Description of each column.
     """
 
     name: str
@@ -97,24 +97,24 @@ class Building:
     moved: bool = True
     infinite: bool = False
 
-    def begin(self, rows: str) -> Part:
+    def begin(self, rows: str) -> ColumnBlock:
         """Return the model's own columns."""
         columns = (Column(frozenset([place]), raw=True) for place in range(len(self.names)))
-        return Part(rows, tuple(columns))
+        return ColumnBlock(rows, tuple(columns))
 
     def array(self, values: Any) -> Array:
         """Return numbers in the type of the values, to become a constant."""
         return np.asarray(values, self.dtype)
 
-    def take(self, part: Part, places: Sequence[int] | Array) -> Part:
+    def take(self, part: ColumnBlock, places: Sequence[int] | Array) -> ColumnBlock:
         """Return some columns of a value."""
         places = [int(place) for place in places]
         if places == list(range(part.size)):
             return part
         name = self.graph.add("Gather", part.name, np.array(places, np.int64), axis=1)
-        return Part(name, tuple(part.columns[place] for place in places))
+        return ColumnBlock(name, tuple(part.columns[place] for place in places))
 
-    def join(self, parts: Sequence[Part]) -> Part:
+    def join(self, parts: Sequence[ColumnBlock]) -> ColumnBlock:
         """Return values side by side."""
         parts = [part for part in parts if part.size]
         if not parts:
@@ -122,9 +122,9 @@ class Building:
         if len(parts) == 1:
             return parts[0]
         name = self.graph.add("Concat", *(part.name for part in parts), axis=1)
-        return Part(name, tuple(column for part in parts for column in part.columns))
+        return ColumnBlock(name, tuple(column for part in parts for column in part.columns))
 
-    def computed(self, part: Part, name: str, *, exact: bool = False) -> Part:
+    def computed(self, part: ColumnBlock, name: str, *, exact: bool = False) -> ColumnBlock:
         """Return a value of which each column is computed from the same column of another.
 
         Args:
@@ -134,9 +134,11 @@ class Building:
         """
         self.counted(part)
         self.moved &= exact
-        return Part(name, tuple(replace(column, raw=False) for column in part.columns))
+        return ColumnBlock(name, tuple(replace(column, raw=False) for column in part.columns))
 
-    def mixed(self, part: Part, name: str, size: int, level: float | None = None) -> Part:
+    def mixed(
+        self, part: ColumnBlock, name: str, size: int, level: float | None = None
+    ) -> ColumnBlock:
         """Return a value of `size` columns that are made of all columns of another.
 
         Args:
@@ -151,9 +153,9 @@ class Building:
         missing = any(column.missing for column in part.columns)
         levels = [one for one in (level, *(c.level for c in part.columns)) if one is not None]
         level = max(levels, default=None)
-        return Part(name, (Column(sources, missing=missing, level=level),) * size)
+        return ColumnBlock(name, (Column(sources, missing=missing, level=level),) * size)
 
-    def approximate(self, part: Part, name: str, level: float = 0.0) -> Part:
+    def approximate(self, part: ColumnBlock, name: str, level: float = 0.0) -> ColumnBlock:
         """Return a value like `computed`, by an operator whose last bits differ from the library's.
 
         Args:
@@ -163,13 +165,13 @@ class Building:
         """
         made = self.computed(part, name)
         columns = (replace(c, level=max(level, c.level or 0.0)) for c in made.columns)
-        return Part(name, tuple(columns))
+        return ColumnBlock(name, tuple(columns))
 
-    def counted(self, part: Part) -> None:
+    def counted(self, part: ColumnBlock) -> None:
         """Note that a step computes with the columns of a value, so that they can't be words."""
         self.numeric |= {place for column in part.columns for place in column.sources if column.raw}
 
-    def need(self, part: Part) -> Part:
+    def need(self, part: ColumnBlock) -> ColumnBlock:
         """Note that a step takes no missing values, and return the value."""
         for column in part.columns:
             if column.missing:
@@ -190,7 +192,7 @@ class Building:
         present = [one for one in categories if one is not ABSENT]
         if not any(isinstance(one, str) for one in present):
             self.smooth = self.moved = False  # numbers are compared with numbers
-            self.counted(Part("", (column,)))
+            self.counted(ColumnBlock("", (column,)))
             return [math.nan if one is ABSENT else float(one) for one in categories]
         if not all(isinstance(one, str) for one in present):
             raise InputError(
@@ -266,7 +268,7 @@ class Building:
         )
 
 
-def fill(building: Building, part: Part, places: set[int], values: Array) -> str:
+def fill(building: Building, part: ColumnBlock, places: set[int], values: Array) -> str:
     """Return a value whose NaN are replaced in some columns, by a number of each column."""
     graph = building.graph
     gone = graph.add("IsNaN", part.name)

@@ -216,7 +216,7 @@ def _write(
 
     Args:
         trees: The trees.
-        kinds: What each column's splits are: "set", or what they do about missing values.
+        kinds: Kind of each column's splits: "set", or what they do about missing values.
         sums_of: The sums.
         divisor: Number of iterations that a random forest averages; 1 elsewhere.
         answers: Function that turns sums into answers.

@@ -17,7 +17,7 @@ from hasten.inputs.models.tabular.base import (
     library_of,
     named_columns,
 )
-from hasten.inputs.models.tabular.building import Building, Part
+from hasten.inputs.models.tabular.building import Building, ColumnBlock
 from hasten.inputs.models.tabular.graph import INPUT, Graph
 
 _TRUSTED = (
@@ -155,7 +155,7 @@ def _survey(steps: list[Any], head: Any, names: tuple[str, ...], dtype: str) -> 
 
 def _write(
     steps: list[Any],
-    write: Callable[[Building, Part], str],
+    write: Callable[[Building, ColumnBlock], str],
     names: tuple[str, ...],
     dtype: str,
     graph: Graph,

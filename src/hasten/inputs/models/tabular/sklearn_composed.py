@@ -11,7 +11,7 @@ import numpy as np
 
 from hasten.errors import InputError
 from hasten.inputs.models.tabular.base import CONVERT, both_classes, normalized, sigmoid
-from hasten.inputs.models.tabular.building import Building, Part
+from hasten.inputs.models.tabular.building import Building, ColumnBlock
 from hasten.inputs.models.tabular.graph import Graph
 from hasten.inputs.models.tabular.sklearn_distributions import expm1, log1p
 from hasten.inputs.models.tabular.sklearn_models import (
@@ -43,7 +43,7 @@ def _passes(step: Any) -> bool:
     return isinstance(step, str) and step == "passthrough"
 
 
-def stepped(building: Building, steps: Sequence[Any], part: Part) -> Part:
+def stepped(building: Building, steps: Sequence[Any], part: ColumnBlock) -> ColumnBlock:
     """Add a pipeline's steps before the last."""
     for step in steps:
         part = transform(building, step, part)
@@ -58,8 +58,8 @@ def _pipeline(model: Any) -> Head:
         return head
 
     def through(
-        write: Callable[[Building, Part], Any],
-    ) -> Callable[[Building, Part], Any]:
+        write: Callable[[Building, ColumnBlock], Any],
+    ) -> Callable[[Building, ColumnBlock], Any]:
         return lambda building, part: write(building, stepped(building, steps, part))
 
     return replace(
@@ -71,7 +71,7 @@ def _pipeline(model: Any) -> Head:
     )
 
 
-def _noted(head: Head, building: Building, part: Part) -> None:
+def _noted(head: Head, building: Building, part: ColumnBlock) -> None:
     survey(building, part, head)
 
 
@@ -84,7 +84,7 @@ def _made_of(heads: Sequence[Head], head: Head, parts: Sequence[Any] | None = No
         parts: Columns that each member gets; None where all get all.
     """
 
-    def note(building: Building, part: Part) -> None:
+    def note(building: Building, part: ColumnBlock) -> None:
         for place, member in enumerate(heads):
             survey(building, part if parts is None else building.take(part, parts[place]), member)
 
@@ -99,7 +99,10 @@ def _made_of(heads: Sequence[Head], head: Head, parts: Sequence[Any] | None = No
 
 
 def _wide(
-    building: Building, head: Head, part: Part, write: Callable[[Building, Part], str] | None = None
+    building: Building,
+    head: Head,
+    part: ColumnBlock,
+    write: Callable[[Building, ColumnBlock], str] | None = None,
 ) -> str:
     """Return a member's answers, or what else it writes, in float64."""
     name = (write or head.write)(building, part)
@@ -130,7 +133,7 @@ def _voting(model: Any) -> Head:
             )
     weights = model._weights_not_none or [1.0] * len(heads)
 
-    def write(building: Building, part: Part) -> str:
+    def write(building: Building, part: ColumnBlock) -> str:
         members = [_wide(building, head, part) for head in heads]
         members = [
             one if weight == 1 else building.graph.add("Mul", one, np.float64(weight))
@@ -163,7 +166,7 @@ def _calibrated(model: Any) -> Head:
                 "more rows of each class, or with a smaller cv"
             )
 
-    def calibrated(building: Building, part: Part, head: Head, fold: Any, does: bool) -> str:
+    def calibrated(building: Building, part: ColumnBlock, head: Head, fold: Any, does: bool) -> str:
         graph = building.graph
         scores = _wide(building, head, part, head.scores if does else None)
         if not does and len(labels) == 2:
@@ -178,7 +181,7 @@ def _calibrated(model: Any) -> Head:
             return both_classes(graph, each[0], "float64")
         return normalized(graph, graph.add("Concat", *each, axis=1), 1 / len(labels))
 
-    def write(building: Building, part: Part) -> str:
+    def write(building: Building, part: ColumnBlock) -> str:
         members = [
             calibrated(building, part, head, fold, does)
             for head, fold, does in zip(heads, folds, decides, strict=True)
@@ -206,7 +209,7 @@ def _one_vs_rest(model: Any) -> Head:
     if any(not hasattr(member, "predict_proba") for member in model.estimators_):
         return _scored(model, labels, heads)
 
-    def write(building: Building, part: Part) -> str:
+    def write(building: Building, part: ColumnBlock) -> str:
         graph = building.graph
         each = [graph.add("Gather", _wide(building, h, part), _ROW, axis=1) for h in heads]
         if len(each) == 1:
@@ -223,11 +226,11 @@ def _scored(model: Any, labels: tuple[str, ...], heads: Sequence[Head]) -> Head:
     if any(head.scores is None for head in heads):
         raise InputError(f"{type(model).__name__} with members that give no scores isn't supported")
 
-    def scores(building: Building, part: Part) -> str:
+    def scores(building: Building, part: ColumnBlock) -> str:
         each = [_wide(building, head, part, head.scores) for head in heads]
         return each[0] if len(each) == 1 else building.graph.add("Concat", *each, axis=1)
 
-    def write(building: Building, part: Part) -> str:
+    def write(building: Building, part: ColumnBlock) -> str:
         return both_scores(building.graph, scores(building, part), len(labels), "float64")
 
     head = Head("scikit-learn", labels, len(labels), write, smooth=True, scores=scores, scored=True)
@@ -254,7 +257,7 @@ def _bagging(model: Any) -> Head:
     heads = [head_of(member) for member in model.estimators_]
     columns = list(model.estimators_features_)
 
-    def write(building: Building, part: Part) -> str:
+    def write(building: Building, part: ColumnBlock) -> str:
         members = [
             _wide(building, head, building.take(part, some))
             for head, some in zip(heads, columns, strict=True)
@@ -282,19 +285,19 @@ def _ada_boost(model: Any) -> Head:
         chosen = np.eye(count, dtype=bool)[values.argmax(axis=1)]
         return np.where(chosen, weight, -1 / (count - 1) * weight)
 
-    def decided(building: Building, part: Part) -> str:
+    def decided(building: Building, part: ColumnBlock) -> str:
         leaves = [votes(m, w) for m, w in zip(model.estimators_, weights, strict=True)]
         sums = forest_sums(building, part, model.estimators_, leaves)
         return building.graph.add("Div", sums, np.float64(model.estimator_weights_.sum()))
 
-    def scores(building: Building, part: Part) -> str:
+    def scores(building: Building, part: ColumnBlock) -> str:
         graph, sums = building.graph, decided(building, part)
         if count > 2:
             return sums
         signed = graph.add("Mul", sums, np.array([[-1.0, 1.0]]))
         return graph.add("ReduceSum", signed, _ROW)
 
-    def write(building: Building, part: Part) -> str:
+    def write(building: Building, part: ColumnBlock) -> str:
         graph, found = building.graph, scores(building, part)
         if count == 2:
             halves = graph.add("Mul", found, np.array([[-0.5, 0.5]]))
@@ -314,7 +317,7 @@ def _transformed_target(model: Any) -> Head:
     head = head_of(model.regressor_)
     back = _way_back(model.transformer_)
 
-    def write(building: Building, part: Part) -> str:
+    def write(building: Building, part: ColumnBlock) -> str:
         return back(building.graph, _wide(building, head, part))
 
     return _made_of([head], replace(head, write=write, smooth=True, scores=None))
@@ -386,4 +389,4 @@ HEADS: dict[str, Callable[[Any], Head]] = {
     "VotingClassifier": _voting,
     "VotingRegressor": _voting,
 }
-"""What describes each model, by the name of its class."""
+"""Function that describes each model, by the name of its class."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
-from hasten.inputs.models.tabular.building import Building, Part
+from hasten.inputs.models.tabular.building import Building, ColumnBlock
 from hasten.inputs.models.tabular.graph import Graph
 from hasten.inputs.models.tabular.trees import interpolated
 
@@ -70,7 +70,7 @@ def expm1(graph: Graph, value: str) -> str:
     return graph.add("Where", small, near, less)
 
 
-def power(building: Building, step: Any, part: Part) -> Part:
+def power(building: Building, step: Any, part: ColumnBlock) -> ColumnBlock:
     """Add a PowerTransformer of Yeo and Johnson, without its scaling.
 
     Source: Yeo and Johnson, "A new family of power transformations to improve normality or symmetry",
@@ -103,7 +103,7 @@ def _powered(building: Building, size: str, powers: Array) -> str:
     return graph.add("Where", level[None], logs, found) if level.any() else found
 
 
-def quantiles(building: Building, step: Any, part: Part) -> Part:
+def quantiles(building: Building, step: Any, part: ColumnBlock) -> ColumnBlock:
     """Add a QuantileTransformer."""
     building.smooth = False
     graph, normal = building.graph, step.output_distribution == "normal"

@@ -10,7 +10,7 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
-from hasten.inputs.models.tabular.building import ABSENT, Building, Column, Part
+from hasten.inputs.models.tabular.building import ABSENT, Building, Column, ColumnBlock
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class _Known:
 
 
 def _look_up(
-    building: Building, part: Part, categories: Sequence[Any], step: str, *, refuses: bool
+    building: Building, part: ColumnBlock, categories: Sequence[Any], step: str, *, refuses: bool
 ) -> _Known:
     """Find the category of a column, and note what its encoder refuses.
 
@@ -85,7 +85,7 @@ def _infrequent(step: Any, place: int, count: int) -> Array | None:
     return None if mapping is None else np.asarray(mapping)[:count]
 
 
-def one_hot(building: Building, step: Any, part: Part) -> Part:
+def one_hot(building: Building, step: Any, part: ColumnBlock) -> ColumnBlock:
     """Add a OneHotEncoder."""
     graph, made = building.graph, []
     for place, categories in enumerate(step.categories_):
@@ -101,7 +101,7 @@ def one_hot(building: Building, step: Any, part: Part) -> Part:
                 last = building.array(np.eye(width)[-1:])
                 others = graph.add("Mul", _unknown(building, known), last)
                 hot = graph.add("Add", hot, others)
-        made.append(Part(hot, (Column(column.columns[0].sources, missing=False),) * width))
+        made.append(ColumnBlock(hot, (Column(column.columns[0].sources, missing=False),) * width))
         dropped = None if step.drop_idx_ is None else step._drop_idx_after_grouping[place]
         if dropped is not None:
             made[-1] = building.take(made[-1], [one for one in range(width) if one != dropped])
@@ -109,8 +109,8 @@ def one_hot(building: Building, step: Any, part: Part) -> Part:
 
 
 def _coded(
-    building: Building, part: Part, known: _Known, codes: Array, unknown: float | None
-) -> Part:
+    building: Building, part: ColumnBlock, known: _Known, codes: Array, unknown: float | None
+) -> ColumnBlock:
     """Return the code of each row's category.
 
     Args:
@@ -130,10 +130,10 @@ def _coded(
         other = graph.add("Greater", _unknown(building, known), building.array(0.5))
         code = graph.add("Where", other, building.array(unknown), code)
     missing = bool(gaps.any() or (unknown is not None and np.isnan(unknown)))
-    return Part(code, (Column(part.columns[0].sources, missing=missing),))
+    return ColumnBlock(code, (Column(part.columns[0].sources, missing=missing),))
 
 
-def ordinal(building: Building, step: Any, part: Part) -> Part:
+def ordinal(building: Building, step: Any, part: ColumnBlock) -> ColumnBlock:
     """Add an OrdinalEncoder."""
     made = []
     refuses = step.handle_unknown == "error"
@@ -150,7 +150,7 @@ def ordinal(building: Building, step: Any, part: Part) -> Part:
     return building.join(made)
 
 
-def target(building: Building, step: Any, part: Part) -> Part:
+def target(building: Building, step: Any, part: ColumnBlock) -> ColumnBlock:
     """Add a TargetEncoder of a number or of two classes."""
     if step.target_type_ == "multiclass":
         raise InputError("TargetEncoder isn't supported for three or more classes")

@@ -21,7 +21,7 @@ from hasten.inputs.models.tabular.base import (
     normalized,
     sigmoid,
 )
-from hasten.inputs.models.tabular.building import Building, Part
+from hasten.inputs.models.tabular.building import Building, ColumnBlock
 from hasten.inputs.models.tabular.graph import OPSETS, Graph
 
 _LINEAR = frozenset(
@@ -62,20 +62,20 @@ class Head:
     library: str
     labels: tuple[str, ...]
     width: int
-    write: Callable[[Building, Part], str]
+    write: Callable[[Building, ColumnBlock], str]
     dtype: str = ""
     smooth: bool = False
     narrow: bool = False
     takes_missing: bool = False
     needs: tuple[int, ...] = ()
     takes_infinite: bool = False
-    prepare: Callable[[Building, Part], Any] | None = None
-    note: Callable[[Building, Part], Any] | None = None
-    scores: Callable[[Building, Part], str] | None = None
+    prepare: Callable[[Building, ColumnBlock], Any] | None = None
+    note: Callable[[Building, ColumnBlock], Any] | None = None
+    scores: Callable[[Building, ColumnBlock], str] | None = None
     scored: bool = False
 
 
-def survey(building: Building, part: Part, head: Head) -> None:
+def survey(building: Building, part: ColumnBlock, head: Head) -> None:
     """Note what a model says of its columns."""
     if head.note is not None:
         head.note(building, part)
@@ -87,7 +87,7 @@ def survey(building: Building, part: Part, head: Head) -> None:
     if head.prepare is not None:
         head.prepare(building, part)
         worded = frozenset(building.words)  # those that the model itself reads as words
-        part = Part(part.name, tuple(c for c in part.columns if not c.sources & worded))
+        part = ColumnBlock(part.name, tuple(c for c in part.columns if not c.sources & worded))
     building.counted(part)
 
 
@@ -140,11 +140,11 @@ def _foreign(found: Tabular) -> Head:
     """Describe a model of another library that ends a pipeline of scikit-learn."""
     places = {column: place for place, column in enumerate(found.row.columns)}
 
-    def given(write: Callable[[Graph, str], str], building: Building, part: Part) -> str:
+    def given(write: Callable[[Graph, str], str], building: Building, part: ColumnBlock) -> str:
         rows = building.graph.cast(part.name, found.row.dtype, building.dtype)
         return write(building.graph, rows)
 
-    def prepare(building: Building, part: Part) -> None:
+    def prepare(building: Building, part: ColumnBlock) -> None:
         unseen = dict(found.row.unseen)
         for column, words in found.row.words:
             own = part.columns[places[column]]
@@ -184,7 +184,7 @@ def _linear(model: Any) -> Head:
     exponential = type(model).__name__ in _GENERALIZED and _logarithmic(model)
     bias = np.broadcast_to(np.asarray(model.intercept_, np.float64), weights.shape[1:])
 
-    def write(building: Building, part: Part) -> str:
+    def write(building: Building, part: ColumnBlock) -> str:
         sums = _affine(building, part.name, weights, bias)
         return building.graph.add("Exp", sums) if exponential else sums
 
@@ -207,10 +207,10 @@ def _decided(model: Any) -> Head:
     weights = np.atleast_2d(model.coef_).T
     bias = np.broadcast_to(np.asarray(model.intercept_, np.float64), weights.shape[1:])
 
-    def scores(building: Building, part: Part) -> str:
+    def scores(building: Building, part: ColumnBlock) -> str:
         return _affine(building, part.name, weights, bias)
 
-    def write(building: Building, part: Part) -> str:
+    def write(building: Building, part: ColumnBlock) -> str:
         return both_scores(building.graph, scores(building, part), len(labels), building.dtype)
 
     return Head("scikit-learn", labels, len(labels), write, smooth=True, scores=scores, scored=True)
@@ -230,14 +230,14 @@ def _logistic(model: Any) -> Head:
         return _decided(model)
     dtype = "float64" if apart and len(labels) > 2 else ""
 
-    def summed(building: Building, part: Part) -> str:
+    def summed(building: Building, part: ColumnBlock) -> str:
         return _affine(building, part.name, weights, np.broadcast_to(bias, weights.shape[1:]))
 
-    def scores(building: Building, part: Part) -> str:
+    def scores(building: Building, part: ColumnBlock) -> str:
         sums = summed(building, part)
         return building.graph.cast(sums, dtype or building.dtype, building.dtype)
 
-    def write(building: Building, part: Part) -> str:
+    def write(building: Building, part: ColumnBlock) -> str:
         sums = summed(building, part)
         if not apart or len(labels) == 2:
             return probabilities(building, sums, len(labels), building.dtype)
@@ -258,7 +258,7 @@ def _mlp(model: Any) -> Head:
         raise InputError("MLPClassifier with several labels per row isn't supported")
     width = len(labels) or int(model.n_outputs_)
 
-    def write(building: Building, part: Part) -> str:
+    def write(building: Building, part: ColumnBlock) -> str:
         name = part.name
         for place, (weights, bias) in enumerate(zip(model.coefs_, model.intercepts_, strict=True)):
             name = _affine(building, name, weights, bias)
@@ -276,7 +276,7 @@ def _naive_bayes(model: Any) -> Head:
     labels = labels_of(model)
     constants = np.log(model.class_prior_) - 0.5 * np.log(2 * np.pi * model.var_).sum(axis=1)
 
-    def write(building: Building, part: Part) -> str:
+    def write(building: Building, part: ColumnBlock) -> str:
         graph = building.graph
         rows = graph.add("Unsqueeze", graph.cast(part.name, "float64", building.dtype), _SECOND)
         away = graph.add("Sub", rows, model.theta_[None])
@@ -297,7 +297,7 @@ def _converted(model: Any) -> Head:
         if not hasattr(model, "predict_proba"):
             raise InputError(f"{kind} gives no probabilities: fit it with probability=True")
 
-    def write(building: Building, part: Part) -> str:
+    def write(building: Building, part: ColumnBlock) -> str:
         exported = _by_skl2onnx(model, part.size, building.dtype, outputs=bool(labels))
         return building.graph.include(exported, part.name)
 

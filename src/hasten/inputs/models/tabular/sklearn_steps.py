@@ -10,18 +10,18 @@ import numpy as np
 
 from hasten.errors import InputError
 from hasten.inputs.models.tabular.base import CONVERT
-from hasten.inputs.models.tabular.building import Building, Column, Part, fill
+from hasten.inputs.models.tabular.building import Building, Column, ColumnBlock, fill
 from hasten.inputs.models.tabular.sklearn_distributions import log1p, power, quantiles
 from hasten.inputs.models.tabular.sklearn_encoders import one_hot, ordinal, target
 
-Transform = Callable[[Building, Any, Part], Part]
+Transform = Callable[[Building, Any, ColumnBlock], ColumnBlock]
 _APPROXIMATE = (np.exp, np.log, np.tanh)
 """Functions whose last bits differ from numpy's in a runtime."""
 _FAR = 1000.0
 """Distance of a column's mean from 0, in its own units of scale, from which float32 loses digits."""
 
 
-def transform(building: Building, step: Any, part: Part) -> Part:
+def transform(building: Building, step: Any, part: ColumnBlock) -> ColumnBlock:
     """Add a fitted transformer.
 
     Raises:
@@ -40,14 +40,14 @@ def transform(building: Building, step: Any, part: Part) -> Part:
     return _STEPS[kind](building, step, part)
 
 
-def _pipeline(building: Building, step: Any, part: Part) -> Part:
+def _pipeline(building: Building, step: Any, part: ColumnBlock) -> ColumnBlock:
     for _, inner in step.steps:
         if inner is not None and not isinstance(inner, str):
             part = transform(building, inner, part)
     return part
 
 
-def _column_transformer(building: Building, step: Any, part: Part) -> Part:
+def _column_transformer(building: Building, step: Any, part: ColumnBlock) -> ColumnBlock:
     places = step._transformer_to_input_indices
     made = []
     for name, inner, _ in step.transformers_:
@@ -62,7 +62,7 @@ def _column_transformer(building: Building, step: Any, part: Part) -> Part:
     return building.join(made)
 
 
-def _feature_union(building: Building, step: Any, part: Part) -> Part:
+def _feature_union(building: Building, step: Any, part: ColumnBlock) -> ColumnBlock:
     made = []
     for name, inner in step.transformer_list:
         if isinstance(inner, str) and inner == "drop":
@@ -76,7 +76,7 @@ def _feature_union(building: Building, step: Any, part: Part) -> Part:
     return building.join(made)
 
 
-def _shifted(building: Building, part: Part, shift: Any, scale: Any) -> Part:
+def _shifted(building: Building, part: ColumnBlock, shift: Any, scale: Any) -> ColumnBlock:
     """Return `(x - shift) / scale`, where either may be None."""
     name = part.name
     if shift is not None:
@@ -92,7 +92,7 @@ def _shifted(building: Building, part: Part, shift: Any, scale: Any) -> Part:
     return _moved(made, shifts, factors)
 
 
-def _moved(part: Part, shifts: Any, factors: Any) -> Part:
+def _moved(part: ColumnBlock, shifts: Any, factors: Any) -> ColumnBlock:
     """Return a value whose columns know that they are `(x + shift) * factor` of what they were."""
     columns = (
         column.shifted(float(shift), float(factor))
@@ -101,17 +101,17 @@ def _moved(part: Part, shifts: Any, factors: Any) -> Part:
     return replace(part, columns=tuple(columns))
 
 
-def _standard_scaler(building: Building, step: Any, part: Part) -> Part:
+def _standard_scaler(building: Building, step: Any, part: ColumnBlock) -> ColumnBlock:
     mean = step.mean_ if step.with_mean else None
     return _shifted(building, part, mean, step.scale_ if step.with_std else None)
 
 
-def _robust_scaler(building: Building, step: Any, part: Part) -> Part:
+def _robust_scaler(building: Building, step: Any, part: ColumnBlock) -> ColumnBlock:
     center = step.center_ if step.with_centering else None
     return _shifted(building, part, center, step.scale_ if step.with_scaling else None)
 
 
-def _max_abs_scaler(building: Building, step: Any, part: Part) -> Part:
+def _max_abs_scaler(building: Building, step: Any, part: ColumnBlock) -> ColumnBlock:
     scaled = _shifted(building, part, None, step.scale_)
     if not getattr(step, "clip", False):
         return scaled
@@ -119,12 +119,12 @@ def _max_abs_scaler(building: Building, step: Any, part: Part) -> Part:
     return replace(scaled, name=building.graph.add("Clip", scaled.name, -one, one))
 
 
-def _power(building: Building, step: Any, part: Part) -> Part:
+def _power(building: Building, step: Any, part: ColumnBlock) -> ColumnBlock:
     part = power(building, step, part)
     return _standard_scaler(building, step._scaler, part) if step.standardize else part
 
 
-def _min_max_scaler(building: Building, step: Any, part: Part) -> Part:
+def _min_max_scaler(building: Building, step: Any, part: ColumnBlock) -> ColumnBlock:
     graph = building.graph
     if np.abs(step.min_).max(initial=0) > _FAR:
         building.smooth = False
@@ -136,7 +136,7 @@ def _min_max_scaler(building: Building, step: Any, part: Part) -> Part:
     return _moved(building.computed(part, name), step.min_ / step.scale_, step.scale_)
 
 
-def _normalizer(building: Building, step: Any, part: Part) -> Part:
+def _normalizer(building: Building, step: Any, part: ColumnBlock) -> ColumnBlock:
     building.need(part)
     graph = building.graph
     axes = np.array([1], np.int64)
@@ -149,14 +149,14 @@ def _normalizer(building: Building, step: Any, part: Part) -> Part:
     return building.mixed(part, graph.add("Div", part.name, norms), part.size)
 
 
-def _binarizer(building: Building, step: Any, part: Part) -> Part:
+def _binarizer(building: Building, step: Any, part: ColumnBlock) -> ColumnBlock:
     building.need(part)
     building.smooth = False
     above = building.graph.add("Greater", part.name, building.array(step.threshold))
     return building.computed(part, building.graph.cast(above, building.dtype, "bool"))
 
 
-def _imputer(building: Building, step: Any, part: Part) -> Part:
+def _imputer(building: Building, step: Any, part: ColumnBlock) -> ColumnBlock:
     graph, missing = building.graph, step.missing_values
     if not _absent(missing):
         building.need(part)
@@ -174,20 +174,20 @@ def _imputer(building: Building, step: Any, part: Part) -> Part:
         building, part, filled, np.array([0 if v is None else v for v in values], np.float64)
     )
     columns = tuple(replace(c, missing=p not in filled) for p, c in enumerate(part.columns))
-    made = [building.take(Part(name, columns), kept)]
+    made = [building.take(ColumnBlock(name, columns), kept)]
     if step.add_indicator:
         made.append(_shown(building, building.take(part, step.indicator_.features_)))
     return building.join(made)
 
 
-def _shown(building: Building, part: Part) -> Part:
+def _shown(building: Building, part: ColumnBlock) -> ColumnBlock:
     """Return 1 where a value is missing, else 0."""
     graph = building.graph
     name = graph.cast(graph.add("IsNaN", part.name), building.dtype, "bool")
-    return Part(name, tuple(Column(c.sources, missing=False) for c in part.columns))
+    return ColumnBlock(name, tuple(Column(c.sources, missing=False) for c in part.columns))
 
 
-def _indicator(building: Building, step: Any, part: Part) -> Part:
+def _indicator(building: Building, step: Any, part: ColumnBlock) -> ColumnBlock:
     if not _absent(step.missing_values):
         raise InputError(
             f"MissingIndicator with missing_values={step.missing_values!r} isn't supported: mark missing "
@@ -213,7 +213,7 @@ def _absent(value: Any) -> bool:
     return value is None or type(value).__name__ == "NAType" or bool(value != value)
 
 
-def _function(building: Building, step: Any, part: Part) -> Part:
+def _function(building: Building, step: Any, part: ColumnBlock) -> ColumnBlock:
     graph, function = building.graph, step.func
     checks = getattr(getattr(function, "func", None), "__name__", "") == "check_array"
     if function is None or checks:  # HistGradientBoosting has such a step before its trees
@@ -235,7 +235,7 @@ def _function(building: Building, step: Any, part: Part) -> Part:
     return made(part, graph.add(simple[function], part.name))
 
 
-def _pca(building: Building, step: Any, part: Part) -> Part:
+def _pca(building: Building, step: Any, part: ColumnBlock) -> ColumnBlock:
     building.need(part)
     graph = building.graph
     name = part.name
@@ -251,16 +251,18 @@ def _pca(building: Building, step: Any, part: Part) -> Part:
     return building.mixed(part, name, len(step.components_), level)
 
 
-def _polynomial(building: Building, step: Any, part: Part) -> Part:
+def _polynomial(building: Building, step: Any, part: ColumnBlock) -> ColumnBlock:
     building.need(part)
     graph = building.graph
     powers = step.powers_
-    found: list[Part] = []
+    found: list[ColumnBlock] = []
     product: str | None
     if step.include_bias:
         ones = graph.add("Mul", building.take(part, [0]).name, building.array(0))
         found.append(
-            Part(graph.add("Add", ones, building.array(1)), (Column(frozenset(), missing=False),))
+            ColumnBlock(
+                graph.add("Add", ones, building.array(1)), (Column(frozenset(), missing=False),)
+            )
         )
     top = int(powers.sum(axis=1).max())
     for degree in range(1, top + 1):
@@ -275,11 +277,11 @@ def _polynomial(building: Building, step: Any, part: Part) -> Part:
     return building.join(found)
 
 
-def _selector(building: Building, step: Any, part: Part) -> Part:
+def _selector(building: Building, step: Any, part: ColumnBlock) -> ColumnBlock:
     return building.take(part, np.flatnonzero(step.get_support()))
 
 
-def _bins(building: Building, step: Any, part: Part) -> Part:
+def _bins(building: Building, step: Any, part: ColumnBlock) -> ColumnBlock:
     building.need(part)
     graph = building.graph
     building.smooth = building.moved = False
@@ -296,9 +298,9 @@ def _bins(building: Building, step: Any, part: Part) -> Part:
             count = np.arange(int(step.n_bins_[place]), dtype=building.dtype)
             code = graph.cast(graph.add("Equal", code, count[None]), building.dtype, "bool")
             sources = column.columns[0].sources
-            made.append(Part(code, (Column(sources, missing=False),) * len(count)))
+            made.append(ColumnBlock(code, (Column(sources, missing=False),) * len(count)))
         else:
-            made.append(Part(code, (Column(column.columns[0].sources, missing=False),)))
+            made.append(ColumnBlock(code, (Column(column.columns[0].sources, missing=False),)))
     return building.join(made)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.models.tabular.base import looked_up
-from hasten.inputs.models.tabular.building import Building, Part
+from hasten.inputs.models.tabular.building import Building, ColumnBlock
 from hasten.inputs.models.tabular.sklearn_models import Head, labels_of, probabilities
 from hasten.inputs.models.tabular.sklearn_steps import transform
 from hasten.inputs.models.tabular.trees import LEQ, MEMBER, Tree, constant, sum_trees
@@ -59,14 +59,14 @@ def _tree(
     )
 
 
-def _narrow(building: Building, part: Part) -> str:
+def _narrow(building: Building, part: ColumnBlock) -> str:
     """Return rows as a classic tree sees them: rounded to float32, then compared in float64."""
     rows = building.graph.cast(part.name, "float32", building.dtype)
     return building.graph.cast(rows, "float64", "float32")
 
 
 def forest_sums(
-    building: Building, part: Part, members: Sequence[Any], numbers: Sequence[Array]
+    building: Building, part: ColumnBlock, members: Sequence[Any], numbers: Sequence[Array]
 ) -> str:
     """Return the sums of classic trees' leaves.
 
@@ -101,7 +101,7 @@ def _forest(model: Any) -> Head:
         held = member.tree_.value
         return np.asarray(held[:, 0, :width] if labels else held[:, :, 0])
 
-    def write(building: Building, part: Part) -> str:
+    def write(building: Building, part: ColumnBlock) -> str:
         graph, rows = building.graph, _narrow(building, part)
         numbers = [leaves(member) for member in members]
         whole = all(
@@ -138,7 +138,7 @@ def _boosting(model: Any) -> Head:
     count = model.estimators_.shape[1]
     start = model._raw_predict_init(np.zeros((1, model.n_features_in_), np.float32))[0]
 
-    def scores(building: Building, part: Part) -> str:
+    def scores(building: Building, part: ColumnBlock) -> str:
         graph, rows = building.graph, _narrow(building, part)
         trees = [constant(float(value), target) for target, value in enumerate(start) if value]
         for stage in model.estimators_:
@@ -147,7 +147,7 @@ def _boosting(model: Any) -> Head:
                 trees.append(_tree(member.tree_, values, (target,)))
         return sum_trees(graph, rows, trees, count, "float64")
 
-    def write(building: Building, part: Part) -> str:
+    def write(building: Building, part: ColumnBlock) -> str:
         sums = scores(building, part)
         if not labels:
             return sums
@@ -165,7 +165,7 @@ def _isolation(model: Any) -> Head:
 
     scale = len(model.estimators_) * float(_average_path_length([model._max_samples])[0])
 
-    def write(building: Building, part: Part) -> str:
+    def write(building: Building, part: ColumnBlock) -> str:
         graph, rows = building.graph, _narrow(building, part)
         trees = []
         for member, columns in zip(model.estimators_, model.estimators_features_, strict=True):
@@ -196,10 +196,10 @@ def _histogram(model: Any) -> Head:
     start = np.asarray(model._baseline_prediction, np.float64).reshape(-1)
     encoder = getattr(model, "_preprocessor", None)
 
-    def prepare(building: Building, part: Part) -> Part:
+    def prepare(building: Building, part: ColumnBlock) -> ColumnBlock:
         return part if encoder is None else transform(building, encoder, part)
 
-    def scores(building: Building, part: Part) -> str:
+    def scores(building: Building, part: ColumnBlock) -> str:
         graph = building.graph
         made = prepare(building, part)
         trees = [constant(float(value), target) for target, value in enumerate(start) if value]
@@ -210,7 +210,7 @@ def _histogram(model: Any) -> Head:
         rows = looked_up(graph, rows, sets, made.size, "float64", "given")
         return sum_trees(graph, rows, trees, len(start), "float64")
 
-    def write(building: Building, part: Part) -> str:
+    def write(building: Building, part: ColumnBlock) -> str:
         sums = scores(building, part)
         if labels:
             return probabilities(building, sums, len(labels), "float64")
@@ -229,7 +229,7 @@ def _histogram(model: Any) -> Head:
     )
 
 
-def _histogram_tree(predictor: Any, target: int, rows: Part) -> Tree:
+def _histogram_tree(predictor: Any, target: int, rows: ColumnBlock) -> Tree:
     """Read a tree of histograms.
 
     Its splits may be values of the training data. Where the last bits of a column differ from the library's, a
@@ -284,4 +284,4 @@ HEADS: dict[str, Callable[[Any], Head]] = {
     "HistGradientBoostingRegressor": _histogram,
     "IsolationForest": _isolation,
 }
-"""What describes each model, by the name of its class."""
+"""Function that describes each model, by the name of its class."""

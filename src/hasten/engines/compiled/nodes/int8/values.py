@@ -1,4 +1,4 @@
-"""What is known of values that are stored as bytes, or as sums that nothing has rounded yet."""
+"""Descriptions of values that are stored as bytes, or as sums that nothing has rounded yet."""
 
 from __future__ import annotations
 

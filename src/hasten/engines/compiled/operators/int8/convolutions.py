@@ -53,12 +53,12 @@ class Conv8(Operation):
         dilations: Distances of the kernel's taps.
         pads: Taps outside the picture at the top, left, bottom and right.
         zero: Byte of the input that stands for 0.
-        rounding: How sums become bytes; None for float32.
+        rounding: Rule by which sums become bytes; None for float32.
         slope: Constant of `channels[1]` float32, each at most 1, that results below 0 are multiplied by
             before they are rounded; "" for none.
         table: Constant of 256 uint8 that replace each byte; "" for none.
         residual: Tensor like the output that is added; "" for none.
-        sum: How the residual is added; None if there is none.
+        sum: Rule by which the residual is added; None if there is none.
         last: Constant of 256 uint8 that replace each byte after that; "" for none.
     """
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.engines.compiled.operators.int8.epilogue import Epilogue, Part, laned_channels
+from hasten.engines.compiled.operators.int8.epilogue import ChannelSums, Epilogue, laned_channels
 from hasten.engines.compiled.plan import product
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class Depthwise:
 
     @cached_property
     def braids(self) -> Braids:
-        """How rows are laid side by side."""
+        """Layout of rows side by side."""
         return Braids.of(self.conv, self.writer.byte_taps)
 
     @cached_property
@@ -536,7 +536,7 @@ class Depthwise:
         )
         parts = [
             [
-                Part(
+                ChannelSums(
                     f"a{pixel}_{part}",
                     pixel * conv.channels[0] + part * lanes,
                     part * lanes,

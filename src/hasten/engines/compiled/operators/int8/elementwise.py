@@ -363,7 +363,7 @@ class Multiply8(Operation):
         channels: Number of channels.
         gate: Whether the second has one number for each channel.
         zeros: Byte that stands for 0, of each.
-        rounding: How products become bytes.
+        rounding: Rule by which products become bytes.
     """
 
     narrow: ClassVar[bool] = True

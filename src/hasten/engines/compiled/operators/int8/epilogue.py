@@ -23,14 +23,14 @@ _BYTES = 8
 
 
 @dataclass(frozen=True)
-class Part:
+class ChannelSums:
     """Sums of neighbouring channels of one pixel.
 
     Attributes:
         sum: C expression of a vector of int32, `vi_32` where vectors have 32 bytes.
         at: Place of the first sum's result, in elements from the pointers to the output and the residual.
         channel: Channel of the first sum, from the pointer to the scales.
-        valid: How many of the sums count; the others are dropped.
+        valid: Number of the sums that count; the others are dropped.
     """
 
     sum: str
@@ -41,14 +41,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Epilogue:
-    """What becomes of sums: C statements that write results from vectors of int32.
+    """Writer of results: C statements that make them from vectors of int32 sums.
 
     The pointers are C expressions, in which the place of a pixel may be added.
 
     Attributes:
         wide: Bytes of a vector.
-        rounding: How sums become bytes; None for float32.
-        sum: How the residual is added; None if there is none.
+        rounding: Rule by which sums become bytes; None for float32.
+        sum: Rule by which the residual is added; None if there is none.
         output: Pointer to the results: `u8 *`, or `float *`.
         scale: Pointer to the scales, of which there must be a whole vector from each part's channel on.
         slope: Pointer to the slopes, likewise, that results below 0 are multiplied by; "" for none.
@@ -85,7 +85,7 @@ class Epilogue:
         """Sums in a vector."""
         return self.wide // 4
 
-    def emit(self, writer: Writer, parts: Sequence[Part], laned: bool = False) -> None:
+    def emit(self, writer: Writer, parts: Sequence[ChannelSums], laned: bool = False) -> None:
         """Write the results of vectors of sums.
 
         Args:
@@ -111,7 +111,11 @@ class Epilogue:
                     self._emit_bytes(writer, names, four, laned)
 
     def emit_halves(
-        self, writer: Writer, halves: Sequence[str], parts: Sequence[Part], laned: bool = False
+        self,
+        writer: Writer,
+        halves: Sequence[str],
+        parts: Sequence[ChannelSums],
+        laned: bool = False,
     ) -> None:
         """Write the results of sums that were rounded and halved, two parts in each variable.
 
@@ -126,11 +130,11 @@ class Epilogue:
                 four = parts[2 * start : 2 * start + _SUMS]
                 self._emit_bytes(writer, halves[start : start + 2], four, laned)
 
-    def scaled(self, part: Part) -> str:
+    def scaled(self, part: ChannelSums) -> str:
         """Return C for the scales of a part."""
         return f"*(const vf_u_{self.wide} *)({self.scale} + {part.channel})"
 
-    def factors(self, part: Part) -> list[str]:
+    def factors(self, part: ChannelSums) -> list[str]:
         """Return C for the scales of a part, and for its slopes if there are any."""
         slope = f"*(const vf_u_{self.wide} *)({self.slope} + {part.channel})"
         return [self.scaled(part), slope] if self.slope else [self.scaled(part)]
@@ -145,7 +149,7 @@ class Epilogue:
         return f"halved_{self.wide}({pair[0]}, {pair[-1]})"
 
     def _emit_bytes(
-        self, writer: Writer, halves: Sequence[str], parts: Sequence[Part], laned: bool
+        self, writer: Writer, halves: Sequence[str], parts: Sequence[ChannelSums], laned: bool
     ) -> None:
         """Write up to four parts' bytes."""
         rounding, w = self.rounding, self.wide
@@ -168,13 +172,13 @@ class Epilogue:
         made = f"summed_{w}({first}, {second}, {a}, {b}, {total.offset}, {total.shift})"
         return f"{first} = clamped_{w}({made}, {total.low}, {total.high});"
 
-    def _whole(self, parts: Sequence[Part]) -> bool:
+    def _whole(self, parts: Sequence[ChannelSums]) -> bool:
         """Whether parts follow each other without a gap."""
         return all(part.valid == self.lanes for part in parts) and all(
             after.at == before.at + self.lanes for before, after in itertools.pairwise(parts)
         )
 
-    def _residual(self, parts: Sequence[Part]) -> str:
+    def _residual(self, parts: Sequence[ChannelSums]) -> str:
         """Return C for the residual's bytes of up to four parts."""
         w, unit = self.wide, min(_BYTES, self.lanes)
         if len(parts) == _SUMS and self._whole(parts):
@@ -188,7 +192,7 @@ class Epilogue:
         kind = "vl" if unit == _BYTES else "vi"
         return f"(vb_{w})(({kind}_{w}){{{', '.join(words)}}})"
 
-    def _emit_store(self, writer: Writer, parts: Sequence[Part]) -> None:
+    def _emit_store(self, writer: Writer, parts: Sequence[ChannelSums]) -> None:
         """Write the bytes `q` of up to four parts to their places, and nowhere else."""
         w = self.wide
         if len(parts) == _SUMS and self._whole(parts):
@@ -205,7 +209,7 @@ class Epilogue:
                     writer, "q", w, number * self.lanes, part.valid, f"{self.output} + {part.at}"
                 )
 
-    def _emit_floats(self, writer: Writer, parts: Sequence[Part], laned: bool) -> None:
+    def _emit_floats(self, writer: Writer, parts: Sequence[ChannelSums], laned: bool) -> None:
         w = self.wide
         for start in range(0, len(parts), _SUMS):
             four = parts[start : start + _SUMS]

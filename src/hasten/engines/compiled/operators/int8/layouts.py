@@ -1,4 +1,4 @@
-"""How the work of a dense convolution of bytes is laid out for a processor: blocks, chunks, groups."""
+"""Layouts of a dense convolution of bytes for a processor: blocks, chunks, groups."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a convolution's work is laid out for a processor.
+    """Layout of a convolution's work for a processor.
 
     Attributes:
         conv: The convolution.
@@ -271,7 +271,7 @@ class Layout:
 
     @cached_property
     def mode(self) -> str:
-        """How weights are kept: "words", "bytes", or "widened" for a chunk, block by block."""
+        """Form in which weights are kept: "words", "bytes", or "widened" for a chunk, block by block."""
         if self.quads:
             return "bytes"
         if self.weights <= _WIDE_WEIGHTS:

@@ -29,7 +29,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class Rounding:
-    """How a sum becomes a byte: `clamp(rint(float32(sum) * scale) + zero, low, high)`.
+    """Rule by which a sum becomes a byte: `clamp(rint(float32(sum) * scale) + zero, low, high)`.
 
     The product is rounded to float32, then to the nearest integer, halves to even. With a slope, a product
     below 0 is first multiplied by the slope, and rounded to float32 again. That is a leaky ReLU. A slope is

@@ -36,7 +36,7 @@ class Pool8(Operation):
         strides: Steps down and to the right.
         pads: Taps outside the picture at the top, left, bottom and right, less than the window.
         zero: Byte that stands for 0.
-        rounding: How sums become bytes; None for the largest byte.
+        rounding: Rule by which sums become bytes; None for the largest byte.
     """
 
     narrow: ClassVar[bool] = True

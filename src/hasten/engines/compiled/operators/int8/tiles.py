@@ -40,7 +40,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class End:
-    """What becomes of sums within a tile.
+    """Treatment of sums within a tile.
 
     Attributes:
         floats: Whether they become float32, not bytes.
