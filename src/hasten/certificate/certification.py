@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -47,6 +48,7 @@ def sealed_scores(
     units: Array | None = None,
     watch: Callable[[str, Tensors], None] = lambda key, outputs: None,
     exact_takes: Callable[[Dataset], Dataset] | None = None,
+    apart: Mapping[str, Dataset] = MappingProxyType({}),
 ) -> tuple[Array, dict[str, Array | str]]:
     """Score the exact model and every rung on the sealed data, in one pass over it.
 
@@ -62,6 +64,7 @@ def sealed_scores(
             is "".
         exact_takes: Function of a chunk that returns it as the exact model takes it; by default all
             models take the same.
+        apart: Key -> the same samples, in the same order, as a rung takes them that takes others.
 
     Returns:
         Scores of the exact model, `(n,)`; and of each rung, or the reason why it failed.
@@ -69,7 +72,7 @@ def sealed_scores(
     own: list[Array] = []
     theirs: dict[str, list[Array]] = {key: [] for key in rungs}
     failed: dict[str, str] = {}
-    for part, scores in score_once(bench, exact, rungs, sealed, metric, watch, exact_takes):
+    for part, scores in score_once(bench, exact, rungs, sealed, metric, watch, exact_takes, apart):
         own.append(part)
         for key, score in scores.items():
             if isinstance(score, str):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -75,26 +76,48 @@ class ExactAnswers:
 
 
 def scored(
-    bench: Bench, opened: OpenWorker, exact: ExactAnswers, metric: Metric
+    bench: Bench,
+    opened: OpenWorker,
+    exact: ExactAnswers,
+    metric: Metric,
+    samples: Spool | None = None,
 ) -> Iterator[Array]:
     """Yield a candidate's scores chunk by chunk, so that a hopeless candidate can be dropped early.
+
+    Args:
+        bench: Workbench that runs the candidate.
+        opened: The candidate, open.
+        exact: The exact model's answers.
+        metric: Metric that is scored.
+        samples: The same samples as this candidate takes them; by default those of the exact model.
 
     Raises:
         CandidateError: the candidate failed, or the metric can't read its outputs.
     """
-    return (scores for scores, _, _ in answered(bench, opened, exact, metric))
+    return (scores for scores, _, _ in answered(bench, opened, exact, metric, samples))
 
 
 def answered(
-    bench: Bench, opened: OpenWorker, exact: ExactAnswers, metric: Metric
+    bench: Bench,
+    opened: OpenWorker,
+    exact: ExactAnswers,
+    metric: Metric,
+    samples: Spool | None = None,
 ) -> Iterator[tuple[Array, Tensors, Tensors]]:
     """Yield a candidate's scores and outputs, and the exact model's outputs, chunk by chunk.
+
+    Args:
+        bench: Workbench that runs the candidate.
+        opened: The candidate, open.
+        exact: The exact model's answers.
+        metric: Metric that is scored.
+        samples: The same samples as this candidate takes them; by default those of the exact model.
 
     Raises:
         CandidateError: the candidate failed, or the metric can't read its outputs.
     """
     metric = over_steps(metric, bench.sequences)
-    answers = bench.predict(opened, exact.samples)
+    answers = bench.predict(opened, exact.samples if samples is None else samples)
     for outputs, (own, labels) in zip(answers, exact, strict=True):
         yield _score(metric, outputs, own, labels), outputs, own
 
@@ -167,6 +190,7 @@ def score_once(
     metric: Metric,
     watch: Callable[[str, Tensors], None] = lambda key, outputs: None,
     exact_takes: Callable[[Dataset], Dataset] | None = None,
+    apart: Mapping[str, Dataset] = MappingProxyType({}),
 ) -> Iterator[tuple[Array, dict[str, Array | str]]]:
     """Read samples once, chunk by chunk, and score every model on each chunk.
 
@@ -180,6 +204,7 @@ def score_once(
             is "".
         exact_takes: Function of a chunk that returns it as the exact model takes it; by default all
             models take the same.
+        apart: Key -> the same samples, in the same order, as a candidate takes them that takes others.
 
     Yields:
         Scores of the exact model on a chunk, `(k,)`; and of each candidate, or why it failed.
@@ -206,10 +231,17 @@ def score_once(
             except CandidateError as error:
                 raise InputError(f"the original model can't answer the data: {error}") from error
             answers: dict[str, list[Tensors]] = {}
+            chunks: dict[int, Spool] = {}
             for key, opened in others.items():
                 if key not in failed:
                     try:
-                        answers[key] = _answers(bench, opened, chunk, start)
+                        part = chunk
+                        if (data := apart.get(key)) is not None:
+                            if id(data) not in chunks:
+                                place = folder / f"apart{len(chunks)}"
+                                chunks[id(data)] = write_spool(Subset(data, rows), place)
+                            part = chunks[id(data)]
+                        answers[key] = _answers(bench, opened, part, start)
                     except OutOfTime:
                         raise
                     except CandidateError as error:

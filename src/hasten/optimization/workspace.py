@@ -53,6 +53,8 @@ class Parts:
         earlier: What earlier runs did with samples of this data.
         reservation: What a certificate on this data must say of it; empty where there is nothing.
         read_s: Time to read a sample, at most, in seconds.
+        searched: Samples that candidates are tried on, where they come from; None where nothing is to be read
+            there again.
     """
 
     calibration: Spool
@@ -67,6 +69,7 @@ class Parts:
     earlier: Earlier = field(default_factory=Earlier)
     reservation: str = ""
     read_s: float = 0.0
+    searched: Dataset | None = None
 
     @property
     def seen_hashes(self) -> tuple[str, ...]:
@@ -239,6 +242,7 @@ def lay_out(
         earlier=splits.earlier,
         reservation="" if found is None else found.reservation(),
         read_s=(time.monotonic() - began) / max(1, len(dataset)),
+        searched=splits.search,
     )
 
 

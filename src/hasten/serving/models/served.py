@@ -165,7 +165,9 @@ class ServedModel:
         pipeline = opened.manifest.pipeline
         self._row_arrays = RowArrays.of(pipeline, self.inputs)
         waits_ns = settings.deadline_ns, clock_ns, settings.most_wait_ns
-        self.deciding = Deciding(self, pipeline, loop, *waits_ns) if pipeline else None
+        winners = opened.manifest.pipeline_of(opened.which)
+        smaller = None if winners == pipeline else winners
+        self.deciding = Deciding(self, pipeline, loop, *waits_ns, smaller) if pipeline else None
         carried = opened.manifest.sequences
         self.sequences = (
             KeptSequences(
@@ -615,7 +617,14 @@ class ServedModel:
         """Whether a share of the answers is compared with the exact model's."""
         return self._shadow is not None
 
-    def shadowed(self, inputs: Tensors, outputs: Tensors, rows: int, name: str = "") -> None:
+    def shadowed(
+        self,
+        inputs: Tensors,
+        outputs: Tensors,
+        rows: int,
+        name: str = "",
+        as_given: Callable[[int], Tensors] | None = None,
+    ) -> None:
         """Hand a random share of the answers to the shadow for comparison with the exact model.
 
         Of a request with several rows it is one row, so that no sample stands for its neighbours;
@@ -626,12 +635,16 @@ class ServedModel:
             outputs: Answer that goes out.
             rows: Rows of the request.
             name: Id of the request; "" for none.
+            as_given: Function that prepares a row as the exact model takes it; None where that is how the inputs
+                are prepared.
         """
         share = self.settings.shadow * rows
         if self._shadow is None or self.fell_back or self._random.random() >= share:
             return
         batched = rows if self.opened.batched else 0
-        self._shadow.look(inputs, outputs, name, batched, self._random.randrange(rows))
+        row = self._random.randrange(rows)
+        again = None if as_given is None else functools.partial(as_given, row)
+        self._shadow.look(inputs, outputs, name, batched, row, again)
 
     # -- its end
 
@@ -769,7 +782,7 @@ class Ticket(ServerTask):
         if self.content is not None:
             model._fly_on(self, outputs)
         if model._shadow is not None and not query.own:
-            model.shadowed(self.inputs, outputs, self.rows, query.id)
+            model.shadowed(self.inputs, outputs, self.rows, query.id, query.as_given)
 
 
 class _Spec:

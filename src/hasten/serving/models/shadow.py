@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from hasten.core.tensors import Tensors
+from hasten.errors import InputError
 from hasten.serving.models.statistics import Statistics
 from hasten.serving.models.thread_priority import lower_priority
 from hasten.serving.monitoring.watch import Watch
@@ -33,6 +34,7 @@ class _Job(NamedTuple):
     outputs: Tensors
     name: str
     size_bytes: int
+    as_given: Callable[[], Tensors] | None
 
 
 class Shadow:
@@ -62,7 +64,15 @@ class Shadow:
         self._over = False
         threading.Thread(target=self._work, name="hasten-shadow", daemon=True).start()
 
-    def look(self, inputs: Tensors, outputs: Tensors, name: str, rows: int, row: int) -> None:
+    def look(
+        self,
+        inputs: Tensors,
+        outputs: Tensors,
+        name: str,
+        rows: int,
+        row: int,
+        as_given: Callable[[], Tensors] | None = None,
+    ) -> None:
         """Queue an answer for comparison, unless too much waits; on the event loop's thread.
 
         Whether it is dropped depends on what waits, and not on the answer.
@@ -73,6 +83,8 @@ class Shadow:
             name: Id of the request; "" for none.
             rows: Number of rows that a row is taken out of; 0 to compare the whole answer.
             row: Row to compare.
+            as_given: Function that prepares the row as the exact model takes it; None where that is how it is
+                prepared.
         """
         if self._over:
             return
@@ -91,7 +103,7 @@ class Shadow:
             self._watch.skip(name)
             return
         self._came += size
-        self._jobs.put_nowait(_Job(inputs, outputs, name, size))
+        self._jobs.put_nowait(_Job(inputs, outputs, name, size, as_given))
 
     def close(self) -> None:
         """Drop the queued answers, and end the thread once the current comparison is done."""
@@ -114,7 +126,14 @@ class Shadow:
         if not self._waited():
             self._watch.skip(job.name)
             return
-        exact = self._exact(job.inputs)
+        try:
+            taken = job.inputs if job.as_given is None else job.as_given()
+        except (
+            InputError
+        ):  # a picture that may be decoded smaller, but would take too much memory whole
+            self._watch.skip(job.name)
+            return
+        exact = self._exact(taken)
         changed = self._watch.audit(job.inputs, job.outputs, exact, job.name)
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
             self._loop.call_soon_threadsafe(self._count, changed)
