@@ -95,6 +95,7 @@ def inspect(
             ("outputs", "; ".join(map(str, manifest.winner.artifact.outputs))),
             *_always(constant_inputs(bundle, manifest)),
             *([("copies", copies)] if (copies := copies_in_words(manifest.winner)) else []),
+            *([("pictures", _decoded(manifest.least))] if manifest.least else []),
             *([("states", _carried(manifest.sequences))] if manifest.sequences else []),
             ("exact model", manifest.exact.label if manifest.exact else "left out"),
             ("samples", in_words(manifest.requests)),
@@ -158,6 +159,14 @@ def _always(found: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, str]]:
 
         each = ", ".join(f"{name} is {numbers_in_words(only)}" for name, only in found.items())
         yield "constant", f"{each}: the model refuses other values"
+
+
+def _decoded(least: int) -> str:
+    """Say how pictures are decoded for the model that ships, where that isn't as the pipeline states."""
+    return (
+        f"JPEG files are decoded at a half, a quarter or an eighth of their size, as far as that leaves {least:,} "
+        "pixels on the shorter side; for the exact model they are decoded as the pipeline states"
+    )
 
 
 def _carried(sequences: Sequences) -> str:

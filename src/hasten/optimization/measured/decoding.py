@@ -39,6 +39,8 @@ _FEWEST_ROUNDS, _MOST_ROUNDS = 4, 12
 _FEWEST_SMALLER = 0.5
 """Least share of the files that must be decoded smaller for a decoding to be tried."""
 _GIVEN, _AGAIN = "as given", "as given, again"
+_LEFT_OUT = "this effort tries no other decoding"
+_AS_FAST = "a more careful one is about as fast"
 _PARTS = {2: "half", 4: "a quarter", 8: "an eighth"}
 
 
@@ -67,6 +69,14 @@ class Decoding:
         if len(parts) == 1:
             return f"{parts[0]} {'' if parts[0] == 'half' else 'of '}their size"
         return f"{parts[0]} to {parts[-1]} of their size"
+
+    @property
+    def shipped(self) -> str:
+        """What a person should know where it ships."""
+        return (
+            f"JPEG files are decoded {self.words} as with the decoding that the pipeline states, with the same "
+            "model; the exact model gets them decoded as stated, and the certificate counts what that changes"
+        )
 
     @property
     def words(self) -> str:
@@ -116,27 +126,33 @@ def model_of(racing: Racing, key: str) -> str:
     return replace(candidate, least=0).key if candidate.least else key
 
 
-def what_ships(racing: Racing, winner: str) -> Iterator[str]:
-    """Yield a note on how pictures are decoded for what ships, in a run from bytes to decision.
+def decoding_of(racing: Racing, winner: str) -> Decoding | None:
+    """Return the decoding of what ships, where that isn't the one that the pipeline states.
+
+    Args:
+        racing: Candidates of the run and their races.
+        winner: Key of what ships.
+    """
+    least, known = racing.candidate(winner).least, racing.job.journal.last(_DECODING)
+    raced = () if known is None else (from_record(Decoding, one) for one in known["raced"])
+    return next((one for one in raced if least and one.least == least), None)
+
+
+def unused_decodings(racing: Racing, winner: str) -> Iterator[str]:
+    """Yield notes on the decodings that don't ship, where what ships decodes pictures as the pipeline states.
 
     Args:
         racing: Candidates of the run and their races.
         winner: Key of what ships.
     """
     known = racing.job.journal.last(_DECODING)
-    if known is None:
+    if known is None or racing.candidate(winner).least:
         return
-    if known["why"]:
+    if known["why"] not in ("", _LEFT_OUT):
         yield f"pictures are decoded as the pipeline states: {known['why']}"
-    least = racing.candidate(winner).least
     for record in known["raced"]:
         one = from_record(Decoding, record)
-        if one.least == least:
-            yield (
-                f"JPEG files are decoded {one.words} as with the decoding that the pipeline states, with the same "
-                "model; the exact model gets them decoded as stated, and the certificate counts what that changes"
-            )
-        elif not least:
+        if not one.wins or one.why != _AS_FAST:
             why = one.why or (
                 "it doesn't ship" if one.wins else "that isn't faster by more than the noise"
             )
@@ -162,7 +178,7 @@ def _worth_trying(racing: Racing) -> list[tuple[int, dict[str, int]]]:
     """
     ready = racing.ready
     if racing.effort.stages_s <= 0:
-        raise _NotTried("this effort tries no other decoding")
+        raise _NotTried(_LEFT_OUT)
     if not ready.files or ready.pipeline is None:
         raise _NotTried("the data isn't a folder of images")
     first = ready.pipeline.steps[0]
@@ -259,7 +275,7 @@ def _tried(
     for one in raced:
         why = ""
         if one.wins and one.ratio.high >= fastest * (1 - SCREEN_NOISE):
-            why = "a more careful one is about as fast"
+            why = _AS_FAST
         elif one.wins:
             why = _not_worth_certifying(racing, base, one.least)
             read_s = racing.ready.parts.read_s * len(racing.ready.parts.sealed)

@@ -29,7 +29,7 @@ from hasten.measure.sweep import sweep
 from hasten.optimization import delivery
 from hasten.optimization.judge import Ending, Ladder, Shipment, Verdicts
 from hasten.optimization.measured.choice import Choice, decide, settled_by_sealed_data
-from hasten.optimization.measured.decoding import model_of, what_ships
+from hasten.optimization.measured.decoding import decoding_of, model_of, unused_decodings
 from hasten.optimization.measured.limits import limits, profiles
 from hasten.optimization.measured.loads import loads
 from hasten.optimization.measured.outcomes import (
@@ -102,7 +102,8 @@ class Finish:
             for _, key, entrant in shown
             if final.stands(entrant) and final.statistic_of(entrant) != final.statistic
         ]
-        racing.job.notes += what_ships(racing, choice.winner)
+        racing.job.notes += unused_decodings(racing, choice.winner)
+        decoding = decoding_of(racing, choice.winner)
         self.keep(shipment(racing, choice))
         decided_s = self._decided(final, choice)
         racing.job.notes += self._one_at_a_time(choice)
@@ -142,6 +143,8 @@ class Finish:
             shipped_threads=racing.bench.target.threads,
             on_all=self._on_all(final, choice),
             decided_s=decided_s,
+            decoded="" if decoding is None else decoding.shipped,
+            whole=None if decoding is None else decoding.ratio,
         )
         roles = {role: entrant for role, _, entrant in shown}
         records = {
