@@ -12,11 +12,13 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 from sklearn.datasets import load_sample_images
+from tests.support.bundles import forge
 from tests.support.models import CONVNET, built
 from tests.support.nominal_times import Asked, nominal_times
 from tests.support.quick import quick_runs
@@ -25,11 +27,12 @@ from tests.support.waiting import until
 
 import hasten
 from hasten.bundle.folder import read
-from hasten.bundle.manifest import MANIFEST, check_pipeline
+from hasten.bundle.manifest import check_pipeline
 from hasten.cli import main
 from hasten.core.model import Model
 from hasten.errors import InputError
 from hasten.evaluation.seen import Recheck
+from hasten.inputs.chains.nodes import Model as ChainModel
 from hasten.inputs.pipeline.base import Origin, Pipeline
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.image import CenterCrop, Decode, Normalize, Resize, ToLayout
@@ -188,6 +191,22 @@ def test_certify_judges_the_pictures_as_they_ship_and_takes_no_arrays(
     )
 
 
+def test_a_comparison_from_bytes_to_decision_decodes_for_each_model(
+    made: Result, photos: Path
+) -> None:
+    with quick_runs(), nominal_times(smaller_is_faster):
+        found = hasten.bench(made.bundle, data=photos, end_to_end=True)
+    assert found.bundle.ratio.estimate == pytest.approx(0.6, abs=0.01)
+
+
+def test_a_chain_decodes_a_picture_once_as_the_pipelines_state(
+    made: Result, told: dict[Path, tuple[Any, Any]]
+) -> None:
+    with hasten.chain([ChainModel("photo", str(made.bundle))]) as chain:
+        for file, (_, whole) in told.items():
+            assert scores_in(chain.decide(file)) == whole
+
+
 def test_a_server_decodes_for_the_model_that_answers(
     made: Result, told: dict[Path, tuple[Any, Any]]
 ) -> None:
@@ -220,7 +239,7 @@ def test_a_server_decodes_for_the_model_that_answers(
 def test_the_monitor_compares_with_the_exact_model_on_pictures_decoded_for_it(
     made: Result, model: Model, smaller: Pipeline, told: dict[Path, tuple[Any, Any]], tmp_path: Path
 ) -> None:
-    settings = {"shadow": 1.0, "monitor_state": str(tmp_path)}
+    settings: dict[str, Any] = {"shadow": 1.0, "monitor_state": str(tmp_path)}
     with ServerThread(place_of(made.bundle, "fast", **settings)) as server:
         watch: Any = server.server.state.repository.find("fast").watch
         seen: list[tuple[Any, Any]] = []
@@ -246,6 +265,43 @@ def asked(server: ServerThread, model: str, file: Path) -> Any:
     answer = json.loads(client.getresponse().read())
     client.close()
     return answer["decision"]
+
+
+def test_a_decoding_that_loses_too_much_in_the_search_isnt_judged(
+    model: Model, photos: Path, tmp_path: Path
+) -> None:
+    options = {**OPTIONS, "metric": "regression:0.0001"}
+    with quick_runs(races=False, stages_s=0.1), nominal_times(smaller_is_faster):
+        result = hasten.optimize(model.path, photos, out=tmp_path / "bundle", **options)
+    assert (result.status, result.ladder, read(result.bundle).least) == ("exact", (), 0)
+    (note,) = (note for note in result.notes if note.startswith("JPEG files could be decoded"))
+    assert "this took 0.60 times as long" in note
+    assert note.endswith("but on the search split it loses 100.00%, over the limit")
+
+
+def test_the_fastest_model_gets_the_smaller_pictures_after_it_was_tested_on_whole_ones(
+    model: Model, photos: Path, tmp_path: Path
+) -> None:
+    def faster(asked: Asked) -> Sequence[int]:
+        if found := smaller_is_faster(asked):
+            return found
+        nodes = onnx.load(asked["artifact"]["path"]).graph.node
+        return (10_000,) if "QuantizeLinear" in {node.op_type for node in nodes} else (40_000,)
+
+    options = {**OPTIONS, "passes": ("static_quantization",), "effort": "quick"}
+    with (
+        quick_runs(races=False, passes=True, stages_s=0.1),
+        nominal_times(faster),
+    ):
+        result = hasten.optimize(model.path, photos, out=tmp_path / "bundle", **options)
+    whole, fast = result.ladder[-2:]
+    assert fast.label == f"{whole.label}, pictures decoded to 36 pixels or more"
+    assert fast.label.startswith("int8")
+    manifest = read(result.bundle)
+    assert (manifest.winner.label, manifest.least) == (fast.label, LEAST)
+    assert manifest.exact is not None
+    assert manifest.exact.label == "original, ONNX Runtime"
+    assert headline(result).endswith("x faster, certified")
 
 
 @pytest.mark.parametrize(

@@ -244,7 +244,8 @@ def _raced(
                 taken[name][turn.number] = latencies
             count = len(taken[_GIVEN])
             late = time.monotonic() > end and count >= _FEWEST_ROUNDS
-            if late or count >= _MOST_ROUNDS:
+            over = count >= 2 and job.deadline.left_s() <= 0
+            if late or over or count >= _MOST_ROUNDS:
                 break
     spread_ = abs(paired_ratio(taken[_AGAIN], taken[_GIVEN], "mean").estimate - 1)
     found = []

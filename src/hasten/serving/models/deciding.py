@@ -14,7 +14,7 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Protocol, TypeAlias
@@ -510,7 +510,7 @@ class Deciding:
             trace=query.trace,
             source=query.source,
             client=query.client,
-            as_given=partial(self._as_given, ticket.smaller) if ticket.smaller else None,
+            raw=ticket.smaller,
         )
         try:
             asked = self.model.submit(inner, partial(self._answered, ticket))
@@ -537,13 +537,13 @@ class Deciding:
         ticket.prepared_bytes = 0
         self._run(ticket, partial(self._prepared, ticket, samples), self._ask)
 
-    def _as_given(self, samples: Sequence[bytes], row: int) -> Tensors:
-        """Return a sample as the exact model takes it.
+    def as_given(self, sample: bytes) -> Tensors:
+        """Return a sample as the exact model takes it; on any thread.
 
         Raises:
             InputError: it can't be read so, as a picture that would take too much memory whole.
         """
-        prepared, _ = self.pipeline.prepared(samples[row])
+        prepared, _ = self.pipeline.prepared(sample)
         return as_request(prepared, self.model.inputs)
 
     def _decided(self, ticket: RawTicket, outputs: Tensors) -> list[bytes]:

@@ -34,14 +34,14 @@ class _Job(NamedTuple):
     outputs: Tensors
     name: str
     size_bytes: int
-    as_given: Callable[[], Tensors] | None
+    sample: bytes | None
 
 
 class Shadow:
     """Thread of lowest priority that compares answers with the exact model's.
 
     Args:
-        exact: Function that answers with the exact model; blocks.
+        exact: Function that answers inputs with the exact model, or a sample that it prepares for it; blocks.
         loop: Event loop on whose thread the results are counted.
         statistics: Statistics that the results are added to.
         idle: Function that tells whether no live request waits or runs.
@@ -50,7 +50,7 @@ class Shadow:
 
     def __init__(
         self,
-        exact: Callable[[Tensors], Tensors],
+        exact: Callable[[Tensors, bytes | None], Tensors],
         loop: asyncio.AbstractEventLoop,
         statistics: Statistics,
         idle: Callable[[], bool],
@@ -71,7 +71,7 @@ class Shadow:
         name: str,
         rows: int,
         row: int,
-        as_given: Callable[[], Tensors] | None = None,
+        sample: bytes | None = None,
     ) -> None:
         """Queue an answer for comparison, unless too much waits; on the event loop's thread.
 
@@ -83,8 +83,7 @@ class Shadow:
             name: Id of the request; "" for none.
             rows: Number of rows that a row is taken out of; 0 to compare the whole answer.
             row: Row to compare.
-            as_given: Function that prepares the row as the exact model takes it; None where that is how it is
-                prepared.
+            sample: Sample that the row was made from, where the exact model takes it prepared otherwise.
         """
         if self._over:
             return
@@ -95,6 +94,7 @@ class Shadow:
             inputs = {key: array.copy() for key, array in inputs.items()}
             outputs = {key: array.copy() for key, array in outputs.items()}
         size = sum(array.nbytes for each in (inputs, outputs) for array in each.values())
+        size += len(sample or b"")
         labels = self._watch.labels
         if labels is not None and name and not labels.expect(name, max(1, rows), row):
             name = ""
@@ -103,7 +103,7 @@ class Shadow:
             self._watch.skip(name)
             return
         self._came += size
-        self._jobs.put_nowait(_Job(inputs, outputs, name, size, as_given))
+        self._jobs.put_nowait(_Job(inputs, outputs, name, size, sample))
 
     def close(self) -> None:
         """Drop the queued answers, and end the thread once the current comparison is done."""
@@ -127,13 +127,12 @@ class Shadow:
             self._watch.skip(job.name)
             return
         try:
-            taken = job.inputs if job.as_given is None else job.as_given()
-        except (
-            InputError
-        ):  # a picture that may be decoded smaller, but would take too much memory whole
-            self._watch.skip(job.name)
+            exact = self._exact(job.inputs, job.sample)
+        except InputError:
+            if job.sample is None:
+                raise
+            self._watch.skip(job.name)  # it may be decoded smaller, but takes too much memory whole
             return
-        exact = self._exact(taken)
         changed = self._watch.audit(job.inputs, job.outputs, exact, job.name)
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
             self._loop.call_soon_threadsafe(self._count, changed)
