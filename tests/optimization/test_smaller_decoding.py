@@ -30,6 +30,7 @@ from hasten.bundle.folder import read
 from hasten.bundle.manifest import check_pipeline
 from hasten.cli import main
 from hasten.core.model import Model
+from hasten.core.progress import Progress
 from hasten.errors import InputError
 from hasten.evaluation.seen import Recheck
 from hasten.inputs.chains.nodes import Model as ChainModel
@@ -302,6 +303,35 @@ def test_the_fastest_model_gets_the_smaller_pictures_after_it_was_tested_on_whol
     assert manifest.exact is not None
     assert manifest.exact.label == "original, ONNX Runtime"
     assert headline(result).endswith("x faster, certified")
+
+
+@pytest.mark.parametrize("stage", ["certify", "figures"])
+def test_a_resumed_run_ships_the_decoding_that_it_tried_before(
+    stage: str, model: Model, photos: Path, tmp_path: Path
+) -> None:
+    """Stopped before its ladder was frozen, it races again; it answers the search split once in any case."""
+
+    class StopError(Exception):
+        pass
+
+    def stop(progress: Progress) -> None:
+        if progress.stage == stage:
+            raise StopError
+
+    raced: list[str] = []
+
+    def run(listen: Any, **more: Any) -> Result:
+        options = {**OPTIONS, "out": tmp_path / "bundle", **more}
+        with quick_runs(races=False, stages_s=0.1), nominal_times(smaller_is_faster):
+            return hasten.optimize(model.path, photos, listen=listen, **options)
+
+    with pytest.raises(StopError):
+        run(stop)
+    result = run(lambda progress: raced.append(progress.doing), resume=True)
+    assert ("racing smaller decodings, from bytes to decision" in raced) is (stage == "certify")
+    assert "answering the search split, decoded smaller" not in raced
+    assert (result.status, read(result.bundle).least) == ("certified", LEAST)
+    assert "this took 0.60 times as long" in result.decoded
 
 
 @pytest.mark.parametrize(
