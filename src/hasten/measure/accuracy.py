@@ -235,12 +235,11 @@ def score_once(
             for key, opened in others.items():
                 if key not in failed:
                     try:
-                        part = chunk
-                        if (data := apart.get(key)) is not None:
-                            if id(data) not in chunks:
-                                place = folder / f"apart{len(chunks)}"
-                                chunks[id(data)] = write_spool(Subset(data, rows), place)
-                            part = chunks[id(data)]
+                        data = apart.get(key)
+                        if data is not None and id(data) not in chunks:
+                            place = folder / f"apart{len(chunks)}"
+                            chunks[id(data)] = _spooled_apart(data, rows, place)
+                        part = chunk if data is None else chunks[id(data)]
                         answers[key] = _answers(bench, opened, part, start)
                     except OutOfTime:
                         raise
@@ -255,6 +254,19 @@ def score_once(
             yield original, scores
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _spooled_apart(samples: Dataset, rows: Array, folder: Path) -> Spool:
+    """Write samples as a candidate takes them; what can't be read so is the candidate's failure.
+
+    Raises:
+        CandidateError: a sample can't be read, or the disk is full.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        return write_spool(Subset(samples, rows), folder)
+    except InputError as error:
+        raise CandidateError(str(error)) from error
 
 
 def _scored_parts(
