@@ -35,7 +35,7 @@ _TIMES = (2, 1)
 """Pixels that are left, over those that the model's input needs: the more careful decoding comes first."""
 _FILES, _BLOCK = 64, 8
 """Number of files that are timed, and of those in a turn, which are the same for all."""
-_FEWEST_ROUNDS, _MOST_ROUNDS = 4, 12
+_FEWEST_ROUNDS, _MOST_ROUNDS = 8, 24
 _FEWEST_SMALLER = 0.5
 """Least share of the files that must be decoded smaller for a decoding to be tried."""
 _GIVEN, _AGAIN = "as given", "as given, again"
@@ -247,10 +247,11 @@ def _raced(
             over = count >= 2 and job.deadline.left_s() <= 0
             if late or over or count >= _MOST_ROUNDS:
                 break
-    spread_ = abs(paired_ratio(taken[_AGAIN], taken[_GIVEN], "mean").estimate - 1)
+    # The files of a turn are the same, so a stall of the host in one of them needn't count.
+    spread_ = abs(paired_ratio(taken[_AGAIN], taken[_GIVEN]).estimate - 1)
     found = []
     for least, factors in wanted:
-        ratio = paired_ratio(taken[str(least)], taken[_GIVEN], "mean")
+        ratio = paired_ratio(taken[str(least)], taken[_GIVEN])
         wins = ratio.high < 1 - max(SCREEN_NOISE, spread_)
         found.append(Decoding(least, ratio, factors, wins))
     return found
