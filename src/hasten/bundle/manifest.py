@@ -124,7 +124,11 @@ class Manifest:
         return self.status == "certified" and unfinished(self.why)
 
     def pipeline_of(self, which: Literal["winner", "exact"]) -> Pipeline | None:
-        """Return the preparation for one of the models; None if the data came as tensors."""
+        """Return the preparation for one of the models; None if the data came as tensors.
+
+        Args:
+            which: "winner" or "exact".
+        """
         if which == "winner" and self.least:
             # Imported here: it brings the steps of pictures, which other bundles don't need.
             from hasten.inputs.pipeline.smaller import decoded_smaller
