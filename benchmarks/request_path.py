@@ -111,7 +111,7 @@ def surrounding(bundle: Path, photos: Path, count: int, turns: int) -> dict[str,
     files = [path.read_bytes() for path in sorted(photos.glob("*.jpg"))[:count]]
     known, missing = decoders()
     with hasten.load(bundle) as loaded:
-        pipeline = loaded.manifest.pipeline
+        pipeline = loaded.manifest.pipeline_of("winner")
         assert pipeline is not None
         outputs = [
             {

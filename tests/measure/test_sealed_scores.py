@@ -82,6 +82,40 @@ def test_scores_are_those_of_each_sample_in_order(desk: Desk, sealed: Counting) 
     assert float(np.mean(scores["wrong"])) < 0.5
 
 
+def test_a_rung_that_takes_samples_of_its_own_answers_these_and_is_compared_on_all(
+    desk: Desk, sealed: Counting
+) -> None:
+    """Alone and in batches it reads them once; what can't be read so is its failure alone."""
+
+    class Unreadable(Counting):
+        def inputs(self, indices: Sequence[int]) -> dict[str, Array]:
+            if 70 in indices:
+                raise InputError("sample 70 can't be read")
+            return super().inputs(indices)
+
+    other = {"x": -sealed.inner.inputs(range(130))["x"]}
+    apart, unreadable = Counting(ArrayDataset(other)), Unreadable(sealed.inner)
+    rungs = {name: desk.open(ENGINE) for name in ("same", "own", "own, again", "unreadable")}
+    _, scores = sealed_scores(
+        desk.bench,
+        exact := desk.open(ENGINE),
+        rungs,
+        sealed,
+        Agreement(),
+        apart={"own": apart, "own, again": apart, "unreadable": unreadable},
+    )
+    assert sealed.read == apart.read == dict.fromkeys(range(130), 1)
+    assert scores["unreadable"] == "sample 70 can't be read"
+    np.testing.assert_array_equal(scores["same"], np.ones(130))
+    with ENGINE.open(exact.artifact, desk.bench.target) as session:
+        theirs, ours = (
+            [int(session.run({"x": row[None]})["logits"].argmax()) for row in inputs["x"]]
+            for inputs in (other, sealed.inner.inputs(range(130)))
+        )
+    for name in ("own", "own, again"):
+        np.testing.assert_array_equal(scores[name], np.equal(theirs, ours))
+
+
 @pytest.mark.parametrize("on_run", [1, 100])
 def test_a_rung_that_dies_fails_alone(desk: Desk, sealed: Counting, on_run: int) -> None:
     rungs = {"bad": desk.open(Faulty(ENGINE, "kill", on_run=on_run)), "good": desk.open(ENGINE)}

@@ -7,7 +7,7 @@ import math
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
@@ -71,6 +71,7 @@ class Loaded:
         any_batch: Whether batches of other sizes run as they come, instead of in parts.
         padder: Padding of requests up to buckets; None where the model has none.
         extents: Dimensions that the certificate covers at several sizes.
+        which: Which of the bundle's models is open.
     """
 
     def __init__(
@@ -87,12 +88,13 @@ class Loaded:
         any_batch: bool = False,
         extents: Sequence[Extent] = (),
         padder: Padder | None = None,
+        which: Literal[winner, exact] = "winner",
     ) -> None:
         self.padder = padder
         self.manifest = stored.manifest
         self.from_cache = from_cache
         self.opened_s = 0.0
-        self._stored = stored
+        self._stored, self._prepared_by = stored, stored.manifest.pipeline_of(which)
         self.not_certified = tuple(notes)
         self._pool = pool
         self._spread = Spread(pool, ways)
@@ -310,17 +312,17 @@ class Loaded:
 
     @property
     def _pipeline(self) -> Pipeline:
-        """The bundle's pipeline.
+        """The bundle's pipeline for the model that is open.
 
         Raises:
             InputError: it has none.
         """
-        if self.manifest.pipeline is None:
+        if self._prepared_by is None:
             raise InputError(
                 f"{self._stored.name} was made from arrays and has no pipeline: call it with "
                 "arrays, or make a bundle with a pipeline"
             )
-        return self.manifest.pipeline
+        return self._prepared_by
 
     @functools.cached_property
     def _rows(self) -> RowPath | None:

@@ -184,6 +184,7 @@ def _open(
         any_batch=any_batch,
         extents=manifest.shapes,
         padder=engine.padder(artifact) if isinstance(engine, Buckets) and engine.padding else None,
+        which=which,
     )
     opened.opened_s = time.perf_counter() - began_s
     if pool.compiling_s > _LONG_S:

@@ -77,7 +77,8 @@ class Manifest:
         sealed: Number of sealed samples, and the SHA-256 over their hashes.
         target: Device that the bundle was made for.
         environment: Versions and host facts when the measurements were taken.
-        pipeline: Preparation that turns raw inputs into tensors; None if the data came as tensors.
+        pipeline: Preparation that turns raw inputs into tensors, for the exact model and, unless `least` says
+            otherwise, for the winner; None if the data came as tensors.
         created: Time of creation, ISO 8601, UTC.
         requests: Number of requests from the data that the bundle keeps: see
             `hasten.bundle.requests`.
@@ -88,6 +89,8 @@ class Manifest:
         shapes: Dimensions in which the samples that it was made with differ, and their sizes.
         comparison: Figures, scores and decisions of the winner beside the exact model's, on the sealed
             samples; None where nothing was compared.
+        least: Pixels of the shorter side that are enough where the winner's pictures are decoded smaller than
+            the pipeline says, as `Decode.least`; 0 where they aren't.
         ranges: Ranges of the inputs' numbers in the samples that calibrated and that the search saw; none
             where samples aren't to be in the bundle.
         files: Relative path -> [SHA-256, size in bytes].
@@ -112,6 +115,7 @@ class Manifest:
     shapes: tuple[Extent, ...] = ()
     comparison: Comparison | None = None
     ranges: tuple[ValueRange, ...] = ()
+    least: int = 0
     files: dict[str, tuple[str, int]] = field(default_factory=dict)
     schema: int = SCHEMA
 
@@ -119,6 +123,19 @@ class Manifest:
     def certified_early(self) -> bool:
         """Whether it is certified although its run has not finished, so that another may still ship."""
         return self.status == "certified" and unfinished(self.why)
+
+    def pipeline_of(self, which: Literal["winner", "exact"]) -> Pipeline | None:
+        """Return the preparation for one of the models; None if the data came as tensors.
+
+        Args:
+            which: "winner" or "exact".
+        """
+        if which == "winner" and self.least:
+            # Imported here: it brings the steps of pictures, which other bundles don't need.
+            from hasten.inputs.pipeline.smaller import decoded_smaller
+
+            return decoded_smaller(self.pipeline, self.least)
+        return self.pipeline
 
 
 def part(label: str, passes: Sequence[Any], engine: Engine, artifact: Artifact) -> Part:
@@ -216,8 +233,13 @@ def check_pipeline(manifest: Manifest) -> None:
     """Check that the steps after the model fit each other and both models' outputs.
 
     Raises:
-        InputError: a step doesn't fit; the message says which, and what it needs.
+        InputError: a step doesn't fit; the message says which, and what it needs. Or pictures would be decoded
+            smaller, and the pipeline decodes none.
     """
+    if manifest.least and (manifest.least < 0 or manifest.pipeline_of("winner") is None):
+        raise InputError(
+            f"it decodes pictures to {manifest.least} pixels or more, but its pipeline doesn't begin with decode"
+        )
     for item in (manifest.winner, manifest.exact):
         if manifest.pipeline is not None and item is not None:
             manifest.pipeline.check(item.artifact.outputs)

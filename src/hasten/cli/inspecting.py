@@ -108,6 +108,8 @@ def _facts(
     yield from _always(constant_inputs(folder, manifest))
     if copies := copies_in_words(winner):
         yield "copies", copies
+    if manifest.least:
+        yield "pictures", _decoded(manifest.least)
     if manifest.sequences:
         yield "states", _carried(manifest.sequences)
     yield "exact model", manifest.exact.label if manifest.exact else "left out"
@@ -171,6 +173,14 @@ def _always(found: Mapping[str, tuple[int, ...]]) -> Iterator[tuple[str, str]]:
 
         each = ", ".join(f"{name} is {numbers_in_words(only)}" for name, only in found.items())
         yield "constant", f"{each}: the model refuses other values"
+
+
+def _decoded(least: int) -> str:
+    """Say how pictures are decoded for the model that ships, where that isn't as the pipeline states."""
+    return (
+        f"JPEG files are decoded at a half, a quarter or an eighth of their size, as far as that leaves {least:,} "
+        "pixels on the shorter side; for the exact model they are decoded as the pipeline states"
+    )
 
 
 def _carried(sequences: Sequences) -> str:

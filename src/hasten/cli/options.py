@@ -312,7 +312,7 @@ _ORDER_OPTIONS = (
     click.option(
         "--end-to-end",
         is_flag=True,
-        help="Let the model normalize pixels itself, so that images go in as uint8.",
+        help="Let the model normalize pixels itself, so that images go in as uint8, and decode JPEG files smaller for what ships, if that is faster and certified.",
     ),
     click.option(
         "--state",

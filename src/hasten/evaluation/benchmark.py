@@ -175,7 +175,8 @@ def bench(
         samples = write_spool(requests, place / "requests")
         other = _against(against, folder, manifest, samples, custom_ops, place)
         if manifest.pipeline is not None and end_to_end:
-            winner = _whole(winner, manifest.pipeline, files)
+            shipped = manifest.pipeline_of("winner") or manifest.pipeline
+            winner = _whole(winner, shipped, files)
             own = manifest.pipeline if other.samples is None else manifest.pipeline.whole
             other = _whole(other, own if pipeline is None else pipeline.behind(own), files)
             numbers = ArrayDataset({"file": np.arange(len(files))})

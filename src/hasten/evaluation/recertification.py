@@ -386,6 +386,7 @@ def _scores(
     """
     manifest = subject.manifest
     target = at_hand(manifest.target).with_threads(threads_of(manifest))
+    smaller = samples.decoded_to(manifest.least) if manifest.least else None
     opened: list[OpenWorker] = []
     with tempfile.TemporaryDirectory(prefix="hasten-certify-") as work:
         desk = Bench(Path(work), target, sequences=material.sequences)
@@ -404,6 +405,7 @@ def _scores(
                 lambda done: None,
                 units=units,
                 watch=lambda key, outputs: None if key in several else watch(key, outputs),
+                apart={} if smaller is None else dict.fromkeys(("winner", *several), smaller),
             )
             moved = probed and _moved(desk, opened[1], samples, sizes)
         finally:

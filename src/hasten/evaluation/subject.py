@@ -231,6 +231,11 @@ def open_material(subject: Subject, data: Any, scored: Metric | None) -> Materia
         numbering = opened.numbering if isinstance(opened, (ImageFolder, TextData)) else ""
         if numbering and metric.reads_classes:
             notes = (numbering,)
+        if subject.manifest.least and opened.decoded_to(subject.manifest.least) is None:
+            raise InputError(
+                "the bundle decodes JPEG files smaller for the model that ships, and its certificate counts what "
+                "that changes: give a folder of image files, since arrays can't show it"
+            )
         given = with_labels(opened, metric, asking=False)
         metric = comparing(metric, given) if subject.unlimited else metric
         dataset = _labelled(given, metric)

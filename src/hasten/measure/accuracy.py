@@ -6,6 +6,7 @@ import contextlib
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -76,38 +77,67 @@ class ExactAnswers:
 
 
 def scored(
-    bench: Bench, opened: OpenWorker, exact: ExactAnswers, metric: Metric
+    bench: Bench,
+    opened: OpenWorker,
+    exact: ExactAnswers,
+    metric: Metric,
+    samples: Spool | None = None,
 ) -> Iterator[Array]:
     """Yield a candidate's scores chunk by chunk, so that a hopeless candidate can be dropped early.
+
+    Args:
+        bench: Workbench that runs the candidate.
+        opened: The candidate, open.
+        exact: The exact model's answers.
+        metric: Metric that is scored.
+        samples: The same samples as this candidate takes them; by default those of the exact model.
 
     Raises:
         CandidateError: the candidate failed, or the metric can't read its outputs.
     """
-    return (scores for scores, _, _ in answered(bench, opened, exact, metric))
+    return (scores for scores, _, _ in answered(bench, opened, exact, metric, samples))
 
 
 def answered(
-    bench: Bench, opened: OpenWorker, exact: ExactAnswers, metric: Metric
+    bench: Bench,
+    opened: OpenWorker,
+    exact: ExactAnswers,
+    metric: Metric,
+    samples: Spool | None = None,
 ) -> Iterator[tuple[Array, Tensors, Tensors]]:
     """Yield a candidate's scores and outputs, and the exact model's outputs, chunk by chunk.
+
+    Args:
+        bench: Workbench that runs the candidate.
+        opened: The candidate, open.
+        exact: The exact model's answers.
+        metric: Metric that is scored.
+        samples: The same samples as this candidate takes them; by default those of the exact model.
 
     Raises:
         CandidateError: the candidate failed, or the metric can't read its outputs.
     """
     metric = over_steps(metric, bench.sequences)
-    for outputs, own, labels in beside(bench, opened, exact):
+    for outputs, own, labels in beside(bench, opened, exact, samples):
         yield _score(metric, outputs, own, labels), outputs, own
 
 
 def beside(
-    bench: Bench, opened: OpenWorker, exact: ExactAnswers
+    bench: Bench, opened: OpenWorker, exact: ExactAnswers, samples: Spool | None = None
 ) -> Iterator[tuple[Tensors, Tensors, Array | None]]:
     """Yield a candidate's outputs, the exact model's and the labels, chunk by chunk.
+
+    Args:
+        bench: Workbench that runs the candidate.
+        opened: The candidate, open.
+        exact: The exact model's answers.
+        samples: The same samples as this candidate takes them; by default those of the exact model.
 
     Raises:
         CandidateError: the candidate failed.
     """
-    with contextlib.closing(bench.predict(opened, exact.samples)) as answers:
+    taken = exact.samples if samples is None else samples
+    with contextlib.closing(bench.predict(opened, taken)) as answers:
         for outputs, (own, labels) in zip(answers, exact, strict=True):
             yield outputs, own, labels
 
@@ -183,6 +213,7 @@ def sealed_scores(
     units: Array | None = None,
     watch: Callable[[str, Tensors], None] = lambda key, outputs: None,
     exact_takes: Callable[[Dataset], Dataset] | None = None,
+    apart: Mapping[str, Dataset] = MappingProxyType({}),
 ) -> tuple[Array, dict[str, Array | str]]:
     """Score the exact model and every rung on the sealed data, in one pass over it.
 
@@ -198,6 +229,7 @@ def sealed_scores(
             is "".
         exact_takes: Function of a chunk that returns it as the exact model takes it; by default all
             models take the same.
+        apart: Key -> the same samples, in the same order, as a rung takes them that takes others.
 
     Returns:
         Scores of the exact model, `(n,)`; and of each rung, or the reason why it failed.
@@ -205,7 +237,7 @@ def sealed_scores(
     own: list[Array] = []
     theirs: dict[str, list[Array]] = {key: [] for key in rungs}
     failed: dict[str, str] = {}
-    for part, scores in score_once(bench, exact, rungs, sealed, metric, watch, exact_takes):
+    for part, scores in score_once(bench, exact, rungs, sealed, metric, watch, exact_takes, apart):
         own.append(part)
         for key, score in scores.items():
             if isinstance(score, str):
@@ -232,6 +264,7 @@ def score_once(
     metric: Metric,
     watch: Callable[[str, Tensors], None] = lambda key, outputs: None,
     exact_takes: Callable[[Dataset], Dataset] | None = None,
+    apart: Mapping[str, Dataset] = MappingProxyType({}),
 ) -> Iterator[tuple[Array, dict[str, Array | str]]]:
     """Read samples once, chunk by chunk, and score every model on each chunk.
 
@@ -245,6 +278,7 @@ def score_once(
             is "".
         exact_takes: Function of a chunk that returns it as the exact model takes it; by default all
             models take the same.
+        apart: Key -> the same samples, in the same order, as a candidate takes them that takes others.
 
     Yields:
         Scores of the exact model on a chunk, `(k,)`; and of each candidate, or why it failed.
@@ -271,10 +305,16 @@ def score_once(
             except CandidateError as error:
                 raise InputError(f"the original model can't answer the data: {error}") from error
             answers: dict[str, list[Tensors]] = {}
+            chunks: dict[int, Spool] = {}
             for key, opened in others.items():
                 if key not in failed:
                     try:
-                        answers[key] = _answers(bench, opened, chunk, start)
+                        data = apart.get(key)
+                        if data is not None and id(data) not in chunks:
+                            place = folder / f"apart{len(chunks)}"
+                            chunks[id(data)] = _spooled_apart(data, rows, place)
+                        part = chunk if data is None else chunks[id(data)]
+                        answers[key] = _answers(bench, opened, part, start)
                     except OutOfTime:
                         raise
                     except CandidateError as error:
@@ -288,6 +328,19 @@ def score_once(
             yield original, scores
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _spooled_apart(samples: Dataset, rows: Array, folder: Path) -> Spool:
+    """Write samples as a candidate takes them; what can't be read so is the candidate's failure.
+
+    Raises:
+        CandidateError: a sample can't be read, or the disk is full.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        return write_spool(Subset(samples, rows), folder)
+    except InputError as error:
+        raise CandidateError(str(error)) from error
 
 
 def _scored_parts(

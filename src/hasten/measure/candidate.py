@@ -43,23 +43,34 @@ def _short(setting: object) -> str:
 
 @dataclass(frozen=True)
 class Single:
-    """One model on one engine: the passes that made it, in order, and the engine's settings."""
+    """One model on one engine: the passes that made it, in order, and the engine's settings.
+
+    Attributes:
+        passes: Passes that made the model, in order.
+        engine: Engine that runs it.
+        least: Pixels of the shorter side that are enough where its pictures are decoded smaller than the run's
+            pipeline decodes them, as `Decode.least`; 0 where they aren't.
+    """
 
     passes: tuple[Pass, ...]
     engine: Engine
+    least: int = 0
 
     @property
     def exact(self) -> bool:
-        """Whether passes and engine state that they keep the model's own precision.
+        """Whether passes and engine state that they keep the model's own precision, on the same pixels.
 
         Whether the answers are the original's, a trial tells: see `Trial.exact`.
         """
-        return self.engine.exact and all(step.exact for step in self.passes)
+        return not self.least and self.engine.exact and all(step.exact for step in self.passes)
 
     @property
     def key(self) -> str:
         """Return a short stable name: the digest of the candidate's record."""
-        return digest(to_record(self))[:12]
+        record = to_record(self)
+        if not self.least:
+            del record["least"]  # journals of older versions know the candidate by its key
+        return digest(record)[:12]
 
     @property
     def made(self) -> str:
@@ -69,12 +80,14 @@ class Single:
     @property
     def label(self) -> str:
         """Return a label for people: "int8 (NNCF, accurate biases), OpenVINO"."""
-        return self.engine.label(self.made)
+        own = self.engine.label(self.made)
+        return f"{own}, pictures decoded to {self.least:,} pixels or more" if self.least else own
 
     @property
     def settings(self) -> str:
         """Spell out every changed setting: "static_quantization + openvino(precision=bf16)"."""
-        return " + ".join(label(value) for value in (*self.passes, self.engine))
+        own = " + ".join(label(value) for value in (*self.passes, self.engine))
+        return f"decode(least={self.least}) + {own}" if self.least else own
 
 
 Candidate: TypeAlias = Single

@@ -40,7 +40,7 @@ class Effort:
         curve_s: Longest time for the batch curve, in seconds; 0 for none.
         load_s: Shortest time of each load scenario, in seconds; 0 for none.
         stages_s: Longest time for the stages from a file's bytes to the decision, in a run with
-            `end_to_end`, in seconds; 0 for none.
+            `end_to_end`, in seconds; 0 for none, and for no race between ways to decode pictures.
         starts: Number of cold starts that are timed of each model; 0 for none.
     """
 

@@ -276,6 +276,7 @@ def manifest_of(
         shapes=ready.extents,
         sequences=None if ready.unrolled is None else ready.unrolled.sequences,
         comparison=comparison,
+        least=shipment.least,
         ranges=_ranges(ready, shipment.winner) if job.order.keep_requests else (),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )

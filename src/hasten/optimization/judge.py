@@ -97,6 +97,8 @@ class Shipment:
         target: Device that the winner runs on.
         threads: Number of threads that the winner had when it was certified.
         judgement: Judgement of the sealed data on the winner; None where it isn't certified.
+        least: Pixels of the shorter side that are enough where the winner's pictures are decoded smaller; 0 where
+            they aren't.
     """
 
     status: Status
@@ -106,6 +108,7 @@ class Shipment:
     target: Target
     threads: int = 1
     judgement: Judgement | None = None
+    least: int = 0
 
 
 @dataclass(frozen=True)

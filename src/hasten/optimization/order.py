@@ -118,6 +118,8 @@ class Order:
         end_to_end: Whether the model takes over what of the pipeline its graph can do: pixels go in
             as uint8 and are normalized there. It needs a folder of images whose pipeline ends in
             normalize and to_layout; elsewhere, and where an answer would change, a note says why nothing changed.
+            And whether JPEG files may be decoded smaller for what ships, where that is faster from bytes to
+            decision and certified.
         states: States that the model carries from step to step, each as the input that takes it and
             the output that gives the next one: {"h": "h_out"}, or "h=h_out,c=c_out". With them, a
             sample of the data is a whole sequence, with an axis of steps.

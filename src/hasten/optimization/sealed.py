@@ -24,6 +24,7 @@ from hasten.core.comparison import Comparison
 from hasten.core.records import from_record, to_record
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import CandidateError, OutOfTime
+from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.near_copies import Remembered
 from hasten.inputs.metrics.unlabelled import missing_labels
 from hasten.measure.accuracy import sealed_scores
@@ -221,6 +222,7 @@ def _scored(
     sealed = ready.parts.sealed_to_read()
     failed: dict[str, str] = {}
     opened: dict[str, OpenWorker] = {}
+    decoded = _decoded_smaller(judge, ladder)
 
     def told(done: int) -> None:
         job.tell("certify", "reading the sealed data, once", done, len(sealed))
@@ -253,9 +255,22 @@ def _scored(
             units=ready.parts.sealed_units,
             watch=watch,
             exact_takes=None if ready.given is None else ready.given.takes,
+            apart=decoded,
         )
     job.notes += _across(sealed)
     return original, {**scores, **failed}
+
+
+def _decoded_smaller(judge: Judge, ladder: Ladder) -> dict[str, Dataset]:
+    """Return the sealed samples for each rung whose pictures are decoded smaller, alone and in batches."""
+    found: dict[str, Dataset] = {}
+    for key in ladder.rungs:
+        least = judge.trials.done[key].candidate.least
+        samples = judge.ready.parts.sealed.decoded_to(least) if least else None
+        if samples is not None:
+            sizes = ladder.batches.get(key, Batches()).sizes
+            found |= dict.fromkeys((key, *(batch_key(key, size) for size in sizes)), samples)
+    return found
 
 
 def _late(judge: Judge) -> bool:

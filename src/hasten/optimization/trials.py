@@ -79,19 +79,23 @@ class Trials:
         self.bench.deadline.saw("answer", took_s / max(1, len(self.samples)))
         self.exact_scores = self._over(self.exact_answers.scores(self.promise.metric))
 
-    def scores(self, opened: OpenWorker, same: Array | None = None) -> tuple[float, ...]:
+    def scores(
+        self, opened: OpenWorker, same: Array | None = None, samples: Spool | None = None
+    ) -> tuple[float, ...]:
         """Score a candidate on the search split; stop early if it is surely over the limit.
 
         Args:
             opened: The candidate, open.
             same: Scores of another candidate that may compute the same; the first chunk tells
                 whether it does, and then these scores are returned.
+            samples: The search split as the candidate takes it; by default as the original does.
         """
         parts: list[Array] = []
+        told = scored(self.bench, opened, self.exact_answers, self.promise.metric, samples)
         if self.promise.metric.over_set:
-            parts += scored(self.bench, opened, self.exact_answers, self.promise.metric)
+            parts += told
             return tuple(map(float, self._over(np.concatenate(parts))))
-        for part in scored(self.bench, opened, self.exact_answers, self.promise.metric):
+        for part in told:
             if same is not None and np.array_equal(part, same[: len(part)]):
                 return tuple(map(float, same))
             same = None

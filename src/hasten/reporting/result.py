@@ -346,6 +346,10 @@ class Result:
             where it wasn't measured.
         decided_s: Time from the start at which what ships was decided and its figures known, in seconds;
             what follows are further measurements. None in records of older versions.
+        decoded: How pictures are decoded for what ships, where that isn't as the pipeline states, in words; else
+            empty.
+        whole: Time of what ships from a file's bytes to the decision, over that with pictures decoded as the
+            pipeline states and the same model; None where they are.
     """
 
     bundle: Path
@@ -379,6 +383,8 @@ class Result:
     shipped_threads: int = 0
     on_all: Ratio | None = None
     decided_s: float | None = None
+    decoded: str = ""
+    whole: Ratio | None = None
 
     @property
     def winner(self) -> Row:

@@ -55,6 +55,7 @@ def _how_fast(result: Result) -> Html:
         "How much faster?",
         f"{1 / first_comparison(result).estimate:.2f}x",
         paragraph(sentence(f"what ships is {how_fast(result)}")),
+        *([paragraph(sentence(result.decoded))] if result.decoded else []),
         *(paragraph(sentence(line), class_="quiet") for line in further if line),
     )
 

@@ -53,6 +53,9 @@ def headline(result: Result) -> str:
     """Write the result of a run that measured in a few words."""
     if nothing_faster(result):
         return "Nothing faster ships"
+    if result.whole is not None and first_comparison(result).high >= 1 - result.spread:
+        speed = 1 / result.whole.estimate
+        return f"{speed:.2f}x faster from bytes to decision, {_SURE[result.status]}"
     return f"{1 / first_comparison(result).estimate:.2f}x faster, {_SURE[result.status]}"
 
 
@@ -298,6 +301,8 @@ def _for_more(result: Result) -> tuple[str, ...]:
 def _measured(result: Result) -> Iterator[str]:
     yield f"What ships: {what_ships(result)}."
     yield f"How fast: {how_fast(result)}."
+    if result.decoded:
+        yield f"Pictures: {result.decoded}."
     if fewer := on_fewer_threads(result):
         yield f"In the table: {fewer}."
     if half := torch_in_half(result):

@@ -233,3 +233,37 @@ def test_only_what_the_sealed_data_left_open_may_ship_uncertified() -> None:
     )
     judged: Judged = [("a", PASSED), ("b", few), ("c", FAILED), ("d", "it crashed")]
     assert settled_by_sealed_data(judged) == {"a", "c", "d"}
+
+
+def smaller(final: Standings, ladder: Ladder, judged: Judged) -> Choice:
+    """Decide where "x small" is the candidate x on pictures that are decoded smaller."""
+    return decide(
+        ladder, judged, final, baseline="default", model=lambda key: key.removesuffix(" small")
+    )
+
+
+def test_a_smaller_decoding_of_the_exact_model_ships_without_a_faster_model() -> None:
+    """Fresh rounds time models, and it is the same one: only that it ran counts."""
+    final = standings(**{"default small": 1.0})
+    choice = smaller(final, Ladder("default", ("default small",)), [("default small", PASSED)])
+    assert choice == Choice(
+        "default small", "default", "certified", PASSED.in_words(), judgement=PASSED
+    )
+    for failed in (standings(), only_rounds(final, "default small", 3)):
+        choice = smaller(failed, Ladder("default", ("default small",)), [("default small", PASSED)])
+        assert (choice.winner, choice.status) == ("default", "exact")
+
+
+def test_a_smaller_decoding_of_a_model_that_isnt_faster_doesnt_ship() -> None:
+    judged: Judged = [("fast", PASSED), ("fast small", PASSED)]
+    ladder = Ladder("default", ("fast", "fast small"))
+    faster = smaller(standings(**{"fast small": 0.5}), ladder, judged)
+    assert (faster.winner, faster.exact, faster.status) == ("fast small", "default", "certified")
+    as_fast = smaller(standings(**{"fast small": 1.0}), ladder, judged)
+    assert (as_fast.winner, as_fast.status) == ("default", "exact")
+
+
+def test_where_a_smaller_decoding_isnt_certified_its_model_ships() -> None:
+    judged: Judged = [("fast", PASSED), ("fast small", FAILED)]
+    choice = smaller(standings(fast=0.5), Ladder("default", ("fast", "fast small")), judged)
+    assert (choice.winner, choice.status, choice.judgement) == ("fast", "certified", PASSED)

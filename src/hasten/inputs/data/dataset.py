@@ -66,6 +66,19 @@ class Dataset(ABC):
             InputError: the sample can't be read, or isn't finite.
         """
 
+    def decoded_to(self, least: int) -> Dataset | None:
+        """Return the same samples, decoded from their files to no fewer pixels than are enough.
+
+        Their hashes, labels and groups are those of these samples.
+
+        Args:
+            least: Pixels of the shorter side that are enough, as `Decode.least`.
+
+        Returns:
+            The samples; None where they aren't files of pictures.
+        """
+        return None
+
     def has_former_hashes(self) -> bool:
         """Whether records of older versions may know samples by other hashes, by the types of the first.
 
@@ -128,6 +141,10 @@ class Subset(Dataset):
 
     def content_hash(self, index: int) -> bytes:
         return self.whole.content_hash(int(self.indices[index]))
+
+    def decoded_to(self, least: int) -> Dataset | None:
+        whole = self.whole.decoded_to(least)
+        return None if whole is None else Subset(whole, self.indices)
 
     def has_former_hashes(self) -> bool:
         return self.whole.has_former_hashes()

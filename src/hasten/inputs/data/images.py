@@ -17,6 +17,7 @@ from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.samples import check_counts, check_rank, stack
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.image import check_header
+from hasten.inputs.pipeline.smaller import decoded_smaller
 
 SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -83,6 +84,14 @@ class ImageFolder(Dataset):
         other._pipeline = pipeline
         other._hashes, other._shapes, other._different = {}, {}, set()
         other.__dict__.pop("_shape", None)
+        return other
+
+    def decoded_to(self, least: int) -> ImageFolder | None:
+        steps = decoded_smaller(self._pipeline, least)
+        if steps is None:
+            return None
+        other = self.prepared_by(steps)
+        other._hashes = self._hashes  # of the files' bytes, whatever becomes of them
         return other
 
     def __len__(self) -> int:

@@ -36,6 +36,8 @@ class Parts:
         earlier: Record of what earlier runs did with samples of this data.
         reservation: Reservation that a certificate on this data must state; empty where there is none.
         read_s: Time to read a sample, at most, in seconds.
+        searched: Samples that candidates are tried on, where they come from; None where nothing is to be read
+            there again.
     """
 
     calibration: Spool
@@ -50,6 +52,7 @@ class Parts:
     earlier: Earlier = field(default_factory=Earlier)
     reservation: str = ""
     read_s: float = 0.0
+    searched: Dataset | None = None
 
     def sealed_to_read(self) -> Remembered:
         """Return the sealed samples for the one reading of them, which finds near copies of search samples."""
@@ -124,6 +127,7 @@ def lay_out(
         earlier=splits.earlier,
         reservation="" if found is None else found.reservation(),
         read_s=(time.monotonic() - began) / max(1, len(dataset)),
+        searched=splits.search,
     )
 
 

@@ -225,6 +225,15 @@ class Decode(Step):
             origin = Origin(height, width, (float(factor), float(factor)))
             yield (found, origin) if turn is None else turned(found, origin, turn)
 
+    def factor_of(self, file: Path) -> int:
+        """Return the factor by which a file is decoded smaller: 1, 2, 4 or 8.
+
+        Raises:
+            InputError: the file is no image, or the image is too large.
+        """
+        with _open(file, self.max_pixels) as image:
+            return self._factor(image)
+
     def _factor(self, image: Image.Image) -> int:
         """Return the factor by which an image is decoded smaller: 1, 2, 4 or 8."""
         shorter = min(image.size)

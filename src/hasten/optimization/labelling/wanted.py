@@ -69,6 +69,10 @@ class Relabelled(Dataset):
     def content_hash(self, index: int) -> bytes:
         return self.whole.content_hash(index)
 
+    def decoded_to(self, least: int) -> Dataset | None:
+        whole = self.whole.decoded_to(least)
+        return None if whole is None else Relabelled(whole, self.own)
+
     def has_former_hashes(self) -> bool:
         return self.whole.has_former_hashes()
 

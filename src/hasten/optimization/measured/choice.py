@@ -48,6 +48,7 @@ def decide(
     as_it_was: Standings | None = None,
     label: Callable[[str], str] = str,
     untested: str = NO_FASTER,
+    model: Callable[[str], str] = str,
 ) -> Choice:
     """Decide what ships: what is certified and faster in fresh rounds too, else an exact model.
 
@@ -62,6 +63,8 @@ def decide(
         as_it_was: Standings on the threads that ship, where the fresh rounds are of fewer.
         label: Label of a candidate for people, by its key.
         untested: Reason why the ladder is empty, where it is.
+        model: Key of a candidate's model, which differs from its own where its pictures are decoded smaller. That
+            such a candidate is faster than its model was raced before, over the whole way.
     """
 
     def short_of(one: str, exact: str) -> str | None:
@@ -73,6 +76,8 @@ def decide(
     if exact != baseline and short_of(exact, baseline) is not None:
         winner, exact = (baseline if winner == exact else winner), baseline
     short = None if winner == exact else short_of(winner, exact)
+    if winner != exact == model(winner):
+        short = None if final.stands(winner) else "failed"
     if passed and winner == passed[0] and short is None:
         return Choice(winner, exact, "certified", passed[1].in_words(), passed[1])
     reason = _why_no_inexact(verdicts, short, label, untested)

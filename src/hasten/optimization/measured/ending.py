@@ -29,6 +29,7 @@ from hasten.measure.sweep import sweep
 from hasten.optimization import delivery
 from hasten.optimization.judge import Ending, Ladder, Shipment, Verdicts
 from hasten.optimization.measured.choice import Choice, decide, settled_by_sealed_data
+from hasten.optimization.measured.decoding import decoding_of, model_of, unused_decodings
 from hasten.optimization.measured.limits import limits, profiles
 from hasten.optimization.measured.loads import loads
 from hasten.optimization.measured.outcomes import (
@@ -89,6 +90,7 @@ class Finish:
             as_it_was=racing.as_it_was,
             label=lambda key: racing.candidate(key).label,
             untested=UNJUDGED if racing.ready.made_up else self._untested(),
+            model=lambda key: model_of(racing, key),
         )
         choice = self._of_the_host(choice)
         racing.note_of_threads(final.threads)
@@ -100,6 +102,8 @@ class Finish:
             for _, key, entrant in shown
             if final.stands(entrant) and final.statistic_of(entrant) != final.statistic
         ]
+        racing.job.notes += unused_decodings(racing, choice.winner)
+        decoding = decoding_of(racing, choice.winner)
         self.keep(shipment(racing, choice))
         decided_s = self._decided(final, choice)
         racing.job.notes += self._one_at_a_time(choice)
@@ -139,6 +143,8 @@ class Finish:
             shipped_threads=racing.bench.target.threads,
             on_all=self._on_all(final, choice),
             decided_s=decided_s,
+            decoded="" if decoding is None else decoding.shipped,
+            whole=None if decoding is None else decoding.ratio,
         )
         roles = {role: entrant for role, _, entrant in shown}
         records = {
@@ -211,7 +217,8 @@ class Finish:
 
     def _untested(self) -> str:
         """Say why no inexact candidate was tested on the sealed data, where none was."""
-        inexact = [t for t in self.racing.trials.done.values() if not t.candidate.exact]
+        tried = [t for t in self.racing.trials.done.values() if not t.candidate.least]
+        inexact = [t for t in tried if not t.candidate.exact]
         return untested(len(inexact), sum(t.measurement is not None for t in inexact))
 
     def _fastest_uncertified(self, winner: str) -> str | None:
@@ -383,7 +390,10 @@ def shipment(racing: Racing, choice: Choice) -> Shipment:
     threads = target.threads
     if not racing.on_device(racing.candidate(choice.winner)):
         target = Target.host().with_threads(threads)
-    return Shipment(choice.status, choice.why, winner, exact, target, threads, choice.judgement)
+    least = racing.candidate(choice.winner).least
+    return Shipment(
+        choice.status, choice.why, winner, exact, target, threads, choice.judgement, least
+    )
 
 
 def write_interim(racing: Racing, trial: Trial) -> None:

@@ -23,6 +23,7 @@ from hasten.optimization.folding import Given
 from hasten.optimization.grid import grid, originals
 from hasten.optimization.job import Job
 from hasten.optimization.judge import Ending, Judge, Ladder, Shipment, Verdicts
+from hasten.optimization.measured.decoding import with_smaller_decoding
 from hasten.optimization.measured.drafting import draft
 from hasten.optimization.measured.ending import Finish, write_interim
 from hasten.optimization.measured.exploration import Exploration
@@ -188,7 +189,8 @@ class Measured(Judge):
         self.job.deadline.enter("race")
         chosen = self._chosen(self.racing.field())
         self.job.deadline.enter("certify")
-        return self.spending.affordable(chosen)
+        affordable = self.spending.affordable(chosen)
+        return with_smaller_decoding(self.racing, affordable, self.spending.sealed_s)
 
     def _chosen(self, wanted: Sequence[Candidate]) -> Ladder:
         """Choose among candidates by a race or, where there is no time for one, by their few turns."""

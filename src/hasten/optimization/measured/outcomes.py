@@ -158,7 +158,7 @@ def _kept(trial: Trial) -> bool:
 def _fate(racing: Racing, trial: Trial) -> Fate:
     if trial.skipped or trial.failure:
         return "skipped" if trial.skipped else "failed"
-    if trial.measurement is None:
+    if trial.measurement is None and not trial.candidate.least:
         return "baseline"
     if _kept(trial):
         return "exact"

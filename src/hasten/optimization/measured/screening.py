@@ -280,6 +280,9 @@ class Screening(Trials):
             return f"skipped: {trial.skipped}"
         if trial.failure:
             return f"failed: {trial.failure}"
+        if trial.candidate.least:
+            said = lost_in_words(100 * self.drop(trial))
+            return f"raced from bytes to decision, {said} on {amount(len(trial.scores or ()), 'sample')}"
         if trial.measurement is None:
             return "the baseline"
         speed = f"{1 / self.ratio(trial).estimate:.2f}x"

@@ -15,6 +15,7 @@ from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.files import spread
 from hasten.inputs.data.spool import write_spool
+from hasten.inputs.pipeline.smaller import decoded_smaller
 from hasten.measure.latency import rounds
 from hasten.measure.process import Worker
 from hasten.measure.stages import Ways, reported
@@ -65,6 +66,7 @@ def ways(racing: Racing, key: str) -> Ways | None:
     baseline, chosen = racing.trials.baseline, racing.candidate(key)
     bench = racing.bench_of_single
     given, pipeline = ready.given, ready.pipeline
+    decoded = (chosen.least and decoded_smaller(pipeline, chosen.least)) or pipeline
     entrants: dict[str, Worker] = {}
     try:
         with ExitStack() as stack:
@@ -74,7 +76,7 @@ def ways(racing: Racing, key: str) -> Ways | None:
             own = pipeline if given is None else given.pipeline
             for name, engine, artifact, steps in (
                 (_BEFORE, baseline.engine, before, own),
-                (_AFTER, chosen.engine, racing.artifact(chosen), pipeline),
+                (_AFTER, chosen.engine, racing.artifact(chosen), decoded),
             ):
                 whole = EndToEnd(engine, steps, files, artifact.inputs, artifact.request)
                 entrants[name] = bench.open_built(whole, asked_by_file(artifact)).worker

@@ -75,6 +75,10 @@ class Asked(Protocol):
     cache: AnswerCache | None
     inputs: tuple[TensorSpec, ...]
 
+    @property
+    def answers(self) -> str:
+        """Model that answers: "winner" or "exact"."""
+
     def submit(self, query: Query, done: Done) -> Cancellable:
         """Accept a request with tensors."""
 
@@ -97,6 +101,7 @@ class RawTicket:
         place: Memory that is reserved for the samples.
         deadline_ns: Time after which the request's answer comes too late.
         timer: Timer that refuses the request if it waits too long for memory.
+        smaller: Samples whose pictures were decoded smaller, which the exact model doesn't take; else none.
     """
 
     __slots__ = (
@@ -113,6 +118,7 @@ class RawTicket:
         "query",
         "rows",
         "short",
+        "smaller",
         "timer",
     )
     place: Place
@@ -126,6 +132,7 @@ class RawTicket:
         self.short, self.prepared_bytes = False, 0
         self.timer: asyncio.TimerHandle | None = None
         self.deadline_ns: float = math.inf
+        self.smaller: list[bytes] = []
 
     def cancel(self) -> None:
         """Give up the request, whose client went away."""
@@ -156,6 +163,8 @@ class Deciding:
         deadline_ns: Deadline of a request that states none, in nanoseconds; 0 for no deadline.
         clock_ns: Monotonic clock, in nanoseconds.
         most_wait_ns: Longest wait for memory, in nanoseconds.
+        smaller: Steps by which pictures are decoded smaller for the bundle's winner; None where all of its models
+            take what the pipeline gives.
     """
 
     def __init__(
@@ -166,8 +175,10 @@ class Deciding:
         deadline_ns: int,
         clock_ns: Callable[[], int],
         most_wait_ns: int,
+        smaller: Pipeline | None = None,
     ) -> None:
         self.model, self.pipeline, self._most_wait_ns = model, pipeline, most_wait_ns
+        self._smaller = smaller
         self._per_byte = max((step.memory_per_byte for step in pipeline.steps), default=0)
         self._loop, self._deadline_ns, self._clock_ns = loop, deadline_ns, clock_ns
         # The processors that an engine leaves idle while it waits are few: one thread for each.
@@ -436,6 +447,9 @@ class Deciding:
         self._check_sent(ticket.query, samples)
         ticket.place.hold(COPIES * row_bytes(self.model.inputs) * len(samples))
         ticket.origins.clear()
+        pipeline, ticket.smaller = self.pipeline, []
+        if self._smaller is not None and self.model.answers == "winner":
+            pipeline, ticket.smaller = self._smaller, samples
         rows: list[dict[str, Array]] = []
         taken = 0
         most = _ALWAYS_BYTES + _PER_BYTE * max(0, sum(map(len, samples)) - _FEW_BYTES)
@@ -443,7 +457,7 @@ class Deciding:
             what = "row" if ticket.query.several else "sample"
             where = f"{what} {place}: " if ticket.query.several or len(samples) > 1 else ""
             try:
-                prepared, origin = self.pipeline.prepared(sample)
+                prepared, origin = pipeline.prepared(sample)
                 rows.append(as_request(prepared, self.model.inputs))
             except InputError as error:
                 raise ProtocolError(Kind.INVALID, f"{where}{error}") from error
@@ -496,6 +510,7 @@ class Deciding:
             trace=query.trace,
             source=query.source,
             client=query.client,
+            raw=ticket.smaller,
         )
         try:
             asked = self.model.submit(inner, partial(self._answered, ticket))
@@ -509,8 +524,27 @@ class Deciding:
         if isinstance(answer, ProtocolError):
             ticket.tell(answer)
             return
+        if ticket.smaller and self.model.answers != "winner":
+            self._ask_again(ticket)
+            return
         outputs = answer.outputs
         self._run(ticket, partial(self._decided, ticket, outputs), self._tell, later=True)
+
+    def _ask_again(self, ticket: RawTicket) -> None:
+        """Prepare a request again for the exact model, which took over after its pictures were decoded smaller."""
+        samples, ticket.inner = ticket.smaller, None
+        self._prepared_bytes -= ticket.prepared_bytes
+        ticket.prepared_bytes = 0
+        self._run(ticket, partial(self._prepared, ticket, samples), self._ask)
+
+    def as_given(self, sample: bytes) -> Tensors:
+        """Return a sample as the exact model takes it; on any thread.
+
+        Raises:
+            InputError: it can't be read so, as a picture that would take too much memory whole.
+        """
+        prepared, _ = self.pipeline.prepared(sample)
+        return as_request(prepared, self.model.inputs)
 
     def _decided(self, ticket: RawTicket, outputs: Tensors) -> list[bytes]:
         """Return the decision on each sample as JSON; on a thread."""

@@ -165,7 +165,9 @@ class ServedModel:
         pipeline = opened.manifest.pipeline
         self._row_arrays = RowArrays.of(pipeline, self.inputs)
         waits_ns = settings.deadline_ns, clock_ns, settings.most_wait_ns
-        self.deciding = Deciding(self, pipeline, loop, *waits_ns) if pipeline else None
+        winners = opened.manifest.pipeline_of(opened.which)
+        smaller = None if winners == pipeline else winners
+        self.deciding = Deciding(self, pipeline, loop, *waits_ns, smaller) if pipeline else None
         carried = opened.manifest.sequences
         self.sequences = (
             KeptSequences(
@@ -186,7 +188,7 @@ class ServedModel:
         self.watch = opened.watch
         if settings.shadow and opened.standby is not None and self.watch is not None:
             self._shadow = Shadow(
-                self._ask_exact, loop, self.statistics, lambda: self.idle, self.watch
+                self._ask_exact_raw, loop, self.statistics, lambda: self.idle, self.watch
             )
             self.watch.alarmed = self.take_over
             if self.watch.keeps_exact:
@@ -583,6 +585,17 @@ class ServedModel:
         with self._exact_lock, self._exact_mark:
             return self.opened.standby.run(inputs)
 
+    def _ask_exact_raw(self, inputs: Tensors, sample: bytes | None) -> dict[str, Array]:
+        """Answer with the exact model; a sample is prepared for it first, where one is given.
+
+        Raises:
+            InputError: the sample can't be prepared for the exact model.
+            CandidateError: the engine failed.
+        """
+        if sample is not None and self.deciding is not None:
+            inputs = self.deciding.as_given(sample)
+        return self._ask_exact(inputs)
+
     async def ask(self, inputs: Tensors) -> Tensors:
         """Answer a request of the server's own, which is queued like any other.
 
@@ -615,7 +628,14 @@ class ServedModel:
         """Whether a share of the answers is compared with the exact model's."""
         return self._shadow is not None
 
-    def shadowed(self, inputs: Tensors, outputs: Tensors, rows: int, name: str = "") -> None:
+    def shadowed(
+        self,
+        inputs: Tensors,
+        outputs: Tensors,
+        rows: int,
+        name: str = "",
+        raw: Sequence[bytes] = (),
+    ) -> None:
         """Hand a random share of the answers to the shadow for comparison with the exact model.
 
         Of a request with several rows it is one row, so that no sample stands for its neighbours;
@@ -626,12 +646,14 @@ class ServedModel:
             outputs: Answer that goes out.
             rows: Rows of the request.
             name: Id of the request; "" for none.
+            raw: Samples that the rows were made from, where the exact model takes them prepared otherwise.
         """
         share = self.settings.shadow * rows
         if self._shadow is None or self.fell_back or self._random.random() >= share:
             return
         batched = rows if self.opened.batched else 0
-        self._shadow.look(inputs, outputs, name, batched, self._random.randrange(rows))
+        row = self._random.randrange(rows)
+        self._shadow.look(inputs, outputs, name, batched, row, raw[row] if raw else None)
 
     # -- its end
 
@@ -769,7 +791,7 @@ class Ticket(ServerTask):
         if self.content is not None:
             model._fly_on(self, outputs)
         if model._shadow is not None and not query.own:
-            model.shadowed(self.inputs, outputs, self.rows, query.id)
+            model.shadowed(self.inputs, outputs, self.rows, query.id, query.raw)
 
 
 class _Spec:

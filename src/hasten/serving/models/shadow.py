@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from hasten.core.tensors import Tensors
+from hasten.errors import InputError
 from hasten.serving.models.statistics import Statistics
 from hasten.serving.models.thread_priority import lower_priority
 from hasten.serving.monitoring.watch import Watch
@@ -33,13 +34,14 @@ class _Job(NamedTuple):
     outputs: Tensors
     name: str
     size_bytes: int
+    sample: bytes | None
 
 
 class Shadow:
     """Thread of lowest priority that compares answers with the exact model's.
 
     Args:
-        exact: Function that answers with the exact model; blocks.
+        exact: Function that answers inputs with the exact model, or a sample that it prepares for it; blocks.
         loop: Event loop on whose thread the results are counted.
         statistics: Statistics that the results are added to.
         idle: Function that tells whether no live request waits or runs.
@@ -48,7 +50,7 @@ class Shadow:
 
     def __init__(
         self,
-        exact: Callable[[Tensors], Tensors],
+        exact: Callable[[Tensors, bytes | None], Tensors],
         loop: asyncio.AbstractEventLoop,
         statistics: Statistics,
         idle: Callable[[], bool],
@@ -62,7 +64,15 @@ class Shadow:
         self._over = False
         threading.Thread(target=self._work, name="hasten-shadow", daemon=True).start()
 
-    def look(self, inputs: Tensors, outputs: Tensors, name: str, rows: int, row: int) -> None:
+    def look(
+        self,
+        inputs: Tensors,
+        outputs: Tensors,
+        name: str,
+        rows: int,
+        row: int,
+        sample: bytes | None = None,
+    ) -> None:
         """Queue an answer for comparison, unless too much waits; on the event loop's thread.
 
         Whether it is dropped depends on what waits, and not on the answer.
@@ -73,6 +83,7 @@ class Shadow:
             name: Id of the request; "" for none.
             rows: Number of rows that a row is taken out of; 0 to compare the whole answer.
             row: Row to compare.
+            sample: Sample that the row was made from, where the exact model takes it prepared otherwise.
         """
         if self._over:
             return
@@ -83,6 +94,7 @@ class Shadow:
             inputs = {key: array.copy() for key, array in inputs.items()}
             outputs = {key: array.copy() for key, array in outputs.items()}
         size = sum(array.nbytes for each in (inputs, outputs) for array in each.values())
+        size += len(sample or b"")
         labels = self._watch.labels
         if labels is not None and name and not labels.expect(name, max(1, rows), row):
             name = ""
@@ -91,7 +103,7 @@ class Shadow:
             self._watch.skip(name)
             return
         self._came += size
-        self._jobs.put_nowait(_Job(inputs, outputs, name, size))
+        self._jobs.put_nowait(_Job(inputs, outputs, name, size, sample))
 
     def close(self) -> None:
         """Drop the queued answers, and end the thread once the current comparison is done."""
@@ -114,7 +126,13 @@ class Shadow:
         if not self._waited():
             self._watch.skip(job.name)
             return
-        exact = self._exact(job.inputs)
+        try:
+            exact = self._exact(job.inputs, job.sample)
+        except InputError:
+            if job.sample is None:
+                raise
+            self._watch.skip(job.name)  # it may be decoded smaller, but takes too much memory whole
+            return
         changed = self._watch.audit(job.inputs, job.outputs, exact, job.name)
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
             self._loop.call_soon_threadsafe(self._count, changed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -100,6 +100,7 @@ class Query:
         client: Client that the request is counted under.
         name: Name of the client, where the server can tell several; else "".
         sent_bytes: Size of the body as it was sent, where it came compressed; else 0.
+        raw: Samples that the rows were made from, where the exact model takes them prepared otherwise; else none.
     """
 
     model: str
@@ -122,6 +123,7 @@ class Query:
     client: str = ""
     name: str = ""
     sent_bytes: int = 0
+    raw: Sequence[bytes] = ()
 
 
 @dataclass(slots=True)
