@@ -62,7 +62,7 @@ def wait(how, end):
         found = libc.pthread_cond_timedwait(steady if how == "steady" else cond, mutex, end)
     return found
 
-signal.alarm(120)
+signal.alarm(60)
 for line in sys.stdin:
     how, seconds = line.split()
     if how == "now":
@@ -147,10 +147,10 @@ def test_a_jump_ends_a_wait_for_an_earlier_time_of_the_wall_clock(
 ) -> None:
     if how == "futex" and os.uname().machine not in ("x86_64", "aarch64"):
         pytest.skip("the number of this system call isn't known for this processor")
-    clock.jump(-DAY_S)
+    clock.jump(DAY_S)
     program.told(how, HOUR_S)
     assert program.said() == "it waits"
-    clock.jump(0)
+    clock.jump(2 * DAY_S)
     assert program.said() == str(TIMED_OUT)
 
 
