@@ -173,7 +173,7 @@ test-lowest-edge: .venv-lowest-edge/.test
 	OMP_NUM_THREADS=1 .venv-lowest-edge/bin/python $(DEVICE) -W default $(addprefix tests/devices/edge/test_, coreml.py coreml_operators.py litert_integers.py qnn.py)
 
 test-lowest-fpga: .venv-lowest-fpga/.test
-	.venv-lowest-fpga/bin/python $(DEVICE) -W default $(addprefix tests/devices/fpga/test_, design.py tracing.py training.py)
+	.venv-lowest-fpga/bin/python $(DEVICE) -W default tests/devices/fpga/test_tracing.py tests/devices/fpga/test_training.py
 
 test-lowest-keras: .venv-lowest-keras/.test
 	.venv-lowest-keras/bin/python $(DEVICE) -W default tests/inputs/models/test_keras.py tests/inputs/models/test_tensorflow_models.py
