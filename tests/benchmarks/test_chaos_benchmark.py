@@ -116,4 +116,4 @@ def test_a_server_beside_faults_gives_no_wrong_answer_and_leaves_nobody_waiting(
     assert not result.all_wrongs, result.log
     assert result.calm.counts["no fault"]["right"]
     names = {event.name for event in result.events}
-    assert {"kill the worker", "kill the supervisor", "full disk", "swap"} <= names
+    assert {"kill the worker", "kill the supervisor", "clock jump", "full disk", "swap"} <= names

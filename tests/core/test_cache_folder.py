@@ -10,10 +10,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from tests.support.cache_log import untold
+from tests.support.waiting import until
 
 from hasten.core.cache_folder import LIMIT_BYTES, CacheFolder, bulk_name, cache_folder
 from hasten.errors import InputError
@@ -314,6 +316,24 @@ def test_what_a_killed_process_left_is_removed_later(cache: CacheFolder) -> None
     cache.put(THIRD, b"x")
     assert not old.exists()
     assert young.exists()
+
+
+def test_what_is_being_written_stays_however_old_it_seems(
+    cache: CacheFolder, tmp_path: Path
+) -> None:
+    """The clock may jump ahead while another process writes."""
+    pipe = tmp_path / bulk_name(OTHER)
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor() as threads:
+        kept = threads.submit(cache.put, OTHER, b"graph", pipe)
+        with pipe.open("wb"):
+            until(lambda: cache.path.exists() and any(cache.path.iterdir()))
+            (unfinished,) = cache.path.iterdir()
+            os.utime(unfinished, (0, 0))
+            cache.put(THIRD, b"x")
+            assert unfinished.exists()
+        assert kept.result()
+    assert content(cache, OTHER) == b"graph"
 
 
 _WRITER = """

@@ -9,6 +9,7 @@ it is used. Whatever fails here costs time and nothing else: nothing is found, o
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import io
 import logging
@@ -190,12 +191,14 @@ class CacheFolder:
         beside, whole = f".{name[:64]}.{secrets.token_hex(8)}", hashlib.sha256()
         try:
             with io.FileIO(os.open(beside, _NEW, 0o600, dir_fd=folder), "wb") as file:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 for part in parts:
                     whole.update(part)
                     left = memoryview(part)
                     while left:
                         left = left[file.write(left) :]
-            os.rename(beside, name, src_dir_fd=folder, dst_dir_fd=folder)
+                os.rename(beside, name, src_dir_fd=folder, dst_dir_fd=folder)
         except BaseException:
             with contextlib.suppress(OSError):
                 os.unlink(beside, dir_fd=folder)
@@ -210,7 +213,7 @@ class CacheFolder:
                 with contextlib.suppress(OSError):  # another process may have dropped it
                     facts = entry.stat(follow_symlinks=False)
                     if _UNFINISHED.fullmatch(entry.name):
-                        if now - facts.st_mtime > _ABANDONED_S:
+                        if now - facts.st_mtime > _ABANDONED_S and _is_free(folder, entry.name):
                             os.unlink(entry.name, dir_fd=folder)
                     elif _KEPT.fullmatch(entry.name):
                         if entry.name.startswith(key):
@@ -234,6 +237,22 @@ class CacheFolder:
         _log.warning(
             "the cache %s is not used: %s; models open without it", self.path, why or error
         )
+
+
+def _is_free(folder: int, name: str) -> bool:
+    """Whether no process writes a file any more: a file's age says nothing if the clock jumps.
+
+    Raises:
+        OSError: the file can't be opened.
+    """
+    with io.FileIO(os.open(name, _ENTRY, dir_fd=folder), "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # a file system without locks
+    return True
 
 
 def bulk_name(key: str) -> str:

@@ -33,6 +33,7 @@ from hasten.bundle.packing.codecs.zstandard import compressed
 from hasten.bundle.packing.layout import Head, Item, Piece
 from hasten.bundle.packing.reader import Packed
 from hasten.bundle.packing.source import FileSource, MemorySource
+from hasten.bundle.packing.unpacking import beside
 from hasten.bundle.packing.writer import Cut, pack, write_packed
 from hasten.cli import main
 from hasten.core.target import Target
@@ -375,6 +376,17 @@ def test_what_nobody_used_for_a_month_goes_unless_a_process_holds_it(
         os.utime(folder, (0, 0))
     unpacked(pack(two_models, tmp_path / "lean.hastenz", keep_exact=False).path)
     assert (held.exists(), free.exists(), left.exists()) == (True, False, False)
+
+
+def test_a_folder_that_is_being_written_stays_however_old_it_seems(
+    two_models: Path, tmp_path: Path
+) -> None:
+    """The clock may jump ahead while another process unpacks."""
+    root = unpacked(pack(two_models).path).parent
+    with beside(root / ("0" * 64)) as new:
+        os.utime(new, (0, 0))
+        unpacked(pack(two_models, tmp_path / "lean.hastenz", keep_exact=False).path)
+        assert new.exists()
 
 
 def test_a_folder_stays_where_it_is(two_models: Path) -> None:

@@ -136,7 +136,7 @@ def test_a_lambda_layer_is_loaded_only_where_it_is_trusted(tmp_path: Path) -> No
     keras.Sequential([layers.Input((4,)), layers.Lambda(lambda x: x * 2)]).save(
         tmp_path / "twice.keras"
     )
-    with pytest.raises(InputError, match=r"has an object of the class 'Lambda' from"):
+    with pytest.raises(InputError, match=r"contains an object of the class 'Lambda' from"):
         load_file(tmp_path / "twice.keras")
     module = load_file(tmp_path / "twice.keras", trust_code=True)
     answer = keras.ops.convert_to_numpy(module(np.ones((1, 4), np.float32)))

@@ -139,9 +139,9 @@ def unpacked(path: str | os.PathLike[str], trusted: Sequence[PublicKey] = ()) ->
                 checked(file, new)
                 with contextlib.suppress(OSError):  # another process was faster
                     new.rename(goal)
+                _hold(goal)
         except OSError as error:
             raise InputError(f"can't unpack {path} in {root}: {error.strerror or error}") from error
-        _hold(goal)
         _tidy(root)
         return goal
 
@@ -169,18 +169,22 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Packed]:
 def beside(goal: Path) -> Iterator[Path]:
     """Make a folder beside a path for what is to be renamed to it; whatever is left of it goes.
 
+    It is locked meanwhile: if the clock jumps, another process would take it for an abandoned one.
+
     Raises:
         InputError: it can't be made.
     """
     new = goal.with_name(f".{goal.name}.{secrets.token_hex(4)}")
     try:
         new.mkdir(mode=0o755)
+        descriptor = _locked(new)
     except OSError as error:
         raise InputError(f"can't write {goal}: {error.strerror}") from error
     try:
         yield new
     finally:
         shutil.rmtree(new, ignore_errors=True)
+        os.close(descriptor)
 
 
 def write_files(file: Packed, folder: Path, older: Older | None = None) -> None:
@@ -277,9 +281,19 @@ def _hold(folder: Path) -> None:
     if folder in _held:
         return
     with contextlib.suppress(OSError):
-        descriptor = os.open(folder, _DIRECTORY)
-        _held[folder] = descriptor
+        _held[folder] = _locked(folder)
+
+
+def _locked(folder: Path) -> int:
+    """Return a descriptor of a folder, which nobody removes while it is open.
+
+    Raises:
+        OSError: the folder can't be opened.
+    """
+    descriptor = os.open(folder, _DIRECTORY)
+    with contextlib.suppress(OSError):  # a file system without locks
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return descriptor
 
 
 _held: dict[Path, int] = {}
