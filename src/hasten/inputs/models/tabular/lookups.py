@@ -17,9 +17,9 @@ _SHIFT = 32
 """Bit of a product from which on it says the place."""
 _TRIES = 4_096
 """Number of factors that are tried for the keys of a group."""
-_FACTORS = np.random.default_rng(0).integers(0, 1 << 63, _TRIES, np.uint64) * np.uint64(
-    2
-) + np.uint64(1)
+_TRIES_A_KEY = 64
+"""Number of tries for each key, on average, after which a table's keys don't fit: about two are needed."""
+_FACTORS = np.random.default_rng(0).integers(0, 1 << 64, _TRIES, np.uint64) | np.uint64(1)
 _MORE_ROOM = 3
 """How often a table gets twice the room before its keys are refused."""
 
@@ -43,7 +43,8 @@ class _Places:
     """Places of a table's keys.
 
     A key belongs to the group that its low bits say. The product of the key and its group's factor has its
-    place in the bits from `_SHIFT` on, and no two keys have the same place.
+    place in the bits from `_SHIFT` on, and no two keys have the same place. So keys must differ in their low
+    bits, as hashes do.
 
     Attributes:
         factors: Factor of each group, int64; their number is a power of two.
@@ -140,6 +141,7 @@ def _fitted(keys: Array, room: int) -> _Places | None:
     begins = np.cumsum(sizes) - sizes
     factors, places = np.ones(groups, np.int64), np.zeros(len(keys), np.int64)
     taken = np.zeros(room, bool)
+    left = _TRIES_A_KEY * (len(keys) + _TRIES)
     for size in sorted(set(sizes[sizes > 0].tolist()), reverse=True):
         pending = np.flatnonzero(sizes == size)
         members = order[begins[pending, None] + np.arange(size)]
@@ -151,8 +153,11 @@ def _fitted(keys: Array, room: int) -> _Places | None:
             places[members[fits]] = at[fits]
             taken[at[fits]] = True
             pending, members = pending[~fits], members[~fits]
+            left -= members.size
             if not len(pending):
                 break
+            if left < 0:
+                return None
         else:
             return None
     return _Places(factors, places, room)
