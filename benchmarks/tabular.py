@@ -481,7 +481,8 @@ def working(
     case: Case, model: Any, rows: Rows, folder: Path, stack: contextlib.ExitStack
 ) -> Iterator[Version]:
     """Yield the versions that are installed and work; say which don't, and which answer otherwise than the library."""
-    wanted = np.asarray(case.predict(model)(rows), np.float64)
+    own: Any = as_lists(rows) if case.lists else rows
+    wanted = np.asarray(case.predict(model)(own), np.float64)
     for make in MAKERS:
         place = folder / make.__name__
         place.mkdir()
