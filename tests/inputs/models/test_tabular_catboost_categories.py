@@ -385,3 +385,52 @@ def test_keys_that_nothing_tells_apart_are_refused_soon(
     (tmp_path / "model.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match=r"has [\d,]+ numbers for its categories: at most 100 are"):
         find_model(tmp_path / "model.json").export(tmp_path)
+
+
+PASSED = ["num", "z", "big", "town"]
+
+
+def in_pipeline(*steps: Any, **names: Any) -> Any:
+    """Return a fitted pipeline of scikit-learn that ends in CatBoost with categories in the given columns."""
+    from sklearn.pipeline import make_pipeline
+
+    model = catboost.CatBoostClassifier(**SMALL, **names)
+    return make_pipeline(*steps, model).fit(FRAME[PASSED].fillna({"num": 0.5}), TWO)
+
+
+def test_categories_pass_through_a_pipeline_of_scikit_learn(tmp_path: Path) -> None:
+    compose = pytest.importorskip("sklearn.compose")
+    from sklearn.preprocessing import StandardScaler
+
+    columns = compose.make_column_transformer(
+        (StandardScaler(), ["z", "num"]), ("passthrough", ["town", "big"])
+    )
+    model = in_pipeline(columns, cat_features=[2, 3])
+    exported = Exported(model, tmp_path)
+    assert exported.tabular.row.hashed == ("big", "town")
+    rows = FRESH[PASSED].fillna({"num": 0.5})
+    for got in exported.each(RowReader(exported.tabular.row).read_all(rows)):
+        np.testing.assert_allclose(got, own(model, rows), rtol=1e-12, atol=1e-14)
+
+
+def test_a_category_that_another_step_reads_too_is_refused() -> None:
+    compose = pytest.importorskip("sklearn.compose")
+    from sklearn.preprocessing import FunctionTransformer, StandardScaler
+
+    columns = compose.make_column_transformer(
+        (StandardScaler(), ["big"]), ("passthrough", ["big", "town"])
+    )
+    with pytest.raises(InputError) as refused:
+        described(in_pipeline(columns, cat_features=[1, 2]))
+    assert str(refused.value) == (
+        "the column 'big' is read as categories by the model and by another step too, which isn't supported"
+    )
+    columns = compose.make_column_transformer(
+        (FunctionTransformer(np.abs), ["big"]), ("passthrough", ["z"])
+    )
+    columns.set_output(transform="pandas")
+    with pytest.raises(InputError) as refused:
+        described(in_pipeline(columns, cat_features=[0]))
+    assert str(refused.value) == (
+        "CatBoost's model reads categories that another step computed, which isn't supported"
+    )
