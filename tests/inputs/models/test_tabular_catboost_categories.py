@@ -191,6 +191,8 @@ def test_a_file_has_the_answers_of_the_live_model(
         (tmp_path / name.partition(".")[2]).mkdir()
         exported = Exported(found, tmp_path / name.partition(".")[2])
         answers.append(exported(RowReader(row).read_all(FRESH)))
+        by_onnx = exported.by_the_standard(RowReader(row).read_all(FRESH[:40]))
+        np.testing.assert_allclose(by_onnx, own(model, FRESH[:40]), rtol=1e-12, atol=1e-14)
     np.testing.assert_array_equal(answers[0], answers[1])
     np.testing.assert_allclose(answers[0], own(model, FRESH), rtol=1e-12, atol=1e-14)
 

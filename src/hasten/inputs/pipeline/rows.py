@@ -62,7 +62,7 @@ class Row(Step):
         choices: Columns of numbers that take some only, each with all that it takes.
         whole: Whether a mapping must have every column, with null for a value that isn't there.
         infinite: What is done about infinite numbers: "refuse", or "allow" for a model that takes them.
-            Columns with words or choices take none in either case.
+            Columns with words or choices, and hashed ones, take none in either case.
         hashed: Columns that take any text or whole number, which is the text of its digits. The array has
             the low 32 bits of the text's CityHash64, version 1.0, as a signed number, by which CatBoost's
             models know it. They need a value, and float64.
