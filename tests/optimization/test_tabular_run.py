@@ -114,7 +114,7 @@ def catboost_with_its_own_categories(folder: Path) -> Scorer:
         {"housing": "boat"},
         {"town": "Ulm", "owner": 7},
     )
-    broken = "the column 'town' needs a text or a whole number: got the number 7.5, which isn't a whole one"
+    broken = "the column 'town' needs a text or a whole number: got 7.5, a number with a point"
     refused = (
         ({"housing": None}, "the column 'housing' has no value: give one"),
         ({"town": 7.5}, broken),

@@ -436,3 +436,17 @@ def test_a_category_that_another_step_reads_too_is_refused() -> None:
     assert str(refused.value) == (
         "CatBoost's model reads categories that another step computed, which isn't supported"
     )
+
+
+def test_a_table_that_many_statistics_name_takes_no_memory_for_each(
+    record: Any, tmp_path: Path
+) -> None:
+    changed = copy.deepcopy(record)
+    many = [str(number) for number in range(30_000) for _ in range(3)]
+    first(changed, "table")["hash_map"] = many
+    changed["features_info"]["ctrs"] += [first(changed, "")] * 3_000
+    (tmp_path / "model.json").write_text(json.dumps(changed))
+    with pytest.raises(
+        InputError, match=r"has [\d,]+ numbers for its categories: at most 67,108,864"
+    ):
+        find_model(tmp_path / "model.json").export(tmp_path)

@@ -49,7 +49,7 @@ def table_of(keys: Any, rows: int) -> Table:
     return Table(np.array(keys, np.int64), numbers)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(TABLES, st.lists(KEYS, max_size=5))
 def test_every_key_has_its_numbers_and_others_have_the_last(
     given_: list[Any], others: list[int]

@@ -218,7 +218,7 @@ def test_words_become_their_places_and_others_are_refused() -> None:
         (math.nan, "the column 'town' has no value: give one"),
         (
             3.0,
-            "the column 'town' needs a text or a whole number: got the number 3, which isn't a whole one",
+            "the column 'town' needs a text or a whole number: got 3.0, a number with a point",
         ),
         ([], "the column 'town' needs a text or a whole number: got a list"),
         (b"Ulm", "the column 'town' needs a text or a whole number: got a bytes"),

@@ -299,7 +299,7 @@ class Row(Step):
         if _absent(value):
             raise InputError(f"the column {column!r} has no value: give one")
         broken = isinstance(value, (float, np.floating))
-        got = f"the number {float(value):g}, which isn't a whole one" if broken else _kind(value)
+        got = f"{float(value)!r}, a number with a point" if broken else _kind(value)
         raise InputError(f"the column {column!r} needs a text or a whole number: got {got}")
 
     def _no_word(self, place: int, value: Any) -> InputError:

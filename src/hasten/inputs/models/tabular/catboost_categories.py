@@ -14,7 +14,7 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.models.tabular.graph import Graph
-from hasten.inputs.models.tabular.lookups import Table, look_up
+from hasten.inputs.models.tabular.lookups import Table, check_size, look_up
 
 _FACTOR = 0x4906BA494954CB65
 """Factor of the hash that combines the parts of a key."""
@@ -148,11 +148,7 @@ class Categories:
             columns.append(graph.cast(bits, "float32", "bool"))
         if self._projections:
             keys = self._keys(graph, rows, numbers, bits)
-            tables = [
-                _table([self._statistic(number) for number in several])
-                for several in self._projections.values()
-            ]
-            columns.append(look_up(graph, keys, tables))
+            columns.append(look_up(graph, keys, self._filled()))
         if not columns:
             raise _damaged("it has no columns")
         joined = graph.add("Concat", *columns, axis=1) if len(columns) > 1 else columns[0]
@@ -201,15 +197,35 @@ class Categories:
             keys = graph.add("Add", keys, one) if keys else one
         return keys
 
+    def _filled(self) -> list[Table]:
+        """Return the table of each projection."""
+        found: list[Table] = []
+        size = 0
+        for several in self._projections.values():
+            # No more than all keys of all tables, for each statistic.
+            named = {self._statistics[number]["identifier"] for number in several}
+            tables = map(self._named, named)
+            keys = sum(len(one["hash_map"]) // max(2, int(one["hash_stride"])) for one in tables)
+            size += keys * len(several)
+            check_size(size)
+            found.append(_table([self._statistic(number) for number in several]))
+            size += found[-1].numbers.size - keys * len(several)
+        return found
+
+    def _named(self, identifier: Any) -> Mapping[str, Any]:
+        """Return a table as the record has it."""
+        if identifier not in self._tables:
+            raise _damaged("the table of a statistic isn't there")
+        found: Mapping[str, Any] = self._tables[identifier]
+        return found
+
     def _statistic(self, number: int) -> tuple[Array, Array, np.float32]:
         """Return the keys of a statistic, its number for each of them, and the one for all others."""
         one = self._statistics[number]
         kind, classes = one["ctr_type"], 0
         if kind not in (*_MEANS, *_COUNTS, *_CLASSES):
             raise InputError(f"CatBoost's statistic {kind!r:.40} isn't supported")
-        if one["identifier"] not in self._tables:
-            raise _damaged("the table of a statistic isn't there")
-        table = self._tables[one["identifier"]]
+        table = self._named(one["identifier"])
         stride, listed = table["hash_stride"], table["hash_map"]
         wanted = 3 if kind in _MEANS else 2
         if kind in _CLASSES:

@@ -11,8 +11,8 @@ from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.models.tabular.graph import Graph
 
-MOST_NUMBERS = 1 << 27
-"""Largest number of keys and numbers of all tables together, half of what an ONNX file holds."""
+MOST_NUMBERS = 1 << 26
+"""Largest number of keys and numbers of all tables together: with the room between them about 1 GB."""
 _SHIFT = 32
 """Bit of a product from which on it says the place."""
 _TRIES = 4_096
@@ -57,6 +57,18 @@ class _Places:
     room: int
 
 
+def check_size(size: int) -> None:
+    """Refuse tables with too many numbers and keys.
+
+    Raises:
+        InputError: there are more than `MOST_NUMBERS`.
+    """
+    if size > MOST_NUMBERS:
+        raise InputError(
+            f"the model has {size:,} numbers for its categories: at most {MOST_NUMBERS:,} are supported"
+        )
+
+
 def look_up(graph: Graph, keys: str, tables: Sequence[Table]) -> str:
     """Add the numbers that tables have for keys.
 
@@ -71,11 +83,7 @@ def look_up(graph: Graph, keys: str, tables: Sequence[Table]) -> str:
     Raises:
         InputError: there are too many numbers, or keys that nothing tells apart.
     """
-    size = sum(table.numbers.size + len(table.keys) for table in tables)
-    if size > MOST_NUMBERS:
-        raise InputError(
-            f"the model has {size:,} numbers for its categories: at most {MOST_NUMBERS:,} are supported"
-        )
+    check_size(sum(table.numbers.size + len(table.keys) for table in tables))
     placed = [_placed(table.keys) for table in tables]
     groups = np.array([len(one.factors) for one in placed], np.int64)
     rooms = np.array([one.room for one in placed], np.int64)
