@@ -9,7 +9,8 @@ compiled, asked by `bind` and by the loaded bundle's call. Every row differs fro
 repeated flatters trees 1.7 to 3 times, since the processor learns its branches. A round asks each version for a block
 of rows, in an order drawn anew; p50 and p99 are over all calls, ratios are of a round's medians, with the range of
 95% of the rounds. What a caller can prepare once is not timed: rows as float32 for ONNX Runtime and timber. A matrix
-that a library wants for each request is. "raw" is a library's C function called through ctypes with cached pointers,
+that a library wants for each request is. CatBoost's own categories come as whole numbers in lists, and reading those
+is timed, except for ONNX Runtime, which gets their hashes. "raw" is a library's C function called through ctypes with cached pointers,
 which no documentation offers. What isn't installed is said so.
 """
 
@@ -38,6 +39,7 @@ import hasten
 from hasten.core.target import Target
 from hasten.engines.compiled.engine import CompiledC
 from hasten.inputs.models.tabular.base import Tabular, described
+from hasten.inputs.pipeline.row_reader import RowReader
 
 Rows = npt.NDArray[np.float64]
 Prepared = tuple[Callable[[], Any], Callable[[Any], Any]]
@@ -59,6 +61,7 @@ class Case:
         train: Trains it on rows and classes.
         predict: Returns, for a model, the documented call for rows.
         odd: Whether a tenth of the values is missing, and the last three columns hold categories.
+        lists: Whether rows come as lists whose categories are whole numbers, as CatBoost wants them.
     """
 
     library: str
@@ -66,6 +69,7 @@ class Case:
     train: Callable[[Rows, Any], Any]
     predict: Callable[[Any], Callable[[Rows], Any]]
     odd: bool = False
+    lists: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,14 +108,25 @@ def xgboost(rows: Rows, classes: Any) -> Any:
     return trees.fit(rows, classes)
 
 
-def catboost(rows: Rows, classes: Any) -> Any:
+def catboost(rows: Rows, classes: Any, *, categories: Sequence[int] = ()) -> Any:
     """Train a model of CatBoost."""
     import catboost
 
     trees = catboost.CatBoostClassifier(
         iterations=200, depth=6, verbose=0, random_seed=0, allow_writing_files=False
     )
+    if categories:
+        return trees.fit(as_lists(rows), classes, cat_features=list(categories))
     return trees.fit(rows, classes)
+
+
+def as_lists(rows: Rows) -> list[list[float | int]]:
+    """Return rows whose categories are whole numbers, -1 for a missing one."""
+    found = rows.tolist()
+    for row in found:
+        for place in CATEGORIES:
+            row[place] = int(row[place]) if row[place] == row[place] else -1
+    return found
 
 
 def forest(rows: Rows, classes: Any) -> Any:
@@ -162,6 +177,10 @@ CASES = {
     "200x31, missing values and categories": _of_lightgbm(odd=True, trees=200, num_leaves=31),
     "XGBoost": Case("XGBoost", "xgboost", xgboost, of_xgboost),
     "CatBoost": Case("CatBoost", "catboost", catboost, of_catboost),
+    "CatBoost, its own categories": Case(
+        *("CatBoost", "catboost", functools.partial(catboost, categories=CATEGORIES)),
+        *(of_catboost, True, True),
+    ),
     "scikit-learn": Case("scikit-learn", "sklearn", forest, of_sklearn),
 }
 
@@ -207,12 +226,26 @@ def of_hasten(
         out = np.zeros((size, found.width), found.dtype)
         return given, out, fast.bind(given, out)
 
+    reader = RowReader(found.row)
+
     def bind(rows: Rows) -> Prepared:
         given, out, call = bound(len(rows))
+        if case.lists:
+            lists = as_lists(rows)
+
+            def read() -> None:
+                for place, row in enumerate(lists):
+                    reader.read(row, given, place)
+                call()
+
+            return read, lambda _: out[:, 1]
         given[...] = rows
         return call, lambda _: out[:, 1]
 
     def plain(rows: Rows) -> Prepared:
+        if case.lists:
+            lists = as_lists(rows)
+            return lambda: fast(reader.read_all(lists)), lambda one: one["probabilities"][:, 1]
         given = rows.astype(found.row.dtype)
         return lambda: fast(given), lambda answer: answer["probabilities"][:, 1]
 
@@ -225,7 +258,12 @@ def of_library(
 ) -> Iterator[Version]:
     """Yield the library's own documented call."""
     predict = case.predict(model)
-    yield Version(f"{case.library}, predict", lambda rows: (lambda: predict(rows), lambda p: p))
+
+    def plain(rows: Rows) -> Prepared:
+        given: Any = as_lists(rows) if case.lists else rows
+        return lambda: predict(given), lambda answer: answer
+
+    yield Version(f"{case.library}, predict", plain)
 
 
 def of_lightgbm_raw(
@@ -261,7 +299,9 @@ def of_lightgbm_raw(
     yield Version("LightGBM, raw", single, batch=False)
 
 
-def _in_onnxruntime(name: str, path: Path, kind: Any, rounded: bool) -> Iterator[Version]:
+def _in_onnxruntime(
+    name: str, path: Path, as_given: Callable[[Rows], Any], rounded: bool
+) -> Iterator[Version]:
     """Yield ONNX Runtime's two calls of a model's file, whose last output are probabilities."""
     import onnxruntime
 
@@ -273,11 +313,11 @@ def _in_onnxruntime(name: str, path: Path, kind: Any, rounded: bool) -> Iterator
     names = [one.name for one in session.get_outputs()]
 
     def plain(rows: Rows) -> Prepared:
-        request = {given: rows.astype(kind)}
+        request = {given: as_given(rows)}
         return lambda: session.run(names[-1:], request), lambda got: got[0][:, 1]
 
     def binding(rows: Rows) -> Prepared:
-        made, held = session.io_binding(), rows.astype(kind)
+        made, held = session.io_binding(), as_given(rows)
         made.bind_cpu_input(given, held)
         for one in names:
             made.bind_output(one)
@@ -295,7 +335,12 @@ def of_onnxruntime(
 ) -> Iterator[Version]:
     """Yield ONNX Runtime on hasten's own export."""
     found = described(model)
-    yield from _in_onnxruntime("", found.export(folder).path, found.row.dtype, False)
+    reader = RowReader(found.row)
+
+    def as_given(rows: Rows) -> Any:
+        return reader.read_all(as_lists(rows)) if case.lists else rows.astype(found.row.dtype)
+
+    yield from _in_onnxruntime("", found.export(folder).path, as_given, False)
 
 
 def of_onnxmltools(
@@ -313,7 +358,8 @@ def of_onnxmltools(
     for output in made.graph.output:  # it says that there is one row
         output.type.tensor_type.ClearField("shape")
     onnx.save(made, folder / "model.onnx")
-    yield from _in_onnxruntime(" of onnxmltools", folder / "model.onnx", np.float32, True)
+    path = folder / "model.onnx"
+    yield from _in_onnxruntime(" of onnxmltools", path, lambda rows: rows.astype("f4"), True)
 
 
 def of_tl2cgen(
@@ -435,7 +481,8 @@ def working(
     case: Case, model: Any, rows: Rows, folder: Path, stack: contextlib.ExitStack
 ) -> Iterator[Version]:
     """Yield the versions that are installed and work; say which don't, and which answer otherwise than the library."""
-    wanted = np.asarray(case.predict(model)(rows), np.float64)
+    own: Any = as_lists(rows) if case.lists else rows
+    wanted = np.asarray(case.predict(model)(own), np.float64)
     for make in MAKERS:
         place = folder / make.__name__
         place.mkdir()

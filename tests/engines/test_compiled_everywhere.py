@@ -151,7 +151,7 @@ def test_a_reduction_is_near_that_of_the_c(dtype: str) -> None:
     _answered(operations, {"x": x}, dict.fromkeys(kinds, (dtype, 2)))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "uint8", "bool"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "int32", "uint8", "bool"])
 def test_each_step_of_a_program_is_near_that_of_the_c(dtype: str) -> None:
     drawn = np.random.default_rng(5).standard_normal((3, 16)) * 20
     drawn[2] = np.abs(drawn[2]) / 20  # for the domains of logarithms, roots and powers

@@ -95,6 +95,33 @@ def catboost_from_a_file(folder: Path) -> Scorer:
     return Scorer(folder / "model.cbm", NUMBERS, model.predict_proba, NAMED, odd, refused)
 
 
+def catboost_with_its_own_categories(folder: Path) -> Scorer:
+    catboost = pytest.importorskip("catboost")
+    rows = FRAME.astype({"owner": int}).assign(town=RNG.integers(0, 30, SIZE))
+    model = catboost.CatBoostClassifier(
+        iterations=20,
+        depth=4,
+        one_hot_max_size=2,
+        cat_features=["owner", "housing", "town"],
+        thread_count=1,
+        verbose=False,
+        allow_writing_files=False,
+    )
+    model.fit(rows[:TRAINED], NAMED[:TRAINED])
+    model.save_model(str(folder / "model.json"), format="json")
+    odd: tuple[dict[str, Any], ...] = (
+        {"income": None},
+        {"housing": "boat"},
+        {"town": "Ulm", "owner": 7},
+    )
+    broken = "the column 'town' needs a text or a whole number: got 7.5, a number with a point"
+    refused = (
+        ({"housing": None}, "the column 'housing' has no value: give one"),
+        ({"town": 7.5}, broken),
+    )
+    return Scorer(folder / "model.json", rows, model.predict_proba, NAMED, odd, refused)
+
+
 def pipeline_of_scikit_learn(_: Path) -> Scorer:
     from sklearn.compose import make_column_transformer
     from sklearn.ensemble import RandomForestClassifier
@@ -153,6 +180,7 @@ def answered(server: ServerThread, body: Any) -> tuple[int, Any]:
         lightgbm_with_categories,
         xgboost_from_a_file,
         catboost_from_a_file,
+        catboost_with_its_own_categories,
         pipeline_of_scikit_learn,
         regression_of_lightgbm,
     ],

@@ -88,7 +88,7 @@ class Loaded:
         any_batch: bool = False,
         extents: Sequence[Extent] = (),
         padder: Padder | None = None,
-        which: Literal[winner, exact] = "winner",
+        which: Literal["winner", "exact"] = "winner",
     ) -> None:
         self.padder = padder
         self.manifest = stored.manifest

@@ -13,6 +13,7 @@ from hasten.errors import InputError
 from hasten.inputs.data.source import open_data
 from hasten.inputs.data.spool import write_spool
 from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.city_hash import word_hash
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.rows import Row
 from hasten.inputs.pipeline.threshold import Threshold
@@ -212,3 +213,30 @@ def test_a_table_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> Non
         f"{path} is a table, but nothing states which columns the model takes, and in which "
         "order: give a pipeline that begins with the step row, or a model that states its columns"
     )
+
+
+def test_a_hashed_column_has_the_texts_of_a_file_as_they_are_and_whole_numbers_as_theirs(
+    tmp_path: Path,
+) -> None:
+    pandas = pytest.importorskip("pandas")
+    row = Row(("age", "town"), "nan", dtype="float64", whole=True, hashed=("town",))
+    pipeline, specs = Pipeline((row,)), [TensorSpec("rows", "float64", ("batch", 2))]
+
+    def hashes(source: Any) -> list[float]:
+        dataset = open_data(source, specs, pipeline)
+        found: list[float] = dataset.inputs(range(4))["rows"][:, 1].tolist()
+        return found
+
+    towns = ["NA", "007", "True", " x"]
+    text = "\n".join(("town,age,label", *(f"{town},3,1" for town in towns)))
+    assert hashes(csv_of(tmp_path, text)) == [word_hash(town) for town in towns]
+    frame = pandas.DataFrame({"town": [7, 8, 9, 7], "age": 3.0})
+    assert hashes((frame, [0, 1, 0, 1])) == [word_hash(town) for town in "7897"]
+    flags = frame.assign(town=[True, False, False, True])
+    assert hashes((flags, [0, 1, 0, 1])) == [word_hash(town) for town in "1001"]
+    with pytest.raises(InputError, match=r"row 2: the column 'town' has no value: give one"):
+        hashes(csv_of(tmp_path, "town,age,label\nUlm,3,1\n,3,1\n"))
+    with pytest.raises(
+        InputError, match=r"row 1: the column 'town' needs a text or a whole number"
+    ):
+        hashes((frame.assign(town=7.0), [0, 1, 0, 1]))

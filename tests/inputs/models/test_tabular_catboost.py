@@ -155,10 +155,6 @@ def test_a_file_in_json_that_is_damaged_is_refused_in_one_line(tmp_path: Path) -
 
 
 def test_what_is_not_covered_is_refused_by_name(tmp_path: Path) -> None:
-    rows = np.array([["a"], ["b"], ["c"], ["d"]] * 20, object)
-    words = catboost.CatBoostClassifier(**SMALL).fit(rows, [0, 1, 1, 0] * 20, cat_features=[0])
-    with pytest.raises(InputError, match="CatBoost's categorical features aren't supported"):
-        described(words)
     with pytest.raises(InputError, match="isn't fitted"):
         described(catboost.CatBoostClassifier())
     (tmp_path / "model.cbm").write_bytes(b"CBM1 and no more")

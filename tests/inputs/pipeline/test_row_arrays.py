@@ -105,6 +105,17 @@ def test_infinite_numbers_are_let_through_if_the_model_takes_them() -> None:
         Row(NAMES, infinite="yes")  # type: ignore[arg-type]
 
 
+def test_a_hash_is_a_finite_number() -> None:
+    step = Row(NAMES, "nan", dtype="float64", infinite="allow", hashed=("income",))
+    for number, why in (
+        (math.nan, "has no value"),
+        (math.inf, "isn't a number that float64 holds"),
+    ):
+        rows = np.array([[math.nan, -5.0, math.inf], [1.0, number, 1.0]])
+        assert RowArrays(step).refused(rows[:1]) is None
+        assert RowArrays(step).refused(rows) == (1, f"the column 'income' {why}")
+
+
 def test_a_step_that_was_kept_before_the_setting_refuses_infinite_numbers() -> None:
     record = json.loads(json.dumps(to_record(Row(NAMES, infinite="allow"))))
     assert from_record(Step, record) == Row(NAMES, infinite="allow")

@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hasten.errors import InputError
+from hasten.inputs.pipeline.city_hash import word_hash
 from hasten.inputs.pipeline.row_reader import RowReader
 from hasten.inputs.pipeline.rows import Row
 
@@ -33,7 +34,11 @@ STEPS += [
     Row(NAMES, "nan", (("housing", (2.5, "own", 1)),), unseen=(("housing", "other"),)),
     Row(NAMES, "nan", STEPS[1].words, required=("age",), infinite="allow"),
     Row(NAMES, infinite="allow"),
+    Row(NAMES, "nan", dtype="float64", hashed=("housing",)),
+    Row(NAMES, "nan", STEPS[1].words, "float64", whole=True, infinite="allow", hashed=("years",)),
+    Row(NAMES, dtype="float64", hashed=("age", "housing"), choices=(("years", (1.0, 3.0)),)),
 ]
+HASHED = len(STEPS) - 3
 READERS = [RowReader(step) for step in STEPS]
 PLAIN, WORDED = READERS[0], READERS[1]
 VALUES: st.SearchStrategy[Any] = (
@@ -47,6 +52,7 @@ VALUES: st.SearchStrategy[Any] = (
             *(10**400, True, None, "own", "rent", "let", [], {}),
             *(np.float32(1.5), np.float64(2.5), np.int64(3), np.bool_(True), np.str_("own")),
             *(np.float32("nan"), np.uint8(1), np.int64(2**62), False),
+            *("a" * 40, "\ud800", "Köln", -(2**63), 3.0),
         ]
     )
 )
@@ -55,7 +61,13 @@ TOKENS = st.sampled_from(
         *('"age":1', '"age":0.1e1', '"\\u0061ge":4', '"age":NaN', '"housing":-0', '"housing":2.5'),
         *('"housing":"own"', '"housing":"let"', '"years":1e999', '"years":3', '"years":null'),
         *('"years":-0.0', '"years":12345678901234567890123', '"years":true', '"other":1'),
-        *('"housing":true', '"housing":false'),
+        *(
+            '"housing":true',
+            '"housing":false',
+            '"housing":3.0',
+            '"housing":"\\ud800"',
+            '"years":"3"',
+        ),
     ]
 )
 
@@ -63,7 +75,9 @@ TOKENS = st.sampled_from(
 def told(read: Any) -> tuple[bytes | None, str]:
     """Return the bytes of what is read, or what is said instead."""
     try:
-        return read().tobytes(), ""
+        found = np.array(read())
+        found[found != found] = np.nan  # which has many forms
+        return found.tobytes(), ""
     except InputError as error:
         return None, str(error)
 
@@ -71,7 +85,7 @@ def told(read: Any) -> tuple[bytes | None, str]:
 def check_alike(value: Any) -> None:
     """Compare each reader with its step, and see that nothing beside the row is written."""
     for reader in READERS:
-        into = np.full((3, 3), 7, np.float32)
+        into = np.full((3, 3), 7, reader.dtype)
 
         def quick(reader: RowReader = reader, into: Any = into) -> Any:
             reader.read(value, into, 1)
@@ -170,6 +184,18 @@ def test_rows_of_the_models_of_other_libraries_are_read_quickly() -> None:
             assert reader.read_quickly(tuple(row.values()), into)
 
 
+def test_plain_rows_of_hashed_columns_are_read_quickly_whether_or_not_their_words_are_new() -> None:
+    into = np.zeros((1, 3))
+    for word, text in (("rent", "rent"), (7, "7"), (True, "1"), ("x" * 1000, "x" * 1000)):
+        for row in ({"age": 1.5, "housing": word, "years": 3}, (1.5, word, 3)):
+            for _ in range(2):
+                assert READERS[HASHED].read_quickly(row, into)
+                assert into.tolist() == [[1.5, word_hash(text), 3]]
+    others: list[Any] = [3.0, None, [], "\ud800", 2**63]
+    for other in others:
+        assert not READERS[HASHED].read_quickly((1.5, other, 3), into)
+
+
 def test_a_step_with_a_setting_that_the_quick_way_does_not_keep_is_left_to_itself() -> None:
     class Doubled(Row):
         def __call__(self, value: Any) -> Any:
@@ -248,6 +274,8 @@ def tables_of(columns: dict[str, list[Any]]) -> list[Any]:
         {"years": [True, False], "housing": [True, True], "age": [False, True]},
         {"years": [True, None], "housing": [False, True], "age": [1.5, 2.5]},
         {"years": [True, None], "housing": [None, "own"], "age": [1.5, None]},
+        {"years": [3, 4], "housing": ["Ulm", "Köln"], "age": ["3", "x"]},
+        {"years": [3, 1], "housing": [True, False], "age": [7, 2**62]},
         {"years": [3, 4], "age": [1.5, 2.5]},
         {"years": [3, 4], "housing": [0, 1], "age": [1.5, 2.5], "other": [1, 2]},
     ],
@@ -270,12 +298,15 @@ def check_table(table: Any, columns: dict[str, list[Any]]) -> None:
                 expected = f"row {place}: {said}"
                 break
         found, said = told(lambda reader=reader, rows=rows: reader.read_all(rows))
-        assert (said or [found[n : n + 12] for n in (0, 12)]) == expected  # type: ignore[index]
+        size = reader.columns * reader.dtype.itemsize
+        assert (said or [found[n : n + size] for n in (0, size)]) == expected  # type: ignore[index]
         if hasattr(table, "__next__"):
             continue
         again, said_of_table = told(lambda reader=reader, table=table: reader.read_all(table))
         assert again == found
-        assert said_of_table.partition(": got")[0] == said.partition(": got")[0]
+        broken = reader.step.hashed and any(None in column for column in columns.values())
+        if not broken:  # else the table made floats of whole numbers
+            assert said_of_table.partition(": got")[0] == said.partition(": got")[0]
 
 
 def test_a_matrix_is_read_as_its_rows_are() -> None:

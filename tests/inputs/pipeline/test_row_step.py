@@ -17,6 +17,7 @@ import hasten
 from hasten.core.records import from_record, to_record
 from hasten.errors import InputError, IntegrityError
 from hasten.inputs.pipeline.base import Pipeline, Step
+from hasten.inputs.pipeline.city_hash import word_hash
 from hasten.inputs.pipeline.rows import Row
 from hasten.inputs.pipeline.threshold import Threshold
 from hasten.testing import models
@@ -24,6 +25,7 @@ from hasten.testing import models
 NAMES = ("age", "income", "years")
 ROW = Row(NAMES)
 HOUSED = Row(("age", "housing"), words=(("housing", ("rent", "own")),))
+HASHED = Row(("age", "town"), "nan", dtype="float64", hashed=("town",))
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -210,6 +212,49 @@ def test_words_become_their_places_and_others_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "the column 'town' has no value: give one"),
+        (math.nan, "the column 'town' has no value: give one"),
+        (
+            3.0,
+            "the column 'town' needs a text or a whole number: got 3.0, a number with a point",
+        ),
+        ([], "the column 'town' needs a text or a whole number: got a list"),
+        (b"Ulm", "the column 'town' needs a text or a whole number: got a bytes"),
+        (
+            2**63,
+            "the column 'town' needs a text in Unicode or a whole number of up to 64 bits: got 9223372036854775808",
+        ),
+        (
+            "\ud800",
+            "the column 'town' needs a text in Unicode or a whole number of up to 64 bits: got '\\ud800'",
+        ),
+    ],
+)
+def test_a_value_that_can_not_be_hashed_is_told_by_its_column(value: Any, words: str) -> None:
+    with pytest.raises(InputError) as error:
+        HASHED({"age": 1, "town": value})
+    assert str(error.value) == words
+
+
+def test_a_hashed_column_takes_any_text_and_numbers_as_their_digits() -> None:
+    for value, text in (
+        ("Ulm", "Ulm"),
+        ("", ""),
+        (7, "7"),
+        (-7, "-7"),
+        (True, "1"),
+        (np.uint8(7), "7"),
+    ):
+        assert HASHED({"age": 1, "town": value}).tolist() == [1.0, word_hash(text)]
+    assert HASHED('[1, "K\u00f6ln"]').tolist() == [1.0, word_hash("Köln")]
+    assert HASHED(np.array([1, 7])).tolist() == [1.0, word_hash("7")]
+    with pytest.raises(InputError, match=r"the column 'town' needs a text or a whole number"):
+        HASHED(np.array([1.0, 7.0]))
+
+
+@pytest.mark.parametrize(
     ("settings", "words"),
     [
         ({"columns": ()}, "row.columns: give the names of 1 to 100,000 columns"),
@@ -228,6 +273,18 @@ def test_words_become_their_places_and_others_are_refused() -> None:
             {"columns": ("a",), "words": (("a", ("x",)), ("a", ("y",)))},
             "row.words has 'a' twice: give each column once",
         ),
+        (
+            {"columns": ("a",), "hashed": ("a",)},
+            "row.hashed needs row.dtype='float64': float32 can't hold a hash",
+        ),
+        (
+            {"columns": ("a",), "dtype": "float64", "hashed": ("b",)},
+            "row.hashed has 'b', which isn't among the columns",
+        ),
+        (
+            {"columns": ("a",), "dtype": "float64", "hashed": ("a",), "words": (("a", ("x",)),)},
+            "row.hashed has 'a', which has words or choices too: give one of them",
+        ),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], words: str) -> None:
@@ -239,6 +296,7 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], words
 def test_a_bundle_keeps_the_step_and_reads_no_other_types() -> None:
     record = json.loads(json.dumps(to_record(HOUSED)))
     assert from_record(Step, record) == HOUSED
+    assert from_record(Step, json.loads(json.dumps(to_record(HASHED)))) == HASHED
     with pytest.raises(IntegrityError):
         from_record(Step, {**record, "columns": [1, 2]})
 

@@ -160,7 +160,9 @@ def _read_csv(path: Path, row: Row) -> dict[str, list[Any]]:
         raise InputError(f"{path} can't be read as CSV in UTF-8: {error}") from error
     words, known = dict(row.words), set(row.columns)
     return {
-        name: [_value(text, words.get(name), bits=name in known) for text in column]
+        name: [text or None for text in column]  # "NA" may be a category
+        if name in row.hashed
+        else [_value(text, words.get(name), bits=name in known) for text in column]
         for name, column in zip(names, columns, strict=True)
     }
 

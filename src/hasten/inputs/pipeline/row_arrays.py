@@ -25,7 +25,7 @@ class RowArrays:
 
     def __init__(self, step: Row) -> None:
         self._columns, self._dtype = step.columns, step.dtype
-        some = {column for column, _ in (*step.words, *step.choices)}
+        some = {column for column, _ in (*step.words, *step.choices)} | {*step.hashed}
         self._needed = np.array([column in step.needed for column in step.columns])
         self._finite = np.array(
             [step.infinite == "refuse" or column in some for column in step.columns]

@@ -19,7 +19,7 @@ from hasten.inputs.pipeline.tables import columns_of, is_table, records
 _KNOWN = frozenset(
     (
         *("columns", "missing", "words", "dtype", "required", "unseen", "choices", "whole"),
-        "infinite",
+        *("infinite", "hashed"),
     )
 )
 """Settings of `Row` that the quick way keeps; under any other one it leaves every row to `Row`."""
@@ -28,6 +28,7 @@ _BOUNDS = {"float32": 1e38, "float64": 1e150}
 """Root of the sum of squares below which no number of a row is too large for a type."""
 _NUMBERS = frozenset((int, float, bool))
 _WORDS = frozenset((str, int, float, bool))
+_HASHED = frozenset((str, int, bool))
 _DOUBTS = (
     KeyError,
     TypeError,
@@ -67,8 +68,11 @@ class RowReader:
         self._required = tuple(map(step.columns.index, step.required))
         self._chosen, self._instead = step._chosen, step._instead
         self._worded = tuple((place, places) for place, places, _ in step._places)
+        self._hashed, self._hashes = step._hashed, step._hashes
         self.able = self.columns <= _MOST_COLUMNS and type(step) is Row and _is_known(step)
-        self._plain = not self._worded and not self._nan and not self._chosen
+        self._numeric = not self._worded and not self._hashed
+        """Whether all values are numbers."""
+        self._plain = self._numeric and not self._nan and not self._chosen
         """Whether a row's values are numbers, and any of them."""
         form = struct.Struct(f"{self.columns}{'f' if self.dtype == np.float32 else 'd'}")
         self._row_bytes = form.size
@@ -84,7 +88,7 @@ class RowReader:
 
     def _struct(self) -> Any:
         """Return a type with a field for each column, so that rows become values in their order."""
-        worded = {place for place, _ in self._worded}
+        worded = {*(place for place, _ in self._worded), *self._hashed}
         fields: list[Any] = []
         for place in range(self.columns):
             kind: Any = float | int | bool
@@ -180,6 +184,12 @@ class RowReader:
                         values[place] = self._instead[place]
                 elif word is not None:
                     raise _UnusualError
+        if self._hashed:
+            values = list(values)
+            for place in self._hashed:
+                if type(values[place]) not in _HASHED:
+                    raise _UnusualError
+                values[place] = self._hashes[values[place]]
         if not _NUMBERS.issuperset(map(type, values)):
             if not self._nan:
                 raise _UnusualError
@@ -202,7 +212,7 @@ class RowReader:
                 raise _UnusualError
 
     def _put_array(self, values: Array, into: Array, row: int) -> None:
-        if values.shape != (self.columns,) or self._worded:
+        if values.shape != (self.columns,) or not self._numeric:
             raise _UnusualError
         if values.dtype.char not in "fd":
             if values.dtype.kind not in "biu":
@@ -276,6 +286,16 @@ class RowReader:
         found = np.empty((count, self.columns))
         for place, name in enumerate(self._names):
             column = columns[name]
+            if place in self._hashed:
+                if isinstance(column, np.ndarray):
+                    column = column.tolist()
+                if not _HASHED.issuperset(map(type, column)):
+                    return None
+                try:
+                    found[:, place] = [self._hashes[word] for word in column]
+                except _DOUBTS:
+                    return None
+                continue
             if place not in lists:
                 if not isinstance(column, np.ndarray):
                     return None
@@ -287,15 +307,15 @@ class RowReader:
             if -1 in numbers:
                 return None
             found[:, place] = numbers
-        return self._matrix(found, worded=True)
+        return self._matrix(found, read=True)
 
-    def _matrix(self, rows: Array, *, worded: bool = False) -> Array | None:
+    def _matrix(self, rows: Array, *, read: bool = False) -> Array | None:
         """Return a matrix's rows; None where a number may be none that `Row` takes."""
         if not self.able or not len(rows) or rows.shape[1] != self.columns:
             return None
         if rows.dtype.kind != "b" and rows.dtype.char not in "fdilqILQ":
             return None
-        if (self._worded and not worded) or self._chosen:
+        if not (self._numeric or read) or self._chosen:
             return None
         if rows.dtype.kind != "f":
             rows = rows.astype(np.float64)

@@ -15,6 +15,7 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Step
+from hasten.inputs.pipeline.city_hash import WordHashes
 from hasten.inputs.pipeline.tables import is_absent, plain_row
 
 MAX_COLUMNS = 100_000
@@ -29,6 +30,8 @@ _PLAIN = frozenset((dict, list, tuple, np.ndarray))
 _BYTES_PER_COLUMN = 100
 _BYTES_PER_LETTER = 12
 """Largest number of bytes of a letter in JSON: two escapes of six."""
+_HASHED_LETTERS = 1_000
+"""Number of letters that a row's JSON has room for in a column whose words are hashed."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Row(Step):
     have it.
 
     Values are numbers; true and false are 1 and 0. A column that has words takes one of them instead,
-    and the array has the word's place, from 0.
+    and the array has the word's place, from 0. A hashed column takes any text or whole number instead, and
+    the array has its hash.
 
     Attributes:
         columns: Names of the columns, in the order of the model's input.
@@ -58,7 +62,10 @@ class Row(Step):
         choices: Columns of numbers that take some only, each with all that it takes.
         whole: Whether a mapping must have every column, with null for a value that isn't there.
         infinite: Treatment of infinite numbers: "refuse", or "allow" for a model that takes them.
-            Columns with words or choices take none in either case.
+            Columns with words or choices, and hashed ones, take none in either case.
+        hashed: Columns that take any text or whole number, which is the text of its digits. The array has
+            the low 32 bits of the text's CityHash64, version 1.0, as a signed number, by which CatBoost's
+            models know it. They need a value, and float64.
     """
 
     columns: tuple[str, ...]
@@ -70,6 +77,7 @@ class Row(Step):
     choices: tuple[tuple[str, tuple[float, ...]], ...] = ()
     whole: bool = False
     infinite: Literal["refuse", "allow"] = "refuse"
+    hashed: tuple[str, ...] = ()
     bounded: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -88,6 +96,8 @@ class Row(Step):
         self._check_named("required", self.required)
         self._check_named("unseen", [column for column, _ in self.unseen])
         self._check_named("choices", [column for column, _ in self.choices])
+        self._check_named("hashed", self.hashed)
+        self._check_hashed()
         for column, instead in self.unseen:
             if column not in dict(self.words) or instead not in _UNSEEN:
                 raise InputError(
@@ -96,6 +106,17 @@ class Row(Step):
         for column, words in self.words:
             if isinstance(words, str) or not words or _twice(words):
                 raise InputError(f"row.words of {column!r}: give at least 1 word, and each once")
+
+    def _check_hashed(self) -> None:
+        """Check that hashes fit the type, and that a hashed column has no other kind of value."""
+        if self.hashed and self.dtype != "float64":
+            raise InputError("row.hashed needs row.dtype='float64': float32 can't hold a hash")
+        others = {column for column, _ in (*self.words, *self.choices)}
+        for column in self.hashed:
+            if column in others:
+                raise InputError(
+                    f"row.hashed has {column!r}, which has words or choices too: give one of them"
+                )
 
     def _check_named(self, setting: str, columns: Sequence[str]) -> None:
         """Check that a setting names columns of the row, each once."""
@@ -136,6 +157,8 @@ class Row(Step):
                 word = word.item()
             number = places.get(word) if isinstance(word, (str, int, float)) else None
             found[place] = self._unworded(place, word) if number is None else number
+        for place in self._hashed:
+            found[place] = self._hash(place, found[place])
         if not _NUMBERS.issuperset(map(type, found)):
             found = [self._number(place, one) for place, one in enumerate(found)]
         try:
@@ -174,9 +197,21 @@ class Row(Step):
         return tuple((at[column], frozenset(choices)) for column, choices in self.choices)
 
     @cached_property
+    def _hashed(self) -> tuple[int, ...]:
+        """Place of each hashed column."""
+        return tuple(map(self.columns.index, self.hashed))
+
+    @cached_property
+    def _hashes(self) -> WordHashes:
+        """Hashes of words, the recent ones of which are kept."""
+        return WordHashes()
+
+    @cached_property
     def needed(self) -> frozenset[str]:
         """Columns that need a value."""
-        return self._known if self.missing == "refuse" else frozenset(self.required)
+        return (
+            self._known if self.missing == "refuse" else frozenset((*self.required, *self.hashed))
+        )
 
     @cached_property
     def _instead(self) -> dict[int, float]:
@@ -189,6 +224,7 @@ class Row(Step):
         """Largest number of bytes of a row's JSON: what comes is bounded before it is unpacked."""
         letters = sum(map(len, self.columns))
         letters += sum(max(len(str(word)) for word in words) for _, words in self.words)
+        letters += _HASHED_LETTERS * len(self.hashed)
         return 1_000 + _BYTES_PER_COLUMN * len(self.columns) + _BYTES_PER_LETTER * letters
 
     def _read(self, value: bytes | bytearray | memoryview | str | Path) -> Any:
@@ -245,6 +281,26 @@ class Row(Step):
         if place in self._instead and isinstance(value, (str, int, float)):
             return self._instead[place]
         raise self._no_word(place, value)
+
+    def _hash(self, place: int, value: Any) -> int:
+        """Return the hash of a text or a whole number, or say what it is instead."""
+        if isinstance(value, (np.integer, np.bool_)):
+            value = value.item()
+        if isinstance(value, (str, int)):
+            try:
+                return self._hashes[value]
+            except (UnicodeError, OverflowError):
+                column = self.columns[place]
+                raise InputError(
+                    f"the column {column!r} needs a text in Unicode or a whole number of up to 64 bits: got "
+                    f"{value!r:.80}"
+                ) from None
+        column = self.columns[place]
+        if _absent(value):
+            raise InputError(f"the column {column!r} has no value: give one")
+        broken = isinstance(value, (float, np.floating))
+        got = f"{float(value)!r}, a number with a point" if broken else _kind(value)
+        raise InputError(f"the column {column!r} needs a text or a whole number: got {got}")
 
     def _no_word(self, place: int, value: Any) -> InputError:
         words = next(words for one, _, words in self._places if one == place)

@@ -39,6 +39,9 @@ _SAME = {
     "Or": "or",
     "Xor": "xor",
     "Not": "not",
+    "BitwiseAnd": "bits_and",
+    "BitwiseOr": "bits_or",
+    "BitwiseXor": "bits_xor",
 }
 """Operators that are one step, whose result has the operands' type."""
 _COMPARE = {

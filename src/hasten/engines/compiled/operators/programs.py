@@ -35,8 +35,14 @@ _WHOLE = {
     "divide": "QUOTIENT({0}, {1})",
     "remainder": "REMAINDER({0}, {1})",
     "modulo": "MODULO({0}, {1})",
+    "bits_and": "({0} & {1})",
+    "bits_or": "({0} | {1})",
+    "bits_xor": "({0} ^ {1})",
 }
 """Steps that differ for whole numbers, or are for them only: dividing by 0 must not end the process."""
+_WRAPPING = {"add": "+", "subtract": "-", "multiply": "*"}
+_UNSIGNED = {"int64": "u64", "int32": "u32"}
+"""Steps and types whose result wraps, as ONNX Runtime's and numpy's: C defines that without a sign only."""
 _FLOAT_ONLY = {
     "exp": "exp_{t}({0})",
     "log": "log_{t}({0})",
@@ -299,6 +305,9 @@ def expression(step: Step, operands: list[str], given: list[str]) -> str:
     double = (given[0] if given else step.dtype) == "float64"
     if step.op in _WHOLE and step.dtype not in _FLOATS:
         return _WHOLE[step.op].format(*operands)
+    if step.op in _WRAPPING and step.dtype in _UNSIGNED:
+        one, other = (f"({_UNSIGNED[step.dtype]}){operand}" for operand in operands)
+        return f"(({C_TYPES[step.dtype]})({one} {_WRAPPING[step.op]} {other}))"
     for table in (_ARITHMETIC, _FLOAT_ONLY, _COMPARISONS, _LOGIC):
         if step.op in table:
             text = table[step.op]
@@ -367,6 +376,9 @@ _IN_WHOLE: Mapping[str, Callable[..., Any]] = {
     "divide": _quotient,
     "remainder": _remainder,
     "modulo": _modulo,
+    "bits_and": np.bitwise_and,
+    "bits_or": np.bitwise_or,
+    "bits_xor": np.bitwise_xor,
 }
 _IN_NUMPY: Mapping[str, Callable[..., Any]] = {
     "add": np.add,

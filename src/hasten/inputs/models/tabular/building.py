@@ -79,6 +79,7 @@ class Building:
         refusing: Columns of which an encoder refuses what it doesn't know.
         required: Columns that need a value.
         numeric: Columns that a step computes with.
+        hashed: Columns of which the model reads the hash of any text.
         choices: Numbers that an encoder takes, by the column's place.
         smooth: Whether small changes of a row make small changes of the answer so far.
         moved: Whether the steps so far only move and replace numbers, as rounding them before would.
@@ -92,6 +93,7 @@ class Building:
     refusing: set[int] = field(default_factory=set)
     required: set[int] = field(default_factory=set)
     numeric: set[int] = field(default_factory=set)
+    hashed: set[int] = field(default_factory=set)
     choices: dict[int, set[float]] = field(default_factory=dict)
     smooth: bool = True
     moved: bool = True
@@ -238,8 +240,25 @@ class Building:
         if refuses:
             self.refusing |= column.sources
 
+    def read_hashes(self, column: Column, step: str) -> None:
+        """Note that a step takes the hashes of any texts in a column.
+
+        Raises:
+            InputError: another step computed the column.
+        """
+        if not column.raw:
+            raise InputError(
+                f"{step} reads categories that another step computed, which isn't supported"
+            )
+        self.hashed |= column.sources
+
     def row(self) -> Row:
         """Return the step that reads a row for this model."""
+        for place in sorted(self.hashed & {*self.numeric, *self.words}):
+            raise InputError(
+                f"the column {self.names[place]!r} is read as categories by the model and by another step too, "
+                "which isn't supported"
+            )
         for place in sorted(self.numeric & set(self.words)):
             raise InputError(
                 f"the column {self.names[place]!r} is read as words by one step and as numbers by "
@@ -265,6 +284,7 @@ class Building:
             ),
             whole=True,
             infinite="allow" if self.infinite else "refuse",
+            hashed=tuple(self.names[place] for place in sorted(self.hashed)),
         )
 
 

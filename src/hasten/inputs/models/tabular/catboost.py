@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import tempfile
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from hasten.errors import InputError, told
 from hasten.inputs.models.tabular.base import Library, Tabular, both_classes, named_columns
+from hasten.inputs.models.tabular.catboost_categories import Categories
 from hasten.inputs.models.tabular.graph import Graph
 from hasten.inputs.models.tabular.trees import GT, Tree, sum_trees
 from hasten.inputs.pipeline.rows import Row
@@ -36,7 +38,7 @@ _RAW = (
 )
 _MOST_LEVELS = 16
 """Largest number of levels of a tree with one split a level, as in CatBoost itself."""
-_OTHERS = ("categorical_features", "text_features", "embedding_features")
+_OTHERS = ("text_features", "embedding_features")
 
 
 class CatBoost(Library):
@@ -68,22 +70,22 @@ class CatBoost(Library):
         for kind in _OTHERS:
             if features.get(kind):
                 raise InputError(
-                    f"CatBoost's {kind.replace('_', ' ')} aren't supported: encode them as "
-                    "numbers before CatBoost, for example with scikit-learn's OrdinalEncoder in "
-                    "a Pipeline"
+                    f"CatBoost's {kind.replace('_', ' ')} aren't supported: train without them, or make numbers "
+                    "or categories of them before CatBoost"
                 )
         loss = str(_loss(record))
         if loss not in (*_CLASSES, *_EXP, *_RAW):
             raise InputError(f"CatBoost's loss function {loss!r} isn't supported")
-        floats = features["float_features"]
+        floats = features.get("float_features") or []
+        words = features.get("categorical_features") or []
         if isinstance(model, dict):
-            places = [one["flat_feature_index"] for one in floats]
-            if places != list(range(len(floats))):
+            every = sorted((*floats, *words), key=lambda one: int(one["flat_feature_index"]))
+            if [one["flat_feature_index"] for one in every] != list(range(len(every))):
                 raise InputError(
                     "the columns of this CatBoost model aren't numbered from 0: the file is damaged"
                 )
             names, classes = (
-                [one["feature_id"] or str(place) for place, one in enumerate(floats)],
+                [one["feature_id"] or str(place) for place, one in enumerate(every)],
                 _classes(record),
             )
         else:
@@ -100,7 +102,9 @@ class CatBoost(Library):
         if loss in _CLASSES:
             known = classes if len(classes) else range(max(2, count))
             labels = tuple(str(one) for one in known)
-        row = Row(columns, "nan", required=required, whole=True, infinite="allow")
+        hashed = tuple(columns[one["flat_feature_index"]] for one in words)
+        dtype: Literal["float32", "float64"] = "float64" if hashed else "float32"
+        row = Row(columns, "nan", (), dtype, required, whole=True, infinite="allow", hashed=hashed)
         width = max(count, len(labels))
         return Tabular(self.name, row, labels, width, "float64", partial(_write, record, loss))
 
@@ -145,16 +149,17 @@ def _loss(record: dict[str, Any]) -> str:
 
 def _write(record: dict[str, Any], loss: str, graph: Graph, rows: str) -> str:
     """Add the trees and what turns their sums into answers."""
-    floats = record["features_info"]["float_features"]
-    columns = {one["feature_index"]: int(one["flat_feature_index"]) for one in floats}
-    missing = {one["feature_index"]: one["nan_value_treatment"] == "AsTrue" for one in floats}
+    columns = _Columns.of(record)
     scale, biases = record.get("scale_and_bias", [1, [0]])
     bias = np.atleast_1d(np.asarray(biases, np.float64))
     if "oblivious_trees" in record:
-        trees = [_oblivious(one, len(bias), columns, missing) for one in record["oblivious_trees"]]
+        trees = [_oblivious(one, len(bias), columns) for one in record["oblivious_trees"]]
     else:
-        trees = [_nested(one, len(bias), columns, missing) for one in record["trees"]]
-    rows = graph.cast(rows, "float64", "float32")
+        trees = [_nested(one, len(bias), columns) for one in record["trees"]]
+    if columns.categories:
+        rows = columns.categories.write(graph, rows)
+    else:
+        rows = graph.cast(rows, "float64", "float32")
     sums = sum_trees(graph, rows, trees, len(bias), "float64")
     if scale != 1:
         sums = graph.add("Mul", sums, np.float64(scale))
@@ -169,21 +174,47 @@ def _write(record: dict[str, Any], loss: str, graph: Graph, rows: str) -> str:
     return graph.add("Exp", sums) if loss in _EXP else sums
 
 
-def _split(
-    tree: Tree, split: dict[str, Any], columns: dict[int, int], missing: dict[int, bool]
-) -> int:
-    """Add a node for a split of a feature with numbers."""
-    if split["split_type"] != "FloatFeature":
-        raise InputError(f"CatBoost's split {split['split_type']!r} isn't supported")
-    feature = split["float_feature_index"]
-    with np.errstate(over="ignore"):  # of a damaged file's numbers
-        border = float(np.float32(split["border"]))
-    return tree.node(columns[feature], GT, border, missing[feature])
+@dataclass(frozen=True)
+class _Columns:
+    """Columns that trees read.
+
+    Attributes:
+        numbers: Column of each feature with numbers, by the feature.
+        missing: Whether NaN is above all borders, by the feature.
+        categories: The other columns; None where there are none.
+    """
+
+    numbers: dict[int, int]
+    missing: dict[int, bool]
+    categories: Categories | None
+
+    @classmethod
+    def of(cls, record: dict[str, Any]) -> _Columns:
+        """Return the columns of a model."""
+        features = record["features_info"]
+        floats = features.get("float_features") or []
+        categories = Categories(record) if features.get("categorical_features") else None
+        places = {one["feature_index"]: int(one["flat_feature_index"]) for one in floats}
+        if categories:  # which begin with the numbers alone
+            places = {feature: place for place, feature in enumerate(places)}
+        missing = {one["feature_index"]: one["nan_value_treatment"] == "AsTrue" for one in floats}
+        return cls(places, missing, categories)
+
+    def split(self, tree: Tree, split: dict[str, Any]) -> int:
+        """Add a node for a split."""
+        kind = split["split_type"]
+        if kind == "FloatFeature":
+            feature = split["float_feature_index"]
+            with np.errstate(over="ignore"):  # of a damaged file's numbers
+                border = float(np.float32(split["border"]))
+            return tree.node(self.numbers[feature], GT, border, self.missing[feature])
+        if self.categories is None or kind not in ("OneHotFeature", "OnlineCtr"):
+            raise InputError(f"CatBoost's split {kind!r} isn't supported")
+        column, border = self.categories.column(split)
+        return tree.node(column, GT, border, False)
 
 
-def _oblivious(
-    record: dict[str, Any], targets: int, columns: dict[int, int], missing: dict[int, bool]
-) -> Tree:
+def _oblivious(record: dict[str, Any], targets: int, columns: _Columns) -> Tree:
     """Read a tree whose levels have one split each: split i sets bit i of the leaf's place."""
     splits = record["splits"] or []
     values = np.array(record["leaf_values"], np.float64).reshape(-1, targets)
@@ -196,7 +227,7 @@ def _oblivious(
     def grow(level: int, leaf: int) -> int:
         if level == len(splits):
             return ~leaf
-        node = _split(tree, splits[level], columns, missing)
+        node = columns.split(tree, splits[level])
         tree.true[node] = grow(level + 1, leaf | 1 << level)
         tree.false[node] = grow(level + 1, leaf)
         return node
@@ -205,9 +236,7 @@ def _oblivious(
     return tree
 
 
-def _nested(
-    record: dict[str, Any], targets: int, columns: dict[int, int], missing: dict[int, bool]
-) -> Tree:
+def _nested(record: dict[str, Any], targets: int, columns: _Columns) -> Tree:
     """Read a tree of nodes within nodes, as Lossguide and Depthwise grow them."""
     tree = Tree(np.empty(0), tuple(range(targets)))
     leaves: list[Any] = []
@@ -218,7 +247,7 @@ def _nested(
             leaves.append(node["value"])
             parent[place] = ~(len(leaves) - 1)
             continue
-        parent[place] = made = _split(tree, node["split"], columns, missing)
+        parent[place] = made = columns.split(tree, node["split"])
         pending += [(node["left"], tree.false, made), (node["right"], tree.true, made)]
     tree.values = np.array(leaves, np.float64).reshape(-1, targets)
     return tree

@@ -86,7 +86,8 @@ def survey(building: Building, part: ColumnBlock, head: Head) -> None:
         building.need(building.take(part, head.needs))
     if head.prepare is not None:
         head.prepare(building, part)
-        worded = frozenset(building.words)  # those that the model itself reads as words
+        # Those that the model itself reads as words.
+        worded = frozenset((*building.words, *building.hashed))
         part = ColumnBlock(part.name, tuple(c for c in part.columns if not c.sources & worded))
     building.counted(part)
 
@@ -150,6 +151,8 @@ def _foreign(found: Tabular) -> Head:
             own = part.columns[places[column]]
             refuses = column not in unseen
             building.read_words(own, words, f"{found.library}'s model", refuses=refuses)
+        for column in found.row.hashed:
+            building.read_hashes(part.columns[places[column]], f"{found.library}'s model")
 
     return Head(
         found.library,
@@ -161,7 +164,7 @@ def _foreign(found: Tabular) -> Head:
         takes_missing=True,
         needs=tuple(places[column] for column in found.row.required),
         takes_infinite=found.row.infinite == "allow",
-        prepare=prepare if found.row.words else None,
+        prepare=prepare if found.row.words or found.row.hashed else None,
         scores=None if found.scores is None else partial(given, found.scores),
     )
 
