@@ -25,6 +25,7 @@ import hasten
 from hasten.core.telemetry import OFF
 from hasten.testing import models
 
+gc.disable()
 pytest.register_assert_rewrite("hasten.testing.engine_tests", "hasten.testing.pass_tests")
 os.environ.update(OFF)
 os.environ["HASTEN_CACHE"] = "off"  # a test that is about the cache names a folder of its own
@@ -78,6 +79,7 @@ def pytest_collection_finish() -> None:
     sys.dont_write_bytecode = True
     gc.collect()
     gc.freeze()
+    gc.enable()
 
 
 class OneEnvironment:
