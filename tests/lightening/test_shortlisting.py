@@ -1,5 +1,6 @@
 """Which architectures fit a budget: only what was measured and fits, and what is the fastest if none does."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -8,6 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from click.testing import CliRunner
@@ -18,6 +20,7 @@ from hasten.core.progress import Progress
 from hasten.core.target import Target
 from hasten.engines.null import Null
 from hasten.errors import InputError
+from hasten.lightening import prospects
 from hasten.lightening.architectures.building import multiply_adds
 from hasten.lightening.prospects import Prospect
 from hasten.lightening.shortlisting import Shortlist
@@ -41,18 +44,27 @@ QUICK: Any = {
 
 
 def found(
-    folder: Path, budget_s: float = 10.0, listen: list[Progress] | None = None, **options: Any
+    folder: Path,
+    budget_s: float = 10.0,
+    listen: list[Progress] | None = None,
+    *,
+    int8: bool = False,
+    **options: Any,
 ) -> Shortlist:
+    """Return the shortlist; without `int8`, networks that are measured are so in float alone."""
     heard: list[Progress] = [] if listen is None else listen
     asked = QUICK | options
-    with quick_runs():
+    with contextlib.ExitStack() as quick:
+        quick.enter_context(quick_runs())
+        if not int8:
+            quick.enter_context(patch.object(prospects, "_quantizers", list))
         return run("classify", 4, SHAPE, budget_s, cache=folder, listen=heard.append, **asked)
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
-    found(folder, time_limit_s=math.inf)
+    found(folder, time_limit_s=math.inf, int8=True)
     return folder
 
 
