@@ -9,10 +9,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 from click.testing import CliRunner
+from tests.lightening.conftest import float_alone
 from tests.support.quick import quick_runs
 
 from hasten.cli import main
@@ -20,7 +20,6 @@ from hasten.core.progress import Progress
 from hasten.core.target import Target
 from hasten.engines.null import Null
 from hasten.errors import InputError
-from hasten.lightening import prospects
 from hasten.lightening.architectures.building import multiply_adds
 from hasten.lightening.prospects import Prospect
 from hasten.lightening.shortlisting import Shortlist
@@ -57,7 +56,7 @@ def found(
     with contextlib.ExitStack() as quick:
         quick.enter_context(quick_runs())
         if not int8:
-            quick.enter_context(patch.object(prospects, "_quantizers", list))
+            quick.enter_context(float_alone())
         return run("classify", 4, SHAPE, budget_s, cache=folder, listen=heard.append, **asked)
 
 
