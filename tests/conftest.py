@@ -25,7 +25,6 @@ import hasten
 from hasten.core.telemetry import OFF
 from hasten.testing import models
 
-gc.disable()
 pytest.register_assert_rewrite("hasten.testing.engine_tests", "hasten.testing.pass_tests")
 os.environ.update(OFF)
 os.environ["HASTEN_CACHE"] = "off"  # a test that is about the cache names a folder of its own
@@ -71,6 +70,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         return
     if time.monotonic() - _BEGAN_S >= limit_s:
         pytest.skip(f"not begun within {limit_s:g} s")
+
+
+def pytest_collectstart() -> None:
+    """Look for no garbage until all tests are collected, which makes hardly any."""
+    gc.disable()
 
 
 def pytest_collection_finish() -> None:
