@@ -49,6 +49,8 @@ hypothesis.settings.register_profile("home", _SAME, max_examples=25)
 hypothesis.settings.load_profile("home")  # --hypothesis-profile=ci for more
 
 _BEGAN_S = time.monotonic()
+_MANY_MODULES = 200
+_kept = {"modules": 0}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -70,14 +72,30 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"not begun within {limit_s:g} s")
 
 
-def pytest_collection_finish() -> None:
-    """Leave nothing beside a user's module that a test reads; the tests themselves are kept compiled.
+def pytest_collectstart() -> None:
+    """Look for no garbage until all tests are collected, which makes hardly any."""
+    gc.disable()
 
-    What is imported by now stays to the end: no collection of garbage need look through it.
-    """
+
+def pytest_collection_finish() -> None:
+    """Leave nothing beside a user's module that a test reads; the tests themselves are kept compiled."""
     sys.dont_write_bytecode = True
+    _keep_what_is_imported()
+    gc.enable()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown() -> None:
+    """Keep what a test was the first to import; torch's exporter alone brings a thousand modules."""
+    if len(sys.modules) >= _kept["modules"] + _MANY_MODULES:
+        _keep_what_is_imported()
+
+
+def _keep_what_is_imported() -> None:
+    """Let no collection of garbage look through what is imported by now, which stays to the end."""
     gc.collect()
     gc.freeze()
+    _kept["modules"] = len(sys.modules)
 
 
 class OneEnvironment:

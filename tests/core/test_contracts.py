@@ -41,7 +41,10 @@ ELSEWHERE = {
 
 def asked_for(path: Path) -> set[str]:
     """The attributes that a file reads by name where they may be missing."""
-    calls = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
+    text = path.read_text()
+    if "getattr" not in text and "hasattr" not in text:
+        return set()
+    calls = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call))
     return {
         str(call.args[1].value)
         for call in calls

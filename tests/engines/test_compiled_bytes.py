@@ -177,8 +177,17 @@ class Made:
                 assert got.tobytes() == wanted.tobytes(), operation
 
 
+@pytest.mark.parametrize("first", [0, 3])
+def test_convolutions_of_each_shape_with_some_end_equal_those_of_integers(first: int) -> None:
+    made = Made(first)
+    ends = (ENDS[(first + i) % len(ENDS)] for i in range(len(SHAPES)))
+    made.operations = [made.conv(end, **shape) for end, shape in zip(ends, SHAPES, strict=True)]
+    made.check()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ENDS)
-def test_convolutions_equal_those_of_integers(end: str) -> None:
+def test_convolutions_of_each_shape_with_each_end_equal_those_of_integers(end: str) -> None:
     made = Made(ENDS.index(end))
     made.operations = [made.conv(end, **shape) for shape in SHAPES]
     made.check()

@@ -120,6 +120,13 @@ def by_counts(each_ns: float = 0.01) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def float_alone() -> Iterator[None]:
+    """Let networks be built in float alone before they are timed: int8 forms take most of the time."""
+    with patch.object(prospects, "_quantizers", list):
+        yield
+
+
 def task_for(
     read: Given,
     module: nn.Module,

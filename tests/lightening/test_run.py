@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.lightening.conftest import by_counts, clothes, corners, taught, wide
+from tests.lightening.conftest import by_counts, clothes, corners, float_alone, taught, wide
 from tests.support.exports import exported_once
 from tests.support.quick import quick_runs
 
@@ -174,7 +174,7 @@ def refused(tmp_path: Path, **options: object) -> str:
 def test_a_budget_that_nothing_meets_is_refused_with_the_fastest_that_there_is(
     tmp_path: Path,
 ) -> None:
-    with by_counts(each_ns=1.0):
+    with by_counts(each_ns=1.0), float_alone():
         said = refused(tmp_path, budget_s=1e-7, architectures=["lcnet-s8"])
     assert said.startswith(
         "no method gives a model within 0.1 µs: pruned: pruning can't reach 0.0001 ms"
@@ -318,7 +318,7 @@ def test_a_sample_that_can_not_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_a_model_within_the_budget_is_left_to_optimize(tmp_path: Path) -> None:
-    with by_counts():
+    with by_counts(), float_alone():
         said = refused(tmp_path, budget_s=1.0)
     assert said.startswith("the model meets the budget of 1000 ms without training: ")
     assert said.endswith("let optimize certify that, or give a smaller budget")

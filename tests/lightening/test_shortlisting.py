@@ -1,5 +1,6 @@
 """Which architectures fit a budget: only what was measured and fits, and what is the fastest if none does."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from tests.lightening.conftest import float_alone
 from tests.support.quick import quick_runs
 
 from hasten.cli import main
@@ -41,18 +43,27 @@ QUICK: Any = {
 
 
 def found(
-    folder: Path, budget_s: float = 10.0, listen: list[Progress] | None = None, **options: Any
+    folder: Path,
+    budget_s: float = 10.0,
+    listen: list[Progress] | None = None,
+    *,
+    int8: bool = False,
+    **options: Any,
 ) -> Shortlist:
+    """Return the shortlist; without `int8`, networks that are measured are so in float alone."""
     heard: list[Progress] = [] if listen is None else listen
     asked = QUICK | options
-    with quick_runs():
+    with contextlib.ExitStack() as quick:
+        quick.enter_context(quick_runs())
+        if not int8:
+            quick.enter_context(float_alone())
         return run("classify", 4, SHAPE, budget_s, cache=folder, listen=heard.append, **asked)
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
-    found(folder, time_limit_s=math.inf)
+    found(folder, time_limit_s=math.inf, int8=True)
     return folder
 
 

@@ -44,9 +44,8 @@ def refused(folder: Path) -> str:
     return str(error.value)
 
 
-@pytest.mark.parametrize("safe", [True, False])
-def test_a_folder_from_the_hub_answers_as_timms_module(tmp_path: Path, safe: bool) -> None:
-    folder, module = folder_of(tmp_path / "m", safe=safe)
+def test_a_folder_from_the_hub_answers_as_timms_module(tmp_path: Path) -> None:
+    folder, module = folder_of(tmp_path / "m")
     model = load_model(find_model(folder), None, tmp_path)
     assert model.inputs[0].shape == ("batch", 3, 160, 160)
     x = np.random.default_rng(0).standard_normal((2, 3, 160, 160), np.float32)
@@ -54,6 +53,14 @@ def test_a_folder_from_the_hub_answers_as_timms_module(tmp_path: Path, safe: boo
         wanted = module(torch.from_numpy(x)).numpy()
     (answer,) = onnxruntime.InferenceSession(str(model.path)).run(None, {model.inputs[0].name: x})
     np.testing.assert_allclose(wanted, answer, atol=1e-4)
+
+
+def test_weights_that_torch_wrote_are_read_too(tmp_path: Path) -> None:
+    folder, module = folder_of(tmp_path / "m", safe=False)
+    assert (folder / "pytorch_model.bin").is_file()
+    assert not (folder / "model.safetensors").exists()
+    x = torch.ones(1, 3, 160, 160)
+    assert torch.equal(find_model(folder).module()(x), module(x))
 
 
 def test_its_pictures_are_prepared_as_timm_does_and_its_classes_named(tmp_path: Path) -> None:

@@ -79,9 +79,13 @@ def deployed(module: nn.Module) -> nn.Module:
     MobileOne has such branches: unmerged, it is several times slower than published. The answers
     are equal up to rounding. Networks without such branches are only copied.
     """
+    return _merged(copy.deepcopy(module).eval())
+
+
+def _merged(module: nn.Module) -> nn.Module:
     from timm.models import reparameterize_model
 
-    return reparameterize_model(copy.deepcopy(module).eval(), inplace=True)
+    return reparameterize_model(module, inplace=True)
 
 
 def multiply_adds(
@@ -116,13 +120,13 @@ def multiply_adds(
             return func(*args, **given)
 
     with torch.device("meta"), Unfilled():
-        module = build(architecture, classes, input_shape, width, pixels)
+        module = build(architecture, classes, input_shape, width, pixels).eval()
         if architecture.model.startswith("mobileone"):
-            module = deployed(module)
+            module = _merged(module)
         _skip_elementwise(module)
         sample = torch.zeros(1, *input_shape)
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            module.eval()(sample)
+            module(sample)
     return counter.get_total_flops() // 2, parameters(module)
 
 
