@@ -680,8 +680,8 @@ def state_of(model: Captured) -> Any:
         memory=None,
         limits=Limits(),
         check_room=lambda client, size: None,
-        client_of=lambda client: client,
         draining=False,
+        tracing=True,
         bodies=Shares(1 << 30),
         rights=None,
     )
@@ -773,7 +773,7 @@ def test_an_answer_that_comes_as_its_client_leaves_is_nobodys() -> None:
     async def leave() -> bool:
         model, context = Captured(over=False), quiet_context(None)
         server = GrpcServer(state_of(model))
-        going = asyncio.create_task(server._infer(b"", context))
+        going = asyncio.create_task(server._inference()(b"", context))
         await asyncio.sleep(0)
         going.cancel()
         model.done(Answer("m", "1", "", {}))
