@@ -134,7 +134,7 @@ class Inference:
             self._ticket = ticket
         if request is not None and heading is not None and type(ticket) is Ticket:
             try:
-                known = heading, request.raw, ticket.rows, ticket.key, self.final
+                known = *heading[2:], request.raw, ticket.rows, ticket.key, self.final
                 self._model.messages.note(query, data, *known)
             except Exception:  # the request may be answered already, so it can't fail any more
                 log.exception("the plan of a request couldn't be kept")

@@ -25,7 +25,7 @@ _RAW_OUTPUT = bytes([6 << 3 | BYTES_FIELD])
 _ANOTHER_ID = bytes([_ID, 1]) + b"-"
 _SHORT = 128
 """Lengths below this take one byte."""
-_MOST, _MOST_SEEN = 64, 256
+_MOST, _MOST_ALIKE, _MOST_SEEN = 64, 4, 256
 _LONGEST = 4096
 _NUMBERS = "biuf"
 """Kinds of numpy's types that Python's buffers know."""
@@ -191,8 +191,8 @@ class MessagePlans:
     """Plans of one open model, for the messages that its clients send repeatedly."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[bytes, int], MessagePlan] = {}
-        """What is before the id, and the size of all but the id -> plan."""
+        self._kept: dict[tuple[bytes, int], list[MessagePlan]] = {}
+        """What is before the id, and the size of all but the id -> plans."""
         self._seen: set[tuple[bytes, int, bytes]] = set()
         """Messages without ids and tensors that came once. A plan is only made at the second time."""
 
@@ -204,19 +204,24 @@ class MessagePlans:
             begin: Where its id begins.
             end: Where its id ends.
         """
-        plan = self._kept.get((data[:begin], len(data) - end + begin))
-        if plan is None:
+        plans = self._kept.get((data[:begin], len(data) - end + begin))
+        if plans is None:
             return None
-        if begin == end:
-            return plan.query(data, end, "")
         id_ = data[begin + 2 : end]
-        return plan.query(data, end, id_.decode()) if id_.isascii() else None
+        if not id_.isascii():
+            return None
+        for plan in plans:
+            query = plan.query(data, end, id_.decode())
+            if query is not None:
+                return query
+        return None
 
     def note(
         self,
         query: Query,
         data: bytes,
-        heading: Heading,
+        begin: int,
+        end: int,
         raw: Sequence[Any],
         rows: int,
         key: Hashable,
@@ -227,21 +232,21 @@ class MessagePlans:
         Args:
             query: Request as it was decoded.
             data: The message.
-            heading: What it begins with.
+            begin: Where its id begins.
+            end: Where its id ends.
             raw: Entries of its raw_input_contents.
             rows: Samples in the request.
             key: Key that is equal for requests that can share a batch.
             final: Whether to mark even an error as the last answer in a stream.
         """
-        name, version, begin, end = heading
         arrays = query.inputs
         sizes = [array.nbytes for array in arrays.values()]
-        if (query.model, query.version) != (name, version) or query.sequence is not None:
+        if query.sequence is not None or not data[begin:end].isascii():
             return
         if any(each.region is not None or each.classes for each in query.outputs):
             return
         # All inputs, none of them text, and none in shared memory.
-        if not all(sizes) or sizes != list(map(len, raw)):
+        if not sizes or not all(sizes) or sizes != list(map(len, raw)):
             return
         if any(array.dtype == object for array in arrays.values()):
             return
@@ -258,6 +263,8 @@ class MessagePlans:
             places.append(_Place(input_, array.dtype, array.shape, array.nbytes, before))
             place += len(head) + array.nbytes
         known = data[:begin], len(data) - end + begin
+        if len(self._kept.get(known, ())) >= _MOST_ALIKE:
+            return
         seen = (*known, data[end:rest])
         if seen not in self._seen:
             if len(self._seen) >= _MOST_SEEN:
@@ -267,11 +274,12 @@ class MessagePlans:
         if _is_own(data[:begin], data[end:rest]):
             if len(self._kept) >= _MOST:
                 self._kept.clear()
-            self._kept[known] = MessagePlan(query, places, rows, key, final)
+            plan = MessagePlan(query, places, rows, key, final)
+            self._kept.setdefault(known, []).append(plan)
 
 
 def _is_own(before: bytes, after: bytes) -> bool:
-    """Whether a message has its id in this place only, and all tensors come after what is given here.
+    """Whether a message has its id in this place only, and no field goes on behind what is given here.
 
     Args:
         before: Bytes before the id.
@@ -281,7 +289,7 @@ def _is_own(before: bytes, after: bytes) -> bool:
         read = message("ModelInferRequest").FromString(before + _ANOTHER_ID + after)
     except parse_errors():
         return False
-    return bool(read.id == "-" and not read.raw_input_contents)
+    return bool(read.id == "-")
 
 
 @cache
