@@ -46,22 +46,21 @@ WARM_UP = 0.2
 X = np.arange(16, dtype=np.float32).reshape(1, 16)
 READY_S = 120.0
 MAKE = """
-import sys, tempfile
+import sys
 from pathlib import Path
 import onnx
-from tests.support.bundles import built, stated
-from hasten.bundle import write
-from hasten.engines.onnxruntime.engine import OnnxRuntime
+from tests.support.servers import bundle_of, with_curve
 
-with tempfile.TemporaryDirectory() as folder:
-    file = Path(folder) / "identity.onnx"
-    text = '<ir_version: 10, opset_import: ["": 17]>'
-    text += "identity (float[batch, 16] x) => (float[batch, 16] y) { y = Identity(x) }"
-    onnx.save(onnx.parser.parse_model(text), file)
-    winner = built(Path(folder), file, OnnxRuntime(threads=1))
-    write(Path(sys.argv[1]), stated(winner, winner, status="exact"), {}, {})
+folder = Path(sys.argv[1])
+folder.mkdir()
+text = '<ir_version: 10, opset_import: ["": 17]>'
+text += "identity (float[batch, 16] x) => (float[batch, 16] y) { y = Identity(x) }"
+onnx.save(onnx.parser.parse_model(text), folder / "identity.onnx")
+bundle_of(folder, folder / "identity.onnx", extra=with_curve({1: 0.02, 16: 0.03, 32: 0.04}))
 """
-"""A bundle is made by the sources that serve it: earlier ones can't read all that later ones write."""
+"""A bundle is made by the sources that serve it: earlier ones can't read all that later ones write. It states
+what batches take: by what a server measures at its start, batches run on the loop's thread in one start, and
+elsewhere in the next."""
 SERVE = "import sys; from hasten.cli import main; sys.exit(main())"
 
 Ask = Callable[[], Awaitable[Any]]
@@ -218,10 +217,10 @@ def environment(checkout: Path) -> dict[str, str]:
 
 
 def bundle_by(checkout: Path, path: Path) -> Path:
-    """Write the bundle with a checkout's sources."""
+    """Write the bundle with a checkout's sources, into a new folder; return it."""
     command = [sys.executable, "-c", MAKE, path]
     subprocess.run(command, cwd=checkout, env=environment(checkout), check=True)
-    return path
+    return path / "identity.hasten"
 
 
 def free_port() -> int:
@@ -341,7 +340,7 @@ async def measured(checkout: Path, starts: int, rounds: int, seconds: float) -> 
     rng, found = random.Random(), []
     with tempfile.TemporaryDirectory() as folder:
         bundles = {
-            of: bundle_by(of, Path(folder) / f"{number}.hasten")
+            of: bundle_by(of, Path(folder) / str(number))
             for number, of in enumerate((HERE, checkout))
         }
         for number in range(starts):

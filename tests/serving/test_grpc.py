@@ -684,6 +684,7 @@ def state_of(model: Captured) -> Any:
         memory=None,
         limits=Limits(),
         check_room=lambda client, size: None,
+        client_of=lambda client: client,
         draining=False,
         tracing=True,
         bodies=Shares(1 << 30),

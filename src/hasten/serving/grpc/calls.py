@@ -478,7 +478,7 @@ def metadata_of(context: Any, wanted: str) -> bytes:
 
 def client_of(state: ServerState, context: Any) -> str:
     """Return the client that a call is counted under."""
-    return client_at_peer(context.peer()) if state.limits.fair else ""
+    return state.client_of(client_at_peer(context.peer()))
 
 
 def logged_fault() -> ProtocolError:

@@ -11,7 +11,7 @@ import contextlib
 import math
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -289,7 +289,7 @@ class GrpcServer:
 
     # -- inference
 
-    def _inference(self) -> Callable[[Any, Any], Awaitable[bytes]]:
+    def _inference(self) -> Callable[[Any, Any], Coroutine[Any, Any, bytes]]:
         """Return the handler of single inferences: a function, since the library looks twice at what it calls."""
         state, calls, clock_ns, scope = (
             self._state,
