@@ -1,7 +1,7 @@
 """The server of these sources beside that of another checkout: the same model, the same client, in turns.
 
     git worktree add --detach ../before COMMIT
-    python benchmarks/servers_before.py ../before [--starts N] [--rounds N] [--seconds S] [--json results.json]
+    python benchmarks/servers_before.py ../before [--ways gRPC] [--starts N] [--rounds N] [--seconds S]
 
 Each start has three servers, in random order: one of these sources, and two of the checkout, whose ratio shows
 what a difference means. They serve 16 float32 that come back as they are. One server is asked at a time, for a
@@ -269,9 +269,15 @@ def is_ready(port: int) -> bool:
 
 
 async def start(
-    checkout: Path, bundles: dict[Path, Path], rounds: int, seconds: float, rng: random.Random
+    checkout: Path, bundles: dict[Path, Path], lengths: argparse.Namespace, rng: random.Random
 ) -> dict[str, dict[str, list[Turn]]]:
     """Start the servers and let them take turns.
+
+    Args:
+        checkout: Folder with the other sources.
+        bundles: Folder of sources -> the bundle that they made.
+        lengths: What the command line says of ways, rounds and seconds.
+        rng: Random numbers for the order.
 
     Returns:
         How it was asked -> server -> its turns, by round.
@@ -284,13 +290,13 @@ async def start(
             stack.enter_context(served(name, of, bundles[of], Path(folder) / f"{number}.txt"))
             for number, (name, of) in enumerate(wanted)
         ]
-        for _ in range(rounds):
-            for way in WAYS:
+        for _ in range(lengths.rounds):
+            for way in lengths.ways:
                 for clients in CLIENTS:
                     rng.shuffle(servers)
                     for one in servers:
                         turns = found.setdefault(asked_by(way, clients), {})
-                        one_turn = await turn(one, way, clients, seconds)
+                        one_turn = await turn(one, way, clients, lengths.seconds)
                         turns.setdefault(one.name, []).append(one_turn)
     return found
 
@@ -335,16 +341,17 @@ def report(starts: list[dict[str, dict[str, list[Turn]]]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-async def measured(checkout: Path, starts: int, rounds: int, seconds: float) -> list[Any]:
-    """Measure; tell at once what each start found."""
-    rng, found = random.Random(), []
+async def measured(lengths: argparse.Namespace) -> list[dict[str, dict[str, list[Turn]]]]:
+    """Measure as the command line says; tell at once when a start is measured."""
+    rng, found, starts = random.Random(), [], lengths.starts
+    checkout = lengths.checkout.resolve()
     with tempfile.TemporaryDirectory() as folder:
         bundles = {
             of: bundle_by(of, Path(folder) / str(number))
             for number, of in enumerate((HERE, checkout))
         }
         for number in range(starts):
-            found.append(await start(checkout, bundles, rounds, seconds, rng))
+            found.append(await start(checkout, bundles, lengths, rng))
             print(f"start {number + 1} of {starts} is measured", file=sys.stderr, flush=True)
     return found
 
@@ -353,13 +360,13 @@ def main() -> None:
     """Parse the command line, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("checkout", type=Path, help="folder with the other sources")
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS, help="ways of asking")
     parser.add_argument("--starts", type=int, default=10, help="number of times that all start")
     parser.add_argument("--rounds", type=int, default=10, help="rounds of each start")
     parser.add_argument("--seconds", type=float, default=0.15, help="length of each turn")
     parser.add_argument("--json", type=Path, help="file for the turns, as JSON")
     options = parser.parse_args()
-    work = measured(options.checkout.resolve(), options.starts, options.rounds, options.seconds)
-    found = uvloop.run(work)
+    found = uvloop.run(measured(options))
     print(report(found))
     if options.json is not None:
         plain = [

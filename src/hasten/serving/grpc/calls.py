@@ -132,7 +132,9 @@ class Inference:
         ticket = self._model.accept(query, done)
         if not ticket.over:
             self._ticket = ticket
-        if request is not None and heading is not None and type(ticket) is Ticket:
+        if request is None or heading is None:
+            return
+        if request.raw and type(ticket) is Ticket:
             try:
                 known = *heading[2:], request.raw, ticket.rows, ticket.key, self.final
                 self._model.messages.note(query, data, *known)

@@ -433,8 +433,10 @@ class ServedModel:
             assert self.deciding is not None
             self.deciding.check(datatype, shape)
             return
-        spec = next((spec for spec in self._specs if spec.name == name), None)
-        if spec is None:
+        for spec in self._specs:
+            if spec.name == name:
+                break
+        else:
             raise self._unfit([name])
         if datatype != spec.datatype or not spec.fits(shape):
             raise spec.mismatch(datatype, shape)
@@ -791,9 +793,12 @@ class _Spec:
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether a shape has the spec's rank and every fixed size."""
-        return len(shape) == len(self._shape) and all(
-            want is None or want == size for want, size in zip(self._shape, shape, strict=True)
-        )
+        if len(shape) != len(self._shape):
+            return False
+        for want, size in zip(self._shape, shape, strict=True):
+            if want != size and want is not None:
+                return False
+        return True
 
     def mismatch(self, datatype: str, shape: tuple[int, ...]) -> ProtocolError:
         """Return the error that states what the model takes and what it got."""
