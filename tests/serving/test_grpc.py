@@ -35,6 +35,9 @@ from hasten.serving.protocol.errors import ProtocolError
 from hasten.serving.protocol.messages import METHODS, SERVICE, message
 from hasten.serving.protocol.requests import Answer, Query
 from hasten.serving.state import Limits, ServerState
+from hasten.serving.wire.grpc_messages import query_of, read_request
+from hasten.serving.wire.message_plans import MessagePlans, heading_of
+from hasten.serving.wire.shared_memory import SharedMemory
 from hasten.testing import models
 
 TOKEN = "0123456789abcdef"
@@ -658,6 +661,7 @@ class Captured:
     most_rows = 0
 
     def __init__(self, *, over: bool) -> None:
+        self.messages = MessagePlans()
         self.cancelled = 0
         self.query: Query
         self.done: Callable[[Answer | ProtocolError], None]
@@ -682,6 +686,7 @@ def state_of(model: Captured) -> Any:
         check_room=lambda client, size: None,
         client_of=lambda client: client,
         draining=False,
+        tracing=True,
         bodies=Shares(1 << 30),
         rights=None,
     )
@@ -711,22 +716,32 @@ def quiet_context(left_s: float | None) -> Any:
         (0, -1.0, 1),
     ],
 )
+@pytest.mark.parametrize("planned", [False, True])
 def test_a_deadline_is_the_earlier_of_the_requests_and_the_calls(
-    timeout_us: int, left_s: float | None, timeout_ns: int
+    timeout_us: int, left_s: float | None, timeout_ns: int, planned: bool
 ) -> None:
     model = Captured(over=True)
     state, context = state_of(model), quiet_context(left_s)
-    request = message("ModelInferRequest")()
+    tensor = message("ModelInferRequest.InferInputTensor")(name="x", datatype="INT8", shape=[1])
+    request = message("ModelInferRequest")(
+        model_name="m", inputs=[tensor], raw_input_contents=[b"1"]
+    )
     if timeout_us:
         request.parameters["timeout"].int64_param = timeout_us
     clock = iter((100, 200))
 
     data = request.SerializeToString()
+    if planned:
+        read, (_, _, begin, end) = read_request(data), heading_of(data) or ("", "", 0, 0)
+        for _ in range(2):
+            query = query_of(read, SharedMemory(), 1 << 20)
+            model.messages.note(query, data, begin, end, read.raw, 1, "key", final=False)
     Inference(state, context, SimpleNamespace(client="", name=""), data, lambda: next(clock)).begin(
         print
     )
 
     query = model.query
+    assert (query.plan is not None) == planned
     assert (query.timeout_ns, query.arrived_ns, query.parsed_ns) == (timeout_ns, 100, 200)
     assert query.trace == "00-ab-cd-01"
 
@@ -773,7 +788,7 @@ def test_an_answer_that_comes_as_its_client_leaves_is_nobodys() -> None:
     async def leave() -> bool:
         model, context = Captured(over=False), quiet_context(None)
         server = GrpcServer(state_of(model))
-        going = asyncio.create_task(server._infer(b"", context))
+        going = asyncio.create_task(server._inference()(b"", context))
         await asyncio.sleep(0)
         going.cancel()
         model.done(Answer("m", "1", "", {}))

@@ -85,7 +85,8 @@ class Admission:
         if call in self._calls:
             self._calls.discard(call)
             self._shares.give(call.client, 1)
-        self._leaving.discard(call)
+        if self._leaving:
+            self._leaving.discard(call)
 
     def _take_back(self, client: str) -> None:
         """Tell a call of the client with the most calls to end, where another client finds no place."""

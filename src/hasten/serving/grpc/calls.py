@@ -18,7 +18,6 @@ from hasten.serving.protocol.errors import Kind, ProtocolError, own_fault, witho
 from hasten.serving.protocol.requests import Answer, Query
 from hasten.serving.state import ServerState
 from hasten.serving.wire.grpc_messages import (
-    GrpcRequest,
     is_slow,
     query_of,
     read_request,
@@ -26,6 +25,7 @@ from hasten.serving.wire.grpc_messages import (
     streamed_failure,
     write_answer,
 )
+from hasten.serving.wire.message_plans import Heading, heading_of
 
 log = logging.getLogger("hasten.serving")
 
@@ -105,23 +105,56 @@ class Inference:
         state.repository.clients.heard(0, self._arrived_ns)
         if state.draining:
             raise leaving()
-        self._reserve(len(self._data))
-        request = read_request(self._data)
-        self.id, self.final = request.id, request.wants_final
-        model = self._model = state.repository.find(
-            request.message.model_name, request.message.model_version
-        )
-        trace = metadata_of(self._context, "traceparent").decode("latin-1")
-        try:
-            query = self._query = self._read(request)
-        except ProtocolError as failure:
-            model.unread(failure, self._arrived_ns, trace)
-            raise
+        data = self._data
+        self._reserve(len(data))
+        trace = metadata_of(self._context, "traceparent").decode("latin-1") if state.tracing else ""
+        heading = heading_of(data)
+        query, request = self._planned(heading), None
+        if query is None:
+            request = read_request(data)
+            self.id, self.final = request.id, request.wants_final
+            model = self._model = state.repository.find(
+                request.message.model_name, request.message.model_version
+            )
+            try:
+                query = self._query = query_of(
+                    request, state.memory, state.limits.body_bytes, model.check_input
+                )
+            except ProtocolError as failure:
+                model.unread(failure, self._arrived_ns, trace)
+                raise
+        left_s = self._context.time_remaining()
+        if left_s is not None:
+            left_ns = max(1, int(left_s * 1e9))
+            query.timeout_ns = min(query.timeout_ns or left_ns, left_ns)
         query.trace, query.client, query.name = trace, self._client, self._name
         query.arrived_ns, query.parsed_ns = self._arrived_ns, self._clock_ns()
-        ticket = model.accept(query, done)
+        ticket = self._model.accept(query, done)
         if not ticket.over:
             self._ticket = ticket
+        if request is None or heading is None:
+            return
+        if request.raw and type(ticket) is Ticket:
+            try:
+                known = *heading[2:], request.raw, ticket.rows, ticket.key, self.final
+                self._model.messages.note(query, data, *known)
+            except Exception:  # the request may be answered already, so it can't fail any more
+                log.exception("the plan of a request couldn't be kept")
+
+    def _planned(self, heading: Heading | None) -> Query | None:
+        """Decode a message of which all but the id and the tensors is known; None if it isn't."""
+        if heading is None:
+            return None
+        name, version, begin, end = heading
+        try:
+            model = self._state.repository.find(name, version)
+        except ProtocolError:  # raised again where the whole message is read
+            return None
+        query = model.messages.find(self._data, begin, end)
+        if query is not None:
+            self._model, self._query = model, query
+            self.id, self.final = query.id, query.plan.final
+        return query
 
     def _reserve(self, size: int) -> None:
         state = self._state
@@ -129,15 +162,6 @@ class Inference:
             state.check_room(self._client, size)
             state.bodies.take(self._client, size)
         self._reserved += size
-
-    def _read(self, request: GrpcRequest) -> Query:
-        state = self._state
-        query = query_of(request, state.memory, state.limits.body_bytes, self._model.check_input)
-        left_s = self._context.time_remaining()
-        if left_s is not None:
-            left_ns = max(1, int(left_s * 1e9))
-            query.timeout_ns = min(query.timeout_ns or left_ns, left_ns)
-        return query
 
     def reserve_answer(self, answer: Answer) -> None:
         """Count the answer's memory until the request ends.
@@ -148,6 +172,17 @@ class Inference:
         size = answer.size_bytes
         if size > _LITTLE_BYTES:
             self._reserve(size)
+
+    def written_again(self, answer: Answer, *, in_stream: bool = False) -> bytes | None:
+        """Encode the answer as an earlier one was; None if that isn't known."""
+        query = self._query
+        if query.plan is None:
+            return None
+        began_ns = self._clock_ns()
+        data: bytes | None = query.plan.answer(answer.outputs, query.id, in_stream)
+        if data is not None:
+            self._model.statistics.encoded(self._clock_ns() - began_ns)
+        return data
 
     def is_slow(self, answer: Answer) -> bool:
         """Whether encoding the answer takes so long that `written_apart` should do it."""
@@ -163,6 +198,8 @@ class Inference:
         began_ns = self._clock_ns()
         data = write_answer(answer, self._query, self._state.memory, model.most_rows > 0, in_stream)
         model.statistics.encoded(self._clock_ns() - began_ns)
+        if self._query.plan is not None:
+            self._query.plan.note(answer)
         return data
 
     async def written_apart(self, answer: Answer, *, in_stream: bool = False) -> bytes:
@@ -397,6 +434,10 @@ class Stream:
         try:
             if isinstance(answer, Answer):
                 inference.reserve_answer(answer)
+                known = inference.written_again(answer, in_stream=True)
+                if known is not None:
+                    self._send_soon(inference, streamed(known))
+                    return
                 if inference.is_slow(answer):
                     work = self._answer_apart(inference, answer)
                     task = asyncio.get_running_loop().create_task(work)

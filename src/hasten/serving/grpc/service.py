@@ -11,7 +11,7 @@ import contextlib
 import math
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -112,7 +112,7 @@ class GrpcServer:
             for name in messages.METHODS
             if name not in ("ModelInfer", "ModelStreamInfer")
         }
-        handlers["ModelInfer"] = grpc.stream_unary_rpc_method_handler(self._infer)
+        handlers["ModelInfer"] = grpc.stream_unary_rpc_method_handler(self._inference())
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream)
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(messages.SERVICE, handlers),)
@@ -207,6 +207,8 @@ class GrpcServer:
         Raises:
             ProtocolError: as `_check_rights` raises it.
         """
+        if self._state.rights is None:
+            return
         if name := self._check_rights(context, scope):
             call.name, call.client = name, self._state.client_of(client_named(name))
 
@@ -287,33 +289,46 @@ class GrpcServer:
 
     # -- inference
 
-    async def _infer(self, requests: Any, context: Any) -> bytes:
-        now_ns, inference = self._clock_ns(), None
-        receiving = Receiving(self._state, context, now_ns)
-        try:
-            self._let_in(context, SCOPES["ModelInfer"], receiving)
-            self._enter(self._calls, receiving, now_ns)
-            data = await receiving.message()
-            inference = Inference(self._state, context, receiving, data, self._clock_ns)
-            answered: asyncio.Future[Answer | ProtocolError] = (
-                asyncio.get_running_loop().create_future()
-            )
-            inference.begin(partial(_settle, answered))
-            answer = await answered
-            if isinstance(answer, ProtocolError):
-                return self._refuse(context, answer)
-            inference.reserve_answer(answer)
-            if inference.is_slow(answer):
-                return await inference.written_apart(answer)
-            return inference.written(answer)
-        except ProtocolError as failure:
-            return self._refuse(context, failure)
-        except Exception:
-            return self._refuse(context, logged_fault())
-        finally:
-            if inference is not None:
-                inference.end()
-            self._calls.leave(receiving)
+    def _inference(self) -> Callable[[Any, Any], Coroutine[Any, Any, bytes]]:
+        """Return the handler of single inferences: a function, since the library looks twice at what it calls."""
+        state, calls, clock_ns, scope = (
+            self._state,
+            self._calls,
+            self._clock_ns,
+            SCOPES["ModelInfer"],
+        )
+        loop = asyncio.get_running_loop()
+
+        async def infer(requests: Any, context: Any) -> bytes:
+            now_ns, inference = clock_ns(), None
+            receiving = Receiving(state, context, now_ns)
+            try:
+                self._let_in(context, scope, receiving)
+                self._enter(calls, receiving, now_ns)
+                data = await receiving.message()
+                inference = Inference(state, context, receiving, data, clock_ns)
+                answered: asyncio.Future[Answer | ProtocolError] = loop.create_future()
+                inference.begin(partial(_settle, answered))
+                answer = await answered
+                if isinstance(answer, ProtocolError):
+                    return self._refuse(context, answer)
+                inference.reserve_answer(answer)
+                known = inference.written_again(answer)
+                if known is not None:
+                    return known
+                if inference.is_slow(answer):
+                    return await inference.written_apart(answer)
+                return inference.written(answer)
+            except ProtocolError as failure:
+                return self._refuse(context, failure)
+            except Exception:
+                return self._refuse(context, logged_fault())
+            finally:
+                if inference is not None:
+                    inference.end()
+                calls.leave(receiving)
+
+        return infer
 
     async def _stream(self, requests: Any, context: Any) -> None:
         scope = SCOPES["ModelStreamInfer"]

@@ -37,6 +37,7 @@ from hasten.serving.models.served import ServedModel, Step, Ticket, Watcher
 from hasten.serving.models.statistics import NOT_RUN, Served, Statistics
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import DECISION, RAW, Answer, Query
+from hasten.serving.wire.message_plans import MessagePlans
 from hasten.serving.wire.plans import Plans
 
 _ASKED_BYTES = 4 << 20
@@ -101,7 +102,7 @@ class ServedChain(ServedModel):
         self.outputs = (TensorSpec(DECISION, "object", ("samples",)),)
         self.most_rows, self.fell_back = 0, False
         self.cache = AnswerCache(settings.cache_bytes) if settings.cache_bytes else None
-        self._clock_ns, self._plans = clock_ns, Plans()
+        self._clock_ns, self._plans, self.messages = clock_ns, Plans(), MessagePlans()
         self._specs = []
         self._place, self._find = place, find
         try:

@@ -65,9 +65,6 @@ class Pending:
     source: int = 0
     client: str = ""
 
-    def __lt__(self, other: Pending) -> bool:
-        return (self.priority, self.order) < (other.priority, other.order)
-
 
 P = TypeVar("P", bound=Pending)
 
@@ -122,7 +119,8 @@ class Scheduler(Generic[P]):
     """Client -> number of its queued rows."""
     _turns: dict[int, Turns] = field(default_factory=dict)
     """Priority of which rows are queued -> turns of the clients."""
-    _heap: list[P] = field(default_factory=list)
+    _heap: list[tuple[int, tuple[int, int], P]] = field(default_factory=list)
+    """Priority, order and request: two requests never have the same order, so they aren't compared."""
     _running: dict[int, _Busy] = field(default_factory=dict)
     _runs: int = 0
     _orders: int = 0
@@ -154,7 +152,7 @@ class Scheduler(Generic[P]):
         self._orders += 1
         turn = self._turns_of(item.priority).next(item.client, item.rows)
         item.order, item.state, item.queued_ns = (turn, self._orders), "queued", now_ns
-        heapq.heappush(self._heap, item)
+        heapq.heappush(self._heap, (item.priority, item.order, item))
         self._count(item, item.rows)
 
     def take_alone(self, item: P, now_ns: int) -> BatchRun[P] | None:
@@ -331,22 +329,24 @@ class Scheduler(Generic[P]):
 
     def _first(self) -> P | None:
         """Return the head of the queue; None if it is empty."""
-        while self._heap and self._heap[0].state != "queued":
-            heapq.heappop(self._heap)
+        heap = self._heap
+        while heap and heap[0][2].state != "queued":
+            heapq.heappop(heap)
             self._left -= 1
-        return self._heap[0] if self._heap else None
+        return heap[0][2] if heap else None
 
     def _in_order(self) -> Iterator[P]:
         """Yield queued requests in order; only as many as a batch needs, to avoid sorting the heap."""
         if len(self._heap) <= 4:
-            yield from sorted(each for each in self._heap if each.state == "queued")
+            yield from (each for *_, each in sorted(self._heap) if each.state == "queued")
             return
         count = 4 * self.latencies.most + self._left
-        yield from (each for each in heapq.nsmallest(count, self._heap) if each.state == "queued")
+        first = heapq.nsmallest(count, self._heap)
+        yield from (each for *_, each in first if each.state == "queued")
 
     def _choose(self, now_ns: int) -> tuple[int, list[P]]:
         """Choose the next batch: the head of the queue and the requests that may join it."""
-        head = self._heap[0]
+        head = self._heap[0][2]
         if len(self._heap) == 1:
             return head.rows, [head]
         able = [head]
@@ -444,7 +444,7 @@ class Scheduler(Generic[P]):
         for item in items:
             item.state, item.key = "queued", object()
             self._turns_of(item.priority)
-            heapq.heappush(self._heap, item)
+            heapq.heappush(self._heap, (item.priority, item.order, item))
             self._count(item, item.rows)
 
     def promote(self, item: P, priority: int) -> None:
@@ -455,6 +455,7 @@ class Scheduler(Generic[P]):
         item.priority = priority
         item.order = self._turns_of(priority).next(item.client, item.rows), item.order[1]
         self._count(item, item.rows)
+        self._heap = [(each.priority, each.order, each) for *_, each in self._heap]
         heapq.heapify(self._heap)
 
     def _turns_of(self, priority: int) -> Turns:
@@ -511,7 +512,7 @@ class Scheduler(Generic[P]):
         most_ns = self.most_wait_ns
         found = [
             each
-            for each in self._heap
+            for *_, each in self._heap
             if each.state == "queued" and now_ns - each.queued_ns > most_ns
         ]
         for each in found:
@@ -534,7 +535,7 @@ class Scheduler(Generic[P]):
 
     def drain(self) -> list[P]:
         """Remove all queued requests, and return them in order."""
-        items = sorted(each for each in self._heap if each.state == "queued")
+        items = [each for *_, each in sorted(self._heap) if each.state == "queued"]
         for item in items:
             self.drop(item)
         self._heap, self._left = [], 0
@@ -556,7 +557,7 @@ class Scheduler(Generic[P]):
 
     def _forget_left(self) -> None:
         """Remove requests from the heap that are no longer queued."""
-        self._heap = [each for each in self._heap if each.state == "queued"]
+        self._heap = [entry for entry in self._heap if entry[2].state == "queued"]
         heapq.heapify(self._heap)
         self._left = 0
 

@@ -33,10 +33,11 @@ from hasten.serving.models.quick_rows import QuickRows
 from hasten.serving.models.scheduling import USUAL_PRIORITY, Scheduler
 from hasten.serving.models.sequences import KeptSequences, StepTicket
 from hasten.serving.models.shadow import Shadow
-from hasten.serving.models.statistics import NOT_RUN, Served, Statistics
+from hasten.serving.models.statistics import NOT_RUN, Statistics
 from hasten.serving.protocol.datatypes import datatype_of
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import RAW, Answer, Query
+from hasten.serving.wire.message_plans import MessagePlan, MessagePlans
 from hasten.serving.wire.plans import Plans, RequestPlan
 
 Done: TypeAlias = Callable[[Answer | ProtocolError], None]
@@ -110,6 +111,7 @@ class ServedModel:
         sequences: Sequences whose states are kept; None for a bundle without states.
         quick_rows: Path that answers single rows at once; None where they wait in line.
         watch: Monitor of the answers; None where the bundle isn't watched.
+        messages: How repeated gRPC messages to the model decode.
     """
 
     def __init__(
@@ -135,7 +137,7 @@ class ServedModel:
         self.most_rows = opened.most_rows if opened.batched else 0
         self.fell_back = opened.broken
         self.cache = AnswerCache(settings.cache_bytes) if settings.cache_bytes else None
-        self._plans = Plans()
+        self._plans, self.messages = Plans(), MessagePlans()
         self._running = running
         self._clock_ns = clock_ns
         self._specs = [_Spec(spec, opened.batched) for spec in self.inputs]
@@ -298,7 +300,7 @@ class ServedModel:
         Raises:
             ProtocolError: the request doesn't fit the model, or can't be answered in time.
         """
-        plan: RequestPlan | None = query.plan
+        plan: RequestPlan | MessagePlan | None = query.plan
         if plan is not None:
             rows, key = plan.rows, plan.key
         else:
@@ -433,8 +435,10 @@ class ServedModel:
             assert self.deciding is not None
             self.deciding.check(datatype, shape)
             return
-        spec = next((spec for spec in self._specs if spec.name == name), None)
-        if spec is None:
+        for spec in self._specs:
+            if spec.name == name:
+                break
+        else:
             raise self._unfit([name])
         if datatype != spec.datatype or not spec.fits(shape):
             raise spec.mismatch(datatype, shape)
@@ -775,7 +779,7 @@ class Ticket(ServerTask):
             model._fly_on(self)
             return
         statistics.answered(
-            Served(
+            (  # not `Served`, which takes longer to make
                 now_ns,
                 now_ns - query.arrived_ns,
                 query.parsed_ns - query.arrived_ns,
@@ -786,7 +790,9 @@ class Ticket(ServerTask):
         if model.fell_back:
             statistics.replaced += 1
         wanted = query.outputs
-        chosen = {each.name: outputs[each.name] for each in wanted} if wanted else outputs
+        chosen = outputs
+        if wanted and (len(wanted) > 1 or len(outputs) > 1):
+            chosen = {each.name: outputs[each.name] for each in wanted}
         self._done(Answer(model.name, model.version, query.id, chosen))
         if self.content is not None:
             model._fly_on(self, outputs)
@@ -809,9 +815,12 @@ class _Spec:
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether a shape has the spec's rank and every fixed size."""
-        return len(shape) == len(self._shape) and all(
-            want is None or want == size for want, size in zip(self._shape, shape, strict=True)
-        )
+        if len(shape) != len(self._shape):
+            return False
+        for want, size in zip(self._shape, shape, strict=True):
+            if want != size and want is not None:
+                return False
+        return True
 
     def mismatch(self, datatype: str, shape: tuple[int, ...]) -> ProtocolError:
         """Return the error that states what the model takes and what it got."""

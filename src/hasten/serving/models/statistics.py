@@ -163,14 +163,14 @@ class Statistics:
         self._totals = {name: Duration() for name in _TOTALS}
         self._rows = 0
         self._stages = {stage: Histogram() for stage in STAGES}
-        self._noted: list[Served] = []
+        self._noted: list[tuple[int, ...]] = []
         self._spans: dict[str, list[int]] = {"prepare": [], "decide": [], "encode": []}
         self._rows_at_once: list[tuple[int, int, int, int, int]] = []
         self._window = Window()
         self.chain: dict[tuple[str, str], Histogram] = {}
 
-    def answered(self, served: Served) -> None:
-        """Record a request that was answered."""
+    def answered(self, served: tuple[int, ...]) -> None:
+        """Record a request that was answered, by the fields of `Served`."""
         self._noted.append(served)
         if len(self._noted) >= _AT_ONCE:
             self._count()
@@ -223,9 +223,13 @@ class Statistics:
         batch = self._batches.get(rows)
         if batch is None:
             batch = self._batches[rows] = BatchStatistics()
-        batch.compute_input.add(input_ns)
-        batch.compute_infer.add(infer_ns)
-        batch.compute_output.add(output_ns)
+        for spans, span_ns in (
+            (batch.compute_input, input_ns),
+            (batch.compute_infer, infer_ns),
+            (batch.compute_output, output_ns),
+        ):
+            spans.count += 1
+            spans.ns += span_ns
 
     def _count(self) -> None:
         """Count the recorded requests, and discard the records."""

@@ -94,7 +94,7 @@ class Query:
         source: Number of the connection that sent the request; 0 if unknown.
         plain: Whether the body was one raw sample, so that the answer is the decision alone.
         several: Whether the body was a list of samples, so that the answer is a list of decisions.
-        plan: `RequestPlan` by which the request was decoded and thus needs no check; None if there was none.
+        plan: `RequestPlan` or `MessagePlan` by which the request was decoded and thus needs no check; None if there was none.
         sequence: Place of the request in a sequence; None for a request that stands alone.
         own: Whether the server itself asks, to compare two bundles; such answers aren't audited.
         client: Client that the request is counted under.

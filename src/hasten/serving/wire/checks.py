@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hasten.serving.protocol.datatypes import count_of, item_size
+from hasten.serving.protocol.datatypes import item_size
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import Region, SequenceStep, WantedOutput
 
@@ -38,14 +38,18 @@ def tensor_size(
             Kind.INVALID,
             f"input {name!r:.100}: a tensor has at most {MOST_RANK} axes; got {len(shape):,}",
         )
-    if any(not 0 <= size <= _MOST_ON_AN_AXIS for size in shape):
-        raise ProtocolError(
-            Kind.INVALID, f"input {name!r:.100}: {shape!s:.100} is not a possible tensor shape"
-        )
+    count = most = 1
+    for on_axis in shape:
+        if not 0 <= on_axis <= _MOST_ON_AN_AXIS:
+            raise ProtocolError(
+                Kind.INVALID, f"input {name!r:.100}: {shape!s:.100} is not a possible tensor shape"
+            )
+        count *= on_axis
+        most *= on_axis or 1
     each = item_size(datatype) or 4
-    size = count_of(shape) * each
+    size = count * each
     # An empty tensor could have a shape that numpy's arrays can't have, so zeros count as ones too.
-    if max(size, count_of(n or 1 for n in shape) * each) > left:
+    if most * each > left:
         raise ProtocolError(
             Kind.TOO_LARGE,
             f"input {name!r:.100} would take {size:,} bytes; a request's tensors take at most "

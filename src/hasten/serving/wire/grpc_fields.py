@@ -75,3 +75,13 @@ def number_at(data: bytes | memoryview, place: int) -> tuple[int, int]:
         if byte < 128:
             return value, place
     raise IndexError
+
+
+def written_number(number: int) -> bytes:
+    """Encode a variable-length integer."""
+    written = bytearray()
+    while number > 127:
+        written.append(number & 127 | 128)
+        number >>= 7
+    written.append(number)
+    return bytes(written)

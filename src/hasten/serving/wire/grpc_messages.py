@@ -29,7 +29,7 @@ from hasten.serving.wire.checks import (
 )
 from hasten.serving.wire.classes import classes_of, many_texts, takes_long
 from hasten.serving.wire.grpc_contents import LONG_CONTENTS, read_contents
-from hasten.serving.wire.grpc_fields import BYTES_FIELD, fields_of
+from hasten.serving.wire.grpc_fields import BYTES_FIELD, fields_of, written_number
 from hasten.serving.wire.shared_memory import SharedMemory
 
 _LARGE_BYTES = 32 << 10
@@ -131,7 +131,7 @@ def _apart(data: bytes) -> tuple[bytes, list[memoryview], dict[int, memoryview]]
             elif key == _INPUT:
                 head, long = _without_contents(data, begin, end, count)
                 if long:
-                    rest += [view[kept:start], bytes([_INPUT]), _varying(len(head)), head]
+                    rest += [view[kept:start], bytes([_INPUT]), written_number(len(head)), head]
                     contents[inputs] = long
                     kept = end
                 inputs += 1
@@ -321,7 +321,7 @@ def write_answer(
             memory.write(each.region, data)
             data = b""
         # As a field of the message, the bytes would be copied twice more.
-        pieces += [_RAW_OUTPUT, _varying(len(data)), data]
+        pieces += [_RAW_OUTPUT, written_number(len(data)), data]
     pieces[0] = head.SerializeToString()
     return b"".join(pieces)
 
@@ -346,7 +346,7 @@ def _set_parameter(parameter: Any, value: Any) -> None:
 
 def streamed(response: bytes) -> bytes:
     """Wrap an encoded `ModelInferResponse` in a `ModelStreamInferResponse`."""
-    return b"".join((_STREAM_RESPONSE, _varying(len(response)), response))
+    return b"".join((_STREAM_RESPONSE, written_number(len(response)), response))
 
 
 def streamed_failure(failure: str, request_id: str, final: bool) -> bytes:
@@ -355,14 +355,6 @@ def streamed_failure(failure: str, request_id: str, final: bool) -> bytes:
     if final:
         head.parameters["triton_final_response"].bool_param = True
     said = failure.encode()
-    return b"".join((_STREAM_ERROR, _varying(len(said)), said, streamed(head.SerializeToString())))
-
-
-def _varying(number: int) -> bytes:
-    """Encode a variable-length integer."""
-    written = bytearray()
-    while number > 127:
-        written.append(number & 127 | 128)
-        number >>= 7
-    written.append(number)
-    return bytes(written)
+    return b"".join(
+        (_STREAM_ERROR, written_number(len(said)), said, streamed(head.SerializeToString()))
+    )
