@@ -2,11 +2,11 @@
 
     python benchmarks/chains.py [ROUNDS] [--calls 4] [--clients 1 16] [--triton PYTHON]
 
-In turns, in this process and over HTTP: the chain, each of its models alone, and the models one after another,
-called by hand, by a client, or by a model of Triton's Python back end. Alone, the detector gets the picture's bytes, and
-the classifier the crops that the detector's boxes cut out, in the batches in which it is asked in the chain, or in as large requests as the
-server takes. A client keeps its connections, cuts the boxes itself, and sends them as uncompressed files, so that it
-loses neither time nor pixels to an encoder.
+In turns, in this process and over HTTP: the chain, each of its models alone, and the models one after another, called
+by hand, by a client, or by a model of Triton's Python back end. Alone, the detector gets the picture's bytes, and the
+classifier the crops that the detector's boxes cut out, in the batches in which it is asked in the chain, or in as
+large requests as the server takes. A client keeps its connections, cuts the boxes itself, and sends them as
+uncompressed files, so that it loses neither time nor pixels to an encoder.
 
 Printed are the time per picture, the p50 and the p99 of the calls, and the chain's over the sum of
 its models'. The aims: at least 90% of what the sum of the models' times allows, and a p99 that isn't above the
