@@ -1,16 +1,19 @@
 """What a chain of a detector and a classifier takes from a picture's bytes to its decision, and its models alone.
 
-    python benchmarks/chains.py [ROUNDS] [--calls 4] [--clients 1 16]
+    python benchmarks/chains.py [ROUNDS] [--calls 4] [--clients 1 16] [--triton PYTHON]
 
-In turns, in this process and over HTTP: the chain, each of its models alone, and the models one after another,
-called by hand or by a client. Alone, the detector gets the picture's bytes, and the classifier the
-crops that the detector's boxes cut out, in the batches in which it is asked in the chain, or in as large requests as the
-server takes. A client keeps its connections, cuts the boxes itself, and sends them as uncompressed files, so that it
-loses neither time nor pixels to an encoder.
+In turns, in this process and over HTTP: the chain, each of its models alone, and the models one after another, called
+by hand, by a client, or by a model of Triton's Python back end. Alone, the detector gets the picture's bytes, and the
+classifier the crops that the detector's boxes cut out, in the batches in which it is asked in the chain, or in as
+large requests as the server takes. A client keeps its connections, cuts the boxes itself, and sends them as
+uncompressed files, so that it loses neither time nor pixels to an encoder.
 
 Printed are the time per picture, the p50 and the p99 of the calls, and the chain's over the sum of
 its models'. The aims: at least 90% of what the sum of the models' times allows, and a p99 that isn't above the
-sum of the models' p99s. What Triton's Python back end takes isn't measured.
+sum of the models' p99s.
+
+Triton runs the code of the bundles by hand with one instance, in the chain's batches, on sessions that are opened as
+hasten's server opens them. Its row needs an environment of its own, whose making `triton_chain/server.py` describes.
 
 The classifier is EfficientNet-Lite0 with its trained weights; the detector has random weights, the work of a small
 one, and nine boxes in every picture. Both run in float32 on ONNX Runtime.
@@ -43,21 +46,21 @@ import numpy as np
 import onnx
 import torch
 import tritonclient.http as triton
+from chain_parts import by_hand, classified, cut
 from onnx import numpy_helper, parser
 from PIL import Image
+from triton_chain import server as triton_server
 
 import hasten
-from hasten.bundle import Loaded, Manifest, part, write
-from hasten.bundle.chains.batches import run_rows
+from hasten.bundle import Manifest, part, write
 from hasten.cli.demos.photos import photo_files, pretrained
 from hasten.cli.screen import aligned
 from hasten.core.records import to_record
 from hasten.core.target import Target
 from hasten.engines.onnxruntime.engine import OnnxRuntime
-from hasten.inputs.chains.nodes import Crop
 from hasten.inputs.metrics.top_k import Top1
 from hasten.inputs.models.onnx import load as load_onnx
-from hasten.inputs.pipeline.base import Pipeline, PostStep, as_request
+from hasten.inputs.pipeline.base import Pipeline, PostStep
 from hasten.inputs.pipeline.boxes import GivenBoxes
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.config import image_pipeline
@@ -66,7 +69,6 @@ from hasten.testing.models import HEADER
 
 ROUNDS, CALLS, CLIENTS = 30, 4, (1, 16)
 SIDE, GRID = 320, 3
-_CROP = Crop("crop", "detector")
 Way = Callable[[int], Any]
 """Function of a picture's number."""
 
@@ -145,40 +147,11 @@ def bundle(
     return folder / f"{model.stem}.hasten"
 
 
-def by_hand(detect: Loaded, classify: Loaded, data: bytes) -> list[Any]:
-    """Decide with the two bundles one after another, a crop at a time."""
-    found = detect.decide(data)
-    picture = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
-    for box in found:
-        box["classifier"] = classify.decide(cut(picture, box))
-    return found  # type: ignore[no-any-return]
-
-
-def cut(picture: np.ndarray, box: dict[str, Any]) -> np.ndarray:
-    """Return the part of a picture that a box cuts out, as a chain cuts it."""
-    area = _CROP.area(box["box"], *picture.shape[:2])
-    assert area is not None
-    top, bottom, left, right = area
-    return np.ascontiguousarray(picture[top:bottom, left:right])
-
-
 def as_file(crop: np.ndarray) -> bytes:
     """Return a crop as an uncompressed file."""
     file = io.BytesIO()
     Image.fromarray(crop).save(file, "BMP")
     return file.getvalue()
-
-
-def classified(classify: Loaded, sizes: Sequence[int], crops: Sequence[np.ndarray]) -> list[Any]:
-    """Decide on crops with the classifier alone, in the batches in which a chain asks it."""
-    pipeline = classify.manifest.pipeline
-    assert pipeline is not None
-    prepared = [pipeline.prepared(crop) for crop in crops]
-    requests = [as_request(one, classify.inputs) for one, _ in prepared]
-    return [
-        pipeline.decided({name: array[0] for name, array in outputs.items()}, origin)
-        for outputs, (_, origin) in zip(run_rows(classify, requests, sizes), prepared, strict=True)
-    ]
 
 
 class Client:
@@ -216,6 +189,15 @@ class Client:
             answers += found.as_numpy("decision").tolist()
         return [json.loads(answer) for answer in answers]
 
+    def of_triton(self, address: str, data: bytes) -> list[Any]:
+        """Ask Triton about a picture, by a connection of its own."""
+        if not hasattr(self._own, "triton"):
+            self._own.triton = triton.InferenceServerClient(address)
+        tensor = triton.InferInput("raw", [1], "BYTES")
+        tensor.set_data_from_numpy(np.array([data], object))
+        (decision,) = self._own.triton.infer(triton_server.NAME, [tensor]).as_numpy("decision")
+        return json.loads(decision)  # type: ignore[no-any-return]
+
     def model_by_model(self, data: bytes) -> list[Any]:
         """Ask the served detector, cut the boxes, and ask the served classifier."""
         found: list[Any] = self.posted("chain.detector", data)
@@ -224,6 +206,13 @@ class Client:
         for box, answer in zip(found, answers, strict=True):
             box["classifier"] = answer
         return found
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port: int = listening.getsockname()[1]
+        return port
 
 
 @contextlib.contextmanager
@@ -392,6 +381,7 @@ def main() -> None:
         "--calls", type=int, default=CALLS, help="calls of each client in a round"
     )
     arguments.add_argument("--clients", type=int, nargs="+", default=CLIENTS)
+    arguments.add_argument("--triton", type=Path, help="Python of an environment with Triton")
     options = arguments.parse_args()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -427,6 +417,18 @@ def main() -> None:
             "the chain over HTTP": there,
             "a client, model by model": there,
         }
+        if options.triton is not None:
+            own = triton_server.Environment.of(options.triton)
+            print("Triton runs with", ", ".join(map(" ".join, own.versions.items())))
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            running = triton_server.served(own, place, detect, classify, sizes, free_port())
+            address = stack.enter_context(running)
+            ways["Triton's Python back end"] = lambda n: client.of_triton(address, pictures[n])
+            sums["Triton's Python back end"] = there
+        else:
+            print(
+                "Triton isn't timed: give --triton PYTHON, of an environment with nvidia-pytriton"
+            )
         print(f"{os.cpu_count()} processors; {len(crops[0])} boxes; batches {chain.batch_sizes}")
         labels = {
             name: [

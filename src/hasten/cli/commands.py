@@ -67,7 +67,7 @@ def main(ctx: click.Context, config: str | None) -> None:
 @click.option(
     "--data",
     shell_complete=completing.data,
-    help="Evaluation data: an .npz file, a folder of images or of texts, a table (rows.csv, or rows.csv:label "
+    help="Evaluation data: an .npz file, a folder of images, of sounds or of texts, a table (rows.csv, or rows.csv:label "
     "for a column of labels), a .txt or .jsonl file of texts, or module:function.  [default: made-up inputs, for a first try]",
 )
 @click.option(

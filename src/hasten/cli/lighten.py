@@ -31,7 +31,7 @@ _PLAN = ("minutes", "epochs", "batch", "rate", "loss", "features")
     "--train",
     shell_complete=completing.data,
     required=True,
-    help="Training data: an .npz file, a folder of images, or module:function.",
+    help="Training data: an .npz file, a folder of images or of sounds, or module:function.",
 )
 @click.option(
     "--data",

@@ -73,8 +73,8 @@ class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
     "--data",
     shell_complete=completing.data,
     type=click.Path(path_type=Path),
-    help="Requests to send: an .npz file, a bundle that keeps some, or a folder of files such as pictures or "
-    "texts, for a chain or a bundle with a pipeline.  [default: random ones]",
+    help="Requests to send: an .npz file, a bundle that keeps some, or a folder of files such as pictures, sounds "
+    "or texts, for a chain or a bundle with a pipeline.  [default: random ones]",
 )
 @click.option(
     "--shape",

@@ -89,7 +89,7 @@ _PLAIN = ("http", "grpc", "host", "trace", "json_logs")
     "cache_bytes",
     type=Size(),
     default=0,
-    help="Size of the answer cache, such as 64MB.  [default: no cache]",
+    help="Size of the cache of answers and prepared samples, such as 64MB.  [default: no cache]",
 )
 @click.option(
     "--max-sequences",

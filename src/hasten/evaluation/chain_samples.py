@@ -14,6 +14,7 @@ from hasten.inputs.chains import Chain
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.files import FileFolder
 from hasten.inputs.data.images import SUFFIXES, ImageFolder
+from hasten.inputs.data.sounds import reads_sounds
 from hasten.inputs.data.source import open_data
 from hasten.inputs.data.table import given_rows, reads_rows
 from hasten.inputs.pipeline.base import Pipeline
@@ -81,6 +82,7 @@ def _opened(data: Any, manifest: Manifest) -> tuple[Sequence[Any], Dataset]:
     if isinstance(data, (str, Path)) and Path(data).is_dir():
         # A run knows pictures by their files, whatever step reads them, and all else by what is prepared.
         pictures = any(file.suffix.lower() in SUFFIXES for file in Path(data).rglob("[!.]*"))
+        pictures = pictures and not reads_sounds(pipeline)
         if not (pictures or isinstance(pipeline.steps[0], Decode)):
             files = FileFolder(Path(data), pipeline, inputs)
             return files.files, files

@@ -104,7 +104,7 @@ def profile(
             more than the bundle was made for.
         requests: Number of requests to time, after some that aren't timed.
         seed: Seed of made-up requests.
-        pipeline: Steps from an image file to the model's input, for a folder of images.
+        pipeline: Steps from a file to the model's input, for a folder of images or of sounds.
         custom_ops: Paths of libraries with the model's own operators.
         trust_code: Whether code that a model's folder or file brings may run.
 

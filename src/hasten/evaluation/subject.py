@@ -26,8 +26,8 @@ from hasten.core.tensors import TensorSpec, check_tensors
 from hasten.engines.base import Artifact, Engine
 from hasten.errors import InputError, IntegrityError, UnknownMember
 from hasten.evaluation.agreement import comparing, needs_no_limit
+from hasten.inputs.data.class_files import ClassFiles
 from hasten.inputs.data.dataset import Dataset, ShapesOf
-from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.sequences import SequenceData, open_sequences
 from hasten.inputs.data.source import open_data
 from hasten.inputs.data.text_files import TextData
@@ -228,7 +228,7 @@ def open_material(subject: Subject, data: Any, scored: Metric | None) -> Materia
     notes: tuple[str, ...] = ()
     if sequences is None:
         opened = open_data(data, subject.exact.inputs, subject.pipeline)
-        numbering = opened.numbering if isinstance(opened, (ImageFolder, TextData)) else ""
+        numbering = opened.numbering if isinstance(opened, (ClassFiles, TextData)) else ""
         if numbering and metric.reads_classes:
             notes = (numbering,)
         if subject.manifest.least and opened.decoded_to(subject.manifest.least) is None:

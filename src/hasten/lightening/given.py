@@ -13,8 +13,8 @@ import torch
 from hasten.core.model import Model
 from hasten.core.records import digest, type_name
 from hasten.errors import InputError
+from hasten.inputs.data.class_files import ClassFiles
 from hasten.inputs.data.dataset import Dataset
-from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.source import open_data
 from hasten.inputs.data.text_files import TextData
 from hasten.inputs.metrics import check_outputs, default_metric, parse_metric
@@ -92,7 +92,7 @@ class Given:
         check_samples(training, source)
         check_names(training, judged)
         check_labels(training, judged, metric, source)
-        prepared = isinstance(judged, (ImageFolder, TextData))
+        prepared = isinstance(judged, (ClassFiles, TextData))
         return cls(source, judged, training, metric, preparation if prepared else None)
 
     @property
@@ -144,12 +144,12 @@ def check_samples(training: Dataset, source: Model) -> None:
 
 
 def check_names(training: Dataset, judged: Dataset) -> None:
-    """Check that two folders of images have the same classes, since each numbers its own in order.
+    """Check that two folders of images, or of sounds, have the same classes, since each numbers its own in order.
 
     Raises:
         InputError: the folders' classes differ.
     """
-    if not (isinstance(training, ImageFolder) and isinstance(judged, ImageFolder)):
+    if not (isinstance(training, ClassFiles) and isinstance(judged, ClassFiles)):
         return
     known, asked = training.classes or (), judged.classes or ()
     if known and asked and known != asked:

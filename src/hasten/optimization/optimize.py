@@ -44,7 +44,7 @@ def optimize(
         model: Path of an .onnx, .pt2 or .keras file or of a model of rows (.json, .ubj, .txt, .cbm,
             .skops), "file.py:name", an `nn.Module`, an exported program, a Keras model, or a fitted
             model of scikit-learn, XGBoost, LightGBM or CatBoost.
-        data: Path of an .npz file, of a folder of images or of a CSV file ("rows.csv:label" names
+        data: Path of an .npz file, of a folder of images or of sounds, or of a CSV file ("rows.csv:label" names
             its label), "module:function", `(inputs, labels)`, a mapping of arrays, a data frame, or
             a `Dataset`. For a pipeline that tokenizes also a folder of .txt files, a .txt, .jsonl or .csv
             file of texts, or a list of texts. None makes up inputs: then exact candidates alone may ship, and the result says what
@@ -54,8 +54,8 @@ def optimize(
         small_model: Smaller model with the same inputs and outputs, in any form that `model` takes,
             or several by name. Each is tried in the model's place, as it is, in int8, and in a
             cascade, where the model is asked again if the smaller one's answer was close.
-        pipeline: Steps from an image file or a row to the model's input, for a folder of images or
-            a table, and from its outputs to a decision; by default what the model states itself. With
+        pipeline: Steps from an image file, a sound file or a row to the model's input, for a folder of images or
+            of sounds or a table, and from its outputs to a decision; by default what the model states itself. With
             only steps after the model, the model's own stay before it.
         notes: Further notes to include in the result.
         resume: Whether to continue the run that was stopped.

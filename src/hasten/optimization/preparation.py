@@ -25,6 +25,7 @@ from hasten.engines.installed import (
     without_program,
 )
 from hasten.errors import CandidateError, InputError
+from hasten.inputs.data.class_files import ClassFiles
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.parts import Parts, data_digest, lay_out
@@ -143,9 +144,10 @@ def prepare(
     # Tensors have been prepared by their maker; rows are the same numbers before and after.
     images = isinstance(dataset, ImageFolder)
     texts = isinstance(dataset, TextData)
-    if isinstance(dataset, (ImageFolder, TextData)) and dataset.numbering and metric.reads_classes:
+    files = isinstance(dataset, ClassFiles)
+    if isinstance(dataset, (ClassFiles, TextData)) and dataset.numbering and metric.reads_classes:
         job.notes.append(dataset.numbering)
-    prepared = images or texts or reads_rows(preparation) is not None or isinstance(found, Folder)
+    prepared = files or texts or reads_rows(preparation) is not None or isinstance(found, Folder)
     kept_pipeline = preparation if prepared else pipeline
     students = named_students(small_model)
     ready = Ready(
@@ -176,7 +178,10 @@ def prepare(
     if sequences is not None and isinstance(dataset, SequenceData):
         ready = replace(ready, unrolled=unroll(job, source, parts, sequences, dataset))
     ready = replace(ready, tested=expected_look(job, parts).promise(ready.promise))
-    _note(job, ready, preparation if images else None)
+    if isinstance(dataset, ClassFiles) and preparation is not None:
+        steps = ", ".join(label(step) for step in preparation.steps)
+        job.notes.append(f"{dataset.noun} were prepared by {steps}")
+    _note(job, ready)
     leave_seen(job, parts)
     return ready
 
@@ -386,18 +391,14 @@ def _check_graph(job: Job, target: Target, source: Model, preparation: Pipeline 
         job.notes += filter(None, [check_vocabulary(preparation, proto)])
 
 
-def _note(job: Job, ready: Ready, images_by: Pipeline | None) -> None:
+def _note(job: Job, ready: Ready) -> None:
     """Note what a person should know before the search begins.
 
     Args:
         job: The run at work.
         ready: Model and data of the run.
-        images_by: Pipeline by which image files are prepared; None where there are none.
     """
     order, target = job.order, ready.target
-    if images_by is not None:
-        steps = ", ".join(label(step) for step in images_by.steps)
-        job.notes.append(f"images were prepared by {steps}")
     if not order.engines:
         job.notes += without_program(target.family)
         job.notes += without_modules(order.passes) if target.kind == "host" else ()

@@ -22,6 +22,7 @@ from hasten.reporting.summary import (
 _AT = {"p50": "at the median", "p99": "at the 99th percentile", "mean": "on average"}
 _QUIET = (
     "images were prepared by ",
+    "sounds were prepared by ",
     "left out at this effort: ",
     "the search ended early: ",
     "no cascade was tried: ",

@@ -27,7 +27,8 @@ class ModelOptions:
         sessions: Number of batches that run in parallel; None for what the batch curve suggests.
         deadline_s: Deadline of requests that state none, in seconds; None for no deadline.
         max_wait_s: Longest wait in the queue, in seconds; a request that would wait longer is refused.
-        cache_bytes: Size of each model's answer cache, in bytes; 0 for no cache.
+        cache_bytes: Size of the cache of answers and prepared samples, for all models together, in bytes; 0 for
+            no cache.
         compiled: Folder that keeps compiled models for the next start, or "off"; by default the one
             that the environment variable HASTEN_CACHE names, else `~/.cache/hasten`.
         standby: Whether to keep the exact model open as a fallback.

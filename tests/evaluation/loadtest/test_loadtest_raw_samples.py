@@ -164,20 +164,28 @@ def test_what_files_can_not_be_is_one_line(
 def test_each_file_has_its_content_type_and_all_of_them_are_bounded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("a.wav", "b.txt", "c.csv", "d.json", "e.tokens"):
+    for name in ("a.md", "b.txt", "c.csv", "d.json", "e.tokens"):
         (tmp_path / name).write_bytes(b"123")
     found = list(raw_requests(tmp_path, 1))
     assert [one.kind for one in found[1:]] == [
         *("text/plain", "text/plain", "application/json", "application/octet-stream")
     ]
-    assert found[0].kind.startswith("audio/")
+    assert found[0].kind == "text/plain"
     monkeypatch.setattr(raw_samples, "MOST_BYTES", 7)
     assert len(list(raw_requests(tmp_path, 1))) == 2
     with pytest.raises(InputError) as error:
         list(raw_requests(tmp_path, 4))
     assert str(error.value) == (
-        f"a request with {tmp_path}/a.wav and 3 more takes 1.144e-05 MiB, and the limit is 0 MiB"
+        f"a request with {tmp_path}/a.md and 3 more takes 1.144e-05 MiB, and the limit is 0 MiB"
     )
+
+
+def test_of_a_folder_with_sounds_only_those_are_sent(tmp_path: Path) -> None:
+    for name in ("a.wav", "b.txt", "c.mp3", "labels.csv"):
+        (tmp_path / name).write_bytes(b"123")
+    found = list(raw_requests(tmp_path, 1))
+    assert [one.files[0].name for one in found] == ["a.wav", "c.mp3"]
+    assert all(one.kind.startswith("audio/") for one in found)
 
 
 def test_a_large_folder_is_read_in_part(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "d.bin").touch()
     assert refused(tmp_path / "d.bin") == (
         f"hasten can't read {tmp_path / 'd.bin'} as data: give an .npz archive, "
-        "a folder of images, or module:function"
+        "a folder of images or of sounds, or module:function"
     )
 
 

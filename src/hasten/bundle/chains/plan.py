@@ -12,9 +12,9 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -52,8 +52,14 @@ class Member:
         """Steps of preprocessing after the picture was decoded in RGB, as they run."""
         if self.decode is None:
             return Pipeline(self.pipeline.steps).joined
-        recolor = () if self.decode.colors == "RGB" else (Recolor(self.decode.colors),)
-        return Pipeline((*recolor, *self.pipeline.steps[1:])).joined
+        return Pipeline((*self.recoloring, *self.pipeline.steps[1:])).joined
+
+    @property
+    def recoloring(self) -> tuple[Step, ...]:
+        """The step that changes the colors of a picture that was decoded in RGB; none if the model takes RGB."""
+        if self.decode is None or self.decode.colors == "RGB":
+            return ()
+        return (Recolor(self.decode.colors),)
 
 
 @dataclass(frozen=True)
@@ -131,6 +137,19 @@ def parts_of(node: Node, stage: Stage) -> dict[str, int]:
     return {"cut" if isinstance(node, Crop) else "choose": stage.total_ns}
 
 
+class Inputs(Protocol):
+    """Interface of what is kept of a chain's sample as its models take it."""
+
+    def find(self, node: str) -> tuple[Any, Origin] | None:
+        """Return the sample as a model takes it, and where it comes from; None if it isn't there."""
+
+    def used(self, node: str) -> None:
+        """Note that a model is asked about what `find` returned."""
+
+    def made(self, node: str, prepared: Any, origin: Origin) -> None:
+        """Keep the sample as a model takes it, which was prepared now."""
+
+
 Run: TypeAlias = Generator[Ask, Sequence[Tensors], Any]
 
 
@@ -151,10 +170,24 @@ class ChainPlan:
         for node in chain.nodes:
             if isinstance(node, (Crop, When)):
                 self._check_decision(node)
+        self._cuts = any(isinstance(node, Crop) for node in chain.nodes)
         self._decode = _one_for_all(
-            {root.name: members[root.name].decode for root in chain.roots},
-            crops=any(isinstance(node, Crop) for node in chain.nodes),
+            {root.name: members[root.name].decode for root in chain.roots}, crops=self._cuts
         )
+        self._seeing = [one.name for one in chain.models if chain.stream[one.name] == SOURCE]
+        """Models that are asked about the chain's whole sample."""
+
+    def steps_before(self, node: str) -> tuple[Step, ...]:
+        """Return the steps from the chain's sample to what a model is asked; none if it sees crops."""
+        member = self.members[node]
+        if node not in self._seeing or self._decode is None or member.decode is None:
+            return member.pipeline.steps if node in self._seeing else ()
+        return (self._decode, *member.recoloring, *member.pipeline.steps[1:])
+
+    def _ready(self, kept: Inputs | None) -> dict[str, tuple[Any, Origin]]:
+        """Return the chain's sample as its models take it, as far as that is kept."""
+        found = {} if kept is None else {node: kept.find(node) for node in self._seeing}
+        return {node: one for node, one in found.items() if one is not None}
 
     def _check_decision(self, node: Crop | When) -> None:
         """Check that a model gives decisions that a node can use."""
@@ -185,6 +218,7 @@ class ChainPlan:
         stages: list[Stage] | None = None,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
         most_bytes: float = math.inf,
+        kept: Inputs | None = None,
     ) -> Run:
         """Yield what to ask the models, and return the decision.
 
@@ -195,6 +229,7 @@ class ChainPlan:
             clock_ns: Monotonic clock.
             most_bytes: Size of prepared samples from which on a model isn't asked about further ones at the
                 same time.
+            kept: What is kept of the value as the models take it; None if nothing is.
 
         Raises:
             InputError: the value can't be read, or a decision isn't what the next node needs; the
@@ -203,7 +238,11 @@ class ChainPlan:
         stages = [] if stages is None else stages
         check()
         start_ns = clock_ns()
-        picture, origin = self._decoded(value)
+        ready = self._ready(kept)
+        if self._cuts or any(node not in ready for node in self._seeing):
+            picture, origin = self._decoded(value)
+        else:
+            picture, origin = None, Origin()
         root = Sample(picture if picture is not None else value, origin)
         now_ns = clock_ns()
         decode = Stage("decode", 1, begun_ns=start_ns, ended_ns=now_ns)
@@ -215,7 +254,8 @@ class ChainPlan:
             stage = Stage(node.name, begun_ns=start_ns)
             before = samples[node.comes_from]
             if isinstance(node, Model):
-                yield from self._ask(node, before, value, check, stage, clock_ns, most_bytes)
+                asking = partial(self._ask, node, before, value, check, stage, clock_ns, most_bytes)
+                yield from asking(ready.get(node.name), kept)
                 samples[node.name] = before
             else:
                 with named(node.name):
@@ -240,14 +280,23 @@ class ChainPlan:
         stage: Stage,
         clock_ns: Callable[[], int],
         most_bytes: float,
+        ready: tuple[Any, Origin] | None,
+        kept: Inputs | None,
     ) -> Generator[Ask, Sequence[Tensors], None]:
         """Prepare samples, a batch at a time, ask a model about them, and note its decisions."""
         member, done = self.members[node.name], 0
         whole = member.decode is None and self.chain.stream[node.name] == SOURCE
+        made = kept.made if kept is not None and node.name in self._seeing else None
         while done < len(samples):
             start_ns = clock_ns()
             own = given if whole else None
-            prepared = list(_prepared(node.name, member, samples[done:], own, check, most_bytes))
+            if ready is not None and kept is not None:
+                prepared = [(as_request(ready[0], member.inputs), ready[1])]
+                kept.used(node.name)
+            else:
+                prepared = list(
+                    _prepared(node.name, member, samples[done:], own, check, most_bytes, made)
+                )
             check()
             ready_ns = clock_ns()
             answers = yield Ask(node.name, tuple(request for request, _ in prepared))
@@ -359,6 +408,7 @@ def _prepared(
     given: Any,
     check: Callable[[], None],
     most_bytes: float,
+    made: Callable[[str, Any, Origin], None] | None,
 ) -> Iterator[tuple[dict[str, Array], Origin]]:
     """Prepare as many samples as a model is asked about at a time.
 
@@ -369,6 +419,7 @@ def _prepared(
         given: Value that the chain was given, if the model takes that; else None.
         check: Function called before each sample.
         most_bytes: Size of the prepared samples from which on no further ones are prepared.
+        made: Function that keeps what was prepared; None for nothing.
     """
     taken = 0
     for sample in samples[: member.most_rows]:
@@ -378,6 +429,8 @@ def _prepared(
             for step in member.after_decoding:
                 prepared, origin = step.traced(prepared, origin)
             request = as_request(prepared, member.inputs)
+        if made is not None:
+            made(node, prepared, origin)
         yield request, origin
         size = sum(array.nbytes for array in request.values())
         taken += size

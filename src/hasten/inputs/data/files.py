@@ -11,13 +11,16 @@ from hasten.core.tensors import Array, TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.class_folders import GROUPS, groups_of
 from hasten.inputs.data.dataset import Dataset
-from hasten.inputs.data.images import SUFFIXES
+from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.samples import check_counts, check_finite, tensors_hash
+from hasten.inputs.data.sounds import SoundFolder
 from hasten.inputs.pipeline.base import Pipeline, as_request
 
 
 def sample_files(folder: Path) -> list[Path]:
-    """Return the files that are samples of a folder and of those in it, sorted; only its images, if it has some.
+    """Return the files that are samples of a folder and of those in it, sorted.
+
+    If it has images, those are its samples, else its sounds, else all its files.
 
     Raises:
         InputError: there is no such folder, or it has no files.
@@ -25,7 +28,11 @@ def sample_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"no such folder: {folder}")
     listed = [file for file in sorted(folder.rglob("*")) if _is_sample(file, folder)]
-    files = [file for file in listed if file.suffix.lower() in SUFFIXES] or listed
+    by_kind = (
+        [file for file in listed if file.suffix.lower() in kind.suffixes]
+        for kind in (ImageFolder, SoundFolder)
+    )
+    files = next(filter(None, by_kind), listed)
     if not files:
         raise InputError(f"{folder} has no files")
     return files

@@ -12,11 +12,13 @@ from typing import Any
 
 from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
+from hasten.inputs.data.class_files import ClassFiles
 from hasten.inputs.data.class_folders import has_files
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.function import call_function, called, from_python
-from hasten.inputs.data.images import SUFFIXES, ImageFolder
+from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.npz import open_npz
+from hasten.inputs.data.sounds import SoundFolder, reads_sounds
 from hasten.inputs.data.table import is_csv, reads_rows, rows_of
 from hasten.inputs.data.text_files import holds_texts, names_texts, reads_texts, texts_of, tokenized
 from hasten.inputs.pipeline.base import Pipeline
@@ -33,15 +35,15 @@ def open_data(
     """Open data in any form that hasten reads.
 
     Args:
-        source: Path of an .npz archive or of a folder of images, "module:function",
+        source: Path of an .npz archive, of a folder of images or of one of sounds, "module:function",
             "file.py:function", or any value that such a function may return: see `from_python`. For a
             model of rows also a table: a CSV file, "rows.csv:label" with the label's column, or
             any other form that `rows_of` takes. For a pipeline that tokenizes also texts, in any form
             that `texts_of` takes.
         model_inputs: Specs of the model's inputs; empty where the model doesn't name them, so that
             the data's own names are used.
-        pipeline: Preprocessing from an image file to the model's input; needed for a folder of
-            images.
+        pipeline: Preprocessing from an image file or a sound file to the model's input; needed for a
+            folder of either.
         workdir: Folder to unpack data to, empty or not yet there; by default a temporary folder,
             deleted with the data set.
         reread: Read samples again each time; see `from_python`.
@@ -80,20 +82,20 @@ def open_data(
     if isinstance(source, (str, Path)):
         path = Path(source)
         prepared = pipeline is not None and bool(pipeline.steps)
-        if not (path.is_dir() and (prepared or has_files(path, SUFFIXES))) and names_texts(source):
+        if not (path.is_dir() and (prepared or has_media(path))) and names_texts(source):
             raise InputError(
                 f"{source} holds texts, but nothing states how they become tokens: give a pipeline with the "
                 "step tokenize, or a model's folder with a tokenizer.json that fits in a bundle"
             )
         if path.is_dir():
-            return _images(path, names, pipeline)
+            return _media(path, names, pipeline)
         if path.is_file():
             if path.suffix == ".npz":
                 missing = row is not None and row.missing == "nan"
                 return open_npz(path, names, workdir, missing=missing)
             raise InputError(
-                f"hasten can't read {path} as data: give an .npz archive, a folder of images, or "
-                "module:function"
+                f"hasten can't read {path} as data: give an .npz archive, a folder of images or of "
+                "sounds, or module:function"
             )
         if isinstance(source, Path) or ":" not in source:
             raise InputError(f"no such file: {path}")
@@ -148,21 +150,33 @@ def _in_folder(workdir: Path | None, read: Callable[[Path], Dataset]) -> Dataset
     return dataset
 
 
-def _images(folder: Path, names: Sequence[str], pipeline: Pipeline | None) -> ImageFolder:
-    """Open a folder of images for a model with a single input."""
+def _media(folder: Path, names: Sequence[str], pipeline: Pipeline | None) -> ClassFiles:
+    """Open a folder of images or of sounds for a model with a single input."""
+    prepared = pipeline is not None and bool(pipeline.steps)
+    sounds = reads_sounds(pipeline) if prepared else not has_files(folder, ImageFolder.suffixes)
+    kind = SoundFolder if sounds and (prepared or has_media(folder)) else ImageFolder
+    what = f"{folder} is a folder of {kind.noun}"
     if not names:
         raise InputError(
-            f"{folder} is a folder of images, but the model doesn't name its input: give an .npz "
-            "archive or module:function"
+            f"{what}, but the model doesn't name its input: give an .npz archive or module:function"
         )
     if len(names) != 1:
         raise InputError(
-            f"{folder} is a folder of images, but the model takes the inputs {', '.join(names)}: "
-            "give an .npz archive or module:function"
+            f"{what}, but the model takes the inputs {', '.join(names)}: give an .npz archive or "
+            "module:function"
         )
     if pipeline is None or not pipeline.steps:
         raise InputError(
-            f"{folder} is a folder of images, but nothing states how to prepare them: give a size, "
-            "mean and std, or a pipeline file"
+            f"{what}, but nothing states how to prepare them: give "
+            + (
+                "a pipeline file"
+                if kind is SoundFolder
+                else "a size, mean and std, or a pipeline file"
+            )
         )
-    return ImageFolder(folder, pipeline, names[0])
+    return kind(folder, pipeline, names[0])
+
+
+def has_media(folder: Path) -> bool:
+    """Whether a folder, or a folder in it, has images or sounds."""
+    return has_files(folder, ImageFolder.suffixes | SoundFolder.suffixes)

@@ -16,8 +16,8 @@ from hasten.core.model import Model
 from hasten.core.objects import load_object
 from hasten.core.tensors import Array, TensorSpec
 from hasten.errors import HastenError, InputError, told
+from hasten.inputs.data.class_files import ClassFiles
 from hasten.inputs.data.dataset import Dataset
-from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.ragged import extremes
 from hasten.inputs.data.source import open_data, resolved
 from hasten.inputs.data.text_files import holds_texts, reads_texts
@@ -172,7 +172,7 @@ def load_with_data(
 
     def further(names: Sequence[str]) -> list[dict[str, Array]]:
         whole = opened[-1]
-        if isinstance(whole, ImageFolder):  # it knows the shapes of those that were read
+        if isinstance(whole, ClassFiles):  # it knows the shapes of those that were read
             for index in range(len(whole)):
                 whole.content_hash(index)
         places = extremes(whole) if whole.ragged else []

@@ -38,6 +38,32 @@ def _check_range(name: str, value: float, low: float, high: float) -> None:
         raise InputError(f"{name}={value!r}: give a number from {low:g} to {high:g}")
 
 
+def _check_format(name: str, given: str) -> None:
+    if given not in FORMATS:
+        raise InputError(f"{name} is {given}; accepted formats are {', '.join(FORMATS)}")
+
+
+def _unreadable(name: str, error: Exception) -> InputError:
+    return InputError(f"{name} can't be read as a sound: {' '.join(str(error).split())}")
+
+
+def check_header(path: Path) -> None:
+    """Check that a file begins like a sound of an accepted format.
+
+    Raises:
+        InputError: it doesn't; the message names the file.
+    """
+    try:
+        import soundfile
+    except ImportError as error:
+        raise missing_extra("a folder of sounds", DecodeAudio.extra) from error
+    try:
+        with soundfile.SoundFile(path) as file:
+            _check_format(str(path), file.format)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
+        raise _unreadable(str(path), error) from error
+
+
 @dataclass(frozen=True)
 class DecodeAudio(Step):
     """Decode a sound file or its bytes to one channel of float32 in [-1, 1], of shape (samples,).
@@ -82,10 +108,7 @@ class DecodeAudio(Step):
             with soundfile.SoundFile(
                 io.BytesIO(value) if isinstance(value, bytes) else value
             ) as file:
-                if file.format not in FORMATS:
-                    raise InputError(
-                        f"{name} is {file.format}; accepted formats are {', '.join(FORMATS)}"
-                    )
+                _check_format(name, file.format)
                 _check_range(f"{name}'s rate", file.samplerate, 1, MAX_RATE)
                 result = file.frames * self.rate // file.samplerate
                 if max(file.frames * file.channels, result) > self.max_samples:
@@ -97,8 +120,7 @@ class DecodeAudio(Step):
                     self._check_bytes(file, result, len(value))
                 samples, rate = file.read(dtype="float32", always_2d=True), file.samplerate
         except (OSError, RuntimeError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"{name} can't be read as a sound: {reason}") from error
+            raise _unreadable(name, error) from error
         mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
         if not np.isfinite(mono).all():
             raise InputError(f"{name} has samples that aren't finite numbers")

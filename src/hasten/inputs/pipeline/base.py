@@ -34,6 +34,11 @@ class Tokenized(Protocol):
         """First character of each token, and the character after its last one."""
         ...
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the text and what is known of its tokens take, about."""
+        ...
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -72,6 +77,8 @@ class Step(Value, ABC):
         extra: hasten's extra that brings them; "" where there are none.
         bounded: Whether the step's work grows with its input's bytes alone, as that of reading a row
             does; a picture of few bytes may have many pixels.
+        deterministic: Whether the step makes the same of an equal input whenever it is called, as far as its
+            settings are equal; a server caches nothing that a step without this made.
     """
 
     registry: ClassVar[Registry] = Registry(
@@ -95,6 +102,7 @@ class Step(Value, ABC):
     packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = ""
     bounded: ClassVar[bool] = False
+    deterministic: ClassVar[bool] = True
     memory_per_byte: int = 0
     """Bytes of memory that a sample may take for each byte in which it was sent; 0 for any number. A step that
     decodes what strangers send has a field of this name, and refuses a sample that would take more. A server

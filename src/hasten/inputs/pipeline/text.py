@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,6 +23,8 @@ MAX_TOKENIZER_BYTES = 3 << 20
 MAX_LENGTH = 2**20
 """Largest number of tokens in a sample."""
 _PADDING = ("[PAD]", "<pad>")
+_TOKEN_BYTES = 128
+"""Memory of a token in the library's encoding: its text, number, word, span and marks."""
 _LONG = 4096
 """Characters above which a text is tokenized as a batch of one: only so does the library let Python's other
 threads run meanwhile. A text of 64 kB stopped them for 50 ms."""
@@ -45,6 +48,11 @@ class _Encoded:
         """First character of each token, and the character after its last one."""
         found: Sequence[tuple[int, int]] = self.encoding.offsets
         return found
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that the text and what is known of its tokens take, about."""
+        return sys.getsizeof(self.text) + _TOKEN_BYTES * len(self.encoding)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
+from hasten.inputs.data.class_files import ClassFiles
 from hasten.inputs.data.dataset import Dataset, Subset
 from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.table import reads_rows
@@ -166,7 +167,7 @@ def _form(ready: Ready, reading: Reading, dataset: Dataset) -> Form:
     except InputError:
         count = 2  # one score of the class 1
     names: tuple[str, ...] = ()
-    if isinstance(dataset, ImageFolder) and dataset.classes:
+    if isinstance(dataset, ClassFiles) and dataset.classes:
         names = dataset.classes
     elif ready.pipeline is not None:
         every = (step.labels for step in ready.pipeline.after)

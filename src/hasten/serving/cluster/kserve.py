@@ -327,7 +327,7 @@ def _resources(
     """Return the processors and the memory of the pod."""
     if memory_bytes is None:
         files = sum(size for each in manifests for _, size in each.files.values())
-        kept = sum(model.settings.cache_bytes for model in settings.models)
+        kept = max((model.settings.cache_bytes for model in settings.models), default=0)
         clients = settings.limits.bodies_bytes + settings.limits.sample_bytes
         memory_bytes = _BASE_BYTES + _TIMES_OPENED * files + kept + clients
     memory = math.ceil(memory_bytes / _MEMORY_STEP) * (_MEMORY_STEP >> 20)

@@ -27,7 +27,8 @@ from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.chains import Chain
 from hasten.inputs.chains.nodes import SOURCE, Crop, Model
-from hasten.serving.models.caching import AnswerCache
+from hasten.inputs.pipeline.base import Origin
+from hasten.serving.models.caching import AnswerCache, Cache, PreparedSample, steps_key
 from hasten.serving.models.deciding import Cancellable, Deciding, Done, RawTicket
 from hasten.serving.models.decisions import as_json
 from hasten.serving.models.opening import ModelSettings, OpenBundle
@@ -78,6 +79,8 @@ class ServedChain(ServedModel):
         statistics: Statistics of the chain that this one replaces; None to begin new ones.
         clock_ns: Monotonic clock, in nanoseconds.
         tracing: Observer of finished requests; None if tracing is off.
+        cache: What the models of the server cache together; None for a cache of the chain's own, if its
+            settings want one.
 
     Raises:
         CandidateError: one of the models isn't ready.
@@ -95,13 +98,14 @@ class ServedChain(ServedModel):
         statistics: Statistics | None = None,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
         tracing: Watcher | None = None,
+        cache: Cache | None = None,
     ) -> None:
         self.name, self.version, self.settings, self.tracing = name, version, settings, tracing
         self.statistics = statistics or Statistics()
         self.inputs = (TensorSpec(RAW, "object", ("samples",)),)
         self.outputs = (TensorSpec(DECISION, "object", ("samples",)),)
         self.most_rows, self.fell_back = 0, False
-        self.cache = AnswerCache(settings.cache_bytes) if settings.cache_bytes else None
+        self.cache = AnswerCache.of(cache, settings.cache_bytes)
         self._clock_ns, self._plans, self.messages = clock_ns, Plans(), MessagePlans()
         self._specs = []
         self._place, self._find = place, find
@@ -244,6 +248,8 @@ class ServedChain(ServedModel):
         """Refuse the requests under way; the models stay open."""
         if self.deciding is not None:
             self.deciding.close()
+        if self.cache is not None:
+            self.cache.clear()
 
 
 class _ChainTicket(RawTicket):
@@ -297,6 +303,7 @@ class _ChainDeciding(Deciding):
         if allowed:
             self._per_byte = 0 if 0 in allowed else max(allowed)
         self._asked_bytes = max(_asked_bytes(plan, node) for node in plan.members)
+        self._keys = {node: steps_key(plan.steps_before(node)) for node in plan.members}
 
     def ticket(self, query: Query, done: Done, rows: int) -> RawTicket:
         ticket = _ChainTicket(self, query, done, rows)
@@ -324,9 +331,13 @@ class _ChainDeciding(Deciding):
         # What the request's own bytes pay for is used by its picture and its crops.
         most = max(_ASKED_BYTES, place.paid_bytes // (4 * COPIES))
         place.hold(max(COPIES * self._asked_bytes, place.paid_bytes // 4))
-        ticket.stages = []
+        ticket.stages, ticket.kept = [], []
+        kept = None
+        if self.model.cache is not None:
+            ticket.kept = [self.model.cache.prepared(sample)]
+            kept = _Inputs(ticket.kept[0], self._keys)
         ticket.run = self._plan.run(
-            sample, partial(self._check, ticket), ticket.stages, self._clock_ns, most
+            sample, partial(self._check, ticket), ticket.stages, self._clock_ns, most, kept
         )
         found = _next(partial(next, ticket.run), Kind.INVALID)
         if isinstance(found, Ask) and found.size_bytes > self._asked_bytes:
@@ -433,6 +444,33 @@ class _ChainDeciding(Deciding):
         if self.model.tracing is not None:
             self.model.tracing.finished(self.model, query, now_ns, stages=ticket.stages)
         super()._tell(ticket, decisions)
+
+
+class _Inputs:
+    """What the cache has of a sample as the models of a chain take it.
+
+    Args:
+        kept: What the cache has of the sample.
+        keys: Hash of the steps before each model; None for one whose samples aren't kept.
+    """
+
+    def __init__(self, kept: PreparedSample, keys: Mapping[str, bytes | None]) -> None:
+        self._kept, self._keys = kept, keys
+
+    def find(self, node: str) -> tuple[Any, Origin] | None:
+        """Return the sample as a model takes it, and where it comes from; None if it isn't there."""
+        key = self._keys[node]
+        return None if key is None else self._kept.get(key)
+
+    def used(self, node: str) -> None:
+        """Count that a model is asked about what `find` returned."""
+        self._kept.hits += 1
+
+    def made(self, node: str, prepared: Any, origin: Origin) -> None:
+        """Keep the sample as a model takes it, which was prepared now."""
+        if (key := self._keys[node]) is not None:
+            self._kept.misses += 1
+            self._kept.put(key, prepared, origin)
 
 
 def _parts_of(chain: Chain) -> list[tuple[str, str]]:

@@ -28,7 +28,7 @@ from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Origin, Pipeline, as_request
 from hasten.inputs.pipeline.decoded_bytes import allowed_bytes
 from hasten.serving.fairness import Shares
-from hasten.serving.models.caching import AnswerCache, content_key
+from hasten.serving.models.caching import AnswerCache, PreparedSample, content_key, steps_key
 from hasten.serving.models.decisions import as_json
 from hasten.serving.models.prepared import row_bytes, together
 from hasten.serving.models.room import COPIES, LARGE, ROOM, NoRoomError, Place
@@ -95,6 +95,7 @@ class RawTicket:
         over: Whether the request is answered, refused or given up.
         rows: Number of samples.
         key: Hash of the samples; None if there is no cache.
+        kept: What the cache has of each sample as the model takes it.
         origins: Where each prepared sample comes from.
         short: Whether the samples are so few bytes that their pipeline can't take long.
         prepared_bytes: Size of the prepared samples; 0 before they are there.
@@ -109,6 +110,7 @@ class RawTicket:
         "_done",
         "deadline_ns",
         "inner",
+        "kept",
         "key",
         "model",
         "origins",
@@ -128,6 +130,7 @@ class RawTicket:
         self.rows, self.over = rows, False
         self.key: bytes | None = None
         self.inner: Cancellable | None = None
+        self.kept: list[PreparedSample] = []
         self.origins: list[Origin] = []
         self.short, self.prepared_bytes = False, 0
         self.timer: asyncio.TimerHandle | None = None
@@ -184,6 +187,8 @@ class Deciding:
         # The processors that an engine leaves idle while it waits are few: one thread for each.
         self._threads = ThreadPoolExecutor(Target.host().threads, "hasten-deciding")
         self._bounded = bool(pipeline.steps) and pipeline.steps[0].bounded
+        self._steps = steps_key(pipeline.steps)
+        self._smaller_steps = None if smaller is None else steps_key(smaller.steps)
         self._recent_ns: dict[str, deque[int]] = {
             stage: deque(maxlen=_RECENT) for stage in ("prepare", "decide")
         }
@@ -428,6 +433,10 @@ class Deciding:
         if ticket.over:
             return
         stage = "prepare" if ticket.inner is None else "decide"
+        for one in ticket.kept:
+            self.model.statistics.prepared_hits += one.hits
+            self.model.statistics.prepared_misses += one.misses
+            one.hits = one.misses = 0
         self._recent_ns[stage].append(span_ns)
         self._note(stage, span_ns)
         if isinstance(result, ProtocolError):
@@ -450,6 +459,7 @@ class Deciding:
         pipeline, ticket.smaller = self.pipeline, []
         if self._smaller is not None and self.model.answers == "winner":
             pipeline, ticket.smaller = self._smaller, samples
+        ticket.kept.clear()
         rows: list[dict[str, Array]] = []
         taken = 0
         most = _ALWAYS_BYTES + _PER_BYTE * max(0, sum(map(len, samples)) - _FEW_BYTES)
@@ -457,10 +467,10 @@ class Deciding:
             what = "row" if ticket.query.several else "sample"
             where = f"{what} {place}: " if ticket.query.several or len(samples) > 1 else ""
             try:
-                prepared, origin = pipeline.prepared(sample)
-                rows.append(as_request(prepared, self.model.inputs))
+                row, origin = self._row(ticket, sample, pipeline)
             except InputError as error:
                 raise ProtocolError(Kind.INVALID, f"{where}{error}") from error
+            rows.append(row)
             ticket.origins.append(origin)
             taken += sum(array.nbytes for array in rows[-1].values())
             if place and taken > most:
@@ -474,6 +484,29 @@ class Deciding:
         tensors = together(rows)
         ticket.place.keep(COPIES * taken)
         return tensors
+
+    def _row(
+        self, ticket: RawTicket, sample: bytes, pipeline: Pipeline
+    ) -> tuple[dict[str, Array], Origin]:
+        """Return a sample, prepared by a pipeline, as a request with one row, and where it comes from.
+
+        Raises:
+            InputError: the sample can't be read or doesn't fit.
+        """
+        steps = self._steps if pipeline is self.pipeline else self._smaller_steps
+        if self.model.cache is None or steps is None:
+            prepared, origin = pipeline.prepared(sample)
+            return as_request(prepared, self.model.inputs), origin
+        kept = self.model.cache.prepared(sample)
+        ticket.kept.append(kept)
+        if (found := kept.get(steps)) is not None:
+            kept.hits += 1
+            return as_request(found[0], self.model.inputs), found[1]
+        kept.misses += 1
+        prepared, origin = pipeline.prepared(sample)
+        row = as_request(prepared, self.model.inputs)
+        kept.put(steps, prepared, origin)
+        return row, origin
 
     def _check_sent(self, query: Query, samples: list[bytes]) -> None:
         """Check that a compressed body doesn't make a picture or a sound large, whose bytes allow it memory."""

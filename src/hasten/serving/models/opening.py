@@ -59,7 +59,7 @@ class ModelSettings:
         most_wait_ns: Longest wait in the queue; a request that would wait longer is refused.
         most_rows: Largest number of rows in one batch.
         sessions: Number of batches that run in parallel; None for what the batch curve suggests.
-        cache_bytes: Size of the answer cache; 0 for no cache.
+        cache_bytes: Size of the cache that all models share; 0 for no cache.
         compiled: Folder that keeps compiled models, or "off"; "" for the default one.
         shadow: Share of requests that the exact model answers too, to compare.
         standby: Whether to keep the exact model open as a fallback.

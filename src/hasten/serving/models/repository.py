@@ -19,6 +19,7 @@ from hasten.core.tensors import Tensors
 from hasten.core.words import amount
 from hasten.errors import CandidateError, DeviceLost, HastenError, InputError
 from hasten.inputs.metrics.changes import disagreeing_rows
+from hasten.serving.models.caching import Cache
 from hasten.serving.models.chained import ChainPlace, ServedChain
 from hasten.serving.models.clients import Clients
 from hasten.serving.models.comparison import is_broken
@@ -92,6 +93,7 @@ class Repository:
 
     Attributes:
         clients: Record of which client of the server is active.
+        cache: What all models cache together; None if none is to cache anything.
         forgiven: Callback that is told of a version whose exact model answered after a crash, and
             whose winner answers again since its bundle was replaced.
         lost: Callback that is told that a device answers nothing more in this process.
@@ -107,6 +109,8 @@ class Repository:
     ) -> None:
         self._loop, self._marker, self._tracing = loop, marker, tracing
         self.clients = Clients()
+        cache_bytes = max((one.settings.cache_bytes for one in registered), default=0)
+        self.cache = Cache(cache_bytes) if cache_bytes else None
         self.forgiven: Callable[[Registered], None] = lambda one: None
         self.lost: Callable[[DeviceLost], None] = lambda error: None
         self.opening_begins: Callable[[], None] = lambda: None
@@ -288,6 +292,7 @@ class Repository:
                 self._marker(one),
                 tracing=self._tracing,
                 lost=self.lost,
+                cache=self.cache,
             )
             if old is not None:
                 one.served.learn_from(old)
@@ -356,6 +361,7 @@ class Repository:
             self._loop,
             old.statistics if old is not None else None,
             tracing=self._tracing,
+            cache=self.cache,
         )
         extra = {"model": one.name, "version": one.version}
         log.info("ready: a chain of %s", ", ".join(chain.members.values()), extra=extra)

@@ -24,7 +24,7 @@ from hasten.core.words import amount
 from hasten.errors import CandidateError, DeviceLost, InputError
 from hasten.inputs.pipeline.row_arrays import RowArrays
 from hasten.serving.models.batching import Batching, ServerTask, Timing
-from hasten.serving.models.caching import AnswerCache, content_key
+from hasten.serving.models.caching import AnswerCache, Cache, content_key
 from hasten.serving.models.clients import Clients
 from hasten.serving.models.comparison import broken_rows, is_broken
 from hasten.serving.models.deciding import Deciding, RawTicket
@@ -101,6 +101,8 @@ class ServedModel:
         tracing: Observer of finished requests; None if tracing is off.
         lost: Function that is told, on an engine's thread, that the device answers nothing more in
             this process and that nothing else can answer; it may end the process.
+        cache: What the models of the server cache together; None for a cache of this model's own, if its
+            settings want one.
 
     Attributes:
         inputs: Inputs of a request.
@@ -127,6 +129,7 @@ class ServedModel:
         clock_ns: Callable[[], int] = time.perf_counter_ns,
         tracing: Watcher | None = None,
         lost: Callable[[DeviceLost], None] = lambda error: None,
+        cache: Cache | None = None,
     ) -> None:
         self.name, self.version = name, version
         self._lost = lost
@@ -136,7 +139,7 @@ class ServedModel:
         self.inputs, self.outputs = opened.first.inputs, opened.first.outputs
         self.most_rows = opened.most_rows if opened.batched else 0
         self.fell_back = opened.broken
-        self.cache = AnswerCache(settings.cache_bytes) if settings.cache_bytes else None
+        self.cache = AnswerCache.of(cache, settings.cache_bytes)
         self._plans, self.messages = Plans(), MessagePlans()
         self._running = running
         self._clock_ns = clock_ns
@@ -680,6 +683,8 @@ class ServedModel:
             self._shadow.close()
         if self.watch is not None:
             self.watch.close()
+        if self.cache is not None:
+            self.cache.clear()
         self.opened.close()
 
 

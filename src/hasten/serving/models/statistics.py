@@ -146,6 +146,8 @@ class Statistics:
         cancel: Requests whose client went away before the answer.
         cache_hit: Cache look-ups that found an answer.
         cache_miss: Cache look-ups that found no answer.
+        prepared_hits: Number of samples that the cache had as the model takes them.
+        prepared_misses: Number of samples that were prepared, since the cache didn't have them.
         refusals: Kind of error -> number of requests that got it.
         shadowed: Number of samples that the exact model answered too.
         disagreed: Number of shadowed samples whose two answers disagree.
@@ -157,6 +159,7 @@ class Statistics:
     def __init__(self) -> None:
         self.fail, self.cancel = Duration(), Duration()
         self.cache_hit, self.cache_miss = Duration(), Duration()
+        self.prepared_hits = self.prepared_misses = 0
         self._executions = self.shadowed = self.disagreed = self.replaced = self.last_ns = 0
         self.refusals: dict[str, int] = {}
         self._batches: dict[int, BatchStatistics] = {}

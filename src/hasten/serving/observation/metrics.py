@@ -106,6 +106,16 @@ _COUNTERS: tuple[tuple[str, str, Value], ...] = (
         "Requests that the exact model answered because the fast one gave NaN or infinite values",
         lambda model: model.statistics.replaced,
     ),
+    (
+        "hasten_prepared_hits",
+        "Samples that the cache had as the model takes them",
+        lambda model: model.statistics.prepared_hits,
+    ),
+    (
+        "hasten_prepared_misses",
+        "Samples that were prepared and weren't in the cache",
+        lambda model: model.statistics.prepared_misses,
+    ),
 )
 _GAUGES: tuple[tuple[str, str, Value], ...] = (
     ("hasten_queued_rows", "Samples that wait in the queue", lambda model: model.queued_rows),
@@ -222,6 +232,23 @@ def _server(state: ServerState) -> Iterator[Any]:
     yield GaugeMetricFamily("hasten_connections", "Open HTTP connections", len(state.connections))
     yield GaugeMetricFamily(
         "hasten_body_bytes", "Size of the bodies of all current requests", state.body_bytes
+    )
+    cache = state.repository.cache
+    prepared = None if cache is None else cache.prepared
+    yield GaugeMetricFamily(
+        "hasten_cache_total_bytes",
+        "Size of all that is cached: answers and prepared samples",
+        0 if cache is None else cache.size_bytes,
+    )
+    yield GaugeMetricFamily(
+        "hasten_cache_prepared_bytes",
+        "Size of the cached prepared samples",
+        0 if prepared is None else prepared.size_bytes,
+    )
+    yield GaugeMetricFamily(
+        "hasten_cache_prepared_entries",
+        "Number of cached prepared samples",
+        0 if prepared is None else len(prepared),
     )
     facts = GaugeMetricFamily("hasten_server_info", "Version of the server", labels=("version",))
     facts.add_metric((_own_version(),), 1)

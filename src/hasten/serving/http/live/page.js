@@ -121,7 +121,7 @@ function facts_of(served) {
   if (served.cache) {
     const {hits, misses, entries, size_bytes, most_bytes} = served.cache, asked = hits + misses;
     facts.push(["Cached answers", `${percent(hits / (asked || 1))} of ${plural(asked, "look-up")} found
-      one; ${number(entries)} cached, ${size(size_bytes)} of ${size(most_bytes)}`]);
+      one; ${number(entries)} cached, ${size(size_bytes)} of ${size(most_bytes)} for all models`]);
   }
   if (served.shadow) {
     const {rows, disagreed} = served.shadow;
