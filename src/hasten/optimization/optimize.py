@@ -54,9 +54,9 @@ def optimize(
         small_model: Smaller model with the same inputs and outputs, in any form that `model` takes,
             or several by name. Each is tried in the model's place, as it is, in int8, and in a
             cascade, where the model is asked again if the smaller one's answer was close.
-        pipeline: Steps from an image file, a sound file or a row to the model's input, for a folder of images or
-            of sounds or a table, and from its outputs to a decision; by default what the model states itself. With
-            only steps after the model, the model's own stay before it.
+        pipeline: Steps from a picture, a sound or a row to the model's input, for a folder of files or a table, and
+            from its outputs to a decision; by default what the model states itself. With only steps after the
+            model, the model's own stay before it.
         notes: Further notes to include in the result.
         resume: Whether to continue the run that was stopped.
         listen: Callback that receives the progress.
