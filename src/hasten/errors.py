@@ -52,7 +52,11 @@ class UnknownMember(IntegrityError):  # noqa: N818
 
     def __init__(self, member: str, entry_point: str, hint: str) -> None:
         super().__init__(f"{member} isn't installed: {hint}")
-        self.member, self.entry_point = member, entry_point
+        self.member, self.entry_point, self._hint = member, entry_point, hint
+
+    def __reduce__(self) -> tuple[type[UnknownMember], tuple[str, str, str]]:
+        """Pickle by the arguments, which the message alone doesn't show."""
+        return type(self), (self.member, self.entry_point, self._hint)
 
 
 class LabelsWanted(HastenError):  # noqa: N818

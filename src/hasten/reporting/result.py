@@ -346,7 +346,7 @@ class Result:
             where it wasn't measured.
         decided_s: Time from the start at which what ships was decided and its figures known, in seconds;
             what follows are further measurements. None in records of older versions.
-        decoded: How pictures are decoded for what ships, where that isn't as the pipeline states, in words; else
+        decoded: Way in which pictures are decoded for what ships, where that isn't as the pipeline states, in words; else
             empty.
         whole: Time of what ships from a file's bytes to the decision, over that with pictures decoded as the
             pipeline states and the same model; None where they are.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.inputs.data.test_text_files import IDS, lines
 from tests.inputs.pipeline.test_text import CONTENT, tokenizers
@@ -71,10 +72,38 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
         "the data: row 1 has 2 words, but 1 tag in 'tags': give a tag for each word, in a list"
     )
     assert "row 1 has 1 word, but 'O' in 'tags'" in refused([{"tokens": ["a"], "tags": "O"}])
-    assert "the label must be one of 'O', 'B-ANIMAL', 'I-ANIMAL': got 'B-CITY'" in refused(
-        [{"tokens": ["a"], "tags": ["B-CITY"]}]
-    )
+    named = "the tag must be one of 'O', 'B-ANIMAL', 'I-ANIMAL', or its number: got "
+    for tag in ("B-CITY", 3, 1.5, True, [0], {"a": 1}, 10**400):
+        said = refused([ROWS[0], {"tokens": ["a"], "ner_tags": [tag]}])
+        assert said == f"the data: row 2: {named}{tag!r:.80}"
     path = lines(tmp_path / "t.jsonl", [{"tokens": ["a"], "tags": [0]}, {"tokens": "a b"}])
-    assert refused(path) == f"{path}: row 2: 'tokens' must be a list of words: got 'a b'"
+    assert refused(path) == (
+        f"{path}: row 2: 'tokens' must be a list of words: got 'a b'; a .jsonl file can have lists"
+    )
     plain = Pipeline(PIPELINE.steps)
-    assert "this model needs numbers as labels" in refused([ROWS[0]], plain)
+    assert "row 1: the tag must be the number of a class, unless" in refused([ROWS[0]], plain)
+    assert "got 2147483648" in refused([{"tokens": ["a"], "tags": [2**31]}], plain)
+    cut = Pipeline((Tokenize(CONTENT, 2 + 2),), PIPELINE.after)
+    lost = [{"tokens": ["", "\u200b"], "tags": [1, 1]}, {"tokens": ["the"], "tags": [None]}]
+    assert "no token of the tokenizer begins in any word that has a tag" in refused(lost, cut)
+
+
+def test_a_tag_may_be_missing() -> None:
+    missing = [{"tokens": ["the", "cat", "sat"], "tags": [None, -100, float("nan")]}, ROWS[1]]
+    rows = [{"tokens": one["tokens"], "tags": one.get("tags", [2, 1])} for one in missing]
+    assert opened(rows).labels.tolist() == [[-100] * 5, LABELS[1][:5]]
+
+
+def test_words_may_begin_with_spaces_and_marks_that_the_tokenizer_drops() -> None:
+    odd = [{"tokens": [" the", "\u200bcats "], "tags": [1, 2]}]
+    assert opened(odd).labels.tolist() == [[-100, 1, 2, -100, -100]]
+
+
+def test_words_come_from_data_frames_and_tables() -> None:
+    pandas = pytest.importorskip("pandas")
+    arrow = pytest.importorskip("pyarrow")
+    tags = [["O", "B-ANIMAL", "O"], ["I-ANIMAL", "B-ANIMAL"]]
+    frame = pandas.DataFrame({"tokens": [one["tokens"] for one in ROWS], "ner_tags": tags})
+    arrays = frame.assign(tokens=frame.tokens.map(np.array), ner_tags=frame.ner_tags.map(np.array))
+    for table in (frame, frame.iloc[::-1].iloc[::-1], arrays, arrow.Table.from_pandas(frame)):
+        assert opened(table).labels.tolist() == LABELS

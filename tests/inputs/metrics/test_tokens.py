@@ -9,6 +9,7 @@ import pytest
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
+from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.choice import parse_metric
 from hasten.inputs.metrics.tokens import EntityF1, TokenAccuracy
 from hasten.inputs.pipeline.base import Pipeline
@@ -26,7 +27,6 @@ def scores_of(classes: Array) -> Array:
 @pytest.mark.parametrize("output", [FOUND, scores_of(FOUND)])
 def test_the_accuracy_is_the_share_of_right_tokens_that_count(output: Array) -> None:
     assert TokenAccuracy().score({"y": output}, {}, TRUTH).tolist() == [3 / 5, 1]
-    assert TokenAccuracy().score({"y": output}, {}, np.full_like(TRUTH, -100)).tolist() == [1, 1]
     same = TokenAccuracy().score({"y": output}, {"y": np.where(TRUTH < 0, 0, TRUTH)}, None)
     assert same.tolist() == pytest.approx([4 / 6, 1])
 
@@ -37,6 +37,21 @@ def test_the_f1_is_that_of_whole_entities(output: Array) -> None:
     assert EntityF1(TAGS).score({"y": output}, {}, TRUTH).tolist() == [0.5, 1]
     nothing = np.zeros_like(FOUND)
     assert EntityF1(TAGS).score({"y": nothing}, {}, TRUTH).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("metric", [TokenAccuracy(), EntityF1(TAGS)])
+def test_a_sample_without_labels_scores_1_only_where_it_is_unchanged(metric: Metric) -> None:
+    labels = np.where(np.array([[True], [False]]), -100, TRUTH)
+    own = {"y": FOUND}
+    assert metric.score(own, own, labels).tolist() == [1, 1]
+    changed = np.where(np.arange(6) == 1, 0, FOUND)
+    assert metric.score({"y": changed}, own, labels).tolist() == [0, 1]
+
+
+def test_a_class_below_0_is_no_entity() -> None:
+    padded = {"y": np.array([[1, 2, -9, 0, -1]])}
+    assert EntityF1(TAGS).score(padded, padded, None).tolist() == [1]
+    assert EntityF1(TAGS).score(padded, {}, np.array([[1, 2, 0, 0, 0]])).tolist() == [1]
 
 
 def test_tokens_that_do_not_count_do_not_divide_an_entity() -> None:

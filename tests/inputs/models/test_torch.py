@@ -290,7 +290,7 @@ class Bessel(nn.Module):
 
 def test_an_operator_without_an_onnx_form_is_named_with_ways_on(tmp_path: Path) -> None:
     assert refused(Bessel(), [X], tmp_path) == (
-        "torch can't export the model to ONNX: torch has no ONNX form of its operator prims.bessel_j0: calculate "
+        "torch can't export the model to ONNX: torch's exporter has no ONNX form of prims.bessel_j0 for these inputs: calculate "
         "it with other operators in forward, or in your own code before or after the model; or call "
         "torch.onnx.export with a custom_translation_table for it, and give the ONNX file"
     )

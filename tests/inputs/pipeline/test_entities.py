@@ -76,6 +76,31 @@ def test_a_tokenizer_whose_tokens_begin_with_a_space_gives_entities_without_it()
     assert [(one["text"], one["start"], one["end"]) for one in found] == [("cat", 4, 7)]
 
 
+def spaced(split: bool = True) -> Tokenize:
+    """Return a tokenizer whose tokens are letters, and "▁" for a space, as SentencePiece has it."""
+    letters = {"▁": 0, **{letter: n for n, letter in enumerate("NewYork,ts", 1)}}
+    built = tokenizers.Tokenizer(tokenizers.models.BPE(letters, []))
+    built.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(split=split, prepend_scheme="never")
+    return Tokenize(built.to_str(), pad=False)
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_words_are_divided_at_spaces_even_if_the_tokenizer_does_not(split: bool) -> None:
+    # N e w _ Y o r k: a space that is a part of the word after it has its class.
+    found = told("New York", 1, 0, 0, 2, 0, 0, 0, 0, step=spaced(split))
+    assert [(one["entity"], one["text"]) for one in found] == [("ANIMAL", "New York")]
+
+
+def test_spaces_that_belong_to_no_word_do_not_divide_an_entity() -> None:
+    letters = {"Ġ": 0, **{letter: n for n, letter in enumerate("NewYork", 1)}}
+    built = tokenizers.Tokenizer(tokenizers.models.BPE(letters, []))
+    built.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    step = Tokenize(built.to_str(), pad=False)
+    # Of two spaces, the first is a word of its own to this tokenizer, and the last one, too.
+    found = told("New  York ", 1, 0, 0, 3, 2, 0, 0, 0, 0, 3, step=step)
+    assert [(one["text"], one["start"], one["end"]) for one in found] == [("New  York", 0, 9)]
+
+
 def test_the_step_comes_back_from_its_record() -> None:
     step = Entities(TAGS, "logits")
     assert from_record(PostStep, to_record(step)) == step
@@ -83,9 +108,9 @@ def test_the_step_comes_back_from_its_record() -> None:
 
 def test_what_does_not_fit_is_refused_in_one_line() -> None:
     step = Entities(TAGS)
-    with pytest.raises(InputError, match=r"entities needs a text that the step tokenize read"):
+    with pytest.raises(InputError, match=r"entities needs one text that the step tokenize read"):
         step({"y": scores_of(0)}, Origin())
-    with pytest.raises(InputError, match=r"entities needs a text that the step tokenize read"):
+    with pytest.raises(InputError, match=r"entities needs one text that the step tokenize read"):
         told(["the", "cat"], 0, 0, 0, 0, 0)  # a pair has two texts
     _, origin = Pipeline((Tokenize(CONTENT, pad=False),)).prepared("the cat")
     with pytest.raises(InputError, match=r"got scores of 3 tokens; the text has 4"):

@@ -229,7 +229,7 @@ class ChainPlan:
             clock_ns: Monotonic clock.
             most_bytes: Size of prepared samples from which on a model isn't asked about further ones at the
                 same time.
-            kept: What is kept of the value as the models take it; None if nothing is.
+            kept: Cached forms of the value, as the models take it; None if nothing is cached.
 
         Raises:
             InputError: the value can't be read, or a decision isn't what the next node needs; the

@@ -11,14 +11,18 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.core.words import amount
 from hasten.errors import InputError
-from hasten.inputs.data.table import label_numbers
-from hasten.inputs.pipeline.base import Origin, Pipeline
+from hasten.inputs.pipeline.base import Origin, Tokenized
+from hasten.inputs.pipeline.tables import is_absent
 from hasten.inputs.pipeline.text import Tokenize
+from hasten.inputs.pipeline.text_words import words_of
 
 WORDS = ("tokens", "words")
 """Columns that hold a text's words, in a list."""
 NOT_COUNTED = -100
 """Label of a token that no word's tag belongs to, as torch's losses and transformers have it."""
+_MOST_CLASSES = 2**31
+_MOST_LABELS = 2**28
+"""Largest number of labels, of all samples' tokens and what fills them up: 1 GiB."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,11 @@ class Tags:
     """Tags of the words of one text.
 
     Attributes:
-        starts: First character of each word in the text.
-        classes: Class of each word.
+        spans: First character of each word in the text, and the character after its last one.
+        classes: Class of each word; `NOT_COUNTED` where none is known.
     """
 
-    starts: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
     classes: tuple[int, ...]
 
 
@@ -39,8 +43,17 @@ def words_column(names: Sequence[str]) -> str | None:
     return next((name for name in WORDS if name in names), None)
 
 
+def is_words(value: Any) -> bool:
+    """Whether a value is a list of words, or an array or a tuple of them."""
+    return isinstance(value, (list, tuple, np.ndarray)) and all(isinstance(w, str) for w in value)
+
+
 def joined(
-    rows: Sequence[Mapping[str, Any]], column: str, label: str | None, pipeline: Pipeline, said: str
+    rows: Sequence[Mapping[str, Any]],
+    column: str,
+    label: str | None,
+    names: Sequence[str],
+    said: str,
 ) -> tuple[list[str], list[Tags] | None]:
     """Return rows' texts, which are their words with a space between, and the tags of the words.
 
@@ -48,44 +61,67 @@ def joined(
         rows: Rows by the names of their columns.
         column: Column of the words.
         label: Column of the tags; None if there are none.
-        pipeline: Pipeline whose step after the model may name the tags.
+        names: Tag of each class, in order; none where the tags are the classes' numbers.
         said: Name of the data in messages.
 
     Raises:
         InputError: a row has no words, or words and tags don't fit.
     """
-    texts, starts, tags = [], [], []
+    texts, tags = [], []
     for number, row in enumerate(rows, 1):
         words = row.get(column)
-        if not isinstance(words, list) or not all(isinstance(one, str) for one in words):
+        if not is_words(words):
             raise InputError(
-                f"{said}: row {number}: {column!r} must be a list of words: got {words!r:.80}"
+                f"{said}: row {number}: {column!r} must be a list of words: got {words!r:.80}; a .jsonl file can "
+                "have lists"
             )
-        given = None if label is None else row.get(label)
-        if label is not None and (not isinstance(given, list) or len(given) != len(words)):
-            what = amount(len(given), "tag") if isinstance(given, list) else f"{given!r:.60}"
+        words = [word.strip() for word in words]
+        texts.append(" ".join(words))
+        if label is None:
+            continue
+        given = row.get(label)
+        several = isinstance(given, (list, tuple, np.ndarray))
+        if not several or len(given) != len(words):
+            what = amount(len(given), "tag") if several else f"{given!r:.60}"
             raise InputError(
                 f"{said}: row {number} has {amount(len(words), 'word')}, but {what} in {label!r}: give "
                 "a tag for each word, in a list"
             )
-        places, length = [], 0
-        for word in words:
-            places.append(length)
-            length += len(word) + 1
-        texts.append(" ".join(words))
-        starts.append(tuple(places))
-        tags.append(given or [])
-    if label is None:
-        return texts, None
-    numbers = iter(label_numbers([tag for row in tags for tag in row], pipeline, said).tolist())
-    classes = [tuple(int(next(numbers)) for _ in row) for row in tags]
-    return texts, [Tags(*pair) for pair in zip(starts, classes, strict=True)]
+        ends = np.cumsum([len(word) + 1 for word in words], dtype=np.int64) - 1
+        spans = [(end - len(word), end) for word, end in zip(words, ends.tolist(), strict=True)]
+        classes = [_class_of(tag, names, f"{said}: row {number}") for tag in given]
+        tags.append(Tags(tuple(spans), tuple(classes)))
+    return texts, None if label is None else tags
+
+
+def _class_of(tag: Any, names: Sequence[str], where: str) -> int:
+    """Return the class of a tag: its place among the names, or a number itself."""
+    if isinstance(tag, np.generic):
+        tag = tag.item()
+    if isinstance(tag, str) and tag in names:
+        return names.index(tag)
+    if is_absent(tag) or tag != tag:  # NaN, as pandas has it
+        return NOT_COUNTED
+    if (
+        isinstance(tag, float) and tag.is_integer()
+    ):  # as pandas has whole numbers beside missing ones
+        tag = int(tag)
+    if type(tag) is int and tag < (len(names) or _MOST_CLASSES):
+        return tag if tag >= 0 else NOT_COUNTED
+    if names:
+        raise InputError(
+            f"{where}: the tag must be one of {', '.join(map(repr, names))[:300]}, or its number: got {tag!r:.80}"
+        )
+    raise InputError(
+        f"{where}: the tag must be the number of a class, unless the pipeline's step entities names the classes: "
+        f"got {tag!r:.80}"
+    )
 
 
 def token_labels(
     texts: Sequence[Any], tags: Sequence[Tags], step: Tokenize, said: str
 ) -> list[Array]:
-    """Return a label for each token of each text, padded to the longest text: int64 `(tokens,)` each.
+    """Return a label for each token of each text, padded to the longest text: int32 `(tokens,)` each.
 
     The first token of a word has the word's class; every other one is `NOT_COUNTED`.
 
@@ -96,7 +132,8 @@ def token_labels(
         said: Name of the data in messages.
 
     Raises:
-        InputError: a text can't be tokenized.
+        InputError: a text can't be tokenized, no word's tag became a label, or the labels would take too
+            much memory.
     """
     rows = []
     for number, (text, own) in enumerate(zip(texts, tags, strict=True), 1):
@@ -105,18 +142,31 @@ def token_labels(
         except InputError as error:
             raise InputError(f"{said}: text {number}: {error}") from error
         assert origin.text is not None  # each is one text
-        rows.append(_of_tokens(origin.text.words, origin.text.spans, text, own))
+        rows.append(_of_tokens(origin.text, own))
     longest = max(map(len, rows), default=0)
-    return [np.array(row + [NOT_COUNTED] * (longest - len(row)), np.int64) for row in rows]
+    if longest * len(rows) > _MOST_LABELS:
+        raise InputError(
+            f"{said}: the longest of the {len(rows):,} texts has {longest:,} tokens, and each gets as many labels: "
+            "cut the texts by the setting length of the step tokenize, or leave out the longest"
+        )
+    tagged = any(any(one >= 0 for one in own.classes) for own in tags)
+    if tagged and not any((row >= 0).any() for row in rows):
+        raise InputError(
+            f"{said}: no token of the tokenizer begins in any word that has a tag: give labels for the tokens "
+            "themselves, with arrays"
+        )
+    return [
+        np.concatenate([row, np.full(longest - len(row), NOT_COUNTED, np.int32)]) for row in rows
+    ]
 
 
-def _of_tokens(
-    words: Sequence[int | None], spans: Sequence[tuple[int, int]], text: str, tags: Tags
-) -> list[int]:
-    classes = dict(zip(tags.starts, tags.classes, strict=True))
-    row = []
-    for word, (start, end) in zip(words, spans, strict=True):
-        # Some tokenizers count the space before a word to its first token.
-        first = start + (start < end and text[start].isspace())
-        row.append(NOT_COUNTED if word is None else classes.pop(first, NOT_COUNTED))
+def _of_tokens(text: Tokenized, tags: Tags) -> Array:
+    row = np.full(len(text.words), NOT_COUNTED, np.int32)
+    words, place = words_of(text), 0
+    for (start, end), label in zip(tags.spans, tags.classes, strict=True):
+        while place < len(words) and words[place].end <= start:
+            place += 1
+        # The tokenizer may divide a word further; what begins in it first is its beginning.
+        if place < len(words) and words[place].start < end:
+            row[words[place].token] = label
     return row

@@ -20,7 +20,7 @@ from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.function import from_python
 from hasten.inputs.data.missing import filled
 from hasten.inputs.data.table import as_classes, check_names, label_numbers
-from hasten.inputs.data.tagged_words import Tags, joined, token_labels, words_column
+from hasten.inputs.data.tagged_words import Tags, is_words, joined, token_labels, words_column
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.tables import columns_of, is_absent, is_table, records
@@ -109,7 +109,8 @@ def holds_texts(source: Any) -> bool:
     if isinstance(source, (str, Path)):
         return names_texts(source)
     if is_table(source):
-        return TEXT in columns_of(source)
+        columns = columns_of(source)
+        return TEXT in columns or words_column(list(columns)) is not None
     if isinstance(source, tuple):
         return len(source) in (2, 3) and _listed(source[0]) and _is_text(next(iter(source[0])))
     if not _listed(source):
@@ -270,14 +271,10 @@ def _in_order(value: Any) -> list[Any]:
 def _is_text(value: Any) -> bool:
     if isinstance(value, Mapping):
         column = words_column(list(value))
-        return isinstance(value.get(TEXT), str) or (column is not None and _words(value[column]))
+        return isinstance(value.get(TEXT), str) or (column is not None and is_words(value[column]))
     if isinstance(value, list) and len(value) == 2:
         return all(isinstance(one, str) for one in value)
     return isinstance(value, str)
-
-
-def _words(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
 def _file_and_label(source: str | Path) -> tuple[Path, str | None]:
@@ -365,7 +362,7 @@ def _columns(
         raise InputError(f"{said} has no column {chosen!r} for the labels: it has {shown}")
     groups = None if group is None else _groups([row.get(group) for row in rows], said)
     if words is not None:
-        whole, tags = joined(rows, words, chosen, pipeline, said)
+        whole, tags = joined(rows, words, chosen, named_by(pipeline), said)
         return Texts(said, whole, None, groups, tags=tags)
     texts: list[Any] = []
     for number, row in enumerate(rows, 1):

@@ -15,15 +15,16 @@ from hasten.inputs.metrics.outputs import one_output
 from hasten.inputs.metrics.vocabulary import read_lines
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.entities import Entities
-from hasten.inputs.pipeline.tags import entities
+from hasten.inputs.pipeline.tags import OUTSIDE, entities
 
 
 @dataclass(frozen=True)
 class TokenAccuracy(Metric):
     """Share of a sample's tokens with the right class.
 
-    A token whose label is below 0, such as -100, doesn't count; a sample without any other token scores
-    1. Without labels, the exact model's classes are the truth, of padding too.
+    A token whose label is below 0, such as -100, doesn't count. A sample without any other token scores 1 if
+    every token has the exact model's class, and else 0. Without labels, the exact model's classes are the
+    truth, of padding too.
 
     The output is scores `(n, tokens, classes)`, of which the highest class is taken, or classes `(n,
     tokens)`, integers. Labels are classes `(n, tokens)`; they may be longer than the output if what is
@@ -45,7 +46,7 @@ class TokenAccuracy(Metric):
         found, truth, counted = _pair(self, outputs, exact, labels)
         right = ((found == truth) & counted).sum(axis=1)
         count = counted.sum(axis=1)
-        return np.where(count > 0, right / np.maximum(count, 1), 1.0)
+        return _where_counted(self, right / np.maximum(count, 1), counted, outputs, exact)
 
     def unchanged(self, outputs: Tensors, others: Tensors) -> Array:
         """Return where every token has the same class."""
@@ -58,7 +59,8 @@ class EntityF1(Metric):
 
     An entity is right if its kind and both of its ends are. Tokens whose label is below 0, such as -100
     for a word's further tokens, are left out before entities are read. A sample in which neither the
-    answer nor the truth has an entity scores 1. It is the mean of each sample's own F1: the F1 that
+    answer nor the truth has an entity scores 1; one without a token that counts does so only if every token
+    has the exact model's class. It is the mean of each sample's own F1: the F1 that
     benchmarks quote adds up the entities of all samples first, and is another figure.
 
     Output and labels are as for `TokenAccuracy`. `hasten.inputs.pipeline.tags.entities` has the rules by
@@ -100,7 +102,8 @@ class EntityF1(Metric):
             )
         found, truth, counted = _pair(self, outputs, exact, labels)
         rows = zip(found, truth, counted, strict=True)
-        return np.array([self._f1(mine[own], true[own]) for mine, true, own in rows], np.float64)
+        scores = np.array([self._f1(mine[own], true[own]) for mine, true, own in rows], np.float64)
+        return _where_counted(self, scores, counted, outputs, exact)
 
     def unchanged(self, outputs: Tensors, others: Tensors) -> Array:
         """Return where every token has the same class."""
@@ -117,7 +120,7 @@ class EntityF1(Metric):
             raise InputError(
                 f"entity_f1 has {len(self.tags)} tags; a token is of class {int(classes.max())}"
             )
-        return set(entities([self.tags[k] for k in classes.tolist()]))
+        return set(entities([self.tags[k] if k >= 0 else OUTSIDE for k in classes.tolist()]))
 
 
 def _classes(metric: Metric, outputs: Tensors) -> Array:
@@ -151,6 +154,14 @@ def _pair(
         )
     truth = labels[:, :tokens]
     return found, truth, truth >= 0
+
+
+def _where_counted(
+    metric: Metric, scores: Array, counted: Array, outputs: Tensors, exact: Tensors
+) -> Array:
+    """Return scores, of samples without a token that counts whether they are unchanged."""
+    known = counted.any(axis=1)
+    return scores if known.all() else np.where(known, scores, metric.unchanged(outputs, exact))
 
 
 def _unchanged(metric: Metric, outputs: Tensors, others: Tensors) -> Array:

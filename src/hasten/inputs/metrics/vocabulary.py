@@ -46,7 +46,7 @@ def read_lines(path: str, text: str, what: str) -> tuple[str, ...]:
     Args:
         path: Path of the file.
         text: Whole text of the metric, for messages.
-        what: What the texts are, for messages: "vocabulary".
+        what: Name of the texts, for messages: "vocabulary".
 
     Raises:
         InputError: there is no such file, or it holds something else.

@@ -32,7 +32,7 @@ _SLOW_TOKENIZERS = (
     *("tokenizer_config.json", "special_tokens_map.json"),
 )
 _CLASSIFIERS = ("ForAudioClassification", "ForImageClassification", "ForSequenceClassification")
-_TAGGERS = "ForTokenClassification"
+_TAGGERS, _SCORES = "ForTokenClassification", "logits"
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 _SHOWN = 5
 """Largest number of classes of a decision."""
@@ -108,8 +108,13 @@ class Folder:
         numbered = [f"LABEL_{number}" for number in range(len(names))]  # where nobody named them
         given = () if list(names) == numbered or "None" in names else names
         if self.architecture.endswith(_TAGGERS):
-            read_as_texts = given and (self.path / TOKENIZER).is_file()
-            return (Entities(given),) if read_as_texts else ()
+            if not given or not (self.path / TOKENIZER).is_file():
+                return ()
+            there = (
+                [] if self.file is None else [one.name for one in onnx.read(self.file).graph.output]
+            )
+            several = len(there) > 1
+            return () if several and _SCORES not in there else (Entities(given, _SCORES * several),)
         if not one_of_them or not self.architecture.endswith(_CLASSIFIERS):
             return ()
         return (TopK(min(_SHOWN, len(names)), given),)

@@ -538,7 +538,7 @@ def _reason(error: BaseException) -> str:
     unknown = _UNKNOWN.search(str(error))
     if unknown:
         return (
-            f"torch has no ONNX form of its operator {'.'.join(unknown.groups())}: calculate it with other "
+            f"torch's exporter has no ONNX form of {'.'.join(unknown.groups())} for these inputs: calculate it with other "
             "operators in forward, or in your own code before or after the model; or call torch.onnx.export with a "
             "custom_translation_table for it, and give the ONNX file"
         )

@@ -13,14 +13,15 @@ from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Origin, PostStep
 from hasten.inputs.pipeline.outputs import array_of, check_finite, check_shape, output_of
 from hasten.inputs.pipeline.tags import entities
+from hasten.inputs.pipeline.text_words import words_of
 
 
 @dataclass(frozen=True)
 class Entities(PostStep):
     """Names, places, amounts in a text: a list of `{"entity", "text", "start", "end", "score"}`.
 
-    A word has the class of its first token, as in the data that such networks are trained on. `start`
-    and `end` count characters of the text, without spaces around the entity. `score` is the mean of the words' probabilities. Neighboring words are one entity by their tags'
+    Words are the tokenizer's, which mostly divides at punctuation, too, and a word has the class of its first token.
+    `start` and `end` count characters of the text, without spaces around the entity. `score` is the mean of the words' probabilities. Neighboring words are one entity by their tags'
     prefixes: `hasten.inputs.pipeline.tags.entities` has the rules.
 
     Attributes:
@@ -57,35 +58,25 @@ class Entities(PostStep):
         text = origin.text
         if text is None:
             raise InputError(
-                "entities needs a text that the step tokenize read; the sample came as tokens"
+                "entities needs one text that the step tokenize read; the sample came as tokens, or as a pair of texts"
             )
         if scores.ndim != 2 or scores.shape[1] != len(self.labels):
             raise InputError(f"{self._needs}; got {list(scores.shape)} without the batch")
-        words, spans = text.words, text.spans
-        if len(words) != len(scores):
+        if len(text.words) != len(scores):
             raise InputError(
-                f"entities got scores of {len(scores)} tokens; the text has {len(words)}"
+                f"entities got scores of {len(scores)} tokens; the text has {len(text.words)}"
             )
-        firsts = [
-            place
-            for place, word in enumerate(words)
-            if word is not None and (not place or words[place - 1] != word)
-        ]
-        if not firsts:
+        words = words_of(text)
+        if not words:
             return []
-        lasts = [
-            max(place for place in range(first, until) if words[place] is not None)
-            for first, until in zip(firsts, [*firsts[1:], len(words)], strict=True)
-        ]
-        chosen = scores[firsts].astype(np.float32)
+        chosen = scores[[word.token for word in words]].astype(np.float32)
         check_finite(chosen, "entities", self.output)
         classes = chosen.argmax(axis=1)
         chosen -= chosen.max(axis=1, keepdims=True)
         likely = 1 / np.exp(chosen, out=chosen).sum(axis=1)
         told = []
         for kind, begin, after in entities([self.labels[k] for k in classes.tolist()]):
-            start, end = spans[firsts[begin]][0], spans[lasts[after - 1]][1]
-            start += len(text.text[start:end]) - len(text.text[start:end].lstrip())
+            start, end = words[begin].start, words[after - 1].end
             told.append(
                 {
                     "entity": kind,

@@ -17,6 +17,7 @@ from hasten.inputs.metrics import parse_metric
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.embedding import Embedding
+from hasten.inputs.metrics.tokens import EntityF1, TokenAccuracy
 from hasten.inputs.metrics.unlabelled import missing_labels
 from hasten.measure.journal import Journal
 from hasten.optimization.order import Order, is_function
@@ -165,6 +166,11 @@ def check_asked(metric: Metric) -> None:
         raise InputError(
             f"the metric {name} compares with the original's answers and uses no labels: leave "
             "out ask_labels="
+        )
+    if isinstance(metric, (TokenAccuracy, EntityF1)):
+        raise InputError(
+            f"{name} needs a label for each token, which can't be asked for one sample at a time: give words with "
+            "tags as data, and leave out ask_labels="
         )
     if metric.over_set:
         raise InputError(

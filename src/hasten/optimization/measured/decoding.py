@@ -72,7 +72,7 @@ class Decoding:
 
     @property
     def shipped(self) -> str:
-        """What a person should know where it ships."""
+        """Note for a person where it ships."""
         return (
             f"JPEG files are decoded {self.words} as with the decoding that the pipeline states, with the same "
             "model; the exact model gets them decoded as stated, and the certificate counts what that changes"
@@ -80,7 +80,7 @@ class Decoding:
 
     @property
     def words(self) -> str:
-        """What was raced, in words."""
+        """The race, in words."""
         told = sum(self.factors.values())
         whole = self.factors.get("1", 0)
         most = "" if not whole else f" ({told - whole} of {told} that were looked at)"

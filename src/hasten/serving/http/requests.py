@@ -1,4 +1,4 @@
-"""Requests that a connection receives, and the state that it shares with them."""
+"""Requests that a connection receives, and the interfaces by which it hands them on."""
 
 from __future__ import annotations
 

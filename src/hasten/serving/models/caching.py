@@ -196,7 +196,7 @@ class PreparedSamples(Part):
 
 
 class PreparedSample:
-    """What steps make of one sample, as far as a cache keeps it.
+    """Cached forms of one sample, which steps made of it.
 
     Args:
         kept: The prepared samples of the cache.

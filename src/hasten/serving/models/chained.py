@@ -79,7 +79,7 @@ class ServedChain(ServedModel):
         statistics: Statistics of the chain that this one replaces; None to begin new ones.
         clock_ns: Monotonic clock, in nanoseconds.
         tracing: Observer of finished requests; None if tracing is off.
-        cache: What the models of the server cache together; None for a cache of the chain's own, if its
+        cache: Cache that the models of the server share; None for a cache of the chain's own, if its
             settings want one.
 
     Raises:
@@ -447,10 +447,10 @@ class _ChainDeciding(Deciding):
 
 
 class _Inputs:
-    """What the cache has of a sample as the models of a chain take it.
+    """Cached forms of a sample, as the models of a chain take it.
 
     Args:
-        kept: What the cache has of the sample.
+        kept: Cached forms of the sample.
         keys: Hash of the steps before each model; None for one whose samples aren't kept.
     """
 

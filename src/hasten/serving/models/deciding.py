@@ -95,7 +95,7 @@ class RawTicket:
         over: Whether the request is answered, refused or given up.
         rows: Number of samples.
         key: Hash of the samples; None if there is no cache.
-        kept: What the cache has of each sample as the model takes it.
+        kept: Cached forms of each sample, as the model takes it.
         origins: Where each prepared sample comes from.
         short: Whether the samples are so few bytes that their pipeline can't take long.
         prepared_bytes: Size of the prepared samples; 0 before they are there.

@@ -93,7 +93,7 @@ class Repository:
 
     Attributes:
         clients: Record of which client of the server is active.
-        cache: What all models cache together; None if none is to cache anything.
+        cache: Cache that all models share; None if none is to cache anything.
         forgiven: Callback that is told of a version whose exact model answered after a crash, and
             whose winner answers again since its bundle was replaced.
         lost: Callback that is told that a device answers nothing more in this process.

@@ -101,7 +101,7 @@ class ServedModel:
         tracing: Observer of finished requests; None if tracing is off.
         lost: Function that is told, on an engine's thread, that the device answers nothing more in
             this process and that nothing else can answer; it may end the process.
-        cache: What the models of the server cache together; None for a cache of this model's own, if its
+        cache: Cache that the models of the server share; None for a cache of this model's own, if its
             settings want one.
 
     Attributes:
@@ -113,7 +113,7 @@ class ServedModel:
         sequences: Sequences whose states are kept; None for a bundle without states.
         quick_rows: Path that answers single rows at once; None where they wait in line.
         watch: Monitor of the answers; None where the bundle isn't watched.
-        messages: How repeated gRPC messages to the model decode.
+        messages: Plans by which repeated gRPC messages to the model are read.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ LATELY = 1000
 
 
 class Decider(Protocol):
-    """Function that answers a frame, as a loaded bundle does."""
+    """Object whose `decide` answers a frame, as a loaded bundle does."""
 
     def decide(self, value: Any) -> Any:
         """Return the decision on a picture, `(height, width, 3)` uint8 in RGB."""

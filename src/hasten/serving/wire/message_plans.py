@@ -192,7 +192,7 @@ class MessagePlans:
 
     def __init__(self) -> None:
         self._kept: dict[tuple[bytes, int], list[MessagePlan]] = {}
-        """What is before the id, and the size of all but the id -> plans."""
+        """Bytes before the id, and the size of all but the id -> plans."""
         self._seen: set[tuple[bytes, int, bytes]] = set()
         """Messages without ids and tensors that came once. A plan is only made at the second time."""
 

@@ -21,7 +21,7 @@ _TRIES_A_KEY = 64
 """Number of tries for each key, on average, after which a table's keys don't fit: about two are needed."""
 _FACTORS = np.random.default_rng(0).integers(0, 1 << 64, _TRIES, np.uint64) | np.uint64(1)
 _MORE_ROOM = 3
-"""How often a table gets twice the room before its keys are refused."""
+"""Number of times that a table gets twice the room before its keys are refused."""
 
 
 @dataclass(frozen=True)
