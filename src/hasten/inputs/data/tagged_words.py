@@ -69,7 +69,7 @@ def joined(
     """
     texts, tags = [], []
     for number, row in enumerate(rows, 1):
-        words = row.get(column)
+        words: Any = row.get(column)
         if not is_words(words):
             raise InputError(
                 f"{said}: row {number}: {column!r} must be a list of words: got {words!r:.80}; a .jsonl file can "
@@ -79,7 +79,7 @@ def joined(
         texts.append(" ".join(words))
         if label is None:
             continue
-        given = row.get(label)
+        given: Any = row.get(label)
         several = isinstance(given, (list, tuple, np.ndarray))
         if not several or len(given) != len(words):
             what = amount(len(given), "tag") if several else f"{given!r:.60}"
