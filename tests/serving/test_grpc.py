@@ -735,7 +735,8 @@ def test_a_deadline_is_the_earlier_of_the_requests_and_the_calls(
         read, (_, _, begin, end) = read_request(data), heading_of(data) or ("", "", 0, 0)
         for _ in range(2):
             query = query_of(read, SharedMemory(), 1 << 20)
-            model.messages.note(query, data, begin, end, read.raw, 1, "key", final=False)
+            known = begin, end, read.raw, 1, "key", False, query.timeout_ns
+            model.messages.note(query, data, *known)
     Inference(state, context, SimpleNamespace(client="", name=""), data, lambda: next(clock)).begin(
         print
     )

@@ -54,7 +54,8 @@ def note(plans: MessagePlans, data: bytes, times: int = 2) -> None:
         query, request = decoded(data)
         heading = heading_of(data)
         assert heading is not None
-        plans.note(query, data, *heading[2:], request.raw, 1, "key", request.wants_final)
+        known = *heading[2:], request.raw, 1, "key", request.wants_final, query.timeout_ns
+        plans.note(query, data, *known)
 
 
 def found(plans: MessagePlans, data: bytes) -> Query | None:
@@ -159,7 +160,8 @@ def test_what_is_written_in_another_way_is_left_to_protobuf(data: bytes) -> None
         except ProtocolError:
             return
         for _ in range(3):
-            plans.note(query, data, *heading[2:], request.raw, 1, "key", request.wants_final)
+            known = *heading[2:], request.raw, 1, "key", request.wants_final, query.timeout_ns
+            plans.note(query, data, *known)
     assert found(plans, data) is None
 
 
@@ -204,7 +206,8 @@ def test_whatever_fields_come_in_which_order_a_plan_reads_as_protobuf_does(
     except ProtocolError:
         return
     for _ in range(2):
-        plans.note(query, whole, *heading[2:], request.raw, 1, "key", request.wants_final)
+        known = *heading[2:], request.raw, 1, "key", request.wants_final, query.timeout_ns
+        plans.note(query, whole, *known)
     same = found(plans, whole)
     if same is not None:
         check_same(same, whole)
@@ -297,3 +300,23 @@ def test_a_server_answers_each_message_by_its_own_id_and_numbers(server: ServerT
                 assert answer.raw_output_contents[0] == row.tobytes()
     model = server.call(lambda: server.server.state.repository.find("solid"))
     assert found(model.messages, asking("8")) is not None
+
+
+@pytest.mark.parametrize("timeout_us", [0, 90_000_000])
+def test_the_deadline_of_one_clients_call_isnt_that_of_later_calls(
+    server: ServerThread, timeout_us: int
+) -> None:
+    fields: dict[str, Any] = {}
+    if timeout_us:
+        parameter = message("InferParameter")(int64_param=timeout_us)
+        fields["parameters"] = {"timeout": parameter}
+    data = asking("1", np.zeros((3, 4), np.float32), **fields)
+    with grpc.insecure_channel(server.grpc_url) as channel:
+        ask = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+        for _ in range(2):
+            ask(data, timeout=60)
+    model = server.call(lambda: server.server.state.repository.find("solid"))
+    query = found(model.messages, data)
+    assert query is not None
+    check_same(query, data)
+    assert query.timeout_ns == timeout_us * 1000

@@ -123,10 +123,11 @@ class Inference:
             except ProtocolError as failure:
                 model.unread(failure, self._arrived_ns, trace)
                 raise
+        stated_ns = query.timeout_ns
         left_s = self._context.time_remaining()
         if left_s is not None:
             left_ns = max(1, int(left_s * 1e9))
-            query.timeout_ns = min(query.timeout_ns or left_ns, left_ns)
+            query.timeout_ns = min(stated_ns or left_ns, left_ns)
         query.trace, query.client, query.name = trace, self._client, self._name
         query.arrived_ns, query.parsed_ns = self._arrived_ns, self._clock_ns()
         ticket = self._model.accept(query, done)
@@ -136,7 +137,7 @@ class Inference:
             return
         if request.raw and type(ticket) is Ticket:
             try:
-                known = *heading[2:], request.raw, ticket.rows, ticket.key, self.final
+                known = *heading[2:], request.raw, ticket.rows, ticket.key, self.final, stated_ns
                 self._model.messages.note(query, data, *known)
             except Exception:  # the request may be answered already, so it can't fail any more
                 log.exception("the plan of a request couldn't be kept")

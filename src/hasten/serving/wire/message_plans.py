@@ -85,6 +85,8 @@ class MessagePlan:
         rows: Samples in the request.
         key: Key that is equal for requests that can share a batch.
         final: Whether to mark even an error as the last answer in a stream.
+        timeout_ns: Deadline that the message states, in nanoseconds after its arrival; 0 for none. A call's own
+            isn't part of it.
     """
 
     __slots__ = (
@@ -103,10 +105,16 @@ class MessagePlan:
     )
 
     def __init__(
-        self, query: Query, places: Sequence[_Place], rows: int, key: Hashable, final: bool
+        self,
+        query: Query,
+        places: Sequence[_Place],
+        rows: int,
+        key: Hashable,
+        final: bool,
+        timeout_ns: int,
     ) -> None:
         self._model, self._version, self._outputs = query.model, query.version, query.outputs
-        self._priority, self._timeout_ns = query.priority, query.timeout_ns
+        self._priority, self._timeout_ns = query.priority, timeout_ns
         self._places = tuple(places)
         self.rows, self.key, self.final = rows, key, final
         self._before = b""
@@ -226,6 +234,7 @@ class MessagePlans:
         rows: int,
         key: Hashable,
         final: bool,
+        timeout_ns: int,
     ) -> None:
         """Remember how a message decoded, if later ones can use it.
 
@@ -238,6 +247,7 @@ class MessagePlans:
             rows: Samples in the request.
             key: Key that is equal for requests that can share a batch.
             final: Whether to mark even an error as the last answer in a stream.
+            timeout_ns: Deadline that the message states, in nanoseconds after its arrival; 0 for none.
         """
         arrays = query.inputs
         sizes = [array.nbytes for array in arrays.values()]
@@ -274,7 +284,7 @@ class MessagePlans:
         if _is_own(data[:begin], data[end:rest]):
             if len(self._kept) >= _MOST:
                 self._kept.clear()
-            plan = MessagePlan(query, places, rows, key, final)
+            plan = MessagePlan(query, places, rows, key, final, timeout_ns)
             self._kept.setdefault(known, []).append(plan)
 
 
