@@ -305,6 +305,7 @@ class Waiting:
     """A pipeline that keeps the first sample until it is told to go on, and never has a tensor."""
 
     steps = ()
+    deterministic, reads_text = True, False
 
     def __init__(self) -> None:
         self.order: list[str] = []

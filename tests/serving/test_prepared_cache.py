@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import http.client
 import io
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper, parser
 from PIL import Image
+from tests.inputs.pipeline.test_text import CONTENT, WORDS
 from tests.support import chains
 from tests.support.chains import COLOURS, UNIT, png, squares
 from tests.support.pausing import Pausing, PausingSession, pausing_installed
@@ -35,8 +38,10 @@ from hasten.core.tensors import Array, Tensors
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.inputs.pipeline.base import Origin, Pipeline, PostStep, Step
 from hasten.inputs.pipeline.classes import TopK
+from hasten.inputs.pipeline.entities import Entities
 from hasten.inputs.pipeline.image import Decode, Normalize, Resize, ToLayout
 from hasten.inputs.pipeline.rows import Row
+from hasten.inputs.pipeline.text import Tokenize
 from hasten.serving.models.caching import AnswerCache, Cache, steps_key
 from hasten.serving.options import ModelOptions
 from hasten.serving.run import settings_of
@@ -83,9 +88,9 @@ def picture(red: int, green: int = 0, blue: int = 0) -> bytes:
     return file.getvalue()
 
 
-def post(server: ServerThread, model: str, body: bytes) -> tuple[int, Any]:
+def post(server: ServerThread, model: str, body: bytes, kind: str = "image/png") -> tuple[int, Any]:
     connection = http.client.HTTPConnection(server.host, timeout=PATIENCE_S)
-    connection.request("POST", f"/v2/models/{model}/infer", body, {"Content-Type": "image/png"})
+    connection.request("POST", f"/v2/models/{model}/infer", body, {"Content-Type": kind})
     response = connection.getresponse()
     answer = json.loads(response.read())
     connection.close()
@@ -376,6 +381,66 @@ class Noisy(Normalize):
     """A step that may give other numbers for an equal picture."""
 
     deterministic: ClassVar[bool] = False
+
+
+IDS = """
+    ids (int64[batch, 8] input_ids) => (float[batch, 8, 9] scores)
+    <int64 depth = {9}, float[2] values = {0, 1}> { scores = OneHot(input_ids, depth, values) }"""
+COUNTS = """
+    counts (int64[batch, 8] input_ids) => (float[batch, 9] scores)
+    <int64 depth = {9}, float[2] values = {0, 1}, int64[1] axis = {1}> {
+        each = OneHot(input_ids, depth, values)
+        scores = ReduceSum<keepdims = 0>(each, axis)
+    }"""
+PETS = Entities(tuple("B-PET" if word == "cat" else "O" for word in WORDS))
+
+
+def reachable(value: Any) -> list[Any]:
+    """Return a value and all that it refers to, without classes and what they refer to."""
+    found: dict[int, Any] = {}
+    new = [value]
+    while new:
+        new = [one for one in new if id(one) not in found and not isinstance(one, type)]
+        found |= {id(one): one for one in new}
+        new = gc.get_referents(*new)
+    return list(found.values())
+
+
+@pytest.mark.parametrize("after", [(), (PETS,)])
+def test_what_is_cut_off_a_text_takes_no_memory_that_is_not_counted(
+    after: tuple[PostStep, ...],
+) -> None:
+    cache, pipeline = Cache(1 << 20), Pipeline((Tokenize(CONTENT, 8),), after)
+    text = "the cat sat " * 10_000
+    prepared, origin = pipeline.prepared(text)
+    cache.prepared.put(b"key", prepared, origin)
+    kept = reachable((cache.prepared.get(b"key"), origin))
+    # The tokenizer's own objects hide their memory from Python.
+    assert {type(one).__module__.split(".")[0] for one in kept} <= {"builtins", "numpy", "hasten"}
+    texts, numbers = [text] if after else [], 3 * 8 * 8 + (8 * 4 + 8 * 2 * 4 if after else 0)
+    assert [one for one in kept if isinstance(one, str) and len(one) > 1000] == texts
+    assert cache.size_bytes == ENTRY_BYTES + numbers + sum(map(sys.getsizeof, texts))
+
+
+@pytest.mark.parametrize("order", [("classes", "pets"), ("pets", "classes")])
+def test_a_model_that_reads_the_text_finds_it_though_another_has_the_same_steps(
+    tmp_path: Path, order: tuple[str, str]
+) -> None:
+    bundles = []
+    afters = {"classes": (COUNTS, TopK(1, softmax=False)), "pets": (IDS, PETS), "same": (IDS, PETS)}
+    for name, (graph, after) in afters.items():
+        onnx.save(parser.parse_model(HEADER + graph), tmp_path / f"{name}.onnx")
+        pipeline = Pipeline((Tokenize(CONTENT, 8),), (after,))
+        bundles.append(bundle_of(tmp_path, tmp_path / f"{name}.onnx", name, pipeline=pipeline))
+    places = settings_of(bundles, models=ModelOptions(cache_bytes=1 << 20)).models
+    with ServerThread(*places) as server:
+        body = b"the cat sat on the cat mat"
+        answers = {name: post(server, name, body, "text/plain")[1] for name in (*order, "same")}
+        pets = answers["pets"]["decision"]
+        assert [one["start"] for one in pets] == [4, 19]
+        assert answers["classes"]["decision"][0]["class"] == WORDS.index("the")
+        assert answers["same"]["decision"] == pets
+        assert looked_up(server, "same") == (1, 0)
 
 
 def test_steps_are_told_apart_by_their_settings() -> None:

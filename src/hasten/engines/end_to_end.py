@@ -19,7 +19,7 @@ from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.failures import failed
 from hasten.engines.only_timed import OnlyTimed
 from hasten.errors import InputError
-from hasten.inputs.pipeline.base import Origin, Pipeline, as_request
+from hasten.inputs.pipeline.base import Pipeline, as_request
 from hasten.inputs.pipeline.resample import compile_now
 from hasten.inputs.pipeline.strips import Scaling
 
@@ -108,7 +108,7 @@ class _WholeSession(Session):
 
     def _answer(self, content: bytes, pipeline: Pipeline) -> Any:
         value: Any = content
-        origin = Origin()
+        origin = pipeline.source
         began_ns = time.perf_counter_ns()
         before = len(pipeline.joined)
         for name, step in zip(self._names, pipeline.joined, strict=False):

@@ -112,7 +112,7 @@ def test_what_does_not_fit_is_refused_in_one_line() -> None:
         step({"y": scores_of(0)}, Origin())
     with pytest.raises(InputError, match=r"entities needs one text that the step tokenize read"):
         told(["the", "cat"], 0, 0, 0, 0, 0)  # a pair has two texts
-    _, origin = Pipeline((Tokenize(CONTENT, pad=False),)).prepared("the cat")
+    _, origin = Pipeline((Tokenize(CONTENT, pad=False),), (step,)).prepared("the cat")
     with pytest.raises(InputError, match=r"got scores of 3 tokens; the text has 4"):
         step({"y": scores_of(0, 0, 0)}, origin)
     with pytest.raises(

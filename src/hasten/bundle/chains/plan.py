@@ -426,6 +426,8 @@ def _prepared(
         check()
         with named(node):
             prepared, origin = sample.value if given is None else given, sample.origin
+            if member.pipeline.reads_text:
+                origin = replace(origin, keeps_text=True)
             for step in member.after_decoding:
                 prepared, origin = step.traced(prepared, origin)
             request = as_request(prepared, member.inputs)

@@ -138,7 +138,7 @@ def token_labels(
     rows = []
     for number, (text, own) in enumerate(zip(texts, tags, strict=True), 1):
         try:
-            origin = step.traced(text, Origin())[1]
+            origin = step.traced(text, Origin(keeps_text=True))[1]
         except InputError as error:
             raise InputError(f"{said}: text {number}: {error}") from error
         assert origin.text is not None  # each is one text

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -16,28 +17,24 @@ from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.errors import InputError
 
 
-class Tokenized(Protocol):
-    """Text of which a sample's tokens come."""
+@dataclass(frozen=True)
+class Tokenized:
+    """Text that a sample's tokens come from.
 
-    @property
-    def text(self) -> str:
-        """The text itself."""
-        ...
+    Attributes:
+        text: The text itself.
+        words: Number of the word that each token belongs to, int32 `(tokens,)`; -1 for special tokens and padding.
+        spans: First character of each token, and the character after its last one, int32 `(tokens, 2)`.
+    """
 
-    @property
-    def words(self) -> Sequence[int | None]:
-        """Number of the word that each token belongs to; None for special tokens and padding."""
-        ...
-
-    @property
-    def spans(self) -> Sequence[tuple[int, int]]:
-        """First character of each token, and the character after its last one."""
-        ...
+    text: str
+    words: Array = field(repr=False, compare=False)
+    spans: Array = field(repr=False, compare=False)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that the text and what is known of its tokens take, about."""
-        ...
+        """Bytes of memory that the text, the words and the spans take."""
+        return sys.getsizeof(self.text) + self.words.nbytes + self.spans.nbytes
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,9 @@ class Origin:
         width: Width of the source picture, in pixels; 0 where the source isn't a picture.
         scale: Pixels of the source per pixel of the sample, down and across.
         offset: Position of the sample's upper left corner in the source, down and across.
-        text: Text that the sample's tokens come from; None where the source isn't one text.
+        text: Text that the sample's tokens come from; None where the source isn't one text, or no step after
+            the model reads it.
+        keeps_text: Whether a step after the model reads `text`, so that the step which makes tokens keeps it.
     """
 
     height: int = 0
@@ -57,6 +56,7 @@ class Origin:
     scale: tuple[float, float] = (1.0, 1.0)
     offset: tuple[float, float] = (0.0, 0.0)
     text: Tokenized | None = None
+    keeps_text: bool = False
 
     def resized(self, old: Sequence[int], new: Sequence[int]) -> Origin:
         """Return the origin after a picture of one (height, width) was resized to another."""
@@ -155,6 +155,7 @@ class PostStep(Value, ABC):
         extra: hasten's extra that brings them; "" where there are none.
         decides: Form of its decision, for a chain of models that goes on from it: "classes" or "boxes";
             "" for any other.
+        reads_text: Whether the step reads `Origin.text`, which is only kept for such steps.
     """
 
     registry: ClassVar[Registry] = Registry(
@@ -181,6 +182,7 @@ class PostStep(Value, ABC):
     packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = ""
     decides: ClassVar[str] = ""
+    reads_text: ClassVar[bool] = False
     labels: tuple[str, ...] = ()
     """Name of each class, in order, for the people who label samples; empty where classes have none."""
 
@@ -286,7 +288,7 @@ class Pipeline:
         Raises:
             InputError: the sample can't be read or doesn't fit.
         """
-        origin = Origin()
+        origin = self.source
         for step in self.joined:
             value, origin = step.traced(value, origin)
         return value, origin
@@ -350,6 +352,16 @@ class Pipeline:
             return self
         names = own.after[0].class_names if own.after else ()
         return Pipeline(own.steps, (self.after[0].naming(names), *self.after[1:]), own.folded)
+
+    @cached_property
+    def reads_text(self) -> bool:
+        """Whether a step after the model reads the text that a sample's tokens come from."""
+        return any(step.reads_text for step in self.after)
+
+    @cached_property
+    def source(self) -> Origin:
+        """Origin of a sample before the first step."""
+        return Origin(keeps_text=self.reads_text)
 
     @cached_property
     def joined(self) -> tuple[Step, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class Entities(PostStep):
         output: Name of the model's output [tokens, classes]; by default its only one.
     """
 
+    reads_text: ClassVar[bool] = True
     labels: tuple[str, ...]
     output: str = ""
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,7 +15,7 @@ import numpy as np
 from hasten.core.extras import missing_extra
 from hasten.core.tensors import Array
 from hasten.errors import InputError
-from hasten.inputs.pipeline.base import Origin, Step
+from hasten.inputs.pipeline.base import Origin, Step, Tokenized
 from hasten.inputs.pipeline.written import FILE, read_text
 
 MAX_TOKENIZER_BYTES = 3 << 20
@@ -23,36 +23,9 @@ MAX_TOKENIZER_BYTES = 3 << 20
 MAX_LENGTH = 2**20
 """Largest number of tokens in a sample."""
 _PADDING = ("[PAD]", "<pad>")
-_TOKEN_BYTES = 128
-"""Memory of a token in the library's encoding: its text, number, word, span and marks."""
 _LONG = 4096
 """Characters above which a text is tokenized as a batch of one: only so does the library let Python's other
 threads run meanwhile. A text of 64 kB stopped them for 50 ms."""
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """One text and what the tokenizer made of it, from which words and spans are read when asked for."""
-
-    text: str
-    encoding: Any = field(repr=False, compare=False)
-
-    @property
-    def words(self) -> Sequence[int | None]:
-        """Number of the word that each token belongs to; None for special tokens and padding."""
-        found: Sequence[int | None] = self.encoding.word_ids
-        return found
-
-    @property
-    def spans(self) -> Sequence[tuple[int, int]]:
-        """First character of each token, and the character after its last one."""
-        found: Sequence[tuple[int, int]] = self.encoding.offsets
-        return found
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory that the text and what is known of its tokens take, about."""
-        return sys.getsizeof(self.text) + _TOKEN_BYTES * len(self.encoding)
 
 
 @dataclass(frozen=True)
@@ -175,8 +148,11 @@ class Tokenize(Step):
     def traced(self, value: Any, origin: Origin) -> tuple[dict[str, Array], Origin]:
         texts = _read(value)
         encoded = self._encoded(texts)
-        text = _Encoded(texts[0], encoded) if len(texts) == 1 else None
-        return self._given(encoded), replace(origin, text=text)
+        if origin.keeps_text:
+            # No encoding, which has all that was cut off too, many times as large as the text.
+            text = _tokenized(texts[0], encoded) if len(texts) == 1 else None
+            origin = replace(origin, text=text)
+        return self._given(encoded), origin
 
     def _encoded(self, texts: list[str]) -> Any:
         """Return the tokenizer library's encoding of a text or of two texts."""
@@ -195,6 +171,16 @@ class Tokenize(Step):
                 (self.types, encoded.type_ids),
             )
         }
+
+
+def _tokenized(text: str, encoded: Any) -> Tokenized:
+    """Return a text with the words and spans of the tokens in its encoding."""
+    numbers = [-1 if number is None else number for number in encoded.word_ids]
+    words = np.array(numbers, np.int32)
+    spans = np.fromiter(chain.from_iterable(encoded.offsets), np.int32).reshape(-1, 2)
+    for array in (words, spans):
+        array.flags.writeable = False  # a server's requests share what its cache keeps
+    return Tokenized(text, words, spans)
 
 
 def _on_one_line(content: str) -> str:

@@ -34,10 +34,12 @@ def words_of(text: Tokenized) -> list[Word]:
     found: list[Word] = []
     last: int | None = None  # number of the tokenizer's word that the token before belongs to
     space: int | None = None  # place of the token before, if it has no character but spaces
-    for place, (word, (begin, end)) in enumerate(zip(text.words, text.spans, strict=True)):
+    for place, (word, (begin, end)) in enumerate(
+        zip(text.words.tolist(), text.spans.tolist(), strict=True)
+    ):
         characters = text.text[begin:end]
         start = begin + len(characters) - len(characters.lstrip())
-        if word is None:
+        if word < 0:
             last = space = None
         elif not characters.strip():
             space = space if space is not None and last == word else place

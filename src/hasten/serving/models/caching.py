@@ -42,15 +42,19 @@ def content_key(inputs: Tensors) -> bytes:
     return digest.digest()
 
 
-def steps_key(steps: Sequence[Step]) -> bytes | None:
+def steps_key(steps: Sequence[Step], *, keeps_text: bool = False) -> bytes | None:
     """Hash the steps before a model as a manifest states them; None if a sample isn't worth keeping after them.
 
     It isn't if a step may make something else of an equal sample, or if the first one only reads a row, which
     is quick.
+
+    Args:
+        steps: The steps.
+        keeps_text: Whether what is kept of a text has its words; see `Origin`.
     """
     if not steps or steps[0].bounded or not all(step.deterministic for step in steps):
         return None
-    written = json.dumps(to_record(tuple(steps)), sort_keys=True)
+    written = json.dumps([to_record(tuple(steps)), keeps_text], sort_keys=True)
     return hashlib.blake2b(written.encode(), digest_size=32).digest()
 
 

@@ -303,7 +303,10 @@ class _ChainDeciding(Deciding):
         if allowed:
             self._per_byte = 0 if 0 in allowed else max(allowed)
         self._asked_bytes = max(_asked_bytes(plan, node) for node in plan.members)
-        self._keys = {node: steps_key(plan.steps_before(node)) for node in plan.members}
+        self._keys = {
+            node: steps_key(plan.steps_before(node), keeps_text=member.pipeline.reads_text)
+            for node, member in plan.members.items()
+        }
 
     def ticket(self, query: Query, done: Done, rows: int) -> RawTicket:
         ticket = _ChainTicket(self, query, done, rows)

@@ -187,8 +187,10 @@ class Deciding:
         # The processors that an engine leaves idle while it waits are few: one thread for each.
         self._threads = ThreadPoolExecutor(Target.host().threads, "hasten-deciding")
         self._bounded = bool(pipeline.steps) and pipeline.steps[0].bounded
-        self._steps = steps_key(pipeline.steps)
-        self._smaller_steps = None if smaller is None else steps_key(smaller.steps)
+        self._steps = steps_key(pipeline.steps, keeps_text=pipeline.reads_text)
+        self._smaller_steps = None
+        if smaller is not None:
+            self._smaller_steps = steps_key(smaller.steps, keeps_text=smaller.reads_text)
         self._recent_ns: dict[str, deque[int]] = {
             stage: deque(maxlen=_RECENT) for stage in ("prepare", "decide")
         }
