@@ -6,6 +6,7 @@ import ctypes
 import gc
 import http.client
 import io
+import itertools
 import json
 import sys
 from collections.abc import Iterator
@@ -381,6 +382,39 @@ class Noisy(Normalize):
     """A step that may give other numbers for an equal picture."""
 
     deterministic: ClassVar[bool] = False
+
+
+TURNS = itertools.count()
+
+
+@dataclass(frozen=True)
+class Turning(Step):
+    """A step that changes the colors of an equal picture each time: none, red to green, red to blue."""
+
+    deterministic: ClassVar[bool] = False
+
+    def __call__(self, value: Array) -> Array:
+        return np.ascontiguousarray(np.roll(value, next(TURNS) % 3, axis=-1))
+
+
+@pytest.mark.parametrize("chained", [False, True])
+def test_no_decision_is_cached_on_what_a_step_makes_anew_each_time(
+    tmp_path: Path, chained: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {**Step.registry, "turning": import_path(Turning)}
+    monkeypatch.setattr(Step, "registry", Registry("step", "hasten.steps", names))
+    which: Path | str = bundle(tmp_path, "one", steps=(*STEPS[:-1], Turning(), ToLayout()))
+    body = picture(200)
+    if chained:  # its detector's steps always do the same, and only crops are turned
+        which, body = f"one={chains.detector(tmp_path)}+crop+{which}", png(squares({(2, 5): "red"}))
+    places = settings_of([which], models=ModelOptions(cache_bytes=1 << 20)).models
+    with ServerThread(*places) as server:
+        found = set()
+        for _ in range(3):
+            decision = post(server, "one", body)[1]["decision"]
+            classes = decision[0]["one"] if chained else decision
+            found.add(classes[0]["label"])
+        assert found == set(COLOURS)
 
 
 IDS = """

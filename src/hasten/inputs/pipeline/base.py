@@ -78,7 +78,7 @@ class Step(Value, ABC):
         bounded: Whether the step's work grows with its input's bytes alone, as that of reading a row
             does; a picture of few bytes may have many pixels.
         deterministic: Whether the step makes the same of an equal input whenever it is called, as far as its
-            settings are equal; a server caches nothing that a step without this made.
+            settings are equal. A server caches no sample that a step without this prepared, and no decision on one.
     """
 
     registry: ClassVar[Registry] = Registry(
@@ -357,6 +357,11 @@ class Pipeline:
     def reads_text(self) -> bool:
         """Whether a step after the model reads the text that a sample's tokens come from."""
         return any(step.reads_text for step in self.after)
+
+    @cached_property
+    def deterministic(self) -> bool:
+        """Whether the steps before the model make the same of an equal sample whenever they run."""
+        return all(step.deterministic for step in self.steps)
 
     @cached_property
     def source(self) -> Origin:

@@ -302,6 +302,7 @@ class _ChainDeciding(Deciding):
         ]
         if allowed:
             self._per_byte = 0 if 0 in allowed else max(allowed)
+        self._repeatable = all(one.pipeline.deterministic for one in plan.members.values())
         self._asked_bytes = max(_asked_bytes(plan, node) for node in plan.members)
         self._keys = {
             node: steps_key(plan.steps_before(node), keeps_text=member.pipeline.reads_text)

@@ -94,7 +94,7 @@ class RawTicket:
         query: Request as it was parsed.
         over: Whether the request is answered, refused or given up.
         rows: Number of samples.
-        key: Hash of the samples; None if there is no cache.
+        key: Hash of the samples; None if their decisions aren't cached.
         kept: Cached forms of each sample, as the model takes it.
         origins: Where each prepared sample comes from.
         short: Whether the samples are so few bytes that their pipeline can't take long.
@@ -187,6 +187,8 @@ class Deciding:
         # The processors that an engine leaves idle while it waits are few: one thread for each.
         self._threads = ThreadPoolExecutor(Target.host().threads, "hasten-deciding")
         self._bounded = bool(pipeline.steps) and pipeline.steps[0].bounded
+        self._repeatable = pipeline.deterministic
+        """Whether an equal request gets an equal decision, so that it can be cached."""
         self._steps = steps_key(pipeline.steps, keeps_text=pipeline.reads_text)
         self._smaller_steps = None
         if smaller is not None:
@@ -241,7 +243,7 @@ class Deciding:
         ticket.short = self._bounded and sent <= _SHORT_BYTES
         self._under_way.add(ticket)
         self._none_left.clear()
-        if self.model.cache is not None and self._known(ticket):
+        if self.model.cache is not None and self._repeatable and self._known(ticket):
             return ticket
         timeout_ns = query.timeout_ns or self._deadline_ns
         if timeout_ns:
