@@ -9,13 +9,15 @@ from PIL import Image
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
+from hasten.inputs.data import images
 from hasten.inputs.data.dataset import Subset
 from hasten.inputs.data.images import SUFFIXES, ImageFolder
 from hasten.inputs.data.splits import Earlier, former_hashes, split
+from hasten.inputs.data.spool import write_spool
 from hasten.inputs.pipeline.base import Pipeline, Step
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.config import image_pipeline
-from hasten.inputs.pipeline.image import Decode, ToLayout
+from hasten.inputs.pipeline.image import Decode, Resize, ToLayout
 from hasten.optimization.labelling.wanted import Relabelled
 
 PIPELINE = image_pipeline(8)
@@ -266,3 +268,63 @@ def test_files_are_not_decoded_again_for_hashes_of_older_versions(tmp_path: Path
     again = split(data, earlier=Earlier(seen=frozenset(one[:16] for one in hashes[:10])))
     assert not set(again.sealed_hashes) & {one.hex() for one in hashes[:10]}
     assert Halves.made == []
+
+
+SIZES = ((300, 300), (500, 300), (300, 400))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Three photos of different shapes."""
+    for number, size in enumerate(SIZES):
+        photo(tmp_path / "photos" / f"{number}.jpg", size=size)
+    return tmp_path / "photos"
+
+
+def test_pictures_decoded_smaller_have_the_hashes_of_their_files_and_shapes_of_their_own(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = ImageFolder(photos, Pipeline((Decode(), ToLayout())), "x")
+    hashes = [data.content_hash(index) for index in range(3)]
+    smaller = Subset(data, np.arange(3)).decoded_to(100)
+    assert smaller is not None
+
+    def unread(file: Path) -> str:
+        raise AssertionError(f"{file} is hashed again")
+
+    monkeypatch.setattr(images, "file_digest", unread)
+    spool = write_spool(smaller, tmp_path / "spool")
+    assert [spool.content_hash(index) for index in range(3)] == hashes
+    found = [smaller.shapes(index)["x"] for index in range(3)]
+    assert found == [spool.inputs([index])["x"].shape[1:] for index in range(3)]
+    assert found == [(3, height // 2, width // 2) for width, height in SIZES]
+    assert [data.shapes(index)["x"] for index in range(3)] == [(3, h, w) for w, h in SIZES]
+
+
+def test_pictures_have_shapes_after_they_were_decoded_smaller(photos: Path) -> None:
+    data = ImageFolder(photos, Pipeline((Decode(), Resize(32), ToLayout())), "x")
+    smaller = data.decoded_to(32)
+    assert smaller is not None
+    for index in range(3):
+        assert smaller.content_hash(index) == data.content_hash(index)
+    assert smaller.ragged
+    assert data.ragged
+    assert data.shapes(1) == smaller.shapes(1) == {"x": (3, 32, 53)}
+
+
+@dataclass(frozen=True)
+class Darker(Step):
+    """A step that can't handle pictures of fewer than 200 rows."""
+
+    def __call__(self, value: Array) -> Array:
+        scale = 0.5 if len(value) >= 200 else np.nan
+        return value.astype(np.float32) * np.float32(scale)
+
+
+def test_a_picture_that_breaks_only_when_it_is_decoded_smaller_is_refused(photos: Path) -> None:
+    data = ImageFolder(photos, Pipeline((Decode(), Darker(), ToLayout())), "x")
+    data.content_hash(0)
+    smaller = data.decoded_to(100)
+    assert smaller is not None
+    with pytest.raises(InputError, match="NaN"):
+        smaller.content_hash(0)

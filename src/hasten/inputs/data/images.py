@@ -25,6 +25,11 @@ class ImageFolder(ClassFiles):
     suffixes: ClassVar[frozenset[str]] = SUFFIXES
     noun: ClassVar[str] = "images"
 
+    def __init__(self, folder: Path, pipeline: Pipeline, name: str) -> None:
+        self._digests: dict[int, bytes] = {}
+        """Hashes of the files' bytes, whatever prepares them: copies of this data set share them."""
+        super().__init__(folder, pipeline, name)
+
     @classmethod
     def check_header(cls, file: Path) -> None:
         check_header(file)
@@ -41,16 +46,20 @@ class ImageFolder(ClassFiles):
         if steps is None:
             return None
         other = self.prepared_by(steps)
-        other._hashes = self._hashes  # of the files' bytes, whatever becomes of them
+        # Whether samples differ in shape is asked before these are read; they may where the whole pictures do.
+        other._different = set(self._different)
         return other
 
     def _hash(self, index: int) -> tuple[bytes, Array]:
         """Return the SHA-256 of the file's bytes, whatever prepares them, and the prepared image."""
         file = self.files[index]
-        try:
-            content = bytes.fromhex(file_digest(file))
-        except OSError as error:
-            raise InputError(f"can't read {file}: {error.strerror}") from error
+        content = self._digests.get(index)
+        if content is None:
+            try:
+                content = bytes.fromhex(file_digest(file))
+            except OSError as error:
+                raise InputError(f"can't read {file}: {error.strerror}") from error
+            self._digests[index] = content
         # By path, while the file is in the page cache: decoding bounds its pixels, not its bytes.
         (sample,) = self.inputs([index]).values()
         return content, sample[0]
