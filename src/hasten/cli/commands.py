@@ -591,13 +591,17 @@ def _cold(as_json: bool, bundle: str, data: str | None, starts: int) -> None:
     from hasten.inputs.chains import is_chain
 
     if is_chain(bundle):
+        from hasten.bundle.chains.opened import check_chain
+        from hasten.inputs.chains import chain_of
         from hasten.inputs.data.files import sample_files
 
         if data is None:
             raise InputError(
                 "a chain's first answer is about a file: give a folder of files in --data"
             )
-        result = cold_start_of_chain(bundle, sample_files(Path(data))[0], starts=starts)
+        chain = chain_of(bundle)
+        pipeline = check_chain(chain)[chain.roots[0].name].pipeline
+        result = cold_start_of_chain(bundle, sample_files(Path(data), pipeline)[0], starts=starts)
     else:
         result = cold_start(bundle, starts=starts)
     if as_json:

@@ -161,7 +161,7 @@ def bench(
     winner = _held(folder, manifest.winner, manifest, custom_ops)
     with tempfile.TemporaryDirectory(prefix="hasten-bench-") as work:
         place = Path(work)
-        files = files_of(data) if end_to_end else ()
+        files = files_of(data, manifest.pipeline) if end_to_end else ()
         if end_to_end and manifest.pipeline is None:
             raise InputError(f"{folder} was made from arrays: it has no pipeline to measure")
         requests, said = first_requests(
@@ -210,8 +210,12 @@ def _held(folder: Path, part: Part, manifest: Manifest, custom_ops: Sequence[Pat
     return Rival(part.label, engine, artifact, engine.uneven)
 
 
-def files_of(data: Any) -> tuple[Path, ...]:
-    """Return the files of a folder of samples, as many as are timed; its images, where it has some.
+def files_of(data: Any, pipeline: Pipeline | None) -> tuple[Path, ...]:
+    """Return the files of a folder of samples, as many as are timed.
+
+    Args:
+        data: The folder.
+        pipeline: Pipeline that reads the files; see `sample_files`.
 
     Raises:
         InputError: there is no such folder, or it has no files.
@@ -221,7 +225,7 @@ def files_of(data: Any) -> tuple[Path, ...]:
             "a comparison from bytes to decision needs the files that samples come in: give a folder "
             f"as data; got {data!r:.100}"
         )
-    return spread(sample_files(Path(data)), _FILES)
+    return spread(sample_files(Path(data), pipeline), _FILES)
 
 
 def _whole(rival: Rival, pipeline: Pipeline, files: tuple[Path, ...]) -> Rival:

@@ -136,8 +136,9 @@ def bench_chain(
         InputError: the chain or the data can't be used, or a bundle has no exact model.
         CandidateError: one of the two failed.
     """
-    chain, files = chain_of(given), files_of(data)
+    chain = chain_of(given)
     manifests = check_chain(chain)
+    files = files_of(data, manifests[chain.roots[0].name].pipeline)
     for manifest in manifests.values():
         check_measurable(at_hand(manifest.target))
     target = Target.host()

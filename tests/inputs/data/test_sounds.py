@@ -8,6 +8,7 @@ from tests.inputs.pipeline.test_audio import RATE, encoded, tone
 
 from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
+from hasten.evaluation.benchmark import files_of
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.files import FileFolder, sample_files
 from hasten.inputs.data.images import ImageFolder
@@ -145,7 +146,13 @@ def test_a_folder_that_does_not_fit_is_refused_in_one_line(classes: Path) -> Non
     assert refused(classes, inputs=two) == (
         f"{what} the model takes the inputs sound, rate: give an .npz archive or module:function"
     )
-    assert refused(classes, image_pipeline(8)).startswith(f"the class folder {classes}")
+    assert refused(classes, image_pipeline(8)) == (
+        f"{what} the pipeline begins with decode: let it begin with decode_audio, or give an .npz archive "
+        "or module:function"
+    )
+    assert refused(classes, Pipeline((LogMel(),))).startswith(
+        f"{what} the pipeline begins with log_mel: let it begin with decode_audio, "
+    )
     sound(classes / "7.wav")
     assert "has sounds next to the class folder high: put every sound into" in refused(classes)
 
@@ -166,5 +173,22 @@ def test_without_the_extra_a_folder_of_sounds_says_so(
 
 def test_of_a_folder_with_sounds_only_those_are_samples_of_requests(classes: Path) -> None:
     (classes / "readme.txt").write_text("not a sound")
-    names = [file.name for file in sample_files(classes)]
-    assert names == ["3.ogg", "4.mp3", "5.AIFF", "1.wav", "2.flac"]
+    (classes / "high" / "cover.jpg").write_bytes(b"not a sound either")
+    names = ["3.ogg", "4.mp3", "5.AIFF", "1.wav", "2.flac"]
+    for pipeline in (PIPELINE, None):
+        assert [file.name for file in sample_files(classes, pipeline)] == names
+    assert [file.name for file in FileFolder(classes, PIPELINE, INPUT).files] == names
+    data: Any = open_data(classes, INPUT, PIPELINE)
+    assert [file.name for file in data.files] == names
+    assert [file.name for file in sample_files(classes, image_pipeline(8))] == ["cover.jpg"]
+
+
+def test_of_a_folder_with_fewer_sounds_than_pictures_the_sounds_are_a_sound_pipelines(
+    tmp_path: Path,
+) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"a picture")
+    file = sound(tmp_path / "c.wav")
+    assert sample_files(tmp_path, PIPELINE) == [file]
+    assert [file.name for file in sample_files(tmp_path)] == ["a.png", "b.png"]
+    assert files_of(tmp_path, PIPELINE) == (file,) * 64

@@ -62,7 +62,8 @@ def raw_requests(folder: Path, batch: int) -> Iterator[RawRequest]:
     """Yield different requests, which together are bounded; files are read when their turn comes.
 
     Args:
-        folder: Folder of files, each of which is one sample; only its images or its sounds, if it has some.
+        folder: Folder of files, each of which is one sample; only its images or its sounds, if it has some,
+            whichever are more.
         batch: Samples in each request.
 
     Raises:

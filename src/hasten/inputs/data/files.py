@@ -13,14 +13,19 @@ from hasten.inputs.data.class_folders import GROUPS, groups_of
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.samples import check_counts, check_finite, tensors_hash
-from hasten.inputs.data.sounds import SoundFolder
+from hasten.inputs.data.sounds import SoundFolder, reads_sounds
 from hasten.inputs.pipeline.base import Pipeline, as_request
 
 
-def sample_files(folder: Path) -> list[Path]:
+def sample_files(folder: Path, pipeline: Pipeline | None = None) -> list[Path]:
     """Return the files that are samples of a folder and of those in it, sorted.
 
-    If it has images, those are its samples, else its sounds, else all its files.
+    If it has images or sounds, those are its samples, else all its files. If it has both, the sounds are for a
+    pipeline that reads sounds, and the images for any other.
+
+    Args:
+        folder: The folder.
+        pipeline: Pipeline that reads the files; None where it isn't known, and the more frequent kind is taken.
 
     Raises:
         InputError: there is no such folder, or it has no files.
@@ -28,11 +33,12 @@ def sample_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"no such folder: {folder}")
     listed = [file for file in sorted(folder.rglob("*")) if _is_sample(file, folder)]
-    by_kind = (
+    images, sounds = (
         [file for file in listed if file.suffix.lower() in kind.suffixes]
         for kind in (ImageFolder, SoundFolder)
     )
-    files = next(filter(None, by_kind), listed)
+    first = len(sounds) > len(images) if pipeline is None else reads_sounds(pipeline)
+    files = (sounds or images if first else images or sounds) or listed
     if not files:
         raise InputError(f"{folder} has no files")
     return files
@@ -50,8 +56,9 @@ class FileFolder(Dataset):
         files: Files in the order of the samples, by their paths.
 
     Args:
-        folder: Folder of files, maybe in folders; hidden ones are skipped. A file `groups.csv` names
-            the samples that belong together, as for `ImageFolder`.
+        folder: Folder of files, maybe in folders; hidden ones are skipped, and for a pipeline that reads
+            sounds, all others too. A file `groups.csv` names the samples that belong together, as for
+            `ImageFolder`.
         pipeline: Steps from a file's path to the model's inputs.
         inputs: Specs of the model's inputs.
 
@@ -68,6 +75,8 @@ class FileFolder(Dataset):
         self._pipeline, self._inputs = pipeline, tuple(inputs)
         self.names = tuple(spec.name for spec in inputs)
         self.files = [path for path in sorted(folder.rglob("*")) if _is_sample(path, folder)]
+        if self.files and reads_sounds(pipeline):
+            self.files = sample_files(folder, pipeline)
         self.labels = None
         self.groups = groups_of(folder, self.files)
         check_counts({"files": len(self.files)}, None, self.groups, str(folder))

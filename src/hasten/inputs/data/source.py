@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hasten.core.records import type_name
 from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.class_files import ClassFiles
@@ -152,9 +153,8 @@ def _in_folder(workdir: Path | None, read: Callable[[Path], Dataset]) -> Dataset
 
 def _media(folder: Path, names: Sequence[str], pipeline: Pipeline | None) -> ClassFiles:
     """Open a folder of images or of sounds for a model with a single input."""
-    prepared = pipeline is not None and bool(pipeline.steps)
-    sounds = reads_sounds(pipeline) if prepared else not has_files(folder, ImageFolder.suffixes)
-    kind = SoundFolder if sounds and (prepared or has_media(folder)) else ImageFolder
+    only_sounds = not has_files(folder, ImageFolder.suffixes) and has_media(folder)
+    kind = SoundFolder if only_sounds or reads_sounds(pipeline) else ImageFolder
     what = f"{folder} is a folder of {kind.noun}"
     if not names:
         raise InputError(
@@ -173,6 +173,11 @@ def _media(folder: Path, names: Sequence[str], pipeline: Pipeline | None) -> Cla
                 if kind is SoundFolder
                 else "a size, mean and std, or a pipeline file"
             )
+        )
+    if only_sounds and not reads_sounds(pipeline):
+        raise InputError(
+            f"{what}, but the pipeline begins with {type_name(pipeline.steps[0])}: let it begin with "
+            "decode_audio, or give an .npz archive or module:function"
         )
     return kind(folder, pipeline, names[0])
 
