@@ -143,6 +143,12 @@ def test_kinds_of_equal_length_have_plans_of_their_own() -> None:
         field(model_name="m", inputs=[tensor("x", "BYTES", [1])], raw_input_contents=[bytes(4)]),
         field(model_name="m", inputs=[tensor("x", "FP32", [0])], raw_input_contents=[b""]),
         asking() + field(id="later"),
+        *(
+            field(model_name="m", id="7", inputs=[tensor("x", "UINT8", [4])])
+            + b"\x1a%c%b" % (len(later), later)
+            + field(raw_input_contents=[b"1234"])
+            for later in (b"later", b"-", b"+", b"")
+        ),
         field(model_name="m") + asking("7"),
         asking() + b"\xaa\x06\x02ab",
         b"",

@@ -22,7 +22,8 @@ Heading: TypeAlias = tuple[str, str, int, int]
 _NAME, _VERSION, _ID = (number << 3 | BYTES_FIELD for number in (1, 2, 3))
 _RAW_INPUT = bytes([7 << 3 | BYTES_FIELD])
 _RAW_OUTPUT = bytes([6 << 3 | BYTES_FIELD])
-_ANOTHER_ID = bytes([_ID, 1]) + b"-"
+_OTHER_IDS = ("-", "+")
+"""Ids that a message is read with in place of its own: a later field with an id can't have both."""
 _SHORT = 128
 """Lengths below this take one byte."""
 _MOST, _MOST_ALIKE, _MOST_SEEN = 64, 4, 256
@@ -295,11 +296,15 @@ def _is_own(before: bytes, after: bytes) -> bool:
         before: Bytes before the id.
         after: Bytes between the id and the tensors.
     """
-    try:
-        read = message("ModelInferRequest").FromString(before + _ANOTHER_ID + after)
-    except parse_errors():
-        return False
-    return bool(read.id == "-")
+    for id_ in _OTHER_IDS:
+        field = b"%c%c%b" % (_ID, len(id_), id_.encode())
+        try:
+            read = message("ModelInferRequest").FromString(before + field + after)
+        except parse_errors():
+            return False
+        if read.id != id_:
+            return False
+    return True
 
 
 @cache
