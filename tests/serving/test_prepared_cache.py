@@ -72,10 +72,11 @@ def bundle(
     weight: Any = SEEN,
     steps: tuple[Step, ...] = STEPS,
     after: tuple[PostStep, ...] = (TopK(1, COLOURS),),
+    sizes: str = "16, 16",
     **options: Any,
 ) -> Path:
     """Write a bundle that tells the color of a picture."""
-    model = parser.parse_model(HEADER + CLASSIFIER)
+    model = parser.parse_model(HEADER + CLASSIFIER.replace("16, 16", sizes))
     model.graph.initializer.append(numpy_helper.from_array(weight, "weight"))
     onnx.save(model, folder / f"{name}.onnx")
     return bundle_of(
@@ -359,6 +360,22 @@ def test_a_chain_without_crops_decodes_nothing_that_was_prepared_for_its_models(
         _, answer = post(server, "both", body)
         assert answer["decision"]["det"] == alone
         assert (len(decoded), looked_up(server, "both")) == (0, (2, 0))
+
+
+@pytest.mark.parametrize("size", [0, 1 << 20])
+def test_an_error_about_a_kept_sample_names_the_chains_model_as_without_a_cache(
+    tmp_path: Path, size: int
+) -> None:
+    steps = (Decode(), UNIT, ToLayout())  # which leave a picture its size
+    bundle(tmp_path, "wide", steps=steps, sizes="30, 40")
+    bundle(tmp_path, "fixed", steps=steps)
+    (tmp_path / "both.yaml").write_text("a: {model: wide.hasten}\nb: {model: fixed.hasten}\n")
+    both = str(tmp_path / "both.yaml")
+    with ServerThread(*settings_of([both], models=ModelOptions(cache_bytes=size)).models) as server:
+        assert told(server, "both.a", picture(200)) == "red"
+        status, answer = post(server, "both", picture(200))
+        assert status == 500
+        assert answer["error"].startswith("b: the pipeline gives [1, 3, 30, 40] of float32 with")
 
 
 def test_a_model_finds_what_was_prepared_for_its_chain(

@@ -291,7 +291,8 @@ class ChainPlan:
             start_ns = clock_ns()
             own = given if whole else None
             if ready is not None and kept is not None:
-                prepared = [(as_request(ready[0], member.inputs), ready[1])]
+                with named(node.name):
+                    prepared = [(as_request(ready[0], member.inputs), ready[1])]
                 kept.used(node.name)
             else:
                 prepared = list(
