@@ -113,7 +113,7 @@ def test_large_and_small_tensors_are_read_by_the_plan() -> None:
     assert all(array.flags.aligned for array in query.inputs.values())
 
 
-def test_kinds_of_equal_length_have_plans_of_their_own() -> None:
+def test_the_latest_kinds_of_equal_length_have_plans_of_their_own() -> None:
     def data(name: str) -> bytes:
         inputs = [tensor(name, "FP32", [1, 4])]
         return field(model_name="m", inputs=inputs, raw_input_contents=[bytes(16)])
@@ -121,9 +121,16 @@ def test_kinds_of_equal_length_have_plans_of_their_own() -> None:
     plans = MessagePlans()
     for name in "abcdef":
         note(plans, data(name))
-    read = [name for name in "abcdef" if found(plans, data(name)) is not None]
-    assert read == list("abcd")
-    for name in read:
+
+    def read() -> list[str]:
+        return [name for name in "abcdef" if found(plans, data(name)) is not None]
+
+    assert read() == list("cdef")
+    note(plans, data("a"), times=1)
+    assert read() == list("cdef")
+    note(plans, data("a"), times=1)
+    assert read() == list("adef")
+    for name in read():
         query = found(plans, data(name))
         assert query is not None
         check_same(query, data(name))

@@ -201,7 +201,7 @@ class MessagePlans:
 
     def __init__(self) -> None:
         self._kept: dict[tuple[bytes, int], list[MessagePlan]] = {}
-        """Bytes before the id, and the size of all but the id -> plans."""
+        """Bytes before the id, and the size of all but the id -> plans, the oldest first."""
         self._seen: set[tuple[bytes, int, bytes]] = set()
         """Messages without ids and tensors that came once. A plan is only made at the second time."""
 
@@ -274,19 +274,22 @@ class MessagePlans:
             places.append(_Place(input_, array.dtype, array.shape, array.nbytes, before))
             place += len(head) + array.nbytes
         known = data[:begin], len(data) - end + begin
-        if len(self._kept.get(known, ())) >= _MOST_ALIKE:
-            return
         seen = (*known, data[end:rest])
         if seen not in self._seen:
             if len(self._seen) >= _MOST_SEEN:
                 self._seen.clear()
             self._seen.add(seen)
             return
+        self._seen.discard(
+            seen
+        )  # a kind that was replaced comes twice again before it replaces another
         if _is_own(data[:begin], data[end:rest]):
             if len(self._kept) >= _MOST:
                 self._kept.clear()
             plan = MessagePlan(query, places, rows, key, final, timeout_ns)
-            self._kept.setdefault(known, []).append(plan)
+            alike = self._kept.setdefault(known, [])
+            alike.append(plan)
+            del alike[:-_MOST_ALIKE]
 
 
 def _is_own(before: bytes, after: bytes) -> bool:
