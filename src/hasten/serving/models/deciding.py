@@ -79,6 +79,10 @@ class Asked(Protocol):
     def answers(self) -> str:
         """Model that answers: "winner" or "exact"."""
 
+    @property
+    def answering(self) -> str:
+        """What answers, for the keys of cached decisions; "" while it isn't known."""
+
     def submit(self, query: Query, done: Done) -> Cancellable:
         """Accept a request with tensors."""
 
@@ -94,7 +98,7 @@ class RawTicket:
         query: Request as it was parsed.
         over: Whether the request is answered, refused or given up.
         rows: Number of samples.
-        key: Hash of the samples; None if there is no cache.
+        key: Hash of the samples and of what answers; None if the decision isn't cached.
         kept: What the cache has of each sample as the model takes it.
         origins: Where each prepared sample comes from.
         short: Whether the samples are so few bytes that their pipeline can't take long.
@@ -317,8 +321,10 @@ class Deciding:
     def _known(self, ticket: RawTicket) -> bool:
         """Answer from the cache; False if the answer isn't there."""
         assert self.model.cache is not None
+        if not (answering := self.model.answering):
+            return False
         statistics, began_ns = self.model.statistics, self._clock_ns()
-        ticket.key = content_key(ticket.query.inputs)
+        ticket.key = content_key(ticket.query.inputs, answering)
         found = self.model.cache.get(ticket.key)
         span_ns = self._clock_ns() - began_ns
         if found is None:
