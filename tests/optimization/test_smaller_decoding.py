@@ -34,6 +34,7 @@ from hasten.core.progress import Progress
 from hasten.errors import InputError
 from hasten.evaluation.seen import Recheck
 from hasten.inputs.chains.nodes import Model as ChainModel
+from hasten.inputs.data.parts import Parts, lay_out
 from hasten.inputs.pipeline.base import Origin, Pipeline
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.image import CenterCrop, Decode, Normalize, Resize, ToLayout
@@ -303,6 +304,38 @@ def test_the_fastest_model_gets_the_smaller_pictures_after_it_was_tested_on_whol
     assert manifest.exact is not None
     assert manifest.exact.label == "original, ONNX Runtime"
     assert headline(result).endswith("x faster, certified")
+
+
+def test_no_picture_is_decoded_again_where_that_cant_be_certified_in_time(
+    model: Model, photos: Path, tmp_path: Path
+) -> None:
+    """Of 90 pictures, 21 are in the search split and 49 are sealed.
+
+    With 4 s a picture and a margin of 1.3, it takes 255 s to read the sealed ones once, and 619 s to decode both
+    parts once more.
+    """
+    raced: list[str] = []
+
+    def slowly_read(*args: Any, **options: Any) -> Parts:
+        return replace(lay_out(*args, **options), read_s=4.0)
+
+    with (
+        quick_runs(races=False, stages_s=0.1),
+        nominal_times(smaller_is_faster),
+        patch("hasten.optimization.preparation.lay_out", slowly_read),
+    ):
+        result = hasten.optimize(
+            model.path,
+            photos,
+            out=tmp_path / "bundle",
+            listen=lambda progress: raced.append(progress.doing),
+            time_limit_s=600.0,
+            **OPTIONS,
+        )
+    assert (result.status, result.ladder, read(result.bundle).least) == ("exact", (), 0)
+    assert "answering the search split, decoded smaller" not in raced
+    (note,) = (note for note in result.notes if note.startswith("JPEG files could be decoded"))
+    assert note.endswith("but the time limit left no time to certify it")
 
 
 @pytest.mark.parametrize("stage", ["certify", "figures"])

@@ -92,7 +92,7 @@ class Decoding:
 
 
 def with_smaller_decoding(
-    racing: Racing, ladder: Ladder, sealed_s: Callable[[int], float]
+    racing: Racing, ladder: Ladder, certified_s: Callable[[Ladder, str], float]
 ) -> Ladder:
     """Return the ladder with its fastest model once more, on pictures that are decoded smaller.
 
@@ -104,7 +104,8 @@ def with_smaller_decoding(
     Args:
         racing: Candidates of the run and their races.
         ladder: Ladder before it is frozen.
-        sealed_s: Function that returns the time to read the sealed data for so many rungs, in seconds.
+        certified_s: Function that returns how long it takes to try a candidate with a smaller decoding, by its
+            key, and then to certify the ladder with it, in seconds.
     """
     if not racing.job.order.end_to_end:
         return ladder
@@ -113,7 +114,7 @@ def with_smaller_decoding(
     try:
         base = _base(racing, ladder)
         found = _raced(racing, base, _worth_trying(racing))
-        ladder, found = _tried(racing, ladder, base, found, sealed_s)
+        ladder, found = _tried(racing, ladder, base, found, certified_s)
     except (_NotTried, CandidateError, InputError) as reason:
         why = str(reason)
     racing.job.journal.append(_DECODING, raced=found, why=why)
@@ -269,7 +270,7 @@ def _tried(
     ladder: Ladder,
     base: Candidate,
     raced: Sequence[Decoding],
-    sealed_s: Callable[[int], float],
+    certified_s: Callable[[Ladder, str], float],
 ) -> tuple[Ladder, list[Decoding]]:
     """Return the ladder with the decodings that are faster and lose little enough on the search split."""
     told: list[Decoding] = []
@@ -279,14 +280,12 @@ def _tried(
         if one.wins and one.ratio.high >= fastest * (1 - SCREEN_NOISE):
             why = _AS_FAST
         elif one.wins:
-            why = _not_worth_certifying(racing, base, one.least)
-            read_s = racing.ready.parts.read_s * len(racing.ready.parts.sealed)
-            count = len(ladder.rungs) + 1
-            deadline = racing.job.deadline
-            if not why and deadline.limited and sealed_s(count) + read_s > deadline.left_s():
+            key, deadline = replace(base, least=one.least).key, racing.job.deadline
+            if deadline.limited and certified_s(ladder, key) > deadline.left_s():
                 why = "the time limit left no time to certify it"
+            else:
+                why = _not_worth_certifying(racing, base, one.least)
             if not why:
-                key = replace(base, least=one.least).key
                 ladder = replace(ladder, rungs=(*ladder.rungs, key))
                 fastest = one.ratio.estimate
         told.append(replace(one, why=why))
