@@ -40,6 +40,7 @@ from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.image import CenterCrop, Decode, Normalize, Resize, ToLayout
 from hasten.inputs.pipeline.letterbox import Letterbox
 from hasten.inputs.pipeline.smaller import decoded_smaller, pixels_needed
+from hasten.optimization.trials import Trials
 from hasten.reporting.result import Result
 from hasten.reporting.summary import headline, summary
 
@@ -304,6 +305,43 @@ def test_the_fastest_model_gets_the_smaller_pictures_after_it_was_tested_on_whol
     assert manifest.exact is not None
     assert manifest.exact.label == "original, ONNX Runtime"
     assert headline(result).endswith("x faster, certified")
+
+
+def test_a_decoding_that_would_probably_not_be_certified_takes_no_look_at_the_sealed_data(
+    model: Model, photos: Path, tmp_path: Path
+) -> None:
+    """Two of the 21 answers to the search split change, which is under the limit of 20%, with 49 sealed pictures."""
+    scored = Trials.scores
+
+    def two_change(self: Trials, opened: Any, same: Any = None, samples: Any = None) -> Any:
+        scores = scored(self, opened, same, samples)
+        return scores if samples is None else (0.0, 0.0, *scores[2:])
+
+    with (
+        quick_runs(races=False, stages_s=0.1),
+        nominal_times(smaller_is_faster),
+        patch.object(Trials, "scores", two_change),
+    ):
+        result = hasten.optimize(model.path, photos, out=tmp_path / "bundle", **OPTIONS)
+    assert (result.status, result.ladder, read(result.bundle).least) == ("exact", (), 0)
+    (note,) = (note for note in result.notes if note.startswith("JPEG files could be decoded"))
+    assert note.endswith(
+        "but on the search split it loses 9.52%, so that the sealed data would probably not certify it"
+    )
+
+
+def test_no_decoding_is_tried_that_the_sealed_data_are_too_few_to_certify(
+    model: Model, photos: Path, tmp_path: Path
+) -> None:
+    options = {**OPTIONS, "max_drop": 0.05}
+    with quick_runs(races=False, stages_s=0.1), nominal_times(smaller_is_faster):
+        result = hasten.optimize(model.path, photos, out=tmp_path / "bundle", **options)
+    assert (result.status, result.ladder, read(result.bundle).least) == ("exact", (), 0)
+    assert any(note.startswith("49 sealed samples can't show") for note in result.notes)
+    assert (
+        "pictures are decoded as the pipeline states: the sealed data are too few to certify another decoding, "
+        "even if it changes nothing"
+    ) in result.notes
 
 
 def test_no_picture_is_decoded_again_where_that_cant_be_certified_in_time(

@@ -98,8 +98,8 @@ def with_smaller_decoding(
 
     In a run from bytes to decision such a decoding is raced over the whole way, in turns with the one that the
     pipeline states. If it is faster, the model answers the search split decoded so, and is compared with the
-    original on pictures decoded as stated. It becomes the ladder's last rung, after its own model, unless it
-    loses too much there. The journal says what was tried, or why nothing was.
+    original on pictures decoded as stated. It becomes the ladder's last rung, after its own model, if it would
+    probably be certified. The journal says what was tried, or why nothing was.
 
     Args:
         racing: Candidates of the run and their races.
@@ -113,7 +113,9 @@ def with_smaller_decoding(
     why = ""
     try:
         base = _base(racing, ladder)
-        found = _raced(racing, base, _worth_trying(racing))
+        wanted = _worth_trying(racing)
+        _check_enough(racing, base)
+        found = _raced(racing, base, wanted)
         ladder, found = _tried(racing, ladder, base, found, certified_s)
     except (_NotTried, CandidateError, InputError) as reason:
         why = str(reason)
@@ -204,6 +206,29 @@ def _worth_trying(racing: Racing) -> list[tuple[int, dict[str, int]]]:
             "the model needs"
         )
     return found
+
+
+def _check_enough(racing: Racing, base: Candidate) -> None:
+    """Check that the sealed data could certify a decoding that changes nothing in the search.
+
+    A look at the sealed data that certifies nothing would cost later runs, and nobody asked for it.
+
+    Raises:
+        _NotTried: it couldn't.
+    """
+    if not racing.trials.answered:
+        raise _NotTried("the time limit left no time to answer the search split")
+    unchanged = tuple(map(float, racing.trials.exact_scores))
+    if not _would_pass(racing, Trial(replace(base, least=1), scores=unchanged)):
+        raise _NotTried(
+            "the sealed data are too few to certify another decoding, even if it changes nothing"
+        )
+
+
+def _would_pass(racing: Racing, trial: Trial) -> bool:
+    """Whether a trial would probably be certified with the sealed data at hand."""
+    ready = racing.ready
+    return racing.trials.probably_certified(trial, ready.search_units, ready.sealed_draws)
 
 
 def _raced(
@@ -320,4 +345,9 @@ def _not_worth_certifying(racing: Racing, base: Candidate, least: int) -> str:
     limit = racing.ready.search_promise.max_drop
     if len(trial.scores or ()) < len(parts.search) or trials.drop(trial) >= limit:
         return f"on the search split it loses {100 * trials.drop(trial):.2f}%, over the limit"
+    if not _would_pass(racing, trial):
+        return (
+            f"on the search split it loses {100 * trials.drop(trial):.2f}%, so that the sealed data would probably "
+            "not certify it"
+        )
     return ""
