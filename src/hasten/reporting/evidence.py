@@ -399,9 +399,11 @@ def _ascending(result: Result) -> Iterator[tuple[float, ...]]:
                 yield _ratio(ratio)
         for value_ns in (row.mean_ns, row.p50.value_ns, row.p99.value_ns):
             yield (0, value_ns)
+    others = (result.on_all, result.whole, *(method.ratio for method in result.methods))
+    for ratio in (*others, *(outcome.ratio for outcome in result.outcomes)):
+        if ratio is not None:
+            yield _ratio(ratio)
     for outcome in result.outcomes:
-        if outcome.ratio is not None:
-            yield _ratio(outcome.ratio)
         if outcome.drop is not None:
             yield (-1, outcome.drop.low, outcome.drop.estimate, outcome.drop.high, 1)
     for rung in result.ladder:
