@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -28,9 +29,13 @@ from tests.support.waiting import until
 import hasten
 from hasten.bundle.folder import read
 from hasten.bundle.manifest import check_pipeline
+from hasten.certificate.betting import BettingPrior
+from hasten.certificate.verdict import judge
 from hasten.cli import main
 from hasten.core.model import Model
 from hasten.core.progress import Progress
+from hasten.core.records import to_record
+from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import InputError
 from hasten.evaluation.seen import Recheck
 from hasten.inputs.chains.nodes import Model as ChainModel
@@ -40,6 +45,9 @@ from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.image import CenterCrop, Decode, Normalize, Resize, ToLayout
 from hasten.inputs.pipeline.letterbox import Letterbox
 from hasten.inputs.pipeline.smaller import decoded_smaller, pixels_needed
+from hasten.measure.candidate import Single
+from hasten.measure.intervals import Ratio
+from hasten.optimization.measured.decoding import Decoding, unused_decodings
 from hasten.optimization.trials import Trials
 from hasten.reporting.result import Result
 from hasten.reporting.summary import headline, summary
@@ -342,6 +350,43 @@ def test_no_decoding_is_tried_that_the_sealed_data_are_too_few_to_certify(
         "pictures are decoded as the pipeline states: the sealed data are too few to certify another decoding, "
         "even if it changes nothing"
     ) in result.notes
+
+
+@pytest.mark.parametrize(
+    ("lost", "why"),
+    [
+        (40, "it isn't certified: not accurate enough: "),
+        ("it crashed", "it failed and couldn't be tested: it crashed"),
+        (0, "it doesn't ship"),
+        (None, "it doesn't ship"),
+    ],
+)
+def test_a_note_says_why_a_decoding_that_was_tested_doesnt_ship(lost: Any, why: str) -> None:
+    model = Single((), OnnxRuntime())
+    smaller = replace(model, least=LEAST)
+    known = {one.key: one for one in (model, smaller)}
+    raced = Decoding(LEAST, Ratio(0.6, 0.5, 0.7, 8), {"8": 41}, wins=True)
+    racing: Any = SimpleNamespace(
+        job=SimpleNamespace(
+            journal=SimpleNamespace(last=lambda kind: {"why": "", "raced": [to_record(raced)]})
+        ),
+        candidate=known.__getitem__,
+    )
+    entry: Any = lost
+    if isinstance(lost, int):
+        scores = (np.arange(400) >= lost).astype(np.float64)
+        entry = judge(
+            np.ones(400),
+            scores,
+            guard="net",
+            max_drop=0.02,
+            confidence=0.95,
+            metric="agreement",
+            prior=BettingPrior(),
+        )
+    verdicts = [] if entry is None else [(smaller.key, entry)]
+    (note,) = unused_decodings(racing, model.key, verdicts)
+    assert f"JPEG files could be decoded {raced.words}, but {why}" in note
 
 
 def test_no_picture_is_decoded_again_where_that_cant_be_certified_in_time(

@@ -243,7 +243,12 @@ def test_only_what_the_sealed_data_left_open_may_ship_uncertified() -> None:
 def smaller(final: Standings, ladder: Ladder, judged: Judged) -> Choice:
     """Decide where "x small" is the candidate x on pictures that are decoded smaller."""
     return decide(
-        ladder, judged, final, baseline="default", model=lambda key: key.removesuffix(" small")
+        ladder,
+        judged,
+        final,
+        baseline="default",
+        untested="none was tried",
+        model=lambda key: key.removesuffix(" small"),
     )
 
 
@@ -257,6 +262,17 @@ def test_a_smaller_decoding_of_the_exact_model_ships_without_a_faster_model() ->
     for failed in (standings(), only_rounds(final, "default small", 3)):
         choice = smaller(failed, Ladder("default", ("default small",)), [("default small", PASSED)])
         assert (choice.winner, choice.status) == ("default", "exact")
+
+
+@pytest.mark.parametrize("exact", ["default", "exact"])
+@pytest.mark.parametrize("entry", [FAILED, PASSED, "it crashed"])
+def test_a_decoding_of_the_exact_model_says_nothing_of_inexact_forms(
+    exact: str, entry: Judgement | str
+) -> None:
+    """It is the only rung, and fails on the sealed data or in the fresh rounds."""
+    small = f"{exact} small"
+    choice = smaller(standings(exact=0.8), Ladder(exact, (small,)), [(small, entry)])
+    assert (choice.winner, choice.status, choice.inexact) == (exact, "exact", "none was tried")
 
 
 def test_a_smaller_decoding_of_a_model_that_isnt_faster_doesnt_ship() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hasten.certificate.verdict import Judgement, Verdict
 from hasten.core.records import from_record
 from hasten.engines.end_to_end import EndToEnd, asked_by_file
 from hasten.errors import CandidateError, InputError
@@ -25,7 +26,7 @@ from hasten.measure.candidate import Candidate, Trial
 from hasten.measure.intervals import Ratio, paired_ratio
 from hasten.measure.latency import rounds
 from hasten.measure.process import Worker
-from hasten.optimization.judge import Ladder
+from hasten.optimization.judge import Ladder, Verdicts
 from hasten.optimization.measured.racing import Racing
 from hasten.optimization.measured.screening import SCREEN_NOISE
 
@@ -141,13 +142,15 @@ def decoding_of(racing: Racing, winner: str) -> Decoding | None:
     return next((one for one in raced if least and one.least == least), None)
 
 
-def unused_decodings(racing: Racing, winner: str) -> Iterator[str]:
+def unused_decodings(racing: Racing, winner: str, verdicts: Verdicts) -> Iterator[str]:
     """Yield notes on the decodings that don't ship, where what ships decodes pictures as the pipeline states.
 
     Args:
         racing: Candidates of the run and their races.
         winner: Key of what ships.
+        verdicts: Verdicts of the sealed data on the ladder.
     """
+    judged = {racing.candidate(key).least: entry for key, entry in verdicts}
     known = racing.job.journal.last(_DECODING)
     if known is None or racing.candidate(winner).least:
         return
@@ -157,9 +160,20 @@ def unused_decodings(racing: Racing, winner: str) -> Iterator[str]:
         one = from_record(Decoding, record)
         if not one.wins or one.why != _AS_FAST:
             why = one.why or (
-                "it doesn't ship" if one.wins else "that isn't faster by more than the noise"
+                _why_not(judged.get(one.least))
+                if one.wins
+                else "that isn't faster by more than the noise"
             )
             yield f"JPEG files could be decoded {one.words}, but {why}"
+
+
+def _why_not(entry: Judgement | str | None) -> str:
+    """Say why a decoding doesn't ship that was a rung of the ladder, by its verdict, if it has one."""
+    if isinstance(entry, str):
+        return f"it failed and couldn't be tested: {entry}"
+    if entry is not None and entry.verdict is not Verdict.CERTIFIED:
+        return f"it isn't certified: {entry.in_words()}"
+    return "it doesn't ship"
 
 
 class _NotTried(Exception):  # noqa: N818

@@ -102,7 +102,7 @@ class Finish:
             for _, key, entrant in shown
             if final.stands(entrant) and final.statistic_of(entrant) != final.statistic
         ]
-        racing.job.notes += unused_decodings(racing, choice.winner)
+        racing.job.notes += unused_decodings(racing, choice.winner, self.verdicts)
         decoding = decoding_of(racing, choice.winner)
         self.keep(shipment(racing, choice))
         decided_s = self._decided(final, choice)
