@@ -49,7 +49,10 @@ from hasten.measure.candidate import Single
 from hasten.measure.intervals import Ratio
 from hasten.optimization.measured.decoding import Decoding, unused_decodings
 from hasten.optimization.trials import Trials
+from hasten.reporting.card import card
+from hasten.reporting.evidence import gathered
 from hasten.reporting.result import Result
+from hasten.reporting.slides import slide
 from hasten.reporting.summary import headline, summary
 
 STEPS = (
@@ -176,11 +179,28 @@ def test_the_words_of_the_result_the_report_and_the_bundle_say_how_pictures_are_
     assert said in line
     assert "the exact model gets them decoded as stated, and the certificate counts" in line
     assert headline(made).endswith("x faster from bytes to decision, certified")
-    assert said in (made.bundle / "report.html").read_text()
+    page = (made.bundle / "report.html").read_text()
+    assert said in page
+    assert "1.67x" in page
+    assert "1.00x" not in page.split("The figures")[0]
     shown = CliRunner().invoke(main, ["inspect", str(made.bundle)]).output
     assert "pictures:     JPEG files are decoded at a half, a quarter or an eighth" in shown
     stages = json.loads((made.bundle / "evidence" / "stages.json").read_text())
     assert stages["after"][0]["name"] == "decode, resize, center_crop"
+
+
+def test_no_figure_contradicts_that_only_the_whole_way_is_faster(made: Result) -> None:
+    shown = card(made)
+    rows = dict(shown.rows)
+    assert shown.title == "1.67x faster from bytes to decision, certified"
+    assert rows["speed"].startswith("1.67x today's from bytes to decision (95% interval ")
+    assert rows["pictures"] == made.decoded
+    assert shown.bars == ()
+    number = slide(gathered(made.bundle)).numbers[0]
+    assert (number.figure, number.said) == (
+        "1.67x",
+        "as fast as today's model from bytes to decision",
+    )
 
 
 def test_certify_judges_the_pictures_as_they_ship_and_takes_no_arrays(
