@@ -196,6 +196,10 @@ def test_no_figure_contradicts_that_only_the_whole_way_is_faster(made: Result) -
     assert rows["speed"].startswith("1.67x today's from bytes to decision (95% interval ")
     assert rows["pictures"] == made.decoded
     assert shown.bars == ()
+    assert [
+        one.spelled().startswith("decode(least=36) + onnxruntime(")
+        for one in gathered(made.bundle).settings
+    ] == [False, True]
     number = slide(gathered(made.bundle)).numbers[0]
     assert (number.figure, number.said) == (
         "1.67x",
