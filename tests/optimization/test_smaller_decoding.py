@@ -6,7 +6,7 @@ import http.client
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,7 +40,7 @@ from hasten.errors import InputError
 from hasten.evaluation.seen import Recheck
 from hasten.inputs.chains.nodes import Model as ChainModel
 from hasten.inputs.data.parts import Parts, lay_out
-from hasten.inputs.pipeline.base import Origin, Pipeline
+from hasten.inputs.pipeline.base import Origin, Pipeline, Step
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.image import CenterCrop, Decode, Normalize, Resize, ToLayout
 from hasten.inputs.pipeline.letterbox import Letterbox
@@ -223,6 +223,25 @@ def test_certify_judges_the_pictures_as_they_ship_and_takes_no_arrays(
     assert str(error.value) == (
         "the bundle decodes JPEG files smaller for the model that ships, and its certificate counts what that "
         "changes: give a folder of image files, since arrays can't show it"
+    )
+
+
+@dataclass(frozen=True)
+class Opened(Step):
+    """A step of a stranger, which opens image files by Pillow."""
+
+    def __call__(self, value: Any) -> Any:
+        return np.asarray(Image.open(value).convert("RGB"))
+
+
+def test_certify_says_what_a_pipeline_lacks_that_cant_decode_smaller(
+    made: Result, photos: Path
+) -> None:
+    with pytest.raises(InputError) as error:
+        hasten.certify(made.bundle, photos, pipeline=Pipeline((Opened(), *STEPS[1:])))
+    assert str(error.value) == (
+        "the bundle decodes JPEG files smaller for the model that ships, and its certificate counts what that "
+        "changes: give a pipeline that begins with decode, since no other step can decode files smaller"
     )
 
 
