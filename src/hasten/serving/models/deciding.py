@@ -98,7 +98,7 @@ class RawTicket:
         query: Request as it was parsed.
         over: Whether the request is answered, refused or given up.
         rows: Number of samples.
-        key: Hash of the samples and of what answers; None if the decision isn't cached.
+        key: Hash of the samples; None if there is no cache.
         kept: What the cache has of each sample as the model takes it.
         origins: Where each prepared sample comes from.
         short: Whether the samples are so few bytes that their pipeline can't take long.
