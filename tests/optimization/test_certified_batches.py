@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -30,6 +31,7 @@ from hasten.inputs.metrics.agreement import Agreement
 from hasten.measure.candidate import Single, Trial
 from hasten.measure.effort import Effort
 from hasten.measure.journal import Journal
+from hasten.measure.workbench import OpenWorker
 from hasten.optimization import batching
 from hasten.optimization.batching import with_batches
 from hasten.optimization.judge import Ladder
@@ -163,6 +165,27 @@ def test_the_search_split_says_at_which_sizes_a_rung_is_tested(
     chosen = with_batches(run, ladder).batches[ladder.rungs[0]]
     assert (chosen.sizes, chosen.without) == (sizes, without)
     assert chosen.rows_apart == (whim in ("none", "eights"))
+
+
+def test_a_rung_with_smaller_pictures_is_tested_at_the_sizes_of_its_model(bout: Bout) -> None:
+    """A server batches requests with whole pixels as the rung that ships says, so its model is tested so, too."""
+    run, ladder = bout.run("none", "mates")
+    rivals = [run.trials.done[key].candidate for key in ladder.rungs]
+    smaller = [replace(rival, least=36) for rival in (rivals[1], BASELINE)]
+    for one in smaller:
+        run.racing.trials.keep(replace(run.trials.done[replace(one, least=0).key], candidate=one))
+    ladder = replace(ladder, rungs=(*ladder.rungs, *(one.key for one in smaller)))
+    opened, opens = list[str](), run.opened
+
+    def counted(key: str) -> AbstractContextManager[OpenWorker]:
+        opened.append(key)
+        return opens(key)
+
+    with patch.object(run, "opened", counted):
+        batches = with_batches(run, ladder).batches
+    assert tuple(batches) == ladder.rungs
+    assert batches[smaller[0].key] is batches[rivals[1].key]
+    assert opened == [rivals[0].key, rivals[1].key, smaller[1].key]  # the original is no rung
 
 
 def test_sizes_at_which_the_sealed_answers_are_wrong_are_not_covered_and_end_the_ladder(

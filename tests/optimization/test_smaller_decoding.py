@@ -6,8 +6,9 @@ import http.client
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -28,18 +29,30 @@ from tests.support.waiting import until
 import hasten
 from hasten.bundle.folder import read
 from hasten.bundle.manifest import check_pipeline
+from hasten.certificate.betting import BettingPrior
+from hasten.certificate.verdict import judge
 from hasten.cli import main
 from hasten.core.model import Model
 from hasten.core.progress import Progress
+from hasten.core.records import to_record
+from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.errors import InputError
 from hasten.evaluation.seen import Recheck
 from hasten.inputs.chains.nodes import Model as ChainModel
-from hasten.inputs.pipeline.base import Origin, Pipeline
+from hasten.inputs.data.parts import Parts, lay_out
+from hasten.inputs.pipeline.base import Origin, Pipeline, Step
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.image import CenterCrop, Decode, Normalize, Resize, ToLayout
 from hasten.inputs.pipeline.letterbox import Letterbox
 from hasten.inputs.pipeline.smaller import decoded_smaller, pixels_needed
+from hasten.measure.candidate import Single
+from hasten.measure.intervals import Ratio
+from hasten.optimization.measured.decoding import Decoding, unused_decodings
+from hasten.optimization.trials import Trials
+from hasten.reporting.card import card
+from hasten.reporting.evidence import gathered
 from hasten.reporting.result import Result
+from hasten.reporting.slides import slide
 from hasten.reporting.summary import headline, summary
 
 STEPS = (
@@ -166,11 +179,32 @@ def test_the_words_of_the_result_the_report_and_the_bundle_say_how_pictures_are_
     assert said in line
     assert "the exact model gets them decoded as stated, and the certificate counts" in line
     assert headline(made).endswith("x faster from bytes to decision, certified")
-    assert said in (made.bundle / "report.html").read_text()
+    page = (made.bundle / "report.html").read_text()
+    assert said in page
+    assert "1.67x" in page
+    assert "1.00x" not in page.split("The figures")[0]
     shown = CliRunner().invoke(main, ["inspect", str(made.bundle)]).output
     assert "pictures:     JPEG files are decoded at a half, a quarter or an eighth" in shown
     stages = json.loads((made.bundle / "evidence" / "stages.json").read_text())
     assert stages["after"][0]["name"] == "decode, resize, center_crop"
+
+
+def test_no_figure_contradicts_that_only_the_whole_way_is_faster(made: Result) -> None:
+    shown = card(made)
+    rows = dict(shown.rows)
+    assert shown.title == "1.67x faster from bytes to decision, certified"
+    assert rows["speed"].startswith("1.67x today's from bytes to decision (95% interval ")
+    assert rows["pictures"] == made.decoded
+    assert shown.bars == ()
+    assert [
+        one.spelled().startswith("decode(least=36) + onnxruntime(")
+        for one in gathered(made.bundle).settings
+    ] == [False, True]
+    number = slide(gathered(made.bundle)).numbers[0]
+    assert (number.figure, number.said) == (
+        "1.67x",
+        "as fast as today's model from bytes to decision",
+    )
 
 
 def test_certify_judges_the_pictures_as_they_ship_and_takes_no_arrays(
@@ -189,6 +223,25 @@ def test_certify_judges_the_pictures_as_they_ship_and_takes_no_arrays(
     assert str(error.value) == (
         "the bundle decodes JPEG files smaller for the model that ships, and its certificate counts what that "
         "changes: give a folder of image files, since arrays can't show it"
+    )
+
+
+@dataclass(frozen=True)
+class Opened(Step):
+    """A step of a stranger, which opens image files by Pillow."""
+
+    def __call__(self, value: Any) -> Any:
+        return np.asarray(Image.open(value).convert("RGB"))
+
+
+def test_certify_says_what_a_pipeline_lacks_that_cant_decode_smaller(
+    made: Result, photos: Path
+) -> None:
+    with pytest.raises(InputError) as error:
+        hasten.certify(made.bundle, photos, pipeline=Pipeline((Opened(), *STEPS[1:])))
+    assert str(error.value) == (
+        "the bundle decodes JPEG files smaller for the model that ships, and its certificate counts what that "
+        "changes: give a pipeline that begins with decode, since no other step can decode files smaller"
     )
 
 
@@ -303,6 +356,112 @@ def test_the_fastest_model_gets_the_smaller_pictures_after_it_was_tested_on_whol
     assert manifest.exact is not None
     assert manifest.exact.label == "original, ONNX Runtime"
     assert headline(result).endswith("x faster, certified")
+
+
+def test_a_decoding_that_would_probably_not_be_certified_takes_no_look_at_the_sealed_data(
+    model: Model, photos: Path, tmp_path: Path
+) -> None:
+    """Two of the 21 answers to the search split change, which is under the limit of 20%, with 49 sealed pictures."""
+    scored = Trials.scores
+
+    def two_change(self: Trials, opened: Any, same: Any = None, samples: Any = None) -> Any:
+        scores = scored(self, opened, same, samples)
+        return scores if samples is None else (0.0, 0.0, *scores[2:])
+
+    with (
+        quick_runs(races=False, stages_s=0.1),
+        nominal_times(smaller_is_faster),
+        patch.object(Trials, "scores", two_change),
+    ):
+        result = hasten.optimize(model.path, photos, out=tmp_path / "bundle", **OPTIONS)
+    assert (result.status, result.ladder, read(result.bundle).least) == ("exact", (), 0)
+    (note,) = (note for note in result.notes if note.startswith("JPEG files could be decoded"))
+    assert note.endswith(
+        "but on the search split it loses 9.52%, so that the sealed data would probably not certify it"
+    )
+
+
+def test_no_decoding_is_tried_that_the_sealed_data_are_too_few_to_certify(
+    model: Model, photos: Path, tmp_path: Path
+) -> None:
+    options = {**OPTIONS, "max_drop": 0.05}
+    with quick_runs(races=False, stages_s=0.1), nominal_times(smaller_is_faster):
+        result = hasten.optimize(model.path, photos, out=tmp_path / "bundle", **options)
+    assert (result.status, result.ladder, read(result.bundle).least) == ("exact", (), 0)
+    assert any(note.startswith("49 sealed samples can't show") for note in result.notes)
+    assert (
+        "pictures are decoded as the pipeline states: the sealed data are too few to certify another decoding, "
+        "even if it changes nothing"
+    ) in result.notes
+
+
+@pytest.mark.parametrize(
+    ("lost", "why"),
+    [
+        (40, "it isn't certified: not accurate enough: "),
+        ("it crashed", "it failed and couldn't be tested: it crashed"),
+        (0, "it doesn't ship"),
+        (None, "it doesn't ship"),
+    ],
+)
+def test_a_note_says_why_a_decoding_that_was_tested_doesnt_ship(lost: Any, why: str) -> None:
+    model = Single((), OnnxRuntime())
+    smaller = replace(model, least=LEAST)
+    known = {one.key: one for one in (model, smaller)}
+    raced = Decoding(LEAST, Ratio(0.6, 0.5, 0.7, 8), {"8": 41}, wins=True)
+    racing: Any = SimpleNamespace(
+        job=SimpleNamespace(
+            journal=SimpleNamespace(last=lambda kind: {"why": "", "raced": [to_record(raced)]})
+        ),
+        candidate=known.__getitem__,
+    )
+    entry: Any = lost
+    if isinstance(lost, int):
+        scores = (np.arange(400) >= lost).astype(np.float64)
+        entry = judge(
+            np.ones(400),
+            scores,
+            guard="net",
+            max_drop=0.02,
+            confidence=0.95,
+            metric="agreement",
+            prior=BettingPrior(),
+        )
+    verdicts = [] if entry is None else [(smaller.key, entry)]
+    (note,) = unused_decodings(racing, model.key, verdicts)
+    assert f"JPEG files could be decoded {raced.words}, but {why}" in note
+
+
+def test_no_picture_is_decoded_again_where_that_cant_be_certified_in_time(
+    model: Model, photos: Path, tmp_path: Path
+) -> None:
+    """Of 90 pictures, 21 are in the search split and 49 are sealed.
+
+    With 4 s a picture and a margin of 1.3, it takes 255 s to read the sealed ones once, and 619 s to decode both
+    parts once more.
+    """
+    raced: list[str] = []
+
+    def slowly_read(*args: Any, **options: Any) -> Parts:
+        return replace(lay_out(*args, **options), read_s=4.0)
+
+    with (
+        quick_runs(races=False, stages_s=0.1),
+        nominal_times(smaller_is_faster),
+        patch("hasten.optimization.preparation.lay_out", slowly_read),
+    ):
+        result = hasten.optimize(
+            model.path,
+            photos,
+            out=tmp_path / "bundle",
+            listen=lambda progress: raced.append(progress.doing),
+            time_limit_s=600.0,
+            **OPTIONS,
+        )
+    assert (result.status, result.ladder, read(result.bundle).least) == ("exact", (), 0)
+    assert "answering the search split, decoded smaller" not in raced
+    (note,) = (note for note in result.notes if note.startswith("JPEG files could be decoded"))
+    assert note.endswith("but the time limit left no time to certify it")
 
 
 @pytest.mark.parametrize("stage", ["certify", "figures"])

@@ -57,6 +57,9 @@ def spending(
     answer_s: float,
     left_s: float,
     given: object = None,
+    searched: int = 0,
+    read_s: float = 0.0,
+    done: Mapping[str, Any] = {},
 ) -> tuple[Spending, list[str]]:
     """Spending of a run with so many sealed samples, each answered in so long, with so much time left."""
     deadline = Deadline(left_s)
@@ -65,8 +68,11 @@ def spending(
     notes: list[str] = []
     fake: Any = SimpleNamespace(
         job=SimpleNamespace(deadline=deadline, notes=notes),
-        ready=SimpleNamespace(parts=SimpleNamespace(read_s=0.0, sealed=range(sealed)), given=given),
-        trials=SimpleNamespace(baseline=SimpleNamespace(key="original")),
+        ready=SimpleNamespace(
+            parts=SimpleNamespace(read_s=read_s, sealed=range(sealed), search=range(searched)),
+            given=given,
+        ),
+        trials=SimpleNamespace(baseline=SimpleNamespace(key="original"), done=done),
         open_forked_s=0.0,
         **racing,
     )
@@ -83,6 +89,27 @@ def test_a_ladder_is_shortened_to_what_there_is_time_to_certify() -> None:
     assert said == ["the time limit left out 2 of 4 candidates that were worth certifying"]
     one, _ = spending({}, sealed=1000, answer_s=0.01, left_s=30)
     assert one.affordable(whole).rungs == ("safest",)
+
+
+def test_a_smaller_decoding_takes_time_for_all_that_is_read_and_answered_with_it() -> None:
+    """Samples are answered in 0.01 s and read in 1 s; what depends on the host has a margin of 1.3."""
+    done = {
+        key: SimpleNamespace(candidate=SimpleNamespace(least=least))
+        for key, least in {"exact": 0, "int8": 0, "36": 36}.items()
+    }
+
+    def needed_s(ladder: Ladder, key: str) -> float:
+        some, _ = spending(
+            {}, sealed=1000, answer_s=0.01, left_s=1000, searched=500, read_s=1.0, done=done
+        )
+        return some.decoding_s(ladder, key)
+
+    alone, exact = Ladder("original", ()), Ladder("exact", ())
+    assert needed_s(alone, "new") == pytest.approx(1.3 * (1000 * (2 + 0.02) + 500 * (1 + 0.01)))
+    assert needed_s(alone, "36") == pytest.approx(1.3 * 1000 * (2 + 0.02))  # answered before a stop
+    assert needed_s(exact, "36") == pytest.approx(1.3 * 1000 * (2 + 0.03))  # compared, too
+    both = Ladder("original", ("int8", "36"))
+    assert needed_s(both, "new") == pytest.approx(1.3 * (1000 * (3 + 0.04) + 500 * (1 + 0.01)))
 
 
 def test_without_time_for_the_sealed_data_the_original_ships() -> None:

@@ -57,6 +57,26 @@ def test_a_chart_for_a_phone_keeps_its_letters_and_breaks_its_labels(report: Rep
     assert not [text for text in texts if "…" in text]
 
 
+def test_what_ships_is_on_the_chart_where_only_its_model_was_timed_in_the_search(
+    report: Report, with_result: Change
+) -> None:
+    """With smaller pictures it is another candidate, which has no latencies of its own there."""
+    won = report.result.winner.label
+    outcomes = tuple(
+        dataclasses.replace(one, ratio=None) if one.label == won else one
+        for one in report.result.outcomes
+    )
+    plot = next(
+        one for one in charts(with_result(outcomes=outcomes)) if one.key == "speed-against-accuracy"
+    )
+    root = ElementTree.fromstring(plot.alone(LIGHT)[0])
+    texts = [text.text or "" for text in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "what ships" in texts
+    assert "ships: int8, 3 layers in float" in " ".join(texts)
+    row = plot.rows[[one.label for one in outcomes].index(won)]
+    assert str(row[3]).startswith(f"{1 / report.result.winner.ratio.estimate:.2f} (")
+
+
 @pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
 def test_a_chart_that_stands_alone_has_its_size_its_title_and_its_colours(
     report: Report, palette: dict[str, str]

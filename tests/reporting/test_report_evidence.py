@@ -143,6 +143,13 @@ def test_evidence_that_no_run_writes_is_damaged(bundle: Path, name: str, record:
             lambda r: r["rows"][0]["ratio"].update(low=0),
             "it has an interval that isn't one, or a figure that is out of range",
         ),
+        *(
+            (
+                lambda r, name=name: r.update({name: {**r["rows"][0]["ratio"], "estimate": 0}}),
+                "it has an interval that isn't one, or a figure that is out of range",
+            )
+            for name in ("whole", "on_all")
+        ),
         (
             lambda r: r["outcomes"][-1]["drop"].update(high=2),
             "it has an interval that isn't one, or a figure that is out of range",

@@ -28,6 +28,7 @@ from hasten.errors import InputError, IntegrityError, UnknownMember
 from hasten.evaluation.agreement import comparing, needs_no_limit
 from hasten.inputs.data.class_files import ClassFiles
 from hasten.inputs.data.dataset import Dataset, ShapesOf
+from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.sequences import SequenceData, open_sequences
 from hasten.inputs.data.source import open_data
 from hasten.inputs.data.text_files import TextData
@@ -232,9 +233,14 @@ def open_material(subject: Subject, data: Any, scored: Metric | None) -> Materia
         if numbering and metric.reads_classes:
             notes = (numbering,)
         if subject.manifest.least and opened.decoded_to(subject.manifest.least) is None:
+            remedy = "folder of image files, since arrays can't show it"
+            if isinstance(opened, ImageFolder):
+                remedy = (
+                    "pipeline that begins with decode, since no other step can decode files smaller"
+                )
             raise InputError(
                 "the bundle decodes JPEG files smaller for the model that ships, and its certificate counts what "
-                "that changes: give a folder of image files, since arrays can't show it"
+                f"that changes: give a {remedy}"
             )
         given = with_labels(opened, metric, asking=False)
         metric = comparing(metric, given) if subject.unlimited else metric

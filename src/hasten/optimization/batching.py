@@ -38,7 +38,8 @@ def with_batches(judge: Judge, ladder: Ladder) -> Ladder:
 
     A size is tested if the model takes it, a sample takes less time in it, answers in it are about those
     of lone samples on the search split, and the sealed data can tell: where rows may depend on each
-    other, a batch is one draw. All sizes together may lengthen the run by a tenth.
+    other, a batch is one draw. All sizes together may lengthen the run by a tenth. A rung whose pictures are
+    decoded smaller is tested at the sizes of its model: requests with whole pixels are batched as it states.
 
     Args:
         judge: Judge of the run.
@@ -59,16 +60,26 @@ def with_batches(judge: Judge, ladder: Ladder) -> Ladder:
         return replace(ladder, batches=found)
     left_s = min(left_s, spare_s / 2)
     judge.stand_by(ladder)
-    for number, key in enumerate(ladder.rungs):
-        job.tell("certify", "batch sizes worth certifying", number, len(ladder.rungs))
+    models = {key: _model_of(judge, key) for key in ladder.rungs}
+    asked = [key for key, model in models.items() if model == key or model not in models]
+    for number, key in enumerate(asked):
+        job.tell("certify", "batch sizes worth certifying", number, len(asked))
         try:
             with judge.opened(key) as opened:
-                asking = _Asking(judge, key, opened, left_s / (len(ladder.rungs) - number))
+                asking = _Asking(judge, key, opened, left_s / (len(asked) - number))
                 found[key] = asking.chosen()
                 left_s -= asking.taken_s
         except CandidateError as error:
             found[key] = Batches(without=str(error))
-    return replace(ladder, batches=found)
+    return replace(
+        ladder, batches={key: found[key if key in found else models[key]] for key in models}
+    )
+
+
+def _model_of(judge: Judge, key: str) -> str:
+    """Return the key of a candidate's model, whose pictures are decoded as the pipeline states."""
+    candidate = judge.trials.done[key].candidate
+    return replace(candidate, least=0).key if candidate.least else key
 
 
 class _Asking:

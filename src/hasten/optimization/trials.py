@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from hasten.certificate.draws import drawn
 from hasten.certificate.drop import Drop, observed_drop
+from hasten.certificate.planning import samples_needed
 from hasten.certificate.promise import Promise
 from hasten.core.records import from_record
 from hasten.core.tensors import Array, Tensors
@@ -173,6 +175,54 @@ class Trials:
     def risk(self, trial: Trial) -> float:
         """Return the drop that a trial would probably be certified for; 1 if never scored."""
         return risk(self.drops(trial), self._sealed_draws) if trial.scores else 1.0
+
+    def probably_certified(
+        self,
+        trial: Trial,
+        units: Array,
+        sealed_draws: int,
+        *,
+        scale: float = 1.0,
+        doubt: float = 0.0,
+    ) -> bool:
+        """Whether a candidate would probably be certified on so many sealed draws.
+
+        Args:
+            trial: Trial of the candidate; an exact one needs no certificate.
+            units: Number of each search sample's draw, `(n,)`, as the certificate counts draws.
+            sealed_draws: Number of sealed draws.
+            scale: Factor on its flips and its drop.
+            doubt: Standard errors to add to its observed drop.
+        """
+        if trial.exact or not trial.scores:
+            return trial.exact
+        scores, promise = np.array(trial.scores), self.promise
+        draws = drawn(
+            self.exact_scores[: len(scores)],
+            scores,
+            losses_only=promise.guard != "net",
+            binary=self.binary,
+            groups=units[: len(scores)],
+            max_drop=promise.max_drop,
+            over=promise.mean_over,
+        )
+        weighted = draws.relative * draws.differences
+        flips = scale * float(np.mean(weighted**2))
+        count = len(weighted)
+        error = (max(flips, 1 / count) / count) ** 0.5  # that nothing flipped may be luck
+        drop = scale * max(0.0, float(weighted.mean())) + doubt * error  # a gain is luck
+        left = draws.left(promise.max_drop)
+        if drop >= left:
+            return False
+        needed = samples_needed(
+            max(flips, drop),
+            drop,
+            left,
+            promise.confidence,
+            method=draws.method,
+            unevenness=draws.unevenness,
+        )
+        return needed <= sealed_draws
 
     @property
     def known_scores(self) -> Array:

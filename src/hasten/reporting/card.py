@@ -17,6 +17,7 @@ from hasten.reporting.summary import (
     next_steps,
     nothing_faster,
     other_rows,
+    whole_way,
 )
 
 _AT = {"p50": "at the median", "p99": "at the 99th percentile", "mean": "on average"}
@@ -75,12 +76,17 @@ def card(result: Result) -> Card:
         good=result.status != "uncertified" and not nothing_faster(result),
         rows=tuple(_measured(result)),
         notes=tuple(_notes(result)),
-        bars=() if _original(result) else latency_bars(result.rows[0], result.winner),
+        bars=() if _as_fast(result) else latency_bars(result.rows[0], result.winner),
     )
 
 
+def _as_fast(result: Result) -> bool:
+    """Whether two latencies would show noise alone: the model that ships is as fast as the default engine."""
+    return _original(result) or whole_way(result) is not None
+
+
 def _original(result: Result) -> bool:
-    """Whether the original ships on the default engine, so that two latencies would show noise alone."""
+    """Whether the original ships on the default engine, with pictures decoded as the pipeline states."""
     return result.winner.label == result.rows[0].label
 
 
@@ -109,8 +115,12 @@ def _measured(result: Result) -> Iterator[tuple[str, str]]:
     yield "ships", winner.label
     if nothing_faster(result):
         yield "speed", "same as the default engine, because nothing faster may ship"
+    elif (whole := whole_way(result)) is not None:
+        yield "speed", times(whole, "today's from bytes to decision")
     else:
         yield "speed", times(first_comparison(result), f"the default engine's{_on(result)}")
+    if result.decoded:
+        yield "pictures", result.decoded
     yield "latency", _takes(result) if _original(result) else _before_and_after(result)
     yield _sure(result)
     if winner.size_bytes is not None and default.size_bytes is not None:

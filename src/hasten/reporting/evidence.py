@@ -189,14 +189,22 @@ class Cold:
 
 @dataclass(frozen=True)
 class Tried:
-    """The records of a candidate's passes, in order, and of its engine."""
+    """The records of a candidate's passes, in order, and of its engine.
+
+    Attributes:
+        passes: Records of the passes.
+        engine: Record of the engine.
+        least: Pixels of the shorter side that are enough where its pictures are decoded smaller; 0 where they aren't.
+    """
 
     passes: tuple[dict[Word, Any], ...]
     engine: dict[Word, Any]
+    least: Count = 0
 
     def spelled(self) -> str:
         """Spell out all settings: "half_precision(keep_float=[]) + openvino(precision=bf16)"."""
-        return " + ".join(map(_spelled, (*self.passes, self.engine)))
+        own = " + ".join(map(_spelled, (*self.passes, self.engine)))
+        return f"decode(least={self.least}) + {own}" if self.least else own
 
 
 @dataclass(frozen=True)
@@ -399,9 +407,11 @@ def _ascending(result: Result) -> Iterator[tuple[float, ...]]:
                 yield _ratio(ratio)
         for value_ns in (row.mean_ns, row.p50.value_ns, row.p99.value_ns):
             yield (0, value_ns)
+    others = (result.on_all, result.whole, *(method.ratio for method in result.methods))
+    for ratio in (*others, *(outcome.ratio for outcome in result.outcomes)):
+        if ratio is not None:
+            yield _ratio(ratio)
     for outcome in result.outcomes:
-        if outcome.ratio is not None:
-            yield _ratio(outcome.ratio)
         if outcome.drop is not None:
             yield (-1, outcome.drop.low, outcome.drop.estimate, outcome.drop.high, 1)
     for rung in result.ladder:

@@ -28,10 +28,11 @@ from hasten.reporting.result import Outcome, Result
 from hasten.reporting.rows import columns, latency, method_columns, per_step, won
 from hasten.reporting.summary import (
     every_request,
-    first_comparison,
+    first_figure,
     how_fast,
     noise,
     on_fewer_threads,
+    whole_way,
 )
 from hasten.reporting.words import FACTS, GUARDS, moment, role, sentence, span, times
 
@@ -51,11 +52,16 @@ def _card(question: str, figure: str, *content: Html, tone: str = "") -> Html:
 
 def _how_fast(result: Result) -> Html:
     further = [on_fewer_threads(result), noise(result)]
+    decoded = [paragraph(sentence(result.decoded))] if result.decoded else []
+    by_model = f"what ships is {how_fast(result)}"
+    if whole_way(result) is not None:
+        lines = [*decoded, paragraph(sentence(f"without decoding, {by_model}"))]
+    else:
+        lines = [paragraph(sentence(by_model)), *decoded]
     return _card(
         "How much faster?",
-        f"{1 / first_comparison(result).estimate:.2f}x",
-        paragraph(sentence(f"what ships is {how_fast(result)}")),
-        *([paragraph(sentence(result.decoded))] if result.decoded else []),
+        f"{1 / first_figure(result).estimate:.2f}x",
+        *lines,
         *(paragraph(sentence(line), class_="quiet") for line in further if line),
     )
 

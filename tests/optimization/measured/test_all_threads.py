@@ -2,6 +2,8 @@
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,13 @@ from tests.support.quick import quick_runs
 import hasten
 from hasten.bundle import read
 from hasten.core.target import Target
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.measure.candidate import Single
+from hasten.measure.race import Standings
+from hasten.optimization.judge import Ladder
 from hasten.optimization.measured import racing
+from hasten.optimization.measured.choice import Choice
+from hasten.optimization.measured.ending import Finish
 from hasten.reporting.summary import summary
 from hasten.testing import models
 
@@ -41,3 +49,29 @@ def test_the_first_comparison_is_with_the_default_engine_on_its_own_threads(
     (fewer,) = (line for line in others if line.startswith("Note: ") and "one thread" in line)
     assert fewer.startswith("Note: latencies are for one thread, not 2: ")
     assert not any(line.startswith("Note: on this busy host") for line in others)
+
+
+def test_the_comparison_on_all_threads_is_of_the_model_with_smaller_pictures_or_without() -> None:
+    """The model was raced on all threads before it was tried with smaller pictures, as the ladder's last rung."""
+    original, other, fast = (Single((), OnnxRuntime(threads=count)) for count in (0, 1, 2))
+    smaller = dataclasses.replace(fast, least=36)
+    rounds: dict[str, dict[int, tuple[int, ...]]] = {
+        who: dict.fromkeys(range(8), (ns,) * 8)
+        for who, ns in {"one": 500, "baseline": 1000}.items()
+    }
+    raced = Standings("threads", 2, rounds)
+    known = {each.key: each for each in (original, other, fast, smaller)}
+    racing: Any = SimpleNamespace(
+        bench=SimpleNamespace(target=SimpleNamespace(threads=1)),
+        trials=SimpleNamespace(baseline=original),
+        asked_threads=2,
+        as_it_was=None,
+        candidate=known.__getitem__,
+        threads_raced=lambda: raced,
+    )
+    ladder = Ladder(original.key, (other.key, fast.key, smaller.key))
+    finish = Finish(racing, ladder, (), lambda _: None)
+    on_one: Any = SimpleNamespace(threads=1)
+    for ships, estimate in ((fast, 0.5), (smaller, 0.5), (other, None)):
+        ratio = finish._on_all(on_one, Choice(ships.key, original.key, "certified", ""))
+        assert (ratio and ratio.estimate) == (estimate and pytest.approx(estimate))

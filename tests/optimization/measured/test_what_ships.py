@@ -2,16 +2,21 @@
 
 import dataclasses
 from collections.abc import Iterable
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from hasten.certificate.betting import BettingPrior
 from hasten.certificate.verdict import Judgement, Verdict, judge
+from hasten.engines.onnxruntime.engine import OnnxRuntime
+from hasten.measure.candidate import Measurement, Single, Trial
+from hasten.measure.intervals import Ratio
 from hasten.measure.race import AGAIN, BASELINE, Standings
 from hasten.optimization.judge import Ladder
 from hasten.optimization.measured.choice import Choice, decide, settled_by_sealed_data
+from hasten.optimization.measured.ending import Finish
 from hasten.reporting.summary import NO_FASTER
 
 Judged = list[tuple[str, Judgement | str]]
@@ -238,7 +243,12 @@ def test_only_what_the_sealed_data_left_open_may_ship_uncertified() -> None:
 def smaller(final: Standings, ladder: Ladder, judged: Judged) -> Choice:
     """Decide where "x small" is the candidate x on pictures that are decoded smaller."""
     return decide(
-        ladder, judged, final, baseline="default", model=lambda key: key.removesuffix(" small")
+        ladder,
+        judged,
+        final,
+        baseline="default",
+        untested="none was tried",
+        model=lambda key: key.removesuffix(" small"),
     )
 
 
@@ -254,6 +264,17 @@ def test_a_smaller_decoding_of_the_exact_model_ships_without_a_faster_model() ->
         assert (choice.winner, choice.status) == ("default", "exact")
 
 
+@pytest.mark.parametrize("exact", ["default", "exact"])
+@pytest.mark.parametrize("entry", [FAILED, PASSED, "it crashed"])
+def test_a_decoding_of_the_exact_model_says_nothing_of_inexact_forms(
+    exact: str, entry: Judgement | str
+) -> None:
+    """It is the only rung, and fails on the sealed data or in the fresh rounds."""
+    small = f"{exact} small"
+    choice = smaller(standings(exact=0.8), Ladder(exact, (small,)), [(small, entry)])
+    assert (choice.winner, choice.status, choice.inexact) == (exact, "exact", "none was tried")
+
+
 def test_a_smaller_decoding_of_a_model_that_isnt_faster_doesnt_ship() -> None:
     judged: Judged = [("fast", PASSED), ("fast small", PASSED)]
     ladder = Ladder("default", ("fast", "fast small"))
@@ -261,6 +282,36 @@ def test_a_smaller_decoding_of_a_model_that_isnt_faster_doesnt_ship() -> None:
     assert (faster.winner, faster.exact, faster.status) == ("fast small", "default", "certified")
     as_fast = smaller(standings(**{"fast small": 1.0}), ladder, judged)
     assert (as_fast.winner, as_fast.status) == ("default", "exact")
+
+
+def test_what_is_slower_than_the_model_that_ships_with_smaller_pictures_isnt_shown() -> None:
+    """Its own latencies are the model's, since a trial of a decoding has none."""
+    original, fast, slower = (Single((), OnnxRuntime(threads=count)) for count in (0, 1, 2))
+    ships = dataclasses.replace(fast, least=36)
+    ran = Measurement("measured", 1, {})
+    done = {each.key: Trial(each, measurement=ran) for each in (fast, slower)}
+    done |= {ships.key: Trial(ships), original.key: Trial(original)}
+    ratios = {fast: 0.25, slower: 0.9}
+    racing: Any = SimpleNamespace(
+        trials=SimpleNamespace(
+            done=done,
+            measured=lambda: [
+                SimpleNamespace(candidate=each.candidate, exact=False)
+                for each in done.values()
+                if each.measurement
+            ],
+            drop=lambda trial: 0.0,
+            ratio=lambda trial: Ratio(*3 * (ratios[trial.candidate],), 6),
+            baseline=original,
+        ),
+        candidate=lambda key: done[key].candidate,
+        ready=SimpleNamespace(promise=SimpleNamespace(max_drop=0.01)),
+    )
+    judged: Judged = [(fast.key, PASSED), (ships.key, PASSED)]
+    finish = Finish(racing, Ladder(original.key, (fast.key, ships.key)), judged, lambda _: None)
+    assert finish._fastest_uncertified(ships.key) is None
+    ratios[slower] = 0.2
+    assert finish._fastest_uncertified(ships.key) == slower.key
 
 
 def test_where_a_smaller_decoding_isnt_certified_its_model_ships() -> None:

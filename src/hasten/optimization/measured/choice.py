@@ -62,7 +62,7 @@ def decide(
         accept_uncertified: Whether the uncertified candidate may ship.
         as_it_was: Standings on the threads that ship, where the fresh rounds are of fewer.
         label: Label of a candidate for people, by its key.
-        untested: Reason why the ladder is empty, where it is.
+        untested: Reason why the ladder has no inexact model.
         model: Key of a candidate's model, which differs from its own where its pictures are decoded smaller. That
             such a candidate is faster than its model was raced before, over the whole way.
     """
@@ -80,7 +80,10 @@ def decide(
         short = None if final.stands(winner) else "failed"
     if passed and winner == passed[0] and short is None:
         return Choice(winner, exact, "certified", passed[1].in_words(), passed[1])
-    reason = _why_no_inexact(verdicts, short, label, untested)
+    safest = verdicts[0][0] if verdicts else exact
+    # Where that is the exact model with smaller pictures, no inexact model was worth testing.
+    decoded = safest != exact and model(safest) == ladder.exact
+    reason = untested if decoded else _why_no_inexact(verdicts, short, label, untested)
     if accept_uncertified and loose is not None and short_of(loose, exact) is None:
         return Choice(loose, exact, "uncertified", allowed(reason), inexact=reason)
     why = exact_why(reason, compared, default=exact == baseline)

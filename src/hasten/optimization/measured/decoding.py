@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hasten.certificate.verdict import Judgement, Verdict
 from hasten.core.records import from_record
 from hasten.engines.end_to_end import EndToEnd, asked_by_file
 from hasten.errors import CandidateError, InputError
@@ -25,7 +26,7 @@ from hasten.measure.candidate import Candidate, Trial
 from hasten.measure.intervals import Ratio, paired_ratio
 from hasten.measure.latency import rounds
 from hasten.measure.process import Worker
-from hasten.optimization.judge import Ladder
+from hasten.optimization.judge import Ladder, Verdicts
 from hasten.optimization.measured.racing import Racing
 from hasten.optimization.measured.screening import SCREEN_NOISE
 
@@ -92,19 +93,20 @@ class Decoding:
 
 
 def with_smaller_decoding(
-    racing: Racing, ladder: Ladder, sealed_s: Callable[[int], float]
+    racing: Racing, ladder: Ladder, certified_s: Callable[[Ladder, str], float]
 ) -> Ladder:
     """Return the ladder with its fastest model once more, on pictures that are decoded smaller.
 
     In a run from bytes to decision such a decoding is raced over the whole way, in turns with the one that the
     pipeline states. If it is faster, the model answers the search split decoded so, and is compared with the
-    original on pictures decoded as stated. It becomes the ladder's last rung, after its own model, unless it
-    loses too much there. The journal says what was tried, or why nothing was.
+    original on pictures decoded as stated. It becomes the ladder's last rung, after its own model, if it would
+    probably be certified. The journal says what was tried, or why nothing was.
 
     Args:
         racing: Candidates of the run and their races.
         ladder: Ladder before it is frozen.
-        sealed_s: Function that returns the time to read the sealed data for so many rungs, in seconds.
+        certified_s: Function that returns how long it takes to try a candidate with a smaller decoding, by its
+            key, and then to certify the ladder with it, in seconds.
     """
     if not racing.job.order.end_to_end:
         return ladder
@@ -112,8 +114,10 @@ def with_smaller_decoding(
     why = ""
     try:
         base = _base(racing, ladder)
-        found = _raced(racing, base, _worth_trying(racing))
-        ladder, found = _tried(racing, ladder, base, found, sealed_s)
+        wanted = _worth_trying(racing)
+        _check_enough(racing, base)
+        found = _raced(racing, base, wanted)
+        ladder, found = _tried(racing, ladder, base, found, certified_s)
     except (_NotTried, CandidateError, InputError) as reason:
         why = str(reason)
     racing.job.journal.append(_DECODING, raced=found, why=why)
@@ -138,13 +142,15 @@ def decoding_of(racing: Racing, winner: str) -> Decoding | None:
     return next((one for one in raced if least and one.least == least), None)
 
 
-def unused_decodings(racing: Racing, winner: str) -> Iterator[str]:
+def unused_decodings(racing: Racing, winner: str, verdicts: Verdicts) -> Iterator[str]:
     """Yield notes on the decodings that don't ship, where what ships decodes pictures as the pipeline states.
 
     Args:
         racing: Candidates of the run and their races.
         winner: Key of what ships.
+        verdicts: Verdicts of the sealed data on the ladder.
     """
+    judged = {racing.candidate(key).least: entry for key, entry in verdicts}
     known = racing.job.journal.last(_DECODING)
     if known is None or racing.candidate(winner).least:
         return
@@ -154,9 +160,20 @@ def unused_decodings(racing: Racing, winner: str) -> Iterator[str]:
         one = from_record(Decoding, record)
         if not one.wins or one.why != _AS_FAST:
             why = one.why or (
-                "it doesn't ship" if one.wins else "that isn't faster by more than the noise"
+                _why_not(judged.get(one.least))
+                if one.wins
+                else "that isn't faster by more than the noise"
             )
             yield f"JPEG files could be decoded {one.words}, but {why}"
+
+
+def _why_not(entry: Judgement | str | None) -> str:
+    """Say why a decoding doesn't ship that was a rung of the ladder, by its verdict, if it has one."""
+    if isinstance(entry, str):
+        return f"it failed and couldn't be tested: {entry}"
+    if entry is not None and entry.verdict is not Verdict.CERTIFIED:
+        return f"it isn't certified: {entry.in_words()}"
+    return "it doesn't ship"
 
 
 class _NotTried(Exception):  # noqa: N818
@@ -203,6 +220,29 @@ def _worth_trying(racing: Racing) -> list[tuple[int, dict[str, int]]]:
             "the model needs"
         )
     return found
+
+
+def _check_enough(racing: Racing, base: Candidate) -> None:
+    """Check that the sealed data could certify a decoding that changes nothing in the search.
+
+    A look at the sealed data that certifies nothing would cost later runs, and nobody asked for it.
+
+    Raises:
+        _NotTried: it couldn't.
+    """
+    if not racing.trials.answered:
+        raise _NotTried("the time limit left no time to answer the search split")
+    unchanged = tuple(map(float, racing.trials.exact_scores))
+    if not _would_pass(racing, Trial(replace(base, least=1), scores=unchanged)):
+        raise _NotTried(
+            "the sealed data are too few to certify another decoding, even if it changes nothing"
+        )
+
+
+def _would_pass(racing: Racing, trial: Trial) -> bool:
+    """Whether a trial would probably be certified with the sealed data at hand."""
+    ready = racing.ready
+    return racing.trials.probably_certified(trial, ready.search_units, ready.sealed_draws)
 
 
 def _raced(
@@ -269,7 +309,7 @@ def _tried(
     ladder: Ladder,
     base: Candidate,
     raced: Sequence[Decoding],
-    sealed_s: Callable[[int], float],
+    certified_s: Callable[[Ladder, str], float],
 ) -> tuple[Ladder, list[Decoding]]:
     """Return the ladder with the decodings that are faster and lose little enough on the search split."""
     told: list[Decoding] = []
@@ -279,14 +319,12 @@ def _tried(
         if one.wins and one.ratio.high >= fastest * (1 - SCREEN_NOISE):
             why = _AS_FAST
         elif one.wins:
-            why = _not_worth_certifying(racing, base, one.least)
-            read_s = racing.ready.parts.read_s * len(racing.ready.parts.sealed)
-            count = len(ladder.rungs) + 1
-            deadline = racing.job.deadline
-            if not why and deadline.limited and sealed_s(count) + read_s > deadline.left_s():
+            key, deadline = replace(base, least=one.least).key, racing.job.deadline
+            if deadline.limited and certified_s(ladder, key) > deadline.left_s():
                 why = "the time limit left no time to certify it"
+            else:
+                why = _not_worth_certifying(racing, base, one.least)
             if not why:
-                key = replace(base, least=one.least).key
                 ladder = replace(ladder, rungs=(*ladder.rungs, key))
                 fastest = one.ratio.estimate
         told.append(replace(one, why=why))
@@ -321,4 +359,9 @@ def _not_worth_certifying(racing: Racing, base: Candidate, least: int) -> str:
     limit = racing.ready.search_promise.max_drop
     if len(trial.scores or ()) < len(parts.search) or trials.drop(trial) >= limit:
         return f"on the search split it loses {100 * trials.drop(trial):.2f}%, over the limit"
+    if not _would_pass(racing, trial):
+        return (
+            f"on the search split it loses {100 * trials.drop(trial):.2f}%, so that the sealed data would probably "
+            "not certify it"
+        )
     return ""

@@ -102,7 +102,7 @@ class Finish:
             for _, key, entrant in shown
             if final.stands(entrant) and final.statistic_of(entrant) != final.statistic
         ]
-        racing.job.notes += unused_decodings(racing, choice.winner)
+        racing.job.notes += unused_decodings(racing, choice.winner, self.verdicts)
         decoding = decoding_of(racing, choice.winner)
         self.keep(shipment(racing, choice))
         decided_s = self._decided(final, choice)
@@ -234,7 +234,7 @@ class Finish:
         if not able:
             return None
         fastest = min(able, key=lambda t: trials.ratio(t).estimate)
-        own = trials.done.get(winner)
+        own = trials.done.get(model_of(self.racing, winner))
         bar = 1.0 if own is None or own.measurement is None else trials.ratio(own).estimate
         return fastest.candidate.key if trials.ratio(fastest).estimate < bar * _CLEARLY else None
 
@@ -317,7 +317,8 @@ class Finish:
             return None  # it is what people have
         if racing.as_it_was is not None:
             return _ratio_of(racing.as_it_was, choice.winner)
-        if choice.winner != (self.ladder.exact, *self.ladder.rungs)[-1]:
+        raced = (self.ladder.exact, *self.ladder.rungs)[-1]
+        if model_of(racing, choice.winner) != model_of(racing, raced):
             return None
         return _ratio_of(racing.threads_raced(), "one" if threads == 1 else "all")
 

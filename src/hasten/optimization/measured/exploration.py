@@ -9,8 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from hasten.certificate.draws import drawn
-from hasten.certificate.planning import samples_needed
 from hasten.core.progress import StageName, Tried, Verdict
 from hasten.core.tensors import Array
 from hasten.errors import CandidateError, OutOfTime
@@ -325,35 +323,9 @@ class Exploration:
             scale: Factor on its flips and its drop.
             doubt: Standard errors to add to its observed drop.
         """
-        if trial.exact or not trial.scores:
-            return trial.exact
-        scores, promise = np.array(trial.scores), self.trials.promise
-        draws = drawn(
-            self.trials.exact_scores[: len(scores)],
-            scores,
-            losses_only=promise.guard != "net",
-            binary=self.trials.binary,
-            groups=self._units[: len(scores)],
-            max_drop=promise.max_drop,
-            over=promise.mean_over,
+        return self.trials.probably_certified(
+            trial, self._units, self._sealed_draws, scale=scale, doubt=doubt
         )
-        weighted = draws.relative * draws.differences
-        flips = scale * float(np.mean(weighted**2))
-        count = len(weighted)
-        error = (max(flips, 1 / count) / count) ** 0.5  # that nothing flipped may be luck
-        drop = scale * max(0.0, float(weighted.mean())) + doubt * error  # a gain is luck
-        left = draws.left(promise.max_drop)
-        if drop >= left:
-            return False
-        needed = samples_needed(
-            max(flips, drop),
-            drop,
-            left,
-            promise.confidence,
-            method=draws.method,
-            unevenness=draws.unevenness,
-        )
-        return needed <= self._sealed_draws
 
     def _helpful(self) -> list[Pass]:
         """Return exact passes that surely made the untouched model faster on its engine."""

@@ -190,7 +190,7 @@ class Measured(Judge):
         chosen = self._chosen(self.racing.field())
         self.job.deadline.enter("certify")
         affordable = self.spending.affordable(chosen)
-        return with_smaller_decoding(self.racing, affordable, self.spending.sealed_s)
+        return with_smaller_decoding(self.racing, affordable, self.spending.decoding_s)
 
     def _chosen(self, wanted: Sequence[Candidate]) -> Ladder:
         """Choose among candidates by a race or, where there is no time for one, by their few turns."""

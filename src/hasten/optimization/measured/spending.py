@@ -52,17 +52,36 @@ class Spending:
             "deliver": Need(deliver_s, deliver_s + slow * _REPORT_S),
         }
 
-    def sealed_s(self, rungs: int) -> float:
+    def sealed_s(self, rungs: int, decodings: int = 0) -> float:
         """Return the time to read the sealed data, to answer them and to compare the answers.
 
         Args:
             rungs: Number of models beside the original. The original's form that normalizes pixels
                 itself, where there is one, comes on top.
+            decodings: Number of smaller decodings, for each of which the pictures are read once more.
         """
         ready = self._racing.ready
         parts, rungs = ready.parts, rungs + (ready.given is not None)
-        each_s = parts.read_s + (1 + rungs) * self._deadline.seen("answer", 0.0)
+        each_s = (1 + decodings) * parts.read_s
+        each_s += (1 + rungs) * self._deadline.seen("answer", 0.0)
         return _MARGIN * len(parts.sealed) * each_s + (1 + rungs) * self._racing.open_forked_s
+
+    def decoding_s(self, ladder: Ladder, key: str) -> float:
+        """Return the time to try a smaller decoding and then to certify the ladder with it as one more rung.
+
+        Args:
+            ladder: Ladder so far.
+            key: Key of the candidate with the smaller decoding.
+        """
+        racing, parts = self._racing, self._racing.ready.parts
+        done = racing.trials.done
+        rungs = (*ladder.rungs, key)
+        decodings = 1 + sum(1 for rung in ladder.rungs if done[rung].candidate.least)
+        took_s = self.sealed_s(len(rungs) + (ladder.exact != racing.trials.baseline.key), decodings)
+        if key in done:
+            return took_s
+        each_s = parts.read_s + self._deadline.seen("answer", 0.0)
+        return took_s + _MARGIN * len(parts.search) * each_s + racing.open_forked_s
 
     def affordable(self, ladder: Ladder) -> Ladder:
         """Return the ladder as far as there is time to certify it, before it is frozen.

@@ -1,7 +1,7 @@
 """Cache what requests made a server compute, by their content, up to a total size.
 
-Answers belong to one version of a model, and prepared samples to the steps that made them, whichever model
-they are for.
+Answers belong to one version of a model, and there to the fast model or to the exact one that took over from
+it. Prepared samples belong to the steps that made them, whichever model they are for.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ Prepared: TypeAlias = tuple[Any, Origin]
 """Array, or arrays by input name, without a batch axis; and where the sample comes from."""
 
 
-def content_key(inputs: Tensors) -> bytes:
-    """Hash the names, types, shapes and contents of a request's inputs.
+def content_key(inputs: Tensors, answering: str) -> bytes:
+    """Hash what answers a request, and the names, types, shapes and contents of its inputs.
 
     Source: BLAKE2b, RFC 7693, with 256 bits: two different requests never have equal keys in practice.
     """
-    digest = hashlib.blake2b(digest_size=32)
+    digest = hashlib.blake2b(repr(answering).encode(), digest_size=32)
     for name in sorted(inputs):
         array = inputs[name]
         digest.update(f"{name!r}{array.dtype}{array.shape}".encode())

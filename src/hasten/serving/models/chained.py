@@ -202,6 +202,15 @@ class ServedChain(ServedModel):
         return "hasten_chain"
 
     @property
+    def answering(self) -> str:
+        """Which models answer, as each may be replaced, or leave its requests to its exact model."""
+        try:
+            models = [self.member(node) for node in self._place.members]
+        except ProtocolError:
+            return ""
+        return ", ".join(f"{model.number} {model.answers}" for model in models)
+
+    @property
     def steps(self) -> Sequence[Step]:
         names = {SOURCE: RAW}
         return [

@@ -79,6 +79,10 @@ class Asked(Protocol):
     def answers(self) -> str:
         """Model that answers: "winner" or "exact"."""
 
+    @property
+    def answering(self) -> str:
+        """What answers, for the keys of cached decisions; "" while it isn't known."""
+
     def submit(self, query: Query, done: Done) -> Cancellable:
         """Accept a request with tensors."""
 
@@ -321,8 +325,10 @@ class Deciding:
     def _known(self, ticket: RawTicket) -> bool:
         """Answer from the cache; False if the answer isn't there."""
         assert self.model.cache is not None
+        if not (answering := self.model.answering):
+            return False
         statistics, began_ns = self.model.statistics, self._clock_ns()
-        ticket.key = content_key(ticket.query.inputs)
+        ticket.key = content_key(ticket.query.inputs, answering)
         found = self.model.cache.get(ticket.key)
         span_ns = self._clock_ns() - began_ns
         if found is None:

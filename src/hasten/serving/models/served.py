@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 import logging
 import math
 import random
@@ -45,6 +46,7 @@ Running: TypeAlias = Callable[..., contextlib.AbstractContextManager[None]]
 """Function that makes the context for one engine thread; its argument `True` stands for the standby."""
 
 log = logging.getLogger("hasten.serving")
+_NUMBERS = itertools.count()
 
 
 class Watcher(Protocol):
@@ -108,6 +110,7 @@ class ServedModel:
         inputs: Inputs of a request.
         outputs: Outputs of an answer.
         most_rows: Largest number of rows in a request; 0 if requests have no batch axis.
+        number: Number that no other served model of this process ever has.
         fell_back: Whether the exact model answers because the fast one failed or answered NaN.
         deciding: Preparation of raw samples, and decision on them; None for a bundle without a pipeline.
         sequences: Sequences whose states are kept; None for a bundle without states.
@@ -131,7 +134,7 @@ class ServedModel:
         lost: Callable[[DeviceLost], None] = lambda error: None,
         cache: Cache | None = None,
     ) -> None:
-        self.name, self.version = name, version
+        self.name, self.version, self.number = name, version, next(_NUMBERS)
         self._lost = lost
         self.tracing = tracing
         self.opened, self.settings = opened, settings
@@ -150,7 +153,7 @@ class ServedModel:
         self._exact_lock = threading.Lock()
         self._exact_mark = running(True)
         self._flights: dict[bytes, list[Ticket]] = {}
-        """Hash of a content -> request that is being run, then equal requests that wait for its answer."""
+        """Hash of a content and of what answers -> request that is being run, then equal requests that wait for its answer."""
         self._marks = [running() for _ in opened.sessions]
         self._batching = Batching(
             [
@@ -213,6 +216,14 @@ class ServedModel:
     def answers(self) -> str:
         """Model that answers: "winner" or "exact"."""
         return "exact" if self.fell_back else self.opened.which
+
+    @property
+    def answering(self) -> str:
+        """What answers, for the keys of cached answers; "" while it isn't known.
+
+        What was asked before it changes is never found afterwards, whichever model answered then.
+        """
+        return self.answers
 
     @property
     def steps(self) -> Sequence[Step]:
@@ -483,7 +494,7 @@ class ServedModel:
         """Answer from the cache, or wait for an equal request that runs; False if neither is possible."""
         assert self.cache is not None
         began_ns = self._clock_ns()
-        key = ticket.content = content_key(ticket.inputs)
+        key = ticket.content = content_key(ticket.inputs, self.answering)
         outputs = self.cache.get(key)
         now_ns = self._clock_ns()
         if outputs is not None:
@@ -702,7 +713,7 @@ class Ticket(ServerTask):
     Attributes:
         model: Model that the request was sent to.
         query: Request as it was parsed.
-        content: Hash of the request's content; None if there is no cache.
+        content: Hash of the request's content and of what answers; None if there is no cache.
         follows: Whether the request waits for an equal request's answer.
         over: Whether the request is answered, refused or given up.
         timing: Times of the request's stages; None if it wasn't run.

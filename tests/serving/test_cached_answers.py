@@ -1,0 +1,116 @@
+"""Cached answers are of the model that answers now, whichever answered when they were cached."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import tritonclient.http as triton
+from tests.support import chains
+from tests.support.chains import png, squares
+from tests.support.servers import ServerThread, place_of
+
+from hasten.serving.options import ModelOptions
+from hasten.serving.run import settings_of
+
+PATIENCE_S = 120.0
+TURNED = np.eye(3)[[1, 2, 0]]
+"""Weights of a fast model that calls red green, green blue, and blue red, unlike its exact model."""
+RED = png(np.full((16, 16, 3), (200, 0, 0), np.uint8))
+GREEN = png(np.full((16, 16, 3), (0, 200, 0), np.uint8))
+PIXELS = np.zeros((1, 3, 16, 16), np.float32)
+PIXELS[:, 0] = 1.0
+
+
+def decided(server: ServerThread, model: str, body: bytes) -> Any:
+    connection = http.client.HTTPConnection(server.host, timeout=PATIENCE_S)
+    connection.request("POST", f"/v2/models/{model}/infer", body, {"Content-Type": "image/png"})
+    response = connection.getresponse()
+    answer = json.loads(response.read())
+    connection.close()
+    assert response.status == 200, answer
+    return answer["decision"]
+
+
+def told(server: ServerThread, model: str, body: bytes) -> str:
+    """Return the color that a model, or the model at a chain's end, names."""
+    best = decided(server, model, body)[0]
+    return str(best["colour"][0]["label"] if "colour" in best else best["label"])
+
+
+def scores(server: ServerThread, model: str) -> list[float]:
+    """Return what a model answers to the tensor of a red picture."""
+    client = triton.InferenceServerClient(server.host, network_timeout=PATIENCE_S)
+    tensor = triton.InferInput("x", list(PIXELS.shape), "FP32")
+    tensor.set_data_from_numpy(PIXELS)
+    found: list[float] = client.infer(model, [tensor]).as_numpy("logits")[0].tolist()
+    client.close()
+    return found
+
+
+def served(server: ServerThread, name: str) -> Any:
+    return server.server.state.repository.find(name)
+
+
+def test_no_cached_answer_is_the_fast_models_after_the_exact_one_took_over(tmp_path: Path) -> None:
+    place = place_of(
+        chains.classifier(tmp_path, winner=TURNED), "fast", standby=True, cache_bytes=1 << 20
+    )
+    with ServerThread(place) as server:
+        for _ in range(2):
+            assert told(server, "fast", RED) == "green"
+            assert scores(server, "fast") == [0.0, 1.0, 0.0]
+        statistics = served(server, "fast").statistics
+        assert statistics.cache_hit.count >= 2
+        served(server, "fast").take_over()
+        hits = statistics.cache_hit.count
+        for _ in range(2):
+            assert told(server, "fast", RED) == "red"
+            assert scores(server, "fast") == [1.0, 0.0, 0.0]
+        assert statistics.cache_hit.count == hits + 2  # the exact model's answers are cached, too
+
+
+def test_a_decision_under_way_at_the_takeover_is_not_told_again(tmp_path: Path) -> None:
+    place = place_of(
+        chains.classifier(tmp_path, winner=TURNED), "fast", standby=True, cache_bytes=1 << 20
+    )
+    with ServerThread(place) as server:
+        decides = served(server, "fast").deciding._decided
+
+        def taken_over_then(ticket: Any, outputs: Any) -> Any:
+            served(server, "fast").take_over()
+            return decides(ticket, outputs)
+
+        with patch.object(served(server, "fast").deciding, "_decided", taken_over_then):
+            assert told(server, "fast", GREEN) == "blue"  # what runs already is answered
+        assert told(server, "fast", GREEN) == "green"
+
+
+@pytest.mark.parametrize("how", ["its exact model takes over", "it is replaced"])
+def test_a_chain_decides_again_after_another_model_answers_in_it(how: str, tmp_path: Path) -> None:
+    det, colour = chains.detector(tmp_path), chains.classifier(tmp_path, winner=TURNED)
+    body = png(squares({(2, 5): "red"}))
+    places = settings_of(
+        [f"plates={det}+crop+{colour}"], models=ModelOptions(cache_bytes=1 << 20)
+    ).models
+    with ServerThread(*places, control=True) as server:
+        statistics = served(server, "plates").statistics
+        assert [told(server, "plates", body) for _ in range(2)] == ["green", "green"]
+        assert statistics.cache_hit.count == 1
+        if how == "it is replaced":
+            (tmp_path / "new").mkdir()
+            new = chains.classifier(tmp_path / "new")
+            colour.rename(tmp_path / "old.hasten")
+            new.rename(colour)
+            client = triton.InferenceServerClient(server.host, network_timeout=PATIENCE_S)
+            client.load_model("plates.colour")
+            client.close()
+        else:
+            served(server, "plates.colour").take_over()
+        assert [told(server, "plates", body) for _ in range(2)] == ["red", "red"]
+        assert statistics.cache_hit.count == 2
