@@ -11,9 +11,10 @@ from hasten.errors import InputError
 from hasten.evaluation.decisions import Comparison
 from hasten.inputs.chains import Chain
 from hasten.inputs.chains.nodes import Crop, Model
-from hasten.inputs.pipeline.base import DECISION, Origin, Pipeline, PostStep
+from hasten.inputs.pipeline.base import DECISION, Origin, Pipeline, PostStep, Tokenized
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.ctc import Ctc
+from hasten.inputs.pipeline.entities import Entities
 from hasten.inputs.pipeline.mask import Mask
 from hasten.inputs.pipeline.multi_label import MultiLabel
 from hasten.inputs.pipeline.threshold import Threshold
@@ -32,7 +33,8 @@ def box(
 
 CAT = [{"class": 1, "label": "cat", "score": 0.6}, {"class": 2, "label": "dog", "score": 0.4}]
 DOG = CAT[::-1]
-HERE = Origin()
+WORDS = Tokenized("Bo ran", np.arange(2, dtype=np.int32), np.array([[0, 2], [3, 6]], np.int32))
+HERE = Origin(text=WORDS)
 READERS = {"text": Ctc(("A",)), "kind": TopK(2)}
 
 
@@ -111,6 +113,14 @@ def painted(*changes: tuple[int, int, int]) -> dict[str, Any]:
 FIVE = [(0, x, 0) for x in range(5)]
 READ = Ctc(("A", "B"), activation="none")
 A, B, UNSURE = [[0.1, 0.9, 0.0]], [[0.2, 0.1, 0.7]], [[0.3, 0.4, 0.3]]
+WHO = Entities(("O", "PERSON", "PLACE"))
+
+
+def tagged(*rows: list[float]) -> dict[str, Any]:
+    """A model's scores of each word's tags."""
+    return {"y": np.array(rows, np.float32)}
+
+
 CASES: dict[str, list[tuple[PostStep, dict[str, Any], dict[str, Any], bool]]] = {
     "top_k": [
         (TopK(3, softmax=False), scores(1, 2, 3), scores(2, 1, 9), True),
@@ -137,6 +147,12 @@ CASES: dict[str, list[tuple[PostStep, dict[str, Any], dict[str, Any], bool]]] = 
         (replace(READ, least=0.5), {"y": np.array(A)}, {"y": np.array(UNSURE)}, False),
         (replace(READ, least=0.95), {"y": np.array(A)}, {"y": np.array(UNSURE)}, True),
         (replace(READ, least=0.95), {"y": np.array(A)}, {"y": np.array(B)}, False),
+    ],
+    "entities": [
+        (WHO, tagged([0, 5, 4], [9, 1, 1]), tagged([0, 9, 1], [5, 1, 1]), True),
+        (WHO, tagged([0, 5, 4], [9, 1, 1]), tagged([0, 4, 5], [9, 1, 1]), False),
+        (WHO, tagged([0, 5, 4], [9, 1, 1]), tagged([9, 5, 4], [9, 1, 1]), False),
+        (WHO, tagged([9, 0, 0], [9, 0, 0]), tagged([5, 0, 0], [1, 0, 0]), True),
     ],
     "l2_normalize": [
         (L2Normalize(), scores(3, 4, 0.01), scores(30, 40, -0.1), True),

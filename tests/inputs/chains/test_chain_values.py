@@ -52,7 +52,7 @@ def test_a_record_gives_back_the_chain() -> None:
     chain = Chain((READ, CROP, DET, When("sure", "read", ("A", "B"), 0.5, below=0.9)))
     assert from_record(Chain, json.loads(json.dumps(to_record(chain)))) == chain
     assert [node.name for node in chain.in_order] == ["det", "crop", "read", "sure"]
-    with pytest.raises(IntegrityError, match="unknown Node"):
+    with pytest.raises(IntegrityError, match="isn't installed: it's no node of a chain"):
         from_record(Chain, {"nodes": [{"type": "os:system", "name": "a"}]})
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hasten.core.tensors import Array
@@ -50,6 +50,7 @@ def table_of(keys: Any, rows: int) -> Table:
 
 
 @settings(max_examples=15, deadline=None)
+@example([([0, 1, -1, 2, -2, 3], 1)], [])  # 0 times any factor is 0
 @given(TABLES, st.lists(KEYS, max_size=5))
 def test_every_key_has_its_numbers_and_others_have_the_last(
     given_: list[Any], others: list[int]

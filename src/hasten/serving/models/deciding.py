@@ -81,7 +81,7 @@ class Asked(Protocol):
 
     @property
     def answering(self) -> str:
-        """What answers, for the keys of cached decisions; "" while it isn't known."""
+        """Name of what answers, for the keys of cached decisions; "" while it isn't known."""
 
     def submit(self, query: Query, done: Done) -> Cancellable:
         """Accept a request with tensors."""

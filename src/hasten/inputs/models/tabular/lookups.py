@@ -150,9 +150,13 @@ def _fitted(keys: Array, room: int) -> _Places | None:
     factors, places = np.ones(groups, np.int64), np.zeros(len(keys), np.int64)
     taken = np.zeros(room, bool)
     left = _TRIES_A_KEY * (len(keys) + _TRIES)
-    for size in sorted(set(sizes[sizes > 0].tolist()), reverse=True):
-        pending = np.flatnonzero(sizes == size)
-        members = order[begins[pending, None] + np.arange(size)]
+    # A key like 0 has the first place whatever the factor, so its group chooses before all others; then large ones do.
+    first = keys.view(np.uint64) & np.uint64((room << _SHIFT) - 1) == 0
+    zeros = np.unique(group[first])
+    others = np.setdiff1d(np.flatnonzero(sizes), zeros)
+    kinds = [zeros, *(others[sizes[others] == n] for n in np.unique(sizes[others])[::-1])]
+    for pending in kinds[not len(zeros) :]:
+        members = order[begins[pending, None] + np.arange(sizes[pending[0]])]
         for factor in _FACTORS:
             own = keys[members].view(np.uint64) * factor >> np.uint64(_SHIFT)
             at = (own & np.uint64(room - 1)).astype(np.int64)
