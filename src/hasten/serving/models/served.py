@@ -219,7 +219,7 @@ class ServedModel:
 
     @property
     def answering(self) -> str:
-        """What answers, for the keys of cached answers; "" while it isn't known.
+        """Name of what answers, for the keys of cached answers; "" while it isn't known.
 
         What was asked before it changes is never found afterwards, whichever model answered then.
         """
