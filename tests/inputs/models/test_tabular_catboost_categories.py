@@ -263,6 +263,34 @@ def test_statistics_that_catboosts_json_does_not_keep_apart_are_refused(tmp_path
     )
 
 
+def of_two_targets(**settings: Any) -> Any:
+    labels = np.stack([NUMBERS, BASE * 2.0 - NUMBERS], 1)
+    return catboost.CatBoostRegressor(
+        **SMALL, loss_function="MultiRMSE", **settings, cat_features=WORDS
+    ).fit(FRAME, labels)
+
+
+@pytest.mark.parametrize("kind", ["Borders", "Buckets", "BinarizedTargetMeanValue"])
+def test_statistics_of_several_targets_are_refused(kind: str, tmp_path: Path) -> None:
+    """CatBoost's own answers from its JSON are wrong, too."""
+    with pytest.raises(InputError) as refused:
+        described(of_two_targets(**ctrs(kind, "Counter"))).export(tmp_path)
+    assert str(refused.value) == (
+        f"CatBoost's statistics {kind} aren't supported for a model of 2 targets, since CatBoost's JSON has one "
+        "table for all targets: train with Counter as the only statistic, or a model for each target"
+    )
+
+
+@pytest.mark.parametrize("settings", [ctrs("Counter"), {"one_hot_max_size": 255}])
+def test_several_targets_without_statistics_of_answers_have_catboosts_answers(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    model = of_two_targets(**settings)
+    exported = Exported(model, tmp_path)
+    for got in exported.each(RowReader(exported.tabular.row).read_all(FRESH)):
+        np.testing.assert_allclose(got, model.predict(FRESH), rtol=1e-12, atol=1e-14)
+
+
 def test_texts_are_refused_by_name() -> None:
     rows = pandas.DataFrame(
         {"said": ["good day", "bad day", "no day", "a day"] * 30, "n": range(120)}

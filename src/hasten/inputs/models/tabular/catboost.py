@@ -24,9 +24,11 @@ from hasten.inputs.pipeline.rows import Row
 
 _BINARY = ("Logloss", "CrossEntropy")
 _CLASSES = (*_BINARY, "MultiClass", "MultiClassOneVsAll")
+_TARGETS = ("MultiRMSE",)
+"""Loss functions over several labels of a row."""
 _EXP = ("Poisson", "Tweedie", "LogLinQuantile")
 _RAW = (
-    *("RMSE", "MAE", "Quantile", "MAPE", "Huber", "Expectile", "Lq", "MultiRMSE", "MultiQuantile"),
+    *("RMSE", "MAE", "Quantile", "MAPE", "Huber", "Expectile", "Lq", *_TARGETS, "MultiQuantile"),
     *(
         "YetiRank",
         "YetiRankPairwise",
@@ -149,9 +151,9 @@ def _loss(record: dict[str, Any]) -> str:
 
 def _write(record: dict[str, Any], loss: str, graph: Graph, rows: str) -> str:
     """Add the trees and what turns their sums into answers."""
-    columns = _Columns.of(record)
     scale, biases = record.get("scale_and_bias", [1, [0]])
     bias = np.atleast_1d(np.asarray(biases, np.float64))
+    columns = _Columns.of(record, len(bias) if loss in _TARGETS else 1)
     if "oblivious_trees" in record:
         trees = [_oblivious(one, len(bias), columns) for one in record["oblivious_trees"]]
     else:
@@ -189,11 +191,12 @@ class _Columns:
     categories: Categories | None
 
     @classmethod
-    def of(cls, record: dict[str, Any]) -> _Columns:
-        """Return the columns of a model."""
+    def of(cls, record: dict[str, Any], targets: int) -> _Columns:
+        """Return the columns of a model with some number of labels for each row of the training."""
         features = record["features_info"]
         floats = features.get("float_features") or []
-        categories = Categories(record) if features.get("categorical_features") else None
+        words = features.get("categorical_features")
+        categories = Categories(record, targets=targets) if words else None
         places = {one["feature_index"]: int(one["flat_feature_index"]) for one in floats}
         if categories:  # which begin with the numbers alone
             places = {feature: place for place, feature in enumerate(places)}

@@ -42,13 +42,17 @@ class Categories:
         words: Place of each feature with categories in the row, by the feature.
     """
 
-    def __init__(self, record: Mapping[str, Any]) -> None:
+    def __init__(self, record: Mapping[str, Any], *, targets: int) -> None:
         """Read what a model's record says of its features.
+
+        Args:
+            record: Record of the model.
+            targets: Number of labels that a row of the training has.
 
         Raises:
             InputError: its parts don't fit each other, or a part isn't supported.
         """
-        _check_told_apart(record)
+        _check_told_apart(record, targets)
         features = record["features_info"]
         floats, words = features.get("float_features") or [], features["categorical_features"]
         self._statistics: Sequence[Mapping[str, Any]] = features.get("ctrs") or []
@@ -279,12 +283,18 @@ def _taken(graph: Graph, value: str, places: Sequence[int]) -> str:
     return graph.add("Gather", value, np.array(places, np.int64), axis=1)
 
 
-def _check_told_apart(record: Mapping[str, Any]) -> None:
+def _check_told_apart(record: Mapping[str, Any], targets: int) -> None:
     """Refuse statistics of one kind over several divisions of the training's answers.
 
     CatBoost's JSON has one table for all of them.
     """
     used = {one["ctr_type"] for one in record["features_info"].get("ctrs") or ()}
+    if targets > 1 and (divided := used.difference(_COUNTS)):
+        raise InputError(
+            f"CatBoost's statistics {', '.join(sorted(divided))} aren't supported for a model of {targets} targets, "
+            "since CatBoost's JSON has one table for all targets: train with Counter as the only statistic, "
+            "or a model for each target"
+        )
     params = record["model_info"]["params"].get("cat_feature_params") or {}
     several = [params.get("simple_ctrs"), params.get("combinations_ctrs")]
     several += (params.get("per_feature_ctrs") or {}).values()
