@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.tabular import Exported
 
+from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
+from hasten.inputs.data.source import open_data
 from hasten.inputs.models.source import find_model
 from hasten.inputs.models.tabular import lookups
 from hasten.inputs.models.tabular.base import described
@@ -220,6 +222,32 @@ def test_every_form_of_a_row_has_the_same_answer(tmp_path: Path) -> None:
     for name, form in forms.items():
         got = exported(reader.read_all(form))
         np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-14, err_msg=name)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "bool", "object", "str"])
+def test_an_array_of_categories_as_data_has_catboosts_answers(dtype: str, tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0).integers(0, 9, (300, 3))
+    labels = ((numbers[:, 0] % 2 == 0) ^ (numbers[:, 1] > 3)).astype(int)
+    rows = numbers.astype(dtype)
+    names = {"cat_features": [0, 1, 2] if dtype == "str" else [0, 1]}
+    model = catboost.CatBoostClassifier(**SMALL, **names).fit(rows, labels)
+    exported = Exported(model, tmp_path)
+    data = open_data((rows, labels), exported.model.inputs, exported.tabular.pipeline)
+    got = exported(data.inputs(range(300))["rows"])
+    np.testing.assert_allclose(got, model.predict_proba(rows), rtol=1e-12, atol=1e-14)
+
+
+def test_an_array_of_broken_numbers_as_categories_is_refused_as_by_catboost() -> None:
+    model = trained("as by default")
+    rows = np.ones((4, 6))
+    with pytest.raises(catboost.CatBoostError):
+        model.predict_proba(rows)
+    described_ = described(model)
+    with pytest.raises(InputError) as refused:
+        open_data(rows, [TensorSpec("rows", "float64", ("batch", 6))], described_.pipeline)
+    assert str(refused.value) == (
+        "the table: row 1: the column 'w' needs a text or a whole number: got 1.0, a number with a point"
+    )
 
 
 @pytest.mark.parametrize("value", [3.0, None, float("nan"), np.float32(1)])

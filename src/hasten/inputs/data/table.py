@@ -52,7 +52,7 @@ def rows_of(source: Any, pipeline: Pipeline, names: Sequence[str]) -> Dataset | 
             - a data frame of pandas or polars, a table of pyarrow, or a mapping of columns;
             - a list of rows, each a mapping from columns to values;
             - an array of shape `(n, columns)`: numbers as the model takes them, or values as a row
-              has them;
+              has them, which they always are where a column is hashed;
             - `(rows, labels)` or `(rows, labels, groups)`, where rows are one of the last three, and
               the labels may be the name of a column.
         pipeline: Pipeline that consists of the step `row` before the model.
@@ -211,7 +211,7 @@ def _columns_of(source: Any, row: Row, *, read: bool) -> dict[str, Sequence[Any]
                 f"the model takes {len(row.columns)} columns, from {row.columns[0]!r} to "
                 f"{row.columns[-1]!r}, but the array has {source.shape[1]}"
             )
-        if source.dtype.kind in "OU":
+        if source.dtype.kind in "OU" or row.hashed:  # a whole number may be a category
             return {n: source[:, i].tolist() for i, n in enumerate(row.columns)}
         return source
     return None
