@@ -180,7 +180,7 @@ def _described(library: Library, model: Any) -> Tabular:
         return library.describe(model)
     except HastenError:
         raise
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputError(
             f"this {library.name} model has an unsupported form, perhaps of a version that is "
             "too new: "

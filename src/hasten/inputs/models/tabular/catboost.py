@@ -17,7 +17,7 @@ import numpy as np
 
 from hasten.errors import InputError, told
 from hasten.inputs.models.tabular.base import Library, Tabular, both_classes, named_columns
-from hasten.inputs.models.tabular.catboost_categories import Categories
+from hasten.inputs.models.tabular.catboost_categories import Categories, as_border
 from hasten.inputs.models.tabular.graph import Graph
 from hasten.inputs.models.tabular.trees import GT, Tree, sum_trees
 from hasten.inputs.pipeline.rows import Row
@@ -77,7 +77,7 @@ class CatBoost(Library):
                 )
         loss = str(_loss(record))
         if loss not in (*_CLASSES, *_EXP, *_RAW):
-            raise InputError(f"CatBoost's loss function {loss!r} isn't supported")
+            raise InputError(f"CatBoost's loss function {loss!r:.80} isn't supported")
         floats = features.get("float_features") or []
         words = features.get("categorical_features") or []
         if isinstance(model, dict):
@@ -158,6 +158,16 @@ def _write(record: dict[str, Any], loss: str, graph: Graph, rows: str) -> str:
         trees = [_oblivious(one, len(bias), columns) for one in record["oblivious_trees"]]
     else:
         trees = [_nested(one, len(bias), columns) for one in record["trees"]]
+    for name, values in (
+        ("scale_and_bias", np.append(bias, np.float64(scale))),
+        *(("a leaf", tree.values) for tree in trees),
+        *(("a border", np.array(tree.splits)) for tree in trees),
+    ):
+        if not np.isfinite(values).all():
+            raise InputError(
+                f"this CatBoost model gives no answers, since {name} isn't a finite number: its training went wrong, "
+                "or its file is damaged"
+            )
     if columns.categories:
         rows = columns.categories.write(graph, rows)
     else:
@@ -208,11 +218,10 @@ class _Columns:
         kind = split["split_type"]
         if kind == "FloatFeature":
             feature = split["float_feature_index"]
-            with np.errstate(over="ignore"):  # of a damaged file's numbers
-                border = float(np.float32(split["border"]))
+            border = as_border(split["border"])
             return tree.node(self.numbers[feature], GT, border, self.missing[feature])
         if self.categories is None or kind not in ("OneHotFeature", "OnlineCtr"):
-            raise InputError(f"CatBoost's split {kind!r} isn't supported")
+            raise InputError(f"CatBoost's split {kind!r:.40} isn't supported")
         column, border = self.categories.column(split)
         return tree.node(column, GT, border, False)
 

@@ -70,7 +70,7 @@ class Categories:
         self._first = sum(len(one["borders"] or ()) for one in floats)
         self._first += sum(len(one.get("values") or ()) for one in words)
         self._borders = [
-            (number, float(np.float32(border)))
+            (number, as_border(border))
             for number, one in enumerate(self._statistics)
             for border in one["borders"] or ()
         ]
@@ -107,7 +107,7 @@ class Categories:
             return len(self.numbers) + self._bits[key], 0.5
         number = split["split_index"] - self._first
         found = self._borders[number] if 0 <= number < len(self._borders) else (0, np.nan)
-        if found[1] != float(np.float32(split["border"])):
+        if found[1] != as_border(split["border"]):
             raise _damaged(f"its split {number + self._first} isn't one of a statistic")
         return len(self.numbers) + len(self._bits) + self._order[found[0]], found[1]
 
@@ -122,7 +122,7 @@ class Categories:
                 feature = one["float_feature_index"]
                 if feature not in self.numbers:
                     raise _damaged(f"it has no feature {feature!r:.20} with numbers")
-                parts.append(("above", feature, float(np.float32(one["border"]))))
+                parts.append(("above", feature, as_border(one["border"])))
                 continue
             feature = self._word(one["cat_feature_index"])
             if kind == "cat_feature_value":
@@ -255,7 +255,15 @@ class Categories:
         elif kind == "Borders":
             good, total = counts[border + 1 :].sum(axis=0), counts.sum(axis=0)
         numbers = _calculated(one, np.append(good, 0), np.append(total, nothing))
+        if not np.isfinite(numbers).all():
+            raise _damaged(f"a table of {kind} has numbers that aren't finite")
         return keys[kept].view(np.int64), numbers[:-1], numbers[-1]
+
+
+def as_border(value: Any) -> float:
+    """Return a border as CatBoost reads it, in float32; infinite where a damaged file has one that is too large."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(value))
 
 
 def _calculated(one: Mapping[str, Any], good: Array, total: Array) -> Array:
