@@ -45,6 +45,7 @@ from hasten.inputs.models.source import (
     load_with_data,
     pipeline_around,
 )
+from hasten.inputs.models.tabular.base import Tabular
 from hasten.inputs.pipeline.base import Pipeline, check_steps
 from hasten.inputs.pipeline.vectors import Quantity
 from hasten.inputs.set_metrics import chosen
@@ -72,6 +73,7 @@ from hasten.optimization.labelling.wanted import (
 from hasten.optimization.masks import mask_notes
 from hasten.optimization.memory import earlier_of, expected_look, keep_earlier, leave_seen
 from hasten.optimization.order import Order
+from hasten.optimization.own_answers import check_own_answers
 from hasten.optimization.ready import Ready
 from hasten.optimization.shapes import (
     check_asking,
@@ -138,6 +140,8 @@ def prepare(
         laid = _laid_out(job, target, given)
     made, parts, source, metric = laid.made, laid.parts, laid.source, laid.metric
     dataset, preparation, sequences = made.dataset, made.pipeline, laid.sequences
+    if isinstance(found, Tabular) and reads_rows(preparation) == found.row and data is not None:
+        job.notes += filter(None, [check_own_answers(found, source, parts, job.folder)])
     if data is not None and target.kind == "host":
         source = replace(source, constant_inputs=constant_inputs(source, parts, sequences))
     asking = asks(order, job.journal)

@@ -31,6 +31,20 @@ _BITS = {
 """Texts that stand for true and false, as pandas, polars and R write them, in a column that the model takes."""
 
 
+_KEPT_ROWS, _KEPT_VALUES = 1_000, 1_000_000
+"""Largest number of rows, and of their values, that are kept as a table has them."""
+
+
+class TableRows(ArrayDataset):
+    """Rows of a table as the model takes them, and some of them as the table has them.
+
+    Attributes:
+        given: Values of some rows in the order of the columns, by the row's place; they are spread over the table.
+    """
+
+    given: Mapping[int, Sequence[Any]] = {}
+
+
 def reads_rows(pipeline: Pipeline | None) -> Row | None:
     """Return the step that reads a row, where a pipeline consists of it; else None."""
     steps = () if pipeline is None else pipeline.steps
@@ -78,10 +92,20 @@ def rows_of(source: Any, pipeline: Pipeline, names: Sequence[str]) -> Dataset | 
     else:
         labels = _labels_in(table, label, row, said)
         rows = _prepared(table, row, said)
-    given = None if labels is None else label_numbers(labels, pipeline, said)
-    return ArrayDataset(
-        {names[0]: rows}, given, None if groups is None else np.asarray(groups), missing=True
+    numbers = None if labels is None else label_numbers(labels, pipeline, said)
+    found = TableRows(
+        {names[0]: rows}, numbers, None if groups is None else np.asarray(groups), missing=True
     )
+    if not isinstance(table, np.ndarray):
+        found.given = _kept(table, row, len(rows))
+    return found
+
+
+def _kept(table: Mapping[str, Sequence[Any]], row: Row, count: int) -> dict[int, list[Any]]:
+    """Return the values of some rows that are spread over a table, by the row's place."""
+    most = min(count, _KEPT_ROWS, max(1, _KEPT_VALUES // len(row.columns)))
+    places = np.unique(np.linspace(0, count - 1, most).astype(np.int64)).tolist()
+    return {place: [_plain(table[name][place]) for name in row.columns] for place in places}
 
 
 def given_rows(source: Any, row: Row) -> list[Any] | None:

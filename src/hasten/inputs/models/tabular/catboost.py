@@ -19,6 +19,7 @@ from hasten.errors import InputError, told
 from hasten.inputs.models.tabular.base import Library, Tabular, both_classes, named_columns
 from hasten.inputs.models.tabular.catboost_categories import Categories, as_border
 from hasten.inputs.models.tabular.graph import Graph
+from hasten.inputs.models.tabular.own_answers import OwnAnswers, Rows
 from hasten.inputs.models.tabular.trees import GT, Tree, sum_trees
 from hasten.inputs.pipeline.rows import Row
 
@@ -109,6 +110,22 @@ class CatBoost(Library):
         row = Row(columns, "nan", (), dtype, required, whole=True, infinite="allow", hashed=hashed)
         width = max(count, len(labels))
         return Tabular(self.name, row, labels, width, "float64", partial(_write, record, loss))
+
+    def own_answers(self, model: Any, described: Tabular) -> OwnAnswers | None:
+        """Return the answers of a live model; a file in JSON is never given to CatBoost."""
+        if isinstance(model, dict):
+            return None
+        kind: Any = next(one for one in type(model).__mro__ if one.__name__ == "CatBoost")
+
+        def answer(rows: Rows) -> Any:
+            loss = _loss(_record_of(model))
+            asked = "Exponent" if loss in _EXP else "RawFormulaVal"
+            asked = "Probability" if loss in _CLASSES else asked
+            known = [[np.nan if value is None else value for value in row] for row in rows]
+            given = known if described.row.hashed else np.array(known, np.float64)
+            return kind.predict(model, given, prediction_type=asked)
+
+        return OwnAnswers(answer, 1e-6)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
