@@ -97,6 +97,20 @@ def scores(folder: Path) -> Any:
     return scaled(LinearSVC(), FRAME, GOOD)
 
 
+def lightgbm_behind_a_step(folder: Path) -> Any:
+    """Return a pipeline whose model takes pandas's categories alone."""
+    from sklearn.compose import make_column_transformer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    module = pytest.importorskip("lightgbm")
+    columns = make_column_transformer(
+        (StandardScaler(), ["age"]), ("passthrough", ["housing"])
+    ).set_output(transform="pandas")
+    model = make_pipeline(columns, module.LGBMClassifier(**FEW["lightgbm"]))
+    return model.fit(GROUPED[["age", "housing"]], THREE)
+
+
 def outliers(folder: Path) -> Any:
     from sklearn.ensemble import IsolationForest
 
@@ -121,6 +135,7 @@ CASES: dict[str, tuple[Callable[[Path], Any], Any]] = {
     "CatBoost, two classes": (lambda _: of("catboost.CatBoostClassifier", NUMBERS, GOOD), NUMBERS),
     "a network behind encoders": (network, FRAME),
     "scores behind encoders": (scores, FRAME),
+    "LightGBM behind a scaler": (lightgbm_behind_a_step, FRAME[["age", "housing"]]),
     "outliers": (outliers, NUMBERS.fillna(0).to_numpy()),
 }
 

@@ -15,7 +15,7 @@ from hasten.inputs.models.source import find_model
 
 catboost = pytest.importorskip("catboost")
 pandas = pytest.importorskip("pandas")
-ODD = (
+ODD: tuple[Any, ...] = (
     *(float("inf"), float("-inf"), float("nan"), 10**400, 1e308, 2**63, -(2**70), -1, 0.5, True),
     *("a text", "7", [], [1, 2], {}, None),
 )

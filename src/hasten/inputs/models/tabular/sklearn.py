@@ -21,7 +21,7 @@ from hasten.inputs.models.tabular.base import (
 )
 from hasten.inputs.models.tabular.building import Building, ColumnBlock
 from hasten.inputs.models.tabular.graph import INPUT, Graph
-from hasten.inputs.models.tabular.own_answers import OwnAnswers, Rows, numbers_in
+from hasten.inputs.models.tabular.own_answers import OwnAnswers, Rows, in_frame, numbers_in
 from hasten.inputs.pipeline.rows import Row
 
 _TRUSTED = (
@@ -138,7 +138,15 @@ class ScikitLearn(Library):
             asked = "decision_function"
 
         def answer(rows: Rows) -> Any:
-            return getattr(model, asked)(_as_given(model, row, rows))
+            ask = getattr(model, asked)
+            try:
+                return ask(_as_given(model, row, rows))
+            except (
+                ValueError
+            ):  # of a library behind a pipeline that takes pandas's categories alone
+                if not row.words:
+                    raise
+                return ask(in_frame(row, rows))
 
         return OwnAnswers(answer, 1e-3, missing_words=False)
 
