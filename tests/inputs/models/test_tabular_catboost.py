@@ -81,8 +81,22 @@ def test_a_file_has_the_same_answers_and_the_names_of_columns(tmp_path: Path) ->
     found = find_model(tmp_path / "model.cbm")
     assert found.row.columns == ("a", "b", "c", "k")
     assert found.labels == ("0", "1")
-    with pytest.raises(InputError, match="the column 'a' has no value: give one"):
-        found.row({"a": None, "b": 1, "c": 1, "k": 1})  # none was missing in training
+
+
+@pytest.mark.parametrize("policy", ["SymmetricTree", "Lossguide", "Depthwise"])
+@pytest.mark.parametrize("mode", ["Min", "Max", "Forbidden"])
+def test_a_value_that_is_missing_though_none_was_in_training_is_answered_as_by_catboost(
+    policy: str, mode: str, tmp_path: Path
+) -> None:
+    known = np.nan_to_num(ROWS)
+    known[:, 3] = ROWS[:, 3] if mode != "Forbidden" else known[:, 3]  # of one column some were
+    settings = {"loss_function": "MultiClass", "grow_policy": policy, "nan_mode": mode}
+    model = trained(THREE, known, **settings)
+    exported = Exported(model, tmp_path)
+    rows = np.where(np.random.default_rng(1).random(ROWS.shape) < 0.4, np.nan, known)
+    read = np.stack([exported.tabular.row(row) for row in rows.tolist()])
+    for got in exported.each(read):
+        np.testing.assert_allclose(got, model.predict_proba(rows), rtol=1e-12, atol=1e-15)
 
 
 JSONS: dict[str, tuple[Any, dict[str, Any]]] = {

@@ -1,7 +1,8 @@
 """CatBoost's models: trees over float32 borders, summed in float64.
 
 The semantics are those of CatBoost's libs/model/: a value goes to the right where it is above the
-border, and `nan_value_treatment` says what NaN does.
+border, and `nan_value_treatment` says what NaN does: "AsTrue" that it is above all borders, and "AsFalse"
+that it is above none, as "AsIs" does too, for a feature that had no NaN in training.
 """
 
 from __future__ import annotations
@@ -94,11 +95,6 @@ class CatBoost(Library):
         else:
             names, classes = model.feature_names_, getattr(model, "classes_", [])
         columns = named_columns(names, len(names), "f")
-        required = tuple(
-            columns[one["flat_feature_index"]]
-            for one in floats
-            if one["nan_value_treatment"] == "AsIs" and one["borders"]
-        )
         biases = record.get("scale_and_bias", [1, [0]])[1]
         count = len(biases) if isinstance(biases, list) else 1
         labels: tuple[str, ...] = ()
@@ -107,7 +103,7 @@ class CatBoost(Library):
             labels = tuple(str(one) for one in known)
         hashed = tuple(columns[one["flat_feature_index"]] for one in words)
         dtype: Literal["float32", "float64"] = "float64" if hashed else "float32"
-        row = Row(columns, "nan", (), dtype, required, whole=True, infinite="allow", hashed=hashed)
+        row = Row(columns, "nan", (), dtype, whole=True, infinite="allow", hashed=hashed)
         width = max(count, len(labels))
         return Tabular(self.name, row, labels, width, "float64", partial(_write, record, loss))
 
