@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.tabular import FEW, ODD, Exported, training
 
+from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.models.source import find_model
@@ -166,6 +169,31 @@ def test_a_file_in_json_that_is_damaged_is_refused_in_one_line(tmp_path: Path) -
         with pytest.raises(InputError, match=r"model\.json isn't a whole model of CatBoost") as cut:
             find_model(path)
         assert "\n" not in str(cut.value)
+
+
+def test_a_file_in_json_that_takes_more_memory_than_there_is_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.json"
+    model = trained(TWO, loss_function="Logloss")
+    model.save_model(str(path), format="json")
+    size = path.stat().st_size
+    host = Target.host()
+
+    def refused(source: Any, memory_bytes: int) -> str:
+        machine = dataclasses.replace(host, memory_bytes=memory_bytes)
+        monkeypatch.setattr(Target, "host", lambda: machine)
+        with pytest.raises(InputError) as error:
+            find_model(source)
+        return str(error.value)
+
+    said = r" may take [\d.e+-]+ GiB of memory to read, and this machine has [\d.e+-]+ GiB: read it on a machine with"
+    assert re.match(re.escape(str(path)) + said, refused(path, 7 * size - 1))
+    assert re.match(re.escape(str(path)) + said, refused(path, 7 * size + 1))  # with its lists
+    assert re.match("this CatBoost model as JSON" + said, refused(model, 7 * size - 1))
+    machine = dataclasses.replace(host, memory_bytes=20 * size)
+    monkeypatch.setattr(Target, "host", lambda: machine)
+    assert find_model(path).library == "CatBoost"
 
 
 def test_what_is_not_covered_is_refused_by_name(tmp_path: Path) -> None:

@@ -319,6 +319,37 @@ def test_several_targets_without_statistics_of_answers_have_catboosts_answers(
         np.testing.assert_allclose(got, model.predict(FRESH), rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("categories", [WORDS, None])
+def test_a_sum_of_models_is_refused_by_name(categories: list[str] | None) -> None:
+    rows = FRAME if categories else FRAME[["num", "z"]]
+    models = [
+        catboost.CatBoostClassifier(**SMALL, random_seed=seed, cat_features=categories).fit(
+            rows, TWO
+        )
+        for seed in (1, 2)
+    ]
+    # CatBoost 1.2 sums statistics only if it may keep those of one model.
+    both = catboost.sum_models(models, ctr_merge_policy="LeaveMostDiversifiedTable")
+    with pytest.raises(InputError) as refused:
+        described(both)
+    assert str(refused.value) == (
+        "this CatBoost model doesn't state how it was trained, as a sum of models (sum_models) doesn't: give a model "
+        "as its training left it"
+    )
+
+
+def test_a_model_that_was_trained_without_its_tables_is_refused_by_name(tmp_path: Path) -> None:
+    model = catboost.CatBoostClassifier(
+        **SMALL, cat_features=WORDS, final_ctr_computation_mode="Skip"
+    ).fit(FRAME, TWO)
+    with pytest.raises(InputError) as refused:
+        described(model).export(tmp_path)
+    assert str(refused.value) == (
+        "this CatBoost model lacks the table of a statistic: it was trained with final_ctr_computation_mode='Skip', "
+        "or the file is damaged"
+    )
+
+
 def test_texts_are_refused_by_name() -> None:
     rows = pandas.DataFrame(
         {"said": ["good day", "bad day", "no day", "a day"] * 30, "n": range(120)}
@@ -383,7 +414,10 @@ DAMAGES: dict[str, tuple[Callable[[Any], None], str]] = {
     "a key that is too large": (partial(unkeyed, str(2**64)), "can't be written as ONNX"),
     "a key that is negative": (partial(unkeyed, "-1"), "can't be written as ONNX"),
     "a key that is no number": (partial(unkeyed, "x"), "can't be written as ONNX"),
-    "no tables": (lambda record: record.pop("ctr_data"), "the table of a statistic isn't there"),
+    "no tables": (
+        lambda record: record.pop("ctr_data"),
+        "this CatBoost model lacks the table of a statistic: it was trained with",
+    ),
     "an unknown statistic": (partial(put, "ctr_type", "Other"), "CatBoost's statistic 'Other'"),
     "a class that isn't there": (partial(put, "target_border_idx", 9), "asks for class 9 of 3"),
     "no class": (partial(put, "target_border_idx", -1), "asks for class -1 of 3"),

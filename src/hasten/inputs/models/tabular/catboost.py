@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from hasten.core.target import Target
 from hasten.errors import InputError, told
 from hasten.inputs.models.tabular.base import Library, Tabular, both_classes, named_columns
 from hasten.inputs.models.tabular.catboost_categories import Categories, as_border
@@ -42,6 +43,8 @@ _RAW = (
 )
 _MOST_LEVELS = 16
 """Largest number of levels of a tree with one split a level, as in CatBoost itself."""
+_BYTES_PER_BYTE, _BYTES_PER_BRACKET = 7, 72
+"""Memory that reading a file in JSON takes: for each byte of it, and more for each list and object."""
 _OTHERS = ("text_features", "embedding_features")
 
 
@@ -57,7 +60,7 @@ class CatBoost(Library):
         """Read a file that `save_model` wrote: one in JSON as the record that it is."""
         with path.open("rb") as file:
             if file.read(1) == b"{":
-                return _read_json(path)
+                return _read_json(path, str(path))
         import catboost
 
         try:
@@ -124,16 +127,37 @@ class CatBoost(Library):
         return OwnAnswers(answer, 1e-6)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return the record of a model's file in JSON."""
+def _read_json(path: Path, what: str) -> dict[str, Any]:
+    """Return the record of a model's file in JSON.
+
+    Args:
+        path: The file.
+        what: Words for it in messages.
+    """
+    most = Target.host().memory_bytes
+    _check_memory(what, path.stat().st_size * _BYTES_PER_BYTE, most)
+    content = path.read_bytes()
+    taken = len(content) * _BYTES_PER_BYTE
+    taken += _BYTES_PER_BRACKET * (content.count(b"{") + content.count(b"["))
+    _check_memory(what, taken, most)
     try:
-        record = json.loads(path.read_bytes())
+        record = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{path} isn't a whole model of CatBoost in JSON: {told(error)}"
+            f"{what} isn't a whole model of CatBoost in JSON: {told(error)}"
         ) from error
     assert isinstance(record, dict)  # it begins with a brace
     return record
+
+
+def _check_memory(what: str, taken_bytes: int, most_bytes: int) -> None:
+    """Refuse a file in JSON that takes more memory than there is."""
+    if taken_bytes > most_bytes:
+        raise InputError(
+            f"{what} may take {taken_bytes / (1 << 30):.2g} GiB of memory to read, and this machine has "
+            f"{most_bytes / (1 << 30):.2g} GiB: read it on a machine with more, or train a smaller model (with "
+            "categories: a smaller max_ctr_complexity, or a larger model_size_reg)"
+        )
 
 
 def _record_of(model: Any) -> dict[str, Any]:
@@ -146,7 +170,7 @@ def _record_of(model: Any) -> dict[str, Any]:
             model.save_model(str(path), format="json")
         except Exception as error:  # CatBoostError, which isn't imported for a live model
             raise InputError(f"CatBoost can't export this model: {told(error)}") from error
-        return _read_json(path)
+        return _read_json(path, "this CatBoost model as JSON")
 
 
 def _classes(record: dict[str, Any]) -> list[Any]:
@@ -158,7 +182,13 @@ def _classes(record: dict[str, Any]) -> list[Any]:
 
 def _loss(record: dict[str, Any]) -> str:
     """Return the name of the loss function, without its settings."""
-    loss = record["model_info"]["params"]["loss_function"]
+    params = record["model_info"].get("params")
+    if params is None:
+        raise InputError(
+            "this CatBoost model doesn't state how it was trained, as a sum of models (sum_models) doesn't: give a "
+            "model as its training left it"
+        )
+    loss = params["loss_function"]
     return str(loss["type"] if isinstance(loss, dict) else loss).partition(":")[0]
 
 

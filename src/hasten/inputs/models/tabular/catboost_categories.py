@@ -219,7 +219,10 @@ class Categories:
     def _named(self, identifier: Any) -> Mapping[str, Any]:
         """Return a table as the record has it."""
         if identifier not in self._tables:
-            raise _damaged("the table of a statistic isn't there")
+            raise InputError(
+                "this CatBoost model lacks the table of a statistic: it was trained with "
+                "final_ctr_computation_mode='Skip', or the file is damaged"
+            )
         found: Mapping[str, Any] = self._tables[identifier]
         return found
 
