@@ -31,7 +31,7 @@ from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.parts import Parts, data_digest, lay_out
 from hasten.inputs.data.sequences import SequenceData
 from hasten.inputs.data.source import open_data
-from hasten.inputs.data.table import reads_rows
+from hasten.inputs.data.table import TableRows, reads_rows
 from hasten.inputs.data.text_files import TextData
 from hasten.inputs.metrics import check_outputs, default_metric, for_labels, named_metric
 from hasten.inputs.metrics.base import Metric
@@ -182,6 +182,8 @@ def prepare(
     if sequences is not None and isinstance(dataset, SequenceData):
         ready = replace(ready, unrolled=unroll(job, source, parts, sequences, dataset))
     ready = replace(ready, tested=expected_look(job, parts).promise(ready.promise))
+    if isinstance(dataset, TableRows):
+        job.notes += dataset.notes
     if isinstance(dataset, ClassFiles) and preparation is not None:
         steps = ", ".join(label(step) for step in preparation.steps)
         job.notes.append(f"{dataset.noun} were prepared by {steps}")

@@ -40,9 +40,11 @@ class TableRows(ArrayDataset):
 
     Attributes:
         given: Values of some rows in the order of the columns, by the row's place; they are spread over the table.
+        notes: Notes for people on how the table was read.
     """
 
     given: Mapping[int, Sequence[Any]] = {}
+    notes: tuple[str, ...] = ()
 
 
 def reads_rows(pipeline: Pipeline | None) -> Row | None:
@@ -98,7 +100,18 @@ def rows_of(source: Any, pipeline: Pipeline, names: Sequence[str]) -> Dataset | 
     )
     if not isinstance(table, np.ndarray):
         found.given = _kept(table, row, len(rows))
+        found.notes = tuple(_spelled_bits(table, row, said))
     return found
+
+
+def _spelled_bits(table: Mapping[str, Sequence[Any]], row: Row, said: str) -> Iterator[str]:
+    """Yield a note for each column of categories that has only true and false, spelled as texts."""
+    for name in row.hashed:
+        if _BITS.keys() >= set(map(str, table[name])) and isinstance(table[name][0], str):
+            yield (
+                f"{said}: the column {name!r} has only texts such as {table[name][0]!r}, which are categories as they "
+                "are: if CatBoost was trained with truth values, which are 1 and 0 to it, write these"
+            )
 
 
 def _kept(table: Mapping[str, Sequence[Any]], row: Row, count: int) -> dict[int, list[Any]]:
