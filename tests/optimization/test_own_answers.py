@@ -198,6 +198,34 @@ def test_data_read_otherwise_than_the_library_reads_it_are_found(
         note_of(replace(found, row=wrong), FRAME, tmp_path / "other")
 
 
+def test_rows_with_missing_values_are_compared_though_the_data_have_none(tmp_path: Path) -> None:
+    found = find_model(of("lightgbm.LGBMRegressor", NUMBERS, WORTH))
+
+    def write(graph: Any, rows: str) -> str:
+        """Take a missing value for 30,000."""
+        known = graph.add("Where", graph.add("IsNaN", rows), np.float64(30_000), rows)
+        return str(found.write(graph, known))
+
+    with pytest.raises(InputError, match="rows with a missing value or an unknown word differ"):
+        note_of(replace(found, write=write), NUMBERS.fillna(1), tmp_path)
+
+
+def test_rows_with_unknown_words_are_compared(tmp_path: Path) -> None:
+    found = find_model(of("lightgbm.LGBMClassifier", GROUPED, GOOD))
+    place = found.row.columns.index("housing")
+    seen = np.arange(len(found.row.columns)) != place
+
+    def write(graph: Any, rows: str) -> str:
+        """Take an unknown word for the first one."""
+        known = graph.add("Where", graph.add("IsNaN", rows), np.float64(0), rows)
+        return str(found.write(graph, graph.add("Where", seen[None], rows, known)))
+
+    assert note_of(found, FRAME, tmp_path) == ""
+    (tmp_path / "other").mkdir()
+    with pytest.raises(InputError, match="rows with a missing value or an unknown word differ"):
+        note_of(replace(found, write=write), FRAME, tmp_path / "other")
+
+
 def test_a_model_whose_library_is_not_at_hand_is_taken_as_it_is(tmp_path: Path) -> None:
     model = of("catboost.CatBoostClassifier", NUMBERS, GOOD)
     model.save_model(str(tmp_path / "m.json"), format="json")

@@ -129,23 +129,22 @@ def _unread(row: Row, numbers: Array) -> list[Any] | None:
 def _unusual(row: Row, rows: Sequence[list[Any]]) -> Iterator[_Pair]:
     """Yield rows with one value changed for a missing one or an unknown word, column by column."""
     odd: list[tuple[int, Any]] = []
-    worded, unseen = {column for column, _ in row.words}, dict(row.unseen)
+    unseen = dict(row.unseen)
+    first = {column: words[0] for column, words in row.words}
     for place, column in enumerate(row.columns):
-        if column in row.hashed or (column in unseen and isinstance(_word(row, column), str)):
+        if column in row.hashed or (column in unseen and isinstance(first[column], str)):
             odd.append((place, _UNSEEN))
-        elif row.missing == "nan" and column not in {*row.needed, *worded}:
+        elif row.missing == "nan" and column not in {*row.needed, *first}:
             odd.append((place, None))
     chosen = [odd[at] for at in np.linspace(0, len(odd) - 1, min(len(odd), _UNUSUAL)).astype(int)]
     for (place, value), values in zip(chosen, rows, strict=False):
         changed = [*values[:place], value, *values[place + 1 :]]
-        numbers = row(changed)
+        try:
+            numbers = row(changed)
+        except InputError:
+            continue
         if RowArrays(row).refused(numbers[None]) is None:
             yield changed, numbers
-
-
-def _word(row: Row, column: str) -> Any:
-    """Return the first word of a column."""
-    return dict(row.words)[column][0]
 
 
 def _worst(found: Tabular, model: Model, pairs: Sequence[_Pair], folder: Path) -> Array:
@@ -158,8 +157,9 @@ def _worst(found: Tabular, model: Model, pairs: Sequence[_Pair], folder: Path) -
     if not pairs:
         return np.zeros(0)
     assert found.own is not None
-    own = found.own.of(found, [values for values, _ in pairs])
+    # A process of its own meets a damaged model first.
     got = _answers(model, np.stack([numbers for _, numbers in pairs]), folder)
+    own = found.own.of(found, [values for values, _ in pairs])
     return differences({"": got.astype(np.float64)}, {"": own})
 
 
