@@ -195,9 +195,8 @@ def _described(library: Library, model: Any) -> Tabular:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputError(
-            f"this {library.name} model has an unsupported form, perhaps of a version that is "
-            "too new: "
-            f"{told(error)}"
+            f"this {library.name} model has an unsupported form: its version may be too new, or its file damaged "
+            f"({told(error)})"
         ) from error
 
 
