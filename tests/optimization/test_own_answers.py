@@ -18,6 +18,7 @@ from hasten.inputs.data.source import open_data
 from hasten.inputs.models.source import find_model
 from hasten.inputs.models.tabular import catboost_categories
 from hasten.inputs.models.tabular.base import Tabular, described
+from hasten.inputs.pipeline.row_reader import RowReader
 from hasten.optimization.own_answers import check_own_answers
 from hasten.optimization.shapes import typical_sample
 
@@ -232,6 +233,14 @@ def test_a_model_whose_library_is_not_at_hand_is_taken_as_it_is(tmp_path: Path) 
     found = find_model(tmp_path / "m.json")
     assert found.own is None
     assert note_of(found, NUMBERS, tmp_path) == ""
+
+
+def test_hashes_of_categories_as_data_leave_a_note(tmp_path: Path) -> None:
+    found = find_model(file_of_catboost(tmp_path))
+    hashes = RowReader(found.row).read_all(FRAME.fillna({"income": 1}))
+    assert note_of(found, {"rows": hashes}, tmp_path) == (
+        "the model's answers weren't compared with those of CatBoost itself, since the data have no row as it takes it"
+    )
 
 
 def test_a_library_that_does_not_answer_leaves_a_note(tmp_path: Path) -> None:

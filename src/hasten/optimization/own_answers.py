@@ -54,10 +54,13 @@ def check_own_answers(found: Tabular, model: Model, parts: Parts, folder: Path) 
         return ""
     usual = list(_usual(found, parts))
     unusual = list(_unusual(found.row, [row for row, _ in usual]))
+    not_compared = f"the model's answers weren't compared with those of {found.library} itself"
+    if not usual:
+        return f"{not_compared}, since the data have no row as it takes it"
     try:
         worst = _worst(found, model, usual, folder)
     except (NoAnswersError, HastenError) as error:
-        return f"the model's answers weren't compared with those of {found.library} itself: {error}"
+        return f"{not_compared}: {error}"
     _check(found, worst, "rows of the data")
     try:
         worst = _worst(found, model, unusual, folder)
