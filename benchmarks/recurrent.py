@@ -6,6 +6,7 @@ Every way answers the same rotating requests in turns within one process: a turn
 a round gives each way one turn. Ratios are of a round's medians, with what holds 95% of the rounds.
 ONNX Runtime and OpenVINO are called as their documentation says, on one thread. A step is also asked of
 a session (`hasten.Loaded.session`), which carries the state itself; the other ways get one with each request.
+A model whose batch is open is asked in batches of several sizes, whole sequences in each.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ from hasten.engines.compiled.engine import CompiledC
 from hasten.inputs.models.onnx import load
 
 ROUNDS, REQUESTS = 40, 64
+BATCHES = (1, 16, 256)
+BATCH_REQUESTS = 4
+"""Number of requests of a turn in batches of more than one sequence."""
 GATES = {"GRU": 3, "LSTM": 4}
 Call = Callable[[dict[str, Array]], object]
 
@@ -71,10 +75,37 @@ def model(op: str, features: int, hidden: int, steps: int, classes: int = 0) -> 
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
 
 
+def in_batches(features: int, hidden: int, steps: int, classes: int) -> onnx.ModelProto:
+    """Return a GRU over sequences in a batch of any size, `[batch, steps, features]`, with its last state's classes."""
+    rng = np.random.default_rng(0)
+    wide = GATES["GRU"] * hidden
+    shapes = {"w": (1, wide, features), "r": (1, wide, hidden), "b": (1, 2 * wide)}
+    constants = [
+        numpy_helper.from_array((rng.standard_normal(s) / hidden**0.5).astype(np.float32), name)
+        for name, s in (shapes | {"v": (hidden, classes), "c": (classes,)}).items()
+    ]
+    constants.append(numpy_helper.from_array(np.array([0], np.int64), "first"))
+    gru = {"hidden_size": hidden, "linear_before_reset": 1}
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["turned"], perm=[1, 0, 2]),
+        helper.make_node("GRU", ["turned", "w", "r", "b"], ["", "last"], **gru),
+        helper.make_node("Squeeze", ["last", "first"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "v", "c"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["classes"]),
+    ]
+    ends = [
+        [helper.make_tensor_value_info(name, 1, shape)]
+        for name, shape in (("x", ["n", steps, features]), ("classes", ["n", classes]))
+    ]
+    graph = helper.make_graph(nodes, "GRU", *ends, constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
 MODELS = {
     "GRU 40 -> 128, a step": lambda: model("GRU", 40, 128, 1),
     "LSTM 64 -> 128, 50 steps": lambda: model("LSTM", 64, 128, 50),
     "sensor: GRU 3 -> 32, 100 steps, 6 classes": lambda: model("GRU", 3, 32, 100, 6),
+    "sensors in batches: GRU 3 -> 32, 100 steps, 6 classes": lambda: in_batches(3, 32, 100, 6),
 }
 
 
@@ -180,27 +211,33 @@ def measured(name: str, calls: dict[str, Call], requests: list[dict[str, Array]]
         print(f"{way:26} {middle:8.2f} {late:8.2f}   {ratio:8.2f} ({low:.2f} to {high:.2f})")
 
 
+def asked(name: str, path: Path, made: onnx.ModelProto, batch: int = 1) -> None:
+    """Check and time the ways to answer requests of a model, with a batch of some size where it is open."""
+    rng = np.random.default_rng(1)
+    shapes = {
+        one.name: [axis.dim_value or batch for axis in one.type.tensor_type.shape.dim]
+        for one in made.graph.input
+    }
+    requests = [
+        {one: rng.standard_normal(shape).astype(np.float32) for one, shape in shapes.items()}
+        for _ in range(REQUESTS if batch == 1 else min(REQUESTS, BATCH_REQUESTS))
+    ]
+    with ways(path, requests[0]) as calls:
+        check(path, calls, requests[0])
+        measured(name, calls, requests)
+
+
 def main() -> None:
     for name in sys.argv[1:] or MODELS:
-        rng = np.random.default_rng(1)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "model.onnx")
-            made = MODELS[name]()
-            onnx.save(made, path)
-            shapes = {
-                one.name: [axis.dim_value for axis in one.type.tensor_type.shape.dim]
-                for one in made.graph.input
-            }
-            requests = [
-                {
-                    one: rng.standard_normal(shape).astype(np.float32)
-                    for one, shape in shapes.items()
-                }
-                for _ in range(REQUESTS)
-            ]
-            with ways(path, requests[0]) as calls:
-                check(path, calls, requests[0])
-                measured(name, calls, requests)
+        made = MODELS[name]()
+        is_open = any(
+            axis.dim_param for one in made.graph.input for axis in one.type.tensor_type.shape.dim
+        )
+        for batch in BATCHES if is_open else (1,):
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, "model.onnx")
+                onnx.save(made, path)
+                asked(f"{name}, {batch} at once" if is_open else name, path, made, batch)
 
 
 if __name__ == "__main__":

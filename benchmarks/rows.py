@@ -6,7 +6,8 @@ The network is a 30-64-32-1 of random weights on the engine `compiled`, behind t
 `threshold`. Rows rotate, ways take turns in blocks, and ratios are of the same round, with the range of
 half of the rounds. Over HTTP one client asks one process in turn, request by request: a row's JSON, hasten's own
 smallest route, and two echoes of the same body on the same event loop: by hasten's own server, which receives and
-checks it as it does every request but asks no model, and by bare httptools, which checks nothing.
+checks it as it does every request but asks no model, and by bare httptools, which checks nothing. The last table has
+the whole path of one row as JSON.
 pandas is measured where it is installed.
 """
 
@@ -287,6 +288,21 @@ def over_http(path: Path, rounds: int, cache: Path) -> dict[str, list[float]]:
     return times
 
 
+def whole_path(
+    inside: dict[str, list[float]], asked: dict[str, list[float]]
+) -> dict[str, list[float]]:
+    """Return the times of each part of one row's path, from the model's call to the answer over HTTP."""
+    return {
+        "the model's own call": inside["bind: the call alone"],
+        "reading the JSON": inside["the step row alone: JSON"],
+        "reading it, the call and the decision": inside["bind_row: JSON"],
+        "the same by decide": inside["decide: JSON"],
+        "over HTTP, bare httptools, an echo": asked[ECHO],
+        "over HTTP, hasten's server, an echo": asked[OWN_ECHO],
+        "over HTTP, the row's JSON": asked[ROW],
+    }
+
+
 def table(times: dict[str, list[float]], to: str = "", blocks: int = 20) -> None:
     """Print medians and 99th percentiles, and ratios to one of them by blocks of the same turns."""
     for name, spent in times.items():
@@ -326,6 +342,8 @@ def main() -> None:
         for to in (OWN_ECHO, ECHO):
             print(f"\n{'over HTTP, us':42} {'p50':>9} {'p99':>9}   to: {to}")
             table(asked, to)
+        print(f"\n{'the whole path of one row as JSON, us':42} {'p50':>9} {'p99':>9}")
+        table(whole_path(inside, asked))
     if options.json is not None:
         record = {"in process": inside, "batches": shared, "over HTTP": asked}
         options.json.write_text(json.dumps(record) + "\n")

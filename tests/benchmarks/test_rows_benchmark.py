@@ -24,3 +24,8 @@ def test_each_way_of_asking_is_timed_and_printed(
     assert {len(spent) for spent in shared.values()} == {2}
     rows.table({name: spent * 20 for name, spent in times.items()}, "bind: the call alone")
     assert "bind_row: JSON" in capsys.readouterr().out
+    asked = {name: [1.0] for name in (rows.ROW, rows.OWN_ECHO, rows.ECHO)}
+    rows.table(rows.whole_path(times, asked), blocks=1)
+    path = capsys.readouterr().out.splitlines()
+    assert path[0].startswith("the model's own call ")
+    assert path[-1].startswith("over HTTP, the row's JSON ")

@@ -90,9 +90,8 @@ def catboost_from_a_file(folder: Path) -> Scorer:
     )
     model.fit(NUMBERS[:TRAINED], NAMED[:TRAINED])
     model.save_model(str(folder / "model.cbm"))
-    refused = (({"age": None}, "the column 'age' has no value: give one"),)
-    odd = ({"income": None}, {"age": 1e30})
-    return Scorer(folder / "model.cbm", NUMBERS, model.predict_proba, NAMED, odd, refused)
+    odd = ({"income": None}, {"age": None}, {"age": 1e30})
+    return Scorer(folder / "model.cbm", NUMBERS, model.predict_proba, NAMED, odd)
 
 
 def catboost_with_its_own_categories(folder: Path) -> Scorer:

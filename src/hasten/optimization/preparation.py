@@ -31,7 +31,7 @@ from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.parts import Parts, data_digest, lay_out
 from hasten.inputs.data.sequences import SequenceData
 from hasten.inputs.data.source import open_data
-from hasten.inputs.data.table import reads_rows
+from hasten.inputs.data.table import TableRows, reads_rows
 from hasten.inputs.data.text_files import TextData
 from hasten.inputs.metrics import check_outputs, default_metric, for_labels, named_metric
 from hasten.inputs.metrics.base import Metric
@@ -45,6 +45,7 @@ from hasten.inputs.models.source import (
     load_with_data,
     pipeline_around,
 )
+from hasten.inputs.models.tabular.base import Tabular
 from hasten.inputs.pipeline.base import Pipeline, check_steps
 from hasten.inputs.pipeline.vectors import Quantity
 from hasten.inputs.set_metrics import chosen
@@ -72,6 +73,7 @@ from hasten.optimization.labelling.wanted import (
 from hasten.optimization.masks import mask_notes
 from hasten.optimization.memory import earlier_of, expected_look, keep_earlier, leave_seen
 from hasten.optimization.order import Order
+from hasten.optimization.own_answers import check_own_answers
 from hasten.optimization.ready import Ready
 from hasten.optimization.shapes import (
     check_asking,
@@ -138,6 +140,8 @@ def prepare(
         laid = _laid_out(job, target, given)
     made, parts, source, metric = laid.made, laid.parts, laid.source, laid.metric
     dataset, preparation, sequences = made.dataset, made.pipeline, laid.sequences
+    if isinstance(found, Tabular) and reads_rows(preparation) == found.row and data is not None:
+        job.notes += filter(None, [check_own_answers(found, source, parts, job.folder)])
     if data is not None and target.kind == "host":
         source = replace(source, constant_inputs=constant_inputs(source, parts, sequences))
     asking = asks(order, job.journal)
@@ -178,6 +182,8 @@ def prepare(
     if sequences is not None and isinstance(dataset, SequenceData):
         ready = replace(ready, unrolled=unroll(job, source, parts, sequences, dataset))
     ready = replace(ready, tested=expected_look(job, parts).promise(ready.promise))
+    if isinstance(dataset, TableRows):
+        job.notes += dataset.notes
     if isinstance(dataset, ClassFiles) and preparation is not None:
         steps = ", ".join(label(step) for step in preparation.steps)
         job.notes.append(f"{dataset.noun} were prepared by {steps}")

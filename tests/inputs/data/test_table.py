@@ -12,6 +12,7 @@ from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.source import open_data
 from hasten.inputs.data.spool import write_spool
+from hasten.inputs.data.table import TableRows
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.city_hash import word_hash
 from hasten.inputs.pipeline.classes import TopK
@@ -213,6 +214,24 @@ def test_a_table_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> Non
         f"{path} is a table, but nothing states which columns the model takes, and in which "
         "order: give a pipeline that begins with the step row, or a model that states its columns"
     )
+
+
+def test_a_hashed_column_of_a_file_that_has_only_true_and_false_has_a_note(tmp_path: Path) -> None:
+    row = Row(("owner", "town"), "nan", dtype="float64", hashed=("owner", "town"), whole=True)
+    pipeline, specs = Pipeline((row,)), [TensorSpec("rows", "float64", ("batch", 2))]
+
+    def notes(source: Any) -> tuple[str, ...]:
+        found = open_data(source, specs, pipeline)
+        assert isinstance(found, TableRows)
+        return found.notes
+
+    path = csv_of(tmp_path, "owner,town\nTrue,True\nFalse,Ulm\n")
+    assert notes(path) == (
+        f"{path}: the column 'owner' has only texts such as 'True', which are categories as they are: if CatBoost was "
+        "trained with truth values, which are 1 and 0 to it, write these",
+    )
+    assert notes(csv_of(tmp_path, "owner,town\n1,True\n0,Ulm\n")) == ()
+    assert notes({"owner": [True, False], "town": ["a", "b"]}) == ()
 
 
 def test_a_hashed_column_has_the_texts_of_a_file_as_they_are_and_whole_numbers_as_theirs(

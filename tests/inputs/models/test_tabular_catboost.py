@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.tabular import FEW, ODD, Exported, training
 
+from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.models.source import find_model
@@ -81,8 +84,22 @@ def test_a_file_has_the_same_answers_and_the_names_of_columns(tmp_path: Path) ->
     found = find_model(tmp_path / "model.cbm")
     assert found.row.columns == ("a", "b", "c", "k")
     assert found.labels == ("0", "1")
-    with pytest.raises(InputError, match="the column 'a' has no value: give one"):
-        found.row({"a": None, "b": 1, "c": 1, "k": 1})  # none was missing in training
+
+
+@pytest.mark.parametrize("policy", ["SymmetricTree", "Lossguide", "Depthwise"])
+@pytest.mark.parametrize("mode", ["Min", "Max", "Forbidden"])
+def test_a_value_that_is_missing_though_none_was_in_training_is_answered_as_by_catboost(
+    policy: str, mode: str, tmp_path: Path
+) -> None:
+    known = np.nan_to_num(ROWS)
+    known[:, 3] = ROWS[:, 3] if mode != "Forbidden" else known[:, 3]  # of one column some were
+    settings = {"loss_function": "MultiClass", "grow_policy": policy, "nan_mode": mode}
+    model = trained(THREE, known, **settings)
+    exported = Exported(model, tmp_path)
+    rows = np.where(np.random.default_rng(1).random(ROWS.shape) < 0.4, np.nan, known)
+    read = np.stack([exported.tabular.row(row) for row in rows.tolist()])
+    for got in exported.each(read):
+        np.testing.assert_allclose(got, model.predict_proba(rows), rtol=1e-12, atol=1e-15)
 
 
 JSONS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -152,6 +169,31 @@ def test_a_file_in_json_that_is_damaged_is_refused_in_one_line(tmp_path: Path) -
         with pytest.raises(InputError, match=r"model\.json isn't a whole model of CatBoost") as cut:
             find_model(path)
         assert "\n" not in str(cut.value)
+
+
+def test_a_file_in_json_that_takes_more_memory_than_there_is_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.json"
+    model = trained(TWO, loss_function="Logloss")
+    model.save_model(str(path), format="json")
+    size = path.stat().st_size
+    host = Target.host()
+
+    def refused(source: Any, memory_bytes: int) -> str:
+        machine = dataclasses.replace(host, memory_bytes=memory_bytes)
+        monkeypatch.setattr(Target, "host", lambda: machine)
+        with pytest.raises(InputError) as error:
+            find_model(source)
+        return str(error.value)
+
+    said = r" may take [\d.e+-]+ GiB of memory to read, and this machine has [\d.e+-]+ GiB: read it on a machine with"
+    assert re.match(re.escape(str(path)) + said, refused(path, 7 * size - 1))
+    assert re.match(re.escape(str(path)) + said, refused(path, 7 * size + 1))  # with its lists
+    assert re.match("this CatBoost model as JSON" + said, refused(model, 7 * size - 1))
+    machine = dataclasses.replace(host, memory_bytes=20 * size)
+    monkeypatch.setattr(Target, "host", lambda: machine)
+    assert find_model(path).library == "CatBoost"
 
 
 def test_what_is_not_covered_is_refused_by_name(tmp_path: Path) -> None:

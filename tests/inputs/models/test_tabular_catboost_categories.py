@@ -16,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.tabular import Exported
 
+from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
+from hasten.inputs.data.source import open_data
 from hasten.inputs.models.source import find_model
 from hasten.inputs.models.tabular import lookups
 from hasten.inputs.models.tabular.base import described
@@ -222,6 +224,32 @@ def test_every_form_of_a_row_has_the_same_answer(tmp_path: Path) -> None:
         np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-14, err_msg=name)
 
 
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "bool", "object", "str"])
+def test_an_array_of_categories_as_data_has_catboosts_answers(dtype: str, tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0).integers(0, 9, (300, 3))
+    labels = ((numbers[:, 0] % 2 == 0) ^ (numbers[:, 1] > 3)).astype(int)
+    rows = numbers.astype(dtype)
+    names = {"cat_features": [0, 1, 2] if dtype == "str" else [0, 1]}
+    model = catboost.CatBoostClassifier(**SMALL, **names).fit(rows, labels)
+    exported = Exported(model, tmp_path)
+    data = open_data((rows, labels), exported.model.inputs, exported.tabular.pipeline)
+    got = exported(data.inputs(range(300))["rows"])
+    np.testing.assert_allclose(got, model.predict_proba(rows), rtol=1e-12, atol=1e-14)
+
+
+def test_an_array_of_broken_numbers_as_categories_is_refused_as_by_catboost() -> None:
+    model = trained("as by default")
+    rows = np.ones((4, 6))
+    with pytest.raises(catboost.CatBoostError):
+        model.predict_proba(rows)
+    described_ = described(model)
+    with pytest.raises(InputError) as refused:
+        open_data(rows, [TensorSpec("rows", "float64", ("batch", 6))], described_.pipeline)
+    assert str(refused.value) == (
+        "the table: row 1: the column 'w' needs a text or a whole number: got 1.0, a number with a point"
+    )
+
+
 @pytest.mark.parametrize("value", [3.0, None, float("nan"), np.float32(1)])
 def test_a_category_that_catboost_refuses_is_refused(value: Any) -> None:
     model = trained("as by default")
@@ -260,6 +288,65 @@ def test_statistics_that_catboosts_json_does_not_keep_apart_are_refused(tmp_path
     assert str(refused.value) == (
         "CatBoost's statistics Borders with several TargetBorderCount aren't supported, since CatBoost's JSON "
         "has one table for all of them: train with one"
+    )
+
+
+def of_two_targets(**settings: Any) -> Any:
+    labels = np.stack([NUMBERS, BASE * 2.0 - NUMBERS], 1)
+    return catboost.CatBoostRegressor(
+        **SMALL, loss_function="MultiRMSE", **settings, cat_features=WORDS
+    ).fit(FRAME, labels)
+
+
+@pytest.mark.parametrize("kind", ["Borders", "Buckets", "BinarizedTargetMeanValue"])
+def test_statistics_of_several_targets_are_refused(kind: str, tmp_path: Path) -> None:
+    """CatBoost's own answers from its JSON are wrong, too."""
+    with pytest.raises(InputError) as refused:
+        described(of_two_targets(**ctrs(kind, "Counter"))).export(tmp_path)
+    assert str(refused.value) == (
+        f"CatBoost's statistics {kind} aren't supported for a model of 2 targets, since CatBoost's JSON has one "
+        "table for all targets: train with Counter as the only statistic, or a model for each target"
+    )
+
+
+@pytest.mark.parametrize("settings", [ctrs("Counter"), {"one_hot_max_size": 255}])
+def test_several_targets_without_statistics_of_answers_have_catboosts_answers(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    model = of_two_targets(**settings)
+    exported = Exported(model, tmp_path)
+    for got in exported.each(RowReader(exported.tabular.row).read_all(FRESH)):
+        np.testing.assert_allclose(got, model.predict(FRESH), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("categories", [WORDS, None])
+def test_a_sum_of_models_is_refused_by_name(categories: list[str] | None) -> None:
+    rows = FRAME if categories else FRAME[["num", "z"]]
+    models = [
+        catboost.CatBoostClassifier(**SMALL, random_seed=seed, cat_features=categories).fit(
+            rows, TWO
+        )
+        for seed in (1, 2)
+    ]
+    # CatBoost 1.2 sums statistics only if it may keep those of one model.
+    both = catboost.sum_models(models, ctr_merge_policy="LeaveMostDiversifiedTable")
+    with pytest.raises(InputError) as refused:
+        described(both)
+    assert str(refused.value) == (
+        "this CatBoost model doesn't state how it was trained, as a sum of models (sum_models) doesn't: give a model "
+        "as its training left it"
+    )
+
+
+def test_a_model_that_was_trained_without_its_tables_is_refused_by_name(tmp_path: Path) -> None:
+    model = catboost.CatBoostClassifier(
+        **SMALL, cat_features=WORDS, final_ctr_computation_mode="Skip"
+    ).fit(FRAME, TWO)
+    with pytest.raises(InputError) as refused:
+        described(model).export(tmp_path)
+    assert str(refused.value) == (
+        "this CatBoost model lacks the table of a statistic: it was trained with final_ctr_computation_mode='Skip', "
+        "or the file is damaged"
     )
 
 
@@ -327,7 +414,10 @@ DAMAGES: dict[str, tuple[Callable[[Any], None], str]] = {
     "a key that is too large": (partial(unkeyed, str(2**64)), "can't be written as ONNX"),
     "a key that is negative": (partial(unkeyed, "-1"), "can't be written as ONNX"),
     "a key that is no number": (partial(unkeyed, "x"), "can't be written as ONNX"),
-    "no tables": (lambda record: record.pop("ctr_data"), "the table of a statistic isn't there"),
+    "no tables": (
+        lambda record: record.pop("ctr_data"),
+        "this CatBoost model lacks the table of a statistic: it was trained with",
+    ),
     "an unknown statistic": (partial(put, "ctr_type", "Other"), "CatBoost's statistic 'Other'"),
     "a class that isn't there": (partial(put, "target_border_idx", 9), "asks for class 9 of 3"),
     "no class": (partial(put, "target_border_idx", -1), "asks for class -1 of 3"),

@@ -31,6 +31,22 @@ _BITS = {
 """Texts that stand for true and false, as pandas, polars and R write them, in a column that the model takes."""
 
 
+_KEPT_ROWS, _KEPT_VALUES = 1_000, 1_000_000
+"""Largest number of rows, and of their values, that are kept as a table has them."""
+
+
+class TableRows(ArrayDataset):
+    """Rows of a table as the model takes them, and some of them as the table has them.
+
+    Attributes:
+        given: Values of some rows in the order of the columns, by the row's place; they are spread over the table.
+        notes: Notes for people on how the table was read.
+    """
+
+    given: Mapping[int, Sequence[Any]] = {}
+    notes: tuple[str, ...] = ()
+
+
 def reads_rows(pipeline: Pipeline | None) -> Row | None:
     """Return the step that reads a row, where a pipeline consists of it; else None."""
     steps = () if pipeline is None else pipeline.steps
@@ -52,7 +68,7 @@ def rows_of(source: Any, pipeline: Pipeline, names: Sequence[str]) -> Dataset | 
             - a data frame of pandas or polars, a table of pyarrow, or a mapping of columns;
             - a list of rows, each a mapping from columns to values;
             - an array of shape `(n, columns)`: numbers as the model takes them, or values as a row
-              has them;
+              has them, which they always are where a column is hashed;
             - `(rows, labels)` or `(rows, labels, groups)`, where rows are one of the last three, and
               the labels may be the name of a column.
         pipeline: Pipeline that consists of the step `row` before the model.
@@ -78,10 +94,31 @@ def rows_of(source: Any, pipeline: Pipeline, names: Sequence[str]) -> Dataset | 
     else:
         labels = _labels_in(table, label, row, said)
         rows = _prepared(table, row, said)
-    given = None if labels is None else label_numbers(labels, pipeline, said)
-    return ArrayDataset(
-        {names[0]: rows}, given, None if groups is None else np.asarray(groups), missing=True
+    numbers = None if labels is None else label_numbers(labels, pipeline, said)
+    found = TableRows(
+        {names[0]: rows}, numbers, None if groups is None else np.asarray(groups), missing=True
     )
+    if not isinstance(table, np.ndarray):
+        found.given = _kept(table, row, len(rows))
+        found.notes = tuple(_spelled_bits(table, row, said))
+    return found
+
+
+def _spelled_bits(table: Mapping[str, Sequence[Any]], row: Row, said: str) -> Iterator[str]:
+    """Yield a note for each column of categories that has only true and false, spelled as texts."""
+    for name in row.hashed:
+        if _BITS.keys() >= set(map(str, table[name])) and isinstance(table[name][0], str):
+            yield (
+                f"{said}: the column {name!r} has only texts such as {table[name][0]!r}, which are categories as they "
+                "are: if CatBoost was trained with truth values, which are 1 and 0 to it, write these"
+            )
+
+
+def _kept(table: Mapping[str, Sequence[Any]], row: Row, count: int) -> dict[int, list[Any]]:
+    """Return the values of some rows that are spread over a table, by the row's place."""
+    most = min(count, _KEPT_ROWS, max(1, _KEPT_VALUES // len(row.columns)))
+    places = np.unique(np.linspace(0, count - 1, most).astype(np.int64)).tolist()
+    return {place: [_plain(table[name][place]) for name in row.columns] for place in places}
 
 
 def given_rows(source: Any, row: Row) -> list[Any] | None:
@@ -211,7 +248,7 @@ def _columns_of(source: Any, row: Row, *, read: bool) -> dict[str, Sequence[Any]
                 f"the model takes {len(row.columns)} columns, from {row.columns[0]!r} to "
                 f"{row.columns[-1]!r}, but the array has {source.shape[1]}"
             )
-        if source.dtype.kind in "OU":
+        if source.dtype.kind in "OU" or row.hashed:  # a whole number may be a category
             return {n: source[:, i].tolist() for i, n in enumerate(row.columns)}
         return source
     return None

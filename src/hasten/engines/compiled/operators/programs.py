@@ -193,8 +193,8 @@ _MOST_EXACT = 1 << 24
 def same_bits(steps: tuple[Step, ...], inputs: tuple[str, ...]) -> bool:
     """Whether a program that `check` accepted gives the same bits on every processor.
 
-    Then it only moves and compares floats, and no whole number leaves the range of its type, from which
-    on C says nothing of the result.
+    Then it only moves and compares floats, and no whole number leaves the range of its type. Beyond that,
+    only sums, differences and products of int32 and int64 are defined in the C that is generated.
 
     Args:
         steps: The program.

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -23,6 +23,7 @@ from hasten.core.tensors import Array
 from hasten.errors import HastenError, InputError, told
 from hasten.inputs.models import onnx as onnx_files
 from hasten.inputs.models.tabular.graph import INPUT, Graph
+from hasten.inputs.models.tabular.own_answers import OwnAnswers
 from hasten.inputs.pipeline.base import Pipeline, PostStep
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.rows import MAX_COLUMNS, Row
@@ -61,6 +62,7 @@ class Tabular:
         scored: Whether the outputs of classes are scores that aren't probabilities.
         scores: Function as `write` that adds the scores behind probabilities instead, with one column for two
             classes; None where there is none.
+        own: The library's own answers; None where its model isn't at hand.
     """
 
     library: str
@@ -71,6 +73,7 @@ class Tabular:
     write: Callable[[Graph, str], str]
     scored: bool = False
     scores: Callable[[Graph, str], str] | None = None
+    own: OwnAnswers | None = field(default=None, compare=False, repr=False)
 
     @property
     def pipeline(self) -> Pipeline:
@@ -142,6 +145,15 @@ class Library(ABC):
             InputError: it isn't fitted, or a part of it isn't supported; the message names it.
         """
 
+    def own_answers(self, model: Any, described: Tabular) -> OwnAnswers | None:
+        """Return the answers of a live model itself; None where the library can't be asked.
+
+        Args:
+            model: The live model, or what `read` returned.
+            described: What is known of it.
+        """
+        return None
+
 
 def libraries() -> list[Library]:
     """Return every library, without importing any."""
@@ -177,14 +189,14 @@ def described(model: Any) -> Tabular:
 def _described(library: Library, model: Any) -> Tabular:
     """Return what is known of a model that a library made or read."""
     try:
-        return library.describe(model)
+        found = library.describe(model)
+        return replace(found, own=library.own_answers(model, found))
     except HastenError:
         raise
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputError(
-            f"this {library.name} model has an unsupported form, perhaps of a version that is "
-            "too new: "
-            f"{told(error)}"
+            f"this {library.name} model has an unsupported form: its version may be too new, or its file damaged "
+            f"({told(error)})"
         ) from error
 
 

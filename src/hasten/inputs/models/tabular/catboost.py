@@ -1,7 +1,8 @@
 """CatBoost's models: trees over float32 borders, summed in float64.
 
 The semantics are those of CatBoost's libs/model/: a value goes to the right where it is above the
-border, and `nan_value_treatment` says what NaN does.
+border, and `nan_value_treatment` says what NaN does: "AsTrue" that it is above all borders, and "AsFalse"
+that it is above none, as "AsIs" does too, for a feature that had no NaN in training.
 """
 
 from __future__ import annotations
@@ -15,18 +16,22 @@ from typing import Any, Literal
 
 import numpy as np
 
+from hasten.core.target import Target
 from hasten.errors import InputError, told
 from hasten.inputs.models.tabular.base import Library, Tabular, both_classes, named_columns
-from hasten.inputs.models.tabular.catboost_categories import Categories
+from hasten.inputs.models.tabular.catboost_categories import Categories, as_border
 from hasten.inputs.models.tabular.graph import Graph
+from hasten.inputs.models.tabular.own_answers import OwnAnswers, Rows
 from hasten.inputs.models.tabular.trees import GT, Tree, sum_trees
 from hasten.inputs.pipeline.rows import Row
 
 _BINARY = ("Logloss", "CrossEntropy")
 _CLASSES = (*_BINARY, "MultiClass", "MultiClassOneVsAll")
+_TARGETS = ("MultiRMSE",)
+"""Loss functions over several labels of a row."""
 _EXP = ("Poisson", "Tweedie", "LogLinQuantile")
 _RAW = (
-    *("RMSE", "MAE", "Quantile", "MAPE", "Huber", "Expectile", "Lq", "MultiRMSE", "MultiQuantile"),
+    *("RMSE", "MAE", "Quantile", "MAPE", "Huber", "Expectile", "Lq", *_TARGETS, "MultiQuantile"),
     *(
         "YetiRank",
         "YetiRankPairwise",
@@ -38,6 +43,8 @@ _RAW = (
 )
 _MOST_LEVELS = 16
 """Largest number of levels of a tree with one split a level, as in CatBoost itself."""
+_BYTES_PER_BYTE, _BYTES_PER_BRACKET = 7, 72
+"""Memory that reading a file in JSON takes: for each byte of it, and more for each list and object."""
 _OTHERS = ("text_features", "embedding_features")
 
 
@@ -53,7 +60,7 @@ class CatBoost(Library):
         """Read a file that `save_model` wrote: one in JSON as the record that it is."""
         with path.open("rb") as file:
             if file.read(1) == b"{":
-                return _read_json(path)
+                return _read_json(path, str(path))
         import catboost
 
         try:
@@ -75,7 +82,7 @@ class CatBoost(Library):
                 )
         loss = str(_loss(record))
         if loss not in (*_CLASSES, *_EXP, *_RAW):
-            raise InputError(f"CatBoost's loss function {loss!r} isn't supported")
+            raise InputError(f"CatBoost's loss function {loss!r:.80} isn't supported")
         floats = features.get("float_features") or []
         words = features.get("categorical_features") or []
         if isinstance(model, dict):
@@ -91,11 +98,6 @@ class CatBoost(Library):
         else:
             names, classes = model.feature_names_, getattr(model, "classes_", [])
         columns = named_columns(names, len(names), "f")
-        required = tuple(
-            columns[one["flat_feature_index"]]
-            for one in floats
-            if one["nan_value_treatment"] == "AsIs" and one["borders"]
-        )
         biases = record.get("scale_and_bias", [1, [0]])[1]
         count = len(biases) if isinstance(biases, list) else 1
         labels: tuple[str, ...] = ()
@@ -104,21 +106,58 @@ class CatBoost(Library):
             labels = tuple(str(one) for one in known)
         hashed = tuple(columns[one["flat_feature_index"]] for one in words)
         dtype: Literal["float32", "float64"] = "float64" if hashed else "float32"
-        row = Row(columns, "nan", (), dtype, required, whole=True, infinite="allow", hashed=hashed)
+        row = Row(columns, "nan", (), dtype, whole=True, infinite="allow", hashed=hashed)
         width = max(count, len(labels))
         return Tabular(self.name, row, labels, width, "float64", partial(_write, record, loss))
 
+    def own_answers(self, model: Any, described: Tabular) -> OwnAnswers | None:
+        """Return the answers of a live model; a file in JSON is never given to CatBoost."""
+        if isinstance(model, dict):
+            return None
+        kind: Any = next(one for one in type(model).__mro__ if one.__name__ == "CatBoost")
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return the record of a model's file in JSON."""
+        def answer(rows: Rows) -> Any:
+            loss = _loss(_record_of(model))
+            asked = "Exponent" if loss in _EXP else "RawFormulaVal"
+            asked = "Probability" if loss in _CLASSES else asked
+            known = [[np.nan if value is None else value for value in row] for row in rows]
+            given = known if described.row.hashed else np.array(known, np.float64)
+            return kind.predict(model, given, prediction_type=asked)
+
+        return OwnAnswers(answer, 1e-6)
+
+
+def _read_json(path: Path, what: str) -> dict[str, Any]:
+    """Return the record of a model's file in JSON.
+
+    Args:
+        path: The file.
+        what: Words for it in messages.
+    """
+    most = Target.host().memory_bytes
+    _check_memory(what, path.stat().st_size * _BYTES_PER_BYTE, most)
+    content = path.read_bytes()
+    taken = len(content) * _BYTES_PER_BYTE
+    taken += _BYTES_PER_BRACKET * (content.count(b"{") + content.count(b"["))
+    _check_memory(what, taken, most)
     try:
-        record = json.loads(path.read_bytes())
+        record = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise InputError(
-            f"{path} isn't a whole model of CatBoost in JSON: {told(error)}"
+            f"{what} isn't a whole model of CatBoost in JSON: {told(error)}"
         ) from error
     assert isinstance(record, dict)  # it begins with a brace
     return record
+
+
+def _check_memory(what: str, taken_bytes: int, most_bytes: int) -> None:
+    """Refuse a file in JSON that takes more memory than there is."""
+    if taken_bytes > most_bytes:
+        raise InputError(
+            f"{what} may take {taken_bytes / (1 << 30):.2g} GiB of memory to read, and this machine has "
+            f"{most_bytes / (1 << 30):.2g} GiB: read it on a machine with more, or train a smaller model (with "
+            "categories: a smaller max_ctr_complexity, or a larger model_size_reg)"
+        )
 
 
 def _record_of(model: Any) -> dict[str, Any]:
@@ -131,7 +170,7 @@ def _record_of(model: Any) -> dict[str, Any]:
             model.save_model(str(path), format="json")
         except Exception as error:  # CatBoostError, which isn't imported for a live model
             raise InputError(f"CatBoost can't export this model: {told(error)}") from error
-        return _read_json(path)
+        return _read_json(path, "this CatBoost model as JSON")
 
 
 def _classes(record: dict[str, Any]) -> list[Any]:
@@ -143,19 +182,35 @@ def _classes(record: dict[str, Any]) -> list[Any]:
 
 def _loss(record: dict[str, Any]) -> str:
     """Return the name of the loss function, without its settings."""
-    loss = record["model_info"]["params"]["loss_function"]
+    params = record["model_info"].get("params")
+    if params is None:
+        raise InputError(
+            "this CatBoost model doesn't state how it was trained, as a sum of models (sum_models) doesn't: give a "
+            "model as its training left it"
+        )
+    loss = params["loss_function"]
     return str(loss["type"] if isinstance(loss, dict) else loss).partition(":")[0]
 
 
 def _write(record: dict[str, Any], loss: str, graph: Graph, rows: str) -> str:
     """Add the trees and what turns their sums into answers."""
-    columns = _Columns.of(record)
     scale, biases = record.get("scale_and_bias", [1, [0]])
     bias = np.atleast_1d(np.asarray(biases, np.float64))
+    columns = _Columns.of(record, len(bias) if loss in _TARGETS else 1)
     if "oblivious_trees" in record:
         trees = [_oblivious(one, len(bias), columns) for one in record["oblivious_trees"]]
     else:
         trees = [_nested(one, len(bias), columns) for one in record["trees"]]
+    for name, values in (
+        ("scale_and_bias", np.append(bias, np.float64(scale))),
+        *(("a leaf", tree.values) for tree in trees),
+        *(("a border", np.array(tree.splits)) for tree in trees),
+    ):
+        if not np.isfinite(values).all():
+            raise InputError(
+                f"this CatBoost model gives no answers, since {name} isn't a finite number: its training went wrong, "
+                "or its file is damaged"
+            )
     if columns.categories:
         rows = columns.categories.write(graph, rows)
     else:
@@ -189,11 +244,12 @@ class _Columns:
     categories: Categories | None
 
     @classmethod
-    def of(cls, record: dict[str, Any]) -> _Columns:
-        """Return the columns of a model."""
+    def of(cls, record: dict[str, Any], targets: int) -> _Columns:
+        """Return the columns of a model with some number of labels for each row of the training."""
         features = record["features_info"]
         floats = features.get("float_features") or []
-        categories = Categories(record) if features.get("categorical_features") else None
+        words = features.get("categorical_features")
+        categories = Categories(record, targets=targets) if words else None
         places = {one["feature_index"]: int(one["flat_feature_index"]) for one in floats}
         if categories:  # which begin with the numbers alone
             places = {feature: place for place, feature in enumerate(places)}
@@ -205,11 +261,10 @@ class _Columns:
         kind = split["split_type"]
         if kind == "FloatFeature":
             feature = split["float_feature_index"]
-            with np.errstate(over="ignore"):  # of a damaged file's numbers
-                border = float(np.float32(split["border"]))
+            border = as_border(split["border"])
             return tree.node(self.numbers[feature], GT, border, self.missing[feature])
         if self.categories is None or kind not in ("OneHotFeature", "OnlineCtr"):
-            raise InputError(f"CatBoost's split {kind!r} isn't supported")
+            raise InputError(f"CatBoost's split {kind!r:.40} isn't supported")
         column, border = self.categories.column(split)
         return tree.node(column, GT, border, False)
 

@@ -42,13 +42,17 @@ class Categories:
         words: Place of each feature with categories in the row, by the feature.
     """
 
-    def __init__(self, record: Mapping[str, Any]) -> None:
+    def __init__(self, record: Mapping[str, Any], *, targets: int) -> None:
         """Read what a model's record says of its features.
+
+        Args:
+            record: Record of the model.
+            targets: Number of labels that a row of the training has.
 
         Raises:
             InputError: its parts don't fit each other, or a part isn't supported.
         """
-        _check_told_apart(record)
+        _check_told_apart(record, targets)
         features = record["features_info"]
         floats, words = features.get("float_features") or [], features["categorical_features"]
         self._statistics: Sequence[Mapping[str, Any]] = features.get("ctrs") or []
@@ -66,7 +70,7 @@ class Categories:
         self._first = sum(len(one["borders"] or ()) for one in floats)
         self._first += sum(len(one.get("values") or ()) for one in words)
         self._borders = [
-            (number, float(np.float32(border)))
+            (number, as_border(border))
             for number, one in enumerate(self._statistics)
             for border in one["borders"] or ()
         ]
@@ -103,7 +107,7 @@ class Categories:
             return len(self.numbers) + self._bits[key], 0.5
         number = split["split_index"] - self._first
         found = self._borders[number] if 0 <= number < len(self._borders) else (0, np.nan)
-        if found[1] != float(np.float32(split["border"])):
+        if found[1] != as_border(split["border"]):
             raise _damaged(f"its split {number + self._first} isn't one of a statistic")
         return len(self.numbers) + len(self._bits) + self._order[found[0]], found[1]
 
@@ -118,7 +122,7 @@ class Categories:
                 feature = one["float_feature_index"]
                 if feature not in self.numbers:
                     raise _damaged(f"it has no feature {feature!r:.20} with numbers")
-                parts.append(("above", feature, float(np.float32(one["border"]))))
+                parts.append(("above", feature, as_border(one["border"])))
                 continue
             feature = self._word(one["cat_feature_index"])
             if kind == "cat_feature_value":
@@ -215,7 +219,10 @@ class Categories:
     def _named(self, identifier: Any) -> Mapping[str, Any]:
         """Return a table as the record has it."""
         if identifier not in self._tables:
-            raise _damaged("the table of a statistic isn't there")
+            raise InputError(
+                "this CatBoost model lacks the table of a statistic: it was trained with "
+                "final_ctr_computation_mode='Skip', or the file is damaged"
+            )
         found: Mapping[str, Any] = self._tables[identifier]
         return found
 
@@ -251,7 +258,15 @@ class Categories:
         elif kind == "Borders":
             good, total = counts[border + 1 :].sum(axis=0), counts.sum(axis=0)
         numbers = _calculated(one, np.append(good, 0), np.append(total, nothing))
+        if not np.isfinite(numbers).all():
+            raise _damaged(f"a table of {kind} has numbers that aren't finite")
         return keys[kept].view(np.int64), numbers[:-1], numbers[-1]
+
+
+def as_border(value: Any) -> float:
+    """Return a border as CatBoost reads it, in float32; infinite where a damaged file has one that is too large."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(value))
 
 
 def _calculated(one: Mapping[str, Any], good: Array, total: Array) -> Array:
@@ -279,12 +294,18 @@ def _taken(graph: Graph, value: str, places: Sequence[int]) -> str:
     return graph.add("Gather", value, np.array(places, np.int64), axis=1)
 
 
-def _check_told_apart(record: Mapping[str, Any]) -> None:
+def _check_told_apart(record: Mapping[str, Any], targets: int) -> None:
     """Refuse statistics of one kind over several divisions of the training's answers.
 
     CatBoost's JSON has one table for all of them.
     """
     used = {one["ctr_type"] for one in record["features_info"].get("ctrs") or ()}
+    if targets > 1 and (divided := used.difference(_COUNTS)):
+        raise InputError(
+            f"CatBoost's statistics {', '.join(sorted(divided))} aren't supported for a model of {targets} targets, "
+            "since CatBoost's JSON has one table for all targets: train with Counter as the only statistic, "
+            "or a model for each target"
+        )
     params = record["model_info"]["params"].get("cat_feature_params") or {}
     several = [params.get("simple_ctrs"), params.get("combinations_ctrs")]
     several += (params.get("per_feature_ctrs") or {}).values()

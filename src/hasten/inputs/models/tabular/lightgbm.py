@@ -24,6 +24,7 @@ from hasten.inputs.models.tabular.base import (
     named_columns,
 )
 from hasten.inputs.models.tabular.graph import Graph
+from hasten.inputs.models.tabular.own_answers import OwnAnswers, Rows, in_frame
 from hasten.inputs.models.tabular.trees import LEQ, MEMBER, Tree, apart, sum_trees
 from hasten.inputs.pipeline.rows import Row
 
@@ -119,6 +120,17 @@ class LightGBM(Library):
             partial(write, answers),
             scores=partial(write, _sums),
         )
+
+    def own_answers(self, model: Any, described: Tabular) -> OwnAnswers:
+        """Return the answers of a live model."""
+        booster = getattr(model, "booster_", model)
+        sets = [values for values in booster.pandas_categorical or () if values]
+        originals = dict(zip((column for column, _ in described.row.words), sets, strict=False))
+
+        def answer(rows: Rows) -> Any:
+            return booster.predict(in_frame(described.row, rows, originals))
+
+        return OwnAnswers(answer, 1e-6)
 
 
 @dataclass

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hasten.core.archives import excess
 from hasten.errors import InputError, told, visible
 from hasten.inputs.models.tabular.base import (
@@ -19,6 +21,8 @@ from hasten.inputs.models.tabular.base import (
 )
 from hasten.inputs.models.tabular.building import Building, ColumnBlock
 from hasten.inputs.models.tabular.graph import INPUT, Graph
+from hasten.inputs.models.tabular.own_answers import OwnAnswers, Rows, in_frame, numbers_in
+from hasten.inputs.pipeline.rows import Row
 
 _TRUSTED = (
     "catboost.core.CatBoost",
@@ -123,6 +127,41 @@ class ScikitLearn(Library):
             partial(_write, steps, head.write, names, dtype),
             head.scored,
         )
+
+    def own_answers(self, model: Any, described: Tabular) -> OwnAnswers:
+        """Return the answers of a live model; some arithmetic is in float32 in the ONNX file alone."""
+        from sklearn.base import is_outlier_detector
+
+        row = described.row
+        asked = "predict_proba" if described.labels else "predict"
+        if described.scored or is_outlier_detector(model):
+            asked = "decision_function"
+
+        def answer(rows: Rows) -> Any:
+            ask = getattr(model, asked)
+            try:
+                return ask(_as_given(model, row, rows))
+            except (
+                ValueError
+            ):  # of a library behind a pipeline that takes pandas's categories alone
+                if not row.words:
+                    raise
+                return ask(in_frame(row, rows))
+
+        return OwnAnswers(answer, 1e-3, missing_words=False)
+
+
+def _as_given(model: Any, row: Row, rows: Rows) -> Any:
+    """Return rows as a frame, if the model knows its columns by their names; else as an array."""
+    if hasattr(model, "feature_names_in_"):
+        import pandas
+
+        found = pandas.DataFrame([list(one) for one in rows], columns=list(row.columns))
+        texts = {*row.hashed, *(column for column, _ in row.words)}
+        return found.astype({column: float for column in row.columns if column not in texts})
+    if row.words or row.hashed:
+        return np.array([list(one) for one in rows], object)
+    return numbers_in(rows)
 
 
 def _columns(model: Any, steps: list[Any], final: Any) -> tuple[str, ...]:

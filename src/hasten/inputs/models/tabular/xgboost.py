@@ -25,6 +25,7 @@ from hasten.inputs.models.tabular.base import (
     named_columns,
 )
 from hasten.inputs.models.tabular.graph import Graph
+from hasten.inputs.models.tabular.own_answers import OwnAnswers, Rows, in_frame
 from hasten.inputs.models.tabular.trees import LT, MEMBER, Tree, constant, sum_trees
 from hasten.inputs.pipeline.rows import Row
 
@@ -116,6 +117,34 @@ class XGBoost(Library):
         iterations = None if best is None else int(best) + 1
         write = partial(_write, learner, groups, iterations, missing)
         return Tabular(self.name, _row(learner), labels, max(groups, len(labels)), "float32", write)
+
+    def own_answers(self, model: Any, described: Tabular) -> OwnAnswers:
+        """Return the answers of a live model, which sums in float32."""
+        import xgboost
+
+        booster, missing, last = model, np.nan, 0
+        if hasattr(model, "get_booster"):
+            booster, missing = model.get_booster(), model.missing
+            best = booster.attr("best_iteration")
+            last = 0 if best is None else int(best) + 1
+
+        def answer(rows: Rows) -> Any:
+            given = in_frame(described.row, rows)
+            known: dict[str, Any] = {}
+            if isinstance(given, np.ndarray):
+                known = {
+                    "feature_names": booster.feature_names,
+                    "feature_types": booster.feature_types,
+                }
+            data = xgboost.DMatrix(given, missing=missing, enable_categorical=True, **known)
+            found = booster.predict(data, iteration_range=(0, last), strict_shape=True)
+            if described.width > 2 and found.shape[1] == 1:  # the number of a class
+                sums = booster.predict(data, iteration_range=(0, last), output_margin=True)
+                powers = np.exp(sums - sums.max(axis=1, keepdims=True))
+                return powers / powers.sum(axis=1, keepdims=True)
+            return found
+
+        return OwnAnswers(answer, 1e-3)
 
 
 def _refused(path: Path, said: str) -> InputError:
