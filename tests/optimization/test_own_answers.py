@@ -188,6 +188,37 @@ def test_a_run_whose_form_of_the_model_is_wrong_ends_in_one_line(
     assert "\n" not in said
 
 
+def test_a_few_rows_that_differ_leave_a_note(tmp_path: Path) -> None:
+    """A rounding may cross a tree's threshold; more than a few such rows are an error in the form."""
+    found = find_model(of("lightgbm.LGBMRegressor", NUMBERS, WORTH))
+    model = found.export(tmp_path)
+    dataset = open_data(NUMBERS, model.inputs, found.pipeline)
+    parts = lay_out(dataset, tmp_path / "parts", calibration=30, seed=0, training=None)
+    (rows,) = parts.search.inputs(range(min(300, len(parts.search)))).values()
+    place = max(range(rows.shape[1]), key=lambda at: len(np.unique(rows[:, at])))
+    column = rows[:, place]
+    above = {limit: int((column > limit).sum()) for limit in np.unique(column)[::-1]}
+    few = next(limit for limit, count in above.items() if count)
+    many = next(limit for limit, count in above.items() if count > 0.02 * len(rows))
+
+    def off_above(limit: Any) -> str:
+        def write(graph: Any, rows: str) -> str:
+            first = graph.add("Gather", rows, np.array([place]), axis=1)
+            far = graph.add("Greater", first, np.float64(limit))
+            right = found.write(graph, rows)
+            return str(graph.add("Where", far, graph.add("Mul", right, np.float64(2)), right))
+
+        folder = tmp_path / str(limit)
+        folder.mkdir()
+        return note_of(replace(found, write=write), NUMBERS, folder)
+
+    note = off_above(few)
+    assert note.startswith(f"{above[few]} of {len(rows)} ")
+    assert " rows of the data answer otherwise than LightGBM itself, by up to " in note
+    with pytest.raises(InputError, match=f" {above[many]} of .* rows of the data differ"):
+        off_above(many)
+
+
 def test_data_read_otherwise_than_the_library_reads_it_are_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
