@@ -49,6 +49,38 @@ def test_a_pickle_is_never_read(tmp_path: Path, suffix: str) -> None:
     )
 
 
+def test_a_file_of_a_newer_version_is_refused_though_its_library_reads_it(tmp_path: Path) -> None:
+    """An older library takes what it knows of such a file, and says nothing of the rest."""
+    lightgbm = pytest.importorskip("lightgbm", reason="needs the extra tabular")
+    xgboost = pytest.importorskip("xgboost", reason="needs the extra xgboost")
+    lightgbm.LGBMClassifier(**SETTINGS["lightgbm"]).fit(ROWS, TWO).booster_.save_model(
+        tmp_path / "a.txt"
+    )
+    model = xgboost.XGBClassifier(**SETTINGS["xgboost"]).fit(ROWS, TWO)
+    for name in ("a.json", "a.ubj"):
+        model.save_model(tmp_path / name)
+    here = [int(part) for part in xgboost.__version__.split(".")]
+    major, minor = here[:2]
+    changes = {
+        "a.txt": (b"\nversion=v4\n", b"\nversion=v99\n", "LightGBM 99 or a later one"),
+        "a.json": (f"[{major},{minor},".encode(), f"[99,{minor},".encode(), f"XGBoost 99.{minor}"),
+        "a.ubj": (
+            bytes([*b"i", major, *b"i", minor, *b"i"]),
+            bytes([*b"i", 99, *b"i", minor, *b"i"]),
+            f"XGBoost 99.{minor}",
+        ),
+    }
+    for name, (old, new, writer) in changes.items():
+        path, content = tmp_path / name, (tmp_path / name).read_bytes()
+        assert find_model(path) is not None
+        assert content.count(old) == 1
+        path.write_bytes(content.replace(old, new))
+        with pytest.raises(
+            InputError, match=f"was saved by {writer}, which is newer than the installed"
+        ):
+            find_model(path)
+
+
 @pytest.mark.parametrize("kind", ["DecisionTreeClassifier", "DecisionTreeRegressor"])
 def test_the_two_lines_make_a_pickle_a_model(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch

@@ -6,6 +6,7 @@ include/LightGBM/tree.h, and of `ConvertOutput` in its src/objective/.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -63,6 +64,12 @@ class LightGBM(Library):
             raise InputError(f"{path} isn't a model of LightGBM: its first line isn't `tree`")
         if b"\nend of trees" not in path.read_bytes():
             raise InputError(f"{path} is cut short: it has no line `end of trees`")
+        stated = re.match(rb"tree\nversion=v(\d{1,9})\n", path.read_bytes()[:64])
+        if stated and int(stated[1]) > int(lightgbm.__version__.partition(".")[0]):
+            raise InputError(
+                f"{path} was saved by LightGBM {int(stated[1])} or a later one, which is newer than the installed "
+                f"{lightgbm.__version__}: pip install 'lightgbm>={int(stated[1])}'"
+            )
         try:
             return lightgbm.Booster(model_file=path)
         except lightgbm.basic.LightGBMError as error:

@@ -7,6 +7,7 @@ The semantics are those of XGBoost's src/predictor/, src/common/categorical.h an
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -61,6 +62,12 @@ if library.XGBoosterLoadModelFromBuffer(booster, content, ctypes.c_uint64(len(co
 
 Prints why XGBoost refuses the file. Each thread would count as some 100 MB of memory.
 """
+_VERSION = re.compile(
+    rb'"version"\s*:\s*\[\s*(\d{1,4})\s*,\s*(\d{1,4})'
+    rb"|version\[#(?:[iU].|I.{2}|l.{4}|L.{8})[iU](.)[iU](.)",
+    re.DOTALL,
+)
+"""Version of XGBoost in a file in JSON, in digits, or in UBJSON, in bytes."""
 
 
 class XGBoost(Library):
@@ -82,6 +89,7 @@ class XGBoost(Library):
         content = path.read_bytes()
         if len(content) < 2:
             raise InputError(f"{path} is empty")
+        _check_version(path, content)
         binary = content[1:2].isalpha()
         fits = path.suffix == (".ubj" if binary else ".json")  # else XGBoost would guess, and warn
         # Its parser may crash on a damaged file, of UBJSON or of JSON that is nested deeply.
@@ -145,6 +153,23 @@ class XGBoost(Library):
             return found
 
         return OwnAnswers(answer, 1e-3)
+
+
+def _check_version(path: Path, content: bytes) -> None:
+    """Refuse a file that a newer version wrote: XGBoost reads what it knows of it, and says nothing of the rest."""
+    import xgboost
+
+    stated = list(_VERSION.finditer(content))
+    if not stated:
+        return
+    digits, *raw = stated[-1].group(1, 2), stated[-1].group(3, 4)
+    newest = tuple(int(one) for one in digits) if digits[0] else tuple(ord(one) for one in raw[0])
+    here = tuple(int(part) for part in xgboost.__version__.split(".")[:2])
+    if newest > here:
+        raise InputError(
+            f"{path} was saved by XGBoost {newest[0]}.{newest[1]}, which is newer than the installed "
+            f"{xgboost.__version__}: pip install 'xgboost>={newest[0]}.{newest[1]}'"
+        )
 
 
 def _refused(path: Path, said: str) -> InputError:
