@@ -329,6 +329,39 @@ def test_the_longest_text_is_bounded_over_http_and_grpc(process: ServerProcess) 
     assert error.value.message() == said
 
 
+def test_a_chain_bounds_its_texts_alike(tmp_path: Path) -> None:
+    bundle = served.texts(tmp_path)
+    nodes = {
+        "screen": {"model": str(bundle)},
+        "unsure": {"when": "screen", "below": 1.1},
+        "careful": {"model": str(bundle), "source": "unsure"},
+    }
+    (tmp_path / "chain.yaml").write_text(json.dumps(nodes))
+    with ServerThread(*settings_of([f"desk={tmp_path / 'chain.yaml'}"]).models) as server:
+
+        def status(body: bytes, **headers: str) -> tuple[int, str]:
+            connection = http.client.HTTPConnection(server.host, timeout=PATIENCE_S)
+            headers["Content-Type"] = "text/plain"
+            connection.request("POST", "/v2/models/desk/infer", body, headers)
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+            connection.close()
+            return response.status, answer.get("error", "")
+
+        packed = {"Content-Encoding": "gzip"}
+        assert status(gzip.compress(b"." * 65_536), **packed) == (200, "")
+        assert status(gzip.compress(b"." * 65_537), **packed) == (
+            400,
+            "a sample in a compressed body may have 65,536 bytes; got 65,537: send it without Content-Encoding",
+        )
+        assert status(b"." * 262_145) == (
+            400,
+            "a sample for 'desk' may have 262,144 bytes; got 262,145: send a shorter one, such as the part that "
+            "matters",
+        )
+        until(lambda: ROOM.taken_bytes == 0)
+
+
 def post(server: ServerThread, model: str, body: bytes) -> tuple[int, Any, str | None]:
     connection = http.client.HTTPConnection(server.host, timeout=PATIENCE_S)
     connection.request("POST", f"/v2/models/{model}/infer", body, {"Content-Type": "image/png"})
