@@ -139,7 +139,13 @@ class Streams(Served):
 
     def seeds(self) -> list[bytes]:
         every = inferences()
-        return [framed(every), framed(every[:1] * 20), framed(every[1:2]), framed(every[3:] * 2)]
+        return [
+            framed(every),
+            framed(every[:1] * 20),
+            framed(every[1:2]),
+            framed(every[3:] * 2),
+            framed([_large()] * 40),
+        ]
 
     def mutate(self, rng: random.Random, seed: bytes) -> bytes:
         messages = apart(seed)
@@ -174,6 +180,15 @@ class Streams(Served):
                 raise Fault(f"the stream said {said[:300]!r}")
             failed += bool(said)
         return "refused" if failed == len(answers) else "answered" if not failed else "both"
+
+
+def _large() -> bytes:
+    """Return a request whose answer has 2 MiB."""
+    tensor = message("ModelInferRequest.InferInputTensor")
+    x, raw = tensor(name="x", datatype="FP32", shape=[1, 4]), np.ones(4, np.float32).tobytes()
+    asked = message("ModelInferRequest")(model_name="wide", inputs=[x], raw_input_contents=[raw])
+    made: bytes = asked.SerializeToString()
+    return made
 
 
 def framed(messages: list[bytes]) -> bytes:

@@ -8,7 +8,6 @@ from typing import Any
 
 from fuzz.mutation import any_value, changed_bytes, changed_record, grown
 from fuzz.served import COLUMNS, WORDS
-from fuzz.surface import MOST_BYTES
 from fuzz.surfaces.media import Media
 
 _LETTERS = (
@@ -28,7 +27,9 @@ _LETTERS = (
     *("\u202e", "\u200d", "\ufdfa", "\u1e9b\u0323", "\ufffd", "[CLS]", "[PAD]", "##s", "'", "."),
 )
 """Letters and words that normalizers change, join, take apart or leave out."""
-_TIMES = (1, 2, 8, 100, 1000, 20_000)
+_TIMES = (1, 2, 8, 100, 1000, 20_000, 200_000)
+_LONGEST = 4 << 20
+"""Characters of a text, of which compressing leaves a few kilobytes."""
 
 
 class Texts(Media):
@@ -57,7 +58,7 @@ class Texts(Media):
         parts = [rng.choice((*WORDS, *_LETTERS)) for _ in range(rng.choice((1, 3, 20)))]
         text = rng.choice(("", " ")).join(parts) * rng.choice(_TIMES)
         form = rng.choice(("utf-8", "utf-8", "utf-8", "utf-16", "latin-1"))
-        return text[:MOST_BYTES].encode(form, "replace")
+        return text[:_LONGEST].encode(form, "replace")
 
 
 class Rows(Media):

@@ -7,6 +7,7 @@ import gzip
 import http.client
 import json
 import re
+import threading
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from tests.support.models import solid
 from tests.support.servers import ServerProcess, ServerThread, bundle_of, place_of
 from tests.support.waiting import until
 
+from hasten.core.tensors import TensorSpec
+from hasten.serving.grpc.reading_ahead import Ahead, size_of
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.messages import message
 from hasten.serving.state import Limits
@@ -37,11 +40,11 @@ SAID = (
 )
 
 
-def wide(folder: Path) -> Path:
-    """Tiles x: [batch, 4] to y: [batch, 4194304], 16 MiB a row."""
-    text = """<ir_version: 8, opset_import: ["" : 17]>
-        wide (float[batch, 4] x) => (float[batch, 4194304] y) <int64[2] times = {1, 1048576}>
-        { y = Tile(x, times) }"""
+def wide(folder: Path, columns: int = 4 << 20) -> Path:
+    """Tiles x: [batch, 4] to y: [batch, columns], by default 16 MiB a row."""
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+        wide (float[batch, 4] x) => (float[batch, {columns}] y) <int64[2] times = {{1, {columns // 4}}}>
+        {{ y = Tile(x, times) }}"""
     save(parser.parse_model(text), folder / "wide.onnx")
     return folder / "wide.onnx"
 
@@ -362,9 +365,73 @@ def test_answers_of_a_stream_are_counted_until_they_are_sent(answering: ServerTh
     with grpc.insecure_channel(answering.grpc_url) as channel:
         stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
         answers = stream(iter([ROW, ROW]))
-        until(lambda: is_held(answering, 32 * MIB, 40 * MIB))
+        until(lambda: is_held(answering, 16 * MIB, 17 * MIB))  # the second isn't read yet
         answers.cancel()
         until(lambda: is_held(answering, 0, 0))
+
+
+@pytest.mark.parametrize("before", [0, 500], ids=["at once", "after small ones"])
+def test_no_more_of_a_stream_is_read_while_8_mib_of_answers_wait(
+    tmp_path: Path, before: int
+) -> None:
+    """The client reads the small answers, and then none until the server has had time to read all it would."""
+    import grpc
+
+    large = wide(tmp_path, 1 << 18)
+    places = [place_of(bundle_of(tmp_path, large)), place_of(bundle_of(tmp_path, solid(tmp_path)))]
+    small = asking(SHAPE, model=b"solid") + field(7, np.ones(4, np.float32).tobytes())
+    read = threading.Event()
+
+    def requests() -> Iterator[bytes]:
+        yield from [small] * before
+        read.wait(120)
+        yield from [ROW] * 128
+
+    with (
+        ServerThread(*places, grpc=True) as server,
+        grpc.insecure_channel(server.grpc_url) as channel,
+    ):
+        answers = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")(
+            requests()
+        )
+        for _ in range(before):
+            next(answers)
+        read.set()
+        until(lambda: server.call(lambda: server.server.state.body_bytes) >= 7 * MIB)
+        asked = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        for _ in range(200):
+            asked(small)
+            assert is_held(server, 0, 9 * MIB)
+        assert sum(len(answer) > MIB for answer in answers) == 128
+        until(lambda: is_held(server, 0, 0))
+
+
+def specs(*shapes: tuple[int | str, ...], dtype: str = "float32") -> list[TensorSpec]:
+    return [TensorSpec(f"t{n}", dtype, shape) for n, shape in enumerate(shapes)]
+
+
+@pytest.mark.parametrize(
+    ("outputs", "size"),
+    [
+        (specs((2, 3), (5,)), 4 * (2 * 3 + 5)),
+        (specs(("batch", 10, "length")), 4 * 7 * 10 * 9),
+        (specs(("batch", "length"), dtype="int64"), 8 * 7 * 9),
+        (specs(()), 4),
+        (specs(("batch", 2), ("found",)), None),
+        (specs(("?", 2)), None),
+        (specs(("batch",), dtype="object"), None),
+    ],
+)
+def test_the_size_of_an_answer_is_foreseen_where_shapes_tell_it(
+    outputs: list[TensorSpec], size: int | None
+) -> None:
+    inputs, tensors = specs(("batch", "length", "?")), {"t0": np.ones((7, 9, 3), np.float32)}
+    assert size_of(inputs, outputs, tensors) == size
+    ahead = Ahead()
+    assert ahead.foreseen("m", inputs, outputs, tensors) == (MIB if size is None else size)
+    ahead.answered("m", 3 * MIB)
+    ahead.answered("m", 2 * MIB)
+    assert ahead.foreseen("m", inputs, outputs, tensors) == (3 * MIB if size is None else size)
 
 
 def test_an_output_is_sent_once_over_grpc_and_in_streams_too(answering: ServerThread) -> None:

@@ -2,10 +2,13 @@
 
 import asyncio
 import contextlib
+import importlib.metadata
+import json
 import os
 import queue
 import socket
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -1050,3 +1053,22 @@ def test_what_is_under_way_is_answered_before_the_server_ends(slow: Path) -> Non
                     "in the stream",
                     "the server is draining",
                 ]
+
+
+def test_hastens_version_is_read_from_its_installation_once(
+    server: ServerThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading takes a millisecond of the event loop, for each of many questions in one piece."""
+    read: list[str] = []
+    distribution = importlib.metadata.distribution
+
+    def counted(name: str) -> importlib.metadata.Distribution:
+        read.append(name)
+        return distribution(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", counted)
+    for _ in range(3):
+        assert call(server.grpc_url, "ServerMetadata", b"")[0] == "OK"
+        with urllib.request.urlopen(f"{server.http_url}/v2", timeout=PATIENCE_S) as answer:
+            assert json.loads(answer.read())["version"] == distribution("hasten").version
+    assert len(read) <= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import gzip
 import http.client
 import json
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tritonclient.grpc as triton
 from fuzz import served
 from fuzz.isolated import peak_kib, reset_peak
 from fuzz.surface import surface_of
@@ -21,12 +23,14 @@ from PIL import Image
 from tests.inputs.pipeline.test_pictures_of_few_bytes import one_color
 from tests.support.servers import ServerProcess, ServerThread
 from tests.support.waiting import PATIENCE_S, until
+from tritonclient.utils import InferenceServerException
 
 from hasten.inputs.pipeline.audio import LogMel
 from hasten.inputs.pipeline.base import Origin
 from hasten.inputs.pipeline.image import Decode
 from hasten.inputs.pipeline.mask import Mask
 from hasten.inputs.pipeline.memory import make_room, making_room
+from hasten.inputs.pipeline.text import Tokenize
 from hasten.serving.models.deciding import RawTicket
 from hasten.serving.models.room import ROOM, ROOM_BYTES, NoRoomError, Place, Room, paid_bytes
 from hasten.serving.options import ModelOptions
@@ -185,6 +189,19 @@ def test_what_takes_much_belongs_on_the_thread_for_large_samples() -> None:
     assert prepared(place, 2)
 
 
+def test_a_text_that_is_not_short_says_what_it_takes() -> None:
+    told: list[int] = []
+    step = Tokenize(served.tokenizer(), 8)
+    token = making_room.set(told.append)
+    try:
+        step("the cat")
+        step("." * 5000)
+        step(("\u4e2d" * 3000, "." * 3000))
+    finally:
+        making_room.reset(token)
+    assert told == [512 * 5000, 512 * (3 * 3000 + 3000)]
+
+
 def test_a_mask_and_a_spectrogram_say_what_they_take() -> None:
     told: list[int] = []
     token = making_room.set(told.append)
@@ -261,6 +278,88 @@ def test_many_samples_of_few_bytes_take_no_more_than_64_mib(
     before_kib = reset_peak(pid)
     assert set(surface.check(data).split()) <= {"answered", "200", "refused", "400"}
     assert (peak_kib(pid) - before_kib) >> 10 < 64
+
+
+def sent(
+    process: ServerProcess, body: bytes, kind: str = "text/plain", packed: bool = True
+) -> tuple[int, str]:
+    """Send a body to the model that takes texts; the status, and the error if there is one."""
+    headers = {"Content-Type": kind}
+    if packed:
+        body, headers["Content-Encoding"] = gzip.compress(body, 9), "gzip"
+        assert len(body) < 64 << 10
+    connection = http.client.HTTPConnection("127.0.0.1", process.http_port, timeout=PATIENCE_S)
+    connection.request("POST", "/v2/models/text/infer", body, headers)
+    response = connection.getresponse()
+    answer = json.loads(response.read())
+    connection.close()
+    return response.status, answer.get("error", "")
+
+
+def test_texts_in_compressed_bodies_take_no_more_than_64_mib(process: ServerProcess) -> None:
+    """Each of their bytes may become a token of some hundred bytes."""
+    pid = process.serving_pid()
+    before_kib = reset_peak(pid)
+    with ThreadPoolExecutor(8) as threads:
+        longest = [threads.submit(sent, process, b"." * (64 << 10)) for _ in range(8)]
+        assert {each.result(PATIENCE_S) for each in longest} == {(200, "")}
+    longer = b"." * 100_000
+    said = "a sample in a compressed body may have 65,536 bytes; got 100,000: send it without Content-Encoding"
+    assert sent(process, longer) == (400, said)
+    several = {"name": "raw", "datatype": "BYTES", "shape": [2], "data": ["the", longer.decode()]}
+    body = json.dumps({"inputs": [several]}).encode()
+    assert sent(process, body, "application/json") == (400, said)
+    assert (peak_kib(pid) - before_kib) >> 10 < 64
+
+
+def test_the_longest_text_is_bounded_over_http_and_grpc(process: ServerProcess) -> None:
+    longest = b"the cat " * (32 << 10)
+    said = (
+        "a sample for 'text' may have 262,144 bytes; got 262,145: send a shorter one, such as the part that "
+        "matters"
+    )
+    assert sent(process, longest, packed=False) == (200, "")
+    assert sent(process, longest + b".", packed=False) == (400, said)
+    client = triton.InferenceServerClient(f"127.0.0.1:{process.grpc_port}")
+    tensor = triton.InferInput("raw", [1], "BYTES")
+    tensor.set_data_from_numpy(np.array([longest + b"."], object))
+    with pytest.raises(InferenceServerException) as error:
+        client.infer("text", [tensor])
+    client.close()
+    assert error.value.message() == said
+
+
+def test_a_chain_bounds_its_texts_alike(tmp_path: Path) -> None:
+    bundle = served.texts(tmp_path)
+    nodes = {
+        "screen": {"model": str(bundle)},
+        "unsure": {"when": "screen", "below": 1.1},
+        "careful": {"model": str(bundle), "source": "unsure"},
+    }
+    (tmp_path / "chain.yaml").write_text(json.dumps(nodes))
+    with ServerThread(*settings_of([f"desk={tmp_path / 'chain.yaml'}"]).models) as server:
+
+        def status(body: bytes, **headers: str) -> tuple[int, str]:
+            connection = http.client.HTTPConnection(server.host, timeout=PATIENCE_S)
+            headers["Content-Type"] = "text/plain"
+            connection.request("POST", "/v2/models/desk/infer", body, headers)
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+            connection.close()
+            return response.status, answer.get("error", "")
+
+        packed = {"Content-Encoding": "gzip"}
+        assert status(gzip.compress(b"." * 65_536), **packed) == (200, "")
+        assert status(gzip.compress(b"." * 65_537), **packed) == (
+            400,
+            "a sample in a compressed body may have 65,536 bytes; got 65,537: send it without Content-Encoding",
+        )
+        assert status(b"." * 262_145) == (
+            400,
+            "a sample for 'desk' may have 262,144 bytes; got 262,145: send a shorter one, such as the part that "
+            "matters",
+        )
+        until(lambda: ROOM.taken_bytes == 0)
 
 
 def post(server: ServerThread, model: str, body: bytes) -> tuple[int, Any, str | None]:

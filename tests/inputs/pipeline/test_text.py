@@ -15,6 +15,7 @@ from hasten.inputs.pipeline import text as steps
 from hasten.inputs.pipeline.base import Pipeline, Step, as_request
 from hasten.inputs.pipeline.config import from_yaml
 from hasten.inputs.pipeline.text import Tokenize
+from hasten.testing.step_tests import StepTests
 
 tokenizers: Any = pytest.importorskip("tokenizers", reason="needs tokenizers: hasten[text]")
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "cat", "sat", "##s", "mat")
@@ -31,6 +32,11 @@ def small_tokenizer(**options: Any) -> str:
 
 
 CONTENT = small_tokenizer()
+
+
+class TestTokenize(StepTests):
+    step = Tokenize(CONTENT, 8)
+    sample = b"the cat"
 
 
 def test_a_long_text_is_tokenized_as_a_short_one_is_while_other_threads_run() -> None:

@@ -107,6 +107,8 @@ class Step(Value, ABC):
     """Bytes of memory that a sample may take for each byte in which it was sent; 0 for any number. A step that
     decodes what strangers send has a field of this name, and refuses a sample that would take more. A server
     gives a sample no more than the largest of its pipeline's steps allows."""
+    longest_bytes: ClassVar[int] = 0
+    """Size of the longest sample that a server takes for a pipeline with this step; 0 for any."""
 
     @abstractmethod
     def __call__(self, value: Any) -> Any:

@@ -16,6 +16,7 @@ from hasten.core.extras import missing_extra
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Origin, Step, Tokenized
+from hasten.inputs.pipeline.memory import make_room
 from hasten.inputs.pipeline.written import FILE, read_text
 
 MAX_TOKENIZER_BYTES = 3 << 20
@@ -26,6 +27,11 @@ _PADDING = ("[PAD]", "<pad>")
 _LONG = 4096
 """Characters above which a text is tokenized as a batch of one: only so does the library let Python's other
 threads run meanwhile. A text of 64 kB stopped them for 50 ms."""
+_MEMORY_PER_BYTE = 512
+"""Bytes of memory that a text's encoding takes at most for each byte: where each byte is a token, 390 to 480."""
+_LONGEST_BYTES = 256 << 10
+"""Size of a text whose encoding Python's other threads wait for by 20 to 50 ms, since they can't run while it is
+freed."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,8 @@ class Tokenize(Step):
     dtype: Literal["int64", "int32"] = "int64"
     packages: ClassVar[tuple[str, ...]] = ("tokenizers",)
     extra: ClassVar[str] = "text"
+    memory_per_byte = _MEMORY_PER_BYTE
+    longest_bytes: ClassVar[int] = _LONGEST_BYTES
 
     def __post_init__(self) -> None:
         """Check the sizes and the names; the tokenizer itself is read with the first text.
@@ -157,6 +165,8 @@ class Tokenize(Step):
     def _encoded(self, texts: list[str]) -> Any:
         """Return the tokenizer library's encoding of a text or of two texts."""
         if sum(map(len, texts)) > _LONG:
+            size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+            make_room(_MEMORY_PER_BYTE * size)
             together = tuple(texts) if len(texts) > 1 else texts[0]
             return _shielded("the text", self._opened.encode_batch, [together])[0]
         return _shielded("the text", self._opened.encode, *texts)

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from hasten.serving.fairness import client_at_peer
+from hasten.serving.grpc.reading_ahead import Ahead
 from hasten.serving.models.deciding import RawTicket
 from hasten.serving.models.sequences import StepTicket
 from hasten.serving.models.served import ServedModel, Ticket
@@ -31,8 +32,6 @@ log = logging.getLogger("hasten.serving")
 
 _LITTLE_BYTES = 4 << 10
 """Size of an answer up to which it takes no more than the call itself, and isn't counted."""
-_MOST_IN_STREAM = 128
-"""Largest number of requests of one stream that are processed at once; further ones aren't read yet."""
 
 
 class Named(Protocol):
@@ -60,6 +59,7 @@ class Inference:
     Attributes:
         id: Identifier that the answer repeats.
         final: Whether to mark even an error as the last answer.
+        ahead_bytes: Size that the answer has, or is foreseen to have, in a stream.
     """
 
     __slots__ = (
@@ -74,6 +74,7 @@ class Inference:
         "_reserved",
         "_state",
         "_ticket",
+        "ahead_bytes",
         "final",
         "id",
     )
@@ -93,7 +94,7 @@ class Inference:
         self._model: ServedModel
         self._query: Query
         self._ticket: Ticket | RawTicket | StepTicket | None = None
-        self.id, self.final = "", False
+        self.id, self.final, self.ahead_bytes = "", False, 0
 
     def begin(self, done: Callable[[Answer | ProtocolError], None]) -> None:
         """Hand the request to its model; `done` gets the answer, maybe before this returns.
@@ -163,6 +164,11 @@ class Inference:
             state.check_room(self._client, size)
             state.bodies.take(self._client, size)
         self._reserved += size
+
+    def foreseen_bytes(self, ahead: Ahead) -> int:
+        """Return the size that the answer of a request that has begun will have."""
+        model = self._model
+        return ahead.foreseen(model.name, model.inputs, model.outputs, self._query.inputs)
 
     def reserve_answer(self, answer: Answer) -> None:
         """Count the answer's memory until the request ends.
@@ -320,8 +326,7 @@ class Stream:
         self._writers: set[asyncio.Task[None]] = set()
         """Tasks that wait for threads to encode answers."""
         self._answers: deque[tuple[Inference, bytes]] = deque()
-        self._open = 0
-        """Number of requests that were read but whose answers aren't sent yet."""
+        self._ahead = Ahead()
         self._changed, self._room = asyncio.Event(), asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
         self._why: ProtocolError | None = None
@@ -336,7 +341,7 @@ class Stream:
         """
         self._reading = asyncio.get_running_loop().create_task(self._read())
         try:
-            while self._open or not self._reading.done():
+            while self._ahead.requests or not self._reading.done():
                 await self._changed.wait()
                 self._changed.clear()
                 await self._write()
@@ -370,10 +375,10 @@ class Stream:
             finally:
                 inference.end()
             self._writing = False
-            self._open -= 1
-            if self._open:
+            self._ahead.requests -= 1
+            if self._ahead.requests:
                 self.waiting_ns = None
-            self._room.set()
+            self._count(inference, 0)
 
     def overdue(self, now_ns: int) -> bool:
         """Whether the client hasn't read an answer within the time for one."""
@@ -405,7 +410,7 @@ class Stream:
                     return
                 self._check()
                 self._begin(data)
-                while self._open >= _MOST_IN_STREAM:
+                while self._ahead.full:
                     self._room.clear()
                     await self._room.wait()
         except ProtocolError as failure:
@@ -417,12 +422,14 @@ class Stream:
 
     def _begin(self, data: bytes) -> None:
         inference = Inference(self._state, self._context, self, data, self._clock_ns)
-        self._open += 1
+        self._ahead.requests += 1
         if not self._writing:
             self.waiting_ns = None
         self._under_way.add(inference)
         try:
             inference.begin(partial(self._answer, inference))
+            if inference in self._under_way and not inference.ahead_bytes:
+                self._count(inference, inference.foreseen_bytes(self._ahead))
         except ProtocolError as failure:
             self._answer(inference, failure)
         except Exception:
@@ -432,8 +439,11 @@ class Stream:
         """Queue the answer or error of a request."""
         if inference not in self._under_way:
             return
+        size = answer.size_bytes if isinstance(answer, Answer) else 0
+        self._count(inference, size)
         try:
             if isinstance(answer, Answer):
+                self._ahead.answered(answer.model, size)
                 inference.reserve_answer(answer)
                 known = inference.written_again(answer, in_stream=True)
                 if known is not None:
@@ -453,6 +463,12 @@ class Stream:
         except Exception:
             data = streamed_failure(str(logged_fault()), inference.id, inference.final)
         self._send_soon(inference, data)
+
+    def _count(self, inference: Inference, size_bytes: int) -> None:
+        """Note how large the unsent answer of a request is, or is foreseen to be."""
+        self._ahead.size_bytes += size_bytes - inference.ahead_bytes
+        inference.ahead_bytes = size_bytes
+        self._room.set()
 
     async def _answer_apart(self, inference: Inference, answer: Answer) -> None:
         try:

@@ -29,7 +29,7 @@ from hasten.inputs.chains import Chain
 from hasten.inputs.chains.nodes import SOURCE, Crop, Model
 from hasten.inputs.pipeline.base import Origin
 from hasten.serving.models.caching import AnswerCache, Cache, PreparedSample, steps_key
-from hasten.serving.models.deciding import Cancellable, Deciding, Done, RawTicket
+from hasten.serving.models.deciding import Cancellable, Deciding, Done, RawTicket, longest_of
 from hasten.serving.models.decisions import as_json
 from hasten.serving.models.opening import ModelSettings, OpenBundle
 from hasten.serving.models.prepared import row_bytes
@@ -311,6 +311,7 @@ class _ChainDeciding(Deciding):
         ]
         if allowed:
             self._per_byte = 0 if 0 in allowed else max(allowed)
+        self._longest = longest_of(*(member.pipeline for member in plan.members.values()))
         self._repeatable = all(one.pipeline.deterministic for one in plan.members.values())
         self._asked_bytes = max(_asked_bytes(plan, node) for node in plan.members)
         self._keys = {

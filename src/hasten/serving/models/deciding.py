@@ -187,6 +187,7 @@ class Deciding:
         self.model, self.pipeline, self._most_wait_ns = model, pipeline, most_wait_ns
         self._smaller = smaller
         self._per_byte = max((step.memory_per_byte for step in pipeline.steps), default=0)
+        self._longest = longest_of(pipeline)
         self._loop, self._deadline_ns, self._clock_ns = loop, deadline_ns, clock_ns
         # The processors that an engine leaves idle while it waits are few: one thread for each.
         self._threads = ThreadPoolExecutor(Target.host().threads, "hasten-deciding")
@@ -306,7 +307,14 @@ class Deciding:
                     f"raw samples are answered by the output {DECISION!r}; got {wanted.name!r:.100}: "
                     "send tensors to get the model's own outputs",
                 )
-        return [bytes(sample) for sample in array]
+        samples = [bytes(sample) for sample in array]
+        if (size := max(map(len, samples))) > self._longest:
+            raise ProtocolError(
+                Kind.INVALID,
+                f"a sample for {self.model.name!r} may have {self._longest:,} bytes; got {size:,}: send a shorter "
+                "one, such as the part that matters",
+            )
+        return samples
 
     def _take_place(self, client: str) -> None:
         """Count a request that begins.
@@ -519,7 +527,7 @@ class Deciding:
         return row, origin
 
     def _check_sent(self, query: Query, samples: list[bytes]) -> None:
-        """Check that a compressed body doesn't make a picture or a sound large, whose bytes allow it memory."""
+        """Check that a compressed body doesn't make a picture, a sound or a text large, whose bytes allow it memory."""
         size, most = max(map(len, samples)), max(query.sent_bytes, _FEW_BYTES)
         if query.sent_bytes and size > most and self._per_byte:
             raise ProtocolError(
@@ -611,6 +619,12 @@ class Deciding:
         array[:] = decisions
         model = self.model
         return Answer(model.name, model.version, ticket.query.id, {DECISION: array})
+
+
+def longest_of(*pipelines: Pipeline) -> float:
+    """Return the size of the longest sample that all pipelines take."""
+    stated = (step.longest_bytes for pipeline in pipelines for step in pipeline.steps)
+    return min((size for size in stated if size), default=math.inf)
 
 
 def _late() -> ProtocolError:
