@@ -6,7 +6,7 @@ import dataclasses
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,6 +31,7 @@ from hasten.inputs.metrics.top_k import Top1
 from hasten.measure.candidate import Trial
 from hasten.optimization.measured.escalation import Escalation
 from hasten.optimization.measured.exploration import Exploration
+from hasten.optimization.trials import Trials
 
 CASCADES = settings(
     n=(500,),
@@ -159,11 +160,12 @@ def cascade(
 
 def _thresholds(people: Population, search: Ints, sealed: int, limit: float) -> list[float]:
     """Return the thresholds that a search would propose where half of the answers may be asked again."""
-    trials = SimpleNamespace(
+    trials: Any = SimpleNamespace(
         exact_scores=people.careful_right[search],
         promise=Promise(Top1(), max_drop=limit, confidence=1 - ALPHA),
         binary=True,
     )
+    trials.probably_certified = partial(Trials.probably_certified, trials)
     searching: Any = SimpleNamespace(
         trials=trials, _units=np.arange(len(search)), _sealed_draws=sealed
     )
@@ -177,7 +179,7 @@ def _thresholds(people: Population, search: Ints, sealed: int, limit: float) -> 
     def surely(trial: Trial, scale: float) -> bool:
         return Exploration._likely_passes(searching, trial, scale, doubt=1.0)
 
-    escalation = Escalation(trials, lambda _: None, likely, surely, [])  # type: ignore[arg-type]
+    escalation = Escalation(trials, lambda _: None, likely, surely, [])
     return escalation._thresholds(trial, people.margins[search], scores, 0.5)
 
 

@@ -150,7 +150,7 @@ class Library(ABC):
 
         Args:
             model: The live model, or what `read` returned.
-            described: What is known of it.
+            described: Its description, with the step that reads its rows.
         """
         return None
 
