@@ -70,7 +70,7 @@ async def ended(stream: Stream, task: asyncio.Task[None]) -> None:
 def test_a_stream_and_its_answers_are_gone_however_it_ends(by: Callable[..., Any]) -> None:
     async def ran() -> list[weakref.ref[Any]]:
         stream, asked = Stream(STATE, Silent(), lambda: None, lambda: 0), Asked()
-        stream._open = 2
+        stream._ahead.requests = 2
         stream._answers.append((asked, b"answer"))  # type: ignore[arg-type]
         stream._answers.append((asked, b"answer"))  # type: ignore[arg-type]
         task = asyncio.get_running_loop().create_task(stream.run())
