@@ -294,8 +294,7 @@ def whole_path(
     """Return the times of each part of one row's path, from the model's call to the answer over HTTP."""
     return {
         "the model's own call": inside["bind: the call alone"],
-        "reading the JSON": inside["the step row alone: JSON"],
-        "reading it, the call and the decision": inside["bind_row: JSON"],
+        "reading the JSON, call, decision: bind_row": inside["bind_row: JSON"],
         "the same by decide": inside["decide: JSON"],
         "over HTTP, bare httptools, an echo": asked[ECHO],
         "over HTTP, hasten's server, an echo": asked[OWN_ECHO],

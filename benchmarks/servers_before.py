@@ -276,11 +276,11 @@ async def start(
     Args:
         checkout: Folder with the other sources.
         bundles: Folder of sources -> the bundle that they made.
-        lengths: What the command line says of ways, rounds and seconds.
+        lengths: Ways to ask, rounds and seconds, from the command line.
         rng: Random numbers for the order.
 
     Returns:
-        How it was asked -> server -> its turns, by round.
+        Way to ask -> server -> its turns, by round.
     """
     found: dict[str, dict[str, list[Turn]]] = {}
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:

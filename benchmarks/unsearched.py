@@ -18,7 +18,7 @@ def unsearched(path: Path, engine: Engine, artifact: Artifact, target: Target, *
     Args:
         path: Folder to write.
         engine: Engine that built the model.
-        artifact: What it built.
+        artifact: Artifact that the engine built.
         target: Machine that it was built for.
         more: Further fields of the manifest, such as `pipeline`.
 

@@ -5,17 +5,24 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 
-def test_every_way_of_a_recurrent_step_is_in_the_table(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The benchmark, with one round of two requests."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    benchmark = importlib.import_module("recurrent")
-    monkeypatch.setattr(benchmark, "ROUNDS", 1)
-    monkeypatch.setattr(benchmark, "REQUESTS", 2)
+    found = importlib.import_module("recurrent")
+    monkeypatch.setattr(found, "ROUNDS", 1)
+    monkeypatch.setattr(found, "REQUESTS", 2)
+    return found
+
+
+def test_every_way_of_a_recurrent_step_is_in_the_table(
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["recurrent.py", "GRU 40 -> 128, a step"])
     benchmark.main()
     lines = capsys.readouterr().out.splitlines()
@@ -31,12 +38,8 @@ def test_every_way_of_a_recurrent_step_is_in_the_table(
 
 
 def test_sequences_in_batches_are_checked_and_timed(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    benchmark: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    benchmark = importlib.import_module("recurrent")
-    monkeypatch.setattr(benchmark, "ROUNDS", 1)
-    monkeypatch.setattr(benchmark, "REQUESTS", 2)
     monkeypatch.setattr(benchmark, "BATCHES", (1, 3))
     name = "sensors in batches: GRU 3 -> 32, 100 steps, 6 classes"
     monkeypatch.setattr(sys, "argv", ["recurrent.py", name])

@@ -82,10 +82,11 @@ class Threshold(PostStep):
         return float(np.float32(self.threshold))
 
     @cached_property
-    def _plain(self) -> bool:
-        """Whether the model's only number is the score itself, and is always decided on."""
-        odd = self.output or self.margin or self.position is not None
-        return not odd and self.activation == "none"
+    def _plain(self) -> tuple[float, float, tuple[str, ...] | None] | None:
+        """Threshold in float32, threshold and labels, if the model's only number is the score, always decided on."""
+        if self.output or self.margin or self.position is not None or self.activation != "none":
+            return None
+        return self._least, self.threshold, self.labels or None
 
     @property
     def _needs(self) -> str:
@@ -124,14 +125,24 @@ class Threshold(PostStep):
             raise InputError(f"{self._needs}; the model gives {spec}")
 
     def __call__(self, value: Any, origin: Origin) -> dict[str, Any]:
-        if self._plain and len(value) == 1:  # a third of what follows takes, with the same answer
+        if (plain := self._plain) is not None and len(
+            value
+        ) == 1:  # half of the time of what follows
             (array,) = value.values()
-            plain = type(array) is np.ndarray and array.size == 1 and array.dtype is _FLOAT32
-            if plain and math.isfinite(score := array.item()):
-                positive = score >= self._least
-                told = {"score": score, "threshold": self.threshold}
-                label = {"label": self.labels[positive]} if self.labels else {}
-                return {"positive": positive, **label, **told}
+            if type(array) is np.ndarray and array.dtype is _FLOAT32 and array.size == 1:
+                score = array.item()
+                if math.isfinite(score):
+                    least, threshold, labels = plain
+                    positive = score >= least
+                    if labels is None:
+                        return {"positive": positive, "score": score, "threshold": threshold}
+                    label = labels[positive]
+                    return {
+                        "positive": positive,
+                        "label": label,
+                        "score": score,
+                        "threshold": threshold,
+                    }
         scores = array_of(value, self.output, "threshold")
         if self.position is None:
             fits = scores.size == 1

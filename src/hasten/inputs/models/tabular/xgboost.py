@@ -162,8 +162,8 @@ def _check_version(path: Path, content: bytes) -> None:
     stated = list(_VERSION.finditer(content))
     if not stated:
         return
-    digits, *raw = stated[-1].group(1, 2), stated[-1].group(3, 4)
-    newest = tuple(int(one) for one in digits) if digits[0] else tuple(ord(one) for one in raw[0])
+    last = stated[-1]
+    newest = tuple(map(int, last.group(1, 2))) if last[1] else tuple(map(ord, last.group(3, 4)))
     here = tuple(int(part) for part in xgboost.__version__.split(".")[:2])
     if newest > here:
         raise InputError(
