@@ -287,6 +287,48 @@ def test_a_row_whose_deadline_passed_is_told_so(server: ServerThread) -> None:
     assert "deadline" in answer["error"]
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        Threshold(0.1, labels=("100 % no", 'yes, "ja"')),
+        Threshold(-0.5),
+        Threshold(0.1, margin=0.2),
+    ],
+)
+def test_a_decision_by_one_score_is_written_as_the_step_takes_it(
+    tmp_path: Path, step: Threshold
+) -> None:
+    text = """
+        single (float[batch, 16] x) => (float[batch, 1] score) {
+            linear = Gemm(x, weight, bias)
+            square = Mul(linear, linear)
+            score = Mul(square, linear)
+        }"""
+    model = models.write(tmp_path / "single.onnx", text, {"weight": (16, 1), "bias": (1,)})
+    pipeline = Pipeline((Row(COLUMNS),), (step,))
+    path = bundle_of(tmp_path, model, "single", engine=CompiledC(), pipeline=pipeline)
+    rng = np.random.default_rng(1)
+    sizes = (1e-3, 1, 1e6)
+    rows = [[*map(float, size * rng.standard_normal(16))] for size in sizes for _ in range(20)]
+    with hasten.load(path, cache=tmp_path) as opened:
+        expected = opened.decide_rows(rows)
+    place = place_of(path, compiled=str(tmp_path))
+    with ServerThread(place) as running, httpx.Client(base_url=running.http_url) as client:
+        quick = running.call(lambda: served(running, "single").quick_rows)
+        assert quick is not None
+        for row, decision in zip(rows, expected, strict=True):
+            body = json.dumps(row).encode()
+            assert json.loads(running.call(lambda: quick.answer(body, 2**62))) == decision  # noqa: B023
+            url = "/v2/models/single/infer"
+            assert client.post(url, content=body, timeout=PATIENCE_S).json()["decision"] == decision
+        overflows = json.dumps([1e20] * 16).encode()
+        assert running.call(lambda: quick.answer(overflows, 2**62)) is None
+        answer = client.post(url, content=overflows, timeout=PATIENCE_S)
+        assert (answer.status_code, "NaN or infinite" in answer.json()["error"]) == (500, True)
+    if not step.margin:
+        assert {one["positive"] for one in expected} == {False, True}
+
+
 def test_a_row_waits_while_the_model_is_busy_or_has_fallen_back(
     server: ServerThread, decided: list[Any]
 ) -> None:

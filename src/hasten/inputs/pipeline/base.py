@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -147,6 +147,20 @@ DECISION = "a decision"
 """Kind of value that the last step gives: what JSON can represent."""
 
 
+class EitherOr(NamedTuple):
+    """Both decisions that a step takes by a finite score.
+
+    Attributes:
+        least: Least score of the second decision.
+        below: Decision on a lower score, with None under "score".
+        reached: Decision on any other score, with None under "score".
+    """
+
+    least: float
+    below: dict[str, Any]
+    reached: dict[str, Any]
+
+
 class PostStep(Value, ABC):
     """Step of postprocessing: a frozen dataclass whose fields are its settings.
 
@@ -201,6 +215,16 @@ class PostStep(Value, ABC):
         Raises:
             InputError: the value doesn't fit; the message says what was needed.
         """
+
+    def either_or(self, dtype: np.dtype[Any]) -> EitherOr | None:
+        """Return both decisions of a step that compares a model's only number with a threshold; None for any other.
+
+        A server answers a row by them in a quarter of the time of asking the step and writing its decision.
+
+        Args:
+            dtype: Type of the number.
+        """
+        return None
 
     @property
     def class_names(self) -> tuple[str, ...]:

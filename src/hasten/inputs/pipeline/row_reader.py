@@ -27,6 +27,7 @@ _MOST_COLUMNS = 2_000
 _BOUNDS = {"float32": 1e38, "float64": 1e150}
 """Root of the sum of squares below which no number of a row is too large for a type."""
 _NUMBERS = frozenset((int, float, bool))
+_OBJECT = ord("{")
 _WORDS = frozenset((str, int, float, bool))
 _HASHED = frozenset((str, int, bool))
 _DOUBTS = (
@@ -34,6 +35,7 @@ _DOUBTS = (
     TypeError,
     AttributeError,
     OverflowError,
+    IndexError,
     struct.error,
     msgspec.MsgspecError,
     UnicodeError,
@@ -122,7 +124,8 @@ class RowReader:
         if not self.able:
             return False
         try:
-            if self._plain and type(value) is bytes and len(value) <= self._most_bytes:
+            plain = self._plain and type(value) is bytes and len(value) <= self._most_bytes
+            if plain and value[0] == _OBJECT:
                 values = _astuple(self._decode(value))
                 if math.hypot(*values) <= self._bound:
                     self._pack(into, row * self._row_bytes, *values)

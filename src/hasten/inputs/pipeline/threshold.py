@@ -13,7 +13,7 @@ import numpy as np
 from hasten.core.tensors import TensorSpec
 from hasten.core.words import amount
 from hasten.errors import InputError
-from hasten.inputs.pipeline.base import Origin, PostStep
+from hasten.inputs.pipeline.base import EitherOr, Origin, PostStep
 from hasten.inputs.pipeline.outputs import (
     UNKNOWN,
     array_of,
@@ -124,10 +124,24 @@ class Threshold(PostStep):
         if not fits:
             raise InputError(f"{self._needs}; the model gives {spec}")
 
+    def either_or(self, dtype: np.dtype[Any]) -> EitherOr | None:
+        """Return both decisions, if the model's only number is the score and the step never abstains."""
+        if type(self) is not Threshold or self._plain is None or dtype != _FLOAT32:
+            return None
+        below, reached = (
+            {
+                "positive": positive,
+                **({"label": self.labels[positive]} if self.labels else {}),
+                "score": None,
+                "threshold": self.threshold,
+            }
+            for positive in (False, True)
+        )
+        return EitherOr(self._least, below, reached)
+
     def __call__(self, value: Any, origin: Origin) -> dict[str, Any]:
-        if (plain := self._plain) is not None and len(
-            value
-        ) == 1:  # half of the time of what follows
+        # Half of the time of what follows.
+        if (plain := self._plain) is not None and len(value) == 1:
             (array,) = value.values()
             if type(array) is np.ndarray and array.dtype is _FLOAT32 and array.size == 1:
                 score = array.item()

@@ -7,10 +7,13 @@ the usual way, which also states every error: it starts over, from the body.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hasten.bundle.rows import NOWHERE, RowPath
+from hasten.core.tensors import Array
 from hasten.errors import CandidateError, InputError
+from hasten.inputs.pipeline.base import EitherOr
 from hasten.serving.models.batching import INLINE_NS
 from hasten.serving.models.comparison import is_broken
 from hasten.serving.models.decisions import as_json
@@ -37,12 +40,15 @@ class QuickRows:
 
     def __init__(self, model: ServedModel, path: RowPath) -> None:
         # Imported here: settings of a server are read without what answers need.
+        import orjson
+
         from hasten.serving.wire.http_bodies import head_of_decision
 
         self._model = model
         self.before = head_of_decision(model.name, model.version)
         self.ambiguous = "inputs" in path.reader.step.columns
-        self._read, self._after = path.reader.read_quickly, path.after
+        self._read, self._after, self._dumps = path.reader.read_quickly, path.after, orjson.dumps
+        self._array_option = orjson.OPT_SERIALIZE_NUMPY
         self._statistics, self._scheduler = model.statistics, model.scheduler
         first = model.opened.first
         bound = first.bind_row()
@@ -56,6 +62,11 @@ class QuickRows:
         self._guarded = model.opened.standby is not None
         (array, *others) = self._outputs.values()
         self._one = array if not others and array.size == 1 and array.dtype.kind == "f" else None
+        self._written: Callable[[], bytes | None] = self._decided
+        if self._one is not None and len(path.after) == 1:
+            both = path.after[0].either_or(self._one.dtype)
+            if both is not None:
+                self._written = _writer(self._one, both)
 
     @classmethod
     def of(cls, model: ServedModel) -> QuickRows | None:
@@ -92,20 +103,15 @@ class QuickRows:
         if not self._read(body, self._row):
             return None
         read_ns = clock_ns()
-        import orjson
-
         try:
             with self._mark:
                 self._run()
             ran_ns = clock_ns()
             if self._guarded and self._is_broken():
                 return None
-            value: Any = self._firsts
-            for step in self._after:
-                value = step(value, NOWHERE)
-            data = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-            if b"null" in data:  # NaN is written so
-                data = as_json(value)
+            data = self._written()
+            if data is None:
+                return None
         except (InputError, CandidateError, TypeError):
             return None
         now_ns = clock_ns()
@@ -113,6 +119,14 @@ class QuickRows:
             return None
         self._times = arrived_ns, read_ns, ran_ns, now_ns
         return data
+
+    def _decided(self) -> bytes | None:
+        """Return the decision on the row that was answered last, as JSON."""
+        value: Any = self._firsts
+        for step in self._after:
+            value = step(value, NOWHERE)
+        data = self._dumps(value, option=self._array_option)
+        return as_json(value) if b"null" in data else data  # NaN is written so
 
     def told(self) -> None:
         """Count the request that `answer` answered last, now that its answer is on the way."""
@@ -125,3 +139,33 @@ class QuickRows:
         if self._one is not None:
             return not math.isfinite(self._one.item())
         return is_broken(self._outputs)
+
+
+def _writer(score: Array, both: EitherOr) -> Callable[[], bytes | None]:
+    """Return what writes a decision by a score; where the score isn't finite, it returns None.
+
+    Args:
+        score: Array with the score.
+        both: Decisions that there are.
+    """
+    import orjson
+
+    item, finite, dumps, least = score.item, math.isfinite, orjson.dumps, both.least
+    forms = _around_score(both.below), _around_score(both.reached)
+
+    def written() -> bytes | None:
+        number = item()
+        return forms[number >= least] % dumps(number) if finite(number) else None
+
+    return written
+
+
+def _around_score(decision: dict[str, Any]) -> bytes:
+    """Return a decision as JSON, with a place for its score."""
+    import orjson
+
+    keys = list(decision)
+    at = keys.index("score")
+    before, after = ({key: decision[key] for key in some} for some in (keys[:at], keys[at + 1 :]))
+    first, last = (orjson.dumps(part)[1:-1].replace(b"%", b"%%") for part in (before, after))
+    return b"{%b}" % b",".join(part for part in (first, b'"score":%b', last) if part)

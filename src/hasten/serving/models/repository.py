@@ -161,23 +161,20 @@ class Repository:
             raise ProtocolError(
                 Kind.NOT_FOUND, f"unknown model {name!r:.200}; see v2/repository/index"
             )
-        if version:
-            one = versions.get(version)
-            if one is None:
-                raise ProtocolError(
-                    Kind.NOT_FOUND,
-                    f"the model {name!r} has no version {version!r:.40}; it has "
-                    f"{', '.join(versions)}",
-                )
-            candidates = [one]
-        else:
-            candidates = list(reversed(versions.values()))
-        for one in candidates:
-            if one.served is not None:
-                return one.served
-        raise ProtocolError(
-            Kind.UNAVAILABLE, f"the model {name!r} isn't ready: {candidates[0].reason}", 1.0
-        )
+        if not version:
+            for one in reversed(versions.values()):
+                if one.served is not None:
+                    return one.served
+            version = next(reversed(versions))
+        elif version not in versions:
+            raise ProtocolError(
+                Kind.NOT_FOUND,
+                f"the model {name!r} has no version {version!r:.40}; it has {', '.join(versions)}",
+            )
+        one = versions[version]
+        if one.served is not None:
+            return one.served
+        raise ProtocolError(Kind.UNAVAILABLE, f"the model {name!r} isn't ready: {one.reason}", 1.0)
 
     def versions(self, name: str) -> list[str]:
         """Return the versions of a model that are ready, oldest first."""
