@@ -24,6 +24,7 @@ from hasten.core.tensors import TensorSpec
 from hasten.serving.grpc.reading_ahead import Ahead, size_of
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.messages import message
+from hasten.serving.settings import ModelPlace
 from hasten.serving.state import Limits
 from hasten.serving.wire.classes import classes_of
 from hasten.serving.wire.http_bodies import decompressed, read_body
@@ -427,11 +428,106 @@ def test_the_size_of_an_answer_is_foreseen_where_shapes_tell_it(
 ) -> None:
     inputs, tensors = specs(("batch", "length", "?")), {"t0": np.ones((7, 9, 3), np.float32)}
     assert size_of(inputs, outputs, tensors) == size
+
+
+def test_the_size_of_an_answer_is_else_that_of_the_largest_so_far() -> None:
     ahead = Ahead()
-    assert ahead.foreseen("m", inputs, outputs, tensors) == (MIB if size is None else size)
+    assert ahead.foreseen("m") == MIB
     ahead.answered("m", 3 * MIB)
     ahead.answered("m", 2 * MIB)
-    assert ahead.foreseen("m", inputs, outputs, tensors) == (3 * MIB if size is None else size)
+    assert (ahead.foreseen("m"), ahead.foreseen("other")) == (3 * MIB, MIB)
+
+
+@pytest.fixture(scope="module")
+def two_mib(tmp_path_factory: pytest.TempPathFactory) -> list[ModelPlace]:
+    """A model whose answers have 2 MiB, and one with small answers."""
+    folder = tmp_path_factory.mktemp("two")
+    return [
+        place_of(bundle_of(folder, wide(folder, 1 << 19))),
+        place_of(bundle_of(folder, solid(folder))),
+    ]
+
+
+def unreading(server: ServerThread) -> Any:
+    """A client that takes little of what it doesn't read."""
+    import grpc
+
+    little = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1 << 16)]
+    options = [*little, ("grpc.use_local_subchannel_pool", 1)]
+    return grpc.insecure_channel(server.grpc_url, options=options)
+
+
+def unread_calls(channel: Any, count: int) -> list[Any]:
+    """Ask for so many answers by single calls, and read none of them."""
+    infer = channel.stream_stream("/inference.GRPCInferenceService/ModelInfer")
+    return [infer(iter([ROW])) for _ in range(count)]
+
+
+def said_by(call: Any) -> str:
+    """Return the error of a call; "" for an answer of some MiB."""
+    import grpc
+
+    try:
+        return "" if sum(map(len, call)) > MIB else "a short answer"
+    except grpc.RpcError as error:
+        return str(error.details())
+
+
+def answered_by(server: ServerThread, model: str) -> int:
+    find = server.server.state.repository.find
+    return server.call(lambda: find(model).statistics.totals["success"].count)
+
+
+def test_single_calls_whose_answers_nobody_reads_wait_for_each_other(
+    two_mib: list[ModelPlace],
+) -> None:
+    with ServerThread(*two_mib, grpc=True) as server:
+        with unreading(server) as channel:
+            calls = unread_calls(channel, 100)
+            until(lambda: answered_by(server, "wide") == 12)
+            for _ in range(200):  # small answers don't wait
+                small = asking(SHAPE, model=b"solid") + field(7, np.ones(4, np.float32).tobytes())
+                channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(small)
+            assert answered_by(server, "wide") == 12
+            calls.pop().cancel()
+            assert [len(answer) > MIB for call in calls for answer in call] == [True] * 99
+        with unreading(server) as channel:  # of a client that goes away
+            unread_calls(channel, 100)
+            until(lambda: answered_by(server, "wide") >= 99 + 12)
+        with unreading(server) as channel:
+            assert len(channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(ROW)) > MIB
+
+
+def test_a_client_that_reads_nothing_is_told_so_and_keeps_nobody_waiting(
+    two_mib: list[ModelPlace], tmp_path: Path
+) -> None:
+    tokens = tmp_path / "tokens.toml"
+    tokens.touch(0o600)
+    lines = [
+        f'[{name}]\ntoken = "{name * 8}"\nscopes = ["infer"]\n' for name in ("greedy", "other")
+    ]
+    tokens.write_text("".join(lines))
+    limits = Limits(receive_ns=int(2e9))
+    with (
+        ServerThread(*two_mib, grpc=True, tokens=tokens, limits=limits) as server,
+        unreading(server) as channel,
+        unreading(server) as another,
+    ):
+        infer = channel.stream_stream("/inference.GRPCInferenceService/ModelInfer")
+        greedy, other = ((("authorization", "Bearer " + 8 * it),) for it in ("greedy", "other"))
+        calls = [infer(iter([ROW]), metadata=greedy) for _ in range(40)]
+        until(lambda: answered_by(server, "wide") == 12)
+        asked = another.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        assert len(asked(ROW, metadata=other, timeout=60)) > MIB
+        front: Any = server.server._grpc
+        until(lambda: server.call(lambda: len(front._calls)) == 0)
+        ended = [said_by(call) for call in calls]
+        assert ended.count("") == 12
+        assert {*ended} == {
+            "",
+            "the request didn't arrive, or answers weren't read, within the time limit",
+        }
+        assert len(asked(ROW, metadata=greedy, timeout=60)) > MIB
 
 
 def test_an_output_is_sent_once_over_grpc_and_in_streams_too(answering: ServerThread) -> None:

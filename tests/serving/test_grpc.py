@@ -661,7 +661,7 @@ def test_a_fault_of_the_server_is_logged_and_not_told(
 class Captured:
     """A model that keeps the request."""
 
-    most_rows = 0
+    most_rows, inputs, outputs, takes_raw = 0, (), (), False
 
     def __init__(self, *, over: bool) -> None:
         self.messages = MessagePlans()
@@ -740,9 +740,10 @@ def test_a_deadline_is_the_earlier_of_the_requests_and_the_calls(
             query = query_of(read, SharedMemory(), 1 << 20)
             known = begin, end, read.raw, 1, "key", False, query.timeout_ns
             model.messages.note(query, data, *known)
-    Inference(state, context, SimpleNamespace(client="", name=""), data, lambda: next(clock)).begin(
-        print
-    )
+    call = SimpleNamespace(client="", name="")
+    inference = Inference(state, context, call, data, lambda: next(clock))
+    inference.read()
+    inference.begin(print)
 
     query = model.query
     assert (query.plan is not None) == planned

@@ -174,7 +174,7 @@ def test_a_message_that_never_comes_ends_its_call(bundle: Path, method: str) -> 
             assert set(crowd.ended()) == {
                 (
                     "CANCELLED",
-                    "the request didn't arrive, or its answer wasn't read, within the time limit",
+                    "the request didn't arrive, or answers weren't read, within the time limit",
                 )
             }
 

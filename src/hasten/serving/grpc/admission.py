@@ -106,7 +106,7 @@ class Admission:
             self._end(
                 call,
                 Kind.SLOW,
-                "the request didn't arrive, or its answer wasn't read, within the time limit",
+                "the request didn't arrive, or answers weren't read, within the time limit",
             )
         self._make_room(now_ns - _QUIET_NS)
 

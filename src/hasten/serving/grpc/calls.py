@@ -6,17 +6,17 @@ import asyncio
 import logging
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from hasten.serving.fairness import client_at_peer
-from hasten.serving.grpc.reading_ahead import Ahead
+from hasten.serving.grpc.reading_ahead import Ahead, Debt, Unread, size_of
 from hasten.serving.models.deciding import RawTicket
 from hasten.serving.models.sequences import StepTicket
 from hasten.serving.models.served import ServedModel, Ticket
 from hasten.serving.protocol.errors import Kind, ProtocolError, own_fault, without_frames
-from hasten.serving.protocol.requests import Answer, Query
+from hasten.serving.protocol.requests import RAW, Answer, Query
 from hasten.serving.state import ServerState
 from hasten.serving.wire.grpc_messages import (
     is_slow,
@@ -29,8 +29,9 @@ from hasten.serving.wire.grpc_messages import (
 from hasten.serving.wire.message_plans import Heading, heading_of
 
 log = logging.getLogger("hasten.serving")
+T = TypeVar("T")
 
-_LITTLE_BYTES = 4 << 10
+LITTLE_BYTES = 4 << 10
 """Size of an answer up to which it takes no more than the call itself, and isn't counted."""
 
 
@@ -63,6 +64,7 @@ class Inference:
     """
 
     __slots__ = (
+        "_again",
         "_arrived_ns",
         "_client",
         "_clock_ns",
@@ -93,11 +95,13 @@ class Inference:
         self._reserved = 0
         self._model: ServedModel
         self._query: Query
+        self._again: tuple[Any, ...] | None = None
+        """What a plan is made of for messages that are like this one; None where there is none to make."""
         self._ticket: Ticket | RawTicket | StepTicket | None = None
         self.id, self.final, self.ahead_bytes = "", False, 0
 
-    def begin(self, done: Callable[[Answer | ProtocolError], None]) -> None:
-        """Hand the request to its model; `done` gets the answer, maybe before this returns.
+    def read(self) -> None:
+        """Read the message.
 
         Raises:
             ProtocolError: the request can't be answered.
@@ -124,6 +128,8 @@ class Inference:
             except ProtocolError as failure:
                 model.unread(failure, self._arrived_ns, trace)
                 raise
+            if heading is not None and request.raw:
+                self._again = *heading[2:], request.raw, query.timeout_ns
         stated_ns = query.timeout_ns
         left_s = self._context.time_remaining()
         if left_s is not None:
@@ -131,15 +137,21 @@ class Inference:
             query.timeout_ns = min(stated_ns or left_ns, left_ns)
         query.trace, query.client, query.name = trace, self._client, self._name
         query.arrived_ns, query.parsed_ns = self._arrived_ns, self._clock_ns()
-        ticket = self._model.accept(query, done)
+
+    def begin(self, done: Callable[[Answer | ProtocolError], None]) -> None:
+        """Hand the request, which was read, to its model; `done` gets the answer, maybe before this returns.
+
+        Raises:
+            ProtocolError: the request can't be answered.
+        """
+        ticket = self._model.accept(self._query, done)
         if not ticket.over:
             self._ticket = ticket
-        if request is None or heading is None:
-            return
-        if request.raw and type(ticket) is Ticket:
+        if self._again is not None and type(ticket) is Ticket:
             try:
-                known = *heading[2:], request.raw, ticket.rows, ticket.key, self.final, stated_ns
-                self._model.messages.note(query, data, *known)
+                *begin_end, raw, stated_ns = self._again
+                known = *begin_end, raw, ticket.rows, ticket.key, self.final, stated_ns
+                self._model.messages.note(self._query, self._data, *known)
             except Exception:  # the request may be answered already, so it can't fail any more
                 log.exception("the plan of a request couldn't be kept")
 
@@ -167,8 +179,21 @@ class Inference:
 
     def foreseen_bytes(self, ahead: Ahead) -> int:
         """Return the size that the answer of a request that has begun will have."""
-        model = self._model
-        return ahead.foreseen(model.name, model.inputs, model.outputs, self._query.inputs)
+        model, query = self._model, self._query
+        plan = query.plan
+        if plan is not None and plan.answer_bytes is not None:
+            return plan.answer_bytes  # type: ignore[no-any-return]
+        outputs = model.outputs
+        if query.outputs:
+            sent = {each.name for each in query.outputs if each.region is None}
+            outputs = tuple(spec for spec in outputs if spec.name in sent)
+        decides = RAW in query.inputs and model.takes_raw
+        size = None if decides else size_of(model.inputs, outputs, query.inputs)
+        if size is None:
+            return ahead.foreseen(model.name)
+        if plan is not None:
+            plan.answer_bytes = size
+        return size
 
     def reserve_answer(self, answer: Answer) -> None:
         """Count the answer's memory until the request ends.
@@ -177,7 +202,7 @@ class Inference:
             ProtocolError: there is no room for the answer.
         """
         size = answer.size_bytes
-        if size > _LITTLE_BYTES:
+        if size > LITTLE_BYTES:
             self._reserve(size)
 
     def written_again(self, answer: Answer, *, in_stream: bool = False) -> bytes | None:
@@ -238,7 +263,7 @@ class Inference:
 
 
 class Receiving:
-    """The only message of a call, which is received once the call is let in.
+    """A call with one request: its message, which is received once the call is let in, and room for its answer.
 
     Args:
         state: State of the server.
@@ -248,16 +273,27 @@ class Receiving:
     Attributes:
         client: Client that the call is counted under.
         name: Name of the client, where the server can tell several; else "".
-        waiting_ns: Time since which the server waits for the message; None once it is there.
+        waiting_ns: Time since which the server waits for the message, or for the client to read answers of
+            other calls; None while it doesn't.
     """
 
-    __slots__ = ("_context", "_most_ns", "_task", "_why", "client", "name", "waiting_ns")
+    __slots__ = (
+        "_context",
+        "_debt",
+        "_most_ns",
+        "_task",
+        "_why",
+        "client",
+        "name",
+        "waiting_ns",
+    )
 
     def __init__(self, state: ServerState, context: Any, now_ns: int) -> None:
         self._context, self._most_ns = context, state.limits.receive_ns
         self.client, self.name = client_of(state, context), ""
         self._task = asyncio.current_task()
         self._why: ProtocolError | None = None
+        self._debt: Debt | None = None
         self.waiting_ns: int | None = now_ns
 
     async def message(self) -> bytes:
@@ -266,8 +302,39 @@ class Receiving:
         Raises:
             ProtocolError: the server ended the call, or there is no message.
         """
+        data = await self._waited(self._context.read())
+        if type(data) is not bytes:
+            raise ProtocolError(Kind.INVALID, "the call has no message: send one")
+        return data
+
+    async def foresee(self, unread: Unread, size: int, now_ns: int) -> bool:
+        """Count an answer of some size, once the client has read enough of its other calls' answers.
+
+        It is counted until the client has read it, or is gone.
+
+        Returns:
+            Whether the call had to wait.
+
+        Raises:
+            ProtocolError: the server ended the call, since the client reads nothing.
+        """
+        reader = self.client or self._context.peer()  # clients aren't told apart everywhere
+        waits = not unread.took(reader, size)
+        if waits:
+            self.waiting_ns, self._task = now_ns, asyncio.current_task()
+            await self._waited(unread.take(reader, size))
+        self._debt = Debt(unread, reader, size)
+        self._context.add_done_callback(self._debt.ended)
+        return waits
+
+    def answered(self, size: int) -> None:
+        """Note how large the answer is that the client will read, if it was foreseen; 0 for an error."""
+        if self._debt is not None:
+            self._debt.change(size)
+
+    async def _waited(self, event: Awaitable[T]) -> T:
         try:
-            data = await self._context.read()
+            found = await event
         except asyncio.CancelledError:
             if self._why is None:  # the client is gone
                 raise
@@ -278,16 +345,14 @@ class Receiving:
         finally:
             self._task = None  # it keeps the frames of its error, and they keep this
         self.waiting_ns = None
-        if type(data) is not bytes:
-            raise ProtocolError(Kind.INVALID, "the call has no message: send one")
-        return data
+        return found
 
     def overdue(self, now_ns: int) -> bool:
-        """Whether the message didn't come within the time for a request."""
+        """Whether the message didn't come, or other answers weren't read, within the time for a request."""
         return self.waiting_ns is not None and now_ns - self.waiting_ns > self._most_ns
 
     def end(self, why: ProtocolError) -> None:
-        """End the call with an error, unless its message is there."""
+        """End the call with an error, unless its request is answered now."""
         if self.waiting_ns is not None and self._task is not None:
             self._why = why
             self._task.cancel()
@@ -427,6 +492,7 @@ class Stream:
             self.waiting_ns = None
         self._under_way.add(inference)
         try:
+            inference.read()
             inference.begin(partial(self._answer, inference))
             if inference in self._under_way and not inference.ahead_bytes:
                 self._count(inference, inference.foreseen_bytes(self._ahead))

@@ -19,6 +19,7 @@ from hasten.errors import InputError
 from hasten.serving.fairness import client_named
 from hasten.serving.grpc.admission import Admission
 from hasten.serving.grpc.calls import (
+    LITTLE_BYTES,
     Inference,
     Receiving,
     Stream,
@@ -27,6 +28,7 @@ from hasten.serving.grpc.calls import (
     metadata_of,
 )
 from hasten.serving.grpc.methods import SCOPES, Methods
+from hasten.serving.grpc.reading_ahead import Ahead, Unread
 from hasten.serving.grpc.trial import check_that_it_answers
 from hasten.serving.protocol import messages
 from hasten.serving.protocol.errors import Kind, ProtocolError, without_frames
@@ -78,6 +80,7 @@ class GrpcServer:
         self._methods = Methods(state)
         self._statuses: dict[Kind, Any] = {}
         self._server: Any = None
+        self._unread = Unread()
         self._calls = Admission(state.limits.connections, _PATIENCE_NS)
         self._sweeping: asyncio.TimerHandle | None = None
 
@@ -297,7 +300,7 @@ class GrpcServer:
             self._clock_ns,
             SCOPES["ModelInfer"],
         )
-        loop = asyncio.get_running_loop()
+        loop, ahead, unread = asyncio.get_running_loop(), Ahead(), self._unread
 
         async def infer(requests: Any, context: Any) -> bytes:
             now_ns, inference = clock_ns(), None
@@ -307,11 +310,20 @@ class GrpcServer:
                 self._enter(calls, receiving, now_ns)
                 data = await receiving.message()
                 inference = Inference(state, context, receiving, data, clock_ns)
+                inference.read()
+                size = inference.foreseen_bytes(ahead)
+                if size > LITTLE_BYTES and await receiving.foresee(unread, size, clock_ns()):
+                    inference.end()  # the model may have been replaced meanwhile
+                    inference = Inference(state, context, receiving, data, clock_ns)
+                    inference.read()
                 answered: asyncio.Future[Answer | ProtocolError] = loop.create_future()
                 inference.begin(partial(_settle, answered))
                 answer = await answered
                 if isinstance(answer, ProtocolError):
+                    receiving.answered(0)
                     return self._refuse(context, answer)
+                ahead.answered(answer.model, answer.size_bytes)
+                receiving.answered(answer.size_bytes)
                 inference.reserve_answer(answer)
                 known = inference.written_again(answer)
                 if known is not None:
@@ -320,8 +332,10 @@ class GrpcServer:
                     return await inference.written_apart(answer)
                 return inference.written(answer)
             except ProtocolError as failure:
+                receiving.answered(0)
                 return self._refuse(context, failure)
             except Exception:
+                receiving.answered(0)
                 return self._refuse(context, logged_fault())
             finally:
                 if inference is not None:

@@ -88,6 +88,9 @@ class MessagePlan:
         final: Whether to mark even an error as the last answer in a stream.
         timeout_ns: Deadline that the message states, in nanoseconds after its arrival; 0 for none. A call's own
             isn't part of it.
+
+    Attributes:
+        answer_bytes: Size of an answer's outputs; None if that isn't known.
     """
 
     __slots__ = (
@@ -100,6 +103,7 @@ class MessagePlan:
         "_timeout_ns",
         "_varies",
         "_version",
+        "answer_bytes",
         "final",
         "key",
         "rows",
@@ -118,6 +122,7 @@ class MessagePlan:
         self._priority, self._timeout_ns = query.priority, timeout_ns
         self._places = tuple(places)
         self.rows, self.key, self.final = rows, key, final
+        self.answer_bytes: int | None = None
         self._before = b""
         """Bytes that an answer begins with, before its id."""
         self._heads: tuple[tuple[np.dtype[Any], tuple[int, ...], bytes], ...] = ()
