@@ -1,5 +1,8 @@
 import logging
-from collections.abc import Mapping
+import re
+import resource
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +132,56 @@ def test_a_file_that_is_no_keras_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         load_file(tmp_path / "no.keras")
     assert str(error.value) == f"no such file: {tmp_path / 'no.keras'}"
+
+
+@pytest.mark.parametrize(
+    ("make", "size"), [(convolutional, '"units": 3'), (attention, '"input_dim": 50')]
+)
+def test_a_layer_of_any_size_is_refused_before_its_weights_take_memory(
+    tmp_path: Path, make: Callable[[], Any], size: str
+) -> None:
+    whole, claimed = tmp_path / "whole.keras", tmp_path / "claimed.keras"
+    make().save(whole)
+    with zipfile.ZipFile(whole) as read, zipfile.ZipFile(claimed, "w") as written:
+        for name in read.namelist():
+            data = read.read(name)
+            if name == "config.json":
+                changed = data.replace(size.encode(), size.split()[0].encode() + b" 2000000000")
+                assert changed != data
+                data = changed
+            written.writestr(name, data)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError) as error:
+        load_file(claimed)
+    assert re.fullmatch(
+        rf"{claimed} can't be loaded as a Keras model: its layers claim [\d,]{{10,}} bytes of weights, but it "
+        r"has [\d,]+",
+        str(error.value),
+    )
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+@pytest.mark.parametrize("make", [convolutional, attention])
+def test_a_file_with_its_own_weights_is_loaded(tmp_path: Path, make: Callable[[], Any]) -> None:
+    model = make()
+    model.save(tmp_path / "model.keras")
+    again = load_file(tmp_path / "model.keras")
+    for one, other in zip(model.weights, again.weights, strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_a_layer_of_the_callers_own_may_make_a_variable_from_an_array(tmp_path: Path) -> None:
+    @keras.saving.register_keras_serializable("of_a_test")
+    class Shifted(keras.layers.Layer):  # type: ignore[misc,name-defined]
+        def build(self, shape: Any) -> None:
+            self.shift = keras.Variable(np.ones(4, np.float32))
+
+        def call(self, x: Any) -> Any:
+            return x + self.shift
+
+    keras.Sequential([keras.layers.Input((4,)), Shifted()]).save(tmp_path / "own.keras")
+    answer = load_file(tmp_path / "own.keras")(np.ones((1, 4), np.float32))
+    assert keras.ops.convert_to_numpy(answer).tolist() == [[2.0, 2.0, 2.0, 2.0]]
 
 
 def test_a_lambda_layer_is_loaded_only_where_it_is_trusted(tmp_path: Path) -> None:

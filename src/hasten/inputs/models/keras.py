@@ -12,6 +12,8 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +31,10 @@ from hasten.inputs.models import keras_archive, onnx
 OPSET = 18  # the highest that tf2onnx supports
 IR_VERSION = 10
 BACKENDS = ("tensorflow", "torch")
+_WAITING = "uninitialized_variables"
+"""Where keras keeps the variables that take memory once no stateless scope is open."""
+_OTHER_BYTES = 1 << 20
+"""Bytes of a model's variables that aren't in its file, such as seeds, at most."""
 TOLERANCE = 1e-3
 """Tolerance relative to an output's largest magnitude, for float32 sums in another order."""
 
@@ -51,11 +57,51 @@ def load_file(path: Path, *, trust_code: bool = False) -> Any:
     keras = _keras()
     try:
         with quiet():
+            if not trust_code:
+                _check_sizes(keras, path)
             return keras.models.load_model(path, compile=False, safe_mode=not trust_code)
+    except InputError:
+        raise
     except Exception as error:  # keras passes on any exception of its dependencies
         raise InputError(
             f"{path} can't be loaded as a Keras model: {_first_line(error)}"
         ) from error
+
+
+def _check_sizes(keras: Any, path: Path) -> None:
+    """Check that a file has the weights that its layers claim, before keras allocates memory for them.
+
+    Raises:
+        InputError: the layers claim more weights than the file has.
+    """
+    from keras.src.backend.common import global_state
+
+    config, stored = keras_archive.sizes(path)
+    waiting = global_state.get_global_attribute(_WAITING, [])
+    global_state.set_global_attribute(_WAITING, [])
+    try:
+        with keras.StatelessScope(
+            initialize_variables=False
+        ):  # variables have shapes, and no memory
+            model = keras.saving.deserialize_keras_object(config, safe_mode=True)
+            claimed = sum(math.prod(one.shape) * _size(one.dtype) for one in model.variables)
+    except Exception:
+        if keras.saving.get_custom_objects():
+            return  # the caller's own layers may make variables from arrays, which can't wait
+        raise
+    finally:
+        global_state.set_global_attribute(_WAITING, waiting)
+    if claimed > stored + _OTHER_BYTES:
+        raise InputError(
+            f"{path} can't be loaded as a Keras model: its layers claim {claimed:,} bytes of weights, but it has "
+            f"{stored:,}"
+        )
+
+
+def _size(dtype: str) -> int:
+    """Return the bytes of a value of one of keras's types, such as "float8_e4m3fn"."""
+    bits = re.match(r"[a-z]+(\d+)", dtype)
+    return max(1, int(bits[1]) // 8) if bits else 1
 
 
 def input_names(model: Any) -> tuple[str, ...]:

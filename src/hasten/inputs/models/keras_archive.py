@@ -20,7 +20,7 @@ from typing import Any
 from hasten.core.archives import excess
 from hasten.errors import InputError
 
-_CONFIG = "config.json"
+_CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 _FILE = re.compile(r"metadata\.json|config\.json|model\.weights\.h5|assets/.*")
 _MODULE = re.compile(
     r"keras|keras\.(src\.)?(activations|constraints|dtype_policies|initializers|layers|losses|metrics|models|ops|"
@@ -59,6 +59,26 @@ def check(path: Path) -> None:
             f"{path} contains {what}, so loading it could run code or touch other files: if you "
             "trust it, add trust_code=True, or load it in a my.py and give my.py:model"
         )
+
+
+def sizes(path: Path) -> tuple[Any, int]:
+    """Return the configuration of a file that was checked, and the bytes of its weights.
+
+    The configuration is for a model that is neither compiled nor stateful, which has variables of its own then.
+    """
+    with zipfile.ZipFile(path) as archive:
+        stored = {info.filename: info.file_size for info in archive.infolist()}
+        config = json.loads(archive.read(_CONFIG))
+    left = [config]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            value.pop("compile_config", None)
+            value.pop("stateful", None)
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    return config, stored.get(_WEIGHTS, 0)
 
 
 def _refused(config: Any) -> Iterator[str]:
