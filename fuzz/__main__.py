@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from fuzz import isolated, served
+from fuzz.corpus import harmful
 from fuzz.guided import guided
 from fuzz.isolated import Outcome
 from fuzz.surface import SURFACES, Finding, Surface, input_of, surface_of
@@ -65,7 +66,9 @@ class Attacks:
 def batches(
     surface: Surface, seed: int, seconds: float, count: int | None = None
 ) -> Iterator[list[bytes]]:
-    """Make inputs for a few seconds, or so many."""
+    """Yield what did harm once, then inputs that are made for a few seconds, or so many."""
+    if known := harmful(surface):
+        yield known
     seeds, end_s, place = surface.seeds(), time.monotonic() + seconds, 0
     while time.monotonic() < end_s and (count is None or place < count):
         stop = place + _BATCH if count is None else min(place + _BATCH, count)

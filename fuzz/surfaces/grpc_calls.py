@@ -1,7 +1,7 @@
 """Messages of gRPC: single calls of every method, and streams of inferences, with whole and broken messages.
 
-An input of `grpc` is the name of a method, "gzip" behind it where the rest is a message that gRPC's own compression
-makes small, and the message. One of `streams` is messages, each after its length in 4 bytes.
+An input of `grpc` is the name of a method and the message. "gzip" behind the name says that the message is compressed
+by gRPC itself, and "unread" with a number that it is sent by so many calls at once, whose answers aren't read. One of `streams` is messages, each after its length in 4 bytes.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import random
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -32,6 +33,18 @@ _FINE = (
     "RESOURCE_EXHAUSTED",
 )
 _BUSY = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED")
+_MOST_CALLS = 128
+_CALL_BYTES = 30
+"""Bytes that a call takes on a connection beside its message, at least."""
+_LONGEST_UNREAD = 2000
+_LEAVING_S = 0.3
+"""Time for a server to answer calls whose answers aren't read."""
+_LITTLE_READ = [
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", 1 << 16),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+"""Settings of a client of its own that takes little of what it doesn't read."""
 _MOST_UNPACKED = 48 << 20
 _OWN_FAULT = "the server failed"
 
@@ -109,14 +122,20 @@ class Calls(Served):
         data = change(data, rng)
         if rng.random() < 0.05:
             name = rng.choice(list(METHODS)).encode()
+        if rng.random() < 0.03:
+            count = rng.choice((2, 30, _MOST_CALLS))
+            return name + b" unread %d\n" % count + rng.choice((data, large()))[:_LONGEST_UNREAD]
         if rng.random() < 0.05:
-            large = grown(data, rng, rng.choice((MOST_BYTES, 1 << 20, _MOST_UNPACKED)))
-            return name + b" gzip\n" + gzip.compress(large)[: MOST_BYTES - 40]
+            large_ = grown(data, rng, rng.choice((MOST_BYTES, 1 << 20, _MOST_UNPACKED)))
+            return name + b" gzip\n" + gzip.compress(large_)[: MOST_BYTES - 40]
         return name + b"\n" + data[: MOST_BYTES - 40]
 
     def check(self, data: bytes) -> str:
         head, _, body = data.partition(b"\n")
-        name, _, packed = head.decode("latin-1").partition(" ")
+        name, *how_sent = head.decode("latin-1").split(" ")
+        packed = how_sent == ["gzip"]
+        if how_sent[:1] == ["unread"] and how_sent[-1].isdigit():
+            return self._left(name, body, int(how_sent[-1]))
         method = METHODS.get(name, Method("ServerLiveRequest", "ServerLiveResponse", False))
         if packed:
             body = _unpacked(body)
@@ -131,6 +150,18 @@ class Calls(Served):
             return "not sent"
         return sound(answer, method.response)
 
+    def _left(self, name: str, body: bytes, count: int) -> str:
+        """Send a message by several calls, and leave without having read an answer."""
+        count = min(count, _MOST_CALLS, max(1, MOST_BYTES // (len(body) + _CALL_BYTES)))
+        place = f"127.0.0.1:{self.running.server.grpc_port}"
+        with grpc.insecure_channel(place, _LITTLE_READ) as channel:
+            called = channel.stream_stream(f"/{SERVICE}/{name}")
+            calls = [called(iter([body]), timeout=_PATIENCE_S) for _ in range(count)]
+            time.sleep(_LEAVING_S)
+            for call in calls:
+                call.cancel()
+        return "left"
+
 
 class Streams(Served):
     """Streams of inferences."""
@@ -144,7 +175,7 @@ class Streams(Served):
             framed(every[:1] * 20),
             framed(every[1:2]),
             framed(every[3:] * 2),
-            framed([_large()] * 40),
+            framed([large()] * 40),
         ]
 
     def mutate(self, rng: random.Random, seed: bytes) -> bytes:
@@ -182,7 +213,7 @@ class Streams(Served):
         return "refused" if failed == len(answers) else "answered" if not failed else "both"
 
 
-def _large() -> bytes:
+def large() -> bytes:
     """Return a request whose answer has 2 MiB."""
     tensor = message("ModelInferRequest.InferInputTensor")
     x, raw = tensor(name="x", datatype="FP32", shape=[1, 4]), np.ones(4, np.float32).tobytes()

@@ -16,6 +16,7 @@ from typing import Any
 import fuzz.__main__ as command
 import pytest
 from fuzz import isolated, sanitized_kernels, served
+from fuzz.corpus import harmful
 from fuzz.messages import fields, written
 from fuzz.served import Running, Served
 from fuzz.surface import SURFACES, Fault, Surface, checked, input_of, surface_of
@@ -196,6 +197,7 @@ def test_a_few_inputs_do_no_harm(name: str, tmp_path: Path, request: pytest.Fixt
     seeds = surface.seeds()
 
     assert found_by(surface, seeds) == []
+    assert found_by(surface, harmful(surface)) == []
     assert (
         found_by(
             surface, [input_of(surface, seeds, 0, at) for at in range(VERY_FEW.get(name, FEW))]

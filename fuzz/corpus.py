@@ -1,0 +1,150 @@
+"""Inputs that did harm once, made anew from what they consist of; every run begins with them.
+
+Their causes are fixed, and have tests of their own. Here the fuzzers' limits hold for them: on time, on memory, and on
+how long another client waits.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import zipfile
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from fuzz.surface import MOST_BYTES, Surface
+from fuzz.surfaces import archives, grpc_calls, http, media
+from fuzz.surfaces.images import encoded
+from PIL import Image
+
+_TEXT = 4 << 20
+_CONTROL = "\x1b[2J\r\n"
+"""Characters that control a terminal."""
+
+
+def harmful(surface: Surface) -> list[bytes]:
+    """Return the inputs of a surface that did harm once, the same ones each time."""
+    make = _MADE.get(surface.name)
+    return [] if make is None else [data[:MOST_BYTES] for data in make(surface)]
+
+
+def _many_requests(surface: Surface) -> list[bytes]:
+    """Return as many requests in one piece as may be sent, for each of some routes."""
+    paths = ("", "v2", "v2/models/tiny/config", "v2/models/stats", "openapi.json")
+    ones = [http.request(path) for path in paths]
+    return [one * (MOST_BYTES // len(one)) for one in ones]
+
+
+def _calls(surface: Surface) -> list[bytes]:
+    """Return a message that gRPC's compression makes small, and calls for large answers that aren't read."""
+    packed = gzip.compress(bytes(48 << 20), mtime=0)
+    return [
+        b"ModelInfer gzip\n" + packed,
+        b"ModelInfer unread 128\n" + grpc_calls.large(),
+    ]
+
+
+def _streams(surface: Surface) -> list[bytes]:
+    """Return as many requests for large answers as one stream may send."""
+    one = grpc_calls.large()
+    return [grpc_calls.framed([one] * (MOST_BYTES // (4 + len(one))))]
+
+
+@cache
+def _pictures_of_few_bytes() -> list[bytes]:
+    """Return pictures of one color with 16 to 67 million pixels, the last of them cut short."""
+    made = []
+    for mode, form, side, settings in (
+        ("1", "PNG", 1 << 13, {}),
+        ("L", "PNG", 1 << 13, {}),
+        ("RGB", "PNG", 1 << 12, {}),
+        ("1", "TIFF", 1 << 13, {"compression": "group4"}),
+        ("RGB", "WEBP", 1 << 11, {"lossless": True}),
+        ("RGB", "JPEG", 1 << 11, {"progressive": True, "quality": 1}),
+    ):
+        settings = dict[str, Any](settings)
+        made.append(encoded(Image.new(mode, (side, side)), form, **settings))
+    return [*made, made[0][:445]]
+
+
+def _images(surface: Surface) -> list[bytes]:
+    return list(_pictures_of_few_bytes())
+
+
+def _pictures(surface: Surface) -> list[bytes]:
+    """Return such pictures as a compressed body, for a chain too, and many times in a stream."""
+    ways = (("http-gzip", "large", 1), ("http-gzip", "squares", 1), ("stream", "large", 128))
+    return [media.written(*way, file) for way in ways for file in _pictures_of_few_bytes()]
+
+
+def _texts(surface: Surface) -> list[bytes]:
+    """Return long texts of which compressing leaves a few kilobytes, and one that isn't compressed."""
+    parts = (".", "a ", "the cat sat mats ", "\u4e2d", "\u0301")
+    long = [(part * (_TEXT // len(part.encode()))).encode() for part in parts]
+    packed = [media.written("http-gzip", "text", 1, text) for text in long]
+    return [
+        *packed,
+        media.written("http", "text", 1, long[0]),
+        media.written("grpc", "text", 1, long[0]),
+    ]
+
+
+def _programs(surface: Surface) -> list[bytes]:
+    """Return a program that names its parts with characters that control a terminal."""
+    return [_renamed(seed, ".json", b"weight", _CONTROL) for seed in surface.seeds()[:1]]
+
+
+def _weights(surface: Surface) -> list[bytes]:
+    """Return checkpoints that name a type with such characters, and by a name of 19 kB."""
+    found = []
+    for seed in surface.seeds()[:1]:
+        for name in (b"\x1b[2J", b"x" * 19_000):
+            members = archives.members_of(seed)
+            changed = [
+                (one, data.replace(b"_rebuild_tensor_v2", name) if one.endswith(".pkl") else data)
+                for one, data in members.items()
+            ]
+            found.append(archives.archive_of(changed, zipfile.ZIP_DEFLATED))
+    return found
+
+
+def _skops(surface: Surface) -> list[bytes]:
+    """Return models that name a class with such characters, and that lack an array."""
+    seed = surface.seeds()[0]
+    members = list(archives.members_of(seed).items())
+    arrays = [name for name, _ in members if name.endswith(".npy")]
+    other = io.BytesIO()
+    import numpy as np
+
+    np.save(other, np.zeros(3))
+    changed = [(name, other.getvalue() if name == arrays[0] else data) for name, data in members]
+    return [
+        _renamed(seed, ".json", b"DecisionTreeClassifier", _CONTROL),
+        archives.archive_of(changed, zipfile.ZIP_STORED),
+    ]
+
+
+def _renamed(archive: bytes, ending: str, old: bytes, new: str) -> bytes:
+    """Return an archive whose texts in JSON have other words."""
+    word = json.dumps(new)[1:-1].encode()
+    changed = [
+        (name, data.replace(old, word) if name.endswith(ending) else data)
+        for name, data in archives.members_of(archive).items()
+    ]
+    return archives.archive_of(changed, zipfile.ZIP_STORED)
+
+
+_MADE: dict[str, Callable[[Surface], list[bytes]]] = {
+    "http": _many_requests,
+    "grpc": _calls,
+    "streams": _streams,
+    "images": _images,
+    "pictures": _pictures,
+    "texts": _texts,
+    "pt2": _programs,
+    "weights": _weights,
+    "skops": _skops,
+}
+"""Name of a surface -> function that makes its inputs."""
