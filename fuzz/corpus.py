@@ -1,4 +1,4 @@
-"""Inputs that did harm once, made anew from what they consist of; every run begins with them.
+"""Inputs that did harm once, made again from what they consist of; every run begins with them.
 
 Their causes are fixed, and have tests of their own. Here the fuzzers' limits hold for them: on time, on memory, and on
 how long another client waits.
