@@ -126,6 +126,21 @@ def _skops(surface: Surface) -> list[bytes]:
     ]
 
 
+def _trees(surface: Surface) -> list[bytes]:
+    """Return trees of LightGBM and CatBoost that state more than there is, and settings without a colon."""
+    seeds = surface.seeds()
+    light = next(seed for seed in seeds if seed.startswith(b"tree"))
+    binary = next(seed for seed in seeds if seed.startswith(b"CBM1"))
+    begin, parameters, end = light.partition(b"\nparameters:")
+    return [
+        light.replace(b"num_tree_per_iteration=3", b"num_tree_per_iteration=2147483647"),
+        light.replace(b"num_leaves=4", b"num_leaves=4000"),
+        light.replace(b"tree_sizes=", b"tree_sizes=999999999 "),
+        begin + parameters + end.replace(b": ", b" "),
+        binary[:4] + b"\xf0\xff\xff\x7f" + binary[8:],
+    ]
+
+
 def _renamed(archive: bytes, ending: str, old: bytes, new: str) -> bytes:
     """Return an archive whose texts in JSON have other words."""
     word = json.dumps(new)[1:-1].encode()
@@ -146,5 +161,6 @@ _MADE: dict[str, Callable[[Surface], list[bytes]]] = {
     "pt2": _programs,
     "weights": _weights,
     "skops": _skops,
+    "trees": _trees,
 }
 """Name of a surface -> function that makes its inputs."""

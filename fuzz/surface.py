@@ -25,6 +25,7 @@ SURFACES = {
     "npz": "fuzz.surfaces.archives:Npz",
     "weights": "fuzz.surfaces.archives:Weights",
     "skops": "fuzz.surfaces.archives:Skops",
+    "trees": "fuzz.surfaces.trees:TreeFiles",
     "images": "fuzz.surfaces.images:Images",
     "http": "fuzz.surfaces.http:Http",
     "shared_memory": "fuzz.surfaces.shared_memory:SharedRegions",

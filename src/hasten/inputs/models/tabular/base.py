@@ -308,7 +308,29 @@ def marked(columns: set[int], count: int) -> Array:
     return mask
 
 
-def check_survives(path: Path, library: str, program: str, *arguments: str) -> str:
+LIMITED = """
+import ctypes, os, resource, sys
+os.environ["OMP_THREAD_LIMIT"] = "1"
+most, content = int(sys.argv[3]), sys.stdin.buffer.read()
+_, hard = resource.getrlimit(resource.RLIMIT_AS)
+most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+"""
+"""Begin of a program that reads a file's content by a library in C: the second argument is the library, and the third
+the memory that it may take. Each thread would count as some 100 MB.
+"""
+_MOST_MEMORY = 1 << 30, 64
+"""Memory of the process that tries a file, in bytes: so many, and so many for each byte of the file."""
+
+
+def most_memory(content: bytes) -> str:
+    """Return the memory that a process may take that reads a file, as an argument."""
+    return str(_MOST_MEMORY[0] + _MOST_MEMORY[1] * len(content))
+
+
+def check_survives(
+    path: Path, library: str, program: str, *arguments: str, content: bytes = b""
+) -> str:
     """Let a library read a file in a process of its own first, so that a crash of its parser ends that alone.
 
     Args:
@@ -317,6 +339,7 @@ def check_survives(path: Path, library: str, program: str, *arguments: str) -> s
         program: Text of a Python program whose first argument is the file. Only a crash of it counts:
             what it raises is raised again where the file is really read.
         arguments: Further arguments of the program.
+        content: What the program is to read at its standard input.
 
     Returns:
         What the program printed.
@@ -325,7 +348,7 @@ def check_survives(path: Path, library: str, program: str, *arguments: str) -> s
         InputError: the process crashed.
     """
     command = [sys.executable, "-P", "-c", program, str(path.absolute()), *arguments]
-    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
+    ended = subprocess.run(command, input=content, capture_output=True)
     code = ended.returncode
     if code == -signal.SIGKILL:
         raise InputError(f"{path} can't be read: {library} was killed, probably for lack of memory")

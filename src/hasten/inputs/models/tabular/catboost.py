@@ -59,13 +59,19 @@ class CatBoost(Library):
     def read(self, path: Path) -> Any:
         """Read a file that `save_model` wrote: one in JSON as the record that it is."""
         with path.open("rb") as file:
-            if file.read(1) == b"{":
-                return _read_json(path, str(path))
+            begin = file.read(8)
+        if begin[:1] == b"{":
+            return _read_json(path, str(path))
         import catboost
 
+        stated = int.from_bytes(begin[4:], "little")  # CatBoost takes as much memory
+        if begin[:4] == b"CBM1" and stated > path.stat().st_size - len(begin):
+            raise InputError(
+                f"{path} is cut short or damaged: its model has {stated:,} bytes, which is more than the file"
+            )
         try:
             return catboost.CatBoost().load_model(str(path), format="cbm")
-        except catboost.CatBoostError as error:
+        except (catboost.CatBoostError, ValueError) as error:
             raise InputError(
                 f"{path} can't be read by CatBoost {catboost.__version__}: {told(error)}"
             ) from error
@@ -96,7 +102,7 @@ class CatBoost(Library):
                 _classes(record),
             )
         else:
-            names, classes = model.feature_names_, getattr(model, "classes_", [])
+            names, classes = model.feature_names_, _classes_of(model)
         columns = named_columns(names, len(names), "f")
         biases = record.get("scale_and_bias", [1, [0]])[1]
         count = len(biases) if isinstance(biases, list) else 1
@@ -158,6 +164,18 @@ def _check_memory(what: str, taken_bytes: int, most_bytes: int) -> None:
             f"{most_bytes / (1 << 30):.2g} GiB: read it on a machine with more, or train a smaller model (with "
             "categories: a smaller max_ctr_complexity, or a larger model_size_reg)"
         )
+
+
+def _classes_of(model: Any) -> list[Any]:
+    """Return the classes of a `CatBoost`; none for one that doesn't classify."""
+    import catboost
+
+    try:
+        return list(getattr(model, "classes_", ()))
+    except catboost.CatBoostError as error:
+        raise InputError(
+            f"the classes of this CatBoost model can't be read: {told(error)}"
+        ) from error
 
 
 def _record_of(model: Any) -> dict[str, Any]:

@@ -15,16 +15,20 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hasten.errors import InputError, told
+from hasten.errors import InputError, told, visible
 from hasten.inputs.models.tabular.base import (
+    LIMITED,
     Library,
     Tabular,
     both_classes,
+    check_survives,
     looked_up,
     marked,
+    most_memory,
     named_columns,
 )
 from hasten.inputs.models.tabular.graph import Graph
+from hasten.inputs.models.tabular.lightgbm_text import checked
 from hasten.inputs.models.tabular.own_answers import OwnAnswers, Rows, in_frame
 from hasten.inputs.models.tabular.trees import LEQ, MEMBER, Tree, apart, sum_trees
 from hasten.inputs.pipeline.rows import Row
@@ -48,6 +52,25 @@ _MOST_LINEAR = 2_000_000
 """Largest number of nodes of trees with linear leaves; ONNX Runtime 1.32 takes some 20 s to open as many."""
 
 
+_READ = (
+    LIMITED
+    + """
+library, booster, size = ctypes.CDLL(sys.argv[2]), ctypes.c_void_p(), ctypes.c_int64()
+library.LGBM_GetLastError.restype = ctypes.c_char_p
+read = library.LGBM_BoosterLoadModelFromString(content, ctypes.byref(ctypes.c_int()), ctypes.byref(booster))
+none = ctypes.c_int64(0), ctypes.byref(size), None
+if read or library.LGBM_BoosterDumpModel(booster, 0, -1, 0, *none):
+    sys.stdout.buffer.write(b"\\0" + library.LGBM_GetLastError())
+elif size.value > (1 << 20) + 100 * len(content):
+    sys.stdout.buffer.write(b"\\0it states more trees, leaves or columns than it has")
+"""
+)
+"""Program that reads a file by LightGBM's C interface alone, and writes its trees.
+
+Prints why LightGBM can't, after a zero.
+"""
+
+
 class LightGBM(Library):
     """LightGBM: a `Booster`, an estimator of its scikit-learn interface, or a text file."""
 
@@ -60,20 +83,26 @@ class LightGBM(Library):
         """Read a text file that `save_model` wrote."""
         import lightgbm
 
-        if not path.read_bytes()[:5] == b"tree\n":
-            raise InputError(f"{path} isn't a model of LightGBM: its first line isn't `tree`")
-        if b"\nend of trees" not in path.read_bytes():
-            raise InputError(f"{path} is cut short: it has no line `end of trees`")
-        stated = re.match(rb"tree\nversion=v(\d{1,9})\n", path.read_bytes()[:64])
+        content = path.read_bytes()
+        text = checked(path, content)
+        stated = re.match(rb"tree\nversion=v(\d{1,9})\n", content[:64])
         if stated and int(stated[1]) > int(lightgbm.__version__.partition(".")[0]):
             raise InputError(
                 f"{path} was saved by LightGBM {int(stated[1])} or a later one, which is newer than the installed "
                 f"{lightgbm.__version__}: pip install 'lightgbm>={int(stated[1])}'"
             )
+        # It may crash on a damaged file.
+        library = lightgbm.basic._LIB._name  # type: ignore[attr-defined]
+        said = check_survives(
+            path, self.name, _READ, library, most_memory(content), content=text.encode()
+        )
+        _, refused, reason = said.partition("\0")  # before it, there may be warnings
+        if refused:
+            raise _refused(path, visible(reason.strip())[:200])
         try:
-            return lightgbm.Booster(model_file=path)
-        except lightgbm.basic.LightGBMError as error:
-            raise InputError(f"{path} can't be read by LightGBM: {told(error)}") from error
+            return lightgbm.Booster(model_str=text)
+        except (lightgbm.basic.LightGBMError, ValueError) as error:
+            raise _refused(path, told(error)) from error
 
     def describe(self, model: Any) -> Tabular:
         """Describe a `Booster` or an estimator."""
@@ -85,7 +114,11 @@ class LightGBM(Library):
             booster, classes = model.booster_, getattr(model, "classes_", None)
         dump = booster.dump_model()
         name, settings = _objective(dump)
-        count = int(dump["num_tree_per_iteration"])
+        count, there = int(dump["num_tree_per_iteration"]), len(dump["tree_info"])
+        if not 0 < count <= max(1, there):
+            raise InputError(
+                f"this LightGBM model states {count:,} trees for each iteration, but it has {there:,}: the file is damaged"
+            )
         row = _row(dump)
         classified = name in ("binary", "multiclass", "multiclassova")
         labels: tuple[str, ...] = ()
@@ -177,6 +210,10 @@ class _Sums:
                 value = graph.add("Add", value, graph.add("ReduceSum", products, np.array([1])))
             made.append(value)
         return graph.add("Concat", *made, axis=1)
+
+
+def _refused(path: Path, said: str) -> InputError:
+    return InputError(f"{path} can't be read by LightGBM: {said}")
 
 
 def _objective(dump: dict[str, Any]) -> tuple[str, dict[str, str]]:

@@ -18,11 +18,13 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.errors import InputError, visible
 from hasten.inputs.models.tabular.base import (
+    LIMITED,
     Library,
     Tabular,
     both_classes,
     check_survives,
     looked_up,
+    most_memory,
     named_columns,
 )
 from hasten.inputs.models.tabular.graph import Graph
@@ -41,26 +43,24 @@ _RAW = (
 _ONE = np.float32(1)
 
 
-_MOST_NESTED = 10_000
-"""Number of brackets in a file of JSON that can't exhaust a stack, however they are nested."""
-_MOST_MEMORY = 1 << 30, 64
-"""Memory of the process that tries a file, in bytes: so many, and so many for each byte of the file."""
-_READ = """
-import ctypes, os, resource, sys
-os.environ["OMP_THREAD_LIMIT"] = "1"
-library, most = ctypes.CDLL(sys.argv[2]), int(sys.argv[3])
-content, booster = open(sys.argv[1], "rb").read(), ctypes.c_void_p()
-_, hard = resource.getrlimit(resource.RLIMIT_AS)
-most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+_READ = (
+    LIMITED
+    + """
+library, booster = ctypes.CDLL(sys.argv[2]), ctypes.c_void_p()
+size, text = ctypes.c_uint64(), ctypes.c_void_p()
 library.XGBoosterCreate(None, ctypes.c_uint64(0), ctypes.byref(booster))
-if library.XGBoosterLoadModelFromBuffer(booster, content, ctypes.c_uint64(len(content))):
+saved = ctypes.byref(size), ctypes.byref(text)
+if (
+    library.XGBoosterLoadModelFromBuffer(booster, content, ctypes.c_uint64(len(content)))
+    or library.XGBoosterSaveModelToBuffer(booster, b'{"format": "json"}', *saved)
+):
     library.XGBGetLastError.restype = ctypes.c_char_p
     sys.stdout.buffer.write(library.XGBGetLastError())
 """
-"""Program that reads a file by XGBoost's C interface alone: its Python package takes seconds to import.
+)
+"""Program that reads a file by XGBoost's C interface alone, and writes it: its Python package takes seconds to import.
 
-Prints why XGBoost refuses the file. Each thread would count as some 100 MB of memory.
+Prints why XGBoost refuses the file.
 """
 _VERSION = re.compile(
     rb'"version"\s*:\s*\[\s*(\d{1,4})\s*,\s*(\d{1,4})'
@@ -92,15 +92,15 @@ class XGBoost(Library):
         _check_version(path, content)
         binary = content[1:2].isalpha()
         fits = path.suffix == (".ubj" if binary else ".json")  # else XGBoost would guess, and warn
-        # Its parser may crash on a damaged file, of UBJSON or of JSON that is nested deeply.
-        if binary or content.count(b"[") + content.count(b"{") > _MOST_NESTED:
-            most = _MOST_MEMORY[0] + _MOST_MEMORY[1] * len(content)
-            (library, *_) = xgboost.libpath.find_lib_path()
-            if said := check_survives(path, self.name, _READ, library, str(most)):
-                raise _refused(path, said)
+        # It may crash on a damaged file.
+        (library, *_) = xgboost.libpath.find_lib_path()
+        if said := check_survives(
+            path, self.name, _READ, library, most_memory(content), content=content
+        ):
+            raise _refused(path, said)
         try:
             return xgboost.Booster(model_file=path if fits else bytearray(content))
-        except xgboost.core.XGBoostError as error:
+        except (xgboost.core.XGBoostError, ValueError) as error:
             raise _refused(path, str(error)) from error
 
     def describe(self, model: Any) -> Tabular:
