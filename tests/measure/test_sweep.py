@@ -20,6 +20,7 @@ from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.models.onnx import load
 from hasten.measure.curve import CurvePoint
+from hasten.measure.deadline import Deadline
 from hasten.measure.latency import Pace
 from hasten.measure.process import Worker
 from hasten.measure.sweep import sweep
@@ -158,6 +159,17 @@ def test_the_rest_of_the_batches_is_left_out_where_the_time_is_short(
     points, missing = swept(bench, engine, classifier(bench, engine), spool, budget_s=2.0)
     assert shape(points) == [(1, 1, 1)]
     assert missing == ["batch curve: no time for batches from 2 on (1 session of 1 thread)"]
+
+
+def test_what_is_ended_at_the_time_limit_isnt_said_to_hang(bench: Bench, spool: Spool) -> None:
+    engine = Faulty(Null(), "hang")
+    artifact = classifier(bench, engine)
+    bench.deadline = Deadline(0.001)
+    bench.deadline.enter("further")
+    points, missing = swept(bench, engine, artifact, spool)
+    assert points == []
+    (said,) = missing
+    assert said.startswith("batch curve: the time limit was reached (1 session")
 
 
 def test_turns_end_with_the_time(bench: Bench, spool: Spool) -> None:

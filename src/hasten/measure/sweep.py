@@ -140,7 +140,7 @@ class _Sweep:
             try:
                 self._worker(way)
             except CandidateError as error:
-                self._miss(f"{error}", f"{way}")
+                self._miss(self._reason(error), f"{way}")
                 continue
             each_s = (self.clock_s() - began_s) / way.share.sessions
             opened.append(way)
@@ -165,7 +165,7 @@ class _Sweep:
             bytes_ = self._ask(way, "look", batch=batch)
             block = self._drive(point, warmup_ns=0, block_ns=0, at_least=1)
         except CandidateError as error:
-            self._miss(f"{error}", f"{way}, batch {batch}")
+            self._miss(self._reason(error), f"{way}, batch {batch}")
             return False
         point.request_ns = min(block.latency_ns)
         if self.found and not self._fits(point.request_ns):
@@ -175,6 +175,10 @@ class _Sweep:
         if 2 * bytes_ > _BYTES and batch < _LARGEST:
             self._miss(f"over {_BYTES >> 20} MiB a request from batch {2 * batch} on", f"{way}")
         return bool(2 * bytes_ <= _BYTES)
+
+    def _reason(self, error: CandidateError) -> str:
+        """Return why something isn't measured: a candidate that is killed as the time limit is reached doesn't hang."""
+        return "the time limit was reached" if self.bench.deadline.late else f"{error}"
 
     def _fits(self, request_ns: int, looks: int = 0) -> bool:
         """Whether the rounds still fit in the time if one more point with such requests joins."""
@@ -229,7 +233,7 @@ class _Sweep:
             )
         except CandidateError as error:
             self.found.remove(point)
-            self._miss(f"{error}", f"{point.way}, batch {point.batch}")
+            self._miss(self._reason(error), f"{point.way}, batch {point.batch}")
             return None
 
     def points(self) -> list[CurvePoint]:
