@@ -129,7 +129,8 @@ def test_where_all_calls_are_at_work_another_is_told_to_come_again(bundle: Path)
         assert grpc_server is not None
         with Crowd(server.grpc_url, "ModelStreamInfer", 20):
             until(lambda: under_way(server) == 20)
-            for call in server.call(lambda: list(grpc_server._calls._calls)):
+            under: list[Any] = server.call(lambda: list(grpc_server._calls._calls))
+            for call in under:
                 call.waiting_ns = None
             assert code(server.grpc_url, "ModelInfer", inference()) == "RESOURCE_EXHAUSTED"
             assert code(server.grpc_url, "ServerReady") == "OK"
@@ -145,7 +146,8 @@ def test_streams_of_one_client_that_are_all_at_work_make_room_for_another(
         assert grpc_server is not None
         with Crowd(server.grpc_url, "ModelStreamInfer", 20) as crowd:
             until(lambda: under_way(server) == 20)
-            for call in server.call(lambda: list(grpc_server._calls._calls)):
+            under: list[Any] = server.call(lambda: list(grpc_server._calls._calls))
+            for call in under:
                 call.waiting_ns = None
             assert code(server.grpc_url, "ModelInfer", inference()) == "RESOURCE_EXHAUSTED"
             until(lambda: code(server.grpc_url, "ModelInfer", inference()) == "OK")

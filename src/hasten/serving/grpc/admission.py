@@ -22,11 +22,13 @@ class Held(Protocol):
 
     Attributes:
         client: Client that the call is counted under.
-        waiting_ns: Time since which the server waits for the call's client; None while it doesn't.
     """
 
     client: str
-    waiting_ns: int | None
+
+    @property
+    def waiting_ns(self) -> int | None:
+        """Time since which the server waits for the call's client; None while it doesn't."""
 
     def overdue(self, now_ns: int) -> bool:
         """Whether the call's client is too slow."""

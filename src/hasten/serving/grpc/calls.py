@@ -36,15 +36,15 @@ LITTLE_BYTES = 4 << 10
 
 
 class Named(Protocol):
-    """Interface of a call whose client is known.
+    """Interface of a call whose client is known."""
 
-    Attributes:
-        client: Client that the call is counted under.
-        name: Name of the client, where the server can tell several; else "".
-    """
+    @property
+    def client(self) -> str:
+        """Client that the call is counted under."""
 
-    client: str
-    name: str
+    @property
+    def name(self) -> str:
+        """Name of the client, where the server can tell several; else ""."""
 
 
 class Inference:
@@ -177,8 +177,8 @@ class Inference:
             state.bodies.take(self._client, size)
         self._reserved += size
 
-    def foreseen_bytes(self, ahead: Ahead) -> int:
-        """Return the size that the answer of a request that has begun will have."""
+    def foreseen_bytes(self, ahead: Ahead | Unread) -> int:
+        """Return the size that the answer to a request that was read will have."""
         model, query = self._model, self._query
         plan = query.plan
         if plan is not None and plan.answer_bytes is not None:
@@ -187,13 +187,45 @@ class Inference:
         if query.outputs:
             sent = {each.name for each in query.outputs if each.region is None}
             outputs = tuple(spec for spec in outputs if spec.name in sent)
-        decides = RAW in query.inputs and model.takes_raw
-        size = None if decides else size_of(model.inputs, outputs, query.inputs)
+        chosen = (RAW in query.inputs and model.takes_raw) or any(
+            each.classes for each in query.outputs
+        )
+        size = None if chosen else size_of(model.inputs, outputs, query.inputs)
         if size is None:
             return ahead.foreseen(model.name)
         if plan is not None:
             plan.answer_bytes = size
         return size
+
+    @property
+    def current(self) -> bool:
+        """Whether the request's model is still the one that would be found."""
+        query = self._query
+        try:
+            return self._state.repository.find(query.model, query.version) is self._model
+        except ProtocolError:
+            return False
+
+    def again(self) -> Inference:
+        """Return the same request, to be read again; this one ends."""
+        self.end()
+        made = Inference(self._state, self._context, self, self._data, self._clock_ns)
+        made._arrived_ns = self._arrived_ns
+        return made
+
+    @property
+    def client(self) -> str:
+        """Client that the request is counted under."""
+        return self._client
+
+    @property
+    def name(self) -> str:
+        """Name of the client; "" where the server can't tell several."""
+        return self._name
+
+    def refused(self, failure: ProtocolError) -> None:
+        """Count a request that was read, and refused before its model got it."""
+        self._model.refused(self._query, failure)
 
     def reserve_answer(self, answer: Answer) -> None:
         """Count the answer's memory until the request ends.
@@ -273,28 +305,31 @@ class Receiving:
     Attributes:
         client: Client that the call is counted under.
         name: Name of the client, where the server can tell several; else "".
-        waiting_ns: Time since which the server waits for the message, or for the client to read answers of
-            other calls; None while it doesn't.
     """
 
     __slots__ = (
         "_context",
         "_debt",
+        "_message_ns",
         "_most_ns",
+        "_reads",
         "_task",
         "_why",
         "client",
         "name",
-        "waiting_ns",
     )
 
     def __init__(self, state: ServerState, context: Any, now_ns: int) -> None:
         self._context, self._most_ns = context, state.limits.receive_ns
         self.client, self.name = client_of(state, context), ""
-        self._task = asyncio.current_task()
+        self._task: asyncio.Task[Any] | None = None
+        """Task that waits; None while none does."""
         self._why: ProtocolError | None = None
         self._debt: Debt | None = None
-        self.waiting_ns: int | None = now_ns
+        self._message_ns: int | None = now_ns
+        """Time since which the server waits for the message; None once it is there."""
+        self._reads: tuple[Unread, str] | None = None
+        """Answers that the client has to read first, with its connection; None while it has to read none."""
 
     async def message(self) -> bytes:
         """Return the message.
@@ -307,8 +342,8 @@ class Receiving:
             raise ProtocolError(Kind.INVALID, "the call has no message: send one")
         return data
 
-    async def foresee(self, unread: Unread, size: int, now_ns: int) -> bool:
-        """Count an answer of some size, once the client has read enough of its other calls' answers.
+    async def foresee(self, unread: Unread, size: int) -> bool:
+        """Count an answer of some size, once the client has read enough answers to other calls of its connection.
 
         It is counted until the client has read it, or is gone.
 
@@ -316,23 +351,39 @@ class Receiving:
             Whether the call had to wait.
 
         Raises:
-            ProtocolError: the server ended the call, since the client reads nothing.
+            ProtocolError: the server ended the call while it waited.
         """
-        reader = self.client or self._context.peer()  # clients aren't told apart everywhere
-        waits = not unread.took(reader, size)
+        connection = self._context.peer()
+        waits = not unread.took(connection, size)
         if waits:
-            self.waiting_ns, self._task = now_ns, asyncio.current_task()
-            await self._waited(unread.take(reader, size))
-        self._debt = Debt(unread, reader, size)
-        self._context.add_done_callback(self._debt.ended)
+            self._reads = unread, connection
+            try:
+                await self._waited(unread.take(connection, size))
+            finally:
+                self._reads = None
+        self._owes(Debt(unread, connection, size))
         return waits
 
-    def answered(self, size: int) -> None:
-        """Note how large the answer is that the client will read, if it was foreseen; 0 for an error."""
-        if self._debt is not None:
-            self._debt.change(size)
+    def answered(self, unread: Unread, size: int) -> None:
+        """Note how large the message is that the client will read; 0 for an error."""
+        if self._debt is None:
+            if size <= LITTLE_BYTES:
+                return
+            connection = self._context.peer()
+            unread.owes(connection)
+            self._owes(Debt(unread, connection, 0))
+        assert self._debt is not None
+        self._debt.made(size)
+
+    def _owes(self, debt: Debt) -> None:
+        self._debt, task = debt, asyncio.current_task()
+        assert task is not None
+        task.add_done_callback(
+            debt.ended
+        )  # it ends with the call: once the client has read the answer
 
     async def _waited(self, event: Awaitable[T]) -> T:
+        self._task = asyncio.current_task()
         try:
             found = await event
         except asyncio.CancelledError:
@@ -344,16 +395,25 @@ class Receiving:
                 self._why = None  # it keeps this frame
         finally:
             self._task = None  # it keeps the frames of its error, and they keep this
-        self.waiting_ns = None
+        self._message_ns = None
         return found
+
+    @property
+    def waiting_ns(self) -> int | None:
+        """Time since which the server waits for the message, or for the client to read; None while it doesn't."""
+        if self._reads is None:
+            return self._message_ns
+        unread, connection = self._reads
+        return unread.stuck_since(connection)
 
     def overdue(self, now_ns: int) -> bool:
         """Whether the message didn't come, or other answers weren't read, within the time for a request."""
-        return self.waiting_ns is not None and now_ns - self.waiting_ns > self._most_ns
+        since_ns = self.waiting_ns
+        return since_ns is not None and now_ns - since_ns > self._most_ns
 
     def end(self, why: ProtocolError) -> None:
         """End the call with an error, unless its request is answered now."""
-        if self.waiting_ns is not None and self._task is not None:
+        if self._task is not None:
             self._why = why
             self._task.cancel()
 

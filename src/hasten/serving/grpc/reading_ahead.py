@@ -1,12 +1,11 @@
-"""Bound how many requests are read ahead by the size that their answers have, or will have."""
+"""Bound the requests that are read ahead, and the single calls under way, by the size of their answers."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 from collections import deque
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -17,13 +16,13 @@ MOST_REQUESTS = 128
 MOST_BYTES = 8 << 20
 """Size of the unsent answers of one stream, made or foreseen, from which further requests aren't read yet."""
 MOST_UNREAD_BYTES = 24 << 20
-"""Size of the answers to single calls that a client hasn't read, made or foreseen, from which its further calls wait."""
+"""Size of the answers to single calls of one connection, unread or foreseen, from which its further calls wait."""
 _UNKNOWN_BYTES = 1 << 20
 """Size at which an answer counts while nothing tells it."""
 
 
 class Ahead:
-    """Requests that were read but whose answers aren't sent yet.
+    """Requests of a stream that were read but whose answers aren't sent yet.
 
     Attributes:
         requests: Number of these requests.
@@ -45,7 +44,7 @@ class Ahead:
     def foreseen(self, model: str) -> int:
         """Return the size that a model's answer is expected to have where only the model can tell.
 
-        That is the size of its largest answer so far.
+        That is the size of the stream's largest answer so far.
         """
         return self._largest.get(model, _UNKNOWN_BYTES)
 
@@ -55,96 +54,133 @@ class Ahead:
             self._largest[model] = size_bytes
 
 
+class _Reader:
+    """Answers to single calls on one connection.
+
+    Attributes:
+        size: Size of those that are unread, or foreseen, in bytes.
+        computing: Number of those that are foreseen.
+        since_ns: Time when this changed last.
+        waiting: Sizes of the answers to further calls, which wait in their order.
+    """
+
+    __slots__ = ("computing", "since_ns", "size", "waiting")
+
+    def __init__(self) -> None:
+        self.size, self.computing, self.since_ns = 0, 0, 0
+        self.waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+
 class Unread:
-    """Sizes of the answers to single calls that clients haven't read yet; used on the event loop's thread only.
+    """Answers to single calls that aren't read yet, by connection; used on the event loop's thread only.
 
     The library takes every answer at once, and keeps it until the client reads it, however long that takes.
 
     Args:
-        most: Size for one client, in bytes, from which its further calls wait; one answer may always be there.
+        clock_ns: Monotonic clock, in nanoseconds.
+        most: Size for one connection, in bytes, from which its further calls wait; one answer may always be there.
     """
 
-    def __init__(self, most: int = MOST_UNREAD_BYTES) -> None:
-        self._most = most
-        self._of: dict[str, int] = {}
-        self._waiting: dict[str, deque[tuple[int, asyncio.Future[None]]]] = {}
+    def __init__(self, clock_ns: Callable[[], int], most: int = MOST_UNREAD_BYTES) -> None:
+        self._clock_ns, self._most = clock_ns, most
+        self._readers: dict[str, _Reader] = {}
+        self._sizes: dict[str, int] = {}
 
-    def of(self, client: str) -> int:
-        """Return the size of a client's unread answers, in bytes."""
-        return self._of.get(client, 0)
+    def foreseen(self, model: str) -> int:
+        """Return the size that a model's answer is expected to have where only the model can tell.
 
-    def took(self, client: str, size: int) -> bool:
-        """Count an answer that a client will have, unless it has to wait; return whether it is counted."""
-        if client in self._waiting or not self._fits(client, size):
+        That is the size of its last answer, or half of what was expected before that, if this is more.
+        """
+        return self._sizes.get(model, _UNKNOWN_BYTES)
+
+    def answered(self, model: str, size: int) -> None:
+        """Note how large an answer is."""
+        self._sizes[model] = max(size, self._sizes.get(model, 0) // 2)
+
+    def stuck_since(self, connection: str) -> int | None:
+        """Return the time since which calls of a connection wait for its client alone; None if they don't."""
+        reader = self._readers.get(connection)
+        return None if reader is None or reader.computing else reader.since_ns
+
+    def took(self, connection: str, size: int) -> bool:
+        """Count an answer that a connection will have, unless it has to wait; return whether it is counted."""
+        reader = self._readers.get(connection)
+        if reader is None:
+            reader = self._readers[connection] = _Reader()
+        elif reader.waiting or (reader.size and reader.size + size > self._most):
             return False
-        self.change(client, size)
+        self._take(reader, size)
         return True
 
-    async def take(self, client: str, size: int) -> None:
-        """Count an answer that a client will have, once it has read enough of others; calls wait in turn."""
+    def owes(self, connection: str) -> None:
+        """Count an answer of unknown size that a connection will have, whatever it has already."""
+        self._take(self._readers.setdefault(connection, _Reader()), 0)
+
+    async def take(self, connection: str, size: int) -> None:
+        """Count an answer that a connection will have, once its client has read enough; calls wait in turn."""
+        reader = self._readers[connection]
         let_in: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(client, deque()).append((size, let_in))
+        reader.waiting.append((size, let_in))
         try:
             await let_in
         except asyncio.CancelledError:
             if let_in.cancelled():  # others are let in past it
-                if client in self._waiting:
-                    self._let_in(client)
+                self._let_in(connection, reader)
             else:  # it was let in at the same moment
-                self.change(client, -size)
+                self.change(connection, size, 0, made=True)
             raise
 
-    def change(self, client: str, by: int) -> None:
-        """Count more of a client's answers, or, with a negative number, less."""
-        left = self._of.get(client, 0) + by
-        if left:
-            self._of[client] = left
-        else:
-            self._of.pop(client, None)
-        if by < 0 and client in self._waiting:
-            self._let_in(client)
+    def change(self, connection: str, before: int, size: int, *, made: bool) -> None:
+        """Count another size of an answer, which was foreseen if it is made now."""
+        reader = self._readers[connection]
+        reader.size += size - before
+        reader.computing -= made
+        reader.since_ns = self._clock_ns()
+        self._let_in(connection, reader)
 
-    def _fits(self, client: str, size: int) -> bool:
-        own = self._of.get(client, 0)
-        return not own or own + size <= self._most
+    def _take(self, reader: _Reader, size: int) -> None:
+        reader.size += size
+        reader.computing += 1
 
-    def _let_in(self, client: str) -> None:
-        """Let in the calls for which there is room now, and forget a client of which none waits."""
-        waiting = self._waiting[client]
-        while waiting and (waiting[0][1].cancelled() or self._fits(client, waiting[0][0])):
-            size, let_in = waiting.popleft()
+    def _let_in(self, connection: str, reader: _Reader) -> None:
+        """Let in the calls for which there is room now, and forget a connection that has nothing."""
+        waiting = reader.waiting
+        while waiting:
+            size, let_in = waiting[0]
             if not let_in.cancelled():
-                self._of[client] = self._of.get(client, 0) + size
+                if reader.size and reader.size + size > self._most:
+                    return
+                self._take(reader, size)
                 let_in.set_result(None)
-        if not waiting:
-            del self._waiting[client]
+            waiting.popleft()
+        if not reader.size and not reader.computing and self._readers.get(connection) is reader:
+            del self._readers[connection]
 
 
 class Debt:
     """Answer to a single call, made or foreseen, that its client is to read.
 
-    It doesn't refer to the call, which refers to it.
-
     Args:
         unread: Answers that it is counted among.
-        client: Client that is to read it.
-        size: Its size, in bytes.
+        connection: Connection of the call.
+        size: Size, in bytes, that it is foreseen to have.
     """
 
-    __slots__ = ("_client", "_size", "_unread")
+    __slots__ = ("_connection", "_made", "_size", "_unread")
 
-    def __init__(self, unread: Unread, client: str, size: int) -> None:
-        self._unread, self._client, self._size = unread, client, size
+    def __init__(self, unread: Unread, connection: str, size: int) -> None:
+        self._unread, self._connection, self._size = unread, connection, size
+        self._made = False
 
-    def change(self, size: int) -> None:
-        """Note the size that it really has."""
-        if size != self._size:
-            self._unread.change(self._client, size - self._size)
-            self._size = size
+    def made(self, size: int) -> None:
+        """Note the size that it really has; 0 for an error."""
+        self._unread.change(self._connection, self._size, size, made=not self._made)
+        self._size, self._made = size, True
 
-    def ended(self, context: Any) -> None:
+    def ended(self, call: object) -> None:
         """Count it no longer, since the client has read it, or is gone."""
-        self.change(0)
+        if self._size or not self._made:
+            self.made(0)
 
 
 def size_of(

@@ -28,7 +28,7 @@ from hasten.serving.grpc.calls import (
     metadata_of,
 )
 from hasten.serving.grpc.methods import SCOPES, Methods
-from hasten.serving.grpc.reading_ahead import Ahead, Unread
+from hasten.serving.grpc.reading_ahead import Unread
 from hasten.serving.grpc.trial import check_that_it_answers
 from hasten.serving.protocol import messages
 from hasten.serving.protocol.errors import Kind, ProtocolError, without_frames
@@ -80,7 +80,7 @@ class GrpcServer:
         self._methods = Methods(state)
         self._statuses: dict[Kind, Any] = {}
         self._server: Any = None
-        self._unread = Unread()
+        self._unread = Unread(clock_ns)
         self._calls = Admission(state.limits.connections, _PATIENCE_NS)
         self._sweeping: asyncio.TimerHandle | None = None
 
@@ -300,49 +300,59 @@ class GrpcServer:
             self._clock_ns,
             SCOPES["ModelInfer"],
         )
-        loop, ahead, unread = asyncio.get_running_loop(), Ahead(), self._unread
+        loop, unread = asyncio.get_running_loop(), self._unread
 
         async def infer(requests: Any, context: Any) -> bytes:
             now_ns, inference = clock_ns(), None
             receiving = Receiving(state, context, now_ns)
+            data = b""
             try:
                 self._let_in(context, scope, receiving)
                 self._enter(calls, receiving, now_ns)
-                data = await receiving.message()
-                inference = Inference(state, context, receiving, data, clock_ns)
+                inference = Inference(
+                    state, context, receiving, await receiving.message(), clock_ns
+                )
                 inference.read()
-                size = inference.foreseen_bytes(ahead)
-                if size > LITTLE_BYTES and await receiving.foresee(unread, size, clock_ns()):
-                    inference.end()  # the model may have been replaced meanwhile
-                    inference = Inference(state, context, receiving, data, clock_ns)
-                    inference.read()
+                size = inference.foreseen_bytes(unread)
+                if size > LITTLE_BYTES:
+                    inference = await self._with_room(inference, receiving, size)
                 answered: asyncio.Future[Answer | ProtocolError] = loop.create_future()
                 inference.begin(partial(_settle, answered))
                 answer = await answered
                 if isinstance(answer, ProtocolError):
-                    receiving.answered(0)
                     return self._refuse(context, answer)
-                ahead.answered(answer.model, answer.size_bytes)
-                receiving.answered(answer.size_bytes)
                 inference.reserve_answer(answer)
-                known = inference.written_again(answer)
-                if known is not None:
-                    return known
-                if inference.is_slow(answer):
-                    return await inference.written_apart(answer)
-                return inference.written(answer)
+                data = inference.written_again(answer) or b""
+                if not data and inference.is_slow(answer):
+                    data = await inference.written_apart(answer)
+                elif not data:
+                    data = inference.written(answer)
+                unread.answered(answer.model, len(data))
+                return data
             except ProtocolError as failure:
-                receiving.answered(0)
                 return self._refuse(context, failure)
             except Exception:
-                receiving.answered(0)
                 return self._refuse(context, logged_fault())
             finally:
+                receiving.answered(unread, len(data))
                 if inference is not None:
                     inference.end()
                 calls.leave(receiving)
 
         return infer
+
+    async def _with_room(self, inference: Inference, receiving: Receiving, size: int) -> Inference:
+        """Count the answer that a request will have, and return the request; maybe it waits, and is read again."""
+        try:
+            waited = await receiving.foresee(self._unread, size)
+        except ProtocolError as failure:
+            inference.refused(failure)
+            raise
+        if not waited or inference.current:
+            return inference
+        inference = inference.again()
+        inference.read()
+        return inference
 
     async def _stream(self, requests: Any, context: Any) -> None:
         scope = SCOPES["ModelStreamInfer"]

@@ -6,6 +6,7 @@ the usual way, which also states every error: it starts over, from the body.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -66,7 +67,8 @@ class QuickRows:
         if self._one is not None and len(path.after) == 1:
             both = path.after[0].either_or(self._one.dtype)
             if both is not None:
-                self._written = _writer(self._one, both)
+                with contextlib.suppress(TypeError, ValueError):  # as of a plug-in's own values
+                    self._written = _writer(self._one, both)
 
     @classmethod
     def of(cls, model: ServedModel) -> QuickRows | None:
