@@ -132,10 +132,16 @@ def _trees(surface: Surface) -> list[bytes]:
     light = next(seed for seed in seeds if seed.startswith(b"tree"))
     binary = next(seed for seed in seeds if seed.startswith(b"CBM1"))
     begin, parameters, end = light.partition(b"\nparameters:")
+    changes = (
+        (b"num_tree_per_iteration=3", b"num_tree_per_iteration=2147483647"),
+        (b"\nnum_leaves=", b"\nnum_leaves=400"),
+        (b"tree_sizes=", b"tree_sizes=999999999 "),
+        (b"\nsplit_feature=", b"\nsplit_feature=99 "),
+        (b"\ndecision_type=", b"\ndecision_type=1_0 "),
+    )
+    assert all(old in light for old, _ in changes)
     return [
-        light.replace(b"num_tree_per_iteration=3", b"num_tree_per_iteration=2147483647"),
-        light.replace(b"num_leaves=4", b"num_leaves=4000"),
-        light.replace(b"tree_sizes=", b"tree_sizes=999999999 "),
+        *(light.replace(*change) for change in changes),
         begin + parameters + end.replace(b": ", b" "),
         binary[:4] + b"\xf0\xff\xff\x7f" + binary[8:],
     ]

@@ -134,7 +134,7 @@ class Calls(Served):
         head, _, body = data.partition(b"\n")
         name, *how_sent = head.decode("latin-1").split(" ")
         packed = how_sent == ["gzip"]
-        if how_sent[:1] == ["unread"] and how_sent[-1].isdigit():
+        if how_sent[:1] == ["unread"] and how_sent[-1].isdecimal():
             return self._left(name, body, int(how_sent[-1]))
         method = METHODS.get(name, Method("ServerLiveRequest", "ServerLiveResponse", False))
         if packed:

@@ -94,9 +94,19 @@ def _trained(folder: str) -> list[bytes]:
     words = np.column_stack([x[:, :2].astype(object), np.array(["a", "b"], object)[y % 2]])
     boosted = xgboost.XGBClassifier(n_estimators=2, max_depth=2, n_jobs=1).fit(x, y)
     made = [bytes(boosted.get_booster().save_raw(form)) for form in ("json", "ubj")]
-    settings: dict[str, Any] = {"n_estimators": 2, "num_leaves": 4, "verbose": -1, "n_jobs": 1}
-    light = lightgbm.LGBMClassifier(**settings).fit(x, y, categorical_feature=[3])
-    made.append(light.booster_.model_to_string().encode())
+    settings: dict[str, Any] = {
+        "verbose": -1,
+        "num_threads": 1,
+        "num_leaves": 6,
+        "min_data_in_leaf": 2,
+    }
+    settings |= {"min_data_per_group": 1, "cat_smooth": 0.0, "max_cat_to_onehot": 1}
+    parts = np.column_stack([x[:, :3], np.arange(len(x)) % 7 + (y == 1)])
+    several = {"objective": "multiclass", "num_class": 3}
+    for more in (several, {"linear_tree": True}):
+        data = lightgbm.Dataset(parts, y, categorical_feature=[3])
+        light = lightgbm.train({**settings, **more}, data, 2)
+        made.append(light.model_to_string().encode())
     quiet: dict[str, Any] = {"iterations": 2, "depth": 2, "verbose": False, "thread_count": 1}
     numbers = catboost.CatBoostClassifier(**quiet, allow_writing_files=False).fit(x, y)
     worded = catboost.CatBoostRegressor(**quiet, allow_writing_files=False)

@@ -155,7 +155,7 @@ def test_a_layer_of_any_size_is_refused_before_its_weights_take_memory(
         load_file(claimed)
     assert re.fullmatch(
         rf"{claimed} can't be loaded as a Keras model: its layers claim [\d,]{{10,}} bytes of weights, but it "
-        r"has [\d,]+",
+        r"has [\d,]+: if you trust it, add trust_code=True",
         str(error.value),
     )
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
@@ -168,6 +168,95 @@ def test_a_file_with_its_own_weights_is_loaded(tmp_path: Path, make: Callable[[]
     again = load_file(tmp_path / "model.keras")
     for one, other in zip(model.weights, again.weights, strict=True):
         assert np.array_equal(one, other)
+
+
+def recurrent() -> Any:
+    layers = keras.layers
+    return keras.Sequential([layers.Input((5, 8), batch_size=2), layers.GRU(4, stateful=True)])
+
+
+def adapted() -> Any:
+    layers = keras.layers
+    model = keras.Sequential([layers.Input((1024,)), layers.Dense(1024)])
+    model.layers[0].enable_lora(256)
+    return model
+
+
+def normalized() -> Any:
+    layers = keras.layers
+    return keras.Sequential([layers.Input((50,)), layers.Normalization(mean=0.0, variance=1.0)])
+
+
+def normalized_by(axis: Any, **numbers: Any) -> Callable[[], Any]:
+    def make() -> Any:
+        layers = keras.layers
+        return keras.Sequential([layers.Input((6, 5)), layers.Normalization(axis, **numbers)])
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(recurrent, adapted, normalized),
+        *(normalized_by(axis) for axis in (None, -1, (1, 2))),
+        normalized_by(-1, mean=[1.0, 2, 3, 4, 5], variance=[1.0] * 5),
+    ],
+)
+def test_a_file_whose_arrays_arent_all_weights_is_loaded(
+    tmp_path: Path, make: Callable[[], Any]
+) -> None:
+    model = make()
+    model.save(tmp_path / "model.keras")
+    again = load_file(tmp_path / "model.keras")
+    x = RNG.random([size or 1 for size in model.input_shape]).astype(np.float32)
+    assert np.allclose(again(x), model(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "was", "claims", "said"),
+    [
+        (recurrent, "[2, 5, 8]", "[80000000, 5, 8]", "its layers keep states of"),
+        (normalized, "[null, 50]", "[null, 900000000]", "its layers claim"),
+        (adapted, '"lora_rank": 256', '"lora_rank": 90000000', "its layers claim"),
+    ],
+)
+def test_arrays_that_arent_weights_are_bounded_too(
+    tmp_path: Path, make: Callable[[], Any], was: str, claims: str, said: str
+) -> None:
+    whole, claimed = tmp_path / "whole.keras", tmp_path / "claimed.keras"
+    make().save(whole)
+    with zipfile.ZipFile(whole) as read, zipfile.ZipFile(claimed, "w") as written:
+        for name in read.namelist():
+            data = read.read(name)
+            if name == "config.json":
+                assert was.encode() in data
+                data = data.replace(was.encode(), claims.encode())
+            written.writestr(name, data)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match=said):
+        load_file(claimed)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+def test_a_layer_of_the_callers_own_may_store_nothing(tmp_path: Path) -> None:
+    @keras.saving.register_keras_serializable("of_a_test")
+    class Table(keras.layers.Layer):  # type: ignore[misc,name-defined]
+        def build(self, shape: Any) -> None:
+            self.table = self.add_weight(shape=(1000, 1000), initializer="ones", trainable=False)
+
+        def call(self, x: Any) -> Any:
+            return x + self.table[0, 0]
+
+        def save_own_variables(self, store: Any) -> None:
+            """Store nothing: the table is computed."""
+
+        def load_own_variables(self, store: Any) -> None:
+            """Read nothing."""
+
+    keras.Sequential([keras.layers.Input((4,)), Table()]).save(tmp_path / "own.keras")
+    answer = load_file(tmp_path / "own.keras")(np.ones((1, 4), np.float32))
+    assert keras.ops.convert_to_numpy(answer).tolist() == [[2.0, 2.0, 2.0, 2.0]]
 
 
 def test_a_layer_of_the_callers_own_may_make_a_variable_from_an_array(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hasten.errors import InputError
-from hasten.inputs.models.tabular.base import read_file
+from hasten.inputs.models.tabular.base import described, read_file
 
 lightgbm = pytest.importorskip("lightgbm")
 
@@ -70,7 +70,11 @@ def changed(text: str, name: str, value: str) -> str:
         ("split_feature", "0 0 -1 0 0", "splits by a column that isn't one of the 4"),
         ("threshold", "1 2 3", "has 3 numbers in threshold, but 6 leaves need 5"),
         ("leaf_value", "1 2", "has 2 numbers in leaf_value, but 6 leaves need 6"),
-        ("decision_type", "1 1 1 1 1", "splits by a set of categories that isn't one of its 0"),
+        ("decision_type", "1 1 1 1 1", "isn't whole numbers"),
+        ("split_feature", "0 0 0 0 1_0", "isn't whole numbers"),
+        ("num_leaves", "6\n\nnum_leaves=7", "a tree goes on behind an empty line"),
+        ("num_leaves", "6\nnum_leaves=7", "a tree has a field twice"),
+        ("num_leaves", "6\nx", "can't be read as text of LightGBM"),
         ("max_feature_idx", "", "can't be read as text of LightGBM"),
         ("num_tree_per_iteration", "2147483647", "states 2,147,483,647 trees for each iteration"),
     ],
@@ -107,6 +111,44 @@ def test_damaged_sets_of_categories_are_refused(
     with pytest.raises(InputError) as error:
         read_file(path)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("leaf_features", "1999999999", "has linear models of leaves that are cut short"),
+        ("num_features", "0 0 0 0 0 -1", "has linear models of leaves that are cut short"),
+        ("leaf_coeff", "", "has linear models of leaves that are cut short"),
+    ],
+)
+def test_damaged_linear_models_are_refused(
+    tmp_path: Path, name: str, value: str, said: str
+) -> None:
+    path = tmp_path / "model.txt"
+    saved(path, 2, linear_tree=True)
+    begin, _, last = path.read_text().rpartition("Tree=1")
+    path.write_text(f"{begin}Tree=1{changed(last, name, value)}")
+    with pytest.raises(InputError) as error:
+        read_file(path)
+    assert said in str(error.value)
+
+
+def test_line_ends_of_windows_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.txt"
+    booster = saved(path)
+    path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    read = read_file(path)
+    assert read is not None
+    assert read.own is not None
+    assert np.array_equal(read.own.of(read, [*X]).ravel(), booster.predict(X))
+
+
+def test_a_live_model_without_trees_is_told_to_be_trained() -> None:
+    booster = lightgbm.Booster(
+        {**SETTINGS, "objective": "multiclass", "num_class": 3}, lightgbm.Dataset(X, Y > 0)
+    )
+    with pytest.raises(InputError, match=r"this LightGBM model has no trees: train it first"):
+        described(booster)
 
 
 def test_settings_of_training_and_sizes_of_trees_arent_read(tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ from hasten.inputs.models import keras_archive, onnx
 OPSET = 18  # the highest that tf2onnx supports
 IR_VERSION = 10
 BACKENDS = ("tensorflow", "torch")
+_MOST_STATES = 256 << 20
+"""Bytes of the states that the recurrent layers of a file may keep, at most."""
 _WAITING = "uninitialized_variables"
 """Where keras keeps the variables that take memory once no stateless scope is open."""
 _OTHER_BYTES = 1 << 20
@@ -72,11 +74,11 @@ def _check_sizes(keras: Any, path: Path) -> None:
     """Check that a file has the weights that its layers claim, before keras allocates memory for them.
 
     Raises:
-        InputError: the layers claim more weights than the file has.
+        InputError: the layers claim more weights than the file has, or states of more than 256 MiB.
     """
     from keras.src.backend.common import global_state
 
-    config, stored = keras_archive.sizes(path)
+    config, stored, stateful = keras_archive.sizes(path)
     waiting = global_state.get_global_attribute(_WAITING, [])
     global_state.set_global_attribute(_WAITING, [])
     try:
@@ -84,18 +86,56 @@ def _check_sizes(keras: Any, path: Path) -> None:
             initialize_variables=False
         ):  # variables have shapes, and no memory
             model = keras.saving.deserialize_keras_object(config, safe_mode=True)
-            claimed = sum(math.prod(one.shape) * _size(one.dtype) for one in model.variables)
+            claimed, adapters = _claimed(model)
+            states = _states(model) if stateful else 0
     except Exception:
         if keras.saving.get_custom_objects():
             return  # the caller's own layers may make variables from arrays, which can't wait
         raise
     finally:
         global_state.set_global_attribute(_WAITING, waiting)
-    if claimed > stored + _OTHER_BYTES:
+    if claimed > stored + _OTHER_BYTES or adapters > 2 * claimed + _OTHER_BYTES:
         raise InputError(
-            f"{path} can't be loaded as a Keras model: its layers claim {claimed:,} bytes of weights, but it has "
-            f"{stored:,}"
+            f"{path} can't be loaded as a Keras model: its layers claim {claimed + adapters:,} bytes of weights, but "
+            f"it has {stored:,}: if you trust it, add trust_code=True"
         )
+    if states > _MOST_STATES:
+        raise InputError(
+            f"{path} can't be loaded as a Keras model: its layers keep states of {states:,} bytes, which is more than "
+            f"{_MOST_STATES:,}: if you trust it, add trust_code=True"
+        )
+
+
+def _claimed(model: Any) -> tuple[int, int]:
+    """Return the bytes of a model's weights, and of low-rank adapters, which a file has as parts of the weights.
+
+    Variables of the caller's own layers don't count, since such a layer decides itself what it stores.
+    """
+    own = {
+        id(one)
+        for layer in model._flatten_layers()
+        if type(layer).__module__.partition(".")[0] != "keras"
+        for one in layer.variables
+    }
+    claimed = adapters = 0
+    for one in model.variables:
+        size = math.prod(one.shape) * _size(one.dtype)
+        if "lora_" in one.name:
+            adapters += size
+        elif id(one) not in own:
+            claimed += size
+    return claimed, adapters
+
+
+def _states(model: Any) -> int:
+    """Return the bytes of the states that a model's recurrent layers would keep, at most."""
+    states = 0
+    for layer in model._flatten_layers():
+        if hasattr(layer, "stateful"):
+            for tensor in layer._inbound_nodes[:1]:
+                shapes = [one.shape for one in tensor.output_tensors]
+                states += sum(2 * 4 * math.prod(size or 1 for size in shape) for shape in shapes)
+    return states
 
 
 def _size(dtype: str) -> int:

@@ -27,6 +27,8 @@ _MODULE = re.compile(
     r"optimizers|quantizers|random|regularizers)(\.\w+)*|keras\.src\.backend\.\w+\.(layer|optimizers)(\.\w+)*",
     re.ASCII,
 )
+_LAYERS = (None, "keras.layers", "keras.src.layers.preprocessing.normalization")
+"""Modules that keras's own layer `Normalization` is named by."""
 _VALUES = ("__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__")
 """Names that stand for values instead of classes."""
 _CLASS = re.compile(r"[A-Z]\w*", re.ASCII)
@@ -61,24 +63,36 @@ def check(path: Path) -> None:
         )
 
 
-def sizes(path: Path) -> tuple[Any, int]:
-    """Return the configuration of a file that was checked, and the bytes of its weights.
+def sizes(path: Path) -> tuple[Any, int, bool]:
+    """Return the configuration of a file that was checked, the bytes of its weights, and whether it keeps states.
 
-    The configuration is for a model that is neither compiled nor stateful, which has variables of its own then.
+    The configuration is changed so that all arrays of the model are variables, whose sizes can be told before they
+    take memory: it isn't compiled or stateful, and has other layers with as many weights in place of `Normalization`.
     """
     with zipfile.ZipFile(path) as archive:
         stored = {info.filename: info.file_size for info in archive.infolist()}
         config = json.loads(archive.read(_CONFIG))
-    left = [config]
+    left, stateful = [config], False
     while left:
         value = left.pop()
         if isinstance(value, dict):
             value.pop("compile_config", None)
-            value.pop("stateful", None)
+            stateful |= bool(value.pop("stateful", False))
+            if value.get("class_name") == "Normalization" and value.get("module") in _LAYERS:
+                value |= _like_normalization(value.get("config"))
             left += value.values()
         elif isinstance(value, list):
             left += value
-    return config, stored.get(_WEIGHTS, 0)
+    return config, stored.get(_WEIGHTS, 0), stateful
+
+
+def _like_normalization(settings: Any) -> dict[str, Any]:
+    """Return the class and settings of a layer with as many weights, which calculates nothing as it is made."""
+    given = settings if isinstance(settings, dict) else {}
+    kept = {key: given[key] for key in ("name", "trainable", "dtype") if key in given}
+    if given.get("axis") in (None, []):
+        return {"class_name": "Rescaling", "config": {**kept, "scale": 1.0, "offset": 0.0}}
+    return {"class_name": "LayerNormalization", "config": {**kept, "axis": given["axis"]}}
 
 
 def _refused(config: Any) -> Iterator[str]:

@@ -336,8 +336,8 @@ def check_survives(
     Args:
         path: File of a model.
         library: Name of the library, for the message.
-        program: Text of a Python program whose first argument is the file. Only a crash of it counts:
-            what it raises is raised again where the file is really read.
+        program: Text of a Python program whose first argument is the file. Only a crash of it is an
+            error: what else comes is told by what it prints, or where the file is really read.
         arguments: Further arguments of the program.
         content: What the program is to read at its standard input.
 

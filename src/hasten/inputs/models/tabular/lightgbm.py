@@ -65,7 +65,7 @@ elif size.value > (1 << 20) + 100 * len(content):
     sys.stdout.buffer.write(b"\\0it states more trees, leaves or columns than it has")
 """
 )
-"""Program that reads a file by LightGBM's C interface alone, and writes its trees.
+"""Program that reads a file by LightGBM's C interface alone, and tries to write its trees.
 
 Prints why LightGBM can't, after a zero.
 """
@@ -93,14 +93,12 @@ class LightGBM(Library):
             )
         # It may crash on a damaged file.
         library = lightgbm.basic._LIB._name  # type: ignore[attr-defined]
-        said = check_survives(
-            path, self.name, _READ, library, most_memory(content), content=text.encode()
-        )
+        said = check_survives(path, self.name, _READ, library, most_memory(content), content=text)
         _, refused, reason = said.partition("\0")  # before it, there may be warnings
         if refused:
             raise _refused(path, visible(reason.strip())[:200])
         try:
-            return lightgbm.Booster(model_str=text)
+            return lightgbm.Booster(model_str=text.decode())
         except (lightgbm.basic.LightGBMError, ValueError) as error:
             raise _refused(path, told(error)) from error
 
@@ -115,7 +113,9 @@ class LightGBM(Library):
         dump = booster.dump_model()
         name, settings = _objective(dump)
         count, there = int(dump["num_tree_per_iteration"]), len(dump["tree_info"])
-        if not 0 < count <= max(1, there):
+        if not there:
+            raise InputError("this LightGBM model has no trees: train it first")
+        if not 0 < count <= there:
             raise InputError(
                 f"this LightGBM model states {count:,} trees for each iteration, but it has {there:,}: the file is damaged"
             )
@@ -131,8 +131,6 @@ class LightGBM(Library):
             _tree(one["tree_structure"], number % count, sums, kinds)
             for number, one in enumerate(dump["tree_info"])
         ]
-        if not trees:
-            raise InputError("this LightGBM model has no trees: train it first")
         for column, several in kinds.items():
             if "Zero" in several and len(several) > 1:
                 raise InputError(
