@@ -94,6 +94,7 @@ def test_a_client_may_have_as_much_as_one_body_takes() -> None:
 
 class Call:
     waiting_ns: int | None = None
+    peer = ""
 
     def __init__(self, client: str) -> None:
         self.client = client

@@ -27,6 +27,10 @@ class Held(Protocol):
     client: str
 
     @property
+    def peer(self) -> str:
+        """Client's address and port, as gRPC writes them."""
+
+    @property
     def waiting_ns(self) -> int | None:
         """Time since which the server waits for the call's client; None while it doesn't."""
 
@@ -59,6 +63,11 @@ class Admission:
     def __len__(self) -> int:
         """Return the number of calls under way."""
         return len(self._calls)
+
+    @property
+    def peers(self) -> set[str]:
+        """Clients that have calls under way, with their ports, as gRPC writes them."""
+        return {call.peer for call in self._calls}
 
     def enter(self, call: Held, now_ns: int) -> None:
         """Count a call that begins.

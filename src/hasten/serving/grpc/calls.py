@@ -399,6 +399,11 @@ class Receiving:
         return found
 
     @property
+    def peer(self) -> str:
+        """Client's address and port, as gRPC writes them."""
+        return str(self._context.peer())
+
+    @property
     def waiting_ns(self) -> int | None:
         """Time since which the server waits for the message, or for the client to read; None while it doesn't."""
         if self._reads is None:
@@ -457,6 +462,11 @@ class Stream:
         self._why: ProtocolError | None = None
         self._writing = False
         self._task = asyncio.current_task()
+
+    @property
+    def peer(self) -> str:
+        """Client's address and port, as gRPC writes them."""
+        return str(self._context.peer())
 
     async def run(self) -> None:
         """Answer requests until the client has no more, or goes away.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -101,6 +101,13 @@ class Unread:
         """Return the time since which calls of a connection wait for its client alone; None if they don't."""
         reader = self._readers.get(connection)
         return None if reader is None or reader.computing else reader.since_ns
+
+    def stuck(self) -> list[str]:
+        """Return the connections that have answers to read while nothing is computed for them."""
+        return [name for name, one in self._readers.items() if one.size and not one.computing]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._readers)
 
     def took(self, connection: str, size: int) -> bool:
         """Count an answer that a connection will have, unless it has to wait; return whether it is counted."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from functools import partial
 from typing import Any
 
@@ -27,6 +28,7 @@ from hasten.serving.grpc.calls import (
     logged_fault,
     metadata_of,
 )
+from hasten.serving.grpc.connections import Ending, Place, place_of
 from hasten.serving.grpc.methods import SCOPES, Methods
 from hasten.serving.grpc.reading_ahead import Unread
 from hasten.serving.grpc.trial import check_that_it_answers
@@ -38,11 +40,13 @@ from hasten.serving.state import ServerState
 from hasten.serving.tls import Tls
 from hasten.serving.wire.grpc_messages import read_message
 
+log = logging.getLogger("hasten.serving")
+
 _MOST_SENT_BYTES = 2**31 - 1
 _OPEN = ("ServerLive", "ServerReady")
 """Names of the methods that need no token, and that are answered whatever number of calls is under way."""
 _RESERVED = 64
-"""Number of calls that the library takes beyond those that may be under way or unread."""
+"""Number of calls that the library takes beyond those that may be under way or unread; also of connections."""
 _PATIENCE_NS = 1_000_000_000
 """Time for which a call must have waited for its client to be ended where there is no place left."""
 _FAREWELL_S = 0.25
@@ -52,7 +56,7 @@ _MOST_STREAMS = 128
 _HANDSHAKE_MS = 10_000
 _IDLE_MS = 60_000
 """Time after which a connection without calls is closed; its client opens another when it asks."""
-_SWEEP_S = 1.0
+_SWEEP_S, _CROWDED_SWEEP_S = 1.0, 0.1
 _UNCOMPRESSED = 1
 """Bits of the compression algorithms that are enabled: only that of no compression."""
 _MISSING = "serving over gRPC needs grpcio and protobuf: pip install 'hasten[serve]'"
@@ -83,6 +87,8 @@ class GrpcServer:
         self._unread = Unread(clock_ns)
         self._calls = Admission(state.limits.connections, _PATIENCE_NS)
         self._sweeping: asyncio.TimerHandle | None = None
+        self._ending: Ending
+        self._looking: asyncio.Task[None] | None = None
 
     # -- begin and end
 
@@ -127,6 +133,9 @@ class GrpcServer:
             raise InputError(f"can't listen on {host}:{port} for gRPC") from error
         await server.start()
         self._server = server
+        limits = self._state.limits
+        self._ending = Ending(taken, limits.connections, limits.send_ns, self._clock_ns)
+        self._sweep()
         return taken
 
     def _options(self) -> list[tuple[str, int]]:
@@ -140,7 +149,8 @@ class GrpcServer:
             ("grpc.max_metadata_size", limits.header_bytes),
             ("grpc.absolute_max_metadata_size", 2 * limits.header_bytes),
             ("grpc.max_concurrent_streams", min(_MOST_STREAMS, limits.connections)),
-            ("grpc.max_allowed_incoming_connections", limits.connections),
+            # Idle ones beyond the limit are ended, so that a place is left for those that ask for health.
+            ("grpc.max_allowed_incoming_connections", limits.connections + _RESERVED),
             ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
             ("grpc.max_connection_idle_ms", _IDLE_MS),
             ("grpc.so_reuseport", 0),
@@ -230,14 +240,26 @@ class GrpcServer:
             ProtocolError: too many calls are in progress.
         """
         calls.enter(call, now_ns)
-        if self._sweeping is None:
-            self._sweeping = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
 
     def _sweep(self) -> None:
-        self._sweeping, now_ns = None, self._clock_ns()
-        self._calls.sweep(now_ns)
-        if self._calls:
-            self._sweeping = asyncio.get_running_loop().call_later(_SWEEP_S, self._sweep)
+        """End the calls and connections of clients that are too slow, or too many; again and again."""
+        loop, next_s = asyncio.get_running_loop(), _SWEEP_S
+        self._calls.sweep(self._clock_ns())
+        unread, crowded = self._unread.stuck(), self._ending.crowded
+        if crowded and self._ending.too_many:
+            next_s = _CROWDED_SWEEP_S
+        if (unread or crowded) and self._looking is None:
+            busy = {*self._calls.peers, *self._unread}
+            self._looking = loop.create_task(self._look(_places(unread), _places(busy)))
+        self._sweeping = loop.call_later(next_s, self._sweep)
+
+    async def _look(self, unread: set[Place], busy: set[Place]) -> None:
+        try:
+            await asyncio.to_thread(self._ending.look, unread, busy)
+        except Exception:
+            log.exception("the connections of gRPC couldn't be looked at")
+        finally:
+            self._looking = None
 
     def _refuse(self, context: Any, failure: ProtocolError) -> bytes:
         """End a call with an error."""
@@ -370,6 +392,14 @@ class GrpcServer:
             self._refuse(context, logged_fault())
         finally:
             self._calls.leave(stream)
+
+
+def _places(peers: Iterable[str]) -> set[Place]:
+    found = set()
+    for peer in peers:
+        with contextlib.suppress(ValueError):
+            found.add(place_of(peer))
+    return found
 
 
 def _settle(

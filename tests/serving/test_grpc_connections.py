@@ -1,0 +1,171 @@
+"""Connections over gRPC that are ended: idle ones where there are too many, and those whose clients read nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from tests.serving.test_bounded_requests import ROW, said_by, unread_calls, unreading, wide
+from tests.support.models import solid
+from tests.support.servers import ServerThread, bundle_of, place_of
+from tests.support.waiting import until
+
+from hasten.serving.grpc.connections import Ending, _of_the_greediest, connections
+from hasten.serving.grpc.connections import place_of as placed
+from hasten.serving.settings import ModelPlace
+from hasten.serving.state import Limits
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
+LIVE = "/inference.GRPCInferenceService/ServerLive"
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> list[ModelPlace]:
+    folder = tmp_path_factory.mktemp("connections")
+    return [
+        place_of(bundle_of(folder, wide(folder, 1 << 19))),
+        place_of(bundle_of(folder, solid(folder))),
+    ]
+
+
+@contextlib.contextmanager
+def idle(server: ServerThread, count: int) -> Iterator[list[socket.socket]]:
+    """Open so many connections that ask for nothing."""
+    with contextlib.ExitStack() as opened:
+        made = []
+        for _ in range(count):
+            one = opened.enter_context(socket.create_connection(("127.0.0.1", server.grpc_port)))
+            one.sendall(PREFACE)
+            made.append(one)
+        yield made
+
+
+def is_open(one: socket.socket) -> bool:
+    one.setblocking(False)
+    try:
+        while data := one.recv(1 << 16):
+            del data
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+class Requests:
+    """Requests of a stream, one after the other as they are sent."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self.send = self._queue.put
+
+    def each(self) -> Iterator[bytes]:
+        while (one := self._queue.get()) is not None:
+            yield one
+
+
+def live(server: ServerThread, timeout_s: float = 30.0) -> bytes:
+    with grpc.insecure_channel(server.grpc_url) as channel:
+        return bytes(channel.unary_unary(LIVE)(b"", wait_for_ready=True, timeout=timeout_s))
+
+
+def test_idle_connections_beyond_the_limit_are_ended_so_that_others_find_a_place(
+    places: list[ModelPlace],
+) -> None:
+    limits = Limits(connections=40)
+    with ServerThread(*places, grpc=True, limits=limits) as server:
+        with idle(server, 40 + 64) as crowd:
+            assert live(server)
+            until(lambda: sum(map(is_open, crowd)) <= 40)
+            assert live(server)
+            with connections(server.grpc_port) as found:
+                assert len(found) >= 30  # no more are ended than have to be
+
+
+def test_connections_up_to_the_limit_stay(places: list[ModelPlace]) -> None:
+    with ServerThread(*places, grpc=True, limits=Limits(connections=40)) as server:
+        with idle(server, 35) as crowd:
+            time.sleep(2.5)  # two looks at least
+            assert all(map(is_open, crowd))
+
+
+def test_a_connection_with_a_call_under_way_isnt_ended_for_lack_of_room(
+    places: list[ModelPlace],
+) -> None:
+    with (
+        ServerThread(*places, grpc=True, limits=Limits(connections=20)) as server,
+        grpc.insecure_channel(server.grpc_url) as channel,
+    ):
+        stream = channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+        requests = Requests()
+        answers = stream(requests.each())
+        requests.send(ROW)
+        assert len(next(answers)) > 1 << 20
+        with idle(server, 60) as crowd:
+            until(lambda: sum(map(is_open, crowd)) <= 20)
+            requests.send(ROW)
+            assert len(next(answers)) > 1 << 20
+            requests.send(None)
+            assert list(answers) == []
+
+
+def test_a_connection_whose_client_reads_nothing_is_ended(places: list[ModelPlace]) -> None:
+    limits = Limits(send_ns=int(2e9), receive_ns=int(60e9))
+    with (
+        ServerThread(*places, grpc=True, limits=limits) as server,
+        unreading(server) as channel,
+        unreading(server) as another,
+    ):
+        front: Any = server.server._grpc
+        calls = unread_calls(channel, 40)
+        reading = another.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        until(lambda: server.call(lambda: front._unread._readers) == {})
+        assert "" not in {said_by(call) for call in calls}
+        assert len(reading(ROW, timeout=60)) > 1 << 20
+
+
+def test_a_client_that_reads_slowly_isnt_ended(places: list[ModelPlace]) -> None:
+    limits = Limits(send_ns=int(2e9))
+    with ServerThread(*places, grpc=True, limits=limits) as server, unreading(server) as channel:
+        calls = unread_calls(channel, 10)
+        for call in calls:  # longer than the limit in all, and never nothing for as long
+            time.sleep(0.8)
+            assert len(next(call)) > 1 << 20
+
+
+def test_the_connections_of_the_client_with_the_most_are_ended_first() -> None:
+    many = [("192.0.2.1", port) for port in range(1, 11)]
+    few = [("192.0.2.2", port) for port in range(1, 4)]
+    assert {*_of_the_greediest([*many, *few], [*many[:9], *few], 7)} <= {*many[:9]}
+    assert len({*_of_the_greediest([*many, *few], [*many[:9], *few], 9)} & {*few}) == 1
+    assert [*_of_the_greediest(many, many[:2], 5)] == [many[1], many[0]]
+
+
+@pytest.mark.parametrize(
+    ("peer", "place"),
+    [
+        ("ipv4:192.0.2.1:50000", ("192.0.2.1", 50000)),
+        ("ipv6:%5B::1%5D:50000", ("::1", 50000)),
+        ("ipv6:%5B::ffff:192.0.2.1%5D:7", ("192.0.2.1", 7)),
+        ("ipv6:%5Bfe80::1%25eth0%5D:7", ("fe80::1", 7)),
+    ],
+)
+def test_a_peer_is_read_as_grpc_writes_it(peer: str, place: tuple[str, int]) -> None:
+    assert placed(peer) == place
+
+
+def test_where_files_arent_listed_nothing_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hasten.serving.grpc.connections._FILES", tmp_path / "none")
+    ending = Ending(1, 2, 3, lambda: 0)
+    assert not ending.crowded
+    ending.look([("192.0.2.1", 1)], [])
+    assert not ending.too_many
