@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import queue
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +20,20 @@ from tests.support.models import solid
 from tests.support.servers import ServerThread, bundle_of, place_of
 from tests.support.waiting import until
 
-from hasten.serving.grpc.connections import Ending, _of_the_greediest, connections
+from hasten.serving.grpc.connections import (
+    Connection,
+    Ending,
+    Place,
+    _to_end,
+    connections,
+    open_files,
+)
 from hasten.serving.grpc.connections import place_of as placed
 from hasten.serving.settings import ModelPlace
 from hasten.serving.state import Limits
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\6\4\0\0\0\0\0\0\4\0\0\0\0"
+"""Begin of a connection on which the client takes no byte of an answer."""
 LIVE = "/inference.GRPCInferenceService/ServerLive"
 
 
@@ -85,8 +96,7 @@ def test_idle_connections_beyond_the_limit_are_ended_so_that_others_find_a_place
             assert live(server)
             until(lambda: sum(map(is_open, crowd)) <= 40)
             assert live(server)
-            with connections(server.grpc_port) as found:
-                assert len(found) >= 30  # no more are ended than have to be
+            assert len(connections(server.grpc_port)) >= 30  # no more are ended than have to be
 
 
 def test_connections_up_to_the_limit_stay(places: list[ModelPlace]) -> None:
@@ -140,12 +150,87 @@ def test_a_client_that_reads_slowly_isnt_ended(places: list[ModelPlace]) -> None
             assert len(next(call)) > 1 << 20
 
 
+def of(address: str, quiet_ms: dict[int, int]) -> dict[Place, Connection]:
+    return {(address, port): Connection(port, ms, 100) for port, ms in quiet_ms.items()}
+
+
 def test_the_connections_of_the_client_with_the_most_are_ended_first() -> None:
-    many = [("192.0.2.1", port) for port in range(1, 11)]
-    few = [("192.0.2.2", port) for port in range(1, 4)]
-    assert {*_of_the_greediest([*many, *few], [*many[:9], *few], 7)} <= {*many[:9]}
-    assert len({*_of_the_greediest([*many, *few], [*many[:9], *few], 9)} & {*few}) == 1
-    assert [*_of_the_greediest(many, many[:2], 5)] == [many[1], many[0]]
+    many, few = (
+        of(address, {port: 10_000 + port for port in range(1, count + 1)})
+        for address, count in (("192.0.2.1", 10), ("192.0.2.2", 3))
+    )
+    every, idle = many | few, [*list(many)[:9], *few]
+    assert {*_to_end(every, idle, 7)} <= {*many}
+    assert len({*_to_end(every, idle, 9)} & {*few}) == 1
+    assert [port for _, port in _to_end(many, list(many)[:2], 5)] == [2, 1]
+
+
+def test_a_client_that_has_just_asked_keeps_its_connection_where_others_are_quiet() -> None:
+    every = of("192.0.2.1", {1: 0, 2: 5000, 3: 900}) | of("192.0.2.2", {4: 2000})
+    assert [port for _, port in _to_end(every, list(every), 2)] == [2, 4]
+    assert [port for _, port in _to_end(every, list(every), 9)] == [2, 4, 3, 1]
+
+
+def test_time_in_which_the_server_itself_was_stopped_doesnt_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_ns, found = [0], of("192.0.2.1", {1: 0})
+    ended: list[Place] = []
+    ending = Ending(1, 10, int(5e9), lambda: now_ns[0])
+    monkeypatch.setattr("hasten.serving.grpc.connections.connections", lambda port: found)
+    monkeypatch.setattr(ending, "_end", lambda place, one: ended.append(place))
+    for seconds in (0, 100, 101, 102):
+        now_ns[0] = int(seconds * 1e9)
+        assert ending.look([*found], []) == set()
+    assert not ended
+    found |= of("192.0.2.1", {1: 0})
+    found["192.0.2.1", 1] = Connection(1, 0, 100_000)
+    assert ending.look([*found], []) == {*found}
+    for seconds in range(103, 109):
+        now_ns[0] = int(seconds * 1e9)
+        ending.look([*found], [])
+    assert ended == [("192.0.2.1", 1)]
+
+
+def test_looking_keeps_no_file_and_ends_no_lock(tmp_path: Path) -> None:
+    before = len(open_files())
+    with (tmp_path / "locked").open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        assert connections(1) == {}
+        other = f"import fcntl; fcntl.lockf(open({str(file.name)!r}, 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        assert subprocess.run([sys.executable, "-c", other], capture_output=True).returncode != 0
+    assert len(open_files()) == before
+
+
+def test_answers_of_health_that_nobody_reads_keep_nobody_out(places: list[ModelPlace]) -> None:
+    """A client that takes no byte of any answer holds a call of the library for each."""
+    limits = Limits(connections=20, send_ns=int(2e9))
+    with ServerThread(*places, grpc=True, limits=limits) as server:
+        with idle(server, 8) as crowd:
+            for one in crowd:
+                one.sendall(b"".join(asking_live(1 + 2 * number) for number in range(20)))
+            time.sleep(1)
+            until(lambda: sum(map(is_open, crowd)) < 8)
+            assert live(server)
+
+
+def asking_live(stream: int) -> bytes:
+    """Return a call of `ServerLive` as HTTP/2 has it, its headers written out as they are."""
+    fields = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": LIVE,
+        ":authority": "localhost",
+        "te": "trailers",
+        "content-type": "application/grpc",
+    }
+    block = b"".join(
+        b"\x10%c%b%c%b" % (len(name), name.encode(), len(value), value.encode())
+        for name, value in fields.items()
+    )
+    number = stream.to_bytes(4, "big")
+    headers = len(block).to_bytes(3, "big") + b"\1\4" + number + block
+    return headers + b"\0\0\5\0\1" + number + bytes(5)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +249,7 @@ def test_a_peer_is_read_as_grpc_writes_it(peer: str, place: tuple[str, int]) -> 
 def test_where_files_arent_listed_nothing_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hasten.serving.grpc.connections._FILES", tmp_path / "none")
+    monkeypatch.setattr("hasten.serving.grpc.connections._FILES", str(tmp_path / "none"))
     ending = Ending(1, 2, 3, lambda: 0)
     assert not ending.crowded
     ending.look([("192.0.2.1", 1)], [])

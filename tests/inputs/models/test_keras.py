@@ -175,6 +175,12 @@ def recurrent() -> Any:
     return keras.Sequential([layers.Input((5, 8), batch_size=2), layers.GRU(4, stateful=True)])
 
 
+def recurrent_over_many_steps() -> Any:
+    layers = keras.layers
+    lstm = layers.LSTM(64, return_sequences=True, stateful=True)
+    return keras.Sequential([layers.Input((40_000, 2), batch_size=16), lstm])
+
+
 def adapted() -> Any:
     layers = keras.layers
     model = keras.Sequential([layers.Input((1024,)), layers.Dense(1024)])
@@ -211,6 +217,11 @@ def test_a_file_whose_arrays_arent_all_weights_is_loaded(
     again = load_file(tmp_path / "model.keras")
     x = RNG.random([size or 1 for size in model.input_shape]).astype(np.float32)
     assert np.allclose(again(x), model(x), atol=1e-5)
+
+
+def test_states_count_once_for_all_steps(tmp_path: Path) -> None:
+    recurrent_over_many_steps().save(tmp_path / "model.keras")
+    assert load_file(tmp_path / "model.keras").output_shape == (16, 40_000, 64)
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,25 @@ def test_line_ends_of_windows_are_read(tmp_path: Path) -> None:
     assert np.array_equal(read.own.of(read, [*X]).ravel(), booster.predict(X))
 
 
+def test_settings_in_another_encoding_and_files_of_old_versions_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.txt"
+    booster = saved(path)
+    whole = path.read_bytes()
+    foreign = whole.replace(b"[data: ]", b"[data: C:\\Donn\xe9es\\a.csv]")
+    assert foreign != whole
+    sizes = next(line for line in whole.splitlines() if line.startswith(b"tree_sizes"))
+    old = whole.replace(sizes + b"\n", b"").replace(
+        b"end of trees\n\nfeature_importances:", b"feature importances:"
+    )
+    assert b"end of trees" not in old
+    for content in (foreign, old):
+        path.write_bytes(content)
+        read = read_file(path)
+        assert read is not None
+        assert read.own is not None
+        assert np.array_equal(read.own.of(read, [*X]).ravel(), booster.predict(X))
+
+
 def test_a_live_model_without_trees_is_told_to_be_trained() -> None:
     booster = lightgbm.Booster(
         {**SETTINGS, "objective": "multiclass", "num_class": 3}, lightgbm.Dataset(X, Y > 0)

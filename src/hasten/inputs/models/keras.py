@@ -131,10 +131,13 @@ def _states(model: Any) -> int:
     """Return the bytes of the states that a model's recurrent layers would keep, at most."""
     states = 0
     for layer in model._flatten_layers():
-        if hasattr(layer, "stateful"):
-            for tensor in layer._inbound_nodes[:1]:
-                shapes = [one.shape for one in tensor.output_tensors]
-                states += sum(2 * 4 * math.prod(size or 1 for size in shape) for shape in shapes)
+        if not hasattr(layer, "stateful"):
+            continue
+        for node in layer._inbound_nodes[:1]:
+            shape = [size or 1 for size in node.output_tensors[0].shape]
+            if layer.return_sequences:
+                del shape[1]  # the states of one step are kept
+            states += 2 * 4 * math.prod(shape)
     return states
 
 

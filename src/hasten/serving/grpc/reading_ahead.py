@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -60,7 +60,7 @@ class _Reader:
     Attributes:
         size: Size of those that are unread, or foreseen, in bytes.
         computing: Number of those that are foreseen.
-        since_ns: Time when this changed last.
+        since_ns: Time when this changed last, or the client read something.
         waiting: Sizes of the answers to further calls, which wait in their order.
     """
 
@@ -102,12 +102,10 @@ class Unread:
         reader = self._readers.get(connection)
         return None if reader is None or reader.computing else reader.since_ns
 
-    def stuck(self) -> list[str]:
-        """Return the connections that have answers to read while nothing is computed for them."""
-        return [name for name, one in self._readers.items() if one.size and not one.computing]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._readers)
+    def progressed(self, connection: str) -> None:
+        """Note that the client of a connection has read something."""
+        if (reader := self._readers.get(connection)) is not None:
+            reader.since_ns = self._clock_ns()
 
     def took(self, connection: str, size: int) -> bool:
         """Count an answer that a connection will have, unless it has to wait; return whether it is counted."""

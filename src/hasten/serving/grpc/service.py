@@ -57,6 +57,8 @@ _HANDSHAKE_MS = 10_000
 _IDLE_MS = 60_000
 """Time after which a connection without calls is closed; its client opens another when it asks."""
 _SWEEP_S, _CROWDED_SWEEP_S = 1.0, 0.1
+_AT_ONCE_NS = 1_000_000_000
+"""Time after which an answer counts as one that wasn't read at once."""
 _UNCOMPRESSED = 1
 """Bits of the compression algorithms that are enabled: only that of no compression."""
 _MISSING = "serving over gRPC needs grpcio and protobuf: pip install 'hasten[serve]'"
@@ -84,7 +86,7 @@ class GrpcServer:
         self._methods = Methods(state)
         self._statuses: dict[Kind, Any] = {}
         self._server: Any = None
-        self._unread = Unread(clock_ns)
+        self._unread, self._sending = Unread(clock_ns), _Sending(clock_ns)
         self._calls = Admission(state.limits.connections, _PATIENCE_NS)
         self._sweeping: asyncio.TimerHandle | None = None
         self._ending: Ending
@@ -243,19 +245,21 @@ class GrpcServer:
 
     def _sweep(self) -> None:
         """End the calls and connections of clients that are too slow, or too many; again and again."""
-        loop, next_s = asyncio.get_running_loop(), _SWEEP_S
-        self._calls.sweep(self._clock_ns())
-        unread, crowded = self._unread.stuck(), self._ending.crowded
-        if crowded and self._ending.too_many:
-            next_s = _CROWDED_SWEEP_S
-        if (unread or crowded) and self._looking is None:
-            busy = {*self._calls.peers, *self._unread}
-            self._looking = loop.create_task(self._look(_places(unread), _places(busy)))
-        self._sweeping = loop.call_later(next_s, self._sweep)
+        loop, now_ns = asyncio.get_running_loop(), self._clock_ns()
+        hurries = self._ending.too_many
+        self._sweeping = loop.call_later(_CROWDED_SWEEP_S if hurries else _SWEEP_S, self._sweep)
+        self._calls.sweep(now_ns)
+        if self._looking is None and (self._sending.overdue(now_ns) or self._ending.crowded):
+            unread = self._sending.peers(now_ns)
+            busy = _places({*self._calls.peers, *self._sending.peers()}).values()
+            self._looking = loop.create_task(self._look(_places(unread), {*busy}))
 
-    async def _look(self, unread: set[Place], busy: set[Place]) -> None:
+    async def _look(self, unread: dict[str, Place], busy: set[Place]) -> None:
         try:
-            await asyncio.to_thread(self._ending.look, unread, busy)
+            reading = await asyncio.to_thread(self._ending.look, {*unread.values()}, busy)
+            for peer, place in unread.items():
+                if place in reading:
+                    self._unread.progressed(peer)
         except Exception:
             log.exception("the connections of gRPC couldn't be looked at")
         finally:
@@ -292,6 +296,7 @@ class GrpcServer:
                 return self._refuse(context, logged_fault())
             finally:
                 self._calls.leave(receiving)
+                self._sending.begin(context)
 
         return call
 
@@ -309,6 +314,8 @@ class GrpcServer:
                 return answer.SerializeToString()  # type: ignore[no-any-return]
             except Exception:
                 return self._refuse(context, logged_fault())
+            finally:
+                self._sending.begin(context)
 
         return call
 
@@ -322,7 +329,7 @@ class GrpcServer:
             self._clock_ns,
             SCOPES["ModelInfer"],
         )
-        loop, unread = asyncio.get_running_loop(), self._unread
+        loop, unread, sending = asyncio.get_running_loop(), self._unread, self._sending
 
         async def infer(requests: Any, context: Any) -> bytes:
             now_ns, inference = clock_ns(), None
@@ -360,6 +367,7 @@ class GrpcServer:
                 if inference is not None:
                     inference.end()
                 calls.leave(receiving)
+                sending.begin(context)
 
         return infer
 
@@ -392,13 +400,46 @@ class GrpcServer:
             self._refuse(context, logged_fault())
         finally:
             self._calls.leave(stream)
+            self._sending.begin(context)
 
 
-def _places(peers: Iterable[str]) -> set[Place]:
-    found = set()
+class _Sending:
+    """Calls that are answered, until their clients have read the answers."""
+
+    def __init__(self, clock_ns: Callable[[], int]) -> None:
+        self._clock_ns = clock_ns
+        self._calls: dict[asyncio.Task[Any], tuple[Any, int]] = {}
+        """Task of each call -> its context, and the time of its answer; the oldest first."""
+
+    def begin(self, context: Any) -> None:
+        """Note that a call is answered; its task ends once the client has read the answer."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls[task] = context, self._clock_ns()
+        task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        self._calls.pop(task, None)
+
+    def overdue(self, now_ns: int) -> bool:
+        """Whether there is an answer that isn't read at once."""
+        return any(since_ns < now_ns - _AT_ONCE_NS for _, since_ns in self._calls.values())
+
+    def peers(self, now_ns: int | None = None) -> set[str]:
+        """Return the clients that have answers to read, with a time only those that haven't read them at once."""
+        return {
+            str(context.peer())
+            for context, since_ns in self._calls.values()
+            if now_ns is None or since_ns < now_ns - _AT_ONCE_NS
+        }
+
+
+def _places(peers: Iterable[str]) -> dict[str, Place]:
+    """Return the place of each client as gRPC writes it, but for those that aren't of TCP."""
+    found = {}
     for peer in peers:
         with contextlib.suppress(ValueError):
-            found.add(place_of(peer))
+            found[peer] = place_of(peer)
     return found
 
 

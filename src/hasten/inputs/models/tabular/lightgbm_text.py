@@ -35,25 +35,29 @@ def checked(path: Path, content: bytes) -> bytes:
     if content[:5] != b"tree\n":
         raise InputError(f"{path} isn't a model of LightGBM: its first line isn't `tree`")
     body, end, rest = content.partition(_END)
-    if not end:
-        raise InputError(f"{path} is cut short: it has no line `end of trees`")
+    if not end:  # LightGBM 2.1 and older wrote none
+        old = re.search(rb"\nfeature importances:", content)
+        if old is None or b"\ntree_sizes=" in content:
+            raise InputError(f"{path} is cut short: it has no line `end of trees`")
+        body, end, rest = content[: old.start()], _END, content[old.start() :]
     head, *trees = body.split(_TREE)
     try:
         columns = _integer(_head(head)[b"max_feature_idx"]) + 1
         for number, tree in enumerate(trees):
             if wrong := _wrong(_fields(tree), columns):
                 raise InputError(f"{path} is damaged: its tree {number} {wrong}")
-        rest.decode()
+        categories = re.search(rb"\npandas_categorical:[^\n]*", rest)
+        sizes = b" ".join(b"%d" % (len(_TREE) + len(tree)) for tree in trees)
+        head = re.sub(rb"\ntree_sizes=[^\n]*", b"\ntree_sizes=" + sizes, head)
+        kept = _TREE.join((head, *trees)) + end + b"\n"
+        kept += categories[0] + b"\n" if categories else b""
+        kept.decode()
+        return kept
     except (KeyError, ValueError) as error:
         said = f"{type(error).__name__}: {error}"
         raise InputError(
             f"{path} is damaged: it can't be read as text of LightGBM ({said:.80})"
         ) from error
-    sizes = b" ".join(b"%d" % (len(_TREE) + len(tree)) for tree in trees)
-    head = re.sub(rb"\ntree_sizes=[^\n]*", b"\ntree_sizes=" + sizes, head)
-    categories = re.search(rb"\npandas_categorical:[^\n]*", rest)
-    kept = (head, *trees)
-    return _TREE.join(kept) + end + b"\n" + (categories[0] + b"\n" if categories else b"")
 
 
 def _head(text: bytes) -> dict[bytes, bytes]:
