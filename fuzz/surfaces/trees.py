@@ -15,6 +15,7 @@ import numpy as np
 from fuzz.mutation import changed_bytes, changed_leaves, changed_record, grown
 from fuzz.outcomes import refused
 from fuzz.surface import Surface
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from hasten.errors import HastenError
 
@@ -68,13 +69,17 @@ class TreeFiles(Surface):
         return seed
 
     def check(self, data: bytes) -> str:
+        import lightgbm
+
         from hasten.inputs.models.source import find_model
 
         suffix = _SUFFIXES.get(data[:4], ".ubj" if data[1:2].isalpha() else ".json")
         path = self.folder / f"input{suffix}"
         path.write_bytes(data)
         try:
-            with warnings.catch_warnings():
+            # One thread: a process that was forked from one with threads would wait for these.
+            lightgbm.basic._LIB.LGBM_SetMaxThreads(1)  # type: ignore[attr-defined]
+            with threadpool_limits(1, "openmp"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 find_model(path).export(self.folder)
         except HastenError as error:

@@ -200,6 +200,9 @@ def test_what_is_not_covered_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="isn't fitted"):
         described(catboost.CatBoostClassifier())
     (tmp_path / "model.cbm").write_bytes(b"CBM1 and no more")
+    with pytest.raises(InputError, match=r"model\.cbm is cut short or damaged: its model has"):
+        find_model(tmp_path / "model.cbm")
+    (tmp_path / "model.cbm").write_bytes(b"CBM1\4\0\0\0none")
     with pytest.raises(InputError, match=r"model\.cbm can't be read by CatBoost") as refused:
         find_model(tmp_path / "model.cbm")
     assert "\n" not in str(refused.value)

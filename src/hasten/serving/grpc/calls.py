@@ -96,7 +96,7 @@ class Inference:
         self._model: ServedModel
         self._query: Query
         self._again: tuple[Any, ...] | None = None
-        """What a plan is made of for messages that are like this one; None where there is none to make."""
+        """Parts of a plan for messages that are like this one; None where no plan is to be made."""
         self._ticket: Ticket | RawTicket | StepTicket | None = None
         self.id, self.final, self.ahead_bytes = "", False, 0
 

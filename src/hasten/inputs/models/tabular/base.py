@@ -339,7 +339,7 @@ def check_survives(
         program: Text of a Python program whose first argument is the file. Only a crash of it is an
             error: what else comes is told by what it prints, or where the file is really read.
         arguments: Further arguments of the program.
-        content: What the program is to read at its standard input.
+        content: Content of the program's standard input.
 
     Returns:
         What the program printed.
