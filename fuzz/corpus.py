@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
 from fuzz.surface import MOST_BYTES, Surface
 from fuzz.surfaces import archives, grpc_calls, http, media
 from fuzz.surfaces.images import encoded
@@ -54,7 +55,7 @@ def _streams(surface: Surface) -> list[bytes]:
 
 @cache
 def _pictures_of_few_bytes() -> list[bytes]:
-    """Return pictures of one color with 16 to 67 million pixels, the last of them cut short."""
+    """Return pictures of one color with 4 to 67 million pixels, the last of them cut short."""
     made = []
     for mode, form, side, settings in (
         ("1", "PNG", 1 << 13, {}),
@@ -111,13 +112,11 @@ def _weights(surface: Surface) -> list[bytes]:
 
 
 def _skops(surface: Surface) -> list[bytes]:
-    """Return models that name a class with such characters, and that lack an array."""
+    """Return models that name a class with such characters, and one of whose arrays has another shape."""
     seed = surface.seeds()[0]
     members = list(archives.members_of(seed).items())
     arrays = [name for name, _ in members if name.endswith(".npy")]
     other = io.BytesIO()
-    import numpy as np
-
     np.save(other, np.zeros(3))
     changed = [(name, other.getvalue() if name == arrays[0] else data) for name, data in members]
     return [
@@ -150,9 +149,11 @@ def _trees(surface: Surface) -> list[bytes]:
 def _renamed(archive: bytes, ending: str, old: bytes, new: str) -> bytes:
     """Return an archive whose texts in JSON have other words."""
     word = json.dumps(new)[1:-1].encode()
+    members = archives.members_of(archive)
+    assert any(old in data for name, data in members.items() if name.endswith(ending))
     changed = [
         (name, data.replace(old, word) if name.endswith(ending) else data)
-        for name, data in archives.members_of(archive).items()
+        for name, data in members.items()
     ]
     return archives.archive_of(changed, zipfile.ZIP_STORED)
 

@@ -1,7 +1,8 @@
 """Messages of gRPC: single calls of every method, and streams of inferences, with whole and broken messages.
 
 An input of `grpc` is the name of a method and the message. "gzip" behind the name says that the message is compressed
-by gRPC itself, and "unread" with a number that it is sent by so many calls at once, whose answers aren't read. One of `streams` is messages, each after its length in 4 bytes.
+by gRPC itself, and "unread" with a number that it is sent by so many calls at once, whose answers aren't read. One of
+`streams` is messages, each after its length in 4 bytes.
 """
 
 from __future__ import annotations

@@ -483,14 +483,15 @@ def test_calls_wait_for_room_in_turn_and_are_stuck_only_while_nothing_is_compute
     asyncio.run(work())
 
 
+def two_mib_and_small(folder: Path) -> list[ModelPlace]:
+    """A model whose answers have 2 MiB, and one with small answers."""
+    models = wide(folder, 1 << 19), solid(folder)
+    return [place_of(bundle_of(folder, model)) for model in models]
+
+
 @pytest.fixture(scope="module")
 def two_mib(tmp_path_factory: pytest.TempPathFactory) -> list[ModelPlace]:
-    """A model whose answers have 2 MiB, and one with small answers."""
-    folder = tmp_path_factory.mktemp("two")
-    return [
-        place_of(bundle_of(folder, wide(folder, 1 << 19))),
-        place_of(bundle_of(folder, solid(folder))),
-    ]
+    return two_mib_and_small(tmp_path_factory.mktemp("two"))
 
 
 def unreading(server: ServerThread) -> Any:

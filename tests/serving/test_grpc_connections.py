@@ -15,9 +15,14 @@ from typing import Any
 
 import grpc
 import pytest
-from tests.serving.test_bounded_requests import ROW, said_by, unread_calls, unreading, wide
-from tests.support.models import solid
-from tests.support.servers import ServerThread, bundle_of, place_of
+from tests.serving.test_bounded_requests import (
+    ROW,
+    said_by,
+    two_mib_and_small,
+    unread_calls,
+    unreading,
+)
+from tests.support.servers import ServerThread
 from tests.support.waiting import until
 
 from hasten.serving.grpc.connections import (
@@ -39,11 +44,7 @@ LIVE = "/inference.GRPCInferenceService/ServerLive"
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory: pytest.TempPathFactory) -> list[ModelPlace]:
-    folder = tmp_path_factory.mktemp("connections")
-    return [
-        place_of(bundle_of(folder, wide(folder, 1 << 19))),
-        place_of(bundle_of(folder, solid(folder))),
-    ]
+    return two_mib_and_small(tmp_path_factory.mktemp("connections"))
 
 
 @contextlib.contextmanager

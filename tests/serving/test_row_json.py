@@ -329,6 +329,16 @@ def test_a_decision_by_one_score_is_written_as_the_step_takes_it(
         assert {one["positive"] for one in expected} == {False, True}
 
 
+def test_only_the_steps_own_plain_form_names_its_decisions_beforehand() -> None:
+    class Own(Threshold):
+        """Whatever this decides, a server has to ask it."""
+
+    assert Threshold(0.1).either_or(np.dtype(np.float32)) is not None
+    assert Own(0.1).either_or(np.dtype(np.float32)) is None
+    assert Threshold(0.1).either_or(np.dtype(np.float64)) is None
+    assert SCORED[0].either_or(np.dtype(np.float32)) is None
+
+
 def test_a_row_waits_while_the_model_is_busy_or_has_fallen_back(
     server: ServerThread, decided: list[Any]
 ) -> None:

@@ -134,6 +134,17 @@ def test_a_file_that_is_no_keras_model_is_refused(tmp_path: Path) -> None:
     assert str(error.value) == f"no such file: {tmp_path / 'no.keras'}"
 
 
+def claiming(whole: Path, claimed: Path, was: str, claims: str) -> None:
+    """Write a file again with another text in its configuration."""
+    with zipfile.ZipFile(whole) as read, zipfile.ZipFile(claimed, "w") as written:
+        for name in read.namelist():
+            data = read.read(name)
+            if name == "config.json":
+                assert was.encode() in data
+                data = data.replace(was.encode(), claims.encode())
+            written.writestr(name, data)
+
+
 @pytest.mark.parametrize(
     ("make", "size"), [(convolutional, '"units": 3'), (attention, '"input_dim": 50')]
 )
@@ -142,14 +153,7 @@ def test_a_layer_of_any_size_is_refused_before_its_weights_take_memory(
 ) -> None:
     whole, claimed = tmp_path / "whole.keras", tmp_path / "claimed.keras"
     make().save(whole)
-    with zipfile.ZipFile(whole) as read, zipfile.ZipFile(claimed, "w") as written:
-        for name in read.namelist():
-            data = read.read(name)
-            if name == "config.json":
-                changed = data.replace(size.encode(), size.split()[0].encode() + b" 2000000000")
-                assert changed != data
-                data = changed
-            written.writestr(name, data)
+    claiming(whole, claimed, size, size.split()[0] + " 2000000000")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(InputError) as error:
         load_file(claimed)
@@ -237,13 +241,7 @@ def test_arrays_that_arent_weights_are_bounded_too(
 ) -> None:
     whole, claimed = tmp_path / "whole.keras", tmp_path / "claimed.keras"
     make().save(whole)
-    with zipfile.ZipFile(whole) as read, zipfile.ZipFile(claimed, "w") as written:
-        for name in read.namelist():
-            data = read.read(name)
-            if name == "config.json":
-                assert was.encode() in data
-                data = data.replace(was.encode(), claims.encode())
-            written.writestr(name, data)
+    claiming(whole, claimed, was, claims)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(InputError, match=said):
         load_file(claimed)

@@ -74,7 +74,7 @@ def changed(text: str, name: str, value: str) -> str:
         ("split_feature", "0 0 0 0 1_0", "isn't whole numbers"),
         ("num_leaves", "6\n\nnum_leaves=7", "a tree goes on behind an empty line"),
         ("num_leaves", "6\nnum_leaves=7", "a tree has a field twice"),
-        ("num_leaves", "6\nx", "can't be read as text of LightGBM"),
+        ("num_leaves", "6\nx", "a tree has the line b'x', which is no field"),
         ("max_feature_idx", "", "can't be read as text of LightGBM"),
         ("num_tree_per_iteration", "2147483647", "states 2,147,483,647 trees for each iteration"),
     ],
@@ -89,6 +89,14 @@ def test_a_damaged_file_is_refused_before_its_reader_crashes(
         read_file(path)
     assert said in str(error.value)
     assert "damaged" in str(error.value)
+
+
+def test_a_tree_without_a_field_is_refused_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "model.txt"
+    saved(path)
+    path.write_text(path.read_text().replace("\nnum_leaves=", "\nleaves=", 1))
+    with pytest.raises(InputError, match=r"model\.txt is damaged: it has no num_leaves$"):
+        read_file(path)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from hasten.core.tensors import Array
-from hasten.errors import InputError
+from hasten.errors import InputError, visible
 
 _TREE, _END = b"\nTree=", b"\nend of trees"
 _SPLITS = (b"split_feature", b"threshold", b"decision_type", b"left_child", b"right_child")
@@ -53,10 +53,11 @@ def checked(path: Path, content: bytes) -> bytes:
         kept += categories[0] + b"\n" if categories else b""
         kept.decode()
         return kept
-    except (KeyError, ValueError) as error:
-        said = f"{type(error).__name__}: {error}"
+    except KeyError as error:
+        raise InputError(f"{path} is damaged: it has no {error.args[0].decode()}") from error
+    except ValueError as error:
         raise InputError(
-            f"{path} is damaged: it can't be read as text of LightGBM ({said:.80})"
+            f"{path} is damaged: it can't be read as text of LightGBM ({visible(str(error)):.120})"
         ) from error
 
 
@@ -75,7 +76,10 @@ def _fields(text: bytes) -> dict[bytes, bytes]:
     lines, _, after = text.partition(b"\n\n")
     if after.strip(b"\n"):
         raise ValueError("a tree goes on behind an empty line")
-    fields = [line.split(b"=", 1) for line in lines.strip(b"\n").split(b"\n")]
+    every = lines.strip(b"\n").split(b"\n")
+    if (odd := next((line for line in every if b"=" not in line), None)) is not None:
+        raise ValueError(f"a tree has the line {odd[:40]!r}, which is no field")
+    fields = [line.split(b"=", 1) for line in every]
     found = dict(fields)
     if len(found) != len(fields):
         raise ValueError("a tree has a field twice")
@@ -147,8 +151,10 @@ def _count(values: bytes) -> int:
 
 
 def _integer(value: bytes) -> int:
-    (found,) = _integers(value)
-    return int(found)
+    found = _integers(value)
+    if found.size != 1:
+        raise ValueError(f"{value[:40]!r} isn't one whole number")
+    return int(found[0])
 
 
 def _integers(values: bytes) -> Array:
