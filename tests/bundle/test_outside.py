@@ -17,12 +17,16 @@ from tests.support.bundles import built, forge, stated
 
 from hasten.bundle import artifact_of, load, read, write
 from hasten.bundle.packing.writer import pack
+from hasten.core.target import Target
 from hasten.engines.base import Engine
 from hasten.engines.external_data import external_locations
 from hasten.engines.litert.engine import LiteRt
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.openvino.engine import OpenVino
-from hasten.errors import CandidateError, IntegrityError
+from hasten.errors import CandidateError, InputError, IntegrityError
+from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.data.spool import write_spool
+from hasten.measure.workbench import Bench
 
 _SIZE = 256
 _GATHERS = (
@@ -220,6 +224,33 @@ def test_answers_stay_where_files_are_overwritten_or_cut_short(
         for file in (bundle / "model").iterdir():
             os.truncate(file, 0)
         np.testing.assert_array_equal(loaded(_PLACE)["y"], before)
+
+
+@pytest.mark.parametrize("engine", [OnnxRuntime(threads=1), OpenVino(threads=1), LiteRt(threads=1)])
+def test_a_bundle_is_measured_from_the_files_that_were_checked(
+    tmp_path: Path, engine: Engine
+) -> None:
+    """Bench, certify, profile and scenarios open bundles in other processes."""
+    bundle = _bundle(tmp_path, engine)
+    manifest = read(bundle)
+    artifact = artifact_of(bundle, manifest.winner, manifest, ())
+    bench = Bench(tmp_path / "work", Target.host().with_threads(1))
+    bench.folder.mkdir()
+    samples = write_spool(ArrayDataset({"x": _PLACE}), tmp_path / "samples")
+    opened = bench.open_built(engine, artifact, fresh=False)
+    try:
+        (before,) = (part["y"] for part in bench.predict(opened, samples))
+        assert before.any()
+        for file in (bundle / "model").iterdir():
+            with file.open("r+b") as changed:
+                changed.write(bytes(file.stat().st_size))
+        (after,) = (part["y"] for part in bench.predict(opened, samples))
+        np.testing.assert_array_equal(after, before)
+    finally:
+        opened.worker.kill()
+    with pytest.raises(InputError) as error:
+        bench.open_built(engine, artifact, fresh=False)
+    assert str(error.value) == f"{artifact.path} was changed after it was written"
 
 
 def test_a_later_session_is_not_opened_from_changed_files(external: Path) -> None:

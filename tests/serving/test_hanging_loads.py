@@ -28,7 +28,8 @@ NEVER_MS = 1e9
 @pytest.fixture(autouse=True)
 def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let turns be short, and end what hangs when the test ends."""
-    monkeypatch.setattr(repository, "_TURN_S", 0.5)
+    monkeypatch.setattr(repository, "_TURN_S", 0.1)
+    monkeypatch.setattr(repository, "_OVERDUE_S", 0.5)
     pausing.RELEASE.clear()
     with pausing_installed(tmp_path / "plug-in"):
         yield
@@ -89,10 +90,24 @@ def test_a_model_that_hangs_as_it_is_loaded_keeps_no_other_from_being_served(
         assert answer(server, "stuck") == [[0, 1, 2, 3]]
 
 
+def test_a_model_that_is_slow_to_load_delays_others_for_a_turn_and_readiness_until_it_is_overdue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repository, "_OVERDUE_S", 3600.0)
+    stuck, other = asks(tmp_path, "stuck", NEVER_MS), asks(tmp_path, "other", 0)
+    with ServerThread(place_of(stuck), place_of(other), loaded=False) as server:
+        until(lambda: registered(server, "other").served is not None)
+        assert answer(server, "other") == [[0, 1, 2, 3]]
+        assert not server.server.state.ready
+        pausing.RELEASE.set()
+        until(lambda: server.server.state.ready)
+        assert answer(server, "stuck") == [[0, 1, 2, 3]]
+
+
 def test_where_no_other_is_ready_a_slow_model_is_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(repository, "_TURN_S", 0.05)
+    monkeypatch.setattr(repository, "_OVERDUE_S", 0.15)
     slow = asks(tmp_path, "slow", 200)
     missing = place_of(tmp_path / "missing.hasten")
     with ServerThread(place_of(slow, most_rows=1), missing) as server:

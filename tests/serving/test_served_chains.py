@@ -26,6 +26,7 @@ import hasten
 from hasten.core.records import from_record, to_record
 from hasten.errors import InputError
 from hasten.serving.cluster.kserve import write_kserve
+from hasten.serving.models import repository
 from hasten.serving.options import ModelOptions
 from hasten.serving.protocol.requests import RAW, Query
 from hasten.serving.run import settings_of
@@ -95,6 +96,15 @@ def test_a_picture_as_the_body_is_answered_by_the_chains_decision(
         assert one["box"] == other["box"]
         assert one["colour"][0]["score"] == pytest.approx(other["colour"][0]["score"], rel=1e-5)
     assert post(server, png(squares({})))[1]["decision"] == []
+
+
+def test_a_chain_waits_for_models_that_take_longer_to_load_than_their_turns(
+    line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repository, "_TURN_S", 0.0)
+    with ServerThread(*settings_of([f"plates={line}"]).models) as running:
+        status, answer = post(running, png(squares(PLACES)))
+        assert (status, told(answer["decision"])) == (200, PLACES)
 
 
 def test_a_client_of_the_protocol_sends_bytes(server: ServerThread) -> None:

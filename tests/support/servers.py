@@ -102,6 +102,7 @@ class ServerThread:
     Args:
         models: Bundles by the names under which they are served.
         grpc: Whether it speaks gRPC, too.
+        loaded: Whether it is entered once its models are loaded, not when it can be asked.
         settings: Further fields of `ServerSettings`.
 
     Attributes:
@@ -110,7 +111,10 @@ class ServerThread:
         grpc_port: Port of gRPC; 0 without one.
     """
 
-    def __init__(self, *models: ModelPlace, grpc: bool = False, **settings: Any) -> None:
+    def __init__(
+        self, *models: ModelPlace, grpc: bool = False, loaded: bool = True, **settings: Any
+    ) -> None:
+        self._loaded = loaded
         settings = {"hosts": ("here",), **settings}  # the name that tests ask for
         self._settings = ServerSettings(models, http=0, grpc=0 if grpc else None, **settings)
         self.server: Server
@@ -164,6 +168,8 @@ class ServerThread:
             self.http_port = await self.server.listen("127.0.0.1", 0)
             if self._settings.grpc is not None:
                 self.grpc_port = await self.server.listen_grpc("127.0.0.1", 0)
+            if not self._loaded:
+                self._ready.set()
             await self.server.load()
             self._ready.set()
             await self._end.wait()

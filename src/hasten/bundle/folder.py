@@ -34,7 +34,7 @@ from hasten.core.records import bounded_bytes, digest, file_digest, from_record,
 from hasten.core.tensors import Tensors
 from hasten.core.words import amount
 from hasten.engines.base import Artifact
-from hasten.engines.checked import check_external
+from hasten.engines.checked import CheckedArtifact, check_external
 from hasten.errors import InputError, IntegrityError, UnknownMember
 
 EVIDENCE, REPORT = "evidence/", "report.html"
@@ -435,8 +435,10 @@ def artifact_of(
     manifest: Manifest,
     custom_ops: Sequence[Path],
     inside: Callable[[Path, str], Path] | None = None,
-) -> Artifact:
+) -> CheckedArtifact:
     """Return a part's artifact with absolute paths, all of them checked to be inside the bundle.
+
+    Its files' bytes aren't checked here, but whenever an engine opens it; see `private`.
 
     Args:
         path: The bundle's folder.
@@ -473,11 +475,16 @@ def artifact_of(
             f"{len(given)}{' with other contents' if len(given) == len(item.custom_ops) else ''}: name "
             "them by custom_ops="
         )
-    found = replace(
-        item.artifact,
-        path=inside(path, item.artifact.path.as_posix()),
-        files=tuple(inside(path, file.as_posix()) for file in item.artifact.files),
+    names = [file.as_posix() for file in (item.artifact.path, *item.artifact.files)]
+    files = tuple(inside(path, name) for name in names)
+    found = CheckedArtifact(
+        path=files[0],
+        inputs=item.artifact.inputs,
+        outputs=item.artifact.outputs,
+        request=item.artifact.request,
+        files=files[1:],
         custom_ops=tuple(custom_ops),
+        digests={file: manifest.files[name][0] for file, name in zip(files, names, strict=True)},
     )
     check_external(found.path, [*found.files], str(path / item.artifact.path))
     return found

@@ -7,6 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from hasten.bundle.folder import (
@@ -23,7 +24,7 @@ from hasten.bundle.signatures import MOST_BYTES, PublicKey
 from hasten.core.forks import ForkedLock
 from hasten.core.tensors import Array
 from hasten.engines.base import Artifact
-from hasten.engines.checked import CheckedArtifact, private
+from hasten.engines.checked import private
 from hasten.errors import IntegrityError
 
 
@@ -104,11 +105,8 @@ class StoredFolder(Stored):
         found = artifact_of(self._path, item, self.manifest, custom_ops)
         names = [file.as_posix() for file in (item.artifact.path, *item.artifact.files)]
         self._check(names)
-        files = zip((found.path, *found.files), names, strict=True)
-        digests = {file: self.manifest.files[name][0] for file, name in files}
-        checked = CheckedArtifact(**vars(found), digests=digests)
-        with private(checked):
-            yield checked
+        with private(found):
+            yield found
 
     def _check(self, others: Sequence[str] = ()) -> None:
         """Check every file once, but those that are checked otherwise."""
@@ -177,7 +175,8 @@ class StoredPacked(Stored):
         def inside(_: Path, name: str) -> Path:
             return self.folder_with(names) / name
 
-        yield artifact_of(Path(self.name), item, self.manifest, custom_ops, inside)
+        found = artifact_of(Path(self.name), item, self.manifest, custom_ops, inside)
+        yield replace(found, digests={})  # unpacked into memory, where nobody else writes
 
     def _unpack(self, names: Sequence[str]) -> None:
         """Unpack files into memory, and check them against the manifest."""

@@ -18,10 +18,10 @@ from hasten.errors import IntegrityError
 
 @dataclass(frozen=True)
 class CheckedArtifact(Artifact):
-    """Artifact of which the files' bytes are known.
+    """Artifact of which the files' bytes are known, if a bundle brought it.
 
     Attributes:
-        digests: SHA-256 of each file, in hex.
+        digests: SHA-256 of each file, in hex; empty if they aren't known.
     """
 
     digests: Mapping[Path, str] = field(default_factory=dict)
@@ -40,7 +40,7 @@ def private(artifact: Artifact) -> Iterator[Artifact]:
         IntegrityError: a file was changed since it was checked, or names one that isn't the artifact's.
         InputError: there is no memory for the copy.
     """
-    if not isinstance(artifact, CheckedArtifact):
+    if not isinstance(artifact, CheckedArtifact) or not artifact.digests:
         yield artifact
         return
     base, files = artifact.path.parent, (artifact.path, *artifact.files)
@@ -60,7 +60,7 @@ def content(artifact: Artifact, file: Path) -> bytes:
         OSError: it can't be read.
     """
     data = file.read_bytes()
-    stated = artifact.digests[file] if isinstance(artifact, CheckedArtifact) else None
+    stated = artifact.digests.get(file) if isinstance(artifact, CheckedArtifact) else None
     if stated is not None and hashlib.sha256(data).hexdigest() != stated:
         raise IntegrityError(f"{file} was changed after it was written")
     return data

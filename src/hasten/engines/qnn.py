@@ -19,6 +19,7 @@ from hasten.core.telemetry import import_quietly
 from hasten.core.tensors import Array, Tensors
 from hasten.engines.artifacts import batch_sizes, place, settle, settled_request
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.checked import private
 from hasten.engines.estimates import Estimate
 from hasten.engines.failures import failed
 from hasten.errors import CandidateError
@@ -111,7 +112,8 @@ class Qnn(Engine):
         Raises:
             CandidateError: the binary can't be loaded, or the device isn't there.
         """
-        session = QnnSession(artifact, self._load(artifact.path, target), _runs_on(target))
+        with private(artifact) as copy:
+            session = QnnSession(artifact, self._load(copy.path, target), _runs_on(target))
         try:
             yield session
         finally:

@@ -35,6 +35,7 @@ from hasten.core.shapes import typical
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.checked import CheckedArtifact
 from hasten.engines.origins import traced
 from hasten.engines.sequences import SequenceSession
 from hasten.errors import CandidateError, InputError, NotCovered, full_disk
@@ -207,7 +208,7 @@ class _Process:
         """Load an artifact once for each session; it stays open until the next is loaded."""
         self.closing.close()
         engine = from_record(Engine, command["engine"], trusted=True)
-        artifact = from_record(Artifact, command["artifact"])
+        artifact = from_record(CheckedArtifact, command["artifact"])
         target = from_record(Target, command["target"])
         self.sessions = [
             self.closing.enter_context(engine.open(artifact, target))
@@ -355,7 +356,7 @@ class _Process:
     def profile(self, command: dict[str, Any]) -> Any:
         """Time each step of a freshly loaded artifact, rotating through real samples."""
         engine = from_record(Engine, command["engine"], trusted=True)
-        artifact = from_record(Artifact, command["artifact"])
+        artifact = from_record(CheckedArtifact, command["artifact"])
         self.request = artifact.request
         samples = self._requests(Spool.open(Path(command["samples"])), 0)
         requests = [samples[i % len(samples)] for i in range(command["requests"])]
@@ -481,7 +482,7 @@ def _rows(name: str, arrays: Sequence[Array], batch: int) -> Array:
 
 
 def _of_device(command: dict[str, Any]) -> tuple[Artifact, Target, Path]:
-    artifact = from_record(Artifact, command["artifact"])
+    artifact = from_record(CheckedArtifact, command["artifact"])
     return artifact, from_record(Target, command["target"]), Path(command["workdir"])
 
 

@@ -21,6 +21,7 @@ from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.words import listed
 from hasten.engines.artifacts import batch_sizes, place, settle, settled_request
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.checked import CheckedArtifact, content
 from hasten.engines.estimates import Estimate
 from hasten.engines.failures import failed
 from hasten.engines.onnxruntime.engine import OnnxRuntime
@@ -272,9 +273,13 @@ def _predictor(package: Path) -> Run:
 
 @contextmanager
 def _package(artifact: Artifact) -> Iterator[Path]:
-    """Yield the package under a name that Core ML accepts, copied if its folder has another."""
+    """Yield the package under a name that Core ML accepts.
+
+    It is copied if its folder has another name, or if a bundle brought it, whose bytes are checked.
+    """
     folder = artifact.path.parent
-    if folder.suffix == ".mlpackage":
+    checked = isinstance(artifact, CheckedArtifact) and artifact.digests
+    if folder.suffix == ".mlpackage" and not checked:
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="hasten-coreml-") as beside:
@@ -283,7 +288,7 @@ def _package(artifact: Artifact) -> Iterator[Path]:
             for file in (artifact.path, *artifact.files):
                 goal = package / file.relative_to(folder)
                 goal.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, goal)
+                goal.write_bytes(content(artifact, file))
         except OSError as error:
             raise CandidateError(f"can't copy {folder}: {error.strerror or error}") from error
         yield package

@@ -19,6 +19,7 @@ from hasten.core.torch_programs import keep, load
 from hasten.core.words import amount, listed
 from hasten.engines.artifacts import answer_once
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.checked import private
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.cuda.capability import check_gpu
 from hasten.engines.cuda.facts import device_facts
@@ -247,7 +248,8 @@ class _DeviceProgram:
         self.tf32 = precision != "f32"
         self._facts: dict[str, str] = {}
         try:
-            program = load(artifact.path)
+            with private(artifact) as copy:
+                program = load(copy.path)
             if self._place == "cuda":
                 from torch.export.passes import move_to_device_pass
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from hasten.core.target import Target
 from hasten.engines.base import Artifact
+from hasten.engines.checked import content
 from hasten.engines.estimates import Estimate
 from hasten.engines.failures import failed
 from hasten.engines.litert.engine import LiteRt
@@ -42,9 +43,9 @@ class LiteRtReference(LiteRt):
         """
         from ai_edge_litert import schema_py_generated as schema
 
-        content = artifact.path.read_bytes()
+        model = content(artifact, artifact.path)
         try:
-            graph = schema.ModelT.InitFromPackedBuf(content).subgraphs[0]
+            graph = schema.ModelT.InitFromPackedBuf(model).subgraphs[0]
         except Exception as error:
             raise failed("LiteRT can't read the model", error) from error
         widths = {
@@ -53,7 +54,7 @@ class LiteRtReference(LiteRt):
             if name in ("FLOAT32", "INT32", "INT64", "INT16", "INT8", "UINT8", "BOOL")
         }
         figures = {
-            "file_size_bytes": float(len(content)),
+            "file_size_bytes": float(len(model)),
             "activations_peak_size_bytes": float(_peak(graph, widths)),
         }
         return Estimate("none", figures=figures)

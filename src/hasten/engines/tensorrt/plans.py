@@ -21,6 +21,7 @@ from hasten.core.tensors import Tensors, TensorSpec
 from hasten.core.words import listed
 from hasten.engines.artifacts import place
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.checked import content
 from hasten.engines.cuda.capability import check_gpu
 from hasten.engines.cuda.pins import Pins, check_pins, pin
 from hasten.engines.cuda.runtime import Cuda, Device
@@ -400,7 +401,7 @@ class _Plan:
         log = _log(trt)
         log.clear()
         self._runtime = trt.Runtime(log.logger)
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        self._engine = self._runtime.deserialize_cuda_engine(content(artifact, path))
         if self._engine is None:
             said = _said(log.errors[-1] if log.errors else "it gave no reason", artifact.path)
             raise CandidateError(f"TensorRT can't load the plan: {said}")

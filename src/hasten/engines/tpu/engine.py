@@ -18,6 +18,7 @@ from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.checked import private
 from hasten.engines.estimates import Estimate
 from hasten.engines.failures import failed
 from hasten.engines.tpu import stablehlo
@@ -128,7 +129,8 @@ class Tpu(Engine):
         Raises:
             CandidateError: the program can't be read or compiled.
         """
-        exported = stablehlo.read(artifact.path)
+        with private(artifact) as copy:
+            exported = stablehlo.read(copy.path)
         here = target if target.kind == "attached" else replace(target, kind="host", device="host")
         with _device(here) as device:
             session = TpuSession(artifact, _compiled(exported, device, here), device)

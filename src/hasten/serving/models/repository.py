@@ -37,8 +37,10 @@ UNLOADED = "unloaded"
 _GIVEN_UP = "it was unloaded while it was being loaded"
 QUEUED = "queued: models are loaded one after another, and others are first"
 _PATIENCE_S = 30.0
-_TURN_S = 60.0
+_TURN_S = 10.0
 """Time after which a version that is still being opened lets the next one begin."""
+_OVERDUE_S = 60.0
+"""Time after which the server counts as ready without a version that is still being opened."""
 T = TypeVar("T")
 State: TypeAlias = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
 Marker: TypeAlias = Callable[["Registered"], Callable[[], contextlib.AbstractContextManager[None]]]
@@ -213,7 +215,10 @@ class Repository:
             InputError: no version could be loaded.
         """
         for one in self:
+            if one.chain is not None:  # its models may take longer than their turns
+                await self._settled()
             await self._load_in_turn(one)
+        await self._settled()
         while self._under_way and not any(self.served()):
             await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
         while not any(self.served()) and (busy := [e for e in self._busy.values() if e.locked()]):
@@ -231,6 +236,11 @@ class Repository:
         await asyncio.wait({loading}, timeout=_TURN_S)
         if loading.done():
             loading.result()
+
+    async def _settled(self) -> None:
+        """Wait until nothing is being loaded any more, or until what still is counts as overdue."""
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=_OVERDUE_S - _TURN_S)
 
     async def _load_or_log(self, one: Registered) -> None:
         with contextlib.suppress(HastenError):
@@ -326,9 +336,10 @@ class Repository:
                 self.opening_begins()
                 opening = one.opening = _on_a_thread(functools.partial(self._opened, one, old))
                 await _first_of(opening, given_up, _TURN_S)
+            await _first_of(opening, given_up, _OVERDUE_S - _TURN_S)
             if not opening.done() and not given_up.done():
                 one.overdue = True
-                late = f"still loading after {_TURN_S:g} s: other models don't wait for this one"
+                late = f"still loading after {_OVERDUE_S:g} s: other models don't wait for this one"
                 one.reason = late if old is None else one.reason
                 log.warning("%s", late, extra={"model": one.name, "version": one.version})
                 await _first_of(opening, given_up)
