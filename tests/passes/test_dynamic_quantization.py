@@ -28,6 +28,21 @@ patches (float[batch, 3, 16, 16] x) => (float[batch, 4, 32] y)
 """
 
 
+READER = """
+<ir_version: 10, opset_import: ["": 20]>
+reader (float[batch, 5, 16] x) => (float[batch, 5, 8] y)
+<float[2, 96, 16] w, float[2, 96, 24] r, float[2, 192] b, float[48, 8] head>
+{
+    [first] f = Transpose <perm = [1, 0, 2]> (x)
+    [read] both, last, cell = LSTM <hidden_size = 24, direction = "bidirectional"> (f, w, r, b)
+    [turn] t = Transpose <perm = [2, 0, 1, 3]> (both)
+    shape = Constant <value_ints = [-1, 5, 48]> ()
+    [join] j = Reshape (t, shape)
+    [head] y = MatMul (j, head)
+}
+"""
+
+
 class TestDynamicQuantization(PassTests):
     bound = 0.03
 
@@ -51,6 +66,53 @@ class TestDynamicQuantization(PassTests):
         assert {w.dtype for w in weights if w.ndim == 2} == {np.dtype(np.int8)}
 
 
+class TestLstm(PassTests):
+    bound = 0.05
+
+    @pytest.fixture
+    def value(self) -> DynamicQuantization:
+        return DynamicQuantization(reduce_range=NARROW)
+
+    @pytest.fixture
+    def model(self, build: Build) -> Model:
+        return build(READER, "reader")
+
+    @pytest.fixture
+    def idle_model(self, elementwise: Model) -> Model:
+        return elementwise
+
+    def test_its_weights_are_int8_in_both_directions(self, result: Model) -> None:
+        proto = read_onnx(result)
+        counts = op_counts(proto)
+        assert (counts["DynamicQuantizeLSTM"], counts["LSTM"], counts["MatMulInteger"]) == (1, 0, 1)
+        stored = [onnx.numpy_helper.to_array(one) for one in proto.graph.initializer]
+        assert {one.dtype for one in stored if one.ndim == 3} == {np.dtype(np.int8)}
+
+    def test_it_may_stay_in_float(self, model: Model, tmp_path: Path) -> None:
+        for number, value in enumerate(
+            (DynamicQuantization(recurrent=False), DynamicQuantization(keep_float=("read",)))
+        ):
+            counts = op_counts(read_onnx(run(value, model, tmp_path, f"kept{number}")))
+            assert (counts["DynamicQuantizeLSTM"], counts["LSTM"]) == (0, 1)
+            assert counts["MatMulInteger"] == 1
+
+    def test_both_ways_are_tried(self, model: Model, attention: Model) -> None:
+        found = list(DynamicQuantization.variants(model, host()))
+        assert [one.recurrent for one in found] == [True, True, False]
+        assert all(one.recurrent for one in DynamicQuantization.variants(attention, host()))
+
+
+def test_weights_that_are_computed_stay_in_float(build: Build, tmp_path: Path) -> None:
+    text = """
+    <ir_version: 10, opset_import: ["": 20]>
+    odd (float[1, 1, 16] x) => (float[1, 1, 1, 24] y)
+    <float[1, 96, 16] w, float[1, 96, 24] r>
+    { s = Sigmoid (r)  [read] y, last, cell = LSTM <hidden_size = 24> (x, w, s) }
+    """
+    with pytest.raises(Skipped):
+        run(DynamicQuantization(), build(text, "odd"), tmp_path)
+
+
 def test_a_kept_product_stays_in_float(attention: Model, tmp_path: Path) -> None:
     result = run(DynamicQuantization(keep_float=("out", "key")), attention, tmp_path)
     graph = read_onnx(result).graph
@@ -65,7 +127,7 @@ def test_a_name_that_is_unknown_gets_the_nearest_ones(attention: Model, tmp_path
 
 
 def test_why_it_was_skipped_is_said_in_full(elementwise: Model, tmp_path: Path) -> None:
-    message = r"^nothing to quantize: there is no matrix product with constant weights$"
+    message = r"^nothing to quantize: there is no matrix product or LSTM with constant weights$"
     with pytest.raises(Skipped, match=message):
         run(DynamicQuantization(), elementwise, tmp_path)
 
@@ -99,6 +161,6 @@ def test_a_quantizer_that_changes_nothing_is_refused(
     from onnxruntime.quantization import onnx_quantizer
 
     monkeypatch.setattr(onnx_quantizer.ONNXQuantizer, "should_quantize_node", lambda *_: False)
-    message = r"^ONNX Runtime's quantizer left all 4 matrix products in float$"
+    message = r"^ONNX Runtime's quantizer left all 4 products and LSTMs in float$"
     with pytest.raises(CandidateError, match=message):
         run(DynamicQuantization(), attention, tmp_path)

@@ -4,9 +4,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from tests.support import ragged
 
 from hasten.core.model import Model
 from hasten.errors import CandidateError
+from hasten.inputs.data.ragged import RaggedDataset
+from hasten.inputs.models.onnx import load
 from hasten.passes.base import Skipped
 from hasten.passes.sensitivity import GROUPS, SensitivityPlan, layers, planned, sensitivities
 from hasten.testing.pass_tests import samples_of
@@ -76,6 +79,34 @@ def test_both_sides_of_a_product_of_activations_are_rounded(attention: Model) ->
     noise = sensitivities(attention, samples_of(attention))
     assert set(noise) == {"query", "key", "value", "score", "mix", "out"}
     assert all(value > 0 for value in noise.values())
+
+
+def test_samples_may_differ_in_shape(tmp_path: Path) -> None:
+    """A product of activations has as many columns as its sample has tokens."""
+    path = ragged.encoder(tmp_path)
+    proto = onnx.load(str(path))
+    (loud,) = [one for one in proto.graph.initializer if one.name == "wv"]
+    weights = onnx.numpy_helper.to_array(loud).copy()
+    weights[0] = 30 * np.abs(weights).max()
+    loud.CopyFrom(onnx.numpy_helper.from_array(weights, "wv"))
+    onnx.save(proto, str(path))
+    ids = [np.arange(start, start + count) for start, count in enumerate((3, 9, 5, 7, 9, 4))]
+    data = RaggedDataset({"ids": ids, "mask": [np.ones(len(one), np.int64) for one in ids]})
+    model = load(path).settled_by({name: rows[0] for name, rows in data.inputs([0]).items()})
+    noise = sensitivities(model, data)
+    assert set(noise) == {"q", "k", "v", "scores", "states", "logits"}
+    assert all(value > 0 for value in noise.values())
+    assert noise["v"] > 3 * max(noise["q"], noise["k"], noise["scores"], noise["logits"])
+
+
+def test_convolutions_of_pictures_that_differ_in_size(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    sizes = [(8, 8), (6, 9), (8, 8), (5, 5), (9, 6)]
+    data = RaggedDataset({"x": [rng.normal(size=(3, *size)).astype("f4") for size in sizes]})
+    model = load(ragged.convolutional(tmp_path)).settled_by({"x": data.inputs([0])["x"][0]})
+    noise = sensitivities(model, data)
+    assert set(noise) == {"c", "y"}
+    assert all(0 < value < 0.01 for value in noise.values())
 
 
 def test_neighbours_in_a_deep_network_are_looked_at_together(build: Any) -> None:

@@ -1,9 +1,9 @@
-"""Quantize matrix products dynamically to int8 with ONNX Runtime's quantizer."""
+"""Quantize matrix products and LSTMs dynamically to int8 with ONNX Runtime's quantizer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -27,13 +27,15 @@ from hasten.passes.onnx_files import (
 from hasten.passes.silence import first_line, silenced
 from hasten.passes.upgrading import upgraded
 
-DYNAMIC_OPS = ("Gemm", "MatMul")
-"""Operators to quantize; not Conv, since ONNX Runtime's ConvInteger is slower than float Conv."""
+_PRODUCTS, _RECURRENT = ("Gemm", "MatMul"), ("LSTM",)
+"""Operators to quantize. Not Conv, since ONNX Runtime's ConvInteger is slower than float Conv, and neither
+GRU nor RNN, for which it has no such kernel."""
+_RESULTS = ("MatMulInteger", "DynamicQuantizeLSTM")
 
 
 @dataclass(frozen=True)
 class DynamicQuantization(Selective):
-    """Store the weights of matrix products as int8, and quantize activations at run time.
+    """Store the weights of matrix products and LSTMs as int8, and quantize activations at run time.
 
     This needs no calibration data. An activation has one scale for the whole batch, so an answer
     depends on the other samples of its batch: such a model is certified and served at batch 1.
@@ -42,6 +44,7 @@ class DynamicQuantization(Selective):
         per_channel: Whether weights have a scale per output channel, not one per tensor.
         reduce_range: Whether weights have 7 bits, for processors with neither VNNI nor AMX.
         keep_float: Names of ONNX nodes to leave in float.
+        recurrent: Whether LSTMs are quantized too. Their errors go around with their states.
 
     Source: affine scheme r = S(q - Z), Jacob et al., arXiv:1712.05877, eq. 1.
     """
@@ -52,16 +55,25 @@ class DynamicQuantization(Selective):
     per_channel: bool = True
     reduce_range: bool = False
     keep_float: tuple[str, ...] = ()
+    recurrent: bool = True
 
     @classmethod
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:
-        """Yield both kinds of scales, unless convolutions, which stay in float, have more weights than products."""
+        """Yield both kinds of scales, and LSTMs in float where there are other products.
+
+        Nothing is yielded if convolutions, which stay in float, have more weights than what is quantized.
+        """
         if target.family == "cuda":  # TensorRT lacks the operators of dynamic quantization
             return
         proto = read_onnx(model, weights=False)
-        if weights_of(proto, DYNAMIC_OPS) >= weights_of(proto, ("Conv", "ConvTranspose")):
-            for per_channel in (True, False):
-                yield cls(per_channel=per_channel, reduce_range=saturates(target))
+        products, recurrent = (weights_of(proto, kinds) for kinds in (_PRODUCTS, _RECURRENT))
+        if products + recurrent < weights_of(proto, ("Conv", "ConvTranspose")):
+            return
+        first = cls(reduce_range=saturates(target))
+        yield first
+        yield replace(first, per_channel=False)
+        if products and recurrent:
+            yield replace(first, recurrent=False)
 
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         proto = read_onnx(model)
@@ -71,12 +83,12 @@ class DynamicQuantization(Selective):
         names = [
             node.name
             for node in proto.graph.node
-            if node.op_type in DYNAMIC_OPS
-            and node.input[1] in weights
+            if node.op_type in self._kinds
+            and weights.issuperset(node.input[1 : 3 if node.op_type in _RECURRENT else 2])
             and node.name not in self.keep_float
         ]
         if not names:
-            raise Skipped("nothing to quantize: there is no matrix product with constant weights")
+            raise Skipped("nothing to quantize: there is no matrix product or LSTM with constant weights")
         source = upgraded(model, calibration, workdir)
         raw = workdir / "raw.onnx"
         try:
@@ -85,13 +97,17 @@ class DynamicQuantization(Selective):
         except Exception as error:
             raise CandidateError(f"ONNX Runtime's quantizer failed: {first_line(error)}") from error
         result = onnx.load(str(raw))
-        if not op_counts(result)["MatMulInteger"]:
+        if not any(op_counts(result)[kind] for kind in _RESULTS):
             raise CandidateError(
-                f"ONNX Runtime's quantizer left all {len(names)} matrix products in float"
+                f"ONNX Runtime's quantizer left all {len(names)} products and LSTMs in float"
             )
         for file in workdir.iterdir():
             file.unlink()
         return write_onnx(result, model, workdir / "quantized.onnx")
+
+    @property
+    def _kinds(self) -> tuple[str, ...]:
+        return (*_PRODUCTS, *_RECURRENT) if self.recurrent else _PRODUCTS
 
     def _quantize(self, model: Model, path: Path) -> None:
         from onnxruntime import quantization as ort
@@ -99,7 +115,7 @@ class DynamicQuantization(Selective):
         ort.quantize_dynamic(
             model.path,
             path,
-            op_types_to_quantize=list(DYNAMIC_OPS),
+            op_types_to_quantize=list(self._kinds),
             per_channel=self.per_channel,
             reduce_range=self.reduce_range,
             weight_type=ort.QuantType.QInt8,
@@ -112,5 +128,6 @@ class DynamicQuantization(Selective):
             "per channel" if self.per_channel else "per tensor",
             "7-bit weights" if self.reduce_range else "",
             in_float(self.keep_float),
+            "" if self.recurrent else "LSTMs in float",
         )
         return f"dynamic int8 (ONNX Runtime, {settings})"

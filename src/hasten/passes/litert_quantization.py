@@ -1,4 +1,4 @@
-"""Quantize a model statically to int8 .tflite with the AI Edge Quantizer."""
+"""Quantize a model statically to a .tflite in integers with the AI Edge Quantizer."""
 
 from __future__ import annotations
 
@@ -37,9 +37,10 @@ _NORMALIZATIONS = ":norm"
 
 @dataclass(frozen=True)
 class LitertQuantization(Selective):
-    """Quantize weights and activations to int8, for LiteRT alone.
+    """Quantize weights and activations to int8, or activations to int16, for LiteRT alone.
 
-    Weights have a scale per channel, around 0; activations a scale per tensor, with a zero point.
+    Weights have a scale per channel, around 0; activations a scale per tensor, with a zero point where
+    they have 8 bits.
 
     Attributes:
         rounding: Rounding of the weights of convolutions and Gemm: "nearest" integer, or by "layer"
@@ -50,7 +51,9 @@ class LitertQuantization(Selective):
         samples: Largest number of calibration samples.
         ends: Type of the file's inputs and outputs: "float", or "int8" for interpreters and
             delegates that only have integers. With "int8" nothing stays in float, and the engine
-            converts inputs and outputs.
+            converts inputs and outputs. So it is with "int16", which also gives activations 16 bits:
+            256 times as fine, for models that lose too much with 8, but without kernels made for
+            speed on most processors.
 
     Source: affine scheme r = S(q - Z), Jacob et al., arXiv:1712.05877, eq. 1.
     """
@@ -63,15 +66,29 @@ class LitertQuantization(Selective):
     rounding: Literal["nearest", "layer"] = "nearest"
     keep_float: tuple[str, ...] = ()
     samples: int = 100
-    ends: Literal["float", "int8"] = "float"
+    ends: Literal["float", "int8", "int16"] = "float"
 
     @classmethod
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:
-        """Yield both roundings if the quantizer is installed, for the edge in integers alone."""
-        if all(map(importlib.util.find_spec, ("ai_edge_litert", "ai_edge_quantizer"))):
-            ends: Literal["float", "int8"] = "int8" if target.family == "litert" else "float"
-            yield cls(ends=ends)
-            yield cls("layer", ends=ends)
+        """Yield both roundings if the quantizer is installed.
+
+        For the edge they are in integers alone, and wider activations follow: there is no float to fall
+        back on.
+        """
+        if not all(map(importlib.util.find_spec, ("ai_edge_litert", "ai_edge_quantizer"))):
+            return
+        if target.family != "litert":
+            yield cls()
+            yield cls("layer")
+            return
+        yield cls(ends="int8")
+        yield cls("layer", ends="int8")
+        yield cls("layer", ends="int16")
+
+    @property
+    def wide(self) -> bool:
+        """Whether activations have 16 bits."""
+        return self.ends == "int16"
 
     def draft(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         """Quantize with the ranges of a single sample."""
@@ -82,9 +99,9 @@ class LitertQuantization(Selective):
         proto = read_onnx(model, weights=False)
         check_nodes(proto, self.keep_float)
         check_in_float(proto)
-        if self.ends == "int8" and self.keep_float:
+        if self.ends != "float" and self.keep_float:
             raise CandidateError(
-                f"ends=int8 can't keep any node in float: got keep_float={self.keep_float[0]!r}"
+                f"ends={self.ends} can't keep any node in float: got keep_float={self.keep_float[0]!r}"
             )
         names = compute_nodes(proto, self.keep_float)
         if not names:
@@ -139,7 +156,7 @@ class LitertQuantization(Selective):
     def _quantized(self, path: Path, requests: CalibrationRequests, kept: Sequence[str]) -> bytes:
         from ai_edge_quantizer import calibrator, quantizer, recipe, recipe_manager
 
-        recipes = [*recipe.static_wi8_ai8()]
+        recipes = [*(recipe.static_wi8_ai16() if self.wide else recipe.static_wi8_ai8())]
         skipped: list[tuple[str, str]] = []
         if self.ends == "float":
             skipped += [(".*", "INPUT"), (".*", "OUTPUT"), (_NORMALIZATIONS, "*")]
@@ -180,6 +197,9 @@ class LitertQuantization(Selective):
         products = {getattr(schema.BuiltinOperator, name) for name in _PRODUCTS}
         transposed = schema.BuiltinOperator.TRANSPOSE_CONV
 
+        narrow, wide = schema.TensorType.INT8, schema.TensorType.INT16
+        kinds = ([wide, narrow], [wide, wide]) if self.wide else ([narrow, narrow],)
+
         def operands(operator: Any) -> list[int]:
             """Return a product's factors, which follow the shape in a transposed convolution."""
             first = model.operatorCodes[operator.opcodeIndex].builtinCode == transposed
@@ -189,13 +209,13 @@ class LitertQuantization(Selective):
             graph.tensors[operator.outputs[0]].name.decode()
             for operator in graph.operators
             if model.operatorCodes[operator.opcodeIndex].builtinCode in products
-            and all(graph.tensors[i].type == schema.TensorType.INT8 for i in operands(operator))
+            and [graph.tensors[i].type for i in operands(operator)] in kinds
         ]
         if not done:
             raise CandidateError(
                 f"the AI Edge Quantizer left all {wanted} convolutions and matrix products in float"
             )
-        if self.ends == "int8":
+        if self.ends != "float":
             for operator in graph.operators:
                 read = [graph.tensors[i] for i in (*operator.inputs, *operator.outputs) if i >= 0]
                 if any(tensor.type == schema.TensorType.FLOAT32 for tensor in read):
@@ -210,7 +230,8 @@ class LitertQuantization(Selective):
             "AI Edge Quantizer",
             "rounded by layer" if self.rounding == "layer" else "",
             in_float(self.keep_float),
-            "integers alone" if self.ends == "int8" else "",
+            "16-bit activations" if self.wide else "",
+            "integers alone" if self.ends != "float" else "",
         )
         return f"int8 ({settings})"
 

@@ -68,8 +68,6 @@ def sensitivities(
 
     Source: sensitivity of single layers, Nagel et al., arXiv:2106.08295, section 3.7.
     """
-    if calibration.ragged:
-        raise Skipped("samples differ in shape, but layers are compared on samples of one shape")
     try:
         with silenced():
             study = _Study(model, calibration, samples, weight_bits, threads)
@@ -236,7 +234,7 @@ class _Study:
     def _look(self) -> None:
         """Record the range of each layer's inputs, and the mean of each of its output channels."""
         ins = {layer.node.input[i] for layer in self._layers for i in layer.activations}
-        outs = {layer.node.output[0]: layer.channel_axis for layer in self._layers}
+        outs = {layer.node.output[0]: layer.channel_axis for layer in self._weighted(self._layers)}
         names = sorted(ins | outs.keys())
         session = self._session(with_outputs(self._proto, names))
         for number, request in enumerate(self._requests):
@@ -253,20 +251,17 @@ class _Study:
         """Return the joint noise of a group's layers."""
         session = self._session(self._quantized(group))
         shifts = {
-            f"{_OWN}shift:{layer.node.output[0]}": np.zeros(
-                _aligned(self._means[layer.node.output[0]][0], layer).shape, np.float32
-            )
-            for layer in group
+            f"{_OWN}shift:{layer.node.output[0]}": np.zeros(self._shift_shape(layer), np.float32)
+            for layer in self._weighted(group)
         }
-        for layer in group:
+        for layer in self._weighted(group):
             name = layer.node.output[0]
             seen = sum(
                 _channel_means(session.run([name], {**r, **shifts})[0], layer.channel_axis)
                 for r in self._requests[: plan.corrected]
             )
             shift = (sum(self._means[name][: plan.corrected]) - np.asarray(seen)) / plan.corrected
-            if layer.weights:
-                shifts[f"{_OWN}shift:{name}"] = _aligned(shift, layer).astype(np.float32)
+            shifts[f"{_OWN}shift:{name}"] = _aligned(shift, layer).astype(np.float32)
         answers = [
             session.run(self._outputs, {**r, **shifts}) for r in self._requests[: plan.compared]
         ]
@@ -293,15 +288,26 @@ class _Study:
             for i in layer.activations:
                 nodes += self._rounding(node.input[i], f"{_OWN}{node.name}:{i}", proto.graph)
                 node.input[i] = f"{_OWN}{node.name}:{i}:back"
+            if not layer.weights:
+                nodes.append(node)
+                continue
             output, raw = node.output[0], f"{_OWN}raw:{node.name}"
             node.output[0] = raw
             shift = f"{_OWN}shift:{output}"
-            shape = _aligned(self._means[output][0], layer).shape
+            shape = self._shift_shape(layer)
             proto.graph.input.append(helper.make_tensor_value_info(shift, TensorProto.FLOAT, shape))
             nodes += [node, helper.make_node("Add", [raw, shift], [output])]
         del proto.graph.node[:]
         proto.graph.node.extend(nodes)
         return with_outputs(proto, [layer.node.output[0] for layer in group])
+
+    @staticmethod
+    def _weighted(layers: Sequence[ProductLayer]) -> list[ProductLayer]:
+        """Return the layers that have weights; a product of activations has no mean error to remove."""
+        return [layer for layer in layers if layer.weights]
+
+    def _shift_shape(self, layer: ProductLayer) -> tuple[int, ...]:
+        return _aligned(self._means[layer.node.output[0]][0], layer).shape
 
     def _rounding(self, name: str, prefix: str, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
         """Return nodes that round an activation to 8 bits over its range."""
@@ -368,8 +374,17 @@ def _aligned(means: Array, layer: ProductLayer) -> Array:
     """Reshape `(c,)` to fit the layer's output in an addition: `(c, 1, 1)` for 2-d convolutions."""
     if layer.channel_axis == -1:
         return means
-    spatial = next(w for w in layer.weights.values()).ndim - 2 if layer.weights else 2
+    spatial = next(iter(layer.weights.values())).ndim - 2
     return means.reshape(-1, *[1] * spatial)
+
+
+def _stacked(arrays: Sequence[Array]) -> Array:
+    """Join the answers of samples, along their last axis' places where they differ in other sizes."""
+    if all(array.shape == arrays[0].shape for array in arrays):
+        return np.stack(arrays)
+    if all(array.ndim and array.shape[-1] == arrays[0].shape[-1] for array in arrays):
+        return np.concatenate([array.reshape(-1, array.shape[-1]) for array in arrays])
+    return np.concatenate([array.ravel() for array in arrays])
 
 
 def _relative_error(answers: Sequence[Sequence[Array]], exact: Sequence[Sequence[Array]]) -> float:
@@ -380,9 +395,9 @@ def _relative_error(answers: Sequence[Sequence[Array]], exact: Sequence[Sequence
     """
     ratios = []
     for own, other in zip(zip(*exact, strict=True), zip(*answers, strict=True), strict=True):
-        if own[0].dtype.kind != "f" or any(a.shape != own[0].shape for a in own):
+        if own[0].dtype.kind != "f":
             continue
-        wanted, got = np.stack(own).astype(np.float64), np.stack(other).astype(np.float64)
+        wanted, got = (_stacked(arrays).astype(np.float64) for arrays in (own, other))
         variance = float(((wanted - wanted.mean(0)) ** 2).mean()) or float(wanted.var())
         if variance > 0:
             ratios.append(float(((got - wanted) ** 2).mean()) / variance)

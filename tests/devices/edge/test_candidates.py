@@ -37,6 +37,7 @@ EXPECTED = {
         "LiteRtReference",
         "LiteRtReference <- LitertQuantization nearest int8",
         "LiteRtReference <- LitertQuantization layer int8",
+        "LiteRtReference <- LitertQuantization layer int16",
     },
 }
 

@@ -31,6 +31,7 @@ from hasten.testing.pass_tests import (
 )
 
 INTEGERS = LitertQuantization(ends="int8")
+WIDE = LitertQuantization(ends="int16")
 
 
 class TestLiteRtReference(EngineTests):
@@ -93,6 +94,28 @@ class TestIntegersByLayer(TestIntegers):
         return LitertQuantization("layer", ends="int8")
 
 
+class TestWideIntegers(PassTests):
+    bound = 0.005
+    engine = LiteRtReference()
+
+    @pytest.fixture
+    def value(self) -> LitertQuantization:
+        return WIDE
+
+    @pytest.fixture
+    def model(self, convnet: Model) -> Model:
+        return convnet
+
+    @pytest.fixture
+    def idle_model(self, elementwise: Model) -> Model:
+        return elementwise
+
+    def test_activations_have_16_bits_and_weights_8(self, result: Model) -> None:
+        inputs, outputs, used = types(result)
+        assert (inputs, outputs) == ({"INT16"}, {"INT16"})
+        assert used == {"INT8", "INT16", "INT32", "INT64"}
+
+
 def test_halves_are_rounded_away_from_zero(build: Build, tmp_path: Path) -> None:
     model = build(
         '<ir_version: 10, opset_import: ["": 20]> one (float[batch, 1] x) => (float[batch, 1] y) '
@@ -152,14 +175,20 @@ def test_the_edge_alone_is_offered_integers(convnet: Model) -> None:
     lossy = {s for candidate in found for s in candidate.passes if not s.exact}
     assert {type(step).__name__ for step in lossy} == {"LitertQuantization"}
     assert {v.ends for v in LitertQuantization.variants(convnet, Target.host())} == {"float"}
+    wider = [v.ends for v in LitertQuantization.variants(convnet, device("litert"))]
+    assert wider == ["int8", "int8", "int16"]
 
 
-def test_a_normalization_is_in_integers_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("value", "bound"), [(INTEGERS, 0.1), (WIDE, 0.01)])
+def test_a_normalization_is_in_integers_too(
+    tmp_path: Path, value: LitertQuantization, bound: float
+) -> None:
     model = settled(load(models.tiny_transformer_block(tmp_path)))
-    result = run(INTEGERS, model, tmp_path)
+    result = run(value, model, tmp_path)
     data = samples_of(model)
     exact = answers(model, data, tmp_path / "a")
-    assert 0 < error_between(exact, answers(result, data, tmp_path / "b", LiteRtReference())) < 0.1
+    found = answers(result, data, tmp_path / "b", LiteRtReference())
+    assert 0 < error_between(exact, found) < bound
 
 
 def test_digits_are_still_read_in_integers(digits: Digits, tmp_path: Path) -> None:
