@@ -17,11 +17,12 @@ from hasten.core.records import from_record, to_record
 from hasten.errors import InputError
 from hasten.serving.cluster.federation import Federation, joined
 from hasten.serving.cluster.ingress import ReplicaEntry
-from hasten.serving.cluster.ray_cluster import deploy
+from hasten.serving.cluster.ray_cluster import Known, deploy
 from hasten.serving.cluster.replica import (
     ReplicaLoad,
     Roster,
     behind_door,
+    known_by,
     packed,
     placed,
     target,
@@ -29,6 +30,9 @@ from hasten.serving.cluster.replica import (
     with_folders,
 )
 from hasten.serving.options import Access, ModelOptions
+from hasten.serving.protocol.errors import ProtocolError
+from hasten.serving.protocol.rights import Client, Rights, Scope, digest_of
+from hasten.serving.protocol.tokens import read_clients
 from hasten.serving.run import settings_of
 from hasten.serving.settings import ServerSettings
 
@@ -80,16 +84,57 @@ def test_replicas_of_a_pool_without_a_token_get_a_secret_of_their_own(
     *_, parcel = packed(inner, lambda data: data)
     assert parcel.files == {"token": inner.token()}
     assert (tmp_path / "secret").stat().st_mode & 0o077 == 0
+
+
+def test_replicas_know_the_clients_of_their_pool_and_not_their_tokens(
+    bundle: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "tokens.toml"
+    file.write_text(
+        '["a \\"quoted\\" näme\\u007f"]\nscopes = ["read"]\ntoken = "a-word-for-readers"\n'
+        '[b]\nscopes = ["control", "infer"]\ntoken = "a-word-for-callers"\n'
+    )
+    file.chmod(0o600)
+    settings = settings_of([bundle], access=Access(tokens=file))
+    text = Known(settings).text
+    assert "a-word" not in text
+    (tmp_path / "copy.toml").write_text(text)
+    (tmp_path / "copy.toml").chmod(0o600)
+    assert read_clients(tmp_path / "copy.toml") == read_clients(file)
+    inner = behind_door(settings, tmp_path)
+    assert not inner.behind_door
+    rights = dataclasses.replace(inner, tokens=tmp_path / "copy.toml").rights()
+    assert rights is not None
+    assert rights.check(Scope.READ, b"Bearer a-word-for-readers") == 'a "quoted" näme\x7f'
+    assert rights.check(Scope.CONTROL, b"Bearer " + (inner.token() or b""))
+    for wrong in (b"Bearer a-word-for-callers", b"Bearer guessed", b""):
+        with pytest.raises(ProtocolError):
+            rights.check(Scope.READ, wrong)
+
+
+def test_one_token_of_a_pool_is_a_client_with_all_rights(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("correct-horse-battery")
-    asking = settings_of([bundle], access=Access(token_file=tmp_path / "token"))
-    assert behind_door(asking, tmp_path) is asking
+    settings = settings_of([bundle], access=Access(token_file=tmp_path / "token"))
+    known = Known(settings)
+    assert "correct-horse" not in known.text
+    assert not known.look()
+    (tmp_path / "token").write_text("another-horse-and-battery")
+    assert known.look()
+    assert known.rights is not None
+    assert known.rights.check(Scope.CONTROL, b"Bearer another-horse-and-battery") == ""
+    with pytest.raises(ProtocolError):
+        known.rights.check(Scope.READ, b"Bearer correct-horse-battery")
 
 
 def test_metrics_of_a_pool_without_replicas_ask_for_the_token() -> None:
-    with Federation(dict, lambda: "all 1\n", token=b"correct-horse-battery") as door:
+    reader = Client("reader", frozenset({Scope.READ}), digest_of(b"a-word-for-readers"))
+    caller = Client("caller", frozenset({Scope.INFER}), digest_of(b"a-word-for-callers"))
+    with Federation(dict, lambda: "all 1\n", rights=lambda: Rights([reader, caller])) as door:
         said = "this server requires a token: send Authorization: Bearer TOKEN\n"
         assert door.page() == door.page("Bearer wrong") == (401, said)
-        assert door.page("Bearer correct-horse-battery") == (200, 'all{replica="all"} 1\n')
+        lacks = "this needs the scope read, but 'caller' has only infer\n"
+        assert door.page("Bearer a-word-for-callers") == (403, lacks)
+        assert door.page("Bearer a-word-for-readers") == (200, 'all{replica="all"} 1\n')
 
 
 def test_files_that_are_there_are_not_written_again(tmp_path: Path) -> None:
@@ -120,6 +165,17 @@ def test_a_failure_counts_until_a_replica_comes() -> None:
     assert roster.book().failure == "why"
     roster.enter("one", ReplicaEntry("127.0.0.1", 1))
     assert roster.book().failure == ""
+
+
+def test_a_replica_hears_of_other_clients_by_its_heartbeat() -> None:
+    roster = Roster(clock_s=lambda: 0.0)
+    entry = ReplicaEntry("127.0.0.1", 1)
+    assert (roster.enter("one", entry), roster.clients()) == ("", "")
+    roster.admit("[a]")
+    assert roster.enter("one", entry) == known_by(roster.clients()) != ""
+    before = roster.enter("one", entry)
+    roster.admit("[b]")
+    assert roster.enter("one", entry) != before
 
 
 # -- the load

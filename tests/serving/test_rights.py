@@ -293,16 +293,12 @@ def test_a_file_of_another_user_is_refused_and_one_of_root_may_be_read_by_a_grou
 def test_there_are_tokens_or_one_token_or_none(bundle: Path, tmp_path: Path) -> None:
     file = tokens_file(tmp_path)
     image = "a token doesn't belong in an image: leave out --tokens, and let KServe's gateway "
-    door = (
-        "on Ray the ingress and the replicas share one token: give --token-file instead of --tokens"
-    )
     for more, said in (
         (
             ["--token-file", str(file)],
             "--token-file and --tokens can't be combined: leave one of them out",
         ),
         (["--no-token"], "--tokens and --no-token can't be combined: leave one of them out"),
-        (["--on", "ray"], door),
         (["--write-kserve", str(tmp_path / "kserve")], f"{image}authenticate clients"),
     ):
         refused = CliRunner().invoke(
@@ -310,6 +306,21 @@ def test_there_are_tokens_or_one_token_or_none(bundle: Path, tmp_path: Path) -> 
         )
         assert refused.stderr == f"hasten: {said}\n"
         assert refused.exit_code == 2
+
+
+def test_on_ray_clients_are_known_by_tokens_alone(bundle: Path, tmp_path: Path) -> None:
+    file = tokens_file(tmp_path, "[a]\nscopes = ['read']\ncertificate = 'a.example'\n")
+    said = f"{file}: on Ray clients are known by tokens alone; got a certificate for 'a'"
+    words = ["serve", str(bundle), "--on", "ray", "--tokens", str(file)]
+    refused = CliRunner().invoke(main, words, prog_name="hasten")
+    assert (refused.stderr, refused.exit_code) == (f"hasten: {said}\n", 2)
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    key.touch()
+    certificate.touch()
+    words += ["--tls-cert", str(certificate), "--tls-key", str(key)]
+    refused = CliRunner().invoke(main, [*words, "--tls-client-ca", str(key)], prog_name="hasten")
+    said = "the ingress to Ray doesn't ask clients for certificates: leave out --tls-client-ca, and give "
+    assert (refused.stderr, refused.exit_code) == (f"hasten: {said}clients tokens by --tokens\n", 2)
 
 
 # -- over gRPC

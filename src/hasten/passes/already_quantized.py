@@ -9,7 +9,13 @@ from hasten.passes.onnx_files import COMPUTE_OPS, graphs, quantized_nodes
 
 _INTEGER = frozenset(
     (
-        *("ConvInteger", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat"),
+        *(
+            "ConvInteger",
+            "DynamicQuantizeLSTM",
+            "DynamicQuantizeMatMul",
+            "MatMulInteger",
+            "MatMulIntegerToFloat",
+        ),
         *("MatMulNBits", "QAttention", "QGemm", "QLinearConv", "QLinearMatMul"),
     )
 )

@@ -88,7 +88,9 @@ class DynamicQuantization(Selective):
             and node.name not in self.keep_float
         ]
         if not names:
-            raise Skipped("nothing to quantize: there is no matrix product or LSTM with constant weights")
+            raise Skipped(
+                "nothing to quantize: there is no matrix product or LSTM with constant weights"
+            )
         source = upgraded(model, calibration, workdir)
         raw = workdir / "raw.onnx"
         try:

@@ -51,7 +51,7 @@ class ServerSettings:
         http: Port of HTTP; 0 for any free port, None for no HTTP.
         grpc: Port of gRPC; 0 for any free port, None for no gRPC.
         limits: Limits on sizes, counts and times.
-        token_file: File with the only token that clients may send, for all requests.
+        token_file: File with a token for all requests, the only one unless there are `tokens`.
         tokens: TOML file with the clients that the server knows, and what each may ask for.
         behind_door: Whether the token is the secret of a door, which sends it for its clients; they need
             none, so web pages are told from others as where there is no token.
@@ -107,23 +107,27 @@ class ServerSettings:
         """Return the names by which requests of foreign web pages are told."""
         return Origins(self.hosts, self.own_names())
 
-    def rights(self) -> Rights | None:
-        """Read the clients that the server knows; None to serve all alike.
+    def clients(self) -> tuple[Client, ...]:
+        """Read the clients that the server knows; none to serve all alike.
 
         Raises:
             InputError: a file can't be read, or states no valid tokens.
         """
-        if self.tokens is not None:
-            return Rights(read_clients(self.tokens))
+        found = () if self.tokens is None else read_clients(self.tokens)
         token = self.token()
-        return None if token is None else Rights([Client.of_all_scopes(token)])
+        return found if token is None else (*found, Client.of_all_scopes(token))
+
+    def rights(self) -> Rights | None:
+        """Return what each client that the server knows may do; None to serve all alike. See `clients`."""
+        clients = self.clients()
+        return Rights(clients) if clients else None
 
     def token_files(self) -> list[Path]:
         """Return the files that `rights` reads."""
         return [file for file in (self.token_file, self.tokens) if file is not None]
 
     def token(self) -> bytes | None:
-        """Read the only token; None if there is none, or there are several.
+        """Read the token for all requests; None if there is none.
 
         Raises:
             InputError: the file can't be read, or its content isn't a valid token.

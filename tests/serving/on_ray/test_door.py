@@ -32,13 +32,19 @@ class Door(NamedTuple):
 
 
 @contextlib.contextmanager
-def opened(tmp_path: Path, **limits: Any) -> Iterator[Door]:
-    """A door, before a replica that asks for a secret, that goes by the name door.example."""
+def opened(tmp_path: Path, tokens: Path | None = None, **limits: Any) -> Iterator[Door]:
+    """A door, before a replica that asks for a secret, that goes by the name door.example.
+
+    With tokens, the replica takes those, too, and clients send them.
+    """
     try:
         binary()
     except InputError:
         pytest.skip("needs HAProxy, which comes with Ray Serve")
-    settings = ServerSettings((), http=0, grpc=0, hosts=("door.example",), limits=Limits(**limits))
+    names = ("door.example",)
+    settings = ServerSettings(
+        (), http=0, grpc=0, hosts=names, limits=Limits(**limits), tokens=tokens
+    )
     inner = behind_door(settings, tmp_path)
     replica = place_of(bundle_of(tmp_path, identity(tmp_path)))
     folder = tmp_path / "door"
@@ -48,23 +54,26 @@ def opened(tmp_path: Path, **limits: Any) -> Iterator[Door]:
             replica,
             hosts=(*settings.hosts, *settings.own_names()),
             token_file=inner.token_file,
-            behind_door=True,
+            tokens=tokens,
+            behind_door=inner.behind_door,
             grpc=True,
         ) as one,
         Federation(
             lambda: {"one": ("127.0.0.1", one.http_port)},
-            origins=settings.origins(),
-            secret=inner.token(),
+            origins=settings.origins() if inner.behind_door else None,
+            rights=settings.rights,
+            secret=inner.token() or b"",
         ) as all_,
     ):
-        ingress = Ingress(settings, folder, 1, all_.port, inner.token())
+        sent = inner.token() if inner.behind_door else None
+        ingress = Ingress(settings, folder, 1, all_.port, sent)
         try:
             ingress.start()
             ingress.update({"one": ReplicaEntry("127.0.0.1", one.http_port, one.grpc_port)})
             assert ingress.http is not None
             assert ingress.grpc is not None
             port = ingress.http
-            until(lambda: is_open(port))
+            until(lambda: is_open(port, inner.token() or b""))
             yield Door(port, ingress.grpc, one)
         finally:
             ingress.close()
@@ -82,10 +91,11 @@ def door(whole: Door) -> int:
     return whole.http
 
 
-def is_open(port: int) -> bool:
+def is_open(port: int, secret: bytes) -> bool:
     """Whether the door answers for its replica by now."""
     with contextlib.suppress(OSError, IndexError):
-        return asked(port, "/v2", "Host: door.example") == 200
+        sent = f"Authorization: Bearer {secret.decode()}"
+        return asked(port, "/v2", "Host: door.example", sent) == 200
     return False
 
 
@@ -135,6 +145,36 @@ def test_clients_need_no_token_at_the_door_and_the_replica_asks_for_its_secret(w
             except grpc.RpcError as error:
                 found = error.code().name
         assert found == status
+
+
+CLIENTS = """
+[reader]
+scopes = ["read"]
+token = "a-word-for-readers"
+[caller]
+scopes = ["infer"]
+token = "a-word-for-callers"
+"""
+
+
+def test_clients_have_their_own_rights_at_the_door(tmp_path: Path) -> None:
+    file = tmp_path / "tokens.toml"
+    file.write_text(CLIENTS)
+    file.chmod(0o600)
+    with opened(tmp_path, tokens=file) as door:
+        statuses = {"a-word-for-readers": 200, "a-word-for-callers": 403, "guessed": 401}
+        for word, status in statuses.items():
+            for path in ("/v2", "/metrics", "/v2/models/stats"):
+                found = asked(door.http, path, HOST, f"Authorization: Bearer {word}")
+                assert found == status, (word, path)
+        assert asked(door.http, "/metrics", HOST) == 401
+        assert asked(door.http, "/v2/health/ready", HOST) == 200
+        with grpc.insecure_channel(f"127.0.0.1:{door.grpc}") as channel:
+            call, sent = channel.unary_unary(f"/{SERVICE}/ServerMetadata"), "authorization"
+            call(b"", timeout=60, metadata=((sent, "Bearer a-word-for-readers"),))
+            with pytest.raises(grpc.RpcError) as error:
+                call(b"", timeout=60, metadata=((sent, "Bearer a-word-for-callers"),))
+            assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
 
 
 HOST = "Host: door.example"

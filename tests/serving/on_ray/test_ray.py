@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -41,14 +42,19 @@ import sys
 from hasten.errors import HastenError
 from hasten.serving.logs import log_to_stderr
 from hasten.serving.cluster.ray_cluster import deploy
-from hasten.serving.options import Monitoring, ServerLimits
+from hasten.serving.options import Access, Monitoring, ServerLimits
 from hasten.serving.run import settings_of
 
-bundle, address, least, most, *state = sys.argv[1:]
+bundle, address, least, most, state, tokens = sys.argv[1:]
 log_to_stderr(as_json=False)
-watched = Monitoring(shadow=1.0, on_alarm="exact", monitor_state=state[0]) if state else Monitoring()
+watched = Monitoring(shadow=1.0, on_alarm="exact", monitor_state=state) if state else Monitoring()
 settings = settings_of(
-    [bundle], http=0, grpc=0, limits=ServerLimits(drain_s=5), monitoring=watched
+    [bundle],
+    http=0,
+    grpc=0,
+    limits=ServerLimits(drain_s=5),
+    monitoring=watched,
+    access=Access(tokens=tokens or None),
 )
 try:
     code = deploy(
@@ -85,12 +91,24 @@ def cluster() -> Iterator[str]:
 class Deployed:
     """What `hasten serve --on ray` does, in a process of its own."""
 
-    def __init__(self, bundle: Path, address: str, least: int, most: int, *state: str) -> None:
+    def __init__(
+        self,
+        bundle: Path,
+        address: str,
+        least: int,
+        most: int,
+        *,
+        state: Path | str = "",
+        tokens: Path | str = "",
+    ) -> None:
         self.lines: list[str] = []
         self.http = self.grpc = 0
         self._said = threading.Condition()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", DEPLOY, str(bundle), address, str(least), str(most), *state],
+            [
+                *(sys.executable, "-c", DEPLOY),
+                *map(str, (bundle, address, least, most, state, tokens)),
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -372,7 +390,7 @@ def test_what_replicas_audit_adds_up_until_the_exact_model_answers_on_each(
     cluster: str, tmp_path: Path
 ) -> None:
     watched, state = certified(tmp_path / "bundle"), str(tmp_path / "state")
-    with Deployed(watched, cluster, 2, 2, state) as deployed:
+    with Deployed(watched, cluster, 2, 2, state=state) as deployed:
         deployed.wait_for("ready")
         both()
         right = class_of(deployed.http, SAME)
@@ -391,7 +409,7 @@ def test_what_replicas_audit_adds_up_until_the_exact_model_answers_on_each(
         eventually(exact_answers(deployed.http, wrong))
         counted = monitor_of(deployed.http)["audited"]
     assert deployed.process.returncode == 0, deployed.lines
-    with Deployed(watched, cluster, 2, 2, state) as again:  # what was seen survives the door
+    with Deployed(watched, cluster, 2, 2, state=state) as again:  # what was seen survives the door
         again.wait_for("ready")
         eventually(exact_answers(again.http, wrong))
         assert monitor_of(again.http)["alarm"] == 1
@@ -402,6 +420,34 @@ def test_what_replicas_audit_adds_up_until_the_exact_model_answers_on_each(
 def exact_answers(port: int, wrong: int) -> Callable[[], bool]:
     """Whether twenty answers in a row are not the fast model's."""
     return lambda: all(class_of(port, OTHER) != wrong for _ in range(20))
+
+
+def test_clients_have_their_own_rights_and_new_ones_are_taken_up(
+    cluster: str, bundle: Path, tmp_path: Path
+) -> None:
+    def write(name: str) -> None:
+        beside = tmp_path / "new.toml"
+        beside.write_text(f'[one]\nscopes = ["read"]\ntoken = "a-word-for-{name}"\n')
+        beside.chmod(0o600)
+        beside.rename(tmp_path / "tokens.toml")
+
+    def status(path: str, name: str) -> int:
+        headers = {"Authorization": f"Bearer a-word-for-{name}"}
+        connection = http.client.HTTPConnection("127.0.0.1", deployed.http, timeout=PATIENCE_S)
+        with contextlib.closing(connection):
+            connection.request("GET", path, headers=headers)
+            return connection.getresponse().status
+
+    write("readers")
+    with Deployed(bundle, cluster, 2, 2, tokens=tmp_path / "tokens.toml") as deployed:
+        deployed.wait_for("ready")
+        for path in ("/v2", "/metrics"):
+            assert [status(path, name) for name in ("readers", "others")] == [200, 401]
+        write("others")
+        for path in ("/v2", "/metrics"):
+            eventually(lambda path=path: {status(path, "others") for _ in range(8)} == {200})  # type: ignore[misc]
+            assert {status(path, "readers") for _ in range(8)} == {401}
+    assert deployed.process.returncode == 0, deployed.lines
 
 
 def test_a_bundle_that_can_t_be_served_says_why(cluster: str, bundle: Path, tmp_path: Path) -> None:

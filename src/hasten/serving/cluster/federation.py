@@ -15,11 +15,10 @@ from typing import Self
 
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.origins import ONE_HOST, Origins
-from hasten.serving.protocol.rights import Client, Rights, Scope
+from hasten.serving.protocol.rights import Rights, Scope
 
 _PATIENCE_S = 5.0
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
-_NO_TOKEN = "this server requires a token: send Authorization: Bearer TOKEN\n"
 _SAMPLE = re.compile(r"([a-zA-Z_:][a-zA-Z0-9_:]*)(\{)?")
 
 
@@ -68,8 +67,8 @@ class Federation:
         places: Function that returns the name of each replica -> host and port.
         together: Function that returns a page about all replicas together, told as the replica "all".
         origins: Names of the server, by which requests of foreign web pages are told; None to answer all.
-        token: Bearer token that clients must send; None if none is needed.
-        secret: Bearer token that the replicas ask for instead; None if it is the clients'.
+        rights: Function that returns what clients may do; None to serve all alike.
+        secret: Bearer token that the replicas ask for.
     """
 
     def __init__(
@@ -77,13 +76,12 @@ class Federation:
         places: Callable[[], Mapping[str, tuple[str, int]]],
         together: Callable[[], str] = lambda: "",
         origins: Origins | None = None,
-        token: bytes | None = None,
-        secret: bytes | None = None,
+        rights: Callable[[], Rights | None] = lambda: None,
+        secret: bytes = b"",
     ) -> None:
         federation = self
-        self._together, self._origins = together, origins
-        self._rights = None if token is None else Rights([Client.of_all_scopes(token)])
-        self._secret = secret
+        self._together, self._origins, self._rights = together, origins, rights
+        self._secret = secret.decode()
 
         class Page(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -148,30 +146,26 @@ class Federation:
         Returns:
             HTTP status and the joined page.
         """
-        # Checked here too, as there may be no replica that does it.
-        if self._rights is not None:
+        rights = self._rights()
+        if rights is not None:
             try:
-                self._rights.check(Scope.READ, (authorization or "").encode("latin-1"))
-            except ProtocolError:
-                return 401, _NO_TOKEN
-        if self._secret is not None:
-            authorization = f"Bearer {self._secret.decode()}"
+                rights.check(Scope.READ, (authorization or "").encode("latin-1"))
+            except ProtocolError as error:
+                return error.kind.http, f"{error}\n"
         places = self._places()
-        answers = self._asking.map(lambda place: _asked(place, authorization), places.values())
+        answers = self._asking.map(lambda place: _asked(place, self._secret), places.values())
         found = dict(zip(places, answers, strict=True))
-        if any(status == 401 for status, _ in found.values()):
-            return 401, _NO_TOKEN
         pages = {replica: page for replica, (status, page) in found.items() if status == 200}
         return 200, joined({**pages, "all": self._together()})
 
 
-def _asked(place: tuple[str, int], authorization: str | None) -> tuple[int, str]:
+def _asked(place: tuple[str, int], secret: str) -> tuple[int, str]:
     host, port = place
     shown = f"[{host}]" if ":" in host else host
     request = urllib.request.Request(f"http://{shown}:{port}/metrics")
     request.add_header("Accept", "text/plain")
-    if authorization:
-        request.add_header("Authorization", authorization)
+    if secret:
+        request.add_header("Authorization", f"Bearer {secret}")
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=_PATIENCE_S) as answer:

@@ -24,6 +24,7 @@ from hasten.bundle import read, unpacked
 from hasten.core.records import to_record
 from hasten.core.telemetry import OFF
 from hasten.errors import InputError
+from hasten.serving.changing_files import ChangingFiles
 from hasten.serving.cluster.federation import Federation
 from hasten.serving.cluster.ingress import Ingress, ReplicaEntry
 from hasten.serving.cluster.pooling import Pool
@@ -36,6 +37,8 @@ from hasten.serving.cluster.replica import (
     packed,
     wanted_replicas,
 )
+from hasten.serving.protocol.rights import Client, Rights
+from hasten.serving.protocol.tokens import clients_text
 from hasten.serving.settings import ServerSettings
 
 log = logging.getLogger("hasten.serving")
@@ -86,19 +89,21 @@ def deploy(
         folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="hasten-door-")))
         entries: dict[str, ReplicaEntry] = {}
         inner = behind_door(settings, folder)
-        secret = inner.token() if inner.behind_door else None
+        secret = inner.token()
+        known = Known(settings)
         pool = ending.enter_context(Pool(inner, lambda: _places(entries)))
         federation = ending.enter_context(
             Federation(
                 lambda: _places(entries),
                 pool.page,
-                settings.origins() if settings.token_file is None else None,
-                settings.token(),
-                secret,
+                settings.origins() if inner.behind_door else None,
+                lambda: known.rights,
+                secret or b"",
             )
         )
         slots = max(_LEAST_SLOTS, 4 * max_replicas)
-        ingress = Ingress(settings, folder, slots, federation.port, secret)
+        sent = secret if inner.behind_door else None
+        ingress = Ingress(settings, folder, slots, federation.port, sent)
         ending.callback(ingress.close)
         ending.enter_context(_connected(ray, address or os.environ.get("RAY_ADDRESS")))
         ended = ending.enter_context(_told_to_end())  # after Ray has set its own handlers
@@ -106,11 +111,11 @@ def deploy(
         parcels = packed(inner, ray.put)
         roster = _start_roster(ray)
         ending.callback(_end_application, serve)
-        ray.get(roster.put_in.remote(parcels))
+        ray.get([roster.put_in.remote(parcels), roster.admit.remote(known.text)])
         _start_application(serve, pool.of_replicas(inner), min_replicas, max_replicas)
         ingress.start()
         _say_where(settings, ingress, say)
-        watch = Watch(ray, serve, roster, parcels, ingress, entries)
+        watch = Watch(ray, serve, roster, parcels, ingress, entries, known)
         watch.until(lambda: len(watch.serving) >= min_replicas, ended)
         if not ended.is_set():
             say("ready")
@@ -118,6 +123,38 @@ def deploy(
         log.info("draining")
         ingress.drain()
     return 0
+
+
+class Known:
+    """Clients that the pool knows, read again when their file changes.
+
+    Args:
+        settings: Settings of the pool.
+
+    Attributes:
+        rights: What each may do; None to serve all alike.
+
+    Raises:
+        InputError: a file can't be read, states no valid tokens, or clients that are known otherwise.
+    """
+
+    def __init__(self, settings: ServerSettings) -> None:
+        self._files = ChangingFiles("tokens", settings.token_files(), lambda: _clients(settings))
+
+    @property
+    def rights(self) -> Rights | None:
+        return Rights(self._files.value) if self._files.value else None
+
+    @property
+    def text(self) -> str:
+        """Clients as the replicas read them; "" to serve all alike."""
+        return clients_text(self._files.value)
+
+    def look(self) -> bool:
+        """Read the file again if it has changed; whether other clients are known now."""
+        before = self._files.value
+        self._files.look()
+        return self._files.value != before
 
 
 class Watch:
@@ -130,6 +167,7 @@ class Watch:
         parcels: Files that the roster has to hold.
         ingress: Ingress to the replicas.
         entries: Name of each replica -> entry; kept up to date.
+        known: Clients that the roster has to know.
     """
 
     def __init__(
@@ -140,7 +178,9 @@ class Watch:
         parcels: list[Parcel],
         ingress: Ingress,
         entries: dict[str, ReplicaEntry],
+        known: Known,
     ) -> None:
+        self._known, self._told = known, True
         self._ray, self._serve, self._roster, self._ingress = ray, serve, roster, ingress
         self._parcels, self._entries = parcels, entries
         self._ever_served = self._lost = False
@@ -165,6 +205,10 @@ class Watch:
             book: Book = self._ray.get(self._roster.book.remote(), timeout=_ANSWER_S)
             if not book.stocked:  # the roster was restarted
                 self._ray.get(self._roster.put_in.remote(self._parcels), timeout=_ANSWER_S)
+            if self._known.look() or not book.stocked or not self._told:
+                self._told = False
+                self._ray.get(self._roster.admit.remote(self._known.text), timeout=_ANSWER_S)
+                self._told = True
         except self._ray.exceptions.RayError as error:
             if not self._lost:  # the replicas that the ingress knows still answer
                 log.error("the cluster's list of replicas can't be read: %s", error)
@@ -242,13 +286,29 @@ def _check(settings: ServerSettings, min_replicas: int, max_replicas: int) -> No
             "a client that loads or unloads a model would reach only one of the replicas: leave out "
             "allow_control="
         )
-    if settings.tokens is not None:
+    if settings.client_ca is not None:
         raise InputError(
-            "on Ray the ingress and the replicas share one token: give token_file= instead of "
-            "tokens="
+            "the ingress to Ray doesn't ask clients for certificates: leave out tls_client_ca=, and give "
+            "clients tokens by tokens="
         )
-    settings.token()
+    _clients(settings)
     settings.tls()
+
+
+def _clients(settings: ServerSettings) -> tuple[Client, ...]:
+    """Read the clients that the pool knows; none to serve all alike.
+
+    Raises:
+        InputError: a file can't be read, states no valid tokens, or a client that is known by a certificate.
+    """
+    found = settings.clients()
+    for one in found:
+        if one.certificate:
+            raise InputError(
+                f"{settings.tokens}: on Ray clients are known by tokens alone; got a certificate for "
+                f"{one.name!r:.100}"
+            )
+    return found
 
 
 @contextlib.contextmanager

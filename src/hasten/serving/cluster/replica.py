@@ -43,6 +43,7 @@ _FULL = 0.8
 _ILL_S = 60.0
 """Time after which a server that doesn't answer is replaced."""
 _FAILED = "failed: "
+_CLIENTS = "clients.toml"
 _PR_SET_PDEATHSIG = 1
 """Constant of linux/prctl.h; see man 2 prctl."""
 
@@ -66,28 +67,30 @@ class Parcel:
 def behind_door(settings: ServerSettings, folder: Path) -> ServerSettings:
     """Return the settings for replicas, which listen on their nodes' addresses and so always ask for a token.
 
+    They take a secret of their own for all requests, by which the door asks them. Where clients need no
+    token, the door sends it for them, too; else the replicas also know the clients.
+
     Args:
-        settings: Settings of the pool. Where its clients need no token, the replicas get a secret of their
-            own, which the door sends for the clients.
+        settings: Settings of the pool.
         folder: Private folder for the secret.
     """
-    if settings.token_file is not None:
-        return settings
     file = folder / "secret"
     with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as opened:
         opened.write(secrets.token_urlsafe(32))
-    return dataclasses.replace(settings, token_file=file, behind_door=True)
+    known = bool(settings.token_files())
+    tokens = folder / _CLIENTS if known else None  # each replica writes a file of its own
+    return dataclasses.replace(settings, token_file=file, tokens=tokens, behind_door=not known)
 
 
 def packed(settings: ServerSettings, put: Callable[[Any], Any]) -> list[Parcel]:
-    """Put bundles, operator libraries and the token into the object store.
+    """Put bundles, operator libraries and the secret into the object store.
 
     Args:
         settings: Settings of the server, which name the files.
         put: Function that stores bytes and returns a reference to them.
 
     Returns:
-        One parcel per bundle, in the settings' order; then one per library; then the token's.
+        One parcel per bundle, in the settings' order; then one per library; then the secret's.
 
     Raises:
         InputError: a file can't be read, or a bundle is damaged or isn't trusted.
@@ -208,6 +211,7 @@ class Roster:
     _parcels: list[Parcel] = field(default_factory=list)
     _entries: dict[str, tuple[ReplicaEntry, float]] = field(default_factory=dict)
     _failure: str = ""
+    _clients: str = ""
 
     def put_in(self, parcels: list[Parcel]) -> None:
         """Store the parcels that replicas need."""
@@ -217,10 +221,19 @@ class Roster:
         """Return the parcels that a replica needs; empty if none were put in since the start."""
         return self._parcels
 
-    def enter(self, name: str, entry: ReplicaEntry) -> None:
-        """Record that a replica is running, or is leaving."""
+    def admit(self, clients: str) -> None:
+        """Store the clients that replicas know, as `read_clients` reads them; "" to serve all alike."""
+        self._clients = clients
+
+    def clients(self) -> str:
+        """Return the clients; "" if none were told since the start."""
+        return self._clients
+
+    def enter(self, name: str, entry: ReplicaEntry) -> str:
+        """Record that a replica is running, or is leaving; return the digest of the clients."""
         self._entries[name] = entry, self.clock_s()
         self._failure = ""
+        return known_by(self._clients)
 
     def leave(self, name: str) -> None:
         """Record that a replica is gone."""
@@ -240,6 +253,11 @@ class Roster:
         }
         entries = {name: entry for name, (entry, _) in self._entries.items()}
         return Book(entries, self._failure, bool(self._parcels))
+
+
+def known_by(clients: str) -> str:
+    """Return the digest by which a replica sees that clients have changed; "" for none."""
+    return hashlib.sha256(clients.encode()).hexdigest() if clients else ""
 
 
 # -- the load of a replica
@@ -322,7 +340,7 @@ class Replica:
         self._roster_name, self._namespace = roster, namespace
         self._roster: Any = None
         self._heart: asyncio.Task[None] | None = None
-        self._name = secrets.token_hex(8)
+        self._name, self._admitted = secrets.token_hex(8), ""
         try:
             if release != version("hasten"):
                 raise InputError(
@@ -346,9 +364,22 @@ class Replica:
             names, references = list(parcel.files), list(parcel.files.values())
             files = dict(zip(names, await asyncio.gather(*references), strict=True))
             folders.append(await asyncio.to_thread(placed, root, parcel.name, files))
+        if settings.tokens is not None:
+            file = root / f"{self._name}-{_CLIENTS}"
+            await self._admit(file)
+            if not self._admitted:
+                raise RuntimeError("the roster was just restarted, and knows no clients yet")
+            settings = dataclasses.replace(settings, tokens=file)
         return dataclasses.replace(
             with_folders(settings, folders), host=_own_address(), http=0, certificate=None, key=None
         )
+
+    async def _admit(self, file: Path) -> None:
+        """Write the clients that the door knows to this replica's file, which its server reads again."""
+        clients = await self._ask("clients")
+        if clients:  # a roster that was just restarted knows none yet
+            await asyncio.to_thread(_write_private, file, clients)
+            self._admitted = known_by(clients)
 
     async def _start(self) -> None:
         """Start the server, and wait until every model is loaded."""
@@ -438,7 +469,9 @@ class Replica:
         import ray
 
         try:
-            await self._ask("enter", self._name, self._entry)
+            known = await self._ask("enter", self._name, self._entry)
+            if self._settings.tokens is not None and known not in ("", self._admitted):
+                await self._admit(self._settings.tokens)
         except (ray.exceptions.RayError, ValueError):  # the deploying process may be gone
             self._roster = None
 
@@ -476,8 +509,18 @@ class Replica:
         await asyncio.sleep(_LEAVE_S)
         self._process.terminate()
         await asyncio.to_thread(self._process.wait)
+        if self._settings.tokens is not None:
+            self._settings.tokens.unlink(missing_ok=True)
         with contextlib.suppress(ray.exceptions.RayError, ValueError):
             await self._ask("leave", self._name)
+
+
+def _write_private(file: Path, text: str) -> None:
+    """Write a file beside and rename it, so that nobody reads half of it."""
+    beside = file.with_name(f"{file.name}.new")
+    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as opened:
+        opened.write(text)
+    beside.rename(file)
 
 
 def _own_address() -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,24 @@ def read_clients(file: Path) -> tuple[Client, ...]:
                     f"{file}: {seen[value]!r} and {one.name!r} have the same {what}: give each its own"
                 )
     return clients
+
+
+def clients_text(clients: Sequence[Client]) -> str:
+    """Return clients as `read_clients` reads them, without their tokens.
+
+    Args:
+        clients: Clients that are known by tokens.
+    """
+    return "".join(
+        f"[{_quoted(one.name)}]\nscopes = {json.dumps(sorted(each.value for each in one.scopes))}\n"
+        f'sha256 = "{one.digest.hex()}"\n'
+        for one in clients
+    )
+
+
+def _quoted(text: str) -> str:
+    """Quote a name for TOML, whose strings are JSON's but for one control character."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _private(file: Path) -> bytes:
