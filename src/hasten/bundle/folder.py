@@ -33,7 +33,6 @@ from hasten.core.ranges import check_ranges
 from hasten.core.records import bounded_bytes, digest, file_digest, from_record, to_record
 from hasten.core.tensors import Tensors
 from hasten.core.words import amount
-from hasten.engines.base import Artifact
 from hasten.engines.checked import CheckedArtifact, check_external
 from hasten.errors import InputError, IntegrityError, UnknownMember
 
