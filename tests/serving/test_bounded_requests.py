@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx import parser, save
-from tests.support.models import solid
+from tests.support.models import identity, solid
 from tests.support.servers import ServerProcess, ServerThread, bundle_of, place_of
 from tests.support.waiting import until
 
@@ -318,6 +318,86 @@ def test_a_body_that_decompresses_to_far_more_than_it_is_is_refused() -> None:
         f"the body of {len(large):,} bytes decompresses to more than 4,194,304: send it without "
         "Content-Encoding"
     )
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_compressed_numbers_are_not_parsed_for_long(bounded: Bounded, length: bool) -> None:
+    """Neither where the JSON is all, nor where its length is stated."""
+    body = (OPEN % ("FP32", [1 << 19, 1, 1], "0," * ((1 << 19) - 1) + "0")).encode()
+    packed = gzip.compress(body)
+    headers = {"Content-Encoding": "gzip"}
+    if length:
+        headers["Inference-Header-Content-Length"] = str(len(body))
+    assert len(packed) < 4096
+    assert bounded.post(packed, **headers) == (
+        413,
+        f"the JSON of a compressed body of {len(packed):,} bytes takes at most 1,048,576; got "
+        f"{len(body):,}: send it without Content-Encoding",
+    )
+
+
+def test_compressed_numbers_of_a_picture_are_read(tmp_path: Path) -> None:
+    """A compressor leaves a third of them; a body that isn't compressed may say so."""
+    numbers = np.random.default_rng(0).random(32_000)
+    body = (OPEN % ("FP32", [32, 1000], ",".join(f"{one:.40f}" for one in numbers))).encode()
+    assert len(body) > MIB
+    with ServerThread(place_of(bundle_of(tmp_path, identity(tmp_path), "identity"))) as server:
+        for encoding, sent in (("gzip", gzip.compress(body)), ("identity", body)):
+            client = http.client.HTTPConnection(server.host, timeout=120)
+            with contextlib.closing(client):
+                headers = {"Content-Encoding": encoding}
+                client.request("POST", "/v2/models/identity/infer", sent, headers)
+                answer = client.getresponse()
+                text = answer.read()
+                assert answer.status == 200, text
+
+
+@pytest.mark.parametrize(
+    "deep", ["[" * 900 + "]" * 900, '{"a":' * 900 + "1" + "}" * 900, "[[1],[]]"]
+)
+def test_a_parameter_is_no_list_or_object(bounded: Bounded, deep: str) -> None:
+    kind = "array" if deep.startswith("[") else "object"
+    said = f"Expected `bool | int | float | str | null`, got `{kind}` - at `$[...]`"
+    for body in (
+        f'{{"inputs":[],"parameters":{{"a":{deep}}}}}',
+        f'{{"inputs":[{json.dumps(X)[:-1]},"parameters":{{"a":{deep}}}}}]}}',
+    ):
+        assert bounded.post(body.encode()) == (
+            400,
+            f"the request doesn't follow the protocol: {said}",
+        )
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "wanted"),
+    [
+        ("/v2/repository/index", "ready", "true or false"),
+        ("/v2/logging", "log_info", "true or false"),
+        ("/v2/logging", "log_verbose_level", "a whole number of at least 0"),
+    ],
+)
+def test_what_is_nested_deeply_is_not_written_into_a_message(
+    tmp_path: Path, path: str, name: str, wanted: str
+) -> None:
+    with ServerThread(place_of(bundle_of(tmp_path, solid(tmp_path))), control=True) as server:
+
+        def post(body: str) -> tuple[int, str]:
+            client = http.client.HTTPConnection(server.host, timeout=120)
+            with contextlib.closing(client):
+                client.request("POST", path, body, {"Content-Type": "application/json"})
+                answer = client.getresponse()
+                return answer.status, json.loads(answer.read())["error"]
+
+        for deep, kind in (("[" * 1000 + "]" * 1000, "a list"), ('{"a": {}}', "an object")):
+            said = f"{name} must be {wanted}; got {kind}"
+            assert post(f'{{"{name}": {deep}}}') == (400, said)
+        long = "x" * 65_536
+        assert post(f'{{"{name}": "{long[:90]}"}}') == (
+            400,
+            f"{name} must be {wanted}; got {long[:40]!r}",
+        )
+        said = "a request that isn't an inference has at most 65,536 bytes of JSON; got "
+        assert post(f'{{"{name}": "{long}"}}')[1].startswith(said)
 
 
 ROW = asking(SHAPE, model=b"wide") + field(7, np.ones(4, np.float32).tobytes())

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 def listed(*parts: str) -> str:
     """Join the parts that aren't empty: "NNCF, accurate biases"."""
     return ", ".join(filter(None, parts))
+
+
+def short(value: Any) -> str:
+    """Return a JSON value for a message, of which at most 40 characters are shown.
+
+    Of a list or an object it is only said that it is one: it may take long to write, or be nested too deeply.
+    """
+    if isinstance(value, (list, dict)):
+        return "a list" if isinstance(value, list) else "an object"
+    return repr(value[:40] if isinstance(value, str) else value)
 
 
 def amount(count: int, noun: str, several: str = "") -> str:

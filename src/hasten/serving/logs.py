@@ -8,6 +8,8 @@ import sys
 import time
 from typing import Any
 
+from hasten.core.words import short
+
 _OWN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 LOGGER = logging.getLogger("hasten")
 
@@ -74,11 +76,11 @@ def change(wanted: dict[str, Any]) -> str:
                 return f"{name} can only be set when the server is started"
         elif name == "log_verbose_level":
             if type(value) is not int or value < 0:
-                return f"{name} must be a whole number of at least 0; got {value!r:.40}"
+                return f"{name} must be a whole number of at least 0; got {short(value)}"
         elif name not in known:
             return f"there is no setting {name!r:.40}; there are {', '.join(known)}"
         elif type(value) is not bool:
-            return f"{name} must be true or false; got {value!r:.40}"
+            return f"{name} must be true or false; got {short(value)}"
     now = {**known, **wanted}
     LOGGER.setLevel(
         logging.DEBUG

@@ -35,7 +35,7 @@ from hasten.serving.protocol.requests import Query
 from hasten.serving.protocol.rights import Rights, Scope
 from hasten.serving.state import ServerState
 from hasten.serving.tls import names_in
-from hasten.serving.wire.checks import long_json
+from hasten.serving.wire.checks import check_unpacked_json, long_json
 from hasten.serving.wire.http_bodies import (
     decompressed,
     raw_query,
@@ -578,8 +578,11 @@ class Connection(asyncio.BufferedProtocol):
         exchange.model = model
         trace = headers.get(b"traceparent", b"").decode("latin-1")
         stated = headers.get(b"inference-header-content-length")
+        sent_bytes = len(body)
+        if b"content-encoding" in headers and exchange.reserved > sent_bytes:
+            sent_bytes = exchange.reserved - sent_bytes
         try:
-            query = self._read(model, path, stated, headers.get(b"content-type"), body)
+            query = self._read(model, path, stated, headers.get(b"content-type"), body, sent_bytes)
         except ProtocolError as failure:
             model.unread(failure, arrived_ns, trace)
             raise
@@ -587,7 +590,7 @@ class Connection(asyncio.BufferedProtocol):
         query.arrived_ns, query.parsed_ns = arrived_ns, self.clock_ns()
         query.trace = trace
         if b"content-encoding" in headers:
-            query.sent_bytes = exchange.reserved - len(body)
+            query.sent_bytes = sent_bytes
         exchange.query = query
         ticket = model.accept(query, exchange.deliver)
         if not ticket.over:
@@ -637,6 +640,7 @@ class Connection(asyncio.BufferedProtocol):
         stated: bytes | None,
         kind: bytes | None,
         body: Any,
+        sent_bytes: int,
     ) -> Query:
         state = self.state
         if kind is not None and kind not in _TENSORS and stated is None:
@@ -653,6 +657,8 @@ class Connection(asyncio.BufferedProtocol):
         size = len(body) if length is None else length
         if size > state.limits.json_bytes:
             raise long_json(size, state.limits.json_bytes)
+        if sent_bytes < len(body):
+            check_unpacked_json(size, sent_bytes)
         if length is None and model.most_rows_bytes:
             rows = rows_query(body, *path, model.most_rows_bytes)
             if rows is not None:

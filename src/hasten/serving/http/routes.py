@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import orjson
 
+from hasten.core.words import short
 from hasten.errors import HastenError
 from hasten.serving import facts, logs
 from hasten.serving.http import page
@@ -19,7 +20,8 @@ from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.rights import Scope
 from hasten.serving.state import ServerState
 
-_OBJECT_BYTES = 1 << 20
+_OBJECT_BYTES, _LABELS_BYTES = 64 << 10, 1 << 20
+"""Largest JSON of an order, and of labels: it is parsed while nobody is answered."""
 INFER, READ, CONTROL = Scope.INFER, Scope.READ, Scope.CONTROL
 Handler: TypeAlias = "Callable[..., Response | Coroutine[Any, Any, Response]]"
 
@@ -217,7 +219,7 @@ class Routes:
         wanted = _object(request.body) if request.body.strip() else {}
         ready = wanted.get("ready", False)
         if type(ready) is not bool:
-            raise ProtocolError(Kind.INVALID, f"ready must be true or false; got {ready!r:.40}")
+            raise ProtocolError(Kind.INVALID, f"ready must be true or false; got {short(ready)}")
         return _json(facts.repository_index(self._state.repository, ready=ready))
 
     def _load(self, request: PlainRequest, name: str) -> Coroutine[Any, Any, Response]:
@@ -319,16 +321,16 @@ def _is_inference(path: tuple[str, ...]) -> bool:
     return path[:2] == ("v2", "models") and path[-1:] == ("infer",) and len(path) in (4, 6)
 
 
-def _object(body: bytes) -> dict[str, Any]:
-    """Parse a JSON object.
+def _object(body: bytes, most_bytes: int = _OBJECT_BYTES) -> dict[str, Any]:
+    """Parse a JSON object of at most so many bytes.
 
     Raises:
         ProtocolError: the body is something else, or too long.
     """
-    if len(body) > _OBJECT_BYTES:  # before memory is taken for each of its elements
+    if len(body) > most_bytes:  # before memory is taken for each of its elements
         raise ProtocolError(
             Kind.TOO_LARGE,
-            f"a request that isn't an inference has at most {_OBJECT_BYTES:,} bytes of JSON; got "
+            f"a request that isn't an inference has at most {most_bytes:,} bytes of JSON; got "
             f"{len(body):,}: send several requests",
         )
     try:
@@ -346,7 +348,7 @@ def _labels_of(body: bytes) -> list[tuple[str, Any]]:
     Raises:
         ProtocolError: they aren't a list of ids and labels.
     """
-    labels = _object(body).get("labels")
+    labels = _object(body, _LABELS_BYTES).get("labels")
     form = 'labels are {"labels": [{"id": "a request\'s id", "label": 3}, ...]}'
     if not isinstance(labels, list):
         raise ProtocolError(Kind.INVALID, f"{form}; got {type(labels).__name__}")

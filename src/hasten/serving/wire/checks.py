@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hasten.core.words import short
 from hasten.serving.protocol.datatypes import item_size
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.requests import Region, SequenceStep, WantedOutput
@@ -12,6 +13,8 @@ from hasten.serving.protocol.requests import Region, SequenceStep, WantedOutput
 MOST_RANK = 32
 MOST_SAID_BYTES = 1 << 20
 """Largest number of bytes of a request besides its tensors' data: each may become an object, with far more memory."""
+_UNPACKED_JSON_BYTES, _JSON_RATIO = 1 << 20, 16
+"""Size to which any body's JSON may be decompressed, and number of bytes to which each byte of a larger one may be."""
 MOST_ID = 128
 """Longest text that names a sequence."""
 _MOST_ON_AN_AXIS = 2**31 - 1
@@ -85,6 +88,25 @@ def long_json(size_bytes: int, most_bytes: int) -> ProtocolError:
     )
 
 
+def check_unpacked_json(size_bytes: int, sent_bytes: int) -> None:
+    """Check the size of an inference's JSON that came compressed, from which few bytes may make much work.
+
+    Args:
+        size_bytes: Size of the JSON.
+        sent_bytes: Size of the body as it was sent.
+
+    Raises:
+        ProtocolError: it is too large.
+    """
+    most = max(_UNPACKED_JSON_BYTES, _JSON_RATIO * sent_bytes)
+    if size_bytes > most:
+        raise ProtocolError(
+            Kind.TOO_LARGE,
+            f"the JSON of a compressed body of {sent_bytes:,} bytes takes at most {most:,}; got "
+            f"{size_bytes:,}: send it without Content-Encoding",
+        )
+
+
 def wanted_once(outputs: Iterable[WantedOutput]) -> tuple[WantedOutput, ...]:
     """Return the outputs that a request asks for, each of which is sent once.
 
@@ -131,7 +153,7 @@ def whole_number(parameters: Mapping[str, Any], name: str) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
         raise ProtocolError(
             Kind.INVALID,
-            f"the parameter {name!r} must be a whole number of at least 0; got {value!r:.40}",
+            f"the parameter {name!r} must be a whole number of at least 0; got {short(value)}",
         )
     return value
 
@@ -150,14 +172,14 @@ def sequence_of(parameters: Mapping[str, Any]) -> SequenceStep | None:
         raise ProtocolError(
             Kind.INVALID,
             "the parameter 'sequence_id' must be a whole number below 2^64, or a text of at most "
-            f"{MOST_ID} characters; got {id_!r:.60}",
+            f"{MOST_ID} characters; got {short(id_)}",
         )
     places = []
     for name in ("sequence_start", "sequence_end"):
         place = parameters.get(name, False)
         if type(place) is not bool:
             raise ProtocolError(
-                Kind.INVALID, f"the parameter {name!r} must be true or false; got {place!r:.40}"
+                Kind.INVALID, f"the parameter {name!r} must be true or false; got {short(place)}"
             )
         places.append(place)
     if id_ in (0, ""):

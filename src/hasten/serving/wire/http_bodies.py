@@ -12,6 +12,7 @@ import numpy as np
 import orjson
 
 from hasten.core.tensors import Array, TensorSpec
+from hasten.core.words import short
 from hasten.errors import InputError
 from hasten.serving.protocol.datatypes import (
     count_of,
@@ -261,7 +262,7 @@ def _inputs(
             if type(size) is not int or size < 0 or place + size > len(view):
                 raise ProtocolError(
                     Kind.INVALID,
-                    f"input {name!r:.100} announces {size!r:.40} bytes, but {len(view) - place} "
+                    f"input {name!r:.100} announces {short(size)} bytes, but {len(view) - place} "
                     "are left",
                 )
             if tensor.data or "shared_memory_region" in parameters:
@@ -307,7 +308,7 @@ def _switch(parameters: Mapping[str, Any], name: str, default: bool) -> bool:
     value = parameters.get(name, default)
     if type(value) is not bool:
         raise ProtocolError(
-            Kind.INVALID, f"the parameter {name!r} must be true or false; got {value!r:.40}"
+            Kind.INVALID, f"the parameter {name!r} must be true or false; got {short(value)}"
         )
     return value
 

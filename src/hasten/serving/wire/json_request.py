@@ -66,7 +66,8 @@ class Body(msgspec.Struct):
 
 _body = msgspec.json.Decoder(Body)
 _shape = msgspec.json.Decoder(list[int])
-_parameters = msgspec.json.Decoder(dict[str, Any] | None)
+_parameters = msgspec.json.Decoder(dict[str, bool | int | float | str | None] | None)
+"""The protocol has no other parameters; a list or an object is refused before any of it is made."""
 
 
 def decoded_body(data: Any) -> Body:
