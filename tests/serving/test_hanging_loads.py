@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tritonclient.http as triton
-from tests.support import models, pausing
+from tests.support import chains, models, pausing
 from tests.support.pausing import Pausing, pausing_installed
 from tests.support.servers import ServerThread, bundle_of, place_of
 from tests.support.waiting import until
@@ -21,6 +21,7 @@ from hasten.errors import CandidateError
 from hasten.serving.models import repository
 from hasten.serving.models.opening import OpenBundle
 from hasten.serving.models.repository import Registered
+from hasten.serving.run import settings_of
 
 NEVER_MS = 1e9
 
@@ -102,6 +103,21 @@ def test_a_model_that_is_slow_to_load_delays_others_for_a_turn_and_readiness_unt
         pausing.RELEASE.set()
         until(lambda: server.server.state.ready)
         assert answer(server, "stuck") == [[0, 1, 2, 3]]
+
+
+def test_a_chain_waits_for_its_own_models_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(repository, "_OVERDUE_S", 3600.0)
+    stuck = asks(tmp_path, "stuck", NEVER_MS)
+    line = f"{chains.detector(tmp_path)}+crop+{chains.classifier(tmp_path)}"
+    places = settings_of([f"plates={line}", f"again={line}"]).models
+    with ServerThread(place_of(stuck), *places, loaded=False) as server:
+        for name in ("plates", "again"):
+            until(lambda name=name: registered(server, name).served is not None)  # type: ignore[misc]
+        assert not server.server.state.ready
+        pausing.RELEASE.set()
+        until(lambda: server.server.state.ready)
 
 
 def test_where_no_other_is_ready_a_slow_model_is_waited_for(

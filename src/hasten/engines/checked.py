@@ -60,8 +60,8 @@ def content(artifact: Artifact, file: Path) -> bytes:
         OSError: it can't be read.
     """
     data = file.read_bytes()
-    stated = artifact.digests.get(file) if isinstance(artifact, CheckedArtifact) else None
-    if stated is not None and hashlib.sha256(data).hexdigest() != stated:
+    known = artifact.digests if isinstance(artifact, CheckedArtifact) else {}
+    if known and hashlib.sha256(data).hexdigest() != known.get(file):
         raise IntegrityError(f"{file} was changed after it was written")
     return data
 

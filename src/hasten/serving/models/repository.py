@@ -7,7 +7,7 @@ import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,6 +39,7 @@ QUEUED = "queued: models are loaded one after another, and others are first"
 _PATIENCE_S = 30.0
 _TURN_S = 10.0
 """Time after which a version that is still being opened lets the next one begin."""
+_LOOK_S = 0.1
 _OVERDUE_S = 60.0
 """Time after which the server counts as ready without a version that is still being opened."""
 T = TypeVar("T")
@@ -121,7 +122,7 @@ class Repository:
             self._versions.setdefault(one.name, {})[one.version] = one
         self._busy: dict[str, asyncio.Lock] = {}
         self._loading, self._replacing = asyncio.Semaphore(), asyncio.Semaphore()
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._under_way: dict[asyncio.Task[None], Registered] = {}
 
     def __iter__(self) -> Iterator[Registered]:
         for versions in self._versions.values():
@@ -216,9 +217,9 @@ class Repository:
         """
         for one in self:
             if one.chain is not None:  # its models may take longer than their turns
-                await self._settled()
+                await self._settled(set(one.chain.members.values()))
             await self._load_in_turn(one)
-        await self._settled()
+        await self._settled(self._versions.keys())
         while self._under_way and not any(self.served()):
             await asyncio.wait(self._under_way, return_when=asyncio.FIRST_COMPLETED)
         while not any(self.served()) and (busy := [e for e in self._busy.values() if e.locked()]):
@@ -231,16 +232,20 @@ class Repository:
     async def _load_in_turn(self, one: Registered) -> None:
         """Load a version, and wait for it no longer than its turn lasts; a failure is logged."""
         loading = self._loop.create_task(self._load_or_log(one))
-        self._under_way.add(loading)
-        loading.add_done_callback(self._under_way.discard)
+        self._under_way[loading] = one
+        loading.add_done_callback(self._under_way.pop)
         await asyncio.wait({loading}, timeout=_TURN_S)
         if loading.done():
             loading.result()
 
-    async def _settled(self) -> None:
-        """Wait until nothing is being loaded any more, or until what still is counts as overdue."""
-        if self._under_way:
-            await asyncio.wait(self._under_way, timeout=_OVERDUE_S - _TURN_S)
+    async def _settled(self, names: Set[str]) -> None:
+        """Wait until no version of these models is being loaded any more, but for overdue ones."""
+        while left := [
+            loading
+            for loading, one in self._under_way.items()
+            if one.name in names and not one.overdue
+        ]:
+            await asyncio.wait(left, timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
 
     async def _load_or_log(self, one: Registered) -> None:
         with contextlib.suppress(HastenError):
