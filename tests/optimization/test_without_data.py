@@ -55,8 +55,9 @@ def said(*arguments: object) -> str:
     return result.stderr.removeprefix("preparing ...\n")
 
 
-def test_a_scalar_without_data_is_refused_in_one_line(tmp_path: Path) -> None:
-    line = said("optimize", more.voice_detector(tmp_path), "--out", tmp_path / "b.hasten")
+@pytest.mark.parametrize("rate", ["int64", "int64[1]"])
+def test_a_single_number_without_data_is_refused_in_one_line(tmp_path: Path, rate: str) -> None:
+    line = said("optimize", more.voice_detector(tmp_path, rate), "--out", tmp_path / "b.hasten")
     assert line == (
         "hasten: input 'rate' is a single number, and a made-up number may take a branch that no real "
         "request takes: give --data that contains it\n"

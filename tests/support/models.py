@@ -196,22 +196,23 @@ def slow(folder: Path, rounds: int = 1000) -> Path:
     return write(folder / "slow.onnx", text, {"spread": (4, 256), "mix": (256, 256)})
 
 
-def voice_detector(folder: Path) -> Path:
+def voice_detector(folder: Path, rate: str = "int64") -> Path:
     """Write audio: float32[1, 256], state: float32[1, 8], rate: int64 -> speech: float32[1, 2], next:
     float32[1, 8]. At a rate of 16,000 it answers; at any other, another branch makes frames that don't
     fit the weights, so that it fails."""
     text = """
-        voice_detector (float[1, 256] audio, float[1, 8] state, int64 rate)
+        voice_detector (float[1, 256] audio, float[1, 8] state, RATE rate)
             => (float[1, 2] speech, float[1, 8] next)
             <int64 wide = {16000}, int64 thousand = {1000}, int64[1] one = {1}, int64[1] rest = {-1},
              int64[2] by_wide = {16, 16}, int64[2] row = {1, -1}> {
-            is_wide = Equal(rate, wide)
+            number = Squeeze(rate)
+            is_wide = Equal(number, wide)
             frames = If (is_wide) <
                 then_branch = at_16000 () => (float[n, m] wide_frames) {
                     wide_frames = Reshape(audio, by_wide)
                 },
                 else_branch = at_others () => (float[n, m] other_frames) {
-                    length = Div(rate, thousand)
+                    length = Div(number, thousand)
                     size = Reshape(length, one)
                     sizes = Concat <axis = 0> (rest, size)
                     other_frames = Reshape(audio, sizes)
@@ -223,7 +224,7 @@ def voice_detector(folder: Path) -> Path:
             next = Tanh(moved)
             logits = Gemm(next, w2, b2)
             speech = Softmax(logits)
-        }"""
+        }""".replace("RATE", rate)
     weights = {"w1": (16, 8), "w2": (8, 2), "b2": (2,)}
     return write(folder / "voice_detector.onnx", text, weights)
 

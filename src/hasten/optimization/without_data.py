@@ -77,17 +77,19 @@ def load_without_data(job: Job, found: Any) -> tuple[Model, Dataset]:
         for spec in model.inputs
         if (known := embedding_rows(proto.graph, spec.name)) is not None
     }
-    arrays, plan = _that_run(model, rows, job.order.seed)
+    branches = any(node.op_type in ("If", "Loop") for node in proto.graph.node)
+    ways = plans(model.inputs, branches=branches)
+    arrays, plan = _that_run(model, ways, rows, job.order.seed)
     job.notes.append(_said(model, plan))
     return model, ArrayDataset(arrays)
 
 
 def _that_run(
-    model: Model, rows: dict[str, int], seed: int
+    model: Model, ways: Sequence[MadeUpInputs], rows: dict[str, int], seed: int
 ) -> tuple[dict[str, Array], MadeUpInputs]:
     """Return made-up samples that ONNX Runtime can answer, where it is installed."""
     why = ""
-    for plan in plans(model.inputs):
+    for plan in ways:
         arrays = make_up(model.inputs, plan, rows, _SAMPLES, seed)
         why = _failure(model, arrays)
         if not why:

@@ -59,6 +59,20 @@ def test_a_single_number_cant_be_made_up() -> None:
         plans((TensorSpec("x", "float32", ("batch", 8)), TensorSpec("sr", "int64", ())))
 
 
+@pytest.mark.parametrize("dtype", ["int64", "float32"])
+def test_a_number_of_shape_1_is_made_up_only_where_it_chooses_no_branch(dtype: str) -> None:
+    sound = TensorSpec("x", "float32", (1, 512))
+    rate, lengths = TensorSpec("rate", dtype, (1,)), TensorSpec("lengths", "int64", (1,))
+    with pytest.raises(
+        InputError, match=r"^input 'rate' is a single number, and a made-up number "
+    ):
+        plans((sound, rate), branches=True)
+    assert plans((sound, rate))
+    assert plans((sound, lengths), branches=True)
+    assert plans((rate,), branches=True)
+    assert plans((sound, TensorSpec("rate", dtype, ("batch",))), branches=True)
+
+
 def test_a_sample_too_large_to_make_up() -> None:
     with pytest.raises(
         InputError,

@@ -33,14 +33,19 @@ class MadeUpInputs:
     integers: str = "mixed"
 
 
-def plans(specs: Sequence[TensorSpec]) -> list[MadeUpInputs]:
+def plans(specs: Sequence[TensorSpec], *, branches: bool = False) -> list[MadeUpInputs]:
     """Return ways to make up inputs, likeliest first; a model may be able to run only some.
+
+    Args:
+        specs: Specs of the model's inputs.
+        branches: Whether the model has branches, of which a number of shape [1] may choose one.
 
     Raises:
         InputError: an input is a single number, which can't be made up.
     """
     for spec in specs:
-        if not spec.shape:
+        chooses = branches and spec.shape == (1,) and not _is_size(spec)
+        if not spec.shape or (chooses and any(len(other.shape) > 1 for other in specs)):
             raise InputError(
                 f"input {spec.name!r} is a single number, and a made-up number may take a branch "
                 "that no real request takes: give data= that contains it"
@@ -56,6 +61,11 @@ def plans(specs: Sequence[TensorSpec]) -> list[MadeUpInputs]:
     ways = [likely, *(dict.fromkeys(axes, size) for size in (SEQUENCE, 32, 128, 16, 1))]
     distinct = [way for number, way in enumerate(ways) if way not in ways[:number]]
     return [MadeUpInputs(way, kind) for way in distinct for kind in ("mixed", "ones")]
+
+
+def _is_size(spec: TensorSpec) -> bool:
+    """Whether an input is a mask or a length by its name, for which 1 is safe."""
+    return any(part in spec.name.lower() for part in _ONES)
 
 
 def axes_of(spec: TensorSpec) -> dict[str, bool]:
