@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from fuzz.served import LONGEST
 from fuzz.surface import MOST_BYTES, Surface
 from fuzz.surfaces import archives, grpc_calls, http, media
 from fuzz.surfaces.images import encoded
@@ -31,11 +32,50 @@ def harmful(surface: Surface) -> list[bytes]:
     return [] if make is None else [data[:MOST_BYTES] for data in make(surface)]
 
 
-def _many_requests(surface: Surface) -> list[bytes]:
-    """Return as many requests in one piece as may be sent, for each of some routes."""
+def _requests(surface: Surface) -> list[bytes]:
+    """Return requests over HTTP: as many in one piece as may be sent, long lists in few bytes, and deep ones."""
     paths = ("", "v2", "v2/models/tiny/config", "v2/models/stats", "openapi.json")
     ones = [http.request(path) for path in paths]
-    return [one * (MOST_BYTES // len(one)) for one in ones]
+    return [
+        *(one * (MOST_BYTES // len(one)) for one in ones),
+        *_long_lists(),
+        *(http.request(path, body) for path, body in _deep()),
+    ]
+
+
+def _long_lists() -> list[bytes]:
+    """Return JSON of 4 MiB of which compressing leaves some kilobytes: numbers, labels, and what no route takes."""
+    made = []
+    for zero in ("0", "1e-9", "[0]"):
+        for count in (LONGEST, _TEXT // (len(zero) + 1) - 100):
+            body = http.zeros(count, zero)
+            made += [("v2/models/long/infer", body, stated) for stated in (True, False)]
+    for path, begin, end in (
+        ("v2/repository/index", b'{"ready":[', b"0]}"),
+        ("v2/logging", b'{"log_info":[', b"0]}"),
+        ("v2/models/tiny/infer", b'{"inputs":[],"parameters":{"priority":[', b"0]}}"),
+        ("v2/models/tiny/labels", b'{"labels":[{"id":"a","label":[', b"0]}]}"),
+    ):
+        for unit in (b"[],", b"{},", b"9e-99,"):
+            body = begin + unit * ((1 << 20) // len(unit) - 20) + end
+            made.append((path, body, False))
+    found = []
+    for path, body, stated in made:
+        length = [("Inference-Header-Content-Length", str(len(body)))] if stated else []
+        packed = gzip.compress(body, mtime=0)
+        found.append(http.request(path, packed, [("Content-Encoding", "gzip"), *length]))
+    return found
+
+
+def _deep() -> list[tuple[str, bytes]]:
+    """Return lists that are nested as deeply as they can be read, by the routes to which they are sent."""
+    deep = b"[" * 1000 + b"]" * 1000
+    return [
+        ("v2/repository/index", b'{"ready":' + deep + b"}"),
+        ("v2/logging", b'{"log_info":' + deep + b"}"),
+        ("v2/models/tiny/infer", b'{"inputs":[],"parameters":{"priority":' + deep + b"}}"),
+        ("v2/models/tiny/labels", b'{"labels":[' + deep + b"]}"),
+    ]
 
 
 def _calls(surface: Surface) -> list[bytes]:
@@ -159,7 +199,7 @@ def _renamed(archive: bytes, ending: str, old: bytes, new: str) -> bytes:
 
 
 _MADE: dict[str, Callable[[Surface], list[bytes]]] = {
-    "http": _many_requests,
+    "http": _requests,
     "grpc": _calls,
     "streams": _streams,
     "images": _images,

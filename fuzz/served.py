@@ -52,13 +52,16 @@ COLUMNS = ("age", "income", "years", "color")
 """Columns of the model of rows; the last takes words."""
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "cat", "sat", "##s", "mat")
 """Vocabulary of the model of texts."""
+LONGEST = 500_000
+"""Numbers that the model `long` takes, which is a megabyte of JSON at least."""
+_LONG = f"""long (float[1, {LONGEST}] x) => (float[1, 1] y) {{ y = ReduceMax <axes = [1]> (x) }}"""
 _TINY = """tiny (float[batch, 4] x) => (float[batch, 4] y) { y = Relu(x) }"""
 
 
 def bundles(folder: Path) -> list[Path | str]:
     """Write what is served: `tiny`, `two_inputs`, models of pictures and sounds, and the chain `squares`.
 
-    `wide` answers four numbers with half a million.
+    `wide` answers four numbers with half a million, and `long` takes as many.
     """
     two = models.two_inputs(folder)
     request: dict[str, Array] = {
@@ -73,6 +76,7 @@ def bundles(folder: Path) -> list[Path | str]:
         sounds(folder, "sound", (FitLength(16_000),)),
         sounds(folder, "uncut"),
         bundle_of(folder, wide(folder)),
+        bundle_of(folder, models.write(folder / "long.onnx", _LONG, {})),
         texts(folder),
         rows(folder),
         f"squares={chains.detector(folder)}+crop+{chains.classifier(folder, 'reader')}",

@@ -18,7 +18,7 @@ from typing import Any
 import httptools
 import numpy as np
 from fuzz.mutation import changed_bytes, changed_record, grown
-from fuzz.served import Served
+from fuzz.served import LONGEST, Served
 from fuzz.surface import MOST_BYTES, Fault
 from fuzz.surfaces.images import many_pixels
 from PIL import Image
@@ -117,6 +117,12 @@ def tensor(
     }
 
 
+def zeros(count: int, unit: str = "0") -> bytes:
+    """Return an inference of the model `long` with so many zeros."""
+    data = f"[{','.join([unit] * count)}]".encode()
+    return json.dumps(asking(tensor("x", "FP32", [1, count], "*"))).encode().replace(b'"*"', data)
+
+
 def binary(record: dict[str, Any], *arrays: Any) -> bytes:
     """Return an inference whose tensors come as bytes behind its JSON."""
     for each, array in zip(record["inputs"], arrays, strict=True):
@@ -176,6 +182,8 @@ class Http(Served):
         open_ = {"inputs": [tensor("features", "FP32", [2, 8]), tensor("ids", "INT64", [2, 3])]}
         arrays = (np.ones((2, 8), np.float32), np.ones((2, 3), np.int64))
         image = request("v2/models/colour/infer", picture(), [("Content-Type", "image/jpeg")])
+        packed = [("Content-Encoding", "gzip")]
+        long = request("v2/models/long/infer", gzip.compress(zeros(LONGEST), mtime=0), packed)
         bare = request(
             "v2/models/tiny/infer",
             np.ones(8, np.float32).tobytes(),
@@ -185,7 +193,7 @@ class Http(Served):
         logging = request("v2/logging", b'{"log_verbose_level": 1}')
         return [
             *bodies,
-            *(binary(open_, *arrays), image, bare, index, logging, bodies[0] + bodies[3]),
+            *(binary(open_, *arrays), image, bare, index, logging, bodies[0] + bodies[3], long),
             *(request(path) for path in _PATHS),
         ]
 
