@@ -152,6 +152,27 @@ def test_what_has_a_result_isnt_run_again_unless_asked(
     assert found["wrong"] == ["start ended with 1: not run"]
 
 
+def test_figures_that_miss_their_aims_are_named_and_end_it_with_1(
+    zoo: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ended(*over: float, first_s: float = 30.0) -> tuple[int, list[str]]:
+        results = tmp_path / "zoo.jsonl"
+        lines = [
+            {**FOUND, "case": f"c{n}", "over_defaults": [x], "verdict": "exact", "label": "l"}
+            | {"why": "", "first_s": first_s}
+            for n, x in enumerate(over)
+        ]
+        results.write_text("".join(f"{json.dumps(one)}\n" for one in lines))
+        code = zoo.main(["--table", "--gate", "--results", str(results)])
+        return code, [line for line in capsys.readouterr().out.splitlines() if "MISSED" in line]
+
+    assert ended(0.98, 4.0) == (0, [])
+    assert ended(1.0, 2.0) == (1, ["MISSED a mean of 1.8x: 1.41x"])
+    assert ended(0.97, 9.0) == (1, ["MISSED 0.98x: c0 0.97x"])
+    late = "MISSED a first answer after 90 s in the median: 91 s"
+    assert ended(2.0, first_s=91.0) == (1, [late])
+
+
 def test_the_table_says_why_nothing_was_gained_and_names_what_is_wrong(zoo: ModuleType) -> None:
     searched: dict[str, Any] = {"seconds": 31.0, "first_s": 20.0, "uncounted": 0}
     gained = {
