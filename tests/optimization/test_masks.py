@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from hasten.core.tensors import Array, TensorSpec
+from hasten.errors import InputError
 from hasten.inputs.data.arrays import ArrayDataset
-from hasten.optimization.masks import mask_notes
+from hasten.inputs.data.ragged import RaggedDataset
+from hasten.optimization.masks import check_sizes, mask_notes
 
 COUNT, LENGTH, WORDS = 20, 12, 100
 SIZES = np.random.default_rng(1).integers(4, LENGTH - 1, COUNT)
@@ -75,3 +77,41 @@ def test_a_mask_whose_ones_may_leave_tokens_out_gets_no_note() -> None:
     assert said(tokens(), 1 - right_mask(), "key_padding_mask") == []
     (line,) = said(tokens(), nothing, "attention_mask")
     assert "hides 20 samples wholly" in line
+
+
+def refused(samples: dict[str, list[Array]]) -> str:
+    """Check samples of their own shapes; why they are refused, or ""."""
+    specs = [
+        TensorSpec(
+            name, str(rows[0].dtype), ("batch", *(f"{name}{n}" for n in range(rows[0].ndim)))
+        )
+        for name, rows in samples.items()
+    ]
+    try:
+        check_sizes(specs, RaggedDataset(samples))
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_a_mask_of_another_length_than_its_tokens_is_refused() -> None:
+    ids = [np.arange(1, n + 1) for n in (4, 7, 5)]
+    masks = [np.ones(n, np.int64) for n in (4, 7, 6)]
+    said = "sample 2: attention_mask has 6 numbers for the 5 of input_ids: give one for each"
+    assert refused({"input_ids": ids, "attention_mask": masks}) == said
+    assert refused({"input_ids": ids, "attention_mask": [np.ones_like(one) for one in ids]}) == ""
+    cache = [np.zeros((2, n), np.float32) for n in (0, 1, 1)]
+    assert refused({"input_ids": ids, "attention_mask": masks, "past_key": cache}) == ""
+
+
+@pytest.mark.parametrize("name", ["lengths", "x_lens", "audio_length", "seq_len"])
+def test_a_length_beyond_its_array_is_refused(name: str) -> None:
+    sounds = [np.zeros((n, 3), np.float32) for n in (40, 70, 50)]
+    counts = [np.array([n]) for n in (40, 60, 51)]
+    said = f"sample 2: {name} is 51, but no other input has more than 50 along any axis: give the length of what counts"
+    assert refused({"sound": sounds, name: counts}) == said
+    assert refused({"sound": sounds, name: [np.array([5])] * 3}) == ""
+    assert refused({"sound": sounds, name: [np.array([-1])] * 3}).startswith(
+        f"sample 0: {name} is -1, "
+    )
+    assert refused({"sound": sounds, f"max_{name}": [np.array([999])] * 3}) == ""

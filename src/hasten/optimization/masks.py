@@ -1,22 +1,72 @@
-"""A note on masks in the data that don't seem to fit the tokens that they belong to."""
+"""Masks and lengths in the data that contradict what they belong to: refused, or noted where they only seem to."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from hasten.core.tensors import Array, TensorSpec
 from hasten.core.words import amount, listed
+from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset
 
 _LOOKED_AT = 2_000
 """Largest number of samples that are looked at."""
 _SURE = ("attention_mask", "input_mask")
 """Masks of which 1 is known to mean that a token counts."""
+_LENGTH = re.compile(r"(?!.*(?:max|min|new|out|target))(?:.*_)?(?:lengths?|lens?)")
+"""Names of inputs that say how much of another input counts, not how long an answer may be."""
 _RUN = 2
 """Least number of equal tokens at an end that look like padding; a single one may end a sentence."""
+
+
+def check_sizes(specs: Sequence[TensorSpec], samples: Dataset) -> None:
+    """Check that a mask has a number for each token, and that no length is beyond the arrays.
+
+    A decoder's mask also covers what it has in its cache, so it isn't checked.
+
+    Args:
+        specs: Inputs of the model.
+        samples: Data, whose inputs have the names of `specs`.
+
+    Raises:
+        InputError: a sample contradicts itself.
+    """
+    tokens = next((s.name for s in specs if _holds_tokens(s)), "")
+    cached = any("past" in s.name.lower() or "cache" in s.name.lower() for s in specs)
+    masks = [s.name for s in specs if s.name.lower() in _SURE and tokens and not cached]
+    lengths = [
+        s.name
+        for s in specs
+        if np.dtype(s.dtype).kind in "iu" and _LENGTH.fullmatch(s.name.lower())
+    ]
+    for place in range(min(len(samples), _LOOKED_AT) if masks or lengths else 0):
+        given = {name: array[0] for name, array in samples.inputs([place]).items()}
+        for mask in masks:
+            if given[tokens].ndim == given[mask].ndim == 1 and len(given[mask]) != len(
+                given[tokens]
+            ):
+                raise InputError(
+                    f"sample {place}: {mask} has {amount(len(given[mask]), 'number')} for the "
+                    f"{len(given[tokens]):,} of {tokens}: give one for each"
+                )
+        for name in lengths:
+            _check_length(place, name, given)
+
+
+def _check_length(place: int, name: str, given: Mapping[str, Array]) -> None:
+    sizes = [size for other, array in given.items() if other != name for size in array.shape]
+    if given[name].size != 1 or not sizes:
+        return
+    length, most = int(given[name].ravel()[0]), max(sizes)
+    if not 0 <= length <= most:
+        raise InputError(
+            f"sample {place}: {name} is {length:,}, but no other input has more than {most:,} along "
+            "any axis: give the length of what counts"
+        )
 
 
 def mask_notes(specs: Sequence[TensorSpec], samples: Dataset) -> list[str]:

@@ -70,7 +70,7 @@ from hasten.optimization.labelling.wanted import (
     with_labels,
     with_whole_labels,
 )
-from hasten.optimization.masks import mask_notes
+from hasten.optimization.masks import check_sizes, mask_notes
 from hasten.optimization.memory import earlier_of, expected_look, keep_earlier, leave_seen
 from hasten.optimization.order import Order
 from hasten.optimization.own_answers import check_own_answers
@@ -412,6 +412,7 @@ def _note(job: Job, ready: Ready) -> None:
     if ready.made_up:
         job.notes.append(data_for_a_certificate(order))
     else:
+        check_sizes(ready.model.inputs, ready.parts.search)
         job.notes += mask_notes(ready.model.inputs, ready.parts.search)
         job.notes += warnings(ready.parts, ready.promise, calibrating(order, ready), ready.tested)
 
