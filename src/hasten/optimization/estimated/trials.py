@@ -15,7 +15,7 @@ from hasten.errors import CandidateError, InputError, NotCovered
 from hasten.measure.candidate import Single, Trial
 from hasten.measure.exactness import unchanged_in_words
 from hasten.measure.workbench import OpenWorker, Workbench
-from hasten.optimization.trials import Trials
+from hasten.optimization.trials import DOUBT, Trials
 from hasten.passes.base import Skipped
 
 ROUTED = "device"
@@ -188,6 +188,12 @@ class Estimation(Trials):
         whole = trial.scores is not None and len(trial.scores) == len(self.samples)
         return (
             whole and not trial.failure and float(self.drops(trial).mean()) < self.promise.max_drop
+        )
+
+    def surely_passes(self, trial: Trial) -> bool:
+        """Whether a candidate would be certified on this host even if the search split flattered it."""
+        return self.able(trial) and self.probably_certified(
+            trial, self._units, self._sealed_draws, doubt=DOUBT
         )
 
     def estimated(self) -> list[Trial]:
