@@ -1,9 +1,6 @@
 """A whole run on LiteRT, by a clock of its own."""
 
-import itertools
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -11,27 +8,16 @@ import pytest
 from onnx.numpy_helper import from_array, to_array
 from tests.support import models
 from tests.support.quick import quick_runs
+from tests.support.steady_rounds import steady_rounds
 
 import hasten
 from hasten.bundle import read
-from hasten.measure.latency import Round
 from hasten.testing.models import write
 
 
-def steady(entrants: dict[str, Any], *_: Any, first: int = 0, **__: Any) -> Iterator[Round]:
-    """The baseline takes 8 ms, all else 1."""
-    for number in itertools.count(first):
-        block = {who: 8_000_000 if who.startswith("baseline") else 1_000_000 for who in entrants}
-        yield Round(number, {who: (ns,) * 3 for who, ns in block.items()}, {}, True)
-
-
-def test_litert_is_searched_certified_bundled_and_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for place in ("hasten.optimization.measured.screening", "hasten.measure.race"):
-        monkeypatch.setattr(f"{place}.rounds", steady)
+def test_litert_is_searched_certified_bundled_and_loaded(tmp_path: Path) -> None:
     data = np.random.default_rng(0).standard_normal((300, 16, 16, 16), dtype=np.float32)
-    with quick_runs(passes=True, races=False):
+    with quick_runs(passes=True, races=False), steady_rounds():
         result = hasten.optimize(
             models.depthwise_cnn(tmp_path),
             data,
