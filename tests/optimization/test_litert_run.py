@@ -108,3 +108,24 @@ def test_where_int8_loses_nothing_for_an_interpreter_elsewhere_nothing_else_is_t
     assert [row.label for row in result.estimates.rows if row.label.startswith("int8")] == [
         result.shipped.label
     ]
+
+
+def test_a_quick_run_for_an_interpreter_elsewhere_says_that_further_settings_are_left_out(
+    tmp_path: Path,
+) -> None:
+    data = np.random.default_rng(0).standard_normal((300, 64), dtype=np.float32)
+    data[:, 0] *= 100
+    with quick_runs(passes=True, races=False):
+        result = hasten.optimize(
+            loud(tmp_path, "Gemm"),
+            data,
+            max_drop=0.1,
+            metric="agreement",
+            out=tmp_path / "b.hasten",
+            target="litert",
+            effort="quick",
+        )
+    assert "left out at this effort: further settings that may lose less" in result.notes
+    assert result.status == "exact"
+    assert result.estimates is not None
+    assert not any("16-bit" in row.label for row in result.estimates.rows)

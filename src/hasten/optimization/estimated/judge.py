@@ -116,15 +116,13 @@ class Estimated(Judge):
         if order.effort.depth == "all":
             self._try_all(further, until_one_passes=True)
         elif any(not self._settled(candidate) for candidate in further):
-            self.job.notes.append(
-                "left out at this effort: further settings of what loses too much"
-            )
+            self.job.notes.append("left out at this effort: further settings that may lose less")
 
     def _settled(self, candidate: Single) -> bool:
         """Whether some form of a candidate's last pass surely passes the test."""
         return any(
             type(trial.candidate.passes[-1]) is type(candidate.passes[-1])
-            and self.trials.surely_passes(trial)
+            and self.trials.surely_passes(trial, self.ready.search_units)
             for trial in self.trials.done.values()
             if trial.candidate.passes
         )

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 
 from hasten.core.target import Target
+from hasten.core.tensors import Array
 from hasten.core.words import amount, lost_in_words
 from hasten.engines.base import Artifact
 from hasten.engines.estimates import Estimate
@@ -190,10 +191,15 @@ class Estimation(Trials):
             whole and not trial.failure and float(self.drops(trial).mean()) < self.promise.max_drop
         )
 
-    def surely_passes(self, trial: Trial) -> bool:
-        """Whether a candidate would be certified on this host even if the search split flattered it."""
+    def surely_passes(self, trial: Trial, units: Array) -> bool:
+        """Whether a candidate would be certified on this host even if the search split flattered it.
+
+        Args:
+            trial: Trial of the candidate.
+            units: Number of each search sample's draw, `(n,)`, as the certificate counts draws.
+        """
         return self.able(trial) and self.probably_certified(
-            trial, self._units, self._sealed_draws, doubt=DOUBT
+            trial, units, self._sealed_draws, doubt=DOUBT
         )
 
     def estimated(self) -> list[Trial]:
