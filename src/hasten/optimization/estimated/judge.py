@@ -97,8 +97,8 @@ class Estimated(Judge):
     def _try_further(self, proposed: Sequence[Single]) -> None:
         """Try further settings of each pass until one of its forms surely passes the test.
 
-        They follow a pass's first setting from fast to accurate. The device's tools estimate no form
-        that loses too much, so the engines on which a pass lost least come first.
+        A pass itself says in which order to try them. The device's tools estimate no form that loses
+        too much, so the engines on which a pass lost least come first.
 
         Args:
             proposed: Candidates that were tried, each pass with its first setting.
