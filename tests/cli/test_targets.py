@@ -15,7 +15,7 @@ import onnx
 import pytest
 from click.testing import CliRunner
 from onnx import parser
-from tests.support import tasks
+from tests.support import ragged, tasks
 from tests.support.quick import quick_runs
 
 import hasten
@@ -137,6 +137,22 @@ def test_a_small_network_for_an_interpreter_elsewhere_is_made_by_one_command(
     assert json.loads(told.stdout)["result"]["estimates"]["winner"] == shipped.label
     page = hasten.report(made.bundle).read_text()
     assert "No latency is known before it runs on the device." in page
+
+
+def test_samples_that_differ_in_shape_are_refused_for_a_device_that_takes_one(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("ai_edge_litert", reason="needs hasten[litert]")
+    data, out = tmp_path / "e.npz", tmp_path / "b.hasten"
+    hasten.save_ragged(data, ragged.sentences(60))
+    line = said(
+        *("optimize", ragged.encoder(tmp_path), "--data", data, "--target", "litert", "--out", out)
+    )
+    assert line == (
+        "hasten: samples differ in shape (dimension 1 of ids and mask from 3 to 21 (median 8, nine in ten up to "
+        "16)), and a model for litert has one shape: pad, crop or resize them to one"
+    )
+    assert not out.exists()
 
 
 def summing(folder: Path) -> Path:

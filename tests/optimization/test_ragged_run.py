@@ -1,15 +1,19 @@
 """Whole runs on samples that differ in shape, and what is made of them: bundles, checks, servers."""
 
 import json
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx.numpy_helper import from_array, to_array
 from tests.support import ragged
 from tests.support.quick import quick_runs
+from tests.support.steady_rounds import int8_steps_are_faster, steady_rounds
 
 import hasten
 from hasten.bundle import read
@@ -100,6 +104,61 @@ def test_a_quick_run_tries_one_set_of_buckets_and_says_what_it_leaves_out_and_wh
     assert "; further buckets; " in said
     (odd,) = [note for note in result.notes if "doesn't seem to fit" in note]
     assert odd.startswith("mask doesn't seem to fit ids: of the ")
+
+
+def loud_encoder(folder: Path) -> Path:
+    """Write an encoder that fails in int8 in two products, by one loud state that no answer reads.
+
+    The products that read the values have one scale for all of them.
+    """
+    path = ragged.encoder(folder)
+    proto = onnx.load(path)
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    values, last = (to_array(constants[name]).copy() for name in ("wv", "wo"))
+    values[:, 0] *= 100
+    last[0] = 0
+    constants["wv"].CopyFrom(from_array(values, "wv"))
+    constants["wo"].CopyFrom(from_array(last, "wo"))
+    onnx.save(proto, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("engine", "quantization"),
+    [("onnxruntime", "static_quantization"), ("openvino", "nncf_quantization")],
+)
+def test_the_layers_that_int8_harms_most_go_back_to_float(
+    engine: str, quantization: str, tmp_path: Path
+) -> None:
+    with steady_rounds(), int8_steps_are_faster():
+        result = hasten.optimize(
+            loud_encoder(tmp_path),
+            ragged.sentences(400),
+            out=tmp_path / "b.hasten",
+            passes=[quantization],
+            engines=[engine],
+            metric="agreement@logits",
+            max_drop=0.1,
+        )
+    lost = {
+        label: float(found[1])
+        for label, said in result.tried.items()
+        if (found := re.search(r"([-+][\d.]+) points lost", said))
+    }
+    in_int8 = [points for label, points in lost.items() if "in float" not in label]
+    mixed = [points for label, points in lost.items() if "layers in float" in label]
+    assert min(in_int8) > 10
+    assert min(mixed) < 5
+    trials = json.loads((tmp_path / "b.hasten" / "evidence" / "trials.json").read_text())
+    kept = [
+        set(step.get("keep_float") or step.get("nodes"))
+        for trial in trials
+        for step in trial["candidate"]["passes"]
+        if step.get("keep_float") or step.get("nodes")
+    ]
+    assert kept
+    assert all({"states", "logits"} & nodes and "q" not in nodes for nodes in kept), kept
+    assert any({"states", "logits"} <= nodes for nodes in kept), kept
 
 
 def test_pictures_of_three_sizes_are_answered_at_their_own(tmp_path: Path) -> None:

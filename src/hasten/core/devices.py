@@ -22,6 +22,7 @@ class Family:
         program: Whether the family's engines take the framework's program instead of ONNX: "not
             taken" by none, "taken" by some, "needed" by all.
         selective: Whether passes that may change answers are tried only where they list the family.
+        one_shape: Whether a model for it takes requests of the one shape that it was compiled for.
     """
 
     noun: str
@@ -29,6 +30,7 @@ class Family:
     present: Callable[[Path], bool]
     program: Literal["not taken", "taken", "needed"] = "not taken"
     selective: bool = False
+    one_shape: bool = False
 
 
 def _nowhere(root: Path) -> bool:
@@ -91,7 +93,13 @@ FAMILIES: Mapping[str, Family] = {
         _nvidia,
         program="taken",
     ),
-    "tpu": Family("Google TPU", ("v5e", "v4", "v5p", "v6e", "tpu7x"), _tpu, program="needed"),
+    "tpu": Family(
+        "Google TPU",
+        ("v5e", "v4", "v5p", "v6e", "tpu7x"),
+        _tpu,
+        program="needed",
+        one_shape=True,
+    ),
     "fpga": Family(
         "FPGA",
         (
@@ -99,17 +107,19 @@ FAMILIES: Mapping[str, Family] = {
             *("ice40-hx8k", "ice40-up5k"),
         ),
         _nowhere,
+        one_shape=True,
     ),
-    "npu": Family("Intel NPU", (), _intel_npu, selective=True),
+    "npu": Family("Intel NPU", (), _intel_npu, selective=True, one_shape=True),
     "igpu": Family("Intel GPU", (), _intel_gpu, selective=True),
     "qnn": Family(
         "Qualcomm chip",
         ("sm8550", "sm8450", "sm8650", "sm8750", "sm8850", "sc8380xp"),
         _qualcomm_htp,
         selective=True,
+        one_shape=True,
     ),
-    "litert": Family("LiteRT interpreter elsewhere", (), _nowhere, selective=True),
-    "coreml": Family("Apple Core ML", (), _nowhere, selective=True),
+    "litert": Family("LiteRT interpreter elsewhere", (), _nowhere, selective=True, one_shape=True),
+    "coreml": Family("Apple Core ML", (), _nowhere, selective=True, one_shape=True),
 }
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hasten.core.devices import FAMILIES
 from hasten.core.model import Model
 from hasten.core.shapes import Extent, Pads, Sizes, extents, in_words, representative, typical
 from hasten.core.target import Target
@@ -59,9 +60,12 @@ def check_takes_open(target: Target, found: tuple[Extent, ...]) -> None:
     """Check that a device takes requests of several shapes.
 
     Raises:
-        InputError: samples differ in shape, and models for the device have one.
+        InputError: samples differ in shape, and models for the device have one, as have all that are
+            compiled for a device elsewhere.
     """
-    if found and target.kind == "compile-only":
+    family = FAMILIES.get(target.family)
+    one = target.kind == "compile-only" or (family is not None and family.one_shape)
+    if found and one:
         raise InputError(
             f"samples differ in shape ({in_words(found)}), and a model for {target.device} has one shape: pad, "
             "crop or resize them to one"

@@ -23,6 +23,8 @@ from hasten.measure.journal import Journal
 from hasten.measure.steps import over_steps
 from hasten.measure.workbench import OpenWorker, Workbench
 
+DOUBT = 1.28
+"""Standard errors: in one case of ten the true drop exceeds the observed one by more than these."""
 _LEAST_SCORED = 128
 _ONE_SIDED_95 = 1.645
 

@@ -27,7 +27,7 @@ from hasten.passes.base import Selective, Skipped, Stage
 from hasten.passes.calibration import CalibrationRequests
 from hasten.passes.onnx_files import COMPUTE_OPS, check_nodes, compute_nodes, pixel_nodes, read_onnx
 from hasten.passes.silence import first_line, silenced
-from hasten.passes.weight_rounding import round_weights
+from hasten.passes.weight_rounding import Rounding, round_weights, roundings_for
 
 _PRODUCTS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL")
 _JOINS = frozenset({"Add", "Concat", "Sub", "Sum"})
@@ -52,8 +52,9 @@ class LitertQuantization(Selective):
         ends: Type of the file's inputs and outputs: "float", or "int8" for interpreters and
             delegates that only have integers. With "int8" nothing stays in float, and the engine
             converts inputs and outputs. So it is with "int16", which also gives activations 16 bits:
-            256 times as fine, for models that lose too much with 8, but without kernels made for
-            speed on most processors.
+            256 times as fine where they have both signs, and 128 times where they have one. It is
+            for models that lose too much with 8 bits; most processors have no fast kernels for it,
+            and a delegate that has int8 alone can't run it.
 
     Source: affine scheme r = S(q - Z), Jacob et al., arXiv:1712.05877, eq. 1.
     """
@@ -63,27 +64,25 @@ class LitertQuantization(Selective):
     rank: ClassVar[int] = 30
     families: ClassVar[frozenset[str]] = frozenset({"litert"})
 
-    rounding: Literal["nearest", "layer"] = "nearest"
+    rounding: Rounding = "nearest"
     keep_float: tuple[str, ...] = ()
     samples: int = 100
     ends: Literal["float", "int8", "int16"] = "float"
 
     @classmethod
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:
-        """Yield both roundings if the quantizer is installed.
+        """Yield both roundings if the quantizer is installed; only the nearest where no other is possible.
 
-        For the edge they are in integers alone, and wider activations follow: there is no float to fall
-        back on.
+        For the edge they are in integers alone, and wider activations with the best rounding follow:
+        there is no float to fall back on.
         """
         if not all(map(importlib.util.find_spec, ("ai_edge_litert", "ai_edge_quantizer"))):
             return
-        if target.family != "litert":
-            yield cls()
-            yield cls("layer")
-            return
-        yield cls(ends="int8")
-        yield cls("layer", ends="int8")
-        yield cls("layer", ends="int16")
+        alone, roundings = target.family == "litert", roundings_for(model)
+        for rounding in roundings:
+            yield cls(rounding, ends="int8" if alone else "float")
+        if alone:
+            yield cls(roundings[-1], ends="int16")
 
     @property
     def wide(self) -> bool:
@@ -185,7 +184,7 @@ class LitertQuantization(Selective):
         return bytes(result.quantized_model)
 
     def _prove(self, content: bytes, wanted: int) -> None:
-        """Check that some products are in int8 and kept ones aren't.
+        """Check that some products are in integers and kept ones aren't.
 
         Raises:
             CandidateError: one of these doesn't hold.

@@ -12,7 +12,8 @@ from hasten.core.target import Target
 from hasten.core.words import in_float, listed
 from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Selective, Stage
-from hasten.passes.static_quantization import Reader, Rounding, quantized
+from hasten.passes.static_quantization import Reader, quantized
+from hasten.passes.weight_rounding import Rounding, roundings_for
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,12 @@ class QnnQuantization(Selective):
     @classmethod
     def variants(cls, model: Model, target: Target) -> Iterator[Self]:
         """Yield the fastest settings, then more accurate ones, for the HTP alone."""
-        if target.family == "qnn":
-            yield cls()
-            yield cls(rounding="layer")
-            yield cls("uint16", "layer")
+        if target.family != "qnn":
+            return
+        roundings = roundings_for(model)
+        for rounding in roundings:
+            yield cls(rounding=rounding)
+        yield cls("uint16", roundings[-1])
 
     def draft(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         """Quantize with the ranges of a single sample."""

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import onnx
 
@@ -33,12 +33,11 @@ from hasten.passes.onnx_files import (
 )
 from hasten.passes.silence import first_line, silenced
 from hasten.passes.upgrading import upgraded
-from hasten.passes.weight_rounding import round_weights
+from hasten.passes.weight_rounding import Rounding, round_weights
 
 if TYPE_CHECKING:
     from hasten.engines.base import Engine
 
-Rounding: TypeAlias = Literal["nearest", "layer"]
 HISTOGRAM_SAMPLES = 32
 """Number of samples for percentile and entropy, which read every activation: 0.15 s per sample for
 a network of 0.4 GFLOP."""

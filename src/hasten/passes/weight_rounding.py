@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from hasten.passes.sensitivity import session_of, with_outputs
 from hasten.passes.silence import first_line, silenced
 
 Floats = npt.NDArray[np.float64]
+Rounding: TypeAlias = Literal["nearest", "layer"]
 
 HIGHEST = 127
 _SAMPLES = 32
@@ -123,6 +124,12 @@ def round_weights(
     return write_onnx(proto, model, workdir / "rounded.onnx")
 
 
+def roundings_for(model: Model) -> tuple[Rounding, ...]:
+    """Return the ways to round a model's weights, the best last: "layer" if `round_weights` finds any."""
+    found = any(True for _ in _suitable(read_onnx(model, weights=False), set()))
+    return ("nearest", "layer") if found else ("nearest",)
+
+
 def rounded(weights: Floats, moments: Floats) -> Floats:
     """Round weights such that the mean squared error of the outputs is small.
 
@@ -157,11 +164,20 @@ def rounded(weights: Floats, moments: Floats) -> Floats:
 
 
 def _layers(proto: onnx.ModelProto, kept: set[str]) -> list[_Layer]:
-    """Return the layers that can be rounded: nodes whose weights no other node uses."""
+    """Return the layers that can be rounded, with their weights."""
+    return [
+        _layer(node, settings, numpy_helper.to_array(tensor))
+        for node, settings, tensor in _suitable(proto, kept)
+    ]
+
+
+def _suitable(
+    proto: onnx.ModelProto, kept: set[str]
+) -> Iterator[tuple[onnx.NodeProto, dict[str, Any], onnx.TensorProto]]:
+    """Yield the nodes that can be rounded, whose weights no other node uses: node, attributes, constant."""
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     uses = Counter(name for g in graphs(proto.graph) for node in g.node for name in node.input)
     uses.update(value.name for value in proto.graph.output)
-    found = []
     for node in proto.graph.node:
         if node.domain or node.op_type not in ("Conv", "Gemm") or node.name in kept:
             continue
@@ -170,8 +186,7 @@ def _layers(proto: onnx.ModelProto, kept: set[str]) -> list[_Layer]:
             continue
         settings = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         if 0 < _inputs_of_one_output(node.op_type, settings, tuple(tensor.dims)) <= _WIDEST:
-            found.append(_layer(node, settings, numpy_helper.to_array(tensor)))
-    return found
+            yield node, settings, tensor
 
 
 def _inputs_of_one_output(kind: str, settings: dict[str, Any], dims: tuple[int, ...]) -> int:

@@ -175,8 +175,21 @@ def test_the_edge_alone_is_offered_integers(convnet: Model) -> None:
     lossy = {s for candidate in found for s in candidate.passes if not s.exact}
     assert {type(step).__name__ for step in lossy} == {"LitertQuantization"}
     assert {v.ends for v in LitertQuantization.variants(convnet, Target.host())} == {"float"}
-    wider = [v.ends for v in LitertQuantization.variants(convnet, device("litert"))]
-    assert wider == ["int8", "int8", "int16"]
+
+
+def test_wider_activations_come_last_with_the_best_rounding_that_there_is(
+    convnet: Model, tmp_path: Path
+) -> None:
+    def variants(model: Model) -> list[LitertQuantization]:
+        return list(LitertQuantization.variants(model, device("litert")))
+
+    assert variants(convnet) == [
+        INTEGERS,
+        LitertQuantization("layer", ends="int8"),
+        LitertQuantization("layer", ends="int16"),
+    ]
+    # A transformer's products are MatMul, which "layer" doesn't round.
+    assert variants(settled(load(models.tiny_transformer_block(tmp_path)))) == [INTEGERS, WIDE]
 
 
 @pytest.mark.parametrize(("value", "bound"), [(INTEGERS, 0.1), (WIDE, 0.01)])

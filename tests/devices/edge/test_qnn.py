@@ -306,6 +306,16 @@ def test_the_htp_alone_is_offered_its_own_quantization(convnet: Model) -> None:
     ]
 
 
+def test_without_a_layer_to_round_wider_activations_follow_the_nearest_integers(
+    tmp_path: Path,
+) -> None:
+    model = load(models.tiny_transformer_block(tmp_path))
+    assert list(QnnQuantization.variants(model, phone())) == [
+        QnnQuantization(),
+        QnnQuantization("uint16"),
+    ]
+
+
 def test_digits_are_still_read_by_the_simulator(digits: Digits, tmp_path: Path) -> None:
     (tmp_path / "int8").mkdir()
     model = QnnQuantization()(digits.model, digits.calibration, tmp_path / "int8")

@@ -16,7 +16,7 @@ from hasten.optimization.estimated.ending import Finish
 from hasten.optimization.estimated.fixed_point import FixedPointSearch
 from hasten.optimization.estimated.training import trainings
 from hasten.optimization.estimated.trials import Estimation, comparable, rank, ranked
-from hasten.optimization.grid import grid, originals
+from hasten.optimization.grid import grid, originals, variations
 from hasten.optimization.job import Job
 from hasten.optimization.judge import Ending, Judge, Ladder, Shipment, Verdicts
 from hasten.optimization.outline import outline_of
@@ -78,8 +78,8 @@ class Estimated(Judge):
             data, folder = ready.training, self.job.folder
             trained = [] if data is None else trainings(folder, data, order.seed)
             FixedPointSearch(self.job, trials, trained).explore()
-        else:
-            self._try_all(proposed)
+        elif self._try_all(proposed):
+            self._try_further(proposed)
 
     def _proposed(self) -> list[Single]:
         """Return the candidates of the grid; for an FPGA none, whose programs follow one another."""
@@ -94,21 +94,65 @@ class Estimated(Judge):
             keep_float=order.keep_float,
         )
 
-    def _try_all(self, candidates: Sequence[Single]) -> None:
-        """Judge each candidate; the device's tools estimate those under the limit."""
+    def _try_further(self, proposed: Sequence[Single]) -> None:
+        """Try further settings of each pass until one of its forms surely passes the test.
+
+        A pass itself says in which order to try them. The device's tools estimate no form that loses
+        too much, so the engines on which a pass lost least come first.
+
+        Args:
+            proposed: Candidates that were tried, each pass with its first setting.
+        """
+        ready, order, trials = self.ready, self.job.order, self.trials
+        tried = [trials.done[candidate.key] for candidate in proposed]
+        tried = sorted((t for t in tried if not t.skipped), key=trials.risk)
+        further = variations(
+            [trial.candidate for trial in tried],
+            ready.model,
+            ready.target,
+            order.keep_float,
+            order.passes,
+        )
+        if order.effort.depth == "all":
+            self._try_all(further, until_one_passes=True)
+        elif any(not self._settled(candidate) for candidate in further):
+            self.job.notes.append("left out at this effort: further settings that may lose less")
+
+    def _settled(self, candidate: Single) -> bool:
+        """Whether some form of a candidate's last pass surely passes the test."""
+        return any(
+            type(trial.candidate.passes[-1]) is type(candidate.passes[-1])
+            and self.trials.surely_passes(trial, self.ready.search_units)
+            for trial in self.trials.done.values()
+            if trial.candidate.passes
+        )
+
+    def _try_all(self, candidates: Sequence[Single], *, until_one_passes: bool = False) -> bool:
+        """Judge each candidate; the device's tools estimate those under the limit.
+
+        Args:
+            candidates: Candidates in the order to try them in.
+            until_one_passes: Whether to leave out candidates once a form of their pass surely passes.
+
+        Returns:
+            Whether there was time for all.
+        """
         for number, candidate in enumerate(candidates):
+            if until_one_passes and self._settled(candidate):
+                continue
             if self.job.late:
                 left = len(candidates) - number
                 self.job.notes.append(
                     f"the time limit left {left} of {len(candidates)} candidates untried"
                 )
-                return
+                return False
             self.job.tell("try", candidate.label, number, len(candidates))
             trial = self.trials.judge(candidate)
             if self.trials.able(trial) or (candidate.exact and trial.scores):
                 trial = self.trials.estimate(trial)
             outcome = f"{candidate.label}: {self.trials.outcome(trial)}"
             self.job.tell("try", candidate.label, number + 1, len(candidates), outcome)
+        return True
 
     def choose(self) -> Ladder:
         """Choose candidates to certify; a design's RTL must answer as its program does."""

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 
 from hasten.core.target import Target
+from hasten.core.tensors import Array
 from hasten.core.words import amount, lost_in_words
 from hasten.engines.base import Artifact
 from hasten.engines.estimates import Estimate
@@ -15,7 +16,7 @@ from hasten.errors import CandidateError, InputError, NotCovered
 from hasten.measure.candidate import Single, Trial
 from hasten.measure.exactness import unchanged_in_words
 from hasten.measure.workbench import OpenWorker, Workbench
-from hasten.optimization.trials import Trials
+from hasten.optimization.trials import DOUBT, Trials
 from hasten.passes.base import Skipped
 
 ROUTED = "device"
@@ -188,6 +189,17 @@ class Estimation(Trials):
         whole = trial.scores is not None and len(trial.scores) == len(self.samples)
         return (
             whole and not trial.failure and float(self.drops(trial).mean()) < self.promise.max_drop
+        )
+
+    def surely_passes(self, trial: Trial, units: Array) -> bool:
+        """Whether a candidate would be certified on this host even if the search split flattered it.
+
+        Args:
+            trial: Trial of the candidate.
+            units: Number of each search sample's draw, `(n,)`, as the certificate counts draws.
+        """
+        return self.able(trial) and self.probably_certified(
+            trial, units, self._sealed_draws, doubt=DOUBT
         )
 
     def estimated(self) -> list[Trial]:

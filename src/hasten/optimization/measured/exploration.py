@@ -19,6 +19,7 @@ from hasten.optimization.measured.bucketing import Bucketing
 from hasten.optimization.measured.escalation import Escalation
 from hasten.optimization.measured.mixing import Least, Mixing
 from hasten.optimization.measured.screening import SCREEN_NOISE, Screening
+from hasten.optimization.trials import DOUBT
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.small_model import small_model_of
 from hasten.reporting.summary import faster
@@ -27,8 +28,6 @@ _TRANSFORMS_AT_ONCE = 2
 _MADE_AT_ONCE = 6
 """Candidates whose models are made before any of them is tried, so that the first ones don't wait for all."""
 _NEIGHBOURS_OF = 2
-_DOUBT = 1.28
-"""Standard errors: in one case of ten the true drop exceeds the observed one by more than these."""
 
 
 class Exploration:
@@ -313,7 +312,7 @@ class Exploration:
 
     def _surely_passes(self, trial: Trial, scale: float = 1.0) -> bool:
         """Whether a candidate would be certified even if the search split flattered it."""
-        return self._likely_passes(trial, scale, doubt=_DOUBT)
+        return self._likely_passes(trial, scale, doubt=DOUBT)
 
     def _likely_passes(self, trial: Trial, scale: float = 1.0, doubt: float = 0.0) -> bool:
         """Whether a candidate would probably be certified with the sealed data at hand.
