@@ -181,14 +181,14 @@ class Routes:
 
     async def _labels(self, request: PlainRequest, name: str, version: str = "") -> Response:
         watch = facts.watch_of(self._state.repository.find(name, version))
-        given = _labels_of(request.body)
         if watch.labels is None:
             raise ProtocolError(
                 Kind.INVALID,
                 f"labels have no use for {name!r}: its certificate is about changed answers",
             )
         # On a thread: they are scored, and the evidence is written to a file.
-        return _json(await asyncio.to_thread(watch.label, given))
+        line = self._state.labelling
+        return _json(await line.work(request.client, watch.label, request.name, request.body))
 
     # -- tracing and logging
 
@@ -338,24 +338,6 @@ def _object(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ProtocolError(Kind.INVALID, "the request is not a JSON object")
     return value
-
-
-def _labels_of(body: bytes) -> list[tuple[str, Any]]:
-    """Parse labels by the ids of requests.
-
-    Raises:
-        ProtocolError: they aren't a list of ids and labels.
-    """
-    labels = _object(body).get("labels")
-    form = 'labels are {"labels": [{"id": "a request\'s id", "label": 3}, ...]}'
-    if not isinstance(labels, list):
-        raise ProtocolError(Kind.INVALID, f"{form}; got {type(labels).__name__}")
-    found = []
-    for place, one in enumerate(labels):
-        if not isinstance(one, dict) or not isinstance(one.get("id"), str) or "label" not in one:
-            raise ProtocolError(Kind.INVALID, f"{form}; entry {place} is {one!r:.80}")
-        found.append((one["id"], one["label"]))
-    return found
 
 
 def no_cuda_region(name: str) -> ProtocolError:
