@@ -103,8 +103,7 @@ def label_array(given: LabelOf, rows: int, row: int) -> Array:
         text = _of_row(text, rows, row, given.shown)
     try:
         label = _label.decode(text)
-        several = isinstance(label, list) and len(label) > 1
-        if several and any(isinstance(each, str) for each in label):
+        if isinstance(label, list) and label[1:] and any(isinstance(each, str) for each in label):
             raise InputError(f"a list of texts is no label; {_KINDS}")  # numpy would pad each text
         array = np.asarray(label)[np.newaxis]
     except (msgspec.DecodeError, ValueError, OverflowError, RecursionError) as error:
