@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import http.client
+import io
 import json
 import re
 import select
@@ -16,16 +17,24 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.support.servers import ServerProcess, ServerThread, place_of
+import tritonclient.http as triton
+from PIL import Image
+from tests.support import models
+from tests.support.bundles import forge
+from tests.support.servers import ServerProcess, ServerThread, bundle_of, place_of
 from tests.support.waiting import PATIENCE_S, until
 from tests.support.watched import OTHER, SAME, certified
 
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
+from hasten.inputs.pipeline.base import Pipeline
+from hasten.inputs.pipeline.classes import TopK
+from hasten.inputs.pipeline.config import image_pipeline
 from hasten.serving.monitoring import kept
 from hasten.serving.monitoring.labels import Labels
 from hasten.serving.monitoring.line import MOST_WAITING
 from hasten.serving.wire.json_labels import labels_of
+from hasten.testing.models import write
 
 MIB = 1 << 20
 MOST_MIB = 16
@@ -361,14 +370,19 @@ def test_a_metric_that_says_nonsense_of_one_label_loses_no_other() -> None:
 # -- whom a label counts for
 
 
-def test_a_label_counts_for_the_client_alone_who_asked(tmp_path: Path) -> None:
-    file = tmp_path / "tokens"
+def of_clients(folder: Path) -> Path:
+    """Write the tokens of two clients."""
+    file = folder / "tokens"
     scopes = '["infer", "read"]'
     file.write_text(
         "".join(f'[{n}]\nscopes = {scopes}\ntoken = "{token}"\n' for n, token in TOKENS.items())
     )
     file.chmod(0o600)
-    with serving(tmp_path, guard="net", tokens=file) as server:
+    return file
+
+
+def test_a_label_counts_for_the_client_alone_who_asked(tmp_path: Path) -> None:
+    with serving(tmp_path, guard="net", tokens=of_clients(tmp_path)) as server:
         asked(server.http_port, "1", client="one")
         audited(server, 1)
         assert labelled(server.http_port, {"1": 3}, "other") == {"unknown": 1}
@@ -382,6 +396,30 @@ def test_a_label_counts_for_the_client_alone_who_asked(tmp_path: Path) -> None:
         limit = watch_of(server).facts()["limits"][1]
     assert (counts.counted, counts.unknown) == (2, 1)
     assert (limit["n"], limit["losses"]) == (2, 1.0)
+
+
+def test_a_picture_is_labelled_by_the_client_who_sent_it(tmp_path: Path) -> None:
+    model, exact = (
+        write(tmp_path / name, models.COLOUR, {}) for name in ("colour.onnx", "exact.onnx")
+    )
+    pipeline = Pipeline(image_pipeline(8).steps, (TopK(2, models.COLOURS, softmax=False),))
+    path = bundle_of(tmp_path, model, exact=exact, pipeline=pipeline)
+    judgement = {"guard": "lost", "max_drop": 0.2, "n": 1000, "lost": 1, "gained": 0}
+    forge(path, lambda record: record.update(certificate={"judgement": judgement}))
+    place = place_of(path, "watched", shadow=1.0, monitor_state="off")
+    with ServerThread(place, tokens=of_clients(tmp_path)) as server:
+        client = triton.InferenceServerClient(server.host)
+        tensor = triton.InferInput("raw", [1], "BYTES")
+        file = io.BytesIO()
+        Image.new("RGB", (16, 16), (200, 0, 0)).save(file, "PNG")
+        tensor.set_data_from_numpy(np.array([file.getvalue()], object))
+        known = {"Authorization": f"Bearer {TOKENS['one']}"}
+        client.infer("watched", [tensor], request_id="a picture", headers=known)
+        client.close()
+        audited(server, 1)
+        assert labelled(server.http_port, {"a picture": 0}, "other") == {"unknown": 1}
+        assert labelled(server.http_port, {"a picture": 0}, "one") == {"taken": 1}
+        assert watch_of(server).labels.counts.counted == 1
 
 
 # -- who waits
