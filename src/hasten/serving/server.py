@@ -267,4 +267,5 @@ class Server:
         if self._tracing is not None:
             await self._loop.run_in_executor(None, self._tracing.close)
         self.state.coding.shutdown(wait=False, cancel_futures=True)
+        self.state.labelling.close()
         self.state.memory.unregister()

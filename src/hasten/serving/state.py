@@ -11,6 +11,7 @@ from typing import Protocol
 from hasten.serving.fairness import Shares
 from hasten.serving.models.repository import Repository
 from hasten.serving.models.room import ROOM_BYTES
+from hasten.serving.monitoring.line import Line
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.origins import Origins
 from hasten.serving.protocol.rights import Rights
@@ -121,6 +122,7 @@ class ServerState:
         draining: Whether the server is shutting down.
         began_ns: Time of the start, on the monotonic clock.
         coding: Threads that decompress bodies and encode long answers: few, to bound the memory in use at once.
+        labelling: Line of requests of labels, which wait to be scored.
         received: Buffer that all connections receive into; its content is parsed before the next
             receive.
     """
@@ -141,6 +143,7 @@ class ServerState:
     coding: ThreadPoolExecutor = field(
         default_factory=lambda: ThreadPoolExecutor(2, "hasten-coding")
     )
+    labelling: Line = field(default_factory=Line)
     received: memoryview = field(default_factory=lambda: memoryview(bytearray(_RECEIVE_BYTES)))
 
     def __post_init__(self) -> None:

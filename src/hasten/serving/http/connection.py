@@ -557,7 +557,9 @@ class Connection(asyncio.BufferedProtocol):
             if path is not None and method == b"POST":
                 self._infer(exchange, path, headers, body, arrived_ns)
             else:
-                request = PlainRequest(*_asked(method, url), bytes(body), headers)
+                request = PlainRequest(
+                    *_asked(method, url), bytes(body), headers, self.client, self._name
+                )
                 self._other(exchange, request)
         except ProtocolError as failure:
             exchange.respond(failure_response(failure))

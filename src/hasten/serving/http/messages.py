@@ -22,12 +22,16 @@ class PlainRequest:
         path: Percent-decoded parts of the path, without empty ones.
         body: Decompressed body.
         headers: Values of the headers by lower-case name.
+        client: Client that the request is counted under.
+        name: Name of the client, where the server can tell several; else "".
     """
 
     method: str
     path: tuple[str, ...]
     body: bytes
     headers: dict[bytes, bytes]
+    client: str = ""
+    name: str = ""
 
 
 @dataclass(slots=True)

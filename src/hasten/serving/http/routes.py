@@ -20,8 +20,8 @@ from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.rights import Scope
 from hasten.serving.state import ServerState
 
-_OBJECT_BYTES, _LABELS_BYTES = 64 << 10, 1 << 20
-"""Largest JSON of an order, and of labels: it is parsed while nobody is answered."""
+_OBJECT_BYTES = 64 << 10
+"""Largest JSON of an order, which is parsed while nobody is answered."""
 INFER, READ, CONTROL = Scope.INFER, Scope.READ, Scope.CONTROL
 Handler: TypeAlias = "Callable[..., Response | Coroutine[Any, Any, Response]]"
 
@@ -183,14 +183,14 @@ class Routes:
 
     async def _labels(self, request: PlainRequest, name: str, version: str = "") -> Response:
         watch = facts.watch_of(self._state.repository.find(name, version))
-        given = _labels_of(request.body)
         if watch.labels is None:
             raise ProtocolError(
                 Kind.INVALID,
                 f"labels have no use for {name!r}: its certificate is about changed answers",
             )
         # On a thread: they are scored, and the evidence is written to a file.
-        return _json(await asyncio.to_thread(watch.label, given))
+        line = self._state.labelling
+        return _json(await line.work(request.client, watch.label, request.name, request.body))
 
     # -- tracing and logging
 
@@ -321,16 +321,16 @@ def _is_inference(path: tuple[str, ...]) -> bool:
     return path[:2] == ("v2", "models") and path[-1:] == ("infer",) and len(path) in (4, 6)
 
 
-def _object(body: bytes, most_bytes: int = _OBJECT_BYTES) -> dict[str, Any]:
-    """Parse a JSON object of at most so many bytes.
+def _object(body: bytes) -> dict[str, Any]:
+    """Parse a JSON object.
 
     Raises:
         ProtocolError: the body is something else, or too long.
     """
-    if len(body) > most_bytes:  # before memory is taken for each of its elements
+    if len(body) > _OBJECT_BYTES:  # before memory is taken for each of its elements
         raise ProtocolError(
             Kind.TOO_LARGE,
-            f"a request that isn't an inference has at most {most_bytes:,} bytes of JSON; got "
+            f"a request that isn't an inference has at most {_OBJECT_BYTES:,} bytes of JSON; got "
             f"{len(body):,}: send several requests",
         )
     try:
@@ -340,24 +340,6 @@ def _object(body: bytes, most_bytes: int = _OBJECT_BYTES) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ProtocolError(Kind.INVALID, "the request is not a JSON object")
     return value
-
-
-def _labels_of(body: bytes) -> list[tuple[str, Any]]:
-    """Parse labels by the ids of requests.
-
-    Raises:
-        ProtocolError: they aren't a list of ids and labels.
-    """
-    labels = _object(body, _LABELS_BYTES).get("labels")
-    form = 'labels are {"labels": [{"id": "a request\'s id", "label": 3}, ...]}'
-    if not isinstance(labels, list):
-        raise ProtocolError(Kind.INVALID, f"{form}; got {type(labels).__name__}")
-    found = []
-    for place, one in enumerate(labels):
-        if not isinstance(one, dict) or not isinstance(one.get("id"), str) or "label" not in one:
-            raise ProtocolError(Kind.INVALID, f"{form}; entry {place} is {one!r:.80}")
-        found.append((one["id"], one["label"]))
-    return found
 
 
 def no_cuda_region(name: str) -> ProtocolError:

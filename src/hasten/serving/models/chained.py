@@ -416,6 +416,7 @@ class _ChainDeciding(Deciding):
             trace=query.trace,
             source=query.source,
             client=query.client,
+            name=query.name,
         )
 
     def _came(

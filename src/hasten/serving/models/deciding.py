@@ -561,6 +561,7 @@ class Deciding:
             trace=query.trace,
             source=query.source,
             client=query.client,
+            name=query.name,
             raw=ticket.smaller,
         )
         try:

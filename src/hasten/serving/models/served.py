@@ -653,6 +653,7 @@ class ServedModel:
         rows: int,
         name: str = "",
         raw: Sequence[bytes] = (),
+        client: str = "",
     ) -> None:
         """Hand a random share of the answers to the shadow for comparison with the exact model.
 
@@ -665,13 +666,15 @@ class ServedModel:
             rows: Rows of the request.
             name: Id of the request; "" for none.
             raw: Samples that the rows were made from, where the exact model takes them prepared otherwise.
+            client: Name of the client, where the server can tell several; else "".
         """
         share = self.settings.shadow * rows
         if self._shadow is None or self.fell_back or self._random.random() >= share:
             return
         batched = rows if self.opened.batched else 0
         row = self._random.randrange(rows)
-        self._shadow.look(inputs, outputs, name, batched, row, raw[row] if raw else None)
+        sample = raw[row] if raw else None
+        self._shadow.look(inputs, outputs, name, batched, row, sample, client)
 
     # -- its end
 
@@ -813,7 +816,7 @@ class Ticket(ServerTask):
         if self.content is not None:
             model._fly_on(self, outputs)
         if model._shadow is not None and not query.own:
-            model.shadowed(self.inputs, outputs, self.rows, query.id, query.raw)
+            model.shadowed(self.inputs, outputs, self.rows, query.id, query.raw, query.name)
 
 
 class _Spec:

@@ -32,7 +32,8 @@ class _Job(NamedTuple):
 
     inputs: Tensors
     outputs: Tensors
-    name: str
+    key: bytes
+    """Key of the answer whose label is awaited; b"" for none."""
     size_bytes: int
     sample: bytes | None
 
@@ -72,6 +73,7 @@ class Shadow:
         rows: int,
         row: int,
         sample: bytes | None = None,
+        client: str = "",
     ) -> None:
         """Queue an answer for comparison, unless too much waits; on the event loop's thread.
 
@@ -84,6 +86,7 @@ class Shadow:
             rows: Number of rows that a row is taken out of; 0 to compare the whole answer.
             row: Row to compare.
             sample: Sample that the row was made from, where the exact model takes it prepared otherwise.
+            client: Name of the client, where the server can tell several; else "".
         """
         if self._over:
             return
@@ -95,15 +98,16 @@ class Shadow:
             outputs = {key: array.copy() for key, array in outputs.items()}
         size = sum(array.nbytes for each in (inputs, outputs) for array in each.values())
         size += len(sample or b"")
-        labels = self._watch.labels
-        if labels is not None and name and not labels.expect(name, max(1, rows), row):
-            name = ""
         waiting = self._came - self._went
         if self._jobs.qsize() >= _MOST_WAITING or waiting + size > _MOST_BYTES:
-            self._watch.skip(name)
+            self._watch.skip(b"")
             return
+        # Only now: to drop what is expected may score others' labels, for which the loop must not wait.
+        labels, key = self._watch.labels, b""
+        if labels is not None and name:
+            key = labels.expect(client, name, max(1, rows), row)
         self._came += size
-        self._jobs.put_nowait(_Job(inputs, outputs, name, size, sample))
+        self._jobs.put_nowait(_Job(inputs, outputs, key, size, sample))
 
     def close(self) -> None:
         """Drop the queued answers, and end the thread once the current comparison is done."""
@@ -119,21 +123,21 @@ class Shadow:
             try:
                 self._compare(job)
             except Exception as error:  # a failed comparison must not stop the serving
-                self._watch.fail(job.name, f"{type(error).__name__}: {error}")
+                self._watch.fail(job.key, f"{type(error).__name__}: {error}")
             self._went += job.size_bytes
 
     def _compare(self, job: _Job) -> None:
         if not self._waited():
-            self._watch.skip(job.name)
+            self._watch.skip(job.key)
             return
         try:
             exact = self._exact(job.inputs, job.sample)
         except InputError:
             if job.sample is None:
                 raise
-            self._watch.skip(job.name)  # it may be decoded smaller, but takes too much memory whole
+            self._watch.skip(job.key)  # it may be decoded smaller, but takes too much memory whole
             return
-        changed = self._watch.audit(job.inputs, job.outputs, exact, job.name)
+        changed = self._watch.audit(job.inputs, job.outputs, exact, job.key)
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
             self._loop.call_soon_threadsafe(self._count, changed)
 

@@ -7,37 +7,54 @@ which people send first, would raise an alarm that nothing warrants.
 
 from __future__ import annotations
 
+import hashlib
 import threading
-from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
+from hasten.serving.wire.json_labels import LabelOf, label_array
 
 MOST_OPEN = 1000
 """Audited answers that wait for their label; past them the oldest is given up."""
 _MOST_BYTES = 64 << 20
 _MOST_DONE = 10_000
-"""Counted ids that are remembered, to tell who comes twice."""
+"""Counted answers that are remembered, to tell whose label comes twice."""
+_DIGEST_BYTES = 16
+_SHOWN = 80
+"""Characters of an id in messages."""
+_LONGEST_LINE = 400
+
+
+class _Done(NamedTuple):
+    """An answer whose label came: its row, and the label's digest."""
+
+    rows: int
+    row: int
+    digest: bytes
 
 
 @dataclass
 class _Open:
     """An audited answer whose label, or whose comparison, is awaited."""
 
+    name: str
     rows: int = 1
     row: int = 0
     pair: tuple[Tensors, Tensors] | None = None
-    label: Any = None
+    label: Array | None = None
+    digest: bytes = b""
 
     @property
     def size_bytes(self) -> int:
         """Size of what is kept of it."""
-        return sum(array.nbytes for each in self.pair or () for array in each.values())
+        size = 0 if self.label is None else self.label.nbytes
+        return size + sum(array.nbytes for each in self.pair or () for array in each.values())
 
 
 @dataclass
@@ -46,7 +63,8 @@ class LabelCounts:
 
     Attributes:
         counted: Answers that were counted with their label.
-        unknown: Labels for ids that weren't audited, as most aren't, or that were given up.
+        unknown: Labels for ids that weren't audited, as most aren't, that were given up, or that were another
+            client's.
         twice: Labels that came again.
         contradicting: Labels that came again and said something else; the first one counts.
         unread: Labels that the metric can't read.
@@ -76,84 +94,108 @@ class Labels:
     found: Callable[[list[float]], None]
     counts: LabelCounts = field(default_factory=LabelCounts)
     last: str = ""
-    _open: OrderedDict[str, _Open] = field(default_factory=OrderedDict)
-    _done: OrderedDict[str, Any] = field(default_factory=OrderedDict)
-    _settled: deque[tuple[str, _Open]] = field(default_factory=deque)
+    _open: OrderedDict[bytes, _Open] = field(default_factory=OrderedDict)
+    _done: OrderedDict[bytes, _Done] = field(default_factory=OrderedDict)
+    _settled: deque[_Open] = field(default_factory=deque)
     _bytes: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
     """Held for moments alone, since the event loop's thread takes it, too."""
     _counting: threading.Lock = field(default_factory=threading.Lock)
 
-    def expect(self, name: str, rows: int, row: int) -> bool:
-        """Begin to wait for the label of an answer that is audited; False if its id is in use.
+    def expect(self, client: str, name: str, rows: int, row: int) -> bytes:
+        """Begin to wait for the label of an answer that is audited.
 
         Args:
+            client: Name of the client that asked; "" where clients aren't told apart.
             name: Id of the request.
             rows: Number of rows in the request.
             row: Row that is audited.
-        """
-        with self._lock:
-            if name in self._open or name in self._done:
-                return False
-            self._open[name] = _Open(rows, row)
-            return True
 
-    def audited(self, name: str, outputs: Tensors, exact: Tensors) -> None:
-        """Note both models' answers to a request that was announced."""
+        Returns:
+            Key of the answer; b"" if the client has used the id before.
+        """
+        key = _key(client, name)
         with self._lock:
-            one = self._open.get(name)
+            if key in self._open or key in self._done:
+                return b""
+            self._open[key] = _Open(name[:_SHOWN], rows, row)
+            return key
+
+    def audited(self, key: bytes, outputs: Tensors, exact: Tensors) -> None:
+        """Note both models' answers to a request that was announced; not for the event loop's thread."""
+        with self._lock:
+            one = self._open.get(key)
             if one is not None:
                 one.pair = (outputs, exact)
-                self._bytes += one.size_bytes
+                self._bytes += one.size_bytes - (0 if one.label is None else one.label.nbytes)
                 self._settle()
         self._count_settled()
 
-    def drop(self, name: str) -> None:
-        """Forget a request whose answer won't be compared."""
+    def drop(self, key: bytes) -> None:
+        """Forget a request whose answer won't be compared; not for the event loop's thread."""
         with self._lock:
-            if self._forget(name):
+            if self._forget(key):
                 self._settle()
         self._count_settled()
 
-    def label(self, name: str, label: Any) -> str:
-        """Take the label of a request; return what became of it: "taken", "waiting", or a count.
+    def take(self, client: str, given: Iterable[LabelOf]) -> dict[str, int]:
+        """Take labels of requests; not for the event loop's thread.
 
         Args:
-            name: Id of the request.
-            label: Label of its sample as JSON gives it; of several rows a list with one for each.
+            client: Name of the client that sends them; "" where clients aren't told apart.
+            given: Labels with the ids of the requests.
+
+        Returns:
+            How many came to what: "taken", "waiting", or a field of `LabelCounts`.
         """
-        with self._lock:
-            one = self._open.get(name)
-            known = self._done.get(name) if one is None else one.label
-            if one is None and name not in self._done:
-                return self._count("unknown")
-            if known is not None:
-                if known == label:
-                    return self._count("twice")
-                self.last = f"request {name!r:.80} got the label {label!r:.40} after {known!r:.40}"
-                return self._count("contradicting")
-            assert one is not None
-            many = one.rows > 1
-            if label is None or (many and not (isinstance(label, list) and len(label) == one.rows)):
-                self.last = f"request {name!r:.80} has {one.rows} rows; its label is {label!r:.40}"
-                return self._count("unread")
-            one.label = label
-            self._settle()
-            waits = name in self._open
-        self._count_settled()
-        return "waiting" if waits else "taken"
+        became: Counter[str] = Counter()
+        try:
+            for one in given:
+                became[self._take(_key(client, one.id), one)] += 1
+        finally:
+            self._count_settled()
+        return dict(became)
 
     @property
     def waiting(self) -> int:
         """Number of audited answers that wait for a label, or behind one that does."""
         return len(self._open)
 
-    def _count(self, name: str) -> str:
+    def _take(self, key: bytes, given: LabelOf) -> str:
+        with self._lock:
+            known = self._open.get(key) or self._done.get(key)
+            if known is None:
+                return self._count("unknown")
+        try:  # without the lock: it takes long where a label is long
+            label = label_array(given, known.rows, known.row)
+        except InputError as error:
+            with self._lock:
+                return self._count("unread", f"request {given.id[:_SHOWN]!r}: {error}")
+        digest = _digest(label)
+        with self._lock:
+            one = self._open.get(key)
+            first = one or self._done.get(key)
+            if first is None:
+                return self._count("unknown")
+            if first.digest == digest:
+                return self._count("twice")
+            if one is None or one.digest:
+                name = given.id[:_SHOWN]
+                said = f"request {name!r} got another label after the first one: {given.shown}"
+                return self._count("contradicting", said)
+            one.label, one.digest = label, digest
+            self._bytes += label.nbytes
+            self._settle()
+            return "waiting" if key in self._open else "taken"
+
+    def _count(self, name: str, last: str = "") -> str:
         setattr(self.counts, name, getattr(self.counts, name) + 1)
+        if last:
+            self.last = last[:_LONGEST_LINE]
         return name
 
-    def _forget(self, name: str) -> _Open | None:
-        one = self._open.pop(name, None)
+    def _forget(self, key: bytes) -> _Open | None:
+        one = self._open.pop(key, None)
         if one is not None:
             self._bytes -= one.size_bytes
         return one
@@ -161,16 +203,16 @@ class Labels:
     def _settle(self) -> None:
         """Take out the oldest answers, as far as their labels are there; give up what is too much."""
         while self._open:
-            name, one = next(iter(self._open.items()))
+            key, one = next(iter(self._open.items()))
             whole = one.pair is not None and one.label is not None
             if not whole and len(self._open) <= MOST_OPEN and self._bytes <= _MOST_BYTES:
                 break
-            self._forget(name)
+            self._forget(key)
             if not whole:
                 self._count("given_up")
                 continue
-            self._settled.append((name, one))
-            self._done[name] = one.label
+            self._settled.append(one)
+            self._done[key] = _Done(one.rows, one.row, one.digest)
             if len(self._done) > _MOST_DONE:
                 self._done.popitem(last=False)
 
@@ -178,15 +220,38 @@ class Labels:
         """Score what was taken out, in its order; it may take long, so only others who count wait."""
         with self._counting:
             losses = []
-            while self._settled:
-                name, one = self._settled.popleft()
-                assert one.pair is not None
-                try:
-                    label = one.label[one.row] if one.rows > 1 else one.label
-                    losses.append(self.loss(*one.pair, np.asarray(label)[None]))
-                    self._count("counted")
-                except (InputError, ValueError, TypeError, IndexError, OverflowError) as error:
-                    self.last = f"request {name!r:.80}: {error}"
-                    self._count("unread")
-            if losses:
-                self.found(losses)
+            try:
+                while self._settled:
+                    one = self._settled.popleft()
+                    try:
+                        losses.append(self._lost(one))
+                        became = "counted", ""
+                    except Exception as error:  # what else was scored is evidence all the same
+                        became = "unread", f"request {one.name!r}: {error}"
+                    with self._lock:
+                        self._count(*became)
+            finally:
+                if losses:
+                    self.found(losses)
+
+    def _lost(self, one: _Open) -> float:
+        assert one.pair is not None
+        assert one.label is not None
+        lost = float(self.loss(*one.pair, one.label))
+        if not -1 <= lost <= 1:
+            raise InputError(f"the metric says that {lost:g} is lost, which isn't between -1 and 1")
+        return lost
+
+
+def _key(client: str, name: str) -> bytes:
+    """Return what a request is known by: its client and its id, however long they are."""
+    whole = f"{len(client)}:{client}{name}".encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(whole, digest_size=_DIGEST_BYTES).digest()
+
+
+def _digest(label: Array) -> bytes:
+    """Return the digest of a label, which is equal for equal numbers of all types."""
+    plain = label if label.dtype.kind == "U" else label.astype(np.float64)
+    digest = hashlib.blake2b(f"{plain.dtype}{plain.shape}".encode(), digest_size=_DIGEST_BYTES)
+    digest.update(plain.tobytes())
+    return digest.digest()

@@ -8,7 +8,7 @@ import hmac
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from hasten.serving.monitoring.kept import (
 )
 from hasten.serving.monitoring.labels import Labels
 from hasten.serving.monitoring.webhook import post
+from hasten.serving.wire.json_labels import labels_of
 
 log = logging.getLogger("hasten.serving")
 
@@ -103,14 +104,14 @@ class Watch:
 
     # -- what comes in
 
-    def audit(self, inputs: Tensors, outputs: Tensors, exact: Tensors, name: str) -> bool:
+    def audit(self, inputs: Tensors, outputs: Tensors, exact: Tensors, key: bytes) -> bool:
         """Count an answer beside the exact model's; return whether it is changed, even in part.
 
         Args:
             inputs: Inputs of the sample.
             outputs: Answer that went out.
             exact: The exact model's answer.
-            name: Id of the request whose label is awaited; "" for none.
+            key: Key of the answer whose label is awaited; b"" for none.
 
         Raises:
             InputError: the outputs aren't of the form that the metric reads.
@@ -122,20 +123,20 @@ class Watch:
         self._failures, self.blind = 0, ""
         if self.judging.answers is not None:
             self._add(self.judging.answers, [changed])
-        if self.labels is not None and name:
-            self.labels.audited(name, outputs, exact)
+        if self.labels is not None and key:
+            self.labels.audited(key, outputs, exact)
         self.audited += 1
         return changed > 0
 
-    def skip(self, name: str) -> None:
+    def skip(self, key: bytes) -> None:
         """Count an answer that was chosen and isn't compared, whatever it is."""
         self.dropped += 1
-        self._forget(name)
+        self._forget(key)
 
-    def fail(self, name: str, why: str) -> None:
+    def fail(self, key: bytes, why: str) -> None:
         """Count an answer that the exact model failed on; say, once, when it fails again and again."""
         self._failures += 1
-        self._forget(name)
+        self._forget(key)
         if self._failures == _BLIND_AFTER:
             self.blind = f"the exact model fails: {why:.200}"
             self._warn(
@@ -144,9 +145,9 @@ class Watch:
             )
         self.failed += 1  # last: who sees the count sees what it is due to
 
-    def _forget(self, name: str) -> None:
-        if self.labels is not None and name:
-            self.labels.drop(name)
+    def _forget(self, key: bytes) -> None:
+        if self.labels is not None and key:
+            self.labels.drop(key)
 
     def _labelled(self, losses: list[float]) -> None:
         assert self.judging.labelled is not None
@@ -296,14 +297,18 @@ class Watch:
     def _labels(labels: Labels) -> dict[str, Any]:
         return {**dataclasses.asdict(labels.counts), "waiting": labels.waiting, "last": labels.last}
 
-    def label(self, given: Iterable[tuple[str, Any]]) -> dict[str, int]:
-        """Take labels with the ids of their requests; return how many came to what."""
-        found: dict[str, int] = {}
+    def label(self, client: str, body: bytes) -> dict[str, int]:
+        """Take a request's labels with the ids of their requests; return how many came to what.
+
+        Args:
+            client: Name of the client that sends them; "" where clients aren't told apart.
+            body: Labels as JSON.
+
+        Raises:
+            ProtocolError: the request has another form, or is too long.
+        """
         assert self.labels is not None
-        for name, label in given:
-            kind = self.labels.label(name, label)
-            found[kind] = found.get(kind, 0) + 1
-        return found
+        return self.labels.take(client, labels_of(body))
 
     def _warn(self, text: str) -> None:
         log.warning("%s", text, extra=self._extra)
