@@ -16,7 +16,8 @@ from hasten.core.model import Model
 from hasten.core.silence import silenced
 from hasten.core.tensors import Array
 from hasten.errors import InputError, told
-from hasten.inputs.models import frozen, onnx, sentence_transformers, timm_folders
+from hasten.inputs.models import config_claims, frozen, onnx, sentence_transformers, timm_folders
+from hasten.inputs.models.config_claims import CONFIG
 from hasten.inputs.models.sentence_transformers import SentenceModel
 from hasten.inputs.pipeline.base import Pipeline, PostStep
 from hasten.inputs.pipeline.classes import TopK
@@ -25,7 +26,6 @@ from hasten.inputs.pipeline.hugging_face import IMAGES, TOKENIZER, from_hugging_
 from hasten.inputs.pipeline.text import MAX_TOKENIZER_BYTES, Tokenize
 from hasten.inputs.pipeline.written import read_text
 
-CONFIG = "config.json"
 _WRITES_TEXT = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "ForSpeechSeq2Seq")
 _SLOW_TOKENIZERS = (
     *("*.model", "merges.txt", "vocab.*", "sentencepiece*", "spiece*"),
@@ -140,6 +140,13 @@ class Folder:
         Raises:
             InputError: the library isn't installed, or the folder's model isn't one it can load.
         """
+        if self.trust_code:
+            return self._module()
+        with config_claims.offline():
+            return self._module()
+
+    def _module(self) -> Any:
+        """Load the weights."""
         if timm_folders.is_one(self.config):
             return timm_folders.load(self.path, self.config)
         self._check()
@@ -179,6 +186,8 @@ class Folder:
                 f"{self.path} contains Python code of its own (auto_map in {CONFIG}), which "
                 "isn't run: if you trust it, add trust_code=True"
             )
+        if not self.trust_code:
+            config_claims.check_places(self.path, self.config)
         name = self.architecture
         if not name:
             raise InputError(f"{self.path / CONFIG} doesn't name the model's architecture")
@@ -208,6 +217,12 @@ class Folder:
             raise InputError(
                 f"transformers {transformers.__version__} has no {self.architecture}, the "
                 f"architecture of {self.path}: install a newer version"
+            )
+        is_model = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+        if not is_model and not hasattr(kind, "_backends"):  # which one has for lack of a library
+            raise InputError(
+                f"{self.architecture}, the architecture of {self.path}, isn't a model of transformers "
+                f"{transformers.__version__}"
             )
         return kind
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from hasten.core.extras import missing_extra
 from hasten.errors import InputError, told
-from hasten.inputs.models import named
+from hasten.inputs.models import config_claims, named
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.config import from_pretrained_cfg
@@ -18,14 +18,6 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _WRAPPED = "TimmWrapperForImageClassification"
 _SHOWN = 5
 """Largest number of classes of a decision."""
-_NO_ARGUMENTS = frozenset(
-    (
-        *("cache_dir", "checkpoint_path", "model_name", "pretrained", "pretrained_cfg"),
-        *("pretrained_cfg_overlay", "pretrained_model_args"),
-    )
-)
-"""Arguments of timm.create_model that a folder may not set: they name files and addresses."""
-
 _PLACES = frozenset(
     ("custom_load", "file", "hf_hub_filename", "hf_hub_id", "source", "state_dict", "url")
 )
@@ -76,7 +68,7 @@ def load(path: Path, config: Mapping[str, Any]) -> Any:
         named.check_timm(name)
     except ImportError as error:
         raise missing_extra(f"{path}, a folder of a timm model,", "torch") from error
-    if not isinstance(asked, Mapping) or (refused := sorted(_NO_ARGUMENTS & {*asked})):
+    if not isinstance(asked, Mapping) or (refused := sorted(config_claims.NO_ARGUMENTS & {*asked})):
         said = f"sets {', '.join(refused)}" if isinstance(asked, Mapping) else "isn't a JSON object"
         raise InputError(f"model_args in {path / 'config.json'} {said}, which isn't allowed")
     try:
