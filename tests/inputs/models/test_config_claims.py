@@ -219,3 +219,170 @@ def test_the_network_is_allowed_again_once_the_last_thread_is_done(
     leave.set()
     other.join()
     assert not constants.is_offline_mode()
+
+
+def made(kind: str, settings: dict[str, Any], folder: Path, **more: Any) -> Path:
+    """Return a folder of a small model with random weights, whose configuration was changed then."""
+    config_of = kind.removesuffix("Model").removesuffix("ForImageClassification") + "Config"
+    config = getattr(transformers, config_of)(**settings)
+    getattr(transformers, kind)(config).save_pretrained(folder)
+    stated = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(stated | more))
+    return folder
+
+
+@pytest.mark.parametrize("value", [1_000_000_000, 1e9, 10**400])
+@pytest.mark.parametrize("where", ["num_hidden_layers", "text_config.depths", "num_labels"])
+def test_more_layers_and_labels_than_weights_are_refused_before_any_is_made(
+    encoder: Path, tmp_path: Path, where: str, value: float
+) -> None:
+    setting: Any = {where: value}
+    if "." in where:
+        setting = {"text_config": {"depths": [2, value]}}
+    folder = copied(encoder, tmp_path / "m", **setting)
+    shown = "1e15 or more" if value > 1e15 else f"{value:,}"
+    most = "65,536" if where == "num_labels" else "1,000"
+    assert refused(folder) == (
+        f"{folder}/config.json claims {shown} in {where}, and the folder's weights are for {most} at most: save the "
+        "whole model again"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "claim"),
+    [
+        ("BertModel", SMALL, {"vocab_size": 10**9}),
+        ("BertModel", SMALL, {"max_position_embeddings": 10**9}),
+        ("BertModel", SMALL, {"intermediate_size": 10**9}),
+        (
+            "ViTForImageClassification",
+            {
+                "hidden_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "image_size": 16,
+                "patch_size": 8,
+            },
+            {"image_size": 60_000},
+        ),
+        (
+            "ASTModel",
+            {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "max_length": 32},
+            {"max_length": 10**6, "num_mel_bins": 10_000},
+        ),
+    ],
+)
+def test_a_model_larger_than_its_weights_takes_no_memory(
+    tmp_path: Path, kind: str, settings: dict[str, Any], claim: dict[str, Any]
+) -> None:
+    folder = made(kind, settings, tmp_path / "m", **claim)
+    size = (folder / "model.safetensors").stat().st_size
+    begin, end = (
+        f"{folder}/config.json claims a model of ",
+        (
+            f" bytes, and the folder's weights of {size:,} bytes are for {(256 << 20) + 8 * size:,} at most: save the "
+            "whole model again"
+        ),
+    )
+    message = refused(folder)
+    assert message.startswith(begin), message
+    assert message.endswith(end), message
+    assert int(message[len(begin) : -len(end)].replace(",", "")) > 1 << 30
+
+
+CONVOLUTIONS = {
+    "hidden_sizes": [8, 8],
+    "depths": [1, 1],
+    "num_stages": 2,
+    "image_size": 32,
+}
+
+
+@pytest.mark.parametrize(
+    ("claim", "said"),
+    [
+        (
+            {"image_size": 60_000},
+            "a made-up sample of this model would take 4.12e+04 MiB: give data=",
+        ),
+        (
+            {"image_size": [10**300, 10**300]},
+            "a made-up sample of this model would take 4.398e+12 MiB: give data=",
+        ),
+        ({"image_size": -1}, "{config} has num_channels and image_size [3, -1, -1]: give data="),
+        (
+            {"image_size": ["a", 2]},
+            "{config} has num_channels and image_size [3, 'a', 2]: give data=",
+        ),
+    ],
+)
+def test_a_picture_as_large_as_a_configuration_claims_takes_no_memory(
+    tmp_path: Path, claim: dict[str, Any], said: str
+) -> None:
+    folder = made("ConvNextModel", CONVOLUTIONS, tmp_path / "m")
+    found = find_model(folder)
+    assert isinstance(found, Folder)
+    module = found.module()
+    changed = Folder(folder, {**found.config, **claim}, None)
+    with pytest.raises(InputError) as error:
+        changed.made_up(module)
+    assert str(error.value) == said.format(config=folder / "config.json")
+
+
+def test_a_sound_as_long_as_a_configuration_claims_takes_no_memory(tmp_path: Path) -> None:
+    class Listening:
+        main_input_name = "input_values"
+
+    folder = Folder(tmp_path, {"num_mel_bins": 10_000, "max_length": 10**6}, None)
+    with pytest.raises(InputError) as error:
+        folder.made_up(Listening())
+    assert str(error.value) == "a made-up sample of this model would take 3.815e+04 MiB: give data="
+
+
+def timms(folder: Path, **more: Any) -> Path:
+    timm, hub = pytest.importorskip("timm"), pytest.importorskip("timm.models._hub")
+    module = timm.create_model("test_resnet", num_classes=3)
+    hub.save_for_hf(module, folder, safe_serialization=True)
+    stated = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(stated | more))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("claim", "said"),
+    [
+        (
+            {"num_classes": 10**9},
+            "{folder}/config.json claims 1,000,000,000 in num_classes, and the folder's weights are for 65,536 at "
+            "most: save the whole model again",
+        ),
+        (
+            {"model_args": {"layers": [1, 1, 10**9, 1]}},
+            "{folder}/config.json claims 1,000,000,000 in model_args.layers, and the folder's weights are for 1,000 "
+            "at most: save the whole model again",
+        ),
+        (
+            {"model_args": {"in_chans": 10**9}},
+            "{folder}/model.safetensors: the weights don't fit the model: ['size mismatch for conv1.0.weight: "
+            "copying a param with shape torch.Size([16, 3, 3, 3]) from checkpoint, the shape in current model is "
+            "torch.Size([16, 1000000000, 3, 3]).']",
+        ),
+    ],
+)
+def test_timm_builds_no_more_than_the_weights(
+    tmp_path: Path, claim: dict[str, Any], said: str
+) -> None:
+    folder = timms(tmp_path / "m", **claim)
+    assert refused(folder) == said.format(folder=folder)
+
+
+def test_a_picture_as_large_as_timms_settings_claim_takes_no_memory(tmp_path: Path) -> None:
+    folder = timms(tmp_path / "m")
+    stated = json.loads((folder / "config.json").read_text())
+    stated["pretrained_cfg"]["input_size"] = [3, 60_000, 60_000]
+    (folder / "config.json").write_text(json.dumps(stated))
+    found = find_model(folder)
+    assert isinstance(found, Folder)
+    with pytest.raises(InputError) as error:
+        found.made_up(found.module())
+    assert str(error.value) == "a made-up sample of this model would take 4.12e+04 MiB: give data="

@@ -1,4 +1,4 @@
-"""What a folder's `config.json` claims, held against what the folder has before transformers or timm act on it.
+"""What a folder's `config.json` claims, checked against what the folder has before transformers or timm act on it.
 
 Source: transformers 5.24, configuration_utils.py, modeling_utils.py, backbone_utils.py, integrations/peft.py and
 models/timm_wrapper; timm 1.0.31, models/_factory.py.
@@ -11,10 +11,15 @@ import json
 import re
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
+from hasten.core.tensors import Array
 from hasten.errors import InputError, visible
+from hasten.inputs.data.made_up import LARGEST_BYTES, check_bytes
 from hasten.inputs.pipeline.written import read_text
 
 CONFIG = "config.json"
@@ -33,6 +38,14 @@ _KERNELS = re.compile(r"_?(attn|experts)_implementation(_internal)?")
 """Settings that name a function of transformers, or else a repository with the code of one."""
 _PLACE = re.compile(r"[:/\\]")
 _ADAPTER = "adapter_config.json"
+_PARTS = re.compile(r"(.*_)?(blocks?|depths?|experts|groups|layers?|repeats?|stages)")
+"""Settings that say how many objects of Python a network consists of."""
+_LABELS = re.compile(r"(.*_)?(classes|labels)")
+"""Settings that say how many labels a network has; transformers makes up a name for each."""
+_MOST_PARTS, _MOST_LABELS = 1_000, 1 << 16
+_MOST_TIMES = 8
+"""Bytes of memory that each byte of a file of weights may claim: weights of 8 bits are float32 in memory, and
+tied ones count twice."""
 _lock = threading.Lock()
 _inside = 0
 _restored = contextlib.ExitStack()
@@ -118,6 +131,108 @@ def _is_place(key: str, value: object, beside: Mapping[str, Any]) -> bool:
 def _is_inside(name: str) -> bool:
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts and not re.search(r"[\\:]", name)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Sizes of the weights that a folder has.
+
+    Attributes:
+        tensors: Number of tensors.
+        longest: Largest dimension of a tensor.
+        size_bytes: Size of the files.
+    """
+
+    tensors: int
+    longest: int
+    size_bytes: int
+
+    @classmethod
+    def of(cls, shapes: Iterator[tuple[int, ...]], size_bytes: int) -> Stored:
+        """Return the sizes of tensors of some shapes."""
+        every = list(shapes)
+        return cls(len(every), max((max(one, default=1) for one in every), default=1), size_bytes)
+
+
+def stored(folder: Path) -> Stored:
+    """Return the sizes of the safetensors in a folder, of which only the headers are read."""
+    files = sorted(folder.rglob("*.safetensors"))
+    return Stored.of(
+        (shape for file in files for shape in _shapes(file)),
+        sum(file.stat().st_size for file in files if file.is_file()),
+    )
+
+
+def _shapes(file: Path) -> Iterator[tuple[int, ...]]:
+    from safetensors import safe_open
+
+    with contextlib.suppress(Exception):  # of a damaged file, which is said where it is loaded
+        with safe_open(file, "numpy") as tensors:
+            yield from [
+                tuple(tensors.get_slice(name).get_shape()) for name in [*tensors.keys()]
+            ]  # it is no dict
+
+
+def check_counts(folder: Path, config: Mapping[str, Any], weights: Stored) -> None:
+    """Check that a configuration claims no more layers and labels than the weights can have.
+
+    Raises:
+        InputError: it does; the message names the setting.
+    """
+    limits = (
+        (_PARTS, max(_MOST_PARTS, weights.tensors)),
+        (_LABELS, max(_MOST_LABELS, weights.longest)),
+    )
+    left: list[tuple[str, str, Any]] = [("", "", config)]
+    while left:
+        where, key, value = left.pop()
+        if isinstance(value, list):
+            left += [(where, key, one) for one in value]
+        elif isinstance(value, Mapping):
+            left += [(f"{where}.{own}" if where else own, own, one) for own, one in value.items()]
+        elif type(value) in (int, float):
+            for pattern, most in limits:
+                if value > most and pattern.fullmatch(key):
+                    raise InputError(
+                        f"{folder / CONFIG} claims {_shown(value)} in {visible(where)[:100]}, and the folder's weights are "
+                        f"for {most:,} at most: save the whole model again"
+                    )
+
+
+def _shown(value: float) -> str:
+    return f"{value:,}" if value < 1e15 else "1e15 or more"
+
+
+def check_memory(folder: Path, module: Any, weights: Stored) -> None:
+    """Check that a module on the meta device would take no more memory than the weights allow.
+
+    Raises:
+        InputError: it would.
+    """
+    claimed_bytes = sum(
+        one.numel() * one.element_size() for one in (*module.parameters(), *module.buffers())
+    )
+    most_bytes = LARGEST_BYTES + _MOST_TIMES * weights.size_bytes
+    if claimed_bytes > most_bytes:
+        raise InputError(
+            f"{folder / CONFIG} claims a model of {claimed_bytes:,} bytes, and the folder's weights of "
+            f"{weights.size_bytes:,} bytes are for {most_bytes:,} at most: save the whole model again"
+        )
+
+
+def ones(folder: Path, shape: Any, settings: str) -> Array:
+    """Return a made-up sample of a shape that a configuration claims.
+
+    Raises:
+        InputError: it is too large, or no shape.
+    """
+    if not all(type(size) is int and size > 0 for size in shape):
+        raise InputError(f"{folder / CONFIG} has {settings} {[*shape]!r:.60}: give data=")
+    each_bytes = 4
+    for size in shape:  # what a file claims may have more digits than can be written out
+        each_bytes = min(each_bytes * size, 1 << 62)
+    check_bytes(each_bytes)
+    return np.ones(shape, np.float32)
 
 
 @contextlib.contextmanager

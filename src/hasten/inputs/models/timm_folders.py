@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,7 @@ def load(path: Path, config: Mapping[str, Any]) -> Any:
         )
     try:
         import timm
+        import torch
 
         named.check_timm(name)
     except ImportError as error:
@@ -71,18 +73,27 @@ def load(path: Path, config: Mapping[str, Any]) -> Any:
     if not isinstance(asked, Mapping) or (refused := sorted(config_claims.NO_ARGUMENTS & {*asked})):
         said = f"sets {', '.join(refused)}" if isinstance(asked, Mapping) else "isn't a JSON object"
         raise InputError(f"model_args in {path / 'config.json'} {said}, which isn't allowed")
+    classes = config.get("num_classes", asked.get("num_classes"))
+    given = {**asked, "num_classes": classes, "pretrained_cfg": _for_timm(config)}
+    stored = named.read_weights(weights)
+    sizes = config_claims.Stored.of(
+        (tuple(one.shape) for one in stored.values()),
+        sum(one.numel() * one.element_size() for one in stored.values()),
+    )
+    config_claims.check_counts(path, config, sizes)
     try:
-        module: Any = timm.create_model(
-            name,
-            pretrained=False,
-            pretrained_cfg=_for_timm(config),
-            **{**asked, "num_classes": config.get("num_classes", asked.get("num_classes"))},
-        )
+        with torch.device("meta"):  # no memory for what only config.json claims
+            claimed: Any = timm.create_model(name, pretrained=False, **given)
     except Exception as error:  # timm's constructors raise exceptions of any kind
         raise InputError(
             f"timm {timm.__version__} can't build the {name} of {path}: {told(error)}"
         ) from error
-    named.put(module, named.read_weights(weights), str(weights))
+    with warnings.catch_warnings():  # that weights put there are lost
+        warnings.simplefilter("ignore")
+        named.put(claimed, stored, str(weights))
+    config_claims.check_memory(path, claimed, sizes)
+    module: Any = timm.create_model(name, pretrained=False, **given)
+    named.put(module, stored, str(weights))
     size = _preparation(config).get("input_size") or (3, 224, 224)
     if not isinstance(size, list | tuple) or not all(type(one) is int and one > 0 for one in size):
         raise InputError(f"{path / 'config.json'} has input_size {size!r:.60}: give [3, 224, 224]")
