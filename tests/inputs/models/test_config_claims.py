@@ -243,8 +243,8 @@ def test_more_layers_and_labels_than_weights_are_refused_before_any_is_made(
     shown = "1e15 or more" if value > 1e15 else f"{value:,}"
     most = "65,536" if where == "num_labels" else "1,000"
     assert refused(folder) == (
-        f"{folder}/config.json claims {shown} in {where}, and the folder's weights are for {most} at most: save the "
-        "whole model again"
+        f"{folder}/config.json claims {shown} in {where}, and the folder's weights are for {most} at most: if you "
+        "trust it, add trust_code=True"
     )
 
 
@@ -280,14 +280,35 @@ def test_a_model_larger_than_its_weights_takes_no_memory(
     begin, end = (
         f"{folder}/config.json claims a model of ",
         (
-            f" bytes, and the folder's weights of {size:,} bytes are for {(256 << 20) + 8 * size:,} at most: save the "
-            "whole model again"
+            f" bytes, and the folder's weights of {size:,} bytes are for {(256 << 20) + 8 * size:,} at most: if you "
+            "trust it, add trust_code=True"
         ),
     )
     message = refused(folder)
     assert message.startswith(begin), message
     assert message.endswith(end), message
     assert int(message[len(begin) : -len(end)].replace(",", "")) > 1 << 30
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_weights_that_a_file_lacks_take_no_memory_unless_they_are_trusted(
+    encoder: Path, tmp_path: Path, *, trusted: bool
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = copied(encoder, tmp_path / "m", vocab_size=8 << 20)  # rows of 64 bytes
+    kept = load_file(folder / "model.safetensors")
+    del kept["embeddings.word_embeddings.weight"]
+    (folder / "model.safetensors").unlink()
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    message = refused(folder, trust_code=trusted)
+    if trusted:  # then the memory was taken
+        assert message == (
+            f"{folder} lacks 1 weights of BertModel, such as embeddings.word_embeddings.weight: save the whole model "
+            "with save_pretrained"
+        )
+    else:
+        assert message.startswith(f"{folder}/config.json claims a model of 536,")
 
 
 CONVOLUTIONS = {
@@ -354,12 +375,13 @@ def timms(folder: Path, **more: Any) -> Path:
         (
             {"num_classes": 10**9},
             "{folder}/config.json claims 1,000,000,000 in num_classes, and the folder's weights are for 65,536 at "
-            "most: save the whole model again",
+            "most: if you trust it, add trust_code=True",
         ),
         (
             {"model_args": {"layers": [1, 1, 10**9, 1]}},
             "{folder}/config.json claims 1,000,000,000 in model_args.layers, and the folder's weights are for 1,000 "
-            "at most: save the whole model again",
+            "at most: if you "
+            "trust it, add trust_code=True",
         ),
         (
             {"model_args": {"in_chans": 10**9}},

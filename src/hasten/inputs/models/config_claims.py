@@ -156,7 +156,7 @@ class Stored:
 
 def stored(folder: Path) -> Stored:
     """Return the sizes of the safetensors in a folder, of which only the headers are read."""
-    files = sorted(folder.rglob("*.safetensors"))
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")])
     return Stored.of(
         (shape for file in files for shape in _shapes(file)),
         sum(file.stat().st_size for file in files if file.is_file()),
@@ -195,7 +195,7 @@ def check_counts(folder: Path, config: Mapping[str, Any], weights: Stored) -> No
                 if value > most and pattern.fullmatch(key):
                     raise InputError(
                         f"{folder / CONFIG} claims {_shown(value)} in {visible(where)[:100]}, and the folder's weights are "
-                        f"for {most:,} at most: save the whole model again"
+                        f"for {most:,} at most: if you trust it, add trust_code=True"
                     )
 
 
@@ -216,7 +216,7 @@ def check_memory(folder: Path, module: Any, weights: Stored) -> None:
     if claimed_bytes > most_bytes:
         raise InputError(
             f"{folder / CONFIG} claims a model of {claimed_bytes:,} bytes, and the folder's weights of "
-            f"{weights.size_bytes:,} bytes are for {most_bytes:,} at most: save the whole model again"
+            f"{weights.size_bytes:,} bytes are for {most_bytes:,} at most: if you trust it, add trust_code=True"
         )
 
 

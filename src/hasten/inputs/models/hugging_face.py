@@ -149,7 +149,7 @@ class Folder:
     def _module(self) -> Any:
         """Load the weights."""
         if timm_folders.is_one(self.config):
-            return timm_folders.load(self.path, self.config)
+            return timm_folders.load(self.path, self.config, trust_code=self.trust_code)
         self._check()
         try:
             import torch  # noqa: F401 - transformers needs it and says so late
