@@ -134,6 +134,25 @@ def test_a_file_that_is_no_keras_model_is_refused(tmp_path: Path) -> None:
     assert str(error.value) == f"no such file: {tmp_path / 'no.keras'}"
 
 
+def test_a_file_that_is_replaced_after_the_check_isnt_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hasten.inputs.models import keras_archive
+
+    path, other = tmp_path / "model.keras", tmp_path / "other.keras"
+    convolutional().save(path)
+    attention().save(other)
+    check = keras_archive.check
+
+    def then_replaced(*given: Any) -> None:
+        check(*given)
+        path.write_bytes(other.read_bytes())
+
+    monkeypatch.setattr(keras_archive, "check", then_replaced)
+    assert load_file(path).input_shape == (None, 8, 8, 3)
+    assert path.read_bytes() == other.read_bytes()
+
+
 def claiming(whole: Path, claimed: Path, was: str, claims: str) -> None:
     """Write a file again with another text in its configuration."""
     with zipfile.ZipFile(whole) as read, zipfile.ZipFile(claimed, "w") as written:

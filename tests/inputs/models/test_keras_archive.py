@@ -137,7 +137,9 @@ def test_plain_models_go_on_to_keras(tmp_path: Path) -> None:
 
     nested = layer("Bidirectional", layer=layer("GRU", dtype=POLICY))
     operation = layer("Add", module="keras.src.ops.numpy")
-    check(written(tmp_path / "m.keras", nested, operation, layer("TextVectorization")))
+    path = written(tmp_path / "m.keras", nested, operation, layer("TextVectorization"))
+    with path.open("rb") as file:
+        check(file, path)
 
 
 def test_a_file_that_would_unpack_to_far_more_is_refused(

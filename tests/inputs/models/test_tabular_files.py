@@ -131,6 +131,29 @@ def test_a_skops_file_is_read_if_its_types_are_known(tmp_path: Path) -> None:
     assert "\n" not in str(refused.value)
 
 
+def test_a_skops_file_that_is_replaced_after_the_check_isnt_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sklearn")
+    skops = pytest.importorskip("skops.io")
+    from sklearn.linear_model import LinearRegression
+
+    from hasten.core.archives import excess
+
+    path, other = tmp_path / "model.skops", tmp_path / "other.skops"
+    skops.dump(LinearRegression().fit(ROWS, TWO), path)
+    skops.dump(LinearRegression().fit(ROWS[:, :2], TWO), other)
+
+    def then_replaced(file: Any) -> str:
+        said = excess(file)
+        path.write_bytes(other.read_bytes())
+        return said
+
+    monkeypatch.setattr("hasten.inputs.models.tabular.sklearn.excess", then_replaced)
+    assert find_model(path).row.columns == ("x0", "x1", "x2", "x3")
+    assert path.read_bytes() == other.read_bytes()
+
+
 def often_or_slow() -> Iterator[Any]:
     """Yield each estimator alone and at a pipeline's end; XGBoost's pipelines are slow, but for one."""
     for kind in ESTIMATORS:

@@ -220,3 +220,23 @@ def test_a_file_that_is_cut_short_is_refused_in_one_line(tmp_path: Path, suffix:
     with pytest.raises(InputError, match=r"can't be read by XGBoost .*cut short") as refused:
         find_model(path)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("suffix", ["json", "ubj"])
+def test_a_file_that_is_replaced_after_the_check_isnt_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    from hasten.inputs.models.tabular.base import check_survives
+
+    path, other = tmp_path / f"model.{suffix}", tmp_path / f"other.{suffix}"
+    trained(TWO, objective="binary:logistic").save_model(path)
+    trained(THREE, objective="multi:softprob", num_class=3).save_model(other)
+
+    def then_replaced(*given: Any, **more: Any) -> str:
+        said = check_survives(*given, **more)
+        path.write_bytes(other.read_bytes())
+        return said
+
+    monkeypatch.setattr("hasten.inputs.models.tabular.xgboost.check_survives", then_replaced)
+    assert len(find_model(path).labels) == 2
+    assert path.read_bytes() == other.read_bytes()

@@ -3,6 +3,7 @@
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,6 +81,26 @@ def test_code_that_touches_other_files_isnt_run(tmp_path: Path, line: str, what:
     said = refusal(path)
     assert not witness.exists()
     assert said == f"{path} has {what!r}{ADVICE}"
+
+
+def test_a_file_that_is_replaced_after_the_check_isnt_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hasten.inputs.models import torchscript
+
+    witness = tmp_path / "witness"
+    harmful = written(tmp_path / "harmful.pt", f'torch.save(input, "{witness}")').read_bytes()
+    path = written(tmp_path / "net.pt")
+    check = torchscript._check_touches_nothing
+
+    def then_replaced(*given: Any) -> None:
+        check(*given)
+        path.write_bytes(harmful)
+
+    monkeypatch.setattr(torchscript, "_check_touches_nothing", then_replaced)
+    find_model(str(path))(torch.zeros(1, 4))
+    assert path.read_bytes() == harmful
+    assert not witness.exists()
 
 
 def test_code_in_another_form_isnt_run(tmp_path: Path) -> None:

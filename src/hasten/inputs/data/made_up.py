@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,8 @@ from hasten.errors import InputError
 PICTURE, SEQUENCE = 224, 64
 """Sizes taken for open axes: of a picture's height and width, and of anything else."""
 _CHANNELS = (1, 3, 4)
-_LARGEST_BYTES = 256 << 20
+LARGEST_BYTES = 256 << 20
+"""Bytes of a made-up sample, at most."""
 _ONES = ("mask", "length", "lens")
 """Parts of the names of integer inputs for which 1 is safer than 0."""
 _ENDS = ("mask", "masks", "length", "lengths", "lens")
@@ -106,20 +108,26 @@ def make_up(
         InputError: a single sample is too large.
     """
     shapes = {spec.name: _sample_shape(spec, plan) for spec in specs}
-    each_bytes = sum(
-        int(np.prod(shapes[spec.name], dtype=np.int64)) * np.dtype(spec.dtype).itemsize
-        for spec in specs
-    )
-    if each_bytes > _LARGEST_BYTES:
-        raise InputError(
-            f"a made-up sample of this model would take {each_bytes / 2**20:,.4g} MiB: give data="
-        )
-    count = max(3, min(count, _LARGEST_BYTES // max(1, each_bytes)))
+    each_bytes = sum(math.prod(shapes[spec.name]) * np.dtype(spec.dtype).itemsize for spec in specs)
+    check_bytes(each_bytes)
+    count = max(3, min(count, LARGEST_BYTES // max(1, each_bytes)))
     rng = np.random.default_rng(seed)
     return {
         spec.name: _values(spec, (count, *shapes[spec.name]), plan, rows.get(spec.name), rng)
         for spec in specs
     }
+
+
+def check_bytes(size_bytes: int) -> None:
+    """Check that a made-up sample isn't too large, before it takes memory.
+
+    Raises:
+        InputError: it is.
+    """
+    if size_bytes > LARGEST_BYTES:
+        raise InputError(
+            f"a made-up sample of this model would take {size_bytes / 2**20:,.4g} MiB: give data="
+        )
 
 
 def _sample_shape(spec: TensorSpec, plan: MadeUpInputs) -> tuple[int, ...]:

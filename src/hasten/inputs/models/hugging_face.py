@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,8 @@ from hasten.core.model import Model
 from hasten.core.silence import silenced
 from hasten.core.tensors import Array
 from hasten.errors import InputError, told
-from hasten.inputs.models import frozen, onnx, sentence_transformers, timm_folders
+from hasten.inputs.models import config_claims, frozen, onnx, sentence_transformers, timm_folders
+from hasten.inputs.models.config_claims import CONFIG
 from hasten.inputs.models.sentence_transformers import SentenceModel
 from hasten.inputs.pipeline.base import Pipeline, PostStep
 from hasten.inputs.pipeline.classes import TopK
@@ -25,7 +27,6 @@ from hasten.inputs.pipeline.hugging_face import IMAGES, TOKENIZER, from_hugging_
 from hasten.inputs.pipeline.text import MAX_TOKENIZER_BYTES, Tokenize
 from hasten.inputs.pipeline.written import read_text
 
-CONFIG = "config.json"
 _WRITES_TEXT = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "ForSpeechSeq2Seq")
 _SLOW_TOKENIZERS = (
     *("*.model", "merges.txt", "vocab.*", "sentencepiece*", "spiece*"),
@@ -140,8 +141,15 @@ class Folder:
         Raises:
             InputError: the library isn't installed, or the folder's model isn't one it can load.
         """
+        if self.trust_code:
+            return self._module()
+        with config_claims.offline():
+            return self._module()
+
+    def _module(self) -> Any:
+        """Load the weights."""
         if timm_folders.is_one(self.config):
-            return timm_folders.load(self.path, self.config)
+            return timm_folders.load(self.path, self.config, trust_code=self.trust_code)
         self._check()
         try:
             import torch  # noqa: F401 - transformers needs it and says so late
@@ -151,16 +159,25 @@ class Folder:
                 f"{self.path}, a Hugging Face folder without an ONNX file,", "hugging-face"
             ) from error
         kind = self._class(transformers)
+        weights = config_claims.stored(self.path)
+        if not self.trust_code:
+            config_claims.check_counts(self.path, self.config, weights)
         options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
         if self.trust_code:
             options["trust_remote_code"] = True
         try:
             with silenced():
+                if not self.trust_code:
+                    config_claims.check_memory(
+                        self.path, self._without_memory(kind, transformers), weights
+                    )
                 module, about = kind.from_pretrained(self.path, output_loading_info=True, **options)
                 missing = sorted(about["missing_keys"])
                 if missing and all(key.startswith("pooler.") for key in missing):
                     module = kind.from_pretrained(self.path, add_pooling_layer=False, **options)
                     missing = []
+        except InputError:
+            raise
         except Exception as error:  # transformers passes on any exception
             raise InputError(
                 f"{self.path} can't be loaded by transformers {transformers.__version__}: {told(error)}"
@@ -172,6 +189,21 @@ class Folder:
             )
         return module.eval()
 
+    def _without_memory(self, kind: Any, transformers: Any) -> Any:
+        """Return the module as transformers makes it before it has weights: on the meta device."""
+        import torch
+
+        base = transformers.PreTrainedModel
+        is_auto = not issubclass(kind, base)
+        configuration = (is_auto and transformers.AutoConfig) or kind.config_class
+        config = configuration.from_pretrained(self.path, local_files_only=True)
+        with contextlib.ExitStack() as stack:
+            for context in (base if is_auto else kind).get_init_context(
+                torch.float32, False, False, False
+            ):
+                stack.enter_context(context)
+            return kind.from_config(config) if is_auto else kind(config)
+
     def _check(self) -> None:
         """Check what can be checked before anything is loaded."""
         if self.config.get("auto_map") and not self.trust_code:
@@ -179,6 +211,8 @@ class Folder:
                 f"{self.path} contains Python code of its own (auto_map in {CONFIG}), which "
                 "isn't run: if you trust it, add trust_code=True"
             )
+        if not self.trust_code:
+            config_claims.check_places(self.path, self.config)
         name = self.architecture
         if not name:
             raise InputError(f"{self.path / CONFIG} doesn't name the model's architecture")
@@ -209,6 +243,14 @@ class Folder:
                 f"transformers {transformers.__version__} has no {self.architecture}, the "
                 f"architecture of {self.path}: install a newer version"
             )
+        is_model = isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)
+        if (
+            not is_model and not hasattr(kind, "_backends") and not self.trust_code
+        ):  # which one has for lack of a library
+            raise InputError(
+                f"{self.architecture}, the architecture of {self.path}, isn't a model of transformers "
+                f"{transformers.__version__}"
+            )
         return kind
 
     def made_up(self, module: Any) -> dict[str, Array]:
@@ -219,15 +261,20 @@ class Folder:
         """
         main, known = str(module.main_input_name), self.config
         if (shape := getattr(module, "hasten_sample", None)) is not None:
-            return {main: np.ones(shape, np.float32)}
-        tokens = min(_TRACED_TOKENS, int(known.get("max_position_embeddings") or _TRACED_TOKENS))
+            return {main: config_claims.ones(self.path, shape, "input_size")}
+        longest = known.get("max_position_embeddings")
+        tokens = min(_TRACED_TOKENS, longest) if type(longest) is int and longest > 0 else None
         if main == "input_ids":
-            return {name: np.ones(tokens, np.int64) for name in text_inputs(module)}
+            return {
+                name: np.ones(tokens or _TRACED_TOKENS, np.int64) for name in text_inputs(module)
+            }
         if main == "pixel_values" and isinstance(side := known.get("image_size"), (int, list)):
             sides = [side, side] if isinstance(side, int) else side
-            return {main: np.ones((int(known.get("num_channels", 3)), *sides), np.float32)}
+            shape = (known.get("num_channels", 3), *sides)
+            return {main: config_claims.ones(self.path, shape, "num_channels and image_size")}
         if main == "input_values" and "num_mel_bins" in known and "max_length" in known:
-            return {main: np.ones((known["max_length"], known["num_mel_bins"]), np.float32)}
+            shape = (known["max_length"], known["num_mel_bins"])
+            return {main: config_claims.ones(self.path, shape, "max_length and num_mel_bins")}
         if main == "input_values":
             return {main: np.sin(np.arange(_TRACED_SOUND, dtype=np.float32))}
         raise InputError(

@@ -14,11 +14,13 @@ import io
 import logging
 import math
 import re
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -54,23 +56,42 @@ def load_file(path: Path, *, trust_code: bool = False) -> Any:
     """
     if not path.is_file():
         raise InputError(f"no such file: {path}")
-    if not trust_code:
-        keras_archive.check(path)
-    keras = _keras()
+    if trust_code:
+        return _loaded(_keras(), path, path, trust_code=True)
+    with tempfile.TemporaryDirectory() as folder:
+        private = Path(folder) / "model.keras"  # what is checked is what is loaded
+        try:
+            shutil.copyfile(path, private)
+        except OSError as error:
+            raise InputError(f"{path} can't be copied: {error.strerror or error}") from error
+        with private.open("rb") as file:
+            keras_archive.check(file, path)
+        return _loaded(_keras(), private, path, trust_code=False)
+
+
+def _loaded(keras: Any, file: Path, path: Path, *, trust_code: bool) -> Any:
+    """Load a file, which is a copy of another one or that itself.
+
+    Args:
+        keras: The library.
+        file: The file to load.
+        path: Path of the user's file, for messages.
+        trust_code: Whether code that the file brings may run.
+    """
     try:
         with quiet():
             if not trust_code:
-                _check_sizes(keras, path)
-            return keras.models.load_model(path, compile=False, safe_mode=not trust_code)
+                with file.open("rb") as opened:
+                    _check_sizes(keras, opened, path)
+            return keras.models.load_model(file, compile=False, safe_mode=not trust_code)
     except InputError:
         raise
     except Exception as error:  # keras passes on any exception of its dependencies
-        raise InputError(
-            f"{path} can't be loaded as a Keras model: {_first_line(error)}"
-        ) from error
+        said = _first_line(error).replace(str(file), str(path))
+        raise InputError(f"{path} can't be loaded as a Keras model: {said}") from error
 
 
-def _check_sizes(keras: Any, path: Path) -> None:
+def _check_sizes(keras: Any, file: IO[bytes], path: Path) -> None:
     """Check that a file has the weights that its layers claim, before keras allocates memory for them.
 
     Raises:
@@ -78,7 +99,7 @@ def _check_sizes(keras: Any, path: Path) -> None:
     """
     from keras.src.backend.common import global_state
 
-    config, stored, stateful = keras_archive.sizes(path)
+    config, stored, stateful = keras_archive.sizes(file)
     waiting = global_state.get_global_attribute(_WAITING, [])
     global_state.set_global_attribute(_WAITING, [])
     try:

@@ -15,7 +15,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hasten.core.archives import excess
 from hasten.errors import InputError
@@ -36,14 +36,18 @@ _CALLING = ("FlaxLayer", "JaxLayer", "Lambda", "TFSMLayer", "TorchModuleWrapper"
 """Classes that call functions, or load other models, which a file names or brings."""
 
 
-def check(path: Path) -> None:
+def check(file: IO[bytes], path: Path) -> None:
     """Check that keras can load a file without running code of it, or touching other files.
+
+    Args:
+        file: The file, opened to be read.
+        path: Its path, for messages.
 
     Raises:
         InputError: it can't, or it is another kind of file.
     """
     try:
-        with path.open("rb") as file, zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             said = excess(file)
             names = archive.namelist()
             config = {} if said else json.loads(archive.read(_CONFIG))
@@ -63,13 +67,13 @@ def check(path: Path) -> None:
         )
 
 
-def sizes(path: Path) -> tuple[Any, int, bool]:
+def sizes(file: IO[bytes]) -> tuple[Any, int, bool]:
     """Return the configuration of a file that was checked, the bytes of its weights, and whether it keeps states.
 
     The configuration is changed so that all arrays of the model are variables, whose sizes can be told before they
     take memory: it isn't compiled or stateful, and has other layers with as many weights in place of `Normalization`.
     """
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         stored = {info.filename: info.file_size for info in archive.infolist()}
         config = json.loads(archive.read(_CONFIG))
     left, stateful = [config], False

@@ -7,7 +7,7 @@ import pickletools
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hasten.core.archives import excess
 from hasten.core.extras import missing_extra
@@ -208,13 +208,14 @@ def read_weights(path: Path) -> dict[str, Any]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        with path.open("rb") as file:
+        with path.open("rb") as file:  # once: what is checked is what is loaded
             is_archive = file.read(4) == _ARCHIVE
             if is_archive and (said := excess(file)):
                 raise InputError(f"{path} can't be unpacked safely: {said}")
-        if is_archive:
-            _check_names(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+            if is_archive:
+                _check_names(file, path)
+            file.seek(0)
+            found = torch.load(file, map_location="cpu", weights_only=True)
     except InputError:
         raise
     except Exception as error:  # torch and safetensors pass on any exception
@@ -230,13 +231,13 @@ def read_weights(path: Path) -> dict[str, Any]:
     return {str(name).removeprefix("module."): one for name, one in found.items()}
 
 
-def _check_names(path: Path) -> None:
+def _check_names(file: IO[bytes], path: Path) -> None:
     """Check the names of types in a checkpoint: torch's own error on a long one takes minutes to be written.
 
     Raises:
         InputError: a name is too long.
     """
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(file) as archive:
         pickles = [archive.read(name) for name in archive.namelist() if name.endswith("/data.pkl")]
     for each in pickles:
         with contextlib.suppress(ValueError):  # torch says what is wrong with a damaged one

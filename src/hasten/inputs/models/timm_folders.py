@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hasten.core.extras import missing_extra
 from hasten.errors import InputError, told
-from hasten.inputs.models import named
+from hasten.inputs.models import config_claims, named
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.config import from_pretrained_cfg
@@ -18,14 +19,6 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _WRAPPED = "TimmWrapperForImageClassification"
 _SHOWN = 5
 """Largest number of classes of a decision."""
-_NO_ARGUMENTS = frozenset(
-    (
-        *("cache_dir", "checkpoint_path", "model_name", "pretrained", "pretrained_cfg"),
-        *("pretrained_cfg_overlay", "pretrained_model_args"),
-    )
-)
-"""Arguments of timm.create_model that a folder may not set: they name files and addresses."""
-
 _PLACES = frozenset(
     ("custom_load", "file", "hf_hub_filename", "hf_hub_id", "source", "state_dict", "url")
 )
@@ -54,8 +47,13 @@ def pipeline(config: Mapping[str, Any]) -> Pipeline:
     return Pipeline(preparation.steps, (TopK(min(_SHOWN, len(names)), names),) if names else ())
 
 
-def load(path: Path, config: Mapping[str, Any]) -> Any:
+def load(path: Path, config: Mapping[str, Any], *, trust_code: bool = False) -> Any:
     """Return the module with the folder's weights, in eval mode; `hasten_sample` is a picture's shape.
+
+    Args:
+        path: The folder.
+        config: Content of its `config.json`.
+        trust_code: Whether the numbers in the configuration are trusted, as the folder's code would be.
 
     Raises:
         InputError: timm isn't installed or can't build the module, or the weights are missing, can't
@@ -72,25 +70,37 @@ def load(path: Path, config: Mapping[str, Any]) -> Any:
         )
     try:
         import timm
+        import torch
 
         named.check_timm(name)
     except ImportError as error:
         raise missing_extra(f"{path}, a folder of a timm model,", "torch") from error
-    if not isinstance(asked, Mapping) or (refused := sorted(_NO_ARGUMENTS & {*asked})):
+    if not isinstance(asked, Mapping) or (refused := sorted(config_claims.NO_ARGUMENTS & {*asked})):
         said = f"sets {', '.join(refused)}" if isinstance(asked, Mapping) else "isn't a JSON object"
         raise InputError(f"model_args in {path / 'config.json'} {said}, which isn't allowed")
+    classes = config.get("num_classes", asked.get("num_classes"))
+    given = {**asked, "num_classes": classes, "pretrained_cfg": _for_timm(config)}
+    stored = named.read_weights(weights)
+    sizes = config_claims.Stored.of(
+        (tuple(one.shape) for one in stored.values()),
+        sum(one.numel() * one.element_size() for one in stored.values()),
+    )
+    if not trust_code:
+        config_claims.check_counts(path, config, sizes)
     try:
-        module: Any = timm.create_model(
-            name,
-            pretrained=False,
-            pretrained_cfg=_for_timm(config),
-            **{**asked, "num_classes": config.get("num_classes", asked.get("num_classes"))},
-        )
+        with torch.device("meta"):  # no memory for what only config.json claims
+            claimed: Any = timm.create_model(name, pretrained=False, **given)
     except Exception as error:  # timm's constructors raise exceptions of any kind
         raise InputError(
             f"timm {timm.__version__} can't build the {name} of {path}: {told(error)}"
         ) from error
-    named.put(module, named.read_weights(weights), str(weights))
+    with warnings.catch_warnings():  # that weights put there are lost
+        warnings.simplefilter("ignore")
+        named.put(claimed, stored, str(weights))
+    if not trust_code:
+        config_claims.check_memory(path, claimed, sizes)
+    module: Any = timm.create_model(name, pretrained=False, **given)
+    named.put(module, stored, str(weights))
     size = _preparation(config).get("input_size") or (3, 224, 224)
     if not isinstance(size, list | tuple) or not all(type(one) is int and one > 0 for one in size):
         raise InputError(f"{path / 'config.json'} has input_size {size!r:.60}: give [3, 224, 224]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -64,9 +65,12 @@ def load(path: Path, *, trust_code: bool = False) -> Any:
         raise missing_extra("a TorchScript file", "torch") from error
     try:
         with silenced():
+            source: Any = str(path)
             if not trust_code:
-                _check_touches_nothing(path)
-            return torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+                content = path.read_bytes()  # once: what is checked is what is loaded
+                _check_touches_nothing(path, content)
+                source = io.BytesIO(content)
+            return torch.jit.load(source, map_location="cpu")  # type: ignore[no-untyped-call]
     except InputError:
         raise
     except Exception as error:  # torch passes on any exception
@@ -75,27 +79,31 @@ def load(path: Path, *, trust_code: bool = False) -> Any:
         ) from error
 
 
-def _check_touches_nothing(path: Path) -> None:
+def _check_touches_nothing(path: Path, content: bytes) -> None:
     """Check the code in a file, which runs when the file is loaded and when the module is called.
+
+    Args:
+        path: Path of the file, for messages.
+        content: Its content.
 
     Raises:
         InputError: it could touch other files, or would unpack to far more than the file's size.
     """
     import torch
 
-    with path.open("rb") as file, zipfile.ZipFile(path) as archive:
+    with io.BytesIO(content) as file:
         if said := excess(file):
             raise InputError(f"{path} can't be unpacked safely: {said}")
-        file.seek(0)
         # Of a file with this mark, torch reads a module for phones that needn't be the one in the archive.
-        for_phones = file.read(8)[4:] == b"PTMF"
-        older = any(name.endswith("/model.json") for name in archive.namelist())
+        for_phones = content[4:8] == b"PTMF"
+        with zipfile.ZipFile(file) as archive:
+            older = any(name.endswith("/model.json") for name in archive.namelist())
     if for_phones or older:
         raise InputError(
             f"{path} has an older TorchScript format, or the one for phones: save the model with "
             "torch.jit.save"
         )
-    reader = torch._C.PyTorchFileReader(str(path))
+    reader = torch._C.PyTorchFileReader(io.BytesIO(content))
     for record in reader.get_all_records():
         if record.startswith("code/") and record.endswith(".py"):
             code = _APART.sub('""', reader.get_record(record).decode(errors="replace"))

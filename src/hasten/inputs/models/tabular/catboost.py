@@ -59,18 +59,19 @@ class CatBoost(Library):
     def read(self, path: Path) -> Any:
         """Read a file that `save_model` wrote: one in JSON as the record that it is."""
         with path.open("rb") as file:
-            begin = file.read(8)
-        if begin[:1] == b"{":
+            begin = file.read(1)
+        if begin == b"{":
             return _read_json(path, str(path))
         import catboost
 
-        stated = int.from_bytes(begin[4:], "little")  # CatBoost takes as much memory
-        if begin[:4] == b"CBM1" and stated > path.stat().st_size - len(begin):
+        content = path.read_bytes()  # once: what is checked is what is loaded
+        stated = int.from_bytes(content[4:8], "little")  # CatBoost takes as much memory
+        if content[:4] == b"CBM1" and stated > len(content) - 8:
             raise InputError(
                 f"{path} is cut short or damaged: its model has {stated:,} bytes, which is more than the file"
             )
         try:
-            return catboost.CatBoost().load_model(str(path), format="cbm")
+            return catboost.CatBoost().load_model(blob=content)
         except (catboost.CatBoostError, ValueError) as error:
             raise InputError(
                 f"{path} can't be read by CatBoost {catboost.__version__}: {told(error)}"

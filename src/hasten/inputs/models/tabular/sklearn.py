@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -62,10 +63,10 @@ class NoTorch:
             raise ModuleNotFoundError(name)
 
 sys.meta_path.insert(0, NoTorch)
-from skops.io import load
-load(sys.argv[1], trusted=sys.argv[2:])
+from skops.io import loads
+loads(sys.stdin.buffer.read(), trusted=sys.argv[2:])
 """
-"""Program that reads a file, given the types to trust. None is of torch, which skops would import for seconds."""
+"""Program that reads a file's content, given the types to trust. None is of torch, which skops would import for seconds."""
 
 
 class ScikitLearn(Library):
@@ -77,13 +78,13 @@ class ScikitLearn(Library):
 
     def read(self, path: Path) -> Any:
         """Read a .skops file, if skops trusts all of its types, or they are among `_TRUSTED`."""
-        from skops.io import get_untrusted_types, load
+        from skops.io import get_untrusted_types, loads
 
         try:
-            with path.open("rb") as file:
-                if said := excess(file):
-                    raise InputError(f"{path} can't be unpacked safely: {said}")
-            found = get_untrusted_types(file=path)
+            content = path.read_bytes()  # once: what is checked is what is loaded
+            if said := excess(io.BytesIO(content)):
+                raise InputError(f"{path} can't be unpacked safely: {said}")
+            found = get_untrusted_types(data=content)
             unknown = [name for name in found if name not in _TRUSTED]
             if unknown:
                 raise InputError(
@@ -94,8 +95,8 @@ class ScikitLearn(Library):
                 )
             trusted = [name for name in found if name in _TRUSTED]
             if any(name.startswith("xgboost.") for name in found):  # its parser may crash
-                check_survives(path, "XGBoost", _READ, *trusted)
-            return load(path, trusted=trusted)
+                check_survives(path, "XGBoost", _READ, *trusted, content=content)
+            return loads(content, trusted=trusted)
         except InputError:
             raise
         except Exception as error:  # zipfile's, json's, and whatever a type's own state raises

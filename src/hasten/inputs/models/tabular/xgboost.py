@@ -90,8 +90,6 @@ class XGBoost(Library):
         if len(content) < 2:
             raise InputError(f"{path} is empty")
         _check_version(path, content)
-        binary = content[1:2].isalpha()
-        fits = path.suffix == (".ubj" if binary else ".json")  # else XGBoost would guess, and warn
         # It may crash on a damaged file.
         (library, *_) = xgboost.libpath.find_lib_path()
         if said := check_survives(
@@ -99,7 +97,7 @@ class XGBoost(Library):
         ):
             raise _refused(path, said)
         try:
-            return xgboost.Booster(model_file=path if fits else bytearray(content))
+            return xgboost.Booster(model_file=bytearray(content))  # what was checked
         except (xgboost.core.XGBoostError, ValueError) as error:
             raise _refused(path, str(error)) from error
 

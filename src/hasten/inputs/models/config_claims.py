@@ -1,0 +1,262 @@
+"""What a folder's `config.json` claims, checked against what the folder has before transformers or timm act on it.
+
+Source: transformers 5.24, configuration_utils.py, modeling_utils.py, backbone_utils.py, integrations/peft.py and
+models/timm_wrapper; timm 1.0.31, models/_factory.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from hasten.core.tensors import Array
+from hasten.errors import InputError, visible
+from hasten.inputs.data.made_up import LARGEST_BYTES, check_bytes
+from hasten.inputs.pipeline.written import read_text
+
+CONFIG = "config.json"
+NO_ARGUMENTS = frozenset(
+    (
+        *("cache_dir", "checkpoint_path", "model_name", "pretrained", "pretrained_cfg"),
+        *("pretrained_cfg_overlay", "pretrained_model_args"),
+    )
+)
+"""Arguments of timm.create_model that a folder may not set: they name files and addresses."""
+_ELSEWHERE = ("configuration_files", "transformers_weights")
+"""Settings that name another configuration or other weights than those that are checked."""
+_NAMES = ("architecture", "backbone")
+"""Settings that name a model of timm, or else a folder or a repository with one."""
+_KERNELS = re.compile(r"_?(attn|experts)_implementation(_internal)?")
+"""Settings that name a function of transformers, or else a repository with the code of one."""
+_PLACE = re.compile(r"[:/\\]")
+_ADAPTER = "adapter_config.json"
+_PARTS = re.compile(r"(.*_)?(blocks?|depths?|experts|groups|layers?|repeats?|stages)")
+"""Settings that say how many objects of Python a network consists of."""
+_LABELS = re.compile(r"(.*_)?(classes|labels)")
+"""Settings that say how many labels a network has; transformers makes up a name for each."""
+_MOST_PARTS, _MOST_LABELS = 1_000, 1 << 16
+_MOST_TIMES = 8
+"""Bytes of memory that each byte of a file of weights may claim: weights of 8 bits are float32 in memory, and
+tied ones count twice."""
+_lock = threading.Lock()
+_inside = 0
+_restored = contextlib.ExitStack()
+
+
+def check_places(folder: Path, config: Mapping[str, Any]) -> None:
+    """Check that loading a folder opens no other files and asks no network.
+
+    Args:
+        folder: The folder.
+        config: Content of its `config.json`.
+
+    Raises:
+        InputError: its files name files or repositories to load; the message names one.
+    """
+    found = next(_places(config), None)
+    if found is not None:
+        raise _refused(folder / CONFIG, *found)
+    if (folder / _ADAPTER).is_file():
+        raise InputError(
+            f"{folder} has an adapter of PEFT ({_ADAPTER}), which may name other files: merge it into the model "
+            "(merge_and_unload) and save that with save_pretrained, or add trust_code=True"
+        )
+    for path in sorted(folder.glob("*.index.json")):
+        try:
+            index = json.loads(read_text(path))
+        except ValueError as error:
+            raise InputError(f"{path} can't be read as JSON: {error}") from error
+        shards = index.get("weight_map") if isinstance(index, dict) else None
+        for shard in shards.values() if isinstance(shards, dict) else ():
+            if not isinstance(shard, str) or not _is_inside(shard):
+                raise _refused(path, "weight_map", shard)
+
+
+def _refused(path: Path, where: str, value: object) -> InputError:
+    shown = repr(visible(value[:60])) if isinstance(value, str) else f"a {type(value).__name__}"
+    return InputError(
+        f"{path} has {shown} in {visible(where)[:100]}, so loading it could open other files or ask the network: if "
+        "you trust it, add trust_code=True, or load it in a my.py and give my.py:model"
+    )
+
+
+def _places(config: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """Yield each setting that names a place, with its value; settings may be nested."""
+    left: list[tuple[str, Any]] = [("", config)]
+    while left:
+        where, value = left.pop()
+        if isinstance(value, list):
+            left += [(where, one) for one in value]
+        if not isinstance(value, Mapping):
+            continue
+        for key, one in value.items():
+            named = f"{where}.{key}" if where else key
+            left.append((named, one))
+            if (one is not None and _is_place(key, one, value)) or (one and key == "auto_map"):
+                yield named, one
+            elif one and key == "model_args":
+                if not isinstance(one, Mapping):
+                    yield named, one
+                    continue
+                for argument in sorted(NO_ARGUMENTS & {*one}):
+                    yield f"{named}.{argument}", one[argument]
+
+
+def _is_place(key: str, value: object, beside: Mapping[str, Any]) -> bool:
+    """Whether a setting names a file or a repository."""
+    if key in _ELSEWHERE:
+        return True
+    if _KERNELS.fullmatch(key):
+        names = value.values() if isinstance(value, Mapping) else (value,)
+        return any(isinstance(name, str) and bool(_PLACE.search(name)) for name in names)
+    if key not in _NAMES or not isinstance(value, str):
+        return False
+    if _PLACE.search(value):
+        return True
+    # By a plain name alone, transformers asks the Hub whether a repository is called so.
+    is_timms = (
+        beside.get("model_type") == "timm_backbone" or beside.get("use_timm_backbone") is True
+    )
+    return key == "backbone" and not is_timms and not beside.get("backbone_config")
+
+
+def _is_inside(name: str) -> bool:
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and not re.search(r"[\\:]", name)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Sizes of the weights that a folder has.
+
+    Attributes:
+        tensors: Number of tensors.
+        longest: Largest dimension of a tensor.
+        size_bytes: Size of the files.
+    """
+
+    tensors: int
+    longest: int
+    size_bytes: int
+
+    @classmethod
+    def of(cls, shapes: Iterator[tuple[int, ...]], size_bytes: int) -> Stored:
+        """Return the sizes of tensors of some shapes."""
+        every = list(shapes)
+        return cls(len(every), max((max(one, default=1) for one in every), default=1), size_bytes)
+
+
+def stored(folder: Path) -> Stored:
+    """Return the sizes of the safetensors in a folder, of which only the headers are read."""
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("*/*.safetensors")])
+    return Stored.of(
+        (shape for file in files for shape in _shapes(file)),
+        sum(file.stat().st_size for file in files if file.is_file()),
+    )
+
+
+def _shapes(file: Path) -> Iterator[tuple[int, ...]]:
+    from safetensors import safe_open
+
+    with contextlib.suppress(Exception):  # of a damaged file, which is said where it is loaded
+        with safe_open(file, "numpy") as tensors:
+            yield from [
+                tuple(tensors.get_slice(name).get_shape()) for name in [*tensors.keys()]
+            ]  # it is no dict
+
+
+def check_counts(folder: Path, config: Mapping[str, Any], weights: Stored) -> None:
+    """Check that a configuration claims no more layers and labels than the weights can have.
+
+    Raises:
+        InputError: it does; the message names the setting.
+    """
+    limits = (
+        (_PARTS, max(_MOST_PARTS, weights.tensors)),
+        (_LABELS, max(_MOST_LABELS, weights.longest)),
+    )
+    left: list[tuple[str, str, Any]] = [("", "", config)]
+    while left:
+        where, key, value = left.pop()
+        if isinstance(value, list):
+            left += [(where, key, one) for one in value]
+        elif isinstance(value, Mapping):
+            left += [(f"{where}.{own}" if where else own, own, one) for own, one in value.items()]
+        elif type(value) in (int, float):
+            for pattern, most in limits:
+                if value > most and pattern.fullmatch(key):
+                    raise InputError(
+                        f"{folder / CONFIG} claims {_shown(value)} in {visible(where)[:100]}, and the folder's weights are "
+                        f"for {most:,} at most: if you trust it, add trust_code=True"
+                    )
+
+
+def _shown(value: float) -> str:
+    return f"{value:,}" if value < 1e15 else "1e15 or more"
+
+
+def check_memory(folder: Path, module: Any, weights: Stored) -> None:
+    """Check that a module on the meta device would take no more memory than the weights allow.
+
+    Raises:
+        InputError: it would.
+    """
+    claimed_bytes = sum(
+        one.numel() * one.element_size() for one in (*module.parameters(), *module.buffers())
+    )
+    most_bytes = LARGEST_BYTES + _MOST_TIMES * weights.size_bytes
+    if claimed_bytes > most_bytes:
+        raise InputError(
+            f"{folder / CONFIG} claims a model of {claimed_bytes:,} bytes, and the folder's weights of "
+            f"{weights.size_bytes:,} bytes are for {most_bytes:,} at most: if you trust it, add trust_code=True"
+        )
+
+
+def ones(folder: Path, shape: Any, settings: str) -> Array:
+    """Return a made-up sample of a shape that a configuration claims.
+
+    Raises:
+        InputError: it is too large, or no shape.
+    """
+    if not all(type(size) is int and size > 0 for size in shape):
+        raise InputError(f"{folder / CONFIG} has {settings} {[*shape]!r:.60}: give data=")
+    each_bytes = 4
+    for size in shape:  # what a file claims may have more digits than can be written out
+        each_bytes = min(each_bytes * size, 1 << 62)
+    check_bytes(each_bytes)
+    return np.ones(shape, np.float32)
+
+
+@contextlib.contextmanager
+def offline() -> Iterator[None]:
+    """Let no request go to the Hub, then allow again what was allowed.
+
+    The switch belongs to the whole process. So the first block that begins sets it, and the last one that ends
+    restores it; blocks may overlap in several threads.
+    """
+    try:
+        from huggingface_hub import constants
+    except ImportError:
+        yield  # then nothing could ask it
+        return
+    global _inside
+    with _lock:
+        if not _inside:
+            _restored.callback(setattr, constants, "HF_HUB_OFFLINE", constants.HF_HUB_OFFLINE)
+            constants.HF_HUB_OFFLINE = True
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                _restored.close()
