@@ -20,6 +20,7 @@ from hasten.engines.base import Artifact, Engine
 from hasten.engines.checked import CheckedArtifact, private
 from hasten.engines.onnxruntime.engine import OnnxRuntime
 from hasten.engines.openvino.engine import OpenVino
+from hasten.engines.operators import copied
 from hasten.errors import InputError, IntegrityError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.spool import write_spool
@@ -77,9 +78,9 @@ def other(tmp_path: Path) -> Path:
     return compiled(tmp_path / "other.so", "another")
 
 
-def bundle_with(folder: Path, library: Path, engine: Engine) -> Path:
+def bundle_with(folder: Path, library: Path, engine: Engine, *more: Path) -> Path:
     made = built(folder, models.identity(folder), engine)
-    part = replace(made, custom_ops=(file_digest(library),))
+    part = replace(made, custom_ops=tuple(map(file_digest, (library, *more))))
     write(folder / "model.hasten", stated(part, part), {})
     return folder / "model.hasten"
 
@@ -204,3 +205,33 @@ def test_a_library_finds_the_libraries_beside_it(
         with load(bundle, custom_ops=[Path("package/libmine.so")], cache=False) as loaded:
             np.testing.assert_array_equal(loaded(ONES)["y"], ONES)
     assert log.read_text() == "".join(f"{tmp_path.name} {number}\n" for number in range(4))
+
+
+def test_a_library_beside_that_is_named_too_is_loaded_as_it_was_hashed(
+    tmp_path: Path, log: Path
+) -> None:
+    folder, engine, named = tmp_path / "own", OnnxRuntime(threads=1), "-Wl,-soname,libnamed.so"
+    beside = compiled(folder / "libnamed.so", tmp_path.name, BESIDE, named)
+    other = compiled(tmp_path / "other.so", "another", BESIDE, named)
+    needs = ("-DNEEDED", str(beside), "-Wl,-rpath,$ORIGIN")
+    own = compiled(folder / "libmine.so", tmp_path.name, REGISTERS, *needs)
+    bundle = bundle_with(tmp_path, own, engine, beside)
+    manifest = read(bundle)
+    artifact = artifact_of(bundle, manifest.winner, manifest, (own, beside))
+    artifact.copied_libraries()
+    shutil.copyfile(other, beside)
+    with engine.open(artifact, Target.host().with_threads(1)) as session:
+        np.testing.assert_array_equal(session.run({"x": ONES})["y"], ONES)
+    assert log.read_text() == f"{tmp_path.name}\n"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
+def test_a_folder_that_is_not_listed_for_this_user_still_gives_its_library(
+    tmp_path: Path, library: Path
+) -> None:
+    library.parent.chmod(0o111)
+    try:
+        (copy,) = copied({library: file_digest(library)}).values()
+        assert copy.read_bytes() == library.read_bytes()
+    finally:
+        library.parent.chmod(0o755)

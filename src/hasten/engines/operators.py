@@ -86,9 +86,10 @@ def _show(there: Path, here: Path, inside: Path) -> None:
         here.parent.mkdir(parents=True, exist_ok=True)
         here.symlink_to(there)
         return
-    for entry in there.iterdir():
-        if not os.path.lexists(beside := here / entry.name):
-            beside.symlink_to(entry)
+    with contextlib.suppress(PermissionError):  # what can't be listed can still be loaded from
+        for entry in list(there.iterdir()):
+            if not os.path.lexists(beside := here / entry.name):
+                beside.symlink_to(entry)
 
 
 def _real(library: Path) -> Path:
