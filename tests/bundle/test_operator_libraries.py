@@ -3,16 +3,14 @@
 import json
 import os
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.support import models
-from tests.support.bundles import built, stated
+from tests.support.operators import BESIDE, REGISTERS, bundle_with, compiled, overwritten
 
-from hasten.bundle import artifact_of, load, read, write
+from hasten.bundle import artifact_of, load, read
 from hasten.bundle.packing.writer import pack
 from hasten.core.records import file_digest, from_record, to_record
 from hasten.core.target import Target
@@ -27,37 +25,6 @@ from hasten.inputs.data.spool import write_spool
 from hasten.measure.workbench import Bench
 
 ONES = np.ones((1, 1000), np.float32)
-REGISTERS = """
-#include <stdio.h>
-#include <stdlib.h>
-#ifdef NEEDED
-extern "C" const char* beside();
-#else
-static const char* beside() { return NAME; }
-#endif
-__attribute__((constructor)) static void loaded() {
-    FILE* log = fopen(getenv("HASTEN_LOADED"), "a");
-    fprintf(log, "%s\\n", beside());
-    fclose(log);
-}
-extern "C" const char* mentions() { return "create_extensions"; }
-extern "C" void* RegisterCustomOps(void*, const void*) { return nullptr; }
-"""
-BESIDE = 'extern "C" const char* beside() { return NAME; }'
-
-
-def compiled(library: Path, name: str, source: str = REGISTERS, *more: str) -> Path:
-    """Compile a library that says its name in the log whenever it is loaded."""
-    compiler = shutil.which("g++")
-    if compiler is None:
-        pytest.skip("needs the Debian package g++ to compile a library")
-    library.parent.mkdir(parents=True, exist_ok=True)
-    code = library.with_suffix(".cpp")
-    code.write_text(source)
-    command = [compiler, "-shared", "-fPIC", f'-DNAME="{name}"', str(code), "-o", str(library)]
-    subprocess.run([*command, *more], check=True)
-    code.unlink()
-    return library
 
 
 @pytest.fixture
@@ -78,23 +45,9 @@ def other(tmp_path: Path) -> Path:
     return compiled(tmp_path / "other.so", "another")
 
 
-def bundle_with(folder: Path, library: Path, engine: Engine, *more: Path) -> Path:
-    made = built(folder, models.identity(folder), engine)
-    part = replace(made, custom_ops=tuple(map(file_digest, (library, *more))))
-    write(folder / "model.hasten", stated(part, part), {})
-    return folder / "model.hasten"
-
-
 def opened_artifact(bundle: Path, library: Path) -> CheckedArtifact:
     manifest = read(bundle)
     return artifact_of(bundle, manifest.winner, manifest, (library,))
-
-
-def overwritten(library: Path, other: Path) -> None:
-    """Write other bytes into the file itself, as what maps it would see at once."""
-    with library.open("r+b") as file:
-        file.write(other.read_bytes())
-        file.truncate()
 
 
 @pytest.mark.parametrize("engine", [OnnxRuntime(threads=1), OpenVino(threads=1)])
