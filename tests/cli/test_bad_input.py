@@ -322,6 +322,14 @@ def test_a_full_disk(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["eval.npz", "linear_classifier.onnx"]
 
 
+def test_a_name_that_would_write_to_the_terminal_is_written_out(tmp_path: Path) -> None:
+    line = said("inspect", tmp_path / "a\x1b]0;pwn\x07\u202e\nhasten: fine")
+    assert (
+        line
+        == rf"no bundle at {tmp_path}/a\x1b]0;pwn\x07\u202e\nhasten: fine: no such file or folder"
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

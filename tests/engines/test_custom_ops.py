@@ -3,6 +3,7 @@
 import importlib.util
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,61 @@ def test_an_operator_library_of_onnx_runtimes_is_named_from_search_to_service(
     opened = CliRunner().invoke(main, ["load", str(result.bundle), "--custom-ops", str(operators)])
     assert opened.exit_code == 0, opened.output
     assert opened.output.startswith("opened in ")
+
+
+TURNS = """
+import sys
+from contextlib import ExitStack
+from dataclasses import fields
+from pathlib import Path
+import numpy as np
+from hasten.core.records import file_digest
+from hasten.core.target import Target
+from hasten.engines.artifacts import place
+from hasten.engines.base import Engine
+from hasten.engines.checked import CheckedArtifact
+from hasten.inputs.models.onnx import load
+
+path, library, goal = map(Path, sys.argv[2:5])
+engine, target = Engine.member(sys.argv[1])(), Target.host().with_threads(1)
+x = np.ones((1, 16), np.float32)
+model = load(path, (library,)).settled_by({"x": x[0]})
+# ONNX Runtime's isn't built, which would load the library.
+plain = place(model, goal) if sys.argv[1] == "onnxruntime" else engine.build(model, target, goal)
+plain = CheckedArtifact(**{each.name: getattr(plain, each.name) for each in fields(plain)})
+copy = CheckedArtifact(**{**vars(plain), "library_digests": {library: file_digest(library)}})
+
+def answer(artifacts):
+    with ExitStack() as closing:
+        for artifact in artifacts:
+            print(*closing.enter_context(engine.open(artifact, target)).run({"x": x})["y"][0, :1])
+
+for turn in sys.argv[5].split():
+    answer([plain if each == "p" else copy for each in turn])
+"""
+
+
+@pytest.mark.parametrize("order", ["c c pc cp", "pcpc p c p c"])
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_a_library_that_is_loaded_from_two_files_answers_from_both(
+    runtime: str, order: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """As where a program imports or uses a library, and loads a bundle, which has a copy of it."""
+    if runtime == "openvino":
+        operators: Path = request.getfixturevalue("twice")
+        path = written(tmp_path, "mine", "s = mine.Twice (x)  y = Identity (s)")
+        script, said = TURNS, "2.0"
+    else:
+        operators = library()
+        body = "n, p = ai.onnx.contrib.NegPos (x)  s = Sub (n, p)  y = Identity (s)"
+        path = written(tmp_path, "ai.onnx.contrib", body)
+        script, said = f"import onnxruntime_extensions\n{TURNS}", "-1.0"
+    (tmp_path / "built").mkdir()
+    command = [sys.executable, "-c", script, runtime, str(path), str(operators)]
+    done = subprocess.run(
+        [*command, str(tmp_path / "built"), order], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split() == [said] * len(order.replace(" ", ""))
 
 
 PRODUCTS = """

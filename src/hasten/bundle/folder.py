@@ -437,7 +437,8 @@ def artifact_of(
 ) -> CheckedArtifact:
     """Return a part's artifact with absolute paths, all of them checked to be inside the bundle.
 
-    Its files' bytes aren't checked here, but whenever an engine opens it; see `private`.
+    Its files' bytes aren't checked here, but whenever an engine opens it; see `private`. Libraries of
+    operators are checked here, and again when an engine loads them.
 
     Args:
         path: The bundle's folder.
@@ -484,6 +485,7 @@ def artifact_of(
         files=files[1:],
         custom_ops=tuple(custom_ops),
         digests={file: manifest.files[name][0] for file, name in zip(files, names, strict=True)},
+        library_digests=dict(zip(custom_ops, given, strict=True)),
     )
     check_external(found.path, [*found.files], str(path / item.artifact.path))
     return found

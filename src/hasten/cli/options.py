@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from hasten.cli import completing
-from hasten.errors import CandidateError, InputError, LabelsWanted
+from hasten.errors import CandidateError, InputError, LabelsWanted, visible
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -411,7 +411,8 @@ def image_pipeline_of(options: dict[str, Any]) -> Any:
 def one_line_errors(stopped: str = "stopped") -> Iterator[None]:
     """Print an error as one line and exit with code 2; exit with code 130 after Ctrl-C.
 
-    A run that waits for labels says so in one line, and exits with code 3.
+    A run that waits for labels says so in one line, and exits with code 3. Names in a file, which
+    messages quote, can't write to the terminal: control characters are written out.
 
     Args:
         stopped: Message after Ctrl-C: whether anything is kept, and how to continue.
@@ -419,10 +420,10 @@ def one_line_errors(stopped: str = "stopped") -> Iterator[None]:
     try:
         yield
     except LabelsWanted as wanted:
-        print(f"hasten: {in_flags(str(wanted))}", file=sys.stderr)
+        print(f"hasten: {visible(in_flags(str(wanted)))}", file=sys.stderr)
         sys.exit(3)
     except (InputError, CandidateError) as error:
-        print(f"hasten: {in_flags(str(error))}", file=sys.stderr)
+        print(f"hasten: {visible(in_flags(str(error)))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"hasten: {stopped}", file=sys.stderr)

@@ -49,6 +49,8 @@ class MemoryFolder:
         InputError: there can be no folder.
     """
 
+    _all: ClassVar[weakref.WeakSet[MemoryFolder]] = weakref.WeakSet()
+
     def __init__(self) -> None:
         self.path = _new_folder()
         self._sealed: list[SealedFile] = []
@@ -57,6 +59,7 @@ class MemoryFolder:
             self._descriptors[""] = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             fcntl.flock(self._descriptors[""], fcntl.LOCK_SH | fcntl.LOCK_NB)
         self._end = weakref.finalize(self, _free, self.path, self._descriptors, os.getpid())
+        self._all.add(self)
 
     def make(self, name: str, size_bytes: int) -> Array:
         """Make a file and return its bytes, to be filled: uint8 of shape (size_bytes,).
@@ -123,6 +126,12 @@ class MemoryFolder:
         """Free the files; a process that mapped one keeps it."""
         self._end()
         self._sealed.clear()
+
+    @classmethod
+    def close_all(cls) -> None:
+        """Free the files of all folders, for a process that ends without Python's own end."""
+        for folder in list(cls._all):
+            folder.close()
 
 
 class SealedFile:

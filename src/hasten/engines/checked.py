@@ -11,8 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hasten.core.memory_folder import MemoryFolder
+from hasten.core.model import libraries
 from hasten.engines.base import Artifact
 from hasten.engines.external_data import external_locations
+from hasten.engines.operators import copied, keep_loaded
 from hasten.errors import IntegrityError
 
 
@@ -22,9 +24,23 @@ class CheckedArtifact(Artifact):
 
     Attributes:
         digests: SHA-256 of each file, in hex; empty if they aren't known.
+        library_digests: SHA-256 of each library of operators, in hex; empty if they aren't known.
     """
 
     digests: Mapping[Path, str] = field(default_factory=dict)
+    library_digests: Mapping[Path, str] = field(default_factory=dict)
+
+    def copied_libraries(self) -> tuple[Path, ...]:
+        """Return the libraries of operators, as copies that can't change if their bytes are known.
+
+        Raises:
+            IntegrityError: a library was changed since it was checked.
+            InputError: there is no memory for a copy.
+        """
+        if not self.library_digests:
+            return self.custom_ops
+        copies = copied(self.library_digests)
+        return tuple(copies[library] for library in self.custom_ops)
 
 
 @contextmanager
@@ -33,15 +49,19 @@ def private(artifact: Artifact) -> Iterator[Artifact]:
 
     A runtime that maps files while it answers would otherwise answer from whatever is written to them
     later, and crash where they are cut short. What it has mapped outlives the loan; what it hasn't
-    is freed after it. Copies that overlap in time are one. An artifact whose bytes aren't known,
-    which no bundle brought, is lent as it is.
+    is freed after it. Copies that overlap in time are one. Libraries of operators are copied
+    for as long as this process runs. An artifact whose bytes aren't known, which no bundle brought, is lent as it is.
 
     Raises:
         IntegrityError: a file was changed since it was checked, or names one that isn't the artifact's.
         InputError: there is no memory for the copy.
     """
-    if not isinstance(artifact, CheckedArtifact) or not artifact.digests:
+    if not isinstance(artifact, CheckedArtifact):
         yield artifact
+        return
+    own = artifact.copied_libraries()
+    if not artifact.digests:
+        yield replace(artifact, custom_ops=own, library_digests={})
         return
     base, files = artifact.path.parent, (artifact.path, *artifact.files)
     with contextlib.closing(MemoryFolder()) as folder:
@@ -49,7 +69,32 @@ def private(artifact: Artifact) -> Iterator[Artifact]:
             folder.add(file.relative_to(base).as_posix(), file, artifact.digests[file])
         path, *beside = [folder.path / file.relative_to(base) for file in files]
         check_external(path, beside, str(artifact.path))
-        yield replace(artifact, path=path, files=tuple(beside), digests={})
+        yield replace(
+            artifact,
+            path=path,
+            files=tuple(beside),
+            custom_ops=own,
+            digests={},
+            library_digests={},
+        )
+
+
+def operators(artifact: Artifact, entry_point: str) -> Iterator[Path]:
+    """Yield an artifact's libraries that are made for one runtime: those that mention its entry point.
+
+    Of a bundle's artifact they are copies of what was checked, which stay loaded.
+
+    Raises:
+        IntegrityError: a library was changed since it was checked.
+        InputError: there is no memory for a copy.
+        CandidateError: a library can't be read.
+    """
+    if not isinstance(artifact, CheckedArtifact) or not artifact.library_digests:
+        yield from libraries(artifact.custom_ops, entry_point)
+        return
+    for library in libraries(artifact.copied_libraries(), entry_point):
+        keep_loaded(library)
+        yield library
 
 
 def content(artifact: Artifact, file: Path) -> bytes:

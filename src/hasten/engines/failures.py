@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from hasten.core.raised import REMEDY
-from hasten.errors import CandidateError, NotCovered
+from hasten.errors import CandidateError, NotCovered, visible
 
 LONGEST_REASON = 300
 _ONNXRUNTIME_PREFIX = re.compile(
@@ -45,11 +45,14 @@ def failed(what: str, error: Exception, model: Path | None = None) -> CandidateE
 
 
 def reason(error: Exception) -> str:
-    """Return the first informative line of a runtime's message, shortened."""
+    """Return the first informative line of a runtime's message, shortened.
+
+    Control characters are written out, since a model's own names are in it.
+    """
     lines = [_ONNXRUNTIME_PREFIX.sub("", line).strip(" -") for line in str(error).splitlines()]
     telling = (line for line in lines if line and not _OPENVINO_NOISE.match(line))
     line = next(telling, lines[0] if lines else "") or type(error).__name__
-    line = _of_openvino(line, lines) or line
+    line = visible(_of_openvino(line, lines) or line)
     return line if len(line) <= LONGEST_REASON else line[: LONGEST_REASON - 3] + "..."
 
 
@@ -87,7 +90,7 @@ def _node_note(model: Path, said: str) -> str:
     except Exception:  # without onnx, or for a broken file, the message goes without the note
         return ""
     for node in graph.node:
-        if re.search(rf"\b{re.escape(node.op_type)}\b", said):
+        if re.search(rf"(?<!\w){re.escape(visible(node.op_type))}(?!\w)", said):
             name = repr(node.name) if node.name else f"that gives {node.output[0]!r}"
-            return "" if node.name and node.name in said else f" (node {name})"
+            return "" if node.name and visible(node.name) in said else f" (node {name})"
     return ""

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 from hasten.core.words import short
+from hasten.errors import visible
 
 _OWN = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 LOGGER = logging.getLogger("hasten")
@@ -33,7 +34,7 @@ class JsonLines(logging.Formatter):
 
 
 class Lines(logging.Formatter):
-    """Format a record as a line for people."""
+    """Format a record as a line for people, with control characters written out."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Write a record as one line, followed by its traceback if it has one."""
@@ -41,8 +42,11 @@ class Lines(logging.Formatter):
         version = getattr(record, "version", None)
         about = f"{model}/{version}: " if model is not None else ""
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        line = f"hasten: {level}{about}{record.getMessage()}"
-        return line + (f"\n{self.formatException(record.exc_info)}" if record.exc_info else "")
+        lines = [f"hasten: {level}{about}{record.getMessage()}"]
+        if record.exc_info:  # indented, so that no text in it looks like a line of the log
+            trace = self.formatException(record.exc_info)
+            lines += [f"  {line}" for line in trace.split("\n")]
+        return "\n".join(map(visible, lines))
 
 
 def log_to_stderr(*, as_json: bool) -> None:

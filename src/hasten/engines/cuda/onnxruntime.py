@@ -20,12 +20,13 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from hasten.core.model import Format, Model, libraries
+from hasten.core.model import Format, Model
 from hasten.core.target import Target
 from hasten.core.tensors import Tensors
 from hasten.core.words import listed
 from hasten.engines.artifacts import batch_sizes, place, zeros_for
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.checked import operators
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.cuda.capability import check_gpu
 from hasten.engines.cuda.facts import device_facts
@@ -243,7 +244,7 @@ class OnnxRuntimeCuda(Engine):
         options = ort.SessionOptions()
         options.log_severity_level = _LOG_ERRORS_ONLY
         options.intra_op_num_threads = target.threads
-        for library in libraries(artifact.custom_ops, "RegisterCustomOps"):
+        for library in operators(artifact, "RegisterCustomOps"):
             try:
                 options.register_custom_ops_library(str(library))
             except Exception as error:

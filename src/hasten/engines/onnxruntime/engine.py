@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 from hasten.core.cache_folder import Entry, bulk_name
-from hasten.core.model import Format, Model, libraries
+from hasten.core.model import Format, Model
 from hasten.core.target import Target
 from hasten.core.telemetry import import_quietly
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.words import counted, listed
 from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.checked import operators
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.failures import failed
 from hasten.engines.layers import LayerTime
@@ -240,7 +241,7 @@ class OnnxRuntime(Engine):
             options.add_session_config_entry(_WEIGHTS_FOLDER, str(kept.bulk.parent))
         if self.graph_optimization == "disabled" or kept is not None:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        for library in libraries(artifact.custom_ops, "RegisterCustomOps"):
+        for library in operators(artifact, "RegisterCustomOps"):
             try:
                 options.register_custom_ops_library(str(library))
             except Exception as error:

@@ -21,7 +21,7 @@ from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.words import counted, listed
 from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
-from hasten.engines.checked import private
+from hasten.engines.checked import operators, private
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.failures import failed
 from hasten.engines.layers import LayerTime
@@ -262,7 +262,7 @@ class OpenVino(Engine):
     def _read(self, artifact: Artifact) -> tuple[Any, Any]:
         """Return a runtime that knows the model's custom operators, and the model's graph."""
         core = new_core()
-        for library in libraries(artifact.custom_ops, "create_extensions"):
+        for library in operators(artifact, "create_extensions"):
             try:
                 core.add_extension(str(library))
             except Exception as error:

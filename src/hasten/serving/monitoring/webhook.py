@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hasten.errors import InputError
+from hasten.errors import InputError, visible
 
 log = logging.getLogger("hasten.serving")
 
@@ -78,7 +78,7 @@ def _post(
                 told()
                 return
         except (OSError, ValueError) as error:  # urllib's errors are OSErrors
-            why = str(error)
+            why = visible(str(error))  # it quotes the other side's reason phrase
         if pause_s is None or over.wait(pause_s):
             break
     log.error(

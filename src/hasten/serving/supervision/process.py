@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Coroutine
 from typing import Any, NoReturn
 
+from hasten.core.memory_folder import MemoryFolder
 from hasten.core.records import from_record
 from hasten.errors import DeviceLost, HastenError
 from hasten.serving.logs import log_to_stderr
@@ -198,6 +199,7 @@ def main() -> NoReturn:
 
 def _end(code: int) -> NoReturn:
     """End the process at once: a normal exit could wait for the engines' own threads."""
+    MemoryFolder.close_all()
     logging.shutdown()
     sys.stdout.flush()
     os._exit(code)
