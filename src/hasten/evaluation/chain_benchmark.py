@@ -189,8 +189,8 @@ def _rival(
         paths += [artifact.path, *artifact.files]
     held = dict.fromkeys(paths)  # a bundle that two nodes use counts once
     first, *rest = held
-    artifact = Artifact(first, REQUEST, (), REQUEST, tuple(rest))
-    return Rival("; ".join(labels), TimedChain(chain, which, files), artifact, uneven=True)
+    asked = Artifact(first, REQUEST, (), REQUEST, tuple(rest))
+    return Rival("; ".join(labels), TimedChain(chain, which, files), asked, uneven=True)
 
 
 def _function(text: str, artifact: Artifact, files: tuple[Path, ...]) -> Rival:
