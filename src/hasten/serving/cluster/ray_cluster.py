@@ -131,9 +131,6 @@ class Known:
     Args:
         settings: Settings of the pool.
 
-    Attributes:
-        rights: What each may do; None to serve all alike.
-
     Raises:
         InputError: a file can't be read, states no valid tokens, or clients that are known otherwise.
     """
@@ -143,6 +140,7 @@ class Known:
 
     @property
     def rights(self) -> Rights | None:
+        """Rights of the clients; None to serve all alike."""
         return Rights(self._files.value) if self._files.value else None
 
     @property
