@@ -6,6 +6,8 @@ import pytest
 from tests.support.models import BRANCHES, Build
 
 from hasten.core.model import Model
+from hasten.engines.base import Engine
+from hasten.engines.openvino.engine import OpenVino
 from hasten.errors import CandidateError, InputError
 from hasten.passes.base import Skipped
 from hasten.passes.dynamic_quantization import DynamicQuantization
@@ -139,6 +141,73 @@ class TestLstm(PassTests):
         found = list(DynamicQuantization.variants(model, host()))
         assert [one.recurrent for one in found] == [True, True, False]
         assert all(one.recurrent for one in DynamicQuantization.variants(attention, host()))
+
+
+LSTM = """
+<ir_version: 8, opset_import: ["": OPSET]>
+lstm (float[batch, 5, 16] x) => (float[batch, 5, 24] y)
+<float[1, 96, 16] w, float[1, 96, 24] r, float[1, 192] b, float[1, 1, 24] h, float[1, 1, 24] c,
+ float[1, 72] peepholes, int32[1] lengths = {4}>
+{
+    f = Transpose <perm = [1, 0, 2]> (x)
+    [read] all, last, cell = LSTM <hidden_size = 24> (f, w, r, INPUTS)
+    turned = Transpose <perm = [2, 0, 1, 3]> (all)
+    shape = Constant <value = int64[3] {-1, 5, 24}> ()
+    y = Reshape (turned, shape)
+}
+"""
+"""An LSTM over 5 steps of one sample, since its states and lengths are constant."""
+
+
+def lstm(build: Build, inputs: str = "b", opset: int = 20, external: bool = False) -> Model:
+    """Return an LSTM with these inputs after its weights."""
+    text = LSTM.replace("INPUTS", inputs).replace("OPSET", str(opset))
+    return build(text, "lstm", external=external)
+
+
+def loss(
+    value: DynamicQuantization, model: Model, tmp_path: Path, engine: Engine | None = None
+) -> float:
+    """Return how far a pass moves an LSTM's answers, once it is seen to be in integers."""
+    result = run(value, model, tmp_path)
+    counts = op_counts(read_onnx(result))
+    assert (counts["DynamicQuantizeLSTM"], counts["LSTM"]) == (1, 0)
+    data = samples_of(model)
+    exact = answers(model, data, tmp_path / "before")
+    return error_between(exact, answers(result, data, tmp_path / "after", engine))
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize(
+    "inputs", ["b", "b, lengths", "b, , h, c", "b, , h, c, peepholes", ", lengths, , , peepholes"]
+)
+def test_an_lstm_keeps_its_states_lengths_and_peepholes(
+    build: Build, tmp_path: Path, per_channel: bool, inputs: str
+) -> None:
+    value = DynamicQuantization(per_channel, NARROW)
+    assert loss(value, lstm(build, inputs), tmp_path) < 0.08
+
+
+@pytest.mark.parametrize("opset", [7, 11, 13])
+def test_an_lstm_of_an_older_operator_set_is_quantized(
+    build: Build, tmp_path: Path, opset: int
+) -> None:
+    value = DynamicQuantization(reduce_range=NARROW)
+    assert loss(value, lstm(build, "b, lengths, h, c", opset), tmp_path) < 0.08
+
+
+def test_an_lstm_whose_weights_lie_outside_the_file_is_quantized(
+    build: Build, tmp_path: Path
+) -> None:
+    model = lstm(build, external=True)
+    assert model.files
+    assert loss(DynamicQuantization(reduce_range=NARROW), model, tmp_path) < 0.08
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_openvino_runs_an_lstm_in_int8(build: Build, tmp_path: Path, per_channel: bool) -> None:
+    pytest.importorskip("openvino")
+    assert loss(DynamicQuantization(per_channel), lstm(build), tmp_path, OpenVino()) < 0.08
 
 
 def test_weights_that_are_computed_stay_in_float(build: Build, tmp_path: Path) -> None:
