@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Self
@@ -15,7 +15,7 @@ from hasten.core.target import Target
 from hasten.core.words import in_float, listed
 from hasten.errors import CandidateError
 from hasten.inputs.data.dataset import Dataset
-from hasten.passes.already_quantized import check_mostly_float
+from hasten.passes.already_quantized import check_mostly_float, open_kinds
 from hasten.passes.base import Selective, Skipped, Stage
 from hasten.passes.block_quantization import split_gemms
 from hasten.passes.onnx_files import (
@@ -84,7 +84,7 @@ class DynamicQuantization(Selective):
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         proto = read_onnx(model)
         check_nodes(proto, self.keep_float)
-        check_mostly_float(proto)
+        check_mostly_float(proto, self._kinds)
         names = self._names(proto)
         brought = _in_integers(proto)
         # ONNX Runtime's quantizer reads a file, in which nodes need names, and it renames each Gemm.
@@ -110,7 +110,7 @@ class DynamicQuantization(Selective):
         Raises:
             Skipped: there is none; the message says why.
         """
-        found = _with_weights(proto, self._kinds)
+        found = _with_weights(proto, open_kinds(proto).intersection(self._kinds))
         names = [name for name in found if name not in self.keep_float]
         if not names:
             inner = "" if found else inner_words(proto, self._kinds, "matrix products and LSTMs")
@@ -168,7 +168,7 @@ class DynamicQuantization(Selective):
         return f"dynamic int8 (ONNX Runtime, {settings})"
 
 
-def _with_weights(proto: onnx.ModelProto, kinds: tuple[str, ...]) -> dict[str, int]:
+def _with_weights(proto: onnx.ModelProto, kinds: Collection[str]) -> dict[str, int]:
     """Return the ONNX type of the weights of nodes of some kinds whose weights are constant, by the node's name."""
     types = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
     return {
