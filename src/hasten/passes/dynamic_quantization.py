@@ -198,6 +198,7 @@ def _part_weights(proto: onnx.ModelProto, names: set[str]) -> None:
     reads = Counter(
         name for graph in graphs(proto.graph) for node in graph.node for name in node.input
     )
+    parted: set[str] = set()
     for number, node in enumerate(proto.graph.node):
         if node.op_type not in _RECURRENT or node.name not in names:
             continue
@@ -208,6 +209,8 @@ def _part_weights(proto: onnx.ModelProto, names: set[str]) -> None:
                 own.CopyFrom(stored[name])
                 own.name = node.input[place] = f"{name}/{number}/{place}"
                 proto.graph.initializer.append(own)
+                parted.add(name)
+    remove_unread(proto, parted)
 
 
 def _join_weights(proto: onnx.ModelProto) -> None:

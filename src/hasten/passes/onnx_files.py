@@ -66,14 +66,16 @@ def op_counts(proto: onnx.ModelProto) -> Counter[str]:
 
 
 def remove_unread(proto: onnx.ModelProto, names: Iterable[str]) -> None:
-    """Remove those of some initializers that nothing reads."""
+    """Remove those of some initializers that nothing reads; files of IR version 3 list them as inputs too."""
     every = [*graphs(proto.graph)]
     read = {name for graph in every for node in graph.node for name in node.input}
     read |= {one.name for graph in every for one in graph.output}
     unread = set(names) - read
-    for number in reversed(range(len(proto.graph.initializer))):
-        if proto.graph.initializer[number].name in unread:
-            del proto.graph.initializer[number]
+    unread &= {one.name for one in proto.graph.initializer}
+    for values in (proto.graph.initializer, proto.graph.input):
+        for number in reversed(range(len(values))):
+            if values[number].name in unread:
+                del values[number]
 
 
 def check_nodes(proto: onnx.ModelProto, names: Iterable[str]) -> None:
