@@ -10,7 +10,10 @@ from hasten.certificate.exact import clopper_pearson_upper
 from hasten.certificate.monitor import BOUND_ALPHA
 from hasten.core.tensors import Array
 from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.changes import tells_changes
+from hasten.inputs.metrics.combined import AllOf
 from hasten.inputs.metrics.iou import Iou
+from hasten.inputs.metrics.regression import Regression
 from hasten.inputs.metrics.top_k import Top1
 
 PART: Metric = Iou()
@@ -53,6 +56,16 @@ def test_answers_that_change_in_part_are_judged_by_betting_even_where_none_is() 
     """The metric chooses the method before any answer is seen."""
     assert of(np.zeros(400), metric=PART).method == "betting"
     assert of(np.zeros(400)).method == "Clopper-Pearson"
+
+
+def test_a_number_outside_the_tolerance_counts_as_a_changed_answer() -> None:
+    """Regression can't tell whether a sample has several numbers, so a part counts as a whole."""
+    changed = np.zeros(1000)
+    changed[:20] = 0.25
+    found = of(changed, metric=Regression(0.1))
+    assert (found.share, found.method) == (0.005, "Clopper-Pearson")
+    assert found.bound == pytest.approx(clopper_pearson_upper(20, 1000, BOUND_ALPHA))
+    assert tells_changes(AllOf((Top1("a"), Regression(0.1, output="b"))))
 
 
 SIZES = np.random.default_rng(5).permutation(np.repeat((1, 2, 4, 16), (120, 60, 30, 8)))

@@ -6,6 +6,7 @@ from tests.support.desk import Desk
 from tests.support.faults import Faulty
 
 from hasten.core.target import Target
+from hasten.engines.base import Engine
 from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.installed import engine_kinds
 from hasten.engines.litert.engine import LiteRt
@@ -177,6 +178,25 @@ def test_variations_are_the_other_variants_on_the_two_engines_that_did_best(
         assert candidate.engine in list(dict.fromkeys(ranked))[:2]
         assert getattr(step, "keep_float", ("a",)) == ("a",)
     assert variations([proposals[0]], desk.model, host) == []
+
+
+def test_where_a_passs_first_variant_failed_everywhere_the_others_are_tried_on_one_engine(
+    desk: Desk, host: Target
+) -> None:
+    proposals = grid(desk.model, host)
+    lossy = [c for c in proposals if c.passes and not c.exact]
+    static = [c for c in lossy if type(c.passes[-1]) is StaticQuantization]
+    rest = [c for c in lossy if c not in static]
+    assert len({c.engine for c in static}) > 1
+
+    def engines(fastest: list[Single], failed: list[Single]) -> set[Engine]:
+        varied = variations(fastest, desk.model, host, failed=failed)
+        return {c.engine for c in varied if type(c.passes[-1]) is StaticQuantization}
+
+    assert engines(rest, []) == set()
+    assert engines(rest, static) == {static[0].engine}
+    assert engines([], static) == {static[0].engine}
+    assert engines([*rest, static[1]], [static[0]]) == {static[1].engine}
 
 
 def test_a_small_model_is_tried_as_it_is_and_in_int8_and_chooses_no_engine_for_the_original(

@@ -1,12 +1,14 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from onnx import numpy_helper
+from tests.support.models import Build
 
 from hasten.core.model import Model
 from hasten.engines.openvino.engine import OpenVino
-from hasten.passes.already_quantized import quantized_products, words
+from hasten.passes.already_quantized import quantized_lstms, quantized_products, words
 from hasten.passes.base import Pass, Skipped
 from hasten.passes.dynamic_quantization import DynamicQuantization
 from hasten.passes.half_precision import HalfPrecision
@@ -146,6 +148,57 @@ def test_passes_for_models_in_float_say_that_such_a_model_isnt_for_them(
 def test_products_in_integers_count_too(attention: Model, tmp_path: Path) -> None:
     given = run(DynamicQuantization(reduce_range=NARROW), attention, tmp_path)
     assert quantized_products(read_onnx(given)) == (4, 6)  # two products are of activations
+
+
+READERS = """
+<ir_version: 10, opset_import: ["": 20]>
+readers (float[batch, 5, 16] x) => (float[batch, 24] y)
+<float[1, 96, 16] w1, float[1, 96, 24] r1, float[1, 96, 24] w2, float[1, 96, 24] r2, float[24, 24] head,
+ int64[1] first = {0}, int64[1] second = {1}>
+{
+    f = Transpose <perm = [1, 0, 2]> (x)
+    [lower] a, last1, cell1 = LSTM <hidden_size = 24> (f, w1, r1)
+    b = Squeeze (a, second)
+    [upper] c, last2, cell2 = LSTM <hidden_size = 24> (b, w2, r2)
+    d = Squeeze (last2, first)
+    [head] y = MatMul (d, head)
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("kept", "counts", "said", "then"),
+    [
+        (("head",), (0, 1), "0 of the model's 1 convolutions", "the rest is left"),
+        (("lower", "upper"), (1, 1), "1 of the model's 1 convolutions", "the rest is left"),
+        (("lower",), (1, 1), "1 of the model's 1 convolutions", "no pass quantizes"),
+    ],
+)
+def test_lstms_are_counted_by_themselves(
+    build: Build,
+    tmp_path: Path,
+    kept: tuple[str, ...],
+    counts: tuple[int, int],
+    said: str,
+    then: str,
+) -> None:
+    """Who quantized LSTMs alone, or products alone, chose nothing among the others."""
+    value = DynamicQuantization(reduce_range=NARROW)
+    given = run(replace(value, keep_float=kept), build(READERS), tmp_path, "given")
+    lstms = 2 - len({*kept} - {"head"})
+    assert quantized_products(read_onnx(given)) == counts
+    assert quantized_lstms(read_onnx(given)) == (lstms, 2)
+    line = words(read_onnx(given))
+    verb = "is" if counts[0] + lstms == 1 else "are"
+    assert line.startswith(f"{said} and matrix products and {lstms} of the model's 2 LSTMs {verb} ")
+    assert f"they stay as they are, and {then}" in line
+    if then == "no pass quantizes":
+        with pytest.raises(Skipped, match=r"no pass quantizes the rest$"):
+            run(value, given, tmp_path)
+        return
+    result = run(value, given, tmp_path)
+    assert quantized_products(read_onnx(result)) == (1, 1)
+    assert quantized_lstms(read_onnx(result)) == (2, 2)
 
 
 def test_nothing_is_said_of_a_model_in_float(convnet: Model) -> None:

@@ -1,13 +1,15 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
-from tests.support.models import Build
+from tests.support.models import Build, settled
 
 from hasten.core.devices import find_target
 from hasten.core.model import Model
 from hasten.errors import CandidateError
 from hasten.inputs.data.arrays import ArrayDataset
+from hasten.inputs.models.onnx import load
 from hasten.passes.base import Skipped
 from hasten.passes.block_quantization import BlockQuantization
 from hasten.passes.onnx_files import op_counts, read_onnx
@@ -147,3 +149,21 @@ def test_a_quantizer_that_changes_nothing_is_refused(
     message = r"^ONNX Runtime's quantizer left all 4 matrix products in float$"
     with pytest.raises(CandidateError, match=message):
         run(BlockQuantization(), attention, tmp_path)
+
+
+def test_weights_that_an_old_file_lists_as_inputs_are_no_inputs_of_the_result(
+    build: Build, tmp_path: Path
+) -> None:
+    path = build(SCORER, "old").path
+    proto = onnx.load(str(path))
+    proto.ir_version = 3
+    proto.graph.input.extend(
+        onnx.helper.make_tensor_value_info(one.name, one.data_type, one.dims)
+        for one in proto.graph.initializer
+    )
+    onnx.save(proto, str(path))
+    model = settled(load(path))
+    data = samples_of(model)
+    exact = answers(model, data, tmp_path / "before")
+    result = run(BlockQuantization(), model, tmp_path)
+    assert error_between(exact, answers(result, data, tmp_path / "after")) < 0.03

@@ -65,7 +65,9 @@ def test_the_sum_foretells_what_all_layers_together_do(convnet: Model) -> None:
     study._look()
     session = study._session(study._proto)
     exact = [session.run(study._outputs, request) for request in study._requests]
-    together = study._noise(study._layers, exact, SensitivityPlan(1, 4, len(exact)))
+    (error,) = study._errors(study._layers, exact, SensitivityPlan(1, 4, len(exact))).values()
+    (variance,) = study._variances(exact).values()
+    together = error / variance
     assert sum(noise.values()) / 2 < together < sum(noise.values()) * 2
 
 
@@ -107,6 +109,153 @@ def test_convolutions_of_pictures_that_differ_in_size(tmp_path: Path) -> None:
     noise = sensitivities(model, data)
     assert set(noise) == {"c", "y"}
     assert all(0 < value < 0.01 for value in noise.values())
+
+
+BANK = """
+<ir_version: 10, opset_import: ["": 20]>
+bank (float[1, 4, frames] x) => (float[1, 6, frames] y)
+<float[SHAPE] filters, float[6, 1] back, int64[1] first = {0}>
+{
+    frames = Squeeze (x, first)
+    [bank] h = PRODUCT
+    g = Mul (h, back)
+    y = Unsqueeze (g, first)
+}
+"""
+"""Filters to the left of frames, as mel filters are."""
+
+
+@pytest.mark.parametrize(
+    ("product", "shape"),
+    [
+        ("MatMul (filters, frames)", (6, 4)),
+        ("Gemm (filters, frames)", (6, 4)),
+        ("Gemm <transA = 1> (filters, frames)", (4, 6)),
+    ],
+)
+def test_weights_on_the_left_have_a_scale_and_a_mean_error_for_each_of_their_rows(
+    tmp_path: Path, product: str, shape: tuple[int, ...]
+) -> None:
+    """One filter is so large that a scale shared with it would lose the others."""
+    size = ", ".join(map(str, shape))
+    proto = onnx.parser.parse_model(BANK.replace("PRODUCT", product).replace("SHAPE", size))
+    rng = np.random.default_rng(0)
+    gains = np.array([1000, 1, 1, 1, 1, 1])
+    filters = rng.normal(size=(6, 4)) * gains[:, None]
+    filters = filters if shape == (6, 4) else filters.T
+    for name, values in (("filters", filters), ("back", 1 / gains[:, None])):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(values.astype("f4"), name))
+    onnx.save(proto, str(tmp_path / "bank.onnx"))
+    counts = (7, 9, 7, 5, 12)
+    data = RaggedDataset({"x": [rng.normal(size=(4, count)).astype("f4") for count in counts]})
+    model = load(tmp_path / "bank.onnx").settled_by({"x": data.inputs([0])["x"][0]})
+    assert 0 < sensitivities(model, data)["bank"] < 0.001
+
+
+def test_weights_that_are_a_vector_have_one_scale(tmp_path: Path) -> None:
+    text = """
+        <ir_version: 10, opset_import: ["": 20]>
+        pooled (float[1, frames, 8] x) => (float[1, frames] y)
+        <float[8] w = {1, -1, 2, 0.5, -0.5, 1, 1, -2}>
+        { [pool] y = MatMul (x, w) }
+    """
+    onnx.save(onnx.parser.parse_model(text), str(tmp_path / "pooled.onnx"))
+    rng = np.random.default_rng(0)
+    data = RaggedDataset({"x": [rng.normal(size=(count, 8)).astype("f4") for count in (7, 9, 5)]})
+    model = load(tmp_path / "pooled.onnx").settled_by({"x": data.inputs([0])["x"][0]})
+    assert 0 < sensitivities(model, data)["pool"] < 0.001
+
+
+BOXES = """
+<ir_version: 10, opset_import: ["": 20]>
+boxes (float[batch, 16] x) => (OUTPUTS)
+<float[16, 40] w1, float[16, 10] w2, int64 most = {10}, float overlap = {0.9}, float least = {0.0}>
+{
+    [corners] c = MatMul (x, w1)
+    shape = Constant <value_ints = [1, 10, 4]> ()
+    b = Reshape (c, shape)
+    [rate] s = MatMul (x, w2)
+    one = Constant <value_ints = [1, 1, 10]> ()
+    scores = Reshape (s, one)
+    found = NonMaxSuppression (b, scores, most, overlap, least)
+    wholes = Constant <value_ints = [1]> ()
+    last = Constant <value_ints = [2]> ()
+    end = Constant <value_ints = [3]> ()
+    places = Slice (found, last, end, wholes)
+    flat = Constant <value_ints = [-1]> ()
+    index = Reshape (places, flat)
+    rows = Constant <value_ints = [10, 4]> ()
+    table = Reshape (b, rows)
+    boxes = Gather (table, index)
+}
+"""
+"""A detector's head: as many boxes as have a score above 0."""
+
+
+def test_answers_whose_size_depends_on_values_arent_compared(build: Any) -> None:
+    both = build(BOXES.replace("OUTPUTS", "float[boxes, 4] boxes, float[1, 1, 10] scores"))
+    alone = build(BOXES.replace("OUTPUTS", "float[1, 1, 10] scores"), "alone")
+    noise = sensitivities(both, samples_of(both))
+    assert noise == sensitivities(alone, samples_of(alone))
+    assert noise["rate"] > 0
+
+
+def test_a_model_whose_answers_all_differ_in_size_says_so(build: Any) -> None:
+    model = build(BOXES.replace("OUTPUTS", "float[boxes, 4] boxes"))
+    message = r"^no layer can be quantized alone: the sizes of the answers depend on their values$"
+    with pytest.raises(CandidateError, match=message):
+        sensitivities(model, samples_of(model))
+
+
+def test_answers_that_int8_alone_gives_another_size_arent_compared(tmp_path: Path) -> None:
+    """No two samples have one shape, so nothing but the answers in int8 shows it."""
+    text = """
+        <ir_version: 10, opset_import: ["": 20]>
+        events (float[1, frames, 4] x) => (OUTPUTS)
+        <float[4, 1] w = {1, -1, 2, 0.5}, float zero = {0}>
+        {
+            [rate] rates = MatMul (x, w)
+            flat = Constant <value_ints = [-1]> ()
+            line = Reshape (rates, flat)
+            some = Greater (line, zero)
+            events = Compress <axis = 0> (line, some)
+        }
+    """
+    rng = np.random.default_rng(0)
+    counts = range(900, 950, 10)
+    data = RaggedDataset({"x": [rng.normal(size=(count, 4)).astype("f4") for count in counts]})
+    noise = []
+    for outputs in ("float[some] events, float[1, frames, 1] rates", "float[1, frames, 1] rates"):
+        onnx.save(onnx.parser.parse_model(text.replace("OUTPUTS", outputs)), tmp_path / "m.onnx")
+        model = load(tmp_path / "m.onnx").settled_by({"x": data.inputs([0])["x"][0]})
+        noise.append(sensitivities(model, data))
+    assert noise[0] == noise[1]
+
+
+def test_layers_in_float16_arent_measured(build: Any) -> None:
+    half = """
+        <ir_version: 10, opset_import: ["": 20]>
+        half (float16[batch, 16] x) => (float16[batch, 8] y)
+        <float16[16, 8] w>
+        { [product] y = MatMul (x, w) }
+    """
+    model = build(half)
+    message = r"^the convolutions and matrix products are in float16, not in float32$"
+    with pytest.raises(Skipped, match=message):
+        sensitivities(model, samples_of(model))
+    mixed = """
+        <ir_version: 10, opset_import: ["": 20]>
+        mixed (float[batch, 16] x) => (float[batch, 8] y)
+        <float[16, 16] w1, float16[16, 8] w2>
+        {
+            [wide] a = MatMul (x, w1)
+            h = Cast <to = 10> (a)
+            [narrow] b = MatMul (h, w2)
+            y = Cast <to = 1> (b)
+        }
+    """
+    model = build(mixed, "mixed")
+    assert list(sensitivities(model, samples_of(model))) == ["wide"]
 
 
 def test_neighbours_in_a_deep_network_are_looked_at_together(build: Any) -> None:

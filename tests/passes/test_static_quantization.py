@@ -4,6 +4,7 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 import pytest
+from tests.support.models import BRANCHES, Build
 
 from hasten.core.model import Model
 from hasten.engines.onnxruntime.engine import OnnxRuntime
@@ -194,6 +195,15 @@ def test_keeping_everything_leaves_nothing_to_do(convnet: Model, tmp_path: Path)
     message = r"^nothing to quantize: there is no convolution or matrix product to quantize$"
     with pytest.raises(Skipped, match=message):
         run(value, convnet, tmp_path)
+
+
+def test_products_inside_branches_are_named_as_the_reason(build: Build, tmp_path: Path) -> None:
+    message = (
+        r"^nothing to quantize: the model's convolutions and matrix products are inside If, where "
+        r"none is quantized$"
+    )
+    with pytest.raises(Skipped, match=message):
+        run(StaticQuantization(), build(BRANCHES, "branches"), tmp_path)
 
 
 def test_without_samples_it_fails_and_says_so(convnet: Model, tmp_path: Path) -> None:

@@ -51,6 +51,23 @@ colour (float[batch, 3, 8, 8] pixels) => (float[batch, 3] scores)
 Build = Callable[..., Model]
 
 
+BRANCHES = """
+<ir_version: 10, opset_import: ["": 20]>
+branches (float[batch, 16] x) => (float[batch, 16] y)
+<float[16, 16] w>
+{
+    largest = ReduceMax <keepdims = 0> (x)
+    zero = Constant <value_float = 0.0> ()
+    some = Greater (largest, zero)
+    y = If (some) <
+        then_branch = yes () => (float[batch, 16] a) { a = MatMul (x, w) },
+        else_branch = no () => (float[batch, 16] b) { b = Identity (x) }
+    >
+}
+"""
+"""A matrix product inside a branch, and none outside."""
+
+
 def built(folder: Path, text: str, name: str = "model", external: bool = False) -> Model:
     """Write ONNX text into a folder, load it and settle it.
 
@@ -69,7 +86,8 @@ def built(folder: Path, text: str, name: str = "model", external: bool = False) 
         if value.name not in given:
             shape = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
             fan = max(1, int(np.prod(shape[1:])) if len(shape) == 4 else shape[0])
-            weight = (random.standard_normal(shape) / np.sqrt(fan)).astype(np.float32)
+            own = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            weight = (random.standard_normal(shape) / np.sqrt(fan)).astype(own)
             proto.graph.initializer.append(onnx.numpy_helper.from_array(weight, value.name))
     del proto.graph.value_info[:]
     folder.mkdir(exist_ok=True)

@@ -155,11 +155,13 @@ def variations(
     target: Target,
     keep_float: tuple[str, ...] = (),
     pass_names: Sequence[str] | None = None,
+    failed: Sequence[Single] = (),
 ) -> list[Single]:
     """Return further variants of the passes, each on the two engines where its first did best.
 
     They help where the first variants are fast but not accurate enough. Of the original and the
-    smaller models, only the two that the fastest candidates were made from are varied.
+    smaller models, only the two that the fastest candidates were made from are varied. Where the
+    first variant of a pass failed on each engine, the others are tried on the first of these.
 
     Args:
         fastest: Candidates that were tried, fastest first.
@@ -167,24 +169,35 @@ def variations(
         target: Device to run on.
         keep_float: Names of nodes of the original that no pass may quantize.
         pass_names: Names of the transformations to try; None for all.
+        failed: Candidates that failed, in the order of the grid.
     """
-    sources = dict.fromkeys(small_model_of(c.passes) for c in fastest if _varies(c.passes))
+    known = [*fastest, *failed]
+    sources = dict.fromkeys(small_model_of(c.passes) for c in known if _varies(c.passes))
     found: list[list[Single]] = []
     for small in list(sources)[:_SOURCES_VARIED]:
         begin = () if small is None else (small,)
-        own = [c for c in fastest if small_model_of(c.passes) == small]
         kept = keep_float if small is None else ()
         source = model if small is None else small.source(model)
         for queue in _passes("lossy", source, target, pass_names):
-            ranked = [c.engine for c in own if queue and type(queue[0]) in map(type, c.passes)]
+            if not queue:
+                continue
+            ranked, unable = (_engines_of(type(queue[0]), small, c) for c in (fastest, failed))
             found.append(
                 [
                     Single((*begin, _kept(step, kept).suited(engine)), engine)
                     for step in queue[1:]
-                    for engine in list(dict.fromkeys(ranked))[:_ENGINES_PER_VARIANT]
+                    for engine in ranked[:_ENGINES_PER_VARIANT] or unable[:1]
                 ]
             )
     return list(_by_turns(found))
+
+
+def _engines_of(
+    kind: type[Pass], small: SmallModel | None, candidates: Sequence[Single]
+) -> list[Engine]:
+    """Return the engines of those candidates of a source that have a pass, each once."""
+    own = [c for c in candidates if small_model_of(c.passes) == small]
+    return list(dict.fromkeys(c.engine for c in own if kind in map(type, c.passes)))
 
 
 def _varies(passes: Sequence[Pass]) -> bool:

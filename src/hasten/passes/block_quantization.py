@@ -17,7 +17,13 @@ from hasten.core.words import in_float, listed
 from hasten.errors import CandidateError
 from hasten.inputs.data.dataset import Dataset
 from hasten.passes.base import Selective, Skipped, Stage
-from hasten.passes.onnx_files import check_nodes, graphs, op_counts, read_onnx, write_onnx
+from hasten.passes.onnx_files import (
+    check_nodes,
+    op_counts,
+    read_onnx,
+    remove_unread,
+    write_onnx,
+)
 from hasten.passes.silence import first_line, silenced
 
 _WORTH_IT_BYTES = 1 << 20
@@ -65,7 +71,7 @@ class BlockQuantization(Selective):
         names = list(_products(proto, self.keep_float))
         if not names:
             raise Skipped("nothing to quantize: there is no matrix product with constant weights")
-        _split_gemms(proto, {*names})
+        split_gemms(proto, {*names})
         try:
             with silenced():
                 result = self._quantized(proto)
@@ -129,13 +135,18 @@ def _plain(gemm: onnx.NodeProto) -> bool:
     )
 
 
-def _split_gemms(proto: onnx.ModelProto, names: set[str]) -> None:
-    """Replace each Gemm that is quantized by a MatMul of the same name and an Add of its bias."""
+def split_gemms(proto: onnx.ModelProto, names: set[str]) -> None:
+    """Replace each plain Gemm that is quantized by a MatMul of the same name and an Add of its bias.
+
+    Args:
+        proto: Graph to change.
+        names: Names of the nodes to quantize, whose weights are initializers.
+    """
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
     replaced: set[str] = set()
     nodes: list[onnx.NodeProto] = []
     for node in proto.graph.node:
-        if node.op_type != "Gemm" or node.name not in names:
+        if node.op_type != "Gemm" or node.name not in names or not _plain(node):
             nodes.append(node)
             continue
         weights, biased = node.input[1], len(node.input) > 2 and node.input[2]
@@ -156,8 +167,4 @@ def _split_gemms(proto: onnx.ModelProto, names: set[str]) -> None:
             nodes.append(onnx.helper.make_node("Add", added, node.output, f"{node.name}/bias"))
     del proto.graph.node[:]
     proto.graph.node.extend(nodes)
-    every = [*graphs(proto.graph)]
-    read = {name for graph in every for node in graph.node for name in node.input}
-    read |= {one.name for graph in every for one in graph.output}
-    for name in sorted(replaced - read):
-        proto.graph.initializer.remove(constants[name])
+    remove_unread(proto, replaced)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Self
@@ -14,12 +15,15 @@ from hasten.core.target import Target
 from hasten.core.words import in_float, listed
 from hasten.errors import CandidateError
 from hasten.inputs.data.dataset import Dataset
-from hasten.passes.already_quantized import check_mostly_float
+from hasten.passes.already_quantized import check_mostly_float, open_kinds
 from hasten.passes.base import Selective, Skipped, Stage
+from hasten.passes.block_quantization import split_gemms
 from hasten.passes.onnx_files import (
     check_nodes,
-    op_counts,
+    graphs,
+    inner_words,
     read_onnx,
+    remove_unread,
     saturates,
     weights_of,
     write_onnx,
@@ -31,6 +35,8 @@ _PRODUCTS, _RECURRENT = ("Gemm", "MatMul"), ("LSTM",)
 """Operators to quantize. Not Conv, since ONNX Runtime's ConvInteger is slower than float Conv, and neither
 GRU nor RNN, for which it has no such kernel."""
 _RESULTS = ("MatMulInteger", "DynamicQuantizeLSTM")
+_SUFFIX = "_quant"
+"""What ONNX Runtime's quantizer appends to the names of nodes."""
 
 
 @dataclass(frozen=True)
@@ -78,40 +84,66 @@ class DynamicQuantization(Selective):
     def __call__(self, model: Model, calibration: Dataset, workdir: Path) -> Model:
         proto = read_onnx(model)
         check_nodes(proto, self.keep_float)
-        check_mostly_float(proto)
-        weights = {tensor.name for tensor in proto.graph.initializer}
-        names = [
-            node.name
-            for node in proto.graph.node
-            if node.op_type in self._kinds
-            and weights.issuperset(node.input[1 : 3 if node.op_type in _RECURRENT else 2])
-            and node.name not in self.keep_float
-        ]
-        if not names:
-            raise Skipped(
-                "nothing to quantize: there is no matrix product or LSTM with constant weights"
-            )
-        source = upgraded(model, calibration, workdir)
-        raw = workdir / "raw.onnx"
+        check_mostly_float(proto, self._kinds)
+        names = self._names(proto)
+        brought = _in_integers(proto)
+        # ONNX Runtime's quantizer reads a file, in which nodes need names, and it renames each Gemm.
+        proto = read_onnx(upgraded(model, calibration, workdir))
+        split_gemms(proto, set(_with_weights(proto, ("Gemm",))))
+        _part_weights(proto, set(names))
+        named, raw = write_onnx(proto, model, workdir / "named.onnx"), workdir / "raw.onnx"
         try:
             with silenced():
-                self._quantize(source, raw)
+                self._quantize(named, raw, names)
         except Exception as error:
             raise CandidateError(f"ONNX Runtime's quantizer failed: {first_line(error)}") from error
         result = onnx.load(str(raw))
-        if not any(op_counts(result)[kind] for kind in _RESULTS):
-            raise CandidateError(
-                f"ONNX Runtime's quantizer left all {len(names)} products and LSTMs in float"
-            )
+        self._prove(_in_integers(result) - brought, len(names))
+        _join_weights(result)
         for file in workdir.iterdir():
             file.unlink()
         return write_onnx(result, model, workdir / "quantized.onnx")
+
+    def _names(self, proto: onnx.ModelProto) -> list[str]:
+        """Return the names of the nodes to quantize.
+
+        Raises:
+            Skipped: there is none; the message says why.
+        """
+        found = _with_weights(proto, open_kinds(proto).intersection(self._kinds))
+        names = [name for name in found if name not in self.keep_float]
+        if not names:
+            inner = "" if found else inner_words(proto, self._kinds, "matrix products and LSTMs")
+            none = "there is no matrix product or LSTM with constant weights"
+            raise Skipped(f"nothing to quantize: {inner or none}")
+        types = {onnx.helper.tensor_dtype_to_np_dtype(found[name]).name for name in names}
+        if "float32" not in types:
+            raise Skipped(
+                f"the model's weights are in {' and '.join(sorted(types))}, and this pass takes float32"
+            )
+        return [name for name in names if found[name] == onnx.TensorProto.FLOAT]
+
+    def _prove(self, done: set[str], wanted: int) -> None:
+        """Check that some nodes were quantized, and that those to keep in float weren't.
+
+        Raises:
+            CandidateError: one of these doesn't hold.
+        """
+        if not done:
+            raise CandidateError(
+                f"ONNX Runtime's quantizer left all {wanted} products and LSTMs in float"
+            )
+        for name in self.keep_float:
+            if f"{name}{_SUFFIX}" in done:
+                raise CandidateError(
+                    f"ONNX Runtime's quantizer quantized {name!r} despite keep_float"
+                )
 
     @property
     def _kinds(self) -> tuple[str, ...]:
         return (*_PRODUCTS, *_RECURRENT) if self.recurrent else _PRODUCTS
 
-    def _quantize(self, model: Model, path: Path) -> None:
+    def _quantize(self, model: Model, path: Path, names: list[str]) -> None:
         from onnxruntime import quantization as ort
 
         ort.quantize_dynamic(
@@ -121,6 +153,7 @@ class DynamicQuantization(Selective):
             per_channel=self.per_channel,
             reduce_range=self.reduce_range,
             weight_type=ort.QuantType.QInt8,
+            nodes_to_quantize=names,
             nodes_to_exclude=list(self.keep_float),
             use_external_data_format=bool(model.files),
         )
@@ -133,3 +166,64 @@ class DynamicQuantization(Selective):
             "" if self.recurrent else "LSTMs in float",
         )
         return f"dynamic int8 (ONNX Runtime, {settings})"
+
+
+def _with_weights(proto: onnx.ModelProto, kinds: Collection[str]) -> dict[str, int]:
+    """Return the ONNX type of the weights of nodes of some kinds whose weights are constant, by the node's name."""
+    types = {tensor.name: tensor.data_type for tensor in proto.graph.initializer}
+    return {
+        node.name: types[node.input[1]]
+        for node in proto.graph.node
+        if node.op_type in kinds and types.keys() >= {*_weights(node)}
+    }
+
+
+def _weights(node: onnx.NodeProto) -> list[str]:
+    """Return the names of what a product or an LSTM reads as weights."""
+    return [*node.input[1 : 3 if node.op_type in _RECURRENT else 2]]
+
+
+def _in_integers(proto: onnx.ModelProto) -> set[str]:
+    """Return the names of the nodes that compute in integers."""
+    return {node.name for node in proto.graph.node if node.op_type in _RESULTS}
+
+
+def _part_weights(proto: onnx.ModelProto, names: set[str]) -> None:
+    """Give each LSTM that is quantized weights of its own.
+
+    ONNX Runtime's quantizer turns the shape and the order of an LSTM's weights in place, once for each
+    LSTM that reads them, and then whatever else reads them gets wrong ones.
+    """
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    reads = Counter(
+        name for graph in graphs(proto.graph) for node in graph.node for name in node.input
+    )
+    parted: set[str] = set()
+    for number, node in enumerate(proto.graph.node):
+        if node.op_type not in _RECURRENT or node.name not in names:
+            continue
+        for place in (1, 2):
+            name = node.input[place]
+            if reads[name] > 1:
+                own = onnx.TensorProto()
+                own.CopyFrom(stored[name])
+                own.name = node.input[place] = f"{name}/{number}/{place}"
+                proto.graph.initializer.append(own)
+                parted.add(name)
+    remove_unread(proto, parted)
+
+
+def _join_weights(proto: onnx.ModelProto) -> None:
+    """Store once what several quantized LSTMs read."""
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    first: dict[bytes, str] = {}
+    for node in proto.graph.node:
+        if node.op_type != "DynamicQuantizeLSTM":
+            continue
+        for place, name in enumerate(node.input):
+            if name in stored:
+                unnamed = onnx.TensorProto()
+                unnamed.CopyFrom(stored[name])
+                unnamed.ClearField("name")
+                node.input[place] = first.setdefault(unnamed.SerializeToString(), name)
+    remove_unread(proto, stored)

@@ -23,6 +23,7 @@ from hasten.passes.onnx_files import (
     check_nodes,
     compute_nodes,
     is_transformer,
+    nothing_words,
     quantized_nodes,
     read_onnx,
     saturates,
@@ -171,9 +172,7 @@ class NncfQuantization(Selective):
         check_mostly_float(proto)
         names = compute_nodes(proto, self.keep_float)
         if not names:
-            raise Skipped(
-                "nothing to quantize: there is no convolution or matrix product to quantize"
-            )
+            raise Skipped(nothing_words(proto))
         return names
 
     def _quantize(

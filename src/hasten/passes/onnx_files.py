@@ -25,6 +25,7 @@ PIXEL_NODES = "hasten/pixels/"
 
 COMPUTE_OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 """Operators that take nearly all of a network's time, and that int8 speeds up."""
+_RECURRENT = frozenset({"GRU", "LSTM", "RNN"})
 
 
 def read_onnx(model: Model, *, weights: bool = True) -> onnx.ModelProto:
@@ -64,6 +65,19 @@ def op_counts(proto: onnx.ModelProto) -> Counter[str]:
     return Counter(node.op_type for graph in graphs(proto.graph) for node in graph.node)
 
 
+def remove_unread(proto: onnx.ModelProto, names: Iterable[str]) -> None:
+    """Remove those of some initializers that nothing reads; files of IR version 3 list them as inputs too."""
+    every = [*graphs(proto.graph)]
+    read = {name for graph in every for node in graph.node for name in node.input}
+    read |= {one.name for graph in every for one in graph.output}
+    unread = set(names) - read
+    unread &= {one.name for one in proto.graph.initializer}
+    for values in (proto.graph.initializer, proto.graph.input):
+        for number in reversed(range(len(values))):
+            if values[number].name in unread:
+                del values[number]
+
+
 def check_nodes(proto: onnx.ModelProto, names: Iterable[str]) -> None:
     """Check that nodes to leave in float exist.
 
@@ -97,6 +111,37 @@ def compute_nodes(proto: onnx.ModelProto, keep_float: Iterable[str]) -> list[str
         and not (node.name and node.name in kept)
         and node.output[0] not in done
     ]
+
+
+def inner_words(proto: onnx.ModelProto, operators: Iterable[str], noun: str) -> str:
+    """Return in words which operators hold inner graphs with nodes of these types; empty if none does.
+
+    Args:
+        proto: Graph that has no such node outside inner graphs.
+        operators: Types of the nodes.
+        noun: Name of the nodes for people, in the plural.
+    """
+    kinds = frozenset(operators)
+    holders = {
+        node.op_type
+        for node in proto.graph.node
+        for attribute in node.attribute
+        for body in (attribute.g, *attribute.graphs)
+        for graph in graphs(body)
+        if any(inner.op_type in kinds for inner in graph.node)
+    }
+    if not holders:
+        return ""
+    return f"the model's {noun} are inside {' and '.join(sorted(holders))}, where none is quantized"
+
+
+def nothing_words(proto: onnx.ModelProto) -> str:
+    """Return in words why no convolution or matrix product of a graph is to be quantized."""
+    inner = ""
+    if not compute_nodes(proto, ()):
+        inner = inner_words(proto, COMPUTE_OPS, "convolutions and matrix products")
+    none = "there is no convolution or matrix product to quantize"
+    return f"nothing to quantize: {inner or none}"
 
 
 def quantized_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
@@ -194,12 +239,16 @@ def constant_sizes(proto: onnx.ModelProto) -> dict[str, int]:
 
 
 def weights_of(proto: onnx.ModelProto, operators: Iterable[str]) -> int:
-    """Return how many constant weights operators of these types read as their second input, each once."""
+    """Return how many constant weights operators of these types read, each once.
+
+    These are the second input, and in recurrent operators the third too, which their states meet.
+    """
     kinds = frozenset(operators)
     sizes = constant_sizes(proto)
     read = {
-        node.input[1]
+        name
         for node in proto.graph.node
-        if node.op_type in kinds and len(node.input) > 1 and node.input[1] in sizes
+        if node.op_type in kinds
+        for name in node.input[1 : 3 if node.op_type in _RECURRENT else 2]
     }
-    return sum(sizes[name] for name in read)
+    return sum(sizes[name] for name in read & sizes.keys())

@@ -30,6 +30,8 @@ _AT_MOST = 4
 """Factor on the time limit that the coarsest measurement may take if none fits the limit."""
 _OWN = "hasten:"
 """Prefix of the names of inserted tensors."""
+_CONSTANT = "no layer can be quantized alone: the answers don't vary, or aren't finite"
+_SIZES = "no layer can be quantized alone: the sizes of the answers depend on their values"
 
 
 def sensitivities(
@@ -62,7 +64,7 @@ def sensitivities(
         signal-to-quantization-noise ratio. A node without a name has that of its first output.
 
     Raises:
-        Skipped: there is no layer to quantize.
+        Skipped: there is no layer in float32 to quantize.
         CandidateError: the model can't be run with one layer quantized, or measuring would take
             several times as long as `limit_s`.
 
@@ -96,10 +98,16 @@ class ProductLayer:
         return [i for i in range(2) if i not in self.weights]
 
     @property
-    def channel_axis(self) -> int:
+    def channel_axis(self) -> int | None:
         """Axis of the channels in the output: 1 for a convolution's `(n, c, ...)`, -1 for a
-        product's `(..., c)`."""
-        return 1 if self.node.op_type in ("Conv", "ConvTranspose") else -1
+        product's `(..., c)`, -2 if its weights stand on the left. None if they are a vector, since
+        then there are no channels."""
+        if self.node.op_type in ("Conv", "ConvTranspose"):
+            return 1
+        position = max(self.weights, default=1)
+        if position in self.weights and self.weights[position].ndim < 2:
+            return None
+        return position - 2
 
     def rounded(self, position: int, highest: int) -> Array:
         """Return a constant input rounded to integers and back.
@@ -109,21 +117,25 @@ class ProductLayer:
             highest: Largest integer.
         """
         values = self.weights[position]
-        axes = tuple(i for i in range(values.ndim) if i != self._weight_axis(values))
+        axes = tuple(i for i in range(values.ndim) if i != self._weight_axis(position))
         scale = np.abs(values).max(axis=axes, keepdims=True) / highest
         scale[scale == 0] = 1
         return np.asarray(
             np.clip(np.round(values / scale), -highest, highest) * scale, values.dtype
         )
 
-    def _weight_axis(self, values: Array) -> int:
-        """Return the axis of a constant whose positions have a scale each."""
+    def _weight_axis(self, position: int) -> int | None:
+        """Return the axis of a constant whose positions have a scale each; None for a vector."""
         if self.node.op_type == "Conv":
             return 0
         if self.node.op_type == "ConvTranspose":
             return 1
-        transposed = {a.name: a.i for a in self.node.attribute}.get("transB", 0)
-        return 0 if self.node.op_type == "Gemm" and transposed else values.ndim - 1
+        rank = self.weights[position].ndim
+        if rank < 2:
+            return None
+        turned = {a.name: a.i for a in self.node.attribute}.get(("transA", "transB")[position], 0)
+        summed_last = position == (1 if self.node.op_type == "Gemm" and turned else 0)
+        return rank - 2 if summed_last else rank - 1
 
 
 def layers(proto: onnx.ModelProto) -> list[ProductLayer]:
@@ -224,31 +236,94 @@ class _Study:
         each_s = (time.perf_counter() - begin) / len(self._requests)
         plan = planned(len(self._layers), len(self._requests), each_s, opening_s, limit_s)
         size = -(-len(self._layers) // plan.groups)
+        starts = range(0, len(self._layers), size)
+        groups = [self._layers[start : start + size] for start in starts]
+        variances = self._variances(exact[: plan.compared])
+        errors = [self._errors(group, exact, plan) for group in groups]
+        # An output's share of the noise must count for every group, or for none.
+        kept = [i for i in variances if all(i in own for own in errors)]
+        if not kept:
+            raise CandidateError(_SIZES)
         found: dict[str, float] = {}
-        for start in range(0, len(self._layers), size):
-            group = self._layers[start : start + size]
-            noise = self._noise(group, exact, plan)
+        for group, own in zip(groups, errors, strict=True):
+            noise = float(np.mean([own[i] / variances[i] for i in kept]))
+            if not np.isfinite(noise):
+                raise CandidateError(_CONSTANT)
             found.update({layer.node.name: noise / len(group) for layer in group})
         return found
 
     def _look(self) -> None:
-        """Record the range of each layer's inputs, and the mean of each of its output channels."""
+        """Record the range of each layer's inputs, and the mean of each of its output channels.
+
+        Raises:
+            Skipped: no layer is in float32.
+        """
         ins = {layer.node.input[i] for layer in self._layers for i in layer.activations}
         outs = {layer.node.output[0]: layer.channel_axis for layer in self._weighted(self._layers)}
         names = sorted(ins | outs.keys())
         session = self._session(with_outputs(self._proto, names))
         for number, request in enumerate(self._requests):
-            for name, array in zip(names, session.run(names, request), strict=True):
+            answers = dict(zip(names, session.run(names, request), strict=True))
+            if number == 0:
+                self._leave_out_other_types({name: answers[name].dtype for name in ins})
+            for name, array in answers.items():
                 if name in ins and array.size:
                     low, high = self._ranges.get(name, (0.0, 0.0))
                     self._ranges[name] = min(low, float(array.min())), max(high, float(array.max()))
                 if name in outs and number < _CORRECTION_SAMPLES:
                     self._means.setdefault(name, []).append(_channel_means(array, outs[name]))
 
-    def _noise(
+    def _leave_out_other_types(self, types: Mapping[str, np.dtype[Any]]) -> None:
+        """Leave out layers whose activations aren't float32, since no float16 is rounded here.
+
+        Raises:
+            Skipped: none is left; the message says what they are.
+        """
+        others = {name: one for name, one in types.items() if one != np.float32}
+        self._layers = [
+            layer
+            for layer in self._layers
+            if not any(layer.node.input[i] in others for i in layer.activations)
+        ]
+        if not self._layers:
+            own = " and ".join(sorted({one.name for one in others.values()}))
+            raise Skipped(f"the convolutions and matrix products are in {own}, not in float32")
+
+    def _variances(self, exact: Sequence[Sequence[Array]]) -> dict[int, float]:
+        """Return the variance of each float output that varies, by its position among the outputs.
+
+        An output is left out if its size depends on values, as the number of boxes does: the same
+        place doesn't mean the same thing in two models' answers.
+
+        Raises:
+            CandidateError: no output is left.
+        """
+        found: dict[int, float] = {}
+        sized = False
+        requests = self._requests[: len(exact)]
+        shapes = [tuple(array.shape for array in request.values()) for request in requests]
+        for i, arrays in enumerate(zip(*exact, strict=True)):
+            if arrays[0].dtype.kind != "f":
+                continue
+            pairs = {(given, array.shape) for given, array in zip(shapes, arrays, strict=True)}
+            if len(pairs) > len(set(shapes)):
+                sized = True
+                continue
+            values = _stacked(arrays).astype(np.float64)
+            variance = float(((values - values.mean(0)) ** 2).mean()) or float(values.var())
+            if variance > 0:
+                found[i] = variance
+        if not found:
+            raise CandidateError(_SIZES if sized else _CONSTANT)
+        return found
+
+    def _errors(
         self, group: Sequence[ProductLayer], exact: Sequence[Sequence[Array]], plan: SensitivityPlan
-    ) -> float:
-        """Return the joint noise of a group's layers."""
+    ) -> dict[int, float]:
+        """Return the joint mean squared error of a group's layers, by the position of the output.
+
+        An output that has another shape than the exact one for the same request is left out.
+        """
         session = self._session(self._quantized(group))
         shifts = {
             f"{_OWN}shift:{layer.node.output[0]}": np.zeros(self._shift_shape(layer), np.float32)
@@ -261,11 +336,11 @@ class _Study:
                 for r in self._requests[: plan.corrected]
             )
             shift = (sum(self._means[name][: plan.corrected]) - np.asarray(seen)) / plan.corrected
-            shifts[f"{_OWN}shift:{name}"] = _aligned(shift, layer).astype(np.float32)
+            shifts[f"{_OWN}shift:{name}"] = _aligned(shift, layer)
         answers = [
             session.run(self._outputs, {**r, **shifts}) for r in self._requests[: plan.compared]
         ]
-        return _relative_error(answers, exact[: plan.compared])
+        return _squared_errors(answers, exact[: plan.compared])
 
     def _quantized(self, group: Sequence[ProductLayer]) -> onnx.ModelProto:
         """Return the graph with the inputs of a group's layers rounded to int8 and back."""
@@ -363,8 +438,10 @@ def with_outputs(proto: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
     return copy
 
 
-def _channel_means(array: Array, axis: int) -> Array:
-    """Return the mean of each channel, of shape `(c,)`."""
+def _channel_means(array: Array, axis: int | None) -> Array:
+    """Return the mean of each channel, of shape `(c,)`; of shape `()` if there are no channels."""
+    if axis is None:
+        return np.asarray(array.mean(dtype=np.float64))
     return np.asarray(
         np.moveaxis(array, axis, -1).reshape(-1, array.shape[axis]).mean(0), np.float64
     )
@@ -372,10 +449,10 @@ def _channel_means(array: Array, axis: int) -> Array:
 
 def _aligned(means: Array, layer: ProductLayer) -> Array:
     """Reshape `(c,)` to fit the layer's output in an addition: `(c, 1, 1)` for 2-d convolutions."""
-    if layer.channel_axis == -1:
-        return means
-    spatial = next(iter(layer.weights.values())).ndim - 2
-    return means.reshape(-1, *[1] * spatial)
+    after = {None: 0, -1: 0, -2: 1}.get(layer.channel_axis)
+    if after is None:
+        after = next(iter(layer.weights.values())).ndim - 2
+    return np.asarray(means, np.float32).reshape((*means.shape, *[1] * after))
 
 
 def _stacked(arrays: Sequence[Array]) -> Array:
@@ -387,22 +464,15 @@ def _stacked(arrays: Sequence[Array]) -> Array:
     return np.concatenate([array.ravel() for array in arrays])
 
 
-def _relative_error(answers: Sequence[Sequence[Array]], exact: Sequence[Sequence[Array]]) -> float:
-    """Return the mean over float outputs of the squared error over the variance.
-
-    Raises:
-        CandidateError: no float output varies, or an answer isn't finite.
-    """
-    ratios = []
-    for own, other in zip(zip(*exact, strict=True), zip(*answers, strict=True), strict=True):
-        if own[0].dtype.kind != "f":
-            continue
-        wanted, got = (_stacked(arrays).astype(np.float64) for arrays in (own, other))
-        variance = float(((wanted - wanted.mean(0)) ** 2).mean()) or float(wanted.var())
-        if variance > 0:
-            ratios.append(float(((got - wanted) ** 2).mean()) / variance)
-    if not ratios or not np.isfinite(ratios).all():
-        raise CandidateError(
-            "no layer can be quantized alone: the answers don't vary, or aren't finite"
-        )
-    return float(np.mean(ratios))
+def _squared_errors(
+    answers: Sequence[Sequence[Array]], exact: Sequence[Sequence[Array]]
+) -> dict[int, float]:
+    """Return the mean squared error of each float output that keeps its shapes, by its position."""
+    found: dict[int, float] = {}
+    outputs = zip(zip(*exact, strict=True), zip(*answers, strict=True), strict=True)
+    for i, (own, other) in enumerate(outputs):
+        same = all(a.shape == b.shape for a, b in zip(own, other, strict=True))
+        if same and own[0].dtype.kind == "f":
+            wanted, got = (_stacked(arrays).astype(np.float64) for arrays in (own, other))
+            found[i] = float(((got - wanted) ** 2).mean())
+    return found

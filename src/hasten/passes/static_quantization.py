@@ -25,6 +25,7 @@ from hasten.passes.onnx_files import (
     compute_nodes,
     is_transformer,
     name_nodes,
+    nothing_words,
     pixel_nodes,
     quantized_nodes,
     read_onnx,
@@ -223,7 +224,7 @@ def quantized(
     names = compute_nodes(proto, keep_float)
     brought = [node.name for node in quantized_nodes(proto.graph)]
     if not names:
-        raise Skipped("nothing to quantize: there is no convolution or matrix product to quantize")
+        raise Skipped(nothing_words(proto))
     source = upgraded(model, calibration, workdir)
     if rounding == "layer":
         source = round_weights(source, calibration, workdir, keep_float)

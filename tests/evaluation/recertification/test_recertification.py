@@ -27,6 +27,7 @@ from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.parts import hashed_groups
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.metrics.iou import Iou
+from hasten.inputs.metrics.regression import Regression
 from hasten.inputs.metrics.top_k import Top1
 from hasten.inputs.models.onnx import load
 from hasten.testing import models
@@ -213,6 +214,18 @@ def test_scores_of_a_function_are_counted_only_where_the_certificate_counted_the
 def test_scores_between_0_and_1_are_never_counted_though_all_of_them_are_0_or_1() -> None:
     limits = Limits(0.01, 0.95, "net", "samples", counted="iou")
     assert (limits.counts(Iou()), limits.counts(Top1())) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("counted", "expected"), [("regression", (True, True)), ("", (False, True))]
+)
+def test_shares_within_a_tolerance_are_counted_only_where_the_certificate_counted_them(
+    counted: str, expected: tuple[bool, bool]
+) -> None:
+    """An output of several numbers gives shares, which on little data may all happen to be 0 or 1."""
+    limits = Limits(0.01, 0.95, "net", "samples", counted=counted)
+    metrics = (Regression(0.1), Regression(0.1, whole=True))
+    assert tuple(map(limits.counts, metrics)) == expected
 
 
 @pytest.mark.parametrize(

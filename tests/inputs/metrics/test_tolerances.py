@@ -102,3 +102,9 @@ def test_of_several_outputs_one_is_named() -> None:
         "embedding reads one output; the model has a, b: name one, as in embedding@a, or all, as in "
         "embedding@all"
     )
+
+
+def test_only_a_regression_over_whole_samples_states_that_its_scores_are_0_or_1() -> None:
+    exact = {"y": np.array([[1.0, 2.0]])}
+    assert Regression(0.1).score({"y": np.array([[1.0, 3.0]])}, exact, None).tolist() == [0.5]
+    assert (Regression(0.1).binary, Regression(0.1, whole=True).binary) == (None, True)

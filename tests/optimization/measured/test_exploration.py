@@ -23,6 +23,7 @@ from hasten.measure.workbench import Workbench
 from hasten.optimization.measured.exploration import Exploration
 from hasten.optimization.measured.screening import Screening
 from hasten.passes.nncf_quantization import NncfQuantization
+from hasten.passes.static_quantization import StaticQuantization
 
 SAMPLES = 1000
 EACH_NS = 1_000_000
@@ -47,7 +48,7 @@ def explored(
     *,
     frozen: bool = False,
     sealed_draws: int = 2000,
-    exact: Sequence[Single] = (),
+    others: Sequence[Single] = (),
     first: NncfQuantization = FIRST,
     known: Mapping[NncfQuantization, int] | None = None,
     late: NncfQuantization | None = None,
@@ -57,7 +58,7 @@ def explored(
     Args:
         frozen: Whether the run was stopped after it had frozen what it certifies.
         sealed_draws: Number of draws that will decide.
-        exact: Exact candidates of the grid.
+        others: Other candidates of the grid, which fail.
         first: Pass of the candidate.
         known: Passes of further candidates on the same engine, as fast, and how many answers each changes.
         late: Pass of the candidate for which too little time is left when it is first tried.
@@ -90,7 +91,7 @@ def explored(
         )
 
     trials.done[candidate.key] = changing(candidate, wrong)
-    others = {Single((step,), OpenVino()).key: n for step, n in (known or {}).items()}
+    rivals = {Single((step,), OpenVino()).key: n for step, n in (known or {}).items()}
     found = Searched([], job.notes, [])
     job = replace(job, listen=found.told.append)
 
@@ -102,8 +103,8 @@ def explored(
             )
             if late is not None and own == late and found.tried.count(candidate) == 1:
                 raise OutOfTime("the time limit came before it was timed")
-        if candidate.key in others:
-            trials.done[candidate.key] = changing(candidate, others[candidate.key])
+        if candidate.key in rivals:
+            trials.done[candidate.key] = changing(candidate, rivals[candidate.key])
         return trials.done.setdefault(candidate.key, Trial(candidate, failure="not run here"))
 
     with pytest.MonkeyPatch.context() as patch:
@@ -116,7 +117,7 @@ def explored(
             sealed_draws=sealed_draws,
             on_better=lambda trial: None,
             least=lambda precision: floor,
-        ).explore([*exact, candidate])
+        ).explore([*others, candidate])
     trials.close()
     return found
 
@@ -202,6 +203,21 @@ def test_transformers_that_lose_answers_are_smoothed_less_as_long_as_that_helps(
     assert [one for one in dict.fromkeys(smoothed) if one < 0.8] == strengths
 
 
+def test_other_variants_of_a_pass_whose_first_failed_are_tried(
+    desk: Desk, spool: Spool, tmp_path: Path
+) -> None:
+    failing = Single((StaticQuantization(),), OnnxRuntime())
+    found = explored(desk, spool, tmp_path, least(0.5 * EACH_NS), wrong=300, others=[failing])
+    varied = [
+        one
+        for one in found.tried
+        if isinstance(one, Single) and one.passes and type(one.passes[-1]) is StaticQuantization
+    ]
+    assert varied[0] == failing
+    assert len(varied) > 1
+    assert {one.engine for one in varied} == {failing.engine}
+
+
 def test_what_the_time_doesnt_suffice_for_is_proposed_once(
     desk: Desk, spool: Spool, tmp_path: Path
 ) -> None:
@@ -216,7 +232,7 @@ def test_one_counter_goes_through_exact_forms_other_forms_and_variants(
     desk: Desk, spool: Spool, tmp_path: Path
 ) -> None:
     exact = [Single((), OnnxRuntime(threads=threads)) for threads in (1, 2)]
-    found = explored(desk, spool, tmp_path, None, wrong=2, exact=exact)
+    found = explored(desk, spool, tmp_path, None, wrong=2, others=exact)
     outcomes = [one for one in found.told if one.outcome]
     assert [one.done for one in outcomes] == list(range(1, len(outcomes) + 1))
     assert [(one.stage, one.total) for one in outcomes[:3]] == [("exact", 3)] * 2 + [("try", 3)]

@@ -19,12 +19,15 @@ def tells_changes(metric: Metric | None) -> bool:
     """
     if metric is None or metric.function is not None or metric.over_set:
         return False
-    return bool(metric.binary) or not metric.needs_labels
+    return metric.binary is not False or not metric.needs_labels
 
 
 def changes_wholly(metric: Metric | None) -> bool:
-    """Whether an answer is either changed or not, and never in part."""
-    return metric is None or not tells_changes(metric) or bool(metric.binary)
+    """Whether an answer counts as changed or not, and never in part.
+
+    Of a metric that can't tell, what is changed in part counts as changed, so that a bound stays one.
+    """
+    return metric is None or not tells_changes(metric) or metric.binary is not False
 
 
 def changed_parts(

@@ -33,12 +33,16 @@ class Regression(Metric):
     whole: bool = False
     output: str | None = None
     needs_labels: ClassVar[bool] = False
-    binary: ClassVar[bool] = True
     infinite: ClassVar[bool] = True
     noun: ClassVar[str] = "share within the tolerance"
     title: ClassVar[str] = "the share of numbers within the tolerance"
     spellings: ClassVar[tuple[str, ...]] = ("regression:TOLERANCE", "regression:PERCENT%")
     answers: ClassVar[Literal["classes", "values"] | None] = "values"
+
+    @property
+    def binary(self) -> bool | None:  # type: ignore[override]
+        """Whether scores are 0 or 1; None where that depends on how many numbers a sample has."""
+        return True if self.whole else None
 
     def __post_init__(self) -> None:
         """Check the tolerances."""

@@ -87,7 +87,8 @@ class Exploration:
             return
         if not self._over() and self._fastest_could_be_safer():
             ranked = [t.candidate for t in self._worth_varying()]
-            self._try(variations(ranked, model, target, self._order.keep_float, self._order.passes))
+            kept, passes = self._order.keep_float, self._order.passes
+            self._try(variations(ranked, model, target, kept, passes, self._failed(ordered)))
         while not self._over() and self._fastest_could_be_safer() and (along := self._further()):
             if not self._try(along):  # else it would be proposed again
                 break
@@ -141,6 +142,14 @@ class Exploration:
         }
         return [
             t for t in ranked if (own := small_model_of(t.candidate.passes)) is None or own in able
+        ]
+
+    def _failed(self, candidates: Sequence[Single]) -> list[Single]:
+        """Return those of some candidates of the original that failed; skipped ones had nothing to do."""
+        return [
+            one
+            for one in candidates
+            if self.trials.done[one.key].failure and small_model_of(one.passes) is None
         ]
 
     def _over(self) -> bool:
