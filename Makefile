@@ -7,7 +7,7 @@ DEVICE := -m pytest -o timeout=1800 -o faulthandler_timeout=1860 --durations=20 
 
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-digits test test-all suite suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu wheels-gpu test-tpu test-compiler test-lowest test-lowest-extras test-lowest-edge test-lowest-fpga test-lowest-keras test-lowest-ray test-lowest-tpu environments check docs docs-serve pictures notebooks chaos fuzz changelog release clean
+.PHONY: demo demo-digits test test-all suite suite-slow test-fpga test-keras test-ray test-triton test-edge test-gpu wheels-gpu test-tpu test-compiler test-lowest test-lowest-suite test-lowest-extras test-lowest-edge test-lowest-fpga test-lowest-keras test-lowest-ray test-lowest-tpu environments check docs docs-serve pictures notebooks chaos fuzz changelog release clean
 
 demo: $(VENV)/.demo
 	$(BIN)/hasten demo photos
@@ -166,6 +166,11 @@ test-triton: $(VENV)/.test
 test-lowest: .venv-lowest/.test
 	PYTEST_ADDOPTS= HASTEN_BIN=.venv-lowest/bin scripts/test -m 'not slow' -W default $(LOWEST)
 
+# All that needs no other environment: too long for .ci/run, which asks the part above.
+test-lowest-suite: .venv-lowest/.test
+	PYTEST_ADDOPTS= HASTEN_BIN=.venv-lowest/bin scripts/test -m 'not slow' -W default \
+		--ignore=tests/benchmarks --ignore=tests/docs --ignore=tests/examples tests
+
 # The same for extras with environments of their own, by a few of their tests: too long for .ci/run.
 test-lowest-extras: test-lowest-edge test-lowest-fpga test-lowest-keras test-lowest-ray test-lowest-tpu
 
@@ -184,7 +189,7 @@ test-lowest-ray: .venv-lowest-ray/.test
 test-lowest-tpu: .venv-lowest-tpu/.test
 	.venv-lowest-tpu/bin/python $(DEVICE) -W default tests/devices/tpu/test_jax_program.py tests/devices/tpu/test_tpu_engine.py
 
-# What is known to pass on the lowest versions.
+# The part that .ci/run asks: what reads files and speaks to clients.
 LOWEST := tests/bundle tests/core tests/inputs/data tests/serving/protocol $(addprefix tests/serving/test_, \
 	http.py http_bodies.py json_numbers.py grpc.py grpc_messages.py)
 
