@@ -36,7 +36,7 @@ _PRODUCTS, _RECURRENT = ("Gemm", "MatMul"), ("LSTM",)
 GRU nor RNN, for which it has no such kernel."""
 _RESULTS = ("MatMulInteger", "DynamicQuantizeLSTM")
 _SUFFIX = "_quant"
-"""What ONNX Runtime's quantizer appends to the names of nodes."""
+"""Ending that ONNX Runtime's quantizer appends to the names of nodes."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a folder's `config.json` claims, checked against what the folder has before transformers or timm act on it.
+"""Claims of a folder's `config.json`, checked against what is there before transformers or timm act on them.
 
 Source: transformers 5.24, configuration_utils.py, modeling_utils.py, backbone_utils.py, integrations/peft.py and
 models/timm_wrapper; timm 1.0.31, models/_factory.py.
