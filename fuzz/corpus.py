@@ -44,7 +44,7 @@ def _requests(surface: Surface) -> list[bytes]:
 
 
 def _long_lists() -> list[bytes]:
-    """Return JSON of 4 MiB of which compressing leaves some kilobytes: numbers, labels, and what no route takes."""
+    """Return JSON of 4 MiB of which compressing leaves some kilobytes: numbers, and what no route takes."""
     made = []
     for zero in ("0", "1e-9", "[0]"):
         for count in (LONGEST, _TEXT // (len(zero) + 1) - 100):
@@ -54,7 +54,6 @@ def _long_lists() -> list[bytes]:
         ("v2/repository/index", b'{"ready":[', b"0]}"),
         ("v2/logging", b'{"log_info":[', b"0]}"),
         ("v2/models/tiny/infer", b'{"inputs":[],"parameters":{"priority":[', b"0]}}"),
-        ("v2/models/tiny/labels", b'{"labels":[{"id":"a","label":[', b"0]}]}"),
     ):
         for unit in (b"[],", b"{},", b"9e-99,"):
             body = begin + unit * ((1 << 20) // len(unit) - 20) + end
@@ -74,7 +73,6 @@ def _deep() -> list[tuple[str, bytes]]:
         ("v2/repository/index", b'{"ready":' + deep + b"}"),
         ("v2/logging", b'{"log_info":' + deep + b"}"),
         ("v2/models/tiny/infer", b'{"inputs":[],"parameters":{"priority":' + deep + b"}}"),
-        ("v2/models/tiny/labels", b'{"labels":[' + deep + b"]}"),
     ]
 
 

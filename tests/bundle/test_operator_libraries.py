@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from tests.support.operators import BESIDE, REGISTERS, bundle_with, compiled, ov
 
 from hasten.bundle import artifact_of, load, read
 from hasten.bundle.packing.writer import pack
+from hasten.core.memory_folder import MemoryFolder
 from hasten.core.records import file_digest, from_record, to_record
 from hasten.core.target import Target
 from hasten.engines.base import Artifact, Engine
@@ -188,3 +191,45 @@ def test_a_folder_that_is_not_listed_for_this_user_still_gives_its_library(
         assert copy.read_bytes() == library.read_bytes()
     finally:
         library.parent.chmod(0o755)
+
+
+OUTLIVES = """
+import os, sys
+import numpy as np
+from hasten.bundle import load
+ones = np.ones((1, 1000), np.float32)
+def answered():
+    with load(sys.argv[1], custom_ops=[sys.argv[2]], cache=False) as bundle:
+        return float(next(iter(bundle(ones).values())).sum())
+print(answered(), flush=True)
+reader, writer = os.pipe()
+if not os.fork():
+    os.close(writer)
+    os.read(reader, 1)  # until the parent has ended
+    print(answered(), flush=True)
+    os._exit(0)
+"""
+
+
+def test_a_process_that_was_forked_outlives_its_parents_copies(
+    tmp_path: Path, library: Path, log: Path
+) -> None:
+    bundle = bundle_with(tmp_path, library, OnnxRuntime(threads=1))
+    words = [sys.executable, "-c", OUTLIVES, str(bundle), str(library)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
+    answers = done.stdout.split()
+    assert len(answers) == 2, done.stderr
+    assert answers[0] == answers[1]
+
+
+def test_what_a_killed_process_left_is_removed_and_what_lives_stays(tmp_path: Path) -> None:
+    code = "import os, time\nfrom hasten.core.memory_folder import MemoryFolder\nfolder = MemoryFolder()\n"
+    code += "print(folder.path, flush=True)\ntime.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as one:
+        assert one.stdout is not None
+        folder = Path(one.stdout.readline().strip())
+        MemoryFolder.clear_after(one.pid)
+        assert folder.is_dir()
+        one.kill()
+    MemoryFolder.clear_after(one.pid)
+    assert not folder.exists()

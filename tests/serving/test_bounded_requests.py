@@ -357,7 +357,10 @@ def test_compressed_numbers_of_a_picture_are_read(tmp_path: Path) -> None:
 )
 def test_a_parameter_is_no_list_or_object(bounded: Bounded, deep: str) -> None:
     kind = "array" if deep.startswith("[") else "object"
-    said = f"Expected `bool | int | float | str | null`, got `{kind}` - at `$[...]`"
+    said = (
+        "parameters are an object, and each is a number, a text, true or false: "
+        f"Expected `bool | int | float | str | null`, got `{kind}` - at `$[...]`"
+    )
     for body in (
         f'{{"inputs":[],"parameters":{{"a":{deep}}}}}',
         f'{{"inputs":[{json.dumps(X)[:-1]},"parameters":{{"a":{deep}}}}}]}}',

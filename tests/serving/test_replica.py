@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import importlib.util
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +19,12 @@ from tests.support.servers import bundle_of
 from hasten.bundle import read
 from hasten.core.records import from_record, to_record
 from hasten.errors import InputError
+from hasten.serving.cluster import replica as replica_module
 from hasten.serving.cluster.federation import Federation, joined
 from hasten.serving.cluster.ingress import ReplicaEntry
 from hasten.serving.cluster.ray_cluster import Known, deploy
 from hasten.serving.cluster.replica import (
+    Replica,
     ReplicaLoad,
     Roster,
     behind_door,
@@ -176,6 +182,54 @@ def test_a_replica_hears_of_other_clients_by_its_heartbeat() -> None:
     before = roster.enter("one", entry)
     roster.admit("[b]")
     assert roster.enter("one", entry) != before
+
+
+class Stub:
+    """Parts of a replica whose roster answers from this process, and whose server is a program that waits."""
+
+    _enter, _admit, end = Replica._enter, Replica._admit, Replica.__del__
+
+    def __init__(self, roster: Roster, file: Path) -> None:
+        self._at, self._name, self._admitted = roster, "one", ""
+        self._entry, self._roster = ReplicaEntry("127.0.0.1", 1), None
+        self._settings = ServerSettings((), tokens=file)
+        self.process = self._process = subprocess.Popen(["sleep", "600"])
+        self._heart = asyncio.get_running_loop().create_task(asyncio.sleep(600))
+
+    async def _ask(self, method: str, *arguments: Any) -> Any:
+        return getattr(self._at, method)(*arguments)
+
+    async def enter(self) -> None:
+        await self._enter()  # type: ignore[misc]
+
+
+def test_a_replica_writes_new_clients_and_outlives_a_folder_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    errors = SimpleNamespace(RayError=KeyError)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(exceptions=errors))
+    monkeypatch.setattr(replica_module, "_LEAVE_S", 0.0)
+    file = tmp_path / "private" / "clients.toml"
+
+    async def work() -> None:
+        roster = Roster(clock_s=lambda: 0.0)
+        one = Stub(roster, file)
+        roster.admit("[a]")
+        await one.enter()
+        assert "the previous tokens stay in use: can't write them" in caplog.text
+        file.parent.mkdir()
+        for text in ("[a]", "[b]"):
+            roster.admit(text)
+            await one.enter()
+            assert file.read_text() == text
+        assert file.stat().st_mode & 0o077 == 0
+        roster.admit("[c]")
+        shutil.rmtree(file.parent)
+        await one.end()  # type: ignore[misc]
+        assert one.process.poll() is not None
+        assert roster.book().entries == {}
+
+    asyncio.run(work())
 
 
 # -- the load

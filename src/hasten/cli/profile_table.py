@@ -10,6 +10,7 @@ import numpy as np
 from hasten.cli.tables import aligned
 from hasten.core.words import amount
 from hasten.engines.layers import Breakdown, Portion, summarize
+from hasten.errors import visible
 from hasten.evaluation.profiling import Profile, remarks
 
 _WIDTH = 8
@@ -32,7 +33,7 @@ def profile_table(profile: Profile, top: int) -> str:
         f"{title}; {amount(profile.threads, 'thread')}, batch 1, requests: {profile.requests}",
         f"{request_ms:.3g} ms a request; its {amount(len(profile.layers), 'step')}, timed one by one, take "
         f"{steps_ms:.3g} ms together",
-        *(f"note: {remark}" for remark in remarks(profile.layers)),
+        *(f"note: {visible(remark)}" for remark in remarks(profile.layers)),
         "",
         aligned(_portions(breakdown)),
         "",
@@ -54,7 +55,7 @@ def _portions(breakdown: Breakdown) -> list[tuple[str, ...]]:
     for heading, portions in groups:
         lines.append((f"{'µs':>{_WIDTH}}", "share", heading, "steps"))
         lines += [
-            (_microseconds(p.latency_ns), f"{p.share:>5.0%}", str(name), str(p.steps))
+            (_microseconds(p.latency_ns), f"{p.share:>5.0%}", visible(str(name)), str(p.steps))
             for name, p in portions.items()
         ]
     return lines
@@ -67,10 +68,10 @@ def _steps(breakdown: Breakdown, top: int) -> list[tuple[str, ...]]:
             (
                 _microseconds(layer.median_ns),
                 f"{layer.median_ns / max(1.0, breakdown.latency_ns):>5.0%}",
-                layer.operator,
+                visible(layer.operator),
                 layer.precision,
-                layer.kernel,
-                " + ".join(layer.sources) or f"({layer.name})",
+                visible(layer.kernel),
+                visible(" + ".join(layer.sources) or f"({layer.name})"),
             )
             for layer in breakdown.slowest[:top]
         ),

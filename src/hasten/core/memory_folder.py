@@ -127,6 +127,19 @@ class MemoryFolder:
         self._end()
         self._sealed.clear()
 
+    @staticmethod
+    def clear_after(process: int) -> None:
+        """Remove the folders that a process of this user left, which was killed; none that is in use."""
+        for place in (tempfile.gettempdir(), _SHARED_MEMORY):
+            for folder in Path(place).glob(f"{_prefix(process)}*"):
+                with contextlib.suppress(OSError):
+                    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                    try:
+                        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        shutil.rmtree(folder, ignore_errors=True)
+                    finally:
+                        os.close(descriptor)
+
     @classmethod
     def close_all(cls) -> None:
         """Free the files of all folders, for a process that ends without Python's own end."""
@@ -227,6 +240,11 @@ def _write_out(descriptor: int, goal: Path) -> None:
             out.write(data)
 
 
+def _prefix(process: int) -> str:
+    """Return how the names of a process's folders begin."""
+    return f"hasten-packed-{process}-"
+
+
 def _new_folder() -> Path:
     """Make a folder in the one for temporary files, or in memory where that can't be written to.
 
@@ -234,9 +252,9 @@ def _new_folder() -> Path:
         InputError: there can be none.
     """
     with contextlib.suppress(OSError):
-        return Path(os.path.realpath(tempfile.mkdtemp(prefix="hasten-packed-")))
+        return Path(os.path.realpath(tempfile.mkdtemp(prefix=_prefix(os.getpid()))))
     try:
-        return Path(tempfile.mkdtemp(prefix="hasten-packed-", dir=_SHARED_MEMORY))
+        return Path(tempfile.mkdtemp(prefix=_prefix(os.getpid()), dir=_SHARED_MEMORY))
     except OSError as error:
         raise InputError(
             f"can't make a folder for temporary files: {error.strerror}; set TMPDIR to another "

@@ -18,7 +18,7 @@ def short(value: Any) -> str:
     """
     if isinstance(value, (list, dict)):
         return "a list" if isinstance(value, list) else "an object"
-    return repr(value[:40] if isinstance(value, str) else value)
+    return repr(value[:40]) if isinstance(value, str) else repr(value)[:40]
 
 
 def amount(count: int, noun: str, several: str = "") -> str:

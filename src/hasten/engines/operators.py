@@ -16,7 +16,8 @@ from hasten.errors import InputError
 _FROM_HERE = re.compile(rb"(?:\$ORIGIN|\$\{ORIGIN\}|@loader_path)/([^\0:]{1,4096})")
 """Folders that a library names from its own one, in which the system looks for other libraries."""
 
-_copies: dict[frozenset[tuple[Path, str]], tuple[MemoryFolder, dict[Path, Path]]] = {}
+_copies: dict[tuple[int, frozenset[tuple[Path, str]]], tuple[MemoryFolder, dict[Path, Path]]] = {}
+"""Process and libraries -> copies. One that was forked makes its own, since its parent's folder ends with the parent."""
 _lock = ForkedLock()
 
 
@@ -40,9 +41,10 @@ def copied(libraries: Mapping[Path, str]) -> Mapping[Path, Path]:
     real = {each: _real(each) for each in libraries}
     known = frozenset((real[each], sha256) for each, sha256 in libraries.items())
     with _lock:
-        if known not in _copies:
-            _copies[known] = _copy(known)
-        _, paths = _copies[known]
+        key = os.getpid(), known
+        if key not in _copies:
+            _copies[key] = _copy(known)
+        _, paths = _copies[key]
     return {each: paths[real[each]] for each in libraries}
 
 

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import http.client
 import json
+import logging
 import os
 import secrets
 import signal
@@ -32,6 +33,8 @@ from hasten.core.records import from_record, to_record
 from hasten.errors import HastenError, InputError
 from hasten.serving.cluster.ingress import ReplicaEntry
 from hasten.serving.settings import ServerSettings
+
+log = logging.getLogger("hasten.serving")
 
 _HEARTBEAT_S = 1.0
 _FORGOTTEN_S = 15.0
@@ -474,6 +477,8 @@ class Replica:
                 await self._admit(self._settings.tokens)
         except (ray.exceptions.RayError, ValueError):  # the deploying process may be gone
             self._roster = None
+        except OSError as error:  # the next heartbeat tries again
+            log.error("the previous tokens stay in use: can't write them: %s", error)
 
     # -- the interface to Ray Serve
 
@@ -505,9 +510,11 @@ class Replica:
             return
         self._heart.cancel()
         self._entry = dataclasses.replace(self._entry, leaving=True)
-        await self._enter()
-        await asyncio.sleep(_LEAVE_S)
-        self._process.terminate()
+        try:
+            await self._enter()
+            await asyncio.sleep(_LEAVE_S)
+        finally:
+            self._process.terminate()
         await asyncio.to_thread(self._process.wait)
         if self._settings.tokens is not None:
             self._settings.tokens.unlink(missing_ok=True)

@@ -122,7 +122,7 @@ class Repository:
             self._versions.setdefault(one.name, {})[one.version] = one
         self._busy: dict[str, asyncio.Lock] = {}
         self._loading, self._replacing = asyncio.Semaphore(), asyncio.Semaphore()
-        self._under_way: dict[asyncio.Task[None], Registered] = {}
+        self._under_way: dict[asyncio.Task[None], tuple[Registered, float]] = {}
 
     def __iter__(self) -> Iterator[Registered]:
         for versions in self._versions.values():
@@ -232,8 +232,8 @@ class Repository:
     async def _load_in_turn(self, one: Registered) -> None:
         """Load a version, and wait for it no longer than its turn lasts; a failure is logged."""
         loading = self._loop.create_task(self._load_or_log(one))
-        self._under_way[loading] = one
-        loading.add_done_callback(self._under_way.pop)
+        self._under_way[loading] = one, self._loop.time()
+        loading.add_done_callback(self._ended)
         await asyncio.wait({loading}, timeout=_TURN_S)
         if loading.done():
             loading.result()
@@ -242,10 +242,22 @@ class Repository:
         """Wait until no version of these models is being loaded any more, but for overdue ones."""
         while left := [
             loading
-            for loading, one in self._under_way.items()
-            if one.name in names and not one.overdue
+            for loading, (one, begun_s) in self._under_way.items()
+            if one.name in names and not self._overdue(one, begun_s)
         ]:
             await asyncio.wait(left, timeout=_LOOK_S, return_when=asyncio.FIRST_COMPLETED)
+
+    def _overdue(self, one: Registered, begun_s: float) -> bool:
+        """Whether nothing waits for a version any more, however far its load has come."""
+        one.overdue = one.overdue or self._loop.time() - begun_s > _OVERDUE_S
+        return one.overdue
+
+    def _ended(self, loading: asyncio.Task[None]) -> None:
+        one, _ = self._under_way.pop(loading)
+        if not loading.cancelled() and (error := loading.exception()) is not None:
+            log.error("the server's own code failed", exc_info=error, extra={"model": one.name})
+            if one.served is None:
+                one.state, one.reason = "UNAVAILABLE", "the server's own code failed: see its log"
 
     async def _load_or_log(self, one: Registered) -> None:
         with contextlib.suppress(HastenError):

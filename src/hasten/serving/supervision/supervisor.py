@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from hasten.core.memory_folder import MemoryFolder
 from hasten.core.records import to_record
 from hasten.core.telemetry import OFF
 from hasten.errors import InputError
@@ -443,6 +444,7 @@ class Supervisor:
         assert process is not None
         assert channel is not None
         code = process.wait()
+        MemoryFolder.clear_after(process.pid)
         self._selector.unregister(self._pidfd)
         os.close(self._pidfd)
         self._hear()  # handle the messages that it sent before it died

@@ -14,8 +14,8 @@ from hasten.serving.protocol.errors import Kind, ProtocolError
 MOST_LABELS = 10_000
 """Labels in a request: more would hold the interpreter for long."""
 _BODY_BYTES = 1 << 20
-_LABEL_BYTES = 128 << 10
-"""Size of the JSON of one label, for all rows of its request together."""
+_TEXT_BYTES = 128 << 10
+"""Size of the JSON of a label with texts, for all rows of its request together. A mask's numbers may be a whole body."""
 _MOST_LISTS = 4096
 """Lists in a label, each of which takes far more memory than its JSON."""
 _SHOWN = 40
@@ -93,10 +93,11 @@ def label_array(given: LabelOf, rows: int, row: int) -> Array:
     Raises:
         InputError: the label has another form, or is too long.
     """
-    size = len(given.label)
-    if size > _LABEL_BYTES:
-        raise InputError(f"a label has at most {_LABEL_BYTES:,} bytes of JSON; got {size:,}")
-    text = bytes(given.label)
+    size, text = len(given.label), bytes(given.label)
+    if size > _TEXT_BYTES and b'"' in text:
+        raise InputError(
+            f"a label with texts has at most {_TEXT_BYTES:,} bytes of JSON; got {size:,}"
+        )
     if text.startswith(b"[") and text.count(b"[") > _MOST_LISTS:
         raise InputError(f"a label has at most {_MOST_LISTS:,} lists")
     if rows > 1:

@@ -94,9 +94,20 @@ def parameters_of(raw: msgspec.Raw) -> dict[str, Any]:
     """Decode parameters; none are given where the text is empty, or null.
 
     Raises:
-        ProtocolError: they aren't an object.
+        ProtocolError: they aren't an object, or one of them is a list or an object.
     """
-    return _decoded(_parameters, raw) or {} if raw else {}
+    if not raw:
+        return {}
+    try:
+        return _parameters.decode(raw) or {}
+    except msgspec.ValidationError as error:
+        raise ProtocolError(
+            Kind.INVALID,
+            "the request doesn't follow the protocol: parameters are an object, and each is a number, a "
+            f"text, true or false: {error}",
+        ) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(Kind.INVALID, f"the request is not JSON: {error}") from error
 
 
 def _decoded(decoder: msgspec.json.Decoder[Any], data: Any) -> Any:
