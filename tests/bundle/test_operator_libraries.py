@@ -195,11 +195,12 @@ def test_a_folder_that_is_not_listed_for_this_user_still_gives_its_library(
 
 OUTLIVES = """
 import os, sys
+from pathlib import Path
 import numpy as np
 from hasten.bundle import load
 ones = np.ones((1, 1000), np.float32)
 def answered():
-    with load(sys.argv[1], custom_ops=[sys.argv[2]], cache=False) as bundle:
+    with load(Path(sys.argv[1]), custom_ops=[Path(sys.argv[2])], cache=False) as bundle:
         return float(next(iter(bundle(ones).values())).sum())
 print(answered(), flush=True)
 reader, writer = os.pipe()

@@ -97,21 +97,31 @@ def refused(samples: dict[str, list[Array]]) -> str:
 def test_a_mask_of_another_length_than_its_tokens_is_refused() -> None:
     ids = [np.arange(1, n + 1) for n in (4, 7, 5)]
     masks = [np.ones(n, np.int64) for n in (4, 7, 6)]
-    said = "sample 2: attention_mask has 6 numbers for the 5 of input_ids: give one for each"
+    said = "attention_mask has 6 numbers in a sample with 5 of input_ids: give one for each token"
     assert refused({"input_ids": ids, "attention_mask": masks}) == said
     assert refused({"input_ids": ids, "attention_mask": [np.ones_like(one) for one in ids]}) == ""
     cache = [np.zeros((2, n), np.float32) for n in (0, 1, 1)]
     assert refused({"input_ids": ids, "attention_mask": masks, "past_key": cache}) == ""
+    users = [np.array([3])] * 3
+    assert refused({"user_ids": users, "input_ids": masks, "attention_mask": masks}) == ""
 
 
-@pytest.mark.parametrize("name", ["lengths", "x_lens", "audio_length", "seq_len"])
+@pytest.mark.parametrize("name", ["lengths", "x_lens", "input_length", "seq_len"])
 def test_a_length_beyond_its_array_is_refused(name: str) -> None:
     sounds = [np.zeros((n, 3), np.float32) for n in (40, 70, 50)]
     counts = [np.array([n]) for n in (40, 60, 51)]
-    said = f"sample 2: {name} is 51, but no other input has more than 50 along any axis: give the length of what counts"
+    said = f"{name} is 51 in a sample whose other inputs have at most 50 along any axis: give the length of what counts"
     assert refused({"sound": sounds, name: counts}) == said
     assert refused({"sound": sounds, name: [np.array([5])] * 3}) == ""
-    assert refused({"sound": sounds, name: [np.array([-1])] * 3}).startswith(
-        f"sample 0: {name} is -1, "
-    )
+    assert refused({"sound": sounds, name: [np.array([-1])] * 3}).startswith(f"{name} is -1 in ")
     assert refused({"sound": sounds, f"max_{name}": [np.array([999])] * 3}) == ""
+
+
+def test_columns_of_rows_and_samples_of_one_shape_may_be_called_lengths() -> None:
+    specs = [TensorSpec(name, "int64", ("batch", 1)) for name in ("length", "dots")]
+    check_sizes(
+        specs, ArrayDataset({"length": np.full((3, 1), 116), "dots": np.ones((3, 1), np.int64)})
+    )
+    words = [np.arange(n) for n in (3, 4, 5)]
+    for name in ("url_length", "hop_length", "past_len", "audio_len"):
+        assert refused({"words": words, name: [np.array([116])] * 3}) == ""

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from click.testing import CliRunner
 from tests.support import models as more
@@ -13,6 +14,7 @@ import hasten
 from hasten.bundle import read
 from hasten.cli import main
 from hasten.errors import InputError
+from hasten.optimization.without_data import deciding_inputs
 from hasten.testing import models
 
 
@@ -53,6 +55,24 @@ def said(*arguments: object) -> str:
     result = CliRunner().invoke(main, [str(one) for one in arguments])
     assert result.exit_code == 2, result.output
     return result.stderr.removeprefix("preparing ...\n")
+
+
+def test_inputs_decide_by_their_values_not_by_their_sizes() -> None:
+    graph = onnx.parser.parse_graph(
+        """
+        g (float[b, n] x, float[1] step, int64[1] rate, bool[1] flag) => (float[b, n] y) {
+            sizes = Shape (x)
+            wide = Gather (sizes, rate)
+            some = Cast <to = 9> (wide)
+            either = And (some, flag)
+            scaled = Mul (x, step)
+            y = If (either) <
+                then_branch = a () => (float[b, n] one) { one = Identity (scaled) },
+                else_branch = c () => (float[b, n] two) { two = Neg (scaled) }>
+        }
+        """
+    )
+    assert deciding_inputs(graph) == {"rate", "flag"}
 
 
 @pytest.mark.parametrize("rate", ["int64", "int64[1]"])

@@ -17,14 +17,14 @@ _LOOKED_AT = 2_000
 """Largest number of samples that are looked at."""
 _SURE = ("attention_mask", "input_mask")
 """Masks of which 1 is known to mean that a token counts."""
-_LENGTH = re.compile(r"(?!.*(?:max|min|new|out|target))(?:.*_)?(?:lengths?|lens?)")
-"""Names of inputs that say how much of another input counts, not how long an answer may be."""
+_LENGTH = re.compile(r"lengths?|lens?|(?:seq|sequence|input|feature|x)s?_len(?:gth)?s?")
+"""Names of inputs that say how much of another input counts."""
 _RUN = 2
 """Least number of equal tokens at an end that look like padding; a single one may end a sentence."""
 
 
 def check_sizes(specs: Sequence[TensorSpec], samples: Dataset) -> None:
-    """Check that a mask has a number for each token, and that no length is beyond the arrays.
+    """Check samples that differ in shape: a mask has a number for each token, and no length is beyond the arrays.
 
     A decoder's mask also covers what it has in its cache, so it isn't checked.
 
@@ -35,7 +35,7 @@ def check_sizes(specs: Sequence[TensorSpec], samples: Dataset) -> None:
     Raises:
         InputError: a sample contradicts itself.
     """
-    tokens = next((s.name for s in specs if _holds_tokens(s)), "")
+    tokens = [s.name for s in specs if _holds_tokens(s)]
     cached = any("past" in s.name.lower() or "cache" in s.name.lower() for s in specs)
     masks = [s.name for s in specs if s.name.lower() in _SURE and tokens and not cached]
     lengths = [
@@ -43,29 +43,31 @@ def check_sizes(specs: Sequence[TensorSpec], samples: Dataset) -> None:
         for s in specs
         if np.dtype(s.dtype).kind in "iu" and _LENGTH.fullmatch(s.name.lower())
     ]
-    for place in range(min(len(samples), _LOOKED_AT) if masks or lengths else 0):
+    if not samples.ragged or not (masks or lengths):
+        return
+    for place in range(min(len(samples), _LOOKED_AT)):
         given = {name: array[0] for name, array in samples.inputs([place]).items()}
+        sizes = {name: len(given[name]) for name in tokens if given[name].ndim == 1}
         for mask in masks:
-            if given[tokens].ndim == given[mask].ndim == 1 and len(given[mask]) != len(
-                given[tokens]
-            ):
+            if given[mask].ndim == 1 and sizes and len(given[mask]) not in sizes.values():
                 raise InputError(
-                    f"sample {place}: {mask} has {amount(len(given[mask]), 'number')} for the "
-                    f"{len(given[tokens]):,} of {tokens}: give one for each"
+                    f"{mask} has {amount(len(given[mask]), 'number')} in a sample with "
+                    f"{' and '.join(f'{size:,} of {name}' for name, size in sizes.items())}: give one for "
+                    "each token"
                 )
         for name in lengths:
-            _check_length(place, name, given)
+            _check_length(name, given)
 
 
-def _check_length(place: int, name: str, given: Mapping[str, Array]) -> None:
+def _check_length(name: str, given: Mapping[str, Array]) -> None:
     sizes = [size for other, array in given.items() if other != name for size in array.shape]
-    if given[name].size != 1 or not sizes:
+    if given[name].size != 1 or max(sizes, default=1) == 1:
         return
     length, most = int(given[name].ravel()[0]), max(sizes)
     if not 0 <= length <= most:
         raise InputError(
-            f"sample {place}: {name} is {length:,}, but no other input has more than {most:,} along "
-            "any axis: give the length of what counts"
+            f"{name} is {length:,} in a sample whose other inputs have at most {most:,} along any axis: "
+            "give the length of what counts"
         )
 
 

@@ -6,7 +6,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hasten.certificate.draws import EXACT, ONE_SHARE, Method
 from hasten.certificate.planning import samples_needed
@@ -24,6 +24,10 @@ from hasten.optimization.order import Order
 from hasten.passes.onnx_files import read_onnx
 from hasten.passes.silence import first_line, silenced
 
+if TYPE_CHECKING:
+    import onnx
+
+_BRANCHES = ("If", "Loop")
 POPULATION = "made-up inputs: no data was given"
 _SAMPLES = 64
 _FLIPS = 0.02
@@ -77,11 +81,25 @@ def load_without_data(job: Job, found: Any) -> tuple[Model, Dataset]:
         for spec in model.inputs
         if (known := embedding_rows(proto.graph, spec.name)) is not None
     }
-    branches = any(node.op_type in ("If", "Loop") for node in proto.graph.node)
-    ways = plans(model.inputs, branches=branches)
+    ways = plans(model.inputs, deciding_inputs(proto.graph))
     arrays, plan = _that_run(model, ways, rows, job.order.seed)
     job.notes.append(_said(model, plan))
     return model, ArrayDataset(arrays)
+
+
+def deciding_inputs(graph: onnx.GraphProto) -> set[str]:
+    """Return the names of inputs by whose values, not sizes, a graph chooses a branch or repeats a part."""
+    makers = {name: node for node in graph.node for name in node.output}
+    left = [name for node in graph.node if node.op_type in _BRANCHES for name in node.input[:2]]
+    found: set[str] = set()
+    while left:
+        name = left.pop()
+        if name and name not in found:
+            found.add(name)
+            node = makers.get(name)
+            if node is not None and node.op_type not in ("Shape", "Size"):
+                left += node.input
+    return found.intersection(value.name for value in graph.input)
 
 
 def _that_run(

@@ -99,5 +99,5 @@ def _already(proto: onnx.ModelProto) -> str:
     if not done:
         return ""
     nouns = ((products, "convolutions and matrix products"), (lstms, "LSTMs"))
-    parts = [f"{own} of the model's {whole} {noun}" for (own, whole), noun in nouns if whole]
+    parts = [f"{own} of the model's {whole} {noun}" for (own, whole), noun in nouns if own]
     return f"{' and '.join(parts)} {'is' if done == 1 else 'are'} already quantized"

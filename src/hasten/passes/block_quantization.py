@@ -121,11 +121,11 @@ def _products(proto: onnx.ModelProto, kept: tuple[str, ...]) -> dict[str, tuple[
         if node.input[1:2]
         and node.input[1] in shapes
         and node.name not in kept
-        and (node.op_type == "MatMul" or (node.op_type == "Gemm" and _plain(node)))
+        and (node.op_type == "MatMul" or (node.op_type == "Gemm" and plain(node)))
     }
 
 
-def _plain(gemm: onnx.NodeProto) -> bool:
+def plain(gemm: onnx.NodeProto) -> bool:
     """Whether a Gemm is a product with its weights and a sum with its bias, and no more."""
     given = {one.name: onnx.helper.get_attribute_value(one) for one in gemm.attribute}
     return (
@@ -146,7 +146,7 @@ def split_gemms(proto: onnx.ModelProto, names: set[str]) -> None:
     replaced: set[str] = set()
     nodes: list[onnx.NodeProto] = []
     for node in proto.graph.node:
-        if node.op_type != "Gemm" or node.name not in names or not _plain(node):
+        if node.op_type != "Gemm" or node.name not in names or not plain(node):
             nodes.append(node)
             continue
         weights, biased = node.input[1], len(node.input) > 2 and node.input[2]

@@ -17,7 +17,7 @@ from hasten.errors import CandidateError
 from hasten.inputs.data.dataset import Dataset
 from hasten.passes.already_quantized import check_mostly_float, open_kinds
 from hasten.passes.base import Selective, Skipped, Stage
-from hasten.passes.block_quantization import split_gemms
+from hasten.passes.block_quantization import plain, split_gemms
 from hasten.passes.onnx_files import (
     check_nodes,
     graphs,
@@ -111,7 +111,8 @@ class DynamicQuantization(Selective):
             Skipped: there is none; the message says why.
         """
         found = _with_weights(proto, open_kinds(proto).intersection(self._kinds))
-        names = [name for name in found if name not in self.keep_float]
+        odd = {node.name for node in proto.graph.node if node.op_type == "Gemm" and not plain(node)}
+        names = [name for name in found if name not in self.keep_float and name not in odd]
         if not names:
             inner = "" if found else inner_words(proto, self._kinds, "matrix products and LSTMs")
             none = "there is no matrix product or LSTM with constant weights"

@@ -63,14 +63,15 @@ def test_a_single_number_cant_be_made_up() -> None:
 def test_a_number_of_shape_1_is_made_up_only_where_it_chooses_no_branch(dtype: str) -> None:
     sound = TensorSpec("x", "float32", (1, 512))
     rate, lengths = TensorSpec("rate", dtype, (1,)), TensorSpec("lengths", "int64", (1,))
+    both = {"rate", "lengths"}
     with pytest.raises(
         InputError, match=r"^input 'rate' is a single number, and a made-up number "
     ):
-        plans((sound, rate), branches=True)
-    assert plans((sound, rate))
-    assert plans((sound, lengths), branches=True)
-    assert plans((rate,), branches=True)
-    assert plans((sound, TensorSpec("rate", dtype, ("batch",))), branches=True)
+        plans((sound, rate), both)
+    assert plans((sound, rate), {"x"})
+    assert plans((sound, lengths), both)
+    assert plans((rate,), both)
+    assert plans((sound, TensorSpec("rate", dtype, ("batch",))), both)
 
 
 def test_a_sample_too_large_to_make_up() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,18 +35,18 @@ class MadeUpInputs:
     integers: str = "mixed"
 
 
-def plans(specs: Sequence[TensorSpec], *, branches: bool = False) -> list[MadeUpInputs]:
+def plans(specs: Sequence[TensorSpec], deciding: Container[str] = ()) -> list[MadeUpInputs]:
     """Return ways to make up inputs, likeliest first; a model may be able to run only some.
 
     Args:
         specs: Specs of the model's inputs.
-        branches: Whether the model has branches, of which a number of shape [1] may choose one.
+        deciding: Names of inputs by whose values the model chooses a branch.
 
     Raises:
         InputError: an input is a single number, which can't be made up.
     """
     for spec in specs:
-        chooses = branches and spec.shape == (1,) and not _is_size(spec)
+        chooses = spec.name in deciding and spec.shape == (1,) and not _is_size(spec)
         if not spec.shape or (chooses and any(len(other.shape) > 1 for other in specs)):
             raise InputError(
                 f"input {spec.name!r} is a single number, and a made-up number may take a branch "

@@ -50,6 +50,15 @@ _lock = threading.Lock()
 _inside = 0
 _restored = contextlib.ExitStack()
 
+_CLASSES = frozenset({"id2label", "label2id"})
+_OF_TIMM = frozenset(
+    (
+        *("conditional_detr", "dab-detr", "deformable_detr", "detr", "maskformer"),
+        *("omdet-turbo", "table-transformer"),
+    )
+)
+"""Types of models whose backbone is timm's unless the configuration says otherwise."""
+
 
 def check_places(folder: Path, config: Mapping[str, Any]) -> None:
     """Check that loading a folder opens no other files and asks no network.
@@ -122,8 +131,8 @@ def _is_place(key: str, value: object, beside: Mapping[str, Any]) -> bool:
     if _PLACE.search(value):
         return True
     # By a plain name alone, transformers asks the Hub whether a repository is called so.
-    is_timms = (
-        beside.get("model_type") == "timm_backbone" or beside.get("use_timm_backbone") is True
+    is_timms = beside.get("model_type") == "timm_backbone" or beside.get(
+        "use_timm_backbone", beside.get("model_type") in _OF_TIMM
     )
     return key == "backbone" and not is_timms and not beside.get("backbone_config")
 
@@ -189,7 +198,11 @@ def check_counts(folder: Path, config: Mapping[str, Any], weights: Stored) -> No
         if isinstance(value, list):
             left += [(where, key, one) for one in value]
         elif isinstance(value, Mapping):
-            left += [(f"{where}.{own}" if where else own, own, one) for own, one in value.items()]
+            left += [
+                (f"{where}.{own}" if where else own, own, one)
+                for own, one in value.items()
+                if own not in _CLASSES  # whose names are no settings
+            ]
         elif type(value) in (int, float):
             for pattern, most in limits:
                 if value > most and pattern.fullmatch(key):

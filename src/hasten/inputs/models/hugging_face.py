@@ -28,6 +28,8 @@ from hasten.inputs.pipeline.text import MAX_TOKENIZER_BYTES, Tokenize
 from hasten.inputs.pipeline.written import read_text
 
 _WRITES_TEXT = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "ForSpeechSeq2Seq")
+_IN_ONE_PASS = ("ForObjectDetection", "ForAudioClassification", "Segmentation")
+"""Ends of the names of encoders with decoders that answer in one pass all the same."""
 _SLOW_TOKENIZERS = (
     *("*.model", "merges.txt", "vocab.*", "sentencepiece*", "spiece*"),
     *("tokenizer_config.json", "special_tokens_map.json"),
@@ -216,7 +218,8 @@ class Folder:
         name = self.architecture
         if not name:
             raise InputError(f"{self.path / CONFIG} doesn't name the model's architecture")
-        if name.endswith(_WRITES_TEXT) or self.config.get("is_encoder_decoder"):
+        in_turns = self.config.get("is_encoder_decoder") and not name.endswith(_IN_ONE_PASS)
+        if name.endswith(_WRITES_TEXT) or in_turns:
             raise InputError(
                 f"{self.path} is a {name}, which generates text token by token: hasten takes "
                 "models that answer in one pass, such as encoders and classifiers"
