@@ -109,6 +109,7 @@ def test_damaged_exif_data_beside_the_orientation_are_no_matter() -> None:
     np.testing.assert_array_equal(Decode()(data), np.rot90(PIXELS, -1))
 
 
+@pytest.mark.filterwarnings("error")
 def test_an_image_with_too_many_pixels_is_refused_before_it_is_decoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
