@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import onnx
 from click.testing import CliRunner, Result
 from tests.support import models
 
@@ -36,6 +37,17 @@ def test_one_engine_and_its_steps_as_json(tmp_path: Path) -> None:
     profile = from_record(Profile, record)
     assert profile.label == "original, ONNX Runtime"
     assert ("pointwise", "skip", "relu2") in [layer.sources for layer in profile.layers]
+
+
+def test_names_of_nodes_write_nothing_to_the_terminal(tmp_path: Path) -> None:
+    proto = onnx.load(str(models.depthwise_cnn(tmp_path)))
+    for number, node in enumerate(proto.graph.node):
+        node.name = f"n{number}\x1b]0;pwned\x07\n\u202ez"
+    onnx.save(proto, str(tmp_path / "named.onnx"))
+    result = run(tmp_path / "named.onnx", "--engine", "onnxruntime", "--top", 50)
+    assert result.exit_code == 0, result.output
+    assert "\\x1b]0;pwned\\x07\\n\\u202ez" in result.stdout
+    assert all(line.isprintable() for line in result.stdout.splitlines())
 
 
 def test_a_file_that_is_not_there_is_one_line() -> None:
