@@ -82,6 +82,7 @@ def _calls(surface: Surface) -> list[bytes]:
     return [
         b"ModelInfer gzip\n" + packed,
         b"ModelInfer unread 128\n" + grpc_calls.large(),
+        b"ModelStreamInfer unread 128\n" + grpc_calls.large(),
     ]
 
 

@@ -24,7 +24,7 @@ from tests.support.waiting import until
 
 from hasten.core.tensors import TensorSpec
 from hasten.engines.onnxruntime.engine import OnnxRuntimeSession
-from hasten.serving.grpc.reading_ahead import Ahead, Debt, Unread, size_of
+from hasten.serving.grpc.reading_ahead import Ahead, Debt, Together, Unread, size_of
 from hasten.serving.protocol.errors import Kind, ProtocolError
 from hasten.serving.protocol.messages import message
 from hasten.serving.settings import ModelPlace
@@ -701,3 +701,21 @@ def test_an_output_is_sent_once_over_grpc_and_in_streams_too(answering: ServerTh
         (answer,) = stream(iter([twice]))
     found = message("ModelStreamInferResponse").FromString(answer)
     assert found.error_message == error
+
+
+def test_streams_of_one_connection_share_the_room_for_unsent_answers() -> None:
+    async def work() -> None:
+        together, rooms = Together(10), [asyncio.Event() for _ in range(3)]
+        await together.let_in("c", rooms[0])
+        together.count("c", 12)  # one answer may always be there
+        await together.let_in("d", rooms[1])
+        waiting = [asyncio.create_task(together.let_in("c", room)) for room in rooms[1:]]
+        for change, done in ((4, 0), (-4, 0), (-3, 2)):
+            together.count("c", change)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert sum(task.done() for task in waiting) == done
+        together.count("c", -9)
+        assert (together._sizes, together._waiting) == ({}, {})
+
+    asyncio.run(work())

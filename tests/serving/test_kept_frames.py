@@ -15,6 +15,7 @@ from tests.support.servers import ServerThread
 from tests.support.waiting import until
 
 from hasten.serving.grpc.calls import Receiving, Stream
+from hasten.serving.grpc.reading_ahead import Together
 from hasten.serving.http.connection import Connection
 from hasten.serving.protocol.errors import Kind, ProtocolError, without_frames
 from hasten.serving.run import settings_of
@@ -69,7 +70,7 @@ async def ended(stream: Stream, task: asyncio.Task[None]) -> None:
 @pytest.mark.parametrize("by", [cancelled, ended])
 def test_a_stream_and_its_answers_are_gone_however_it_ends(by: Callable[..., Any]) -> None:
     async def ran() -> list[weakref.ref[Any]]:
-        stream, asked = Stream(STATE, Silent(), lambda: None, lambda: 0), Asked()
+        stream, asked = Stream(STATE, Silent(), lambda: None, lambda: 0, Together()), Asked()
         stream._ahead.requests = 2
         stream._answers.append((asked, b"answer"))  # type: ignore[arg-type]
         stream._answers.append((asked, b"answer"))  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from hasten.serving.fairness import client_at_peer
-from hasten.serving.grpc.reading_ahead import Ahead, Debt, Unread, size_of
+from hasten.serving.grpc.reading_ahead import Ahead, Debt, Together, Unread, size_of
 from hasten.serving.models.deciding import RawTicket
 from hasten.serving.models.sequences import StepTicket
 from hasten.serving.models.served import ServedModel, Ticket
@@ -433,6 +433,7 @@ class Stream:
         context: gRPC context of the call.
         check: Function that raises ProtocolError where the client may not, or no longer, ask.
         clock_ns: Monotonic clock, in nanoseconds.
+        together: Unsent answers of all streams.
 
     Attributes:
         client: Client that the call is counted under.
@@ -447,9 +448,11 @@ class Stream:
         context: Any,
         check: Callable[[], object],
         clock_ns: Callable[[], int],
+        together: Together,
     ) -> None:
         self.waiting_ns: int | None = clock_ns()
-        self._check = check
+        self._check, self._together = check, together
+        self._connection = str(context.peer())
         self.client, self.name = client_of(state, context), ""
         self._state, self._context, self._clock_ns = state, context, clock_ns
         self._under_way: set[Inference] = set()
@@ -494,6 +497,8 @@ class Stream:
                 inference.end()
             self._under_way.clear()
             self._answers.clear()
+            self._together.count(self._connection, -self._ahead.size_bytes)
+            self._ahead.size_bytes = 0
         if self._why is not None:
             try:
                 raise self._why
@@ -544,6 +549,7 @@ class Stream:
                 if data is EOF:
                     return
                 self._check()
+                await self._together.let_in(self._connection, self._room)
                 self._begin(data)
                 while self._ahead.full:
                     self._room.clear()
@@ -602,8 +608,10 @@ class Stream:
 
     def _count(self, inference: Inference, size_bytes: int) -> None:
         """Note how large the unsent answer of a request is, or is foreseen to be."""
-        self._ahead.size_bytes += size_bytes - inference.ahead_bytes
+        change = size_bytes - inference.ahead_bytes
+        self._ahead.size_bytes += change
         inference.ahead_bytes = size_bytes
+        self._together.count(self._connection, change)
         self._room.set()
 
     async def _answer_apart(self, inference: Inference, answer: Answer) -> None:

@@ -15,6 +15,8 @@ MOST_REQUESTS = 128
 """Largest number of requests of one stream that are processed at once; further ones aren't read yet."""
 MOST_BYTES = 8 << 20
 """Size of the unsent answers of one stream, made or foreseen, from which further requests aren't read yet."""
+MOST_TOGETHER_BYTES = 16 << 20
+"""Size of the unsent answers of all streams of one connection from which they begin no further request."""
 MOST_UNREAD_BYTES = 24 << 20
 """Size of the answers to single calls of one connection, unread or foreseen, from which its further calls wait."""
 _UNKNOWN_BYTES = 1 << 20
@@ -52,6 +54,48 @@ class Ahead:
         """Note how large an answer is."""
         if size_bytes > self._largest.get(model, -1):
             self._largest[model] = size_bytes
+
+
+class Together:
+    """Unsent answers of all streams of each connection, made or foreseen; used on the event loop's thread only.
+
+    Args:
+        most: Size for one connection, in bytes, from which its streams begin no further request.
+    """
+
+    def __init__(self, most: int = MOST_TOGETHER_BYTES) -> None:
+        self._most = most
+        self._sizes: dict[str, int] = {}
+        self._waiting: dict[str, set[asyncio.Event]] = {}
+
+    def count(self, connection: str, change: int) -> None:
+        """Count that much more, or less, and wake the streams that wait for less."""
+        size = self._sizes.get(connection, 0) + change
+        if size:
+            self._sizes[connection] = size
+        else:
+            self._sizes.pop(connection, None)
+        if change < 0:
+            for room in self._waiting.get(connection, ()):
+                room.set()
+
+    async def let_in(self, connection: str, room: asyncio.Event) -> None:
+        """Wait until a connection's streams may begin a further request.
+
+        Args:
+            connection: Connection of the stream.
+            room: Event of the stream that is set where there may be room.
+        """
+        waiting = self._waiting.setdefault(connection, set())
+        waiting.add(room)
+        try:
+            while self._sizes.get(connection, 0) >= self._most:
+                room.clear()
+                await room.wait()
+        finally:
+            waiting.discard(room)
+            if not waiting:
+                self._waiting.pop(connection, None)
 
 
 class _Reader:

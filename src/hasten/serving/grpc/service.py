@@ -30,7 +30,7 @@ from hasten.serving.grpc.calls import (
 )
 from hasten.serving.grpc.connections import Ending, Place, place_of
 from hasten.serving.grpc.methods import SCOPES, Methods
-from hasten.serving.grpc.reading_ahead import Unread
+from hasten.serving.grpc.reading_ahead import Together, Unread
 from hasten.serving.grpc.trial import check_that_it_answers
 from hasten.serving.protocol import messages
 from hasten.serving.protocol.errors import Kind, ProtocolError, without_frames
@@ -87,6 +87,7 @@ class GrpcServer:
         self._statuses: dict[Kind, Any] = {}
         self._server: Any = None
         self._unread, self._sending = Unread(clock_ns), _Sending(clock_ns)
+        self._together = Together()
         self._calls = Admission(state.limits.connections, _PATIENCE_NS)
         self._sweeping: asyncio.TimerHandle | None = None
         self._ending: Ending
@@ -387,7 +388,7 @@ class GrpcServer:
     async def _stream(self, requests: Any, context: Any) -> None:
         scope = SCOPES["ModelStreamInfer"]
         check = partial(self._check_rights, context, scope)
-        stream = Stream(self._state, context, check, self._clock_ns)
+        stream = Stream(self._state, context, check, self._clock_ns, self._together)
         try:
             self._let_in(context, scope, stream)
             if self._state.draining:
