@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import queue
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -233,3 +234,25 @@ def test_calls_under_way_are_told_to_come_again_when_the_server_closes(
         server.call(server.server.close)
         until(lambda: len(crowd.ended()) == 3)
         assert set(crowd.ended()) == {("UNAVAILABLE", "the server is draining")}
+
+
+def test_a_stream_begins_nothing_while_its_connection_has_many_unsent_answers(bundle: Path) -> None:
+    with serving(bundle) as server, grpc.insecure_channel(server.grpc_url) as channel:
+        asked: queue.Queue[bytes] = queue.Queue()
+        call = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
+        answers: Any = call(iter(asked.get, b"end"))
+        asked.put(inference())
+        next(answers)
+        grpc_server = server.server._grpc
+        assert grpc_server is not None
+        under_way: list[Any] = server.call(lambda: list(grpc_server._calls._calls))
+        (stream,) = under_way
+        server.call(lambda: grpc_server._together.count(stream._connection, 64 << 20))
+        asked.put(inference())
+        waiting = grpc_server._together._waiting
+        until(lambda: server.call(lambda: stream._connection in waiting))
+        server.call(lambda: grpc_server._together.count(stream._connection, -(64 << 20)))
+        next(answers)
+        asked.put(b"end")
+        assert list(answers) == []
+        until(lambda: server.call(lambda: not grpc_server._together._sizes and not waiting))

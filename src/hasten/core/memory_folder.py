@@ -136,7 +136,8 @@ class MemoryFolder:
                     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
                     try:
                         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        shutil.rmtree(folder, ignore_errors=True)
+                        if os.fstat(descriptor).st_uid == os.getuid():
+                            shutil.rmtree(folder, ignore_errors=True)
                     finally:
                         os.close(descriptor)
 
