@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from fuzz.served import LONGEST
 from fuzz.surface import MOST_BYTES, Surface
-from fuzz.surfaces import archives, grpc_calls, http, media
+from fuzz.surfaces import archives, grpc_calls, http, labels, media
 from fuzz.surfaces.images import encoded
 from PIL import Image
 
@@ -84,6 +84,11 @@ def _calls(surface: Surface) -> list[bytes]:
         b"ModelInfer unread 128\n" + grpc_calls.large(),
         b"ModelStreamInfer unread 128\n" + grpc_calls.large(),
     ]
+
+
+def _labels(surface: Surface) -> list[bytes]:
+    """Return labels that take much once they are read, and a few kilobytes as they are sent."""
+    return labels.harmful()
 
 
 def _streams(surface: Surface) -> list[bytes]:
@@ -199,6 +204,7 @@ def _renamed(archive: bytes, ending: str, old: bytes, new: str) -> bytes:
 
 _MADE: dict[str, Callable[[Surface], list[bytes]]] = {
     "http": _requests,
+    "labels": _labels,
     "grpc": _calls,
     "streams": _streams,
     "images": _images,

@@ -16,11 +16,14 @@ import onnx
 from fuzz.isolated import Outcome, peak_kib, reset_peak
 from fuzz.other import MODEL, NUMBERS, Board
 from fuzz.surface import Finding, Surface, checked
-from tests.support import chains
+from tests.support import chains, watched
+from tests.support.bundles import forge
 from tests.support.models import COLOUR, COLOURS
 from tests.support.servers import ServerProcess, bundle_of
 
+from hasten.core.records import to_record
 from hasten.core.tensors import Array
+from hasten.inputs.metrics.brier import Brier
 from hasten.inputs.pipeline.audio import DecodeAudio, FitLength, LogMel
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK
@@ -55,13 +58,15 @@ WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "cat", "sat", "##s", "mat")
 LONGEST = 500_000
 """Numbers that the model `long` takes, which is a megabyte of JSON at least."""
 _LONG = f"""long (float[1, {LONGEST}] x) => (float[1, 1] y) {{ y = ReduceMax <axes = [1]> (x) }}"""
+WATCHED = ("watched", "probable")
+"""Models whose answers are all audited, and whose labels are a class and a probability."""
 _TINY = """tiny (float[batch, 4] x) => (float[batch, 4] y) { y = Relu(x) }"""
 
 
 def bundles(folder: Path) -> list[Path | str]:
     """Write what is served: `tiny`, `two_inputs`, models of pictures and sounds, and the chain `squares`.
 
-    `wide` answers four numbers with half a million, and `long` takes as many.
+    `wide` answers four numbers with half a million, and `long` takes as many. The answers of `WATCHED` are labelled.
     """
     two = models.two_inputs(folder)
     request: dict[str, Array] = {
@@ -79,6 +84,7 @@ def bundles(folder: Path) -> list[Path | str]:
         bundle_of(folder, models.write(folder / "long.onnx", _LONG, {})),
         texts(folder),
         rows(folder),
+        *audited(folder),
         f"squares={chains.detector(folder)}+crop+{chains.classifier(folder, 'reader')}",
     ]
 
@@ -129,6 +135,13 @@ def rows(folder: Path) -> Path:
     return bundle_of(folder, model, pipeline=Pipeline((row,), (TopK(1, softmax=False),)))
 
 
+def audited(folder: Path) -> list[Path]:
+    """Write the bundles of `WATCHED`."""
+    made = [watched.certified(folder / name, name, guard="lost", max_drop=0.2) for name in WATCHED]
+    forge(made[1], lambda record: record.update(metric=to_record(Brier())))
+    return made
+
+
 class Running:
     """A server that runs, and the other client.
 
@@ -156,7 +169,8 @@ class Running:
         part.write_bytes(bytes(range(256)) * 16)
         part.replace(self._shared)  # never cut short: another fuzzer's server may have it mapped
         words = ("--grpc", "0", "--shared-memory", f"{REGIONS}.*", "--compiled", "off")
-        self.server = ServerProcess(*self._bundles, *words).__enter__()
+        audits = ("--shadow", "1", "--monitor-state", self._folder / "monitor")
+        self.server = ServerProcess(*self._bundles, *words, *audits).__enter__()
         self._pid = self.server.serving_pid()
         if not self._watched:
             return

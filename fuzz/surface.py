@@ -29,6 +29,7 @@ SURFACES = {
     "images": "fuzz.surfaces.images:Images",
     "http": "fuzz.surfaces.http:Http",
     "shared_memory": "fuzz.surfaces.shared_memory:SharedRegions",
+    "labels": "fuzz.surfaces.labels:Labels",
     "grpc": "fuzz.surfaces.grpc_calls:Calls",
     "streams": "fuzz.surfaces.grpc_calls:Streams",
     "pictures": "fuzz.surfaces.media:Pictures",
