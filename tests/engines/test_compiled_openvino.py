@@ -109,7 +109,24 @@ found (float[batch, 3, 16, 16] x) => (float[batch, 6, 8, 8] y, float[batch, 4, 8
     [score] z = Sigmoid (z0)
 }
 """
-TEXTS = {"mobile": MOBILE, "squeezed": SQUEEZED, "found": FOUND}
+ENLARGED = """
+<ir_version: 10, opset_import: ["": 20]>
+enlarged (float[batch, 3, 16, 12] x) => (float[batch, 5, 16, 12] y)
+<float[16, 3, 3, 3] w0, float[16] b0, float[32, 16, 3, 3] w1, float[32] b1, float[32, 16, 2, 2] w2,
+ float[16] b2, float[32, 8, 4, 4] w3, float[8] b3, float[5, 8, 1, 1] w4, float[5] b4>
+{
+    [stem] s0 = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (x, w0, b0)
+    s = Relu (s0)
+    [down] d0 = Conv <pads = [1, 1, 1, 1], strides = [2, 2]> (s, w1, b1)
+    d = Relu (d0)
+    [up] u = ConvTranspose <strides = [2, 2]> (d, w2, b2)
+    [both] c = Concat <axis = 1> (u, s)
+    [again] a0 = ConvTranspose <strides = [2, 2], pads = [1, 1, 1, 1]> (c, w3, b3)
+    a = Relu (a0)
+    [last] y = Conv (a, w4, b4)
+}
+"""
+TEXTS = {"mobile": MOBILE, "squeezed": SQUEEZED, "found": FOUND, "enlarged": ENLARGED}
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +199,7 @@ def kinds(plan: Plan) -> set[str]:
         ("mobile", "nncf", 0.03),
         ("squeezed", "asymmetric", 0.2),
         ("found", "asymmetric", 0.1),
+        ("enlarged", "asymmetric", 0.1),
     ],
 )
 def test_answers_equal_numpy_and_are_near_openvino(

@@ -71,6 +71,52 @@ def test_convolutions_of_all_shapes_are_of_bytes(form: dict[str, Any], tmp_path:
     assert kinds(plan) == {"Quantize", "Conv8", "Dequantize"}
 
 
+@pytest.mark.parametrize("form", _FORMS[:3:2])
+def test_transposed_convolutions_of_all_shapes_are_of_bytes(
+    form: dict[str, Any], tmp_path: Path
+) -> None:
+    body = """
+        a = ConvTranspose <strides = [2, 2]> (x, w2, b5)
+        b = ConvTranspose <strides = [2, 2], pads = [1, 1, 1, 1]> (x, w4, c5)
+        c = ConvTranspose <strides = [2, 3], pads = [1, 0, 1, 2], output_padding = [1, 0]> (x, w3)
+        d = ConvTranspose <pads = [1, 1, 1, 0]> (x, w3)
+        e = ConvTranspose <strides = [3, 2], pads = [2, 1, 0, 3], group = 2> (x, wg)
+        f = ConvTranspose <strides = [4, 1], output_padding = [3, 0]> (x, w1, d5)
+        r = Relu (a)
+        g = ConvTranspose <strides = [2, 2], group = 5> (r, wd)"""
+    shapes = {"w2": (6, 5, 2, 2), "w4": (6, 5, 4, 4), "w3": (6, 5, 3, 3), "wg": (6, 2, 5, 4)}
+    shapes |= {"w1": (6, 5, 1, 1), "wd": (5, 1, 3, 2), "b5": (5,), "c5": (5,), "d5": (5,)}
+    model = quantized(text("float[1, 6, 5, 7] x", "a b c d e f g", body), shapes, **form)
+    plan = assert_close(model, tmp_path)
+    assert kinds(plan) == {"Quantize", "Conv8", "Map", "Table8", "Dequantize"}
+
+
+def test_transposed_convolutions_of_signals_are_of_bytes(tmp_path: Path) -> None:
+    body = """
+        a = ConvTranspose <strides = [4], pads = [2, 2]> (x, w8, b)
+        y = LeakyRelu (a)"""
+    shapes = {"w8": (6, 4, 8), "b": (4,)}
+    signature = text("float[1, 6, 50] x", "y", body).replace("[y0, y1, y2, y3]", "[y0, y1, y2]")
+    plan = assert_close(quantized(signature, shapes, floats=("a",)), tmp_path, 2.1)
+    assert kinds(plan) <= {"Quantize", "Conv8", "Map", "Table8", "Dequantize"}
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        "dilations = [2, 2]",
+        "strides = [5, 4]",
+        "strides = [2, 2], output_padding = [1, 1], dilations = [1, 2]",
+    ],
+)
+def test_transposed_convolutions_of_other_kinds_are_of_floats(
+    attributes: str, tmp_path: Path
+) -> None:
+    body = f"y = ConvTranspose <{attributes}> (x, w)"
+    model = quantized(text("float[1, 4, 5, 6] x", "y", body), {"w": (4, 3, 3, 3)})
+    assert "Conv" in kinds(assert_close(model, tmp_path))
+
+
 def test_residuals_gates_and_activations_are_of_bytes(tmp_path: Path) -> None:
     body = """
         c = Conv <pads = [1, 1, 1, 1]> (x, w, b)

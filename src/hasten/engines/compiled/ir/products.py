@@ -62,7 +62,7 @@ def _transposed(drawing: Drawing, operation: Any) -> None:
     size = shape_of(operation.input(0))[2:]
     shared = window(operation, weights.array.shape[2:], size)
     shared["output_padding"] = [int(one) for one in found["output_padding"]]
-    inputs = [drawing.input(operation, 0), drawing.constant(weights.array)]
+    inputs = [drawing.input(operation, 0), drawing.stored(operation, weights)]
     outs = weights.array.shape[1] * groups
     shape = (1, outs, *(1 for _ in size))
     _with_bias(drawing, operation, "ConvTranspose", inputs, shape, shared, groups)

@@ -10,7 +10,7 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.engines.compiled.graph import Node, Value
-from hasten.engines.compiled.nodes.int8 import channels, curves, residuals, sums, views
+from hasten.engines.compiled.nodes.int8 import channels, curves, residuals, sums, transposed, views
 from hasten.engines.compiled.nodes.int8.values import (
     Bytes,
     Levels,
@@ -89,6 +89,7 @@ _OF_CODES = frozenset({*_MOVES, "Concat", "GlobalMaxPool", "MaxPool", "Pad"})
 """Operators that mean the same for bytes as for the numbers that they stand for."""
 _TAKEN: Mapping[str, Callable[[Node], bool]] = {
     "Conv": sums.conv,
+    "ConvTranspose": transposed.transposed,
     "Gemm": sums.gemm,
     "MatMul": sums.matmul,
     "Add": sums.both(1),

@@ -256,7 +256,7 @@ def _picture(value: Value) -> Bytes | None:
     return stored(value) if fits else None
 
 
-def _bias(node: Node, place: int, outs: int, factor: float = 1.0) -> Array | None:
+def bias_of(node: Node, place: int, outs: int, factor: float = 1.0) -> Array | None:
     """Return the constant that is added, as float64; None where it isn't one number for each output."""
     if not node.has(place):
         return np.zeros(outs)
@@ -279,7 +279,7 @@ def _coarser(weight: Array, unit: Array, bias: Array) -> tuple[Array, Array]:
     return np.rint(weight * (unit / coarse).reshape(along)).astype(np.int8), coarse
 
 
-def _products(
+def give_products(
     node: Node, value: Bytes, levels: Levels, weight: Array, bias: Array, shape: tuple[int, ...],
     bare: Conv8, last: bool, factor: float = 1.0,
 ) -> bool:  # fmt: skip
@@ -330,7 +330,7 @@ def conv(node: Node) -> bool:
     value, levels = stored(given, by_channel=ins == 1), weight.levels
     if value is None or levels is None or given.shape[0] != 1 or levels.axis not in (None, 0):
         return False
-    bias = _bias(node, 2, outs)
+    bias = bias_of(node, 2, outs)
     groups = int(node.attributes.get("group", 1))
     if bias is None or ins * groups != given.shape[1] or outs % groups:
         return False
@@ -351,7 +351,7 @@ def conv(node: Node) -> bool:
     )  # fmt: skip
     numbers = levels.numbers.reshape(outs, ins, *two(window.kernel, 1)).transpose(0, 2, 3, 1)
     shape = (1, outs, *window.output)
-    return _products(node, value, levels, numbers, bias, shape, bare, True)
+    return give_products(node, value, levels, numbers, bias, shape, bare, True)
 
 
 def _rows(
@@ -370,7 +370,7 @@ def _rows(
     )  # fmt: skip
     shape = (*given.shape[:-1], outs)
     weight = matrix[:, None, None, :]
-    return _products(node, value, levels, weight, bias, shape, bare, False, factor)
+    return give_products(node, value, levels, weight, bias, shape, bare, False, factor)
 
 
 def gemm(node: Node) -> bool:
@@ -383,7 +383,7 @@ def gemm(node: Node) -> bool:
     if levels.axis not in (None, 0 if turned else 1):
         return False
     matrix = levels.numbers if turned else levels.numbers.T
-    bias = _bias(node, 2, len(matrix), float(node.attributes.get("beta", 1.0)))
+    bias = bias_of(node, 2, len(matrix), float(node.attributes.get("beta", 1.0)))
     factor = float(node.attributes.get("alpha", 1.0))
     return bias is not None and _rows(node, value, levels, matrix, bias, factor)
 
@@ -465,7 +465,7 @@ def by_channel(node: Node) -> bool:
     )  # fmt: skip
     levels = Levels(weight, np.maximum(np.abs(factor), _LEAST_UNIT) / _ONE, 0)
     numbers = weight[:, None, None, None]
-    return _products(node, value, levels, numbers, added, given.shape, bare, True)
+    return give_products(node, value, levels, numbers, added, given.shape, bare, True)
 
 
 def _normalization(node: Node) -> tuple[Array, Array] | None:
