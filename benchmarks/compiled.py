@@ -112,6 +112,7 @@ NETWORKS = {
     "mobilenetv3_large": _random("mobilenetv3_large_100"),
     "resnet18": _random("resnet18"),
     "resnet50": _random("resnet50"),
+    "unet": Network(partial(byte_coverage.UNetLike, True), models._IMAGENET, False),
     "yolov3_tiny": Network(
         yolov3_tiny.pretrained, partial(yolov3_tiny.LetterboxedCrops, models.LATENCY_SAMPLES), False
     ),
