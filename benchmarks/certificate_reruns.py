@@ -13,8 +13,9 @@ candidate passes its second look.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -102,7 +103,7 @@ def one_run(user: User, pool: Floats, samples: int, seed: int, limit: float = LI
     own = user.right[sealed]
     look = None
     if user.ledger is not None:
-        test = answers_digest(hashes, own, rungs, scores, units, promise)
+        test = answers_digest(hashes, own, _models(pool, rungs), scores, units, promise)
         look = user.ledger.look(hashes, test, asked=ALPHA)
         promise, user.paid = look.promise(promise), look.refused > 0
     judged = judge_ladder(own, rungs, scores, units, priors, promise)
@@ -112,6 +113,11 @@ def one_run(user: User, pool: Floats, samples: int, seed: int, limit: float = LI
         user.known.append((float((own - scores[key]).mean()), pool[int(key)]))
     passed = last_certified(judged)
     return None if passed is None else int(passed[0])
+
+
+def _models(pool: Floats, rungs: Sequence[str]) -> dict[str, str]:
+    """Return what stands for a digest of each candidate's files: one of its scores on all samples."""
+    return {key: hashlib.sha256(pool[int(key)].tobytes()).hexdigest() for key in rungs}
 
 
 def _standings(falls: Floats, sealed: int) -> list[Standing]:
@@ -200,10 +206,28 @@ def commits(user: User, runs: int) -> Iterator[bool]:
         score = user.candidates(LIMIT if bad else LIMIT / 10, 1)[0, :500]
         promise, look = Promise(Top1(), max_drop=LIMIT, confidence=1 - ALPHA), None
         if user.ledger is not None:
-            test = answers_digest(hashes, own, ("w",), {"w": score}, units, promise)
+            test = answers_digest(hashes, own, {"w": str(count)}, {"w": score}, units, promise)
             look = user.ledger.look(hashes, test, asked=ALPHA)
             promise, user.paid = look.promise(promise), look.refused > 0
         judged = judge_ladder(own, ("w",), {"w": score}, units, {}, promise)
+        if user.ledger is not None and look is not None:
+            user.ledger.end(look, judged)
+        yield bad and last_certified(judged) is not None
+
+
+def equal_answers(user: User, runs: int) -> Iterator[bool]:
+    """`certify` of a bundle that changes no answer, then of others at the limit; few samples show no change."""
+    count = 150
+    hashes, units, own = _contents(count), np.arange(count), np.ones(count)
+    promise = Promise(Top1(), guard="changed", max_drop=LIMIT, confidence=1 - ALPHA)
+    for run in range(runs):
+        bad, asked, look = run > 0, promise, None
+        score = np.where(user.rng.random(count) < (LIMIT if bad else 0), 0.0, 1.0)
+        if user.ledger is not None:
+            test = answers_digest(hashes, own, {"w": str(run)}, {"w": score}, units, promise)
+            look = user.ledger.look(hashes, test, asked=ALPHA)
+            asked, user.paid = look.promise(promise), look.refused > 0
+        judged = judge_ladder(own, ("w",), {"w": score}, units, {}, asked)
         if user.ledger is not None and look is not None:
             user.ledger.end(look, judged)
         yield bad and last_certified(judged) is not None
@@ -226,7 +250,7 @@ def seeds_of_fractions(user: User, runs: int) -> Iterator[bool]:
         promise, look = Promise(Top1(), max_drop=LIMIT, confidence=1 - ALPHA), None
         if user.ledger is not None:
             user.ledger.saw(_contents(SAMPLES)[i] for i in searched)
-            test = answers_digest(hashes, own[sealed], ("w",), scores, units, promise, priors)
+            test = answers_digest(hashes, own[sealed], {"w": ""}, scores, units, promise, priors)
             look = user.ledger.look(hashes, test, asked=ALPHA)
             promise, user.paid = look.promise(promise), look.refused > 0
         judged = judge_ladder(own[sealed], ("w",), scores, units, priors, promise, binary=False)
@@ -243,6 +267,7 @@ HABITS: dict[str, Callable[[User, int], Iterator[bool]]] = {
     "a few more data": a_few_more,
     "as many data again": more_data,
     "commits of a pipeline": commits,
+    "others after a perfect one": equal_answers,
     "other seeds, fractional scores": seeds_of_fractions,
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -197,6 +198,11 @@ def _hashes(n: int) -> tuple[bytes, ...]:
     return tuple(data.content_hash(i) for i in range(n))
 
 
+def _model(scores: Floats) -> dict[str, str]:
+    """Return what stands for a digest of a candidate's files: one of its scores."""
+    return {"w": hashlib.sha256(scores.tobytes()).hexdigest()}
+
+
 def resumed(
     rng: np.random.Generator,
     n: int,
@@ -228,7 +234,7 @@ def resumed(
     promise = Promise(Top1(), max_drop=limit, confidence=1 - ALPHA)
 
     def begin(scores: Floats) -> Look:
-        test = answers_digest(hashes, original, ("w",), {"w": scores}, units, promise)
+        test = answers_digest(hashes, original, _model(scores), {"w": scores}, units, promise)
         return ledger.look(hashes, test, asked=ALPHA)
 
     def judged(look: Look, scores: Floats) -> Judged:
@@ -291,7 +297,7 @@ def certified_again(
             test = answers_digest(
                 chosen.hashes,
                 original,
-                ("w",),
+                _model(scores),
                 {"w": scores},
                 chosen.units,
                 promise,

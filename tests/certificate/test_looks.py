@@ -84,12 +84,14 @@ def test_the_tenth_look_is_called_by_its_number() -> None:
 # -- what is the same test
 
 
-def digest(order: list[int], scores: list[float], *, n: int = 3, **promise: float) -> str:
+def digest(
+    order: list[int], scores: list[float], *, n: int = 3, model: str = "a model", **promise: float
+) -> str:
     hashes = [bytes([i]) * 32 for i in range(n)]
     return answers_digest(
         [hashes[i] for i in order],
         np.ones(n)[order],
-        ("key",),
+        {"key": model},
         {"key": np.array(scores)[order]},
         np.array([0, 0, 1])[order],
         Promise(Top1(), **promise),  # type: ignore[arg-type]
@@ -107,11 +109,17 @@ def test_another_score_limit_or_group_is_another_test() -> None:
     assert digest([0, 1, 2], [1, 0, 1], confidence=0.9) != one
 
 
+def test_equal_answers_of_another_model_are_another_test() -> None:
+    """Models that change no answer here may change more elsewhere, each of them with a chance of its own."""
+    one = digest([0, 1, 2], [1, 1, 1])
+    assert digest([0, 1, 2], [1, 1, 1], model="another model") != one
+
+
 def test_equal_answers_on_other_samples_are_another_test() -> None:
     def of(content: int) -> str:
         ones = np.ones(1)
         return answers_digest(
-            [bytes([content]) * 32], ones, ("k",), {"k": ones}, np.arange(1), Promise(Top1())
+            [bytes([content]) * 32], ones, {"k": ""}, {"k": ones}, np.arange(1), Promise(Top1())
         )
 
     assert of(1) != of(2)

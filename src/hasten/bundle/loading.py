@@ -22,7 +22,7 @@ from hasten.bundle.stored import Stored, stored_at
 from hasten.core.cache_folder import cache_folder
 from hasten.core.devices import at_hand
 from hasten.engines.base import Artifact
-from hasten.engines.buckets import Buckets
+from hasten.engines.buckets import padder_of
 from hasten.engines.compile_cache import CompileCache
 from hasten.engines.pool import SessionPool, sessions_for
 from hasten.errors import InputError
@@ -183,7 +183,7 @@ def _open(
         covered=certified_sizes(manifest) if judged and not pool.rows_apart else None,
         any_batch=any_batch,
         extents=manifest.shapes,
-        padder=engine.padder(artifact) if isinstance(engine, Buckets) and engine.padding else None,
+        padder=padder_of(engine, artifact),
         which=which,
     )
     opened.opened_s = time.perf_counter() - began_s

@@ -7,7 +7,7 @@ batch, so that a batch is one draw: n samples in batches of b say no more than n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,12 +29,14 @@ class Batches:
         rows_apart: Whether it is proven that each row of a batch is answered by itself.
         chunk: Number of consecutive samples from which batches are formed.
         without: Reasons why larger sizes aren't tested, in words; empty where there is none.
+        kinds: Kind of each sealed sample, of which only those of one kind share a batch; empty where all may.
     """
 
     sizes: tuple[int, ...] = ()
     rows_apart: bool = False
     chunk: int = 64
     without: str = ""
+    kinds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,24 +71,30 @@ def batch_key(key: str, size: int) -> str:
     return f"{key} in batches of {size}"
 
 
-def drawn_together(units: Array, size: int, chunk: int) -> Array:
+def drawn_together(units: Array, size: int, chunk: int, kinds: Sequence[int] = ()) -> Array:
     """Return the number of each sample's draw, `(n,)`, where samples that share a batch are one.
 
     Args:
         units: Number of each sample's group, `(n,)`.
         size: Number of samples in a batch.
-        chunk: Number of consecutive samples from which batches are formed; the last batch of a chunk is
-            filled up with samples from its first one on.
+        chunk: Number of consecutive samples from which batches are formed; the last batch of a kind in a
+            chunk is filled up with samples of that kind from its first one on.
+        kinds: Kind of each sample; samples of one kind share a batch. By default all are of one.
     """
-    places = np.arange(len(units))
-    chunks, within = np.divmod(places, chunk)
-    length = np.minimum(chunk, len(units) - chunks * chunk)
+    count = len(units)
+    _, kind = np.unique(kinds if len(kinds) else np.zeros(count, np.int64), return_inverse=True)
+    _, alike, sizes = np.unique(
+        np.arange(count) // chunk * count + kind, return_inverse=True, return_counts=True
+    )
+    order = np.argsort(alike, kind="stable")
+    within = np.empty(count, np.int64)
+    within[order] = np.arange(count) - (np.cumsum(sizes) - sizes)[alike[order]]
     batch = within // size
-    batch[(batch + 1) * size > length] = 0  # filled up with the first batch's samples
-    batch += chunks * chunk
+    batch[(batch + 1) * size > sizes[alike]] = 0  # filled up with the first batch's samples
+    batch += alike * chunk
     _, groups = np.unique(units, return_inverse=True)
     most = batch.max() + 1
-    links = sparse.coo_matrix((np.ones(len(units), bool), (batch, most + groups)))
+    links = sparse.coo_matrix((np.ones(count, bool), (batch, most + groups)))
     nodes = most + groups.max() + 1
     links.resize(nodes, nodes)
     return np.asarray(
@@ -136,7 +144,11 @@ def covered(
         elif batches.rows_apart and np.array_equal(mine, scores[key]):
             found[size] = lone
         else:
-            draws = units if batches.rows_apart else drawn_together(units, size, batches.chunk)
+            draws = (
+                units
+                if batches.rows_apart
+                else drawn_together(units, size, batches.chunk, batches.kinds)
+            )
             ((_, found[size]),) = judge_ladder(
                 original,
                 (key,),

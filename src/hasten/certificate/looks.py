@@ -43,7 +43,7 @@ class Look:
         asked: Alpha that was asked for, 0.05 for a confidence of 95%.
         alpha: Level at which candidates are tested.
         kept: Memory that the number comes from, in words, or why earlier looks aren't known.
-        repeats: Whether an earlier look had the same answers under the same limits: then this is
+        repeats: Whether an earlier look tested the same models with the same answers under the same limits: then this is
             that look once more, at its level, and counts as none.
     """
 
@@ -174,20 +174,21 @@ def refused(judged: Iterable[tuple[str, Judgement | str]]) -> bool:
 def answers_digest(
     hashes: Sequence[bytes],
     original: Array,
-    rungs: Sequence[str],
+    rungs: Mapping[str, str],
     scores: Mapping[str, Array | str],
     units: Array,
     promise: Promise,
     priors: Mapping[str, BettingPrior] | None = None,
 ) -> str:
-    """Return a digest of a whole test: its samples, limits, priors, and every rung's scores bit for bit.
+    """Return a digest of a whole test: its samples, limits, priors, models, and every rung's scores bit for bit.
 
-    Two looks with the same digest are the same test, so the second one spends nothing.
+    Two looks with the same digest are the same test, so the second one spends nothing. Equal scores alone don't
+    make them that: of models that change no answer here, each may have another limit to keep.
 
     Args:
         hashes: Content hash of each sample; the digest doesn't depend on their order.
         original: Scores of the exact model, `(n,)`.
-        rungs: Keys, safest first.
+        rungs: Key -> digest of the model that answered and of the exact one, safest first.
         scores: Key -> scores of the rung, or the reason why it failed.
         units: Number of each sample's group, `(n,)`.
         promise: Promise as it was asked for, whatever the level of the look.
@@ -198,7 +199,7 @@ def answers_digest(
     firsts: dict[int, int] = {}
     drawn = [firsts.setdefault(int(units[i]), len(firsts)) for i in order]
     bets = [dict(priors)] if priors else []
-    whole = hashlib.sha256(canonical([promise, drawn, *bets]))
+    whole = hashlib.sha256(canonical([promise, drawn, list(rungs.values()), *bets]))
     whole.update(b"".join(hashes[i] for i in order))
     for part in (original, *(scores[key] for key in rungs)):
         whole.update(b"\0")

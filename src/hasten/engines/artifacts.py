@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import shutil
 from pathlib import Path
 
 import numpy as np
 
 from hasten.core.model import Model
+from hasten.core.records import file_digest
 from hasten.core.tensors import Tensors, TensorSpec
 from hasten.engines.base import Artifact, Session
 from hasten.engines.failures import failed
@@ -40,6 +42,17 @@ def place(model: Model, workdir: Path) -> Artifact:
         files=tuple(placed[1:]),
         custom_ops=model.custom_ops,
     )
+
+
+def artifact_digest(artifact: Artifact) -> str:
+    """Return the SHA-256 over the bytes of an artifact's files, folders and libraries, in hex."""
+    whole = hashlib.sha256()
+    for given in (artifact.path, *artifact.files, *artifact.custom_ops):
+        within = sorted(given.rglob("*")) if given.is_dir() else [given]
+        for file in within:
+            if file.is_file():
+                whole.update(bytes.fromhex(file_digest(file)))
+    return whole.hexdigest()
 
 
 def batch_sizes(artifact: Artifact) -> tuple[int, ...] | None:

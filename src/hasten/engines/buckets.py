@@ -206,6 +206,11 @@ class Buckets(Engine):
         return f"{self.inner.words()}, {how} {many}{beyond}"
 
 
+def padder_of(engine: Engine, artifact: Artifact) -> Padder | None:
+    """Return the padding of an artifact's requests, by which unlike ones can share a batch; None for none."""
+    return engine.padder(artifact) if isinstance(engine, Buckets) and engine.padding else None
+
+
 def settled(model: Model, request: tuple[TensorSpec, ...], folder: Path) -> Model:
     """Return a copy of an ONNX model whose open dimensions have the sizes of one request.
 

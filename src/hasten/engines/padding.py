@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -166,3 +166,68 @@ class Padder:
                 kept = [slice(None)] * one.axis + [slice(size)]
                 found[one.name] = np.ascontiguousarray(found[one.name][tuple(kept)])
         return found
+
+
+def kind_of(padder: Padder | None, shapes: Mapping[str, tuple[int, ...]]) -> Hashable:
+    """Return what requests that may share a batch have in common: their bucket, else their shapes.
+
+    Args:
+        padder: Padding of requests up to buckets; None for no padding.
+        shapes: Shapes of a request's inputs, by name.
+
+    Raises:
+        CandidateError: an input is missing, or lacks an axis.
+    """
+    number = -1 if padder is None else padder.bucket(padder.sizes(shapes))
+    return number if number >= 0 else tuple(sorted(shapes.items()))
+
+
+def row_by_row(
+    run: Callable[[dict[str, Array]], Tensors],
+    requests: Sequence[Tensors],
+    padder: Padder | None,
+) -> list[dict[str, Array]]:
+    """Answer requests of one row and of one kind in one batch, padded up to their bucket if their shapes differ.
+
+    Args:
+        run: Function that answers a batch.
+        requests: The requests.
+        padder: Padding of requests up to buckets; None for no padding.
+
+    Returns:
+        The answer to each, cut back to its own sizes.
+
+    Raises:
+        CandidateError: the batch fails, or an answer hasn't a row for each request.
+    """
+    batch, number = in_one(requests, padder)
+    answers = run(batch)
+    for name, array in answers.items():
+        if array.shape[:1] != (len(requests),):
+            raise CandidateError(
+                f"the output {name!r} of a batch of {len(requests)} has the shape {list(array.shape)}"
+            )
+    rows = [{n: a[row : row + 1] for n, a in answers.items()} for row in range(len(requests))]
+    if padder is None or number < 0:
+        return rows
+    padder.check(answers, number)
+    sizes = [padder.sizes(_shapes(one)) for one in requests]
+    return [padder.cut(row, own) for row, own in zip(rows, sizes, strict=True) if own is not None]
+
+
+def in_one(requests: Sequence[Tensors], padder: Padder | None) -> tuple[dict[str, Array], int]:
+    """Return requests of one row and of one kind as one batch, and the number of the bucket that they are padded to.
+
+    The number is -1 where their shapes are the same, so that nothing is padded.
+    """
+    shapes = [_shapes(one) for one in requests]
+    number = -1
+    if padder is not None and any(one != shapes[0] for one in shapes):
+        number = padder.bucket(padder.sizes(shapes[0]))
+        requests = [padder.filled(one, number) for one in requests]
+    batch = {name: np.concatenate([one[name] for one in requests]) for name in requests[0]}
+    return batch, number
+
+
+def _shapes(request: Tensors) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in request.items()}

@@ -23,7 +23,7 @@ from hasten.certificate.looks import Judged, answers_digest
 from hasten.certificate.planning import check_limits
 from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Judgement, judge
-from hasten.core.records import to_record
+from hasten.core.records import digest, to_record
 from hasten.errors import CandidateError, InputError
 from hasten.evaluation.chain_samples import chain_samples
 from hasten.evaluation.decisions import Comparison
@@ -96,7 +96,8 @@ def certify_chain(
         return [("chain", judgement)]
 
     promise = Promise(Agreement(), "changed", max_drop, sure)
-    test = answers_digest(chosen.hashes, own, ("chain",), {"chain": scores}, chosen.units, promise)
+    nodes = {"chain": digest(node_digests(chain, manifests))}
+    test = answers_digest(chosen.hashes, own, nodes, {"chain": scores}, chosen.units, promise)
     (entry,), kind, look = looked(ledger, chosen, test, promise, judged)
     assert isinstance(entry[1], Judgement)
     checked = Recheck(

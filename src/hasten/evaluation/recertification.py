@@ -23,8 +23,10 @@ from hasten.certificate.looks import Judged, answers_digest
 from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Guard, Judgement, Verdict
 from hasten.core.devices import at_hand
-from hasten.core.records import type_name
+from hasten.core.records import digest, to_record, type_name
 from hasten.core.tensors import Array, Tensors
+from hasten.engines.artifacts import artifact_digest
+from hasten.engines.buckets import padder_of
 from hasten.errors import CandidateError, InputError
 from hasten.evaluation.agreement import ExactCheck, exactness
 from hasten.evaluation.seen import Chosen, Recheck, fresh, looked, seen_by
@@ -47,6 +49,7 @@ from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.set_metrics import chosen
 from hasten.inputs.set_metrics.base import SetMetric
 from hasten.measure.accuracy import sealed_scores
+from hasten.measure.alike import kinds_of
 from hasten.measure.environment import environment
 from hasten.measure.exactness import Comparing
 from hasten.measure.steps import over_steps
@@ -191,11 +194,13 @@ def _tested(
     if isinstance(score, str):
         raise CandidateError(score)
     promise = Promise(metric, limits.guard, limits.max_drop, limits.confidence, limits.mean_over)
-    batches = Batches(sizes, stated and not moved, chunk)
+    kinds = _kinds(subject, samples) if sizes and samples.ragged else ()
+    batches = Batches(sizes, stated and not moved, chunk, kinds=kinds)
     judge = _Judge(own, scores, draws, limits.prior, batches, limits.counts(metric))
     exactly = judge.binary and len(np.unique(draws)) == len(draws)
     priors = None if exactly else {"winner": limits.prior}
-    test = answers_digest(data.hashes, own, tuple(scores), scores, draws, promise, priors)
+    models = {**dict.fromkeys(scores, ""), "winner": _models(subject)}
+    test = answers_digest(data.hashes, own, models, scores, draws, promise, priors)
     (entry,), kind, look = looked(ledger, data, test, promise, judge.judged, judge.covers_all)
     judgement = entry[1]
     if isinstance(judgement, str):
@@ -325,18 +330,9 @@ def _sizes_to_test(
     """Return the batch sizes above 1 to test, ascending.
 
     Raises:
-        InputError: a size isn't possible, or samples are answered one by one.
+        InputError: a size isn't possible.
     """
-    ragged = material.dataset.ragged
-    if material.sequences is not None or (given is None and ragged):
-        return ()
-    sizes = _asked_sizes(manifest, given)
-    if sizes and ragged:
-        raise InputError(
-            "samples that differ in shape are answered one by one: leave out the batch sizes, or give samples "
-            "of one shape"
-        )
-    return sizes
+    return () if material.sequences is not None else _asked_sizes(manifest, given)
 
 
 def _asked_sizes(manifest: Manifest, given: Sequence[int] | None) -> tuple[int, ...]:
@@ -412,6 +408,21 @@ def _scores(
             for one in opened:
                 one.worker.kill()
     return own, scores, desk.chunk, moved
+
+
+def _models(subject: Subject) -> str:
+    """Return the digest of what answers for a bundle: the files and engines of both models, and their steps."""
+    manifest = subject.manifest
+    steps = (subject.pipeline, manifest.least, manifest.sequences)
+    settings = [None if one is None else to_record(one) for one in (*subject.engines, *steps)]
+    return digest([*settings, *(artifact_digest(artifact) for _, artifact in subject.parts)])
+
+
+def _kinds(subject: Subject, samples: Dataset) -> tuple[int, ...]:
+    """Return the kind of each sample, of which those of one kind may share a batch."""
+    engine, artifact = subject.parts[1]
+    padder = padder_of(engine, artifact)
+    return tuple(kinds_of(padder, samples, range(len(samples)), artifact.request))
 
 
 def _moved(desk: Bench, winner: OpenWorker, samples: Dataset, sizes: Sequence[int]) -> bool:

@@ -20,7 +20,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,15 +34,19 @@ from hasten.core.sequences import LENGTHS, Sequences
 from hasten.core.shapes import typical
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
+from hasten.core.together import together
 from hasten.engines.base import Artifact, Engine, Session
+from hasten.engines.buckets import padder_of
 from hasten.engines.checked import CheckedArtifact
 from hasten.engines.origins import traced
+from hasten.engines.padding import Padder, in_one, row_by_row
 from hasten.engines.sequences import SequenceSession
 from hasten.errors import CandidateError, InputError, NotCovered, full_disk
 from hasten.inputs.data.dataset import Dataset, ShapesOf, like_shaped
 from hasten.inputs.data.samples import tensors_hash
 from hasten.inputs.data.spool import Spool, SpoolWriter
 from hasten.measure import open_loop
+from hasten.measure.alike import kinds_of
 from hasten.measure.closed_loop import drive, stacked
 from hasten.measure.scenario import Offer
 from hasten.passes.base import Pass, Skipped
@@ -53,6 +57,8 @@ _MIX = 8
 """Requests that a block repeats as a whole where they differ in shape, so that all time the same mix."""
 _REQUEST_BYTES = 64 << 20
 _LOUD = 8
+_KINDS_LOOKED_AT = 256
+"""Samples that differ in shape of which a few batches are formed."""
 _FULL_BYTES = 64 << 10
 """Free bytes below which a disk counts as full, since a failed write may leave a few."""
 
@@ -138,6 +144,7 @@ class _Process:
         self.sessions: list[Session] = []
         self.inputs: tuple[TensorSpec, ...] = ()
         self.request: tuple[TensorSpec, ...] = ()
+        self.padder: Padder | None = None
         self.sequences: Sequences | None = None
 
     def transform(self, command: dict[str, Any]) -> Any:
@@ -215,6 +222,7 @@ class _Process:
             for _ in range(command.get("sessions", 1))
         ]
         self.inputs, self.request = artifact.inputs, artifact.request
+        self.padder = padder_of(engine, artifact)
         self.sequences = None
         if command.get("sequences") is not None:
             carry = self.sequences = from_record(Sequences, command["sequences"])
@@ -244,12 +252,8 @@ class _Process:
         spool, out = Spool.open(Path(command["samples"])), Path(command["out"])
         collected: dict[str, list[Array]] = {spec.name: [] for spec in self.session.outputs}
         batch = command.get("batch", 1)
-        for index in range(command["start"], command["stop"], batch):
-            answer = (
-                self.session.run(self._request(spool.inputs([index])))
-                if batch == 1
-                else self._in_batch(spool, index, command["start"], command["stop"], batch)
-            )
+        by_sample = batch == 1 or spool.ragged
+        for index, answer in self._answers(spool, command["start"], command["stop"], batch):
             for name, array in answer.items():
                 usable = _no_nan if command.get("infinite") else _finite
                 if array.dtype.kind in "fc" and not usable(array):
@@ -261,14 +265,47 @@ class _Process:
                 collected[name].append(array)
         out.mkdir(parents=True, exist_ok=True)
         counts = [command["stop"] - command["start"]]
-        if spool.ragged and batch == 1:  # a part for each run of like shapes
+        if spool.ragged:  # a part for each run of like shapes
             counts = list(map(len, like_shaped(spool, range(command["start"], command["stop"]))))
         ends = np.cumsum(counts).tolist()
         for number, (name, every) in enumerate(collected.items()):
             for part, (end, count) in enumerate(zip(ends, counts, strict=True)):
-                arrays = every[end - count : end] if batch == 1 else every
-                np.save(out / f"{part}-{number}.npy", _rows(name, arrays, batch))
+                arrays = every[end - count : end] if by_sample else every
+                np.save(
+                    out / f"{part}-{number}.npy", _rows(name, arrays, 1 if by_sample else batch)
+                )
         return {"names": list(collected), "parts": len(counts)}
+
+    def _answers(
+        self, spool: Spool, start: int, stop: int, batch: int
+    ) -> Iterator[tuple[int, Tensors]]:
+        """Answer samples in their order; yield the first sample's number with the answers of one or of a batch."""
+        assert self.session is not None
+        if batch == 1:
+            for index in range(start, stop):
+                yield index, self.session.run(self._request(spool.inputs([index])))
+        elif not spool.ragged:
+            for index in range(start, stop, batch):
+                yield index, self._in_batch(spool, index, start, stop, batch)
+        else:
+            yield from enumerate(self._in_batches_of_kinds(spool, start, stop, batch), start)
+
+    def _in_batches_of_kinds(
+        self, spool: Spool, start: int, stop: int, batch: int
+    ) -> list[Tensors]:
+        """Answer samples that differ in shape in batches of those that may share one; return each one's answer."""
+        assert self.session is not None
+        found: list[Tensors] = [{}] * (stop - start)
+        for own, mates in together(self._kinds(spool, range(start, stop)), batch):
+            requests = [self._request(spool.inputs([start + place])) for place in (*own, *mates)]
+            answers = row_by_row(self.session.run, requests, self.padder)
+            for place, answer in zip(own, answers, strict=False):
+                found[place] = answer
+        return found
+
+    def _kinds(self, spool: Spool, places: Iterable[int]) -> list[int]:
+        """Return the kind of each sample; those of one kind may share a batch."""
+        return kinds_of(self.padder, spool, places, self.request)
 
     def _in_batch(
         self, spool: Spool, first: int, start: int, stop: int, batch: int
@@ -301,10 +338,7 @@ class _Process:
         """Say whether the first answer of a batch changes by a bit where the others are eight times as loud."""
         assert self.session is not None
         spool, size = Spool.open(Path(command["samples"])), command["batch"]
-        for first in range(0, min(len(spool), 4 * size), size):
-            wanted = [(first + number) % len(spool) for number in range(size)]
-            alone = self._request(spool.inputs(wanted[:1]))
-            request = stacked(spool.inputs(wanted), alone, self.inputs)
+        for request in self._several(spool, size):
             louder = {
                 name: np.concatenate([array[:1], _LOUD * array[1:]]).astype(array.dtype)
                 if array.dtype.kind == "f"
@@ -315,6 +349,20 @@ class _Process:
             if any(array[:1].tobytes() != others[n][:1].tobytes() for n, array in answers.items()):
                 return True
         return False
+
+    def _several(self, spool: Spool, size: int) -> Iterator[dict[str, Array]]:
+        """Yield a few batches of samples, padded up to their bucket where they differ in shape."""
+        if not spool.ragged:
+            for first in range(0, min(len(spool), 4 * size), size):
+                wanted = [(first + number) % len(spool) for number in range(size)]
+                alone = self._request(spool.inputs(wanted[:1]))
+                yield stacked(spool.inputs(wanted), alone, self.inputs)
+            return
+        few = range(min(len(spool), _KINDS_LOOKED_AT))
+        batches = together(self._kinds(spool, few), size)
+        for own, mates in sorted(batches, key=lambda each: len(each[1]))[:4]:
+            requests = [self._request(spool.inputs([place])) for place in (*own, *mates)]
+            yield in_one(requests, self.padder)[0]
 
     def rows_apart(self, command: dict[str, Any]) -> Any:
         """Say whether a model's graph provably answers each row of a batch by itself."""

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from dataclasses import replace
 
 import numpy as np
 
 from hasten.bundle.batch_mates import share_batch_axis
-from hasten.certificate.batches import Batches
+from hasten.certificate.batches import Batches, drawn_together
 from hasten.certificate.draws import BETTING, fewest_draws
 from hasten.core.tensors import Array
 from hasten.engines.artifacts import batch_sizes
+from hasten.engines.buckets import padder_of
 from hasten.engines.cascade import Cascade
 from hasten.errors import CandidateError, InputError
+from hasten.inputs.data.dataset import Dataset
 from hasten.measure.accuracy import check_infinite
+from hasten.measure.alike import kinds_of
 from hasten.measure.steps import over_steps
 from hasten.measure.workbench import OpenWorker
 from hasten.optimization.judge import Judge, Ladder
@@ -48,9 +50,6 @@ def with_batches(judge: Judge, ladder: Ladder) -> Ladder:
     ready, job = judge.ready, judge.job
     if ready.target.kind == "compile-only" or ready.unrolled is not None:
         return ladder
-    if ready.extents:
-        alone = Batches(without="samples differ in shape, so each was answered alone")
-        return replace(ladder, batches=dict.fromkeys(ladder.rungs, alone))
     left_s = max(_LEAST_S, _SHARE * job.deadline.elapsed_s)
     found: dict[str, Batches] = {}
     if (spare_s := job.deadline.left_s() - job.deadline.needs("certify").wish_s) < _LEAST_S:
@@ -132,7 +131,8 @@ class _Asking:
             best_s = each_s
             kept.append(size)
         largest = bool(kept) and kept[-1] == possible[-1]
-        return Batches(tuple(kept), bool(apart), bench.chunk, "" if largest else why)
+        kinds = tuple(self._kinds(ready.parts.sealed)) if kept and ready.extents else ()
+        return Batches(tuple(kept), bool(apart), bench.chunk, "" if largest else why, kinds)
 
     def _possible(self) -> tuple[int, ...]:
         """Return the sizes that the open session takes."""
@@ -151,7 +151,9 @@ class _Asking:
         parts, took_s, rows = list[Array](), 0.0, 0
         answers = trials.bench.predict(asked, trials.samples)
         metric = over_steps(trials.promise.metric, trials.bench.sequences)
-        for own, labels in itertools.islice(trials.exact_answers, _CHUNKS):
+        for own, labels in trials.exact_answers:
+            if rows >= _CHUNKS * trials.bench.chunk:
+                break
             began_s = time.perf_counter()
             outputs = next(answers)
             took_s += time.perf_counter() - began_s
@@ -187,7 +189,15 @@ class _Asking:
 
     def _lacking(self, size: int) -> int:
         """Return the number of batches that would do, where the sealed data has fewer; else 0."""
-        ready = self._judge.ready
+        ready, chunk = self._judge.ready, self._judge.trials.bench.chunk
         promise = ready.tested or ready.promise
         needed = fewest_draws(BETTING, promise.max_drop, 1 - promise.confidence)
-        return needed if len(np.unique(ready.sealed_units)) // size < needed else 0
+        kinds = self._kinds(ready.parts.sealed) if ready.extents else ()
+        draws = drawn_together(ready.sealed_units, size, chunk, kinds)
+        return needed if len(np.unique(draws)) < needed else 0
+
+    def _kinds(self, samples: Dataset) -> list[int]:
+        """Return the kind of each sample, of which those of one kind may share a batch."""
+        artifact = self._opened.artifact
+        padder = padder_of(self._judge.trials.done[self._key].candidate.engine, artifact)
+        return kinds_of(padder, samples, range(len(samples)), artifact.request)

@@ -21,8 +21,9 @@ from hasten.certificate.looks import Judged, Look, answers_digest, judged_at
 from hasten.certificate.promise import Promise
 from hasten.certificate.verdict import Judgement, Verdict
 from hasten.core.comparison import Comparison
-from hasten.core.records import from_record, to_record
+from hasten.core.records import digest, from_record, to_record
 from hasten.core.tensors import Array, Tensors
+from hasten.engines.artifacts import artifact_digest
 from hasten.errors import CandidateError, OutOfTime
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.near_copies import Remembered
@@ -290,7 +291,7 @@ def _judged(judge: Judge, ladder: Ladder, reading: Reading) -> Sealed:
     test = answers_digest(
         hashes,
         reading.original,
-        (*tested, *batched),
+        _models(judge, tested, batched),
         reading.scores,
         ready.sealed_units,
         ready.promise,
@@ -340,6 +341,24 @@ def _changed(
 def _tested(judge: Judge, ladder: Ladder, reading: Reading) -> tuple[str, ...]:
     """Return the keys that the sealed data judge, safest first."""
     return (*_first(judge, ladder, reading), *ladder.rungs)
+
+
+def _models(judge: Judge, keys: Iterable[str], batched: Iterable[str]) -> dict[str, str]:
+    """Return the digest of what answers under each key, and of the exact model: files, settings and steps.
+
+    Args:
+        judge: Judge of the run.
+        keys: Keys of candidates.
+        batched: Keys of candidates in batches, which stand beside their own.
+    """
+    ready, done = judge.ready, judge.trials.done
+    shared = [ready.given_sha256, None if ready.pipeline is None else to_record(ready.pipeline)]
+    found = dict[str, str]()
+    for key in keys:
+        artifact = done[key].artifact
+        files = "" if artifact is None else artifact_digest(artifact)
+        found[key] = digest([*shared, done[key].candidate.key, files])
+    return found | dict.fromkeys(batched, "")
 
 
 def _sealed_hashes(judge: Judge) -> list[bytes]:

@@ -304,7 +304,9 @@ def test_samples_without_a_label_count_as_lost_where_their_answer_changed(
         hasten.certify(data[0], tmp_path / "signs.npz")
 
 
-def test_ragged_data_asks_for_no_batch_sizes_of_its_own(tmp_path: Path) -> None:
+def test_samples_that_differ_in_shape_are_tested_in_the_certificates_batches_too(
+    tmp_path: Path,
+) -> None:
     samples = ragged.sentences(30)
     first = {name: own[0] for name, own in samples.items()}
     model, engine = load(ragged.encoder(tmp_path)).settled_by(first), OnnxRuntime(threads=1)
@@ -332,4 +334,6 @@ def test_ragged_data_asks_for_no_batch_sizes_of_its_own(tmp_path: Path) -> None:
     seen: dict[str, Any] = {"hashes": [], "seen": [], "groups": []}
     write(tmp_path / "encoder.hasten", manifest, {"sealed.json": seen})
     outcome = hasten.certify(tmp_path / "encoder.hasten", samples)
-    assert (outcome.passed, outcome.used, outcome.batches) == (True, 30, ())
+    assert (outcome.passed, outcome.used, outcome.batches) == (True, 30, (2, 4))
+    assert outcome.coverage is not None
+    assert outcome.coverage.sizes == (1, 2, 4)
