@@ -119,8 +119,8 @@ class Configs(Surface):
     """Archives of the files of a folder: each is read, and loaded where its library is installed."""
 
     name = "configs"
-    most_s = 5.0
-    most_mib = 160
+    most_s = 10.0
+    most_mib = 400
 
     def seeds(self) -> list[bytes]:
         limits = {"model_max_length": 64, "pad_token": "[PAD]"}
