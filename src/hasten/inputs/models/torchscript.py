@@ -41,8 +41,9 @@ _TOUCHING = re.compile(
 for all operators, and what TorchScript never writes, by which a string could end elsewhere than it seems to."""
 
 
-_PART = re.compile(r'"(?:[^"\\\n]|\\[\s\S])*"|#[^\n]*\n?|[\w.]+|[^\w\s]|\n')
-"""Pattern of a part of TorchScript: a string, a comment with the end of its line, a name, or a single character."""
+_PART = re.compile(r'"(?:[^"\\\n]|\\[\s\S])*"|#[^\n]*\n?|[\w.]+|[^\w\s]|\n(?:[ \t]*\n)*')
+"""Pattern of a part of TorchScript: a string, a comment with the end of its line, a name, a single character, or the end
+of a line with the empty ones after it."""
 _MOST_PARTS = 1_000
 """Largest number of parts of a statement between two commas; torch's parser recurses with each of them."""
 
@@ -156,12 +157,11 @@ def _is_long(code: str) -> bool:
     opened, parts = [0], 0
     for found in _PART.finditer(code):
         part = found[0]
-        if part == "," or (part == "\n" and len(opened) == 1):
+        if part == "," or (part[0] == "\n" and len(opened) == 1):
             parts = opened[-1]
-            continue
         if part in ")]}" and len(opened) > 1:
             parts = opened.pop()
-        parts += 1
+        parts += 1 if part[0] == '"' else max(1, part.count("\n"), part.count("."))
         if part in "([{":
             opened.append(parts)
         if parts > _MOST_PARTS:
