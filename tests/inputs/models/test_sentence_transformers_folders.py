@@ -195,6 +195,29 @@ def test_texts_are_cut_where_sentence_transformers_cuts_them(tmp_path: Path) -> 
     assert find_model(folder).hasten_notes == ()
 
 
+def test_a_tokenizer_that_cannot_be_read_is_refused_where_it_is_used(tmp_path: Path) -> None:
+    folder = pooling(modules(encoder(tmp_path / "m"), "Pooling"), "mean_tokens")
+    written({"do_lower_case": True}, folder / "sentence_bert_config.json")
+    for text in ("[" * 100_000, "{,}"):
+        (folder / "tokenizer.json").write_text(text)
+        with pytest.raises(InputError, match="tokenizer"):
+            _ = find_model(folder).hasten_notes
+    nested = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}
+    for _ in range(300):
+        nested = {"type": "Sequence", "normalizers": [nested]}
+    written(TOKENIZER | {"normalizer": nested}, folder / "tokenizer.json")
+    said = find_model(folder).sentence.note
+    assert said == ""
+
+
+def test_names_are_shown_without_control_characters(tmp_path: Path) -> None:
+    folder = pooling(modules(encoder(tmp_path / "m"), "Pooling"), "\x1b[2J")
+    assert refused(folder, tmp_path).startswith(
+        f"{folder}/1_Pooling/config.json pools by \\x1b[2J; "
+    )
+    assert refused(modules(folder, "\n"), tmp_path).isprintable()
+
+
 def refused(folder: Path, workdir: Path) -> str:
     with pytest.raises(InputError) as error:
         load_model(find_model(folder), None, workdir)

@@ -14,7 +14,7 @@ import numpy as np
 from hasten.core.extras import missing_extra
 from hasten.core.model import Model
 from hasten.core.tensors import Array
-from hasten.errors import InputError, told
+from hasten.errors import InputError, told, visible
 from hasten.inputs.models import onnx
 from hasten.inputs.pipeline.text import Tokenize
 from hasten.inputs.pipeline.written import read_json
@@ -352,7 +352,7 @@ def _step(path: Path, module: Mapping[str, Any]) -> _Step:
         name = str(stated.get("activation_function", "Tanh")).rpartition(".")[2]
         if name not in _ACTIVATIONS:
             raise InputError(
-                f"{folder / _SETTINGS} has the activation {name}; the supported ones are "
+                f"{folder / _SETTINGS} has the activation {visible(name)}; the supported ones are "
                 f"{', '.join(_ACTIVATIONS)}"
             )
         return Dense(folder, _ACTIVATIONS[name])
@@ -361,7 +361,7 @@ def _step(path: Path, module: Mapping[str, Any]) -> _Step:
 
 def _unknown(path: Path, kind: str) -> InputError:
     return InputError(
-        f"{path} has the module {kind or 'without a type'}; the supported ones are Transformer, "
+        f"{path} has the module {visible(kind) or 'without a type'}; the supported ones are Transformer, "
         "Pooling, Dense and Normalize: build the whole model in a my.py and give my.py:model"
     )
 
@@ -380,7 +380,7 @@ def _modes(path: Path) -> tuple[str, ...]:
         asked = {short.get(mode, mode) for mode in asked}
     if unknown := sorted(asked.difference(_MODES)):
         raise InputError(
-            f"{path} pools by {', '.join(unknown)}; the supported ways are {', '.join(_MODES)}: "
+            f"{path} pools by {visible(', '.join(unknown))}; the supported ways are {', '.join(_MODES)}: "
             "build the whole model in a my.py and give my.py:model"
         )
     if not asked:
