@@ -212,9 +212,10 @@ def _configs(surface: Surface) -> list[bytes]:
     text, _, _, picture, *_ = map(archives.members_of, surface.seeds())
     deep = b"[" * 60_000
     found = [{**text, name: deep} for name in text if name.endswith(".json")]
-    named = (("config.json", text, "BertForSequenceClassification"),)
-    named += (("preprocessor_config.json", picture, "ViTImageProcessor"),)
-    for name, members, old in named:
+    for name, members, old in (
+        ("config.json", text, "BertForSequenceClassification"),
+        ("preprocessor_config.json", picture, "ViTImageProcessor"),
+    ):
         new = json.dumps(_CONTROL)[1:-1].encode()
         found.append({**members, name: members[name].replace(old.encode(), new)})
     return [archives.archive_of([*one.items()], zipfile.ZIP_DEFLATED) for one in found]

@@ -48,7 +48,7 @@ class TorchScript(Surface):
         net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU()).eval()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            made = [torch.jit.script(net), torch.jit.trace(net, torch.zeros(2, 4))]
+            made = [torch.jit.script(net), torch.jit.trace(net, torch.zeros(2, 4))]  # type: ignore[no-untyped-call]
         files = [io.BytesIO() for _ in made]
         for module, file in zip(made, files, strict=True):
             torch.jit.save(module, file)

@@ -140,8 +140,10 @@ def _check_pickle(path: Path, record: str, data: bytes) -> None:
         InputError: it claims longer texts than it has, or a higher place for a value.
     """
     try:
-        places = (arg for code, arg, _ in pickletools.genops(data) if code.name.endswith("BINPUT"))
-        claimed = max(places, default=0)
+        read = [*pickletools.genops(data)]
+        claimed = max(
+            (int(at or 0) for code, at, _ in read if code.name.endswith("BINPUT")), default=0
+        )
     except Exception as error:  # pickletools passes on what its readers raise
         raise InputError(
             f"{path} is damaged: {record!r:.80} can't be read: {told(error)}"
@@ -318,7 +320,10 @@ def _check(
     """
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path))
+    try:
+        session = onnxruntime.InferenceSession(str(path))
+    except Exception as error:  # the runtime raises exceptions of its own
+        raise InputError(f"the exported model can't be opened: {_last_line(error)}") from error
     traced, *others = samples
     for given, batch in (
         *((traced, batch) for batch in batches),
