@@ -202,6 +202,7 @@ def _torchscript(surface: Surface) -> list[bytes]:
     ):
         found.append({code: begin + first + b"    " + line + b"\n" + rest})
     found.append({code: members[code].replace(b"def forward", b"def backward")})
+    found.append({code: members[code].replace(b"nn.modules.linear", b"nN.modules.linear", 1)})
     return [
         archives.archive_of([*{**members, **one}.items()], zipfile.ZIP_DEFLATED) for one in found
     ]

@@ -222,3 +222,10 @@ def test_an_archive_with_a_broken_name_is_refused(tmp_path: Path) -> None:
     content[at + 8 : at + 10], content[at + 46] = b"\x00\x08", 0xFF  # says UTF-8, and isn't
     path.write_bytes(content)
     assert refusal(path).startswith(f"{path} contains weights without their network: ")
+
+
+def test_a_module_whose_onnx_file_no_runtime_opens_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "net.pt")
+    old, new = b'["0"] = __torch__.torch.nn.', b'["0"] = __torch__.torch.nN.'
+    changed(path, "/container.py", lambda code: code.replace(old, new))
+    assert refusal(path).startswith("the exported model can't be opened: ")
