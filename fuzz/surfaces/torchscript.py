@@ -46,15 +46,14 @@ class TorchScript(Surface):
         torch.manual_seed(0)
         torch.set_num_threads(1)
         net = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU()).eval()
+        files = [io.BytesIO(), io.BytesIO()]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            made = [torch.jit.script(net), torch.jit.trace(net, torch.zeros(2, 4))]  # type: ignore[no-untyped-call]
-        files = [io.BytesIO() for _ in made]
-        for module, file in zip(made, files, strict=True):
-            torch.jit.save(module, file)
-        self._export(
-            files[0].getvalue()
-        )  # what torch imports at first, no process need import again
+            warnings.simplefilter("ignore")  # torch.jit is deprecated; its files aren't gone
+            torch.jit.save(torch.jit.script(net), files[0])
+            torch.jit.save(torch.jit.trace(net, torch.zeros(2, 4)), files[1])  # type: ignore[no-untyped-call]
+            self._export(
+                files[0].getvalue()
+            )  # what torch imports at first, no process imports again
         return [file.getvalue() for file in files]
 
     def mutate(self, rng: random.Random, seed: bytes) -> bytes:
