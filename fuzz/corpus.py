@@ -190,6 +190,57 @@ def _trees(surface: Surface) -> list[bytes]:
     ]
 
 
+def _torchscript(surface: Surface) -> list[bytes]:
+    """Return modules whose pickles claim gigabytes, or whose code is nested deeply, and one without forward."""
+    members = archives.members_of(surface.seeds()[0])
+    (pickle,) = (name for name in members if name.endswith("/data.pkl"))
+    (code,) = (name for name in members if name.endswith("/container.py"))
+    claims = (b"]r\xff\xff\xff\x3f", b"X\xff\xff\xff\x7f")
+    found = [{pickle: members[pickle][:2] + claim + members[pickle][2:]} for claim in claims]
+    begin, first, rest = members[code].partition(b"Tensor:\n")
+    assert rest
+    for line in (
+        b"y = " + b"(" * 20_000,
+        b"y = 1" + b"+1" * 20_000,
+        b"#\n" * 20_000,
+        b"\n" * 60_000,
+    ):
+        found.append({code: begin + first + b"    " + line + b"\n" + rest})
+    found.append({code: members[code].replace(b"def forward", b"def backward")})
+    found.append({code: members[code].replace(b"nn.modules.linear", b"nN.modules.linear", 1)})
+    return [
+        archives.archive_of([*{**members, **one}.items()], zipfile.ZIP_DEFLATED) for one in found
+    ]
+
+
+def _configs(surface: Surface) -> list[bytes]:
+    """Return folders with JSON that is nested deeply, and with names that control a terminal."""
+    text, _, _, picture, *_ = map(archives.members_of, surface.seeds())
+    deep = b"[" * 60_000
+    found = [{**text, name: deep} for name in text if name.endswith(".json")]
+    for name, members, old in (
+        ("config.json", text, "BertForSequenceClassification"),
+        ("preprocessor_config.json", picture, "ViTImageProcessor"),
+    ):
+        new = json.dumps(_CONTROL)[1:-1].encode()
+        found.append({**members, name: members[name].replace(old.encode(), new)})
+    return [archives.archive_of([*one.items()], zipfile.ZIP_DEFLATED) for one in found]
+
+
+def _pipelines(surface: Surface) -> list[bytes]:
+    """Return files whose aliases multiply, with long numbers, and with names that control a terminal."""
+    found = []
+    for first, more in (("[1]", "[*a{0}, *a{0}]"), ("{a: 1}", "{{<<: [*a{0}, *a{0}]}}")):
+        lines = [f"- &a0 {first}", *(f"- &a{n + 1} {more.format(n)}" for n in range(60))]
+        found.append("size:\n" + "\n".join(lines))
+    for value in ("0x" + "f" * 60_000, "1" + ":1" * 30_000, "2001-13-45", "!!timestamp a"):
+        found.append(f"size: {value}")
+    name = json.dumps(_CONTROL)
+    found += [f"size: 8\n{name}: 1", f"after: [{{top_k: {{labels: {name}}}}}]"]
+    chains = [f"{name}: 1", "a: {model: b, 1: 2}"]
+    return [*(b"p" + one.encode() for one in found), *(b"c" + one.encode() for one in chains)]
+
+
 def _renamed(archive: bytes, ending: str, old: bytes, new: str) -> bytes:
     """Return an archive whose texts in JSON have other words."""
     word = json.dumps(new)[1:-1].encode()
@@ -214,5 +265,8 @@ _MADE: dict[str, Callable[[Surface], list[bytes]]] = {
     "weights": _weights,
     "skops": _skops,
     "trees": _trees,
+    "torchscript": _torchscript,
+    "configs": _configs,
+    "pipelines": _pipelines,
 }
 """Name of a surface -> function that makes its inputs."""

@@ -197,7 +197,7 @@ class Programs(Surface):
         return archive_of(members, zipfile.ZIP_STORED)
 
     def check(self, data: bytes) -> str:
-        return _quietly(lambda: self._read(data), "loaded")
+        return quietly(lambda: self._read(data), "loaded")
 
     def _read(self, data: bytes) -> None:
         from hasten.inputs.models.torch import load_program
@@ -243,7 +243,7 @@ class Weights(Surface):
 
         path = self.folder / "input.pth"
         path.write_bytes(data)
-        return _quietly(lambda: read_weights(path), "read")
+        return quietly(lambda: read_weights(path), "read")
 
 
 class Skops(Surface):
@@ -289,7 +289,7 @@ class Skops(Surface):
     def check(self, data: bytes) -> str:
         path = self.folder / "input.skops"
         path.write_bytes(data)
-        return _quietly(lambda: self._written(path), "written")
+        return quietly(lambda: self._written(path), "written")
 
     def _written(self, path: Path) -> None:
         from hasten.inputs.models.source import find_model
@@ -297,7 +297,7 @@ class Skops(Surface):
         find_model(path).export(self.folder)
 
 
-def _quietly(read: Callable[[], object], word: str) -> str:
+def quietly(read: Callable[[], object], word: str) -> str:
     """Read a file, and hear whether it makes anything happen."""
     _watch()
     try:

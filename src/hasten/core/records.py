@@ -150,7 +150,9 @@ def _decode_value(kind: type[Value], obj: Any, *, trusted: bool) -> Any:
     fields = {key: item for key, item in obj.items() if key != "type"}
     unknown = fields.keys() - {f.name for f in dataclasses.fields(cls)}
     if unknown:
-        raise IntegrityError(f"{name} has no setting {visible(', '.join(sorted(unknown)))}")
+        raise IntegrityError(
+            f"{name} has no setting {visible(', '.join(sorted(map(str, unknown))))}"
+        )
     return from_record(cls, fields, trusted=trusted)
 
 

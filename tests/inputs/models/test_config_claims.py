@@ -408,3 +408,20 @@ def test_a_picture_as_large_as_timms_settings_claim_takes_no_memory(tmp_path: Pa
     with pytest.raises(InputError) as error:
         found.made_up(found.module())
     assert str(error.value) == "a made-up sample of this model would take 4.12e+04 MiB: give data="
+
+
+def test_json_that_is_nested_too_deeply_is_refused(encoder: Path, tmp_path: Path) -> None:
+    folder = copied(encoder, tmp_path / "model")
+    said = "can't be read as JSON: maximum recursion depth exceeded"
+    (folder / "model.safetensors.index.json").write_text("[" * 100_000)
+    assert refused(folder).startswith(f"{folder}/model.safetensors.index.json {said}")
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match=said):
+        find_model(folder)
+
+
+def test_an_architecture_is_shown_without_control_characters(encoder: Path, tmp_path: Path) -> None:
+    folder = copied(encoder, tmp_path / "model", architectures=["\x1b[2J\n"])
+    assert refused(folder).startswith(
+        f"transformers {transformers.__version__} has no \\x1b[2J\\n, the architecture of {folder}: "
+    )

@@ -195,6 +195,19 @@ def test_texts_are_cut_where_sentence_transformers_cuts_them(tmp_path: Path) -> 
     assert find_model(folder).hasten_notes == ()
 
 
+def test_a_note_needs_no_tokenizer_that_can_be_read(tmp_path: Path) -> None:
+    folder = pooling(modules(encoder(tmp_path / "m"), "Pooling"), "mean_tokens")
+    written({"do_lower_case": True}, folder / "sentence_bert_config.json")
+    for text in ("[" * 100_000, "{,}", "[]"):
+        (folder / "tokenizer.json").write_text(text)
+        assert "turns texts to lower case" in find_model(folder).sentence.note
+    nested: dict[str, Any] = {"type": "Lowercase"}
+    for _ in range(300):
+        nested = {"type": "Sequence", "normalizers": [nested]}
+    written({"normalizer": nested}, folder / "tokenizer.json")
+    assert find_model(folder).sentence.note == ""
+
+
 def refused(folder: Path, workdir: Path) -> str:
     with pytest.raises(InputError) as error:
         load_model(find_model(folder), None, workdir)
@@ -283,3 +296,12 @@ def test_safetensors_are_exported_with_the_pooling_and_an_open_length(tmp_path: 
         np.testing.assert_allclose(
             own, rows / np.linalg.norm(rows, axis=1, keepdims=True), atol=1e-4
         )
+
+
+def test_names_are_shown_without_control_characters(tmp_path: Path) -> None:
+    folder = modules(encoder(tmp_path / "m"), "Pooling")
+    written({"pooling_mode": "\x1b[2J"}, folder / "1_Pooling/config.json")
+    said = refused(folder, tmp_path)
+    assert said.startswith(f"{folder}/1_Pooling/config.json pools by \\x1b[2J; the supported ")
+    said = refused(modules(folder, "\n"), tmp_path)
+    assert "has the module sentence_transformers.models.\\n; " in said

@@ -128,6 +128,17 @@ def test_other_than_three_channels_leave_arrays(tmp_path: Path) -> None:
     )
 
 
+def test_a_share_that_no_picture_can_be_scaled_by_leaves_arrays(tmp_path: Path) -> None:
+    folder, _ = folder_of(tmp_path / "m")
+    stated = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+    found = find_model(changed(folder, pretrained_cfg={**stated, "crop_pct": 5e-324}))
+    assert stated_pipeline(found) is None
+    (note,) = found.hasten_notes
+    assert note.startswith(
+        "the bundle takes prepared arrays: the preparation in config.json can't be read"
+    )
+
+
 def test_what_cant_be_loaded_is_said(tmp_path: Path) -> None:
     folder, _ = folder_of(tmp_path / "m")
     place = {"checkpoint_path": "elsewhere.pth"}

@@ -151,3 +151,81 @@ def test_a_file_that_would_unpack_to_far_more_is_refused(
     path = written(tmp_path / "net.pt")
     said = padded(path, "net/code/zeros.py")
     assert refusal(path) == f"{path} can't be unpacked safely: {said}"
+
+
+def changed(path: Path, ending: str, change: Callable[[bytes], bytes]) -> Path:
+    """Change the records of a file whose names end so."""
+    with zipfile.ZipFile(path) as old:
+        records = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w") as new:
+        for name, content in records.items():
+            new.writestr(name, change(content) if name.endswith(ending) else content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"\x8a\x01", "not enough data"),
+        (b"X\xff\xff\xff\x7f", "expected 2147483647 bytes"),
+        (b"]r\xff\xff\xff\x1f", "puts a value at 536,870,911"),
+    ],
+)
+def test_a_pickle_that_claims_more_than_it_has_is_refused_before_torch_makes_room(
+    tmp_path: Path, line: bytes, said: str
+) -> None:
+    path = changed(written(tmp_path / "net.pt"), "/data.pkl", lambda old: old[:2] + line)
+    told = refusal(path)
+    assert told.startswith(f"{path} is damaged: 'data.pkl' ")
+    assert said in told or "can't be read: " in told
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "y = " + "(" * 40_000 + "1" + ")" * 40_000,
+        "y = 1" + "+1" * 40_000,
+        "y = (1\n" + "+1\n" * 40_000 + ")",
+        "y = input" + ".T" * 900_000,
+        "y = " + "not " * 40_000 + "True",
+        "y = 1" + "\n" * 90_000,
+        "y = 1\n" + "    #\n" * 40_000,
+        "if True:\n      y = 1\n" + "    elif True:\n      y = 1\n" * 40_000,
+    ],
+)
+def test_code_that_would_overflow_the_stack_of_torchs_parser_is_refused(
+    tmp_path: Path, line: str
+) -> None:
+    path = written(tmp_path / "net.pt", line)
+    assert refusal(path) == (
+        f"{path} is damaged, or wasn't written by torch.jit.save: "
+        "'code/__torch__/torch/nn/modules/container.py' has a statement of more than 1,000 parts"
+    )
+
+
+def test_a_module_of_many_short_statements_is_taken(tmp_path: Path) -> None:
+    lines = "\n    ".join(["y = torch.add(input, input)"] * 2_000)
+    assert refusal(written(tmp_path / "net.pt", lines)) == ""
+
+
+def test_a_module_without_forward_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "net.pt")
+    forward, other = b"def forward", b"def backward"
+    changed(path, ".py", lambda old: old.replace(forward, other) if b"class Net(" in old else old)
+    assert refusal(path) == f"{path} has no method forward: save a module that has one"
+
+
+def test_an_archive_with_a_broken_name_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "net.pt")
+    content = bytearray(path.read_bytes())
+    at = content.index(b"PK\x01\x02")
+    content[at + 8 : at + 10], content[at + 46] = b"\x00\x08", 0xFF  # says UTF-8, and isn't
+    path.write_bytes(content)
+    assert refusal(path).startswith(f"{path} contains weights without their network: ")
+
+
+def test_a_module_whose_onnx_file_no_runtime_opens_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "net.pt")
+    old, new = b'["0"] = __torch__.torch.nn.', b'["0"] = __torch__.torch.nN.'
+    changed(path, "/container.py", lambda code: code.replace(old, new))
+    assert refusal(path).startswith("the exported model can't be opened: ")

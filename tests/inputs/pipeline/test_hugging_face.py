@@ -214,6 +214,8 @@ def test_a_tokenizer_keeps_the_lengths_that_its_model_allows(tmp_path: Path) -> 
             {"image_processor_type": "DonutImageProcessor"},
             "the processor DonutImageProcessor isn't",
         ),
+        ({"image_processor_type": "\x1b"}, "the processor \\x1b isn't supported"),
+        ({"do_\n": True}, "do_\\n isn't supported"),
         ({"image_processor_type": None}, "the processor without a type isn't supported"),
         ({"do_pad": True}, "do_pad isn't supported"),
         ({"do_rescale": False}, "do_rescale=false isn't supported"),

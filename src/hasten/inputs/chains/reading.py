@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hasten.core.extras import missing_extra
 from hasten.core.records import from_record
-from hasten.errors import InputError, IntegrityError
+from hasten.core.yaml_files import read_yaml
+from hasten.errors import InputError, IntegrityError, visible
 from hasten.inputs.chains.graph import Chain
 from hasten.inputs.chains.nodes import SOURCE, Crop, Model, Node
 
@@ -99,21 +99,7 @@ def from_yaml(path: Path) -> Chain:
         InputError: there is no such file, it isn't YAML or too large, a setting is unknown or can't
             be used, or the nodes don't fit each other.
     """
-    try:
-        import yaml
-    except ImportError as error:
-        raise missing_extra("a chain's file", "optimize") from error
-    try:
-        with path.open("rb") as file:
-            text = file.read(MOST_BYTES + 1)
-        if len(text) > MOST_BYTES:
-            raise InputError(f"{path} has more than {MOST_BYTES:,} bytes, too many for a chain")
-        given = yaml.safe_load(text)
-    except FileNotFoundError as error:
-        raise InputError(f"no such file: {path}") from error
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} can't be read as YAML: {reason:.200}") from error
+    given = read_yaml(path, MOST_BYTES, "a chain")
     if not isinstance(given, dict) or not given:
         raise InputError(f"{path}: give one node per name, as in `cars: {{model: det.hasten}}`")
     try:
@@ -126,18 +112,18 @@ def _node(name: str, said: Any, folder: Path) -> Node:
     """Read one node of a file."""
     kinds = [kind for kind in _MAIN if isinstance(said, dict) and kind in said]
     if len(kinds) != 1:
-        raise InputError(f"{name:.80}: say what it is with one of {', '.join(_MAIN)}")
+        raise InputError(f"{visible(name):.80}: say what it is with one of {', '.join(_MAIN)}")
     (kind,) = kinds
     settings = {key: value for key, value in said.items() if key != kind}
     if clash := {"type", "name", _MAIN[kind]} & settings.keys():
-        raise InputError(f"{name:.80}: a {kind} has no setting {min(clash)}")
+        raise InputError(f"{visible(name):.80}: a {kind} has no setting {min(clash)}")
     value = said[kind]
     if kind == "model" and isinstance(value, str):
         value = os.fspath(folder / value)
     try:
         return from_record(Node, {"type": kind, "name": name, _MAIN[kind]: value, **settings})
     except IntegrityError as error:
-        raise InputError(f"{name:.80}: {error}") from error
+        raise InputError(f"{visible(name):.80}: {error}") from error
 
 
 def _free(name: str, nodes: Sequence[Node]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,10 +14,10 @@ import numpy as np
 from hasten.core.extras import missing_extra
 from hasten.core.model import Model
 from hasten.core.tensors import Array
-from hasten.errors import InputError, told
+from hasten.errors import InputError, told, visible
 from hasten.inputs.models import onnx
 from hasten.inputs.pipeline.text import Tokenize
-from hasten.inputs.pipeline.written import read_text
+from hasten.inputs.pipeline.written import read_json
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -184,8 +183,9 @@ class SentenceModel:
         text = self.encoder / "tokenizer.json"
         if not self._limits.get("do_lower_case") or not text.is_file():
             return ""
-        if _lowers(json.loads(read_text(text)).get("normalizer")):
-            return ""
+        with contextlib.suppress(InputError):  # what can't be read is said where it is used
+            if _lowers(_object(text).get("normalizer")):
+                return ""
         return (
             f"{self.encoder / _LIMITS} turns texts to lower case, which the bundle's tokenizer "
             "doesn't do: give texts in lower case"
@@ -327,7 +327,7 @@ def read(folder: Path) -> SentenceModel | None:
     path = folder / MODULES
     if not path.is_file():
         return None
-    stated = _json(path)
+    stated = read_json(path)
     if not isinstance(stated, list) or not stated or not all(isinstance(m, dict) for m in stated):
         raise InputError(f"{path} isn't a list of modules")
     kinds = [str(module.get("type", "")) for module in stated]
@@ -352,7 +352,7 @@ def _step(path: Path, module: Mapping[str, Any]) -> _Step:
         name = str(stated.get("activation_function", "Tanh")).rpartition(".")[2]
         if name not in _ACTIVATIONS:
             raise InputError(
-                f"{folder / _SETTINGS} has the activation {name}; the supported ones are "
+                f"{folder / _SETTINGS} has the activation {visible(name)}; the supported ones are "
                 f"{', '.join(_ACTIVATIONS)}"
             )
         return Dense(folder, _ACTIVATIONS[name])
@@ -361,7 +361,7 @@ def _step(path: Path, module: Mapping[str, Any]) -> _Step:
 
 def _unknown(path: Path, kind: str) -> InputError:
     return InputError(
-        f"{path} has the module {kind or 'without a type'}; the supported ones are Transformer, "
+        f"{path} has the module {visible(kind) or 'without a type'}; the supported ones are Transformer, "
         "Pooling, Dense and Normalize: build the whole model in a my.py and give my.py:model"
     )
 
@@ -380,7 +380,7 @@ def _modes(path: Path) -> tuple[str, ...]:
         asked = {short.get(mode, mode) for mode in asked}
     if unknown := sorted(asked.difference(_MODES)):
         raise InputError(
-            f"{path} pools by {', '.join(unknown)}; the supported ways are {', '.join(_MODES)}: "
+            f"{path} pools by {visible(', '.join(unknown))}; the supported ways are {', '.join(_MODES)}: "
             "build the whole model in a my.py and give my.py:model"
         )
     if not asked:
@@ -398,23 +398,20 @@ def _inside(path: Path, module: Mapping[str, Any]) -> Path:
 
 def _lowers(normalizer: Any) -> bool:
     """Whether a tokenizer's normalizer turns texts to lower case."""
-    if isinstance(normalizer, list):
-        return any(map(_lowers, normalizer))
-    if not isinstance(normalizer, dict):
-        return False
-    lowers = normalizer.get("type") == "Lowercase" or normalizer.get("lowercase") is True
-    return lowers or _lowers(normalizer.get("normalizers"))
+    left = [normalizer]
+    while left:
+        one = left.pop()
+        if isinstance(one, list):
+            left += one
+        elif isinstance(one, dict):
+            if one.get("type") == "Lowercase" or one.get("lowercase") is True:
+                return True
+            left.append(one.get("normalizers"))
+    return False
 
 
 def _object(path: Path) -> Mapping[str, Any]:
-    found = _json(path)
+    found = read_json(path)
     if not isinstance(found, dict):
         raise InputError(f"{path} contains no JSON object")
     return found
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(read_text(path))
-    except ValueError as error:
-        raise InputError(f"{path} can't be read as JSON: {error}") from error

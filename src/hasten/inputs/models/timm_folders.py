@@ -42,7 +42,7 @@ def pipeline(config: Mapping[str, Any]) -> Pipeline:
     try:
         preparation = from_pretrained_cfg(_preparation(config))
         names = _class_names(config)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"the preparation in config.json can't be read: {told(error)}") from error
     return Pipeline(preparation.steps, (TopK(min(_SHOWN, len(names)), names),) if names else ())
 

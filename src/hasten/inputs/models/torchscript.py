@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickletools
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -40,12 +41,19 @@ _TOUCHING = re.compile(
 for all operators, and what TorchScript never writes, by which a string could end elsewhere than it seems to."""
 
 
+_PART = re.compile(r'"(?:[^"\\\n]|\\[\s\S])*"|#[^\n]*\n?|[\w.]+|[^\w\s]|\n(?:[ \t]*\n)*')
+"""Pattern of a part of TorchScript: a string, a comment with the end of its line, a name, a single character, or the end
+of a line with the empty ones after it."""
+_MOST_PARTS = 1_000
+"""Largest number of parts of a statement between two commas; torch's parser recurses with each of them."""
+
+
 def is_torchscript(path: Path) -> bool:
     """Whether a file is an archive of TorchScript: unlike a checkpoint's, it holds code."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.split("/")[1:2] == ["code"] for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except Exception:  # zipfile raises exceptions of many types
         return False
 
 
@@ -70,13 +78,16 @@ def load(path: Path, *, trust_code: bool = False) -> Any:
                 content = path.read_bytes()  # once: what is checked is what is loaded
                 _check_touches_nothing(path, content)
                 source = io.BytesIO(content)
-            return torch.jit.load(source, map_location="cpu")  # type: ignore[no-untyped-call]
+            module = torch.jit.load(source, map_location="cpu")  # type: ignore[no-untyped-call]
     except InputError:
         raise
     except Exception as error:  # torch passes on any exception
         raise InputError(
             f"{path} can't be loaded by torch {torch.__version__}: {told(error)}"
         ) from error
+    if not hasattr(module, "forward"):
+        raise InputError(f"{path} has no method forward: save a module that has one")
+    return module
 
 
 def _check_touches_nothing(path: Path, content: bytes) -> None:
@@ -105,13 +116,59 @@ def _check_touches_nothing(path: Path, content: bytes) -> None:
         )
     reader = torch._C.PyTorchFileReader(io.BytesIO(content))
     for record in reader.get_all_records():
+        if record.endswith("pkl"):
+            _check_pickle(path, record, reader.get_record(record))
         if record.startswith("code/") and record.endswith(".py"):
-            code = _APART.sub('""', reader.get_record(record).decode(errors="replace"))
+            written = reader.get_record(record).decode(errors="replace")
+            if _is_long(written):
+                raise InputError(
+                    f"{path} is damaged, or wasn't written by torch.jit.save: {record!r:.80} has a statement of "
+                    f"more than {_MOST_PARTS:,} parts"
+                )
+            code = _APART.sub('""', written)
             if found := _TOUCHING.search(code):
                 raise InputError(
                     f"{path} has {found[0]!r:.80} in its code, so it could touch other files: if "
                     "you trust it, add trust_code=True, or load it in a my.py and give my.py:model"
                 )
+
+
+def _check_pickle(path: Path, record: str, data: bytes) -> None:
+    """Check that torch takes no more memory for a pickle than it has bytes.
+
+    Raises:
+        InputError: it claims longer texts than it has, or a higher place for a value.
+    """
+    try:
+        read = [*pickletools.genops(data)]
+        claimed = max(
+            (int(at or 0) for code, at, _ in read if code.name.endswith("BINPUT")), default=0
+        )
+    except Exception as error:  # pickletools passes on what its readers raise
+        raise InputError(
+            f"{path} is damaged: {record!r:.80} can't be read: {told(error)}"
+        ) from error
+    if claimed > len(data):
+        raise InputError(
+            f"{path} is damaged: {record!r:.80} has {len(data):,} bytes, and puts a value at {claimed:,}"
+        )
+
+
+def _is_long(code: str) -> bool:
+    """Whether a statement, or a chain of branches, is so long that it could overflow the stack of torch's parser."""
+    opened, parts = [0], 0
+    for found in _PART.finditer(code):
+        part = found[0]
+        if part == "," or (part[0] == "\n" and len(opened) == 1):
+            parts = opened[-1]
+        if part in ")]}" and len(opened) > 1:
+            parts = opened.pop()
+        parts += 1 if part[0] == '"' else max(1, part.count("\n"), part.count("."))
+        if part in "([{":
+            opened.append(parts)
+        if parts > _MOST_PARTS:
+            return True
+    return code.count("elif") > _MOST_PARTS
 
 
 def input_names(module: Any) -> tuple[str, ...]:
@@ -263,7 +320,10 @@ def _check(
     """
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path))
+    try:
+        session = onnxruntime.InferenceSession(str(path))
+    except Exception as error:  # the runtime raises exceptions of its own
+        raise InputError(f"the exported model can't be opened: {_last_line(error)}") from error
     traced, *others = samples
     for given, batch in (
         *((traced, batch) for batch in batches),

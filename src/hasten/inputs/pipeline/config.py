@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hasten.errors import InputError
+from hasten.core.yaml_files import read_yaml
+from hasten.errors import InputError, visible
 from hasten.inputs.pipeline.base import Pipeline, PostStep, Step
 from hasten.inputs.pipeline.hugging_face import from_hugging_face
 from hasten.inputs.pipeline.image import CenterCrop, Decode, Normalize, Resize, ToLayout, check_size
@@ -76,9 +77,11 @@ def image_pipeline(
         means = _channels("mean", 0.0 if mean is None else mean, count)
         deviations = _channels("std", 1.0 if std is None else std, count)
         if any(value <= 0 for value in deviations):
-            raise InputError(f"std={std!r}: give deviations above 0")
+            raise InputError(f"std={std!r:.200}: give deviations above 0")
         if not _number(scale) or scale <= 0:
-            raise InputError(f"scale={scale!r}: give a number above 0, such as 1/255 = 0.00392157")
+            raise InputError(
+                f"scale={scale!r:.200}: give a number above 0, such as 1/255 = 0.00392157"
+            )
         steps.append(Normalize(means, deviations, float(scale)))
     elif mean is not None or std is not None:
         raise InputError("dtype=uint8 leaves pixel values as they are: leave out mean and std")
@@ -118,23 +121,7 @@ def from_yaml(path: Path) -> Pipeline:
         InputError: there is no such file, it isn't YAML, or a step or a setting is unknown or can't
             be used.
     """
-    try:
-        import yaml
-    except ImportError as error:
-        raise InputError(
-            "a pipeline file needs the extra: pip install 'hasten[optimize]'"
-        ) from error
-    try:
-        with path.open("rb") as file:
-            text = file.read(_MOST_BYTES + 1)
-        if len(text) > _MOST_BYTES:
-            raise InputError(f"{path} has more than {_MOST_BYTES:,} bytes, too many for a pipeline")
-        given = yaml.safe_load(text)
-    except FileNotFoundError as error:
-        raise InputError(f"no such file: {path}") from error
-    except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} can't be read as YAML: {reason}") from error
+    given = read_yaml(path, _MOST_BYTES, "a pipeline")
     alone = isinstance(given, dict) and given.keys() == {"after"} and given["after"] != []
     if not isinstance(given, dict) or not (alone or "size" in given or "before" in given):
         raise InputError(
@@ -146,7 +133,7 @@ def from_yaml(path: Path) -> Pipeline:
     unknown = [str(key) for key in given if key not in known]
     if unknown:
         raise InputError(
-            f"{path}: there is no setting {', '.join(unknown)}; there are {', '.join(known)}"
+            f"{path}: there is no setting {visible(', '.join(unknown)):.200}; there are {', '.join(known)}"
         )
     try:
         after = steps_of(PostStep, given.pop("after", []), path.parent)
@@ -240,7 +227,7 @@ def _size(name: str, value: Any) -> int | tuple[int, int]:
     sides = [value] if isinstance(value, int) else list(value) if _listed(value) else []
     good = all(isinstance(n, int) and not isinstance(n, bool) for n in sides)
     if not good or len(sides) not in (1, 2):
-        raise InputError(f"{name}={value!r}: give one side in pixels, or height and width")
+        raise InputError(f"{name}={value!r:.200}: give one side in pixels, or height and width")
     size = sides[0] if len(sides) == 1 else (sides[0], sides[1])
     check_size(name, size)
     return size
@@ -253,11 +240,11 @@ def _listed(value: Any) -> bool:
 def _channels(name: str, value: Any, count: int) -> tuple[float, ...]:
     values = [value] * count if _number(value) else list(value) if _listed(value) else []
     if len(values) != count or not all(_number(v) for v in values):
-        raise InputError(f"{name}={value!r}: give one number, or one for each of 3 channels")
+        raise InputError(f"{name}={value!r:.200}: give one number, or one for each of 3 channels")
     return tuple(map(float, values))
 
 
 def _one_of(name: str, value: Any, known: tuple[str, ...]) -> Any:
     if value not in known:
-        raise InputError(f"{name}={value!r}: give one of {', '.join(known)}")
+        raise InputError(f"{name}={value!r:.200}: give one of {', '.join(known)}")
     return value

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from hasten.errors import InputError
+from hasten.errors import InputError, visible
 from hasten.inputs.pipeline.audio import DecodeAudio, FitLength, LogMel
 from hasten.inputs.pipeline.base import Pipeline, Step
 from hasten.inputs.pipeline.image import (
@@ -21,7 +20,7 @@ from hasten.inputs.pipeline.image import (
 from hasten.inputs.pipeline.standardize import Standardize
 from hasten.inputs.pipeline.strips import Interpolation
 from hasten.inputs.pipeline.text import MAX_LENGTH, Tokenize
-from hasten.inputs.pipeline.written import read_text
+from hasten.inputs.pipeline.written import read_json, read_text
 
 IMAGES, TOKENIZER = "preprocessor_config.json", "tokenizer.json"
 _FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
@@ -136,12 +135,12 @@ def _pictures(config: Mapping[str, Any]) -> Pipeline:
     plain = str(name).removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
     if plain not in _PROCESSORS:
         raise InputError(
-            f"the processor {name or 'without a type'} isn't supported; the supported ones are "
+            f"the processor {visible(str(name)) or 'without a type'} isn't supported; the supported ones are "
             f"{', '.join(_PROCESSORS)}: state the pipeline yourself"
         )
     for key, value in config.items():
         if key.startswith("do_") and key not in _HARMLESS and value:
-            raise InputError(f"{key} isn't supported: state the pipeline yourself")
+            raise InputError(f"{visible(key)} isn't supported: state the pipeline yourself")
     steps: list[Step] = [Decode(colors="BGR" if _flipped(config, plain) else "RGB")]
     size = None
     if config.get("do_resize", True):
@@ -279,10 +278,7 @@ def _tokenizer(folder: Path) -> Tokenize:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(read_text(path))
-    except ValueError as error:
-        raise InputError(f"{path} can't be read as JSON: {error}") from error
+    found = read_json(path)
     if not isinstance(found, dict):
         raise InputError(f"{path} contains no JSON object")
     return found

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hasten.core.records import Value, from_record
-from hasten.errors import InputError, IntegrityError
+from hasten.errors import InputError, IntegrityError, visible
 from hasten.inputs.pipeline.base import PostStep, Step
 
 Kind = TypeVar("Kind", bound=Step | PostStep)
@@ -48,7 +49,9 @@ def _step(family: type[Kind], entry: Any, folder: Path) -> Kind:
         raise InputError(f"{entry!r:.100} isn't a step: write its name, or `name: settings`")
     registry = family.registry
     if name not in registry:
-        raise InputError(f"there is no {registry.noun} {name!r}; there are {', '.join(registry)}")
+        raise InputError(
+            f"there is no {registry.noun} {name!r:.100}; there are {', '.join(registry)}"
+        )
     kind = typing.cast(type[Value], family.member(name))
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if not isinstance(given, Mapping):
@@ -58,7 +61,7 @@ def _step(family: type[Kind], entry: Any, folder: Path) -> Kind:
     unknown = [str(key) for key in given if key not in fields]
     if unknown:
         there = f"there are {', '.join(fields)}" if fields else "it has none"
-        raise InputError(f"{name} has no setting {', '.join(unknown)}; {there}")
+        raise InputError(f"{name} has no setting {visible(', '.join(unknown)):.200}; {there}")
     hints = typing.get_type_hints(kind)
     settings = {
         key: _setting(value, hints[key], fields[key], folder) for key, value in given.items()
@@ -80,6 +83,18 @@ def _setting(value: Any, hint: Any, field: dataclasses.Field[Any], folder: Path)
     return value
 
 
+def read_json(path: Path) -> Any:
+    """Read a JSON file in UTF-8 that strangers may have written.
+
+    Raises:
+        InputError: there is no such file, it is too large, or it isn't JSON.
+    """
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} can't be read as JSON: {error}") from error
+
+
 def read_text(path: Path) -> str:
     """Read a text file in UTF-8.
 
@@ -92,6 +107,8 @@ def read_text(path: Path) -> str:
             raise InputError(f"{path} has {size} bytes, more than {MAX_FILE_BYTES}")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise InputError(f"no such file: {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} can't be read as text: {error}") from error
+        raise InputError(f"no such file: {visible(str(path))}") from error
+    except (OSError, ValueError) as error:  # the latter: no text, or a path that can't be one
+        raise InputError(
+            f"{visible(str(path))} can't be read as text: {visible(str(error))}"
+        ) from error

@@ -1,0 +1,81 @@
+"""YAML files that a person gives, and that strangers may have written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hasten.core.extras import missing_extra
+from hasten.errors import InputError, told, visible
+
+_MOST_DIGITS = 100
+"""Most characters of a number: one of up to 100 fits into a float, and can be written out."""
+
+
+def read_yaml(path: Path, most_bytes: int, what: str) -> Any:
+    """Read a YAML file.
+
+    Args:
+        path: The file.
+        most_bytes: Largest size of the file; with what its aliases repeat, its values may be twice as large.
+        what: What it describes, as "a pipeline", for messages.
+
+    Raises:
+        InputError: there is no such file, it is too large, or it isn't YAML.
+    """
+    try:
+        import yaml
+    except ImportError as error:
+        raise missing_extra(f"the file of {what}", "optimize") from error
+    try:
+        with path.open("rb") as file:
+            text = file.read(most_bytes + 1)
+    except FileNotFoundError as error:
+        raise InputError(f"no such file: {path}") from error
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror or error}") from error
+    if len(text) > most_bytes:
+        raise InputError(f"{path} has more than {most_bytes:,} bytes, too many for {what}")
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if _size(node, {}) > 2 * most_bytes:
+            raise InputError("aliases repeat too much of it: write it out")
+        return None if node is None else loader.construct_document(node)
+    except InputError as error:
+        raise InputError(f"{path} can't be read as YAML: {error}") from error
+    except (yaml.YAMLError, RecursionError) as error:
+        reason = visible(" ".join(str(error).split()))
+        raise InputError(f"{path} can't be read as YAML: {reason:.300}") from error
+    except Exception as error:  # those that read numbers and times raise any
+        raise InputError(f"{path} can't be read as YAML: {told(error):.300}") from error
+
+
+def _size(node: Any, known: dict[int, int]) -> int:
+    """Return the number of a node's values and characters, each as often as aliases repeat it.
+
+    Args:
+        node: Node of PyYAML; None for none.
+        known: Sizes of other nodes by their identity; the node's own is added.
+
+    Raises:
+        InputError: a number is too long, or a node contains itself.
+    """
+    if node is None:
+        return 0
+    if id(node) in known:
+        if known[id(node)] < 0:
+            raise InputError("a value contains itself")
+        return known[id(node)]
+    known[id(node)] = -1
+    if isinstance(node.value, str):
+        if node.tag.endswith((":int", ":float")) and len(node.value) > _MOST_DIGITS:
+            raise InputError(f"a number has more than {_MOST_DIGITS} characters")
+        size = len(node.value)
+    else:  # of a mapping, the nodes are in pairs
+        nodes = (
+            one for part in node.value for one in (part if isinstance(part, tuple) else (part,))
+        )
+        size = sum(_size(one, known) for one in nodes)
+    known[id(node)] = 1 + size
+    return 1 + size

@@ -1,0 +1,88 @@
+"""YAML of a stranger: each file is read or refused in one line, within a bound of memory."""
+
+from pathlib import Path
+
+import pytest
+
+from hasten.core.yaml_files import read_yaml
+from hasten.errors import InputError
+from hasten.inputs.chains.reading import chain_of
+from hasten.inputs.pipeline.config import from_yaml
+
+DOUBLED = ["- &a0 [1, 1]"] + [f"- &a{n + 1} [*a{n}, *a{n}]" for n in range(40)]
+MERGED = ["- &a0 {a: 1}"] + [f"- &a{n + 1} {{<<: [*a{n}, *a{n}]}}" for n in range(40)]
+
+
+def read(folder: Path, text: str, most_bytes: int = 1000) -> object:
+    path = folder / "input.yaml"
+    path.write_text(text)
+    return read_yaml(path, most_bytes, "a test")
+
+
+def test_values_and_aliases_are_read(tmp_path: Path) -> None:
+    text = "a: &a [1, x, 0.5]\nb: *a\nc: {<<: {d: 1}}"
+    assert read(tmp_path, text) == {"a": [1, "x", 0.5], "b": [1, "x", 0.5], "c": {"d": 1}}
+    assert read(tmp_path, "") is None
+    assert read(tmp_path, "-\n" * 500) == [None] * 500  # as many values as there can be
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("\n".join(DOUBLED), "aliases repeat too much of it: write it out"),
+        ("\n".join(MERGED), "aliases repeat too much of it: write it out"),
+        ("a: &a [*a]", "a value contains itself"),
+        ("a: 0x" + "f" * 101, "a number has more than 100 characters"),
+        ("a: " + "1" * 101, "a number has more than 100 characters"),
+        ("a: 1" + ":1" * 100, "a number has more than 100 characters"),
+    ],
+)
+def test_what_would_take_too_much_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(InputError) as error:
+        read(tmp_path, text, 2000)
+    assert str(error.value) == f"{tmp_path / 'input.yaml'} can't be read as YAML: {said}"
+
+
+@pytest.mark.parametrize(
+    "text", ["2001-13-45", "!!int a", "!!float a", "!!bool a", "!!timestamp a", '"\\x', "[" * 900]
+)
+def test_what_is_no_value_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputError, match="can't be read as YAML: ") as error:
+        read(tmp_path, text)
+    assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('size: 8\n"\\e[2J": 1', "there is no setting \\x1b[2J; there are "),
+        ('before: [{resize: {"\\n": 1}}]', "resize has no setting \\n; there are size, interpolation"),
+        ('after: [{top_k: {labels: "\\e"}}]', "no such file: {folder}/\\x1b"),
+        ('after: [{top_k: {labels: "a\\0"}}]', "{folder}/a\\x00 can't be read as text: embedded null byte"),
+    ],
+)  # fmt: skip
+def test_what_a_pipeline_names_is_shown_without_control_characters(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    path = tmp_path / "pipeline.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        from_yaml(path)
+    assert str(error.value).startswith(f"{path}: {said.format(folder=tmp_path)}")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('"\\e": 1', "\\x1b: say what it is with one of model, crop, when"),
+        ("a: {model: b, 1: 2}", "a: model has no setting 1"),
+    ],
+)
+def test_what_a_chain_names_is_shown_without_control_characters(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    path = tmp_path / "chain.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        chain_of(path)
+    assert str(error.value) == f"{path}: {said}"
