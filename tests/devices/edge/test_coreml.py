@@ -1,3 +1,4 @@
+import json
 import platform
 import sys
 from collections import Counter
@@ -278,6 +279,24 @@ def test_a_package_out_of_a_bundle_is_opened_under_the_suffix_that_core_ml_knows
         assert opened[-1].suffix == ".mlpackage"
         assert (opened[-1] / "Data/com.apple.CoreML/model.mlmodel").exists()
     assert not opened[-1].exists()
+
+
+@pytest.mark.parametrize(
+    "path", ["../../other.mlpackage/Data/com.apple.CoreML/weights", "/etc/passwd", "other"]
+)
+def test_a_package_that_names_files_outside_itself_is_refused(
+    convnet: Model, tmp_path: Path, path: str
+) -> None:
+    artifact = build_in(tmp_path / "a", CoreMl(), convnet)
+    manifest = json.loads(artifact.path.read_text())
+    for item in manifest["itemInfoEntries"].values():
+        item["path"] = path
+    artifact.path.write_text(json.dumps(manifest))
+    with pytest.raises(CandidateError) as caught, CoreMl().open(artifact, PHONE):
+        pass
+    assert str(caught.value) == (
+        f"Manifest.json of the Core ML package names {path!r}, which isn't one of its files"
+    )
 
 
 def test_only_the_size_is_told(convnet: Model, tmp_path: Path) -> None:

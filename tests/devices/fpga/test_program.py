@@ -68,6 +68,14 @@ def test_a_program_that_is_read_back_answers_the_same(
         (lambda d: d[5][6].__setitem__(2, 11), "are malformed or out of order"),
         (lambda d: d[5][6].__setitem__(slice(2, 4), [0, 10**6]), "are malformed or out of order"),
         (lambda d: d[5][6].__setitem__(slice(2, 4), [8, 0]), "are malformed or out of order"),
+        (
+            lambda d: (
+                d[5][0].__setitem__(4, [0, 2**40, 1]),
+                d[5][6].__setitem__(slice(0, 4), [0, -1, 8, 0]),
+                d.append([[{}, [0, 1]]]),
+            ),
+            "are malformed or out of order",
+        ),
         (lambda d: d[1].__setitem__(0, 10**6), "are malformed or out of order"),
         (lambda d: d[2].__setitem__(0, 10**6), "are malformed or out of order"),
         (lambda d: d.pop(), "are malformed or out of order|isn't a fixed-point program"),

@@ -193,6 +193,13 @@ def test_groups_that_can_not_be_read_are_refused_in_one_line(
     assert refused(classes) == (f"{table} must contain lines of `path,group` in UTF-8: {said}")
 
 
+def test_groups_that_are_a_folder_are_refused(classes: Path) -> None:
+    table = classes / "groups.csv"
+    table.mkdir()
+    (table / "1.png").write_bytes((classes / "ant" / "4.png").read_bytes())
+    assert refused(classes) == f"{table} must be a file with lines of `path,group`"
+
+
 def test_an_empty_class_folder_is_named(classes: Path) -> None:
     (classes / "bee").mkdir()
     assert refused(classes) == (

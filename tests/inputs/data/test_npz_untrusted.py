@@ -5,6 +5,7 @@ import tracemalloc
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -185,4 +186,31 @@ def test_little_that_would_unpack_to_much_is_refused_before_it_is(tmp_path: Path
     assert refused(path) == (
         f"{path} has {size:,} bytes and would unpack to {claimed:,}, more than 100 times as "
         "many: if that is right, save it with np.savez, which doesn't compress"
+    )
+
+
+@pytest.mark.parametrize("role", ["x", "labels"])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((3, 0, 10**30), "<f4"),
+        ((3, *(1,) * 100), "<f4"),
+        ((3,), ("<f4", (2,))),
+        ((2**62, 0), "<f8"),
+    ],
+)
+def test_a_shape_that_no_array_has_is_refused(
+    tmp_path: Path, role: str, shape: tuple[int, ...], dtype: Any
+) -> None:
+    whole = header(shape, dtype) + bytes(24 if dtype != "<f4" or 0 not in shape else 0)
+    path = archive(tmp_path / "d.npz", {"x": npy(X), role: whole})
+    shown = "input 'x'" if role == "x" else "labels"
+    assert refused(path) == f"{shown} is not an array: save it with np.savez"
+
+
+def test_samples_of_a_hundred_axes_are_refused(tmp_path: Path) -> None:
+    shapes = np.ones((3, 100), np.int64)
+    path = archive(tmp_path / "d.npz", {"x": npy(X[:, 0][:3]), "x.shapes": npy(shapes)})
+    assert refused(path) == (
+        "x.shapes has samples of more than 32 axes or of more numbers than an array holds"
     )

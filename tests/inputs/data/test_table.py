@@ -12,7 +12,7 @@ from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.source import open_data
 from hasten.inputs.data.spool import write_spool
-from hasten.inputs.data.table import TableRows
+from hasten.inputs.data.table import TableRows, as_classes
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.city_hash import word_hash
 from hasten.inputs.pipeline.classes import TopK
@@ -259,3 +259,20 @@ def test_a_hashed_column_has_the_texts_of_a_file_as_they_are_and_whole_numbers_a
         InputError, match=r"row 1: the column 'town' needs a text or a whole number"
     ):
         hashes((frame.assign(town=7.0), [0, 1, 0, 1]))
+
+
+@pytest.mark.parametrize("label", [[1], {"a": 1}, 10**400, "9" * 400])
+def test_a_label_that_is_no_class_is_refused(label: Any) -> None:
+    said = refused(TABLE | {"paid": ["good", label, "bad"]}, CLASSES)
+    assert said.startswith("the table: row 2: the label must be one of 'bad', 'good': got ")
+
+
+def test_a_number_of_400_digits_is_no_label() -> None:
+    pipeline = Pipeline((ROW,), ())
+    said = refused(TABLE | {"paid": [1, 10**400, 3]}, pipeline)
+    assert said.startswith("the table: this model needs numbers as labels: ")
+
+
+def test_a_label_beyond_whole_numbers_of_floats_is_no_class() -> None:
+    assert as_classes(np.array([1e300, 1.0])).tolist() == [1e300, 1.0]
+    assert as_classes(np.array([3.0, np.nan])).tolist() == [3, -1]

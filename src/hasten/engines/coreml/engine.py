@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 import tempfile
@@ -278,6 +279,7 @@ def _package(artifact: Artifact) -> Iterator[Path]:
     It is copied if its folder has another name, or if a bundle brought it, whose bytes are checked.
     """
     folder = artifact.path.parent
+    _check_items(artifact)
     checked = isinstance(artifact, CheckedArtifact) and artifact.digests
     if folder.suffix == ".mlpackage" and not checked:
         yield folder
@@ -292,6 +294,31 @@ def _package(artifact: Artifact) -> Iterator[Path]:
         except OSError as error:
             raise CandidateError(f"can't copy {folder}: {error.strerror or error}") from error
         yield package
+
+
+def _check_items(artifact: Artifact) -> None:
+    """Check that a package's manifest names parts of the package alone.
+
+    Core ML Tools join such a path to the package's folder without a look at it, so another model's
+    weights could be read.
+
+    Raises:
+        CandidateError: it names another file, or it is damaged.
+    """
+    name = artifact.path.name
+    files = [file.relative_to(artifact.path.parent) for file in artifact.files]
+    try:
+        items = json.loads(content(artifact, artifact.path))["itemInfoEntries"].values()
+        paths = [str(item["path"]) for item in items]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CandidateError(f"{name} of the Core ML package is damaged: {error!r:.200}") from error
+    for path in paths:
+        place = Path("Data") / path
+        within = not place.is_absolute() and ".." not in place.parts
+        if not (within and any(place in (file, *file.parents) for file in files)):
+            raise CandidateError(
+                f"{name} of the Core ML package names {path!r:.200}, which isn't one of its files"
+            )
 
 
 class CoreMlSession(Session):

@@ -28,6 +28,8 @@ _WITH_ONE = _OPCODES - {5}
 _SHIFTING = frozenset({0, 1})
 _CHOOSING = frozenset({6, -6})
 _LOOKING_UP = 8
+_MOST_ADDRESS = 16
+"""Largest width of a table's address, in bits: da4ml writes a line for each address."""
 
 
 @dataclass(frozen=True)
@@ -271,8 +273,16 @@ def _check(data: Any) -> None:
             raise wrong
         if opcode in _CHOOSING and not 0 <= constant & 0xFFFFFFFF < place:
             raise wrong
-        if opcode == _LOOKING_UP and not 0 <= constant < tables:
+        if opcode == _LOOKING_UP and not (
+            0 <= constant < tables and _addresses(operations[id0][4]) <= 1 << _MOST_ADDRESS
+        ):
             raise wrong
+
+
+def _addresses(interval: list[Any]) -> float:
+    """Return how many numbers an interval has, of its least one, its largest one and its step."""
+    low, high, step = interval
+    return float((high - low) / step + 1) if step > 0 and high >= low else float("inf")
 
 
 def _least(opcode: int, reading: frozenset[int]) -> int:

@@ -133,9 +133,13 @@ def groups_of(folder: Path, files: Sequence[Path]) -> Array | None:
     table = folder / GROUPS
     if not table.exists():
         return None
+    if not table.is_file():
+        raise InputError(f"{table} must be a file with lines of `path,group`")
     try:
         with table.open(newline="", encoding="utf-8-sig") as lines:
             rows = [row for row in csv.reader(lines) if row]
+    except OSError as error:
+        raise InputError(f"can't read {table}: {error.strerror or error}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{table} must contain lines of `path,group` in UTF-8: {error}") from error
     wrong = next((row for row in rows if len(row) != 2), None)

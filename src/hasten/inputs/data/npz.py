@@ -21,7 +21,7 @@ from hasten.errors import InputError
 from hasten.inputs.data import labels_by_output
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.ragged import SHAPES, RaggedArray, checked_shapes
-from hasten.inputs.data.raw import RawArray
+from hasten.inputs.data.raw import RawArray, is_possible
 from hasten.inputs.data.samples import (
     RESERVED,
     check_counts,
@@ -260,7 +260,7 @@ def _header(file: IO[bytes], name: str) -> tuple[tuple[int, ...], bool, np.dtype
         length = file.read(2 if first else 4)
         header = file.read(min(int.from_bytes(length, "little"), ARRAY_HEADER_BYTES))
         shape, fortran, dtype = read(io.BytesIO(length + header))
-        if any(side < 0 for side in shape) or not dtype.itemsize:
+        if not dtype.itemsize or not is_possible(shape, dtype):
             raise ValueError
     except (ValueError, TypeError, SyntaxError, TokenError, MemoryError, RecursionError) as error:
         raise InputError(f"{name} is not an array: save it with np.savez") from error

@@ -14,7 +14,7 @@ from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset, ShapesOf
 from hasten.inputs.data.missing import filled
-from hasten.inputs.data.raw import RawArray
+from hasten.inputs.data.raw import MOST_AXES, RawArray, is_possible
 from hasten.inputs.data.samples import (
     RESERVED,
     check_counts,
@@ -101,6 +101,11 @@ def checked_shapes(name: str, shapes: Array, values: tuple[int, ...]) -> None:
         )
     if shapes.size and (int(shapes.min()) < 0 or int(shapes.max()) >= 2**31):
         raise InputError(f"{name}{SHAPES} has sizes below 0 or above 2147483647")
+    whole = np.dtype(np.float64)  # the widest element
+    if not all(is_possible(row, whole) for row in np.maximum(shapes, 1).tolist()):
+        raise InputError(
+            f"{name}{SHAPES} has samples of more than {MOST_AXES} axes or of more numbers than an array holds"
+        )
     total = sum(int(np.prod(row.astype(object), initial=1)) for row in shapes)
     if total != values[0]:
         raise InputError(

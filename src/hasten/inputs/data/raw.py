@@ -16,6 +16,16 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 
+MOST_AXES = 32
+"""Most axes of an array that a file may claim; each version of numpy takes as many."""
+
+
+def is_possible(shape: Sequence[int], dtype: np.dtype[np.generic]) -> bool:
+    """Whether numpy can have an array of a shape, of single elements, even if a size is 0."""
+    if len(shape) > MOST_AXES or dtype.subdtype is not None or min(shape, default=0) < 0:
+        return False
+    return math.prod(max(1, size) for size in shape) * dtype.itemsize < 1 << 63
+
 
 @dataclass(frozen=True)
 class RawArray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from hasten.inputs.pipeline.row_arrays import RowArrays
 from hasten.inputs.pipeline.rows import Row
 from hasten.inputs.pipeline.tables import is_absent
 
+_MOST_EXACT = 2.0**53
+"""Largest magnitude below which a float holds every whole number."""
 _ABSENT = frozenset(("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "<NA>"))
 """Texts that stand for a value that isn't there, in a column that doesn't have them among its words."""
 _BITS = {
@@ -343,7 +345,7 @@ def label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
     if not names:
         try:
             numbers = np.array([np.nan if _missing(v) else float(v) for v in values])
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f"{said}: this model needs numbers as labels: {error}") from error
         return as_classes(numbers) if getattr(step, "position", None) is not None else numbers
     absent = _ABSENT.isdisjoint(map(str, names))
@@ -357,7 +359,8 @@ def label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
             places.setdefault(number, place)
     found = []
     for number, value in enumerate(values, 1):
-        place_ = places.get(value, places.get(_number(value)))
+        place_ = places.get(value) if isinstance(value, Hashable) else None
+        place_ = places.get(_number(value)) if place_ is None else place_
         if place_ is None and absent and (_missing(value) or _number(value) == NO_CLASS):
             place_ = NO_CLASS
         if place_ is None:
@@ -371,9 +374,9 @@ def label_numbers(labels: Any, pipeline: Pipeline, said: str) -> Array:
 
 
 def as_classes(numbers: Array) -> Array:
-    """Return labels as numbers of classes, if all are whole numbers."""
+    """Return labels as numbers of classes, if all are whole numbers that a float holds exactly."""
     known = ~np.isnan(numbers)
-    if not (np.isfinite(numbers[known]) & (numbers[known] % 1 == 0)).all():
+    if not ((np.abs(numbers[known]) <= _MOST_EXACT) & (numbers[known] % 1 == 0)).all():
         return numbers
     return np.where(known, numbers, NO_CLASS).astype(np.int64)
 
@@ -391,6 +394,6 @@ def _number(value: Any) -> float | None:
         return float(value == "True")
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return None if math.isnan(number) else number
