@@ -23,6 +23,8 @@ from hasten.inputs.pipeline.base import Pipeline
 
 SCHEMA = 1
 MANIFEST, SIGNATURE = "manifest.json", "manifest.json.minisig"
+MANIFEST_BYTES = 4 << 20
+"""Largest manifest that is read: enough for 30,000 files. Parsing takes up to 50 times its size."""
 """Names of the manifest's file, and of the signature over it, which the manifest can't list."""
 Status: TypeAlias = Literal["certified", "exact", "uncertified"]
 _UNFINISHED = "the run has not finished: "
