@@ -57,10 +57,13 @@ def _secret(bundle: Path, location: str, engine: str = "") -> None:
         for part in ("winner", "exact"):
             record[part]["artifact"]["files"] = []
             if engine:
-                record[part]["engine"] = {**record[part]["engine"], "type": engine}
+                record[part]["engine"] = {"type": engine}
         del record["files"]["model/model.data"]
 
     forge(bundle, change, {"model/model.onnx": proto.SerializeToString()})
+
+
+_TAG = "*/_ORT_MEM_ADDR_/*"
 
 
 @pytest.mark.parametrize("which", ["beside", "above", "absolute", "link", "memory"])
@@ -74,7 +77,7 @@ def test_weights_outside_the_listed_files_are_refused(
         "above": "../../secret",
         "absolute": str(secret),
         "link": "linked.data",
-        "memory": "*/_ORT_MEM_ADDR_/*",
+        "memory": _TAG,
     }[which]
     (external / "model" / "unlisted.data").write_bytes(secret.read_bytes())
     (external / "model" / "linked.data").symlink_to(secret)
@@ -90,6 +93,32 @@ def test_weights_outside_the_listed_files_are_refused(
     manifest = read(external)
     with pytest.raises(IntegrityError):  # as bench, certify and profile open it, too
         artifact_of(external, manifest.winner, manifest, ())
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    "location", [_TAG, "*/_ORT_NATIVE_ENDIAN_MEM_ADDR_/*", "_X_MEM_ADDR_", "a*", "\ufffd"]
+)
+def test_a_tag_for_memory_is_refused_beside_a_listed_file_of_its_name(
+    external: Path, location: str, engine: str
+) -> None:
+    """Such a file satisfied the check, and OpenVINO read the offset as an address of this process."""
+    listed = external / "model" / location
+    listed.parent.mkdir(parents=True, exist_ok=True)
+    _secret(external, location, engine)
+
+    def change(record: dict[str, Any]) -> None:
+        for part in ("winner", "exact"):
+            record[part]["artifact"]["files"] = [f"model/{location}"]
+
+    forge(external, change, {f"model/{location}": (external / "model" / "model.data").read_bytes()})
+    (external / "model" / "model.data").unlink()
+    with pytest.raises(IntegrityError) as error:
+        load(external, cache=False)
+    assert str(error.value) == (
+        f"{external}/model/model.onnx: it refers to weights or compiled parts in "
+        f"{location!r:.100}, which isn't one of the bundle's files for this model"
+    )
 
 
 def test_weights_beside_an_ir_that_are_not_listed_are_not_read(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -243,6 +244,71 @@ def test_a_file_of_another_user_is_used_only_where_it_is_named(project: Path) ->
         "with --config or HASTEN_CONFIG; to ignore it, set HASTEN_CONFIG=off\n"
     )
     assert "from hasten.toml" in run(project, "--config", file, "certify").stderr
+
+
+_TRUST = (
+    "if you trust it, name it with --config or HASTEN_CONFIG; to ignore it, set HASTEN_CONFIG=off\n"
+)
+
+
+def test_a_link_of_another_user_is_not_followed_to_a_file_of_root_or_of_this_one(
+    project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """The owner of what a link leads to was looked at, and anybody can make a link in /tmp."""
+    target = written(tmp_path_factory.mktemp("own"), '[certify]\nbundle = "a"\ndata = "d"\n')
+    (project / "hasten.toml").symlink_to(target)
+    assert run(project, "certify").stderr == f"hasten: hasten.toml is a link: {_TRUST}"
+    assert "BUNDLE" in run(project, "--config", "hasten.toml", "certify").stderr
+    assert "Missing argument" in run(project, "--config", "off", "certify").stderr
+
+
+def test_a_folder_that_others_write_to_gives_no_file(project: Path) -> None:
+    written(project, '[certify]\nbundle = "a.hasten"\ndata = "d.npz"\n')
+    project.chmod(0o777)
+    assert run(project / "inner", "certify").stderr == (
+        f"hasten: every user may write to the folder of ../hasten.toml: {_TRUST}"
+    )
+    for mode in (0o1777, 0o775):  # as /tmp is; as a user's own group may
+        project.chmod(mode)
+        assert "from ../hasten.toml" in run(project / "inner", "certify").stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_a_folder_of_another_user_gives_no_file(project: Path) -> None:
+    file = written(project, '[certify]\nbundle = "a.hasten"\ndata = "d.npz"\n')
+    shutil.chown(project, 1234)
+    assert run(project, "certify").stderr == (
+        f"hasten: the folder of hasten.toml belongs to another user (number 1234): {_TRUST}"
+    )
+    assert "from hasten.toml" in run(project, "--config", file, "certify").stderr
+
+
+def test_a_file_that_cannot_be_read_is_told_in_one_line(project: Path) -> None:
+    file = written(project, "[certify]\nbundle = " + "[" * 100_000)
+    assert run(project, "certify").stderr == "hasten: hasten.toml is nested too deep\n"
+    file.unlink()
+    os.mkfifo(file)  # no file: nobody waits for it
+    assert "Missing argument" in run(project, "certify").stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("hidden", ["file", "folder"])
+def test_what_this_user_may_not_read_is_no_traceback(hidden: str) -> None:
+    missing = "hasten: Missing argument 'BUNDLE'; see hasten certify --help\n"
+    denied = "hasten: can't read ../hasten.toml: Permission denied\n"
+    with tempfile.TemporaryDirectory() as name:  # which others may enter, unlike pytest's
+        project = Path(name)
+        (project / "inner").mkdir()
+        project.chmod(0o755 if hidden == "file" else 0o600)
+        written(project, "[certify]").chmod(0o600)
+        run(project / "inner", "certify")  # imports all that it needs
+        with contextlib.chdir(project / "inner"):
+            os.seteuid(1234)
+            try:
+                found = CliRunner().invoke(main, ["certify"], prog_name="hasten").stderr
+            finally:
+                os.seteuid(0)
+    assert found == (denied if hidden == "file" else missing)
 
 
 def test_a_file_runs_no_code_for_commands_that_only_look(project: Path) -> None:

@@ -229,6 +229,21 @@ def test_a_damaged_list_is_one_line(
         pass
 
 
+def test_a_size_of_thousands_of_digits_is_one_line(
+    model: Model, host: Target, tmp_path: Path
+) -> None:
+    engine = Buckets(ORT, ORT, (LENGTH,), SIZES)
+    artifact = build(engine, model, host, tmp_path / "built")
+    index = json.loads(artifact.path.read_text())
+    for one in index.values():
+        one["outputs"][0]["shape"][-1] = 10**4000
+    artifact.path.write_text(json.dumps(index))
+    with pytest.raises(CandidateError) as error, engine.open(artifact, host):
+        pass
+    said = "buckets.json is damaged: it has a number that is larger than 64 bits"
+    assert str(error.value) == said
+
+
 def test_it_survives_a_record_and_has_words(host: Target) -> None:
     engine = Buckets(ORT, dataclasses.replace(ORT, threads=1), (LENGTH,), SIZES, (Pad("mask", 1),))
     engine = dataclasses.replace(engine, least=(3,))

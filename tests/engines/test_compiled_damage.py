@@ -22,7 +22,9 @@ from tests.support.plans import planned
 from hasten.core.records import from_record, to_record
 from hasten.core.target import Target
 from hasten.core.tensors import TensorSpec
+from hasten.engines.base import Artifact
 from hasten.engines.compiled import writer
+from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.compiled.lowering import lower
 from hasten.engines.compiled.operators.convolutions import Conv
 from hasten.engines.compiled.operators.dense import Dense
@@ -318,6 +320,50 @@ def test_a_truth_that_is_neither_true_nor_false_is_refused() -> None:
     value = replace(copy, inputs=(), steps=(Step("value", (), "bool", "2"),))
     with pytest.raises(IntegrityError, match="'value'"):
         replace(plan, operations=(value,)).check(1)
+
+
+@pytest.mark.parametrize("place", ["strides", "shape", "size", "offset"])
+@pytest.mark.parametrize("number", [2**63, -(10**4000)], ids=["2**63", "-10**4000"])
+def test_numbers_beyond_64_bits_are_one_line(tmp_path: Path, place: str, number: int) -> None:
+    """Python prints none of more than 4300 digits, so the message itself was a traceback."""
+    copy = Map((_COPY,), (Access("x", (1,)),), Access("y", (1,)), (1,))
+    tensors = {"x": tensor(1), "y": tensor(1)}
+    record: Any = to_record(Plan(tensors, (copy,), ("x",), ("y",), ((1,),), True))
+    (operation,) = record["operations"]
+    changed = {
+        "strides": (operation["inputs"][0], [number]),
+        "offset": (operation["inputs"][0], number),
+        "shape": (operation, [number]),
+        "size": (record["tensors"]["x"], number),
+    }
+    changed[place][0][place] = changed[place][1]
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({"format": 1, "plan": record}))
+    engine, artifact = CompiledC(threads=1), Artifact(path, (), (), ())
+    with pytest.raises(CandidateError) as error, engine.open(artifact, Target.host()):
+        pass
+    assert str(error.value) == (
+        f"the compiled engine can't open the model: {path} isn't a plan of a compiled model: it has a "
+        "number that is larger than 64 bits"
+    )
+
+
+def test_an_output_of_endless_axes_is_refused_before_its_size_is_calculated() -> None:
+    copy = Map((_COPY,), (Access("x", (1,)),), Access("y", (1,)), (1,))
+    tensors = {"x": tensor(1), "y": tensor(1)}
+    for sizes in ((2**62,) * 1_000_000, (1,) * 65):
+        with pytest.raises(IntegrityError) as error:
+            Plan(tensors, (copy,), ("x",), ("y",), (sizes,), False).check(0)
+        assert str(error.value) == f"the plan is damaged: a shape has {len(sizes):,} axes"
+
+
+def test_what_a_damaged_plan_says_is_short() -> None:
+    name = "y" * 10_000
+    copy = Map((_COPY,), (Access("x", (1,)),), Access(name, ()), (1,))
+    plan = Plan({"x": tensor(1), name: tensor(1)}, (copy,), ("x",), (name,), ((1,),), False)
+    with pytest.raises(IntegrityError, match="map: 'yyy") as error:
+        plan.check(0)
+    assert len(str(error.value)) < 300
 
 
 def test_tables_and_text_beyond_all_measure_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from hasten.bundle.manifest import (
     MANIFEST,
+    MANIFEST_BYTES,
     SCHEMA,
     SIGNATURE,
     Manifest,
@@ -38,8 +39,6 @@ from hasten.errors import InputError, IntegrityError, UnknownMember
 
 EVIDENCE, REPORT = "evidence/", "report.html"
 """Begin of the paths of a run's records in a bundle, and the path of its report."""
-MANIFEST_BYTES = 4 << 20
-"""Largest manifest that is read: enough for 30,000 files. Parsing takes up to 50 times its size."""
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 """Constants of linux/fcntl.h and linux/fs.h for renameat2; see man 2 rename."""
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from hasten.core.comparison import Comparison
 from hasten.core.ranges import ValueRange
-from hasten.core.records import file_digest, to_record
+from hasten.core.records import file_digest, leaves, to_record
 from hasten.core.sequences import Sequences, check_states
 from hasten.core.shapes import Extent
 from hasten.core.target import Target
@@ -23,6 +23,8 @@ from hasten.inputs.pipeline.base import Pipeline
 
 SCHEMA = 1
 MANIFEST, SIGNATURE = "manifest.json", "manifest.json.minisig"
+MANIFEST_BYTES = 4 << 20
+"""Largest manifest that is read: enough for 30,000 files. Parsing takes up to 50 times its size."""
 """Names of the manifest's file, and of the signature over it, which the manifest can't list."""
 Status: TypeAlias = Literal["certified", "exact", "uncertified"]
 _UNFINISHED = "the run has not finished: "
@@ -173,25 +175,12 @@ def check_values(record: Any) -> None:
     Raises:
         IntegrityError: a text has control characters, or a number isn't finite or exceeds 64 bits.
     """
-    for value in _values(record):
+    for value in leaves(record):
         if isinstance(value, str):
             if _STRANGE.search(value):
                 raise IntegrityError(f"the text {value[:100]!r} has control characters")
         elif not abs(value) < 2**63:  # NaN fails every comparison, so it is caught too
             raise IntegrityError("it has a number that is infinite, NaN, or larger than 64 bits")
-
-
-def _values(record: Any) -> Iterator[str | int | float]:
-    """Yield every key, text and number of a record."""
-    left = [record]
-    while left:
-        value = left.pop()
-        if isinstance(value, dict):
-            left += [*value.keys(), *value.values()]
-        elif isinstance(value, (list, tuple)):
-            left += value
-        elif value is not None:
-            yield value
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from hasten.bundle.folder import (
-    MANIFEST_BYTES,
     artifact_of,
     check_file,
     manifest_bytes,
@@ -203,11 +202,12 @@ class StoredPacked(Stored):
         self._there.update(names)
 
     def _unpack_checked_first(self, *, signature: bool) -> None:
-        """Unpack what nothing else bounds: the manifest, and the signature over it if there is one."""
+        """Unpack what the others are checked by: the manifest, and the signature over it if there is one."""
         names = [MANIFEST, *([SIGNATURE] if signature and SIGNATURE in self._sizes else [])]
-        for name, most in zip(names, (MANIFEST_BYTES, MOST_BYTES), strict=False):
-            if self._sizes[name] > most:
-                raise IntegrityError(f"{self.name}: its {name} is larger than {most >> 10} KiB")
+        if SIGNATURE in names and self._sizes[SIGNATURE] > MOST_BYTES:
+            raise IntegrityError(
+                f"{self.name}: its {SIGNATURE} is larger than {MOST_BYTES >> 10} KiB"
+            )
         self._unpack(names)
 
     def _check_sizes(self) -> None:

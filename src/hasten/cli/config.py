@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import stat
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ REFUSED = {
 }
 """Options that a person gives each time, with the reason: a file that came with a checkout may not set them."""
 _META = "hasten.config"
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_TRUST = f"if you trust it, name it with --config or {VARIABLE}; to ignore it, set {VARIABLE}={OFF}"
 
 
 class Configurable(click.Command):
@@ -80,35 +83,68 @@ def config_of(ctx: click.Context, given: str | None) -> dict[str, Any] | None:
         return None
     if given == OFF or {"-h", "--help"} & set(ctx.obj):
         return None
-    file = found(Path.cwd()) if given is None else Path(given)
-    if file is None:
+    read = _found() if given is None else (file := Path(given), _content(file))
+    if read is None:
         return None
+    file, content = read
     assert isinstance(group, click.Group)
-    tables = dict(_checked(file, _read(file), group.commands))
+    tables = dict(_checked(file, _parsed(file, content), group.commands))
     config = Config(_shown(file), tables.get(command.name or "", {}))
     ctx.meta[_META] = config
     return {command.name or "": {name: one.value for name, one in config.settings.items()}}
 
 
-def found(start: Path) -> Path | None:
-    """Return the hasten.toml of a folder, or of its nearest parent up to the root of its repository.
+def _found() -> tuple[Path, bytes] | None:
+    """Return the hasten.toml of the current folder, or of its nearest parent up to the root of its
+    repository, with its content.
 
     Raises:
-        InputError: it belongs to another user, who could make commands of this one run code.
+        InputError: it can't be read, or another user may have written it or put it there, who could make
+            commands of this one run code.
     """
+    try:
+        start = Path.cwd()
+    except OSError as error:
+        raise InputError(f"can't find the current folder: {error.strerror or error}") from error
     for folder in (start, *start.parents):
-        file = folder / NAME
-        if file.is_file():
-            owner = file.stat().st_uid
-            if owner not in (0, os.geteuid()):
-                raise InputError(
-                    f"{_shown(file)} belongs to another user (number {owner}): if you trust it, "
-                    f"name it with --config or {VARIABLE}; to ignore it, set {VARIABLE}={OFF}"
-                )
-            return file
-        if (folder / ".git").exists():
+        try:
+            content = _own_content(folder / NAME)
+            last = (folder / ".git").exists()
+        except OSError:  # it can't be entered, so nobody can tell whether the repository ends there
+            return None
+        if content is not None:
+            return folder / NAME, content
+        if last:
             return None
     return None
+
+
+def _own_content(file: Path) -> bytes | None:
+    """Return the content of a file that this user or root put there; None if there is no such file.
+
+    Raises:
+        InputError: another user may have put it there, or it can't be read.
+        OSError: its folder can't be entered.
+    """
+    try:
+        descriptor = os.open(file, _OPEN)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if stat.S_ISLNK(file.lstat().st_mode):
+            raise InputError(f"{_shown(file)} is a link: {_TRUST}") from error
+        raise _unreadable(file, error) from error
+    with open(descriptor, "rb") as opened:  # noqa: PTH123  # of a descriptor
+        facts, folder = os.fstat(descriptor), file.parent.stat()
+        if not stat.S_ISREG(facts.st_mode):
+            return None
+        for path, owner in ((file, facts.st_uid), (file.parent, folder.st_uid)):
+            if owner not in (0, os.geteuid()):
+                what = _shown(file) if path == file else f"the folder of {_shown(file)}"
+                raise InputError(f"{what} belongs to another user (number {owner}): {_TRUST}")
+        if folder.st_mode & stat.S_IWOTH and not folder.st_mode & stat.S_ISVTX:
+            raise InputError(f"every user may write to the folder of {_shown(file)}: {_TRUST}")
+        return opened.read()
 
 
 def asked() -> tuple[str, ...]:
@@ -125,13 +161,24 @@ def _shown(file: Path) -> str:
     return os.path.relpath(file)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _content(file: Path) -> bytes:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return file.read_bytes()
     except OSError as error:
-        raise InputError(f"can't read {_shown(file)}: {error.strerror or error}") from error
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: OSError) -> InputError:
+    return InputError(f"can't read {_shown(file)}: {error.strerror or error}")
+
+
+def _parsed(file: Path, content: bytes) -> dict[str, Any]:
+    try:
+        return tomllib.loads(content.decode())
     except ValueError as error:  # TOMLDecodeError and UnicodeDecodeError are such
         raise InputError(f"{_shown(file)} isn't TOML: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"{_shown(file)} is nested too deep") from error
 
 
 def _checked(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +15,8 @@ from hasten.core.tensors import Array, TensorSpec
 from hasten.errors import CandidateError, InputError
 
 Format: TypeAlias = Literal["onnx", "openvino", "tflite", "dais", "stablehlo"]
+_NO_FILE = re.compile(r"[\x00-\x1f\x7f-\x9f*\ufffd]|_MEM_ADDR_")
+"""Marks of a location that isn't a file's name, or isn't text."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,14 @@ def _request(spec: TensorSpec, sample: Array) -> TensorSpec:
             f"{sample.dtype}[{', '.join(map(str, sample.shape))}]{mend}"
         )
     return settled
+
+
+def is_file_name(location: str) -> bool:
+    """Whether a location of external data can only be a file's, for every runtime that reads it.
+
+    ONNX Runtime and OpenVINO take some for a tag, such as "*/_ORT_MEM_ADDR_/*", and read an address in memory.
+    """
+    return _NO_FILE.search(location) is None
 
 
 def libraries(custom_ops: Sequence[Path], entry_point: str) -> Iterator[Path]:

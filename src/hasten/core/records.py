@@ -17,7 +17,7 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -228,3 +228,27 @@ def read_json(path: Path) -> Any:
         raise IntegrityError(f"{path} is missing") from error
     except (OSError, ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} can't be read as JSON: {error}") from error
+
+
+def leaves(record: Any) -> Iterator[str | int | float]:
+    """Yield every key, text and number of a record."""
+    left = [record]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left += [*value.keys(), *value.values()]
+        elif isinstance(value, (list, tuple)):
+            left += value
+        elif value is not None:
+            yield value
+
+
+def check_integers(record: Any) -> None:
+    """Check the whole numbers of a record that a stranger may have written.
+
+    Raises:
+        IntegrityError: one takes more than 64 bits; Python refuses to print those of thousands of digits.
+    """
+    for value in leaves(record):
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise IntegrityError("it has a number that is larger than 64 bits")

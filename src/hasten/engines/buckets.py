@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from hasten.core.model import Format, Model
-from hasten.core.records import from_record, to_record
+from hasten.core.records import check_integers, from_record, to_record
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.artifacts import batch_sizes, settle
@@ -318,6 +318,7 @@ def _parts(artifact: Artifact) -> dict[str, Artifact]:
     folder = artifact.path.parent
     try:
         index = json.loads(content(artifact, artifact.path))
+        check_integers(index)
         found = {}
         for part, own in index.items():
             files = [folder / name for name in own["files"]]

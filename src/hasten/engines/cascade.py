@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from hasten.core.model import Format, Model
-from hasten.core.records import from_record, to_record
+from hasten.core.records import check_integers, from_record, to_record
 from hasten.core.target import Target
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.core.words import amount
@@ -175,6 +175,7 @@ def _parts(artifact: Artifact) -> tuple[Artifact, Artifact]:
     folder = artifact.path.parent
     try:
         index = json.loads(content(artifact, artifact.path))
+        check_integers(index)
         found = [[folder / name for name in index[part]] for part in _NAMES]
         if any(not own or not set(own) <= set(artifact.files) for own in found):
             raise ValueError("it lists other files")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hasten.core.memory_folder import MemoryFolder
-from hasten.core.model import libraries
+from hasten.core.model import is_file_name, libraries
 from hasten.engines.base import Artifact
 from hasten.engines.external_data import external_locations
 from hasten.engines.operators import copied, keep_loaded
@@ -120,7 +120,8 @@ def check_external(path: Path, beside: list[Path], said: str) -> None:
         said: Name of the file for messages.
 
     Raises:
-        IntegrityError: a location isn't that of a file beside, so that a runtime would read another one.
+        IntegrityError: a location isn't that of a file beside, so that a runtime would read another one,
+            or it may be a tag with which a runtime reads an address in memory.
     """
     for file in (path, *beside):
         if not file.stat().st_size:
@@ -130,7 +131,7 @@ def check_external(path: Path, beside: list[Path], said: str) -> None:
             mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
             for location in external_locations(data):
-                if file.parent / location not in beside:
+                if not is_file_name(location) or file.parent / location not in beside:
                     raise IntegrityError(
                         f"{said}: it refers to weights or compiled parts in {location!r:.100}, "
                         "which isn't one of the bundle's files for this model"

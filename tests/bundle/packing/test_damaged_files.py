@@ -265,7 +265,15 @@ IMPOSSIBLE: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a million folders": (_file(["/".join("a" * 1_000_000), 20]), "is too long"),
     "a negative file": (_file(["a", -1]), "has -1 bytes"),
     "a file of 2^63 bytes": (_file(["a", 2**63]), "has 9223372036854775808 bytes"),
+    "a manifest of 3 GiB": (
+        _file(["manifest.json", 3 << 30]),
+        "its manifest.json is larger than 4096 KiB",
+    ),
     "a file with bytes from nowhere": (_file(["x", 9], 2), "bytes of 'x' are missing"),
+    "a base whose manifest has 3 GiB": (
+        lambda r: r.update(base={"manifest": "", "files": [["manifest.json", 3 << 30]]}),
+        "its manifest.json is larger than 4096 KiB",
+    ),
     "a base whose files lie elsewhere": (
         lambda r: r.update(base={"manifest": "", "files": [["../../x", 1]]}),
         "leads out of the bundle",

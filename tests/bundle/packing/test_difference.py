@@ -23,6 +23,7 @@ from tests.support.bundles import built, stated
 
 import hasten
 from hasten.bundle import write
+from hasten.bundle.manifest import MANIFEST_BYTES
 from hasten.bundle.packing import layout, unpacking, update
 from hasten.bundle.packing.difference import RELATIONS, difference
 from hasten.bundle.packing.layout import Base, Head, Item, Piece
@@ -376,6 +377,23 @@ def test_a_process_that_is_killed_leaves_the_old_bundle(
 
 
 # -- what strangers state
+
+
+def test_a_difference_that_states_another_size_of_the_manifest_takes_no_room(
+    old: Path, tmp_path: Path
+) -> None:
+    """A few bytes reserved as much of the disk as they claimed, because nobody compared this size."""
+    known = hashlib.sha256((old / "manifest.json").read_bytes()).hexdigest()
+    claimed = MANIFEST_BYTES
+    whole = (Piece(0, 0, claimed),)
+    item = Item("w", "uint8", (claimed,), 1, whole, 1 << 18, relation="same", since=whole)
+    head = Head((("model/a", claimed),), (), (item,), Base(known, (("manifest.json", claimed),)))
+    start = layout.to_bytes(head)
+    packed = tmp_path / "small.hastenz"
+    packed.write_bytes(start + hashlib.sha256(start).digest())
+    assert refused(packed, old) == (
+        f"{packed} is damaged: {old} has no 'manifest.json' of that size"
+    )
 
 
 def head_of(**fields: Any) -> bytes:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,33 @@ def test_external_data_outside_the_folder_is_refused(tmp_path: Path, location: s
     assert refused(path) == (
         f"{path}: the data of 'w' is said to be at {location!r}; "
         "external data must lie in the model's folder"
+    )
+
+
+@pytest.mark.parametrize("place", ["initializer", "sparse", "default"])
+@pytest.mark.parametrize(
+    "location", ["*/_ORT_MEM_ADDR_/*", "_X_MEM_ADDR_", "a*", "a\nb", "\ufffd", b"\xff" * 3]
+)
+def test_a_tag_for_memory_is_no_file(tmp_path: Path, location: str | bytes, place: str) -> None:
+    path = external(tmp_path)
+    proto = onnx.load(path, load_external_data=False)
+    (tensor,) = proto.graph.initializer
+    beside = tmp_path / os.fsdecode(location)
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "weights.bin").rename(beside)
+    tensor.external_data[0].value = location if isinstance(location, str) else "~~~"
+    if place == "sparse":
+        node = helper.make_node("Constant", [], ["w"])
+        node.attribute.add(name="sparse_value").sparse_tensor.values.CopyFrom(tensor)
+        proto.graph.node.insert(0, node)
+    elif place == "default":
+        proto.functions.add(name="f").attribute_proto.add(name="v").t.CopyFrom(tensor)
+    if place != "initializer":
+        proto.graph.ClearField("initializer")
+    path.write_bytes(proto.SerializeToString().replace(b"~~~", b"\xff" * 3))
+    assert refused(path) == (
+        f"{path}: the data of 'w' is said to be at {location!r}, which isn't the name of a "
+        "file; save the model with its weights in a file beside it"
     )
 
 

@@ -24,6 +24,7 @@ from typing import Any, Literal, TypeAlias, get_type_hints
 
 import msgspec
 
+from hasten.bundle.manifest import MANIFEST, MANIFEST_BYTES
 from hasten.bundle.packing.codecs.zstandard import compressed, decompressed
 from hasten.bundle.packing.names import MAGIC
 from hasten.core.records import to_record
@@ -266,6 +267,8 @@ def _check_files(files: Sequence[tuple[str, int]]) -> None:
             raise IntegrityError(f"its file {name!r:.100} leads out of the bundle")
         if name in seen or seen & {str(parent) for parent in pure.parents}:
             raise IntegrityError(f"its file {name!r:.100} appears twice")
+        if name == MANIFEST and size_bytes > MANIFEST_BYTES:
+            raise IntegrityError(f"its {name} is larger than {MANIFEST_BYTES >> 10} KiB")
         if not 0 <= size_bytes <= _MOST_FILE_BYTES:
             raise IntegrityError(f"its file {name!r:.100} has {size_bytes} bytes")
         seen.add(name)

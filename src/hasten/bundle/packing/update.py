@@ -114,7 +114,8 @@ def _stated(difference: Packed, older: Stored) -> Base:
     base, name = difference.head.base, difference.source.name
     if base is None:
         raise InputError(f"{name} is a whole bundle, not a difference: unpack it without --base")
-    found = file_digest(older.folder_with([]) / MANIFEST)
+    manifest = older.folder_with([]) / MANIFEST
+    found = file_digest(manifest)
     if found != base.manifest:
         here = older.manifest
         raise InputError(
@@ -123,8 +124,9 @@ def _stated(difference: Packed, older: Stored) -> Base:
             "was made for"
         )
     sizes = {path: size for path, (_, size) in older.manifest.files.items()}
+    sizes[MANIFEST] = manifest.stat().st_size
     for path, size in base.files:
-        if path != MANIFEST and sizes.get(path) != size:
+        if sizes.get(path) != size:
             raise IntegrityError(
                 f"{name} is damaged: {older.name} has no {path!r:.100} of that size"
             )

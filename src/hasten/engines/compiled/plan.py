@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 import numpy as np
 
-from hasten.core.records import Value, from_record, to_record
+from hasten.core.records import Value, check_integers, from_record, to_record
 from hasten.core.registry import Registry
 from hasten.core.tensors import Array
 from hasten.engines.layers import Kind
@@ -217,7 +217,7 @@ class Operation(Value, ABC):
 
     def refuse(self, why: str) -> NoReturn:
         """Refuse the plan."""
-        raise IntegrityError(f"the plan is damaged: {type(self).__name__.lower()}: {why}")
+        raise IntegrityError(f"the plan is damaged: {type(self).__name__.lower()}: {why:.200}")
 
     def check_access(self, plan: Plan, access: Access, shape: tuple[int, ...]) -> Tensor:
         """Check that an access over loops of a shape stays within its tensor, which is returned."""
@@ -437,9 +437,10 @@ class Plan:
         """
         try:
             if path.stat().st_size > _MOST_JSON_BYTES:
-                raise IntegrityError(f"{path} is too large for a plan")
+                raise IntegrityError("it is too large")
             record: Any = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
+            check_integers(record)
+        except (OSError, ValueError, RecursionError, IntegrityError) as error:
             raise IntegrityError(f"{path} isn't a plan of a compiled model: {error}") from error
         known = (_WITHOUT_CONSTANTS, FORMAT)
         if not isinstance(record, dict) or record.get("format") not in known:
@@ -477,5 +478,12 @@ def whole_numbers(dtype: str) -> tuple[int, int]:
 
 
 def product(shape: Iterable[int]) -> int:
-    """Return the product of sizes."""
-    return math.prod(shape)
+    """Return the product of sizes.
+
+    Raises:
+        IntegrityError: there are so many of them that it might take hours.
+    """
+    sizes = tuple(shape)
+    if len(sizes) > _MOST_AXES:
+        raise IntegrityError(f"the plan is damaged: a shape has {len(sizes):,} axes")
+    return math.prod(sizes)

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from hasten.core.extras import missing_extra
-from hasten.core.model import Model
+from hasten.core.model import Model, is_file_name
 from hasten.core.protobufs import parse_errors
 from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
@@ -151,13 +151,15 @@ def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.Tenso
     yield from getattr(graph, "initializer", ())
     for sparse in getattr(graph, "sparse_initializer", ()):
         yield from (sparse.values, sparse.indices)
-    for node in graph.node:
-        for attribute in node.attribute:
-            if attribute.HasField("t"):
-                yield attribute.t
-            yield from attribute.tensors
-            for inner in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
-                yield from _tensors(inner)
+    own = getattr(graph, "attribute_proto", ())  # the defaults of a function's attributes
+    for attribute in (*own, *(one for node in graph.node for one in node.attribute)):
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            yield from (sparse.values, sparse.indices)
+        for inner in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
+            yield from _tensors(inner)
 
 
 def _external_files(proto: onnx.ModelProto, path: Path) -> list[Path]:
@@ -181,11 +183,16 @@ def _external_files(proto: onnx.ModelProto, path: Path) -> list[Path]:
     return list(sizes)
 
 
-def _inside(path: Path, tensor: str, location: str) -> Path:
+def _inside(path: Path, tensor: str, location: str | bytes) -> Path:
     """Return the path of external data, which must lie in the model's folder, also where links lead.
 
     Where the model itself is a link, as in Hugging Face's cache, its data may lie beside what it leads to.
     """
+    if not isinstance(location, str) or not is_file_name(location):
+        raise InputError(
+            f"{path}: the data of {tensor!r} is said to be at {location!r:.100}, which isn't the name of a "
+            "file; save the model with its weights in a file beside it"
+        )
     relative = PurePosixPath(location)
     if not location or relative.is_absolute() or ".." in relative.parts:
         raise InputError(
