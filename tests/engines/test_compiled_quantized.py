@@ -84,7 +84,12 @@ def test_transposed_convolutions_of_all_shapes_are_of_bytes(
         f = ConvTranspose <strides = [4, 1], output_padding = [3, 0]> (x, w1, d5)
         r = Relu (a)
         g = ConvTranspose <strides = [2, 2], group = 5> (r, wd)"""
-    shapes = {"w2": (6, 5, 2, 2), "w4": (6, 5, 4, 4), "w3": (6, 5, 3, 3), "wg": (6, 2, 5, 4)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "w2": (6, 5, 2, 2),
+        "w4": (6, 5, 4, 4),
+        "w3": (6, 5, 3, 3),
+        "wg": (6, 2, 5, 4),
+    }
     shapes |= {"w1": (6, 5, 1, 1), "wd": (5, 1, 3, 2), "b5": (5,), "c5": (5,), "d5": (5,)}
     model = quantized(text("float[1, 6, 5, 7] x", "a b c d e f g", body), shapes, **form)
     plan = assert_close(model, tmp_path)
