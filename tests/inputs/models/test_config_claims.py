@@ -2,6 +2,7 @@
 
 import json
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -408,3 +409,18 @@ def test_a_picture_as_large_as_timms_settings_claim_takes_no_memory(tmp_path: Pa
     with pytest.raises(InputError) as error:
         found.made_up(found.module())
     assert str(error.value) == "a made-up sample of this model would take 4.12e+04 MiB: give data="
+
+
+def test_a_long_name_above_many_settings_takes_no_memory_for_each(tmp_path: Path) -> None:
+    config = {"K" * 50_000: {f"a{number}": 1 for number in range(5_000)}}
+    config["K" * 50_000]["num_layers"] = 10**9
+    tracemalloc.start()
+    try:
+        config_claims.check_places(tmp_path, config)
+        with pytest.raises(InputError) as error:
+            config_claims.check_counts(tmp_path, config, config_claims.Stored(1, 1, 4))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 10 << 20  # before, 250 MB
+    assert f"claims 1,000,000,000 in {'K' * 100}, and" in str(error.value)

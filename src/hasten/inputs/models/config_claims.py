@@ -46,6 +46,8 @@ _MOST_PARTS, _MOST_LABELS = 1_000, 1 << 16
 _MOST_TIMES = 8
 """Bytes of memory that each byte of a file of weights may claim: weights of 8 bits are float32 in memory, and
 tied ones count twice."""
+_SHOWN = 100
+"""Characters of a setting's place that a message shows."""
 _lock = threading.Lock()
 _inside = 0
 _restored = contextlib.ExitStack()
@@ -92,7 +94,7 @@ def check_places(folder: Path, config: Mapping[str, Any]) -> None:
 def _refused(path: Path, where: str, value: object) -> InputError:
     shown = repr(visible(value[:60])) if isinstance(value, str) else f"a {type(value).__name__}"
     return InputError(
-        f"{path} has {shown} in {visible(where)[:100]}, so loading it could open other files or ask the network: if "
+        f"{path} has {shown} in {visible(where)[:_SHOWN]}, so loading it could open other files or ask the network: if "
         "you trust it, add trust_code=True, or load it in a my.py and give my.py:model"
     )
 
@@ -107,7 +109,7 @@ def _places(config: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
         if not isinstance(value, Mapping):
             continue
         for key, one in value.items():
-            named = f"{where}.{key}" if where else key
+            named = _place(where, key)
             left.append((named, one))
             if (one is not None and _is_place(key, one, value)) or (one and key == "auto_map"):
                 yield named, one
@@ -117,6 +119,11 @@ def _places(config: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
                     continue
                 for argument in sorted(NO_ARGUMENTS & {*one}):
                     yield f"{named}.{argument}", one[argument]
+
+
+def _place(where: str, key: str) -> str:
+    """Return the place of a setting, as far as a message shows it: a key may be long, and have many below it."""
+    return (f"{where}.{key}" if where else key)[:_SHOWN]
 
 
 def _is_place(key: str, value: object, beside: Mapping[str, Any]) -> bool:
@@ -199,7 +206,7 @@ def check_counts(folder: Path, config: Mapping[str, Any], weights: Stored) -> No
             left += [(where, key, one) for one in value]
         elif isinstance(value, Mapping):
             left += [
-                (f"{where}.{own}" if where else own, own, one)
+                (_place(where, own), own, one)
                 for own, one in value.items()
                 if own not in _CLASSES  # whose names are no settings
             ]
@@ -207,7 +214,7 @@ def check_counts(folder: Path, config: Mapping[str, Any], weights: Stored) -> No
             for pattern, most in limits:
                 if value > most and pattern.fullmatch(key):
                     raise InputError(
-                        f"{folder / CONFIG} claims {_shown(value)} in {visible(where)[:100]}, and the folder's weights are "
+                        f"{folder / CONFIG} claims {_shown(value)} in {visible(where)[:_SHOWN]}, and the folder's weights are "
                         f"for {most:,} at most: if you trust it, add trust_code=True"
                     )
 
