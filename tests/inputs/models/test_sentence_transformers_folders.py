@@ -13,6 +13,7 @@ from tests.inputs.models.test_hugging_face_folders import SMALL, TOKENIZER, conf
 
 from hasten.core.model import Model
 from hasten.errors import InputError
+from hasten.inputs.models import config_claims
 from hasten.inputs.models.source import check_has_program, find_model, load_model, stated_pipeline
 from hasten.inputs.pipeline.text import Tokenize
 
@@ -283,3 +284,39 @@ def test_safetensors_are_exported_with_the_pooling_and_an_open_length(tmp_path: 
         np.testing.assert_allclose(
             own, rows / np.linalg.norm(rows, axis=1, keepdims=True), atol=1e-4
         )
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("config.json", "modules.json", "1_Pooling/config.json", "tokenizer_config.json"),
+        *("tokenizer.json", "sentence_bert_config.json", "model.safetensors.index.json"),
+    ],
+)
+def test_a_file_that_is_nested_too_deeply_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    folder = with_tokenizer(config(pooling(modules(tmp_path / "m", "Pooling"), "mean_tokens")))
+    written({"do_lower_case": True}, folder / "sentence_bert_config.json")
+    written({"model_max_length": 8}, folder / "tokenizer_config.json")
+    (folder / name).write_text("[" * 100_000)
+
+    def read() -> None:
+        found = find_model(folder)
+        config_claims.check_places(folder, {})
+        assert found.sentence is not None
+        assert found.sentence.note is not None
+        stated_pipeline(found)
+
+    with pytest.raises(InputError) as error:
+        read()
+    assert str(error.value).startswith(f"{folder / name} can't be read as JSON: maximum recursion")
+    assert str(error.value).isprintable()
+
+
+def test_a_normalizer_that_is_nested_deeply_is_looked_through(tmp_path: Path) -> None:
+    folder = with_tokenizer(config(pooling(modules(tmp_path / "m", "Pooling"), "mean_tokens")))
+    written({"do_lower_case": True}, folder / "sentence_bert_config.json")
+    for last, note in (('{"type": "Lowercase"}', ""), ("{}", "turns texts to lower case")):
+        nested = '{"normalizers": [' * 400 + last + "]}" * 400
+        (folder / "tokenizer.json").write_text(f'{{"normalizer": {nested}}}')
+        assert note in find_model(folder).sentence.note
+        assert bool(note) == bool(find_model(folder).sentence.note)

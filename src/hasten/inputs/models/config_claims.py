@@ -7,7 +7,6 @@ models/timm_wrapper; timm 1.0.31, models/_factory.py.
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import threading
 from collections.abc import Iterator, Mapping
@@ -20,7 +19,7 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.errors import InputError, visible
 from hasten.inputs.data.made_up import LARGEST_BYTES, check_bytes
-from hasten.inputs.pipeline.written import read_text
+from hasten.inputs.pipeline.written import read_json
 
 CONFIG = "config.json"
 NO_ARGUMENTS = frozenset(
@@ -81,10 +80,7 @@ def check_places(folder: Path, config: Mapping[str, Any]) -> None:
             "(merge_and_unload) and save that with save_pretrained, or add trust_code=True"
         )
     for path in sorted(folder.glob("*.index.json")):
-        try:
-            index = json.loads(read_text(path))
-        except ValueError as error:
-            raise InputError(f"{path} can't be read as JSON: {error}") from error
+        index = read_json(path)
         shards = index.get("weight_map") if isinstance(index, dict) else None
         for shard in shards.values() if isinstance(shards, dict) else ():
             if not isinstance(shard, str) or not _is_inside(shard):

@@ -25,7 +25,7 @@ from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.entities import Entities
 from hasten.inputs.pipeline.hugging_face import IMAGES, TOKENIZER, from_hugging_face
 from hasten.inputs.pipeline.text import MAX_TOKENIZER_BYTES, Tokenize
-from hasten.inputs.pipeline.written import read_text
+from hasten.inputs.pipeline.written import read_json, read_text
 
 _WRITES_TEXT = ("ForCausalLM", "ForConditionalGeneration", "LMHeadModel", "ForSpeechSeq2Seq")
 _IN_ONE_PASS = ("ForObjectDetection", "ForAudioClassification", "Segmentation")
@@ -299,10 +299,7 @@ def read(path: Path, *, trust_code: bool = False) -> Folder | None:
     path = path if sentence is None else sentence.encoder
     if not (path / CONFIG).is_file():
         return None
-    try:
-        config = json.loads(read_text(path / CONFIG))
-    except ValueError as error:
-        raise InputError(f"{path / CONFIG} can't be read as JSON: {error}") from error
+    config = read_json(path / CONFIG)
     if not isinstance(config, dict):
         return None
     stated = {"architectures", "auto_map", "model_type"} & set(config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from hasten.core.tensors import Array
 from hasten.errors import InputError, told
 from hasten.inputs.models import onnx
 from hasten.inputs.pipeline.text import Tokenize
-from hasten.inputs.pipeline.written import read_text
+from hasten.inputs.pipeline.written import read_json
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -186,7 +185,7 @@ class SentenceModel:
         text = self.encoder / "tokenizer.json"
         if not self._limits.get("do_lower_case") or not text.is_file():
             return ""
-        if _lowers(json.loads(read_text(text)).get("normalizer")):
+        if _lowers(_object(text).get("normalizer")):
             return ""
         return (
             f"{self.encoder / _LIMITS} turns texts to lower case, which the bundle's tokenizer "
@@ -329,7 +328,7 @@ def read(folder: Path) -> SentenceModel | None:
     path = folder / MODULES
     if not path.is_file():
         return None
-    stated = _json(path)
+    stated = read_json(path)
     if not isinstance(stated, list) or not stated or not all(isinstance(m, dict) for m in stated):
         raise InputError(f"{path} isn't a list of modules")
     kinds = [str(module.get("type", "")) for module in stated]
@@ -400,23 +399,20 @@ def _inside(path: Path, module: Mapping[str, Any]) -> Path:
 
 def _lowers(normalizer: Any) -> bool:
     """Whether a tokenizer's normalizer turns texts to lower case."""
-    if isinstance(normalizer, list):
-        return any(map(_lowers, normalizer))
-    if not isinstance(normalizer, dict):
-        return False
-    lowers = normalizer.get("type") == "Lowercase" or normalizer.get("lowercase") is True
-    return lowers or _lowers(normalizer.get("normalizers"))
+    left = [normalizer]
+    while left:
+        one = left.pop()
+        if isinstance(one, list):
+            left += one
+        elif isinstance(one, dict):
+            if one.get("type") == "Lowercase" or one.get("lowercase") is True:
+                return True
+            left.append(one.get("normalizers"))
+    return False
 
 
 def _object(path: Path) -> Mapping[str, Any]:
-    found = _json(path)
+    found = read_json(path)
     if not isinstance(found, dict):
         raise InputError(f"{path} contains no JSON object")
     return found
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(read_text(path))
-    except ValueError as error:
-        raise InputError(f"{path} can't be read as JSON: {error}") from error

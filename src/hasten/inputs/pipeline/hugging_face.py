@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from hasten.inputs.pipeline.image import (
 from hasten.inputs.pipeline.standardize import Standardize
 from hasten.inputs.pipeline.strips import Interpolation
 from hasten.inputs.pipeline.text import MAX_LENGTH, Tokenize
-from hasten.inputs.pipeline.written import read_text
+from hasten.inputs.pipeline.written import read_json, read_text
 
 IMAGES, TOKENIZER = "preprocessor_config.json", "tokenizer.json"
 _FILTERS = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
@@ -279,10 +278,7 @@ def _tokenizer(folder: Path) -> Tokenize:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(read_text(path))
-    except ValueError as error:
-        raise InputError(f"{path} can't be read as JSON: {error}") from error
+    found = read_json(path)
     if not isinstance(found, dict):
         raise InputError(f"{path} contains no JSON object")
     return found

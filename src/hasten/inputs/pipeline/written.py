@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -95,3 +96,15 @@ def read_text(path: Path) -> str:
         raise InputError(f"no such file: {path}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} can't be read as text: {error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """Read a file of JSON.
+
+    Raises:
+        InputError: there is no such file, it is too large, or it isn't JSON, or is nested too deeply.
+    """
+    try:
+        return json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} can't be read as JSON: {error}") from error
