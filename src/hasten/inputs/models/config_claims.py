@@ -7,9 +7,10 @@ models/timm_wrapper; timm 1.0.31, models/_factory.py.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -85,6 +86,31 @@ def check_places(folder: Path, config: Mapping[str, Any]) -> None:
         for shard in shards.values() if isinstance(shards, dict) else ():
             if not isinstance(shard, str) or not _is_inside(shard):
                 raise _refused(path, "weight_map", shard)
+
+
+def check_links(root: Path, folders: Iterable[Path]) -> None:
+    """Check that no file of a model is a link to one elsewhere, except in Hugging Face's own cache.
+
+    Args:
+        root: The model's folder.
+        folders: Folders with its files: this one, and others in it.
+
+    Raises:
+        InputError: one is.
+    """
+    real = Path(os.path.realpath(root))  # `Path.resolve` would raise on circular links
+    allowed = [real]
+    if real.parent.name == "snapshots":
+        allowed.append(real.parent.parent / "blobs")
+    for folder in sorted(folders):
+        files = [one for one in folder.iterdir() if not one.is_dir()] if folder.is_dir() else []
+        for one in (folder, *files):
+            led = Path(os.path.realpath(one))
+            if not any(led.is_relative_to(each) for each in allowed):
+                raise InputError(
+                    f"{one} is a link to {led}; the files of a model must lie in its folder: if you trust it, copy "
+                    "the file there, or add trust_code=True"
+                )
 
 
 def _refused(path: Path, where: str, value: object) -> InputError:

@@ -151,11 +151,13 @@ class SentenceModel:
         folder: Folder with `modules.json`.
         encoder: Folder of the encoder, often the same one.
         steps: Steps after the encoder.
+        folders: Folder of each module.
     """
 
     folder: Path
     encoder: Path
     steps: tuple[_Step, ...]
+    folders: tuple[Path, ...]
 
     def limited(self, tokenizer: Tokenize) -> Tokenize:
         """Return a tokenizer that cuts texts where sentence-transformers does."""
@@ -337,7 +339,8 @@ def read(folder: Path) -> SentenceModel | None:
     steps = [_step(path, module) for module in stated[1:]]
     if not steps or not isinstance(steps[0], Pooling):
         raise InputError(f"{path} has no Pooling after the encoder, which makes one vector")
-    return SentenceModel(folder, _inside(path, stated[0]), tuple(steps))
+    folders = tuple(_inside(path, module) for module in stated)
+    return SentenceModel(folder, folders[0], tuple(steps), folders)
 
 
 def _step(path: Path, module: Mapping[str, Any]) -> _Step:

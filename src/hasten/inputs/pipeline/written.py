@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hasten.core.records import Value, from_record
+from hasten.core.records import Value, bounded_bytes, from_record
 from hasten.errors import InputError, IntegrityError
 from hasten.inputs.pipeline.base import PostStep, Step
 
@@ -85,16 +85,18 @@ def read_text(path: Path) -> str:
     """Read a text file in UTF-8.
 
     Raises:
-        InputError: there is no such file, it is too large, or it isn't text.
+        InputError: there is no such file, it is no regular one, it is too large, or it isn't text.
     """
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise InputError(f"{path} has {size} bytes, more than {MAX_FILE_BYTES}")
-        return path.read_text(encoding="utf-8")
+        content = bounded_bytes(path, MAX_FILE_BYTES)
+        if len(content) > MAX_FILE_BYTES:
+            raise InputError(f"{path} has more than {MAX_FILE_BYTES} bytes")
+        return content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError as error:
         raise InputError(f"no such file: {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(f"{path} can't be read as text: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
         raise InputError(f"{path} can't be read as text: {error}") from error
 
 
