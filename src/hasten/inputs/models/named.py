@@ -173,7 +173,7 @@ def _classes(name: str, plain: Mapping[str, Any], stored: Mapping[str, Any]) -> 
 
 def _differ_in_rows(one: Any, other: Any) -> bool:
     """Whether weights are for the same numbers, so that only the number of their rows may differ."""
-    return one.dim() > 1 and one.shape[1:] == other.shape[1:]
+    return bool(one.dim() > 1 and one.shape[1:] == other.shape[1:])
 
 
 def _leave_out_training(stored: dict[str, Any], own: Mapping[str, Any]) -> None:
@@ -214,9 +214,9 @@ def read_weights(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            found = load_file(path)
-            _check_sizes(found, path)
-            return found
+            safe = load_file(path)
+            _check_sizes(safe, path)
+            return safe
         with path.open("rb") as file:  # once: what is checked is what is loaded
             is_archive = file.read(4) == _ARCHIVE
             if is_archive and (said := excess(file)):
