@@ -8,7 +8,14 @@ from pathlib import Path
 
 
 class HastenError(Exception):
-    """Base of hasten's errors: one line says what was asked, what came, and what to do."""
+    """Base of hasten's errors: one line says what was asked, what came, and what to do.
+
+    Line breaks and control characters in it, as a stranger's file may have them in a name, are written out.
+    """
+
+    def __str__(self) -> str:
+        """Return the message, which a terminal shows as it is."""
+        return visible(super().__str__())
 
 
 class InputError(HastenError):

@@ -340,7 +340,7 @@ def test_the_compiler_from_pypi_answers_as_the_systems_without_a_home(
     for variable in ("HOME", "XDG_CACHE_HOME", c_compiler.VARIABLE):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("PATH", "")
-    assert Compiler.find().command == (sys.executable, "-m", "ziglang", "cc")
+    assert Compiler.find().command == (sys.executable, "-P", "-m", "ziglang", "cc")
     with opened(artifact, target) as session:
         for name, array in session.run(given).items():
             np.testing.assert_allclose(array, expected[name], rtol=1e-6, atol=1e-7)

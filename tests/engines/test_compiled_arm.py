@@ -30,7 +30,16 @@ def test_operations_equal_integers_within_their_memory(
     one = replace(drawn(seed), threads=threads)
     with everything_shared():
         written = write(one.plan, one.weights, replace(Target.host(), isa=()), threads)
-    command = (sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl", "-static")
+    command = (
+        sys.executable,
+        "-P",
+        "-m",
+        "ziglang",
+        "cc",
+        "-target",
+        "aarch64-linux-musl",
+        "-static",
+    )
     told = compiled_and_run(
         one, written, written.text, (*command, *_FLAGS), tmp_path, ("qemu-aarch64",)
     )

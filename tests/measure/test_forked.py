@@ -159,7 +159,8 @@ with Desk(folder) as desk:
 
 
 def alone(*script: str, **how: Any) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": f"{Path(__file__).parents[2]}"}
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{root / 'src'}:{root}"}
     words = [sys.executable, *script]
     return subprocess.run(words, capture_output=True, text=True, env=environment, **how)
 
@@ -291,6 +292,45 @@ def test_a_server_that_is_replaced_lives_as_long_as_its_workers(
     teller.workers.remove(worker)
     del worker
     until(lambda: not running(former))
+
+
+BESIDE = """
+import sys
+from pathlib import Path
+from tests.measure.test_forked import Teller, is_forked
+from tests.support.desk import Desk
+
+folder = Path(sys.argv[1])
+with Desk(folder) as desk:
+    teller = Teller(desk, folder / "telling.py")
+    for fresh in (False, True):
+        with teller.start(fresh=fresh) as worker:
+            print(is_forked(worker), teller.ask(worker, sys.argv[2]))
+"""
+PLANTED = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
+
+
+def test_modules_in_the_current_folder_do_not_run_in_a_worker(tmp_path: Path) -> None:
+    for name in ("numpy.py", "socket.py", "hasten/__init__.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(PLANTED)
+    (tmp_path / "work").mkdir()
+    done = alone("-P", "-c", BESIDE, str(tmp_path / "work"), "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not [*tmp_path.rglob("ran")]
+    assert done.stdout.splitlines() == ["True 1", "False 1"]
+
+
+def test_a_worker_finds_the_modules_beside_a_script_that_is_run_in_its_folder(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "mine.py").write_text("ANSWER = 42")
+    (tmp_path / "script.py").write_text(BESIDE)
+    (tmp_path / "work").mkdir()
+    asked = "__import__('mine').ANSWER"
+    done = alone("script.py", str(tmp_path / "work"), asked, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["True 42", "False 42"]
 
 
 OWNER = """

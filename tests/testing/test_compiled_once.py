@@ -91,7 +91,7 @@ def test_the_compiler_from_pypi_compiles_in_every_suite_and_without_a_home_too(
         return run([*compiler.command, *words[len(zig.command) :]], folder, limit_s)  # is faster
 
     monkeypatch.setattr(c_compiler, "_run", counted)
-    zig = Compiler((sys.executable, "-m", "ziglang", "cc"), "zig-0.1")
+    zig = Compiler((sys.executable, "-P", "-m", "ziglang", "cc"), "zig-0.1")
     home = str(tmp_path)
     for suite, where, compiled in (("1", home, 1), ("1", home, 1), ("1", "", 2), ("2", "", 3)):
         monkeypatch.setenv("HOME", where)

@@ -10,7 +10,6 @@ import random
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Set
@@ -30,6 +29,7 @@ from hasten.bundle.packing.unpacking import unpacked
 from hasten.bundle.requests import kept_requests
 from hasten.core.cache_folder import VARIABLE
 from hasten.core.devices import at_hand, check_measurable
+from hasten.core.processes import interpreter
 from hasten.core.records import type_name
 from hasten.core.telemetry import OFF
 from hasten.engines.compiled.scratch import SCRATCH
@@ -309,7 +309,7 @@ def _started(what: str, kind: _Kind, work: Path, within_s: float = math.inf) -> 
     began_ns = time.monotonic_ns()
     try:
         done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", _SCRIPT, *words],
+            [*interpreter(), "-W", "ignore", "-c", _SCRIPT, *words],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             env={**environment, **OFF},

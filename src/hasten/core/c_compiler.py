@@ -146,7 +146,7 @@ def _find(named: str, path: str) -> Compiler:
             ) from error
     commands: list[tuple[str, ...]] = [(name,) for name in _KNOWN if shutil.which(name)]
     if importlib.util.find_spec("ziglang"):
-        commands.append((sys.executable, "-m", "ziglang", "cc"))
+        commands.append((sys.executable, "-P", "-m", "ziglang", "cc"))
     broken = ""
     for command in commands:
         try:

@@ -1,10 +1,29 @@
-"""Processes that a process started, by /proc."""
+"""Processes that a process starts, and those that it started, by /proc."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+
+
+def interpreter() -> tuple[str, ...]:
+    """Return the begin of a command that runs Python, which imports nothing from the current folder.
+
+    `-m` and `-c` put that folder before the standard library, so a `numpy.py` beside a model there would run.
+    A process that looks there first itself, as that of a script in this folder does, passes it on.
+
+    Source: Python's documentation, "Command line and environment", `-P`.
+    """
+    first = itertools.takewhile(lambda entry: entry != os.path.dirname(os.__file__), sys.path)  # noqa: PTH120
+    with contextlib.suppress(OSError):  # the folder may be gone
+        here = os.path.realpath(os.getcwd())  # noqa: PTH109
+        if any(os.path.realpath(entry) == here for entry in first):
+            return (sys.executable,)
+    return sys.executable, "-P"
 
 
 def descendants(pid: int) -> list[int]:
@@ -26,7 +45,7 @@ def programs(pid: int) -> list[int]:
 
 def name_of(pid: int) -> str:
     """Return the name of a process's program or Python script; "" once the process is gone."""
-    words = [Path(word).name for word in _command(pid).split("\0")]
+    words = [Path(word).name for word in _command(pid).split("\0") if word not in ("-P", "-m")]
     return words[1] if words[0].startswith("python") and len(words) > 1 else words[0]
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.core.archives import excess
+from hasten.core.torch_tensors import unlike_its_shape
 from hasten.errors import CandidateError
 
 _PROGRAM = "models/model.json"
@@ -110,14 +111,19 @@ def load(path: Path) -> Any:
     """Check a program, and load it by torch with nothing unpickled but tensors.
 
     Raises:
-        CandidateError: a part of it could run code, or doesn't belong in a plain program.
+        CandidateError: a part of it could run code, or doesn't belong in a plain program, or a tensor claims
+            far more memory than the file has.
         Exception: torch can't load it.
     """
     import torch
 
     check(path)
     with _LOADING, _nothing_unpickled(torch):
-        return torch.export.load(str(path))
+        program = torch.export.load(str(path))
+    for name, one in (*program.state_dict.items(), *program.constants.items()):
+        if torch.is_tensor(one) and (said := unlike_its_shape(one)):
+            raise CandidateError(f"the numbers of {name!r:.100} {said}: save the program again")
+    return program
 
 
 @contextmanager

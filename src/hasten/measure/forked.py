@@ -7,13 +7,14 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+
+from hasten.core.processes import interpreter
 
 _STATUS = (
     "Umask",
@@ -94,7 +95,7 @@ class Server:
             start.callback(self._control.close)  # unless it starts
             process = subprocess.Popen(
                 [
-                    sys.executable,
+                    *interpreter(),
                     *("-m", "hasten.measure.forkserver", str(theirs.fileno()), str(os.getpid())),
                 ],
                 stdin=subprocess.DEVNULL,
@@ -204,7 +205,7 @@ def _inherited(environment: Mapping[str, str]) -> tuple[Any, ...]:
     """
     return (
         os.getpid(),
-        sys.executable,
+        interpreter(),
         dict(environment),
         Path("/proc/self/cwd").readlink(),
         [line for line in _of_thread("status").splitlines() if line.startswith(_STATUS)],

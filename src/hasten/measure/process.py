@@ -10,13 +10,12 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any, Self
 
-from hasten.core.processes import name_of, programs
+from hasten.core.processes import interpreter, name_of, programs
 from hasten.core.records import to_record
 from hasten.core.telemetry import OFF
 from hasten.engines.compiled.scratch import SCRATCH, scratch
@@ -62,7 +61,7 @@ class Worker:
                 else fork_worker(environment, self._temporary, theirs.fileno(), output.fileno())
             ) or subprocess.Popen(
                 [
-                    sys.executable,
+                    *interpreter(),
                     *("-m", "hasten.measure.worker", str(theirs.fileno()), str(os.getpid())),
                 ],
                 stdin=subprocess.DEVNULL,

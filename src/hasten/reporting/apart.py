@@ -29,7 +29,7 @@ def rendered_within(report: Report, within_s: float) -> bytes | None:
     given = pickle.dumps(sys.path) + pickle.dumps(report)
     try:
         drawn = subprocess.run(
-            [sys.executable, "-c", _PROGRAM],
+            [sys.executable, "-P", "-c", _PROGRAM],
             input=given,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

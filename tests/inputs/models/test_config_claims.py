@@ -2,6 +2,7 @@
 
 import json
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def copied(source: Path, folder: Path, **more: Any) -> Path:
     folder.mkdir(parents=True)
-    (folder / "model.safetensors").symlink_to(
-        source / "model.safetensors"
-    )  # as the Hub's cache does
+    (folder / "model.safetensors").hardlink_to(source / "model.safetensors")
     stated = json.loads((source / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(stated | more))
     return folder
@@ -425,3 +424,18 @@ def test_an_architecture_is_shown_without_control_characters(encoder: Path, tmp_
     assert refused(folder).startswith(
         f"transformers {transformers.__version__} has no \\x1b[2J\\n, the architecture of {folder}: "
     )
+
+
+def test_a_long_name_above_many_settings_takes_no_memory_for_each(tmp_path: Path) -> None:
+    config = {"K" * 50_000: {f"a{number}": 1 for number in range(5_000)}}
+    config["K" * 50_000]["num_layers"] = 10**9
+    tracemalloc.start()
+    try:
+        config_claims.check_places(tmp_path, config)
+        with pytest.raises(InputError) as error:
+            config_claims.check_counts(tmp_path, config, config_claims.Stored(1, 1, 4))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < 10 << 20  # before, 250 MB
+    assert f"claims 1,000,000,000 in {'K' * 100}, and" in str(error.value)

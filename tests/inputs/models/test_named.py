@@ -216,3 +216,55 @@ def test_names_that_arent_there(tmp_path: Path) -> None:
 def test_other_names_are_left_to_others() -> None:
     assert not named.is_named("my.py:net")
     assert not named.is_named("model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (
+            lambda: torch.zeros(1).expand(1 << 33, 8),
+            "have the shape [8589934592, 8], of 274,877,906,944 bytes, but the file has 4",
+        ),
+        (
+            lambda: torch.zeros(1 << 40, 8, device="meta"),
+            "are sparse, quantized, or on torch's meta device",
+        ),
+        (
+            lambda: torch.zeros(1 << 10, 8).to_sparse(),
+            "are sparse, quantized, or on torch's meta device",
+        ),
+    ],
+    ids=["expanded", "meta", "sparse"],
+)
+def test_weights_that_claim_more_memory_than_they_have_are_refused(
+    made: Any, said: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.bin"
+    torch.save({"linear.weight": made()}, path)
+    with pytest.raises(InputError) as error:
+        named.read_weights(path)
+    assert str(error.value) == (
+        f"{path} can't be used: its weights 'linear.weight' {said}: save the module's state_dict() with plain tensors"
+    )
+
+
+def test_weights_may_share_their_numbers_and_repeat_a_few(tmp_path: Path) -> None:
+    path, own = tmp_path / "weights.bin", torch.arange(1 << 20).reshape(1 << 10, 1 << 10)
+    torch.save({"a": own, "b": own, "c": own.t(), "d": torch.ones(1).expand(512, 512)}, path)
+    assert named.read_weights(path)["d"].shape == (512, 512)
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_the_number_of_classes_is_taken_from_no_weights_of_another_form(
+    library: str, tmp_path: Path
+) -> None:
+    """Rows of no numbers take no bytes of a file, but those of a model would."""
+    path = tmp_path / "weights.bin"
+    if library == "timm":
+        name, key = SMALL, timm.create_model(SMALL).pretrained_cfg["classifier"]
+    else:
+        name, key = "squeezenet1_1", "classifier.1"
+    torch.save(
+        {f"{key}.weight": torch.zeros(1 << 40, 0), f"{key}.bias": torch.zeros(1 << 18)}, path
+    )
+    assert "the weights don't fit the model" in refused(f"{library}:{name}@{path}")

@@ -1,6 +1,7 @@
 """Folders of sentence-transformers in the form that the Hub has, with random weights."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.inputs.models.test_hugging_face_folders import SMALL, TOKENIZER, conf
 
 from hasten.core.model import Model
 from hasten.errors import InputError
+from hasten.inputs.models import config_claims
 from hasten.inputs.models.source import check_has_program, find_model, load_model, stated_pipeline
 from hasten.inputs.pipeline.text import Tokenize
 
@@ -305,3 +307,88 @@ def test_names_are_shown_without_control_characters(tmp_path: Path) -> None:
     assert said.startswith(f"{folder}/1_Pooling/config.json pools by \\x1b[2J; the supported ")
     said = refused(modules(folder, "\n"), tmp_path)
     assert "has the module sentence_transformers.models.\\n; " in said
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("config.json", "modules.json", "1_Pooling/config.json", "tokenizer_config.json"),
+        *("sentence_bert_config.json", "model.safetensors.index.json"),
+    ],
+)
+def test_a_file_that_is_nested_too_deeply_is_refused_in_one_line(name: str, tmp_path: Path) -> None:
+    folder = with_tokenizer(config(pooling(modules(tmp_path / "m", "Pooling"), "mean_tokens")))
+    written({"do_lower_case": True}, folder / "sentence_bert_config.json")
+    written({"model_max_length": 8}, folder / "tokenizer_config.json")
+    (folder / name).write_text("[" * 100_000)
+
+    def read() -> None:
+        found = find_model(folder)
+        config_claims.check_places(folder, {})
+        assert found.sentence is not None
+        assert found.sentence.note is not None
+        stated_pipeline(found)
+
+    with pytest.raises(InputError) as error:
+        read()
+    assert str(error.value).startswith(f"{folder / name} can't be read as JSON: maximum recursion")
+    assert str(error.value).isprintable()
+
+
+def test_a_normalizer_that_is_nested_deeply_is_looked_through(tmp_path: Path) -> None:
+    folder = with_tokenizer(config(pooling(modules(tmp_path / "m", "Pooling"), "mean_tokens")))
+    written({"do_lower_case": True}, folder / "sentence_bert_config.json")
+    for last, note in (('{"type": "Lowercase"}', ""), ("{}", "turns texts to lower case")):
+        nested = '{"normalizers": [' * 400 + last + "]}" * 400
+        (folder / "tokenizer.json").write_text(f'{{"normalizer": {nested}}}')
+        assert note in find_model(folder).sentence.note
+        assert bool(note) == bool(find_model(folder).sentence.note)
+
+
+@pytest.mark.parametrize("where", ["/dev/zero", "a pipe"])
+def test_a_link_to_a_device_or_a_pipe_is_not_read(where: str, tmp_path: Path) -> None:
+    folder = config(pooling(modules(tmp_path / "m", "Pooling"), "mean_tokens"))
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    stated = folder / "1_Pooling" / "config.json"
+    stated.unlink()
+    stated.symlink_to(pipe if where == "a pipe" else where)
+    with pytest.raises(InputError) as error:
+        find_model(folder)
+    assert str(error.value) == (f"{stated} can't be read as text: it isn't a regular file")
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "1_Pooling/config.json", "1_Pooling"]
+)
+def test_a_link_out_of_the_folder_is_followed_only_if_it_is_trusted(
+    name: str, tmp_path: Path
+) -> None:
+    folder = with_tokenizer(config(pooling(modules(tmp_path / "m", "Pooling"), "mean_tokens")))
+    encoder(folder)
+    other = tmp_path / "other"
+    (folder / name).rename(other)
+    (folder / name).symlink_to(other)
+    with pytest.raises(InputError) as error:
+        find_model(folder)
+    assert str(error.value) == (
+        f"{folder / name} is a link to {other}; the files of a model must lie in its folder: if you trust it, copy "
+        "the file there, or add trust_code=True"
+    )
+    assert find_model(folder, trust_code=True) is not None
+
+
+def test_the_links_of_hugging_faces_cache_are_followed(tmp_path: Path) -> None:
+    cache = tmp_path / "models--a--b"
+    plain = with_tokenizer(config(pooling(modules(tmp_path / "m", "Pooling"), "mean_tokens")))
+    encoder(plain)
+    (cache / "blobs").mkdir(parents=True)
+    for number, file in enumerate(sorted(one for one in plain.rglob("*") if one.is_file())):
+        link = cache / "snapshots" / "0a" / file.relative_to(plain)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        file.rename(cache / "blobs" / str(number))
+        up = "../" * len(link.relative_to(cache).parent.parts)
+        link.symlink_to(f"{up}blobs/{number}")
+    (tmp_path / "linked").symlink_to(cache / "snapshots" / "0a")
+    for folder in (cache / "snapshots" / "0a", tmp_path / "linked"):
+        assert find_model(folder).sentence is not None

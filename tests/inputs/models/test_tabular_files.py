@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import json
+import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +161,7 @@ def often_or_slow() -> Iterator[Any]:
     """Yield each estimator alone and at a pipeline's end; XGBoost's pipelines are slow, but for one."""
     for kind in ESTIMATORS:
         yield pytest.param(kind, False, id=kind)
-        # XGBoost's are read by another process first, which imports all of skops and XGBoost.
+        # Each is read by another process first, which imports all of skops and its library.
         marks = pytest.mark.slow if "XGB" in kind and "XGBClassifier" not in kind else ()
         yield pytest.param(kind, True, id=f"{kind} of scaled rows", marks=marks)
 
@@ -207,14 +210,95 @@ def test_a_skops_file_with_a_model_of_catboost_that_is_damaged_is_refused_in_one
     catboost, skops = pytest.importorskip("catboost"), pytest.importorskip("skops.io")
     path = tmp_path / "model.skops"
     skops.dump(catboost.CatBoostClassifier(**SETTINGS["catboost"]).fit(ROWS, TWO), path)
+    changed(path, lambda _, each: each[:100] if each[:4] == b"CBM1" else each)
+    with pytest.raises(InputError, match=r"model\.skops can't be read by skops") as refused:
+        find_model(path)
+    assert "\n" not in str(refused.value)
+
+
+def changed(path: Path, change: Callable[[str, bytes], bytes]) -> None:
+    """Change the members of an archive by their name and content."""
     with zipfile.ZipFile(path) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in members.items():
-            archive.writestr(name, content[:100] if content[:4] == b"CBM1" else content)
-    with pytest.raises(InputError, match=r"model\.skops can't be read by skops") as refused:
+            archive.writestr(name, change(name, content))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        (
+            r"left_child=\d+",
+            "left_child=99999999",
+            "is damaged: its tree 0 has nodes that are nobody's child, or several's",
+        ),
+        (r"num_leaves=\d+", "num_leaves=400000000", "is damaged: its tree 0 has"),
+        (
+            r"tree_sizes=\d+",
+            "tree_sizes=99999999",
+            "is damaged: LightGBM wouldn't find its trees by their sizes",
+        ),
+        (r"max_feature_idx=3", "max_feature_idx=2147483646", "can't be read by LightGBM: "),
+    ],
+)
+def test_a_skops_file_with_a_model_of_lightgbm_that_is_damaged_is_refused(
+    old: str, new: str, why: str, tmp_path: Path
+) -> None:
+    lightgbm, skops = pytest.importorskip("lightgbm"), pytest.importorskip("skops.io")
+    path = tmp_path / "model.skops"
+    skops.dump(lightgbm.LGBMClassifier(**SETTINGS["lightgbm"]).fit(ROWS, TWO), path)
+
+    def damaged(name: str, content: bytes) -> bytes:
+        if name != "schema.json":
+            return content
+        text, count = re.subn(old, new, content.decode(), count=1)
+        assert count == 1
+        return text.encode()
+
+    changed(path, damaged)
+    with pytest.raises(InputError) as refused:
+        find_model(path)  # before, the whole process crashed, or took all memory
+    assert str(refused.value).startswith(f"{path} {why}")
+
+
+def test_a_skops_file_does_not_make_a_booster_of_another_file(tmp_path: Path) -> None:
+    lightgbm, skops = pytest.importorskip("lightgbm"), pytest.importorskip("skops.io")
+    path, other = tmp_path / "model.skops", tmp_path / "other.txt"
+    model = lightgbm.LGBMClassifier(**SETTINGS["lightgbm"]).fit(ROWS, TWO).booster_
+    model.save_model(other)
+    skops.dump(model, path)
+
+    def calling(name: str, content: bytes) -> bytes:
+        if name != "schema.json":
+            return content
+        schema = json.loads(content)
+        called = skops.dumps((None, None, str(other)))
+        with zipfile.ZipFile(io.BytesIO(called)) as archive:
+            arguments = json.loads(archive.read(name))
+        schema |= {"__loader__": "ConstructorFromReduceNode", "content": arguments}
+        return json.dumps(schema).encode()
+
+    changed(path, calling)
+    with pytest.raises(InputError) as refused:
         find_model(path)
-    assert "\n" not in str(refused.value)
+    assert str(refused.value) == (
+        f"{path} makes a 'Booster' by a 'ConstructorFromReduceNode', which skops doesn't: save the model again"
+    )
+
+
+def test_a_skops_file_with_a_model_of_catboost_that_states_more_bytes_than_it_has_is_refused(
+    tmp_path: Path,
+) -> None:
+    catboost, skops = pytest.importorskip("catboost"), pytest.importorskip("skops.io")
+    path = tmp_path / "model.skops"
+    skops.dump(catboost.CatBoostClassifier(**SETTINGS["catboost"]).fit(ROWS, TWO), path)
+    claimed = (2**31 - 16).to_bytes(4, "little")
+    changed(
+        path, lambda _, each: b"CBM1" + claimed + each[8:] if each.startswith(b"CBM1") else each
+    )
+    with pytest.raises(InputError, match="its model of CatBoost states more bytes than it has"):
+        find_model(path)
 
 
 def test_a_skops_file_that_unpacks_to_far_more_than_its_size_is_refused(

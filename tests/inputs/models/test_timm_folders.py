@@ -159,3 +159,18 @@ def test_what_cant_be_loaded_is_said(tmp_path: Path) -> None:
         f"{folder} has neither an ONNX file nor weights: the weights of a timm model are in "
         "model.safetensors or pytorch_model.bin"
     )
+
+
+def test_weights_that_share_their_numbers_do_not_allow_a_larger_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, module = folder_of(tmp_path / "folder", safe=False)
+    own = module.state_dict()
+    longest = max(own.values(), key=lambda each: each.numel()).flatten()
+    shared = {
+        name: longest[: each.numel()].view(each.shape) for name, each in own.items() if each.dim()
+    }
+    torch.save(own | shared, folder / "pytorch_model.bin")
+    monkeypatch.setattr("hasten.inputs.models.config_claims.LARGEST_BYTES", 0)
+    monkeypatch.setattr("hasten.inputs.models.config_claims._MOST_TIMES", 1)
+    assert "claims a model of" in refused(folder)

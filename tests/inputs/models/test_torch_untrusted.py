@@ -156,3 +156,20 @@ def test_an_archive_among_a_programs_records_that_would_is_refused(
     said = padded(inner, "archive/data.pkl")
     rewrite(path, lambda name, old: inner.read_bytes() if "sample_inputs" in name else old)
     assert f"net.pt2 can't be unpacked safely: {said}" in load(path)
+
+
+def test_a_tensor_that_claims_far_more_than_the_file_has_is_refused(path: Path) -> None:
+    def claimed(name: str, content: bytes) -> bytes:
+        if not name.endswith("model_weights_config.json"):
+            return content
+        config = json.loads(content)
+        meta = config["config"]["layer.weight"]["tensor_meta"]
+        meta["sizes"] = [{"as_int": 1 << 33}, {"as_int": 4}]
+        meta["strides"] = [{"as_int": 0}, {"as_int": 1}]
+        return json.dumps(config).encode()
+
+    rewrite(path, claimed)
+    assert (
+        "the numbers of 'layer.weight' have the shape [8589934592, 4], of 137,438,953,472 bytes, but the file has 48"
+        in load(path)
+    )

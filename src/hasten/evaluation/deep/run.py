@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
+from hasten.core.processes import interpreter
 from hasten.core.telemetry import OFF
 from hasten.errors import HastenError, InputError
 from hasten.evaluation.deep.finding import Check, Failing, Finding, NotDone, Place, State
@@ -78,7 +79,7 @@ def _apart(source: str, name: str, place: Place, limit_s: float) -> Outcome:
         with output.open("wb") as file:
             process = subprocess.Popen(
                 [
-                    *(sys.executable, "-X", "faulthandler", "-m", "hasten.evaluation.deep.run"),
+                    *(*interpreter(), "-X", "faulthandler", "-m", "hasten.evaluation.deep.run"),
                     *(source, name, place, str(told)),
                 ],
                 stdin=subprocess.DEVNULL,

@@ -7,9 +7,10 @@ models/timm_wrapper; timm 1.0.31, models/_factory.py.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -45,6 +46,8 @@ _MOST_PARTS, _MOST_LABELS = 1_000, 1 << 16
 _MOST_TIMES = 8
 """Bytes of memory that each byte of a file of weights may claim: weights of 8 bits are float32 in memory, and
 tied ones count twice."""
+_SHOWN = 100
+"""Characters of a setting's place that a message shows."""
 _lock = threading.Lock()
 _inside = 0
 _restored = contextlib.ExitStack()
@@ -85,10 +88,35 @@ def check_places(folder: Path, config: Mapping[str, Any]) -> None:
                 raise _refused(path, "weight_map", shard)
 
 
+def check_links(root: Path, folders: Iterable[Path]) -> None:
+    """Check that no file of a model is a link to one elsewhere, except in Hugging Face's own cache.
+
+    Args:
+        root: The model's folder.
+        folders: Folders with its files: this one, and others in it.
+
+    Raises:
+        InputError: one is.
+    """
+    real = Path(os.path.realpath(root))  # `Path.resolve` would raise on circular links
+    allowed = [real]
+    if real.parent.name == "snapshots":
+        allowed.append(real.parent.parent / "blobs")
+    for folder in sorted(folders):
+        files = [one for one in folder.iterdir() if not one.is_dir()] if folder.is_dir() else []
+        for one in (folder, *files):
+            led = Path(os.path.realpath(one))
+            if not any(led.is_relative_to(each) for each in allowed):
+                raise InputError(
+                    f"{one} is a link to {led}; the files of a model must lie in its folder: if you trust it, copy "
+                    "the file there, or add trust_code=True"
+                )
+
+
 def _refused(path: Path, where: str, value: object) -> InputError:
     shown = repr(visible(value[:60])) if isinstance(value, str) else f"a {type(value).__name__}"
     return InputError(
-        f"{path} has {shown} in {visible(where)[:100]}, so loading it could open other files or ask the network: if "
+        f"{path} has {shown} in {visible(where)[:_SHOWN]}, so loading it could open other files or ask the network: if "
         "you trust it, add trust_code=True, or load it in a my.py and give my.py:model"
     )
 
@@ -103,7 +131,7 @@ def _places(config: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
         if not isinstance(value, Mapping):
             continue
         for key, one in value.items():
-            named = f"{where}.{key}" if where else key
+            named = _place(where, key)
             left.append((named, one))
             if (one is not None and _is_place(key, one, value)) or (one and key == "auto_map"):
                 yield named, one
@@ -113,6 +141,11 @@ def _places(config: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
                     continue
                 for argument in sorted(NO_ARGUMENTS & {*one}):
                     yield f"{named}.{argument}", one[argument]
+
+
+def _place(where: str, key: str) -> str:
+    """Return the place of a setting, as far as a message shows it: a key may be long, and have many below it."""
+    return (f"{where}.{key}" if where else key)[:_SHOWN]
 
 
 def _is_place(key: str, value: object, beside: Mapping[str, Any]) -> bool:
@@ -195,7 +228,7 @@ def check_counts(folder: Path, config: Mapping[str, Any], weights: Stored) -> No
             left += [(where, key, one) for one in value]
         elif isinstance(value, Mapping):
             left += [
-                (f"{where}.{own}" if where else own, own, one)
+                (_place(where, own), own, one)
                 for own, one in value.items()
                 if own not in _CLASSES  # whose names are no settings
             ]
@@ -203,7 +236,7 @@ def check_counts(folder: Path, config: Mapping[str, Any], weights: Stored) -> No
             for pattern, most in limits:
                 if value > most and pattern.fullmatch(key):
                     raise InputError(
-                        f"{folder / CONFIG} claims {_shown(value)} in {visible(where)[:100]}, and the folder's weights are "
+                        f"{folder / CONFIG} claims {_shown(value)} in {visible(where)[:_SHOWN]}, and the folder's weights are "
                         f"for {most:,} at most: if you trust it, add trust_code=True"
                     )
 

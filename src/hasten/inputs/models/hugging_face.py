@@ -305,6 +305,9 @@ def read(path: Path, *, trust_code: bool = False) -> Folder | None:
     stated = {"architectures", "auto_map", "model_type"} & set(config)
     if not stated and not timm_folders.is_one(config):
         return None
+    if not trust_code:
+        folders = {path, path / "onnx", *(sentence.folders if sentence else ())}
+        config_claims.check_links(sentence.folder if sentence else path, folders)
     return Folder(path, config, _onnx_file(path), trust_code, sentence)
 
 

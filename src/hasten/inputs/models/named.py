@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from hasten.core.archives import excess
 from hasten.core.extras import missing_extra
+from hasten.core.torch_tensors import unlike_its_shape
 from hasten.errors import InputError, told
 
 LIBRARIES = ("timm", "torchvision")
@@ -100,10 +101,11 @@ def _timm(name: str, stored: dict[str, Any] | None, *, check: bool) -> Any:
     module: Any = timm.create_model(name, pretrained=False)
     heads = module.pretrained_cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else heads  # distilled models have two
+    own = module.state_dict()
     rows = [
-        len((stored or {})[f"{head}.weight"])
-        for head in heads
-        if f"{head}.weight" in (stored or {})
+        len(stored[key])
+        for key in (f"{head}.weight" for head in heads)
+        if stored and key in stored and key in own and _differ_in_rows(stored[key], own[key])
     ]
     if rows and rows[0] != module.num_classes:
         module = timm.create_model(name, pretrained=False, num_classes=rows[0])
@@ -164,9 +166,14 @@ def _classes(name: str, plain: Mapping[str, Any], stored: Mapping[str, Any]) -> 
         return None  # a network without classes, such as one of optical flow
     for key, own in few.items():
         step = len(more[key]) - len(own) if own.dim() else 0
-        if step and key in stored:
+        if step and key in stored and _differ_in_rows(stored[key], own):
             return _COMPARED[0] + (len(stored[key]) - len(own)) // step
     return None
+
+
+def _differ_in_rows(one: Any, other: Any) -> bool:
+    """Whether weights are for the same numbers, so that only the number of their rows may differ."""
+    return bool(one.dim() > 1 and one.shape[1:] == other.shape[1:])
 
 
 def _leave_out_training(stored: dict[str, Any], own: Mapping[str, Any]) -> None:
@@ -207,7 +214,9 @@ def read_weights(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
+            safe = load_file(path)
+            _check_sizes(safe, path)
+            return safe
         with path.open("rb") as file:  # once: what is checked is what is loaded
             is_archive = file.read(4) == _ARCHIVE
             if is_archive and (said := excess(file)):
@@ -228,7 +237,22 @@ def read_weights(path: Path) -> dict[str, Any]:
             break
     if not isinstance(found, dict) or not all(torch.is_tensor(one) for one in found.values()):
         raise InputError(f"{path} contains no named weights: save the module's state_dict()")
+    _check_sizes(found, path)
     return {str(name).removeprefix("module."): one for name, one in found.items()}
+
+
+def _check_sizes(weights: Mapping[Any, Any], path: Path) -> None:
+    """Check that each of the weights has as many numbers as its shape says: what follows takes that much memory.
+
+    Raises:
+        InputError: one hasn't, or isn't a plain array.
+    """
+    for name, one in weights.items():
+        if said := unlike_its_shape(one):
+            raise InputError(
+                f"{path} can't be used: its weights {name!r:.100} {said}: save the module's state_dict() with "
+                "plain tensors"
+            )
 
 
 def _check_names(file: IO[bytes], path: Path) -> None:

@@ -34,6 +34,7 @@ _MODES = ("cls", "max", "mean", "mean_sqrt_len")
 _WRITTEN = {"cls": "cls_token", "max": "max_tokens", "mean": "mean_tokens"} | {
     "mean_sqrt_len": "mean_sqrt_len_tokens"
 }
+_OF_DENSE = ("linear.weight", "linear.bias")
 _ACTIVATIONS = {"Identity": "Identity", "ReLU": "Relu", "Sigmoid": "Sigmoid", "Tanh": "Tanh"}
 _LEAST_COUNT, _LEAST_LENGTH, _LOWEST = 1e-9, 1e-12, -1e9
 """Constants of sentence-transformers and of torch's normalize."""
@@ -109,7 +110,7 @@ class Dense:
                 f"{self.folder} has weights of shape {list(shape)} for vectors of {graph.width} numbers"
             )
         graph.width = len(weights["linear.weight"])
-        given = [weights[name] for name in ("linear.weight", "linear.bias") if name in weights]
+        given = [weights[name] for name in _OF_DENSE if name in weights]
         names = [graph.constant(one.astype(np.float32)) for one in given]
         product = graph.node("Gemm", value, *names, transB=1)
         return graph.node(self.activation, product)
@@ -127,7 +128,8 @@ class Dense:
                 raise InputError(f"{safe} can't be read: {told(error)}") from error
         from hasten.inputs.models.named import read_weights
 
-        return {name: one.float().numpy() for name, one in read_weights(pickled).items()}
+        found = read_weights(pickled)
+        return {name: found[name].float().numpy() for name in _OF_DENSE if name in found}
 
 
 @dataclass(frozen=True)
@@ -149,11 +151,13 @@ class SentenceModel:
         folder: Folder with `modules.json`.
         encoder: Folder of the encoder, often the same one.
         steps: Steps after the encoder.
+        folders: Folder of each module.
     """
 
     folder: Path
     encoder: Path
     steps: tuple[_Step, ...]
+    folders: tuple[Path, ...]
 
     def limited(self, tokenizer: Tokenize) -> Tokenize:
         """Return a tokenizer that cuts texts where sentence-transformers does."""
@@ -336,7 +340,8 @@ def read(folder: Path) -> SentenceModel | None:
     steps = [_step(path, module) for module in stated[1:]]
     if not steps or not isinstance(steps[0], Pooling):
         raise InputError(f"{path} has no Pooling after the encoder, which makes one vector")
-    return SentenceModel(folder, _inside(path, stated[0]), tuple(steps))
+    folders = tuple(_inside(path, module) for module in stated)
+    return SentenceModel(folder, folders[0], tuple(steps), folders)
 
 
 def _step(path: Path, module: Mapping[str, Any]) -> _Step:

@@ -109,7 +109,7 @@ class TensorFlowModel:
         flag = "--saved-model" if self.kind == "SavedModel" else "--tflite"
         done = subprocess.run(
             [
-                *(sys.executable, "-m", "tf2onnx.convert", flag, str(self.path)),
+                *(sys.executable, "-P", "-m", "tf2onnx.convert", flag, str(self.path)),
                 *("--output", str(path), "--opset", str(OPSET)),
             ],
             stdin=subprocess.DEVNULL,

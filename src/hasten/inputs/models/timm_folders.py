@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.core.extras import missing_extra
+from hasten.core.torch_tensors import stored_bytes
 from hasten.errors import InputError, told
 from hasten.inputs.models import config_claims, named
 from hasten.inputs.pipeline.base import Pipeline
@@ -83,7 +84,7 @@ def load(path: Path, config: Mapping[str, Any], *, trust_code: bool = False) -> 
     stored = named.read_weights(weights)
     sizes = config_claims.Stored.of(
         (tuple(one.shape) for one in stored.values()),
-        sum(one.numel() * one.element_size() for one in stored.values()),
+        stored_bytes(stored.values()),
     )
     if not trust_code:
         config_claims.check_counts(path, config, sizes)

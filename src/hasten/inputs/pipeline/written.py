@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hasten.core.records import Value, from_record
+from hasten.core.records import Value, bounded_bytes, from_record
 from hasten.errors import InputError, IntegrityError, visible
 from hasten.inputs.pipeline.base import PostStep, Step
 
@@ -99,16 +99,15 @@ def read_text(path: Path) -> str:
     """Read a text file in UTF-8.
 
     Raises:
-        InputError: there is no such file, it is too large, or it isn't text.
+        InputError: there is no such file, it is no regular one, it is too large, or it isn't text.
     """
     try:
-        size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise InputError(f"{path} has {size} bytes, more than {MAX_FILE_BYTES}")
-        return path.read_text(encoding="utf-8")
+        content = bounded_bytes(path, MAX_FILE_BYTES)
+        if len(content) > MAX_FILE_BYTES:
+            raise InputError(f"{path} has more than {MAX_FILE_BYTES} bytes")
+        return content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except FileNotFoundError as error:
         raise InputError(f"no such file: {visible(str(path))}") from error
     except (OSError, ValueError) as error:  # the latter: no text, or a path that can't be one
-        raise InputError(
-            f"{visible(str(path))} can't be read as text: {visible(str(error))}"
-        ) from error
+        why = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise InputError(f"{visible(str(path))} can't be read as text: {visible(why)}") from error

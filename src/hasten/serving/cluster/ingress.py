@@ -170,7 +170,7 @@ class Ingress:
         with (self._folder / "haproxy.log").open("wb") as words:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-c", _LAUNCH),
+                    *(sys.executable, "-P", "-c", _LAUNCH),
                     *(self._binary, "-db", "-f", str(self._folder / "haproxy.cfg")),
                 ],
                 pass_fds=list(self._doors.values()),

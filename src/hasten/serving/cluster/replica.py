@@ -29,6 +29,7 @@ from typing import Any, NoReturn
 from urllib.parse import quote
 
 from hasten.bundle import MANIFEST, SIGNATURE, read, unpacked
+from hasten.core.processes import interpreter
 from hasten.core.records import from_record, to_record
 from hasten.errors import HastenError, InputError
 from hasten.serving.cluster.ingress import ReplicaEntry
@@ -388,7 +389,7 @@ class Replica:
         """Start the server, and wait until every model is loaded."""
         # The server dies with the thread that started it, and this one lasts as long as the replica.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "hasten.serving.cluster.replica", str(os.getpid())],
+            [*interpreter(), "-m", "hasten.serving.cluster.replica", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from typing import TypeVar
 
-from hasten.errors import HastenError, visible
+from hasten.errors import HastenError
 
 Failure = TypeVar("Failure", bound=BaseException)
 
@@ -47,7 +47,7 @@ class ProtocolError(HastenError):
     """
 
     def __init__(self, kind: Kind, message: str, retry_s: float | None = None) -> None:
-        super().__init__(visible(message))
+        super().__init__(message)
         self.kind = kind
         self.retry_s = retry_s
 

@@ -18,12 +18,12 @@ import selectors
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 from hasten.core.memory_folder import MemoryFolder
+from hasten.core.processes import interpreter
 from hasten.core.records import to_record
 from hasten.core.telemetry import OFF
 from hasten.errors import InputError
@@ -366,7 +366,7 @@ class Supervisor:
             told.seek(0)
             fds = (theirs.fileno(), self._shared_state.number, told.fileno())
             return ours, subprocess.Popen(
-                [sys.executable, "-m", "hasten.serving.supervision.process", *map(str, fds)],
+                [*interpreter(), "-m", "hasten.serving.supervision.process", *map(str, fds)],
                 pass_fds=fds,
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **OFF},

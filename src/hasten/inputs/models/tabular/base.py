@@ -312,12 +312,13 @@ LIMITED = """
 import ctypes, os, resource, sys
 os.environ["OMP_THREAD_LIMIT"] = "1"
 most, content = int(sys.argv[3]), sys.stdin.buffer.read()
+most += int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 _, hard = resource.getrlimit(resource.RLIMIT_AS)
 most = most if hard == resource.RLIM_INFINITY else min(most, hard)
 resource.setrlimit(resource.RLIMIT_AS, (most, hard))
 """
 """Begin of a program that reads a file's content by a library in C: the second argument is the library, and the third
-the memory that it may take. Each thread would count as some 100 MB.
+the memory that it may take from here on. Each thread would count as some 100 MB.
 """
 _MOST_MEMORY = 1 << 30, 64
 """Memory of the process that tries a file, in bytes: so many, and so many for each byte of the file."""

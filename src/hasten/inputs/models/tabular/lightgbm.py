@@ -84,19 +84,13 @@ class LightGBM(Library):
         import lightgbm
 
         content = path.read_bytes()
-        text = checked(path, content)
         stated = re.match(rb"tree\nversion=v(\d{1,9})\n", content[:64])
         if stated and int(stated[1]) > int(lightgbm.__version__.partition(".")[0]):
             raise InputError(
                 f"{path} was saved by LightGBM {int(stated[1])} or a later one, which is newer than the installed "
                 f"{lightgbm.__version__}: pip install 'lightgbm>={int(stated[1])}'"
             )
-        # It may crash on a damaged file.
-        library = lightgbm.basic._LIB._name  # type: ignore[attr-defined]
-        said = check_survives(path, self.name, _READ, library, most_memory(content), content=text)
-        _, refused, reason = said.partition("\0")  # before it, there may be warnings
-        if refused:
-            raise _refused(path, visible(reason.strip())[:200])
+        text = survived(path, content)
         try:
             return lightgbm.Booster(model_str=text.decode())
         except (lightgbm.basic.LightGBMError, ValueError) as error:
@@ -208,6 +202,28 @@ class _Sums:
                 value = graph.add("Add", value, graph.add("ReduceSum", products, np.array([1])))
             made.append(value)
         return graph.add("Concat", *made, axis=1)
+
+
+def survived(path: Path, content: bytes) -> bytes:
+    """Return what LightGBM is to read of a text, which a process of its own has read: it may crash on a damaged one.
+
+    Args:
+        path: File that has the text, for messages.
+        content: The text.
+
+    Raises:
+        InputError: the text is cut short, or LightGBM can't read it.
+    """
+    import lightgbm
+
+    text = checked(path, content)
+    library = lightgbm.basic._LIB._name  # type: ignore[attr-defined]
+    most = most_memory(content)
+    said = check_survives(path, LightGBM.name, _READ, library, most, content=text)
+    _, refused, reason = said.partition("\0")  # before it, there may be warnings
+    if refused:
+        raise _refused(path, visible(reason.strip())[:200])
+    return text
 
 
 def _refused(path: Path, said: str) -> InputError:

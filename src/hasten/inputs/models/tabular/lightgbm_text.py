@@ -13,7 +13,9 @@ import numpy as np
 from hasten.core.tensors import Array
 from hasten.errors import InputError, visible
 
-_TREE, _END = b"\nTree=", b"\nend of trees"
+_TREE = b"\nTree="
+END = b"\nend of trees"
+"""Line after the last tree."""
 _SPLITS = (b"split_feature", b"threshold", b"decision_type", b"left_child", b"right_child")
 _MORE_OF_SPLITS = (b"split_gain", b"internal_value", b"internal_weight", b"internal_count")
 _MORE_OF_LEAVES = (b"leaf_weight", b"leaf_count", b"leaf_const", b"num_features")
@@ -34,12 +36,12 @@ def checked(path: Path, content: bytes) -> bytes:
     content = content.replace(b"\r\n", b"\n")
     if content[:5] != b"tree\n":
         raise InputError(f"{path} isn't a model of LightGBM: its first line isn't `tree`")
-    body, end, rest = content.partition(_END)
+    body, end, rest = content.partition(END)
     if not end:  # LightGBM 2.1 and older wrote none
         old = re.search(rb"\nfeature importances:", content)
         if old is None or b"\ntree_sizes=" in content:
             raise InputError(f"{path} is cut short: it has no line `end of trees`")
-        body, end, rest = content[: old.start()], _END, content[old.start() :]
+        body, end, rest = content[: old.start()], END, content[old.start() :]
     head, *trees = body.split(_TREE)
     try:
         columns = _integer(_head(head)[b"max_feature_idx"]) + 1

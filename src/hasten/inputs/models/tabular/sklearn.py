@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import zipfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,15 +15,18 @@ import numpy as np
 from hasten.core.archives import excess
 from hasten.errors import InputError, told, visible
 from hasten.inputs.models.tabular.base import (
+    LIMITED,
     Library,
     Tabular,
     check_survives,
     described,
     library_of,
+    most_memory,
     named_columns,
 )
 from hasten.inputs.models.tabular.building import Building, ColumnBlock
 from hasten.inputs.models.tabular.graph import INPUT, Graph
+from hasten.inputs.models.tabular.lightgbm_text import END
 from hasten.inputs.models.tabular.own_answers import OwnAnswers, Rows, in_frame, numbers_in
 from hasten.inputs.pipeline.rows import Row
 
@@ -54,8 +59,15 @@ _TRUSTED = (
 """Types that hold data alone, and that skops doesn't trust by itself. CatBoost's read their model from the bytes of
 a .cbm file, the others' from those that their libraries pickle."""
 
-_READ = """
-import sys
+_BOOSTING = {"catboost": "CatBoost", "lightgbm": "LightGBM", "xgboost": "XGBoost"}
+"""Modules of libraries that read their models in C, and the libraries' names."""
+_KEPT = ("CachedNode", "ObjectNode", "TypeNode")
+"""Kinds of skops's entries that call no constructor: theirs may read any file."""
+
+_READ = (
+    """
+import gc, importlib, json, os, sys
+os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_THREAD_LIMIT"] = "1"
 
 class NoTorch:
     def find_spec(name, path=None, target=None):
@@ -64,9 +76,44 @@ class NoTorch:
 
 sys.meta_path.insert(0, NoTorch)
 from skops.io import loads
-loads(sys.stdin.buffer.read(), trusted=sys.argv[2:])
+for name in sys.argv[2].split(","):
+    importlib.import_module(name)
 """
-"""Program that reads a file's content, given the types to trust. None is of torch, which skops would import for seconds."""
+    + LIMITED
+    + """
+texts = []
+if "lightgbm" in sys.modules:
+    def kept(text, *_):
+        texts.append(text.value.decode())
+        return 0
+    sys.modules["lightgbm"].basic._LIB.LGBM_BoosterLoadModelFromString = kept
+if "catboost" in sys.modules:
+    base = sys.modules["catboost"].core._CatBoostBase
+    read = base._deserialize_model
+    def sized(self, content):
+        if int.from_bytes(content[4:8], "little") > len(content) - 8:
+            raise ValueError("its model of CatBoost states more bytes than it has")
+        read(self, content)
+    base._deserialize_model = sized
+try:
+    model = loads(content, trusted=sys.argv[4:])
+    if "xgboost" in sys.modules:
+        for one in gc.get_objects():
+            if type(one) is sys.modules["xgboost"].Booster:
+                one.save_raw("json")
+    said = {"texts": texts}
+except Exception as error:
+    said = {"refused": f"{type(error).__name__}: {error}"}
+sys.stdout.write("\\0" + json.dumps(said))
+sys.stdout.flush()
+os._exit(0)
+"""
+)
+"""Program that reads a file's content, given the libraries of its models, and the types to trust.
+
+Prints, after a zero, why it can't be read, or the texts that LightGBM would read, which it doesn't read here.
+No type is of torch, which skops would import for seconds.
+"""
 
 
 class ScikitLearn(Library):
@@ -94,16 +141,13 @@ class ScikitLearn(Library):
                     "my.py:model"
                 )
             trusted = [name for name in found if name in _TRUSTED]
-            if any(name.startswith("xgboost.") for name in found):  # its parser may crash
-                check_survives(path, "XGBoost", _READ, *trusted, content=content)
+            if modules := sorted(_BOOSTING.keys() & {name.partition(".")[0] for name in found}):
+                _check_boosting(path, content, modules, trusted)
             return loads(content, trusted=trusted)
         except InputError:
             raise
         except Exception as error:  # zipfile's, json's, and whatever a type's own state raises
-            raise InputError(
-                f"{path} can't be read by skops: it is cut short, its version is too new, or it "
-                f"isn't a skops file ({told(error)})"
-            ) from error
+            raise _refused(path, told(error)) from error
 
     def describe(self, model: Any) -> Tabular:
         """Describe a fitted estimator or pipeline."""
@@ -150,6 +194,52 @@ class ScikitLearn(Library):
                 return ask(in_frame(row, rows))
 
         return OwnAnswers(answer, 1e-3, missing_words=False)
+
+
+def _refused(path: Path, said: str) -> InputError:
+    return InputError(
+        f"{path} can't be read by skops: it is cut short, its version is too new, or it "
+        f"isn't a skops file ({said})"
+    )
+
+
+def _check_boosting(path: Path, content: bytes, modules: list[str], trusted: list[str]) -> None:
+    """Check a file with models of libraries that may crash on damaged ones.
+
+    Args:
+        path: The file.
+        content: Its content.
+        modules: Modules of these libraries.
+        trusted: Types to trust.
+
+    Raises:
+        InputError: a library can't read its model, or an entry isn't as skops writes it.
+    """
+    from hasten.inputs.models.tabular.lightgbm import survived
+
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        left: list[Any] = [json.loads(archive.read("schema.json"))]
+    while left:
+        one = left.pop()
+        if isinstance(one, dict):
+            own = str(one.get("__module__")).partition(".")[0] in _BOOSTING
+            if own and one.get("__loader__") not in _KEPT:
+                raise InputError(
+                    f"{path} makes a {one.get('__class__')!r:.60} by a {one.get('__loader__')!r:.60}, which skops "
+                    "doesn't: save the model again"
+                )
+            left += one.values()
+        elif isinstance(one, list):
+            left += one
+    names, most = ", ".join(_BOOSTING[one] for one in modules), most_memory(content)
+    printed = check_survives(path, names, _READ, ",".join(modules), most, *trusted, content=content)
+    *_, last = printed.partition("\0")  # before it, there may be warnings
+    said = json.loads(last) if last else {"refused": f"{names} can't read it"}
+    if "refused" in said:
+        raise _refused(path, visible(said["refused"])[:200])
+    for text in said["texts"]:
+        if not text.encode().startswith(survived(path, text.encode()).partition(END)[0] + END):
+            raise InputError(f"{path} is damaged: LightGBM wouldn't find its trees by their sizes")
 
 
 def _as_given(model: Any, row: Row, rows: Rows) -> Any:

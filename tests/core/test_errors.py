@@ -1,0 +1,40 @@
+"""The messages of hasten's errors, whatever a stranger's file has in its names."""
+
+import pickle
+
+import pytest
+
+from hasten.errors import CandidateError, HastenError, InputError, UnknownMember
+
+NAME = "\x1b]0;owned\x07\nError: all is well\u202e\udcff"
+SHOWN = r"\x1b]0;owned\x07\nError: all is well\u202e\udcff"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InputError(f"there is no {NAME}"),
+        CandidateError(f"there is no {NAME}"),
+        UnknownMember("there is no module", "hasten.steps:a", NAME),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_errors_message_controls_no_terminal(error: HastenError) -> None:
+    for one in (error, pickle.loads(pickle.dumps(error))):
+        assert type(one) is type(error)
+        assert str(one) == f"{one}"
+        assert SHOWN in str(one)
+        assert str(one).isprintable()
+        str(one).encode()
+
+
+def test_an_error_of_an_error_is_written_out_once() -> None:
+    assert str(InputError(InputError("a\tb"))) == r"a\tb"
+    assert str(InputError(str(InputError(r"a\tb")))) == r"a\tb"
+    assert str(InputError("größer als µs, 東京")) == "größer als µs, 東京"
+    assert str(InputError()) == ""
+
+
+def test_a_raised_errors_message_is_matched_as_it_is_shown() -> None:
+    with pytest.raises(InputError, match=r"^a\\nb$"):
+        raise InputError("a\nb")
