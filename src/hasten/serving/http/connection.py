@@ -55,7 +55,7 @@ _SMALL_BYTES = 64 << 10
 _LINGER_S = 1.0
 """Time for which a refused client may still be sending, so that it can read the reason."""
 _PROGRESS_BYTES = 4096
-"""Least bytes of a body between two checks of a client that is sending it."""
+"""Least bytes of a body between two checks of a client that is sending it, and of an answer within `send_ns`."""
 _QUIET_CHECKS = 5
 """Checks without a request, or without progress of its body, after which a client gives way."""
 _HEAD_CHECKS = 2
@@ -150,9 +150,12 @@ class Connection(asyncio.BufferedProtocol):
         self._unread = 0
         """Bytes of the answer that aren't sent, as `state` counts them."""
         self._unsent = self._unsent_ns = 0
-        """Bytes of answers that weren't sent at the latest check, and the time since which there aren't fewer."""
+        """Bytes of answers that weren't sent, and the time, at the check at which the client had last read enough.
+
+        Bytes of further answers are added.
+        """
         self._still = False
-        """Whether bytes weren't sent at the check before, and the latest one found no fewer."""
+        """Whether the client has read neither `_PROGRESS_BYTES` nor all that there was, up to the latest check."""
         self._opened_ns: int | None = clock_ns()
         """Time when the connection was opened; None once it has received a request."""
         self._upgrading = False
@@ -777,12 +780,14 @@ class Connection(asyncio.BufferedProtocol):
     def overdue(self, now_ns: int) -> bool:
         """Whether the client is too slow in sending a request, or in reading its answer."""
         limits, unsent = self.state.limits, self._transport.get_write_buffer_size()
-        self._still = 0 < self._unsent <= unsent
-        self._unsent = unsent
+        least = max(0, self._unsent - _PROGRESS_BYTES)
+        self._still = self._unsent > 0 and unsent > least
         if not self._still:
-            self._unsent_ns = now_ns
+            self._unsent, self._unsent_ns = unsent, now_ns
         elif now_ns - self._unsent_ns > limits.send_ns:
             return True
+        elif unsent > self._unsent:
+            self._unsent = unsent  # a further answer came
         if self._paused:
             return False
         began_ns = self._began_ns if self._opened_ns is None else self._opened_ns
