@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
 import gzip
 import http.client
 import io
 import json
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -349,6 +351,41 @@ def test_samples_are_prepared_in_turns_by_client() -> None:
     assert pipeline.order == ["a0", "a1", "b0", "a2", "a3"]
     assert answers == ["no sample"] * 5
     assert shares.taken == 0
+
+
+def test_samples_of_a_client_that_went_away_do_not_wait_for_a_thread() -> None:
+    async def work() -> None:
+        pipeline, loop = Waiting(), asyncio.get_running_loop()
+        model = SimpleNamespace(
+            name="m", most_rows=0, cache=None, statistics=Statistics(), inputs=()
+        )
+        model.refused = lambda query, failure: None
+        under_way = deciding.Deciding(model, pipeline, loop, 0, time.perf_counter_ns, 10**9)  # type: ignore[arg-type]
+        under_way._threads = concurrent.futures.ThreadPoolExecutor(1)
+
+        def ask(name: bytes) -> tuple[deciding.RawTicket, weakref.ref[Any]]:
+            samples = np.array([name], object)
+            query = Query("m", "1", "", {RAW: samples}, client="c")
+            return under_way.submit(query, lambda answer: None), weakref.ref(samples)
+
+        ask(b"first")
+        await asyncio.to_thread(pipeline.begun.wait, PATIENCE_S)
+        ticket, samples = ask(b"gone")
+        assert samples() is not None
+        gc.disable()  # only a garbage collection would find samples that are part of a cycle
+        try:
+            ticket.cancel()
+            del ticket
+            assert samples() is None
+        finally:
+            gc.enable()
+        ask(b"last")
+        pipeline.go_on.set()
+        await under_way.drained()
+        under_way.close()
+        assert pipeline.order == ["first", "last"]
+
+    asyncio.run(work())
 
 
 def test_no_client_has_all_places_of_raw_samples(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,16 +192,16 @@ def test_one_clients_requests_go_in_order_of_arrival() -> None:
 
 
 class Unread:
-    """Transport of a client that doesn't read 2.5 MiB of its answer."""
+    """Transport of a client that doesn't read 2.5 MiB of its answer, or as much as is said."""
 
     def __init__(self) -> None:
-        self.aborted = False
+        self.aborted, self.client, self.unread = False, GREEDY, 5 * MIB // 2
 
     def get_extra_info(self, name: str) -> Any:
-        return (GREEDY, 50_000) if name == "peername" else None
+        return (self.client, 50_000) if name == "peername" else None
 
     def get_write_buffer_size(self) -> int:
-        return 5 * MIB // 2
+        return self.unread
 
     def writelines(self, pieces: list[bytes]) -> None: ...
 
@@ -225,6 +225,54 @@ def test_no_more_unread_answers_make_room_than_are_in_the_way() -> None:
     for one in connections:
         one.connection_lost(None)
     assert (state.bodies.taken, state.bodies.of(GREEDY), state.crowd.taken) == (0, 0, 0)
+
+
+def test_a_connection_whose_answer_nobody_reads_makes_room() -> None:
+    """One that reads makes none before it has read all."""
+    repository: Any = SimpleNamespace(clients=SimpleNamespace(heard=lambda *_: None))
+    state = ServerState(repository, limits=Limits(connections=2, send_ns=FOREVER_NS))
+    routes: Any = None
+    reading, still, new = Unread(), Unread(), Unread()
+    reading.unread = still.unread = 60_000
+    new.client = OTHER
+    connections = [Connection(state, routes) for _ in range(3)]
+    for one, transport in zip(connections, (reading, still, new), strict=True):
+        one.connection_made(transport)  # type: ignore[arg-type]
+    for now_ns in range(3):
+        reading.unread -= 10_000
+        for one in connections:
+            assert not one.overdue(now_ns)
+            one.rest()
+    assert state.admits(connections[2])
+    assert (reading.aborted, still.aborted) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("unread", "bytes_read", "answered", "ends"),
+    [
+        (64 * MIB, 1, 0, True),
+        (64 * MIB, 4095 // 30, 0, True),
+        (64 * MIB, 4096 // 30 + 1, 0, False),
+        (2000, 1000 // 30, 0, True),
+        (2000, 2000 // 30 + 1, 0, False),
+        (2000, 1, 1, True),
+    ],
+)
+def test_a_client_reads_a_little_of_its_answer_in_each_while(
+    unread: int, bytes_read: int, answered: int, ends: bool
+) -> None:
+    """What it reads each second of 30, while further answers are added or not."""
+    repository: Any = SimpleNamespace(clients=SimpleNamespace(heard=lambda *_: None))
+    state, routes, transport = ServerState(repository, limits=Limits(send_ns=29)), None, Unread()
+    transport.unread = unread
+    connection = Connection(state, routes, clock_ns=lambda: 0)  # type: ignore[arg-type]
+    connection.connection_made(transport)  # type: ignore[arg-type]
+    connection._opened_ns = None
+    found = [connection.overdue(0)]
+    for now_ns in range(1, 32):
+        transport.unread = max(0, transport.unread - bytes_read) + answered
+        found.append(connection.overdue(now_ns))
+    assert any(found) == ends
 
 
 # -- real servers

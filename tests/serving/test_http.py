@@ -75,8 +75,12 @@ def hurried(tmp_path: Path, sweeping: None) -> Iterator[ServerThread]:
 class Client:
     """A socket, and what came out of it."""
 
-    def __init__(self, server: ServerThread) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", server.http_port), 120)
+    def __init__(self, server: ServerThread, receive_bytes: int = 0) -> None:
+        self.socket = socket.socket()
+        if receive_bytes:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        self.socket.settimeout(120)
+        self.socket.connect(("127.0.0.1", server.http_port))
         self._file = self.socket.makefile("rb")
 
     def send(self, data: bytes) -> None:
@@ -632,6 +636,81 @@ def test_a_client_that_takes_no_answers_gets_no_more_of_them(tmp_path: Path) -> 
             return connection._transport.get_write_buffer_size()
 
         assert patient.call(unsent) < 4 << 20
+
+
+PATIENT = Limits(send_ns=3_600_000_000_000)
+
+
+def unsent(server: ServerThread) -> list[int]:
+    """Bytes of answers that aren't sent, on each connection."""
+
+    def sizes() -> list[int]:
+        connections: Any = server.server.state.connections
+        return [one._transport.get_write_buffer_size() for one in connections]
+
+    return server.call(sizes)
+
+
+def held_up(server: ServerThread) -> int:
+    """Number of connections with a request that isn't answered yet."""
+    connections: Any = server.server.state.connections
+    return sum(one._busy or len(one._backlog) > 0 for one in connections)
+
+
+@contextlib.contextmanager
+def reading_nothing(
+    tmp_path: Path, limits: Limits = PATIENT
+) -> Iterator[tuple[ServerThread, Client, int]]:
+    """A server, its only client, and the number of requests whose answers that one hasn't read.
+
+    The last ones are with the server, which may still send a few bytes.
+    """
+    place = place_of(bundle_of(tmp_path, solid(tmp_path)))
+    with ServerThread(place, limits=limits) as server, Client(server, 4096) as client:
+        count = 0
+        while not any(unsent(server)):
+            client.send(request("/v2/models/solid/stats", method="GET") * 16)  # for 10 KiB
+            count += 16
+            server.call(lambda: None)  # they were received by then
+            until(lambda: any(unsent(server)) or server.call(lambda: held_up(server)) == 0)
+        assert max(unsent(server)) <= 64 << 10
+        yield server, client, count
+
+
+def hurry(server: ServerThread) -> None:
+    """Let the server wait for 0.2 s for a client that doesn't read its answers."""
+    state = server.server.state
+    state.limits = dataclasses.replace(state.limits, send_ns=200_000_000)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /v2 HTTP/1.1\r\n", b"\0garbage\r\n\r\n"])
+def test_a_client_that_leaves_little_of_its_answers_is_hung_up_on(
+    tmp_path: Path, sweeping: None, sent: bytes
+) -> None:
+    """Also where it has begun another request, and where it is told of an error."""
+    with reading_nothing(tmp_path) as (server, client, _):
+        client.send(sent)
+        server.call(lambda: hurry(server))
+        until(lambda: unsent(server) == [])
+
+
+def test_a_client_that_leaves_little_of_its_answers_makes_room(
+    tmp_path: Path, sweeping: None
+) -> None:
+    limits = dataclasses.replace(PATIENT, connections=1)
+    with reading_nothing(tmp_path, limits) as (server, _, _):
+        until(lambda: unsent(server) == [])
+        assert ask(server, "/v2", method="GET")[0] == 200
+
+
+def test_a_client_that_reads_late_gets_all_its_answers(tmp_path: Path, sweeping: None) -> None:
+    with reading_nothing(tmp_path) as (server, client, count):
+        (connection,) = server.server.state.connections
+        until(lambda: connection.quiet >= 8)
+        for _ in range(count):
+            status, _, body = client.answer()
+            assert (status, json.loads(body)["model_stats"][0]["name"]) == (200, "solid")
+        assert unsent(server) == [0]
 
 
 def test_an_error_waits_for_the_answer_before_it(server: ServerThread) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import tracemalloc
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,8 @@ from hasten.inputs.metrics.brier import Brier
 from hasten.inputs.metrics.embedding import Embedding
 from hasten.inputs.metrics.iou import Iou
 from hasten.inputs.metrics.top_k import Top1
+from hasten.serving.models.shadow import Shadow
+from hasten.serving.models.statistics import Statistics
 from hasten.serving.monitoring.judging import Judging
 
 PROMISE, BOUND = 0.02, 0.05
@@ -147,3 +152,20 @@ def test_an_answer_without_a_batch_axis_is_one_sample_as_in_the_certificate(part
     assert judging(part, CUSTOM, {}).changed({"y": other}, {"y": exact}) == 0
     other[0] = 120
     assert judging(part, CUSTOM, {}).changed({"y": other}, {"y": exact}) == 1
+
+
+def test_an_answer_that_is_too_large_to_wait_is_not_copied() -> None:
+    skipped: list[bytes] = []
+    watch: Any = SimpleNamespace(skip=skipped.append, labels=None)
+    loop = asyncio.new_event_loop()
+    shadow = Shadow(lambda inputs, _: inputs, loop, Statistics(), lambda: False, watch)
+    large = {"x": np.zeros((2, 65 << 20), np.uint8)}
+    for rows in (0, 2):
+        tracemalloc.start()
+        shadow.look(large, large, "", rows, 0)
+        _, most_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert most_bytes < 1 << 20
+    assert skipped == [b"", b""]
+    shadow.close()
+    loop.close()

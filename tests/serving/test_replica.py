@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import importlib.util
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -141,6 +142,33 @@ def test_metrics_of_a_pool_without_replicas_ask_for_the_token() -> None:
         lacks = "this needs the scope read, but 'caller' has only infer\n"
         assert door.page("Bearer a-word-for-callers") == (403, lacks)
         assert door.page("Bearer a-word-for-readers") == (200, 'all{replica="all"} 1\n')
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "said"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: here\r\n\r\n", 200, 'all{replica="all"} 1\n'),
+        (b"HEAD / HTTP/1.1\r\nHost: here\r\n\r\n", 200, ""),
+        (b"POST / HTTP/1.1\r\nHost: here\r\n\r\n", 501, "Unsupported method ('POST')"),
+        (b"GET /" + b"a" * 65_532, 414, "Request-URI Too Long"),
+    ],
+)
+def test_the_page_of_all_replicas_answers_once_and_in_text(
+    sent: bytes, status: int, said: str
+) -> None:
+    with (
+        Federation(dict, lambda: "all 1\n") as door,
+        socket.create_connection(("127.0.0.1", door.port), 60) as client,
+    ):
+        client.sendall(sent)
+        head, _, body = client.makefile("rb").read().decode().partition("\r\n\r\n")
+    lines = head.split("\r\n")
+    assert int(lines[0].split()[1]) == status
+    assert {"Connection: close", "Content-Type: text/plain; version=0.0.4; charset=utf-8"} <= {
+        *lines
+    }
+    asked = "the metrics are asked for with GET or HEAD: "
+    assert body == (said if status == 200 else f"{asked}{said}\n")
 
 
 def test_files_that_are_there_are_not_written_again(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ class Limits:
             answers that their clients haven't read.
         connections: Largest number of connections open at once.
         receive_ns: Longest time to receive a whole request, from its first byte.
-        send_ns: Longest time in which a client may read nothing of its answer.
+        send_ns: Longest time in which a client may read nothing of its answer; over HTTP less than 4 KiB of it,
+            or than its rest.
         sample_bytes: Memory of all raw samples together, beyond what their own bytes pay for.
         drain_ns: Longest wait at shutdown for running requests to finish.
         stall_ns: Longest time for which the event loop may stand still before its process is replaced; 0

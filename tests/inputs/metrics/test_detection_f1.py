@@ -1,3 +1,4 @@
+import tracemalloc
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,9 +10,9 @@ from hypothesis.extra.numpy import arrays
 from hasten.core.records import from_record, to_record
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
-from hasten.inputs.metrics import named_metric
+from hasten.inputs.metrics import detection_f1, named_metric
 from hasten.inputs.metrics.base import Metric
-from hasten.inputs.metrics.detection_f1 import DetectionF1, overlaps
+from hasten.inputs.metrics.detection_f1 import DetectionF1, Found, overlaps
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.classes import TopK
 from hasten.inputs.pipeline.nms import Nms
@@ -65,6 +66,60 @@ def test_an_overlap_of_exactly_a_half_counts(height: float, score: float) -> Non
 
 def test_detections_below_the_threshold_and_padding_do_not_count() -> None:
     assert f1(image((A, 0.9, 1), (FAR, 0.49, 1)), [[*A, 1], [*FAR, -1]]) == 1
+
+
+def matched_at_once(found: Found, true: Found) -> float:
+    """F1 of one image, from the overlaps of all boxes at once."""
+    low = np.maximum(found.boxes[:, None, :2], true.boxes[None, :, :2])
+    high = np.minimum(found.boxes[:, None, 2:], true.boxes[None, :, 2:])
+    shared = np.prod(np.clip(high - low, 0, None), axis=2)
+    areas = [
+        np.prod(np.clip(b[:, 2:] - b[:, :2], 0, None), axis=1) for b in (found.boxes, true.boxes)
+    ]
+    union = areas[0][:, None] + areas[1][None, :] - shared
+    whole = np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+    assert overlaps(found.boxes, true.boxes).tobytes() == whole.tobytes()
+    whole = np.where(found.classes[:, None] == true.classes[None, :], whole, 0.0)
+    taken = 0
+    for row in range(len(whole)):
+        best = int(whole[row].argmax())
+        if whole[row, best] >= 0.5:
+            taken += 1
+            whole[:, best] = 0
+    return 2 * taken / (len(found.classes) + len(true.classes))
+
+
+@pytest.mark.parametrize("pairs", [1, 50, 1 << 14])
+def test_scores_are_the_same_however_many_boxes_are_compared_at_once(
+    pairs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detection_f1, "_PAIRS", pairs)
+    random = np.random.default_rng(0)
+    for found_count, true_count in ((1, 1), (40, 7), (7, 40), (60, 60)):
+        corners = np.round(random.random((found_count + true_count, 4)) * 9, 1)
+        corners[:, 2:] += corners[:, :2]
+        corners[0, 3] = np.nan
+        classes = random.integers(0, 2, len(corners))
+        found = Found(corners[:found_count], classes[:found_count])
+        true = Found(corners[found_count:], classes[found_count:])
+        score = f1(
+            image(*((box, 0.9, each) for box, each in zip(*found, strict=True))),
+            [[*box, each] for box, each in zip(*true, strict=True)],
+        )
+        assert score == matched_at_once(found, true)
+
+
+def test_many_true_boxes_take_little_memory() -> None:
+    """4,094 of them are a label of 49 kB."""
+    boxes = [[0, 0, 1, 1]] * 1000
+    found = image(*((box, 0.9, 0) for box in boxes))
+    labels = np.tile(np.array([0, 0, 1, 1, 0], float), (1, 4094, 1))
+    tracemalloc.start()
+    score = DetectionF1().score(found, {}, labels)
+    _, most_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert score[0] == 2 * 1000 / (1000 + 4094)
+    assert most_bytes < 8 << 20
 
 
 def test_nothing_to_find_and_nothing_found_is_one() -> None:

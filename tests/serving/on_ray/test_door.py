@@ -124,6 +124,23 @@ def test_the_door_tells_foreign_pages_from_its_own(door: int, path: str) -> None
     assert asked(door, path) == 400
 
 
+@pytest.mark.parametrize(
+    "body", [b"GARBAGE-", b"GET /metrics HTTP/1.1\r\nHost: rebound.example\r\nX-A: "]
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
+def test_a_body_for_the_metrics_is_no_part_of_anothers_request(
+    door: int, method: str, body: bytes
+) -> None:
+    """The door's connections to the page of metrics would be shared, and the page reads no bodies."""
+    lines = (f"{method} /metrics HTTP/1.1", HOST, f"Content-Length: {len(body)}", "", "")
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", door), 60) as attacker:
+            attacker.sendall("\r\n".join(lines).encode() + body)
+            attacker.recv(1 << 16)
+            assert asked(door, "/metrics", HOST) == 200
+        assert asked(door, "/metrics", HOST) == 200
+
+
 def test_a_probe_without_host_reaches_the_replicas(door: int) -> None:
     for path in ("/v2/health/live", "/v2/health/ready", "/v2"):
         assert asked(door, path, version="1.0") == 200

@@ -14,6 +14,9 @@ from hasten.inputs.metrics.detections import detections, steps_to_boxes
 from hasten.inputs.metrics.outputs import number
 from hasten.inputs.pipeline.base import Pipeline, PostStep
 
+_PAIRS = 1 << 14
+"""Largest number of pairs of boxes that are compared at once: some arrays of 256 KiB."""
+
 
 class Found(NamedTuple):
     """Detections in one image, best score first: boxes `(k, 4)` and classes `(k,)`."""
@@ -118,6 +121,10 @@ def overlaps(one: Array, other: Array) -> Array:
         IoU of shape `(a, b)`, in [0, 1]. A box without area, or with swapped corners, overlaps
         nothing.
     """
+    rows = _rows_at_once(other)
+    if len(one) > rows:
+        parts = [overlaps(one[row : row + rows], other) for row in range(0, len(one), rows)]
+        return np.concatenate(parts)
     low = np.maximum(one[:, None, :2], other[None, :, :2])
     high = np.minimum(one[:, None, 2:], other[None, :, 2:])
     shared = np.prod(np.clip(high - low, 0, None), axis=2)
@@ -131,14 +138,25 @@ def _f1(found: Found, true: Found, iou: float) -> float:
     total = len(found.classes) + len(true.classes)
     if not total:
         return 1.0
-    overlap = overlaps(found.boxes, true.boxes)
-    overlap = np.where(found.classes[:, None] == true.classes[None, :], overlap, 0.0)
-    taken = 0
-    for row in range(len(found.classes)):
-        if not overlap.shape[1]:
-            break
-        best = int(overlap[row].argmax())
-        if overlap[row, best] >= iou:
-            taken += 1
-            overlap[:, best] = 0
-    return 2 * taken / total
+    if not len(true.classes):
+        return 0.0
+    taken: list[int] = []
+    rows = _rows_at_once(true.boxes)
+    for begin in range(0, len(found.classes), rows):
+        part = slice(begin, begin + rows)
+        overlap = overlaps(found.boxes[part], true.boxes)
+        same = found.classes[part, None] == true.classes[None, :]
+        overlap = np.where(same, overlap, 0.0)
+        if taken:
+            overlap[:, taken] = 0
+        for row in range(len(overlap)):
+            best = int(overlap[row].argmax())
+            if overlap[row, best] >= iou:
+                taken.append(best)
+                overlap[:, best] = 0
+    return 2 * len(taken) / total
+
+
+def _rows_at_once(boxes: Array) -> int:
+    """Return with how many boxes all of these are compared at once."""
+    return max(1, _PAIRS // max(1, len(boxes)))

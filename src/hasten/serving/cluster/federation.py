@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from email.message import Message
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Self
@@ -88,13 +89,28 @@ class Federation:
             timeout = _PATIENCE_S
 
             def do_GET(self) -> None:
-                status, page = federation.answer(self.headers)
+                self._tell(*federation.answer(self.headers))
+
+            def do_HEAD(self) -> None:
+                self.do_GET()
+
+            def _tell(self, status: int, page: str) -> None:
+                """Answer, and close: a body isn't read, and would be taken for a proxy's next request."""
                 body = page.encode()
                 self.send_response(status)
                 self.send_header("Content-Type", _TEXT)
                 self.send_header("Content-Length", str(len(body)))
+                self.send_header("Connection", "close")
                 self.end_headers()
-                self.wfile.write(body)
+                if self.command != "HEAD":
+                    self.wfile.write(body)
+
+            def send_error(
+                self, code: int, message: str | None = None, explain: str | None = None
+            ) -> None:
+                """Answer what can't be parsed, or has another method, with one line."""
+                why = message or HTTPStatus(code).phrase
+                self._tell(code, f"the metrics are asked for with GET or HEAD: {why:.200}\n")
 
             def log_message(self, *arguments: object) -> None:
                 pass

@@ -55,7 +55,7 @@ _SMALL_BYTES = 64 << 10
 _LINGER_S = 1.0
 """Time for which a refused client may still be sending, so that it can read the reason."""
 _PROGRESS_BYTES = 4096
-"""Least bytes of a body between two checks of a client that is sending it."""
+"""Least bytes of a body between two checks of a client that is sending it, and of an answer within `send_ns`."""
 _QUIET_CHECKS = 5
 """Checks without a request, or without progress of its body, after which a client gives way."""
 _HEAD_CHECKS = 2
@@ -145,10 +145,17 @@ class Connection(asyncio.BufferedProtocol):
         self._hung_up = self._lost = False
         self._began_ns: int | None = None
         """Time when the request that is being received began; None between requests."""
-        self._stuck_ns: int | None = None
-        """Time since which the client has read nothing of its answer; None if it does."""
-        self._unsent = self._unread = 0
-        """Bytes of the answer that aren't sent: at the last check, and as `state` counts them."""
+        self._paused = False
+        """Whether so much isn't sent that no further request is read or answered."""
+        self._unread = 0
+        """Bytes of the answer that aren't sent, as `state` counts them."""
+        self._unsent = self._unsent_ns = 0
+        """Bytes of answers that weren't sent, and the time, at the check at which the client had last read enough.
+
+        Bytes of further answers are added.
+        """
+        self._still = False
+        """Whether the client has read neither `_PROGRESS_BYTES` nor all that there was, up to the latest check."""
         self._opened_ns: int | None = clock_ns()
         """Time when the connection was opened; None once it has received a request."""
         self._upgrading = False
@@ -199,14 +206,13 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         """Stop reading and answering while the client doesn't read its answers."""
-        self._stuck_ns, self._unsent = self.clock_ns(), self._transport.get_write_buffer_size()
-        self._unread = self._unsent
+        self._paused, self._unread = True, self._transport.get_write_buffer_size()
         self.state.bodies.take(self.client, self._unread)
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         """Continue once the client reads its answers again."""
-        self._stuck_ns = None
+        self._paused = False
         self._release_unread()
         if self._backlog and not self._busy:
             self._next_soon()
@@ -481,7 +487,7 @@ class Connection(asyncio.BufferedProtocol):
             pieces = self._pieces
             body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         self._body, self._pieces = None, []
-        waits = self._busy or self._stuck_ns is not None or self._backlog
+        waits = self._busy or self._paused or self._backlog
         self._at_once += 1
         if not waits and self._at_once > _AT_ONCE:
             self._next_soon()
@@ -727,7 +733,7 @@ class Connection(asyncio.BufferedProtocol):
         if not keep_alive or self._leaving:
             self._transport.close()
         elif self._backlog:
-            if self._stuck_ns is None:
+            if not self._paused:
                 self._next_soon()
         elif self._refusal is not None:
             self._refuse(self._refusal)
@@ -773,18 +779,23 @@ class Connection(asyncio.BufferedProtocol):
 
     def overdue(self, now_ns: int) -> bool:
         """Whether the client is too slow in sending a request, or in reading its answer."""
-        limits = self.state.limits
-        if self._stuck_ns is not None:
-            unsent = self._transport.get_write_buffer_size()
-            if unsent < self._unsent:
-                self._unsent, self._stuck_ns = unsent, now_ns
-            return now_ns - self._stuck_ns > limits.send_ns
+        limits, unsent = self.state.limits, self._transport.get_write_buffer_size()
+        least = max(0, self._unsent - _PROGRESS_BYTES)
+        self._still = self._unsent > 0 and unsent > least
+        if not self._still:
+            self._unsent, self._unsent_ns = unsent, now_ns
+        elif now_ns - self._unsent_ns > limits.send_ns:
+            return True
+        elif unsent > self._unsent:
+            self._unsent = unsent  # a further answer came
+        if self._paused:
+            return False
         began_ns = self._began_ns if self._opened_ns is None else self._opened_ns
         return began_ns is not None and now_ns - began_ns > limits.receive_ns
 
     def rest(self) -> None:
         """Count a check at which the client let the server wait; record whether it is idle."""
-        waits = not self._busy and self._transport.get_write_buffer_size() == 0
+        waits = not self._busy and (self._still or self._unsent == 0)
         arrives = self._reserved - self._seen >= _PROGRESS_BYTES
         self._seen = self._reserved
         self.quiet = self.quiet + 1 if waits and not arrives else 0
@@ -793,7 +804,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def end_slow(self) -> None:
         """Close the connection of a client that is too slow."""
-        if self._stuck_ns is not None:
+        if self._still:
             self._transport.abort()
             return
         self._refuse(
@@ -817,7 +828,9 @@ class Connection(asyncio.BufferedProtocol):
         if self._leaving or self._hung_up or self._lost:
             return False
         self._leaving = True
-        if self.idle:
+        if self.quiet and self._still:
+            self._transport.abort()
+        elif self.idle:
             self._transport.close()
         return True
 
@@ -834,7 +847,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def give_way(self) -> None:
         """Close the connection to make room for others."""
-        if self._began_ns is not None:
+        if self._began_ns is not None or self._still:
             self.end_slow()
         self._transport.close()
 

@@ -104,6 +104,7 @@ class RawTicket:
         short: Whether the samples are so few bytes that their pipeline can't take long.
         prepared_bytes: Size of the prepared samples; 0 before they are there.
         place: Memory that is reserved for the samples.
+        job: Work that waits for a thread, at most one; emptied when the request is over.
         deadline_ns: Time after which the request's answer comes too late.
         timer: Timer that refuses the request if it waits too long for memory.
         smaller: Samples whose pictures were decoded smaller, which the exact model doesn't take; else none.
@@ -114,6 +115,7 @@ class RawTicket:
         "_done",
         "deadline_ns",
         "inner",
+        "job",
         "kept",
         "key",
         "model",
@@ -137,6 +139,7 @@ class RawTicket:
         self.kept: list[PreparedSample] = []
         self.origins: list[Origin] = []
         self.short, self.prepared_bytes = False, 0
+        self.job: list[Callable[[], None]] = []
         self.timer: asyncio.TimerHandle | None = None
         self.deadline_ns: float = math.inf
         self.smaller: list[bytes] = []
@@ -204,7 +207,7 @@ class Deciding:
         self._under_way: set[RawTicket] = set()
         self._shares = Shares(_MOST_WAITING)
         self._turns, self._orders, self._lock = Turns(), itertools.count(), threading.Lock()
-        self._waiting: list[tuple[int, int, Callable[[], None]]] = []
+        self._waiting: list[tuple[int, int, list[Callable[[], None]]]] = []
         """Heap of the work that waits for a thread, by the client's turn and the order of arrival."""
         self._prepared_bytes = 0
         self._none_left = asyncio.Event()
@@ -263,6 +266,7 @@ class Deciding:
     def leave(self, ticket: RawTicket) -> None:
         """Note that a request is answered or given up."""
         ticket.over = True
+        ticket.job.clear()  # else its samples would stay until a thread's turn comes
         if ticket in self._under_way:
             self._under_way.discard(ticket)
             self._shares.give(ticket.query.client, 1)
@@ -375,21 +379,22 @@ class Deciding:
 
     def _queue(self, ticket: RawTicket, work: Callable[[], None]) -> None:
         """Let a thread do work when its turn comes; the turns of large samples are those of the room."""
+        ticket.job = [work]
         with contextlib.suppress(RuntimeError):  # the model was unloaded, and the request refused
             if ticket.place.large:
-                LARGE.submit(work)
+                LARGE.submit(_do, ticket.job)
                 return
             with self._lock:
                 turn = self._turns.next(ticket.query.client, ticket.rows)
-                heapq.heappush(self._waiting, (turn, next(self._orders), work))
+                heapq.heappush(self._waiting, (turn, next(self._orders), ticket.job))
             self._threads.submit(self._work)
 
     def _work(self) -> None:
         """Do the work whose turn it is; on a thread."""
         with self._lock:
-            turn, _, work = heapq.heappop(self._waiting)
+            turn, _, job = heapq.heappop(self._waiting)
             self._turns.begun(turn)
-        work()
+        _do(job)
 
     def _quick(self, stage: str, ticket: RawTicket) -> bool:
         """Whether a stage takes less time than the way to a thread and back, for a short sample."""
@@ -626,6 +631,15 @@ def longest_of(*pipelines: Pipeline) -> float:
     """Return the size of the longest sample that all pipelines take."""
     stated = (step.longest_bytes for pipeline in pipelines for step in pipeline.steps)
     return min((size for size in stated if size), default=math.inf)
+
+
+def _do(job: list[Callable[[], None]]) -> None:
+    """Do the work that waits, unless its request is over; on a thread."""
+    try:
+        work = job.pop()
+    except IndexError:
+        return
+    work()
 
 
 def _late() -> ProtocolError:

@@ -91,17 +91,16 @@ class Shadow:
         if self._over:
             return
         if rows:
-            inputs = {key: array[row : row + 1].copy() for key, array in inputs.items()}
-            outputs = {key: array[row : row + 1].copy() for key, array in outputs.items()}
-        else:
-            inputs = {key: array.copy() for key, array in inputs.items()}
-            outputs = {key: array.copy() for key, array in outputs.items()}
+            inputs = {key: array[row : row + 1] for key, array in inputs.items()}
+            outputs = {key: array[row : row + 1] for key, array in outputs.items()}
         size = sum(array.nbytes for each in (inputs, outputs) for array in each.values())
         size += len(sample or b"")
         waiting = self._came - self._went
         if self._jobs.qsize() >= _MOST_WAITING or waiting + size > _MOST_BYTES:
             self._watch.skip(b"")
             return
+        inputs = {key: array.copy() for key, array in inputs.items()}
+        outputs = {key: array.copy() for key, array in outputs.items()}
         # Only now: to drop what is expected may score others' labels, for which the loop must not wait.
         labels, key = self._watch.labels, b""
         if labels is not None and name:
