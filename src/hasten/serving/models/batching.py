@@ -164,9 +164,9 @@ class Batching:
         """Never again run a long batch on the loop's thread; may be called from any thread."""
         self._clients = Clients()  # a new record never reports a client as alone
 
-    def promote(self, item: ServerTask, priority: int) -> None:
-        """Raise a request's priority because a request of a higher one waits for its answer."""
-        self.scheduler.promote(item, priority)
+    def promote(self, item: ServerTask, waiting: ServerTask) -> None:
+        """Let a request go as early as an equal one would that waits for its answer."""
+        self.scheduler.promote(item, waiting)
         self._look_soon()
 
     def _settle(self, item: ServerTask) -> None:

@@ -506,7 +506,7 @@ class ServedModel:
             self.statistics.cache_hit.add(now_ns - began_ns)
             self._flights[key].append(ticket)
             ticket.join(now_ns)
-            self._batching.promote(self._flights[key][0], ticket.priority)
+            self._batching.promote(self._flights[key][0], ticket)
             return True
         self.statistics.cache_miss.add(now_ns - began_ns)
         self._flights[key] = [ticket]
@@ -737,8 +737,9 @@ class Ticket(ServerTask):
         self.rows, self.key, self.deadline_ns, self.inputs = rows, key, deadline_ns, inputs
         self.priority = query.priority or USUAL_PRIORITY
         self.source, self.client = query.source, query.client
+        self.named = bool(query.client and query.name)
         self.arrived_ns = query.arrived_ns
-        self.state, self.queued_ns, self.order, self.tried = "new", 0, (0, 0), False
+        self.state, self.queued_ns, self.order, self.tried = "new", 0, (0, 0, 0), False
         self.model, self.query, self._done = model, query, done
         self.content: bytes | None = None
         self.follows = self.over = False
