@@ -89,6 +89,13 @@ class ServerTask(Pending):
         """
         raise NotImplementedError
 
+    def forget(self) -> None:
+        """Let go of what the request keeps in memory, as it is over and no thread runs it.
+
+        A queue may hold it for much longer.
+        """
+        self.inputs = {}
+
 
 class Batching:
     """Queue of one model version, with the threads that run its batches.
@@ -156,8 +163,11 @@ class Batching:
         """Drop a request, without a reply, because its client went away."""
         if item.state == "done":
             return
+        running = item.state == "running"
         self.scheduler.drop(item)
         self._settle(item)
+        if not running:
+            item.forget()
         self._look_soon()
 
     def stay_away(self) -> None:
@@ -183,11 +193,12 @@ class Batching:
         if left_ns > 0:  # the loop's timers round to milliseconds
             item.timer = self._loop.call_later(left_ns / 1e9, self._late, item)
             return
-        where = "in the queue" if item.state == "queued" else "while it was computed"
         self.scheduler.judge(late=True)
-        self.scheduler.drop(item)
+        queued = self.scheduler.drop(item)
         self._settle(item)
-        item.reply(_late(where), None)
+        item.reply(_late("in the queue" if queued else "while it was computed"), None)
+        if queued:
+            item.forget()
         self._look_soon()
 
     def _look_soon(self) -> None:
@@ -211,6 +222,7 @@ class Batching:
                     else "overloaded: the deadline can no longer be met; retry later"
                 )
                 item.reply(ProtocolError(Kind.OVERLOADED, why, retry_s=0.0), None)
+                item.forget()
             step = self.scheduler.next(now_ns)
             if step is None:
                 self._tell_if_empty()

@@ -765,6 +765,12 @@ class Ticket(ServerTask):
             return
         late = "the deadline passed while an equal request was computed"
         self.fail(ProtocolError(Kind.LATE, late))
+        self.forget()
+
+    def forget(self) -> None:
+        super().forget()
+        self.query.inputs, self.query.raw = {}, ()
+        self._done = _nobody  # else a request that asks for several models' answers, or has raw samples, stays
 
     def leave(self) -> None:
         """Stop waiting for the equal request."""
@@ -818,6 +824,10 @@ class Ticket(ServerTask):
             model._fly_on(self, outputs)
         if model._shadow is not None and not query.own:
             model.shadowed(self.inputs, outputs, self.rows, query.id, query.raw, query.name)
+
+
+def _nobody(answer: Answer | ProtocolError) -> None:
+    """Take no answer: the request is over."""
 
 
 class _Spec:
