@@ -216,6 +216,45 @@ def test_no_priority_gets_a_named_client_ahead_of_others(priorities: Sequence[in
     assert sum(one.client == "other" for one in answered) == 300
 
 
+def test_a_client_that_makes_its_own_requests_late_costs_others_no_answers() -> None:
+    """It overtakes each with five of a higher priority, so that predictions for it fail."""
+    queue: Scheduler[Pending] = Scheduler(Latencies({1: 10e6}), 1e9)
+    waiting: list[Pending] = []
+    missed, answered = [], []
+
+    def offer(client: str, priority: int, left_ns: float, now_ns: int) -> None:
+        item = queued(client, priority, named=True, at_ns=now_ns)
+        item.deadline_ns = now_ns + left_ns
+        queue.offer(item, now_ns)
+        waiting.append(item)
+
+    for step in range(3000):
+        now_ns = step * 10_000_000
+        for item in [one for one in waiting if one.deadline_ns <= now_ns]:
+            queue.judge(item, late=True)
+            queue.drop(item)
+            waiting.remove(item)
+            missed.append(item.client)
+        if step % 8 == 0:
+            with contextlib.suppress(ProtocolError):
+                offer("greedy", 2, 35e6, now_ns)
+            for _ in range(5):
+                offer("greedy", 1, float("inf"), now_ns)
+        if step % 10 == 0 and step >= 1000:
+            offer("other", 2, 35e6, now_ns)
+        assert not queue.hopeless(now_ns)
+        if isinstance(run := queue.next(now_ns), BatchRun):
+            (item,) = run.items
+            waiting.remove(item)
+            queue.ended(queue.begun(run, now_ns), 10e6, now_ns + 10_000_000)
+            if item.deadline_ns != float("inf"):
+                queue.judge(item, late=now_ns + 10_000_000 > item.deadline_ns)
+            answered.append(item.client)
+    assert missed.count("greedy") > 20
+    assert missed.count("other") == 0
+    assert answered.count("other") == 200
+
+
 def test_priorities_order_a_named_clients_own_requests() -> None:
     queue: Scheduler[Pending] = Scheduler(Latencies({1: 10.0}), 1000.0)
     usual, late = [queued("one", named=True) for _ in range(3)], queued("one", 9, named=True)

@@ -126,7 +126,7 @@ class Simulation:
             return
         self.queue.ended(number, took_ns, now_ns)
         for one in run.items:
-            self.queue.judge(late=now_ns > one.deadline_ns)
+            self.queue.judge(one, late=now_ns > one.deadline_ns)
         self.done += [(one, now_ns) for one in run.items]
 
     def _begun(

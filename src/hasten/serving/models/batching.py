@@ -193,7 +193,7 @@ class Batching:
         if left_ns > 0:  # the loop's timers round to milliseconds
             item.timer = self._loop.call_later(left_ns / 1e9, self._late, item)
             return
-        self.scheduler.judge(late=True)
+        self.scheduler.judge(item, late=True)
         queued = self.scheduler.drop(item)
         self._settle(item)
         item.reply(_late("in the queue" if queued else "while it was computed"), None)
@@ -350,7 +350,7 @@ class Batching:
             self._settle(item)
             late = began_ns > item.deadline_ns
             if item.deadline_ns != math.inf:
-                self.scheduler.judge(late=late)
+                self.scheduler.judge(item, late=late)
             if isinstance(outputs, Exception):
                 item.reply(_failure(outputs), None)
             elif late:  # its timer couldn't fire while the batch ran on the loop's own thread

@@ -140,7 +140,8 @@ class Scheduler(Generic[P]):
     _waiting_since_ns: int | None = None
     _ended_ns: int | None = None
     _source: int = 0
-    _margin: float = 1.0
+    _margins: dict[str, float] = field(default_factory=dict)
+    """Named client, or "" for all others -> margin of the predictions for requests that have deadlines."""
     _left: int = 0
     """Number of items in the heap that are no longer queued."""
 
@@ -190,14 +191,14 @@ class Scheduler(Generic[P]):
         Raises:
             ProtocolError: the request is refused.
         """
-        ahead = self._ahead(item)
+        ahead, margin = self._ahead(item), self._margin(item)
         left_ns = item.deadline_ns - now_ns
         if left_ns == math.inf:  # it can't be late
             busy_ns = self._busy_ns(now_ns)
             wait_ns, own_ns = self._queue_ns(item.rows, ahead, self.latencies.best, busy_ns), 0.0
         else:
-            wait_ns, own_ns = self._plan(item.rows, ahead, left_ns, now_ns)
-        wait_ns, own_ns = wait_ns * self._margin, own_ns * self._margin
+            wait_ns, own_ns = self._plan(item.rows, ahead, left_ns, now_ns, margin)
+        wait_ns, own_ns = wait_ns * margin, own_ns * margin
         late_ns = wait_ns + own_ns - left_ns
         if late_ns > 0 and not self._lone_try(item, now_ns):
             item.state = "done"
@@ -231,30 +232,39 @@ class Scheduler(Generic[P]):
         return min(ahead, clients * (own + item.rows))
 
     def learn_from(self, other: Scheduler[P]) -> None:
-        """Take over the margin that the scheduler of the replaced model has learned."""
-        self._margin = other._margin
+        """Take over the margins that the scheduler of the replaced model has learned."""
+        self._margins = dict(other._margins)
 
-    def judge(self, *, late: bool) -> None:
+    def judge(self, item: P, *, late: bool) -> None:
         """Adjust the margin of predictions so that about one deadline in 200 is missed.
 
-        The margin covers what predictions leave out, above all other load on the same processors.
+        The margin covers what predictions leave out, above all other load on the same processors. A named
+        client has its own, since it can make its own requests late.
 
         Args:
-            late: Whether an accepted request missed its deadline.
+            item: Accepted request that had a deadline.
+            late: Whether it missed its deadline.
         """
+        margin = self._margin(item)
         if late:
-            self._margin = min(self._margin * (1 + _STRETCH), _MOST_MARGIN)
+            margin = min(margin * (1 + _STRETCH), _MOST_MARGIN)
         else:
-            self._margin = max(self._margin * (1 - _STRETCH * _MOST_LATE), 1.0)
+            margin = max(margin * (1 - _STRETCH * _MOST_LATE), 1.0)
+        self._margins[item.client if item.named else ""] = margin
 
-    def _plan(self, rows: int, ahead: int, left_ns: float, now_ns: int) -> tuple[float, float]:
+    def _margin(self, item: P) -> float:
+        return self._margins.get(item.client if item.named else "", 1.0)
+
+    def _plan(
+        self, rows: int, ahead: int, left_ns: float, now_ns: int, margin: float = 1.0
+    ) -> tuple[float, float]:
         """Predict how long a request waits, and how long its batch takes, in nanoseconds.
 
         If requests arrive faster than they are answered, batches will be full, including the
         request's own, since later requests join it.
         """
         latencies = self.latencies
-        size = self._size(left_ns, now_ns)
+        size = self._size(left_ns, now_ns, margin)
         busy_ns = self._busy_ns(now_ns)
         full = self._is_full(size, now_ns)
         batch = max(rows, size if full and (ahead or busy_ns) else min(size, ahead + rows))
@@ -266,7 +276,7 @@ class Scheduler(Generic[P]):
         before = max(0, -(-(ahead + rows) // max(size, rows)) - 1)
         return busy_ns + before * self.latencies.expected_ns(size) / self.sessions
 
-    def _size(self, left_ns: float, now_ns: int) -> int:
+    def _size(self, left_ns: float, now_ns: int, margin: float = 1.0) -> int:
         """Return the batch size of the highest throughput for requests with `left_ns` to answer.
 
         A request that arrives during one batch meets its deadline in the next one if the rest of the
@@ -277,10 +287,10 @@ class Scheduler(Generic[P]):
         latencies = self.latencies
         if left_ns == math.inf or latencies.best == 1:
             return latencies.best
-        chosen = latencies.largest(left_ns / 2 / self._margin)
+        chosen = latencies.largest(left_ns / 2 / margin)
         rate, best = self.rate_per_ns(now_ns), 0.0
         for size in latencies.sizes:
-            took_ns = self._margin * latencies.promised_ns(size)
+            took_ns = margin * latencies.promised_ns(size)
             if size > latencies.best or took_ns > left_ns:
                 break
             coming = rate * min(took_ns / self.sessions, left_ns - took_ns)
@@ -466,9 +476,10 @@ class Scheduler(Generic[P]):
             since_ns = self._waiting_since_ns = now_ns
         # However often requests arrive, none waits longer for batch mates than a lone batch takes.
         end_ns = min(now_ns + limit_ns, since_ns + self.latencies.expected_ns(1))
-        took_ns = self._margin * self.latencies.promised_ns(rows + 1)
-        latest_ns = min(each.deadline_ns for each in items) - took_ns
-        end_ns = min(end_ns, latest_ns)
+        took_ns = self.latencies.promised_ns(rows + 1)
+        for each in items:
+            if each.deadline_ns != math.inf:
+                end_ns = min(end_ns, each.deadline_ns - self._margin(each) * took_ns)
         return math.ceil(end_ns) if end_ns > now_ns else None
 
     def begun(self, run: BatchRun[P], now_ns: int) -> int:
@@ -598,7 +609,8 @@ class Scheduler(Generic[P]):
         """Whether the head has too little time left for a full batch that could run without it."""
         if self.latencies.best == 1:
             return False
-        size = self._size(head.deadline_ns - head.arrived_ns, now_ns)
+        left_ns = head.deadline_ns - head.arrived_ns
+        size = self._size(left_ns, now_ns, self._margin(head))
         tight = now_ns + self.latencies.promised_ns(size) > head.deadline_ns
         enough = self.queued_rows - head.rows >= size > head.rows
         return tight and enough and self._is_full(size, now_ns)
