@@ -96,7 +96,7 @@ def test_connections_of_one_token_make_room_for_anothers(bundle: Path, tmp_path:
 
 
 def test_bodies_of_one_token_make_room_for_anothers(bundle: Path, tmp_path: Path) -> None:
-    bounds = {"body_bytes": MIB, "bodies_bytes": 8 * MIB}
+    bounds: dict[str, Any] = {"body_bytes": MIB, "bodies_bytes": 8 * MIB}
     with serving(bundle, tmp_path / "tokens", *TOKENS, **bounds) as server:
         state = server.server.state
         with holding(server, "greedy", 8, MIB, bytes(MIB - 1)):
