@@ -35,8 +35,9 @@ class Asked(ServerTask):
         now_ns = time.perf_counter_ns()
         self.rows, self.key, self.priority = 1, "x", priority
         self.deadline_ns, self.arrived_ns = now_ns + left_ns, now_ns
-        self.state, self.queued_ns, self.order = "new", 0, (0, 0)
+        self.state, self.queued_ns, self.order = "new", 0, (0, 0, 0)
         self.tried, self.source, self.client, self.timer = False, 0, "", None
+        self.named = False
         self.inputs = {"x": np.full((1, 2), number, np.float32)}
         self.answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 

@@ -7,13 +7,16 @@ import http.client
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
+from tests.support import pausing
 from tests.support.models import solid
+from tests.support.pausing import Pausing, pausing_installed
 from tests.support.servers import ServerThread, bundle_of, place_of, with_curve
 from tests.support.waiting import PATIENCE_S, until
 
@@ -36,12 +39,15 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextlib.contextmanager
-def serving(bundle: Path, file: Path, *names: str, **limits: Any) -> Iterator[ServerThread]:
+def serving(
+    bundle: Path, file: Path, *names: str, settings: Mapping[str, Any] | None = None, **limits: Any
+) -> Iterator[ServerThread]:
     """A server that knows these clients, and isn't slow to hear any."""
     file.write_text("".join(f'[{n}]\nscopes = ["infer"]\ntoken = "{TOKENS[n]}"\n' for n in names))
     file.chmod(0o600)
     bounds = Limits(receive_ns=FOREVER_NS, send_ns=FOREVER_NS, **limits)
-    with ServerThread(place_of(bundle), grpc=True, tokens=file, limits=bounds) as server:
+    place = place_of(bundle, **settings or {})
+    with ServerThread(place, grpc=True, tokens=file, limits=bounds) as server:
         yield server
 
 
@@ -90,7 +96,7 @@ def test_connections_of_one_token_make_room_for_anothers(bundle: Path, tmp_path:
 
 
 def test_bodies_of_one_token_make_room_for_anothers(bundle: Path, tmp_path: Path) -> None:
-    bounds = {"body_bytes": MIB, "bodies_bytes": 8 * MIB}
+    bounds: dict[str, Any] = {"body_bytes": MIB, "bodies_bytes": 8 * MIB}
     with serving(bundle, tmp_path / "tokens", *TOKENS, **bounds) as server:
         state = server.server.state
         with holding(server, "greedy", 8, MIB, bytes(MIB - 1)):
@@ -124,6 +130,38 @@ def test_requests_of_two_clients_are_not_under_way_on_one_connection(tmp_path: P
             answers = one.makefile("rb").read()
     assert answers.count(b"HTTP/1.1 200 ") == answers.count(b"HTTP/1.1 400 ") == 1
     assert b"requests of different clients can't be in progress on one connection" in answers
+
+
+@pytest.mark.parametrize("fair", [True, False])
+def test_a_clients_priorities_order_only_its_own_requests(tmp_path: Path, fair: bool) -> None:
+    """Unless all clients are treated as one."""
+
+    def infer(number: float, name: str, priority: int = 2) -> threading.Thread:
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [number, 0, 0, 0]}
+        body = json.dumps({"inputs": [tensor], "parameters": {"priority": priority}}).encode()
+        thread = threading.Thread(target=ask, args=(server, name, body))
+        thread.start()
+        return thread
+
+    pausing.RELEASE.clear()
+    request = {"x": np.array([[20, 0, 0, 0]], np.float32)}  # so long that a thread runs it
+    with pausing_installed(tmp_path / "plug-in"):
+        bundle = bundle_of(tmp_path, solid(tmp_path), engine=Pausing(), requests=[request])
+        settings = {"most_rows": 1, "sessions": 1, "most_wait_ns": FOREVER_NS}
+        with serving(bundle, tmp_path / "tokens", *TOKENS, settings=settings, fair=fair) as server:
+            (model,) = server.server.state.repository.served()
+            pausing.RAN.clear()
+            threads = [infer(1e9, "greedy")]
+            until(lambda: len(pausing.RAN) == 1)
+            asked = [(0.1, "greedy", 1), (0.2, "greedy", 1), (0.3, "greedy", 1), (0.4, "other", 2)]
+            for each in asked:
+                threads.append(infer(*each))
+                until(lambda: model.scheduler.queued_rows == len(threads) - 1)
+            pausing.RELEASE.set()
+            for thread in threads:
+                thread.join(PATIENCE_S)
+    order = [0.1, 0.4, 0.2, 0.3] if fair else [0.1, 0.2, 0.3, 0.4]
+    assert [round(row[0], 1) for row in pausing.RAN] == [1e9, *order]
 
 
 def test_one_token_for_all_tells_nobody_apart(bundle: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import http.client
 import json
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -132,8 +132,8 @@ def test_a_client_has_half_of_the_calls_while_others_are_there() -> None:
 # -- the queue of a model
 
 
-def queued(client: str) -> Pending:
-    return Pending(1, "x", 2, float("inf"), 0, client=client)
+def queued(client: str, priority: int = 2, *, named: bool = False, at_ns: int = 0) -> Pending:
+    return Pending(1, "x", priority, float("inf"), at_ns, client=client, named=named)
 
 
 def test_requests_of_a_model_take_turns_by_client() -> None:
@@ -169,7 +169,7 @@ def test_no_client_gets_turns_by_mixing_priorities() -> None:
     queue.offer(urgent, 0)
     raised = queued("greedy")
     queue.offer(raised, 0)
-    queue.promote(raised, 1)
+    queue.promote(raised, urgent)
     for expected in (urgent, raised):
         chosen = queue.next(0)
         assert isinstance(chosen, BatchRun)
@@ -189,6 +189,104 @@ def test_one_clients_requests_go_in_order_of_arrival() -> None:
     while isinstance(run := queue.next(0), BatchRun):
         gone += run.items
     assert gone == items
+
+
+@pytest.mark.parametrize("priorities", [[1], [1, 2, 3], range(3000, 0, -1)])
+def test_no_priority_gets_a_named_client_ahead_of_others(priorities: Sequence[int]) -> None:
+    """One keeps 8 requests queued that take 10 ms each; the other asks ten times a second."""
+    queue: Scheduler[Pending] = Scheduler(Latencies({1: 10e6}), 1e9)
+    asked, greedy_queued = 0, 0
+    answered: list[Pending] = []
+    for step in range(3000):
+        now_ns = step * 10_000_000
+        while greedy_queued < 8:
+            priority = priorities[asked % len(priorities)]
+            queue.offer(queued("greedy", priority, named=True, at_ns=now_ns), now_ns)
+            asked, greedy_queued = asked + 1, greedy_queued + 1
+        if step % 10 == 0:
+            queue.offer(queued("other", named=True, at_ns=now_ns), now_ns)
+        greedy_queued -= sum(one.client == "greedy" for one in queue.hopeless(now_ns))
+        run = queue.next(now_ns)
+        assert isinstance(run, BatchRun)
+        queue.ended(queue.begun(run, now_ns), 10e6, now_ns + 10_000_000)
+        answered += run.items
+        greedy_queued -= run.items[0].client == "greedy"
+        if run.items[0].client == "other":
+            assert now_ns - run.items[0].queued_ns <= 20_000_000
+    assert sum(one.client == "other" for one in answered) == 300
+
+
+def test_a_client_that_makes_its_own_requests_late_costs_others_no_answers() -> None:
+    """It overtakes each with five of a higher priority, so that predictions for it fail."""
+    queue: Scheduler[Pending] = Scheduler(Latencies({1: 10e6}), 1e9)
+    waiting: list[Pending] = []
+    missed, answered = [], []
+
+    def offer(client: str, priority: int, left_ns: float, now_ns: int) -> None:
+        item = queued(client, priority, named=True, at_ns=now_ns)
+        item.deadline_ns = now_ns + left_ns
+        queue.offer(item, now_ns)
+        waiting.append(item)
+
+    for step in range(3000):
+        now_ns = step * 10_000_000
+        for item in [one for one in waiting if one.deadline_ns <= now_ns]:
+            queue.judge(item, late=True)
+            queue.drop(item)
+            waiting.remove(item)
+            missed.append(item.client)
+        if step % 8 == 0:
+            with contextlib.suppress(ProtocolError):
+                offer("greedy", 2, 35e6, now_ns)
+            for _ in range(5):
+                offer("greedy", 1, float("inf"), now_ns)
+        if step % 10 == 0 and step >= 1000:
+            offer("other", 2, 35e6, now_ns)
+        assert not queue.hopeless(now_ns)
+        if isinstance(run := queue.next(now_ns), BatchRun):
+            (item,) = run.items
+            waiting.remove(item)
+            queue.ended(queue.begun(run, now_ns), 10e6, now_ns + 10_000_000)
+            if item.deadline_ns != float("inf"):
+                queue.judge(item, late=now_ns + 10_000_000 > item.deadline_ns)
+            answered.append(item.client)
+    assert missed.count("greedy") > 20
+    assert missed.count("other") == 0
+    assert answered.count("other") == 200
+
+
+def test_priorities_order_a_named_clients_own_requests() -> None:
+    queue: Scheduler[Pending] = Scheduler(Latencies({1: 10.0}), 1000.0)
+    usual, late = [queued("one", named=True) for _ in range(3)], queued("one", 9, named=True)
+    others = [queued("other", named=True) for _ in range(3)]
+    for item in (late, *usual, *others):
+        queue.offer(item, 0)
+    urgent = queued("one", 1, named=True)
+    urgent.deadline_ns = 45.0  # it waits for one of the other's, not for its client's
+    queue.offer(urgent, 0)
+    gone = []
+    while isinstance(run := queue.next(0), BatchRun):
+        gone += run.items
+        queue.ended(queue.begun(run, 0), 10.0, 0)
+    assert [item for item in gone if item.client == "one"] == [urgent, *usual, late]
+    assert [item for item in gone if item.client == "other"] == others
+    assert gone.index(others[0]) <= 1
+    assert queue.idle
+
+
+def test_who_waits_for_an_equal_request_doesnt_wait_for_its_clients_others() -> None:
+    queue: Scheduler[Pending] = Scheduler(Latencies({1: 10.0}), 1000.0)
+    backlog = [queued("one", 9, named=True) for _ in range(20)]
+    for item in backlog:
+        queue.offer(item, 0)
+    queue.promote(backlog[-1], queued("other", named=True))
+    queue.promote(backlog[-2], queued("one", 1, named=True))
+    queue.promote(backlog[0], queued("other", named=True))  # it goes as early anyway
+    heads = [queue.next(0) for _ in range(3)]
+    gone = [run.items[0] for run in heads if isinstance(run, BatchRun)]
+    assert gone[2] is backlog[0]
+    assert set(map(id, gone[:2])) == {id(backlog[-1]), id(backlog[-2])}
+    assert queue.queued_rows == 17
 
 
 class Unread:

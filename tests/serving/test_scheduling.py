@@ -126,7 +126,7 @@ class Simulation:
             return
         self.queue.ended(number, took_ns, now_ns)
         for one in run.items:
-            self.queue.judge(late=now_ns > one.deadline_ns)
+            self.queue.judge(one, late=now_ns > one.deadline_ns)
         self.done += [(one, now_ns) for one in run.items]
 
     def _begun(
@@ -350,15 +350,15 @@ def test_who_is_promoted_goes_with_its_new_equals() -> None:
     first, second, third = (item(0, priority=priority) for priority in (2, 3, 3))
     for one in (first, second, third):
         queue.offer(one, 0)
-    queue.promote(third, 1)
-    queue.promote(second, 5)  # nobody is put behind
+    queue.promote(third, item(0, priority=1))
+    queue.promote(second, item(0, priority=5))  # nobody is put behind
     order = []
     while (step := queue.next(0)) is not None:
         assert isinstance(step, BatchRun)
         order += step.items
         queue.ended(queue.begun(step, 0), MS, 0)
     assert order == [third, first, second]
-    queue.promote(second, 1)
+    queue.promote(second, item(0, priority=1))
     assert queue.queued_rows == 0
 
 

@@ -7,8 +7,10 @@ import concurrent.futures
 import functools
 import http.client
 import json
+import queue
 import shutil
 import socket
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +38,8 @@ from hasten.errors import InputError
 from hasten.serving.facts import repository_index
 from hasten.serving.models.repository import Repository
 from hasten.serving.models.statistics import Statistics
-from hasten.serving.protocol.errors import ProtocolError
+from hasten.serving.protocol.errors import Kind, ProtocolError
+from hasten.serving.protocol.requests import Query
 from hasten.testing import models
 
 PATIENCE_S = 120.0
@@ -552,6 +555,49 @@ def test_nothing_is_loaded_or_registered_unless_a_flag_allows_it(bundles: Path) 
         with pytest.raises(InferenceServerException, match="shared memory is off"):
             client.register_system_shared_memory("r", "/r", 16)
         client.close()
+
+
+@pytest.mark.parametrize("cached", [False, True], ids=["without a cache", "with one"])
+@pytest.mark.parametrize("how", ["its client goes away", "its deadline passes"])
+def test_who_leaves_the_queue_frees_its_memory_while_others_wait(
+    bundles: Path, how: str, cached: bool
+) -> None:
+    """Without a collection, and though the queue and the cache look at what has left only later."""
+
+    def leaves(data: float) -> list[weakref.ref[Any]]:
+        """Let a request leave; return what must be freed: its tensor, and who gets its answer."""
+        array = np.full((1, 4), data, np.float32)
+        now_ns = model.clock_ns()
+        query = Query("slow", "", "", {"x": array}, arrived_ns=now_ns, raw=[])
+        done = functools.partial(told.put)
+        kept = [weakref.ref(each) for each in (array, done)]
+        if how == "its deadline passes":
+            query.timeout_ns = 2 * 10**9
+        ticket = server.call(lambda: model.submit(query, done))
+        kept += [weakref.ref(each) for each in ticket.inputs.values()]
+        if how == "its client goes away":
+            server.call(ticket.cancel)
+        return kept
+
+    told: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    place = place_of(
+        bundles / "slow.hasten", cache_bytes=cached << 20, most_rows=1, most_wait_ns=60 * 10**9
+    )
+    with ServerThread(place) as server, concurrent.futures.ThreadPoolExecutor(2) as threads:
+        model = served(server, "slow")
+        calls = [threads.submit(answer, server, "slow", HELD)]
+        until(lambda: busy(server))
+        calls.append(threads.submit(answer, server, "slow", [8, 8, 8, 8]))  # waits from now on
+        until(lambda: model.queued_rows == 1)
+        kept = [ref for data in (0, 1, 8) for ref in leaves(data)]  # the last waits for its equal's
+        if how == "its deadline passes":
+            assert all(told.get(timeout=PATIENCE_S).kind is Kind.LATE for _ in range(3))
+        until(lambda: server.call(lambda: [ref() for ref in kept if ref() is not None]) == [])
+        assert model.queued_rows == 1
+        RELEASE.set()
+        for call in calls:
+            call.result()
 
 
 def test_a_lone_request_frees_its_memory_at_once(bundles: Path) -> None:

@@ -17,14 +17,18 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from prometheus_client.parser import text_string_to_metric_families
 from tests.support import chains
+from tests.support.bundles import forge
 from tests.support.chains import CELL, COLOURS, png, squares
 from tests.support.collector import CALLER, PARENT, TRACE, Collector, values
 from tests.support.servers import ServerThread
 from tests.support.waiting import until
+from tritonclient.utils import InferenceServerException
 
 import hasten
 from hasten.core.records import from_record, to_record
 from hasten.errors import InputError
+from hasten.inputs.pipeline.boxes import GivenBoxes
+from hasten.inputs.pipeline.classes import TopK
 from hasten.serving.cluster.kserve import write_kserve
 from hasten.serving.models import repository
 from hasten.serving.options import ModelOptions
@@ -338,6 +342,107 @@ def test_a_model_of_the_chain_that_is_unloaded_is_named_and_its_return_is_notice
         assert told(post(server, png(squares(PLACES)))[1]["decision"]) == PLACES
 
 
+def replaced(path: Path, new: Path) -> None:
+    """Put a bundle in another's place, which is kept beside it."""
+    path.rename(path.with_suffix(".old"))
+    new.rename(path)
+
+
+@pytest.mark.parametrize("unloaded", [False, True], ids=["swapped", "unloaded and loaded"])
+def test_a_chain_answers_with_the_steps_of_the_bundle_that_a_client_loaded(
+    tmp_path: Path, unloaded: bool
+) -> None:
+    """Here the new bundle names its classes in another order, and its pictures are prepared otherwise."""
+    det, colour = chains.detector(tmp_path), chains.classifier(tmp_path)
+    (tmp_path / "new").mkdir()
+    labels = COLOURS[::-1]
+    new = chains.classifier(tmp_path / "new", after=(TopK(labels=labels),))
+    forge(new, lambda record: record["pipeline"]["steps"][2].update(mean=[0.0, 0.0, -3.0]))
+    body = png(squares(PLACES))
+    with ServerThread(*settings_of([f"plates={det}+crop+{colour}"]).models, control=True) as server:
+        client = triton_http.InferenceServerClient(server.host, network_timeout=PATIENCE_S)
+        assert told(post(server, body)[1]["decision"]) == PLACES
+        if unloaded:
+            client.unload_model("plates.colour")
+        replaced(colour, new)
+        client.load_model("plates.colour")
+        found = told(post(server, body)[1]["decision"])
+        client.close()
+    with hasten.chain(f"{det}+crop+{colour}") as chain:
+        assert found == told(chain.decide(body))
+    assert found != PLACES
+
+
+def test_a_bundle_that_no_chain_can_be_made_with_takes_no_models_place(tmp_path: Path) -> None:
+    det, colour = chains.detector(tmp_path), chains.classifier(tmp_path)
+    (tmp_path / "new").mkdir()
+    body = png(squares(PLACES))
+    with ServerThread(*settings_of([f"plates={det}+crop+{colour}"]).models, control=True) as server:
+        client = triton_http.InferenceServerClient(server.host, network_timeout=PATIENCE_S)
+        before = server.server.state.repository.find("plates.det")
+        replaced(det, chains.detector(tmp_path / "new", after=()))
+        with pytest.raises(InferenceServerException) as caught:
+            client.load_model("plates.det")
+        assert str(caught.value) == (
+            f"[400] can't load 'plates.det': {det} doesn't fit the chain 'plates': crop needs boxes, but det "
+            "returns its raw outputs: make its bundle with steps after the model; unload the chain "
+            "first, or give another bundle"
+        )
+        assert server.server.state.repository.find("plates.det") is before
+        assert told(post(server, body)[1]["decision"]) == PLACES
+        client.unload_model("plates.colour")
+        (tmp_path / "other").mkdir()
+        other = chains.detector(tmp_path / "other", after=(GivenBoxes(labels=("it",), least=0.5),))
+        det.rename(tmp_path / "refused.hasten")
+        other.rename(det)
+        with pytest.raises(
+            InferenceServerException,
+            match=r"the model 'plates.colour' isn't ready: unloaded; unload",
+        ):
+            client.load_model("plates.det")
+        client.unload_model("plates")
+        for name in ("det", "colour"):
+            client.load_model(f"plates.{name}")
+        client.load_model("plates")
+        client.close()
+        assert told(post(server, body)[1]["decision"]) == PLACES
+
+
+def test_a_request_under_way_ends_with_the_model_that_is_replaced(tmp_path: Path) -> None:
+    det, colour = chains.detector(tmp_path), chains.classifier(tmp_path)
+    (tmp_path / "new").mkdir()
+    turned, labels = np.eye(3)[[1, 2, 0]], COLOURS[::-1]
+    new = chains.classifier(tmp_path / "new", winner=turned, after=(TopK(labels=labels),))
+    body = png(squares(PLACES))
+    places = settings_of([f"plates={det}+crop+{colour}"]).models
+    with ServerThread(*places) as server, ThreadPoolExecutor(2) as threads:
+        repository = server.server.state.repository
+        (member,) = repository.registered("plates.colour")
+        deciding: Any = repository.find("plates").deciding
+        asks, held = deciding._ask, []
+
+        def ask_later(ticket: Any, result: Any) -> None:
+            """Ask the detector at once, and the classifier when the test says so."""
+            if getattr(result, "model", "") == "colour":
+                held.append((ticket, result))
+            else:
+                asks(ticket, result)
+
+        deciding._ask = ask_later
+        under_way = threads.submit(post, server, body)
+        until(lambda: bool(held))
+        before = repository.find("plates.colour")
+        replaced(colour, new)
+        loading = threads.submit(server.call, lambda: repository.load(member))
+        until(lambda: repository.find("plates.colour") is not before)
+        after = told(post(server, body)[1]["decision"])
+        server.call(lambda: asks(*held[0]))
+        assert told(under_way.result()[1]["decision"]) == PLACES
+        loading.result()
+    with hasten.chain(f"{det}+crop+{colour}") as chain:
+        assert after == told(chain.decide(body)) != PLACES
+
+
 def test_the_chains_own_certificate_is_shown_until_one_of_its_models_is_replaced(
     tmp_path: Path,
 ) -> None:
@@ -361,8 +466,10 @@ def test_the_chains_own_certificate_is_shown_until_one_of_its_models_is_replaced
     with ServerThread(*settings_of([f"plates={line}"]).models) as server:
         repository = server.server.state.repository
         assert shown(server)[0] == "uncertified"
+        before = repository.find("plates")
         hasten.certify(line, pictures, max_drop=0.05).keep()
         server.call(repository.reload_changed)
+        assert repository.find("plates") is before  # its bundles haven't changed
         assert shown(server) == (
             "certified",
             "95% confident that at most 5% of answers change (n=60: 0 changed)",

@@ -89,6 +89,13 @@ class ServerTask(Pending):
         """
         raise NotImplementedError
 
+    def forget(self) -> None:
+        """Let go of what the request keeps in memory, as it is over and no thread runs it.
+
+        A queue may hold it for much longer.
+        """
+        self.inputs = {}
+
 
 class Batching:
     """Queue of one model version, with the threads that run its batches.
@@ -156,17 +163,20 @@ class Batching:
         """Drop a request, without a reply, because its client went away."""
         if item.state == "done":
             return
+        running = item.state == "running"
         self.scheduler.drop(item)
         self._settle(item)
+        if not running:
+            item.forget()
         self._look_soon()
 
     def stay_away(self) -> None:
         """Never again run a long batch on the loop's thread; may be called from any thread."""
         self._clients = Clients()  # a new record never reports a client as alone
 
-    def promote(self, item: ServerTask, priority: int) -> None:
-        """Raise a request's priority because a request of a higher one waits for its answer."""
-        self.scheduler.promote(item, priority)
+    def promote(self, item: ServerTask, waiting: ServerTask) -> None:
+        """Let a request go as early as an equal one would that waits for its answer."""
+        self.scheduler.promote(item, waiting)
         self._look_soon()
 
     def _settle(self, item: ServerTask) -> None:
@@ -183,11 +193,12 @@ class Batching:
         if left_ns > 0:  # the loop's timers round to milliseconds
             item.timer = self._loop.call_later(left_ns / 1e9, self._late, item)
             return
-        where = "in the queue" if item.state == "queued" else "while it was computed"
-        self.scheduler.judge(late=True)
-        self.scheduler.drop(item)
+        self.scheduler.judge(item, late=True)
+        queued = self.scheduler.drop(item)
         self._settle(item)
-        item.reply(_late(where), None)
+        item.reply(_late("in the queue" if queued else "while it was computed"), None)
+        if queued:
+            item.forget()
         self._look_soon()
 
     def _look_soon(self) -> None:
@@ -211,6 +222,7 @@ class Batching:
                     else "overloaded: the deadline can no longer be met; retry later"
                 )
                 item.reply(ProtocolError(Kind.OVERLOADED, why, retry_s=0.0), None)
+                item.forget()
             step = self.scheduler.next(now_ns)
             if step is None:
                 self._tell_if_empty()
@@ -338,7 +350,7 @@ class Batching:
             self._settle(item)
             late = began_ns > item.deadline_ns
             if item.deadline_ns != math.inf:
-                self.scheduler.judge(late=late)
+                self.scheduler.judge(item, late=late)
             if isinstance(outputs, Exception):
                 item.reply(_failure(outputs), None)
             elif late:  # its timer couldn't fire while the batch ran on the loop's own thread

@@ -113,17 +113,11 @@ class ServedChain(ServedModel):
             models = {node: self.member(node) for node in place.members}
         except ProtocolError as error:
             raise CandidateError(str(error)) from error
-        members = {
-            node: Member(
-                pipeline_of(node, model.opened.manifest),
-                model.inputs,
-                max(1, model.most_rows),
-            )
-            for node, model in models.items()
-        }
+        members = {node: _member(node, model.opened) for node, model in models.items()}
         self._state(models[place.chain.roots[0].name].opened, "uncertified", _WHY)
         self.statistics.follow(_parts_of(place.chain))
-        self.deciding = _ChainDeciding(self, ChainPlan(place.chain, members), loop)
+        self._plan = ChainPlan(place.chain, members)
+        self.deciding = _ChainDeciding(self, self._plan, loop)
         self._shadow = self.quick_rows = self.sequences = self.watch = None
 
     def member(self, node: str) -> ServedModel:
@@ -163,6 +157,36 @@ class ServedChain(ServedModel):
     def asks(self, name: str, version: str) -> bool:
         """Whether a served model is one of the chain's."""
         return version == self.version and name in self._place.members.values()
+
+    def suits(self, name: str, opened: OpenBundle) -> bool:
+        """Whether a bundle can take the place of one of the models as the chain is; else it is made again.
+
+        Args:
+            name: Name under which the model is served.
+            opened: The bundle.
+
+        Raises:
+            InputError: no chain can be made with the bundle.
+            CandidateError: the chain would have to be made again, but another of its models isn't ready.
+        """
+        members = dict(self._plan.members) | {
+            node: _member(node, opened) for node, one in self._place.members.items() if one == name
+        }
+        if members == self._plan.members:
+            return True
+        ChainPlan(self._place.chain, members)
+        try:
+            for node, one in self._place.members.items():
+                if one != name:
+                    self.member(node)
+        except ProtocolError as error:
+            raise CandidateError(str(error)) from error
+        return False
+
+    def end_with(self, old: ServedModel) -> None:
+        """Ask a model that was replaced, as this chain was, for the requests that the chain has accepted."""
+        find, place = self._find, (old.name, old.version)
+        self._find = lambda name, version: old if (name, version) == place else find(name, version)
 
     def find_certificate(self) -> Callable[[], str]:
         """Return what reads the chain's certificate, for a thread, and states it if it holds.
@@ -259,6 +283,16 @@ class ServedChain(ServedModel):
             self.deciding.close()
         if self.cache is not None:
             self.cache.clear()
+
+
+def _member(node: str, opened: OpenBundle) -> Member:
+    """Return what a chain's plan needs to know of a node's bundle.
+
+    Raises:
+        InputError: the bundle has no pipeline.
+    """
+    most_rows = max(1, opened.most_rows) if opened.batched else 1
+    return Member(pipeline_of(node, opened.manifest), opened.first.inputs, most_rows)
 
 
 class _ChainTicket(RawTicket):

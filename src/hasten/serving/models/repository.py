@@ -283,6 +283,11 @@ class Repository:
                     chain = self._chained(one, one.chain, old)
                 else:
                     opened = await self._opened_in_turn(one, old)
+                    try:
+                        chains = self._chains_to_renew(one, opened)
+                    except HastenError:
+                        await _on_a_thread(opened.close)
+                        raise
             except GivenUpError:
                 log.info(_GIVEN_UP, extra={"model": one.name, "version": one.version})
                 raise
@@ -327,9 +332,12 @@ class Repository:
                 log.info("%s", opened.agreed, extra={"model": one.name, "version": one.version})
             what = "ready" if old is None else "ready, in place of the model served before"
             log.info("%s", what, extra={"model": one.name, "version": one.version})
-            for other in self.served():  # its certificate may be of the old model
+            left = [self._renewed(each, old) for each in chains]
+            for other in list(self.served()):  # its certificate may be of the old model
                 if isinstance(other, ServedChain) and other.asks(one.name, one.version):
                     await self._find_certificate(other)
+            for chain in left:
+                await self._retire(chain)
             if old is not None:
                 await self._retire(old)
 
@@ -391,6 +399,41 @@ class Repository:
         extra = {"model": one.name, "version": one.version}
         log.info("ready: a chain of %s", ", ".join(chain.members.values()), extra=extra)
         return served
+
+    def _chains_to_renew(self, one: Registered, opened: OpenBundle) -> list[Registered]:
+        """Return the chains that must be made again for a model's new bundle, as its pipeline is another one.
+
+        Raises:
+            CandidateError: one of them can't be made.
+        """
+        found = []
+        for each in self:
+            chain = each.served
+            if isinstance(chain, ServedChain) and chain.asks(one.name, one.version):
+                try:
+                    if not chain.suits(one.name, opened):
+                        found.append(each)
+                except HastenError as error:
+                    raise CandidateError(
+                        f"{one.path} doesn't fit the chain {each.name!r}: {error}; unload the chain first, or "
+                        "give another bundle"
+                    ) from error
+        return found
+
+    def _renewed(self, one: Registered, model: ServedModel | None) -> ServedChain:
+        """Make a chain again, since one of its models was replaced; return the old chain.
+
+        Args:
+            one: The chain.
+            model: The model that was replaced; None if it was unloaded.
+        """
+        old = one.served
+        assert isinstance(old, ServedChain)
+        assert one.chain is not None
+        if model is not None:
+            old.end_with(model)
+        one.served = self._chained(one, one.chain, old)
+        return old
 
     async def _find_certificate(self, chain: ServedChain) -> None:
         """Let a chain state its certificate, unless one of its models isn't ready."""
@@ -515,6 +558,9 @@ class Repository:
             served = one.served
             if served is None and one.reason == UNLOADED:
                 continue  # a client unloaded it on purpose
+            if isinstance(served, ServedChain):  # its models are versions of their own
+                await self._find_certificate(served)
+                continue
             if served is None or await _on_a_thread(functools.partial(_stale, served)):
                 await self._load_in_turn(one)
             else:

@@ -41,16 +41,18 @@ class Pending:
     Attributes:
         rows: Samples in the request.
         key: Key that is equal for requests that can share a batch.
-        priority: Priority from 1, the highest; equal ones go in turn by client, then in order of arrival.
+        priority: Priority from 1, the highest; equal ones go in turn by client, then in order of arrival. If the
+            client is named, its priorities order only its own requests.
         deadline_ns: Deadline on the monotonic clock; `math.inf` for none.
         arrived_ns: Time of arrival on the monotonic clock.
         state: "new", "queued", "running", or "done" (answered, refused or dropped).
         queued_ns: Time when the request was accepted, on the monotonic clock.
-        order: Turn among the requests of all clients, and rank in the order of arrival.
+        order: Level, turn among the requests of all clients at that level, and rank in the order of arrival.
         source: Number of the connection that sent the request; 0 if unknown.
         tried: Whether the request runs although it will probably be late, to find out how fast the
             machine is now.
         client: Client that the request is counted under.
+        named: Whether the client is known by a token or a certificate, and others are too.
     """
 
     rows: int
@@ -60,10 +62,11 @@ class Pending:
     arrived_ns: int
     state: str = "new"
     queued_ns: int = 0
-    order: tuple[int, int] = (0, 0)
+    order: tuple[int, int, int] = (0, 0, 0)
     tried: bool = False
     source: int = 0
     client: str = ""
+    named: bool = False
 
 
 P = TypeVar("P", bound=Pending)
@@ -103,6 +106,9 @@ class _Busy:
 class Scheduler(Generic[P]):
     """Scheduler of one model's queue.
 
+    Requests of a lower level go first. Those of named clients are all at the usual one, where clients take
+    turns, so that none gets ahead of the others by its priorities. Other requests' level is their priority.
+
     Args:
         latencies: Expected times of the model's batches.
         most_wait_ns: Longest wait in the queue; a request that would wait longer is refused, whatever
@@ -114,13 +120,17 @@ class Scheduler(Generic[P]):
     most_wait_ns: float
     sessions: int = 1
     _rows: dict[int, int] = field(default_factory=dict)
-    """Priority -> number of queued rows."""
+    """Level -> number of queued rows."""
     _of: dict[str, int] = field(default_factory=dict)
     """Client -> number of its queued rows."""
+    _own: dict[str, dict[int, int]] = field(default_factory=dict)
+    """Named client -> priority -> number of its queued rows."""
+    _astray: set[str] = field(default_factory=set)
+    """Named clients with requests that are queued behind their own of a lower priority."""
     _turns: dict[int, Turns] = field(default_factory=dict)
-    """Priority of which rows are queued -> turns of the clients."""
-    _heap: list[tuple[int, tuple[int, int], P]] = field(default_factory=list)
-    """Priority, order and request: two requests never have the same order, so they aren't compared."""
+    """Level of which rows are queued -> turns of the clients."""
+    _heap: list[tuple[tuple[int, int, int], P]] = field(default_factory=list)
+    """Order and request: two requests never have the same order, so they aren't compared."""
     _running: dict[int, _Busy] = field(default_factory=dict)
     _runs: int = 0
     _orders: int = 0
@@ -130,7 +140,8 @@ class Scheduler(Generic[P]):
     _waiting_since_ns: int | None = None
     _ended_ns: int | None = None
     _source: int = 0
-    _margin: float = 1.0
+    _margins: dict[str, float] = field(default_factory=dict)
+    """Named client, or "" for all others -> margin of the predictions for requests that have deadlines."""
     _left: int = 0
     """Number of items in the heap that are no longer queued."""
 
@@ -150,10 +161,13 @@ class Scheduler(Generic[P]):
         if self._running or self._rows or item.deadline_ns != math.inf:
             self._admit(item, now_ns)
         self._orders += 1
-        turn = self._turns_of(item.priority).next(item.client, item.rows)
-        item.order, item.state, item.queued_ns = (turn, self._orders), "queued", now_ns
-        heapq.heappush(self._heap, (item.priority, item.order, item))
+        level = _level(item)
+        turn = self._turns_of(level).next(item.client, item.rows)
+        item.order, item.state, item.queued_ns = (level, turn, self._orders), "queued", now_ns
+        heapq.heappush(self._heap, (item.order, item))
         self._count(item, item.rows)
+        if item.named:
+            self._look_for_order(item)
 
     def take_alone(self, item: P, now_ns: int) -> BatchRun[P] | None:
         """Accept a request that can run at once: the model is idle, and no batch mate is expected.
@@ -177,20 +191,14 @@ class Scheduler(Generic[P]):
         Raises:
             ProtocolError: the request is refused.
         """
-        ahead = 0
-        for priority, rows in self._rows.items():
-            if priority <= item.priority:
-                ahead += rows
-        # Before it go at most as many rows of each client as the client's own, with these.
-        clients = len(self._of) + (item.client not in self._of)
-        ahead = min(ahead, clients * (self._of.get(item.client, 0) + item.rows))
+        ahead, margin = self._ahead(item), self._margin(item)
         left_ns = item.deadline_ns - now_ns
         if left_ns == math.inf:  # it can't be late
             busy_ns = self._busy_ns(now_ns)
             wait_ns, own_ns = self._queue_ns(item.rows, ahead, self.latencies.best, busy_ns), 0.0
         else:
-            wait_ns, own_ns = self._plan(item.rows, ahead, left_ns, now_ns)
-        wait_ns, own_ns = wait_ns * self._margin, own_ns * self._margin
+            wait_ns, own_ns = self._plan(item.rows, ahead, left_ns, now_ns, margin)
+        wait_ns, own_ns = wait_ns * margin, own_ns * margin
         late_ns = wait_ns + own_ns - left_ns
         if late_ns > 0 and not self._lone_try(item, now_ns):
             item.state = "done"
@@ -209,31 +217,54 @@ class Scheduler(Generic[P]):
                 retry_s=(wait_ns - self.most_wait_ns) / 1e9,
             )
 
-    def learn_from(self, other: Scheduler[P]) -> None:
-        """Take over the margin that the scheduler of the replaced model has learned."""
-        self._margin = other._margin
+    def _ahead(self, item: P) -> int:
+        """Return the most rows that go before a new request."""
+        level, ahead = _level(item), 0
+        for each, rows in self._rows.items():
+            if each <= level:
+                ahead += rows
+        own = self._of.get(item.client, 0)
+        for priority, rows in self._own.get(item.client, {}).items():
+            if priority > item.priority:
+                ahead, own = ahead - rows, own - rows
+        # Before it go at most as many rows of each client as the client's own, with these.
+        clients = len(self._of) + (item.client not in self._of)
+        return min(ahead, clients * (own + item.rows))
 
-    def judge(self, *, late: bool) -> None:
+    def learn_from(self, other: Scheduler[P]) -> None:
+        """Take over the margins that the scheduler of the replaced model has learned."""
+        self._margins = dict(other._margins)
+
+    def judge(self, item: P, *, late: bool) -> None:
         """Adjust the margin of predictions so that about one deadline in 200 is missed.
 
-        The margin covers what predictions leave out, above all other load on the same processors.
+        The margin covers what predictions leave out, above all other load on the same processors. A named
+        client has its own, since it can make its own requests late.
 
         Args:
-            late: Whether an accepted request missed its deadline.
+            item: Accepted request that had a deadline.
+            late: Whether it missed its deadline.
         """
+        margin = self._margin(item)
         if late:
-            self._margin = min(self._margin * (1 + _STRETCH), _MOST_MARGIN)
+            margin = min(margin * (1 + _STRETCH), _MOST_MARGIN)
         else:
-            self._margin = max(self._margin * (1 - _STRETCH * _MOST_LATE), 1.0)
+            margin = max(margin * (1 - _STRETCH * _MOST_LATE), 1.0)
+        self._margins[item.client if item.named else ""] = margin
 
-    def _plan(self, rows: int, ahead: int, left_ns: float, now_ns: int) -> tuple[float, float]:
+    def _margin(self, item: P) -> float:
+        return self._margins.get(item.client if item.named else "", 1.0)
+
+    def _plan(
+        self, rows: int, ahead: int, left_ns: float, now_ns: int, margin: float = 1.0
+    ) -> tuple[float, float]:
         """Predict how long a request waits, and how long its batch takes, in nanoseconds.
 
         If requests arrive faster than they are answered, batches will be full, including the
         request's own, since later requests join it.
         """
         latencies = self.latencies
-        size = self._size(left_ns, now_ns)
+        size = self._size(left_ns, now_ns, margin)
         busy_ns = self._busy_ns(now_ns)
         full = self._is_full(size, now_ns)
         batch = max(rows, size if full and (ahead or busy_ns) else min(size, ahead + rows))
@@ -245,7 +276,7 @@ class Scheduler(Generic[P]):
         before = max(0, -(-(ahead + rows) // max(size, rows)) - 1)
         return busy_ns + before * self.latencies.expected_ns(size) / self.sessions
 
-    def _size(self, left_ns: float, now_ns: int) -> int:
+    def _size(self, left_ns: float, now_ns: int, margin: float = 1.0) -> int:
         """Return the batch size of the highest throughput for requests with `left_ns` to answer.
 
         A request that arrives during one batch meets its deadline in the next one if the rest of the
@@ -256,10 +287,10 @@ class Scheduler(Generic[P]):
         latencies = self.latencies
         if left_ns == math.inf or latencies.best == 1:
             return latencies.best
-        chosen = latencies.largest(left_ns / 2 / self._margin)
+        chosen = latencies.largest(left_ns / 2 / margin)
         rate, best = self.rate_per_ns(now_ns), 0.0
         for size in latencies.sizes:
-            took_ns = self._margin * latencies.promised_ns(size)
+            took_ns = margin * latencies.promised_ns(size)
             if size > latencies.best or took_ns > left_ns:
                 break
             coming = rate * min(took_ns / self.sessions, left_ns - took_ns)
@@ -321,7 +352,8 @@ class Scheduler(Generic[P]):
         if until_ns is not None:
             return Wait(until_ns)
         self._waiting_since_ns = None
-        self._turns[items[0].priority].begun(items[0].order[0])
+        level, turn, _ = items[0].order
+        self._turns[level].begun(turn)
         for item in items:
             item.state = "running"
         self._remove(items)
@@ -329,24 +361,48 @@ class Scheduler(Generic[P]):
 
     def _first(self) -> P | None:
         """Return the head of the queue; None if it is empty."""
+        if self._astray:
+            self._put_in_order()
         heap = self._heap
-        while heap and heap[0][2].state != "queued":
+        while heap and heap[0][1].state != "queued":
             heapq.heappop(heap)
             self._left -= 1
-        return heap[0][2] if heap else None
+        return heap[0][1] if heap else None
+
+    def _look_for_order(self, item: P) -> None:
+        """Note whether a named client's new request goes before requests that the client sent earlier."""
+        own = self._own[item.client]
+        if len(own) > 1 and item.priority < max(own):
+            self._astray.add(item.client)
+
+    def _put_in_order(self) -> None:
+        """Give the turns that a named client has to its requests by priority; other clients' stay."""
+        self._forget_left()
+        theirs: dict[str, list[P]] = {client: [] for client in self._astray}
+        for _, item in self._heap:
+            if item.named and item.client in theirs:
+                theirs[item.client].append(item)
+        for items in theirs.values():
+            turn = min(item.order[1] - item.rows for item in items)
+            for item in sorted(items, key=lambda one: (one.priority, one.order[2])):
+                turn += item.rows
+                item.order = item.order[0], turn, item.order[2]
+        self._astray.clear()
+        self._heap = [(item.order, item) for _, item in self._heap]
+        heapq.heapify(self._heap)
 
     def _in_order(self) -> Iterator[P]:
         """Yield queued requests in order; only as many as a batch needs, to avoid sorting the heap."""
         if len(self._heap) <= 4:
-            yield from (each for *_, each in sorted(self._heap) if each.state == "queued")
+            yield from (each for _, each in sorted(self._heap) if each.state == "queued")
             return
         count = 4 * self.latencies.most + self._left
         first = heapq.nsmallest(count, self._heap)
-        yield from (each for *_, each in first if each.state == "queued")
+        yield from (each for _, each in first if each.state == "queued")
 
     def _choose(self, now_ns: int) -> tuple[int, list[P]]:
         """Choose the next batch: the head of the queue and the requests that may join it."""
-        head = self._heap[0][2]
+        head = self._heap[0][1]
         if len(self._heap) == 1:
             return head.rows, [head]
         able = [head]
@@ -420,9 +476,10 @@ class Scheduler(Generic[P]):
             since_ns = self._waiting_since_ns = now_ns
         # However often requests arrive, none waits longer for batch mates than a lone batch takes.
         end_ns = min(now_ns + limit_ns, since_ns + self.latencies.expected_ns(1))
-        took_ns = self._margin * self.latencies.promised_ns(rows + 1)
-        latest_ns = min(each.deadline_ns for each in items) - took_ns
-        end_ns = min(end_ns, latest_ns)
+        took_ns = self.latencies.promised_ns(rows + 1)
+        for each in items:
+            if each.deadline_ns != math.inf:
+                end_ns = min(end_ns, each.deadline_ns - self._margin(each) * took_ns)
         return math.ceil(end_ns) if end_ns > now_ns else None
 
     def begun(self, run: BatchRun[P], now_ns: int) -> int:
@@ -443,37 +500,66 @@ class Scheduler(Generic[P]):
         self._forget_left()  # stale entries of these items may still be in the heap
         for item in items:
             item.state, item.key = "queued", object()
-            self._turns_of(item.priority)
-            heapq.heappush(self._heap, (item.priority, item.order, item))
+            self._turns_of(item.order[0])
+            heapq.heappush(self._heap, (item.order, item))
             self._count(item, item.rows)
 
-    def promote(self, item: P, priority: int) -> None:
-        """Raise the priority of a queued request, for another request that waits for its answer."""
-        if item.state != "queued" or priority >= item.priority:
+    def promote(self, item: P, waiting: Pending) -> None:
+        """Let a queued request go as early as another would that waits for its answer, at that one's expense."""
+        if item.state != "queued" or _level(waiting) > item.order[0]:
             return
+        if item.named and waiting.named and item.client == waiting.client:
+            if waiting.priority < item.priority:
+                self._count_own(item.client, item.priority, -item.rows)
+                item.priority = waiting.priority
+                self._count_own(item.client, item.priority, item.rows)
+                self._look_for_order(item)
+            return
+        level = _level(waiting)
+        if level == item.order[0]:
+            turn = self._turns[level].next(waiting.client, item.rows)
+            self._turns[level].gave_up(waiting.client, item.rows)
+            if turn >= item.order[1]:
+                return
         self._count(item, -item.rows)
-        item.priority = priority
-        item.order = self._turns_of(priority).next(item.client, item.rows), item.order[1]
+        item.priority, item.client, item.named = waiting.priority, waiting.client, waiting.named
+        turn = self._turns_of(level).next(item.client, item.rows)
+        item.order = level, turn, item.order[2]
         self._count(item, item.rows)
-        self._heap = [(each.priority, each.order, each) for *_, each in self._heap]
+        if item.named:
+            self._look_for_order(item)
+        self._heap = [(each.order, each) for _, each in self._heap]
         heapq.heapify(self._heap)
 
-    def _turns_of(self, priority: int) -> Turns:
-        found = self._turns.get(priority)
+    def _turns_of(self, level: int) -> Turns:
+        found = self._turns.get(level)
         if found is None:
-            found = self._turns[priority] = Turns()
+            found = self._turns[level] = Turns()
         return found
 
     def _count(self, item: P, rows: int) -> None:
-        """Add to the queued rows of a request's priority and client; no count stays at 0."""
-        of_priority, of_client = self._rows, self._of
-        of_priority[item.priority] = queued = of_priority.get(item.priority, 0) + rows
+        """Add to the queued rows of a request's level and client; no count stays at 0."""
+        level, client = item.order[0], item.client
+        of_level, of_client = self._rows, self._of
+        of_level[level] = queued = of_level.get(level, 0) + rows
         if not queued:
-            del of_priority[item.priority]
-            self._turns.pop(item.priority, None)
-        of_client[item.client] = queued = of_client.get(item.client, 0) + rows
+            del of_level[level]
+            self._turns.pop(level, None)
+        of_client[client] = queued = of_client.get(client, 0) + rows
         if not queued:
-            del of_client[item.client]
+            del of_client[client]
+        if item.named:
+            self._count_own(client, item.priority, rows)
+
+    def _count_own(self, client: str, priority: int, rows: int) -> None:
+        """Add to the queued rows of a named client's priority."""
+        own = self._own.setdefault(client, {})
+        own[priority] = queued = own.get(priority, 0) + rows
+        if not queued:
+            del own[priority]
+        if not own:
+            del self._own[client]
+            self._astray.discard(client)
 
     # -- requests that leave without an answer from the model
 
@@ -495,7 +581,7 @@ class Scheduler(Generic[P]):
         found: list[P] = []
         if len(self._running) >= self.sessions:
             return found
-        if len(self._rows) > 1:
+        if len(self._rows) > 1 or any(len(own) > 1 for own in self._own.values()):
             found += self._overtaken(now_ns)
         while (head := self._first()) is not None and not head.tried:
             if head.deadline_ns == math.inf:
@@ -512,7 +598,7 @@ class Scheduler(Generic[P]):
         most_ns = self.most_wait_ns
         found = [
             each
-            for *_, each in self._heap
+            for _, each in self._heap
             if each.state == "queued" and now_ns - each.queued_ns > most_ns
         ]
         for each in found:
@@ -523,7 +609,8 @@ class Scheduler(Generic[P]):
         """Whether the head has too little time left for a full batch that could run without it."""
         if self.latencies.best == 1:
             return False
-        size = self._size(head.deadline_ns - head.arrived_ns, now_ns)
+        left_ns = head.deadline_ns - head.arrived_ns
+        size = self._size(left_ns, now_ns, self._margin(head))
         tight = now_ns + self.latencies.promised_ns(size) > head.deadline_ns
         enough = self.queued_rows - head.rows >= size > head.rows
         return tight and enough and self._is_full(size, now_ns)
@@ -535,7 +622,7 @@ class Scheduler(Generic[P]):
 
     def drain(self) -> list[P]:
         """Remove all queued requests, and return them in order."""
-        items = [each for *_, each in sorted(self._heap) if each.state == "queued"]
+        items = [each for _, each in sorted(self._heap) if each.state == "queued"]
         for item in items:
             self.drop(item)
         self._heap, self._left = [], 0
@@ -545,7 +632,7 @@ class Scheduler(Generic[P]):
         """Uncount requests that are no longer queued; they stay in the heap until they reach its top."""
         if len(items) == len(self._heap):  # the queue is empty now
             self._heap.clear()
-            for counted in (self._rows, self._of, self._turns):
+            for counted in (self._rows, self._of, self._own, self._astray, self._turns):
                 counted.clear()
             self._left = 0
             return
@@ -557,7 +644,7 @@ class Scheduler(Generic[P]):
 
     def _forget_left(self) -> None:
         """Remove requests from the heap that are no longer queued."""
-        self._heap = [entry for entry in self._heap if entry[2].state == "queued"]
+        self._heap = [entry for entry in self._heap if entry[1].state == "queued"]
         heapq.heapify(self._heap)
         self._left = 0
 
@@ -570,6 +657,10 @@ class Scheduler(Generic[P]):
     def idle(self) -> bool:
         """Whether no request is queued and no batch runs."""
         return not self._running and not self._rows
+
+
+def _level(item: Pending) -> int:
+    return USUAL_PRIORITY if item.named else item.priority
 
 
 def _filled(size: int, coming: float) -> float:

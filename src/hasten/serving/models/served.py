@@ -506,7 +506,7 @@ class ServedModel:
             self.statistics.cache_hit.add(now_ns - began_ns)
             self._flights[key].append(ticket)
             ticket.join(now_ns)
-            self._batching.promote(self._flights[key][0], ticket.priority)
+            self._batching.promote(self._flights[key][0], ticket)
             return True
         self.statistics.cache_miss.add(now_ns - began_ns)
         self._flights[key] = [ticket]
@@ -737,8 +737,9 @@ class Ticket(ServerTask):
         self.rows, self.key, self.deadline_ns, self.inputs = rows, key, deadline_ns, inputs
         self.priority = query.priority or USUAL_PRIORITY
         self.source, self.client = query.source, query.client
+        self.named = bool(query.client and query.name)
         self.arrived_ns = query.arrived_ns
-        self.state, self.queued_ns, self.order, self.tried = "new", 0, (0, 0), False
+        self.state, self.queued_ns, self.order, self.tried = "new", 0, (0, 0, 0), False
         self.model, self.query, self._done = model, query, done
         self.content: bytes | None = None
         self.follows = self.over = False
@@ -764,6 +765,12 @@ class Ticket(ServerTask):
             return
         late = "the deadline passed while an equal request was computed"
         self.fail(ProtocolError(Kind.LATE, late))
+        self.forget()
+
+    def forget(self) -> None:
+        super().forget()
+        self.query.inputs, self.query.raw = {}, ()
+        self._done = _nobody  # else a request that asks for several models' answers, or has raw samples, stays
 
     def leave(self) -> None:
         """Stop waiting for the equal request."""
@@ -817,6 +824,10 @@ class Ticket(ServerTask):
             model._fly_on(self, outputs)
         if model._shadow is not None and not query.own:
             model.shadowed(self.inputs, outputs, self.rows, query.id, query.raw, query.name)
+
+
+def _nobody(answer: Answer | ProtocolError) -> None:
+    """Take no answer: the request is over."""
 
 
 class _Spec:
