@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import importlib.util
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ from hasten.errors import InputError
 from hasten.serving.cluster import replica as replica_module
 from hasten.serving.cluster.federation import Federation, joined
 from hasten.serving.cluster.ingress import ReplicaEntry
-from hasten.serving.cluster.ray_cluster import Known, deploy
+from hasten.serving.cluster.ray_cluster import Known, _told_to_end, deploy
 from hasten.serving.cluster.replica import (
     Replica,
     ReplicaLoad,
@@ -230,6 +231,19 @@ def test_a_replica_writes_new_clients_and_outlives_a_folder_that_is_gone(
         assert roster.book().entries == {}
 
     asyncio.run(work())
+
+
+# -- signals
+
+
+def test_a_hangup_ends_no_door() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    with _told_to_end() as ended:
+        signal.raise_signal(signal.SIGHUP)
+        assert not ended.is_set()
+        signal.raise_signal(signal.SIGTERM)
+        assert ended.is_set()
+    assert signal.getsignal(signal.SIGHUP) == before
 
 
 # -- the load

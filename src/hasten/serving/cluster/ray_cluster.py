@@ -311,7 +311,10 @@ def _clients(settings: ServerSettings) -> tuple[Client, ...]:
 
 @contextlib.contextmanager
 def _told_to_end() -> Iterator[threading.Event]:
-    """Set an event on SIGTERM or SIGINT; a second signal raises KeyboardInterrupt."""
+    """Set an event on SIGTERM or SIGINT; a second signal raises KeyboardInterrupt.
+
+    SIGHUP, by which other servers look again, does nothing: the door looks again all the time.
+    """
     ended = threading.Event()
 
     def end(number: int, frame: Any) -> None:
@@ -319,12 +322,15 @@ def _told_to_end() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         ended.set()
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, end) for number in numbers]
+    def go_on(number: int, frame: Any) -> None:
+        """Do nothing; other than SIG_IGN, programs that this process starts don't inherit it."""
+
+    handlers = {signal.SIGTERM: end, signal.SIGINT: end, signal.SIGHUP: go_on}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield ended
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 
