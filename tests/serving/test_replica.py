@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import fcntl
 import importlib.util
+import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,11 +35,11 @@ from hasten.serving.cluster.replica import (
     behind_door,
     known_by,
     packed,
-    placed,
     target,
     wanted_replicas,
     with_folders,
 )
+from hasten.serving.cluster.shelf import Shelf
 from hasten.serving.options import Access, ModelOptions
 from hasten.serving.protocol.errors import ProtocolError
 from hasten.serving.protocol.rights import Client, Rights, Scope, digest_of
@@ -67,7 +71,8 @@ def test_parcels_hold_the_bundles_the_libraries_and_the_token(bundle: Path, tmp_
     parcels = packed(settings, lambda data: data)
     root = tmp_path / "root"
     root.mkdir()
-    folders = [placed(root, each.name, each.files) for each in parcels]
+    with shelf(root) as one:
+        folders = [one.place(each.name, each.files) for each in parcels]
     there = with_folders(settings, folders)
     assert len(parcels) == 4
     for before, after in zip(settings.models, there.models, strict=True):
@@ -144,12 +149,80 @@ def test_metrics_of_a_pool_without_replicas_ask_for_the_token() -> None:
         assert door.page("Bearer a-word-for-readers") == (200, 'all{replica="all"} 1\n')
 
 
+@contextlib.contextmanager
+def shelf(root: Path) -> Iterator[Shelf]:
+    """A shelf, as long as a replica uses it."""
+    one = Shelf(root)
+    yield one
+    for each in one.descriptors:
+        os.close(each)
+
+
+FILES = {"manifest.json": b"1", "fast/model.onnx": b"long" * 300_000, "fast/empty": b""}
+
+
 def test_files_that_are_there_are_not_written_again(tmp_path: Path) -> None:
-    folder = placed(tmp_path, "parcel", {"a/b": b"1"})
-    (folder / "a" / "b").write_bytes(b"2")
-    assert placed(tmp_path, "parcel", {"a/b": b"1"}) == folder
-    assert (folder / "a" / "b").read_bytes() == b"2"
-    assert [each.name for each in tmp_path.iterdir()] == ["parcel"]
+    with shelf(tmp_path) as one, shelf(tmp_path) as other:
+        folder = one.place("parcel", FILES)
+        before = [(folder / each).stat() for each in FILES]
+        assert other.place("parcel", FILES) == folder
+    assert [(folder / each).stat().st_ino for each in FILES] == [each.st_ino for each in before]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["lock", "parcel"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", [None, b"", b"l", b"long" * 299_999 + b"gone"])
+def test_files_that_were_removed_or_damaged_on_a_node_are_written_again(
+    tmp_path: Path, name: str, damage: bytes | None
+) -> None:
+    with shelf(tmp_path) as one:
+        folder = one.place("parcel", FILES)
+        (folder / name).unlink()
+        if damage is not None:
+            (folder / name).write_bytes(damage)
+        with shelf(tmp_path) as other:
+            assert other.place("parcel", FILES) == folder
+    assert {each: (folder / each).read_bytes() for each in FILES} == FILES
+
+
+def test_folders_in_use_are_locked_and_others_are_removed(tmp_path: Path) -> None:
+    with shelf(tmp_path) as one:
+        own = one.place("own", FILES)
+        with shelf(tmp_path) as other:
+            left = other.place("left", FILES)
+            other.place("own", FILES)
+            one.tidy()
+            assert left.is_dir()
+            for each in (tmp_path, own, left):  # as systemd-tmpfiles asks
+                number = os.open(each, os.O_RDONLY)
+                with pytest.raises(BlockingIOError):
+                    fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.close(number)
+        one.tidy()
+        assert {each: (own / each).read_bytes() for each in FILES} == FILES
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["lock", "own"]
+
+
+def test_a_replica_s_server_holds_its_files_after_the_replica_was_killed(tmp_path: Path) -> None:
+    with shelf(tmp_path) as one:
+        own = one.place("own", FILES)
+        server = subprocess.Popen(["sleep", "600"], pass_fds=one.descriptors)
+    with shelf(tmp_path) as other:
+        other.tidy()
+        assert own.is_dir()
+        server.kill()
+        server.wait()
+        other.tidy()
+        assert not own.exists()
+
+
+def test_a_folder_that_can_t_be_written_is_said_in_a_line(tmp_path: Path) -> None:
+    with shelf(tmp_path) as one:
+        (tmp_path / "parcel").write_bytes(b"")
+        with pytest.raises(InputError) as caught:
+            one.place("parcel", FILES)
+    said = f"can't keep a replica's files in {tmp_path}/parcel: File exists"
+    assert str(caught.value) == said
 
 
 # -- the roster

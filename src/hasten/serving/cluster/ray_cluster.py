@@ -37,6 +37,7 @@ from hasten.serving.cluster.replica import (
     packed,
     wanted_replicas,
 )
+from hasten.serving.cluster.shelf import held
 from hasten.serving.protocol.rights import Client, Rights
 from hasten.serving.protocol.tokens import clients_text
 from hasten.serving.settings import ServerSettings
@@ -87,6 +88,7 @@ def deploy(
     ray, serve = _ray()
     with contextlib.ExitStack() as ending:
         folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="hasten-door-")))
+        ending.callback(os.close, held(folder))
         entries: dict[str, ReplicaEntry] = {}
         inner = behind_door(settings, folder)
         secret = inner.token()
