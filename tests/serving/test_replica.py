@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ import pytest
 from tests.support.models import identity
 from tests.support.servers import bundle_of
 
-from hasten.bundle import read
+from hasten.bundle import MANIFEST, read
 from hasten.core.records import from_record, to_record
 from hasten.errors import InputError
 from hasten.serving.cluster import replica as replica_module
@@ -39,7 +40,7 @@ from hasten.serving.cluster.replica import (
     wanted_replicas,
     with_folders,
 )
-from hasten.serving.cluster.shelf import Shelf
+from hasten.serving.cluster.shelf import Shelf, private_root
 from hasten.serving.options import Access, ModelOptions
 from hasten.serving.protocol.errors import ProtocolError
 from hasten.serving.protocol.rights import Client, Rights, Scope, digest_of
@@ -262,6 +263,7 @@ class Stub:
     """Parts of a replica whose roster answers from this process, and whose server is a program that waits."""
 
     _enter, _admit, end = Replica._enter, Replica._admit, Replica.__del__
+    _shelf: Shelf
 
     def __init__(self, roster: Roster, file: Path) -> None:
         self._at, self._name, self._admitted = roster, "one", ""
@@ -272,6 +274,9 @@ class Stub:
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
         return getattr(self._at, method)(*arguments)
+
+    async def settled(self, settings: ServerSettings) -> Any:
+        return await Replica._settled(self, settings)  # type: ignore[arg-type]
 
     async def enter(self) -> None:
         await self._enter()  # type: ignore[misc]
@@ -302,6 +307,61 @@ def test_a_replica_writes_new_clients_and_outlives_a_folder_that_is_gone(
         await one.end()  # type: ignore[misc]
         assert one.process.poll() is not None
         assert roster.book().entries == {}
+
+    asyncio.run(work())
+
+
+def test_a_replica_holds_its_parcels_and_its_clients_and_removes_what_others_left(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = SimpleNamespace(RayError=KeyError)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(exceptions=errors))
+    monkeypatch.setattr(replica_module, "_LEAVE_S", 0.0)
+    monkeypatch.setattr(replica_module, "_own_address", lambda: "127.0.0.1")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "tokens.toml").write_text("[a]\nscopes = ['read']\ntoken = 'a-word-for-readers'\n")
+    (tmp_path / "tokens.toml").chmod(0o600)
+    settings = settings_of([bundle], access=Access(tokens=tmp_path / "tokens.toml"))
+    inner = behind_door(settings, tmp_path)
+
+    def parcel(data: bytes) -> asyncio.Future[bytes]:
+        stored: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        stored.set_result(data)
+        return stored
+
+    async def work() -> None:
+        roster = Roster(clock_s=lambda: 0.0)
+        roster.admit(Known(settings).text)
+        one = Stub(roster, tmp_path / "none" / "clients.toml")
+        root = private_root()
+        with shelf(root) as left:
+            left.place("bundle-of-another-pool", FILES)
+        for _ in range(2):  # the second finds an incomplete bundle
+            roster.put_in(packed(inner, parcel))
+            found = await one.settled(inner)
+            (place,) = found.models
+            assert read(place.path) == read(bundle)
+            assert place.path.parent == root
+            assert found.token() == inner.token()
+            rights = found.rights()
+            assert rights is not None
+            assert rights.check(Scope.READ, b"Bearer a-word-for-readers") == "a"
+            kinds = {each.name.partition("-")[0] for each in root.iterdir()}
+            assert kinds == {"lock", "bundle", "token", "clients"}
+            assert not (root / "bundle-of-another-pool").exists()
+            held = {os.fstat(each).st_ino for each in one._shelf.descriptors}
+            assert found.token_file is not None
+            assert found.tokens is not None
+            for folder in (root, place.path, found.token_file.parent, found.tokens.parent):
+                assert folder.stat().st_ino in held
+            for file in place.path.rglob("*"):
+                if file.is_file() and file.name != MANIFEST:
+                    file.unlink()
+            for each in one._shelf.descriptors:
+                os.close(each)
+        one._settings = found
+        await one.end()  # type: ignore[misc]
+        assert not found.tokens.exists()
 
     asyncio.run(work())
 
