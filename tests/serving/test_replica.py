@@ -40,7 +40,7 @@ from hasten.serving.cluster.replica import (
     wanted_replicas,
     with_folders,
 )
-from hasten.serving.cluster.shelf import Shelf, private_root
+from hasten.serving.cluster.shelf import Shelf, door_folder, private_root
 from hasten.serving.options import Access, ModelOptions
 from hasten.serving.protocol.errors import ProtocolError
 from hasten.serving.protocol.rights import Client, Rights, Scope, digest_of
@@ -364,6 +364,23 @@ def test_a_replica_holds_its_parcels_and_its_clients_and_removes_what_others_lef
         assert not found.tokens.exists()
 
     asyncio.run(work())
+
+
+def test_a_door_holds_its_secrets_and_removes_those_of_doors_that_were_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    killed, new, other = (tmp_path / name for name in ("hasten-ingress-a", "hasten-ingress-b", "c"))
+    with door_folder() as running:
+        for each in (killed, new, other):
+            each.mkdir()
+            (each / "tls.pem").touch()
+        for each in (running, killed, other):
+            os.utime(each, (0, 0))
+        with door_folder() as own:
+            assert {*tmp_path.iterdir()} == {running, own, new, other}
+            assert own.stat().st_mode & 0o077 == 0
+    assert {*tmp_path.iterdir()} == {new, other}
 
 
 # -- signals

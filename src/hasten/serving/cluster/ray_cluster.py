@@ -13,11 +13,9 @@ import logging
 import os
 import signal
 import socket
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from hasten.bundle import read, unpacked
@@ -37,7 +35,7 @@ from hasten.serving.cluster.replica import (
     packed,
     wanted_replicas,
 )
-from hasten.serving.cluster.shelf import held
+from hasten.serving.cluster.shelf import door_folder
 from hasten.serving.protocol.rights import Client, Rights
 from hasten.serving.protocol.tokens import clients_text
 from hasten.serving.settings import ServerSettings
@@ -87,8 +85,7 @@ def deploy(
     _check(settings, min_replicas, max_replicas)
     ray, serve = _ray()
     with contextlib.ExitStack() as ending:
-        folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="hasten-door-")))
-        ending.callback(os.close, held(folder))
+        folder = ending.enter_context(door_folder())
         entries: dict[str, ReplicaEntry] = {}
         inner = behind_door(settings, folder)
         secret = inner.token()

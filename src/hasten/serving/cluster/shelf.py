@@ -1,4 +1,4 @@
-"""Keep the files of this machine's replicas, where they survive programs that tidy up."""
+"""Keep the files of this machine's replicas and doors, where they survive programs that tidy up."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from hasten.errors import InputError
 
 _CHUNK_BYTES = 1 << 20
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DOOR = "hasten-ingress-"
+_DOOR_S = 60.0
+"""Age from which a door's folder is held, if the door is still there."""
 
 
 def private_root() -> Path:
@@ -32,7 +37,7 @@ def private_root() -> Path:
     return root
 
 
-def held(folder: Path) -> int:
+def _held(folder: Path) -> int:
     """Return a descriptor that keeps a folder from programs that tidy up, as long as it is open.
 
     They leave folders that are locked (systemd-tmpfiles does).
@@ -40,10 +45,39 @@ def held(folder: Path) -> int:
     Raises:
         OSError: the folder can't be opened.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = os.open(folder, _FOLDER)
     with contextlib.suppress(OSError):  # some file systems have no locks
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
     return descriptor
+
+
+@contextlib.contextmanager
+def door_folder() -> Iterator[Path]:
+    """Make a private folder for a door's secrets, which vanishes with the context.
+
+    Those of doors that were killed are removed first.
+    """
+    for each in Path(tempfile.gettempdir()).glob(f"{_DOOR}*"):
+        _remove_unheld(each, _DOOR_S)
+    with tempfile.TemporaryDirectory(prefix=_DOOR) as name:
+        descriptor = _held(Path(name))
+        try:
+            yield Path(name)
+        finally:
+            os.close(descriptor)
+
+
+def _remove_unheld(folder: Path, age_s: float = 0.0) -> None:
+    """Remove a folder of this user that nobody holds and that is so old; nothing else."""
+    with contextlib.suppress(OSError):  # it is held, or no folder
+        descriptor = os.open(folder, _FOLDER)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found = os.fstat(descriptor)
+            if found.st_uid == os.getuid() and time.time() - found.st_mtime >= age_s:
+                shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            os.close(descriptor)
 
 
 class Shelf:
@@ -63,7 +97,7 @@ class Shelf:
     def __init__(self, root: Path) -> None:
         self._root = root
         with _told(root):
-            self.descriptors = [held(root)]
+            self.descriptors = [_held(root)]
 
     def place(self, name: str, files: Mapping[str, bytes]) -> Path:
         """Return a folder with these files; only those are written that lack, or have other bytes.
@@ -78,7 +112,7 @@ class Shelf:
         folder = self._root / name
         with _told(folder), self._alone():
             folder.mkdir(mode=0o700, exist_ok=True)
-            self.descriptors.append(held(folder))
+            self.descriptors.append(_held(folder))
             for each, data in files.items():
                 file, beside = folder / each, self._root / "part"
                 if not _has(file, data):
@@ -95,14 +129,7 @@ class Shelf:
         """
         with _told(self._root), self._alone():
             for each in self._root.iterdir():
-                with contextlib.suppress(OSError):  # it is used, or a file
-                    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-                    descriptor = os.open(each, flags)
-                    try:
-                        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        shutil.rmtree(each, ignore_errors=True)
-                    finally:
-                        os.close(descriptor)
+                _remove_unheld(each)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
