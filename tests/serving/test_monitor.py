@@ -682,6 +682,55 @@ def test_the_door_adds_up_replicas_that_share_no_folder(
     assert line in page.splitlines()
 
 
+def test_a_cleared_alarm_lets_the_fast_model_of_every_replica_answer_again(
+    tmp_path: Path, state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hasten.serving.cluster.pooling._PATIENCE_S", 60.0)
+    path = certified(tmp_path)
+    place = place_of(path, "watched", shadow=1.0, monitor_state=str(state), on_alarm="exact")
+    settings, ports = ServerSettings((place,)), dict[str, tuple[str, int]]()
+    right, wrong = [OTHER], [OTHER[::-1]]
+    with Pool(settings, lambda: dict(ports)) as pool:
+        (own,) = pool.of_replicas(settings).models
+        with ServerThread(own) as one, ServerThread(own) as other:
+            ports |= {str(each.http_port): ("127.0.0.1", each.http_port) for each in (one, other)}
+            ask(one, OTHER, ENOUGH)
+            pool.look()
+            until(lambda: ask(one, OTHER) == ask(other, OTHER) == right)
+            clear = ["monitor", str(path), "--monitor-state", str(state), "--clear"]
+            assert CliRunner().invoke(main, clear).exit_code == 0
+            pool.look()
+            until(lambda: served(one).answers == served(other).answers == "winner")
+            assert ask(one, OTHER) == ask(other, OTHER) == wrong
+            with ServerThread(own) as third:
+                ports["third"] = ("127.0.0.1", third.http_port)
+                pool.look()
+                assert ask(third, OTHER) == wrong
+            shown = CliRunner().invoke(main, clear[:-1])
+            assert (shown.exit_code, shown.output[-9:]) == (0, "no alarm\n")
+            del ports["third"]
+            ask(one, OTHER, ENOUGH)  # what breaks the limit later raises another alarm
+            pool.look()
+            until(lambda: ask(one, OTHER) == ask(other, OTHER) == right)
+
+
+def test_a_door_without_shadow_keeps_to_an_alarm_that_nobody_cleared(
+    tmp_path: Path, state: Path
+) -> None:
+    path = certified(tmp_path)
+    with serving(path, state, on_alarm="exact") as server:
+        ask(server, OTHER, ENOUGH)
+    settings = ServerSettings((place_of(path, "watched", monitor_state=str(state)),))
+    clear = ["monitor", str(path), "--monitor-state", str(state), "--clear"]
+    for answer in ([OTHER], [OTHER[::-1]]):
+        with Pool(settings, dict) as pool:
+            (own,) = pool.of_replicas(settings).models
+        assert own.settings.monitor_state == "off"  # the replica may be on another machine
+        with ServerThread(own) as replica:
+            assert ask(replica, OTHER) == answer
+        assert CliRunner().invoke(main, clear).exit_code == 0
+
+
 def test_a_door_that_starts_again_counts_no_answer_twice(
     tmp_path: Path, state: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

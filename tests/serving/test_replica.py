@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
+import fcntl
 import importlib.util
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,13 +23,13 @@ import pytest
 from tests.support.models import identity
 from tests.support.servers import bundle_of
 
-from hasten.bundle import read
+from hasten.bundle import MANIFEST, read
 from hasten.core.records import from_record, to_record
 from hasten.errors import InputError
 from hasten.serving.cluster import replica as replica_module
 from hasten.serving.cluster.federation import Federation, joined
 from hasten.serving.cluster.ingress import ReplicaEntry
-from hasten.serving.cluster.ray_cluster import Known, deploy
+from hasten.serving.cluster.ray_cluster import Known, _told_to_end, deploy
 from hasten.serving.cluster.replica import (
     Replica,
     ReplicaLoad,
@@ -31,11 +37,11 @@ from hasten.serving.cluster.replica import (
     behind_door,
     known_by,
     packed,
-    placed,
     target,
     wanted_replicas,
     with_folders,
 )
+from hasten.serving.cluster.shelf import Shelf, door_folder, private_root
 from hasten.serving.options import Access, ModelOptions
 from hasten.serving.protocol.errors import ProtocolError
 from hasten.serving.protocol.rights import Client, Rights, Scope, digest_of
@@ -67,7 +73,8 @@ def test_parcels_hold_the_bundles_the_libraries_and_the_token(bundle: Path, tmp_
     parcels = packed(settings, lambda data: data)
     root = tmp_path / "root"
     root.mkdir()
-    folders = [placed(root, each.name, each.files) for each in parcels]
+    with shelf(root) as one:
+        folders = [one.place(each.name, each.files) for each in parcels]
     there = with_folders(settings, folders)
     assert len(parcels) == 4
     for before, after in zip(settings.models, there.models, strict=True):
@@ -171,12 +178,80 @@ def test_the_page_of_all_replicas_answers_once_and_in_text(
     assert body == (said if status == 200 else f"{asked}{said}\n")
 
 
+@contextlib.contextmanager
+def shelf(root: Path) -> Iterator[Shelf]:
+    """A shelf, as long as a replica uses it."""
+    one = Shelf(root)
+    yield one
+    for each in one.descriptors:
+        os.close(each)
+
+
+FILES = {"manifest.json": b"1", "fast/model.onnx": b"long" * 300_000, "fast/empty": b""}
+
+
 def test_files_that_are_there_are_not_written_again(tmp_path: Path) -> None:
-    folder = placed(tmp_path, "parcel", {"a/b": b"1"})
-    (folder / "a" / "b").write_bytes(b"2")
-    assert placed(tmp_path, "parcel", {"a/b": b"1"}) == folder
-    assert (folder / "a" / "b").read_bytes() == b"2"
-    assert [each.name for each in tmp_path.iterdir()] == ["parcel"]
+    with shelf(tmp_path) as one, shelf(tmp_path) as other:
+        folder = one.place("parcel", FILES)
+        before = [(folder / each).stat() for each in FILES]
+        assert other.place("parcel", FILES) == folder
+    assert [(folder / each).stat().st_ino for each in FILES] == [each.st_ino for each in before]
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["lock", "parcel"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", [None, b"", b"l", b"long" * 299_999 + b"gone"])
+def test_files_that_were_removed_or_damaged_on_a_node_are_written_again(
+    tmp_path: Path, name: str, damage: bytes | None
+) -> None:
+    with shelf(tmp_path) as one:
+        folder = one.place("parcel", FILES)
+        (folder / name).unlink()
+        if damage is not None:
+            (folder / name).write_bytes(damage)
+        with shelf(tmp_path) as other:
+            assert other.place("parcel", FILES) == folder
+    assert {each: (folder / each).read_bytes() for each in FILES} == FILES
+
+
+def test_folders_in_use_are_locked_and_others_are_removed(tmp_path: Path) -> None:
+    with shelf(tmp_path) as one:
+        own = one.place("own", FILES)
+        with shelf(tmp_path) as other:
+            left = other.place("left", FILES)
+            other.place("own", FILES)
+            one.tidy()
+            assert left.is_dir()
+            for each in (tmp_path, own, left):  # as systemd-tmpfiles asks
+                number = os.open(each, os.O_RDONLY)
+                with pytest.raises(BlockingIOError):
+                    fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.close(number)
+        one.tidy()
+        assert {each: (own / each).read_bytes() for each in FILES} == FILES
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["lock", "own"]
+
+
+def test_a_replica_s_server_holds_its_files_after_the_replica_was_killed(tmp_path: Path) -> None:
+    with shelf(tmp_path) as one:
+        own = one.place("own", FILES)
+        server = subprocess.Popen(["sleep", "600"], pass_fds=one.descriptors)
+    with shelf(tmp_path) as other:
+        other.tidy()
+        assert own.is_dir()
+        server.kill()
+        server.wait()
+        other.tidy()
+        assert not own.exists()
+
+
+def test_a_folder_that_can_t_be_written_is_said_in_a_line(tmp_path: Path) -> None:
+    with shelf(tmp_path) as one:
+        (tmp_path / "parcel").write_bytes(b"")
+        with pytest.raises(InputError) as caught:
+            one.place("parcel", FILES)
+    said = f"can't keep a replica's files in {tmp_path}/parcel: File exists"
+    assert str(caught.value) == said
 
 
 # -- the roster
@@ -216,6 +291,7 @@ class Stub:
     """Parts of a replica whose roster answers from this process, and whose server is a program that waits."""
 
     _enter, _admit, end = Replica._enter, Replica._admit, Replica.__del__
+    _shelf: Shelf
 
     def __init__(self, roster: Roster, file: Path) -> None:
         self._at, self._name, self._admitted = roster, "one", ""
@@ -226,6 +302,9 @@ class Stub:
 
     async def _ask(self, method: str, *arguments: Any) -> Any:
         return getattr(self._at, method)(*arguments)
+
+    async def settled(self, settings: ServerSettings) -> Any:
+        return await Replica._settled(self, settings)  # type: ignore[arg-type]
 
     async def enter(self) -> None:
         await self._enter()  # type: ignore[misc]
@@ -258,6 +337,91 @@ def test_a_replica_writes_new_clients_and_outlives_a_folder_that_is_gone(
         assert roster.book().entries == {}
 
     asyncio.run(work())
+
+
+def test_a_replica_holds_its_parcels_and_its_clients_and_removes_what_others_left(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = SimpleNamespace(RayError=KeyError)
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(exceptions=errors))
+    monkeypatch.setattr(replica_module, "_LEAVE_S", 0.0)
+    monkeypatch.setattr(replica_module, "_own_address", lambda: "127.0.0.1")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "tokens.toml").write_text("[a]\nscopes = ['read']\ntoken = 'a-word-for-readers'\n")
+    (tmp_path / "tokens.toml").chmod(0o600)
+    settings = settings_of([bundle], access=Access(tokens=tmp_path / "tokens.toml"))
+    inner = behind_door(settings, tmp_path)
+
+    def parcel(data: bytes) -> asyncio.Future[bytes]:
+        stored: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        stored.set_result(data)
+        return stored
+
+    async def work() -> None:
+        roster = Roster(clock_s=lambda: 0.0)
+        roster.admit(Known(settings).text)
+        one = Stub(roster, tmp_path / "none" / "clients.toml")
+        root = private_root()
+        with shelf(root) as left:
+            left.place("bundle-of-another-pool", FILES)
+        for _ in range(2):  # the second finds an incomplete bundle
+            roster.put_in(packed(inner, parcel))
+            found = await one.settled(inner)
+            (place,) = found.models
+            assert read(place.path) == read(bundle)
+            assert place.path.parent == root
+            assert found.token() == inner.token()
+            rights = found.rights()
+            assert rights is not None
+            assert rights.check(Scope.READ, b"Bearer a-word-for-readers") == "a"
+            kinds = {each.name.partition("-")[0] for each in root.iterdir()}
+            assert kinds == {"lock", "bundle", "token", "clients"}
+            assert not (root / "bundle-of-another-pool").exists()
+            held = {os.fstat(each).st_ino for each in one._shelf.descriptors}
+            assert found.token_file is not None
+            assert found.tokens is not None
+            for folder in (root, place.path, found.token_file.parent, found.tokens.parent):
+                assert folder.stat().st_ino in held
+            for file in place.path.rglob("*"):
+                if file.is_file() and file.name != MANIFEST:
+                    file.unlink()
+            for each in one._shelf.descriptors:
+                os.close(each)
+        one._settings = found
+        await one.end()  # type: ignore[misc]
+        assert not found.tokens.exists()
+
+    asyncio.run(work())
+
+
+def test_a_door_holds_its_secrets_and_removes_those_of_doors_that_were_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    killed, new, other = (tmp_path / name for name in ("hasten-ingress-a", "hasten-ingress-b", "c"))
+    with door_folder() as running:
+        for each in (killed, new, other):
+            each.mkdir()
+            (each / "tls.pem").touch()
+        for each in (running, killed, other):
+            os.utime(each, (0, 0))
+        with door_folder() as own:
+            assert {*tmp_path.iterdir()} == {running, own, new, other}
+            assert own.stat().st_mode & 0o077 == 0
+    assert {*tmp_path.iterdir()} == {new, other}
+
+
+# -- signals
+
+
+def test_a_hangup_ends_no_door() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    with _told_to_end() as ended:
+        signal.raise_signal(signal.SIGHUP)
+        assert not ended.is_set()
+        signal.raise_signal(signal.SIGTERM)
+        assert ended.is_set()
+    assert signal.getsignal(signal.SIGHUP) == before
 
 
 # -- the load

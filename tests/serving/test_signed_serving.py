@@ -25,7 +25,8 @@ from hasten.cli.serve import serve
 from hasten.core.records import from_record, to_record
 from hasten.errors import HastenError, InputError, IntegrityError
 from hasten.serving.cluster.kserve import arguments, write_kserve
-from hasten.serving.cluster.replica import packed, placed, with_folders
+from hasten.serving.cluster.replica import packed, with_folders
+from hasten.serving.cluster.shelf import Shelf
 from hasten.serving.models import opening
 from hasten.serving.models.opening import ModelSettings, open_bundle
 from hasten.serving.options import ModelOptions
@@ -261,7 +262,7 @@ def test_a_replica_gets_the_signature_and_the_keys(
     root = tmp_path / "root"
     root.mkdir()
     (parcel,) = packed(settings, lambda data: data)
-    there = with_folders(settings, [placed(root, parcel.name, parcel.files)])
+    there = with_folders(settings, [Shelf(root).place(parcel.name, parcel.files)])
     there = from_record(ServerSettings, to_record(there))
     (model,) = there.models
     assert model.settings.trusted == (signer.key,)
@@ -277,12 +278,12 @@ def test_a_node_that_has_the_bundle_unsigned_gets_it_signed(
     root = tmp_path / "root"
     root.mkdir()
     (parcel,) = packed(settings_of([newer]), lambda data: data)
-    folders = [placed(root, parcel.name, parcel.files)]
+    folders = [Shelf(root).place(parcel.name, parcel.files)]
     (parcel,) = packed(
         settings_of([signer.sign(newer)], models=ModelOptions(trusted=signer.public)),
         lambda data: data,
     )
-    folders.append(placed(root, parcel.name, parcel.files))
+    folders.append(Shelf(root).place(parcel.name, parcel.files))
     assert [(folder / SIGNATURE).is_file() for folder in folders] == [False, True]
 
 

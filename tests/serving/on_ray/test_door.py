@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import socket
+import ssl
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import grpc
 import pytest
+from tests.support.certificates import certified
 from tests.support.models import identity
 from tests.support.servers import ServerThread, bundle_of, place_of
 from tests.support.waiting import until
@@ -249,3 +252,80 @@ def test_half_a_head_holds_no_place_at_the_door_for_long(tmp_path: Path) -> None
     ):
         one.sendall(b"GET /v2 HTTP/1.1\r\nHost: ")
         assert one.recv(1 << 16)[:12] == b"HTTP/1.1 408"
+
+
+# -- certificates that change
+
+
+def encrypted(port: int, trusted: Path) -> ssl.SSLSocket:
+    """A connection to the door of one who trusts this certificate alone.
+
+    Raises:
+        ssl.SSLError: the door has another one.
+    """
+    context = ssl.create_default_context(cafile=str(trusted))
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    plain = socket.create_connection(("127.0.0.1", port), 60)
+    try:
+        return context.wrap_socket(plain, server_hostname="127.0.0.1")
+    except ssl.SSLError:
+        plain.close()
+        raise
+
+
+def lives(connection: ssl.SSLSocket) -> bool:
+    """Whether the door answers on this connection."""
+    connection.sendall(f"GET /v2/health/live HTTP/1.1\r\n{HOST}\r\n\r\n".encode())
+    return connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+
+
+def test_a_renewed_certificate_is_used_at_the_door_and_no_connection_is_lost(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    try:
+        binary()
+    except InputError:
+        pytest.skip("needs HAProxy, which comes with Ray Serve")
+    older, newer, newest = (certified(tmp_path, name) for name in ("older", "newer", "newest"))
+    used, key = tmp_path / "used.pem", tmp_path / "used.key"
+
+    def put(certificate: Path) -> None:
+        # As some authorities send it: with empty lines, which end an order for HAProxy.
+        used.write_text(f"\n{certificate.read_text()}\n\n")
+        shutil.copy(certificate.with_suffix(".key"), key)
+
+    put(older)
+    folder = tmp_path / "the door's; folder"
+    folder.mkdir()
+    settings = ServerSettings((), http=0, grpc=0, certificate=used, key=key)
+    ingress = Ingress(settings, folder, 1)
+    try:
+        ingress.start()
+        ports = [port for port in (ingress.http, ingress.grpc) if port is not None]
+        assert len(ports) == 2
+        with encrypted(ports[0], older) as kept:
+            assert lives(kept)
+            put(newer)
+            ingress.look_after()
+            assert "the previous certificates stay in use" not in caplog.text
+            assert lives(kept)  # on a connection that began with the older one
+            for port in ports:
+                encrypted(port, newer).close()
+                with pytest.raises(ssl.SSLError):
+                    encrypted(port, older)
+            shutil.copy(newest, used)  # the key doesn't fit yet
+            ingress.look_after()
+            assert "the previous certificates stay in use: can't use the certificate" in caplog.text
+            encrypted(ports[0], newer).close()
+            assert lives(kept)
+        assert ingress._process is not None
+        ingress._process.kill()
+        ingress._process.wait()
+        put(newest)
+        ingress.look_after()  # HAProxy isn't there: its next start reads the file
+        with encrypted(ports[0], newest) as fresh_one:
+            assert lives(fresh_one)
+    finally:
+        ingress.close()
+    assert {each.stat().st_mode & 0o077 for each in folder.glob("*.pem")} == {0}
+    assert [each.name for each in folder.glob("*.pem")] == ["tls.pem"]

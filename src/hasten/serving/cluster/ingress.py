@@ -17,6 +17,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -29,8 +30,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hasten.errors import InputError
+from hasten.serving.changing_files import ChangingFiles
 from hasten.serving.cluster.templates import filled
 from hasten.serving.settings import ServerSettings
+from hasten.serving.tls import Tls
 
 log = logging.getLogger("hasten.serving")
 
@@ -113,7 +116,7 @@ class Ingress:
         grpc: Port of gRPC; None if gRPC is off.
 
     Raises:
-        InputError: a port isn't available, or HAProxy isn't installed.
+        InputError: a port isn't available, HAProxy isn't installed, or the certificate can't be read.
     """
 
     def __init__(
@@ -125,6 +128,8 @@ class Ingress:
         secret: bytes | None = None,
     ) -> None:
         self._binary, self._folder = binary(), folder
+        self._tls = ChangingFiles("certificates", settings.tls_files(), settings.tls)
+        self._pem = _pem(self._tls.value)
         self._free = deque(range(1, slots + 1))
         self._taken: dict[str, int] = {}
         self._entries: dict[str, ReplicaEntry] = {}
@@ -132,7 +137,8 @@ class Ingress:
         self._starts_s: deque[float] = deque(maxlen=_STARTS)
         self._drain_s = settings.limits.drain_ns / 1e9
         self._listeners: list[socket.socket] = []
-        self.http = self.grpc = None
+        self.http: int | None = None
+        self.grpc: int | None = None
         doors: dict[str, int] = {}
         try:
             for name, port in (("http", settings.http), ("grpc", settings.grpc)):
@@ -144,9 +150,8 @@ class Ingress:
         except InputError:
             self._close_listeners()
             raise
-        if settings.certificate is not None and settings.key is not None:
-            pem = settings.certificate.read_bytes().rstrip() + b"\n" + settings.key.read_bytes()
-            _write_private(folder / "tls.pem", pem)
+        if self._pem:
+            _write_private(folder / "tls.pem", self._pem)
         for status, (told, reason) in _ANSWERS.items():
             (folder / f"{status}.http").write_bytes(_answer(told, reason))
         text = configuration(settings, folder, doors, slots, metrics_port, secret)
@@ -198,14 +203,39 @@ class Ingress:
         return (alerts or text.splitlines() or ["it says nothing"])[0][:400]
 
     def look_after(self) -> None:
-        """Start HAProxy again if it has ended.
+        """Start HAProxy again if it has ended, and give it the certificate if its files have changed.
 
         Raises:
             InputError: HAProxy ended too often.
         """
+        self._tls.look()
+        if (pem := _pem(self._tls.value)) != self._pem:
+            self._renew(pem)
         if self._process is not None and self._process.poll() is not None:
             log.error("HAProxy exited with %s; hasten starts it again", self._process.returncode)
             self.start()
+
+    def _renew(self, pem: bytes) -> None:
+        """Let HAProxy use another certificate for new connections; those that are open keep theirs."""
+        file, self._pem = self._folder / "tls.pem", pem
+        beside = file.with_name("renewed.pem")
+        try:
+            beside.unlink(missing_ok=True)
+            _write_private(beside, pem)
+            beside.rename(file)  # the next start of HAProxy reads it
+        except OSError as error:
+            log.error(
+                "the previous certificates stay in use: can't write %s: %s", file, error.strerror
+            )
+            return
+        place = _escaped(file)
+        text = pem.decode(errors="surrogateescape")
+        orders = (f"set ssl cert {place} <<\n{text}\n", f"commit ssl cert {place}")
+        answers = [answer for order in orders if (answer := self._asked(order)) is not None]
+        if answers and "Success!" not in answers[-1]:
+            self._asked(f"abort ssl cert {place}")
+            said = " ".join(" ".join(answers).split())
+            log.error("the previous certificates stay in use: HAProxy says %.400s", said)
 
     def drain(self) -> None:
         """Accept no new connections, and wait for running requests, up to the limits' drain time."""
@@ -266,17 +296,25 @@ class Ingress:
         return orders
 
     def _tell(self, orders: Sequence[str]) -> None:
-        if not orders or self._process is None:
-            return
+        if orders:
+            self._asked(";".join(orders))
+
+    def _asked(self, order: str) -> str | None:
+        """Give HAProxy an order, and return its answer; None if it isn't there."""
+        if self._process is None:
+            return None
         try:
             with socket.socket(socket.AF_UNIX) as channel:
                 channel.settimeout(_ANSWER_S)
                 channel.connect(str(self._socket))
-                channel.sendall(";".join(orders).encode() + b"\n")
-                while channel.recv(1 << 16):
-                    pass
+                channel.sendall(order.encode(errors="surrogateescape") + b"\n")
+                answer = b""
+                while more := channel.recv(1 << 16):
+                    answer += more
+                return answer.decode(errors="replace")
         except OSError as error:  # HAProxy has ended: its next start repeats the orders
             log.error("HAProxy isn't listening: %s", error)
+            return None
 
 
 def configuration(
@@ -374,6 +412,22 @@ def _answer(status: int, reason: str) -> bytes:
 def _write_private(path: Path, data: bytes) -> None:
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(data)
+
+
+def _pem(tls: Tls | None) -> bytes:
+    """Return a certificate with its key in one file, as HAProxy reads them; b"" without TLS.
+
+    It has no empty lines, at which an order for HAProxy ends.
+    """
+    if tls is None:
+        return b""
+    lines = [*tls.certificate.splitlines(), *tls.key.splitlines()]
+    return b"".join(line + b"\n" for line in lines if line.strip())
+
+
+def _escaped(path: Path) -> str:
+    """Write a path as an argument of an order for HAProxy."""
+    return re.sub(r"([\s;\\'\"])", r"\\\1", str(path))
 
 
 def _quoted(path: Path) -> str:

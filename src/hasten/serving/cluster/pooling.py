@@ -24,6 +24,8 @@ from hasten.bundle import read, unpacked
 from hasten.certificate.monitor import Batch
 from hasten.core.records import from_record
 from hasten.errors import IntegrityError
+from hasten.serving.models.opening import ModelSettings
+from hasten.serving.models.watched import held
 from hasten.serving.monitoring.drift import Drift
 from hasten.serving.monitoring.judging import Judging
 from hasten.serving.monitoring.watch import Watch, door_of
@@ -34,6 +36,8 @@ log = logging.getLogger("hasten.serving")
 
 _LOOK_S = 1.0
 _PATIENCE_S = 5.0
+_AGAIN = 60
+"""Looks after which a replica that couldn't open the fast model again is told to try once more."""
 Places = Callable[[], Mapping[str, tuple[str, int]]]
 
 
@@ -59,32 +63,35 @@ class Pool:
         }
         self._seen: dict[tuple[str, str, str, str], Batch] = {}
         self._strange: set[str] = set()
+        self._released: dict[str, int] = {}
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         self._over, self._looking = threading.Event(), threading.Lock()
 
     def of_replicas(self, settings: ServerSettings) -> ServerSettings:
         """Return the settings for the replicas: they count, and leave alarms to the door."""
         models = tuple(
-            dataclasses.replace(
-                model,
-                settings=dataclasses.replace(
-                    model.settings,
-                    pooled=self._secret,
-                    monitor_state="off",
-                    webhook="",
-                    on_alarm="tell",
-                ),
-            )
-            if model.settings.shadow
-            else model
+            dataclasses.replace(model, settings=self._of_replica(model))
             for model in settings.models
         )
         return dataclasses.replace(settings, models=models)
 
+    def _of_replica(self, model: ModelPlace) -> ModelSettings:
+        """Return a model's settings for the replicas, whose own folders keep no alarms."""
+        settings = dataclasses.replace(model.settings, monitor_state="off")
+        if settings.shadow:
+            return dataclasses.replace(settings, pooled=self._secret, webhook="", on_alarm="tell")
+        kept = held(unpacked(model.path, settings.trusted), model.settings)
+        if not kept:
+            return settings
+        extra = {"model": model.name, "version": model.version}
+        log.warning("%s, from the next start on", kept, extra=extra)
+        return dataclasses.replace(settings, which="exact")
+
     def look(self) -> None:
-        """Ask every replica for what it has counted, and tell it where the exact model answers."""
+        """Ask every replica for what it has counted, and tell it which model has to answer."""
         with self._looking:  # two looks at once would count the same answers twice
             for (name, version), watch in self.watches.items():
+                watch.looked_again()  # a person may have cleared the alarm
                 path = (
                     f"/v2/models/{quote(name, safe='')}/versions/{quote(version, safe='')}/monitor"
                 )
@@ -93,8 +100,19 @@ class Pool:
                     if facts is None or not self._is_own(facts):
                         continue
                     self._add(watch, name, version, facts)
-                    if watch.keeps_exact and not facts.get("taken_over"):
-                        self._asked(host, port, path, {"secret": self._secret})
+                    if self._is_wrong(watch.keeps_exact, facts):
+                        order = {"secret": self._secret, "exact": watch.keeps_exact}
+                        self._asked(host, port, path, order)
+
+    def _is_wrong(self, exact: bool, facts: Mapping[str, Any]) -> bool:
+        """Whether a replica has to be told which model answers; not while it opens the fast one again."""
+        if exact == bool(facts.get("taken_over")):
+            return False
+        if exact:
+            return True
+        began = str(facts.get("began"))
+        self._released[began] = self._released.get(began, -1) + 1
+        return self._released[began] % _AGAIN == 0
 
     def _is_own(self, facts: Mapping[str, Any]) -> bool:
         """Whether a replica counts for this door; one that outlived another door counted for that one."""

@@ -13,11 +13,9 @@ import logging
 import os
 import signal
 import socket
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from hasten.bundle import read, unpacked
@@ -37,6 +35,7 @@ from hasten.serving.cluster.replica import (
     packed,
     wanted_replicas,
 )
+from hasten.serving.cluster.shelf import door_folder
 from hasten.serving.protocol.rights import Client, Rights
 from hasten.serving.protocol.tokens import clients_text
 from hasten.serving.settings import ServerSettings
@@ -86,7 +85,7 @@ def deploy(
     _check(settings, min_replicas, max_replicas)
     ray, serve = _ray()
     with contextlib.ExitStack() as ending:
-        folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="hasten-door-")))
+        folder = ending.enter_context(door_folder())
         entries: dict[str, ReplicaEntry] = {}
         inner = behind_door(settings, folder)
         secret = inner.token()
@@ -311,7 +310,10 @@ def _clients(settings: ServerSettings) -> tuple[Client, ...]:
 
 @contextlib.contextmanager
 def _told_to_end() -> Iterator[threading.Event]:
-    """Set an event on SIGTERM or SIGINT; a second signal raises KeyboardInterrupt."""
+    """Set an event on SIGTERM or SIGINT; a second signal raises KeyboardInterrupt.
+
+    SIGHUP, by which other servers look again, does nothing: the door looks again all the time.
+    """
     ended = threading.Event()
 
     def end(number: int, frame: Any) -> None:
@@ -319,12 +321,15 @@ def _told_to_end() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         ended.set()
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
-    before = [signal.signal(number, end) for number in numbers]
+    def go_on(number: int, frame: Any) -> None:
+        """Do nothing; other than SIG_IGN, programs that this process starts don't inherit it."""
+
+    handlers = {signal.SIGTERM: end, signal.SIGINT: end, signal.SIGHUP: go_on}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield ended
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 

@@ -15,10 +15,10 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -33,6 +33,7 @@ from hasten.core.processes import interpreter
 from hasten.core.records import from_record, to_record
 from hasten.errors import HastenError, InputError
 from hasten.serving.cluster.ingress import ReplicaEntry
+from hasten.serving.cluster.shelf import Shelf, private_root
 from hasten.serving.settings import ServerSettings
 
 log = logging.getLogger("hasten.serving")
@@ -150,36 +151,6 @@ def with_folders(settings: ServerSettings, folders: list[Path]) -> ServerSetting
     )
     token = None if settings.token_file is None else folders[-1] / "token"
     return dataclasses.replace(settings, models=models, token_file=token)
-
-
-def placed(root: Path, name: str, files: Mapping[str, Any]) -> Path:
-    """Write a parcel's files, all or none, unless another replica on this machine already has."""
-    folder = root / name
-    if all((folder / each).is_file() for each in files):
-        return folder
-    with tempfile.TemporaryDirectory(dir=root) as beside:
-        for each, data in files.items():
-            path = Path(beside) / "parcel" / each
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(data)
-        # The rename fails if another replica has just written the same files.
-        with contextlib.suppress(OSError):
-            (Path(beside) / "parcel").rename(folder)
-    return folder
-
-
-def private_root() -> Path:
-    """Return a folder on this machine that only this user can access.
-
-    Raises:
-        InputError: other users own the folder or can access it.
-    """
-    root = Path(tempfile.gettempdir()) / f"hasten-replicas-{os.getuid()}"
-    root.mkdir(mode=0o700, exist_ok=True)
-    found = root.lstat()
-    if root.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise InputError(f"{root} must be accessible to this user only: remove it")
-    return root
 
 
 # -- the roster of replicas
@@ -359,7 +330,7 @@ class Replica:
 
     async def _settled(self, settings: ServerSettings) -> ServerSettings:
         """Write the parcels to this machine, and return the settings with its paths and address."""
-        root = private_root()
+        self._shelf = shelf = await asyncio.to_thread(lambda: Shelf(private_root()))
         folders = []
         parcels = await self._ask("take_out")
         if not parcels:
@@ -367,13 +338,15 @@ class Replica:
         for parcel in parcels:
             names, references = list(parcel.files), list(parcel.files.values())
             files = dict(zip(names, await asyncio.gather(*references), strict=True))
-            folders.append(await asyncio.to_thread(placed, root, parcel.name, files))
+            folders.append(await asyncio.to_thread(shelf.place, parcel.name, files))
         if settings.tokens is not None:
-            file = root / f"{self._name}-{_CLIENTS}"
+            folder = await asyncio.to_thread(shelf.place, f"clients-{self._name}", {})
+            file = folder / _CLIENTS
             await self._admit(file)
             if not self._admitted:
                 raise RuntimeError("the roster was just restarted, and knows no clients yet")
             settings = dataclasses.replace(settings, tokens=file)
+        await asyncio.to_thread(shelf.tidy)
         return dataclasses.replace(
             with_folders(settings, folders), host=_own_address(), http=0, certificate=None, key=None
         )
@@ -394,6 +367,7 @@ class Replica:
             stdout=subprocess.PIPE,
             text=True,
             process_group=0,  # Ray kills a worker's whole process group, but the server must drain
+            pass_fds=self._shelf.descriptors,  # and it keeps its files until then
         )
         self._entry = await asyncio.to_thread(self._until_ready)
         targets = {}
@@ -518,7 +492,7 @@ class Replica:
             self._process.terminate()
         await asyncio.to_thread(self._process.wait)
         if self._settings.tokens is not None:
-            self._settings.tokens.unlink(missing_ok=True)
+            shutil.rmtree(self._settings.tokens.parent, ignore_errors=True)
         with contextlib.suppress(ray.exceptions.RayError, ValueError):
             await self._ask("leave", self._name)
 

@@ -173,12 +173,16 @@ class Routes:
         return _json(facts.monitor(self._state.repository.find(name, version)))
 
     async def _order(self, request: PlainRequest, name: str, version: str) -> Response:
-        watch = facts.watch_of(self._state.repository.find(name, version))
-        secret = _object(request.body).get("secret")
-        if not isinstance(secret, str) or not await asyncio.to_thread(watch.order, secret):
+        repository, body = self._state.repository, _object(request.body)
+        watch, secret = facts.watch_of(repository.find(name, version)), body.get("secret")
+        if not isinstance(secret, str) or not watch.is_door(secret):
             raise ProtocolError(
                 Kind.FORBIDDEN, "only the process in front of several servers may do that"
             )
+        if body.get("exact") is False:
+            repository.load_in_background(name, version)
+        else:
+            await asyncio.to_thread(watch.take_over)
         return _json(watch.facts())
 
     async def _labels(self, request: PlainRequest, name: str, version: str = "") -> Response:

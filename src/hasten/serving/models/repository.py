@@ -231,12 +231,17 @@ class Repository:
 
     async def _load_in_turn(self, one: Registered) -> None:
         """Load a version, and wait for it no longer than its turn lasts; a failure is logged."""
-        loading = self._loop.create_task(self._load_or_log(one))
-        self._under_way[loading] = one, self._loop.time()
-        loading.add_done_callback(self._ended)
+        loading = self._begun(one)
         await asyncio.wait({loading}, timeout=_TURN_S)
         if loading.done():
             loading.result()
+
+    def _begun(self, one: Registered) -> asyncio.Task[None]:
+        """Begin to load a version."""
+        loading = self._loop.create_task(self._load_or_log(one))
+        self._under_way[loading] = one, self._loop.time()
+        loading.add_done_callback(self._ended)
+        return loading
 
     async def _settled(self, names: Set[str]) -> None:
         """Wait until no version of these models is being loaded any more, but for overdue ones."""
@@ -566,6 +571,12 @@ class Repository:
             else:
                 extra = {"model": one.name, "version": one.version}
                 log.info("its bundle hasn't changed: nothing to load", extra=extra)
+
+    def load_in_background(self, name: str, version: str) -> None:
+        """Begin to load a version again, unless it is being loaded; a failure is logged."""
+        one = self._versions[name][version]
+        if all(one is not other for other, _ in self._under_way.values()):
+            self._begun(one)
 
     async def drained(self) -> None:
         """Wait until every request of every model is answered."""

@@ -194,7 +194,7 @@ class Kept:
         self._kept = Record(bundle)
         self._unsaved: list[Callable[[Record], Record]] = []
         self._news, self._told_begin = news, False
-        self.changed(lambda record: record)
+        self.changed(as_it_is)
         if self._failed:
             self._look()
 
@@ -237,7 +237,8 @@ class Kept:
                 self._tell(error)
                 self._kept = change(self._kept)
                 # Added once it can be; without a folder it never can.
-                self._unsaved += [change] if self._folder is not None else []
+                if self._folder is not None and change is not as_it_is:
+                    self._unsaved.append(change)
                 if len(self._unsaved) > _MOST_UNSAVED:
                     self._unsaved = [_fixed(self._kept)]
                 return self._kept
@@ -408,6 +409,11 @@ def _peeked(path: Path, bundle: str) -> Record:
         same = len(each.capital) == len(each.null.begun().capital)
         if not (all(map(math.isfinite, numbers)) and counts and same):
             raise ValueError("its numbers are impossible")
+    return record
+
+
+def as_it_is(record: Record) -> Record:
+    """Return a record unchanged, to see what other processes have made of it."""
     return record
 
 

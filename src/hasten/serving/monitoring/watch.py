@@ -23,6 +23,7 @@ from hasten.serving.monitoring.kept import (
     Kept,
     Record,
     Watched,
+    as_it_is,
     now,
     state_folder,
     taken_over,
@@ -221,16 +222,19 @@ class Watch:
 
     def _show(self, watched: Watched, record: Record) -> None:
         evidence = record.evidence.get(watched.key)
-        if evidence is not None:
+        if evidence is None:  # it was cleared
+            self._shown.pop(watched.key, None)
+        else:
             self._shown[watched.key] = evidence.interval()
 
-    def order(self, secret: str) -> bool:
-        """Let the exact model take over by the door's order; False if it isn't the door that orders."""
-        if not self._secret or not hmac.compare_digest(secret.encode(), self._secret.encode()):
-            return False
+    def is_door(self, secret: str) -> bool:
+        """Whether a secret is that of the door that adds up this server's evidence."""
+        return bool(self._secret) and hmac.compare_digest(secret.encode(), self._secret.encode())
+
+    def take_over(self) -> None:
+        """Let the exact model take over, by the door's order."""
         self._kept.changed(taken_over)
         self.alarmed()
-        return True
 
     @property
     def record(self) -> Record:
@@ -245,7 +249,7 @@ class Watch:
 
     def looked_again(self) -> None:
         """Read what other processes, or a person, have made of the evidence meanwhile."""
-        self._told(self._kept.changed(lambda record: record))
+        self._told(self._kept.changed(as_it_is))
 
     def facts(self) -> dict[str, Any]:
         """Return what is shown of the monitor, for JSON."""
