@@ -94,7 +94,7 @@ def watch(
         stack.callback(opened.close)
         decide = stack.enter_context(_decider(bundle)).decide
         overlay = lines = None
-        written: tuple[Path | None, Path | None] = (None, None)
+        pictures = records = None
         done = False
         try:
             if out is not None:
@@ -110,11 +110,11 @@ def watch(
                 run.answer(decide)
             done = True
         finally:
-            written = (
-                None if overlay is None else overlay.close(),
-                None if lines is None else lines.close(done=done),
-            )
-    return run.watched(written)
+            try:
+                pictures = None if overlay is None else overlay.close()
+            finally:
+                records = None if lines is None else lines.close(done=done)
+    return run.watched((pictures, records))
 
 
 def _check(
