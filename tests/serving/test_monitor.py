@@ -29,6 +29,7 @@ from tests.support.waiting import until
 from tests.support.watched import ENOUGH, OTHER, SAME, certified
 
 from hasten.bundle import MANIFEST
+from hasten.certificate.monitor import Null
 from hasten.cli import main
 from hasten.core.records import file_digest
 from hasten.errors import InputError
@@ -366,6 +367,68 @@ def test_a_lock_that_takes_no_mark_counts_no_evidence_twice(
     found = evidence.changed(lambda found: found.noted("then", "second"))
     assert found.lines == ("then first", "then second")
     assert said == []
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
+    """Inode and time of each file whose content is on the disk, also after a power cut."""
+
+    def sync(number: int) -> None:
+        real(number)
+        found = os.fstat(number)
+        on_disk.add((found.st_ino, found.st_mtime_ns))
+
+    real, on_disk = os.fsync, set[tuple[int, int]]()
+    monkeypatch.setattr(os, "fsync", sync)
+    return on_disk
+
+
+def audited(evidence: kept.Kept, value: float) -> None:
+    """Add one audited answer: 1 for a changed one, 0 for one that is the same."""
+    watched = kept.Watched("changed", Null(0.01), 0.05)
+    batch = watched.null.batch([value])
+    evidence.changed(lambda found: found.added(watched, batch, "then", take_over=True))
+
+
+def test_an_alarm_survives_a_power_cut_after_any_later_answer(
+    tmp_path: Path, synced: set[tuple[int, int]]
+) -> None:
+    def on_disk(place: Path) -> bool:
+        return (place.stat().st_ino, place.stat().st_mtime_ns) in synced
+
+    evidence = kept.Kept("0" * 64, tmp_path / "state")
+    while not evidence.record.alarms:
+        audited(evidence, 1.0)
+    assert evidence.path is not None
+    assert on_disk(evidence.path)
+    assert on_disk(evidence.path.parent)
+    for _ in range(3):
+        audited(evidence, 0.0)
+        assert on_disk(evidence.path)
+
+
+def test_evidence_that_begins_anew_counts_though_its_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(number: int, mode: str) -> Any:
+        if mode == "w":
+            os.close(number)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(number, mode)
+
+    real, evidence = os.fdopen, kept.Kept("0" * 64, tmp_path / "state")
+    audited(evidence, 0.0)
+    assert evidence.path is not None
+    evidence.path.write_bytes(b"{")
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(os, "fdopen", full)
+        audited(evidence, 0.0)
+    assert evidence.record.begun_anew == 1
+    audited(evidence, 0.0)
+    found = kept.peek("0" * 64, tmp_path / "state")
+    assert found.begun_anew == 1
+    assert [each.n for each in found.evidence.values()] == [3]
+    assert ["was damaged" in line for line in found.lines] == [True]
 
 
 def begun(caplog: pytest.LogCaptureFixture) -> list[str]:
