@@ -316,6 +316,28 @@ def test_a_bundle_without_a_pipeline_is_refused_before_the_stream_begins(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_no_file_that_is_written_replaces_another_of_the_watch(
+    bundle: Path, street: Path, tmp_path: Path
+) -> None:
+    def refused(source: Path, **options: Path) -> str:
+        with pytest.raises(InputError) as error:
+            hasten.watch(bundle, source, as_fast_as_possible=True, **options)
+        return str(error.value)
+
+    before, link, new = street.read_bytes(), tmp_path / "link.mp4", tmp_path / "new.mp4"
+    link.hardlink_to(street)
+    said = "would replace the file of source=, {}: give it another name"
+    assert refused(street, out=street) == "out= " + said.format(street)
+    assert refused(street, out=link) == "out= " + said.format(street)
+    assert refused(link, decisions=street) == "decisions= " + said.format(link)
+    around = tmp_path / ".." / tmp_path.name / "new.mp4"
+    assert refused(street, out=new, decisions=around) == (
+        f"decisions= would replace the file of out=, {new}: give it another name"
+    )
+    assert street.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [link]
+
+
 def test_what_cannot_be_asked_is_said(bundle: Path, street: Path, tmp_path: Path) -> None:
     def refused(**options: Any) -> str:
         with pytest.raises(InputError) as error:
