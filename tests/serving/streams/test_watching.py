@@ -319,7 +319,7 @@ def test_a_bundle_without_a_pipeline_is_refused_before_the_stream_begins(
 def test_no_file_that_is_written_replaces_another_of_the_watch(
     bundle: Path, street: Path, tmp_path: Path
 ) -> None:
-    def refused(source: Path, **options: Path) -> str:
+    def refused(source: Path, **options: Any) -> str:
         with pytest.raises(InputError) as error:
             hasten.watch(bundle, source, as_fast_as_possible=True, **options)
         return str(error.value)

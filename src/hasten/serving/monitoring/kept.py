@@ -236,7 +236,8 @@ class Kept:
                                 os.write(lock, _BEGUN)
             except OSError as error:
                 self._tell(error)
-                missed = [change, *([functools.partial(_anew, aside=aside)] if aside else [])]
+                missed: list[Callable[[Record], Record]] = [change]
+                missed += [functools.partial(_anew, aside=aside)] if aside else []
                 for one in missed:
                     self._kept = one(self._kept)
                 # Added once it can be; without a folder it never can.
