@@ -35,8 +35,8 @@ def check_address(url: str) -> None:
         known = None
     if not known:
         raise InputError(
-            "webhook= is an http:// or https:// address, such as https://ops.example/alarms; got one "
-            "without a valid host, with an invalid port or of another kind"
+            "webhook= is an http:// or https:// address with a valid host and port; got another, which "
+            "isn't shown as it may have a secret"
         )
     if "@" in parts.netloc:
         raise InputError(
