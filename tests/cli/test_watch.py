@@ -120,6 +120,9 @@ def test_errors_are_one_line_with_the_commands_own_flags(bundle: Path, tmp_path:
     ):
         result = run(bundle, "--source", folder, *options)
         assert (result.exit_code, result.stderr) == (2, f"hasten: {said}\n")
+    result = run(bundle, "--source", "v.mp4", "--out", "./v.mp4")
+    said = "--out would replace the file of --source, v.mp4: give it another name"
+    assert (result.exit_code, result.stderr) == (2, f"hasten: {said}\n")
 
 
 def test_the_extra_is_named_where_its_library_is_missing(bundle: Path, tmp_path: Path) -> None:

@@ -146,7 +146,6 @@ def test_the_command_line_takes_what_the_container_is_told(tmp_path: Path, bundl
             shadow=0.015,
             shadow_limit=0.02,
             on_alarm="exact",
-            webhook="https://ops.example/alarms",
             monitor_state="off",
         ),
         access=Access(allow_control=True),
@@ -339,6 +338,17 @@ def test_what_a_pod_can_t_have_is_said(
     with pytest.raises(InputError) as caught:
         write_kserve(tmp_path / "out", dataclasses.replace(settings, **change))
     assert str(caught.value) == message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_webhook_s_address_is_written_into_no_image(tmp_path: Path, bundle: Path) -> None:
+    watched = Monitoring(shadow=0.01, webhook="https://ops.example/s3cret")
+    with pytest.raises(InputError) as caught:
+        write_kserve(tmp_path / "out", settings_of([bundle], monitoring=watched))
+    assert str(caught.value) == (
+        "a webhook's address may be a secret, which doesn't belong in an image: leave out webhook=, "
+        "and give it to the pod as an argument that reads a Secret of Kubernetes"
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import errno
 import http.client
 import http.server
 import json
 import logging
 import os
+import socket
+import socketserver
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,11 +29,13 @@ from tests.support.waiting import until
 from tests.support.watched import ENOUGH, OTHER, SAME, certified
 
 from hasten.bundle import MANIFEST
+from hasten.certificate.monitor import Null
 from hasten.cli import main
 from hasten.core.records import file_digest
+from hasten.errors import InputError
 from hasten.serving.cluster.federation import Federation
 from hasten.serving.cluster.pooling import Pool
-from hasten.serving.monitoring import kept
+from hasten.serving.monitoring import kept, webhook
 from hasten.serving.settings import ServerSettings
 
 
@@ -364,6 +369,68 @@ def test_a_lock_that_takes_no_mark_counts_no_evidence_twice(
     assert said == []
 
 
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> set[tuple[int, int]]:
+    """Inode and time of each file whose content is on the disk, also after a power cut."""
+
+    def sync(number: int) -> None:
+        real(number)
+        found = os.fstat(number)
+        on_disk.add((found.st_ino, found.st_mtime_ns))
+
+    real, on_disk = os.fsync, set[tuple[int, int]]()
+    monkeypatch.setattr(os, "fsync", sync)
+    return on_disk
+
+
+def audited(evidence: kept.Kept, value: float) -> None:
+    """Add one audited answer: 1 for a changed one, 0 for one that is the same."""
+    watched = kept.Watched("changed", Null(0.01), 0.05)
+    batch = watched.null.batch([value])
+    evidence.changed(lambda found: found.added(watched, batch, "then", take_over=True))
+
+
+def test_an_alarm_survives_a_power_cut_after_any_later_answer(
+    tmp_path: Path, synced: set[tuple[int, int]]
+) -> None:
+    def on_disk(place: Path) -> bool:
+        return (place.stat().st_ino, place.stat().st_mtime_ns) in synced
+
+    evidence = kept.Kept("0" * 64, tmp_path / "state")
+    while not evidence.record.alarms:
+        audited(evidence, 1.0)
+    assert evidence.path is not None
+    assert on_disk(evidence.path)
+    assert on_disk(evidence.path.parent)
+    for _ in range(3):
+        audited(evidence, 0.0)
+        assert on_disk(evidence.path)
+
+
+def test_evidence_that_begins_anew_counts_though_its_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(number: int, mode: str) -> Any:
+        if mode == "w":
+            os.close(number)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(number, mode)
+
+    real, evidence = os.fdopen, kept.Kept("0" * 64, tmp_path / "state")
+    audited(evidence, 0.0)
+    assert evidence.path is not None
+    evidence.path.write_bytes(b"{")
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(os, "fdopen", full)
+        audited(evidence, 0.0)
+    assert evidence.record.begun_anew == 1
+    audited(evidence, 0.0)
+    found = kept.peek("0" * 64, tmp_path / "state")
+    assert found.begun_anew == 1
+    assert [each.n for each in found.evidence.values()] == [3]
+    assert ["was damaged" in line for line in found.lines] == [True]
+
+
 def begun(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [text for text in caplog.messages if text.startswith("the monitor's evidence ")]
 
@@ -617,6 +684,79 @@ def test_a_bundle_without_ranges_shows_no_such_signal(tmp_path: Path, state: Pat
         assert facts(server)["drift"]["outside"]["n"] == 0
 
 
+class _Other(socketserver.BaseRequestHandler):
+    """Something else than a server of HTTP: it answers with an alert of TLS, or dies amid its answer."""
+
+    says: ClassVar[bytes] = b"\x15\x03\x01\x00\x02\x02F"
+
+    def handle(self) -> None:
+        self.request.sendall(self.says)
+        self.request.shutdown(socket.SHUT_WR)
+        while self.request.recv(65536):  # a reset would overtake the answer
+            pass
+
+
+class _Dying(_Other):
+    says = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{"
+
+
+@pytest.fixture
+def other() -> Iterator[Callable[[type[_Other]], int]]:
+    """Function that starts a server with a handler, and returns its port."""
+
+    def started(handler: type[_Other]) -> int:
+        server = socketserver.TCPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        ended.callback(server.server_close)
+        ended.callback(server.shutdown)
+        return int(server.server_address[1])
+
+    with contextlib.ExitStack() as ended:
+        yield started
+
+
+def test_an_endpoint_that_speaks_something_else_is_tried_again_and_logged(
+    other: Callable[[type[_Other]], int], caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"http://127.0.0.1:{other(_Other)}/services/s3cret"
+    webhook.check_address(url)
+    webhook.post(url, {}, lambda: None, threading.Event(), (0.01,)).join()
+    assert caplog.messages == [
+        "the webhook at 127.0.0.1 didn't receive an alarm: no valid answer over HTTP (BadStatusLine); "
+        "the next start tries again"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("https://alarm:s3cret@hooks.example/x", "can't have a user's name or a password"),
+        ("https://s3cret@hooks.example/x", "can't have a user's name or a password"),
+        ("https://hooks.example:s3cret/x", "is an http:// or https:// address"),
+        ("https://[s3cret/x", "is an http:// or https:// address"),
+        ("ftp://s3cret/x", "is an http:// or https:// address"),
+        ("https://hooks.example/s3cret x", "has a space"),
+        (" https://hooks.example/s3cret", "has a space"),
+        ("https://hooks.example/s3cret\r\nX: y", "has a space"),
+        ("https://hooks.example/s3cret\x7f", "has a space"),
+        ("https://hooks.example/s3cret\xfc", "has a space"),
+    ],
+)
+def test_an_address_that_nothing_can_be_posted_to_is_refused_and_not_shown(
+    url: str, said: str
+) -> None:
+    with pytest.raises(InputError, match=said) as caught:
+        webhook.check_address(url)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_no_part_of_an_address_but_its_host_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    for url in ("https://alarm:s3cret@127.0.0.1/x", "http://127.0.0.1/s3cret x"):
+        webhook.post(url, {}, lambda: None, threading.Event(), ()).join()
+    assert [line.count("(InvalidURL)") for line in caplog.messages] == [1, 1]
+    assert "s3cret" not in caplog.text
+
+
 def test_who_does_not_watch_is_told_how(tmp_path: Path, state: Path) -> None:
     with serving(certified(tmp_path), state, shadow=0.0) as server:
         assert fetched(server, "/v2/models/watched/monitor") == (
@@ -755,6 +895,26 @@ def test_a_door_that_starts_again_counts_no_answer_twice(
             assert pooled(later) == 3 + 2
     said = "a replica was started by an earlier process in front of the servers: "
     assert len([text for text in caplog.messages if text.startswith(said)]) == 1
+
+
+def test_a_replica_that_dies_amid_its_answer_costs_the_others_nothing(
+    tmp_path: Path, state: Path, other: Callable[[type[_Other]], int]
+) -> None:
+    place = place_of(certified(tmp_path), "watched", shadow=1.0, monitor_state=str(state))
+    settings, ports = ServerSettings((place,)), dict[str, tuple[str, int]]()
+    with Pool(settings, lambda: dict(ports)) as pool:
+        (own,) = pool.of_replicas(settings).models
+        with ServerThread(own) as alive:
+            ports["dying"] = ("127.0.0.1", other(_Dying))
+            ports["alive"] = ("127.0.0.1", alive.http_port)
+            ask(alive, OTHER, 3)
+            pool.look()
+            assert pooled(pool) == 3
+            with Federation(lambda: dict(ports)) as federation:
+                status, page = federation.page()
+    assert status == 200
+    assert 'replica="alive"' in page
+    assert 'replica="dying"' not in page
 
 
 def pooled(pool: Pool) -> int:

@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import queue
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.support.waiting import PATIENCE_S, until
 from hasten.cli import main
 from hasten.errors import InputError
 from hasten.serving import server as server_module
+from hasten.serving.changing_files import ChangingFiles
 from hasten.serving.grpc.methods import SCOPES
 from hasten.serving.protocol.messages import METHODS, SERVICE
 from hasten.serving.protocol.rights import Scope
@@ -423,6 +425,43 @@ def test_a_new_file_holds_from_the_next_request_on_and_a_damaged_one_doesnt(
     assert not any(token in line for line in caplog.messages for token in (new, *TOKENS.values()))
 
 
+def test_a_file_that_cannot_be_read_for_a_moment_is_read_once_it_can(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tokens_file(tmp_path)
+    tokens = ChangingFiles("tokens", [file], lambda: read_clients(file))
+    written_anew(file, '[other]\nscopes = ["read"]\ntoken = "a-token-that-is-new"')
+    with no_descriptor_left():
+        tokens.look()
+        tokens.look()
+    assert caplog.messages == [
+        f"the previous tokens stay in use: can't read the tokens in {file}: Too many open files"
+    ]
+    tokens.look()
+    assert [client.name for client in tokens.value] == ["other"]
+
+
+def test_an_error_that_nobody_expected_is_tried_again_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read() -> str:
+        if failing:
+            raise failing[0]
+        return file.read_text()
+
+    file, failing = tmp_path / "file", list[Exception]()
+    file.write_text("old")
+    value = ChangingFiles("words", [file], read)
+    file.write_text("newer")
+    failing.append(RuntimeError("can't start new thread"))
+    value.look()
+    value.look()
+    assert caplog.messages == ["the previous words stay in use: can't start new thread"]
+    failing.clear()
+    value.look()
+    assert value.value == "newer"
+
+
 @pytest.mark.usefixtures("looking")
 def test_a_stream_ends_once_its_client_may_not_ask_any_more(bundle: Path, tmp_path: Path) -> None:
     file, questions = tokens_file(tmp_path), queue.Queue[bytes]()
@@ -456,6 +495,19 @@ def test_the_only_token_is_read_again_too(bundle: Path, tmp_path: Path) -> None:
         file.write_text("the-other-of-two-tokens")
         until(lambda: ask(server, "GET /v2", "the-other-of-two-tokens")[0] == 200)
         assert ask(server, "GET /v2", "the-first-of-two-tokens")[0] == 401
+
+
+@contextlib.contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """Let this process open no file: as where a flood of clients holds all descriptors."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def written_anew(file: Path, text: str) -> None:

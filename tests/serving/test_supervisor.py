@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import ssl
@@ -490,6 +491,48 @@ def test_where_few_files_may_be_open_fewer_connections_are_taken(
     _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == (2 if ends else 0)
     assert said in errors
+
+
+FEW = """
+import resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400))
+from hasten.cli import main
+main()
+"""
+"""Allows 208 connections."""
+
+
+def descriptors(server: ServerProcess) -> set[int]:
+    """Return the supervisor's open files."""
+    return {int(each.name) for each in Path(f"/proc/{server.process.pid}/fd").iterdir()}
+
+
+def test_a_flood_on_a_full_server_leaves_the_supervisor_files_to_open(bundles: Path) -> None:
+    with (
+        ServerProcess(bundles / "solid.hasten", code=FEW) as server,
+        contextlib.ExitStack() as held,
+    ):
+        most = 0
+        for _ in range(600):
+            client = socket.create_connection(("127.0.0.1", server.http_port), PATIENCE_S)
+            held.enter_context(client)
+            most = max(most, len(descriptors(server)))
+        assert most < 400
+        assert server.end() == 0
+
+
+def test_it_drains_though_no_further_file_can_be_opened(bundles: Path) -> None:
+    with ServerProcess(bundles / "solid.hasten") as server:
+        pid, opened = server.process.pid, descriptors(server)
+        lowest = min(set(range(len(opened) + 1)) - opened)
+        _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest, hard))
+        with socket.create_connection(("127.0.0.1", server.http_port), PATIENCE_S):
+            # The supervisor looks at the connection before it passes on the signal.
+            server.process.send_signal(signal.SIGHUP)
+            until(lambda: "nothing to load" in server.errors)
+            assert server.end() == 0, server.errors
+        assert "Traceback" not in server.errors
 
 
 def test_encrypted_requests_are_answered(bundles: Path, certificate: Path) -> None:

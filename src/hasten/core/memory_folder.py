@@ -130,16 +130,19 @@ class MemoryFolder:
     @staticmethod
     def clear_after(process: int) -> None:
         """Remove the folders that a process of this user left, which was killed; none that is in use."""
-        for place in (tempfile.gettempdir(), _SHARED_MEMORY):
-            for folder in Path(place).glob(f"{_prefix(process)}*"):
-                with contextlib.suppress(OSError):
-                    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-                    try:
-                        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        if os.fstat(descriptor).st_uid == os.getuid():
-                            shutil.rmtree(folder, ignore_errors=True)
-                    finally:
-                        os.close(descriptor)
+        found: list[Path] = []
+        with contextlib.suppress(OSError):  # too many files may be open
+            for place in (tempfile.gettempdir(), _SHARED_MEMORY):
+                found += Path(place).glob(f"{_prefix(process)}*")
+        for folder in found:
+            with contextlib.suppress(OSError):
+                descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if os.fstat(descriptor).st_uid == os.getuid():
+                        shutil.rmtree(folder, ignore_errors=True)
+                finally:
+                    os.close(descriptor)
 
     @classmethod
     def close_all(cls) -> None:

@@ -33,19 +33,26 @@ class ChangingFiles(Generic[T]):
         self._what, self._files, self._read = what, files, read
         # Taken first: what changes while it is read is read again.
         self._marks = self._marked()
+        self._told = ""
         self.value = read()
 
     def look(self) -> None:
-        """Read the value again if a file has changed; a failure is logged once."""
+        """Read the value again if a file has changed, at each look until it can be read.
+
+        A failure is logged once: it may be that of a moment, such as too many open files.
+        """
         marks = self._marked()
         if marks == self._marks:
             return
-        self._marks = marks
         try:
             self.value = self._read()
-        except InputError as error:
-            log.error("the previous %s stay in use: %s", self._what, error)
+        except Exception as error:  # whatever failed, the next look tries again
+            if self._told != str(error):
+                self._told = str(error)
+                unexpected = not isinstance(error, InputError)
+                log.error("the previous %s stay in use: %s", self._what, error, exc_info=unexpected)
         else:
+            self._marks, self._told = marks, ""
             log.info("the %s changed: read again", self._what)
 
     def _marked(self) -> list[tuple[int, ...]]:

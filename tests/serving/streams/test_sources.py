@@ -18,7 +18,7 @@ from tests.support.videos import pictures, video, views
 from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.serving.streams.frames import FrameClock
-from hasten.serving.streams.sources import Source, open_source
+from hasten.serving.streams.sources import Source, open_source, shown
 
 pytest.importorskip("av")
 MS = 1_000_000
@@ -159,6 +159,43 @@ def test_what_is_no_source_is_said_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(InputError) as error:
             open_source(source, None)
         assert str(error.value) == line
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("rtsp://admin:s3cret@cam:554/1", "rtsp://cam:554/1"),
+        ("rtsp://admin:s3@cret@cam/1", "rtsp://cam/1"),
+        ("rtsp://s3cret@[fe80::1%eth0]:554/1", "rtsp://[fe80::1%eth0]:554/1"),
+        ("RTSP://admin:s3cret@cam/1", "RTSP://cam/1"),
+        ("rtsp://admin:s3/cret@cam/1", "rtsp://..."),
+        ("rtsp://admin:s3?cret@cam/1", "rtsp://..."),
+        ("rtsp://admin:1234?s3cret@cam/1", "rtsp://..."),
+        ("rtsp://admin:s3#cret@cam/1", "rtsp://..."),
+        ("rtsp://admin:s3[cret@cam/1", "rtsp://cam/1"),
+        ("rtsp://cam/x?user=a&pwd=s3@cret", "rtsp://..."),
+        ("rtsp://cam/x?user=a&pwd=s3cret", "rtsp://cam/x"),
+        ("rtsp://cam/user=admin&password=s3cret", "rtsp://cam/user=...&password=..."),
+        ("rtsp://cam/user=s3cret_password=s3cret_channel=1/a", "rtsp://cam/user=.../a"),
+        ("rtsp://cam:s3cret", "rtsp://..."),
+        ("udp://@239.0.0.1:1234", "udp://239.0.0.1:1234"),
+        ("udp://:1234?timeout=5", "udp://:1234"),
+        ("tcp://cam", "tcp://cam"),
+        ("/videos/a@b=c?d.mp4", "/videos/a@b=c?d.mp4"),
+    ],
+)
+def test_a_source_is_named_without_what_may_be_a_password(source: str, name: str) -> None:
+    assert shown(source) == name
+
+
+@pytest.mark.parametrize("scheme", ["http", "rtsp"])
+@pytest.mark.parametrize("password", ["s3cret", "s3@cret", "s3[cret", "s3/cret", "s3?cret"])
+def test_a_refusal_shows_no_password(scheme: str, password: str) -> None:
+    with pytest.raises(InputError) as error:
+        open_source(f"{scheme}://admin:{password}@127.0.0.1:1/x", None)
+    assert f"{scheme}://" in str(error.value)
+    assert "s3" not in str(error.value)
+    assert "cret" not in str(error.value)
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from PIL import Image
 from tests.support import chains
 from tests.support.rtsp import camera
 from tests.support.videos import LABELS, classifier, pictures, video, views
+from tests.support.waiting import PATIENCE_S
 
 import hasten
 from hasten.core.tensors import Array
@@ -219,6 +220,48 @@ def test_an_interrupt_ends_with_the_counts_and_whole_files(bundle: Path, tmp_pat
     assert sorted(file.name for file in tmp_path.iterdir()) == ["d.jsonl", "p", "seen.mp4"]
 
 
+FULL = """
+import resource, sys
+import hasten
+
+
+class Decides:
+    def decide(self, picture):
+        return int(picture.sum())
+
+
+def fill(answer):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(most), resource.RLIM_INFINITY))
+
+
+folder, out, decisions, most = sys.argv[1:]
+options = {"as_fast_as_possible": True, "on_decision": fill, "out": out, "decisions": decisions}
+seen = hasten.watch(Decides(), folder, **options)
+print(seen.answered, seen.overlay, seen.notes)
+"""
+
+
+def full_disk(folder: Path, most_bytes: int) -> subprocess.CompletedProcess[str]:
+    """Watch four pictures where no file may grow past a size, as on a disk that becomes full."""
+    places = [pictures(folder / "p", 4), folder / "seen.mp4", folder / "d.jsonl", most_bytes]
+    # Without bytecode, which could be cut short as well.
+    return subprocess.run(
+        [sys.executable, "-B", "-c", FULL, *map(str, places)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE_S,
+    )
+
+
+def test_a_disk_that_is_full_at_the_end_costs_the_overlay_alone(tmp_path: Path) -> None:
+    ended = full_disk(tmp_path, 1000)
+    note = "the overlay couldn't be written: File too large"
+    assert (ended.stdout, ended.stderr) == (f"4 None {(note,)}\n", "")
+    assert len((tmp_path / "d.jsonl").read_text().splitlines()) == 4
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["d.jsonl", "p"]
+
+
 def test_a_watch_ends_after_the_time_that_it_is_given(bundle: Path, tmp_path: Path) -> None:
     seen = hasten.watch(bundle, pictures(tmp_path / "p", 50), fps=5, duration_s=0.5)
     assert seen.ended == "stopped"
@@ -271,6 +314,28 @@ def test_a_bundle_without_a_pipeline_is_refused_before_the_stream_begins(
         "a bundle with a pipeline"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_file_that_is_written_replaces_another_of_the_watch(
+    bundle: Path, street: Path, tmp_path: Path
+) -> None:
+    def refused(source: Path, **options: Any) -> str:
+        with pytest.raises(InputError) as error:
+            hasten.watch(bundle, source, as_fast_as_possible=True, **options)
+        return str(error.value)
+
+    before, link, new = street.read_bytes(), tmp_path / "link.mp4", tmp_path / "new.mp4"
+    link.hardlink_to(street)
+    said = "would replace the file of source=, {}: give it another name"
+    assert refused(street, out=street) == "out= " + said.format(street)
+    assert refused(street, out=link) == "out= " + said.format(street)
+    assert refused(link, decisions=street) == "decisions= " + said.format(link)
+    around = tmp_path / ".." / tmp_path.name / "new.mp4"
+    assert refused(street, out=new, decisions=around) == (
+        f"decisions= would replace the file of out=, {new}: give it another name"
+    )
+    assert street.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [link]
 
 
 def test_what_cannot_be_asked_is_said(bundle: Path, street: Path, tmp_path: Path) -> None:

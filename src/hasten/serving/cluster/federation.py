@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import re
 import threading
 import urllib.error
@@ -188,5 +189,5 @@ def _asked(place: tuple[str, int], secret: str) -> tuple[int, str]:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, ""
-    except OSError:
+    except (OSError, ValueError, http.client.HTTPException):
         return 0, ""

@@ -115,6 +115,11 @@ def _check(settings: ServerSettings, image: str) -> None:
                 f"a token doesn't belong in an image: leave out {name}=, and let KServe's gateway "
                 "authenticate clients"
             )
+    if any(model.settings.webhook for model in settings.models):
+        raise InputError(
+            "a webhook's address may be a secret, which doesn't belong in an image: leave out "
+            "webhook=, and give it to the pod as an argument that reads a Secret of Kubernetes"
+        )
     if settings.shared_memory:
         raise InputError("a pod shares no memory with its clients: leave out shared_memory=")
     if any(model.settings.custom_ops for model in settings.models):
@@ -220,7 +225,6 @@ def arguments(settings: ServerSettings) -> list[str]:
         ("--shadow", model.shadow, plain.shadow, repr(model.shadow)),
         ("--shadow-limit", model.shadow_limit, plain.shadow_limit, repr(model.shadow_limit)),
         ("--on-alarm", model.on_alarm, plain.on_alarm, model.on_alarm),
-        ("--webhook", model.webhook, plain.webhook, model.webhook),
         ("--monitor-state", model.monitor_state, plain.monitor_state, model.monitor_state),
         ("--max-body", limits.body_bytes, most.body_bytes, str(limits.body_bytes)),
         ("--sample-bytes", limits.sample_bytes, most.sample_bytes, str(limits.sample_bytes)),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import http.client
 import json
 import logging
 import secrets
@@ -152,7 +153,7 @@ class Pool:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"http://{shown}:{port}{path}", data, self._headers)
         with contextlib.suppress(
-            OSError, ValueError
+            OSError, ValueError, http.client.HTTPException
         ):  # it may be gone, or its models not yet ready
             with self._opener.open(request, timeout=_PATIENCE_S) as answer:
                 found = json.loads(answer.read())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import json
 import math
 import os
@@ -215,6 +216,7 @@ class Kept:
             change: Function that returns the changed record. It may run again, on another process's
                 record, where the file can't be written at first.
         """
+        aside = ""
         with self._lock:
             try:
                 with self._locked() as (path, lock):
@@ -225,8 +227,7 @@ class Kept:
                     for one in (*(self._unsaved if found is not None else ()), change):
                         record = one(record)
                     if aside:
-                        record = dataclasses.replace(record, begun_anew=record.begun_anew + 1)
-                        record = record.noted(now(), aside)
+                        record = _anew(record, aside)
                     if record != found and record != Record(self._bundle):
                         self._write(path, record)
                         # The change is kept by now, and must not wait to be added again.
@@ -235,10 +236,13 @@ class Kept:
                                 os.write(lock, _BEGUN)
             except OSError as error:
                 self._tell(error)
-                self._kept = change(self._kept)
+                missed: list[Callable[[Record], Record]] = [change]
+                missed += [functools.partial(_anew, aside=aside)] if aside else []
+                for one in missed:
+                    self._kept = one(self._kept)
                 # Added once it can be; without a folder it never can.
-                if self._folder is not None and change is not as_it_is:
-                    self._unsaved.append(change)
+                if self._folder is not None:
+                    self._unsaved += [one for one in missed if one is not as_it_is]
                 if len(self._unsaved) > _MOST_UNSAVED:
                     self._unsaved = [_fixed(self._kept)]
                 return self._kept
@@ -326,16 +330,31 @@ class Kept:
     def _write(self, path: Path, record: Record) -> None:
         beside = path.with_name(f".{path.stem}.{secrets.token_hex(8)}")
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        before = self._kept
+        other = (record.alarms, record.taken_over) != (before.alarms, before.taken_over)
         try:
             with os.fdopen(os.open(beside, flags, 0o600), "w") as file:
                 file.write(json.dumps(to_record(record), allow_nan=False))
-                if record.alarms != self._kept.alarms or record.taken_over != self._kept.taken_over:
+                # Also what replaces a file with an alarm: after a power cut, either is there.
+                if other or record.alarms or record.taken_over:
                     file.flush()
                     os.fsync(file.fileno())
             beside.rename(path)
+            if other:
+                _sync(path.parent)
         except BaseException:
             beside.unlink(missing_ok=True)
             raise
+
+
+def _sync(folder: Path) -> None:
+    """Have a folder's names on the disk; where that fails, they are there a moment later."""
+    with contextlib.suppress(OSError):
+        number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def _file(bundle: str, folder: Path, suffix: str = "json") -> Path:
@@ -349,6 +368,11 @@ def _lost(path: Path) -> str:
         f"the monitor's evidence in {path} is lost: it starts again, with another 5% risk of a false "
         "alarm"
     )
+
+
+def _anew(record: Record, aside: str) -> Record:
+    """Return a record whose evidence was started again, which counts, with a line about what was lost."""
+    return dataclasses.replace(record, begun_anew=record.begun_anew + 1).noted(now(), aside)
 
 
 def _fixed(record: Record) -> Callable[[Record], Record]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
+import re
 import threading
 import urllib.parse
 import urllib.request
@@ -17,17 +19,34 @@ log = logging.getLogger("hasten.serving")
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 """Pauses between tries."""
 _PATIENCE_S = 10.0
+_CHARACTERS = re.compile(r"[!-~]*")
 
 
 def check_address(url: str) -> None:
     """Check that an address can be posted to.
 
     Raises:
-        InputError: it isn't one of HTTP.
+        InputError: it can't. As it may contain a secret, the message doesn't show it.
     """
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError(f"webhook= is an http:// or https:// address; got {url!r:.200}")
+    try:
+        parts = urllib.parse.urlsplit(url)
+        known, _ = parts.scheme in ("http", "https") and parts.hostname, parts.port
+    except ValueError:  # its text would show a part of the address
+        known = None
+    if not known:
+        raise InputError(
+            "webhook= is an http:// or https:// address with a valid host and port; got another, which "
+            "isn't shown as it may have a secret"
+        )
+    if "@" in parts.netloc:
+        raise InputError(
+            "webhook= can't have a user's name or a password before its host: put a secret into its "
+            "path or query"
+        )
+    if not _CHARACTERS.fullmatch(url):
+        raise InputError(
+            "webhook= has a space, a control character or one that isn't ASCII: write each as %XX"
+        )
 
 
 class _Straight(urllib.request.HTTPRedirectHandler):
@@ -77,8 +96,11 @@ def _post(
             with opener.open(request, timeout=_PATIENCE_S):
                 told()
                 return
-        except (OSError, ValueError) as error:  # urllib's errors are OSErrors
+        except OSError as error:  # urllib's errors are OSErrors
             why = visible(str(error))  # it quotes the other side's reason phrase
+        except (ValueError, http.client.HTTPException) as error:
+            # The text may show the address, or what came instead of HTTP.
+            why = f"no valid answer over HTTP ({type(error).__name__})"
         if pause_s is None or over.wait(pause_s):
             break
     log.error(

@@ -104,6 +104,8 @@ class Lines:
             self._file.close()
             return self._beside.keep()
         except OSError as error:
+            with contextlib.suppress(OSError):  # it would try again what failed
+                self._file.close()
             self._beside.drop()
             raise InputError(
                 f"can't write {self._beside.path}: {error.strerror or error}"

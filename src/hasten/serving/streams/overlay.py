@@ -59,6 +59,7 @@ class Overlay:
         self._beside = Beside(path)
         self._queue: queue.Queue[tuple[Frame, int, Answer | None] | None] = queue.Queue(WAITING)
         self._last = -1
+        self._closed = False
         drawn(np.zeros((32, 32, 3), np.uint8), None, "0")  # loads the font before the stream begins
         self._thread = threading.Thread(target=self._run, name="hasten-overlay", daemon=True)
         self._thread.start()
@@ -96,7 +97,7 @@ class Overlay:
             self._write()
         except Exception as error:  # whatever fails here must hold up no answer
             self.failed = str(getattr(error, "strerror", None) or error)
-            while self._queue.get() is not None:  # so that nobody waits for a place in the queue
+            while not self._closed and self._queue.get() is not None:  # nobody waits for a place
                 self.dropped += 1
 
     def _write(self) -> None:
@@ -115,6 +116,7 @@ class Overlay:
                 self._last = max(self._last + 1, round(time_ns / 1e9 / _CLOCK))
                 picture.pts, picture.time_base = self._last, _CLOCK
                 container.mux(stream.encode(picture))
+            self._closed = True  # nothing comes any more, also where what follows fails
             if stream is not None:
                 container.mux(stream.encode(None))
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError
@@ -15,6 +15,12 @@ from hasten.serving.streams.tally import Ended
 LIVE_SCHEMES = ("rtsp", "rtsps", "udp", "tcp")
 """Schemes of addresses that send frames at their own pace."""
 CAMERA = "/dev/video"
+_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
+_ADDRESS = re.compile(
+    r"([^:]+://)(?:[^/?#]*@)?([\w.-]*|\[[\w:.%]*\])((?::\d+)?)((?:/[^?#@]*)?)(?:[?#][^@]*)?"
+)
+"""Scheme, host, port and path of an address; no match where a password may reach past its host."""
+_VALUE = re.compile(r"=[^/&;]+")
 MOST_NOTES = 50
 PICTURES_PER_S = 30.0
 """Rate at which a folder of pictures is played unless one is given."""
@@ -59,6 +65,27 @@ class Source(ABC):
         """Free what is open."""
 
 
+def scheme_of(source: str) -> str:
+    """Return the scheme of an address, in lower case; "" for a path."""
+    found = _SCHEME.match(source)
+    return "" if found is None else found[1].lower()
+
+
+def shown(source: str) -> str:
+    """Return a source's name for people: an address without user, password, query and values in its path.
+
+    Args:
+        source: Path or address.
+    """
+    if not (scheme := scheme_of(source)):
+        return source
+    found = _ADDRESS.fullmatch(source)
+    if found is None:
+        return f"{scheme}://..."
+    start, host, port, path = found.groups()
+    return f"{start}{host}{port}{_VALUE.sub('=...', path)}"
+
+
 def open_source(source: str | Path, fps: float | None, *, reconnect_s: float = 0.0) -> Source:
     """Open a source.
 
@@ -74,10 +101,10 @@ def open_source(source: str | Path, fps: float | None, *, reconnect_s: float = 0
     if fps is not None and not 0 < fps <= 1000:
         raise InputError(f"the rate must be above 0 and at most 1000 frames a second: got {fps:g}")
     text = str(source)
-    scheme = urlsplit(text).scheme if "://" in text else ""
+    scheme = scheme_of(text)
     if scheme and scheme not in LIVE_SCHEMES:
         raise InputError(
-            f"the source {text} begins with {scheme}://: give a file, a folder, {CAMERA}0, or an "
+            f"the source {shown(text)} begins with {scheme}://: give a file, a folder, {CAMERA}0, or an "
             f"address that begins with one of {', '.join(f'{one}://' for one in LIVE_SCHEMES)}"
         )
     if not scheme and Path(text).is_dir():

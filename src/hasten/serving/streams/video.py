@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +14,7 @@ from hasten.core.words import amount
 from hasten.errors import InputError
 from hasten.inputs.pipeline.image import MAX_PIXELS
 from hasten.serving.streams.frames import FrameClock
-from hasten.serving.streams.sources import CAMERA, Source
+from hasten.serving.streams.sources import CAMERA, Source, scheme_of, shown
 
 OPEN_S, READ_S = 10.0, 5.0
 """Longest wait for a source to open, and for its next bytes, in seconds."""
@@ -72,7 +71,7 @@ class Video(Source):
     ) -> None:
         super().__init__()
         self._av = av()
-        self.name = re.sub(r"(?<=://)[^/@]*@", "", address)
+        self.name = shown(address)
         self._address = address
         self._fps = fps
         self._live = live
@@ -83,7 +82,8 @@ class Video(Source):
         except (self._av.error.InvalidDataError, self._av.error.ArgumentError) as error:
             raise InputError(f"{self.name} is not a video, or was cut short") from error
         except OSError as error:
-            raise InputError(f"can't open {self.name}: {error.strerror or error}") from error
+            why = error.strerror or type(error).__name__
+            raise InputError(f"can't open {self.name}: {why}") from error
         except self._av.error.FFmpegError as error:
             raise InputError(f"can't open {self.name}: {error.strerror}") from error
 
@@ -96,7 +96,7 @@ class Video(Source):
         elif self._live:
             options |= {
                 "rtsp_transport": "tcp",
-                "protocol_whitelist": LIVE_PROTOCOLS[self._address.partition("://")[0].lower()],
+                "protocol_whitelist": LIVE_PROTOCOLS[scheme_of(self._address)],
                 "format_whitelist": LIVE_FORMATS,
             }
         else:
@@ -136,7 +136,7 @@ class Video(Source):
                     last_ns = pace.clock_ns()
                     yield image, arrived_ns
             except (self._av.error.FFmpegError, OSError) as error:
-                cut = error.strerror or str(error)
+                cut = error.strerror or type(error).__name__  # its text has the address
             if not self._live:
                 self._note_of_end(cut)
                 return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 import threading
 import time
@@ -18,7 +19,7 @@ from hasten.errors import InputError
 from hasten.serving.streams.files import Lines
 from hasten.serving.streams.frames import Frame, FrameClock, Slot
 from hasten.serving.streams.overlay import Overlay
-from hasten.serving.streams.sources import Source, open_source
+from hasten.serving.streams.sources import Source, open_source, scheme_of
 from hasten.serving.streams.tally import Answer, Ended, Tally, Watched
 
 if TYPE_CHECKING:
@@ -89,12 +90,13 @@ def watch(
         CandidateError: the model failed.
     """
     _check(deadline_ns, as_fast_as_possible, drop_late, reconnect_s, duration_s)
+    _check_files(os.fspath(source), out, decisions)
     with contextlib.ExitStack() as stack:
         opened = open_source(os.fspath(source), fps, reconnect_s=reconnect_s)
         stack.callback(opened.close)
         decide = stack.enter_context(_decider(bundle)).decide
         overlay = lines = None
-        written: tuple[Path | None, Path | None] = (None, None)
+        pictures = records = None
         done = False
         try:
             if out is not None:
@@ -110,11 +112,11 @@ def watch(
                 run.answer(decide)
             done = True
         finally:
-            written = (
-                None if overlay is None else overlay.close(),
-                None if lines is None else lines.close(done=done),
-            )
-    return run.watched(written)
+            try:
+                pictures = None if overlay is None else overlay.close()
+            finally:
+                records = None if lines is None else lines.close(done=done)
+    return run.watched((pictures, records))
 
 
 def _check(
@@ -140,6 +142,30 @@ def _check(
         raise InputError(f"the time to reconnect must be at least 0 s: got {reconnect_s:g} s")
     if duration_s is not None and not 0 < duration_s < float("inf"):
         raise InputError(f"the length of the watch must be above 0 s: got {duration_s:g} s")
+
+
+def _check_files(
+    source: str, out: str | os.PathLike[str] | None, decisions: str | os.PathLike[str] | None
+) -> None:
+    """Check that no file that is written is another one of the watch.
+
+    Raises:
+        InputError: two of the files are the same one.
+    """
+    named = {"source": None if scheme_of(source) else source, "out": out, "decisions": decisions}
+    given = [(name, os.fspath(file)) for name, file in named.items() if file is not None]
+    for (one, first), (other, second) in itertools.combinations(given, 2):
+        if _is_same(first, second):
+            raise InputError(
+                f"{other}= would replace the file of {one}=, {first}: give it another name"
+            )
+
+
+def _is_same(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)  # noqa: PTH121  (a source is text)
+    except OSError:  # one isn't there yet
+        return os.path.realpath(one) == os.path.realpath(other)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,9 @@ log = logging.getLogger("hasten.serving")
 
 RESERVED = 64
 """Connections of HTTP beyond the allowed ones: to ask for health, and to take a greedy client's place."""
-_SPARE_FILES = 128 + RESERVED
+LEAVING = 64
+"""Refused connections, beyond all that may be open, whose clients may still read why."""
+_SPARE_FILES = 64 + LEAVING + RESERVED
 """Open files that a process needs besides its connections: models, libraries, threads' pipes."""
 
 

@@ -46,7 +46,7 @@ from hasten.serving.supervision.channel import (
 )
 from hasten.serving.supervision.heartbeat import Heartbeat, main_thread
 from hasten.serving.supervision.signals import Signals
-from hasten.serving.supervision.sockets import RESERVED, allowed_connections, set_up, sorry
+from hasten.serving.supervision.sockets import LEAVING, RESERVED, allowed_connections, set_up, sorry
 
 log = logging.getLogger("hasten.serving")
 
@@ -249,7 +249,8 @@ class Supervisor:
             except ConnectionError:  # the client is gone already
                 continue
             except OSError:  # too many files are open: the other clients wait in the backlog
-                self._selector.unregister(self._listener)
+                with contextlib.suppress(KeyError):  # SIGTERM came while it is left alone already
+                    self._selector.unregister(self._listener)
                 self._accept_at_s = time.monotonic() + _BREATH_S
                 return
             connection.setblocking(False)
@@ -309,7 +310,8 @@ class Supervisor:
     def _turn_away(self, connection: socket.socket, why: bytes = b"") -> None:
         """Answer 503 and close; read what the client still sends, or it wouldn't see the answer."""
         # No answer can be sent over TLS: the session's keys died with the process.
-        crowded = len(self._leaving) >= self._settings.limits.connections
+        there = len(self._held) + len(self._kept) + len(self._leaving)
+        crowded = there >= self._settings.limits.connections + RESERVED + LEAVING
         if self._settings.certificate is not None or crowded:
             connection.close()
             return
@@ -351,6 +353,10 @@ class Supervisor:
             self._pidfd = os.pidfd_open(self._process.pid)
         except OSError as error:
             log.error("can't start the serving process: %s", error.strerror or error)
+            if self._process is not None:  # it began, but its end couldn't be seen
+                self._process.kill()
+                self._process.wait()
+                self._process = None
             self._start_at_s = time.monotonic() + _PAUSES_S[1]
             return
         ours.setblocking(False)
@@ -475,7 +481,9 @@ class Supervisor:
 
     def _take_back(self) -> None:
         """Refuse the clients that wait for the dead process; keep the others for the next one."""
-        for slot, connection in list(self._held.items()):
+        held = list(self._held.items())
+        self._held.clear()
+        for slot, connection in held:
             state = self._shared_state.at(slot)
             self._free.append(slot)
             if state == WORKING or (state == ANSWERED and self._asks(connection)):
@@ -484,7 +492,6 @@ class Supervisor:
                 connection.close()
             else:
                 self._keep(connection)
-        self._held.clear()
 
     def _asks(self, connection: socket.socket) -> bool:
         """Whether a client has sent data that was never read."""
