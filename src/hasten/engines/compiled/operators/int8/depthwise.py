@@ -463,13 +463,17 @@ class Depthwise:
             writer.line(more)
 
     def _emit_edges(self, run: Run, columns: int, size: int) -> None:
-        """Write which columns of the strip are the picture's; the braids' others are pads from the start on."""
+        """Write which columns of the strip are the picture's; the braids' others are pads from the start on.
+
+        A strip may lie within the pads, so that no column is.
+        """
         conv, writer, step = self.conv, self.writer, run.parts * run.wide
         wide, pad = conv.size[1], conv.pads[1]
         writer.line(f"const long start = left * {conv.strides[1]} - {pad};")
-        writer.line("const long begin = start < 0 ? -start : 0;")
-        writer.line(f"const long end = {wide} - start < {columns} ? {wide} - start : {columns};")
-        writer.line(f"const long from = (start + begin) * {conv.channels[0]} + channel;")
+        writer.line(f"const long begin = MIN(MAX(-start, 0), {columns});")
+        writer.line(f"const long end = MAX(MIN({wide} - start, {columns}), begin);")
+        writer.line(f"const long first_seen = MAX(MIN(start + begin, {wide - 1}), 0);")
+        writer.line(f"const long from = first_seen * {conv.channels[0]} + channel;")
         if conv.pads[1] or conv.pads[3]:
             with writer.loops((self.braids.count,), name="slot"):
                 writer.line(f"u8 *slot = ring + slot0 * {size};")
@@ -497,7 +501,7 @@ class Depthwise:
         conv, writer, braids = self.conv, self.writer, self.braids
         places = "".join(f", {place}" for place in braids.places)[2:]
         if braids.period > 1:
-            writer.line(f"static const u8 places[] = {{{places}}};")
+            writer.line(f"static const i32 places[] = {{{places}}};")
             writer.line("const long base = first + places[phase];")
         else:
             writer.line(f"const long base = first + {places};")
