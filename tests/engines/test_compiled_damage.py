@@ -17,13 +17,14 @@ import onnx
 import pytest
 from fuzz.mutation import changed_leaves
 from tests.engines.test_compiled_bytes import Made
-from tests.support.plans import planned
+from tests.support.plans import answers, planned
 
 from hasten.core.records import from_record, to_record
 from hasten.core.target import Target
 from hasten.core.tensors import TensorSpec
 from hasten.engines.compiled import writer
 from hasten.engines.compiled.lowering import lower
+from hasten.engines.compiled.operators.choices import Pick
 from hasten.engines.compiled.operators.convolutions import Conv
 from hasten.engines.compiled.operators.dense import Dense
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
@@ -318,6 +319,49 @@ def test_a_truth_that_is_neither_true_nor_false_is_refused() -> None:
     value = replace(copy, inputs=(), steps=(Step("value", (), "bool", "2"),))
     with pytest.raises(IntegrityError, match="'value'"):
         replace(plan, operations=(value,)).check(1)
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+@pytest.mark.parametrize("op", ["absolute", "negative"])
+def test_places_that_overflowed_stay_within_their_table(dtype: str, op: str) -> None:
+    bits = np.dtype(dtype).itemsize * 8
+    steps = (
+        Step(op, (0,), dtype),
+        Step("value", (), dtype, str(2 ** (bits - 5))),
+        Step("divide", (1, 2), dtype),
+    )
+    made = {"places": (dtype, 1), "found": ("float32", 1)}
+    operations = [
+        Map(steps, (Access("x", (0,)),), Access("places", (0,)), (1,)),
+        Pick(Access("table", ()), Access("places", ()), "found", (), 8, 1),
+    ]
+    given = {
+        "x": np.array([-(2 ** (bits - 1))], dtype),
+        "table": np.arange(50, 58, dtype=np.float32),
+    }
+    found = answers(*planned(operations, {}, given, made), given)
+    assert found["places"] == [-16]
+    assert found["found"] == [50]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "int64"])
+def test_whole_numbers_that_are_divided_by_anything_end_no_process(dtype: str) -> None:
+    least = int(np.iinfo(dtype).min)
+    operands = np.array([-7, 7, -7, 7, least, least, 5], dtype)
+    divisors = np.array([2, -2, 0, 0, -1, 1, -1], dtype)
+    wanted = {
+        "divide": [-3, -3, 0, 0, least, least, -5],
+        "remainder": [-1, 1, 0, 0, 0, 0, 0],
+        "modulo": [1, -1, 0, 0, 0, 0, 0],
+    }
+    accesses = (Access("x", (1,)), Access("by", (1,)))
+    operations = [
+        Map((Step(op, (0, 1), dtype),), accesses, Access(op, (1,)), (7,)) for op in wanted
+    ]
+    given = {"x": operands, "by": divisors}
+    made = {op: (dtype, 7) for op in wanted}
+    found = answers(*planned(operations, {}, given, made), given)
+    assert {op: found[op].tolist() for op in wanted} == wanted
 
 
 def test_tables_and_text_beyond_all_measure_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
