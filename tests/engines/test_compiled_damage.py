@@ -22,7 +22,8 @@ from tests.support.plans import answers, planned
 from hasten.core.records import from_record, to_record
 from hasten.core.target import Target
 from hasten.core.tensors import TensorSpec
-from hasten.engines.compiled import writer
+from hasten.engines.compiled import source, writer
+from hasten.engines.compiled.coverage import unproven
 from hasten.engines.compiled.lowering import lower
 from hasten.engines.compiled.operators.choices import Pick
 from hasten.engines.compiled.operators.convolutions import Conv
@@ -321,6 +322,70 @@ def test_a_truth_that_is_neither_true_nor_false_is_refused() -> None:
         replace(plan, operations=(value,)).check(1)
 
 
+@pytest.mark.parametrize("rows", [1, 30])
+def test_what_no_step_writes_is_0_and_never_what_was_in_memory_before(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "LEAST_SHARED", 0)
+    monkeypatch.setattr(source, "LEAST_TOGETHER", 0)
+    size = 4000
+
+    def copied(given: str, to: str, count: int, start: int = 0, stride: int = 1) -> Map:
+        accesses = Access(given, (1,)), Access(to, (stride,), start)
+        return Map((_COPY,), (accesses[0],), accesses[1], (count,))
+
+    operations = [
+        copied("x", "secret", size),
+        copied("secret", "whole", size),
+        copied("x", "some", 3, 5, 2),  # where the secret was
+        copied("some", "late", size),
+        copied("x", "some", size),
+        copied("x", "few", 1),
+        copied("x", "gap", size // 2),
+        copied("x", "gap", size // 2 - 1, size // 2 + 1),
+        copied("x", "again", size, 0, 0),
+    ]
+    arena = {"secret", "some"}
+    names = ("secret", "whole", "some", "late", "few", "gap", "again")
+    made = dict.fromkeys(names, ("float32", size))
+    given = {"x": np.arange(1, rows * size + 1, dtype=np.float32)}
+    asked = [name for name in names if name not in arena]
+    outer = planned(operations, {}, {"x": given["x"][:size]}, made, outputs=asked, by_row=rows > 1)
+    for threads in (1, 3):
+        found = answers(*outer, given, rows=rows, threads=threads)
+        for row in range(rows):
+            own = given["x"][row * size : (row + 1) * size]
+            each = {name: found[name][row * size : (row + 1) * size] for name in asked}
+            np.testing.assert_array_equal(each["whole"], own)
+            wanted = np.zeros(size, np.float32)
+            wanted[5:11:2] = own[:3]
+            np.testing.assert_array_equal(each["late"], wanted)
+            assert each["few"][0] == own[0]
+            assert not each["few"][1:].any()
+            assert each["gap"][size // 2] == 0
+            assert np.count_nonzero(each["gap"]) == size - 1
+            assert not each["again"][1:].any()
+
+
+def test_tensors_that_several_steps_write_whole_arent_cleared() -> None:
+    copied = Map((_COPY,), (Access("x", (0, 0, 0)),), Access("y", (12, -3, 1), 9), (5, 4, 3))
+    parts = [
+        replace(copied, output=Access("y", (24, 1, 0), start), shape=(5, count, 1))
+        for start, count in ((0, 8), (8, 4), (12, 12))
+    ]
+    places = [
+        replace(copied, output=Access("y", (24, 12, 2), start), shape=(5, 2, 6)) for start in (0, 1)
+    ]
+    for writers, size in (([copied], 60), (parts, 120), (places, 120)):
+        plan = Plan(
+            {"x": tensor(1), "y": tensor(size)}, tuple(writers), ("x",), ("y",), ((size,),), False
+        )
+        plan.check(0)
+        assert not unproven(plan)
+        if len(writers) > 1:
+            assert unproven(replace(plan, operations=plan.operations[1:])) == {0: ["y"]}
+
+
 @pytest.mark.parametrize("dtype", ["int32", "int64"])
 @pytest.mark.parametrize("op", ["absolute", "negative"])
 def test_places_that_overflowed_stay_within_their_table(dtype: str, op: str) -> None:
@@ -359,7 +424,7 @@ def test_whole_numbers_that_are_divided_by_anything_end_no_process(dtype: str) -
         Map((Step(op, (0, 1), dtype),), accesses, Access(op, (1,)), (7,)) for op in wanted
     ]
     given = {"x": operands, "by": divisors}
-    made = {op: (dtype, 7) for op in wanted}
+    made = dict.fromkeys(wanted, (dtype, 7))
     found = answers(*planned(operations, {}, given, made), given)
     assert {op: found[op].tolist() for op in wanted} == wanted
 

@@ -165,6 +165,11 @@ class Operation(Value, ABC):
         """Names of the tensors that it writes."""
 
     @property
+    def parts(self) -> tuple[tuple[Access, tuple[int, ...]], ...]:
+        """Elements that it writes, with the sizes of the loops, of each tensor that it doesn't write whole."""
+        return ()
+
+    @property
     @abstractmethod
     def work(self) -> int:
         """Elementary calculations for one row, roughly."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
 import numpy as np
 
 from hasten.core.target import Target
+from hasten.engines.compiled.coverage import unproven
 from hasten.engines.compiled.plan import (
     ALIGNMENT,
     MOST_BYTES,
@@ -85,7 +86,8 @@ def write(
     places = {name: place * block for name, place in places.items()}
     writer = Writer(plan, wide, weights, places, row_bytes * block, isa=target.isa)
     parted = shared_operations(plan)
-    functions = []
+    cleared = unproven(plan)
+    functions = [writer.clearing(*one) for one in cleared.items()]
     for operation, writer.shared in zip(plan.operations, parted, strict=True):
         operation.emit_rows(writer)
         functions.append(writer.function())
@@ -115,8 +117,8 @@ struct call {{
         head += f"""static const long APART = {apart}, APART_BYTES = {writer.apart_bytes};
 {text_of("threads.c")}"""
     if timed:
-        head += f"enum {{ OPERATIONS = {len(functions)} }};\n{text_of('clock.c')}"
-    runner = _runner(parted, block, timed)
+        head += f"enum {{ OPERATIONS = {len(parted)} }};\n{text_of('clock.c')}"
+    runner = _runner(parted, block, timed, cleared)
     checks = text_of("unknown.c") if plan.rounded_inputs else ""
     text = "\n".join((head, writer.statics, *functions, runner, checks, text_of("python.c")))
     return Source(text, writer.tables, arena_bytes, threads)
@@ -152,27 +154,41 @@ def shared_operations(plan: Plan) -> list[bool]:
     return found if work >= LEAST_TOGETHER else [False] * len(found)
 
 
-def _runner(parted: Sequence[bool], block: int, timed: bool) -> str:
+def _runner(parted: Sequence[bool], block: int, timed: bool, cleared: Container[int]) -> str:
     """Return the C function that runs all operations: `run`, or `walk` with other threads.
 
     Args:
         parted: Whether threads share it, for each operation.
         block: Largest number of rows that go through each operation at once.
         timed: Whether the time of each operation is kept, on one thread.
+        cleared: Numbers of operations before which tensors are made 0, by one thread.
     """
     marks = [f" mark({number});" if timed else "" for number in range(len(parted))]
     calls = "looked = now();\n" if timed else ""
+
+    def before(number: int, together: bool) -> str:
+        if number not in cleared:
+            return ""
+        clear = f"clear{number}(c, r, n);"
+        return f"if (alone(me)) {{ {clear} finish_alone(me); }} " if together else f"{clear} "
+
     if any(parted):
         head = "walk(const struct call *c, struct member *me)"
         for together, group in itertools.groupby(enumerate(parted), key=itemgetter(1)):
             numbers = [number for number, _ in group]
             more = ", me" if together else ""
-            own = "\n".join(f"op{number}(c, r, n{more});{marks[number]}" for number in numbers)
+            own = "\n".join(
+                f"{before(number, together)}op{number}(c, r, n{more});{marks[number]}"
+                for number in numbers
+            )
             calls += own if together else f"if (alone(me)) {{ {own} finish_alone(me); }}"
             calls += "\n"
     else:
         head = "run(const struct call *c)"
-        calls += "\n".join(f"op{number}(c, r, n);{mark}" for number, mark in enumerate(marks))
+        calls += "\n".join(
+            f"{before(number, False)}op{number}(c, r, n);{mark}"
+            for number, mark in enumerate(marks)
+        )
     return f"""static void {head} {{
 for (long r = 0; r < c->rows; r += {block}) {{
 long n = c->rows - r < {block} ? c->rows - r : {block};

@@ -210,6 +210,10 @@ class Accumulate(Operation):
         return (self.output.tensor,)
 
     @property
+    def parts(self) -> tuple[tuple[Access, tuple[int, ...]], ...]:
+        return ((self.output, self.shape),)
+
+    @property
     def work(self) -> int:
         return product(self.shape)
 
