@@ -534,6 +534,18 @@ def test_sums_are_exact_up_to_31_bits_and_refused_beyond() -> None:
         made.check()
 
 
+def test_a_kernel_of_floats_as_large_as_a_picture_is_a_table_of_places() -> None:
+    side = 2048
+    given = {"x": np.linspace(-1, 1, side * (side + 1), dtype=np.float32)}
+    weight = np.zeros(side * side, np.float32)
+    weight[[0, 77, -1]] = (1, 2, 3)
+    conv = replace(_CONV, size=(side, side + 1), kernel=(side, side))
+    found = answers(*planned([conv], {"w": weight}, given, {"y": ("float32", 2)}), given)
+    x = given["x"].reshape(side, side + 1)
+    wanted = x[0, :2] + 2 * x[0, 77:79] + 3 * x[-1, -2:]
+    np.testing.assert_allclose(found["y"], wanted, rtol=1e-4)
+
+
 def test_constants_that_are_read_over_and_over_are_refused() -> None:
     tensors = {
         "w": tensor(1 << 26, 0, "uint8"),

@@ -116,6 +116,16 @@ def test_odd_steps_beyond_a_byte_equal_those_of_integers(name: str) -> None:
     made.check(isa=target.isa, spelled=spelled)
 
 
+def test_steps_and_distances_of_many_columns_equal_those_of_integers() -> None:
+    made = Made(14)
+    usual: dict[str, Any] = {"channels": (32, 32), "groups": 32}
+    made.operations = [
+        made.conv("plain", size=(1, 90_000), kernel=(1, 7), strides=(1, 20_000), **usual),
+        made.conv("plain", size=(1, 90_000), kernel=(1, 3), dilations=(1, 40_000), **usual),
+    ]
+    made.check()
+
+
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_large_kernels_equal_those_of_integers(name: str) -> None:
     made = Made(11)

@@ -8,6 +8,7 @@ see it, and none of the work between the first load and the sums is a permutatio
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -608,15 +609,11 @@ class Depthwise:
         if kept:
             for tap, place in enumerate(places):
                 writer.line(f"const vi_{wide} w{tap} = loaded_{wide}(own + {place});")
-        for column in range(self._columns(run.tile)):
-            taps = [
-                (pixel, tap)
-                for pixel in range(run.tile)
-                for tap in range(conv.kernel[1])
-                if pixel * conv.strides[1] + tap * conv.dilations[1] == column
-            ]
-            if not taps:
-                continue
+        seen: dict[int, list[tuple[int, int]]] = {}
+        for pixel, tap in itertools.product(range(run.tile), range(conv.kernel[1])):
+            column = pixel * conv.strides[1] + tap * conv.dilations[1]
+            seen.setdefault(column, []).append((pixel, tap))
+        for column, taps in sorted(seen.items()):
             with writer.block(""):
                 place = (column * run.parts + part) * wide
                 writer.line(f"const vi_{wide} x = loaded_{wide}(x{number} + {place});")
