@@ -367,6 +367,29 @@ def test_what_no_step_writes_is_0_and_never_what_was_in_memory_before(
             assert not each["again"][1:].any()
 
 
+@pytest.mark.parametrize("most", [0, 3, 1000])
+def test_tensors_that_live_at_once_lie_apart_however_many_they_are(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "_MOST_LIVING", most)
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 60, 40).tolist()
+    steps: list[tuple[float, Map]] = []
+    for number, size in enumerate(sizes):
+        add = Step("value", (), "float32", float(number).hex()), Step("add", (0, 1), "float32")
+        writes, reads = Access(f"t{number}", (1,)), Access(f"y{number}", (1,))
+        last = number + rng.uniform(0.5, 20)
+        steps.append((number, Map(add, (Access("x", (1,)),), writes, (size,))))
+        steps.append((last, Map((_COPY,), (writes,), reads, (size,))))
+    operations = [step for _, step in sorted(steps, key=lambda one: one[0])]
+    made = {f"{kind}{n}": ("float32", size) for kind in "ty" for n, size in enumerate(sizes)}
+    given = {"x": np.arange(60, dtype=np.float32)}
+    asked = [name for name in made if name[0] == "y"]
+    found = answers(*planned(operations, {}, given, made, outputs=asked), given)
+    for number, size in enumerate(sizes):
+        np.testing.assert_array_equal(found[f"y{number}"], given["x"][:size] + number)
+
+
 def test_tensors_that_several_steps_write_whole_arent_cleared() -> None:
     copied = Map((_COPY,), (Access("x", (0, 0, 0)),), Access("y", (12, -3, 1), 9), (5, 4, 3))
     parts = [
