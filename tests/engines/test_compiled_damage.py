@@ -236,6 +236,22 @@ def test_one_tensor_in_two_roles_and_endless_work_are_refused(
         plan.check(1 << 20)
 
 
+@pytest.mark.parametrize("huge", [1 << 63, -(1 << 63), 10**4290])
+@pytest.mark.parametrize("which", ["strides", "offset", "shape"])
+def test_numbers_beyond_all_measure_are_refused_in_one_line(huge: int, which: str) -> None:
+    shape = (abs(huge),) if which == "shape" else (9,)
+    read = Access("x", (1,))
+    read = (
+        read
+        if which == "shape"
+        else replace(read, **{which: huge if which == "offset" else (huge,)})
+    )
+    copy = Map((_COPY,), (read,), Access("y", (1,)), shape)
+    tensors = {"x": tensor(9), "y": tensor(9)}
+    with pytest.raises(IntegrityError, match=r"of 'x' is beyond 2\^62"):
+        Plan(tensors, (copy,), ("x",), ("y",), ((9,),), False).check(0)
+
+
 @pytest.mark.parametrize(("inputs", "outputs"), [("xx", "y"), ("x", "yy"), ("x" * 2000, "y")])
 def test_an_input_or_output_that_comes_twice_is_refused(inputs: str, outputs: str) -> None:
     copy = Map((_COPY,), (Access("x", (1,)),), Access("y", (1,)), (1,))
