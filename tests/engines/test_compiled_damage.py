@@ -239,13 +239,8 @@ def test_one_tensor_in_two_roles_and_endless_work_are_refused(
 @pytest.mark.parametrize("huge", [1 << 63, -(1 << 63), 10**4290])
 @pytest.mark.parametrize("which", ["strides", "offset", "shape"])
 def test_numbers_beyond_all_measure_are_refused_in_one_line(huge: int, which: str) -> None:
-    shape = (abs(huge),) if which == "shape" else (9,)
-    read = Access("x", (1,))
-    read = (
-        read
-        if which == "shape"
-        else replace(read, **{which: huge if which == "offset" else (huge,)})
-    )
+    shape = (abs(huge) if which == "shape" else 9,)
+    read = Access("x", (huge if which == "strides" else 1,), huge if which == "offset" else 0)
     copy = Map((_COPY,), (read,), Access("y", (1,)), shape)
     tensors = {"x": tensor(9), "y": tensor(9)}
     with pytest.raises(IntegrityError, match=r"of 'x' is beyond 2\^62"):

@@ -471,7 +471,7 @@ def test_sets_of_all_columns_together_are_bounded() -> None:
     features = np.full(2 * columns + 1, -1, np.int32)
     features[:-1:2] = np.arange(columns)  # a chain, each of whose nodes has a leaf below it
     sets = np.where(features < 0, -1, 0).astype(np.int32)
-    constants = {
+    constants: dict[str, Array] = {
         "features": features,
         "thresholds": np.zeros(len(features), np.float32),
         "nan_high": np.zeros(len(features), np.uint8),
@@ -481,9 +481,10 @@ def test_sets_of_all_columns_together_are_bounded() -> None:
         "columns": np.zeros(2, np.int32),
         "values": np.zeros(columns + 1, np.float32),
     }
-    made, given = {"y": ("float32", 1)}, {"x": np.zeros(columns, np.float32)}
-    operation = Trees("x", "y", *constants, "sum", len(features))
-    plan, weights = planned([operation], constants, given, made)
+    names = {name: name for name in constants}
+    operation = Trees("x", "y", combine="sum", steps=len(features), **names)
+    row = {"x": np.zeros(columns, np.float32)}
+    plan, weights = planned([operation], constants, row, {"y": ("float32", 1)})
     with pytest.raises(IntegrityError, match="too many sets of too many categories"):
         write(plan, weights, Target.host())
 
