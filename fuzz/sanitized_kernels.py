@@ -178,7 +178,8 @@ def _shape(rng: np.random.Generator) -> dict[str, Any]:
         ins, outs = groups * (ins // 4 + 1), groups * (outs // 4 + 1)
     kernel, dilations = some([1, 2, 3, 3, 3, 5, 7]), some([1, 1, 1, 2, 3])
     reach = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True)]
-    pads = tuple(int(rng.integers(0, one)) for one in (*reach, *reach))
+    far = int(rng.choice([0, 0, 0, 60]))  # pads beyond the picture and what is computed at once
+    pads = tuple(int(rng.integers(0, one + far * rng.integers(2))) for one in (*reach, *reach))
     least = [max(1, reach[at] - pads[at] - pads[at + 2]) for at in (0, 1)]
     return {
         "channels": (ins, outs),

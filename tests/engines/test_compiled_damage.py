@@ -17,15 +17,17 @@ import onnx
 import pytest
 from fuzz.mutation import changed_leaves
 from tests.engines.test_compiled_bytes import Made
-from tests.support.plans import planned
+from tests.support.plans import answers, planned
 
 from hasten.core.records import from_record, to_record
 from hasten.core.target import Target
 from hasten.core.tensors import TensorSpec
 from hasten.engines.base import Artifact
-from hasten.engines.compiled import writer
+from hasten.engines.compiled import source, writer
+from hasten.engines.compiled.coverage import unproven
 from hasten.engines.compiled.engine import CompiledC
 from hasten.engines.compiled.lowering import lower
+from hasten.engines.compiled.operators.choices import Pick
 from hasten.engines.compiled.operators.convolutions import Conv
 from hasten.engines.compiled.operators.dense import Dense
 from hasten.engines.compiled.operators.int8.convolutions import Conv8
@@ -236,6 +238,17 @@ def test_one_tensor_in_two_roles_and_endless_work_are_refused(
         plan.check(1 << 20)
 
 
+@pytest.mark.parametrize("huge", [1 << 63, -(1 << 63), 10**4290])
+@pytest.mark.parametrize("which", ["strides", "offset", "shape"])
+def test_numbers_beyond_all_measure_are_refused_in_one_line(huge: int, which: str) -> None:
+    shape = (abs(huge) if which == "shape" else 9,)
+    read = Access("x", (huge if which == "strides" else 1,), huge if which == "offset" else 0)
+    copy = Map((_COPY,), (read,), Access("y", (1,)), shape)
+    tensors = {"x": tensor(9), "y": tensor(9)}
+    with pytest.raises(IntegrityError, match=r"of 'x' is beyond 2\^62"):
+        Plan(tensors, (copy,), ("x",), ("y",), ((9,),), False).check(0)
+
+
 @pytest.mark.parametrize(("inputs", "outputs"), [("xx", "y"), ("x", "yy"), ("x" * 2000, "y")])
 def test_an_input_or_output_that_comes_twice_is_refused(inputs: str, outputs: str) -> None:
     copy = Map((_COPY,), (Access("x", (1,)),), Access("y", (1,)), (1,))
@@ -366,6 +379,136 @@ def test_what_a_damaged_plan_says_is_short() -> None:
     assert len(str(error.value)) < 300
 
 
+@pytest.mark.parametrize("rows", [1, 30])
+def test_what_no_step_writes_is_0_and_never_what_was_in_memory_before(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "LEAST_SHARED", 0)
+    monkeypatch.setattr(source, "LEAST_TOGETHER", 0)
+    size = 4000
+
+    def copied(given: str, to: str, count: int, start: int = 0, stride: int = 1) -> Map:
+        accesses = Access(given, (1,)), Access(to, (stride,), start)
+        return Map((_COPY,), (accesses[0],), accesses[1], (count,))
+
+    operations = [
+        copied("x", "secret", size),
+        copied("secret", "whole", size),
+        copied("x", "some", 3, 5, 2),  # where the secret was
+        copied("some", "late", size),
+        copied("x", "some", size),
+        copied("x", "few", 1),
+        copied("x", "gap", size // 2),
+        copied("x", "gap", size // 2 - 1, size // 2 + 1),
+        copied("x", "again", size, 0, 0),
+    ]
+    arena = {"secret", "some"}
+    names = ("secret", "whole", "some", "late", "few", "gap", "again")
+    made = dict.fromkeys(names, ("float32", size))
+    given = {"x": np.arange(1, rows * size + 1, dtype=np.float32)}
+    asked = [name for name in names if name not in arena]
+    outer = planned(operations, {}, {"x": given["x"][:size]}, made, outputs=asked, by_row=rows > 1)
+    for threads in (1, 3):
+        found = answers(*outer, given, rows=rows, threads=threads)
+        for row in range(rows):
+            own = given["x"][row * size : (row + 1) * size]
+            each = {name: found[name][row * size : (row + 1) * size] for name in asked}
+            np.testing.assert_array_equal(each["whole"], own)
+            wanted = np.zeros(size, np.float32)
+            wanted[5:11:2] = own[:3]
+            np.testing.assert_array_equal(each["late"], wanted)
+            assert each["few"][0] == own[0]
+            assert not each["few"][1:].any()
+            assert each["gap"][size // 2] == 0
+            assert np.count_nonzero(each["gap"]) == size - 1
+            assert not each["again"][1:].any()
+
+
+@pytest.mark.parametrize("most", [0, 3, 1000])
+def test_tensors_that_live_at_once_lie_apart_however_many_they_are(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "_MOST_LIVING", most)
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(1, 60, 40).tolist()
+    steps: list[tuple[float, Map]] = []
+    for number, size in enumerate(sizes):
+        add = Step("value", (), "float32", float(number).hex()), Step("add", (0, 1), "float32")
+        writes, reads = Access(f"t{number}", (1,)), Access(f"y{number}", (1,))
+        last = number + rng.uniform(0.5, 20)
+        steps.append((number, Map(add, (Access("x", (1,)),), writes, (size,))))
+        steps.append((last, Map((_COPY,), (writes,), reads, (size,))))
+    operations = [step for _, step in sorted(steps, key=lambda one: one[0])]
+    made = {f"{kind}{n}": ("float32", size) for kind in "ty" for n, size in enumerate(sizes)}
+    given = {"x": np.arange(60, dtype=np.float32)}
+    asked = [name for name in made if name[0] == "y"]
+    found = answers(*planned(operations, {}, given, made, outputs=asked), given)
+    for number, size in enumerate(sizes):
+        np.testing.assert_array_equal(found[f"y{number}"], given["x"][:size] + number)
+
+
+def test_tensors_that_several_steps_write_whole_arent_cleared() -> None:
+    copied = Map((_COPY,), (Access("x", (0, 0, 0)),), Access("y", (12, -3, 1), 9), (5, 4, 3))
+    parts = [
+        replace(copied, output=Access("y", (24, 1, 0), start), shape=(5, count, 1))
+        for start, count in ((0, 8), (8, 4), (12, 12))
+    ]
+    places = [
+        replace(copied, output=Access("y", (24, 12, 2), start), shape=(5, 2, 6)) for start in (0, 1)
+    ]
+    for writers, size in (([copied], 60), (parts, 120), (places, 120)):
+        plan = Plan(
+            {"x": tensor(1), "y": tensor(size)}, tuple(writers), ("x",), ("y",), ((size,),), False
+        )
+        plan.check(0)
+        assert not unproven(plan)
+        if len(writers) > 1:
+            assert unproven(replace(plan, operations=plan.operations[1:])) == {0: ["y"]}
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int64"])
+@pytest.mark.parametrize("op", ["absolute", "negative"])
+def test_places_that_overflowed_stay_within_their_table(dtype: str, op: str) -> None:
+    bits = np.dtype(dtype).itemsize * 8
+    steps = (
+        Step(op, (0,), dtype),
+        Step("value", (), dtype, str(2 ** (bits - 5))),
+        Step("divide", (1, 2), dtype),
+    )
+    made = {"places": (dtype, 1), "found": ("float32", 1)}
+    operations = [
+        Map(steps, (Access("x", (0,)),), Access("places", (0,)), (1,)),
+        Pick(Access("table", ()), Access("places", ()), "found", (), 8, 1),
+    ]
+    given = {
+        "x": np.array([-(2 ** (bits - 1))], dtype),
+        "table": np.arange(50, 58, dtype=np.float32),
+    }
+    found = answers(*planned(operations, {}, given, made), given)
+    assert found["places"] == [-16]
+    assert found["found"] == [50]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "int64"])
+def test_whole_numbers_that_are_divided_by_anything_end_no_process(dtype: str) -> None:
+    least = int(np.iinfo(dtype).min)
+    operands = np.array([-7, 7, -7, 7, least, least, 5], dtype)
+    divisors = np.array([2, -2, 0, 0, -1, 1, -1], dtype)
+    wanted = {
+        "divide": [-3, -3, 0, 0, least, least, -5],
+        "remainder": [-1, 1, 0, 0, 0, 0, 0],
+        "modulo": [1, -1, 0, 0, 0, 0, 0],
+    }
+    accesses = (Access("x", (1,)), Access("by", (1,)))
+    operations = [
+        Map((Step(op, (0, 1), dtype),), accesses, Access(op, (1,)), (7,)) for op in wanted
+    ]
+    given = {"x": operands, "by": divisors}
+    made = dict.fromkeys(wanted, (dtype, 7))
+    found = answers(*planned(operations, {}, given, made), given)
+    assert {op: found[op].tolist() for op in wanted} == wanted
+
+
 def test_tables_and_text_beyond_all_measure_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "MOST_TEXT", 100_000)
     half = 1 << 20
@@ -469,6 +612,18 @@ def test_sums_are_exact_up_to_31_bits_and_refused_beyond() -> None:
     made.constants[made.operations[-1].reads[2]][0] += np.sign(toward[0])
     with pytest.raises(IntegrityError, match="a sum of products may overflow"):
         made.check()
+
+
+def test_a_kernel_of_floats_as_large_as_a_picture_is_a_table_of_places() -> None:
+    side = 2048
+    given = {"x": np.linspace(-1, 1, side * (side + 1), dtype=np.float32)}
+    weight = np.zeros(side * side, np.float32)
+    weight[[0, 77, -1]] = (1, 2, 3)
+    conv = replace(_CONV, size=(side, side + 1), kernel=(side, side))
+    found = answers(*planned([conv], {"w": weight}, given, {"y": ("float32", 2)}), given)
+    x = given["x"].reshape(side, side + 1)
+    wanted = x[0, :2] + 2 * x[0, 77:79] + 3 * x[-1, -2:]
+    np.testing.assert_allclose(found["y"], wanted, rtol=1e-4)
 
 
 def test_constants_that_are_read_over_and_over_are_refused() -> None:

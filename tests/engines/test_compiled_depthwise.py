@@ -86,6 +86,47 @@ def test_large_pictures_are_computed_strip_by_strip(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
+def test_pads_larger_than_picture_and_kernel_equal_those_of_integers(name: str) -> None:
+    made = Made(12)
+    for at, pads in enumerate(
+        [
+            *((0, 300, 0, 0), (0, 0, 0, 300), (0, 90, 0, 90), (40, 0, 0, 0), (0, 0, 40, 0)),
+            (9, 70, 11, 80),
+        ]
+    ):
+        shape: dict[str, Any] = {
+            "size": (1 + at, 8),
+            "kernel": (1 + at % 2, 1 + at // 2),
+            "pads": pads,
+        }
+        across = (1 + at % 2, 1 + at % 3)
+        for channels, groups in ((32, 32), (7, 7), (70, 70), (8, 1), (24, 3)):
+            shape |= {"channels": (channels, channels), "groups": groups, "strides": across}
+            made.operations.append(made.conv(ENDS[at], **shape))
+    target, spelled = PROCESSORS[name]
+    made.check(isa=target.isa, spelled=spelled)
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_odd_steps_beyond_a_byte_equal_those_of_integers(name: str) -> None:
+    made = Made(13)
+    shape: dict[str, Any] = {"kernel": (3, 1), "strides": (1001, 1), "size": (5008, 1)}
+    made.operations.append(made.conv("plain", channels=(32, 32), groups=32, **shape))
+    target, spelled = PROCESSORS[name]
+    made.check(isa=target.isa, spelled=spelled)
+
+
+def test_steps_and_distances_of_many_columns_equal_those_of_integers() -> None:
+    made = Made(14)
+    usual: dict[str, Any] = {"channels": (32, 32), "groups": 32}
+    made.operations = [
+        made.conv("plain", size=(1, 90_000), kernel=(1, 7), strides=(1, 20_000), **usual),
+        made.conv("plain", size=(1, 90_000), kernel=(1, 3), dilations=(1, 40_000), **usual),
+    ]
+    made.check()
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
 def test_large_kernels_equal_those_of_integers(name: str) -> None:
     made = Made(11)
     for at, (channels, kernel) in enumerate(

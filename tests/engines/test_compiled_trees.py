@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from tests.support.plans import planned
 
 from hasten.core.c_compiler import Compiler
 from hasten.core.target import Target
@@ -448,6 +449,44 @@ def test_the_work_of_a_forest_is_the_depth_of_its_trees(
         assert len(operations) == len(made.operations)
         with pytest.raises(IntegrityError, match=f"{steps} steps through 27 nodes"):
             replace(made, operations=operations).check(len(weights))
+
+
+@pytest.mark.parametrize("said", [1, 26])
+def test_a_forest_of_more_steps_than_its_plan_says_is_refused(
+    plan: tuple[Plan, bytes], said: int
+) -> None:
+    made, weights = plan
+    (operation,) = made.operations
+    assert isinstance(operation, Trees)
+    steps = operation.steps
+    less = replace(operation, steps=min(said, steps - 1))
+    lying = replace(made, operations=(less,))
+    lying.check(len(weights))
+    with pytest.raises(IntegrityError, match=f"{steps} steps through its trees, where the plan"):
+        write(lying, weights, Target.host())
+
+
+def test_sets_of_all_columns_together_are_bounded() -> None:
+    columns, size = 4000, 20_000
+    features = np.full(2 * columns + 1, -1, np.int32)
+    features[:-1:2] = np.arange(columns)  # a chain, each of whose nodes has a leaf below it
+    sets = np.where(features < 0, -1, 0).astype(np.int32)
+    constants: dict[str, Array] = {
+        "features": features,
+        "thresholds": np.zeros(len(features), np.float32),
+        "nan_high": np.zeros(len(features), np.uint8),
+        "set_of": sets,
+        "sets": np.arange(size, dtype=np.float32),
+        "bounds": np.array([0, size], np.int32),
+        "columns": np.zeros(2, np.int32),
+        "values": np.zeros(columns + 1, np.float32),
+    }
+    names = {name: name for name in constants}
+    operation = Trees("x", "y", combine="sum", steps=len(features), **names)
+    row = {"x": np.zeros(columns, np.float32)}
+    plan, weights = planned([operation], constants, row, {"y": ("float32", 1)})
+    with pytest.raises(IntegrityError, match="too many sets of too many categories"):
+        write(plan, weights, Target.host())
 
 
 def test_a_forest_is_compiled_where_rows_are_not_apart(plan: tuple[Plan, bytes]) -> None:

@@ -110,7 +110,9 @@ def answers(
     tables = aligned(len(source.tables))
     tables[:] = np.frombuffer(source.tables, np.uint8)
     outputs: dict[str, Any] = {
-        name: guarded(np.zeros(plan.tensor(name).size * rows, plan.tensor(name).dtype))
+        name: guarded(
+            np.full(plan.tensor(name).bytes * rows, 165, np.uint8).view(plan.tensor(name).dtype)
+        )
         for name in plan.outputs
     }
     given = {name: guarded(array) for name, array in given.items()}

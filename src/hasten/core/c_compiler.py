@@ -37,6 +37,7 @@ FLAGS = (
     "-fvisibility=hidden",
     "-fno-math-errno",
     "-fno-trapping-math",
+    "-fwrapv",
     "-fno-stack-protector",
     "-fno-sanitize=all",
     "-ffp-contract=fast",
@@ -45,7 +46,8 @@ FLAGS = (
     "-w",
 )
 """Flags that keep the arithmetic's meaning: NaN and infinities stay as written, and so does the order of sums,
-but for the loops whose pragma says that it doesn't matter."""
+but for the loops whose pragma says that it doesn't matter. Whole numbers wrap, or a compiler drops the bounds of
+places that only an overflow could leave."""
 _OPTIMIZED = {"gcc": ("-O2", "-ftree-vectorize", "-fvect-cost-model=dynamic", "-fpeel-loops")}
 """Flags by which a kind of compiler optimizes; others take `-O3`. Of that, gcc needs these flags for code as fast, and
 half the time or less where there are many small loops."""

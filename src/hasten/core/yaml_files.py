@@ -18,7 +18,7 @@ def read_yaml(path: Path, most_bytes: int, what: str) -> Any:
     Args:
         path: The file.
         most_bytes: Largest size of the file; with what its aliases repeat, its values may be twice as large.
-        what: What it describes, as "a pipeline", for messages.
+        what: Name of its content, such as "a pipeline", for messages.
 
     Raises:
         InputError: there is no such file, it is too large, or it isn't YAML.

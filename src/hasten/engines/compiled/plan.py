@@ -50,6 +50,7 @@ MOST_OPERATIONS = 20_000
 MOST_GIVEN = 1_000
 """Largest number of inputs and outputs together: a call keeps something for each of them on its stack."""
 _MOST_AXES = 64
+_MOST_NUMBER = 1 << 62
 _MOST_WORK = 10**12
 _MOST_READ = 4 * MOST_BYTES
 """Largest number of bytes of constants that all operations look at together before C is written."""
@@ -165,6 +166,11 @@ class Operation(Value, ABC):
         """Names of the tensors that it writes."""
 
     @property
+    def parts(self) -> tuple[tuple[Access, tuple[int, ...]], ...]:
+        """Elements that it writes, with the sizes of the loops, of each tensor that it doesn't write whole."""
+        return ()
+
+    @property
     @abstractmethod
     def work(self) -> int:
         """Elementary calculations for one row, roughly."""
@@ -226,6 +232,8 @@ class Operation(Value, ABC):
             self.refuse(f"loops over {len(shape)} axes")
         if len(access.strides) != len(shape) or any(size < 1 for size in shape):
             self.refuse(f"{access.tensor!r} is read over a shape of another rank, or an empty one")
+        if max(map(abs, (access.offset, *access.strides, *shape))) > _MOST_NUMBER:
+            self.refuse(f"a stride, an offset or a size of {access.tensor!r:.100} is beyond 2^62")
         ends = [stride * (size - 1) for stride, size in zip(access.strides, shape, strict=True)]
         low = access.offset + sum(min(0, end) for end in ends)
         high = access.offset + sum(max(0, end) for end in ends)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
 import numpy as np
 
 from hasten.core.target import Target
+from hasten.engines.compiled.coverage import unproven
 from hasten.engines.compiled.plan import (
     ALIGNMENT,
     MOST_BYTES,
@@ -32,6 +34,8 @@ LEAST_TOGETHER = 1_000_000
 """Calculations, for one row, of all operations of a plan that can be shared, from which threads pay. In calls
 one after the other two threads took 0.93 of one's time for 0.6 million in a convolution, 0.69 for 2.4
 million, 0.71 for 1 million in a layer (AMD EPYC, two cores, other processes beside, best of 400 turns)."""
+_MOST_LIVING = 1000
+"""Largest number of tensors that live at once between which room is looked for; beyond, a tensor is behind all."""
 _BLOCK_BYTES = 256 << 10
 """Memory that tensors of a block of rows may take: what stays in a core's own cache."""
 
@@ -85,7 +89,8 @@ def write(
     places = {name: place * block for name, place in places.items()}
     writer = Writer(plan, wide, weights, places, row_bytes * block, isa=target.isa)
     parted = shared_operations(plan)
-    functions = []
+    cleared = unproven(plan)
+    functions = [writer.clearing(*one) for one in cleared.items()]
     for operation, writer.shared in zip(plan.operations, parted, strict=True):
         operation.emit_rows(writer)
         functions.append(writer.function())
@@ -115,8 +120,8 @@ struct call {{
         head += f"""static const long APART = {apart}, APART_BYTES = {writer.apart_bytes};
 {text_of("threads.c")}"""
     if timed:
-        head += f"enum {{ OPERATIONS = {len(functions)} }};\n{text_of('clock.c')}"
-    runner = _runner(parted, block, timed)
+        head += f"enum {{ OPERATIONS = {len(parted)} }};\n{text_of('clock.c')}"
+    runner = _runner(parted, block, timed, cleared)
     checks = text_of("unknown.c") if plan.rounded_inputs else ""
     text = "\n".join((head, writer.statics, *functions, runner, checks, text_of("python.c")))
     return Source(text, writer.tables, arena_bytes, threads)
@@ -152,27 +157,41 @@ def shared_operations(plan: Plan) -> list[bool]:
     return found if work >= LEAST_TOGETHER else [False] * len(found)
 
 
-def _runner(parted: Sequence[bool], block: int, timed: bool) -> str:
+def _runner(parted: Sequence[bool], block: int, timed: bool, cleared: Container[int]) -> str:
     """Return the C function that runs all operations: `run`, or `walk` with other threads.
 
     Args:
         parted: Whether threads share it, for each operation.
         block: Largest number of rows that go through each operation at once.
         timed: Whether the time of each operation is kept, on one thread.
+        cleared: Numbers of operations before which tensors are made 0, by one thread.
     """
     marks = [f" mark({number});" if timed else "" for number in range(len(parted))]
     calls = "looked = now();\n" if timed else ""
+
+    def before(number: int, together: bool) -> str:
+        if number not in cleared:
+            return ""
+        clear = f"clear{number}(c, r, n);"
+        return f"if (alone(me)) {{ {clear} finish_alone(me); }} " if together else f"{clear} "
+
     if any(parted):
         head = "walk(const struct call *c, struct member *me)"
         for together, group in itertools.groupby(enumerate(parted), key=itemgetter(1)):
             numbers = [number for number, _ in group]
             more = ", me" if together else ""
-            own = "\n".join(f"op{number}(c, r, n{more});{marks[number]}" for number in numbers)
+            own = "\n".join(
+                f"{before(number, together)}op{number}(c, r, n{more});{marks[number]}"
+                for number in numbers
+            )
             calls += own if together else f"if (alone(me)) {{ {own} finish_alone(me); }}"
             calls += "\n"
     else:
         head = "run(const struct call *c)"
-        calls += "\n".join(f"op{number}(c, r, n);{mark}" for number, mark in enumerate(marks))
+        calls += "\n".join(
+            f"{before(number, False)}op{number}(c, r, n);{mark}"
+            for number, mark in enumerate(marks)
+        )
     return f"""static void {head} {{
 for (long r = 0; r < c->rows; r += {block}) {{
 long n = c->rows - r < {block} ? c->rows - r : {block};
@@ -188,25 +207,36 @@ def _arena(plan: Plan) -> tuple[dict[str, int], int]:
     for number, operation in enumerate(plan.operations):
         for name in (*operation.reads, *operation.writes):
             last[name] = number
+    ending: dict[int, list[str]] = {}
     apart = {*plan.inputs, *plan.outputs}
     places: dict[str, int] = {}
-    living: list[tuple[int, int, int]] = []
+    living: list[tuple[int, int]] = []
     most = 0
     for number, operation in enumerate(plan.operations):
-        living = [one for one in living if one[2] >= number]
         for name in operation.writes:
             if name in apart or name in places or plan.tensor(name).offset is not None:
                 continue
-            size = -(-plan.tensor(name).bytes // ALIGNMENT) * ALIGNMENT
+            size = _aligned_bytes(plan, name)
             at = 0
-            for begin, end, _ in sorted(living):
-                if at + size <= begin:
-                    break
-                at = max(at, end)
+            if len(living) > _MOST_LIVING:
+                at = living[-1][1]
+            else:
+                for begin, end in living:
+                    if at + size <= begin:
+                        break
+                    at = end
             places[name] = at
-            living.append((at, at + size, last[name]))
+            bisect.insort(living, (at, at + size))
+            ending.setdefault(last[name], []).append(name)
             most = max(most, at + size)
+        for name in ending.pop(number, ()):
+            begin = places[name]
+            del living[bisect.bisect_left(living, (begin, begin + _aligned_bytes(plan, name)))]
     return places, most
+
+
+def _aligned_bytes(plan: Plan, name: str) -> int:
+    return -(-plan.tensor(name).bytes // ALIGNMENT) * ALIGNMENT
 
 
 def _bytes(isa: tuple[str, ...]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -217,6 +217,16 @@ class Writer:
         """Return a pointer to a tensor, to write to."""
         return self._pointer(name, "")
 
+    def clearing(self, number: int, names: Sequence[str]) -> str:
+        """Return a C function `clear{number}` that makes tensors 0, of `n` rows."""
+        lines = [
+            f"__builtin_memset({self._address(name)}, 0, n * {self.plan.tensor(name).bytes});"
+            for name in names
+        ]
+        body = "\n".join(lines)
+        self._count_text(body)
+        return f"static void clear{number}(const struct call *c, long r, long n) {{\n{body}\n}}\n"
+
     def scratch(self, dtype: str, size: int, apart: bool = False) -> str:
         """Return a pointer to aligned memory for some numbers, which other operations overwrite.
 
@@ -285,14 +295,16 @@ class Writer:
                 self._kept[name] = self._keep(self.constant(name))
             return self._at(self._kept[name])
         row = f" + {self._row} * {tensor.size}" if self._row else ""
-        first = f" + r * {tensor.size}" if self.plan.by_row else ""
+        return self._declare(f"{kind}restrict ", f"({kind})({self._address(name)}){row}")
+
+    def _address(self, name: str) -> str:
+        """Return C of where the first row of a tensor that isn't a constant lies, in bytes."""
+        first = f" + r * {self.plan.tensor(name).bytes}" if self.plan.by_row else ""
         if name in self.plan.inputs:
-            at = f"({kind})c->in[{self.plan.inputs.index(name)}]{first}{row}"
-        elif name in self.plan.outputs:
-            at = f"({kind})c->out[{self.plan.outputs.index(name)}]{first}{row}"
-        else:
-            at = f"({kind})(c->arena + {self._places[name]}){row}"
-        return self._declare(f"{kind}restrict ", at)
+            return f"(const u8 *)c->in[{self.plan.inputs.index(name)}]{first}"
+        if name in self.plan.outputs:
+            return f"(u8 *)c->out[{self.plan.outputs.index(name)}]{first}"
+        return f"c->arena + {self._places[name]}"
 
     def _declare(self, kind: str, value: str) -> str:
         key = f"{kind} {value}"

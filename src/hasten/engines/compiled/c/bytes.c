@@ -28,8 +28,9 @@ static inline i32 byte_of(float scaled, i32 zero, i32 low, i32 high) {
   return clamp_byte((i32)__builtin_lrintf(scaled) + zero, low, high);
 }
 
-/* Hides where a pointer comes from: a compiler would keep each sum of it and a number in a register of its own. */
-#define HERE(pointer) asm volatile("" : "+r"(pointer))
+/* Hides where a pointer or a number comes from: a compiler would keep each sum of a pointer and a number in a register
+   of its own, and drop the bounds of a number that only undefined results leave. */
+#define HERE(value) asm volatile("" : "+r"(value))
 
 /* The first bytes of memory as a number; their number is constant. */
 INLINE i64 first_bytes(const u8 *from, long bytes) {

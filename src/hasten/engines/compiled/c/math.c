@@ -170,13 +170,16 @@ static inline float erf_f(float x) {
 #define MAX(a, b) ((a) > (b) || (a) != (a) ? (a) : (b))
 #define MIN(a, b) ((a) < (b) || (a) != (a) ? (a) : (b))
 
-/* Whole numbers: a division that the processor would trap gives 0, or wraps. */
-#define QUOTIENT(a, b) \
-  ((b) == 0 ? 0 : (b) == (__typeof__(b))-1 && (__typeof__(b))-1 < 0 ? (__typeof__(a))(0 - (unsigned long long)(a)) : (a) / (b))
-#define REMAINDER(a, b) \
-  ((b) == 0 || ((b) == (__typeof__(b))-1 && (__typeof__(b))-1 < 0) ? 0 : (a) % (b))
-#define MODULO(a, b) \
-  (REMAINDER(a, b) != 0 && (REMAINDER(a, b) < 0) != ((b) < 0) ? REMAINDER(a, b) + (b) : REMAINDER(a, b))
+/* Whole numbers: a division that the processor would trap gives 0, or wraps. A divisor that isn't constant is hidden
+   first: of a cast float a compiler may believe that it is never 0. */
+#define DIVIDED(a, b, minus, other) ({ \
+  const __typeof__((a) + 0) n = (a); \
+  __typeof__((b) + 0) d = (b); \
+  if (!__builtin_constant_p(d)) asm("" : "+r"(d)); \
+  d == 0 ? 0 : d == -1 ? minus : other; })
+#define QUOTIENT(a, b) DIVIDED(a, b, (__typeof__(n))(0 - (u64)n), n / d)
+#define REMAINDER(a, b) DIVIDED(a, b, 0, n % d)
+#define MODULO(a, b) DIVIDED(a, b, 0, n % d != 0 && (n % d < 0) != (d < 0) ? n % d + d : n % d)
 
 /* x - trunc(x / y) * y, exact: each turn takes as many times y as a double has room for. */
 static inline float fmod_f(float x, float y) {

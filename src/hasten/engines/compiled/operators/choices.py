@@ -80,6 +80,7 @@ class Pick(Operation):
             writer.line(
                 f"i64 at = {places}[{place(Access('', self.places.strides[:inner], self.places.offset))}];"
             )
+            writer.line("HERE(at);")  # a compiler that knows what a place can be drops its bounds
             writer.line(f"at = at < 0 ? at + {self.size} : at;")
             writer.line(f"at = at < 0 ? 0 : at > {self.size - 1} ? {self.size - 1} : at;")
             for axis in range(inner, len(self.shape)):
@@ -207,6 +208,10 @@ class Accumulate(Operation):
     @property
     def writes(self) -> tuple[str, ...]:
         return (self.output.tensor,)
+
+    @property
+    def parts(self) -> tuple[tuple[Access, tuple[int, ...]], ...]:
+        return ((self.output, self.shape),)
 
     @property
     def work(self) -> int:

@@ -172,19 +172,16 @@ class _Emission:
             for at in (0, 1)
         )
         self.line = columns
-        places = [
-            [divmod(tap * conv.dilations[at], conv.strides[at]) for tap in range(conv.kernel[at])]
+        (down, top), (right, left) = (
+            np.divmod(np.arange(conv.kernel[at]) * conv.dilations[at], conv.strides[at])
             for at in (0, 1)
-        ]
-        pairs = list(itertools.product(*places))
-        self.phases = sorted({(down[1], right[1]) for down, right in pairs})
+        )
+        (tops, upper), (lefts, inner) = (np.unique(one, return_inverse=True) for one in (top, left))
+        self.phases = list(itertools.product(tops.tolist(), lefts.tolist()))
         self.plane = rows * columns
         self.channel = self.plane * len(self.phases)
-        numbers = {phase: number for number, phase in enumerate(self.phases)}
-        self.offsets = [
-            numbers[down[1], right[1]] * self.plane + down[0] * columns + right[0]
-            for down, right in pairs
-        ]
+        upper = upper * len(lefts) * self.plane + down * columns
+        self.offsets = (upper[:, None] + inner * self.plane + right).ravel()
         high, wide = conv.output_size
         self.flat = (high - 1) * columns + wide
         self.strips = 1
@@ -339,10 +336,10 @@ class _Emission:
         unrolled = taps <= _MOST_UNROLLED
         with writer.block(f"for (long k = 0; k < {self.ins}; k++)"):
             if unrolled:
-                for tap, offset in enumerate(self.offsets):
+                for tap, offset in enumerate(self.offsets.tolist()):
                     self._emit_tap(str(offset), f"{tap * at_once}", at_once, vectors)
             else:
-                offsets = writer.table(np.array(self.offsets, np.int32))
+                offsets = writer.table(self.offsets.astype(np.int32))
                 with writer.block(f"for (long tap = 0; tap < {taps}; tap++)"):
                     self._emit_tap(f"{offsets}[tap]", f"tap * {at_once}", at_once, vectors)
             writer.line(f"x += {self.channel}; w += {taps * at_once};")

@@ -36,6 +36,8 @@ def emit(writer: Writer, kind: str, forest: Forest, splits: Splits) -> bool:
     """Write C that finds the leaves of the row `x`, `at[place[tree]]`; return whether it is worth while."""
     if writer.vector_bytes < _LANES or forest.leaves.max() > _MOST_LEAVES:
         return False
+    if splits.columns > _MOST_ENTRIES:
+        return False
     entries = Entries.of(splits, 255)
     if len(entries) > _MOST_ENTRIES:
         return False

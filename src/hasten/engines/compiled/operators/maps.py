@@ -60,6 +60,10 @@ class Map(Operation):
         return (self.output.tensor,)
 
     @property
+    def parts(self) -> tuple[tuple[Access, tuple[int, ...]], ...]:
+        return ((self.output, self.shape),)
+
+    @property
     def work(self) -> int:
         return product(self.shape) * (1 + len(self.steps))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from hasten.core.tensors import Array
 from hasten.errors import IntegrityError
 
 _MOST_TABLE = 64 << 20
+"""Largest number of bytes of all columns' tables of categories together."""
+_MOST_MEMBERS = 1 << 24
+"""Largest number of members of the sets that all columns' nodes speak of together: seconds of sorting."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,58 @@ class Splits:
     nan_high: Array
     members: Array
     sets: tuple[Array, ...]
+
+    @cached_property
+    def columns(self) -> int:
+        """Number of columns that nodes look at, each of which has an entry or more."""
+        return len(np.unique(self.feature))
+
+    @cached_property
+    def categorized(self) -> list[_Categorized]:
+        """Columns with sets.
+
+        Raises:
+            IntegrityError: the sets are too many, or too large.
+        """
+        found: list[_Categorized] = []
+        members = cells = 0
+        for column, own in _by_value(self.feature, np.flatnonzero(self.members >= 0)):
+            keys = self.members[own] * 2 + self.nan_high[own]
+            unique, places = np.unique(keys, return_inverse=True)
+            used = [self.sets[key // 2] for key in unique]
+            members += sum(map(len, used))
+            if members <= _MOST_MEMBERS:
+                categories = np.unique(np.concatenate([self.threshold[:0], *used]))
+                cells += (len(categories) + 2) * len(unique)
+            if members > _MOST_MEMBERS or cells > _MOST_TABLE:
+                raise IntegrityError(
+                    "the plan is damaged: trees: too many sets of too many categories"
+                )
+            table = np.zeros((len(categories) + 2, len(unique)), np.uint8)
+            for number, one in enumerate(used):
+                table[np.searchsorted(categories, one), number] = 1
+            table[-1] = unique % 2
+            found.append(_Categorized(column, own, places, categories, table))
+        return found
+
+
+@dataclass(frozen=True)
+class _Categorized:
+    """Column with sets.
+
+    Attributes:
+        column: The column.
+        nodes: Numbers of the nodes that look at it by a set.
+        places: Entry of each of them, counted from the column's first: one for each set and side of NaN.
+        categories: Sorted members of all these sets.
+        table: The entries' values; see `Entries.categories`.
+    """
+
+    column: int
+    nodes: Array
+    places: Array
+    categories: Array
+    table: Array
 
 
 @dataclass
@@ -80,8 +136,9 @@ class Entries:
             made.columns.append(column)
             made.thresholds.append(values)
             made._rank(own, ranks, splits.nan_high[own], most)
-        for column, own in _by_value(splits.feature, np.flatnonzero(~ranked)):
-            made._categorize(column, own, splits)
+        for one in splits.categorized:
+            made.entry[one.nodes] = len(made) + one.places
+            made.categories.append((one.column, one.categories, one.table))
         return made
 
     def __len__(self) -> int:
@@ -104,21 +161,6 @@ class Entries:
                 self.source.append(len(self.columns) - 1)
                 self.base.append(base)
                 self.nan.append(nan)
-
-    def _categorize(self, column: int, own: Array, splits: Splits) -> None:
-        """Add the entries of one column's sets: one for each set and side of NaN."""
-        keys = splits.members[own] * 2 + splits.nan_high[own]
-        unique, places = np.unique(keys, return_inverse=True)
-        used = [splits.sets[key // 2] for key in unique]
-        categories = np.unique(np.concatenate([splits.threshold[:0], *used]))
-        if (len(categories) + 2) * len(unique) > _MOST_TABLE:
-            raise IntegrityError("the plan is damaged: trees: too many sets of too many categories")
-        table = np.zeros((len(categories) + 2, len(unique)), np.uint8)
-        for number, members in enumerate(used):
-            table[np.searchsorted(categories, members), number] = 1
-        table[-1] = unique % 2
-        self.entry[own] = len(self) + places
-        self.categories.append((column, categories, table))
 
 
 def _by_value(values: Array, places: Array) -> Iterator[tuple[int, Array]]:

@@ -88,6 +88,15 @@ class Recurrent(Operation):
         return (*made, *((self.scratch,) if self.scratch else ()))
 
     @property
+    def parts(self) -> tuple[tuple[Access, tuple[int, ...]], ...]:
+        row, whole = (self.rows, self.hidden), (self.rows, self.steps, self.hidden)
+        made = ((self.output, whole), (self.last, row), (self.last_cell, row))
+        kept = (
+            ((Access(self.scratch, ()), ()),) if self.scratch else ()
+        )  # what is left there is nobody's
+        return (*((access, shape) for access, shape in made if access), *kept)
+
+    @property
     def work(self) -> int:
         return self.rows * self.steps * _GATES[self.kind] * self.hidden * (self.hidden + 10)
 

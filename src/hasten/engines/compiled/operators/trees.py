@@ -26,6 +26,9 @@ _COMBINE = {
 }
 _UNSAID = 1000
 """Steps through a forest whose plan doesn't say them."""
+_MOST_UNSAID = 10_000_000
+"""Largest number of steps that such a forest may have: tens of milliseconds for a row."""
+_MOST_SETS = 1 << 20
 MOST_TREES = 100_000
 """Largest number of trees of a forest: a call keeps a number for each of them."""
 
@@ -111,6 +114,9 @@ class Trees(Operation):
         forest = Forest.grow(features < 0)
         splits = self._splits(writer.plan, nodes, np.flatnonzero(features >= 0))
         starts, columns = self._columns(writer.plan, nodes, forest)
+        steps = int((forest.depths + 1).sum())
+        if steps > (_MOST_UNSAID if self.steps == _UNSAID else self.steps):
+            self.refuse(f"{steps:,} steps through its trees, where the plan says {self.steps:,}")
         kind = C_TYPES[writer.plan.tensor(self.input).dtype]
         writer.line(f"const {kind} *x = {writer.read(self.input)};")
         if not lanes.emit(writer, kind, forest, splits):
@@ -128,6 +134,8 @@ class Trees(Operation):
         ends = np.concatenate([[0], bounds, [len(numbers)]])
         if (np.diff(ends) < 0).any():
             self.refuse("a set lies outside the numbers of the sets")
+        if len(bounds) > _MOST_SETS:
+            self.refuse(f"{len(bounds) - 1:,} sets, where {_MOST_SETS - 1:,} are the most")
         sets = tuple(numbers[a:b] for a, b in itertools.pairwise(bounds))
         if any(not np.all(one[1:] > one[:-1]) or np.isnan(one).any() for one in sets):
             self.refuse("the numbers of a set aren't in order")

@@ -33,9 +33,12 @@ def emit(writer: Writer, kind: str, forest: Forest, splits: Splits) -> None:
         IntegrityError: the forest is too large.
     """
     most = (1 << _RANK_BITS) - 1
+    large = IntegrityError("the plan is damaged: trees: there are too many trees or columns")
+    if splits.columns >= 1 << _ENTRY_BITS or forest.sizes.max() >= 1 << _PLACE_BITS:
+        raise large
     entries = Entries.of(splits, most)
-    if len(entries) >= 1 << _ENTRY_BITS or forest.sizes.max() >= 1 << _PLACE_BITS:
-        raise IntegrityError("the plan is damaged: trees: there are too many trees or columns")
+    if len(entries) >= 1 << _ENTRY_BITS:
+        raise large
     nodes, starts, order = _laid_out(forest, entries)
     steps, more = _steps(forest, order)
     writer.line(f"enum {{ MOST = {most} }}; typedef unsigned u32; typedef unsigned long long u64;")

@@ -8,6 +8,7 @@ see it, and none of the work between the first load and the sums is a permutatio
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -463,13 +464,17 @@ class Depthwise:
             writer.line(more)
 
     def _emit_edges(self, run: Run, columns: int, size: int) -> None:
-        """Write which columns of the strip are the picture's; the braids' others are pads from the start on."""
+        """Write which columns of the strip are the picture's; the braids' others are pads from the start on.
+
+        A strip may lie within the pads, so that no column is.
+        """
         conv, writer, step = self.conv, self.writer, run.parts * run.wide
         wide, pad = conv.size[1], conv.pads[1]
         writer.line(f"const long start = left * {conv.strides[1]} - {pad};")
-        writer.line("const long begin = start < 0 ? -start : 0;")
-        writer.line(f"const long end = {wide} - start < {columns} ? {wide} - start : {columns};")
-        writer.line(f"const long from = (start + begin) * {conv.channels[0]} + channel;")
+        writer.line(f"const long begin = MIN(MAX(-start, 0), {columns});")
+        writer.line(f"const long end = MAX(MIN({wide} - start, {columns}), begin);")
+        writer.line(f"const long first_seen = MAX(MIN(start + begin, {wide - 1}), 0);")
+        writer.line(f"const long from = first_seen * {conv.channels[0]} + channel;")
         if conv.pads[1] or conv.pads[3]:
             with writer.loops((self.braids.count,), name="slot"):
                 writer.line(f"u8 *slot = ring + slot0 * {size};")
@@ -497,7 +502,7 @@ class Depthwise:
         conv, writer, braids = self.conv, self.writer, self.braids
         places = "".join(f", {place}" for place in braids.places)[2:]
         if braids.period > 1:
-            writer.line(f"static const u8 places[] = {{{places}}};")
+            writer.line(f"static const i32 places[] = {{{places}}};")
             writer.line("const long base = first + places[phase];")
         else:
             writer.line(f"const long base = first + {places};")
@@ -604,15 +609,11 @@ class Depthwise:
         if kept:
             for tap, place in enumerate(places):
                 writer.line(f"const vi_{wide} w{tap} = loaded_{wide}(own + {place});")
-        for column in range(self._columns(run.tile)):
-            taps = [
-                (pixel, tap)
-                for pixel in range(run.tile)
-                for tap in range(conv.kernel[1])
-                if pixel * conv.strides[1] + tap * conv.dilations[1] == column
-            ]
-            if not taps:
-                continue
+        seen: dict[int, list[tuple[int, int]]] = {}
+        for pixel, tap in itertools.product(range(run.tile), range(conv.kernel[1])):
+            column = pixel * conv.strides[1] + tap * conv.dilations[1]
+            seen.setdefault(column, []).append((pixel, tap))
+        for column, taps in sorted(seen.items()):
             with writer.block(""):
                 place = (column * run.parts + part) * wide
                 writer.line(f"const vi_{wide} x = loaded_{wide}(x{number} + {place});")
