@@ -291,3 +291,20 @@ def test_the_grid_of_a_tpu_has_every_precision_and_a_hosts_has_none(small_cnn: M
     ]
     host = grid(small_cnn, Target.host(), engine_names=("onnxruntime",))
     assert all(not isinstance(step, JaxProgram) for one in host for step in one.passes)
+
+
+def test_a_program_that_calls_functions_of_the_runtime_is_refused(tmp_path: Path) -> None:
+    """Such a call names code of the process that opens the file, and the file states its operands."""
+    import jax
+
+    given = jax.ShapeDtypeStruct((4, 4), np.float32)
+    exported = jax.export.export(jax.jit(jax.numpy.linalg.cholesky))(given)
+    path = tmp_path / "program.jax"
+    path.write_bytes(jax.export.export(jax.jit(lambda x: x + 1))(given).serialize())
+    assert stablehlo.read(path) is not None
+    path.write_bytes(exported.serialize())
+    with pytest.raises(CandidateError) as caught:
+        stablehlo.read(path)
+    assert str(caught.value) == (
+        "program.jax calls 'lapack_spotrf_ffi', a function of the runtime that no converted model needs"
+    )

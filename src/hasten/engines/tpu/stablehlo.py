@@ -11,9 +11,11 @@ from typing import Any
 from hasten.core.tensors import TensorSpec
 from hasten.engines.tpu.conversion import Function
 from hasten.engines.tpu.environment import first_line, load_jax, silenced
-from hasten.errors import CandidateError, HastenError
+from hasten.errors import CandidateError, HastenError, visible
 
 PLATFORMS = ("cpu", "tpu")
+_KNOWN_CALLS = frozenset({"Sharding", "mhlo.topk", "shape_assertion", "stablehlo.dynamic_top_k"})
+"""Functions of the runtime that JAX's operators call, none of which runs code on the host."""
 _LACKING = re.compile(r"MLIR translation rule for primitive '(\w+)' not found for platforms?\b(.*)")
 
 
@@ -53,16 +55,35 @@ def read(path: Path) -> Any:
     """Read a program that `write` wrote.
 
     Raises:
-        CandidateError: the file can't be read: it is of another kind, or from a newer version.
+        CandidateError: the file can't be read: it is of another kind, or from a newer version; or it calls
+            functions of the runtime by name, which may run a program's own code.
     """
     jax = load_jax()
     try:
         with silenced():
-            return jax.export.deserialize(bytearray(path.read_bytes()))
+            exported = jax.export.deserialize(bytearray(path.read_bytes()))
+            calls = _calls(exported)
     except OSError as error:
         raise CandidateError(f"can't read {path}: {error.strerror or error}") from error
     except Exception as error:  # flatbuffers and MLIR may raise any exception
         raise CandidateError(f"{path.name} isn't a JAX program: {first_line(error)}") from error
+    if calls:
+        raise CandidateError(
+            f"{path.name} calls {visible(sorted(calls)[0])!r:.200}, a function of the runtime that no converted "
+            "model needs"
+        )
+    return exported
+
+
+def _calls(exported: Any) -> set[str]:
+    """Return the functions of the runtime that a program calls by name, but for those of JAX's own operators."""
+    pending, found = [_module(exported).operation], set[str]()
+    while pending:
+        operation = pending.pop().operation
+        if operation.name == "stablehlo.custom_call":
+            found.add(str(operation.attributes["call_target_name"]).strip('"'))
+        pending += [one for region in operation.regions for block in region for one in block]
+    return found - _KNOWN_CALLS
 
 
 @dataclass(frozen=True)
