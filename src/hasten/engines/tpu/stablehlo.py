@@ -77,7 +77,8 @@ def read(path: Path) -> Any:
 
 def _calls(exported: Any) -> set[str]:
     """Return the functions of the runtime that a program calls by name, but for those of JAX's own operators."""
-    pending, found = [_module(exported).operation], set[str]()
+    module = _module(exported)  # without it, MLIR frees what is looked through
+    pending, found = [module.operation], set[str]()
     while pending:
         operation = pending.pop().operation
         if operation.name == "stablehlo.custom_call":
