@@ -145,7 +145,7 @@ def test_the_layers_that_int8_harms_most_go_back_to_float(
         for label, said in result.tried.items()
         if (found := re.search(r"([-+][\d.]+) points lost", said))
     }
-    in_int8 = [points for label, points in lost.items() if "in float" not in label]
+    in_int8 = [points for label, points in lost.items() if "int8" in label and "float" not in label]
     mixed = [points for label, points in lost.items() if "layers in float" in label]
     assert min(in_int8) > 10
     assert min(mixed) < 5
