@@ -294,8 +294,11 @@ class Unread:
 
     def __init__(self) -> None:
         self.aborted, self.client, self.unread = False, GREEDY, 5 * MIB // 2
+        self.encrypted = False
 
     def get_extra_info(self, name: str) -> Any:
+        if name == "sslcontext" and self.encrypted:
+            return "a context"
         return (self.client, 50_000) if name == "peername" else None
 
     def get_write_buffer_size(self) -> int:
@@ -336,13 +339,42 @@ def test_a_connection_whose_answer_nobody_reads_makes_room() -> None:
     connections = [Connection(state, routes) for _ in range(3)]
     for one, transport in zip(connections, (reading, still, new), strict=True):
         one.connection_made(transport)  # type: ignore[arg-type]
-    for now_ns in range(3):
+    for now_ns in range(6):
         reading.unread -= 10_000
         for one in connections:
             assert not one.overdue(now_ns)
             one.rest()
     assert state.admits(connections[2])
     assert (reading.aborted, still.aborted) == (False, True)
+
+
+@pytest.mark.parametrize(("each", "ends"), [(100_000, False), (4096, False), (10, True)])
+def test_a_client_that_reads_while_further_answers_come_is_not_slow(each: int, ends: bool) -> None:
+    """As much isn't sent at each check, since an answer follows for each that was read."""
+    repository: Any = SimpleNamespace(clients=SimpleNamespace(heard=lambda *_: None))
+    state, routes, transport = ServerState(repository, limits=Limits(send_ns=29)), None, Unread()
+    transport.unread = 66_000
+    connection = Connection(state, routes, clock_ns=lambda: 0)  # type: ignore[arg-type]
+    connection.connection_made(transport)  # type: ignore[arg-type]
+    connection._opened_ns = None
+    found = []
+    for now_ns in range(40):
+        found.append(connection.overdue(now_ns))
+        connection._written += each
+    assert any(found) == ends
+
+
+def test_an_encrypted_connection_is_slow_only_if_it_is_paused() -> None:
+    """Else most of what isn't sent is behind the encryption, where nobody counts it."""
+    repository: Any = SimpleNamespace(clients=SimpleNamespace(heard=lambda *_: None))
+    state, routes, transport = ServerState(repository, limits=Limits(send_ns=29)), None, Unread()
+    transport.unread, transport.encrypted = 1095, True
+    connection = Connection(state, routes, clock_ns=lambda: 0)  # type: ignore[arg-type]
+    connection.connection_made(transport)  # type: ignore[arg-type]
+    connection._opened_ns = None
+    assert not any(connection.overdue(now_ns) for now_ns in range(60))
+    connection.pause_writing()
+    assert any(connection.overdue(now_ns) for now_ns in range(60, 120))
 
 
 @pytest.mark.parametrize(

@@ -149,11 +149,11 @@ class Connection(asyncio.BufferedProtocol):
         """Whether so much isn't sent that no further request is read or answered."""
         self._unread = 0
         """Bytes of the answer that aren't sent, as `state` counts them."""
-        self._unsent = self._unsent_ns = 0
-        """Bytes of answers that weren't sent, and the time, at the check at which the client had last read enough.
-
-        Bytes of further answers are added.
-        """
+        self._written = 0
+        """Bytes of all answers so far."""
+        self._sent = self._owed = self._read_ns = 0
+        """Bytes that were sent and that weren't, and the time, at the check at which the client had last read enough."""
+        self._encrypted = False
         self._still = False
         """Whether the client has read neither `_PROGRESS_BYTES` nor all that there was, up to the latest check."""
         self._opened_ns: int | None = clock_ns()
@@ -171,6 +171,7 @@ class Connection(asyncio.BufferedProtocol):
         state = self.state
         certificate = transport.get_extra_info("peercert")
         self._names = names_in(certificate) if certificate else None
+        self._encrypted = transport.get_extra_info("sslcontext") is not None
         peer = transport.get_extra_info("peername")
         self._address = client_at(peer[0]) if isinstance(peer, tuple) else ""
         self.client = state.client_of(self._address)
@@ -635,7 +636,9 @@ class Connection(asyncio.BufferedProtocol):
         state.bodies.give(self.client, self._reserved)
         self._reserved = 0
         before = quick.before
-        self._transport.write(_ANSWER % (len(before) + len(data) + 1, before, data))
+        answer = _ANSWER % (len(before) + len(data) + 1, before, data)
+        self._written += len(answer)
+        self._transport.write(answer)
         if self._slot is not None:  # the system has the answer only at the end of the loop's turn
             asyncio.get_running_loop().call_soon(self._answered)
         quick.told()
@@ -722,10 +725,13 @@ class Connection(asyncio.BufferedProtocol):
             return
         slot = self._slot
         if size <= _SMALL_BYTES:
-            self._transport.write(b"".join((head, *pieces)))
+            data = b"".join((head, *pieces))
+            self._written += len(data)
+            self._transport.write(data)
         else:
             if slot is not None:
                 slot.sending()
+            self._written += len(head) + size
             self._transport.writelines((head, *pieces))
         self._busy = False
         if slot is not None:  # the system has the answer only at the end of the loop's turn
@@ -768,8 +774,9 @@ class Connection(asyncio.BufferedProtocol):
         if self._slot is not None:
             self._slot.sending()
         head, pieces = head_of(failure_response(failure), keep_alive=False)
-        bare = self._parser.get_method() == b"HEAD"
-        self._transport.writelines((head,) if bare else (head, *pieces))
+        said = (head,) if self._parser.get_method() == b"HEAD" else (head, *pieces)
+        self._written += sum(map(len, said))
+        self._transport.writelines(said)
         self._hung_up = True
         if self._transport.can_write_eof():
             self._transport.write_eof()
@@ -780,14 +787,14 @@ class Connection(asyncio.BufferedProtocol):
     def overdue(self, now_ns: int) -> bool:
         """Whether the client is too slow in sending a request, or in reading its answer."""
         limits, unsent = self.state.limits, self._transport.get_write_buffer_size()
-        least = max(0, self._unsent - _PROGRESS_BYTES)
-        self._still = self._unsent > 0 and unsent > least
+        sent = self._written - unsent
+        # Of an encrypted connection only a part of what isn't sent is counted, unless it is paused.
+        owed = self._owed if self._paused or not self._encrypted else 0
+        self._still = owed > 0 and sent - self._sent < min(_PROGRESS_BYTES, owed)
         if not self._still:
-            self._unsent, self._unsent_ns = unsent, now_ns
-        elif now_ns - self._unsent_ns > limits.send_ns:
+            self._sent, self._owed, self._read_ns = sent, unsent, now_ns
+        elif now_ns - self._read_ns > limits.send_ns:
             return True
-        elif unsent > self._unsent:
-            self._unsent = unsent  # a further answer came
         if self._paused:
             return False
         began_ns = self._began_ns if self._opened_ns is None else self._opened_ns
@@ -795,7 +802,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def rest(self) -> None:
         """Count a check at which the client let the server wait; record whether it is idle."""
-        waits = not self._busy and (self._still or self._unsent == 0)
+        waits = not self._busy and (self._still or self._owed == 0)
         arrives = self._reserved - self._seen >= _PROGRESS_BYTES
         self._seen = self._reserved
         self.quiet = self.quiet + 1 if waits and not arrives else 0
@@ -828,7 +835,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._leaving or self._hung_up or self._lost:
             return False
         self._leaving = True
-        if self.quiet and self._still:
+        unread = self._still and self._transport.get_write_buffer_size() > 0
+        if unread and not self._busy and self.quiet >= _QUIET_CHECKS:
             self._transport.abort()
         elif self.idle:
             self._transport.close()

@@ -519,7 +519,8 @@ class Scheduler(Generic[P]):
         if level == item.order[0]:
             turn = self._turns[level].next(waiting.client, item.rows)
             self._turns[level].gave_up(waiting.client, item.rows)
-            if turn >= item.order[1]:
+            own = self._own.get(waiting.client, {}) if waiting.named else {}
+            if turn >= item.order[1] and not any(each > waiting.priority for each in own):
                 return
         self._count(item, -item.rows)
         item.priority, item.client, item.named = waiting.priority, waiting.client, waiting.named
