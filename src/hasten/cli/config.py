@@ -134,7 +134,7 @@ def _own_content(file: Path) -> bytes | None:
         if stat.S_ISLNK(file.lstat().st_mode):
             raise InputError(f"{_shown(file)} is a link: {_TRUST}") from error
         raise _unreadable(file, error) from error
-    with open(descriptor, "rb") as opened:  # noqa: PTH123  # of a descriptor
+    try:
         facts, folder = os.fstat(descriptor), file.parent.stat()
         if not stat.S_ISREG(facts.st_mode):
             return None
@@ -144,7 +144,10 @@ def _own_content(file: Path) -> bytes | None:
                 raise InputError(f"{what} belongs to another user (number {owner}): {_TRUST}")
         if folder.st_mode & stat.S_IWOTH and not folder.st_mode & stat.S_ISVTX:
             raise InputError(f"every user may write to the folder of {_shown(file)}: {_TRUST}")
-        return opened.read()
+        with open(descriptor, "rb", closefd=False) as opened:  # of a descriptor
+            return opened.read()
+    finally:
+        os.close(descriptor)
 
 
 def asked() -> tuple[str, ...]:

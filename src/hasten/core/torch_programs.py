@@ -120,9 +120,9 @@ def load(path: Path) -> Any:
     check(path)
     with _LOADING, _nothing_unpickled(torch):
         program = torch.export.load(str(path))
-    for name, one in (*program.state_dict.items(), *program.constants.items()):
-        if torch.is_tensor(one) and (said := unlike_its_shape(one)):
-            raise CandidateError(f"the numbers of {name!r:.100} {said}: save the program again")
+    every = (*program.state_dict.items(), *program.constants.items())
+    if said := unlike_its_shape(each for each in every if torch.is_tensor(each[1])):
+        raise CandidateError(f"the numbers of {said}, and save the program again")
     return program
 
 

@@ -5,23 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-_UNASKED_BYTES = 1 << 20
-"""Bytes that any tensor may claim, such as a mask that a module expands."""
+_UNASKED_BYTES = 64 << 20
+"""Bytes that all tensors of a file may claim beyond what it has, for masks that a module expands."""
 
 
-def unlike_its_shape(tensor: Any) -> str:
-    """Say why a tensor's numbers aren't those that its shape claims; "" if they are.
+def unlike_its_shape(tensors: Iterable[tuple[Any, Any]]) -> str:
+    """Say which tensor's numbers aren't those that its shape claims, and why; "" if there is none.
 
     A tensor that repeats one number along an axis takes no memory until somebody copies it. Several tensors may
     share their numbers, as tied weights do.
+
+    Args:
+        tensors: Names and tensors.
     """
     import torch
 
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
-        return "are sparse, quantized, or on torch's meta device"
-    claimed, held = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
-    if claimed > max(held, _UNASKED_BYTES):
-        return f"have the shape {[*tensor.shape]}, of {claimed:,} bytes, but the file has {held:,}"
+    left = _UNASKED_BYTES
+    for name, one in tensors:
+        if one.layout != torch.strided or one.is_quantized or one.device.type == "meta":
+            return f"{name!r:.100} are sparse, quantized, or on torch's meta device"
+        claimed, held = one.numel() * one.element_size(), one.untyped_storage().nbytes()
+        left -= max(0, claimed - held)
+        if left < 0:
+            return (
+                f"{name!r:.100} have the shape {[*one.shape]}, of {claimed:,} bytes, but the file has {held:,}: "
+                "call .contiguous() on it"
+            )
     return ""
 
 

@@ -49,7 +49,7 @@ from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.set_metrics import chosen
 from hasten.inputs.set_metrics.base import SetMetric
 from hasten.measure.accuracy import sealed_scores
-from hasten.measure.alike import kinds_of
+from hasten.measure.alike import has_steady_shapes, kinds_of
 from hasten.measure.environment import environment
 from hasten.measure.exactness import Comparing
 from hasten.measure.steps import over_steps
@@ -330,9 +330,18 @@ def _sizes_to_test(
     """Return the batch sizes above 1 to test, ascending.
 
     Raises:
-        InputError: a size isn't possible.
+        InputError: a size isn't possible, or samples that differ in shape aren't the same at each read.
     """
-    return () if material.sequences is not None else _asked_sizes(manifest, given)
+    if material.sequences is not None:
+        return ()
+    sizes = _asked_sizes(manifest, given)
+    if not sizes or not material.dataset.ragged or has_steady_shapes(material.dataset):
+        return sizes
+    if given is None:
+        return ()
+    raise InputError(
+        "samples have other shapes at each read, so nobody knows which share a batch: leave out the batch sizes"
+    )
 
 
 def _asked_sizes(manifest: Manifest, given: Sequence[int] | None) -> tuple[int, ...]:

@@ -8,6 +8,18 @@ from hasten.core.tensors import TensorSpec
 from hasten.engines.padding import Padder, kind_of
 from hasten.inputs.data.dataset import Dataset
 
+_LOOKED_AT = 32
+
+
+def has_steady_shapes(samples: Dataset) -> bool:
+    """Whether samples have the same shapes at each read; those that a user's code makes anew may not.
+
+    Raises:
+        InputError: a sample can't be read.
+    """
+    few = range(min(len(samples), _LOOKED_AT))
+    return all(samples.shapes(place) == samples.shapes(place) for place in few)
+
 
 def kinds_of(
     padder: Padder | None, samples: Dataset, places: Iterable[int], request: Sequence[TensorSpec]

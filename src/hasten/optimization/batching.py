@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from hasten.engines.cascade import Cascade
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.dataset import Dataset
 from hasten.measure.accuracy import check_infinite
-from hasten.measure.alike import kinds_of
+from hasten.measure.alike import has_steady_shapes, kinds_of
 from hasten.measure.steps import over_steps
 from hasten.measure.workbench import OpenWorker
 from hasten.optimization.judge import Judge, Ladder
@@ -68,7 +69,7 @@ def with_batches(judge: Judge, ladder: Ladder) -> Ladder:
                 asking = _Asking(judge, key, opened, left_s / (len(asked) - number))
                 found[key] = asking.chosen()
                 left_s -= asking.taken_s
-        except CandidateError as error:
+        except (CandidateError, InputError) as error:
             found[key] = Batches(without=str(error))
     return replace(
         ladder, batches={key: found[key if key in found else models[key]] for key in models}
@@ -99,6 +100,7 @@ class _Asking:
         possible = [size for size in self._possible() if size <= bench.chunk]
         if not possible:
             return Batches(without="the model accepts no larger batches here")
+        kinds = self._kinds(ready.parts.sealed) if ready.extents else ()
         limit = ready.promise.max_drop
         lone, best_s = self._answered(1)
         apart: bool | None = None
@@ -117,7 +119,7 @@ class _Asking:
                 continue
             apart = self._apart() if apart is None else apart
             apart = apart and not self._moved(size)
-            if not apart and (needed := self._lacking(size)):
+            if not apart and (needed := self._lacking(size, kinds)):
                 why = (
                     f"{size} and larger: rows may depend on each other, so each batch is one draw, and "
                     f"{needed:,} batches would be needed"
@@ -131,8 +133,8 @@ class _Asking:
             best_s = each_s
             kept.append(size)
         largest = bool(kept) and kept[-1] == possible[-1]
-        kinds = tuple(self._kinds(ready.parts.sealed)) if kept and ready.extents else ()
-        return Batches(tuple(kept), bool(apart), bench.chunk, "" if largest else why, kinds)
+        why = "" if largest else why
+        return Batches(tuple(kept), bool(apart), bench.chunk, why, kinds if kept else ())
 
     def _possible(self) -> tuple[int, ...]:
         """Return the sizes that the open session takes."""
@@ -187,17 +189,23 @@ class _Asking:
             )
         )
 
-    def _lacking(self, size: int) -> int:
+    def _lacking(self, size: int, kinds: Sequence[int]) -> int:
         """Return the number of batches that would do, where the sealed data has fewer; else 0."""
         ready, chunk = self._judge.ready, self._judge.trials.bench.chunk
         promise = ready.tested or ready.promise
         needed = fewest_draws(BETTING, promise.max_drop, 1 - promise.confidence)
-        kinds = self._kinds(ready.parts.sealed) if ready.extents else ()
         draws = drawn_together(ready.sealed_units, size, chunk, kinds)
         return needed if len(np.unique(draws)) < needed else 0
 
-    def _kinds(self, samples: Dataset) -> list[int]:
-        """Return the kind of each sample, of which those of one kind may share a batch."""
+    def _kinds(self, samples: Dataset) -> tuple[int, ...]:
+        """Return the kind of each sample, of which those of one kind may share a batch.
+
+        Raises:
+            CandidateError: nobody knows, since samples have other shapes at each read.
+            InputError: a sample can't be read.
+        """
+        if not has_steady_shapes(samples):
+            raise CandidateError("samples have other shapes at each read")
         artifact = self._opened.artifact
         padder = padder_of(self._judge.trials.done[self._key].candidate.engine, artifact)
-        return kinds_of(padder, samples, range(len(samples)), artifact.request)
+        return tuple(kinds_of(padder, samples, range(len(samples)), artifact.request))

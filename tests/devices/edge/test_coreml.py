@@ -281,8 +281,24 @@ def test_a_package_out_of_a_bundle_is_opened_under_the_suffix_that_core_ml_knows
     assert not opened[-1].exists()
 
 
+def test_a_package_without_weights_is_opened(tmp_path: Path) -> None:
+    """Core ML Tools state an empty folder for them."""
+    path = models.write(
+        tmp_path / "relu.onnx", "relu (float[1, 4] x) => (float[1, 4] y) { y = Relu(x) }", {}
+    )
+    artifact = build_in(tmp_path / "a", CoreMl(), settled(load(path)))
+    moved = artifact.path.parent.rename(tmp_path / "winner")
+    bundled = replace(
+        artifact,
+        path=moved / "Manifest.json",
+        files=tuple(moved / file.relative_to(artifact.path.parent) for file in artifact.files),
+    )
+    with CoreMl().open(bundled, PHONE) as session:
+        assert session.run({"x": np.float32([[-1, 0, 1, 2]])})["y"].tolist() == [[0, 0, 1, 2]]
+
+
 @pytest.mark.parametrize(
-    "path", ["../../other.mlpackage/Data/com.apple.CoreML/weights", "/etc/passwd", "other"]
+    "path", ["../../other.mlpackage/Data/com.apple.CoreML/weights", "/etc/passwd", "a\0b"]
 )
 def test_a_package_that_names_files_outside_itself_is_refused(
     convnet: Model, tmp_path: Path, path: str
@@ -295,7 +311,7 @@ def test_a_package_that_names_files_outside_itself_is_refused(
     with pytest.raises(CandidateError) as caught, CoreMl().open(artifact, PHONE):
         pass
     assert str(caught.value) == (
-        f"Manifest.json of the Core ML package names {path!r}, which isn't one of its files"
+        f"Manifest.json of the Core ML package names {path!r}, which isn't within it"
     )
 
 

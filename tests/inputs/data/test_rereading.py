@@ -13,6 +13,7 @@ from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.rereading import Rereading
 from hasten.inputs.data.source import open_data
 from hasten.inputs.data.splits import former_hashes
+from hasten.measure.alike import has_steady_shapes
 
 X = TensorSpec("x", "float32", ("batch", 3))
 
@@ -104,3 +105,26 @@ def test_only_samples_that_stay_the_same_have_former_hashes(
     assert None not in expected
     assert former_hashes(data) == ([] if augmented else expected)
     assert data.former_hash(4) == (None if augmented else expected[4])
+
+
+class Crops(Images):
+    """Samples of several lengths, which change at each read where asked."""
+
+    def __getitem__(self, index: int) -> tuple[Array, int]:
+        x, label = super().__getitem__(index)
+        length = 3 + (self.reads if self.augmented else index) % 4
+        return np.resize(x, length), label
+
+
+@pytest.mark.parametrize("augmented", [True, False])
+def test_the_shapes_of_samples_that_repeat_are_told_without_a_read(
+    tmp_path: Path, augmented: bool
+) -> None:
+    crops = Crops(augmented=augmented)
+    spec = TensorSpec("x", "float32", ("batch", "length"))
+    data = open_data(crops, [spec], None, tmp_path / "d", reread=True)
+    before = crops.reads
+    assert has_steady_shapes(data) == (not augmented)
+    assert (crops.reads > before) == augmented
+    if not augmented:
+        assert data.shapes(2) == {"x": (5,)}

@@ -223,7 +223,7 @@ def test_other_names_are_left_to_others() -> None:
     [
         (
             lambda: torch.zeros(1).expand(1 << 33, 8),
-            "have the shape [8589934592, 8], of 274,877,906,944 bytes, but the file has 4",
+            "have the shape [8589934592, 8], of 274,877,906,944 bytes, but the file has 4: call .contiguous() on it",
         ),
         (
             lambda: torch.zeros(1 << 40, 8, device="meta"),
@@ -244,8 +244,28 @@ def test_weights_that_claim_more_memory_than_they_have_are_refused(
     with pytest.raises(InputError) as error:
         named.read_weights(path)
     assert str(error.value) == (
-        f"{path} can't be used: its weights 'linear.weight' {said}: save the module's state_dict() with plain tensors"
+        f"{path} can't be used: its weights 'linear.weight' {said}; save the module's state_dict() with plain tensors"
     )
+
+
+def test_what_all_weights_claim_beyond_a_file_is_bounded_together(tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    masks = {str(number): torch.ones(1).expand(1 << 11, 1 << 11) for number in range(5)}
+    torch.save(masks, path)
+    with pytest.raises(
+        InputError, match=r"its weights '4' have the shape \[2048, 2048\], of 16,777"
+    ):
+        named.read_weights(path)
+    del masks["4"], masks["3"]
+    torch.save(masks, path)
+    assert named.read_weights(path)["2"].shape == (1 << 11, 1 << 11)
+
+
+def test_a_network_without_a_head_gets_that_of_the_weights(tmp_path: Path) -> None:
+    tuned = timm.create_model("vit_small_patch14_dinov2", num_classes=7)
+    path = tmp_path / "tuned.pt"
+    torch.save(tuned.state_dict(), path)
+    assert named.load(f"timm:vit_small_patch14_dinov2@{path}").num_classes == 7
 
 
 def test_weights_may_share_their_numbers_and_repeat_a_few(tmp_path: Path) -> None:

@@ -390,5 +390,13 @@ def test_the_links_of_hugging_faces_cache_are_followed(tmp_path: Path) -> None:
         up = "../" * len(link.relative_to(cache).parent.parts)
         link.symlink_to(f"{up}blobs/{number}")
     (tmp_path / "linked").symlink_to(cache / "snapshots" / "0a")
+    (cache / "snapshots" / "1b").mkdir()
+    within = cache / "snapshots" / "1b" / "text"
     for folder in (cache / "snapshots" / "0a", tmp_path / "linked"):
         assert find_model(folder).sentence is not None
+    for link in (cache / "snapshots" / "0a").rglob("*"):
+        if link.is_symlink():
+            to = within / link.relative_to(cache / "snapshots" / "0a")
+            to.parent.mkdir(parents=True, exist_ok=True)
+            to.symlink_to(link.resolve())
+    assert find_model(within).sentence is not None  # a part of a larger model

@@ -60,6 +60,13 @@ def test_the_batch_is_kept_open_and_names_come_from_forward(tmp_path: Path) -> N
     )
 
 
+def test_the_file_says_nothing_of_the_code_that_made_it(tmp_path: Path) -> None:
+    """So the same network is the same file wherever its code lies."""
+    model = export(Linear(), {"features": X}, tmp_path)
+    assert b"test_torch" not in model.path.read_bytes()
+    assert b"stack_trace" not in model.path.read_bytes()
+
+
 def test_a_single_input_needs_no_matching_name(tmp_path: Path) -> None:
     model = export(nn.Sequential(nn.Linear(4, 2)), {"anything": X}, tmp_path)
     assert [spec.name for spec in model.inputs] == ["input"]

@@ -279,7 +279,7 @@ def _package(artifact: Artifact) -> Iterator[Path]:
     It is copied if its folder has another name, or if a bundle brought it, whose bytes are checked.
     """
     folder = artifact.path.parent
-    _check_items(artifact)
+    places = _items(artifact)
     checked = isinstance(artifact, CheckedArtifact) and artifact.digests
     if folder.suffix == ".mlpackage" and not checked:
         yield folder
@@ -291,13 +291,16 @@ def _package(artifact: Artifact) -> Iterator[Path]:
                 goal = package / file.relative_to(folder)
                 goal.parent.mkdir(parents=True, exist_ok=True)
                 goal.write_bytes(content(artifact, file))
+            for place in places:  # of a model without weights, a folder is empty
+                if not (package / place).exists():
+                    (package / place).mkdir(parents=True)
         except OSError as error:
             raise CandidateError(f"can't copy {folder}: {error.strerror or error}") from error
         yield package
 
 
-def _check_items(artifact: Artifact) -> None:
-    """Check that a package's manifest names parts of the package alone.
+def _items(artifact: Artifact) -> list[Path]:
+    """Return the parts that a package's manifest names, all of them within the package.
 
     Core ML Tools join such a path to the package's folder without a look at it, so another model's
     weights could be read.
@@ -306,7 +309,7 @@ def _check_items(artifact: Artifact) -> None:
         CandidateError: it names another file, or it is damaged.
     """
     name = artifact.path.name
-    files = [file.relative_to(artifact.path.parent) for file in artifact.files]
+    found = []
     try:
         items = json.loads(content(artifact, artifact.path))["itemInfoEntries"].values()
         paths = [str(item["path"]) for item in items]
@@ -314,11 +317,12 @@ def _check_items(artifact: Artifact) -> None:
         raise CandidateError(f"{name} of the Core ML package is damaged: {error!r:.200}") from error
     for path in paths:
         place = Path("Data") / path
-        within = not place.is_absolute() and ".." not in place.parts
-        if not (within and any(place in (file, *file.parents) for file in files)):
+        if place.is_absolute() or ".." in place.parts or "\0" in path:
             raise CandidateError(
-                f"{name} of the Core ML package names {path!r:.200}, which isn't one of its files"
+                f"{name} of the Core ML package names {path!r:.200}, which isn't within it"
             )
+        found.append(place)
+    return found
 
 
 class CoreMlSession(Session):

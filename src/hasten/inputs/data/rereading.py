@@ -46,7 +46,7 @@ class Rereading(Dataset):
             raise InputError(f"{source} has no samples")
         self._make, self._source, self._hashes = read, source, []
         rows: list[Parts] = []
-        shapes: set[tuple[tuple[int, ...], ...]] = set()
+        self._shapes: list[dict[str, tuple[int, ...]]] = []
         for index in range(count):
             inputs, *more = self._read(index)
             try:
@@ -55,7 +55,7 @@ class Rereading(Dataset):
             except InputError as error:
                 raise InputError(f"{source}: {error}") from error
             self._hashes.append(tensors_hash(inputs))
-            shapes.add(tuple(np.shape(array) for array in inputs.values()))
+            self._shapes.append({name: np.shape(array) for name, array in inputs.items()})
             rows.append(tuple(np.asarray(part) for part in more))
             if len(rows[-1]) != len(rows[0]):
                 raise InputError(
@@ -68,7 +68,7 @@ class Rereading(Dataset):
                     f"{list(rows[-1][0].shape)}, but the first has {list(rows[0][0].shape)}"
                 )
         self.names = tuple(self._read(0)[0])
-        self.ragged = len(shapes) > 1
+        self.ragged = any(one != self._shapes[0] for one in self._shapes)
         self.labels = np.stack([row[0] for row in rows]) if rows[0] else None
         self.groups = np.array([row[1][()] for row in rows]) if len(rows[0]) > 1 else None
         check_counts({"samples": count}, self.labels, self.groups, source)
@@ -83,6 +83,9 @@ class Rereading(Dataset):
                 hashlib.sha256(b"%d" % i + b"".join(part.tobytes() for part in row)).digest()
                 for i, row in enumerate(rows)
             ]
+
+    def shapes(self, index: int) -> dict[str, tuple[int, ...]]:
+        return self._shapes[index] if self.repeats else super().shapes(index)
 
     def _read(self, index: int) -> Parts:
         try:

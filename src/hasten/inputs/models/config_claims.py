@@ -99,9 +99,12 @@ def check_links(root: Path, folders: Iterable[Path]) -> None:
         InputError: one is.
     """
     real = Path(os.path.realpath(root))  # `Path.resolve` would raise on circular links
-    allowed = [real]
-    if real.parent.name == "snapshots":
-        allowed.append(real.parent.parent / "blobs")
+    caches = [
+        one.parent
+        for one in real.parents
+        if one.name == "snapshots" and one.parent.name.startswith("models--")
+    ]
+    allowed = [real, *(one / "blobs" for one in caches)]
     for folder in sorted(folders):
         files = [one for one in folder.iterdir() if not one.is_dir()] if folder.is_dir() else []
         for one in (folder, *files):

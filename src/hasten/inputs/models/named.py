@@ -102,10 +102,12 @@ def _timm(name: str, stored: dict[str, Any] | None, *, check: bool) -> Any:
     heads = module.pretrained_cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else heads  # distilled models have two
     own = module.state_dict()
+    weights = {key: (stored or {}).get(key) for key in (f"{head}.weight" for head in heads)}
     rows = [
-        len(stored[key])
-        for key in (f"{head}.weight" for head in heads)
-        if stored and key in stored and key in own and _differ_in_rows(stored[key], own[key])
+        len(one)
+        for key, one in weights.items()
+        if one is not None
+        and (_differ_in_rows(one, own[key]) if key in own else _is_head(one, module.num_features))
     ]
     if rows and rows[0] != module.num_classes:
         module = timm.create_model(name, pretrained=False, num_classes=rows[0])
@@ -169,6 +171,11 @@ def _classes(name: str, plain: Mapping[str, Any], stored: Mapping[str, Any]) -> 
         if step and key in stored and _differ_in_rows(stored[key], own):
             return _COMPARED[0] + (len(stored[key]) - len(own)) // step
     return None
+
+
+def _is_head(weight: Any, features: int) -> bool:
+    """Whether weights make scores of classes of so many features; the network has none of its own."""
+    return bool(weight.dim() > 1 and weight.shape[1] == features)
 
 
 def _differ_in_rows(one: Any, other: Any) -> bool:
@@ -247,12 +254,10 @@ def _check_sizes(weights: Mapping[Any, Any], path: Path) -> None:
     Raises:
         InputError: one hasn't, or isn't a plain array.
     """
-    for name, one in weights.items():
-        if said := unlike_its_shape(one):
-            raise InputError(
-                f"{path} can't be used: its weights {name!r:.100} {said}: save the module's state_dict() with "
-                "plain tensors"
-            )
+    if said := unlike_its_shape(weights.items()):
+        raise InputError(
+            f"{path} can't be used: its weights {said}; save the module's state_dict() with plain tensors"
+        )
 
 
 def _check_names(file: IO[bytes], path: Path) -> None:

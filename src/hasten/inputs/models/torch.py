@@ -515,6 +515,7 @@ def _save(program: Any, workdir: Path, note: str) -> Model:
     """Write the file, and load it like any other ONNX file."""
     path = workdir / "model.onnx"
     program.model.ir_version = IR_VERSION
+    _leave_out_sources(program.model)
     program.model.metadata_props[frozen.BATCH] = note
     try:
         with _quiet():
@@ -522,6 +523,29 @@ def _save(program: Any, workdir: Path, note: str) -> Model:
     except OSError as error:
         raise InputError(f"can't write {path}: {error.strerror or error}") from error
     return onnx.load(path)
+
+
+def _leave_out_sources(model: Any) -> None:
+    """Remove what torch's exporter says of the user's code: places, lines and names of modules.
+
+    With it, the same network would be another file after any change of the code around it.
+    """
+    graphs = [model.graph, *(each.graph for each in model.functions.values())]
+    for graph in graphs:
+        values = [*graph.inputs, *graph.initializers.values()]
+        for node in graph.all_nodes():
+            values += node.outputs
+            _leave_out(node.metadata_props)
+        for value in values:
+            _leave_out(value.metadata_props)
+        _leave_out(graph.metadata_props)
+
+
+def _leave_out(properties: dict[str, str]) -> None:
+    for name in [
+        name for name in properties if name == "namespace" or name.startswith("pkg.torch")
+    ]:
+        del properties[name]
 
 
 def _reason(error: BaseException) -> str:

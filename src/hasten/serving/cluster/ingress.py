@@ -129,7 +129,7 @@ class Ingress:
     ) -> None:
         self._binary, self._folder = binary(), folder
         self._tls = ChangingFiles("certificates", settings.tls_files(), settings.tls)
-        self._pem = _pem(self._tls.value)
+        self._pem, self._said = _pem(self._tls.value), ""
         self._free = deque(range(1, slots + 1))
         self._taken: dict[str, int] = {}
         self._entries: dict[str, ReplicaEntry] = {}
@@ -217,25 +217,32 @@ class Ingress:
 
     def _renew(self, pem: bytes) -> None:
         """Let HAProxy use another certificate for new connections; those that are open keep theirs."""
-        file, self._pem = self._folder / "tls.pem", pem
+        file = self._folder / "tls.pem"
         beside = file.with_name("renewed.pem")
         try:
             beside.unlink(missing_ok=True)
             _write_private(beside, pem)
             beside.rename(file)  # the next start of HAProxy reads it
         except OSError as error:
-            log.error(
-                "the previous certificates stay in use: can't write %s: %s", file, error.strerror
-            )
+            self._keeps_previous(f"can't write {file}: {error.strerror}")
             return
         place = _escaped(file)
         text = pem.decode(errors="surrogateescape")
         orders = (f"set ssl cert {place} <<\n{text}\n", f"commit ssl cert {place}")
         answers = [answer for order in orders if (answer := self._asked(order)) is not None]
-        if answers and "Success!" not in answers[-1]:
-            self._asked(f"abort ssl cert {place}")
-            said = " ".join(" ".join(answers).split())
-            log.error("the previous certificates stay in use: HAProxy says %.400s", said)
+        ended = self._process is None or self._process.poll() is not None
+        if ended or (answers and "Success!" in answers[-1]):
+            self._pem, self._said = pem, ""
+            return
+        self._asked(f"abort ssl cert {place}")
+        said = " ".join(" ".join(answers).split()) or "nothing"
+        self._keeps_previous(f"HAProxy says {said:.400}")
+
+    def _keeps_previous(self, why: str) -> None:
+        """Say once why the previous certificates stay in use; the next look tries again."""
+        if why != self._said:
+            self._said = why
+            log.error("the previous certificates stay in use: %s", why)
 
     def drain(self) -> None:
         """Accept no new connections, and wait for running requests, up to the limits' drain time."""
