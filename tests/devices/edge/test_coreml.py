@@ -294,7 +294,9 @@ def test_a_package_without_weights_is_opened(tmp_path: Path) -> None:
         files=tuple(moved / file.relative_to(artifact.path.parent) for file in artifact.files),
     )
     with CoreMl().open(bundled, PHONE) as session:
-        assert session.run({"x": np.float32([[-1, 0, 1, 2]])})["y"].tolist() == [[0, 0, 1, 2]]
+        assert session.run({"x": np.array([[-1, 0, 1, 2]], np.float32)})["y"].tolist() == [
+            [0, 0, 1, 2]
+        ]
 
 
 @pytest.mark.parametrize(
