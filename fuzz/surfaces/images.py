@@ -42,6 +42,7 @@ LARGE: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
 _LONGEST = {"WEBP": 16383, "JPEG": 65500, "GIF": 65535}
 FORMS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _SIZES = (0, 1, 2, 255, 2**13, 2**15, 2**16 - 1, 2**26, 2**31)
+_JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -115,7 +116,8 @@ class Images(Surface):
                 continue
             assert array.shape == (channels, 16, 16), f"the picture became {array.shape}"
             read.append(channels)
-        assert read != [1], (
+        # A JPEG is decoded in gray at once; other pictures take more memory so than in colors.
+        assert read != [1] or data.startswith(_JPEG), (
             "the picture was read in gray, which takes more memory, but not in colors"
         )
         return "read" if len(read) == 2 else "in colors" if read else said

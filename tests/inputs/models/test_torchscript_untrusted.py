@@ -229,3 +229,35 @@ def test_a_module_whose_onnx_file_no_runtime_opens_is_refused(tmp_path: Path) ->
     old, new = b'["0"] = __torch__.torch.nn.', b'["0"] = __torch__.torch.nN.'
     changed(path, "/container.py", lambda code: code.replace(old, new))
     assert refusal(path).startswith("the exported model can't be opened: ")
+
+
+def test_numbers_that_lie_beyond_a_file_are_refused_before_torch_reads_them(tmp_path: Path) -> None:
+    """It had read what lay behind them in memory, or crashed."""
+    path = written(tmp_path / "short.pt")
+    with zipfile.ZipFile(path) as old:
+        records = {name: old.read(name) for name in old.namelist()}
+    for size in (0, 8):
+        with zipfile.ZipFile(path, "w") as new:
+            for name, content in records.items():
+                new.writestr(name, content[:size] if name.endswith("data/1") else content)
+        assert refusal(path).startswith(
+            f"{path} is damaged: 'data.pkl' can't be read: ValueError: 3 numbers of FloatStorage are said to be in "
+            f"{size} bytes"
+        )
+
+
+def test_a_tensor_that_reaches_beyond_its_numbers_is_refused(tmp_path: Path) -> None:
+    module = torch.jit.script(Net().eval())
+    path = tmp_path / "far.pt"
+    module.save(str(path))
+    with zipfile.ZipFile(path) as old:
+        records = {name: old.read(name) for name in old.namelist()}
+    (name,) = [one for one in records if one.endswith("/data.pkl")]
+    shape = b"K\x03K\x04t"  # of the weight
+    assert shape in records[name]
+    records[name] = records[name].replace(shape, b"K\x7fK\x04t")
+    with zipfile.ZipFile(path, "w") as new:
+        for each, content in records.items():
+            new.writestr(each, content)
+    said = refusal(path)
+    assert "a tensor of shape [127, 4] reaches beyond its 12 numbers" in said

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import pickle
 import pickletools
 import re
 import zipfile
@@ -46,6 +48,17 @@ _PART = re.compile(r'"(?:[^"\\\n]|\\[\s\S])*"|#[^\n]*\n?|[\w.]+|[^\w\s]|\n(?:[ \
 of a line with the empty ones after it."""
 _MOST_PARTS = 1_000
 """Largest number of parts of a statement between two commas; torch's parser recurses with each of them."""
+
+
+_ELEMENT_BYTES = {
+    **dict.fromkeys(("BFloat16Storage", "HalfStorage", "ShortStorage"), 2),
+    **dict.fromkeys(("FloatStorage", "IntStorage", "QInt32Storage"), 4),
+    **dict.fromkeys(("DoubleStorage", "LongStorage", "ComplexFloatStorage"), 8),
+    "ComplexDoubleStorage": 16,
+}
+"""Size of an element of each storage; of others, it is a byte."""
+_UNASKED_BYTES = 64 << 20
+"""Bytes that a tensor may claim beyond what the file has, for masks that a module expands."""
 
 
 def is_torchscript(path: Path) -> bool:
@@ -115,9 +128,16 @@ def _check_touches_nothing(path: Path, content: bytes) -> None:
             "torch.jit.save"
         )
     reader = torch._C.PyTorchFileReader(io.BytesIO(content))
-    for record in reader.get_all_records():
+    records = reader.get_all_records()
+    for record in records:
         if record.endswith("pkl"):
-            _check_pickle(path, record, reader.get_record(record))
+            data = reader.get_record(record)
+            _check_pickle(path, record, data)
+            if record in ("data.pkl", "constants.pkl"):
+                folder = record.removesuffix(".pkl")
+                own = [one for one in records if one.startswith(f"{folder}/")]
+                sizes = {one: len(reader.get_record(one)) for one in own}
+                _check_tensors(path, record, data, sizes)
         if record.startswith("code/") and record.endswith(".py"):
             written = reader.get_record(record).decode(errors="replace")
             if _is_long(written):
@@ -152,6 +172,76 @@ def _check_pickle(path: Path, record: str, data: bytes) -> None:
         raise InputError(
             f"{path} is damaged: {record!r:.80} has {len(data):,} bytes, and puts a value at {claimed:,}"
         )
+
+
+def _check_tensors(path: Path, record: str, data: bytes, sizes: Mapping[str, int]) -> None:
+    """Check that each tensor of a pickle lies within its numbers: torch reads whatever lies behind them.
+
+    Args:
+        path: Path of the file, for messages.
+        record: Name of the pickle.
+        data: The pickle.
+        sizes: Sizes of the files of numbers, in bytes.
+
+    Raises:
+        InputError: one doesn't, or the pickle can't be read.
+    """
+    folder = record.removesuffix(".pkl")
+    try:
+        _Tensors(io.BytesIO(data), folder, sizes).load()
+    except Exception as error:  # a damaged pickle raises anything
+        raise InputError(
+            f"{path} is damaged: {record!r:.80} can't be read: {told(error):.300}"
+        ) from error
+
+
+class _Thing:
+    """Object of any type in a pickle, of which nothing is kept."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> _Thing:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None: ...
+
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+
+    def append(self, value: Any) -> None: ...
+
+    def extend(self, values: Any) -> None: ...
+
+
+class _Tensors(pickle.Unpickler):
+    """Reader of a pickle that makes nothing of what it names, and checks its tensors."""
+
+    def __init__(self, file: io.BytesIO, folder: str, sizes: Mapping[str, int]) -> None:
+        super().__init__(file)
+        self._folder, self._sizes = folder, sizes
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_qtensor"):
+            return self._within
+        return name if name.endswith("Storage") else _Thing
+
+    def persistent_load(self, given: Any) -> tuple[int, int]:
+        """Return the number of a storage's elements, and their size in bytes."""
+        _, kind, key, _, count = given
+        element_bytes = _ELEMENT_BYTES.get(str(kind), 1)
+        held = self._sizes.get(f"{self._folder}/{key}", -1)
+        if not 0 <= count * element_bytes <= held:
+            raise ValueError(f"{count:,} numbers of {kind} are said to be in {held:,} bytes")
+        return count, element_bytes
+
+    @staticmethod
+    def _within(storage: tuple[int, int], offset: int, size: Any, stride: Any, *_: Any) -> _Thing:
+        count, element_bytes = storage
+        steps = [(n - 1) * step for n, step in zip(size, stride, strict=True)]
+        claimed = math.prod(size)
+        reach = offset + sum(steps) if claimed else 0
+        if min((offset, *size, *stride, 0)) < 0 or (claimed and reach >= count):
+            raise ValueError(f"a tensor of shape {[*size]} reaches beyond its {count:,} numbers")
+        if claimed * element_bytes > max(count * element_bytes, _UNASKED_BYTES):
+            raise ValueError(f"a tensor of shape {[*size]} repeats its {count:,} numbers too often")
+        return _Thing()
 
 
 def _is_long(code: str) -> bool:
