@@ -651,13 +651,6 @@ def unsent(server: ServerThread) -> list[int]:
     return server.call(sizes)
 
 
-def stays_unsent(server: ServerThread) -> bool:
-    """Whether an answer stays with the server, since the system takes no more of it."""
-    before = unsent(server)
-    time.sleep(0.1)  # the system may grow its buffers
-    return any(before) and unsent(server) == before
-
-
 def held_up(server: ServerThread) -> int:
     """Number of connections with a request that isn't answered yet."""
     connections: Any = server.server.state.connections
@@ -675,7 +668,7 @@ def reading_nothing(
     place = place_of(bundle_of(tmp_path, solid(tmp_path)))
     with ServerThread(place, limits=limits) as server, Client(server, 4096) as client:
         count = 0
-        while not stays_unsent(server):
+        while not any(unsent(server)):
             client.send(request("/v2/models/solid/stats", method="GET") * 16)  # for 10 KiB
             count += 16
             server.call(lambda: None)  # they were received by then
