@@ -97,6 +97,12 @@ def test_the_file_is_looked_for_up_to_the_root_of_the_repository(project: Path) 
     assert run(project, "certify", env={"HASTEN_CONFIG": "off"}).stderr == nothing
 
 
+def test_a_folder_of_the_files_name_hides_no_file_above(project: Path) -> None:
+    written(project, '[certify]\nbundle = "a.hasten"\ndata = "d.npz"\n')
+    (project / "inner" / "hasten.toml").mkdir()
+    assert "from ../hasten.toml" in run(project / "inner", "certify").stderr
+
+
 def test_another_file_is_named_by_an_option_or_by_the_environment(project: Path) -> None:
     file = written(project / "inner", '[certify]\nbundle = "a.hasten"\ndata = "d.npz"\n')
     said = (

@@ -312,6 +312,16 @@ class Unread:
         self.aborted = True
 
 
+def test_an_urgent_request_overtakes_its_own_clients_by_an_equal_one_of_another() -> None:
+    queue: Scheduler[Pending] = Scheduler(Latencies({1: 10.0}), 10_000.0)
+    others = [queued("other", named=True) for _ in range(40)]
+    for item in (*(queued("one", 3, named=True) for _ in range(50)), *others):
+        queue.offer(item, 0)
+    queue.promote(others[-1], queued("one", 1, named=True))
+    heads = [queue.next(0) for _ in range(3)]
+    assert any(isinstance(run, BatchRun) and run.items == [others[-1]] for run in heads)
+
+
 def test_no_more_unread_answers_make_room_than_are_in_the_way() -> None:
     repository: Any = SimpleNamespace(clients=SimpleNamespace(heard=lambda *_: None))
     state = ServerState(repository, limits=Limits(body_bytes=MIB, bodies_bytes=8 * MIB))
