@@ -214,6 +214,16 @@ def test_a_fast_engine_with_wrong_answers_is_never_chosen(
         assert why.startswith("failed: its settings are exact, but its answers differ")
 
 
+def test_an_engine_that_is_less_precise_than_its_settings_say_needs_a_certificate(
+    tmp_path: Path,
+) -> None:
+    result = optimize(tmp_path, "ExactAndImprecise", max_drop=0.3)
+    (said,) = (said for name, said in result.tried.items() if "60 steps" in name)
+    assert re.search(r"x, exact settings, but [\d,]+ answers changed, ", said)
+    assert result.status == "certified"
+    assert read(result.bundle).winner.engine["steps"] == 60
+
+
 def test_rivals_that_die_are_recorded_and_the_run_goes_on(certified_bundle: Path) -> None:
     assert read(certified_bundle).status == "certified"
     trials = json.loads((certified_bundle / "evidence" / "trials.json").read_text())

@@ -172,6 +172,21 @@ class Coarse(Rival):
         return listed(super().words(), f"{self.steps} steps" if self.steps else "")
 
 
+@dataclass(frozen=True)
+class ExactAndImprecise(Coarse):
+    """One rival answers at once and less precisely than rounding explains, and says that it is exact."""
+
+    @property
+    def exact(self) -> bool:
+        """Always, it says."""
+        return True
+
+    @classmethod
+    def rivals(cls) -> Iterator[Self]:
+        """Yield it."""
+        yield cls(OnnxRuntime(), steps=60)
+
+
 class _Rounding(Session):
     """Another session, with inputs that are rounded."""
 

@@ -15,6 +15,11 @@ Redecided: TypeAlias = Callable[[Tensors, Tensors], Array]
 
 EXACT_TOLERANCE = 1e-3
 """Largest difference of an exact answer, relative to the largest output, that rounding explains."""
+FAULT_TOLERANCE = 3e-2
+"""Largest difference of an answer by exact settings, relative to the largest output, that a lack of precision explains.
+
+Larger ones are an engine's fault. Between the two, the answers count as changed, and their scores decide.
+"""
 SCORE_TOLERANCE = 1e-4
 """Largest difference of a score that rounding explains, where a metric scores numbers."""
 

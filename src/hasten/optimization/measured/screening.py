@@ -17,7 +17,7 @@ from hasten.measure.accuracy import beside
 from hasten.measure.candidate import Candidate, Measurement, Single, Trial
 from hasten.measure.deadline import Deadline
 from hasten.measure.exactness import (
-    EXACT_TOLERANCE,
+    FAULT_TOLERANCE,
     changed_in_words,
     difference,
     unchanged_in_words,
@@ -323,16 +323,18 @@ class Screening(Trials):
 
 
 def _check_exact(outputs: Tensors, own: Tensors) -> None:
-    """Refuse a candidate whose settings are exact, but whose first answers are surely not.
+    """Refuse a candidate whose settings are exact, but whose first answers are surely wrong.
+
+    One that is only less precise than the original is judged as if its settings weren't exact.
 
     Raises:
-        CandidateError: they differ by more than rounding explains.
+        CandidateError: they differ by more than a lack of precision explains.
     """
     gap = difference(outputs, own)
-    if gap > EXACT_TOLERANCE:
+    if gap > FAULT_TOLERANCE:
         raise CandidateError(
             f"its settings are exact, but its answers differ from the baseline's by {gap:.1e} of "
-            f"the largest output; rounding explains {EXACT_TOLERANCE:.0e}"
+            f"the largest output; a lack of precision explains {FAULT_TOLERANCE:.0e}"
         )
 
 
