@@ -443,6 +443,45 @@ def test_a_request_under_way_ends_with_the_model_that_is_replaced(tmp_path: Path
         assert after == told(chain.decide(body)) != PLACES
 
 
+def test_a_request_under_way_ends_with_both_models_that_are_replaced(tmp_path: Path) -> None:
+    """Also if the second is replaced while the request waits to be asked about by the first."""
+    det, colour = chains.detector(tmp_path), chains.classifier(tmp_path)
+    for name in ("new", "newer"):
+        (tmp_path / name).mkdir()
+    turned, labels = np.eye(3)[[1, 2, 0]], COLOURS[::-1]
+    new = chains.classifier(tmp_path / "new", winner=turned, after=(TopK(labels=labels),))
+    newer = chains.detector(tmp_path / "newer", after=(GivenBoxes(labels=("it",), least=1.0),))
+    body = png(squares(PLACES))
+    places = settings_of([f"plates={det}+crop+{colour}"]).models
+    with ServerThread(*places) as server, ThreadPoolExecutor(3) as threads:
+        repository = server.server.state.repository
+        deciding: Any = repository.find("plates").deciding
+        asks, held = deciding._ask, []
+
+        def ask_later(ticket: Any, result: Any) -> None:
+            """Ask both models when the test says so."""
+            held.append((ticket, result))
+
+        deciding._ask = ask_later
+        under_way = threads.submit(post, server, body)
+        until(lambda: bool(held))
+        loading = []
+        for name, path, bundle in (("plates.det", det, newer), ("plates.colour", colour, new)):
+            (member,) = repository.registered(name)
+            before = repository.find(name)
+            replaced(path, bundle)
+            loading.append(
+                threads.submit(server.call, lambda one=member: repository.load(one))  # type: ignore[misc]
+            )
+            until(lambda one=name, old=before: repository.find(one) is not old)  # type: ignore[misc]
+        assert told(post(server, body)[1]["decision"]) == {}
+        deciding._ask = asks
+        server.call(lambda: asks(*held[0]))
+        assert told(under_way.result()[1]["decision"]) == PLACES
+        for each in loading:
+            each.result()
+
+
 def test_the_chains_own_certificate_is_shown_until_one_of_its_models_is_replaced(
     tmp_path: Path,
 ) -> None:

@@ -109,6 +109,8 @@ class ServedChain(ServedModel):
         self._clock_ns, self._plans, self.messages = clock_ns, Plans(), MessagePlans()
         self._specs = []
         self._place, self._find = place, find
+        self._kept: dict[str, ServedModel] = {}
+        """Models to ask for what was accepted before the chain was made again, by name."""
         try:
             models = {node: self.member(node) for node in place.members}
         except ProtocolError as error:
@@ -183,10 +185,29 @@ class ServedChain(ServedModel):
             raise CandidateError(str(error)) from error
         return False
 
-    def end_with(self, old: ServedModel) -> None:
-        """Ask a model that was replaced, as this chain was, for the requests that the chain has accepted."""
-        find, place = self._find, (old.name, old.version)
-        self._find = lambda name, version: old if (name, version) == place else find(name, version)
+    def end_with(self, name: str, old: ServedModel | None) -> None:
+        """Ask the models as they are for the requests that the chain has accepted, whatever replaces them.
+
+        Args:
+            name: Name under which the model is served that was replaced just now.
+            old: Model that is asked in its place; None if it was unloaded before, so that such requests fail.
+        """
+        for one in self._place.members.values():
+            with contextlib.suppress(ProtocolError):
+                model = old if one == name else self._find(one, self.version)
+                if model is not None:
+                    self._kept[one] = model
+
+        def find(name: str, version: str) -> ServedModel:
+            if name not in self._kept:
+                raise ProtocolError(Kind.UNAVAILABLE, "the model was unloaded", 1.0)
+            return self._kept[name]
+
+        self._find = find
+
+    def ends_with(self, model: ServedModel) -> bool:
+        """Whether the chain ends with this model."""
+        return self._kept.get(model.name) is model
 
     def find_certificate(self) -> Callable[[], str]:
         """Return what reads the chain's certificate, for a thread, and states it if it holds.

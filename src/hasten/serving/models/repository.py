@@ -123,6 +123,8 @@ class Repository:
         self._busy: dict[str, asyncio.Lock] = {}
         self._loading, self._replacing = asyncio.Semaphore(), asyncio.Semaphore()
         self._under_way: dict[asyncio.Task[None], tuple[Registered, float]] = {}
+        self._ending: list[ServedChain] = []
+        """Chains that were made again, and still answer what they have accepted."""
 
     def __iter__(self) -> Iterator[Registered]:
         for versions in self._versions.values():
@@ -337,12 +339,16 @@ class Repository:
                 log.info("%s", opened.agreed, extra={"model": one.name, "version": one.version})
             what = "ready" if old is None else "ready, in place of the model served before"
             log.info("%s", what, extra={"model": one.name, "version": one.version})
-            left = [self._renewed(each, old) for each in chains]
+            left = [self._renewed(each, one.name, old) for each in chains]
+            self._ending += left
             for other in list(self.served()):  # its certificate may be of the old model
                 if isinstance(other, ServedChain) and other.asks(one.name, one.version):
                     await self._find_certificate(other)
             for chain in left:
-                await self._retire(chain)
+                try:
+                    await self._retire(chain)
+                finally:
+                    self._ending.remove(chain)
             if old is not None:
                 await self._retire(old)
 
@@ -425,18 +431,18 @@ class Repository:
                     ) from error
         return found
 
-    def _renewed(self, one: Registered, model: ServedModel | None) -> ServedChain:
+    def _renewed(self, one: Registered, name: str, model: ServedModel | None) -> ServedChain:
         """Make a chain again, since one of its models was replaced; return the old chain.
 
         Args:
             one: The chain.
+            name: Name of the model that was replaced.
             model: The model that was replaced; None if it was unloaded.
         """
         old = one.served
         assert isinstance(old, ServedChain)
         assert one.chain is not None
-        if model is not None:
-            old.end_with(model)
+        old.end_with(name, model)
         one.served = self._chained(one, one.chain, old)
         return old
 
@@ -554,6 +560,9 @@ class Repository:
                 one.state = "UNAVAILABLE"
 
     async def _retire(self, old: ServedModel) -> None:
+        """Close a model, or a chain, once it and the chains that end with it have answered."""
+        for chain in [one for one in self._ending if one.ends_with(old)]:
+            await chain.drained()
         await old.drained()
         await _on_a_thread(old.close)
 
