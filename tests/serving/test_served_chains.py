@@ -470,9 +470,7 @@ def test_a_request_under_way_ends_with_both_models_that_are_replaced(tmp_path: P
             (member,) = repository.registered(name)
             before = repository.find(name)
             replaced(path, bundle)
-            loading.append(
-                threads.submit(server.call, lambda one=member: repository.load(one))  # type: ignore[misc]
-            )
+            loading.append(threads.submit(server.call, lambda one=member: repository.load(one)))
             until(lambda one=name, old=before: repository.find(one) is not old)  # type: ignore[misc]
         assert told(post(server, body)[1]["decision"]) == {}
         deciding._ask = asks
