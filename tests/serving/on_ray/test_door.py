@@ -273,6 +273,21 @@ def encrypted(port: int, trusted: Path) -> ssl.SSLSocket:
         raise
 
 
+@contextlib.contextmanager
+def door_of(settings: ServerSettings, folder: Path) -> Iterator[Ingress]:
+    """A started ingress before no replica."""
+    try:
+        binary()
+    except InputError:
+        pytest.skip("needs HAProxy, which comes with Ray Serve")
+    ingress = Ingress(settings, folder, 1)
+    try:
+        ingress.start()
+        yield ingress
+    finally:
+        ingress.close()
+
+
 def lives(connection: ssl.SSLSocket) -> bool:
     """Whether the door answers on this connection."""
     connection.sendall(f"GET /v2/health/live HTTP/1.1\r\n{HOST}\r\n\r\n".encode())
@@ -282,10 +297,6 @@ def lives(connection: ssl.SSLSocket) -> bool:
 def test_a_renewed_certificate_is_used_at_the_door_and_no_connection_is_lost(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    try:
-        binary()
-    except InputError:
-        pytest.skip("needs HAProxy, which comes with Ray Serve")
     older, newer, newest = (certified(tmp_path, name) for name in ("older", "newer", "newest"))
     used, key = tmp_path / "used.pem", tmp_path / "used.key"
 
@@ -298,9 +309,7 @@ def test_a_renewed_certificate_is_used_at_the_door_and_no_connection_is_lost(
     folder = tmp_path / "the door's; folder"
     folder.mkdir()
     settings = ServerSettings((), http=0, grpc=0, certificate=used, key=key)
-    ingress = Ingress(settings, folder, 1)
-    try:
-        ingress.start()
+    with door_of(settings, folder) as ingress:
         ports = [port for port in (ingress.http, ingress.grpc) if port is not None]
         assert len(ports) == 2
         with encrypted(ports[0], older) as kept:
@@ -325,7 +334,32 @@ def test_a_renewed_certificate_is_used_at_the_door_and_no_connection_is_lost(
         ingress.look_after()  # HAProxy isn't there: its next start reads the file
         with encrypted(ports[0], newest) as fresh_one:
             assert lives(fresh_one)
-    finally:
-        ingress.close()
     assert {each.stat().st_mode & 0o077 for each in folder.glob("*.pem")} == {0}
     assert [each.name for each in folder.glob("*.pem")] == ["tls.pem"]
+
+
+def test_a_renewal_that_fails_is_told_once_and_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    older, newer = (certified(tmp_path, name) for name in ("older", "newer"))
+    used, key = tmp_path / "used.pem", tmp_path / "used.key"
+
+    def put(certificate: Path) -> None:
+        shutil.copy(certificate, used)
+        shutil.copy(certificate.with_suffix(".key"), key)
+
+    put(older)
+    (tmp_path / "door").mkdir()
+    admin, away = tmp_path / "door" / "admin", tmp_path / "door" / "away"
+    with door_of(ServerSettings((), http=0, certificate=used, key=key), admin.parent) as ingress:
+        assert ingress.http is not None
+        admin.rename(away)  # HAProxy can't be told anything now
+        put(newer)
+        for _ in range(2):
+            ingress.look_after()
+        told = [one.getMessage() for one in caplog.records if "stay in use" in one.getMessage()]
+        assert told == ["the previous certificates stay in use: HAProxy says nothing"]
+        encrypted(ingress.http, older).close()
+        away.rename(admin)
+        ingress.look_after()
+        encrypted(ingress.http, newer).close()
