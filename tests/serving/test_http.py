@@ -14,6 +14,7 @@ import select
 import socket
 import threading
 import time
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -473,6 +474,29 @@ def test_a_chunked_body_is_a_body(server: ServerThread) -> None:
             + b"0\r\n\r\n"
         )
         assert client.answer()[0] == 200
+
+
+@pytest.mark.parametrize("size", [100_000, 50_000], ids=["long", "short"])
+def test_tiny_chunks_take_no_more_memory_than_is_counted(server: ServerThread, size: int) -> None:
+    data = json.dumps(JSON_REQUEST).encode().ljust(size)
+    chunks = b"".join(b"2\r\n%b\r\n" % data[at : at + 2] for at in range(0, size, 2))
+    with Client(server) as client:
+        tracemalloc.start()
+        try:
+            client.send(
+                b"POST /v2/models/solid/infer HTTP/1.1\r\nHost: here\r\nTransfer-Encoding: chunked\r\n\r\n"
+            )
+            before = tracemalloc.get_traced_memory()[0]
+            client.send(chunks)
+            until(lambda: held(server)[1] == size)
+            taken = tracemalloc.get_traced_memory()[0] - before
+        finally:
+            tracemalloc.stop()
+        client.send(b"0\r\n\r\n")
+        status, _, body = client.answer()
+    assert status == 200
+    assert "outputs" in json.loads(body)
+    assert taken < 3 * size  # and what other threads do meanwhile
 
 
 def test_chunks_without_end_are_refused(server: ServerThread) -> None:
