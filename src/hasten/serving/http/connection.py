@@ -254,7 +254,7 @@ class Connection(asyncio.BufferedProtocol):
             self._head_bytes += count
         self._feed(self._view[:count])
 
-    def _feed(self, data: Any) -> None:
+    def _feed(self, data: memoryview) -> None:
         """Parse received bytes, and refuse those that can't be parsed."""
         try:
             while data:
@@ -262,24 +262,27 @@ class Connection(asyncio.BufferedProtocol):
                     self._parser.feed_data(data)
                     break
                 except httptools.HttpParserUpgrade as error:
-                    data = self._without_upgrade(data[error.args[0] :])
+                    data = data[error.args[0] :]  # no copy, since a client may send many at once
+                    head = self._without_upgrade()
+                if not head:
+                    break
+                self._parser.feed_data(head)
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             if not isinstance(cause, ProtocolError):
                 log.exception("the server's own code failed on a request", exc_info=cause)
                 cause = own_fault(cause)
             self._refuse(without_frames(cause))
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._refuse(ProtocolError(Kind.INVALID, f"this is not HTTP/1.1: {error}"))
         else:
             if not self._in_body and self._head_bytes > self.state.limits.header_bytes:
                 self._refuse(self._long_head())
 
-    def _without_upgrade(self, rest: Any) -> bytes:
-        """Return a request that offers an upgrade as if it didn't, as RFC 9110, 7.8 allows.
+    def _without_upgrade(self) -> bytes:
+        """Return the head of a request that offers an upgrade as if it didn't, as RFC 9110, 7.8 allows.
 
-        Args:
-            rest: Bytes that came after the request's headers.
+        It is b"" if the request was refused.
         """
         self._upgrading = False
         if self._method == b"CONNECT":
@@ -292,7 +295,7 @@ class Connection(asyncio.BufferedProtocol):
         lines = [b"%s %s HTTP/%s" % (self._method, self._url, version.encode())]
         lines += [b"%s: %s" % each for each in self._headers.items() if each[0] not in gone]
         self._parser = httptools.HttpRequestParser(self)
-        return b"\r\n".join([*lines, b"", b""]) + bytes(rest)
+        return b"\r\n".join([*lines, b"", b""])
 
     def eof_received(self) -> bool:
         """Close the connection: a client that ends its side has gone away."""
