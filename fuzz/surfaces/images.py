@@ -95,7 +95,7 @@ class Images(Surface):
     """Files that a pipeline of pictures reads."""
 
     name = "images"
-    most_s = 10.0
+    most_s = 3.0
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -141,11 +141,17 @@ class Images(Surface):
                 continue
             assert array.shape == (channels, 16, 16), f"the picture became {array.shape}"
             read.append(channels)
-        # A JPEG is decoded in gray at once; other pictures take more memory so than in colors.
-        assert read != [1] or data.startswith(_JPEG), (
+        # A JPEG is decoded in gray at once, and a picture is turned as one; others take more memory in gray.
+        assert read != [1] or data.startswith(_JPEG) or turned(data), (
             "the picture was read in gray, which takes more memory, but not in colors"
         )
         return "read" if len(read) == 2 else "in colors" if read else said
+
+
+def turned(data: bytes) -> bool:
+    """Return whether a picture is to be turned when it is read."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.getexif().get(274, 1) != 1
 
 
 def changed_png(data: bytes, rng: random.Random) -> bytes:
