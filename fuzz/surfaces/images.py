@@ -151,7 +151,7 @@ class Images(Surface):
 def turned(data: bytes) -> bool:
     """Return whether a picture is to be turned when it is read."""
     with Image.open(io.BytesIO(data)) as image:
-        return image.getexif().get(274, 1) != 1
+        return bool(image.getexif().get(274, 1) != 1)
 
 
 def changed_png(data: bytes, rng: random.Random) -> bytes:
