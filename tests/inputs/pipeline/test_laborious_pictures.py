@@ -64,7 +64,7 @@ LABORIOUS: dict[str, tuple[bytes, str]] = {
     ),
     "strips": (
         strips(17),
-        "the image is a TIFF file whose parts cover its pixels more than 8 times: save it anew",
+        "the image is a TIFF file whose parts cover its pixels more than 8 times: save it again",
     ),
 }
 

@@ -84,5 +84,5 @@ def check_decoder(image: Image.Image, data: bytes) -> None:
     if covered > _MOST_REPEATS * image.width * image.height:
         raise InputError(
             f"the image is a {image.format} file whose parts cover its pixels more than {_MOST_REPEATS} times: "
-            "save it anew"
+            "save it again"
         )
