@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,13 @@ def strips(count: int) -> bytes:
     entries.append(struct.pack("<HHII", 278, 4, 1, 1))
     pixels = struct.pack("<I", 8 + 2 + 12 * 8 + 4 + 4 * count) * count + bytes(range(8))
     return b"".join((b"II*\0\x08\0\0\0\x08\0", *entries, bytes(4), pixels))
+
+
+def with_profiles(count: int) -> bytes:
+    content = b"iCCPa\0\0" + zlib.compress(bytes(1 << 20), 9)
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    data = encoded(PHOTO, "PNG")
+    return data[:33] + chunk * count + data[33:]
 
 
 def with_comments(count: int) -> bytes:
@@ -57,6 +65,10 @@ LABORIOUS: dict[str, tuple[bytes, str]] = {
     "segments": (
         PROGRESSIVE[:2] + EXIF * 1001 + PROGRESSIVE[2:],
         "the image is a JPEG file of more than 1,000 segments before its pixels: save it without its metadata",
+    ),
+    "profiles": (
+        with_profiles(11),
+        "the image is a PNG file of more than 10 color profiles: save it with one, or none",
     ),
     "comments": (
         with_comments(101),
@@ -95,6 +107,7 @@ def test_a_picture_that_takes_long_for_its_bytes_is_refused_before_it_is_decoded
         pytest.param(PROGRESSIVE[:2] + EXIF * 900 + PROGRESSIVE[2:], id="900 segments"),
         pytest.param(encoded(PHOTO, "JPEG", restart_marker_blocks=1), id="many restarts"),
         pytest.param(encoded(PHOTO, "MPO", save_all=True, append_images=[PHOTO] * 20), id="MPO"),
+        pytest.param(with_profiles(1), id="a color profile"),
         pytest.param(with_comments(100), id="100 comments"),
         pytest.param(strips(16), id="16 strips"),
         pytest.param(encoded(PHOTO, "BMP"), id="BMP"),

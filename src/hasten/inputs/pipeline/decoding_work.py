@@ -14,11 +14,13 @@ _MOST_SCANS = 100
 """Scans of a JPEG file, each of which goes through all pixels; libtiff allows as many, programs write about 10."""
 _MOST_SEGMENTS = 1000
 """Segments of a JPEG file before its first scan; Pillow copies what it has of EXIF data at each further one."""
+_MOST_PROFILES = 10
+"""Color profiles of a PNG file, which may have one; Pillow unpacks up to 1 MiB for each."""
 _MOST_COMMENTS = 100
 """Comments of a PPM file of text; Pillow copies up to 1 MiB at each."""
 _MOST_REPEATS = 8
 """Times that the parts of a picture may cover its pixels; a TIFF file may have a layer for each channel."""
-_JPEG = b"\xff\xd8"
+_JPEG, _PNG, _PROFILE = b"\xff\xd8", b"\x89PNG", b"iCCP"
 _SEGMENT = re.compile(rb"\xff[^\x00\xff\xd0-\xd8]")
 _BARE = bytes((0x01, 0xC8, 0xD9, *range(0xF0, 0xFE)))
 """Codes after which Pillow reads no length."""
@@ -26,16 +28,21 @@ _SCAN, _END = 0xDA, 0xD9
 
 
 def check_segments(data: bytes) -> None:
-    """Refuse a JPEG file of many scans, or of many segments before them, before it is opened.
+    """Refuse a JPEG file of many scans, or of many segments before them, and a PNG file of many color profiles.
 
     Source: ITU-T T.81, B.1.1, and the order in which Pillow and libjpeg-turbo go through it.
 
     Args:
-        data: The file; any other than JPEG passes.
+        data: The file, which isn't opened yet; any other than JPEG and PNG passes.
 
     Raises:
-        InputError: it has more scans than `_MOST_SCANS`, or more segments than `_MOST_SEGMENTS`.
+        InputError: it has more scans than `_MOST_SCANS`, more segments than `_MOST_SEGMENTS`, or more profiles than
+            `_MOST_PROFILES`.
     """
+    if data.startswith(_PNG) and data.count(_PROFILE) > _MOST_PROFILES:
+        raise InputError(
+            f"the image is a PNG file of more than {_MOST_PROFILES} color profiles: save it with one, or none"
+        )
     place = segments = scans = 0
     while data.startswith(_JPEG) and (found := _SEGMENT.search(data, place)) is not None:
         place, code = found.end(), data[found.end() - 1]
