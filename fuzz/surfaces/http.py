@@ -362,6 +362,8 @@ def chunked(data: bytes, rng: random.Random) -> bytes:
     """Send a body in chunks, which may be tiny, or whose sizes may be wrong."""
     lines, body = parts(data)
     lines = [line for line in lines if not line.lower().startswith(b"content-length")]
+    if rng.random() < 0.3:
+        body = grown(body, rng, MOST_BYTES // 6)  # of which each byte takes 6 as a chunk
     size = rng.choice((1, 7, 1000))
     pieces = [body[at : at + size] for at in range(0, len(body), size)]
     written = b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"

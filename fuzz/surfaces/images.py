@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuzz.mutation import changed_bytes
+from fuzz.mutation import changed_bytes, grown
 from fuzz.outcomes import refused
 from fuzz.surface import Surface
 from PIL import Image
@@ -39,6 +39,8 @@ LARGE: tuple[tuple[str, str, int, dict[str, Any]], ...] = (
     ("L", "BMP", 24, {}),
 )
 """Mode, form, most pixels as a power of two, and settings of pictures of many pixels in few bytes."""
+_RUNS = (b"\x01\x01\0\0", b"\0\x02\xff\xff", b"\xff\x07")
+"""A row of one pixel, the longest jump, and the longest run."""
 _LONGEST = {"WEBP": 16383, "JPEG": 65500, "GIF": 65535}
 FORMS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _SIZES = (0, 1, 2, 255, 2**13, 2**15, 2**16 - 1, 2**26, 2**31)
@@ -53,19 +55,39 @@ def encoded(image: Image.Image, form: str, **settings: Any) -> bytes:
     return file.getvalue()
 
 
+def with_scans(data: bytes, count: int) -> bytes:
+    """Return a progressive JPEG file with so many more scans of its first channel before its end."""
+    return data[:-2] + bytes.fromhex("ffda00080101000105020000") * count + data[-2:]
+
+
+def run_length(width: int, height: int, kind: int, runs: bytes) -> bytes:
+    """Return a BMP file in gray whose pixels are runs; `kind` is 1 for 8 bits each, 2 for 4."""
+    bits, colors = (8, 256) if kind == 1 else (4, 16)
+    palette = b"".join(bytes((level, level, level, 0)) for level in range(colors))
+    numbers = (40, width, height, 1, bits, kind, len(runs), 0, 0, colors, 0)
+    sizes = struct.pack("<IiiHHIIiiII", *numbers)
+    begin = 14 + len(sizes) + len(palette)
+    return b"BM" + struct.pack("<III", begin + len(runs), 0, begin) + sizes + palette + runs
+
+
 def many_pixels(rng: random.Random) -> bytes:
-    """Return a picture of one color, large or thin, whose file may be cut and may say how to turn it."""
+    """Return a picture of one color, large or thin, whose file may be cut or laborious and may say how to turn it."""
     mode, form, most, settings = rng.choice(LARGE)
     count, ratio = 2 ** rng.uniform(16, most), 2 ** rng.gauss(0, 2)
     longest = _LONGEST.get(form, 1 << 26)
     sizes = (math.sqrt(count * ratio), math.sqrt(count / ratio))
     width, height = (min(longest, max(1, int(size))) for size in sizes)
+    if rng.random() < 0.05:
+        runs = rng.choice(_RUNS) * int(2 ** rng.uniform(0, 14))
+        return run_length(width, height, rng.choice((1, 2)), runs)
     image = Image.new("RGB", (1, 1), (200, 30, 30)).convert(mode)
     exif = Image.Exif()
     exif[274] = rng.choice((1, 1, 1, 3, 6))
     color = image.getpixel((0, 0))
     assert color is not None
     data = encoded(Image.new(mode, (width, height), color), form, exif=exif, **settings)
+    if form == "JPEG" and rng.random() < 0.3:
+        return with_scans(data, int(2 ** rng.uniform(0, 13)))
     return data[: rng.randrange(len(data))] if rng.random() < 0.1 else data
 
 
@@ -73,7 +95,7 @@ class Images(Surface):
     """Files that a pipeline of pictures reads."""
 
     name = "images"
-    most_s = 10.0
+    most_s = 3.0
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -95,6 +117,7 @@ class Images(Surface):
             encoded(Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30)), "PNG"),
             encoded(photo, "GIF", save_all=True, append_images=[photo.rotate(90)]),
             encoded(photo, "TIFF", compression="tiff_lzw"),
+            b"P2\n48 32\n255\n" + b"# a\n" + b"17 " * 48 * 32,
         ]
 
     def mutate(self, rng: random.Random, seed: bytes) -> bytes:
@@ -104,6 +127,8 @@ class Images(Surface):
             return changed_png(seed, rng)
         if rng.random() < 0.3:
             return with_size(seed, rng)
+        if rng.random() < 0.1:
+            return grown(seed, rng)
         return changed_bytes(seed, rng)
 
     def check(self, data: bytes) -> str:
@@ -116,11 +141,17 @@ class Images(Surface):
                 continue
             assert array.shape == (channels, 16, 16), f"the picture became {array.shape}"
             read.append(channels)
-        # A JPEG is decoded in gray at once; other pictures take more memory so than in colors.
-        assert read != [1] or data.startswith(_JPEG), (
+        # A JPEG is decoded in gray at once, and a picture is turned as one; others take more memory in gray.
+        assert read != [1] or data.startswith(_JPEG) or turned(data), (
             "the picture was read in gray, which takes more memory, but not in colors"
         )
         return "read" if len(read) == 2 else "in colors" if read else said
+
+
+def turned(data: bytes) -> bool:
+    """Return whether a picture is to be turned when it is read."""
+    with Image.open(io.BytesIO(data)) as image:
+        return bool(image.getexif().get(274, 1) != 1)
 
 
 def changed_png(data: bytes, rng: random.Random) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import gzip
+import heapq
 import http.client
 import json
 from collections.abc import Iterator
@@ -114,6 +115,32 @@ def test_who_gives_up_waiting_does_not_fall_behind() -> None:
     line.asks("b0", 6)
     line.asks("a20", 5)
     assert line.leaves("h0") == ["a20"]
+
+
+def test_many_that_give_up_waiting_together_dont_go_through_the_line_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    passed: list[int] = []
+    heapify = heapq.heapify
+
+    def counted(line: list[Any]) -> None:
+        passed.append(len(line))
+        heapify(line)
+
+    monkeypatch.setattr(heapq, "heapify", counted)
+    line = Line()
+    line.asks("a", 10)
+    names = [f"b{number}" for number in range(1000)]
+    for name in names:
+        line.asks(name, 10)
+    line.asks("c", 10)
+    assert line.leaves(*names[1:]) == []
+    assert sum(passed) < 2 * len(names)
+    assert line.leaves("a") == ["b0"]
+    assert line.leaves("b0") == ["c"]
+    line.leaves("c")
+    line.asks("d", 10)
+    assert line.begun[-1] == "d"  # nobody waits any more
 
 
 def test_a_request_that_has_to_begin_again_twice_gets_the_whole_room() -> None:

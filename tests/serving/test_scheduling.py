@@ -362,6 +362,86 @@ def test_who_is_promoted_goes_with_its_new_equals() -> None:
     assert queue.queued_rows == 0
 
 
+class Seen(Pending):
+    """A request that counts how often any such request is looked at."""
+
+    looks = 0
+
+    @property
+    def state(self) -> str:
+        Seen.looks += 1
+        return self._state
+
+    @state.setter
+    def state(self, state: str) -> None:
+        self._state = state
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["unnamed", "named"])
+@pytest.mark.parametrize("promoted", [False, True], ids=["asked", "promoted"])
+@pytest.mark.parametrize("curve", [flat, steep])
+def test_a_look_at_a_long_queue_goes_through_few_of_its_requests(
+    curve: Callable[[float], Latencies], promoted: bool, named: bool
+) -> None:
+    """Whatever priorities they have, and however many of them wait."""
+    queue = scheduler(curve(MS / 100), 1000 * MS)
+
+    def asked(now_ns: int) -> Seen:
+        priority = now_ns * 7919 % 100_003 + 1
+        return Seen(1, "x", priority, math.inf, now_ns, client=f"{now_ns % 3}", named=named)
+
+    waiting = [asked(number) for number in range(4000)]
+    for one in waiting:
+        queue.offer(one, 0)
+    queue.hopeless(0)
+    Seen.looks = 0
+    for number in range(1, 201):
+        now_ns = number * MS
+        if promoted:
+            queue.promote(waiting[-number], asked(now_ns))
+        else:
+            queue.offer(asked(now_ns), now_ns)
+        assert not queue.hopeless(now_ns)
+        run = queue.next(now_ns)
+        assert isinstance(run, BatchRun)
+        queue.ended(queue.begun(run, now_ns), queue.latencies.measured_ns(run.rows), now_ns)
+    assert Seen.looks < 200 * 200
+
+
+def test_a_long_queue_of_a_named_client_is_put_in_order_after_a_pause() -> None:
+    queue = scheduler(steep(MS / 100))
+
+    def asked(priority: int) -> Pending:
+        one = Pending(1, "x", priority, math.inf, 0, client="one", named=True)
+        queue.offer(one, 0)
+        return one
+
+    usual = [asked(3) for _ in range(1000)]
+    early, late = asked(2), asked(2)
+    order = []
+    for now_ns in (0, 1, 2, 100 * MS):
+        if now_ns == 1:
+            urgent = asked(1)
+        run = queue.next(now_ns)
+        assert isinstance(run, BatchRun)
+        order += run.items
+        queue.ended(queue.begun(run, now_ns), MS / 100, now_ns)
+    assert order == [early, late, usual[0], urgent]
+
+
+def test_priorities_beyond_the_lowest_are_the_lowest() -> None:
+    queue = scheduler(steep())
+    items = [item(0, priority=priority) for priority in (10**9, 65, 64, 63)]
+    for one in items:
+        queue.offer(one, 0)
+    queue.promote(items[1], item(0, priority=70))
+    order = []
+    while isinstance(step := queue.next(0), BatchRun):
+        order += step.items
+        queue.ended(queue.begun(step, 0), MS, 0)
+    assert order == [items[3], *items[:3]]
+
+
 def test_only_requests_of_one_shape_share_a_batch() -> None:
     queue = scheduler(flat())
     keys = ["a", "b", "a", "b"]

@@ -274,7 +274,7 @@ def _bytes_for_a_pixel(mode: str, form: str, settings: dict[str, Any]) -> float:
 def test_pictures_of_many_pixels_follow_from_the_random_numbers() -> None:
     from fuzz.surfaces.images import many_pixels
 
-    first, second = (many_pixels(random.Random(3)) for _ in range(2))
+    first, second = (many_pixels(random.Random(4)) for _ in range(2))
     assert first == second
     with Image.open(io.BytesIO(first)) as image:
         assert image.width * image.height > 2**15

@@ -19,6 +19,7 @@ from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.pipeline.base import Origin, Pipeline, Step
 from hasten.inputs.pipeline.decoded_bytes import check_bytes, check_texts, check_webp, text_bytes
+from hasten.inputs.pipeline.decoding_work import check_decoder, check_segments
 from hasten.inputs.pipeline.jpeg import jpeg_pixels
 from hasten.inputs.pipeline.strips import (
     Colors,
@@ -181,7 +182,7 @@ class Decode(Step):
             scale: Step that resizes the picture; None for its pixels as an array.
 
         Raises:
-            InputError: the file can't be read, or takes more memory than it may; or a text was given.
+            InputError: the file can't be read, or takes more memory or work than it may; or a text was given.
         """
         if isinstance(value, str):  # may come from a stranger, and must not open files here
             raise InputError(
@@ -193,7 +194,10 @@ class Decode(Step):
             texts = text_bytes(value)
             check_texts(texts, len(value), most)
             check_webp(value, most)
+            check_segments(value)
         with _open(value, self.max_pixels) as image:
+            if isinstance(value, bytes):
+                check_decoder(image, value)
             height, width = image.size[::-1]
             factor = self._factor(image)
             in_gray = self.colors == "gray"

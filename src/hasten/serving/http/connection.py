@@ -126,7 +126,8 @@ class Connection(asyncio.BufferedProtocol):
         self._head_bytes = 0
         self._url = self._method = b""
         self._headers: dict[bytes, bytes] = {}
-        self._pieces: list[bytes] = []
+        self._pieces: bytes | bytearray = b""
+        """Pieces of a body that isn't received into its own memory; bytes if there is one."""
         self._body: Any = None
         """Memory that a long body is received into; None for a short one."""
         self._filled = self._size = self._reserved = 0
@@ -201,7 +202,7 @@ class Connection(asyncio.BufferedProtocol):
         self._release_unread()
         self._backlog.clear()
         # The parser refers back to this object: without this, only the garbage collector frees both.
-        self._body, self._pieces, self._parser = None, [], None  # type: ignore[assignment]
+        self._body, self._pieces, self._parser = None, b"", None  # type: ignore[assignment]
         if self._slot is not None:
             self._slot.closed()
 
@@ -253,7 +254,7 @@ class Connection(asyncio.BufferedProtocol):
             self._head_bytes += count
         self._feed(self._view[:count])
 
-    def _feed(self, data: Any) -> None:
+    def _feed(self, data: memoryview) -> None:
         """Parse received bytes, and refuse those that can't be parsed."""
         try:
             while data:
@@ -261,24 +262,27 @@ class Connection(asyncio.BufferedProtocol):
                     self._parser.feed_data(data)
                     break
                 except httptools.HttpParserUpgrade as error:
-                    data = self._without_upgrade(data[error.args[0] :])
+                    data = data[error.args[0] :]  # no copy, since a client may send many at once
+                    head = self._without_upgrade()
+                if not head:
+                    break
+                self._parser.feed_data(head)
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             if not isinstance(cause, ProtocolError):
                 log.exception("the server's own code failed on a request", exc_info=cause)
                 cause = own_fault(cause)
             self._refuse(without_frames(cause))
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._refuse(ProtocolError(Kind.INVALID, f"this is not HTTP/1.1: {error}"))
         else:
             if not self._in_body and self._head_bytes > self.state.limits.header_bytes:
                 self._refuse(self._long_head())
 
-    def _without_upgrade(self, rest: Any) -> bytes:
-        """Return a request that offers an upgrade as if it didn't, as RFC 9110, 7.8 allows.
+    def _without_upgrade(self) -> bytes:
+        """Return the head of a request that offers an upgrade as if it didn't, as RFC 9110, 7.8 allows.
 
-        Args:
-            rest: Bytes that came after the request's headers.
+        It is b"" if the request was refused.
         """
         self._upgrading = False
         if self._method == b"CONNECT":
@@ -291,7 +295,7 @@ class Connection(asyncio.BufferedProtocol):
         lines = [b"%s %s HTTP/%s" % (self._method, self._url, version.encode())]
         lines += [b"%s: %s" % each for each in self._headers.items() if each[0] not in gone]
         self._parser = httptools.HttpRequestParser(self)
-        return b"\r\n".join([*lines, b"", b""]) + bytes(rest)
+        return b"\r\n".join([*lines, b"", b""])
 
     def eof_received(self) -> bool:
         """Close the connection: a client that ends its side has gone away."""
@@ -305,7 +309,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def on_message_begin(self) -> None:
         """Begin a request at its first byte."""
-        self._url, self._headers, self._pieces = b"", {}, []
+        self._url, self._headers, self._pieces = b"", {}, b""
         self._body, self._filled, self._size = None, 0, 0
         self._began_ns, self.quiet = self.clock_ns(), 0
         if self._slot is not None and not self._busy:
@@ -473,7 +477,12 @@ class Connection(asyncio.BufferedProtocol):
             self._body[self._filled : end] = piece
             self._filled = end
             return
-        self._pieces.append(piece)
+        if not self._pieces:
+            self._pieces = piece
+            return
+        if type(self._pieces) is bytes:  # a list of tiny pieces would take many times their bytes
+            self._pieces = bytearray(self._pieces)
+        self._pieces += piece
 
     def on_message_complete(self) -> None:
         """Answer a request that was received in full, or queue it."""
@@ -485,9 +494,10 @@ class Connection(asyncio.BufferedProtocol):
         self._head_bytes = 0
         body: Any = self._body
         if body is None:
-            pieces = self._pieces
-            body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        self._body, self._pieces = None, []
+            body = self._pieces
+            if type(body) is bytearray:
+                body = bytes(body) if len(body) <= _DIRECT_BYTES else memoryview(body)
+        self._body, self._pieces = None, b""
         waits = self._busy or self._paused or self._backlog
         self._at_once += 1
         if not waits and self._at_once > _AT_ONCE:
@@ -766,7 +776,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         self.state.bodies.give(self.client, self._reserved)
         self._reserved = 0
-        self._body, self._pieces, self._began_ns = None, [], None
+        self._body, self._pieces, self._began_ns = None, b"", None
         if self._busy or self._backlog:  # earlier requests are answered first
             self._refusal = without_frames(failure)
             self._transport.pause_reading()

@@ -179,12 +179,14 @@ class Room:
         self._lock, self.alone = threading.Lock(), threading.Lock()
         self._turns, self._orders = Turns(), itertools.count()
         self._line: list[tuple[int, int, Place]] = []
-        """Heap of the requests that wait, by the client's turn and the order of arrival."""
+        """Heap of the requests that wait, by the client's turn and the order of arrival; some have left since."""
+        self._left = 0
+        """Number of the requests in the line that have left."""
 
     def took(self, place: Place, size_bytes: int) -> bool:
         """Reserve memory for a request if it is free and nobody waits for it; return whether it was."""
         with self._lock:
-            waiting = bool(self._line) and not place.size_bytes
+            waiting = len(self._line) > self._left and not place.size_bytes
             if waiting or not self._fits(place, size_bytes):
                 return False
             self._resize(place, size_bytes)
@@ -226,8 +228,11 @@ class Room:
             if place.wanted_bytes:
                 place.wanted_bytes = 0
                 self._turns.gave_up(place.client, place.turns)
-                self._line = [each for each in self._line if each[2] is not place]
-                heapq.heapify(self._line)
+                self._left += 1
+                if 2 * self._left > len(self._line):
+                    self._line = [each for each in self._line if not each[2].over]
+                    heapq.heapify(self._line)
+                    self._left = 0
             if not place.working:
                 self._resize(place, 0)
             ready = self._admitted()
@@ -244,8 +249,14 @@ class Room:
     def _admitted(self) -> list[Place]:
         """Return the requests that no longer have to wait, with their memory reserved."""
         ready = []
-        while self._line and self._fits(place := self._line[0][2], place.wanted_bytes):
-            turn, _, place = heapq.heappop(self._line)
+        while self._line:
+            turn, _, place = self._line[0]
+            if not place.over and not self._fits(place, place.wanted_bytes):
+                break
+            heapq.heappop(self._line)
+            if place.over:
+                self._left -= 1
+                continue
             self._turns.begun(turn)
             self._resize(place, place.wanted_bytes)
             place.wanted_bytes = 0

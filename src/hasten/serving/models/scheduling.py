@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -19,6 +19,13 @@ from hasten.serving.protocol.errors import Kind, ProtocolError
 
 USUAL_PRIORITY = 2
 """Priority of a request that states none: others can have a higher or a lower one."""
+LOWEST_PRIORITY = 64
+"""Lowest priority: further ones count as this, so that no client makes levels without end."""
+_LOOKS = 16
+"""Looks for overtaken requests within the longest allowed wait; each goes through the whole queue."""
+_FEW, _PAUSE_NS = 64, 40_000
+"""Requests that are put in order at each look, and the pause before it is done again for each further one: about
+25 times what it takes."""
 _RATE_WEIGHT = 1 / 16
 _FULL = 0.9
 """Share of the capacity; from this load on, batches are expected to be full."""
@@ -41,8 +48,8 @@ class Pending:
     Attributes:
         rows: Samples in the request.
         key: Key that is equal for requests that can share a batch.
-        priority: Priority from 1, the highest; equal ones go in turn by client, then in order of arrival. If the
-            client is named, its priorities order only its own requests.
+        priority: Priority from 1, the highest, to `LOWEST_PRIORITY`; equal ones go in turn by client, then in order
+            of arrival. If the client is named, its priorities order only its own requests.
         deadline_ns: Deadline on the monotonic clock; `math.inf` for none.
         arrived_ns: Time of arrival on the monotonic clock.
         state: "new", "queued", "running", or "done" (answered, refused or dropped).
@@ -143,7 +150,11 @@ class Scheduler(Generic[P]):
     _margins: dict[str, float] = field(default_factory=dict)
     """Named client, or "" for all others -> margin of the predictions for requests that have deadlines."""
     _left: int = 0
-    """Number of items in the heap that are no longer queued."""
+    """Number of entries in the heap whose requests are no longer queued, or have another order."""
+    _looked_ns: float = -math.inf
+    """Time of the latest look for overtaken requests."""
+    _ordered_ns: float = -math.inf
+    """Time before which named clients' requests aren't put in order again."""
 
     # -- arrivals
 
@@ -161,6 +172,7 @@ class Scheduler(Generic[P]):
         if self._running or self._rows or item.deadline_ns != math.inf:
             self._admit(item, now_ns)
         self._orders += 1
+        item.priority = min(item.priority, LOWEST_PRIORITY)
         level = _level(item)
         turn = self._turns_of(level).next(item.client, item.rows)
         item.order, item.state, item.queued_ns = (level, turn, self._orders), "queued", now_ns
@@ -344,7 +356,7 @@ class Scheduler(Generic[P]):
 
         Call `hopeless` first: it removes the requests that can no longer meet their deadlines.
         """
-        if len(self._running) >= self.sessions or not self._first():
+        if len(self._running) >= self.sessions or not self._first(now_ns):
             self._waiting_since_ns = None
             return None
         rows, items = self._choose(now_ns)
@@ -359,12 +371,13 @@ class Scheduler(Generic[P]):
         self._remove(items)
         return BatchRun(items, rows)
 
-    def _first(self) -> P | None:
+    def _first(self, now_ns: int) -> P | None:
         """Return the head of the queue; None if it is empty."""
-        if self._astray:
+        if self._astray and now_ns >= self._ordered_ns:
             self._put_in_order()
+            self._ordered_ns = now_ns + _PAUSE_NS * max(0, len(self._heap) - _FEW)
         heap = self._heap
-        while heap and heap[0][1].state != "queued":
+        while heap and not _waits(heap[0]):
             heapq.heappop(heap)
             self._left -= 1
         return heap[0][1] if heap else None
@@ -391,23 +404,31 @@ class Scheduler(Generic[P]):
         self._heap = [(item.order, item) for _, item in self._heap]
         heapq.heapify(self._heap)
 
-    def _in_order(self) -> Iterator[P]:
-        """Yield queued requests in order; only as many as a batch needs, to avoid sorting the heap."""
-        if len(self._heap) <= 4:
-            yield from (each for _, each in sorted(self._heap) if each.state == "queued")
-            return
-        count = 4 * self.latencies.most + self._left
-        first = heapq.nsmallest(count, self._heap)
-        yield from (each for _, each in first if each.state == "queued")
+    def _able(self, head: P) -> list[P]:
+        """Return the head and those behind it that may join its batch, of no more than a batch needs."""
+        heap, most = self._heap, self.latencies.most
+        taken: list[tuple[tuple[int, int, int], P]] = []
+        able: list[P] = []
+        rows = 0
+        while heap and rows < most and len(taken) < 4 * most:
+            entry = heapq.heappop(heap)
+            if not _waits(entry):
+                self._left -= 1
+                continue
+            taken.append(entry)
+            if entry[1].key == head.key:
+                able.append(entry[1])
+                rows += entry[1].rows
+        for entry in taken:
+            heapq.heappush(heap, entry)
+        return able
 
     def _choose(self, now_ns: int) -> tuple[int, list[P]]:
         """Choose the next batch: the head of the queue and the requests that may join it."""
         head = self._heap[0][1]
         if len(self._heap) == 1:
             return head.rows, [head]
-        able = [head]
-        if self.latencies.most > head.rows and len(self._heap) > 1:
-            able = [each for each in self._in_order() if each.key == head.key]
+        able = self._able(head) if self.latencies.most > head.rows else [head]
         goal = self._goal(min(self.latencies.most, sum(each.rows for each in able)), now_ns)
         rows, tightest_ns = 0, math.inf
         items: list[P] = []
@@ -515,22 +536,22 @@ class Scheduler(Generic[P]):
                 self._count_own(item.client, item.priority, item.rows)
                 self._look_for_order(item)
             return
-        level = _level(waiting)
+        level, priority = _level(waiting), min(waiting.priority, LOWEST_PRIORITY)
         if level == item.order[0]:
             turn = self._turns[level].next(waiting.client, item.rows)
             self._turns[level].gave_up(waiting.client, item.rows)
             own = self._own.get(waiting.client, {}) if waiting.named else {}
-            if turn >= item.order[1] and not any(each > waiting.priority for each in own):
+            if turn >= item.order[1] and not any(each > priority for each in own):
                 return
         self._count(item, -item.rows)
-        item.priority, item.client, item.named = waiting.priority, waiting.client, waiting.named
+        item.priority, item.client, item.named = priority, waiting.client, waiting.named
         turn = self._turns_of(level).next(item.client, item.rows)
         item.order = level, turn, item.order[2]
         self._count(item, item.rows)
         if item.named:
             self._look_for_order(item)
-        self._heap = [(each.order, each) for _, each in self._heap]
-        heapq.heapify(self._heap)
+        heapq.heappush(self._heap, (item.order, item))
+        self._leave(1)
 
     def _turns_of(self, level: int) -> Turns:
         found = self._turns.get(level)
@@ -584,7 +605,7 @@ class Scheduler(Generic[P]):
             return found
         if len(self._rows) > 1 or any(len(own) > 1 for own in self._own.values()):
             found += self._overtaken(now_ns)
-        while (head := self._first()) is not None and not head.tried:
+        while (head := self._first(now_ns)) is not None and not head.tried:
             if head.deadline_ns == math.inf:
                 break
             late = now_ns + self.latencies.expected_ns(head.rows) > head.deadline_ns
@@ -597,10 +618,13 @@ class Scheduler(Generic[P]):
     def _overtaken(self, now_ns: int) -> list[P]:
         """Remove requests that higher priorities have kept waiting beyond the longest allowed wait."""
         most_ns = self.most_wait_ns
+        if now_ns - self._looked_ns < most_ns / _LOOKS:
+            return []
+        self._looked_ns = now_ns
         found = [
-            each
-            for _, each in self._heap
-            if each.state == "queued" and now_ns - each.queued_ns > most_ns
+            entry[1]
+            for entry in self._heap
+            if _waits(entry) and now_ns - entry[1].queued_ns > most_ns
         ]
         for each in found:
             self.drop(each)
@@ -623,7 +647,7 @@ class Scheduler(Generic[P]):
 
     def drain(self) -> list[P]:
         """Remove all queued requests, and return them in order."""
-        items = [each for _, each in sorted(self._heap) if each.state == "queued"]
+        items = [entry[1] for entry in sorted(self._heap) if _waits(entry)]
         for item in items:
             self.drop(item)
         self._heap, self._left = [], 0
@@ -639,13 +663,17 @@ class Scheduler(Generic[P]):
             return
         for item in items:
             self._count(item, -item.rows)
-        self._left += len(items)
+        self._leave(len(items))
+
+    def _leave(self, count: int) -> None:
+        """Count entries that are left in the heap, and remove them once they are many."""
+        self._left += count
         if self._left > 64 and 2 * self._left > len(self._heap):
             self._forget_left()
 
     def _forget_left(self) -> None:
-        """Remove requests from the heap that are no longer queued."""
-        self._heap = [entry for entry in self._heap if entry[1].state == "queued"]
+        """Remove entries from the heap whose requests are no longer queued, or have another order."""
+        self._heap = [entry for entry in self._heap if _waits(entry)]
         heapq.heapify(self._heap)
         self._left = 0
 
@@ -661,7 +689,13 @@ class Scheduler(Generic[P]):
 
 
 def _level(item: Pending) -> int:
-    return USUAL_PRIORITY if item.named else item.priority
+    return USUAL_PRIORITY if item.named else min(item.priority, LOWEST_PRIORITY)
+
+
+def _waits(entry: tuple[tuple[int, int, int], Pending]) -> bool:
+    """Whether the request of an entry is queued, in the entry's order."""
+    order, item = entry
+    return item.state == "queued" and item.order is order
 
 
 def _filled(size: int, coming: float) -> float:
