@@ -285,10 +285,17 @@ def test_sequences_maps_and_text_are_refused_by_name(tmp_path: Path) -> None:
     )
     proto.graph.output.append(scores)
     onnx.save(proto, path)
+    told = f"{path}: output 'scores' is a sequence, and only tensors can be compared: "
     assert refused(path) == (
-        f"{path}: output 'scores' is a sequence; only tensors are supported; "
-        "convert a scikit-learn model with zipmap=False"
+        told + "export the model with outputs that are tensors in its place, or without it"
     )
+    proto.graph.node.append(
+        helper.make_node(
+            "ZipMap", ["y"], ["scores"], domain="ai.onnx.ml", classlabels_int64s=[0, 1]
+        )
+    )
+    onnx.save(proto, path)
+    assert refused(path) == told + "convert the scikit-learn model with zipmap=False"
     del proto.graph.output[1]
     proto.graph.input.append(helper.make_tensor_value_info("words", TensorProto.STRING, [1]))
     onnx.save(proto, path)
@@ -298,7 +305,39 @@ def test_sequences_maps_and_text_are_refused_by_name(tmp_path: Path) -> None:
     )
     proto.graph.input[2].CopyFrom(scores)
     onnx.save(proto, path)
-    assert refused(path) == f"{path}: input 'scores' is a sequence; only tensors are supported"
+    step = "export the model with inputs that are tensors in its place, or without it"
+    assert refused(path) == (
+        f"{path}: input 'scores' is a sequence, and only tensors can be given: {step}"
+    )
+    optional = helper.make_optional_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    proto.graph.input[2].CopyFrom(helper.make_value_info("mask", optional))
+    onnx.save(proto, path)
+    assert refused(path) == (
+        f"{path}: input 'mask' is an optional, and only tensors can be given: {step}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "usual"),
+    [("BFLOAT16", "bfloat16", "float32"), ("INT4", "int4", "int8"), ("UINT4", "uint4", "uint8")],
+)
+def test_numbers_of_a_type_that_numpy_lacks_are_refused(
+    tmp_path: Path, kind: str, name: str, usual: str
+) -> None:
+    proto = onnx.parser.parse_model(LINEAR)
+    path = tmp_path / "model.onnx"
+    proto.graph.output[0].type.tensor_type.elem_type = TensorProto.DataType.Value(kind)
+    onnx.save(proto, path)
+    assert refused(path) == (
+        f"{path}: output 'y' is {name}, which NumPy doesn't have, so it can't be compared: export the model "
+        f"with {usual} outputs, and let it cast them itself"
+    )
+    proto.graph.input[0].type.tensor_type.elem_type = TensorProto.DataType.Value(kind)
+    onnx.save(proto, path)
+    assert refused(path) == (
+        f"{path}: input 'x' is {name}, which NumPy doesn't have, so it can't be given: export the model with "
+        f"{usual} inputs, and let it cast them itself"
+    )
 
 
 def test_inputs_of_unknown_rank_or_type_are_refused(tmp_path: Path) -> None:
