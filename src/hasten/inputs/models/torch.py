@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import re
@@ -195,16 +196,17 @@ def export(
     source = _Module(module, given, names is not None, axes or {}, others)
     with evaluating(module), _quiet(), torch.no_grad():
         outputs = _output_names(source, 1)
-        try:
-            _answers(
-                source, *source.arguments(EXPORT_BATCH)
-            )  # its error says more than an export's
-            program = source.to_onnx(outputs, EXPORT_BATCH, open_batch=True)
-            _check(program, source, outputs, CHECKED_BATCHES)
-            note = "open"
-        except Exception as error:  # a fixed batch may still work; the reason is kept
-            note = f"1: {error if isinstance(error, InputError) else _reason(error)}"
-            program = _fixed(source, outputs, 1)
+        with _tensors_alone(source):
+            try:
+                _answers(
+                    source, *source.arguments(EXPORT_BATCH)
+                )  # its error says more than an export's
+                program = source.to_onnx(outputs, EXPORT_BATCH, open_batch=True)
+                _check(program, source, outputs, CHECKED_BATCHES)
+                note = "open"
+            except Exception as error:  # a fixed batch may still work; the reason is kept
+                note = f"1: {error if isinstance(error, InputError) else _reason(error)}"
+                program = _fixed(source, outputs, 1)
     return _save(program, workdir, note)
 
 
@@ -223,6 +225,11 @@ def _export_program(
     source = _Program(program, given, tuple(ordered(one, names, names) for one in further))
     with _quiet(), torch.no_grad():
         outputs = _output_names(source, batch)
+        if others := _others(source, batch):
+            raise InputError(
+                f"the program also returns {others}, and only tensors can be compared: capture it again from a module "
+                "whose forward returns only tensors"
+            )
         exported = _fixed(source, outputs, batch)
         note = "open"
         if isinstance(size, int):
@@ -272,8 +279,9 @@ def _captured(module: Any, sample: Sample, names: Sequence[str] | None) -> Expor
     if names is None and takes_any_inputs(module):
         names = list(sample) if isinstance(sample, Mapping) else numbered_names(len(sample))
     given = named_inputs(sample, module, names)
-    args, kwargs = _Module(module, given, names is not None).arguments(1)
-    with evaluating(module):
+    source = _Module(module, given, names is not None)
+    args, kwargs = source.arguments(1)
+    with evaluating(module), _tensors_alone(source):
         return torch.export.export(module, args, kwargs)
 
 
@@ -366,6 +374,42 @@ def flat_outputs(outputs: Any) -> dict[str, Any]:
             name = "_".join(keys) or "output"
             named[f"output_{name}" if name[0].isdigit() else name] = leaf
     return named
+
+
+def _others(source: _Module | _Program, batch: int = 1) -> str:
+    """Return what the source answers besides tensors and None, in words; empty if there is nothing."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    leaves, _ = pytree.tree_flatten_with_path(source(*source.arguments(batch)))
+    others = [
+        f"{pytree.keystr(path)} of type {type(leaf).__name__}"
+        for path, leaf in leaves
+        if leaf is not None and not isinstance(leaf, torch.Tensor)
+    ]
+    return ", ".join(others)
+
+
+@contextmanager
+def _tensors_alone(source: _Module) -> Iterator[None]:
+    """Have a module that also returns numbers or texts return its tensors alone, since torch exports no others."""
+    if not _others(source):
+        yield
+        return
+    module, own = source.module, source.module.forward
+    before = vars(module).get("forward")
+
+    @functools.wraps(own)
+    def forward(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        return flat_outputs(own(*args, **kwargs))
+
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
 
 
 def _output_names(source: _Module | _Program, batch: int) -> list[str]:
