@@ -56,6 +56,10 @@ RELATIVE_TOLERANCE = 1e-3
 """Tolerance relative to an output's largest magnitude, for float32 sums in another order."""
 
 
+class NotRun(InputError):  # noqa: N818
+    """A model can't run a sample that was given or made up."""
+
+
 @dataclass(frozen=True)
 class _Module:
     """Live module and a sample of its inputs, in the order of forward's parameters.
@@ -434,7 +438,7 @@ def _answers(
             f"{name} {str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
             for name, tensor in zip(source.sample, pytree.tree_leaves((args, kwargs)), strict=True)
         )
-        raise InputError(f"the model can't run {shown}: {_reason(error)}") from error
+        raise NotRun(f"the model can't run {shown}: {_reason(error)}") from error
 
 
 def _to_onnx(
