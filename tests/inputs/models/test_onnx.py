@@ -195,16 +195,90 @@ def test_no_such_file(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_no_onnx_file(tmp_path: Path) -> None:
-    assert refused(tmp_path) == f"{tmp_path} is a folder, not an ONNX file"
+    assert refused(tmp_path) == (
+        f"{tmp_path} is a folder that has no ONNX file, no config.json (Hugging Face) and no saved_model.pb "
+        "(TensorFlow): give the model's file, or a folder with one of these"
+    )
+    (tmp_path / "config.json").write_text("{}")
+    assert refused(tmp_path) == (
+        f"{tmp_path}/config.json has none of architectures, auto_map and model_type, so the folder isn't one of "
+        "Hugging Face: give the model's file, or a folder that save_pretrained wrote"
+    )
+    path = saved(LINEAR, tmp_path / "model.onnx")
+    assert (
+        refused(tmp_path)
+        == f"{tmp_path} is a folder, not an ONNX file: give the file in it, {path}"
+    )
+    (tmp_path / "net.mlpackage").mkdir()
+    assert refused(tmp_path / "net.mlpackage") == (
+        f"{tmp_path}/net.mlpackage is a Core ML model: give the model that it was converted from, as an ONNX file or "
+        "in its own framework"
+    )
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\x00" * 64, b"hello, this is no model\n" * 9, b"PK\x03\x04" + bytes(90)]
+    "content", [b"", b"\x00" * 64, b"hello, this is no model\n" * 9, b"\x08\x04" + bytes(90)]
 )
 def test_what_is_not_onnx_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     assert refused(path) == f"{path} is not an ONNX file, or it is cut short"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("m.xml", b"<a/>", "an XML file, as OpenVINO and PMML have them"),
+        ("m.mlmodel", b"\x08\x04", "a Core ML model"),
+        ("m.pdmodel", b"", "a PaddlePaddle model"),
+    ],
+)
+def test_a_file_of_another_runtime_is_named_with_a_step(
+    tmp_path: Path, name: str, content: bytes, told: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert refused(tmp_path / name) == (
+        f"{tmp_path / name} is {told}, not an ONNX file: give the model that it was converted from, as an ONNX file "
+        "or in its own framework"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("model", b"PK\x03\x04" + bytes(90), "an archive| unpack it, and give the model in it"),
+        ("m.tar", b"", "an archive| unpack it, and give the model in it"),
+        ("model", bytes(257) + b"ustar", "an archive| unpack it, and give the model in it"),
+        ("m.h5", b"\x89HDF\r\n", "an HDF5 file| save a Keras model as .keras"),
+        (
+            "model",
+            b"GGUF\x03",
+            "a GGUF file| hasten takes no models that write text token by token; give another model as an ONNX file",
+        ),
+        (
+            "m.plan",
+            b"\x01",
+            "a TensorRT engine, compiled for one kind of GPU| give the ONNX file that it was built from",
+        ),
+        (
+            "model",
+            b'\x10\x00\x00\x00\x00\x00\x00\x00{"a":1}',
+            "a file of weights without their network| build the network in a my.py, load the weights there and give "
+            "my.py:model",
+        ),
+    ],
+)
+def test_a_file_of_another_format_is_named_by_its_content_or_suffix(
+    tmp_path: Path, name: str, content: bytes, told: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    kind, _, step = told.partition("|")
+    assert refused(tmp_path / name) == f"{tmp_path / name} is {kind}, not an ONNX file:{step}"
+
+
+def test_a_model_is_read_whatever_its_files_suffix_says(tmp_path: Path) -> None:
+    path = saved(LINEAR, tmp_path / "model.engine")
+    assert load(path).inputs[0].name == "x"
 
 
 def test_an_onnx_file_that_is_cut_short_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from hasten.core.model import Model, is_file_name
 from hasten.core.protobufs import parse_errors
 from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
+from hasten.inputs.models.foreign import no_model_folder, no_onnx_file
 
 if TYPE_CHECKING:
     import onnx
@@ -78,7 +79,7 @@ def read(path: Path) -> onnx.ModelProto:
     except ImportError as error:
         raise missing_extra("an ONNX model", "optimize") from error
     if path.is_dir():
-        raise InputError(f"{path} is a folder, not an ONNX file")
+        raise InputError(no_model_folder(path))
     try:
         with path.open("rb") as file:
             pointer = file.read(40).startswith(b"version https://git-lfs")
@@ -93,9 +94,9 @@ def read(path: Path) -> onnx.ModelProto:
     except OSError as error:
         raise InputError(f"can't read {path}: {error.strerror or error}") from error
     except damaged as error:
-        raise InputError(f"{path} is not an ONNX file, or it is cut short") from error
+        raise InputError(no_onnx_file(path)) from error
     if not proto.ir_version or not proto.HasField("graph") or not proto.opset_import:
-        raise InputError(f"{path} is not an ONNX file, or it is cut short")
+        raise InputError(no_onnx_file(path))
     for name in _names(proto.graph):
         if not isinstance(name, str):
             raise InputError(f"{path} is damaged: the name {name!r:.100} in it isn't text")
