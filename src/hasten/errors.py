@@ -30,6 +30,10 @@ class NotCovered(CandidateError):  # noqa: N818
     """The engine isn't made for the model, so there is nothing to try; the message says why."""
 
 
+class Uneven(CandidateError):  # noqa: N818
+    """The answers to samples or steps of one shape differ in shape; the message names the output."""
+
+
 class OutOfTime(CandidateError):  # noqa: N818
     """The run's time limit came before a step was done, so nothing is known of the candidate."""
 

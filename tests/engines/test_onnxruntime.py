@@ -236,6 +236,40 @@ def test_a_request_that_does_not_fit_is_one_line(host: Target, tmp_path: Path) -
     )
 
 
+@pytest.mark.parametrize(
+    ("numbers", "line"),
+    [
+        (
+            [0, 7, 2],
+            "input 'ids' has the number 7, and the table that it looks up has 5 rows: give numbers from 0 to 4",
+        ),
+        (
+            [-9, 0, 2],
+            "the model looks up row -9 of a table that has 5 rows: a number in the request is out of range, or the "
+            "request is too long",
+        ),
+    ],
+)
+def test_a_number_beyond_a_table_is_one_line_and_nothing_is_logged(
+    host: Target,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    numbers: list[int],
+    line: str,
+) -> None:
+    text = """<ir_version: 10, opset_import: ["": 17]>
+        lookup (int64[batch, 3] ids) => (float[batch, 3, 1] y)
+        <float[5, 1] table = {1, 2, 3, 4, 5}>
+        { y = Gather(table, ids) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "lookup.onnx")
+    artifact = build(tmp_path / "lookup.onnx", host)
+    with OnnxRuntime().open(artifact, host) as session:
+        with pytest.raises(CandidateError) as caught:
+            session.run({"ids": np.array([numbers])})
+    assert str(caught.value) == f"ONNX Runtime failed: {line}"
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_closed_session_says_so(host: Target, tmp_path: Path) -> None:
     artifact = build(models.linear_classifier(tmp_path), host)
     with OnnxRuntime().open(artifact, host) as session:

@@ -181,6 +181,21 @@ def test_a_state_that_grows_past_all_numbers_is_told(tmp_path: Path) -> None:
     )
 
 
+def test_an_output_whose_size_varies_between_steps_is_told_with_a_step(tmp_path: Path) -> None:
+    text = (
+        '<ir_version: 9, opset_import: ["": 17]> g (float[1, 12] x, float[1, 12] h) => '
+        "(float[1, 12] y, float[1, 12] h_out, int64[2, found] places) <float zero = {0}> "
+        "{ h_out = Add(h, x)  y = Neg(x)  above = Greater(x, zero)  places = NonZero(above) }"
+    )
+    path = tmp_path / "places.onnx"
+    onnx.save(onnx.parser.parse_model(text), str(path))
+    said = refusal(path, arrays(), tmp_path, states=CARRIED, metric="agreement@y")
+    assert said.startswith(
+        "the original model's output 'places' changes its shape from step to step, and hasten compares answers of "
+        "one shape only: "
+    )
+
+
 @pytest.mark.slow
 def test_limits_loads_and_the_batch_curve_are_of_single_steps(model: Path, tmp_path: Path) -> None:
     with quick_runs(curve_s=3.0, limits=True, load_s=0.05):

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from hasten.core.raised import REMEDY
+from hasten.core.tensors import Tensors
 from hasten.errors import CandidateError, NotCovered, visible
 
 LONGEST_REASON = 300
@@ -20,6 +21,10 @@ _OPENVINO_NODE = re.compile(r"<Node\(\w+\): ([^>]*)>")
 _OPENVINO_DETAIL = re.compile(r"^(While validating|Check '|Shape inference input shapes)")
 _OPENVINO_PASS = re.compile(r"END: node: \w+::(\w+) .*CALLBACK HAS THROWN: (.*)")
 _OPENVINO_SET = re.compile(r"(?<=\w)-\d+\b")
+_OUTSIDE = re.compile(
+    r"indices element out of data bounds, idx=(-?\d+) must be within the inclusive range \[-?\d+,(\d+)\]"
+)
+"""Pattern of ONNX Runtime's error about a row that a table lacks: the row, and the last one."""
 _UNKNOWN_OPERATOR = re.compile(
     r"not a registered function|No Op registered|No registered schema|No conversion rule|"
     r"Could not find an implementation"
@@ -42,6 +47,31 @@ def failed(what: str, error: Exception, model: Path | None = None) -> CandidateE
     if model is None or not _UNKNOWN_OPERATOR.search(said):
         return CandidateError(f"{what}: {said}")
     return NotCovered(f"{what}: {said}{_node_note(model, said)}")
+
+
+def failed_request(what: str, error: Exception, inputs: Tensors) -> CandidateError:
+    """Return a CandidateError for a runtime's exception at a request, with a number that is too large for a table.
+
+    Args:
+        what: Action that failed: "ONNX Runtime failed".
+        error: Exception that the runtime raised.
+        inputs: Inputs of the request by name.
+    """
+    found = _OUTSIDE.search(str(error))
+    if found is None:
+        return failed(what, error)
+    row, last = int(found[1]), int(found[2])
+    whole = {name: array for name, array in inputs.items() if array.dtype.kind in "iu"}
+    names = [name for name, array in whole.items() if array.size and array.max() == row]
+    if len(names) == 1:
+        return CandidateError(
+            f"{what}: input {names[0]!r} has the number {row}, and the table that it looks up has {last + 1} rows: "
+            f"give numbers from 0 to {last}"
+        )
+    return CandidateError(
+        f"{what}: the model looks up row {row} of a table that has {last + 1} rows: a number in the request is out of "
+        "range, or the request is too long"
+    )
 
 
 def reason(error: Exception) -> str:

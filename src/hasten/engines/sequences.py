@@ -9,7 +9,7 @@ import numpy as np
 from hasten.core.sequences import LENGTHS, Sequences, settled_states, start_of
 from hasten.core.tensors import Array, Tensors, TensorSpec
 from hasten.engines.base import Session
-from hasten.errors import CandidateError, InputError
+from hasten.errors import CandidateError, InputError, Uneven
 
 Observer = Callable[[int, Tensors], None]
 """Function that sees each step's number and request, states included, before it is answered."""
@@ -85,7 +85,7 @@ class SequenceSession(Session):
                 continue
             each = [np.asarray(answer[spec.name]) for answer in answers]
             if len({array.shape for array in each}) > 1:
-                raise CandidateError(f"output {spec.name!r} changes its shape from step to step")
+                raise Uneven(f"output {spec.name!r} changes its shape from step to step")
             batched = each[0].ndim > 0 and each[0].shape[0] == 1
             whole = np.stack(each, axis=1) if batched else np.stack(each)[np.newaxis]
             if len(answers) < steps:

@@ -11,13 +11,24 @@ from types import MappingProxyType
 import numpy as np
 
 from hasten.core.tensors import Array, Tensors
-from hasten.errors import CandidateError, InputError, OutOfTime
+from hasten.errors import CandidateError, InputError, OutOfTime, Uneven
 from hasten.inputs.data.dataset import Dataset, Subset
 from hasten.inputs.data.spool import Spool, write_spool
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.unlabelled import scored_where_known
 from hasten.measure.steps import over_steps
 from hasten.measure.workbench import Bench, OpenWorker
+
+
+def unanswered(error: CandidateError) -> InputError:
+    """Return the error that says why the original's answers can't be compared, with a step."""
+    if isinstance(error, Uneven):
+        return InputError(
+            f"the original model's {error}, and hasten compares answers of one shape only: if it removes "
+            "overlapping boxes itself, export it up to its raw boxes and give the steps yolo_boxes and nms after the "
+            "model in a pipeline; else fill the output up to a fixed size in the graph, or leave it out"
+        )
+    return InputError(f"the original model can't answer the data: {error}")
 
 
 class ExactAnswers:
@@ -50,7 +61,7 @@ class ExactAnswers:
         except OutOfTime:
             raise
         except CandidateError as error:
-            raise InputError(f"the original model can't answer the data: {error}") from error
+            raise unanswered(error) from error
         except OSError as error:
             raise InputError(f"can't write {folder}: {error.strerror or error}") from error
 
@@ -303,7 +314,7 @@ def score_once(
             except OutOfTime:
                 raise
             except CandidateError as error:
-                raise InputError(f"the original model can't answer the data: {error}") from error
+                raise unanswered(error) from error
             answers: dict[str, list[Tensors]] = {}
             chunks: dict[int, Spool] = {}
             for key, opened in others.items():

@@ -20,7 +20,7 @@ from hasten.core.records import to_record
 from hasten.core.telemetry import OFF
 from hasten.engines.compiled.scratch import SCRATCH, scratch
 from hasten.engines.cuda.kept import TORCH_FOLDER, torch_folder
-from hasten.errors import CandidateError, InputError, NotCovered
+from hasten.errors import CandidateError, InputError, NotCovered, Uneven
 from hasten.measure.forked import fork_worker
 
 _POLL_S = 0.05
@@ -116,8 +116,8 @@ class Worker:
         if "input_error" in reply:
             raise InputError(reply["input_error"])
         if "candidate_error" in reply:
-            covered = reply.get("covered", True)
-            raise (CandidateError if covered else NotCovered)(reply["candidate_error"])
+            kinds = {kind.__name__: kind for kind in (NotCovered, Uneven)}
+            raise kinds.get(reply.get("kind"), CandidateError)(reply["candidate_error"])
         return reply["ok"]
 
     def _line(self, limit_s: float, *, timed: bool) -> bytes:

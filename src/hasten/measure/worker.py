@@ -41,7 +41,7 @@ from hasten.engines.checked import CheckedArtifact
 from hasten.engines.origins import traced
 from hasten.engines.padding import Padder, in_one, row_by_row
 from hasten.engines.sequences import SequenceSession
-from hasten.errors import CandidateError, InputError, NotCovered, full_disk
+from hasten.errors import CandidateError, InputError, NotCovered, Uneven, full_disk
 from hasten.inputs.data.dataset import Dataset, ShapesOf, like_shaped
 from hasten.inputs.data.samples import tensors_hash
 from hasten.inputs.data.spool import Spool, SpoolWriter
@@ -521,10 +521,13 @@ def _rows(name: str, arrays: Sequence[Array], batch: int) -> Array:
     """Return an output's answers as rows, `(n, ...)`.
 
     Raises:
-        CandidateError: answers to samples of one shape differ in shape.
+        Uneven: answers to samples of one shape differ in shape.
     """
-    if len({array.shape[1:] if batch > 1 else array.shape for array in arrays}) > 1:
-        raise CandidateError(f"output {name!r} changes its shape from sample to sample")
+    shapes = list(dict.fromkeys(a.shape[1:] if batch > 1 else a.shape for a in arrays))
+    if len(shapes) > 1:
+        raise Uneven(
+            f"output {name!r} has the shape {list(shapes[0])} for one sample and {list(shapes[1])} for another"
+        )
     batched = batch > 1 or (arrays[0].ndim > 0 and arrays[0].shape[0] == 1)
     return np.concatenate(arrays) if batched else np.stack(arrays)
 
@@ -555,7 +558,8 @@ def _reply(process: _Process, command: dict[str, Any]) -> dict[str, Any]:
     except InputError as error:
         return {"input_error": str(error)}
     except CandidateError as error:
-        return {"candidate_error": str(error), "covered": not isinstance(error, NotCovered)}
+        kind = next((kind for kind in (NotCovered, Uneven) if isinstance(error, kind)), None)
+        return {"candidate_error": str(error), "kind": kind and kind.__name__}
     except MemoryError:
         return {"candidate_error": "ran out of memory"}
     except Exception as error:  # a runtime may raise anything; the parent decides

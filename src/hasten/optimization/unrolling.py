@@ -20,13 +20,14 @@ from hasten.core.sequences import (
 from hasten.core.target import Target
 from hasten.core.tensors import Array
 from hasten.engines.installed import engine_kinds
-from hasten.errors import CandidateError, InputError
+from hasten.errors import CandidateError, InputError, Uneven
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.parts import Parts
 from hasten.inputs.data.sequences import SequenceData, open_sequences
 from hasten.inputs.data.spool import Spool
 from hasten.inputs.models import onnx
 from hasten.inputs.pipeline.base import Pipeline
+from hasten.measure.accuracy import unanswered
 from hasten.measure.steps import scored_steps
 from hasten.measure.workbench import Bench
 from hasten.optimization.job import Job
@@ -149,6 +150,8 @@ def unroll(
                 )
             finally:
                 opened.worker.kill()
+        except Uneven as error:
+            raise unanswered(error) from error
         except CandidateError as error:
             failures.append(str(error))
             continue

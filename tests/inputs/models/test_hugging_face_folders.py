@@ -150,7 +150,8 @@ def test_code_in_a_folder_runs_once_it_is_asked_for(
         (
             {"architectures": [], "model_type": "bert"},
             ["model.safetensors"],
-            "{folder}/config.json doesn't name the model's architecture",
+            "{folder}/config.json doesn't name the model's architecture: add the name of its class, as in "
+            '"architectures": ["BertForSequenceClassification"], or save the model with save_pretrained, which does',
         ),
     ],
 )
@@ -172,6 +173,20 @@ def test_an_unknown_tokenizer_is_refused(tmp_path: Path) -> None:
         f"{folder} has a tokenizer that isn't supported (vocab.txt without tokenizer.json): load "
         "it with transformers' AutoTokenizer and save it with save_pretrained, which writes that "
         "file"
+    )
+
+
+def test_a_tokenizer_that_the_library_cant_read_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers", reason="needs the extra text")
+    folder = config(tmp_path / "model")
+    text = json.dumps({**TOKENIZER, "model": {"type": "Foo"}})
+    (folder / "tokenizer.json").write_text(text)
+    with pytest.raises(InputError) as error:
+        stated_pipeline(find_model(folder))
+    assert str(error.value) == (
+        f"{folder}/tokenizer.json: tokenize.tokenizer can't be read by the tokenizer: data did not match any variant of "
+        f"untagged enum ModelUntagged at line 1 column {len(text)}; if the file is from a newer version of "
+        "tokenizers, install that; else write it again with AutoTokenizer.from_pretrained(...).save_pretrained(...)"
     )
 
 
@@ -294,6 +309,33 @@ def test_models_of_pictures_and_sounds_answer_as_their_module(
             wanted = module(torch.from_numpy(x)).logits.numpy()
         (answer,) = outputs(model, {model.inputs[0].name: x})
         np.testing.assert_allclose(wanted, answer, atol=1e-4)
+
+
+def texts_and_pictures(transformers: Any) -> Any:
+    sizes = {key: value for key, value in SMALL.items() if key != "max_position_embeddings"}
+    pictures = {key: value for key, value in sizes.items() if key != "vocab_size"}
+    return transformers.CLIPModel(
+        transformers.CLIPConfig(
+            text_config={**sizes, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1},
+            vision_config={**pictures, "image_size": 16, "patch_size": 8},
+            projection_dim=4,
+        )
+    )
+
+
+def test_both_inputs_of_a_model_of_texts_and_pictures_are_made_up_or_asked_for(
+    tmp_path: Path,
+) -> None:
+    saved(texts_and_pictures, tmp_path / "model")
+    model = load_model(find_model(tmp_path / "model"), None, tmp_path)
+    assert [spec.name for spec in model.inputs] == ["input_ids", "pixel_values", "attention_mask"]
+    text = {"input_ids": np.ones(6, np.int64), "attention_mask": np.ones(6, np.int64)}
+    with pytest.raises(InputError) as error:
+        load_model(find_model(tmp_path / "model"), text, tmp_path)
+    assert str(error.value) == (
+        "the model can't run input_ids int64[1, 6], attention_mask int64[1, 6]: 'NoneType' object has no attribute "
+        "'shape'; it also takes pixel_values: give data with these"
+    )
 
 
 def encoder(torch: Any, *, length: int | None) -> Any:

@@ -143,9 +143,31 @@ def test_what_is_no_model_is_refused_with_what_would_be(tmp_path: Path, code: Pa
     assert refused(code) == f"{code}: name the model in it, as in {code}:model"
 
 
+def test_weights_in_python_are_told_to_lack_their_network(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="needs the extra torch")
+    (tmp_path / "weights_mine.py").write_text(
+        "import torch\nweights = torch.nn.Linear(2, 2).state_dict()\n"
+    )
+    told = (
+        "contains weights without their network: build the network in a my.py, load the weights there and give "
+        "my.py:model; or name the network, as in timm:resnet18@weights.safetensors"
+    )
+    named = f"{tmp_path}/weights_mine.py:weights"
+    assert refused(named) == f"{named} {told}"
+    assert refused(torch.nn.Linear(2, 2).state_dict()) == f"this OrderedDict {told}"
+
+
 def test_what_does_not_exist_is_named(tmp_path: Path, code: Path) -> None:
     assert refused(tmp_path / "no.onnx") == f"no such file: {tmp_path / 'no.onnx'}"
     assert refused("no.onnx") == "no such file: no.onnx"
+    for name in (
+        "bert-base-uncased",
+        "sentence-transformers/all-MiniLM-L6-v2",
+        "a/Model-1.5-small",
+    ):
+        assert refused(name) == (
+            f"no such file or folder: {name}; if it is a name on a hub, download the model and give its folder"
+        )
     assert refused(f"{tmp_path}/no.py:net") == f"no such file: {tmp_path}/no.py"
     assert refused(f"{code}:missing") == (
         f"{code}:missing names the file /no/such/file, which doesn't exist"

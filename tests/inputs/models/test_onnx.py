@@ -195,16 +195,90 @@ def test_no_such_file(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_no_onnx_file(tmp_path: Path) -> None:
-    assert refused(tmp_path) == f"{tmp_path} is a folder, not an ONNX file"
+    assert refused(tmp_path) == (
+        f"{tmp_path} is a folder that has no ONNX file, no config.json (Hugging Face) and no saved_model.pb "
+        "(TensorFlow): give the model's file, or a folder with one of these"
+    )
+    (tmp_path / "config.json").write_text("{}")
+    assert refused(tmp_path) == (
+        f"{tmp_path}/config.json has none of architectures, auto_map and model_type, so the folder isn't one of "
+        "Hugging Face: give the model's file, or a folder that save_pretrained wrote"
+    )
+    path = saved(LINEAR, tmp_path / "model.onnx")
+    assert (
+        refused(tmp_path)
+        == f"{tmp_path} is a folder, not an ONNX file: give the file in it, {path}"
+    )
+    (tmp_path / "net.mlpackage").mkdir()
+    assert refused(tmp_path / "net.mlpackage") == (
+        f"{tmp_path}/net.mlpackage is a Core ML model: give the model that it was converted from, as an ONNX file or "
+        "in its own framework"
+    )
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\x00" * 64, b"hello, this is no model\n" * 9, b"PK\x03\x04" + bytes(90)]
+    "content", [b"", b"\x00" * 64, b"hello, this is no model\n" * 9, b"\x08\x04" + bytes(90)]
 )
 def test_what_is_not_onnx_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(content)
     assert refused(path) == f"{path} is not an ONNX file, or it is cut short"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("m.xml", b"<a/>", "an XML file, as OpenVINO and PMML have them"),
+        ("m.mlmodel", b"\x08\x04", "a Core ML model"),
+        ("m.pdmodel", b"", "a PaddlePaddle model"),
+    ],
+)
+def test_a_file_of_another_runtime_is_named_with_a_step(
+    tmp_path: Path, name: str, content: bytes, told: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert refused(tmp_path / name) == (
+        f"{tmp_path / name} is {told}, not an ONNX file: give the model that it was converted from, as an ONNX file "
+        "or in its own framework"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("model", b"PK\x03\x04" + bytes(90), "an archive| unpack it, and give the model in it"),
+        ("m.tar", b"", "an archive| unpack it, and give the model in it"),
+        ("model", bytes(257) + b"ustar", "an archive| unpack it, and give the model in it"),
+        ("m.h5", b"\x89HDF\r\n", "an HDF5 file| save a Keras model as .keras"),
+        (
+            "model",
+            b"GGUF\x03",
+            "a GGUF file| hasten takes no models that write text token by token; give another model as an ONNX file",
+        ),
+        (
+            "m.plan",
+            b"\x01",
+            "a TensorRT engine, compiled for one kind of GPU| give the ONNX file that it was built from",
+        ),
+        (
+            "model",
+            b'\x10\x00\x00\x00\x00\x00\x00\x00{"a":1}',
+            "a file of weights without their network| build the network in a my.py, load the weights there and give "
+            "my.py:model",
+        ),
+    ],
+)
+def test_a_file_of_another_format_is_named_by_its_content_or_suffix(
+    tmp_path: Path, name: str, content: bytes, told: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    kind, _, step = told.partition("|")
+    assert refused(tmp_path / name) == f"{tmp_path / name} is {kind}, not an ONNX file:{step}"
+
+
+def test_a_model_is_read_whatever_its_files_suffix_says(tmp_path: Path) -> None:
+    path = saved(LINEAR, tmp_path / "model.engine")
+    assert load(path).inputs[0].name == "x"
 
 
 def test_an_onnx_file_that_is_cut_short_is_refused(tmp_path: Path) -> None:
@@ -285,10 +359,17 @@ def test_sequences_maps_and_text_are_refused_by_name(tmp_path: Path) -> None:
     )
     proto.graph.output.append(scores)
     onnx.save(proto, path)
+    told = f"{path}: output 'scores' is a sequence, and only tensors can be compared: "
     assert refused(path) == (
-        f"{path}: output 'scores' is a sequence; only tensors are supported; "
-        "convert a scikit-learn model with zipmap=False"
+        told + "export the model with outputs that are tensors in its place, or without it"
     )
+    proto.graph.node.append(
+        helper.make_node(
+            "ZipMap", ["y"], ["scores"], domain="ai.onnx.ml", classlabels_int64s=[0, 1]
+        )
+    )
+    onnx.save(proto, path)
+    assert refused(path) == told + "convert the scikit-learn model with zipmap=False"
     del proto.graph.output[1]
     proto.graph.input.append(helper.make_tensor_value_info("words", TensorProto.STRING, [1]))
     onnx.save(proto, path)
@@ -298,7 +379,39 @@ def test_sequences_maps_and_text_are_refused_by_name(tmp_path: Path) -> None:
     )
     proto.graph.input[2].CopyFrom(scores)
     onnx.save(proto, path)
-    assert refused(path) == f"{path}: input 'scores' is a sequence; only tensors are supported"
+    step = "export the model with inputs that are tensors in its place, or without it"
+    assert refused(path) == (
+        f"{path}: input 'scores' is a sequence, and only tensors can be given: {step}"
+    )
+    optional = helper.make_optional_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, []))
+    proto.graph.input[2].CopyFrom(helper.make_value_info("mask", optional))
+    onnx.save(proto, path)
+    assert refused(path) == (
+        f"{path}: input 'mask' is an optional, and only tensors can be given: {step}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "usual"),
+    [("BFLOAT16", "bfloat16", "float32"), ("INT4", "int4", "int8"), ("UINT4", "uint4", "uint8")],
+)
+def test_numbers_of_a_type_that_numpy_lacks_are_refused(
+    tmp_path: Path, kind: str, name: str, usual: str
+) -> None:
+    proto = onnx.parser.parse_model(LINEAR)
+    path = tmp_path / "model.onnx"
+    proto.graph.output[0].type.tensor_type.elem_type = TensorProto.DataType.Value(kind)
+    onnx.save(proto, path)
+    assert refused(path) == (
+        f"{path}: output 'y' is {name}, which NumPy doesn't have, so it can't be compared: export the model "
+        f"with {usual} outputs, and let it cast them itself"
+    )
+    proto.graph.input[0].type.tensor_type.elem_type = TensorProto.DataType.Value(kind)
+    onnx.save(proto, path)
+    assert refused(path) == (
+        f"{path}: input 'x' is {name}, which NumPy doesn't have, so it can't be given: export the model with "
+        f"{usual} inputs, and let it cast them itself"
+    )
 
 
 def test_inputs_of_unknown_rank_or_type_are_refused(tmp_path: Path) -> None:

@@ -133,6 +133,36 @@ def test_an_optional_input_is_taken_where_the_data_has_it(tmp_path: Path) -> Non
     np.testing.assert_array_equal(answers(model.path, given)[0], [30])
 
 
+class Counting(Linear):
+    """Returns numbers and texts beside its tensors."""
+
+    def forward(self, features: Tensor) -> Any:
+        return {
+            "count": 3,
+            "scores": super().forward(features),
+            "parts": [features, "b", features.shape[0]],
+        }
+
+
+def test_numbers_and_texts_beside_the_tensors_are_left_out(tmp_path: Path) -> None:
+    module = Counting().eval()
+    model = export(module, {"features": X}, tmp_path)
+    assert [str(spec) for spec in (*model.inputs, *model.outputs)] == [
+        "features: float32[batch, 4]",
+        "scores: float32[batch, 3]",
+        "parts_0: float32[batch, 4]",
+    ]
+    assert module(torch.zeros(1, 4))["count"] == 3
+    kept = load_program(frontend.keep_program(module, {"features": X}, tmp_path / "kept.pt2"))
+    assert list(kept.module()(features=torch.zeros(1, 4))) == ["scores", "parts_0"]
+    program = torch.export.export(module, (torch.zeros(1, 4),))
+    (tmp_path / "program").mkdir()
+    assert refused(program, {"features": X}, tmp_path / "program") == (
+        "the program also returns ['count'] of type int, ['parts'][1] of type str, ['parts'][2] of type int, and only tensors "
+        "can be compared: capture it again from a module whose forward returns only tensors"
+    )
+
+
 class BatchOfOne(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.reshape(1, 2, 2) + 1

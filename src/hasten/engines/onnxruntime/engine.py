@@ -20,14 +20,14 @@ from hasten.engines.artifacts import batch_sizes, place
 from hasten.engines.base import Artifact, Engine, Session
 from hasten.engines.checked import operators
 from hasten.engines.compile_cache import CompileCache
-from hasten.engines.failures import failed
+from hasten.engines.failures import failed, failed_request
 from hasten.engines.layers import LayerTime
 from hasten.engines.onnxruntime.files import own_files
 from hasten.engines.onnxruntime.installation import load
 from hasten.engines.onnxruntime.layers import observe, profiled
 from hasten.errors import CandidateError
 
-_LOG_ERRORS_ONLY = 3
+_LOG_FATAL_ONLY = 4  # what the runtime logs as an error is in the exception that it raises
 _QUANTIZES_AT_LOAD = "WeightBiasQuantization"
 """Optimizer that rounds weights between quantized layers which were left in float on purpose."""
 _LARGEST_KEPT_BYTES = 1 << 30
@@ -233,7 +233,7 @@ class OnnxRuntime(Engine):
         ort = import_quietly("onnxruntime")
 
         options = ort.SessionOptions()
-        options.log_severity_level = _LOG_ERRORS_ONLY
+        options.log_severity_level = _LOG_FATAL_ONLY
         options.intra_op_num_threads = self.threads or target.threads
         options.add_session_config_entry(_SPINNING, str(int(self.spinning)))
         options.add_session_config_entry(_STOPS_SPINNING, str(int(not self.lingering)))
@@ -307,7 +307,7 @@ class OnnxRuntimeSession(Session):
         except Exception as error:
             if self._session is None:
                 raise CandidateError("the session is closed: open the artifact again") from error
-            raise failed("ONNX Runtime failed", error) from error
+            raise failed_request("ONNX Runtime failed", error, inputs) from error
 
     def properties(self) -> Mapping[str, str]:
         """Settings that the runtime's session reports."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,6 +38,8 @@ _SLOW_TOKENIZERS = (
 _CLASSIFIERS = ("ForAudioClassification", "ForImageClassification", "ForSequenceClassification")
 _TAGGERS, _SCORES = "ForTokenClassification", "logits"
 _TEXT_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+_MAIN_INPUTS = ("input_ids", "pixel_values", "input_values", "input_features")
+"""Inputs without which a model of texts and pictures, or of texts and sounds, may not run."""
 _SHOWN = 5
 """Largest number of classes of a decision."""
 _TRACED_TOKENS, _TRACED_SOUND = 16, 16_000
@@ -217,7 +220,10 @@ class Folder:
             config_claims.check_places(self.path, self.config)
         name = self.architecture
         if not name:
-            raise InputError(f"{self.path / CONFIG} doesn't name the model's architecture")
+            raise InputError(
+                f"{self.path / CONFIG} doesn't name the model's architecture: add the name of its class, as in "
+                '"architectures": ["BertForSequenceClassification"], or save the model with save_pretrained, which does'
+            )
         in_turns = self.config.get("is_encoder_decoder") and not name.endswith(_IN_ONE_PASS)
         if name.endswith(_WRITES_TEXT) or in_turns:
             raise InputError(
@@ -256,6 +262,15 @@ class Folder:
             )
         return kind
 
+    def _picture(self, known: Mapping[str, Any]) -> dict[str, Array]:
+        """Return a sample of the input for pictures by a configuration; empty where it states no size."""
+        side = known.get("image_size")
+        if not isinstance(side, (int, list)):
+            return {}
+        shape = (known.get("num_channels", 3), *([side, side] if isinstance(side, int) else side))
+        made = config_claims.ones(self.path, shape, "num_channels and image_size")
+        return {"pixel_values": made}
+
     def made_up(self, module: Any) -> dict[str, Array]:
         """Return one sample to export with, without an axis for the batch, where no data is given.
 
@@ -268,13 +283,18 @@ class Folder:
         longest = known.get("max_position_embeddings")
         tokens = min(_TRACED_TOKENS, longest) if type(longest) is int and longest > 0 else None
         if main == "input_ids":
-            return {
+            texts = {
                 name: np.ones(tokens or _TRACED_TOKENS, np.int64) for name in text_inputs(module)
             }
-        if main == "pixel_values" and isinstance(side := known.get("image_size"), (int, list)):
-            sides = [side, side] if isinstance(side, int) else side
-            shape = (known.get("num_channels", 3), *sides)
-            return {main: config_claims.ones(self.path, shape, "num_channels and image_size")}
+            beside = known.get("vision_config")  # of a model of texts and pictures
+            if (
+                isinstance(beside, Mapping)
+                and "pixel_values" in inspect.signature(module.forward).parameters
+            ):
+                texts |= self._picture(beside)
+            return texts
+        if main == "pixel_values" and (picture := self._picture(known)):
+            return picture
         if main == "input_values" and "num_mel_bins" in known and "max_length" in known:
             shape = (known["max_length"], known["num_mel_bins"])
             return {main: config_claims.ones(self.path, shape, "max_length and num_mel_bins")}
@@ -323,8 +343,6 @@ def _onnx_file(path: Path) -> Path | None:
 
 def text_inputs(module: Any) -> tuple[str, ...]:
     """Return the inputs of a model of texts, in order, without kinds of texts where it has but one."""
-    import inspect
-
     taken = inspect.signature(module.forward).parameters
     one = int(getattr(module.config, "type_vocab_size", 0) or 0) < 2
     return tuple(
@@ -449,8 +467,17 @@ def load(
 
     module = folder.module()
     given = sample(module)
-    with silenced():
-        model = export(folder, module, given, workdir, further(tuple(given)))
+    try:
+        with silenced():
+            model = export(folder, module, given, workdir, further(tuple(given)))
+    except frontend.NotRun as error:
+        taken = inspect.signature(module.forward).parameters
+        others = [name for name in _MAIN_INPUTS if name in taken and name not in given]
+        if not others:
+            raise
+        raise InputError(
+            f"{error}; it also takes {', '.join(others)}: give data with these"
+        ) from error
     if folder.sentence is not None:
         return folder.sentence.completed(model, workdir)  # the program would lack the pooling
     if keep_program:

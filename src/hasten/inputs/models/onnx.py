@@ -14,6 +14,7 @@ from hasten.core.model import Model, is_file_name
 from hasten.core.protobufs import parse_errors
 from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
+from hasten.inputs.models.foreign import no_model_folder, no_onnx_file
 
 if TYPE_CHECKING:
     import onnx
@@ -35,7 +36,7 @@ def load(path: Path, custom_ops: Sequence[Path] = ()) -> Model:
 
     Raises:
         InputError: there is no such file, it isn't ONNX, its external data is missing or cut short,
-            or an input or output isn't a tensor of numbers.
+            or an input or output isn't a tensor of numbers of a type that NumPy has.
     """
     for file in (path, *custom_ops):
         if not file.exists():
@@ -48,8 +49,9 @@ def load(path: Path, custom_ops: Sequence[Path] = ()) -> Model:
     constants = {t.name for t in graph.initializer} | {
         t.values.name for t in graph.sparse_initializer
     }
+    mapped = any(node.op_type == "ZipMap" for node in graph.node)
     inputs = tuple(_spec("input", i, path) for i in graph.input if i.name not in constants)
-    outputs = tuple(_spec("output", o, path) for o in graph.output)
+    outputs = tuple(_spec("output", o, path, mapped=mapped) for o in graph.output)
     if not inputs:
         raise InputError(f"{path} has no inputs: there is nothing to make faster")
     if not outputs:
@@ -77,7 +79,7 @@ def read(path: Path) -> onnx.ModelProto:
     except ImportError as error:
         raise missing_extra("an ONNX model", "optimize") from error
     if path.is_dir():
-        raise InputError(f"{path} is a folder, not an ONNX file")
+        raise InputError(no_model_folder(path))
     try:
         with path.open("rb") as file:
             pointer = file.read(40).startswith(b"version https://git-lfs")
@@ -92,9 +94,9 @@ def read(path: Path) -> onnx.ModelProto:
     except OSError as error:
         raise InputError(f"can't read {path}: {error.strerror or error}") from error
     except damaged as error:
-        raise InputError(f"{path} is not an ONNX file, or it is cut short") from error
+        raise InputError(no_onnx_file(path)) from error
     if not proto.ir_version or not proto.HasField("graph") or not proto.opset_import:
-        raise InputError(f"{path} is not an ONNX file, or it is cut short")
+        raise InputError(no_onnx_file(path))
     for name in _names(proto.graph):
         if not isinstance(name, str):
             raise InputError(f"{path} is damaged: the name {name!r:.100} in it isn't text")
@@ -262,16 +264,22 @@ def _infer_missing_outputs(proto: onnx.ModelProto) -> None:
         mine.CopyFrom(found)
 
 
-def _spec(role: str, value: onnx.ValueInfoProto, path: Path) -> TensorSpec:
-    """Return the TensorSpec of an input or output."""
+def _spec(role: str, value: onnx.ValueInfoProto, path: Path, *, mapped: bool = False) -> TensorSpec:
+    """Return the TensorSpec of an input or output, of a graph that may make maps of classifiers' scores."""
     import onnx
 
+    used = "given" if role == "input" else "compared"
     kind = value.type.WhichOneof("value")
     if kind not in (None, "tensor_type"):
-        hint = "; convert a scikit-learn model with zipmap=False" if role == "output" else ""
+        words = kind.removesuffix("_type").replace("_", " ")
+        step = (
+            "convert the scikit-learn model with zipmap=False"
+            if mapped
+            else f"export the model with {role}s that are tensors in its place, or without it"
+        )
         raise InputError(
-            f"{path}: {role} {value.name!r} is a {kind.removesuffix('_type').replace('_', ' ')}; "
-            f"only tensors are supported{hint}"
+            f"{path}: {role} {value.name!r} is a{'n' * words.startswith(('o', 'i'))} {words}, and only tensors "
+            f"can be {used}: {step}"
         )
     tensor = value.type.tensor_type
     if tensor.elem_type == onnx.TensorProto.UNDEFINED:
@@ -288,12 +296,19 @@ def _spec(role: str, value: onnx.ValueInfoProto, path: Path) -> TensorSpec:
             f"{path}: {role} {value.name!r} contains text; only numbers are supported{hint}"
         )
     try:
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+        found = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
     except KeyError as error:
         raise InputError(
             f"{path}: {role} {value.name!r} has the element type {tensor.elem_type}, "
             "which this version of onnx doesn't know"
         ) from error
+    dtype = found.name
+    if found.isbuiltin != 1:  # a type of ml_dtypes, which no engine takes or gives as an array
+        usual = "int8" if dtype.startswith("int") else "uint8" if "int" in dtype else "float32"
+        raise InputError(
+            f"{path}: {role} {value.name!r} is {dtype}, which NumPy doesn't have, so it can't be {used}: export "
+            f"the model with {usual} {role}s, and let it cast them itself"
+        )
     if tensor.HasField("shape"):
         return TensorSpec(value.name, dtype, tuple(_size(dim) for dim in tensor.shape.dim))
     if role == "input":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,12 @@ KINDS = (
     "LightGBM's .txt, CatBoost's .cbm or .json, scikit-learn's .skops), my.py:name, or a live model of torch, "
     "Keras or one of these libraries"
 )
+_WEIGHTS_ALONE = (
+    "contains weights without their network: build the network in a my.py, load the weights there and give "
+    "my.py:model; or name the network, as in timm:resnet18@weights.safetensors"
+)
+_FILE_SUFFIX = re.compile(r"\.[A-Za-z]\w*")
+"""Pattern of a file's suffix; a version in a model's name on a hub begins with a digit."""
 _PICKLES = (".joblib", ".pkl", ".pickle")
 
 
@@ -249,6 +256,10 @@ def find_model(source: Any, *, trust_code: bool = False) -> Any:
         found = named.load(source)
     if found is None and isinstance(source, str) and ":" in source:
         found = _from_code(source, trust_code=trust_code)
+    if found is None and _FILE_SUFFIX.fullmatch(Path(source).suffix) is None:
+        raise InputError(
+            f"no such file or folder: {source}; if it is a name on a hub, download the model and give its folder"
+        )
     if found is None:
         raise InputError(f"no such file: {source}")
     return found
@@ -277,11 +288,7 @@ def _from_path(path: Path, *, trust_code: bool = False) -> Any:
         if torchscript.is_torchscript(path):
             return torchscript.load(path, trust_code=trust_code)
     if path.suffix in (".pt", ".pth", ".ckpt", ".bin", ".safetensors"):
-        raise InputError(
-            f"{path} contains weights without their network: build the network in a my.py, load "
-            "the weights there and give my.py:model; or name the network, as in "
-            "timm:resnet18@weights.safetensors"
-        )
+        raise InputError(f"{path} {_WEIGHTS_ALONE}")
     if (of_tensorflow := tensorflow.read(path)) is not None:
         return of_tensorflow
     if path.suffix in (".h5", ".pb"):
@@ -316,9 +323,22 @@ def _from_code(source: str, *, trust_code: bool) -> Any:
         return inner
     if library_of(found) is not None:
         return described(found)
+    if _is_weights(found):
+        raise InputError(f"{source} {_WEIGHTS_ALONE}")
     if _kind(found) is None:
         raise InputError(f"{source} has the type {type(found).__name__}; a model is {KINDS}")
     return found
+
+
+def _is_weights(source: Any) -> bool:
+    """Whether an object is weights by name, as torch's `state_dict` returns them."""
+    torch = sys.modules.get("torch")
+    return (
+        torch is not None
+        and isinstance(source, Mapping)
+        and bool(source)
+        and all(isinstance(one, torch.Tensor) for one in source.values())
+    )
 
 
 def _kind(source: Any) -> str | None:
@@ -345,6 +365,8 @@ def _export(
 ) -> Model:
     """Export a live model to ONNX."""
     kind = _kind(source)
+    if _is_weights(source):
+        raise InputError(f"this {type(source).__name__} {_WEIGHTS_ALONE}")
     if kind is None:
         raise InputError(f"got a {type(source).__name__}; a model is {KINDS}")
     if custom_ops:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import re
@@ -53,6 +54,10 @@ EXPORT_BATCH = 2  # torch.export treats a size of 1 as a constant.
 CHECKED_BATCHES = (1, 3)
 RELATIVE_TOLERANCE = 1e-3
 """Tolerance relative to an output's largest magnitude, for float32 sums in another order."""
+
+
+class NotRun(InputError):  # noqa: N818
+    """A model can't run a sample that was given or made up."""
 
 
 @dataclass(frozen=True)
@@ -195,16 +200,17 @@ def export(
     source = _Module(module, given, names is not None, axes or {}, others)
     with evaluating(module), _quiet(), torch.no_grad():
         outputs = _output_names(source, 1)
-        try:
-            _answers(
-                source, *source.arguments(EXPORT_BATCH)
-            )  # its error says more than an export's
-            program = source.to_onnx(outputs, EXPORT_BATCH, open_batch=True)
-            _check(program, source, outputs, CHECKED_BATCHES)
-            note = "open"
-        except Exception as error:  # a fixed batch may still work; the reason is kept
-            note = f"1: {error if isinstance(error, InputError) else _reason(error)}"
-            program = _fixed(source, outputs, 1)
+        with _tensors_alone(source):
+            try:
+                _answers(
+                    source, *source.arguments(EXPORT_BATCH)
+                )  # its error says more than an export's
+                program = source.to_onnx(outputs, EXPORT_BATCH, open_batch=True)
+                _check(program, source, outputs, CHECKED_BATCHES)
+                note = "open"
+            except Exception as error:  # a fixed batch may still work; the reason is kept
+                note = f"1: {error if isinstance(error, InputError) else _reason(error)}"
+                program = _fixed(source, outputs, 1)
     return _save(program, workdir, note)
 
 
@@ -223,6 +229,11 @@ def _export_program(
     source = _Program(program, given, tuple(ordered(one, names, names) for one in further))
     with _quiet(), torch.no_grad():
         outputs = _output_names(source, batch)
+        if others := _others(source, batch):
+            raise InputError(
+                f"the program also returns {others}, and only tensors can be compared: capture it again from a module "
+                "whose forward returns only tensors"
+            )
         exported = _fixed(source, outputs, batch)
         note = "open"
         if isinstance(size, int):
@@ -272,8 +283,9 @@ def _captured(module: Any, sample: Sample, names: Sequence[str] | None) -> Expor
     if names is None and takes_any_inputs(module):
         names = list(sample) if isinstance(sample, Mapping) else numbered_names(len(sample))
     given = named_inputs(sample, module, names)
-    args, kwargs = _Module(module, given, names is not None).arguments(1)
-    with evaluating(module):
+    source = _Module(module, given, names is not None)
+    args, kwargs = source.arguments(1)
+    with evaluating(module), _tensors_alone(source):
         return torch.export.export(module, args, kwargs)
 
 
@@ -368,6 +380,42 @@ def flat_outputs(outputs: Any) -> dict[str, Any]:
     return named
 
 
+def _others(source: _Module | _Program, batch: int = 1) -> str:
+    """Return what the source answers besides tensors and None, in words; empty if there is nothing."""
+    import torch
+    from torch.utils import _pytree as pytree
+
+    leaves, _ = pytree.tree_flatten_with_path(source(*source.arguments(batch)))
+    others = [
+        f"{pytree.keystr(path)} of type {type(leaf).__name__}"
+        for path, leaf in leaves
+        if leaf is not None and not isinstance(leaf, torch.Tensor)
+    ]
+    return ", ".join(others)
+
+
+@contextmanager
+def _tensors_alone(source: _Module) -> Iterator[None]:
+    """Have a module that also returns numbers or texts return its tensors alone, since torch exports no others."""
+    if not _others(source):
+        yield
+        return
+    module, own = source.module, source.module.forward
+    before = vars(module).get("forward")
+
+    @functools.wraps(own)
+    def forward(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        return flat_outputs(own(*args, **kwargs))
+
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
+
+
 def _output_names(source: _Module | _Program, batch: int) -> list[str]:
     """Run the source once, and return names for its outputs."""
     outputs = _answers(source, *source.arguments(batch))
@@ -390,7 +438,7 @@ def _answers(
             f"{name} {str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
             for name, tensor in zip(source.sample, pytree.tree_leaves((args, kwargs)), strict=True)
         )
-        raise InputError(f"the model can't run {shown}: {_reason(error)}") from error
+        raise NotRun(f"the model can't run {shown}: {_reason(error)}") from error
 
 
 def _to_onnx(

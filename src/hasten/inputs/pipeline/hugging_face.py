@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -269,12 +270,21 @@ def _tokenizer(folder: Path) -> Tokenize:
         lengths.append(_json(path).get("max_position_embeddings"))
     # A tokenizer without a limit states 10^30.
     length = min(n for n in lengths if isinstance(n, int) and n > 0)
-    return Tokenize(
+    step = Tokenize(
         read_text(folder / TOKENIZER),
         length if length < MAX_LENGTH else 0,
         pad=False,
         pad_token=str(token),
     )
+    if find_spec("tokenizers") is not None:
+        try:
+            step.vocabulary  # noqa: B018 - the library reads the tokenizer for it
+        except InputError as error:
+            raise InputError(
+                f"{folder / TOKENIZER}: {error}; if the file is from a newer version of tokenizers, install that; else "
+                "write it again with AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+            ) from error
+    return step
 
 
 def _json(path: Path) -> dict[str, Any]:

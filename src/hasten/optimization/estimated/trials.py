@@ -13,6 +13,7 @@ from hasten.core.words import amount, lost_in_words
 from hasten.engines.base import Artifact
 from hasten.engines.estimates import Estimate
 from hasten.errors import CandidateError, InputError, NotCovered
+from hasten.measure.accuracy import unanswered
 from hasten.measure.candidate import Single, Trial
 from hasten.measure.exactness import unchanged_in_words
 from hasten.measure.workbench import OpenWorker, Workbench
@@ -56,7 +57,7 @@ class Estimation(Trials):
             try:
                 self.answer(opened)
             except CandidateError as error:
-                raise InputError(f"the original model can't answer the data: {error}") from error
+                raise unanswered(error) from error
             finally:
                 opened.worker.kill()
             return

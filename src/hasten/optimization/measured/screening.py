@@ -13,7 +13,7 @@ from hasten.core.tensors import Array, Tensors
 from hasten.core.words import amount, lost_in_words
 from hasten.errors import CandidateError, InputError, NotCovered, OutOfTime
 from hasten.inputs.data.spool import Spool
-from hasten.measure.accuracy import beside
+from hasten.measure.accuracy import beside, unanswered
 from hasten.measure.candidate import Candidate, Measurement, Single, Trial
 from hasten.measure.deadline import Deadline
 from hasten.measure.exactness import (
@@ -98,7 +98,7 @@ class Screening(Trials):
                 "was tried"
             )
         except CandidateError as error:
-            raise InputError(f"the original model can't answer the data: {error}") from error
+            raise unanswered(error) from error
         self._cross_check(grid)
         own = Trial(self.baseline, self._open.artifact, properties=dict(self._open.properties))
         for trial in (*unable, own):  # only now, so that a run that can't begin leaves no journal
