@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 PROTOBUF_LIMIT_BYTES = 2**31 - 1
 UNKNOWN_RANK = "..."
+_MOST_DIMENSIONS = 64
+"""Dimensions that an array of numpy has at most; the product of more sizes would be a number of many digits."""
 
 
 def load(path: Path, custom_ops: Sequence[Path] = ()) -> Model:
@@ -98,7 +100,21 @@ def read(path: Path) -> onnx.ModelProto:
     for name in _names(proto.graph):
         if not isinstance(name, str):
             raise InputError(f"{path} is damaged: the name {name!r:.100} in it isn't text")
+    for part in (proto.graph, *proto.functions):
+        for tensor in _tensors(part):
+            if wrong := _wrong_dimensions(tensor.dims):
+                raise InputError(f"{path} is damaged: the tensor {tensor.name!r:.100} has {wrong}")
     return proto
+
+
+def _wrong_dimensions(dims: Sequence[object]) -> str:
+    """Say what no tensor's dimensions are; "" for possible ones."""
+    if len(dims) > _MOST_DIMENSIONS:
+        return f"{len(dims)} dimensions; {_MOST_DIMENSIONS} are the most"
+    for dim in dims:
+        if isinstance(dim, int) and dim < 0:
+            return f"a dimension of the size {dim}"
+    return ""
 
 
 def write_changed(proto: onnx.ModelProto, source: Model, written: Path) -> Model:
@@ -155,10 +171,14 @@ def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.Tenso
     for attribute in (*own, *(one for node in graph.node for one in node.attribute)):
         if attribute.HasField("t"):
             yield attribute.t
+        if attribute.HasField("sparse_tensor"):
+            yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
+        if attribute.HasField("g"):
+            yield from _tensors(attribute.g)
         yield from attribute.tensors
-        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+        for sparse in attribute.sparse_tensors:
             yield from (sparse.values, sparse.indices)
-        for inner in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
+        for inner in attribute.graphs:
             yield from _tensors(inner)
 
 
@@ -221,10 +241,11 @@ def _check_extent(
         raise InputError(
             f"{file}: the offset or length of {tensor.name!r} in it isn't a number"
         ) from error
-    if offset < 0 or length < 0 or offset + length > size_bytes:
+    end = offset + length
+    if offset < 0 or length < 0 or end > size_bytes:
+        shown = f"at byte {end}" if abs(end) < 1 << 63 else "past the largest file"
         raise InputError(
-            f"{file} is cut short: {tensor.name!r} ends at byte {offset + length}, "
-            f"the file at {size_bytes}"
+            f"{file} is cut short: {tensor.name!r} ends {shown}, the file at {size_bytes}"
         )
 
 
@@ -294,6 +315,8 @@ def _spec(role: str, value: onnx.ValueInfoProto, path: Path) -> TensorSpec:
             f"{path}: {role} {value.name!r} has the element type {tensor.elem_type}, "
             "which this version of onnx doesn't know"
         ) from error
+    if wrong := _wrong_dimensions(tensor.shape.dim):
+        raise InputError(f"{path}: {role} {value.name!r} has {wrong}")
     if tensor.HasField("shape"):
         return TensorSpec(value.name, dtype, tuple(_size(dim) for dim in tensor.shape.dim))
     if role == "input":
