@@ -359,7 +359,7 @@ def test_a_link_to_a_device_or_a_pipe_is_not_read(where: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "name", ["config.json", "tokenizer.json", "1_Pooling/config.json", "1_Pooling"]
+    "name", ["config.json", "tokenizer.json", "1_Pooling/config.json", "1_Pooling", "more"]
 )
 def test_a_link_out_of_the_folder_is_followed_only_if_it_is_trusted(
     name: str, tmp_path: Path
@@ -367,6 +367,7 @@ def test_a_link_out_of_the_folder_is_followed_only_if_it_is_trusted(
     folder = with_tokenizer(config(pooling(modules(tmp_path / "m", "Pooling"), "mean_tokens")))
     encoder(folder)
     other = tmp_path / "other"
+    (folder / "more").mkdir()
     (folder / name).rename(other)
     (folder / name).symlink_to(other)
     with pytest.raises(InputError) as error:
