@@ -239,6 +239,25 @@ def test_inputs_with_more_dimensions_than_a_tensor_has_are_refused(tmp_path: Pat
     )
 
 
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize(("inputs", "outputs"), [([], ["y"]), (["x"], ["y"]), (["x", "w"], [])])
+def test_a_node_without_what_its_operator_needs_is_refused(
+    tmp_path: Path, inputs: list[str], outputs: list[str], inner: bool
+) -> None:
+    proto = onnx.parser.parse_model(LINEAR)
+    node = helper.make_node("MatMul", inputs, outputs)
+    graph = helper.make_graph([node], "inner", [], [])
+    proto.graph.node.append(
+        helper.make_node("Op", [], [], domain="a", body=graph) if inner else node
+    )
+    proto.graph.node.append(helper.make_node("Unknown", [], []))
+    path = tmp_path / "m.onnx"
+    onnx.save(proto, path)
+    assert refused(path) == (
+        f"{path} is damaged: a node MatMul has {len(inputs)} inputs and {len(outputs)} outputs; it needs 2 and 1"
+    )
+
+
 def test_no_such_file(tmp_path: Path) -> None:
     assert refused(tmp_path / "no.onnx") == f"no such file: {tmp_path / 'no.onnx'}"
     path = saved(LINEAR, tmp_path / "model.onnx")

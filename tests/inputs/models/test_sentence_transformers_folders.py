@@ -247,6 +247,18 @@ def test_what_isnt_supported_is_refused_by_name(tmp_path: Path) -> None:
     )
 
 
+def test_an_encoder_without_the_version_of_its_operators_is_refused(tmp_path: Path) -> None:
+    folder = pooling(modules(encoder(tmp_path / "m"), "Pooling"), "mean_tokens")
+    file = folder / "onnx" / "model.onnx"
+    proto = onnx.load(file)
+    proto.opset_import[0].domain = "com.microsoft"
+    onnx.save(proto, file)
+    assert refused(folder, tmp_path) == (
+        f"{file} doesn't say in which version it has ONNX's own operators, which the steps of "
+        f"{folder}/modules.json need: export it again"
+    )
+
+
 def test_an_encoder_that_lacks_what_the_pooling_reads_is_refused(tmp_path: Path) -> None:
     text = ENCODER.replace(", int64[batch, length] attention_mask", "")
     folder = pooling(modules(encoder(tmp_path / "m", text=text), "Pooling"), "mean_tokens")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -100,11 +101,44 @@ def read(path: Path) -> onnx.ModelProto:
     for name in _names(proto.graph):
         if not isinstance(name, str):
             raise InputError(f"{path} is damaged: the name {name!r:.100} in it isn't text")
+    if cut := _cut_short(proto):
+        raise InputError(f"{path} is damaged: {cut}")
     for part in (proto.graph, *proto.functions):
         for tensor in _tensors(part):
             if wrong := _wrong_dimensions(tensor.dims):
                 raise InputError(f"{path} is damaged: the tensor {tensor.name!r:.100} has {wrong}")
     return proto
+
+
+def _cut_short(proto: onnx.ModelProto) -> str:
+    """Say which node has fewer inputs or outputs than its operator needs; "" where none has."""
+    import onnx
+
+    own = ("", "ai.onnx")
+    version = max((one.version for one in proto.opset_import if one.domain in own), default=1)
+    least = {one.name: (0, 0) for one in proto.functions}  # which may be called as an operator
+
+    def found(graph: onnx.GraphProto) -> Iterator[str]:
+        for node in graph.node:
+            kind = node.op_type
+            if node.domain in own and kind not in least:
+                least[kind] = 0, 0
+                with contextlib.suppress(onnx.defs.SchemaError):  # one that an engine may know
+                    schema = onnx.defs.get_schema(kind, version, "")
+                    least[kind] = schema.min_input, schema.min_output
+            inputs, outputs = least[kind] if node.domain in own else (0, 0)
+            if len(node.input) < inputs or len(node.output) < outputs:
+                yield (
+                    f"a node {kind} has {len(node.input)} inputs and {len(node.output)} outputs; it needs {inputs} "
+                    f"and {outputs}"
+                )
+            for attribute in node.attribute:
+                if attribute.HasField("g"):
+                    yield from found(attribute.g)
+                for inner in attribute.graphs:
+                    yield from found(inner)
+
+    return next(found(proto.graph), "")
 
 
 def _wrong_dimensions(dims: Sequence[object]) -> str:
