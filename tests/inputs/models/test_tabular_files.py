@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -363,6 +364,43 @@ def test_a_tree_of_scikit_learn_whose_nodes_are_damaged_is_refused(
         find_model(model).export(tmp_path)
     assert str(refused.value).startswith("the scikit-learn model is damaged: one of its trees ")
     assert why in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["SVC", "SVR"])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        *(("support_", 2_500_000), ("_n_support", 1), ("_dual_coef_", 1), ("_intercept_", 0)),
+        *(("_probA", 2), ("support_vectors_", 1)),
+    ],
+)
+def test_a_support_vector_machine_that_lacks_numbers_is_refused(
+    tmp_path: Path, kind: str, name: str, size: int
+) -> None:
+    """Its code in C reads them without a look at their size, and crashes."""
+    svm, skops = pytest.importorskip("sklearn.svm"), pytest.importorskip("skops.io")
+    settings = {"probability": True} if kind == "SVC" else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = getattr(svm, kind)(**settings).fit(ROWS, TWO)
+    skops.dump(model, tmp_path / "m.skops")
+    assert find_model(tmp_path / "m.skops").export(tmp_path).outputs
+    before = getattr(model, name)
+    setattr(model, name, np.resize(before, (*before.shape[:-1], size)))
+    skops.dump(model, tmp_path / "m.skops")
+    with pytest.raises(InputError) as refused:
+        find_model(tmp_path / "m.skops")
+    assert str(refused.value) == (
+        f"the {kind} is damaged or has a kernel that isn't supported: its support vectors and their numbers don't fit"
+    )
+
+
+def test_a_histogram_model_that_lacks_columns_is_refused(tmp_path: Path) -> None:
+    ensemble = pytest.importorskip("sklearn.ensemble")
+    model = ensemble.HistGradientBoostingRegressor(max_iter=2).fit(ROWS, TWO)
+    model._bin_mapper.is_categorical_ = np.ones(1, np.uint8)
+    with pytest.raises(InputError, match="it doesn't say of each column whether it has categories"):
+        find_model(model).export(tmp_path)
 
 
 def test_a_library_that_is_not_installed_is_named_with_its_extra(

@@ -245,6 +245,10 @@ def _histogram(model: Any) -> Head:
     def scores(building: Building, part: ColumnBlock) -> str:
         graph = building.graph
         made = prepare(building, part)
+        if model._bin_mapper.is_categorical_.shape != (made.size,):
+            raise InputError(
+                "the scikit-learn model is damaged: it doesn't say of each column whether it has categories"
+            )
         trees = [constant(float(value), target) for target, value in enumerate(start) if value]
         for stage in model._predictors:
             trees += [_histogram_tree(one, target, made) for target, one in enumerate(stage)]
