@@ -76,6 +76,15 @@ def test_names_that_could_be_several_pairs_or_of_another_shape_are_none() -> Non
     assert likely_states([spec("h_in", 8), spec("h", 8)], [spec("h_out", 8)]) == ()
 
 
+def test_very_many_states_are_paired() -> None:
+    # So many that comparing each input with each output would take hours.
+    pairs = tuple((f"s_{number}_of_in", f"s_{number}_of_out") for number in range(20_000))
+    taking, giving = zip(*pairs, strict=True)
+    assert (
+        likely_states([spec(one, 8) for one in taking], [spec(one, 8) for one in giving]) == pairs
+    )
+
+
 @pytest.mark.parametrize(
     ("states", "said"),
     [

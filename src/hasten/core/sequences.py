@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -94,12 +95,13 @@ def check_states(
         (taking, [one for one, _ in states], "input"),
         (giving, [other for _, other in states], "output"),
     ):
+        counts = Counter(names)
         for name in names:
             if name not in there:
                 raise InputError(
                     f"the model has no {what} {name!r} to carry a state; it has {', '.join(there)}"
                 )
-            if names.count(name) > 1:
+            if counts[name] > 1:
                 raise InputError(f"the {what} {name!r} carries two states: give each one once")
     for one, other in states:
         if not _alike(taking[one], giving[other]):
@@ -131,17 +133,22 @@ def likely_states(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -
 
     A pair has one stem, one dtype and one shape, and neither of it fits any other.
     """
+    by_stem: dict[str, dict[str, TensorSpec]] = {}
+    for other in outputs:
+        for stem in _stems(other.name):
+            by_stem.setdefault(stem, {})[other.name] = other
     found = []
     for spec in inputs:
-        fit = [
-            other.name
-            for other in outputs
-            if _alike(spec, other) and _stems(spec.name, before=True) & _stems(other.name)
-        ]
+        near = {
+            name: other
+            for stem in _stems(spec.name, before=True)
+            for name, other in by_stem.get(stem, {}).items()
+        }
+        fit = [name for name, other in near.items() if _alike(spec, other)]
         if len(fit) == 1:
             found.append((spec.name, fit[0]))
-    given = [other for _, other in found]
-    return tuple(pair for pair in found if given.count(pair[1]) == 1 and pair[0] != pair[1])
+    given = Counter(other for _, other in found)
+    return tuple(pair for pair in found if given[pair[1]] == 1 and pair[0] != pair[1])
 
 
 def _stems(name: str, *, before: bool = False) -> set[str]:

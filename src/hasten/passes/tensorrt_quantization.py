@@ -18,6 +18,7 @@ from hasten.passes.half_precision import halved
 from hasten.passes.onnx_files import COMPUTE_OPS, is_transformer, read_onnx, write_onnx
 from hasten.passes.silence import first_line
 from hasten.passes.static_quantization import StaticQuantization
+from hasten.passes.upgrading import opset_of
 
 _HALF_SCALES = 19
 """First ONNX operator set whose quantization operators accept scales in float16."""
@@ -93,7 +94,7 @@ def _scaled_in_half(proto: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         CandidateError: the graph can't be converted to such an operator set.
     """
-    version = next(one.version for one in proto.opset_import if one.domain in ("", "ai.onnx"))
+    version = opset_of(proto)
     if version >= _HALF_SCALES:
         return proto
     try:

@@ -514,6 +514,22 @@ def test_a_file_with_anothers_hash_never_stands_for_it(
     assert unpacked(real).is_relative_to(cache)
 
 
+@pytest.mark.parametrize("why", ["sure en0ugh", "no"])
+def test_a_file_with_the_hash_of_a_bundle_in_the_cache_never_stands_for_it(
+    packed_bundle: Path, tmp_path: Path, cache: Path, why: str
+) -> None:
+    def other(folder: Path) -> None:
+        forge(folder, lambda record: record.update(why=why))
+
+    forged = _repacked(packed_bundle, tmp_path / "forged.hastenz", other)
+    folder = unpacked(packed_bundle)
+    assert folder.is_relative_to(cache)
+    forged.write_bytes(forged.read_bytes()[:-32] + packed_bundle.read_bytes()[-32:])
+    with pytest.raises(IntegrityError, match=r"forged\.hastenz was changed after it was packed"):
+        unpacked(forged)
+    assert unpacked(packed_bundle) == folder
+
+
 def test_without_files_in_memory_ordinary_ones_do(
     packed_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

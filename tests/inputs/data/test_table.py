@@ -168,6 +168,17 @@ def test_a_long_list_of_columns_is_cut_between_two_of_them() -> None:
     assert refused(many).endswith("'column 21', 'column 22', ... in addition to the known ones")
 
 
+def test_a_file_of_very_many_columns_is_judged(tmp_path: Path) -> None:
+    # So many that comparing each with each other would take hours.
+    names = [f"c{number}" for number in range(300_000)]
+    many = csv_of(tmp_path, ",".join(names) + "\n")
+    assert refused(many).startswith(
+        f"{many} has no column 'age', which the model takes; it has 'c0'"
+    )
+    twice = csv_of(tmp_path, ",".join([*names, "last", "last"]) + "\n")
+    assert refused(twice) == f"{twice} has the column 'last' twice: name each column once"
+
+
 def test_a_table_that_does_not_fit_is_refused_in_one_line(tmp_path: Path) -> None:
     two = {"age": [1.0], "housing": ["own"]}
     assert refused({"age": [1.0], "house": ["own"]}) == (

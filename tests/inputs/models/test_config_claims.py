@@ -151,7 +151,8 @@ def test_settings_of_ordinary_folders_are_none(setting: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "shard", ["../other.safetensors", "/other.safetensors", "a\\..\\b", "C:b", 3]
+    "shard",
+    ["../other.safetensors", "/other.safetensors", "a\\..\\b", "C:b", "..", "sub/a.safetensors", 3],
 )
 def test_parts_of_the_weights_lie_in_the_folder(encoder: Path, tmp_path: Path, shard: Any) -> None:
     folder = copied(encoder, tmp_path / "m")

@@ -47,6 +47,15 @@ def test_an_embedding_with_many_more_rows_than_tokens_is_noted() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("axis", "rows"), [(0, 9), (1, 2), (-1, 2), (-2, 9), (2, None), (-3, None)]
+)
+def test_an_axis_that_a_matrix_does_not_have_is_no_lookup(axis: int, rows: int | None) -> None:
+    damaged = model(9)
+    damaged.graph.node[1].attribute.add(name="axis", i=axis)
+    assert embedding_rows(damaged.graph, "input_ids") == rows
+
+
 def test_a_model_without_such_a_lookup_is_not_judged() -> None:
     assert embedding_rows(model(3).graph, "input_ids") == 3
     assert embedding_rows(model(3).graph, "another") is None

@@ -2,13 +2,16 @@
 
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.support.bombs import padded, with_little_unasked
 
 from hasten.errors import InputError
+from hasten.inputs.models import keras_archive
 from hasten.inputs.models.source import find_model
 
 ADVICE = (
@@ -48,8 +51,7 @@ def written(path: Path, *layers: dict[str, Any], more: dict[str, bytes] | None =
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("config.json", json.dumps(model))
         archive.writestr("metadata.json", json.dumps({"keras_version": "3.9.0"}))
-        archive.writestr("model.weights.h5", b"")
-        for name, content in (more or {}).items():
+        for name, content in ({"model.weights.h5": b""} | (more or {})).items():
             archive.writestr(name, content)
     return path
 
@@ -149,3 +151,82 @@ def test_a_file_that_would_unpack_to_far_more_is_refused(
     path = written(tmp_path / "m.keras")
     said = padded(path, "assets/zeros")
     assert refusal(path) == f"{path} can't be unpacked safely: {said}"
+
+
+def packed(folder: Path, fill: Callable[[Any], object]) -> Path:
+    """Write a .keras file whose weights a function writes."""
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(folder / "w.h5", "w") as weights:
+        fill(weights.create_group("layers/dense/vars"))
+    content = (folder / "w.h5").read_bytes()
+    return written(folder / "m.keras", more={"model.weights.h5": content})
+
+
+def checked(path: Path) -> str:
+    """Return why the weights of a file are refused; "" for sound ones."""
+    try:
+        with path.open("rb") as file:
+            keras_archive.check_weights(file, path)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def test_weights_as_keras_writes_them_are_sound(tmp_path: Path) -> None:
+    def plain(group: Any) -> None:
+        group["0"] = np.ones((100, 3), np.float32)
+        group["1"] = np.float32(1)
+        group.create_dataset("2", data=np.ones(3, np.uint16).view("V2")).attrs["dtype"] = "bfloat16"
+        group["again"] = group  # a circle
+        group.file["layers/other"] = group
+
+    path = packed(tmp_path, plain)
+    assert checked(path) == ""
+    written(path)
+    assert checked(path) == (
+        f"{path} can't be loaded as a Keras model: its model.weights.h5 can't be read"
+    )
+
+
+@pytest.mark.parametrize("kind", ["external", "virtual", "soft link", "link", "texts", "attribute"])
+def test_weights_in_other_files_are_refused(kind: str, tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    other = tmp_path / "other"
+    other.write_bytes(b"S" * 64)
+
+    def fill(group: Any) -> None:
+        if kind == "external":
+            group.create_dataset("0", (16,), "f4", external=[(str(other), 0, 64)])
+        elif kind == "virtual":
+            layout = h5py.VirtualLayout((16,), "f4")
+            layout[:] = h5py.VirtualSource(str(other), "x", (16,))
+            group.create_virtual_dataset("0", layout)
+        elif kind == "texts":
+            group["0"] = ["long " * 100] * 2
+        elif kind == "attribute":
+            group["0"] = np.ones(2)
+            group["0"].attrs["dtype"] = ["bfloat16"] * 1000
+        else:
+            link = h5py.SoftLink("/x") if "soft" in kind else h5py.ExternalLink(str(other), "/x")
+            group["0"] = link
+
+    what = "the weights '0' of another file"
+    if "link" in kind:
+        what = "a link '0' among its weights"
+    if kind in ("texts", "attribute"):
+        what = "the weights '0', which aren't numbers"
+    path = packed(tmp_path, fill)
+    assert checked(path) == f"{path} contains {what}{ADVICE}"
+
+
+def test_weights_that_claim_more_than_the_file_has_are_refused(tmp_path: Path) -> None:
+    """HDF5 doesn't store what was never written: keras would take 2 GiB for a file of some kilobytes."""
+    path = packed(
+        tmp_path,
+        lambda group: group.create_dataset("0", (1 << 20, 1 << 9), "f4", chunks=(1024, 512)),
+    )
+    size = (tmp_path / "w.h5").stat().st_size
+    assert checked(path) == (
+        f"{path} can't be loaded as a Keras model: its model.weights.h5 claims {1 << 31:,} bytes of weights, but it "
+        f"has {size:,}: if you trust it, add trust_code=True"
+    )

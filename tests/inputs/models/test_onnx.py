@@ -188,6 +188,76 @@ def test_an_offset_that_is_no_number_is_refused(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("key", ["offset", "length"])
+def test_an_offset_of_thousands_of_digits_is_refused_in_one_line(tmp_path: Path, key: str) -> None:
+    path = external(tmp_path)
+    proto = onnx.load(path, load_external_data=False)
+    for entry in proto.graph.initializer[0].external_data:
+        if entry.key == key:
+            entry.value = "9" * 4300
+    path.write_bytes(proto.SerializeToString())
+    assert refused(path) == (
+        f"{tmp_path / 'weights.bin'} is cut short: 'w' ends past the largest file, the file at 48"
+    )
+
+
+@pytest.mark.parametrize("place", ["initializer", "constant", "default", "external"])
+@pytest.mark.parametrize(
+    ("dims", "why"),
+    [
+        ([2**62] * 300, "300 dimensions; 64 are the most"),
+        ([1] * 10**6, "1000000 dimensions; 64 are the most"),
+        ([-1, 3], "a dimension of the size -1"),
+    ],
+)
+def test_dimensions_that_no_tensor_has_are_refused(
+    tmp_path: Path, place: str, dims: list[int], why: str
+) -> None:
+    path = external(tmp_path) if place == "external" else saved(LINEAR, tmp_path / "m.onnx")
+    proto = onnx.load(path, load_external_data=False)
+    (tensor,) = proto.graph.initializer
+    del tensor.dims[:]
+    tensor.dims.extend(dims)
+    if place == "constant":
+        proto.graph.node.insert(0, helper.make_node("Constant", [], ["w"], value=tensor))
+    elif place == "default":
+        proto.functions.add(name="f").attribute_proto.add(name="v").t.CopyFrom(tensor)
+    if place in ("constant", "default"):
+        proto.graph.ClearField("initializer")
+    path.write_bytes(proto.SerializeToString())
+    assert refused(path) == f"{path} is damaged: the tensor 'w' has {why}"
+
+
+def test_inputs_with_more_dimensions_than_a_tensor_has_are_refused(tmp_path: Path) -> None:
+    proto = onnx.parser.parse_model(LINEAR)
+    for _ in range(63):
+        proto.graph.input[0].type.tensor_type.shape.dim.add(dim_value=2**62)
+    onnx.save(proto, tmp_path / "m.onnx")
+    assert (
+        refused(tmp_path / "m.onnx")
+        == f"{tmp_path / 'm.onnx'}: input 'x' has 65 dimensions; 64 are the most"
+    )
+
+
+@pytest.mark.parametrize("inner", [False, True])
+@pytest.mark.parametrize(("inputs", "outputs"), [([], ["y"]), (["x"], ["y"]), (["x", "w"], [])])
+def test_a_node_without_what_its_operator_needs_is_refused(
+    tmp_path: Path, inputs: list[str], outputs: list[str], inner: bool
+) -> None:
+    proto = onnx.parser.parse_model(LINEAR)
+    node = helper.make_node("MatMul", inputs, outputs)
+    graph = helper.make_graph([node], "inner", [], [])
+    proto.graph.node.append(
+        helper.make_node("Op", [], [], domain="a", body=graph) if inner else node
+    )
+    proto.graph.node.append(helper.make_node("Unknown", [], []))
+    path = tmp_path / "m.onnx"
+    onnx.save(proto, path)
+    assert refused(path) == (
+        f"{path} is damaged: a node MatMul has {len(inputs)} inputs and {len(outputs)} outputs; it needs 2 and 1"
+    )
+
+
 def test_no_such_file(tmp_path: Path) -> None:
     assert refused(tmp_path / "no.onnx") == f"no such file: {tmp_path / 'no.onnx'}"
     path = saved(LINEAR, tmp_path / "model.onnx")

@@ -247,6 +247,18 @@ def test_what_isnt_supported_is_refused_by_name(tmp_path: Path) -> None:
     )
 
 
+def test_an_encoder_without_the_version_of_its_operators_is_refused(tmp_path: Path) -> None:
+    folder = pooling(modules(encoder(tmp_path / "m"), "Pooling"), "mean_tokens")
+    file = folder / "onnx" / "model.onnx"
+    proto = onnx.load(file)
+    proto.opset_import[0].domain = "com.microsoft"
+    onnx.save(proto, file)
+    assert refused(folder, tmp_path) == (
+        f"{file} doesn't say in which version it has ONNX's own operators, which the steps of "
+        f"{folder}/modules.json need: export it again"
+    )
+
+
 def test_an_encoder_that_lacks_what_the_pooling_reads_is_refused(tmp_path: Path) -> None:
     text = ENCODER.replace(", int64[batch, length] attention_mask", "")
     folder = pooling(modules(encoder(tmp_path / "m", text=text), "Pooling"), "mean_tokens")
@@ -359,7 +371,7 @@ def test_a_link_to_a_device_or_a_pipe_is_not_read(where: str, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "name", ["config.json", "tokenizer.json", "1_Pooling/config.json", "1_Pooling"]
+    "name", ["config.json", "tokenizer.json", "1_Pooling/config.json", "1_Pooling", "more"]
 )
 def test_a_link_out_of_the_folder_is_followed_only_if_it_is_trusted(
     name: str, tmp_path: Path
@@ -367,6 +379,7 @@ def test_a_link_out_of_the_folder_is_followed_only_if_it_is_trusted(
     folder = with_tokenizer(config(pooling(modules(tmp_path / "m", "Pooling"), "mean_tokens")))
     encoder(folder)
     other = tmp_path / "other"
+    (folder / "more").mkdir()
     (folder / name).rename(other)
     (folder / name).symlink_to(other)
     with pytest.raises(InputError) as error:

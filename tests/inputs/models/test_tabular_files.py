@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -315,6 +316,91 @@ def test_a_skops_file_that_unpacks_to_far_more_than_its_size_is_refused(
     with pytest.raises(InputError) as refused:
         find_model(path)
     assert str(refused.value) == f"{path} can't be unpacked safely: {said}"
+
+
+Nodes = dict[str, list[int]]
+DAMAGED_NODES: list[tuple[Nodes, str]] = [
+    ({"left": [-(2**40), -1, -1]}, "nobody's child, or several's"),
+    ({"left": [2**40, -1, -1]}, "nobody's child, or several's"),
+    ({"left": [0, -1, -1]}, "nobody's child, or several's"),
+    ({"left": [1, 0, -1], "right": [2, 2, -1]}, "nobody's child, or several's"),
+    ({"left": [-1, 1, -1], "right": [-1, 2, -1]}, "has no root"),
+    ({"feature": [2**50, -2, -2]}, "a column that isn't one of the 4"),
+    ({"feature": [-1, -2, -2]}, "a column that isn't one of the 4"),
+]
+"""Numbers of the nodes of a tree with two leaves, and a part of the message about them."""
+
+
+@pytest.mark.parametrize("kind", ["DecisionTree", "RandomForest", "HistGradientBoosting"])
+@pytest.mark.parametrize(("nodes", "why"), DAMAGED_NODES, ids=str)
+def test_a_tree_of_scikit_learn_whose_nodes_are_damaged_is_refused(
+    tmp_path: Path, kind: str, nodes: Nodes, why: str
+) -> None:
+    ensemble, tree = pytest.importorskip("sklearn.ensemble"), pytest.importorskip("sklearn.tree")
+    histogram = kind.startswith("Hist")
+    names = (
+        {"feature": "feature_idx"} if histogram else {"left": "left_child", "right": "right_child"}
+    )
+    stumps: dict[str, Any] = {"max_depth": 1}
+    stumps |= {"max_iter": 1} if histogram else {}
+    stumps |= {"n_estimators": 1} if kind == "RandomForest" else {}
+    made = getattr(ensemble, f"{kind}Classifier", None) or tree.DecisionTreeClassifier
+    model = made(random_state=0, **stumps).fit(ROWS, TWO + (ROWS[:, 2] > 0.5))
+    if histogram:
+        held = model._predictors[0][0].nodes
+    else:
+        one = model if kind == "DecisionTree" else model.estimators_[0]
+        state = one.tree_.__getstate__()
+        held = state["nodes"].copy()
+    for name, numbers in nodes.items():
+        bits = np.array(numbers, np.int64)
+        field = held[names.get(name, name)]
+        field[...] = bits.astype(field.dtype)  # of 32 bits, the lowest
+    if histogram:
+        held["is_leaf"] = np.array(nodes.get("left", [1, -1, -1])) == -1
+    else:
+        one.tree_.__setstate__(state | {"nodes": held})
+    with pytest.raises(InputError) as refused:
+        find_model(model).export(tmp_path)
+    assert str(refused.value).startswith("the scikit-learn model is damaged: one of its trees ")
+    assert why in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["SVC", "SVR"])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        *(("support_", 2_500_000), ("_n_support", 1), ("_dual_coef_", 1), ("_intercept_", 0)),
+        *(("_probA", 2), ("support_vectors_", 1)),
+    ],
+)
+def test_a_support_vector_machine_that_lacks_numbers_is_refused(
+    tmp_path: Path, kind: str, name: str, size: int
+) -> None:
+    """Its code in C reads them without a look at their size, and crashes."""
+    svm, skops = pytest.importorskip("sklearn.svm"), pytest.importorskip("skops.io")
+    settings = {"probability": True} if kind == "SVC" else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = getattr(svm, kind)(**settings).fit(ROWS, TWO)
+    skops.dump(model, tmp_path / "m.skops")
+    assert find_model(tmp_path / "m.skops").export(tmp_path).outputs
+    before = getattr(model, name)
+    setattr(model, name, np.resize(before, (*before.shape[:-1], size)))
+    skops.dump(model, tmp_path / "m.skops")
+    with pytest.raises(InputError) as refused:
+        find_model(tmp_path / "m.skops")
+    assert str(refused.value) == (
+        f"the {kind} is damaged or has a kernel that isn't supported: its support vectors and their numbers don't fit"
+    )
+
+
+def test_a_histogram_model_that_lacks_columns_is_refused(tmp_path: Path) -> None:
+    ensemble = pytest.importorskip("sklearn.ensemble")
+    model = ensemble.HistGradientBoostingRegressor(max_iter=2).fit(ROWS, TWO)
+    model._bin_mapper.is_categorical_ = np.ones(1, np.uint8)
+    with pytest.raises(InputError, match="it doesn't say of each column whether it has categories"):
+        find_model(model).export(tmp_path)
 
 
 def test_a_library_that_is_not_installed_is_named_with_its_extra(

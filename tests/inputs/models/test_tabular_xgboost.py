@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -240,3 +241,43 @@ def test_a_file_that_is_replaced_after_the_check_isnt_read_again(
     monkeypatch.setattr("hasten.inputs.models.tabular.xgboost.check_survives", then_replaced)
     assert len(find_model(path).labels) == 2
     assert path.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("field", "place", "number", "why"),
+    [
+        ("left_children", 0, 0, "nodes that are nobody's child, or several's"),
+        ("right_children", 2, 0, "nodes that are nobody's child, or several's"),
+        ("right_children", 1, 5, "nodes that are nobody's child, or several's"),
+        ("split_indices", 0, 4, "a column that isn't one of the 4"),
+    ],
+)
+def test_a_file_whose_nodes_are_no_tree_is_refused(
+    tmp_path: Path, field: str, place: int, number: int, why: str
+) -> None:
+    rows = ROWS[:, 3:] * np.ones(4)  # categories alone
+    data = xgboost.DMatrix(rows, TWO, feature_types=["c"] * 4, enable_categorical=True)
+    settings = {"max_cat_to_onehot": 1, "max_depth": 2, "nthread": 1, "min_child_weight": 0}
+    model = xgboost.train(settings | {"lambda": 0}, data, 1)
+    record = json.loads(bytes(model.save_raw("json")))
+    tree = record["learner"]["gradient_booster"]["model"]["trees"][0]
+    assert tree["left_children"][:3] == [1, 3, 5], "the tree has two levels"
+    tree[field][place] = number
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps(record))
+
+    with pytest.raises(InputError) as refused:
+        find_model(path).export(tmp_path)
+    said = str(refused.value)
+    assert why in said or "can't be read by XGBoost" in said
+    assert "\n" not in said
+
+
+def test_a_tree_of_which_a_part_was_pruned_answers_as_xgboost(tmp_path: Path) -> None:
+    settings = {"tree_method": "exact", "gamma": 3.0, "nthread": 1}
+    model = xgboost.train(settings, xgboost.DMatrix(ROWS, NUMBERS), 3)
+    record = json.loads(bytes(model.save_raw("json")))
+    trees = record["learner"]["gradient_booster"]["model"]["trees"]
+    assert any(int(tree["tree_param"]["num_deleted"]) for tree in trees)
+    got = Exported(model, tmp_path)(ROWS)
+    assert np.allclose(got.ravel(), model.predict(xgboost.DMatrix(ROWS)), rtol=1e-5)

@@ -93,14 +93,20 @@ def _check_replaces_itself(file: Packed, goal: Path) -> None:
     Raises:
         InputError: it is.
     """
-    if not goal.exists():
-        return
-    found = np.empty(dict(file.head.files).get(MANIFEST, 0), np.uint8)
-    file.unpack({MANIFEST: found})
-    if (goal / MANIFEST).read_bytes() != found.tobytes():
+    if goal.exists() and not _has_manifest_of(file, goal):
         raise InputError(
             f"{goal} isn't the bundle that {file.source.name} contains: give out= to replace it"
         )
+
+
+def _has_manifest_of(file: Packed, folder: Path) -> bool:
+    """Whether a folder's manifest is a packed bundle's, byte for byte; it has the hashes of all other files."""
+    there = (folder / MANIFEST).read_bytes()
+    if dict(file.head.files).get(MANIFEST) != len(there):
+        return False
+    found = np.empty(len(there), np.uint8)
+    file.unpack({MANIFEST: found})
+    return found.tobytes() == there
 
 
 def unpacked(path: str | os.PathLike[str], trusted: Sequence[PublicKey] = ()) -> Path:
@@ -128,7 +134,7 @@ def unpacked(path: str | os.PathLike[str], trusted: Sequence[PublicKey] = ()) ->
         key = bytes(file.source.read(file.end, layout.END_BYTES)).hex()
         root = _root()
         goal = root / key
-        if _still_good(goal):
+        if _still_good(goal, file):
             _hold(goal)
             return goal
         try:
@@ -261,18 +267,25 @@ _own: list[Path] = []
 """Folder of this process alone, where the cache is off or can't be used."""
 
 
-def _still_good(folder: Path) -> bool:
-    """Whether a bundle was unpacked before and is whole; then it counts as used now."""
+def _still_good(folder: Path, file: Packed) -> bool:
+    """Whether a bundle was unpacked before and is whole; then it counts as used now.
+
+    Raises:
+        IntegrityError: the folder is another bundle's, whose hash this one states as its own.
+    """
     if not folder.is_dir():
         return False
     try:
         read(folder)
-        os.utime(folder)
+        same = _has_manifest_of(file, folder)
     except InputError:
+        same = False
+    if not same:
+        file.check_end()
         shutil.rmtree(folder, ignore_errors=True)
         return False
-    except OSError:
-        pass  # a cache that can only be read
+    with contextlib.suppress(OSError):  # a cache that can only be read
+        os.utime(folder)
     return True
 
 

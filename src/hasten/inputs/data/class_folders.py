@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,13 +67,15 @@ def _numbered(folders: Sequence[Path], names: Sequence[str]) -> tuple[list[int],
             f"the folder {unknown[0]} has a name that is none of the {len(names)} classes in the "
             "pipeline, although other folders are named after classes: rename it, or remove it"
         )
-    twice = next((folder for folder in folders if names.count(folder.name) > 1), None)
+    counts = Counter(names)
+    twice = next((folder for folder in folders if counts[folder.name] > 1), None)
     if twice is not None:
         raise InputError(
             f"the pipeline gives several classes the name of the folder {twice}: "
             "give each class a name of its own"
         )
-    return [names.index(folder.name) for folder in folders], tuple(names)
+    places = {name: place for place, name in enumerate(names)}
+    return [places[folder.name] for folder in folders], tuple(names)
 
 
 def numbering(classes: Sequence[str] | None, names: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -172,7 +173,8 @@ def check_names(path: Path, names: Sequence[str]) -> None:
     Raises:
         InputError: a column comes twice.
     """
-    twice = next((name for name in names if names.count(name) > 1), None)
+    counts = Counter(names)
+    twice = next((name for name in names if counts[name] > 1), None)
     if twice is not None:
         raise InputError(f"{path} has the column {twice!r} twice: name each column once")
 
@@ -268,8 +270,9 @@ def _labels_in(
     table: dict[str, Sequence[Any]], label: Any, row: Row, said: str
 ) -> Sequence[Any] | None:
     """Return the labels, and check that the table has every column."""
+    taken = frozenset(row.columns)
     lacking = [name for name in row.columns if name not in table]
-    others = [name for name in table if name not in row.columns and name not in RESERVED]
+    others = [name for name in table if name not in taken and name not in RESERVED]
     if lacking:
         instead = f"; it has {_named(others)} in addition to the known ones"
         raise InputError(

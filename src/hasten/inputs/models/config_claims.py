@@ -12,7 +12,7 @@ import re
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,12 +84,12 @@ def check_places(folder: Path, config: Mapping[str, Any]) -> None:
         index = read_json(path)
         shards = index.get("weight_map") if isinstance(index, dict) else None
         for shard in shards.values() if isinstance(shards, dict) else ():
-            if not isinstance(shard, str) or not _is_inside(shard):
+            if not isinstance(shard, str) or re.search(r"[\\/:]", shard) or shard == "..":
                 raise _refused(path, "weight_map", shard)
 
 
 def check_links(root: Path, folders: Iterable[Path]) -> None:
-    """Check that no file of a model is a link to one elsewhere, except in Hugging Face's own cache.
+    """Check that no file or folder of a model is a link to one elsewhere, except in Hugging Face's own cache.
 
     Args:
         root: The model's folder.
@@ -106,8 +106,7 @@ def check_links(root: Path, folders: Iterable[Path]) -> None:
     ]
     allowed = [real, *(one / "blobs" for one in caches)]
     for folder in sorted(folders):
-        files = [one for one in folder.iterdir() if not one.is_dir()] if folder.is_dir() else []
-        for one in (folder, *files):
+        for one in (folder, *(folder.iterdir() if folder.is_dir() else ())):
             led = Path(os.path.realpath(one))
             if not any(led.is_relative_to(each) for each in allowed):
                 raise InputError(
@@ -167,11 +166,6 @@ def _is_place(key: str, value: object, beside: Mapping[str, Any]) -> bool:
         "use_timm_backbone", beside.get("model_type") in _OF_TIMM
     )
     return key == "backbone" and not is_timms and not beside.get("backbone_config")
-
-
-def _is_inside(name: str) -> bool:
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts and not re.search(r"[\\:]", name)
 
 
 @dataclass(frozen=True)

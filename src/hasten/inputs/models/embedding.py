@@ -60,6 +60,6 @@ def embedding_rows(graph: onnx.GraphProto, name: str) -> int | None:
         elif node.op_type == "Gather" and node.input[1] in handed_on:
             axis = next((entry.i for entry in node.attribute if entry.name == "axis"), 0)
             dims = sizes.get(node.input[0])
-            if dims is not None and len(dims) == 2:
+            if dims is not None and len(dims) == 2 and axis in (-2, -1, 0, 1):
                 return int(dims[axis])
     return None

@@ -82,6 +82,7 @@ def _loaded(keras: Any, file: Path, path: Path, *, trust_code: bool) -> Any:
         with quiet():
             if not trust_code:
                 with file.open("rb") as opened:
+                    keras_archive.check_weights(opened, path)
                     _check_sizes(keras, opened, path)
             return keras.models.load_model(file, compile=False, safe_mode=not trust_code)
     except InputError:

@@ -10,8 +10,10 @@ Source: keras 3.15, keras/src/saving/saving_lib.py and serialization_lib.py.
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,10 +63,82 @@ def check(file: IO[bytes], path: Path) -> None:
         config.pop("compile_config", None)  # never read: the model isn't compiled
     found = [f"the file {name!r:.80}" for name in names if not _FILE.fullmatch(name)]
     for what in (*found, *_refused(config)):
+        raise _unsafe(path, what)
+
+
+def _unsafe(path: Path, what: str) -> InputError:
+    return InputError(
+        f"{path} contains {what}, so loading it could run code or touch other files: if you "
+        "trust it, add trust_code=True, or load it in a my.py and give my.py:model"
+    )
+
+
+def check_weights(file: IO[bytes], path: Path) -> None:
+    """Check that the weights of a file are in it: HDF5 has links to other files, and packs a large array of one number small.
+
+    Args:
+        file: The file, opened to be read, after `check`.
+        path: Its path, for messages.
+
+    Raises:
+        InputError: they aren't, or can't be read; or they claim more bytes than they have.
+    """
+    import h5py
+
+    with zipfile.ZipFile(file) as archive, tempfile.TemporaryDirectory() as folder:
+        if _WEIGHTS not in archive.namelist():
+            return  # which keras says
+        try:
+            weights = Path(archive.extract(_WEIGHTS, folder))
+            stored = weights.stat().st_size
+            with h5py.File(weights, "r") as opened:
+                what, claimed = _weights(opened)
+        except Exception as error:  # zipfile and h5py raise several kinds
+            raise InputError(
+                f"{path} can't be loaded as a Keras model: its {_WEIGHTS} can't be read"
+            ) from error
+    if what:
+        raise _unsafe(path, what)
+    if claimed > stored:
         raise InputError(
-            f"{path} contains {what}, so loading it could run code or touch other files: if you "
-            "trust it, add trust_code=True, or load it in a my.py and give my.py:model"
+            f"{path} can't be loaded as a Keras model: its {_WEIGHTS} claims {claimed:,} bytes of weights, but "
+            f"it has {stored:,}: if you trust it, add trust_code=True"
         )
+
+
+def _weights(whole: Any) -> tuple[str, int]:
+    """Return in words what a plain HDF5 file of weights doesn't have, or "", and the bytes that its arrays claim."""
+    import h5py
+
+    left, seen, claimed = [whole], set(), 0
+    while left:
+        group = left.pop()
+        for name in group:
+            if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                return f"a link {name!r:.80} among its weights", claimed
+            one = group[name]
+            if (place := h5py.h5o.get_info(one.id).addr) in seen:
+                continue
+            seen.add(place)
+            if isinstance(one, h5py.Group):
+                left.append(one)
+            elif isinstance(one, h5py.Dataset):
+                if one.external or one.is_virtual:
+                    return f"the weights {name!r:.80} of another file", claimed
+                if one.dtype.hasobject or not _is_plain_type(one):
+                    return f"the weights {name!r:.80}, which aren't numbers", claimed
+                claimed += math.prod(one.shape or ()) * one.dtype.itemsize
+    return "", claimed
+
+
+def _is_plain_type(weights: Any) -> bool:
+    """Whether what keras reads of an array's attributes, the name of its type, is at most one text."""
+    import h5py
+
+    if "dtype" not in weights.attrs:
+        return True
+    said = weights.attrs.get_id("dtype")
+    return said.shape == () and h5py.check_string_dtype(said.dtype) is not None
 
 
 def sizes(file: IO[bytes]) -> tuple[Any, int, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 PROTOBUF_LIMIT_BYTES = 2**31 - 1
 UNKNOWN_RANK = "..."
+_MOST_DIMENSIONS = 64
+"""Dimensions that an array of numpy has at most; the product of more sizes would be a number of many digits."""
 
 
 def load(path: Path, custom_ops: Sequence[Path] = ()) -> Model:
@@ -100,7 +103,54 @@ def read(path: Path) -> onnx.ModelProto:
     for name in _names(proto.graph):
         if not isinstance(name, str):
             raise InputError(f"{path} is damaged: the name {name!r:.100} in it isn't text")
+    if cut := _cut_short(proto):
+        raise InputError(f"{path} is damaged: {cut}")
+    for part in (proto.graph, *proto.functions):
+        for tensor in _tensors(part):
+            if wrong := _wrong_dimensions(tensor.dims):
+                raise InputError(f"{path} is damaged: the tensor {tensor.name!r:.100} has {wrong}")
     return proto
+
+
+def _cut_short(proto: onnx.ModelProto) -> str:
+    """Say which node has fewer inputs or outputs than its operator needs; "" where none has."""
+    import onnx
+
+    own = ("", "ai.onnx")
+    version = max((one.version for one in proto.opset_import if one.domain in own), default=1)
+    least = {one.name: (0, 0) for one in proto.functions}  # which may be called as an operator
+
+    def found(graph: onnx.GraphProto) -> Iterator[str]:
+        for node in graph.node:
+            kind = node.op_type
+            if node.domain in own and kind not in least:
+                least[kind] = 0, 0
+                with contextlib.suppress(onnx.defs.SchemaError):  # one that an engine may know
+                    schema = onnx.defs.get_schema(kind, version, "")
+                    least[kind] = schema.min_input, schema.min_output
+            inputs, outputs = least[kind] if node.domain in own else (0, 0)
+            if len(node.input) < inputs or len(node.output) < outputs:
+                yield (
+                    f"a node {kind} has {len(node.input)} inputs and {len(node.output)} outputs; it needs {inputs} "
+                    f"and {outputs}"
+                )
+            for attribute in node.attribute:
+                if attribute.HasField("g"):
+                    yield from found(attribute.g)
+                for inner in attribute.graphs:
+                    yield from found(inner)
+
+    return next(found(proto.graph), "")
+
+
+def _wrong_dimensions(dims: Sequence[object]) -> str:
+    """Say what no tensor's dimensions are; "" for possible ones."""
+    if len(dims) > _MOST_DIMENSIONS:
+        return f"{len(dims)} dimensions; {_MOST_DIMENSIONS} are the most"
+    for dim in dims:
+        if isinstance(dim, int) and dim < 0:
+            return f"a dimension of the size {dim}"
+    return ""
 
 
 def write_changed(proto: onnx.ModelProto, source: Model, written: Path) -> Model:
@@ -157,10 +207,14 @@ def _tensors(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.Tenso
     for attribute in (*own, *(one for node in graph.node for one in node.attribute)):
         if attribute.HasField("t"):
             yield attribute.t
+        if attribute.HasField("sparse_tensor"):
+            yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
+        if attribute.HasField("g"):
+            yield from _tensors(attribute.g)
         yield from attribute.tensors
-        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+        for sparse in attribute.sparse_tensors:
             yield from (sparse.values, sparse.indices)
-        for inner in (*((attribute.g,) if attribute.HasField("g") else ()), *attribute.graphs):
+        for inner in attribute.graphs:
             yield from _tensors(inner)
 
 
@@ -223,10 +277,11 @@ def _check_extent(
         raise InputError(
             f"{file}: the offset or length of {tensor.name!r} in it isn't a number"
         ) from error
-    if offset < 0 or length < 0 or offset + length > size_bytes:
+    end = offset + length
+    if offset < 0 or length < 0 or end > size_bytes:
+        shown = f"at byte {end}" if abs(end) < 1 << 63 else "past the largest file"
         raise InputError(
-            f"{file} is cut short: {tensor.name!r} ends at byte {offset + length}, "
-            f"the file at {size_bytes}"
+            f"{file} is cut short: {tensor.name!r} ends {shown}, the file at {size_bytes}"
         )
 
 
@@ -309,6 +364,8 @@ def _spec(role: str, value: onnx.ValueInfoProto, path: Path, *, mapped: bool = F
             f"{path}: {role} {value.name!r} is {dtype}, which NumPy doesn't have, so it can't be {used}: export "
             f"the model with {usual} {role}s, and let it cast them itself"
         )
+    if wrong := _wrong_dimensions(tensor.shape.dim):
+        raise InputError(f"{path}: {role} {value.name!r} has {wrong}")
     if tensor.HasField("shape"):
         return TensorSpec(value.name, dtype, tuple(_size(dim) for dim in tensor.shape.dim))
     if role == "input":

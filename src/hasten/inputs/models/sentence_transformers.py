@@ -221,9 +221,15 @@ class SentenceModel:
             raise InputError(
                 f"{self.folder / MODULES} pools the output {_STATES[0]}, but the encoder gives {shown}"
             )
+        own = (one for one in proto.opset_import if one.domain in ("", "ai.onnx"))
+        if (opset := next(own, None)) is None:
+            raise InputError(
+                f"{model.path} doesn't say in which version it has ONNX's own operators, which the steps of "
+                f"{self.folder / MODULES} need: export it again"
+            )
         dims = states.type.tensor_type.shape.dim
         width = dims[-1].dim_value if dims else 0
-        graph = _Graph(proto, width, f"{self.folder / MODULES} pools by {_MASK}")
+        graph = _Graph(proto, opset.version, width, f"{self.folder / MODULES} pools by {_MASK}")
         value = graph.node("Cast", states.name, to=1)
         for step in self.steps:
             value = step(graph, value)
@@ -238,11 +244,15 @@ class _Graph:
         width: Numbers of a vector; 0 where the file doesn't say it.
     """
 
-    def __init__(self, proto: ModelProto, width: int, reads_mask: str) -> None:
+    def __init__(self, proto: ModelProto, opset: int, width: int, reads_mask: str) -> None:
         import onnx
 
-        self._onnx, self._graph, self._reads_mask = onnx, proto.graph, reads_mask
-        self._opset = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
+        self._onnx, self._graph, self._opset, self._reads_mask = (
+            onnx,
+            proto.graph,
+            opset,
+            reads_mask,
+        )
         self._mask, self._number, self.width = "", 0, width
 
     def node(self, operator: str, *inputs: str, **attributes: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -126,8 +127,9 @@ def _named(names: Sequence[Any], values: Sequence[Any]) -> Mapping[Any, Any]:
 
 
 def _check_once(names: Sequence[Any]) -> None:
-    if len(set(names)) < len(names):
-        twice = next(name for place, name in enumerate(names) if name in names[:place])
+    counts = Counter(names)
+    if len(counts) < len(names):
+        twice = next(name for name in names if counts[name] > 1)
         raise InputError(f"the row has the column {twice!r:.80} twice: give each column once")
 
 

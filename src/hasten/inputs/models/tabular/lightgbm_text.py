@@ -12,6 +12,7 @@ import numpy as np
 
 from hasten.core.tensors import Array
 from hasten.errors import InputError, visible
+from hasten.inputs.models.tabular.trees import are_columns, wrong_children
 
 _TREE = b"\nTree="
 END = b"\nend of trees"
@@ -104,11 +105,8 @@ def _wrong(tree: dict[bytes, bytes], columns: int) -> str:
     if leaves == 1:
         return ""
     children = np.concatenate([_integers(tree[name]) for name in (b"left_child", b"right_child")])
-    if not np.array_equal(np.sort(children), np.r_[-leaves:0, 1 : leaves - 1]):
-        return "has nodes that are nobody's child, or several's"
-    if not _are_columns(_integers(tree[b"split_feature"]), columns):
-        return f"splits by a column that isn't one of the {columns}"
-    return _wrong_sets(tree)
+    known, split = np.r_[-leaves:0, 1 : leaves - 1], _integers(tree[b"split_feature"])
+    return wrong_children(children, known, split, columns) or _wrong_sets(tree)
 
 
 def _wrong_linear(tree: dict[bytes, bytes], columns: int) -> str:
@@ -119,7 +117,7 @@ def _wrong_linear(tree: dict[bytes, bytes], columns: int) -> str:
         return ""
     if (counts < 0).any() or not counts.sum() == used.size == _count(tree.get(b"leaf_coeff", b"")):
         return "has linear models of leaves that are cut short"
-    if not _are_columns(used, columns):
+    if not are_columns(used, columns):
         return f"has a linear model of a column that isn't one of the {columns}"
     return ""
 
@@ -131,7 +129,7 @@ def _wrong_sets(tree: dict[bytes, bytes]) -> str:
     if is_set.any():
         words = np.array(tree[b"threshold"].split())[is_set]
         places = _integers(b" ".join(words.tolist()))
-        if not _are_columns(places, count):
+        if not are_columns(places, count):
             return f"splits by a set of categories that isn't one of its {count}"
     if not count:
         return ""
@@ -141,11 +139,6 @@ def _wrong_sets(tree: dict[bytes, bytes]) -> str:
     if _count(tree[b"cat_threshold"]) != bounds[-1]:
         return "has sets of categories that are cut short"
     return ""
-
-
-def _are_columns(places: Array, count: int) -> bool:
-    """Whether places are from 0 to below a count."""
-    return not places.size or bool(places.min() >= 0 and places.max() < count)
 
 
 def _count(values: bytes) -> int:

@@ -299,12 +299,39 @@ def _converted(model: Any) -> Head:
         labels = labels_of(model)
         if not hasattr(model, "predict_proba"):
             raise InputError(f"{kind} gives no probabilities: fit it with probability=True")
+    if not _has_whole_vectors(model, max(2, len(labels))):
+        raise InputError(
+            f"the {kind} is damaged or has a kernel that isn't supported: its support vectors and their numbers don't fit"
+        )
 
     def write(building: Building, part: ColumnBlock) -> str:
         exported = _by_skl2onnx(model, part.size, building.dtype, outputs=bool(labels))
         return building.graph.include(exported, part.name)
 
     return Head("scikit-learn", labels, len(labels) or 1, write, smooth=True)
+
+
+def _has_whole_vectors(model: Any, classes: int) -> bool:
+    """Whether a support vector machine has all that libsvm reads without a look at its size.
+
+    Source: `set_model` in sklearn/svm/src/libsvm/libsvm_helper.c.
+    """
+    count, pairs = model.support_vectors_.shape[0], classes * (classes - 1) // 2
+    factors = model._dual_coef_
+    if model._sparse:
+        model.support_vectors_.check_format(full_check=True)
+        factors = factors.data
+    return bool(
+        model.support_vectors_.shape[1] == model.n_features_in_
+        and model.support_.shape == (count,)
+        and model._n_support.shape == (classes,)
+        and model._n_support.min() >= 0
+        and model.n_support_.sum() == count
+        and factors.size == (classes - 1) * count
+        and model._intercept_.shape == (pairs,)
+        and model._probA.shape == model._probB.shape
+        and model._probA.shape in ((0,), (pairs,))
+    )
 
 
 def _by_skl2onnx(model: Any, size: int, dtype: str, *, outputs: bool) -> Any:

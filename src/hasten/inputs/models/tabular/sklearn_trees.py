@@ -17,7 +17,14 @@ from hasten.inputs.models.tabular.base import looked_up
 from hasten.inputs.models.tabular.building import Building, ColumnBlock
 from hasten.inputs.models.tabular.sklearn_models import Head, labels_of, probabilities
 from hasten.inputs.models.tabular.sklearn_steps import transform
-from hasten.inputs.models.tabular.trees import LEQ, MEMBER, Tree, constant, sum_trees
+from hasten.inputs.models.tabular.trees import (
+    LEQ,
+    MEMBER,
+    Tree,
+    constant,
+    sum_trees,
+    wrong_children,
+)
 
 _NAME = "scikit-learn"
 
@@ -29,27 +36,26 @@ def rounded_down(thresholds: Array) -> Array:
     return np.where(near > thresholds, lower, near).astype(np.float64)
 
 
-def _tree(
-    made: Any, values: Array, targets: tuple[int, ...], columns: Sequence[int] | None = None
-) -> Tree:
+def _tree(made: Any, values: Array, targets: tuple[int, ...], columns: Sequence[int]) -> Tree:
     """Read a classic tree.
 
     Args:
         made: The `tree_` of an estimator.
         values: Numbers of each node, of shape `(nodes, len(targets))`; those of leaves count.
         targets: Numbers of the sums.
-        columns: Column of each of the tree's features; None where they are the columns.
+        columns: Column of each of the tree's features.
+
+    Raises:
+        InputError: its nodes aren't a tree: scikit-learn would read memory that isn't theirs.
     """
-    inner = np.flatnonzero(made.children_left >= 0)
-    leaves = np.flatnonzero(made.children_left < 0)
-    at = np.empty(made.node_count, np.int64)
-    at[inner], at[leaves] = np.arange(len(inner)), ~np.arange(len(leaves))
+    inner, leaves = np.flatnonzero(~_is_leaf(made)), np.flatnonzero(_is_leaf(made))
     features = made.feature[inner]
+    at = _placed(inner, leaves, made.children_left, made.children_right, features, len(columns))
     missing = getattr(made, "missing_go_to_left", np.zeros(made.node_count, bool))
     return Tree(
         values[leaves],
         targets,
-        (features if columns is None else np.asarray(columns)[features]).tolist(),
+        np.asarray(columns, np.int64)[features].tolist(),
         [LEQ] * len(inner),
         rounded_down(made.threshold[inner]).tolist(),
         {},
@@ -57,6 +63,39 @@ def _tree(
         at[made.children_right[inner]].tolist(),
         np.asarray(missing)[inner].astype(bool).tolist(),
     )
+
+
+def _is_leaf(made: Any) -> Array:
+    """Whether each node of a classic tree is a leaf, as scikit-learn itself tells it."""
+    return np.asarray(made.children_left == -1)
+
+
+def _placed(
+    inner: Array, leaves: Array, left: Array, right: Array, features: Array, count: int
+) -> Array:
+    """Return what a `Tree` calls each node by: the place of an inner node, `~place` of a leaf.
+
+    Args:
+        inner: Nodes with children.
+        leaves: The other nodes.
+        left: Left child of each node.
+        right: Right child of each node.
+        features: Column of each inner node.
+        count: Number of the columns.
+
+    Raises:
+        InputError: the nodes aren't a tree.
+    """
+    nodes = len(inner) + len(leaves)
+    children = np.concatenate([left[inner], right[inner]])
+    wrong = wrong_children(children, np.arange(1, nodes), features, count)
+    if not nodes or (inner.size and inner[0] != 0):
+        wrong = "has no root"
+    if wrong:
+        raise InputError(f"the scikit-learn model is damaged: one of its trees {wrong}")
+    at = np.empty(nodes, np.int64)
+    at[inner], at[leaves] = np.arange(len(inner)), ~np.arange(len(leaves))
+    return at
 
 
 def _narrow(building: Building, part: ColumnBlock) -> str:
@@ -78,7 +117,7 @@ def forest_sums(
     """
     width = numbers[0].shape[1]
     trees = [
-        _tree(member.tree_, one, tuple(range(width)))
+        _tree(member.tree_, one, tuple(range(width)), range(part.size))
         for member, one in zip(members, numbers, strict=True)
     ]
     return sum_trees(building.graph, _narrow(building, part), trees, width, "float64")
@@ -102,24 +141,28 @@ def _forest(model: Any) -> Head:
         return np.asarray(held[:, 0, :width] if labels else held[:, :, 0])
 
     def write(building: Building, part: ColumnBlock) -> str:
-        graph, rows = building.graph, _narrow(building, part)
+        graph, rows, columns = building.graph, _narrow(building, part), range(part.size)
         numbers = [leaves(member) for member in members]
         whole = all(
-            np.isin(one[m.tree_.children_left < 0], (0, 1)).all()
+            np.isin(one[_is_leaf(m.tree_)], (0, 1)).all()
             for one, m in zip(numbers, members, strict=True)
         )
         if len(labels) == 1:
             numbers = [np.ones_like(one) for one in numbers]
         if len(labels) == 2 and whole:
             trees = [
-                _tree(m.tree_, one[:, 1:], (0,)) for one, m in zip(numbers, members, strict=True)
+                _tree(m.tree_, one[:, 1:], (0,), columns)
+                for one, m in zip(numbers, members, strict=True)
             ]
             positive = sum_trees(graph, rows, trees, 1, "float64")
             negative = graph.add("Sub", np.float64(len(trees)), positive)
             sums = graph.add("Concat", negative, positive, axis=1)
         else:
             targets = tuple(range(width))
-            trees = [_tree(m.tree_, one, targets) for one, m in zip(numbers, members, strict=True)]
+            trees = [
+                _tree(m.tree_, one, targets, columns)
+                for one, m in zip(numbers, members, strict=True)
+            ]
             sums = sum_trees(graph, rows, trees, width, "float64")
         return sums if len(members) == 1 else graph.add("Div", sums, np.float64(len(members)))
 
@@ -144,7 +187,7 @@ def _boosting(model: Any) -> Head:
         for stage in model.estimators_:
             for target, member in enumerate(stage):
                 values = model.learning_rate * member.tree_.value[:, :, 0]
-                trees.append(_tree(member.tree_, values, (target,)))
+                trees.append(_tree(member.tree_, values, (target,), range(part.size)))
         return sum_trees(graph, rows, trees, count, "float64")
 
     def write(building: Building, part: ColumnBlock) -> str:
@@ -202,6 +245,10 @@ def _histogram(model: Any) -> Head:
     def scores(building: Building, part: ColumnBlock) -> str:
         graph = building.graph
         made = prepare(building, part)
+        if model._bin_mapper.is_categorical_.shape != (made.size,):
+            raise InputError(
+                "the scikit-learn model is damaged: it doesn't say of each column whether it has categories"
+            )
         trees = [constant(float(value), target) for target, value in enumerate(start) if value]
         for stage in model._predictors:
             trees += [_histogram_tree(one, target, made) for target, one in enumerate(stage)]
@@ -237,9 +284,9 @@ def _histogram_tree(predictor: Any, target: int, rows: ColumnBlock) -> Tree:
     """
     nodes = predictor.nodes
     inner, leaves = np.flatnonzero(nodes["is_leaf"] == 0), np.flatnonzero(nodes["is_leaf"])
-    at = np.empty(len(nodes), np.int64)
-    at[inner], at[leaves] = np.arange(len(inner)), ~np.arange(len(leaves))
     split = nodes[inner]
+    left, right = nodes["left"].astype(np.int64), nodes["right"].astype(np.int64)
+    at = _placed(inner, leaves, left, right, split["feature_idx"], rows.size)
     sets = {
         int(place): _bits(predictor.raw_left_cat_bitsets[split["bitset_idx"][place]])
         for place in np.flatnonzero(split["is_categorical"])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hasten.core.tensors import Array
+from hasten.errors import InputError
 from hasten.inputs.models.tabular.graph import Graph
 
 LEQ, LT, GT, MEMBER = 0, 1, 3, 6
@@ -57,6 +58,27 @@ class Tree:
 def constant(value: float, target: int = 0) -> Tree:
     """Return a tree that adds the same number for every row."""
     return Tree(np.array([[value]], np.float64), (target,))
+
+
+def wrong_children(children: Array, known: Array, columns: Array, count: int) -> str:
+    """Say what is wrong with a tree's nodes; "" for sound ones, whose walk from the root ends.
+
+    Args:
+        children: Children of all nodes, of both sides.
+        known: Places of all children, each once and ascending; the root isn't among them.
+        columns: Column of each node.
+        count: Number of the columns.
+    """
+    if not np.array_equal(np.sort(children), known):
+        return "has nodes that are nobody's child, or several's"
+    if not are_columns(columns, count):
+        return f"splits by a column that isn't one of the {count}"
+    return ""
+
+
+def are_columns(places: Array, count: int) -> bool:
+    """Whether places are from 0 to below a count."""
+    return not places.size or bool(places.min() >= 0 and places.max() < count)
 
 
 def interpolated(graph: Graph, value: str, knots: Array, heights: Array) -> str:
@@ -120,12 +142,7 @@ def _without_zeros(tree: Tree, number: int) -> Tree:
     def is_zero(child: int) -> bool:
         return nothing[child] if child >= 0 else bool(values[~child] == 0)
 
-    walk: list[int] = []
-    pending = [0] if tree.columns else []
-    while pending:
-        place = pending.pop()
-        walk.append(place)
-        pending += [child for child in (tree.true[place], tree.false[place]) if child >= 0]
+    walk = _walk(tree, tree.true, tree.false)
     for place in reversed(walk):  # children before their parents
         nothing[place] = is_zero(tree.true[place]) and is_zero(tree.false[place])
     kept = [place for place in walk if not nothing[place]]
@@ -150,6 +167,23 @@ def _without_zeros(tree: Tree, number: int) -> Tree:
         weights = [0.0 if tree.columns else float(values[0])]
     found.values = np.array(weights, tree.values.dtype)[:, None]
     return found
+
+
+def _walk(tree: Tree, last: list[int], first: list[int]) -> list[int]:
+    """Return a tree's nodes from the root on, those of one side first.
+
+    Raises:
+        InputError: the walk doesn't end.
+    """
+    walk: list[int] = []
+    pending = [0] if tree.columns else []
+    while pending:
+        place = pending.pop()
+        walk.append(place)
+        if len(walk) > len(tree.columns):
+            raise InputError("the model is damaged: a tree of it leads back to one of its nodes")
+        pending += [child for child in (last[place], first[place]) if child >= 0]
+    return walk
 
 
 def sum_trees(graph: Graph, rows: str, trees: Sequence[Tree], targets: int, dtype: str) -> str:
@@ -226,12 +260,7 @@ def _ordered(tree: Tree) -> Tree:
     """
     if not tree.sets:
         return tree
-    walk: list[int] = []
-    pending = [0]
-    while pending:
-        place = pending.pop()
-        walk.append(place)
-        pending += [child for child in (tree.false[place], tree.true[place]) if child >= 0]
+    walk = _walk(tree, tree.false, tree.true)
     at = {place: number for number, place in enumerate(walk)}
     return Tree(
         tree.values,

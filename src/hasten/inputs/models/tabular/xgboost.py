@@ -29,7 +29,14 @@ from hasten.inputs.models.tabular.base import (
 )
 from hasten.inputs.models.tabular.graph import Graph
 from hasten.inputs.models.tabular.own_answers import OwnAnswers, Rows, in_frame
-from hasten.inputs.models.tabular.trees import LT, MEMBER, Tree, constant, sum_trees
+from hasten.inputs.models.tabular.trees import (
+    LT,
+    MEMBER,
+    Tree,
+    constant,
+    sum_trees,
+    wrong_children,
+)
 from hasten.inputs.pipeline.rows import Row
 
 _CLASSES = ("binary:logistic", "binary:hinge", "multi:softprob", "multi:softmax")
@@ -268,14 +275,14 @@ def _trees(
         each = groups * int(model["gbtree_model_param"].get("num_parallel_tree", 1))
         kept = min(kept, iterations * max(1, each))
     scales = learner["gradient_booster"].get("weight_drop") or [1.0] * kept
+    size = int(learner["learner_model_param"]["num_feature"])
     trees = [constant(float(value), group) for group, value in enumerate(begin) if value]
     trees += [
-        _tree(tree, int(group), scale)
+        _tree(tree, int(group), scale, size)
         for tree, group, scale in zip(
             model["trees"][:kept], model["tree_info"][:kept], scales[:kept], strict=True
         )
     ]
-    size = int(learner["learner_model_param"]["num_feature"])
     sets = {tree.columns[place] for tree in trees for place in tree.sets}
     rows = looked_up(graph, rows, sets, size, "float32", "floor")
     return sum_trees(graph, rows, trees or [constant(0.0)], groups, "float32")
@@ -292,8 +299,18 @@ def _margins(base: str, groups: int, name: str) -> Array:
     return np.asarray(values, np.float32)
 
 
-def _tree(tree: dict[str, Any], group: int, scale: float) -> Tree:
-    """Read a tree; a category in a node's set goes right, as every number does that isn't below."""
+def _tree(tree: dict[str, Any], group: int, scale: float, size: int) -> Tree:
+    """Read a tree; a category in a node's set goes right, as every number does that isn't below.
+
+    Args:
+        tree: Its record.
+        group: Number of the sum that its leaves are added to.
+        scale: Factor of its leaves.
+        size: Number of the columns.
+
+    Raises:
+        InputError: its nodes aren't a tree.
+    """
     if int(tree["tree_param"].get("size_leaf_vector") or 1) > 1:
         raise InputError(
             "XGBoost's multi_output_tree isn't supported: train with one_output_per_tree"
@@ -302,6 +319,15 @@ def _tree(tree: dict[str, Any], group: int, scale: float) -> Tree:
     left, right = tree["left_children"], tree["right_children"]
     inner = [place for place, child in enumerate(left) if child != -1]
     leaves = [place for place, child in enumerate(left) if child == -1]
+    children = np.array([side[place] for side in (left, right) for place in inner], np.int64)
+    columns = np.array([tree["split_indices"][place] for place in inner], np.int64)
+    # Some nodes may be nobody's child: those that pruning deleted.
+    known = np.intersect1d(children, np.arange(1, len(left)))
+    wrong = wrong_children(children, known, columns, size)
+    if not left or (inner and inner[0] != 0):
+        wrong = "has no root"
+    if wrong:
+        raise InputError(f"the XGBoost model is damaged: one of its trees {wrong}")
     at = {place: number for number, place in enumerate(inner)}
     at |= {place: ~number for number, place in enumerate(leaves)}
     conditions = np.array(tree["split_conditions"], np.float32)
