@@ -64,7 +64,25 @@ LABORIOUS: dict[str, tuple[bytes, str]] = {
     ),
     "segments": (
         PROGRESSIVE[:2] + EXIF * 1001 + PROGRESSIVE[2:],
-        "the image is a JPEG file of more than 1,000 segments before its pixels: save it without its metadata",
+        "the image is a JPEG file of more than 1,000 segments: save it without its metadata",
+    ),
+    "segments behind a scan": (
+        PROGRESSIVE[:-2] + b"\xff\xfe\x00\x02" * 1001 + PROGRESSIVE[-2:],
+        "the image is a JPEG file of more than 1,000 segments: save it without its metadata",
+    ),
+    "codes without a length behind a scan": (
+        PROGRESSIVE[:-2] + b"\xff\xf0" * 1001 + PROGRESSIVE[-2:],
+        "the image is a JPEG file of more than 1,000 segments: save it without its metadata",
+    ),
+    "many bytes up to 100": (
+        b"P5\n1200 900\n100\n" + bytes(1200 * 900),
+        "the image is a PPM file of 1,080,016 bytes, and of more than 1,048,576 only binary ones whose largest value "
+        "is 255 are read: save it so, or as PNG",
+    ),
+    "many numbers": (
+        b"P2\n600 900\n255\n" + b"7 " * 540_000,
+        "the image is a PPM file of 1,080,015 bytes, and of more than 1,048,576 only binary ones whose largest value "
+        "is 255 are read: save it so, or as PNG",
     ),
     "profiles": (
         with_profiles(11),
@@ -109,6 +127,8 @@ def test_a_picture_that_takes_long_for_its_bytes_is_refused_before_it_is_decoded
         pytest.param(encoded(PHOTO, "MPO", save_all=True, append_images=[PHOTO] * 20), id="MPO"),
         pytest.param(with_profiles(1), id="a color profile"),
         pytest.param(with_comments(100), id="100 comments"),
+        pytest.param(b"P5\n1200 900\n255\n" + bytes(1200 * 900), id="PPM"),
+        pytest.param(b"P5\n20 9\n100\n" + bytes(range(90)) * 2, id="PPM up to 100"),
         pytest.param(strips(16), id="16 strips"),
         pytest.param(encoded(PHOTO, "BMP"), id="BMP"),
         pytest.param(encoded(PHOTO.quantize(16), "BMP"), id="BMP with a palette"),

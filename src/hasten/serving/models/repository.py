@@ -12,6 +12,7 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
+from weakref import WeakSet
 
 from hasten.bundle import read, unpacked
 from hasten.bundle.signatures import PublicKey
@@ -123,8 +124,8 @@ class Repository:
         self._busy: dict[str, asyncio.Lock] = {}
         self._loading, self._replacing = asyncio.Semaphore(), asyncio.Semaphore()
         self._under_way: dict[asyncio.Task[None], tuple[Registered, float]] = {}
-        self._ending: list[ServedChain] = []
-        """Chains that were made again, and still answer what they have accepted."""
+        self._ending: WeakSet[ServedChain] = WeakSet()
+        """Chains that get no more requests, and may still answer what they have accepted."""
 
     def __iter__(self) -> Iterator[Registered]:
         for versions in self._versions.values():
@@ -306,6 +307,7 @@ class Repository:
                     raise
                 raise CandidateError(f"{one.path}: {type(error).__name__}: {error}") from error
             if one.chain is not None:
+                self._let_end(old)
                 one.served = chain
                 one.state, one.reason = "READY", ""
                 await self._find_certificate(
@@ -340,17 +342,12 @@ class Repository:
             what = "ready" if old is None else "ready, in place of the model served before"
             log.info("%s", what, extra={"model": one.name, "version": one.version})
             left = [self._renewed(each, one.name, old) for each in chains]
-            self._ending += left
             for other in list(self.served()):  # its certificate may be of the old model
                 if isinstance(other, ServedChain) and other.asks(one.name, one.version):
                     await self._find_certificate(other)
-            for chain in left:
-                try:
-                    await self._retire(chain)
-                finally:
-                    self._ending.remove(chain)
-            if old is not None:
-                await self._retire(old)
+            for each in [*left, old]:
+                if each is not None:
+                    await self._retire(each)
 
     async def _opened_in_turn(self, one: Registered, old: ServedModel | None) -> OpenBundle:
         """Open a version's bundle, one at a time unless another's turn has lasted too long.
@@ -442,9 +439,23 @@ class Repository:
         old = one.served
         assert isinstance(old, ServedChain)
         assert one.chain is not None
-        old.end_with(name, model)
+        self._let_end(old, name, model)
         one.served = self._chained(one, one.chain, old)
         return old
+
+    def _let_end(
+        self, old: ServedModel | None, name: str = "", model: ServedModel | None = None
+    ) -> None:
+        """Let a chain that gets no more requests end with the models that it has; do nothing for other models.
+
+        Args:
+            old: The chain.
+            name: Name of a model of it that was replaced just now; "" if none was.
+            model: The model that was replaced; None if it was unloaded before.
+        """
+        if isinstance(old, ServedChain):
+            old.end_with(name, model)
+            self._ending.add(old)
 
     async def _find_certificate(self, chain: ServedChain) -> None:
         """Let a chain state its certificate, unless one of its models isn't ready."""
@@ -552,6 +563,7 @@ class Repository:
         """
         one.given_up.set()
         old, one.served = one.served, None
+        self._let_end(old)
         one.state, one.reason = "UNAVAILABLE", UNLOADED
         if old is not None:
             one.state = "UNLOADING"
@@ -561,7 +573,7 @@ class Repository:
 
     async def _retire(self, old: ServedModel) -> None:
         """Close a model, or a chain, once it and the chains that end with it have answered."""
-        for chain in [one for one in self._ending if one.ends_with(old)]:
+        for chain in [one for one in list(self._ending) if one.ends_with(old)]:
             await chain.drained()
         await old.drained()
         await _on_a_thread(old.close)
