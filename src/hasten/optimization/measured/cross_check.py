@@ -17,8 +17,9 @@ from hasten.core.tensors import Tensors
 from hasten.engines.reference import Reference
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.spool import Spool
+from hasten.inputs.metrics.same_answers import EXACT_TOLERANCE
 from hasten.measure.candidate import Single
-from hasten.measure.exactness import EXACT_TOLERANCE, difference
+from hasten.measure.exactness import difference
 from hasten.measure.workbench import Workbench
 
 
