@@ -260,3 +260,55 @@ def test_what_was_made_without_a_metric_can_be_certified_without_one(tmp_path: P
         main, ["certify", str(tmp_path / "b.hasten"), "--data", str(data), "--max-drop", "5%"]
     )
     assert result.exit_code == 0, result.output
+
+
+NEW = "or install a newer ONNX Runtime"
+
+
+@pytest.mark.parametrize("with_data", [False, True])
+@pytest.mark.parametrize(
+    ("header", "node", "line"),
+    [
+        (
+            '<ir_version: 99, opset_import: ["" : 17]>',
+            "Neg(x)",
+            rf"the file has IR version 99; ONNX Runtime \d+\.\d+ reads up to (\d+): set the model's ir_version to \1 and "
+            rf"save it, {NEW}",
+        ),
+        (
+            '<ir_version: 8, opset_import: ["" : 99]>',
+            "Neg(x)",
+            r"the file has opset 99; ONNX Runtime \d+\.\d+ reads up to (\d+): export it with opset_version=\1, "
+            + NEW,
+        ),
+        (
+            '<ir_version: 8, opset_import: ["" : 17, "ai.onnx.ml" : 99]>',
+            "Neg(x)",
+            r"the file has opset 99 of ai\.onnx\.ml; ONNX Runtime \d+\.\d+ reads up to \d+: export it with an older one, "
+            + NEW,
+        ),
+        (
+            '<ir_version: 8, opset_import: ["" : 17]>',
+            "mine.Own(x)",
+            r".*No opset import for domain 'mine'; if you have a library with the operator, give it with "
+            "--custom-ops LIBRARY",
+        ),
+        (
+            '<ir_version: 8, opset_import: ["" : 17, "mine" : 1]>',
+            "mine.Own(x)",
+            r".*mine:Own\(-1\) is not a registered function/op \(node that gives 'y'\); if you have a library with the "
+            "operator, give it with --custom-ops LIBRARY",
+        ),
+    ],
+)
+def test_a_model_that_cant_be_opened_is_said_to_be_so(
+    tmp_path: Path, header: str, node: str, line: str, with_data: bool
+) -> None:
+    text = f"{header} some (float[n, 8] x) => (float[n, 8] y) {{ y = {node} }}"
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "some.onnx")
+    np.savez(tmp_path / "d.npz", x=np.random.default_rng(0).standard_normal((99, 8), np.float32))
+    data = ["--data", tmp_path / "d.npz"] if with_data else []
+    out = ["--out", tmp_path / "b.hasten", "--engine", "onnxruntime"]
+    last = said("optimize", tmp_path / "some.onnx", *data, *out).splitlines()[-1]
+    begin = "hasten: no engine runs this model: original, ONNX Runtime: ONNX Runtime can't load the model: "
+    assert re.fullmatch(re.escape(begin) + line, last), last

@@ -149,7 +149,10 @@ def _that_run(
 
 
 def _failure(model: Model, arrays: dict[str, Array]) -> str:
-    """Return why a model can't answer the first sample; empty where it can, or nothing can tell."""
+    """Return why a model can't answer the first sample; empty where it can, or nothing can tell.
+
+    Where ONNX Runtime can't open the model, no input can be tried, and the search says which engine can.
+    """
     try:
         import onnxruntime
     except ImportError:
@@ -161,17 +164,20 @@ def _failure(model: Model, arrays: dict[str, Array]) -> str:
         spec.name: arrays[spec.name][:1].reshape([int(size) for size in spec.shape])
         for spec in settled.request
     }
-    try:
-        with silenced():
+    with silenced():
+        try:
             if model.files:
                 session = onnxruntime.InferenceSession(str(model.path))
             else:
                 session = session_of(read_onnx(model), model)
+        except (CandidateError, InputError):
+            raise
+        except Exception:  # the runtime raises exceptions of its own
+            return ""
+        try:
             session.run(None, request)
-    except (CandidateError, InputError):
-        raise
-    except Exception as error:  # the runtime raises exceptions of its own
-        return first_line(error)
+        except Exception as error:
+            return first_line(error)
     return ""
 
 
