@@ -82,6 +82,7 @@ from hasten.optimization.shapes import (
     check_takes_open,
     compare_means,
     extents_of,
+    time_first,
     typical_sample,
 )
 from hasten.optimization.small_models import named_students, small_models
@@ -414,6 +415,8 @@ def _note(job: Job, ready: Ready) -> None:
         job.notes += without_program(target.family)
         job.notes += without_modules(order.passes) if target.kind == "host" else ()
         job.notes += unsuited(target) if target.kind == "attached" else ()
+    if ready.unrolled is None:
+        job.notes += filter(None, [time_first(ready.model, ready.parts.search)])
     if ready.made_up:
         if isinstance(ready.promise.metric, SameAnswers):
             job.notes.append(comparison_note(ready.model))
