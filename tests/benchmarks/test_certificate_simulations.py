@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hasten.certificate.betting import fewest_unchanged
-from hasten.measure.exactness import EXACT_TOLERANCE, differences
+from hasten.inputs.metrics.same_answers import EXACT_TOLERANCE, differences
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 Load = Callable[[str], Any]

@@ -56,3 +56,29 @@ def test_a_meant_error_keeps_its_first_line_and_gains_its_operator() -> None:
     assert said(of_a_library, CONV, ValueError("no scale")) == "at Conv (node 'first'): no scale"
     assert said(of_a_library, CONV, ValueError("Conv has no scale")) == "Conv has no scale"
     assert len(said(inner, ValueError("x" * 1000))) == 300
+
+
+@pytest.mark.parametrize(
+    ("message", "line"),
+    [
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running Add node. Name:'' Status "
+            "Message: /onnxruntime_src/onnxruntime/core/providers/cpu/math/element_wise_ops.h:583 void "
+            "onnxruntime::BroadcastIterator::Append(ptrdiff_t, ptrdiff_t) axis == 1 was false. 2 by 4",
+            "Non-zero status code returned while running Add node. Name:'' Status Message: axis == 1 was false. 2 by 4",
+        ),
+        (
+            "[ONNXRuntimeError] : 1 : FAIL : /onnxruntime_src/onnxruntime/core/graph/model.cc:256 "
+            "onnxruntime::(anonymous namespace)::read<std::pair<int(*)(), T> >(const onnx::ModelProto&&) const "
+            "[with T = int] it is (wrong)",
+            "it is (wrong)",
+        ),
+        (
+            "D:\\a\\s\\onnxruntime\\core\\graph\\model.cc:12 onnxruntime::Read::operator()() no",
+            "no",
+        ),
+        ("/onnxruntime_src/core/x.cc:1 cut(off", "cut(off"),
+    ],
+)
+def test_places_in_a_runtimes_source_are_left_out(message: str, line: str) -> None:
+    assert raised(RuntimeError(message)) == line

@@ -298,3 +298,51 @@ def test_a_projects_commands_take_their_options_from_its_file(tmp_path: Path) ->
     )
     assert tested.exit_code == 0, tested.output
     assert tested.stderr == "hasten: from hasten.toml: BUNDLE, --data\n"
+
+
+OUTPUTS = {
+    "y": ("float[n, 3]", "y = MatMul(x, w)"),
+    "other": ("float[n, 3]", "m = MatMul(x, w) other = Neg(m)"),
+    "logit": ("float[n, 1]", "n = MatMul(x, w) logit = ReduceSum(n, axes)"),
+    "all": ("float[n]", "o = MatMul(x, w) all = ReduceSum<keepdims=0>(o, axes)"),
+    "top": ("int64[n]", "p = MatMul(x, w) top = ArgMax<axis=1, keepdims=0>(p)"),
+    "high": ("bool[n, 3]", "q = MatMul(x, w) high = Greater(q, zero)"),
+}
+
+
+@pytest.mark.parametrize(
+    ("outputs", "metric"),
+    [
+        (("y",), None),
+        (("y", "top"), None),
+        (("y", "other"), "agreement@all"),
+        (("logit",), "regression:0.01@all"),
+        (("y", "other", "logit"), ["agreement@y", "agreement@other", "regression:0.01@logit"]),
+        (("top",), "agreement@all"),
+        (("high", "top"), "agreement@all"),
+        (("logit", "high"), ["regression:0.01@logit", "agreement@high"]),
+        (("all", "high"), "same_answers"),
+    ],
+)
+def test_a_project_names_a_metric_where_the_outputs_suggest_none(
+    tmp_path: Path, outputs: tuple[str, ...], metric: object
+) -> None:
+    shown = ", ".join(f"{OUTPUTS[name][0]} {name}" for name in outputs)
+    text = f"""
+        some (float[n, 8] x) => ({shown}) <int64[1] axes = {{1}}, float zero = {{0}}> {{
+            {" ".join(OUTPUTS[name][1] for name in outputs)}
+        }}"""
+    model = models.write(tmp_path / "some.onnx", text, {"w": (8, 3)})
+    place = init(str(model), tmp_path / "project")
+    written = (place / "hasten.toml").read_text()
+    assert tomllib.loads(written)["optimize"].get("metric") == metric
+    assert ("# Choose how answers are judged" in written) == (metric is not None)
+    (place / "data.py").write_text(
+        "import numpy as np\n"
+        "rng = np.random.default_rng(0)\n"
+        "def samples():\n"
+        "    yield from ({'x': rng.standard_normal(8, np.float32)} for _ in range(300))\n"
+    )
+    with quick_runs(races=False), contextlib.chdir(place):
+        made = CliRunner().invoke(main, ["optimize", "--engine", "onnxruntime"])
+    assert made.exit_code == 0, made.output

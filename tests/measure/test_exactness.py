@@ -11,8 +11,9 @@ from hasten.inputs.metrics import parse_metric
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.brier import Brier
 from hasten.inputs.metrics.regression import Regression
+from hasten.inputs.metrics.same_answers import EXACT_TOLERANCE, differences
 from hasten.inputs.metrics.top_k import Top1
-from hasten.measure.exactness import EXACT_TOLERANCE, Changes, Comparing, difference, differences
+from hasten.measure.exactness import Changes, Comparing, difference
 
 ROWS, CHUNK = 2000, 64
 

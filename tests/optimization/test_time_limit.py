@@ -1,6 +1,7 @@
 """A run under a time limit: what gives way, what stays whole, and what is said."""
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from tests.support import ragged
 from tests.support.quick import quick_runs
 
 import hasten
@@ -152,6 +154,26 @@ def test_a_candidate_that_the_time_ran_out_for_is_untried_and_not_failed(tmp_pat
     with patch.object(Screening, "_screen", screen):
         result = optimize(tmp_path)
     assert "the time limit left 1 of 2 candidates untried" in result.notes
+
+
+def test_what_the_time_limit_left_of_exact_and_inexact_candidates_is_one_note(
+    tmp_path: Path,
+) -> None:
+    def screen(self: Screening, trial: Trial, opened: OpenWorker) -> Trial:
+        raise OutOfTime("the time limit came before it was timed")
+
+    with patch.object(Screening, "_screen", screen), quick_runs(passes=True, races=False):
+        result = hasten.optimize(
+            ragged.encoder(tmp_path),
+            ragged.sentences(120),
+            out=tmp_path / "b.hasten",
+            engines=("onnxruntime", "tests.support.rivals:Rival"),
+            passes=("dynamic_quantization",),
+        )
+    [note] = [one for one in result.notes if "untried" in one]
+    found = re.fullmatch(r"the time limit left (\d+) of (\d+) candidates untried", note)
+    assert found is not None
+    assert int(found[1]) == int(found[2]) - 1 > 1  # all but the baseline
     assert not any(why.startswith("failed") for why in result.tried.values())
 
 

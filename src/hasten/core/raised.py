@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import traceback
 from pathlib import Path
 from types import TracebackType
@@ -11,6 +13,16 @@ REMEDY = "exporting the model with a newer operator set, or without this operato
 _BARE = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, TypeError)
 """Kinds of exception whose text alone tells a stranger nothing: "list index out of range"."""
 _LONGEST = 300
+_ONNXRUNTIME_PREFIX = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?"
+)
+_ONNXRUNTIME_SOURCE = re.compile(r"\S*onnxruntime\S*[/\\]\w+\.(?:cc|h|cpp|cu|hpp):\d+ ")
+_ONNXRUNTIME_IR = re.compile(
+    r"Unsupported model IR version: (\d+), max supported IR version: (\d+)"
+)
+_ONNXRUNTIME_OPSET = re.compile(
+    r"Opset (\d+) is under development.*Current official support for domain (\S+) is till opset (\d+)"
+)
 
 
 def raised(error: BaseException) -> str:
@@ -20,7 +32,7 @@ def raised(error: BaseException) -> str:
     place and what to try. The operator is that of an ONNX node which a function of the traceback works on.
     """
     lines = str(error).strip().splitlines()
-    said = lines[0].strip() if lines else ""
+    said = plainly(lines[0].strip()).strip() if lines else ""
     said = said if len(said) <= _LONGEST else f"{said[: _LONGEST - 3]}..."
     node = _node(error.__traceback__)
     if isinstance(error, _BARE) or not said:
@@ -28,6 +40,41 @@ def raised(error: BaseException) -> str:
         at = f" at {node}" if node else _place(error.__traceback__)
         return f"it stopped{at} ({kind}); {REMEDY}"
     return said if not node or _names(said, node) else f"at {node}: {said}"
+
+
+def plainly(line: str) -> str:
+    """Return a line of a runtime's message without the places in its source.
+
+    Where ONNX Runtime finds a file too new, the line says what it reads and what to do.
+    """
+    line = _ONNXRUNTIME_PREFIX.sub("", line)
+    while found := _ONNXRUNTIME_SOURCE.search(line):
+        line = line[: found.start()] + _behind_signature(line[found.end() :])
+    version = getattr(sys.modules.get("onnxruntime"), "__version__", "").split(".")[:2]
+    reads = f"ONNX Runtime {'.'.join(version)}".strip()
+    if found := _ONNXRUNTIME_IR.search(line):
+        has, most = found.groups()
+        return (
+            f"the file has IR version {has}; {reads} reads up to {most}: set the model's ir_version to {most} and save it, "
+            "or install a newer ONNX Runtime"
+        )
+    if found := _ONNXRUNTIME_OPSET.search(line):
+        has, domain, most = found.groups()
+        of = "" if domain == "ai.onnx" else f" of {domain}"
+        how = f"export it with opset_version={most}" if not of else "export it with an older one"
+        return f"the file has opset {has}{of}; {reads} reads up to {most}: {how}, or install a newer ONNX Runtime"
+    return line
+
+
+def _behind_signature(text: str) -> str:
+    """Return what follows the signature of a C++ function that begins a text; the text where none does."""
+    depth = 0
+    for place, sign in enumerate(text):
+        depth += (sign == "(") - (sign == ")")
+        if sign == ")" and depth == 0 and text[place + 1 : place + 2] in ("", " "):
+            rest = text[place + 1 :].removeprefix(" const").lstrip()
+            return rest.partition("] ")[2] if rest.startswith("[with ") else rest
+    return text
 
 
 def _names(said: str, node: str) -> bool:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from hasten.core.raised import REMEDY
+from hasten.core.raised import REMEDY, plainly
 from hasten.core.tensors import Tensors
 from hasten.errors import CandidateError, NotCovered, visible
 
 LONGEST_REASON = 300
-_ONNXRUNTIME_PREFIX = re.compile(
-    r"^\[ONNXRuntimeError\] : \d+ : \w+ : (Load model from .*? failed:)?"
-)
 _OPENVINO_NOISE = re.compile(
     r"^(Exception from |Check '.*' failed at |FrontEnd API failed with |Model wasn't fully|Summary:)"
 )
@@ -79,7 +76,7 @@ def reason(error: Exception) -> str:
 
     Control characters are written out, since a model's own names are in it.
     """
-    lines = [_ONNXRUNTIME_PREFIX.sub("", line).strip(" -") for line in str(error).splitlines()]
+    lines = [plainly(line).strip(" -") for line in str(error).splitlines()]
     telling = (line for line in lines if line and not _OPENVINO_NOISE.match(line))
     line = next(telling, lines[0] if lines else "") or type(error).__name__
     line = visible(_of_openvino(line, lines) or line)

@@ -18,6 +18,7 @@ from hasten.core.tensors import TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.made_up import PICTURE, SEQUENCE, axes_of
 from hasten.inputs.data.text_files import reads_texts
+from hasten.inputs.metrics.choice import EVERY_OUTPUT
 from hasten.inputs.metrics.outputs import class_output
 from hasten.inputs.models.hugging_face import Folder
 from hasten.inputs.models.onnx import UNKNOWN_RANK
@@ -100,7 +101,13 @@ def _files(found: Any, name: str) -> dict[str, str]:
     fresh = "new.csv:label" if rows else "data.py:new_samples"
     in_toml = json.dumps(name, ensure_ascii=False)  # TOML quotes texts as JSON does
     files = {
-        "hasten.toml": _filled("hasten.toml.txt", model_in_toml=in_toml, data=data, fresh=fresh),
+        "hasten.toml": _filled(
+            "hasten.toml.txt",
+            model_in_toml=in_toml,
+            data=data,
+            metric=_metric(stated_outputs(found)),
+            fresh=fresh,
+        ),
         "Makefile": _filled("Makefile.txt", model=_in_make(shlex.quote(name))),
         ".github/workflows/hasten.yml": _filled("workflow.yml", fresh=fresh),
     }
@@ -138,6 +145,29 @@ def _label(outputs: Sequence[TensorSpec]) -> str:
         return "a label is the number of a class, or what the metric reads"
     shown = one_line(", ".join(map(str, outputs)))
     return f"a label is what the metric reads; the model gives {shown}"
+
+
+def _metric(outputs: Sequence[TensorSpec]) -> str:
+    """Return lines of TOML with a metric, where the outputs suggest none; empty elsewhere."""
+    if not outputs or class_output(outputs) is not None:
+        return ""
+    kinds = {spec.name: _judged_by(spec) for spec in outputs}
+    value: str | list[str] = [f"{kind}@{name}" for name, kind in kinds.items()]
+    if len(set(kinds.values())) == 1:
+        value = f"{kinds[outputs[0].name]}@{EVERY_OUTPUT}"
+    elif any(name in ("", EVERY_OUTPUT) or one_line(name) != name for name in kinds):
+        value = "same_answers"
+    return (
+        "# Choose how answers are judged: docs/reference/metrics.md describes the metrics. A tolerance, such as 0.01, is in\n"
+        f"# the output's unit. The model gives {one_line(', '.join(map(str, outputs)))}.\n"
+        f"metric = {json.dumps(value, ensure_ascii=False)}\n"
+    )
+
+
+def _judged_by(spec: TensorSpec) -> str:
+    """Return a metric that reads an output, whatever it means."""
+    classes = len(spec.shape) == 2 and spec.shape[1] != 1
+    return "agreement" if classes or "float" not in spec.dtype else "regression:0.01"
 
 
 def _inputs(specs: Sequence[TensorSpec]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
@@ -10,11 +9,10 @@ import numpy as np
 
 from hasten.core.tensors import Array, Tensors
 from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.same_answers import EXACT_TOLERANCE, differences
 
 Redecided: TypeAlias = Callable[[Tensors, Tensors], Array]
 
-EXACT_TOLERANCE = 1e-3
-"""Largest difference of an exact answer, relative to the largest output, that rounding explains."""
 FAULT_TOLERANCE = 3e-2
 """Largest difference of an answer by exact settings, relative to the largest output, that a lack of precision explains.
 
@@ -30,36 +28,6 @@ def difference(outputs: Tensors, exact: Tensors) -> float:
     It is infinite where an output is missing or has another shape, or where `differences` says so.
     """
     return float(differences(outputs, exact).max(initial=0.0))
-
-
-def differences(outputs: Tensors, exact: Tensors) -> Array:
-    """Return each sample's largest difference, relative to the largest finite value of all samples, `(n,)`.
-
-    Equal infinities don't differ. The difference is infinite where only one of two numbers is, and where
-    either is NaN, so that an answer with NaN is never an unchanged one.
-
-    Args:
-        outputs: Outputs of a model by name, each of shape `(n, ...)`.
-        exact: Outputs of the exact model for these samples.
-    """
-    count = len(next(iter(exact.values())))
-    worst = np.zeros(count)
-    for name, own in exact.items():
-        if name not in outputs or outputs[name].shape != own.shape:
-            return np.full(count, math.inf)
-        if own.dtype.kind != "f":
-            gap = (outputs[name] != own).reshape(count, -1).any(axis=1).astype(np.float64)
-        else:
-            pair = [array.astype(np.float64).reshape(count, -1) for array in (outputs[name], own)]
-            with np.errstate(invalid="ignore"):
-                apart = np.abs(pair[0] - pair[1])
-            apart[pair[0] == pair[1]] = 0
-            apart[np.isnan(apart)] = math.inf
-            finite = np.isfinite(pair[1])
-            largest = max(float(np.abs(pair[1]).max(initial=0, where=finite)), 1e-12)
-            gap = apart.max(axis=1, initial=0) / largest
-        worst = np.maximum(worst, gap)
-    return worst
 
 
 class Changes:

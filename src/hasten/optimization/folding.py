@@ -24,15 +24,11 @@ from hasten.inputs.data.spool import Spool
 from hasten.inputs.data.stepped import Stepped
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.outputs import class_output
+from hasten.inputs.metrics.same_answers import EXACT_TOLERANCE
 from hasten.inputs.pipeline.base import Origin, Pipeline, Step
 from hasten.inputs.pipeline.image import ToLayout
 from hasten.measure.accuracy import sealed_scores
-from hasten.measure.exactness import (
-    EXACT_TOLERANCE,
-    Comparing,
-    changed_in_words,
-    unchanged_in_words,
-)
+from hasten.measure.exactness import Comparing, changed_in_words, unchanged_in_words
 from hasten.measure.workbench import Bench, OpenWorker
 from hasten.optimization.job import Job
 from hasten.optimization.shapes import typical_sample
@@ -56,12 +52,14 @@ class Prepared:
         pipeline: Steps from an image file to the model's input; None where there are none.
         dataset: Data that judges.
         training: Data to train on and to calibrate from; None where none was given.
+        made_up: Whether no data was given, so that inputs were made up.
     """
 
     model: Model
     pipeline: Pipeline | None
     dataset: Dataset
     training: Dataset | None = None
+    made_up: bool = False
 
 
 @dataclass(frozen=True)

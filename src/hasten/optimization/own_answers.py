@@ -19,11 +19,11 @@ from hasten.inputs.data.dataset import Subset
 from hasten.inputs.data.parts import Parts
 from hasten.inputs.data.spool import write_spool
 from hasten.inputs.data.table import TableRows
+from hasten.inputs.metrics.same_answers import differences
 from hasten.inputs.models.tabular.base import CONVERT, Tabular
 from hasten.inputs.models.tabular.own_answers import NoAnswersError
 from hasten.inputs.pipeline.row_arrays import RowArrays
 from hasten.inputs.pipeline.rows import Row
-from hasten.measure.exactness import differences
 from hasten.measure.workbench import Bench
 
 _ROWS, _UNUSUAL = 300, 20

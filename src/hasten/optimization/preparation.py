@@ -35,6 +35,7 @@ from hasten.inputs.data.table import TableRows, reads_rows
 from hasten.inputs.data.text_files import TextData
 from hasten.inputs.metrics import check_outputs, default_metric, for_labels, named_metric
 from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.same_answers import SameAnswers
 from hasten.inputs.metrics.unlabelled import check_labelled
 from hasten.inputs.models import frozen
 from hasten.inputs.models.embedding import check_vocabulary
@@ -81,6 +82,7 @@ from hasten.optimization.shapes import (
     check_takes_open,
     compare_means,
     extents_of,
+    time_first,
     typical_sample,
 )
 from hasten.optimization.small_models import named_students, small_models
@@ -93,8 +95,10 @@ from hasten.optimization.unrolling import (
 )
 from hasten.optimization.without_data import (
     check_order,
+    comparison_note,
     data_for_a_certificate,
     load_without_data,
+    metric_without_data,
 )
 from hasten.optimization.workspace import SEARCH_VERSION, check_same_run
 from hasten.passes import already_quantized
@@ -256,7 +260,7 @@ def _read(
             job, found, data, training, preparation, keep_program=keep_program
         )
         job.notes += note_of_states(source, dataset)
-    return Prepared(source, preparation, dataset, known)
+    return Prepared(source, preparation, dataset, known, made_up=data is None)
 
 
 @dataclass(frozen=True)
@@ -299,9 +303,11 @@ def _laid_out(job: Job, target: Target, made: Prepared) -> _Laid:
     )
     _check_graph(job, target, source, preparation)
     sequences = sequences_of(order, dataset) if isinstance(dataset, SequenceData) else None
+    wanted = order.metric
+    if wanted is None and made.made_up:
+        wanted = metric_without_data(source)
     metric = guarded(
-        metric_for(order.metric, parts, source, sequences, preparation).around(preparation),
-        order.guard,
+        metric_for(wanted, parts, source, sequences, preparation).around(preparation), order.guard
     )
     if asking:
         check_asked(metric)
@@ -409,7 +415,11 @@ def _note(job: Job, ready: Ready) -> None:
         job.notes += without_program(target.family)
         job.notes += without_modules(order.passes) if target.kind == "host" else ()
         job.notes += unsuited(target) if target.kind == "attached" else ()
+    if ready.unrolled is None:
+        job.notes += filter(None, [time_first(ready.model, ready.parts.search)])
     if ready.made_up:
+        if isinstance(ready.promise.metric, SameAnswers):
+            job.notes.append(comparison_note(ready.model))
         job.notes.append(data_for_a_certificate(order))
     else:
         check_sizes(ready.model.inputs, ready.parts.search)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -19,6 +20,13 @@ from hasten.measure.worker import request_of
 
 if TYPE_CHECKING:
     from hasten.optimization.job import Job
+
+
+_TIME = re.compile(r"t|times?|(seq|sequence)(_len|_length)?|steps|frames", re.IGNORECASE)
+_BATCH = re.compile(r"n|b|bs|batch|batch_size", re.IGNORECASE)
+"""Names of axes that say that they are time or the batch."""
+_UNNAMED = ("?", "...")
+"""Entries of a shape for an axis without a name."""
 
 
 def typical_sample(samples: Dataset) -> dict[str, Array]:
@@ -54,6 +62,43 @@ def compare_means(job: Job, found: tuple[Extent, ...]) -> None:
         said += ", and their mean is compared"
     job.order = replace(order, population=f"{order.population}, {in_words(found)}")
     job.notes.append(said)
+
+
+def time_first(model: Model, samples: Dataset) -> str:
+    """Return a note on inputs whose first axis is taken as the batch, although it may be time; "" without any.
+
+    It may be time where an output begins with another axis of the input, or where the axes' names say so.
+
+    Args:
+        model: The model, whose inputs have the names of their open axes.
+        samples: Samples for it.
+    """
+    batches = {spec.shape[0] for spec in model.outputs if spec.shape}
+    given = {name: array.ndim for name, array in typical_sample(samples).items()}
+    found = []
+    for spec in model.inputs:
+        first, *others = spec.shape or ("",)
+        if not isinstance(first, str) or given.get(spec.name) != len(others):
+            continue
+        named_time = _TIME.fullmatch(first)
+        wanted = [
+            axis
+            for axis, name in enumerate(others, 1)
+            if isinstance(name, str)
+            and name not in (first, *_UNNAMED)
+            and (
+                (name in batches and first not in batches)
+                or (named_time and _BATCH.fullmatch(name))
+            )
+        ]
+        if wanted:
+            sizes = [first, *others]
+            sizes[wanted[0]] = 1
+            shown = ", ".join(map(str, sizes))
+            found.append(
+                f"axis 0 of {spec} is taken as the batch: if it is time, give samples [{shown}]"
+            )
+    return "; ".join(found)
 
 
 def check_takes_open(target: Target, found: tuple[Extent, ...]) -> None:

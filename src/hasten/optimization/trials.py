@@ -14,6 +14,7 @@ from hasten.certificate.planning import samples_needed
 from hasten.certificate.promise import Promise
 from hasten.core.records import from_record
 from hasten.core.tensors import Array, Tensors
+from hasten.errors import InputError
 from hasten.inputs.data.spool import Spool
 from hasten.inputs.metrics.unlabelled import missing_labels
 from hasten.measure.accuracy import ExactAnswers, answered, scored
@@ -22,6 +23,7 @@ from hasten.measure.exactness import Changes
 from hasten.measure.journal import Journal
 from hasten.measure.steps import over_steps
 from hasten.measure.workbench import OpenWorker, Workbench
+from hasten.optimization.shapes import time_first
 
 DOUBT = 1.28
 """Standard errors: in one case of ten the true drop exceeds the observed one by more than these."""
@@ -74,6 +76,7 @@ class Trials:
 
         Raises:
             CandidateError: it can't answer.
+            InputError: its answers can't be scored.
         """
         self.bench.fit_chunk(opened, self.samples)
         folder = self.bench.folder / "exact-answers"
@@ -81,7 +84,12 @@ class Trials:
         self.exact_answers = ExactAnswers(self.bench, opened, self.samples, folder)
         took_s = time.monotonic() - began
         self.bench.deadline.saw("answer", took_s / max(1, len(self.samples)))
-        self.exact_scores = self._over(self.exact_answers.scores(self.promise.metric))
+        try:
+            self.exact_scores = self._over(self.exact_answers.scores(self.promise.metric))
+        except InputError as error:
+            if note := time_first(self.bench.model, self.samples):
+                raise InputError(f"{error}; {note}") from error
+            raise
 
     def scores(
         self, opened: OpenWorker, same: Array | None = None, samples: Spool | None = None

@@ -17,6 +17,10 @@ from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.arrays import ArrayDataset
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.made_up import MadeUpInputs, axes_of, make_up, plans
+from hasten.inputs.metrics import default_metric
+from hasten.inputs.metrics.base import Metric
+from hasten.inputs.metrics.outputs import class_output
+from hasten.inputs.metrics.same_answers import EXACT_TOLERANCE, SameAnswers
 from hasten.inputs.models.embedding import embedding_rows
 from hasten.inputs.models.source import load_model
 from hasten.optimization.job import Job
@@ -102,6 +106,34 @@ def deciding_inputs(graph: onnx.GraphProto) -> set[str]:
     return found.intersection(value.name for value in graph.input)
 
 
+def metric_without_data(model: Model) -> Metric:
+    """Return the metric that compares answers where neither data nor a metric was given.
+
+    Nothing inexact can ship then, so no tolerance of the user's is needed. The only output of class scores
+    is compared by its class, if a row of it belongs to each sample; otherwise all outputs are compared.
+
+    Args:
+        model: The model.
+    """
+    scores = class_output(model.outputs)
+    batches = {spec.shape[0] for spec in model.inputs if spec.shape}
+    batches = {1, *(size for size in batches if isinstance(size, str))}
+    if scores is None or scores.shape[0] not in batches:
+        return SameAnswers()
+    return default_metric(None, model.outputs)
+
+
+def comparison_note(model: Model) -> str:
+    """Return a note on how the outputs of a model without class scores are compared."""
+    floats = ["float" in spec.dtype for spec in model.outputs]
+    names = ", ".join(spec.name for spec in model.outputs)
+    how = "they must be equal"
+    if any(floats):
+        how = f"floats may differ by {100 * EXACT_TOLERANCE:g}% of the largest, as rounding makes them"
+        how += "" if all(floats) else ", and all else must be equal"
+    return f"answers were compared with the original's by every output ({names}): {how}"
+
+
 def _that_run(
     model: Model, ways: Sequence[MadeUpInputs], rows: dict[str, int], seed: int
 ) -> tuple[dict[str, Array], MadeUpInputs]:
@@ -117,7 +149,10 @@ def _that_run(
 
 
 def _failure(model: Model, arrays: dict[str, Array]) -> str:
-    """Return why a model can't answer the first sample; empty where it can, or nothing can tell."""
+    """Return why a model can't answer the first sample; empty where it can, or nothing can tell.
+
+    Where ONNX Runtime can't open the model, no input can be tried, and the search says which engine can.
+    """
     try:
         import onnxruntime
     except ImportError:
@@ -129,17 +164,20 @@ def _failure(model: Model, arrays: dict[str, Array]) -> str:
         spec.name: arrays[spec.name][:1].reshape([int(size) for size in spec.shape])
         for spec in settled.request
     }
-    try:
-        with silenced():
+    with silenced():
+        try:
             if model.files:
                 session = onnxruntime.InferenceSession(str(model.path))
             else:
                 session = session_of(read_onnx(model), model)
+        except (CandidateError, InputError):
+            raise
+        except Exception:  # the runtime raises exceptions of its own
+            return ""
+        try:
             session.run(None, request)
-    except (CandidateError, InputError):
-        raise
-    except Exception as error:  # the runtime raises exceptions of its own
-        return first_line(error)
+        except Exception as error:
+            return first_line(error)
     return ""
 
 

@@ -8,6 +8,7 @@ from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.metrics.embedding import Embedding
 from hasten.inputs.metrics.regression import Regression
+from hasten.inputs.metrics.same_answers import SameAnswers
 
 
 def test_an_embedding_is_kept_where_the_cosine_reaches_the_tolerance() -> None:
@@ -108,3 +109,22 @@ def test_only_a_regression_over_whole_samples_states_that_its_scores_are_0_or_1(
     exact = {"y": np.array([[1.0, 2.0]])}
     assert Regression(0.1).score({"y": np.array([[1.0, 3.0]])}, exact, None).tolist() == [0.5]
     assert (Regression(0.1).binary, Regression(0.1, whole=True).binary) == (None, True)
+
+
+def test_all_outputs_must_stay_but_for_rounding() -> None:
+    own = {
+        "scores": np.array([[2.0, 1.9999], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]),
+        "top": np.array([0, 0, 1, 1]),
+        "mask": np.full((4, 2, 2), -np.inf),
+    }
+    other = {name: array.copy() for name, array in own.items()}
+    assert SameAnswers().score(other, own, None).tolist() == [1, 1, 1, 1]
+    other["scores"][0, 1] += 0.001  # less than 0.1% of the largest, and yet another class
+    other["scores"][1, 1] += 0.0015
+    other["scores"][2, 1] += 0.0025
+    other["top"][3] = 0
+    assert SameAnswers().score(other, own, None).tolist() == [0, 1, 0, 0]
+    other["mask"][1, 0, 0] = 0
+    assert SameAnswers().unchanged(other, own).tolist() == [False] * 4
+    del other["mask"]
+    assert SameAnswers().score(other, own, None).tolist() == [0] * 4

@@ -31,9 +31,11 @@ RIGHT_ONCE_UPGRADED = "y = Softmax <axis = 1> (x)"
 NOT_EVALUATED = "y = GlobalLpPool(x)"
 
 
-def noted(folder: Path, operator: str, baseline: Engine, others: Sequence[Engine]) -> str:
+def noted(
+    folder: Path, operator: str, baseline: Engine, others: Sequence[Engine], opset: int = 11
+) -> str:
     """The note on a model of one operator, where an engine is the default one."""
-    text = f"""<ir_version: 8, opset_import: ["": 11]>
+    text = f"""<ir_version: 8, opset_import: ["": {opset}]>
         one (float[batch, 4, 3] x) => (float[batch, p, q] y) {{ {operator} }}"""
     onnx.save(onnx.parser.parse_model(text), folder / "one.onnx")
     x = np.random.default_rng(0).standard_normal((3, 4, 3), np.float32)
@@ -98,4 +100,37 @@ def test_where_all_three_differ_nobody_is_blamed(tmp_path: Path) -> None:
         "the largest output, and onnx's own evaluator agrees with neither: the model may magnify "
         "rounding, or one of them is "
         f"wrong; {ADVICE.format(ORT.words())}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("operator", "kind"),
+    [
+        ("r = RandomNormalLike(x) y = Add(x, r)", "RandomNormalLike ('r')"),
+        ("r = RandomUniform<shape = [1, 4, 3]>() y = Add(x, r)", "RandomUniform ('r')"),
+        (
+            "f = Flatten(x) i = Multinomial<sample_size = 3>(f) c = Cast<to = 1>(i) y = Add(x, c)",
+            "Multinomial ('i')",
+        ),
+    ],
+)
+def test_random_numbers_are_named_in_place_of_a_wrong_engine(
+    tmp_path: Path, operator: str, kind: str
+) -> None:
+    said = noted(tmp_path, operator, ORT, (ANOTHER,))
+    assert said == (
+        f"the model draws random numbers by {kind}, so its answers to the same input differ, and no other form of "
+        "it can be compared with it: export it without that operator, or with the numbers as an input"
+    )
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_dropout_is_named_only_if_it_is_in_training_mode(tmp_path: Path, trains: bool) -> None:
+    operator = f"half = Constant<value_float = 0.5>() on = Constant<value = bool {{{int(trains)}}}>() y = Dropout(x, half, on)"
+    said = noted(tmp_path, operator, ORT, (ANOTHER,), opset=17)
+    assert said == (
+        "the model draws random numbers by Dropout in training mode ('y'), so its answers to the same input differ, and "
+        "no other form of it can be compared with it: export it in evaluation mode, such as after model.eval() of PyTorch"
+        if trains
+        else ""
     )

@@ -10,16 +10,20 @@ from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.classes import ClassMetric
 from hasten.inputs.metrics.combined import AllOf, Combined, EachOutput
+from hasten.inputs.metrics.same_answers import SameAnswers
 
 
 def agreeing(metric: Metric) -> Metric:
     """Return agreement of the classes that a metric reads, of each output where it reads several.
 
-    A metric by itself that reads no classes becomes agreement of the only output of class scores.
+    A metric by itself that reads no classes becomes agreement of the only output of class scores. `same_answers`
+    stays, since it counts the answers that change already.
 
     Raises:
         InputError: one of several metrics, or the one of every output, reads no classes.
     """
+    if isinstance(metric, SameAnswers):
+        return metric
     if not isinstance(metric, Combined):
         return Agreement(metric.output if isinstance(metric, ClassMetric) else None)
     parts: tuple[Metric, ...] = ()

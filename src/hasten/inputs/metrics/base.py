@@ -51,6 +51,7 @@ class Metric(Value, ABC):
             "top5": "hasten.inputs.metrics.top_k:Top5",
             "agreement": "hasten.inputs.metrics.agreement:Agreement",
             "embedding": "hasten.inputs.metrics.embedding:Embedding",
+            "same_answers": "hasten.inputs.metrics.same_answers:SameAnswers",
             "regression": "hasten.inputs.metrics.regression:Regression",
             "detection_f1": "hasten.inputs.metrics.detection_f1:DetectionF1",
             "auroc": "hasten.inputs.metrics.auroc:Auroc",

@@ -18,7 +18,7 @@ from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.custom import Custom
 from hasten.inputs.pipeline.base import Pipeline
 
-READ_NO_LABELS = ("agreement", "embedding")
+READ_NO_LABELS = ("agreement", "embedding", "same_answers")
 """Names of the metrics that compare with the exact model whatever the labels are."""
 
 

@@ -17,9 +17,12 @@ from hasten.core.tensors import Tensors
 from hasten.engines.reference import Reference
 from hasten.errors import CandidateError, InputError
 from hasten.inputs.data.spool import Spool
+from hasten.inputs.metrics.same_answers import EXACT_TOLERANCE
 from hasten.measure.candidate import Single
-from hasten.measure.exactness import EXACT_TOLERANCE, difference
+from hasten.measure.exactness import difference
 from hasten.measure.workbench import Workbench
+from hasten.passes import random_numbers
+from hasten.passes.onnx_files import read_onnx
 
 
 def cross_check(
@@ -33,6 +36,8 @@ def cross_check(
 ) -> str:
     """Return a note where the default engine's answer may be wrong; empty where nothing speaks for it.
 
+    A model that draws random numbers has no right answer, and the note says so.
+
     Args:
         bench: Workbench that runs engines.
         baseline: The default engine, on the untouched model.
@@ -42,6 +47,8 @@ def cross_check(
             are asked where the evaluator answers otherwise, one after another until one can tell.
         limit_s: Longest time for the evaluator, and for each step of another engine.
     """
+    if drawn := _drawn(bench):
+        return drawn
     bench = dataclasses.replace(bench, limit_s=limit_s)
     gap, until = math.inf, time.monotonic() + limit_s
     for evaluator in (Reference(), Reference(upgraded=True)):
@@ -73,6 +80,14 @@ def cross_check(
         "the largest output, and no other engine here runs the model to show which is right; "
         f"{_advice(who)}"
     )
+
+
+def _drawn(bench: Workbench) -> str:
+    """Return a note on an operator that draws random numbers; empty where there is none."""
+    try:
+        return random_numbers.words(read_onnx(bench.model, weights=False))
+    except CandidateError:  # of a model that isn't an ONNX file nothing is known
+        return ""
 
 
 def _contradicted(baseline: Single, second: str, gap: float) -> str:

@@ -64,6 +64,9 @@ class Exploration:
         self._frozen = job.journal.last("ladder") is not None
         self._ended = False
         self._met: set[str] = set()
+        self._proposed: set[str] = set()
+        self._left: set[str] = set()
+        self._untried = ""
         self._earlier = 0
 
     def explore(self, grid: Sequence[Single]) -> None:
@@ -188,6 +191,7 @@ class Exploration:
         outcome: str | None = None
         tried: Tried | None = None
         made = 0
+        self._proposed.update(candidate.key for candidate in candidates)
         for number, candidate in enumerate(candidates):
             if not candidate.exact and not self._told_exact:
                 self._tell_exact(len(candidates), outcome, tried)
@@ -204,13 +208,13 @@ class Exploration:
             if untried and self._late():
                 self._tell("the time is up", number, len(candidates), outcome, tried)
                 self._earlier += number
-                return self._left_out(len(candidates) - number, len(candidates))
+                return self._left_out(candidates[number:])
             self._tell(candidate.label, number, len(candidates), outcome, tried)
             try:
                 trial = self.trials.run(candidate, beat)
             except OutOfTime:
                 self._earlier += number
-                return self._left_out(len(candidates) - number, len(candidates))
+                return self._left_out(candidates[number:])
             self._met.add(candidate.key)
             outcome, tried = f"{candidate.label}: {self.trials.outcome(trial)}", self._tried(trial)
             self._note_better(trial)
@@ -292,8 +296,14 @@ class Exploration:
         accurate = self.trials.drop(trial) < self.trials.promise.max_drop
         return "accurate" if accurate else "wrong"
 
-    def _left_out(self, left: int, total: int) -> bool:
-        self._notes.append(f"the time limit left {left} of {total} candidates untried")
+    def _left_out(self, candidates: Sequence[Candidate]) -> bool:
+        """Note that candidates are left untried, in one note with those that were left before."""
+        self._left.update(candidate.key for candidate in candidates)
+        if self._untried in self._notes:
+            self._notes.remove(self._untried)
+        left = len(self._left - self.trials.done.keys())
+        self._untried = f"the time limit left {left} of {len(self._proposed)} candidates untried"
+        self._notes.append(self._untried)
         return False
 
     def _ranked(self) -> list[Trial]:

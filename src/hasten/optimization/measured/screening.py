@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Sequence
 
@@ -39,7 +40,7 @@ _MOST_WRONG = 0.1
 """Share of the first answers that an engine with exact settings may get wrong, such as classes that nearly tie."""
 _REFERENCE_LIMIT_S = 30.0
 _REFERENCE_SHARE = 0.1
-_NO_OPERATOR = "is not a registered function/op"
+_NO_OPERATOR = re.compile("is not a registered function/op|No opset import for domain")
 """Words of ONNX Runtime about an operator of a domain that it doesn't have."""
 _LIBRARY = "; if you have a library with the operator, give it with custom_ops=LIBRARY"
 
@@ -141,7 +142,7 @@ class Screening(Trials):
             except CandidateError as error:
                 unable.append(Trial(candidate, failure=str(error)))
         why = "; ".join(f"{t.candidate.label}: {t.failure or t.skipped}" for t in unable)
-        hint = _LIBRARY if _NO_OPERATOR in why else ""
+        hint = _LIBRARY if _NO_OPERATOR.search(why) else ""
         raise InputError(f"no engine runs this model: {why or 'none is installed'}{hint}")
 
     def close(self) -> None:
