@@ -16,8 +16,8 @@ torch = pytest.importorskip("torch", reason="needs the extra torch: pip install 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated; its files aren't gone
 
 ADVICE = (
-    " in its code, so it could touch other files: if you trust it, add trust_code=True, or load it in a my.py "
-    "and give my.py:model"
+    " in its code, so it could touch other files or memory outside its tensors: if you trust it, add "
+    "trust_code=True, or load it in a my.py and give my.py:model"
 )
 
 
@@ -71,6 +71,29 @@ LINES = [
     ('_9 = """a"b""", torch.save(input, "W")', '"""'),
     ('_9 = "a\\\n", torch.save(input, "W")', "torch.save"),
     ('# "a\\\n    torch.save(input, "W")', "torch.save"),
+    (
+        "_9 = torch._sparse_coo_tensor_unsafe(torch.tensor([[3000000000]]), torch.ones([1]), [4])\n"
+        "    _8 = input + _9.to_dense()",
+        "torch._sparse_coo_tensor_unsafe",
+    ),
+    ('_9 = ops.aten.segment_reduce(input, "sum", unsafe=True)', "ops.aten.segment_reduce"),
+    (
+        "_9 = torch.adaptive_max_pool2d_backward(input, input, input)",
+        "torch.adaptive_max_pool2d_backward",
+    ),
+    ("_9 = input.to_sparse()", ".to_sparse"),
+    ("_9 = (input).resize_([9])", ".resize_"),
+    ("_9 = (input.  # a\n    to_sparse)()", "."),
+    ("f = input.set_\n    f(input)", ".set_"),
+    ('_9 = getattr(input, "to_sparse")()', "getattr"),
+    ('_9 = getattr(input, "to_\\163parse")()', "getattr"),
+    ('_9 = getattr(getattr(self, "0"), "to_sparse")()', "getattr"),
+    ('_9 = getattr((input).relu(), "0" if False else "to_sparse")()', "getattr"),
+    ("__torch__ = input\n    _9 = __torch__.to_sparse()", "__torch__"),
+    ("_9 = ops.prim.rpc_sync(input)", "ops.prim.rpc_sync"),
+    ("_9 = ops.torchvision.roi_align(input)", "ops.torchvision.roi_align"),
+    ("_9 = ops.quantized.embedding_bag_byte(input)", "ops.quantized.embedding_bag_byte"),
+    ("_9 = __torch__.torch.classes.c10d.Store()", "__torch__.torch.classes.c10d.Store"),
 ]
 
 
@@ -129,11 +152,15 @@ class Named(torch.nn.Module):  # type: ignore[misc,name-defined]
     def __init__(self) -> None:
         super().__init__()
         self.ops = torch.nn.ModuleDict({"a-b": torch.nn.Linear(4, 4)})
+        self.sparse_head = torch.nn.Linear(4, 4)
+        self.resize, self.save = torch.nn.ReLU(), torch.nn.ReLU()
+        self.parts = torch.nn.Sequential(torch.nn.Sequential(torch.nn.ReLU()))
         self.num_classes = 3
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
         for part in self.ops.values():
             x = part(x)
+        x = self.parts(self.sparse_head(self.save(self.resize(x))))
         assert x.shape[0] > 0, 'torch and ops in a text # "'  # and in a comment
         return x + self.num_classes
 
@@ -261,3 +288,22 @@ def test_a_tensor_that_reaches_beyond_its_numbers_is_refused(tmp_path: Path) -> 
             new.writestr(each, content)
     said = refusal(path)
     assert "a tensor of shape [127, 4] reaches beyond its 12 numbers" in said
+
+
+def test_a_tensor_that_torch_makes_in_another_way_is_refused(tmp_path: Path) -> None:
+    """torch takes the indices of a sparse tensor unchecked, and writes there when it becomes a dense one."""
+    path = written(tmp_path / "net.pt")
+    usual, other = b"torch._utils\n_rebuild_tensor_v2\n", b"torch._utils\n_rebuild_sparse_tensor\n"
+    changed(path, "/data.pkl", lambda old: old.replace(usual, other))
+    assert refusal(path).startswith(
+        f"{path} is damaged: 'data.pkl' can't be read: ValueError: it makes a tensor by _rebuild_sparse_tensor"
+    )
+
+
+def test_an_object_of_a_class_of_torchs_own_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "net.pt")
+    usual, other = b"__torch__.torch.nn.modules.linear\n", b"__torch__.torch.classes.c10d\n"
+    changed(path, "/data.pkl", lambda old: old.replace(usual, other))
+    assert refusal(path).startswith(
+        f"{path} is damaged: 'data.pkl' can't be read: ValueError: it makes an object of "
+    )
