@@ -2,6 +2,7 @@
 
 import zipfile
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,26 @@ def test_plain_modules_are_taken(tmp_path: Path) -> None:
     assert refusal(written(tmp_path / "net.pt")) == ""
     torch.jit.script(Named().eval()).save(str(tmp_path / "named.pt"))
     assert refusal(tmp_path / "named.pt") == ""
+
+
+class Order(Enum):
+    FIRST = "first"
+    LAST = "last"
+
+
+class Ordered(torch.nn.Module):  # type: ignore[misc,name-defined]
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.order = torch.nn.Linear(4, 4), Order.FIRST
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
+        return self.layer(x) if self.order == Order.FIRST else x
+
+
+def test_a_module_with_a_member_of_an_enumeration_is_taken(tmp_path: Path) -> None:
+    """timm's transformers have one."""
+    torch.jit.script(Ordered().eval()).save(str(tmp_path / "net.pt"))
+    assert find_model(str(tmp_path / "net.pt"))(torch.ones(1, 4)).shape == (1, 4)
 
 
 def test_a_file_that_would_unpack_to_far_more_is_refused(

@@ -10,7 +10,7 @@ import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -268,12 +268,24 @@ class _Thing:
     def extend(self, values: Any) -> None: ...
 
 
-class _Tensors(pickle.Unpickler):
-    """Reader of a pickle that makes nothing of what it names, and checks its tensors."""
+class _Tensors(pickle._Unpickler):
+    """Reader of a pickle that makes nothing of what it names, and checks its tensors.
+
+    TorchScript writes a member of an enumeration as a call with a value in place of a tuple, which only the reader in
+    Python can be told.
+    """
+
+    stack: list[Any]
 
     def __init__(self, file: io.BytesIO, folder: str, sizes: Mapping[str, int]) -> None:
         super().__init__(file)
         self._folder, self._sizes = folder, sizes
+
+    def _call(self) -> None:
+        called, given = self.stack[-2:]
+        self.stack[-2:] = [called(*given) if isinstance(given, tuple) else called(given)]
+
+    dispatch: ClassVar[dict[int, Any]] = pickle._Unpickler.dispatch | {pickle.REDUCE[0]: _call}
 
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_qtensor"):
