@@ -44,11 +44,12 @@ _GETTING = re.compile(r'\bgetattr\((?:[\w.]+|\([\w.]+\)(?:\.\w+)*), "0"\)', re.A
 _NAMES = re.compile(
     r"(?<![\w.])(?:\d\w*(?:\.\w*)?|__torch__\.(?!torch\.classes\.(?!quantized\.))[\w.]+|"
     r"(?P<outer>__torch__\b[\w.]*|(?:torch|ops)\b(?! : )[\w.]*))"
-    r"|\.(?P<inner>\w*)|(?P<odd>\"{3}|['\\])",
+    r"|\.(?P<inner>\w*)|(?P<odd>\"{3}|['\\]|\bunchecked_cast\b(?!\(\w+(?:\[[\w\[\], ()]*\])?, ))",
     re.ASCII,
 )
 """Pattern of numbers, of the file's own types and functions, of names of operators and torch's own classes, of names
-after other dots, and of what TorchScript never writes, by which a string could end elsewhere than it seems to."""
+after other dots, and of what a plain module doesn't have: signs by which a string could end elsewhere than it seems to,
+and casts to a class, after which TorchScript reads an object as if it had the fields of that class."""
 _OPERATOR = re.compile(
     r"(?:torch|ops\.aten)\.(?P<aten>\w+)|"
     r"ops\.prim\.(?:NumToTensor|Print|RaiseException|abs|data|device|dtype|is_\w+|itemsize|layout|max|min|name|nbytes|"
