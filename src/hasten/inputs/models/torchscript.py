@@ -114,6 +114,8 @@ def load(path: Path, *, trust_code: bool = False) -> Any:
                 _check_touches_nothing(path, content)
                 source = io.BytesIO(content)
             module = torch.jit.load(source, map_location="cpu")  # type: ignore[no-untyped-call]
+            if not trust_code:
+                _check_parts(path, module._c)
     except InputError:
         raise
     except Exception as error:  # torch passes on any exception
@@ -173,6 +175,39 @@ def _check_touches_nothing(path: Path, content: bytes) -> None:
                     f"{path} has {found!r:.80} in its code, so it could touch other files or memory outside its "
                     "tensors: if you trust it, add trust_code=True, or load it in a my.py and give my.py:model"
                 )
+
+
+def _check_parts(path: Path, part: Any) -> None:
+    """Check that each part of a loaded module is of the class that the code says.
+
+    TorchScript finds the fields of an object by their places in that class, and torch doesn't compare the classes.
+
+    Raises:
+        InputError: one isn't, or an object isn't a part of its own.
+    """
+    import torch
+
+    fields = part._type().containedTypes()
+    parts = [one for _, one in torch._C.ModuleDict(part).items()]
+    said = [
+        one.qualified_name() for one in fields if one.kind() == "ClassType" and _holds_class(one)
+    ]
+    if said != [one._type().qualified_name() for one in parts] or any(
+        _holds_class(one) for one in fields if one.kind() != "ClassType"
+    ):
+        raise InputError(
+            f"{path} has objects in {part._type().qualified_name()!r:.80} whose class isn't sure: save a module whose "
+            "fields are modules, tensors and plain values"
+        )
+    for one in parts:
+        _check_parts(path, one)
+
+
+def _holds_class(kind: Any) -> bool:
+    """Whether a type is that of objects of a file's own class, or of lists and the like that hold them."""
+    if kind.kind() == "ClassType":
+        return not kind.qualified_name().startswith("__torch__.torch.classes.")
+    return kind.kind() == "InterfaceType" or any(map(_holds_class, kind.containedTypes()))
 
 
 def _touching(code: str) -> str:
@@ -293,6 +328,8 @@ class _Tensors(pickle._Unpickler):
             return self._within
         if name.startswith("_rebuild") or name == "build_tensor_from_id":
             raise ValueError(f"it makes a tensor by {name:.80}")
+        if name == "restore_type_tag":
+            return self._tagged
         if _OTHER_CLASS.match(f"{module}.{name}"):
             raise ValueError(f"it makes an object of {name:.80}")
         return name if name.endswith("Storage") else _Thing
@@ -305,6 +342,12 @@ class _Tensors(pickle._Unpickler):
         if not 0 <= count * element_bytes <= held:
             raise ValueError(f"{count:,} numbers of {kind} are said to be in {held:,} bytes")
         return count, element_bytes
+
+    @staticmethod
+    def _tagged(value: Any, tag: str) -> Any:
+        if "__torch__" in tag:  # torch doesn't look which objects are in there
+            raise ValueError(f"it says that a list or dict is {tag:.80}")
+        return value
 
     @staticmethod
     def _within(storage: tuple[int, int], offset: int, size: Any, stride: Any, *_: Any) -> _Thing:
