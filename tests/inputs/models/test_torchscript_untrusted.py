@@ -193,6 +193,25 @@ def test_a_part_of_another_class_than_the_code_says_is_refused(tmp_path: Path) -
     )
 
 
+class Counting(torch.nn.Module):  # type: ignore[misc,name-defined]
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = {"a": 1}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
+        return x * self.counts["a"]
+
+
+def test_a_list_that_is_said_to_hold_objects_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    torch.jit.script(Counting()).save(str(path))
+    assert find_model(str(path))(torch.ones(1)) == 1
+    changed(path, "/data.pkl", lambda old: old.replace(b"Dict[str, int]", b"L[__torch__.A]"))
+    assert refusal(path).startswith(
+        f"{path} is damaged: 'data.pkl' can't be read: ValueError: it says that a list or dict is L[__torch__.A]"
+    )
+
+
 class Order(Enum):
     FIRST = "first"
     LAST = "last"
