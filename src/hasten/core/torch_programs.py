@@ -4,7 +4,7 @@ torch.export.load runs code that a program holds. It unpickles constants, evalua
 of sizes and guards as Python, finds callables by dotted names (`torch.os.system`), writes names
 into source that it executes, imports what a tree of outputs names, and loads compiled libraries. So
 a program is first read here, by the reader that torch uses, and every string in it must be one that
-a plain program has.
+a plain program has. Its operators must be known ones, since others may reach memory outside their tensors.
 
 Source: torch 2.13, torch/_export/serde/serialize.py, torch/export/pt2_archive/_package.py, torch/export/_unlift.py.
 """
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from hasten.core.archives import excess
+from hasten.core.known_operators import is_known
 from hasten.core.torch_tensors import unlike_its_shape
 from hasten.errors import CandidateError
 
@@ -42,8 +43,8 @@ _WORD = re.compile(r"[\w.+@-]*", re.ASCII)
 _NAME = re.compile(r"([A-Za-z_]\w*)?", re.ASCII)
 _TEXT = re.compile(r"[\w .,:>+-]*", re.ASCII)
 _PAYLOAD = re.compile(r"(weight|tensor)_\d+", re.ASCII)
+_TENSOR_OPERATOR = re.compile(r"torch\.ops\.(?:aten|prims)\.(\w+)\.(?!__)\w+", re.ASCII)
 _OPERATOR = re.compile(
-    r"torch\.ops\.(aten|prims)\.(?!__|from_file\b|save\b)\w+\.(?!__)\w+|"  # those two open files
     r"torch\.ops\.higher_order\.(cond|wrap_with_set_grad_enabled|wrap_with_autocast)|"
     r"torch\.sym_(float|int|ite|max|min|not|sum)|math\.(ceil|floor|trunc)|"
     r"_operator\.(abs|add|and_|eq|floordiv|ge|getitem|gt|le|lt|mod|mul|ne|neg|not_|or_|pow|sub|truediv)",
@@ -82,7 +83,7 @@ def keep(program: Path, path: Path) -> None:
 
 
 def check(path: Path) -> None:
-    """Check that a program calls only torch's operators, before torch loads it.
+    """Check that a program calls only known operators of torch, before torch loads it.
 
     Raises:
         CandidateError: a part of it could run code, doesn't belong in a plain program, or would take far
@@ -167,9 +168,8 @@ def _may_run_code(path: Path, key: str, value: Any) -> CandidateError:
     shown = repr(value)
     shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
     return CandidateError(
-        f"a program may only call torch's operators, but {path.name} has the {key} {shown}, "
-        "which could run "
-        "other code: build it again from the model"
+        f"a program may only call known operators of torch, but {path.name} has the {key} {shown}, "
+        "which could run other code or reach other memory: build it again from the model"
     )
 
 
@@ -199,6 +199,13 @@ def _refused(value: Any, key: str) -> Iterator[tuple[str, Any]]:
             if not _WORD.fullmatch(name):
                 yield "name", name
             yield from _refused(one, name)
+
+
+def _is_operator(text: str) -> bool:
+    """Whether a node may call what this names."""
+    if found := _TENSOR_OPERATOR.fullmatch(text):
+        return is_known(found[1])
+    return bool(_OPERATOR.fullmatch(text))
 
 
 def _is_size(text: str) -> bool:
@@ -248,8 +255,8 @@ _RULES: dict[str, Callable[[str], object]] = {
     "name": _NAME.fullmatch,
     "as_name": _NAME.fullmatch,
     "forward_arg_names": _NAME.fullmatch,
-    "target": _OPERATOR.fullmatch,
-    "as_operator": _OPERATOR.fullmatch,
+    "target": _is_operator,
+    "as_operator": _is_operator,
     "as_string": _TEXT.fullmatch,
     "as_strings": _TEXT.fullmatch,
     "path_name": _PAYLOAD.fullmatch,

@@ -117,10 +117,32 @@ def test_an_operator_of_another_library_is_refused(path: Path) -> None:
 
     with_harm_in_the_program(path, harm)
     assert load(path) == (
-        f"{path} can't be loaded without running code that it contains: a program may only call "
-        "torch's operators, but net.pt2 has the target 'torch.os.system', which could run other "
-        "code: build it "
-        f"again from the model{ADVICE}"
+        f"{path} can't be loaded without running code that it contains: a program may only call known operators of "
+        "torch, but net.pt2 has the target 'torch.os.system', which could run other code or reach other memory: build "
+        f"it again from the model{ADVICE}"
+    )
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        "aten.adaptive_max_pool2d_backward.default",
+        "aten._sparse_coo_tensor_unsafe.default",
+        "aten.segment_reduce.default",
+        "aten.set_.source_Tensor",
+        "aten.from_file.default",
+        "prims.copy_strided.default",
+    ],
+)
+def test_an_operator_that_could_reach_any_memory_is_refused(path: Path, operator: str) -> None:
+    def harm(program: Any) -> None:
+        program["graph_module"]["graph"]["nodes"][0]["target"] = f"torch.ops.{operator}"
+
+    with_harm_in_the_program(path, harm)
+    assert load(path) == (
+        f"{path} can't be loaded without running code that it contains: a program may only call known operators of "
+        f"torch, but net.pt2 has the target 'torch.ops.{operator}', which could run other code or reach other memory: "
+        f"build it again from the model{ADVICE}"
     )
 
 

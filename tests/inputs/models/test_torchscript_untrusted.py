@@ -2,6 +2,7 @@
 
 import zipfile
 from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ torch = pytest.importorskip("torch", reason="needs the extra torch: pip install 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated; its files aren't gone
 
 ADVICE = (
-    " in its code, so it could touch other files: if you trust it, add trust_code=True, or load it in a my.py "
-    "and give my.py:model"
+    " in its code, so it could touch other files or memory outside its tensors: if you trust it, add "
+    "trust_code=True, or load it in a my.py and give my.py:model"
 )
 
 
@@ -71,6 +72,32 @@ LINES = [
     ('_9 = """a"b""", torch.save(input, "W")', '"""'),
     ('_9 = "a\\\n", torch.save(input, "W")', "torch.save"),
     ('# "a\\\n    torch.save(input, "W")', "torch.save"),
+    (
+        "_9 = torch._sparse_coo_tensor_unsafe(torch.tensor([[3000000000]]), torch.ones([1]), [4])\n"
+        "    _8 = input + _9.to_dense()",
+        "torch._sparse_coo_tensor_unsafe",
+    ),
+    ('_9 = ops.aten.segment_reduce(input, "sum", unsafe=True)', "ops.aten.segment_reduce"),
+    (
+        "_9 = torch.adaptive_max_pool2d_backward(input, input, input)",
+        "torch.adaptive_max_pool2d_backward",
+    ),
+    ("_9 = input.to_sparse()", ".to_sparse"),
+    ("_9 = (input).resize_([9])", ".resize_"),
+    ("_9 = (input.  # a\n    to_sparse)()", "."),
+    ("f = input.set_\n    f(input)", ".set_"),
+    ('_9 = getattr(input, "to_sparse")()', "getattr"),
+    ('_9 = getattr(input, "to_\\163parse")()', "getattr"),
+    ('_9 = getattr(getattr(self, "0"), "to_sparse")()', "getattr"),
+    ('_9 = getattr((input).relu(), "0" if False else "to_sparse")()', "getattr"),
+    ("__torch__ = input\n    _9 = __torch__.to_sparse()", "__torch__"),
+    ("_9 = unchecked_cast(__torch__.Net, self)", "unchecked_cast"),
+    ("_9 = unchecked_cast(List[__torch__.Net], [self])", "unchecked_cast"),
+    ("f = unchecked_cast\n    _9 = f(__torch__.Net, self)", "unchecked_cast"),
+    ("_9 = ops.prim.rpc_sync(input)", "ops.prim.rpc_sync"),
+    ("_9 = ops.torchvision.roi_align(input)", "ops.torchvision.roi_align"),
+    ("_9 = ops.quantized.embedding_bag_byte(input)", "ops.quantized.embedding_bag_byte"),
+    ("_9 = __torch__.torch.classes.c10d.Store()", "__torch__.torch.classes.c10d.Store"),
 ]
 
 
@@ -129,11 +156,15 @@ class Named(torch.nn.Module):  # type: ignore[misc,name-defined]
     def __init__(self) -> None:
         super().__init__()
         self.ops = torch.nn.ModuleDict({"a-b": torch.nn.Linear(4, 4)})
+        self.sparse_head = torch.nn.Linear(4, 4)
+        self.resize, self.save = torch.nn.ReLU(), torch.nn.ReLU()
+        self.parts = torch.nn.Sequential(torch.nn.Sequential(torch.nn.ReLU()))
         self.num_classes = 3
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
         for part in self.ops.values():
             x = part(x)
+        x = self.parts(self.sparse_head(self.save(self.resize(x))))
         assert x.shape[0] > 0, 'torch and ops in a text # "'  # and in a comment
         return x + self.num_classes
 
@@ -142,6 +173,63 @@ def test_plain_modules_are_taken(tmp_path: Path) -> None:
     assert refusal(written(tmp_path / "net.pt")) == ""
     torch.jit.script(Named().eval()).save(str(tmp_path / "named.pt"))
     assert refusal(tmp_path / "named.pt") == ""
+
+
+def test_a_part_of_another_class_than_the_code_says_is_refused(tmp_path: Path) -> None:
+    """torch had read a field of the class behind the end of the object."""
+    path = written(tmp_path / "net.pt")
+    fields = "".join(f"  a{number} : Tensor\n" for number in range(5_001))
+    other = (
+        f"class Large(Module):\n  __parameters__ = []\n  __buffers__ = []\n{fields}"
+        "  def forward(self: __torch__.large.Large,\n    input: Tensor) -> Tensor:\n    return self.a5000\n"
+    )
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("net/code/__torch__/large.py", other)
+    usual = "= __torch__.torch.nn.modules.linear.Linear"
+    rewrite(path, lambda name, old: old.replace(usual, "= __torch__.large.Large"))
+    assert refusal(path) == (
+        f"{path} has objects in '__torch__.torch.nn.modules.container.Sequential' whose class isn't sure: save a module "
+        "whose fields are modules, tensors and plain values"
+    )
+
+
+class Counting(torch.nn.Module):  # type: ignore[misc,name-defined]
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts = {"a": 1}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
+        return x * self.counts["a"]
+
+
+def test_a_list_that_is_said_to_hold_objects_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "net.pt"
+    torch.jit.script(Counting()).save(str(path))
+    assert find_model(str(path))(torch.ones(1)) == 1
+    changed(path, "/data.pkl", lambda old: old.replace(b"Dict[str, int]", b"L[__torch__.A]"))
+    assert refusal(path).startswith(
+        f"{path} is damaged: 'data.pkl' can't be read: ValueError: it says that a list or dict is L[__torch__.A]"
+    )
+
+
+class Order(Enum):
+    FIRST = "first"
+    LAST = "last"
+
+
+class Ordered(torch.nn.Module):  # type: ignore[misc,name-defined]
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.order = torch.nn.Linear(4, 4), Order.FIRST
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
+        return self.layer(x) if self.order == Order.FIRST else x
+
+
+def test_a_module_with_a_member_of_an_enumeration_is_taken(tmp_path: Path) -> None:
+    """timm's transformers have one."""
+    torch.jit.script(Ordered().eval()).save(str(tmp_path / "net.pt"))
+    assert find_model(str(tmp_path / "net.pt"))(torch.ones(1, 4)).shape == (1, 4)
 
 
 def test_a_file_that_would_unpack_to_far_more_is_refused(
@@ -224,11 +312,14 @@ def test_an_archive_with_a_broken_name_is_refused(tmp_path: Path) -> None:
     assert refusal(path).startswith(f"{path} contains weights without their network: ")
 
 
+class Bytes(torch.nn.Module):  # type: ignore[misc,name-defined]
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[name-defined]
+        return torch.relu(x.to(torch.uint8))
+
+
 def test_a_module_whose_onnx_file_no_runtime_opens_is_refused(tmp_path: Path) -> None:
-    path = written(tmp_path / "net.pt")
-    old, new = b'["0"] = __torch__.torch.nn.', b'["0"] = __torch__.torch.nN.'
-    changed(path, "/container.py", lambda code: code.replace(old, new))
-    assert refusal(path).startswith("the exported model can't be opened: ")
+    torch.jit.script(Bytes()).save(str(tmp_path / "net.pt"))
+    assert refusal(tmp_path / "net.pt").startswith("the exported model can't be opened: ")
 
 
 def test_numbers_that_lie_beyond_a_file_are_refused_before_torch_reads_them(tmp_path: Path) -> None:
@@ -261,3 +352,22 @@ def test_a_tensor_that_reaches_beyond_its_numbers_is_refused(tmp_path: Path) -> 
             new.writestr(each, content)
     said = refusal(path)
     assert "a tensor of shape [127, 4] reaches beyond its 12 numbers" in said
+
+
+def test_a_tensor_that_torch_makes_in_another_way_is_refused(tmp_path: Path) -> None:
+    """torch takes the indices of a sparse tensor unchecked, and writes there when it becomes a dense one."""
+    path = written(tmp_path / "net.pt")
+    usual, other = b"torch._utils\n_rebuild_tensor_v2\n", b"torch._utils\n_rebuild_sparse_tensor\n"
+    changed(path, "/data.pkl", lambda old: old.replace(usual, other))
+    assert refusal(path).startswith(
+        f"{path} is damaged: 'data.pkl' can't be read: ValueError: it makes a tensor by _rebuild_sparse_tensor"
+    )
+
+
+def test_an_object_of_a_class_of_torchs_own_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "net.pt")
+    usual, other = b"__torch__.torch.nn.modules.linear\n", b"__torch__.torch.classes.c10d\n"
+    changed(path, "/data.pkl", lambda old: old.replace(usual, other))
+    assert refusal(path).startswith(
+        f"{path} is damaged: 'data.pkl' can't be read: ValueError: it makes an object of "
+    )

@@ -295,8 +295,8 @@ def load_program(path: Path, *, trust_code: bool = False) -> Any:
     Args:
         path: Path of the file.
         trust_code: Whether code that the file brings may run, as torch.export.load runs it. Without
-            it a program is loaded only if it calls nothing but torch's operators; its guards on
-            requests are left out.
+            it a program is loaded only if it calls nothing but known operators of torch; its guards
+            on requests are left out.
 
     Raises:
         InputError: torch isn't installed, there is no such file, it is another kind of file, or it

@@ -10,12 +10,13 @@ import re
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from hasten.core.archives import excess
 from hasten.core.extras import missing_extra
+from hasten.core.known_operators import is_known
 from hasten.core.model import Model
 from hasten.core.silence import silenced
 from hasten.core.tensors import Array
@@ -33,14 +34,34 @@ SUFFIXES = (".pt", ".pth", ".ts", ".torchscript")
 OPSET = 17
 _APART = re.compile(r'"(?:[^"\\\n]|\\[\s\S])*"|#[^\n]*')
 """Pattern of a string or a comment, as TorchScript's lexer reads them."""
-_TOUCHING = re.compile(
-    r"(?<![\w.])(?:torch\b(?!\.(?!save\b|from_file\b)\w)"
-    r"|ops\b(?! : )(?!\.(?:aten|prim|quantized|torchvision)\.(?!save\b|from_file\b)\w))[\w.]*"
-    r"|\"{3}|['\\]",
+_NO_NAME = re.compile(
+    r'"(?=\d|[^"]*(?:[^\w"\\]|\\[23]))(?:[^"\\\n]|\\[23][0-7]{2})*"',
     re.ASCII,
 )
-"""Pattern of what could touch files: torch's operators that open them, those of other libraries, names that stand
-for all operators, and what TorchScript never writes, by which a string could end elsewhere than it seems to."""
+"""Pattern of a string that can't be the name of an operator. TorchScript writes `getattr` for such names alone."""
+_GETTING = re.compile(r'\bgetattr\((?:[\w.]+|\([\w.]+\)(?:\.\w+)*), "0"\)', re.ASCII)
+"""Pattern of `getattr` with such a string, each of which is "0" here."""
+_NAMES = re.compile(
+    r"(?<![\w.])(?:\d\w*(?:\.\w*)?|__torch__\.(?!torch\.classes\.(?!quantized\.))[\w.]+|"
+    r"(?P<outer>__torch__\b[\w.]*|(?:torch|ops)\b(?! : )[\w.]*))"
+    r"|\.(?P<inner>\w*)|(?P<odd>\"{3}|['\\]|\bunchecked_cast\b(?!\(\w+(?:\[[\w\[\], ()]*\])?, ))",
+    re.ASCII,
+)
+"""Pattern of numbers, of the file's own types and functions, of names of operators and torch's own classes, of names
+after other dots, and of what a plain module doesn't have: signs by which a string could end elsewhere than it seems to,
+and casts to a class, after which TorchScript reads an object as if it had the fields of that class."""
+_OPERATOR = re.compile(
+    r"(?:torch|ops\.aten)\.(?P<aten>\w+)|"
+    r"ops\.prim\.(?:NumToTensor|Print|RaiseException|abs|data|device|dtype|is_\w+|itemsize|layout|max|min|name|nbytes|"
+    r"requires_grad|type|unchecked_unwrap_optional)|"
+    r"ops\.quantized\.(?:(?:add|batch_norm|cat|conv|linear|mul)\w*|celu|clamp|dropout|elu|group_norm|hardswish|"
+    r"instance_norm|layer_norm|leaky_relu|matmul|prelu|relu6|sigmoid|softmax|threshold)|"
+    r"ops\.torchvision\.nms",
+    re.ASCII,
+)
+"""Pattern of operators that a file may call, if that of aten is a known one."""
+_OTHER_CLASS = re.compile(r"__torch__\.torch\.classes\.(?!quantized\.)")
+"""Pattern of the beginning of torch's own classes that no plain module has."""
 
 
 _PART = re.compile(r'"(?:[^"\\\n]|\\[\s\S])*"|#[^\n]*\n?|[\w.]+|[^\w\s]|\n(?:[ \t]*\n)*')
@@ -75,10 +96,11 @@ def load(path: Path, *, trust_code: bool = False) -> Any:
 
     Args:
         path: Path of the file.
-        trust_code: Whether that code may open files.
+        trust_code: Whether that code may call any operator, such as those that open files.
 
     Raises:
-        InputError: torch isn't installed, the file can't be loaded, or its code could open files.
+        InputError: torch isn't installed, the file can't be loaded, or its code could touch other files, or memory
+            outside its tensors.
     """
     try:
         import torch
@@ -92,6 +114,8 @@ def load(path: Path, *, trust_code: bool = False) -> Any:
                 _check_touches_nothing(path, content)
                 source = io.BytesIO(content)
             module = torch.jit.load(source, map_location="cpu")  # type: ignore[no-untyped-call]
+            if not trust_code:
+                _check_parts(path, module._c)
     except InputError:
         raise
     except Exception as error:  # torch passes on any exception
@@ -111,7 +135,8 @@ def _check_touches_nothing(path: Path, content: bytes) -> None:
         content: Its content.
 
     Raises:
-        InputError: it could touch other files, or would unpack to far more than the file's size.
+        InputError: it could touch other files or memory outside its tensors, or would unpack to far more than the
+            file's size.
     """
     import torch
 
@@ -145,12 +170,81 @@ def _check_touches_nothing(path: Path, content: bytes) -> None:
                     f"{path} is damaged, or wasn't written by torch.jit.save: {record!r:.80} has a statement of "
                     f"more than {_MOST_PARTS:,} parts"
                 )
-            code = _APART.sub('""', written)
-            if found := _TOUCHING.search(code):
+            if found := _touching(written):
                 raise InputError(
-                    f"{path} has {found[0]!r:.80} in its code, so it could touch other files: if "
-                    "you trust it, add trust_code=True, or load it in a my.py and give my.py:model"
+                    f"{path} has {found!r:.80} in its code, so it could touch other files or memory outside its "
+                    "tensors: if you trust it, add trust_code=True, or load it in a my.py and give my.py:model"
                 )
+
+
+def _check_parts(path: Path, part: Any) -> None:
+    """Check that each part of a loaded module is of the class that the code says.
+
+    TorchScript finds the fields of an object by their places in that class, and torch doesn't compare the classes.
+
+    Raises:
+        InputError: one isn't, or an object isn't a part of its own.
+    """
+    import torch
+
+    fields = part._type().containedTypes()
+    parts = [one for _, one in torch._C.ModuleDict(part).items()]
+    said = [
+        one.qualified_name() for one in fields if one.kind() == "ClassType" and _holds_class(one)
+    ]
+    if said != [one._type().qualified_name() for one in parts] or any(
+        _holds_class(one) for one in fields if one.kind() != "ClassType"
+    ):
+        raise InputError(
+            f"{path} has objects in {part._type().qualified_name()!r:.80} whose class isn't sure: save a module whose "
+            "fields are modules, tensors and plain values"
+        )
+    for one in parts:
+        _check_parts(path, one)
+
+
+def _holds_class(kind: Any) -> bool:
+    """Whether a type is that of objects of a file's own class, or of lists and the like that hold them."""
+    if kind.kind() == "ClassType":
+        return not kind.qualified_name().startswith("__torch__.torch.classes.")
+    return kind.kind() == "InterfaceType" or any(map(_holds_class, kind.containedTypes()))
+
+
+def _touching(code: str) -> str:
+    """Return the first name in TorchScript that could touch files or memory outside tensors; "" if there is none.
+
+    A name after `torch.` or `ops.` must be that of a known operator. A name after another dot may be anything but an
+    operator that isn't known, since TorchScript also calls operators as methods of their first input.
+    """
+    code = _APART.sub(lambda found: '"0"' if _NO_NAME.fullmatch(found[0]) else '""', code)
+    for found in _NAMES.finditer(code):
+        outer, inner = found["outer"], found["inner"]
+        if found["odd"] or (outer and not _is_operator(outer)):
+            return found[0]
+        if inner is not None and not _is_part(inner):
+            return found[0]
+    gotten = 1
+    while gotten:
+        code, gotten = _GETTING.subn("gotten", code)
+    return "getattr" if re.search(r"\bgetattr\b", code) else ""
+
+
+def _is_operator(name: str) -> bool:
+    """Whether this is the name of an operator that a file may call."""
+    found = _OPERATOR.fullmatch(name)
+    return found is not None and (found["aten"] is None or is_known(found["aten"]))
+
+
+def _is_part(name: str) -> bool:
+    """Whether a name after a dot isn't a method by which a tensor calls an operator that isn't known."""
+    import torch
+
+    if not name:
+        return False
+    if is_known(name) or name == "resize":  # that one copies, and modules have parts of that name
+        return True
+    schemas = torch._C._jit_get_schemas_for_operator(f"aten::{name}")
+    return not any(one.name == "self" for each in schemas for one in each.arguments)
 
 
 def _check_pickle(path: Path, record: str, data: bytes) -> None:
@@ -210,16 +304,34 @@ class _Thing:
     def extend(self, values: Any) -> None: ...
 
 
-class _Tensors(pickle.Unpickler):
-    """Reader of a pickle that makes nothing of what it names, and checks its tensors."""
+class _Tensors(pickle._Unpickler):
+    """Reader of a pickle that makes nothing of what it names, and checks its tensors.
+
+    TorchScript writes a member of an enumeration as a call with a value in place of a tuple, which only the reader in
+    Python can be told.
+    """
+
+    stack: list[Any]
 
     def __init__(self, file: io.BytesIO, folder: str, sizes: Mapping[str, int]) -> None:
         super().__init__(file)
         self._folder, self._sizes = folder, sizes
 
+    def _call(self) -> None:
+        called, given = self.stack[-2:]
+        self.stack[-2:] = [called(*given) if isinstance(given, tuple) else called(given)]
+
+    dispatch: ClassVar[dict[int, Any]] = pickle._Unpickler.dispatch | {pickle.REDUCE[0]: _call}
+
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_qtensor"):
             return self._within
+        if name.startswith("_rebuild") or name == "build_tensor_from_id":
+            raise ValueError(f"it makes a tensor by {name:.80}")
+        if name == "restore_type_tag":
+            return self._tagged
+        if _OTHER_CLASS.match(f"{module}.{name}"):
+            raise ValueError(f"it makes an object of {name:.80}")
         return name if name.endswith("Storage") else _Thing
 
     def persistent_load(self, given: Any) -> tuple[int, int]:
@@ -230,6 +342,12 @@ class _Tensors(pickle.Unpickler):
         if not 0 <= count * element_bytes <= held:
             raise ValueError(f"{count:,} numbers of {kind} are said to be in {held:,} bytes")
         return count, element_bytes
+
+    @staticmethod
+    def _tagged(value: Any, tag: str) -> Any:
+        if "__torch__" in tag:  # torch doesn't look which objects are in there
+            raise ValueError(f"it says that a list or dict is {tag:.80}")
+        return value
 
     @staticmethod
     def _within(storage: tuple[int, int], offset: int, size: Any, stride: Any, *_: Any) -> _Thing:
