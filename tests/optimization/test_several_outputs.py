@@ -133,8 +133,8 @@ def test_labels_of_several_outputs_come_by_name(mixed: Path) -> None:
 def test_labels_of_several_outputs_want_a_metric_each(mixed: Path) -> None:
     given = {**data(), "labels@scores": np.arange(COUNT) % 4}
     assert refused(mixed, given) == (
-        "the data has labels of several outputs, labels@scores: name the metric of each, as "
-        'metric="top1@scores"'
+        "no metric was named, and the data has labels of several outputs, labels@scores: name the "
+        'metric of each, as metric="top1@scores"; docs/reference/metrics.md lists all metrics'
     )
     assert refused(mixed, given, metric="auroc@scores") == (
         "auroc reads labels in one array, but the data has labels@scores: give labels"
@@ -156,7 +156,7 @@ def test_labels_of_another_kind_are_refused(mixed: Path) -> None:
     )
     given["labels"] = np.zeros((COUNT, 2, 2))
     assert refused(mixed, given, metric="top1@scores") == (
-        "top1 reads labels (60,) or one-hot (60, 4); got float64 [60, 2, 2]"
+        "top1 reads labels (n,) or one-hot (n, 4); got float64 (n, 2, 2)"
     )
 
 

@@ -215,19 +215,19 @@ def test_a_resampled_set_without_a_class_has_no_figure() -> None:
         (
             {"p": [0.1, 0.2]},
             [[[1]], [[0]]],
-            "auroc reads labels (2,) that are 0 or 1; got int64 [2, 1, 1]",
+            "auroc reads labels (n,) that are 0 or 1; got int64 (n, 1, 1)",
         ),
         (
             {"p": [[[0.1]], [[0.2]]]},
             [0, 1],
             "auroc reads one output of scores, (n,), (n, 1) or (n, classes); the model gives p "
-            "float64 [2, 1, 1]",
+            "float64 (n, 1, 1)",
         ),
         (
             {"p": [0.1, 0.2], "q": [0.1, 0.2]},
             [0, 1],
             "auroc reads one output of scores, (n,), (n, 1) or (n, classes); the model gives p "
-            "float64 [2], q float64 [2]",
+            "float64 (n,), q float64 (n,)",
         ),
         (
             {"p": [[0.2, 0.8], [0.2, 0.8]]},

@@ -10,7 +10,7 @@ import numpy as np
 from hasten.core.tensors import Array, Tensors
 from hasten.errors import InputError
 from hasten.inputs.metrics.base import Metric
-from hasten.inputs.metrics.outputs import equal_numbers, number, one_output
+from hasten.inputs.metrics.outputs import equal_numbers, number, of_samples, one_output
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,16 @@ class Regression(Metric):
         if labels is None:
             truth = one_output(exact, self.output, "regression").astype(np.float64)
         elif labels.dtype.kind not in "biuf":
-            raise InputError(f"regression reads labels that are numbers; got {labels.dtype}")
+            raise InputError(
+                f"regression reads labels that are numbers; got {labels.dtype} {of_samples(labels)}"
+            )
         else:
             truth = labels.astype(np.float64)
         count = len(mine)
         if mine.size != truth.size or len(truth) != count:
             raise InputError(
-                f"regression: the output is {list(mine.shape)}, the truth {list(truth.shape)}"
+                f"regression compares number by number, but the output is {of_samples(mine)} and the truth "
+                f"{of_samples(truth, count)}: give labels of the output's shape; if they are classes, use top1"
             )
         mine, truth = mine.reshape(count, -1), truth.reshape(count, -1)
         with np.errstate(invalid="ignore"):

@@ -18,7 +18,7 @@ from hasten.inputs.data.class_files import ClassFiles
 from hasten.inputs.data.dataset import Dataset, Subset
 from hasten.inputs.data.images import ImageFolder
 from hasten.inputs.data.table import reads_rows
-from hasten.inputs.metrics.outputs import class_scores
+from hasten.inputs.metrics.outputs import class_scores, decided_classes
 from hasten.inputs.pipeline.base import Pipeline
 from hasten.inputs.pipeline.text import Tokenize
 from hasten.optimization.labelling.answers import Form
@@ -166,12 +166,16 @@ def _form(ready: Ready, reading: Reading, dataset: Dataset) -> Form:
         count = class_scores(reading.answers[""], metric.output, "the labels").shape[1]
     except InputError:
         count = 2  # one score of the class 1
+    decided = decided_classes(reading.answers[""], metric.output)
+    if decided is not None and metric.answers == "classes":
+        count = 0  # a class that the model chooses itself, of an unknown number
     names: tuple[str, ...] = ()
     if isinstance(dataset, ClassFiles) and dataset.classes:
         names = dataset.classes
     elif ready.pipeline is not None:
         every = (step.labels for step in ready.pipeline.after)
         names = next((tuple(map(str, own)) for own in every if own), ())
+    count = count or len(names)
     return Form(count, names if len(names) == count else ())
 
 
