@@ -4,7 +4,7 @@ import pytest
 from hasten.core.tensors import Array, TensorSpec
 from hasten.errors import InputError
 from hasten.inputs.data.labels_by_output import joined
-from hasten.inputs.metrics import default_metric, parse_metric
+from hasten.inputs.metrics import check_outputs, default_metric, parse_metric
 from hasten.inputs.metrics.agreement import Agreement
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.brier import Brier
@@ -65,7 +65,25 @@ def test_a_metric_is_read_as_it_is_written(text: str, metric: Metric) -> None:
         ("regression:x", "metric 'regression:x': 'x' isn't a number"),
         (
             "regression",
-            "regression: tolerance 0 and relative 0; give one above 0, as in regression:0.01",
+            "metric 'regression': regression needs a tolerance, as in regression:0.02 or regression:2%",
+        ),
+        (
+            "regression@y",
+            "metric 'regression@y': regression needs a tolerance, as in regression:0.02 or regression:2%",
+        ),
+        (
+            "regression@Identity:0",
+            "metric 'regression@Identity:0': regression needs a tolerance, as in regression:0.02 or "
+            "regression:2%",
+        ),
+        (
+            "regression@537:0.02",
+            "metric 'regression@537:0.02': write METRIC:SETTING@OUTPUT, as in regression:0.02@537",
+        ),
+        (
+            "regression@Identity:0:2%",
+            "metric 'regression@Identity:0:2%': write METRIC:SETTING@OUTPUT, as in "
+            "regression:2%@Identity:0",
         ),
         ("top1@", "metric 'top1@' names no output after the @: write one, or leave out the @"),
         ("top1:a@b", "metric 'top1:a@b' names two outputs, a and b: name one"),
@@ -106,6 +124,32 @@ def test_what_is_no_metric_is_refused(text: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         parse_metric(text)
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "embedding@pooled:0.98",
+            "embedding reads the output 'pooled:0.98', but the model's outputs are pooled: "
+            "float32[n, 8]; settings stand before the @: write embedding:0.98@pooled",
+        ),
+        (
+            "ndcg@all:5",
+            "ndcg reads the output 'all:5', but the model's outputs are pooled: float32[n, 8]; "
+            "settings stand before the @: write ndcg:5@all",
+        ),
+        (
+            "top1@Identity:0",
+            "top1 reads the output 'Identity:0', but the model's outputs are pooled: float32[n, 8]",
+        ),
+    ],
+)
+def test_settings_behind_an_outputs_name_are_told_from_a_name(text: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        check_outputs(parse_metric(text), [TensorSpec("pooled", "float32", ("n", 8))])
+    assert str(error.value) == message
+    check_outputs(parse_metric(text), [TensorSpec(text.partition("@")[2], "float32", ("n", 8))])
 
 
 LOGITS = TensorSpec("logits", "float32", ("n", 10))

@@ -308,6 +308,8 @@ def test_figures_can_be_asked_for_or_left_out() -> None:
     ):
         with pytest.raises(InputError, match=message):
             chosen(asked, labels, SCORE, None)
+    with pytest.raises(InputError, match=r"brier:sigmoid@p$"):
+        chosen(("brier@p:sigmoid",), labels, SCORE, None)
     with pytest.raises(InputError, match="ks reads 'q'; the model has label, p"):
         chosen(("ks:q",), labels, SCORE, None)
     with pytest.raises(InputError, match="the metric ks needs labels, but the data has none"):

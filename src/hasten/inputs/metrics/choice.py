@@ -11,6 +11,7 @@ from hasten.errors import InputError
 from hasten.inputs.metrics.base import Metric
 from hasten.inputs.metrics.combined import AllOf, Combined, EachOutput
 from hasten.inputs.metrics.custom import Custom
+from hasten.inputs.metrics.outputs import swapped
 from hasten.inputs.metrics.suggestions import why_no_default
 
 EVERY_OUTPUT = "all"
@@ -113,7 +114,7 @@ def check_outputs(metric: Metric, outputs: Sequence[TensorSpec]) -> None:
             listed = ", ".join(map(str, outputs))
             raise InputError(
                 f"{type_name(part)} reads the output {part.output!r}, but the model's outputs "
-                f"are {listed}"
+                f"are {listed}{swapped(type_name(part), part.output, names)}"
             )
 
 

@@ -30,6 +30,20 @@ def one_output(outputs: Tensors, name: str | None, metric: str) -> Array:
     return next(iter(outputs.values()))
 
 
+def swapped(metric: str, output: str, names: Sequence[str]) -> str:
+    """Return the words on a setting that stands behind an output's name, or nothing where none does.
+
+    Args:
+        metric: Name of the metric.
+        output: Text behind the @, which is no output.
+        names: Names of the model's outputs.
+    """
+    name, _, setting = output.rpartition(":")
+    if name not in (*names, "all"):
+        return ""
+    return f"; settings stand before the @: write {metric}:{setting}@{name}"
+
+
 def decided_classes(outputs: Tensors, name: str | None) -> Array | None:
     """Return the classes `(n,)` that a model has chosen itself; None where it gives class scores.
 

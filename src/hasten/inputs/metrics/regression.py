@@ -56,9 +56,16 @@ class Regression(Metric):
     @classmethod
     def parse(cls, setting: str, text: str) -> Self:
         """Read "regression:0.01", an absolute tolerance, or "regression:2%", a relative one."""
+        if not setting:
+            output, colon, behind = text.partition("@")[2].rpartition(":")
+            raise InputError(
+                f"metric {text!r}: write METRIC:SETTING@OUTPUT, as in regression:{behind}@{output}"
+                if colon and behind.strip("0")  # "Identity:0" is a name
+                else f"metric {text!r}: regression needs a tolerance, as in regression:0.02 or regression:2%"
+            )
         if setting.endswith("%"):
             return cls(relative=number(text, setting[:-1]) / 100)
-        return cls(number(text, setting) if setting else 0.0)
+        return cls(number(text, setting))
 
     def score(self, outputs: Tensors, exact: Tensors, labels: Array | None) -> Array:
         mine = one_output(outputs, self.output, "regression").astype(np.float64)
