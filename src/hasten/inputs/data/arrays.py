@@ -10,7 +10,13 @@ from hasten.core.tensors import Array
 from hasten.errors import InputError
 from hasten.inputs.data.dataset import Dataset
 from hasten.inputs.data.missing import filled
-from hasten.inputs.data.samples import check_counts, check_finite, holds_numbers, tensors_hash
+from hasten.inputs.data.samples import (
+    check_counts,
+    check_finite,
+    holds_numbers,
+    single_number,
+    tensors_hash,
+)
 
 
 class ArrayDataset(Dataset):
@@ -42,7 +48,7 @@ class ArrayDataset(Dataset):
             if not holds_numbers(array.dtype):
                 raise InputError(f"input {name!r} is an array of {array.dtype}; give numbers")
             if array.ndim == 0:
-                raise InputError(f"input {name!r} is a single number; give an array of samples")
+                raise InputError(single_number(name, array))
         self._arrays = dict(inputs)
         self.names = tuple(inputs)
         self.missing = missing
