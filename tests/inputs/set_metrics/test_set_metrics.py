@@ -321,6 +321,7 @@ def test_a_users_own_function_gets_the_whole_set(tmp_path: Path) -> None:
         "def rows(outputs, labels): return len(labels)\n"
         "rows.higher_is_better = False\n"
         "def each(outputs, labels): return outputs['p']\n"
+        "def three(outputs, labels, exact): return 1\n"
         "def lost(outputs, labels): return float('nan')\n"
     )
     outputs, labels = {"p": np.zeros(200)}, np.zeros(200)
@@ -328,8 +329,13 @@ def test_a_users_own_function_gets_the_whole_set(tmp_path: Path) -> None:
     assert isinstance(own, SetCustom)
     assert (own.value(outputs, labels), own.noun, own.higher_is_better) == (200, "rows", False)
     for name, message in (
-        ("each", "own.py:each returned a ndarray; a metric over a set returns one number"),
+        ("each", "own.py:each returned an ndarray; a metric over a set returns one number"),
         ("lost", "own.py:lost returned nan; a metric over a set returns one number"),
     ):
         with pytest.raises(InputError, match=message):
             parse_set_metric(f"{tmp_path}/own.py:{name}").value(outputs, labels)
+    with pytest.raises(InputError) as error:
+        _ = parse_set_metric(f"{tmp_path}/own.py:three").source_sha256
+    assert str(error.value) == (
+        f"{tmp_path}/own.py:three takes 3 arguments; a metric over a set takes (outputs, labels)"
+    )
