@@ -170,12 +170,15 @@ def test_a_score_out_of_its_range_is_told_with_what_came(mixed: Path, tmp_path: 
     assert "\n" not in message
 
 
-def test_a_scalar_input_without_data_is_named(mixed: Path) -> None:
+def test_a_scalar_input_without_data_is_named(mixed: Path, bundle: Path) -> None:
     given = {name: array for name, array in data().items() if name != "rate"}
     assert refused(mixed, given) == (
         "the model takes the inputs x, ids, mask, kind, scale, rate; the data has x, ids, mask, kind, "
         'scale; rate takes a single number: add one for each sample to the data, as np.full(n, 1, "int64")'
     )
+    with pytest.raises(InputError) as error:
+        hasten.certify(bundle, given, max_drop=0.05)
+    assert str(error.value).endswith('each sample to the data, as np.full(n, 1, "int64")')
 
 
 def test_an_input_with_a_default_may_be_left_out_or_given(tmp_path: Path) -> None:
